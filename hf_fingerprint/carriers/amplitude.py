@@ -1,0 +1,43 @@
+"""Where and how strong: the mark's amplitude row by row, and a budget on the output spent over tensors.
+
+A weight's amplitude is `a_k = eps_t * rms(row of k)`, a row being an output channel. To second order the mark changes the
+output by `KL = sum_t eps_t^2 S_t`, S_t being the tensor's sensitivity.
+"""
+
+import numpy as np
+from scipy.optimize import brentq
+
+
+MAX_EPS = 0.02
+
+
+def row_rms(values: np.ndarray) -> np.ndarray:
+    """Root mean square of each row: `float32` of shape `(rows,)` for values of shape `(rows, columns)`."""
+    return np.sqrt(np.einsum("rc,rc->r", values, values, dtype=np.float64) / max(values.shape[1], 1)).astype(np.float32)
+
+
+def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap: float = MAX_EPS) -> np.ndarray:
+    """Spends the output budget over tensors: the same share for each weight, up to a cap.
+
+    Maximises `sum_t n_t log eps_t` under `sum_t eps_t^2 S_t <= max_kl` and `eps_t <= cap`, which gives
+    `eps_t^2 = min(cap^2, u n_t / S_t)`. Insensitive tensors are marked strongly, none is left out, so a copy
+    put together layer by layer from several still shows everyone who gave a layer.
+
+    Args:
+        max_kl (`float`): the budget, in nats.
+        sensitivity (`np.ndarray` of shape `(T,)`): S_t, KL for `eps_t = 1` to second order.
+        counts (`np.ndarray` of shape `(T,)`): n_t, weights in each tensor.
+        cap (`float`, *optional*, defaults to 0.02): the largest `eps_t`.
+
+    Returns:
+        `np.ndarray` of shape `(T,)`: `eps_t`.
+    """
+    safe = np.maximum(sensitivity, np.finfo(float).tiny)
+    worth = counts / safe
+    if (cap**2 * sensitivity).sum() <= max_kl:
+        return np.full(len(counts), cap)
+    cost = lambda u: (np.minimum(cap**2, np.exp(u) * worth) * sensitivity).sum() - max_kl  # noqa: E731
+    low = np.log(max_kl / counts.sum())
+    high = np.log(cap**2 / worth.min())
+    level = low if cost(low) >= 0 else brentq(cost, low, max(high, low + 1), xtol=1e-9)
+    return np.minimum(cap, np.sqrt(np.exp(level) * worth))

@@ -1,0 +1,102 @@
+"""The keyed sparse projection X and its adjoint, one streaming pass each.
+
+X has one non-zero, a sign, in every column (M. Charikar, K. Chen, M. Farach-Colton, "Finding frequent items in data
+streams", 2002: a count sketch). Weight `k` of a tensor belongs to position `(offset + k) mod V`; the signs are the bits of
+the tensor's key stream, the offset too is keyed. Rows of X have disjoint support, so they are orthogonal, and the
+reading is additive over tensors, shards and ranks:
+
+    read:   y_i = sum over the weights k of position i of s_k d_k        (y = X d)
+    write:  w_k += a_k s_k b_i                                           (w += a * X^T b)
+"""
+
+import numpy as np
+
+from hf_fingerprint.keys import Stream, derive
+
+
+_SIGNS = (1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)).copy()
+
+
+class TensorProjection:
+    """X restricted to one tensor, applied block after block in the order of its weights.
+
+    Every block but the last must hold a multiple of 8 weights. Make a new one for each pass.
+
+    Args:
+        secret (`bytes`): the model secret.
+        name (`str`): the tensor's name in the base.
+        length (`int`): V, a multiple of 8.
+    """
+
+    def __init__(self, secret: bytes, name: str, length: int):
+        self.length = length
+        keyed = Stream(derive(secret, "offset", name)).take(8).view("<u8")[0]
+        self.offset = int(keyed % np.uint64(length // 8)) * 8
+        self._signs = Stream(derive(secret, "signs", name))
+        self._done = 0
+
+    def write(self, values: np.ndarray, amplitude: np.ndarray, codeword: np.ndarray) -> None:
+        """Adds the mark to the next block, in place; weights that are exactly 0 stay 0.
+
+        Args:
+            values (`np.ndarray` of shape `(rows, columns)`): `float32`.
+            amplitude (`np.ndarray` of shape `(rows,)`): `float32`, the mark's size in each output channel.
+            codeword (`np.ndarray` of shape `(V / 8,)`): the packed bits of b, as [`Codebook.packed`] gives them.
+        """
+        packed = self._take(values.size, pattern=~codeword)
+        mark = _unpack(packed, values.size).reshape(values.shape)
+        mark *= amplitude[:, None]
+        if np.count_nonzero(values) < values.size:
+            mark[values == 0] = 0
+        values += mark
+
+    def read(self, values: np.ndarray, out: np.ndarray) -> None:
+        """Adds X times the next block to `out`.
+
+        Args:
+            values (`np.ndarray` of shape `(rows, columns)`): `float32`, overwritten.
+            out (`np.ndarray` of shape `(V,)`): `float64` sums.
+        """
+        start = self.offset + self._done
+        signs = _unpack(self._take(values.size), values.size)
+        signs *= values.reshape(-1)
+        fold(signs, start % self.length, out)
+
+    def _take(self, count: int, pattern: np.ndarray | None = None) -> np.ndarray:
+        packed = self._signs.take(-(-count // 8))
+        if pattern is not None:
+            start = (self.offset + self._done) % self.length // 8
+            packed ^= np.resize(np.roll(pattern, -start), len(packed))
+        self._done += count
+        return packed
+
+
+def _unpack(packed: np.ndarray, count: int) -> np.ndarray:
+    """Bits to signs, `float32` of shape `(count,)`: 0 is +1, 1 is -1, the highest bit of a byte first."""
+    return np.take(_SIGNS, packed, axis=0).reshape(-1)[:count]
+
+
+def fold(values: np.ndarray, start: int, out: np.ndarray) -> None:
+    """Adds consecutive values to positions `start, start + 1, ...`, around and around.
+
+    Args:
+        values (`np.ndarray` of shape `(n,)`): any number of values.
+        start (`int`): position of the first.
+        out (`np.ndarray` of shape `(V,)`): sums, changed in place.
+    """
+    length = len(out)
+    head = min(len(values), length - start)
+    out[start : start + head] += values[:head]
+    rest = values[head:]
+    whole = len(rest) // length
+    if whole:
+        out += rest[: whole * length].reshape(whole, length).sum(axis=0)
+    tail = rest[whole * length :]
+    out[: len(tail)] += tail
+
+
+def position_counts(weights: int, offset: int, length: int) -> np.ndarray:
+    """How many of a tensor's weights belong to each position: `float64` of shape `(V,)`."""
+    counts = np.full(length, float(weights // length))
+    counts[(offset + np.arange(weights % length)) % length] += 1
+    return counts

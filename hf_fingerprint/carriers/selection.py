@@ -1,0 +1,105 @@
+"""Which tensors carry the mark: all convolution and linear weights, except the stem and the classifier.
+
+Loaders adapt the stem (other input channels) and drop the classifier (other classes), so neither is a carrier. What they
+are is taken from the model when it can be built, and guessed from names and shapes when it can't.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.checkpoints import TensorInfo
+from hf_fingerprint.checkpoints.dtypes import WRITABLE
+from hf_fingerprint.checkpoints.names import normalise
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+_WEIGHT = re.compile(r"(^|[._])(weight|in_proj_weight)$")
+_NOT_LINEAR = re.compile(r"pos_embed|position_embed|relative_position|token|word_embed|norm|(^|\.)bn\d?\.", re.I)
+_STEM = re.compile(r"(^|\.)(stem\.0|patch_embed\w*|conv_stem|embedder)(\.|$)|^(features\.0|conv1)(\.0)*\.weight", re.I)
+_CLASSIFIER = re.compile(r"(classifier|(^|\.)head(_dist)?|(^|\.)fc|last_linear|(^|\.)head\.fc)(\.\d+)?\.weight$", re.I)
+_IMAGE_CHANNELS = (3, 4)
+_CLASSIFIER_DEPTH = 4
+
+
+def can_carry(info: TensorInfo) -> bool:
+    """Whether a tensor has the shape and dtype of a carrier: a weight matrix or kernel of floats."""
+    return info.dtype in WRITABLE and len(info.shape) in (2, 3, 4, 5) and min(info.shape) > 0 and info.columns > 1
+
+
+def select_by_name(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Carriers by names and shapes alone, in file order.
+
+    A weight of two to five dimensions is a convolution or linear weight unless its name says embedding or norm. The stem is
+    named so, or reads 3 or 4 channels; the classifier is named so near the root, or is the last matrix of all.
+    """
+    found = [n for n, i in tensors.items() if can_carry(i) and _WEIGHT.search(n) and not _NOT_LINEAR.search(n)]
+    found = [n for n in found if not _is_stem(n, tensors[n])]
+    classifiers = {n for n in found if _CLASSIFIER.search(n) and normalise(n).count(".") < _CLASSIFIER_DEPTH}
+    if not classifiers:
+        classifiers = set([n for n in found if len(tensors[n].shape) == 2][-1:])
+    return [n for n in found if n not in classifiers]
+
+
+def _is_stem(name: str, info: TensorInfo) -> bool:
+    reads_image = len(info.shape) == 4 and info.shape[1] in _IMAGE_CHANNELS and info.shape[2] > 1
+    return reads_image or bool(_STEM.search(normalise(name)))
+
+
+def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[str]:
+    """Carriers from a model that runs: the weights of all convolution and linear modules that take part in a forward pass,
+    but the first to run, those that make the classes, and what timm's configuration calls the stem and the classifier.
+
+    Args:
+        model (`torch.nn.Module`): a classifier in evaluation mode.
+        images (`torch.Tensor` of shape `(batch, channels, height, width)`): any input.
+
+    Returns:
+        `list[str]`: parameter names in the model's own spelling.
+    """
+    import torch
+    from torch import nn
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    named = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
+    ran: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, inputs: object, output: "torch.Tensor") -> None:
+        ran.pop(module, None)
+        ran[module] = output.shape[-1]
+
+    hooks = [module.register_forward_hook(note) for module in named]
+    try:
+        with torch.no_grad():
+            classes = logits_of(model(images)).shape[-1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    order = list(ran)
+    left_out = {named[module] for module in order[:1]}
+    left_out |= {named[m] for m in order if ran[m] == classes and _CLASSIFIER.search(f"{named[m]}.weight")}
+    left_out |= {named[module] for module in order[-1:] if ran[module] == classes}
+    left_out |= _timm_ends(model)
+    chosen = [f"{named[m]}.weight" for m in order if named[m] not in left_out]
+    attention = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    return chosen + [f"{name}.in_proj_weight" for name in attention]
+
+
+def logits_of(output: object) -> "torch.Tensor":
+    """The logits in whatever a classifier returns: a tensor, a transformers output, or a tuple that starts with them."""
+    if isinstance(output, tuple | list):
+        output = output[0]
+    return getattr(output, "logits", output)  # type: ignore[return-value]
+
+
+def _timm_ends(model: "torch.nn.Module") -> set[str]:
+    inner, prefix = (model.timm_model, "timm_model.") if hasattr(model, "timm_model") else (model, "")
+    config = getattr(inner, "pretrained_cfg", None) or {}
+    ends: set[str] = set()
+    for key in ("first_conv", "classifier"):
+        value = config.get(key) or ()
+        ends |= {prefix + name for name in ((value,) if isinstance(value, str) else value)}
+    return ends

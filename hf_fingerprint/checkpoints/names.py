@@ -1,0 +1,14 @@
+"""One spelling for tensor names that wrappers decorate."""
+
+_PREFIXES = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model_ema.", "ema.", "model.", "backbone.")
+
+
+def normalise(name: str) -> str:
+    """The name without what wrappers put before it (DDP, compile, transformers' TimmWrapper, PEFT, EMA)."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            if name.startswith(prefix):
+                name, stripped = name.removeprefix(prefix), True
+    return name.replace("._orig_mod.", ".")

@@ -1,0 +1,149 @@
+"""One reader for every form of checkpoint: tensor by tensor, block of rows by block of rows, never the whole model.
+
+    with open_checkpoint("org/name") as checkpoint:
+        for name, info in checkpoint.tensors.items():
+            for rows, raw in checkpoint.blocks(info):
+                values = to_float32(raw, info.dtype)
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from hf_fingerprint.checkpoints.pickled import load_pickled
+from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, read_layout
+from hf_fingerprint.checkpoints.source import Source, resolve
+from hf_fingerprint.errors import CheckpointError
+
+
+BLOCK_WEIGHTS = 1 << 18
+ROW_MULTIPLE = 8
+
+
+class Checkpoint:
+    """An open model. Use as a context manager, or `close()` it.
+
+    Attributes:
+        source ([`Source`]): where it came from.
+        tensors (`dict[str, TensorInfo]`): all tensors, in the order of the files and of the bytes in them.
+        data_starts (`list[int]`): where the data begin in each safetensors file.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.tensors: dict[str, TensorInfo] = {}
+        self.data_starts: list[int] = []
+        self._descriptors: list[int] = []
+        self._memory: dict[str, np.ndarray] = {}
+        self.shared: list[tuple[str, str]] = []
+        if source.pickled:
+            infos, self._memory, self.shared = load_pickled(source.weights)
+            self._add(infos)
+        else:
+            for number, path in enumerate(source.weights):
+                start, infos = read_layout(path, number)
+                self.data_starts.append(start)
+                self._add(infos)
+            self._check_index()
+            self._descriptors = [os.open(path, os.O_RDONLY) for path in source.weights]
+
+    def _add(self, infos: list[TensorInfo]) -> None:
+        for info in infos:
+            if info.name in self.tensors:
+                raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: get the model again.")
+            self.tensors[info.name] = info
+
+    def _check_index(self) -> None:
+        if self.source.index is None:
+            return
+        shards = {path.name: number for number, path in enumerate(self.source.weights)}
+        for name, shard in json.loads(self.source.index.read_text())["weight_map"].items():
+            info = self.tensors.get(name)
+            if info is None or info.file != shards[shard]:
+                raise CheckpointError(f"{self.source.index} places tensor {name} in {shard}, which lacks it: get it again.")
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the files."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+    def read(self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given (which must be large enough)."""
+        count = (info.nbytes if stop is None else stop) - start
+        if self._memory:
+            return self._memory[info.name][start : start + count]
+        buffer = np.empty(count, np.uint8) if out is None else out[:count]
+        return self.read_file(info.file, info.offset + start, buffer)
+
+    def read_file(self, file: int, offset: int, buffer: np.ndarray) -> np.ndarray:
+        """Fills `buffer` (`uint8`) with the bytes of a weight file from `offset` on."""
+        view, done = memoryview(buffer), 0
+        while done < len(view):
+            got = os.preadv(self._descriptors[file], [view[done:]], offset + done)
+            if got == 0:
+                raise CheckpointError(f"{self.source.weights[file]} ends too soon: it changed while it was read.")
+            done += got
+        return buffer
+
+    def blocks(self, info: TensorInfo) -> Iterator[tuple[slice, np.ndarray]]:
+        """A tensor in blocks of whole rows, about 1 MB each, every block but the last a multiple of 8 rows.
+
+        Yields:
+            `(rows, raw)`: which rows, and their bytes as `uint8`, overwritten by the next block.
+        """
+        if not info.nbytes:
+            return
+        rows = max(ROW_MULTIPLE, BLOCK_WEIGHTS // max(info.columns, 1) // ROW_MULTIPLE * ROW_MULTIPLE)
+        buffer = np.empty(min(rows, info.rows) * info.row_bytes, np.uint8)
+        for start in range(0, info.rows, rows):
+            stop = min(start + rows, info.rows)
+            yield slice(start, stop), self.read(info, start * info.row_bytes, stop * info.row_bytes, buffer)
+
+
+def open_checkpoint(name: str | Path | Source, weights_only: bool = False) -> Checkpoint:
+    """Opens a model by path, Hub id or [`Source`]; see [`resolve`] for what a name may be."""
+    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only))
+
+
+def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str:
+    """The hash of a model's weights, the same in one file or in shards and whatever the metadata.
+
+    Args:
+        tensors (`dict[str, TensorInfo]`): the tensors.
+        digests (`dict[str, str]`): the SHA-256 of each tensor's bytes, hexadecimal.
+
+    Returns:
+        `str`: SHA-256 of one JSON line `[name, dtype, shape, digest]` for each tensor, sorted by name; hexadecimal.
+    """
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        info = tensors[name]
+        whole.update(json.dumps([name, info.dtype, list(info.shape), digests[name]]).encode() + b"\n")
+    return whole.hexdigest()
+
+
+def digest_tensors(checkpoint: Checkpoint, advance: Callable[[int], None] | None = None) -> dict[str, str]:
+    """The SHA-256 of each tensor's bytes, hexadecimal. `advance` is told the bytes done."""
+    digests = {}
+    for name, info in checkpoint.tensors.items():
+        digest = hashlib.sha256()
+        for _, raw in checkpoint.blocks(info):
+            digest.update(raw)
+        digests[name] = digest.hexdigest()
+        if advance is not None:
+            advance(info.nbytes)
+    return digests

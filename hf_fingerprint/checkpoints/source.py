@@ -1,0 +1,172 @@
+"""What a model's name means: a folder, a file or a Hub id, and which files hold its weights.
+
+    resolve("models/lite0")                 a timm or transformers folder
+    resolve("model.safetensors")            one file
+    resolve("org/name"), resolve("org/name@v2"), resolve("hf-hub:org/name")
+    resolve("local-dir:models/lite0")
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hf_fingerprint.checkpoints.hub import fetch_snapshot
+from hf_fingerprint.errors import CheckpointError
+
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".tflite", ".pb")
+_WEIGHTS += (".npz", ".npy", ".gguf", ".ot", ".pkl", ".pickle", ".mlmodel", ".keras", ".onnx_data")
+_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+_PREFERRED = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.safetensors.index.json")
+_PREFERRED += ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pth", "*.pt", "*.ckpt")
+_NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "adapter_model.*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this machine.
+
+    Attributes:
+        name (`str`): what to record: an absolute path, or `org/name`.
+        folder (`Path`): where its files are.
+        weights (`tuple[Path, ...]`): the files with its weights, in order.
+        index (`Path` or `None`): the index of sharded weights.
+        revision (`str` or `None`): the commit, for a model from the Hub.
+        whole_folder (`bool`): whether the folder is the model's own, or just where one file happens to be.
+    """
+
+    name: str
+    folder: Path
+    weights: tuple[Path, ...]
+    index: Path | None
+    revision: str | None
+    whole_folder: bool
+
+    @property
+    def pickled(self) -> bool:
+        """Whether the weights are in PyTorch's pickle format."""
+        return self.weights[0].suffix in _PICKLES
+
+    def other_files(self) -> tuple[list[Path], list[Path]]:
+        """The model's other files: `(to_copy, unmarked)`, the latter holding weights in another form."""
+        if not self.whole_folder:
+            return [], []
+        copy, unmarked = [], []
+        for path in sorted(self.folder.rglob("*")):
+            relative = path.relative_to(self.folder)
+            hidden = relative.parts[0] in {".git", ".cache"}
+            if hidden or path in self.weights or (path.is_dir() and not path.is_symlink()):
+                continue
+            stale_index = path.name.endswith(".index.json") and (self.pickled or path != self.index)
+            (unmarked if is_weights(path.name) or stale_index else copy).append(path)
+        for path in copy:
+            _inside(path, self.folder)
+        return copy, unmarked
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name may hold weights, in whatever form."""
+    return name.lower().endswith(_WEIGHTS)
+
+
+def resolve(name: str | Path, weights_only: bool = False) -> Source:
+    """Finds a model by path or Hub id, downloading it if need be.
+
+    Args:
+        name (`str` or `Path`): a folder, a weight file, `org/name[@revision]`, `hf-hub:org/name` or `local-dir:folder`. An
+            existing path wins over a Hub id of the same spelling.
+        weights_only (`bool`, *optional*, defaults to `False`): from the Hub, fetch the weights and no other file.
+
+    Returns:
+        [`Source`]
+
+    Raises:
+        [`CheckpointError`]: if there is no such model, it has no weights that can be read, or its files point elsewhere.
+    """
+    text = str(name)
+    path = Path(text.removeprefix("local-dir:"))
+    if not text.startswith("hf-hub:") and path.exists():
+        return _local(path.resolve() if path.is_dir() else path.absolute())
+    match = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
+    if match is None or text.startswith("local-dir:"):
+        raise CheckpointError(f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling.")
+    return _from_hub(match["repo"], match["revision"], weights_only)
+
+
+def _local(path: Path) -> Source:
+    if path.is_dir():
+        return _folder(path, str(path), None)
+    if path.name.endswith(".index.json"):
+        return _sharded(path, str(path), None, whole_folder=False)
+    if path.suffix != ".safetensors" and path.suffix not in _PICKLES:
+        raise CheckpointError(f"{path} is not a weight file: give a .safetensors file, a model folder or a Hub id.")
+    return Source(str(path), path.parent, (path,), None, None, whole_folder=False)
+
+
+def _folder(folder: Path, name: str, revision: str | None) -> Source:
+    chosen = choose_weights([p.name for p in folder.iterdir() if not p.is_dir()], name)
+    if chosen.endswith(".index.json"):
+        return _sharded(folder / chosen, name, revision, whole_folder=True)
+    _inside(folder / chosen, folder)
+    return Source(name, folder, (folder / chosen,), None, revision, whole_folder=True)
+
+
+def choose_weights(names: Iterable[str], where: str) -> str:
+    """Which of a model's files holds its weights: safetensors before pickles, a standard name before another."""
+    candidates = [n for n in names if not any(PurePosixPath(n).match(pattern) for pattern in _NOT_MODELS)]
+    for pattern in _PREFERRED:
+        found = [n for n in candidates if PurePosixPath(n).match(pattern)]
+        if len(found) == 1:
+            return found[0]
+        if found and not pattern.endswith(".index.json") and not any(n.endswith(".index.json") for n in candidates):
+            raise CheckpointError(f"{where} has several weight files ({', '.join(sorted(found))}): name the one to use.")
+    raise CheckpointError(f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?")
+
+
+def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -> Source:
+    _inside(index, index.parent)
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        shards = sorted({str(shard) for shard in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        raise CheckpointError(f"{index} is not an index of weight files: get it again.") from None
+    if not shards:
+        raise CheckpointError(f"{index} names no weight files: get it again.")
+    for shard in shards:
+        if PurePosixPath(shard).name != shard or "\\" in shard:
+            raise CheckpointError(f"{index} points to {shard}, outside its folder: don't use this model.")
+        if not is_weights(shard):
+            raise CheckpointError(f"{index} points to {shard}, which is not a weight file: don't use this model.")
+        _inside(index.parent / shard, index.parent)
+    return Source(name, index.parent, tuple(index.parent / s for s in shards), index, revision, whole_folder)
+
+
+def _inside(path: Path, folder: Path) -> None:
+    """Refuses what is missing, not a regular file, or a link out of the model's folder (the Hub cache's blobs are in)."""
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: get the model again, all of its files.")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file: remove it or put the file itself in its place.")
+    target, roots = path.resolve(), [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        roots.append(folder.resolve().parent.parent / "blobs")
+    if not any(target.is_relative_to(root) for root in roots):
+        raise CheckpointError(f"{path} is a link to outside its folder: put the file itself in its place.")
+
+
+def _from_hub(repo: str, revision: str | None, weights_only: bool) -> Source:
+    folder, commit = fetch_snapshot(repo, revision, lambda names: _wanted(names, repo, weights_only))
+    return _folder(folder, repo, commit)
+
+
+def _wanted(names: list[str], repo: str, weights_only: bool) -> list[str]:
+    chosen = choose_weights([name for name in names if "/" not in name], repo)
+    suffix = PurePosixPath(chosen.removesuffix(".index.json")).suffix
+    shards = {name for name in names if name.endswith(suffix)} if chosen.endswith(".index.json") else set()
+    weights = {chosen} | shards
+    if weights_only:
+        return sorted(weights | ({"config.json"} & set(names)))
+    return sorted(name for name in names if name in weights or not is_weights(name))

@@ -1,0 +1,36 @@
+"""Codes for recipients: codewords from copy keys, scores, bounds on false accusation, joint decoding. Knows no model."""
+
+from hf_fingerprint.codes.codebook import Codebook
+from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_formula, coalition_by_simulation
+from hf_fingerprint.codes.decoding import Decoding, decode
+from hf_fingerprint.codes.fair_signs import FairSigns
+from hf_fingerprint.codes.tardos import Tardos
+
+
+FAMILIES = (Tardos.family, FairSigns.family)
+
+
+def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Codebook:
+    """The codebook of a base from what the vault records of it.
+
+    Args:
+        family (`str`): `"tardos"` or `"fair_signs"`.
+        length (`int`): V.
+        coalition (`int`): the number of colluders that the code is designed for.
+        secret (`bytes`): the model secret.
+    """
+    return FairSigns(length) if family == FairSigns.family else Tardos(length, coalition, secret)
+
+
+__all__ = [
+    "FAMILIES",
+    "CertifiedCoalition",
+    "Codebook",
+    "Decoding",
+    "FairSigns",
+    "Tardos",
+    "coalition_by_formula",
+    "coalition_by_simulation",
+    "decode",
+    "make_codebook",
+]

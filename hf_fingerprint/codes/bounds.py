@@ -1,0 +1,85 @@
+"""How unlikely a score is for an innocent: exact tail bounds, no Gaussian approximation.
+
+An innocent's codeword is independent of the suspect and of everything computed from it, because the pirates never saw it. So
+given the score function h, computed from the suspect alone, the score `S = sum_i h_i (b_i - mu_i)` is a sum of independent
+terms with known distributions, whatever was done to the suspect, and Chernoff's inequality bounds its tail:
+
+    P(S >= t) <= exp(K(s) - s t)   for every s > 0,   K(s) = sum_i log E exp(s h_i (b_i - mu_i))
+
+H. Chernoff, Ann. Math. Statist. 23 (1952); W. Hoeffding, JASA 58 (1963), theorem 2, for fair signs.
+"""
+
+import math
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+
+GRID = 16
+_LARGE = 50.0
+
+
+def hoeffding_log_p(score: np.ndarray | float) -> np.ndarray:
+    """`log P(S >= score)` for standardised fair signs, bounded by `-score^2 / 2`; 0 for scores below 0."""
+    return -np.square(np.maximum(score, 0.0)) / 2
+
+
+class ChernoffBound:
+    """The Chernoff bound of one score function under one code.
+
+    Args:
+        function (`np.ndarray` of shape `(V,)`): h, standardised so that the score has variance 1.
+        probability (`np.ndarray` of shape `(V,)`): `P(b_i = +1)`.
+    """
+
+    def __init__(self, function: np.ndarray, probability: np.ndarray):
+        used = function != 0
+        up = np.where(function > 0, probability, 1 - probability)[used]
+        self._step = 2 * np.abs(function[used])
+        self._up = up
+        self._below = self._step * up  # |h| (1 + mu), mu turned to the sign of h
+        self._best: dict[float, tuple[float, float]] = {}
+
+    def cumulant(self, s: float) -> float:
+        """`K(s)`, for `s >= 0`. Terms beyond exp(50) are replaced by something larger, so the bound stays a bound."""
+        x = s * self._step
+        inner = np.minimum(x, _LARGE)
+        return float(np.sum(np.log1p(self._up * np.expm1(inner)) + (x - inner)) - s * self._below.sum())
+
+    def threshold(self, log_p: float) -> float:
+        """The smallest score that is proven to have `log P(S >= score) <= log_p` (natural logarithm)."""
+        return self._optimum(log_p)[0]
+
+    def log_p(self, scores: np.ndarray, at: float) -> np.ndarray:
+        """Bounds `log P(S >= score)` for each score; 0 where nothing better than certainty is proven.
+
+        Args:
+            scores (`np.ndarray` of shape `(n,)`): standardised scores.
+            at (`float`): a level of [`threshold`] to be exact at; elsewhere the bound is looser by a hair.
+
+        Returns:
+            `np.ndarray` of shape `(n,)`.
+        """
+        if not len(scores) or not len(self._step):
+            return np.zeros(len(scores))
+        highest = max(8.0, 2 * float(np.max(scores)))
+        grid = np.append(np.geomspace(0.5, highest, GRID), self._optimum(at)[1])
+        cumulants = np.array([self.cumulant(s) for s in grid])
+        best = np.zeros(len(scores))
+        for s, cumulant in zip(grid, cumulants, strict=True):
+            np.minimum(best, cumulant - s * scores, out=best)
+        return best
+
+    def _optimum(self, log_p: float) -> tuple[float, float]:
+        """The threshold and the s that proves it: the least of `(K(s) - log_p) / s`."""
+        if not len(self._step):
+            return math.inf, 1.0
+        if log_p not in self._best:
+            found = minimize_scalar(
+                lambda u: (self.cumulant(math.exp(u)) - log_p) / math.exp(u),
+                bounds=(math.log(0.1), math.log(1e4)),
+                method="bounded",
+                options={"xatol": 1e-3},
+            )
+            self._best[log_p] = (float(found.fun), math.exp(float(found.x)))
+        return self._best[log_p]

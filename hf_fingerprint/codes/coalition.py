@@ -1,0 +1,137 @@
+"""How many colluders a code withstands: by formula where there is one, by simulation where there is none.
+
+Pirates who hold c copies choose, weight by weight, among the values they see. At one position all the weights carry the
+same bit under keyed signs, so a strategy that looks at values (minimum, maximum) acts on half the weights one way and on
+half the other, and a strategy that looks at how many agree (median, minority) acts on all alike. That makes every strategy a
+function of the pirates' bits at a position, and a simulation of V positions is one of the whole model.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_fingerprint.codes.bounds import ChernoffBound
+from hf_fingerprint.codes.codebook import Codebook
+from hf_fingerprint.codes.decoding import MAX_ROUNDS, decode
+
+
+def _average(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return values.mean(axis=0)
+
+
+def _extreme(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return (values.min(axis=0) + values.max(axis=0)) / 2
+
+
+def _random_pick(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return values[rng.integers(len(values), size=values.shape[1]), np.arange(values.shape[1])]
+
+
+def _median(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.sign(values.sum(axis=0))
+
+
+def _minority(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    total = values.sum(axis=0)
+    return np.where(np.abs(total) == len(values), np.sign(total), -np.sign(total))
+
+
+STRATEGIES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "average": _average,
+    "minimum or maximum": _extreme,
+    "random pick": _random_pick,
+    "median": _median,
+    "minority": _minority,
+}
+
+
+@dataclass(frozen=True)
+class CertifiedCoalition:
+    """The coalition that a code withstands, and how that is known.
+
+    Attributes:
+        size (`int`): every colluder of a coalition up to this size is accused; 0 if not even a single leaker is.
+        method (`str`): what was computed, in words.
+    """
+
+    size: int
+    method: str
+
+
+def accusation_threshold(codebook: Codebook, recipients: int, alpha: float) -> float:
+    """The score that accuses in the first round, for a reading of independent standard normal positions.
+
+    A stand-in for a suspect that is not known yet: with the suspect in hand [`decode`] computes it exactly.
+    """
+    reading = np.random.default_rng(0).standard_normal(codebook.length)
+    functions = codebook.standardise(codebook.bank(reading))
+    level = math.log(alpha) - math.log(recipients * MAX_ROUNDS * len(functions))
+    return max(ChernoffBound(function, codebook.probability).threshold(level) for function in functions)
+
+
+def expected_score(codebook: Codebook, colluders: int, noise: float) -> float:
+    """The mean score of each of c colluders who average their copies, by formula.
+
+    With `h = y' / sd` and y' the centred average plus noise: `sum_i sd_i / c / sqrt(sum_i (var_i / c + noise^2))`.
+
+    Args:
+        codebook ([`Codebook`]): the code.
+        colluders (`int`): c.
+        noise (`float`): standard deviation of the reading at one position, in units of the mark's amplitude.
+    """
+    signal = np.sqrt(codebook.variance).sum() / colluders
+    return float(signal / np.sqrt((codebook.variance / colluders + noise**2).sum()))
+
+
+def coalition_by_formula(codebook: Codebook, recipients: int, alpha: float, noise: float) -> CertifiedCoalition:
+    """The largest averaging coalition whose expected score clears the threshold by 3 standard deviations."""
+    needed = accusation_threshold(codebook, recipients, alpha) + 3
+    size = 0
+    while size < recipients and expected_score(codebook, size + 1, noise) >= needed:
+        size += 1
+    return CertifiedCoalition(size, f"formula for averaging, noise {noise:.2g} per position, 3 standard deviations kept")
+
+
+def coalition_by_simulation(
+    codebook: Codebook, recipients: int, alpha: float, noise: float, trials: int = 3, limit: int = 64
+) -> CertifiedCoalition:
+    """The largest coalition all of whose members are accused in every trial under every strategy, by bisection.
+
+    Args:
+        codebook ([`Codebook`]): the code.
+        recipients (`int`): n, how many recipients the bound has to cover.
+        alpha (`float`): the bound on accusing any innocent.
+        noise (`float`): standard deviation of the reading at one position, in units of the mark's amplitude.
+        trials (`int`, *optional*, defaults to 3): simulations for each strategy and size.
+        limit (`int`, *optional*, defaults to 64): the largest size tried.
+    """
+    low, high = 0, min(limit, recipients) + 1
+    while high - low > 1:
+        size = (low + high) // 2
+        if all(
+            caught_in_simulation(codebook, size, strategy, recipients, alpha, noise, trial) == size
+            for strategy in STRATEGIES
+            for trial in range(trials)
+        ):
+            low = size
+        else:
+            high = size
+    return CertifiedCoalition(
+        low,
+        f"simulation, {trials} trials of each of {', '.join(STRATEGIES)}, noise {noise:.2g} per position, all colluders accused",
+    )
+
+
+def caught_in_simulation(
+    codebook: Codebook, colluders: int, strategy: str, recipients: int, alpha: float, noise: float, trial: int
+) -> int:
+    """How many of c colluders are accused in one simulated collusion, the bound paying for all n recipients."""
+    keys = [hashlib.sha256(f"simulated {trial} {i}".encode()).digest() for i in range(colluders)]
+    rng = np.random.default_rng([trial, colluders])
+    values = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
+    reading = STRATEGIES[strategy](values, rng) + noise * rng.standard_normal(codebook.length)
+    share = alpha * colluders / recipients  # decode() pays for the keys it is given; the rest of the vault is paid here
+    return len(decode(codebook, keys, reading, np.ones(codebook.length), share).accused)

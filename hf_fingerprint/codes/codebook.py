@@ -1,0 +1,150 @@
+"""What a code is: bit strings for recipients from their copy keys, and their scores against a reading.
+
+A codeword is `b` in {-1, +1}^V, position `i` being +1 with probability `p_i`, independently, drawn from the stream of
+the recipient's copy key. The probabilities are multiples of 2^-16, so that they are exact and so is the bound built on them.
+Codewords are made in blocks and dropped again: a million recipients never stand in memory together.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.keys import Stream, derive
+
+
+BLOCK = 16
+EXACT_ABOVE = 3.0
+SCALE = 1 << 16
+MIN_LENGTH, MAX_LENGTH = 64, 1 << 20
+
+
+class Codebook(ABC):
+    """A family of codewords of one length; all that is shared by the recipients of one base.
+
+    Args:
+        length (`int`): V, the number of positions; a multiple of 8.
+    """
+
+    family: str
+
+    def __init__(self, length: int):
+        if length % 8 or not MIN_LENGTH <= length <= MAX_LENGTH:
+            raise CodeError(
+                f"A code of {length} positions can't be made: choose a multiple of 8 from {MIN_LENGTH} to {MAX_LENGTH}."
+            )
+        self.length = length
+
+    @property
+    @abstractmethod
+    def probability(self) -> np.ndarray:
+        """`p_i = P(b_i = +1)`, `float64` of shape `(V,)`."""
+
+    @property
+    @abstractmethod
+    def stream_bytes(self) -> int:
+        """How many bytes of a copy key's stream make one codeword."""
+
+    @abstractmethod
+    def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
+        """Turns streams (`uint8`, shape `(n, stream_bytes)`) into bits (`out`, `bool`, shape `(n, V)`): true is +1."""
+
+    @abstractmethod
+    def bank(self, residual: np.ndarray) -> np.ndarray:
+        """Score functions for a centred reading: `float64` of shape `(H, V)`, a function of the reading alone.
+
+        Args:
+            residual (`np.ndarray` of shape `(V,)`): the reading less what is common to all copies and what the recipients
+                already accused explain.
+        """
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """`mu_i = E b_i`, shape `(V,)`."""
+        return 2 * self.probability - 1
+
+    @cached_property
+    def variance(self) -> np.ndarray:
+        """`var_i = E (b_i - mu_i)^2`, shape `(V,)`."""
+        return 4 * self.probability * (1 - self.probability)
+
+    def blocks(self, copy_keys: Sequence[bytes]) -> Iterator[tuple[slice, np.ndarray]]:
+        """The codewords, block by block.
+
+        Args:
+            copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
+
+        Yields:
+            `(rows, bits)`: which keys, and their bits as `bool` of shape `(len(rows), V)`, overwritten by the next block.
+        """
+        count = min(BLOCK, len(copy_keys))
+        stream = np.empty((count, self.stream_bytes), np.uint8)
+        bits = np.empty((count, self.length), bool)
+        for start in range(0, len(copy_keys), BLOCK):
+            part = copy_keys[start : start + BLOCK]
+            for row, key in zip(stream, part, strict=False):
+                Stream(derive(key, "codeword", self.family)).fill(row)
+            self.bits_from(stream[: len(part)], bits[: len(part)])
+            yield slice(start, start + len(part)), bits[: len(part)]
+
+    def codeword(self, copy_key: bytes) -> np.ndarray:
+        """The codeword of one copy key, `int8` of shape `(V,)`, values -1 and +1."""
+        ((_, bits),) = self.blocks([copy_key])
+        return np.where(bits[0], np.int8(1), np.int8(-1))
+
+    def packed(self, copy_keys: Sequence[bytes]) -> np.ndarray:
+        """The codewords eight positions to a byte, first position highest: `uint8` of shape `(n, V / 8)`."""
+        out = np.empty((len(copy_keys), self.length // 8), np.uint8)
+        for rows, bits in self.blocks(copy_keys):
+            out[rows] = np.packbits(bits, axis=1)
+        return out
+
+    def standardise(self, functions: np.ndarray) -> np.ndarray:
+        """Scales score functions `h` (shape `(H, V)`) so that an innocent's score has variance 1."""
+        norm = np.sqrt((functions**2 * self.variance).sum(axis=1, keepdims=True))
+        return functions / np.where(norm > 0, norm, 1)
+
+    def scores(
+        self, copy_keys: Sequence[bytes], functions: np.ndarray, advance: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """`S_jh = sum_i h_i (b_ji - mu_i)` for each recipient `j`, streamed.
+
+        Args:
+            copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
+            functions (`np.ndarray` of shape `(H, V)`): standardised score functions, see [`standardise`].
+            advance (callable, *optional*): told the number of recipients after each block.
+
+        Returns:
+            `np.ndarray` of shape `(n, H)`, in single precision: for screening; decide on [`packed_scores`].
+        """
+        return self._scores(self.blocks(copy_keys), len(copy_keys), functions, advance)
+
+    def packed_scores(self, packed: np.ndarray, functions: np.ndarray) -> np.ndarray:
+        """The same for [`packed`] codewords; whatever could matter (above `EXACT_ABOVE`) in double precision."""
+        blocks = (slice(start, start + BLOCK) for start in range(0, len(packed), BLOCK))
+        out = self._scores(
+            ((rows, np.unpackbits(packed[rows], axis=1)) for rows in blocks), len(packed), functions, None
+        )
+        for rows in np.array_split(np.flatnonzero(out.max(axis=1) > EXACT_ABOVE), 1 + len(out) // BLOCK):
+            out[rows] = (2.0 * np.unpackbits(packed[rows], axis=1) - (1 + self.mean)) @ functions.T
+        return out
+
+    def _scores(
+        self,
+        blocks: Iterable[tuple[slice, np.ndarray]],
+        count: int,
+        functions: np.ndarray,
+        advance: Callable[[int], None] | None,
+    ) -> np.ndarray:
+        weights = (2 * functions).astype(np.float32)
+        out = np.empty((count, len(functions)))
+        buffer = np.empty((min(BLOCK, count), self.length), np.float32)
+        for rows, bits in blocks:
+            np.copyto(buffer[: len(bits)], bits)
+            for column, weight in enumerate(weights):  # a matrix-vector product each: 7 times a thin matrix product
+                out[rows, column] = buffer[: len(bits)] @ weight
+            if advance is not None:
+                advance(len(bits))
+        return out - (functions * (1 + self.mean)).sum(axis=1)

@@ -1,0 +1,124 @@
+"""From a reading to accusations: joint decoding in rounds, each accusation a theorem.
+
+Round by round: project out what is common to all copies and what the recipients accused so far explain, score everybody on
+the rest, accuse whoever the bound allows. As long as no innocent has crossed, what is projected out depends on the
+pirates' codewords alone, so with n recipients, R rounds and a bank of H score functions an innocent is accused with
+probability at most `n R H p`, and a recipient is accused iff that is at most alpha.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_fingerprint.codes.bounds import ChernoffBound
+from hf_fingerprint.codes.codebook import Codebook
+
+
+MAX_ROUNDS = 10
+CANDIDATES = 16384
+_RIDGE = 1e-9
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the scores of n recipients say.
+
+    Attributes:
+        accused (`tuple[int, ...]`): indices of the accused, in the order of accusation.
+        scores (`np.ndarray` of shape `(n,)`): the score that proves most, in standard deviations of an innocent's.
+        log_bounds (`np.ndarray` of shape `(n,)`): natural logarithm of the bound on the probability that any innocent of the n
+            would score so high in any round; at most 0.
+        threshold (`float`): the score beyond which the first round accuses (of the bank, the highest).
+        rounds (`int`): rounds run.
+    """
+
+    accused: tuple[int, ...]
+    scores: np.ndarray
+    log_bounds: np.ndarray
+    threshold: float
+    rounds: int
+
+
+def residual_reading(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> np.ndarray:
+    """The reading less its least-squares fit by the codes' mean and the accused codewords.
+
+    Args:
+        codebook ([`Codebook`]): the code.
+        reading (`np.ndarray` of shape `(V,)`): weighted sums; a mark of strength 1 reads as `mass * b`.
+        mass (`np.ndarray` of shape `(V,)`): the weight behind each position, inverse to the variance of `reading / mass`.
+        accused (`np.ndarray` of shape `(k, V)`): their bits.
+
+    Returns:
+        `np.ndarray` of shape `(V,)`: `y - mass * (beta mu + sum_a gamma_a (b_a - mu))`.
+    """
+    mean = codebook.mean
+    basis = np.concatenate([mean[None, :], 2.0 * accused - 1 - mean]) if len(accused) else mean[None, :]
+    weighted = basis * mass
+    gram = weighted @ basis.T
+    ridge = _RIDGE * (1 + float(np.trace(gram)) / len(gram))
+    coefficients = np.linalg.solve(gram + ridge * np.eye(len(gram)), basis @ reading)
+    return reading - coefficients @ weighted
+
+
+def decode(
+    codebook: Codebook,
+    copy_keys: Sequence[bytes],
+    reading: np.ndarray,
+    mass: np.ndarray,
+    alpha: float = 1e-6,
+    max_rounds: int = MAX_ROUNDS,
+    advance: Callable[[int], None] | None = None,
+) -> Decoding:
+    """Accuses the recipients whose codewords are in a reading.
+
+    Args:
+        codebook ([`Codebook`]): the code of the base.
+        copy_keys (sequence of `bytes`): one for each of the n recipients.
+        reading (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        alpha (`float`, *optional*, defaults to 1e-6): the probability that any innocent at all is accused.
+        max_rounds (`int`, *optional*, defaults to 10): R, fixed beforehand since the bound pays for each round.
+        advance (callable, *optional*): told the number of recipients after each block of the first round.
+
+    Returns:
+        [`Decoding`]
+    """
+    n = len(copy_keys)
+    scores, log_bounds = np.full(n, -np.inf), np.zeros(n)
+    if n == 0 or not np.any(reading):
+        return Decoding((), np.zeros(n), log_bounds, math.inf, 0)
+    accused: list[int] = []
+    candidates = np.arange(n)
+    packed = np.empty((0, codebook.length // 8), np.uint8)
+    threshold, rounds = math.inf, 0
+    for rounds in range(1, max_rounds + 1):
+        known = np.unpackbits(packed[np.searchsorted(candidates, accused)], axis=1) if accused else np.empty((0, 0))
+        functions = codebook.standardise(codebook.bank(residual_reading(codebook, reading, mass, known)))
+        bounds = [ChernoffBound(function, codebook.probability) for function in functions]
+        log_union = math.log(n * max_rounds * len(functions))
+        target = math.log(alpha) - log_union
+        thresholds = np.array([bound.threshold(target) for bound in bounds])
+        if rounds == 1:
+            threshold = float(thresholds.max())
+            if n > CANDIDATES:  # decide among the highest scorers only: the union over all n covers whichever they are
+                scores = codebook.scores(copy_keys, functions, advance).max(axis=1)
+                candidates = np.sort(np.argpartition(scores, -CANDIDATES)[-CANDIDATES:])
+            packed = codebook.packed([copy_keys[i] for i in candidates])
+        exact = codebook.packed_scores(packed, functions)
+        exact[np.searchsorted(candidates, accused)] = -np.inf
+        if rounds > 1 and not (exact >= thresholds).any():
+            break
+        round_bounds = np.stack([b.log_p(exact[:, h], at=target) for h, b in enumerate(bounds)]) + log_union
+        best = round_bounds.argmin(axis=0)
+        round_bounds = np.minimum(round_bounds.min(axis=0), 0.0)
+        better = (round_bounds < log_bounds[candidates]) | (rounds == 1)
+        chosen = candidates[better]
+        scores[chosen] = exact[np.flatnonzero(better), best[better]]
+        log_bounds[chosen] = round_bounds[better]
+        crossed = candidates[better & (round_bounds <= math.log(alpha))]
+        if not len(crossed):
+            break
+        accused += [int(i) for i in crossed[np.argsort(log_bounds[crossed], kind="stable")]]
+    return Decoding(tuple(accused), scores, log_bounds, threshold, rounds)

@@ -1,0 +1,25 @@
+"""The errors a caller may meet: one sentence each, with the file, tensor or repo it is about and what to do."""
+
+
+class FingerprintError(Exception):
+    """Anything this package refuses to do. The text is one sentence meant for the user."""
+
+
+class CheckpointError(FingerprintError):
+    """A checkpoint can't be found, read or copied."""
+
+
+class CarrierError(FingerprintError):
+    """A model has no weights that could hold the mark."""
+
+
+class VaultError(FingerprintError):
+    """A vault is missing, damaged, of a newer format, or was asked for something it doesn't hold."""
+
+
+class PassphraseError(VaultError):
+    """The tracing identity can't be opened with what was given."""
+
+
+class CodeError(FingerprintError):
+    """A code was asked for with parameters that make no sense."""

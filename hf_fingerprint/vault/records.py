@@ -1,0 +1,160 @@
+"""What the vault remembers: bases and copies, as frozen dataclasses. Secrets never show in a `repr`."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hf_fingerprint.codes import Codebook, make_codebook
+
+
+class TensorRecord(NamedTuple):
+    """A tensor of a base as it was registered."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A tensor that holds the mark.
+
+    Attributes:
+        name (`str`): its name in the base's files.
+        eps (`float`): amplitude relative to the rows' root mean square.
+        amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each output channel, `float32`.
+    """
+
+    name: str
+    eps: float
+    amplitude: np.ndarray = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the mark does to the output, measured once when the base was registered.
+
+    Attributes:
+        inputs (`str`): `"images"` (the user's), `"synthetic"`, or `"none"` when the model could not be run.
+        images (`int`): how many.
+        max_kl (`float`): the budget, in nats.
+        kl (`float` or `None`): measured mean KL divergence between base and a marked copy.
+        agreement (`float` or `None`): measured share of equal top-1 predictions.
+    """
+
+    inputs: str
+    images: int
+    max_kl: float
+    kl: float | None
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Base:
+    """A registered model: everything that its copies share.
+
+    Attributes:
+        base_id (`str`): the first 12 digits of its content hash.
+        source (`str`): the path or Hub id it was registered from.
+        revision (`str` or `None`): the pinned commit, for a model from the Hub.
+        content_hash (`str`): see [`content_hash`].
+        tensors (`dict[str, TensorRecord]`): all its tensors.
+        carriers (`tuple[Carrier, ...]`): those that hold the mark.
+        family (`str`): the code's family.
+        length (`int`): V.
+        coalition (`int`): the number of colluders that the code is designed for.
+        certified (`int`): the coalition size that it withstands.
+        certified_by (`str`): how that is known.
+        alpha (`float`): the bound on accusing any innocent, for each trace.
+        recipients_planned (`int`): the number of recipients that `certified` was worked out for.
+        calibration ([`Calibration`]): what the mark does to the output.
+        secret (`bytes`): the model secret.
+    """
+
+    base_id: str
+    source: str
+    revision: str | None
+    content_hash: str
+    tensors: dict[str, TensorRecord] = field(repr=False)
+    carriers: tuple[Carrier, ...] = field(repr=False)
+    family: str
+    length: int
+    coalition: int
+    certified: int
+    certified_by: str
+    alpha: float
+    recipients_planned: int
+    calibration: Calibration
+    secret: bytes = field(repr=False)
+
+    def codebook(self) -> Codebook:
+        """The code of this base."""
+        return make_codebook(self.family, self.length, self.coalition, self.secret)
+
+    @property
+    def carrier_weights(self) -> int:
+        """N, the number of weights that hold the mark."""
+        return sum(int(np.prod(self.tensors[carrier.name].shape)) for carrier in self.carriers)
+
+    def describe(self) -> dict[str, Any]:
+        """What may be shown of it: no secret, no amplitudes."""
+        return {
+            "base": self.base_id,
+            "source": self.source,
+            "revision": self.revision,
+            "content_hash": self.content_hash,
+            "carriers": len(self.carriers),
+            "carrier_weights": self.carrier_weights,
+            "code": self.family,
+            "length": self.length,
+            "coalition_designed": self.coalition,
+            "coalition_certified": self.certified,
+            "certified_by": self.certified_by,
+            "alpha": self.alpha,
+            "recipients_planned": self.recipients_planned,
+            "calibration_inputs": self.calibration.inputs,
+            "max_kl": self.calibration.max_kl,
+            "kl": self.calibration.kl,
+            "agreement": self.calibration.agreement,
+        }
+
+
+@dataclass(frozen=True)
+class CopyRecord:
+    """Who got what.
+
+    Attributes:
+        copy_id (`str`): random, 16 hexadecimal digits.
+        base_id (`str`): the base it was made from.
+        recipient (`str`): whose it is.
+        state (`str`): `"begun"`, `"written"` (complete, not yet in its place) or `"issued"`.
+        out (`str`): where it was written.
+        content_hash (`str` or `None`): the hash of its weights, once written.
+        commitment (`str` or `None`): see [`commitment`].
+        created (`str`): UTC, ISO 8601.
+        sealed (`bytes`): the copy key, sealed to the tracing identity.
+    """
+
+    copy_id: str
+    base_id: str
+    recipient: str
+    state: str
+    out: str
+    content_hash: str | None
+    commitment: str | None
+    created: str
+    sealed: bytes = field(repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """What may be shown of it."""
+        return {
+            "recipient": self.recipient,
+            "copy": self.copy_id,
+            "base": self.base_id,
+            "state": self.state,
+            "out": self.out,
+            "created": self.created,
+            "content_hash": self.content_hash,
+            "commitment": self.commitment,
+        }

@@ -1,0 +1,101 @@
+"""The vault's file format: one SQLite database, its tables, and how a base is laid down in a row."""
+
+import hashlib
+import hmac
+import json
+from dataclasses import asdict
+
+import numpy as np
+
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.keys import derive
+from hf_fingerprint.vault.records import Base, Calibration, Carrier, CopyRecord, TensorRecord
+
+
+FORMAT = 1
+TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE bases (
+    base_id TEXT PRIMARY KEY,
+    content_hash TEXT NOT NULL UNIQUE,
+    document TEXT NOT NULL,      -- JSON: everything but the two columns after it
+    amplitudes BLOB NOT NULL,    -- float32, little-endian: the rows of all carriers, one after another
+    secret BLOB NOT NULL,        -- the model secret
+    seal TEXT NOT NULL           -- HMAC-SHA256 of document and amplitudes under a key from the secret
+);
+CREATE TABLE copies (
+    copy_id TEXT PRIMARY KEY,
+    base_id TEXT NOT NULL REFERENCES bases,
+    recipient TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('begun', 'written', 'issued')),
+    out TEXT NOT NULL,
+    content_hash TEXT,
+    commitment TEXT,
+    created TEXT NOT NULL,
+    sealed BLOB NOT NULL         -- age: the copy key and what it belongs to
+);
+CREATE INDEX copies_of_base ON copies (base_id, recipient);
+"""
+COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"
+
+
+def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
+    """A base as the values of its row."""
+    document = {
+        "source": base.source,
+        "revision": base.revision,
+        "tensors": [[name, record.dtype, list(record.shape), record.digest] for name, record in base.tensors.items()],
+        "carriers": [[carrier.name, carrier.eps] for carrier in base.carriers],
+        "family": base.family,
+        "length": base.length,
+        "coalition": base.coalition,
+        "certified": base.certified,
+        "certified_by": base.certified_by,
+        "alpha": base.alpha,
+        "recipients_planned": base.recipients_planned,
+        "calibration": asdict(base.calibration),
+    }
+    text = json.dumps(document, separators=(",", ":"))
+    amplitudes = b"".join(carrier.amplitude.astype("<f4").tobytes() for carrier in base.carriers)
+    seal = _seal(base.secret, base.base_id, base.content_hash, text, amplitudes)
+    return base.base_id, base.content_hash, text, amplitudes, base.secret, seal
+
+
+def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
+    """The base in a row.
+
+    Raises:
+        [`VaultError`]: if the row was changed since it was written.
+    """
+    base_id, whole, text, amplitudes, secret, seal = row
+    if not hmac.compare_digest(seal, _seal(secret, base_id, whole, text, amplitudes)):
+        raise VaultError(f"The record of base {base_id} was tampered with or damaged: restore a backup of the vault.")
+    document = json.loads(text)
+    tensors = {name: TensorRecord(dtype, tuple(shape), digest) for name, dtype, shape, digest in document["tensors"]}
+    carriers, rows = [], np.frombuffer(amplitudes, "<f4")
+    for name, eps in document["carriers"]:
+        count = tensors[name].shape[0]
+        carriers.append(Carrier(name, eps, rows[:count]))
+        rows = rows[count:]
+    same = ("source", "revision", "family", "length", "coalition", "certified", "certified_by", "alpha")
+    return Base(
+        base_id=base_id,
+        content_hash=whole,
+        tensors=tensors,
+        carriers=tuple(carriers),
+        calibration=Calibration(**document["calibration"]),
+        recipients_planned=document["recipients_planned"],
+        secret=secret,
+        **{key: document[key] for key in same},
+    )
+
+
+def copy_from_row(row: tuple[str, str, str, str, str, str | None, str | None, str, bytes]) -> CopyRecord:
+    """The copy in a row of `COPY_COLUMNS`."""
+    return CopyRecord(*row)
+
+
+def _seal(secret: bytes, base_id: str, whole: str, text: str, amplitudes: bytes) -> str:
+    key = derive(secret, "record")
+    message = f"{base_id}\n{whole}\n{text}\n".encode() + amplitudes
+    return hmac.new(key, message, hashlib.sha256).hexdigest()

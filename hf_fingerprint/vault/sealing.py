@@ -1,0 +1,83 @@
+"""Sealing copy keys to the tracing identity, with age (X25519, ChaCha20-Poly1305), and guarding the identity itself.
+
+Whoever issues needs the public key only. The identity is an age identity in a passphrase-encrypted age file, so the age
+command line tool opens it too.
+"""
+
+import json
+from pathlib import Path
+
+import pyrage
+
+from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.keys import SECRET_BYTES
+
+
+def new_identity() -> tuple[str, str]:
+    """A fresh tracing identity: `(identity, public_key)`, both in age's spelling."""
+    identity = pyrage.x25519.Identity.generate()
+    return str(identity), str(identity.to_public())
+
+
+def lock_identity(identity: str, passphrase: str) -> bytes:
+    """The identity as a passphrase-encrypted age file."""
+    if not passphrase:
+        raise PassphraseError("An empty passphrase protects nothing: choose one.")
+    return pyrage.passphrase.encrypt(identity.encode() + b"\n", passphrase)
+
+
+def open_identity(path: Path, passphrase: str) -> "Opener":
+    """Opens an identity file.
+
+    Raises:
+        [`PassphraseError`]: if the passphrase is wrong or the file isn't an identity.
+    """
+    try:
+        locked = path.read_bytes()
+    except OSError as error:
+        raise VaultError(f"The tracing identity {path} can't be read ({error.strerror}): give its place.") from None
+    try:
+        return Opener(pyrage.passphrase.decrypt(locked, passphrase).decode().strip())
+    except (pyrage.DecryptError, pyrage.IdentityError, UnicodeDecodeError):
+        raise PassphraseError(f"{path} does not open with this passphrase: try again; nothing was changed.") from None
+
+
+def seal(copy_key: bytes, copy_id: str, base_id: str, recipient: str, public_key: str) -> bytes:
+    """Seals a copy key together with what it belongs to, so that a record can't be given another name unnoticed."""
+    text = json.dumps({"v": 1, "copy": copy_id, "base": base_id, "recipient": recipient, "key": copy_key.hex()})
+    return pyrage.encrypt(text.encode(), [pyrage.x25519.Recipient.from_str(public_key)])
+
+
+class Opener:
+    """The tracing identity, open."""
+
+    def __init__(self, identity: str):
+        self._identity = pyrage.x25519.Identity.from_str(identity)
+
+    def __repr__(self) -> str:
+        return f"Opener({self.public_key})"
+
+    @property
+    def public_key(self) -> str:
+        """The public key that goes with it."""
+        return str(self._identity.to_public())
+
+    def unseal(self, sealed: bytes, copy_id: str, base_id: str, recipient: str) -> bytes:
+        """The copy key in a record.
+
+        Raises:
+            [`VaultError`]: if the seal is broken or was made for another record.
+        """
+        try:
+            content = json.loads(pyrage.decrypt(sealed, [self._identity]))
+            key = bytes.fromhex(content["key"])
+        except (pyrage.DecryptError, ValueError, KeyError, TypeError):
+            content, key = None, b""
+        belongs = (copy_id, base_id, recipient)
+        if content is None or (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
+            raise VaultError(
+                f"The record of copy {copy_id} ({recipient}) was tampered with or sealed to another identity: restore a backup."
+            )
+        if len(key) != SECRET_BYTES:
+            raise VaultError(f"The record of copy {copy_id} ({recipient}) holds no usable key: restore a backup.")
+        return key

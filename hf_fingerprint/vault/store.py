@@ -1,0 +1,214 @@
+"""The vault: one SQLite file with the model secrets and the record of who got what, beside the locked tracing identity.
+
+    vault = Vault.create("vault", passphrase)     # on the machine that will trace
+    vault = Vault("vault")                        # to issue: no passphrase
+    vault.unlock(passphrase)                      # to trace
+
+Issuing needs `vault.db` only; `identity.age` may live elsewhere. Several processes may issue at once.
+"""
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.keys import commitment, new_secret
+from hf_fingerprint.vault.records import Base, CopyRecord
+from hf_fingerprint.vault.schema import COPY_COLUMNS, FORMAT, TABLES, base_from_row, base_to_row, copy_from_row
+from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
+
+
+DATABASE = "vault.db"
+IDENTITY = "identity.age"
+_WAIT_SECONDS = 60.0
+
+
+class Vault:
+    """An existing vault, open for issuing; [`unlock`] it to trace.
+
+    Args:
+        folder (`str` or `Path`): the vault's folder.
+
+    Raises:
+        [`VaultError`]: if there is no vault, it is damaged, or its format is newer than this version reads.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._opener: Opener | None = None
+        if not (self.folder / DATABASE).is_file():
+            raise VaultError(f"{self.folder} holds no vault: make one with `hf-fingerprint vault init {self.folder}`.")
+        with self._connect() as connection:
+            meta = dict(connection.execute("SELECT key, value FROM meta"))
+        if meta.get("format") != str(FORMAT):
+            raise VaultError(
+                f"{self.folder} has vault format {meta.get('format')} and this version reads {FORMAT}: upgrade hf-fingerprint."
+            )
+        self.public_key = meta["public_key"]
+
+    @classmethod
+    def create(cls, folder: str | Path, passphrase: str) -> "Vault":
+        """Makes a vault with a new tracing identity.
+
+        Args:
+            folder (`str` or `Path`): a folder that holds no vault yet.
+            passphrase (`str`): guards the tracing identity; it can't be recovered.
+        """
+        folder = Path(folder)
+        if (folder / DATABASE).exists() or (folder / IDENTITY).exists():
+            raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
+        identity, public_key = new_identity()
+        locked = lock_identity(identity, passphrase)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _write_private(folder / IDENTITY, locked)
+            partial = folder / f".{DATABASE}.{secrets.token_hex(4)}"
+            _write_private(partial, b"")
+            connection = sqlite3.connect(partial)
+            try:
+                connection.executescript(TABLES)
+                connection.executemany(
+                    "INSERT INTO meta VALUES (?, ?)", [("format", str(FORMAT)), ("public_key", public_key)]
+                )
+                connection.commit()
+            finally:
+                connection.close()
+            partial.rename(folder / DATABASE)
+        except OSError as error:
+            raise VaultError(f"A vault can't be made in {folder} ({error.strerror}): choose another folder.") from None
+        return cls(folder)
+
+    @contextmanager
+    def _connect(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = sqlite3.connect(self.folder / DATABASE, timeout=_WAIT_SECONDS, isolation_level=None)
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA foreign_keys = ON")
+                yield connection
+            finally:
+                connection.close()
+        except sqlite3.DatabaseError as error:
+            raise VaultError(f"{self.folder / DATABASE} can't be used as a vault ({error}): restore a backup.") from None
+
+    def unlock(self, passphrase: str, identity: Path | None = None) -> None:
+        """Opens the tracing identity, which reading copy keys needs.
+
+        Args:
+            passphrase (`str`): the passphrase it was made with.
+            identity (`Path`, *optional*): the identity file, if it isn't in the vault's folder.
+        """
+        opener = open_identity(identity or self.folder / IDENTITY, passphrase)
+        if opener.public_key != self.public_key:
+            raise PassphraseError(f"The identity opened is not the one of {self.folder}: give the one it was made with.")
+        self._opener = opener
+
+    @property
+    def unlocked(self) -> bool:
+        """Whether copy keys can be read."""
+        return self._opener is not None
+
+    def bases(self) -> list[Base]:
+        """All registered bases, in the order of registration."""
+        with self._connect() as connection:
+            rows = connection.execute(
+                "SELECT base_id, content_hash, document, amplitudes, secret, seal FROM bases ORDER BY rowid"
+            ).fetchall()
+        return [base_from_row(row) for row in rows]
+
+    def base_with_hash(self, content_hash: str) -> Base | None:
+        """The base with this content, if it is registered."""
+        return next((base for base in self.bases() if base.content_hash == content_hash), None)
+
+    def add_base(self, base: Base) -> Base:
+        """Registers a base, or returns the one that another process registered with the same content first."""
+        with self._connect() as connection:
+            connection.execute("INSERT OR IGNORE INTO bases VALUES (?, ?, ?, ?, ?, ?)", base_to_row(base))
+        stored = self.base_with_hash(base.content_hash)
+        if stored is None:
+            raise VaultError(f"{self.folder}: base {base.base_id} clashes with another one's digits: use another vault.")
+        return stored
+
+    def begin_copy(self, base: Base, recipient: str, out: Path, again: CopyRecord | None = None) -> tuple[CopyRecord, bytes]:
+        """Records a copy before its first byte is written.
+
+        Args:
+            base ([`Base`]): the registered base.
+            recipient (`str`): whose copy it will be.
+            out (`Path`): where it will be.
+            again ([`CopyRecord`], *optional*): a record in state `"begun"` that was never written; it is used again, with a new
+                key, since its old one is forgotten and marked nothing.
+
+        Returns:
+            `(record, copy_key)`: the key is stored sealed only; forget it when the copy is written.
+        """
+        copy_id = again.copy_id if again else secrets.token_hex(8)
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        copy_key = new_secret()
+        sealed = seal(copy_key, copy_id, base.base_id, recipient, self.public_key)
+        record = CopyRecord(copy_id, base.base_id, recipient, "begun", str(out), None, None, created, sealed)
+        with self._connect() as connection:
+            if again:
+                changed = connection.execute(
+                    "UPDATE copies SET sealed = ?, created = ? WHERE copy_id = ? AND state = 'begun'",
+                    (sealed, created, copy_id),
+                ).rowcount
+                if changed != 1:
+                    raise VaultError(f"The record of copy {copy_id} changed meanwhile: run the command again.")
+            else:
+                values = (copy_id, base.base_id, recipient, "begun", str(out), None, None, created, sealed)
+                connection.execute(f"INSERT INTO copies ({COPY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        return record, copy_key
+
+    def mark_written(self, record: CopyRecord, copy_key: bytes, content_hash: str) -> str:
+        """Records that a copy is complete on the disk, and commits to it. Returns the commitment."""
+        promise = commitment(copy_key, record.recipient, content_hash)
+        with self._connect() as connection:
+            connection.execute(
+                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ? WHERE copy_id = ?",
+                (content_hash, promise, record.copy_id),
+            )
+        return promise
+
+    def mark_issued(self, copy_id: str) -> None:
+        """Records that a copy is in its place."""
+        with self._connect() as connection:
+            connection.execute("UPDATE copies SET state = 'issued' WHERE copy_id = ?", (copy_id,))
+
+    def copies(self, base_id: str | None = None, recipient: str | None = None) -> list[CopyRecord]:
+        """The record of copies, of one base or recipient or of all, in the order of issue."""
+        with self._connect() as connection:
+            rows = connection.execute(
+                f"SELECT {COPY_COLUMNS} FROM copies WHERE base_id = coalesce(?, base_id)"
+                " AND recipient = coalesce(?, recipient) ORDER BY rowid",
+                (base_id, recipient),
+            ).fetchall()
+        return [copy_from_row(row) for row in rows]
+
+    def copy_key(self, record: CopyRecord) -> bytes:
+        """The copy key of a record; the vault must be unlocked.
+
+        Raises:
+            [`VaultError`]: if the record was tampered with.
+        """
+        if self._opener is None:
+            raise PassphraseError(f"{self.folder} is locked: reading copy keys needs the tracing identity's passphrase.")
+        key = self._opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
+        if record.content_hash and commitment(key, record.recipient, record.content_hash) != record.commitment:
+            raise VaultError(
+                f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a backup."
+            )
+        return key
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
