@@ -81,6 +81,10 @@ class Checkpoint:
             os.close(descriptor)
         self._descriptors = []
 
+    def state(self) -> list[tuple[int, int]]:
+        """Size and time of change of each weight file: equal as long as nobody changed them."""
+        return [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in self.source.weights)]
+
     def read(self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given (which must be large enough)."""
         count = (info.nbytes if stop is None else stop) - start

@@ -1,0 +1,250 @@
+"""One marked copy for each recipient, in the time it takes to copy the file.
+
+    issue("org/model", "alice", vault="vault", out="copies/alice")
+
+In closed form, `w += a * X^T b`: no data, no gradient, one pass over the weights. The copy is recorded before its first byte
+is written and appears in its place only when it is whole, so a crash at any point is mended by running the same again.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hf_fingerprint.carriers import TensorMarker
+from hf_fingerprint.checkpoints import (
+    Checkpoint,
+    WrittenCopy,
+    content_hash,
+    digest_tensors,
+    open_checkpoint,
+    sync,
+    write_copy,
+)
+from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
+from hf_fingerprint.keys import derive
+from hf_fingerprint.registration import Settings, register
+from hf_fingerprint.vault import Base, CopyRecord, Vault
+
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class IssuedCopy:
+    """A copy in its place.
+
+    Attributes:
+        recipient (`str`): whose it is.
+        path (`Path`): its folder.
+        copy_id (`str`): its record in the vault.
+        base_id (`str`): the base it was made from.
+        content_hash (`str`): the hash of its weights.
+        commitment (`str`): see [`commitment`]; may be published with the copy.
+        coalition_certified (`int`): the coalition size that the base's code withstands.
+        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed on.
+        new (`bool`): `False` if it had been issued before and was found whole.
+    """
+
+    recipient: str
+    path: Path
+    copy_id: str
+    base_id: str
+    content_hash: str
+    commitment: str
+    coalition_certified: int
+    left_out: tuple[str, ...]
+    new: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {**self.__dict__, "path": str(self.path), "left_out": list(self.left_out)}
+
+
+def issue(
+    model: str | Path,
+    recipient: str,
+    vault: Vault | str | Path,
+    out: str | Path,
+    settings: Settings | None = None,
+) -> IssuedCopy:
+    """Issues one copy. Registers the base first if the vault doesn't know it.
+
+    Args:
+        model (`str` or `Path`): the base: a folder, a file or a Hub id.
+        recipient (`str`): the recipient's name.
+        vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
+        out (`str` or `Path`): the copy's folder, which must not exist yet.
+        settings ([`Settings`], *optional*): for a base that isn't registered yet.
+
+    Returns:
+        [`IssuedCopy`]
+
+    Raises:
+        [`FingerprintError`]: in one sentence, what is in the way.
+    """
+    vault = vault if isinstance(vault, Vault) else Vault(vault)
+    with Issuer(model, vault, settings) as issuer:
+        return issuer.issue(recipient, Path(out))
+
+
+class Issuer:
+    """An open base from which copies are issued one after another; opened and hashed once.
+
+    Args:
+        model (`str` or `Path`): the base.
+        vault ([`Vault`]): the vault.
+        settings ([`Settings`], *optional*): for a base that isn't registered yet.
+        report (callable, *optional*): told each step of a registration.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        vault: Vault,
+        settings: Settings | None = None,
+        report: Callable[[str], None] | None = None,
+    ):
+        self.vault = vault
+        self._checkpoint = open_checkpoint(model)
+        try:
+            self._state = self._checkpoint.state()
+            self.base: Base = register(self._checkpoint, vault, settings, report)
+        except BaseException:
+            self._checkpoint.close()
+            raise
+        self._codebook = self.base.codebook()
+
+    def __enter__(self) -> "Issuer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._checkpoint.close()
+
+    @property
+    def copy_bytes(self) -> int:
+        """The size of one copy's weights."""
+        return sum(info.nbytes for info in self._checkpoint.tensors.values())
+
+    def issue_all(self, recipients: Sequence[str], folder: Path, advance: Advance | None = None) -> Iterator[IssuedCopy]:
+        """Issues a copy for each recipient to `folder/NAME`, yielding each as it is done."""
+        for recipient in recipients:
+            _check_name(recipient, as_folder=True)
+        for recipient in recipients:
+            yield self.issue(recipient, folder / recipient, advance)
+
+    def issue(self, recipient: str, out: Path, advance: Advance | None = None) -> IssuedCopy:
+        """Issues one copy; `advance` is told the bytes written. Again with the same arguments, it finds what is there."""
+        _check_name(recipient)
+        out = out.absolute()
+        with self._only_one(out):
+            earlier = self._earlier(recipient, out)
+            if earlier is not None and earlier.state == "written" and not out.exists():
+                partial = _partial(out, earlier)
+                if partial.exists():
+                    return self._publish(earlier, partial, (), new=True)
+                earlier = None
+            if earlier is not None and earlier.state != "begun" and out.exists():
+                return self._found(earlier, out)
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise CheckpointError(f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s.")
+            if self._checkpoint.state() != self._state:
+                raise CheckpointError(f"{self._checkpoint.source.name} changed while it was open: run the command again.")
+            return self._make(recipient, out, earlier, advance)
+
+    def _earlier(self, recipient: str, out: Path) -> CopyRecord | None:
+        """The last record of this very copy, if an earlier run left one."""
+        same = [c for c in self.vault.copies(self.base.base_id, recipient) if c.out == str(out)]
+        same = [c for c in same if c.state != "issued" or out.exists()]
+        return same[-1] if same else None
+
+    def _make(self, recipient: str, out: Path, again: CopyRecord | None, advance: Advance | None) -> IssuedCopy:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        record, copy_key = self.vault.begin_copy(self.base, recipient, out, again)
+        partial = _partial(out, record)
+        if partial.exists():
+            shutil.rmtree(partial)
+        try:
+            partial.mkdir()
+            written = self._write(copy_key, partial, advance)
+            whole = content_hash(self._checkpoint.tensors, written.digests)
+            self.vault.mark_written(record, copy_key, whole)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(f"{out} can't be written ({error.strerror or error}): make room or choose another.") from None
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        (done,) = [c for c in self.vault.copies(self.base.base_id, recipient) if c.copy_id == record.copy_id]
+        return self._publish(done, partial, written.left_out, new=True)
+
+    def _write(self, copy_key: bytes, partial: Path, advance: Advance | None) -> WrittenCopy:
+        base = self.base
+        codeword = self._codebook.packed([copy_key])[0]
+        markers = {}
+        for carrier in base.carriers:
+            info = self._checkpoint.tensors[carrier.name]
+            markers[carrier.name] = TensorMarker(
+                base.secret, copy_key, info.name, info.dtype, info.columns, carrier.amplitude, codeword
+            )
+        return write_copy(self._checkpoint, partial, markers, advance)
+
+    def _publish(self, record: CopyRecord, partial: Path, left_out: tuple[str, ...], new: bool) -> IssuedCopy:
+        out = Path(record.out)
+        if out.is_dir():
+            out.rmdir()  # empty: checked before
+        partial.rename(out)
+        sync(out.parent)
+        self.vault.mark_issued(record.copy_id)
+        return self._result(record, left_out, new)
+
+    def _found(self, record: CopyRecord, out: Path) -> IssuedCopy:
+        with open_checkpoint(out) as copy:
+            if content_hash(copy.tensors, digest_tensors(copy)) != record.content_hash:
+                raise CheckpointError(f"{out} is not as it was issued to {record.recipient}: move it away to issue a new copy.")
+        if record.state != "issued":
+            self.vault.mark_issued(record.copy_id)
+        return self._result(record, (), new=False)
+
+    def _result(self, record: CopyRecord, left_out: tuple[str, ...], new: bool) -> IssuedCopy:
+        if record.content_hash is None or record.commitment is None:
+            raise VaultError(f"The record of copy {record.copy_id} is incomplete: restore a backup of the vault.")
+        return IssuedCopy(
+            recipient=record.recipient,
+            path=Path(record.out),
+            copy_id=record.copy_id,
+            base_id=record.base_id,
+            content_hash=record.content_hash,
+            commitment=record.commitment,
+            coalition_certified=self.base.certified,
+            left_out=left_out,
+            new=new,
+        )
+
+    @contextmanager
+    def _only_one(self, out: Path) -> Iterator[None]:
+        """Keeps two processes from making the same copy; the lock goes with the process."""
+        locks = self.vault.folder / "locks"
+        locks.mkdir(exist_ok=True, mode=0o700)
+        lock = FileLock(locks / f"{derive(self.base.secret, 'lock', str(out)).hex()[:16]}.lock")
+        try:
+            with lock.acquire(timeout=0):
+                yield
+        except Timeout:
+            raise VaultError(f"{out} is being issued by another process: wait for it.") from None
+
+
+def _partial(out: Path, record: CopyRecord) -> Path:
+    return out.parent / f".{out.name}.{record.copy_id}.partial"
+
+
+def _check_name(recipient: str, as_folder: bool = False) -> None:
+    if not recipient.strip() or len(recipient) > 200 or not recipient.isprintable():
+        raise FingerprintError("A recipient's name must have 1 to 200 printable characters.")
+    if as_folder and (recipient in {".", ".."} or "/" in recipient or "\\" in recipient or recipient.startswith(".")):
+        raise FingerprintError(f"The recipient {recipient!r} can't name a folder: issue this copy alone, with its own --out.")
+
