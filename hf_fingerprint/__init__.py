@@ -1,11 +1,13 @@
 """Mark every recipient's copy of an image classifier; trace a leaked one; prove how unlikely a false accusation is.
 
-    from hf_fingerprint import Vault, issue, trace
+```python
+from hf_fingerprint import Vault, issue, trace
 
-    vault = Vault.create("vault", passphrase)
-    issue("org/model", "alice", vault, "copies/alice")
-    vault.unlock(passphrase)
-    trace("org/suspect", vault).accused
+vault = Vault.create("vault", passphrase)
+issue("org/model", "alice", vault, "copies/alice")
+vault.unlock(passphrase)
+trace("org/suspect", vault).accused
+```
 """
 
 from typing import TYPE_CHECKING, Any

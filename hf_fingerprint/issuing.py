@@ -2,8 +2,9 @@
 
     issue("org/model", "alice", vault="vault", out="copies/alice")
 
-In closed form, `w += a * X^T b`: no data, no gradient, one pass over the weights. The copy is recorded before its first byte
-is written and appears in its place only when it is whole, so a crash at any point is mended by running the same again.
+In closed form, `w += a * X^T b`: no data, no gradient, one pass over the weights. The copy is recorded before its
+first byte is written and appears in its place only when it is whole, so a crash at any point is mended by running the
+same again.
 """
 
 import shutil
@@ -17,7 +18,6 @@ from filelock import FileLock, Timeout
 
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
-    Checkpoint,
     WrittenCopy,
     content_hash,
     digest_tensors,
@@ -46,7 +46,8 @@ class IssuedCopy:
         content_hash (`str`): the hash of its weights.
         commitment (`str`): see [`commitment`]; may be published with the copy.
         coalition_certified (`int`): the coalition size that the base's code withstands.
-        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed on.
+        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed
+            on.
         new (`bool`): `False` if it had been issued before and was found whole.
     """
 
@@ -130,7 +131,9 @@ class Issuer:
         """The size of one copy's weights."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
-    def issue_all(self, recipients: Sequence[str], folder: Path, advance: Advance | None = None) -> Iterator[IssuedCopy]:
+    def issue_all(
+        self, recipients: Sequence[str], folder: Path, advance: Advance | None = None
+    ) -> Iterator[IssuedCopy]:
         """Issues a copy for each recipient to `folder/NAME`, yielding each as it is done."""
         for recipient in recipients:
             _check_name(recipient, as_folder=True)
@@ -138,7 +141,8 @@ class Issuer:
             yield self.issue(recipient, folder / recipient, advance)
 
     def issue(self, recipient: str, out: Path, advance: Advance | None = None) -> IssuedCopy:
-        """Issues one copy; `advance` is told the bytes written. Again with the same arguments, it finds what is there."""
+        """Issues one copy; `advance` is told the bytes written. Again with the same arguments, it finds what is
+        there."""
         _check_name(recipient)
         out = out.absolute()
         with self._only_one(out):
@@ -151,9 +155,13 @@ class Issuer:
             if earlier is not None and earlier.state != "begun" and out.exists():
                 return self._found(earlier, out)
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise CheckpointError(f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s.")
+                raise CheckpointError(
+                    f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
+                )
             if self._checkpoint.state() != self._state:
-                raise CheckpointError(f"{self._checkpoint.source.name} changed while it was open: run the command again.")
+                raise CheckpointError(
+                    f"{self._checkpoint.source.name} changed while it was open: run the command again."
+                )
             return self._make(recipient, out, earlier, advance)
 
     def _earlier(self, recipient: str, out: Path) -> CopyRecord | None:
@@ -175,7 +183,9 @@ class Issuer:
             self.vault.mark_written(record, copy_key, whole)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(f"{out} can't be written ({error.strerror or error}): make room or choose another.") from None
+            raise CheckpointError(
+                f"{out} can't be written ({error.strerror or error}): make room or choose another."
+            ) from None
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -205,7 +215,9 @@ class Issuer:
     def _found(self, record: CopyRecord, out: Path) -> IssuedCopy:
         with open_checkpoint(out) as copy:
             if content_hash(copy.tensors, digest_tensors(copy)) != record.content_hash:
-                raise CheckpointError(f"{out} is not as it was issued to {record.recipient}: move it away to issue a new copy.")
+                raise CheckpointError(
+                    f"{out} is not as it was issued to {record.recipient}: move it away to issue a new copy."
+                )
         if record.state != "issued":
             self.vault.mark_issued(record.copy_id)
         return self._result(record, (), new=False)
@@ -246,5 +258,6 @@ def _check_name(recipient: str, as_folder: bool = False) -> None:
     if not recipient.strip() or len(recipient) > 200 or not recipient.isprintable():
         raise FingerprintError("A recipient's name must have 1 to 200 printable characters.")
     if as_folder and (recipient in {".", ".."} or "/" in recipient or "\\" in recipient or recipient.startswith(".")):
-        raise FingerprintError(f"The recipient {recipient!r} can't name a folder: issue this copy alone, with its own --out.")
-
+        raise FingerprintError(
+            f"The recipient {recipient!r} can't name a folder: issue this copy alone, with its own --out."
+        )

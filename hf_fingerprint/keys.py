@@ -1,7 +1,7 @@
 """Every derivation of key material, in one place, versioned.
 
-A copy issued today must trace in ten years: what is here is frozen by golden vectors in ``tests/test_keys.py``. A change
-of any of it is a new version beside the old one, never an edit.
+A copy issued today must trace in ten years: what is here is frozen by golden vectors in ``tests/test_keys.py``. A
+change of any of it is a new version beside the old one, never an edit.
 
 * `derive`: HKDF-SHA256 (RFC 5869), one label and one context for each purpose.
 * `Stream`: AES-256 in counter mode over zeros, the source of all pseudo-random bits.
@@ -74,8 +74,8 @@ def commitment(copy_key: bytes, recipient: str, content_hash: str) -> str:
         content_hash (`str`): the copy's content hash, hexadecimal.
 
     Returns:
-        `str`: SHA-256 over the domain, the key, the length of the name (8 bytes, big-endian), the name in UTF-8 and the 32
-        bytes of the hash, in hexadecimal.
+        `str`: SHA-256 over the domain, the key, the length of the name (8 bytes, big-endian), the name in UTF-8 and
+        the 32 bytes of the hash, in hexadecimal.
     """
     name = recipient.encode()
     digest = hashlib.sha256(_DOMAIN + b"commitment\0")

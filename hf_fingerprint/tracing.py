@@ -1,8 +1,10 @@
 """From a suspect to the recipients it came from, or to nobody, with a proven bound on false accusation.
 
-    result = trace("org/suspect", vault)     # the vault unlocked
-    for accusation in result.accused:
-        print(accusation.recipient, accusation.log10_false_accusation)
+```python
+result = trace("org/suspect", vault)     # the vault unlocked
+for accusation in result.accused:
+    print(accusation.recipient, accusation.log10_false_accusation)
+```
 """
 
 import math
@@ -29,8 +31,8 @@ class RecipientScore:
         recipient (`str`): whose copy it is.
         copy_id (`str`): its record in the vault.
         score (`float`): in standard deviations of an innocent's score.
-        log10_false_accusation (`float`): decimal logarithm of a bound on the probability that any innocent in the vault would
-            score so high in this trace, whatever was done to the suspect.
+        log10_false_accusation (`float`): decimal logarithm of a bound on the probability that any innocent in the
+            vault would score so high in this trace, whatever was done to the suspect.
         accused (`bool`): whether that is at most alpha.
     """
 
@@ -98,8 +100,8 @@ def trace(
     Args:
         suspect (`str` or `Path`): a folder, a file or a Hub id.
         vault ([`Vault`], `str` or `Path`): the vault, unlocked, or its folder together with `passphrase`.
-        base (`str` or `Path`, *optional*): where the base is, if not where it was registered from, or its id if the vault has
-            several alike; by default the registered base that the suspect resembles most.
+        base (`str` or `Path`, *optional*): where the base is, if not where it was registered from, or its id if the
+            vault has several alike; by default the registered base that the suspect resembles most.
         passphrase (`str`, *optional*): unlocks the vault.
         advance (callable, *optional*): told `(step, done, total)`.
 
@@ -179,7 +181,9 @@ def open_base(base: Base, place: str | Path | None = None) -> Checkpoint:
     try:
         return open_checkpoint(place, weights_only=True)
     except FingerprintError as error:
-        raise VaultError(f"Base {base.base_id} is needed to read a suspect: {error} Or give its place with --base.") from None
+        raise VaultError(
+            f"Base {base.base_id} is needed to read a suspect: {error} Or give its place with --base."
+        ) from None
 
 
 def _find_base(vault: Vault, place: str | Path | None, suspect: Checkpoint) -> tuple[Base, Checkpoint]:
@@ -195,7 +199,9 @@ def _find_base(vault: Vault, place: str | Path | None, suspect: Checkpoint) -> t
         registered = next((base for base in bases if base.content_hash == whole), None)
         if registered is None:
             original.close()
-            raise VaultError(f"{place} is not a base of {vault.folder}: its weights' hash is not on record; give the base itself.")
+            raise VaultError(
+                f"{place} is not a base of {vault.folder}: its weights' hash is not on record; give the base itself."
+            )
         return registered, original
     shares = [
         max(len(match_names(base, suspect)), shapes_in_common(base, suspect)) / len(base.carriers) for base in bases
@@ -223,7 +229,5 @@ def _closest(bases: Sequence[Base], suspect: Checkpoint) -> tuple[Base, Checkpoi
     return best[1], best[2]
 
 
-def _stage(
-    advance: Callable[[str, int, int], None] | None, step: str, total: int
-) -> Callable[[int], None] | None:
+def _stage(advance: Callable[[str, int, int], None] | None, step: str, total: int) -> Callable[[int], None] | None:
     return None if advance is None else lambda done: advance(step, done, total)

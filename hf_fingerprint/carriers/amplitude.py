@@ -1,7 +1,7 @@
 """Where and how strong: the mark's amplitude row by row, and a budget on the output spent over tensors.
 
-A weight's amplitude is `a_k = eps_t * rms(row of k)`, a row being an output channel. To second order the mark changes the
-output by `KL = sum_t eps_t^2 S_t`, S_t being the tensor's sensitivity.
+A weight's amplitude is `a_k = eps_t * rms(row of k)`, a row being an output channel. To second order the mark changes
+the output by `KL = sum_t eps_t^2 S_t`, S_t being the tensor's sensitivity.
 """
 
 import numpy as np
@@ -13,7 +13,9 @@ MAX_EPS = 0.02
 
 def row_rms(values: np.ndarray) -> np.ndarray:
     """Root mean square of each row: `float32` of shape `(rows,)` for values of shape `(rows, columns)`."""
-    return np.sqrt(np.einsum("rc,rc->r", values, values, dtype=np.float64) / max(values.shape[1], 1)).astype(np.float32)
+    return np.sqrt(np.einsum("rc,rc->r", values, values, dtype=np.float64) / max(values.shape[1], 1)).astype(
+        np.float32
+    )
 
 
 def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap: float = MAX_EPS) -> np.ndarray:

@@ -1,9 +1,9 @@
 """The keyed sparse projection X and its adjoint, one streaming pass each.
 
 X has one non-zero, a sign, in every column (M. Charikar, K. Chen, M. Farach-Colton, "Finding frequent items in data
-streams", 2002: a count sketch). Weight `k` of a tensor belongs to position `(offset + k) mod V`; the signs are the bits of
-the tensor's key stream, the offset too is keyed. Rows of X have disjoint support, so they are orthogonal, and the
-reading is additive over tensors, shards and ranks:
+streams", 2002: a count sketch). Weight `k` of a tensor belongs to position `(offset + k) mod V`; the signs are the
+bits of the tensor's key stream, the offset too is keyed. Rows of X have disjoint support, so they are orthogonal, and
+the reading is additive over tensors, shards and ranks:
 
     read:   y_i = sum over the weights k of position i of s_k d_k        (y = X d)
     write:  w_k += a_k s_k b_i                                           (w += a * X^T b)

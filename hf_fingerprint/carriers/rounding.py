@@ -1,8 +1,8 @@
 """Stochastic rounding with a key: what a half-precision weight can't hold it holds on average.
 
 A mark below half a unit in the last place vanishes under rounding to nearest. Rounding up with the probability of the
-remainder keeps its mean, and the reading is a mean. See M. P. Connolly, N. J. Higham, T. Mary, "Stochastic rounding and its
-probabilistic backward error analysis", SIAM J. Sci. Comput. 43 (2021).
+remainder keeps its mean, and the reading is a mean. See M. P. Connolly, N. J. Higham, T. Mary, "Stochastic rounding
+and its probabilistic backward error analysis", SIAM J. Sci. Comput. 43 (2021).
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Which tensors carry the mark: all convolution and linear weights, except the stem and the classifier.
 
-Loaders adapt the stem (other input channels) and drop the classifier (other classes), so neither is a carrier. What they
-are is taken from the model when it can be built, and guessed from names and shapes when it can't.
+Loaders adapt the stem (other input channels) and drop the classifier (other classes), so neither is a carrier. What
+they are is taken from the model when it can be built, and guessed from names and shapes when it can't.
 """
 
 import re
@@ -33,8 +33,8 @@ def can_carry(info: TensorInfo) -> bool:
 def select_by_name(tensors: Mapping[str, TensorInfo]) -> list[str]:
     """Carriers by names and shapes alone, in file order.
 
-    A weight of two to five dimensions is a convolution or linear weight unless its name says embedding or norm. The stem is
-    named so, or reads 3 or 4 channels; the classifier is named so near the root, or is the last matrix of all.
+    A weight of two to five dimensions is a convolution or linear weight unless its name says embedding or norm. The
+    stem is named so, or reads 3 or 4 channels; the classifier is named so near the root, or is the last matrix of all.
     """
     found = [n for n, i in tensors.items() if can_carry(i) and _WEIGHT.search(n) and not _NOT_LINEAR.search(n)]
     found = [n for n in found if not _is_stem(n, tensors[n])]
@@ -50,8 +50,9 @@ def _is_stem(name: str, info: TensorInfo) -> bool:
 
 
 def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[str]:
-    """Carriers from a model that runs: the weights of all convolution and linear modules that take part in a forward pass,
-    but the first to run, those that make the classes, and what timm's configuration calls the stem and the classifier.
+    """Carriers from a model that runs: the weights of all convolution and linear modules that take part in a forward
+    pass, but the first to run, those that make the classes, and what timm's configuration calls the stem and the
+    classifier.
 
     Args:
         model (`torch.nn.Module`): a classifier in evaluation mode.
@@ -89,10 +90,11 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[
 
 
 def logits_of(output: object) -> "torch.Tensor":
-    """The logits in whatever a classifier returns: a tensor, a transformers output, or a tuple that starts with them."""
+    """The logits in whatever a classifier returns: a tensor, a transformers output, or a tuple that starts with
+    them."""
     if isinstance(output, tuple | list):
         output = output[0]
-    return getattr(output, "logits", output)  # type: ignore[return-value]
+    return getattr(output, "logits", output)
 
 
 def _timm_ends(model: "torch.nn.Module") -> set[str]:

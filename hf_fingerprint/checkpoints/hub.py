@@ -7,9 +7,7 @@ from pathlib import Path
 from hf_fingerprint.errors import CheckpointError
 
 
-def fetch_snapshot(
-    repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]]
-) -> tuple[Path, str]:
+def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]]) -> tuple[Path, str]:
     """Downloads the files of one commit that are wanted, or finds them in the cache when the Hub can't be reached.
 
     Args:
@@ -21,7 +19,8 @@ def fetch_snapshot(
         `(folder, commit)`: the snapshot's folder and the commit's hash.
 
     Raises:
-        [`CheckpointError`]: if the repo doesn't exist, isn't open to this account, or can't be reached and isn't cached.
+        [`CheckpointError`]: if the repo doesn't exist, isn't open to this account, or can't be reached and isn't
+        cached.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -43,13 +42,15 @@ def fetch_snapshot(
         raise CheckpointError(f"{at} does not exist: the repo has no such branch, tag or commit.") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            f"{repo} is not on the Hub, or is private: check the id, and log in with a token that may read it (hf auth login)."
+            f"{repo} is not on the Hub, or is private: check the id, and log in with a token that may read it (hf "
+            f"auth login)."
         ) from None
     except Exception as unreachable:  # the client's transport errors have no common class over its versions
         try:
             folder = snapshot_download(repo, revision=revision, local_files_only=True)
         except Exception:
             raise CheckpointError(
-                f"{at} can't be fetched ({type(unreachable).__name__}) and is not in the local cache: check the connection."
+                f"{at} can't be fetched ({type(unreachable).__name__}) and is not in the local cache: check the "
+                f"connection."
             ) from None
         return Path(folder), Path(folder).name

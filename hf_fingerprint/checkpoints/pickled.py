@@ -41,7 +41,8 @@ def load_pickled(
         `(infos, memory, shared)`: the tensors, their bytes as `uint8`, and pairs of names that share one memory.
 
     Raises:
-        [`CheckpointError`]: if a file isn't a plain dictionary of tensors, or holds anything that only a real unpickler reads.
+        [`CheckpointError`]: if a file isn't a plain dictionary of tensors, or holds anything that only a real
+        unpickler reads.
     """
     infos, memory, shared = [], {}, []
     for number, path in enumerate(paths):
@@ -49,7 +50,9 @@ def load_pickled(
         for name, tensor in _state_dict(path).items():
             dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
             if dtype is None or tensor.layout is not _torch().strided:
-                raise CheckpointError(f"{path}: tensor {name} is of type {tensor.dtype}, which can't be read: convert it.")
+                raise CheckpointError(
+                    f"{path}: tensor {name} is of type {tensor.dtype}, which can't be read: convert it."
+                )
             raw = tensor.detach().contiguous().reshape(-1).view(_torch().uint8).numpy()
             if tensor.numel() and seen.setdefault(tensor.data_ptr(), str(name)) != str(name):
                 shared.append((seen[tensor.data_ptr()], str(name)))
@@ -62,7 +65,9 @@ def _torch() -> Any:
     try:
         import torch
     except ModuleNotFoundError:
-        raise CheckpointError("Reading .bin and .pth files needs PyTorch: pip install hf-fingerprint[models].") from None
+        raise CheckpointError(
+            "Reading .bin and .pth files needs PyTorch: pip install hf-fingerprint[models]."
+        ) from None
     return torch
 
 
@@ -78,13 +83,17 @@ def _state_dict(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors, and loading that could run its code: get the model as safetensors."
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint ({type(error).__name__}): get it again.") from None
+        raise CheckpointError(
+            f"{path} is not a whole PyTorch checkpoint ({type(error).__name__}): get it again."
+        ) from None
     for wrapper in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
             break
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors: export its weights.")
+        raise CheckpointError(
+            f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors: export its weights."
+        )
     tensors = {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: is it the right file?")

@@ -1,9 +1,11 @@
 """One reader for every form of checkpoint: tensor by tensor, block of rows by block of rows, never the whole model.
 
-    with open_checkpoint("org/name") as checkpoint:
-        for name, info in checkpoint.tensors.items():
-            for rows, raw in checkpoint.blocks(info):
-                values = to_float32(raw, info.dtype)
+```python
+with open_checkpoint("org/name") as checkpoint:
+    for name, info in checkpoint.tensors.items():
+        for rows, raw in checkpoint.blocks(info):
+            values = to_float32(raw, info.dtype)
+```
 """
 
 import hashlib
@@ -65,7 +67,9 @@ class Checkpoint:
         for name, shard in json.loads(self.source.index.read_text())["weight_map"].items():
             info = self.tensors.get(name)
             if info is None or info.file != shards[shard]:
-                raise CheckpointError(f"{self.source.index} places tensor {name} in {shard}, which lacks it: get it again.")
+                raise CheckpointError(
+                    f"{self.source.index} places tensor {name} in {shard}, which lacks it: get it again."
+                )
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -85,7 +89,9 @@ class Checkpoint:
         """Size and time of change of each weight file: equal as long as nobody changed them."""
         return [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in self.source.weights)]
 
-    def read(self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    def read(
+        self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given (which must be large enough)."""
         count = (info.nbytes if stop is None else stop) - start
         if self._memory:

@@ -1,7 +1,7 @@
 """The layout of one .safetensors file: where each tensor's bytes lie.
 
-The `safetensors` library checks the file (sizes, offsets, overlaps, truncation); it doesn't tell the offsets, which is all
-that is read here: 8 bytes of header length, little-endian, the header in JSON, the data.
+The `safetensors` library checks the file (sizes, offsets, overlaps, truncation); it doesn't tell the offsets, which is
+all that is read here: 8 bytes of header length, little-endian, the header in JSON, the data.
 """
 
 import json
@@ -72,10 +72,14 @@ def read_layout(path: Path, file: int = 0) -> tuple[int, list[TensorInfo]]:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > MAX_HEADER:
-                raise CheckpointError(f"{path} has a header of {length} bytes, which no model has: get the file again.")
+                raise CheckpointError(
+                    f"{path} has a header of {length} bytes, which no model has: get the file again."
+                )
             header = json.loads(stream.read(length))
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a whole, well-formed safetensors file ({error}): get it again.") from None
+        raise CheckpointError(
+            f"{path} is not a whole, well-formed safetensors file ({error}): get it again."
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
     start = 8 + length

@@ -1,9 +1,11 @@
 """What a model's name means: a folder, a file or a Hub id, and which files hold its weights.
 
-    resolve("models/lite0")                 a timm or transformers folder
-    resolve("model.safetensors")            one file
-    resolve("org/name"), resolve("org/name@v2"), resolve("hf-hub:org/name")
-    resolve("local-dir:models/lite0")
+```python
+resolve("models/lite0")  # a timm or transformers folder
+resolve("model.safetensors")  # one file
+resolve("org/name"), resolve("org/name@v2"), resolve("hf-hub:org/name")
+resolve("local-dir:models/lite0")
+```
 """
 
 import json
@@ -17,11 +19,13 @@ from hf_fingerprint.errors import CheckpointError
 
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".tflite", ".pb")
-_WEIGHTS += (".npz", ".npy", ".gguf", ".ot", ".pkl", ".pickle", ".mlmodel", ".keras", ".onnx_data")
+_WEIGHTS = tuple(
+    [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".tflite", ".pb", ".npz", ".npy", ".gguf", ".ot", ".pkl", ".pickle", ".mlmodel"]
+)
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-_PREFERRED = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.safetensors.index.json")
-_PREFERRED += ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pth", "*.pt", "*.ckpt")
+_PREFERRED = (
+    ["model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pth", "*.pt", "*.ckpt"]
+)
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "adapter_model.*")
 
 
@@ -54,7 +58,8 @@ class Source:
         """The model's other files: `(to_copy, unmarked)`, the latter holding weights in another form."""
         if not self.whole_folder:
             return [], []
-        copy, unmarked = [], []
+        copy: list[Path] = []
+        unmarked: list[Path] = []
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder)
             hidden = relative.parts[0] in {".git", ".cache"}
@@ -76,15 +81,16 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
     """Finds a model by path or Hub id, downloading it if need be.
 
     Args:
-        name (`str` or `Path`): a folder, a weight file, `org/name[@revision]`, `hf-hub:org/name` or `local-dir:folder`. An
-            existing path wins over a Hub id of the same spelling.
+        name (`str` or `Path`): a folder, a weight file, `org/name[@revision]`, `hf-hub:org/name` or
+            `local-dir:folder`. An existing path wins over a Hub id of the same spelling.
         weights_only (`bool`, *optional*, defaults to `False`): from the Hub, fetch the weights and no other file.
 
     Returns:
         [`Source`]
 
     Raises:
-        [`CheckpointError`]: if there is no such model, it has no weights that can be read, or its files point elsewhere.
+        [`CheckpointError`]: if there is no such model, it has no weights that can be read, or its files point
+        elsewhere.
     """
     text = str(name)
     path = Path(text.removeprefix("local-dir:"))
@@ -92,7 +98,9 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
         return _local(path.resolve() if path.is_dir() else path.absolute())
     match = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if match is None or text.startswith("local-dir:"):
-        raise CheckpointError(f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling.")
+        raise CheckpointError(
+            f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
+        )
     return _from_hub(match["repo"], match["revision"], weights_only)
 
 
@@ -122,8 +130,12 @@ def choose_weights(names: Iterable[str], where: str) -> str:
         if len(found) == 1:
             return found[0]
         if found and not pattern.endswith(".index.json") and not any(n.endswith(".index.json") for n in candidates):
-            raise CheckpointError(f"{where} has several weight files ({', '.join(sorted(found))}): name the one to use.")
-    raise CheckpointError(f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?")
+            raise CheckpointError(
+                f"{where} has several weight files ({', '.join(sorted(found))}): name the one to use."
+            )
+    raise CheckpointError(
+        f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?"
+    )
 
 
 def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -> Source:
@@ -145,7 +157,8 @@ def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -
 
 
 def _inside(path: Path, folder: Path) -> None:
-    """Refuses what is missing, not a regular file, or a link out of the model's folder (the Hub cache's blobs are in)."""
+    """Refuses what is missing, not a regular file, or a link out of the model's folder (the Hub cache's blobs are
+    in)."""
     if not path.exists():
         raise CheckpointError(f"{path} is missing: get the model again, all of its files.")
     if not path.is_file():

@@ -50,7 +50,8 @@ def write_copy(
     Args:
         checkpoint ([`Checkpoint`]): the open source.
         folder (`Path`): an existing, empty folder.
-        rewrites (mapping): for each tensor to change, a function that is given its bytes block of rows by block of rows, in
+        rewrites (mapping): for each tensor to change, a function that is given its bytes block of rows by block of
+            rows, in
             order (`uint8`, valid during the call), and returns as many new ones.
         advance (callable, *optional*): told the bytes written.
 
@@ -98,7 +99,8 @@ def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:
         if checkpoint.shared:
             first, second = checkpoint.shared[0]
             raise CheckpointError(
-                f"{source.name}: tensors {first} and {second} are one, which only a pickle can say: save it as safetensors."
+                f"{source.name}: tensors {first} and {second} are one, which only a pickle can say: save it as "
+                f"safetensors."
             )
         return [folder / CONVERTED]
     targets = [folder / path.relative_to(source.folder) for path in source.weights]

@@ -1,7 +1,8 @@
-"""Codes for recipients: codewords from copy keys, scores, bounds on false accusation, joint decoding. Knows no model."""
+"""Codes for recipients: codewords from copy keys, scores, bounds on false accusation, joint decoding. Knows no
+model."""
 
-from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_formula, coalition_by_simulation
+from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.decoding import Decoding, decode
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.tardos import Tardos

@@ -1,8 +1,9 @@
 """How unlikely a score is for an innocent: exact tail bounds, no Gaussian approximation.
 
-An innocent's codeword is independent of the suspect and of everything computed from it, because the pirates never saw it. So
-given the score function h, computed from the suspect alone, the score `S = sum_i h_i (b_i - mu_i)` is a sum of independent
-terms with known distributions, whatever was done to the suspect, and Chernoff's inequality bounds its tail:
+An innocent's codeword is independent of the suspect and of everything computed from it, because the pirates never saw
+it. So given the score function h, computed from the suspect alone, the score `S = sum_i h_i (b_i - mu_i)` is a sum of
+independent terms with known distributions, whatever was done to the suspect, and Chernoff's inequality bounds its
+tail:
 
     P(S >= t) <= exp(K(s) - s t)   for every s > 0,   K(s) = sum_i log E exp(s h_i (b_i - mu_i))
 

@@ -1,9 +1,10 @@
 """How many colluders a code withstands: by formula where there is one, by simulation where there is none.
 
-Pirates who hold c copies choose, weight by weight, among the values they see. At one position all the weights carry the
-same bit under keyed signs, so a strategy that looks at values (minimum, maximum) acts on half the weights one way and on
-half the other, and a strategy that looks at how many agree (median, minority) acts on all alike. That makes every strategy a
-function of the pirates' bits at a position, and a simulation of V positions is one of the whole model.
+Pirates who hold c copies choose, weight by weight, among the values they see. At one position all the weights carry
+the same bit under keyed signs, so a strategy that looks at values (minimum, maximum) acts on half the weights one way
+and on half the other, and a strategy that looks at how many agree (median, minority) acts on all alike. That makes
+every strategy a function of the pirates' bits at a position, and a simulation of V positions is one of the whole
+model.
 """
 
 import hashlib
@@ -92,7 +93,9 @@ def coalition_by_formula(codebook: Codebook, recipients: int, alpha: float, nois
     size = 0
     while size < recipients and expected_score(codebook, size + 1, noise) >= needed:
         size += 1
-    return CertifiedCoalition(size, f"formula for averaging, noise {noise:.2g} per position, 3 standard deviations kept")
+    return CertifiedCoalition(
+        size, f"formula for averaging, noise {noise:.2g} per position, 3 standard deviations kept"
+    )
 
 
 def coalition_by_simulation(
@@ -121,7 +124,8 @@ def coalition_by_simulation(
             high = size
     return CertifiedCoalition(
         low,
-        f"simulation, {trials} trials of each of {', '.join(STRATEGIES)}, noise {noise:.2g} per position, all colluders accused",
+        f"simulation, {trials} trials of each of {', '.join(STRATEGIES)}, noise {noise:.2g} per position, all "
+        f"colluders accused",
     )
 
 
@@ -133,5 +137,7 @@ def caught_in_simulation(
     rng = np.random.default_rng([trial, colluders])
     values = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
     reading = STRATEGIES[strategy](values, rng) + noise * rng.standard_normal(codebook.length)
-    share = alpha * colluders / recipients  # decode() pays for the keys it is given; the rest of the vault is paid here
+    share = (
+        alpha * colluders / recipients
+    )  # decode() pays for the keys it is given; the rest of the vault is paid here
     return len(decode(codebook, keys, reading, np.ones(codebook.length), share).accused)

@@ -1,8 +1,8 @@
 """What a code is: bit strings for recipients from their copy keys, and their scores against a reading.
 
 A codeword is `b` in {-1, +1}^V, position `i` being +1 with probability `p_i`, independently, drawn from the stream of
-the recipient's copy key. The probabilities are multiples of 2^-16, so that they are exact and so is the bound built on them.
-Codewords are made in blocks and dropped again: a million recipients never stand in memory together.
+the recipient's copy key. The probabilities are multiples of 2^-16, so that they are exact and so is the bound built on
+them. Codewords are made in blocks and dropped again: a million recipients never stand in memory together.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +33,8 @@ class Codebook(ABC):
     def __init__(self, length: int):
         if length % 8 or not MIN_LENGTH <= length <= MAX_LENGTH:
             raise CodeError(
-                f"A code of {length} positions can't be made: choose a multiple of 8 from {MIN_LENGTH} to {MAX_LENGTH}."
+                f"A code of {length} positions can't be made: choose a multiple of 8 from {MIN_LENGTH} to "
+                f"{MAX_LENGTH}."
             )
         self.length = length
 
@@ -56,8 +57,8 @@ class Codebook(ABC):
         """Score functions for a centred reading: `float64` of shape `(H, V)`, a function of the reading alone.
 
         Args:
-            residual (`np.ndarray` of shape `(V,)`): the reading less what is common to all copies and what the recipients
-                already accused explain.
+            residual (`np.ndarray` of shape `(V,)`): the reading less what is common to all copies and what the
+                recipients already accused explain.
         """
 
     @cached_property
@@ -77,7 +78,8 @@ class Codebook(ABC):
             copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
 
         Yields:
-            `(rows, bits)`: which keys, and their bits as `bool` of shape `(len(rows), V)`, overwritten by the next block.
+            `(rows, bits)`: which keys, and their bits as `bool` of shape `(len(rows), V)`, overwritten by the next
+            block.
         """
         count = min(BLOCK, len(copy_keys))
         stream = np.empty((count, self.stream_bytes), np.uint8)

@@ -1,9 +1,9 @@
 """From a reading to accusations: joint decoding in rounds, each accusation a theorem.
 
-Round by round: project out what is common to all copies and what the recipients accused so far explain, score everybody on
-the rest, accuse whoever the bound allows. As long as no innocent has crossed, what is projected out depends on the
-pirates' codewords alone, so with n recipients, R rounds and a bank of H score functions an innocent is accused with
-probability at most `n R H p`, and a recipient is accused iff that is at most alpha.
+Round by round: project out what is common to all copies and what the recipients accused so far explain, score
+everybody on the rest, accuse whoever the bound allows. As long as no innocent has crossed, what is projected out
+depends on the pirates' codewords alone, so with n recipients, R rounds and a bank of H score functions an innocent is
+accused with probability at most `n R H p`, and a recipient is accused iff that is at most alpha.
 """
 
 import math
@@ -28,8 +28,8 @@ class Decoding:
     Attributes:
         accused (`tuple[int, ...]`): indices of the accused, in the order of accusation.
         scores (`np.ndarray` of shape `(n,)`): the score that proves most, in standard deviations of an innocent's.
-        log_bounds (`np.ndarray` of shape `(n,)`): natural logarithm of the bound on the probability that any innocent of the n
-            would score so high in any round; at most 0.
+        log_bounds (`np.ndarray` of shape `(n,)`): natural logarithm of the bound on the probability that any innocent
+            of the n would score so high in any round; at most 0.
         threshold (`float`): the score beyond which the first round accuses (of the bank, the highest).
         rounds (`int`): rounds run.
     """
@@ -47,7 +47,8 @@ def residual_reading(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, 
     Args:
         codebook ([`Codebook`]): the code.
         reading (`np.ndarray` of shape `(V,)`): weighted sums; a mark of strength 1 reads as `mass * b`.
-        mass (`np.ndarray` of shape `(V,)`): the weight behind each position, inverse to the variance of `reading / mass`.
+        mass (`np.ndarray` of shape `(V,)`): the weight behind each position, inverse to the variance of `reading /
+            mass`.
         accused (`np.ndarray` of shape `(k, V)`): their bits.
 
     Returns:
@@ -105,7 +106,7 @@ def decode(
             if n > CANDIDATES:  # decide among the highest scorers only: the union over all n covers whichever they are
                 scores = codebook.scores(copy_keys, functions, advance).max(axis=1)
                 candidates = np.sort(np.argpartition(scores, -CANDIDATES)[-CANDIDATES:])
-            packed = codebook.packed([copy_keys[i] for i in candidates])
+            packed = codebook.packed([copy_keys[int(i)] for i in candidates])
         exact = codebook.packed_scores(packed, functions)
         exact[np.searchsorted(candidates, accused)] = -np.inf
         if rounds > 1 and not (exact >= thresholds).any():

@@ -1,8 +1,9 @@
 """The Tardos code: position `i` is +1 with a secret probability `p_i` drawn from the arcsine distribution.
 
 G. Tardos, "Optimal probabilistic fingerprint codes", STOC 2003; the cut-off 1/(300 c) is his. With biased positions no
-strategy that picks among the pirates' values can hide all of them: where all hold the same value it must show, and where
-one stands out it is worth more than a fair coin. The scores are our own, for readings that are sums and not bits.
+strategy that picks among the pirates' values can hide all of them: where all hold the same value it must show, and
+where one stands out it is worth more than a fair coin. The scores are our own, for readings that are sums and not
+bits.
 """
 
 import math

@@ -43,8 +43,8 @@ def shapes_in_common(base: Base, suspect: Checkpoint) -> int:
 def match_tensors(base: Base, original: Checkpoint, suspect: Checkpoint) -> dict[str, TensorInfo]:
     """The counterparts of the carriers in the suspect.
 
-    A carrier whose namesake has its shape and looks like it is matched to it. The others are matched within each shape to what
-    is most similar on a sample of rows, one to one, and failing that to their namesake, or to nothing.
+    A carrier whose namesake has its shape and looks like it is matched to it. The others are matched within each shape
+    to what is most similar on a sample of rows, one to one, and failing that to their namesake, or to nothing.
 
     Args:
         base ([`Base`]): the registered base.
@@ -63,7 +63,9 @@ def match_tensors(base: Base, original: Checkpoint, suspect: Checkpoint) -> dict
         if carrier.name not in matches:
             open_carriers[base.tensors[carrier.name].shape].append(carrier.name)
     for shape, names in open_carriers.items():
-        free = [i for i in suspect.tensors.values() if i.shape == shape and i.dtype in READABLE and i.name not in taken]
+        free = [
+            i for i in suspect.tensors.values() if i.shape == shape and i.dtype in READABLE and i.name not in taken
+        ]
         if free:
             drawn = [_sample(suspect, info) for info in free]
             likeness = np.array([[_cosine(samples[name], sample) for sample in drawn] for name in names])

@@ -26,8 +26,8 @@ class Lineage:
     """Whether the suspect's weights descend from the base at all. A description: no accusation depends on it.
 
     Attributes:
-        descends (`bool`): whether the matched weights correlate with the base's (cosine of 0.2 or more; models trained apart
-            are at 0).
+        descends (`bool`): whether the matched weights correlate with the base's (cosine of 0.2 or more; models trained
+            apart are at 0).
         cosine (`float`): over all weights read.
         drift (`float`): norm of the difference, relative to the base's weights.
     """
@@ -84,7 +84,8 @@ def read_suspect(
             part = read_tensor(base, carrier, original, suspect, matches[carrier.name], pool)
             if part.digest != base.tensors[carrier.name].digest:
                 raise CheckpointError(
-                    f"{original.source.name}: tensor {carrier.name} is not the one that was registered: give the base itself."
+                    f"{original.source.name}: tensor {carrier.name} is not the one that was registered: give the "
+                    f"base itself."
                 )
             values += part.weight * part.sums
             mass += part.weight * part.counts
@@ -112,5 +113,6 @@ def check_base_layout(base: Base, original: Checkpoint) -> None:
         info, record = original.tensors.get(carrier.name), base.tensors[carrier.name]
         if info is None or (info.dtype, info.shape) != (record.dtype, record.shape):
             raise CheckpointError(
-                f"{original.source.name} is not base {base.base_id}: its tensor {carrier.name} is missing or differs; give the base."
+                f"{original.source.name} is not base {base.base_id}: its tensor {carrier.name} is missing or "
+                f"differs; give the base."
             )

@@ -1,8 +1,9 @@
 """What the suspect's weights say: `y = X (w - w_ref) / a`, with doubtful weights dropped, clipped and down-weighted.
 
-Per tensor: the difference to the base in units of the mark's amplitude, without weights that are exactly 0 (pruned) or not
-finite, clipped at a few robust standard deviations, and weighted by the inverse of its variance: fine-tuning moves some
-tensors a hundred times more than others, and a tensor that drifted far should say little. None of it looks at a codeword.
+Per tensor: the difference to the base in units of the mark's amplitude, without weights that are exactly 0 (pruned) or
+not finite, clipped at a few robust standard deviations, and weighted by the inverse of its variance: fine-tuning moves
+some tensors a hundred times more than others, and a tensor that drifted far should say little. None of it looks at a
+codeword.
 """
 
 import hashlib
@@ -79,7 +80,9 @@ def read_tensor(
         hashed = pool.submit(digest.update, raw)
         count = (rows.stop - rows.start) * info.row_bytes
         buffer = buffer if len(buffer) >= count else np.empty(count, np.uint8)
-        theirs = to_float32(suspect.read(info, rows.start * info.row_bytes, rows.start * info.row_bytes + count, buffer), info.dtype)
+        theirs = to_float32(
+            suspect.read(info, rows.start * info.row_bytes, rows.start * info.row_bytes + count, buffer), info.dtype
+        )
         ours = to_float32(raw, own.dtype)
         lost = _lost(theirs)
         if lost is not None:

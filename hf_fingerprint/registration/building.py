@@ -80,7 +80,11 @@ def _with_timm(source: Source, config: dict[str, Any]) -> BuiltModel:
     )
     data = resolve_model_data_config(module)
     return BuiltModel(
-        module.float().eval(), data["input_size"], data["mean"], data["std"], create_transform(**data, is_training=False)
+        module.float().eval(),
+        data["input_size"],
+        data["mean"],
+        data["std"],
+        create_transform(**data, is_training=False),
     )
 
 
@@ -109,12 +113,12 @@ def _with_transformers(source: Source, config: dict[str, Any]) -> BuiltModel:
         scaled = pil_to_tensor(image.convert("RGB").resize((size[2], size[1]))).float() / 255
         return normalize(scaled, list(mean), list(std))
 
-    return BuiltModel(module.eval(), size, mean, std, preprocess)  # type: ignore[arg-type]
+    return BuiltModel(module.eval(), size, mean, std, preprocess)
 
 
 def _image_size(processor: Any, config: Any) -> tuple[int, int]:
-    for size in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
-        if size is not None and "height" in size:
-            return size["height"], size["width"]
+    for given in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
+        if given is not None and "height" in given:
+            return given["height"], given["width"]
     size = getattr(config, "image_size", 224)
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -43,8 +43,8 @@ def user_images(folder: Path, model: BuiltModel, count: int = IMAGES) -> "torch.
 
 
 def synthetic_images(model: BuiltModel, count: int = IMAGES, seed: int = 0) -> "torch.Tensor":
-    """Random images whose amplitude falls as one over frequency, as that of photographs does (D. J. Field, J. Opt. Soc. Am. A
-    4 (1987)), with random colours and contrasts, in the model's normalisation.
+    """Random images whose amplitude falls as one over frequency, as that of photographs does (D. J. Field, J. Opt.
+    Soc. Am. A 4 (1987)), with random colours and contrasts, in the model's normalisation.
 
     Returns:
         `torch.Tensor` of shape `(count, channels, height, width)`, the same for the same seed.

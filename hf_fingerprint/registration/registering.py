@@ -1,4 +1,5 @@
-"""A base becomes known, once: its hash, carriers, amplitudes, code and secret. Its copies then cost a pass over the file."""
+"""A base becomes known, once: its hash, carriers, amplitudes, code and secret. Its copies then cost a pass over the
+file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from hf_fingerprint.carriers import TensorMarker, can_carry, row_rms, select_by_name, select_from_model, spend_budget
+from hf_fingerprint.carriers.amplitude import MAX_EPS
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.codes.coalition import expected_score
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.keys import new_secret
-from hf_fingerprint.registration.building import BuiltModel, build_model, names_in_file
+from hf_fingerprint.registration.building import build_model, names_in_file
 from hf_fingerprint.registration.inputs import synthetic_images, user_images
 from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sensitivity
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord, Vault
@@ -22,6 +24,7 @@ from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord, Vault
 MAX_LENGTH = 65536
 WEIGHTS_PER_POSITION = 40
 UNCALIBRATED_EPS = 0.003
+MEASUREMENTS = 6
 DRIFT = 0.02
 Report = Callable[[str], None]
 
@@ -33,7 +36,8 @@ class Settings:
     Attributes:
         max_kl (`float`): the output budget: the largest mean KL divergence between base and copy, in nats.
         calibration (`Path` or `None`): a folder of images to measure it on; synthetic ones if `None`.
-        coalition (`int`): the number of colluders to design the code for; up to 2 gives fair signs, more a Tardos code.
+        coalition (`int`): the number of colluders to design the code for; up to 2 gives fair signs, more a Tardos
+            code.
         recipients_planned (`int`): the number of recipients that the certified coalition is worked out for.
         alpha (`float`): the bound on the probability that a trace accuses any innocent.
     """
@@ -64,7 +68,8 @@ def register(
     Args:
         model (`str`, `Path` or [`Checkpoint`]): a path, a Hub id, or an open checkpoint.
         vault ([`Vault`]): the vault.
-        settings ([`Settings`], *optional*): defaults, for a new base; for a known one they must agree with its record if given.
+        settings ([`Settings`], *optional*): defaults, for a new base; for a known one they must agree with its record
+            if given.
         report (callable, *optional*): told each step, for progress.
 
     Raises:
@@ -92,7 +97,7 @@ def _check_same(base: Base, settings: Settings) -> None:
         )
 
 
-class _left_open:  # noqa: N801
+class _left_open:
     """A context manager that hands on a checkpoint whose owner closes it."""
 
     def __init__(self, checkpoint: Checkpoint):
@@ -109,9 +114,7 @@ def _silent(step: str) -> None:
     pass
 
 
-def examine(
-    checkpoint: Checkpoint, digests: dict[str, str], settings: Settings, report: Report | None = None
-) -> Base:
+def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings, report: Report | None = None) -> Base:
     """Works out everything about a base, with a fresh model secret, without recording it.
 
     Args:
@@ -134,7 +137,8 @@ def examine(
         mapping = {names[n]: n for n in chosen if can_carry(checkpoint.tensors[names[n]])}
     elif settings.calibration:
         raise CarrierError(
-            f"{checkpoint.source.name} can't be built, so images can't calibrate it: give its folder, with config.json."
+            f"{checkpoint.source.name} can't be built, so images can't calibrate it: give its folder, with "
+            f"config.json."
         )
     selected = [n for n in checkpoint.tensors if n in mapping] or select_by_name(checkpoint.tensors)
     report("reading the carriers")
@@ -151,13 +155,16 @@ def examine(
         sensitivity = measure_sensitivity(model.module, images, [mapping[n] for n in selected])
         eps = spend_budget(settings.max_kl, sensitivity, np.array([_weights(checkpoint, n) for n in selected]))
         codeword = codebook.packed([new_secret()])[0]
-        for _ in range(4):  # the second order is an estimate; the budget is kept on what is measured
+        for _ in range(MEASUREMENTS):  # the second order is an estimate; the budget is spent by what is measured
             carriers = _carriers(selected, eps, rms)
             marked = {mapping[c.name]: _marked(checkpoint, c, secret, codeword) for c in carriers}
             kl, agreement = compare_outputs(model.module, images, marked)
-            if kl <= settings.max_kl or not eps.any():
+            if 0.8 * settings.max_kl <= kl <= settings.max_kl or (kl < settings.max_kl and (eps >= MAX_EPS).all()):
                 break
-            eps = eps * np.sqrt(0.95 * settings.max_kl / kl)
+            kept = eps
+            eps = np.minimum(MAX_EPS, eps * np.sqrt(0.9 * settings.max_kl / max(kl, 0.05 * settings.max_kl)))
+        else:
+            eps = kept
     carriers = _carriers(selected, eps, rms)
 
     report("working out the certified coalition")
@@ -204,8 +211,8 @@ def drift_noise(carriers: tuple[Carrier, ...], weights: dict[str, int], length: 
         carriers (`tuple[Carrier, ...]`): the carriers.
         weights (`dict[str, int]`): how many weights each has.
         length (`int`): V.
-        drift (`float`, *optional*, defaults to 0.02): standard deviation of the drift, relative to the rows' root mean square:
-            about a fine-tuning with AdamW at 1e-4.
+        drift (`float`, *optional*, defaults to 0.02): standard deviation of the drift, relative to the rows' root mean
+            square: about a fine-tuning with AdamW at 1e-4.
     """
     energy = sum(weights[carrier.name] * carrier.eps**2 for carrier in carriers) / length
     return drift / np.sqrt(energy) if energy else float("inf")
@@ -215,8 +222,6 @@ def predicted_score(base: Base, drift: float = DRIFT) -> float:
     """The score that one leaked copy is expected to have after a drift, by formula."""
     weights = {carrier.name: int(np.prod(base.tensors[carrier.name].shape)) for carrier in base.carriers}
     return expected_score(base.codebook(), 1, drift_noise(base.carriers, weights, base.length, drift))
-
-
 
 
 def _weights(checkpoint: Checkpoint, name: str) -> int:

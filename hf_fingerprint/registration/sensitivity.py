@@ -1,9 +1,10 @@
 """How much each tensor's mark moves the output, for all tensors by a few backward passes.
 
-To second order the KL divergence between the outputs before and after a change d of the weights is `d^T F d / 2`, F being
-the Fisher information of the classes. For a mark of random signs and amplitude `a_k` its mean is `sum_k a_k^2 F_kk / 2`.
-`F_kk = E (g_k^2)` with g the gradient of `z . u`, z the logits and u random with covariance `diag(p) - p p^T`; since u is
-independent from image to image, one backward pass over a batch estimates the sum over its images without bias.
+To second order the KL divergence between the outputs before and after a change d of the weights is `d^T F d / 2`, F
+being the Fisher information of the classes. For a mark of random signs and amplitude `a_k` its mean is `sum_k a_k^2
+F_kk / 2`. `F_kk = E (g_k^2)` with g the gradient of `z . u`, z the logits and u random with covariance `diag(p) - p
+p^T`; since u is independent from image to image, one backward pass over a batch estimates the sum over its images
+without bias.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
 """Sealing copy keys to the tracing identity, with age (X25519, ChaCha20-Poly1305), and guarding the identity itself.
 
-Whoever issues needs the public key only. The identity is an age identity in a passphrase-encrypted age file, so the age
-command line tool opens it too.
+Whoever issues needs the public key only. The identity is an age identity in a passphrase-encrypted age file, so the
+age command line tool opens it too.
 """
 
 import json
@@ -76,7 +76,8 @@ class Opener:
         belongs = (copy_id, base_id, recipient)
         if content is None or (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
             raise VaultError(
-                f"The record of copy {copy_id} ({recipient}) was tampered with or sealed to another identity: restore a backup."
+                f"The record of copy {copy_id} ({recipient}) was tampered with or sealed to another identity: "
+                f"restore a backup."
             )
         if len(key) != SECRET_BYTES:
             raise VaultError(f"The record of copy {copy_id} ({recipient}) holds no usable key: restore a backup.")

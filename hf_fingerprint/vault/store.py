@@ -1,4 +1,4 @@
-"""The vault: one SQLite file with the model secrets and the record of who got what, beside the locked tracing identity.
+"""The vault: one SQLite file with the model secrets and the record of who got what, beside its locked identity.
 
     vault = Vault.create("vault", passphrase)     # on the machine that will trace
     vault = Vault("vault")                        # to issue: no passphrase
@@ -46,7 +46,8 @@ class Vault:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
         if meta.get("format") != str(FORMAT):
             raise VaultError(
-                f"{self.folder} has vault format {meta.get('format')} and this version reads {FORMAT}: upgrade hf-fingerprint."
+                f"{self.folder} has vault format {meta.get('format')} and this version reads {FORMAT}: upgrade "
+                f"hf-fingerprint."
             )
         self.public_key = meta["public_key"]
 
@@ -94,7 +95,9 @@ class Vault:
             finally:
                 connection.close()
         except sqlite3.DatabaseError as error:
-            raise VaultError(f"{self.folder / DATABASE} can't be used as a vault ({error}): restore a backup.") from None
+            raise VaultError(
+                f"{self.folder / DATABASE} can't be used as a vault ({error}): restore a backup."
+            ) from None
 
     def unlock(self, passphrase: str, identity: Path | None = None) -> None:
         """Opens the tracing identity, which reading copy keys needs.
@@ -105,7 +108,9 @@ class Vault:
         """
         opener = open_identity(identity or self.folder / IDENTITY, passphrase)
         if opener.public_key != self.public_key:
-            raise PassphraseError(f"The identity opened is not the one of {self.folder}: give the one it was made with.")
+            raise PassphraseError(
+                f"The identity opened is not the one of {self.folder}: give the one it was made with."
+            )
         self._opener = opener
 
     @property
@@ -131,18 +136,22 @@ class Vault:
             connection.execute("INSERT OR IGNORE INTO bases VALUES (?, ?, ?, ?, ?, ?)", base_to_row(base))
         stored = self.base_with_hash(base.content_hash)
         if stored is None:
-            raise VaultError(f"{self.folder}: base {base.base_id} clashes with another one's digits: use another vault.")
+            raise VaultError(
+                f"{self.folder}: base {base.base_id} clashes with another one's digits: use another vault."
+            )
         return stored
 
-    def begin_copy(self, base: Base, recipient: str, out: Path, again: CopyRecord | None = None) -> tuple[CopyRecord, bytes]:
+    def begin_copy(
+        self, base: Base, recipient: str, out: Path, again: CopyRecord | None = None
+    ) -> tuple[CopyRecord, bytes]:
         """Records a copy before its first byte is written.
 
         Args:
             base ([`Base`]): the registered base.
             recipient (`str`): whose copy it will be.
             out (`Path`): where it will be.
-            again ([`CopyRecord`], *optional*): a record in state `"begun"` that was never written; it is used again, with a new
-                key, since its old one is forgotten and marked nothing.
+            again ([`CopyRecord`], *optional*): a record in state `"begun"` that was never written; it is used again,
+                with a new key, since its old one is forgotten and marked nothing.
 
         Returns:
             `(record, copy_key)`: the key is stored sealed only; forget it when the copy is written.
@@ -197,11 +206,14 @@ class Vault:
             [`VaultError`]: if the record was tampered with.
         """
         if self._opener is None:
-            raise PassphraseError(f"{self.folder} is locked: reading copy keys needs the tracing identity's passphrase.")
+            raise PassphraseError(
+                f"{self.folder} is locked: reading copy keys needs the tracing identity's passphrase."
+            )
         key = self._opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
         if record.content_hash and commitment(key, record.recipient, record.content_hash) != record.commitment:
             raise VaultError(
-                f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a backup."
+                f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a "
+                f"backup."
             )
         return key
 

@@ -1,0 +1,62 @@
+"""The command line: parses, calls, prints. Exit codes: 0 done or someone accused, 1 nobody accused, 2 an error."""
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+import hf_fingerprint
+from hf_fingerprint.cli import commands, vault_commands
+from hf_fingerprint.errors import FingerprintError
+
+
+# recent typer brings its own click and older versions use the public one, so the class is found through typer
+_UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_VARIABLE = "HF_FINGERPRINT_TRACEBACK"
+EPILOG = f"Set {_VARIABLE}=1 to see where an error came from."
+
+app = typer.Typer(
+    name="hf-fingerprint",
+    help=(hf_fingerprint.__doc__ or "").splitlines()[0],
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(vault_commands.app, name="vault")
+app.command("inspect")(commands.inspect)
+app.command("issue")(commands.issue)
+app.command("trace")(commands.trace)
+app.command("recipients")(commands.recipients)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code; errors are one line on stderr."""
+    try:
+        result = app(args=arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except FingerprintError as error:
+        return _fail(str(error), error)
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("Stopped before the end; run the same command again to go on.")
+    except typer.Exit as stop:
+        return stop.exit_code
+    except _UsageError as error:
+        return _fail(f"{error.format_message()} Try `hf-fingerprint --help`.")
+    except Exception as error:  # a mistake of ours; its text may hold anything, so only its kind is shown
+        return _fail(
+            f"An unexpected {type(error).__name__}: run again with {_VARIABLE}=1 and report what it shows.", error
+        )
+
+
+def _fail(sentence: str, error: BaseException | None = None) -> int:
+    if error is not None and os.environ.get(_VARIABLE):
+        raise error
+    sys.stderr.write("Error: " + " ".join(sentence.split()) + "\n")
+    return 2
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

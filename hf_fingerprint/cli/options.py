@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+VaultFolder = Annotated[Path, typer.Option("--vault", help="The vault's folder.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(
+        "--max-kl", help="Output budget in nats: the largest mean KL divergence between base and copy. [1e-4]"
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="A folder of images to measure the budget on; synthetic ones if not given."),
+]
+Coalition = Annotated[
+    int | None, typer.Option("--coalition", help="Colluders to design the code for; up to 2 gives fair signs. [20]")
+]
+Planned = Annotated[
+    int | None, typer.Option("--recipients-planned", help="Recipients to work out the certified coalition for. [1000]")
+]
+Alpha = Annotated[
+    float | None, typer.Option("--alpha", help="Bound on the probability that a trace accuses any innocent. [1e-6]")
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),
+]

@@ -1,0 +1,134 @@
+"""What commands print: tables and progress for people, JSON for programs."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from hf_fingerprint.tracing import TraceResult
+    from hf_fingerprint.vault import Base
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def say(line: str) -> None:
+    """A line for a person, on stdout."""
+    sys.stdout.write(line + "\n")
+
+
+def remark(line: str) -> None:
+    """A line for a person, on stderr, out of the way of results."""
+    sys.stderr.write(line + "\n")
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr that names the step under way; silent where nobody watches."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("working") as status:
+        yield lambda step: status.update(step)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, told how much was done."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        "{task.percentage:>3.0f}%",
+        TimeElapsedColumn(),
+        "left",
+        TimeRemainingColumn(),
+    )
+    from rich.console import Console
+
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars for several steps, each told `(step, done, total)`."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.advance(tasks[step], done)
+
+        yield advance
+
+
+def describe_base(base: "Base", predicted: float) -> list[str]:
+    """A base in a few lines."""
+    calibration = base.calibration
+    lines = [
+        f"{base.source}  (base {base.base_id})" + (f" at revision {base.revision}" if base.revision else ""),
+        f"carriers: {len(base.carriers)} of {len(base.tensors)} tensors, {base.carrier_weights:,} weights",
+        f"code: {base.family}, {base.length:,} positions, {base.carrier_weights // base.length} weights each, "
+        f"designed for {base.coalition} colluders",
+    ]
+    if calibration.kl is None or calibration.agreement is None:
+        lines.append("output: not measured, the model could not be built; the mark has 0.3 % of each row's size")
+    else:
+        kind = "images" if calibration.inputs == "images" else "synthetic images"
+        lines.append(
+            f"output: KL {calibration.kl:.2e} of {calibration.max_kl:.0e} allowed, "
+            f"top-1 agreement {calibration.agreement:.1%} on {calibration.images} {kind}"
+        )
+    lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted:.0f}")
+    lines.append(
+        f"certified coalition: {base.certified} among {base.recipients_planned:,} recipients at alpha {base.alpha:.0e}"
+    )
+    lines.append(f"  by {base.certified_by}")
+    return lines
+
+
+def print_trace(result: "TraceResult", most: int = 20) -> None:
+    """A trace as a table and a verdict in words."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    at = f"@{result.revision}" if result.revision else ""
+    console.print(Text(f"{result.suspect}{at} against base {result.base} ({result.base_source})"))
+    lineage = result.lineage
+    descent = "descends from the base" if lineage.descends else "does not look like a descendant of the base"
+    console.print(
+        f"{result.tensors_matched} of {result.tensors_marked} marked tensors matched, {result.weights_read:,} "
+        f"weights read, "
+        f"{result.weights_dropped:,} dropped; the suspect {descent} (cosine {lineage.cosine:.3f}, drift "
+        f"{lineage.drift:.1%})"
+    )
+    table = Table("recipient", "score", "bound on a false accusation", "verdict")
+    shown = max(most, len(result.accused))
+    for score in result.scores[:shown]:
+        bound = "1" if score.log10_false_accusation > -0.05 else f"10^{score.log10_false_accusation:.1f}"
+        table.add_row(Text(score.recipient), f"{score.score:.1f}", bound, "ACCUSED" if score.accused else "-")
+    console.print(table)
+    if len(result.scores) > shown:
+        console.print(f"and {len(result.scores) - shown:,} more, none accused")
+    names = ", ".join(dict.fromkeys(score.recipient for score in result.accused))
+    verdict = f"accused: {names}" if result.accused else "nobody is accused"
+    console.print(
+        Text(
+            f"{verdict}. {result.recipients_tested:,} copies tested; any innocent accused with probability at most "
+            f"{result.alpha:.0e}"
+        )
+    )
