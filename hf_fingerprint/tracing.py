@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.codes import decode
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.reading import Lineage, Reading, match_names, read_suspect, sample_cosine, shapes_in_common
+from hf_fingerprint.registration import weights_hash
 from hf_fingerprint.vault import Base, CopyRecord, Vault
 
 
@@ -119,7 +120,7 @@ def trace(
         with original:
             reading = read_suspect(record, original, opened, _stage(advance, "reading", record.carrier_weights))
         copies = [copy for copy in vault.copies(record.base_id) if copy.state != "begun"]
-        keys = [vault.copy_key(copy) for copy in copies]
+        keys = vault.copy_keys(copies)
         return judge(record, opened, reading, copies, keys, advance)
 
 
@@ -174,16 +175,24 @@ def judge(
     )
 
 
-def open_base(base: Base, place: str | Path | None = None) -> Checkpoint:
-    """Opens a registered base's files, where it was registered from or at another place."""
-    if place is None:
-        place = f"{base.source}@{base.revision}" if base.revision else base.source
+def open_base(base: Base, vault: Vault) -> Checkpoint:
+    """Opens a registered base's files where it was registered from, and refuses them if they are no longer the
+    base."""
+    place = f"{base.source}@{base.revision}" if base.revision else base.source
     try:
-        return open_checkpoint(place, weights_only=True)
+        original = open_checkpoint(place, weights_only=True)
     except FingerprintError as error:
         raise VaultError(
             f"Base {base.base_id} is needed to read a suspect: {error} Or give its place with --base."
         ) from None
+    if weights_hash(original, vault) != base.content_hash:
+        original.close()
+        raise VaultError(
+            f"{place} is no longer base {base.base_id}: its weights' hash differs from the record; restore it, or "
+            f"give "
+            "the place of the base itself with --base."
+        )
+    return original
 
 
 def _find_base(vault: Vault, place: str | Path | None, suspect: Checkpoint) -> tuple[Base, Checkpoint]:
@@ -191,42 +200,44 @@ def _find_base(vault: Vault, place: str | Path | None, suspect: Checkpoint) -> t
     if not bases:
         raise VaultError(f"{vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
     if place is not None:
-        named = [base for base in bases if str(place) in {base.base_id, base.source, f"{base.source}@{base.revision}"}]
-        if named:
-            return named[-1], open_base(named[-1])
-        original = open_checkpoint(place, weights_only=True)
-        whole = content_hash(original.tensors, digest_tensors(original))
-        registered = next((base for base in bases if base.content_hash == whole), None)
-        if registered is None:
-            original.close()
-            raise VaultError(
-                f"{place} is not a base of {vault.folder}: its weights' hash is not on record; give the base itself."
-            )
-        return registered, original
+        return _named_base(bases, vault, place)
     shares = [
         max(len(match_names(base, suspect)), shapes_in_common(base, suspect)) / len(base.carriers) for base in bases
     ]
     likely = [base for base, share in zip(bases, shares, strict=True) if share >= max(shares) - _TIE]
     if len(likely) == 1:
-        return likely[0], open_base(likely[0])
-    return _closest(likely, suspect)
+        return likely[0], open_base(likely[0], vault)
+    return _closest(likely, vault, suspect)
 
 
-def _closest(bases: Sequence[Base], suspect: Checkpoint) -> tuple[Base, Checkpoint]:
+def _named_base(bases: Sequence[Base], vault: Vault, place: str | Path) -> tuple[Base, Checkpoint]:
+    """The base with this id, or whose weights are at this place."""
+    named = [base for base in bases if base.base_id == str(place)]
+    if named:
+        return named[0], open_base(named[0], vault)
+    original = open_checkpoint(place, weights_only=True)
+    found = weights_hash(original, vault)
+    registered = next((base for base in bases if base.content_hash == found), None)
+    if registered is None:
+        original.close()
+        raise VaultError(
+            f"{place} is not a base of {vault.folder}: its weights' hash is not on record; give the base itself."
+        )
+    return registered, original
+
+
+def _closest(bases: Sequence[Base], vault: Vault, suspect: Checkpoint) -> tuple[Base, Checkpoint]:
     """Of several bases of one architecture, the one whose weights the suspect's are most like."""
-    best: tuple[float, Base, Checkpoint] | None = None
-    for base in bases:
-        original = open_base(base)
-        likeness = sample_cosine(base, original, match_names(base, suspect), suspect)
-        if best is None or likeness > best[0]:
-            if best is not None:
-                best[2].close()
-            best = (likeness, base, original)
-        else:
-            original.close()
-    if best is None:
-        raise VaultError("There is no base to read the suspect against: register one.")
-    return best[1], best[2]
+
+    def likeness(base: Base) -> float:
+        try:
+            with open_base(base, vault) as original:
+                return sample_cosine(base, original, match_names(base, suspect), suspect)
+        except VaultError:  # its files are gone; if it is the only one left, opening it below says so
+            return -2.0
+
+    best = max(bases, key=likeness)
+    return best, open_base(best, vault)
 
 
 def _stage(advance: Callable[[str, int, int], None] | None, step: str, total: int) -> Callable[[int], None] | None:

@@ -46,8 +46,9 @@ class TensorProjection:
         packed = self._take(values.size, pattern=~codeword)
         mark = _unpack(packed, values.size).reshape(values.shape)
         mark *= amplitude[:, None]
-        if np.count_nonzero(values) < values.size:
-            mark[values == 0] = 0
+        zero = values == 0
+        if zero.any():
+            mark[zero] = 0
         values += mark
 
     def read(self, values: np.ndarray, out: np.ndarray) -> None:
@@ -55,7 +56,7 @@ class TensorProjection:
 
         Args:
             values (`np.ndarray` of shape `(rows, columns)`): `float32`, overwritten.
-            out (`np.ndarray` of shape `(V,)`): `float64` sums.
+            out (`np.ndarray` of shape `(V,)`): sums, changed in place.
         """
         start = self.offset + self._done
         signs = _unpack(self._take(values.size), values.size)
@@ -66,7 +67,7 @@ class TensorProjection:
         packed = self._signs.take(-(-count // 8))
         if pattern is not None:
             start = (self.offset + self._done) % self.length // 8
-            packed ^= np.resize(np.roll(pattern, -start), len(packed))
+            packed ^= np.take(pattern, np.arange(start, start + len(packed)), mode="wrap")
         self._done += count
         return packed
 

@@ -85,9 +85,10 @@ class Checkpoint:
             os.close(descriptor)
         self._descriptors = []
 
-    def state(self) -> list[tuple[int, int]]:
-        """Size and time of change of each weight file: equal as long as nobody changed them."""
-        return [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in self.source.weights)]
+    def state(self) -> str:
+        """Name, size, times of change and inode of each weight file, as JSON: equal as long as nobody changed them."""
+        found = [(path.name, path.stat()) for path in self.source.weights]
+        return json.dumps([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found])
 
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None

@@ -19,12 +19,20 @@ from hf_fingerprint.errors import CheckpointError
 
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_WEIGHTS = tuple(
-    [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".tflite", ".pb", ".npz", ".npy", ".gguf", ".ot", ".pkl", ".pickle", ".mlmodel"]
-)
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+_WEIGHTS = (".safetensors", *_PICKLES, ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".tflite", ".pb", ".npz")
+_WEIGHTS_TOO = (".npy", ".gguf", ".ot", ".pkl", ".pickle", ".mlmodel")
 _PREFERRED = (
-    ["model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pth", "*.pt", "*.ckpt"]
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "*.bin",
+    "*.pth",
+    "*.pt",
+    "*.ckpt",
 )
 _NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "adapter_model.*")
 
@@ -74,7 +82,7 @@ class Source:
 
 def is_weights(name: str) -> bool:
     """Whether a file of this name may hold weights, in whatever form."""
-    return name.lower().endswith(_WEIGHTS)
+    return name.lower().endswith(_WEIGHTS + _WEIGHTS_TOO)
 
 
 def resolve(name: str | Path, weights_only: bool = False) -> Source:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 
-GRID = 16
+GRID = 10
 _LARGE = 50.0
 
 

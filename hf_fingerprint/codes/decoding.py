@@ -19,6 +19,7 @@ from hf_fingerprint.codes.codebook import Codebook
 MAX_ROUNDS = 10
 CANDIDATES = 16384
 _RIDGE = 1e-9
+_HOPELESS = 0.6  # of the Gaussian threshold: below it no bound is worked out, and nobody accused
 
 
 @dataclass(frozen=True)
@@ -90,36 +91,43 @@ def decode(
     scores, log_bounds = np.full(n, -np.inf), np.zeros(n)
     if n == 0 or not np.any(reading):
         return Decoding((), np.zeros(n), log_bounds, math.inf, 0)
-    accused: list[int] = []
+    functions = _functions(codebook, reading, mass, packed=None)
     candidates = np.arange(n)
-    packed = np.empty((0, codebook.length // 8), np.uint8)
+    if n > CANDIDATES:  # decide among the highest scorers only: the union over all n covers whichever they are
+        scores = codebook.scores(copy_keys, functions, advance).max(axis=1)
+        candidates = np.sort(np.argpartition(scores, -CANDIDATES)[-CANDIDATES:])
+    packed = codebook.packed([copy_keys[int(i)] for i in candidates])
+    log_union = math.log(n * max_rounds * len(functions))
+    target = math.log(alpha) - log_union
+    accused: list[int] = []
     threshold, rounds = math.inf, 0
     for rounds in range(1, max_rounds + 1):
-        known = np.unpackbits(packed[np.searchsorted(candidates, accused)], axis=1) if accused else np.empty((0, 0))
-        functions = codebook.standardise(codebook.bank(residual_reading(codebook, reading, mass, known)))
+        places = np.searchsorted(candidates, accused)
+        if accused:
+            functions = _functions(codebook, reading, mass, packed[places])
+        exact = codebook.packed_scores(packed, functions)
+        exact[places] = -np.inf
+        if rounds > 1 and exact.max() < _HOPELESS * math.sqrt(-2 * target):
+            break
         bounds = [ChernoffBound(function, codebook.probability) for function in functions]
-        log_union = math.log(n * max_rounds * len(functions))
-        target = math.log(alpha) - log_union
         thresholds = np.array([bound.threshold(target) for bound in bounds])
         if rounds == 1:
             threshold = float(thresholds.max())
-            if n > CANDIDATES:  # decide among the highest scorers only: the union over all n covers whichever they are
-                scores = codebook.scores(copy_keys, functions, advance).max(axis=1)
-                candidates = np.sort(np.argpartition(scores, -CANDIDATES)[-CANDIDATES:])
-            packed = codebook.packed([copy_keys[int(i)] for i in candidates])
-        exact = codebook.packed_scores(packed, functions)
-        exact[np.searchsorted(candidates, accused)] = -np.inf
-        if rounds > 1 and not (exact >= thresholds).any():
+        elif not (exact >= thresholds).any():
             break
-        round_bounds = np.stack([b.log_p(exact[:, h], at=target) for h, b in enumerate(bounds)]) + log_union
-        best = round_bounds.argmin(axis=0)
-        round_bounds = np.minimum(round_bounds.min(axis=0), 0.0)
-        better = (round_bounds < log_bounds[candidates]) | (rounds == 1)
-        chosen = candidates[better]
-        scores[chosen] = exact[np.flatnonzero(better), best[better]]
-        log_bounds[chosen] = round_bounds[better]
-        crossed = candidates[better & (round_bounds <= math.log(alpha))]
+        proven = np.stack([b.log_p(exact[:, h], at=target) for h, b in enumerate(bounds)]) + log_union
+        best, proven = proven.argmin(axis=0), np.minimum(proven.min(axis=0), 0.0)
+        better = (proven < log_bounds[candidates]) | (rounds == 1)
+        scores[candidates[better]] = exact[np.flatnonzero(better), best[better]]
+        log_bounds[candidates[better]] = proven[better]
+        crossed = candidates[better & (proven <= math.log(alpha))]
         if not len(crossed):
             break
         accused += [int(i) for i in crossed[np.argsort(log_bounds[crossed], kind="stable")]]
     return Decoding(tuple(accused), scores, log_bounds, threshold, rounds)
+
+
+def _functions(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, packed: np.ndarray | None) -> np.ndarray:
+    """The bank of score functions once the accused, `packed` codewords, are projected out."""
+    known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)
+    return codebook.standardise(codebook.bank(residual_reading(codebook, reading, mass, known)))

@@ -16,6 +16,7 @@ from hf_fingerprint.codes.coalition import expected_score
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.registration.building import build_model, names_in_file
+from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.inputs import synthetic_images, user_images
 from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sensitivity
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord, Vault
@@ -78,9 +79,9 @@ def register(
     """
     with open_checkpoint(model) if not isinstance(model, Checkpoint) else _left_open(model) as checkpoint:
         (report or _silent)("hashing the weights")
-        digests = digest_tensors(checkpoint)
-        known = vault.base_with_hash(content_hash(checkpoint.tensors, digests))
+        known = vault.base_with_hash(weights_hash(checkpoint, vault))
         if known is None:
+            digests = digest_tensors(checkpoint)
             return vault.add_base(examine(checkpoint, digests, settings or Settings(), report))
     if settings is not None:
         _check_same(known, settings)

@@ -34,6 +34,15 @@ CREATE TABLE copies (
     created TEXT NOT NULL,
     sealed BLOB NOT NULL         -- age: the copy key and what it belongs to
 );
+CREATE TABLE verified (          -- files whose weights were hashed: not again while size, times and inodes stand
+    place TEXT PRIMARY KEY,
+    state TEXT NOT NULL,
+    content_hash TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE bundles (           -- copy keys that a trace has unsealed, sealed again as one; see bundles.py
+    base_id TEXT PRIMARY KEY REFERENCES bases,
+    sealed BLOB NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"

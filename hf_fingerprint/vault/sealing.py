@@ -48,6 +48,11 @@ def seal(copy_key: bytes, copy_id: str, base_id: str, recipient: str, public_key
     return pyrage.encrypt(text.encode(), [pyrage.x25519.Recipient.from_str(public_key)])
 
 
+def seal_bundle(content: bytes, public_key: str) -> bytes:
+    """Seals the content of a bundle."""
+    return pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(public_key)])
+
+
 class Opener:
     """The tracing identity, open."""
 
@@ -61,6 +66,13 @@ class Opener:
     def public_key(self) -> str:
         """The public key that goes with it."""
         return str(self._identity.to_public())
+
+    def unseal_bundle(self, sealed: bytes) -> bytes:
+        """The content of a bundle; empty if it can't be opened, since a bundle is only a shortcut."""
+        try:
+            return pyrage.decrypt(sealed, [self._identity])
+        except pyrage.DecryptError:
+            return b""
 
     def unseal(self, sealed: bytes, copy_id: str, base_id: str, recipient: str) -> bytes:
         """The copy key in a record.

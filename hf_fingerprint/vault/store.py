@@ -10,20 +10,22 @@ Issuing needs `vault.db` only; `identity.age` may live elsewhere. Several proces
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
+from hf_fingerprint.vault.bundles import pack, record_digest, unpack
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import COPY_COLUMNS, FORMAT, TABLES, base_from_row, base_to_row, copy_from_row
-from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
+from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal, seal_bundle
 
 
 DATABASE = "vault.db"
 IDENTITY = "identity.age"
+BUNDLE_FROM = 64
 _WAIT_SECONDS = 60.0
 
 
@@ -199,17 +201,54 @@ class Vault:
             ).fetchall()
         return [copy_from_row(row) for row in rows]
 
+    def copy_keys(self, records: Sequence[CopyRecord]) -> list[bytes]:
+        """The copy keys of records of one base, in their order; the vault must be unlocked.
+
+        Those unsealed for the first time are sealed again as a bundle, which makes the next trace faster.
+        """
+        opener = self._open()
+        with self._connect() as connection:
+            bundles = connection.execute(
+                "SELECT sealed FROM bundles WHERE base_id IN (SELECT DISTINCT base_id FROM copies WHERE copy_id = ?)",
+                (records[0].copy_id if records else "",),
+            ).fetchall()
+        known = unpack(opener.unseal_bundle(bundles[0][0])) if bundles else {}
+        digests = [record_digest(record) for record in records]
+        fresh = {d: self.copy_key(r) for d, r in zip(digests, records, strict=True) if d not in known}
+        known.update(fresh)
+        if len(fresh) >= BUNDLE_FROM:
+            sealed = seal_bundle(pack({digest: known[digest] for digest in digests}), self.public_key)
+            with self._connect() as connection:
+                connection.execute("INSERT OR REPLACE INTO bundles VALUES (?, ?)", (records[0].base_id, sealed))
+        return [known[digest] for digest in digests]
+
+    def recall_content(self, place: str, state: str) -> str | None:
+        """The content hash of files hashed before, if their state is what it was; see [`Checkpoint.state`]."""
+        with self._connect() as connection:
+            row = connection.execute(
+                "SELECT content_hash FROM verified WHERE place = ? AND state = ?", (place, state)
+            ).fetchone()
+        return row[0] if row else None
+
+    def remember_content(self, place: str, state: str, content_hash: str) -> None:
+        """Notes the content hash of files that were hashed in full."""
+        with self._connect() as connection:
+            connection.execute("INSERT OR REPLACE INTO verified VALUES (?, ?, ?)", (place, state, content_hash))
+
+    def _open(self) -> Opener:
+        if self._opener is None:
+            raise PassphraseError(
+                f"{self.folder} is locked: reading copy keys needs the tracing identity's passphrase."
+            )
+        return self._opener
+
     def copy_key(self, record: CopyRecord) -> bytes:
         """The copy key of a record; the vault must be unlocked.
 
         Raises:
             [`VaultError`]: if the record was tampered with.
         """
-        if self._opener is None:
-            raise PassphraseError(
-                f"{self.folder} is locked: reading copy keys needs the tracing identity's passphrase."
-            )
-        key = self._opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
+        key = self._open().unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
         if record.content_hash and commitment(key, record.recipient, record.content_hash) != record.commitment:
             raise VaultError(
                 f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a "
