@@ -9,7 +9,8 @@ same again.
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,26 +135,43 @@ class Issuer:
     def issue_all(
         self, recipients: Sequence[str], folder: Path, advance: Advance | None = None
     ) -> Iterator[IssuedCopy]:
-        """Issues a copy for each recipient to `folder/NAME`, yielding each as it is done."""
+        """Issues a copy for each recipient to `folder/NAME`, yielding each as it is done.
+
+        While one copy is made the one before it goes to the disk.
+        """
         for recipient in recipients:
             _check_name(recipient, as_folder=True)
-        for recipient in recipients:
-            yield self.issue(recipient, folder / recipient, advance)
+        with ThreadPoolExecutor(1) as pool:
+            before = None
+            for recipient in recipients:
+                finish = self._prepare(recipient, folder / recipient, advance)
+                if before is not None:
+                    yield before.result()
+                before = pool.submit(finish)
+            if before is not None:
+                yield before.result()
 
     def issue(self, recipient: str, out: Path, advance: Advance | None = None) -> IssuedCopy:
         """Issues one copy; `advance` is told the bytes written. Again with the same arguments, it finds what is
         there."""
+        return self._prepare(recipient, out, advance)()
+
+    def _prepare(self, recipient: str, out: Path, advance: Advance | None) -> Callable[[], IssuedCopy]:
+        """Makes a copy beside its place; what it returns puts it there and must be called."""
         _check_name(recipient)
         out = out.absolute()
-        with self._only_one(out):
+        with ExitStack() as held:
+            held.enter_context(self._only_one(out))
             earlier = self._earlier(recipient, out)
             if earlier is not None and earlier.state == "written" and not out.exists():
                 partial = _partial(out, earlier)
                 if partial.exists():
-                    return self._publish(earlier, partial, (), new=True)
+                    published = self._publish(earlier, partial, ())
+                    return lambda: published
                 earlier = None
             if earlier is not None and earlier.state != "begun" and out.exists():
-                return self._found(earlier, out)
+                found = self._found(earlier, out)
+                return lambda: found
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise CheckpointError(
                     f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
@@ -162,7 +180,7 @@ class Issuer:
                 raise CheckpointError(
                     f"{self._checkpoint.source.name} changed while it was open: run the command again."
                 )
-            return self._make(recipient, out, earlier, advance)
+            return self._make(recipient, out, earlier, advance, held)
 
     def _earlier(self, recipient: str, out: Path) -> CopyRecord | None:
         """The last record of this very copy, if an earlier run left one."""
@@ -170,27 +188,28 @@ class Issuer:
         same = [c for c in same if c.state != "issued" or out.exists()]
         return same[-1] if same else None
 
-    def _make(self, recipient: str, out: Path, again: CopyRecord | None, advance: Advance | None) -> IssuedCopy:
+    def _make(
+        self, recipient: str, out: Path, again: CopyRecord | None, advance: Advance | None, held: ExitStack
+    ) -> Callable[[], IssuedCopy]:
         out.parent.mkdir(parents=True, exist_ok=True)
         record, copy_key = self.vault.begin_copy(self.base, recipient, out, again)
         partial = _partial(out, record)
         if partial.exists():
             shutil.rmtree(partial)
-        try:
+        with _cleared_on_failure(partial):
             partial.mkdir()
             written = self._write(copy_key, partial, advance)
-            whole = content_hash(self._checkpoint.tensors, written.digests)
-            self.vault.mark_written(record, copy_key, whole)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"{out} can't be written ({error.strerror or error}): make room or choose another."
-            ) from None
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        (done,) = [c for c in self.vault.copies(self.base.base_id, recipient) if c.copy_id == record.copy_id]
-        return self._publish(done, partial, written.left_out, new=True)
+        held = held.pop_all()
+
+        def finish() -> IssuedCopy:
+            with held:
+                with _cleared_on_failure(partial):
+                    written.flush()
+                    whole = content_hash(self._checkpoint.tensors, written.digests)
+                    done = self.vault.mark_written(record, copy_key, whole)
+                return self._publish(done, partial, written.left_out)
+
+        return finish
 
     def _write(self, copy_key: bytes, partial: Path, advance: Advance | None) -> WrittenCopy:
         base = self.base
@@ -203,14 +222,14 @@ class Issuer:
             )
         return write_copy(self._checkpoint, partial, markers, advance)
 
-    def _publish(self, record: CopyRecord, partial: Path, left_out: tuple[str, ...], new: bool) -> IssuedCopy:
+    def _publish(self, record: CopyRecord, partial: Path, left_out: tuple[str, ...]) -> IssuedCopy:
         out = Path(record.out)
         if out.is_dir():
             out.rmdir()  # empty: checked before
         partial.rename(out)
         sync(out.parent)
         self.vault.mark_issued(record.copy_id)
-        return self._result(record, left_out, new)
+        return self._result(record, left_out, new=True)
 
     def _found(self, record: CopyRecord, out: Path) -> IssuedCopy:
         with open_checkpoint(out) as copy:
@@ -242,12 +261,28 @@ class Issuer:
         """Keeps two processes from making the same copy; the lock goes with the process."""
         locks = self.vault.folder / "locks"
         locks.mkdir(exist_ok=True, mode=0o700)
-        lock = FileLock(locks / f"{derive(self.base.secret, 'lock', str(out)).hex()[:16]}.lock")
+        name = derive(self.base.secret, "lock", str(out)).hex()[:16]
+        lock = FileLock(locks / f"{name}.lock", thread_local=False)
         try:
             with lock.acquire(timeout=0):
                 yield
         except Timeout:
             raise VaultError(f"{out} is being issued by another process: wait for it.") from None
+
+
+@contextmanager
+def _cleared_on_failure(partial: Path) -> Iterator[None]:
+    """Removes a partial copy when making it fails, and says in a sentence what the disk had against it."""
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{partial.parent} can't be written to ({error.strerror or error}): make room or choose another place."
+        ) from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _partial(out: Path, record: CopyRecord) -> Path:

@@ -39,12 +39,11 @@ class TensorMarker:
         self._amplitude, self._codeword = amplitude, codeword
         self._row = 0
 
-    def __call__(self, raw: np.ndarray) -> np.ndarray:
-        """The marked bytes of the next block (`uint8`); the block itself is left alone."""
+    def __call__(self, raw: np.ndarray) -> None:
+        """Marks the bytes of the next block (`uint8`) in place."""
         values = to_float32(raw, self._dtype).reshape(-1, self._columns)
-        if self._dtype == "F32":
-            values = values.copy()
         rows = slice(self._row, self._row + len(values))
         self._projection.write(values, self._amplitude[rows], self._codeword)
         self._row = rows.stop
-        return from_float32(round_stochastically(values, self._dtype, self._rounding), self._dtype)
+        if self._dtype != "F32":
+            raw[:] = from_float32(round_stochastically(values, self._dtype, self._rounding), self._dtype)

@@ -34,6 +34,7 @@ class TensorProjection:
         self.offset = int(keyed % np.uint64(length // 8)) * 8
         self._signs = Stream(derive(secret, "signs", name))
         self._done = 0
+        self._scratch, self._flags = np.empty((0, 8), np.float32), np.empty(0, bool)
 
     def write(self, values: np.ndarray, amplitude: np.ndarray, codeword: np.ndarray) -> None:
         """Adds the mark to the next block, in place; weights that are exactly 0 stay 0.
@@ -43,10 +44,9 @@ class TensorProjection:
             amplitude (`np.ndarray` of shape `(rows,)`): `float32`, the mark's size in each output channel.
             codeword (`np.ndarray` of shape `(V / 8,)`): the packed bits of b, as [`Codebook.packed`] gives them.
         """
-        packed = self._take(values.size, pattern=~codeword)
-        mark = _unpack(packed, values.size).reshape(values.shape)
+        mark = self._signs_of(self._take(values.size, pattern=~codeword), values.size).reshape(values.shape)
         mark *= amplitude[:, None]
-        zero = values == 0
+        zero = np.equal(values, 0, out=self._flags[: values.size].reshape(values.shape))
         if zero.any():
             mark[zero] = 0
         values += mark
@@ -55,13 +55,20 @@ class TensorProjection:
         """Adds X times the next block to `out`.
 
         Args:
-            values (`np.ndarray` of shape `(rows, columns)`): `float32`, overwritten.
+            values (`np.ndarray` of shape `(rows, columns)`): `float32`.
             out (`np.ndarray` of shape `(V,)`): sums, changed in place.
         """
         start = self.offset + self._done
-        signs = _unpack(self._take(values.size), values.size)
-        signs *= values.reshape(-1)
-        fold(signs, start % self.length, out)
+        signed = self._signs_of(self._take(values.size), values.size)
+        signed *= values.reshape(-1)
+        fold(signed, start % self.length, out)
+
+    def _signs_of(self, packed: np.ndarray, count: int) -> np.ndarray:
+        """Bits to signs, `float32` of shape `(count,)`: 0 is +1, 1 is -1, the highest bit of a byte first. The memory
+        is used again by the next call: fresh pages for every block would take longer than the sums."""
+        if len(self._scratch) < len(packed):
+            self._scratch, self._flags = np.empty((len(packed), 8), np.float32), np.empty(8 * len(packed), bool)
+        return np.take(_SIGNS, packed, axis=0, out=self._scratch[: len(packed)], mode="clip").reshape(-1)[:count]
 
     def _take(self, count: int, pattern: np.ndarray | None = None) -> np.ndarray:
         packed = self._signs.take(-(-count // 8))
@@ -70,11 +77,6 @@ class TensorProjection:
             packed ^= np.take(pattern, np.arange(start, start + len(packed)), mode="wrap")
         self._done += count
         return packed
-
-
-def _unpack(packed: np.ndarray, count: int) -> np.ndarray:
-    """Bits to signs, `float32` of shape `(count,)`: 0 is +1, 1 is -1, the highest bit of a byte first."""
-    return np.take(_SIGNS, packed, axis=0).reshape(-1)[:count]
 
 
 def fold(values: np.ndarray, start: int, out: np.ndarray) -> None:
@@ -90,8 +92,8 @@ def fold(values: np.ndarray, start: int, out: np.ndarray) -> None:
     out[start : start + head] += values[:head]
     rest = values[head:]
     whole = len(rest) // length
-    if whole:
-        out += rest[: whole * length].reshape(whole, length).sum(axis=0)
+    for turn in rest[: whole * length].reshape(whole, length):
+        out += turn
     tail = rest[whole * length :]
     out[: len(tail)] += tail
 

@@ -96,7 +96,11 @@ class Checkpoint:
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given (which must be large enough)."""
         count = (info.nbytes if stop is None else stop) - start
         if self._memory:
-            return self._memory[info.name][start : start + count]
+            found = self._memory[info.name][start : start + count]
+            if out is None:
+                return found
+            out[:count] = found
+            return out[:count]
         buffer = np.empty(count, np.uint8) if out is None else out[:count]
         return self.read_file(info.file, info.offset + start, buffer)
 
@@ -116,13 +120,19 @@ class Checkpoint:
         Yields:
             `(rows, raw)`: which rows, and their bytes as `uint8`, overwritten by the next block.
         """
-        if not info.nbytes:
-            return
+        buffer = np.empty(0, np.uint8)
+        for rows in block_rows(info):
+            start, stop = rows.start * info.row_bytes, rows.stop * info.row_bytes
+            buffer = buffer if len(buffer) else np.empty(stop - start, np.uint8)  # no block is larger than the first
+            yield rows, self.read(info, start, stop, buffer)
+
+
+def block_rows(info: TensorInfo) -> Iterator[slice]:
+    """The rows of each block of a tensor: about 1 MB of them, and in every block but the last a multiple of 8."""
+    if info.nbytes:
         rows = max(ROW_MULTIPLE, BLOCK_WEIGHTS // max(info.columns, 1) // ROW_MULTIPLE * ROW_MULTIPLE)
-        buffer = np.empty(min(rows, info.rows) * info.row_bytes, np.uint8)
         for start in range(0, info.rows, rows):
-            stop = min(start + rows, info.rows)
-            yield slice(start, stop), self.read(info, start * info.row_bytes, stop * info.row_bytes, buffer)
+            yield slice(start, min(start + rows, info.rows))
 
 
 def open_checkpoint(name: str | Path | Source, weights_only: bool = False) -> Checkpoint:

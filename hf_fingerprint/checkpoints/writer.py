@@ -8,35 +8,43 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.reader import Checkpoint
-from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
+from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
 from hf_fingerprint.errors import CheckpointError
 
 
-Rewrite = Callable[[np.ndarray], np.ndarray]
+Rewrite = Callable[[np.ndarray], None]
 CONVERTED = "model.safetensors"
-_COPY_BYTES = 1 << 20
+_BUFFERS = 4
 
 
 @dataclass(frozen=True)
 class WrittenCopy:
-    """What was written.
+    """What was written, perhaps not yet all on the disk.
 
     Attributes:
         digests (`dict[str, str]`): SHA-256 of each tensor's bytes in the copy.
         left_out (`tuple[str, ...]`): files of the source that hold weights in another form and were not copied.
+        files (`tuple[Path, ...]`): the files written.
     """
 
     digests: dict[str, str]
     left_out: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    def flush(self) -> None:
+        """Waits until every file is on the disk."""
+        for path in self.files:
+            sync(path)
 
 
 def write_copy(
@@ -45,14 +53,13 @@ def write_copy(
     rewrites: Mapping[str, Rewrite],
     advance: Callable[[int], None] | None = None,
 ) -> WrittenCopy:
-    """Writes a copy into an empty folder, and syncs it to the disk.
+    """Writes a copy into an empty folder. Call `flush()` on what it returns before relying on it.
 
     Args:
         checkpoint ([`Checkpoint`]): the open source.
         folder (`Path`): an existing, empty folder.
         rewrites (mapping): for each tensor to change, a function that is given its bytes block of rows by block of
-            rows, in
-            order (`uint8`, valid during the call), and returns as many new ones.
+            rows, in order (`uint8`), and changes them in place.
         advance (callable, *optional*): told the bytes written.
 
     Raises:
@@ -60,28 +67,98 @@ def write_copy(
     """
     source = checkpoint.source
     others, unmarked = source.other_files()
+    targets = _targets(checkpoint, folder)
     _check_space(checkpoint, folder)
-    digests: dict[str, str] = {}
-    for path in others:
-        target = folder / path.relative_to(source.folder)
+    copies = [(path, folder / path.relative_to(source.folder)) for path in others]
+    if source.index is not None and not source.pickled:
+        copies.append((source.index, folder / source.index.name))
+    for path, target in copies:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-        sync(target)
-    with ThreadPoolExecutor(1) as pool:
-        for number, target in enumerate(_targets(checkpoint, folder)):
-            with target.open("xb") as stream:
-                _write_header(checkpoint, number, stream)
-                for name, info in checkpoint.tensors.items():
-                    if source.pickled or info.file == number:
-                        digests[name] = _write_tensor(checkpoint, info, rewrites.get(name), stream, pool)
-                        if advance is not None:
-                            advance(info.nbytes)
-                stream.flush()
-                os.fsync(stream.fileno())
+    digests: dict[str, str] = {}
+    for number, target in enumerate(targets):
+        chosen = [i for i in checkpoint.tensors.values() if source.pickled or i.file == number]
+        with target.open("xb", buffering=0) as stream, _Pipe(stream) as pipe:
+            header = _header(checkpoint, number)
+            if hasattr(os, "posix_fallocate"):  # a full disk shows at once, and writing is faster
+                os.posix_fallocate(stream.fileno(), 0, len(header) + sum(info.nbytes for info in chosen))
+            _write_all(stream, header)
+            for info in chosen:
+                rewrite = rewrites.get(info.name)
+                pipe.begin(info.name)
+                for rows in block_rows(info):
+                    start, stop = rows.start * info.row_bytes, rows.stop * info.row_bytes
+                    block = checkpoint.read(info, start, stop, pipe.buffer(stop - start))
+                    if rewrite is not None:
+                        rewrite(block)
+                    pipe.put(block)
+                if advance is not None:
+                    advance(info.nbytes)
+        digests |= pipe.digests
     left_out = [str(path.relative_to(source.folder)) for path in unmarked]
     if source.pickled:
         left_out += [path.name for path in source.weights] + ([source.index.name] if source.index else [])
-    return WrittenCopy(digests, tuple(sorted(set(left_out))))
+    written = tuple(target for _, target in copies) + tuple(targets)
+    return WrittenCopy(digests, tuple(sorted(set(left_out))), written)
+
+
+class _Pipe:
+    """Writes blocks and hashes them in two threads of their own, while the next are made in buffers used in turn."""
+
+    def __init__(self, stream: FileIO):
+        self._stream = stream
+        self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
+        self._buffers = [np.empty(0, np.uint8) for _ in range(_BUFFERS)]
+        self._filling = self._buffers[0]
+        self._hashes: dict[str, Any] = {}
+        self._current: Any = None
+
+    def __enter__(self) -> "_Pipe":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            while self._waiting and kind is None:
+                self._wait()
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+            self._hasher.shutdown(cancel_futures=True)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests of all tensors, once the pipe is closed."""
+        return {name: digest.hexdigest() for name, digest in self._hashes.items()}
+
+    def begin(self, name: str) -> None:
+        """The blocks to come belong to this tensor."""
+        self._current = self._hashes[name] = hashlib.sha256()
+
+    def buffer(self, count: int) -> np.ndarray:
+        """At least `count` bytes to make the next block in."""
+        if not self._buffers:
+            self._wait()
+        found = self._buffers.pop()
+        self._filling = found if len(found) >= count else np.empty(count, np.uint8)
+        return self._filling
+
+    def put(self, block: np.ndarray) -> None:
+        """Takes the block made in the last buffer, which nobody may change any more."""
+        jobs: list[Future[Any]] = [self._writer.submit(_write_all, self._stream, block)]
+        jobs.append(self._hasher.submit(self._current.update, block))
+        self._waiting.append((self._filling, jobs))
+
+    def _wait(self) -> None:
+        buffer, jobs = self._waiting.popleft()
+        for job in jobs:
+            job.result()
+        self._buffers.append(buffer)
+
+
+def _write_all(stream: FileIO, block: np.ndarray | bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[stream.write(view) :]
 
 
 def sync(path: Path) -> None:
@@ -95,19 +172,15 @@ def sync(path: Path) -> None:
 
 def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     source = checkpoint.source
-    if source.pickled:
-        if checkpoint.shared:
-            first, second = checkpoint.shared[0]
-            raise CheckpointError(
-                f"{source.name}: tensors {first} and {second} are one, which only a pickle can say: save it as "
-                f"safetensors."
-            )
-        return [folder / CONVERTED]
-    targets = [folder / path.relative_to(source.folder) for path in source.weights]
-    if source.index is not None:
-        shutil.copyfile(source.index, folder / source.index.name)
-        sync(folder / source.index.name)
-    return targets
+    if not source.pickled:
+        return [folder / path.relative_to(source.folder) for path in source.weights]
+    if checkpoint.shared:
+        first, second = checkpoint.shared[0]
+        raise CheckpointError(
+            f"{source.name}: tensors {first} and {second} are one, which only a pickle can say: save it as "
+            f"safetensors."
+        )
+    return [folder / CONVERTED]
 
 
 def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
@@ -117,12 +190,10 @@ def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
         raise CheckpointError(f"{folder} has {free >> 20} MB free and the copy needs {needed >> 20}: make room.")
 
 
-def _write_header(checkpoint: Checkpoint, number: int, stream: BinaryIO) -> None:
+def _header(checkpoint: Checkpoint, number: int) -> bytes:
+    """The bytes before the data: the source's own, or for a pickled model new ones."""
     if not checkpoint.source.pickled:
-        start = checkpoint.data_starts[number]
-        for offset in range(0, start, _COPY_BYTES):
-            stream.write(checkpoint.read_file(number, offset, np.empty(min(_COPY_BYTES, start - offset), np.uint8)))
-        return
+        return checkpoint.read_file(number, 0, np.empty(checkpoint.data_starts[number], np.uint8)).tobytes()
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, info in checkpoint.tensors.items():
@@ -130,16 +201,4 @@ def _write_header(checkpoint: Checkpoint, number: int, stream: BinaryIO) -> None
         end += info.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-
-
-def _write_tensor(
-    checkpoint: Checkpoint, info: TensorInfo, rewrite: Rewrite | None, stream: BinaryIO, pool: ThreadPoolExecutor
-) -> str:
-    digest = hashlib.sha256()
-    for _, raw in checkpoint.blocks(info):
-        new = raw if rewrite is None else rewrite(raw)
-        hashed = pool.submit(digest.update, new)
-        stream.write(new)
-        hashed.result()
-    return digest.hexdigest()
+    return len(text).to_bytes(8, "little") + text

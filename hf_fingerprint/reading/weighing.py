@@ -79,17 +79,19 @@ def read_tensor(
     projection = TensorProjection(base.secret, carrier.name, base.length)
     sums, missing = np.zeros(base.length, np.float32), None
     energy, done, dropped = 0.0, 0, 0
-    buffer = np.empty(0, np.uint8)
+    buffer, scratch = np.empty(0, np.uint8), np.empty(0, np.float32)  # fresh pages for each block would cost more
     for rows, raw in original.blocks(own):
         start, stop = rows.start * info.row_bytes, rows.stop * info.row_bytes
         buffer = buffer if len(buffer) >= stop - start else np.empty(stop - start, np.uint8)
         theirs = to_float32(suspect.read(info, start, stop, buffer), info.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
-            difference = (theirs - to_float32(raw, own.dtype)).reshape(-1, own.columns)
+            ours = to_float32(raw, own.dtype)
+            scratch = scratch if len(scratch) >= len(ours) else np.empty(len(ours), np.float32)
+            difference = np.subtract(theirs, ours, out=scratch[: len(ours)]).reshape(-1, own.columns)
             difference *= inverse[rows, None]
             np.clip(difference, -sample.clip, sample.clip, out=difference)
         power = float(np.vdot(difference, difference))
-        if not np.isfinite(power) or (theirs == 0).any():
+        if not np.isfinite(power) or _any_zero(theirs):
             lost = _lost(theirs)
             difference.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
@@ -101,6 +103,11 @@ def read_tensor(
         done += difference.size
     weight = 1 / max(energy / max(done - dropped, 1), LEAST_VARIANCE)
     return TensorReading(sums, missing, projection.offset, weight, done, dropped, sample)
+
+
+def _any_zero(values: np.ndarray) -> bool:
+    """Whether a value is exactly 0."""
+    return any((part == 0).any() for part in np.array_split(values, 1 + len(values) // 65536))
 
 
 def _lost(values: np.ndarray) -> np.ndarray:

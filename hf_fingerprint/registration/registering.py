@@ -11,6 +11,7 @@ from hf_fingerprint.carriers import TensorMarker, can_carry, row_rms, select_by_
 from hf_fingerprint.carriers.amplitude import MAX_EPS
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.codes.coalition import expected_score
 from hf_fingerprint.errors import CarrierError, CodeError
@@ -251,5 +252,7 @@ def _rms(checkpoint: Checkpoint, name: str) -> np.ndarray:
 def _marked(checkpoint: Checkpoint, carrier: Carrier, secret: bytes, codeword: np.ndarray) -> np.ndarray:
     info = checkpoint.tensors[carrier.name]
     marker = TensorMarker(secret, secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword)
-    blocks = [to_float32(marker(raw), info.dtype).reshape(-1, info.columns) for _, raw in checkpoint.blocks(info)]
-    return np.concatenate(blocks)
+    raw = checkpoint.read(info, out=np.empty(info.nbytes, np.uint8))
+    for rows in block_rows(info):
+        marker(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
+    return to_float32(raw, info.dtype).reshape(-1, info.columns)

@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -176,15 +177,15 @@ class Vault:
                 connection.execute(f"INSERT INTO copies ({COPY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         return record, copy_key
 
-    def mark_written(self, record: CopyRecord, copy_key: bytes, content_hash: str) -> str:
-        """Records that a copy is complete on the disk, and commits to it. Returns the commitment."""
+    def mark_written(self, record: CopyRecord, copy_key: bytes, content_hash: str) -> CopyRecord:
+        """Records that a copy is complete on the disk, and commits to it. Returns the record as it is now."""
         promise = commitment(copy_key, record.recipient, content_hash)
         with self._connect() as connection:
             connection.execute(
                 "UPDATE copies SET state = 'written', content_hash = ?, commitment = ? WHERE copy_id = ?",
                 (content_hash, promise, record.copy_id),
             )
-        return promise
+        return replace(record, state="written", content_hash=content_hash, commitment=promise)
 
     def mark_issued(self, copy_id: str) -> None:
         """Records that a copy is in its place."""
