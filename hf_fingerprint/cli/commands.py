@@ -28,16 +28,15 @@ def inspect(
     settings = settings_from(max_kl, calibration, coalition, recipients_planned, alpha) or Settings()
     with open_checkpoint(model) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
-    predicted = predicted_score(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
         keys = ("name", "shape", "dtype", "eps")
         listed = [dict(zip(keys, tensor, strict=True)) for tensor in tensors]
-        output.print_json({**base.describe(), "predicted_score": predicted, "tensors": listed})
+        output.print_json({**base.describe(), "predicted_score": predicted_score(base), "tensors": listed})
         return
     for name, shape, dtype, eps in tensors:
         output.say(f"  {eps:8.3%}  {dtype:>4}  {'x'.join(map(str, shape)):>16}  {name}")
-    for line in output.describe_base(base, predicted):
+    for line in output.describe_base(base):
         output.say(line)
 
 

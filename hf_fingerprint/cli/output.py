@@ -74,8 +74,10 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-def describe_base(base: "Base", predicted: float) -> list[str]:
+def describe_base(base: "Base") -> list[str]:
     """A base in a few lines."""
+    from hf_fingerprint.registration import averaging_coalition, predicted_score
+
     calibration = base.calibration
     lines = [
         f"{base.source}  (base {base.base_id})" + (f" at revision {base.revision}" if base.revision else ""),
@@ -91,11 +93,12 @@ def describe_base(base: "Base", predicted: float) -> list[str]:
             f"output: KL {calibration.kl:.2e} of {calibration.max_kl:.0e} allowed, "
             f"top-1 agreement {calibration.agreement:.1%} on {calibration.images} {kind}"
         )
-    lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted:.0f}")
+    lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted_score(base):.0f}")
     lines.append(
         f"certified coalition: {base.certified} among {base.recipients_planned:,} recipients at alpha {base.alpha:.0e}"
     )
     lines.append(f"  by {base.certified_by}")
+    lines.append(f"  against averaging alone: {averaging_coalition(base)}, by formula")
     return lines
 
 

@@ -39,7 +39,7 @@ def add(
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
     from hf_fingerprint.cli.settings import settings_from
-    from hf_fingerprint.registration import predicted_score, register
+    from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
 
     settings = settings_from(max_kl, calibration, coalition, recipients_planned, alpha)
@@ -48,5 +48,5 @@ def add(
     if as_json:
         output.print_json(base.describe())
     else:
-        for line in output.describe_base(base, predicted_score(base)):
+        for line in output.describe_base(base):
             output.say(line)

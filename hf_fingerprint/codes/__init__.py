@@ -6,9 +6,7 @@ from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.decoding import Decoding, decode
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.tardos import Tardos
-
-
-FAMILIES = (Tardos.family, FairSigns.family)
+from hf_fingerprint.errors import CodeError
 
 
 def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Codebook:
@@ -19,12 +17,18 @@ def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Co
         length (`int`): V.
         coalition (`int`): the number of colluders that the code is designed for.
         secret (`bytes`): the model secret.
+
+    Raises:
+        [`CodeError`]: if this version doesn't know the family.
     """
-    return FairSigns(length) if family == FairSigns.family else Tardos(length, coalition, secret)
+    if family == Tardos.family:
+        return Tardos(length, coalition, secret)
+    if family == FairSigns.family:
+        return FairSigns(length)
+    raise CodeError(f"The code {family} is not known to this version of hf-fingerprint: upgrade it.")
 
 
 __all__ = [
-    "FAMILIES",
     "CertifiedCoalition",
     "Codebook",
     "Decoding",

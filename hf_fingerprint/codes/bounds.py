@@ -66,7 +66,7 @@ class ChernoffBound:
         highest = max(8.0, 2 * float(np.max(scores)))
         grid = np.append(np.geomspace(0.5, highest, GRID), self._optimum(at)[1])
         cumulants = np.array([self.cumulant(s) for s in grid])
-        best = np.zeros(len(scores))
+        best = hoeffding_log_p(scores) if np.all(self._up == 0.5) else np.zeros(len(scores))
         for s, cumulant in zip(grid, cumulants, strict=True):
             np.minimum(best, cumulant - s * scores, out=best)
         return best

@@ -12,7 +12,7 @@ from hf_fingerprint.carriers.amplitude import MAX_EPS
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
-from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
+from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_formula, coalition_by_simulation, make_codebook
 from hf_fingerprint.codes.coalition import expected_score
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.keys import new_secret
@@ -224,6 +224,13 @@ def predicted_score(base: Base, drift: float = DRIFT) -> float:
     """The score that one leaked copy is expected to have after a drift, by formula."""
     weights = {carrier.name: int(np.prod(base.tensors[carrier.name].shape)) for carrier in base.carriers}
     return expected_score(base.codebook(), 1, drift_noise(base.carriers, weights, base.length, drift))
+
+
+def averaging_coalition(base: Base, drift: float = DRIFT) -> int:
+    """The number of colluders by averaging that the base's code withstands after a drift, by formula."""
+    weights = {carrier.name: int(np.prod(base.tensors[carrier.name].shape)) for carrier in base.carriers}
+    noise = drift_noise(base.carriers, weights, base.length, drift)
+    return coalition_by_formula(base.codebook(), base.recipients_planned, base.alpha, noise).size
 
 
 def _weights(checkpoint: Checkpoint, name: str) -> int:

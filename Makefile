@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up all they need: a virtual environment with the pinned, tested versions.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := hf_fingerprint tests examples
+TIMINGS ?= --durations=10
+
+.PHONY: demo test style quality bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py --out demo_output
+
+test: $(VENV)/installed quality
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TIMINGS)
+
+quality: $(VENV)/installed
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+style: $(VENV)/installed
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+bench: $(VENV)/installed
+	$(BIN)/python examples/bench.py --out bench_output
+
+clean:
+	rm -rf $(VENV) demo_output bench_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

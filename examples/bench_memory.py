@@ -1,0 +1,55 @@
+"""Runs one job and prints its peak memory above the imports, in MB: `bench_memory.py issue|trace|score ...`."""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+from hf_fingerprint import issuing, tracing
+from hf_fingerprint.codes import FairSigns, Tardos, decode
+from hf_fingerprint.vault import Vault
+
+
+def resident() -> float:
+    """Memory in use now, in MB."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def peak() -> float:
+    """The most memory ever in use, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def main() -> None:
+    """Runs the job named on the command line and prints `peak seconds`."""
+    job, *arguments = sys.argv[1:]
+    if job == "score":
+        import numpy as np
+
+        family, count, length = arguments[0], int(arguments[1]), int(arguments[2])
+        secret = os.urandom(32)
+        codebook = FairSigns(length) if family == "fair_signs" else Tardos(length, 20, secret)
+        pool = os.urandom(32 * count)
+        keys = [pool[32 * i : 32 * i + 32] for i in range(count)]
+        guilty = [int(i) for i in np.linspace(0, count - 1, 5)]
+        noise = np.random.default_rng(0).standard_normal(length)
+        reading = np.mean([codebook.codeword(keys[i]) for i in guilty], axis=0) + 0.5 * noise
+        before, started = resident(), time.perf_counter()
+        found = decode(codebook, keys, reading, np.ones(length))
+        assert sorted(found.accused) == guilty, found.accused
+    else:
+        vault = Vault(arguments[1])
+        if job == "trace":
+            vault.unlock(os.environ["HF_FINGERPRINT_PASSPHRASE"])
+        before, started = resident(), time.perf_counter()
+        if job == "trace":
+            tracing.trace(arguments[0], vault)
+        else:
+            issuing.issue(arguments[0], "memory", vault, arguments[2])
+    print(f"{peak() - before:.0f} {time.perf_counter() - started:.1f}")
+
+
+if __name__ == "__main__":
+    main()

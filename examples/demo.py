@@ -1,0 +1,101 @@
+"""The main job on real input, in a few minutes on two cores.
+
+EfficientNet-Lite0 with its real ImageNet weights becomes a base; five recipients get a copy; three leaks turn up (one
+copy pruned and quantised, one fine-tuned on real handwritten digits, the average of three), and a clean model as a
+control.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_fingerprint import Issuer, Settings, TraceResult, Vault, trace
+from hf_fingerprint.attacks import MagnitudePruning, Quantization, collude
+from hf_fingerprint.cli.output import describe_base, print_trace, remark, steps
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from plots import plot_traces
+from real_inputs import digits, lite0, save_timm
+from training import fine_tune
+
+
+RECIPIENTS = ["alice", "bob", "carol", "dave", "erin"]
+
+
+def main() -> None:
+    """Runs the demo and checks that it found what it should."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo_output"))
+    parser.add_argument("--steps", type=int, default=60, help="steps of fine-tuning")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+
+    print("1. The base: EfficientNet-Lite0, ImageNet weights, as a timm folder\n")
+    model = save_timm(lite0(), out / "model")
+    vault = Vault.create(out / "vault", "a passphrase for the demo")
+    with steps() as report:
+        issuer = Issuer(model, vault, Settings(recipients_planned=len(RECIPIENTS)), report)
+    print("\n".join(describe_base(issuer.base)))
+
+    print("\n2. One marked copy for each of five recipients\n")
+    with issuer:
+        for copy in issuer.issue_all(RECIPIENTS, out / "copies"):
+            print(f"  {copy.recipient}: {copy.path}, commitment {copy.commitment[:16]}...")
+
+    print("\n3. Three leaks and a control turn up")
+    vault.unlock("a passphrase for the demo")
+    suspects = make_suspects(out, arguments.steps)
+    results: dict[str, TraceResult] = {}
+    for title, suspect in suspects.items():
+        print(f"\n--- {title}\n")
+        results[title] = trace(suspect, vault)
+        print_trace(results[title])
+    picture = plot_traces(results, out / "scores.png")
+    print(f"\nAll recipients' scores against the bound: {picture}")
+
+    expected = [{"alice"}, {"bob"}, {"carol", "dave", "erin"}, set()]
+    found = [{score.recipient for score in result.accused} for result in results.values()]
+    if found != expected:
+        remark(f"The demo expected {expected} and found {found}.")
+        sys.exit(1)
+
+
+def make_suspects(out: Path, steps_of_training: int) -> dict[str, Path]:
+    """The leaks and the control, as files and folders."""
+    states = {name: load_file(out / "copies" / name / "model.safetensors") for name in RECIPIENTS}
+    squeezed = Quantization(bits=8)(MagnitudePruning(0.5)(states["alice"]))
+    save_file(squeezed, out / "leak_squeezed.safetensors")
+
+    torch.manual_seed(0)
+    images, labels = digits(64)
+    tuned = timm.create_model(f"local-dir:{out / 'copies' / 'bob'}", pretrained=True)
+    tuned.reset_classifier(10)
+    fine_tune(tuned, images, labels, lr=1e-3, steps=steps_of_training, batch=32, label="a thief fine-tunes bob's copy")
+    save_timm(tuned, out / "leak_tuned")
+
+    control = timm.create_model(f"local-dir:{out / 'model'}", pretrained=True)
+    control.reset_classifier(10)
+    fine_tune(control, images, labels, lr=1e-3, steps=steps_of_training // 2, batch=32, label="an honest user's model")
+    save_timm(control, out / "control")
+
+    average = collude([states[name] for name in ("carol", "dave", "erin")], "average")
+    save_file(average, out / "leak_average.safetensors")
+
+    return {
+        "alice's copy, pruned to 50 % and quantised to 8 bits": out / "leak_squeezed.safetensors",
+        "bob's copy with a new head, fine-tuned on handwritten digits": out / "leak_tuned",
+        "the average of carol's, dave's and erin's copies": out / "leak_average.safetensors",
+        "control: the clean base, fine-tuned likewise": out / "control",
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""What thieves do to weights: small classes that take a state dict and return another. More of them come later."""
+
+from hf_fingerprint.attacks.collusion import STRATEGIES, collude
+from hf_fingerprint.attacks.compression import Cast, MagnitudePruning, Quantization
+
+
+__all__ = ["STRATEGIES", "Cast", "MagnitudePruning", "Quantization", "collude"]
