@@ -34,8 +34,7 @@ def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap
     Returns:
         `np.ndarray` of shape `(T,)`: `eps_t`.
     """
-    safe = np.maximum(sensitivity, np.finfo(float).tiny)
-    worth = counts / safe
+    worth = counts / np.maximum(sensitivity, 1e-30)
     if (cap**2 * sensitivity).sum() <= max_kl:
         return np.full(len(counts), cap)
     cost = lambda u: (np.minimum(cap**2, np.exp(u) * worth) * sensitivity).sum() - max_kl  # noqa: E731

@@ -10,8 +10,7 @@ import numpy as np
 from hf_fingerprint.keys import Stream
 
 
-_HALF_NORMAL = np.float32(2.0**-14)
-_HALF_STEP = np.float32(2.0**-24)
+_HALF_NORMAL, _HALF_STEP = 2.0**-14, 2.0**-24
 
 
 def round_stochastically(values: np.ndarray, dtype: str, stream: Stream) -> np.ndarray:
@@ -34,6 +33,6 @@ def round_stochastically(values: np.ndarray, dtype: str, stream: Stream) -> np.n
     if dtype == "F16":
         small = np.abs(values) < _HALF_NORMAL
         if small.any():
-            scaled = values[small] / _HALF_STEP + random[small].astype(np.float32) / 65536
-            rounded[small] = np.floor(scaled) * _HALF_STEP
+            scaled = values[small].astype(np.float64) / _HALF_STEP + random[small] / 65536
+            rounded[small] = (np.floor(scaled) * _HALF_STEP).astype(np.float32)
     return rounded

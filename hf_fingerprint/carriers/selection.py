@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 
 _WEIGHT = re.compile(r"(^|[._])(weight|in_proj_weight)$")
-_NOT_LINEAR = re.compile(r"pos_embed|position_embed|relative_position|token|word_embed|norm|(^|\.)bn\d?\.", re.I)
+_NOT_LINEAR = re.compile(
+    r"pos_embed|position_embed|relative_position|(cls|mask|dist|reg|register)_tokens?(\.|$)|token_embed|word_embed|embeddings?\.weight$|norm"
+    r"|(^|\.)bn\d?\.",
+    re.IGNORECASE,
+)
 _STEM = re.compile(r"(^|\.)(stem\.0|patch_embed\w*|conv_stem|embedder)(\.|$)|^(features\.0|conv1)(\.0)*\.weight", re.I)
-_CLASSIFIER = re.compile(r"(classifier|(^|\.)head(_dist)?|(^|\.)fc|last_linear|(^|\.)head\.fc)(\.\d+)?\.weight$", re.I)
+_CLASSIFIER = re.compile(
+    r"(classifier|(^|\.)head(_dist)?|(^|\.)fc|last_linear|(^|\.)head(_dist)?\.(fc|linear|l))(\.\d+)?\.weight$", re.I
+)
 _IMAGE_CHANNELS = (3, 4)
 _CLASSIFIER_DEPTH = 4
 
@@ -61,7 +67,6 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[
     Returns:
         `list[str]`: parameter names in the model's own spelling.
     """
-    import torch
     from torch import nn
 
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -74,19 +79,37 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[
 
     hooks = [module.register_forward_hook(note) for module in named]
     try:
-        with torch.no_grad():
-            classes = logits_of(model(images)).shape[-1]
+        used, classes = _used_parameters(model, images)
     finally:
         for hook in hooks:
             hook.remove()
     order = list(ran)
-    left_out = {named[module] for module in order[:1]}
-    left_out |= {named[m] for m in order if ran[m] == classes and _CLASSIFIER.search(f"{named[m]}.weight")}
-    left_out |= {named[module] for module in order[-1:] if ran[module] == classes}
-    left_out |= _timm_ends(model)
-    chosen = [f"{named[m]}.weight" for m in order if named[m] not in left_out]
-    attention = [n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    return chosen + [f"{name}.in_proj_weight" for name in attention]
+    left_out = {*order[:1], *_timm_ends(model)}
+    left_out |= {m for m in order if ran[m] == classes and _CLASSIFIER.search(f"{named[m]}.weight")}
+    left_out |= {module for module in order[-1:] if ran[module] == classes}
+    chosen = [module for module in dict.fromkeys([*order, *named]) if module not in left_out]
+    weights = {f"{named[module]}.weight": module.weight for module in chosen}
+    attention = [(n, m.in_proj_weight) for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
+    weights |= {f"{name}.in_proj_weight": weight for name, weight in attention if weight is not None}
+    return [name for name, weight in weights.items() if weight in used]
+
+
+def _used_parameters(model: "torch.nn.Module", images: "torch.Tensor") -> tuple[set["torch.nn.Parameter"], int]:
+    """The parameters that the logits depend on, called by their module or not, and the number of classes."""
+    import torch
+
+    parameters = list(model.parameters())
+    before = [parameter.requires_grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            logits = logits_of(model(images))
+            gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)
+    return {p for p, g in zip(parameters, gradients, strict=True) if g is not None}, logits.shape[-1]
 
 
 def logits_of(output: object) -> "torch.Tensor":
@@ -97,11 +120,11 @@ def logits_of(output: object) -> "torch.Tensor":
     return getattr(output, "logits", output)
 
 
-def _timm_ends(model: "torch.nn.Module") -> set[str]:
-    inner, prefix = (model.timm_model, "timm_model.") if hasattr(model, "timm_model") else (model, "")
+def _timm_ends(model: "torch.nn.Module") -> set["torch.nn.Module"]:
+    """The modules that timm's configuration calls stem and classifier."""
+    inner = getattr(model, "timm_model", model)
     config = getattr(inner, "pretrained_cfg", None) or {}
-    ends: set[str] = set()
-    for key in ("first_conv", "classifier"):
-        value = config.get(key) or ()
-        ends |= {prefix + name for name in ((value,) if isinstance(value, str) else value)}
-    return ends
+    modules = dict(inner.named_modules(remove_duplicate=False))
+    ends = [config.get(key) or () for key in ("first_conv", "classifier")]
+    names = [name for end in ends for name in ((end,) if isinstance(end, str) else end)]
+    return {modules[name] for name in names if name in modules}

@@ -23,17 +23,26 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
         cached.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     at = f"{repo}@{revision}" if revision else repo
     try:
         info = HfApi().model_info(repo, revision=revision)
-        names = wanted([sibling.rfilename for sibling in info.siblings or []])
-        commit = str(info.sha)
-        folder = snapshot_download(repo, revision=commit, allow_patterns=[glob.escape(name) for name in names])
-        return Path(folder), commit
+        names = [glob.escape(name) for name in wanted([sibling.rfilename for sibling in info.siblings or []])]
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
+        if folder.name != info.sha:  # the branch moved meanwhile
+            folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=names))
+        return folder, str(info.sha)
     except CheckpointError:
         raise
+    except HFValidationError:
+        raise CheckpointError(f"{at} is neither a path here nor a possible Hub id: check the spelling.") from None
     except GatedRepoError:
         raise CheckpointError(
             f"{repo} is gated: ask for access on its page and log in with a token of that account (hf auth login)."
@@ -42,15 +51,31 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
         raise CheckpointError(f"{at} does not exist: the repo has no such branch, tag or commit.") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            f"{repo} is not on the Hub, or is private: check the id, and log in with a token that may read it (hf "
-            f"auth login)."
+            f"{repo} is not on the Hub, or is private: check the id, and log in with a token that may read it "
+            "(hf auth login)."
         ) from None
-    except Exception as unreachable:  # the client's transport errors have no common class over its versions
-        try:
-            folder = snapshot_download(repo, revision=revision, local_files_only=True)
-        except Exception:
+    except Exception as error:  # the client's transport errors have no common class over its versions
+        if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == 401:
             raise CheckpointError(
-                f"{at} can't be fetched ({type(unreachable).__name__}) and is not in the local cache: check the "
-                f"connection."
+                f"The Hub rejects the token in use for {at}: log in again (hf auth login)."
             ) from None
-        return Path(folder), Path(folder).name
+        return _from_cache(repo, revision, at, wanted, type(error).__name__)
+
+
+def _from_cache(
+    repo: str, revision: str | None, at: str, wanted: Callable[[list[str]], list[str]], reason: str
+) -> tuple[Path, str]:
+    """The same from the local cache alone, for a Hub that can't be reached."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+
+    try:
+        names = wanted([file.path for file in get_cached_repo_tree(repo, revision=revision)])
+        patterns = [glob.escape(name) for name in names]
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
+        return folder, folder.name
+    except CheckpointError:
+        raise
+    except Exception:
+        raise CheckpointError(
+            f"{at} can't be fetched ({reason}) and is not whole in the local cache: check the connection."
+        ) from None

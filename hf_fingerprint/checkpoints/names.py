@@ -11,4 +11,6 @@ def normalise(name: str) -> str:
         for prefix in _PREFIXES:
             if name.startswith(prefix):
                 name, stripped = name.removeprefix(prefix), True
-    return name.replace("._orig_mod.", ".")
+    while "._orig_mod." in name:
+        name = name.replace("._orig_mod.", ".")
+    return name

@@ -46,19 +46,45 @@ def load_pickled(
     """
     infos, memory, shared = [], {}, []
     for number, path in enumerate(paths):
-        seen: dict[int, str] = {}
+        spans: list[tuple[int, int, str]] = []
         for name, tensor in _state_dict(path).items():
             dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
             if dtype is None or tensor.layout is not _torch().strided:
                 raise CheckpointError(
                     f"{path}: tensor {name} is of type {tensor.dtype}, which can't be read: convert it."
                 )
-            raw = tensor.detach().contiguous().reshape(-1).view(_torch().uint8).numpy()
-            if tensor.numel() and seen.setdefault(tensor.data_ptr(), str(name)) != str(name):
-                shared.append((seen[tensor.data_ptr()], str(name)))
-            memory[str(name)] = raw
-            infos.append(TensorInfo(str(name), dtype, tuple(tensor.shape), number, 0, raw.nbytes))
+            if not _can_be_named(name) or tensor.device.type != "cpu":
+                raise CheckpointError(f"{path}: tensor {name!r} has no data or an impossible name: export it again.")
+            try:
+                plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+                raw = plain.reshape(-1).view(_torch().uint8).numpy()
+            except RuntimeError:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} of shape {tuple(tensor.shape)} does not fit in memory: export it again."
+                ) from None
+            shared += _overlaps(name, tensor, spans)
+            memory[name] = raw
+            infos.append(TensorInfo(name, dtype, tuple(tensor.shape), number, 0, raw.nbytes))
     return infos, memory, shared
+
+
+def _can_be_named(name: object) -> bool:
+    """Whether safetensors can hold a tensor of this name."""
+    if not isinstance(name, str) or name == "__metadata__":
+        return False
+    return name.encode(errors="replace") == name.encode(errors="surrogatepass")
+
+
+def _overlaps(name: str, tensor: Any, spans: list[tuple[int, int, str]]) -> list[tuple[str, str]]:
+    """The tensors met before that share memory with this one; notes where it lies."""
+    if not tensor.numel():
+        return []
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    begin = tensor.data_ptr()
+    end = begin + extent * tensor.element_size()
+    found = [(other, name) for start, stop, other in spans if begin < stop and start < end]
+    spans.append((begin, end, name))
+    return found
 
 
 def _torch() -> Any:
@@ -76,13 +102,16 @@ def _state_dict(path: Path) -> dict[str, Any]:
     try:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before PyTorch 1.6 can't be mapped
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            # the format before PyTorch 1.6
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds more than tensors, and loading that could run its code: get the model as safetensors."
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged file makes torch raise whatever its bytes happen to mean
         raise CheckpointError(
             f"{path} is not a whole PyTorch checkpoint ({type(error).__name__}): get it again."
         ) from None

@@ -43,6 +43,7 @@ class Checkpoint:
         self._descriptors: list[int] = []
         self._memory: dict[str, np.ndarray] = {}
         self.shared: list[tuple[str, str]] = []
+        self._sizes = [path.stat().st_size for path in source.weights]
         if source.pickled:
             infos, self._memory, self.shared = load_pickled(source.weights)
             self._add(infos)
@@ -96,6 +97,8 @@ class Checkpoint:
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given (which must be large enough)."""
         count = (info.nbytes if stop is None else stop) - start
         if self._memory:
+            if self.source.weights[info.file].stat().st_size < self._sizes[info.file]:  # reading on would be fatal
+                raise CheckpointError(f"{self.source.weights[info.file]} ends too soon: it changed while it was read.")
             found = self._memory[info.name][start : start + count]
             if out is None:
                 return found

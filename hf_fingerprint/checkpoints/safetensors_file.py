@@ -76,7 +76,7 @@ def read_layout(path: Path, file: int = 0) -> tuple[int, list[TensorInfo]]:
                     f"{path} has a header of {length} bytes, which no model has: get the file again."
                 )
             header = json.loads(stream.read(length))
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a whole, well-formed safetensors file ({error}): get it again."
         ) from None
@@ -89,7 +89,7 @@ def read_layout(path: Path, file: int = 0) -> tuple[int, list[TensorInfo]]:
             continue
         if entry["dtype"] not in SIZES:
             raise CheckpointError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}, which this version can't copy: convert it first."
+                f"{path}: tensor {name!r} has dtype {entry['dtype']}, which this version can't copy: convert it first."
             )
         begin, end = entry["data_offsets"]
         tensors.append(TensorInfo(name, entry["dtype"], tuple(entry["shape"]), file, start + begin, end - begin))

@@ -8,6 +8,7 @@ resolve("local-dir:models/lite0")
 ```
 """
 
+import errno
 import json
 import re
 from collections.abc import Iterable
@@ -20,8 +21,11 @@ from hf_fingerprint.errors import CheckpointError
 
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-_WEIGHTS = (".safetensors", *_PICKLES, ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".tflite", ".pb", ".npz")
-_WEIGHTS_TOO = (".npy", ".gguf", ".ot", ".pkl", ".pickle", ".mlmodel")
+_WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pt2|pth|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp)"
+    r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|\.mlpackage/",
+    re.IGNORECASE,
+)
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -70,7 +74,7 @@ class Source:
         unmarked: list[Path] = []
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder)
-            hidden = relative.parts[0] in {".git", ".cache"}
+            hidden = not {".git", ".cache"}.isdisjoint(relative.parts)
             if hidden or path in self.weights or (path.is_dir() and not path.is_symlink()):
                 continue
             stale_index = path.name.endswith(".index.json") and (self.pickled or path != self.index)
@@ -82,7 +86,12 @@ class Source:
 
 def is_weights(name: str) -> bool:
     """Whether a file of this name may hold weights, in whatever form."""
-    return name.lower().endswith(_WEIGHTS + _WEIGHTS_TOO)
+    return bool(_WEIGHTS.search(name))
+
+
+def printable(name: str) -> str:
+    """A name from a file that may be hostile, on one line."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else c for c in name)
 
 
 def resolve(name: str | Path, weights_only: bool = False) -> Source:
@@ -102,14 +111,28 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
     """
     text = str(name)
     path = Path(text.removeprefix("local-dir:"))
-    if not text.startswith("hf-hub:") and path.exists():
-        return _local(path.resolve() if path.is_dir() else path.absolute())
+    if text.removeprefix("local-dir:") and not text.startswith("hf-hub:") and _exists(path):
+        try:
+            return _local(path.resolve() if path.is_dir() else path.absolute())
+        except OSError as error:
+            raise CheckpointError(f"{text} can't be read: {error.strerror or error}.") from None
     match = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if match is None or text.startswith("local-dir:"):
         raise CheckpointError(
             f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
         )
     return _from_hub(match["repo"], match["revision"], weights_only)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            return False
+        raise CheckpointError(f"{path} can't be read: {error.strerror}.") from None
+    except ValueError:  # a null character
+        return False
 
 
 def _local(path: Path) -> Source:
@@ -119,6 +142,8 @@ def _local(path: Path) -> Source:
         return _sharded(path, str(path), None, whole_folder=False)
     if path.suffix != ".safetensors" and path.suffix not in _PICKLES:
         raise CheckpointError(f"{path} is not a weight file: give a .safetensors file, a model folder or a Hub id.")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a regular file: give a .safetensors file, a model folder or a Hub id.")
     return Source(str(path), path.parent, (path,), None, None, whole_folder=False)
 
 
@@ -137,7 +162,8 @@ def choose_weights(names: Iterable[str], where: str) -> str:
         found = [n for n in candidates if PurePosixPath(n).match(pattern)]
         if len(found) == 1:
             return found[0]
-        if found and not pattern.endswith(".index.json") and not any(n.endswith(".index.json") for n in candidates):
+        indexed = not pattern.endswith(".index.json") and any(n.endswith(".index.json") for n in candidates)
+        if found and not indexed:
             raise CheckpointError(
                 f"{where} has several weight files ({', '.join(sorted(found))}): name the one to use."
             )
@@ -151,15 +177,17 @@ def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         shards = sorted({str(shard) for shard in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         raise CheckpointError(f"{index} is not an index of weight files: get it again.") from None
     if not shards:
         raise CheckpointError(f"{index} names no weight files: get it again.")
     for shard in shards:
         if PurePosixPath(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"{index} points to {shard}, outside its folder: don't use this model.")
+            raise CheckpointError(f"{index} points to {printable(shard)}, outside its folder: don't use this model.")
         if not is_weights(shard):
-            raise CheckpointError(f"{index} points to {shard}, which is not a weight file: don't use this model.")
+            raise CheckpointError(
+                f"{index} points to {printable(shard)}, which is not a weight file: don't use this model."
+            )
         _inside(index.parent / shard, index.parent)
     return Source(name, index.parent, tuple(index.parent / s for s in shards), index, revision, whole_folder)
 
@@ -167,8 +195,9 @@ def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -
 def _inside(path: Path, folder: Path) -> None:
     """Refuses what is missing, not a regular file, or a link out of the model's folder (the Hub cache's blobs are
     in)."""
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing: get the model again, all of its files.")
+    shown = path.parent / printable(path.name)
+    if not _exists(path):
+        raise CheckpointError(f"{shown} is missing: get the model again, all of its files.")
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file: remove it or put the file itself in its place.")
     target, roots = path.resolve(), [folder.resolve()]
@@ -186,7 +215,7 @@ def _from_hub(repo: str, revision: str | None, weights_only: bool) -> Source:
 def _wanted(names: list[str], repo: str, weights_only: bool) -> list[str]:
     chosen = choose_weights([name for name in names if "/" not in name], repo)
     suffix = PurePosixPath(chosen.removesuffix(".index.json")).suffix
-    shards = {name for name in names if name.endswith(suffix)} if chosen.endswith(".index.json") else set()
+    shards = {n for n in names if n.endswith(suffix) and "/" not in n} if chosen.endswith(".index.json") else set()
     weights = {chosen} | shards
     if weights_only:
         return sorted(weights | ({"config.json"} & set(names)))

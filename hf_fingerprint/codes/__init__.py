@@ -9,6 +9,9 @@ from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
 
 
+FAMILIES = (Tardos.family, FairSigns.family)
+
+
 def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Codebook:
     """The codebook of a base from what the vault records of it.
 
@@ -29,6 +32,7 @@ def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Co
 
 
 __all__ = [
+    "FAMILIES",
     "CertifiedCoalition",
     "Codebook",
     "Decoding",

@@ -96,11 +96,13 @@ class Codebook(ABC):
         ((_, bits),) = self.blocks([copy_key])
         return np.where(bits[0], np.int8(1), np.int8(-1))
 
-    def packed(self, copy_keys: Sequence[bytes]) -> np.ndarray:
+    def packed(self, copy_keys: Sequence[bytes], advance: Callable[[int], None] | None = None) -> np.ndarray:
         """The codewords eight positions to a byte, first position highest: `uint8` of shape `(n, V / 8)`."""
         out = np.empty((len(copy_keys), self.length // 8), np.uint8)
         for rows, bits in self.blocks(copy_keys):
             out[rows] = np.packbits(bits, axis=1)
+            if advance is not None:
+                advance(len(bits))
         return out
 
     def standardise(self, functions: np.ndarray) -> np.ndarray:

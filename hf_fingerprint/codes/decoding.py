@@ -96,7 +96,7 @@ def decode(
     if n > CANDIDATES:  # decide among the highest scorers only: the union over all n covers whichever they are
         scores = codebook.scores(copy_keys, functions, advance).max(axis=1)
         candidates = np.sort(np.argpartition(scores, -CANDIDATES)[-CANDIDATES:])
-    packed = codebook.packed([copy_keys[int(i)] for i in candidates])
+    packed = codebook.packed([copy_keys[int(i)] for i in candidates], advance if n <= CANDIDATES else None)
     log_union = math.log(n * max_rounds * len(functions))
     target = math.log(alpha) - log_union
     accused: list[int] = []

@@ -19,7 +19,8 @@ _ENTRY = 2 * SECRET_BYTES
 def record_digest(record: CopyRecord) -> bytes:
     """SHA-256 over all of a record that its copy key must fit."""
     parts = [record.copy_id, record.base_id, record.recipient, record.content_hash, record.commitment]
-    return hashlib.sha256(json.dumps(parts).encode() + b"\0" + record.sealed).digest()
+    sealed = record.sealed if isinstance(record.sealed, bytes) else b""  # SQLite keeps whatever type it was given
+    return hashlib.sha256(json.dumps(parts).encode() + b"\0" + sealed).digest()
 
 
 def pack(keys: Mapping[bytes, bytes]) -> bytes:

@@ -23,14 +23,22 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
     """
     if file is not None:
         try:
-            return file.read_text().splitlines()[0]
-        except (OSError, IndexError, UnicodeDecodeError):
-            raise PassphraseError(f"The passphrase file {file} can't be read or is empty: give another.") from None
+            first = file.read_bytes().decode().split("\n")[0].removesuffix("\r")
+        except (OSError, UnicodeDecodeError):
+            first = ""
+        if not first:
+            raise PassphraseError(
+                f"The passphrase file {file} can't be read or begins with no passphrase: give another."
+            )
+        return first
     if os.environ.get(VARIABLE):
         return os.environ[VARIABLE]
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise PassphraseError(f"A passphrase is needed: set {VARIABLE}, give --passphrase-file, or run in a terminal.")
-    passphrase = getpass.getpass("Passphrase of the tracing identity: ")
-    if confirm and getpass.getpass("Once more: ") != passphrase:
-        raise PassphraseError("The two passphrases differ: try again; nothing was changed.")
+    try:
+        passphrase = getpass.getpass("Passphrase of the tracing identity: ")
+        if confirm and getpass.getpass("Once more: ") != passphrase:
+            raise PassphraseError("The two passphrases differ: try again; nothing was changed.")
+    except EOFError:
+        raise PassphraseError("No passphrase was given: try again; nothing was changed.") from None
     return passphrase

@@ -77,7 +77,11 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
         [`VaultError`]: if the row was changed since it was written.
     """
     base_id, whole, text, amplitudes, secret, seal = row
-    if not hmac.compare_digest(seal, _seal(secret, base_id, whole, text, amplitudes)):
+    try:
+        genuine = hmac.compare_digest(seal.encode(), _seal(secret, base_id, whole, text, amplitudes).encode())
+    except (TypeError, AttributeError, ValueError):  # SQLite keeps whatever type a column was given
+        genuine = False
+    if not genuine:
         raise VaultError(f"The record of base {base_id} was tampered with or damaged: restore a backup of the vault.")
     document = json.loads(text)
     tensors = {name: TensorRecord(dtype, tuple(shape), digest) for name, dtype, shape, digest in document["tensors"]}

@@ -45,12 +45,19 @@ def open_identity(path: Path, passphrase: str) -> "Opener":
 def seal(copy_key: bytes, copy_id: str, base_id: str, recipient: str, public_key: str) -> bytes:
     """Seals a copy key together with what it belongs to, so that a record can't be given another name unnoticed."""
     text = json.dumps({"v": 1, "copy": copy_id, "base": base_id, "recipient": recipient, "key": copy_key.hex()})
-    return pyrage.encrypt(text.encode(), [pyrage.x25519.Recipient.from_str(public_key)])
+    return _encrypt(text.encode(), public_key)
 
 
 def seal_bundle(content: bytes, public_key: str) -> bytes:
     """Seals the content of a bundle."""
-    return pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(public_key)])
+    return _encrypt(content, public_key)
+
+
+def _encrypt(content: bytes, public_key: str) -> bytes:
+    try:
+        return pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(public_key)])
+    except pyrage.RecipientError:
+        raise VaultError("The vault's public key is damaged: restore a backup of the vault.") from None
 
 
 class Opener:
@@ -83,7 +90,7 @@ class Opener:
         try:
             content = json.loads(pyrage.decrypt(sealed, [self._identity]))
             key = bytes.fromhex(content["key"])
-        except (pyrage.DecryptError, ValueError, KeyError, TypeError):
+        except (pyrage.DecryptError, ValueError, KeyError, TypeError):  # SQLite keeps whatever type it was given
             content, key = None, b""
         belongs = (copy_id, base_id, recipient)
         if content is None or (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:

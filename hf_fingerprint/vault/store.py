@@ -27,6 +27,7 @@ from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, op
 DATABASE = "vault.db"
 IDENTITY = "identity.age"
 BUNDLE_FROM = 64
+_MAGIC = b"SQLite format 3\0"
 _WAIT_SECONDS = 60.0
 
 
@@ -45,6 +46,8 @@ class Vault:
         self._opener: Opener | None = None
         if not (self.folder / DATABASE).is_file():
             raise VaultError(f"{self.folder} holds no vault: make one with `hf-fingerprint vault init {self.folder}`.")
+        if _first_bytes(self.folder / DATABASE) != _MAGIC:
+            raise VaultError(f"{self.folder / DATABASE} is not a vault's database: restore a backup.")
         with self._connect() as connection:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
         if meta.get("format") != str(FORMAT):
@@ -52,6 +55,8 @@ class Vault:
                 f"{self.folder} has vault format {meta.get('format')} and this version reads {FORMAT}: upgrade "
                 f"hf-fingerprint."
             )
+        if "public_key" not in meta:
+            raise VaultError(f"{self.folder / DATABASE} lacks the vault's public key: restore a backup.")
         self.public_key = meta["public_key"]
 
     @classmethod
@@ -74,6 +79,7 @@ class Vault:
             _write_private(partial, b"")
             connection = sqlite3.connect(partial)
             try:
+                connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
                 connection.executescript(TABLES)
                 connection.executemany(
                     "INSERT INTO meta VALUES (?, ?)", [("format", str(FORMAT)), ("public_key", public_key)]
@@ -91,7 +97,6 @@ class Vault:
         try:
             connection = sqlite3.connect(self.folder / DATABASE, timeout=_WAIT_SECONDS, isolation_level=None)
             try:
-                connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
                 yield connection
@@ -181,9 +186,13 @@ class Vault:
         """Records that a copy is complete on the disk, and commits to it. Returns the record as it is now."""
         promise = commitment(copy_key, record.recipient, content_hash)
         with self._connect() as connection:
-            connection.execute(
-                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ? WHERE copy_id = ?",
-                (content_hash, promise, record.copy_id),
+            changed = connection.execute(
+                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ? WHERE copy_id = ? AND sealed = ?",
+                (content_hash, promise, record.copy_id, record.sealed),
+            ).rowcount
+        if changed != 1:
+            raise VaultError(
+                f"The record of copy {record.copy_id} changed while it was written: run the command again."
             )
         return replace(record, state="written", content_hash=content_hash, commitment=promise)
 
@@ -217,6 +226,8 @@ class Vault:
         digests = [record_digest(record) for record in records]
         fresh = {d: self.copy_key(r) for d, r in zip(digests, records, strict=True) if d not in known}
         known.update(fresh)
+        for digest, record in zip(digests, records, strict=True):
+            _check_commitment(record, known[digest])
         if len(fresh) >= BUNDLE_FROM:
             sealed = seal_bundle(pack({digest: known[digest] for digest in digests}), self.public_key)
             with self._connect() as connection:
@@ -250,12 +261,30 @@ class Vault:
             [`VaultError`]: if the record was tampered with.
         """
         key = self._open().unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
-        if record.content_hash and commitment(key, record.recipient, record.content_hash) != record.commitment:
-            raise VaultError(
-                f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a "
-                f"backup."
-            )
+        _check_commitment(record, key)
         return key
+
+
+def _check_commitment(record: CopyRecord, copy_key: bytes) -> None:
+    """Refuses a record whose key, recipient and content hash don't open its commitment."""
+    if record.state == "begun" and record.content_hash is None and record.commitment is None:
+        return
+    try:
+        opened = commitment(copy_key, record.recipient, record.content_hash or "")
+    except (ValueError, TypeError):
+        opened = ""
+    if not record.content_hash or opened != record.commitment:
+        raise VaultError(
+            f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a backup."
+        )
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_MAGIC))
+    except OSError as error:
+        raise VaultError(f"{path} can't be read ({error.strerror}): restore it.") from None
 
 
 def _write_private(path: Path, content: bytes) -> None:
