@@ -187,7 +187,8 @@ class Vault:
         promise = commitment(copy_key, record.recipient, content_hash)
         with self._connect() as connection:
             changed = connection.execute(
-                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ? WHERE copy_id = ? AND sealed = ?",
+                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ?"
+                " WHERE copy_id = ? AND sealed = ?",
                 (content_hash, promise, record.copy_id, record.sealed),
             ).rowcount
         if changed != 1:
@@ -199,7 +200,11 @@ class Vault:
     def mark_issued(self, copy_id: str) -> None:
         """Records that a copy is in its place."""
         with self._connect() as connection:
-            connection.execute("UPDATE copies SET state = 'issued' WHERE copy_id = ?", (copy_id,))
+            changed = connection.execute("UPDATE copies SET state = 'issued' WHERE copy_id = ?", (copy_id,)).rowcount
+        if changed != 1:
+            raise VaultError(
+                f"The record of copy {copy_id} is gone from {self.folder}: restore a backup of the vault."
+            )
 
     def copies(self, base_id: str | None = None, recipient: str | None = None) -> list[CopyRecord]:
         """The record of copies, of one base or recipient or of all, in the order of issue."""
