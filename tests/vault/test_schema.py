@@ -1,0 +1,178 @@
+import hashlib
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from checkpoint_files import UNHURRIED
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
+from hf_fingerprint.vault.schema import FORMAT, TABLES, base_from_row, base_to_row
+
+
+BASE = Base(
+    base_id="53e1e7b2c8d4",
+    source="org/tiny-vit",
+    revision="9f" * 20,
+    content_hash="53e1e7b2c8d4" + "a1" * 26,
+    tensors={
+        "blocks.0.attn.qkv.weight": TensorRecord("F32", (2, 3), "0a" * 32),
+        "blocks.0.gênant.weight": TensorRecord("BF16", (3, 1, 1), "0b" * 32),
+        "head.bias": TensorRecord("I64", (), "0c" * 32),
+    },
+    carriers=(
+        Carrier("blocks.0.attn.qkv.weight", 0.004, np.array([0.5, -0.25], np.float32)),
+        Carrier("blocks.0.gênant.weight", 0.002, np.array([1, 2, 3], np.float32)),
+    ),
+    family="tardos",
+    length=4096,
+    coalition=20,
+    certified=12,
+    certified_by="simulated: minority",
+    alpha=1e-6,
+    recipients_planned=1000,
+    calibration=Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
+    secret=bytes(range(32)),
+)
+GOLDEN_ROW = (
+    "53e1e7b2c8d4",
+    "53e1e7b2c8d4" + "a1" * 26,
+    '{"source":"org/tiny-vit","revision":"9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f","tensors":['
+    '["blocks.0.attn.qkv.weight","F32",[2,3],"0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"],'
+    '["blocks.0.g\\u00eanant.weight","BF16",[3,1,1],"0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b"],'
+    '["head.bias","I64",[],"0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c"]],'
+    '"carriers":[["blocks.0.attn.qkv.weight",0.004],["blocks.0.g\\u00eanant.weight",0.002]],'
+    '"family":"tardos","length":4096,"coalition":20,"certified":12,"certified_by":"simulated: minority",'
+    '"alpha":1e-06,"recipients_planned":1000,'
+    '"calibration":{"inputs":"images","images":256,"max_kl":0.001,"kl":9.6e-05,"agreement":0.9985}}',
+    bytes.fromhex("0000003f000080be0000803f0000004000004040"),
+    bytes(range(32)),
+    "28b9fef608fc93ac9b074146f85de8f31e496f9740ec502fce8f60d787f146b0",
+)
+COLUMNS = ("base_id", "content_hash", "document", "amplitudes", "secret", "seal")
+
+
+def same(one: Base, other: Base) -> bool:
+    """Whether two bases are equal, their amplitudes too, which `==` leaves out."""
+    amplitudes = [[carrier.amplitude.tobytes() for carrier in base.carriers] for base in (one, other)]
+    return one == other and amplitudes[0] == amplitudes[1]
+
+
+def test_the_tables_of_format_1_are_frozen():
+    assert FORMAT == 1
+    digest = hashlib.sha256(TABLES.encode()).hexdigest()
+    assert digest == "3862255915569877925a2174c209f646c99952c835e8304e674a84549d9db907"
+
+
+def test_a_base_is_laid_down_as_it_always_was():
+    assert base_to_row(BASE) == GOLDEN_ROW
+
+
+def test_a_row_laid_down_long_ago_is_read_as_it_was():
+    assert same(base_from_row(GOLDEN_ROW), BASE)
+
+
+@st.composite
+def bases(draw: st.DrawFn) -> Base:
+    """Bases with any names, shapes, numbers and amplitudes."""
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    names = draw(st.lists(text, min_size=1, max_size=5, unique=True))
+    shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple)
+    tensors = {name: TensorRecord(draw(st.sampled_from(["F32", "BF16"])), draw(shapes), draw(text)) for name in names}
+    number = st.floats(allow_nan=False, allow_infinity=False)
+    carriers = []
+    for name in draw(st.lists(st.sampled_from(names), unique=True)):
+        rows = draw(st.lists(st.floats(width=32), min_size=tensors[name].shape[0], max_size=tensors[name].shape[0]))
+        carriers.append(Carrier(name, draw(number), np.array(rows, np.float32)))
+    calibration = Calibration(draw(text), draw(st.integers()), draw(number), draw(number | st.none()), None)
+    return replace(
+        BASE,
+        base_id=draw(text),
+        source=draw(text),
+        revision=draw(text | st.none()),
+        tensors=tensors,
+        carriers=tuple(carriers),
+        certified=draw(st.integers()),
+        alpha=draw(number),
+        calibration=calibration,
+        secret=draw(st.binary(min_size=32, max_size=32)),
+    )
+
+
+@UNHURRIED
+@given(bases())
+def test_every_base_comes_back_from_its_row_and_the_row_from_the_base(base):
+    row = base_to_row(base)
+
+    assert same(base_from_row(row), base)
+    assert base_to_row(base_from_row(row)) == row
+
+
+@pytest.mark.parametrize("name", sorted(field.name for field in fields(Base)))
+def test_every_field_of_a_base_is_in_its_row(name):
+    other = {
+        "tensors": {**BASE.tensors, "new": TensorRecord("F32", (1,), "0d" * 32)},
+        "carriers": BASE.carriers[:1],
+        "calibration": replace(BASE.calibration, images=257),
+        "secret": bytes(32),
+    }
+    value = getattr(BASE, name)
+    changed = replace(BASE, **{name: other.get(name, value + 1 if isinstance(value, int | float) else f"{value}x")})
+
+    assert base_to_row(changed) != base_to_row(BASE)
+    assert same(base_from_row(base_to_row(changed)), changed)
+
+
+@pytest.mark.parametrize("column", range(5))
+def test_every_column_is_under_the_seal(column):
+    for position in range(0, len(GOLDEN_ROW[column]), 5):
+        value = GOLDEN_ROW[column]
+        other = bytes([value[position] ^ 1]) if isinstance(value, bytes) else "~"
+        changed = value[:position] + other + value[position + 1 :]
+        row = (*GOLDEN_ROW[:column], changed, *GOLDEN_ROW[column + 1 :])
+        with pytest.raises(VaultError) as caught:
+            base_from_row(row)
+        assert row[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "seal",
+    ["", "00" * 32, GOLDEN_ROW[5].upper(), GOLDEN_ROW[5] + "0", "é" * 64, GOLDEN_ROW[5].encode()],
+    ids=["empty", "zeros", "upper case", "longer", "not ASCII", "bytes"],
+)
+def test_nothing_but_the_seal_itself_passes_for_the_seal(seal):
+    with pytest.raises(VaultError) as caught:
+        base_from_row((*GOLDEN_ROW[:5], seal))
+
+    assert GOLDEN_ROW[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(("column", "value"), [(3, "text"), (4, "text"), (4, 5), (4, b""), (3, b""), (2, b"{}")])
+def test_a_column_of_another_type_is_damage_like_any_other(column, value):
+    with pytest.raises(VaultError) as caught:
+        base_from_row((*GOLDEN_ROW[:column], value, *GOLDEN_ROW[column + 1 :]))
+
+    assert GOLDEN_ROW[0] in str(caught.value)
+
+
+def test_bytes_cannot_move_from_one_column_to_the_next():
+    base_id, whole, text, amplitudes, secret, seal = GOLDEN_ROW
+    shifted = [
+        (f"{base_id}\n{whole}", text, amplitudes.decode("latin-1"), b"", secret, seal),
+        (base_id[:-1], base_id[-1] + whole, text, amplitudes, secret, seal),
+        (base_id, f"{whole}\n{text}", "", amplitudes, secret, seal),
+        (base_id, whole, text + "\n", amplitudes[1:], secret, seal),
+    ]
+    for row in shifted:
+        with pytest.raises(VaultError):
+            base_from_row(row)
+
+
+def test_the_document_holds_no_secret():
+    document = json.loads(base_to_row(BASE)[2])
+
+    assert "secret" not in document
+    assert BASE.secret.hex() not in base_to_row(BASE)[2]

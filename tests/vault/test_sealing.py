@@ -1,0 +1,205 @@
+import json
+import traceback
+
+import pyrage
+import pytest
+from quick_age import lock_quickly
+
+from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
+
+
+KEY = bytes(range(32))
+RECORD = ("0123456789abcdef", "53e1e7b2c8d4", "Zoë & Söhne")
+PASSPHRASE = "Größe, horse, battery"
+
+
+@pytest.fixture(scope="module")
+def identity():
+    """A tracing identity and its public key."""
+    return new_identity()
+
+
+@pytest.fixture(scope="module")
+def opener(identity):
+    return Opener(identity[0])
+
+
+@pytest.fixture
+def locked_file(tmp_path, identity):
+    """The identity under a passphrase."""
+    (tmp_path / "identity.age").write_bytes(lock_quickly(identity[0], PASSPHRASE))
+    return tmp_path / "identity.age"
+
+
+def sealed_text(content: object, public_key: str) -> bytes:
+    """Whatever content, sealed as a record is."""
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return pyrage.encrypt(text, [pyrage.x25519.Recipient.from_str(public_key)])
+
+
+def refusal(action, *args) -> str:
+    with pytest.raises(VaultError) as caught:
+        action(*args)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_sealed_key_opens_with_the_identity(identity, opener):
+    sealed = seal(KEY, *RECORD, identity[1])
+
+    assert opener.unseal(sealed, *RECORD) == KEY
+    assert sealed.startswith(b"age-encryption.org/v1\n")
+    assert KEY not in sealed
+    assert KEY.hex().encode() not in sealed
+
+
+def test_the_same_key_never_looks_the_same_twice(identity):
+    assert seal(KEY, *RECORD, identity[1]) != seal(KEY, *RECORD, identity[1])
+
+
+def test_a_sealed_key_is_what_the_age_library_says_it_is(identity):
+    sealed = seal(KEY, *RECORD, identity[1])
+
+    content = json.loads(pyrage.decrypt(sealed, [pyrage.x25519.Identity.from_str(identity[0])]))
+
+    assert content == {"v": 1, "copy": RECORD[0], "base": RECORD[1], "recipient": RECORD[2], "key": KEY.hex()}
+
+
+def test_two_identities_are_never_the_same():
+    assert len({part for _ in range(20) for part in new_identity()}) == 40
+
+
+def test_another_identity_cannot_open_it(identity):
+    text = refusal(Opener(new_identity()[0]).unseal, seal(KEY, *RECORD, identity[1]), *RECORD)
+
+    assert RECORD[0] in text
+    assert RECORD[2] in text
+
+
+@pytest.mark.parametrize("column", range(3))
+def test_a_seal_does_not_fit_another_record(identity, opener, column):
+    sealed = seal(KEY, *RECORD, identity[1])
+    other = [value + "x" if number == column else value for number, value in enumerate(RECORD)]
+
+    assert other[0] in refusal(opener.unseal, sealed, *other)
+
+
+def test_not_one_bit_of_a_seal_may_change(identity, opener):
+    sealed = seal(KEY, *RECORD, identity[1])
+    for position in range(0, len(sealed), 7):
+        damaged = bytearray(sealed)
+        damaged[position] ^= 1
+        try:
+            found = opener.unseal(bytes(damaged), *RECORD)
+        except VaultError as error:
+            assert RECORD[0] in str(error)
+        else:
+            pytest.fail(f"opened with byte {position} changed: {found == KEY}")
+
+
+@pytest.mark.parametrize("length", [0, 1, 21, 100, -1])
+def test_a_truncated_seal_is_refused(identity, opener, length):
+    assert RECORD[0] in refusal(opener.unseal, seal(KEY, *RECORD, identity[1])[:length], *RECORD)
+
+
+GOOD = {"v": 1, "copy": RECORD[0], "base": RECORD[1], "recipient": RECORD[2], "key": KEY.hex()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not JSON",
+        b"\xff\xfe",
+        [],
+        "text",
+        None,
+        7,
+        {},
+        {**GOOD, "key": "zz" * 32},
+        {**GOOD, "key": None},
+        {**GOOD, "key": 7},
+        {**GOOD, "key": KEY.hex()[:-2]},
+        {**GOOD, "key": KEY.hex() + "00"},
+        {**GOOD, "key": ""},
+        {key: value for key, value in GOOD.items() if key != "copy"},
+        {**GOOD, "recipient": None},
+        {**GOOD, "copy": ["x"]},
+    ],
+    ids=repr,
+)
+def test_a_seal_around_something_else_is_refused_by_the_records_name(identity, opener, content):
+    text = refusal(opener.unseal, sealed_text(content, identity[1]), *RECORD)
+
+    assert RECORD[0] in text
+    assert KEY.hex()[:-2] not in text
+
+
+def test_a_locked_identity_is_an_age_file_whose_passphrase_is_slow_to_guess(identity):
+    locked = lock_identity(identity[0], PASSPHRASE)
+
+    first, stanza = locked.split(b"\n")[:2]
+    assert (first, stanza.split()[:2]) == (b"age-encryption.org/v1", [b"->", b"scrypt"])
+    assert int(stanza.split()[3]) >= 14
+    assert identity[0].encode() not in locked
+
+
+def test_an_identity_locked_by_another_implementation_of_age_opens(identity, locked_file):
+    found = open_identity(locked_file, PASSPHRASE)
+
+    assert found.public_key == identity[1]
+    assert found.unseal(seal(KEY, *RECORD, identity[1]), *RECORD) == KEY
+
+
+def test_a_wrong_passphrase_is_refused_by_the_files_name_and_never_repeated(locked_file):
+    locked = locked_file.read_bytes()
+    guess = "Groesse, horse, battery"
+    with pytest.raises(PassphraseError) as caught:
+        open_identity(locked_file, guess)
+
+    assert str(locked_file) in str(caught.value)
+    assert guess not in "".join(traceback.format_exception(caught.value))
+    assert locked_file.read_bytes() == locked
+
+
+def test_an_empty_passphrase_locks_nothing(identity):
+    with pytest.raises(PassphraseError) as caught:
+        lock_identity(identity[0], "")
+
+    assert identity[0] not in str(caught.value)
+
+
+def test_a_missing_identity_is_refused_by_name(tmp_path):
+    assert str(tmp_path / "gone.age") in refusal(open_identity, tmp_path / "gone.age", PASSPHRASE)
+    assert str(tmp_path) in refusal(open_identity, tmp_path, PASSPHRASE)
+
+
+@pytest.mark.parametrize("content", [b"", b"age-encryption.org/v1\n", b"AGE-SECRET-KEY-", bytes(300), b"\xff" * 300])
+def test_a_file_that_is_no_locked_identity_is_refused_by_name(tmp_path, content):
+    (tmp_path / "identity.age").write_bytes(content)
+
+    assert str(tmp_path / "identity.age") in refusal(open_identity, tmp_path / "identity.age", PASSPHRASE)
+
+
+def test_a_file_sealed_to_a_key_is_not_taken_for_a_locked_identity(tmp_path, identity):
+    (tmp_path / "identity.age").write_bytes(sealed_text(identity[0].encode(), identity[1]))
+
+    assert "identity.age" in refusal(open_identity, tmp_path / "identity.age", PASSPHRASE)
+
+
+def test_a_passphrase_around_something_else_is_refused_without_showing_it(tmp_path):
+    (tmp_path / "identity.age").write_bytes(lock_quickly("AGE-SECRET-KEY-1NOTREALLY", PASSPHRASE))
+
+    text = refusal(open_identity, tmp_path / "identity.age", PASSPHRASE)
+
+    assert "identity.age" in text
+    assert "NOTREALLY" not in text
+
+
+def test_an_open_identity_shows_its_public_key_only(identity, opener):
+    shown = f"{opener!r} {opener} {opener!s:>200}"
+
+    assert identity[1] in shown
+    assert identity[0] not in shown
+    assert identity[0].removeprefix("AGE-SECRET-KEY-1") not in shown
