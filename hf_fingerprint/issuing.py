@@ -114,6 +114,11 @@ class Issuer:
         self.vault = vault
         self._checkpoint = open_checkpoint(model)
         try:
+            source = self._checkpoint.source
+            if source.whole_folder and vault.folder.resolve().is_relative_to(source.folder.resolve()):
+                raise VaultError(
+                    f"{vault.folder} is inside the model's folder {source.folder}: move the vault out of it."
+                )
             self._state = self._checkpoint.state()
             self.base: Base = register(self._checkpoint, vault, settings, report)
         except BaseException:
@@ -144,10 +149,10 @@ class Issuer:
         with ThreadPoolExecutor(1) as pool:
             before = None
             for recipient in recipients:
-                finish = self._prepare(recipient, folder / recipient, advance)
+                after = pool.submit(self._prepare(recipient, folder / recipient, advance))
                 if before is not None:
                     yield before.result()
-                before = pool.submit(finish)
+                before = after
             if before is not None:
                 yield before.result()
 
@@ -160,6 +165,9 @@ class Issuer:
         """Makes a copy beside its place; what it returns puts it there and must be called."""
         _check_name(recipient)
         out = out.absolute()
+        source = self._checkpoint.source
+        if source.whole_folder and _folder_of(out).is_relative_to(source.folder.resolve()):
+            raise CheckpointError(f"{out} is inside the model's own folder: choose a place outside it.")
         with ExitStack() as held:
             held.enter_context(self._only_one(out))
             earlier = self._earlier(recipient, out)
@@ -172,7 +180,7 @@ class Issuer:
             if earlier is not None and earlier.state != "begun" and out.exists():
                 found = self._found(earlier, out)
                 return lambda: found
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
                 raise CheckpointError(
                     f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
                 )
@@ -191,7 +199,10 @@ class Issuer:
     def _make(
         self, recipient: str, out: Path, again: CopyRecord | None, advance: Advance | None, held: ExitStack
     ) -> Callable[[], IssuedCopy]:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{out.parent} can't be made ({error.strerror}): choose another place.") from None
         record, copy_key = self.vault.begin_copy(self.base, recipient, out, again)
         partial = _partial(out, record)
         if partial.exists():
@@ -224,10 +235,15 @@ class Issuer:
 
     def _publish(self, record: CopyRecord, partial: Path, left_out: tuple[str, ...]) -> IssuedCopy:
         out = Path(record.out)
-        if out.is_dir():
-            out.rmdir()  # empty: checked before
-        partial.rename(out)
-        sync(out.parent)
+        try:
+            if out.is_dir():
+                out.rmdir()  # empty: checked before
+            partial.rename(out)
+            sync(out.parent)
+        except OSError as error:
+            raise CheckpointError(
+                f"The copy is whole, but {out} can't be put in its place ({error.strerror}): clear it and run again."
+            ) from None
         self.vault.mark_issued(record.copy_id)
         return self._result(record, left_out, new=True)
 
@@ -283,6 +299,22 @@ def _cleared_on_failure(partial: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _folder_of(out: Path) -> Path:
+    """The folder that a place is in, links followed.
+
+    Raises:
+        [`CheckpointError`]: if no place can have this name.
+    """
+    try:
+        out.exists()
+        return out.parent.resolve()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "impossible name"
+        raise CheckpointError(
+            f"{out.name[:80]}... can't be written in {out.parent} ({reason}): choose another."
+        ) from None
 
 
 def _partial(out: Path, record: CopyRecord) -> Path:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _is_weight(tensor: "torch.Tensor") -> bool:
-    return tensor.is_floating_point() and tensor.ndim >= 2
+    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0
 
 
 @dataclass(frozen=True)
@@ -72,4 +72,7 @@ class Cast:
     def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
         import torch
 
-        return {n: t.to(getattr(torch, self.dtype)) if t.is_floating_point() else t.clone() for n, t in state.items()}
+        return {
+            n: t.to(getattr(torch, self.dtype), copy=True) if t.is_floating_point() else t.clone()
+            for n, t in state.items()
+        }

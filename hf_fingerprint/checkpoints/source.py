@@ -22,10 +22,14 @@ from hf_fingerprint.errors import CheckpointError
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _WEIGHTS = re.compile(
-    r"\.(safetensors|bin|pt|pt2|pth|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp)"
+    r"\.(safetensors|bin|pt|pt2|pth|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp|mar"
+    r"|engine|plan|trt|params|pdparams|tar|tgz|gz|bz2|xz|zst|zip|7z)"
     r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|\.mlpackage/",
     re.IGNORECASE,
 )
+_LARGE = 1_000_000
+_TEXTS = frozenset([".json", ".txt", ".md", ".csv", ".tsv", ".yaml", ".yml", ".py", ".html", ".model"])
+_PICTURES = frozenset([".svg", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf"])
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -78,7 +82,10 @@ class Source:
             if hidden or path in self.weights or (path.is_dir() and not path.is_symlink()):
                 continue
             stale_index = path.name.endswith(".index.json") and (self.pickled or path != self.index)
-            (unmarked if is_weights(path.name) or stale_index else copy).append(path)
+            unknown = (
+                path.is_file() and path.stat().st_size >= _LARGE and path.suffix.lower() not in _TEXTS | _PICTURES
+            )
+            (unmarked if is_weights(path.name) or stale_index or unknown else copy).append(path)
         for path in copy:
             _inside(path, self.folder)
         return copy, unmarked
@@ -91,7 +98,7 @@ def is_weights(name: str) -> bool:
 
 def printable(name: str) -> str:
     """A name from a file that may be hostile, on one line."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else c for c in name)
+    return "".join(c if c.isprintable() else " " for c in name)
 
 
 def resolve(name: str | Path, weights_only: bool = False) -> Source:

@@ -42,8 +42,8 @@ class WrittenCopy:
     files: tuple[Path, ...]
 
     def flush(self) -> None:
-        """Waits until every file is on the disk."""
-        for path in self.files:
+        """Waits until every file, and every folder's list of them, is on the disk."""
+        for path in (*self.files, *dict.fromkeys(path.parent for path in self.files)):
             sync(path)
 
 
@@ -66,6 +66,9 @@ def write_copy(
         [`CheckpointError`]: if the source can't be copied faithfully, or the disk is too full.
     """
     source = checkpoint.source
+    if not set(rewrites) <= set(checkpoint.tensors):
+        missing = ", ".join(sorted(set(rewrites) - set(checkpoint.tensors)))
+        raise CheckpointError(f"{source.name} lacks the tensors {missing}, which were to be marked: give the base.")
     others, unmarked = source.other_files()
     targets = _targets(checkpoint, folder)
     _check_space(checkpoint, folder)

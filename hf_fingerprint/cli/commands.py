@@ -22,10 +22,9 @@ def inspect(
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition, without recording anything."""
     from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
-    from hf_fingerprint.cli.settings import settings_from
     from hf_fingerprint.registration import Settings, examine, predicted_score
 
-    settings = settings_from(max_kl, calibration, coalition, recipients_planned, alpha) or Settings()
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha)
     with open_checkpoint(model) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
@@ -58,11 +57,11 @@ def issue(
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy per recipient, registering the base at the first."""
-    from hf_fingerprint.cli.settings import settings_from
     from hf_fingerprint.issuing import Issuer
+    from hf_fingerprint.registration import Settings
     from hf_fingerprint.vault import Vault
 
-    settings = settings_from(max_kl, calibration, coalition, recipients_planned, alpha)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha)
     names = list(dict.fromkeys(recipient))
     with output.steps() as report:
         issuer = Issuer(model, Vault(vault), settings, report)

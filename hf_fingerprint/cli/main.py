@@ -14,6 +14,8 @@ from hf_fingerprint.errors import FingerprintError
 # recent typer brings its own click and older versions use the public one, so the class is found through typer
 _UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _VARIABLE = "HF_FINGERPRINT_TRACEBACK"
+_INTERRUPTED = 130
+_STOPPED = "Stopped before the end; run the same command again to go on."
 EPILOG = f"Set {_VARIABLE}=1 to see where an error came from."
 
 app = typer.Typer(
@@ -35,14 +37,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code; errors are one line on stderr."""
     try:
         result = app(args=arguments, standalone_mode=False)
+        if result == _INTERRUPTED:
+            return _fail(_STOPPED)
         return result if isinstance(result, int) else 0
     except FingerprintError as error:
         return _fail(str(error), error)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail("Stopped before the end; run the same command again to go on.")
+    except (typer.Abort, KeyboardInterrupt, EOFError):
+        return _fail(_STOPPED)
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
+        if not error.format_message():  # no command: the help was printed
+            return 2
         return _fail(f"{error.format_message()} Try `hf-fingerprint --help`.")
     except Exception as error:  # a mistake of ours; its text may hold anything, so only its kind is shown
         return _fail(

@@ -31,10 +31,14 @@ def remark(line: str) -> None:
 def steps() -> Iterator[Callable[[str], None]]:
     """A spinner on stderr that names the step under way; silent where nobody watches."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda step: None
+        return
     with console.status("working") as status:
-        yield lambda step: status.update(step)
+        yield lambda step: status.update(escape(step))
 
 
 @contextmanager
@@ -52,7 +56,8 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     )
     from rich.console import Console
 
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.advance(task, done)
 
@@ -63,7 +68,8 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def advance(step: str, done: int, total: int) -> None:
@@ -105,7 +111,7 @@ def describe_base(base: "Base") -> list[str]:
 def print_trace(result: "TraceResult", most: int = 20) -> None:
     """A trace as a table and a verdict in words."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console = Console()
@@ -119,7 +125,7 @@ def print_trace(result: "TraceResult", most: int = 20) -> None:
         f"{result.weights_dropped:,} dropped; the suspect {descent} (cosine {lineage.cosine:.3f}, drift "
         f"{lineage.drift:.1%})"
     )
-    table = Table("recipient", "score", "bound on a false accusation", "verdict")
+    table = Table(Column("recipient", overflow="fold"), "score", "bound on a false accusation", "verdict")
     shown = max(most, len(result.accused))
     for score in result.scores[:shown]:
         bound = "1" if score.log10_false_accusation > -0.05 else f"10^{score.log10_false_accusation:.1f}"

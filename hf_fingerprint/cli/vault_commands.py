@@ -38,11 +38,10 @@ def add(
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
-    from hf_fingerprint.cli.settings import settings_from
-    from hf_fingerprint.registration import register
+    from hf_fingerprint.registration import Settings, register
     from hf_fingerprint.vault import Vault
 
-    settings = settings_from(max_kl, calibration, coalition, recipients_planned, alpha)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha)
     with output.steps() as report:
         base = register(model, Vault(vault), settings, report)
     if as_json:

@@ -19,7 +19,7 @@ from hf_fingerprint.codes.codebook import Codebook
 MAX_ROUNDS = 10
 CANDIDATES = 16384
 _RIDGE = 1e-9
-_HOPELESS = 0.6  # of the Gaussian threshold: below it no bound is worked out, and nobody accused
+_HOPELESS = 0.6  # of the Gaussian threshold: below it nobody is accused, and no bound worked out after the first round
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,16 @@ def decode(
         return Decoding((), np.zeros(n), log_bounds, math.inf, 0)
     functions = _functions(codebook, reading, mass, packed=None)
     candidates = np.arange(n)
-    if n > CANDIDATES:  # decide among the highest scorers only: the union over all n covers whichever they are
-        scores = codebook.scores(copy_keys, functions, advance).max(axis=1)
-        candidates = np.sort(np.argpartition(scores, -CANDIDATES)[-CANDIDATES:])
+    if n > CANDIDATES:  # go on with those above a cut that depends on the reading and not on anybody's codeword
+        screened = codebook.scores(copy_keys, functions, advance)
+        share = math.log(CANDIDATES / (n * len(functions)))
+        cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in functions]
+        candidates = np.flatnonzero((screened >= cuts).any(axis=1))
+        scores = screened.max(axis=1)
     packed = codebook.packed([copy_keys[int(i)] for i in candidates], advance if n <= CANDIDATES else None)
     log_union = math.log(n * max_rounds * len(functions))
     target = math.log(alpha) - log_union
+    least = _HOPELESS * math.sqrt(-2 * target)
     accused: list[int] = []
     threshold, rounds = math.inf, 0
     for rounds in range(1, max_rounds + 1):
@@ -107,7 +111,7 @@ def decode(
             functions = _functions(codebook, reading, mass, packed[places])
         exact = codebook.packed_scores(packed, functions)
         exact[places] = -np.inf
-        if rounds > 1 and exact.max() < _HOPELESS * math.sqrt(-2 * target):
+        if rounds > 1 and exact.max() < least:
             break
         bounds = [ChernoffBound(function, codebook.probability) for function in functions]
         thresholds = np.array([bound.threshold(target) for bound in bounds])
@@ -120,7 +124,7 @@ def decode(
         better = (proven < log_bounds[candidates]) | (rounds == 1)
         scores[candidates[better]] = exact[np.flatnonzero(better), best[better]]
         log_bounds[candidates[better]] = proven[better]
-        crossed = candidates[better & (proven <= math.log(alpha))]
+        crossed = candidates[better & (proven <= math.log(alpha)) & (exact.max(axis=1) >= least)]
         if not len(crossed):
             break
         accused += [int(i) for i in crossed[np.argsort(log_bounds[crossed], kind="stable")]]

@@ -110,7 +110,7 @@ def clip_positions(values: np.ndarray, mass: np.ndarray) -> np.ndarray:
     make out a position can't blow it up."""
     strength = np.divide(values, mass, out=np.zeros_like(values), where=mass > 0)
     limit = max(1.0, POSITION_CLIP * float(np.sqrt(np.mean(strength**2))))
-    return np.clip(strength, -limit, limit) * mass
+    return np.clip(values, -limit * mass, limit * mass)
 
 
 def check_base_layout(base: Base, original: Checkpoint) -> None:

@@ -19,7 +19,7 @@ from hf_fingerprint.vault import Base, Carrier
 
 SAMPLE_ROWS = 16
 CLIP_DEVIATIONS = 3.0
-LEAST_CLIP = 1.5
+LEAST_CLIP, MOST_CLIP = 1.5, 1e6
 LEAST_VARIANCE = 0.1
 _MAD = 1.4826
 
@@ -91,7 +91,7 @@ def read_tensor(
             difference *= inverse[rows, None]
             np.clip(difference, -sample.clip, sample.clip, out=difference)
         power = float(np.vdot(difference, difference))
-        if not np.isfinite(power) or _any_zero(theirs):
+        if not np.isfinite(power) or not np.isfinite(theirs @ theirs) or _any_zero(theirs):
             lost = _lost(theirs)
             difference.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
@@ -130,4 +130,6 @@ def _sample(
         products += (theirs @ ours, theirs @ theirs, ours @ ours, difference @ difference)
         sizes.append(np.abs(difference * inverse[row]))
     spread = _MAD * float(np.median(np.concatenate(sizes))) if sum(map(len, sizes)) else 0.0
-    return Sample(products * (own.rows / len(chosen)), np.float32(max(CLIP_DEVIATIONS * spread, LEAST_CLIP)))
+    return Sample(
+        products * (own.rows / len(chosen)), np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP))
+    )

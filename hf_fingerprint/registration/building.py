@@ -1,5 +1,6 @@
 """A model that runs, from a folder, with timm or transformers; never with code that came with the model."""
 
+import hashlib
 import json
 import logging
 import warnings
@@ -10,6 +11,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.checkpoints import Checkpoint, Source
+from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.names import normalise
 
 
@@ -56,11 +58,27 @@ def build_model(source: Source) -> BuiltModel | None:
 
 
 def names_in_file(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
-    """From the model's parameter names to the file's, where name and shape agree but for wrappers' prefixes."""
+    """From the model's parameter names to the file's: same name but for wrappers' prefixes, and same shape; else,
+    since loaders rename (transformers 5 does), same shape and same values."""
+    parameters = dict(module.named_parameters())
     by_name = {(normalise(name), info.shape): name for name, info in checkpoint.tensors.items()}
     found = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters.items():
         match = by_name.get((normalise(name), tuple(parameter.shape)))
+        if match is not None:
+            found[name] = match
+    renamed = [name for name in parameters if name not in found]
+    left = set(checkpoint.tensors) - set(found.values())
+    shapes = {tuple(parameters[name].shape) for name in renamed}
+    by_value = {}
+    for name in left:
+        info = checkpoint.tensors[name]
+        if info.shape in shapes and info.dtype in READABLE:
+            values = to_float32(checkpoint.read(info), info.dtype)
+            by_value[info.shape, hashlib.sha256(values).digest()] = name
+    for name in renamed:
+        values = parameters[name].detach().float().contiguous().numpy()
+        match = by_value.get((values.shape, hashlib.sha256(values).digest()))
         if match is not None:
             found[name] = match
     return found
@@ -106,11 +124,12 @@ def _with_transformers(source: Source, config: dict[str, Any]) -> BuiltModel:
     size = (channels, *_image_size(processor, module.config))
 
     def preprocess(image: Any) -> "torch.Tensor":
+        image = image.convert("L" if channels == 1 else "RGB")
         if processor is not None:
-            return processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            return processor(images=image, return_tensors="pt")["pixel_values"][0]
         from torchvision.transforms.functional import normalize, pil_to_tensor
 
-        scaled = pil_to_tensor(image.convert("RGB").resize((size[2], size[1]))).float() / 255
+        scaled = pil_to_tensor(image.resize((size[2], size[1]))).float() / 255
         return normalize(scaled, list(mean), list(std))
 
     return BuiltModel(module.eval(), size, mean, std, preprocess)

@@ -25,6 +25,8 @@ from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord, Vault
 
 MAX_LENGTH = 65536
 WEIGHTS_PER_POSITION = 40
+MAX_KL, ALPHA = 1e-4, 1e-6
+COALITION, RECIPIENTS_PLANNED = 20, 1000
 UNCALIBRATED_EPS = 0.003
 MEASUREMENTS = 6
 DRIFT = 0.02
@@ -33,29 +35,31 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is decided when a base is registered.
+    """What is decided when a base is registered; `None` stands for the default, and for a known base for its record.
 
     Attributes:
-        max_kl (`float`): the output budget: the largest mean KL divergence between base and copy, in nats.
-        calibration (`Path` or `None`): a folder of images to measure it on; synthetic ones if `None`.
-        coalition (`int`): the number of colluders to design the code for; up to 2 gives fair signs, more a Tardos
-            code.
-        recipients_planned (`int`): the number of recipients that the certified coalition is worked out for.
-        alpha (`float`): the bound on the probability that a trace accuses any innocent.
+        max_kl (`float`, *optional*, defaults to 1e-4): the output budget: the largest mean KL divergence between base
+            and copy, in nats.
+        calibration (`Path`, *optional*): a folder of images to measure it on; synthetic ones by default.
+        coalition (`int`, *optional*, defaults to 20): the number of colluders to design the code for; up to 2 gives
+            fair signs, more a Tardos code.
+        recipients_planned (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
+            coalition is worked out for.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent.
     """
 
-    max_kl: float = 1e-4
+    max_kl: float | None = None
     calibration: Path | None = None
-    coalition: int = 20
-    recipients_planned: int = 1000
-    alpha: float = 1e-6
+    coalition: int | None = None
+    recipients_planned: int | None = None
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_kl <= 1:
+        if self.max_kl is not None and not 0 < self.max_kl <= 1:
             raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
-        if not 0 < self.alpha < 0.5:
+        if self.alpha is not None and not 0 < self.alpha < 0.5:
             raise CodeError(f"An alpha of {self.alpha} bounds nothing: choose one above 0 and under 0.5.")
-        if self.coalition < 1 or self.recipients_planned < 1:
+        if any(count is not None and count < 1 for count in (self.coalition, self.recipients_planned)):
             raise CodeError("The coalition and the planned number of recipients must be 1 or more.")
 
 
@@ -90,13 +94,19 @@ def register(
 
 
 def _check_same(base: Base, settings: Settings) -> None:
-    asked = (settings.max_kl, settings.coalition, settings.recipients_planned, settings.alpha)
-    recorded = (base.calibration.max_kl, base.coalition, base.recipients_planned, base.alpha)
-    if asked != recorded:
-        raise CodeError(
-            f"Base {base.base_id} is registered with max_kl, coalition, recipients and alpha {recorded}, not {asked}: "
-            "copies of one base share them; leave them out, or use another vault."
-        )
+    recorded = {
+        "max_kl": base.calibration.max_kl,
+        "coalition": base.coalition,
+        "recipients_planned": base.recipients_planned,
+        "alpha": base.alpha,
+    }
+    for name, value in recorded.items():
+        asked = getattr(settings, name)
+        if asked is not None and asked != value:
+            raise CodeError(
+                f"Base {base.base_id} is registered with {name} {value}, not {asked}: all copies of a base share it; "
+                "leave it out, or use another vault."
+            )
 
 
 class _left_open:
@@ -126,6 +136,8 @@ def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings,
         report (callable, *optional*): told each step.
     """
     report = report or _silent
+    max_kl, alpha = settings.max_kl or MAX_KL, settings.alpha or ALPHA
+    coalition, planned = settings.coalition or COALITION, settings.recipients_planned or RECIPIENTS_PLANNED
     report("building the model")
     model = build_model(checkpoint.source)
     images, inputs = None, "none"
@@ -147,31 +159,40 @@ def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings,
     rms = {name: _rms(checkpoint, name) for name in selected}
     secret = new_secret()
     length = code_length(sum(_weights(checkpoint, n) for n in selected), checkpoint.source.name)
-    family = FairSigns.family if settings.coalition <= 2 else Tardos.family
-    codebook = make_codebook(family, length, settings.coalition, secret)
+    family = FairSigns.family if coalition <= 2 else Tardos.family
+    codebook = make_codebook(family, length, coalition, secret)
 
     eps = np.full(len(selected), UNCALIBRATED_EPS)
     kl = agreement = None
     if model is not None and images is not None and mapping:
         report("measuring what the mark does to the output")
         sensitivity = measure_sensitivity(model.module, images, [mapping[n] for n in selected])
-        eps = spend_budget(settings.max_kl, sensitivity, np.array([_weights(checkpoint, n) for n in selected]))
+        if not np.isfinite(sensitivity).all():
+            raise CarrierError(
+                f"{checkpoint.source.name} gives no numbers on the calibration inputs: mark a model that works."
+            )
+        eps = spend_budget(max_kl, sensitivity, np.array([_weights(checkpoint, n) for n in selected]))
         codeword = codebook.packed([new_secret()])[0]
         for _ in range(MEASUREMENTS):  # the second order is an estimate; the budget is spent by what is measured
             carriers = _carriers(selected, eps, rms)
             marked = {mapping[c.name]: _marked(checkpoint, c, secret, codeword) for c in carriers}
             kl, agreement = compare_outputs(model.module, images, marked)
-            if 0.8 * settings.max_kl <= kl <= settings.max_kl or (kl < settings.max_kl and (eps >= MAX_EPS).all()):
+            if 0.8 * max_kl <= kl <= max_kl or (kl < max_kl and (eps >= MAX_EPS).all()):
                 break
             kept = eps
-            eps = np.minimum(MAX_EPS, eps * np.sqrt(0.9 * settings.max_kl / max(kl, 0.05 * settings.max_kl)))
+            eps = np.minimum(MAX_EPS, eps * np.sqrt(0.9 * max_kl / max(kl, 0.05 * max_kl)))
         else:
             eps = kept
+        if kl is None or not kl <= max_kl:
+            raise CarrierError(
+                f"{checkpoint.source.name}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs, the weakest "
+                f"tried has {kl:.1e}: choose a larger --max-kl."
+            )
     carriers = _carriers(selected, eps, rms)
 
     report("working out the certified coalition")
     noise = drift_noise(carriers, {n: _weights(checkpoint, n) for n in selected}, length)
-    certified = coalition_by_simulation(codebook, settings.recipients_planned, settings.alpha, noise)
+    certified = coalition_by_simulation(codebook, planned, alpha, noise)
     whole = content_hash(checkpoint.tensors, digests)
     return Base(
         base_id=whole[:12],
@@ -182,12 +203,12 @@ def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings,
         carriers=carriers,
         family=family,
         length=length,
-        coalition=settings.coalition,
+        coalition=coalition,
         certified=certified.size,
         certified_by=certified.method,
-        alpha=settings.alpha,
-        recipients_planned=settings.recipients_planned,
-        calibration=Calibration(inputs, 0 if images is None else len(images), settings.max_kl, kl, agreement),
+        alpha=alpha,
+        recipients_planned=planned,
+        calibration=Calibration(inputs, 0 if images is None else len(images), max_kl, kl, agreement),
         secret=secret,
     )
 

@@ -173,6 +173,8 @@ def test_names_that_look_like_patterns_fetch_themselves_and_nothing_else(hub):
     hub.add("org/name", odd | {"a.bin": b"x", "b.bin": b"x"})
 
     assert bytes_of(resolve("org/name").folder) == odd
+    hub.stop()
+    assert bytes_of(resolve("org/name").folder) == odd
 
 
 def test_a_copy_of_a_hub_model_holds_all_its_files_and_no_links(hub, tmp_path):

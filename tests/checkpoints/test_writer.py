@@ -259,6 +259,10 @@ def test_the_same_weights_in_other_forms_stay_behind_and_are_named(tmp_path):
         "checkpoint-10/pytorch_model_fsdp_0/__0_0.distcp",
         "exported.pt2",
         "model.safetensors.bak",
+        "model.tar.gz",
+        "weights.zip",
+        "model.mar",
+        "model.engine",
         "sub/.git/lfs/objects/ab/cd/abcd",
     ],
 )

@@ -1,0 +1,185 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_fingerprint.cli import output
+from hf_fingerprint.reading import Lineage
+from hf_fingerprint.registration import predicted_score
+from hf_fingerprint.tracing import RecipientScore, TraceResult
+from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
+
+
+def result(accused: list[str] = (), innocent: list[str] = (), **changes: object) -> TraceResult:
+    guilty = tuple(RecipientScore(name, f"{i:016x}", 60.0, -300.0, True) for i, name in enumerate(accused))
+    others = tuple(RecipientScore(name, f"{i:016x}", -0.4, 0.0, False) for i, name in enumerate(innocent))
+    made = TraceResult(
+        suspect="org/suspect",
+        revision="c0ffee",
+        base="0123456789ab",
+        base_source="org/base",
+        accused=guilty,
+        scores=guilty + others,
+        recipients_tested=len(guilty + others),
+        tensors_matched=16,
+        tensors_marked=17,
+        weights_read=131_000,
+        weights_dropped=328,
+        lineage=Lineage(True, 0.998, 0.0123),
+        alpha=1e-6,
+        threshold=6.5,
+        rounds=2,
+    )
+    return replace(made, **changes)
+
+
+def base(**changes: object) -> Base:
+    calibration = changes.pop("calibration", Calibration("synthetic", 32, 1e-4, 9.1e-5, 0.9984))
+    made = Base(
+        base_id="0123456789ab",
+        source="org/base",
+        revision=None,
+        content_hash="0" * 64,
+        tensors={"w": TensorRecord("F32", (1000, 81), ""), "b": TensorRecord("F32", (1000,), "")},
+        carriers=(Carrier("w", 0.01, np.ones(1000, np.float32)),),
+        family="tardos",
+        length=1024,
+        coalition=20,
+        certified=5,
+        certified_by="simulation, 3 trials",
+        alpha=1e-6,
+        recipients_planned=1000,
+        calibration=calibration,
+        secret=b"\x01" * 32,
+    )
+    return replace(made, **changes)
+
+
+def text(capsys: pytest.CaptureFixture) -> str:
+    """What was printed, lines joined."""
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_verdict_names_the_accused_and_says_how_sure_it_is(capsys):
+    output.print_trace(result(["alice", "bob"], ["carol"]))
+
+    said = text(capsys)
+    assert "org/suspect@c0ffee against base 0123456789ab (org/base)" in said
+    assert "16 of 17 marked tensors matched, 131,000 weights read, 328 dropped" in said
+    assert "descends from the base (cosine 0.998, drift 1.2%)" in said
+    assert said.count("ACCUSED") == 2
+    assert "10^-300.0" in said
+    assert "accused: alice, bob. 3 copies tested; any innocent accused with probability at most 1e-06" in said
+
+
+def test_a_verdict_on_nobody_says_so(capsys):
+    output.print_trace(result([], ["carol"], revision=None, lineage=Lineage(False, 0.01, 1.4)))
+
+    said = text(capsys)
+    assert "org/suspect against" in said
+    assert "does not look like a descendant" in said
+    assert "ACCUSED" not in said
+    assert "nobody is accused" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["[bold]x", "[/]", "[red]a[/red]", "[link=http://evil]y", ":smile:", "a[b]c", "\\[x]"]
+)
+def test_names_are_printed_as_they_are(capsys, name):
+    output.print_trace(result([name], [], suspect=f"/tmp/{name}", base_source=f"/base/{name}"))
+
+    said = capsys.readouterr().out
+    assert said.count(name) == 4
+    assert "\x1b" not in said
+
+
+def test_long_names_are_not_cut(capsys):
+    name = "x" * 150
+
+    output.print_trace(result([name], ["y" * 200]))
+
+    joined = re.sub(r"[\s│┃|]", "", capsys.readouterr().out)
+    assert "accused:" + name in joined
+    assert "…" not in joined
+
+
+def test_all_the_accused_are_shown_and_of_the_others_some(capsys):
+    output.print_trace(result([f"guilty{i}" for i in range(30)], [f"innocent{i}" for i in range(50)]))
+
+    said = text(capsys)
+    assert said.count("ACCUSED") == 30
+    assert "innocent0 " not in said
+    assert "and 50 more, none accused" in said
+    output.print_trace(result([], [f"innocent{i}" for i in range(50)]), most=7)
+    assert "and 43 more, none accused" in text(capsys)
+
+
+def test_a_recipient_with_two_accused_copies_is_named_once(capsys):
+    output.print_trace(result(["alice", "alice"]))
+
+    assert "accused: alice. 2 copies" in text(capsys)
+
+
+def test_a_base_is_described_in_a_few_lines():
+    lines = output.describe_base(base())
+
+    said = "\n".join(lines)
+    assert "org/base  (base 0123456789ab)" in said
+    assert "at revision" not in said
+    assert "carriers: 1 of 2 tensors, 81,000 weights" in said
+    assert "code: tardos, 1,024 positions, 79 weights each, designed for 20 colluders" in said
+    assert "KL 9.10e-05 of 1e-04 allowed, top-1 agreement 99.8% on 32 synthetic images" in said
+    assert f"after a drift of 2 %: {predicted_score(base()):.0f}" in said
+    assert "certified coalition: 5 among 1,000 recipients at alpha 1e-06" in said
+    assert "at revision abc" in output.describe_base(base(revision="abc"))[0]
+
+
+def test_a_base_that_could_not_be_measured_is_not_said_to_be():
+    said = "\n".join(output.describe_base(base(calibration=Calibration("none", 0, 1e-4, None, None))))
+
+    assert "not measured" in said
+    assert "KL" not in said
+
+
+def test_a_base_measured_on_the_users_images_says_so():
+    said = "\n".join(output.describe_base(base(calibration=Calibration("images", 9, 1e-4, 5e-5, 1.0))))
+
+    assert "on 9 images" in said
+
+
+def test_json_is_strict(capsys):
+    output.print_json({"path": Path("a/b"), "x": [1, None, True]})
+    assert json.loads(capsys.readouterr().out) == {"path": "a/b", "x": [1, None, True]}
+
+    with pytest.raises(ValueError):
+        output.print_json({"x": float("nan")})
+    assert capsys.readouterr().out == ""
+
+
+def test_results_go_to_stdout_and_remarks_to_stderr(capsys):
+    output.say("a [bold]result[/bold]")
+    output.remark("a [bold]remark[/bold]")
+
+    assert capsys.readouterr() == ("a [bold]result[/bold]\n", "a [bold]remark[/bold]\n")
+
+
+def test_progress_is_silent_where_nobody_watches(capsys):
+    with output.steps() as step:
+        step("one [bold]step")
+    with output.progress("issuing", 10) as advance:
+        advance(4)
+        advance(6)
+    with output.stages() as stage:
+        stage("reading", 1, 2)
+        stage("scoring", 1, 1)
+
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_survives_an_error_inside_it(capsys):
+    for kind in (output.steps, lambda: output.progress("x", 1), output.stages):
+        with pytest.raises(ZeroDivisionError), kind():
+            raise ZeroDivisionError

@@ -1,0 +1,179 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, save_timm
+from training import accuracy, fine_tune, predict
+
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.reading import Lineage
+from hf_fingerprint.registration.building import build_model
+from hf_fingerprint.tracing import RecipientScore, TraceResult
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def is_a_picture(path: Path) -> bool:
+    """Whether a file is an image with something on it."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return image.format == "PNG" and min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.slow
+def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
+    command = [sys.executable, EXAMPLES / "demo.py", "--out", tmp_path / "demo", "--steps", "8"]
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stdout.split())
+    assert said.count("ACCUSED") == 5
+    assert "accused: alice. 5 copies tested" in said
+    assert "accused: bob. 5 copies tested" in said
+    assert all(name in said.partition("the average of")[2] for name in ("carol", "dave", "erin"))
+    assert said.count("nobody is accused") == 1
+    assert "certified coalition: " in said
+    assert is_a_picture(tmp_path / "demo" / "scores.png")
+    assert sorted(path.name for path in (tmp_path / "demo" / "copies").iterdir()) == [
+        "alice",
+        "bob",
+        "carol",
+        "dave",
+        "erin",
+    ]
+    assert list(tmp_path.iterdir()) == [tmp_path / "demo"]
+
+
+def test_the_demo_does_not_delete_a_folder_that_is_not_its_own(tmp_path, monkeypatch):
+    import demo
+
+    (tmp_path / "thesis.txt").write_text("years of work")
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
+    monkeypatch.setattr(demo, "lite0", lambda: sys.exit(3))
+
+    with pytest.raises(SystemExit):
+        demo.main()
+
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_lite0_is_the_real_network_with_its_weights():
+    model = lite0()
+
+    assert not model.training
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_652_008
+    assert model.pretrained_cfg["architecture"] == "tf_efficientnet_lite0"
+    assert 0.01 < float(model.conv_head.weight.detach().std()) < 1
+    assert float((model.bn2.running_var - 1).abs().max()) > 0.1  # trained, not as initialised
+    with torch.no_grad():
+        confident = model(torch.zeros(1, 3, 96, 96)).softmax(-1)
+    assert confident.shape == (1, 1000)
+    assert torch.isfinite(confident).all()
+
+
+def test_a_model_saved_is_a_folder_that_the_package_builds(tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit").eval()
+
+    folder = save_timm(model, tmp_path / "model")
+
+    with open_checkpoint(folder) as checkpoint:
+        built = build_model(checkpoint.source)
+    images = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(built.module(images), model(images))
+
+
+def test_digits_are_real_images_with_their_labels():
+    images, labels = digits(20)
+
+    assert images.shape == (1797, 3, 20, 20)
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert -1.001 <= images.min() < -0.9
+    assert 0.9 < images.max() <= 1.001
+    assert torch.equal(images[:, 0], images[:, 2])
+
+
+@pytest.mark.skipif(not FASHION_MNIST.exists(), reason="the Debian package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_read_from_its_package():
+    (images, labels), (tests, _) = fashion_mnist(True, 500, 28), fashion_mnist(False, 30, 40)
+
+    assert images.shape == (500, 3, 28, 28)
+    assert tests.shape == (30, 3, 40, 40)
+    assert labels[:5].tolist() == [9, 0, 0, 3, 0]
+    assert -1 <= images.min() < images.max() <= 1
+    assert images.is_contiguous()
+
+
+def small() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10)
+    )
+
+
+def test_training_learns_and_is_the_same_every_time(capsys):
+    images, labels = digits(8)
+    before = accuracy(small(), images, labels)
+
+    models = [fine_tune(small(), images, labels, lr=1e-2, steps=60) for _ in range(2)]
+
+    assert accuracy(models[0], images, labels) > 0.8 > 0.3 > before
+    assert not models[0].training
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+    other = fine_tune(small(), images, labels, lr=1e-2, steps=60, seed=1)
+    assert not torch.equal(other[1].weight, models[0][1].weight)
+
+
+def test_no_steps_change_nothing():
+    images, labels = digits(8)
+    model = fine_tune(small(), images, labels, lr=1, steps=0)
+
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), small().parameters(), strict=True))
+
+
+def test_predictions_are_the_classes_of_the_highest_logits_whatever_the_batch():
+    images, _ = digits(8)
+    model = small().eval()
+
+    found = predict(model, images[:50])
+
+    assert torch.equal(found, model(images[:50]).argmax(-1))
+    assert torch.equal(found, predict(model, images[:50], batch=7))
+    assert accuracy(model, images[:50], found) == 1
+    assert accuracy(model, images[:50], (found + 1) % 10) == 0
+
+
+def test_the_plot_shows_every_recipient(tmp_path):
+    from plots import plot_traces
+
+    scores = tuple(RecipientScore(name, "0", score, 0.0, score > 10) for name, score in (("a", 60.0), ("b", -1.0)))
+    result = TraceResult(
+        "s", None, "b", "b", scores[:1], scores, 2, 1, 1, 10, 0, Lineage(True, 1.0, 0.0), 1e-6, 6.5, 2
+    )
+    nobody = TraceResult(
+        "s", None, "b", "b", (), scores[1:], 1, 1, 1, 10, 0, Lineage(True, 1.0, 0.0), 1e-6, float("inf"), 0
+    )
+
+    path = plot_traces({"a very long title " * 5: result, "short": nobody}, tmp_path / "scores.png")
+
+    assert path == tmp_path / "scores.png"
+    assert is_a_picture(path)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_every_example_says_what_it_is_and_compiles(script):
+    import ast
+
+    tree = ast.parse((EXAMPLES / script).read_text())
+
+    assert ast.get_docstring(tree)

@@ -1,0 +1,194 @@
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_models import SETTINGS, new_vault, save_plain
+
+from hf_fingerprint import Issuer
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.reading.weighing import TensorReading, read_tensor
+from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
+
+
+NAME = "blocks.1.mlp.fc1.weight"
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A base, open, with one carrier in view, and the weights of a marked copy."""
+    root = tmp_path_factory.mktemp("case")
+    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), SETTINGS) as issuer:
+        copy = issuer.issue("alice", root / "copy")
+        arrays, base = load_file(copy.path / "model.safetensors"), issuer.base
+        (carrier,) = (c for c in base.carriers if c.name == NAME)
+        with open_checkpoint(root / "model") as original:
+            own = load_file(root / "model" / "model.safetensors")[NAME]
+            yield SimpleNamespace(base=base, carrier=carrier, original=original, own=own, theirs=arrays[NAME])
+
+
+def read(case: SimpleNamespace, theirs: np.ndarray, tmp_path: Path) -> TensorReading:
+    save_file({"x": theirs}, tmp_path / "suspect.safetensors")
+    with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
+        return read_tensor(case.base, case.carrier, case.original, suspect, suspect.tensors["x"])
+
+
+def naive(case: SimpleNamespace, theirs: np.ndarray) -> SimpleNamespace:
+    """The same by the book: one weight after another, with nothing of the package but its key streams."""
+    secret, length = case.base.secret, case.base.length
+    ours, theirs = case.own.astype(np.float64), theirs.astype(np.float64)
+    amplitude = case.carrier.amplitude.astype(np.float64)[:, None]
+    lost = (theirs == 0) | ~np.isfinite(theirs)
+    with np.errstate(invalid="ignore"):
+        difference = (theirs - ours) / amplitude
+    rows = np.unique(np.linspace(0, len(ours) - 1, 16).astype(int))
+    sample = np.abs(difference[rows][~lost[rows]])
+    clip = max(3 * 1.4826 * np.median(sample), 1.5) if len(sample) else 1.5
+    difference = np.where(lost, 0, np.clip(difference, -clip, clip))
+    weight = 1 / max((difference**2).sum() / max((~lost).sum(), 1), 0.1)
+    first = int(Stream(derive(secret, "offset", NAME)).take(8).view("<u8")[0] % np.uint64(length // 8)) * 8
+    bits = np.unpackbits(Stream(derive(secret, "signs", NAME)).take(-(-ours.size // 8)))[: ours.size]
+    sums, missing = np.zeros(length), np.zeros(length)
+    for k, (d, gone, bit) in enumerate(zip(difference.ravel(), lost.ravel(), bits, strict=True)):
+        sums[(first + k) % length] += -d if bit else d
+        missing[(first + k) % length] += gone
+    return SimpleNamespace(sums=sums, missing=missing, offset=first, weight=weight, dropped=int(lost.sum()), clip=clip)
+
+
+def drifted(case: SimpleNamespace, size: float, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).standard_normal(case.own.shape).astype(np.float32)
+    return case.theirs + size * case.carrier.amplitude[:, None] * noise
+
+
+@pytest.mark.parametrize("drift", [0, 0.3, 5])
+@pytest.mark.parametrize("zeros", [0, 0.4])
+def test_a_reading_is_what_a_naive_implementation_says(case, tmp_path, drift, zeros):
+    theirs = drifted(case, drift)
+    theirs[np.random.default_rng(1).random(theirs.shape) < zeros] = 0
+
+    found, expected = read(case, theirs, tmp_path), naive(case, theirs)
+
+    assert np.allclose(found.sums, expected.sums, atol=2e-3)
+    assert found.offset == expected.offset
+    assert found.weight == pytest.approx(expected.weight, rel=1e-3)
+    assert (found.weights, found.dropped) == (theirs.size, expected.dropped)
+    assert found.sample.clip == pytest.approx(expected.clip, rel=1e-3)
+    assert (found.missing is None) == (zeros == 0)
+    assert zeros == 0 or np.array_equal(found.missing, expected.missing)
+    assert np.abs(found.sums).max() > 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0])
+def test_weights_that_say_nothing_are_dropped_and_counted(case, tmp_path, value):
+    theirs, mask = drifted(case, 0.1), np.random.default_rng(2).random(case.own.shape) < 0.1
+    theirs[mask] = value
+
+    found, expected = read(case, theirs, tmp_path), naive(case, theirs)
+
+    assert found.dropped == mask.sum() == expected.dropped
+    assert np.array_equal(found.missing, expected.missing)
+    assert np.allclose(found.sums, expected.sums, atol=2e-3)
+    assert found.weight == pytest.approx(expected.weight, rel=1e-3)
+
+
+def test_the_base_itself_reads_as_nothing(case, tmp_path):
+    found = read(case, case.own, tmp_path)
+
+    assert not found.sums.any()
+    assert (found.dropped, found.missing) == (0, None)
+    assert found.weight == 10
+
+
+def test_an_untouched_copy_reads_as_its_codeword(case, tmp_path):
+    found = read(case, case.theirs, tmp_path)
+
+    assert case.own.size == 9216
+    counts = np.bincount((found.offset + np.arange(9216)) % 2048, minlength=2048)
+    assert np.allclose(np.abs(found.sums), counts, rtol=1e-3)
+    assert found.weight == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("gone", ["all zero", "all NaN"])
+def test_a_tensor_that_is_gone_says_nothing(case, tmp_path, gone):
+    theirs = np.full_like(case.own, 0 if gone == "all zero" else np.nan)
+
+    found = read(case, theirs, tmp_path)
+
+    assert not found.sums.any()
+    assert found.dropped == theirs.size == found.missing.sum()
+    assert np.isfinite(found.weight)
+
+
+def test_outliers_are_clipped_so_that_a_few_cannot_shout(case, tmp_path):
+    theirs = drifted(case, 0.2)
+    quiet = read(case, theirs, tmp_path)
+    theirs.reshape(-1)[5000:5010] = 1e6
+
+    loud = read(case, theirs, tmp_path)
+
+    assert np.abs(loud.sums - quiet.sums).sum() <= 10 * 2 * loud.sample.clip * 1.01
+    assert loud.weight == pytest.approx(quiet.weight, rel=0.05)
+
+
+def test_a_tensor_that_drifted_far_says_little(case, tmp_path):
+    weights = [read(case, drifted(case, size), tmp_path).weight for size in (0, 1, 10, 100)]
+
+    assert weights == sorted(weights, reverse=True)
+    assert weights[0] / weights[3] > 5000
+
+
+def test_rows_without_amplitude_are_not_read(tmp_path, case):
+    amplitude = case.carrier.amplitude.copy()
+    amplitude[:100] = 0
+    silent = Carrier(NAME, case.carrier.eps, amplitude)
+    save_file({"x": drifted(case, 50)}, tmp_path / "suspect.safetensors")
+    with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
+        found = read_tensor(case.base, silent, case.original, suspect, suspect.tensors["x"])
+
+    assert np.isfinite(found.sums).all()
+    assert np.isfinite(found.weight)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_precisions_of_the_suspect_read_alike(case, tmp_path, dtype):
+    single, other = read(case, case.theirs, tmp_path), read(case, case.theirs.astype(dtype), tmp_path)
+
+    assert np.corrcoef(single.sums, other.sums)[0, 1] > 0.99
+
+
+def test_the_sample_tells_how_alike_the_tensors_are(case, tmp_path):
+    both, theirs, ours, distance = read(case, case.theirs, tmp_path).sample.products
+
+    assert both / np.sqrt(theirs * ours) == pytest.approx(1, abs=1e-4)
+    assert np.sqrt(distance / ours) == pytest.approx(0.003, rel=0.01)
+    assert ours == pytest.approx((case.own.astype(np.float64) ** 2).sum(), rel=0.5)
+
+
+def test_memory_stays_small_for_a_tensor_of_64_megabytes(tmp_path):
+    rows, columns, rng = 4096, 4096, np.random.default_rng(0)
+    weights = rng.standard_normal((rows, columns), np.float32)
+    save_file({"w": weights}, tmp_path / "base.safetensors")
+    weights += np.float32(0.01)
+    weights[::7] = 0
+    save_file({"w": weights}, tmp_path / "suspect.safetensors")
+    del weights
+    carrier = Carrier("w", 0.01, np.full(rows, 0.01, np.float32))
+    record, calibration = TensorRecord("F32", (rows, columns), ""), Calibration("none", 0, 1e-4, None, None)
+    base = Base(
+        "x", "x", None, "", {"w": record}, (carrier,), "tardos", 65536, 3, 1, "", 1e-6, 4, calibration, bytes(32)
+    )
+    with (
+        open_checkpoint(tmp_path / "base.safetensors") as own,
+        open_checkpoint(tmp_path / "suspect.safetensors") as suspect,
+    ):
+        tracemalloc.start()
+        found = read_tensor(base, carrier, own, suspect, suspect.tensors["w"])
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+
+    assert found.weights == 1 << 24
+    assert found.dropped == 586 * 4096
+    assert peak < 20 << 20
