@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps of fine-tuning")
     arguments = parser.parse_args()
     out: Path = arguments.out
+    if out.exists() and any(out.iterdir()) and not (out / "vault").is_dir():
+        sys.exit(f"{out} holds something else than an earlier demo: choose another folder with --out.")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
 

@@ -171,16 +171,17 @@ class Issuer:
         with ExitStack() as held:
             held.enter_context(self._only_one(out))
             earlier = self._earlier(recipient, out)
-            if earlier is not None and earlier.state == "written" and not out.exists():
+            free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
+            if earlier is not None and earlier.state == "written" and free:
                 partial = _partial(out, earlier)
                 if partial.exists():
                     published = self._publish(earlier, partial, ())
                     return lambda: published
                 earlier = None
-            if earlier is not None and earlier.state != "begun" and out.exists():
+            if earlier is not None and earlier.state != "begun" and not free:
                 found = self._found(earlier, out)
                 return lambda: found
-            if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+            if not free or out.is_symlink():
                 raise CheckpointError(
                     f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
                 )

@@ -16,12 +16,20 @@ from typing import Any
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.codes import decode
 from hf_fingerprint.errors import FingerprintError, VaultError
-from hf_fingerprint.reading import Lineage, Reading, match_names, read_suspect, sample_cosine, shapes_in_common
+from hf_fingerprint.reading import (
+    Lineage,
+    Reading,
+    match_names,
+    match_tensors,
+    read_suspect,
+    sample_cosine,
+    shapes_in_common,
+)
 from hf_fingerprint.registration import weights_hash
 from hf_fingerprint.vault import Base, CopyRecord, Vault
 
 
-_TIE = 0.05
+_TIE, _CLEARLY = 0.05, 0.9
 
 
 @dataclass(frozen=True)
@@ -227,16 +235,22 @@ def _named_base(bases: Sequence[Base], vault: Vault, place: str | Path) -> tuple
 
 
 def _closest(bases: Sequence[Base], vault: Vault, suspect: Checkpoint) -> tuple[Base, Checkpoint]:
-    """Of several bases of one architecture, the one whose weights the suspect's are most like."""
+    """Of several bases of one architecture, the one whose weights the suspect's are most like.
 
-    def likeness(base: Base) -> float:
+    One whose files are gone can't be compared; that is an error unless another is clearly the one.
+    """
+    likeness: dict[str, float] = {}
+    gone: list[VaultError] = []
+    for base in bases:
         try:
             with open_base(base, vault) as original:
-                return sample_cosine(base, original, match_names(base, suspect), suspect)
-        except VaultError:  # its files are gone; if it is the only one left, opening it below says so
-            return -2.0
-
-    best = max(bases, key=likeness)
+                matches = match_tensors(base, original, suspect)
+                likeness[base.base_id] = sample_cosine(base, original, matches, suspect)
+        except VaultError as error:
+            gone.append(error)
+    if gone and max(likeness.values(), default=0.0) < _CLEARLY:
+        raise gone[0]
+    best = max(bases, key=lambda base: likeness.get(base.base_id, -2.0))
     return best, open_base(best, vault)
 
 

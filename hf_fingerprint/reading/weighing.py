@@ -91,7 +91,9 @@ def read_tensor(
             difference *= inverse[rows, None]
             np.clip(difference, -sample.clip, sample.clip, out=difference)
         power = float(np.vdot(difference, difference))
-        if not np.isfinite(power) or not np.isfinite(theirs @ theirs) or _any_zero(theirs):
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(power) and np.isfinite(theirs @ theirs)
+        if not finite or _any_zero(theirs):
             lost = _lost(theirs)
             difference.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
