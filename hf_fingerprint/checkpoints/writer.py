@@ -24,7 +24,7 @@ from hf_fingerprint.errors import CheckpointError
 
 Rewrite = Callable[[np.ndarray], None]
 CONVERTED = "model.safetensors"
-_BUFFERS = 4
+_BUFFERS = 8
 
 
 @dataclass(frozen=True)
