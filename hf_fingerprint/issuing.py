@@ -144,6 +144,7 @@ class Issuer:
 
         While one copy is made the one before it goes to the disk.
         """
+        recipients = list(dict.fromkeys(recipients))
         for recipient in recipients:
             _check_name(recipient, as_folder=True)
         with ThreadPoolExecutor(1) as pool:

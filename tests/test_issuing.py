@@ -708,3 +708,10 @@ def test_convolutional_bases_are_issued_and_traced(plain, tmp_path, architecture
     changed = {name for name in old if old[name] != new[name]}
     assert changed
     assert all("bn" not in name and name not in {"conv_stem.weight", "classifier.weight"} for name in changed)
+
+
+def test_a_recipient_named_twice_gets_one_copy(plain, tmp_path):
+    copies = list(plain.issuer.issue_all(["twin", "twin"], tmp_path / "out"))
+
+    assert [copy.recipient for copy in copies] == ["twin"]
+    assert len(plain.vault.copies(recipient="twin")) == 1
