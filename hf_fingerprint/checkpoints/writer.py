@@ -24,7 +24,7 @@ from hf_fingerprint.errors import CheckpointError
 
 Rewrite = Callable[[np.ndarray], None]
 CONVERTED = "model.safetensors"
-_BUFFERS = 8
+_BUFFERS = 6
 
 
 @dataclass(frozen=True)

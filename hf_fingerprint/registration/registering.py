@@ -28,7 +28,7 @@ WEIGHTS_PER_POSITION = 40
 MAX_KL, ALPHA = 1e-4, 1e-6
 COALITION, RECIPIENTS_PLANNED = 20, 1000
 UNCALIBRATED_EPS = 0.003
-MEASUREMENTS = 6
+MEASUREMENTS = 8
 DRIFT = 0.02
 Report = Callable[[str], None]
 
@@ -173,21 +173,27 @@ def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings,
             )
         eps = spend_budget(max_kl, sensitivity, np.array([_weights(checkpoint, n) for n in selected]))
         codeword = codebook.packed([new_secret()])[0]
+        best, failures = None, 0
         for _ in range(MEASUREMENTS):  # the second order is an estimate; the budget is spent by what is measured
             carriers = _carriers(selected, eps, rms)
             marked = {mapping[c.name]: _marked(checkpoint, c, secret, codeword) for c in carriers}
             kl, agreement = compare_outputs(model.module, images, marked)
-            if 0.8 * max_kl <= kl <= max_kl or (kl < max_kl and (eps >= MAX_EPS).all()):
+            if kl <= max_kl:
+                best = eps, kl, agreement
+                if failures or kl >= 0.8 * max_kl or (eps >= MAX_EPS).all():
+                    break
+                eps = np.minimum(MAX_EPS, eps * np.sqrt(0.9 * max_kl / max(kl, 0.05 * max_kl)))
+            elif best is not None:
                 break
-            kept = eps
-            eps = np.minimum(MAX_EPS, eps * np.sqrt(0.9 * max_kl / max(kl, 0.05 * max_kl)))
-        else:
-            eps = kept
-        if kl is None or not kl <= max_kl:
+            else:  # rounding to half precision costs too, and doesn't shrink with the mark: shrink faster each time
+                eps = eps * np.sqrt(0.9 * max_kl / kl) * 0.9**failures
+                failures += 1
+        if best is None:
             raise CarrierError(
                 f"{checkpoint.source.name}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs, the weakest "
                 f"tried has {kl:.1e}: choose a larger --max-kl."
             )
+        eps, kl, agreement = best
     carriers = _carriers(selected, eps, rms)
 
     report("working out the certified coalition")
