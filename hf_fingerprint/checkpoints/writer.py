@@ -73,7 +73,7 @@ def write_copy(
     targets = _targets(checkpoint, folder)
     _check_space(checkpoint, folder)
     copies = [(path, folder / path.relative_to(source.folder)) for path in others]
-    if source.index is not None and not source.pickled:
+    if source.index is not None and not source.pickled and source.index not in others:
         copies.append((source.index, folder / source.index.name))
     for path, target in copies:
         target.parent.mkdir(parents=True, exist_ok=True)

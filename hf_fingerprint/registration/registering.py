@@ -2,6 +2,7 @@
 file."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,15 +75,14 @@ def register(
     Args:
         model (`str`, `Path` or [`Checkpoint`]): a path, a Hub id, or an open checkpoint.
         vault ([`Vault`]): the vault.
-        settings ([`Settings`], *optional*): defaults, for a new base; for a known one they must agree with its record
-            if given.
+        settings ([`Settings`], *optional*): for a new base; for a known one they must agree with its record.
         report (callable, *optional*): told each step, for progress.
 
     Raises:
         [`CarrierError`]: if the model has too few weights to mark.
         [`CodeError`]: if the base is registered with other settings.
     """
-    with open_checkpoint(model) if not isinstance(model, Checkpoint) else _left_open(model) as checkpoint:
+    with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
         (report or _silent)("hashing the weights")
         known = vault.base_with_hash(weights_hash(checkpoint, vault))
         if known is None:
@@ -107,19 +107,6 @@ def _check_same(base: Base, settings: Settings) -> None:
                 f"Base {base.base_id} is registered with {name} {value}, not {asked}: all copies of a base share it; "
                 "leave it out, or use another vault."
             )
-
-
-class _left_open:
-    """A context manager that hands on a checkpoint whose owner closes it."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        self._checkpoint = checkpoint
-
-    def __enter__(self) -> Checkpoint:
-        return self._checkpoint
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
 
 def _silent(step: str) -> None:
