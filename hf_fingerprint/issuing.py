@@ -29,7 +29,7 @@ from hf_fingerprint.checkpoints import (
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.registration import Settings, register
-from hf_fingerprint.vault import Base, CopyRecord, Vault
+from hf_fingerprint.vault import Base, CopyRecord, Vault, check_recipient
 
 
 Advance = Callable[[int], None]
@@ -324,8 +324,7 @@ def _partial(out: Path, record: CopyRecord) -> Path:
 
 
 def _check_name(recipient: str, as_folder: bool = False) -> None:
-    if not recipient.strip() or len(recipient) > 200 or not recipient.isprintable():
-        raise FingerprintError("A recipient's name must have 1 to 200 printable characters.")
+    check_recipient(recipient)
     if as_folder and (recipient in {".", ".."} or "/" in recipient or "\\" in recipient or recipient.startswith(".")):
         raise FingerprintError(
             f"The recipient {recipient!r} can't name a folder: issue this copy alone, with its own --out."

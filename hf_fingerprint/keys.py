@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 SECRET_BYTES = 32
 _DOMAIN = b"hf_fingerprint/1/"
+_AES_BLOCK = 16
 _ZEROS = memoryview(bytes(1 << 20))
 
 
@@ -47,10 +48,14 @@ class Stream:
 
     Args:
         key (`bytes`): 32 bytes from [`derive`].
+        start (`int`, *optional*, defaults to 0): how many bytes to leave out, at no cost.
     """
 
-    def __init__(self, key: bytes):
-        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    def __init__(self, key: bytes, start: int = 0):
+        block, rest = divmod(start, _AES_BLOCK)
+        counter = block.to_bytes(_AES_BLOCK, "big")
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(counter)).encryptor()
+        self._encryptor.update(bytes(rest))
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` bytes as a writable `uint8` array of shape `(count,)`."""

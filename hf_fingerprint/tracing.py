@@ -15,7 +15,7 @@ from typing import Any
 
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.errors import VaultError
 from hf_fingerprint.reading import (
     Lineage,
     Reading,
@@ -25,8 +25,8 @@ from hf_fingerprint.reading import (
     sample_cosine,
     shapes_in_common,
 )
-from hf_fingerprint.registration import weights_hash
-from hf_fingerprint.vault import Base, CopyRecord, Vault
+from hf_fingerprint.registration import open_base, weights_hash
+from hf_fingerprint.vault import Base, CopyRecord, Vault, copies_in_training
 
 
 _TIE, _CLEARLY = 0.05, 0.9
@@ -127,7 +127,8 @@ def trace(
         record, original = _find_base(vault, base, opened)
         with original:
             reading = read_suspect(record, original, opened, _stage(advance, "reading", record.carrier_weights))
-        copies = [copy for copy in vault.copies(record.base_id) if copy.state != "begun"]
+        training = copies_in_training(vault)  # their checkpoints may have left the house before they are recorded
+        copies = [c for c in vault.copies(record.base_id) if c.state != "begun" or c.copy_id in training]
         keys = vault.copy_keys(copies)
         return judge(record, opened, reading, copies, keys, advance)
 
@@ -181,26 +182,6 @@ def judge(
         threshold=decoded.threshold,
         rounds=decoded.rounds,
     )
-
-
-def open_base(base: Base, vault: Vault) -> Checkpoint:
-    """Opens a registered base's files where it was registered from, and refuses them if they are no longer the
-    base."""
-    place = f"{base.source}@{base.revision}" if base.revision else base.source
-    try:
-        original = open_checkpoint(place, weights_only=True)
-    except FingerprintError as error:
-        raise VaultError(
-            f"Base {base.base_id} is needed to read a suspect: {error} Or give its place with --base."
-        ) from None
-    if weights_hash(original, vault) != base.content_hash:
-        original.close()
-        raise VaultError(
-            f"{place} is no longer base {base.base_id}: its weights' hash differs from the record; restore it, or "
-            f"give "
-            "the place of the base itself with --base."
-        )
-    return original
 
 
 def _find_base(vault: Vault, place: str | Path | None, suspect: Checkpoint) -> tuple[Base, Checkpoint]:

@@ -14,7 +14,7 @@ import numpy as np
 from hf_fingerprint.keys import Stream, derive
 
 
-_SIGNS = (1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)).copy()
+SIGNS = (1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32)).copy()
 
 
 class TensorProjection:
@@ -30,8 +30,7 @@ class TensorProjection:
 
     def __init__(self, secret: bytes, name: str, length: int):
         self.length = length
-        keyed = Stream(derive(secret, "offset", name)).take(8).view("<u8")[0]
-        self.offset = int(keyed % np.uint64(length // 8)) * 8
+        self.offset = keyed_offset(secret, name, length)
         self._signs = Stream(derive(secret, "signs", name))
         self._done = 0
         self._scratch, self._flags = np.empty((0, 8), np.float32), np.empty(0, bool)
@@ -68,7 +67,7 @@ class TensorProjection:
         is used again by the next call: fresh pages for every block would take longer than the sums."""
         if len(self._scratch) < len(packed):
             self._scratch, self._flags = np.empty((len(packed), 8), np.float32), np.empty(8 * len(packed), bool)
-        return np.take(_SIGNS, packed, axis=0, out=self._scratch[: len(packed)], mode="clip").reshape(-1)[:count]
+        return np.take(SIGNS, packed, axis=0, out=self._scratch[: len(packed)], mode="clip").reshape(-1)[:count]
 
     def _take(self, count: int, pattern: np.ndarray | None = None) -> np.ndarray:
         packed = self._signs.take(-(-count // 8))
@@ -77,6 +76,12 @@ class TensorProjection:
             packed ^= np.take(pattern, np.arange(start, start + len(packed)), mode="wrap")
         self._done += count
         return packed
+
+
+def keyed_offset(secret: bytes, name: str, length: int) -> int:
+    """The position of a tensor's first weight: a multiple of 8 below V."""
+    keyed = Stream(derive(secret, "offset", name)).take(8).view("<u8")[0]
+    return int(keyed % np.uint64(length // 8)) * 8
 
 
 def fold(values: np.ndarray, start: int, out: np.ndarray) -> None:

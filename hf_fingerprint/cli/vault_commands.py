@@ -15,10 +15,18 @@ app = typer.Typer(help="Make a vault; register bases in it.", no_args_is_help=Tr
 def init(
     folder: Annotated[Path, typer.Argument(help="A folder for the vault.", show_default=False)],
     passphrase_file: options.PassphraseFile = None,
+    public_key: Annotated[
+        str | None,
+        typer.Option("--public-key", help="Of a tracing identity kept elsewhere; this vault then only marks copies."),
+    ] = None,
 ) -> None:
     """Make a vault and its tracing identity, guarded by a passphrase (prompt, file or HF_FINGERPRINT_PASSPHRASE)."""
     from hf_fingerprint.vault import Vault, find_passphrase
 
+    if public_key is not None:
+        Vault.create(folder, public_key=public_key)
+        output.say(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
+        return
     vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=True))
     output.say(
         f"{folder} is a vault. Tracing needs {folder / 'identity.age'} and its passphrase: back both up, apart."

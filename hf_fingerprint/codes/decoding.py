@@ -131,6 +131,28 @@ def decode(
     return Decoding(tuple(accused), scores, log_bounds, threshold, rounds)
 
 
+def prove_codeword(
+    codebook: Codebook, packed: np.ndarray, reading: np.ndarray, mass: np.ndarray, recipients: int, alpha: float
+) -> tuple[float, bool]:
+    """One known codeword's score, and whether the first round of [`decode`] would accuse it among n recipients.
+
+    Args:
+        codebook ([`Codebook`]): the code of the base.
+        packed (`np.ndarray` of shape `(V / 8,)`): its bits.
+        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        recipients (`int`): n.
+        alpha (`float`): the probability that any innocent at all is accused.
+    """
+    if not np.any(reading):
+        return 0.0, False
+    functions = _functions(codebook, reading, mass, packed=None)
+    scores = codebook.packed_scores(packed[None, :], functions)[0]
+    target = math.log(alpha) - math.log(recipients * MAX_ROUNDS * len(functions))
+    thresholds = [ChernoffBound(function, codebook.probability).threshold(target) for function in functions]
+    best = int(np.argmax(scores - thresholds))
+    return float(scores[best]), bool(scores[best] >= thresholds[best])
+
+
 def _functions(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, packed: np.ndarray | None) -> np.ndarray:
     """The bank of score functions once the accused, `packed` codewords, are projected out."""
     known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)

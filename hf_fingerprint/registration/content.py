@@ -1,8 +1,9 @@
 """Which registered base, if any, a checkpoint is: by its content hash, computed in full once for files that stand
 still."""
 
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors
-from hf_fingerprint.vault import Vault
+from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.vault import Base, Vault
 
 
 def weights_hash(checkpoint: Checkpoint, vault: Vault) -> str:
@@ -14,3 +15,23 @@ def weights_hash(checkpoint: Checkpoint, vault: Vault) -> str:
         known = content_hash(checkpoint.tensors, digest_tensors(checkpoint))
         vault.remember_content(place, state, known)
     return known
+
+
+def open_base(base: Base, vault: Vault) -> Checkpoint:
+    """Opens a registered base's files where it was registered from, and refuses them if they are no longer the
+    base."""
+    place = f"{base.source}@{base.revision}" if base.revision else base.source
+    try:
+        original = open_checkpoint(place, weights_only=True)
+    except FingerprintError as error:
+        raise VaultError(
+            f"Base {base.base_id} is needed to read a suspect: {error} Or give its place with --base."
+        ) from None
+    if weights_hash(original, vault) != base.content_hash:
+        original.close()
+        raise VaultError(
+            f"{place} is no longer base {base.base_id}: its weights' hash differs from the record; restore it, or "
+            f"give "
+            "the place of the base itself with --base."
+        )
+    return original

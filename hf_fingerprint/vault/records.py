@@ -6,6 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_fingerprint.codes import Codebook, make_codebook
+from hf_fingerprint.errors import VaultError
+
+
+def check_recipient(recipient: str) -> None:
+    """Refuses what can't be a recipient's name."""
+    if not recipient.strip() or len(recipient) > 200 or not recipient.isprintable():
+        raise VaultError("A recipient's name must have 1 to 200 printable characters.")
 
 
 class TensorRecord(NamedTuple):

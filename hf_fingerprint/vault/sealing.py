@@ -19,6 +19,21 @@ def new_identity() -> tuple[str, str]:
     return str(identity), str(identity.to_public())
 
 
+def check_public_key(public_key: str) -> None:
+    """Refuses what isn't the public key of a tracing identity, without ever showing it."""
+    if public_key.strip().upper().startswith("AGE-SECRET-KEY-"):
+        raise VaultError(
+            "A tracing identity was given where its public key (age1...) is due: give that, and keep the identity off "
+            "machines that mark copies."
+        )
+    try:
+        pyrage.x25519.Recipient.from_str(public_key)
+    except pyrage.RecipientError:
+        raise VaultError(
+            "What was given as public key is none: give the one that `vault init` printed, age1..."
+        ) from None
+
+
 def lock_identity(identity: str, passphrase: str) -> bytes:
     """The identity as a passphrase-encrypted age file."""
     if not passphrase:

@@ -21,7 +21,15 @@ from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.vault.bundles import pack, record_digest, unpack
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import COPY_COLUMNS, FORMAT, TABLES, base_from_row, base_to_row, copy_from_row
-from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal, seal_bundle
+from hf_fingerprint.vault.sealing import (
+    Opener,
+    check_public_key,
+    lock_identity,
+    new_identity,
+    open_identity,
+    seal,
+    seal_bundle,
+)
 
 
 DATABASE = "vault.db"
@@ -44,11 +52,16 @@ class Vault:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._opener: Opener | None = None
+        if self.folder.is_file():
+            raise VaultError(
+                f"{self.folder} is a file and not a vault's folder: give the folder with {DATABASE}; marking needs no "
+                f"identity, and a tracing identity does not belong here."
+            )
         if not (self.folder / DATABASE).is_file():
             raise VaultError(f"{self.folder} holds no vault: make one with `hf-fingerprint vault init {self.folder}`.")
         if _first_bytes(self.folder / DATABASE) != _MAGIC:
             raise VaultError(f"{self.folder / DATABASE} is not a vault's database: restore a backup.")
-        with self._connect() as connection:
+        with self.connect() as connection:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
         if meta.get("format") != str(FORMAT):
             raise VaultError(
@@ -60,21 +73,28 @@ class Vault:
         self.public_key = meta["public_key"]
 
     @classmethod
-    def create(cls, folder: str | Path, passphrase: str) -> "Vault":
-        """Makes a vault with a new tracing identity.
+    def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
+        """Makes a vault with a new tracing identity, or one sealed to an identity that is kept elsewhere.
 
         Args:
             folder (`str` or `Path`): a folder that holds no vault yet.
-            passphrase (`str`): guards the tracing identity; it can't be recovered.
+            passphrase (`str`): guards the new tracing identity; it can't be recovered.
+            public_key (`str`, *optional*): the public key (`age1...`) of an identity kept elsewhere; this vault then
+                marks copies, in a build or a training, and traces only where that identity is.
         """
         folder = Path(folder)
         if (folder / DATABASE).exists() or (folder / IDENTITY).exists():
             raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
-        identity, public_key = new_identity()
-        locked = lock_identity(identity, passphrase)
+        locked = None
+        if public_key is None:
+            identity, public_key = new_identity()
+            locked = lock_identity(identity, passphrase)
+        else:
+            check_public_key(public_key)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_private(folder / IDENTITY, locked)
+            if locked is not None:
+                _write_private(folder / IDENTITY, locked)
             partial = folder / f".{DATABASE}.{secrets.token_hex(4)}"
             _write_private(partial, b"")
             connection = sqlite3.connect(partial)
@@ -93,7 +113,8 @@ class Vault:
         return cls(folder)
 
     @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
+    def connect(self) -> Iterator[sqlite3.Connection]:
+        """A connection to the database, each statement a transaction of its own."""
         try:
             connection = sqlite3.connect(self.folder / DATABASE, timeout=_WAIT_SECONDS, isolation_level=None)
             try:
@@ -128,7 +149,7 @@ class Vault:
 
     def bases(self) -> list[Base]:
         """All registered bases, in the order of registration."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             rows = connection.execute(
                 "SELECT base_id, content_hash, document, amplitudes, secret, seal FROM bases ORDER BY rowid"
             ).fetchall()
@@ -140,7 +161,7 @@ class Vault:
 
     def add_base(self, base: Base) -> Base:
         """Registers a base, or returns the one that another process registered with the same content first."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             connection.execute("INSERT OR IGNORE INTO bases VALUES (?, ?, ?, ?, ?, ?)", base_to_row(base))
         stored = self.base_with_hash(base.content_hash)
         if stored is None:
@@ -150,7 +171,12 @@ class Vault:
         return stored
 
     def begin_copy(
-        self, base: Base, recipient: str, out: Path, again: CopyRecord | None = None
+        self,
+        base: Base,
+        recipient: str,
+        out: Path | str,
+        again: CopyRecord | None = None,
+        copy_key: bytes | None = None,
     ) -> tuple[CopyRecord, bytes]:
         """Records a copy before its first byte is written.
 
@@ -160,16 +186,17 @@ class Vault:
             out (`Path`): where it will be.
             again ([`CopyRecord`], *optional*): a record in state `"begun"` that was never written; it is used again,
                 with a new key, since its old one is forgotten and marked nothing.
+            copy_key (`bytes`, *optional*): the key of a mark that is in the weights already; a new one by default.
 
         Returns:
             `(record, copy_key)`: the key is stored sealed only; forget it when the copy is written.
         """
         copy_id = again.copy_id if again else secrets.token_hex(8)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        copy_key = new_secret()
+        copy_key = copy_key or new_secret()
         sealed = seal(copy_key, copy_id, base.base_id, recipient, self.public_key)
         record = CopyRecord(copy_id, base.base_id, recipient, "begun", str(out), None, None, created, sealed)
-        with self._connect() as connection:
+        with self.connect() as connection:
             if again:
                 changed = connection.execute(
                     "UPDATE copies SET sealed = ?, created = ? WHERE copy_id = ? AND state = 'begun'",
@@ -182,24 +209,27 @@ class Vault:
                 connection.execute(f"INSERT INTO copies ({COPY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
         return record, copy_key
 
-    def mark_written(self, record: CopyRecord, copy_key: bytes, content_hash: str) -> CopyRecord:
-        """Records that a copy is complete on the disk, and commits to it. Returns the record as it is now."""
-        promise = commitment(copy_key, record.recipient, content_hash)
-        with self._connect() as connection:
+    def mark_written(
+        self, record: CopyRecord, copy_key: bytes, content_hash: str, out: Path | None = None
+    ) -> CopyRecord:
+        """Records that a copy is complete on the disk (in `out`, if that wasn't known before), and commits to it.
+        Returns the record as it is now."""
+        promise, place = commitment(copy_key, record.recipient, content_hash), str(out or record.out)
+        with self.connect() as connection:
             changed = connection.execute(
-                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ?"
+                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ?, out = ?"
                 " WHERE copy_id = ? AND sealed = ?",
-                (content_hash, promise, record.copy_id, record.sealed),
+                (content_hash, promise, place, record.copy_id, record.sealed),
             ).rowcount
         if changed != 1:
             raise VaultError(
                 f"The record of copy {record.copy_id} changed while it was written: run the command again."
             )
-        return replace(record, state="written", content_hash=content_hash, commitment=promise)
+        return replace(record, state="written", content_hash=content_hash, commitment=promise, out=place)
 
     def mark_issued(self, copy_id: str) -> None:
         """Records that a copy is in its place."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             changed = connection.execute("UPDATE copies SET state = 'issued' WHERE copy_id = ?", (copy_id,)).rowcount
         if changed != 1:
             raise VaultError(
@@ -208,7 +238,7 @@ class Vault:
 
     def copies(self, base_id: str | None = None, recipient: str | None = None) -> list[CopyRecord]:
         """The record of copies, of one base or recipient or of all, in the order of issue."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             rows = connection.execute(
                 f"SELECT {COPY_COLUMNS} FROM copies WHERE base_id = coalesce(?, base_id)"
                 " AND recipient = coalesce(?, recipient) ORDER BY rowid",
@@ -222,7 +252,7 @@ class Vault:
         Those unsealed for the first time are sealed again as a bundle, which makes the next trace faster.
         """
         opener = self._open()
-        with self._connect() as connection:
+        with self.connect() as connection:
             bundles = connection.execute(
                 "SELECT sealed FROM bundles WHERE base_id IN (SELECT DISTINCT base_id FROM copies WHERE copy_id = ?)",
                 (records[0].copy_id if records else "",),
@@ -235,13 +265,13 @@ class Vault:
             _check_commitment(record, known[digest])
         if len(fresh) >= BUNDLE_FROM:
             sealed = seal_bundle(pack({digest: known[digest] for digest in digests}), self.public_key)
-            with self._connect() as connection:
+            with self.connect() as connection:
                 connection.execute("INSERT OR REPLACE INTO bundles VALUES (?, ?)", (records[0].base_id, sealed))
         return [known[digest] for digest in digests]
 
     def recall_content(self, place: str, state: str) -> str | None:
         """The content hash of files hashed before, if their state is what it was; see [`Checkpoint.state`]."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             row = connection.execute(
                 "SELECT content_hash FROM verified WHERE place = ? AND state = ?", (place, state)
             ).fetchone()
@@ -249,7 +279,7 @@ class Vault:
 
     def remember_content(self, place: str, state: str, content_hash: str) -> None:
         """Notes the content hash of files that were hashed in full."""
-        with self._connect() as connection:
+        with self.connect() as connection:
             connection.execute("INSERT OR REPLACE INTO verified VALUES (?, ?, ?)", (place, state, content_hash))
 
     def _open(self) -> Opener:

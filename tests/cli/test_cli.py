@@ -416,7 +416,7 @@ def test_an_unexpected_exception_is_one_line_that_keeps_its_text_to_itself(
     monkeypatch.undo()
     vault = Vault(shared.vault)
     assert {copy.recipient for copy in vault.copies()} <= {"alice", "[bold]x", "x"}
-    with vault._connect() as connection:  # leave the shared vault as it was
+    with vault.connect() as connection:  # leave the shared vault as it was
         connection.execute("DELETE FROM copies WHERE recipient = 'x'")
 
 

@@ -1,0 +1,34 @@
+"""The DeepMarks loss in training: for the transformers Trainer, timm's loop, and loops written by hand."""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from hf_fingerprint.training.fingerprint import Fingerprint, RecordedCopy
+    from hf_fingerprint.training.loss import DeepMarksLoss
+    from hf_fingerprint.training.trainer import FingerprintCallback, FingerprintTrainer, FingerprintTrainerMixin
+
+_HOMES = {
+    "DeepMarksLoss": "loss",
+    "Fingerprint": "fingerprint",
+    "FingerprintCallback": "trainer",
+    "FingerprintTrainer": "trainer",
+    "FingerprintTrainerMixin": "trainer",
+    "RecordedCopy": "fingerprint",
+}
+__all__ = [
+    "DeepMarksLoss",
+    "Fingerprint",
+    "FingerprintCallback",
+    "FingerprintTrainer",
+    "FingerprintTrainerMixin",
+    "RecordedCopy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,299 @@
+"""One recipient's mark, to be trained into a model: from the vault before the first step, into the vault after the
+last.
+
+```python
+fingerprint = Fingerprint("org/model", "alice", vault="vault")  # the base, or a copy issued before
+...  # train with it: FingerprintCallback, FingerprintTask, DeepMarksLoss
+fingerprint.record("trained")  # an ordinary copy
+```
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from hf_fingerprint.carriers.sign_map import SignMap
+from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.codes import prove_codeword
+from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.keys import derive
+from hf_fingerprint.reading import read_suspect
+from hf_fingerprint.registration import Settings, open_base, register, weights_hash
+from hf_fingerprint.registration.building import build_model, names_in_file
+from hf_fingerprint.training.processes import from_first_process
+from hf_fingerprint.training.regulariser import Regulariser, parameter_places
+from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, finish_training
+
+
+@dataclass(frozen=True)
+class RecordedCopy:
+    """A trained copy in the vault's record.
+
+    Attributes:
+        recipient (`str`): whose it is.
+        path (`Path`): its folder.
+        copy_id (`str`): its record in the vault.
+        base_id (`str`): the base it is read against.
+        content_hash (`str`): the hash of its weights.
+        commitment (`str` or `None`): see [`commitment`]; `None` for an issued copy that was trained further, unless
+            the vault was unlocked: its record stays the one it was issued with.
+        score (`float`): the score that a trace gives it.
+        agreement (`float`): the share of positions that read as the recipient's bits.
+    """
+
+    recipient: str
+    path: Path
+    copy_id: str
+    base_id: str
+    content_hash: str
+    commitment: str | None
+    score: float
+    agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What every process needs of a fingerprint: plain numbers, sent from the first process in memory."""
+
+    secret: bytes
+    carriers: tuple[tuple[str, str, np.ndarray, int], ...]  # name in the base, name in the model, amplitude, columns
+    target: np.ndarray
+    reference: np.ndarray
+
+
+class Fingerprint:
+    """One recipient's mark for training. Nothing is read or recorded before it is bound to a model.
+
+    With several processes only the first one touches the vault, so it need not be on the others' machines.
+
+    Args:
+        model (`str` or `Path`): what the training starts from: the base (registered at once if it is new), or a copy
+            issued from this vault, whose mark is then held.
+        recipient (`str`): whose copy it will be.
+        vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
+        settings ([`Settings`], *optional*): for a base that isn't registered yet.
+    """
+
+    def __init__(self, model: str | Path, recipient: str, vault: Vault | str | Path, settings: Settings | None = None):
+        check_recipient(recipient)
+        self.source, self.recipient, self.settings = model, recipient, settings
+        self._vault_at = vault
+        self._material: _Material | None = None
+        self._base: Base | None = None
+        self._record: CopyRecord | None = None
+        self._copy_key: bytes | None = None
+        self._lock: FileLock | None = None
+
+    def __reduce__(self) -> NoReturn:
+        raise FingerprintError("A fingerprint holds secrets and is never pickled: make a new one from the vault.")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Fingerprint":
+        return self
+
+    def __repr__(self) -> str:
+        return f"Fingerprint(model={str(self.source)!r})"
+
+    @property
+    def vault(self) -> Vault:
+        """The vault, opened at the first use."""
+        if not isinstance(self._vault_at, Vault):
+            self._vault_at = Vault(self._vault_at)
+        return self._vault_at
+
+    def bind(self, model: torch.nn.Module) -> Regulariser:
+        """Finds the carriers in a model and makes the term that trains the mark into it.
+
+        Args:
+            model (`torch.nn.Module`): the base's model, or the copy's, wrapped or not. Call it on every process.
+
+        Raises:
+            [`FingerprintError`]: in one sentence, what is in the way.
+        """
+        present = {name: tuple(_shape(place)) for name, place in parameter_places(model).items()}
+        if self._material is None:
+            self._material = from_first_process(lambda: self._prepare(present))
+        material = self._material
+        length = len(material.target)
+        maps = {
+            name: SignMap(material.secret, base_name, amplitude, columns, length)
+            for base_name, name, amplitude, columns in material.carriers
+        }
+        energy = torch.zeros(length)
+        for part in maps.values():
+            part.energy(energy)
+        return Regulariser(
+            model, maps, torch.from_numpy(material.target), torch.from_numpy(material.reference), energy
+        )
+
+    def keep_out_of(self, folder: Path) -> None:
+        """Refuses a folder for a training's output, which may be pushed, if the vault is in it."""
+
+        def check() -> None:
+            if self.vault.folder.resolve().is_relative_to(folder.resolve()):
+                raise VaultError(
+                    f"{self.vault.folder} is inside the output folder {folder}: move the vault out of it."
+                )
+
+        from_first_process(check)
+
+    def record(self, folder: str | Path) -> RecordedCopy:
+        """Records a trained model as this recipient's copy, once it reads as such.
+
+        Call it with the folder (or file) that was saved and will be handed over; on every process, or the first.
+
+        Raises:
+            [`FingerprintError`]: if the mark doesn't trace in it; nothing is recorded then.
+        """
+        return from_first_process(lambda: self._record_copy(Path(folder).absolute()))
+
+    def _prepare(self, present: dict[str, tuple[int, ...]]) -> _Material:
+        """What the first process works out: the base, the record, the codeword, the reference's reading."""
+        held: CopyRecord | None = None
+        with open_checkpoint(self.source) as checkpoint:
+            whole = weights_hash(checkpoint, self.vault)
+            base = self.vault.base_with_hash(whole)
+            if base is None:
+                held = next((copy for copy in self.vault.copies() if copy.content_hash == whole), None)
+            if held is not None:
+                if held.recipient != self.recipient:
+                    raise FingerprintError(
+                        f"{self.source} is the copy of {held.recipient} and not of {self.recipient}: give the base, "
+                        f"or train it for {held.recipient}."
+                    )
+                base = next(base for base in self.vault.bases() if base.base_id == held.base_id)
+            else:
+                base = register(checkpoint, self.vault, self.settings)
+            with open_base(base, self.vault) as original:
+                carriers = _locate(base, original, present)
+                reference = _sums(base, original, carriers)
+                if held is not None:
+                    target = self._hold(base, checkpoint, carriers, reference)
+        self._only_one(base)
+        if held is None:
+            self._record, self._copy_key = begin_training(self.vault, base, self.recipient)
+            target = base.codebook().codeword(self._copy_key).astype(np.float32)
+        else:
+            self._record = held
+        self._base = base
+        return _Material(base.secret, carriers, target, reference)
+
+    def _hold(
+        self,
+        base: Base,
+        copy: Checkpoint,
+        carriers: tuple[tuple[str, str, np.ndarray, int], ...],
+        reference: np.ndarray,
+    ) -> np.ndarray:
+        """The reading of an issued copy, which training is to keep as it is; its key stays sealed."""
+        energy = torch.zeros(base.length)
+        for name, _, amplitude, columns in carriers:
+            SignMap(base.secret, name, amplitude, columns, base.length).energy(energy)
+        return (_sums(base, copy, carriers) - reference) / np.maximum(energy.numpy(), 1e-30)
+
+    def _only_one(self, base: Base) -> None:
+        """Keeps two trainings from writing one record; the lock goes with the process."""
+        locks = self.vault.folder / "locks"
+        locks.mkdir(exist_ok=True, mode=0o700)
+        name = derive(base.secret, "lock", f"training {self.recipient}").hex()[:16]
+        self._lock = FileLock(locks / f"{name}.lock", thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise VaultError(
+                f"A copy of base {base.base_id} for {self.recipient} is being trained by another process: wait for it."
+            ) from None
+
+    def _record_copy(self, folder: Path) -> RecordedCopy:
+        if self._base is None or self._record is None or self._material is None:
+            raise FingerprintError(f"{folder} can't be recorded: nothing was trained with this fingerprint yet.")
+        base, record = self._base, self._record
+        if folder.is_dir() and self.vault.folder.resolve().is_relative_to(folder.resolve()):
+            raise VaultError(f"{self.vault.folder} is inside the copy's folder {folder}: move the vault out of it.")
+        with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
+            reading = read_suspect(base, original, copy)
+            bits = self._material.target > 0
+            score, proven = prove_codeword(
+                base.codebook(), np.packbits(bits), reading.values, reading.mass, base.recipients_planned, base.alpha
+            )
+            agreement = float(((reading.values > 0) == bits)[reading.mass > 0].mean()) if reading.mass.any() else 0.0
+            if not proven:
+                raise FingerprintError(
+                    f"{folder} does not carry the mark that was trained (score {score:.1f}, {agreement:.0%} of its "
+                    f"bits): give the trained model, or train longer or with more strength; nothing was recorded."
+                )
+            whole = content_hash(copy.tensors, digest_tensors(copy))
+        done = self._written(base, record, folder, whole)
+        promise = done.commitment if done.content_hash == whole else None
+        return RecordedCopy(self.recipient, folder, done.copy_id, base.base_id, whole, promise, score, agreement)
+
+    def _written(self, base: Base, record: CopyRecord, folder: Path, whole: str) -> CopyRecord:
+        """The record that stands for this content: the training's own, a further one, or that of the copy it was."""
+        vault, key = self.vault, self._copy_key
+        same = [
+            c for c in vault.copies(base.base_id, self.recipient) if c.content_hash == whole and c.state == "issued"
+        ]
+        if same:
+            return same[0]
+        if key is None and vault.unlocked:
+            key = vault.copy_key(record)
+        if key is None:  # an issued copy trained further: it traces by the record it was issued with
+            return record
+        if record.state != "begun":
+            record, _ = vault.begin_copy(base, self.recipient, folder, copy_key=key)
+        done = vault.mark_written(record, key, whole, folder)
+        vault.mark_issued(done.copy_id)
+        finish_training(vault, done)
+        self._record = done
+        return done
+
+
+def _shape(place: tuple[torch.nn.Module, str]) -> torch.Size:
+    parameter = getattr(*place)
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _locate(
+    base: Base, original: Checkpoint, present: dict[str, tuple[int, ...]]
+) -> tuple[tuple[str, str, np.ndarray, int], ...]:
+    """The carriers as the model calls them: by name; where a loader renames, as the loader does to the base."""
+    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    found = {name: normalise(name) for name, shape in shapes.items() if present.get(normalise(name)) == shape}
+    if len(found) < len(shapes):
+        built = build_model(original.source)
+        renamed = {} if built is None else names_in_file(built.module, original)
+        found |= {
+            file: normalise(name)
+            for name, file in renamed.items()
+            if file in shapes and present.get(normalise(name)) == shapes[file]
+        }
+    missing = [name for name in shapes if name not in found]
+    if missing:
+        raise FingerprintError(
+            f"The model lacks {len(missing)} of the {len(shapes)} carriers of base {base.base_id}, such as "
+            f"{missing[0]}: give the model of {base.source}."
+        )
+    return tuple(
+        (c.name, found[c.name], np.array(c.amplitude), int(np.prod(shapes[c.name][1:]))) for c in base.carriers
+    )
+
+
+def _sums(base: Base, checkpoint: Checkpoint, carriers: tuple[tuple[str, str, np.ndarray, int], ...]) -> np.ndarray:
+    """`X (a w)` of a checkpoint's carriers, tensor by tensor: `float32` of shape `(V,)`."""
+    out = torch.zeros(base.length)
+    for name, _, amplitude, columns in carriers:
+        info = checkpoint.tensors[name]
+        values = to_float32(checkpoint.read(info, out=np.empty(info.nbytes, np.uint8)), info.dtype)
+        SignMap(base.secret, name, amplitude, columns, base.length).read(
+            torch.from_numpy(values.reshape(-1, columns)), 0, out
+        )
+    return out.numpy()

@@ -1,0 +1,99 @@
+"""R's gradient added to the task's as it is made, exactly once in an optimiser step.
+
+A parameter's gradient of R is added right after the step's first backward pass has written the parameter's own: after
+that, gradient accumulation, averaging over processes, unscaling and clipping see the sum, as if R had been in the
+loss. Beside V numbers this takes one block; a gradient put in place before the forward pass would double its memory.
+
+FSDP2's sharded parameters get no gradient of their own until it is reduced, so theirs is put in place beforehand: a
+shard of it, to which FSDP2 adds. DeepSpeed takes gradients away as soon as they are written, so there the sum is made
+on their way in.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from hf_fingerprint.training.regulariser import Regulariser
+from hf_fingerprint.training.shards import local_gradient, shard_of
+
+
+class GradientInjection:
+    """Hooks on the carriers that add one direction's gradient, once each time it is armed.
+
+    Args:
+        regulariser ([`Regulariser`]): the term.
+        on_the_way_in (`bool`): whether to add before the gradient is accumulated (DeepSpeed) and not after.
+    """
+
+    def __init__(self, regulariser: Regulariser, on_the_way_in: bool):
+        self._regulariser, self._on_the_way_in = regulariser, on_the_way_in
+        self._direction: torch.Tensor | None = None
+        self._waiting: set[str] = set()
+        self._handles = []
+        for name, parameter in regulariser.parameters.items():
+            if hasattr(parameter, "device_mesh"):
+                continue
+            if on_the_way_in:
+                hook: Callable[..., torch.Tensor | None] = partial(self._sum, name)
+                self._handles.append(parameter.register_hook(hook))
+            else:
+                self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._add, name)))
+
+    def remove(self) -> None:
+        """Takes the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._waiting = [], set()
+
+    def arm(self, direction: torch.Tensor) -> None:
+        """From now on the first gradient of each carrier gets its part of this direction added."""
+        self._direction = direction
+        for name, parameter in self._regulariser.parameters.items():
+            if hasattr(parameter, "device_mesh"):
+                shard = shard_of(name, parameter)
+                gradient = torch.zeros(shard.values.shape, device=shard.values.device)
+                self._regulariser.add_gradient(name, direction, shard.first_row, gradient)
+                whole = local_gradient(parameter, gradient.to(parameter.dtype))
+                parameter.grad = whole if parameter.grad is None else parameter.grad + whole
+            else:
+                self._waiting.add(name)
+
+    @property
+    def missed(self) -> bool:
+        """Whether a carrier is still waiting for its gradient, and could be given it."""
+        return bool(self._waiting) and not self._on_the_way_in
+
+    def finish(self, scale: float = 1.0) -> None:
+        """Adds what no backward pass came for (a layer that was skipped), times `scale`."""
+        for name in sorted(self._waiting):
+            parameter = self._regulariser.parameters[name]
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            self._add(name, parameter, scale)
+        self._waiting = set()
+
+    def _add(self, name: str, parameter: torch.Tensor, scale: float = 1.0) -> None:
+        if name not in self._waiting or parameter.grad is None:
+            return
+        self._waiting.discard(name)
+        self._add_to(name, parameter.grad, scale)
+
+    def _sum(self, name: str, gradient: torch.Tensor) -> torch.Tensor | None:
+        if name not in self._waiting:
+            return None
+        self._waiting.discard(name)
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        self._add_to(name, total, 1.0)
+        return total
+
+    def _add_to(self, name: str, gradient: torch.Tensor, scale: float) -> None:
+        assert self._direction is not None
+        direction = self._direction if scale == 1.0 else self._direction * scale
+        with torch.no_grad():
+            if gradient.is_contiguous():
+                self._regulariser.add_gradient(name, direction, 0, gradient.view(len(gradient), -1))
+            else:  # channels_last
+                part = torch.zeros(gradient.shape, device=gradient.device)
+                self._regulariser.add_gradient(name, direction, 0, part.view(len(part), -1))
+                gradient += part

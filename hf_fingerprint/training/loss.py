@@ -1,0 +1,111 @@
+"""`strength * R` as a loss, for loops written by hand: one process or several, with or without Accelerate.
+
+```python
+deepmarks = DeepMarksLoss(model, fingerprint, strength=0.1)
+loss = cross_entropy(model(images), labels) + deepmarks()
+accelerator.backward(loss)
+```
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.training.regulariser import Measurement, Regulariser
+from hf_fingerprint.training.shards import local_gradient, shard_of
+
+
+STRENGTH = 0.1
+
+
+class Markable(Protocol):
+    """What is trained into a model: a [`Fingerprint`] or a [`DeepMarks`]."""
+
+    def bind(self, model: torch.nn.Module) -> Regulariser:
+        """Finds the carriers in a model."""
+
+
+def check_strength(strength: float) -> float:
+    """Refuses a strength that can't be trained with."""
+    if not math.isfinite(strength) or strength <= 0:
+        raise FingerprintError(f"A strength of {strength} can't be trained with: choose a finite number above 0.")
+    return float(strength)
+
+
+class DeepMarksLoss:
+    """The fingerprint's term, to be added to the task's loss once for each micro-batch.
+
+    Under gradient accumulation divide it as you divide the task's loss (Accelerate does); under DDP and FSDP2 add it
+    on every process.
+
+    Args:
+        model (`torch.nn.Module`): the model, prepared or not; it must hold the base's weights, or a copy's.
+        fingerprint ([`Fingerprint`] or [`DeepMarks`]): what to train into it.
+        strength (`float`, *optional*, defaults to 0.1): the factor of R; the same in every loop.
+        embed (`bool`, *optional*, defaults to `True`): put the mark in at once, so that training only has to hold it.
+
+    Raises:
+        [`FingerprintError`]: in one sentence, why this model can't be trained with this fingerprint.
+    """
+
+    def __init__(self, model: torch.nn.Module, fingerprint: Markable, strength: float = STRENGTH, embed: bool = True):
+        self.strength = check_strength(strength)
+        self.regulariser = fingerprint.bind(model)
+        for name, parameter in self.regulariser.parameters.items():
+            if hasattr(parameter, "ds_id"):
+                raise FingerprintError(
+                    f"{name} is partitioned by ZeRO-3, where a loss can't reach it: use FingerprintTrainer, or ZeRO-2."
+                )
+        self._last: Measurement | None = None
+        self.regulariser.check_related()
+        if embed:
+            self.regulariser.embed()
+
+    def __repr__(self) -> str:
+        return f"DeepMarksLoss(strength={self.strength}, {self.regulariser!r})"
+
+    def __call__(self) -> torch.Tensor:
+        """`strength * R`, a scalar that can be added to a loss and differentiated."""
+        self._last = self.regulariser.measure()
+        return _Term.apply(self.regulariser, self._last, self.strength, *self.regulariser.parameters.values())
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`fingerprint_loss`, R as of the last call, and `fingerprint_agreement`, the share of right bits."""
+        return metrics_of(self._last)
+
+
+def metrics_of(measurement: Measurement | None) -> dict[str, float]:
+    """A measurement as numbers for a log; empty before the first."""
+    if measurement is None:
+        return {}
+    return {
+        "fingerprint_loss": float(measurement.loss),
+        "fingerprint_agreement": float(measurement.agreement),
+    }
+
+
+def _gradients(regulariser: Regulariser, direction: torch.Tensor) -> Iterator[torch.Tensor]:
+    for name, parameter in regulariser.parameters.items():
+        shard = shard_of(name, parameter)
+        gradient = torch.zeros(shard.values.shape, device=shard.values.device)
+        regulariser.add_gradient(name, direction, shard.first_row, gradient)
+        yield local_gradient(parameter, gradient.to(parameter.dtype))
+
+
+class _Term(torch.autograd.Function):
+    """R with its gradient in closed form: no graph over the carriers is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, regulariser: Regulariser, measured: Measurement, strength: float, *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.regulariser, ctx.direction = regulariser, measured.direction * strength
+        return measured.loss * strength
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        return None, None, None, *_gradients(ctx.regulariser, ctx.direction * gradients[0])

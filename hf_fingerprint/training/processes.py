@@ -1,0 +1,35 @@
+"""Several processes, one vault: the first process does what touches secrets on disk, and tells the others."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from hf_fingerprint.errors import FingerprintError
+
+
+T = TypeVar("T")
+
+
+def from_first_process(make: Callable[[], T]) -> T:
+    """What `make` returns on the first process, on all of them; an error there is one everywhere.
+
+    What it returns travels in memory, over the processes' own connections.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return make()
+    box: list[Any] = [None, None]
+    failure: BaseException | None = None
+    if dist.get_rank() == 0:
+        try:
+            box[0] = make()
+        except BaseException as error:
+            failure = error
+            sentence = str(error) if isinstance(error, FingerprintError) else f"{type(error).__name__}, see there"
+            box[1] = sentence
+    dist.broadcast_object_list(box, src=0)
+    if failure is not None:
+        raise failure
+    if box[1] is not None:
+        raise FingerprintError(f"The first process stopped: {box[1]}")
+    return box[0]

@@ -1,0 +1,211 @@
+"""The DeepMarks term in the transformers Trainer, by one more entry in `callbacks`.
+
+```python
+fingerprint = Fingerprint("org/model", "alice", vault="vault")
+trainer = Trainer(model=model, args=arguments, train_dataset=data, callbacks=[FingerprintCallback(fingerprint)])
+trainer.train()
+trainer.save_model("trained")
+fingerprint.record("trained")
+```
+
+The callback's way is exact under gradient accumulation, clipping, a gradient scaler, DDP, FSDP2 and ZeRO-1 and 2,
+since it adds R's gradient to the first one of each step, before anything is done to it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
+
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.training.fingerprint import Fingerprint
+from hf_fingerprint.training.injection import GradientInjection
+from hf_fingerprint.training.loss import STRENGTH, Markable, check_strength, metrics_of
+from hf_fingerprint.training.regulariser import Measurement, Regulariser
+
+
+class FingerprintCallback(TrainerCallback):
+    """Adds `strength * R` to what a Trainer minimises, and logs R and the bits that agree.
+
+    Args:
+        fingerprint ([`Fingerprint`] or [`DeepMarks`]): what to train into the model.
+        strength (`float`, *optional*, defaults to 0.1): the factor of R; the same in every loop.
+        embed (`bool`, *optional*, defaults to `True`): put the mark in before the first step, so that training only
+            has to hold it and every checkpoint traces. Not under DeepSpeed, which keeps weights of its own.
+    """
+
+    zero3 = False
+
+    def __init__(self, fingerprint: Markable, strength: float = STRENGTH, embed: bool = True):
+        self.fingerprint = fingerprint
+        self.strength = check_strength(strength)
+        self.embed = embed
+        self.regulariser: Regulariser | None = None
+        self._injection: GradientInjection | None = None
+        self._measured: Measurement | None = None
+        self._open_window = False
+
+    def __repr__(self) -> str:
+        return f"FingerprintCallback(strength={self.strength}, embed={self.embed})"
+
+    def attach(self, trainer: Trainer) -> "FingerprintCallback":
+        """Adds the callback to a Trainer that was made without it."""
+        trainer.add_callback(self)
+        return self
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """`fingerprint_loss`, R at the start of the last step; `fingerprint_agreement`, the share of right bits."""
+        return metrics_of(self._measured)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Finds the carriers, refuses what can't be trained, puts the mark in."""
+        assert model is not None
+        if isinstance(self.fingerprint, Fingerprint):
+            self.fingerprint.keep_out_of(Path(args.output_dir))
+        self.regulariser = self.fingerprint.bind(model)
+        deepspeed = _is_deepspeed(optimizer) or getattr(args, "deepspeed", None) is not None
+        if any(hasattr(p, "ds_id") for p in self.regulariser.parameters.values()) and not self.zero3:
+            raise FingerprintError(
+                "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
+                "FingerprintTrainer or FingerprintTrainerMixin."
+            )
+        if deepspeed and args.fp16:
+            raise FingerprintError("fp16 under DeepSpeed scales gradients out of reach: train in bf16.")
+        if deepspeed and self.embed:
+            raise FingerprintError(
+                "DeepSpeed keeps weights of its own, so a mark can't be put in at once: choose embed=False, or begin "
+                "from an issued copy."
+            )
+        self.regulariser.check_related()
+        if self.embed:
+            self.regulariser.embed()
+        if self._injection is not None:
+            self._injection.remove()
+        self._injection = GradientInjection(self.regulariser, on_the_way_in=deepspeed)
+        self._open_window = False
+        _log_before_reporters(self)
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measures R once for the step and arms its gradient."""
+        if self._open_window:  # the window before ended without an optimiser step: its gradients are still there
+            return
+        assert self.regulariser is not None and self._injection is not None
+        self._measured = self.regulariser.measure()
+        strength: Any = self.strength
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is not None:
+            strength = scaler.scale(torch.tensor(self.strength, device=self._measured.direction.device))
+        self._injection.arm(self._measured.direction * strength)
+        self._open_window = True
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Sees to carriers that no backward pass reached, now that gradients are unscaled."""
+        if self._injection is not None and self._injection.missed:
+            scaler = getattr(optimizer, "scaler", None)
+            self._injection.finish(1.0 if scaler is None else 1 / scaler.get_scale())
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The step is done."""
+        self._open_window = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds both figures to a log of the training loss, for the history and for every reporter alike."""
+        if logs is not None and "loss" in logs:
+            logs.update(self.metrics)
+            if state.log_history and state.log_history[-1].get("step") == state.global_step:
+                state.log_history[-1].update(self.metrics)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes the hooks off the model and reads it a last time."""
+        if self._injection is not None and self.regulariser is not None:
+            self._injection.remove()
+            self._measured = self.regulariser.measure()
+
+
+class FingerprintTrainerMixin:
+    """For Trainer subclasses: the callback built in, under ZeRO-3 too.
+
+    ```python
+    class MyTrainer(FingerprintTrainerMixin, Trainer): ...
+
+    MyTrainer(model=model, args=arguments, train_dataset=data, fingerprint=fingerprint, strength=0.1)
+    ```
+
+    Args:
+        fingerprint ([`Fingerprint`] or [`DeepMarks`]): what to train into the model.
+        strength (`float`, *optional*, defaults to 0.1): the factor of R.
+        embed (`bool`, *optional*, defaults to `True`): see [`FingerprintCallback`].
+        *arguments, **named: the Trainer's.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        fingerprint: Markable,
+        strength: float = STRENGTH,
+        embed: bool = True,
+        callbacks: list[Any] | None = None,
+        **named: Any,
+    ):
+        self.fingerprint_callback = FingerprintCallback(fingerprint, strength, embed)
+        self.fingerprint_callback.zero3 = True
+        named["callbacks"] = [*(callbacks or []), self.fingerprint_callback]
+        super().__init__(*arguments, **named)
+
+
+class FingerprintTrainer(FingerprintTrainerMixin, Trainer):
+    """The Trainer with a fingerprint."""
+
+
+def _is_deepspeed(optimizer: Any) -> bool:
+    return any("deepspeed" in kind.__module__ or "DeepSpeed" in kind.__name__ for kind in type(optimizer).__mro__)
+
+
+def _log_before_reporters(callback: FingerprintCallback) -> None:
+    """Moves the callback to the front of the handler that is calling it: reporters come before a user's callbacks and
+    would log without its figures. There is no handle on the handler but the calling frame."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler):
+            handler.callbacks.remove(callback)
+            handler.callbacks.insert(0, callback)
+            return
+        frame = frame.f_back  # type: ignore[assignment]
