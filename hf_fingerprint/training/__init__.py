@@ -6,22 +6,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_fingerprint.training.fingerprint import Fingerprint, RecordedCopy
     from hf_fingerprint.training.loss import DeepMarksLoss
+    from hf_fingerprint.training.timm import FingerprintCriterion, FingerprintedModel, FingerprintTask
     from hf_fingerprint.training.trainer import FingerprintCallback, FingerprintTrainer, FingerprintTrainerMixin
 
 _HOMES = {
     "DeepMarksLoss": "loss",
     "Fingerprint": "fingerprint",
     "FingerprintCallback": "trainer",
+    "FingerprintCriterion": "timm",
+    "FingerprintTask": "timm",
     "FingerprintTrainer": "trainer",
     "FingerprintTrainerMixin": "trainer",
+    "FingerprintedModel": "timm",
     "RecordedCopy": "fingerprint",
 }
 __all__ = [
     "DeepMarksLoss",
     "Fingerprint",
     "FingerprintCallback",
+    "FingerprintCriterion",
+    "FingerprintTask",
     "FingerprintTrainer",
     "FingerprintTrainerMixin",
+    "FingerprintedModel",
     "RecordedCopy",
 ]
 

@@ -120,6 +120,7 @@ class Fingerprint:
             [`FingerprintError`]: in one sentence, what is in the way.
         """
         present = {name: tuple(_shape(place)) for name, place in parameter_places(model).items()}
+        fresh = self._material is None
         if self._material is None:
             self._material = from_first_process(lambda: self._prepare(present))
         material = self._material
@@ -131,9 +132,14 @@ class Fingerprint:
         energy = torch.zeros(length)
         for part in maps.values():
             part.energy(energy)
-        return Regulariser(
-            model, maps, torch.from_numpy(material.target), torch.from_numpy(material.reference), energy
-        )
+        target, reference = torch.from_numpy(material.target), torch.from_numpy(material.reference)
+        try:
+            return Regulariser(model, maps, target, reference, energy)
+        except FingerprintError:
+            if fresh:  # nothing is being trained, so the next attempt isn't a second training
+                self._material = None
+                self._let_go()
+            raise
 
     def keep_out_of(self, folder: Path) -> None:
         """Refuses a folder for a training's output, which may be pushed, if the vault is in it."""
@@ -210,8 +216,13 @@ class Fingerprint:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise VaultError(
-                f"A copy of base {base.base_id} for {self.recipient} is being trained by another process: wait for it."
+                f"A copy of base {base.base_id} for {self.recipient} is being trained already, here or by another "
+                f"process: record that one first, or wait for it."
             ) from None
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _record_copy(self, folder: Path) -> RecordedCopy:
         if self._base is None or self._record is None or self._material is None:
@@ -233,6 +244,7 @@ class Fingerprint:
                 )
             whole = content_hash(copy.tensors, digest_tensors(copy))
         done = self._written(base, record, folder, whole)
+        self._let_go()
         promise = done.commitment if done.content_hash == whole else None
         return RecordedCopy(self.recipient, folder, done.copy_id, base.base_id, whole, promise, score, agreement)
 

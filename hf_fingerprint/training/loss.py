@@ -68,9 +68,22 @@ class DeepMarksLoss:
         return f"DeepMarksLoss(strength={self.strength}, {self.regulariser!r})"
 
     def __call__(self) -> torch.Tensor:
-        """`strength * R`, a scalar that can be added to a loss and differentiated."""
-        self._last = self.regulariser.measure()
-        return _Term.apply(self.regulariser, self._last, self.strength, *self.regulariser.parameters.values())
+        """`strength * R`, a scalar that can be added to a loss and differentiated; in full precision, autocast or
+        not."""
+        parameters = list(self.regulariser.parameters.values())
+        with torch.autocast(parameters[0].device.type, enabled=False):
+            self._last = self.regulariser.measure()
+            return _Term.apply(self.regulariser, self._last, self.strength, *parameters)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the loss at hand is one to train with: gradients are on, and the model is in training mode."""
+        return torch.is_grad_enabled() and self.regulariser.training
+
+    @property
+    def measured(self) -> Measurement | None:
+        """What the last call found, as tensors; `None` before the first."""
+        return self._last
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -108,4 +121,5 @@ class _Term(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
-        return None, None, None, *_gradients(ctx.regulariser, ctx.direction * gradients[0])
+        with torch.autocast(ctx.direction.device.type, enabled=False):
+            return None, None, None, *_gradients(ctx.regulariser, ctx.direction * gradients[0])

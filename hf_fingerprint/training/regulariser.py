@@ -110,6 +110,11 @@ class Regulariser:
         """The carriers as the model holds them at present, by name."""
         return {name: getattr(module, attribute) for name, (module, attribute) in self._places.items()}
 
+    @property
+    def training(self) -> bool:
+        """Whether the layers that hold the mark are in training mode."""
+        return any(module.training for module, _ in self._places.values())
+
     def read(self) -> torch.Tensor:
         """`y(w)`, `float32` of shape `(V,)`, the same on every process."""
         return (self._sums() - self._reference) * self._inverse
