@@ -24,12 +24,6 @@ def gaussian_projection(key: bytes, name: str, points: int, columns: int) -> np.
     return ndtri(((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53).reshape(points, columns)
 
 
-def uniform_projection(key: bytes, name: str, points: int, columns: int) -> np.ndarray:
-    """X of the public toolbox: independent and uniform on [0, 1), so its mean is not 0; `(points, columns)`."""
-    raw = Stream(derive(key, "uniform", name)).take(8 * points * columns).view("<u8")
-    return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(points, columns)
-
-
 def orthonormal(key: bytes, points: int) -> np.ndarray:
     """U: an orthonormal matrix from a key, uniform (Haar), `float64` of shape `(points, points)`.
 
@@ -63,6 +57,10 @@ class FilterMeanMap:
 
     def keep(self, first_row: int, rows: int) -> None:
         """Nothing: the matrix is kept anyway."""
+
+    def gram(self) -> "torch.Tensor":
+        """`A A^T` of the map from the tensor's weights to the reading, shape `(v, v)`."""
+        return self._matrix @ self._matrix.T / self.rows
 
     def read(self, weights: "torch.Tensor", first_row: int, out: "torch.Tensor") -> None:
         """Adds `U^T X mean_f(w)` for some rows of the tensor to `out`, shape `(v,)`."""

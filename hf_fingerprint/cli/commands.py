@@ -18,13 +18,14 @@ def inspect(
     coalition: options.Coalition = None,
     recipients_planned: options.Planned = None,
     alpha: options.Alpha = None,
+    eps: options.Eps = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition, without recording anything."""
     from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
     from hf_fingerprint.registration import Settings, examine, predicted_score
 
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps)
     with open_checkpoint(model) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
@@ -54,6 +55,7 @@ def issue(
     coalition: options.Coalition = None,
     recipients_planned: options.Planned = None,
     alpha: options.Alpha = None,
+    eps: options.Eps = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy per recipient, registering the base at the first."""
@@ -61,7 +63,7 @@ def issue(
     from hf_fingerprint.registration import Settings
     from hf_fingerprint.vault import Vault
 
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps)
     names = list(dict.fromkeys(recipient))
     with output.steps() as report:
         issuer = Issuer(model, Vault(vault), settings, report)

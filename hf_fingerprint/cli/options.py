@@ -27,6 +27,12 @@ Planned = Annotated[
 Alpha = Annotated[
     float | None, typer.Option("--alpha", help="Bound on the probability that a trace accuses any innocent. [1e-6]")
 ]
+Eps = Annotated[
+    float | None,
+    typer.Option(
+        "--eps", help="A fixed amplitude instead of a budget: for a base that is to be trained from scratch."
+    ),
+]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),

@@ -92,7 +92,8 @@ def describe_base(base: "Base") -> list[str]:
         f"designed for {base.coalition} colluders",
     ]
     if calibration.kl is None or calibration.agreement is None:
-        lines.append("output: not measured, the model could not be built; the mark has 0.3 % of each row's size")
+        share = max(carrier.eps for carrier in base.carriers)
+        lines.append(f"output: not measured; the mark has {share:.1%} of each row's size")
     else:
         kind = "images" if calibration.inputs == "images" else "synthetic images"
         lines.append(

@@ -17,7 +17,7 @@ from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_formula, coalit
 from hf_fingerprint.codes.coalition import expected_score
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.keys import new_secret
-from hf_fingerprint.registration.building import build_model, names_in_file
+from hf_fingerprint.registration.building import BuiltModel, build_model, names_in_file
 from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.inputs import synthetic_images, user_images
 from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sensitivity
@@ -47,6 +47,8 @@ class Settings:
         recipients_planned (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
             coalition is worked out for.
         alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent.
+        eps (`float`, *optional*): a fixed amplitude, as a share of each row's root mean square, instead of the budget:
+            for a base that is the initialisation of a training from scratch, whose output means nothing yet.
     """
 
     max_kl: float | None = None
@@ -54,12 +56,15 @@ class Settings:
     coalition: int | None = None
     recipients_planned: int | None = None
     alpha: float | None = None
+    eps: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_kl is not None and not 0 < self.max_kl <= 1:
             raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
         if self.alpha is not None and not 0 < self.alpha < 0.5:
             raise CodeError(f"An alpha of {self.alpha} bounds nothing: choose one above 0 and under 0.5.")
+        if self.eps is not None and not 0 < self.eps <= 1:
+            raise CodeError(f"An amplitude of {self.eps} can't be trained: choose --eps above 0 and at most 1.")
         if any(count is not None and count < 1 for count in (self.coalition, self.recipients_planned)):
             raise CodeError("The coalition and the planned number of recipients must be 1 or more.")
 
@@ -69,6 +74,7 @@ def register(
     vault: Vault,
     settings: Settings | None = None,
     report: Report | None = None,
+    built: BuiltModel | None = None,
 ) -> Base:
     """Registers a base in a vault, or returns its record if it already is.
 
@@ -77,6 +83,7 @@ def register(
         vault ([`Vault`]): the vault.
         settings ([`Settings`], *optional*): for a new base; for a known one they must agree with its record.
         report (callable, *optional*): told each step, for progress.
+        built ([`BuiltModel`], *optional*): the model, ready to run, where neither timm nor transformers can build it.
 
     Raises:
         [`CarrierError`]: if the model has too few weights to mark.
@@ -87,7 +94,7 @@ def register(
         known = vault.base_with_hash(weights_hash(checkpoint, vault))
         if known is None:
             digests = digest_tensors(checkpoint)
-            return vault.add_base(examine(checkpoint, digests, settings or Settings(), report))
+            return vault.add_base(examine(checkpoint, digests, settings or Settings(), report, built))
     if settings is not None:
         _check_same(known, settings)
     return known
@@ -99,6 +106,7 @@ def _check_same(base: Base, settings: Settings) -> None:
         "coalition": base.coalition,
         "recipients_planned": base.recipients_planned,
         "alpha": base.alpha,
+        "eps": max(carrier.eps for carrier in base.carriers),
     }
     for name, value in recorded.items():
         asked = getattr(settings, name)
@@ -113,7 +121,13 @@ def _silent(step: str) -> None:
     pass
 
 
-def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings, report: Report | None = None) -> Base:
+def examine(
+    checkpoint: Checkpoint,
+    digests: dict[str, str],
+    settings: Settings,
+    report: Report | None = None,
+    built: BuiltModel | None = None,
+) -> Base:
     """Works out everything about a base, with a fresh model secret, without recording it.
 
     Args:
@@ -121,12 +135,13 @@ def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings,
         digests (`dict[str, str]`): of its tensors, from [`digest_tensors`].
         settings ([`Settings`]): what is decided by the caller.
         report (callable, *optional*): told each step.
+        built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
     """
     report = report or _silent
     max_kl, alpha = settings.max_kl or MAX_KL, settings.alpha or ALPHA
     coalition, planned = settings.coalition or COALITION, settings.recipients_planned or RECIPIENTS_PLANNED
     report("building the model")
-    model = build_model(checkpoint.source)
+    model = built or build_model(checkpoint.source)
     images, inputs = None, "none"
     mapping: dict[str, str] = {}
     if model is not None:
@@ -149,9 +164,9 @@ def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings,
     family = FairSigns.family if coalition <= 2 else Tardos.family
     codebook = make_codebook(family, length, coalition, secret)
 
-    eps = np.full(len(selected), UNCALIBRATED_EPS)
+    eps = np.full(len(selected), settings.eps or UNCALIBRATED_EPS)
     kl = agreement = None
-    if model is not None and images is not None and mapping:
+    if model is not None and images is not None and mapping and settings.eps is None:
         report("measuring what the mark does to the output")
         sensitivity = measure_sensitivity(model.module, images, [mapping[n] for n in selected])
         if not np.isfinite(sensitivity).all():
@@ -201,7 +216,13 @@ def examine(checkpoint: Checkpoint, digests: dict[str, str], settings: Settings,
         certified_by=certified.method,
         alpha=alpha,
         recipients_planned=planned,
-        calibration=Calibration(inputs, 0 if images is None else len(images), max_kl, kl, agreement),
+        calibration=Calibration(
+            inputs if kl is not None else "none",
+            len(images) if images is not None and kl is not None else 0,
+            max_kl,
+            kl,
+            agreement,
+        ),
         secret=secret,
     )
 

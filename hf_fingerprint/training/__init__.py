@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from hf_fingerprint.training.deepmarks import DeepMarks
     from hf_fingerprint.training.fingerprint import Fingerprint, RecordedCopy
     from hf_fingerprint.training.loss import DeepMarksLoss
     from hf_fingerprint.training.timm import FingerprintCriterion, FingerprintedModel, FingerprintTask
     from hf_fingerprint.training.trainer import FingerprintCallback, FingerprintTrainer, FingerprintTrainerMixin
 
 _HOMES = {
+    "DeepMarks": "deepmarks",
     "DeepMarksLoss": "loss",
     "Fingerprint": "fingerprint",
     "FingerprintCallback": "trainer",
@@ -21,6 +23,7 @@ _HOMES = {
     "RecordedCopy": "fingerprint",
 }
 __all__ = [
+    "DeepMarks",
     "DeepMarksLoss",
     "Fingerprint",
     "FingerprintCallback",

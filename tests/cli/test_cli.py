@@ -114,8 +114,8 @@ def test_trace_prints_what_programs_need(shared, run):
     assert code == 0
     (accused,) = told["accused"]
     assert accused["recipient"] == "alice"
-    assert accused["score"] > 40
-    assert accused["log10_false_accusation"] < -100
+    assert accused["score"] > 30
+    assert accused["log10_false_accusation"] < -60
     assert told["recipients_tested"] == 2
     assert told["tensors_matched"] == 17
     assert told["lineage"]["descends"] is True
