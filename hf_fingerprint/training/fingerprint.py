@@ -43,7 +43,8 @@ class RecordedCopy:
         content_hash (`str`): the hash of its weights.
         commitment (`str` or `None`): see [`commitment`]; `None` for an issued copy that was trained further, unless
             the vault was unlocked: its record stays the one it was issued with.
-        score (`float`): the score that a trace gives it.
+        score (`float`): in standard deviations of an innocent's; a trace reports the one of several scores that
+            proves most, so its figure may differ a little.
         agreement (`float`): the share of positions that read as the recipient's bits.
     """
 

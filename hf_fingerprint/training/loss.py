@@ -54,6 +54,7 @@ class DeepMarksLoss:
     def __init__(self, model: torch.nn.Module, fingerprint: Markable, strength: float = STRENGTH, embed: bool = True):
         self.strength = check_strength(strength)
         self.regulariser = fingerprint.bind(model)
+        self._fingerprint = fingerprint  # it keeps other trainings for the same recipient away
         for name, parameter in self.regulariser.parameters.items():
             if hasattr(parameter, "ds_id"):
                 raise FingerprintError(

@@ -29,6 +29,7 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
         recipient (`str`): whose copy it will be.
         out (`Path`, *optional*): where it will be, if that is known.
     """
+    _forget_recorded(vault)
     known = _keys(vault)
     for record in reversed(vault.copies(base.base_id, recipient)):
         if record.copy_id in known and record.state == "begun":
@@ -41,16 +42,30 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
 
 def finish_training(vault: Vault, record: CopyRecord) -> None:
     """Forgets the key of a copy that is recorded; nothing of it stays in the database's files."""
-    with vault.connect() as connection:
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.execute(_TABLE)
-        connection.execute("DELETE FROM training WHERE copy_id = ?", (record.copy_id,))
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    _forget(vault, "copy_id = ?", record.copy_id)
 
 
 def copies_in_training(vault: Vault) -> set[str]:
     """The ids of copies that are being trained, or were and never recorded."""
     return set(_keys(vault))
+
+
+def _forget_recorded(vault: Vault) -> None:
+    """Catches up on copies whose training ended between their record and the end of [`finish_training`]."""
+    recorded = "copy_id IN (SELECT copy_id FROM copies WHERE state != 'begun')"
+    with vault.connect() as connection:
+        connection.execute(_TABLE)
+        left = connection.execute(f"SELECT 1 FROM training WHERE {recorded}").fetchone()
+    if left:
+        _forget(vault, recorded)
+
+
+def _forget(vault: Vault, which: str, *values: str) -> None:
+    with vault.connect() as connection:
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute(_TABLE)
+        connection.execute(f"DELETE FROM training WHERE {which}", values)
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _keys(vault: Vault) -> dict[str, bytes]:

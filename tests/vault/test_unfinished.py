@@ -1,0 +1,240 @@
+import shutil
+import stat
+
+import numpy as np
+import pyrage
+import pytest
+from quick_age import lock_quickly
+from small_models import PASSPHRASE, SETTINGS, new_vault, save_plain
+
+from hf_fingerprint import Issuer, Vault, trace
+from hf_fingerprint.cli.main import main
+from hf_fingerprint.errors import FingerprintError, PassphraseError, VaultError
+from hf_fingerprint.registration import register
+from hf_fingerprint.vault import begin_training, copies_in_training, finish_training
+from hf_fingerprint.vault.sealing import new_identity
+
+
+WHOLE = "f0" * 32
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    root = tmp_path_factory.mktemp("template")
+    register(save_plain(root / "model"), new_vault(root / "vault"), SETTINGS)
+    return root
+
+
+@pytest.fixture
+def vault(template, tmp_path):
+    shutil.copytree(template / "vault", tmp_path / "vault")
+    return Vault(tmp_path / "vault")
+
+
+@pytest.fixture
+def base(vault):
+    (base,) = vault.bases()
+    return base
+
+
+def everything_in(vault) -> bytes:
+    return b"".join(path.read_bytes() for path in vault.folder.rglob("*") if path.is_file())
+
+
+def refusal(action, error=VaultError) -> str:
+    with pytest.raises(error) as caught:
+        action()
+    said = str(caught.value)
+    assert len(said.splitlines()) == 1
+    assert said.endswith(".")
+    return said
+
+
+class TestATraining:
+    def test_goes_on_with_the_key_it_began_with(self, vault, base):
+        record, key = begin_training(vault, base, "alice")
+        again, same = begin_training(Vault(vault.folder), base, "alice", "elsewhere")
+
+        assert (again, same) == (record, key)
+        assert record.state == "begun"
+        assert len(key) == 32
+        assert [copy.copy_id for copy in vault.copies()] == [record.copy_id]
+
+    def test_is_one_recipients(self, vault, base):
+        alice, bob = begin_training(vault, base, "alice"), begin_training(vault, base, "bob")
+
+        assert alice[0].copy_id != bob[0].copy_id
+        assert alice[1] != bob[1]
+        assert copies_in_training(vault) == {alice[0].copy_id, bob[0].copy_id}
+
+    def test_seals_its_key_too(self, vault, base):
+        record, key = begin_training(vault, base, "alice")
+        vault.unlock(PASSPHRASE)
+
+        assert vault.copy_key(record) == key
+
+    def test_needs_no_unlocked_vault(self, vault, base):
+        begin_training(vault, base, "alice")
+
+        assert not vault.unlocked
+        with pytest.raises(PassphraseError):
+            vault.copy_key(vault.copies()[0])
+
+    def test_does_not_take_over_a_copy_that_was_begun_in_closed_form(self, vault, base):
+        issued, key = vault.begin_copy(base, "alice", "somewhere")
+        record, other = begin_training(vault, base, "alice")
+
+        assert record.copy_id != issued.copy_id
+        assert other != key
+
+    def test_ends_and_leaves_no_key_in_any_file(self, vault, base):
+        record, key = begin_training(vault, base, "alice")
+        _, another = begin_training(vault, base, "bob")
+        assert key in everything_in(vault)
+        done = vault.mark_written(record, key, WHOLE)
+        vault.mark_issued(record.copy_id)
+        finish_training(vault, done)
+
+        assert key not in everything_in(vault)
+        assert another in everything_in(vault)
+        assert record.copy_id not in copies_in_training(vault)
+        vault.unlock(PASSPHRASE)
+        assert vault.copy_key(done) == key
+
+    def test_that_ended_is_followed_by_a_new_one(self, vault, base):
+        record, key = begin_training(vault, base, "alice")
+        finish_training(vault, vault.mark_written(record, key, WHOLE))
+        second, other = begin_training(vault, base, "alice")
+
+        assert second.copy_id != record.copy_id
+        assert other != key
+
+    @pytest.mark.parametrize("issued", [False, True])
+    def test_that_was_recorded_and_not_ended_is_ended_by_the_next(self, vault, base, issued):
+        record, key = begin_training(vault, base, "alice")
+        vault.mark_written(record, key, WHOLE)
+        if issued:
+            vault.mark_issued(record.copy_id)
+        _, other = begin_training(vault, base, "alice")
+
+        assert key not in everything_in(vault)
+        assert other in everything_in(vault)
+        assert record.copy_id not in copies_in_training(vault)
+
+    def test_can_be_ended_where_none_ever_began(self, vault, base):
+        record, _ = vault.begin_copy(base, "alice", "somewhere")
+        finish_training(vault, record)
+
+        assert copies_in_training(vault) == set()
+
+    def test_does_not_stop_the_vault_from_issuing_and_tracing(self, vault, base, template, tmp_path):
+        begin_training(vault, base, "alice")
+        with Issuer(template / "model", vault) as issuer:
+            issuer.issue("alice", tmp_path / "copy")
+        result = trace(tmp_path / "copy", vault, passphrase=PASSPHRASE)
+
+        assert [score.recipient for score in result.accused] == ["alice"]
+        assert result.recipients_tested == 2
+        assert len(copies_in_training(vault)) == 1
+
+
+class TestAVaultForAnIdentityElsewhere:
+    """For a machine that marks copies and must not be able to trace: it holds a public key and no identity."""
+
+    @pytest.fixture
+    def identity(self):
+        return new_identity()
+
+    def test_marks_and_traces_where_the_identity_is(self, identity, template, tmp_path):
+        secret, public = identity
+        marking = Vault.create(tmp_path / "marking", public_key=public)
+        with Issuer(template / "model", marking, SETTINGS) as issuer:
+            issuer.issue("alice", tmp_path / "copy")
+        (tmp_path / "identity.age").write_bytes(lock_quickly(secret, PASSPHRASE))
+
+        assert [path.name for path in marking.folder.iterdir() if path.name.endswith(".age")] == []
+        assert marking.public_key == public
+        refusal(lambda: marking.unlock(PASSPHRASE))
+        marking.unlock(PASSPHRASE, tmp_path / "identity.age")
+        assert [score.recipient for score in trace(tmp_path / "copy", marking).accused] == ["alice"]
+
+    def test_trains_too(self, identity, template, tmp_path):
+        secret, public = identity
+        marking = Vault.create(tmp_path / "marking", public_key=public)
+        record, key = begin_training(marking, register(template / "model", marking, SETTINGS), "alice")
+
+        sealed = pyrage.decrypt(record.sealed, [pyrage.x25519.Identity.from_str(secret)])
+        assert key.hex().encode() in sealed
+
+    def test_is_nobody_elses_to_read(self, identity, tmp_path):
+        vault = Vault.create(tmp_path / "marking", public_key=identity[1])
+
+        assert stat.S_IMODE((vault.folder / "vault.db").stat().st_mode) == 0o600
+
+    def test_does_not_open_with_another_identity(self, identity, tmp_path):
+        vault = Vault.create(tmp_path / "marking", public_key=identity[1])
+        (tmp_path / "other.age").write_bytes(lock_quickly(new_identity()[0], PASSPHRASE))
+
+        said = refusal(lambda: vault.unlock(PASSPHRASE, tmp_path / "other.age"), FingerprintError)
+        assert "not the one of" in said
+
+    def test_an_identity_in_its_place_is_refused_unseen(self, identity, tmp_path):
+        secret, _ = identity
+        for spelling in (secret, secret.lower(), f" {secret}\n"):
+            said = refusal(lambda spelling=spelling: Vault.create(tmp_path / "marking", public_key=spelling))
+            assert "identity was given where its public key" in said
+            assert secret[20:40].lower() not in said.lower()
+        assert not (tmp_path / "marking").exists()
+
+    @pytest.mark.parametrize("key", ["", "age1", "ssh-ed25519 AAAA", "age1" + "q" * 58])
+    def test_what_is_no_key_is_refused(self, tmp_path, key):
+        assert "public key is none" in refusal(lambda: Vault.create(tmp_path / "marking", public_key=key))
+        assert not (tmp_path / "marking").exists()
+
+    def test_an_existing_vault_is_left_alone(self, identity, vault):
+        before = everything_in(vault)
+
+        assert "already holds a vault" in refusal(lambda: Vault.create(vault.folder, public_key=identity[1]))
+        assert everything_in(vault) == before
+
+
+class TestTheCommand:
+    def test_makes_a_vault_that_only_marks(self, tmp_path, capfd):
+        _, public = new_identity()
+        code = main(["vault", "init", str(tmp_path / "marking"), "--public-key", public])
+        out, err = capfd.readouterr()
+
+        assert (code, err) == (0, "")
+        assert "marks copies" in out
+        assert Vault(tmp_path / "marking").public_key == public
+        assert not (tmp_path / "marking" / "identity.age").exists()
+
+    def test_asks_for_no_passphrase(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("hf_fingerprint.vault.find_passphrase", lambda *_, **__: pytest.fail("asked"))
+
+        assert main(["vault", "init", str(tmp_path / "marking"), "--public-key", new_identity()[1]]) == 0
+
+    @pytest.mark.parametrize("lower", [False, True])
+    def test_refuses_an_identity_without_repeating_it(self, tmp_path, capfd, lower):
+        secret = new_identity()[0]
+        given = secret.lower() if lower else secret
+        code = main(["vault", "init", str(tmp_path / "marking"), "--public-key", given])
+        out, err = capfd.readouterr()
+
+        assert (code, out) == (2, "")
+        assert err.startswith("Error: ")
+        assert len(err.splitlines()) == 1
+        for length in (58, 20, 10):
+            assert secret[16 : 16 + length].lower() not in (out + err).lower()
+        assert not (tmp_path / "marking").exists()
+
+    def test_refuses_what_is_no_key(self, tmp_path, capfd):
+        assert main(["vault", "init", str(tmp_path / "marking"), "--public-key", "age1nonsense"]) == 2
+        assert "age1nonsense" not in capfd.readouterr().err
+
+
+def test_a_kept_key_says_the_codeword_that_is_trained(vault, base):
+    _, key = begin_training(vault, base, "alice")
+    again = begin_training(Vault(vault.folder), base, "alice")[1]
+
+    assert np.array_equal(base.codebook().codeword(key), base.codebook().codeword(again))
