@@ -3,6 +3,7 @@
 A parameter's gradient of R is added right after the step's first backward pass has written the parameter's own: after
 that, gradient accumulation, averaging over processes, unscaling and clipping see the sum, as if R had been in the
 loss. Beside V numbers this takes one block; a gradient put in place before the forward pass would double its memory.
+Parameters that this backward pass didn't reach (a layer was skipped) get their part when it ends.
 
 FSDP2's sharded parameters get no gradient of their own until it is reduced, so theirs is put in place beforehand: a
 shard of it, to which FSDP2 adds. DeepSpeed takes gradients away as soon as they are written, so there the sum is made
@@ -30,6 +31,7 @@ class GradientInjection:
         self._regulariser, self._on_the_way_in = regulariser, on_the_way_in
         self._direction: torch.Tensor | None = None
         self._waiting: set[str] = set()
+        self._finishes = False
         self._handles = []
         for name, parameter in regulariser.parameters.items():
             if hasattr(parameter, "device_mesh"):
@@ -38,7 +40,7 @@ class GradientInjection:
                 hook: Callable[..., torch.Tensor | None] = partial(self._sum, name)
                 self._handles.append(parameter.register_hook(hook))
             else:
-                self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._add, name)))
+                self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._reached, name)))
 
     def remove(self) -> None:
         """Takes the hooks off again."""
@@ -48,7 +50,7 @@ class GradientInjection:
 
     def arm(self, direction: torch.Tensor) -> None:
         """From now on the first gradient of each carrier gets its part of this direction added."""
-        self._direction = direction
+        self._direction, self._finishes = direction, False
         for name, parameter in self._regulariser.parameters.items():
             if hasattr(parameter, "device_mesh"):
                 shard = shard_of(name, parameter)
@@ -65,13 +67,21 @@ class GradientInjection:
         return bool(self._waiting) and not self._on_the_way_in
 
     def finish(self, scale: float = 1.0) -> None:
-        """Adds what no backward pass came for (a layer that was skipped), times `scale`."""
+        """Adds what no backward pass came for, times `scale`."""
         for name in sorted(self._waiting):
             parameter = self._regulariser.parameters[name]
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             self._add(name, parameter, scale)
         self._waiting = set()
+
+    def _reached(self, name: str, parameter: torch.Tensor) -> None:
+        if not self._waiting:
+            return
+        if not self._finishes:
+            self._finishes = True
+            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
+        self._add(name, parameter)
 
     def _add(self, name: str, parameter: torch.Tensor, scale: float = 1.0) -> None:
         if name not in self._waiting or parameter.grad is None:

@@ -224,7 +224,12 @@ def _refuse_wrapped(model: torch.nn.Module) -> None:
 
 
 def parameter_places(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
-    """Where each parameter is: by its name without what wrappers add, the module and the attribute."""
+    """Where each parameter is: by its name without what wrappers add, the module and the attribute.
+
+    Raises:
+        [`FingerprintError`]: if the model is wrapped so that a mark can't be trained into it (PEFT, FSDP1).
+    """
+    _refuse_wrapped(model)
     found = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module._parameters.items():

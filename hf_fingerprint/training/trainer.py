@@ -13,6 +13,8 @@ since it adds R's gradient to the first one of each step, before anything is don
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +74,13 @@ class FingerprintCallback(TrainerCallback):
     ) -> None:
         """Finds the carriers, refuses what can't be trained, puts the mark in."""
         assert model is not None
+        _refuse_deepspeed(self, args, model, deepspeed := _is_deepspeed(args, optimizer))
         if isinstance(self.fingerprint, Fingerprint):
             self.fingerprint.keep_out_of(Path(args.output_dir))
-        self.regulariser = self.fingerprint.bind(model)
-        deepspeed = _is_deepspeed(optimizer) or getattr(args, "deepspeed", None) is not None
-        if any(hasattr(p, "ds_id") for p in self.regulariser.parameters.values()) and not self.zero3:
-            raise FingerprintError(
-                "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
-                "FingerprintTrainer or FingerprintTrainerMixin."
-            )
-        if deepspeed and args.fp16:
-            raise FingerprintError("fp16 under DeepSpeed scales gradients out of reach: train in bf16.")
-        if deepspeed and self.embed:
-            raise FingerprintError(
-                "DeepSpeed keeps weights of its own, so a mark can't be put in at once: choose embed=False, or begin "
-                "from an issued copy."
-            )
+        with _models_built_whole():
+            self.regulariser = self.fingerprint.bind(model)
         self.regulariser.check_related()
-        if self.embed:
+        if self.embed and state.global_step == 0:  # what is resumed from a checkpoint has the mark
             self.regulariser.embed()
         if self._injection is not None:
             self._injection.remove()
@@ -194,8 +185,41 @@ class FingerprintTrainer(FingerprintTrainerMixin, Trainer):
     """The Trainer with a fingerprint."""
 
 
-def _is_deepspeed(optimizer: Any) -> bool:
-    return any("deepspeed" in kind.__module__ or "DeepSpeed" in kind.__name__ for kind in type(optimizer).__mro__)
+def _is_deepspeed(args: TrainingArguments, optimizer: Any) -> bool:
+    by_name = any("deepspeed" in kind.__module__ or "DeepSpeed" in kind.__name__ for kind in type(optimizer).__mro__)
+    return by_name or getattr(args, "deepspeed", None) is not None
+
+
+def _refuse_deepspeed(
+    callback: FingerprintCallback, args: TrainingArguments, model: torch.nn.Module, deepspeed: bool
+) -> None:
+    """Refuses what can't be trained under DeepSpeed, before anything is recorded."""
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()) and not callback.zero3:
+        raise FingerprintError(
+            "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
+            "FingerprintTrainer or FingerprintTrainerMixin."
+        )
+    if deepspeed and (args.fp16 or any(parameter.dtype == torch.float16 for parameter in model.parameters())):
+        raise FingerprintError("fp16 under DeepSpeed scales gradients out of reach: train in bf16.")
+    if deepspeed and callback.embed:
+        raise FingerprintError(
+            "DeepSpeed keeps weights of its own, so a mark can't be put in at once: choose embed=False, or begin "
+            "from an issued copy."
+        )
+
+
+@contextmanager
+def _models_built_whole() -> Iterator[None]:
+    """ZeRO-3 has every model partitioned that is built while its configuration stands, over processes that the base's
+    is not built on."""
+    from transformers.integrations import deepspeed
+
+    configuration = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = configuration
 
 
 def _log_before_reporters(callback: FingerprintCallback) -> None:

@@ -1,0 +1,242 @@
+"""The Trainer with the callback is the Trainer whose loss has `strength * R` in it, written by hand.
+
+Differences are relative to the largest weight of the tensor, and, looser since float32 rounds weights that hardly
+move, to what training changed.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_models import new_vault
+from training_runs import (
+    DenseTerm,
+    bare_parameters,
+    difference,
+    gathered,
+    moved_apart,
+    register_base,
+    save_cnn,
+    save_transformer,
+    train,
+)
+from transformers import AutoModelForImageClassification, TrainerCallback
+
+from hf_fingerprint.training import Fingerprint, FingerprintCallback
+
+
+OF_WEIGHTS, OF_CHANGE = 1e-6, 1e-5
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "adam_epsilon": 1e-6}
+WINDOWS = {"gradient_accumulation_steps": 3}  # 8 micro-batches: the last window of an epoch has 2
+BITES = {"max_grad_norm": 0.05, "learning_rate": 0.05}
+BOTH = {
+    "each batch a step": {},
+    "accumulation": WINDOWS,
+    "accumulation, clipping off": WINDOWS | {"max_grad_norm": 0.0},
+    "accumulation, clipping that bites": WINDOWS | BITES,
+    "AdamW and accumulation": WINDOWS | ADAM,
+    "scaler and accumulation": WINDOWS | {"scaler": {"init_scale": 1024.0, "growth_interval": 2}},
+    "bf16 and accumulation": WINDOWS | {"bf16": True},
+    "mark put in": WINDOWS | {"embed": True},
+}
+TRANSFORMER = {
+    "AdamW": ADAM,
+    "scaler and clipping that bites": BITES | {"scaler": {"init_scale": 1024.0, "growth_interval": 2}},
+    "activation checkpointing, reentrant": WINDOWS
+    | {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    "activation checkpointing, not reentrant": WINDOWS
+    | {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    "compiled": WINDOWS | {"torch_compile": True, "torch_compile_backend": "aot_eager", "num_train_epochs": 1},
+    "momentum over three epochs": WINDOWS | {"num_train_epochs": 3, "optim_args": "momentum=0.9"},
+}
+CNN = {"channels_last": WINDOWS | {"channels_last": True}}
+
+
+def ready(folder, save):
+    model, vault = save(folder / "model"), new_vault(folder / "vault")
+    register_base(model, vault)
+    begin = gathered(AutoModelForImageClassification.from_pretrained(model))
+    return SimpleNamespace(model=model, vault=vault, begin=begin, out=folder / "out")
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """A registered ViT."""
+    return ready(tmp_path_factory.mktemp("transformer"), save_transformer)
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory):
+    """A registered ConvNeXt."""
+    return ready(tmp_path_factory.mktemp("cnn"), save_cnn)
+
+
+def run(base, how, **options):
+    return train(how, base.model, base.vault, base.out, **options)
+
+
+def assert_same(base, options):
+    called, written = run(base, "callback", **options), run(base, "by hand", **options)
+
+    assert difference(called.weights, written.weights) <= OF_WEIGHTS
+    assert moved_apart(called.weights, written.weights, base.begin) <= OF_CHANGE
+    return called
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BOTH | TRANSFORMER)
+def test_a_transformer_ends_where_the_loss_written_by_hand_takes_it(transformer, case):
+    assert_same(transformer, (BOTH | TRANSFORMER)[case])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BOTH | CNN)
+def test_a_cnn_ends_where_the_loss_written_by_hand_takes_it(cnn, case):
+    assert_same(cnn, (BOTH | CNN)[case])
+
+
+@pytest.mark.parametrize("name", ["transformer", "cnn"])
+def test_the_comparison_sees_a_term_that_is_missing_or_of_another_strength(name, request):
+    base = request.getfixturevalue(name)
+    options = WINDOWS | {"max_grad_norm": 0.0}
+    written = run(base, "by hand", **options)
+
+    for other in (run(base, "plain", **options), run(base, "callback", strength=0.55, **options)):
+        assert difference(other.weights, written.weights) > 100 * OF_WEIGHTS
+        assert moved_apart(other.weights, written.weights, base.begin) > 100 * OF_CHANGE
+
+
+def test_a_step_that_overflows_is_skipped_with_its_term(transformer):
+    scaler = {"init_scale": 2.0**127, "backoff_factor": 2.0**-110, "growth_interval": 100}
+
+    called = assert_same(transformer, {"scaler": scaler})
+
+    assert called.trainer.accelerator.scaler.get_scale() == 2.0**17
+    assert called.trainer.state.log_history[1]["fingerprint_loss"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_windows_of_an_unfinished_length_carry_the_term_once(transformer):
+    class Stream(torch.utils.data.IterableDataset):
+        def __init__(self, rows):
+            self.rows = rows
+
+        def __iter__(self):
+            return iter(self.rows)
+
+    def stream(trainer):
+        trainer.train_dataset = Stream(trainer.train_dataset)
+
+    options = WINDOWS | {"max_steps": 5, "prepare": stream}
+    called, written = run(transformer, "callback", **options), run(transformer, "by hand", **options)
+
+    assert difference(called.weights, written.weights) <= OF_WEIGHTS
+
+
+def test_a_layer_that_is_skipped_gets_its_term_before_clipping(transformer):
+    def skip_a_layer(trainer):
+        layers = [m for m in trainer.model.modules() if type(m).__name__ == "ViTLayer"]
+        layers[1].forward = lambda hidden, *arguments, **named: hidden
+
+    assert_same(transformer, WINDOWS | BITES | {"prepare": skip_a_layer})
+
+
+def test_training_twice_with_one_callback_adds_the_term_once_each(transformer):
+    def train_before(trainer):
+        trainer.args.max_steps = 2
+        trainer.train()
+        trainer.args.max_steps = -1
+
+    assert_same(transformer, {"prepare": train_before})
+
+
+def test_the_mark_put_in_reads_as_all_of_its_bits_from_the_first_step(transformer):
+    held = run(transformer, "callback", embed=True, **WINDOWS)
+    history = [log for log in held.trainer.state.log_history if "loss" in log]
+
+    assert [log["fingerprint_agreement"] for log in history] == [1.0] * len(history)
+    assert history[0]["fingerprint_loss"] < 1e-6
+    assert held.callback.metrics["fingerprint_loss"] < 0.05
+
+
+def test_what_the_log_says_is_R_at_the_start_of_the_step(transformer):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **named):
+            seen.append(float(DenseTerm(transformer.model, transformer.vault)(bare_parameters(model)).detach()))
+
+    result = run(transformer, "callback", callbacks=[Watch()], max_steps=3)
+    logged = [log["fingerprint_loss"] for log in result.trainer.state.log_history if "loss" in log]
+
+    assert logged == pytest.approx(seen, rel=1e-4)
+    assert seen[0] > seen[1] > seen[2]
+
+
+class Recorder(TrainerCallback):
+    """What a reporter that comes before the user's callbacks is told."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **named):
+        self.logs.append(dict(logs))
+
+
+def test_every_reporter_and_the_history_hear_both_figures(transformer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first, last = Recorder(), Recorder()
+
+    def report(trainer):
+        trainer.callback_handler.callbacks.insert(0, first)
+        trainer.add_callback(last)
+
+    base = SimpleNamespace(**vars(transformer) | {"out": tmp_path / "out"})
+    result = run(
+        base, "callback", prepare=report, report_to=["tensorboard"], eval_strategy="steps", eval_steps=2, max_steps=4
+    )
+    (events,) = (tmp_path / "out").rglob("events.out.tfevents.*")
+    scalars = EventAccumulator(str(events.parent))
+    scalars.Reload()
+
+    trained = [log for log in result.trainer.state.log_history if "loss" in log]
+    assert len(trained) == 4
+    for name in ("fingerprint_loss", "fingerprint_agreement"):
+        told = [log[name] for log in trained]
+        assert all(type(value) is float for value in told)
+        assert [log[name] for log in first.logs if "loss" in log] == told
+        assert [log[name] for log in last.logs if "loss" in log] == told
+        assert [event.value for event in scalars.Scalars(f"train/{name}")] == pytest.approx(told, rel=1e-6)
+    others = [log for log in first.logs + result.trainer.state.log_history if "loss" not in log]
+    assert sum("eval_loss" in log for log in others) == 4
+    assert not any("fingerprint" in name for log in others for name in log)
+
+
+def test_evaluation_is_that_of_the_task_alone(transformer):
+    result = run(transformer, "callback", max_steps=1, learning_rate=0.0)
+    with torch.no_grad():
+        rows = result.trainer.eval_dataset
+        inputs = {"pixel_values": torch.stack([r["pixel_values"] for r in rows])}
+        loss = result.trainer.model(**inputs, labels=torch.tensor([r["labels"] for r in rows])).loss
+
+    assert result.trainer.evaluate()["eval_loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_after_training_no_hook_is_left_on_the_model(transformer):
+    result = run(transformer, "callback", max_steps=1)
+
+    for parameter in result.trainer.model.parameters():
+        assert not parameter._backward_hooks
+        assert not parameter._post_accumulate_grad_hooks
+
+
+def test_attach_adds_the_callback_to_a_trainer_that_exists(transformer):
+    fingerprint = Fingerprint(transformer.model, "late", transformer.vault)
+    callback = FingerprintCallback(fingerprint, embed=False)
+
+    result = run(transformer, "plain", prepare=callback.attach, max_steps=2)
+
+    assert [log["fingerprint_agreement"] for log in result.trainer.state.log_history if "loss" in log][0] < 0.5
+    assert callback.metrics == pytest.approx(
+        {"fingerprint_loss": callback.metrics["fingerprint_loss"], "fingerprint_agreement": 1.0}
+    )
