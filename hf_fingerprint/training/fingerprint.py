@@ -26,7 +26,7 @@ from hf_fingerprint.keys import derive
 from hf_fingerprint.reading import read_suspect
 from hf_fingerprint.registration import Settings, open_base, register, weights_hash
 from hf_fingerprint.registration.building import build_model, names_in_file
-from hf_fingerprint.training.processes import from_first_process
+from hf_fingerprint.training.processes import from_first_process, is_first_process
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places
 from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, finish_training
 
@@ -153,15 +153,16 @@ class Fingerprint:
 
         from_first_process(check)
 
-    def record(self, folder: str | Path) -> RecordedCopy:
+    def record(self, folder: str | Path) -> RecordedCopy | None:
         """Records a trained model as this recipient's copy, once it reads as such.
 
-        Call it with the folder (or file) that was saved and will be handed over; on every process, or the first.
+        Call it with the folder (or file) that was saved and will be handed over. With several processes the first one
+        does it, whether or not the others call it too; they get `None`.
 
         Raises:
             [`FingerprintError`]: if the mark doesn't trace in it; nothing is recorded then.
         """
-        return from_first_process(lambda: self._record_copy(Path(folder).absolute()))
+        return self._record_copy(Path(folder).absolute()) if is_first_process() else None
 
     def _prepare(self, present: dict[str, tuple[int, ...]]) -> _Material:
         """What the first process works out: the base, the record, the codeword, the reference's reading."""

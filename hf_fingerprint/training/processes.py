@@ -11,6 +11,11 @@ from hf_fingerprint.errors import FingerprintError
 T = TypeVar("T")
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of several."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def from_first_process(make: Callable[[], T]) -> T:
     """What `make` returns on the first process, on all of them; an error there is one everywhere.
 
@@ -25,7 +30,7 @@ def from_first_process(make: Callable[[], T]) -> T:
             box[0] = make()
         except BaseException as error:
             failure = error
-            sentence = str(error) if isinstance(error, FingerprintError) else f"{type(error).__name__}, see there"
+            sentence = str(error) if isinstance(error, FingerprintError) else f"{type(error).__name__}, see there."
             box[1] = sentence
     dist.broadcast_object_list(box, src=0)
     if failure is not None:

@@ -1,0 +1,87 @@
+"""timm's own loop, with its task, EMA and gradient accumulation, for a model that carries a recipient's mark.
+
+A small ResNet is trained on real handwritten digits and becomes the base. Then it is trained further for alice, as
+timm's train.py does it; the exponential moving average is saved as an ordinary timm folder, recorded and traced, among
+copies issued to others.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from owner import RECIPIENT, empty_folder, expect_trace, open_business
+from real_inputs import digits, save_timm
+from training import accuracy, fine_tune
+
+from hf_fingerprint.training import Fingerprint, FingerprintedModel, FingerprintTask
+
+
+def main() -> None:
+    """Runs the example; the exit code is 0 if the trace names alice and nobody else."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("timm_output"))
+    parser.add_argument("--model", default="test_resnet", help="one of timm's architectures")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images")
+    parser.add_argument("--steps", type=int, default=30, help="steps of each training")
+    parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint's term")
+    arguments = parser.parse_args()
+    out = empty_folder(arguments.out)
+    images, labels = digits(arguments.size)
+    train, test = (images[:1500], labels[:1500]), (images[1500:], labels[1500:])
+
+    print(f"1. The base: {arguments.model}, trained a little\n")
+    torch.manual_seed(0)
+    model = timm.create_model(arguments.model, num_classes=10)
+    fine_tune(model, *train, lr=2e-3, steps=arguments.steps, batch=32, label="the owner trains the base")
+    print(f"  accuracy {accuracy(model, *test):.1%}")
+    base = save_timm(model, out / "base")
+    vault = open_business(base, out)
+
+    print(f"\n2. Trained further, for {RECIPIENT}\n")
+    fingerprint = Fingerprint(base, RECIPIENT, vault)
+    plain = timm.create_model(f"local-dir:{base}", pretrained=True).train()
+    model = FingerprintedModel(plain, fingerprint, arguments.strength)
+    average = train_with_timm(model, *train, arguments.steps)
+    print(f"  accuracy {accuracy(average, *test):.1%}")
+    trained = save_timm(average.export(), out / "trained")
+    recorded = fingerprint.record(trained)
+    print(f"  recorded: {recorded.path}, score {recorded.score:.1f}, {recorded.agreement:.1%} of the bits\n")
+
+    print("3. It leaks\n")
+    expect_trace(trained, vault)
+
+
+def train_with_timm(
+    model: FingerprintedModel, images: torch.Tensor, labels: torch.Tensor, steps: int, accumulation: int = 2
+) -> FingerprintedModel:
+    """timm's loop: a task, accumulation, clipping, an exponential moving average, which it returns."""
+    task = FingerprintTask(ClassificationTask(model, LabelSmoothingCrossEntropy(0.1), verbose=False), model.deepmarks)
+    optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.02)
+    ema = task.setup_ema(decay=0.9)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        for _ in range(accumulation):
+            pick = torch.randint(len(images), (16,), generator=generator)
+            result = task(images[pick], labels[pick])
+            (result["loss"] / accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(task.get_clip_parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        task.update_ema(step)
+        if step % max(1, steps // 4) == 0:
+            figures = {name: float(result[name].detach()) for name in result if name != "output"}
+            print(f"  step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    print(f"  the moving average: {ema.module.metrics['fingerprint_agreement']:.1%} of the bits")
+    return ema.module
+
+
+if __name__ == "__main__":
+    main()

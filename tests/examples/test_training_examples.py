@@ -1,0 +1,70 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """An example as a user runs it, on one core and without the Hub."""
+    command = [sys.executable, EXAMPLES / script, "--out", folder / "out", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["trainer_callback.py", "timm_finetune.py", "accelerate_loop.py"])
+def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path):
+    done = run(script, tmp_path, "--steps", "12")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stdout.split())
+    assert "accused: alice. 3 copies tested" in said
+    assert said.count("ACCUSED") == 1
+    assert "recorded: " in said
+    assert "fingerprint_agreement 1" in said
+    out = tmp_path / "out"
+    assert {"base", "copies", "trained", "vault"} <= {path.name for path in out.iterdir()}
+    assert list(tmp_path.iterdir()) == [out]
+    config, weights = (out / "trained" / "config.json"), (out / "trained" / "model.safetensors")
+    assert b"fingerprint" not in config.read_bytes() + weights.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_accelerate_loop_runs_alone_too(tmp_path):
+    done = run("accelerate_loop.py", tmp_path, "--steps", "8", "--processes", "1")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 processes train it" in done.stdout
+
+
+def test_another_folder_is_left_alone(tmp_path):
+    from owner import empty_folder
+
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit, match="choose another folder"):
+        empty_folder(tmp_path)
+
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_unexpected_trace_is_a_failure(tmp_path, monkeypatch):
+    import owner
+    from small_models import SETTINGS, new_vault, save_plain
+
+    from hf_fingerprint import Issuer
+
+    vault = new_vault(tmp_path / "vault", owner.PASSPHRASE)
+    with Issuer(save_plain(tmp_path / "model"), vault, SETTINGS) as issuer:
+        issuer.issue("bob", tmp_path / "bob")
+
+    owner.expect_trace(tmp_path / "bob", vault, "bob")
+    for suspect in ("bob", "model"):
+        with pytest.raises(SystemExit) as left:
+            owner.expect_trace(tmp_path / suspect, vault, "alice")
+        assert left.value.code == 1
