@@ -36,8 +36,8 @@ USUAL = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate
 
 
 def save_transformer(folder: Path) -> Path:
-    """A ViT whose matrices don't divide by 2 processes. Without key biases: their gradient is 0 but for rounding, which
-    Adam would blow up."""
+    """A ViT whose matrices don't divide by 2 processes. Without key biases: their gradient is 0 but for rounding,
+    which Adam would blow up."""
     from transformers import ViTForImageClassification
 
     sizes = {"hidden_size": 45, "num_attention_heads": 3, "intermediate_size": 91, "num_hidden_layers": 2}
@@ -289,7 +289,7 @@ def launch(jobs: list[dict[str, Any]], work: Path, processes: int, **environment
         text=True,
         timeout=400,
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert done.returncode == 0, done.stderr[done.stderr.find("Traceback") :][:6000]
     results: list[Any] = []
     for job in jobs:
         refused = Path(job["save"] + ".txt")

@@ -1,0 +1,211 @@
+"""What the callback can't train is refused before the first step, with one sentence that says what to do."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small_models import SETTINGS, new_vault
+from training_runs import QUIET, RECIPIENT, images, register_base, save_cnn, save_transformer
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTForImageClassification
+
+from hf_fingerprint.errors import CarrierError, FingerprintError, VaultError
+from hf_fingerprint.training import Fingerprint, FingerprintCallback, FingerprintTrainer
+
+
+CARRIER = "vit.layers.1.mlp.fc1.weight"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A registered ViT."""
+    root = tmp_path_factory.mktemp("refusals")
+    model, vault = save_transformer(root / "model"), new_vault(root / "vault")
+    register_base(model, vault)
+    return SimpleNamespace(root=root, model=model, vault=vault, secret=vault.bases()[0].secret)
+
+
+def callback(base, **options):
+    return FingerprintCallback(Fingerprint(base.model, RECIPIENT, base.vault, SETTINGS), **options)
+
+
+def refusal(base, kind, model=None, call=None, **arguments):
+    """The sentence by which a training is refused; the vault must be free for the next one."""
+    call = call or callback(base)
+    model = model or AutoModelForImageClassification.from_pretrained(base.model)
+    settings = TrainingArguments(**{"output_dir": str(base.root / "out"), "max_steps": 1} | QUIET | arguments)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    try:
+        with pytest.raises(kind) as caught:
+            Trainer(model=model, args=settings, train_dataset=images(), callbacks=[call]).train()
+    finally:
+        if call.fingerprint._lock is not None:
+            call.fingerprint._lock.release()
+    sentence = str(caught.value)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
+    assert base.secret.hex() not in sentence
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    return sentence
+
+
+@pytest.mark.parametrize("strength", [0, 0.0, -1, float("nan"), float("inf"), float("-inf")])
+def test_a_strength_that_is_not_a_finite_number_above_0_is_refused_at_once(base, strength):
+    with pytest.raises(FingerprintError, match=rf"^A strength of {strength} can't be trained with: choose .*\.$"):
+        callback(base, strength=strength)
+    with pytest.raises(FingerprintError, match=r"^A strength of "):
+        FingerprintTrainer(fingerprint=callback(base).fingerprint, strength=strength)
+
+
+def test_a_frozen_carrier_is_named(base):
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    model.get_parameter(CARRIER).requires_grad_(False)
+
+    assert refusal(base, FingerprintError, model) == (
+        f"{CARRIER} is a carrier and is frozen: unfreeze it, or issue the copy in closed form after training."
+    )
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+def test_a_model_wrapped_by_peft_is_refused(base, targets):
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=targets, exclude_modules=["classifier"]))
+
+    assert refusal(base, FingerprintError, wrapped) == (
+        "The model is wrapped by PEFT, whose base weights don't train: merge the adapter first, and mark the merged "
+        "model."
+    )
+
+
+def test_a_model_wrapped_by_fsdp1_is_refused(base):
+    class FullyShardedDataParallel(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self._fsdp_wrapped_module = module
+
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    model.vit.layers[0] = FullyShardedDataParallel(model.vit.layers[0])
+
+    assert refusal(base, FingerprintError, model) == (
+        "The model is wrapped by FSDP1, whose flattened weights can't be marked: use FSDP2 (fsdp_version: 2)."
+    )
+
+
+def test_a_model_partitioned_by_zero_3_is_refused_and_nothing_recorded(base):
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    for parameter in model.parameters():
+        parameter.ds_id = 0
+    copies = base.vault.copies()
+    call = callback(base, embed=False)
+
+    sentence = refusal(base, FingerprintError, model, call)
+
+    assert sentence.startswith("The model is partitioned by ZeRO-3")
+    assert "FingerprintTrainerMixin" in sentence
+    assert base.vault.copies() == copies
+
+
+@pytest.mark.parametrize("half", ["arguments", "weights"])
+def test_fp16_under_deepspeed_is_refused(base, half):
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    arguments = SimpleNamespace(fp16=half == "arguments", output_dir=str(base.root / "out"), deepspeed={"any": 1})
+    if half == "weights":
+        model.half()
+
+    with pytest.raises(
+        FingerprintError, match=r"^fp16 under DeepSpeed scales gradients out of reach: train in bf16\.$"
+    ):
+        callback(base, embed=False).on_train_begin(arguments, SimpleNamespace(global_step=0), None, model=model)
+
+
+def test_putting_the_mark_in_under_deepspeed_is_refused(base):
+    class DeepSpeedOptimizerWrapper:
+        pass
+
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    arguments = SimpleNamespace(fp16=False, output_dir=str(base.root / "out"), deepspeed=None)
+
+    with pytest.raises(FingerprintError, match=r"^DeepSpeed keeps weights of its own, .*choose embed=False, .*\.$"):
+        callback(base).on_train_begin(
+            arguments, SimpleNamespace(global_step=0), None, model=model, optimizer=DeepSpeedOptimizerWrapper()
+        )
+
+
+@pytest.mark.parametrize("inside", ["", "nested/"])
+def test_a_vault_inside_the_output_folder_is_refused(base, tmp_path, inside):
+    folder = tmp_path / "out" / f"{inside}vault"
+    call = FingerprintCallback(Fingerprint(base.model, RECIPIENT, new_vault(folder), SETTINGS))
+
+    sentence = refusal(base, VaultError, call=call, output_dir=str(tmp_path / "out"))
+
+    assert sentence == f"{folder} is inside the output folder {tmp_path / 'out'}: move the vault out of it."
+
+
+def test_a_model_that_was_initialised_again_is_refused(base):
+    config = AutoModelForImageClassification.from_pretrained(base.model).config
+    call = callback(base)
+    settings = TrainingArguments(output_dir=str(base.root / "out"), max_steps=1, **QUIET)
+    trainer = Trainer(
+        model_init=lambda: ViTForImageClassification(config), args=settings, train_dataset=images(), callbacks=[call]
+    )
+
+    with pytest.raises(
+        FingerprintError, match=r"^The model's weights are not those of the base .*re-initialised.*\.$"
+    ):
+        trainer.train()
+    call.fingerprint._lock.release()
+
+
+def test_another_architecture_is_refused_with_a_tensor_it_lacks(base, tmp_path):
+    other = AutoModelForImageClassification.from_pretrained(save_cnn(tmp_path / "cnn"))
+
+    sentence = refusal(base, FingerprintError, other)
+
+    assert sentence.startswith("The model lacks 12 of the 12 carriers of base ")
+    assert sentence.endswith(f": give the model of {base.model}.")
+
+
+def test_a_carrier_of_another_shape_is_refused(base):
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    layer = model.vit.layers[1].mlp
+    layer.fc1 = torch.nn.Linear(45, 90)
+
+    assert "carriers of base" in refusal(base, FingerprintError, model)
+
+
+def test_a_base_without_carriers_is_refused(base, tmp_path):
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"norm.weight": torch.ones(8)}, folder / "model.safetensors")
+    call = FingerprintCallback(Fingerprint(folder, RECIPIENT, base.vault, SETTINGS))
+
+    assert "carr" in refusal(base, CarrierError, call=call)
+
+
+def test_an_identity_where_the_vault_is_due_is_refused_without_repeating_it(base, tmp_path):
+    from hf_fingerprint.vault import Vault
+
+    identity = Path(base.vault.folder / "identity.age")
+    call = FingerprintCallback(Fingerprint(base.model, RECIPIENT, identity))
+
+    assert "identity" in refusal(base, VaultError, call=call)
+    secret = "AGE-SECRET-KEY-1" + "Q" * 58
+    with pytest.raises(VaultError) as caught:
+        Vault.create(tmp_path / "new", public_key=secret)
+    assert str(caught.value).endswith(".")
+    assert secret[15:] not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_trainings_for_one_recipient_are_not_run_at_once(base):
+    first = callback(base).fingerprint
+    first.bind(AutoModelForImageClassification.from_pretrained(base.model))
+
+    sentence = refusal(base, VaultError)
+    first._lock.release()
+
+    assert "is being trained already" in sentence
