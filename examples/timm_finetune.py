@@ -40,7 +40,7 @@ def main() -> None:
     print(f"1. The base: {arguments.model}, trained a little\n")
     torch.manual_seed(0)
     model = timm.create_model(arguments.model, num_classes=10)
-    fine_tune(model, *train, lr=2e-3, steps=arguments.steps, batch=32, label="the owner trains the base")
+    fine_tune(model, *train, lr=1e-3, steps=2 * arguments.steps, batch=16, label="the owner trains the base")
     print(f"  accuracy {accuracy(model, *test):.1%}")
     base = save_timm(model, out / "base")
     vault = open_business(base, out)

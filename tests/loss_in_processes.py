@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from small_models import SETTINGS
+from timm.task import ClassificationTask
 
 from hf_fingerprint.carriers.projection import TensorProjection, keyed_offset
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.registration import register
-from hf_fingerprint.training import DeepMarksLoss, Fingerprint, FingerprintedModel
+from hf_fingerprint.training import DeepMarksLoss, Fingerprint, FingerprintedModel, FingerprintTask
 from hf_fingerprint.vault import Vault, begin_training
 
 
@@ -123,6 +124,10 @@ def train(job: dict[str, Any]) -> dict[str, torch.Tensor]:
         trained = shard(model)
         if job["term"] == "ours":  # bound to a model that is sharded already
             term = DeepMarksLoss(trained, fingerprint, STRENGTH, embed=job.get("embed", False))
+    elif wrap == "task":
+        inner = ClassificationTask(model, torch.nn.CrossEntropyLoss(), verbose=False)
+        task = FingerprintTask(inner, term).prepare_distributed()
+        trained = task.get_trainable_module()
     elif wrap in ("ddp", "model"):
         trained = torch.nn.parallel.DistributedDataParallel(trained)
     optimizer = torch.optim.SGD(trained.parameters(), lr=RATE, momentum=0.9)
@@ -135,9 +140,12 @@ def train(job: dict[str, Any]) -> dict[str, torch.Tensor]:
         for part in range(accumulation):
             images, labels = batch(accumulation * step + part, rank)
             early = term() if term and job.get("early") else 0.0
-            loss = torch.nn.functional.cross_entropy(trained(images), labels) + early
-            if term and not job.get("early"):
-                loss = loss + term()
+            if wrap == "task":
+                loss = task(images, labels)["loss"]
+            else:
+                loss = torch.nn.functional.cross_entropy(trained(images), labels) + early
+                if term and not job.get("early"):
+                    loss = loss + term()
             if accelerator is not None:
                 with accelerator.accumulate(trained):
                     accelerator.backward(loss)

@@ -150,6 +150,7 @@ def found(place, tmp_path_factory):
         "accelerate, dense": {"wrap": "accelerate", "term": "dense", **usual},
         "ddp, ours": {"wrap": "ddp", "term": "ours"},
         "ddp, dense": {"wrap": "ddp", "term": "dense"},
+        "task, ours": {"wrap": "task", "term": "ours"},
         "model, ours": {"wrap": "model", "term": "ours"},
         "fsdp2, ours": {"wrap": "fsdp2", "term": "ours"},
         "fsdp2, ours, early": {"wrap": "fsdp2", "term": "ours", "early": True},
@@ -170,6 +171,7 @@ class TestTwoProcesses:
         [
             ("accelerate, ours", "accelerate, dense"),
             ("ddp, ours", "ddp, dense"),
+            ("task, ours", "ddp, dense"),
             ("model, ours", "ddp, dense"),
             ("fsdp2, ours", "ddp, dense"),
             ("fsdp2, ours", "fsdp2, dense"),
