@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("timm_output"))
     parser.add_argument("--model", default="test_resnet", help="one of timm's architectures")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images")
-    parser.add_argument("--steps", type=int, default=30, help="steps of each training")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="steps of the second training; the first takes twice as many"
+    )
     parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint's term")
     arguments = parser.parse_args()
     out = empty_folder(arguments.out)
