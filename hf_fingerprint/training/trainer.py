@@ -29,6 +29,9 @@ from hf_fingerprint.training.loss import STRENGTH, Markable, check_strength, met
 from hf_fingerprint.training.regulariser import Measurement, Regulariser
 
 
+HELD = 0.75
+
+
 class FingerprintCallback(TrainerCallback):
     """Adds `strength * R` to what a Trainer minimises, and logs R and the bits that agree.
 
@@ -80,7 +83,8 @@ class FingerprintCallback(TrainerCallback):
         with _models_built_whole():
             self.regulariser = self.fingerprint.bind(model)
         self.regulariser.check_related()
-        if self.embed and state.global_step == 0:  # what is resumed from a checkpoint has the mark
+        # what is resumed has the mark, unless the Trainer didn't find the checkpoint's tensors (5.23: renamed ones)
+        if self.embed and (state.global_step == 0 or self.regulariser.measure().agreement < HELD):
             self.regulariser.embed()
         if self._injection is not None:
             self._injection.remove()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_models import new_vault
 from training_runs import (
+    QUIET,
     DenseTerm,
     bare_parameters,
     difference,
@@ -20,12 +21,12 @@ from training_runs import (
     save_transformer,
     train,
 )
-from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState, TrainingArguments
 
 from hf_fingerprint.training import Fingerprint, FingerprintCallback
 
 
-OF_WEIGHTS, OF_CHANGE = 1e-6, 1e-5
+OF_WEIGHTS, OF_CHANGE = 1e-6, 5e-5
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "adam_epsilon": 1e-6}
 WINDOWS = {"gradient_accumulation_steps": 3}  # 8 micro-batches: the last window of an epoch has 2
 BITES = {"max_grad_norm": 0.05, "learning_rate": 0.05}
@@ -103,7 +104,7 @@ def test_the_comparison_sees_a_term_that_is_missing_or_of_another_strength(name,
 
     for other in (run(base, "plain", **options), run(base, "callback", strength=0.55, **options)):
         assert difference(other.weights, written.weights) > 100 * OF_WEIGHTS
-        assert moved_apart(other.weights, written.weights, base.begin) > 100 * OF_CHANGE
+        assert moved_apart(other.weights, written.weights, base.begin) > 20 * OF_CHANGE
 
 
 def test_a_step_that_overflows_is_skipped_with_its_term(transformer):
@@ -156,6 +157,27 @@ def test_the_mark_put_in_reads_as_all_of_its_bits_from_the_first_step(transforme
     assert [log["fingerprint_agreement"] for log in history] == [1.0] * len(history)
     assert history[0]["fingerprint_loss"] < 1e-6
     assert held.callback.metrics["fingerprint_loss"] < 0.05
+
+
+def test_a_resumed_training_is_marked_anew_only_if_its_mark_was_not_loaded(transformer):
+    model = AutoModelForImageClassification.from_pretrained(transformer.model)
+    fingerprint = Fingerprint(transformer.model, "resumed", transformer.vault)
+    arguments = TrainingArguments(output_dir=str(transformer.out), **QUIET)
+
+    def resume():
+        callback = FingerprintCallback(fingerprint)
+        callback.on_train_begin(arguments, TrainerState(global_step=5), None, model=model)
+        callback.on_train_end(arguments, TrainerState(global_step=5), None)
+        return callback.metrics
+
+    assert resume() == pytest.approx({"fingerprint_loss": 0.0, "fingerprint_agreement": 1.0}, abs=1e-6)
+    with torch.no_grad():
+        for carrier in fingerprint.bind(model).parameters.values():
+            carrier += 1e-4 * torch.randn_like(carrier)
+    drifted = gathered(model)
+
+    assert 1e-5 < resume()["fingerprint_loss"] < 1.0
+    assert difference(gathered(model), drifted) == 0.0
 
 
 def test_what_the_log_says_is_R_at_the_start_of_the_step(transformer):
