@@ -80,45 +80,35 @@ def _key(job):
     return repr([job["how"], {k: v for k, v in job.items() if k not in ("folder", "vault", "how")}])
 
 
-def same(one, other, base):
-    assert difference(one, other) <= 1e-6
-    assert moved_apart(one, other, base.begin) <= 5e-5
+# one test for each launch, which is what takes the time: with several workers, each would launch its own
 
 
-@pytest.mark.parametrize("case", PARALLEL)
-def test_processes_end_where_the_loss_written_by_hand_takes_them(base, parallel, case):
-    options = PARALLEL[case]
-    by_hand = options if case != "FSDP2, mark put in" else PARALLEL["DDP, mark put in"]
+def test_processes_end_where_the_loss_written_by_hand_takes_them(base, parallel):
+    for case, options in PARALLEL.items():
+        by_hand = options if case != "FSDP2, mark put in" else PARALLEL["DDP, mark put in"]
+        called, written = parallel[_key({"how": "callback"} | options)], parallel[_key({"how": "by hand"} | by_hand)]
+        assert difference(called, written) <= 1e-6, case
+        assert moved_apart(called, written, base.begin) <= 5e-5, case
 
-    called = parallel[_key({"how": "callback"} | options)]
-    written = parallel[_key({"how": "by hand"} | by_hand)]
-
-    same(called, written, base)
-
-
-def test_the_comparison_sees_a_missing_term_and_another_number_of_processes(parallel):
     written = parallel[_key({"how": "by hand"} | WINDOWS)]
-
-    assert difference(parallel[_key({"how": "plain"} | WINDOWS)], written) > 1e-3
-    assert difference(parallel[_key({"how": "by hand"})], written) > 1e-3
-
-
-def test_zero_on_two_processes_ends_where_the_loss_written_by_hand_takes_it(base, partitioned):
-    callback2, callback1_bites, callback2_bites, trainer3, trainer3_bites, *_, usual, clipped = partitioned
-
-    same(callback2, usual, base)
-    same(callback1_bites, clipped, base)
-    same(callback2_bites, clipped, base)
-    same(trainer3, usual, base)
-    same(trainer3_bites, clipped, base)
+    assert difference(parallel[_key({"how": "plain"} | WINDOWS)], written) > 1e-4, "a missing term isn't seen"
+    assert difference(parallel[_key({"how": "by hand"})], written) > 1e-4, "other windows aren't seen"
 
 
-def test_zero_3_needs_the_trainer_with_the_fingerprint_built_in(partitioned):
-    assert partitioned[5] == (
+def test_zero_ends_where_the_loss_written_by_hand_takes_it_or_is_refused(base, partitioned):
+    two, one_bites, two_bites, three, three_bites, alone, put_in, usual, clipped = partitioned
+
+    for called, written in (
+        (two, usual),
+        (three, usual),
+        (one_bites, clipped),
+        (two_bites, clipped),
+        (three_bites, clipped),
+    ):
+        assert difference(called, written) <= 1e-6
+        assert moved_apart(called, written, base.begin) <= 5e-5
+    assert alone == (
         "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
         "FingerprintTrainer or FingerprintTrainerMixin."
     )
-
-
-def test_deepspeed_refuses_to_put_the_mark_in(partitioned):
-    assert partitioned[6].startswith("DeepSpeed keeps weights of its own, so a mark can't be put in at once: ")
+    assert put_in.startswith("DeepSpeed keeps weights of its own, so a mark can't be put in at once: ")
