@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CODE := hf_fingerprint tests examples
 TIMINGS ?= --durations=10
 
-.PHONY: demo test style quality bench clean
+.PHONY: demo test style quality bench reproduce clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ style: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python examples/bench.py --out bench_output
+	$(BIN)/python examples/bench_training.py
+
+reproduce: $(VENV)/installed
+	$(BIN)/python examples/reproduction.py --out reproduction_output
 
 clean:
-	rm -rf $(VENV) demo_output bench_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_output bench_output reproduction_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

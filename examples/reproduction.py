@@ -53,10 +53,12 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
     """All rows of one model, one mode and one seed: trains every arm from the same start and attacks it.
 
     Args:
-        quick (`float`): a factor on the steps of every training, to try things out.
+        quick (`float`): a factor on the steps of every training, to try things out; far below 1 on the images too.
     """
     shape = architectures()[key]
-    images = load_images(data, shape.size, shape.channels, 20000 if key == "lite0" else 60000, shape.test)
+    few = min(1.0, 20 * quick)
+    count = round(few * (20000 if key == "lite0" else 60000))
+    images = load_images(data, shape.size, shape.channels, count, round(few * shape.test))
     steps, tune = (max(3, round(quick * count)) for count in (shape.steps, shape.tune_steps))
     began = 0 if key == "lite0" else seed  # real weights: one base, fine-tuned in several ways
     start = starting_point(shape, images, began, out / "starts" / f"{key}-{began}.pt", steps, mode)

@@ -131,7 +131,7 @@ def architectures() -> dict[str, Architecture]:
     """The models of the table."""
     both = ("scratch", "fine-tuned")
     return {
-        "cnn": Architecture("small CNN", small_cnn, 28, 1, 900, 2e-3, 150, 5e-4, 64, 10000, 6, 3, both),
+        "cnn": Architecture("small CNN", small_cnn, 28, 1, 900, 2e-3, 150, 5e-4, 64, 10000, 5, 2, both),
         "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 5, 2, both),
         "lite0": Architecture(
             "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 2, ("fine-tuned",)

@@ -142,7 +142,7 @@ class DeepMarksFingerprint:
 def default_layers(model: nn.Module) -> tuple[str, ...]:
     """The ungrouped convolution with the most weights in a filter, the last of several."""
     found = [
-        (module.weight.shape[1:].numel(), number, normalise(f"{name}.weight"))
+        (module.weight.shape[1:].numel(), number, normalise(f"{name}.weight".removeprefix(".")))
         for number, (name, module) in enumerate(model.named_modules())
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
     ]

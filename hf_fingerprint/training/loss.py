@@ -39,7 +39,8 @@ class DeepMarksLoss:
     """The fingerprint's term, to be added to the task's loss once for each micro-batch.
 
     Under gradient accumulation divide it as you divide the task's loss (Accelerate does); under DDP and FSDP2 add it
-    on every process.
+    on every process. Plain gradient descent overshoots where learning rate times strength times
+    `deepmarks.regulariser.steepest()` is above 2; AdamW and its like do not.
 
     Args:
         model (`torch.nn.Module`): the model, prepared or not; it must hold the base's weights, or a copy's.

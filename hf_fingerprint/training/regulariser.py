@@ -121,7 +121,6 @@ class Regulariser:
 
     def measure(self) -> Measurement:
         """R, the agreement and R's gradient, by one pass over the carriers."""
-
         with torch.no_grad():
             residual = self.read() - self._target
             residual *= self._used
@@ -132,6 +131,14 @@ class Regulariser:
                 (agrees & self._used).sum() / count,
                 residual * self._inverse * (2 / count),
             )
+
+    def steepest(self) -> float:
+        """R's largest curvature: plain gradient descent overshoots once learning rate times strength times this is
+        above 2."""
+        count = float(self._used.sum())
+        if self._gram is not None:
+            return 2 / count * float(torch.linalg.eigvalsh(self._gram)[-1])
+        return 2 / count * float(self._inverse.max())
 
     def add_gradient(self, name: str, direction: torch.Tensor, first_row: int, out: torch.Tensor) -> None:
         """Adds a carrier's part of a gradient, for some of its rows.
@@ -150,7 +157,6 @@ class Regulariser:
         Raises:
             [`FingerprintError`]: under ZeRO-3, which keeps the weights where this can't reach them.
         """
-
         with torch.no_grad():
             step = (self._target - self.read()) * self._used
             if self._gram is not None:
@@ -185,7 +191,6 @@ class Regulariser:
 
     def _sums(self) -> torch.Tensor:
         """`X (a w)` over all carriers and processes."""
-
         by_groups: dict[Any, torch.Tensor] = {}
         with torch.no_grad():
             for name, parameter in self.parameters.items():

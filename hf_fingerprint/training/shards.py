@@ -56,7 +56,6 @@ def shard_of(name: str, parameter: torch.Tensor) -> Shard:
 
 def local_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """A gradient computed for this process' rows, as the parameter's own kind of tensor."""
-
     if not hasattr(parameter, "device_mesh"):
         return gradient.view(parameter.shape)
     from torch.distributed.tensor import DTensor

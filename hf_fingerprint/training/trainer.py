@@ -13,6 +13,7 @@ since it adds R's gradient to the first one of each step, before anything is don
 """
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,7 @@ class FingerprintCallback(TrainerCallback):
         with _models_built_whole():
             self.regulariser = self.fingerprint.bind(model)
         self.regulariser.check_related()
+        _warn_of_overshooting(self.regulariser, self.strength, optimizer)
         # what is resumed has the mark, unless the Trainer didn't find the checkpoint's tensors (5.23: renamed ones)
         if self.embed and (state.global_step == 0 or self.regulariser.measure().agreement < HELD):
             self.regulariser.embed()
@@ -210,6 +212,23 @@ def _refuse_deepspeed(
             "DeepSpeed keeps weights of its own, so a mark can't be put in at once: choose embed=False, or begin "
             "from an issued copy."
         )
+
+
+def _warn_of_overshooting(regulariser: Regulariser, strength: float, optimizer: Any) -> None:
+    """Plain gradient descent swings about the mark, or away from it, beyond a learning rate that depends on the term's
+    curvature; adaptive optimisers set their own step."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.SGD):
+        return
+    steepest = regulariser.steepest()
+    for group in inner.param_groups:
+        rate, limit = group.get("initial_lr", group["lr"]), 2 * (1 + group["momentum"])
+        if float(rate) * strength * steepest > limit:
+            warnings.warn(
+                f"SGD at a learning rate of {float(rate):.3g} overshoots the mark at strength {strength:.3g}: choose "
+                f"a strength of at most {limit / (2 * float(rate) * steepest):.1g}.",
+                stacklevel=2,
+            )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from training_runs import QUIET, RECIPIENT, images, register_base, save_cnn, sav
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_fingerprint.errors import CarrierError, FingerprintError, VaultError
-from hf_fingerprint.training import Fingerprint, FingerprintCallback, FingerprintTrainer
+from hf_fingerprint.training import DeepMarks, Fingerprint, FingerprintCallback, FingerprintTrainer
 
 
 CARRIER = "vit.layers.1.mlp.fc1.weight"
@@ -209,3 +209,36 @@ def test_two_trainings_for_one_recipient_are_not_run_at_once(base):
     first._lock.release()
 
     assert "is being trained already" in sentence
+
+
+@pytest.mark.parametrize(("rate", "warns"), [(0.05, True), (1e-5, False)])
+def test_sgd_that_overshoots_the_mark_is_warned_of_with_a_strength_that_works(base, rate, warns, recwarn):
+    call = callback(base, strength=0.5, embed=False)
+    model = AutoModelForImageClassification.from_pretrained(base.model)
+    settings = TrainingArguments(
+        output_dir=str(base.root / "out"), max_steps=1, optim="sgd", **QUIET | {"learning_rate": rate}
+    )
+
+    Trainer(model=model, args=settings, train_dataset=images(), callbacks=[call]).train()
+    call.fingerprint._lock.release()
+
+    said = [str(warning.message) for warning in recwarn if "overshoots the mark" in str(warning.message)]
+    assert bool(said) is warns
+    if warns:
+        largest = float(said[0].rstrip(".").rsplit(" ", 1)[1])
+        assert 0 < largest < 0.5
+        assert 0.4 < largest * rate * call.regulariser.steepest() < 2
+
+
+def test_the_steepest_curvature_is_that_of_the_term():
+    regulariser = DeepMarks(bytes(32), 7).fingerprint(0).bind(model := torch.nn.Conv2d(3, 4, 3))
+    weights = model.weight.detach().flatten().double().requires_grad_()
+    part = DeepMarks(bytes(32), 7).maps(model)["weight"]
+
+    def term(w):
+        y = part._matrix.double() @ w.view(4, 27).mean(0)
+        return (y - regulariser._target.double()).square().mean()
+
+    hessian = torch.autograd.functional.hessian(term, weights)
+
+    assert regulariser.steepest() == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-4)
