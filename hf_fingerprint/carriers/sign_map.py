@@ -26,6 +26,28 @@ if TYPE_CHECKING:
 BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 23
 
 
+class Scratch:
+    """Memory that the passes of one model's maps use in turn: fresh pages for every tensor would take longer than the
+    sums. Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._signs: torch.Tensor | None = None
+        self._index: torch.Tensor | None = None
+
+    def signs(self, packed: "torch.Tensor", table: "torch.Tensor") -> "torch.Tensor":
+        """Bits to signs: `float32` of shape `(8 * len(packed),)`, valid until the next call."""
+        import torch
+
+        if self._signs is None or self._index is None or self._signs.device != table.device:
+            self._signs, self._index = table[:0], torch.empty(0, dtype=torch.int32, device=table.device)
+        if len(self._signs) < len(packed):
+            self._signs = torch.empty(len(packed), 8, device=table.device)
+            self._index = torch.empty(len(packed), dtype=torch.int32, device=table.device)
+        index, signs = self._index[: len(packed)], self._signs[: len(packed)]
+        torch.index_select(table, 0, index.copy_(packed), out=signs)
+        return signs.view(-1)
+
+
 class SignMap:
     """X restricted to one tensor, weighted by the mark's amplitude.
 
@@ -35,9 +57,18 @@ class SignMap:
         amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each output channel.
         columns (`int`): weights in a row.
         length (`int`): V, a multiple of 8.
+        scratch ([`Scratch`], *optional*): shared by the maps of one model.
     """
 
-    def __init__(self, secret: bytes, name: str, amplitude: np.ndarray, columns: int, length: int):
+    def __init__(
+        self,
+        secret: bytes,
+        name: str,
+        amplitude: np.ndarray,
+        columns: int,
+        length: int,
+        scratch: Scratch | None = None,
+    ):
         import torch
 
         self.rows, self.columns, self.length = len(amplitude), columns, length
@@ -45,6 +76,7 @@ class SignMap:
         self._key = derive(secret, "signs", name)
         self._amplitude = torch.from_numpy(np.array(amplitude, np.float32))
         self._table = torch.from_numpy(SIGNS)
+        self._scratch = scratch or Scratch()
         self._kept: torch.Tensor | None = None
         self._kept_from = 0
 
@@ -67,11 +99,9 @@ class SignMap:
 
     def energy(self, out: "torch.Tensor") -> None:
         """Adds the squared amplitudes of all weights to `out`, position by position; shape `(V,)`."""
-        sums = _Sums(out)
         for row, count in self._blocks(0, self.rows):
             squares = self._amplitude[row : row + count, None].square()
-            sums.add(squares.expand(count, self.columns).reshape(-1), self._position(row))
-        sums.finish()
+            _fold(squares.expand(count, self.columns).reshape(-1), self._position(row), out)
 
     def read(self, weights: "torch.Tensor", first_row: int, out: "torch.Tensor") -> None:
         """Adds `X (a * w)` to `out`.
@@ -81,13 +111,12 @@ class SignMap:
             first_row (`int`): which row of the tensor comes first.
             out (`torch.Tensor` of shape `(V,)`): `float32` sums, changed in place.
         """
-        sums, signs = _Sums(out), self._signs(first_row)
+        signs = self._signs(first_row)
         for row, count in self._blocks(first_row, len(weights)):
             block = signs(count).view(count, self.columns)
             block *= weights[row - first_row : row - first_row + count]
             block *= self._amplitude[row : row + count, None]
-            sums.add(block.view(-1), self._position(row))
-        sums.finish()
+            _fold(block.view(-1), self._position(row), out)
 
     def adjoint(self, direction: "torch.Tensor", first_row: int, out: "torch.Tensor") -> None:
         """Adds `a * X^T u` to `out`.
@@ -97,12 +126,11 @@ class SignMap:
             first_row (`int`): which row of the tensor comes first.
             out (`torch.Tensor` of shape `(rows, columns)`): some rows of a gradient, changed in place.
         """
-        longest = min(self._block_rows(), max(len(out), 1)) * self.columns
-        around, signs = direction.repeat(1 + -(-longest // self.length)), self._signs(first_row)
+        signs = self._signs(first_row)
         for row, count in self._blocks(first_row, len(out)):
-            start = self._position(row)
             block = signs(count)
-            block *= around[start : start + len(block)]
+            for part, positions in _turns(len(block), self._position(row), self.length):
+                block[part].view(-1, positions.stop - positions.start).mul_(direction[positions])
             block = block.view(count, self.columns)
             block *= self._amplitude[row : row + count, None]
             out[row - first_row : row - first_row + count] += block
@@ -123,31 +151,31 @@ class SignMap:
     def _signs(self, first_row: int) -> "_Signs":
         start = first_row * self.columns
         kept = None if self._kept is None else self._kept[start // 8 - self._kept_from :]
-        return _Signs(self._key, kept, start, self._table, self.columns)
+        return _Signs(self._key, kept, start, self._table, self.columns, self._scratch)
 
 
 class _Signs:
     """The signs of consecutive rows, block by block, in memory used again by the next block."""
 
-    def __init__(self, key: bytes, kept: "torch.Tensor | None", start: int, table: "torch.Tensor", columns: int):
-        self._kept, self._table, self._columns = kept, table, columns
+    def __init__(
+        self,
+        key: bytes,
+        kept: "torch.Tensor | None",
+        start: int,
+        table: "torch.Tensor",
+        columns: int,
+        scratch: Scratch,
+    ):
+        self._kept, self._table, self._columns, self._scratch = kept, table, columns, scratch
         self._stream = Stream(key, start // 8) if kept is None else None
         self._shift, self._done = start % 8, 0
-        self._scratch = table[:0]
         self._last = np.empty(0, np.uint8)
 
     def __call__(self, rows: int) -> "torch.Tensor":
-        import torch
-
         count = rows * self._columns
         first, stop = self._done // 8, -(-(self._shift + self._done + count) // 8)
-        packed = self._bytes(first, stop)
-        if len(self._scratch) < stop - first:
-            self._scratch = torch.empty(stop - first, 8, device=self._table.device)
-        signs = self._scratch[: stop - first]
-        torch.index_select(self._table, 0, packed.int(), out=signs)
         self._done += count
-        return signs.view(-1)[self._shift : self._shift + count]
+        return self._scratch.signs(self._bytes(first, stop), self._table)[self._shift : self._shift + count]
 
     def _bytes(self, first: int, stop: int) -> "torch.Tensor":
         """Bytes `first` to `stop`; blocks that start within a byte take it a second time."""
@@ -158,25 +186,22 @@ class _Signs:
             return self._kept[first:stop]
         overlap = self._last[-1:] if self._shift and first else self._last[:0]
         fresh = self._stream.take(stop - first - len(overlap))
-        self._last = np.concatenate([overlap, fresh])
+        self._last = np.concatenate([overlap, fresh]) if len(overlap) else fresh
         return torch.from_numpy(self._last).to(self._table.device)
 
 
-class _Sums:
-    """Adds consecutive values to positions, around and around, in one addition for each block."""
+def _turns(count: int, start: int, length: int) -> Iterator[tuple[slice, slice]]:
+    """Consecutive values laid on positions `start, start + 1, ...`, around and around: the rest of the first turn, all
+    whole turns together, the beginning of the last; each as a slice of the values and one of the positions."""
+    head = min(count, length - start)
+    whole = (count - head) // length * length
+    for first, stop, position in ((0, head, start), (head, head + whole, 0), (head + whole, count, 0)):
+        if stop > first:
+            yield slice(first, stop), slice(position, position + min(stop - first, length))
 
-    def __init__(self, out: "torch.Tensor"):
-        self._out, self._wide = out, out[:0]
 
-    def add(self, values: "torch.Tensor", start: int) -> None:
-        import torch
-
-        needed = start + len(values)
-        if len(self._wide) < needed:
-            wide = torch.zeros(-(-needed // len(self._out)) * len(self._out), device=self._out.device)
-            wide[: len(self._wide)] = self._wide
-            self._wide = wide
-        self._wide[start:needed] += values
-
-    def finish(self) -> None:
-        self._out += self._wide.view(-1, len(self._out)).sum(0)
+def _fold(values: "torch.Tensor", start: int, out: "torch.Tensor") -> None:
+    """Adds consecutive values to positions, around and around."""
+    for part, positions in _turns(len(values), start, len(out)):
+        turns = values[part].view(-1, positions.stop - positions.start)
+        out[positions] += turns[0] if len(turns) == 1 else turns.sum(0)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from hf_fingerprint.carriers.sign_map import SignMap
+from hf_fingerprint.carriers.sign_map import Scratch, SignMap
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.names import normalise
@@ -125,9 +125,9 @@ class Fingerprint:
         if self._material is None:
             self._material = from_first_process(lambda: self._prepare(present))
         material = self._material
-        length = len(material.target)
+        length, scratch = len(material.target), Scratch()
         maps = {
-            name: SignMap(material.secret, base_name, amplitude, columns, length)
+            name: SignMap(material.secret, base_name, amplitude, columns, length, scratch)
             for base_name, name, amplitude, columns in material.carriers
         }
         energy = torch.zeros(length)

@@ -196,8 +196,9 @@ class Regulariser:
             for name, parameter in self.parameters.items():
                 shard = shard_of(name, parameter)
                 self._move_to(shard.values.device)
-                sums = by_groups.setdefault(shard.groups, torch.zeros_like(self._target))
-                self._maps[name].read(shard.values, shard.first_row, sums)
+                if shard.groups not in by_groups:
+                    by_groups[shard.groups] = torch.zeros_like(self._target)
+                self._maps[name].read(shard.values, shard.first_row, by_groups[shard.groups])
             return sum((sum_over(groups, sums) for groups, sums in by_groups.items()), torch.zeros_like(self._target))
 
     def _move_to(self, device: torch.device) -> None:
