@@ -113,7 +113,8 @@ class SpreadArm:
 
     def __init__(self, start: nn.Module, seed: int, vault: Vault, work: Path, shape: Architecture, scratch: bool):
         self._vault, self._work = vault, work
-        settings = Settings(recipients_planned=RECIPIENTS, coalition=5, eps=SCRATCH_EPS if scratch else None)
+        eps = SCRATCH_EPS if scratch else None
+        settings = Settings(max_kl=shape.max_kl, recipients_planned=RECIPIENTS, coalition=5, eps=eps)
         self._folder = save_state(start, work / "base")
         size = (shape.channels, shape.size, shape.size)
         half = (0.5,) * shape.channels

@@ -102,6 +102,7 @@ class Architecture:
         seeds (`int`): how many trainings.
         attacked (`int`): how many of them are attacked too.
         modes (`tuple[str, ...]`): from scratch, fine-tuned.
+        max_kl (`float`): the budget of `spread` when fine-tuned, in nats.
     """
 
     title: str
@@ -117,6 +118,7 @@ class Architecture:
     seeds: int
     attacked: int
     modes: tuple[str, ...]
+    max_kl: float
 
 
 def _lite0() -> nn.Module:
@@ -131,10 +133,10 @@ def architectures() -> dict[str, Architecture]:
     """The models of the table."""
     both = ("scratch", "fine-tuned")
     return {
-        "cnn": Architecture("small CNN", small_cnn, 28, 1, 900, 2e-3, 150, 5e-4, 64, 10000, 5, 2, both),
-        "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 5, 2, both),
+        "cnn": Architecture("small CNN", small_cnn, 28, 1, 900, 2e-3, 150, 5e-4, 64, 10000, 5, 2, both, 1e-3),
+        "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3),
         "lite0": Architecture(
-            "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 2, ("fine-tuned",)
+            "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 2, ("fine-tuned",), 1e-4
         ),
     }
 
