@@ -52,12 +52,13 @@ class DesignArm:
 
     name = "deepmarks"
 
-    def __init__(self, start: nn.Module, seed: int):
+    def __init__(self, start: nn.Module, seed: int, embed: bool):
         self.scheme = DeepMarks(_key(seed), 31, default_layers(start))
+        self._embed = embed
 
     def term(self, model: nn.Module, user: int) -> Term:
         """The loss term that trains a user's fingerprint into a model."""
-        return DeepMarksLoss(model, self.scheme.fingerprint(user), STRENGTH, embed=False)
+        return DeepMarksLoss(model, self.scheme.fingerprint(user), STRENGTH, self._embed)
 
     def judge(self, suspect: nn.Module) -> Verdict:
         """Reads a suspect."""
@@ -152,7 +153,9 @@ def make_arm(
     """The arm of a name, for models that start their training from `start`."""
     if name == SpreadArm.name:
         return SpreadArm(start, seed, vault, work, shape, scratch)
-    return DesignArm(start, seed) if name == DesignArm.name else ToolboxArm(start, seed)
+    if name == DesignArm.name:
+        return DesignArm(start, seed, shape.embed and not scratch)
+    return ToolboxArm(start, seed)
 
 
 def _key(seed: int) -> bytes:

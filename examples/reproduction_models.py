@@ -103,6 +103,8 @@ class Architecture:
         attacked (`int`): how many of them are attacked too.
         modes (`tuple[str, ...]`): from scratch, fine-tuned.
         max_kl (`float`): the budget of `spread` when fine-tuned, in nats.
+        embed (`bool`): whether `deepmarks` too is put in at once when fine-tuned, where the steps are too few for the
+            gradient to bring it in.
     """
 
     title: str
@@ -119,6 +121,7 @@ class Architecture:
     attacked: int
     modes: tuple[str, ...]
     max_kl: float
+    embed: bool = False
 
 
 def _lite0() -> nn.Module:
@@ -133,10 +136,10 @@ def architectures() -> dict[str, Architecture]:
     """The models of the table."""
     both = ("scratch", "fine-tuned")
     return {
-        "cnn": Architecture("small CNN", small_cnn, 28, 1, 900, 2e-3, 150, 5e-4, 64, 10000, 5, 2, both, 1e-3),
+        "cnn": Architecture("small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 5, 2, both, 1e-3),
         "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3),
         "lite0": Architecture(
-            "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 2, ("fine-tuned",), 1e-4
+            "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 1, ("fine-tuned",), 1e-4, True
         ),
     }
 
