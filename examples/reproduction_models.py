@@ -136,7 +136,7 @@ def architectures() -> dict[str, Architecture]:
     """The models of the table."""
     both = ("scratch", "fine-tuned")
     return {
-        "cnn": Architecture("small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 5, 2, both, 1e-3),
+        "cnn": Architecture("small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 6, 2, both, 1e-3),
         "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3),
         "lite0": Architecture(
             "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 1, ("fine-tuned",), 1e-4, True

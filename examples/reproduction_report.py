@@ -98,7 +98,7 @@ def difference(rows: list[Record], arm: str) -> tuple[float, float, float]:
 def accuracy_cell(rows: list[Record], arm: str) -> str:
     """The difference in accuracy, as text."""
     mean, low, high = difference(rows, arm)
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})" if np.isfinite(low) else f"{mean:+.2f} (one seed)"
 
 
 def cell(rows: list[Record]) -> str:

@@ -111,7 +111,7 @@ def test_the_report_names_the_rows_in_which_spread_is_worse_and_all_innocents():
 def test_every_model_mode_and_seed_is_a_task():
     found = list(reproduction.tasks(["cnn", "wrn", "lite0"], None))
 
-    assert len(found) == len(set(found)) == 2 * 5 + 2 * 6 + 5
+    assert len(found) == len(set(found)) == 2 * 6 + 2 * 6 + 5
     assert ("lite0", "scratch", 0) not in found
     assert list(reproduction.tasks(["cnn"], 1)) == [("cnn", "scratch", 0), ("cnn", "fine-tuned", 0)]
 
