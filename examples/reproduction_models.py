@@ -105,6 +105,7 @@ class Architecture:
         max_kl (`float`): the budget of `spread` when fine-tuned, in nats.
         embed (`bool`): whether `deepmarks` too is put in at once when fine-tuned, where the steps are too few for the
             gradient to bring it in.
+        eps (`float`, *optional*): a fixed amplitude of `spread` when fine-tuned, instead of the budget.
     """
 
     title: str
@@ -122,6 +123,7 @@ class Architecture:
     modes: tuple[str, ...]
     max_kl: float
     embed: bool = False
+    eps: float | None = None
 
 
 def _lite0() -> nn.Module:
@@ -136,7 +138,9 @@ def architectures() -> dict[str, Architecture]:
     """The models of the table."""
     both = ("scratch", "fine-tuned")
     return {
-        "cnn": Architecture("small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 6, 2, both, 1e-3),
+        "cnn": Architecture(
+            "small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 6, 2, both, 1e-3, eps=0.05
+        ),
         "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3),
         "lite0": Architecture(
             "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 1, ("fine-tuned",), 1e-4, True
