@@ -22,7 +22,7 @@ from hf_fingerprint.vault import Base
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, save_timm
+from real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, save_timm
 from training import accuracy, fine_tune, predict
 
 
@@ -39,15 +39,6 @@ class Row:
     what: str
     figure: str
     bound: str
-
-
-@dataclass(frozen=True)
-class Images:
-    """Real images to train and test on."""
-
-    name: str
-    train: tuple[torch.Tensor, torch.Tensor]
-    test: tuple[torch.Tensor, torch.Tensor]
 
 
 def real_images() -> Images:

@@ -1,6 +1,7 @@
 """Real inputs that install from package registries: EfficientNet-Lite0 with its ImageNet weights, and real images."""
 
 import gzip
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +12,15 @@ from timm.models import save_for_hf
 
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Real images, `(n, channels, size, size)`, normalised to [-1, 1], and their classes, to train and test on."""
+
+    name: str
+    train: tuple[torch.Tensor, torch.Tensor]
+    test: tuple[torch.Tensor, torch.Tensor]
 
 
 def lite0() -> torch.nn.Module:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from torch import nn
 
 
 sys.path.insert(0, str(Path(__file__).parent))
+from real_inputs import Images
 from reproduction_arms import PASSPHRASE, Verdict, make_arm
-from reproduction_models import Architecture, Images, architectures, load_images, train
+from reproduction_models import Architecture, architectures, load_images, train
 from reproduction_report import write_report
 from training import accuracy
 
@@ -103,7 +105,7 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
         over = copy.deepcopy(model)
         train(over, images, tune, shape.tune_lr, shape.batch, seed + 200, other.term(over, 7))
         note(name, "overwritten", 1, over, arm.judge(over), 1)
-        if name != "toolbox" and (mode == "fine-tuned" or (key == "cnn" and seed == 0)):
+        if name != "toolbox" and (mode == "fine-tuned" or seed == 0):
             copies = [model.state_dict()]
             for user in range(1, COLLUDERS):
                 theirs = copy.deepcopy(start)
@@ -163,16 +165,17 @@ def main() -> None:
     left = [task for task in everything if not (done / "{}-{}-{}.json".format(*task)).exists()]
     with Progress(disable=not sys.stderr.isatty()) as bar:
         counted = bar.add_task("training and attacking", total=len(everything), completed=len(everything) - len(left))
-        running: list[subprocess.Popen[bytes]] = []
         options = ["--out", str(arguments.out), "--data", arguments.data, "--quick", str(arguments.quick)]
-        while left or running:
-            while left and len(running) < arguments.workers:
-                task = [str(part) for part in left.pop(0)]
-                running.append(subprocess.Popen([sys.executable, __file__, *options, "--task", *task]))
-            first = running.pop(0)
-            if first.wait():
-                sys.exit("A task failed; what it said is above. Run the command again to go on.")
-            bar.advance(counted)
+
+        def run(task: tuple[str, str, int]) -> int:
+            return subprocess.run([sys.executable, __file__, *options, "--task", *map(str, task)]).returncode
+
+        with ThreadPoolExecutor(arguments.workers) as pool:
+            for finished in as_completed([pool.submit(run, task) for task in left]):
+                if finished.result():
+                    pool.shutdown(cancel_futures=True)
+                    sys.exit("A task failed; what it said is above. Run the command again to go on.")
+                bar.advance(counted)
     records = [json.loads((done / "{}-{}-{}.json".format(*task)).read_text()) for task in everything]
     print(write_report([row for rows in records for row in rows], arguments.out, arguments.data))
 

@@ -9,21 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from real_inputs import fashion_mnist
+from real_inputs import Images, fashion_mnist
 from torch import nn
 from torch.nn import functional
 
 
 HUB = {"mnist": ("ylecun/mnist", "image"), "cifar10": ("uoft-cs/cifar10", "img")}
-
-
-@dataclass(frozen=True)
-class Images:
-    """Real images, `(n, channels, size, size)`, normalised to [-1, 1], and their classes, to train and test on."""
-
-    name: str
-    train: tuple[torch.Tensor, torch.Tensor]
-    test: tuple[torch.Tensor, torch.Tensor]
 
 
 def load_images(name: str, size: int, channels: int, train: int, test: int) -> Images:
@@ -143,7 +134,7 @@ def architectures() -> dict[str, Architecture]:
         ),
         "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3),
         "lite0": Architecture(
-            "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 1, ("fine-tuned",), 1e-4, True
+            "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 2, ("fine-tuned",), 1e-4, True
         ),
     }
 

@@ -4,19 +4,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+import refusals
 from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 
-from hf_fingerprint.errors import CheckpointError, FingerprintError
+from hf_fingerprint.errors import CheckpointError
 
 
+refused = partial(refusals.refused, error=CheckpointError)
 UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -46,16 +48,6 @@ def save_shards(folder: Path, shards: Mapping[str, Mapping[str, np.ndarray]], **
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return folder
-
-
-def refused(action: Callable[..., Any], *args: Any, error: type[FingerprintError] = CheckpointError) -> str:
-    """The one line with which an action is refused; anything but that error fails the test."""
-    with pytest.raises(error) as caught:
-        action(*args)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1, f"not one line: {text!r}"
-    assert text.endswith((".", "?")), f"not a sentence: {text!r}"
-    return text
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

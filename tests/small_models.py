@@ -28,6 +28,11 @@ def unlocked_vault(folder: Path) -> Vault:
     return vault
 
 
+def everything_in(vault: Vault) -> bytes:
+    """The bytes of all the vault's files, the database's journals too."""
+    return b"".join(path.read_bytes() for path in sorted(vault.folder.rglob("*")) if path.is_file())
+
+
 def plain_arrays(seed: int = 0, blocks: int = 4) -> dict[str, np.ndarray]:
     """A made-up transformer that no library builds: blocks of equal shapes, and tensors of every kind that isn't
     marked."""

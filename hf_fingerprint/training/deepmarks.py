@@ -24,7 +24,8 @@ from torch import nn
 
 from hf_fingerprint.carriers.filter_mean import FilterMeanMap, gaussian_projection, orthonormal
 from hf_fingerprint.checkpoints.names import normalise
-from hf_fingerprint.codes.block_design import BlockDesign, SoftDecoding, soft_decode
+from hf_fingerprint.codes.block_design import BlockDesign
+from hf_fingerprint.codes.soft_decoding import SoftDecoding, soft_decode
 from hf_fingerprint.errors import CarrierError, CodeError, FingerprintError
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places

@@ -16,16 +16,13 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from hf_fingerprint.carriers.sign_map import Scratch, SignMap
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.reading import read_suspect
 from hf_fingerprint.registration import Settings, open_base, register, weights_hash
-from hf_fingerprint.registration.building import build_model, names_in_file
+from hf_fingerprint.training.carriers import LocatedCarriers, locate
 from hf_fingerprint.training.processes import from_first_process, is_first_process
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places
 from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, finish_training
@@ -66,8 +63,7 @@ class RecordedCopy:
 class _Material:
     """What every process needs of a fingerprint: plain numbers, sent from the first process in memory."""
 
-    secret: bytes
-    carriers: tuple[tuple[str, str, np.ndarray, int], ...]  # name in the base, name in the model, amplitude, columns
+    carriers: LocatedCarriers
     target: np.ndarray
     reference: np.ndarray
 
@@ -125,14 +121,7 @@ class Fingerprint:
         if self._material is None:
             self._material = from_first_process(lambda: self._prepare(present))
         material = self._material
-        length, scratch = len(material.target), Scratch()
-        maps = {
-            name: SignMap(material.secret, base_name, amplitude, columns, length, scratch)
-            for base_name, name, amplitude, columns in material.carriers
-        }
-        energy = torch.zeros(length)
-        for part in maps.values():
-            part.energy(energy)
+        maps, energy = material.carriers.maps(), material.carriers.energy()
         target, reference = torch.from_numpy(material.target), torch.from_numpy(material.reference)
         try:
             return Regulariser(model, maps, target, reference, energy)
@@ -182,10 +171,10 @@ class Fingerprint:
             else:
                 base = register(checkpoint, self.vault, self.settings)
             with open_base(base, self.vault) as original:
-                carriers = _locate(base, original, present)
-                reference = _sums(base, original, carriers)
-                if held is not None:
-                    target = self._hold(base, checkpoint, carriers, reference)
+                carriers = locate(base, original, present)
+                reference = carriers.sums(original)
+                if held is not None:  # what training is to keep as it is; the copy's key stays sealed
+                    target = (carriers.sums(checkpoint) - reference) / np.maximum(carriers.energy().numpy(), 1e-30)
         self._only_one(base)
         if held is None:
             self._record, self._copy_key = begin_training(self.vault, base, self.recipient)
@@ -193,20 +182,7 @@ class Fingerprint:
         else:
             self._record = held
         self._base = base
-        return _Material(base.secret, carriers, target, reference)
-
-    def _hold(
-        self,
-        base: Base,
-        copy: Checkpoint,
-        carriers: tuple[tuple[str, str, np.ndarray, int], ...],
-        reference: np.ndarray,
-    ) -> np.ndarray:
-        """The reading of an issued copy, which training is to keep as it is; its key stays sealed."""
-        energy = torch.zeros(base.length)
-        for name, _, amplitude, columns in carriers:
-            SignMap(base.secret, name, amplitude, columns, base.length).energy(energy)
-        return (_sums(base, copy, carriers) - reference) / np.maximum(energy.numpy(), 1e-30)
+        return _Material(carriers, target, reference)
 
     def _only_one(self, base: Base) -> None:
         """Keeps two trainings from writing one record; the lock goes with the process."""
@@ -274,40 +250,3 @@ class Fingerprint:
 def _shape(place: tuple[torch.nn.Module, str]) -> torch.Size:
     parameter = getattr(*place)
     return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _locate(
-    base: Base, original: Checkpoint, present: dict[str, tuple[int, ...]]
-) -> tuple[tuple[str, str, np.ndarray, int], ...]:
-    """The carriers as the model calls them: by name; where a loader renames, as the loader does to the base."""
-    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
-    found = {name: normalise(name) for name, shape in shapes.items() if present.get(normalise(name)) == shape}
-    if len(found) < len(shapes):
-        built = build_model(original.source)
-        renamed = {} if built is None else names_in_file(built.module, original)
-        found |= {
-            file: normalise(name)
-            for name, file in renamed.items()
-            if file in shapes and present.get(normalise(name)) == shapes[file]
-        }
-    missing = [name for name in shapes if name not in found]
-    if missing:
-        raise FingerprintError(
-            f"The model lacks {len(missing)} of the {len(shapes)} carriers of base {base.base_id}, such as "
-            f"{missing[0]}: give the model of {base.source}."
-        )
-    return tuple(
-        (c.name, found[c.name], np.array(c.amplitude), int(np.prod(shapes[c.name][1:]))) for c in base.carriers
-    )
-
-
-def _sums(base: Base, checkpoint: Checkpoint, carriers: tuple[tuple[str, str, np.ndarray, int], ...]) -> np.ndarray:
-    """`X (a w)` of a checkpoint's carriers, tensor by tensor: `float32` of shape `(V,)`."""
-    out = torch.zeros(base.length)
-    for name, _, amplitude, columns in carriers:
-        info = checkpoint.tensors[name]
-        values = to_float32(checkpoint.read(info, out=np.empty(info.nbytes, np.uint8)), info.dtype)
-        SignMap(base.secret, name, amplitude, columns, base.length).read(
-            torch.from_numpy(values.reshape(-1, columns)), 0, out
-        )
-    return out.numpy()

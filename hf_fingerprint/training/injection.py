@@ -16,7 +16,6 @@ from functools import partial
 import torch
 
 from hf_fingerprint.training.regulariser import Regulariser
-from hf_fingerprint.training.shards import local_gradient, shard_of
 
 
 class GradientInjection:
@@ -53,11 +52,8 @@ class GradientInjection:
         self._direction, self._finishes = direction, False
         for name, parameter in self._regulariser.parameters.items():
             if hasattr(parameter, "device_mesh"):
-                shard = shard_of(name, parameter)
-                gradient = torch.zeros(shard.values.shape, device=shard.values.device)
-                self._regulariser.add_gradient(name, direction, shard.first_row, gradient)
-                whole = local_gradient(parameter, gradient.to(parameter.dtype))
-                parameter.grad = whole if parameter.grad is None else parameter.grad + whole
+                part = self._regulariser.gradient(name, direction)
+                parameter.grad = part if parameter.grad is None else parameter.grad + part
             else:
                 self._waiting.add(name)
 

@@ -8,14 +8,12 @@ accelerator.backward(loss)
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.training.regulariser import Measurement, Regulariser
-from hf_fingerprint.training.shards import local_gradient, shard_of
 
 
 STRENGTH = 0.1
@@ -103,14 +101,6 @@ def metrics_of(measurement: Measurement | None) -> dict[str, float]:
     }
 
 
-def _gradients(regulariser: Regulariser, direction: torch.Tensor) -> Iterator[torch.Tensor]:
-    for name, parameter in regulariser.parameters.items():
-        shard = shard_of(name, parameter)
-        gradient = torch.zeros(shard.values.shape, device=shard.values.device)
-        regulariser.add_gradient(name, direction, shard.first_row, gradient)
-        yield local_gradient(parameter, gradient.to(parameter.dtype))
-
-
 class _Term(torch.autograd.Function):
     """R with its gradient in closed form: no graph over the carriers is kept."""
 
@@ -124,4 +114,10 @@ class _Term(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         with torch.autocast(ctx.direction.device.type, enabled=False):
-            return None, None, None, *_gradients(ctx.regulariser, ctx.direction * gradients[0])
+            direction = ctx.direction * gradients[0]
+            return (
+                None,
+                None,
+                None,
+                *(ctx.regulariser.gradient(name, direction) for name in ctx.regulariser.parameters),
+            )

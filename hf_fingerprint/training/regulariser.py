@@ -151,6 +151,15 @@ class Regulariser:
         """
         self._maps[name].adjoint(direction, first_row, out)
 
+    def gradient(self, name: str, direction: torch.Tensor) -> torch.Tensor:
+        """A carrier's part of a gradient, what of it is on this process, as the parameter's own kind of tensor; see
+        [`Regulariser.add_gradient`]."""
+        parameter = getattr(*self._places[name])
+        shard = shard_of(name, parameter)
+        out = torch.zeros(shard.values.shape, device=shard.values.device)
+        self.add_gradient(name, direction, shard.first_row, out)
+        return local_gradient(parameter, out.to(parameter.dtype))
+
     def embed(self) -> None:
         """Writes the mark into the weights in closed form: the smallest change that makes R zero.
 
@@ -167,10 +176,7 @@ class Regulariser:
                         f"{name} is partitioned by ZeRO-3, where a mark can't be put in at once: choose embed=False, "
                         f"or begin from an issued copy."
                     )
-                shard = shard_of(name, parameter)
-                change = torch.zeros(shard.values.shape, device=shard.values.device)
-                self._maps[name].adjoint(step, shard.first_row, change)
-                parameter.add_(local_gradient(parameter, change.to(parameter.dtype)))
+                parameter.add_(self.gradient(name, step))
 
     def check_related(self) -> None:
         """Refuses weights that have nothing to do with the reference: the cosine between their readings is that

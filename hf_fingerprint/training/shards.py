@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hf_fingerprint.errors import CarrierError
 
@@ -37,7 +38,7 @@ def shard_of(name: str, parameter: torch.Tensor) -> Shard:
     if hasattr(parameter, "ds_id"):
         return _zero_shard(parameter)
     if not hasattr(parameter, "device_mesh"):
-        return Shard(_rows(parameter.detach(), parameter.shape), 0, ())
+        return Shard(parameter.detach().flatten(1), 0, ())
     from torch.distributed.tensor import Replicate
     from torch.distributed.tensor import Shard as RowShard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -51,7 +52,7 @@ def shard_of(name: str, parameter: torch.Tensor) -> Shard:
     _, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
     local = parameter.detach().to_local()
     groups = tuple(mesh.get_group(i) for i, p in enumerate(placements) if type(p) is RowShard)
-    return Shard(_rows(local, parameter.shape), offset[0] if len(local) else parameter.shape[0], groups)
+    return Shard(local.flatten(1), offset[0] if len(local) else parameter.shape[0], groups)
 
 
 def local_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -73,8 +74,6 @@ def local_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Ten
 
 def sum_over(groups: tuple[Any, ...], values: torch.Tensor) -> torch.Tensor:
     """All-reduces sums over each of the groups, in place."""
-    import torch.distributed as dist
-
     for group in groups:
         dist.all_reduce(values, group=group)
     return values
@@ -84,23 +83,10 @@ def _zero_shard(parameter: Any) -> Shard:
     """ZeRO-3 cuts the flattened tensor into equal parts, wherever that is in a row; the rest of a row reads as 0."""
     shape, part = parameter.ds_shape, parameter.ds_tensor.detach().flatten()
     columns = shape[1:].numel()
-    start = _rank_in(parameter.ds_process_group) * len(part)
+    start = dist.get_rank(parameter.ds_process_group) * len(part)
     stop = min(start + len(part), shape.numel())
     first_row, rows = start // columns, max(0, -(-stop // columns) - start // columns)
     values = part.new_zeros(rows * columns)
     inside = start - first_row * columns
     values[inside : inside + max(0, stop - start)] = part[: max(0, stop - start)]
     return Shard(values.view(rows, columns), first_row, (parameter.ds_process_group,))
-
-
-def _rank_in(group: Any) -> int:
-    import torch.distributed as dist
-
-    return dist.get_rank(group)
-
-
-def _rows(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return values.reshape(len(values), columns)

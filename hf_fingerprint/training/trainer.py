@@ -57,11 +57,6 @@ class FingerprintCallback(TrainerCallback):
     def __repr__(self) -> str:
         return f"FingerprintCallback(strength={self.strength}, embed={self.embed})"
 
-    def attach(self, trainer: Trainer) -> "FingerprintCallback":
-        """Adds the callback to a Trainer that was made without it."""
-        trainer.add_callback(self)
-        return self
-
     @property
     def metrics(self) -> dict[str, float]:
         """`fingerprint_loss`, R at the start of the last step; `fingerprint_agreement`, the share of right bits."""

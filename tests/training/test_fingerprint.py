@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit
+from small_models import PASSPHRASE, SETTINGS, everything_in, new_vault, save_timm, save_vit
 from timm.models import save_for_hf
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.reading import read_suspect
 from hf_fingerprint.registration import register
@@ -79,16 +80,6 @@ def trained_for(recipient: str, start: Path, vault: Vault, out: Path) -> Fingerp
     return fingerprint
 
 
-def refusal(action, error=FingerprintError) -> str:
-    """The one sentence by which an action is refused."""
-    with pytest.raises(error) as caught:
-        action()
-    said = str(caught.value)
-    assert len(said.splitlines()) == 1
-    assert said.endswith(".")
-    return said
-
-
 def accused(suspect: Path, vault: Vault) -> list[str]:
     return [score.recipient for score in trace(suspect, vault, passphrase=PASSPHRASE).accused]
 
@@ -97,11 +88,6 @@ def kept_key(vault: Vault, base: Path, recipient: str) -> bytes:
     with open_checkpoint(base) as checkpoint:
         _, key = begin_training(vault, register(checkpoint, vault), recipient)
     return key
-
-
-def everything_in(vault: Vault) -> bytes:
-    """The bytes of all the vault's files, the database's journals too."""
-    return b"".join(path.read_bytes() for path in sorted(vault.folder.rglob("*")) if path.is_file())
 
 
 class TestATrainedCopy:
@@ -183,7 +169,7 @@ class TestNothingIsRecorded:
         save(train(load(base), None), tmp_path / "unmarked")
         before = vault.copies()
 
-        said = refusal(lambda: fingerprint.record(tmp_path / "unmarked"))
+        said = refused(lambda: fingerprint.record(tmp_path / "unmarked"))
         assert "does not carry the mark" in said
         assert "nothing was recorded" in said
         assert vault.copies() == before
@@ -196,35 +182,35 @@ class TestNothingIsRecorded:
         with Issuer(base, vault) as issuer:
             issuer.issue("bob", tmp_path / "bob")
 
-        assert "does not carry the mark" in refusal(lambda: fingerprint.record(tmp_path / "bob"))
+        assert "does not carry the mark" in refused(lambda: fingerprint.record(tmp_path / "bob"))
 
     def test_of_a_folder_with_the_vault_in_it(self, base, vault, tmp_path):
         fingerprint = trained_for("alice", base, vault, tmp_path / "trained")
         shutil.copytree(tmp_path / "trained", tmp_path, dirs_exist_ok=True)
 
-        assert "move the vault out of it" in refusal(lambda: fingerprint.record(tmp_path), VaultError)
+        assert "move the vault out of it" in refused(lambda: fingerprint.record(tmp_path), error=VaultError)
         assert vault.copies()[0].state == "begun"
 
     def test_before_anything_was_trained(self, base, vault):
-        assert "nothing was trained" in refusal(lambda: Fingerprint(base, "alice", vault).record(base))
+        assert "nothing was trained" in refused(lambda: Fingerprint(base, "alice", vault).record(base))
         assert vault.copies() == []
 
     def test_in_an_output_folder_that_holds_the_vault(self, base, vault, tmp_path):
         fingerprint = Fingerprint(base, "alice", vault)
 
-        assert "move the vault out of it" in refusal(lambda: fingerprint.keep_out_of(tmp_path), VaultError)
+        assert "move the vault out of it" in refused(lambda: fingerprint.keep_out_of(tmp_path), error=VaultError)
         fingerprint.keep_out_of(tmp_path / "elsewhere")
 
     @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 201])
     def test_for_what_is_no_name(self, base, vault, name):
-        refusal(lambda: Fingerprint(base, name, vault), VaultError)
+        refused(lambda: Fingerprint(base, name, vault), error=VaultError)
 
 
 class TestSecrets:
     def test_it_is_never_pickled_and_shows_nothing(self, base, vault, tmp_path):
         fingerprint = trained_for("Ariadne-of-Naxos", base, vault, tmp_path / "trained")
 
-        assert "never pickled" in refusal(lambda: pickle.dumps(fingerprint))
+        assert "never pickled" in refused(lambda: pickle.dumps(fingerprint))
         assert copy.deepcopy(fingerprint) is fingerprint
         assert "Ariadne" not in repr(fingerprint)
 
@@ -274,7 +260,7 @@ class TestACrash:
         command = [sys.executable, "-c", code, str(base), str(vault.folder), str(tmp_path / "checkpoint")]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout.readline() == "training\n"
-            said = refusal(lambda: Fingerprint(base, "alice", vault).bind(load(base)), VaultError)
+            said = refused(lambda: Fingerprint(base, "alice", vault).bind(load(base)), error=VaultError)
             Fingerprint(base, "bob", vault).bind(load(base))
             other.stdin.close()
             assert other.wait() == 9
@@ -320,7 +306,7 @@ class TestACrash:
 class TestTwoAtOnce:
     def test_of_one_recipient_are_refused_until_the_first_is_recorded(self, base, vault, tmp_path):
         first = trained_for("alice", base, vault, tmp_path / "trained")
-        said = refusal(lambda: Fingerprint(base, "alice", vault).bind(load(base)), VaultError)
+        said = refused(lambda: Fingerprint(base, "alice", vault).bind(load(base)), error=VaultError)
         assert "record that one first" in said
         first.record(tmp_path / "trained")
 
@@ -399,7 +385,7 @@ class TestAnIssuedCopyTrainedFurther:
         assert len(vault.copies()) == 2
 
     def test_for_somebody_else_it_is_refused(self, copies, vault):
-        said = refusal(lambda: Fingerprint(copies / "bob", "alice", vault).bind(load(copies / "bob")))
+        said = refused(lambda: Fingerprint(copies / "bob", "alice", vault).bind(load(copies / "bob")))
 
         assert "is the copy of bob and not of alice" in said
         assert len(vault.bases()) == 1

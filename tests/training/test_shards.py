@@ -42,7 +42,7 @@ def test_the_parts_of_zero_3_add_up_to_the_whole_tensor(processes, shape, monkey
     padded = torch.nn.functional.pad(tensor.flatten(), (0, part * processes - tensor.numel()), value=99.0)
     total = torch.zeros(tensor.flatten(1).shape)
     for rank in range(processes):
-        monkeypatch.setattr("hf_fingerprint.training.shards._rank_in", lambda group, rank=rank: rank)
+        monkeypatch.setattr("hf_fingerprint.training.shards.dist.get_rank", lambda group, rank=rank: rank)
         partitioned = SimpleNamespace(
             ds_id=1, ds_shape=tensor.shape, ds_tensor=padded[rank * part : (rank + 1) * part], ds_process_group="all"
         )

@@ -257,7 +257,7 @@ def test_attach_adds_the_callback_to_a_trainer_that_exists(transformer):
     fingerprint = Fingerprint(transformer.model, "late", transformer.vault)
     callback = FingerprintCallback(fingerprint, embed=False)
 
-    result = run(transformer, "plain", prepare=callback.attach, max_steps=2)
+    result = run(transformer, "plain", prepare=lambda trainer: trainer.add_callback(callback), max_steps=2)
 
     assert result.trainer.state.log_history[0]["fingerprint_agreement"] < 0.5
     assert callback.metrics["fingerprint_agreement"] == 1.0

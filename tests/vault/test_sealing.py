@@ -1,9 +1,11 @@
 import json
 import traceback
+from functools import partial
 
 import pyrage
 import pytest
 from quick_age import lock_quickly
+from refusals import refused
 
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
@@ -38,11 +40,7 @@ def sealed_text(content: object, public_key: str) -> bytes:
     return pyrage.encrypt(text, [pyrage.x25519.Recipient.from_str(public_key)])
 
 
-def refusal(action, *args) -> str:
-    with pytest.raises(VaultError) as caught:
-        action(*args)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
+refusal = partial(refused, error=VaultError)
 
 
 def test_a_sealed_key_opens_with_the_identity(identity, opener):

@@ -7,8 +7,8 @@ import stat
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from checkpoint_files import bytes_of, open_folder, stranger
 from quick_age import lock_quickly
+from refusals import refused
 
-from hf_fingerprint.errors import FingerprintError, PassphraseError, VaultError
+from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault import Base, Calibration, Carrier, CopyRecord, TensorRecord, Vault
 from hf_fingerprint.vault.bundles import pack, record_digest
@@ -46,13 +47,7 @@ BASE = Base(
 WHOLE = "f0" * 32
 
 
-def refusal(action: Callable[..., Any], *args: Any, error: type[FingerprintError] = VaultError) -> str:
-    """The one line with which an action is refused."""
-    with pytest.raises(error) as caught:
-        action(*args)
-    assert len(str(caught.value).splitlines()) == 1
-    assert str(caught.value).endswith(".")
-    return str(caught.value)
+refusal = partial(refused, error=VaultError)
 
 
 @dataclass

@@ -1,11 +1,13 @@
 import shutil
 import stat
+from functools import partial
 
 import numpy as np
 import pyrage
 import pytest
 from quick_age import lock_quickly
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_plain
+from refusals import refused
+from small_models import PASSPHRASE, SETTINGS, everything_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.cli.main import main
@@ -37,17 +39,7 @@ def base(vault):
     return base
 
 
-def everything_in(vault) -> bytes:
-    return b"".join(path.read_bytes() for path in vault.folder.rglob("*") if path.is_file())
-
-
-def refusal(action, error=VaultError) -> str:
-    with pytest.raises(error) as caught:
-        action()
-    said = str(caught.value)
-    assert len(said.splitlines()) == 1
-    assert said.endswith(".")
-    return said
+refusal = partial(refused, error=VaultError)
 
 
 class TestATraining:
@@ -175,7 +167,7 @@ class TestAVaultForAnIdentityElsewhere:
         vault = Vault.create(tmp_path / "marking", public_key=identity[1])
         (tmp_path / "other.age").write_bytes(lock_quickly(new_identity()[0], PASSPHRASE))
 
-        said = refusal(lambda: vault.unlock(PASSPHRASE, tmp_path / "other.age"), FingerprintError)
+        said = refusal(lambda: vault.unlock(PASSPHRASE, tmp_path / "other.age"), error=FingerprintError)
         assert "not the one of" in said
 
     def test_an_identity_in_its_place_is_refused_unseen(self, identity, tmp_path):
