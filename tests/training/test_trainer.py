@@ -253,7 +253,7 @@ def test_after_training_no_hook_is_left_on_the_model(transformer):
         assert not parameter._post_accumulate_grad_hooks
 
 
-def test_attach_adds_the_callback_to_a_trainer_that_exists(transformer):
+def test_the_callback_can_be_added_to_a_trainer_that_exists(transformer):
     fingerprint = Fingerprint(transformer.model, "late", transformer.vault)
     callback = FingerprintCallback(fingerprint, embed=False)
 
