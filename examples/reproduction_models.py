@@ -130,7 +130,7 @@ def architectures() -> dict[str, Architecture]:
     both = ("scratch", "fine-tuned")
     return {
         "cnn": Architecture(
-            "small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 6, 2, both, 1e-3, eps=0.05
+            "small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 6, 2, both, 1e-3, True, 0.05
         ),
         "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3),
         "lite0": Architecture(
