@@ -2,113 +2,110 @@
 
     with LoopbackHub() as hub:
         hub.add("org/name", folder)               # a folder becomes the first commit on main
+        hub.account("alice", orgs={"org"}, token="hf_alice")
         hub.point_client(monkeypatch, cache)      # the client of this process talks to it from here on
         snapshot_download("org/name")
+        hub.faults.append(Fault(match="POST .*/commit/", kind="cut after"))  # once, no answer comes
+        HfApi(token="hf_alice").upload_folder(repo_id="org/name", folder_path=other)
 
-What it answers:
+What it answers, of models and likewise of datasets (`/api/datasets/...`, `/datasets/{id}/...`):
 
-    GET        /api/models/{id}[/revision/{rev}]
+    GET        /api/whoami-v2
+    GET        /api/models?author=&search=&sort=&limit=&full=&expand=
+    GET        /api/models/{id}[/revision/{rev}]?blobs=&expand=
     GET        /api/models/{id}/tree/{rev}[/{folder}]?recursive=true
+    POST       /api/models/{id}/paths-info/{rev}
+    GET        /api/models/{id}/commits/{rev}, .../refs, .../auth-check[/write]
     HEAD, GET  /{id}/resolve/{rev}/{file}                with Range
 
+    POST       /api/repos/create, /api/repos/move        DELETE /api/repos/delete
+    PUT        /api/models/{id}/settings                 gated, visibility
+    POST       /api/models/{id}/user-access-request/grant, .../handle
+    GET        /api/models/{id}/user-access-request/pending, .../accepted, .../rejected
+    POST       /api/validate-yaml
+    POST       /api/models/{id}/preupload/{rev}
+    POST       /{id}.git/info/lfs/objects/batch, .../verify
+    POST       /api/models/{id}/commit/{branch}          file, lfsFile, deletedFile, deletedFolder, parentCommit
+    POST       /api/models/{id}/branch/{name}, .../tag/{rev}     DELETE .../branch/{name}, .../tag/{name}
+
+    HEAD, GET, PUT  /lfs-store/{sha256}?signature=       with Range; on a port of its own, the store's
+
 with the status codes and `X-Error-Code` headers by which the client tells a missing or private repo, a gated one, an
-unknown revision and a missing file apart. Every request is kept in `calls`.
+unknown revision and a missing file apart. A file that is stored as LFS is not sent but redirected to (302, with
+`X-Linked-Etag` and `X-Linked-Size`): to another port, since the client must take it for another host, to which it
+sends no token; the store refuses one. The old name of a moved repo redirects to the new one (307).
 
-What it leaves out: everything that writes (repos/create, preupload, LFS batch, commit, settings, tags), LFS and Xet
-(each file is a plain one, with its git blob hash for ETag, and no redirect to another host), pull requests and other
-refs/*, short commit hashes, paging, paths-info, `expand`, dataset and space repos, repos without an organisation,
-organisations and their roles (any known token may read every private repo), rate limits and warning headers. The
-client must run with Xet off, which `point_client` sees to.
+Every request is kept in `calls`, and all that came with it in `received`. What goes wrong on purpose is in `faults`;
+a request's body is read in any case, so no connection is cut while it is sent.
 
-To answer more, add a method to `HubHandler` and its pattern to `ROUTES`.
+What it leaves out: Xet (the client must run with it off, which `point_client` sees to), the multipart transfer of LFS
+objects, pull requests and other refs/*, short commit hashes, paging, `expand` of folders and paths (last commits,
+security), squashing, copying LFS files from one repo to another, `.gitignore` and `.gitattributes` (name and size
+alone decide what becomes LFS), checks of a model card's metadata beyond its syntax, most filters and fields of lists,
+spaces, discussions, collections, repos without an organisation, roles within organisations (members may write) and
+fine-grained tokens, asking for access (put a `Request` into `Repo.requests`) and deciding on it by its id, limits on
+names and sizes, rate limits other than by a fault, and warning headers. Equal LFS objects are shared by all repos:
+who knows an object's SHA-256 may commit it.
+
+To answer more, add a method to `HubHandler` (in `loopback_hub_routes` or `loopback_hub_writes`) and its pattern to
+`ROUTES`.
 """
 
-import hashlib
-import json
 import os
-import re
+import secrets
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-
-MAIN = "main"
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One state of a repo: its hash and all of its files."""
-
-    sha: str
-    files: dict[str, bytes] = field(repr=False)
+from loopback_hub_faults import Fault
+from loopback_hub_http import LoopbackServer
+from loopback_hub_repos import Account, Blob, Call, Commit, Received, Refusal, Repo, Request, blob_hash, kind_of
+from loopback_hub_writes import HubHandler
 
 
-class Repo:
-    """A model repo: commits, and the branches and tags that point to them.
-
-    Args:
-        repo_id (`str`): `org/name`.
-        private (`bool`): only a known token may see it.
-        gated (`bool`): anyone may see it, but only a token in `granted` may have its files.
-    """
-
-    def __init__(self, repo_id: str, private: bool = False, gated: bool = False):
-        self.repo_id = repo_id
-        self.private = private
-        self.gated = gated
-        self.granted: set[str] = set()
-        self.commits: dict[str, Commit] = {}
-        self.refs: dict[str, str] = {}
-
-    def commit(self, files: Mapping[str, bytes] | Path, branch: str = MAIN) -> str:
-        """Makes the files (or a folder's) the new state of a branch, and returns the commit's hash."""
-        content = _read_folder(files) if isinstance(files, Path) else dict(files)
-        parent = self.refs.get(branch, "")
-        listing = json.dumps([self.repo_id, parent, {name: blob_hash(data) for name, data in sorted(content.items())}])
-        sha = hashlib.sha1(listing.encode()).hexdigest()
-        self.commits[sha] = Commit(sha, content)
-        self.refs[branch] = sha
-        return sha
-
-    def tag(self, name: str, revision: str = MAIN) -> None:
-        """Gives a commit another name."""
-        self.refs[name] = self.refs.get(revision, revision)
-
-    def at(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag or a full hash means."""
-        return self.commits.get(self.refs.get(revision, revision))
-
-
-class Call(NamedTuple):
-    """One request as it came."""
-
-    method: str
-    path: str
-    token: str | None
+__all__ = [
+    "Account", "Blob", "Call", "Commit", "Fault", "HubHandler", "LoopbackHub", "Received", "Refusal", "Repo",
+    "Request", "blob_hash",
+]  # fmt: skip
 
 
 class LoopbackHub:
-    """The server, in a thread of its own. Use as a context manager, or `start()` and `stop()` it.
+    """The server, in threads of its own. Use as a context manager, or `start()` and `stop()` it.
 
     Attributes:
-        repos (`dict[str, Repo]`): what it serves.
-        tokens (`set[str]`): the tokens that it knows.
+        repos (`dict[str, Repo]`): the models that it serves.
+        datasets (`dict[str, Repo]`): the datasets.
+        moved (`dict[tuple[str, str], str]`): the new name by `"model"` or `"dataset"` and the old name.
+        store (`dict[str, bytes]`): LFS objects by their SHA-256, also those that no commit names yet.
+        tokens (`set[str]`): tokens that belong to no account: they read everything that is not gated, and write
+            nothing.
+        accounts (`dict[str, Account]`): the accounts by name; see `account`.
         calls (`list[Call]`): the requests so far.
+        received (`list[Received]`): all that came with them.
         failing (`dict[str, int]`): a status to answer with, by a part of the path: `{"": 503}` fails every request.
+        faults (`list[Fault]`): what goes wrong how often.
+        lock (`threading.RLock`): held while something is changed.
     """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.datasets: dict[str, Repo] = {}
+        self.moved: dict[tuple[str, str], str] = {}
+        self.store: dict[str, bytes] = {}
         self.tokens: set[str] = set()
+        self.accounts: dict[str, Account] = {}
         self.calls: list[Call] = []
+        self.received: list[Received] = []
         self.failing: dict[str, int] = {}
-        self._server: ThreadingHTTPServer | None = None
-        self._thread: threading.Thread | None = None
+        self.faults: list[Fault] = []
+        self.lock = threading.RLock()
+        self.signing_key = secrets.token_bytes(16)
         self.url = ""
+        self.store_url = ""
+        self._servers: list[LoopbackServer] = []
+        self._requests = 0
 
     def __enter__(self) -> "LoopbackHub":
         return self.start()
@@ -117,33 +114,71 @@ class LoopbackHub:
         self.stop()
 
     def start(self) -> "LoopbackHub":
-        """Begins to serve on a free port."""
+        """Begins to serve on two free ports: the Hub's and that of its store of LFS objects."""
         handler = type("BoundHandler", (HubHandler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._servers = [LoopbackServer(handler), LoopbackServer(handler)]
+        self.url, self.store_url = (server.url for server in self._servers)
         return self
 
     def stop(self) -> None:
-        """Goes down: connections are refused from here on."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
-            self._server = self._thread = None
+        """Goes down: connections are refused from here on, and open ones are closed."""
+        for server in self._servers:
+            server.stop()
+        self._servers = []
 
-    def add(self, repo_id: str, files: Mapping[str, bytes] | Path, private: bool = False, gated: bool = False) -> Repo:
-        """Adds a repo whose first commit on main holds the files, or a folder's."""
-        repo = self.repos[repo_id] = Repo(repo_id, private, gated)
-        repo.commit(files)
+    def add(
+        self,
+        repo_id: str,
+        files: Mapping[str, bytes] | Path,
+        private: bool = False,
+        gated: bool | str = False,
+        kind: str = "model",
+        lfs: bool = False,
+    ) -> Repo:
+        """Adds a repo whose first commit on main holds the files, or a folder's; with `lfs`, weights as LFS."""
+        repo = self.of_kind(kind)[repo_id] = Repo(repo_id, private, gated, kind, self.store)
+        repo.commit(files, lfs=lfs)
         return repo
+
+    def account(self, name: str, orgs: Iterable[str] = (), token: str | None = None, role: str = "write") -> Account:
+        """Adds an account, or organisations or another token to one that there is.
+
+        Args:
+            name (`str`): the user's name, and the namespace of their own repos.
+            orgs (`list[str]`): organisations whose repos they may read and write too.
+            token (`str`, *optional*): a token of theirs.
+            role (`str`): `"write"`, or `"read"` for a token that writes nothing.
+        """
+        account = self.accounts.setdefault(name, Account(name))
+        account.orgs |= set(orgs)
+        if token is not None:
+            account.tokens[token] = role
+        return account
+
+    def of_kind(self, kind: str) -> dict[str, Repo]:
+        """The models, or the datasets."""
+        return self.datasets if kind_of(kind) == "dataset" else self.repos
 
     def downloads(self) -> set[str]:
         """The files whose content was asked for."""
-        found = (HubHandler.RESOLVE.fullmatch(urlsplit(call.path).path) for call in self.calls if call.method == "GET")
-        return {unquote(match["file"]) for match in found if match}
+        found = set()
+        for call in self.calls:
+            parts = urlsplit(call.path)
+            match = HubHandler.RESOLVE.fullmatch(parts.path)
+            if call.method == "GET" and match:
+                found.add(unquote(match["file"]))
+            elif call.method == "GET" and HubHandler.STORE.fullmatch(parts.path):
+                found.update(parse_qs(parts.query).get("file", []))
+        return found
+
+    def note(self, call: Call, received: Received) -> Fault | None:
+        """Keeps a request, and tells what goes wrong with it."""
+        with self.lock:
+            self._requests += 1
+            self.calls.append(call)
+            self.received.append(received)
+            asked = f"{call.method} {call.path}"
+            return next((fault for fault in self.faults if fault.happens(self._requests, asked)), None)
 
     def point_client(self, monkeypatch: Any, cache: Path) -> None:
         """Turns the `huggingface_hub` client of this process to this server, with a cache and no login of its own."""
@@ -175,179 +210,3 @@ class LoopbackHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
         }
-
-
-class Refusal(Exception):
-    """An answer other than success, in the Hub's own terms.
-
-    Args:
-        status (`int`): the HTTP status.
-        code (`str` or `None`): for the `X-Error-Code` header.
-        message (`str`): for the `X-Error-Message` header and the body.
-    """
-
-    def __init__(self, status: int, code: str | None, message: str):
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """Answers one request."""
-
-    hub: LoopbackHub
-    protocol_version = "HTTP/1.1"
-
-    MODEL = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?")
-    TREE = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(/(?P<folder>.*))?")
-    RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
-    ROUTES = (
-        ("GET", MODEL, "model"),
-        ("GET", TREE, "tree"),
-        ("GET", RESOLVE, "resolve"),
-        ("HEAD", RESOLVE, "resolve"),
-    )
-
-    def do_GET(self) -> None:
-        """A GET request."""
-        self._dispatch()
-
-    def do_HEAD(self) -> None:
-        """A HEAD request."""
-        self._dispatch()
-
-    def model(self, repo: str, revision: str | None) -> None:
-        """What the Hub tells about a model at a revision."""
-        known = self.readable(repo)
-        commit = self.commit_of(known, revision or MAIN)
-        self.send_json(
-            {
-                "id": known.repo_id,
-                "modelId": known.repo_id,
-                "sha": commit.sha,
-                "private": known.private,
-                "gated": "manual" if known.gated else False,
-                "disabled": False,
-                "tags": [],
-                "downloads": 0,
-                "likes": 0,
-                "siblings": [{"rfilename": name} for name in sorted(commit.files)],
-            }
-        )
-
-    def tree(self, repo: str, revision: str, folder: str | None) -> None:
-        """The files under a folder."""
-        commit = self.commit_of(self.readable(repo), revision)
-        prefix = f"{folder}/" if folder else ""
-        recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() in {"true", "1"}
-        entries: dict[str, dict[str, Any]] = {}
-        for name, data in sorted(commit.files.items()):
-            if not name.startswith(prefix):
-                continue
-            parts = name.removeprefix(prefix).split("/")
-            for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
-                above = prefix + "/".join(parts[:depth])
-                oid = hashlib.sha1(above.encode()).hexdigest()
-                entries[above] = {"type": "directory", "path": above, "size": 0, "oid": oid}
-            if recursive or len(parts) == 1:
-                entries[name] = {"type": "file", "path": name, "size": len(data), "oid": blob_hash(data)}
-        self.send_json(list(entries.values()))
-
-    def resolve(self, repo: str, revision: str, file: str) -> None:
-        """A file, or a range of its bytes."""
-        known = self.readable(repo)
-        if known.gated and self.token() not in known.granted:
-            status = 401 if self.token() is None else 403
-            raise Refusal(status, "GatedRepo", f"Access to model {repo} is restricted.")
-        commit = self.commit_of(known, revision)
-        if file not in commit.files:
-            raise Refusal(404, "EntryNotFound", "Entry not found")
-        data = commit.files[file]
-        headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{blob_hash(data)}"', "Accept-Ranges": "bytes"}
-        asked = self.headers.get("Range")
-        if asked is None:
-            self.send(200, data, headers)
-            return
-        begin, end = _range(asked, len(data))
-        if not begin < end:
-            self.send(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
-            return
-        self.send(206, data[begin:end], headers | {"Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"})
-
-    def token(self) -> str | None:
-        """The token that came with the request."""
-        return self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-
-    def readable(self, repo_id: str) -> Repo:
-        """The repo, if it exists and this request may see it; a stranger can't tell a private one from none."""
-        repo = self.hub.repos.get(repo_id)
-        if repo is None or (repo.private and self.token() is None):
-            raise Refusal(401 if self.token() is None else 404, "RepoNotFound", "Repository not found")
-        return repo
-
-    def commit_of(self, repo: Repo, revision: str) -> Commit:
-        """The commit that a revision means."""
-        commit = repo.at(revision)
-        if commit is None:
-            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return commit
-
-    def send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Sends an answer; to HEAD, without its body."""
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")  # so that no connection outlives `stop`
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def send_json(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        """Sends an answer in JSON."""
-        self.send(status, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keeps the server quiet: `calls` holds the log."""
-
-    def _dispatch(self) -> None:
-        self.hub.calls.append(Call(self.command, self.path, self.token()))
-        try:
-            for part, status in self.hub.failing.items():
-                if part in self.path:
-                    raise Refusal(status, None, "Out of order")
-            if self.token() is not None and self.token() not in self.hub.tokens:
-                raise Refusal(401, None, "Invalid credentials in Authorization header")
-            self._route()
-        except Refusal as refusal:
-            headers = {"X-Error-Message": refusal.message} | ({"X-Error-Code": refusal.code} if refusal.code else {})
-            self.send_json({"error": refusal.message}, refusal.status, headers)
-
-    def _route(self) -> None:
-        path = urlsplit(self.path).path
-        for method, pattern, name in self.ROUTES:
-            match = pattern.fullmatch(path)
-            if match and method == self.command:
-                parts = {key: value if value is None else unquote(value) for key, value in match.groupdict().items()}
-                getattr(self, name)(**parts)
-                return
-        raise Refusal(404, None, f"{self.command} {path} is not answered by the loopback hub")
-
-
-def blob_hash(data: bytes) -> str:
-    """The hash that git gives to a file's content."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def _read_folder(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-def _range(asked: str, size: int) -> tuple[int, int]:
-    """Begin and end of `bytes=a-b`, `bytes=a-` or `bytes=-n`; empty if it can't be met."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked)
-    if match is None or match[0] == "bytes=-":
-        return 0, 0
-    if not match[1]:
-        return max(0, size - int(match[2])), size
-    return int(match[1]), min(int(match[2]) + 1, size) if match[2] else size

@@ -1,7 +1,6 @@
 """Nothing secret leaves by a training: not by its output folder, the Hub, TensorBoard, its log or a pickle; and what
 was broken off goes on with the same mark."""
 
-import base64
 import copy
 import io
 import json
@@ -12,15 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import loopback_hub
-import numpy as np
 import pytest
 import torch
+from loopback_hub import LoopbackHub
+from secret_forms import held_in, secret_forms
 from small_models import new_vault
 from training_runs import RECIPIENT, difference, register_base, save_cnn, train
 from transformers import AutoModelForImageClassification
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.keys import derive
 from hf_fingerprint.vault import begin_training
 
 
@@ -42,39 +41,10 @@ print(trainer.args, trainer.state, vars(result.callback), flush=True)
 USUAL = {"gradient_accumulation_steps": 3, "embed": True, "optim_args": "momentum=0.9"}
 
 
-class AcceptingHandler(loopback_hub.HubHandler):
-    """The loopback Hub with what pushing needs: every file is a regular one."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        self.hub.calls.append(loopback_hub.Call("POST", self.path, self.token()))
-        self.hub.bodies.append(body)
-        path = self.path.split("?")[0]
-        if path == "/api/repos/create":
-            self.hub.add("someone/model", {})
-            self.send_json({"url": f"{self.hub.url}/someone/model", "name": "someone/model"})
-        elif "/preupload/" in path:
-            names = [file["path"] for file in json.loads(body)["files"]]
-            self.send_json({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
-        elif "/commit/" in path:
-            repo = self.hub.repos["someone/model"]
-            lines = [json.loads(line) for line in body.splitlines() if line]
-            files = dict(repo.at("main").files)
-            for line in lines:
-                if line["key"] == "file":
-                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            sha = repo.commit(files)
-            self.send_json(
-                {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/someone/model/commit/{sha}"}
-            )
-        else:
-            self.send_json({"errors": [], "warnings": []})
+def records_of(base, vault):
+    """What the vault says of the copy in training."""
+    (record,) = vault.copies(base.base_id, RECIPIENT)
+    return {"sealed key": record.sealed, "record": record.copy_id.encode()}
 
 
 @pytest.fixture(scope="module")
@@ -87,74 +57,37 @@ def scene(tmp_path_factory):
     (base,) = vault.bases()
     _, key = begin_training(vault, base, RECIPIENT)
     bits = base.codebook().codeword(key)
-    secrets = secrets_of(base, key, bits, vault)
+    secrets = secret_forms(base, key, RECIPIENT) | records_of(base, vault)
     straight = train("callback", model, vault, root / "straight", **USUAL)
 
     said = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loopback_hub, "HubHandler", AcceptingHandler)
-        with loopback_hub.LoopbackHub() as hub:
-            hub.bodies, hub.tokens = [], {"hf_token"}
-            environment = hub.environment(root / "cache") | {"OMP_NUM_THREADS": "1", "HF_TOKEN": "hf_token"}
-            environment["PYTHONPATH"] = str(Path(loopback_hub.__file__).parent)
-            written = {"report_to": ["tensorboard"], "save_strategy": "steps", "save_steps": 3, "log_level": "debug"}
-            pushed = {"push_to_hub": True, "hub_model_id": "someone/model", "hub_strategy": "checkpoint"}
-            job = USUAL | written | pushed | {"hub_always_push": True}
-            for more in ({"stop_at": 3}, {"resume": True}):
-                command = [sys.executable, "-c", SCRIPT, model, vault.folder, root / "out", json.dumps(job | more)]
-                done = subprocess.run(list(map(str, command)), env=environment, capture_output=True)
-                assert done.returncode == 0, done.stderr[-3000:].decode()
-                said.append(done.stdout + done.stderr)
-            bodies, commits = hub.bodies, hub.repos["someone/model"].commits
+    with LoopbackHub() as hub:
+        hub.account("someone", token="hf_token")
+        environment = hub.environment(root / "cache") | {"OMP_NUM_THREADS": "1", "HF_TOKEN": "hf_token"}
+        environment["PYTHONPATH"] = str(Path(loopback_hub.__file__).parent)
+        written = {"report_to": ["tensorboard"], "save_strategy": "steps", "save_steps": 3, "log_level": "debug"}
+        pushed = {"push_to_hub": True, "hub_model_id": "someone/model", "hub_strategy": "checkpoint"}
+        job = USUAL | written | pushed | {"hub_always_push": True}
+        for more in ({"stop_at": 3}, {"resume": True}):
+            command = [sys.executable, "-c", SCRIPT, model, vault.folder, root / "out", json.dumps(job | more)]
+            done = subprocess.run(list(map(str, command)), env=environment, capture_output=True)
+            assert done.returncode == 0, done.stderr[-3000:].decode()
+            said.append(done.stdout + done.stderr)
+        bodies = [path.encode() + repr(headers).encode() + body for _, path, headers, body in hub.received]
+        commits = hub.repos["someone/model"].commits
     return SimpleNamespace(
         root=root, model=model, vault=vault, key=key, bits=bits, secrets=secrets, straight=straight, said=said,
         bodies=bodies, commits=commits,
     )  # fmt: skip
 
 
-def secrets_of(base, key, bits, vault):
-    """Every form in which a secret could be written down."""
-    packed = np.packbits(bits > 0)
-    found = {
-        "model secret": base.secret,
-        "copy key": key,
-        "packed codeword": packed.tobytes()[:16],
-        "packed codeword, low bit first": np.packbits(bits > 0, bitorder="little").tobytes()[:16],
-        "inverted codeword": (~packed).tobytes()[:16],
-        "codeword as bytes": (bits[:64] > 0).astype(np.uint8).tobytes(),
-        "codeword as int8": bits[:64].astype(np.int8).tobytes(),
-        "codeword as float32": bits[:32].astype(np.float32).tobytes(),
-        "codeword as int64": bits[:32].astype(np.int64).tobytes(),
-        "codeword as bools": ", ".join(map(str, (bits[:16] > 0).tolist())).encode(),
-        "codeword as numbers": ", ".join(map(str, bits[:16].astype(int).tolist())).encode(),
-        "codeword as digits": "".join(map(str, (bits[:40] > 0).astype(int).tolist())).encode(),
-        "recipient": RECIPIENT.encode(),
-    }
-    for carrier in base.carriers:
-        found[f"sign key of {carrier.name}"] = derive(base.secret, "signs", carrier.name)
-        found[f"amplitude of {carrier.name}"] = np.asarray(carrier.amplitude, np.float32).tobytes()[:32]
-    (record,) = vault.copies(base.base_id, RECIPIENT)
-    return found | {"sealed key": record.sealed, "record": record.copy_id.encode()}
-
-
-def held_in(content, scene):
-    """The names of the secrets that some bytes hold, also in hexadecimal, base64 or as a Python literal."""
-    found = []
-    for name, secret in scene.secrets.items():
-        forms = [secret, secret.hex().encode(), secret.hex().upper().encode(), repr(secret)[2:-1].encode()]
-        forms += [base64.b64encode(secret).rstrip(b"=")[:-1], str(list(secret)).strip("[]").encode()]
-        if any(form in content for form in forms):
-            found.append(name)
-    return found
-
-
 def test_the_search_finds_each_secret(scene):
     for name, secret in scene.secrets.items():
-        assert name in held_in(b"..." + secret + b"...", scene)
-        assert name in held_in(b"log: " + secret.hex().encode(), scene)
-        assert name in held_in(pickle.dumps({"key": secret}), scene)
+        assert name in held_in(b"..." + secret + b"...", scene.secrets)
+        assert name in held_in(b"log: " + secret.hex().encode(), scene.secrets)
+        assert name in held_in(pickle.dumps({"key": secret}), scene.secrets)
     database = b"".join(path.read_bytes() for path in scene.vault.folder.glob("vault.db*"))
-    assert {"model secret", "copy key"} <= set(held_in(database, scene))
+    assert {"model secret", "copy key"} <= set(held_in(database, scene.secrets))
 
 
 @pytest.mark.slow
@@ -165,8 +98,8 @@ def test_no_file_that_the_trainer_writes_holds_a_secret(scene):
     assert {"training_args.bin", "trainer_state.json", "optimizer.pt", "rng_state.pth", "model.safetensors"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     for path in files:
-        assert held_in(path.read_bytes(), scene) == [], path
-        assert held_in(str(path.relative_to(scene.root)).encode(), scene) == []
+        assert held_in(path.read_bytes(), scene.secrets) == [], path
+        assert held_in(str(path.relative_to(scene.root)).encode(), scene.secrets) == []
 
 
 @pytest.mark.slow
@@ -175,9 +108,9 @@ def test_nothing_that_is_pushed_holds_a_secret(scene):
 
     assert {"training_args.bin", "last-checkpoint/trainer_state.json", "last-checkpoint/optimizer.pt"} <= set(pushed)
     for name, data in pushed.items():
-        assert held_in(data + name.encode(), scene) == [], name
+        assert held_in(data + name.encode(), scene.secrets) == [], name
     for body in scene.bodies:
-        assert held_in(body, scene) == []
+        assert held_in(body, scene.secrets) == []
 
 
 @pytest.mark.slow
@@ -185,7 +118,7 @@ def test_nothing_logged_printed_or_in_the_state_holds_a_secret(scene):
     for said in scene.said:
         assert b"DEBUG" in said
         assert b"FingerprintCallback(strength=0.5, embed=True)" in said
-        assert held_in(said, scene) == []
+        assert held_in(said, scene.secrets) == []
     state = json.loads((scene.root / "out" / "checkpoint-6" / "trainer_state.json").read_text())
     assert not any("ingerprint" in name for name in state["stateful_callbacks"])
 
@@ -222,6 +155,6 @@ def test_representations_hold_no_secret(scene):
     shown = [callback, callback.fingerprint, callback.regulariser, callback._measured, callback._injection]
 
     for value in shown:
-        assert held_in(f"{value!r} {value}".encode(), scene) == []
+        assert held_in(f"{value!r} {value}".encode(), scene.secrets) == []
     for part in callback.regulariser._maps.values():
-        assert held_in(f"{part!r} {part}".encode(), scene) == []
+        assert held_in(f"{part!r} {part}".encode(), scene.secrets) == []
