@@ -17,6 +17,10 @@ class VaultError(FingerprintError):
     """A vault is missing, damaged, of a newer format, or was asked for something it doesn't hold."""
 
 
+class HubError(FingerprintError):
+    """The Hub refuses something, or can't be reached."""
+
+
 class PassphraseError(VaultError):
     """The tracing identity can't be opened with what was given."""
 

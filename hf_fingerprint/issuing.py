@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
     WrittenCopy,
@@ -27,9 +25,8 @@ from hf_fingerprint.checkpoints import (
     write_copy,
 )
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
-from hf_fingerprint.keys import derive
 from hf_fingerprint.registration import Settings, register
-from hf_fingerprint.vault import Base, CopyRecord, Vault, check_recipient
+from hf_fingerprint.vault import Base, CopyRecord, Vault, check_recipient, hold
 
 
 Advance = Callable[[int], None]
@@ -170,7 +167,8 @@ class Issuer:
         if source.whole_folder and _folder_of(out).is_relative_to(source.folder.resolve()):
             raise CheckpointError(f"{out} is inside the model's own folder: choose a place outside it.")
         with ExitStack() as held:
-            held.enter_context(self._only_one(out))
+            refusal = f"{out} is being issued by another process: wait for it."
+            held.callback(hold(self.vault, self.base, str(out), refusal).release)
             earlier = self._earlier(recipient, out)
             free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
             if earlier is not None and earlier.state == "written" and free:
@@ -273,19 +271,6 @@ class Issuer:
             left_out=left_out,
             new=new,
         )
-
-    @contextmanager
-    def _only_one(self, out: Path) -> Iterator[None]:
-        """Keeps two processes from making the same copy; the lock goes with the process."""
-        locks = self.vault.folder / "locks"
-        locks.mkdir(exist_ok=True, mode=0o700)
-        name = derive(self.base.secret, "lock", str(out)).hex()[:16]
-        lock = FileLock(locks / f"{name}.lock", thread_local=False)
-        try:
-            with lock.acquire(timeout=0):
-                yield
-        except Timeout:
-            raise VaultError(f"{out} is being issued by another process: wait for it.") from None
 
 
 @contextmanager

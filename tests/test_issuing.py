@@ -415,7 +415,7 @@ def test_the_second_copy_builds_no_model_and_measures_nothing(plain, tmp_path, m
     def never(*arguments, **options):
         raise AssertionError("a registered base is registered again")
 
-    for name in ("build_model", "examine", "measure_sensitivity", "compare_outputs", "digest_tensors"):
+    for name in ("build_model", "examine", "measure_sensitivity", "measured_strength", "digest_tensors"):
         monkeypatch.setattr(f"hf_fingerprint.registration.registering.{name}", never)
     monkeypatch.setattr("hf_fingerprint.registration.content.digest_tensors", never)
 

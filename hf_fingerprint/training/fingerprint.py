@@ -14,18 +14,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.errors import FingerprintError, VaultError
-from hf_fingerprint.keys import derive
 from hf_fingerprint.reading import read_suspect
 from hf_fingerprint.registration import Settings, open_base, register, weights_hash
 from hf_fingerprint.training.carriers import LocatedCarriers, locate
 from hf_fingerprint.training.processes import from_first_process, is_first_process
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places
-from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, finish_training
+from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, finish_training, hold
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,13 @@ class Fingerprint:
                 reference = carriers.sums(original)
                 if held is not None:  # what training is to keep as it is; the copy's key stays sealed
                     target = (carriers.sums(checkpoint) - reference) / np.maximum(carriers.energy().numpy(), 1e-30)
-        self._only_one(base)
+        self._lock = hold(  # or two trainings would write one record
+            self.vault,
+            base,
+            f"training {self.recipient}",
+            f"A copy of base {base.base_id} for {self.recipient} is being trained already, here or by another "
+            f"process: record that one first, or wait for it.",
+        )
         if held is None:
             self._record, self._copy_key = begin_training(self.vault, base, self.recipient)
             target = base.codebook().codeword(self._copy_key).astype(np.float32)
@@ -183,20 +188,6 @@ class Fingerprint:
             self._record = held
         self._base = base
         return _Material(carriers, target, reference)
-
-    def _only_one(self, base: Base) -> None:
-        """Keeps two trainings from writing one record; the lock goes with the process."""
-        locks = self.vault.folder / "locks"
-        locks.mkdir(exist_ok=True, mode=0o700)
-        name = derive(base.secret, "lock", f"training {self.recipient}").hex()[:16]
-        self._lock = FileLock(locks / f"{name}.lock", thread_local=False)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise VaultError(
-                f"A copy of base {base.base_id} for {self.recipient} is being trained already, here or by another "
-                f"process: record that one first, or wait for it."
-            ) from None
 
     def _let_go(self) -> None:
         if self._lock is not None:

@@ -1,7 +1,19 @@
 """Where secrets and the record of who got what live; never beside the copies."""
 
+from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
+from hf_fingerprint.vault.locks import hold
+from hf_fingerprint.vault.merging import MergeReport, merge
+from hf_fingerprint.vault.packing import Snapshot, open_pack, pack_vault, take_snapshot
 from hf_fingerprint.vault.passphrase import find_passphrase
-from hf_fingerprint.vault.records import Base, Calibration, Carrier, CopyRecord, TensorRecord, check_recipient
+from hf_fingerprint.vault.publications import (
+    Publication,
+    begin_publication,
+    confirm_publication,
+    publication_of,
+    publications,
+)
+from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
+from hf_fingerprint.vault.rotation import Rotation, rotate
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, finish_training
 
@@ -10,12 +22,32 @@ __all__ = [
     "Base",
     "Calibration",
     "Carrier",
+    "Compact",
     "CopyRecord",
+    "MergeReport",
+    "Publication",
+    "Rotation",
+    "Snapshot",
     "TensorRecord",
     "Vault",
+    "add_issuer",
+    "begin_publication",
     "begin_training",
     "check_recipient",
+    "confirm_publication",
     "copies_in_training",
     "find_passphrase",
     "finish_training",
+    "hold",
+    "issuers",
+    "merge",
+    "new_issuer_key",
+    "open_issuer_key",
+    "open_pack",
+    "pack_vault",
+    "publication_of",
+    "publications",
+    "remove_issuer",
+    "rotate",
+    "take_snapshot",
 ]

@@ -1,6 +1,6 @@
 """What the vault remembers: bases and copies, as frozen dataclasses. Secrets never show in a `repr`."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +58,26 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Compact:
+    """A mark in few tensors that lie together.
+
+    Attributes:
+        share (`float`): the share of the weights' bytes that may differ between copies.
+        spread_score (`float`): the score that a leak of the same model marked everywhere is expected to have after a
+            drift of 2 %, by formula.
+    """
+
+    share: float
+    spread_score: float
+
+
+@dataclass(frozen=True)
 class Base:
     """A registered model: everything that its copies share.
 
     Attributes:
-        base_id (`str`): the first 12 digits of its content hash.
+        base_id (`str`): the first 8 digits of its content hash, and 4 that tell this registration from another
+            issuer's of the same model.
         source (`str`): the path or Hub id it was registered from.
         revision (`str` or `None`): the pinned commit, for a model from the Hub.
         content_hash (`str`): see [`content_hash`].
@@ -77,6 +92,7 @@ class Base:
         recipients_planned (`int`): the number of recipients that `certified` was worked out for.
         calibration ([`Calibration`]): what the mark does to the output.
         secret (`bytes`): the model secret.
+        compact ([`Compact`] or `None`): if it is marked in few tensors only.
     """
 
     base_id: str
@@ -94,6 +110,7 @@ class Base:
     recipients_planned: int
     calibration: Calibration
     secret: bytes = field(repr=False)
+    compact: Compact | None = None
 
     def codebook(self) -> Codebook:
         """The code of this base."""
@@ -124,7 +141,7 @@ class Base:
             "max_kl": self.calibration.max_kl,
             "kl": self.calibration.kl,
             "agreement": self.calibration.agreement,
-        }
+        } | ({} if self.compact is None else {"compact": asdict(self.compact)})
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ import numpy as np
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import derive
-from hf_fingerprint.vault.records import Base, Calibration, Carrier, CopyRecord, TensorRecord
+from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord
 
 
-FORMAT = 1
+FORMAT = 2
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE bases (
     base_id TEXT PRIMARY KEY,
-    content_hash TEXT NOT NULL UNIQUE,
+    content_hash TEXT NOT NULL,  -- two issuers may have registered one model apart, with secrets of their own
     document TEXT NOT NULL,      -- JSON: everything but the two columns after it
     amplitudes BLOB NOT NULL,    -- float32, little-endian: the rows of all carriers, one after another
     secret BLOB NOT NULL,        -- the model secret
@@ -43,6 +43,23 @@ CREATE TABLE bundles (           -- copy keys that a trace has unsealed, sealed 
     base_id TEXT PRIMARY KEY REFERENCES bases,
     sealed BLOB NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE training (          -- keys of copies in training, until these are recorded
+    copy_id TEXT PRIMARY KEY REFERENCES copies,
+    copy_key BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE publications (      -- which copy goes to which Hub repo
+    copy_id TEXT PRIMARY KEY REFERENCES copies,
+    repo TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('begun', 'confirmed')),
+    files TEXT NOT NULL,         -- JSON: the SHA-256 of each file that is pushed, by its path
+    revision TEXT,               -- the commit, once confirmed
+    account TEXT,                -- the Hub account that is given access
+    created TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE issuers (           -- public keys of machines that may open a pushed vault and mark copies
+    public_key TEXT PRIMARY KEY,
+    name TEXT NOT NULL
+) WITHOUT ROWID;
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"
@@ -64,6 +81,8 @@ def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
         "recipients_planned": base.recipients_planned,
         "calibration": asdict(base.calibration),
     }
+    if base.compact is not None:
+        document["compact"] = asdict(base.compact)
     text = json.dumps(document, separators=(",", ":"))
     amplitudes = b"".join(carrier.amplitude.astype("<f4").tobytes() for carrier in base.carriers)
     seal = _seal(base.secret, base.base_id, base.content_hash, text, amplitudes)
@@ -99,6 +118,7 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
         calibration=Calibration(**document["calibration"]),
         recipients_planned=document["recipients_planned"],
         secret=secret,
+        compact=Compact(**document["compact"]) if "compact" in document else None,
         **{key: document[key] for key in same},
     )
 

@@ -5,6 +5,7 @@ age command line tool opens it too.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyrage
@@ -68,15 +69,20 @@ def seal_bundle(content: bytes, public_key: str) -> bytes:
     return _encrypt(content, public_key)
 
 
-def _encrypt(content: bytes, public_key: str) -> bytes:
+def seal_pack(content: bytes, public_keys: Sequence[str]) -> bytes:
+    """Encrypts a whole vault to several public keys, each of which opens it."""
+    return _encrypt(content, *public_keys)
+
+
+def _encrypt(content: bytes, *public_keys: str) -> bytes:
     try:
-        return pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(public_key)])
+        return pyrage.encrypt(content, [pyrage.x25519.Recipient.from_str(public_key) for public_key in public_keys])
     except pyrage.RecipientError:
         raise VaultError("The vault's public key is damaged: restore a backup of the vault.") from None
 
 
 class Opener:
-    """The tracing identity, open."""
+    """The tracing identity, open; or an issuer's key, which opens pushed vaults and no record in them."""
 
     def __init__(self, identity: str):
         self._identity = pyrage.x25519.Identity.from_str(identity)
@@ -91,10 +97,14 @@ class Opener:
 
     def unseal_bundle(self, sealed: bytes) -> bytes:
         """The content of a bundle; empty if it can't be opened, since a bundle is only a shortcut."""
+        return self.unseal_pack(sealed) or b""
+
+    def unseal_pack(self, sealed: bytes) -> bytes | None:
+        """The content of a whole vault; `None` if it wasn't encrypted to this key, or is damaged."""
         try:
             return pyrage.decrypt(sealed, [self._identity])
         except pyrage.DecryptError:
-            return b""
+            return None
 
     def unseal(self, sealed: bytes, copy_id: str, base_id: str, recipient: str) -> bytes:
         """The copy key in a record.

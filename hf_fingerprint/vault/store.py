@@ -7,11 +7,8 @@
 Issuing needs `vault.db` only; `identity.age` may live elsewhere. Several processes may issue at once.
 """
 
-import os
 import secrets
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +16,11 @@ from pathlib import Path
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.vault.bundles import pack, record_digest, unpack
+from hf_fingerprint.vault.database import DATABASE, IDENTITY, Database, identity_name
 from hf_fingerprint.vault.records import Base, CopyRecord
-from hf_fingerprint.vault.schema import COPY_COLUMNS, FORMAT, TABLES, base_from_row, base_to_row, copy_from_row
+from hf_fingerprint.vault.schema import COPY_COLUMNS, base_from_row, base_to_row, copy_from_row
 from hf_fingerprint.vault.sealing import (
     Opener,
-    check_public_key,
     lock_identity,
     new_identity,
     open_identity,
@@ -32,14 +29,11 @@ from hf_fingerprint.vault.sealing import (
 )
 
 
-DATABASE = "vault.db"
-IDENTITY = "identity.age"
 BUNDLE_FROM = 64
-_MAGIC = b"SQLite format 3\0"
-_WAIT_SECONDS = 60.0
+_SAME_KEY = "(SELECT value FROM meta WHERE key = 'public_key') = ?"  # nothing more is sealed to a rotated identity
 
 
-class Vault:
+class Vault(Database):
     """An existing vault, open for issuing; [`unlock`] it to trace.
 
     Args:
@@ -50,27 +44,8 @@ class Vault:
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        super().__init__(folder)
         self._opener: Opener | None = None
-        if self.folder.is_file():
-            raise VaultError(
-                f"{self.folder} is a file and not a vault's folder: give the folder with {DATABASE}; marking needs no "
-                f"identity, and a tracing identity does not belong here."
-            )
-        if not (self.folder / DATABASE).is_file():
-            raise VaultError(f"{self.folder} holds no vault: make one with `hf-fingerprint vault init {self.folder}`.")
-        if _first_bytes(self.folder / DATABASE) != _MAGIC:
-            raise VaultError(f"{self.folder / DATABASE} is not a vault's database: restore a backup.")
-        with self.connect() as connection:
-            meta = dict(connection.execute("SELECT key, value FROM meta"))
-        if meta.get("format") != str(FORMAT):
-            raise VaultError(
-                f"{self.folder} has vault format {meta.get('format')} and this version reads {FORMAT}: upgrade "
-                f"hf-fingerprint."
-            )
-        if "public_key" not in meta:
-            raise VaultError(f"{self.folder / DATABASE} lacks the vault's public key: restore a backup.")
-        self.public_key = meta["public_key"]
 
     @classmethod
     def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
@@ -89,44 +64,21 @@ class Vault:
         if public_key is None:
             identity, public_key = new_identity()
             locked = lock_identity(identity, passphrase)
-        else:
-            check_public_key(public_key)
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if locked is not None:
-                _write_private(folder / IDENTITY, locked)
-            partial = folder / f".{DATABASE}.{secrets.token_hex(4)}"
-            _write_private(partial, b"")
-            connection = sqlite3.connect(partial)
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
-                connection.executescript(TABLES)
-                connection.executemany(
-                    "INSERT INTO meta VALUES (?, ?)", [("format", str(FORMAT)), ("public_key", public_key)]
-                )
-                connection.commit()
-            finally:
-                connection.close()
-            partial.rename(folder / DATABASE)
-        except OSError as error:
-            raise VaultError(f"A vault can't be made in {folder} ({error.strerror}): choose another folder.") from None
-        return cls(folder)
+        return cls.make(folder, public_key, locked)
 
-    @contextmanager
-    def connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection to the database, each statement a transaction of its own."""
-        try:
-            connection = sqlite3.connect(self.folder / DATABASE, timeout=_WAIT_SECONDS, isolation_level=None)
-            try:
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA foreign_keys = ON")
-                yield connection
-            finally:
-                connection.close()
-        except sqlite3.DatabaseError as error:
-            raise VaultError(
-                f"{self.folder / DATABASE} can't be used as a vault ({error}): restore a backup."
-            ) from None
+    @classmethod
+    def beside_identity(cls, folder: str | Path, public_key: str) -> "Vault":
+        """Makes an empty vault where there is no database, though its identity may be there already: to fill it with
+        what was pushed.
+
+        Args:
+            folder (`str` or `Path`): a folder without a database.
+            public_key (`str`): the public key (`age1...`) of the vault that was pushed.
+        """
+        folder = Path(folder)
+        if (folder / DATABASE).exists():
+            raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
+        return cls.make(folder, public_key, None)
 
     def unlock(self, passphrase: str, identity: Path | None = None) -> None:
         """Opens the tracing identity, which reading copy keys needs.
@@ -135,12 +87,19 @@ class Vault:
             passphrase (`str`): the passphrase it was made with.
             identity (`Path`, *optional*): the identity file, if it isn't in the vault's folder.
         """
-        opener = open_identity(identity or self.folder / IDENTITY, passphrase)
+        opener = open_identity(identity or self.identity, passphrase)
         if opener.public_key != self.public_key:
             raise PassphraseError(
                 f"The identity opened is not the one of {self.folder}: give the one it was made with."
             )
         self._opener = opener
+
+    @property
+    def identity(self) -> Path:
+        """Where this vault's tracing identity lies, if it lies in its folder: beside the old one's file when a
+        rotation was cut off before it put the new one into its place."""
+        renewed = self.folder / identity_name("new", self.public_key)
+        return renewed if renewed.is_file() else self.folder / IDENTITY
 
     @property
     def unlocked(self) -> bool:
@@ -162,7 +121,11 @@ class Vault:
     def add_base(self, base: Base) -> Base:
         """Registers a base, or returns the one that another process registered with the same content first."""
         with self.connect() as connection:
-            connection.execute("INSERT OR IGNORE INTO bases VALUES (?, ?, ?, ?, ?, ?)", base_to_row(base))
+            connection.execute(
+                "INSERT OR IGNORE INTO bases SELECT ?, ?, ?, ?, ?, ? "
+                "WHERE NOT EXISTS (SELECT 1 FROM bases WHERE content_hash = ?)",
+                (*base_to_row(base), base.content_hash),
+            )
         stored = self.base_with_hash(base.content_hash)
         if stored is None:
             raise VaultError(
@@ -199,14 +162,21 @@ class Vault:
         with self.connect() as connection:
             if again:
                 changed = connection.execute(
-                    "UPDATE copies SET sealed = ?, created = ? WHERE copy_id = ? AND state = 'begun'",
-                    (sealed, created, copy_id),
+                    f"UPDATE copies SET sealed = ?, created = ? WHERE copy_id = ? AND state = 'begun' AND {_SAME_KEY}",
+                    (sealed, created, copy_id, self.public_key),
                 ).rowcount
                 if changed != 1:
                     raise VaultError(f"The record of copy {copy_id} changed meanwhile: run the command again.")
             else:
                 values = (copy_id, base.base_id, recipient, "begun", str(out), None, None, created, sealed)
-                connection.execute(f"INSERT INTO copies ({COPY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+                added = connection.execute(
+                    f"INSERT INTO copies ({COPY_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_SAME_KEY}",
+                    (*values, self.public_key),
+                ).rowcount
+                if added != 1:
+                    raise VaultError(
+                        f"{self.folder} was given another tracing identity meanwhile: run the command again."
+                    )
         return record, copy_key
 
     def mark_written(
@@ -251,7 +221,7 @@ class Vault:
 
         Those unsealed for the first time are sealed again as a bundle, which makes the next trace faster.
         """
-        opener = self._open()
+        opener = self.opener()
         with self.connect() as connection:
             bundles = connection.execute(
                 "SELECT sealed FROM bundles WHERE base_id IN (SELECT DISTINCT base_id FROM copies WHERE copy_id = ?)",
@@ -262,11 +232,14 @@ class Vault:
         fresh = {d: self.copy_key(r) for d, r in zip(digests, records, strict=True) if d not in known}
         known.update(fresh)
         for digest, record in zip(digests, records, strict=True):
-            _check_commitment(record, known[digest])
+            check_commitment(record, known[digest])
         if len(fresh) >= BUNDLE_FROM:
             sealed = seal_bundle(pack({digest: known[digest] for digest in digests}), self.public_key)
             with self.connect() as connection:
-                connection.execute("INSERT OR REPLACE INTO bundles VALUES (?, ?)", (records[0].base_id, sealed))
+                connection.execute(
+                    f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {_SAME_KEY}",
+                    (records[0].base_id, sealed, self.public_key),
+                )
         return [known[digest] for digest in digests]
 
     def recall_content(self, place: str, state: str) -> str | None:
@@ -282,7 +255,8 @@ class Vault:
         with self.connect() as connection:
             connection.execute("INSERT OR REPLACE INTO verified VALUES (?, ?, ?)", (place, state, content_hash))
 
-    def _open(self) -> Opener:
+    def opener(self) -> Opener:
+        """The tracing identity, which must be open."""
         if self._opener is None:
             raise PassphraseError(
                 f"{self.folder} is locked: reading copy keys needs the tracing identity's passphrase."
@@ -295,12 +269,12 @@ class Vault:
         Raises:
             [`VaultError`]: if the record was tampered with.
         """
-        key = self._open().unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
-        _check_commitment(record, key)
+        key = self.opener().unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
+        check_commitment(record, key)
         return key
 
 
-def _check_commitment(record: CopyRecord, copy_key: bytes) -> None:
+def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
     """Refuses a record whose key, recipient and content hash don't open its commitment."""
     if record.state == "begun" and record.content_hash is None and record.commitment is None:
         return
@@ -312,19 +286,3 @@ def _check_commitment(record: CopyRecord, copy_key: bytes) -> None:
         raise VaultError(
             f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a backup."
         )
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(_MAGIC))
-    except OSError as error:
-        raise VaultError(f"{path} can't be read ({error.strerror}): restore it.") from None
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -11,14 +11,6 @@ from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.store import Vault
 
 
-_TABLE = """
-CREATE TABLE IF NOT EXISTS training (  -- keys of copies in training, until these are recorded
-    copy_id TEXT PRIMARY KEY REFERENCES copies,
-    copy_key BLOB NOT NULL
-) WITHOUT ROWID
-"""
-
-
 def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "") -> tuple[CopyRecord, bytes]:
     """The record and key of this recipient's copy in training: those of a training that was not finished, else new
     ones.
@@ -54,7 +46,6 @@ def _forget_recorded(vault: Vault) -> None:
     """Catches up on copies whose training ended between their record and the end of [`finish_training`]."""
     recorded = "copy_id IN (SELECT copy_id FROM copies WHERE state != 'begun')"
     with vault.connect() as connection:
-        connection.execute(_TABLE)
         left = connection.execute(f"SELECT 1 FROM training WHERE {recorded}").fetchone()
     if left:
         _forget(vault, recorded)
@@ -63,12 +54,10 @@ def _forget_recorded(vault: Vault) -> None:
 def _forget(vault: Vault, which: str, *values: str) -> None:
     with vault.connect() as connection:
         connection.execute("PRAGMA secure_delete = ON")
-        connection.execute(_TABLE)
         connection.execute(f"DELETE FROM training WHERE {which}", values)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _keys(vault: Vault) -> dict[str, bytes]:
     with vault.connect() as connection:
-        connection.execute(_TABLE)
         return dict(connection.execute("SELECT copy_id, copy_key FROM training").fetchall())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_files import bytes_of, open_folder, stranger
+from format_1 import FORMAT_1
 from quick_age import lock_quickly
 from refusals import refused
 
@@ -222,7 +223,7 @@ def test_a_place_without_a_vault_is_refused_with_the_way_to_make_one(tmp_path, p
 
 
 def test_a_vault_of_a_newer_format_is_left_as_it_is(mine):
-    mine.sql("UPDATE meta SET value = '2' WHERE key = 'format'")
+    mine.sql("UPDATE meta SET value = '3' WHERE key = 'format'")
     before = bytes_of(mine.folder)
 
     text = refusal(Vault, mine.folder)
@@ -737,32 +738,8 @@ def test_two_processes_that_issue_at_once_lose_nothing(mine):
 # The format, frozen: a vault of format 1 as it was made long ago
 
 
-GOLDEN_SQL = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE bases (base_id TEXT PRIMARY KEY, content_hash TEXT NOT NULL UNIQUE, document TEXT NOT NULL,
-    amplitudes BLOB NOT NULL, secret BLOB NOT NULL, seal TEXT NOT NULL);
-CREATE TABLE copies (copy_id TEXT PRIMARY KEY, base_id TEXT NOT NULL REFERENCES bases, recipient TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('begun', 'written', 'issued')), out TEXT NOT NULL, content_hash TEXT,
-    commitment TEXT, created TEXT NOT NULL, sealed BLOB NOT NULL);
-CREATE TABLE verified (place TEXT PRIMARY KEY, state TEXT NOT NULL, content_hash TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE bundles (base_id TEXT PRIMARY KEY REFERENCES bases, sealed BLOB NOT NULL) WITHOUT ROWID;
-CREATE INDEX copies_of_base ON copies (base_id, recipient);
-INSERT INTO meta VALUES ('format', '1'),
-    ('public_key', 'age1ym02hyae9ee3rdvp0t9mzhg8z9smcmlaryhg3a7lyaejr3frry6s5vw29m');
-INSERT INTO bases VALUES ('53e1e7b2c8d4', '53e1e7b2c8d4a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1',
-    '{"source":"org/tiny-vit","revision":"9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f9f","tensors":['
- || '["blocks.0.attn.qkv.weight","F32",[2,3],"0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"],'
- || '["blocks.0.g\\u00eanant.weight","BF16",[3,1,1],'
- || '"0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b"],'
- || '["head.bias","I64",[],"0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c"]],'
- || '"carriers":[["blocks.0.attn.qkv.weight",0.004],["blocks.0.g\\u00eanant.weight",0.002]],'
- || '"family":"tardos","length":4096,"coalition":20,"certified":12,"certified_by":"simulated: minority",'
- || '"alpha":1e-06,"recipients_planned":1000,'
- || '"calibration":{"inputs":"images","images":256,"max_kl":0.001,"kl":9.6e-05,"agreement":0.9985}}',
-    x'0000003f000080be0000803f0000004000004040',
-    x'000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f',
-    '28b9fef608fc93ac9b074146f85de8f31e496f9740ec502fce8f60d787f146b0');
-"""
+GOLDEN_PUBLIC_KEY = "age1ym02hyae9ee3rdvp0t9mzhg8z9smcmlaryhg3a7lyaejr3frry6s5vw29m"
+GOLDEN_SQL = f"{FORMAT_1} INSERT INTO meta VALUES ('public_key', '{GOLDEN_PUBLIC_KEY}');"
 GOLDEN_IDENTITY = "AGE-SECRET-KEY-" + "1J7D79U060PJEKTLKRTW5CF3P4GS9GP2P2FQ0WQ7R639D3Z9NJ4SSKX8RRY"
 GOLDEN_LOCKED = (
     "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IHNjcnlwdCBNRmxYM01DQ0ZFV3lsMDA2eVpYK2lBIDE5CnBZRTlMWUZXelVSeHRHM1ZDWUhwckc2"
@@ -820,6 +797,7 @@ def test_a_vault_made_long_ago_lists_its_base_exactly(golden):
         "recipients_planned": 1000,
         "calibration": Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
         "secret": bytes(range(32)),
+        "compact": None,
     }
     found = {field.name: getattr(base, field.name) for field in fields(base)}
     carriers = [(carrier.name, carrier.eps, carrier.amplitude.tolist()) for carrier in found.pop("carriers")]

@@ -1,0 +1,105 @@
+"""Machines that may open a pushed vault and mark copies, such as a CI runner, and their keys.
+
+An issuer's key is an age identity without a passphrase, as CI secrets are. By pulling, an issuer gets the bases with
+their model secrets and the sealed records, which is all that marking needs. It can't read a sealed copy key, so it can
+neither trace nor say what codeword an earlier recipient has.
+
+A key that was removed stays on record as removed: merging with a vault that still has it does not bring it back.
+"""
+
+import os
+from pathlib import Path
+
+import pyrage
+
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.database import write_private
+from hf_fingerprint.vault.sealing import Opener, check_public_key, new_identity
+from hf_fingerprint.vault.store import Vault
+
+
+VARIABLE = "HF_FINGERPRINT_ISSUER_KEY"
+REMOVED = ""  # the name of a removed issuer; less than all others, as merging wants it
+
+
+def new_issuer_key(file: Path) -> str:
+    """Makes an issuer's key in a new file and returns its public key.
+
+    Raises:
+        [`VaultError`]: if the file exists or can't be made.
+    """
+    identity, public_key = new_identity()
+    try:
+        write_private(file, f"# public key: {public_key}\n{identity}\n".encode())
+    except OSError as error:
+        raise VaultError(f"{file} can't be made ({error.strerror}): give the place of a new file.") from None
+    return public_key
+
+
+def open_issuer_key(file: Path | None = None) -> Opener | None:
+    """An issuer's key from its file, or else from `HF_FINGERPRINT_ISSUER_KEY`; `None` if neither is given.
+
+    Raises:
+        [`VaultError`]: if what is given is no issuer's key.
+    """
+    text, place = os.environ.get(VARIABLE, ""), VARIABLE
+    if file is not None:
+        place = str(file)
+        try:
+            text = file.read_text()
+        except (OSError, UnicodeDecodeError):
+            text = ""
+    elif not text:
+        return None
+    keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    try:
+        (key,) = keys
+        return Opener(key)
+    except (ValueError, pyrage.IdentityError):
+        raise VaultError(
+            f"{place} holds no issuer's key: give one that `hf-fingerprint vault issuer new` made."
+        ) from None
+
+
+def issuers(vault: Vault) -> dict[str, str]:
+    """The names of the vault's issuers by their public keys."""
+    with vault.connect() as connection:
+        rows = connection.execute(
+            "SELECT public_key, name FROM issuers WHERE name != ? ORDER BY name, public_key", (REMOVED,)
+        )
+        return dict(rows.fetchall())
+
+
+def add_issuer(vault: Vault, public_key: str, name: str) -> None:
+    """Lets an issuer open the vault as it is pushed from now on.
+
+    Raises:
+        [`VaultError`]: if that is no public key, the name is not one, or this key was removed before.
+    """
+    check_public_key(public_key)
+    if not name.strip() or len(name) > 100 or not name.isprintable():
+        raise VaultError("An issuer's name must have 1 to 100 printable characters.")
+    with vault.connect() as connection:
+        connection.execute(
+            "INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO UPDATE SET name = excluded.name WHERE name != ?",
+            (public_key, name, REMOVED),
+        )
+    if public_key not in issuers(vault):
+        raise VaultError(f"The issuer's key {public_key} was removed from {vault.folder}: make it a new one.")
+
+
+def remove_issuer(vault: Vault, which: str) -> list[str]:
+    """Removes issuers by name or public key, for good; what they have pulled before stays with them.
+
+    Returns:
+        `list[str]`: the public keys removed.
+
+    Raises:
+        [`VaultError`]: if there is no such issuer.
+    """
+    gone = [public_key for public_key, name in issuers(vault).items() if which in (public_key, name)]
+    if not gone:
+        raise VaultError(f"{vault.folder} has no issuer {which}: see `hf-fingerprint vault issuer list`.")
+    with vault.connect() as connection:
+        connection.executemany("UPDATE issuers SET name = ? WHERE public_key = ?", [(REMOVED, key) for key in gone])
+    return gone

@@ -1,0 +1,27 @@
+"""Locks between processes that work on one vault; a lock goes with its process."""
+
+from filelock import FileLock, Timeout
+
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.keys import derive
+from hf_fingerprint.vault.records import Base
+from hf_fingerprint.vault.store import Vault
+
+
+def hold(vault: Vault, base: Base, what: str, refusal: str) -> FileLock:
+    """Takes a lock, or refuses with a sentence if another process has it. Call its `release()` when done.
+
+    Args:
+        vault ([`Vault`]): the vault.
+        base ([`Base`]): the base that the work is for; the lock's file name is derived from its secret.
+        what (`str`): what only one may do at a time.
+        refusal (`str`): the sentence.
+    """
+    locks = vault.folder / "locks"
+    locks.mkdir(exist_ok=True, mode=0o700)
+    lock = FileLock(locks / f"{derive(base.secret, 'lock', what).hex()[:16]}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise VaultError(refusal) from None
+    return lock

@@ -1,0 +1,107 @@
+"""Which copy goes to which Hub repo: recorded before the push, confirmed with the commit after it.
+
+A push that was cut off at any point is so resumed by what is on record: a copy is never marked twice, and a commit
+that was made is found again by its files' hashes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.store import Vault
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A copy on its way to a Hub repo, or there.
+
+    Attributes:
+        copy_id (`str`): the copy's record.
+        base_id, recipient (`str`): what that says.
+        repo (`str`): `org/name`.
+        state (`str`): `"begun"`, or `"confirmed"` once the commit is known.
+        files (`dict[str, str]`): the SHA-256 of each file pushed, hexadecimal, by its path in the repo.
+        revision (`str` or `None`): the commit.
+        account (`str` or `None`): the Hub account that is given access.
+        created (`str`): UTC, ISO 8601.
+    """
+
+    copy_id: str
+    base_id: str
+    recipient: str
+    repo: str
+    state: str
+    files: dict[str, str]
+    revision: str | None
+    account: str | None
+    created: str
+
+    @property
+    def place(self) -> str:
+        """Where the copy is, or will be."""
+        return f"{self.repo}@{self.revision}" if self.revision else f"{self.repo} (not confirmed)"
+
+    def describe(self) -> dict[str, Any]:
+        """What may be shown of it beside its copy."""
+        return {"repo": self.repo, "revision": self.revision, "published": self.state, "account": self.account}
+
+
+def begin_publication(
+    vault: Vault, copy_id: str, repo: str, files: Mapping[str, str], account: str | None = None
+) -> Publication:
+    """Records that a copy is about to be pushed.
+
+    Raises:
+        [`VaultError`]: if the copy is on record for another repo.
+    """
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    with vault.connect() as connection:
+        connection.execute(
+            "INSERT INTO publications VALUES (?, ?, 'begun', ?, NULL, ?, ?) ON CONFLICT (copy_id) "
+            "DO UPDATE SET files = excluded.files, account = coalesce(excluded.account, account) "
+            "WHERE repo = excluded.repo AND state = 'begun'",
+            (copy_id, repo, json.dumps(dict(files), sort_keys=True), account, created),
+        )
+    kept = publication_of(vault, copy_id)
+    if kept is None or kept.repo != repo:
+        raise VaultError(
+            f"Copy {copy_id} is on record for {kept.repo if kept else 'another repo'}: publish it "
+            f"there, or issue another copy."
+        )
+    return kept
+
+
+def confirm_publication(vault: Vault, copy_id: str, revision: str) -> Publication:
+    """Records the commit that a copy was pushed with."""
+    with vault.connect() as connection:
+        connection.execute(
+            "UPDATE publications SET state = 'confirmed', revision = ? WHERE copy_id = ?", (revision, copy_id)
+        )
+    kept = publication_of(vault, copy_id)
+    if kept is None:
+        raise VaultError(f"The publication of copy {copy_id} is gone from {vault.folder}: restore a backup.")
+    return kept
+
+
+def publication_of(vault: Vault, copy_id: str) -> Publication | None:
+    """The publication of a copy, if there is one."""
+    return next(iter(publications(vault, copy_id=copy_id)), None)
+
+
+def publications(vault: Vault, repo: str | None = None, copy_id: str | None = None) -> list[Publication]:
+    """The publications on record, of one repo, one copy or all, in the order in which their copies were begun."""
+    with vault.connect() as connection:
+        rows = connection.execute(
+            "SELECT p.copy_id, c.base_id, c.recipient, p.repo, p.state, p.files, p.revision, p.account, p.created "
+            "FROM publications p "
+            "JOIN copies c ON c.copy_id = p.copy_id WHERE p.repo = coalesce(?, p.repo) "
+            "AND p.copy_id = coalesce(?, p.copy_id) ORDER BY c.rowid",
+            (repo, copy_id),
+        ).fetchall()
+    return [
+        Publication(copy, base, recipient, where, state, json.loads(files), *others)
+        for copy, base, recipient, where, state, files, *others in rows
+    ]

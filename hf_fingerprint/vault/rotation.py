@@ -1,0 +1,176 @@
+"""A new tracing identity for a vault whose old one may have leaked.
+
+Every record's key is unsealed with the old identity, checked against its commitment and sealed to the new one; bundles
+are dropped. All of it happens in one transaction, so every moment has one identity that opens every record:
+
+1. the new identity is written beside the old one, as `identity-new-<digits>.age`;
+2. the records are sealed to it and the vault's public key becomes its own, at once;
+3. the old file becomes `identity-old-<digits>.age` and the new one `identity.age`.
+
+Between 2 and 3 the vault opens the new file by itself; see [`Vault.identity`]. A file of step 1 that no step 2
+followed opens nothing and may be deleted.
+
+What can't be undone: whoever has the old identity and an old copy of the vault (a backup, another issuer's folder, an
+earlier commit of the repo it is pushed to) reads the codewords that were on record then. So delete those copies, and
+push the vault to a new repo. The old identity file is kept, since packs and folders from before can be merged with it
+alone; it opens nothing in the rotated vault, and may be deleted when there are none left.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import chain, count
+from pathlib import Path
+
+from hf_fingerprint.checkpoints import sync
+from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.vault.database import IDENTITY, identity_name, write_private
+from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
+from hf_fingerprint.vault.sealing import Opener, check_public_key, lock_identity, new_identity, seal
+from hf_fingerprint.vault.store import Vault, check_commitment
+
+
+_PREVIOUS = "previous_public_key"
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A vault with its new tracing identity.
+
+    Attributes:
+        vault ([`Vault`]): the vault, locked.
+        records (`int`): how many records were sealed anew.
+        identity (`Path` or `None`): the new identity's file; `None` if it is kept elsewhere.
+        old_identity (`Path` or `None`): where the old one's file is now, if it was in the vault's folder.
+        cleared (`bool`): whether nothing sealed to the old identity is left in the database's files. If not, another
+            process was reading them.
+    """
+
+    vault: Vault
+    records: int
+    identity: Path | None
+    old_identity: Path | None
+    cleared: bool
+
+
+def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) -> Rotation:
+    """Gives a vault a new tracing identity.
+
+    Args:
+        vault ([`Vault`]): the vault, unlocked; open it again afterwards.
+        passphrase (`str`): guards the new identity.
+        public_key (`str`, *optional*): the public key (`age1...`) of a new identity that is kept elsewhere.
+
+    Raises:
+        [`VaultError`]: if a record doesn't open, which is then named; nothing is changed.
+    """
+    opener, folder = vault.opener(), vault.folder
+    _settle(Vault(folder), left=False)
+    locked = None
+    if public_key is None:
+        identity, public_key = new_identity()
+        locked = lock_identity(identity, passphrase)
+    check_public_key(public_key)
+    if public_key == opener.public_key:
+        raise VaultError(f"{public_key} is the tracing identity that {folder} has: give another one's public key.")
+    fresh = folder / identity_name("new", public_key)
+    if locked is not None:
+        try:
+            write_private(fresh, locked)
+        except OSError as error:
+            raise VaultError(f"{fresh} can't be written ({error.strerror}): make room; nothing was changed.") from None
+        sync(folder)
+    try:
+        records = _seal_all(vault, opener, public_key)
+    except BaseException:
+        if Vault(folder).public_key != public_key:
+            fresh.unlink(missing_ok=True)
+        raise
+    cleared, renewed = _clear(vault), Vault(folder)
+    old = _settle(renewed, left=locked is None)
+    return Rotation(renewed, records, renewed.identity if locked is not None else None, old, cleared)
+
+
+def resealed(record: CopyRecord, opener: Opener, public_key: str) -> CopyRecord:
+    """A record whose key is sealed to another identity.
+
+    Raises:
+        [`VaultError`]: if the record was tampered with.
+    """
+    key = unsealed(record, opener)
+    return replace(record, sealed=seal(key, record.copy_id, record.base_id, record.recipient, public_key))
+
+
+def unsealed(record: CopyRecord, opener: Opener) -> bytes:
+    """A record's copy key, checked against its commitment.
+
+    Raises:
+        [`VaultError`]: if the record was tampered with.
+    """
+    key = opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
+    check_commitment(record, key)
+    return key
+
+
+def _seal_all(vault: Vault, opener: Opener, public_key: str) -> int:
+    with vault.connect() as connection:
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (now,) = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
+            if now != opener.public_key:
+                raise PassphraseError(f"{vault.folder} was given another tracing identity meanwhile: unlock it again.")
+            rows = connection.execute(f"SELECT {COPY_COLUMNS} FROM copies").fetchall()
+            for record in map(copy_from_row, rows):
+                connection.execute(
+                    "UPDATE copies SET sealed = ? WHERE copy_id = ?",
+                    (resealed(record, opener, public_key).sealed, record.copy_id),
+                )
+            connection.execute("DELETE FROM bundles")
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'public_key'", (public_key,))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_PREVIOUS, opener.public_key))
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+    return len(rows)
+
+
+def _clear(vault: Vault) -> bool:
+    """Leaves no old seal in the files, those of long ago included; in memory, not in temporary files."""
+    with vault.connect() as connection:
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("VACUUM")
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy
+
+
+def _settle(vault: Vault, left: bool) -> Path | None:
+    """Gives the identity files their names: what was in use is the old one, what is in use the only one. Again, it
+    does nothing; `left` tells that what is in use lies elsewhere."""
+    current, fresh = vault.folder / IDENTITY, vault.folder / identity_name("new", vault.public_key)
+    old = None
+    if current.is_file() and (fresh.is_file() or left):
+        with vault.connect() as connection:
+            previous = dict(connection.execute("SELECT key, value FROM meta")).get(_PREVIOUS, "")
+        old = _free(vault.folder / identity_name("old", previous))
+        _rename(current, old)
+    if fresh.is_file():
+        _rename(fresh, current)
+    return old
+
+
+def _free(path: Path) -> Path:
+    """This path, or one like it where there is nothing yet."""
+    others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(place for place in chain([path], others) if not place.exists())
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+        sync(source.parent)
+    except OSError as error:
+        raise VaultError(
+            f"The vault is rotated, but {source} can't be renamed to {target} ({error.strerror}): make room and do so."
+        ) from None

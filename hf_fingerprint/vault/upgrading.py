@@ -1,0 +1,36 @@
+"""Vaults of an earlier format, brought to the present one when they are opened; nothing in them is lost.
+
+Format 1 had no record of publications, and could hold one registration of a model only.
+"""
+
+import sqlite3
+
+from hf_fingerprint.vault.schema import FORMAT, TABLES
+
+
+UPGRADABLE = "1"
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Brings an open database of format 1 to the present one, in one transaction; again, it does nothing."""
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if dict(connection.execute("SELECT key, value FROM meta")).get("format") == UPGRADABLE:
+            present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            tables = {statement.split()[2]: statement for statement in _statements() if "CREATE TABLE" in statement}
+            connection.execute(tables["bases"].replace("CREATE TABLE bases", "CREATE TABLE bases_new"))
+            connection.execute("INSERT INTO bases_new SELECT * FROM bases ORDER BY rowid")
+            connection.execute("DROP TABLE bases")
+            connection.execute("ALTER TABLE bases_new RENAME TO bases")
+            for name in tables.keys() - present:
+                connection.execute(tables[name])
+            connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(FORMAT),))
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _statements() -> list[str]:
+    return [statement.strip() for statement in TABLES.split(";\n") if statement.strip()]

@@ -1,0 +1,454 @@
+import shutil
+from dataclasses import astuple, replace
+from functools import partial, reduce
+from itertools import permutations
+
+import pytest
+from checkpoint_files import UNHURRIED
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from refusals import refused
+from small_models import PASSPHRASE, SETTINGS, new_vault, save_plain
+
+from hf_fingerprint import Vault
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.keys import commitment, new_secret
+from hf_fingerprint.registration import register
+from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, confirm_publication, copies_in_training
+from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
+from hf_fingerprint.vault.merging import MergeReport, join, merge
+from hf_fingerprint.vault.packing import PublicationRow, Snapshot, take_snapshot
+from hf_fingerprint.vault.sealing import new_identity
+
+
+WHOLE = "f0" * 32
+refusal = partial(refused, error=VaultError)
+
+
+# The union of snapshots
+
+KEY = "age1" + "q" * 58
+COPIES = [
+    CopyRecord(
+        str(n) * 16, f"base {n % 2}", f"recipient {n}", "written", f"/out/{n}", WHOLE, str(n), "2026", b"s%d" % n
+    )
+    for n in range(4)
+]
+
+
+def base_row(base_id: str) -> tuple:
+    return (base_id, WHOLE, "{}", b"a", bytes(32), "seal")
+
+
+@st.composite
+def snapshots(draw: st.DrawFn) -> Snapshot:
+    """Parts of one world, each at some moment of it, as issuers have them who have not heard of one another."""
+    copies, published = {}, {}
+    for record in draw(st.lists(st.sampled_from(COPIES), unique=True)):
+        copies[record.copy_id] = replace(record, state=draw(st.sampled_from(["written", "issued"])))
+        if draw(st.booleans()):
+            row = PublicationRow(record.copy_id, f"org/{record.copy_id}", "confirmed", "{}", "sha", None, "2026")
+            if draw(st.booleans()):
+                files, created = draw(st.sampled_from(["{}", '{"a": 1}'])), draw(st.sampled_from(["2025", "2027"]))
+                row = row._replace(state="begun", revision=None, files=files, created=created)
+            published[record.copy_id] = row._replace(account=draw(st.sampled_from([None, "a", "b"])))
+    needed = {record.base_id for record in copies.values()}
+    others = draw(st.sets(st.sampled_from(["base 0", "base 1", "base 2"])))
+    return Snapshot(
+        public_key=KEY,
+        bases={base_id: base_row(base_id) for base_id in sorted(needed | others)},
+        copies=copies,
+        publications=published,
+        issuers=draw(st.dictionaries(st.sampled_from(["age1a", "age1b"]), st.sampled_from(["", "ci", "runner"]))),
+    )
+
+
+@UNHURRIED
+@given(snapshots(), snapshots(), snapshots())
+def test_neither_the_order_of_merging_nor_merging_again_makes_a_difference(one, two, three):
+    assert join(one, two) == join(two, one)
+    assert join(join(one, two), three) == join(one, join(two, three))
+    assert join(one, one) == one
+    assert join(join(one, two), two) == join(one, two)
+
+
+@UNHURRIED
+@given(snapshots(), snapshots())
+def test_nothing_is_lost_and_nothing_made_up(one, two):
+    both = join(one, two)
+
+    for name in ("bases", "copies", "publications", "issuers"):
+        assert getattr(both, name).keys() == getattr(one, name).keys() | getattr(two, name).keys()
+    for copy_id, record in both.copies.items():
+        sources = [known.copies[copy_id] for known in (one, two) if copy_id in known.copies]
+        assert record in sources
+        assert record.state == max((source.state for source in sources), key=["written", "issued"].index)
+    for copy_id, row in both.publications.items():
+        sources = [known.publications[copy_id] for known in (one, two) if copy_id in known.publications]
+        assert row.state == max(source.state for source in sources)
+        assert (row.files, row.revision) in [(s.files, s.revision) for s in sources if s.state == row.state]
+        assert row.account in {source.account for source in sources}
+
+
+@UNHURRIED
+@given(
+    snapshots(),
+    snapshots(),
+    st.sampled_from(["base_id", "recipient", "out", "content_hash", "commitment", "created", "sealed"]),
+)
+def test_a_record_that_differs_is_refused_by_name_either_way(one, two, column):
+    shared = one.copies.keys() & two.copies.keys()
+    assume(shared)
+    copy_id = sorted(shared)[0]
+    other = b"other" if column == "sealed" else "other"
+    forged = replace(two, copies={**two.copies, copy_id: replace(two.copies[copy_id], **{column: other})})
+
+    for first, second in ((one, forged), (forged, one)):
+        text = refusal(join, first, second, "vault A", "vault B")
+        assert copy_id in text
+        assert "vault A" in text
+        assert "vault B" in text
+
+
+@UNHURRIED
+@given(snapshots(), snapshots(), st.integers(1, 5))
+def test_a_base_that_differs_is_refused_by_name(one, two, column):
+    shared = one.bases.keys() & two.bases.keys()
+    assume(shared)
+    base_id = sorted(shared)[0]
+    row = list(two.bases[base_id])
+    row[column] = b"other" if isinstance(row[column], bytes) else "other"
+    forged = replace(two, bases={**two.bases, base_id: tuple(row)})
+
+    assert base_id in refusal(join, one, forged)
+    assert base_id in refusal(join, forged, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"repo": "org/a"}, {"repo": "org/b"}),
+        ({"repo": "org/a", "state": "begun", "revision": None}, {"repo": "org/b"}),
+        ({"revision": "a"}, {"revision": "b"}),
+        ({"files": "{}"}, {"files": '{"a": 1}'}),
+    ],
+)
+def test_a_publication_elsewhere_is_refused(one, other):
+    row = PublicationRow(COPIES[0].copy_id, "org/a", "confirmed", "{}", "sha", None, "2026")
+    snapshot = Snapshot(KEY, {"base 0": base_row("base 0")}, {COPIES[0].copy_id: COPIES[0]}, {}, {})
+    first, second = (replace(snapshot, publications={row.copy_id: row._replace(**some)}) for some in (one, other))
+
+    assert row.copy_id in refusal(join, first, second)
+    assert row.copy_id in refusal(join, second, first)
+
+
+def test_other_tracing_identities_are_refused_with_the_way_out():
+    empty = Snapshot(KEY, {}, {}, {}, {})
+
+    text = refusal(join, empty, replace(empty, public_key="age1other"), "vault A", "vault B")
+
+    assert "vault A" in text
+    assert "rotate" in text
+
+
+def test_snapshots_do_not_show_secrets():
+    shown = repr(Snapshot(KEY, {"b": base_row("b")}, {"c": COPIES[0]}, {}, {"age1a": "ci"}))
+
+    assert shown == f"Snapshot(public_key='{KEY}', issuers={{'age1a': 'ci'}})"
+
+
+# Vaults
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """An empty vault and one with a base, of one tracing identity."""
+    root = tmp_path_factory.mktemp("template")
+    vault = new_vault(root / "empty")
+    shutil.copytree(root / "empty", root / "vault")
+    register(save_plain(root / "model"), Vault(root / "vault"), SETTINGS)
+    assert vault.bases() == []
+    return root
+
+
+@pytest.fixture
+def pair(template, tmp_path):
+    """Two issuers' vaults with the same base."""
+    return [Vault(shutil.copytree(template / "vault", tmp_path / name)) for name in ("one", "two")]
+
+
+@pytest.fixture
+def empty(template, tmp_path):
+    return Vault(shutil.copytree(template / "empty", tmp_path / "empty"))
+
+
+def written(vault: Vault, name: str, issued: bool = True) -> CopyRecord:
+    record, key = vault.begin_copy(vault.bases()[0], name, f"/copies/{name}")
+    record = vault.mark_written(record, key, WHOLE)
+    if issued:
+        vault.mark_issued(record.copy_id)
+    return vault.copies()[-1]
+
+
+def test_each_issuers_records_are_there_once_with_their_keys(pair):
+    one, two = pair
+    mine, theirs = [written(one, name) for name in "ab"], [written(two, name) for name in "cb"]
+    begin_publication(two, theirs[0].copy_id, "org/c", {})
+    confirm_publication(two, theirs[0].copy_id, "sha")
+    add_issuer(two, new_identity()[1], "ci")
+
+    report = merge(one, take_snapshot(two))
+
+    assert one.copies() == mine + theirs
+    assert report == MergeReport(0, 2, 0, 1, report.issuers)
+    assert len(report.issuers) == 1
+    assert "2 new records" in report.describe()
+    assert "new issuer ci (age1" in report.describe()
+    assert issuers(one) == issuers(two)
+    one.unlock(PASSPHRASE)
+    assert len(set(one.copy_keys(one.copies()))) == 4
+    assert merge(one, take_snapshot(two)) == MergeReport()
+
+
+def test_merged_both_ways_they_hold_the_same(pair, empty):
+    one, two = pair
+    written(one, "a"), written(two, "b", issued=False), add_issuer(one, new_identity()[1], "ci")
+
+    merge(one, take_snapshot(two)), merge(two, take_snapshot(one)), merge(empty, take_snapshot(one))
+
+    assert take_snapshot(one) == take_snapshot(two) == take_snapshot(empty)
+    assert [record.recipient for record in two.copies()] == ["b", "a"]
+    assert [record.recipient for record in empty.copies()] == ["a", "b"]
+
+
+def test_three_vaults_hold_the_same_in_whatever_order_they_merge(template, tmp_path):
+    vaults = [Vault(shutil.copytree(template / "vault", tmp_path / name)) for name in "abc"]
+    for vault, name in zip(vaults, "abc", strict=True):
+        written(vault, name)
+    parts = [take_snapshot(vault) for vault in vaults]
+
+    for number, order in enumerate(permutations(parts)):
+        into = Vault(shutil.copytree(template / "empty", tmp_path / f"into {number}"))
+        for part in order:
+            merge(into, part)
+        assert take_snapshot(into) == reduce(join, parts)
+
+
+def test_a_record_moves_forward_and_never_back(pair):
+    one, two = pair
+    record = written(one, "a", issued=False)
+    merge(two, take_snapshot(one))
+    early = take_snapshot(two)
+    one.mark_issued(record.copy_id)
+
+    assert merge(two, take_snapshot(one)) == MergeReport(moved=1)
+    assert merge(two, early) == MergeReport()
+    assert [copy.state for copy in two.copies()] == ["issued"]
+
+
+def test_a_publication_moves_forward_and_never_back(pair):
+    one, two = pair
+    record = written(one, "a")
+    begin_publication(one, record.copy_id, "org/a", {"x": "0a"})
+    merge(two, take_snapshot(one))
+    early = take_snapshot(one)
+    confirm_publication(one, record.copy_id, "sha")
+
+    assert merge(two, take_snapshot(one)) == MergeReport(publications=1)
+    assert merge(two, early) == MergeReport()
+    assert take_snapshot(two) == take_snapshot(one)
+
+
+def test_the_same_model_registered_apart_is_two_bases(template, empty, tmp_path):
+    one, two = (Vault(shutil.copytree(template / "empty", tmp_path / name)) for name in ("one", "two"))
+    for vault in (one, two):
+        register(template / "model", vault, SETTINGS)
+        written(vault, vault.folder.name)
+
+    assert merge(one, take_snapshot(two)).bases == 1
+
+    first, second = one.bases()
+    assert first.content_hash == second.content_hash
+    assert first.secret != second.secret
+    assert one.base_with_hash(first.content_hash).base_id == first.base_id
+    assert register(template / "model", one, SETTINGS).base_id == first.base_id
+    assert {record.base_id for record in one.copies()} == {first.base_id, second.base_id}
+
+
+def test_equal_base_ids_with_different_secrets_are_refused_and_nothing_changes(template, tmp_path):
+    """Format 1 gave a model the same id wherever it was registered."""
+    one, two = (Vault(shutil.copytree(template / "vault", tmp_path / name)) for name in ("one", "two"))
+    base = replace(one.bases()[0], base_id="0123456789ab", content_hash="0123456789ab" + "a" * 52)
+    one.add_base(base), two.add_base(replace(base, secret=new_secret()))
+    written(two, "a")
+    before = take_snapshot(one)
+
+    assert "0123456789ab" in refusal(merge, one, take_snapshot(two))
+    assert take_snapshot(one) == before
+
+
+def test_a_refused_merge_changes_nothing_at_all(pair):
+    one, two = pair
+    record = written(one, "a")
+    merge(two, take_snapshot(one))
+    written(two, "b"), add_issuer(two, new_identity()[1], "ci")
+    with two.connect() as connection:
+        connection.execute("UPDATE copies SET commitment = ? WHERE copy_id = ?", ("00" * 32, record.copy_id))
+    before = [rows_of(one), rows_of(two)]
+
+    text = refusal(merge, one, take_snapshot(two), None, "the vault of ci")
+
+    assert record.copy_id in text
+    assert "the vault of ci" in text
+    assert str(one.folder) in text
+    assert [rows_of(one), rows_of(two)] == before
+
+
+def rows_of(vault: Vault) -> dict[str, list[tuple]]:
+    with vault.connect() as connection:
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
+
+
+def test_a_merge_that_is_cut_off_changes_nothing(pair, monkeypatch):
+    one, two = pair
+    for name in "abc":
+        begin_publication(two, written(two, name).copy_id, f"org/{name}", {})
+    before = rows_of(one)
+    from hf_fingerprint.vault import merging
+
+    real = merging.insert_rows
+
+    def stops(connection, table, rows):
+        real(connection, table, rows)
+        if table == "publications":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(merging, "insert_rows", stops)
+    with pytest.raises(KeyboardInterrupt):
+        merge(one, take_snapshot(two))
+    monkeypatch.undo()
+
+    assert rows_of(one) == before
+    assert merge(one, take_snapshot(two)).copies == 3
+
+
+def test_what_was_begun_stays_where_it_was_begun(pair):
+    one, two = pair
+    base = two.bases()[0]
+    two.begin_copy(base, "bob", "/out")
+    begin_training(two, base, "carol")
+
+    assert merge(one, take_snapshot(two)) == MergeReport()
+    assert one.copies() == []
+    assert [record.recipient for record in two.copies()] == ["bob", "carol"]
+    assert copies_in_training(one) == set()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_copy_begun_here_and_finished_in_a_copy_of_the_folder_moves_forward(pair, tmp_path, again):
+    one, _ = pair
+    record, key = one.begin_copy(one.bases()[0], "bob", "/out")
+    clone = Vault(shutil.copytree(one.folder, tmp_path / "clone"))
+    if again:
+        record, key = clone.begin_copy(clone.bases()[0], "bob", "/out", again=record)
+    done = clone.mark_written(record, key, WHOLE)
+
+    assert merge(one, take_snapshot(clone)) == MergeReport(moved=1)
+
+    one.unlock(PASSPHRASE)
+    assert one.copies() == [done]
+    assert one.copy_key(done) == key
+
+
+def test_but_never_under_a_training_that_goes_on_with_another_key(pair, tmp_path):
+    one, _ = pair
+    record, key = begin_training(one, one.bases()[0], "bob")
+    clone = Vault(shutil.copytree(one.folder, tmp_path / "clone"))
+    same = Vault(shutil.copytree(one.folder, tmp_path / "same"))
+    other, forged = clone.begin_copy(clone.bases()[0], "bob", "/out", again=record)
+    clone.mark_written(other, forged, WHOLE)
+    same.mark_written(record, key, WHOLE)
+
+    assert record.copy_id in refusal(merge, one, take_snapshot(clone))
+    assert one.copies() == [record]
+    assert merge(one, take_snapshot(same)).moved == 1
+
+
+def test_a_removed_issuer_stays_removed(pair):
+    one, two = pair
+    public_key = new_identity()[1]
+    add_issuer(one, public_key, "ci")
+    merge(two, take_snapshot(one))
+    remove_issuer(one, "ci")
+
+    assert merge(one, take_snapshot(two)).issuers == ()
+    assert issuers(one) == {}
+    merge(two, take_snapshot(one))
+    assert issuers(two) == {}
+
+
+def test_a_vault_of_another_identity_is_refused_unless_that_is_given(pair, tmp_path):
+    one, _ = pair
+    other = new_vault(tmp_path / "other")
+    register(save_plain(tmp_path / "model"), other, SETTINGS)
+    record, key = other.begin_copy(other.bases()[0], "dora", "/out")
+    done = other.mark_written(record, key, WHOLE)
+
+    assert "rotate" in refusal(merge, one, take_snapshot(other))
+    assert one.copies() == []
+    other.unlock(PASSPHRASE)
+    assert merge(one, take_snapshot(other), other.opener()).copies == 1
+
+    one.unlock(PASSPHRASE)
+    (found,) = one.copies()
+    assert replace(found, sealed=b"") == replace(done, sealed=b"")
+    assert one.copy_key(found) == key
+    assert merge(one, take_snapshot(other), other.opener()) == MergeReport()
+
+
+def test_a_stranger_s_record_in_a_vault_of_another_identity_is_found_out(pair, tmp_path):
+    one, _ = pair
+    other = new_vault(tmp_path / "other")
+    register(save_plain(tmp_path / "model"), other, SETTINGS)
+    record = written(other, "dora")
+    with other.connect() as connection:
+        connection.execute("UPDATE copies SET commitment = ?", (commitment(bytes(32), "dora", WHOLE),))
+    other.unlock(PASSPHRASE)
+
+    assert record.copy_id in refusal(merge, one, take_snapshot(other), other.opener())
+    assert one.copies() == []
+
+
+@pytest.mark.parametrize("junk", ["sealed", "commitment"])
+def test_with_the_identity_at_hand_a_new_record_that_opens_nothing_is_found_out(pair, junk):
+    """It would stand in the way of every trace of its base."""
+    one, two = pair
+    record = written(two, "dora")
+    with two.connect() as connection:
+        connection.execute(f"UPDATE copies SET {junk} = ?", (b"junk" if junk == "sealed" else "00" * 32,))
+    one.unlock(PASSPHRASE)
+
+    assert record.copy_id in refusal(merge, one, take_snapshot(two), one.opener())
+    assert one.copies() == []
+
+
+def test_with_the_identity_at_hand_a_genuine_record_is_taken(pair):
+    one, two = pair
+    record = written(two, "dora")
+    one.unlock(PASSPHRASE)
+
+    assert merge(one, take_snapshot(two), one.opener()).copies == 1
+    assert one.copies() == [record]
+
+
+def test_another_process_may_issue_meanwhile(pair):
+    one, two = pair
+    written(two, "a")
+    snapshot = take_snapshot(two)
+    record = written(one, "b")
+
+    merge(one, snapshot)
+
+    assert [copy.recipient for copy in one.copies()] == ["b", "a"]
+    assert astuple(one.copies()[0]) == astuple(record)

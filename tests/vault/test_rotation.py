@@ -1,0 +1,345 @@
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+from functools import partial
+from pathlib import Path
+
+import pytest
+from quick_age import lock_quickly
+from refusals import refused
+from small_models import PASSPHRASE, SETTINGS, bytes_of, everything_in, names_in, new_vault, save_plain
+
+from hf_fingerprint import Issuer, Vault, trace
+from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.vault import begin_training, copies_in_training, finish_training
+from hf_fingerprint.vault import rotation as module
+from hf_fingerprint.vault.merging import MergeReport, merge
+from hf_fingerprint.vault.packing import open_pack, pack_vault, take_snapshot
+from hf_fingerprint.vault.rotation import rotate
+from hf_fingerprint.vault.sealing import Opener, new_identity, open_identity
+
+
+NEW = "a new passphrase"
+WHOLE = "f0" * 32
+refusal = partial(refused, error=VaultError)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(module, "lock_identity", lock_quickly)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    root = tmp_path_factory.mktemp("template")
+    vault = new_vault(root / "vault")
+    with Issuer(save_plain(root / "model"), vault, SETTINGS) as issuer:
+        list(issuer.issue_all(["alice", "bob"], root / "copies"))
+    vault.begin_copy(vault.bases()[0], "carol", root / "nowhere")
+    shutil.rmtree(vault.folder / "locks", ignore_errors=True)
+    return root
+
+
+@pytest.fixture
+def vault(template, tmp_path):
+    vault = Vault(shutil.copytree(template / "vault", tmp_path / "vault"))
+    vault.unlock(PASSPHRASE)
+    return vault
+
+
+def keys_of(folder: Path, passphrase: str = NEW) -> list[bytes]:
+    vault = Vault(folder)
+    vault.unlock(passphrase)
+    return vault.copy_keys(vault.copies())
+
+
+def digits(public_key: str) -> str:
+    return public_key[4:12]
+
+
+def test_every_record_opens_with_the_new_identity_and_none_with_the_old(vault, template):
+    keys, before, old = vault.copy_keys(vault.copies()), vault.copies(), vault.opener()
+
+    done = rotate(vault, NEW)
+
+    assert done.vault.public_key != vault.public_key
+    assert keys_of(vault.folder) == keys
+    after = done.vault.copies()
+    assert [(r.copy_id, r.recipient, r.state, r.commitment, r.out) for r in after] == [
+        (r.copy_id, r.recipient, r.state, r.commitment, r.out) for r in before
+    ]
+    assert done.records == 3
+    for record in after:
+        assert record.copy_id in refusal(old.unseal, record.sealed, record.copy_id, record.base_id, record.recipient)
+    done.vault.unlock(NEW)
+    (accused,) = trace(template / "copies" / "bob", done.vault).accused
+    assert accused.recipient == "bob"
+
+
+def test_the_old_passphrase_and_the_old_identity_are_refused(vault):
+    done = rotate(vault, NEW)
+
+    refusal(done.vault.unlock, PASSPHRASE, error=PassphraseError)
+    refusal(done.vault.unlock, PASSPHRASE, done.old_identity, error=PassphraseError)
+    assert not done.vault.unlocked
+
+
+def test_the_identities_files_say_which_is_which(vault):
+    old = vault.public_key
+
+    done = rotate(vault, NEW)
+
+    assert set(names_in(vault.folder)) == {"identity.age", f"identity-old-{digits(old)}.age", "vault.db"}
+    assert done.identity == vault.folder / "identity.age"
+    assert done.old_identity == vault.folder / f"identity-old-{digits(old)}.age"
+    assert open_identity(done.old_identity, PASSPHRASE).public_key == old
+    assert open_identity(done.identity, NEW).public_key == done.vault.public_key
+    assert {stat.S_IMODE(path.stat().st_mode) for path in vault.folder.iterdir()} == {0o600}
+
+
+def test_the_new_identity_may_be_kept_elsewhere(vault, tmp_path):
+    keys, (identity, public_key) = vault.copy_keys(vault.copies()), new_identity()
+    (tmp_path / "elsewhere.age").write_bytes(lock_quickly(identity, NEW))
+
+    done = rotate(vault, public_key=public_key)
+
+    assert done.identity is None
+    assert done.vault.public_key == public_key
+    assert not (vault.folder / "identity.age").exists()
+    assert done.old_identity is not None
+    assert identity.encode() not in everything_in(vault)
+    done.vault.unlock(NEW, tmp_path / "elsewhere.age")
+    assert done.vault.copy_keys(done.vault.copies()) == keys
+
+
+def test_no_identity_but_a_public_key_is_taken(vault):
+    before = bytes_of(vault.folder)
+    for wrong in ("age1nonsense", new_identity()[0], vault.public_key):
+        text = refusal(lambda wrong=wrong: rotate(vault, public_key=wrong))
+        assert "SECRET" not in text
+    refusal(rotate, Vault(vault.folder), NEW, error=PassphraseError)
+
+    assert bytes_of(vault.folder) == before
+
+
+def test_an_empty_passphrase_changes_nothing(vault, monkeypatch):
+    monkeypatch.undo()
+    before = bytes_of(vault.folder)
+
+    refusal(rotate, vault, "", error=PassphraseError)
+    assert bytes_of(vault.folder) == before
+
+
+@pytest.mark.parametrize("column", ["sealed", "commitment", "recipient"])
+def test_a_record_that_was_tampered_with_is_named_and_nothing_changes(vault, column):
+    record = vault.copies()[1]
+    value = b"junk" if column == "sealed" else "00" * 32
+    with vault.connect() as connection:
+        connection.execute(f"UPDATE copies SET {column} = ? WHERE copy_id = ?", (value, record.copy_id))
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    before = bytes_of(vault.folder)
+
+    assert record.copy_id in refusal(rotate, vault, NEW)
+    assert bytes_of(vault.folder) == before
+
+
+def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
+    monkeypatch.setattr("hf_fingerprint.vault.store.BUNDLE_FROM", 2)
+    base = vault.bases()[0]
+    seals = [record.sealed for record in vault.copies()]
+    for _ in range(3):  # seals that were replaced long ago, and bundles
+        vault.begin_copy(base, "carol", "/out", again=vault.copies()[2])
+        seals += [record.sealed for record in vault.copies()]
+        vault.copy_keys(vault.copies())
+        vault.begin_copy(base, "dora", "/out")
+        with vault.connect() as connection:
+            seals += [sealed for (sealed,) in connection.execute("SELECT sealed FROM bundles")]
+    vault.copy_keys(vault.copies())
+    assert any(seal[-64:] in everything_in(vault) for seal in seals)
+
+    done = rotate(vault, NEW)
+
+    content = everything_in(vault)
+    assert done.cleared
+    assert done.vault.copies()[0].sealed[-64:] in content
+    for seal in seals:
+        assert not any(seal[i : i + 24] in content for i in range(100, len(seal) - 24, 24))
+    with vault.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM bundles").fetchone() == (0,)
+
+
+def test_while_another_process_reads_it_says_that_old_seals_are_left(vault, monkeypatch):
+    monkeypatch.setattr("hf_fingerprint.vault.database._WAIT_SECONDS", 0.1)
+    reader = sqlite3.connect(vault.folder / "vault.db")
+    reader.execute("BEGIN").execute("SELECT * FROM meta").fetchall()
+
+    done = rotate(vault, NEW)
+
+    reader.close()
+    assert not done.cleared
+    assert keys_of(vault.folder)
+
+
+def test_the_order_of_records_and_their_bases_stays(vault):
+    for name in "zyx":
+        vault.begin_copy(vault.bases()[0], name, "/out")
+    before = [record.copy_id for record in vault.copies()]
+
+    done = rotate(vault, NEW)
+
+    assert [record.copy_id for record in done.vault.copies()] == before
+    assert done.vault.bases() == vault.bases()
+
+
+def test_a_training_goes_on(vault):
+    base = vault.bases()[0]
+    record, key = begin_training(vault, base, "emil")
+
+    done = rotate(vault, NEW)
+
+    again, same = begin_training(done.vault, base, "emil")
+    assert (again.copy_id, same) == (record.copy_id, key)
+    written = done.vault.mark_written(again, key, WHOLE)
+    finish_training(done.vault, written)
+    assert copies_in_training(done.vault) == set()
+    done.vault.unlock(NEW)
+    assert done.vault.copy_key(written) == key
+
+
+def test_a_process_that_opened_the_vault_before_seals_nothing_more_to_the_old_identity(vault, monkeypatch):
+    monkeypatch.setattr("hf_fingerprint.vault.store.BUNDLE_FROM", 1)
+    before, records = Vault(vault.folder), vault.copies()
+    base, begun = before.bases()[0], before.copies()[2]
+    done = rotate(vault, NEW)
+    rows = done.vault.copies()
+
+    assert str(vault.folder) in refusal(before.begin_copy, base, "emil", "/out")
+    assert begun.copy_id in refusal(lambda: before.begin_copy(base, "carol", "/out", again=begun))
+    vault.copy_keys(records)
+    with vault.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM bundles").fetchone() == (0,)
+    assert done.vault.copies() == rows
+    refusal(rotate, vault, NEW)
+    assert sorted(names_in(vault.folder))[0].startswith("identity-old-")
+    assert len(names_in(vault.folder)) == 3
+
+
+def test_rotated_twice_it_opens_with_the_last_identity_and_keeps_all(vault):
+    keys, publics = vault.copy_keys(vault.copies()), [vault.public_key]
+    for number in range(3):
+        vault = rotate(vault, f"{NEW} {number}").vault
+        publics.append(vault.public_key)
+        vault.unlock(f"{NEW} {number}")
+
+    assert keys_of(vault.folder, f"{NEW} 2") == keys
+    olds = [f"identity-old-{digits(public)}.age" for public in publics[:-1]]
+    assert set(names_in(vault.folder)) == {"identity.age", "vault.db", *olds}
+
+
+# Crashes
+
+STEPS = ["write_private", "sync", "_seal_all", "within", "committed", "_clear", "first rename", "last rename"]
+
+
+def kill_at(step: str, after: bool) -> None:
+    """From here on, this process is killed when it comes to a step."""
+
+    def killed(name: str, count: int = 1):
+        real, calls = getattr(module, name), []
+
+        def stand_in(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == count and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*args, **kwargs)
+            if len(calls) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(module, name, stand_in)
+
+    if step == "within":
+        killed("resealed", 2)
+    elif step == "committed":
+        killed("_seal_all")
+    elif step.endswith("rename"):
+        killed("_rename", 1 if step == "first rename" else 2)
+    else:
+        killed(step)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_anywhere_it_opens_with_one_of_the_two(vault, tmp_path, step, after, elsewhere):
+    keys, (identity, public_key) = vault.copy_keys(vault.copies()), new_identity()
+    (tmp_path / "elsewhere.age").write_bytes(lock_quickly(identity, NEW))
+    child = os.fork()
+    if child == 0:
+        kill_at(step, after)
+        rotate(vault, NEW, public_key if elsewhere else None)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert elsewhere or os.WIFSIGNALED(status)
+
+    opened, ways = Vault(vault.folder), [(PASSPHRASE, None), (NEW, None), (NEW, tmp_path / "elsewhere.age")]
+    fitting = []
+    for way in ways:
+        try:
+            opened.unlock(*way)
+            fitting.append(way)
+        except VaultError:
+            continue
+        assert opened.copy_keys(opened.copies()) == keys
+    assert len(fitting) == 1
+    rotated = opened.public_key != vault.public_key
+    assert fitting[0][0] == (NEW if rotated else PASSPHRASE)
+
+    again = rotate(opened, "another passphrase")
+
+    assert keys_of(vault.folder, "another passphrase") == keys
+    assert open_identity(vault.folder / "identity.age", "another passphrase").public_key == again.vault.public_key
+    olds = list(vault.folder.glob("identity-old-*.age"))
+    opening = []
+    for path in olds:
+        for passphrase in (PASSPHRASE, NEW):
+            try:
+                opening.append(open_identity(path, passphrase).public_key)
+            except PassphraseError:
+                continue
+    assert vault.public_key in opening, "the first identity's file is never lost"
+    assert len(opening) == len(olds)
+
+
+# Packs and folders of before
+
+
+def test_a_pack_of_before_is_merged_with_the_old_identity(vault, tmp_path):
+    """Another issuer pushed a record before it heard of the rotation."""
+    issuer = Vault(shutil.copytree(vault.folder, tmp_path / "issuer"))
+    record, key = issuer.begin_copy(issuer.bases()[0], "emil", "/out")
+    issuer.mark_written(record, key, WHOLE)
+    packed, old = pack_vault(issuer), vault.opener()
+    done = rotate(vault, NEW)
+    snapshot = open_pack(packed, old, "org/keys")
+
+    assert "rotate" in refusal(merge, done.vault, snapshot)
+    assert merge(done.vault, snapshot, old) == MergeReport(copies=1)
+    assert merge(done.vault, snapshot, old) == MergeReport()
+
+    done.vault.unlock(NEW)
+    assert done.vault.copy_key(done.vault.copies()[-1]) == key
+    assert [copy.recipient for copy in done.vault.copies()] == ["alice", "bob", "carol", "emil"]
+
+
+def test_the_new_identity_opens_what_is_pushed_from_now_on_and_the_old_does_not(vault):
+    old = vault.opener()
+    done = rotate(vault, NEW)
+    packed = pack_vault(done.vault)
+
+    done.vault.unlock(NEW)
+    assert open_pack(packed, done.vault.opener(), "x") == take_snapshot(done.vault)
+    refusal(open_pack, packed, old, "x")
+    refusal(open_pack, packed, Opener(new_identity()[0]), "x")
