@@ -1,8 +1,9 @@
 """How a base becomes known: built, calibrated, given a code and a secret, and recorded."""
 
 from hf_fingerprint.registration.building import BuiltModel
-from hf_fingerprint.registration.content import open_base, weights_hash
-from hf_fingerprint.registration.registering import Settings, averaging_coalition, examine, predicted_score, register
+from hf_fingerprint.registration.content import find_base, open_base, weights_hash
+from hf_fingerprint.registration.prediction import averaging_coalition, predicted_score
+from hf_fingerprint.registration.registering import Settings, examine, register
 
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Settings",
     "averaging_coalition",
     "examine",
+    "find_base",
     "open_base",
     "predicted_score",
     "register",

@@ -1,6 +1,8 @@
 """Which registered base, if any, a checkpoint is: by its content hash, computed in full once for files that stand
 still."""
 
+from pathlib import Path
+
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.vault import Base, Vault
@@ -35,3 +37,21 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
             "the place of the base itself with --base."
         )
     return original
+
+
+def find_base(vault: Vault, name: str | Path) -> Base:
+    """The registered base of a name: its id, where it was registered from, or a place where its weights are.
+
+    Raises:
+        [`VaultError`]: if the vault holds no such base.
+    """
+    bases = vault.bases()
+    for base in bases:
+        if str(name) in (base.base_id, base.source, f"{base.source}@{base.revision}"):
+            return base
+    with open_checkpoint(name, weights_only=True) as checkpoint:
+        whole = weights_hash(checkpoint, vault)
+    for base in bases:
+        if base.content_hash == whole:
+            return base
+    raise VaultError(f"{name} is not a base of {vault.folder}: its weights' hash is not on record.")

@@ -8,29 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.carriers import TensorMarker, can_carry, row_rms, select_by_name, select_from_model, spend_budget
-from hf_fingerprint.carriers.amplitude import MAX_EPS
+from hf_fingerprint.carriers import can_carry, row_rms, select_by_name, select_from_model, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.checkpoints.reader import block_rows
-from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_formula, coalition_by_simulation, make_codebook
-from hf_fingerprint.codes.coalition import expected_score
+from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.errors import CarrierError, CodeError
-from hf_fingerprint.keys import new_secret
+from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.registration.building import BuiltModel, build_model, names_in_file
+from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.inputs import synthetic_images, user_images
-from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sensitivity
-from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord, Vault
+from hf_fingerprint.registration.prediction import code_length, drift_noise, score_after_drift
+from hf_fingerprint.registration.sensitivity import measure_sensitivity
+from hf_fingerprint.registration.strength import carriers_of, measured_strength
+from hf_fingerprint.vault import Base, Calibration, Compact, TensorRecord, Vault
 
 
-MAX_LENGTH = 65536
-WEIGHTS_PER_POSITION = 40
 MAX_KL, ALPHA = 1e-4, 1e-6
 COALITION, RECIPIENTS_PLANNED = 20, 1000
 UNCALIBRATED_EPS = 0.003
-MEASUREMENTS = 8
-DRIFT = 0.02
+LAYOUTS = ("spread", "compact")
 Report = Callable[[str], None]
 
 
@@ -49,6 +46,8 @@ class Settings:
         alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent.
         eps (`float`, *optional*): a fixed amplitude, as a share of each row's root mean square, instead of the budget:
             for a base that is the initialisation of a training from scratch, whose output means nothing yet.
+        carriers (`str`, *optional*, defaults to `"spread"`): `"spread"` marks all tensors that can carry, `"compact"`
+            a few that lie together, so that copies share nearly all of their bytes, at a cost in robustness.
     """
 
     max_kl: float | None = None
@@ -57,8 +56,11 @@ class Settings:
     recipients_planned: int | None = None
     alpha: float | None = None
     eps: float | None = None
+    carriers: str | None = None
 
     def __post_init__(self) -> None:
+        if self.carriers not in (None, *LAYOUTS):
+            raise CodeError(f"Carriers are laid out {' or '.join(LAYOUTS)}, not {self.carriers}: choose --carriers.")
         if self.max_kl is not None and not 0 < self.max_kl <= 1:
             raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
         if self.alpha is not None and not 0 < self.alpha < 0.5:
@@ -107,6 +109,7 @@ def _check_same(base: Base, settings: Settings) -> None:
         "recipients_planned": base.recipients_planned,
         "alpha": base.alpha,
         "eps": max(carrier.eps for carrier in base.carriers),
+        "carriers": "spread" if base.compact is None else "compact",
     }
     for name, value in recorded.items():
         asked = getattr(settings, name)
@@ -159,13 +162,8 @@ def examine(
     selected = [n for n in checkpoint.tensors if n in mapping] or select_by_name(checkpoint.tensors)
     report("reading the carriers")
     rms = {name: _rms(checkpoint, name) for name in selected}
-    secret = new_secret()
-    length = code_length(sum(_weights(checkpoint, n) for n in selected), checkpoint.source.name)
-    family = FairSigns.family if coalition <= 2 else Tardos.family
-    codebook = make_codebook(family, length, coalition, secret)
-
-    eps = np.full(len(selected), settings.eps or UNCALIBRATED_EPS)
-    kl = agreement = None
+    counts = np.array([_weights(checkpoint, name) for name in selected])
+    eps, sensitivity = np.full(len(selected), settings.eps or UNCALIBRATED_EPS), None
     if model is not None and images is not None and mapping and settings.eps is None:
         report("measuring what the mark does to the output")
         sensitivity = measure_sensitivity(model.module, images, [mapping[n] for n in selected])
@@ -173,37 +171,42 @@ def examine(
             raise CarrierError(
                 f"{checkpoint.source.name} gives no numbers on the calibration inputs: mark a model that works."
             )
-        eps = spend_budget(max_kl, sensitivity, np.array([_weights(checkpoint, n) for n in selected]))
-        codeword = codebook.packed([new_secret()])[0]
-        best, failures = None, 0
-        for _ in range(MEASUREMENTS):  # the second order is an estimate; the budget is spent by what is measured
-            carriers = _carriers(selected, eps, rms)
-            marked = {mapping[c.name]: _marked(checkpoint, c, secret, codeword) for c in carriers}
-            kl, agreement = compare_outputs(model.module, images, marked)
-            if kl <= max_kl:
-                best = eps, kl, agreement
-                if failures or kl >= 0.8 * max_kl or (eps >= MAX_EPS).all():
-                    break
-                eps = np.minimum(MAX_EPS, eps * np.sqrt(0.9 * max_kl / max(kl, 0.05 * max_kl)))
-            elif best is not None:
-                break
-            else:  # rounding to half precision costs too, and doesn't shrink with the mark: shrink faster each time
-                eps = eps * np.sqrt(0.9 * max_kl / kl) * 0.9**failures
-                failures += 1
-        if best is None:
-            raise CarrierError(
-                f"{checkpoint.source.name}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs, the weakest "
-                f"tried has {kl:.1e}: choose a larger --max-kl."
-            )
-        eps, kl, agreement = best
-    carriers = _carriers(selected, eps, rms)
+        eps = spend_budget(max_kl, sensitivity, counts)
+    secret = new_secret()
+    family = FairSigns.family if coalition <= 2 else Tardos.family
+    compact = None
+    if settings.carriers == "compact":
+        kept = compact_window(
+            checkpoint.tensors,
+            selected,
+            lambda i: eps[i] if sensitivity is None else spend_budget(max_kl, sensitivity[i], counts[i]),
+            checkpoint.source.name,
+        )
+        length = code_length(int(counts.sum()), checkpoint.source.name)
+        spread = make_codebook(family, length, coalition, secret)
+        differ = sum(checkpoint.tensors[selected[i]].nbytes for i in kept)
+        share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
+        compact = Compact(share, score_after_drift(spread, counts, eps))
+        if sensitivity is not None:
+            eps = spend_budget(max_kl, sensitivity[kept], counts[kept])
+        selected, counts = [selected[i] for i in kept], counts[kept]
+        eps = eps if sensitivity is not None else eps[kept]
+    length = code_length(int(counts.sum()), checkpoint.source.name)
+    codebook = make_codebook(family, length, coalition, secret)
+    kl = agreement = None
+    if model is not None and images is not None and sensitivity is not None:
+        parameters = {name: mapping[name] for name in selected}
+        eps, kl, agreement = measured_strength(
+            checkpoint, model, images, parameters, eps, rms, max_kl, secret, codebook
+        )
+    carriers = carriers_of(selected, eps, rms)
 
     report("working out the certified coalition")
-    noise = drift_noise(carriers, {n: _weights(checkpoint, n) for n in selected}, length)
+    noise = drift_noise(counts, eps, length)
     certified = coalition_by_simulation(codebook, planned, alpha, noise)
     whole = content_hash(checkpoint.tensors, digests)
     return Base(
-        base_id=whole[:12],
+        base_id=whole[:8] + derive(secret, "base").hex()[:4],
         source=checkpoint.source.name,
         revision=checkpoint.source.revision,
         content_hash=whole,
@@ -224,57 +227,13 @@ def examine(
             agreement,
         ),
         secret=secret,
+        compact=compact,
     )
-
-
-def code_length(weights: int, where: str) -> int:
-    """V for a number of carrier weights: the largest power of two up to 65,536 with at least 40 weights a position.
-
-    Raises:
-        [`CarrierError`]: if there are too few weights for 64 positions.
-    """
-    if weights < 64 * WEIGHTS_PER_POSITION:
-        raise CarrierError(
-            f"{where} has {weights} convolution and linear weights besides stem and classifier, and a mark needs "
-            f"{64 * WEIGHTS_PER_POSITION}: the model is too small."
-        )
-    return min(MAX_LENGTH, 1 << (weights // WEIGHTS_PER_POSITION).bit_length() - 1)
-
-
-def drift_noise(carriers: tuple[Carrier, ...], weights: dict[str, int], length: int, drift: float = DRIFT) -> float:
-    """The reading's noise at one position after the suspect's weights drifted, in units of the mark's amplitude.
-
-    Args:
-        carriers (`tuple[Carrier, ...]`): the carriers.
-        weights (`dict[str, int]`): how many weights each has.
-        length (`int`): V.
-        drift (`float`, *optional*, defaults to 0.02): standard deviation of the drift, relative to the rows' root mean
-            square: about a fine-tuning with AdamW at 1e-4.
-    """
-    energy = sum(weights[carrier.name] * carrier.eps**2 for carrier in carriers) / length
-    return drift / np.sqrt(energy) if energy else float("inf")
-
-
-def predicted_score(base: Base, drift: float = DRIFT) -> float:
-    """The score that one leaked copy is expected to have after a drift, by formula."""
-    weights = {carrier.name: int(np.prod(base.tensors[carrier.name].shape)) for carrier in base.carriers}
-    return expected_score(base.codebook(), 1, drift_noise(base.carriers, weights, base.length, drift))
-
-
-def averaging_coalition(base: Base, drift: float = DRIFT) -> int:
-    """The number of colluders by averaging that the base's code withstands after a drift, by formula."""
-    weights = {carrier.name: int(np.prod(base.tensors[carrier.name].shape)) for carrier in base.carriers}
-    noise = drift_noise(base.carriers, weights, base.length, drift)
-    return coalition_by_formula(base.codebook(), base.recipients_planned, base.alpha, noise).size
 
 
 def _weights(checkpoint: Checkpoint, name: str) -> int:
     info = checkpoint.tensors[name]
     return info.rows * info.columns
-
-
-def _carriers(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -> tuple[Carrier, ...]:
-    return tuple(Carrier(name, float(e), np.float32(e) * rms[name]) for name, e in zip(names, eps, strict=True))
 
 
 def _rms(checkpoint: Checkpoint, name: str) -> np.ndarray:
@@ -289,12 +248,3 @@ def _rms(checkpoint: Checkpoint, name: str) -> np.ndarray:
             f"{checkpoint.source.name}: tensor {name} holds NaN or infinite weights: mark a model that works."
         )
     return rms
-
-
-def _marked(checkpoint: Checkpoint, carrier: Carrier, secret: bytes, codeword: np.ndarray) -> np.ndarray:
-    info = checkpoint.tensors[carrier.name]
-    marker = TensorMarker(secret, secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword)
-    raw = checkpoint.read(info, out=np.empty(info.nbytes, np.uint8))
-    for rows in block_rows(info):
-        marker(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
-    return to_float32(raw, info.dtype).reshape(-1, info.columns)

@@ -14,7 +14,7 @@ from hf_fingerprint import Settings, register
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
 from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError
 from hf_fingerprint.registration import examine, predicted_score
-from hf_fingerprint.registration.registering import code_length, drift_noise
+from hf_fingerprint.registration.prediction import code_length, drift_noise
 from hf_fingerprint.vault import Base
 
 
@@ -90,7 +90,7 @@ def test_half_precision_models_keep_the_budget_that_rounding_spends_too(models, 
 
 def test_a_budget_that_the_mark_never_keeps_is_not_recorded_as_kept(models, monkeypatch):
     monkeypatch.setattr(
-        "hf_fingerprint.registration.registering.compare_outputs", lambda module, images, marked: (3e-6, 1.0)
+        "hf_fingerprint.registration.strength.compare_outputs", lambda module, images, marked: (3e-6, 1.0)
     )
 
     try:
@@ -206,13 +206,13 @@ def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_k
 
 def test_drift_hides_a_weak_mark_more_than_a_strong_one(models):
     base = examined(models.plain)
-    weights = {carrier.name: 100 for carrier in base.carriers}
+    counts, eps = np.full(len(base.carriers), 100), np.array([carrier.eps for carrier in base.carriers])
 
-    noise = drift_noise(base.carriers, weights, 17 * 100, drift=0.003)
+    noise = drift_noise(counts, eps, 17 * 100, drift=0.003)
 
     assert noise == pytest.approx(1)  # a weight a position, drifting as far as it is marked
-    assert drift_noise(base.carriers, weights, 17 * 25, drift=0.003) == pytest.approx(0.5)
-    assert drift_noise((), {}, 64) == np.inf
+    assert drift_noise(counts, eps, 17 * 25, drift=0.003) == pytest.approx(0.5)
+    assert drift_noise(np.zeros(0), np.zeros(0), 64) == np.inf
 
 
 def test_every_registration_draws_its_own_secret(models):
@@ -220,7 +220,9 @@ def test_every_registration_draws_its_own_secret(models):
 
     assert one.secret != two.secret
     assert len(one.secret) == 32
-    assert (one.base_id, one.content_hash) == (two.base_id, two.content_hash)
+    assert one.content_hash == two.content_hash
+    assert one.base_id[:8] == two.base_id[:8] == one.content_hash[:8]
+    assert one.base_id != two.base_id  # so that two issuers' registrations can stand in one vault
 
 
 def test_a_base_that_is_registered_is_returned_as_it_is_recorded(models, tmp_path):

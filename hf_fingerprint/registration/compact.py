@@ -1,0 +1,57 @@
+"""Few carriers that lie together in the file, so that copies of a base share nearly all of their bytes.
+
+Storage that is deduplicated by chunks then uploads and keeps only what differs. Fewer weights hold the mark, so it
+survives less; how much less is predicted when the base is registered.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import TensorInfo
+from hf_fingerprint.errors import CarrierError
+
+
+SHARE = 0.045
+
+
+def compact_window(
+    tensors: Mapping[str, TensorInfo], names: list[str], spend: Callable[[np.ndarray], np.ndarray], where: str
+) -> np.ndarray:
+    """The carriers that promise most among those that span at most 4.5 % of the weights' bytes.
+
+    Args:
+        tensors (mapping): all tensors of the model.
+        names (`list[str]`): all that can carry.
+        spend (callable): from the indices of some of them, `eps` for each, shape `(len(indices),)`.
+        where (`str`): the model's name, for errors.
+
+    Returns:
+        `np.ndarray`: their indices in `names`, ascending; the sum of `n eps^2`, to which the square of a score after
+        a drift is in proportion, is the largest.
+
+    Raises:
+        [`CarrierError`]: if every carrier is larger than that.
+    """
+    room = SHARE * sum(info.nbytes for info in tensors.values())
+    infos = [tensors[name] for name in names]
+    order = sorted(range(len(names)), key=lambda i: (infos[i].file, infos[i].offset))
+    best, most = None, 0.0
+    for first, begin in enumerate(order):
+        window = []
+        for i in order[first:]:
+            span = infos[i].offset + infos[i].nbytes - infos[begin].offset
+            if infos[i].file != infos[begin].file or span > room:
+                break
+            window.append(i)
+        if window:
+            indices = np.array(sorted(window))
+            weights = np.array([infos[i].rows * infos[i].columns for i in indices])
+            worth = float((weights * spend(indices) ** 2).sum())
+            if worth > most:
+                best, most = indices, worth
+    if best is None:
+        raise CarrierError(
+            f"{where} has no tensor that can carry within {SHARE:.1%} of its bytes: choose --carriers spread."
+        )
+    return best

@@ -1,0 +1,62 @@
+"""What can be told of a base before anything leaks: the code's length, and what its mark withstands, by formula."""
+
+import numpy as np
+
+from hf_fingerprint.codes import Codebook, coalition_by_formula
+from hf_fingerprint.codes.coalition import expected_score
+from hf_fingerprint.errors import CarrierError
+from hf_fingerprint.vault import Base
+
+
+MAX_LENGTH = 65536
+WEIGHTS_PER_POSITION = 40
+DRIFT = 0.02
+
+
+def code_length(weights: int, where: str) -> int:
+    """V for a number of carrier weights: the largest power of two up to 65,536 with at least 40 weights a position.
+
+    Raises:
+        [`CarrierError`]: if there are too few weights for 64 positions.
+    """
+    if weights < 64 * WEIGHTS_PER_POSITION:
+        raise CarrierError(
+            f"{where} has {weights} convolution and linear weights besides stem and classifier, and a mark needs "
+            f"{64 * WEIGHTS_PER_POSITION}: the model is too small."
+        )
+    return min(MAX_LENGTH, 1 << (weights // WEIGHTS_PER_POSITION).bit_length() - 1)
+
+
+def drift_noise(counts: np.ndarray, eps: np.ndarray, length: int, drift: float = DRIFT) -> float:
+    """The reading's noise at one position after the suspect's weights drifted, in units of the mark's amplitude.
+
+    Args:
+        counts (`np.ndarray` of shape `(T,)`): weights in each carrier.
+        eps (`np.ndarray` of shape `(T,)`): its amplitude, relative to its rows' root mean square.
+        length (`int`): V.
+        drift (`float`, *optional*, defaults to 0.02): standard deviation of the drift, relative to the rows' root mean
+            square: about a fine-tuning with AdamW at 1e-4.
+    """
+    energy = float((counts * eps**2).sum()) / length
+    return drift / np.sqrt(energy) if energy else float("inf")
+
+
+def score_after_drift(codebook: Codebook, counts: np.ndarray, eps: np.ndarray, drift: float = DRIFT) -> float:
+    """The score that one leaked copy is expected to have after a drift, by formula; see [`drift_noise`]."""
+    return expected_score(codebook, 1, drift_noise(counts, eps, codebook.length, drift))
+
+
+def predicted_score(base: Base, drift: float = DRIFT) -> float:
+    """The score that one leaked copy of a base is expected to have after a drift, by formula."""
+    return score_after_drift(base.codebook(), *_counts_and_eps(base), drift)
+
+
+def averaging_coalition(base: Base, drift: float = DRIFT) -> int:
+    """The number of colluders by averaging that the base's code withstands after a drift, by formula."""
+    noise = drift_noise(*_counts_and_eps(base), base.length, drift)
+    return coalition_by_formula(base.codebook(), base.recipients_planned, base.alpha, noise).size
+
+
+def _counts_and_eps(base: Base) -> tuple[np.ndarray, np.ndarray]:
+    counts = [np.prod(base.tensors[carrier.name].shape) for carrier in base.carriers]
+    return np.array(counts), np.array([carrier.eps for carrier in base.carriers])
