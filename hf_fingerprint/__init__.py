@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hf_fingerprint.errors import FingerprintError
     from hf_fingerprint.issuing import IssuedCopy, Issuer, issue
     from hf_fingerprint.registration import Settings, register
-    from hf_fingerprint.tracing import RecipientScore, TraceResult, trace
+    from hf_fingerprint.tracing import RecipientScore, TraceResult, trace, verify
     from hf_fingerprint.vault import Vault
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "issue",
     "register",
     "trace",
+    "verify",
 ]
 _HOMES = {
     "FingerprintError": "errors",
@@ -43,6 +44,7 @@ _HOMES = {
     "RecipientScore": "tracing",
     "TraceResult": "tracing",
     "trace": "tracing",
+    "verify": "tracing",
     "Vault": "vault",
 }
 

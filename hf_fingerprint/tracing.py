@@ -5,96 +5,38 @@ result = trace("org/suspect", vault)     # the vault unlocked
 for accusation in result.accused:
     print(accusation.recipient, accusation.log10_false_accusation)
 ```
+
+A suspect on the Hub is read by ranges, look by look, and no further than to the first look that proves an accusation;
+`reading/verdict.py` says why that keeps the bound.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
-from hf_fingerprint.codes import decode
+from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, Weights, open_checkpoint, open_ranges
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.reading import (
-    Lineage,
-    Reading,
+    Candidates,
+    Looks,
+    RecipientScore,
+    TraceResult,
+    judge,
     match_names,
     match_tensors,
+    names_tell,
     read_suspect,
     sample_cosine,
     shapes_in_common,
 )
 from hf_fingerprint.registration import open_base, weights_hash
-from hf_fingerprint.vault import Base, CopyRecord, Vault, copies_in_training
+from hf_fingerprint.vault import Base, Vault, copies_in_training
 
 
+__all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
 _TIE, _CLEARLY = 0.05, 0.9
-
-
-@dataclass(frozen=True)
-class RecipientScore:
-    """One copy's score.
-
-    Attributes:
-        recipient (`str`): whose copy it is.
-        copy_id (`str`): its record in the vault.
-        score (`float`): in standard deviations of an innocent's score.
-        log10_false_accusation (`float`): decimal logarithm of a bound on the probability that any innocent in the
-            vault would score so high in this trace, whatever was done to the suspect.
-        accused (`bool`): whether that is at most alpha.
-    """
-
-    recipient: str
-    copy_id: str
-    score: float
-    log10_false_accusation: float
-    accused: bool
-
-
-@dataclass(frozen=True)
-class TraceResult:
-    """What a trace found.
-
-    Attributes:
-        suspect (`str`): the suspect's path or Hub id.
-        revision (`str` or `None`): its commit, if it came from the Hub.
-        base (`str`): the base it was read against.
-        base_source (`str`): where that came from.
-        accused (`tuple[RecipientScore, ...]`): those whose bound is at most alpha, surest first; often nobody.
-        scores (`tuple[RecipientScore, ...]`): everybody, highest first.
-        recipients_tested (`int`): copies in the vault that were tested.
-        tensors_matched (`int`): carriers found in the suspect.
-        tensors_marked (`int`): carriers there are.
-        weights_read (`int`): weights compared.
-        weights_dropped (`int`): weights that said nothing (exactly 0, or not finite).
-        lineage ([`Lineage`]): whether the suspect descends from the base at all.
-        alpha (`float`): the bound on accusing any innocent.
-        threshold (`float`): the score from which on this suspect's reading accuses, in the first round.
-        rounds (`int`): rounds of joint decoding.
-    """
-
-    suspect: str
-    revision: str | None
-    base: str
-    base_source: str
-    accused: tuple[RecipientScore, ...]
-    scores: tuple[RecipientScore, ...]
-    recipients_tested: int
-    tensors_matched: int
-    tensors_marked: int
-    weights_read: int
-    weights_dropped: int
-    lineage: Lineage
-    alpha: float
-    threshold: float
-    rounds: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same for JSON: numbers, strings, lists; a threshold that nothing can reach is `None`."""
-        found = asdict(self)
-        found["threshold"] = self.threshold if math.isfinite(self.threshold) else None
-        return found
+Advance = Callable[[str, int, int], None]
+Records = list[Base]  # of the same weights: two issuers may have registered one model apart
 
 
 def trace(
@@ -102,7 +44,10 @@ def trace(
     vault: Vault | str | Path,
     base: str | Path | None = None,
     passphrase: str | None = None,
-    advance: Callable[[str, int, int], None] | None = None,
+    advance: Advance | None = None,
+    whole: bool = False,
+    max_bytes: int | None = None,
+    recipient: str | None = None,
 ) -> TraceResult:
     """Traces a suspect model.
 
@@ -113,6 +58,10 @@ def trace(
             vault has several alike; by default the registered base that the suspect resembles most.
         passphrase (`str`, *optional*): unlocks the vault.
         advance (callable, *optional*): told `(step, done, total)`.
+        whole (`bool`, *optional*, defaults to `False`): whether a suspect on the Hub is downloaded and read whole,
+            which may show further colluders, instead of up to the first proof.
+        max_bytes (`int`, *optional*): how many bytes of a suspect may be fetched by ranges.
+        recipient (`str`, *optional*): tests this recipient's copies alone, as one claim.
 
     Returns:
         [`TraceResult`]
@@ -123,117 +72,189 @@ def trace(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
+    if recipient is not None and not vault.copies(recipient=recipient):
+        raise VaultError(f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.")
+    looks = 0
+    ranged = None if whole else open_ranges(suspect, max_bytes)
+    if ranged is not None:
+        with ranged:
+            result, looks = _trace_by_looks(vault, base, ranged, recipient, advance)
+        if result is not None:
+            return result
+        suspect = f"hf-hub:{ranged.source.name}@{ranged.source.revision}"
     with open_checkpoint(suspect, weights_only=True) as opened:
-        record, original = _find_base(vault, base, opened)
+        records, original = _find_base(vault, base, opened)
         with original:
-            reading = read_suspect(record, original, opened, _stage(advance, "reading", record.carrier_weights))
-        training = copies_in_training(vault)  # their checkpoints may have left the house before they are recorded
-        copies = [c for c in vault.copies(record.base_id) if c.state != "begun" or c.copy_id in training]
-        keys = vault.copy_keys(copies)
-        return judge(record, opened, reading, copies, keys, advance)
+            tested = _candidates(vault, records, recipient)
+            stage = _stage(advance, "reading", tested[0].base.carrier_weights)
+            readings = [
+                read_suspect(each.base, original, opened, stage if each is tested[0] else None) for each in tested
+            ]
+        stage = _stage(advance, "scoring", sum(len(each.keys) for each in tested))
+        return judge(opened, readings, tested, looks + 1 if looks else None, stage)
 
 
-def judge(
-    base: Base,
-    suspect: Checkpoint,
-    reading: Reading,
-    copies: Sequence[CopyRecord],
-    keys: Sequence[bytes],
-    advance: Callable[[str, int, int], None] | None = None,
+def verify(
+    suspect: str | Path,
+    recipient: str,
+    vault: Vault | str | Path,
+    base: str | Path | None = None,
+    passphrase: str | None = None,
+    advance: Advance | None = None,
+    whole: bool = False,
+    max_bytes: int | None = None,
 ) -> TraceResult:
-    """Turns a reading into a verdict on each copy.
+    """Tests one claim: that a suspect comes from a recipient's copy. Nobody else is scored, and the bound is that of
+    one claim: an innocent recipient is accused with probability at most alpha.
 
     Args:
-        base ([`Base`]): the base.
-        suspect ([`Checkpoint`]): where the reading is from.
-        reading ([`Reading`]): the reading.
-        copies (sequence of [`CopyRecord`]): the copies to test.
-        keys (sequence of `bytes`): their copy keys.
-        advance (callable, *optional*): told `(step, done, total)`.
+        suspect (`str` or `Path`): a folder, a file or a Hub id.
+        recipient (`str`): whose copy it is said to be.
+        vault ([`Vault`], `str` or `Path`): see [`trace`], as for the rest.
+
+    Returns:
+        [`TraceResult`]: the claim is confirmed if somebody is accused.
+
+    Raises:
+        [`VaultError`]: if the vault has no copy for the recipient.
     """
-    stage = _stage(advance, "scoring", len(keys))
-    decoded = decode(base.codebook(), keys, reading.values, reading.mass, base.alpha, advance=stage)
-    accused = set(decoded.accused)
-    scores = [
-        RecipientScore(
-            copy.recipient,
-            copy.copy_id,
-            float(decoded.scores[i]),
-            float(decoded.log_bounds[i] / math.log(10)),
-            i in accused,
-        )
-        for i, copy in enumerate(copies)
-    ]
-    ranked = tuple(sorted(scores, key=lambda s: (s.log10_false_accusation, -s.score)))
-    return TraceResult(
-        suspect=suspect.source.name,
-        revision=suspect.source.revision,
-        base=base.base_id,
-        base_source=base.source,
-        accused=tuple(score for score in ranked if score.accused),
-        scores=ranked,
-        recipients_tested=len(copies),
-        tensors_matched=reading.tensors_matched,
-        tensors_marked=len(base.carriers),
-        weights_read=reading.weights_read,
-        weights_dropped=reading.weights_dropped,
-        lineage=reading.lineage,
-        alpha=base.alpha,
-        threshold=decoded.threshold,
-        rounds=decoded.rounds,
+    return trace(suspect, vault, base, passphrase, advance, whole, max_bytes, recipient)
+
+
+def _trace_by_looks(
+    vault: Vault,
+    place: str | Path | None,
+    suspect: RangedCheckpoint,
+    recipient: str | None,
+    advance: Advance | None,
+) -> tuple[TraceResult | None, int]:
+    """Reads a suspect on the Hub up to the first look that accuses somebody.
+
+    Returns:
+        `(result, looks)`: nothing, if names don't tell which tensor is which and the whole is needed to find out; and
+        how many looks were judged.
+    """
+    bases = vault.bases()
+    if bases and not any(names_tell(base, suspect) for base in bases):
+        return None, 0
+    records, original = _find_base(vault, place, suspect)
+    with original:
+        if not names_tell(records[0], suspect):
+            return None, 0
+        tested = _candidates(vault, records, recipient)
+        looks = Looks([each.base for each in tested], original, suspect)
+        total, copies = tested[0].base.carrier_weights, sum(len(each.keys) for each in tested)
+        seen = suspect.max_bytes is not None
+        for look, readings in enumerate(looks.readings(_stage(advance, "reading", total)), 1):
+            result = judge(suspect, readings, tested, look, _stage(advance, f"scoring, look {look}", copies))
+            if result.accused:
+                break
+            if result.weights_read and not seen and not result.lineage.descends:
+                return None, look  # a stranger, or a copy whose tensors were given each other's names
+            seen |= result.weights_read > 0
+    result = replace(
+        result,
+        bytes_fetched=suspect.bytes_fetched,
+        bytes_total=suspect.total_bytes,
+        requests=suspect.requests,
+        complete=looks.complete,
     )
+    return result, look
 
 
-def _find_base(vault: Vault, place: str | Path | None, suspect: Checkpoint) -> tuple[Base, Checkpoint]:
+def _candidates(vault: Vault, records: Records, recipient: str | None) -> list[Candidates]:
+    """The copies to test of each record of a base, and of a base without copies its first record."""
+    training = copies_in_training(vault)  # their checkpoints may have left the house before they are recorded
+    found = []
+    for base in records:
+        copies = [c for c in vault.copies(base.base_id, recipient) if c.state != "begun" or c.copy_id in training]
+        found.append(Candidates(base, copies, vault.copy_keys(copies)))
+    if recipient is not None and not any(each.copies for each in found):
+        raise VaultError(
+            f"{vault.folder} has no copy of base {records[0].base_id} for {recipient}, and this suspect resembles "
+            f"that base: see `hf-fingerprint recipients`, or give another --base."
+        )
+    return [each for each in found if each.copies] or found[:1]
+
+
+def _find_base(vault: Vault, place: str | Path | None, suspect: Weights) -> tuple[Records, Checkpoint]:
+    """All records of the base that the suspect is read against, and its open files."""
     bases = vault.bases()
     if not bases:
         raise VaultError(f"{vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
     if place is not None:
         return _named_base(bases, vault, place)
+    by_shape = not isinstance(suspect, RangedCheckpoint)  # of which names are all there is to go by
     shares = [
-        max(len(match_names(base, suspect)), shapes_in_common(base, suspect)) / len(base.carriers) for base in bases
+        max(len(match_names(base, suspect)), by_shape * shapes_in_common(base, suspect)) / len(base.carriers)
+        for base in bases
     ]
     likely = [base for base, share in zip(bases, shares, strict=True) if share >= max(shares) - _TIE]
-    if len(likely) == 1:
-        return likely[0], open_base(likely[0], vault)
-    return _closest(likely, vault, suspect)
+    groups = [_records(bases, base.content_hash) for base in likely]
+    groups = [group for i, group in enumerate(groups) if group not in groups[:i]]
+    if len(groups) == 1:
+        return groups[0], _open_records(groups[0], vault)
+    return _closest(groups, vault, suspect)
 
 
-def _named_base(bases: Sequence[Base], vault: Vault, place: str | Path) -> tuple[Base, Checkpoint]:
+def _records(bases: Sequence[Base], content_hash: str) -> Records:
+    return [base for base in bases if base.content_hash == content_hash]
+
+
+def _open_records(records: Records, vault: Vault) -> Checkpoint:
+    """The files of a base, from the first of the places it was registered from that still has them."""
+    gone: list[VaultError] = []
+    for base in records:
+        try:
+            return open_base(base, vault)
+        except VaultError as error:
+            gone.append(error)
+    raise gone[0]
+
+
+def _named_base(bases: Sequence[Base], vault: Vault, place: str | Path) -> tuple[Records, Checkpoint]:
     """The base with this id, or whose weights are at this place."""
     named = [base for base in bases if base.base_id == str(place)]
     if named:
-        return named[0], open_base(named[0], vault)
+        records = _records(bases, named[0].content_hash)
+        return records, _open_records(records, vault)
     original = open_checkpoint(place, weights_only=True)
-    found = weights_hash(original, vault)
-    registered = next((base for base in bases if base.content_hash == found), None)
-    if registered is None:
+    records = _records(bases, weights_hash(original, vault))
+    if not records:
         original.close()
         raise VaultError(
             f"{place} is not a base of {vault.folder}: its weights' hash is not on record; give the base itself."
         )
-    return registered, original
+    return records, original
 
 
-def _closest(bases: Sequence[Base], vault: Vault, suspect: Checkpoint) -> tuple[Base, Checkpoint]:
+def _closest(groups: Sequence[Records], vault: Vault, suspect: Weights) -> tuple[Records, Checkpoint]:
     """Of several bases of one architecture, the one whose weights the suspect's are most like.
 
     One whose files are gone can't be compared; that is an error unless another is clearly the one.
     """
-    likeness: dict[str, float] = {}
+    likeness: list[float] = []
     gone: list[VaultError] = []
-    for base in bases:
+    for group in groups:
         try:
-            with open_base(base, vault) as original:
-                matches = match_tensors(base, original, suspect)
-                likeness[base.base_id] = sample_cosine(base, original, matches, suspect)
+            with _open_records(group, vault) as original:
+                likeness.append(_likeness(group[0], original, suspect))
         except VaultError as error:
+            likeness.append(-2.0)
             gone.append(error)
-    if gone and max(likeness.values(), default=0.0) < _CLEARLY:
+    if gone and max(likeness) < _CLEARLY:
         raise gone[0]
-    best = max(bases, key=lambda base: likeness.get(base.base_id, -2.0))
-    return best, open_base(best, vault)
+    best = groups[likeness.index(max(likeness))]
+    return best, _open_records(best, vault)
 
 
-def _stage(advance: Callable[[str, int, int], None] | None, step: str, total: int) -> Callable[[int], None] | None:
+def _likeness(base: Base, original: Checkpoint, suspect: Weights) -> float:
+    """The cosine of the suspect's weights and a base's; of one on the Hub, at the first look, which stays at hand."""
+    if isinstance(suspect, RangedCheckpoint):
+        return next(Looks([base], original, suspect).readings(keep=True))[0].lineage.cosine
+    assert isinstance(suspect, Checkpoint)
+    return sample_cosine(base, original, match_tensors(base, original, suspect), suspect)
+
+
+def _stage(advance: Advance | None, step: str, total: int) -> Callable[[int], None] | None:
     return None if advance is None else lambda done: advance(step, done, total)

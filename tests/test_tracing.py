@@ -310,7 +310,7 @@ def test_a_copy_of_another_vault_accuses_nobody_here(case, tmp_path):
     result = trace(copy.path, case.vault)
     assert result.accused == ()
     assert result.lineage.descends
-    assert theirs.bases()[0].base_id == case.base.base_id
+    assert theirs.bases()[0].content_hash == case.base.content_hash
     assert theirs.bases()[0].secret != case.base.secret
 
 

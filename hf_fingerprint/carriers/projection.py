@@ -26,12 +26,14 @@ class TensorProjection:
         secret (`bytes`): the model secret.
         name (`str`): the tensor's name in the base.
         length (`int`): V, a multiple of 8.
+        start (`int`, *optional*, defaults to 0): how many of the tensor's weights come before the first block, a
+            multiple of 8.
     """
 
-    def __init__(self, secret: bytes, name: str, length: int):
+    def __init__(self, secret: bytes, name: str, length: int, start: int = 0):
         self.length = length
-        self.offset = keyed_offset(secret, name, length)
-        self._signs = Stream(derive(secret, "signs", name))
+        self.offset = (keyed_offset(secret, name, length) + start) % length
+        self._signs = Stream(derive(secret, "signs", name), start // 8)
         self._done = 0
         self._scratch, self._flags = np.empty((0, 8), np.float32), np.empty(0, bool)
 

@@ -1,5 +1,6 @@
 """Checkpoints in every form, read and copied block by block."""
 
+from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ranges
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.checkpoints.source import Source, resolve
@@ -8,12 +9,15 @@ from hf_fingerprint.checkpoints.writer import WrittenCopy, sync, write_copy
 
 __all__ = [
     "Checkpoint",
+    "RangedCheckpoint",
     "Source",
     "TensorInfo",
+    "Weights",
     "WrittenCopy",
     "content_hash",
     "digest_tensors",
     "open_checkpoint",
+    "open_ranges",
     "resolve",
     "sync",
     "write_copy",

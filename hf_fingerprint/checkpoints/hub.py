@@ -1,7 +1,8 @@
 """A model from the Hugging Face Hub, pinned to a commit, through the real client and its cache."""
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hf_fingerprint.errors import CheckpointError
@@ -23,6 +24,33 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
         cached.
     """
     from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        with hub_errors(repo, revision):
+            info = HfApi().model_info(repo, revision=revision)
+            names = [glob.escape(name) for name in wanted([sibling.rfilename for sibling in info.siblings or []])]
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
+            if folder.name != info.sha:  # the branch moved meanwhile
+                folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=names))
+            return folder, str(info.sha)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the client's transport errors have no common class over its versions
+        return _from_cache(repo, revision, wanted, type(error).__name__)
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are.
+
+    Args:
+        repo (`str`): `org/name`.
+        revision (`str` or `None`): what was asked for of it.
+
+    Raises:
+        [`CheckpointError`]: for a repo or revision that does not exist or is not open to this account.
+    """
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -31,21 +59,15 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
         RevisionNotFoundError,
     )
 
-    at = f"{repo}@{revision}" if revision else repo
+    at = spelled(repo, revision)
     try:
-        info = HfApi().model_info(repo, revision=revision)
-        names = [glob.escape(name) for name in wanted([sibling.rfilename for sibling in info.siblings or []])]
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
-        if folder.name != info.sha:  # the branch moved meanwhile
-            folder = Path(snapshot_download(repo, revision=info.sha, allow_patterns=names))
-        return folder, str(info.sha)
-    except CheckpointError:
-        raise
+        yield
     except HFValidationError:
         raise CheckpointError(f"{at} is neither a path here nor a possible Hub id: check the spelling.") from None
     except GatedRepoError:
         raise CheckpointError(
-            f"{repo} is gated: ask for access on its page and log in with a token of that account (hf auth login)."
+            f"{repo} is gated: ask for access on its page ({constants.ENDPOINT}/{repo}) and log in with a token of "
+            f"that account (hf auth login)."
         ) from None
     except RevisionNotFoundError:
         raise CheckpointError(f"{at} does not exist: the repo has no such branch, tag or commit.") from None
@@ -54,16 +76,19 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
             f"{repo} is not on the Hub, or is private: check the id, and log in with a token that may read it "
             "(hf auth login)."
         ) from None
-    except Exception as error:  # the client's transport errors have no common class over its versions
-        if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == 401:
-            raise CheckpointError(
-                f"The Hub rejects the token in use for {at}: log in again (hf auth login)."
-            ) from None
-        return _from_cache(repo, revision, at, wanted, type(error).__name__)
+    except HfHubHTTPError as error:
+        if error.response is None or error.response.status_code != 401:
+            raise
+        raise CheckpointError(f"The Hub rejects the token in use for {at}: log in again (hf auth login).") from None
+
+
+def spelled(repo: str, revision: str | None) -> str:
+    """`org/name@revision`, or `org/name`."""
+    return f"{repo}@{revision}" if revision else repo
 
 
 def _from_cache(
-    repo: str, revision: str | None, at: str, wanted: Callable[[list[str]], list[str]], reason: str
+    repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
     """The same from the local cache alone, for a Hub that can't be reached."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
@@ -77,5 +102,6 @@ def _from_cache(
         raise
     except Exception:
         raise CheckpointError(
-            f"{at} can't be fetched ({reason}) and is not whole in the local cache: check the connection."
+            f"{spelled(repo, revision)} can't be fetched ({reason}) and is not whole in the local cache: check the "
+            f"connection."
         ) from None

@@ -19,7 +19,7 @@ from hf_fingerprint.checkpoints.hub import fetch_snapshot
 from hf_fingerprint.errors import CheckpointError
 
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pt2|pth|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp|mar"
@@ -118,12 +118,12 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
     """
     text = str(name)
     path = Path(text.removeprefix("local-dir:"))
-    if text.removeprefix("local-dir:") and not text.startswith("hf-hub:") and _exists(path):
+    if text.removeprefix("local-dir:") and not text.startswith("hf-hub:") and exists(path):
         try:
             return _local(path.resolve() if path.is_dir() else path.absolute())
         except OSError as error:
             raise CheckpointError(f"{text} can't be read: {error.strerror or error}.") from None
-    match = _HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
+    match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if match is None or text.startswith("local-dir:"):
         raise CheckpointError(
             f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
@@ -131,7 +131,7 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
     return _from_hub(match["repo"], match["revision"], weights_only)
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
@@ -203,7 +203,7 @@ def _inside(path: Path, folder: Path) -> None:
     """Refuses what is missing, not a regular file, or a link out of the model's folder (the Hub cache's blobs are
     in)."""
     shown = path.parent / printable(path.name)
-    if not _exists(path):
+    if not exists(path):
         raise CheckpointError(f"{shown} is missing: get the model again, all of its files.")
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file: remove it or put the file itself in its place.")

@@ -1,7 +1,24 @@
-"""Reading a suspect: match its tensors to the base's, weigh what they say, and sum it up."""
+"""Reading a suspect: match its tensors to the base's, weigh what they say, sum it up, and judge."""
 
-from hf_fingerprint.reading.matching import match_names, match_tensors, sample_cosine, shapes_in_common
+from hf_fingerprint.reading.looks import Looks, plan_looks
+from hf_fingerprint.reading.matching import match_names, match_tensors, names_tell, sample_cosine, shapes_in_common
 from hf_fingerprint.reading.suspect import Lineage, Reading, read_suspect
+from hf_fingerprint.reading.verdict import Candidates, RecipientScore, TraceResult, judge
 
 
-__all__ = ["Lineage", "Reading", "match_names", "match_tensors", "read_suspect", "sample_cosine", "shapes_in_common"]
+__all__ = [
+    "Candidates",
+    "Lineage",
+    "Looks",
+    "Reading",
+    "RecipientScore",
+    "TraceResult",
+    "judge",
+    "match_names",
+    "match_tensors",
+    "names_tell",
+    "plan_looks",
+    "read_suspect",
+    "sample_cosine",
+    "shapes_in_common",
+]

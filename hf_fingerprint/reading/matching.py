@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.vault import Base
@@ -18,7 +18,7 @@ SAMPLE_ROWS = 8
 SIMILAR = 0.2
 
 
-def match_names(base: Base, suspect: Checkpoint) -> dict[str, TensorInfo]:
+def match_names(base: Base, suspect: Weights) -> dict[str, TensorInfo]:
     """Carriers to suspect tensors of the same normalised name and the same shape; from the headers alone."""
     by_name = {normalise(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
     matches = {}
@@ -29,7 +29,19 @@ def match_names(base: Base, suspect: Checkpoint) -> dict[str, TensorInfo]:
     return matches
 
 
-def shapes_in_common(base: Base, suspect: Checkpoint) -> int:
+def names_tell(base: Base, suspect: Weights) -> bool:
+    """Whether names alone say which tensors the carriers are: half of them have a namesake, and none has two."""
+    matches = match_names(base, suspect)
+    wanted = {normalise(name): info.shape for name, info in matches.items()}
+    namesakes = [
+        normalise(name)
+        for name, info in suspect.tensors.items()
+        if info.dtype in READABLE and wanted.get(normalise(name)) == info.shape
+    ]
+    return len(matches) >= len(base.carriers) / 2 and len(namesakes) == len(set(namesakes))
+
+
+def shapes_in_common(base: Base, suspect: Weights) -> int:
     """How many carriers could have a counterpart in the suspect, by shape alone."""
     available: dict[tuple[int, ...], int] = defaultdict(int)
     for info in suspect.tensors.values():

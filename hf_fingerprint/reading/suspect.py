@@ -4,18 +4,19 @@ Alignment, the undoing of what leaves the function unchanged (permuted channels,
 matching and weighing: it changes which rows of the suspect are compared, by the base alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from hf_fingerprint.carriers import position_counts
-from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.reading.matching import match_tensors
 from hf_fingerprint.reading.weighing import read_tensor
-from hf_fingerprint.vault import Base
+from hf_fingerprint.vault import Base, Carrier
 
 
 POSITION_CLIP = 2.0
@@ -77,26 +78,65 @@ def read_suspect(
     """
     check_base_layout(base, original)
     matches = match_tensors(base, original, suspect)
-    found = [carrier for carrier in base.carriers if carrier.name in matches]
-    values, mass, products = np.zeros(base.length), np.zeros(base.length), np.zeros(4)
-    read = dropped = 0
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(found), AT_ONCE):  # a few at a time: each result holds V numbers
-            parts = pool.map(
-                lambda carrier: read_tensor(base, carrier, original, suspect, matches[carrier.name]),
-                found[start : start + AT_ONCE],
-            )
-            for part in parts:
-                counts = position_counts(part.weights, part.offset, base.length)
-                if part.missing is not None:
-                    counts -= part.missing
-                values += part.weight * part.sums
-                mass += part.weight * counts
-                read, dropped = read + part.weights - part.dropped, dropped + part.dropped
-                products += part.sample.products
-                if advance is not None:
-                    advance(part.weights)
-    return Reading(clip_positions(values, mass), mass, len(matches), read, dropped, _lineage(products))
+    sums = SuspectSums(base, original, suspect)
+    sums.add(
+        [Part(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches], advance
+    )
+    return sums.reading(len(matches))
+
+
+class Part(NamedTuple):
+    """Some rows of a carrier, and its counterpart in the suspect."""
+
+    carrier: Carrier
+    info: TensorInfo
+    rows: slice
+
+
+class SuspectSums:
+    """A reading that grows part by part.
+
+    Args:
+        base ([`Base`]): the registered base.
+        original ([`Checkpoint`]): the base's open files.
+        suspect ([`Weights`]): the open suspect.
+    """
+
+    def __init__(self, base: Base, original: Checkpoint, suspect: Weights):
+        self._base, self._original, self._suspect = base, original, suspect
+        self._values, self._mass, self._products = np.zeros(base.length), np.zeros(base.length), np.zeros(4)
+        self._read = self._dropped = 0
+
+    def add(self, parts: Sequence[Part], advance: Callable[[int], None] | None = None) -> None:
+        """Reads further parts.
+
+        Args:
+            parts (sequence of [`Part`]): none that was read before.
+            advance (callable, *optional*): told the weights done.
+        """
+        base = self._base
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(parts), AT_ONCE):  # a few at a time: each result holds V numbers
+                results = pool.map(
+                    lambda part: read_tensor(base, part.carrier, self._original, self._suspect, part.info, part.rows),
+                    parts[start : start + AT_ONCE],
+                )
+                for found in results:
+                    counts = position_counts(found.weights, found.offset, base.length)
+                    if found.missing is not None:
+                        counts -= found.missing
+                    self._values += found.weight * found.sums
+                    self._mass += found.weight * counts
+                    self._read += found.weights - found.dropped
+                    self._dropped += found.dropped
+                    self._products += found.sample.products
+                    if advance is not None:
+                        advance(found.weights)
+
+    def reading(self, matched: int) -> Reading:
+        """The reading so far. `matched` is how many carriers were found in the suspect."""
+        values = clip_positions(self._values, self._mass)
+        return Reading(values, self._mass.copy(), matched, self._read, self._dropped, _lineage(self._products))
 
 
 def _lineage(products: np.ndarray) -> Lineage:

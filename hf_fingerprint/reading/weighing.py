@@ -6,13 +6,14 @@ some tensors a hundred times more than others, and a tensor that drifted far sho
 codeword.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hf_fingerprint.carriers import TensorProjection, fold
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.reading.matching import sample_rows
 from hf_fingerprint.vault import Base, Carrier
 
@@ -26,14 +27,14 @@ _MAD = 1.4826
 
 @dataclass(frozen=True)
 class TensorReading:
-    """One tensor's part of the reading.
+    """The part of the reading that is one tensor's, or some of its rows'.
 
     Attributes:
         sums (`np.ndarray` of shape `(V,)`): X times the normalised difference.
         missing (`np.ndarray` of shape `(V,)` or `None`): weights dropped at each position, if any.
-        offset (`int`): position of the tensor's first weight.
+        offset (`int`): position of the first weight.
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
-        weights (`int`): how many weights the tensor has.
+        weights (`int`): how many weights were compared.
         dropped (`int`): how many were dropped.
         sample ([`Sample`]): how a sample of its rows compares with the base's.
     """
@@ -53,7 +54,7 @@ class Sample:
 
     Attributes:
         products (`np.ndarray` of shape `(4,)`): `<suspect, base>`, `<suspect, suspect>`, `<base, base>` and the
-            squared norm of the difference, scaled up to the whole tensor.
+            squared norm of the difference, scaled up to all the rows read.
         clip (`np.float32`): where to clip the normalised difference.
     """
 
@@ -62,33 +63,42 @@ class Sample:
 
 
 def read_tensor(
-    base: Base, carrier: Carrier, original: Checkpoint, suspect: Checkpoint, info: TensorInfo
+    base: Base,
+    carrier: Carrier,
+    original: Checkpoint,
+    suspect: Weights,
+    info: TensorInfo,
+    rows: slice | None = None,
 ) -> TensorReading:
-    """Reads one carrier of the suspect, block by block.
+    """Reads one carrier of the suspect, or some of its rows, block by block.
 
     Args:
         base ([`Base`]): the registered base.
         carrier ([`Carrier`]): the carrier.
         original ([`Checkpoint`]): the base's open files.
-        suspect ([`Checkpoint`]): the open suspect.
+        suspect ([`Weights`]): the open suspect.
         info ([`TensorInfo`]): the suspect's tensor, of the carrier's shape.
+        rows (`slice`, *optional*): from a row that is a multiple of 8 to another or the last; all by default.
     """
     own = original.tensors[carrier.name]
+    first, last = (0, own.rows) if rows is None else (rows.start, rows.stop)
+    part = replace(own, shape=(last - first, *own.shape[1:]), nbytes=(last - first) * own.row_bytes)
     inverse = np.divide(1, carrier.amplitude, out=np.zeros_like(carrier.amplitude), where=carrier.amplitude > 0)
-    sample = _sample(original, own, suspect, info, inverse)
-    projection = TensorProjection(base.secret, carrier.name, base.length)
+    sample = _sample(original, own, suspect, info, inverse, slice(first, last))
+    projection = TensorProjection(base.secret, carrier.name, base.length, first * own.columns)
     sums, missing = np.zeros(base.length, np.float32), None
     energy, done, dropped = 0.0, 0, 0
-    buffer, scratch = np.empty(0, np.uint8), np.empty(0, np.float32)  # fresh pages for each block would cost more
-    for rows, raw in original.blocks(own):
-        start, stop = rows.start * info.row_bytes, rows.stop * info.row_bytes
-        buffer = buffer if len(buffer) >= stop - start else np.empty(stop - start, np.uint8)
-        theirs = to_float32(suspect.read(info, start, stop, buffer), info.dtype)
+    most = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
+    one, two = np.empty(most * own.row_bytes, np.uint8), np.empty(most * info.row_bytes, np.uint8)
+    scratch = np.empty(most * own.columns, np.float32)  # fresh pages for each block would cost more
+    for block in block_rows(part):
+        start, stop = first + block.start, first + block.stop
+        raw = original.read(own, start * own.row_bytes, stop * own.row_bytes, one)
+        theirs = to_float32(suspect.read(info, start * info.row_bytes, stop * info.row_bytes, two), info.dtype)
         with np.errstate(invalid="ignore", over="ignore"):
             ours = to_float32(raw, own.dtype)
-            scratch = scratch if len(scratch) >= len(ours) else np.empty(len(ours), np.float32)
             difference = np.subtract(theirs, ours, out=scratch[: len(ours)]).reshape(-1, own.columns)
-            difference *= inverse[rows, None]
+            difference *= inverse[start:stop, None]
             np.clip(difference, -sample.clip, sample.clip, out=difference)
         power = float(np.vdot(difference, difference))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -118,11 +128,12 @@ def _lost(values: np.ndarray) -> np.ndarray:
 
 
 def _sample(
-    original: Checkpoint, own: TensorInfo, suspect: Checkpoint, info: TensorInfo, inverse: np.ndarray
+    original: Checkpoint, own: TensorInfo, suspect: Weights, info: TensorInfo, inverse: np.ndarray, rows: slice
 ) -> Sample:
-    """Compares up to 16 rows, and clips at 3 robust standard deviations of their difference, at least 1.5
+    """Compares up to 16 of some rows, and clips at 3 robust standard deviations of their difference, at least 1.5
     amplitudes."""
-    sizes, products, chosen = [], np.zeros(4), sample_rows(own.rows, SAMPLE_ROWS)
+    count = rows.stop - rows.start
+    sizes, products, chosen = [], np.zeros(4), [rows.start + row for row in sample_rows(count, SAMPLE_ROWS)]
     for row in chosen:
         ours = to_float32(original.read(own, row * own.row_bytes, (row + 1) * own.row_bytes), own.dtype)
         theirs = to_float32(suspect.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
@@ -133,5 +144,5 @@ def _sample(
         sizes.append(np.abs(difference * inverse[row]))
     spread = _MAD * float(np.median(np.concatenate(sizes))) if sum(map(len, sizes)) else 0.0
     return Sample(
-        products * (own.rows / len(chosen)), np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP))
+        products * (count / len(chosen)), np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP))
     )

@@ -1,0 +1,166 @@
+"""Files of one commit on the Hub, a range of bytes at a time.
+
+A file that the Hub keeps elsewhere is redirected to. Where to is remembered, so that later ranges cost one exchange
+each; the token stays with the Hub, as the client drops it on the way.
+"""
+
+import re
+import time
+from typing import Any
+
+import numpy as np
+
+from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.errors import CheckpointError
+
+
+RETRIES, FIRST_WAIT = 3, 0.5
+_GONE = frozenset({400, 401, 403, 404, 410})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_PAST_END = re.compile(r"bytes \*/(\d+)")
+
+
+class NotByRanges(Exception):
+    """The model may be had, but by ranges it can't or needn't be."""
+
+
+class RangedFiles:
+    """The files of one commit.
+
+    Args:
+        repo (`str`): `org/name`.
+        revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
+
+    Attributes:
+        repo (`str`): the repo's name now, which for a renamed repo is the new one.
+        commit (`str`): the commit's hash.
+        names (`list[str]`): all files.
+        bytes_fetched (`int`): bytes of files that came so far.
+        requests (`int`): HTTP exchanges so far, redirects included; those that the client repeated count once.
+
+    Raises:
+        [`CheckpointError`]: if there is no such repo or revision, or it is not open to this account.
+        [`NotByRanges`]: if the Hub can't be reached.
+    """
+
+    def __init__(self, repo: str, revision: str | None):
+        self.bytes_fetched = self.requests = 0
+        self._asked = spelled(repo, revision)
+        self._direct: dict[str, tuple[str, bool]] = {}
+        info = _model_info(repo, revision)
+        self.requests += 1 + (info.id != repo)
+        self.repo, self.commit = str(info.id), str(info.sha)
+        self.names = [sibling.rfilename for sibling in info.siblings or []]
+        if not info.sha:
+            raise NotByRanges
+
+    def get(self, name: str, begin: int, end: int, whole: bool = False) -> tuple[np.ndarray, int]:
+        """Bytes of a file, and the file's size.
+
+        Args:
+            name (`str`): the file.
+            begin (`int`), end (`int`): which bytes; fewer come if the file ends before.
+            whole (`bool`, *optional*, defaults to `False`): whether an answer with all of the file will do, if the
+                file ends before `end`.
+
+        Returns:
+            `(data, size)`: `uint8`, and the file's size in bytes.
+
+        Raises:
+            [`CheckpointError`]: if they can't be had.
+            [`NotByRanges`]: if the answer isn't that range.
+        """
+        from huggingface_hub import constants, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+        waits = iter([FIRST_WAIT * 2**i for i in range(RETRIES)])
+        reason = "the connection broke off"
+        while True:
+            url, with_token = self._direct.get(name, ("", True))
+            headers = build_hf_headers(token=None if with_token else False)
+            headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+            body = None
+            try:
+                with (
+                    hub_errors(self.repo, self.commit),
+                    http_stream_backoff(
+                        "GET",
+                        url or hf_hub_url(self.repo, name, revision=self.commit),
+                        max_retries=RETRIES,
+                        base_wait_time=FIRST_WAIT,
+                        headers=headers,
+                        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                    ) as response,
+                ):
+                    self.requests += 1 + len(response.history)
+                    if url and response.status_code in _GONE:  # a signed address expires
+                        del self._direct[name]
+                        continue
+                    if response.status_code == 416 and (told := _PAST_END.fullmatch(_content_range(response))):
+                        return np.empty(0, np.uint8), int(told[1])
+                    hf_raise_for_status(response)
+                    if response.history:
+                        self._direct[name] = str(response.url), "authorization" in response.request.headers
+                    count, size = _told(response, begin, end, whole)
+                    body = self._body(response, count)
+            except (CheckpointError, NotByRanges):
+                raise
+            except Exception as error:  # the client's transport errors have no common class over its versions
+                waits, reason = iter(()), type(error).__name__
+            if body is not None:
+                return body, size
+            wait = next(waits, None)
+            if wait is None:
+                raise CheckpointError(
+                    f"{self._asked} can't be fetched ({reason}): check the connection, and run the same command again."
+                )
+            time.sleep(wait)
+
+    def _body(self, response: Any, count: int) -> np.ndarray | None:
+        """An answer's body, or `None` if it broke off or is not as long as it was said to be."""
+        body = bytearray()
+        try:
+            for part in response.iter_bytes():
+                body += part
+                self.bytes_fetched += len(part)
+                if len(body) > count:
+                    return None
+        except Exception:  # cut; the client's helper can't try again from within
+            return None
+        return np.frombuffer(body, np.uint8) if len(body) == count else None
+
+
+def _model_info(repo: str, revision: str | None) -> Any:
+    from huggingface_hub import HfApi, constants
+
+    for wait in (FIRST_WAIT, 2 * FIRST_WAIT, None):
+        try:
+            with hub_errors(repo, revision):
+                return HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            passing = status == 429 or status >= 500 or type(error).__name__ in ("RemoteProtocolError", "ReadError")
+            if wait is None or not passing:
+                raise NotByRanges from None  # the whole may be in the cache; the way there has the sentences
+            time.sleep(wait)
+
+
+def _told(response: Any, begin: int, end: int, whole: bool) -> tuple[int, int]:
+    """How many bytes an answer says it holds, and the file's size."""
+    if response.status_code == 200 and whole:
+        size = response.headers.get("Content-Length", "")
+        if size.isdigit() and int(size) <= end:
+            return int(size), int(size)
+    found = _CONTENT_RANGE.fullmatch(_content_range(response))
+    if response.status_code != 206 or found is None:
+        raise NotByRanges
+    first, last, size = map(int, found.groups())
+    if first != begin or last != min(end, size) - 1:
+        raise NotByRanges
+    return last + 1 - first, size
+
+
+def _content_range(response: Any) -> str:
+    return str(response.headers.get("Content-Range", ""))

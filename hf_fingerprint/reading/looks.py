@@ -1,0 +1,155 @@
+"""Reading a suspect look by look, in an order that is fixed before any of it is seen.
+
+The order comes from the base's record alone: the tensors where the mark is strongest first, then the larger, then by
+name, each from its first row on. Look l has read the first `S_l` weights of that order; `S_1` gives every position a
+few weights, and each look doubles the one before. So a reading at look l is a function of the suspect, whatever was
+found, accused or stopped at before it, which is what the bound over all looks rests on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, TensorInfo
+from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
+from hf_fingerprint.reading.matching import match_names
+from hf_fingerprint.reading.suspect import Part, Reading, SuspectSums, check_base_layout
+from hf_fingerprint.vault import Base
+
+
+FIRST_WEIGHTS, PER_POSITION = 1 << 18, 4
+PIECE_WEIGHTS = 1 << 22
+BATCH_BYTES = 1 << 25
+
+
+class Piece(NamedTuple):
+    """Some rows of a carrier; the first is a multiple of 8, and so is the last unless it is the tensor's."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def plan_looks(bases: Sequence[Base]) -> list[list[Piece]]:
+    """The pieces that each look adds.
+
+    Args:
+        bases (sequence of [`Base`]): one base, or several records of the same weights, which are read together.
+    """
+    eps: dict[str, float] = {}
+    for carrier in (carrier for base in bases for carrier in base.carriers):
+        eps[carrier.name] = max(carrier.eps, eps.get(carrier.name, 0.0))
+    shapes = {name: bases[0].tensors[name].shape for name in eps}
+    end = max(FIRST_WEIGHTS, PER_POSITION * max(base.length for base in bases))
+    looks: list[list[Piece]] = [[]]
+    done = 0
+    for name in sorted(eps, key=lambda name: (-eps[name], -int(np.prod(shapes[name])), name)):
+        rows, columns, start = shapes[name][0], int(np.prod(shapes[name][1:])), 0
+        while start < rows:
+            if done >= end:
+                looks.append([])
+                end *= 2
+            wanted = min(end - done, PIECE_WEIGHTS) / (columns * ROW_MULTIPLE)
+            stop = min(rows, start + int(np.ceil(wanted)) * ROW_MULTIPLE)
+            looks[-1].append(Piece(name, start, stop))
+            done, start = done + (stop - start) * columns, stop
+    return looks
+
+
+class Looks:
+    """A suspect on the Hub, read look by look against one base, or several records of the same weights.
+
+    Args:
+        bases (sequence of [`Base`]): the records.
+        original ([`Checkpoint`]): the base's open files.
+        suspect ([`RangedCheckpoint`]): the open suspect; its tensors are matched by name and shape.
+
+    Attributes:
+        complete (`bool`): whether everything was read that was found.
+
+    Raises:
+        [`CheckpointError`]: if the files given for the base aren't what was registered.
+    """
+
+    def __init__(self, bases: Sequence[Base], original: Checkpoint, suspect: RangedCheckpoint):
+        self.complete = False
+        self._bases, self._suspect = bases, suspect
+        self._matches = match_names(bases[0], suspect)
+        for base in bases:
+            check_base_layout(base, original)
+            self._matches |= match_names(base, suspect)
+        self._carriers = [{carrier.name: carrier for carrier in base.carriers} for base in bases]
+        self._sums = [SuspectSums(base, original, suspect) for base in bases]
+
+    def readings(self, advance: Callable[[int], None] | None = None, keep: bool = False) -> Iterator[list[Reading]]:
+        """Reads on, and after each look gives the reading so far for each base. Ends when everything or as many bytes
+        as allowed were read.
+
+        Args:
+            advance (callable, *optional*): told the weights done.
+            keep (`bool`, *optional*, defaults to `False`): whether the suspect keeps what was fetched.
+        """
+        plan = plan_looks(self._bases)
+        for number, look in enumerate(plan, 1):
+            spent, any_read = False, False
+            for batch in self._batches([piece for piece in look if piece.name in self._matches]):
+                pieces = self._affordable(batch)
+                self._suspect.fetch(map(self._bytes_of, pieces))
+                any_read |= bool(pieces)
+                for carriers, sums in zip(self._carriers, self._sums, strict=True):
+                    sums.add(
+                        [
+                            Part(carriers[p.name], self._matches[p.name], slice(p.start, p.stop))
+                            for p in pieces
+                            if p.name in carriers
+                        ],
+                        advance if sums is self._sums[0] else None,
+                    )
+                if not keep:
+                    self._suspect.drop()
+                spent = pieces != batch
+                if spent:
+                    break
+            self.complete = number == len(plan) and not spent
+            if spent and number > 1 and not any_read:
+                return
+            yield [
+                sums.reading(sum(name in self._matches for name in carriers))
+                for carriers, sums in zip(self._carriers, self._sums, strict=True)
+            ]
+            if spent:
+                return
+
+    def _bytes_of(self, piece: Piece) -> tuple[TensorInfo, int, int]:
+        info = self._matches[piece.name]
+        return info, piece.start * info.row_bytes, piece.stop * info.row_bytes
+
+    def _batches(self, pieces: list[Piece]) -> Iterator[list[Piece]]:
+        """The pieces of a look, as many at a time as memory holds with ease."""
+        batch: list[Piece] = []
+        held = 0
+        for piece in pieces:
+            _, start, stop = self._bytes_of(piece)
+            if batch and held + stop - start > BATCH_BYTES:
+                yield batch
+                batch, held = [], 0
+            batch.append(piece)
+            held += stop - start
+        if batch:
+            yield batch
+
+    def _affordable(self, pieces: list[Piece]) -> list[Piece]:
+        """The first of the pieces, as far as the bytes allowed go; of the last one, some rows."""
+        if self._suspect.max_bytes is None:
+            return pieces
+        left = self._suspect.max_bytes - self._suspect.bytes_fetched
+        found: list[Piece] = []
+        for piece in pieces:
+            info, start, stop = self._bytes_of(piece)
+            if stop - start > left:
+                rows = max(left, 0) // info.row_bytes // ROW_MULTIPLE * ROW_MULTIPLE
+                return [*found, piece._replace(stop=piece.start + rows)] if rows else found
+            found.append(piece)
+            left -= stop - start
+        return found
