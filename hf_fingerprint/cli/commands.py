@@ -1,4 +1,4 @@
-"""`inspect`, `issue`, `trace` and `recipients`."""
+"""`inspect`, `trace`, `verify`, `watch` and `recipients`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,24 +8,22 @@ import typer
 from hf_fingerprint.cli import options, output
 
 
-Model = Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)]
-
-
 def inspect(
-    model: Model,
+    model: options.Model,
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
     recipients_planned: options.Planned = None,
     alpha: options.Alpha = None,
     eps: options.Eps = None,
+    carriers: options.Carriers = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition, without recording anything."""
     from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
     from hf_fingerprint.registration import Settings, examine, predicted_score
 
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers)
     with open_checkpoint(model) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
@@ -40,85 +38,117 @@ def inspect(
         output.say(line)
 
 
-def issue(
-    model: Model,
-    recipient: Annotated[
-        list[str], typer.Option("--recipient", help="Whose copy; several times for several.", show_default=False)
-    ],
-    vault: options.VaultFolder,
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="The copy's folder; with several recipients DIR/NAME each.", show_default=False),
-    ],
-    max_kl: options.MaxKl = None,
-    calibration: options.Calibration = None,
-    coalition: options.Coalition = None,
-    recipients_planned: options.Planned = None,
-    alpha: options.Alpha = None,
-    eps: options.Eps = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Issue one marked copy per recipient, registering the base at the first."""
-    from hf_fingerprint.issuing import Issuer
-    from hf_fingerprint.registration import Settings
-    from hf_fingerprint.vault import Vault
-
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps)
-    names = list(dict.fromkeys(recipient))
-    with output.steps() as report:
-        issuer = Issuer(model, Vault(vault), settings, report)
-    issued = []
-    with issuer, output.progress("issuing", issuer.copy_bytes * len(names)) as advance:
-        if len(names) == 1:
-            issued = [issuer.issue(names[0], out, advance)]
-        else:
-            issued = list(issuer.issue_all(names, out, advance))
-    if as_json:
-        output.print_json([copy.to_dict() for copy in issued])
-        return
-    for copy in issued:
-        output.say(f"{copy.recipient}: {copy.path}" + ("" if copy.new else " (issued before, found whole)"))
-    for name in dict.fromkeys(name for copy in issued for name in copy.left_out):
-        output.remark(f"left out of the copies, since it holds the weights unmarked: {name}")
-    output.say(
-        f"{len(issued)} of base {issuer.base.base_id}; certified against {issuer.base.certified} colluders among "
-        f"{issuer.base.recipients_planned:,} recipients (by {issuer.base.certified_by.split(',')[0]})"
-    )
+Suspect = Annotated[
+    str, typer.Argument(help="A folder, a weight file or a Hub id, org/name[@revision].", show_default=False)
+]
+KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
+Identity = Annotated[
+    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
+]
+Whole = Annotated[
+    bool, typer.Option("--whole", help="Read a suspect on the Hub whole, not just up to the first proof.")
+]
+MaxMb = Annotated[
+    float | None, typer.Option("--max-mb", min=0, help="Fetch no more than this of a suspect on the Hub, in MB.")
+]
 
 
 def trace(
-    suspect: Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)],
+    suspect: Suspect,
     vault: options.VaultFolder,
-    base: Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")] = None,
-    identity: Annotated[
-        Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
-    ] = None,
+    base: KnownBase = None,
+    identity: Identity = None,
     passphrase_file: options.PassphraseFile = None,
+    whole: Whole = False,
+    max_mb: MaxMb = None,
     as_json: options.AsJson = False,
 ) -> int:
     """Trace a suspect to the recipients it came from. Exit code 0: someone is accused, 1: nobody, 2: an error."""
+    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, as_json)
+
+
+def verify(
+    suspect: Suspect,
+    recipient: Annotated[str, typer.Option("--recipient", help="Whose copy it is said to be.", show_default=False)],
+    vault: options.VaultFolder,
+    base: KnownBase = None,
+    identity: Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    whole: Whole = False,
+    max_mb: MaxMb = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Test one claim: a suspect comes from this recipient's copy. Exit code 0: confirmed, 1: not, 2: an error."""
+    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, as_json, recipient)
+
+
+def _trace(
+    suspect: str,
+    vault: Path,
+    base: str | None,
+    identity: Path | None,
+    passphrase_file: Path | None,
+    whole: bool,
+    max_mb: float | None,
+    as_json: bool,
+    recipient: str | None = None,
+) -> int:
     from hf_fingerprint.tracing import trace as trace_suspect
     from hf_fingerprint.vault import Vault, find_passphrase
 
     opened = Vault(vault)
     opened.unlock(find_passphrase(passphrase_file), identity)
+    max_bytes = None if max_mb is None else int(max_mb * 1e6)
     with output.stages() as advance:
-        result = trace_suspect(suspect, opened, base, advance=advance)
+        result = trace_suspect(
+            suspect, opened, base, advance=advance, whole=whole, max_bytes=max_bytes, recipient=recipient
+        )
     if as_json:
         output.print_json(result.to_dict())
     else:
-        output.print_trace(result)
+        output.print_trace(result, claim=recipient)
     return 0 if result.accused else 1
+
+
+def watch(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Hub ids, org/name, or authors, whose models are all looked at.", show_default=False),
+    ],
+    vault: options.VaultFolder,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Pass over what did not change since: 2026-11-01, 7d, 12h.")
+    ] = None,
+    identity: Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+) -> int:
+    """Trace models on the Hub as they turn up, one line of JSON each. Exit codes as for `trace`."""
+    from hf_fingerprint.hub.watching import parse_since
+    from hf_fingerprint.hub.watching import watch as watch_models
+    from hf_fingerprint.vault import Vault, find_passphrase
+
+    began = None if since is None else parse_since(since)
+    opened = Vault(vault)
+    opened.unlock(find_passphrase(passphrase_file), identity)
+    found = False
+    for sighting in watch_models(names, opened, began):
+        output.print_line(sighting.to_dict())
+        found |= bool(sighting.accused)
+    return 0 if found else 1
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
     """List who got which copy, and when."""
-    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault import Vault, publications
 
-    copies = Vault(vault).copies()
+    opened = Vault(vault)
+    copies, pushed = opened.copies(), {found.copy_id: found for found in publications(opened)}
     if as_json:
-        output.print_json([copy.describe() for copy in copies])
+        shown = [(copy.describe(), pushed.get(copy.copy_id)) for copy in copies]
+        output.print_json([told | ({} if at is None else at.describe()) for told, at in shown])
         return
     for copy in copies:
-        output.say(f"{copy.created}  {copy.state:8}  base {copy.base_id}  {copy.recipient}  {copy.out}")
+        at = pushed.get(copy.copy_id)
+        place = copy.out if at is None else at.place
+        output.say(f"{copy.created}  {copy.state:8}  base {copy.base_id}  {copy.recipient}  {place}")
     output.say(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")

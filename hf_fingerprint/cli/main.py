@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import hf_fingerprint
-from hf_fingerprint.cli import commands, vault_commands
+from hf_fingerprint.cli import commands, issue_commands, vault_commands
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -28,9 +28,13 @@ app = typer.Typer(
 )
 app.add_typer(vault_commands.app, name="vault")
 app.command("inspect")(commands.inspect)
-app.command("issue")(commands.issue)
+app.command("issue")(issue_commands.issue)
+app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)
+app.command("verify")(commands.verify)
+app.command("watch")(commands.watch)
 app.command("recipients")(commands.recipients)
+app.command("hash")(issue_commands.content_hash)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 
+Model = Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)]
 VaultFolder = Annotated[Path, typer.Option("--vault", help="The vault's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 MaxKl = Annotated[
@@ -31,6 +32,12 @@ Eps = Annotated[
     float | None,
     typer.Option(
         "--eps", help="A fixed amplitude instead of a budget: for a base that is to be trained from scratch."
+    ),
+]
+Carriers = Annotated[
+    str | None,
+    typer.Option(
+        "--carriers", help="spread over all layers, or compact: copies share nearly all bytes, and withstand less."
     ),
 ]
 PassphraseFile = Annotated[

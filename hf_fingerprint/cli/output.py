@@ -17,6 +17,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
 
 
+def print_line(value: Any) -> None:
+    """One JSON value on a line of stdout, at once, for whoever reads along."""
+    sys.stdout.write(json.dumps(value, allow_nan=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
 def say(line: str) -> None:
     """A line for a person, on stdout."""
     sys.stdout.write(line + "\n")
@@ -101,6 +107,11 @@ def describe_base(base: "Base") -> list[str]:
             f"top-1 agreement {calibration.agreement:.1%} on {calibration.images} {kind}"
         )
     lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted_score(base):.0f}")
+    if base.compact is not None:
+        lines.append(
+            f"compact: {base.compact.share:.1%} of the bytes differ between copies; spread over all layers the score "
+            f"would be {base.compact.spread_score:.0f}"
+        )
     lines.append(
         f"certified coalition: {base.certified} among {base.recipients_planned:,} recipients at alpha {base.alpha:.0e}"
     )
@@ -109,8 +120,8 @@ def describe_base(base: "Base") -> list[str]:
     return lines
 
 
-def print_trace(result: "TraceResult", most: int = 20) -> None:
-    """A trace as a table and a verdict in words."""
+def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None) -> None:
+    """A trace as a table and a verdict in words; of one claim, whether it is confirmed."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
@@ -136,9 +147,19 @@ def print_trace(result: "TraceResult", most: int = 20) -> None:
         console.print(f"and {len(result.scores) - shown:,} more, none accused")
     names = ", ".join(dict.fromkeys(score.recipient for score in result.accused))
     verdict = f"accused: {names}" if result.accused else "nobody is accused"
+    if claim is not None:
+        verdict = f"{'confirmed' if result.accused else 'not confirmed'}: a copy of {claim}"
     console.print(
         Text(
             f"{verdict}. {result.recipients_tested:,} copies tested; any innocent accused with probability at most "
             f"{result.alpha:.0e}"
         )
     )
+    if result.bytes_total:
+        rest = ""
+        if not result.complete:
+            rest = "; --whole looks for further colluders" if result.accused else "; a larger --max-mb may tell more"
+        console.print(
+            f"{result.bytes_fetched / 1e6:,.1f} of {result.bytes_total / 1e6:,.1f} MB fetched in {result.requests:,} "
+            f"requests and judged in {result.looks} look{'s' * (result.looks > 1)}{rest}"
+        )

@@ -1,14 +1,30 @@
 """`hf-fingerprint vault ...`"""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_fingerprint.cli import options, output
 
 
-app = typer.Typer(help="Make a vault; register bases in it.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from hf_fingerprint.vault.sealing import Opener
+
+
+app = typer.Typer(help="Make a vault; register bases; share it with other machines.", no_args_is_help=True)
+issuer_app = typer.Typer(help="Machines that may open the pushed vault, mark copies and never trace.")
+app.add_typer(issuer_app, name="issuer", no_args_is_help=True)
+
+Repo = Annotated[str, typer.Argument(help="A private dataset repo of its own: org/name.", show_default=False)]
+Identity = Annotated[
+    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
+]
+IssuerKey = Annotated[
+    Path | None,
+    typer.Option("--issuer-key", help="An issuer's key instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."),
+]
 
 
 @app.command()
@@ -44,13 +60,14 @@ def add(
     recipients_planned: options.Planned = None,
     alpha: options.Alpha = None,
     eps: options.Eps = None,
+    carriers: options.Carriers = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
     from hf_fingerprint.registration import Settings, register
     from hf_fingerprint.vault import Vault
 
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers)
     with output.steps() as report:
         base = register(model, Vault(vault), settings, report)
     if as_json:
@@ -58,3 +75,185 @@ def add(
     else:
         for line in output.describe_base(base):
             output.say(line)
+
+
+@app.command()
+def push(
+    repo: Repo,
+    vault: options.VaultFolder,
+    identity: Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    issuer_key: IssuerKey = None,
+) -> None:
+    """Merge the vault with the one in the repo and push it there, encrypted to the identity and the issuers."""
+    from hf_fingerprint.hub.vaults import push_vault
+    from hf_fingerprint.vault import Vault
+
+    opened = Vault(vault)
+    opener = _opener(opened.identity, identity, passphrase_file, issuer_key)
+    pushed = push_vault(opened, repo, opener)
+    output.say(f"from {repo}: {pushed.merged.describe()}")
+    done = "is in" if pushed.new else "was already in"
+    output.say(f"{vault} {done} {repo} at {pushed.revision}")
+
+
+@app.command()
+def pull(
+    repo: Repo,
+    folder: Annotated[Path, typer.Argument(help="The vault's folder, new or not.", show_default=False)],
+    identity: Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    issuer_key: IssuerKey = None,
+    public_key: Annotated[
+        str | None,
+        typer.Option("--public-key", help="Refuse a vault of any tracing identity but this one's: for new folders."),
+    ] = None,
+) -> None:
+    """Bring the vault in the repo into a folder: a new vault, or what the one there lacks."""
+    from hf_fingerprint.errors import VaultError
+    from hf_fingerprint.hub.vaults import pull_vault
+    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault.database import DATABASE, IDENTITY
+
+    own = Vault(folder).identity if (folder / DATABASE).is_file() else folder / IDENTITY
+    opener = _opener(own, identity, passphrase_file, issuer_key)
+    if opener is None:
+        raise VaultError(f"{repo} can't be opened without a key: give --identity FILE or --issuer-key FILE.")
+    _, report = pull_vault(repo, folder, opener, public_key)
+    output.say(f"{folder} has the vault of {repo}: {report.describe()}")
+
+
+@app.command()
+def merge(
+    other: Annotated[Path, typer.Argument(help="The folder of the other vault.", show_default=False)],
+    vault: options.VaultFolder,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", help="The other vault's identity, if it is another one.")
+    ] = None,
+    passphrase_file: options.PassphraseFile = None,
+) -> None:
+    """Bring all that the vault in another folder has into this one, or nothing if the two contradict each other."""
+    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault.merging import merge as merge_vaults
+    from hf_fingerprint.vault.packing import take_snapshot
+
+    opener = None if identity is None else _opener(identity, identity, passphrase_file, None)
+    report = merge_vaults(Vault(vault), take_snapshot(Vault(other)), opener, str(other))
+    output.say(f"{vault} has what {other} has: {report.describe()}")
+
+
+@app.command()
+def rotate(
+    vault: options.VaultFolder,
+    identity: Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    new_passphrase_file: Annotated[
+        Path | None,
+        typer.Option("--new-passphrase-file", help="A file whose first line is the new identity's passphrase."),
+    ] = None,
+    public_key: Annotated[
+        str | None, typer.Option("--public-key", help="Of a new tracing identity that is kept elsewhere.")
+    ] = None,
+) -> None:
+    """Give the vault a new tracing identity, when the old one may have leaked, and seal all records to it."""
+    from hf_fingerprint.vault import Vault, find_passphrase
+    from hf_fingerprint.vault.rotation import rotate as rotate_vault
+
+    opened = Vault(vault)
+    opened.unlock(find_passphrase(passphrase_file), identity)
+    passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
+    rotation = rotate_vault(opened, passphrase, public_key)
+    output.say(f"{vault}: {rotation.records} records are sealed to a new identity.")
+    if rotation.identity is not None:
+        output.say(f"Tracing needs {rotation.identity} and its new passphrase: back both up, apart.")
+    if rotation.old_identity is not None:
+        output.say(f"{rotation.old_identity} opens backups and pushed vaults from before, and nothing here.")
+    if not rotation.cleared:
+        output.remark("The old seals are still in the database's journal, since another process reads it.")
+    output.remark(
+        "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
+        "and push to a new repo."
+    )
+    output.say(f"public key: {rotation.vault.public_key}")
+
+
+@issuer_app.command()
+def new(file: Annotated[Path, typer.Argument(help="A new file for the key.", show_default=False)]) -> None:
+    """Make an issuer's key, without a passphrase: keep it as a secret of the machine that marks copies."""
+    from hf_fingerprint.vault.issuers import new_issuer_key
+
+    public_key = new_issuer_key(file)
+    output.say(f"{file} opens pushed vaults once `hf-fingerprint vault issuer add {public_key}` is done.")
+    output.say(f"public key: {public_key}")
+
+
+@issuer_app.command("add")
+def add_issuer(
+    public_key: Annotated[str, typer.Argument(help="The public key, age1...", show_default=False)],
+    vault: options.VaultFolder,
+    name: Annotated[str, typer.Option("--name", help="What to call it, such as ci.", show_default=False)],
+) -> None:
+    """Let an issuer open the vault as it is pushed from now on: the bases, never a copy's key."""
+    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault.issuers import add_issuer as allow
+
+    allow(Vault(vault), public_key, name)
+    output.say(f"{name} can open {vault} as it is pushed from now on.")
+
+
+@issuer_app.command("list")
+def list_issuers(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
+    """List the issuers."""
+    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault.issuers import issuers
+
+    found = issuers(Vault(vault))
+    if as_json:
+        output.print_json([{"name": name, "public_key": public_key} for public_key, name in found.items()])
+        return
+    for public_key, name in found.items():
+        output.say(f"{name}  {public_key}")
+    output.say(f"{len(found)} issuers")
+
+
+@issuer_app.command("remove")
+def remove(
+    which: Annotated[str, typer.Argument(help="The issuer's name or public key.", show_default=False)],
+    vault: options.VaultFolder,
+) -> None:
+    """Remove an issuer for good; what it has pulled before stays with it."""
+    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault.issuers import remove_issuer
+
+    remove_issuer(Vault(vault), which)
+    output.say(f"{which} can't open {vault} as it is pushed from now on; push it to make that so.")
+
+
+def _opener(
+    own: Path, identity: Path | None, passphrase_file: Path | None, issuer_key: Path | None
+) -> "Opener | None":
+    """The key that the command line gives; `None` if there is none to be found."""
+    from hf_fingerprint.vault import find_passphrase
+    from hf_fingerprint.vault.issuers import open_issuer_key
+    from hf_fingerprint.vault.sealing import open_identity
+
+    if identity is None:
+        key = open_issuer_key(issuer_key)
+        if key is not None or not own.is_file():
+            return key
+    return open_identity(identity or own, find_passphrase(passphrase_file))
+
+
+def _new_passphrase(file: Path | None) -> str:
+    """The new identity's passphrase, from a file or typed: what the environment holds is the old one's."""
+    from hf_fingerprint.errors import PassphraseError
+    from hf_fingerprint.vault import find_passphrase
+    from hf_fingerprint.vault.passphrase import VARIABLE
+
+    if file is None and os.environ.get(VARIABLE):
+        raise PassphraseError(
+            f"{VARIABLE} opens the old identity: give the new one's passphrase with --new-passphrase-file."
+        )
+    if file is None:
+        output.remark("The new identity needs a passphrase of its own.")
+    return find_passphrase(file, confirm=True)

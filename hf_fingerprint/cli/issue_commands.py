@@ -1,0 +1,213 @@
+"""`issue`, `push` and `hash`: copies into folders and onto the Hub."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+
+from hf_fingerprint.cli import options, output
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    from hf_fingerprint.hub import Assignment, Terms
+    from hf_fingerprint.issuing import Issuer
+    from hf_fingerprint.vault import Vault
+
+
+Public = Annotated[bool, typer.Option("--public", help="Public variant repos; private ones by default.")]
+Gated = Annotated[
+    str | None, typer.Option("--gated", help="Gated repos: auto or manual; needed to give accounts access.")
+]
+Disclose = Annotated[
+    bool, typer.Option("--disclose", help="Tell of the fingerprint in the card, with the commitment to it.")
+]
+BaseModel = Annotated[
+    str | None, typer.Option("--base-model", help="The base's Hub id for the card, if it was not taken from there.")
+]
+
+
+def issue(
+    model: options.Model,
+    vault: options.VaultFolder,
+    recipient: Annotated[
+        list[str] | None, typer.Option("--recipient", help="Whose copy; several times for several.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The copy's folder; with several recipients DIR/NAME each.")
+    ] = None,
+    push_to: Annotated[
+        list[str] | None, typer.Option("--push-to", help="The variant repo, org/name; one for each --recipient.")
+    ] = None,
+    account: Annotated[
+        list[str] | None, typer.Option("--account", help="The recipient's Hub account; one for each --recipient.")
+    ] = None,
+    recipients: Annotated[
+        Path | None, typer.Option("--recipients", help="A CSV file with the columns name, repo and perhaps account.")
+    ] = None,
+    again: Annotated[
+        str | None,
+        typer.Option("--again", help="Replace the copies of this older base in everybody's variant repo."),
+    ] = None,
+    public: Public = False,
+    gated: Gated = None,
+    disclose: Disclose = False,
+    base_model: BaseModel = None,
+    max_kl: options.MaxKl = None,
+    calibration: options.Calibration = None,
+    coalition: options.Coalition = None,
+    recipients_planned: options.Planned = None,
+    alpha: options.Alpha = None,
+    eps: options.Eps = None,
+    carriers: options.Carriers = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
+    first."""
+    from hf_fingerprint.hub import Terms
+    from hf_fingerprint.issuing import Issuer
+    from hf_fingerprint.registration import Settings
+    from hf_fingerprint.vault import Vault
+
+    names, opened = list(dict.fromkeys(recipient or [])), Vault(vault)
+    pushed = bool(push_to or recipients or again)
+    if pushed == (out is not None):
+        raise FingerprintError("Say where the copies go: --out for folders, or --push-to, --recipients or --again.")
+    assignments = _assignments(recipient or [], push_to or [], account or [], recipients, again, opened)
+    if not names and not assignments:
+        raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
+    terms = Terms(not public, _gated(gated), disclose, base_model)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers)
+    with output.steps() as report:
+        issuer = Issuer(model, opened, settings, report)
+    with issuer:
+        if out is None:
+            _publish(issuer, assignments, terms, again is not None, as_json)
+        else:
+            _write(issuer, names, out, as_json)
+
+
+def push(
+    copy: Annotated[Path, typer.Argument(help="The folder of a copy on record.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="The variant repo, org/name.", show_default=False)],
+    vault: options.VaultFolder,
+    account: Annotated[str | None, typer.Option("--account", help="The recipient's Hub account.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the recipient's older copy there.")] = False,
+    public: Public = False,
+    gated: Gated = None,
+    disclose: Disclose = False,
+    base_model: BaseModel = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Push a copy that is in its folder already, issued or trained, to a variant repo."""
+    from hf_fingerprint.hub import Publisher, Terms
+    from hf_fingerprint.vault import Vault
+
+    terms = Terms(not public, _gated(gated), disclose, base_model)
+    done = Publisher(Vault(vault), terms).push(copy, repo, account, replace)
+    if as_json:
+        output.print_json(done.to_dict())
+    else:
+        output.say(f"{done.recipient}: {done.repo}@{done.revision}")
+
+
+def content_hash(model: options.Model) -> None:
+    """Print a model's content hash, by which its holder can tell which weights they hold."""
+    from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
+
+    with open_checkpoint(model, weights_only=True) as checkpoint:
+        output.say(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
+
+
+def _gated(value: str | None) -> Literal["auto", "manual"] | None:
+    if value not in (None, "auto", "manual"):
+        raise FingerprintError(f"--gated {value} is neither auto nor manual: choose one.")
+    return cast('Literal["auto", "manual"] | None', value)
+
+
+def _assignments(
+    names: list[str], repos: list[str], accounts: list[str], file: Path | None, old: str | None, vault: "Vault"
+) -> "list[Assignment]":
+    """Whose copy goes to which repo, by options, by a file, or by what is on record."""
+    from hf_fingerprint.hub import Assignment, again, read_assignments
+
+    if old is not None:
+        if names or repos or file is not None:
+            raise FingerprintError("--again takes everybody from the record: leave out recipients and repos.")
+        found = again(vault, old)
+        if not found:
+            raise FingerprintError(
+                f"Nobody has a published copy of base {old}: `hf-fingerprint recipients` lists the bases."
+            )
+        return found
+    if file is not None:
+        if names or repos:
+            raise FingerprintError("Give recipients either by --recipients FILE or by --recipient and --push-to.")
+        return read_assignments(file)
+    if repos and len(repos) != len(names):
+        raise FingerprintError(f"There are {len(names)} --recipient and {len(repos)} --push-to: give one for each.")
+    if accounts and len(accounts) != len(repos):
+        raise FingerprintError(f"There are {len(repos)} --push-to and {len(accounts)} --account: give one for each.")
+    if accounts:
+        return [Assignment(*row) for row in zip(names, repos, accounts, strict=True)]
+    return [Assignment(name, repo) for name, repo in zip(names, repos, strict=False)]  # no repos: folders
+
+
+def _write(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
+    """Copies into folders."""
+    issued = []
+    with output.progress("issuing", issuer.copy_bytes * len(names)) as advance:
+        if len(names) == 1:
+            issued = [issuer.issue(names[0], out, advance)]
+        else:
+            issued = list(issuer.issue_all(names, out, advance))
+    if as_json:
+        output.print_json([copy.to_dict() for copy in issued])
+        return
+    for copy in issued:
+        output.say(f"{copy.recipient}: {copy.path}" + ("" if copy.new else " (issued before, found whole)"))
+    _name_left_out(name for copy in issued for name in copy.left_out)
+    _summarise(issuer, len(issued))
+
+
+def _publish(issuer: "Issuer", assignments: "list[Assignment]", terms: "Terms", update: bool, as_json: bool) -> None:
+    """Copies into variant repos, each told as it is confirmed, so that an interruption loses no line."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    from hf_fingerprint.hub import Publisher
+
+    if len(assignments) > 1:
+        disable_progress_bars()  # one bar for all
+    done = []
+    with output.progress("publishing", len(assignments)) as advance:
+        try:
+            for copy in Publisher(issuer.vault, terms).issue_all(issuer, assignments, update):
+                done.append(copy)
+                if not as_json:
+                    before = "" if copy.new else " (published before)"
+                    output.say(f"{copy.recipient}: {copy.repo}@{copy.revision}{before}")
+                advance(1)
+        except FingerprintError:
+            output.remark(f"{len(done)} of {len(assignments)} are published")
+            raise
+    if as_json:
+        output.print_json([copy.to_dict() for copy in done])
+        return
+    _name_left_out(name for copy in done for name in copy.left_out)
+    new = sum(copy.new for copy in done)
+    output.say(f"{new} published, {len(done) - new} were published before")
+    _summarise(issuer, len(done))
+
+
+def _name_left_out(names: Iterable[str]) -> None:
+    for name in dict.fromkeys(names):
+        output.remark(f"left out of the copies, since it holds the weights unmarked: {name}")
+
+
+def _summarise(issuer: "Issuer", count: int) -> None:
+    base = issuer.base
+    output.say(
+        f"{count} of base {base.base_id}; certified against {base.certified} colluders among "
+        f"{base.recipients_planned:,} recipients (by {base.certified_by.split(',')[0]})"
+    )

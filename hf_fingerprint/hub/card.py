@@ -1,0 +1,120 @@
+"""The model card of a published copy: the base's licence and tags, what it is, how its holder can confirm it.
+
+Never the recipient's name or anything secret. The template is `model_cards/variant.md`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hf_fingerprint
+from hf_fingerprint.errors import CheckpointError
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+
+README, CONFIG = "README.md", "config.json"
+_TEMPLATE = "variant.md"
+
+
+def make_card(
+    folder: Path,
+    repo: str,
+    weights: Mapping[str, str],
+    content_hash: str,
+    base_model: str | None = None,
+    commitment: str | None = None,
+) -> "ModelCard":
+    """Renders the card of a copy.
+
+    Args:
+        folder (`Path`): the copy's folder; the `README.md` that it has from the base gives licence, tags and the text
+            about the model.
+        repo (`str`): where the copy goes.
+        weights (mapping): the SHA-256 of each weight file, by its name.
+        content_hash (`str`): of the copy's weights.
+        base_model (`str`, *optional*): the base's Hub id; by default what the base's own card names.
+        commitment (`str`, *optional*): discloses the fingerprint, and dates the publisher's commitment to it.
+
+    Raises:
+        [`CheckpointError`]: if the base's card can't be read.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    data, about = _base_card(folder)
+    config = _config(folder)
+    if base_model is not None:
+        data["base_model"] = base_model
+    named = data.get("base_model")
+    library = "timm" if "architecture" in config and "pretrained_cfg" in config else "transformers"
+    data.setdefault("library_name", library)
+    data.setdefault("pipeline_tag", "image-classification")
+    data.pop("model-index", None)  # the base's own results, and named after it
+    return ModelCard.from_template(
+        ModelCardData(**{key: value for key, value in data.items() if value is not None}),
+        template_path=str(_template()),
+        title=repo.rsplit("/", 1)[-1],
+        repo=repo,
+        base_model=named[0] if isinstance(named, list) and named else named,
+        library=library,
+        weights=dict(weights),
+        content_hash=content_hash,
+        commitment=commitment,
+        about=about,
+    )
+
+
+def _template() -> Path:
+    """The template: in a checkout at the top, in an installed package inside it."""
+    package = Path(hf_fingerprint.__file__).parent
+    inside = package / "model_cards" / _TEMPLATE
+    return inside if inside.exists() else package.parent / "model_cards" / _TEMPLATE
+
+
+def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
+    """The metadata and the text of the card that came with the base; headings one level down."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    path = folder / README
+    if not path.exists():
+        return {}, ""
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"{path}, the base's model card, can't be read ({type(error).__name__}): mend its front matter."
+        ) from None
+    lines, fenced = [], False
+    for line in card.text.strip().splitlines():
+        fenced ^= line.startswith("```")
+        lines.append(f"##{line}" if line.startswith("#") and not fenced else line)
+    return card.data.to_dict(), "\n".join(lines)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, OSError):
+        raise CheckpointError(f"{path} is not JSON: get the model's folder again.") from None
+    return found if isinstance(found, dict) else {}
+
+
+def mended_config(folder: Path) -> bytes | None:
+    """The configuration of a timm folder, mended so that transformers loads it too; `None` if it is right as it is.
+
+    timm 1.0.31 and later repeat the number of classes among the model's arguments, which transformers then passes
+    twice.
+    """
+    config = _config(folder)
+    arguments = config.get("model_args")
+    if "architecture" not in config or not isinstance(arguments, dict) or "num_classes" not in arguments:
+        return None
+    config.setdefault("num_classes", arguments.pop("num_classes"))
+    if not arguments:
+        del config["model_args"]
+    return (json.dumps(config, indent=2) + "\n").encode()

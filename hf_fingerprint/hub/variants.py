@@ -1,0 +1,88 @@
+"""What is said of a variant repo: whose copy it holds, on which terms, at which commit."""
+
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_fingerprint.errors import FingerprintError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Whose copy goes where.
+
+    Attributes:
+        recipient (`str`): the recipient's name.
+        repo (`str`): the variant repo, `org/name`.
+        account (`str`, *optional*): the recipient's Hub account, to be given access.
+    """
+
+    recipient: str
+    repo: str
+    account: str | None = None
+
+
+@dataclass(frozen=True)
+class PublishedCopy:
+    """A copy in its repo.
+
+    Attributes:
+        recipient (`str`): whose it is.
+        repo (`str`): where it is.
+        revision (`str`): the commit.
+        copy_id (`str`): its record in the vault.
+        base_id (`str`): the base it was made from.
+        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, not handed on.
+        new (`bool`): `False` if it had been published before.
+    """
+
+    recipient: str
+    repo: str
+    revision: str
+    copy_id: str
+    base_id: str
+    left_out: tuple[str, ...]
+    new: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {**asdict(self), "left_out": list(self.left_out)}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How variants are published.
+
+    Attributes:
+        private (`bool`, *optional*, defaults to `True`): whether the repos are private.
+        gated (`str`, *optional*): `"auto"` or `"manual"`: access is asked for on the repo's page.
+        disclose (`bool`, *optional*, defaults to `False`): whether the card tells of the fingerprint, with the
+            commitment to it.
+        base_model (`str`, *optional*): the base's Hub id for the card, if it was not registered from there.
+    """
+
+    private: bool = True
+    gated: Literal["auto", "manual"] | None = None
+    disclose: bool = False
+    base_model: str | None = None
+
+
+def read_assignments(file: Path) -> list[Assignment]:
+    """Whose copy goes where, from a CSV file with the columns `name`, `repo` and perhaps `account`.
+
+    Raises:
+        [`FingerprintError`]: if the file isn't such a table; it names the line.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            table = csv.DictReader(stream)
+            if not {"name", "repo"} <= set(table.fieldnames or ()):
+                raise FingerprintError(f"{file} has no columns name and repo: name them in its first line.")
+            rows = [{key: (row.get(key) or "").strip() for key in ("name", "repo", "account")} for row in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FingerprintError(f"{file} can't be read as CSV ({type(error).__name__}): save it as UTF-8.") from None
+    for number, row in enumerate(rows, 1):
+        if not row["name"] or not row["repo"]:
+            raise FingerprintError(f"{file}: row {number} lacks a name or a repo: fill it in.")
+    return [Assignment(row["name"], row["repo"], row["account"] or None) for row in rows]

@@ -1,0 +1,119 @@
+"""Models on the Hub looked at as they turn up: a list of ids, or all that an author has.
+
+Each is traced by ranges, so a look costs a few megabytes. What the vault itself published is passed over.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from hf_fingerprint.checkpoints.hub import hub_errors
+from hf_fingerprint.errors import FingerprintError, HubError
+from hf_fingerprint.hub.client import patiently, refusals
+from hf_fingerprint.tracing import trace
+from hf_fingerprint.vault import Vault, publications
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What was found of one model.
+
+    Attributes:
+        model (`str`): its Hub id.
+        revision (`str` or `None`): the commit that was read.
+        modified (`str` or `None`): when the repo last changed, UTC, ISO 8601.
+        accused (`tuple[str, ...]`): recipients, each with a bound of at most the base's alpha for this model.
+        log10_false_accusation (`float` or `None`): the surest one's bound.
+        base (`str` or `None`): the base it was read against.
+        bytes_fetched (`int`): of its weights.
+        error (`str` or `None`): one sentence, if it could not be read.
+    """
+
+    model: str
+    revision: str | None
+    modified: str | None
+    accused: tuple[str, ...] = ()
+    log10_false_accusation: float | None = None
+    base: str | None = None
+    bytes_fetched: int = 0
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {**asdict(self), "accused": list(self.accused)}
+
+
+def watch(names: Sequence[str], vault: Vault, since: datetime | None = None) -> Iterator[Sighting]:
+    """Traces models, yielding each as it is done; one that can't be read is told of and doesn't end it.
+
+    alpha bounds false accusations for each model, so watching m of them accuses an innocent with probability at most
+    `m * alpha`.
+
+    Args:
+        names (sequence of `str`): Hub ids `org/name`, and authors, whose models are all looked at.
+        vault ([`Vault`]): unlocked.
+        since (`datetime`, *optional*): passes over what did not change since.
+
+    Raises:
+        [`HubError`]: if an author's models can't be listed.
+    """
+    own = {found.repo for found in publications(vault)}
+    seen: set[str] = set()
+    for name in names:
+        for model, modified in [(name, None)] if "/" in name else _models_of(name):
+            if model in seen or model in own:
+                continue
+            seen.add(model)
+            sighting = _look_at(model, modified, vault, since)
+            if sighting is not None:
+                yield sighting
+
+
+def parse_since(text: str) -> datetime:
+    """A time from `2026-11-01`, `2026-11-01T12:00` (UTC unless it says otherwise) or `7d`, `12h` ago.
+
+    Raises:
+        [`HubError`]: if it is neither.
+    """
+    from datetime import timedelta
+
+    number, unit = text[:-1], {"d": "days", "h": "hours"}.get(text[-1:])
+    try:
+        if unit is not None and number.isdigit():
+            return datetime.now(UTC) - timedelta(**{unit: int(number)})
+        found = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise HubError(f"{text} is no time: give a date such as 2026-11-01, or 7d or 12h for as long ago.") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _models_of(author: str) -> list[tuple[str, datetime | None]]:
+    from huggingface_hub import HfApi
+
+    with refusals(author):
+        listed = patiently(lambda: list(HfApi().list_models(author=author, full=True)))
+    return [(info.id, info.last_modified) for info in listed]
+
+
+def _look_at(model: str, modified: datetime | None, vault: Vault, since: datetime | None) -> Sighting | None:
+    from huggingface_hub import HfApi
+
+    revision = None
+    try:
+        if since is not None and modified is None:
+            name, _, at = model.partition("@")
+            with refusals(model), hub_errors(name, at or None):
+                modified = patiently(lambda: HfApi().model_info(name, revision=at or None)).last_modified
+        if since is not None and modified is not None and modified < since:
+            return None
+        result = trace(model if model.startswith("hf-hub:") else f"hf-hub:{model}", vault)
+    except FingerprintError as error:
+        return Sighting(model, revision, _iso(modified), error=str(error))
+    surest = result.accused[0].log10_false_accusation if result.accused else None
+    accused = tuple(dict.fromkeys(score.recipient for score in result.accused))
+    return Sighting(model, result.revision, _iso(modified), accused, surest, result.base, result.bytes_fetched or 0)
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.astimezone(UTC).isoformat(timespec="seconds")

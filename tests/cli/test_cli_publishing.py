@@ -1,0 +1,163 @@
+"""Publishing by the command line, against a Hub on 127.0.0.1."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from loopback_hub import LoopbackHub
+from loopback_hub_faults import Fault
+from small_models import new_vault, plain_arrays, save_plain
+
+from hf_fingerprint.cli.main import main
+from hf_fingerprint.hub import client
+from hf_fingerprint.vault import publications
+
+
+FEW = ["--coalition", "3", "--recipients-planned", "4"]
+TOKEN = "hf_the-owner-of-org"
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch, capfd):
+    """A Hub, a model, a vault, and a way to run commands: `(exit code, stdout, stderr)`."""
+    wait = client._wait
+    with LoopbackHub() as hub:
+        hub.point_client(monkeypatch, tmp_path / "cache")
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(client, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
+        model, vault = save_plain(tmp_path / "model"), new_vault(tmp_path / "vault")
+
+        def run(*arguments: object) -> tuple[int, str, str]:
+            capfd.readouterr()
+            code = main([*map(str, arguments), "--vault", str(vault.folder)])
+            return code, *capfd.readouterr()
+
+        yield SimpleNamespace(hub=hub, model=model, vault=vault, run=run, root=tmp_path)
+
+
+def told(outcome) -> str:
+    code, out, err = outcome
+    assert code == 0, err
+    return out
+
+
+def failed(outcome) -> str:
+    code, _, err = outcome
+    assert code == 2
+    assert TOKEN not in err
+    return err.splitlines()[-1]
+
+
+def test_one_recipient_one_repo(scene):
+    out = told(scene.run("issue", scene.model, "--recipient", "alice", "--push-to", "org/alice", *FEW))
+
+    revision = scene.hub.repos["org/alice"].refs["main"]
+    assert f"alice: org/alice@{revision}" in out
+    assert "1 published, 0 were published before" in out
+    assert f"alice  org/alice@{revision}" in told(scene.run("recipients"))
+    (shown,) = json.loads(told(scene.run("recipients", "--json")))
+    assert (shown["repo"], shown["revision"], shown["published"]) == ("org/alice", revision, "confirmed")
+
+
+def test_several_by_options_and_again_for_a_new_version(scene):
+    pairs = ["--recipient", "alice", "--push-to", "org/a", "--recipient", "bob", "--push-to", "org/b"]
+    told(scene.run("issue", scene.model, *pairs, *FEW))
+    newer = save_plain(scene.root / "newer", plain_arrays(seed=3))
+
+    done = json.loads(told(scene.run("issue", newer, "--again", scene.model, "--json", *FEW)))
+
+    assert [(one["recipient"], one["repo"], one["new"]) for one in done] == [
+        ("alice", "org/a", True), ("bob", "org/b", True)
+    ]  # fmt: skip
+    assert all(len(scene.hub.repos[repo].history()) == 3 for repo in ("org/a", "org/b"))
+    again = told(scene.run("issue", newer, "--again", scene.model, *FEW))
+    assert "0 published, 2 were published before" in again
+
+
+def test_a_table_of_recipients_with_accounts(scene):
+    scene.hub.account("alice-hf", token="hf_a")
+    table = scene.root / "recipients.csv"
+    table.write_text("name,repo,account\nalice,org/a,alice-hf\nbob, org/b ,\n")
+
+    told(scene.run("issue", scene.model, "--recipients", table, "--gated", "manual", "--public", *FEW))
+
+    assert {found.repo: found.account for found in publications(scene.vault)} == {"org/a": "alice-hf", "org/b": None}
+    assert {repo.gated for repo in scene.hub.repos.values()} == {"manual"}
+
+
+def test_a_batch_that_breaks_off_says_how_far_it_came_and_goes_on(scene):
+    table = scene.root / "recipients.csv"
+    table.write_text("name,repo\n" + "".join(f"r{i},org/v{i}\n" for i in range(4)))
+    scene.hub.faults.append(Fault(match=r"POST /api/models/org/v2/commit/", status=401, times=9))
+    code, out, err = scene.run("issue", scene.model, "--recipients", table, *FEW)
+    assert code == 2
+    assert "org/v1@" in out
+    assert "2 of 4 are published" in err
+    assert "log in again" in err
+    scene.hub.faults.clear()
+
+    out = told(scene.run("issue", scene.model, "--recipients", table, *FEW))
+
+    assert "2 published, 2 were published before" in out
+    assert len(scene.vault.copies()) == 4
+
+
+def test_a_copy_in_a_folder_is_pushed_later(scene):
+    told(scene.run("issue", scene.model, "--recipient", "alice", "--out", scene.root / "copy", *FEW))
+
+    out = told(scene.run("push", scene.root / "copy", "org/late", "--disclose"))
+
+    assert out.startswith("alice: org/late@")
+    assert "## Fingerprint" in scene.hub.repos["org/late"].history()[0].files["README.md"].decode()
+
+
+def test_the_hash_in_the_card_is_what_its_holder_computes(scene, capfd):
+    told(scene.run("issue", scene.model, "--recipient", "alice", "--push-to", "org/alice", *FEW))
+    card = scene.hub.repos["org/alice"].history()[0].files["README.md"].decode()
+    capfd.readouterr()
+
+    assert main(["hash", "org/alice"]) == 0
+
+    assert f"content hash `{capfd.readouterr().out.strip()}`" in card
+
+
+BAD = {
+    "nowhere": (["--recipient", "a"], "Say where the copies go"),
+    "both places": (["--recipient", "a", "--out", "x", "--push-to", "org/a"], "Say where the copies go"),
+    "nobody": (["--push-to", "org/a"], "give one for each"),
+    "unequal": (["--recipient", "a", "--recipient", "b", "--push-to", "org/a"], "2 --recipient and 1 --push-to"),
+    "accounts": (["--recipient", "a", "--push-to", "org/a", "--account", "x", "--account", "y"], "2 --account"),
+    "gate": (["--recipient", "a", "--push-to", "org/a", "--gated", "maybe"], "neither auto nor manual"),
+    "again with names": (["--again", "x", "--recipient", "a"], "leave out recipients"),
+    "again of nothing": (["--again", "0123456789ab"], "0123456789ab"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_makes_no_sense_is_one_sentence(scene, case):
+    arguments, sentence = BAD[case]
+
+    assert sentence in failed(scene.run("issue", scene.model, *arguments, *FEW))
+    assert not scene.vault.copies()
+    assert not scene.hub.repos
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"recipient,repo\nalice,org/a\n", "no columns name and repo"),
+        (b"name,repo\nalice,\n", "row 1 lacks a name or a repo"),
+        (b"name,repo\nalice,org/a\nbob,org/a\n", "org/a is given to several recipients"),
+        (b"name,repo\nalice,\xff\xfe\n", "can't be read as CSV"),
+        (b"name,repo\n", "Say whose copies to make"),
+    ],
+)
+def test_a_table_that_is_none_is_one_sentence(scene, content, sentence):
+    table = scene.root / "recipients.csv"
+    table.write_bytes(content)
+
+    assert sentence in failed(scene.run("issue", scene.model, "--recipients", table, *FEW))
+    assert not scene.vault.copies()

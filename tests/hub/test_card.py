@@ -1,0 +1,155 @@
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+from refusals import refused
+
+import hf_fingerprint
+from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.hub.card import make_card, mended_config
+
+
+EXAMPLES = Path(hf_fingerprint.__file__).parents[1] / "model_cards"
+BASE_CARD = """---
+license: apache-2.0
+language: en
+tags:
+- image-classification
+- plants
+datasets:
+- org/plants
+model-index:
+- name: plants
+  results:
+  - task: {type: image-classification}
+    dataset: {type: org/plants, name: plants}
+    metrics: [{type: accuracy, value: 0.9}]
+---
+# Plants
+
+What a photograph shows.
+
+## Limits
+
+```python
+# not a heading
+```
+"""
+TIMM = {"architecture": "tf_efficientnet_lite0", "num_classes": 10, "pretrained_cfg": {"input_size": [3, 56, 56]}}
+VIT = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
+WEIGHTS = {"model.safetensors": "5d" * 32}
+CONTENT, PROMISE = "c0" * 32, "ab" * 32
+
+
+def folder_with(tmp_path, config, card=None) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    return tmp_path
+
+
+def test_what_the_base_says_of_itself_is_kept_and_the_base_is_named(tmp_path):
+    card = make_card(folder_with(tmp_path, VIT, BASE_CARD), "org/plants-7", WEIGHTS, CONTENT, "org/plants")
+
+    said = ModelCard(str(card)).data.to_dict()
+    assert said["license"] == "apache-2.0"
+    assert said["tags"] == ["image-classification", "plants"]
+    assert said["datasets"] == ["org/plants"]
+    assert said["base_model"] == "org/plants"
+    assert (said["library_name"], said["pipeline_tag"]) == ("transformers", "image-classification")
+    assert "model-index" not in said
+    assert "### Plants" in card.text
+    assert "# not a heading" in card.text
+    assert "What a photograph shows." in card.text
+
+
+def test_a_base_that_is_a_variant_itself_keeps_its_own_base_unless_told(tmp_path):
+    folder = folder_with(tmp_path, VIT, "---\nbase_model: google/vit\n---\n# A\n")
+
+    assert make_card(folder, "org/a-7", WEIGHTS, CONTENT).data.base_model == "google/vit"
+    assert make_card(folder, "org/a-7", WEIGHTS, CONTENT, "org/a").data.base_model == "org/a"
+
+
+def test_the_fingerprint_is_told_of_only_if_disclosed(tmp_path):
+    folder = folder_with(tmp_path, TIMM)
+
+    silent = str(make_card(folder, "org/x", WEIGHTS, CONTENT))
+    open_ = str(make_card(folder, "org/x", WEIGHTS, CONTENT, commitment=PROMISE))
+
+    assert "ingerprint" not in silent.replace("hf-fingerprint hash", "")
+    assert PROMISE in open_
+    assert "## Fingerprint" in open_
+
+
+@pytest.mark.parametrize("config", [TIMM, VIT], ids=["timm", "transformers"])
+def test_the_holder_is_told_how_to_load_it_and_what_to_compare(tmp_path, config):
+    card = str(make_card(folder_with(tmp_path, config), "org/x", WEIGHTS, CONTENT))
+
+    assert ('create_model("hf-hub:org/x"' in card) is (config is TIMM)
+    assert 'from_pretrained("org/x")' in card
+    assert f"| `model.safetensors` | `{'5d' * 32}` |" in card
+    assert CONTENT in card
+
+
+def test_rendered_cards_pass_the_hubs_validation(tmp_path, hub):
+    for number, card in enumerate((BASE_CARD, None)):
+        made = make_card(folder_with(tmp_path, TIMM, card), f"org/x{number}", WEIGHTS, CONTENT, "org/x")
+        HfApi().create_repo(f"org/x{number}", private=True)
+        HfApi().upload_file(path_or_fileobj=str(made).encode(), path_in_repo="README.md", repo_id=f"org/x{number}")
+    assert sum("validate-yaml" in call.path for call in hub.calls) == 2
+
+
+@pytest.mark.parametrize("card", ["---\nlicense: [\n---\n", "---\n- a list\n---\n"])
+def test_a_base_card_that_cannot_be_read_is_one_sentence(tmp_path, card):
+    folder = folder_with(tmp_path, VIT, card)
+
+    assert "mend its front matter" in refused(make_card, folder, "org/x", WEIGHTS, CONTENT, error=CheckpointError)
+
+
+def test_a_configuration_that_is_none_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+
+    assert "config.json is not JSON" in refused(mended_config, tmp_path, error=CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("config", "mended"),
+    [
+        (TIMM | {"model_args": {"num_classes": 10}}, TIMM),
+        (TIMM | {"model_args": {"num_classes": 10, "img_size": 64}}, TIMM | {"model_args": {"img_size": 64}}),
+        ({"architecture": "x", "model_args": {"num_classes": 3}}, {"architecture": "x", "num_classes": 3}),
+        (TIMM, None),
+        (TIMM | {"model_args": {"img_size": 64}}, None),
+        (VIT | {"model_args": {"num_classes": 10}}, None),
+    ],
+)
+def test_the_number_of_classes_is_said_once(tmp_path, config, mended):
+    found = mended_config(folder_with(tmp_path, config))
+
+    assert (found if found is None else json.loads(found)) == mended
+
+
+@pytest.mark.parametrize("disclosed", [False, True])
+def test_the_example_cards_are_what_is_rendered(tmp_path, disclosed):
+    """Two cards to look at; made anew with `python tests/hub/test_card.py` where they should differ."""
+    assert example(tmp_path, disclosed) == (EXAMPLES / example_name(disclosed)).read_text()
+
+
+def example_name(disclosed: bool) -> str:
+    return "example-disclosed.md" if disclosed else "example-silent.md"
+
+
+def example(folder: Path, disclosed: bool) -> str:
+    if disclosed:
+        return str(
+            make_card(folder_with(folder, TIMM, BASE_CARD), "org/plants-7", WEIGHTS, CONTENT, "org/plants", PROMISE)
+        )
+    return str(make_card(folder_with(folder, VIT), "org/vit-12", WEIGHTS, CONTENT, "org/vit"))
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    for told in (False, True):
+        (EXAMPLES / example_name(told)).write_text(example(Path(tempfile.mkdtemp()), told))

@@ -1,0 +1,370 @@
+import json
+import random
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import HfApi
+from loopback_hub_faults import Fault
+from refusals import refused
+from secret_forms import held_in, secret_forms
+from small_models import PASSPHRASE, SETTINGS, new_vault, plain_arrays, save_plain, save_timm, save_vit
+from transformers import AutoModelForImageClassification
+
+from hf_fingerprint import Issuer, trace
+from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.errors import HubError
+from hf_fingerprint.hub import Assignment, Publisher, Terms, again, push_to_hub
+from hf_fingerprint.vault import publications
+
+
+TOKEN = "hf_the-owner-of-org"
+
+
+def publish(mine, recipient="alice", repo="org/plain-alice", terms=None, model=None, update=False, account=None):
+    with Issuer(model or mine.model, mine.vault, None if model is None else SETTINGS) as issuer:
+        publisher = Publisher(mine.vault, terms, mine.work)
+        return publisher.issue(issuer, Assignment(recipient, repo, account), update)
+
+
+def accused(mine, suspect) -> list[str]:
+    return [score.recipient for score in trace(suspect, mine.vault, passphrase=PASSPHRASE).accused]
+
+
+def records(mine) -> list[tuple[str, str]]:
+    return [(copy.recipient, copy.state) for copy in mine.vault.copies()]
+
+
+class TestAVariant:
+    def test_is_one_private_commit_that_traces(self, hub, mine):
+        done = publish(mine)
+
+        repo = hub.repos["org/plain-alice"]
+        assert repo.private
+        assert done.revision == repo.refs["main"]
+        assert [commit.author for commit in repo.history()] == ["owner", "system"]
+        assert repo.history()[0].parent == repo.history()[1].sha
+        assert {"model.safetensors", "README.md"} <= set(repo.history()[0].files)
+        assert accused(mine, "org/plain-alice") == ["alice"]
+        assert [p.state for p in publications(mine.vault)] == ["confirmed"]
+        assert not list(mine.work.rglob("*.safetensors"))
+
+    def test_published_again_costs_nothing_and_changes_nothing(self, hub, mine):
+        first = publish(mine)
+        before = len(hub.calls)
+
+        second = publish(mine)
+
+        assert (first.new, second.new) == (True, False)
+        assert second.revision == first.revision
+        assert len(hub.calls) == before
+        assert records(mine) == [("alice", "issued")]
+
+    @pytest.mark.parametrize("save", [save_timm, save_vit], ids=["timm", "transformers"])
+    def test_loads_unchanged_and_gives_the_copys_outputs(self, hub, tmp_path, save):
+        model, vault = save(tmp_path / "model"), new_vault(tmp_path / "vault")
+        with Issuer(model, vault, SETTINGS) as issuer:
+            copy = issuer.issue("alice", tmp_path / "copy")
+        Publisher(vault).push(copy.path, "org/variant")
+
+        size = 160 if save is save_timm else 32
+        image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+        loaded = AutoModelForImageClassification.from_pretrained("org/variant").eval()
+        if save is save_timm:
+            expected = timm.create_model(f"local-dir:{copy.path}", pretrained=True).eval()(image)
+            assert torch.equal(timm.create_model("hf-hub:org/variant", pretrained=True).eval()(image), expected)
+        else:
+            expected = AutoModelForImageClassification.from_pretrained(copy.path).eval()(image).logits
+        assert torch.equal(loaded(image).logits, expected)
+
+    def test_what_a_library_pushed_plain_is_marked_after_the_fact(self, hub, tmp_path):
+        timm.models.push_to_hf_hub(timm.create_model("test_vit"), "org/plain", private=True, safe_serialization=True)
+        vault = new_vault(tmp_path / "vault")
+
+        done = push_to_hub("org/plain", "alice", "org/marked", vault, SETTINGS)
+
+        (base,) = vault.bases()
+        assert base.source == "org/plain"
+        assert done.base_id == base.base_id
+        assert timm.create_model("hf-hub:org/marked", pretrained=True) is not None
+        card = hub.repos["org/marked"].history()[0].files["README.md"].decode()
+        assert "base_model: org/plain" in card
+
+    def test_a_copy_issued_to_a_folder_can_be_pushed_later(self, hub, mine, tmp_path):
+        with Issuer(mine.model, mine.vault) as issuer:
+            copy = issuer.issue("alice", tmp_path / "copy")
+
+        done = Publisher(mine.vault).push(copy.path, "org/late")
+
+        assert (done.copy_id, done.recipient) == (copy.copy_id, "alice")
+        assert copy.path.exists()
+        assert records(mine) == [("alice", "issued")]
+
+
+class TestTheRepo:
+    def test_public_only_if_asked(self, hub, mine):
+        publish(mine, terms=Terms(private=False))
+
+        assert not hub.repos["org/plain-alice"].private
+
+    def test_gated_with_access_for_the_recipients_account(self, hub, mine):
+        hub.account("alice-hf", token="hf_alice")
+
+        publish(mine, terms=Terms(private=False, gated="manual"), account="alice-hf")
+
+        repo = hub.repos["org/plain-alice"]
+        assert repo.gated == "manual"
+        (request,) = HfApi().list_accepted_access_requests("org/plain-alice")
+        assert request.username == "alice-hf"
+
+    def test_an_account_without_a_gate_is_refused_before_anything_is_made(self, hub, mine):
+        said = refused(lambda: publish(mine, account="alice-hf"), error=HubError)
+
+        assert "add --gated" in said
+        assert not hub.repos
+        assert not records(mine)
+
+    def test_that_holds_something_else_is_left_alone(self, hub, mine):
+        hub.add("org/plain-alice", {"model.safetensors": b"somebody's"}, private=True)
+
+        said = refused(lambda: publish(mine), error=HubError)
+
+        assert "org/plain-alice holds files already" in said
+        assert len(hub.repos["org/plain-alice"].history()) == 1
+        assert not records(mine)
+
+    def test_that_is_public_is_refused_where_a_private_one_is_due(self, hub, mine):
+        hub.add("org/plain-alice", {})
+
+        assert "is public" in refused(lambda: publish(mine), error=HubError)
+
+    def test_of_another_recipient_is_refused(self, hub, mine):
+        publish(mine)
+
+        assert "another recipient" in refused(lambda: publish(mine, "bob"), error=HubError)
+        assert records(mine) == [("alice", "issued")]
+
+    def test_for_two_recipients_at_once_is_refused(self, hub, mine):
+        both = [Assignment("alice", "org/one"), Assignment("bob", "org/one")]
+        with Issuer(mine.model, mine.vault) as issuer:
+            said = refused(lambda: list(Publisher(mine.vault).issue_all(issuer, both)), error=HubError)
+
+        assert "org/one is given to several" in said
+
+    @pytest.mark.parametrize("repo", ["no spaces/allowed", "a/b/c", "org/-x--"])
+    def test_that_no_hub_could_have_is_refused(self, hub, mine, repo):
+        assert "not a possible Hub id" in refused(lambda: publish(mine, repo=repo), error=HubError)
+
+
+class TestANewVersion:
+    def test_replaces_everybodys_copy_in_their_repo_with_a_new_key(self, hub, mine, tmp_path):
+        for name in ("alice", "bob"):
+            publish(mine, name, f"org/{name}")
+        (old,) = mine.vault.bases()
+        newer = save_plain(tmp_path / "newer", plain_arrays(seed=5))
+        assert "--again" in refused(lambda: publish(mine, "alice", "org/alice", model=newer), error=HubError)
+
+        assignments = again(mine.vault, old.base_id)
+        with Issuer(newer, mine.vault, SETTINGS) as issuer:
+            done = list(Publisher(mine.vault, work=mine.work).issue_all(issuer, assignments, update=True))
+
+        assert [(one.recipient, one.repo) for one in done] == [("alice", "org/alice"), ("bob", "org/bob")]
+        for one in done:
+            commits = hub.repos[one.repo].history()
+            assert len(commits) == 3
+            assert commits[0].parent == commits[1].sha
+        mine.vault.unlock(PASSPHRASE)
+        keys = {mine.vault.copy_key(copy) for copy in mine.vault.copies()}
+        assert len(keys) == 4
+        assert accused(mine, "org/bob") == ["bob"]
+
+    def test_goes_on_where_it_stopped(self, hub, mine, tmp_path):
+        publish(mine)
+        (old,) = mine.vault.bases()
+        newer = save_plain(tmp_path / "newer", plain_arrays(seed=5))
+        hub.faults.append(Fault(match=r"POST .*/commit/", kind="status", status=500, times=20))
+        refused(lambda: publish(mine, model=newer, update=True), error=HubError)
+        hub.faults.clear()
+
+        done = publish(mine, model=newer, update=True)
+
+        assert len(hub.repos["org/plain-alice"].history()) == 3
+        assert [found.state for found in publications(mine.vault)] == ["confirmed", "confirmed"]
+        assert done.base_id != old.base_id
+        assert len(records(mine)) == 2
+
+
+COMMIT = r"POST .*/commit/"
+PASSING = {
+    "busy": [Fault(match=COMMIT, status=429, headers={"Retry-After": "0"}, times=2)],
+    "out of order": [Fault(match=r"POST /api/repos/create", status=503, times=1)],
+    "the commit's answer is lost": [Fault(match=COMMIT, kind="cut after", times=1)],
+    "the commit is done and an error is told": [Fault(match=COMMIT, kind="status after", status=500, times=1)],
+    "the repo's answer is lost": [Fault(match=r"POST /api/repos/create", kind="cut after", times=1)],
+    "cut before the commit": [Fault(match=COMMIT, kind="cut before", times=1)],
+}
+
+
+@pytest.mark.parametrize("case", PASSING)
+def test_what_passes_is_waited_for(hub, mine, case):
+    hub.faults += PASSING[case]
+
+    done = publish(mine)
+
+    repo = hub.repos["org/plain-alice"]
+    assert done.revision == repo.refs["main"]
+    assert len(repo.history()) == 2
+    assert records(mine) == [("alice", "issued")]
+
+
+REFUSED = {
+    "the token expires at the commit": (Fault(match=COMMIT, status=401, times=9), "log in again"),
+    "the token expires before": (Fault(match="api", status=401, times=9), "log in again"),
+    "busy for long": (Fault(match=COMMIT, status=429, headers={"Retry-After": "0"}, times=9), "no more requests"),
+    "out of order for long": (Fault(match=COMMIT, status=500, times=9), "out of order"),
+    "gone": (Fault(match="api", kind="cut before", times=99), "connection to the Hub broke off"),
+    "no right to write": (Fault(match=COMMIT, status=403, times=9), "may not write"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_lasts_is_one_sentence_and_the_same_call_goes_on_from_there(hub, mine, case):
+    fault, sentence = REFUSED[case]
+    hub.faults.append(fault)
+
+    said = refused(lambda: publish(mine), error=HubError)
+    hub.faults.clear()
+    marked = [path.read_bytes() for path in mine.work.rglob("model.safetensors")]
+    done = publish(mine)
+
+    assert sentence in said
+    assert TOKEN not in said
+    repo = hub.repos["org/plain-alice"]
+    assert len(repo.history()) == 2
+    assert marked in ([], [repo.history()[0].files["model.safetensors"]])
+    assert records(mine) == [("alice", "issued")]
+    assert [found.revision for found in publications(mine.vault)] == [done.revision]
+
+
+def test_somebody_elses_commit_in_between_is_not_overwritten(hub, mine, monkeypatch):
+    commit = HfApi.create_commit
+
+    def late(self, repo_id, *arguments, **named):
+        hub.repos[repo_id].commit({"theirs.txt": b"1"})
+        return commit(self, repo_id, *arguments, **named)
+
+    monkeypatch.setattr(HfApi, "create_commit", late)
+
+    assert "Somebody else committed" in refused(lambda: publish(mine), error=HubError)
+    assert set(hub.repos["org/plain-alice"].history()[0].files) == {"theirs.txt"}
+
+
+ISSUE = """
+import sys
+sys.path[:0] = [{tests!r}]
+from pathlib import Path
+import hf_fingerprint.hub.client as client
+client._wait = lambda error, number: None
+from hf_fingerprint import Issuer, Vault
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.hub import Assignment, Publisher
+vault = Vault({vault!r})
+with Issuer({model!r}, vault) as issuer:
+    Publisher(vault, work=Path({work!r})).issue(issuer, Assignment({recipient!r}, {repo!r}))
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_process_killed_at_any_request_is_gone_on_with(hub, mine, seed, tmp_path):
+    """A real process, killed while the Hub handles its n-th request."""
+    rng = random.Random(seed)
+    hub.faults.append(Fault(request=len(hub.calls) + rng.randint(1, 9), kind="cut after"))
+    script = ISSUE.format(
+        tests=str(Path(__file__).parents[1]), vault=str(mine.vault.folder), model=str(mine.model),
+        work=str(mine.work), recipient="alice", repo="org/plain-alice",
+    )  # fmt: skip
+    environment = hub.environment(tmp_path / "home") | {"HF_TOKEN": TOKEN}
+    first = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    hub.faults.clear()
+    second = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    assert second.returncode == 0, first.stderr + second.stderr
+    assert len(hub.repos["org/plain-alice"].history()) == 2
+    assert records(mine) == [("alice", "issued")]
+
+
+@pytest.mark.slow
+def test_of_200_issues_with_a_fault_at_a_random_request_none_is_lost_and_none_doubled(hub, mine):
+    rng = random.Random(7)
+    kinds = [
+        {"kind": "cut before"}, {"kind": "cut after"}, {"kind": "cut within"}, {"status": 500}, {"status": 401},
+        {"kind": "status after", "status": 503}, {"status": 429, "headers": {"Retry-After": "0"}},
+    ]  # fmt: skip
+    failed = 0
+    with Issuer(mine.model, mine.vault) as issuer:
+        publisher = Publisher(mine.vault, work=mine.work)
+        for number in range(200):
+            wanted = Assignment(f"recipient-{number}", f"org/variant-{number}")
+            fault = Fault(request=len(hub.calls) + rng.randint(1, 11), times=1, **rng.choice(kinds))
+            hub.faults.append(fault)
+            try:
+                publisher.issue(issuer, wanted)
+            except HubError:
+                failed += 1
+            hub.faults.clear()
+            publisher.issue(issuer, wanted)
+
+    assert failed > 20
+    assert len(hub.repos) == 200
+    assert all(len(repo.history()) == 2 for repo in hub.repos.values())
+    copies = mine.vault.copies()
+    assert sorted(copy.recipient for copy in copies) == sorted(f"recipient-{number}" for number in range(200))
+    assert {copy.state for copy in copies} == {"issued"}
+    found = publications(mine.vault)
+    assert len(found) == 200
+    hashes = {copy.copy_id: copy.content_hash for copy in copies}
+    for one in rng.sample(found, 20):
+        assert hub.repos[one.repo].refs["main"] == one.revision
+        with open_checkpoint(one.repo) as variant:
+            assert content_hash(variant.tensors, digest_tensors(variant)) == hashes[one.copy_id]
+
+
+NAME = "Ariadne-of-Naxos"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [None, Fault(match=COMMIT, status=401, times=9), Fault(match=COMMIT, kind="cut after", times=1)],
+    ids=["as it should", "refused at the commit", "answer lost"],
+)
+def test_nothing_secret_is_sent_left_on_the_disk_logged_or_told(hub, mine, tmp_path, monkeypatch, caplog, fault):
+    caplog.set_level("DEBUG")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    hub.faults += [] if fault is None else [fault]
+    told = ""
+    try:
+        publish(mine, NAME, "org/variant-7", Terms(disclose=True))
+    except HubError as error:
+        told = "".join(traceback.format_exception(error))
+    hub.faults.clear()
+    (base,), (copy,) = mine.vault.bases(), mine.vault.copies()
+    mine.vault.unlock(PASSPHRASE)
+    secrets = secret_forms(base, mine.vault.copy_key(copy), NAME) | {"the seal": copy.sealed[-32:]}
+    secrets |= {
+        "the identity": (mine.vault.folder / "identity.age").read_bytes()[:64],
+        "the database": b"SQLite format 3",
+    }
+
+    assert hub.received
+    sent = [path.encode() + json.dumps(dict(headers)).encode() + body for _, path, headers, body in hub.received]
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "vault" not in path.parts]
+    names = [str(path.relative_to(tmp_path)).encode() for path in tmp_path.rglob("*")]
+    for content in (*sent, *left, *names, told.encode(), caplog.text.encode()):
+        assert held_in(content, secrets) == []
+    if fault is None:
+        promise = mine.vault.copies()[0].commitment
+        assert promise.encode() in hub.repos["org/variant-7"].history()[0].files["README.md"]
