@@ -7,6 +7,7 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parent))
+from bench_hub import hub_rows
 from bench_robustness import Row, robustness_rows
 from bench_speed import help_row, memory_rows, scoring_rows, speed_rows
 
@@ -15,7 +16,7 @@ def main() -> None:
     """Runs the parts asked for, prints the table and writes it to `bench.md`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench_output"))
-    parser.add_argument("--parts", default="help,speed,memory,scoring,robustness")
+    parser.add_argument("--parts", default="help,speed,memory,scoring,hub,robustness")
     parser.add_argument("--recipients", type=int, default=1_000_000, help="recipients to decode among")
     arguments = parser.parse_args()
     parts = {
@@ -23,6 +24,7 @@ def main() -> None:
         "speed": speed_rows,
         "memory": memory_rows,
         "scoring": lambda work: scoring_rows(arguments.recipients),
+        "hub": hub_rows,
         "robustness": lambda work: robustness_rows(arguments.out),
     }
     rows: list[Row] = []

@@ -121,6 +121,8 @@ def cell(rows: list[Record]) -> str:
 def verdicts(groups: dict[tuple[str, str], list[Record]]) -> str:
     """Whether the table shows what it should, row by row."""
     lines, worse, innocents = ["**What the rows say**", ""], [], defaultdict(int)
+    wrong: list[str] = []
+    missed: list[str] = []
     for (model, mode), rows in groups.items():
         for column in COLUMNS:
             if column == "deepmarks, soft decoder":
@@ -133,11 +135,17 @@ def verdicts(groups: dict[tuple[str, str], list[Record]]) -> str:
             shares = {}
             for column in COLUMNS:
                 found = pick(rows, column, attack, level)
+                if column.startswith("deepmarks") and attack == "none":
+                    wrong += [f"{model}, {mode}, seed {r['seed']}: {r['wrong']}" for r in found if r["wrong"]]
+                if column.startswith("deepmarks") and attack == "averaged":
+                    missed += [f"{model}, {mode}, {level:.0f} copies" for r in found if r["caught"] < r["colluders"]]
                 innocents[column] += sum(row.get("innocents", 0) for row in found)
                 if found and column != "toolbox":
                     shares[column] = sum(row["caught"] for row in found) / sum(row["colluders"] for row in found)
             if "spread" in shares and shares["spread"] < max(shares.values()):
                 worse.append(f"{model}, {mode}, {ATTACKS[attack].format(level)}: {shares}")
+    lines += [f"* bits wrong in `deepmarks` as trained: {'; '.join(dict.fromkeys(wrong)) or 'none'}"]
+    lines += [f"* averages of which `deepmarks` misses a colluder: {'; '.join(dict.fromkeys(missed)) or 'none'}"]
     lines += [f"* rows in which `spread` names fewer than `deepmarks`: {'; '.join(worse) or 'none'}"]
     lines += [f"* innocents named, over all rows: {', '.join(f'{innocents[c]} by {c}' for c in COLUMNS)}"]
     return "\n".join(lines)

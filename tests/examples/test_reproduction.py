@@ -108,6 +108,20 @@ def test_the_report_names_the_rows_in_which_spread_is_worse_and_all_innocents():
     assert "fewer than `deepmarks`: none" in better
 
 
+def test_the_report_names_wrong_bits_and_missed_colluders_of_the_papers_scheme():
+    table = rows([0.9], [0.9], wrong=3)
+    averaged = {"caught": 2, "colluders": 3}
+    table += [row("deepmarks, 0.85 and AND", attack="averaged", level=3, **averaged), row("spread", attack="averaged")]
+
+    said = reproduction_report.verdicts({("cnn", "scratch"): table})
+
+    assert "as trained: cnn, scratch, seed 0: 3\n" in said
+    assert "misses a colluder: cnn, scratch, 3 copies\n" in said
+    better = reproduction_report.verdicts({("cnn", "scratch"): rows([0.9], [0.9])})
+    assert "as trained: none" in better
+    assert "misses a colluder: none" in better
+
+
 def test_every_model_mode_and_seed_is_a_task():
     found = list(reproduction.tasks(["cnn", "wrn", "lite0"], None))
 
