@@ -61,10 +61,11 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
     few = min(1.0, 20 * quick)
     count = round(few * (20000 if key == "lite0" else 60000))
     images = load_images(data, shape.size, shape.channels, count, round(few * shape.test))
-    steps, tune = (max(3, round(quick * count)) for count in (shape.steps, shape.tune_steps))
+    counts = (shape.steps, shape.owner_steps, shape.tune_steps)
+    steps, owner, tune = (max(3, round(quick * count)) for count in counts)
     began = 0 if key == "lite0" else seed  # real weights: one base, fine-tuned in several ways
     start = starting_point(shape, images, began, out / "starts" / f"{key}-{began}.pt", steps, mode)
-    length, lr = (steps, shape.lr) if mode == "scratch" else (tune, shape.tune_lr)
+    length, lr = (steps, shape.lr) if mode == "scratch" else (owner, shape.owner_lr)
     work = out / "work" / f"{key}-{mode}-{seed}"
     shutil.rmtree(work, ignore_errors=True)
     vault = Vault.create(work / "vault", PASSPHRASE)

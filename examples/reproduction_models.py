@@ -87,7 +87,8 @@ class Architecture:
         make (callable): a fresh model, from the seed in force; for EfficientNet-Lite0 its real weights.
         size, channels (`int`): of its input.
         steps, lr: of a training from scratch (for Lite0: of the fine-tuning that makes the base).
-        tune_steps, tune_lr: of a fine-tuning, the owner's or a thief's.
+        owner_steps, owner_lr: of the owner's fine-tuning.
+        tune_steps, tune_lr: of a thief's fine-tuning, and of another owner's who overwrites the mark.
         batch (`int`): images in a step.
         test (`int`): test images.
         seeds (`int`): how many trainings.
@@ -105,6 +106,8 @@ class Architecture:
     channels: int
     steps: int
     lr: float
+    owner_steps: int
+    owner_lr: float
     tune_steps: int
     tune_lr: float
     batch: int
@@ -130,11 +133,29 @@ def architectures() -> dict[str, Architecture]:
     both = ("scratch", "fine-tuned")
     return {
         "cnn": Architecture(
-            "small CNN", small_cnn, 28, 1, 600, 2e-3, 150, 5e-4, 64, 10000, 6, 2, both, 1e-3, True, 0.05
+            "small CNN", small_cnn, 28, 1, 600, 2e-3, 900, 1e-3, 150, 5e-4, 64, 10000, 6, 2, both, 1e-3, eps=0.05
         ),
-        "wrn": Architecture("WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3),
+        "wrn": Architecture(
+            "WRN-10-2", wide_resnet, 28, 1, 700, 2e-3, 100, 5e-4, 100, 5e-4, 64, 10000, 6, 2, both, 1e-3
+        ),
         "lite0": Architecture(
-            "EfficientNet-Lite0", _lite0, 56, 3, 300, 1e-3, 40, 2e-4, 32, 3000, 5, 2, ("fine-tuned",), 1e-4, True
+            "EfficientNet-Lite0",
+            _lite0,
+            56,
+            3,
+            300,
+            1e-3,
+            40,
+            2e-4,
+            40,
+            2e-4,
+            32,
+            3000,
+            5,
+            2,
+            ("fine-tuned",),
+            1e-4,
+            True,
         ),
     }
 
