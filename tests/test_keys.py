@@ -27,6 +27,7 @@ DERIVED = {
     ("codeword", "fair_signs"): "26a4d790c975b44bd5c626807317027eed330c9128fcb46ae76f437019cebd96",
     ("gaussian", "conv.weight"): "985f1281b8d3145a9022662e53c8ae3921be70656ea4859a4066023183cc89c4",
     ("orthonormal", ""): "3a6792ab6c28fc6570a8b4d6cbe429ea9270dd2a0075b1f23052c7c0387884f8",
+    ("base", ""): "d5f6e134daf4c8232fbfa9a0dc29ba6265033316deb53502a05128779b7be3fb",
     ("record", ""): "c3a6a317ac527152a19ac74cc7aeb3740ba1e3f9282603429cb26fc6127f5661",
     ("lock", "/tmp/copy"): "53b2598c2780d245202a81da73ed654a509bef9ec64e2dc60633e7ebf3b45776",
 }

@@ -92,7 +92,7 @@ def _models_of(author: str) -> list[tuple[str, datetime | None]]:
     from huggingface_hub import HfApi
 
     with refusals(author):
-        listed = patiently(lambda: list(HfApi().list_models(author=author, full=True)))
+        listed = list(HfApi().list_models(author=author, full=True))  # the client tries again by itself
     return [(info.id, info.last_modified) for info in listed]
 
 
