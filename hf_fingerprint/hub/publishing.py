@@ -115,7 +115,7 @@ class Publisher:
         record = next((c for c in self.vault.copies() if c.content_hash == whole and c.state == "issued"), None)
         if record is None:
             raise HubError(f"{folder} is no copy on record in {self.vault.folder}: issue or record it first.")
-        base = next(base for base in self.vault.bases() if base.base_id == record.base_id)
+        base = find_base(self.vault, record.base_id)
         copy = IssuedCopy(
             record.recipient, Path(folder), record.copy_id, base.base_id, whole, str(record.commitment), 0, (), False
         )
@@ -129,11 +129,12 @@ class Publisher:
             raise HubError(f"Access to {repo} can be given to an account only if it is gated: add --gated.")
         lock = hold(vault, base, f"publish {repo}", f"{repo} is being published by another process: wait for it.")
         try:
-            begun = _begun(base, assignment, publications(vault, repo), update)
+            recorded = publications(vault, repo)
+            begun = _begun(base, assignment, recorded, update)
             if begun is not None and begun.state == "confirmed":
                 return _result(begun, (), new=False)
             with refusals(repo):
-                head = self._open_repo(repo, ours=bool(publications(vault, repo)))
+                head = self._open_repo(repo, ours=bool(recorded))
                 if begun is not None and _holds(head, begun.files):
                     return self._finish(assignment, begun, str(head.sha), ())
             copy = make()

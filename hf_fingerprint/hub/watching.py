@@ -5,7 +5,7 @@ Each is traced by ranges, so a look costs a few megabytes. What the vault itself
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hf_fingerprint.checkpoints.hub import hub_errors
@@ -76,8 +76,6 @@ def parse_since(text: str) -> datetime:
     Raises:
         [`HubError`]: if it is neither.
     """
-    from datetime import timedelta
-
     number, unit = text[:-1], {"d": "days", "h": "hours"}.get(text[-1:])
     try:
         if unit is not None and number.isdigit():
@@ -99,7 +97,6 @@ def _models_of(author: str) -> list[tuple[str, datetime | None]]:
 def _look_at(model: str, modified: datetime | None, vault: Vault, since: datetime | None) -> Sighting | None:
     from huggingface_hub import HfApi
 
-    revision = None
     try:
         if since is not None and modified is None:
             name, _, at = model.partition("@")
@@ -109,10 +106,10 @@ def _look_at(model: str, modified: datetime | None, vault: Vault, since: datetim
             return None
         result = trace(model if model.startswith("hf-hub:") else f"hf-hub:{model}", vault)
     except FingerprintError as error:
-        return Sighting(model, revision, _iso(modified), error=str(error))
+        return Sighting(model, None, _iso(modified), error=str(error))
     surest = result.accused[0].log10_false_accusation if result.accused else None
     accused = tuple(dict.fromkeys(score.recipient for score in result.accused))
-    return Sighting(model, result.revision, _iso(modified), accused, surest, result.base, result.bytes_fetched or 0)
+    return Sighting(model, result.revision, _iso(modified), accused, surest, result.base, result.bytes_fetched)
 
 
 def _iso(time: datetime | None) -> str | None:

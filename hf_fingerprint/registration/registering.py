@@ -162,8 +162,8 @@ def examine(
     selected = [n for n in checkpoint.tensors if n in mapping] or select_by_name(checkpoint.tensors)
     report("reading the carriers")
     rms = {name: _rms(checkpoint, name) for name in selected}
-    counts = np.array([_weights(checkpoint, name) for name in selected])
-    eps, sensitivity = np.full(len(selected), settings.eps or UNCALIBRATED_EPS), None
+    counts = sizes = np.array([_weights(checkpoint, name) for name in selected])
+    sensitivity = None
     if model is not None and images is not None and mapping and settings.eps is None:
         report("measuring what the mark does to the output")
         sensitivity = measure_sensitivity(model.module, images, [mapping[n] for n in selected])
@@ -171,7 +171,14 @@ def examine(
             raise CarrierError(
                 f"{checkpoint.source.name} gives no numbers on the calibration inputs: mark a model that works."
             )
-        eps = spend_budget(max_kl, sensitivity, counts)
+
+    def spend(kept: np.ndarray) -> np.ndarray:
+        """`eps` of some of the carriers, if no other is marked."""
+        if sensitivity is None:
+            return np.full(len(kept), settings.eps or UNCALIBRATED_EPS)
+        return spend_budget(max_kl, sensitivity[kept], sizes[kept])
+
+    eps = spend(np.arange(len(selected)))
     secret = new_secret()
     family = FairSigns.family if coalition <= 2 else Tardos.family
     compact = None
@@ -179,7 +186,7 @@ def examine(
         kept = compact_window(
             checkpoint.tensors,
             selected,
-            lambda i: eps[i] if sensitivity is None else spend_budget(max_kl, sensitivity[i], counts[i]),
+            spend,
             checkpoint.source.name,
         )
         length = code_length(int(counts.sum()), checkpoint.source.name)
@@ -187,10 +194,7 @@ def examine(
         differ = sum(checkpoint.tensors[selected[i]].nbytes for i in kept)
         share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
         compact = Compact(share, score_after_drift(spread, counts, eps))
-        if sensitivity is not None:
-            eps = spend_budget(max_kl, sensitivity[kept], counts[kept])
-        selected, counts = [selected[i] for i in kept], counts[kept]
-        eps = eps if sensitivity is not None else eps[kept]
+        selected, counts, eps = [selected[i] for i in kept], sizes[kept], spend(kept)
     length = code_length(int(counts.sum()), checkpoint.source.name)
     codebook = make_codebook(family, length, coalition, secret)
     kl = agreement = None

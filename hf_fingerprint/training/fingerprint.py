@@ -20,7 +20,7 @@ from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkp
 from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.reading import read_suspect
-from hf_fingerprint.registration import Settings, open_base, register, weights_hash
+from hf_fingerprint.registration import Settings, find_base, open_base, register, weights_hash
 from hf_fingerprint.training.carriers import LocatedCarriers, locate
 from hf_fingerprint.training.processes import from_first_process, is_first_process
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places
@@ -166,7 +166,7 @@ class Fingerprint:
                         f"{self.source} is the copy of {held.recipient} and not of {self.recipient}: give the base, "
                         f"or train it for {held.recipient}."
                     )
-                base = next(base for base in self.vault.bases() if base.base_id == held.base_id)
+                base = find_base(self.vault, held.base_id)
             else:
                 base = register(checkpoint, self.vault, self.settings)
             with open_base(base, self.vault) as original:

@@ -18,9 +18,10 @@ from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.packing import BaseRow, PublicationRow, Snapshot, insert_rows, read_snapshot
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.rotation import resealed, unsealed
+from hf_fingerprint.vault.rotation import resealed
 from hf_fingerprint.vault.sealing import Opener
-from hf_fingerprint.vault.store import Vault
+from hf_fingerprint.vault.store import Vault, unsealed
+from hf_fingerprint.vault.transactions import transaction
 
 
 _Row = TypeVar("_Row")
@@ -71,21 +72,15 @@ def merge(into: Vault, other: Snapshot, opener: Opener | None = None, where: str
         [`VaultError`]: if the two have different tracing identities, a row that both have differs, or a record is
             found to be a forgery.
     """
-    with into.connect() as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            mine = read_snapshot(connection)
-            if other.public_key != mine.public_key and opener is not None and opener.public_key == other.public_key:
-                other = _to_this_identity(other, mine, opener)
-            joined = join(mine, other, str(into.folder), where)
-            if opener is not None and opener.public_key == mine.public_key:
-                for copy_id in joined.copies.keys() - mine.copies.keys():
-                    unsealed(joined.copies[copy_id], opener)
-            report = _write(connection, mine, joined, where)
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+    with into.connect() as connection, transaction(connection):
+        mine = read_snapshot(connection)
+        if other.public_key != mine.public_key and opener is not None and opener.public_key == other.public_key:
+            other = _to_this_identity(other, mine, opener)
+        joined = join(mine, other, str(into.folder), where)
+        if opener is not None and opener.public_key == mine.public_key:
+            for copy_id in joined.copies.keys() - mine.copies.keys():
+                unsealed(joined.copies[copy_id], opener)
+        report = _write(connection, mine, joined, where)
     return report
 
 

@@ -26,7 +26,8 @@ from hf_fingerprint.vault.database import IDENTITY, identity_name, write_private
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
 from hf_fingerprint.vault.sealing import Opener, check_public_key, lock_identity, new_identity, seal
-from hf_fingerprint.vault.store import Vault, check_commitment
+from hf_fingerprint.vault.store import Vault, unsealed
+from hf_fingerprint.vault.transactions import transaction
 
 
 _PREVIOUS = "previous_public_key"
@@ -100,22 +101,10 @@ def resealed(record: CopyRecord, opener: Opener, public_key: str) -> CopyRecord:
     return replace(record, sealed=seal(key, record.copy_id, record.base_id, record.recipient, public_key))
 
 
-def unsealed(record: CopyRecord, opener: Opener) -> bytes:
-    """A record's copy key, checked against its commitment.
-
-    Raises:
-        [`VaultError`]: if the record was tampered with.
-    """
-    key = opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
-    check_commitment(record, key)
-    return key
-
-
 def _seal_all(vault: Vault, opener: Opener, public_key: str) -> int:
     with vault.connect() as connection:
         connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(connection):
             (now,) = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
             if now != opener.public_key:
                 raise PassphraseError(f"{vault.folder} was given another tracing identity meanwhile: unlock it again.")
@@ -128,10 +117,6 @@ def _seal_all(vault: Vault, opener: Opener, public_key: str) -> int:
             connection.execute("DELETE FROM bundles")
             connection.execute("UPDATE meta SET value = ? WHERE key = 'public_key'", (public_key,))
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_PREVIOUS, opener.public_key))
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
     return len(rows)
 
 

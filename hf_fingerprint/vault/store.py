@@ -269,9 +269,18 @@ class Vault(Database):
         Raises:
             [`VaultError`]: if the record was tampered with.
         """
-        key = self.opener().unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
-        check_commitment(record, key)
-        return key
+        return unsealed(record, self.opener())
+
+
+def unsealed(record: CopyRecord, opener: Opener) -> bytes:
+    """A record's copy key, checked against its commitment.
+
+    Raises:
+        [`VaultError`]: if the record was tampered with.
+    """
+    key = opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
+    check_commitment(record, key)
+    return key
 
 
 def check_commitment(record: CopyRecord, copy_key: bytes) -> None:

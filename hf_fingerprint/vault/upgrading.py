@@ -6,6 +6,7 @@ Format 1 had no record of publications, and could hold one registration of a mod
 import sqlite3
 
 from hf_fingerprint.vault.schema import FORMAT, TABLES
+from hf_fingerprint.vault.transactions import transaction
 
 
 UPGRADABLE = "1"
@@ -14,8 +15,7 @@ UPGRADABLE = "1"
 def upgrade(connection: sqlite3.Connection) -> None:
     """Brings an open database of format 1 to the present one, in one transaction; again, it does nothing."""
     connection.execute("PRAGMA foreign_keys = OFF")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         if dict(connection.execute("SELECT key, value FROM meta")).get("format") == UPGRADABLE:
             present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             tables = {statement.split()[2]: statement for statement in _statements() if "CREATE TABLE" in statement}
@@ -26,10 +26,6 @@ def upgrade(connection: sqlite3.Connection) -> None:
             for name in tables.keys() - present:
                 connection.execute(tables[name])
             connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(FORMAT),))
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
 
 
 def _statements() -> list[str]:

@@ -279,8 +279,8 @@ with Issuer({model!r}, vault) as issuer:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_process_killed_at_any_request_is_gone_on_with(hub, mine, seed, tmp_path):
-    """A real process, killed while the Hub handles its n-th request."""
+def test_a_process_that_ends_at_any_request_is_gone_on_with(hub, mine, seed, tmp_path):
+    """A real process, whose connection is cut once the Hub has done what its n-th request asks, ends there."""
     rng = random.Random(seed)
     hub.faults.append(Fault(request=len(hub.calls) + rng.randint(1, 9), kind="cut after"))
     script = ISSUE.format(

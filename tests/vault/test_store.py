@@ -4,8 +4,6 @@ import os
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 import traceback
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -18,6 +16,7 @@ from checkpoint_files import bytes_of, open_folder, stranger
 from format_1 import FORMAT_1
 from quick_age import lock_quickly
 from refusals import refused
+from two_processes import errors_of_two
 
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.keys import commitment
@@ -708,22 +707,7 @@ for number in range(50):
 
 
 def test_two_processes_that_issue_at_once_lose_nothing(mine):
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(mine.folder), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("one", "two")
-    ]
-    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
-    for worker in workers:
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    errors = [worker.communicate(timeout=60)[1] for worker in workers]
-    assert errors == ["", ""]
+    assert errors_of_two(WORKER, mine.folder) == ["", ""]
 
     vault = mine.open()
     records = vault.copies()[2:]

@@ -2,14 +2,13 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from format_1 import FORMAT_1
 from quick_age import lock_quickly
 from refusals import refused
+from two_processes import errors_of_two
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import commitment
@@ -207,21 +206,7 @@ sys.stdin.readline()
 vault = Vault(sys.argv[1])
 vault.begin_copy(vault.bases()[0], sys.argv[2], "/out")
 """
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(old), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("one", "two")
-    ]
-    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
-    for worker in workers:
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    assert [worker.communicate(timeout=60)[1] for worker in workers] == ["", ""]
+    assert errors_of_two(script, old) == ["", ""]
 
     names = [record.recipient for record in Vault(old).copies()]
     assert names[:3] == list(KEYS)
