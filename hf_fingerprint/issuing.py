@@ -8,10 +8,10 @@ same again.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class IssuedCopy:
         left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed
             on.
         new (`bool`): `False` if it had been issued before and was found whole.
+        digests (`dict[str, str]`): the SHA-256 of each weight file of a new copy, by its path in the folder.
     """
 
     recipient: str
@@ -58,10 +59,12 @@ class IssuedCopy:
     coalition_certified: int
     left_out: tuple[str, ...]
     new: bool
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
-        return {**self.__dict__, "path": str(self.path), "left_out": list(self.left_out)}
+        shown = {name: value for name, value in self.__dict__.items() if name != "digests"}
+        return {**shown, "path": str(self.path), "left_out": list(self.left_out)}
 
 
 def issue(
@@ -218,7 +221,8 @@ class Issuer:
                     written.flush()
                     whole = content_hash(self._checkpoint.tensors, written.digests)
                     done = self.vault.mark_written(record, copy_key, whole)
-                return self._publish(done, partial, written.left_out)
+                digests = {path.relative_to(partial).as_posix(): d for path, d in written.file_digests.items()}
+                return replace(self._publish(done, partial, written.left_out), digests=digests)
 
         return finish
 

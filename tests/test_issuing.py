@@ -461,7 +461,7 @@ def new_place(vault: Vault, model: Path) -> Vault:
     [
         (os, "posix_fallocate", 1),
         (writer, "_write_all", 1),
-        (writer, "_write_all", 9),
+        (writer, "_write_all", 2),
         (shutil, "copyfile", 1),
         (shutil, "copyfile", 3),
         (os, "fsync", 1),

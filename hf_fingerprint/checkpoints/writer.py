@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
+from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.errors import CheckpointError
 
 
 Rewrite = Callable[[np.ndarray], None]
 CONVERTED = "model.safetensors"
 _BUFFERS = 6
+_RUN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class WrittenCopy:
 
     Attributes:
         digests (`dict[str, str]`): SHA-256 of each tensor's bytes in the copy.
+        file_digests (`dict[Path, str]`): SHA-256 of each weight file.
         left_out (`tuple[str, ...]`): files of the source that hold weights in another form and were not copied.
         files (`tuple[Path, ...]`): the files written.
     """
 
     digests: dict[str, str]
+    file_digests: dict[Path, str]
     left_out: tuple[str, ...]
     files: tuple[Path, ...]
 
@@ -79,43 +83,66 @@ def write_copy(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     digests: dict[str, str] = {}
+    file_digests: dict[Path, str] = {}
     for number, target in enumerate(targets):
         chosen = [i for i in checkpoint.tensors.values() if source.pickled or i.file == number]
-        with target.open("xb", buffering=0) as stream, _Pipe(stream) as pipe:
+        with target.open("xb", buffering=0) as stream, _Pipe(stream, chosen) as pipe:
             header = _header(checkpoint, number)
             if hasattr(os, "posix_fallocate"):  # a full disk shows at once, and writing is faster
                 os.posix_fallocate(stream.fileno(), 0, len(header) + sum(info.nbytes for info in chosen))
-            _write_all(stream, header)
-            for info in chosen:
-                rewrite = rewrites.get(info.name)
-                pipe.begin(info.name)
-                for rows in block_rows(info):
-                    start, stop = rows.start * info.row_bytes, rows.stop * info.row_bytes
-                    block = checkpoint.read(info, start, stop, pipe.buffer(stop - start))
-                    if rewrite is not None:
-                        rewrite(block)
-                    pipe.put(block)
+            head = pipe.buffer(len(header))[: len(header)]
+            head[:] = np.frombuffer(header, np.uint8)
+            pipe.put(head, [])
+            for run in _runs(chosen):
+                buffer, end = pipe.buffer(sum(stop - start for _, start, stop in run)), 0
+                for info, start, stop in run:
+                    block = checkpoint.read(info, start, stop, buffer[end:])
+                    if info.name in rewrites:
+                        rewrites[info.name](block)
+                    end += stop - start
+                pipe.put(buffer[:end], [(info.name, stop - start) for info, start, stop in run])
                 if advance is not None:
-                    advance(info.nbytes)
+                    advance(end)
         digests |= pipe.digests
+        file_digests[target] = pipe.digest
     left_out = [str(path.relative_to(source.folder)) for path in unmarked]
     if source.pickled:
         left_out += [path.name for path in source.weights] + ([source.index.name] if source.index else [])
     written = tuple(target for _, target in copies) + tuple(targets)
-    return WrittenCopy(digests, tuple(sorted(set(left_out))), written)
+    return WrittenCopy(digests, file_digests, tuple(sorted(set(left_out))), written)
+
+
+def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
+    """Blocks of rows that are written together, about 1 MB: many small tensors, or a part of a large one.
+
+    Yields:
+        a list of `(info, start, stop)`, `start` and `stop` in bytes.
+    """
+    run: list[tuple[TensorInfo, int, int]] = []
+    size = 0
+    for info in infos:
+        for rows in block_rows(info):
+            start, stop = rows.start * info.row_bytes, rows.stop * info.row_bytes
+            if run and size + stop - start > _RUN_BYTES:
+                yield run
+                run, size = [], 0
+            run.append((info, start, stop))
+            size += stop - start
+    if run:
+        yield run
 
 
 class _Pipe:
     """Writes blocks and hashes them in two threads of their own, while the next are made in buffers used in turn."""
 
-    def __init__(self, stream: FileIO):
+    def __init__(self, stream: FileIO, infos: list[TensorInfo]):
         self._stream = stream
         self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
         self._buffers = [np.empty(0, np.uint8) for _ in range(_BUFFERS)]
         self._filling = self._buffers[0]
-        self._hashes: dict[str, Any] = {}
-        self._current: Any = None
+        self._hashes = {info.name: hashlib.sha256() for info in infos}
+        self._whole = hashlib.sha256()
 
     def __enter__(self) -> "_Pipe":
         return self
@@ -133,9 +160,10 @@ class _Pipe:
         """The digests of all tensors, once the pipe is closed."""
         return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
-    def begin(self, name: str) -> None:
-        """The blocks to come belong to this tensor."""
-        self._current = self._hashes[name] = hashlib.sha256()
+    @property
+    def digest(self) -> str:
+        """The digest of the whole file, once the pipe is closed."""
+        return self._whole.hexdigest()
 
     def buffer(self, count: int) -> np.ndarray:
         """At least `count` bytes to make the next block in."""
@@ -145,11 +173,22 @@ class _Pipe:
         self._filling = found if len(found) >= count else np.empty(count, np.uint8)
         return self._filling
 
-    def put(self, block: np.ndarray) -> None:
-        """Takes the block made in the last buffer, which nobody may change any more."""
-        jobs: list[Future[Any]] = [self._writer.submit(_write_all, self._stream, block)]
-        jobs.append(self._hasher.submit(self._current.update, block))
+    def put(self, block: np.ndarray, parts: list[tuple[str, int]]) -> None:
+        """Takes the block made in the last buffer, which nobody may change any more: the bytes of these tensors, in
+        their order."""
+        jobs: list[Future[Any]] = [self._writer.submit(self._write, block)]
+        jobs.append(self._hasher.submit(self._hash, block, parts))
         self._waiting.append((self._filling, jobs))
+
+    def _write(self, block: np.ndarray) -> None:
+        _write_all(self._stream, block)
+        self._whole.update(block)
+
+    def _hash(self, block: np.ndarray, parts: list[tuple[str, int]]) -> None:
+        end = 0
+        for name, count in parts:
+            self._hashes[name].update(block[end : end + count])
+            end += count
 
     def _wait(self) -> None:
         buffer, jobs = self._waiting.popleft()

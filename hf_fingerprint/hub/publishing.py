@@ -171,6 +171,9 @@ class Publisher:
             for path in sorted(copy.path.rglob("*"))
             if path.is_file() and path != readme and (path != copy.path / CONFIG or config is None)
         ]
+        for operation in operations:
+            if operation.path_in_repo in copy.digests:  # or the client reads the whole file for it
+                operation.upload_info.sha256 = bytes.fromhex(copy.digests[operation.path_in_repo])
         weights = {
             o.path_in_repo: o.upload_info.sha256.hex() for o in operations if o.path_in_repo.endswith(".safetensors")
         }

@@ -149,6 +149,26 @@ def test_a_rewrite_is_given_its_tensors_bytes_once_each_in_order(tmp_path, monke
     assert loaded["before"].tolist() == [1.0] * 7
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 5000, 1 << 20])
+def test_tensors_written_together_are_each_rewritten_and_hashed_alone(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr("hf_fingerprint.checkpoints.writer._RUN_BYTES", at_once)
+    monkeypatch.setattr("hf_fingerprint.checkpoints.reader.BLOCK_WEIGHTS", 64)
+    rng = np.random.default_rng(1)
+    arrays = {
+        f"t{i:02}": rng.standard_normal((int(n), 3)).astype(np.float32) for i, n in enumerate(rng.integers(0, 90, 40))
+    }
+    arrays |= {"bytes": rng.integers(0, 9, (7, 1)).astype(np.uint8), "empty": np.empty((0, 4), np.float32)}
+    path = save_model(tmp_path / "m.safetensors", **arrays)
+
+    written = copy(path, tmp_path / "out", {f"t{i:02}": add_one for i in range(0, 40, 3)})
+
+    loaded = load_file(tmp_path / "out" / "m.safetensors")
+    for name, array in arrays.items():
+        expected = array + 1 if name.startswith("t") and int(name[1:]) % 3 == 0 else array
+        assert np.array_equal(loaded[name].numpy(), expected)
+        assert written.digests[name] == hashlib.sha256(expected.tobytes()).hexdigest()
+
+
 def test_the_digests_are_of_what_was_written(tmp_path):
     save_shards(tmp_path / "source", {"m-1.safetensors": ARRAYS, "m-2.safetensors": {"c": np.zeros(3, np.int64)}})
 
@@ -160,6 +180,9 @@ def test_the_digests_are_of_what_was_written(tmp_path):
         whole = content_hash(base.tensors, written.digests)
         assert whole == content_hash(made.tensors, digest_tensors(made))
     assert changed == {"a.weight"}
+    assert written.file_digests == {
+        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").glob("*.safetensors")
+    }
     assert written.digests["a.weight"] == hashlib.sha256(bytes(~ARRAYS["a.weight"].view(np.uint8))).hexdigest()
 
 
