@@ -386,7 +386,10 @@ def test_a_damaged_vault_is_one_sentence(shared, run, tmp_path):
 SURPRISES = [
     ("hf_fingerprint.vault.Vault.copies", ["recipients", "--vault", "VAULT"]),
     ("hf_fingerprint.registration.examine", ["inspect", "MODEL"]),
-    ("hf_fingerprint.issuing.write_copy", ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o"]),
+    (
+        "hf_fingerprint.issuing.issuer.write_copy",
+        ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o"],
+    ),
     ("hf_fingerprint.tracing.read_suspect", ["trace", "MODEL", "--vault", "VAULT", "--passphrase-file", "PASSPHRASE"]),
 ]
 

@@ -1,19 +1,11 @@
-"""One marked copy for each recipient, in the time it takes to copy the file.
-
-    issue("org/model", "alice", vault="vault", out="copies/alice")
-
-In closed form, `w += a * X^T b`: no data, no gradient, one pass over the weights. The copy is recorded before its
-first byte is written and appears in its place only when it is whole, so a crash at any point is mended by running the
-same again.
-"""
+"""The issuer: an open base, copied for one recipient after another."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
@@ -24,47 +16,14 @@ from hf_fingerprint.checkpoints import (
     sync,
     write_copy,
 )
-from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
+from hf_fingerprint.errors import CheckpointError, VaultError
+from hf_fingerprint.issuing.issued import IssuedCopy
+from hf_fingerprint.issuing.places import check_name, cleared_on_failure, folder_of, partial_of
 from hf_fingerprint.registration import Settings, register
-from hf_fingerprint.vault import Base, CopyRecord, Vault, check_recipient, hold
+from hf_fingerprint.vault import Base, CopyRecord, Vault, hold
 
 
 Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class IssuedCopy:
-    """A copy in its place.
-
-    Attributes:
-        recipient (`str`): whose it is.
-        path (`Path`): its folder.
-        copy_id (`str`): its record in the vault.
-        base_id (`str`): the base it was made from.
-        content_hash (`str`): the hash of its weights.
-        commitment (`str`): see [`commitment`]; may be published with the copy.
-        coalition_certified (`int`): the coalition size that the base's code withstands.
-        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed
-            on.
-        new (`bool`): `False` if it had been issued before and was found whole.
-        digests (`dict[str, str]`): the SHA-256 of each weight file of a new copy, by its path in the folder.
-    """
-
-    recipient: str
-    path: Path
-    copy_id: str
-    base_id: str
-    content_hash: str
-    commitment: str
-    coalition_certified: int
-    left_out: tuple[str, ...]
-    new: bool
-    digests: Mapping[str, str] = field(default_factory=dict, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
-        shown = {name: value for name, value in self.__dict__.items() if name != "digests"}
-        return {**shown, "path": str(self.path), "left_out": list(self.left_out)}
 
 
 def issue(
@@ -146,7 +105,7 @@ class Issuer:
         """
         recipients = list(dict.fromkeys(recipients))
         for recipient in recipients:
-            _check_name(recipient, as_folder=True)
+            check_name(recipient, as_folder=True)
         with ThreadPoolExecutor(1) as pool:
             before = None
             for recipient in recipients:
@@ -164,10 +123,10 @@ class Issuer:
 
     def _prepare(self, recipient: str, out: Path, advance: Advance | None) -> Callable[[], IssuedCopy]:
         """Makes a copy beside its place; what it returns puts it there and must be called."""
-        _check_name(recipient)
+        check_name(recipient)
         out = out.absolute()
         source = self._checkpoint.source
-        if source.whole_folder and _folder_of(out).is_relative_to(source.folder.resolve()):
+        if source.whole_folder and folder_of(out).is_relative_to(source.folder.resolve()):
             raise CheckpointError(f"{out} is inside the model's own folder: choose a place outside it.")
         with ExitStack() as held:
             refusal = f"{out} is being issued by another process: wait for it."
@@ -175,7 +134,7 @@ class Issuer:
             earlier = self._earlier(recipient, out)
             free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
             if earlier is not None and earlier.state == "written" and free:
-                partial = _partial(out, earlier)
+                partial = partial_of(out, earlier)
                 if partial.exists():
                     published = self._publish(earlier, partial, ())
                     return lambda: published
@@ -207,17 +166,17 @@ class Issuer:
         except OSError as error:
             raise CheckpointError(f"{out.parent} can't be made ({error.strerror}): choose another place.") from None
         record, copy_key = self.vault.begin_copy(self.base, recipient, out, again)
-        partial = _partial(out, record)
+        partial = partial_of(out, record)
         if partial.exists():
             shutil.rmtree(partial)
-        with _cleared_on_failure(partial):
+        with cleared_on_failure(partial):
             partial.mkdir()
             written = self._write(copy_key, partial, advance)
         held = held.pop_all()
 
         def finish() -> IssuedCopy:
             with held:
-                with _cleared_on_failure(partial):
+                with cleared_on_failure(partial):
                     written.flush()
                     whole = content_hash(self._checkpoint.tensors, written.digests)
                     done = self.vault.mark_written(record, copy_key, whole)
@@ -274,47 +233,4 @@ class Issuer:
             coalition_certified=self.base.certified,
             left_out=left_out,
             new=new,
-        )
-
-
-@contextmanager
-def _cleared_on_failure(partial: Path) -> Iterator[None]:
-    """Removes a partial copy when making it fails, and says in a sentence what the disk had against it."""
-    try:
-        yield
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"{partial.parent} can't be written to ({error.strerror or error}): make room or choose another place."
-        ) from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _folder_of(out: Path) -> Path:
-    """The folder that a place is in, links followed.
-
-    Raises:
-        [`CheckpointError`]: if no place can have this name.
-    """
-    try:
-        out.exists()
-        return out.parent.resolve()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "impossible name"
-        raise CheckpointError(
-            f"{out.name[:80]}... can't be written in {out.parent} ({reason}): choose another."
-        ) from None
-
-
-def _partial(out: Path, record: CopyRecord) -> Path:
-    return out.parent / f".{out.name}.{record.copy_id}.partial"
-
-
-def _check_name(recipient: str, as_folder: bool = False) -> None:
-    check_recipient(recipient)
-    if as_folder and (recipient in {".", ".."} or "/" in recipient or "\\" in recipient or recipient.startswith(".")):
-        raise FingerprintError(
-            f"The recipient {recipient!r} can't name a folder: issue this copy alone, with its own --out."
         )

@@ -1,0 +1,41 @@
+"""What an issued copy is told as."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class IssuedCopy:
+    """A copy in its place.
+
+    Attributes:
+        recipient (`str`): whose it is.
+        path (`Path`): its folder.
+        copy_id (`str`): its record in the vault.
+        base_id (`str`): the base it was made from.
+        content_hash (`str`): the hash of its weights.
+        commitment (`str`): see [`commitment`]; may be published with the copy.
+        coalition_certified (`int`): the coalition size that the base's code withstands.
+        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed
+            on.
+        new (`bool`): `False` if it had been issued before and was found whole.
+        digests (`dict[str, str]`): the SHA-256 of each weight file of a new copy, by its path in the folder.
+    """
+
+    recipient: str
+    path: Path
+    copy_id: str
+    base_id: str
+    content_hash: str
+    commitment: str
+    coalition_certified: int
+    left_out: tuple[str, ...]
+    new: bool
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        shown = {name: value for name, value in self.__dict__.items() if name != "digests"}
+        return {**shown, "path": str(self.path), "left_out": list(self.left_out)}
