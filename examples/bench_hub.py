@@ -1,11 +1,13 @@
 """Figures of publishing and of verifying by Hub id, against the tests' Hub on 127.0.0.1 and the real client."""
 
+import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
 
@@ -32,32 +34,65 @@ from hf_fingerprint.hub import Assignment, Publisher
 TOKEN = "hf_the-owner-of-org"
 
 
+class Patches:
+    """What pytest's monkeypatch does, for `LoopbackHub.point_client`."""
+
+    def setattr(self, target: object, name: str, value: object) -> None:
+        """Until `patch.stopall()`."""
+        patch.object(target, name, value).start()
+
+    def setenv(self, name: str, value: str) -> None:
+        """For good."""
+        os.environ[name] = value
+
+    def delenv(self, name: str, raising: bool = True) -> None:
+        """For good."""
+        os.environ.pop(name, None)
+
+
 @contextmanager
-def own_hub() -> Iterator[LoopbackHub]:
-    """A Hub that this process' client talks to, logged in as a member of `org`, with a cache of its own."""
+def logged_in(hub: LoopbackHub) -> Iterator[LoopbackHub]:
+    """This process' client talks to a Hub, with a cache of its own."""
     from huggingface_hub import constants
 
-    class Patches:
-        """What pytest's monkeypatch does, for `LoopbackHub.point_client`."""
-
-        def setattr(self, target: object, name: str, value: object) -> None:
-            patch.object(target, name, value).start()
-
-        def setenv(self, name: str, value: str) -> None:
-            os.environ[name] = value
-
-        def delenv(self, name: str, raising: bool = True) -> None:
-            os.environ.pop(name, None)
-
-    with LoopbackHub() as hub, tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache:
         hub.point_client(Patches(), Path(cache))
         patch.object(constants, "HF_HOME", cache).start()
-        hub.account("owner", orgs={"org"}, token=TOKEN)
         os.environ["HF_TOKEN"] = TOKEN
         try:
             yield hub
         finally:
             patch.stopall()
+
+
+@contextmanager
+def own_hub() -> Iterator[LoopbackHub]:
+    """A Hub in this process, whose client is logged in as a member of `org`."""
+    with LoopbackHub() as hub, logged_in(hub):
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        yield hub
+
+
+def serve(connection: Connection) -> None:
+    """A Hub until the other end says something."""
+    with LoopbackHub() as hub:
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        connection.send(hub.url)
+        connection.recv()
+
+
+@contextmanager
+def distant_hub() -> Iterator[None]:
+    """The same in a process of its own, so that its work is not done by the interpreter that is measured."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    hub = LoopbackHub()
+    hub.url = here.recv()
+    with logged_in(hub):
+        yield
+    here.send("end")
+    process.join()
 
 
 def reading_rows(work: Path) -> list[Row]:
@@ -126,8 +161,8 @@ def compact_rows(work: Path) -> list[Row]:
     ]
 
 
-def publishing_rows(work: Path, count: int = 100, at_once: int = 10) -> list[Row]:
-    """Issuing variants beside uploading plain copies of the same size, in turn, ten at a time."""
+def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row]:
+    """Issuing variants beside uploading plain copies of the same size, in turn, twenty at a time."""
     model = save_timm(lite0(), work / "model")
     vault = Vault.create(work / "vault_publishing", PASSPHRASE)
     with unbuilt():
@@ -142,7 +177,7 @@ def publishing_rows(work: Path, count: int = 100, at_once: int = 10) -> list[Row
             api.create_repo(f"org/plain-{i}", private=True)
             api.upload_folder(repo_id=f"org/plain-{i}", folder_path=plain / str(i))
 
-    with issuer, own_hub():
+    with issuer, distant_hub():
         publisher = Publisher(vault, work=work / "outgoing")
         for start in range(0, count, at_once):
             for i in range(start, start + at_once):  # different bytes, or the server would know them

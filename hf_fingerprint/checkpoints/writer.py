@@ -11,8 +11,9 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from io import FileIO
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,33 @@ _RUN_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class WrittenCopy:
-    """What was written, perhaps not yet all on the disk.
+    """What was written, perhaps not yet all on the disk, perhaps held in memory until it is flushed.
 
     Attributes:
         digests (`dict[str, str]`): SHA-256 of each tensor's bytes in the copy.
         file_digests (`dict[Path, str]`): SHA-256 of each weight file.
         left_out (`tuple[str, ...]`): files of the source that hold weights in another form and were not copied.
         files (`tuple[Path, ...]`): the files written.
+        held (`dict[Path, BytesIO]`): those of them that are in memory.
     """
 
     digests: dict[str, str]
     file_digests: dict[Path, str]
     left_out: tuple[str, ...]
     files: tuple[Path, ...]
+    held: dict[Path, BytesIO] = field(default_factory=dict)
+
+    def write_held(self) -> None:
+        """Writes what is held, to be seen by everybody but perhaps not yet on the disk."""
+        for path in list(self.held):
+            content = self.held.pop(path).getbuffer()
+            with path.open("xb", buffering=0) as stream:
+                _allocate(stream, len(content))
+                _write_all(stream, content)
 
     def flush(self) -> None:
         """Waits until every file, and every folder's list of them, is on the disk."""
+        self.write_held()
         for path in (*self.files, *dict.fromkeys(path.parent for path in self.files)):
             sync(path)
 
@@ -56,6 +68,7 @@ def write_copy(
     folder: Path,
     rewrites: Mapping[str, Rewrite],
     advance: Callable[[int], None] | None = None,
+    in_memory: bool = False,
 ) -> WrittenCopy:
     """Writes a copy into an empty folder. Call `flush()` on what it returns before relying on it.
 
@@ -65,6 +78,7 @@ def write_copy(
         rewrites (mapping): for each tensor to change, a function that is given its bytes block of rows by block of
             rows, in order (`uint8`), and changes them in place.
         advance (callable, *optional*): told the bytes written.
+        in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until they are flushed.
 
     Raises:
         [`CheckpointError`]: if the source can't be copied faithfully, or the disk is too full.
@@ -75,7 +89,8 @@ def write_copy(
         raise CheckpointError(f"{source.name} lacks the tensors {missing}, which were to be marked: give the base.")
     others, unmarked = source.other_files()
     targets = _targets(checkpoint, folder)
-    _check_space(checkpoint, folder)
+    if not in_memory:
+        _check_space(checkpoint, folder)
     copies = [(path, folder / path.relative_to(source.folder)) for path in others]
     if source.index is not None and not source.pickled and source.index not in others:
         copies.append((source.index, folder / source.index.name))
@@ -84,12 +99,17 @@ def write_copy(
         shutil.copyfile(path, target)
     digests: dict[str, str] = {}
     file_digests: dict[Path, str] = {}
+    held: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
     for number, target in enumerate(targets):
         chosen = [i for i in checkpoint.tensors.values() if source.pickled or i.file == number]
-        with target.open("xb", buffering=0) as stream, _Pipe(stream, chosen) as pipe:
-            header = _header(checkpoint, number)
-            if hasattr(os, "posix_fallocate"):  # a full disk shows at once, and writing is faster
-                os.posix_fallocate(stream.fileno(), 0, len(header) + sum(info.nbytes for info in chosen))
+        header = _header(checkpoint, number)
+        with ExitStack() as opened:
+            if in_memory:
+                pipe = opened.enter_context(_Pipe(held[target], chosen))
+            else:
+                stream = opened.enter_context(target.open("xb", buffering=0))
+                _allocate(stream, len(header) + sum(info.nbytes for info in chosen))
+                pipe = opened.enter_context(_Pipe(stream, chosen))
             head = pipe.buffer(len(header))[: len(header)]
             head[:] = np.frombuffer(header, np.uint8)
             pipe.put(head, [])
@@ -109,7 +129,7 @@ def write_copy(
     if source.pickled:
         left_out += [path.name for path in source.weights] + ([source.index.name] if source.index else [])
     written = tuple(target for _, target in copies) + tuple(targets)
-    return WrittenCopy(digests, file_digests, tuple(sorted(set(left_out))), written)
+    return WrittenCopy(digests, file_digests, tuple(sorted(set(left_out))), written, held)
 
 
 def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
@@ -135,7 +155,7 @@ def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]
 class _Pipe:
     """Writes blocks and hashes them in two threads of their own, while the next are made in buffers used in turn."""
 
-    def __init__(self, stream: FileIO, infos: list[TensorInfo]):
+    def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo]):
         self._stream = stream
         self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
@@ -197,7 +217,13 @@ class _Pipe:
         self._buffers.append(buffer)
 
 
-def _write_all(stream: FileIO, block: np.ndarray | bytes) -> None:
+def _allocate(stream: FileIO, count: int) -> None:
+    """Has the disk keep room for a file: a full one shows at once, and writing is faster."""
+    if hasattr(os, "posix_fallocate") and count:
+        os.posix_fallocate(stream.fileno(), 0, count)
+
+
+def _write_all(stream: FileIO | BytesIO, block: np.ndarray | memoryview) -> None:
     view = memoryview(block)
     while view:
         view = view[stream.write(view) :]

@@ -5,6 +5,7 @@ Never the recipient's name or anything secret. The template is `model_cards/vari
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from hf_fingerprint.errors import CheckpointError
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
+    from jinja2 import Template
 
 
 README, CONFIG = "README.md", "config.json"
@@ -53,9 +55,9 @@ def make_card(
     data.setdefault("library_name", library)
     data.setdefault("pipeline_tag", "image-classification")
     data.pop("model-index", None)  # the base's own results, and named after it
-    return ModelCard.from_template(
-        ModelCardData(**{key: value for key, value in data.items() if value is not None}),
-        template_path=str(_template()),
+    written = ModelCardData(**{key: value for key, value in data.items() if value is not None})
+    content = _template().render(
+        card_data=written.to_yaml(),
         title=repo.rsplit("/", 1)[-1],
         repo=repo,
         base_model=named[0] if isinstance(named, list) and named else named,
@@ -65,13 +67,18 @@ def make_card(
         commitment=commitment,
         about=about,
     )
+    return ModelCard(content)
 
 
-def _template() -> Path:
+@cache
+def _template() -> "Template":
     """The template: in a checkout at the top, in an installed package inside it."""
+    from jinja2 import Template
+
     package = Path(hf_fingerprint.__file__).parent
     inside = package / "model_cards" / _TEMPLATE
-    return inside if inside.exists() else package.parent / "model_cards" / _TEMPLATE
+    path = inside if inside.exists() else package.parent / "model_cards" / _TEMPLATE
+    return Template(path.read_text(encoding="utf-8"))
 
 
 def _base_card(folder: Path) -> tuple[dict[str, Any], str]:

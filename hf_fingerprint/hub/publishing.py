@@ -7,15 +7,18 @@ pushed, a commit that was made is found by the hashes of its files, and nobody i
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub.card import CONFIG, README, make_card, mended_config
-from hf_fingerprint.hub.client import patiently, refusals
+from hf_fingerprint.hub.client import refusals
+from hf_fingerprint.hub.repos import VariantRepo, holds, moved
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy, Terms
-from hf_fingerprint.issuing import IssuedCopy, Issuer
+from hf_fingerprint.issuing import Advance, IssuedCopy, Issuer, PreparedCopy
 from hf_fingerprint.registration import Settings, find_base, weights_hash
 from hf_fingerprint.vault import (
     Base,
@@ -31,10 +34,9 @@ from hf_fingerprint.vault import (
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.hf_api import ModelInfo
 
 
-_NOT_OURS = frozenset([".gitattributes"])
+AHEAD_BYTES = 1 << 29
 
 
 class Publisher:
@@ -59,25 +61,43 @@ class Publisher:
         issuer: Issuer,
         assignments: Sequence[Assignment],
         update: bool = False,
-        advance: Callable[[int], None] | None = None,
+        advance: Advance | None = None,
     ) -> Iterator[PublishedCopy]:
         """Issues and pushes one copy after another, yielding each when it is confirmed. The first that fails ends it;
-        what was confirmed stays, and the same call goes on from there."""
+        what was confirmed stays, and the same call goes on from there.
+
+        While a copy of up to 512 MB is pushed, the next is made in memory.
+        """
         assignments = list(dict.fromkeys(assignments))
         twice = [repo for repo, count in Counter(a.repo for a in assignments).items() if count > 1]
         if twice:
             raise HubError(f"{twice[0]} is given to several recipients: give each a repo of their own.")
         for assignment in assignments:
             check_recipient(assignment.recipient)
-        for assignment in assignments:
-            yield self.issue(issuer, assignment, update, advance)
+        if issuer.copy_bytes > AHEAD_BYTES:
+            yield from (self.issue(issuer, assignment, update, advance) for assignment in assignments)
+            return
+        following: Future[_Started] | None = None
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                for number in range(len(assignments) + 1):
+                    started = following.result() if following is not None else None
+                    following = None
+                    if number < len(assignments):
+                        following = pool.submit(self._start_issue, issuer, assignments[number], update, advance, True)
+                    if started is not None:
+                        yield started.finish()
+            finally:
+                if following is not None:
+                    with suppress(Exception):  # what is in its way shows when it is its turn
+                        following.result().drop()
 
     def issue(
         self,
         issuer: Issuer,
         assignment: Assignment,
         update: bool = False,
-        advance: Callable[[int], None] | None = None,
+        advance: Advance | None = None,
     ) -> PublishedCopy:
         """Issues a copy and pushes it, or goes on with one that was begun.
 
@@ -91,12 +111,25 @@ class Publisher:
         Raises:
             [`FingerprintError`]: in one sentence, what is in the way; the record stays, for the next attempt.
         """
+        return self._start_issue(issuer, assignment, update, advance, False).finish()
+
+    def _start_issue(
+        self, issuer: Issuer, assignment: Assignment, update: bool, advance: Advance | None, in_memory: bool
+    ) -> "_Started":
         place = self._work / issuer.base.base_id / assignment.repo.replace("/", "--")
-        done = self._publish(
-            issuer.base, assignment, update, lambda: issuer.issue(assignment.recipient, place, advance)
+        started = self._start(
+            issuer.base,
+            assignment,
+            update,
+            lambda: issuer.prepare(assignment.recipient, place, advance, in_memory),
         )
-        shutil.rmtree(place, ignore_errors=True)
-        return done
+
+        def finish() -> PublishedCopy:
+            done = started.finish()
+            shutil.rmtree(place, ignore_errors=True)
+            return done
+
+        return _Started(finish, started.drop)
 
     def push(self, folder: str | Path, repo: str, account: str | None = None, update: bool = False) -> PublishedCopy:
         """Pushes a copy that is in its folder already: issued without a repo, or trained and recorded.
@@ -119,108 +152,75 @@ class Publisher:
         copy = IssuedCopy(
             record.recipient, Path(folder), record.copy_id, base.base_id, whole, str(record.commitment), 0, (), False
         )
-        return self._publish(base, Assignment(record.recipient, repo, account), update, lambda: copy)
+        assignment = Assignment(record.recipient, repo, account)
+        return self._start(base, assignment, update, lambda: PreparedCopy.of(copy)).finish()
 
-    def _publish(
-        self, base: Base, assignment: Assignment, update: bool, make: Callable[[], IssuedCopy]
-    ) -> PublishedCopy:
+    def _start(self, base: Base, assignment: Assignment, update: bool, make: Callable[[], PreparedCopy]) -> "_Started":
+        """Opens the repo and makes what is to be pushed, unless that was done before."""
         repo, vault = assignment.repo, self.vault
+        variant = VariantRepo(self._api, repo, self.terms)
         if assignment.account is not None and self.terms.gated is None:
             raise HubError(f"Access to {repo} can be given to an account only if it is gated: add --gated.")
-        lock = hold(vault, base, f"publish {repo}", f"{repo} is being published by another process: wait for it.")
-        try:
+        with ExitStack() as locked:
+            refusal = f"{repo} is being published by another process: wait for it."
+            locked.callback(hold(vault, base, f"publish {repo}", refusal).release)
             recorded = publications(vault, repo)
             begun = _begun(base, assignment, recorded, update)
             if begun is not None and begun.state == "confirmed":
-                return _result(begun, (), new=False)
+                before = _result(begun, (), new=False)
+                return _Started(lambda: before)
             with refusals(repo):
-                head = self._open_repo(repo, ours=bool(recorded))
-                if begun is not None and _holds(head, begun.files):
-                    return self._finish(assignment, begun, str(head.sha), ())
-            copy = make()
-            operations = self._prepare(base, copy, repo)
-            files = {o.path_in_repo: o.upload_info.sha256.hex() for o in operations}
-            begun = begin_publication(vault, copy.copy_id, repo, files, assignment.account)
-            with refusals(repo):
-                revision = self._commit(repo, head, operations, files)
-                return self._finish(assignment, begun, revision, copy.left_out)
-        finally:
-            lock.release()
+                head = variant.open(ours=bool(recorded))
+            if begun is not None and holds(head, begun.files):
+                there, held = begun.copy_id, locked.pop_all()
 
-    def _open_repo(self, repo: str, ours: bool) -> "ModelInfo":
-        """Makes the repo if it is missing, and looks at what it holds; refuses what isn't ours to fill."""
-        terms = self.terms
-        patiently(lambda: self._api.create_repo(repo, private=terms.private, exist_ok=True))
-        head = patiently(lambda: self._api.model_info(repo, files_metadata=True))
-        if terms.private and not head.private:
-            raise HubError(f"{repo} is public: make it private in its settings, or publish with --public.")
-        held = {sibling.rfilename for sibling in head.siblings or []} - _NOT_OURS
-        if held and not ours:
-            raise HubError(f"{repo} holds files already ({min(held)}) and is not on record here: choose another repo.")
-        if terms.gated is not None and head.gated != terms.gated:
-            patiently(lambda: self._api.update_repo_settings(repo, gated=terms.gated))
-        return head
+                def confirm() -> PublishedCopy:
+                    with held:
+                        return self._confirm(variant, assignment, there, str(head.sha), ())
 
-    def _prepare(self, base: Base, copy: IssuedCopy, repo: str) -> list["CommitOperationAdd"]:
-        """What is pushed: the copy's folder, its configuration mended for both libraries, and its card."""
-        from huggingface_hub import CommitOperationAdd
+                return _Started(confirm, held.close)
+            prepared, held = make(), locked.pop_all()
 
-        config, readme = mended_config(copy.path), copy.path / README
-        operations = [
-            CommitOperationAdd(path.relative_to(copy.path).as_posix(), path)
-            for path in sorted(copy.path.rglob("*"))
-            if path.is_file() and path != readme and (path != copy.path / CONFIG or config is None)
-        ]
-        for operation in operations:
-            if operation.path_in_repo in copy.digests:  # or the client reads the whole file for it
-                operation.upload_info.sha256 = bytes.fromhex(copy.digests[operation.path_in_repo])
-        weights = {
-            o.path_in_repo: o.upload_info.sha256.hex() for o in operations if o.path_in_repo.endswith(".safetensors")
-        }
-        card = make_card(
-            copy.path,
-            repo,
-            weights,
-            copy.content_hash,
-            base_model=self.terms.base_model or (base.source if base.revision else None),
-            commitment=copy.commitment if self.terms.disclose else None,
-        )
-        operations += [CommitOperationAdd(CONFIG, config)] if config is not None else []
-        return [*operations, CommitOperationAdd(README, str(card).encode())]
+        def finish() -> PublishedCopy:
+            operations: list[CommitOperationAdd] = []
+            files: dict[str, str] = {}
 
-    def _commit(
-        self, repo: str, head: "ModelInfo", operations: list["CommitOperationAdd"], files: dict[str, str]
-    ) -> str:
-        """One commit on top of the head that was seen; if the answer gets lost, what the repo holds decides."""
-        from huggingface_hub import CommitOperationDelete
+            def send(copy: IssuedCopy) -> None:
+                operations.extend(variant.operations(base, copy))
+                files.update((o.path_in_repo, o.upload_info.sha256.hex()) for o in operations)
+                with refusals(repo):
+                    variant.upload(operations)
 
-        stale = {sibling.rfilename for sibling in head.siblings or []} - set(files) - _NOT_OURS
-        deletions = [CommitOperationDelete(name) for name in sorted(stale)]
+            with held:
+                copy = prepared.finish(send)  # to the disk and to the Hub at once
+                moved(operations, copy.path)
+                begin_publication(vault, copy.copy_id, repo, files, assignment.account)
+                with refusals(repo):
+                    revision = variant.commit(head, operations, files)
+                return self._confirm(variant, assignment, copy.copy_id, revision, copy.left_out)
 
-        def attempt() -> str:
-            try:
-                made = self._api.create_commit(
-                    repo, [*operations, *deletions], commit_message="Add the model", parent_commit=head.sha
-                )
-                return str(made.oid)
-            except Exception:
-                now = self._api.model_info(repo, files_metadata=True)
-                if now.sha != head.sha and _holds(now, files):
-                    return str(now.sha)
-                raise
+        def drop() -> None:
+            with held:
+                prepared.drop()
 
-        return patiently(attempt)
+        return _Started(finish, drop)
 
-    def _finish(
-        self, assignment: Assignment, begun: Publication, revision: str, left_out: tuple[str, ...]
+    def _confirm(
+        self, variant: VariantRepo, assignment: Assignment, copy_id: str, revision: str, left_out: tuple[str, ...]
     ) -> PublishedCopy:
         """Gives access and confirms the commit."""
-        repo, account = assignment.repo, assignment.account
-        if account is not None:
-            accepted = patiently(lambda: list(self._api.list_accepted_access_requests(repo)))
-            if account not in {request.username for request in accepted}:
-                patiently(lambda: self._api.grant_access(repo, account))
-        return _result(confirm_publication(self.vault, begun.copy_id, revision), left_out, new=True)
+        with refusals(variant.repo):
+            if assignment.account is not None:
+                variant.give_access(assignment.account)
+        return _result(confirm_publication(self.vault, copy_id, revision), left_out, new=True)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A push whose copy is made: call one of the two."""
+
+    finish: Callable[[], PublishedCopy]
+    drop: Callable[[], None] = lambda: None
 
 
 def push_to_hub(
@@ -270,13 +270,6 @@ def again(vault: Vault, old_base: str | Path) -> list[Assignment]:
     base_id = find_base(vault, old_base).base_id
     found = {p.repo: Assignment(p.recipient, p.repo, p.account) for p in publications(vault) if p.base_id == base_id}
     return list(found.values())
-
-
-def _holds(info: "ModelInfo", files: dict[str, str]) -> bool:
-    """Whether a repo holds all the files that are told apart by their SHA-256, which are those with the weights."""
-    there = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    large = {name: sibling.lfs.sha256 for name, sibling in there.items() if name in files and sibling.lfs is not None}
-    return bool(large) and set(files) <= set(there) and all(files[name] == digest for name, digest in large.items())
 
 
 def _begun(base: Base, assignment: Assignment, recorded: Sequence[Publication], update: bool) -> Publication | None:

@@ -7,8 +7,8 @@ first byte is written and appears in its place only when it is whole, so a crash
 same again.
 """
 
-from hf_fingerprint.issuing.issued import IssuedCopy
-from hf_fingerprint.issuing.issuer import Issuer, issue
+from hf_fingerprint.issuing.issued import IssuedCopy, PreparedCopy
+from hf_fingerprint.issuing.issuer import Advance, Issuer, issue
 
 
-__all__ = ["IssuedCopy", "Issuer", "issue"]
+__all__ = ["Advance", "IssuedCopy", "Issuer", "PreparedCopy", "issue"]

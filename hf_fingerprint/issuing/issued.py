@@ -1,6 +1,6 @@
 """What an issued copy is told as."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,3 +39,30 @@ class IssuedCopy:
         """The same for JSON."""
         shown = {name: value for name, value in self.__dict__.items() if name != "digests"}
         return {**shown, "path": str(self.path), "left_out": list(self.left_out)}
+
+
+Meanwhile = Callable[[IssuedCopy], None]
+
+
+@dataclass(frozen=True)
+class PreparedCopy:
+    """A copy that is made but not in its place: call one of the two.
+
+    Attributes:
+        finish (callable): puts it there, durably. What it is given is called meanwhile with the copy as it will be
+            told, but for its path, which is where it is at that time; the copy gets to its place even if that fails.
+        drop (callable): forgets it; its record stays begun, and the next attempt goes on with it.
+    """
+
+    finish: Callable[[Meanwhile], IssuedCopy]
+    drop: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, copy: IssuedCopy) -> "PreparedCopy":
+        """One that is in its place already."""
+
+        def finish(meanwhile: Meanwhile) -> IssuedCopy:
+            meanwhile(copy)
+            return copy
+
+        return cls(finish)

@@ -17,8 +17,9 @@ from hf_fingerprint.checkpoints import (
     write_copy,
 )
 from hf_fingerprint.errors import CheckpointError, VaultError
-from hf_fingerprint.issuing.issued import IssuedCopy
+from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
 from hf_fingerprint.issuing.places import check_name, cleared_on_failure, folder_of, partial_of
+from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import Settings, register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, hold
 
@@ -84,11 +85,14 @@ class Issuer:
             self._checkpoint.close()
             raise
         self._codebook = self.base.codebook()
+        self._open = ExitStack()
+        self._open.enter_context(vault.kept_open())
 
     def __enter__(self) -> "Issuer":
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._open.close()
         self._checkpoint.close()
 
     @property
@@ -109,7 +113,7 @@ class Issuer:
         with ThreadPoolExecutor(1) as pool:
             before = None
             for recipient in recipients:
-                after = pool.submit(self._prepare(recipient, folder / recipient, advance))
+                after = pool.submit(self.prepare(recipient, folder / recipient, advance).finish, _nothing)
                 if before is not None:
                     yield before.result()
                 before = after
@@ -119,10 +123,12 @@ class Issuer:
     def issue(self, recipient: str, out: Path, advance: Advance | None = None) -> IssuedCopy:
         """Issues one copy; `advance` is told the bytes written. Again with the same arguments, it finds what is
         there."""
-        return self._prepare(recipient, out, advance)()
+        return self.prepare(recipient, out, advance).finish(_nothing)
 
-    def _prepare(self, recipient: str, out: Path, advance: Advance | None) -> Callable[[], IssuedCopy]:
-        """Makes a copy beside its place; what it returns puts it there and must be called."""
+    def prepare(
+        self, recipient: str, out: Path, advance: Advance | None = None, in_memory: bool = False
+    ) -> PreparedCopy:
+        """Makes a copy beside its place, or with its weights in memory."""
         check_name(recipient)
         out = out.absolute()
         source = self._checkpoint.source
@@ -136,12 +142,10 @@ class Issuer:
             if earlier is not None and earlier.state == "written" and free:
                 partial = partial_of(out, earlier)
                 if partial.exists():
-                    published = self._publish(earlier, partial, ())
-                    return lambda: published
+                    return PreparedCopy.of(self._publish(earlier, partial, ()))
                 earlier = None
             if earlier is not None and earlier.state != "begun" and not free:
-                found = self._found(earlier, out)
-                return lambda: found
+                return PreparedCopy.of(self._found(earlier, out))
             if not free or out.is_symlink():
                 raise CheckpointError(
                     f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
@@ -150,7 +154,7 @@ class Issuer:
                 raise CheckpointError(
                     f"{self._checkpoint.source.name} changed while it was open: run the command again."
                 )
-            return self._make(recipient, out, earlier, advance, held)
+            return self._make(recipient, out, earlier, advance, in_memory, held)
 
     def _earlier(self, recipient: str, out: Path) -> CopyRecord | None:
         """The last record of this very copy, if an earlier run left one."""
@@ -159,8 +163,14 @@ class Issuer:
         return same[-1] if same else None
 
     def _make(
-        self, recipient: str, out: Path, again: CopyRecord | None, advance: Advance | None, held: ExitStack
-    ) -> Callable[[], IssuedCopy]:
+        self,
+        recipient: str,
+        out: Path,
+        again: CopyRecord | None,
+        advance: Advance | None,
+        in_memory: bool,
+        held: ExitStack,
+    ) -> PreparedCopy:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -171,21 +181,38 @@ class Issuer:
             shutil.rmtree(partial)
         with cleared_on_failure(partial):
             partial.mkdir()
-            written = self._write(copy_key, partial, advance)
+            written = self._write(copy_key, partial, advance, in_memory)
+            whole = content_hash(self._checkpoint.tensors, written.digests)
         held = held.pop_all()
+        digests = {path.relative_to(partial).as_posix(): digest for path, digest in written.file_digests.items()}
+        promise = commitment(copy_key, recipient, whole)
+        told = replace(record, content_hash=whole, commitment=promise)
+        made = replace(self._result(told, written.left_out, new=True), digests=digests)
 
-        def finish() -> IssuedCopy:
-            with held:
+        def settle() -> CopyRecord:
+            written.flush()
+            return self.vault.mark_written(record, copy_key, whole)
+
+        def finish(meanwhile: Meanwhile) -> IssuedCopy:
+            with held, ThreadPoolExecutor(1) as pool:
                 with cleared_on_failure(partial):
-                    written.flush()
-                    whole = content_hash(self._checkpoint.tensors, written.digests)
-                    done = self.vault.mark_written(record, copy_key, whole)
-                digests = {path.relative_to(partial).as_posix(): d for path, d in written.file_digests.items()}
-                return replace(self._publish(done, partial, written.left_out), digests=digests)
+                    written.write_held()
+                settling = pool.submit(settle)
+                try:
+                    meanwhile(replace(made, path=partial))
+                finally:
+                    with cleared_on_failure(partial):
+                        done = settling.result()
+                    self._publish(done, partial, written.left_out)
+            return made
 
-        return finish
+        def drop() -> None:
+            with held:
+                shutil.rmtree(partial, ignore_errors=True)
 
-    def _write(self, copy_key: bytes, partial: Path, advance: Advance | None) -> WrittenCopy:
+        return PreparedCopy(finish, drop)
+
+    def _write(self, copy_key: bytes, partial: Path, advance: Advance | None, in_memory: bool) -> WrittenCopy:
         base = self.base
         codeword = self._codebook.packed([copy_key])[0]
         markers = {}
@@ -194,7 +221,7 @@ class Issuer:
             markers[carrier.name] = TensorMarker(
                 base.secret, copy_key, info.name, info.dtype, info.columns, carrier.amplitude, codeword
             )
-        return write_copy(self._checkpoint, partial, markers, advance)
+        return write_copy(self._checkpoint, partial, markers, advance, in_memory)
 
     def _publish(self, record: CopyRecord, partial: Path, left_out: tuple[str, ...]) -> IssuedCopy:
         out = Path(record.out)
@@ -234,3 +261,7 @@ class Issuer:
             left_out=left_out,
             new=new,
         )
+
+
+def _nothing(copy: IssuedCopy) -> None:
+    """What is done while a copy that goes nowhere else is put in its place."""

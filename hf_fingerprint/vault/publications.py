@@ -75,8 +75,8 @@ def begin_publication(
 
 
 def confirm_publication(vault: Vault, copy_id: str, revision: str) -> Publication:
-    """Records the commit that a copy was pushed with."""
-    with vault.connect() as connection:
+    """Records the commit that a copy was pushed with, which the next run would find too."""
+    with vault.connect(durable=False) as connection:
         connection.execute(
             "UPDATE publications SET state = 'confirmed', revision = ? WHERE copy_id = ?", (revision, copy_id)
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 from small_models import SETTINGS, new_vault, save_plain
 
@@ -22,6 +23,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
         server.point_client(monkeypatch, tmp_path / "cache")
         server.account("owner", orgs={"org"}, token=TOKEN)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
         monkeypatch.setattr(client, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
         yield server
 

@@ -1,5 +1,6 @@
 import json
 import random
+import signal
 import subprocess
 import sys
 import traceback
@@ -16,7 +17,7 @@ from small_models import PASSPHRASE, SETTINGS, new_vault, plain_arrays, save_pla
 from transformers import AutoModelForImageClassification
 
 from hf_fingerprint import Issuer, trace
-from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub import Assignment, Publisher, Terms, again, push_to_hub
 from hf_fingerprint.vault import publications
@@ -295,6 +296,104 @@ def test_a_process_that_ends_at_any_request_is_gone_on_with(hub, mine, seed, tmp
     assert second.returncode == 0, first.stderr + second.stderr
     assert len(hub.repos["org/plain-alice"].history()) == 2
     assert records(mine) == [("alice", "issued")]
+
+
+SEVERAL = ISSUE.replace(
+    "Publisher(vault, work=Path({work!r})).issue(issuer, Assignment({recipient!r}, {repo!r}))",
+    "list(Publisher(vault, work=Path({work!r})).issue_all(issuer, [Assignment(n, 'org/' + n) for n in {names!r}]))",
+)
+
+
+@pytest.mark.parametrize("last", [2, 5, 7, 9, 12, 14])
+def test_a_process_killed_among_several_is_gone_on_with(hub, mine, last, tmp_path):
+    """SIGKILL at any request, while the copy after the one that is pushed is being made."""
+    names = ["alice", "bob", "carol"]
+    script = SEVERAL.format(
+        tests=str(Path(__file__).parents[1]), vault=str(mine.vault.folder), model=str(mine.model),
+        work=str(mine.work), names=names,
+    )  # fmt: skip
+    environment = hub.environment(tmp_path / "home") | {"HF_TOKEN": TOKEN}
+    note, seen = hub.note, []
+
+    def kill(call, received):
+        seen.append(call)
+        if len(seen) == last:
+            first.kill()
+            first.wait()
+        return note(call, received)
+
+    hub.note = kill
+    first = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    assert first.wait() == -signal.SIGKILL
+    hub.note = note
+    second = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+
+    assert second.returncode == 0, second.stderr
+    assert {name: len(repo.history()) for name, repo in hub.repos.items()} == {f"org/{name}": 2 for name in names}
+    assert sorted(records(mine)) == [(name, "issued") for name in names]
+    assert [accused(mine, f"org/{name}") for name in names] == [[name] for name in names]
+    assert not list(mine.work.rglob("*.safetensors"))
+
+
+def test_the_next_copy_is_made_ahead_and_two_are_never_on_the_disk(hub, mine, monkeypatch):
+    most, made_ahead, note, write_held = [], [], hub.note, WrittenCopy.write_held
+
+    def weigh():
+        most.append(len(list(mine.work.rglob("*.safetensors"))))
+
+    def watch(call, received):
+        weigh()
+        made_ahead.append(len(records(mine)) - len([p for p in publications(mine.vault) if p.state == "confirmed"]))
+        return note(call, received)
+
+    def write(self):
+        write_held(self)
+        weigh()
+
+    monkeypatch.setattr(hub, "note", watch)
+    monkeypatch.setattr(WrittenCopy, "write_held", write)
+    with Issuer(mine.model, mine.vault) as issuer:
+        wanted = [Assignment(f"r{i}", f"org/r{i}") for i in range(6)]
+        assert len(list(Publisher(mine.vault, work=mine.work).issue_all(issuer, wanted))) == 6
+
+    assert max(most) == 1
+    assert max(made_ahead) == 2
+    assert not list(mine.work.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("way", ["a refusal", "the caller stops"])
+def test_what_was_made_ahead_is_forgotten_when_the_one_before_fails(hub, mine, way):
+    wanted = [Assignment(name, f"org/{name}") for name in ("alice", "bob", "carol")]
+    with Issuer(mine.model, mine.vault) as issuer:
+        publisher = Publisher(mine.vault, work=mine.work)
+        if way == "a refusal":
+            hub.faults.append(Fault(match=r"POST /api/models/org/alice/commit/", status=403, times=9))
+            said = refused(lambda: list(publisher.issue_all(issuer, wanted)), error=HubError)
+            assert "may not write" in said
+        else:
+            copies = publisher.issue_all(issuer, wanted)
+            assert next(copies).recipient == "alice"
+            copies.close()
+        hub.faults.clear()
+        left = [path.parent.name for path in mine.work.rglob("*.safetensors")]
+        ahead = [state for recipient, state in records(mine) if recipient == "bob"]
+        done = list(publisher.issue_all(issuer, wanted))
+
+    assert left == (["org--alice"] if way == "a refusal" else [])
+    assert ahead == ["begun"]
+    assert [copy.recipient for copy in done] == ["alice", "bob", "carol"]
+    assert records(mine) == [("alice", "issued"), ("bob", "issued"), ("carol", "issued")]
+    assert [accused(mine, copy.repo) for copy in done] == [["alice"], ["bob"], ["carol"]]
+
+
+def test_larger_models_are_made_one_after_another(hub, mine, monkeypatch):
+    monkeypatch.setattr("hf_fingerprint.hub.publishing.AHEAD_BYTES", 10)
+    monkeypatch.setattr(WrittenCopy, "write_held", lambda self: pytest.fail("in memory") if self.held else None)
+    with Issuer(mine.model, mine.vault) as issuer:
+        wanted = [Assignment(name, f"org/{name}") for name in ("alice", "bob")]
+        done = list(Publisher(mine.vault, work=mine.work).issue_all(issuer, wanted))
+
+    assert [accused(mine, copy.repo) for copy in done] == [["alice"], ["bob"]]
 
 
 @pytest.mark.slow

@@ -621,11 +621,11 @@ def test_copies_inside_the_models_folder_are_not_copied_to_later_recipients(plai
 
 
 def test_a_copy_being_made_keeps_others_from_its_place(plain, tmp_path):
-    finish = plain.issuer._prepare("slow", tmp_path / "copy", None)
+    finish = plain.issuer.prepare("slow", tmp_path / "copy").finish
 
     with pytest.raises(VaultError, match="is being issued by another process"):
         issue(plain.model, "slow", plain.vault, tmp_path / "copy")
-    copy = finish()
+    copy = finish(lambda made: None)
 
     assert not issue(plain.model, "slow", plain.vault, tmp_path / "copy").new
     assert [c.copy_id for c in plain.vault.copies(recipient="slow")] == [copy.copy_id]
@@ -634,7 +634,7 @@ def test_a_copy_being_made_keeps_others_from_its_place(plain, tmp_path):
 @pytest.mark.parametrize("what", ["a file", "a folder with a file"])
 def test_a_place_taken_while_the_copy_is_made_is_an_error_in_a_sentence(plain, tmp_path, what):
     out, recipient = tmp_path / "copy", f"overtaken by {what}"
-    finish = plain.issuer._prepare(recipient, out, None)
+    finish = plain.issuer.prepare(recipient, out).finish
     if what == "a file":
         out.write_text("mine")
     else:
@@ -642,7 +642,7 @@ def test_a_place_taken_while_the_copy_is_made_is_an_error_in_a_sentence(plain, t
         (out / "notes.txt").write_text("mine")
 
     with pytest.raises(FingerprintError, match="copy"):
-        finish()
+        finish(lambda made: None)
 
     assert (out if what == "a file" else out / "notes.txt").read_text() == "mine"
     shutil.rmtree(out, ignore_errors=True)

@@ -1,0 +1,118 @@
+"""What is done to a variant repo: opened, filled by one commit, made accessible."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.errors import HubError
+from hf_fingerprint.hub.card import CONFIG, README, make_card, mended_config
+from hf_fingerprint.hub.client import patiently
+from hf_fingerprint.hub.variants import Terms
+from hf_fingerprint.issuing import IssuedCopy
+from hf_fingerprint.vault import Base
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+
+_NOT_OURS = frozenset([".gitattributes"])
+
+
+class VariantRepo:
+    """One recipient's repo; what the client raises comes through.
+
+    Args:
+        api (`HfApi`): the Hub's client.
+        repo (`str`): `org/name`.
+        terms ([`Terms`]): how it is published.
+    """
+
+    def __init__(self, api: "HfApi", repo: str, terms: Terms):
+        self._api, self.repo, self.terms = api, repo, terms
+
+    def open(self, ours: bool) -> "ModelInfo":
+        """Makes the repo if it is missing, and looks at what it holds; refuses what isn't ours to fill."""
+        terms, repo = self.terms, self.repo
+        patiently(lambda: self._api.create_repo(repo, private=terms.private, exist_ok=True))
+        head = patiently(lambda: self._api.model_info(repo, files_metadata=True))
+        if terms.private and not head.private:
+            raise HubError(f"{repo} is public: make it private in its settings, or publish with --public.")
+        held = {sibling.rfilename for sibling in head.siblings or []} - _NOT_OURS
+        if held and not ours:
+            raise HubError(f"{repo} holds files already ({min(held)}) and is not on record here: choose another repo.")
+        if terms.gated is not None and head.gated != terms.gated:
+            patiently(lambda: self._api.update_repo_settings(repo, gated=terms.gated))
+        return head
+
+    def operations(self, base: Base, copy: IssuedCopy) -> list["CommitOperationAdd"]:
+        """What is pushed: the copy's folder, its configuration mended for both libraries, and its card."""
+        from huggingface_hub import CommitOperationAdd
+
+        config, readme = mended_config(copy.path), copy.path / README
+        operations = [
+            CommitOperationAdd(path.relative_to(copy.path).as_posix(), path)
+            for path in sorted(copy.path.rglob("*"))
+            if path.is_file() and path != readme and (path != copy.path / CONFIG or config is None)
+        ]
+        for operation in operations:
+            if operation.path_in_repo in copy.digests:  # or the client reads the whole file for it
+                operation.upload_info.sha256 = bytes.fromhex(copy.digests[operation.path_in_repo])
+        weights = {
+            o.path_in_repo: o.upload_info.sha256.hex() for o in operations if o.path_in_repo.endswith(".safetensors")
+        }
+        card = make_card(
+            copy.path,
+            self.repo,
+            weights,
+            copy.content_hash,
+            base_model=self.terms.base_model or (base.source if base.revision else None),
+            commitment=copy.commitment if self.terms.disclose else None,
+        )
+        operations += [CommitOperationAdd(CONFIG, config)] if config is not None else []
+        return [*operations, CommitOperationAdd(README, str(card).encode())]
+
+    def upload(self, operations: list["CommitOperationAdd"]) -> None:
+        """Sends the large files; nobody sees them before they are committed."""
+        patiently(lambda: self._api.preupload_lfs_files(self.repo, operations))
+
+    def commit(self, head: "ModelInfo", operations: list["CommitOperationAdd"], files: dict[str, str]) -> str:
+        """One commit on top of the head that was seen; if the answer gets lost, what the repo holds decides."""
+        from huggingface_hub import CommitOperationDelete
+
+        stale = {sibling.rfilename for sibling in head.siblings or []} - set(files) - _NOT_OURS
+        deletions = [CommitOperationDelete(name) for name in sorted(stale)]
+
+        def attempt() -> str:
+            try:
+                made = self._api.create_commit(
+                    self.repo, [*operations, *deletions], commit_message="Add the model", parent_commit=head.sha
+                )
+                return str(made.oid)
+            except Exception:
+                now = self._api.model_info(self.repo, files_metadata=True)
+                if now.sha != head.sha and holds(now, files):
+                    return str(now.sha)
+                raise
+
+        return patiently(attempt)
+
+    def give_access(self, account: str) -> None:
+        """Lets an account in, unless it is."""
+        accepted = patiently(lambda: list(self._api.list_accepted_access_requests(self.repo)))
+        if account not in {request.username for request in accepted}:
+            patiently(lambda: self._api.grant_access(self.repo, account))
+
+
+def holds(info: "ModelInfo", files: dict[str, str]) -> bool:
+    """Whether a repo holds all the files that are told apart by their SHA-256, which are those with the weights."""
+    there = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    large = {name: sibling.lfs.sha256 for name, sibling in there.items() if name in files and sibling.lfs is not None}
+    return bool(large) and set(files) <= set(there) and all(files[name] == digest for name, digest in large.items())
+
+
+def moved(operations: list["CommitOperationAdd"], folder: Path) -> None:
+    """Tells them that the copy's folder is now here."""
+    for operation in operations:
+        if isinstance(operation.path_or_fileobj, str):
+            operation.path_or_fileobj = str(folder / operation.path_in_repo)
