@@ -36,7 +36,7 @@ class WrittenCopy:
 
     Attributes:
         digests (`dict[str, str]`): SHA-256 of each tensor's bytes in the copy.
-        file_digests (`dict[Path, str]`): SHA-256 of each weight file.
+        file_digests (`dict[Path, str]`): SHA-256 of each weight file, if that was asked for.
         left_out (`tuple[str, ...]`): files of the source that hold weights in another form and were not copied.
         files (`tuple[Path, ...]`): the files written.
         held (`dict[Path, BytesIO]`): those of them that are in memory.
@@ -69,6 +69,7 @@ def write_copy(
     rewrites: Mapping[str, Rewrite],
     advance: Callable[[int], None] | None = None,
     in_memory: bool = False,
+    file_digests: bool = False,
 ) -> WrittenCopy:
     """Writes a copy into an empty folder. Call `flush()` on what it returns before relying on it.
 
@@ -79,6 +80,7 @@ def write_copy(
             rows, in order (`uint8`), and changes them in place.
         advance (callable, *optional*): told the bytes written.
         in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until they are flushed.
+        file_digests (`bool`, *optional*, defaults to `False`): whether the files are hashed too.
 
     Raises:
         [`CheckpointError`]: if the source can't be copied faithfully, or the disk is too full.
@@ -98,18 +100,18 @@ def write_copy(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     digests: dict[str, str] = {}
-    file_digests: dict[Path, str] = {}
+    whole: dict[Path, str] = {}
     held: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
     for number, target in enumerate(targets):
         chosen = [i for i in checkpoint.tensors.values() if source.pickled or i.file == number]
         header = _header(checkpoint, number)
         with ExitStack() as opened:
             if in_memory:
-                pipe = opened.enter_context(_Pipe(held[target], chosen))
+                pipe = opened.enter_context(_Pipe(held[target], chosen, file_digests))
             else:
                 stream = opened.enter_context(target.open("xb", buffering=0))
                 _allocate(stream, len(header) + sum(info.nbytes for info in chosen))
-                pipe = opened.enter_context(_Pipe(stream, chosen))
+                pipe = opened.enter_context(_Pipe(stream, chosen, file_digests))
             head = pipe.buffer(len(header))[: len(header)]
             head[:] = np.frombuffer(header, np.uint8)
             pipe.put(head, [])
@@ -124,12 +126,13 @@ def write_copy(
                 if advance is not None:
                     advance(end)
         digests |= pipe.digests
-        file_digests[target] = pipe.digest
+        if file_digests:
+            whole[target] = pipe.digest
     left_out = [str(path.relative_to(source.folder)) for path in unmarked]
     if source.pickled:
         left_out += [path.name for path in source.weights] + ([source.index.name] if source.index else [])
     written = tuple(target for _, target in copies) + tuple(targets)
-    return WrittenCopy(digests, file_digests, tuple(sorted(set(left_out))), written, held)
+    return WrittenCopy(digests, whole, tuple(sorted(set(left_out))), written, held)
 
 
 def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
@@ -155,14 +158,14 @@ def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]
 class _Pipe:
     """Writes blocks and hashes them in two threads of their own, while the next are made in buffers used in turn."""
 
-    def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo]):
+    def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo], whole: bool):
         self._stream = stream
         self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
         self._buffers = [np.empty(0, np.uint8) for _ in range(_BUFFERS)]
         self._filling = self._buffers[0]
         self._hashes = {info.name: hashlib.sha256() for info in infos}
-        self._whole = hashlib.sha256()
+        self._whole = hashlib.sha256() if whole else None
 
     def __enter__(self) -> "_Pipe":
         return self
@@ -183,7 +186,7 @@ class _Pipe:
     @property
     def digest(self) -> str:
         """The digest of the whole file, once the pipe is closed."""
-        return self._whole.hexdigest()
+        return "" if self._whole is None else self._whole.hexdigest()
 
     def buffer(self, count: int) -> np.ndarray:
         """At least `count` bytes to make the next block in."""
@@ -202,7 +205,8 @@ class _Pipe:
 
     def _write(self, block: np.ndarray) -> None:
         _write_all(self._stream, block)
-        self._whole.update(block)
+        if self._whole is not None:
+            self._whole.update(block)
 
     def _hash(self, block: np.ndarray, parts: list[tuple[str, int]]) -> None:
         end = 0

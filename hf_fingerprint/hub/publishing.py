@@ -121,7 +121,7 @@ class Publisher:
             issuer.base,
             assignment,
             update,
-            lambda: issuer.prepare(assignment.recipient, place, advance, in_memory),
+            lambda: issuer.prepare(assignment.recipient, place, advance, in_memory, file_digests=True),
         )
 
         def finish() -> PublishedCopy:

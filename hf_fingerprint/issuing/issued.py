@@ -21,7 +21,7 @@ class IssuedCopy:
         left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed
             on.
         new (`bool`): `False` if it had been issued before and was found whole.
-        digests (`dict[str, str]`): the SHA-256 of each weight file of a new copy, by its path in the folder.
+        digests (`dict[str, str]`): the SHA-256 of each weight file, by its path in the folder, if it was asked for.
     """
 
     recipient: str

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from hf_fingerprint.carriers import TensorMarker
@@ -126,9 +127,14 @@ class Issuer:
         return self.prepare(recipient, out, advance).finish(_nothing)
 
     def prepare(
-        self, recipient: str, out: Path, advance: Advance | None = None, in_memory: bool = False
+        self,
+        recipient: str,
+        out: Path,
+        advance: Advance | None = None,
+        in_memory: bool = False,
+        file_digests: bool = False,
     ) -> PreparedCopy:
-        """Makes a copy beside its place, or with its weights in memory."""
+        """Makes a copy beside its place, or with its weights in memory; hashes its files if they will be pushed."""
         check_name(recipient)
         out = out.absolute()
         source = self._checkpoint.source
@@ -140,9 +146,9 @@ class Issuer:
             earlier = self._earlier(recipient, out)
             free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
             if earlier is not None and earlier.state == "written" and free:
-                partial = partial_of(out, earlier)
-                if partial.exists():
-                    return PreparedCopy.of(self._publish(earlier, partial, ()))
+                beside = partial_of(out, earlier)
+                if beside.exists():
+                    return PreparedCopy.of(self._publish(earlier, beside, ()))
                 earlier = None
             if earlier is not None and earlier.state != "begun" and not free:
                 return PreparedCopy.of(self._found(earlier, out))
@@ -154,7 +160,8 @@ class Issuer:
                 raise CheckpointError(
                     f"{self._checkpoint.source.name} changed while it was open: run the command again."
                 )
-            return self._make(recipient, out, earlier, advance, in_memory, held)
+            write = partial(write_copy, advance=advance, in_memory=in_memory, file_digests=file_digests)
+            return self._make(recipient, out, earlier, held, write)
 
     def _earlier(self, recipient: str, out: Path) -> CopyRecord | None:
         """The last record of this very copy, if an earlier run left one."""
@@ -167,24 +174,23 @@ class Issuer:
         recipient: str,
         out: Path,
         again: CopyRecord | None,
-        advance: Advance | None,
-        in_memory: bool,
         held: ExitStack,
+        write: Callable[..., WrittenCopy],
     ) -> PreparedCopy:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(f"{out.parent} can't be made ({error.strerror}): choose another place.") from None
         record, copy_key = self.vault.begin_copy(self.base, recipient, out, again)
-        partial = partial_of(out, record)
-        if partial.exists():
-            shutil.rmtree(partial)
-        with cleared_on_failure(partial):
-            partial.mkdir()
-            written = self._write(copy_key, partial, advance, in_memory)
+        beside = partial_of(out, record)
+        if beside.exists():
+            shutil.rmtree(beside)
+        with cleared_on_failure(beside):
+            beside.mkdir()
+            written = write(self._checkpoint, beside, self._markers(copy_key))
             whole = content_hash(self._checkpoint.tensors, written.digests)
         held = held.pop_all()
-        digests = {path.relative_to(partial).as_posix(): digest for path, digest in written.file_digests.items()}
+        digests = {path.relative_to(beside).as_posix(): digest for path, digest in written.file_digests.items()}
         promise = commitment(copy_key, recipient, whole)
         told = replace(record, content_hash=whole, commitment=promise)
         made = replace(self._result(told, written.left_out, new=True), digests=digests)
@@ -195,24 +201,25 @@ class Issuer:
 
         def finish(meanwhile: Meanwhile) -> IssuedCopy:
             with held, ThreadPoolExecutor(1) as pool:
-                with cleared_on_failure(partial):
+                with cleared_on_failure(beside):
                     written.write_held()
                 settling = pool.submit(settle)
                 try:
-                    meanwhile(replace(made, path=partial))
+                    meanwhile(replace(made, path=beside))
                 finally:
-                    with cleared_on_failure(partial):
+                    with cleared_on_failure(beside):
                         done = settling.result()
-                    self._publish(done, partial, written.left_out)
+                    self._publish(done, beside, written.left_out)
             return made
 
         def drop() -> None:
             with held:
-                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(beside, ignore_errors=True)
 
         return PreparedCopy(finish, drop)
 
-    def _write(self, copy_key: bytes, partial: Path, advance: Advance | None, in_memory: bool) -> WrittenCopy:
+    def _markers(self, copy_key: bytes) -> dict[str, TensorMarker]:
+        """What changes each carrier."""
         base = self.base
         codeword = self._codebook.packed([copy_key])[0]
         markers = {}
@@ -221,14 +228,14 @@ class Issuer:
             markers[carrier.name] = TensorMarker(
                 base.secret, copy_key, info.name, info.dtype, info.columns, carrier.amplitude, codeword
             )
-        return write_copy(self._checkpoint, partial, markers, advance, in_memory)
+        return markers
 
-    def _publish(self, record: CopyRecord, partial: Path, left_out: tuple[str, ...]) -> IssuedCopy:
+    def _publish(self, record: CopyRecord, beside: Path, left_out: tuple[str, ...]) -> IssuedCopy:
         out = Path(record.out)
         try:
             if out.is_dir():
                 out.rmdir()  # empty: checked before
-            partial.rename(out)
+            beside.rename(out)
             sync(out.parent)
         except OSError as error:
             raise CheckpointError(
