@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_fingerprint import Issuer, Settings, Vault, trace
 from hf_fingerprint.checkpoints import sync
-from hf_fingerprint.registration import building, registering
+from hf_fingerprint.models import build_model
+from hf_fingerprint.registration import registering
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -112,7 +113,7 @@ class unbuilt:
         registering.build_model = lambda source: None
 
     def __exit__(self, *exception: object) -> None:
-        registering.build_model = building.build_model
+        registering.build_model = build_model
 
 
 def memory_rows(out: Path) -> list[Row]:

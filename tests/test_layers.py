@@ -20,6 +20,7 @@ FLOORS = {
     "carriers": 3,
     "vault": 3,
     "attacks": 3,
+    "models": 3,
     "registration": 4,
     "reading": 4,
     "issuing": 5,

@@ -1,6 +1,6 @@
 """How a base becomes known: built, calibrated, given a code and a secret, and recorded."""
 
-from hf_fingerprint.registration.building import BuiltModel
+from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.registration.content import find_base, open_base, weights_hash
 from hf_fingerprint.registration.prediction import averaging_coalition, predicted_score
 from hf_fingerprint.registration.registering import Settings, examine, register

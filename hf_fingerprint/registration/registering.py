@@ -14,10 +14,9 @@ from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.keys import derive, new_secret
-from hf_fingerprint.registration.building import BuiltModel, build_model, names_in_file
+from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images
 from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import weights_hash
-from hf_fingerprint.registration.inputs import synthetic_images, user_images
 from hf_fingerprint.registration.prediction import code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
 from hf_fingerprint.registration.strength import carriers_of, measured_strength

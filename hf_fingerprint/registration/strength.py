@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.errors import CarrierError
 from hf_fingerprint.keys import new_secret
-from hf_fingerprint.registration.building import BuiltModel
+from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.registration.sensitivity import compare_outputs
 from hf_fingerprint.vault import Carrier
 

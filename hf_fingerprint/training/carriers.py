@@ -14,7 +14,7 @@ from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.registration.building import build_model, names_in_file
+from hf_fingerprint.models import build_model, names_in_file
 from hf_fingerprint.vault import Base
 
 

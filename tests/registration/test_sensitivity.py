@@ -6,8 +6,8 @@ import torch
 from small_models import save_timm
 
 from hf_fingerprint.checkpoints import resolve
-from hf_fingerprint.registration.building import build_model
-from hf_fingerprint.registration.inputs import synthetic_images
+from hf_fingerprint.models.building import build_model
+from hf_fingerprint.models.inputs import synthetic_images
 from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sensitivity
 
 

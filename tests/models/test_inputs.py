@@ -8,8 +8,8 @@ from small_models import save_timm, save_vit
 
 from hf_fingerprint.checkpoints import resolve
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.registration.building import BuiltModel, build_model
-from hf_fingerprint.registration.inputs import synthetic_images, user_images
+from hf_fingerprint.models.building import BuiltModel, build_model
+from hf_fingerprint.models.inputs import synthetic_images, user_images
 
 
 def shaped(channels: int, height: int, width: int, mean: float = 0.5, std: float = 0.5) -> BuiltModel:

@@ -9,7 +9,7 @@ import torch
 from small_models import save_plain, save_timm, save_vit
 
 from hf_fingerprint.checkpoints import open_checkpoint, resolve
-from hf_fingerprint.registration.building import build_model, names_in_file
+from hf_fingerprint.models.building import build_model, names_in_file
 
 
 @pytest.fixture(scope="module")
