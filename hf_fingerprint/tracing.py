@@ -152,6 +152,8 @@ def _trace_by_looks(
             if result.weights_read and not seen and not result.lineage.descends:
                 return None, look  # a stranger, or a copy whose tensors were given each other's names
             seen |= result.weights_read > 0
+        if not result.accused and suspect.max_bytes is None and result.lineage.cosine < _CLEARLY:
+            return None, look  # perhaps its channels stand in another order, which the whole would show
     result = replace(
         result,
         bytes_fetched=suspect.bytes_fetched,

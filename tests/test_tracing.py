@@ -274,7 +274,7 @@ def test_nobody_is_accused_for(case, tmp_path, suspect):
     assert result.recipients_tested == len(result.scores) == 6
     assert all(score.score < result.threshold for score in result.scores)
     assert result.lineage.descends == suspect.startswith(
-        ("the clean base", "the base with", "the base in", "the base pruned")
+        ("the clean base", "the base with", "the base in", "the base pruned", "the base's negative")
     )
     json.dumps(result.to_dict(), allow_nan=False)
 

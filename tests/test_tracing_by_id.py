@@ -9,9 +9,12 @@ import pytest
 from loopback_hub import Fault, LoopbackHub
 from refusals import refused
 from safetensors.numpy import load_file, save, save_file
-from small_models import SETTINGS, plain_arrays, save_plain, unlocked_vault
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
+from small_models import SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 from hf_fingerprint import Issuer, TraceResult, trace
+from hf_fingerprint.attacks import ChannelShuffle, RowRescaling
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.tracing import verify
@@ -153,7 +156,19 @@ def test_the_more_a_copy_drifted_the_further_it_is_read(wide, hub):
         looks.append(result.looks)
 
     assert looks == sorted(looks)
-    assert (looks[0], looks[2]) == (1, 5)
+    assert (looks[0], looks[2]) == (1, 6)  # the last one whole: perhaps its channels stood in another order
+
+
+def test_a_suspect_whose_channels_were_moved_and_rescaled_is_downloaded_and_named(tmp_path, hub):
+    model, vault = save_timm(tmp_path / "model", "test_resnet", num_classes=10), unlocked_vault(tmp_path / "vault")
+    with Issuer(model, vault, SETTINGS) as issuer:
+        copy = issuer.issue("alice", tmp_path / "copy")
+    moved = RowRescaling(2.0)(ChannelShuffle()(load_torch(copy.path / "model.safetensors")))
+    save_torch({name: tensor.contiguous() for name, tensor in moved.items()}, tmp_path / "moved.safetensors")
+
+    result = trace(put(hub, load_file(tmp_path / "moved.safetensors"), "org/moved"), vault)
+
+    assert names(result) == ["alice"]
 
 
 def test_a_suspect_that_proves_nothing_is_read_to_the_end(wide, hub):

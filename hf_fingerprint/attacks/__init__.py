@@ -2,6 +2,17 @@
 
 from hf_fingerprint.attacks.collusion import STRATEGIES, collude
 from hf_fingerprint.attacks.compression import Cast, MagnitudePruning, Quantization
+from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling, StreamShuffle
 
 
-__all__ = ["STRATEGIES", "Cast", "MagnitudePruning", "Quantization", "collude"]
+__all__ = [
+    "STRATEGIES",
+    "Cast",
+    "ChannelShuffle",
+    "HeadShuffle",
+    "MagnitudePruning",
+    "Quantization",
+    "RowRescaling",
+    "StreamShuffle",
+    "collude",
+]

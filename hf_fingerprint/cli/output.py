@@ -137,6 +137,8 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
         f"{result.weights_dropped:,} dropped; the suspect {descent} (cosine {lineage.cosine:.3f}, drift "
         f"{lineage.drift:.1%})"
     )
+    if result.tensors_aligned:
+        console.print(f"channels of {result.tensors_aligned} tensors were put back in the base's order and scale")
     table = Table(Column("recipient", overflow="fold"), "score", "bound on a false accusation", "verdict")
     shown = max(most, len(result.accused))
     for score in result.scores[:shown]:

@@ -1,12 +1,12 @@
 """A suspect read against a base: match, align, weigh, and add up to V numbers.
 
-Alignment, the undoing of what leaves the function unchanged (permuted channels, rescaled rows), has its place between
-matching and weighing: it changes which rows of the suspect are compared, by the base alone.
+Alignment, the undoing of what leaves the function unchanged (permuted channels, rescaled rows), changes which rows of
+the suspect are compared, by the base alone; it is skipped where the weights line up as they are.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.reading.alignment import align
 from hf_fingerprint.reading.matching import match_tensors
 from hf_fingerprint.reading.weighing import read_tensor
 from hf_fingerprint.vault import Base, Carrier
@@ -52,6 +53,7 @@ class Reading:
         weights_read (`int`): weights compared.
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
+        aligned (`int`): carriers whose rows or columns were put back in the base's order.
     """
 
     values: np.ndarray
@@ -60,10 +62,15 @@ class Reading:
     weights_read: int
     weights_dropped: int
     lineage: Lineage
+    aligned: int = 0
 
 
 def read_suspect(
-    base: Base, original: Checkpoint, suspect: Checkpoint, advance: Callable[[int], None] | None = None
+    base: Base,
+    original: Checkpoint,
+    suspect: Checkpoint,
+    advance: Callable[[int], None] | None = None,
+    aligned: bool = True,
 ) -> Reading:
     """Reads a suspect.
 
@@ -72,17 +79,22 @@ def read_suspect(
         original ([`Checkpoint`]): the base's open files.
         suspect ([`Checkpoint`]): the open suspect.
         advance (callable, *optional*): told the weights done.
+        aligned (`bool`, *optional*, defaults to `True`): whether channels in another order are put back, if there are
+            any.
 
     Raises:
         [`CheckpointError`]: if the files given for the base aren't what was registered.
     """
     check_base_layout(base, original)
     matches = match_tensors(base, original, suspect)
-    sums = SuspectSums(base, original, suspect)
+    alignment = align(base, original, suspect, matches) if aligned else None
+    if alignment is not None:
+        matches |= alignment.moved
+    sums = SuspectSums(base, original, suspect if alignment is None else alignment)
     sums.add(
         [Part(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches], advance
     )
-    return sums.reading(len(matches))
+    return replace(sums.reading(len(matches)), aligned=0 if alignment is None else len(alignment.moved))
 
 
 class Part(NamedTuple):

@@ -68,6 +68,7 @@ class TraceResult:
             whole.
         bytes_total (`int`): size of its weights, if it was read by ranges.
         requests (`int`): HTTP exchanges that it took.
+        tensors_aligned (`int`): carriers whose rows or columns were put back in the base's order first.
         complete (`bool`): whether all carriers found were read. If not, further colluders may show in the rest.
     """
 
@@ -91,6 +92,7 @@ class TraceResult:
     bytes_total: int = 0
     requests: int = 0
     complete: bool = True
+    tensors_aligned: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON: numbers, strings, lists; a threshold that nothing can reach is `None`."""
@@ -187,4 +189,5 @@ def _judge_base(
         alpha=alpha,
         threshold=decoded.threshold,
         rounds=decoded.rounds,
+        tensors_aligned=reading.aligned,
     )

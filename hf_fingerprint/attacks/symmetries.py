@@ -1,0 +1,186 @@
+"""Changes that leave a model's function as it is: channels shuffled, rows rescaled or flipped where the next layer or
+the normalisation takes it back (Y. Yan, X. Pan, M. Zhang, M. Yang, "Rethinking White-Box Watermarks on Deep Learning
+Models under Neural Structural Obfuscation", USENIX Security 2023; arXiv 2205.00199).
+
+The hidden channels are found by timm's names for them: of perceptrons, attention heads, bottlenecks and inverted
+residuals. Those of the residual stream stay as they are.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    import torch
+
+    State = Mapping[str, torch.Tensor]
+
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_READS_STREAM, _WRITES_STREAM = {"qkv", "fc1", "head"}, {"proj", "fc2", "norm", "norm1", "norm2", "fc_norm"}
+_LIES_IN_STREAM = ("cls_token", "pos_embed", "gamma", "reg_token")
+_CHAINS = (
+    (("fc1",), "fc2"),
+    (("conv_pw", "bn1", "conv_dw", "bn2", "se.conv_expand"), "conv_pwl"),
+    (("conv1", "bn1"), "conv2"),
+    (("conv2", "bn2"), "conv3"),
+)
+
+
+@dataclass(frozen=True)
+class HiddenChannels:
+    """Channels between two layers.
+
+    Attributes:
+        rows (`tuple[str, ...]`): tensors with a row, or a number, for each.
+        columns (`tuple[str, ...]`): weights with a column for each.
+        normed (`tuple[tuple[str, str], ...]`): the layers among them that a batch normalisation follows, and it.
+        count (`int`): how many there are.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    normed: tuple[tuple[str, str], ...]
+    count: int
+
+
+def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
+    """All that timm's names tell of."""
+    firsts = {f".{parts[0]}.weight" for parts, _ in _CHAINS}
+    for block in sorted({name.removesuffix(first) for name in state for first in firsts if name.endswith(first)}):
+        for parts, last in _CHAINS:
+            first, end = state.get(f"{block}.{parts[0]}.weight"), state.get(f"{block}.{last}.weight")
+            if first is None or end is None or end.ndim < 2 or len(first) != end.shape[1]:
+                continue
+            rows = [f"{block}.{p}.{k}" for p in parts for k in _NORM if f"{block}.{p}.{k}" in state]
+            columns = [f"{block}.{last}.weight"] + [f"{block}.se.conv_reduce.weight"] * ("conv_dw" in parts)
+            pairs = [(f"{block}.{layer}", f"{block}.{norm}") for layer, norm in pairwise(parts)]
+            yield HiddenChannels(
+                tuple(rows),
+                tuple(name for name in columns if name in state),
+                tuple(pair for pair in pairs if f"{pair[1]}.running_var" in state),
+                len(first),
+            )
+
+
+@dataclass(frozen=True)
+class ChannelShuffle:
+    """Puts hidden channels in another order.
+
+    Args:
+        strength (`float`, *optional*, defaults to 1): the share of the channels between two layers that move.
+        seed (`int`, *optional*, defaults to 0): of the order.
+    """
+
+    strength: float = 1.0
+    seed: int = 0
+
+    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for channels in hidden_channels(state):
+            moving = torch.randperm(channels.count, generator=generator)[: round(self.strength * channels.count)]
+            order = torch.arange(channels.count)
+            order[moving.sort().values] = moving
+            for name in channels.rows:
+                found[name] = found[name][order]
+            for name in channels.columns:
+                found[name] = found[name][:, order]
+        return found
+
+
+@dataclass(frozen=True)
+class HeadShuffle:
+    """Puts attention heads in another order.
+
+    Args:
+        heads (`int`): how many there are in a layer.
+        seed (`int`, *optional*, defaults to 0): of the order.
+    """
+
+    heads: int
+    seed: int = 0
+
+    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for name in [n for n in state if n.endswith(".attn.qkv.weight")]:
+            block = name.removesuffix(".qkv.weight")
+            width = len(found[name]) // 3
+            order = (
+                torch.arange(width).reshape(self.heads, -1)[torch.randperm(self.heads, generator=generator)].flatten()
+            )
+            whole = torch.cat([order, order + width, order + 2 * width])
+            for rows in (name, f"{block}.qkv.bias"):
+                if rows in found:
+                    found[rows] = found[rows][whole]
+            found[f"{block}.proj.weight"] = found[f"{block}.proj.weight"][:, order]
+        return found
+
+
+@dataclass(frozen=True)
+class RowRescaling:
+    """Multiplies the rows before a batch normalisation, whose statistics take it back.
+
+    Args:
+        strength (`float`, *optional*, defaults to 1): factors lie between `exp(-strength)` and `exp(strength)`.
+        flip (`bool`, *optional*, defaults to `False`): whether half of them are negative.
+        eps (`float`, *optional*, defaults to 1e-5): what the normalisations add to the variance.
+        seed (`int`, *optional*, defaults to 0): of the factors.
+    """
+
+    strength: float = 1.0
+    flip: bool = False
+    eps: float = 1e-5
+    seed: int = 0
+
+    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for channels in hidden_channels(state):
+            for layer, norm in channels.normed:
+                weight = f"{layer}.weight"
+                factor = torch.exp(self.strength * (2 * torch.rand(channels.count, generator=generator) - 1))
+                if self.flip:
+                    factor *= 1 - 2 * torch.randint(0, 2, factor.shape, generator=generator)
+                found[weight] = found[weight] * factor.reshape(-1, *[1] * (found[weight].ndim - 1))
+                found[f"{norm}.running_mean"] = found[f"{norm}.running_mean"] * factor
+                found[f"{norm}.running_var"] = (found[f"{norm}.running_var"] + self.eps) * factor**2 - self.eps
+                found[f"{norm}.weight"] = found[f"{norm}.weight"] * factor.sign()
+        return found
+
+
+@dataclass(frozen=True)
+class StreamShuffle:
+    """Puts the channels of a vision transformer's residual stream in another order, in every layer alike.
+
+    Args:
+        seed (`int`, *optional*, defaults to 0): of the order.
+    """
+
+    seed: int = 0
+
+    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+        import torch
+
+        stem = next(name for name in state if name.endswith("patch_embed.proj.weight"))
+        order = torch.randperm(len(state[stem]), generator=torch.Generator().manual_seed(self.seed))
+        found = {}
+        for name, tensor in state.items():
+            kind = name.rpartition(".")[0].rpartition(".")[2]
+            if kind in _READS_STREAM and tensor.ndim == 2:
+                found[name] = tensor[:, order]
+            elif kind in _WRITES_STREAM and len(tensor) == len(order):
+                found[name] = tensor[order]
+            elif name.endswith(_LIES_IN_STREAM):
+                found[name] = tensor[..., order]
+            else:
+                found[name] = tensor.clone()
+        return found

@@ -1,0 +1,134 @@
+"""Which rows and columns of the suspect's tensor are which of the base's, and by what factors they were multiplied.
+
+Activations give a first assignment; the weights themselves, of which there are many more, then correct it: rows are
+compared once the columns are known, and columns once the rows are.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from hf_fingerprint.reading.alignment.activations import Activations
+
+
+PASSES = 2
+ROUNDS = 20
+SETTLED = 1e-5
+_TINY = 1e-20
+
+
+@dataclass(frozen=True)
+class Rearrangement:
+    """How a suspect's tensor is put in the base's order.
+
+    Attributes:
+        rows (`np.ndarray` of shape `(rows,)`): for each row of the base, the suspect's.
+        columns (`np.ndarray` of shape `(channels in,)`): for each input channel of the base, the suspect's.
+        row_factors, column_factors (`np.ndarray`): what they are multiplied with.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    row_factors: np.ndarray
+    column_factors: np.ndarray
+
+    def __call__(self, theirs: np.ndarray) -> np.ndarray:
+        """The suspect's tensor in the base's order, `(rows, channels in, kernel)`."""
+        return theirs[self.rows][:, self.columns] * self.row_factors[:, None, None] * self.column_factors[:, None]
+
+
+def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Activations] | None) -> Rearrangement:
+    """Finds the rearrangement that makes a suspect's tensor most like the base's.
+
+    Args:
+        ours (`np.ndarray` of shape `(rows, channels in, kernel)`): the base's weights, `float32`.
+        theirs (`np.ndarray` of the same shape, or larger): the suspect's.
+        seen (pair of [`Activations`], *optional*): what the module does in both; without, rows or columns must have
+            stayed.
+    """
+    channels = ours.shape[1]
+    if seen is None:
+        same = Rearrangement(np.arange(len(ours)), np.arange(channels), np.ones(len(ours)), np.ones(channels))
+        found = [_by_weights(ours, theirs, same, columns_first) for columns_first in (True, False)]
+        return max(found, key=lambda one: _likeness(ours, one(theirs)))
+    rows, row_factors = _first(seen[0].outputs, seen[1].outputs)
+    columns, factors = np.arange(channels), np.ones(channels)
+    if len(seen[0].inputs) == channels:  # not of a depthwise convolution
+        columns, factors = _first(seen[0].inputs, seen[1].inputs)
+    return _by_weights(ours, theirs, Rearrangement(rows, columns, row_factors, 1 / factors), True)
+
+
+def _by_weights(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool) -> Rearrangement:
+    """Corrects columns by rows and rows by columns until neither changes."""
+    for _ in range(PASSES):
+        before = found
+        for columns in (columns_first, not columns_first):
+            if columns:
+                placed = theirs[found.rows] * found.row_factors[:, None, None]
+                order = assign(np.abs(_cosines(ours.swapaxes(0, 1), placed.swapaxes(0, 1))))
+                found = replace(found, columns=order, column_factors=np.ones(len(order)))
+            else:
+                placed = theirs[:, found.columns] * found.column_factors[:, None]
+                order = assign(np.abs(_cosines(ours, placed)))
+                found = replace(found, rows=order, row_factors=np.ones(len(order)))
+            found = _with_factors(ours, theirs, found, columns)
+        if np.array_equal(found.rows, before.rows) and np.array_equal(found.columns, before.columns):
+            break
+    return found
+
+
+def _likeness(ours: np.ndarray, theirs: np.ndarray) -> float:
+    scale = float(np.linalg.norm(ours)) * float(np.linalg.norm(theirs))
+    return float(np.vdot(ours, theirs)) / scale if scale > 0 else 0.0
+
+
+def _first(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of their activations that is ours, and what they are to be multiplied with to give ours."""
+    ours, theirs = (values - values.mean(1, keepdims=True) for values in (ours, theirs))
+    order = assign(np.abs(_cosines(ours, theirs)))
+    products, power = np.einsum("cs,cs->c", ours, theirs[order]), np.einsum("cs,cs->c", ours, ours)
+    return order, np.divide(power, products, out=np.ones(len(order)), where=np.abs(products) > _TINY)
+
+
+def assign(likeness: np.ndarray) -> np.ndarray:
+    """For each row the column that it is most like, no column twice: `(rows,)` for `(rows, columns >= rows)`."""
+    best = likeness.argmax(1)
+    if len(np.unique(best)) == len(best):
+        return best
+    return linear_sum_assignment(-likeness)[1]
+
+
+def _with_factors(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool) -> Rearrangement:
+    """The factors of rows and columns, each in turn, that fit the weights; weights that are exactly 0 don't count.
+
+    `theirs = ours / factor + noise` is fitted, and not the other way round: noise in what is fitted does no harm,
+    noise in what it is fitted with would make the factors smaller.
+    """
+    placed = theirs[found.rows][:, found.columns].astype(np.float64)
+    kept = placed != 0
+    reference = np.where(kept, ours, 0.0)
+    power, products = (reference**2).sum(2), (placed * reference).sum(2)
+    row_power, column_power = power.sum(1), power.sum(0)
+    rows, columns = found.row_factors.astype(np.float64), found.column_factors.astype(np.float64)
+    for _ in range(ROUNDS):
+        before = rows, columns
+        if columns_first:
+            columns = _ratio(column_power, rows @ products, columns)
+        rows = _ratio(row_power, products @ columns, rows)
+        columns = _ratio(column_power, rows @ products, columns)
+        if all(np.allclose(a, b, rtol=SETTLED) for a, b in zip(before, (rows, columns), strict=True)):
+            break
+    return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
+
+
+def _ratio(power: np.ndarray, products: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    return np.divide(power, products, out=otherwise.copy(), where=np.abs(products) > _TINY)
+
+
+def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Of every row of one with every row of the other, `(rows, other rows)`."""
+    one, two = (values.reshape(len(values), -1) for values in (ours, theirs))
+    norms = [np.linalg.norm(values, axis=1, keepdims=True) for values in (one, two)]
+    one, two = (v / np.where(n > _TINY, n, 1) for v, n in zip((one, two), norms, strict=True))
+    return one @ two.T
