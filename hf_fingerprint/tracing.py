@@ -86,10 +86,12 @@ def trace(
         records, original = _find_base(vault, base, opened)
         with original:
             tested = _candidates(vault, records, recipient)
-            stage = _stage(advance, "reading", tested[0].base.carrier_weights)
-            readings = [
-                read_suspect(each.base, original, opened, stage if each is tested[0] else None) for each in tested
-            ]
+            total = tested[0].base.carrier_weights
+            readings = []
+            for each in tested:
+                told = advance if each is tested[0] else None
+                reading, aligning = (_stage(told, step, total) for step in ("reading", "aligning"))
+                readings.append(read_suspect(each.base, original, opened, reading, aligning=aligning))
         stage = _stage(advance, "scoring", sum(len(each.keys) for each in tested))
         return judge(opened, readings, tested, looks + 1 if looks else None, stage)
 

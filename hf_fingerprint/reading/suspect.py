@@ -71,6 +71,7 @@ def read_suspect(
     suspect: Checkpoint,
     advance: Callable[[int], None] | None = None,
     aligned: bool = True,
+    aligning: Callable[[int], None] | None = None,
 ) -> Reading:
     """Reads a suspect.
 
@@ -81,13 +82,14 @@ def read_suspect(
         advance (callable, *optional*): told the weights done.
         aligned (`bool`, *optional*, defaults to `True`): whether channels in another order are put back, if there are
             any.
+        aligning (callable, *optional*): told the weights compared for that.
 
     Raises:
         [`CheckpointError`]: if the files given for the base aren't what was registered.
     """
     check_base_layout(base, original)
     matches = match_tensors(base, original, suspect)
-    alignment = align(base, original, suspect, matches) if aligned else None
+    alignment = align(base, original, suspect, matches, aligning) if aligned else None
     if alignment is not None:
         matches |= alignment.moved
     sums = SuspectSums(base, original, suspect if alignment is None else alignment)

@@ -14,7 +14,7 @@ from loopback_hub_faults import Fault
 from refusals import refused
 from secret_forms import held_in, secret_forms
 from small_models import PASSPHRASE, SETTINGS, new_vault, plain_arrays, save_plain, save_timm, save_vit
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors, open_checkpoint
@@ -94,6 +94,25 @@ class TestAVariant:
         assert timm.create_model("hf-hub:org/marked", pretrained=True) is not None
         card = hub.repos["org/marked"].history()[0].files["README.md"].decode()
         assert "base_model: org/plain" in card
+
+    def test_what_the_trainer_pushed_is_marked_after_the_fact(self, hub, tmp_path):
+        model = AutoModelForImageClassification.from_pretrained(save_vit(tmp_path / "vit"))
+        arguments = TrainingArguments(str(tmp_path / "out"), hub_model_id="org/trained", report_to=[], use_cpu=True)
+        trainer = Trainer(model, arguments)
+        HfApi().create_repo("org/trained", private=True)
+        trainer.push_to_hub(blocking=True)
+        vault = new_vault(tmp_path / "vault")
+
+        push_to_hub("org/trained", "alice", "org/variant", vault, SETTINGS)
+
+        pushed = set(hub.repos["org/variant"].history()[0].files)
+        assert {"model.safetensors", "config.json", "README.md"} <= pushed
+        assert "training_args.bin" not in pushed
+        assert (
+            AutoModelForImageClassification.from_pretrained("org/variant").num_parameters() == model.num_parameters()
+        )
+        result = trace("org/variant", vault, passphrase=PASSPHRASE)
+        assert [score.recipient for score in result.accused] == ["alice"]
 
     def test_a_copy_issued_to_a_folder_can_be_pushed_later(self, hub, mine, tmp_path):
         with Issuer(mine.model, mine.vault) as issuer:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 16
 ALIKE, FACTOR = 0.5, 1.25
 ASKEW_SHARE = 0.02
+STRANGER = 8  # so many tensors that nothing lines up are a model of its own
+CLASSIFIER = 2  # its weight and bias may be new
 KEPT = 4
 
 
@@ -103,11 +105,13 @@ def align(
         return None
     counterparts = _counterparts(base, suspect, matches)
     seen = _seen(original, suspect, {c.name for c in askew} & counterparts.keys())
-    found = {}
+    found: dict[str, tuple[TensorInfo, Rearrangement]] = {}
+    tried = 0
     for carrier in askew:
         info = counterparts.get(carrier.name)
-        if info is None:
+        if info is None or (tried == STRANGER and not found):
             continue
+        tried += 1
         ours, theirs = load(original, original.tensors[carrier.name]), load(suspect, info)
         if ours.shape[2] == theirs.shape[2] and all(np.less_equal(ours.shape, theirs.shape)):
             rearrangement = rearrange(ours, theirs, seen.get(carrier.name))
@@ -198,4 +202,4 @@ def _as_base(ours: BuiltModel, in_file: dict[str, str], suspect: Checkpoint) -> 
                 continue
             content = usable(to_float32(suspect.read(info), info.dtype))
             values.copy_(torch.from_numpy(content.reshape(info.shape).copy()))
-    return module if missing <= 2 else None
+    return module if missing <= CLASSIFIER else None
