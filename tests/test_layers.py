@@ -19,7 +19,6 @@ FLOORS = {
     "checkpoints": 2,
     "carriers": 3,
     "vault": 3,
-    "attacks": 3,
     "models": 3,
     "registration": 4,
     "reading": 4,
@@ -29,8 +28,9 @@ FLOORS = {
     "blackbox": 5,
     "privacy": 5,
     "hub": 6,
-    "evaluation": 6,
-    "cli": 7,
+    "attacks": 6,
+    "evaluation": 7,
+    "cli": 8,
 }
 HEAVY = {"torch", "torchvision", "timm", "transformers", "accelerate", "PIL", "matplotlib", "sklearn", "diffusers"}
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
