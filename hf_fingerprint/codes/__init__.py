@@ -5,18 +5,19 @@ from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_form
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.decoding import Decoding, decode, prove_codeword
 from hf_fingerprint.codes.fair_signs import FairSigns
+from hf_fingerprint.codes.nuida import Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
 
 
-FAMILIES = (Tardos.family, FairSigns.family)
+FAMILIES = (Tardos.family, Nuida.family, FairSigns.family)
 
 
 def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Codebook:
     """The codebook of a base from what the vault records of it.
 
     Args:
-        family (`str`): `"tardos"` or `"fair_signs"`.
+        family (`str`): `"tardos"`, `"nuida"` or `"fair_signs"`.
         length (`int`): V.
         coalition (`int`): the number of colluders that the code is designed for.
         secret (`bytes`): the model secret.
@@ -26,6 +27,8 @@ def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Co
     """
     if family == Tardos.family:
         return Tardos(length, coalition, secret)
+    if family == Nuida.family:
+        return Nuida(length, coalition, secret)
     if family == FairSigns.family:
         return FairSigns(length)
     raise CodeError(f"The code {family} is not known to this version of hf-fingerprint: upgrade it.")
@@ -37,6 +40,7 @@ __all__ = [
     "Codebook",
     "Decoding",
     "FairSigns",
+    "Nuida",
     "Tardos",
     "coalition_by_formula",
     "coalition_by_simulation",

@@ -26,9 +26,15 @@ class Codebook(ABC):
 
     Args:
         length (`int`): V, the number of positions; a multiple of 8.
+
+    Attributes:
+        family (`str`): its name in vaults.
+        tests (`int`): H, how many score functions a round of decoding may try: those of [`bank`], and of a biased
+            code the likelihood ratio. The bound pays for each.
     """
 
     family: str
+    tests: int
 
     def __init__(self, length: int):
         if length % 8 or not MIN_LENGTH <= length <= MAX_LENGTH:

@@ -13,6 +13,7 @@ class FairSigns(Codebook):
     """
 
     family = "fair_signs"
+    tests = 1
 
     @property
     def probability(self) -> np.ndarray:

@@ -1,9 +1,6 @@
-"""The Tardos code: position `i` is +1 with a secret probability `p_i` drawn from the arcsine distribution.
+"""The Tardos code: the biases are drawn from the arcsine distribution.
 
-G. Tardos, "Optimal probabilistic fingerprint codes", STOC 2003; the cut-off 1/(300 c) is his. With biased positions no
-strategy that picks among the pirates' values can hide all of them: where all hold the same value it must show, and
-where one stands out it is worth more than a fair coin. The scores are our own, for readings that are sums and not
-bits.
+G. Tardos, "Optimal probabilistic fingerprint codes", STOC 2003; the cut-off 1/(300 c) is his.
 """
 
 import math
@@ -11,52 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from hf_fingerprint.codes.codebook import SCALE, Codebook
-from hf_fingerprint.errors import CodeError
-from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.codes.biased import BiasedCodebook, on_grid
 
 
-MINORITY_FLOOR = 0.05
-
-
-class Tardos(Codebook):
-    """Arcsine-biased positions with the cut-off `1 / (300 c)`.
-
-    Args:
-        length (`int`): V, the number of positions; a multiple of 8.
-        coalition (`int`): c, the number of colluders that the cut-off is chosen for.
-        secret (`bytes`): the model secret; the biases derive from it.
-    """
+class Tardos(BiasedCodebook):
+    """Arcsine-biased positions with the cut-off `1 / (300 c)`; for the arguments see [`BiasedCodebook`]."""
 
     family = "tardos"
 
-    def __init__(self, length: int, coalition: int, secret: bytes):
-        super().__init__(length)
-        if coalition < 1:
-            raise CodeError(f"A coalition of {coalition} can't be designed for: choose 1 or more.")
-        self.coalition = coalition
-        self._secret = secret
-
     @cached_property
     def thresholds(self) -> np.ndarray:
-        """`2^16 p_i` as `uint16`, shape `(V,)`: a position is +1 where 16 bits of the stream fall below it."""
         angle = math.asin(math.sqrt(1 / (300 * self.coalition)))
-        raw = Stream(derive(self._secret, "biases", self.family)).take(8 * self.length).view("<u8")
-        uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        probability = np.sin(angle + uniform * (math.pi / 2 - 2 * angle)) ** 2
-        return np.clip(np.rint(probability * SCALE), 1, SCALE - 1).astype(np.uint16)
-
-    @property
-    def probability(self) -> np.ndarray:
-        return self.thresholds / SCALE
-
-    @property
-    def stream_bytes(self) -> int:
-        return 2 * self.length
-
-    def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
-        np.less(stream.view("<u2"), self.thresholds, out=out)
-
-    def bank(self, residual: np.ndarray) -> np.ndarray:
-        """Two functions: `y / sd` is best on averages, `y / (var + 0.05)` on minority votes."""
-        return np.stack([residual / np.sqrt(self.variance), residual / (self.variance + MINORITY_FLOOR)])
+        return on_grid(np.sin(angle + self.uniforms() * (math.pi / 2 - 2 * angle)) ** 2)

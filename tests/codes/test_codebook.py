@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_fingerprint.codes import FAMILIES, FairSigns, Tardos, make_codebook
+from hf_fingerprint.codes import FAMILIES, FairSigns, Nuida, Tardos, make_codebook
+from hf_fingerprint.codes.biased import MINORITY_FLOOR
 from hf_fingerprint.codes.codebook import BLOCK, EXACT_ABOVE, MAX_LENGTH, MIN_LENGTH
-from hf_fingerprint.codes.tardos import MINORITY_FLOOR
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
@@ -57,6 +57,7 @@ def test_tardos_thresholds_are_golden():
     ("family", "first", "digest"),
     [
         ("tardos", [1, 1, 1, -1, -1, -1, 1, 1], "3d988d8793fdedec9a4db56740eb65adbcfbee7e8957d84289f65ac3caacef34"),
+        ("nuida", [-1, -1, 1, 1, -1, -1, 1, 1], "a7f397c4ebf9204c46594cf081f35e55a3a9143380fd40863b1e2868c948c147"),
         ("fair_signs", [1, 1, -1, 1, 1, -1, 1, 1], "39013f25aaf2ec12829def25784e73ad4c8be3358da8f06ecf016560e6533884"),
     ],
 )
@@ -268,7 +269,7 @@ def test_a_coalition_of_nobody_is_refused(coalition):
         Tardos(256, coalition, SECRET)
 
 
-@pytest.mark.parametrize(("family", "kind"), [("tardos", Tardos), ("fair_signs", FairSigns)])
+@pytest.mark.parametrize(("family", "kind"), [("tardos", Tardos), ("nuida", Nuida), ("fair_signs", FairSigns)])
 def test_make_codebook_makes_the_family_it_is_asked_for(family, kind):
     codebook = make(family)
     assert type(codebook) is kind

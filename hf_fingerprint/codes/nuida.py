@@ -1,0 +1,58 @@
+"""Nuida's code: the biases are a few numbers, the Gauss-Legendre points for the coalition.
+
+K. Nuida, S. Fujitsu, M. Hagiwara, T. Kitagawa, H. Watanabe, K. Ogawa, H. Imai, "An improvement of discrete Tardos
+fingerprinting codes", Designs, Codes and Cryptography 52 (2009). With ceil(c / 2) points, the fewest there can be, a
+quadrature exact up to degree c - 1 (Nuida, Hagiwara, Watanabe, Imai, arXiv cs/0610036), nothing that c pirates do makes
+a difference between these biases and the continuous ones.
+"""
+
+from functools import cached_property
+
+import numpy as np
+
+from hf_fingerprint.codes.biased import BiasedCodebook, on_grid
+from hf_fingerprint.errors import CodeError
+
+
+LARGEST = 600  # the outermost of the points for more lies under 2^-16
+
+
+def nuida_biases(coalition: int) -> tuple[np.ndarray, np.ndarray]:
+    """The biases for coalitions of up to c and how often each is drawn.
+
+    Args:
+        coalition (`int`): c, 1 to `LARGEST`.
+
+    Returns:
+        `(points, weights)`, each `float64` of shape `(ceil(c / 2),)`: `p = (1 + x) / 2` for the zeros x of the
+        Legendre polynomial, ascending, and weights in proportion to those of Gauss and Legendre's quadrature over
+        `sqrt(p (1 - p))`, with sum 1.
+    """
+    zeros, quadrature = np.polynomial.legendre.leggauss((coalition + 1) // 2)
+    points = (1 + zeros) / 2
+    weights = quadrature / np.sqrt(points * (1 - points))
+    return points, weights / weights.sum()
+
+
+class Nuida(BiasedCodebook):
+    """Gauss-Legendre biases for c colluders; for the arguments see [`BiasedCodebook`].
+
+    Raises:
+        [`CodeError`]: if c is more than `LARGEST`.
+    """
+
+    family = "nuida"
+
+    def __init__(self, length: int, coalition: int, secret: bytes):
+        super().__init__(length, coalition, secret)
+        if coalition > LARGEST:
+            raise CodeError(
+                f"Nuida's biases for a coalition of {coalition} are finer than 2^-16: choose {LARGEST} or fewer, or a "
+                f"Tardos code."
+            )
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        points, weights = nuida_biases(self.coalition)
+        chosen = np.searchsorted(np.cumsum(weights)[:-1], self.uniforms(), side="right")
+        return on_grid(points)[chosen]
