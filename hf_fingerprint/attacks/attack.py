@@ -1,11 +1,12 @@
 """What every attack is: the weights of a copy in, other weights out, with what a thief has besides."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.models import BuiltModel
 
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ class Thief:
 
     Attributes:
         build (callable): makes the model that the weights are of, in evaluation mode, whatever weights it has.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): preprocessed as the model takes them.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): preprocessed as the model takes them; models
+            run on the device they are on.
         labels (`torch.Tensor` of shape `(n,)`): their classes.
         batch (`int`): images of a step.
         advance (callable, *optional*): told the number of steps done.
+        base (mapping of `str` to `torch.Tensor`, *optional*): the weights of the base, if it is public.
     """
 
     build: "Callable[[], torch.nn.Module]"
@@ -31,12 +34,33 @@ class Thief:
     labels: "torch.Tensor"
     batch: int = 64
     advance: Callable[[int], None] | None = None
+    base: "State | None" = None
 
     def model(self, state: "State") -> "torch.nn.Module":
         """The model with these weights, in evaluation mode."""
         model = self.build()
         model.load_state_dict(dict(state))
-        return model.eval()
+        return model.to(self.images.device).eval()
+
+    def built(self, state: "State") -> BuiltModel:
+        """The same, on the processor, as registering takes it; what its preprocessing was is a thief's guess."""
+        channels, height, width = self.images.shape[1:]
+        half = (0.5,) * channels
+        return BuiltModel(self.model(state).float().cpu(), (channels, height, width), half, half, _no_preprocessing)
+
+
+class Step(Protocol):
+    """An [`Attack`], or a collusion, which takes several state dicts."""
+
+    paper: ClassVar[str]
+    needs_thief: ClassVar[bool]
+
+    @property
+    def strength(self) -> float:
+        """How strong, for a plot's axis."""
+
+    def __call__(self, given: Any, /, thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        """The attacked weights."""
 
 
 class Attack(ABC):
@@ -49,7 +73,7 @@ class Attack(ABC):
     """
 
     paper: ClassVar[str]
-    strengths: ClassVar[tuple[float, ...]] = (1.0,)
+    strengths: ClassVar[tuple[float, ...]] = ()
     needs_thief: ClassVar[bool] = False
 
     @abstractmethod
@@ -64,6 +88,17 @@ class Attack(ABC):
             [`FingerprintError`]: if the attack needs a thief and there is none, or the model has nothing to attack.
         """
 
+    @property
+    def strength(self) -> float:
+        """The first field; 1 if that is no number."""
+        value = getattr(self, fields(self)[0].name)  # type: ignore[arg-type]
+        return float(value) if isinstance(value, int | float) else 1.0
+
+    def sweep(self) -> list[Self]:
+        """The same attack in each of its `strengths`, mild ones first; alone if it has but one."""
+        first = fields(self)[0].name  # type: ignore[arg-type]
+        return [replace(self, **{first: strength}) for strength in self.strengths] or [self]  # type: ignore[type-var]
+
     def equipped(self, thief: Thief | None) -> Thief:
         """The thief, if there is one.
 
@@ -75,7 +110,72 @@ class Attack(ABC):
         return thief
 
 
+@dataclass(frozen=True, init=False)
+class Then(Attack):
+    """Attacks one after another: `Then(MagnitudePruning(0.5), FineTuning(1e-4))`. The first may be a collusion.
+
+    Its strength is that of the first step.
+    """
+
+    paper = "of its steps"
+    steps: tuple[Step, ...]
+
+    def __init__(self, *steps: Step):
+        if not steps:
+            raise FingerprintError("Then chains attacks: give it at least one.")
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "paper", "; ".join(dict.fromkeys(step.paper for step in steps)))
+        object.__setattr__(self, "needs_thief", any(step.needs_thief for step in steps))
+
+    @property
+    def strength(self) -> float:
+        return self.steps[0].strength
+
+    def __call__(self, state: Any, thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        for step in self.steps:
+            state = step(state, thief)
+        return state
+
+    def __repr__(self) -> str:
+        return " then ".join(map(repr, self.steps))
+
+
 def logits(model: "torch.nn.Module", images: "torch.Tensor") -> "torch.Tensor":
     """What a classifier of timm or transformers answers, `(n, classes)`."""
     output = model(images)
     return getattr(output, "logits", output)
+
+
+def is_weight(tensor: "torch.Tensor") -> bool:
+    """Whether a tensor is a matrix or kernel of floats, not a bias, a statistic or a counter."""
+    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0
+
+
+def on_weights(
+    state: "State", change: "Callable[[torch.Tensor], torch.Tensor]", names: Container[str] | None = None
+) -> "dict[str, torch.Tensor]":
+    """The state with `change` made to the weights of two or more dimensions, all or those named; the rest cloned."""
+    return {
+        name: change(tensor) if is_weight(tensor) and (names is None or name in names) else tensor.clone()
+        for name, tensor in state.items()
+    }
+
+
+def largest(state: "State", share: float) -> list[str]:
+    """The names of the largest weight tensors, this share of them."""
+    names = sorted((n for n, t in state.items() if is_weight(t)), key=lambda name: -state[name].numel())
+    return names[: round(share * len(names))]
+
+
+def check_share(share: float) -> None:
+    """Refuses a share that is none.
+
+    Raises:
+        [`FingerprintError`]: if it isn't between 0 and 1.
+    """
+    if not 0 <= share <= 1:
+        raise FingerprintError(f"{share} is no share: choose between 0 and 1.")
+
+
+def _no_preprocessing(image: Any) -> "torch.Tensor":
+    raise FingerprintError("A thief's images are preprocessed already: leave the folder of calibration images out.")

@@ -6,17 +6,20 @@ The hidden channels are found by timm's names for them: of perceptrons, attentio
 residuals. Those of the residual stream stay as they are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from hf_fingerprint.attacks.attack import Attack, Thief
 
 
 if TYPE_CHECKING:
     import torch
 
-    State = Mapping[str, torch.Tensor]
+    from hf_fingerprint.attacks.attack import State
 
+_PAPER = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2205.00199"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _READS_STREAM, _WRITES_STREAM = {"qkv", "fc1", "head"}, {"proj", "fc2", "norm", "norm1", "norm2", "fc_norm"}
 _LIES_IN_STREAM = ("cls_token", "pos_embed", "gamma", "reg_token")
@@ -65,7 +68,7 @@ def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
 
 
 @dataclass(frozen=True)
-class ChannelShuffle:
+class ChannelShuffle(Attack):
     """Puts hidden channels in another order.
 
     Args:
@@ -73,10 +76,12 @@ class ChannelShuffle:
         seed (`int`, *optional*, defaults to 0): of the order.
     """
 
+    paper = _PAPER
+    strengths = (0.1, 0.5, 1.0)
     strength: float = 1.0
     seed: int = 0
 
-    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -93,7 +98,7 @@ class ChannelShuffle:
 
 
 @dataclass(frozen=True)
-class HeadShuffle:
+class HeadShuffle(Attack):
     """Puts attention heads in another order.
 
     Args:
@@ -101,10 +106,11 @@ class HeadShuffle:
         seed (`int`, *optional*, defaults to 0): of the order.
     """
 
+    paper = _PAPER
     heads: int
     seed: int = 0
 
-    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -124,7 +130,7 @@ class HeadShuffle:
 
 
 @dataclass(frozen=True)
-class RowRescaling:
+class RowRescaling(Attack):
     """Multiplies the rows before a batch normalisation, whose statistics take it back.
 
     Args:
@@ -134,12 +140,14 @@ class RowRescaling:
         seed (`int`, *optional*, defaults to 0): of the factors.
     """
 
+    paper = _PAPER
+    strengths = (0.1, 1.0, 3.0)
     strength: float = 1.0
     flip: bool = False
     eps: float = 1e-5
     seed: int = 0
 
-    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -158,16 +166,17 @@ class RowRescaling:
 
 
 @dataclass(frozen=True)
-class StreamShuffle:
+class StreamShuffle(Attack):
     """Puts the channels of a vision transformer's residual stream in another order, in every layer alike.
 
     Args:
         seed (`int`, *optional*, defaults to 0): of the order.
     """
 
+    paper = _PAPER
     seed: int = 0
 
-    def __call__(self, state: "State") -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         stem = next(name for name in state if name.endswith("patch_embed.proj.weight"))

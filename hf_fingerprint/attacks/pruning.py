@@ -1,0 +1,114 @@
+"""Pruning: weights set to 0, one by one, row by row, or two of every four. Those of two or more dimensions are
+pruned, others kept."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.attacks.attack import Attack, Thief, check_share, is_weight, largest, on_weights
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+SCOPES = ("tensor", "global")
+
+
+@dataclass(frozen=True)
+class MagnitudePruning(Attack):
+    """Sets the smallest weights of each tensor, or of the whole model, to 0.
+
+    Args:
+        sparsity (`float`): the strength: the share of weights to prune, 0 to 1.
+        scope (`str`, *optional*, defaults to `"tensor"`): `"tensor"` prunes the same share of each, `"global"` the
+            smallest of all weights wherever they are.
+    """
+
+    paper = "S. Han et al., Learning both weights and connections for efficient neural networks, NIPS 2015"
+    strengths = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+    sparsity: float
+    scope: str = "tensor"
+
+    def __post_init__(self) -> None:
+        check_share(self.sparsity)
+        if self.scope not in SCOPES:
+            raise FingerprintError(f"Nothing is pruned by {self.scope}: choose {' or '.join(SCOPES)}.")
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        import torch
+
+        if self.scope == "tensor":
+            return on_weights(state, lambda tensor: _without_smallest(tensor, self.sparsity))
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        weights = [tensor for tensor in found.values() if is_weight(tensor)]
+        if weights:
+            together = torch.cat([tensor.flatten().float() for tensor in weights])
+            kept = (_without_smallest(together, self.sparsity) != 0).split([tensor.numel() for tensor in weights])
+            for tensor, keep in zip(weights, kept, strict=True):
+                tensor.mul_(keep.reshape(tensor.shape))
+        return found
+
+
+@dataclass(frozen=True)
+class StructuredPruning(Attack):
+    """Sets whole output rows to 0, those of each tensor with the smallest sum of absolute weights.
+
+    The rows stay in their place as zeros: the shapes are the model's.
+
+    Args:
+        sparsity (`float`): the strength: the share of rows to prune, 0 to 1.
+    """
+
+    paper = "H. Li et al., Pruning filters for efficient ConvNets, ICLR 2017, arXiv 1608.08710"
+    strengths = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        check_share(self.sparsity)
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        def prune(tensor: "torch.Tensor") -> "torch.Tensor":
+            pruned, size = tensor.clone(), tensor.flatten(1).float().abs().sum(1)
+            pruned[size.argsort(dim=0, stable=True)[: round(self.sparsity * len(tensor))]] = 0
+            return pruned
+
+        return on_weights(state, prune)
+
+
+@dataclass(frozen=True)
+class TwoOfFour(Attack):
+    """Sets the two smallest of every four weights in a row to 0, the pattern that GPUs speed up.
+
+    A row's last one to three weights stay, where its length is no multiple of four.
+
+    Args:
+        share (`float`, *optional*, defaults to 1): the strength: the share of tensors pruned, largest first.
+    """
+
+    paper = "A. Mishra et al., Accelerating sparse deep neural networks, arXiv 2104.08378"
+    strengths = (0.25, 0.5, 1.0)
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        def prune(tensor: "torch.Tensor") -> "torch.Tensor":
+            rows = tensor.flatten(1).clone()
+            whole = rows.shape[1] // 4 * 4
+            fours = rows[:, :whole].reshape(len(rows), -1, 4)
+            fours = fours.scatter(2, fours.abs().argsort(dim=2, stable=True)[..., :2], 0)
+            rows[:, :whole] = fours.reshape(len(rows), whole)
+            return rows.reshape(tensor.shape)
+
+        return on_weights(state, prune, largest(state, self.share))
+
+
+def _without_smallest(tensor: "torch.Tensor", share: float) -> "torch.Tensor":
+    import torch
+
+    pruned = tensor.clone().flatten()
+    pruned[torch.topk(pruned.abs(), round(share * pruned.numel()), largest=False).indices] = 0
+    return pruned.reshape(tensor.shape)

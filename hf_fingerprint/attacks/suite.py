@@ -1,0 +1,86 @@
+"""All attacks by name, each with a sweep from mild to ruinous: what an evaluation lists, chooses from and runs.
+
+for attack in sweep("int8-channel"):
+    suspect = attack(copy, thief)
+"""
+
+from dataclasses import dataclass
+
+from hf_fingerprint.attacks.attack import Step, Then
+from hf_fingerprint.attacks.collusion import STRATEGIES, Collusion
+from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
+from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
+from hf_fingerprint.attacks.symmetries import ChannelShuffle, RowRescaling, StreamShuffle
+from hf_fingerprint.errors import FingerprintError
+
+
+GROUPS = ("single", "symmetries", "collusion")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An attack of the suite.
+
+    Attributes:
+        group (`str`): `"single"`, `"symmetries"` or `"collusion"`; those of the last take a sequence of state dicts
+            where the others take one.
+        attacks (`tuple[Step, ...]`): mild ones first.
+    """
+
+    group: str
+    attacks: tuple[Step, ...]
+
+
+_SINGLE: dict[str, list[Step]] = {
+    "prune": [*MagnitudePruning(0.5).sweep()],
+    "prune-global": [*MagnitudePruning(0.5, "global").sweep()],
+    "prune-rows": [*StructuredPruning(0.1).sweep()],
+    "prune-2-of-4": [*TwoOfFour().sweep()],
+    "int": [*Quantization().sweep()],
+    "int-channel": [*Quantization(by_channel=True).sweep()],
+    "fp8": [Float8("e4m3"), Float8("e5m2")],
+    "half": [Cast("float16")],
+    "bf16": [Cast("bfloat16")],
+}
+_SYMMETRIES: dict[str, list[Step]] = {
+    "shuffle-channels": [*ChannelShuffle().sweep()],
+    "rescale-rows": [*RowRescaling().sweep()],
+    "flip-rows": [*RowRescaling(flip=True).sweep()],
+    "shuffle-stream": [StreamShuffle()],
+}
+
+
+def _collusions() -> dict[str, list[Step]]:
+    """Each strategy alone, and with what may follow it."""
+    followed = {"": (), "-then-prune": (MagnitudePruning(0.5),), "-then-int8": (Quantization(8),)}
+    return {
+        strategy.replace(" ", "-") + name: [Then(Collusion(strategy), *more) if more else Collusion(strategy)]
+        for strategy in STRATEGIES
+        for name, more in followed.items()
+    }
+
+
+SUITE: dict[str, Sweep] = {
+    name: Sweep(group, tuple(attacks))
+    for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES, _collusions()), strict=True)
+    for name, attacks in sweeps.items()
+}
+
+
+def names(group: str | None = None) -> list[str]:
+    """The attacks of a group, or all of them, in the suite's order."""
+    return [name for name, sweep in SUITE.items() if group in (None, sweep.group)]
+
+
+def sweep(name: str) -> list[Step]:
+    """An attack in all its strengths, mild ones first.
+
+    Args:
+        name (`str`): one of `SUITE`.
+
+    Raises:
+        [`FingerprintError`]: if there is no such attack.
+    """
+    if name not in SUITE:
+        raise FingerprintError(f"There is no attack called {name}: choose among {', '.join(SUITE)}.")
+    return list(SUITE[name].attacks)
