@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import hf_fingerprint
-from hf_fingerprint.cli import commands, issue_commands, vault_commands
+from hf_fingerprint.cli import commands, evaluate_command, issue_commands, vault_commands
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -33,6 +33,7 @@ app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)
 app.command("verify")(commands.verify)
 app.command("watch")(commands.watch)
+app.command("evaluate")(evaluate_command.evaluate)
 app.command("recipients")(commands.recipients)
 app.command("hash")(issue_commands.content_hash)
 

@@ -1,0 +1,95 @@
+"""`evaluate`: what a model's fingerprint withstands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_fingerprint.cli import options, output
+from hf_fingerprint.errors import FingerprintError
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Argument(help="A folder or a Hub id of a timm or transformers classifier.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A folder with a sub-folder for each class, or the id of a dataset.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder for copies and results; the same again goes on.")
+    ] = None,
+    attacks: Annotated[
+        str | None, typer.Option("--attacks", help="Names or groups, by commas; all if not given. See --list.")
+    ] = None,
+    images: Annotated[int, typer.Option("--images", min=2, help="Images to test on, at most.")] = 1000,
+    coalitions: Annotated[
+        str | None, typer.Option("--coalitions", help="How many copies are mixed, by commas. [3,5,10]")
+    ] = None,
+    recipients: Annotated[
+        int | None, typer.Option("--recipients", help="Recipients that the bound is for. [1000]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Three strengths of each attack, and three colluders alone.")
+    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the attacks and stop.")] = False,
+    max_kl: options.MaxKl = None,
+    coalition: options.Coalition = None,
+    alpha: options.Alpha = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Attack copies of a model and report what is left of it and of the evidence, as JSON, a table and a page.
+
+    Copies and their keys stay in the --out folder and are worth nothing elsewhere.
+    """
+    if listed:
+        _list()
+        return
+    if model is None or data is None or out is None:
+        raise FingerprintError("Say what to evaluate: MODEL, --data for its images and --out for the results.")
+    from rich.console import Console
+
+    from hf_fingerprint.evaluation import evaluate as run
+    from hf_fingerprint.evaluation import write_report
+    from hf_fingerprint.evaluation.report import summarise, tables
+    from hf_fingerprint.registration import Settings
+
+    settings = Settings(max_kl, None, coalition, recipients, alpha)
+    with output.stages() as advance:
+        evaluation = run(
+            model,
+            data,
+            out,
+            attacks=None if attacks is None else attacks.split(","),
+            coalitions=None if coalitions is None else _numbers(coalitions),
+            settings=settings,
+            images=images,
+            quick=quick,
+            report=output.remark,
+            advance=advance,
+        )
+    written = write_report(evaluation, out)
+    if as_json:
+        output.print_json(summarise(evaluation))
+        return
+    console = Console()
+    for table in tables(evaluation):
+        console.print(table)
+    for name, why in evaluation.skipped.items():
+        output.remark(f"{name} was left out: {why}")
+    output.say(f"the page: {written.page}")
+
+
+def _list() -> None:
+    from hf_fingerprint.attacks import SUITE
+
+    for name, found in SUITE.items():
+        strengths = f"  {', '.join(f'{a.strength:g}' for a in found.attacks)}" * (len(found.attacks) > 1)
+        output.say(f"{found.group:10}  {name:32}{strengths}".rstrip())
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise FingerprintError(f"--coalitions {text} are no numbers: give some like 3,5,10.") from None

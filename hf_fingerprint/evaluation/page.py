@@ -1,0 +1,58 @@
+"""The page of an evaluation: what it found in a few sentences, five pictures, the figures. It asks for nothing from
+anywhere."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_fingerprint.evaluation import pictures
+from hf_fingerprint.evaluation.frontier import Cost
+from hf_fingerprint.evaluation.running import Evaluation
+
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Tables = Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
+
+
+def render(evaluation: Evaluation, costs: Sequence[Cost], summary: dict[str, Any], tables: Tables) -> str:
+    """The page as HTML.
+
+    Args:
+        evaluation ([`Evaluation`]): what was measured.
+        costs (sequence of [`Cost`]): what each attack has to give up.
+        summary (`dict`): the figures, from [`summarise`].
+        tables (sequence): headings and rows of each table.
+    """
+    from markupsafe import Markup
+
+    drawn = {
+        "attacks": [(name, Markup(svg)) for name, svg in pictures.attacks(evaluation)],
+        "frontier": Markup(pictures.frontier(evaluation)),
+        "coalitions": [(name, Markup(svg)) for name, svg in pictures.coalitions(evaluation)],
+        "innocents": Markup(pictures.innocents(evaluation)),
+        "layers": Markup(pictures.layers(evaluation)),
+    }
+    return _template().render(
+        drawn=drawn,
+        costs=costs,
+        summary=summary,
+        tables=tables,
+        follow_ups=pictures.follow_ups(evaluation),
+        lost=[cost for cost in costs if cost.loss is not None],
+        kept=[cost for cost in costs if cost.loss is None],
+        error=(evaluation.copy.accuracy * (1 - evaluation.copy.accuracy) / evaluation.images) ** 0.5,
+        percent=lambda share: f"{share:.1%}".replace("%", " %"),
+    )
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, StrictUndefined
+
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        text
+    )

@@ -1,0 +1,78 @@
+"""Which suspects an evaluation makes: attacks by name or group, in some strengths, by coalitions of some sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_fingerprint.attacks.attack import Step, Then
+from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE
+
+
+COALITIONS, QUICK_COALITIONS = (3, 5, 10), (3,)
+
+
+def choose(asked: Sequence[str] | None) -> list[str]:
+    """Attacks by their names and their groups' names, in the suite's order; all of them by default.
+
+    Raises:
+        [`FingerprintError`]: if there is no such attack or group.
+    """
+    wanted = set(asked or GROUPS)
+    unknown = sorted(wanted - set(SUITE) - set(GROUPS))
+    if unknown:
+        raise FingerprintError(
+            f"There is no attack called {unknown[0]}: choose among {', '.join(SUITE)}; or the groups "
+            f"{', '.join(GROUPS)}."
+        )
+    return [name for name, found in SUITE.items() if wanted & {name, found.group}]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A suspect to be made.
+
+    Attributes:
+        kind (`str`): as a [`Point`]'s.
+        attack (`str`): the name in the suite, or what else it is.
+        step (`int`): its place in the sweep.
+        how ([`Step`] or `None`): makes it, if anything is to be made.
+        colluders (`int`): how many copies it is made from.
+    """
+
+    kind: str
+    attack: str
+    step: int
+    how: Step | None
+    colluders: int
+
+    @property
+    def what(self) -> str:
+        """The attack with all its settings."""
+        return self.attack if self.how is None else repr(self.how)
+
+
+def plan(chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: bool = False) -> list[Job]:
+    """All suspects to be made: the base, a copy, the copy attacked, copies mixed.
+
+    Args:
+        chosen (sequence of `str`): names of attacks, from [`choose`].
+        coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): how many copies are mixed.
+        quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, and
+            coalitions of 3 without what may follow.
+
+    Raises:
+        [`FingerprintError`]: if a coalition has fewer than 2 members.
+    """
+    sizes = sorted(set(coalitions or (QUICK_COALITIONS if quick else COALITIONS)))
+    if sizes[0] < 2:
+        raise FingerprintError(f"A coalition of {sizes[0]} mixes nothing: choose --coalitions of 2 or more.")
+    jobs = [Job(BASE, "the base, unmarked", 0, None, 0), Job(COPY, "a copy as issued", 0, None, 1)]
+    for name in chosen:
+        steps = sweep(name)
+        if SUITE[name].group != COLLUSION:
+            kept = range(len(steps)) if not quick else sorted({0, len(steps) // 2, len(steps) - 1})
+            jobs += [Job(SINGLE, name, i, steps[i], 1) for i in kept]
+        elif not (quick and isinstance(steps[0], Then)):
+            jobs += [Job(COLLUSION, name, i, step, size) for i, step in enumerate(steps) for size in sizes]
+    return jobs

@@ -1,0 +1,172 @@
+"""What was measured, each point on the disk as soon as it is known: an evaluation that was cut off goes on there."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hf_fingerprint.errors import FingerprintError
+
+
+RESULTS = "results.jsonl"
+MAIN_SHARE = 1 / 20
+BASE, COPY, SINGLE, COLLUSION = "base", "copy", "single", "collusion"
+_OWN = {RESULTS, "results.json", "table.md", "report.html", "copies", ".lock"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One suspect: how it was made, what it is worth, and what a trace says of it.
+
+    Attributes:
+        kind (`str`): `"base"` (the unmarked model), `"copy"` (one as issued), `"single"` (a copy attacked) or
+            `"collusion"`.
+        attack (`str`): the name in the suite.
+        what (`str`): the attack with all its settings.
+        step (`int`): its place in the sweep, mild ones first.
+        strength (`float`): the attack's, or the number of colluders.
+        accuracy (`float`): on the test images.
+        agreement (`float`): share of the test images on which it predicts what the copy does.
+        scores (`tuple[float, ...]`): of those it was made from, in standard deviations of an innocent's.
+        log10_bounds (`tuple[float, ...]`): decimal logarithms of their bounds on a false accusation.
+        caught (`tuple[bool, ...]`): which of them are accused.
+        shares (`tuple[float, ...]`): how much of it came from each.
+        threshold (`float` or `None`): the score from which on the first round accuses; `None` if nothing does.
+        innocents (`int`): innocents scored.
+        innocents_accused (`int`): innocents accused; whoever accuses rightly has 0.
+        highest_innocent (`float`): the highest of their scores.
+        histogram (`tuple[int, ...]`): of their scores.
+        unaligned (`tuple[int, float]`): innocents accused and the highest of their scores, without alignment.
+        aligned (`int`): carriers that alignment put in order.
+        drift (`float`): norm of the difference to the base, relative to the base's weights.
+        layers (`tuple[float, ...]`): the first one's score by each carrier alone.
+        seconds (`float`): how long it took.
+    """
+
+    kind: str
+    attack: str
+    what: str
+    step: int
+    strength: float
+    accuracy: float
+    agreement: float
+    scores: tuple[float, ...]
+    log10_bounds: tuple[float, ...]
+    caught: tuple[bool, ...]
+    shares: tuple[float, ...]
+    threshold: float | None
+    innocents: int
+    innocents_accused: int
+    highest_innocent: float
+    histogram: tuple[int, ...]
+    unaligned: tuple[int, float]
+    aligned: int
+    drift: float
+    layers: tuple[float, ...]
+    seconds: float
+
+    @property
+    def colluders(self) -> int:
+        """How many it was made from."""
+        return len(self.scores)
+
+    @property
+    def score(self) -> float:
+        """The highest of those it was made from, the evidence left; 0 if from nobody."""
+        return max(self.scores, default=0.0)
+
+    @property
+    def main_givers(self) -> tuple[bool, ...]:
+        """Whether at least a twentieth of its weights, as they differ between copies, came from each."""
+        return tuple(share >= MAIN_SHARE for share in self.shares)
+
+    @property
+    def accused(self) -> bool:
+        """Whether anybody it was made from is."""
+        return any(self.caught)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON; what is not finite is `None`."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Point":
+        """The point that was told so; anything else is a `TypeError` or a `KeyError`."""
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            value = told[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def key_of(**said: Any) -> str:
+    """What tells a point from others: a digest of everything that decides its figures."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:24]
+
+
+class Ledger:
+    """The points of an evaluation's folder, by their keys, each written as soon as it is known.
+
+    Args:
+        folder (`Path`): the folder, which [`opened`] has made sure of.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = folder / RESULTS
+        self.points: dict[str, Point] = {}
+        content = self._file.read_bytes() if self._file.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self._file, whole)  # a line that was cut off
+        for line in content[:whole].splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
+                told = json.loads(line)
+                self.points[told["key"]] = Point.from_dict(told)
+
+    def add(self, key: str, point: Point) -> Point:
+        """Keeps a point, on the disk when this returns; gives it back as it will be read."""
+        told = point.to_dict()
+        line = json.dumps({"key": key} | told, allow_nan=False).encode() + b"\n"
+        with self._file.open("ab") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.points[key] = Point.from_dict(told)
+        return self.points[key]
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[None]:
+    """Makes an evaluation's folder, for its owner's eyes only, or goes on in one, alone.
+
+    Raises:
+        [`FingerprintError`]: if it holds something else, or another process is at work there.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        others = [p.name for p in folder.iterdir() if p.name not in _OWN and not p.name.startswith(("vault-", "tmp"))]
+    except OSError as error:
+        raise FingerprintError(f"{folder} can't be used ({error.strerror}): choose another --out.") from None
+    if others:
+        raise FingerprintError(
+            f"{folder} holds something else ({', '.join(sorted(others)[:3])}): choose an empty folder, or that of an "
+            f"earlier evaluation, for --out."
+        )
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise FingerprintError(f"Another evaluation is at work in {folder}: wait for it.") from None

@@ -1,0 +1,175 @@
+"""An evaluation written down: JSON for programs, a table and one self-contained page for people."""
+
+import json
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hf_fingerprint
+from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier
+from hf_fingerprint.evaluation.page import Tables, render
+from hf_fingerprint.evaluation.points import Point
+from hf_fingerprint.evaluation.running import Evaluation
+
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FILES = ("results.json", "table.md", "report.html")
+_LIBRARIES = ("torch", "timm", "transformers", "numpy")
+HEADINGS = ("suspect", "strength", "accuracy", "agreement", "score", "bound at", "caught", "innocents accused")
+COST_HEADINGS = ("attack", "accuracy lost to get under the bound", "lowest score")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a report.
+
+    Attributes:
+        results (`Path`): all of it, as JSON.
+        table (`Path`): the figures, as Markdown.
+        page (`Path`): the page.
+    """
+
+    results: Path
+    table: Path
+    page: Path
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> Written:
+    """Writes `results.json`, `table.md` and `report.html` into a folder, over those of an earlier run."""
+    written = Written(*(folder / name for name in FILES))
+    summary = summarise(evaluation)
+    content = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+    texts = (content, markdown(evaluation), render(evaluation, costs(evaluation), summary, contents(evaluation)))
+    for path, text in zip((written.results, written.table, written.page), texts, strict=True):
+        partial = path.with_name(f"tmp-{path.name}")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    return written
+
+
+def costs(evaluation: Evaluation) -> list[Cost]:
+    """What each attack on a single copy has to give up to get under the bound: the cheapest first, then those that
+    never get there."""
+    found = [cheapest(name, points, evaluation.copy) for name, points in evaluation.sweeps.items()]
+    return sorted(found, key=lambda cost: (cost.loss is None, cost.loss or 0.0))
+
+
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """All of it as values for JSON."""
+    points = evaluation.points
+    read = [point for point in points if point.threshold is not None]  # whoever is the base says nothing of anybody
+    mixed = [point for point in points if point.colluders > 1]
+    return {
+        "format": 1,
+        "model": evaluation.model,
+        "registration": evaluation.base,
+        "data": {
+            "name": evaluation.data,
+            "test_images": evaluation.images,
+            "thief_images": evaluation.stolen,
+            "chance": evaluation.chance,
+        },
+        "versions": versions(),
+        "base_accuracy": evaluation.unmarked.accuracy,
+        "copy_accuracy": evaluation.copy.accuracy,
+        "copy_agreement_with_base": evaluation.unmarked.agreement,
+        "innocents": {
+            "scored": sum(point.innocents for point in read),
+            "accused": sum(point.innocents_accused for point in read),
+            "highest_score": max((point.highest_innocent for point in read), default=0.0),
+            "accused_without_alignment": sum(point.unaligned[0] for point in read),
+            "highest_score_without_alignment": max((point.unaligned[1] for point in read), default=0.0),
+        },
+        "colluders": {
+            "mixed": sum(point.colluders for point in mixed),
+            "caught": sum(sum(point.caught) for point in mixed),
+            "gave_a_twentieth": sum(sum(point.main_givers) for point in mixed),
+            "of_those_caught": sum(sum(map(min, point.main_givers, point.caught)) for point in mixed),
+        },
+        "costs": [
+            {
+                "attack": cost.attack,
+                "accuracy_lost": cost.loss,
+                "by": None if cost.escape is None else cost.escape.what,
+                "least_score": cost.least_score,
+            }
+            for cost in costs(evaluation)
+        ],
+        "frontier": [
+            {"by": point.what, "accuracy": point.accuracy, "score": point.score, "accused": point.accused}
+            for point in frontier(p for p in points if p.colluders == 1)
+        ],
+        "skipped": evaluation.skipped,
+        "carriers": evaluation.carriers,
+        "points": [point.to_dict() for point in points],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python and the libraries that decide what a model answers."""
+    found = {"hf_fingerprint": hf_fingerprint.__version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def row(point: Point) -> tuple[str, ...]:
+    """A point in words, in the order of `HEADINGS`."""
+    caught = f"{sum(point.caught)} of {point.colluders}" if point.colluders else "nobody to catch"
+    return (
+        point.attack,
+        f"{point.strength:g}",
+        f"{point.accuracy:.1%}",
+        f"{point.agreement:.1%}",
+        f"{point.score:.1f}",
+        "-" if point.threshold is None else f"{point.threshold:.1f}",
+        caught,
+        f"{point.innocents_accused} of {point.innocents:,}",
+    )
+
+
+def contents(evaluation: Evaluation) -> Tables:
+    """The tables, each with its headings: every suspect, and what each attack has to give up."""
+    given_up = [(cost.attack, cost.words, f"{cost.least_score:.1f}") for cost in costs(evaluation)]
+    return [(HEADINGS, [row(point) for point in evaluation.points]), (COST_HEADINGS, given_up)]
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The tables as Markdown."""
+    lines = [f"**{_plain(evaluation.model)}** on {evaluation.images:,} images of {_plain(evaluation.data)}"]
+    for headings, rows in contents(evaluation):
+        lines += ["", *(_line(cells) for cells in (headings, ["---"] * len(headings), *rows))]
+    lines += [f"\n{_plain(name)} was left out: {_plain(why)}" for name, why in evaluation.skipped.items()]
+    return "\n".join(lines) + "\n"
+
+
+def tables(evaluation: Evaluation) -> "list[Table]":
+    """The tables for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = []
+    for headings, rows in contents(evaluation):
+        found.append(Table(*headings))
+        for cells in rows:
+            found[-1].add_row(*map(Text, cells))
+    return found
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _plain(text: str) -> str:
+    """A text from outside, with nothing in it that Markdown or HTML would obey."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(" ".join(text.split()), quote=False))

@@ -1,0 +1,241 @@
+"""Attacks run over their sweeps and coalitions mixed, each suspect tried out and judged, one after another.
+
+```python
+evaluation = evaluate("org/model", "photos/", "evaluation", attacks=["prune", "collusion"])
+write_report(evaluation, Path("evaluation"))
+```
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hf_fingerprint
+from hf_fingerprint.attacks.attack import Then, Thief, logits
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.evaluation.data import IMAGES, Data, load_data
+from hf_fingerprint.evaluation.planning import Job, choose, plan
+from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE, Ledger, Point, key_of, opened
+from hf_fingerprint.evaluation.scene import INNOCENTS, Scene
+from hf_fingerprint.registration import Settings
+
+
+if TYPE_CHECKING:
+    import torch
+
+    State = dict[str, torch.Tensor]
+
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured on a model.
+
+    Attributes:
+        model (`str`): where it is from.
+        base (`dict`): what may be told of its registration.
+        carriers (`tuple[str, ...]`): the marked tensors, in the order of the points' `layers`.
+        data (`str`): what it was tried out on.
+        images (`int`): how many images accuracy was measured on.
+        stolen (`int`): how many the thief had.
+        chance (`float`): the accuracy of naming the commonest class.
+        points (`tuple[Point, ...]`): one for each suspect: the base, a copy, then as the suite has them.
+        skipped (`dict[str, str]`): attacks that could not be made on this model, and why.
+    """
+
+    model: str
+    base: dict[str, Any]
+    carriers: tuple[str, ...]
+    data: str
+    images: int
+    stolen: int
+    chance: float
+    points: tuple[Point, ...]
+    skipped: dict[str, str]
+
+    def of(self, kind: str) -> list[Point]:
+        """The points of one kind."""
+        return [point for point in self.points if point.kind == kind]
+
+    @property
+    def unmarked(self) -> Point:
+        """The base itself, which is nobody's copy."""
+        return self.of(BASE)[0]
+
+    @property
+    def copy(self) -> Point:
+        """The copy as issued, which attacks are compared with."""
+        return self.of(COPY)[0]
+
+    @property
+    def sweeps(self) -> dict[str, list[Point]]:
+        """The points of each attack on a single copy, mild ones first."""
+        names = dict.fromkeys(point.attack for point in self.of(SINGLE))
+        return {name: [point for point in self.of(SINGLE) if point.attack == name] for name in names}
+
+
+def evaluate(
+    model: str | Path,
+    data: Data | str | Path,
+    out: str | Path,
+    attacks: Sequence[str] | None = None,
+    coalitions: Sequence[int] | None = None,
+    settings: Settings | None = None,
+    images: int = IMAGES,
+    innocents: int = INNOCENTS,
+    quick: bool = False,
+    report: Callable[[str], None] | None = None,
+    advance: Advance | None = None,
+) -> Evaluation:
+    """Attacks copies of a model and measures what is left of it and of the evidence.
+
+    Args:
+        model (`str` or `Path`): a folder or a Hub id of a classifier of timm or transformers.
+        data ([`Data`], `str` or `Path`): what to try it out on; see [`load_data`].
+        out (`str` or `Path`): a folder for copies and results; run again with the same, it goes on where it stopped.
+        attacks (sequence of `str`, *optional*): names or groups of `SUITE`; all by default.
+        coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): how many copies are mixed.
+        settings ([`Settings`], *optional*): of the registration.
+        images (`int`, *optional*, defaults to 1,000): how many images to test on, at most.
+        innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored.
+        quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, and
+            coalitions of 3 without what may follow.
+        report (callable, *optional*): told each step before the attacks.
+        advance (callable, *optional*): told `(step, done, total)`.
+
+    Raises:
+        [`FingerprintError`]: in one sentence, what is in the way.
+    """
+    jobs = plan(choose(attacks), coalitions, quick)
+    folder = Path(out)
+    with (
+        opened(folder),
+        Scene(model, folder, max(job.colluders for job in jobs), settings, innocents, report) as scene,
+    ):
+        given = data if isinstance(data, Data) else load_data(data, scene.built, images)
+        trial = _Trial(scene, given, Ledger(folder))
+        points = list(trial.points(jobs, advance or _silent))
+        return Evaluation(
+            model=scene.base.source,
+            base=scene.base.describe(),
+            carriers=tuple(carrier.name for carrier in scene.base.carriers),
+            data=given.name,
+            images=len(given.test[1]),
+            stolen=len(given.thief[1]),
+            chance=given.chance,
+            points=tuple(points),
+            skipped=trial.skipped,
+        )
+
+
+class _CannotAttackError(FingerprintError):
+    """An attack that can't be made on this model, and why."""
+
+
+class _Trial:
+    """Suspects made, tried out and judged."""
+
+    def __init__(self, scene: Scene, data: Data, ledger: Ledger):
+        self._scene, self._data, self._ledger = scene, data, ledger
+        self._thief = Thief(scene.build, *data.thief)
+        self._known: list[State] = []
+        self.skipped: dict[str, str] = {}
+
+    def points(self, jobs: Sequence[Job], advance: Advance) -> Iterator[Point]:
+        """The point of each job; an attack's sweep ends where both the mark and the model are gone."""
+        ended: set[str] = set()
+        for job in jobs:
+            if job.attack not in ended:
+                try:
+                    point = self._point(job)
+                except _CannotAttackError as reason:
+                    self.skipped[job.attack] = str(reason)
+                    ended.add(job.attack)
+                else:
+                    yield point
+                    if job.kind == SINGLE and not point.accused and point.accuracy <= self._data.chance:
+                        ended.add(job.attack)
+            alike = sum(other.kind == job.kind for other in jobs)
+            advance({SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack), 1, alike)
+
+    def _point(self, job: Job) -> Point:
+        scene = self._scene
+        key = key_of(
+            version=hf_fingerprint.__version__,
+            base=scene.base.base_id,
+            model=scene.base.content_hash,
+            settings=asdict(scene.settings),
+            data=self._data.digest,
+            innocents=scene.innocents,
+            attack=job.attack,
+            what=job.what,
+            colluders=job.colluders,
+        )
+        known = self._ledger.points.get(key)
+        return self._ledger.add(key, self._measure(job)) if known is None else known
+
+    def _measure(self, job: Job) -> Point:
+        began = time.monotonic()
+        state, shares = self._made(job)
+        judged = self._scene.judge(state, range(job.colluders))
+        predicted = self._predict(state)
+        told = asdict(replace(judged, layers=tuple(round(score, 2) for score in judged.layers)))
+        left_out = ("weights_read", "cosine")
+        return Point(
+            kind=job.kind,
+            attack=job.attack,
+            what=job.what,
+            step=job.step,
+            strength=float(job.colluders) if job.kind == COLLUSION or job.how is None else job.how.strength,
+            accuracy=float((predicted == self._data.test[1]).double().mean()),
+            agreement=float((predicted == self._of_copy).double().mean()),
+            shares=shares,
+            seconds=round(time.monotonic() - began, 2),
+            **{name: value for name, value in told.items() if name not in left_out},
+        )
+
+    def _made(self, job: Job) -> "tuple[State, tuple[float, ...]]":
+        """A suspect, and how much of it is from each of those it was made from."""
+        if job.kind == BASE:
+            return self._scene.clean(), ()
+        if job.how is None:
+            return self._copies(1)[0], (1.0,)
+        states = self._copies(job.colluders)
+        mixed: Any = job.how.steps[0] if isinstance(job.how, Then) else job.how
+        try:
+            if job.kind == SINGLE:
+                return job.how(states[0], self._thief), (1.0,)
+            return job.how(states, self._thief), mixed.shares(states)
+        except FingerprintError as error:
+            raise _CannotAttackError(str(error)) from None
+        except Exception as error:  # one attack's mistake is no reason to do without the others
+            raise _CannotAttackError(f"{type(error).__name__}: it does not work on this model.") from error
+
+    def _copies(self, count: int) -> "list[State]":
+        """The first so many copies, kept in memory."""
+        self._known += [self._scene.copy(i) for i in range(len(self._known), count)]
+        return self._known[:count]
+
+    @cached_property
+    def _of_copy(self) -> "torch.Tensor":
+        return self._predict(self._copies(1)[0])
+
+    def _predict(self, state: "State") -> "torch.Tensor":
+        """The classes that the test images are given, `(n,)`."""
+        import torch
+
+        images = self._data.test[0]
+        try:
+            model = self._thief.model(state)
+        except RuntimeError:
+            raise _CannotAttackError("It changes the model's shapes: what is left can't be tried out.") from None
+        with torch.inference_mode():
+            return torch.cat([logits(model, part).argmax(-1) for part in images.split(self._thief.batch)])
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    pass
