@@ -6,8 +6,20 @@
 Each says where it comes from and what its strength is; `SUITE` has all of them by name.
 """
 
+from hf_fingerprint.attacks.adversarial import AdversarialRemoval
 from hf_fingerprint.attacks.attack import Attack, Then, Thief
 from hf_fingerprint.attacks.collusion import STRATEGIES, Collusion, collude
+from hf_fingerprint.attacks.destruction import (
+    BatchNormReestimation,
+    CarrierReset,
+    Clipping,
+    LowRank,
+    Reinitialisation,
+    WeightNoise,
+)
+from hf_fingerprint.attacks.extraction import Distillation, Extraction
+from hf_fingerprint.attacks.finetuning import FineTuning
+from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
 from hf_fingerprint.attacks.suite import SUITE, names, sweep
@@ -17,20 +29,31 @@ from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRe
 __all__ = [
     "STRATEGIES",
     "SUITE",
+    "AdversarialRemoval",
     "Attack",
+    "BatchNormReestimation",
+    "CarrierReset",
     "Cast",
     "ChannelShuffle",
+    "Clipping",
     "Collusion",
+    "Distillation",
+    "Extraction",
+    "FineTuning",
     "Float8",
     "HeadShuffle",
+    "LowRank",
     "MagnitudePruning",
+    "Overwriting",
     "Quantization",
+    "Reinitialisation",
     "RowRescaling",
     "StreamShuffle",
     "StructuredPruning",
     "Then",
     "Thief",
     "TwoOfFour",
+    "WeightNoise",
     "collude",
     "names",
     "sweep",

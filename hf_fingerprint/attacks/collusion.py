@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_fingerprint.attacks.attack import Thief, is_weight
+from hf_fingerprint.attacks.layers import layer_of
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -195,11 +196,6 @@ class Collusion:
         dealt = torch.randint(count, (len(parts),), generator=torch.Generator().manual_seed(self.seed)).tolist()
         giver = dict(zip(parts, dealt, strict=True))
         return {name: giver[part(name)] for name in names}
-
-
-def layer_of(name: str) -> str:
-    """The layer that a tensor belongs to, by its name."""
-    return name.rpartition(".")[0]
 
 
 def block_of(name: str) -> str:

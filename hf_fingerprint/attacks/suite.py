@@ -6,8 +6,20 @@ for attack in sweep("int8-channel"):
 
 from dataclasses import dataclass
 
+from hf_fingerprint.attacks.adversarial import AdversarialRemoval
 from hf_fingerprint.attacks.attack import Step, Then
 from hf_fingerprint.attacks.collusion import STRATEGIES, Collusion
+from hf_fingerprint.attacks.destruction import (
+    BatchNormReestimation,
+    CarrierReset,
+    Clipping,
+    LowRank,
+    Reinitialisation,
+    WeightNoise,
+)
+from hf_fingerprint.attacks.extraction import Distillation, Extraction
+from hf_fingerprint.attacks.finetuning import FineTuning
+from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
 from hf_fingerprint.attacks.symmetries import ChannelShuffle, RowRescaling, StreamShuffle
@@ -15,6 +27,8 @@ from hf_fingerprint.errors import FingerprintError
 
 
 GROUPS = ("single", "symmetries", "collusion")
+SGD_RATES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)
+TEN_TIMES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True)
@@ -32,15 +46,38 @@ class Sweep:
 
 
 _SINGLE: dict[str, list[Step]] = {
+    "finetune": [*FineTuning().sweep()],
+    "finetune-sgd": [FineTuning(lr, optimizer="sgd") for lr in SGD_RATES],
+    "finetune-last": [*FineTuning(layers="last").sweep()],
+    "finetune-fresh-last": [*FineTuning(layers="reinitialised last").sweep()],
+    "finetune-decay": [*FineTuning(weight_decay=1.0).sweep()],
     "prune": [*MagnitudePruning(0.5).sweep()],
     "prune-global": [*MagnitudePruning(0.5, "global").sweep()],
     "prune-rows": [*StructuredPruning(0.1).sweep()],
     "prune-2-of-4": [*TwoOfFour().sweep()],
+    "prune-then-finetune": [Then(attack, FineTuning(1e-4)) for attack in MagnitudePruning(0.5).sweep()],
+    "prune-rows-then-finetune": [Then(attack, FineTuning(1e-4)) for attack in StructuredPruning(0.1).sweep()],
+    "prune-2-of-4-then-finetune": [Then(attack, FineTuning(1e-4)) for attack in TwoOfFour().sweep()],
     "int": [*Quantization().sweep()],
     "int-channel": [*Quantization(by_channel=True).sweep()],
     "fp8": [Float8("e4m3"), Float8("e5m2")],
     "half": [Cast("float16")],
     "bf16": [Cast("bfloat16")],
+    "noise": [*WeightNoise(0.1).sweep()],
+    "low-rank": [*LowRank(0.5).sweep()],
+    "clip": [*Clipping(0.9).sweep()],
+    "batch-norm": [*BatchNormReestimation().sweep()],
+    "overwrite": [*Overwriting().sweep()],
+    "overwrite-ten-times": [Overwriting(eps, 10) for eps in TEN_TIMES],
+    "reset": [*CarrierReset(0.5).sweep()],
+    "reset-random": [*CarrierReset(0.5, "random").sweep()],
+    "reinitialise-end": [*Reinitialisation(0.1).sweep()],
+    "reinitialise-anywhere": [*Reinitialisation(0.1, "anywhere").sweep()],
+    "remove": [*AdversarialRemoval().sweep()],
+    "remove-at-any-price": [*AdversarialRemoval(max_kl=None).sweep()],
+    "distil": [*Distillation().sweep()],
+    "extract": [*Extraction().sweep()],
+    "extract-synthetic": [*Extraction(images="synthetic").sweep()],
 }
 _SYMMETRIES: dict[str, list[Step]] = {
     "shuffle-channels": [*ChannelShuffle().sweep()],
@@ -52,7 +89,12 @@ _SYMMETRIES: dict[str, list[Step]] = {
 
 def _collusions() -> dict[str, list[Step]]:
     """Each strategy alone, and with what may follow it."""
-    followed = {"": (), "-then-prune": (MagnitudePruning(0.5),), "-then-int8": (Quantization(8),)}
+    followed: dict[str, list[Step]] = {
+        "": [],
+        "-then-finetune": [FineTuning(1e-4)],
+        "-then-prune": [MagnitudePruning(0.5)],
+        "-then-int8": [Quantization(8)],
+    }
     return {
         strategy.replace(" ", "-") + name: [Then(Collusion(strategy), *more) if more else Collusion(strategy)]
         for strategy in STRATEGIES

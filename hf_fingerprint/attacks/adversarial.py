@@ -1,0 +1,181 @@
+"""Adversarial removal: a thief who has this library's code and one copy, and lacks only the keys.
+
+He knows which tensors are marked and that each weight moved by some share of its row's root mean square, either way.
+What he can do is move those weights as far as the outputs allow. To second order a change d costs `d^T F d / 2` nats,
+F being the Fisher information, so he goes where F is small, in random directions, and repairs what that costs by
+teaching the model the copy's own answers, at the distance reached: of all models so far from the copy, the one that
+answers most alike.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.attacks.attack import Attack, Thief, logits
+from hf_fingerprint.attacks.training import answers, divergence, optimizer_over, state_of, train
+from hf_fingerprint.carriers import select_from_model
+from hf_fingerprint.errors import CarrierError, FingerprintError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+FISHER_BATCHES = 8
+DAMPING = 0.1
+HALVINGS = 6
+HELD_BACK = 4
+
+
+@dataclass(frozen=True)
+class AdversarialRemoval(Attack):
+    """Moves the likely carriers as far as asked, or as far as the outputs allow.
+
+    A quarter of the thief's images is held back to measure the outputs on. Labels aren't used, and normalisations
+    keep their statistics, so that a short way costs little.
+
+    Args:
+        distance (`float`, *optional*, defaults to 0.1): the strength: how far the weights of likely carriers shall
+            move, root mean square, in units of their rows' root mean squares; the mark itself is some 0.004.
+        max_kl (`float`, *optional*, defaults to 0.05): the largest mean KL divergence, in nats, from the copy's
+            answers; the way ends where it's spent. `None` goes all the way at any price.
+        rounds (`int`, *optional*, defaults to 4): steps outwards.
+        repair (`int`, *optional*, defaults to 25): steps of training after each.
+        lr (`float`, *optional*, defaults to 3e-4): AdamW's learning rate in them.
+        seed (`int`, *optional*, defaults to 0): of directions and the order of images.
+
+    Raises:
+        [`CarrierError`]: if the model has no likely carriers.
+    """
+
+    paper = (
+        "after N. Lukas et al., arXiv 2108.04974 (removal by fine-tuning under constraints), and J. Kirkpatrick et "
+        "al., arXiv 1612.00796 (the Fisher information tells which weights may move)"
+    )
+    strengths = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)
+    needs_thief = True
+    distance: float = 0.1
+    max_kl: float | None = 0.05
+    rounds: int = 4
+    repair: int = 25
+    lr: float = 3e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.distance < 0 or self.rounds < 1 or (self.max_kl is not None and self.max_kl <= 0):
+            raise FingerprintError(
+                f"{self.rounds} rounds to {self.distance} within {self.max_kl} nats lead nowhere: choose a distance "
+                "of 0 or more, 1 round or more, and a KL above 0."
+            )
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        thief = self.equipped(thief)
+        model = thief.model(state)
+        aside = len(thief.images) // HELD_BACK
+        held, seen = thief.images[:aside] if aside else thief.images, thief.images[aside:]
+        expected, wanted = answers(model, seen, thief.batch), answers(model, held, thief.batch)
+        way = _Way(model, seen[: FISHER_BATCHES * thief.batch], thief.batch, self.seed)
+        reached = state_of(model)
+
+        def loss(told: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            return divergence(told, expected[pick])
+
+        def allowed() -> bool:
+            kl = float(divergence(answers(model, held, thief.batch), wanted))
+            return math.isfinite(kl) and (self.max_kl is None or kl <= self.max_kl)
+
+        for turn in range(self.rounds if self.distance else 0):
+            way.go(self.distance * (turn + 1) / self.rounds)
+            optimizer = optimizer_over(model.parameters(), "adamw", self.lr)
+            train(model, thief, loss, optimizer, self.repair, self.seed + turn, seen, way.keep)
+            target = state_of(model)
+            if not allowed():
+                for halving in range(1, HALVINGS + 1):
+                    part = {n: _between(tensor, target[n], 0.5**halving) for n, tensor in reached.items()}
+                    model.load_state_dict(part)
+                    if allowed():
+                        return part
+                return reached
+            reached = target
+        return reached
+
+
+class _Way:
+    """Where the likely carriers began, which way is open to them, and how far they are.
+
+    Args:
+        model (`torch.nn.Module`): the copy.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): to estimate the Fisher information on.
+        batch (`int`): images at a time.
+        seed (`int`): of directions.
+    """
+
+    def __init__(self, model: "torch.nn.Module", images: "torch.Tensor", batch: int, seed: int):
+        import torch
+
+        self._generator = torch.Generator().manual_seed(seed)
+        parameters = dict(model.named_parameters())
+        self._weights = [parameters[name] for name in select_from_model(model, images[:1])]
+        if not self._weights:
+            raise CarrierError("The model has no likely carriers: there is nothing to remove a mark from.")
+        self._count = sum(weight.numel() for weight in self._weights)
+        self._begin = [weight.detach().clone() for weight in self._weights]
+        self._units = [_row_rms(weight) for weight in self._begin]
+        self._ease = self._open_ways(model, images, batch)
+        self._distance = 0.0
+
+    def go(self, distance: float) -> None:
+        """One random step to this distance, along what the outputs hardly notice."""
+        import torch
+
+        jump = math.sqrt(max(distance**2 - self._distance**2, 0.0))
+        self._distance = distance
+        with torch.no_grad():
+            for weight, unit, ease in zip(self._weights, self._units, self._ease, strict=True):
+                noise = torch.randn(weight.shape, generator=self._generator).to(weight.device)
+                weight.add_(jump * noise * ease * unit)
+        self.keep()
+
+    def keep(self) -> None:
+        """Puts the weights back to the distance reached, on the straight line to where they began."""
+        import torch
+
+        with torch.no_grad():
+            moved = [w - begin for w, begin in zip(self._weights, self._begin, strict=True)]
+            far = sum(float((m / unit).square().sum()) for m, unit in zip(moved, self._units, strict=True))
+            scale = self._distance / max(math.sqrt(far / self._count), 1e-30)
+            for weight, begin, change in zip(self._weights, self._begin, moved, strict=True):
+                weight.copy_(begin + scale * change)
+
+    def _open_ways(self, model: "torch.nn.Module", images: "torch.Tensor", batch: int) -> "list[torch.Tensor]":
+        """How far each weight may go for its share of the cost, mean square 1: `1 / sqrt(F + damping)`, F being the
+        diagonal of the Fisher information in units of the rows' root mean squares, over its mean."""
+        import torch
+
+        fisher = [torch.zeros_like(weight) for weight in self._weights]
+        for part in images.split(batch):
+            told = logits(model, part)
+            chance = told.detach().float().softmax(-1)
+            drawn = torch.multinomial(chance.cpu(), 1, generator=self._generator).to(part.device)
+            score = told.float().log_softmax(-1).gather(1, drawn)
+            sign = 1 - 2 * torch.randint(0, 2, score.shape, generator=self._generator).to(part.device)
+            gradients = torch.autograd.grad((score * sign).sum(), self._weights)
+            for total, gradient, unit in zip(fisher, gradients, self._units, strict=True):
+                total += (gradient * unit).square()
+        mean = sum(float(total.sum()) for total in fisher) / self._count
+        ease = [(total / max(mean, 1e-30) + DAMPING).rsqrt() for total in fisher]
+        size = math.sqrt(sum(float(each.square().sum()) for each in ease) / self._count)
+        return [each / size for each in ease]
+
+
+def _row_rms(weight: "torch.Tensor") -> "torch.Tensor":
+    """The root mean square of each row, shaped to be multiplied with the weight; at least a hundredth of the
+    tensor's, as there may be rows of zeros."""
+    squares = weight.flatten(1).square().mean(1)
+    rms = squares.clamp_min(1e-4 * float(squares.mean()) + 1e-30).sqrt()
+    return rms.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _between(start: "torch.Tensor", end: "torch.Tensor", share: float) -> "torch.Tensor":
+    return start.lerp(end, share) if start.is_floating_point() else start.clone()

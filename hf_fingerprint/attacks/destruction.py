@@ -1,0 +1,214 @@
+"""Weights worn down without a plan: noise, lost rank, clipping, fresh statistics, layers put back or begun anew."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.attacks.attack import Attack, Thief, check_share, largest, logits, on_weights
+from hf_fingerprint.attacks.layers import reinitialised, weighted_layers
+from hf_fingerprint.attacks.training import state_of
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+ORDERS = ("largest", "random")
+PLACES = ("end", "anywhere")
+
+
+@dataclass(frozen=True)
+class WeightNoise(Attack):
+    """Adds Gaussian noise to weights of two or more dimensions.
+
+    Args:
+        size (`float`): the strength: the noise's standard deviation, in units of each tensor's root mean square.
+        seed (`int`, *optional*, defaults to 0): of the noise.
+    """
+
+    paper = "N. Lukas et al., SoK: How robust is image classification DNN watermarking?, S&P 2022, arXiv 2108.04974"
+    strengths = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)
+    size: float
+    seed: int = 0
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def add(tensor: "torch.Tensor") -> "torch.Tensor":
+            size = self.size * tensor.float().square().mean().sqrt()
+            return (tensor.float() + size * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+
+        return on_weights(state, add)
+
+
+@dataclass(frozen=True)
+class LowRank(Attack):
+    """Keeps the largest singular values of each weight matrix; kernels are matrices of a row per output channel.
+
+    Args:
+        kept (`float`): the strength: the share of the rank kept, 0 to 1, at least one; less is stronger.
+    """
+
+    paper = "E. Denton et al., Exploiting linear structure within convolutional networks, NIPS 2014, arXiv 1404.0736"
+    strengths = (0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
+    kept: float
+
+    def __post_init__(self) -> None:
+        check_share(self.kept)
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        import torch
+
+        def truncate(tensor: "torch.Tensor") -> "torch.Tensor":
+            left, values, right = torch.linalg.svd(tensor.float().flatten(1), full_matrices=False)
+            rank = max(1, round(self.kept * len(values)))
+            return ((left[:, :rank] * values[:rank]) @ right[:rank]).to(tensor.dtype).reshape(tensor.shape)
+
+        return on_weights(state, truncate)
+
+
+@dataclass(frozen=True)
+class Clipping(Attack):
+    """Limits the weights of each tensor to a quantile of their absolute values.
+
+    Args:
+        quantile (`float`): the strength: the share of weights that stay as they are, 0 to 1; less is stronger.
+    """
+
+    paper = "R. Banner et al., Post training 4-bit quantization, NeurIPS 2019, arXiv 1810.05723"
+    strengths = (0.9999, 0.999, 0.99, 0.95, 0.9, 0.7)
+    quantile: float
+
+    def __post_init__(self) -> None:
+        check_share(self.quantile)
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        def clip(tensor: "torch.Tensor") -> "torch.Tensor":
+            size = tensor.abs().flatten()
+            limit = size.kthvalue(max(1, math.ceil(self.quantile * len(size)))).values
+            return tensor.clamp(-limit, limit)
+
+        return on_weights(state, clip)
+
+
+@dataclass(frozen=True)
+class BatchNormReestimation(Attack):
+    """Takes the statistics of batch normalisations from the thief's images.
+
+    Args:
+        share (`float`, *optional*, defaults to 1): the strength: how far the statistics move, 0 to 1, from the copy's
+            to the new ones.
+
+    Raises:
+        [`FingerprintError`]: if the model has no batch normalisation.
+    """
+
+    paper = "Y. Li et al., Revisiting batch normalization for practical domain adaptation, arXiv 1603.04779"
+    strengths = (0.1, 0.5, 1.0)
+    needs_thief = True
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        import torch
+
+        thief = self.equipped(thief)
+        model = thief.model(state)
+        kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+        norms = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+        if not norms:
+            raise FingerprintError("This model has no batch normalisation: there are no statistics to take anew.")
+        for norm in norms.values():
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's sign for a plain average over batches
+            norm.train()
+        with torch.no_grad():
+            for batch in thief.images.split(thief.batch):
+                logits(model, batch)
+                if thief.advance is not None:
+                    thief.advance(1)
+        fresh = state_of(model)
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for name in (f"{norm}.running_{kind}" for norm in norms for kind in ("mean", "var")):
+            found[name] = found[name].lerp(fresh[name].to(found[name].dtype), self.share)
+        return found
+
+
+@dataclass(frozen=True)
+class CarrierReset(Attack):
+    """Puts tensors back to the base, where that is public: the thief's `base`.
+
+    Weights of two or more dimensions that the base has in the same shape are put back. All of them put back, nothing
+    is left to trace.
+
+    Args:
+        share (`float`): the strength: the share of tensors put back, 0 to 1.
+        order (`str`, *optional*, defaults to `"largest"`): which go first, the `"largest"`, or `"random"`.
+        seed (`int`, *optional*, defaults to 0): of a random order.
+
+    Raises:
+        [`FingerprintError`]: if the thief has no base.
+    """
+
+    paper = "none: whoever has the public base and one copy can do it (Kerckhoffs)"
+    strengths = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+    needs_thief = True
+    share: float
+    order: str = "largest"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+        if self.order not in ORDERS:
+            raise FingerprintError(f"Tensors aren't put back by {self.order}: choose {' or '.join(ORDERS)}.")
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        import torch
+
+        base = self.equipped(thief).base
+        if base is None:
+            raise FingerprintError("CarrierReset needs the public base: give the Thief its state dict as base.")
+        names = [n for n in largest(state, 1.0) if n in base and base[n].shape == state[n].shape]
+        if self.order == "random":
+            order = torch.randperm(len(names), generator=torch.Generator().manual_seed(self.seed))
+            names = [names[i] for i in order]
+        reset = set(names[: round(self.share * len(names))])
+        return {n: base[n].to(t.dtype, copy=True) if n in reset else t.clone() for n, t in state.items()}
+
+
+@dataclass(frozen=True)
+class Reinitialisation(Attack):
+    """Begins layers anew: normal weights by their fan-in, neutral biases and normalisations.
+
+    Args:
+        share (`float`): the strength: the share of layers, 0 to 1.
+        where (`str`, *optional*, defaults to `"end"`): the last ones, or `"anywhere"`.
+        seed (`int`, *optional*, defaults to 0): of the weights, and of which layers.
+    """
+
+    paper = "C. Zhang, S. Bengio, Y. Singer, Are all layers created equal?, arXiv 1902.01996"
+    strengths = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    share: float
+    where: str = "end"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+        if self.where not in PLACES:
+            raise FingerprintError(f"No layers are begun anew at {self.where}: choose {' or '.join(PLACES)}.")
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        import torch
+
+        layers = weighted_layers(state)
+        order = list(reversed(range(len(layers))))
+        if self.where == "anywhere":
+            order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        chosen = order[: math.ceil(self.share * len(layers))]
+        return reinitialised(state, [name for i in chosen for name in layers[i]], self.seed)

@@ -1,0 +1,73 @@
+"""Overwriting: another vault's mark over ours, by a thief who has this very library and no key of ours."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.issuing import Issuer
+from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.registration import Settings, register
+from hf_fingerprint.vault import Vault
+from hf_fingerprint.vault.sealing import new_identity
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Overwriting(Attack):
+    """Registers the copy as a base in a throwaway vault with other keys and issues a copy of it, again and again.
+
+    The vault and all files lie in a temporary folder that this user alone can read, and are gone afterwards.
+
+    Args:
+        eps (`float`, *optional*, defaults to 0.003): the strength: the new mark's amplitude, as a share of each row's
+            root mean square; `None` spends the budget of `settings` on the output, which needs a thief.
+        times (`int`, *optional*, defaults to 1): how many marks, each over the last.
+        settings ([`Settings`], *optional*): of the throwaway vaults; by default a code for three colluders, as the
+            code makes no difference to what is overwritten.
+
+    Raises:
+        [`FingerprintError`]: if the weights can't be marked.
+    """
+
+    paper = "T. Wang, F. Kerschbaum, Attacks on digital watermarks for deep neural networks, ICASSP 2019"
+    strengths = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    eps: float | None = 0.003
+    times: int = 1
+    settings: Settings = field(default=Settings(coalition=3, recipients_planned=4))
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise FingerprintError(f"A mark can't be put over another {self.times} times: choose 1 or more.")
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        from safetensors.torch import load_file, save_file
+
+        if self.eps is None:
+            self.equipped(thief)
+        found = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        for _ in range(self.times):
+            built = None if thief is None else thief.built(found)
+            with TemporaryDirectory(prefix="overwriting-") as folder:
+                save_file({name: tensor.contiguous() for name, tensor in found.items()}, Path(folder, FILE))
+                found = load_file(self._marked(Path(folder), built))
+                if thief is not None and thief.advance is not None:
+                    thief.advance(1)
+        return found
+
+    def _marked(self, folder: Path, built: BuiltModel | None) -> Path:
+        """A copy of the weights in a folder, in a file in it."""
+        vault = Vault.create(folder / "vault", public_key=new_identity()[1])
+        register(folder / FILE, vault, replace(self.settings, eps=self.eps), built=built)
+        with Issuer(folder / FILE, vault) as issuer:
+            copy = issuer.issue("whoever", folder / "copy")
+        return next(copy.path.glob("*.safetensors"))
