@@ -1,0 +1,167 @@
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from evaluation_runs import CLASSES, save_images
+from PIL import Image as Pictures
+from refusals import refused
+
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.evaluation import Data, load_data
+from hf_fingerprint.models import build_model
+
+
+@pytest.fixture(scope="module")
+def model(place):
+    with open_checkpoint(place / "model") as opened:
+        return build_model(opened.source)
+
+
+def same_images(one, other):
+    return sum(any(torch.equal(a, b) for b in other) for a in one)
+
+
+def test_a_tenth_is_the_thiefs_and_none_of_it_is_for_testing(place, model):
+    data = load_data(place / "images", model)
+
+    assert data.thief[0].shape == (4, 3, 32, 32)
+    assert data.test[0].shape == (36, 3, 32, 32)
+    assert sorted(torch.cat([data.thief[1], data.test[1]]).tolist()) == sorted([0, 1, 2, 3] * 10)
+    assert same_images(data.thief[0], data.test[0]) == 0
+
+
+def test_classes_are_numbered_in_the_order_of_their_names_and_images_preprocessed(place, model):
+    data = load_data(place / "images", model)
+    with Pictures.open(place / "images" / "bee" / "3.png") as image:
+        bee = model.preprocess(image)
+    labels = [
+        label
+        for images, labels in (data.thief, data.test)
+        for x, label in zip(images, labels, strict=True)
+        if torch.equal(x, bee)
+    ]
+
+    assert labels == [1]
+
+
+def test_folders_named_by_numbers_are_classes_of_that_number(tmp_path, model):
+    data = load_data(save_images(tmp_path, ["1", "3"], each=15), model)
+
+    assert set(data.test[1].tolist()) == {1, 3}
+
+
+def test_parts_for_training_and_testing_are_kept_apart(tmp_path, model):
+    save_images(tmp_path / "train", CLASSES, each=10, seed=1)
+    save_images(tmp_path / "val", CLASSES, each=6, seed=2)
+    data = load_data(tmp_path, model, images=20)
+    test = [model.preprocess(Pictures.open(path)) for path in (tmp_path / "val").rglob("*.png")]
+
+    assert len(data.test[0]) == 20
+    assert len(data.thief[0]) == 4
+    assert same_images(data.test[0], test) == 20
+    assert same_images(data.thief[0], test) == 0
+
+
+def test_the_same_images_are_chosen_again_and_their_digest_tells(place, model):
+    one, two, fewer = (load_data(place / "images", model, images=n) for n in (36, 36, 20))
+
+    assert one.digest == two.digest != fewer.digest
+    assert torch.equal(one.test[0], two.test[0])
+
+
+def test_chance_is_the_share_of_the_commonest_class():
+    images = torch.zeros(4, 3, 8, 8)
+
+    assert Data("some", (images, images), (images, torch.tensor([0, 2, 2, 1]))).chance == 0.5
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "said"),
+    [([], 0, "no class folders"), (CLASSES, 4, "16 labelled images"), (["0"], 30, "one class"), (["7", "1"], 20, "7")],
+)
+def test_images_that_tell_nothing_are_refused(tmp_path, model, classes, each, said):
+    (tmp_path / "images").mkdir()
+
+    assert said in refused(load_data, save_images(tmp_path / "images", classes, each), model)
+
+
+def test_classes_that_are_not_the_models_are_refused(tmp_path, model):
+    text = refused(load_data, save_images(tmp_path, ["ant", "bee", "cat"]), model)
+
+    assert "3 classes and the model 4" in text
+
+
+def test_a_broken_image_is_named(tmp_path, model):
+    save_images(tmp_path, CLASSES)
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"no image")
+
+    assert ".png can't be read" in refused(load_data, tmp_path, model)
+
+
+def test_as_many_labels_as_images_are_asked_for():
+    images = torch.zeros(4, 3, 8, 8)
+
+    assert "4 images and 3 labels" in refused(Data, "some", (images, torch.zeros(4)), (images, torch.zeros(3)))
+
+
+def fake_datasets(monkeypatch, load):
+    module = ModuleType("datasets")
+    module.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+class Image:
+    """A feature of the datasets library."""
+
+
+class ClassLabel:
+    """Another."""
+
+    num_classes = 4
+
+
+class Rows(list):
+    """A split of that library: rows by number, columns by name."""
+
+    features: ClassVar[dict[str, object]] = {"note": SimpleNamespace(), "picture": Image(), "kind": ClassLabel()}
+
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+def test_a_dataset_is_read_by_its_columns_of_images_and_classes(monkeypatch, model):
+    rows = Rows({"picture": Pictures.new("RGB", (32, 32), (i, 0, 0)), "kind": i % 4} for i in range(40))
+    fake_datasets(monkeypatch, lambda name: {"train": rows, "test": Rows(rows[:8])})
+    data = load_data("org/pictures", model)
+
+    assert len(data.thief[0]) == 4
+    assert sorted(data.test[1].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert data.name == "org/pictures"
+
+
+def test_a_dataset_without_classes_is_refused(monkeypatch, model):
+    rows = Rows([{"picture": None, "kind": 0}])
+    rows.features = {"picture": Image()}
+    fake_datasets(monkeypatch, lambda name: {"train": rows})
+
+    assert "class labels" in refused(load_data, "org/pictures", model)
+
+
+def test_a_dataset_that_can_not_be_had_is_named(monkeypatch, model):
+    def load(name):
+        raise ConnectionError("a long story\nof two lines")
+
+    fake_datasets(monkeypatch, load)
+    text = refused(load_data, "org/pictures", model)
+
+    assert "org/pictures" in text
+    assert "ConnectionError" in text
+
+
+def test_datasets_need_their_library(monkeypatch, model):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+
+    assert "pip install datasets" in refused(load_data, "org/pictures", model)

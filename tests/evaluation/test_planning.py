@@ -1,0 +1,44 @@
+import pytest
+from refusals import refused
+
+from hf_fingerprint.attacks.attack import Then
+from hf_fingerprint.attacks.suite import GROUPS, SUITE
+from hf_fingerprint.evaluation.planning import choose, plan
+from hf_fingerprint.evaluation.points import COLLUSION, SINGLE
+
+
+def test_attacks_are_chosen_by_name_and_by_group_once_each():
+    assert choose(["int", "prune", "int"]) == ["prune", "int"]
+    assert choose(["symmetries", "int"]) == ["int", *[n for n, s in SUITE.items() if s.group == "symmetries"]]
+    assert choose(None) == choose(GROUPS) == list(SUITE)
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    text = refused(choose, ["int", "nothing"])
+
+    assert "nothing" in text
+    assert all(name in text for name in (*SUITE, *GROUPS))
+
+
+def test_every_strength_of_every_attack_and_every_size_of_every_coalition_is_planned():
+    jobs = plan(choose(None), [3, 2, 3])
+    single = [job for job in jobs if job.kind == SINGLE]
+    mixed = [job for job in jobs if job.kind == COLLUSION]
+
+    assert len(single) == sum(len(s.attacks) for s in SUITE.values() if s.group != COLLUSION)
+    assert {job.colluders for job in mixed} == {2, 3}
+    assert len(mixed) == 2 * sum(len(s.attacks) for s in SUITE.values() if s.group == COLLUSION)
+    assert len({(job.attack, job.what, job.colluders) for job in jobs}) == len(jobs)
+
+
+def test_a_quick_plan_keeps_the_ends_of_sweeps_and_plain_mixes():
+    jobs = plan(choose(["prune", "collusion"]), quick=True)
+
+    assert [job.step for job in jobs if job.attack == "prune"] == [0, 3, 6]
+    assert not any(isinstance(job.how, Then) for job in jobs)
+    assert {job.colluders for job in jobs if job.kind == COLLUSION} == {3}
+
+
+@pytest.mark.parametrize("size", [1, 0, -3])
+def test_a_coalition_of_fewer_than_two_is_refused(size):
+    assert "2 or more" in refused(plan, ["average"], [3, size])
