@@ -32,8 +32,8 @@ class Overwriting(Attack):
         eps (`float`, *optional*, defaults to 0.003): the strength: the new mark's amplitude, as a share of each row's
             root mean square; `None` spends the budget of `settings` on the output, which needs a thief.
         times (`int`, *optional*, defaults to 1): how many marks, each over the last.
-        settings ([`Settings`], *optional*): of the throwaway vaults; by default a code for three colluders, as the
-            code makes no difference to what is overwritten.
+        settings ([`Settings`], *optional*): of the throwaway vaults; by default a code for one recipient, which is
+            quickest to register: what is overwritten can't tell codes apart.
 
     Raises:
         [`FingerprintError`]: if the weights can't be marked.
@@ -43,7 +43,7 @@ class Overwriting(Attack):
     strengths = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     eps: float | None = 0.003
     times: int = 1
-    settings: Settings = field(default=Settings(coalition=3, recipients_planned=4))
+    settings: Settings = field(default=Settings(coalition=1, recipients_planned=1))
 
     def __post_init__(self) -> None:
         if self.times < 1:

@@ -1,0 +1,55 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from thieves import CNN, accuracy, fresh, same, taught, thief_of
+
+from hf_fingerprint.attacks import Distillation, Extraction
+from hf_fingerprint.errors import FingerprintError
+
+
+@pytest.mark.parametrize("attack", [Distillation(25, 3e-3), Extraction(25, lr=3e-3)], ids=repr)
+def test_the_function_is_stolen_and_no_weight_is(attack):
+    state = taught()
+    thief = replace(thief_of(CNN, 128), labels=torch.zeros(128, dtype=torch.long))  # of no use
+
+    after = attack(state, thief)
+
+    assert same(state, taught())
+    assert accuracy(after) > 0.8
+    cosine = torch.nn.functional.cosine_similarity(
+        *(found["conv_head.weight"].flatten() - fresh(CNN)["conv_head.weight"].flatten() for found in (after, state)),
+        dim=0,
+    )
+    assert abs(float(cosine)) < 0.75
+    alone = torch.nn.functional.cosine_similarity(*(s["conv_head.weight"].flatten() for s in (after, state)), dim=0)
+    assert abs(float(alone)) < 0.1
+
+
+def test_a_copy_that_knows_nothing_teaches_nothing():
+    after = Extraction(25, lr=3e-3)(fresh(CNN, 5), thief_of(CNN))
+
+    assert accuracy(after) < 0.7
+
+
+def test_synthetic_images_may_be_asked_about():
+    state = taught()
+
+    own, made = (Extraction(2, images, queries=8)(state, thief_of(CNN)) for images in ("thief's", "synthetic"))
+
+    assert not same(own, made)
+    assert same(made, Extraction(2, "synthetic", queries=8)(state, thief_of(CNN)))
+
+
+def test_as_many_images_are_asked_about_as_said():
+    state, thief = taught(), thief_of(CNN, 64)
+    first = replace(thief, images=thief.images[:8], labels=thief.labels[:8])
+
+    assert same(Extraction(2, queries=8)(state, thief), Extraction(2)(state, first))
+    assert not same(Extraction(2, queries=8)(state, thief), Extraction(2)(state, thief))
+
+
+@pytest.mark.parametrize("wrong", [{"images": "stolen"}, {"queries": 0}])
+def test_nonsense_is_refused(wrong):
+    with pytest.raises(FingerprintError, match="choose 1 or more, thief's or synthetic"):
+        Extraction(**wrong)

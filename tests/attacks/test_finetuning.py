@@ -1,0 +1,115 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from thieves import CNN, VIT, accuracy, changed, fresh, same, taught, thief_of
+
+from hf_fingerprint.attacks import FineTuning
+from hf_fingerprint.errors import FingerprintError
+
+
+def distance(one, other):
+    return sum(float((one[n] - other[n]).square().sum()) for n in one if one[n].ndim > 1) ** 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_on_a_thiefs_images_moves_weights_and_keeps_accuracy(optimizer):
+    state = taught()
+    rates = (1e-5, 1e-3)
+
+    after = [FineTuning(lr, 5, optimizer=optimizer)(state, thief_of(CNN)) for lr in rates]
+
+    assert same(state, taught())
+    assert 0 < distance(state, after[0]) < distance(state, after[1]) / 10
+    assert accuracy(after[1]) > 0.9
+
+
+def test_a_copy_that_has_learnt_nothing_learns():
+    after = FineTuning(3e-3, 20)(fresh(CNN, 3), thief_of(CNN))
+
+    assert accuracy(fresh(CNN, 3)) < 0.6 < 0.8 < accuracy(after)
+
+
+@pytest.mark.parametrize(("architecture", "head"), [(CNN, "classifier"), (VIT, "head")])
+def test_the_last_layer_alone_moves_if_it_alone_is_trained(architecture, head):
+    state = fresh(architecture)
+
+    after = FineTuning(1e-2, 2, layers="last")(state, thief_of(architecture))
+
+    assert changed(state, after) == {f"{head}.weight", f"{head}.bias"}
+
+
+def test_more_layers_may_be_the_last():
+    state = fresh(VIT)
+
+    after = FineTuning(1e-2, 2, layers="last", last=2)(state, thief_of(VIT))
+
+    assert {name.split(".")[0] for name in changed(state, after)} == {"head", "norm", "blocks"}
+    assert {n for n in changed(state, after) if n.startswith("blocks")} == {
+        "blocks.5.mlp.fc2.weight",
+        "blocks.5.mlp.fc2.bias",
+    }
+
+
+def test_fresh_last_layers_forget_and_then_all_layers_learn():
+    state, thief = taught(), thief_of(CNN)
+
+    begun = FineTuning(1e-3, 0, layers="reinitialised last")(state, thief)
+    after = FineTuning(1e-3, 5, layers="reinitialised last")(state, thief)
+
+    assert changed(state, begun) == {"classifier.weight", "classifier.bias"}
+    assert changed(state, after) > changed(state, begun)
+    cosine = torch.nn.functional.cosine_similarity(*(s["classifier.weight"].flatten() for s in (state, begun)), 0)
+    assert abs(float(cosine)) < 0.2
+
+
+def test_weight_decay_shrinks():
+    state, thief = taught(), thief_of(CNN)
+
+    plain, shrunk = (FineTuning(1e-3, 5, weight_decay=decay)(state, thief) for decay in (0.0, 50.0))
+
+    norms = [after["conv_head.weight"].norm() for after in (plain, shrunk)]
+    assert norms[1] < 0.85 * norms[0]
+
+
+def test_another_seed_is_another_order():
+    state, thief = taught(), thief_of(CNN)
+    runs = [FineTuning(1e-3, 2, seed=seed)(state, thief) for seed in (0, 0, 1)]
+
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+def test_labels_that_the_model_does_not_know_are_refused():
+    thief = thief_of(CNN)
+    other = replace(thief, labels=thief.labels + 7)
+
+    with pytest.raises(FingerprintError, match="go up to 10, the model has 4 classes"):
+        FineTuning(1e-3, 1)(fresh(CNN), other)
+
+
+@pytest.mark.parametrize("wrong", [{"layers": "first"}, {"optimizer": "lion"}])
+def test_other_ways_to_train_are_refused(wrong):
+    with pytest.raises(FingerprintError, match="choose all, last, reinitialised last and adamw or sgd"):
+        FineTuning(**wrong)
+
+
+def test_progress_is_told_in_steps():
+    told = []
+
+    FineTuning(1e-3, 4)(fresh(CNN), thief_of(CNN, advance=told.append))
+
+    assert sum(told) == 4
+
+
+def test_a_transformers_classifier_is_trained_too():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ViTConfig(**small, image_size=32, patch_size=8, num_labels=4)
+    thief = replace(thief_of(CNN), build=lambda: ViTForImageClassification(config).eval())
+    state = thief.build().state_dict()
+
+    after = FineTuning(1e-3, 2, layers="last")(state, thief)
+
+    assert changed(state, after) == {"classifier.weight", "classifier.bias"}

@@ -1,0 +1,98 @@
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import SETTINGS, save_plain, unlocked_vault
+from thieves import CNN, VIT, changed, fresh, same, thief_of
+
+from hf_fingerprint import Issuer, trace
+from hf_fingerprint.attacks import Overwriting, overwriting
+from hf_fingerprint.carriers import select_from_model
+from hf_fingerprint.errors import FingerprintError
+
+
+def moved(before, after, names):
+    """How far the weights of some tensors went, in units of their rows' root mean squares."""
+    parts = [
+        (after[n] - before[n]).flatten(1) / before[n].flatten(1).square().mean(1, keepdim=True).sqrt() for n in names
+    ]
+    return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.mark.parametrize(("architecture", "with_model"), [(CNN, True), (CNN, False), (VIT, True)])
+def test_every_carrier_gets_a_mark_as_strong_as_said(architecture, with_model):
+    state, thief = fresh(architecture), thief_of(architecture)
+
+    after = Overwriting(0.01)(state, thief if with_model else None)
+
+    assert same(state, fresh(architecture))
+    names = changed(state, after)
+    if with_model:
+        assert names == set(select_from_model(thief.model(state), thief.images[:1]))
+    assert torch.allclose(moved(state, after, names).abs(), torch.tensor(0.01), rtol=1e-2)
+    thief.model(after)
+
+
+def test_marks_add_up_and_are_new_each_time():
+    state = fresh(CNN)
+
+    thrice, once = Overwriting(0.01, 3)(state), Overwriting(0.01)(state)
+
+    names = changed(state, thrice)
+    assert float(moved(state, thrice, names).square().mean().sqrt()) == pytest.approx(0.01 * 3**0.5, rel=0.05)
+    signs = [moved(state, after, names).sign() for after in (once, Overwriting(0.01)(state))]
+    assert abs(float((signs[0] * signs[1]).mean())) < 0.05
+
+
+def test_the_budget_may_be_spent_instead():
+    state, thief = fresh(CNN), thief_of(CNN)
+
+    after = Overwriting(None)(state, thief)
+
+    assert 0 < float(moved(state, after, changed(state, after)).abs().max()) < 0.021
+    with pytest.raises(FingerprintError, match="give a Thief"):
+        Overwriting(None)(state)
+
+
+def test_nothing_is_left_behind_and_all_lay_in_a_private_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen, real = [], overwriting.register
+
+    def noting(model, *others, **named):
+        folder = Path(model).parent
+        seen.append((folder.parent, folder.stat().st_mode & 0o777, (folder / "vault").is_dir()))
+        return real(model, *others, **named)
+
+    monkeypatch.setattr(overwriting, "register", noting)
+
+    Overwriting(0.01, 2)(fresh(CNN))
+
+    assert seen == [(tmp_path, 0o700, True)] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_told_in_marks():
+    told = []
+
+    Overwriting(0.01, 2)(fresh(CNN), thief_of(CNN, advance=told.append))
+
+    assert sum(told) == 2
+
+
+def test_a_mark_written_over_still_names_its_recipient(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model, vault = save_plain(tmp_path / "model"), unlocked_vault(tmp_path / "vault")
+    with Issuer(model, vault, SETTINGS) as issuer:
+        copies = [issuer.issue(name, tmp_path / name).path for name in ("alice", "bob")]
+    save_file(Overwriting(0.003, 2)(load_file(copies[0] / "model.safetensors")), tmp_path / "leak.safetensors")
+
+    result = trace(tmp_path / "leak.safetensors", vault)
+
+    assert [score.recipient for score in result.accused] == ["alice"]
+
+
+def test_no_mark_at_all_is_refused():
+    with pytest.raises(FingerprintError, match="choose 1 or more"):
+        Overwriting(times=0)

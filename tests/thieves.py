@@ -1,0 +1,68 @@
+"""Thieves with a handful of easy images, and small models that have learnt them."""
+
+from functools import cache, partial
+
+import torch
+
+from hf_fingerprint.attacks import FineTuning, Thief
+from hf_fingerprint.attacks.training import answers
+
+
+CLASSES = 4
+CNN, VIT = "test_efficientnet", "test_vit"
+
+
+def easy_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise with a bright quarter, which tells the class: `(count, 3, 32, 32)` and `(count,)`."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    images = 0.5 * torch.randn(count, 3, 32, 32, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 16 * (label // 2), 16 * (label % 2)
+        image[:, row : row + 16, column : column + 16] += 1.5
+    return images, labels
+
+
+def build(architecture: str) -> torch.nn.Module:
+    """One of timm's test architectures for such images, random weights."""
+    import timm
+
+    size = {"img_size": 32} if "vit" in architecture else {}
+    return timm.create_model(architecture, num_classes=CLASSES, **size).eval()
+
+
+def thief_of(architecture: str, count: int = 64, seed: int = 1, **others: object) -> Thief:
+    """A thief with images of his own."""
+    return Thief(partial(build, architecture), *easy_images(count, seed), **{"batch": 16} | others)
+
+
+def fresh(architecture: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights that have learnt nothing."""
+    torch.manual_seed(seed)
+    return build(architecture).state_dict()
+
+
+@cache
+def _taught() -> dict[str, torch.Tensor]:
+    return FineTuning(3e-3, steps=20)(fresh(CNN), thief_of(CNN, 256, seed=0))
+
+
+def taught() -> dict[str, torch.Tensor]:
+    """Weights of `CNN` that have learnt such images."""
+    return {name: tensor.clone() for name, tensor in _taught().items()}
+
+
+def accuracy(state: dict[str, torch.Tensor]) -> float:
+    """The share of right answers that `CNN` gives to 128 images nobody trained on."""
+    images, labels = easy_images(128, seed=2)
+    return float((answers(thief_of(CNN).model(state), images, 64).argmax(-1) == labels).double().mean())
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal, dtypes too."""
+    return one.keys() == other.keys() and all(t.dtype == other[n].dtype and t.equal(other[n]) for n, t in one.items())
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """The names of tensors that differ."""
+    return {name for name, tensor in before.items() if not tensor.equal(after[name])}
