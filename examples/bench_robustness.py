@@ -5,16 +5,17 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from rich.progress import track
+from rich.progress import Progress, track
 from safetensors.torch import load_file, save_file
 
 from hf_fingerprint import Issuer, Settings, Vault
-from hf_fingerprint.attacks import Cast, MagnitudePruning, Quantization, collude
+from hf_fingerprint.attacks import Cast, FineTuning, MagnitudePruning, Quantization, Thief, collude
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
 from hf_fingerprint.reading import read_suspect
@@ -168,12 +169,14 @@ def single_attacks(scene: Scene, images: Images, steps: int) -> Iterator[tuple[s
     """The first holder's copy after each single-copy attack."""
     state = scene.state(scene.names[0])
     yield "as issued", state
+    build = partial(load, scene.folders[scene.names[0]])
     for lr in (1e-4, 1e-3):
-        torch.manual_seed(1)
-        model = load(scene.folders[scene.names[0]])
-        fine_tune(model, *images.train, lr=lr, steps=steps, seed=9, label=f"a thief fine-tunes with AdamW at {lr:.0e}")
-        kept = accuracy(model, images.test[0][:1000], images.test[1][:1000])
-        yield f"AdamW {lr:.0e} for {steps} steps (accuracy {kept:.1%})", model.state_dict()
+        with Progress(transient=True) as progress:
+            task = progress.add_task(f"a thief fine-tunes with AdamW at {lr:.0e}", total=steps)
+            thief = Thief(build, *images.train, advance=partial(progress.advance, task))
+            tuned = FineTuning(lr, steps, seed=9)(state, thief)
+        kept = accuracy(thief.model(tuned), images.test[0][:1000], images.test[1][:1000])
+        yield f"AdamW {lr:.0e} for {steps} steps (accuracy {kept:.1%})", tuned
     yield "pruned to 50 %", MagnitudePruning(0.5)(state)
     yield "pruned to 80 %", MagnitudePruning(0.8)(state)
     yield "int8 by tensor", Quantization(8)(state)
