@@ -53,6 +53,7 @@ def _template() -> "Template":
     from jinja2 import Environment, StrictUndefined
 
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        text
+    kept = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    return kept.from_string(text)

@@ -109,7 +109,7 @@ class Scene:
         with ExitStack() as opening:
             self._original: Checkpoint = opening.enter_context(open_checkpoint(model))
             self.built = _built(self._original, str(model))
-            vault = _vault(out / f"vault-{_digest(self.settings)}")
+            vault = throwaway_vault(out / f"vault-{_digest(self.settings)}")
             issuer = opening.enter_context(Issuer(model, vault, self.settings, self._report))
             self.base: Base = issuer.base
             names = [f"holder-{i:02}" for i in range(holders)]
@@ -220,7 +220,7 @@ def _digest(settings: Settings) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
-def _vault(folder: Path) -> Vault:
+def throwaway_vault(folder: Path) -> Vault:
     """The throwaway vault, unlocked. Its random passphrase lies beside it: it guards nothing that leaves the
     folder."""
     file = folder / _PASSPHRASE

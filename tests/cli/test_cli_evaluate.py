@@ -1,0 +1,98 @@
+import json
+from unittest.mock import patch
+
+import pytest
+from evaluation_runs import save_images, save_place
+from quick_age import lock_quickly
+
+from hf_fingerprint.attacks import SUITE
+from hf_fingerprint.cli.main import main
+
+
+FEW = ["--recipients", "4", "--coalition", "2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A small model and 40 images."""
+    return save_place(tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture
+def run(capfd, place):
+    """Runs a command line in this process: `(exit code, stdout, stderr)`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
+            code = main(["evaluate", *(str(argument) for argument in arguments)])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def failed(outcome: tuple[int, str, str]) -> str:
+    """What an error says in its one line, the last."""
+    code, out, err = outcome
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("Error: ")
+    return err
+
+
+def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW]
+    chosen = ["--attacks", "half,average", "--coalitions", "2,3", "--images", "20"]
+    code, out, err = run(*arguments, *chosen)
+    again, told, _ = run(*arguments, *chosen, "--json")
+    summary = json.loads(told)
+
+    assert (code, again) == (0, 0)
+    assert "issuing 3 copies" in err
+    assert "a copy as issued" in out
+    assert str(place / "out" / "report.html") in out.replace("\n", "")
+    assert json.loads((place / "out" / "results.json").read_text()) == summary
+    assert [point["attack"] for point in summary["points"]][2:] == ["half", "average", "average"]
+    assert summary["data"]["test_images"] == 20
+    assert len((place / "out" / "results.jsonl").read_text().splitlines()) == 5
+
+
+def test_the_attacks_are_listed_with_their_groups_and_strengths(run):
+    code, out, _ = run("--list")
+
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == list(SUITE)
+    assert "0.5" in next(line for line in out.splitlines() if line.split()[1] == "prune")
+
+
+@pytest.mark.parametrize("missing", ["model", "data", "out"])
+def test_what_is_missing_is_asked_for(place, run, missing):
+    given = {"model": [place / "model"], "data": ["--data", place / "images"], "out": ["--out", place / "none"]}
+    arguments = [part for name, parts in given.items() if name != missing for part in parts]
+
+    assert "--data" in failed(run(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--attacks", "half,hammer"], "There is no attack called hammer: choose among finetune"),
+        (["--coalitions", "three"], "three are no numbers"),
+        (["--coalitions", "1"], "2 or more"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_made(place, run, arguments, said):
+    given = [place / "model", "--data", place / "images", "--out", place / "nothing"]
+
+    assert said in failed(run(*given, *arguments))
+    assert not (place / "nothing").exists()
+
+
+def test_a_folder_of_something_else_and_images_of_one_class_are_refused(place, tmp_path, run):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "text").write_text("mine")
+    save_images(tmp_path / "one", ["2"], each=30)
+    given = [place / "model", *FEW, "--attacks", "half"]
+
+    assert "something else" in failed(run(*given, "--data", place / "images", "--out", tmp_path / "thesis"))
+    assert "one class" in failed(run(*given, "--data", tmp_path / "one", "--out", place / "out"))

@@ -1,0 +1,80 @@
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+from evaluation_runs import made_up
+
+from hf_fingerprint.evaluation import pictures
+
+
+@pytest.fixture
+def some(evaluation):
+    """The copy at 90 %, pruned to 85 % and 30 % with the mark gone, and two coalitions of each of two kinds."""
+    copy = made_up(evaluation.copy, 0.9, 60.0)
+    mild = made_up(evaluation.sweeps["half"][0], 0.85, 40.0, attack="prune", strength=0.5)
+    hard = replace(made_up(mild, 0.3, 2.0, accused=False, strength=0.9), layers=tuple(0.5 for _ in copy.layers))
+    (pair,) = evaluation.of("collusion")
+    three = replace(pair, scores=(9.0, 8.0, 2.0), caught=(True, True, False), shares=(0.5, 0.47, 0.03))
+    mixed = [replace(p, attack=f"median{after}") for after in ("", "-then-int8") for p in (pair, three)]
+    return replace(evaluation, points=(evaluation.unmarked, copy, mild, hard, *mixed), chance=0.1)
+
+
+def circles(svg):
+    return [(mark.get("class"), mark.find("title").text) for mark in ElementTree.fromstring(svg).iter("circle")]
+
+
+def test_an_attacks_path_begins_at_the_copy_and_tells_who_is_accused(some):
+    ((name, svg),) = pictures.attacks(some)
+    kinds, told = zip(*circles(svg), strict=True)
+
+    assert name == "prune"
+    assert kinds == ("accused", "accused", "escaped")
+    assert told[0].startswith("a copy as issued: accuracy 90.0%, score 60.0, accused")
+    assert told[2].endswith("accuracy 30.0%, score 2.0, nobody is accused")
+
+
+def test_the_frontier_has_every_suspect_that_somebody_made(some):
+    marks = circles(pictures.frontier(some))
+
+    assert [kind for kind, _ in marks] == [
+        "accused single",
+        "accused single",
+        "escaped single",
+        *["accused several"] * 4,
+    ]
+
+
+def test_coalitions_are_drawn_by_strategy_and_coloured_by_what_followed(some):
+    ((name, svg),) = pictures.coalitions(some)
+    marks = circles(svg)
+
+    assert name == "median"
+    assert pictures.follow_ups(some) == ["nothing more", "int8"]
+    assert [kind for kind, _ in marks] == ["mark s0", "mark s0", "mark s1", "mark s1"]
+    assert "2 of 2 accused" in marks[0][1]
+    assert marks[1][1].endswith("2 of 3 accused, 2 of the 2 who gave a twentieth or more")
+
+
+def test_innocents_are_counted_over_all_suspects_but_the_base(some):
+    drawn = ElementTree.fromstring(pictures.innocents(some))
+    counted = [int(mark.find("title").text.split()[0].replace(",", "")) for mark in drawn.iter("rect")]
+    texts = [text.text for text in drawn.iter("text")]
+
+    assert sum(counted) == sum(point.innocents for point in some.points[1:])
+    assert "accused from here on" in texts
+    assert f"highest {max(p.highest_innocent for p in some.points):.1f}" in texts
+
+
+def test_the_highest_without_alignment_is_shown_where_it_differs(some):
+    apart = replace(some.points[1], unaligned=(0, 4.9))
+
+    assert "without alignment 4.9" in pictures.innocents(replace(some, points=(some.points[0], apart)))
+    assert "without alignment" not in pictures.innocents(some)
+
+
+def test_layers_are_shown_for_the_hardest_attack_that_leaves_most_of_the_model(some):
+    drawn = ElementTree.fromstring(pictures.layers(some))
+    rows = [text.text for text in drawn.iter("text") if text.get("class") is None]
+
+    assert rows == ["as issued", "prune 0.5"]
+    assert len(list(drawn.iter("rect"))) == 2 * len(some.carriers)

@@ -1,0 +1,80 @@
+import json
+from dataclasses import replace
+
+from evaluation_runs import made_up
+
+import hf_fingerprint
+from hf_fingerprint.evaluation import write_report
+from hf_fingerprint.evaluation.report import FILES, costs, markdown, row, summarise, tables
+
+
+HOSTILE = "org/<script>alert(1)</script>|`x`\n# big"
+
+
+def test_all_three_files_are_written_and_written_over(evaluation, tmp_path):
+    for name in FILES:
+        (tmp_path / name).write_text("from an earlier run")
+    written = write_report(evaluation, tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert json.loads(written.results.read_text())["copy_accuracy"] == evaluation.copy.accuracy
+    assert written.page.read_text().endswith("</html>\n")
+    assert written.table.read_text() == markdown(evaluation)
+
+
+def test_the_summary_counts_innocents_and_colluders(evaluation):
+    told = json.loads(json.dumps(summarise(evaluation), allow_nan=False))
+    read = evaluation.points[1:]
+
+    assert evaluation.unmarked.threshold is None
+    assert told["innocents"]["scored"] == sum(point.innocents for point in read)
+    assert told["innocents"]["accused"] == 0
+    assert told["innocents"]["highest_score"] == max(point.highest_innocent for point in read)
+    assert told["colluders"] == {"mixed": 2, "caught": 2, "gave_a_twentieth": 2, "of_those_caught": 2}
+    assert len(told["points"]) == len(evaluation.points)
+    assert told["versions"]["hf_fingerprint"] == hf_fingerprint.__version__
+    assert {"torch", "timm", "python"} <= told["versions"].keys()
+    assert told["registration"]["recipients_planned"] == 4
+
+
+def test_who_gave_less_than_a_twentieth_is_counted_apart(evaluation):
+    (mixed,) = evaluation.of("collusion")
+    uneven = replace(mixed, shares=(0.97, 0.03), caught=(True, False), innocents_accused=3)
+    told = summarise(replace(evaluation, points=(*evaluation.points[:-1], uneven)))
+
+    assert told["colluders"] == {"mixed": 2, "caught": 1, "gave_a_twentieth": 1, "of_those_caught": 1}
+    assert told["innocents"]["accused"] == 3
+
+
+def test_the_cheapest_escape_comes_first_and_those_without_last(evaluation):
+    plain = evaluation.sweeps["half"][0]
+    copy = made_up(evaluation.copy, 0.9, 60.0)
+    points = [
+        made_up(plain, 0.9, 50.0, attack="never"),
+        made_up(plain, 0.3, 2.0, accused=False, attack="dear"),
+        made_up(plain, 0.8, 2.0, accused=False, attack="cheap"),
+    ]
+    found = costs(replace(evaluation, points=(evaluation.unmarked, copy, *points)))
+
+    assert [cost.attack for cost in found] == ["cheap", "dear", "never"]
+    assert [cost.words for cost in found] == ["10.0 points", "60.0 points", "not lost"]
+
+
+def test_the_tables_have_a_row_for_every_suspect_and_every_attack(evaluation):
+    lines = markdown(evaluation).splitlines()
+    suspects, attacks = tables(evaluation)
+
+    assert suspects.row_count == len(evaluation.points)
+    assert attacks.row_count == len(evaluation.sweeps)
+    assert len([line for line in lines if line.startswith("|")]) == len(evaluation.points) + len(attacks.rows) + 4
+    assert row(evaluation.copy)[0] == "a copy as issued"
+    assert row(evaluation.copy)[6:] == ("1 of 1", "0 of 301")
+
+
+def test_names_from_outside_are_no_markup(evaluation):
+    named = replace(evaluation, model=HOSTILE, data=HOSTILE, skipped={HOSTILE: HOSTILE})
+    text = markdown(named)
+
+    assert "<script>" not in text
+    assert "\n# big" not in text
+    assert text.count("alert(1)") == 4
