@@ -96,7 +96,7 @@ _MIXES: "dict[str, Mix]" = {
     "random extreme": _random_extreme,
     "minority": _minority,
 }
-_DEALT = ("layers", "blocks")
+_DEALT, _WEIGHTED = ("layers", "blocks"), ("weighted average", "slerp")
 STRATEGIES = (*_MIXES, *_DEALT)
 
 
@@ -117,7 +117,7 @@ class Collusion:
         seed (`int`, *optional*, defaults to 0): of what is random.
 
     Raises:
-        [`FingerprintError`]: if there is no such strategy.
+        [`FingerprintError`]: if there is no such strategy, or it takes no weights.
     """
 
     paper: ClassVar[str] = "DeepMarks, arXiv 1804.03648; H. V. Zhao et al., IEEE Trans. Image Processing 14(5), 2005"
@@ -129,6 +129,8 @@ class Collusion:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise FingerprintError(f"Copies can't be mixed by {self.strategy}: choose {', '.join(STRATEGIES)}.")
+        if self.weights is not None and self.strategy not in _WEIGHTED:
+            raise FingerprintError(f"{self.strategy} takes no weights: choose {' or '.join(_WEIGHTED)}.")
 
     @property
     def strength(self) -> float:
@@ -179,10 +181,9 @@ class Collusion:
         return tuple(count / total if total else 1 / len(states) for count in given)
 
     def _weights(self, count: int) -> tuple[float, ...]:
-        equal = self.strategy not in ("weighted average", "slerp") or (
-            self.weights is None and self.strategy == "slerp"
-        )
-        weights = (1.0,) * count if equal else self.weights or tuple(float(i + 1) for i in range(count))
+        weights = (1.0,) * count if self.weights is None else self.weights
+        if self.weights is None and self.strategy == "weighted average":
+            weights = tuple(float(i + 1) for i in range(count))
         if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
             raise FingerprintError(f"{count} copies need {count} weights, none negative, not all 0: {weights}.")
         return tuple(weight / sum(weights) for weight in weights)

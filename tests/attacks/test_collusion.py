@@ -64,10 +64,15 @@ def test_an_unknown_strategy_is_an_error():
         collude(states([1], [2]), "magic")
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, -0.5), (0.0, 0.0), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("weights", [(), (1.0,), (1.0, -0.5), (0.0, 0.0), (1.0, 1.0, 1.0)])
 def test_weights_are_one_for_each_copy(weights):
     with pytest.raises(FingerprintError, match="weights"):
         Collusion("weighted average", weights)(states([1], [2]))
+
+
+def test_what_takes_no_weights_says_so():
+    with pytest.raises(FingerprintError, match="takes no weights: choose weighted average or slerp"):
+        Collusion("minimum", (1.0, 2.0))
 
 
 def test_copies_of_different_models_do_not_mix():
