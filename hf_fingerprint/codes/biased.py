@@ -14,7 +14,7 @@ from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
 
-MINORITY_FLOOR = 0.05
+FLOOR = 0.05
 
 
 class BiasedCodebook(Codebook):
@@ -52,8 +52,19 @@ class BiasedCodebook(Codebook):
         np.less(stream.view("<u2"), self.thresholds, out=out)
 
     def bank(self, residual: np.ndarray) -> np.ndarray:
-        """Two functions: `y / sd` is best on averages, `y / (var + 0.05)` on minority votes."""
-        return np.stack([residual / np.sqrt(self.variance), residual / (self.variance + MINORITY_FLOOR)])
+        """Two functions: `y / (a var + b)`, with the reading's energy fitted by `y^2 = a var + b`, is best on averages
+        in whatever noise, and `y / (var + 0.05)` on minority votes."""
+        order = np.argsort(self.variance, kind="stable")
+        energy, variance = (
+            [float(part.mean()) for part in np.array_split(values[order], 2)]
+            for values in (residual**2, self.variance)
+        )
+        spread = variance[1] - variance[0]
+        slope = max(0.0, (energy[1] - energy[0]) / spread) if spread else 0.0
+        noise = max(energy[0] - slope * variance[0], FLOOR * slope)
+        expected = slope * self.variance + noise
+        average = np.divide(residual, expected, out=np.zeros(self.length), where=expected > 0)
+        return np.stack([average, residual / (self.variance + FLOOR)])
 
     def uniforms(self) -> np.ndarray:
         """One number in [0, 1) for each position from the model secret, `float64` of shape `(V,)`."""

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_fingerprint.codes.biased import FLOOR
 from hf_fingerprint.codes.bounds import ChernoffBound
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.decoding import MAX_ROUNDS, decode
+from hf_fingerprint.codes.decoding import MAX_ROUNDS, decode, log_union
 
 
 def _average(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -69,22 +70,26 @@ def accusation_threshold(codebook: Codebook, recipients: int, alpha: float) -> f
     """
     reading = np.random.default_rng(0).standard_normal(codebook.length)
     functions = codebook.standardise(codebook.bank(reading))
-    level = math.log(alpha) - math.log(recipients * MAX_ROUNDS * len(functions))
+    level = math.log(alpha) - log_union(codebook, recipients, MAX_ROUNDS)
     return max(ChernoffBound(function, codebook.probability).threshold(level) for function in functions)
 
 
 def expected_score(codebook: Codebook, colluders: int, noise: float) -> float:
     """The mean score of each of c colluders who average their copies, by formula.
 
-    With `h = y' / sd` and y' the centred average plus noise: `sum_i sd_i / c / sqrt(sum_i (var_i / c + noise^2))`.
+    With `h = y' / e`, where `e_i = var_i / c + noise^2` is the energy that y', the centred average plus noise, has at
+    a position: `sum_i (var_i / e_i) / c / sqrt(sum_i var_i / e_i)`; with little noise e is taken no smaller than
+    `(var_i + 0.05) / c`, as [`BiasedCodebook.bank`] does.
 
     Args:
         codebook ([`Codebook`]): the code.
         colluders (`int`): c.
         noise (`float`): standard deviation of the reading at one position, in units of the mark's amplitude.
     """
-    signal = np.sqrt(codebook.variance).sum() / colluders
-    return float(signal / np.sqrt((codebook.variance / colluders + noise**2).sum()))
+    energy = codebook.variance / colluders + noise**2
+    weight = codebook.variance / (codebook.variance / colluders + max(noise**2, FLOOR / colluders))
+    norm = np.sqrt((energy * weight**2 / codebook.variance).sum())
+    return float(weight.sum() / colluders / norm)
 
 
 def coalition_by_formula(codebook: Codebook, recipients: int, alpha: float, noise: float) -> CertifiedCoalition:

@@ -1,9 +1,11 @@
 """From a reading to accusations: joint decoding in rounds, each accusation a theorem.
 
 Round by round: project out what is common to all copies and what the recipients accused so far explain, score
-everybody on the rest, accuse whoever the bound allows. As long as no innocent has crossed, what is projected out
-depends on the pirates' codewords alone, so with n recipients, R rounds and a bank of H score functions an innocent is
-accused with probability at most `n R H p`, and a recipient is accused iff that is at most alpha.
+everybody on the rest, accuse whoever the bound allows. Where that accuses nobody and the reading holds more than is
+explained, what the pirates did is inferred, with the accused's codewords known, and everybody is scored by the
+likelihood ratio. As long as no innocent has crossed, all of this depends on the reading and the pirates' codewords
+alone, so with n recipients, R rounds and H score functions in each an innocent is accused with probability at most
+`n R H p`, and a recipient is accused iff that is at most alpha.
 """
 
 import math
@@ -14,11 +16,13 @@ import numpy as np
 
 from hf_fingerprint.codes.bounds import ChernoffBound
 from hf_fingerprint.codes.codebook import Codebook
+from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio, most_biased
 
 
 MAX_ROUNDS = 10
 CANDIDATES = 16384
 _RIDGE = 1e-9
+_EXPLAINED, _SLIGHT = 4.0, 0.01  # standard errors, and a share: within either a reading is explained by the accused
 _HOPELESS = 0.6  # of the Gaussian threshold: below it nobody is accused, and no bound worked out after the first round
 
 
@@ -55,13 +59,52 @@ def residual_reading(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, 
     Returns:
         `np.ndarray` of shape `(V,)`: `y - mass * (beta mu + sum_a gamma_a (b_a - mu))`.
     """
+    basis, coefficients, _ = _fit(codebook, reading, mass, accused)
+    return reading - coefficients @ (basis * mass)
+
+
+def unexplained(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> bool:
+    """Whether a reading holds something else than the accused.
+
+    Every copy carries the codes' mean. So its coefficient is the sum of the shares of all copies in an average, and
+    where positions are so biased that copies mostly agree, of any mixture. If either is not the sum of the shares of
+    the accused, somebody else has one, or the copies were not averaged.
+
+    Args:
+        codebook, reading, mass, accused: see [`residual_reading`].
+
+    Returns:
+        `bool`: whether they differ by more than 4 standard errors and by more than 1 %; of fair signs, which have no
+        mean, never.
+    """
+    if not codebook.mean.any():
+        return False
+    basis, coefficients, gram = _fit(codebook, reading, mass, accused)
+    shares = coefficients[1:].sum()
+    residual = (reading - coefficients @ (basis * mass))[mass > 0]
+    noise = float((residual**2 / mass[mass > 0]).mean())
+    left = np.append(1.0, -np.ones(len(coefficients) - 1))
+    error = math.sqrt(noise * float(left @ np.linalg.solve(gram, left)))
+    agreed = most_biased(codebook)
+    precision = float((mass * codebook.mean**2)[agreed].sum())
+    total = float((reading * codebook.mean)[agreed].sum()) / precision if precision else 0.0
+    slight = _SLIGHT * abs(total)
+    return bool(
+        abs(coefficients[0] - shares) > max(_EXPLAINED * error, slight)
+        or abs(total - shares) * math.sqrt(precision)
+        > max(_EXPLAINED * math.sqrt(noise), slight * math.sqrt(precision))
+    )
+
+
+def _fit(
+    codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares by the codes' mean and the accused, centred: `(basis, coefficients, gram)`."""
     mean = codebook.mean
     basis = np.concatenate([mean[None, :], 2.0 * accused - 1 - mean]) if len(accused) else mean[None, :]
-    weighted = basis * mass
-    gram = weighted @ basis.T
-    ridge = _RIDGE * (1 + float(np.trace(gram)) / len(gram))
-    coefficients = np.linalg.solve(gram + ridge * np.eye(len(gram)), basis @ reading)
-    return reading - coefficients @ weighted
+    gram = (basis * mass) @ basis.T
+    gram += _RIDGE * (1 + float(np.trace(gram)) / len(gram)) * np.eye(len(gram))
+    return basis, np.linalg.solve(gram, basis @ reading), gram
 
 
 def decode(
@@ -100,35 +143,58 @@ def decode(
         candidates = np.flatnonzero((screened >= cuts).any(axis=1))
         scores = screened.max(axis=1)
     packed = codebook.packed([copy_keys[int(i)] for i in candidates], advance if n <= CANDIDATES else None)
-    log_union = math.log(n * max_rounds * len(functions))
-    target = math.log(alpha) - log_union
-    least = _HOPELESS * math.sqrt(-2 * target)
+    judged = _Judge(codebook, packed, log_union(codebook, n, max_rounds), alpha)
     accused: list[int] = []
     threshold, rounds = math.inf, 0
     for rounds in range(1, max_rounds + 1):
-        places = np.searchsorted(candidates, accused)
         if accused:
-            functions = _functions(codebook, reading, mass, packed[places])
-        exact = codebook.packed_scores(packed, functions)
-        exact[places] = -np.inf
-        if rounds > 1 and exact.max() < least:
-            break
-        bounds = [ChernoffBound(function, codebook.probability) for function in functions]
-        thresholds = np.array([bound.threshold(target) for bound in bounds])
+            functions = _functions(codebook, reading, mass, packed[accused])
+        crossed = judged.cross(functions, accused, first=rounds == 1)
         if rounds == 1:
-            threshold = float(thresholds.max())
-        elif not (exact >= thresholds).any():
-            break
-        proven = np.stack([b.log_p(exact[:, h], at=target) for h, b in enumerate(bounds)]) + log_union
-        best, proven = proven.argmin(axis=0), np.minimum(proven.min(axis=0), 0.0)
-        better = (proven < log_bounds[candidates]) | (rounds == 1)
-        scores[candidates[better]] = exact[np.flatnonzero(better), best[better]]
-        log_bounds[candidates[better]] = proven[better]
-        crossed = candidates[better & (proven <= math.log(alpha)) & (exact.max(axis=1) >= least)]
+            threshold = judged.threshold
         if not len(crossed):
+            ratio = _ratio(codebook, reading, mass, packed[accused])
+            crossed = crossed if ratio is None else judged.cross(ratio, accused)
+        accused += crossed
+        if not len(crossed) or len(accused) == len(packed):
             break
-        accused += [int(i) for i in crossed[np.argsort(log_bounds[crossed], kind="stable")]]
-    return Decoding(tuple(accused), scores, log_bounds, threshold, rounds)
+    scores[candidates], log_bounds[candidates] = judged.scores, judged.log_bounds
+    return Decoding(tuple(int(candidates[i]) for i in accused), scores, log_bounds, threshold, rounds)
+
+
+class _Judge:
+    """Scores the candidates by one score function after another and keeps what proves most of each."""
+
+    def __init__(self, codebook: Codebook, packed: np.ndarray, log_union: float, alpha: float):
+        self._codebook = codebook
+        self._packed = packed
+        self._log_union = log_union
+        self._log_alpha = math.log(alpha)
+        self._target = self._log_alpha - log_union
+        self._least = _HOPELESS * math.sqrt(-2 * self._target)
+        self.scores = np.full(len(packed), -np.inf)
+        self.log_bounds = np.zeros(len(packed))
+        self.threshold = math.inf
+
+    def cross(self, functions: np.ndarray, accused: list[int], first: bool = False) -> list[int]:
+        """Who is to be accused by standardised functions, the most certain first, beside those who are."""
+        exact = self._codebook.packed_scores(self._packed, functions)
+        exact[accused] = -np.inf
+        if not first and len(functions) > 1 and exact.max() < self._least:
+            return []
+        bounds = [ChernoffBound(function, self._codebook.probability) for function in functions]
+        thresholds = np.array([bound.threshold(self._target) for bound in bounds])
+        if first:
+            self.threshold = float(thresholds.max())
+        elif not (exact >= thresholds).any():
+            return []
+        proven = np.stack([b.log_p(exact[:, h], at=self._target) for h, b in enumerate(bounds)]) + self._log_union
+        best, proven = proven.argmin(axis=0), np.minimum(proven.min(axis=0), 0.0)
+        better = (proven < self.log_bounds) | first
+        self.scores[better] = exact[np.flatnonzero(better), best[better]]
+        self.log_bounds[better] = proven[better]
+        crossed = np.flatnonzero(better & (proven <= self._log_alpha))
+        return [int(i) for i in crossed[np.argsort(self.log_bounds[crossed], kind="stable")]]
 
 
 def prove_codeword(
@@ -147,7 +213,7 @@ def prove_codeword(
         return 0.0, False
     functions = _functions(codebook, reading, mass, packed=None)
     scores = codebook.packed_scores(packed[None, :], functions)[0]
-    target = math.log(alpha) - math.log(recipients * MAX_ROUNDS * len(functions))
+    target = math.log(alpha) - log_union(codebook, recipients, MAX_ROUNDS)
     thresholds = [ChernoffBound(function, codebook.probability).threshold(target) for function in functions]
     best = int(np.argmax(scores - thresholds))
     return float(scores[best]), bool(scores[best] >= thresholds[best])
@@ -157,3 +223,20 @@ def _functions(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, packed
     """The bank of score functions once the accused, `packed` codewords, are projected out."""
     known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)
     return codebook.standardise(codebook.bank(residual_reading(codebook, reading, mass, known)))
+
+
+def _ratio(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, packed: np.ndarray) -> np.ndarray | None:
+    """The likelihood ratio for what the pirates are inferred to have done, if anybody is left to look for."""
+    known = np.unpackbits(packed, axis=1)
+    if not unexplained(codebook, reading, mass, known):
+        return None
+    held = known.sum(axis=0, dtype=np.intp)
+    strategy = infer_strategy(codebook, reading, mass, held, len(known))
+    if strategy is None:
+        return None
+    return codebook.standardise(log_likelihood_ratio(codebook, reading, mass, held, strategy)[None])
+
+
+def log_union(codebook: Codebook, recipients: int, rounds: int) -> float:
+    """The logarithm of how many scores the bound pays for."""
+    return math.log(recipients * rounds * codebook.tests)

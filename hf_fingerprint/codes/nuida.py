@@ -2,8 +2,8 @@
 
 K. Nuida, S. Fujitsu, M. Hagiwara, T. Kitagawa, H. Watanabe, K. Ogawa, H. Imai, "An improvement of discrete Tardos
 fingerprinting codes", Designs, Codes and Cryptography 52 (2009). With ceil(c / 2) points, the fewest there can be, a
-quadrature exact up to degree c - 1 (Nuida, Hagiwara, Watanabe, Imai, arXiv cs/0610036), nothing that c pirates do makes
-a difference between these biases and the continuous ones.
+quadrature exact up to degree c - 1 (Nuida, Hagiwara, Watanabe, Imai, arXiv cs/0610036), nothing that c pirates do
+makes a difference between these biases and the continuous ones.
 """
 
 from functools import cached_property

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_fingerprint.codes import FAMILIES, FairSigns, Nuida, Tardos, make_codebook
-from hf_fingerprint.codes.biased import MINORITY_FLOOR
+from hf_fingerprint.codes.biased import FLOOR
 from hf_fingerprint.codes.codebook import BLOCK, EXACT_ABOVE, MAX_LENGTH, MIN_LENGTH
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
@@ -243,11 +243,21 @@ def test_the_bank_of_fair_signs_is_the_reading():
     np.testing.assert_array_equal(bank, reading[None])
 
 
-def test_the_bank_of_tardos_has_one_function_for_averages_and_one_for_minority_votes():
-    codebook, reading = make("tardos"), np.random.default_rng(0).standard_normal(256)
+@pytest.mark.parametrize("family", ["tardos", "nuida"])
+@pytest.mark.parametrize("noise", [0.0, 0.3, 3.0])
+def test_the_bank_of_biased_codes_has_one_function_for_averages_and_one_for_minority_votes(family, noise):
+    """That for averages weighs each position by the energy that is expected of it, copies' and noise's."""
+    codebook = make(family, 1 << 14)
+    rng = np.random.default_rng(0)
+    reading = rng.standard_normal(1 << 14) * np.sqrt(codebook.variance / 4 + noise**2)
     average, minority = codebook.bank(reading)
-    np.testing.assert_allclose(average * np.sqrt(codebook.variance), reading)
-    np.testing.assert_allclose(minority * (codebook.variance + MINORITY_FLOOR), reading)
+    expected = codebook.variance / 4 + max(noise**2, FLOOR / 4)
+    np.testing.assert_allclose(average * expected, reading, rtol=0.25 if noise < 1 else 0.08)
+    np.testing.assert_allclose(minority * (codebook.variance + FLOOR), reading)
+
+
+def test_a_reading_of_zeros_has_a_bank_of_zeros():
+    np.testing.assert_array_equal(make("tardos").bank(np.zeros(256)), 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from hf_fingerprint.codes import FairSigns, Tardos, decode, decoding
+from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decoding
 from hf_fingerprint.codes.coalition import STRATEGIES
-from hf_fingerprint.codes.decoding import MAX_ROUNDS, residual_reading
+from hf_fingerprint.codes.decoding import MAX_ROUNDS, residual_reading, unexplained
 
 
 SECRET = bytes(range(32))
@@ -14,7 +14,9 @@ LOG_ALPHA = math.log(1e-6)
 
 
 def make(family, length, coalition=10, secret=SECRET):
-    return FairSigns(length) if family == "fair_signs" else Tardos(length, coalition, secret)
+    if family == "fair_signs":
+        return FairSigns(length)
+    return (Nuida if family == "nuida" else Tardos)(length, coalition, secret)
 
 
 def keys(count, label="recipient"):
@@ -57,6 +59,9 @@ def check(decoded, count, alpha=1e-6):
         ("tardos", 4096, "median", 5, 0.3),
         ("tardos", 4096, "minority", 5, 0.3),
         ("tardos", 16384, "minority", 8, 0.3),
+        ("nuida", 4096, "average", 5, 0.3),
+        ("nuida", 4096, "minority", 5, 0.3),
+        ("nuida", 4096, "median", 5, 0.3),
     ],
 )
 def test_all_colluders_are_accused_and_nobody_else(family, length, strategy, colluders, noise):
@@ -98,7 +103,7 @@ def nothing_of_ours(codebook):
     }
 
 
-@pytest.mark.parametrize("family", ["tardos", "fair_signs"])
+@pytest.mark.parametrize("family", ["tardos", "nuida", "fair_signs"])
 @pytest.mark.parametrize("kind", nothing_of_ours(FairSigns(64)))
 def test_nobody_is_accused_by_a_reading_that_is_not_ours(family, kind):
     codebook, copy_keys = make(family, 2048), keys(300)
@@ -271,7 +276,45 @@ def test_what_all_copies_share_is_taken_out():
     assert np.linalg.norm(residual_reading(codebook, codebook.mean, np.ones(256), nobody)) < 1e-5
 
 
-TRIALS, INNOCENTS, POSITIONS = 200, 500, 64
+@pytest.mark.parametrize(("strategy", "noise"), [("median", 0.0), ("minority", 0.0), ("minimum or maximum", 0.3)])
+def test_those_whom_no_linear_score_shows_are_caught_once_the_strategy_is_inferred(monkeypatch, strategy, noise):
+    codebook, copy_keys = make("tardos", 8192), keys(300)
+    reading = collude(codebook, copy_keys[:24], strategy, noise)
+    inferring = decode(codebook, copy_keys, reading, np.ones(8192))
+    monkeypatch.setattr(decoding, "unexplained", lambda *arguments: False)
+    linear = decode(codebook, copy_keys, reading, np.ones(8192))
+    assert set(inferring.accused) == set(range(24))
+    assert len(linear.accused) < 16
+    check(inferring, 300)
+
+
+@pytest.mark.parametrize("family", ["tardos", "nuida"])
+def test_a_reading_is_explained_once_all_who_averaged_are_accused(family):
+    codebook = make(family, 4096)
+    copies = words(codebook, keys(4))
+    bits, mass = (copies + 1) / 2, np.ones(4096)
+    noise = np.random.default_rng(0).standard_normal(4096)
+    for sd in (0.0, 0.1, 0.5):
+        reading = copies.mean(axis=0) + sd * noise
+        assert not unexplained(codebook, reading, mass, bits)
+        assert unexplained(codebook, reading, mass, bits[:2])
+        assert unexplained(codebook, reading, mass, np.empty((0, 4096)))
+    assert not unexplained(codebook, noise, mass, np.empty((0, 4096)))
+
+
+def test_a_minority_vote_is_not_explained_by_those_who_did_not_cast_it():
+    codebook = make("tardos", 4096)
+    reading = collude(codebook, keys(12), "minority", 0.1)
+    bits = (words(codebook, keys(6)) + 1) / 2
+    assert unexplained(codebook, reading, np.ones(4096), bits)
+
+
+def test_fair_signs_never_call_for_a_strategy():
+    codebook = make("fair_signs", 256)
+    assert not unexplained(codebook, collude(codebook, keys(2)), np.ones(256), np.empty((0, 256)))
+
+
+INNOCENTS, POSITIONS = 500, 64
 
 
 @pytest.mark.parametrize(
@@ -282,25 +325,33 @@ TRIALS, INNOCENTS, POSITIONS = 200, 500, 64
         ("tardos", "one rare bit in noise"),
         ("tardos", "collusion"),
         ("tardos", "noisy collusion"),
+        ("tardos", "minority collusion"),
+        ("tardos", "noisy median collusion"),
+        ("nuida", "noise"),
+        ("nuida", "collusion"),
+        ("nuida", "minority collusion"),
         ("fair_signs", "noise"),
         ("fair_signs", "collusion"),
     ],
 )
 def test_the_accusation_is_a_theorem(family, kind):
-    """100,000 innocents judged at levels so loose that a bound of the wrong size would show, several rounds included.
+    """Up to 100,000 innocents judged at levels so loose that a bound of the wrong size would show, several rounds and
+    strategies that are inferred included.
 
     The codewords come from numpy in place of streams, which makes them a hundred times cheaper and no different.
     """
     colluders = 4 if "collusion" in kind else 0
+    trials = 200 if "noise" in kind else 50
     rng = np.random.default_rng(3)
-    lowest = np.empty(TRIALS)
-    for trial in range(TRIALS):
+    lowest = np.empty(trials)
+    for trial in range(trials):
         codebook = make(family, POSITIONS, secret=bytes([trial % 7] * 32))
         bits = rng.random((INNOCENTS + colluders, POSITIONS)) < codebook.probability
         codebook.packed = lambda copy_keys, *rest, bits=bits: np.packbits(bits, axis=1)
         if colluders:
-            reading = (2.0 * bits[-colluders:] - 1).mean(axis=0)
-            reading += (0.5 if kind == "noisy collusion" else 0.02) * rng.standard_normal(POSITIONS)
+            strategy = next((s for s in STRATEGIES if s in kind), "average")
+            reading = STRATEGIES[strategy](2.0 * bits[-colluders:] - 1, rng)
+            reading += (0.5 if "noisy" in kind else 0.02) * rng.standard_normal(POSITIONS)
         else:
             reading = rng.standard_normal(POSITIONS)
         if kind == "rare bits":
@@ -316,5 +367,5 @@ def test_the_accusation_is_a_theorem(family, kind):
             assert decoded.rounds > 1
     for level in (0.5, 0.2, 0.05, 0.01):
         accused = int((lowest <= math.log(level)).sum())
-        assert accused <= TRIALS * level + 4 * math.sqrt(TRIALS * level * (1 - level))
+        assert accused <= trials * level + 4 * math.sqrt(trials * level * (1 - level))
     assert kind != "noise" or (lowest < 0).any()

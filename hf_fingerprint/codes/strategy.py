@@ -1,0 +1,188 @@
+"""What the pirates did, inferred from a reading, and the score function that tells most against it.
+
+Where pirates treat their c copies alike, the reading at a position depends on x, the number of copies that hold +1
+there. Keyed signs hide from them which value is which, so its mean is odd, `theta_(c-x) = -theta_x`, and its variance
+even. Average, median, minority and whatever else are then nothing but different `theta`, and these are fitted to the
+reading by expectation maximisation (A. P. Dempster, N. M. Laird, D. B. Rubin, J. Roy. Statist. Soc. B 39 (1977)): of
+the c copies k are known, those of the recipients accused already, and of the u others each holds +1 with probability
+`p_i`, so that x is k_i plus a binomial number.
+
+The score is the logarithm of the likelihood ratio of +1 and -1 in one of the u copies: the best for a single copy
+(P. Meerwald, T. Furon, "Toward practical joint decoding of binary Tardos fingerprinting codes", IEEE Trans.
+Information Forensics and Security 7 (2012)). Everything follows from the reading, the biases and the codewords of the
+accused, so the bound of `decoding.py` holds however wrong the fit may be.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaln
+
+from hf_fingerprint.codes.codebook import Codebook
+
+
+UNKNOWN = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135)
+SAMPLES = 2048, 16384  # positions, for each start and for the best of them
+_BLOCK = 8192
+_STEPS = 4, 12  # the same
+_EXTREME = 32
+_MEAN_PRIOR, _VARIANCE_PRIOR = 5.0, 20.0  # positions
+_FLOOR = 1e-3  # of the variance, in squares of the scale
+
+
+@dataclass(frozen=True, eq=False)
+class Strategy:
+    """What c pirates did, as far as a reading tells.
+
+    Attributes:
+        unknown (`int`): u, how many pirates there are beside those accused.
+        means (`np.ndarray` of shape `(c + 1,)`): `theta_x`, the mean of `reading / mass` where x copies hold +1.
+        variances (`np.ndarray` of shape `(c + 1,)`): `v_x`, at a position of average mass.
+        log_likelihood (`float`): of the positions that it was fitted to.
+    """
+
+    unknown: int
+    means: np.ndarray
+    variances: np.ndarray
+    log_likelihood: float
+
+
+def infer_strategy(
+    codebook: Codebook, reading: np.ndarray, mass: np.ndarray, held: np.ndarray, known: int
+) -> Strategy | None:
+    """The strategy and the number of pirates that make a reading likeliest, of `UNKNOWN` further pirates.
+
+    Args:
+        codebook ([`Codebook`]): the code.
+        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        held (`np.ndarray` of shape `(V,)`): how many of the accused hold +1.
+        known (`int`): k, how many are accused.
+
+    Returns:
+        [`Strategy`] or `None`: nothing, where no mark shows or no position is biased.
+    """
+    used = np.flatnonzero(mass > 0)
+    scale = _scale(codebook, reading, mass)
+    if scale == 0:
+        return None
+    few, many = (_Positions(codebook, reading, mass, held, used[:: -(-len(used) // s)]) for s in SAMPLES)
+    floor = _FLOOR * scale**2
+    best: Strategy | None = None
+    for unknown in UNKNOWN:
+        copies = known + unknown
+        if copies < 2:
+            continue
+        prior = _log_binomial(few.probability, unknown)
+        for start in _starts(copies):
+            spread = max(floor, 0.3 * float(np.mean(few.values**2)))
+            fitted = Strategy(unknown, scale * start, np.full(copies + 1, spread), -np.inf)
+            fitted = _maximise(fitted, few, prior, floor, _STEPS[0])
+            if best is None or fitted.log_likelihood > best.log_likelihood:
+                best = fitted
+    assert best is not None
+    return _maximise(best, many, _log_binomial(many.probability, best.unknown), floor, _STEPS[1])
+
+
+def log_likelihood_ratio(
+    codebook: Codebook, reading: np.ndarray, mass: np.ndarray, held: np.ndarray, strategy: Strategy
+) -> np.ndarray:
+    """Half the logarithm of the likelihood ratio of +1 and -1 in one unknown copy, the others left to chance.
+
+    Args:
+        codebook ([`Codebook`]): the code.
+        reading, mass, held (`np.ndarray` of shape `(V,)`): see [`infer_strategy`].
+        strategy ([`Strategy`]): what was inferred.
+
+    Returns:
+        `np.ndarray` of shape `(V,)`: a score function, not standardised; 0 where there is no mass.
+    """
+    ratio = np.zeros(codebook.length)
+    for block in _blocks(np.flatnonzero(mass > 0)):
+        positions = _Positions(codebook, reading, mass, held, block)
+        prior = _log_binomial(positions.probability, strategy.unknown - 1)
+        down, _ = _posterior(strategy, positions, prior, 0)
+        up, _ = _posterior(strategy, positions, prior, 1)
+        ratio[block] = (up - down) / 2
+    return ratio
+
+
+class _Positions:
+    """Some positions: what is read there, how well, how many of the accused hold +1, and the bias."""
+
+    def __init__(self, codebook: Codebook, reading: np.ndarray, mass: np.ndarray, held: np.ndarray, which: np.ndarray):
+        self.values = reading[which] / mass[which]
+        self.precision = mass[which] / mass[mass > 0].mean()
+        self.held = held[which]
+        self.probability = codebook.probability[which]
+
+
+def _blocks(positions: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(positions), _BLOCK):
+        yield positions[start : start + _BLOCK]
+
+
+def most_biased(codebook: Codebook) -> np.ndarray:
+    """The most biased positions, one in 32: there copies agree more than anywhere."""
+    return np.argsort(codebook.variance, kind="stable")[: -(-codebook.length // _EXTREME)]
+
+
+def _scale(codebook: Codebook, reading: np.ndarray, mass: np.ndarray) -> float:
+    """What a bit reads as where the pirates agree."""
+    agreed = most_biased(codebook)
+    total = mass[agreed].sum()
+    return abs(float((reading * np.sign(codebook.mean))[agreed].sum() / total)) if total > 0 else 0.0
+
+
+def _starts(copies: int) -> list[np.ndarray]:
+    """`theta` of the average, of half minimum and half maximum, of the median and of the minority."""
+    average = 2 * np.arange(copies + 1) / copies - 1
+    agreed = np.zeros(copies + 1)
+    agreed[[0, -1]] = -1, 1
+    median = np.sign(average)
+    return [average, agreed, median, 2 * agreed - median]
+
+
+def _log_binomial(probability: np.ndarray, number: int) -> np.ndarray:
+    """`log P(Bin(number, p_i) = z)`, shape `(len(p), number + 1)`."""
+    z = np.arange(number + 1)
+    choices = gammaln(number + 1) - gammaln(z + 1) - gammaln(number - z + 1)
+    return choices + np.log(probability)[:, None] * z + np.log1p(-probability)[:, None] * (number - z)
+
+
+def _posterior(
+    strategy: Strategy, positions: _Positions, prior: np.ndarray, more: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The log-likelihood of each position, and how likely each number of the prior is there; `more` copies hold +1."""
+    x = (positions.held + more)[:, None] + np.arange(prior.shape[1])
+    variance = strategy.variances[x] / positions.precision[:, None]
+    joint = prior - (positions.values[:, None] - strategy.means[x]) ** 2 / (2 * variance) - np.log(variance) / 2
+    highest = joint.max(axis=1, keepdims=True)
+    share = np.exp(joint - highest)
+    total = share.sum(axis=1, keepdims=True)
+    return (highest + np.log(total))[:, 0], share / total
+
+
+def _maximise(strategy: Strategy, positions: _Positions, prior: np.ndarray, floor: float, steps: int) -> Strategy:
+    """Some steps of expectation maximisation."""
+    copies = len(strategy.means) - 1
+    x = (positions.held[:, None] + np.arange(strategy.unknown + 1)).ravel()
+    for _ in range(steps):
+        likelihood, share = _posterior(strategy, positions, prior, 0)
+        moments = [
+            np.bincount(x, (share * factor[:, None]).ravel(), copies + 1)
+            for factor in (
+                np.ones(len(share)),
+                positions.precision,
+                positions.precision * positions.values,
+                positions.precision * positions.values**2,
+            )
+        ]
+        number, weight, square = (moments[i] + moments[i][::-1] for i in (0, 1, 3))
+        first = moments[2] - moments[2][::-1]
+        means = (first + _MEAN_PRIOR * strategy.means) / (weight + _MEAN_PRIOR)
+        squares = np.maximum(square - 2 * means * first + means**2 * weight, 0)
+        pooled = squares.sum() / number.sum()
+        variances = np.maximum((squares + _VARIANCE_PRIOR * pooled) / (number + _VARIANCE_PRIOR), floor)
+        strategy = Strategy(strategy.unknown, means, variances, float(likelihood.sum()))
+    return strategy
