@@ -2,19 +2,22 @@
 
 He knows which tensors are marked and that each weight moved by some share of its row's root mean square, either way.
 What he can do is move those weights as far as the outputs allow. To second order a change d costs `d^T F d / 2` nats,
-F being the Fisher information, so he goes where F is small, in random directions, and repairs what that costs by
-teaching the model the copy's own answers, at the distance reached: of all models so far from the copy, the one that
-answers most alike.
+F being the Fisher information, so he goes where F is small, in random directions, farthest in the tensors that the
+library marks most, and repairs what that costs by teaching the model the copy's own answers, at the distance reached:
+of all models so far from the copy, the one that answers most alike.
 """
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hf_fingerprint.attacks.attack import Attack, Thief, logits
 from hf_fingerprint.attacks.training import answers, divergence, optimizer_over, state_of, train
-from hf_fingerprint.carriers import select_from_model
+from hf_fingerprint.carriers import select_from_model, spend_budget
 from hf_fingerprint.errors import CarrierError, FingerprintError
+from hf_fingerprint.registration.registering import MAX_KL
 
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 FISHER_BATCHES = 8
 DAMPING = 0.1
 HALVINGS = 6
+ATTEMPTS = 3
+LEAST_COST = 1e-6
 HELD_BACK = 4
 
 
@@ -41,7 +46,8 @@ class AdversarialRemoval(Attack):
         max_kl (`float`, *optional*, defaults to 0.05): the largest mean KL divergence, in nats, from the copy's
             answers; the way ends where it's spent. `None` goes all the way at any price.
         rounds (`int`, *optional*, defaults to 4): steps outwards.
-        repair (`int`, *optional*, defaults to 25): steps of training after each.
+        repair (`int`, *optional*, defaults to 25): steps of training after each; up to three times as many where
+            the answers are still too different.
         lr (`float`, *optional*, defaults to 3e-4): AdamW's learning rate in them.
         seed (`int`, *optional*, defaults to 0): of directions and the order of images.
 
@@ -88,16 +94,20 @@ class AdversarialRemoval(Attack):
         for turn in range(self.rounds if self.distance else 0):
             way.go(self.distance * (turn + 1) / self.rounds)
             optimizer = optimizer_over(model.parameters(), "adamw", self.lr)
-            train(model, thief, loss, optimizer, self.repair, self.seed + turn, seen, way.keep)
-            target = state_of(model)
-            if not allowed():
+            for attempt in range(ATTEMPTS):
+                seed = self.seed + ATTEMPTS * turn + attempt
+                train(model, thief, loss, optimizer, self.repair, seed, seen, way.keep)
+                if allowed():
+                    reached = state_of(model)
+                    break
+            else:
+                target = state_of(model)
                 for halving in range(1, HALVINGS + 1):
                     part = {n: _between(tensor, target[n], 0.5**halving) for n, tensor in reached.items()}
                     model.load_state_dict(part)
                     if allowed():
                         return part
                 return reached
-            reached = target
         return reached
 
 
@@ -149,8 +159,13 @@ class _Way:
                 weight.copy_(begin + scale * change)
 
     def _open_ways(self, model: "torch.nn.Module", images: "torch.Tensor", batch: int) -> "list[torch.Tensor]":
-        """How far each weight may go for its share of the cost, mean square 1: `1 / sqrt(F + damping)`, F being the
-        diagonal of the Fisher information in units of the rows' root mean squares, over its mean."""
+        """How far each weight goes, in units of its row's root mean square, mean square 1.
+
+        Let `S_t` be what a tensor's n_t weights cost, `eps_t` the mark's amplitude there, both as registering would
+        have them from this copy. A tracer who weighs tensors by what they have moved gets `sum_t n_t eps_t^2 / d_t^2`
+        out of ways `d_t`, which cost `sum_t d_t^2 S_t`: least for `d_t^4 = eps_t^2 n_t / S_t`. Within a tensor the
+        way is `1 / sqrt(F + damping)`, F over its mean.
+        """
         import torch
 
         fisher = [torch.zeros_like(weight) for weight in self._weights]
@@ -163,10 +178,13 @@ class _Way:
             gradients = torch.autograd.grad((score * sign).sum(), self._weights)
             for total, gradient, unit in zip(fisher, gradients, self._units, strict=True):
                 total += (gradient * unit).square()
-        mean = sum(float(total.sum()) for total in fisher) / self._count
-        ease = [(total / max(mean, 1e-30) + DAMPING).rsqrt() for total in fisher]
-        size = math.sqrt(sum(float(each.square().sum()) for each in ease) / self._count)
-        return [each / size for each in ease]
+        counts = np.array([weight.numel() for weight in self._weights])
+        cost = np.array([float(total.sum()) for total in fisher]) / (2 * len(images))
+        cost = np.maximum(cost, LEAST_COST * cost.max() + 1e-30)
+        far = np.sqrt(spend_budget(MAX_KL, cost, counts)) * (counts / cost) ** 0.25
+        far /= np.sqrt((counts * far**2).sum() / counts.sum())
+        ease = [(total / total.mean().clamp_min(1e-30) + DAMPING).rsqrt() for total in fisher]
+        return [float(d) * each / each.square().mean().sqrt() for d, each in zip(far, ease, strict=True)]
 
 
 def _row_rms(weight: "torch.Tensor") -> "torch.Tensor":
