@@ -8,6 +8,7 @@ Each says where it comes from and what its strength is; `SUITE` has all of them 
 
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
 from hf_fingerprint.attacks.attack import Attack, Then, Thief
+from hf_fingerprint.attacks.bases import HeadBasis, StreamRotation
 from hf_fingerprint.attacks.collusion import STRATEGIES, Collusion, collude
 from hf_fingerprint.attacks.destruction import (
     BatchNormReestimation,
@@ -22,8 +23,10 @@ from hf_fingerprint.attacks.finetuning import FineTuning
 from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
+from hf_fingerprint.attacks.redundancy import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks.streams import StreamShuffle
 from hf_fingerprint.attacks.suite import SUITE, names, sweep
-from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling, StreamShuffle
+from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling
 
 
 __all__ = [
@@ -38,9 +41,12 @@ __all__ = [
     "Clipping",
     "Collusion",
     "Distillation",
+    "DummyUnits",
     "Extraction",
     "FineTuning",
     "Float8",
+    "FoldedNorms",
+    "HeadBasis",
     "HeadShuffle",
     "LowRank",
     "MagnitudePruning",
@@ -48,6 +54,7 @@ __all__ = [
     "Quantization",
     "Reinitialisation",
     "RowRescaling",
+    "StreamRotation",
     "StreamShuffle",
     "StructuredPruning",
     "Then",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
 from hf_fingerprint.attacks.attack import Step, Then
+from hf_fingerprint.attacks.bases import HeadBasis, StreamRotation
 from hf_fingerprint.attacks.collusion import STRATEGIES, Collusion
 from hf_fingerprint.attacks.destruction import (
     BatchNormReestimation,
@@ -22,7 +23,9 @@ from hf_fingerprint.attacks.finetuning import FineTuning
 from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
-from hf_fingerprint.attacks.symmetries import ChannelShuffle, RowRescaling, StreamShuffle
+from hf_fingerprint.attacks.redundancy import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks.streams import StreamShuffle
+from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -83,7 +86,14 @@ _SYMMETRIES: dict[str, list[Step]] = {
     "shuffle-channels": [*ChannelShuffle().sweep()],
     "rescale-rows": [*RowRescaling().sweep()],
     "flip-rows": [*RowRescaling(flip=True).sweep()],
+    "shuffle-heads": [HeadShuffle()],
     "shuffle-stream": [StreamShuffle()],
+    "turn-heads": [*HeadBasis().sweep()],
+    "turn-stream": [*StreamRotation().sweep()],
+    "dummy-zero": [*DummyUnits().sweep()],
+    "dummy-cancelling": [*DummyUnits(kind="cancelling").sweep()],
+    "dummy-split": [*DummyUnits(kind="split").sweep()],
+    "fold-norms": [FoldedNorms()],
 }
 
 

@@ -3,7 +3,7 @@ the normalisation takes it back (Y. Yan, X. Pan, M. Zhang, M. Yang, "Rethinking 
 Models under Neural Structural Obfuscation", USENIX Security 2023; arXiv 2205.00199).
 
 The hidden channels are found by timm's names for them: of perceptrons, attention heads, bottlenecks and inverted
-residuals. Those of the residual stream stay as they are.
+residuals. Those of the residual stream stay as they are; `streams.py` moves them.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.attacks.bases import attention_heads
+from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 _PAPER = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2205.00199"
 _NORM = ("weight", "bias", "running_mean", "running_var")
-_READS_STREAM, _WRITES_STREAM = {"qkv", "fc1", "head"}, {"proj", "fc2", "norm", "norm1", "norm2", "fc_norm"}
-_LIES_IN_STREAM = ("cls_token", "pos_embed", "gamma", "reg_token")
 _CHAINS = (
     (("fc1",), "fc2"),
     (("conv_pw", "bn1", "conv_dw", "bn2", "se.conv_expand"), "conv_pwl"),
@@ -67,6 +67,16 @@ def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
             )
 
 
+def batch_norm_eps(eps: float | None, thief: Thief | None) -> float:
+    """What batch normalisations add to the variance: as said, or as the thief's model has it, or 1e-5."""
+    import torch
+
+    if eps is None and thief is not None:
+        norms = (part for part in thief.build().modules() if isinstance(part, torch.nn.BatchNorm2d))
+        eps = next((part.eps for part in norms), None)
+    return 1e-5 if eps is None else eps
+
+
 @dataclass(frozen=True)
 class ChannelShuffle(Attack):
     """Puts hidden channels in another order.
@@ -102,25 +112,31 @@ class HeadShuffle(Attack):
     """Puts attention heads in another order.
 
     Args:
-        heads (`int`): how many there are in a layer.
+        heads (`int`, *optional*): how many there are in a layer; by default as the thief's model says.
         seed (`int`, *optional*, defaults to 0): of the order.
     """
 
     paper = _PAPER
-    heads: int
+    heads: int | None = None
     seed: int = 0
+
+    @property
+    def strength(self) -> float:
+        return 1.0
 
     def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         found = {name: tensor.clone() for name, tensor in state.items()}
-        for name in [n for n in state if n.endswith(".attn.qkv.weight")]:
+        layers = [name for name in state if name.endswith(".attn.qkv.weight")]
+        if not layers:
+            raise FingerprintError("HeadShuffle found no attn.qkv in this model: it needs a timm vision transformer.")
+        heads = attention_heads(self.heads, thief)
+        for name in layers:
             block = name.removesuffix(".qkv.weight")
             width = len(found[name]) // 3
-            order = (
-                torch.arange(width).reshape(self.heads, -1)[torch.randperm(self.heads, generator=generator)].flatten()
-            )
+            order = torch.arange(width).reshape(heads, -1)[torch.randperm(heads, generator=generator)].flatten()
             whole = torch.cat([order, order + width, order + 2 * width])
             for rows in (name, f"{block}.qkv.bias"):
                 if rows in found:
@@ -136,7 +152,8 @@ class RowRescaling(Attack):
     Args:
         strength (`float`, *optional*, defaults to 1): factors lie between `exp(-strength)` and `exp(strength)`.
         flip (`bool`, *optional*, defaults to `False`): whether half of them are negative.
-        eps (`float`, *optional*, defaults to 1e-5): what the normalisations add to the variance.
+        eps (`float`, *optional*): what the normalisations add to the variance; by default as the thief's model says,
+            or 1e-5.
         seed (`int`, *optional*, defaults to 0): of the factors.
     """
 
@@ -144,13 +161,13 @@ class RowRescaling(Attack):
     strengths = (0.1, 1.0, 3.0)
     strength: float = 1.0
     flip: bool = False
-    eps: float = 1e-5
+    eps: float | None = None
     seed: int = 0
 
     def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, eps = torch.Generator().manual_seed(self.seed), batch_norm_eps(self.eps, thief)
         found = {name: tensor.clone() for name, tensor in state.items()}
         for channels in hidden_channels(state):
             for layer, norm in channels.normed:
@@ -160,36 +177,6 @@ class RowRescaling(Attack):
                     factor *= 1 - 2 * torch.randint(0, 2, factor.shape, generator=generator)
                 found[weight] = found[weight] * factor.reshape(-1, *[1] * (found[weight].ndim - 1))
                 found[f"{norm}.running_mean"] = found[f"{norm}.running_mean"] * factor
-                found[f"{norm}.running_var"] = (found[f"{norm}.running_var"] + self.eps) * factor**2 - self.eps
+                found[f"{norm}.running_var"] = (found[f"{norm}.running_var"] + eps) * factor**2 - eps
                 found[f"{norm}.weight"] = found[f"{norm}.weight"] * factor.sign()
-        return found
-
-
-@dataclass(frozen=True)
-class StreamShuffle(Attack):
-    """Puts the channels of a vision transformer's residual stream in another order, in every layer alike.
-
-    Args:
-        seed (`int`, *optional*, defaults to 0): of the order.
-    """
-
-    paper = _PAPER
-    seed: int = 0
-
-    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
-        import torch
-
-        stem = next(name for name in state if name.endswith("patch_embed.proj.weight"))
-        order = torch.randperm(len(state[stem]), generator=torch.Generator().manual_seed(self.seed))
-        found = {}
-        for name, tensor in state.items():
-            kind = name.rpartition(".")[0].rpartition(".")[2]
-            if kind in _READS_STREAM and tensor.ndim == 2:
-                found[name] = tensor[:, order]
-            elif kind in _WRITES_STREAM and len(tensor) == len(order):
-                found[name] = tensor[order]
-            elif name.endswith(_LIES_IN_STREAM):
-                found[name] = tensor[..., order]
-            else:
-                found[name] = tensor.clone()
         return found

@@ -7,7 +7,7 @@ the suspect are compared, by the base alone; it is skipped where the weights lin
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def read_suspect(
     original: Checkpoint,
     suspect: Checkpoint,
     advance: Callable[[int], None] | None = None,
-    aligned: bool = True,
+    aligned: bool | Literal["always"] = True,
     aligning: Callable[[int], None] | None = None,
 ) -> Reading:
     """Reads a suspect.
@@ -80,8 +80,8 @@ def read_suspect(
         original ([`Checkpoint`]): the base's open files.
         suspect ([`Checkpoint`]): the open suspect.
         advance (callable, *optional*): told the weights done.
-        aligned (`bool`, *optional*, defaults to `True`): whether channels in another order are put back, if there are
-            any.
+        aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether what was moved, rescaled or turned is
+            put back, where weights don't line up, or everywhere.
         aligning (callable, *optional*): told the weights compared for that.
 
     Raises:
@@ -89,7 +89,7 @@ def read_suspect(
     """
     check_base_layout(base, original)
     matches = match_tensors(base, original, suspect)
-    alignment = align(base, original, suspect, matches, aligning) if aligned else None
+    alignment = align(base, original, suspect, matches, aligning, aligned == "always") if aligned else None
     if alignment is not None:
         matches |= alignment.moved
     sums = SuspectSums(base, original, suspect if alignment is None else alignment)

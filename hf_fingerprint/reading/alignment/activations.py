@@ -4,6 +4,7 @@ A channel is known by what it does: the same inputs give the same activations, u
 (S. K. Ainsworth, J. Hayase, S. Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1, for permutations).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,10 +27,16 @@ class Activations(NamedTuple):
     Attributes:
         inputs (`np.ndarray` of shape `(channels in, samples)`): `float32`.
         outputs (`np.ndarray` of shape `(channels out, samples)`): `float32`.
+        gain, shift (`np.ndarray` of shape `(channels in,)`, *optional*): of the layer normalisation whose output the
+            inputs are.
+        scale (`np.ndarray` of shape `(channels out,)`, *optional*): what a layer scale multiplies the outputs with.
     """
 
     inputs: np.ndarray
     outputs: np.ndarray
+    gain: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    scale: np.ndarray | None = None
 
 
 def compare_activations(
@@ -47,7 +54,10 @@ def compare_activations(
     """
     images = synthetic_images(ours, IMAGES)
     one = _record(ours.module, images, list(modules))
-    two = _record(theirs, images, list(modules.values()))
+    try:
+        two = _record(theirs, images, list(modules.values()))
+    except RuntimeError:  # widths that don't go together
+        return {}
     return {a: (one[a], two[b]) for a, b in modules.items() if a in one and b in two}
 
 
@@ -55,20 +65,37 @@ def _record(module: "torch.nn.Module", images: "torch.Tensor", names: list[str])
     import torch
 
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
+    norms: dict[str, dict[str, np.ndarray]] = {}
     wanted = set(names)
+    normed: tuple[torch.Tensor, torch.nn.Module] | None = None
+    latest: tuple[torch.Tensor, str] | None = None
 
-    def hook(name: str) -> object:
+    def note_other(called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor") -> None:
+        nonlocal normed
+        scale = _scale(called)
+        if scale is None:
+            normed = output, called
+        elif latest is not None and inputs[0].data_ptr() == latest[0].data_ptr():
+            norms.setdefault(latest[1], {})["scale"] = scale
+
+    def hook(name: str) -> Callable[..., None]:
         def note(called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor") -> None:
+            nonlocal latest
+            latest = output, name
             if inputs:
                 found[name].append((_sample(inputs[0], called), _sample(output, called)))
+                if normed is not None and inputs[0] is normed[0]:
+                    norms.setdefault(name, {}).update(_affine(normed[1], inputs[0].shape[-1]))
 
         return note
 
     kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
     hooks = [
-        part.register_forward_hook(hook(name))
+        part.register_forward_hook(hook(name) if isinstance(part, kinds) else note_other)
         for name, part in module.named_modules()
-        if name in wanted and isinstance(part, kinds)
+        if (name in wanted and isinstance(part, kinds))
+        or isinstance(part, torch.nn.LayerNorm)
+        or _scale(part) is not None
     ]
     try:
         with torch.no_grad():
@@ -78,10 +105,28 @@ def _record(module: "torch.nn.Module", images: "torch.Tensor", names: list[str])
         for each in hooks:
             each.remove()
     return {
-        name: Activations(*(np.concatenate(parts, 1) for parts in zip(*pairs, strict=True)))
+        name: Activations(*(np.concatenate(parts, 1) for parts in zip(*pairs, strict=True)), **norms.get(name, {}))
         for name, pairs in found.items()
         if pairs
     }
+
+
+def _affine(norm: "torch.nn.Module", channels: int) -> dict[str, np.ndarray]:
+    """The gain and the shift of a layer normalisation."""
+    gain, shift = (getattr(norm, kind, None) for kind in ("weight", "bias"))
+    return {
+        "gain": np.ones(channels) if gain is None else gain.detach().double().numpy(),
+        "shift": np.zeros(channels) if shift is None else shift.detach().double().numpy(),
+    }
+
+
+def _scale(part: "torch.nn.Module") -> np.ndarray | None:
+    """What a layer scale (timm's `gamma`, transformers' `lambda1`) multiplies with."""
+    own = dict(part.named_parameters(recurse=False))
+    if len(own) != 1 or not own.keys() <= {"gamma", "lambda1"}:
+        return None
+    (values,) = own.values()
+    return values.detach().double().numpy()
 
 
 def _sample(values: "torch.Tensor", module: "torch.nn.Module") -> np.ndarray:

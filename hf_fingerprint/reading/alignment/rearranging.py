@@ -5,6 +5,7 @@ compared once the columns are known, and columns once the rows are.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -15,6 +16,8 @@ from hf_fingerprint.reading.alignment.activations import Activations
 PASSES = 2
 ROUNDS = 20
 SETTLED = 1e-5
+UNLIKE = 0.3
+SAME = 0.9999
 _TINY = 1e-20
 
 
@@ -26,16 +29,53 @@ class Rearrangement:
         rows (`np.ndarray` of shape `(rows,)`): for each row of the base, the suspect's.
         columns (`np.ndarray` of shape `(channels in,)`): for each input channel of the base, the suspect's.
         row_factors, column_factors (`np.ndarray`): what they are multiplied with.
+        merged ([`Merged`], *optional*): input channels of the suspect that are one.
     """
 
     rows: np.ndarray
     columns: np.ndarray
     row_factors: np.ndarray
     column_factors: np.ndarray
+    merged: "Merged | None" = None
 
     def __call__(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's tensor in the base's order, `(rows, channels in, kernel)`."""
+        theirs = theirs if self.merged is None else self.merged(theirs)
         return theirs[self.rows][:, self.columns] * self.row_factors[:, None, None] * self.column_factors[:, None]
+
+
+class Merged(NamedTuple):
+    """Input channels that always carry the same, up to a factor: what reads them adds up.
+
+    Attributes:
+        one (`np.ndarray` of shape `(channels in,)`): the first channel that carries the same as each.
+        factors (`np.ndarray` of shape `(channels in,)`): what each carries, in units of that one.
+    """
+
+    one: np.ndarray
+    factors: np.ndarray
+
+    def __call__(self, theirs: np.ndarray) -> np.ndarray:
+        """The tensor with the sum in the first channel's place, and nothing in the others'."""
+        sums = np.zeros_like(theirs)
+        np.add.at(sums.swapaxes(0, 1), self.one, theirs.swapaxes(0, 1) * self.factors[:, None, None])
+        return sums
+
+
+def channels_that_are_one(inputs: np.ndarray) -> Merged | None:
+    """Finds them.
+
+    Args:
+        inputs (`np.ndarray` of shape `(channels, samples)`): the suspect's own.
+    """
+    norms = np.linalg.norm(inputs, axis=1)
+    same = np.abs(_cosines(inputs, inputs)) > SAME
+    np.fill_diagonal(same, True)
+    one = same.argmax(1)
+    if len(np.unique(one)) == len(one):
+        return None
+    signs = np.sign(np.einsum("cs,cs->c", inputs, inputs[one]))
+    return Merged(one, signs * np.divide(norms, norms[one], out=np.ones_like(norms), where=norms[one] > _TINY))
 
 
 def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Activations] | None) -> Rearrangement:
@@ -50,13 +90,16 @@ def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Act
     channels = ours.shape[1]
     if seen is None:
         same = Rearrangement(np.arange(len(ours)), np.arange(channels), np.ones(len(ours)), np.ones(channels))
-        found = [_by_weights(ours, theirs, same, columns_first) for columns_first in (True, False)]
-        return max(found, key=lambda one: _likeness(ours, one(theirs)))
+        both = [_by_weights(ours, theirs, same, columns_first) for columns_first in (True, False)]
+        return max(both, key=lambda one: _likeness(ours, one(theirs)))
     rows, row_factors = _first(seen[0].outputs, seen[1].outputs)
-    columns, factors = np.arange(channels), np.ones(channels)
+    columns, factors, merged = np.arange(channels), np.ones(channels), None
     if len(seen[0].inputs) == channels:  # not of a depthwise convolution
         columns, factors = _first(seen[0].inputs, seen[1].inputs)
-    return _by_weights(ours, theirs, Rearrangement(rows, columns, row_factors, 1 / factors), True)
+        if theirs.shape[1] > channels and (merged := channels_that_are_one(seen[1].inputs)) is not None:
+            columns, theirs = merged.one[columns], merged(theirs)
+    found = _by_weights(ours, theirs, Rearrangement(rows, columns, row_factors, 1 / factors), True)
+    return replace(found, merged=merged)
 
 
 def _by_weights(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool) -> Rearrangement:
@@ -92,9 +135,10 @@ def _first(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def assign(likeness: np.ndarray) -> np.ndarray:
-    """For each row the column that it is most like, no column twice: `(rows,)` for `(rows, columns >= rows)`."""
+    """For each row the column that it is most like, no column twice, unless nothing is like anything: `(rows,)` for
+    `(rows, columns >= rows)`."""
     best = likeness.argmax(1)
-    if len(np.unique(best)) == len(best):
+    if len(np.unique(best)) == len(best) or np.median(likeness.max(1)) < UNLIKE:
         return best
     return linear_sum_assignment(-likeness)[1]
 

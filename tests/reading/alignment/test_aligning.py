@@ -9,11 +9,16 @@ from small_models import SETTINGS, plain_arrays, save_plain, save_timm, unlocked
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import (
     ChannelShuffle,
+    DummyUnits,
+    FoldedNorms,
+    HeadBasis,
     HeadShuffle,
     MagnitudePruning,
     Quantization,
     RowRescaling,
+    StreamRotation,
     StreamShuffle,
+    Then,
 )
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.reading import match_tensors, read_suspect
@@ -43,6 +48,18 @@ def vit(tmp_path_factory):
     found = ready(tmp_path_factory.mktemp("vit"), "test_vit3")
     assert timm.create_model("test_vit3").blocks[0].attn.num_heads == HEADS
     return found
+
+
+@pytest.fixture(scope="module")
+def plain_vit(tmp_path_factory):
+    """The same of one that ends in a plain classifier."""
+    return ready(tmp_path_factory.mktemp("plain"), "test_vit")
+
+
+@pytest.fixture(scope="module")
+def scaled_vit(tmp_path_factory):
+    """The same of one with layer scales."""
+    return ready(tmp_path_factory.mktemp("scaled"), "test_vit2")
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +97,48 @@ def test_a_transformers_channels_in_another_order_are_put_back(vit, tmp_path, ca
     assert result.lineage.descends
 
 
+TURNED = {
+    "heads": HeadBasis(1.0, 2),
+    "heads, a little": HeadBasis(0.1, 2),
+    "stream": StreamRotation(),
+    "stream, a little": StreamRotation(0.1),
+    "all that can be": Then(
+        ChannelShuffle(), HeadShuffle(2), HeadBasis(1.0, 2), StreamShuffle(), StreamRotation(), Quantization(8, True)
+    ),
+    "units added and the stream moved": Then(DummyUnits(0.25, "split"), StreamShuffle()),
+}
+
+
+@pytest.mark.parametrize("case", TURNED)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_transformers_heads_and_stream_in_another_basis_are_turned_back(
+    plain_vit, scaled_vit, tmp_path, scaled, case
+):
+    ready = scaled_vit if scaled else plain_vit
+    before, _ = scores(ready, ready.state, tmp_path)
+
+    after, result = scores(ready, TURNED[case](ready.state), tmp_path)
+
+    assert after["alice"] >= 0.9 * before["alice"]
+    assert [score.recipient for score in result.accused] == ["alice"]
+    assert result.tensors_aligned > 0
+
+
 @pytest.mark.parametrize(
     "attack",
-    [ChannelShuffle(), RowRescaling(), RowRescaling(flip=True), RowRescaling(strength=3.0, flip=True)],
+    [
+        ChannelShuffle(),
+        RowRescaling(),
+        RowRescaling(flip=True),
+        RowRescaling(strength=3.0, flip=True),
+        StreamShuffle(),
+        Then(StreamShuffle(), ChannelShuffle(), RowRescaling()),
+        DummyUnits(),
+        DummyUnits(0.5, "cancelling"),
+        DummyUnits(0.5, "split"),
+        Then(DummyUnits(0.25, "split"), StreamShuffle()),
+        Then(StreamShuffle(), ChannelShuffle(), RowRescaling(flip=True), FoldedNorms()),
+    ],
     ids=str,
 )
 def test_a_networks_rows_moved_rescaled_or_flipped_are_put_back(resnet, tmp_path, attack):
@@ -124,13 +180,26 @@ def test_a_stranger_is_not_made_a_descendant(vit, tmp_path):
     assert max(found.values()) < 5
 
 
-def test_the_base_itself_in_another_order_accuses_nobody(vit, tmp_path):
-    own = load_file(vit.model / "model.safetensors")
+@pytest.mark.parametrize("attack", [everything, TURNED["all that can be"]])
+def test_the_base_itself_disguised_accuses_nobody(vit, plain_vit, tmp_path, attack):
+    ready = vit if attack is everything else plain_vit
+    own = load_file(ready.model / "model.safetensors")
 
-    found, result = scores(vit, everything(own), tmp_path)
+    found, result = scores(ready, attack(own), tmp_path)
 
     assert not result.accused
     assert max(found.values()) < 5
+
+
+def test_a_small_turn_that_looks_like_a_drift_is_tried_before_giving_up(plain_vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(aligning, "LINED_UP", 0.1)  # as if it were small
+    monkeypatch.setattr(aligning, "FACTOR", 100.0)
+
+    _, result = scores(plain_vit, StreamRotation(0.3)(plain_vit.state), tmp_path)
+
+    assert result.looks == 2
+    assert result.tensors_aligned > 0
+    assert [score.recipient for score in result.accused] == ["alice"]
 
 
 def test_hidden_units_are_put_back_by_the_weights_alone_where_no_model_can_be_built(tmp_path):

@@ -1,0 +1,159 @@
+"""Changes of basis that leave a vision transformer's function as it is: inside attention heads, and of the residual
+stream as a whole. Layers are found by timm's names."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+_READERS = {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",), "norm": ("head",), "fc_norm": ("head",)}
+_WRITERS = ("patch_embed.proj", "attn.proj", "mlp.fc2")
+_TOKENS = ("cls_token", "pos_embed", "reg_token")
+_SCALES = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+
+
+def attention_heads(heads: int | None, thief: Thief | None) -> int:
+    """How many heads an attention has: as said, or as the thief's model has it.
+
+    Raises:
+        [`FingerprintError`]: if neither tells.
+    """
+    if heads is None and thief is not None:
+        heads = next((n for m in thief.build().modules() if isinstance(n := getattr(m, "num_heads", None), int)), None)
+    if heads is None:
+        raise FingerprintError("How many attention heads the model has is not known: give heads, or a Thief.")
+    return heads
+
+
+@dataclass(frozen=True)
+class HeadBasis(Attack):
+    """Multiplies queries and keys, and values and outputs, of each head with matrices that cancel.
+
+    Scores depend on `q^T k` alone, so `A q` and `A^-T k` give the same; `strength` spreads A's singular values from
+    `exp(-strength)` to `exp(strength)`.
+
+    Args:
+        strength (`float`, *optional*, defaults to 1).
+        heads (`int`, *optional*): how many there are in a layer; by default as the thief's model says.
+        seed (`int`, *optional*, defaults to 0): of the matrices.
+    """
+
+    paper = "the gauge freedom of attention; N. Elhage et al., A mathematical framework for transformer circuits, 2021"
+    strengths = (0.1, 0.5, 1.0)
+    strength: float = 1.0
+    heads: int | None = None
+    seed: int = 0
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        blocks = [name.removesuffix(".qkv.weight") for name in state if name.endswith(".attn.qkv.weight")]
+        if not blocks:
+            raise FingerprintError("HeadBasis found no attn.qkv in this model: it needs a timm vision transformer.")
+        heads = attention_heads(self.heads, thief)
+        for block in blocks:
+            weight, output = (found[f"{block}.{part}.weight"] for part in ("qkv", "proj"))
+            width = len(weight) // 3 // heads
+            scores, values = (self._matrices(heads, width, generator) for _ in range(2))
+            change = torch.stack([scores, torch.linalg.inv(scores).mT, values])
+            for name in (f"{block}.qkv.weight", f"{block}.qkv.bias"):
+                if name in found:
+                    parts = found[name].double().reshape(3, heads, width, -1)
+                    found[name] = (change @ parts).reshape(found[name].shape).to(weight.dtype)
+            parts = output.double().reshape(len(output), heads, width)
+            back = torch.einsum("rhw,hwv->rhv", parts, torch.linalg.inv(values))
+            found[f"{block}.proj.weight"] = back.reshape(output.shape).to(output.dtype)
+        return found
+
+    def _matrices(self, heads: int, width: int, generator: "torch.Generator") -> "torch.Tensor":
+        import torch
+
+        left, right = (
+            torch.linalg.qr(torch.randn(heads, width, width, generator=generator, dtype=torch.float64))[0]
+            for _ in range(2)
+        )
+        spread = torch.exp(
+            self.strength * (2 * torch.rand(heads, 1, width, generator=generator, dtype=torch.float64) - 1)
+        )
+        return (left * spread) @ right
+
+
+@dataclass(frozen=True)
+class StreamRotation(Attack):
+    """Turns the residual stream of a pre-norm vision transformer.
+
+    Gains and shifts of the normalisations go into the layers that read them, layer scales into those that write, and
+    what the writers add to the stream's mean, which every normalisation takes away, is left out; then any rotation
+    that keeps the mean direction can be put between.
+
+    Args:
+        strength (`float`, *optional*, defaults to 1): 0 turns nothing; from 1 on all directions are mixed.
+        seed (`int`, *optional*, defaults to 0): of the rotation.
+    """
+
+    paper = "S. Ashkboos et al., SliceGPT, ICLR 2024, section 3"
+    strengths = (0.01, 0.1, 1.0)
+    strength: float = 1.0
+    seed: int = 0
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
+        stem = next((name for name in state if name.endswith("patch_embed.proj.weight")), None)
+        if stem is None:
+            raise FingerprintError("StreamRotation found no patch_embed: it needs a timm vision transformer.")
+        found = {name: t.double() if t.is_floating_point() else t.clone() for name, t in state.items()}
+        rotation = self._rotation(len(state[stem]))
+        for name in [name for name in found if name.endswith(".gamma")]:
+            self._fold_scale(found, name)
+        for name in state:
+            part, _, kind = name.rpartition(".")
+            norm = part.rpartition(".")[2]
+            if norm in _READERS and kind == "weight":
+                self._read_through(found, part, norm, rotation)
+            elif part.endswith(_WRITERS):
+                turned = found[name].flatten(1) if kind == "weight" else found[name][:, None]
+                found[name] = (rotation @ (turned - turned.mean(0))).reshape(state[name].shape)
+            elif name.endswith(_TOKENS):
+                found[name] = (found[name] - found[name].mean(-1, keepdim=True)) @ rotation.T
+        return {name: tensor.to(state[name].dtype) for name, tensor in found.items()}
+
+    @staticmethod
+    def _fold_scale(found: dict[str, "torch.Tensor"], name: str) -> None:
+        block, _, scale = name.removesuffix(".gamma").rpartition(".")
+        for kind in ("weight", "bias"):
+            values = found[f"{block}.{_SCALES[scale]}.{kind}"]
+            found[f"{block}.{_SCALES[scale]}.{kind}"] = values * found[name].reshape(-1, *[1] * (values.ndim - 1))
+        found[name] = found[name] * 0 + 1
+
+    @staticmethod
+    def _read_through(found: dict[str, "torch.Tensor"], part: str, norm: str, rotation: "torch.Tensor") -> None:
+        parent = part.rpartition(".")[0]
+        gain, shift = found[f"{part}.weight"], found[f"{part}.bias"]
+        for reader in _READERS[norm]:
+            layer = f"{parent}.{reader}" if parent else reader
+            if f"{layer}.weight" not in found or f"{layer}.bias" not in found:
+                raise FingerprintError(
+                    f"StreamRotation can't go past {part}: nothing with a bias called {layer} reads it."
+                )
+            weight = found[f"{layer}.weight"]
+            found[f"{layer}.bias"] = found[f"{layer}.bias"] + weight @ shift
+            found[f"{layer}.weight"] = (weight * gain) @ rotation.T
+        found[f"{part}.weight"], found[f"{part}.bias"] = gain * 0 + 1, shift * 0
+
+    def _rotation(self, channels: int) -> "torch.Tensor":
+        """Orthogonal, `(channels, channels)`, and leaves the mean where it is."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        square = torch.randn(channels, channels, generator=generator, dtype=torch.float64) * (3 / channels**0.5)
+        keep = torch.eye(channels, dtype=torch.float64) - 1 / channels
+        square = keep @ square @ keep
+        return torch.linalg.matrix_exp(self.strength * (square - square.T))

@@ -1,0 +1,146 @@
+"""Changes of a model's size that leave its function as it is: units that add nothing, normalisations folded away."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.attacks.symmetries import batch_norm_eps, hidden_channels
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+_BEFORE: dict[str, dict[str, tuple[str, ...]]] = {
+    "inverted": {"bn1": ("conv_pw",), "bn2": ("conv_dw",), "bn3": ("conv_pwl",)},
+    "separable": {"bn1": ("conv_dw",), "bn2": ("conv_pw",)},
+    "plain": {"bn1": ("conv1", "conv_stem"), "bn2": ("conv2", "conv_head"), "bn3": ("conv3",), "1": ("0",)},
+}
+Kind = Literal["zero", "cancelling", "split"]
+
+
+@dataclass(frozen=True)
+class DummyUnits(Attack):
+    """Adds hidden units that change nothing: the model has other widths then, and loads into no stock architecture.
+
+    Args:
+        strength (`float`, *optional*, defaults to 0.25): units added, as a share of those there are, at most 1.
+        kind (`str`, *optional*, defaults to `"zero"`): `"zero"`: new units that nothing reads; `"cancelling"`: pairs
+            of the same unit, read with opposite signs; `"split"`: copies of units there are, which share what reads
+            them, give and take what cancels.
+        seed (`int`, *optional*, defaults to 0): of what is added, and where it stands.
+    """
+
+    paper = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2205.00199"
+    strengths = (0.05, 0.25, 1.0)
+    strength: float = 0.25
+    kind: Kind = "zero"
+    seed: int = 0
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        groups = list(hidden_channels(state))
+        if not groups:
+            raise FingerprintError("DummyUnits found no hidden units that it knows the layers of.")
+        for channels in groups:
+            added = max(2, round(self.strength * channels.count)) // 2 * 2
+            like = torch.randperm(channels.count, generator=generator)[:added]
+            if self.kind == "cancelling":
+                like = like[: added // 2].repeat(2)
+            order = torch.randperm(channels.count + len(like), generator=generator)
+            for name in channels.rows:
+                found[name] = torch.cat([found[name], self._rows(found[name], like, name, generator)])[order]
+            for name in channels.columns:
+                found[name] = self._columns(found[name], like, generator)[:, order]
+        return found
+
+    def _rows(
+        self, tensor: "torch.Tensor", like: "torch.Tensor", name: str, generator: "torch.Generator"
+    ) -> "torch.Tensor":
+        """What the new units do: as those they are copied from, or anything."""
+        import torch
+
+        rows = tensor[like].clone()
+        if self.kind == "split" or rows.ndim < 2:
+            return rows
+        noise = torch.randn(rows.shape, generator=generator) * rows.std()
+        if self.kind == "cancelling":
+            noise[len(noise) // 2 :] = noise[: len(noise) // 2]
+        return noise.to(tensor.dtype)
+
+    def _columns(self, tensor: "torch.Tensor", like: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
+        """How the next layer reads them."""
+        import torch
+
+        columns = tensor[:, like].clone()
+        if self.kind == "zero":
+            return torch.cat([tensor, columns * 0], 1)
+        if self.kind == "cancelling":
+            half = len(like) // 2
+            noise = torch.randn(columns[:, :half].shape, generator=generator).to(tensor.dtype) * tensor.std()
+            return torch.cat([tensor, noise, -noise], 1)
+        share = torch.rand(len(like), generator=generator).to(tensor.dtype) * 0.6 + 0.2
+        share = share.reshape(1, -1, *[1] * (tensor.ndim - 2))
+        noise = torch.randn(columns.shape, generator=generator).to(tensor.dtype) * tensor.std()
+        kept = tensor.clone()
+        kept[:, like] = columns * (1 - share) - noise
+        return torch.cat([kept, columns * share + noise], 1)
+
+
+@dataclass(frozen=True)
+class FoldedNorms(Attack):
+    """Folds batch normalisations into the convolutions before them, as tools for deployment do.
+
+    The convolutions get a bias, the normalisations are gone. Their names are timm's: `conv1` and `bn1`, `conv_pw` and
+    `bn1`, `downsample.0` and `downsample.1`, ...
+
+    Args:
+        eps (`float`, *optional*): what the normalisations add to the variance; by default as the thief's model says,
+            or 1e-5.
+    """
+
+    paper = "B. Jacob et al., Quantization and training of neural networks, CVPR 2018, section 3.2"
+    eps: float | None = None
+
+    @property
+    def strength(self) -> float:
+        return 1.0
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        norms = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
+        if not norms:
+            raise FingerprintError("FoldedNorms found no batch normalisation in this model.")
+        eps = batch_norm_eps(self.eps, thief)
+        for norm in norms:
+            layer = self._before(norm, found)
+            if layer is not None:
+                _fold(found, layer, norm, eps)
+        return found
+
+    def _before(self, norm: str, found: "State") -> str | None:
+        """The convolution before a normalisation, if it is known and has no bias yet."""
+        block, _, last = norm.rpartition(".")
+        dot = f"{block}." if block else ""
+        inverted = f"{dot}conv_pwl.weight" in found
+        layers = _BEFORE["inverted" if inverted else "separable" if f"{dot}conv_dw.weight" in found else "plain"]
+        for layer in layers.get(last, ()):
+            if f"{dot}{layer}.weight" in found and f"{dot}{layer}.bias" not in found:
+                return f"{dot}{layer}"
+        return None
+
+
+def _fold(found: "dict[str, torch.Tensor]", layer: str, norm: str, eps: float) -> None:
+    gain, shift, mean, variance = (
+        found.pop(f"{norm}.{kind}") for kind in ("weight", "bias", "running_mean", "running_var")
+    )
+    found.pop(f"{norm}.num_batches_tracked", None)
+    factor = gain / (variance + eps).sqrt()
+    weight = found[f"{layer}.weight"]
+    found[f"{layer}.weight"] = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    found[f"{layer}.bias"] = shift - mean * factor

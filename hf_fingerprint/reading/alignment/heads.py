@@ -1,0 +1,96 @@
+"""Attention heads whose queries and keys, or values and outputs, were written in another basis, or stand elsewhere.
+
+A head's scores are `q^T k`, so `q' = A q`, `k' = A^-T k` gives the same for any invertible A; likewise values and the
+output projection. The base tells A, up to what the mark itself has in the directions of that freedom, where it cannot
+be read.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import LinAlgError, solve_sylvester
+from scipy.optimize import linear_sum_assignment
+
+
+STEPS = 6
+_TINY = 1e-9
+
+
+class HeadBases(NamedTuple):
+    """How heads are put back.
+
+    Attributes:
+        order (`np.ndarray` of shape `(heads,)`): for each head of the base, the suspect's.
+        forth (`np.ndarray` of shape `(heads, width, width)`): what its first weights are multiplied with (queries,
+            values).
+        back (`np.ndarray` of shape `(heads, width, width)`): the same for the second (keys, output columns): the
+            transposed inverse.
+    """
+
+    order: np.ndarray
+    forth: np.ndarray
+    back: np.ndarray
+
+    def first(self, theirs: np.ndarray) -> np.ndarray:
+        """The suspect's first weights, `(heads, width, n)`, as the base has them."""
+        return self.forth @ theirs[self.order]
+
+    def second(self, theirs: np.ndarray) -> np.ndarray:
+        """The same of the second weights."""
+        return self.back @ theirs[self.order]
+
+
+def likeness_of_heads(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """How much of each head of the base lies in the row space of each of the suspect's, whatever its basis.
+
+    Args:
+        ours, theirs (`np.ndarray` of shape `(heads, width, n)`): weights.
+
+    Returns:
+        `np.ndarray` of shape `(heads, heads)`: shares of the energy.
+    """
+    spaces = np.linalg.qr(theirs.swapaxes(1, 2))[0]  # (heads, n, width)
+    inside = np.einsum("hwn,gnv->hgwv", ours, spaces, optimize=True)
+    energy = np.maximum(np.square(ours).sum((1, 2)), _TINY)
+    return np.square(inside).sum((2, 3)) / energy[:, None]
+
+
+def match_heads(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """For each head of the base, the suspect's, by all weights that they have."""
+    return linear_sum_assignment(-sum(likeness_of_heads(ours, theirs) for ours, theirs in pairs))[1]
+
+
+def head_bases(
+    order: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
+) -> HeadBases:
+    """The changes of basis that make a suspect's heads most like the base's.
+
+    Least squares on the first weights starts; then both decide, `|a - G a'|^2 + |b - G^-T b'|^2` falling by
+    Gauss-Newton steps `G <- (1 + X) G`, each of them a Sylvester equation.
+
+    Args:
+        order (`np.ndarray` of shape `(heads,)`): see [`match_heads`].
+        first, second (pair of `np.ndarray` of shape `(heads, width, n)`): ours and theirs; queries and keys, or values
+            and the columns of the output projection.
+    """
+    (a, a_theirs), (b, b_theirs) = ((ours, theirs[order]) for ours, theirs in (first, second))
+    pairs = [_basis(*head) for head in zip(a, a_theirs, b, b_theirs, strict=True)]
+    return HeadBases(order, np.array([forth for forth, _ in pairs]), np.array([back for _, back in pairs]))
+
+
+def _basis(a: np.ndarray, a_theirs: np.ndarray, b: np.ndarray, b_theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    width = len(a)
+    identity = np.eye(width)
+    try:
+        forth = np.linalg.lstsq(a_theirs.T, a.T, rcond=1e-6)[0].T
+        back = np.linalg.inv(forth).T
+        for _ in range(STEPS):
+            p, r = forth @ a_theirs, back @ b_theirs
+            step = solve_sylvester(r @ r.T, p @ p.T, (a - p) @ p.T - r @ (b - r).T)
+            if not np.linalg.norm(step) < 1:
+                break
+            forth = (identity + step) @ forth
+            back = np.linalg.inv(forth).T
+    except (LinAlgError, np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to put back
+        return identity, identity
+    return forth, back
