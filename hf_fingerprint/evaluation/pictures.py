@@ -69,7 +69,9 @@ def coalitions(evaluation: Evaluation) -> list[tuple[str, str]]:
             points = [point for point in mixed if _parts(point) == (strategy, follow_up)]
             chart.line([(p.colluders, sum(p.caught) / p.colluders) for p in points], f"series s{place % 4}")
             for p in points:
-                chart.dot(p.colluders, sum(p.caught) / p.colluders, f"mark s{place % 4}", _told(p), 4 - 0.7 * place)
+                chart.dot(
+                    p.colluders, sum(p.caught) / p.colluders, f"mark s{place % 4}", _told(p), 6.5 - 1.4 * min(place, 3)
+                )
         found.append((strategy, chart.svg()))
     return found
 
@@ -79,7 +81,7 @@ def innocents(evaluation: Evaluation) -> str:
     read = [point for point in evaluation.points if point.threshold is not None]
     first, width, count = BINS
     totals = [sum(point.histogram[i] for point in read) for i in range(count)]
-    decades = max(1, math.ceil(math.log10(max([*totals, 10]))))
+    decades = math.ceil(math.log10(30 * max([*totals, 10])))  # with room for words above the bars
     lowest, highest = -6.0, max(9.0, *(p.highest_innocent + 1 for p in read), (_bound(evaluation) or 0.0) + 5)
     chart = Chart(
         "innocents' scores against the bound",

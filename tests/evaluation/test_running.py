@@ -5,6 +5,7 @@ import pytest
 import torch
 from evaluation_runs import SETTINGS, run
 from refusals import refused
+from small_models import save_vit
 
 from hf_fingerprint.attacks.attack import Attack
 from hf_fingerprint.attacks.suite import SUITE, Sweep
@@ -126,6 +127,19 @@ def test_tensors_may_be_given_in_place_of_a_folder(place, evaluation):
 
     assert found.data == "zeros"
     assert found.copy.accuracy == found.chance == 0.25
+
+
+def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
+    model = save_vit(tmp_path / "model", num_labels=4, num_hidden_layers=2)
+    images, labels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+    data = Data("noise", (images, labels), (images, labels))
+    found = running.evaluate(model, data, tmp_path / "out", ["int"], settings=SETTINGS, innocents=300)
+
+    assert found.copy.accused
+    assert found.unmarked.agreement == 1
+    assert found.sweeps["int"][0].accused
+    assert min(found.copy.layers) > 4
+    assert found.points[0].innocents_accused == found.points[1].innocents_accused == 0
 
 
 @pytest.mark.parametrize(
