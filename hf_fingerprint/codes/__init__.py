@@ -3,7 +3,7 @@ model."""
 
 from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_formula, coalition_by_simulation
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.decoding import Decoding, decode, prove_codeword
+from hf_fingerprint.codes.decoding import Decoding, decode, decode_all, prove_codeword
 from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import Nuida
 from hf_fingerprint.codes.tardos import Tardos
@@ -45,6 +45,7 @@ __all__ = [
     "coalition_by_formula",
     "coalition_by_simulation",
     "decode",
+    "decode_all",
     "make_codebook",
     "prove_codeword",
 ]

@@ -130,19 +130,67 @@ def decode(
     Returns:
         [`Decoding`]
     """
+    return decode_all(codebook, copy_keys, [(reading, mass)], alpha, max_rounds, advance)[0]
+
+
+def decode_all(
+    codebook: Codebook,
+    copy_keys: Sequence[bytes],
+    readings: Sequence[tuple[np.ndarray, np.ndarray]],
+    alpha: float = 1e-6,
+    max_rounds: int = MAX_ROUNDS,
+    advance: Callable[[int], None] | None = None,
+) -> list[Decoding]:
+    """[`decode`] for several suspects, with one pass over the codewords of many recipients; alpha is for each.
+
+    Args:
+        readings (sequence of pairs): `(reading, mass)` of each suspect.
+    """
     n = len(copy_keys)
-    scores, log_bounds = np.full(n, -np.inf), np.zeros(n)
+    banks = [_functions(codebook, *reading, packed=None) for reading in readings]
+    candidates = [np.arange(n)] * len(readings)
+    shown = [np.full(n, -np.inf) for _ in readings]
+    packed = None
+    if n > CANDIDATES:  # go on with those above a cut that depends on the reading and not on anybody's codeword
+        screened = codebook.scores(copy_keys, np.concatenate(banks), advance)
+        for i, (bank, own) in enumerate(zip(banks, np.split(screened, len(banks), axis=1), strict=True)):
+            share = math.log(CANDIDATES / (n * len(bank)))
+            cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in bank]
+            candidates[i] = np.flatnonzero((own >= cuts).any(axis=1))
+            shown[i] = own.max(axis=1)
+    else:
+        packed = codebook.packed(copy_keys, advance)
+    return [
+        _decode_among(
+            codebook,
+            *reading,
+            bank,
+            among,
+            codebook.packed([copy_keys[int(i)] for i in among]) if packed is None else packed,
+            scores,
+            alpha,
+            max_rounds,
+        )
+        for reading, bank, among, scores in zip(readings, banks, candidates, shown, strict=True)
+    ]
+
+
+def _decode_among(
+    codebook: Codebook,
+    reading: np.ndarray,
+    mass: np.ndarray,
+    functions: np.ndarray,
+    candidates: np.ndarray,
+    packed: np.ndarray,
+    scores: np.ndarray,
+    alpha: float,
+    max_rounds: int,
+) -> Decoding:
+    """The rounds, among the candidates; `scores` has what the screening gave, and `functions` the first bank."""
+    n = len(scores)
+    log_bounds = np.zeros(n)
     if n == 0 or not np.any(reading):
         return Decoding((), np.zeros(n), log_bounds, math.inf, 0)
-    functions = _functions(codebook, reading, mass, packed=None)
-    candidates = np.arange(n)
-    if n > CANDIDATES:  # go on with those above a cut that depends on the reading and not on anybody's codeword
-        screened = codebook.scores(copy_keys, functions, advance)
-        share = math.log(CANDIDATES / (n * len(functions)))
-        cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in functions]
-        candidates = np.flatnonzero((screened >= cuts).any(axis=1))
-        scores = screened.max(axis=1)
-    packed = codebook.packed([copy_keys[int(i)] for i in candidates], advance if n <= CANDIDATES else None)
     judged = _Judge(codebook, packed, log_union(codebook, n, max_rounds), alpha)
     accused: list[int] = []
     threshold, rounds = math.inf, 0

@@ -1,0 +1,219 @@
+"""Coalitions against the codes, simulated over 3 M weights: who is caught and who is accused innocent; and the bound
+itself, over 10^7 innocents a code. Writes `bench_output/codes.json`; `--quick` for a small version."""
+
+import argparse
+import hashlib
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hf_fingerprint.codes import FAMILIES, Codebook, decode, decode_all, make_codebook
+from hf_fingerprint.codes.bounds import ChernoffBound
+from hf_fingerprint.codes.codebook import SCALE
+from hf_fingerprint.codes.decoding import residual_reading
+from hf_fingerprint.codes.forging import FORGERIES, forge
+from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
+
+
+ALPHA = 1e-6
+COALITION = 20
+DRIFTS = (0.0, 5.0)
+TWENTIETH = 0.05
+LEVELS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large the simulation is."""
+
+    length: int = 65536
+    weights: int = 46
+    recipients: int = 1000
+    runs: tuple[tuple[int, int], ...] = ((3, 5), (5, 5), (10, 5), (20, 5), (50, 3), (100, 1))
+    many: int = 1_000_000
+    innocents: int = 10_000_000
+
+
+QUICK = Plan(length=2048, recipients=100, runs=((3, 1), (5, 1)), many=17_000, innocents=50_000)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some simulated collusions of one kind. `caught` counts those who gave anything at all among `gave`, `sure` those
+    who gave a twentieth or more among `large`; `hits` the runs that caught anybody."""
+
+    recipients: int
+    colluders: int
+    strategy: str
+    drift: float
+    runs: int
+    gave: int
+    caught: int
+    large: int
+    sure: int
+    hits: int
+    innocents_accused: int
+    seconds: float
+
+
+def keys_of(count: int) -> list[bytes]:
+    """Copy keys that are the same in every run of the benchmark."""
+    pool = hashlib.shake_256(b"recipients of the benchmark").digest(32 * count)
+    return [pool[32 * i : 32 * i + 32] for i in range(count)]
+
+
+def collusion(
+    codebook: Codebook, keys: list[bytes], size: int, strategy: str, weights: int, drift: float, run: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`(guilty, reading, shares)` of one simulated collusion."""
+    rng = np.random.default_rng([run, size, FORGERIES.index(strategy)])
+    guilty = rng.permutation(len(keys))[:size]
+    copies = 2.0 * np.unpackbits(codebook.packed([keys[i] for i in guilty]), axis=1) - 1
+    return guilty, *forge(strategy, copies, weights, drift, rng)
+
+
+def counted(
+    found: list[tuple[np.ndarray, np.ndarray, set[int]]], recipients: int, strategy: str, drift: float, seconds: float
+) -> Row:
+    """A row from each run's guilty, their shares, and the accused."""
+    totals = np.zeros(6, int)
+    for guilty, shares, accused in found:
+        caught = np.isin(guilty, list(accused))
+        large = shares >= TWENTIETH
+        innocent = len(accused - {int(i) for i in guilty})
+        totals += [(shares > 0).sum(), caught.sum(), large.sum(), (large & caught).sum(), caught.any(), innocent]
+    return Row(recipients, len(found[0][0]), strategy, drift, len(found), *map(int, totals), seconds)
+
+
+def coalition_rows(plan: Plan) -> Iterator[Row]:
+    """Every strategy by coalitions of every size among the recipients of one base."""
+    codebook = make_codebook("tardos", plan.length, COALITION, bytes(32))
+    keys = keys_of(plan.recipients)
+    for size, runs in plan.runs:
+        for drift in DRIFTS:
+            for strategy in FORGERIES:
+                found, started = [], time.perf_counter()
+                for run in range(runs):
+                    guilty, reading, shares = collusion(codebook, keys, size, strategy, plan.weights, drift, run)
+                    accused = decode(codebook, keys, reading, np.ones(plan.length), ALPHA).accused
+                    found.append((guilty, shares, set(accused)))
+                seconds = (time.perf_counter() - started) / runs
+                yield counted(found, plan.recipients, strategy, drift, seconds)
+
+
+def many_rows(plan: Plan, size: int = COALITION) -> Iterator[Row]:
+    """Every strategy among a million recipients, all in one pass over their codewords."""
+    codebook = make_codebook("tardos", plan.length, COALITION, bytes(32))
+    keys = keys_of(plan.many)
+    kinds = [(drift, strategy) for drift in DRIFTS for strategy in FORGERIES]
+    made = [collusion(codebook, keys, size, strategy, plan.weights, drift, 0) for drift, strategy in kinds]
+    started = time.perf_counter()
+    decodings = decode_all(codebook, keys, [(reading, np.ones(plan.length)) for _, reading, _ in made], ALPHA)
+    seconds = (time.perf_counter() - started) / len(kinds)
+    for (drift, strategy), (guilty, _, shares), decoding in zip(kinds, made, decodings, strict=True):
+        yield counted([(guilty, shares, set(decoding.accused))], plan.many, strategy, drift, seconds)
+
+
+def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, float]:
+    """How often innocents reach the scores whose probability is proven to be at most each of `LEVELS`: the highest
+    share over the score functions that pirates provoke, over the level. At most 1, but for chance.
+
+    A code of 1,024 positions, whose tails are heavier than a longer one's; codewords from numpy in place of key
+    streams, which makes them faster and no different.
+    """
+    codebook = make_codebook(family, length, 5, bytes(32))
+    functions = provoked_functions(codebook)
+    thresholds = np.array(
+        [
+            [ChernoffBound(function, codebook.probability).threshold(math.log(level)) for level in LEVELS]
+            for function in functions
+        ]
+    )
+    rng = np.random.default_rng(1)
+    cut = (codebook.probability * SCALE).astype(np.uint16)
+    weights = (2 * functions.T).astype(np.float32)
+    offset = (functions * (1 + codebook.mean)).sum(axis=1)
+    reached = np.zeros(thresholds.shape, int)
+    for start in range(0, count, _BATCH):
+        draws = rng.integers(0, SCALE, (min(_BATCH, count - start), length), np.uint16)
+        scores = (draws < cut).astype(np.float32) @ weights - offset
+        reached += (scores[:, :, None] >= thresholds).sum(axis=0)
+    return {f"{level:.0e}": float(found.max() / count / level) for level, found in zip(LEVELS, reached.T, strict=True)}
+
+
+def provoked_functions(codebook: Codebook) -> np.ndarray:
+    """Standardised score functions of readings that pirates make: every strategy's, with little and with much drift,
+    and one that looks at rare bits alone."""
+    mass, functions = np.ones(codebook.length), []
+    keys = keys_of(5)
+    nobody = np.empty((0, codebook.length))
+    for drift in (0.2, 5.0):
+        for strategy in ("average", "random pick", "min-max", "median", "minority"):
+            _, reading, _ = collusion(codebook, keys, 5, strategy, 46, drift, 0)
+            functions.extend(codebook.bank(residual_reading(codebook, reading, mass, nobody)))
+            inferred = infer_strategy(codebook, reading, mass, np.zeros(codebook.length, int), 0)
+            if inferred is not None:
+                functions.append(
+                    log_likelihood_ratio(codebook, reading, mass, nobody.sum(axis=0, dtype=int), inferred)
+                )
+    rare = np.argsort(codebook.variance)[:64]
+    functions.append(np.where(np.isin(np.arange(codebook.length), rare), -np.sign(codebook.mean - 1e-9), 0.0))
+    return codebook.standardise(np.stack(functions))
+
+
+def main() -> None:
+    """Runs all parts, or those named, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("bench_output"))
+    parser.add_argument("--only", nargs="*", choices=("innocents", "coalitions", "many"))
+    arguments = parser.parse_args()
+    plan = QUICK if arguments.quick else Plan()
+    parts = arguments.only or ("innocents", "coalitions", "many")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    place = arguments.out / "codes.json"
+    report = json.loads(place.read_text()) if arguments.only and place.exists() else {}
+
+    def save() -> None:
+        place.write_text(json.dumps(report, indent=1) + "\n")
+
+    if "innocents" in parts:
+        print(f"| code | innocents | {' | '.join(f'{level:.0e}' for level in LEVELS)} |")
+        report["innocents"] = {}
+        for family in FAMILIES:
+            found = innocents_tail(family, plan.innocents)
+            report["innocents"][family] = {"count": plan.innocents, "share_over_bound": found}
+            print(f"| {family} | {plan.innocents:,} | {' | '.join(f'{share:.2f}' for share in found.values())} |")
+            save()
+    for part, rows in (("coalitions", coalition_rows), ("many", many_rows)):
+        if part not in parts:
+            continue
+        print(
+            "| recipients | colluders | strategy | drift | runs | caught | gave 1/20: caught | hit | innocents | s |"
+        )
+        report[part] = {"plan": asdict(plan), "rows": []}
+        for row in rows(plan):
+            report[part]["rows"].append(asdict(row))
+            print(
+                f"| {row.recipients:,} | {row.colluders} | {row.strategy} | {row.drift:g} | {row.runs} "
+                f"| {row.caught}/{row.gave} | {row.sure}/{row.large} | {row.hits}/{row.runs} "
+                f"| {row.innocents_accused} | {row.seconds:.1f} |",
+                flush=True,
+            )
+            save()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        report[part]["peak_mb"] = round(peak * 1.024)
+        print(f"peak memory {report[part]['peak_mb']:,} MB")
+        save()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
