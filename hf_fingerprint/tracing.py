@@ -23,6 +23,7 @@ from hf_fingerprint.reading import (
     Reading,
     RecipientScore,
     TraceResult,
+    in_names_of,
     judge,
     match_names,
     match_tensors,
@@ -280,7 +281,8 @@ def _likeness(base: Base, original: Checkpoint, suspect: Weights) -> float:
     if isinstance(suspect, RangedCheckpoint):
         return next(Looks([base], original, suspect).readings(keep=True))[0].lineage.cosine
     assert isinstance(suspect, Checkpoint)
-    return sample_cosine(base, original, match_tensors(base, original, suspect), suspect)
+    named = in_names_of(base, suspect)
+    return sample_cosine(base, original, match_tensors(base, original, named), named)
 
 
 def _stage(advance: Advance | None, step: str, total: int) -> Callable[[int], None] | None:

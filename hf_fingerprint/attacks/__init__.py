@@ -24,6 +24,7 @@ from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
 from hf_fingerprint.attacks.redundancy import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks.renaming import Renaming
 from hf_fingerprint.attacks.streams import StreamShuffle
 from hf_fingerprint.attacks.suite import SUITE, names, sweep
 from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling
@@ -53,6 +54,7 @@ __all__ = [
     "Overwriting",
     "Quantization",
     "Reinitialisation",
+    "Renaming",
     "RowRescaling",
     "StreamRotation",
     "StreamShuffle",

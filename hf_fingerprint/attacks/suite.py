@@ -24,6 +24,7 @@ from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
 from hf_fingerprint.attacks.redundancy import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks.renaming import Renaming
 from hf_fingerprint.attacks.streams import StreamShuffle
 from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling
 from hf_fingerprint.errors import FingerprintError
@@ -94,6 +95,7 @@ _SYMMETRIES: dict[str, list[Step]] = {
     "dummy-cancelling": [*DummyUnits(kind="cancelling").sweep()],
     "dummy-split": [*DummyUnits(kind="split").sweep()],
     "fold-norms": [FoldedNorms()],
+    "rename": [Renaming()],
 }
 
 

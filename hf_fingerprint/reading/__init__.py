@@ -2,6 +2,7 @@
 
 from hf_fingerprint.reading.looks import Looks, plan_looks
 from hf_fingerprint.reading.matching import match_names, match_tensors, names_tell, sample_cosine, shapes_in_common
+from hf_fingerprint.reading.renaming import in_names_of
 from hf_fingerprint.reading.suspect import Lineage, Reading, read_suspect
 from hf_fingerprint.reading.verdict import Candidates, RecipientScore, TraceResult, judge
 
@@ -13,6 +14,7 @@ __all__ = [
     "Reading",
     "RecipientScore",
     "TraceResult",
+    "in_names_of",
     "judge",
     "match_names",
     "match_tensors",

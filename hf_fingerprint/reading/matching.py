@@ -52,7 +52,7 @@ def shapes_in_common(base: Base, suspect: Weights) -> int:
     return sum(min(count, available[shape]) for shape, count in wanted.items())
 
 
-def match_tensors(base: Base, original: Checkpoint, suspect: Checkpoint) -> dict[str, TensorInfo]:
+def match_tensors(base: Base, original: Checkpoint, suspect: Weights) -> dict[str, TensorInfo]:
     """The counterparts of the carriers in the suspect.
 
     A carrier whose namesake has its shape and looks like it is matched to it. The others are matched within each shape
@@ -61,7 +61,7 @@ def match_tensors(base: Base, original: Checkpoint, suspect: Checkpoint) -> dict
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Checkpoint`]): the open suspect.
+        suspect ([`Weights`]): the open suspect.
 
     Returns:
         `dict[str, TensorInfo]`: by the carriers' names.
@@ -91,7 +91,7 @@ def match_tensors(base: Base, original: Checkpoint, suspect: Checkpoint) -> dict
     return matches
 
 
-def sample_cosine(base: Base, original: Checkpoint, matches: dict[str, TensorInfo], suspect: Checkpoint) -> float:
+def sample_cosine(base: Base, original: Checkpoint, matches: dict[str, TensorInfo], suspect: Weights) -> float:
     """The mean cosine of the matched tensors' sampled rows: which of several bases a suspect is closest to."""
     cosines = [
         _cosine(_sample(original, original.tensors[name]), _sample(suspect, info)) for name, info in matches.items()
@@ -104,7 +104,7 @@ def sample_rows(rows: int, count: int) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count))})
 
 
-def _sample(checkpoint: Checkpoint, info: TensorInfo) -> np.ndarray:
+def _sample(checkpoint: Weights, info: TensorInfo) -> np.ndarray:
     rows = [
         to_float32(checkpoint.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
         for row in sample_rows(info.rows, SAMPLE_ROWS)

@@ -16,6 +16,7 @@ from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.reading.alignment import align
 from hf_fingerprint.reading.matching import match_tensors
+from hf_fingerprint.reading.renaming import in_names_of
 from hf_fingerprint.reading.weighing import read_tensor
 from hf_fingerprint.vault import Base, Carrier
 
@@ -68,7 +69,7 @@ class Reading:
 def read_suspect(
     base: Base,
     original: Checkpoint,
-    suspect: Checkpoint,
+    suspect: Weights,
     advance: Callable[[int], None] | None = None,
     aligned: bool | Literal["always"] = True,
     aligning: Callable[[int], None] | None = None,
@@ -78,7 +79,7 @@ def read_suspect(
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): the base's open files.
-        suspect ([`Checkpoint`]): the open suspect.
+        suspect ([`Weights`]): the open suspect.
         advance (callable, *optional*): told the weights done.
         aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether what was moved, rescaled or turned is
             put back, where weights don't line up, or everywhere.
@@ -88,6 +89,7 @@ def read_suspect(
         [`CheckpointError`]: if the files given for the base aren't what was registered.
     """
     check_base_layout(base, original)
+    suspect = in_names_of(base, suspect)
     matches = match_tensors(base, original, suspect)
     alignment = align(base, original, suspect, matches, aligning, aligned == "always") if aligned else None
     if alignment is not None:

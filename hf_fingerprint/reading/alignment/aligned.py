@@ -6,7 +6,7 @@ from threading import Lock
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
+from hf_fingerprint.checkpoints import TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.reading.alignment.activations import usable
 from hf_fingerprint.vault import Base
@@ -26,7 +26,7 @@ class Alignment:
         moved (`dict[str, TensorInfo]`): the carriers that were put in order, by their names.
     """
 
-    def __init__(self, base: Base, suspect: Checkpoint, found: dict[str, tuple[TensorInfo, Change]]):
+    def __init__(self, base: Base, suspect: Weights, found: dict[str, tuple[TensorInfo, Change]]):
         self.source, self.tensors = suspect.source, dict(suspect.tensors)
         self.moved: dict[str, TensorInfo] = {}
         self._suspect = suspect
@@ -65,6 +65,6 @@ class Alignment:
             return kept
 
 
-def load(checkpoint: Checkpoint, info: TensorInfo) -> np.ndarray:
+def load(checkpoint: Weights, info: TensorInfo) -> np.ndarray:
     """A whole tensor as `float32`, `(rows, channels in, kernel)`; what is not finite, or absurd, is 0."""
     return usable(to_float32(checkpoint.read(info), info.dtype)).reshape(info.shape[0], info.shape[1], -1)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, resolve
+from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, Weights, resolve
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.errors import CheckpointError
@@ -32,7 +32,7 @@ MUCH_BETTER = 0.5  # a basis has more freedom than an order, so it must explain 
 def align(
     base: Base,
     original: Checkpoint,
-    suspect: Checkpoint,
+    suspect: Weights,
     matches: dict[str, TensorInfo],
     advance: Callable[[int], None] | None = None,
     always: bool = False,
@@ -42,7 +42,7 @@ def align(
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Checkpoint`]): the open suspect.
+        suspect ([`Weights`]): the open suspect.
         matches (`dict[str, TensorInfo]`): the carriers' counterparts, as far as they are known.
         advance (callable, *optional*): told the weights compared.
         always (`bool`, *optional*, defaults to `False`): whether tensors that line up but for a drift are put in order
@@ -105,11 +105,11 @@ class _Pairs:
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Checkpoint`]): the open suspect.
+        suspect ([`Weights`]): the open suspect.
         matches (`dict[str, TensorInfo]`): the counterparts that similarity found.
     """
 
-    def __init__(self, base: Base, original: Checkpoint, suspect: Checkpoint, matches: dict[str, TensorInfo]):
+    def __init__(self, base: Base, original: Checkpoint, suspect: Weights, matches: dict[str, TensorInfo]):
         self._original, self._suspect = original, suspect
         named = {normalise(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
         namesakes = {c.name: named[normalise(c.name)] for c in base.carriers if normalise(c.name) in named}
@@ -154,7 +154,7 @@ class _Pairs:
         ]
 
 
-def lines_up(original: Checkpoint, suspect: Checkpoint, name: str, matches: dict[str, TensorInfo]) -> bool:
+def lines_up(original: Checkpoint, suspect: Weights, name: str, matches: dict[str, TensorInfo]) -> bool:
     """Whether most of a sample of a tensor's rows look like the base's, in direction and in size."""
     if name not in matches:
         return False

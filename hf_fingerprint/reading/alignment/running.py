@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
+from hf_fingerprint.checkpoints import TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.models import BuiltModel
@@ -24,13 +24,13 @@ CLASSIFIER = 2  # its weight and bias may be gone
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-def as_base(ours: BuiltModel, in_file: dict[str, str], suspect: Checkpoint) -> "torch.nn.Module | None":
+def as_base(ours: BuiltModel, in_file: dict[str, str], suspect: Weights) -> "torch.nn.Module | None":
     """The base's architecture with the suspect's weights, if they fit.
 
     Args:
         ours ([`BuiltModel`]): the base.
         in_file (`dict[str, str]`): from its parameters' names to those of its file, where they differ.
-        suspect ([`Checkpoint`]): the open suspect.
+        suspect ([`Weights`]): the open suspect.
     """
     module = deepcopy(ours.module)
     named = {normalise(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE}
@@ -43,7 +43,7 @@ def as_base(ours: BuiltModel, in_file: dict[str, str], suspect: Checkpoint) -> "
 class _Filling:
     """What was found in the suspect so far, and what was not."""
 
-    def __init__(self, named: dict[str, TensorInfo], in_file: dict[str, str], suspect: Checkpoint, channels: int):
+    def __init__(self, named: dict[str, TensorInfo], in_file: dict[str, str], suspect: Weights, channels: int):
         self.missing: list[str] = []
         self._named, self._in_file, self._suspect, self._channels = named, in_file, suspect, channels
         self._bias: np.ndarray | None = None  # of the last convolution, if the base's has none

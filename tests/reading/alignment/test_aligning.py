@@ -15,6 +15,7 @@ from hf_fingerprint.attacks import (
     HeadShuffle,
     MagnitudePruning,
     Quantization,
+    Renaming,
     RowRescaling,
     StreamRotation,
     StreamShuffle,
@@ -105,6 +106,10 @@ TURNED = {
     "all that can be": Then(
         ChannelShuffle(), HeadShuffle(2), HeadBasis(1.0, 2), StreamShuffle(), StreamRotation(), Quantization(8, True)
     ),
+    "other names": Renaming("module."),
+    "other names, and all that can be": Then(
+        ChannelShuffle(), HeadBasis(1.0, 2), StreamShuffle(), StreamRotation(), Renaming()
+    ),
     "units added and the stream moved": Then(DummyUnits(0.25, "split"), StreamShuffle()),
 }
 
@@ -121,7 +126,7 @@ def test_a_transformers_heads_and_stream_in_another_basis_are_turned_back(
 
     assert after["alice"] >= 0.9 * before["alice"]
     assert [score.recipient for score in result.accused] == ["alice"]
-    assert result.tensors_aligned > 0
+    assert result.tensors_aligned > 0 or case == "other names"
 
 
 @pytest.mark.parametrize(

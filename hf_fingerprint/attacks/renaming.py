@@ -1,0 +1,40 @@
+"""The same tensors under other names."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.checkpoints.dialects import to_transformers
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+_QKV = ".attn.qkv."
+
+
+@dataclass(frozen=True)
+class Renaming(Attack):
+    """Names a timm model's tensors as transformers does, with queries, keys and values apart; nothing else changes.
+
+    Args:
+        prefix (`str`, *optional*, defaults to `""`): put before each name, as wrappers do.
+    """
+
+    paper = "conversion scripts of the transformers library"
+    prefix: str = ""
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        found = {}
+        for name, tensor in state.items():
+            if _QKV in name:
+                for letter, part in zip("qkv", tensor.clone().chunk(3), strict=True):
+                    found[to_transformers(name.replace(_QKV, f".attn.{letter}."))] = part
+            else:
+                found[to_transformers(name)] = tensor.clone()
+        if found.keys() == state.keys():
+            raise FingerprintError("Renaming knows timm's names of vision transformers and residual networks alone.")
+        return {self.prefix + name: tensor for name, tensor in found.items()}
