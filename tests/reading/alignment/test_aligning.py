@@ -5,6 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from small_models import SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
+from timm.layers import resample_abs_pos_embed
 
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import (
@@ -153,6 +154,43 @@ def test_a_networks_rows_moved_rescaled_or_flipped_are_put_back(resnet, tmp_path
 
     assert after["alice"] >= 0.9 * before["alice"]
     assert result.tensors_aligned > 0
+
+
+def new_head(state):
+    torch.manual_seed(1)
+    name = "head" if "head.weight" in state else "fc"
+    return state | {f"{name}.weight": torch.randn(7, state[f"{name}.weight"].shape[1]), f"{name}.bias": torch.randn(7)}
+
+
+def one_channel(state):
+    stem = "patch_embed.proj.weight" if "patch_embed.proj.weight" in state else "conv1.0.weight"
+    return state | {stem: state[stem].sum(1, keepdim=True)}
+
+
+def larger_images(state):
+    grid = int((state["pos_embed"].shape[1] - 1) ** 0.5)
+    return state | {"pos_embed": resample_abs_pos_embed(state["pos_embed"], [2 * grid, 2 * grid], [grid, grid])}
+
+
+@pytest.mark.parametrize("adapted", [new_head, one_channel, larger_images])
+@pytest.mark.parametrize("attack", [dict, everything, TURNED["all that can be"]], ids=["as it is", "moved", "turned"])
+def test_a_transformer_adapted_to_other_data_is_put_in_order_all_the_same(plain_vit, tmp_path, adapted, attack):
+    before, _ = scores(plain_vit, plain_vit.state, tmp_path)
+    attack = Then(ChannelShuffle(), HeadShuffle(2), StreamShuffle()) if attack is everything else attack
+
+    after, result = scores(plain_vit, adapted(attack(plain_vit.state)), tmp_path)
+
+    assert after["alice"] >= 0.9 * before["alice"]
+    assert (result.tensors_aligned > 0) == (attack is not dict)
+
+
+@pytest.mark.parametrize("adapted", [new_head, one_channel])
+def test_a_network_adapted_to_other_data_is_put_in_order_all_the_same(resnet, tmp_path, adapted):
+    before, _ = scores(resnet, resnet.state, tmp_path)
+
+    after, _ = scores(resnet, adapted(Then(StreamShuffle(), ChannelShuffle())(resnet.state)), tmp_path)
+
+    assert after["alice"] >= 0.9 * before["alice"]
 
 
 def test_what_lines_up_is_read_as_it_is_and_no_model_is_built(vit, tmp_path, monkeypatch):
