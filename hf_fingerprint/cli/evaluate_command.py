@@ -32,6 +32,7 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Three strengths of each attack, and three colluders alone.")
     ] = False,
+    public_base: Annotated[bool, typer.Option("--public-base", help="The thief has the unmarked base too.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="List the attacks and stop.")] = False,
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,
@@ -65,6 +66,7 @@ def evaluate(
             settings=settings,
             images=images,
             quick=quick,
+            public_base=public_base,
             report=output.remark,
             advance=advance,
         )

@@ -29,7 +29,9 @@ class Cost:
     @property
     def words(self) -> str:
         """The loss for people: in points of a hundred."""
-        return "not lost" if self.loss is None else f"{100 * self.loss:.1f} points"
+        if self.loss is None:
+            return "not lost"
+        return f"{100 * self.loss:.1f} points" if self.loss > 0 else "nothing"
 
 
 def cheapest(attack: str, points: Sequence[Point], copy: Point) -> Cost:

@@ -74,6 +74,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "name": evaluation.data,
             "test_images": evaluation.images,
             "thief_images": evaluation.stolen,
+            "thief_has_base": evaluation.public_base,
             "chance": evaluation.chance,
         },
         "versions": versions(),

@@ -42,6 +42,7 @@ class Evaluation:
         data (`str`): what it was tried out on.
         images (`int`): how many images accuracy was measured on.
         stolen (`int`): how many the thief had.
+        public_base (`bool`): whether the thief had the unmarked base too.
         chance (`float`): the accuracy of naming the commonest class.
         points (`tuple[Point, ...]`): one for each suspect: the base, a copy, then as the suite has them.
         skipped (`dict[str, str]`): attacks that could not be made on this model, and why.
@@ -53,6 +54,7 @@ class Evaluation:
     data: str
     images: int
     stolen: int
+    public_base: bool
     chance: float
     points: tuple[Point, ...]
     skipped: dict[str, str]
@@ -88,6 +90,7 @@ def evaluate(
     images: int = IMAGES,
     innocents: int = INNOCENTS,
     quick: bool = False,
+    public_base: bool = False,
     report: Callable[[str], None] | None = None,
     advance: Advance | None = None,
 ) -> Evaluation:
@@ -104,6 +107,7 @@ def evaluate(
         innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored.
         quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, and
             coalitions of 3 without what may follow.
+        public_base (`bool`, *optional*, defaults to `False`): whether the thief has the unmarked base too.
         report (callable, *optional*): told each step before the attacks.
         advance (callable, *optional*): told `(step, done, total)`.
 
@@ -117,7 +121,7 @@ def evaluate(
         Scene(model, folder, max(job.colluders for job in jobs), settings, innocents, report) as scene,
     ):
         given = data if isinstance(data, Data) else load_data(data, scene.built, images)
-        trial = _Trial(scene, given, Ledger(folder))
+        trial = _Trial(scene, given, Ledger(folder), public_base)
         points = list(trial.points(jobs, advance or _silent))
         return Evaluation(
             model=scene.base.source,
@@ -126,6 +130,7 @@ def evaluate(
             data=given.name,
             images=len(given.test[1]),
             stolen=len(given.thief[1]),
+            public_base=public_base,
             chance=given.chance,
             points=tuple(points),
             skipped=trial.skipped,
@@ -139,9 +144,9 @@ class _CannotAttackError(FingerprintError):
 class _Trial:
     """Suspects made, tried out and judged."""
 
-    def __init__(self, scene: Scene, data: Data, ledger: Ledger):
+    def __init__(self, scene: Scene, data: Data, ledger: Ledger, public_base: bool):
         self._scene, self._data, self._ledger = scene, data, ledger
-        self._thief = Thief(scene.build, *data.thief)
+        self._thief = Thief(scene.build, *data.thief, base=scene.clean() if public_base else None)
         self._known: list[State] = []
         self.skipped: dict[str, str] = {}
 
@@ -171,6 +176,7 @@ class _Trial:
             settings=asdict(scene.settings),
             data=self._data.digest,
             innocents=scene.innocents,
+            public_base=self._thief.base is not None,
             attack=job.attack,
             what=job.what,
             colluders=job.colluders,
@@ -230,11 +236,33 @@ class _Trial:
 
         images = self._data.test[0]
         try:
-            model = self._thief.model(state)
-        except RuntimeError:
-            raise _CannotAttackError("It changes the model's shapes: what is left can't be tried out.") from None
+            model = fitted(self._scene.build(), state).to(images.device).eval()
+        except (RuntimeError, AttributeError):
+            raise _CannotAttackError("It changes the model's tensors: what is left can't be tried out.") from None
         with torch.inference_mode():
             return torch.cat([logits(model, part).argmax(-1) for part in images.split(self._thief.batch)])
+
+
+def fitted(model: "torch.nn.Module", state: "State") -> "torch.nn.Module":
+    """The model with these weights, whose layers may be wider or narrower than its own, returned.
+
+    Raises:
+        `AttributeError`: if it has no such tensors.
+        `RuntimeError`: if it has others besides.
+    """
+    from torch.nn import Parameter
+
+    for name, tensor in state.items():
+        path, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(path)
+        own = getattr(layer, leaf)
+        if own.shape != tensor.shape:
+            if getattr(layer, "groups", 1) == len(own) > 1:  # a depthwise convolution
+                layer.groups = len(tensor)
+            room = own.detach().new_empty(tensor.shape)
+            setattr(layer, leaf, Parameter(room) if isinstance(own, Parameter) else room)
+    model.load_state_dict(state)
+    return model
 
 
 def _silent(step: str, done: int, total: int) -> None:

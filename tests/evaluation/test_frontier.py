@@ -71,3 +71,4 @@ def test_a_mark_that_never_goes_is_not_lost():
 
     assert cost.words == "not lost"
     assert cheapest("prune", [made_up(PLAIN, 0.805, 2.0, accused=False)], PLAIN).words == "9.5 points"
+    assert cheapest("prune", [made_up(PLAIN, 0.95, 2.0, accused=False)], PLAIN).words == "nothing"

@@ -6,7 +6,9 @@ import torch
 from evaluation_runs import SETTINGS, run
 from refusals import refused
 from small_models import save_vit
+from torch import nn
 
+from hf_fingerprint.attacks import DummyUnits
 from hf_fingerprint.attacks.attack import Attack
 from hf_fingerprint.attacks.suite import SUITE, Sweep
 from hf_fingerprint.errors import FingerprintError
@@ -33,12 +35,12 @@ class Refusing(Attack):
 
 
 @dataclass(frozen=True)
-class Reshaping(Attack):
+class Renaming(Attack):
     paper = "none"
     amount: float = 1.0
 
     def __call__(self, state, thief=None):
-        return {name: tensor[:1] if tensor.ndim > 1 else tensor for name, tensor in state.items()}
+        return {f"another.{name}": tensor for name, tensor in state.items()}
 
 
 def judged(monkeypatch, stop_at=None):
@@ -147,7 +149,7 @@ def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
     [
         (Refusing(), "This model has nothing to attack."),
         (Refusing(StopIteration), "StopIteration: it does not work on this model."),
-        (Reshaping(), "It changes the model's shapes: what is left can't be tried out."),
+        (Renaming(), "It changes the model's tensors: what is left can't be tried out."),
     ],
 )
 def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, evaluation, attack, reason):
@@ -156,6 +158,32 @@ def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, ev
 
     assert found.skipped == {"odd": reason}
     assert list(found.sweeps) == ["half"]
+
+
+def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):
+    with patch.dict(SUITE, {"wider": Sweep("single", (DummyUnits(),))}):
+        found = run(place, place / "out", ["wider"])
+
+    assert found.sweeps["wider"][0].agreement == 1
+
+
+def test_a_depthwise_convolution_grows_with_its_neighbours():
+    def model(width):
+        layers = (nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, groups=width), nn.BatchNorm2d(width))
+        return nn.Sequential(*layers, nn.Conv2d(width, 2, 1)).eval()
+
+    wide, images = model(7), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    assert torch.equal(running.fitted(model(4), wide.state_dict())(images), wide(images))
+
+
+def test_a_thief_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
+    alone = run(place, place / "out", ["reset"], quick=True)
+    equipped = run(place, place / "out", ["reset"], quick=True, public_base=True)
+
+    assert "base" in alone.skipped["reset"]
+    assert (alone.public_base, equipped.public_base, equipped.skipped) == (False, True, {})
+    assert equipped.sweeps["reset"][-1].score < equipped.copy.score / 2
 
 
 def test_a_sweep_ends_where_mark_and_model_are_gone(place, evaluation):
