@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import hf_fingerprint
-from hf_fingerprint.cli import commands, evaluate_command, issue_commands, vault_commands
+from hf_fingerprint.cli import commands, design_command, evaluate_command, issue_commands, vault_commands
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(vault_commands.app, name="vault")
+app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
 app.command("issue")(issue_commands.issue)
 app.command("push")(issue_commands.push)

@@ -4,7 +4,9 @@ model."""
 from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_formula, coalition_by_simulation
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.decoding import Decoding, decode, decode_all, prove_codeword
+from hf_fingerprint.codes.design import CodeDesign, design_code
 from hf_fingerprint.codes.fair_signs import FairSigns
+from hf_fingerprint.codes.forging import FORGERIES, forge
 from hf_fingerprint.codes.nuida import Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
@@ -36,7 +38,9 @@ def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Co
 
 __all__ = [
     "FAMILIES",
+    "FORGERIES",
     "CertifiedCoalition",
+    "CodeDesign",
     "Codebook",
     "Decoding",
     "FairSigns",
@@ -46,6 +50,8 @@ __all__ = [
     "coalition_by_simulation",
     "decode",
     "decode_all",
+    "design_code",
+    "forge",
     "make_codebook",
     "prove_codeword",
 ]

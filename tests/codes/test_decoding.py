@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decoding
+from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decoding
 from hf_fingerprint.codes.coalition import STRATEGIES
 from hf_fingerprint.codes.decoding import MAX_ROUNDS, residual_reading, unexplained
 
@@ -161,6 +161,22 @@ def test_deciding_among_the_highest_scorers_only_accuses_the_same(monkeypatch, c
     np.testing.assert_allclose(among.log_bounds[accused], whole.log_bounds[accused], rtol=1e-9)
     others = np.setdiff1d(np.arange(300), accused)
     assert np.corrcoef(among.scores[others], whole.scores[others])[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("candidates", [decoding.CANDIDATES, 32])
+def test_several_suspects_in_one_pass_are_decoded_as_each_alone(monkeypatch, candidates):
+    monkeypatch.setattr(decoding, "CANDIDATES", candidates)
+    codebook, copy_keys, mass = make("tardos", 1024), keys(200), np.ones(1024)
+    readings = [(collude(codebook, copy_keys[i : i + 3], s), mass) for i, s in enumerate(STRATEGIES)]
+    readings.append((np.zeros(1024), mass))
+    told: list[int] = []
+    together = decode_all(codebook, copy_keys, readings, advance=told.append)
+    assert sum(told) == 200
+    for found, (reading, _) in zip(together, readings, strict=True):
+        alone = decode(codebook, copy_keys, reading, mass)
+        assert found.accused == alone.accused
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+    assert [set(found.accused) for found in together[:-1]] == [{i, i + 1, i + 2} for i in range(len(STRATEGIES))]
 
 
 def test_the_bound_pays_for_every_recipient_and_every_round():

@@ -20,7 +20,7 @@ from hf_fingerprint.reading.matching import sample_rows
 from hf_fingerprint.vault import Base
 
 
-SAMPLE_ROWS = 16
+SAMPLE_ROWS = 8
 LINED_UP, FACTOR = 0.97, 1.05
 ALIKE, BETTER = 0.5, 0.8
 ASKEW_SHARE = 0.02
@@ -158,18 +158,22 @@ def lines_up(original: Checkpoint, suspect: Weights, name: str, matches: dict[st
     """Whether most of a sample of a tensor's rows look like the base's, in direction and in size."""
     if name not in matches:
         return False
-    own, info = original.tensors[name], matches[name]
-    good = 0
-    chosen = sample_rows(own.rows, SAMPLE_ROWS)
-    for row in chosen:
-        ours = to_float32(original.read(own, row * own.row_bytes, (row + 1) * own.row_bytes), own.dtype)
-        theirs = to_float32(suspect.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
-        ours, theirs = ours.astype(np.float64), np.where(np.isfinite(theirs), theirs, 0).astype(np.float64)
-        kept = theirs != 0
-        product, power = theirs @ ours, ours[kept] @ ours[kept]
-        scale = np.sqrt(power * (theirs @ theirs))
-        good += bool(scale == 0 or (product >= LINED_UP * scale and power / FACTOR <= product <= power * FACTOR))
-    return good >= len(chosen) - len(chosen) // 8
+    chosen = sample_rows(original.tensors[name].rows, SAMPLE_ROWS)
+    ours, theirs = (
+        np.stack([_row(weights, info, row) for row in chosen])
+        for weights, info in ((original, original.tensors[name]), (suspect, matches[name]))
+    )
+    kept = theirs != 0
+    products, powers = np.einsum("rc,rc->r", theirs, ours), np.einsum("rc,rc->r", kept, ours**2)
+    scales = np.sqrt(powers * np.einsum("rc,rc->r", theirs, theirs))
+    alike = (products >= LINED_UP * scales) & (powers <= FACTOR * products) & (products <= FACTOR * powers)
+    return int(((scales == 0) | alike).sum()) >= len(chosen) - len(chosen) // SAMPLE_ROWS
+
+
+def _row(weights: Weights, info: TensorInfo, row: int) -> np.ndarray:
+    """A row as `float64`; what is not finite is 0."""
+    values = to_float32(weights.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
+    return np.where(np.isfinite(values), values, 0).astype(np.float64)
 
 
 def _whole(source: Source) -> Source:
