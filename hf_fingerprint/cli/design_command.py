@@ -1,0 +1,97 @@
+"""`design`: which code, how long, and which models are too small for it."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_fingerprint.cli import options, output
+
+
+if TYPE_CHECKING:
+    from hf_fingerprint.codes import CodeDesign
+
+MODELS = {  # millions of carrier weights, counted in timm 1.0.31 by the rule of `select_by_name`
+    "mobilenetv3_small_100": 1.5,
+    "tf_efficientnet_lite0": 3.3,
+    "efficientnet_b0": 4.0,
+    "mobilenetv3_large_100": 4.2,
+    "deit_tiny_patch16_224": 5.3,
+    "resnet18": 11.2,
+    "vit_small_patch16_224": 21.2,
+    "resnet50": 23.4,
+    "swin_tiny_patch4_window7_224": 27.4,
+    "convnext_tiny": 27.8,
+    "vit_base_patch16_224": 84.9,
+    "vit_large_patch16_224": 302.0,
+}
+
+
+def design(
+    recipients: Annotated[int, typer.Option("--recipients", min=1, help="Recipients to cover.", show_default=False)],
+    coalition: Annotated[int, typer.Option("--coalition", min=1, help="Colluders to catch.", show_default=False)],
+    alpha: options.Alpha = None,
+    drift: Annotated[
+        float,
+        typer.Option(
+            "--drift", min=0, help="Noise in each weight, in amplitudes of the mark; 5 is about a fine-tuning."
+        ),
+    ] = 5.0,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", help="What colluders may do, by default anything; several for several."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="A model to count the carrier weights of; several for several.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Design a code: its length, the weights it needs, the scores to expect, and which models are too small."""
+    from hf_fingerprint.codes import design_code
+    from hf_fingerprint.codes.design import STRATEGIES
+
+    counts = {name: round(millions * 1e6) for name, millions in MODELS.items()}
+    counts = {name: _carrier_weights(name) for name in model or []} | counts
+    with output.steps() as report:
+        found = design_code(recipients, coalition, alpha or 1e-6, drift, strategy or STRATEGIES, report)
+    needed = found.best.weights if found.best else None
+    enough = {name: needed is not None and count >= needed for name, count in counts.items()}
+    if as_json:
+        models = [{"model": n, "carrier_weights": count, "enough": enough[n]} for n, count in counts.items()]
+        output.print_json(asdict(found) | {"models": models})
+        return
+    for line in _describe(found):
+        output.say(line)
+    for name, count in counts.items():
+        output.say(f"  {count:>13,}  {'large enough' if enough[name] else 'too small':12}  {name}")
+
+
+def _carrier_weights(name: str) -> int:
+    """The weights that could hold a mark, from names and shapes."""
+    from hf_fingerprint.carriers import select_by_name
+    from hf_fingerprint.checkpoints import open_checkpoint
+
+    with open_checkpoint(name, weights_only=True) as checkpoint:
+        tensors = checkpoint.tensors
+        return sum(tensors[carrier].rows * tensors[carrier].columns for carrier in select_by_name(tensors))
+
+
+def _describe(design: "CodeDesign") -> list[str]:
+    """A design in words and a table."""
+    asked = (
+        f"{design.coalition} colluders among {design.recipients:,} recipients at alpha {design.alpha:.0e}, drift "
+        f"{design.drift:g} amplitudes a weight"
+    )
+    if design.best is None:
+        return [f"no code catches all of {asked}, however large the model", "carrier weights of some models:"]
+    best = design.best
+    lines = [
+        f"best for {asked}: {best.family}, {best.length:,} positions, in {best.weights:,} carrier weights or more",
+        f"  {'code':10}  {'positions':>9}  {'weights':>13}  {'accuses at':>10}  mean score of a colluder by strategy",
+    ]
+    for option in design.options:
+        scores = ", ".join(f"{strategy} {score:.1f}" for strategy, score in option.scores.items())
+        lines.append(
+            f"  {option.family:10}  {option.length:>9,}  {option.weights:>13,}  {option.threshold:>10.1f}  {scores}"
+        )
+    return [*lines, "carrier weights of some models, beside this code's need:"]

@@ -1,0 +1,174 @@
+"""What it takes to withstand a coalition: the shortest code of each family that catches all of it, by simulation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_fingerprint.codes.coalition import accusation_threshold, expected_score
+from hf_fingerprint.codes.codebook import Codebook
+from hf_fingerprint.codes.decoding import Decoding, decode
+from hf_fingerprint.codes.fair_signs import FairSigns
+from hf_fingerprint.codes.forging import FORGERIES, forge
+from hf_fingerprint.codes.nuida import LARGEST, Nuida
+from hf_fingerprint.codes.tardos import Tardos
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.keys import derive
+
+
+WEIGHTS_PER_POSITION = 40
+LENGTHS = tuple(64 << i for i in range(11))
+MOST_PER_POSITION = WEIGHTS_PER_POSITION << 10
+TRIALS = 2
+STRATEGIES = ("average", "random pick", "minority", "median", "min-max", "minimum", "random extreme")
+_SECRET = bytes(32)
+_HOPELESS = 0.8  # of the threshold: an average that is expected to score less is not simulated
+
+
+@dataclass(frozen=True)
+class CodeOption:
+    """A code that withstands what was asked for.
+
+    Attributes:
+        family (`str`): its family.
+        length (`int`): V.
+        weights (`int`): N, the carrier weights that it needs at least.
+        threshold (`float`): the score that accuses, for a typical reading.
+        scores (`dict[str, float]`): for each strategy, the mean score that proves most of each colluder.
+    """
+
+    family: str
+    length: int
+    weights: int
+    threshold: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CodeDesign:
+    """What was asked for, and the codes that withstand it.
+
+    Attributes:
+        recipients (`int`): n, how many the bound has to cover.
+        coalition (`int`): c.
+        alpha (`float`): the bound on accusing any innocent.
+        drift (`float`): standard deviation of the noise in each weight, in units of the mark's amplitude.
+        options (`tuple[CodeOption, ...]`): at most one of each family, those that need fewest weights first, and of
+            these the one with the widest margin.
+    """
+
+    recipients: int
+    coalition: int
+    alpha: float
+    drift: float
+    options: tuple[CodeOption, ...]
+
+    @property
+    def best(self) -> CodeOption | None:
+        """The code that needs fewest weights, if any withstands the coalition."""
+        return self.options[0] if self.options else None
+
+
+def design_code(
+    recipients: int,
+    coalition: int,
+    alpha: float = 1e-6,
+    drift: float = 5.0,
+    strategies: Sequence[str] = STRATEGIES,
+    report: Callable[[str], None] | None = None,
+) -> CodeDesign:
+    """Designs a code: for each family the least size at which every colluder is accused in each of two simulated
+    collusions by every strategy.
+
+    Sizes double: up to 65,536 positions of 40 weights each, then 65,536 positions of up to 40,960.
+
+    Args:
+        recipients (`int`): n.
+        coalition (`int`): c, up to n.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent.
+        drift (`float`, *optional*, defaults to 5): standard deviation of the noise in each weight, in units of the
+            mark's amplitude: a drift of 2 % of the weights' size at an amplitude of 0.4 %.
+        strategies (sequence of `str`, *optional*): of [`FORGERIES`]; by default all in which pirates take equal shares
+            and that differ.
+        report (callable, *optional*): told each size tried.
+
+    Raises:
+        [`CodeError`]: if a number makes no sense.
+    """
+    if not 1 <= coalition <= recipients:
+        raise CodeError(f"A coalition of {coalition} among {recipients} recipients makes no sense: choose 1 or more.")
+    if not 0 < alpha < 0.5:
+        raise CodeError(f"An alpha of {alpha} bounds nothing: choose one above 0 and under 0.5.")
+    if not (np.isfinite(drift) and drift >= 0):
+        raise CodeError(f"A drift of {drift} is none: choose 0 or more, in units of the mark's amplitude.")
+    unknown = set(strategies) - set(FORGERIES)
+    if unknown or not strategies:
+        raise CodeError(f"No strategy is called {', '.join(unknown)}: choose among {', '.join(FORGERIES)}.")
+    families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= LARGEST)
+    found = (_least(family, recipients, coalition, alpha, drift, strategies, report) for family in families)
+    options = sorted((option for option in found if option is not None), key=_preference)
+    return CodeDesign(recipients, coalition, alpha, drift, tuple(options))
+
+
+def _preference(option: CodeOption) -> tuple[int, float]:
+    """Fewest weights first, then the widest margin."""
+    return option.weights, option.threshold - min(option.scores.values())
+
+
+def _least(
+    family: str,
+    recipients: int,
+    coalition: int,
+    alpha: float,
+    drift: float,
+    strategies: Sequence[str],
+    report: Callable[[str], None] | None,
+) -> CodeOption | None:
+    """The smallest size of a family that withstands every strategy; the one that beat the last size comes first."""
+    order = list(strategies)
+    sizes = [(length, WEIGHTS_PER_POSITION) for length in LENGTHS]
+    while sizes[-1][1] < MOST_PER_POSITION:
+        sizes.append((LENGTHS[-1], 2 * sizes[-1][1]))
+    for length, weights in sizes:
+        if report is not None:
+            report(f"{family}, {length * weights:,} weights")
+        codebook = _codebook(family, length, coalition)
+        threshold = accusation_threshold(codebook, recipients, alpha)
+        if expected_score(codebook, coalition, drift / weights**0.5) < _HOPELESS * threshold:
+            continue
+        scores: dict[str, float] = {}
+        for strategy in order:
+            trials = [
+                _collude(codebook, strategy, weights, recipients, coalition, alpha, drift, trial)
+                for trial in range(TRIALS)
+            ]
+            if any(len(trial.accused) < coalition for trial in trials):
+                order.insert(0, order.pop(order.index(strategy)))
+                break
+            scores[strategy] = float(np.mean([trial.scores.mean() for trial in trials]))
+        else:
+            return CodeOption(family, length, length * weights, threshold, {s: scores[s] for s in strategies})
+    return None
+
+
+def _codebook(family: str, length: int, coalition: int) -> Codebook:
+    if family == FairSigns.family:
+        return FairSigns(length)
+    return (Nuida if family == Nuida.family else Tardos)(length, coalition, _SECRET)
+
+
+def _collude(
+    codebook: Codebook,
+    strategy: str,
+    weights: int,
+    recipients: int,
+    coalition: int,
+    alpha: float,
+    drift: float,
+    trial: int,
+) -> Decoding:
+    """One simulated collusion, decoded; the bound pays for all recipients, though the innocents are not drawn."""
+    keys = [derive(_SECRET, "design", f"{trial} {i}") for i in range(coalition)]
+    copies = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
+    reading, _ = forge(strategy, copies, weights, drift, np.random.default_rng([trial, coalition]))
+    return decode(codebook, keys, reading, np.ones(codebook.length), alpha * coalition / recipients)

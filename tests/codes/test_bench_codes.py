@@ -1,0 +1,58 @@
+import json
+import sys
+from dataclasses import replace
+
+import bench_codes
+import numpy as np
+import pytest
+
+from hf_fingerprint.codes import FAMILIES, FORGERIES, decoding, make_codebook
+
+
+PLAN = replace(bench_codes.QUICK, runs=((3, 1),), many=600, innocents=5_000)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_innocents_reach_a_score_no_more_often_than_is_proven(family):
+    """40,000 innocents before each of some 30 score functions; 4 of them at 1e-4, were the bound tight."""
+    found = bench_codes.innocents_tail(family, 40_000, 512)
+    assert found["1e-02"] < 1
+    assert found["1e-03"] < 1
+    assert found["1e-04"] * 4 <= 12
+    assert found["1e-02"] > 0.01
+
+
+def test_a_bound_of_the_wrong_size_would_show(monkeypatch):
+    """Twice the logarithm too generous."""
+
+    class Generous(bench_codes.ChernoffBound):
+        def threshold(self, log_p):
+            return super().threshold(log_p / 2)
+
+    monkeypatch.setattr(bench_codes, "ChernoffBound", Generous)
+    assert bench_codes.innocents_tail("tardos", 20_000, 512)["1e-03"] > 3
+
+
+def test_what_pirates_provoke_has_unit_variance_and_likelihood_ratios_among_it():
+    codebook = make_codebook("tardos", 512, 5, bytes(32))
+    functions = bench_codes.provoked_functions(codebook)
+    np.testing.assert_allclose((functions**2 * codebook.variance).sum(axis=1), 1)
+    assert len(functions) > 2 * 10 + 1
+
+
+def test_a_run_writes_every_strategy_and_accuses_no_innocent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench_codes, "QUICK", PLAN)
+    monkeypatch.setattr(decoding, "CANDIDATES", 100)
+    monkeypatch.setattr(sys, "argv", ["bench_codes.py", "--quick", "--out", str(tmp_path)])
+    bench_codes.main()
+    report = json.loads((tmp_path / "codes.json").read_text())
+    assert set(report["innocents"]) == set(FAMILIES)
+    rows = report["coalitions"]["rows"]
+    assert {row["strategy"] for row in rows} == set(FORGERIES)
+    assert all(row["caught"] == row["gave"] == 3 for row in rows if row["drift"] == 0)
+    many = report["many"]["rows"]
+    assert {row["recipients"] for row in many} == {600}
+    assert next(row for row in many if row["strategy"] == "average" and row["drift"] == 0)["caught"] == 20
+    assert all(row["innocents_accused"] == 0 for row in rows + many)
+    assert all(0 <= row["sure"] <= row["large"] <= row["gave"] for row in rows)
+    assert "| 3 | minority |" in capsys.readouterr().out
