@@ -39,10 +39,11 @@ class Plan:
     recipients: int = 1000
     runs: tuple[tuple[int, int], ...] = ((3, 5), (5, 5), (10, 5), (20, 5), (50, 3), (100, 1))
     many: int = 1_000_000
+    among_many: int = 20
     innocents: int = 10_000_000
 
 
-QUICK = Plan(length=2048, recipients=100, runs=((3, 1), (5, 1)), many=17_000, innocents=50_000)
+QUICK = Plan(length=2048, recipients=100, runs=((3, 1), (5, 1)), many=17_000, among_many=3, innocents=50_000)
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,12 @@ def coalition_rows(plan: Plan) -> Iterator[Row]:
                 yield counted(found, plan.recipients, strategy, drift, seconds)
 
 
-def many_rows(plan: Plan, size: int = COALITION) -> Iterator[Row]:
+def many_rows(plan: Plan) -> Iterator[Row]:
     """Every strategy among a million recipients, all in one pass over their codewords."""
     codebook = make_codebook("tardos", plan.length, COALITION, bytes(32))
     keys = keys_of(plan.many)
     kinds = [(drift, strategy) for drift in DRIFTS for strategy in FORGERIES]
-    made = [collusion(codebook, keys, size, strategy, plan.weights, drift, 0) for drift, strategy in kinds]
+    made = [collusion(codebook, keys, plan.among_many, strategy, plan.weights, drift, 0) for drift, strategy in kinds]
     started = time.perf_counter()
     decodings = decode_all(codebook, keys, [(reading, np.ones(plan.length)) for _, reading, _ in made], ALPHA)
     seconds = (time.perf_counter() - started) / len(kinds)
