@@ -17,7 +17,7 @@ from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.reading.alignment import align
 from hf_fingerprint.reading.matching import match_tensors
 from hf_fingerprint.reading.renaming import in_names_of
-from hf_fingerprint.reading.weighing import read_tensor
+from hf_fingerprint.reading.weighing import TensorReading, read_tensor
 from hf_fingerprint.vault import Base, Carrier
 
 
@@ -138,11 +138,8 @@ class SuspectSums:
                     parts[start : start + AT_ONCE],
                 )
                 for found in results:
-                    counts = position_counts(found.weights, found.offset, base.length)
-                    if found.missing is not None:
-                        counts -= found.missing
                     self._values += found.weight * found.sums
-                    self._mass += found.weight * counts
+                    self._mass += found.weight * _counts(found, base.length)
                     self._read += found.weights - found.dropped
                     self._dropped += found.dropped
                     self._products += found.sample.products
@@ -153,6 +150,14 @@ class SuspectSums:
         """The reading so far. `matched` is how many carriers were found in the suspect."""
         values = clip_positions(self._values, self._mass)
         return Reading(values, self._mass.copy(), matched, self._read, self._dropped, _lineage(self._products))
+
+
+def _counts(found: TensorReading, length: int) -> np.ndarray:
+    """What counts at each position of a tensor's reading."""
+    if found.masses is not None:
+        return found.masses
+    counts = position_counts(found.weights, found.offset, length)
+    return counts if found.missing is None else counts - found.missing
 
 
 def _lineage(products: np.ndarray) -> Lineage:

@@ -2,8 +2,9 @@
 
 Per tensor: the difference to the base in units of the mark's amplitude, without weights that are exactly 0 (pruned) or
 not finite, clipped at a few robust standard deviations, and weighted by the inverse of its variance: fine-tuning moves
-some tensors a hundred times more than others, and a tensor that drifted far should say little. None of it looks at a
-codeword.
+some tensors a hundred times more than others, and a tensor that drifted far should say little. In a tensor that
+drifted by more than the mark the variance is taken to be a row's times a column's: whoever moves weights far without
+ruining the model moves those of idle channels farthest. None of it looks at a codeword.
 """
 
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from hf_fingerprint.reading.matching import sample_rows
 from hf_fingerprint.vault import Base, Carrier
 
 
-SAMPLE_ROWS = 16
-CLIP_DEVIATIONS = 3.0
+SAMPLE_ROWS, COLUMN_ROWS = 16, 256
+CLIP_DEVIATIONS, CLIP_KNOWN = 3.0, 1.5  # a tensor's, and a weight's own
 LEAST_CLIP, MOST_CLIP = 1.5, 1e6
 LEAST_VARIANCE = 0.1
+DRIFTED = 2.0  # amplitudes
+LEAST_DRIFT = 1e-8
 _MAD = 1.4826
 
 
@@ -32,6 +35,8 @@ class TensorReading:
     Attributes:
         sums (`np.ndarray` of shape `(V,)`): X times the normalised difference.
         missing (`np.ndarray` of shape `(V,)` or `None`): weights dropped at each position, if any.
+        masses (`np.ndarray` of shape `(V,)` or `None`): what counts at each position, if not all weights count alike;
+            `missing` is none then, and `weight` 1.
         offset (`int`): position of the first weight.
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
         weights (`int`): how many weights were compared.
@@ -41,6 +46,7 @@ class TensorReading:
 
     sums: np.ndarray
     missing: np.ndarray | None
+    masses: np.ndarray | None
     offset: int
     weight: float
     weights: int
@@ -56,10 +62,13 @@ class Sample:
         products (`np.ndarray` of shape `(4,)`): `<suspect, base>`, `<suspect, suspect>`, `<base, base>` and the
             squared norm of the difference, scaled up to all the rows read.
         clip (`np.float32`): where to clip the normalised difference.
+        columns (`np.ndarray` of shape `(columns,)` or `None`): how far each column drifted beside others, squared and
+            about 1, if the tensor drifted by more than the mark, and unevenly.
     """
 
     products: np.ndarray
     clip: np.float32
+    columns: np.ndarray | None
 
 
 def read_tensor(
@@ -87,6 +96,7 @@ def read_tensor(
     sample = _sample(original, own, suspect, info, inverse, slice(first, last))
     projection = TensorProjection(base.secret, carrier.name, base.length, first * own.columns)
     sums, missing = np.zeros(base.length, np.float32), None
+    masses = None if sample.columns is None else np.zeros(base.length, np.float32)
     energy, done, dropped = 0.0, 0, 0
     most = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
     one, two = np.empty(most * own.row_bytes, np.uint8), np.empty(most * info.row_bytes, np.uint8)
@@ -99,22 +109,42 @@ def read_tensor(
             ours = to_float32(raw, own.dtype)
             difference = np.subtract(theirs, ours, out=scratch[: len(ours)]).reshape(-1, own.columns)
             difference *= inverse[start:stop, None]
-            np.clip(difference, -sample.clip, sample.clip, out=difference)
+            weights, clip = None, sample.clip
+            if sample.columns is not None:
+                np.clip(difference, -MOST_CLIP, MOST_CLIP, out=difference)
+                weights = _weights(difference, theirs, sample.columns)
+                clip = CLIP_KNOWN / np.sqrt(weights)
+            np.clip(difference, -clip, clip, out=difference)
         power = float(np.vdot(difference, difference))
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(power) and np.isfinite(theirs @ theirs)
         if not finite or _any_zero(theirs):
             lost = _lost(theirs)
             difference.reshape(-1)[lost] = 0
+            if weights is not None:
+                weights.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
             fold(lost.astype(np.float32), (projection.offset + done) % base.length, missing)
             dropped += int(lost.sum())
             power = float(np.vdot(difference, difference))
         energy += power
+        if weights is not None and masses is not None:
+            difference *= weights
+            fold(weights.reshape(-1), (projection.offset + done) % base.length, masses)
         projection.read(difference, sums)
         done += difference.size
+    if masses is not None:
+        return TensorReading(sums, None, masses, projection.offset, 1.0, done, dropped, sample)
     weight = 1 / max(energy / max(done - dropped, 1), LEAST_VARIANCE)
-    return TensorReading(sums, missing, projection.offset, weight, done, dropped, sample)
+    return TensorReading(sums, missing, None, projection.offset, weight, done, dropped, sample)
+
+
+def _weights(difference: np.ndarray, theirs: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The inverse of each weight's variance, `float32` of the block's shape: its row's times its column's."""
+    kept = ~_lost(theirs).reshape(difference.shape)
+    squares = np.square(np.where(kept, difference, 0)) / columns
+    rows = squares.sum(1, dtype=np.float64) / np.maximum(kept.sum(1), 1)
+    return (1 / np.maximum(rows[:, None] * columns, LEAST_VARIANCE)).astype(np.float32)
 
 
 def _any_zero(values: np.ndarray) -> bool:
@@ -135,14 +165,41 @@ def _sample(
     count = rows.stop - rows.start
     sizes, products, chosen = [], np.zeros(4), [rows.start + row for row in sample_rows(count, SAMPLE_ROWS)]
     for row in chosen:
-        ours = to_float32(original.read(own, row * own.row_bytes, (row + 1) * own.row_bytes), own.dtype)
-        theirs = to_float32(suspect.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
-        kept = ~_lost(theirs)
-        ours, theirs = ours[kept].astype(np.float64), theirs[kept].astype(np.float64)
-        difference = theirs - ours
+        ours, theirs, kept = _compared(original, own, suspect, info, row)
+        difference = (theirs - ours)[kept]
+        ours, theirs = ours[kept], theirs[kept]
         products += (theirs @ ours, theirs @ theirs, ours @ ours, difference @ difference)
         sizes.append(np.abs(difference * inverse[row]))
     spread = _MAD * float(np.median(np.concatenate(sizes))) if sum(map(len, sizes)) else 0.0
     return Sample(
-        products * (count / len(chosen)), np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP))
+        products * (count / len(chosen)),
+        np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP)),
+        _column_drift(original, own, suspect, info, inverse, rows) if spread > DRIFTED else None,
     )
+
+
+def _column_drift(
+    original: Checkpoint, own: TensorInfo, suspect: Weights, info: TensorInfo, inverse: np.ndarray, rows: slice
+) -> np.ndarray | None:
+    """How far each column of some rows drifted beside others, squared and about 1, from up to 256 rows; `None` if
+    half of what they differ by is what chance makes of columns that drifted alike."""
+    drift, compared = np.zeros(own.columns), np.zeros(own.columns)
+    for row in sample_rows(rows.stop - rows.start, COLUMN_ROWS):
+        ours, theirs, kept = _compared(original, own, suspect, info, rows.start + row)
+        squares = np.square(np.clip((theirs - ours) * float(inverse[rows.start + row]), -MOST_CLIP, MOST_CLIP))
+        if energy := float(squares[kept].mean()) if kept.any() else 0.0:
+            drift[kept] += squares[kept] / energy
+            compared += kept
+    raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > 0)
+    chance = 2 / max(float(compared.mean()), 1.0)  # the variance of a mean of squares of normal numbers
+    return np.maximum(raw, LEAST_DRIFT).astype(np.float32) if float(raw.var()) > 2 * chance else None
+
+
+def _compared(
+    original: Checkpoint, own: TensorInfo, suspect: Weights, info: TensorInfo, row: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A row of the base's tensor and of the suspect's, `float64`, and which of its weights say something."""
+    ours = to_float32(original.read(own, row * own.row_bytes, (row + 1) * own.row_bytes), own.dtype)
+    theirs = to_float32(suspect.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
+    kept = ~_lost(theirs)
+    return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept

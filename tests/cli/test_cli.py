@@ -390,7 +390,10 @@ SURPRISES = [
         "hf_fingerprint.issuing.issuer.write_copy",
         ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o"],
     ),
-    ("hf_fingerprint.tracing.read_suspect", ["trace", "MODEL", "--vault", "VAULT", "--passphrase-file", "PASSPHRASE"]),
+    (
+        "hf_fingerprint.tracing.tracing.read_suspect",
+        ["trace", "MODEL", "--vault", "VAULT", "--passphrase-file", "PASSPHRASE"],
+    ),
 ]
 
 

@@ -192,3 +192,58 @@ def test_memory_stays_small_for_a_tensor_of_64_megabytes(tmp_path):
     assert found.weights == 1 << 24
     assert found.dropped == 586 * 4096
     assert peak < 20 << 20
+
+
+def uneven(case: SimpleNamespace, alone: float = 0.25, seed: int = 0) -> np.ndarray:
+    """The copy after a drift that left this share of its columns alone; with some weights pruned."""
+    rng = np.random.default_rng(seed)
+    amplitude = case.carrier.amplitude[:, None]
+    share = np.where(rng.random(case.own.shape[1]) < alone, 0.5, 40.0)
+    theirs = case.theirs + amplitude * share * rng.standard_normal(case.own.shape)
+    theirs[rng.random(theirs.shape) < 0.05] = 0
+    return theirs.astype(np.float32)
+
+
+def test_columns_that_stayed_count_for_what_they_say(case, tmp_path):
+    theirs = uneven(case)
+    found = read(case, theirs, tmp_path)
+
+    lost, amplitude = theirs == 0, case.carrier.amplitude.astype(np.float64)[:, None]
+    difference = (theirs.astype(np.float64) - case.own) / amplitude
+    squares = np.where(lost, 0, difference**2)
+    rows = squares.sum(1) / (~lost).sum(1)
+    columns = (squares / rows[:, None]).sum(0) / (~lost).sum(0)
+    rows = (squares / columns).sum(1) / (~lost).sum(1)
+    weights = np.where(lost, 0, 1 / np.maximum(rows[:, None] * columns, 0.1))
+    clipped = np.clip(difference, -1.5 / np.sqrt(np.maximum(weights, 1e-9)), 1.5 / np.sqrt(np.maximum(weights, 1e-9)))
+    first = (
+        int(Stream(derive(case.base.secret, "offset", NAME)).take(8).view("<u8")[0] % np.uint64(case.base.length // 8))
+        * 8
+    )
+    bits = np.unpackbits(Stream(derive(case.base.secret, "signs", NAME)).take(-(-theirs.size // 8)))[: theirs.size]
+    places = (first + np.arange(theirs.size)) % case.base.length
+    sums, masses = np.zeros(case.base.length), np.zeros(case.base.length)
+    np.add.at(sums, places, ((1 - 2.0 * bits) * (weights * clipped).ravel()))
+    np.add.at(masses, places, weights.ravel())
+    assert found.masses == pytest.approx(masses, rel=1e-3, abs=1e-6)
+    assert found.sums == pytest.approx(sums, rel=1e-3, abs=1e-3)
+    assert (found.weight, found.missing, found.dropped) == (1.0, None, int(lost.sum()))
+
+
+def test_columns_that_drifted_alike_count_alike(case, tmp_path):
+    found = read(case, uneven(case, 0.0), tmp_path)
+
+    assert found.masses is None
+    assert found.weight < 0.01
+
+
+@pytest.mark.parametrize("absurd", [1e30, 3e38, np.inf, -np.inf, np.nan])
+def test_absurd_weights_among_those_that_drifted_unevenly_do_no_harm(case, tmp_path, absurd):
+    theirs = uneven(case)
+    theirs[3, 7], theirs[11] = absurd, absurd
+
+    found, before = read(case, theirs, tmp_path), read(case, uneven(case), tmp_path)
+
+    assert np.isfinite(found.sums).all()
+    assert np.isfinite(found.masses).all()
+    assert np.corrcoef(found.sums, before.sums)[0, 1] > 0.95

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, Weights, open_checkpoint, open_ranges
+from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, open_checkpoint, open_ranges
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.reading import (
     Candidates,
@@ -23,24 +23,17 @@ from hf_fingerprint.reading import (
     Reading,
     RecipientScore,
     TraceResult,
-    in_names_of,
     judge,
-    match_names,
-    match_tensors,
     names_tell,
     read_suspect,
-    sample_cosine,
-    shapes_in_common,
 )
-from hf_fingerprint.registration import open_base, weights_hash
-from hf_fingerprint.vault import Base, Vault, copies_in_training
+from hf_fingerprint.tracing.finding import CLEARLY, Records, find_base
+from hf_fingerprint.vault import Vault, copies_in_training
 
 
 __all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
-_TIE, _CLEARLY = 0.05, 0.9
 DRIFTED = 0.05
 Advance = Callable[[str, int, int], None]
-Records = list[Base]  # of the same weights: two issuers may have registered one model apart
 
 
 def trace(
@@ -87,7 +80,7 @@ def trace(
             return result
         suspect = f"hf-hub:{ranged.source.name}@{ranged.source.revision}"
     with open_checkpoint(suspect, weights_only=True) as opened:
-        records, original = _find_base(vault, base, opened)
+        records, original = find_base(vault, base, opened)
         with original:
             tested = _candidates(vault, records, recipient)
             readings = _readings(tested, original, opened, advance)
@@ -163,7 +156,7 @@ def _trace_by_looks(
     bases = vault.bases()
     if bases and not any(names_tell(base, suspect) for base in bases):
         return None, 0
-    records, original = _find_base(vault, place, suspect)
+    records, original = find_base(vault, place, suspect)
     with original:
         if not names_tell(records[0], suspect):
             return None, 0
@@ -178,7 +171,7 @@ def _trace_by_looks(
             if result.weights_read and not seen and not result.lineage.descends:
                 return None, look  # a stranger, or a copy whose tensors were given each other's names
             seen |= result.weights_read > 0
-        if not result.accused and suspect.max_bytes is None and result.lineage.cosine < _CLEARLY:
+        if not result.accused and suspect.max_bytes is None and result.lineage.cosine < CLEARLY:
             return None, look  # perhaps its channels stand in another order, which the whole would show
     result = replace(
         result,
@@ -203,86 +196,6 @@ def _candidates(vault: Vault, records: Records, recipient: str | None) -> list[C
             f"that base: see `hf-fingerprint recipients`, or give another --base."
         )
     return [each for each in found if each.copies] or found[:1]
-
-
-def _find_base(vault: Vault, place: str | Path | None, suspect: Weights) -> tuple[Records, Checkpoint]:
-    """All records of the base that the suspect is read against, and its open files."""
-    bases = vault.bases()
-    if not bases:
-        raise VaultError(f"{vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
-    if place is not None:
-        return _named_base(bases, vault, place)
-    by_shape = not isinstance(suspect, RangedCheckpoint)  # of which names are all there is to go by
-    shares = [
-        max(len(match_names(base, suspect)), by_shape * shapes_in_common(base, suspect)) / len(base.carriers)
-        for base in bases
-    ]
-    likely = [base for base, share in zip(bases, shares, strict=True) if share >= max(shares) - _TIE]
-    groups = [_records(bases, base.content_hash) for base in likely]
-    groups = [group for i, group in enumerate(groups) if group not in groups[:i]]
-    if len(groups) == 1:
-        return groups[0], _open_records(groups[0], vault)
-    return _closest(groups, vault, suspect)
-
-
-def _records(bases: Sequence[Base], content_hash: str) -> Records:
-    return [base for base in bases if base.content_hash == content_hash]
-
-
-def _open_records(records: Records, vault: Vault) -> Checkpoint:
-    """The files of a base, from the first of the places it was registered from that still has them."""
-    gone: list[VaultError] = []
-    for base in records:
-        try:
-            return open_base(base, vault)
-        except VaultError as error:
-            gone.append(error)
-    raise gone[0]
-
-
-def _named_base(bases: Sequence[Base], vault: Vault, place: str | Path) -> tuple[Records, Checkpoint]:
-    """The base with this id, or whose weights are at this place."""
-    named = [base for base in bases if base.base_id == str(place)]
-    if named:
-        records = _records(bases, named[0].content_hash)
-        return records, _open_records(records, vault)
-    original = open_checkpoint(place, weights_only=True)
-    records = _records(bases, weights_hash(original, vault))
-    if not records:
-        original.close()
-        raise VaultError(
-            f"{place} is not a base of {vault.folder}: its weights' hash is not on record; give the base itself."
-        )
-    return records, original
-
-
-def _closest(groups: Sequence[Records], vault: Vault, suspect: Weights) -> tuple[Records, Checkpoint]:
-    """Of several bases of one architecture, the one whose weights the suspect's are most like.
-
-    One whose files are gone can't be compared; that is an error unless another is clearly the one.
-    """
-    likeness: list[float] = []
-    gone: list[VaultError] = []
-    for group in groups:
-        try:
-            with _open_records(group, vault) as original:
-                likeness.append(_likeness(group[0], original, suspect))
-        except VaultError as error:
-            likeness.append(-2.0)
-            gone.append(error)
-    if gone and max(likeness) < _CLEARLY:
-        raise gone[0]
-    best = groups[likeness.index(max(likeness))]
-    return best, _open_records(best, vault)
-
-
-def _likeness(base: Base, original: Checkpoint, suspect: Weights) -> float:
-    """The cosine of the suspect's weights and a base's; of one on the Hub, at the first look, which stays at hand."""
-    if isinstance(suspect, RangedCheckpoint):
-        return next(Looks([base], original, suspect).readings(keep=True))[0].lineage.cosine
-    assert isinstance(suspect, Checkpoint)
-    named = in_names_of(base, suspect)
-    return sample_cosine(base, original, match_tensors(base, original, named), named)
 
 
 def _stage(advance: Advance | None, step: str, total: int) -> Callable[[int], None] | None:
