@@ -6,6 +6,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -655,3 +656,15 @@ def test_every_error_is_of_the_packages_own_family(case, tmp_path):
     for suspect, vault in ((tmp_path / "no", case.vault), (case.model, tmp_path / "no")):
         with pytest.raises(FingerprintError):
             trace(suspect, vault)
+
+
+@pytest.mark.parametrize("code", ["nuida", "fair_signs"])
+def test_copies_in_every_code_trace_alone_and_averaged(tmp_path, code):
+    vault, model = unlocked_vault(tmp_path / "vault"), save_plain(tmp_path / "model")
+    with Issuer(model, vault, replace(SETTINGS, code=code)) as issuer:
+        copies = {c.recipient: c.path for c in issuer.issue_all(NAMES[:4], tmp_path / "copies")}
+    states = [load_file(copies[name] / "model.safetensors") for name in NAMES[:2]]
+    save_file(collude(states), tmp_path / "mixed.safetensors")
+
+    assert names(trace(copies[NAMES[0]], vault)) == [NAMES[0]]
+    assert sorted(names(trace(tmp_path / "mixed.safetensors", vault))) == sorted(NAMES[:2])

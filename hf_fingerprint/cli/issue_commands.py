@@ -61,6 +61,7 @@ def issue(
     alpha: options.Alpha = None,
     eps: options.Eps = None,
     carriers: options.Carriers = None,
+    code: options.Code = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
@@ -78,7 +79,7 @@ def issue(
     if not names and not assignments:
         raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
     terms = Terms(not public, _gated(gated), disclose, base_model)
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code)
     with output.steps() as report:
         issuer = Issuer(model, opened, settings, report)
     with issuer:
@@ -208,6 +209,6 @@ def _name_left_out(names: Iterable[str]) -> None:
 def _summarise(issuer: "Issuer", count: int) -> None:
     base = issuer.base
     output.say(
-        f"{count} of base {base.base_id}; certified against {base.certified} colluders among "
+        f"{count} of base {base.base_id}; code {base.family} for {base.coalition} colluders, certified against {base.certified} colluders among "
         f"{base.recipients_planned:,} recipients (by {base.certified_by.split(',')[0]})"
     )

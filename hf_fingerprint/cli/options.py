@@ -40,6 +40,10 @@ Carriers = Annotated[
         "--carriers", help="spread over all layers, or compact: copies share nearly all bytes, and withstand less."
     ),
 ]
+Code = Annotated[
+    str | None,
+    typer.Option("--code", help="tardos, nuida or fair_signs; by default as the coalition asks for, see `design`."),
+]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),

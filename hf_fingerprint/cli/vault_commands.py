@@ -61,13 +61,14 @@ def add(
     alpha: options.Alpha = None,
     eps: options.Eps = None,
     carriers: options.Carriers = None,
+    code: options.Code = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
     from hf_fingerprint.registration import Settings, register
     from hf_fingerprint.vault import Vault
 
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers)
+    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code)
     with output.steps() as report:
         base = register(model, Vault(vault), settings, report)
     if as_json:

@@ -11,7 +11,7 @@ import numpy as np
 from hf_fingerprint.carriers import can_carry, row_rms, select_by_name, select_from_model, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
+from hf_fingerprint.codes import FAMILIES, FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images
@@ -39,7 +39,7 @@ class Settings:
             and copy, in nats.
         calibration (`Path`, *optional*): a folder of images to measure it on; synthetic ones by default.
         coalition (`int`, *optional*, defaults to 20): the number of colluders to design the code for; up to 2 gives
-            fair signs, more a Tardos code.
+            fair signs, more a Tardos code, unless `code` says otherwise.
         recipients_planned (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
             coalition is worked out for.
         alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent.
@@ -47,6 +47,7 @@ class Settings:
             for a base that is the initialisation of a training from scratch, whose output means nothing yet.
         carriers (`str`, *optional*, defaults to `"spread"`): `"spread"` marks all tensors that can carry, `"compact"`
             a few that lie together, so that copies share nearly all of their bytes, at a cost in robustness.
+        code (`str`, *optional*): the code's family, one of `FAMILIES`: `"tardos"`, `"nuida"` or `"fair_signs"`.
     """
 
     max_kl: float | None = None
@@ -56,10 +57,13 @@ class Settings:
     alpha: float | None = None
     eps: float | None = None
     carriers: str | None = None
+    code: str | None = None
 
     def __post_init__(self) -> None:
         if self.carriers not in (None, *LAYOUTS):
             raise CodeError(f"Carriers are laid out {' or '.join(LAYOUTS)}, not {self.carriers}: choose --carriers.")
+        if self.code not in (None, *FAMILIES):
+            raise CodeError(f"There is no code called {self.code}: choose --code {', '.join(FAMILIES)}.")
         if self.max_kl is not None and not 0 < self.max_kl <= 1:
             raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
         if self.alpha is not None and not 0 < self.alpha < 0.5:
@@ -109,6 +113,7 @@ def _check_same(base: Base, settings: Settings) -> None:
         "alpha": base.alpha,
         "eps": max(carrier.eps for carrier in base.carriers),
         "carriers": "spread" if base.compact is None else "compact",
+        "code": base.family,
     }
     for name, value in recorded.items():
         asked = getattr(settings, name)
@@ -179,7 +184,7 @@ def examine(
 
     eps = spend(np.arange(len(selected)))
     secret = new_secret()
-    family = FairSigns.family if coalition <= 2 else Tardos.family
+    family = settings.code or (FairSigns.family if coalition <= 2 else Tardos.family)
     compact = None
     if settings.carriers == "compact":
         kept = compact_window(

@@ -364,3 +364,23 @@ def test_settings_that_make_no_sense_are_refused_where_they_are_made(wrong):
 def test_a_model_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(CheckpointError):
         register(tmp_path / "nowhere", new_vault(tmp_path / "vault"), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("coalition", "asked", "family"), [(2, None, "fair_signs"), (5, None, "tardos"), (5, "nuida", "nuida")]
+)
+def test_the_code_is_the_one_asked_for_or_the_one_the_coalition_asks_for(models, coalition, asked, family):
+    base = examined(models.plain, coalition=coalition, code=asked)
+
+    assert base.family == family
+    assert base.certified >= 1
+
+
+def test_another_code_for_a_known_base_is_refused(models, tmp_path):
+    vault = new_vault(tmp_path / "vault")
+    register(models.plain, vault, replace(SETTINGS, code="nuida"))
+
+    with pytest.raises(CodeError, match="registered with code nuida, not tardos"):
+        register(models.plain, vault, replace(SETTINGS, code="tardos"))
+    with pytest.raises(CodeError, match="no code called turbo: choose --code tardos, nuida, fair_signs"):
+        Settings(code="turbo")
