@@ -209,6 +209,7 @@ def _name_left_out(names: Iterable[str]) -> None:
 def _summarise(issuer: "Issuer", count: int) -> None:
     base = issuer.base
     output.say(
-        f"{count} of base {base.base_id}; code {base.family} for {base.coalition} colluders, certified against {base.certified} colluders among "
-        f"{base.recipients_planned:,} recipients (by {base.certified_by.split(',')[0]})"
+        f"{count} of base {base.base_id}; code {base.family}, designed for {base.coalition} colluders, certified "
+        f"against {base.certified} colluders among {base.recipients_planned:,} recipients (by "
+        f"{base.certified_by.split(',')[0]})"
     )

@@ -92,6 +92,7 @@ def test_the_whole_way_from_a_vault_to_a_verdict(tmp_path, run, monkeypatch):
     code, out, _ = run("issue", "model", "--recipient", "bob", "--vault", "vault", "--out", "copies/bob")
     assert code == 0
     assert f"bob: {tmp_path / 'copies' / 'bob'}\n" in out
+    assert "designed for" in out
     assert "certified against" in out
 
     code, out, _ = run("trace", "copies/bob", "--vault", "vault", "--passphrase-file", "passphrase")
