@@ -2,17 +2,18 @@
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints import Checkpoint, Weights
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.codes.decoding import residual_reading
 from hf_fingerprint.reading.alignment import align
 from hf_fingerprint.reading.matching import match_tensors
+from hf_fingerprint.reading.renaming import in_names_of
 from hf_fingerprint.reading.suspect import Part, Reading, SuspectSums
 from hf_fingerprint.vault import Base
 
 
 def evidence_by_layer(
-    base: Base, original: Checkpoint, suspect: Checkpoint, codeword: np.ndarray, aligned: bool = True
+    base: Base, original: Checkpoint, suspect: Weights, codeword: np.ndarray, aligned: bool = True
 ) -> tuple[float, ...]:
     """The score that a codeword would have if the suspect had one marked tensor only, for each in turn.
 
@@ -22,14 +23,14 @@ def evidence_by_layer(
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Checkpoint`]): the open suspect.
+        suspect ([`Weights`]): the open suspect.
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits.
         aligned (`bool`, *optional*, defaults to `True`): whether channels in another order are put back first.
 
     Returns:
         `tuple[float, ...]`: in the order of `base.carriers`; 0 for tensors that the suspect lacks.
     """
-    codebook = base.codebook()
+    codebook, suspect = base.codebook(), in_names_of(base, suspect)
     matches = match_tensors(base, original, suspect)
     alignment = align(base, original, suspect, matches) if aligned else None
     if alignment is not None:

@@ -235,34 +235,15 @@ class _Trial:
         import torch
 
         images = self._data.test[0]
+        model = self._scene.model_of(state)
+        if model is None:
+            raise _CannotAttackError("It changes the model's tensors: what is left can't be tried out.")
+        model = model.to(images.device)
         try:
-            model = fitted(self._scene.build(), state).to(images.device).eval()
-        except (RuntimeError, AttributeError):
-            raise _CannotAttackError("It changes the model's tensors: what is left can't be tried out.") from None
-        with torch.inference_mode():
-            return torch.cat([logits(model, part).argmax(-1) for part in images.split(self._thief.batch)])
-
-
-def fitted(model: "torch.nn.Module", state: "State") -> "torch.nn.Module":
-    """The model with these weights, whose layers may be wider or narrower than its own, returned.
-
-    Raises:
-        `AttributeError`: if it has no such tensors.
-        `RuntimeError`: if it has others besides.
-    """
-    from torch.nn import Parameter
-
-    for name, tensor in state.items():
-        path, _, leaf = name.rpartition(".")
-        layer = model.get_submodule(path)
-        own = getattr(layer, leaf)
-        if own.shape != tensor.shape:
-            if getattr(layer, "groups", 1) == len(own) > 1:  # a depthwise convolution
-                layer.groups = len(tensor)
-            room = own.detach().new_empty(tensor.shape)
-            setattr(layer, leaf, Parameter(room) if isinstance(own, Parameter) else room)
-    model.load_state_dict(state)
-    return model
+            with torch.inference_mode():
+                return torch.cat([logits(model, part).argmax(-1) for part in images.split(self._thief.batch)])
+        except RuntimeError:
+            raise _CannotAttackError("It changes the model's widths: what is left does not run.") from None
 
 
 def _silent(step: str, done: int, total: int) -> None:

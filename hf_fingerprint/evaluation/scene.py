@@ -9,8 +9,8 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +24,9 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation.layers import evidence_by_layer
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
-from hf_fingerprint.models import BuiltModel, build_model
-from hf_fingerprint.reading import Reading, read_suspect
+from hf_fingerprint.models import BuiltModel, build_model, names_in_file
+from hf_fingerprint.reading import Reading, in_names_of, read_suspect
+from hf_fingerprint.reading.alignment.running import as_base
 from hf_fingerprint.registration import Settings
 from hf_fingerprint.vault import Base, Vault, find_passphrase
 from hf_fingerprint.vault.database import DATABASE, write_private
@@ -140,6 +141,27 @@ class Scene:
 
         return deepcopy(self.built.module)
 
+    def model_of(self, state: "State") -> "torch.nn.Module | None":
+        """The model with these weights, in evaluation mode; layers may have other widths, normalisations may be folded
+        away, names may be the other library's. `None` if that is not what the weights are."""
+        with self._as_file(state) as suspect:
+            found = as_base(self.built, {}, suspect)
+            if found is None:
+                names = names_in_file(self.built.module, self._original)
+                found = as_base(self.built, names, in_names_of(self.base, suspect))
+            return found
+
+    @contextmanager
+    def _as_file(self, state: "State") -> Iterator[Checkpoint]:
+        """A suspect on the disk, for as long as it is looked at."""
+        from safetensors.torch import save_file
+
+        with TemporaryDirectory(dir=self._out) as scratch:
+            file = Path(scratch) / "suspect.safetensors"
+            save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, file)
+            with open_checkpoint(file) as suspect:
+                yield suspect
+
     def clean(self) -> "dict[str, torch.Tensor]":
         """The base's weights."""
         return {name: tensor.clone() for name, tensor in self.built.module.state_dict().items()}
@@ -156,19 +178,14 @@ class Scene:
             state (mapping of `str` to `torch.Tensor`): its weights.
             guilty (sequence of `int`): the holders it was made from; nobody else is guilty.
         """
-        from safetensors.torch import save_file
-
-        with TemporaryDirectory(dir=self._out) as scratch:
-            file = Path(scratch) / "suspect.safetensors"
-            save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, file)
-            with open_checkpoint(file) as suspect:
-                reading = read_suspect(self.base, self._original, suspect)
-                told = self._decode(reading, guilty)
-                plain = told
-                if reading.aligned:
-                    plain = self._decode(read_suspect(self.base, self._original, suspect, aligned=False), guilty)
-                codeword = self._packed[guilty[0] if guilty else 0]
-                layers = evidence_by_layer(self.base, self._original, suspect, codeword, bool(reading.aligned))
+        with self._as_file(state) as suspect:
+            reading = read_suspect(self.base, self._original, suspect)
+            told = self._decode(reading, guilty)
+            plain = told
+            if reading.aligned:
+                plain = self._decode(read_suspect(self.base, self._original, suspect, aligned=False), guilty)
+            codeword = self._packed[guilty[0] if guilty else 0]
+            layers = evidence_by_layer(self.base, self._original, suspect, codeword, bool(reading.aligned))
         return Judgement(
             **told,
             unaligned=(plain["innocents_accused"], plain["highest_innocent"]),

