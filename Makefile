@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CODE := hf_fingerprint tests examples
 TIMINGS ?= --durations=10
 
-.PHONY: demo test style quality bench reproduce clean
+.PHONY: demo test style quality bench evaluate reproduce clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ style: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python examples/bench.py --out bench_output
 	$(BIN)/python examples/bench_training.py
+
+evaluate: $(VENV)/installed
+	for model in lite0 lite2 resnet vit; do $(BIN)/python examples/bench_attacks.py $$model || exit 1; done
 
 reproduce: $(VENV)/installed
 	$(BIN)/python examples/reproduction.py --out reproduction_output
