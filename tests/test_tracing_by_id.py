@@ -156,7 +156,8 @@ def test_the_more_a_copy_drifted_the_further_it_is_read(wide, hub):
         looks.append(result.looks)
 
     assert looks == sorted(looks)
-    assert (looks[0], looks[2]) == (1, 7)  # the last two whole: perhaps it was turned, a little or far
+    assert looks[0] == 1
+    assert looks[2] >= 6  # the last one whole: perhaps it was turned, a little or far
 
 
 def test_a_suspect_whose_channels_were_moved_and_rescaled_is_downloaded_and_named(tmp_path, hub):

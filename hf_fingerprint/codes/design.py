@@ -1,5 +1,6 @@
 """What it takes to withstand a coalition: the shortest code of each family that catches all of it, by simulation."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,6 @@ from hf_fingerprint.codes.forging import FORGERIES, forge
 from hf_fingerprint.codes.nuida import LARGEST, Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
-from hf_fingerprint.keys import derive
 
 
 WEIGHTS_PER_POSITION = 40
@@ -168,7 +168,7 @@ def _collude(
     trial: int,
 ) -> Decoding:
     """One simulated collusion, decoded; the bound pays for all recipients, though the innocents are not drawn."""
-    keys = [derive(_SECRET, "design", f"{trial} {i}") for i in range(coalition)]
+    keys = [hashlib.sha256(f"designed for {trial} {i}".encode()).digest() for i in range(coalition)]
     copies = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
     reading, _ = forge(strategy, copies, weights, drift, np.random.default_rng([trial, coalition]))
     return decode(codebook, keys, reading, np.ones(codebook.length), alpha * coalition / recipients)

@@ -1,6 +1,7 @@
 """The small evaluation, run once and looked at by many tests."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -11,10 +12,15 @@ from quick_age import lock_quickly
 from hf_fingerprint.evaluation import Evaluation
 
 
-@pytest.fixture(autouse=True, scope="session")
-def quick() -> Iterator[None]:
+def opening_quickly() -> AbstractContextManager[object]:
     """Throwaway vaults open in no time."""
-    with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
+    return patch("hf_fingerprint.vault.store.lock_identity", lock_quickly)
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    """The same in every test here, and in no other."""
+    with opening_quickly():
         yield
 
 
@@ -25,6 +31,7 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def evaluation(place, quick) -> Evaluation:
+def evaluation(place) -> Evaluation:
     """The small model's, in the folder `out`."""
-    return run(place, place / "out")
+    with opening_quickly():
+        return run(place, place / "out")
