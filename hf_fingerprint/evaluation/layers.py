@@ -5,10 +5,7 @@ import numpy as np
 from hf_fingerprint.checkpoints import Checkpoint, Weights
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.codes.decoding import residual_reading
-from hf_fingerprint.reading.alignment import align
-from hf_fingerprint.reading.matching import match_tensors
-from hf_fingerprint.reading.renaming import in_names_of
-from hf_fingerprint.reading.suspect import Part, Reading, SuspectSums
+from hf_fingerprint.reading.suspect import Part, Reading, SuspectSums, put_in_order
 from hf_fingerprint.vault import Base
 
 
@@ -30,17 +27,14 @@ def evidence_by_layer(
     Returns:
         `tuple[float, ...]`: in the order of `base.carriers`; 0 for tensors that the suspect lacks.
     """
-    codebook, suspect = base.codebook(), in_names_of(base, suspect)
-    matches = match_tensors(base, original, suspect)
-    alignment = align(base, original, suspect, matches) if aligned else None
-    if alignment is not None:
-        matches |= alignment.moved
+    codebook = base.codebook()
+    suspect, matches, _ = put_in_order(base, original, suspect, aligned)
     found = []
     for carrier in base.carriers:
         if carrier.name not in matches:
             found.append(0.0)
             continue
-        sums = SuspectSums(base, original, suspect if alignment is None else alignment)
+        sums = SuspectSums(base, original, suspect)
         sums.add([Part(carrier, matches[carrier.name], slice(0, len(carrier.amplitude)))])
         found.append(_score(codebook, codeword, sums.reading(1)))
     return tuple(found)

@@ -89,16 +89,36 @@ def read_suspect(
         [`CheckpointError`]: if the files given for the base aren't what was registered.
     """
     check_base_layout(base, original)
-    suspect = in_names_of(base, suspect)
-    matches = match_tensors(base, original, suspect)
-    alignment = align(base, original, suspect, matches, aligning, aligned == "always") if aligned else None
-    if alignment is not None:
-        matches |= alignment.moved
-    sums = SuspectSums(base, original, suspect if alignment is None else alignment)
+    suspect, matches, moved = put_in_order(base, original, suspect, aligned, aligning)
+    sums = SuspectSums(base, original, suspect)
     sums.add(
         [Part(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches], advance
     )
-    return replace(sums.reading(len(matches)), aligned=0 if alignment is None else len(alignment.moved))
+    return replace(sums.reading(len(matches)), aligned=moved)
+
+
+def put_in_order(
+    base: Base,
+    original: Checkpoint,
+    suspect: Weights,
+    aligned: bool | Literal["always"] = True,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[Weights, dict[str, TensorInfo], int]:
+    """A suspect as the base has it, in names and in order.
+
+    Args:
+        base, original, suspect, aligned: see [`read_suspect`].
+        advance (callable, *optional*): told the weights compared to put them in order.
+
+    Returns:
+        `(suspect, matches, moved)`: what to read of it, the carriers' counterparts there, and how many were moved.
+    """
+    suspect = in_names_of(base, suspect)
+    matches = match_tensors(base, original, suspect)
+    alignment = align(base, original, suspect, matches, advance, aligned == "always") if aligned else None
+    if alignment is None:
+        return suspect, matches, 0
+    return alignment, matches | alignment.moved, len(alignment.moved)
 
 
 class Part(NamedTuple):

@@ -8,10 +8,8 @@ from hf_fingerprint.errors import VaultError
 from hf_fingerprint.reading import (
     DESCENDS,
     Looks,
-    align,
-    in_names_of,
     match_names,
-    match_tensors,
+    put_in_order,
     sample_cosine,
     shapes_in_common,
 )
@@ -109,9 +107,5 @@ def _likeness(base: Base, original: Checkpoint, suspect: Weights, aligned: bool)
     """The cosine of the suspect's weights and a base's; of one on the Hub, at the first look, which stays at hand."""
     if isinstance(suspect, RangedCheckpoint):
         return next(Looks([base], original, suspect).readings(keep=True))[0].lineage.cosine
-    named = in_names_of(base, suspect)
-    matches = match_tensors(base, original, named)
-    found = align(base, original, named, matches) if aligned else None
-    if found is None:
-        return sample_cosine(base, original, matches, named)
-    return sample_cosine(base, original, matches | found.moved, found)
+    suspect, matches, _ = put_in_order(base, original, suspect, aligned)
+    return sample_cosine(base, original, matches, suspect)
