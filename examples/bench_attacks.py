@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("model", choices=SIZES)
     parser.add_argument("--attacks", nargs="+", help="names or groups of the suite; all by default")
     parser.add_argument("--coalitions", nargs="+", type=int, default=COALITIONS)
+    parser.add_argument("--runs", type=int, default=1, help="how often each coalition is formed")
     parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
     parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
     parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
@@ -90,6 +91,7 @@ def main() -> None:
             arguments.coalitions,
             Settings(recipients_planned=RECIPIENTS),
             quick=arguments.quick,
+            runs=arguments.runs,
             public_base=True,
             report=remark,
             advance=lambda what, done, total: progress.update(task, description=what, completed=done, total=total),

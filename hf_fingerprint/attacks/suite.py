@@ -99,6 +99,14 @@ _SYMMETRIES: dict[str, list[Step]] = {
 }
 
 
+def _after_fine_tuning() -> dict[str, list[Step]]:
+    """What leaves the function unchanged, done to a copy that was fine-tuned before."""
+    return {
+        f"finetune-then-{name}": [Then(FineTuning(1e-3), attack) for attack in attacks]
+        for name, attacks in _SYMMETRIES.items()
+    }
+
+
 def _collusions() -> dict[str, list[Step]]:
     """Each strategy alone, and with what may follow it."""
     followed: dict[str, list[Step]] = {
@@ -116,7 +124,7 @@ def _collusions() -> dict[str, list[Step]]:
 
 SUITE: dict[str, Sweep] = {
     name: Sweep(group, tuple(attacks))
-    for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES, _collusions()), strict=True)
+    for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusions()), strict=True)
     for name, attacks in sweeps.items()
 }
 

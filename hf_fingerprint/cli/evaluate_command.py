@@ -26,6 +26,7 @@ def evaluate(
     coalitions: Annotated[
         str | None, typer.Option("--coalitions", help="How many copies are mixed, by commas. [3,5,10]")
     ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="How often each coalition is formed.")] = 1,
     recipients: Annotated[
         int | None, typer.Option("--recipients", help="Recipients that the bound is for. [1000]")
     ] = None,
@@ -66,6 +67,7 @@ def evaluate(
             settings=settings,
             images=images,
             quick=quick,
+            runs=runs,
             public_base=public_base,
             report=output.remark,
             advance=advance,

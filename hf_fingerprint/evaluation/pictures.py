@@ -67,7 +67,9 @@ def coalitions(evaluation: Evaluation) -> list[tuple[str, str]]:
         chart = Chart(f"{strategy}: recipients caught", counts("copies mixed", sizes), shares("recipients caught"))
         for place, follow_up in enumerate(after):
             points = [point for point in mixed if _parts(point) == (strategy, follow_up)]
-            chart.line([(p.colluders, sum(p.caught) / p.colluders) for p in points], f"series s{place % 4}")
+            runs = [[sum(p.caught) / size for p in points if p.colluders == size] for size in sizes]
+            means = [(size, sum(run) / len(run)) for size, run in zip(sizes, runs, strict=True) if run]
+            chart.line(means, f"series s{place % 4}")
             for p in points:
                 chart.dot(
                     p.colluders, sum(p.caught) / p.colluders, f"mark s{place % 4}", _told(p), 6.5 - 1.4 * min(place, 3)

@@ -1,9 +1,12 @@
 """Which suspects an evaluation makes: attacks by name or group, in some strengths, by coalitions of some sizes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from hf_fingerprint.attacks.attack import Step, Then
+from hf_fingerprint.attacks.collusion import Collusion
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE
@@ -37,14 +40,19 @@ class Job:
         attack (`str`): the name in the suite, or what else it is.
         step (`int`): its place in the sweep.
         how ([`Step`] or `None`): makes it, if anything is to be made.
-        colluders (`int`): how many copies it is made from.
+        members (`tuple[int, ...]`): the holders whose copies it is made from.
     """
 
     kind: str
     attack: str
     step: int
     how: Step | None
-    colluders: int
+    members: tuple[int, ...]
+
+    @property
+    def colluders(self) -> int:
+        """How many copies it is made from."""
+        return len(self.members)
 
     @property
     def what(self) -> str:
@@ -52,7 +60,9 @@ class Job:
         return self.attack if self.how is None else repr(self.how)
 
 
-def plan(chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: bool = False) -> list[Job]:
+def plan(
+    chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: bool = False, runs: int = 1
+) -> list[Job]:
     """All suspects to be made: the base, a copy, the copy attacked, copies mixed.
 
     Args:
@@ -60,6 +70,8 @@ def plan(chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: 
         coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): how many copies are mixed.
         quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, and
             coalitions of 3 without what may follow.
+        runs (`int`, *optional*, defaults to 1): how often each coalition is formed: the first holders at first, then
+            others at random out of twice as many as the largest needs, mixed by another seed.
 
     Raises:
         [`FingerprintError`]: if a coalition has fewer than 2 members.
@@ -67,12 +79,31 @@ def plan(chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: 
     sizes = sorted(set(coalitions or (QUICK_COALITIONS if quick else COALITIONS)))
     if sizes[0] < 2:
         raise FingerprintError(f"A coalition of {sizes[0]} mixes nothing: choose --coalitions of 2 or more.")
-    jobs = [Job(BASE, "the base, unmarked", 0, None, 0), Job(COPY, "a copy as issued", 0, None, 1)]
+    jobs = [Job(BASE, "the base, unmarked", 0, None, ()), Job(COPY, "a copy as issued", 0, None, (0,))]
     for name in chosen:
         steps = sweep(name)
         if SUITE[name].group != COLLUSION:
             kept = range(len(steps)) if not quick else sorted({0, len(steps) // 2, len(steps) - 1})
-            jobs += [Job(SINGLE, name, i, steps[i], 1) for i in kept]
+            jobs += [Job(SINGLE, name, i, steps[i], (0,)) for i in kept]
         elif not (quick and isinstance(steps[0], Then)):
-            jobs += [Job(COLLUSION, name, i, step, size) for i, step in enumerate(steps) for size in sizes]
+            jobs += [
+                Job(COLLUSION, name, i, _reseeded(step, run), _members(size, 2 * sizes[-1], run))
+                for i, step in enumerate(steps)
+                for size in sizes
+                for run in range(runs)
+            ]
     return jobs
+
+
+def _members(size: int, holders: int, run: int) -> tuple[int, ...]:
+    """A run's coalition."""
+    if not run:
+        return tuple(range(size))
+    return tuple(np.random.default_rng([size, run]).choice(holders, size, replace=False).tolist())
+
+
+def _reseeded(step: Step, run: int) -> Step:
+    """The same collusion, what is random in it by the run's seed."""
+    if isinstance(step, Then):
+        return Then(_reseeded(step.steps[0], run), *step.steps[1:])
+    return replace(step, seed=run) if isinstance(step, Collusion) else step

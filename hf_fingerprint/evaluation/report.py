@@ -4,7 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier
+from hf_fingerprint.evaluation.outcomes import outcomes
 from hf_fingerprint.evaluation.page import Tables, render
-from hf_fingerprint.evaluation.points import Point
+from hf_fingerprint.evaluation.points import COLLUSION, Point
 from hf_fingerprint.evaluation.running import Evaluation
 
 
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 FILES = ("results.json", "table.md", "report.html")
 _LIBRARIES = ("torch", "timm", "transformers", "numpy")
 HEADINGS = ("suspect", "strength", "accuracy", "agreement", "score", "bound at", "caught", "innocents accused")
+RUN_HEADINGS = (
+    "coalition",
+    "copies mixed",
+    "runs",
+    "all who gave a twentieth caught",
+    "somebody caught",
+    "caught of all",
+)
 COST_HEADINGS = ("attack", "accuracy lost to get under the bound", "lowest score")
 
 
@@ -94,6 +103,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "gave_a_twentieth": sum(sum(point.main_givers) for point in mixed),
             "of_those_caught": sum(sum(map(min, point.main_givers, point.caught)) for point in mixed),
         },
+        "coalitions": [asdict(outcome) for outcome in outcomes(mixed)],
         "costs": [
             {
                 "attack": cost.attack,
@@ -140,9 +150,14 @@ def row(point: Point) -> tuple[str, ...]:
 
 
 def contents(evaluation: Evaluation) -> Tables:
-    """The tables, each with its headings: every suspect, and what each attack has to give up."""
+    """The tables, each with its headings: every suspect, what each attack has to give up, how coalitions ended."""
+    formed = [
+        (o.attack, *map(str, (o.size, o.runs, o.all_main_givers, o.somebody)), f"{o.caught} of {o.runs * o.size}")
+        for o in outcomes(evaluation.of(COLLUSION))
+    ]
     given_up = [(cost.attack, cost.words, f"{cost.least_score:.1f}") for cost in costs(evaluation)]
-    return [(HEADINGS, [row(point) for point in evaluation.points]), (COST_HEADINGS, given_up)]
+    found: Tables = [(HEADINGS, [row(point) for point in evaluation.points]), (COST_HEADINGS, given_up)]
+    return [*found, (RUN_HEADINGS, formed)] if formed else found
 
 
 def markdown(evaluation: Evaluation) -> str:

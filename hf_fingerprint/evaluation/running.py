@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
-from hf_fingerprint.attacks.attack import Then, Thief, logits
+from hf_fingerprint.attacks.attack import Step, Then, Thief, logits
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation.data import IMAGES, Data, load_data
 from hf_fingerprint.evaluation.planning import Job, choose, plan
@@ -90,6 +90,7 @@ def evaluate(
     images: int = IMAGES,
     innocents: int = INNOCENTS,
     quick: bool = False,
+    runs: int = 1,
     public_base: bool = False,
     report: Callable[[str], None] | None = None,
     advance: Advance | None = None,
@@ -107,6 +108,7 @@ def evaluate(
         innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored.
         quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, and
             coalitions of 3 without what may follow.
+        runs (`int`, *optional*, defaults to 1): how often each coalition is formed, of other holders each time.
         public_base (`bool`, *optional*, defaults to `False`): whether the thief has the unmarked base too.
         report (callable, *optional*): told each step before the attacks.
         advance (callable, *optional*): told `(step, done, total)`.
@@ -114,11 +116,11 @@ def evaluate(
     Raises:
         [`FingerprintError`]: in one sentence, what is in the way.
     """
-    jobs = plan(choose(attacks), coalitions, quick)
-    folder = Path(out)
+    jobs = plan(choose(attacks), coalitions, quick, runs)
+    folder, holders = Path(out), 1 + max(holder for job in jobs for holder in job.members)
     with (
         opened(folder),
-        Scene(model, folder, max(job.colluders for job in jobs), settings, innocents, report) as scene,
+        Scene(model, folder, holders, settings, innocents, report) as scene,
     ):
         given = data if isinstance(data, Data) else load_data(data, scene.built, images)
         trial = _Trial(scene, given, Ledger(folder), public_base)
@@ -147,7 +149,8 @@ class _Trial:
     def __init__(self, scene: Scene, data: Data, ledger: Ledger, public_base: bool):
         self._scene, self._data, self._ledger = scene, data, ledger
         self._thief = Thief(scene.build, *data.thief, base=scene.clean() if public_base else None)
-        self._known: list[State] = []
+        self._known: dict[int, State] = {}
+        self._first: tuple[str, State] | None = None
         self.skipped: dict[str, str] = {}
 
     def points(self, jobs: Sequence[Job], advance: Advance) -> Iterator[Point]:
@@ -180,6 +183,7 @@ class _Trial:
             attack=job.attack,
             what=job.what,
             colluders=job.colluders,
+            **({} if job.members == tuple(range(job.colluders)) else {"members": job.members}),
         )
         known = self._ledger.points.get(key)
         return self._ledger.add(key, self._measure(job)) if known is None else known
@@ -187,7 +191,7 @@ class _Trial:
     def _measure(self, job: Job) -> Point:
         began = time.monotonic()
         state, shares = self._made(job)
-        judged = self._scene.judge(state, range(job.colluders))
+        judged = self._scene.judge(state, job.members)
         predicted = self._predict(state)
         told = asdict(replace(judged, layers=tuple(round(score, 2) for score in judged.layers)))
         left_out = ("weights_read", "cosine")
@@ -209,26 +213,37 @@ class _Trial:
         if job.kind == BASE:
             return self._scene.clean(), ()
         if job.how is None:
-            return self._copies(1)[0], (1.0,)
-        states = self._copies(job.colluders)
-        mixed: Any = job.how.steps[0] if isinstance(job.how, Then) else job.how
+            return self._copy(0), (1.0,)
+        steps = job.how.steps if isinstance(job.how, Then) else (job.how,)
+        states = [self._copy(holder) for holder in job.members]
+        mixed: Any = steps[0]
         try:
-            if job.kind == SINGLE:
-                return job.how(states[0], self._thief), (1.0,)
-            return job.how(states, self._thief), mixed.shares(states)
+            if job.kind == COLLUSION:
+                return job.how(states, self._thief), mixed.shares(states)
+            state = self._begun(steps[0], states[0])
+            for step in steps[1:]:
+                state = step(state, self._thief)
+            return state, (1.0,)
         except FingerprintError as error:
             raise _CannotAttackError(str(error)) from None
         except Exception as error:  # one attack's mistake is no reason to do without the others
             raise _CannotAttackError(f"{type(error).__name__}: it does not work on this model.") from error
 
-    def _copies(self, count: int) -> "list[State]":
-        """The first so many copies, kept in memory."""
-        self._known += [self._scene.copy(i) for i in range(len(self._known), count)]
-        return self._known[:count]
+    def _begun(self, step: Step, state: "State") -> "State":
+        """The first copy after an attack's first step, kept for the next attack that begins alike."""
+        if self._first is None or self._first[0] != repr(step):
+            self._first = (repr(step), step(state, self._thief))
+        return self._first[1]
+
+    def _copy(self, holder: int) -> "State":
+        """A holder's copy, kept in memory."""
+        if holder not in self._known:
+            self._known[holder] = self._scene.copy(holder)
+        return self._known[holder]
 
     @cached_property
     def _of_copy(self) -> "torch.Tensor":
-        return self._predict(self._copies(1)[0])
+        return self._predict(self._copy(0))
 
     def _predict(self, state: "State") -> "torch.Tensor":
         """The classes that the test images are given, `(n,)`."""

@@ -97,6 +97,13 @@ def test_the_figures_are_those_that_were_measured(page, evaluation):
     assert "No innocent was accused." in text
 
 
+def test_how_coalitions_ended_is_told_by_strategy_and_size(page):
+    text = page.read_text()
+
+    assert "1 coalitions, by their runs" in text
+    assert "<td>average</td><td>2</td><td>1</td><td>1</td><td>1</td><td>2 of 2</td>" in text
+
+
 def test_what_was_lost_and_innocents_accused_are_said_plainly(evaluation, tmp_path):
     lost = replace(evaluation.sweeps["half"][0], caught=(False,), accuracy=0.1, innocents_accused=2)
     points = [lost if point.attack == "half" else point for point in evaluation.points if point.attack != "int"]

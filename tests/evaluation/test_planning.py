@@ -42,3 +42,15 @@ def test_a_quick_plan_keeps_the_ends_of_sweeps_and_plain_mixes():
 @pytest.mark.parametrize("size", [1, 0, -3])
 def test_a_coalition_of_fewer_than_two_is_refused(size):
     assert "2 or more" in refused(plan, ["average"], [3, size])
+
+
+def test_each_run_of_a_coalition_has_other_holders_and_another_seed():
+    jobs = [job for job in plan(["random-pick-then-prune"], [2, 3], runs=4) if job.kind == COLLUSION]
+    small, large = ([job for job in jobs if job.colluders == size] for size in (2, 3))
+
+    assert (small[0].members, large[0].members) == ((0, 1), (0, 1, 2))
+    assert (len(small), len(large)) == (4, 4)
+    assert len({tuple(sorted(job.members)) for job in large}) > 1
+    assert all(len(set(job.members)) == job.colluders and max(job.members) < 6 for job in jobs)
+    assert len({job.what for job in large}) == 4
+    assert jobs == [job for job in plan(["random-pick-then-prune"], [3, 2], runs=4) if job.kind == COLLUSION]

@@ -62,11 +62,13 @@ def test_the_cheapest_escape_comes_first_and_those_without_last(evaluation):
 
 def test_the_tables_have_a_row_for_every_suspect_and_every_attack(evaluation):
     lines = markdown(evaluation).splitlines()
-    suspects, attacks = tables(evaluation)
+    suspects, attacks, coalitions = tables(evaluation)
 
     assert suspects.row_count == len(evaluation.points)
     assert attacks.row_count == len(evaluation.sweeps)
-    assert len([line for line in lines if line.startswith("|")]) == len(evaluation.points) + len(attacks.rows) + 4
+    assert len([line for line in lines if line.startswith("|")]) == len(evaluation.points) + len(attacks.rows) + 7
+    assert lines[-1] == "| average | 2 | 1 | 1 | 1 | 2 of 2 |"
+    assert coalitions.row_count == 1
     assert row(evaluation.copy)[0] == "a copy as issued"
     assert row(evaluation.copy)[6:] == ("1 of 1", "0 of 301")
 

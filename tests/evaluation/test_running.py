@@ -7,7 +7,7 @@ from evaluation_runs import SETTINGS, run
 from refusals import refused
 from small_models import save_vit
 
-from hf_fingerprint.attacks import DummyUnits
+from hf_fingerprint.attacks import Cast, DummyUnits, Then
 from hf_fingerprint.attacks.attack import Attack
 from hf_fingerprint.attacks.suite import SUITE, Sweep
 from hf_fingerprint.errors import FingerprintError
@@ -201,3 +201,37 @@ def test_unknown_attacks_are_refused_before_anything_is_made(place, tmp_path):
     assert "hammer" in text
     assert "prune" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_coalitions_of_other_holders_are_judged_by_who_was_in_them(place, tmp_path, monkeypatch):
+    seen = judged(monkeypatch)
+
+    found = run(place, tmp_path / "out", ("average",), runs=3)
+
+    mixed = found.of(COLLUSION)
+    assert len({tuple(sorted(members)) for members in seen if len(members) == 2}) > 1
+    assert [point.caught for point in mixed] == [(True, True)] * 3
+    assert sum(point.innocents_accused for point in mixed) == 0
+    assert all(point.innocents >= 300 for point in mixed)
+
+
+def test_what_attacks_begin_with_alike_is_done_once(place, tmp_path, monkeypatch):
+    calls = []
+
+    @dataclass(frozen=True)
+    class Counted(Attack):
+        paper = "none"
+        amount: float = 1.0
+
+        def __call__(self, state, thief=None):
+            calls.append(1)
+            return {name: 0.5 * tensor for name, tensor in state.items()}
+
+    sweep = Sweep("single", (Then(Counted(), Cast("float16")), Then(Counted(), Cast("bfloat16"))))
+    monkeypatch.setitem(SUITE, "counted", sweep)
+
+    found = run(place, tmp_path / "out", ("counted",))
+
+    assert len(found.of(SINGLE)) == 2
+    assert len(calls) == 1
+    assert len({point.scores for point in found.of(SINGLE)}) == 2
