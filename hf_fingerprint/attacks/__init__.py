@@ -19,7 +19,7 @@ from hf_fingerprint.attacks.destruction import (
     WeightNoise,
 )
 from hf_fingerprint.attacks.extraction import Distillation, Extraction
-from hf_fingerprint.attacks.finetuning import FineTuning
+from hf_fingerprint.attacks.finetuning import FineTuning, TransferLearning
 from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
@@ -61,6 +61,7 @@ __all__ = [
     "StructuredPruning",
     "Then",
     "Thief",
+    "TransferLearning",
     "TwoOfFour",
     "WeightNoise",
     "collude",

@@ -1,6 +1,6 @@
-"""Fine-tuning: the copy is trained on, on whatever images the thief has."""
+"""Fine-tuning: the copy is trained on, on whatever images the thief has, for the same task or another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Thief
@@ -81,3 +81,38 @@ class FineTuning(Attack):
 
         optimizer = optimizer_over(trained, self.optimizer, self.lr, self.weight_decay)
         return state_of(train(model, thief, loss, optimizer, self.steps, self.seed))
+
+
+@dataclass(frozen=True)
+class TransferLearning(Attack):
+    """Fine-tunes a copy on other data, for another task: a fresh last layer, then all layers.
+
+    Unless the thief has data of another kind, a task is made of what there is: the images on their side, in negative,
+    each class under another's number. What the suspect still knows of the owner's task is then not what it is worth.
+
+    Args:
+        lr (`float`, *optional*, defaults to 1e-4): the strength: AdamW's learning rate, constant.
+        steps (`int`, *optional*, defaults to 100): how many, of `thief.batch` images each.
+        seed (`int`, *optional*, defaults to 0): of the order of images, and of the fresh layer.
+        other ([`Thief`], *optional*): who has the other data.
+
+    Raises:
+        [`FingerprintError`]: if the labels aren't the model's, or the training diverges.
+    """
+
+    paper = "J. Yosinski et al., How transferable are features in deep neural networks?, NeurIPS 2014, arXiv 1411.1792"
+    strengths = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    needs_thief = True
+    lr: float = 1e-4
+    steps: int = 100
+    seed: int = 0
+    other: Thief | None = field(default=None, repr=False, compare=False)
+
+    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        other = self.other or _with_another_task(self.equipped(thief))
+        return FineTuning(self.lr, self.steps, "reinitialised last", seed=self.seed)(state, other)
+
+
+def _with_another_task(thief: Thief) -> Thief:
+    classes = int(thief.labels.max()) + 1
+    return replace(thief, images=-thief.images.rot90(1, (2, 3)), labels=(thief.labels + 1) % classes)

@@ -19,7 +19,7 @@ from hf_fingerprint.attacks.destruction import (
     WeightNoise,
 )
 from hf_fingerprint.attacks.extraction import Distillation, Extraction
-from hf_fingerprint.attacks.finetuning import FineTuning
+from hf_fingerprint.attacks.finetuning import FineTuning, TransferLearning
 from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
 from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
@@ -55,6 +55,7 @@ _SINGLE: dict[str, list[Step]] = {
     "finetune-last": [*FineTuning(layers="last").sweep()],
     "finetune-fresh-last": [*FineTuning(layers="reinitialised last").sweep()],
     "finetune-decay": [*FineTuning(weight_decay=1.0).sweep()],
+    "finetune-other-data": [*TransferLearning().sweep()],
     "prune": [*MagnitudePruning(0.5).sweep()],
     "prune-global": [*MagnitudePruning(0.5, "global").sweep()],
     "prune-rows": [*StructuredPruning(0.1).sweep()],

@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from thieves import CNN, VIT, accuracy, changed, fresh, same, taught, thief_of
+from thieves import CNN, VIT, accuracy, changed, easy_images, fresh, same, taught, thief_of
 
-from hf_fingerprint.attacks import FineTuning
+from hf_fingerprint.attacks import FineTuning, TransferLearning
+from hf_fingerprint.attacks.training import answers
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -78,6 +79,27 @@ def test_another_seed_is_another_order():
 
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
+
+
+def test_another_task_is_learnt_from_a_fresh_last_layer_on():
+    state, (images, labels) = taught(), easy_images(128, 2)
+    thief = thief_of(CNN, 256)
+
+    after = TransferLearning(3e-3, 20)(state, thief)
+
+    told = answers(thief.model(after), -images.rot90(1, (2, 3)), 64).argmax(-1)
+    assert float((told == (labels + 1) % 4).double().mean()) > 0.8
+    assert accuracy(after) < 0.6
+    assert changed(state, after) >= {"conv_stem.weight", "classifier.weight"}
+
+
+def test_a_thief_may_bring_other_data():
+    state, thief, other = taught(), thief_of(CNN), thief_of(CNN, seed=5)
+
+    brought, made = (TransferLearning(1e-3, 2, other=each)(state, thief) for each in (other, None))
+
+    assert not same(brought, made)
+    assert same(brought, FineTuning(1e-3, 2, "reinitialised last")(state, other))
 
 
 def test_labels_that_the_model_does_not_know_are_refused():
