@@ -1,0 +1,274 @@
+"""What `bench_schemes.py` keeps of each suspect, and the table of three schemes side by side."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from hf_fingerprint.attacks import SUITE
+from hf_fingerprint.evaluation import Evaluation, Point
+from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE
+
+
+SPREAD, DEEPMARKS, TOOLBOX = "spread", "deepmarks", "toolbox"
+PAPERS, SOFT = "deepmarks, 0.85 and AND", "deepmarks, soft decoder"
+SCHEME_OF = {SPREAD: SPREAD, PAPERS: DEEPMARKS, SOFT: DEEPMARKS, TOOLBOX: TOOLBOX}
+READ, UNREADABLE, FAILED = "read", "unreadable", "failed"
+BY_CHANCE = 1e-6
+NOT_MEASURED = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One suspect of one scheme.
+
+    Attributes:
+        scheme (`str`): `"spread"`, `"deepmarks"` or `"toolbox"`.
+        kind, attack, what, step, strength: as in a [`Point`].
+        colluders (`int`): how many copies it was made from, those of users 0 and up.
+        outcome (`str`): `"read"`; `"unreadable"`, if the base's architecture does not take its weights; `"failed"`,
+            if the attack could not be made.
+        reason (`str`): why it failed.
+        accuracy (`float` or `None`): on the test images, if it runs.
+        named (`dict[str, tuple[int, ...]]`): guilty users that each decoder names.
+        innocents (`dict[str, int]`): how many innocents each decoder names.
+        wrong, bits (`int` or `None`): bits of user 0 that read wrong, of how many; not known of `spread`.
+        score (`float` or `None`): standard deviations of an innocent's for `spread`, else the mean agreement of bits.
+    """
+
+    scheme: str
+    kind: str
+    attack: str
+    what: str
+    step: int
+    strength: float
+    colluders: int
+    outcome: str
+    reason: str = ""
+    accuracy: float | None = None
+    named: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    innocents: dict[str, int] = field(default_factory=dict)
+    wrong: int | None = None
+    bits: int | None = None
+    score: float | None = None
+
+    @property
+    def suspect(self) -> tuple[str, int, int]:
+        """The attack, its strength and the size of the coalition: what the schemes have in common."""
+        return self.attack, self.step, self.colluders
+
+    def keeps(self, decoder: str) -> bool:
+        """Whether the mark is still there: somebody guilty is named and nobody else; of the toolbox, whether so few
+        wrong bits come by chance with a probability of a millionth at most."""
+        if self.outcome != READ:
+            return False
+        if decoder == TOOLBOX:
+            return bool(stats.binom.cdf(self.wrong, self.bits, 0.5) <= BY_CHANCE)
+        return bool(self.named[decoder]) and not self.innocents[decoder]
+
+
+def of_point(point: Point) -> Row:
+    """The row of a suspect that an evaluation measured."""
+    return Row(
+        SPREAD,
+        point.kind,
+        point.attack,
+        point.what,
+        point.step,
+        point.strength,
+        point.colluders,
+        READ,
+        accuracy=point.accuracy,
+        named={SPREAD: tuple(user for user, caught in enumerate(point.caught) if caught)},
+        innocents={SPREAD: point.innocents_accused},
+        score=point.score,
+    )
+
+
+class Rows:
+    """Rows by their keys, each on the disk as soon as it is known.
+
+    Args:
+        file (`Path`): lines of JSON.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self.known: dict[str, Row] = {}
+        content = file.read_bytes() if file.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)  # a line that was cut off
+        names = {each.name for each in fields(Row)}
+        for line in content[:whole].splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
+                told = json.loads(line)
+                row = Row(**{name: value for name, value in told.items() if name in names})
+                self.known[told["key"]] = row
+
+    def add(self, key: str, row: Row) -> Row:
+        """Keeps a row, on the disk when this returns."""
+        with self._file.open("ab") as stream:
+            stream.write(json.dumps({"key": key} | asdict(row)).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.known[key] = row
+        return row
+
+
+def summarise(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, int]]]:
+    """How many suspects of each group keep each decoder's mark, of those that all schemes tried."""
+    by_suspect: dict[tuple[str, int, int], dict[str, Row]] = {}
+    for row in rows:
+        if row.kind in (SINGLE, COLLUSION) and row.outcome != FAILED:
+            by_suspect.setdefault(row.suspect, {})[row.scheme] = row
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for (attack, _, _), by_scheme in by_suspect.items():
+        group = SUITE[attack].group
+        decoders = [name for name in SCHEME_OF if group != COLLUSION or name != TOOLBOX]
+        if all(SCHEME_OF[name] in by_scheme for name in decoders):
+            for name in decoders:
+                counts = found.setdefault(group, {}).setdefault(name, {"kept": 0, "of": 0})
+                counts["kept"] += by_scheme[SCHEME_OF[name]].keeps(name)
+                counts["of"] += 1
+    return found
+
+
+def innocents_named(rows: Iterable[Row]) -> dict[str, int]:
+    """How many innocents each decoder names, over all rows."""
+    found = dict.fromkeys((SPREAD, PAPERS, SOFT), 0)
+    for row in rows:
+        for decoder, count in row.innocents.items():
+            if decoder in found:
+                found[decoder] += count
+    return found
+
+
+def write_table(
+    rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Sequence[tuple[int, bool]]], out: Path
+) -> dict[str, Any]:
+    """Writes `table.md` and `results.json`.
+
+    Args:
+        rows (sequence of [`Row`]): of all schemes.
+        evaluation ([`Evaluation`]): of `spread`.
+        trained (mapping of `str` to sequences): for each scheme, of each copy, after how many steps it was made and
+            whether it reads as its user's alone.
+        out (`Path`): the folder.
+
+    Returns:
+        `dict`: the counts.
+    """
+    summary = {
+        "copies": {
+            name: {"steps": [steps for steps, _ in made], "right": [right for _, right in made]}
+            for name, made in trained.items()
+        },
+        "kept": summarise(rows),
+        "innocents_named": innocents_named(rows),
+    }
+    written = {"table.md": table(rows, evaluation, trained)}
+    written["results.json"] = json.dumps(summary | {"rows": [asdict(row) for row in rows]}, indent=1)
+    for name, text in written.items():
+        partial = out / f"tmp-{name}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out / name)
+    return summary
+
+
+def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Sequence[tuple[int, bool]]]) -> str:
+    """Attacks by schemes, as Markdown."""
+    kinds = (BASE, COPY, SINGLE, COLLUSION)
+    attacks = list(dict.fromkeys(row.attack for row in sorted(rows, key=lambda row: kinds.index(row.kind))))
+    order = {name: number for number, name in enumerate(SUITE)}
+    attacks.sort(key=lambda name: order.get(name, -1))
+    headings = ("attack", "strengths", "accuracy", SPREAD, "deepmarks, paper's", "deepmarks, soft", TOOLBOX)
+    lines = [
+        f"{evaluation.images:,} images of {evaluation.data}. Strengths a / b / c, of collusions the coalition's size. "
+        "Accuracy: of `spread`'s copy. `spread`: the score, or nobody is accused. `deepmarks`: whether user 0 is "
+        "named, or how many of the coalition. `toolbox`: wrong bits of 31; 2 or fewer come by chance less than once "
+        "in a million times.",
+        "",
+        line(headings),
+        line(["---"] * len(headings)),
+    ]
+    for attack in attacks:
+        here = {(row.scheme, row.suspect): row for row in rows if row.attack == attack}
+        if any(row.outcome != FAILED for row in here.values()):
+            lines.append(line(cells(attack, here)))
+    named = innocents_named(rows)
+    lines += [
+        "",
+        "Innocents named, all rows: " + ", ".join(f"{count} by {name}" for name, count in named.items()) + ".",
+    ]
+    return "\n".join(lines + notes(rows, evaluation, trained)) + "\n"
+
+
+def cells(attack: str, here: Mapping[tuple[str, tuple[str, int, int]], Row]) -> list[str]:
+    """A line of the table: one attack in all its strengths."""
+    suspects = sorted({suspect for _, suspect in here}, key=lambda suspect: suspect[1:])
+
+    def each(scheme: str, said: Any) -> str:
+        found = [here.get((scheme, suspect)) for suspect in suspects]
+        return " / ".join(NOT_MEASURED if row is None or row.outcome == FAILED else said(row) for row in found)
+
+    any_of = [next(row for (_, s), row in here.items() if s == suspect) for suspect in suspects]
+    return [
+        attack,
+        " / ".join(f"{row.strength:g}" for row in any_of),
+        each(SPREAD, lambda row: f"{row.accuracy:.1%}"),
+        each(SPREAD, spread_cell),
+        each(DEEPMARKS, lambda row: named_cell(row, PAPERS)),
+        each(DEEPMARKS, lambda row: named_cell(row, SOFT)),
+        each(TOOLBOX, lambda row: f"{row.wrong}" if row.outcome == READ else row.outcome),
+    ]
+
+
+def spread_cell(row: Row) -> str:
+    """The score, and of a coalition how many are caught; or that nobody is."""
+    if not row.named[SPREAD]:
+        found = "nobody"
+    else:
+        found = f"{row.score:.0f}" + (f" ({len(row.named[SPREAD])} of {row.colluders})" if row.colluders > 1 else "")
+    return found + blamed(row, SPREAD)
+
+
+def named_cell(row: Row, decoder: str) -> str:
+    """Whether user 0 is named, or how many of a coalition are."""
+    if row.outcome != READ:
+        return row.outcome
+    caught = len(row.named[decoder])
+    found = f"{caught} of {row.colluders}" if row.colluders > 1 else ("yes" if caught else "no")
+    return found + blamed(row, decoder)
+
+
+def blamed(row: Row, decoder: str) -> str:
+    """The innocents named, if any."""
+    count = row.innocents[decoder]
+    return f", {count} innocent" + "s" * (count > 1) if count else ""
+
+
+def notes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Sequence[tuple[int, bool]]]) -> list[str]:
+    """What was left out, how copies were made, and what unreadable means."""
+    found = [
+        "",
+        "Unreadable: the base's architecture does not take the weights, and these readers have no alignment. "
+        f"{NOT_MEASURED}: not measured; `spread`'s sweep ends where neither the mark nor the model is left.",
+    ]
+    for name, made in trained.items():
+        steps, right = ", ".join(str(each) for each, _ in made), sum(right for _, right in made)
+        found.append(
+            f"\n{name}: steps of each copy's training: {steps}; {right} of {len(made)} read right unattacked."
+        )
+    reasons = {row.attack: row.reason for row in rows if row.outcome == FAILED} | evaluation.skipped
+    return found + [f"\n{name} was left out: {why}" for name, why in reasons.items()]
+
+
+def line(values: Iterable[str]) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(values) + " |"

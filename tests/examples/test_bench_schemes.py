@@ -1,0 +1,182 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import bench_schemes_report as report
+import pytest
+import torch
+from bench_schemes import trains
+from bench_schemes_trial import BATCH, is_users, train_in
+from reproduction_arms import DesignArm, ToolboxArm, Verdict
+
+from hf_fingerprint.attacks import SUITE
+from hf_fingerprint.attacks.suite import names
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "bench_schemes.py"
+ATTACKS = ("half", "shuffle-channels", "average")
+
+
+def row(scheme, attack="prune", step=0, colluders=1, **changes):
+    told = {"what": attack, "strength": 0.5, "outcome": report.READ, "accuracy": 0.9, "score": 1.0}
+    kind = "collusion" if SUITE[attack].group == "collusion" else "single"
+    decoders = [name for name, of in report.SCHEME_OF.items() if of == scheme and name != report.TOOLBOX]
+    told |= {"named": dict.fromkeys(decoders, (0,)), "innocents": dict.fromkeys(decoders, 0), "wrong": 0, "bits": 31}
+    return report.Row(scheme, kind, attack, step=step, colluders=colluders, **(told | changes))
+
+
+def small():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 5),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32, 4),
+    )
+
+
+def noise():
+    torch.manual_seed(1)
+    return torch.randn(BATCH, 3, 8, 8), torch.randint(4, (BATCH,))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    command = [sys.executable, SCRIPT, "resnet", "--scale", "0.01", "--coalitions", "2", "--out", out, "--bases", out]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--attacks", *ATTACKS], cwd=out, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out / "resnet", json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
+    out, summary = compared
+    rows = [report.Row(**told) for told in json.loads((out / "results.json").read_text())["rows"]]
+    found = {(r.scheme, r.attack, r.step): r for r in rows}
+
+    assert summary["copies"]["deepmarks"]["right"] == [True, True]
+    assert summary["kept"]["single"]["spread"] == {"kept": 1, "of": 1}
+    assert summary["kept"]["symmetries"]["spread"] == {"kept": 3, "of": 3}
+    assert summary["kept"]["symmetries"][report.PAPERS]["kept"] < 3
+    assert summary["kept"]["collusion"]["spread"] == {"kept": 1, "of": 1}
+    assert report.TOOLBOX not in summary["kept"]["collusion"]
+    assert found["deepmarks", "half", 0].wrong == 0
+    assert found["deepmarks", "shuffle-channels", max(s for _, a, s in found if a == "shuffle-channels")].wrong > 0
+    assert found["deepmarks", "the base, unmarked", 0].named == {report.PAPERS: [], report.SOFT: []}
+    assert summary["innocents_named"] == {"spread": 0, report.PAPERS: 0, report.SOFT: 0}
+    table = (out / "table.md").read_text()
+    assert all(f"\n| {attack} | " in table for attack in (*ATTACKS, "the base, unmarked", "a copy as issued"))
+
+
+@pytest.mark.slow
+def test_every_suspect_is_a_line_on_the_disk(compared):
+    out, _ = compared
+    lines = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+    assert len({line["key"] for line in lines}) == len(lines) == 2 * (2 + 1 + 3) + 1
+    assert {line["colluders"] for line in lines if line["attack"] == "average"} == {2}
+
+
+@pytest.mark.parametrize(
+    "arm", [lambda m: DesignArm(m, 0, False), lambda m: ToolboxArm(m, 0)], ids=["design", "toolbox"]
+)
+def test_a_mark_is_trained_in_until_it_reads_right(arm):
+    base = small()
+    made = arm(base)
+
+    state, steps = train_in(made, base, 0, noise(), 100)
+
+    model = small()
+    model.load_state_dict(state)
+    assert not is_users(made.judge(base), 0)
+    assert is_users(made.judge(model), 0)
+    assert 200 <= steps < 1200
+    assert steps % 100 == 0
+
+
+def test_a_copy_is_its_users_if_each_decoder_names_nobody_else():
+    assert is_users(Verdict({"a": (3,), "b": (3,)}, 20, 31, 1.0), 3)
+    assert not is_users(Verdict({"a": (3,), "b": ()}, 20, 31, 1.0), 3)
+    assert not is_users(Verdict({"a": (3,), "b": (2, 3)}, 20, 31, 1.0), 3)
+    assert is_users(Verdict({"toolbox": ()}, 0, 31, 1.0), 0)
+    assert not is_users(Verdict({"toolbox": ()}, 1, 31, 1.0), 0)
+
+
+def test_attacks_that_train_are_those_that_take_minutes():
+    found = {name for name in names() if trains(SUITE[name].attacks[0])}
+
+    assert {"finetune", "remove", "prune-then-finetune", "average-then-finetune"} <= found
+    assert not found & {"prune", "reset", "shuffle-channels", "average", "average-then-prune", "batch-norm"}
+
+
+def test_a_mark_is_kept_if_the_guilty_are_named_and_nobody_else():
+    assert row("deepmarks").keeps(report.PAPERS)
+    assert not row("deepmarks", named={report.PAPERS: ()}).keeps(report.PAPERS)
+    assert not row("deepmarks", innocents={report.PAPERS: 1}).keeps(report.PAPERS)
+    assert not row("deepmarks", outcome=report.UNREADABLE).keeps(report.SOFT)
+    assert [row("toolbox", wrong=wrong).keeps("toolbox") for wrong in (0, 2, 3)] == [True, True, False]
+
+
+def test_schemes_are_counted_over_the_suspects_that_all_of_them_tried():
+    rows = [row(scheme, step=step) for scheme in ("spread", "deepmarks", "toolbox") for step in range(3)]
+    rows = [r for r in rows if (r.scheme, r.step) != ("spread", 2)]
+    rows += [row("toolbox", "fp8", outcome=report.FAILED), row("deepmarks", "fp8"), row("spread", "fp8")]
+    rows += [
+        row("spread", "average", colluders=3),
+        row("deepmarks", "average", colluders=3, innocents={report.PAPERS: 0, report.SOFT: 2}),
+    ]
+
+    found = report.summarise(rows)
+
+    assert found["single"] == {name: {"kept": 2, "of": 2} for name in report.SCHEME_OF}
+    assert found["collusion"] == {
+        "spread": {"kept": 1, "of": 1},
+        report.PAPERS: {"kept": 1, "of": 1},
+        report.SOFT: {"kept": 0, "of": 1},
+    }
+    assert report.innocents_named(rows) == {"spread": 0, report.PAPERS: 0, report.SOFT: 2}
+
+
+def test_an_attacks_strengths_are_side_by_side_and_what_was_not_measured_is_a_dash():
+    rows = [
+        row("spread", step=0, score=242.3),
+        row("spread", step=2, named={"spread": ()}),
+        row("deepmarks", step=0, innocents={report.PAPERS: 2, report.SOFT: 1}),
+        row("deepmarks", step=2, named={report.PAPERS: (), report.SOFT: ()}),
+        row("toolbox", step=2, wrong=7),
+    ]
+    mixed = [row("spread", "average", colluders=3, named={"spread": (0, 2)}), row("deepmarks", "average", colluders=3)]
+
+    assert report.cells("prune", {(r.scheme, r.suspect): r for r in rows})[3:] == [
+        "242 / nobody",
+        "yes, 2 innocents / no",
+        "yes, 1 innocent / no",
+        "- / 7",
+    ]
+    assert report.cells("average", {(r.scheme, r.suspect): r for r in mixed})[3:] == [
+        "1 (2 of 3)",
+        "1 of 3",
+        "1 of 3",
+        "-",
+    ]
+
+
+def test_rows_outlast_a_process_and_a_line_cut_off_is_dropped(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    kept, lost = row("deepmarks"), row("toolbox", outcome=report.UNREADABLE, accuracy=None)
+    rows = report.Rows(file)
+    rows.add("a", kept)
+    rows.add("b", lost)
+    file.write_bytes(file.read_bytes()[:-5])
+
+    again = report.Rows(file)
+
+    assert list(again.known) == ["a"]
+    assert again.known["a"].named == {name: [0] for name in kept.named}
+    again.add("b", lost)
+    assert list(report.Rows(file).known) == ["a", "b"]
