@@ -24,33 +24,42 @@ from reproduction_arms import DesignArm, ToolboxArm
 
 import hf_fingerprint
 from hf_fingerprint import Settings
-from hf_fingerprint.attacks import AdversarialRemoval, FineTuning, Then
+from hf_fingerprint.attacks import (
+    AdversarialRemoval,
+    Distillation,
+    Extraction,
+    FineTuning,
+    Then,
+    TransferLearning,
+    names,
+)
 from hf_fingerprint.cli.output import print_json, remark, stages
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import Data, Scene, choose, evaluate
 from hf_fingerprint.evaluation.planning import Job, plan
-from hf_fingerprint.evaluation.points import COLLUSION, key_of
+from hf_fingerprint.evaluation.points import COLLUSION, SINGLE, key_of
 
 
 COALITIONS = (3, 5)
 INNOCENTS, FEWEST_INNOCENTS = 10_000, 300
 ROUND = 50
+TRAINING = (FineTuning, TransferLearning, AdversarialRemoval, Distillation, Extraction)
 LEAST_SCALE = 0.1  # below, training is too short for the gradient to bring DeepMarks in: it is put in at once and held
 
 
 def trains(step: Any) -> bool:
-    """Whether an attack trains the model, which takes minutes and not seconds."""
-    return (
-        any(map(trains, step.steps)) if isinstance(step, Then) else isinstance(step, FineTuning | AdversarialRemoval)
-    )
+    """Whether an attack trains a model, which takes minutes and not seconds."""
+    return any(map(trains, step.steps)) if isinstance(step, Then) else isinstance(step, TRAINING)
 
 
 def jobs_of(arm: Arm, jobs: Sequence[Job], thrifty: bool) -> list[Job]:
     """The suspects of a scheme, those that take longest last. The toolbox has one owner, so nobody colludes."""
-    first = {job.attack: job.step for job in reversed(jobs)}
     found = [job for job in jobs if job.kind != COLLUSION or arm.name != TOOLBOX]
     if thrifty:
-        found = [job for job in found if not (trains(job.how) and job.step == first[job.attack])]
+        mildest = {job.attack: job.step for job in reversed(found) if job.kind == SINGLE}
+        slow = {job.attack for job in found if job.step != mildest.get(job.attack, job.step) and trains(job.how)}
+        slow -= set(names("symmetries"))  # these begin alike, so that one training is enough
+        found = [job for job in found if job.attack not in slow or job.step != mildest[job.attack]]
     return sorted(found, key=lambda job: trains(job.how))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from training import accuracy
 
-from hf_fingerprint.attacks import Thief
+from hf_fingerprint.attacks import Then, Thief
 from hf_fingerprint.cli.output import remark
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import Data, Scene
@@ -104,6 +104,7 @@ class Trial:
         self._folder, self._steps = folder, steps
         self._thief = Thief(scene.build, *data.thief, base=scene.clean())
         self._copies: dict[int, Marked] = {}
+        self._first: tuple[str, State] | None = None
 
     def rows(self, jobs: Sequence[Job], rows: Rows, told: Mapping[str, Any], advance: Advance) -> list[Row]:
         """The row of each job, kept; an attack that does not work on this model is tried once."""
@@ -147,7 +148,7 @@ class Trial:
             "strength": float(job.colluders) if job.kind == COLLUSION or job.how is None else job.how.strength,
             "colluders": job.colluders,
         }
-        states = [self.copy(user).state for user in range(job.colluders)]
+        states = [self.copy(user).state for user in job.members]
         try:
             state = self._made(job, states)
         except FingerprintError as error:
@@ -159,7 +160,7 @@ class Trial:
             verdict = self.arm.judge(model)
         except (RuntimeError, FingerprintError):
             return Row(**common, outcome=UNREADABLE, accuracy=self._accuracy(self._scene.model_of(state)))
-        guilty = range(job.colluders)
+        guilty = job.members
         return Row(
             **common,
             outcome=READ,
@@ -176,7 +177,15 @@ class Trial:
             return self._scene.clean()
         if job.how is None:
             return states[0]
-        return job.how(states if job.kind == COLLUSION else states[0], self._thief)
+        if job.kind == COLLUSION:
+            return job.how(states, self._thief)
+        steps = job.how.steps if isinstance(job.how, Then) else (job.how,)
+        if self._first is None or self._first[0] != repr(steps[0]):  # kept for the next attack that begins alike
+            self._first = (repr(steps[0]), steps[0](states[0], self._thief))
+        state = self._first[1]
+        for step in steps[1:]:
+            state = step(state, self._thief)
+        return state
 
     def _loaded(self, state: State) -> torch.nn.Module:
         """The base's architecture with these weights, as these readers take it; anything else is a `RuntimeError`."""

@@ -7,12 +7,13 @@ from pathlib import Path
 import bench_schemes_report as report
 import pytest
 import torch
-from bench_schemes import trains
+from bench_schemes import jobs_of, trains
 from bench_schemes_trial import BATCH, is_users, train_in
 from reproduction_arms import DesignArm, ToolboxArm, Verdict
 
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import names
+from hf_fingerprint.evaluation.planning import plan
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "bench_schemes.py"
@@ -110,8 +111,29 @@ def test_a_copy_is_its_users_if_each_decoder_names_nobody_else():
 def test_attacks_that_train_are_those_that_take_minutes():
     found = {name for name in names() if trains(SUITE[name].attacks[0])}
 
-    assert {"finetune", "remove", "prune-then-finetune", "average-then-finetune"} <= found
+    assert {"finetune", "finetune-other-data", "remove", "distil", "prune-then-finetune"} <= found
+    assert {"average-then-finetune", "finetune-then-rename"} <= found
     assert not found & {"prune", "reset", "shuffle-channels", "average", "average-then-prune", "batch-norm"}
+
+
+def test_a_thrifty_run_leaves_out_the_mildest_of_the_slow_and_the_toolbox_has_no_colluders():
+    jobs = plan(
+        ["finetune", "prune", "prune-2-of-4-then-finetune", "finetune-then-rename", "average"], (3,), quick=True
+    )
+    design, toolbox = DesignArm(small(), 0, False), ToolboxArm(small(), 0)
+
+    def steps(arm, attack, thrifty):
+        return [job.step for job in jobs_of(arm, jobs, thrifty) if job.attack == attack]
+
+    assert [len(steps(design, "finetune", thrifty)) for thrifty in (False, True)] == [3, 2]
+    assert steps(design, "finetune", True) == steps(design, "finetune", False)[1:]
+    assert steps(design, "prune-2-of-4-then-finetune", True) == [1, 2]
+    assert steps(design, "prune", True) == steps(design, "prune", False)
+    assert steps(design, "finetune-then-rename", True) == [0]
+    assert steps(design, "average", True) == [0]
+    assert steps(toolbox, "average", True) == []
+    ordered = [trains(job.how) for job in jobs_of(design, jobs, True)]
+    assert ordered == sorted(ordered)
 
 
 def test_a_mark_is_kept_if_the_guilty_are_named_and_nobody_else():
