@@ -114,22 +114,26 @@ class Attack(ABC):
 class Then(Attack):
     """Attacks one after another: `Then(MagnitudePruning(0.5), FineTuning(1e-4))`. The first may be a collusion.
 
-    Its strength is that of the first step.
+    Args:
+        steps ([`Step`]): one or more.
+        varied (`int`, *optional*, defaults to 0): the step whose strength is the whole's.
     """
 
     paper = "of its steps"
     steps: tuple[Step, ...]
+    varied: int
 
-    def __init__(self, *steps: Step):
+    def __init__(self, *steps: Step, varied: int = 0):
         if not steps:
             raise FingerprintError("Then chains attacks: give it at least one.")
         object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "varied", varied)
         object.__setattr__(self, "paper", "; ".join(dict.fromkeys(step.paper for step in steps)))
         object.__setattr__(self, "needs_thief", any(step.needs_thief for step in steps))
 
     @property
     def strength(self) -> float:
-        return self.steps[0].strength
+        return self.steps[self.varied].strength
 
     def __call__(self, state: Any, thief: Thief | None = None) -> "dict[str, torch.Tensor]":
         for step in self.steps:

@@ -103,7 +103,7 @@ _SYMMETRIES: dict[str, list[Step]] = {
 def _after_fine_tuning() -> dict[str, list[Step]]:
     """What leaves the function unchanged, done to a copy that was fine-tuned before."""
     return {
-        f"finetune-then-{name}": [Then(FineTuning(1e-3), attack) for attack in attacks]
+        f"finetune-then-{name}": [Then(FineTuning(1e-3), attack, varied=1) for attack in attacks]
         for name, attacks in _SYMMETRIES.items()
     }
 

@@ -105,5 +105,5 @@ def _members(size: int, holders: int, run: int) -> tuple[int, ...]:
 def _reseeded(step: Step, run: int) -> Step:
     """The same collusion, what is random in it by the run's seed."""
     if isinstance(step, Then):
-        return Then(_reseeded(step.steps[0], run), *step.steps[1:])
+        return Then(_reseeded(step.steps[0], run), *step.steps[1:], varied=step.varied)
     return replace(step, seed=run) if isinstance(step, Collusion) else step

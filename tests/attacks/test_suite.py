@@ -5,7 +5,7 @@ import pytest
 import torch
 from thieves import CNN, VIT, fresh, same, thief_of
 
-from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, Then, names, sweep
+from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, FineTuning, Then, names, sweep
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.errors import FingerprintError
 
@@ -79,6 +79,17 @@ def test_a_sweep_goes_one_way():
     for name in names("single"):
         strengths = [step.strength for step in sweep(name)]
         assert strengths in (sorted(strengths), sorted(strengths, reverse=True)), name
+
+
+def test_what_leaves_the_function_unchanged_is_there_after_fine_tuning_too_in_all_its_strengths():
+    plain = [name for name in names("symmetries") if not name.startswith("finetune-then-")]
+
+    assert names("symmetries") == plain + [f"finetune-then-{name}" for name in plain]
+    for name in plain:
+        after = sweep(f"finetune-then-{name}")
+        assert [step.steps[-1] for step in after] == sweep(name)
+        assert [step.strength for step in after] == [step.strength for step in sweep(name)]
+        assert {repr(step.steps[0]) for step in after} == {repr(FineTuning(1e-3))}
 
 
 def test_every_strategy_is_there_alone_and_followed():
