@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_attacks import OWNED, RECIPIENTS, SIZES, TESTED, make_base, real_images
-from bench_schemes_report import SPREAD, TOOLBOX, Row, Rows, of_point, write_table
+from bench_schemes_report import SPREAD, TOOLBOX, Row, Rows, Trained, of_point, write_table
 from bench_schemes_trial import SEED, Advance, Arm, Trial
 from reproduction_arms import DesignArm, ToolboxArm
 
@@ -76,7 +76,7 @@ def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
     jobs, settings = plan(chosen, arguments.coalitions, quick=True), Settings(recipients_planned=RECIPIENTS)
     digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
     found: list[Row] = []
-    trained: dict[str, list[tuple[int, bool]]] = {}
+    trained: dict[str, Trained] = {}
     with Scene(base, out / SPREAD, 1, settings, innocents=0) as scene:
         start, steps = scene.build(), max(2, round(scale * ROUND))
         told = {"base": digest, "data": data.digest, "steps": steps, "version": hf_fingerprint.__version__}
@@ -85,7 +85,8 @@ def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
             trial = Trial(arm, scene, data, owners, out / f"copies-{key_of(**told)}", steps)
             mine = jobs_of(arm, jobs, arguments.thrifty)
             made = [trial.copy(user) for user in range(max(job.colluders for job in mine))]
-            trained[arm.name] = [(each.steps, each.right) for each in made]
+            steps_taken, right = tuple(each.steps for each in made), tuple(each.right for each in made)
+            trained[arm.name] = Trained(trial.carriers, steps_taken, right)
             found += trial.rows(mine, rows, told, advance)
     evaluation = evaluate(
         base,

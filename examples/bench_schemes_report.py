@@ -72,6 +72,21 @@ class Row:
         return bool(self.named[decoder]) and not self.innocents[decoder]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How a scheme's copies were made.
+
+    Attributes:
+        carriers (`tuple[str, ...]`): the tensors that hold the mark.
+        steps (`tuple[int, ...]`): of each copy's training.
+        right (`tuple[bool, ...]`): whether each reads as its user's alone, unattacked.
+    """
+
+    carriers: tuple[str, ...]
+    steps: tuple[int, ...]
+    right: tuple[bool, ...]
+
+
 def of_point(point: Point) -> Row:
     """The row of a suspect that an evaluation measured."""
     return Row(
@@ -150,25 +165,21 @@ def innocents_named(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def write_table(
-    rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Sequence[tuple[int, bool]]], out: Path
+    rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained], out: Path
 ) -> dict[str, Any]:
     """Writes `table.md` and `results.json`.
 
     Args:
         rows (sequence of [`Row`]): of all schemes.
         evaluation ([`Evaluation`]): of `spread`.
-        trained (mapping of `str` to sequences): for each scheme, of each copy, after how many steps it was made and
-            whether it reads as its user's alone.
+        trained (mapping of `str` to [`Trained`]): the schemes whose marks were trained in.
         out (`Path`): the folder.
 
     Returns:
         `dict`: the counts.
     """
     summary = {
-        "copies": {
-            name: {"steps": [steps for steps, _ in made], "right": [right for _, right in made]}
-            for name, made in trained.items()
-        },
+        "copies": {name: asdict(made) for name, made in trained.items()},
         "kept": summarise(rows),
         "innocents_named": innocents_named(rows),
     }
@@ -181,7 +192,7 @@ def write_table(
     return summary
 
 
-def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Sequence[tuple[int, bool]]]) -> str:
+def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> str:
     """Attacks by schemes, as Markdown."""
     kinds = (BASE, COPY, SINGLE, COLLUSION)
     attacks = list(dict.fromkeys(row.attack for row in sorted(rows, key=lambda row: kinds.index(row.kind))))
@@ -215,7 +226,8 @@ def cells(attack: str, here: Mapping[tuple[str, tuple[str, int, int]], Row]) -> 
 
     def each(scheme: str, said: Any) -> str:
         found = [here.get((scheme, suspect)) for suspect in suspects]
-        return " / ".join(NOT_MEASURED if row is None or row.outcome == FAILED else said(row) for row in found)
+        said_of = [NOT_MEASURED if row is None or row.outcome == FAILED else said(row) for row in found]
+        return said_of[0] if set(said_of) in ({NOT_MEASURED}, {UNREADABLE}) else " / ".join(said_of)
 
     any_of = [next(row for (_, s), row in here.items() if s == suspect) for suspect in suspects]
     return [
@@ -253,7 +265,7 @@ def blamed(row: Row, decoder: str) -> str:
     return f", {count} innocent" + "s" * (count > 1) if count else ""
 
 
-def notes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Sequence[tuple[int, bool]]]) -> list[str]:
+def notes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> list[str]:
     """What was left out, how copies were made, and what unreadable means."""
     found = [
         "",
@@ -261,9 +273,10 @@ def notes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Seq
         f"{NOT_MEASURED}: not measured; `spread`'s sweep ends where neither the mark nor the model is left.",
     ]
     for name, made in trained.items():
-        steps, right = ", ".join(str(each) for each, _ in made), sum(right for _, right in made)
+        steps = ", ".join(map(str, made.steps))
         found.append(
-            f"\n{name}: steps of each copy's training: {steps}; {right} of {len(made)} read right unattacked."
+            f"\n{name}: in {', '.join(made.carriers)}, so an attack that leaves that alone leaves the mark; "
+            f"steps of each copy's training: {steps}; {sum(made.right)} of {len(made.right)} read right unattacked."
         )
     reasons = {row.attack: row.reason for row in rows if row.outcome == FAILED} | evaluation.skipped
     return found + [f"\n{name} was left out: {why}" for name, why in reasons.items()]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from bench_attacks import Labelled
 from bench_schemes_report import DEEPMARKS, FAILED, READ, TOOLBOX, UNREADABLE, Row, Rows
-from reproduction_arms import DesignArm, ToolboxArm, Verdict
+from reproduction_arms import DesignArm, Term, ToolboxArm, Verdict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
@@ -59,8 +59,7 @@ def train_in(arm: Arm, base: torch.nn.Module, user: int, images: Labelled, steps
     """
     model = copy.deepcopy(base)
     term = arm.term(model, user)
-    assert isinstance(term, DeepMarksLoss)
-    carriers = list(term.regulariser.parameters.values())
+    carriers = list(_parameters(term).values())
     apart = {id(weight) for weight in carriers}
     rest = [weight for weight in model.parameters() if id(weight) not in apart]
     groups = [{"params": rest, "lr": LR}, {"params": carriers, "lr": CARRIERS_LR[arm.name]}]
@@ -87,6 +86,12 @@ def is_users(verdict: Verdict, user: int) -> bool:
     return all(found == (user,) for found in decoders) if decoders else verdict.wrong == 0
 
 
+def _parameters(term: Term) -> dict[str, torch.nn.Parameter]:
+    """What a term of these arms marks, by name."""
+    assert isinstance(term, DeepMarksLoss)
+    return term.regulariser.parameters
+
+
 class Trial:
     """One scheme's copies, attacked and read.
 
@@ -105,6 +110,11 @@ class Trial:
         self._thief = Thief(scene.build, *data.thief, base=scene.clean())
         self._copies: dict[int, Marked] = {}
         self._first: tuple[str, State] | None = None
+
+    @property
+    def carriers(self) -> tuple[str, ...]:
+        """The tensors that hold the mark."""
+        return tuple(_parameters(self.arm.term(self._scene.build(), 0)))
 
     def rows(self, jobs: Sequence[Job], rows: Rows, told: Mapping[str, Any], advance: Advance) -> list[Row]:
         """The row of each job, kept; an attack that does not work on this model is tried once."""

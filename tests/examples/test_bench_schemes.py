@@ -61,6 +61,7 @@ def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     found = {(r.scheme, r.attack, r.step): r for r in rows}
 
     assert summary["copies"]["deepmarks"]["right"] == [True, True]
+    assert summary["copies"]["toolbox"]["carriers"] == ["conv1.0.weight"]
     assert summary["kept"]["single"]["spread"] == {"kept": 1, "of": 1}
     assert summary["kept"]["symmetries"]["spread"] == {"kept": 3, "of": 3}
     assert summary["kept"]["symmetries"][report.PAPERS]["kept"] < 3
@@ -186,6 +187,14 @@ def test_an_attacks_strengths_are_side_by_side_and_what_was_not_measured_is_a_da
         "1 of 3",
         "-",
     ]
+
+
+def test_a_scheme_that_reads_nothing_says_so_once():
+    rows = [row("deepmarks", step=step, outcome=report.UNREADABLE) for step in (0, 1)] + [row("toolbox", step=1)]
+
+    cells = report.cells("prune", {(r.scheme, r.suspect): r for r in rows})
+
+    assert cells[2:] == ["-", "-", "unreadable", "unreadable", "- / 0"]
 
 
 def test_rows_outlast_a_process_and_a_line_cut_off_is_dropped(tmp_path):
