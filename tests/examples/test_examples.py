@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,14 @@ def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(
     assert done.returncode == 0, done.stdout + done.stderr
     assert {"results.json", "results.jsonl"} <= {path.name for path in (tmp_path / "resnet").iterdir()}
     assert "average" in (tmp_path / "resnet" / "report.html").read_text()
+
+    table = subprocess.run(
+        [sys.executable, EXAMPLES / "attacks_table.py", tmp_path, "resnet"], capture_output=True, text=True
+    )
+
+    results = json.loads((tmp_path / "resnet" / "results.json").read_text())
+    half, average = (next(p for p in results["points"] if p["attack"] == name) for name in ("half", "average"))
+    assert table.returncode == 0, table.stderr
+    assert f"| half | {100 * half['accuracy']:.0f}, {half['scores'][0]:.0f} |" in table.stdout
+    assert f"| average | 1, 1 of 1; {sum(average['caught']) / 3:.0%} |" in table.stdout
+    assert "innocents accused: 0 of 30," in table.stdout

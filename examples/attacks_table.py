@@ -1,0 +1,119 @@
+"""The README's tables of attacks, out of what examples/bench_attacks.py and examples/bench_schemes.py measured.
+
+    python examples/attacks_table.py bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet
+
+Nothing is computed here but counts: each cell is one suspect, or a number of runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bench_schemes_report import DEEPMARKS, FAILED, PAPERS, READ, SOFT, TOOLBOX, Row, Rows, named_cell
+
+from hf_fingerprint.attacks import SUITE
+from hf_fingerprint.attacks.suite import GROUPS
+from hf_fingerprint.evaluation import Point
+from hf_fingerprint.evaluation.outcomes import outcomes
+from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE, Ledger
+
+
+def measured(folder: Path) -> list[Point]:
+    """The points of a model's folder; of those that were measured twice, the newer."""
+    newest = {(p.attack, p.what, p.colluders, p.shares, p.kind): p for p in Ledger(folder).points.values()}
+    return list(newest.values())
+
+
+def cell(points: Iterable[Point], attack: str, ends: tuple[int, ...]) -> str:
+    """Accuracy in % and score at three strengths."""
+    by_step = {p.step: p for p in points if p.attack == attack}
+    found = [by_step.get(step) for step in ends]
+    if not any(found):
+        return "-"
+    return " / ".join("-" if p is None else f"{100 * p.accuracy:.0f}, {_evidence(p)}" for p in found)
+
+
+def _evidence(point: Point) -> str:
+    return f"{point.score:.0f}" if point.accused else "lost"
+
+
+def singles(models: dict[str, list[Point]], rows: list[Row], group: str) -> list[str]:
+    """A table of a group of attacks on one copy."""
+    copies = {name: next(p for p in reversed(points) if p.kind == COPY) for name, points in models.items()}
+    heads = [f"{name} ({100 * p.accuracy:.0f}, {p.score:.0f})" for name, p in copies.items()]
+    heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
+    lines = [_line(["attack", *heads]), _line(["---"] * (1 + len(heads)))]
+    for attack, found in SUITE.items():
+        if found.group == group:
+            last = len(found.attacks) - 1
+            ends = tuple(sorted({0, (last + 1) // 2, last}))
+            strengths = " / ".join(f"{found.attacks[step].strength:g}" for step in ends)
+            cells = [cell(points, attack, ends) for points in models.values()]
+            cells += others(rows, attack, ends) if rows else []
+            if set(cells) != {"-"}:
+                lines.append(_line([f"{attack} {strengths}" if last else attack, *cells]))
+    return lines
+
+
+def others(rows: list[Row], attack: str, ends: tuple[int, ...]) -> list[str]:
+    """What is left of a `deepmarks` copy by its two decoders, and of a copy by the toolbox's variant."""
+    found = {(row.scheme, row.step): row for row in rows if row.attack == attack and row.kind == SINGLE}
+
+    def each(scheme: str, said: Callable[[Row], str]) -> str:
+        here = [found.get((scheme, step)) for step in ends]
+        told = ["-" if row is None or row.outcome == FAILED else said(row) for row in here]
+        return "-" if set(told) == {"-"} else " / ".join(told)
+
+    return [
+        each(DEEPMARKS, lambda row: named_cell(row, PAPERS)),
+        each(DEEPMARKS, lambda row: named_cell(row, SOFT)),
+        each(TOOLBOX, lambda row: str(row.wrong) if row.outcome == READ else row.outcome),
+    ]
+
+
+def coalitions(models: dict[str, list[Point]]) -> list[str]:
+    """A table of runs: in how many all were caught who gave a twentieth, and in how many anybody."""
+    mixed = [p for points in models.values() for p in points if p.kind == COLLUSION]
+    sizes = sorted({p.colluders for p in mixed})
+    found = {(o.attack, o.size): o for o in outcomes(mixed)}
+    lines = [_line(["coalition", *map(str, sizes)]), _line(["---"] * (1 + len(sizes)))]
+    for attack in SUITE:
+        row = [found.get((attack, size)) for size in sizes]
+        if any(row):
+            told = [
+                f"{o.all_main_givers}, {o.somebody} of {o.runs}; {o.caught / o.size / o.runs:.0%}" if o else "-"
+                for o in row
+            ]
+            lines.append(_line([attack, *told]))
+    return lines
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--schemes", type=Path, help="the folder of one model's comparison")
+    arguments = parser.parse_args()
+    models = {name: measured(arguments.folder / name) for name in arguments.models}
+    rows = [] if arguments.schemes is None else [*Rows(arguments.schemes / "rows.jsonl").known.values()]
+    for group in GROUPS[:-1]:
+        print("\n".join(singles(models, rows, group)), end="\n\n")
+    print("\n".join(coalitions(models)), end="\n\n")
+    read = [p for points in models.values() for p in points if p.threshold is not None]
+    accused, scored = sum(p.innocents_accused for p in read), sum(p.innocents for p in read)
+    print(
+        f"innocents accused: {accused} of {scored:,} over {len(read)} suspects, highest score "
+        f"{max(p.highest_innocent for p in read):.1f}; without alignment {sum(p.unaligned[0] for p in read)}, "
+        f"{max(p.unaligned[1] for p in read):.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
