@@ -20,6 +20,9 @@ SETTLED = 1e-5
 UNLIKE = 0.3
 SAME = 0.9999
 SIMPLER = 1.1  # a factor for each row and column must explain so much more
+LARGE = 1 << 20  # weights: with fewer an assignment takes no time, and chance looks like something
+CHANCE = 20.0  # standard deviations; strangers have more in common than chance, as activations chose what to compare
+BY_CHANCE = 1.5  # times the greatest likeness that strangers have by chance
 _TINY = 1e-20
 
 
@@ -92,14 +95,32 @@ def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Act
     channels = ours.shape[1]
     if seen is None:
         return rearrange_by(ours, theirs, [np.arange(len(ours))], [np.arange(channels)])
-    rows, row_factors = _first(seen[0].outputs, seen[1].outputs)
+    outputs = _centred(seen[0].outputs, seen[1].outputs)
+    inputs = _centred(seen[0].inputs, seen[1].inputs) if len(seen[0].inputs) == channels else None  # if not depthwise
+    row_likeness, column_likeness = _cosines(*outputs), None if inputs is None else _cosines(*inputs)
+    if column_likeness is not None and ours.shape == theirs.shape and ours.size >= LARGE:
+        at_once = _at_once(row_likeness, column_likeness)
+        if _likeness(ours, at_once(theirs)) < CHANCE / np.sqrt(ours.size):
+            return at_once
+    rows, row_factors = _first(row_likeness, *outputs)
     columns, factors, merged = np.arange(channels), np.ones(channels), None
-    if len(seen[0].inputs) == channels:  # not of a depthwise convolution
-        columns, factors = _first(seen[0].inputs, seen[1].inputs)
+    if inputs is not None and column_likeness is not None:
+        columns, factors = _first(column_likeness, *inputs)
         if theirs.shape[1] > channels and (merged := channels_that_are_one(seen[1].inputs)) is not None:
             columns, theirs = merged.one[columns], merged(theirs)
     found = _by_weights(ours, theirs, Rearrangement(rows, columns, row_factors, 1 / factors), True)
     return replace(_simplest(ours, theirs, found), merged=merged)
+
+
+def _at_once(*likeness: np.ndarray) -> Rearrangement:
+    """Each channel by the one that does most alike, whether or not another took it: of what is one model's, enough are
+    right to tell it from a stranger's, where an assignment takes longest."""
+    rows, columns = (np.abs(each).argmax(1) for each in likeness)
+    row_signs, column_signs = (
+        np.where(each[np.arange(len(order)), order] < 0, np.float32(-1), np.float32(1))
+        for each, order in zip(likeness, (rows, columns), strict=True)
+    )
+    return Rearrangement(rows, columns, row_signs, column_signs)
 
 
 def rearrange_by(
@@ -117,7 +138,7 @@ def rearrange_by(
     ones = np.ones(count), np.ones(channels)
     starts = [(Rearrangement(order, np.arange(channels), *ones), True) for order in rows]
     starts += [(Rearrangement(np.arange(count), order, *ones), False) for order in columns]
-    tried = [_by_weights(ours, theirs, start, columns_first) for start, columns_first in starts]
+    tried = [_by_weights(ours, theirs, start, columns_first, known=True) for start, columns_first in starts]
     return _simplest(ours, theirs, max(tried, key=lambda one: _likeness(ours, one(theirs))))
 
 
@@ -145,23 +166,36 @@ def _simplest(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement) -> Rea
     return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
 
 
-def _by_weights(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool) -> Rearrangement:
-    """Corrects columns by rows and rows by columns until neither changes."""
-    for _ in range(PASSES):
-        before = found
-        for columns in (columns_first, not columns_first):
-            if columns:
-                placed = theirs[found.rows] * found.row_factors[:, None, None]
-                order = assign(np.abs(_cosines(ours.swapaxes(0, 1), placed.swapaxes(0, 1))))
-                found = replace(found, columns=order, column_factors=np.ones(len(order)))
-            else:
-                placed = theirs[:, found.columns] * found.column_factors[:, None]
-                order = assign(np.abs(_cosines(ours, placed)))
-                found = replace(found, rows=order, row_factors=np.ones(len(order)))
-            found = _with_factors(ours, theirs, found, columns)
-        if np.array_equal(found.rows, before.rows) and np.array_equal(found.columns, before.columns):
+def _by_weights(
+    ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool, known: bool = False
+) -> Rearrangement:
+    """Corrects columns by rows and rows by columns until neither changes; `known` gives up at once if the side that is
+    said to be right makes the other no more alike than chance does."""
+    for half in range(2 * PASSES):
+        columns = columns_first == (half % 2 == 0)
+        if columns:
+            placed = theirs[found.rows] * found.row_factors.astype(np.float32)[:, None, None]
+            one, two = ours.swapaxes(0, 1), placed.swapaxes(0, 1)
+        else:
+            one, two = ours, theirs[:, found.columns] * found.column_factors.astype(np.float32)[:, None]
+        likeness = np.abs(_cosines(one, two))
+        if known and not half and np.median(likeness.max(1)) < _by_chance(one.size // len(one), len(two)):
+            return found
+        order = assign(likeness)
+        settled = half > 0 and np.array_equal(order, found.columns if columns else found.rows)
+        if columns:
+            found = replace(found, columns=order, column_factors=np.ones(len(order)))
+        else:
+            found = replace(found, rows=order, row_factors=np.ones(len(order)))
+        found = _with_factors(ours, theirs, found, columns)
+        if settled:
             break
     return found
+
+
+def _by_chance(length: int, candidates: int) -> float:
+    """What the likeliest of so many vectors of this length may be like by chance."""
+    return min(UNLIKE, BY_CHANCE * float(np.sqrt(2 * np.log(max(candidates, 2)) / length)))
 
 
 def _likeness(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -169,10 +203,13 @@ def _likeness(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.vdot(ours, theirs)) / scale if scale > 0 else 0.0
 
 
-def _first(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _centred(*activations: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(values - values.mean(1, keepdims=True) for values in activations)
+
+
+def _first(likeness: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order of their activations that is ours, and what they are to be multiplied with to give ours."""
-    ours, theirs = (values - values.mean(1, keepdims=True) for values in (ours, theirs))
-    order = assign(np.abs(_cosines(ours, theirs)))
+    order = assign(np.abs(likeness))
     products, power = np.einsum("cs,cs->c", ours, theirs[order]), np.einsum("cs,cs->c", ours, ours)
     return order, np.divide(power, products, out=np.ones(len(order)), where=np.abs(products) > _TINY)
 

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_fingerprint.reading.alignment import rearranging
 from hf_fingerprint.reading.alignment.activations import Activations
 from hf_fingerprint.reading.alignment.rearranging import (
     Rearrangement,
@@ -132,3 +133,17 @@ def test_channels_that_carry_the_same_are_added_up():
     assert merged.one.tolist() == [0, 1, 2, 3, 1, 5]
     assert summed[0, :, 0] == pytest.approx([1, 1 - 2, 1, 1, 0, 1])
     assert channels_that_are_one(inputs[:4]) is None
+
+
+def test_no_assignment_is_made_for_large_tensors_that_have_nothing_in_common(monkeypatch):
+    ours, _, theirs, seen = made(0, 60, 60, 1, 0.1, True)
+    rng = np.random.default_rng(1)
+    other = [rng.standard_normal(a.shape).astype(np.float32) for a in (theirs, seen[1].inputs, seen[1].outputs)]
+    monkeypatch.setattr(rearranging, "LARGE", 0)
+    monkeypatch.setattr(rearranging, "CHANCE", 10.0)
+
+    back = rearrange(ours, theirs, seen)(theirs)
+    assert np.vdot(back, ours) > 0.95 * np.linalg.norm(back) * np.linalg.norm(ours)
+
+    monkeypatch.setattr(rearranging, "linear_sum_assignment", lambda costs: pytest.fail("assigned"))
+    rearrange(ours, other[0], (seen[0], Activations(*other[1:])))
