@@ -5,18 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, Weights, resolve
-from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
-from hf_fingerprint.checkpoints.names import normalise
-from hf_fingerprint.errors import CheckpointError
-from hf_fingerprint.models import build_model, names_in_file
-from hf_fingerprint.reading.alignment.activations import Activations, compare_activations
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
+from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.reading.alignment.agreeing import agree, sides_of
-from hf_fingerprint.reading.alignment.aligned import Alignment, Change, load
-from hf_fingerprint.reading.alignment.attentions import Attention, find_attentions
+from hf_fingerprint.reading.alignment.aligned import Alignment, Change
+from hf_fingerprint.reading.alignment.leaning import turned_alike
+from hf_fingerprint.reading.alignment.pairs import Pairs
 from hf_fingerprint.reading.alignment.rearranging import Rearrangement, in_order, rearrange, rearrange_by
-from hf_fingerprint.reading.alignment.running import as_base
-from hf_fingerprint.reading.alignment.turning import Turned, turn_back
 from hf_fingerprint.reading.matching import sample_rows
 from hf_fingerprint.vault import Base
 
@@ -30,6 +25,7 @@ PASSES = 16
 SHORT = 64  # weights in a row
 AS_GOOD = 1.5
 EXACT = 0.01  # share of a tensor's energy: more than a mark leaves, less than a wrong order does
+AT_ALL = 0.99  # where all lean alike, the turn that they have in common needs no more evidence
 MUCH_BETTER = 0.5  # a basis has more freedom than an order, so it must explain this much more
 
 
@@ -56,10 +52,12 @@ def align(
         [`Alignment`], or `None` if the weights line up as they are, or nothing lines them up better.
     """
     askew = {c.name for c in base.carriers if always or not lines_up(original, suspect, c.name, matches)}
+    lined_up = {name: info for name, info in matches.items() if name not in askew}
+    leaning = set(lined_up) if turned_alike(base, original, suspect, lined_up) else set()
     sizes = {c.name: original.tensors[c.name].rows * original.tensors[c.name].columns for c in base.carriers}
-    if sum(sizes[name] for name in askew) <= ASKEW_SHARE * base.carrier_weights:
+    if sum(sizes[name] for name in askew | leaning) <= ASKEW_SHARE * base.carrier_weights:
         return None
-    pairs = _Pairs(base, original, suspect, matches)
+    pairs = Pairs(base, original, suspect, matches)
     found: dict[str, _Found] = {}
     names = sorted(askew & pairs.counterparts.keys(), key=lambda each: (sizes[each], each))
     first = names[:: 1 + len(names) // STRANGER]
@@ -72,15 +70,33 @@ def align(
             advance(sizes[name])
     _by_orders_of_others(pairs, names if found else first, found)
     _agreed(pairs, found)
+    if found:
+        put_back = _alignment(base, suspect, pairs, found)
+        if leaning or turned_alike(base, original, put_back, lined_up | put_back.moved):
+            leaning = {*lined_up, *found}
     unexplained = {name for name in names if name not in found or found[name].left > EXACT}
-    for name, change in pairs.turned(unexplained).items():
-        _keep_better(found, name, *pairs.load(name), change)
+    if found or leaning or _some_turned(pairs, unexplained):
+        enough = (AT_ALL, AT_ALL) if leaning else (BETTER, MUCH_BETTER)
+        for name, change in pairs.turned(unexplained | leaning).items():
+            _keep_better(found, name, *pairs.load(name), change, *enough)
     if not found:
         return None
+    return _alignment(base, suspect, pairs, found)
+
+
+def _alignment(base: Base, suspect: Weights, pairs: Pairs, found: "dict[str, _Found]") -> Alignment:
     return Alignment(base, suspect, {name: (pairs.counterparts[name], each.change) for name, each in found.items()})
 
 
-def _by_orders_of_others(pairs: "_Pairs", names: Sequence[str], found: "dict[str, _Found]") -> None:
+def _some_turned(pairs: Pairs, names: set[str]) -> bool:
+    """Whether turning back makes any of a few layers more like the base's; a stranger's stay as unlike."""
+    found: dict[str, _Found] = {}
+    for name, change in pairs.turned(pairs.some_of(names)).items():
+        _keep_better(found, name, *pairs.load(name), change)
+    return bool(found)
+
+
+def _by_orders_of_others(pairs: Pairs, names: Sequence[str], found: "dict[str, _Found]") -> None:
     """Tries those that are not found yet in the orders of others, since what one layer writes another reads."""
     for _ in range(PASSES):
         before = len(found)
@@ -97,7 +113,7 @@ def _by_orders_of_others(pairs: "_Pairs", names: Sequence[str], found: "dict[str
             break
 
 
-def _agreed(pairs: "_Pairs", found: "dict[str, _Found]") -> None:
+def _agreed(pairs: Pairs, found: "dict[str, _Found]") -> None:
     """Gives tensors that stand in nearly the same order the same; see `agreeing.py`."""
     movable = {
         n: f.change for n, f in found.items() if isinstance(f.change, Rearrangement) and f.change.merged is None
@@ -138,7 +154,15 @@ class _Found(NamedTuple):
     counts: tuple[tuple[int, int], tuple[int, int]]
 
 
-def _keep_better(found: dict[str, _Found], name: str, ours: np.ndarray, theirs: np.ndarray, change: Change) -> None:
+def _keep_better(
+    found: dict[str, _Found],
+    name: str,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    change: Change,
+    than_before: float = BETTER,
+    than_found: float = MUCH_BETTER,
+) -> None:
     """Keeps a change if it makes a tensor like the base's, and clearly more so than before."""
     after = change(theirs)
     reference = np.where(after != 0, ours, 0)
@@ -147,10 +171,10 @@ def _keep_better(found: dict[str, _Found], name: str, ours: np.ndarray, theirs: 
         return
     left = _left(ours, after)
     if name in found:
-        enough = MUCH_BETTER * found[name].left
+        enough = than_found * found[name].left
     else:
         before = theirs if ours.shape == theirs.shape else np.zeros_like(ours)
-        enough = BETTER * float(np.square(before - ours).sum()) / power
+        enough = than_before * float(np.square(before - ours).sum()) / power
     if left < enough:
         found[name] = _Found(change, left, ((len(ours), len(theirs)), (ours.shape[1], theirs.shape[1])))
 
@@ -160,61 +184,6 @@ def _left(ours: np.ndarray, after: np.ndarray) -> float:
     reference = np.where(after != 0, ours, 0)
     power = float(np.vdot(reference, reference))
     return float(np.square(after - reference).sum()) / power if power else np.inf
-
-
-class _Pairs:
-    """The carriers and their counterparts, and what they do.
-
-    Args:
-        base ([`Base`]): the registered base.
-        original ([`Checkpoint`]): its open files.
-        suspect ([`Weights`]): the open suspect.
-        matches (`dict[str, TensorInfo]`): the counterparts that similarity found.
-    """
-
-    def __init__(self, base: Base, original: Checkpoint, suspect: Weights, matches: dict[str, TensorInfo]):
-        self._original, self._suspect = original, suspect
-        named = {normalise(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
-        namesakes = {c.name: named[normalise(c.name)] for c in base.carriers if normalise(c.name) in named}
-        self.counterparts = {**matches, **namesakes}
-        self.seen: dict[str, tuple[Activations, Activations]] = {}
-        self._attentions: list[Attention] = []
-        self._run()
-
-    def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The base's tensor and the suspect's, each `(rows, channels in, kernel)`."""
-        ours = load(self._original, self._original.tensors[name])
-        return ours, load(self._suspect, self.counterparts[name])
-
-    def turned(self, names: set[str]) -> dict[str, Turned]:
-        """How these are put back if the stream or heads were turned; whole attentions are looked at together."""
-        attentions = [each for each in self._attentions if names & {*each.inputs, each.output}]
-        together = names.union(*({*each.inputs, each.output} for each in attentions))
-        matrices = [name for name in sorted(together & self.counterparts.keys()) if self._is_matrix(name)]
-        return {n: t for n, t in turn_back(matrices, attentions, self.seen, self.load).items() if n in names}
-
-    def _is_matrix(self, name: str) -> bool:
-        return len(self._original.tensors[name].shape) == 2 == len(self.counterparts[name].shape) and (
-            self._original.tensors[name].shape == self.counterparts[name].shape
-        )
-
-    def _run(self) -> None:
-        """Runs the base and the suspect on the same inputs, if both can be run."""
-        ours = build_model(_whole(self._original.source))
-        if ours is None:
-            return
-        in_file = names_in_file(ours.module, self._original)
-        theirs = as_base(ours, in_file, self._suspect)
-        if theirs is None:
-            return
-        carriers = {name.rpartition(".")[0]: in_file[name] for name in in_file if in_file[name] in self.counterparts}
-        found = compare_activations(ours, theirs, {module: module for module in carriers})
-        self.seen = {carrier: found[module] for module, carrier in carriers.items() if module in found}
-        self._attentions = [
-            Attention(tuple(carriers[name] for name in each.inputs), carriers[each.output], each.heads)
-            for each in find_attentions(ours.module)
-            if carriers.keys() >= {*each.inputs, each.output}
-        ]
 
 
 def lines_up(original: Checkpoint, suspect: Weights, name: str, matches: dict[str, TensorInfo]) -> bool:
@@ -237,13 +206,3 @@ def _row(weights: Weights, info: TensorInfo, row: int) -> np.ndarray:
     """A row as `float64`; what is not finite is 0."""
     values = to_float32(weights.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
     return np.where(np.isfinite(values), values, 0).astype(np.float64)
-
-
-def _whole(source: Source) -> Source:
-    """The source with its configuration, which a base from the Hub may have been opened without."""
-    if source.revision is None or (source.folder / "config.json").is_file():
-        return source
-    try:
-        return resolve(f"hf-hub:{source.name}@{source.revision}")
-    except CheckpointError:
-        return source

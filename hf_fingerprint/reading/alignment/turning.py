@@ -12,7 +12,7 @@ import numpy as np
 from hf_fingerprint.reading.alignment.activations import Activations
 from hf_fingerprint.reading.alignment.attentions import Attention
 from hf_fingerprint.reading.alignment.heads import head_bases, match_heads
-from hf_fingerprint.reading.alignment.rearranging import rearrange
+from hf_fingerprint.reading.alignment.rearranging import SIMPLER, rearrange
 from hf_fingerprint.reading.alignment.stream import nearest_basis, stream_basis
 
 
@@ -151,7 +151,8 @@ def _units(ours: np.ndarray, theirs: np.ndarray) -> Other:
 
 
 def _heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Other]:
-    """Heads moved or in another basis."""
+    """Heads moved or in another basis, if that explains more than so many free numbers would of any drift: they take
+    along what the mark is there."""
     heads = attention.heads
     ours, theirs = ([pairs[name][which] for name in attention.inputs] for which in (0, 1))
     (q, k, v), (q2, k2, v2) = (
@@ -165,13 +166,25 @@ def _heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.ndarray]]
         return values.second(_split(weights.T, heads)).reshape(weights.T.shape).T
 
     parts = [_rows(scores.first, heads), _rows(scores.second, heads), _rows(values.first, heads)]
-    if len(attention.inputs) == 3:
-        return {**dict(zip(attention.inputs, parts, strict=True)), attention.output: output}
 
     def fused(weights: np.ndarray) -> np.ndarray:
         return np.concatenate([part(each) for part, each in zip(parts, np.split(weights, 3), strict=True)])
 
-    return {attention.inputs[0]: fused, attention.output: output}
+    inputs = parts if len(attention.inputs) == 3 else [fused]
+    others = {**dict(zip(attention.inputs, inputs, strict=True)), attention.output: output}
+    share = len(q[0]) / (2 * q.shape[-1])  # 2 matrices for each head's 4
+    stood, left = (
+        sum(float(np.square(back - pairs[name][0]).sum()) for name, back in each)
+        for each in (
+            [(name, pairs[name][1]) for name in others],
+            [(name, other(pairs[name][1])) for name, other in others.items()],
+        )
+    )
+    return dict.fromkeys(others, _as_it_is) if (1 - share) * stood <= SIMPLER * left else others
+
+
+def _as_it_is(weights: np.ndarray) -> np.ndarray:
+    return weights
 
 
 def _rows(change: Callable[[np.ndarray], np.ndarray], heads: int) -> Other:

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -24,7 +25,7 @@ from hf_fingerprint.attacks import (
 )
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.reading import match_tensors, read_suspect
-from hf_fingerprint.reading.alignment import align, aligning
+from hf_fingerprint.reading.alignment import align, aligning, leaning, pairs
 
 
 HEADS = 3
@@ -194,7 +195,7 @@ def test_a_network_adapted_to_other_data_is_put_in_order_all_the_same(resnet, tm
 
 
 def test_what_lines_up_is_read_as_it_is_and_no_model_is_built(vit, tmp_path, monkeypatch):
-    monkeypatch.setattr(aligning, "build_model", lambda source: pytest.fail("built"))
+    monkeypatch.setattr(pairs, "build_model", lambda source: pytest.fail("built"))
 
     for attack in (dict, Quantization(4), MagnitudePruning(0.7)):
         _, result = scores(vit, attack(vit.state), tmp_path)
@@ -237,12 +238,67 @@ def test_the_base_itself_disguised_accuses_nobody(vit, plain_vit, tmp_path, atta
 def test_a_small_turn_that_looks_like_a_drift_is_tried_before_giving_up(plain_vit, tmp_path, monkeypatch):
     monkeypatch.setattr(aligning, "LINED_UP", 0.1)  # as if it were small
     monkeypatch.setattr(aligning, "FACTOR", 100.0)
+    monkeypatch.setattr(leaning, "SURE", np.inf)
 
     _, result = scores(plain_vit, StreamRotation(0.3)(plain_vit.state), tmp_path)
 
     assert result.looks == 2
     assert result.tensors_aligned > 0
     assert [score.recipient for score in result.accused] == ["alice"]
+
+
+@pytest.mark.parametrize("strength", [0.003, 0.01, 0.03])
+@pytest.mark.parametrize(
+    "before_it", [dict, ChannelShuffle(), HeadShuffle(2)], ids=["alone", "units moved", "heads moved"]
+)
+def test_a_turn_so_small_that_weights_line_up_is_seen_at_the_first_look(plain_vit, tmp_path, strength, before_it):
+    copied, _ = scores(plain_vit, plain_vit.state, tmp_path)
+
+    after, result = scores(plain_vit, StreamRotation(strength)(before_it(plain_vit.state)), tmp_path)
+
+    assert after["alice"] >= 0.95 * copied["alice"]
+    assert result.looks == 1
+    assert result.tensors_aligned > 0 or strength == 0.003
+
+
+def drifted(state):
+    """As if trained on: each layer along what few directions its inputs have."""
+    rng = torch.Generator().manual_seed(0)
+    found = dict(state)
+    for name, tensor in state.items():
+        if tensor.ndim == 2:
+            ways, inputs = torch.randn(len(tensor), 8, generator=rng), torch.randn(8, tensor.shape[1], generator=rng)
+            noise = torch.randn(tensor.shape, generator=rng)
+            found[name] = tensor + 0.06 * tensor.std() * (ways @ inputs / 8**0.5 + noise)
+    return found
+
+
+def test_what_was_trained_on_is_read_as_it_is_and_turned_back_once_it_is_turned(plain_vit, tmp_path, monkeypatch):
+    trained, result = scores(plain_vit, drifted(plain_vit.state), tmp_path)
+    assert (result.tensors_aligned, result.looks) == (0, 1)
+
+    after, result = scores(plain_vit, StreamRotation(0.03)(drifted(plain_vit.state)), tmp_path)
+
+    assert after["alice"] >= 0.95 * trained["alice"]
+    assert result.tensors_aligned > 0
+
+
+def test_a_stranger_is_given_up_after_a_few_layers(plain_vit, tmp_path, monkeypatch):
+    monkeypatch.setattr(pairs, "SOME_ATTENTIONS", 1)
+    monkeypatch.setattr(pairs, "SOME_OTHERS", 1)
+    monkeypatch.setattr(aligning, "STRANGER", 2)
+    turned, rearranged = [], []
+    real, put = pairs.Pairs.turned, aligning.rearrange
+    monkeypatch.setattr(pairs.Pairs, "turned", lambda self, names: turned.append(names) or real(self, names))
+    monkeypatch.setattr(aligning, "rearrange", lambda *of: rearranged.append(of) or put(*of))
+    other = load_file(save_timm(tmp_path / "other", "test_vit", seed=5, num_classes=10) / "model.safetensors")
+
+    _, result = scores(plain_vit, other, tmp_path)
+
+    assert result.tensors_aligned == 0
+    (probed,) = turned
+    assert len(probed) <= 3 < len(plain_vit.base.carriers)
+    assert 1 <= len(rearranged) <= 3
 
 
 def test_hidden_units_are_put_back_by_the_weights_alone_where_no_model_can_be_built(tmp_path):
