@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 
-IMAGES, BATCH = 16, 8
+FEWEST, MOST_IMAGES, BATCH = 16, 256, 8
+PIXELS = FEWEST * 224 * 224  # of smaller images there are more: a late layer sees each in a place or two
 SAMPLES = 768
 MOST = 1e12
 
@@ -52,7 +53,8 @@ def compare_activations(
     Returns:
         for each of the base's names that ran in both, `(ours, theirs)`.
     """
-    images = synthetic_images(ours, IMAGES)
+    _, height, width = ours.size
+    images = synthetic_images(ours, min(MOST_IMAGES, max(FEWEST, PIXELS // (height * width))))
     one = _record(ours.module, images, list(modules))
     try:
         two = _record(theirs, images, list(modules.values()))
@@ -67,6 +69,7 @@ def _record(module: "torch.nn.Module", images: "torch.Tensor", names: list[str])
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
     norms: dict[str, dict[str, np.ndarray]] = {}
     wanted = set(names)
+    places = -(-SAMPLES * BATCH // len(images))
     normed: tuple[torch.Tensor, torch.nn.Module] | None = None
     latest: tuple[torch.Tensor, str] | None = None
 
@@ -83,7 +86,7 @@ def _record(module: "torch.nn.Module", images: "torch.Tensor", names: list[str])
             nonlocal latest
             latest = output, name
             if inputs:
-                found[name].append((_sample(inputs[0], called), _sample(output, called)))
+                found[name].append((_sample(inputs[0], called, places), _sample(output, called, places)))
                 if normed is not None and inputs[0] is normed[0]:
                     norms.setdefault(name, {}).update(_affine(normed[1], inputs[0].shape[-1]))
 
@@ -129,14 +132,14 @@ def _scale(part: "torch.nn.Module") -> np.ndarray | None:
     return values.detach().double().numpy()
 
 
-def _sample(values: "torch.Tensor", module: "torch.nn.Module") -> np.ndarray:
-    """Channels first, at places that are the same in both models."""
+def _sample(values: "torch.Tensor", module: "torch.nn.Module", places: int) -> np.ndarray:
+    """Channels first, at so many places that are the same in both models."""
     import torch
 
     convolution = isinstance(module, torch.nn.modules.conv._ConvNd)
     shape = (values.shape[0], *values.shape[2:]) if convolution else values.shape[:-1]
-    places = torch.randperm(int(np.prod(shape)), generator=torch.Generator().manual_seed(0))
-    index = torch.unravel_index(places[: SAMPLES * BATCH // IMAGES], shape)
+    chosen = torch.randperm(int(np.prod(shape)), generator=torch.Generator().manual_seed(0))[:places]
+    index = torch.unravel_index(chosen, shape)
     picked = values[index[0], :, *index[1:]] if convolution else values[index]
     return usable(picked.T.float().numpy())
 

@@ -20,6 +20,7 @@ PASSES = 2
 Load = Callable[[str], tuple[np.ndarray, np.ndarray]]
 Seen = Mapping[str, tuple[Activations, Activations]]
 Other = Callable[[np.ndarray], np.ndarray]  # puts the side in order that isn't the stream's
+LEAST_LEFT = 0.5  # of a gain
 _TINY = 1e-12
 
 
@@ -56,6 +57,18 @@ class StreamSide:
             return _without_mean(values * own, 0) * _inverse(own)
         return values
 
+    def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
+        """What to multiply weights with that are back in order, since the normalisation's own gain, which was folded
+        into them before they were turned, had drifted too: it broadcasts over `(rows, columns)`.
+
+        Fitted as `back = ours / drift + noise`, a number for each channel of the stream.
+        """
+        if self.gains is None and (self.scales is None or np.all(self.scales[0] == 1)):
+            return np.ones((1, 1))
+        axis = 0 if self.gains is not None else 1
+        power, products = ((ours * each).sum(axis, keepdims=True) for each in (ours, back))
+        return np.divide(power, products, out=np.ones_like(power), where=products > LEAST_LEFT * power)
+
     def what_is_left(self, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         """`theirs ours^T` of the stream's channels, once both are in order."""
         if self.gains is not None:
@@ -68,17 +81,18 @@ class StreamSide:
 
 @dataclass(frozen=True)
 class Turned:
-    """How a suspect's tensor is put back: its stream side, then the other; the base's own weights stand where a
-    normalisation takes away whatever there is."""
+    """How a suspect's tensor is put back: its stream side, then the other, then the gains; the base's own weights
+    stand where a normalisation takes away whatever there is."""
 
     side: StreamSide
     other: Other
+    drift: np.ndarray
     base: Callable[[], np.ndarray]
 
     def __call__(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's tensor as the base has it, `(rows, channels in, 1)`."""
         ours = self.base()
-        back = self.other(self.side.theirs(theirs[:, :, 0].astype(np.float64)))
+        back = self.other(self.side.theirs(theirs[:, :, 0].astype(np.float64))) * self.drift
         return (back + (ours - self.side.ours(ours)))[:, :, None].astype(np.float32)
 
 
@@ -118,10 +132,11 @@ def turn_back(names: Iterable[str], attentions: Iterable[Attention], seen: Seen,
                 others[name] = _units(ours, theirs)
             left += side.what_is_left(ours, others[name](theirs))
         basis = basis @ nearest_basis(left)
-    return {
-        name: Turned(_side(basis, seen.get(name), len(load(name)[0])), other, _base(load, name))
-        for name, other in others.items()
-    }
+    found_for: dict[str, Turned] = {}
+    for name, other in others.items():
+        side, ours, theirs = pair(name)
+        found_for[name] = Turned(side, other, side.drift(ours, other(theirs)), _base(load, name))
+    return found_for
 
 
 def _side(basis: np.ndarray, seen: tuple[Activations, Activations] | None, rows: int) -> StreamSide:
