@@ -65,7 +65,7 @@ def others(rows: list[Row], attack: str, ends: tuple[int, ...]) -> list[str]:
     def each(scheme: str, said: Callable[[Row], str]) -> str:
         here = [found.get((scheme, step)) for step in ends]
         told = ["-" if row is None or row.outcome == FAILED else said(row) for row in here]
-        return "-" if set(told) == {"-"} else " / ".join(told)
+        return told[0] if len(set(told)) == 1 else " / ".join(told)
 
     return [
         each(DEEPMARKS, lambda row: named_cell(row, PAPERS)),

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import timm
 import torch
-from rich.progress import Progress
 from timm.models import save_for_hf
 
 from hf_fingerprint import Settings
-from hf_fingerprint.cli.output import remark
+from hf_fingerprint.cli.output import remark, stages
 from hf_fingerprint.evaluation import Data, evaluate, write_report
 
 
@@ -81,8 +80,7 @@ def main() -> None:
         arguments.model, arguments.out / f"{arguments.model}_base", *(part[:owned] for part in train), arguments.scale
     )
     data = Data(name, (train[0][owned:], train[1][owned:]), test)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("attacks", total=None)
+    with stages() as advance:
         found = evaluate(
             base,
             data,
@@ -94,7 +92,7 @@ def main() -> None:
             runs=arguments.runs,
             public_base=True,
             report=remark,
-            advance=lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
+            advance=advance,
         )
     written = write_report(found, arguments.out / arguments.model)
     remark(f"The page is {written.page}.")
