@@ -34,6 +34,8 @@ bench: $(VENV)/installed
 
 evaluate: $(VENV)/installed
 	for model in lite0 lite2 resnet vit; do $(BIN)/python examples/bench_attacks.py $$model || exit 1; done
+	$(BIN)/python examples/bench_schemes.py resnet
+	$(BIN)/python examples/attacks_table.py bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet
 
 reproduce: $(VENV)/installed
 	$(BIN)/python examples/reproduction.py --out reproduction_output
