@@ -69,6 +69,8 @@ def align(
         if advance is not None:
             advance(sizes[name])
     _by_orders_of_others(pairs, names if found else first, found)
+    if found:
+        _by_orders_of_others(pairs, names, found)  # the first ones may have been found just now
     _agreed(pairs, found)
     if found:
         put_back = _alignment(base, suspect, pairs, found)
@@ -108,7 +110,8 @@ def _by_orders_of_others(pairs: Pairs, names: Sequence[str], found: "dict[str, _
                         [np.arange(count), *_orders(found, (count, len(np.moveaxis(theirs, axis, 0))))]
                         for axis, count in enumerate(ours.shape[:2])
                     ]
-                    _keep_better(found, name, ours, theirs, rearrange_by(ours, theirs, *orders))
+                    inputs = pairs.seen[name][1].inputs if name in pairs.seen else None
+                    _keep_better(found, name, ours, theirs, rearrange_by(ours, theirs, orders[0], orders[1], inputs))
         if len(found) == before:
             break
 

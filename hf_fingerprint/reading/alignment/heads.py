@@ -12,7 +12,7 @@ from scipy.linalg import LinAlgError, solve_sylvester
 from scipy.optimize import linear_sum_assignment
 
 
-STEPS = 6
+STEPS, LONGEST, SETTLED = 16, 0.5, 1e-3  # of the steps' sizes
 _TINY = 1e-9
 
 
@@ -65,8 +65,9 @@ def head_bases(
 ) -> HeadBases:
     """The changes of basis that make a suspect's heads most like the base's.
 
-    Least squares on the first weights starts; then both decide, `|a - G a'|^2 + |b - G^-T b'|^2` falling by
-    Gauss-Newton steps `G <- (1 + X) G`, each of them a Sylvester equation.
+    Least squares on the first weights or on the second starts; then both decide, `|a - G a'|^2 + |b - G^-T b'|^2`
+    falling by Gauss-Newton steps `G <- (1 + X) G`, each of them a Sylvester equation. Of a copy that drifted the start
+    is poor where a head has little energy, so long steps are cut short.
 
     Args:
         order (`np.ndarray` of shape `(heads,)`): see [`match_heads`].
@@ -79,18 +80,25 @@ def head_bases(
 
 
 def _basis(a: np.ndarray, a_theirs: np.ndarray, b: np.ndarray, b_theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    width = len(a)
-    identity = np.eye(width)
+    identity = np.eye(len(a))
+
+    def left(forth: np.ndarray) -> float:
+        return float(np.square(a - forth @ a_theirs).sum() + np.square(b - np.linalg.inv(forth).T @ b_theirs).sum())
+
     try:
-        forth = np.linalg.lstsq(a_theirs.T, a.T, rcond=1e-6)[0].T
-        back = np.linalg.inv(forth).T
+        starts = _least_squares(a, a_theirs), np.linalg.inv(_least_squares(b, b_theirs)).T
+        forth = min(starts, key=left)
         for _ in range(STEPS):
-            p, r = forth @ a_theirs, back @ b_theirs
+            p, r = forth @ a_theirs, np.linalg.inv(forth).T @ b_theirs
             step = solve_sylvester(r @ r.T, p @ p.T, (a - p) @ p.T - r @ (b - r).T)
-            if not np.linalg.norm(step) < 1:
+            size = float(np.linalg.norm(step))
+            forth = (identity + step * min(1.0, LONGEST / max(size, _TINY))) @ forth
+            if size < SETTLED:
                 break
-            forth = (identity + step) @ forth
-            back = np.linalg.inv(forth).T
+        return forth, np.linalg.inv(forth).T
     except (LinAlgError, np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to put back
         return identity, identity
-    return forth, back
+
+
+def _least_squares(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    return np.linalg.lstsq(theirs.T, ours.T, rcond=1e-6)[0].T

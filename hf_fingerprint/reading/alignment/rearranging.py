@@ -124,7 +124,11 @@ def _at_once(*likeness: np.ndarray) -> Rearrangement:
 
 
 def rearrange_by(
-    ours: np.ndarray, theirs: np.ndarray, rows: Sequence[np.ndarray], columns: Sequence[np.ndarray]
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    rows: Sequence[np.ndarray],
+    columns: Sequence[np.ndarray],
+    inputs: np.ndarray | None = None,
 ) -> Rearrangement:
     """Finds it by the weights alone, where the order of one side is among some that are known.
 
@@ -133,13 +137,21 @@ def rearrange_by(
         rows (sequence of `np.ndarray` of shape `(rows,)`): for each row of the base, perhaps, the suspect's.
         columns (sequence of `np.ndarray` of shape `(channels in,)`): the same of the input channels; at least one
             order of either.
+        inputs (`np.ndarray` of shape `(channels, samples)`, *optional*): what goes into the suspect's, which tells
+            channels that are one.
     """
     count, channels, _ = ours.shape
+    merged = None
+    if inputs is not None and len(inputs) == theirs.shape[1] > channels:  # not of a depthwise convolution
+        merged = channels_that_are_one(inputs)
+    if merged is not None:
+        columns, theirs = [merged.one[order] for order in columns], merged(theirs)
     ones = np.ones(count), np.ones(channels)
     starts = [(Rearrangement(order, np.arange(channels), *ones), True) for order in rows]
     starts += [(Rearrangement(np.arange(count), order, *ones), False) for order in columns]
     tried = [_by_weights(ours, theirs, start, columns_first, known=True) for start, columns_first in starts]
-    return _simplest(ours, theirs, max(tried, key=lambda one: _likeness(ours, one(theirs))))
+    best = max(tried, key=lambda one: _likeness(ours, one(theirs)))
+    return replace(_simplest(ours, theirs, best), merged=merged)
 
 
 def in_order(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Rearrangement:

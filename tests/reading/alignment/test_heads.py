@@ -34,6 +34,30 @@ def test_heads_in_another_basis_and_order_are_put_back(drift, seed):
         assert np.square(back - wanted).mean() <= 1e-12 + 2.5 * WIDTH / (2 * CHANNELS) * drift**2
 
 
+def test_directions_in_which_a_head_has_little_energy_do_not_spoil_the_others():
+    shares = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        strength = np.geomspace(1, 0.1, WIDTH)[:, None]
+        mixed = [
+            rng.standard_normal((WIDTH, WIDTH)) @ (strength * rng.standard_normal((WIDTH, CHANNELS))) for _ in "ab"
+        ]
+        drifted = [each + 0.1 * each.std() * rng.standard_normal(each.shape) for each in mixed]
+        basis = rng.standard_normal((WIDTH, WIDTH)) + 2 * np.eye(WIDTH)
+        theirs = basis @ drifted[0], np.linalg.inv(basis).T @ drifted[1]
+
+        bases = head_bases(np.array([0]), *((a[None], b[None]) for a, b in zip(mixed, theirs, strict=True)))
+
+        back = bases.first(theirs[0][None])[0], bases.second(theirs[1][None])[0]
+        left, drift = (
+            sum(float(np.square(x - ours).sum()) for x, ours in zip(each, mixed, strict=True))
+            for each in (back, drifted)
+        )
+        shares.append(left / drift)
+
+    assert np.quantile(shares, 0.8) < 1
+
+
 def test_what_is_put_back_gives_the_same_scores_as_what_was_found():
     ours, _, theirs, _ = made(1, 0.1)
     order = match_heads(*zip(ours, theirs, strict=True))

@@ -135,6 +135,30 @@ def test_channels_that_carry_the_same_are_added_up():
     assert channels_that_are_one(inputs[:4]) is None
 
 
+def test_split_channels_are_added_up_where_the_order_of_the_rows_is_known():
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal((20, 24, 1)).astype(np.float32)
+    noise = rng.standard_normal(ours.shape).astype(np.float32)
+    inputs = rng.standard_normal((24, 100))
+    order = rng.permutation(48)
+    theirs = np.concatenate([0.4 * ours + noise, 0.6 * ours - noise], 1)[:, order]
+
+    found = rearrange_by(ours, theirs, [np.arange(20)], [np.arange(24)], np.tile(inputs, (2, 1))[order])
+
+    assert found(theirs) == pytest.approx(ours, abs=1e-4)
+    plain = rearrange_by(ours, theirs, [np.arange(20)], [np.arange(24)])
+    assert np.square(plain(theirs) - ours).mean() > 0.1
+
+
+def test_a_depthwise_convolution_has_no_channels_to_add_up():
+    ours = np.random.default_rng(0).standard_normal((12, 1, 9)).astype(np.float32)
+
+    found = rearrange_by(ours, ours[::-1], [np.arange(12)], [np.arange(1)], np.ones((12, 50)))
+
+    assert found.merged is None
+    assert found(ours[::-1]) == pytest.approx(ours, abs=1e-5)
+
+
 def test_no_assignment_is_made_for_large_tensors_that_have_nothing_in_common(monkeypatch):
     ours, _, theirs, seen = made(0, 60, 60, 1, 0.1, True)
     rng = np.random.default_rng(1)
