@@ -14,6 +14,10 @@ from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES
 
 
+TRIES = 3
+TOO_MUCH_WORK = "work parameter"  # what age says if opening would take this machine long
+
+
 def new_identity() -> tuple[str, str]:
     """A fresh tracing identity: `(identity, public_key)`, both in age's spelling."""
     identity = pyrage.x25519.Identity.generate()
@@ -46,16 +50,27 @@ def open_identity(path: Path, passphrase: str) -> "Opener":
     """Opens an identity file.
 
     Raises:
-        [`PassphraseError`]: if the passphrase is wrong or the file isn't an identity.
+        [`PassphraseError`]: if the passphrase is wrong or the file isn't an identity, or this machine is too slow or
+            too busy for it: age times itself first, and declines what would take it long.
     """
     try:
         locked = path.read_bytes()
     except OSError as error:
         raise VaultError(f"The tracing identity {path} can't be read ({error.strerror}): give its place.") from None
-    try:
-        return Opener(pyrage.passphrase.decrypt(locked, passphrase).decode().strip())
-    except (pyrage.DecryptError, pyrage.IdentityError, UnicodeDecodeError):
-        raise PassphraseError(f"{path} does not open with this passphrase: try again; nothing was changed.") from None
+    declined = False
+    for _ in range(TRIES):
+        try:
+            return Opener(pyrage.passphrase.decrypt(locked, passphrase).decode().strip())
+        except (pyrage.DecryptError, pyrage.IdentityError, UnicodeDecodeError) as error:
+            declined = TOO_MUCH_WORK in str(error)
+            if not declined:
+                break
+    if declined:
+        raise PassphraseError(
+            f"{path} was locked on a machine that is much faster than this one, or than this one is just now: try "
+            f"again when it is less busy, or elsewhere; nothing was changed."
+        )
+    raise PassphraseError(f"{path} does not open with this passphrase: try again; nothing was changed.")
 
 
 def seal(copy_key: bytes, copy_id: str, base_id: str, recipient: str, public_key: str) -> bytes:
