@@ -12,12 +12,13 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_schemes_report import DEEPMARKS, FAILED, PAPERS, READ, SOFT, TOOLBOX, Row, Rows, named_cell
+from bench_schemes_report import DEEPMARKS, FAILED, PAPERS, READ, SOFT, TOOLBOX, Row, Rows, line, named_cell
 
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.evaluation import Point
 from hf_fingerprint.evaluation.outcomes import outcomes
+from hf_fingerprint.evaluation.planning import quick_steps
 from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE, Ledger
 
 
@@ -27,7 +28,7 @@ def measured(folder: Path) -> list[Point]:
     return list(newest.values())
 
 
-def cell(points: Iterable[Point], attack: str, ends: tuple[int, ...]) -> str:
+def cell(points: Iterable[Point], attack: str, ends: list[int]) -> str:
     """Accuracy in % and score at three strengths."""
     by_step = {p.step: p for p in points if p.attack == attack}
     found = [by_step.get(step) for step in ends]
@@ -45,20 +46,19 @@ def singles(models: dict[str, list[Point]], rows: list[Row], group: str) -> list
     copies = {name: next(p for p in reversed(points) if p.kind == COPY) for name, points in models.items()}
     heads = [f"{name} ({100 * p.accuracy:.0f}, {p.score:.0f})" for name, p in copies.items()]
     heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
-    lines = [_line(["attack", *heads]), _line(["---"] * (1 + len(heads)))]
+    lines = [line(["attack", *heads]), line(["---"] * (1 + len(heads)))]
     for attack, found in SUITE.items():
         if found.group == group:
-            last = len(found.attacks) - 1
-            ends = tuple(sorted({0, (last + 1) // 2, last}))
+            ends = quick_steps(len(found.attacks))
             strengths = " / ".join(f"{found.attacks[step].strength:g}" for step in ends)
             cells = [cell(points, attack, ends) for points in models.values()]
             cells += others(rows, attack, ends) if rows else []
             if set(cells) != {"-"}:
-                lines.append(_line([f"{attack} {strengths}" if last else attack, *cells]))
+                lines.append(line([f"{attack} {strengths}" if len(ends) > 1 else attack, *cells]))
     return lines
 
 
-def others(rows: list[Row], attack: str, ends: tuple[int, ...]) -> list[str]:
+def others(rows: list[Row], attack: str, ends: list[int]) -> list[str]:
     """What is left of a `deepmarks` copy by its two decoders, and of a copy by the toolbox's variant."""
     found = {(row.scheme, row.step): row for row in rows if row.attack == attack and row.kind == SINGLE}
 
@@ -79,7 +79,7 @@ def coalitions(models: dict[str, list[Point]]) -> list[str]:
     mixed = [p for points in models.values() for p in points if p.kind == COLLUSION]
     sizes = sorted({p.colluders for p in mixed})
     found = {(o.attack, o.size): o for o in outcomes(mixed)}
-    lines = [_line(["coalition", *map(str, sizes)]), _line(["---"] * (1 + len(sizes)))]
+    lines = [line(["coalition", *map(str, sizes)]), line(["---"] * (1 + len(sizes)))]
     for attack in SUITE:
         row = [found.get((attack, size)) for size in sizes]
         if any(row):
@@ -87,12 +87,8 @@ def coalitions(models: dict[str, list[Point]]) -> list[str]:
                 f"{o.all_main_givers}, {o.somebody} of {o.runs}; {o.caught / o.size / o.runs:.0%}" if o else "-"
                 for o in row
             ]
-            lines.append(_line([attack, *told]))
+            lines.append(line([attack, *told]))
     return lines
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

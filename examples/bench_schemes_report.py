@@ -1,9 +1,7 @@
 """What `bench_schemes.py` keeps of each suspect, and the table of three schemes side by side."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from scipy import stats
 
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.evaluation import Evaluation, Point
-from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE
+from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE, Records
 
 
 SPREAD, DEEPMARKS, TOOLBOX = "spread", "deepmarks", "toolbox"
@@ -56,6 +54,16 @@ class Row:
     wrong: int | None = None
     bits: int | None = None
     score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> "Row":
+        """The row that was told so; anything else is a `TypeError`."""
+        names = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in told.items() if name in names})
 
     @property
     def suspect(self) -> tuple[str, int, int]:
@@ -105,7 +113,7 @@ def of_point(point: Point) -> Row:
     )
 
 
-class Rows:
+class Rows(Records[Row]):
     """Rows by their keys, each on the disk as soon as it is known.
 
     Args:
@@ -113,27 +121,7 @@ class Rows:
     """
 
     def __init__(self, file: Path):
-        self._file = file
-        self.known: dict[str, Row] = {}
-        content = file.read_bytes() if file.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(file, whole)  # a line that was cut off
-        names = {each.name for each in fields(Row)}
-        for line in content[:whole].splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
-                told = json.loads(line)
-                row = Row(**{name: value for name, value in told.items() if name in names})
-                self.known[told["key"]] = row
-
-    def add(self, key: str, row: Row) -> Row:
-        """Keeps a row, on the disk when this returns."""
-        with self._file.open("ab") as stream:
-            stream.write(json.dumps({"key": key} | asdict(row)).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.known[key] = row
-        return row
+        super().__init__(file, Row.from_dict)
 
 
 def summarise(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, int]]]:

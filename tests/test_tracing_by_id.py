@@ -157,7 +157,7 @@ def test_the_more_a_copy_drifted_the_further_it_is_read(wide, hub):
 
     assert looks == sorted(looks)
     assert looks[0] == 1
-    assert looks[2] >= 6  # the last one whole: perhaps it was turned, a little or far
+    assert looks[2] in (6, 7)  # the last one whole: perhaps it was turned, a little or far
 
 
 def test_a_suspect_whose_channels_were_moved_and_rescaled_is_downloaded_and_named(tmp_path, hub):

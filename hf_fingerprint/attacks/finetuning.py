@@ -101,7 +101,7 @@ class TransferLearning(Attack):
     """
 
     paper = "J. Yosinski et al., How transferable are features in deep neural networks?, NeurIPS 2014, arXiv 1411.1792"
-    strengths = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    strengths = FineTuning.strengths
     needs_thief = True
     lr: float = 1e-4
     steps: int = 100

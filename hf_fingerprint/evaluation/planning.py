@@ -83,7 +83,7 @@ def plan(
     for name in chosen:
         steps = sweep(name)
         if SUITE[name].group != COLLUSION:
-            kept = range(len(steps)) if not quick else sorted({0, len(steps) // 2, len(steps) - 1})
+            kept = range(len(steps)) if not quick else quick_steps(len(steps))
             jobs += [Job(SINGLE, name, i, steps[i], (0,)) for i in kept]
         elif not (quick and isinstance(steps[0], Then)):
             jobs += [
@@ -93,6 +93,11 @@ def plan(
                 for run in range(runs)
             ]
     return jobs
+
+
+def quick_steps(count: int) -> list[int]:
+    """The places of three strengths in a sweep of so many: the mildest, one between, the most ruinous."""
+    return sorted({0, count // 2, count - 1})
 
 
 def _members(size: int, holders: int, run: int) -> tuple[int, ...]:

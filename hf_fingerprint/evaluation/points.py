@@ -4,11 +4,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from hf_fingerprint.errors import FingerprintError
 
@@ -115,35 +115,63 @@ def key_of(**said: Any) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
-class Ledger:
-    """The points of an evaluation's folder, by their keys, each written as soon as it is known.
+class _Record(Protocol):
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+
+
+R = TypeVar("R", bound=_Record)
+
+
+class Records(Generic[R]):
+    """Records by their keys, each a line of a file as soon as it is known.
+
+    Args:
+        file (`Path`): lines of JSON; one that was cut off goes, one of another version is left alone.
+        told (callable): makes a record of what one says as JSON; anything else is a `TypeError` or a `KeyError`.
+
+    Attributes:
+        known (`dict`): the records by their keys.
+    """
+
+    def __init__(self, file: Path, told: Callable[[Mapping[str, Any]], R]):
+        self._file, self._told = file, told
+        self.known: dict[str, R] = {}
+        content = file.read_bytes() if file.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(file, whole)  # a line that was cut off
+        for line in content[:whole].splitlines():
+            with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
+                values = json.loads(line)
+                self.known[values["key"]] = told(values)
+
+    def add(self, key: str, record: R) -> R:
+        """Keeps a record, on the disk when this returns; gives it back as it will be read."""
+        values = record.to_dict()
+        line = json.dumps({"key": key} | values, allow_nan=False).encode() + b"\n"
+        with self._file.open("ab") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.known[key] = self._told(values)
+        return self.known[key]
+
+
+class Ledger(Records[Point]):
+    """The points of an evaluation's folder.
 
     Args:
         folder (`Path`): the folder, which [`opened`] has made sure of.
     """
 
     def __init__(self, folder: Path):
-        self._file = folder / RESULTS
-        self.points: dict[str, Point] = {}
-        content = self._file.read_bytes() if self._file.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self._file, whole)  # a line that was cut off
-        for line in content[:whole].splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
-                told = json.loads(line)
-                self.points[told["key"]] = Point.from_dict(told)
+        super().__init__(folder / RESULTS, Point.from_dict)
 
-    def add(self, key: str, point: Point) -> Point:
-        """Keeps a point, on the disk when this returns; gives it back as it will be read."""
-        told = point.to_dict()
-        line = json.dumps({"key": key} | told, allow_nan=False).encode() + b"\n"
-        with self._file.open("ab") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.points[key] = Point.from_dict(told)
-        return self.points[key]
+    @property
+    def points(self) -> dict[str, Point]:
+        """The points by their keys."""
+        return self.known
 
 
 @contextmanager

@@ -68,9 +68,10 @@ def align(
                 _keep_better(found, name, ours, theirs, rearrange(ours, theirs, pairs.seen.get(name)))
         if advance is not None:
             advance(sizes[name])
-    _by_orders_of_others(pairs, names if found else first, found)
+    if not found:
+        _by_orders_of_others(pairs, first, found)
     if found:
-        _by_orders_of_others(pairs, names, found)  # the first ones may have been found just now
+        _by_orders_of_others(pairs, names, found)
     _agreed(pairs, found)
     if found:
         put_back = _alignment(base, suspect, pairs, found)
