@@ -17,7 +17,7 @@ from hf_fingerprint.checkpoints import (
     sync,
     write_copy,
 )
-from hf_fingerprint.errors import CheckpointError, VaultError
+from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
 from hf_fingerprint.issuing.places import check_name, cleared_on_failure, folder_of, partial_of
 from hf_fingerprint.keys import commitment
@@ -152,6 +152,9 @@ class Issuer:
                 earlier = None
             if earlier is not None and earlier.state != "begun" and not free:
                 return PreparedCopy.of(self._found(earlier, out))
+            moved = None if free else self._moved(recipient, out)
+            if moved is not None:
+                return PreparedCopy.of(self._result(moved, (), new=False))
             if not free or out.is_symlink():
                 raise CheckpointError(
                     f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
@@ -168,6 +171,18 @@ class Issuer:
         same = [c for c in self.vault.copies(self.base.base_id, recipient) if c.out == str(out)]
         same = [c for c in same if c.state != "issued" or out.exists()]
         return same[-1] if same else None
+
+    def _moved(self, recipient: str, out: Path) -> CopyRecord | None:
+        """The record of a copy that was issued whole, somewhere else, and now lies here."""
+        issued = [c for c in self.vault.copies(self.base.base_id, recipient) if c.state == "issued"]
+        if not issued:
+            return None
+        try:
+            with open_checkpoint(out) as copy:
+                found = content_hash(copy.tensors, digest_tensors(copy))
+        except FingerprintError:
+            return None
+        return next((replace(c, out=str(out)) for c in issued if c.content_hash == found), None)
 
     def _make(
         self,

@@ -34,18 +34,6 @@ def shared(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def run(capfd):
-    """Runs a command line in this process: `(exit code, stdout, stderr)`."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
-
-
 def failed(outcome: tuple[int, str, str]) -> str:
     """What an error says, once it is an error as all of them are: exit code 2, nothing on stdout, one line."""
     code, out, err = outcome

@@ -5,20 +5,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from hf_fingerprint.cli.design_command import MODELS
-from hf_fingerprint.cli.main import main
 
 
 ASKED = ["design", "--recipients", "10", "--coalition", "2", "--drift", "1", "--strategy", "average"]
-
-
-@pytest.fixture
-def run(capfd):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def test_a_design_names_code_weights_scores_and_models(run):

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -6,7 +7,6 @@ from evaluation_runs import save_images, save_place
 from quick_age import lock_quickly
 
 from hf_fingerprint.attacks import SUITE
-from hf_fingerprint.cli.main import main
 
 
 FEW = ["--recipients", "4", "--coalition", "2"]
@@ -19,16 +19,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capfd, place):
-    """Runs a command line in this process: `(exit code, stdout, stderr)`."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
-            code = main(["evaluate", *(str(argument) for argument in arguments)])
-        return code, *capfd.readouterr()
-
-    return run
+def run(run, place):
+    """Evaluates in this process: `(exit code, stdout, stderr)`."""
+    with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
+        yield partial(run, "evaluate")
 
 
 def failed(outcome: tuple[int, str, str]) -> str:

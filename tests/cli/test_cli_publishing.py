@@ -18,7 +18,7 @@ TOKEN = "hf_the-owner-of-org"
 
 
 @pytest.fixture
-def scene(tmp_path, monkeypatch, capfd):
+def scene(tmp_path, monkeypatch, run):
     """A Hub, a model, a vault, and a way to run commands: `(exit code, stdout, stderr)`."""
     wait = client._wait
     with LoopbackHub() as hub:
@@ -30,12 +30,13 @@ def scene(tmp_path, monkeypatch, capfd):
         monkeypatch.setattr(client, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
         model, vault = save_plain(tmp_path / "model"), new_vault(tmp_path / "vault")
 
-        def run(*arguments: object) -> tuple[int, str, str]:
-            capfd.readouterr()
-            code = main([*map(str, arguments), "--vault", str(vault.folder)])
-            return code, *capfd.readouterr()
-
-        yield SimpleNamespace(hub=hub, model=model, vault=vault, run=run, root=tmp_path)
+        yield SimpleNamespace(
+            hub=hub,
+            model=model,
+            vault=vault,
+            run=lambda *arguments: run(*arguments, "--vault", vault.folder),
+            root=tmp_path,
+        )
 
 
 def told(outcome) -> str:

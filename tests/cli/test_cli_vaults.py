@@ -8,7 +8,6 @@ from quick_age import lock_quickly
 from small_models import PASSPHRASE, SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault
-from hf_fingerprint.cli.main import main
 from hf_fingerprint.vault.issuers import issuers
 
 
@@ -52,15 +51,10 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(capfd, monkeypatch):
-    """Runs a command line in this process: `(exit code, stdout, stderr)`."""
+def run(run, monkeypatch):
+    """The same without an issuer's key, and with quick locks."""
     monkeypatch.delenv("HF_FINGERPRINT_ISSUER_KEY", raising=False)
     monkeypatch.setattr("hf_fingerprint.vault.rotation.lock_identity", lock_quickly)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
 
     return run
 

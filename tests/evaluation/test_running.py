@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -90,6 +91,14 @@ def test_the_same_again_judges_nothing_again(place, evaluation, monkeypatch):
     seen = judged(monkeypatch)
 
     assert run(place, place / "out") == evaluation
+    assert seen == []
+
+
+def test_an_evaluation_that_was_moved_goes_on(place, evaluation, tmp_path, monkeypatch):
+    shutil.copytree(place / "out", tmp_path / "elsewhere")
+    seen = judged(monkeypatch)
+
+    assert run(place, tmp_path / "elsewhere") == evaluation
     assert seen == []
 
 

@@ -240,6 +240,28 @@ def test_a_copy_that_was_changed_is_neither_found_whole_nor_overwritten(plain, t
     assert bytes_of(copy.path) == before
 
 
+def test_a_copy_that_was_moved_is_known_where_it_lies(plain, tmp_path):
+    first = plain.issuer.issue("mover", tmp_path / "copy")
+    first.path.rename(tmp_path / "elsewhere")
+    before = bytes_of(tmp_path)
+
+    again = plain.issuer.issue("mover", tmp_path / "elsewhere")
+
+    assert (again.copy_id, again.new, again.path) == (first.copy_id, False, tmp_path / "elsewhere")
+    assert bytes_of(tmp_path) == before
+
+
+def test_a_copy_that_was_moved_and_changed_is_refused(plain, tmp_path):
+    copy = plain.issuer.issue("tamperer", tmp_path / "copy")
+    moved = copy.path.rename(tmp_path / "elsewhere")
+    arrays = load_file(moved / "model.safetensors")
+    arrays["head.bias"][0] += 1
+    save_file(arrays, moved / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"elsewhere exists and is not this recipient's copy"):
+        plain.issuer.issue("tamperer", moved)
+
+
 @pytest.mark.parametrize("what", ["a file", "a folder with a file", "another recipient's copy"])
 def test_a_place_that_is_taken_is_refused_and_left_alone(plain, tmp_path, what):
     out = tmp_path / "taken"
