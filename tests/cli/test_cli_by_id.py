@@ -137,9 +137,7 @@ def test_errors_are_one_sentence_on_stderr(hub, run, what):
 
 
 def test_a_hub_that_breaks_down_is_one_sentence(hub, run, monkeypatch):
-    monkeypatch.setattr(
-        logging, "raiseExceptions", False
-    )  # the client's log may go to an earlier test's closed stderr
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # its log may go to an earlier test's stderr
     hub.faults.append(Fault(match="/lfs-store/", kind="cut before", times=99))
 
     code, out, err = run("trace", "org/leak")
