@@ -17,6 +17,7 @@ from bench_schemes_report import DEEPMARKS, FAILED, PAPERS, READ, SOFT, TOOLBOX,
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.evaluation import Point
+from hf_fingerprint.evaluation.frontier import cheapest
 from hf_fingerprint.evaluation.outcomes import outcomes
 from hf_fingerprint.evaluation.planning import quick_steps
 from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE, Ledger
@@ -41,9 +42,14 @@ def _evidence(point: Point) -> str:
     return f"{point.score:.0f}" if point.accused else "lost"
 
 
+def _copy(points: list[Point]) -> Point:
+    """The copy as issued."""
+    return next(p for p in reversed(points) if p.kind == COPY)
+
+
 def singles(models: dict[str, list[Point]], rows: list[Row], group: str) -> list[str]:
     """A table of a group of attacks on one copy."""
-    copies = {name: next(p for p in reversed(points) if p.kind == COPY) for name, points in models.items()}
+    copies = {name: _copy(points) for name, points in models.items()}
     heads = [f"{name} ({100 * p.accuracy:.0f}, {p.score:.0f})" for name, p in copies.items()]
     heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
     lines = [line(["attack", *heads]), line(["---"] * (1 + len(heads)))]
@@ -74,6 +80,25 @@ def others(rows: list[Row], attack: str, ends: list[int]) -> list[str]:
     ]
 
 
+def falls(models: dict[str, list[Point]]) -> list[str]:
+    """A table of the attacks that lose the mark: at which strength the accuracy is highest without it, and by how many
+    points it is under the copy's."""
+    lines = [line(["attack", *models]), line(["---"] * (1 + len(models)))]
+    for attack in SUITE:
+        told = [_fall(attack, points) for points in models.values()]
+        if any(cell.startswith("at ") for cell in told):
+            lines.append(line([attack, *told]))
+    return lines
+
+
+def _fall(attack: str, points: list[Point]) -> str:
+    swept = [p for p in points if p.kind == SINGLE and p.attack == attack]
+    if not swept:
+        return "-"
+    cost = cheapest(attack, swept, _copy(points))
+    return f"at {cost.escape.strength:g}: {cost.words}" if cost.escape else "not lost"
+
+
 def coalitions(models: dict[str, list[Point]]) -> list[str]:
     """A table of runs: in how many all were caught who gave a twentieth, and in how many anybody."""
     mixed = [p for points in models.values() for p in points if p.kind == COLLUSION]
@@ -101,6 +126,7 @@ def main() -> None:
     rows = [] if arguments.schemes is None else [*Rows(arguments.schemes / "rows.jsonl").known.values()]
     for group in GROUPS[:-1]:
         print("\n".join(singles(models, rows, group)), end="\n\n")
+    print("\n".join(falls(models)), end="\n\n")
     print("\n".join(coalitions(models)), end="\n\n")
     read = [p for points in models.values() for p in points if p.threshold is not None]
     accused, scored = sum(p.innocents_accused for p in read), sum(p.innocents for p in read)
