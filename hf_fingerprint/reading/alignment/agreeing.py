@@ -13,6 +13,7 @@ from hf_fingerprint.reading.alignment.rearranging import Rearrangement, assign
 
 
 AGREE = 0.7
+SURE = 0.7
 DOUBT = 0.5  # how sure it is that what stayed in most places stayed in all
 
 
@@ -61,9 +62,7 @@ def agree(sides: Iterable[Side]) -> dict[tuple[str, int], np.ndarray]:
     groups: list[list[Side]] = []
     for side in sorted(sides, key=lambda each: -float(each.sure.mean())):
         for group in groups:
-            first = group[0]
-            same = (len(first.order), first.of) == (len(side.order), side.of)
-            if same and float((first.order == side.order).mean()) >= AGREE:
+            if _alike(group[0], side):
                 group.append(side)
                 break
         else:
@@ -75,6 +74,15 @@ def agree(sides: Iterable[Side]) -> dict[tuple[str, int], np.ndarray]:
             if not np.array_equal(order, side.order):
                 changed[side.name, side.axis] = order
     return changed
+
+
+def _alike(one: Side, other: Side) -> bool:
+    """Whether two sides stand in nearly the same order, above all in what moved: that little did says nothing."""
+    if (len(one.order), one.of) != (len(other.order), other.of):
+        return False
+    same, places = one.order == other.order, np.arange(len(one.order))
+    moved = ((one.order != places) | (other.order != places)) & (np.minimum(one.sure, other.sure) >= SURE)
+    return float(same[moved].mean() if moved.any() else same.mean()) >= AGREE
 
 
 def _consensus(group: Sequence[Side]) -> np.ndarray:

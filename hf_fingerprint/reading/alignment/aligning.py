@@ -1,6 +1,7 @@
 """Whether a suspect's weights line up with the base's, and if not, a view of them that does."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.reading.alignment.agreeing import agree, sides_of
 from hf_fingerprint.reading.alignment.aligned import Alignment, Change
 from hf_fingerprint.reading.alignment.leaning import turned_alike
+from hf_fingerprint.reading.alignment.merging import first_alike
 from hf_fingerprint.reading.alignment.pairs import Pairs
 from hf_fingerprint.reading.alignment.rearranging import Rearrangement, in_order, rearrange, rearrange_by
 from hf_fingerprint.reading.matching import sample_rows
@@ -65,13 +67,15 @@ def align(
         if name in first or found:
             ours, theirs = pairs.load(name)
             if ours.shape[2] == theirs.shape[2] and all(np.less_equal(ours.shape, theirs.shape)):
-                _keep_better(found, name, ours, theirs, rearrange(ours, theirs, pairs.seen.get(name)))
+                _keep_better(
+                    found, name, ours, theirs, rearrange(ours, theirs, pairs.seen.get(name), pairs.merged(name))
+                )
         if advance is not None:
             advance(sizes[name])
     if not found:
         _by_orders_of_others(pairs, first, found)
     if found:
-        _by_orders_of_others(pairs, names, found)
+        _by_orders_of_others(pairs, [*names, *(n for n in lined_up if not _every_row(*pairs.load(n)))], found)
     _agreed(pairs, found)
     if found:
         put_back = _alignment(base, suspect, pairs, found)
@@ -111,23 +115,25 @@ def _by_orders_of_others(pairs: Pairs, names: Sequence[str], found: "dict[str, _
                         [np.arange(count), *_orders(found, (count, len(np.moveaxis(theirs, axis, 0))))]
                         for axis, count in enumerate(ours.shape[:2])
                     ]
-                    inputs = pairs.seen[name][1].inputs if name in pairs.seen else None
-                    _keep_better(found, name, ours, theirs, rearrange_by(ours, theirs, orders[0], orders[1], inputs))
+                    change = rearrange_by(ours, theirs, orders[0], orders[1], pairs.merged(name))
+                    _keep_better(found, name, ours, theirs, change)
         if len(found) == before:
             break
 
 
 def _agreed(pairs: Pairs, found: "dict[str, _Found]") -> None:
     """Gives tensors that stand in nearly the same order the same; see `agreeing.py`."""
-    movable = {
-        n: f.change for n, f in found.items() if isinstance(f.change, Rearrangement) and f.change.merged is None
-    }
+    movable = {name: each.change for name, each in found.items() if isinstance(each.change, Rearrangement)}
+    for name, change in movable.items():
+        ours, theirs = pairs.load(name)
+        if len(theirs) > len(ours):
+            movable[name] = replace(change, rows=first_alike(theirs)[change.rows])
     orders = agree(side for name, change in movable.items() for side in sides_of(name, change, *pairs.load(name)))
     for name, change in movable.items():
         rows, columns = orders.get((name, 0), change.rows), orders.get((name, 1), change.columns)
         if rows is not change.rows or columns is not change.columns:
             ours, theirs = pairs.load(name)
-            other = in_order(ours, theirs, rows, columns)
+            other = in_order(ours, theirs, rows, columns, change.merged)
             left = _left(ours, other(theirs))
             if left <= AS_GOOD * found[name].left:
                 found[name] = found[name]._replace(change=other, left=left)
@@ -199,11 +205,21 @@ def lines_up(original: Checkpoint, suspect: Weights, name: str, matches: dict[st
         np.stack([_row(weights, info, row) for row in chosen])
         for weights, info in ((original, original.tensors[name]), (suspect, matches[name]))
     )
+    return int(_alike(ours, theirs).sum()) >= len(chosen) - len(chosen) // SAMPLE_ROWS
+
+
+def _every_row(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether all rows of a tensor are like the base's; of a shuffled few a sample may see none."""
+    return ours.shape == theirs.shape and bool(_alike(*(each.reshape(len(each), -1) for each in (ours, theirs))).all())
+
+
+def _alike(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Which rows are like the base's in direction and in size, or empty: `(rows,)` for `(rows, columns)`."""
     kept = theirs != 0
     products, powers = np.einsum("rc,rc->r", theirs, ours), np.einsum("rc,rc->r", kept, ours**2)
     scales = np.sqrt(powers * np.einsum("rc,rc->r", theirs, theirs))
     alike = (products >= LINED_UP * scales) & (powers <= FACTOR * products) & (products <= FACTOR * powers)
-    return int(((scales == 0) | alike).sum()) >= len(chosen) - len(chosen) // SAMPLE_ROWS
+    return (scales == 0) | alike
 
 
 def _row(weights: Weights, info: TensorInfo, row: int) -> np.ndarray:

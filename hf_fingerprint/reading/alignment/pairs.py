@@ -13,6 +13,7 @@ from hf_fingerprint.models import build_model, names_in_file
 from hf_fingerprint.reading.alignment.activations import Activations, compare_activations
 from hf_fingerprint.reading.alignment.aligned import load
 from hf_fingerprint.reading.alignment.attentions import Attention, find_attentions
+from hf_fingerprint.reading.alignment.merging import Merged, channels_that_are_one
 from hf_fingerprint.reading.alignment.running import as_base
 from hf_fingerprint.reading.alignment.turning import Turned, turn_back
 from hf_fingerprint.vault import Base
@@ -39,12 +40,25 @@ class Pairs:
         self.counterparts = {**matches, **namesakes}
         self.seen: dict[str, tuple[Activations, Activations]] = {}
         self._attentions: list[Attention] = []
+        self._merged: dict[str, Merged | None] = {}
         self._run()
 
     def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The base's tensor and the suspect's, each `(rows, channels in, kernel)`."""
         ours = load(self._original, self._original.tensors[name])
         return ours, load(self._suspect, self.counterparts[name])
+
+    def merged(self, name: str) -> Merged | None:
+        """Which input channels of the suspect's are one, if it has more of them than the base."""
+        ours, theirs = self._original.tensors[name], self.counterparts[name]
+        inputs = self.seen[name][1].inputs if name in self.seen else None
+        if name not in self._merged:
+            more = inputs is not None and len(inputs) == theirs.shape[1] > ours.shape[1]  # not if it is depthwise
+            writers = (
+                load(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == theirs.shape[1]
+            )
+            self._merged[name] = channels_that_are_one(inputs, writers) if more else None
+        return self._merged[name]
 
     def turned(self, names: set[str]) -> dict[str, Turned]:
         """How these are put back if the stream or heads were turned; whole attentions are looked at together."""

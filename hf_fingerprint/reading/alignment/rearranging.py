@@ -6,19 +6,18 @@ compared once the columns are known, and columns once the rows are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.reading.alignment.activations import Activations
+from hf_fingerprint.reading.alignment.merging import Merged, cosines
 
 
 PASSES = 2
 ROUNDS = 20
 SETTLED = 1e-5
 UNLIKE = 0.3
-SAME = 0.9999
 SIMPLER = 1.1  # a factor for each row and column must explain so much more
 LARGE = 1 << 20  # weights: with fewer an assignment takes no time, and chance looks like something
 CHANCE = 20.0  # standard deviations; strangers have more in common than chance, as activations chose what to compare
@@ -41,7 +40,7 @@ class Rearrangement:
     columns: np.ndarray
     row_factors: np.ndarray
     column_factors: np.ndarray
-    merged: "Merged | None" = None
+    merged: Merged | None = None
 
     def __call__(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's tensor in the base's order, `(rows, channels in, kernel)`."""
@@ -49,41 +48,12 @@ class Rearrangement:
         return theirs[self.rows][:, self.columns] * self.row_factors[:, None, None] * self.column_factors[:, None]
 
 
-class Merged(NamedTuple):
-    """Input channels that always carry the same, up to a factor: what reads them adds up.
-
-    Attributes:
-        one (`np.ndarray` of shape `(channels in,)`): the first channel that carries the same as each.
-        factors (`np.ndarray` of shape `(channels in,)`): what each carries, in units of that one.
-    """
-
-    one: np.ndarray
-    factors: np.ndarray
-
-    def __call__(self, theirs: np.ndarray) -> np.ndarray:
-        """The tensor with the sum in the first channel's place, and nothing in the others'."""
-        sums = np.zeros_like(theirs)
-        np.add.at(sums.swapaxes(0, 1), self.one, theirs.swapaxes(0, 1) * self.factors[:, None, None])
-        return sums
-
-
-def channels_that_are_one(inputs: np.ndarray) -> Merged | None:
-    """Finds them.
-
-    Args:
-        inputs (`np.ndarray` of shape `(channels, samples)`): the suspect's own.
-    """
-    norms = np.linalg.norm(inputs, axis=1)
-    same = np.abs(_cosines(inputs, inputs)) > SAME
-    np.fill_diagonal(same, True)
-    one = same.argmax(1)
-    if len(np.unique(one)) == len(one):
-        return None
-    signs = np.where(np.einsum("cs,cs->c", inputs, inputs[one]) < 0, -1.0, 1.0)
-    return Merged(one, signs * np.divide(norms, norms[one], out=np.ones_like(norms), where=norms[one] > _TINY))
-
-
-def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Activations] | None) -> Rearrangement:
+def rearrange(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    seen: tuple[Activations, Activations] | None,
+    merged: Merged | None = None,
+) -> Rearrangement:
     """Finds the rearrangement that makes a suspect's tensor most like the base's.
 
     Args:
@@ -91,22 +61,23 @@ def rearrange(ours: np.ndarray, theirs: np.ndarray, seen: tuple[Activations, Act
         theirs (`np.ndarray` of the same shape, or larger): the suspect's.
         seen (pair of [`Activations`], *optional*): what the module does in both; without, rows or columns must have
             stayed.
+        merged ([`Merged`], *optional*): input channels of the suspect's that are one.
     """
     channels = ours.shape[1]
     if seen is None:
         return rearrange_by(ours, theirs, [np.arange(len(ours))], [np.arange(channels)])
     outputs = _centred(seen[0].outputs, seen[1].outputs)
     inputs = _centred(seen[0].inputs, seen[1].inputs) if len(seen[0].inputs) == channels else None  # if not depthwise
-    row_likeness, column_likeness = _cosines(*outputs), None if inputs is None else _cosines(*inputs)
+    row_likeness, column_likeness = cosines(*outputs), None if inputs is None else cosines(*inputs)
     if column_likeness is not None and ours.shape == theirs.shape and ours.size >= LARGE:
         at_once = _at_once(row_likeness, column_likeness)
         if _likeness(ours, at_once(theirs)) < CHANCE / np.sqrt(ours.size):
             return at_once
     rows, row_factors = _first(row_likeness, *outputs)
-    columns, factors, merged = np.arange(channels), np.ones(channels), None
+    columns, factors = np.arange(channels), np.ones(channels)
     if inputs is not None and column_likeness is not None:
         columns, factors = _first(column_likeness, *inputs)
-        if theirs.shape[1] > channels and (merged := channels_that_are_one(seen[1].inputs)) is not None:
+        if merged is not None:
             columns, theirs = merged.one[columns], merged(theirs)
     found = _by_weights(ours, theirs, Rearrangement(rows, columns, row_factors, 1 / factors), True)
     return replace(_simplest(ours, theirs, found), merged=merged)
@@ -128,7 +99,7 @@ def rearrange_by(
     theirs: np.ndarray,
     rows: Sequence[np.ndarray],
     columns: Sequence[np.ndarray],
-    inputs: np.ndarray | None = None,
+    merged: Merged | None = None,
 ) -> Rearrangement:
     """Finds it by the weights alone, where the order of one side is among some that are known.
 
@@ -137,13 +108,9 @@ def rearrange_by(
         rows (sequence of `np.ndarray` of shape `(rows,)`): for each row of the base, perhaps, the suspect's.
         columns (sequence of `np.ndarray` of shape `(channels in,)`): the same of the input channels; at least one
             order of either.
-        inputs (`np.ndarray` of shape `(channels, samples)`, *optional*): what goes into the suspect's, which tells
-            channels that are one.
+        merged ([`Merged`], *optional*): input channels of the suspect's that are one.
     """
     count, channels, _ = ours.shape
-    merged = None
-    if inputs is not None and len(inputs) == theirs.shape[1] > channels:  # not of a depthwise convolution
-        merged = channels_that_are_one(inputs)
     if merged is not None:
         columns, theirs = [merged.one[order] for order in columns], merged(theirs)
     ones = np.ones(count), np.ones(channels)
@@ -154,10 +121,13 @@ def rearrange_by(
     return replace(_simplest(ours, theirs, best), merged=merged)
 
 
-def in_order(ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Rearrangement:
+def in_order(
+    ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray, merged: Merged | None = None
+) -> Rearrangement:
     """The rearrangement with these orders, and the factors that go with them."""
+    theirs = theirs if merged is None else merged(theirs)
     found = Rearrangement(rows, columns, np.ones(len(rows)), np.ones(len(columns)))
-    return _simplest(ours, theirs, _with_factors(ours, theirs, found, False))
+    return replace(_simplest(ours, theirs, _with_factors(ours, theirs, found, False)), merged=merged)
 
 
 def _simplest(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement) -> Rearrangement:
@@ -173,9 +143,16 @@ def _simplest(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement) -> Rea
         (no_rows, _ratio(power.sum(0), products.sum(0), no_columns)),
         (found.row_factors, found.column_factors),
     ]
-    left = [float(np.square(placed * r[:, None, None] * c[:, None] - reference).sum()) for r, c in choices]
+    left = [
+        _unexplained(np.square(placed * r[:, None, None] * c[:, None] - reference).sum(2), power) for r, c in choices
+    ]
     rows, columns = next(choice for choice, each in zip(choices, left, strict=True) if each <= SIMPLER * min(left))
     return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
+
+
+def _unexplained(left: np.ndarray, power: np.ndarray) -> float:
+    """The sum of what is left, where rows, or columns, that are others altogether count as their own energy."""
+    return min(float(np.minimum(left.sum(axis), power.sum(axis)).sum()) for axis in (0, 1))
 
 
 def _by_weights(
@@ -190,7 +167,7 @@ def _by_weights(
             one, two = ours.swapaxes(0, 1), placed.swapaxes(0, 1)
         else:
             one, two = ours, theirs[:, found.columns] * found.column_factors.astype(np.float32)[:, None]
-        likeness = np.abs(_cosines(one, two))
+        likeness = np.abs(cosines(one, two))
         if known and not half and np.median(likeness.max(1)) < _by_chance(one.size // len(one), len(two)):
             return found
         order = assign(likeness)
@@ -260,11 +237,3 @@ def _with_factors(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, co
 
 def _ratio(power: np.ndarray, products: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     return np.divide(power, products, out=otherwise.copy(), where=np.abs(products) > _TINY)
-
-
-def _cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Of every row of one with every row of the other, `(rows, other rows)`."""
-    one, two = (values.reshape(len(values), -1) for values in (ours, theirs))
-    norms = [np.linalg.norm(values, axis=1, keepdims=True) for values in (one, two)]
-    one, two = (v / np.where(n > _TINY, n, 1) for v, n in zip((one, two), norms, strict=True))
-    return one @ two.T

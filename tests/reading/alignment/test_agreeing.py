@@ -39,6 +39,24 @@ def test_orders_that_have_little_in_common_stay():
     assert not agree([one, two])
 
 
+def test_layers_that_stayed_but_for_a_few_channels_each_are_not_one():
+    sure = np.full(CHANNELS, 0.95)
+    one, other = swapped(np.arange(CHANNELS), 1, 2, 3), swapped(np.arange(CHANNELS), 30, 31)
+    doubtful = sure.copy()
+    doubtful[[2, 3, 20, 21]] = 0.1
+
+    changed = agree(
+        [
+            side("one writes", one, sure),
+            side("another writes", other, sure),
+            side("one reads", swapped(one, 20, 21), doubtful, axis=1),
+        ]
+    )
+
+    assert list(changed) == [("one reads", 1)]
+    assert changed["one reads", 1].tolist() == one.tolist()
+
+
 def test_what_stayed_in_most_places_stayed_in_those_in_doubt():
     doubtful = np.full(CHANNELS, 0.95)
     doubtful[[5, 6]] = 0.1

@@ -157,6 +157,18 @@ def test_a_networks_rows_moved_rescaled_or_flipped_are_put_back(resnet, tmp_path
     assert result.tensors_aligned > 0
 
 
+def test_a_few_rows_that_moved_are_put_back_where_a_sample_of_rows_lines_up(resnet, tmp_path, monkeypatch):
+    moved = ChannelShuffle(0.15, seed=1)(resnet.state)
+    before, _ = scores(resnet, resnet.state, tmp_path)
+
+    after, result = scores(resnet, moved, tmp_path)
+    monkeypatch.setattr(aligning, "_every_row", lambda ours, theirs: True)
+    by_sample, fewer = scores(resnet, moved, tmp_path)
+
+    assert result.tensors_aligned > fewer.tensors_aligned
+    assert after["alice"] >= max(0.98 * before["alice"], by_sample["alice"])
+
+
 def new_head(state):
     torch.manual_seed(1)
     name = "head" if "head.weight" in state else "fc"

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.reading.alignment import rearranging
 from hf_fingerprint.reading.alignment.activations import Activations
+from hf_fingerprint.reading.alignment.merging import channels_that_are_one
 from hf_fingerprint.reading.alignment.rearranging import (
     Rearrangement,
     assign,
-    channels_that_are_one,
     in_order,
     rearrange,
     rearrange_by,
@@ -122,19 +122,6 @@ def test_factors_are_fitted_where_something_was_rescaled_and_only_there(scaled):
     assert np.linalg.norm(found(theirs) - drifted) < 0.12 * np.linalg.norm(drifted)
 
 
-def test_channels_that_carry_the_same_are_added_up():
-    rng = np.random.default_rng(0)
-    inputs = rng.standard_normal((6, 50)).astype(np.float32)
-    inputs[4], inputs[5] = -2 * inputs[1], 0
-
-    merged = channels_that_are_one(inputs)
-    summed = merged(np.ones((2, 6, 1), np.float32))
-
-    assert merged.one.tolist() == [0, 1, 2, 3, 1, 5]
-    assert summed[0, :, 0] == pytest.approx([1, 1 - 2, 1, 1, 0, 1])
-    assert channels_that_are_one(inputs[:4]) is None
-
-
 def test_split_channels_are_added_up_where_the_order_of_the_rows_is_known():
     rng = np.random.default_rng(0)
     ours = rng.standard_normal((20, 24, 1)).astype(np.float32)
@@ -143,20 +130,37 @@ def test_split_channels_are_added_up_where_the_order_of_the_rows_is_known():
     order = rng.permutation(48)
     theirs = np.concatenate([0.4 * ours + noise, 0.6 * ours - noise], 1)[:, order]
 
-    found = rearrange_by(ours, theirs, [np.arange(20)], [np.arange(24)], np.tile(inputs, (2, 1))[order])
+    merged = channels_that_are_one(np.tile(inputs, (2, 1))[order])
+    found = rearrange_by(ours, theirs, [np.arange(20)], [np.arange(24)], merged)
 
     assert found(theirs) == pytest.approx(ours, abs=1e-4)
     plain = rearrange_by(ours, theirs, [np.arange(20)], [np.arange(24)])
     assert np.square(plain(theirs) - ours).mean() > 0.1
 
 
-def test_a_depthwise_convolution_has_no_channels_to_add_up():
-    ours = np.random.default_rng(0).standard_normal((12, 1, 9)).astype(np.float32)
+def test_orders_may_be_of_channels_that_were_split():
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal((20, 24, 1)).astype(np.float32)
+    noise = rng.standard_normal(ours.shape).astype(np.float32)
+    theirs = np.concatenate([0.4 * ours + noise, 0.6 * ours - noise], 1)
+    merged = channels_that_are_one(np.tile(rng.standard_normal((24, 100)), (2, 1)))
 
-    found = rearrange_by(ours, ours[::-1], [np.arange(12)], [np.arange(1)], np.ones((12, 50)))
+    found = in_order(ours, theirs, np.arange(20), np.arange(24), merged)
 
-    assert found.merged is None
-    assert found(ours[::-1]) == pytest.approx(ours, abs=1e-5)
+    assert found(theirs) == pytest.approx(ours, abs=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_channel_that_is_another_altogether_brings_no_factors(axis):
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal((30, 40, 1)).astype(np.float32)
+    np.moveaxis(ours, axis, 0)[3] *= 1e-3
+    theirs = ours + 0.1 * rng.standard_normal(ours.shape).astype(np.float32)
+    np.moveaxis(theirs, axis, 0)[3] = 5
+
+    found = in_order(ours, theirs, np.arange(30), np.arange(40))
+
+    assert (found.row_factors == 1).all() and (found.column_factors == 1).all()
 
 
 def test_no_assignment_is_made_for_large_tensors_that_have_nothing_in_common(monkeypatch):
