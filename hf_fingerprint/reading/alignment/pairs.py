@@ -50,15 +50,14 @@ class Pairs:
 
     def merged(self, name: str) -> Merged | None:
         """Which input channels of the suspect's are one, if it has more of them than the base."""
-        ours, theirs = self._original.tensors[name], self.counterparts[name]
-        inputs = self.seen[name][1].inputs if name in self.seen else None
-        if name not in self._merged:
-            more = inputs is not None and len(inputs) == theirs.shape[1] > ours.shape[1]  # not if it is depthwise
-            writers = (
-                load(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == theirs.shape[1]
-            )
-            self._merged[name] = channels_that_are_one(inputs, writers) if more else None
-        return self._merged[name]
+        channels = self.counterparts[name].shape[1]
+        if name not in self.seen or channels <= self._original.tensors[name].shape[1]:
+            return None
+        inputs = self.seen[name][1].inputs
+        if name not in self._merged and len(inputs) == channels:  # not of a depthwise convolution
+            writers = (load(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == channels)
+            self._merged[name] = channels_that_are_one(inputs, writers)
+        return self._merged.get(name)
 
     def turned(self, names: set[str]) -> dict[str, Turned]:
         """How these are put back if the stream or heads were turned; whole attentions are looked at together."""
