@@ -2,7 +2,7 @@
 
     python examples/attacks_table.py bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet
 
-Nothing is computed here but counts: each cell is one suspect, or a number of runs.
+Nothing is computed here but counts: each cell is one suspect, or a number of runs; `--picture FILE` draws them.
 """
 
 import argparse
@@ -21,6 +21,9 @@ from hf_fingerprint.evaluation.frontier import cheapest
 from hf_fingerprint.evaluation.outcomes import outcomes
 from hf_fingerprint.evaluation.planning import quick_steps
 from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE, Ledger
+
+
+APART = ("finetune-other-data", "distil", "extract", "extract-synthetic")  # another task's accuracy, other weights
 
 
 def measured(folder: Path) -> list[Point]:
@@ -120,10 +123,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="+")
+    parser.add_argument("--picture", type=Path, help="draw accuracy against evidence, a panel a model, to this file")
     parser.add_argument("--schemes", type=Path, help="the folder of one model's comparison")
     arguments = parser.parse_args()
     models = {name: measured(arguments.folder / name) for name in arguments.models}
     rows = [] if arguments.schemes is None else [*Rows(arguments.schemes / "rows.jsonl").known.values()]
+    if arguments.picture is not None:
+        from plots import plot_frontiers
+
+        kept = {name: [p for p in points if p.attack not in APART] for name, points in models.items()}
+        plot_frontiers(kept, arguments.picture)
     for group in GROUPS[:-1]:
         print("\n".join(singles(models, rows, group)), end="\n\n")
     print("\n".join(falls(models)), end="\n\n")

@@ -1,6 +1,6 @@
 """Pictures of what was found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +10,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from hf_fingerprint import TraceResult
+from hf_fingerprint.evaluation import Point
+from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE
+
+
+KINDS = {
+    COLLUSION: ("#b8a038", "several copies mixed"),
+    SINGLE: ("#1a66b0", "one copy attacked"),
+    COPY: ("black", "the copy"),
+}
 
 
 def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
@@ -38,6 +47,40 @@ def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
         panel.tick_params(axis="x", labelrotation=45, labelsize=8)
         panel.axhline(0, color="black", linewidth=0.5)
     panels[0][0].set_ylabel("score (an innocent's has deviation 1)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def plot_frontiers(models: Mapping[str, Sequence[Point]], path: Path) -> Path:
+    """One panel a model: accuracy kept against evidence left, a dot for each suspect; open ones accuse nobody."""
+    figure, panels = plt.subplots(1, len(models), figsize=(3.4 * len(models), 3.6), squeeze=False, sharey=True)
+    for panel, (name, points) in zip(panels[0], models.items(), strict=True):
+        bound = min(p.threshold for p in points if p.threshold is not None)
+        panel.axvspan(1, bound, color="#c0392b", alpha=0.08, linewidth=0)
+        panel.axvline(bound, color="#c0392b", linestyle="--", linewidth=1)
+        for kind, (colour, label) in KINDS.items():
+            for accused in (True, False):
+                shown = [p for p in points if p.kind == kind and p.accused == accused]
+                panel.scatter(
+                    [max(1.0, p.score) for p in shown],
+                    [100 * p.accuracy for p in shown],
+                    s=16,
+                    alpha=0.6,
+                    label=label if accused else None,
+                    facecolors=colour if accused else "none",
+                    edgecolors=colour,
+                )
+        panel.set_xscale("log")
+        panel.set_xlim(0.9, 400)
+        panel.set_ylim(0, 100)
+        panel.set_xticks([1, 3, 10, 30, 100, 300], labels=["1", "3", "10", "30", "100", "300"])
+        panel.minorticks_off()
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("evidence left (score)")
+    panels[0][0].set_ylabel("accuracy kept, %")
+    panels[0][-1].legend(fontsize=7, loc="center left")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

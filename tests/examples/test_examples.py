@@ -193,7 +193,9 @@ def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(
     assert "average" in (tmp_path / "resnet" / "report.html").read_text()
 
     table = subprocess.run(
-        [sys.executable, EXAMPLES / "attacks_table.py", tmp_path, "resnet"], capture_output=True, text=True
+        [sys.executable, EXAMPLES / "attacks_table.py", tmp_path, "resnet", "--picture", tmp_path / "attacks.png"],
+        capture_output=True,
+        text=True,
     )
 
     results = json.loads((tmp_path / "resnet" / "results.json").read_text())
@@ -202,3 +204,4 @@ def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(
     assert f"| half | {100 * half['accuracy']:.0f}, {half['scores'][0]:.0f} |" in table.stdout
     assert f"| average | 1, 1 of 1; {sum(average['caught']) / 3:.0%} |" in table.stdout
     assert "innocents accused: 0 of 30," in table.stdout
+    assert (tmp_path / "attacks.png").read_bytes().startswith(b"\x89PNG")
