@@ -68,3 +68,9 @@ class Alignment:
 def load(checkpoint: Weights, info: TensorInfo) -> np.ndarray:
     """A whole tensor as `float32`, `(rows, channels in, kernel)`; what is not finite, or absurd, is 0."""
     return usable(to_float32(checkpoint.read(info), info.dtype)).reshape(info.shape[0], info.shape[1], -1)
+
+
+def load_rows(checkpoint: Weights, info: TensorInfo, chosen: list[int]) -> np.ndarray:
+    """Some rows as `float32`, `(rows, columns)`; what is not finite, or absurd, is 0."""
+    raw = [checkpoint.read(info, row * info.row_bytes, (row + 1) * info.row_bytes) for row in chosen]
+    return usable(np.stack([to_float32(row, info.dtype) for row in raw]))

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
-from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.reading.alignment.agreeing import agree, sides_of
-from hf_fingerprint.reading.alignment.aligned import Alignment, Change
+from hf_fingerprint.reading.alignment.aligned import Alignment, Change, load_rows
 from hf_fingerprint.reading.alignment.leaning import turned_alike
 from hf_fingerprint.reading.alignment.merging import first_alike
 from hf_fingerprint.reading.alignment.pairs import Pairs
@@ -201,10 +200,8 @@ def lines_up(original: Checkpoint, suspect: Weights, name: str, matches: dict[st
     if name not in matches:
         return False
     chosen = sample_rows(original.tensors[name].rows, SAMPLE_ROWS)
-    ours, theirs = (
-        np.stack([_row(weights, info, row) for row in chosen])
-        for weights, info in ((original, original.tensors[name]), (suspect, matches[name]))
-    )
+    ours = load_rows(original, original.tensors[name], chosen)
+    theirs = load_rows(suspect, matches[name], chosen)
     return int(_alike(ours, theirs).sum()) >= len(chosen) - len(chosen) // SAMPLE_ROWS
 
 
@@ -220,9 +217,3 @@ def _alike(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     scales = np.sqrt(powers * np.einsum("rc,rc->r", theirs, theirs))
     alike = (products >= LINED_UP * scales) & (powers <= FACTOR * products) & (products <= FACTOR * powers)
     return (scales == 0) | alike
-
-
-def _row(weights: Weights, info: TensorInfo, row: int) -> np.ndarray:
-    """A row as `float64`; what is not finite is 0."""
-    values = to_float32(weights.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
-    return np.where(np.isfinite(values), values, 0).astype(np.float64)

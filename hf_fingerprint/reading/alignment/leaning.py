@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
-from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.reading.alignment.activations import usable
+from hf_fingerprint.reading.alignment.aligned import load_rows
 from hf_fingerprint.reading.matching import sample_rows
 from hf_fingerprint.vault import Base, Carrier
 
@@ -83,15 +82,9 @@ def _samples(
     for carrier in readers:
         chosen = sample_rows(original.tensors[carrier.name].rows, ROWS)
         yield (
-            _rows_of(original, original.tensors[carrier.name], chosen),
-            _rows_of(suspect, matches[carrier.name], chosen),
+            load_rows(original, original.tensors[carrier.name], chosen),
+            load_rows(suspect, matches[carrier.name], chosen),
         )
-
-
-def _rows_of(weights: Weights, info: TensorInfo, chosen: list[int]) -> np.ndarray:
-    """Rows as `float32`, `(rows, columns)`; what is not finite, or absurd, is 0."""
-    raw = [weights.read(info, row * info.row_bytes, (row + 1) * info.row_bytes) for row in chosen]
-    return usable(np.stack([to_float32(row, info.dtype) for row in raw]))
 
 
 def _drift(carrier: Carrier, ours: np.ndarray, theirs: np.ndarray) -> float:
