@@ -18,11 +18,12 @@ from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.evaluation import Point
 from hf_fingerprint.evaluation.frontier import cheapest
-from hf_fingerprint.evaluation.outcomes import outcomes
+from hf_fingerprint.evaluation.outcomes import Outcome, outcomes
 from hf_fingerprint.evaluation.planning import quick_steps
 from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE, Ledger
 
 
+UNEVEN, ALIKE = ("weighted-average", "layers", "blocks"), "nine that take from all alike"
 APART = ("finetune-other-data", "distil", "extract", "extract-synthetic")  # another task's accuracy, other weights
 
 
@@ -103,20 +104,29 @@ def _fall(attack: str, points: list[Point]) -> str:
 
 
 def coalitions(models: dict[str, list[Point]]) -> list[str]:
-    """A table of runs: in how many all were caught who gave a twentieth, and in how many anybody."""
+    """A table of runs: in how many all were caught who gave a twentieth, in how many anybody, and the share caught;
+    strategies that take from all copies alike together."""
     mixed = [p for points in models.values() for p in points if p.kind == COLLUSION]
     sizes = sorted({p.colluders for p in mixed})
-    found = {(o.attack, o.size): o for o in outcomes(mixed)}
-    lines = [line(["coalition", *map(str, sizes)]), line(["---"] * (1 + len(sizes)))]
+    rows: dict[str, dict[int, list[Outcome]]] = {}
     for attack in SUITE:
-        row = [found.get((attack, size)) for size in sizes]
-        if any(row):
-            told = [
-                f"{o.all_main_givers}, {o.somebody} of {o.runs}; {o.caught / o.size / o.runs:.0%}" if o else "-"
-                for o in row
-            ]
-            lines.append(line([attack, *told]))
+        for found in outcomes(p for p in mixed if p.attack == attack):
+            strategy, then, follow_up = attack.partition("-then-")
+            name = (strategy if strategy in UNEVEN else ALIKE) + then.replace("-", " ") + follow_up
+            rows.setdefault(name, {}).setdefault(found.size, []).append(found)
+    lines = [line(["coalition", *map(str, sizes)]), line(["---"] * (1 + len(sizes)))]
+    for name, by_size in rows.items():
+        lines.append(line([name, *(_ended(by_size.get(size, [])) for size in sizes)]))
     return lines
+
+
+def _ended(found: list[Outcome]) -> str:
+    runs = sum(each.runs for each in found)
+    if not runs:
+        return "-"
+    main_givers, somebody = sum(each.all_main_givers for each in found), sum(each.somebody for each in found)
+    caught = sum(each.caught for each in found) / sum(each.size * each.runs for each in found)
+    return f"{main_givers}, {somebody} of {runs}; {caught:.0%}"
 
 
 def main() -> None:
