@@ -88,7 +88,7 @@ def falls(models: dict[str, list[Point]]) -> list[str]:
     """A table of the attacks that lose the mark: at which strength the accuracy is highest without it, and by how many
     points it is under the copy's."""
     lines = [line(["attack", *models]), line(["---"] * (1 + len(models)))]
-    for attack in SUITE:
+    for attack in (name for name in SUITE if name not in APART):
         told = [_fall(attack, points) for points in models.values()]
         if any(cell.startswith("at ") for cell in told):
             lines.append(line([attack, *told]))
