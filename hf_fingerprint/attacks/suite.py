@@ -43,10 +43,12 @@ class Sweep:
         group (`str`): `"single"`, `"symmetries"` or `"collusion"`; those of the last take a sequence of state dicts
             where the others take one.
         attacks (`tuple[Step, ...]`): mild ones first.
+        beyond (`tuple[Step, ...]`): still stronger ones, for models that bear those with the mark left.
     """
 
     group: str
     attacks: tuple[Step, ...]
+    beyond: tuple[Step, ...] = ()
 
 
 _SINGLE: dict[str, list[Step]] = {
@@ -83,6 +85,14 @@ _SINGLE: dict[str, list[Step]] = {
     "distil": [*Distillation().sweep()],
     "extract": [*Extraction().sweep()],
     "extract-synthetic": [*Extraction(images="synthetic").sweep()],
+}
+_BEYOND: dict[str, list[Step]] = {
+    "finetune": [FineTuning(3e-2), FineTuning(1e-1)],
+    "prune-then-finetune": [Then(MagnitudePruning(share), FineTuning(1e-4)) for share in (0.98, 0.99, 0.995)],
+    "noise": [WeightNoise(0.8), WeightNoise(1.6)],
+    "overwrite": [Overwriting(1.0), Overwriting(3.0)],
+    "overwrite-ten-times": [Overwriting(0.3, 10), Overwriting(1.0, 10)],
+    "remove-at-any-price": [AdversarialRemoval(1.6, max_kl=None), AdversarialRemoval(3.2, max_kl=None)],
 }
 _SYMMETRIES: dict[str, list[Step]] = {
     "shuffle-channels": [*ChannelShuffle().sweep()],
@@ -124,7 +134,7 @@ def _collusions() -> dict[str, list[Step]]:
 
 
 SUITE: dict[str, Sweep] = {
-    name: Sweep(group, tuple(attacks))
+    name: Sweep(group, tuple(attacks), tuple(_BEYOND.get(name, ())))
     for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusions()), strict=True)
     for name, attacks in sweeps.items()
 }
@@ -146,4 +156,4 @@ def sweep(name: str) -> list[Step]:
     """
     if name not in SUITE:
         raise FingerprintError(f"There is no attack called {name}: choose among {', '.join(SUITE)}.")
-    return list(SUITE[name].attacks)
+    return [*SUITE[name].attacks, *SUITE[name].beyond]

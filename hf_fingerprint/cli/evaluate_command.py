@@ -85,10 +85,10 @@ def evaluate(
 
 
 def _list() -> None:
-    from hf_fingerprint.attacks import SUITE
+    from hf_fingerprint.attacks import SUITE, sweep
 
     for name, found in SUITE.items():
-        strengths = f"  {', '.join(f'{a.strength:g}' for a in found.attacks)}" * (len(found.attacks) > 1)
+        strengths = f"  {', '.join(f'{a.strength:g}' for a in sweep(name))}" * (len(found.attacks) > 1)
         output.say(f"{found.group:10}  {name:32}{strengths}".rstrip())
 
 

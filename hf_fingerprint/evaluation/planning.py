@@ -68,8 +68,8 @@ def plan(
     Args:
         chosen (sequence of `str`): names of attacks, from [`choose`].
         coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): how many copies are mixed.
-        quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, and
-            coalitions of 3 without what may follow.
+        quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, none of
+            those beyond, and coalitions of 3 without what may follow.
         runs (`int`, *optional*, defaults to 1): how often each coalition is formed: the first holders at first, then
             others at random out of twice as many as the largest needs, mixed by another seed.
 
@@ -83,7 +83,7 @@ def plan(
     for name in chosen:
         steps = sweep(name)
         if SUITE[name].group != COLLUSION:
-            kept = range(len(steps)) if not quick else quick_steps(len(steps))
+            kept = range(len(steps)) if not quick else quick_steps(len(SUITE[name].attacks))
             jobs += [Job(SINGLE, name, i, steps[i], (0,)) for i in kept]
         elif not (quick and isinstance(steps[0], Then)):
             jobs += [

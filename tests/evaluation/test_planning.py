@@ -2,7 +2,7 @@ import pytest
 from refusals import refused
 
 from hf_fingerprint.attacks.attack import Then
-from hf_fingerprint.attacks.suite import GROUPS, SUITE
+from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
 from hf_fingerprint.evaluation.planning import choose, plan
 from hf_fingerprint.evaluation.points import COLLUSION, SINGLE
 
@@ -25,7 +25,7 @@ def test_every_strength_of_every_attack_and_every_size_of_every_coalition_is_pla
     single = [job for job in jobs if job.kind == SINGLE]
     mixed = [job for job in jobs if job.kind == COLLUSION]
 
-    assert len(single) == sum(len(s.attacks) for s in SUITE.values() if s.group != COLLUSION)
+    assert len(single) == sum(len(sweep(name)) for name, s in SUITE.items() if s.group != COLLUSION)
     assert {job.colluders for job in mixed} == {2, 3}
     assert len(mixed) == 2 * sum(len(s.attacks) for s in SUITE.values() if s.group == COLLUSION)
     assert len({(job.attack, job.what, job.colluders) for job in jobs}) == len(jobs)
@@ -37,6 +37,13 @@ def test_a_quick_plan_keeps_the_ends_of_sweeps_and_plain_mixes():
     assert [job.step for job in jobs if job.attack == "prune"] == [0, 3, 6]
     assert not any(isinstance(job.how, Then) for job in jobs)
     assert {job.colluders for job in jobs if job.kind == COLLUSION} == {3}
+
+
+def test_strengths_beyond_the_usual_are_for_whole_plans():
+    quick, whole = ([job.how.strength for job in plan(["noise"], quick=quick)[2:]] for quick in (True, False))
+
+    assert quick == [0.003, 0.1, 0.4]
+    assert whole == [0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6]
 
 
 @pytest.mark.parametrize("size", [1, 0, -3])
