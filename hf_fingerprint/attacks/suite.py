@@ -90,8 +90,8 @@ _BEYOND: dict[str, list[Step]] = {
     "finetune": [FineTuning(3e-2), FineTuning(1e-1)],
     "prune-then-finetune": [Then(MagnitudePruning(share), FineTuning(1e-4)) for share in (0.98, 0.99, 0.995)],
     "noise": [WeightNoise(0.8), WeightNoise(1.6)],
-    "overwrite": [Overwriting(1.0), Overwriting(3.0)],
-    "overwrite-ten-times": [Overwriting(0.3, 10), Overwriting(1.0, 10)],
+    "overwrite": [Overwriting(1.0)],
+    "overwrite-ten-times": [Overwriting(eps, 10) for eps in (0.3, 0.5, 0.7, 1.0)],
     "remove-at-any-price": [AdversarialRemoval(1.6, max_kl=None), AdversarialRemoval(3.2, max_kl=None)],
 }
 _SYMMETRIES: dict[str, list[Step]] = {
