@@ -1,9 +1,50 @@
-"""Shared by all tests: no network, no accelerator, nothing read from or written to this user's caches."""
+"""Shared by all tests: no network, no accelerator, nothing read from or written to this user's caches, and the same
+keys on every run, so that a test whose figures hang on keys passes or fails for good."""
 
 import os
+import secrets
+from collections.abc import Iterator
+from hashlib import shake_256
+from itertools import count
+
+import pytest
 
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("HF_FINGERPRINT_PASSPHRASE", None)
+
+_PROCESS, _FROM_THE_SYSTEM = os.getpid(), secrets.token_bytes
+_asking: list[tuple[str, Iterator[int]]] = []  # the test or fixture that runs, innermost last, and how much it took
+
+
+def _token_bytes(nbytes: int | None = None) -> bytes:
+    """Stands for `secrets.token_bytes`: what a test or fixture is given hangs on its name and how often it asked, not
+    on which tests ran before it, here or in another worker. A child of this process asks the system."""
+    size = secrets.DEFAULT_ENTROPY if nbytes is None else nbytes
+    if not _asking or os.getpid() != _PROCESS:
+        return _FROM_THE_SYSTEM(size)
+    name, taken = _asking[-1]
+    return shake_256(f"{name}\0{next(taken)}".encode()).digest(size)
+
+
+secrets.token_bytes = _token_bytes  # `token_hex` asks it too
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    _asking.append((f"{request.node.nodeid}\0{fixturedef.argname}\0{getattr(request, 'param_index', 0)}", count()))
+    try:
+        return (yield)
+    finally:
+        _asking.pop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    _asking.append((item.nodeid, count()))
+    try:
+        return (yield)
+    finally:
+        _asking.pop()

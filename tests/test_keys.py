@@ -1,6 +1,8 @@
 import hashlib
 import hmac
+import os
 import re
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -141,10 +143,20 @@ def test_commitment_binds_key_recipient_and_content():
     assert len(commitments) == 4
 
 
-def test_new_secrets_are_fresh():
-    secrets = {new_secret() for _ in range(20)}
-    assert len(secrets) == 20
-    assert {len(secret) for secret in secrets} == {32}
+def test_new_secrets_are_the_systems_and_fresh(monkeypatch):
+    given = []
+    monkeypatch.setattr(secrets, "token_bytes", lambda size: given.append(os.urandom(size)) or given[-1])
+
+    made = [new_secret() for _ in range(20)]
+
+    assert made == given
+    assert len(set(made)) == 20
+    assert {len(secret) for secret in made} == {32}
+
+
+def test_keys_of_a_test_are_the_same_on_every_run():
+    """So that no test passes or fails by chance of keys."""
+    assert (new_secret().hex()[:16], new_secret().hex()[:16]) == ("df7ed72fb176181a", "b89326e13a39e698")
 
 
 @settings(max_examples=20)
