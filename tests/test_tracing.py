@@ -138,6 +138,7 @@ TREATMENTS: dict[str, Callable[[State, State], State]] = {
     "8 bits": lambda s, b: Quantization(8)({n: t for n, t in s.items() if t.numel()}),
     "8 bits by channel": lambda s, b: Quantization(8, True)({n: t for n, t in s.items() if t.numel()}),
     "pruned to half": lambda s, b: MagnitudePruning(0.5)(s),
+    "pruned to a tenth and trained": lambda s, b: noisy(MagnitudePruning(0.9)(s), b),
     "noise": noisy,
     "mark amplified 50 times": amplified,
     "scaled by 1.0001": lambda s, b: {n: t * 1.0001 if t.is_floating_point() else t for n, t in s.items()},

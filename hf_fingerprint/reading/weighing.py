@@ -16,6 +16,7 @@ from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.reading.matching import sample_rows
+from hf_fingerprint.reading.zeroing import Zeroing, find_zeroing
 from hf_fingerprint.vault import Base, Carrier
 
 
@@ -24,7 +25,8 @@ CLIP_DEVIATIONS, CLIP_KNOWN = 3.0, 1.5  # a tensor's, and a weight's own
 LEAST_CLIP, MOST_CLIP = 1.5, 1e6
 LEAST_VARIANCE = 0.1
 DRIFTED = 2.0  # amplitudes
-LEAST_DRIFT = 1e-8
+LEAST_DRIFT, LEAST_KEPT = 1e-8, 1e-3
+ROW_PRIOR = 4.0  # weights
 _MAD = 1.4826
 
 
@@ -63,12 +65,14 @@ class Sample:
             squared norm of the difference, scaled up to all the rows read.
         clip (`np.float32`): where to clip the normalised difference.
         columns (`np.ndarray` of shape `(columns,)` or `None`): how far each column drifted beside others, squared and
-            about 1, if the tensor drifted by more than the mark, and unevenly.
+            about 1, if the tensor drifted by more than the mark, and unevenly, or was pruned and trained on.
+        zeroing ([`Zeroing`] or `None`): how it was pruned and trained on, if it was.
     """
 
     products: np.ndarray
     clip: np.float32
     columns: np.ndarray | None
+    zeroing: Zeroing | None
 
 
 def read_tensor(
@@ -111,9 +115,15 @@ def read_tensor(
             difference *= inverse[start:stop, None]
             weights, clip = None, sample.clip
             if sample.columns is not None:
+                lost = _lost(theirs).reshape(difference.shape)
+                difference[lost] = 0
                 np.clip(difference, -MOST_CLIP, MOST_CLIP, out=difference)
-                weights = _weights(difference, theirs, sample.columns)
+                kept = 1 - lost.astype(np.float32)
+                if sample.zeroing is not None:
+                    kept *= sample.zeroing.kept(ours.reshape(difference.shape) * inverse[start:stop, None], difference)
+                weights = _weights(difference, kept, sample.columns, sample.zeroing)
                 clip = CLIP_KNOWN / np.sqrt(weights)
+                weights *= kept
             np.clip(difference, -clip, clip, out=difference)
         power = float(np.vdot(difference, difference))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -121,8 +131,6 @@ def read_tensor(
         if not finite or _any_zero(theirs):
             lost = _lost(theirs)
             difference.reshape(-1)[lost] = 0
-            if weights is not None:
-                weights.reshape(-1)[lost] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
             fold(lost.astype(np.float32), (projection.offset + done) % base.length, missing)
             dropped += int(lost.sum())
@@ -139,11 +147,14 @@ def read_tensor(
     return TensorReading(sums, missing, None, projection.offset, weight, done, dropped, sample)
 
 
-def _weights(difference: np.ndarray, theirs: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The inverse of each weight's variance, `float32` of the block's shape: its row's times its column's."""
-    kept = ~_lost(theirs).reshape(difference.shape)
-    squares = np.square(np.where(kept, difference, 0)) / columns
-    rows = squares.sum(1, dtype=np.float64) / np.maximum(kept.sum(1), 1)
+def _weights(difference: np.ndarray, kept: np.ndarray, columns: np.ndarray, zeroing: Zeroing | None) -> np.ndarray:
+    """The inverse of each weight's variance, `float32` of the block's shape: its row's times its column's. Where rows
+    were pruned, a row's few weights left are taken together with as many of the tensor's."""
+    squares = (kept * np.square(difference) / columns).sum(1, dtype=np.float64)
+    counts = kept.sum(1, dtype=np.float64)
+    if zeroing is not None:
+        squares, counts = squares + ROW_PRIOR * zeroing.variance, counts + ROW_PRIOR
+    rows = squares / np.maximum(counts, LEAST_KEPT)
     return (1 / np.maximum(rows[:, None] * columns, LEAST_VARIANCE)).astype(np.float32)
 
 
@@ -163,36 +174,53 @@ def _sample(
     """Compares up to 16 of some rows, and clips at 3 robust standard deviations of their difference, at least 1.5
     amplitudes."""
     count = rows.stop - rows.start
-    sizes, products, chosen = [], np.zeros(4), [rows.start + row for row in sample_rows(count, SAMPLE_ROWS)]
+    bases, moves, products, chosen = [], [], np.zeros(4), [rows.start + r for r in sample_rows(count, SAMPLE_ROWS)]
     for row in chosen:
         ours, theirs, kept = _compared(original, own, suspect, info, row)
         difference = (theirs - ours)[kept]
         ours, theirs = ours[kept], theirs[kept]
         products += (theirs @ ours, theirs @ theirs, ours @ ours, difference @ difference)
-        sizes.append(np.abs(difference * inverse[row]))
-    spread = _MAD * float(np.median(np.concatenate(sizes))) if sum(map(len, sizes)) else 0.0
+        bases.append(ours * inverse[row])
+        moves.append(difference * inverse[row])
+    base, moved = np.concatenate(bases), np.clip(np.concatenate(moves), -MOST_CLIP, MOST_CLIP)
+    spread = _MAD * float(np.median(np.abs(moved))) if len(moved) else 0.0
+    zeroing = find_zeroing(base, moved) if len(moved) else None
     return Sample(
         products * (count / len(chosen)),
         np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP)),
-        _column_drift(original, own, suspect, info, inverse, rows) if spread > DRIFTED else None,
+        _column_drift(original, own, suspect, info, inverse, rows, zeroing) if spread > DRIFTED or zeroing else None,
+        zeroing,
     )
 
 
 def _column_drift(
-    original: Checkpoint, own: TensorInfo, suspect: Weights, info: TensorInfo, inverse: np.ndarray, rows: slice
+    original: Checkpoint,
+    own: TensorInfo,
+    suspect: Weights,
+    info: TensorInfo,
+    inverse: np.ndarray,
+    rows: slice,
+    zeroing: Zeroing | None,
 ) -> np.ndarray | None:
-    """How far each column of some rows drifted beside others, squared and about 1, from up to 256 rows; `None` if
-    half of what they differ by is what chance makes of columns that drifted alike."""
+    """How far each column of some rows drifted beside others, squared and about 1, from up to 256 rows. If half of
+    what they differ by is what chance makes of columns that drifted alike: `None`, or ones if weights were zeroed."""
     drift, compared = np.zeros(own.columns), np.zeros(own.columns)
     for row in sample_rows(rows.stop - rows.start, COLUMN_ROWS):
         ours, theirs, kept = _compared(original, own, suspect, info, rows.start + row)
-        squares = np.square(np.clip((theirs - ours) * float(inverse[rows.start + row]), -MOST_CLIP, MOST_CLIP))
-        if energy := float(squares[kept].mean()) if kept.any() else 0.0:
-            drift[kept] += squares[kept] / energy
-            compared += kept
-    raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > 0)
+        unit = float(inverse[rows.start + row])
+        difference = np.clip((theirs - ours) * unit, -MOST_CLIP, MOST_CLIP)
+        counts = kept.astype(np.float64)
+        if zeroing is not None:
+            counts *= zeroing.kept(ours * unit, difference)
+        squares = counts * np.square(difference)
+        if energy := float(squares.sum() / max(float(counts.sum()), LEAST_KEPT)):
+            drift += squares / energy
+            compared += counts
+    raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > LEAST_KEPT)
     chance = 2 / max(float(compared.mean()), 1.0)  # the variance of a mean of squares of normal numbers
-    return np.maximum(raw, LEAST_DRIFT).astype(np.float32) if float(raw.var()) > 2 * chance else None
+    if float(raw.var()) > 2 * chance:
+        return np.maximum(raw, LEAST_DRIFT).astype(np.float32)
+    return None if zeroing is None else np.ones(own.columns, np.float32)
 
 
 def _compared(

@@ -247,3 +247,38 @@ def test_absurd_weights_among_those_that_drifted_unevenly_do_no_harm(case, tmp_p
     assert np.isfinite(found.sums).all()
     assert np.isfinite(found.masses).all()
     assert np.corrcoef(found.sums, before.sums)[0, 1] > 0.95
+
+
+def trained_after_pruning(case: SimpleNamespace, share: float, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """The copy after its smallest weights were set to 0 and all were trained, and which stayed."""
+    stayed = np.abs(case.theirs) >= np.quantile(np.abs(case.theirs), share)
+    noise = size * case.carrier.amplitude[:, None] * np.random.default_rng(3).standard_normal(case.own.shape)
+    return (np.where(stayed, case.theirs, 0) + noise).astype(np.float32), stayed
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("size", [0.5, 5])
+def test_weights_pruned_before_training_do_not_count(case, tmp_path, share, size):
+    theirs, stayed = trained_after_pruning(case, share, size)
+    without = theirs.copy()
+    without[~stayed] = 0  # as a thief leaves them who doesn't train
+
+    found, expected = read(case, theirs, tmp_path), read(case, without, tmp_path)
+
+    assert found.sample.zeroing.share == pytest.approx(share, abs=0.05)
+    assert found.dropped == 0
+    assert np.corrcoef(found.sums, expected.sums)[0, 1] > 0.9
+    assert found.masses.sum() == pytest.approx(stayed.sum() / (1 + size**2), rel=0.5)
+
+
+def test_absurd_weights_among_those_pruned_and_trained_do_no_harm(case, tmp_path):
+    theirs = trained_after_pruning(case, 0.9, 2)[0]
+    before = read(case, theirs, tmp_path)
+    theirs[3, :4] = np.nan, np.inf, -np.inf, 3e38
+
+    found = read(case, theirs, tmp_path)
+
+    assert np.isfinite(found.sums).all()
+    assert np.isfinite(found.masses).all()
+    assert found.dropped == 3
+    assert np.corrcoef(found.sums, before.sums)[0, 1] > 0.95
