@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="how often each coalition is formed")
     parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
     parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
+    parser.add_argument("--max-kl", type=float, help="the mark's budget on the output, in nats; 1e-4 by default")
     parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
     arguments = parser.parse_args()
     owned, tested = round(arguments.scale * OWNED), max(50, round(arguments.scale * TESTED))
@@ -87,7 +88,7 @@ def main() -> None:
             arguments.out / arguments.model,
             arguments.attacks,
             arguments.coalitions,
-            Settings(recipients_planned=RECIPIENTS),
+            Settings(arguments.max_kl, recipients_planned=RECIPIENTS),
             quick=arguments.quick,
             runs=arguments.runs,
             public_base=True,

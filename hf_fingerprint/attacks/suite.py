@@ -92,7 +92,7 @@ _BEYOND: dict[str, list[Step]] = {
     "noise": [WeightNoise(0.8), WeightNoise(1.6)],
     "overwrite": [Overwriting(1.0)],
     "overwrite-ten-times": [Overwriting(eps, 10) for eps in (0.3, 0.5, 0.7, 1.0)],
-    "remove-at-any-price": [AdversarialRemoval(far, max_kl=None) for far in (1.6, 3.2, 6.4, 12.8)],
+    "remove-at-any-price": [AdversarialRemoval(far, max_kl=None) for far in (1.6, 3.2, 6.4, 12.8, 25.6, 51.2)],
 }
 _SYMMETRIES: dict[str, list[Step]] = {
     "shuffle-channels": [*ChannelShuffle().sweep()],

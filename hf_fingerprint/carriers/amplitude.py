@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 
-MAX_EPS = 0.02
+USUAL_KL, USUAL_CAP, HIGHEST_CAP = 1e-4, 0.02, 0.1
 
 
 def row_rms(values: np.ndarray) -> np.ndarray:
@@ -18,7 +18,16 @@ def row_rms(values: np.ndarray) -> np.ndarray:
     )
 
 
-def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap: float = MAX_EPS) -> np.ndarray:
+def largest_eps(max_kl: float) -> float:
+    """The largest `eps_t` that a budget pays for: 0.02 up to the usual 1e-4 nats, growing with its root, at most 0.1.
+
+    A second-order estimate on a few inputs would mark an insensitive tensor as strongly as anything; who allows a
+    larger change of the outputs gets a stronger mark there too.
+    """
+    return min(HIGHEST_CAP, USUAL_CAP * max(1.0, max_kl / USUAL_KL) ** 0.5)
+
+
+def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap: float | None = None) -> np.ndarray:
     """Spends the output budget over tensors: the same share for each weight, up to a cap.
 
     Maximises `sum_t n_t log eps_t` under `sum_t eps_t^2 S_t <= max_kl` and `eps_t <= cap`, which gives
@@ -29,11 +38,12 @@ def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap
         max_kl (`float`): the budget, in nats.
         sensitivity (`np.ndarray` of shape `(T,)`): S_t, KL for `eps_t = 1` to second order.
         counts (`np.ndarray` of shape `(T,)`): n_t, weights in each tensor.
-        cap (`float`, *optional*, defaults to 0.02): the largest `eps_t`.
+        cap (`float`, *optional*): the largest `eps_t`; by default what [`largest_eps`] gives.
 
     Returns:
         `np.ndarray` of shape `(T,)`: `eps_t`.
     """
+    cap = largest_eps(max_kl) if cap is None else cap
     worth = counts / np.maximum(sensitivity, 1e-30)
     if (cap**2 * sensitivity).sum() <= max_kl:
         return np.full(len(counts), cap)

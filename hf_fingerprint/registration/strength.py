@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.carriers import TensorMarker
-from hf_fingerprint.carriers.amplitude import MAX_EPS
+from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
@@ -60,7 +60,7 @@ def measured_strength(
     Raises:
         [`CarrierError`]: if no mark keeps the budget.
     """
-    codeword = codebook.packed([new_secret()])[0]
+    codeword, cap = codebook.packed([new_secret()])[0], largest_eps(max_kl)
     best: Measured | None = None
     failures = 0
     for _ in range(MEASUREMENTS):  # the second order is an estimate; the budget is spent by what is measured
@@ -69,9 +69,9 @@ def measured_strength(
         kl, agreement = compare_outputs(model.module, images, marked)
         if kl <= max_kl:
             best = eps, kl, agreement
-            if failures or kl >= 0.8 * max_kl or (eps >= MAX_EPS).all():
+            if failures or kl >= 0.8 * max_kl or (eps >= cap).all():
                 break
-            eps = np.minimum(MAX_EPS, eps * np.sqrt(0.9 * max_kl / max(kl, 0.05 * max_kl)))
+            eps = np.minimum(cap, eps * np.sqrt(0.9 * max_kl / max(kl, 0.05 * max_kl)))
         elif best is not None:
             break
         else:  # rounding to half precision costs too, and doesn't shrink with the mark: shrink faster each time

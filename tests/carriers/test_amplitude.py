@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hf_fingerprint.carriers import row_rms, spend_budget
-from hf_fingerprint.carriers.amplitude import MAX_EPS
+from hf_fingerprint.carriers.amplitude import HIGHEST_CAP, USUAL_CAP, USUAL_KL, largest_eps
 
 
 def cost(eps, sensitivity):
@@ -44,14 +44,14 @@ def test_the_budget_and_the_cap_are_kept_and_every_tensor_is_marked(budget):
     assert eps.shape == sensitivity.shape
     assert cost(eps, sensitivity) <= max_kl * (1 + 1e-6)
     assert np.all(eps > 0)
-    assert np.all(eps <= MAX_EPS)
+    assert np.all(eps <= largest_eps(max_kl))
 
 
 @given(budgets())
 def test_the_budget_is_spent_or_every_tensor_is_at_the_cap(budget):
     max_kl, sensitivity, counts = budget
     eps = spend_budget(max_kl, sensitivity, counts)
-    assert np.all(eps == MAX_EPS) or cost(eps, sensitivity) == pytest.approx(max_kl, rel=1e-6)
+    assert np.all(eps == largest_eps(max_kl)) or cost(eps, sensitivity) == pytest.approx(max_kl, rel=1e-6)
 
 
 @given(budgets())
@@ -60,7 +60,7 @@ def test_tensors_below_the_cap_pay_the_same_for_each_weight(budget):
     max_kl, sensitivity, counts = budget
     eps = spend_budget(max_kl, sensitivity, counts)
     share = eps**2 * sensitivity / counts
-    free = eps < MAX_EPS * (1 - 1e-9)
+    free = eps < largest_eps(max_kl) * (1 - 1e-9)
     assume(free.any())
     np.testing.assert_allclose(share[free], share[free].max(), rtol=1e-6)
     assert np.all(share[~free] <= share[free].max() * (1 + 1e-6))
@@ -84,7 +84,7 @@ def test_a_larger_budget_marks_no_tensor_less(budget):
 def test_insensitive_tensors_are_marked_more_strongly():
     eps = spend_budget(1e-4, np.array([100.0, 1.0, 1e-3]), np.array([1000.0, 1000.0, 1000.0]))
     np.testing.assert_allclose(eps[1] / eps[0], 10, rtol=1e-5)
-    assert eps[2] == MAX_EPS
+    assert eps[2] == USUAL_CAP
 
 
 def test_a_known_budget_gives_the_known_answer():
@@ -99,7 +99,7 @@ SOME_DEAD = np.array([0.0, 50.0, 0.0]), np.array([10.0, 1000.0, 3000.0])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_tensors_that_do_not_move_the_output_are_marked_at_the_cap():
     eps = spend_budget(1e-6, *SOME_DEAD)
-    assert eps[0] == eps[2] == MAX_EPS
+    assert eps[0] == eps[2] == USUAL_CAP
     assert eps[1] ** 2 * 50 == pytest.approx(1e-6)
 
 
@@ -110,4 +110,17 @@ def test_tensors_that_do_not_move_the_output_raise_no_warning(recwarn):
 
 
 def test_a_model_that_nothing_moves_is_marked_at_the_cap():
-    np.testing.assert_array_equal(spend_budget(1e-6, np.zeros(3), np.ones(3)), MAX_EPS)
+    np.testing.assert_array_equal(spend_budget(1e-6, np.zeros(3), np.ones(3)), USUAL_CAP)
+
+
+def test_the_cap_grows_with_the_root_of_an_unusual_budget():
+    """As the amplitudes of all other tensors do, so that the shares stay; up to a tenth of a row's size."""
+    assert largest_eps(USUAL_KL / 100) == largest_eps(USUAL_KL) == USUAL_CAP
+    assert largest_eps(4 * USUAL_KL) == pytest.approx(2 * USUAL_CAP)
+    assert largest_eps(1) == HIGHEST_CAP
+
+
+def test_four_times_the_usual_budget_is_twice_the_mark_everywhere():
+    sensitivity, counts = np.array([100.0, 1.0, 1e-3]), np.array([1000.0, 1000.0, 1000.0])
+    usual, larger = (spend_budget(budget, sensitivity, counts) for budget in (USUAL_KL, 4 * USUAL_KL))
+    np.testing.assert_allclose(larger, 2 * usual, rtol=1e-6)
