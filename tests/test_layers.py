@@ -32,7 +32,18 @@ FLOORS = {
     "evaluation": 7,
     "cli": 8,
 }
-HEAVY = {"torch", "torchvision", "timm", "transformers", "accelerate", "PIL", "matplotlib", "sklearn", "diffusers"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "accelerate",
+    "PIL",
+    "matplotlib",
+    "sklearn",
+    "skimage",
+    "diffusers",
+}
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 

@@ -1,0 +1,49 @@
+"""Cover images for who has none to give: clouds of colour, drawn from a key.
+
+Their spectrum falls as those of photographs do (D. Field, "Relations between the statistics of natural images and the
+response properties of cortical cells", 1987), so that a network treats them as pictures and an eye finds no flat place
+where a mark would show.
+"""
+
+import numpy as np
+from scipy.fft import irfft2, rfft2
+
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.keys import Stream, derive
+
+
+LEAST_SIZE = 224
+FALL = 1.2  # of the amplitude, as a power of the frequency
+MEAN, SPREAD, COLOUR = 128.0, 48.0, 0.6  # grey levels; of the channels' own part beside what they share
+DARKEST, BRIGHTEST = 8, 247
+
+
+def synthetic_cover(key: bytes, index: int, size: int = LEAST_SIZE) -> np.ndarray:
+    """A cover image of a key.
+
+    Args:
+        key (`bytes`): 32 bytes, a recipient's copy key or the pool's.
+        index (`int`): which of the key's covers.
+        size (`int`, *optional*, defaults to 224): its height and width, at least 224.
+
+    Returns:
+        `np.ndarray` of shape `(size, size, 3)`: `uint8`.
+
+    Raises:
+        [`CodeError`]: if the size is below 224.
+    """
+    if size < LEAST_SIZE:
+        raise CodeError(f"A cover of {size} pixels is too small: choose {LEAST_SIZE} or more.")
+    stream = Stream(derive(key, "cover", str(index)))
+    shared, *own = (_cloud(stream, size) for _ in range(4))
+    channels = np.stack([shared + COLOUR * each for each in own], -1) / np.hypot(1, COLOUR)
+    return np.clip(np.rint(MEAN + SPREAD * channels), DARKEST, BRIGHTEST).astype(np.uint8)
+
+
+def _cloud(stream: Stream, size: int) -> np.ndarray:
+    """Noise whose amplitude falls with the frequency: mean 0, standard deviation 1, shape `(size, size)`."""
+    noise = stream.take(size * size).reshape(size, size) - 127.5
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    frequency[0, 0] = np.inf
+    cloud = irfft2(rfft2(noise) / frequency**FALL, (size, size))
+    return cloud / cloud.std()

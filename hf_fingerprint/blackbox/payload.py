@@ -1,0 +1,78 @@
+"""The bits that a key image carries, with room for errors: Reed-Solomon over bytes.
+
+Five parity bytes for every two of the payload, so that a third of all bytes may be wrong. Where more are, those bytes
+that were read with the least certainty are erased, which costs half as much as an error each.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_fingerprint.errors import CodeError
+
+
+if TYPE_CHECKING:
+    import reedsolo
+
+USUAL_BITS, MOST_BITS = 304, 576
+PARITY = 2.5  # bytes for each of the payload
+ERASED = (0.0, 0.25, 0.5)  # of the parity, one attempt after another
+_FIELD = 255
+
+
+def coded_bits(bits: int = USUAL_BITS) -> int:
+    """How many bits a payload of so many takes with its parity.
+
+    Raises:
+        [`CodeError`]: if there is no code for so many.
+    """
+    if bits % 8 or not 8 <= bits <= MOST_BITS:
+        raise CodeError(f"An image can't carry {bits} bits: choose a multiple of 8 from 8 to {MOST_BITS}.")
+    return bits + 8 * _parity(bits)
+
+
+def encode(payload: bytes) -> np.ndarray:
+    """A payload with its parity, as signs.
+
+    Args:
+        payload (`bytes`): 1 to 72 bytes.
+
+    Returns:
+        `np.ndarray` of shape `(coded_bits,)`: `float64`, +1 for a bit of 0 and -1 for a 1, a byte's highest first.
+    """
+    coded_bits(8 * len(payload))
+    coded = np.frombuffer(bytes(_codec(8 * len(payload)).encode(payload)), np.uint8)
+    return 1 - 2.0 * np.unpackbits(coded)
+
+
+def decode(signs: np.ndarray, bits: int = USUAL_BITS) -> bytes | None:
+    """The payload of signs read with noise, or `None` if there are more errors than parity can mend.
+
+    Args:
+        signs (`np.ndarray` of shape `(coded_bits,)`): positive for 0, negative for 1; the larger the surer.
+        bits (`int`, *optional*, defaults to 304): of the payload.
+    """
+    import reedsolo
+
+    coded_bits(bits)
+    if not signs.any():  # nothing was read; the code would take it for zeros
+        return None
+    received = np.packbits(signs < 0).tobytes()
+    doubtful = np.argsort(np.abs(signs).reshape(-1, 8).min(1), kind="stable")
+    for share in ERASED:
+        erased = doubtful[: int(share * _parity(bits))].tolist()
+        try:
+            return bytes(_codec(bits).decode(received, erase_pos=erased)[0])
+        except reedsolo.ReedSolomonError:
+            continue
+    return None
+
+
+def _parity(bits: int) -> int:
+    return min(int(PARITY * bits / 8), _FIELD - bits // 8)
+
+
+def _codec(bits: int) -> "reedsolo.RSCodec":
+    import reedsolo
+
+    return reedsolo.RSCodec(_parity(bits))
