@@ -31,6 +31,7 @@ DERIVED = {
     ("orthonormal", ""): "3a6792ab6c28fc6570a8b4d6cbe429ea9270dd2a0075b1f23052c7c0387884f8",
     ("base", ""): "d5f6e134daf4c8232fbfa9a0dc29ba6265033316deb53502a05128779b7be3fb",
     ("record", ""): "c3a6a317ac527152a19ac74cc7aeb3740ba1e3f9282603429cb26fc6127f5661",
+    ("answers", "10"): "136c9822428a1fac81ead8ddbcfd162f6f4662d74d5c5ae97ba94b5d8f73b9b2",
     ("cover", "0"): "b463475c827ed5a0612fab1c8d5ec0e7ce2fdaac4253aff7cec18a1b00448b33",
     ("fingerprint", ""): "7eb8923cc01e47dabb43cbd4ecc4017cfdfa7577d05b55bf9ad568346fe30f17",
     ("key_image", "0"): "5277783e974ab653e5197093510ec03f6be5c41aca46ee32016eeedebefce38f",

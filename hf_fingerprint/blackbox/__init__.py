@@ -1,19 +1,25 @@
 """A fingerprint that is read through a model's answers, after the abstract of SECUREMARK-DL (arXiv 2207.04668).
 
 The paper was withdrawn and only its abstract exists, so the design is our own: key images carry a recipient's
-fingerprint invisibly, and can be read back by who has the covers.
+fingerprint invisibly, and can be read back by who has the covers; a copy's answers to a pool of them are labels drawn
+from its key, which prove whose copy it is.
 """
 
+from hf_fingerprint.blackbox.answers import keyed_labels
 from hf_fingerprint.blackbox.covers import synthetic_cover
+from hf_fingerprint.blackbox.evidence import Evidence, log_stake
 from hf_fingerprint.blackbox.key_images import KeyImage, fingerprint_of, make_key_image, read_key_image
 from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
 
 
 __all__ = [
     "USUAL_BITS",
+    "Evidence",
     "KeyImage",
     "coded_bits",
     "fingerprint_of",
+    "keyed_labels",
+    "log_stake",
     "make_key_image",
     "read_key_image",
     "synthetic_cover",

@@ -1,0 +1,62 @@
+"""What each recipient's copy answers to a pool of questions: labels drawn from the copy key.
+
+All recipients share the questions, key images that every copy is taught, and differ in their answers: a codeword over
+the model's classes. So a few hundred questions tell thousands of recipients apart, and a model averaged from several
+copies still gives its givers' answers more often than chance.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.keys import Stream, derive
+
+
+BLOCK = 4096  # recipients at a time
+_WORDS = 1 << 32
+
+
+def keyed_labels(copy_keys: Sequence[bytes], questions: int, classes: int) -> np.ndarray:
+    """The answers that copies are taught.
+
+    Each label is uniform over all classes and independent of all others, the base's own answer among them, so that an
+    innocent's labels agree with whatever a suspect answers just as often as chance, exactly.
+
+    Args:
+        copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
+        questions (`int`): how many; the first of more are the same.
+        classes (`int`): of the model, 2 to 65,536.
+
+    Returns:
+        `np.ndarray` of shape `(n, questions)`: `uint16`.
+
+    Raises:
+        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or no questions.
+    """
+    if not 2 <= classes <= 1 << 16 or questions < 1:
+        raise CodeError(
+            f"No copy can be told by {questions} questions with {classes} answers each: take a model of 2 to 65,536 "
+            f"classes and at least 1 question."
+        )
+    out = np.empty((len(copy_keys), questions), np.uint16)
+    for row, key in enumerate(copy_keys):
+        out[row] = _uniform(Stream(derive(key, "answers", str(classes))), questions, classes)
+    return out
+
+
+def blocks(copy_keys: Sequence[bytes], questions: int, classes: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """The same for many recipients, some thousands at a time: `(rows, labels)`."""
+    for start in range(0, len(copy_keys), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(copy_keys)))
+        yield rows, keyed_labels(copy_keys[rows], questions, classes)
+
+
+def _uniform(stream: Stream, count: int, classes: int) -> np.ndarray:
+    """Numbers below `classes`, all alike: 32-bit words by their remainder, without the last few that would favour
+    some."""
+    found = np.empty(0, np.uint32)
+    while len(found) < count:
+        words = stream.take(4 * (count - len(found))).view("<u4")
+        found = np.concatenate([found, words[words < _WORDS - _WORDS % classes] % classes])
+    return found

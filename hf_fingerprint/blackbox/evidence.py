@@ -1,0 +1,109 @@
+"""What a suspect's answers prove, answer by answer, with a bound that holds whenever one stops.
+
+An innocent's labels are independent of the suspect, so each agrees with its answer with probability `1 / classes`, one
+after another, whatever was asked and answered before. Someone who stakes on more agreement than that, share by share
+of what they have, wins
+
+    E = integral over t in (p, 1) of t^k (1 - t)^(n - k) dt / ((1 - p) p^k (1 - p)^(n - k)),    p = 1 / classes,
+
+after k of n answers agree: a fair game, so E is a martingale that begins at 1, and ever reaches `1 / delta` with
+probability at most delta (J. Ville, 1939; for sequential tests H. Robbins, "Statistical methods related to the law of
+the iterated logarithm", 1970). A union over the recipients is all that the bound needs more: nothing is estimated, no
+decoy enters, and who sees the answers can work it out again.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import betaincc, betaln
+
+from hf_fingerprint.blackbox.answers import blocks
+from hf_fingerprint.errors import CodeError
+
+
+def log_stake(agreeing: np.ndarray, asked: int, classes: int) -> np.ndarray:
+    """What was won, `log E`, by so many agreeing answers.
+
+    Args:
+        agreeing (`np.ndarray`): k, each from 0 to `asked`.
+        asked (`int`): n.
+        classes (`int`): of the model.
+
+    Returns:
+        `np.ndarray` of the same shape, natural logarithms.
+    """
+    k, p = np.asarray(agreeing, float), 1 / classes
+    ahead, behind = k + 1, asked - k + 1
+    with np.errstate(divide="ignore"):  # far too few agree: the stake is lost to the last digit
+        above = np.log(betaincc(ahead, behind, p))
+    return betaln(ahead, behind) + above - math.log1p(-p) - k * math.log(p) - (asked - k) * math.log1p(-p)
+
+
+class Evidence:
+    """The evidence against each recipient, growing with every answer.
+
+    Args:
+        copy_keys (sequence of `bytes`): of all recipients tested.
+        questions (`int`): how many questions there are to ask at most.
+        classes (`int`): of the model.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, whenever one stops.
+
+    Attributes:
+        asked (`int`): answers counted.
+    """
+
+    def __init__(self, copy_keys: Sequence[bytes], questions: int, classes: int, alpha: float = 1e-6):
+        if not 0 < alpha < 1:
+            raise CodeError(f"Nothing can be proven at alpha {alpha}: choose one between 0 and 1.")
+        self.asked = 0
+        self._classes, self._alpha = classes, alpha
+        self._labels = np.empty((questions, len(copy_keys)), np.uint16)
+        for rows, labels in blocks(copy_keys, questions, classes):
+            self._labels[:, rows] = labels.T
+        self._heard = np.zeros(questions, bool)
+        self._agreeing = np.zeros(len(copy_keys), np.int64)
+
+    def __repr__(self) -> str:
+        return f"Evidence({self.asked} of {len(self._heard)} answers, {len(self._agreeing)} recipients)"
+
+    def hear(self, question: int, answer: int | None) -> None:
+        """Counts an answer.
+
+        Args:
+            question (`int`): which question was asked. Which to ask next may hang on answers, not on labels.
+            answer (`int` or `None`): the class told; `None` if there was no answer, which proves nothing.
+
+        Raises:
+            [`CodeError`]: if there is no such question or class, or the question was answered before.
+        """
+        if not 0 <= question < len(self._heard):
+            raise CodeError(f"There is no question {question}: the set has {len(self._heard)}.")
+        if self._heard[question]:
+            raise CodeError(f"Question {question} was answered before: an answer counts once.")
+        if answer is None:
+            return
+        if not 0 <= answer < self._classes:
+            raise CodeError(
+                f"Question {question} was answered {answer}: the model has classes 0 to {self._classes - 1}."
+            )
+        self._heard[question] = True
+        self._agreeing += self._labels[question] == answer
+        self.asked += 1
+
+    @property
+    def agreeing(self) -> np.ndarray:
+        """How many answers agree with each recipient's labels: `(n,)`."""
+        return self._agreeing.copy()
+
+    def log10_bounds(self) -> np.ndarray:
+        """Decimal logarithms of a bound on the probability that any innocent, however long one goes on asking, gets as
+        far as each recipient is: `(n,)`."""
+        log_bounds = math.log(max(len(self._agreeing), 1)) - log_stake(self._agreeing, self.asked, self._classes)
+        return np.minimum(log_bounds / math.log(10), 0.0)
+
+    def accused(self) -> np.ndarray:
+        """Whose bound is at most alpha: their indices, surest first."""
+        bounds = self.log10_bounds()
+        order = np.argsort(bounds, kind="stable")
+        return order[bounds[order] <= math.log10(self._alpha)]

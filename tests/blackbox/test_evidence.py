@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.stats import binom
+
+from hf_fingerprint.blackbox.answers import keyed_labels
+from hf_fingerprint.blackbox.evidence import Evidence, log_stake
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.keys import new_secret
+
+
+KEYS = [i.to_bytes(32, "big") for i in range(1000)]
+
+
+@given(st.integers(1, 400), st.integers(2, 1000))
+def test_the_game_is_fair(asked, classes):
+    """What an innocent has on average is what they began with."""
+    k = np.arange(asked + 1)
+    log_chance = binom(asked, 1 / classes).logpmf(k)
+
+    assert np.exp(log_chance + log_stake(k, asked, classes)).sum() == pytest.approx(1, rel=1e-6)
+
+
+@given(st.integers(1, 60), st.integers(2, 50), st.data())
+def test_each_answer_is_a_fair_game_of_its_own(asked, classes, data):
+    k = data.draw(st.integers(0, asked))
+    now = np.exp(log_stake(k, asked, classes))
+    won, lost = (np.exp(log_stake(after, asked + 1, classes)) for after in (k + 1, k))
+
+    assert won / classes + lost * (1 - 1 / classes) == pytest.approx(now, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "n", "classes"), [(0, 5, 10), (3, 5, 10), (40, 100, 10), (1, 3, 2)])
+def test_the_stake_is_the_integral(k, n, classes):
+    p = 1 / classes
+    integral = quad(lambda t: t**k * (1 - t) ** (n - k) / (p**k * (1 - p) ** (n - k)), p, 1)[0] / (1 - p)
+
+    assert np.exp(log_stake(k, n, classes)) == pytest.approx(integral, rel=1e-6)
+
+
+def test_nothing_asked_proves_nothing():
+    evidence = Evidence(KEYS, 200, 10)
+
+    assert np.array_equal(evidence.log10_bounds(), np.zeros(1000))
+    assert not len(evidence.accused())
+
+
+@pytest.mark.parametrize(("share", "within"), [(1.0, 20), (0.6, 70), (0.45, 120)])
+def test_a_copy_that_gives_its_own_answers_is_named_among_a_thousand(share, within):
+    rng = np.random.default_rng(0)
+    own = keyed_labels(KEYS[7:8], 200, 10)[0]
+    answers = np.where(rng.random(200) < share, own, rng.integers(0, 10, 200))
+    evidence = Evidence(KEYS, 200, 10)
+
+    while not len(evidence.accused()):
+        evidence.hear(evidence.asked, int(answers[evidence.asked]))
+
+    assert evidence.accused().tolist() == [7]
+    assert evidence.asked <= within
+    assert evidence.log10_bounds()[7] <= -6
+
+
+def test_givers_of_an_average_are_named_together_if_it_answers_for_both():
+    rng = np.random.default_rng(1)
+    one, two = keyed_labels(KEYS[:2], 200, 10)
+    answers = np.where(rng.random(200) < 0.5, one, two)
+    evidence = Evidence(KEYS, 200, 10)
+    for question, answer in enumerate(answers):
+        evidence.hear(question, int(answer))
+
+    assert set(evidence.accused()) == {0, 1}
+
+
+@pytest.mark.parametrize("answers", ["one class", "at random", "another's"])
+def test_innocents_stay_under_the_bound_at_every_stop(answers):
+    """The largest stake of each of 5,000 innocents over 200 answers, against what the bound allows."""
+    rng = np.random.default_rng(2)
+    told = {
+        "one class": np.full(200, 3),
+        "at random": rng.integers(0, 10, 200),
+        "another's": keyed_labels([bytes(32)], 200, 10)[0],
+    }[answers]
+    labels = keyed_labels([new_secret() for _ in range(5_000)], 200, 10)
+    agreeing = np.cumsum(labels == told, axis=1)
+    highest = np.max([log_stake(agreeing[:, n - 1], n, 10) for n in range(1, 201)], axis=0)
+
+    for level in (0.5, 0.1, 1e-2, 1e-3):
+        reached, allowed = (highest >= -np.log(level)).mean(), level
+        assert reached <= allowed + 5 * np.sqrt(allowed / 5_000)
+    assert (highest >= np.log(5_000 / 1e-6)).sum() == 0
+
+
+def test_no_answer_proves_nothing_and_may_be_asked_again():
+    evidence = Evidence(KEYS, 200, 10)
+    evidence.hear(0, None)
+    evidence.hear(0, 4)
+
+    assert evidence.asked == 1
+    assert evidence.agreeing.sum() == (keyed_labels(KEYS, 1, 10)[:, 0] == 4).sum()
+
+
+def test_what_is_no_answer_is_refused_and_changes_nothing():
+    evidence = Evidence(KEYS, 5, 10)
+    evidence.hear(0, 1)
+    before = evidence.agreeing
+
+    for question, answer, sentence in ((5, 1, "no question 5"), (0, 1, "answered before"), (1, 10, "classes 0 to 9")):
+        with pytest.raises(CodeError, match=sentence):
+            evidence.hear(question, answer)
+    with pytest.raises(CodeError, match="alpha 0"):
+        Evidence(KEYS, 5, 10, 0)
+    assert np.array_equal(before, evidence.agreeing)
+    assert evidence.asked == 1
+
+
+def test_keys_do_not_show():
+    assert repr(Evidence(KEYS, 5, 10)) == "Evidence(0 of 5 answers, 1000 recipients)"
