@@ -217,8 +217,8 @@ def _column_drift(
             drift += squares / energy
             compared += counts
     raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > LEAST_KEPT)
-    chance = 2 / max(float(compared.mean()), 1.0)  # the variance of a mean of squares of normal numbers
-    if float(raw.var()) > 2 * chance:
+    uneven = float((compared * np.square(raw - 1)).sum())
+    if uneven > 2 * 2 * own.columns:  # a mean of n squares of normal numbers varies by 2 / n
         return np.maximum(raw, LEAST_DRIFT).astype(np.float32)
     return None if zeroing is None else np.ones(own.columns, np.float32)
 

@@ -271,6 +271,20 @@ def test_weights_pruned_before_training_do_not_count(case, tmp_path, share, size
     assert found.masses.sum() == pytest.approx(stayed.sum() / (1 + size**2), rel=0.5)
 
 
+def test_columns_that_no_training_moved_count_for_what_they_say(case, tmp_path):
+    """Of idle channels the weights that were pruned are still 0, and a few that were kept are as they were issued."""
+    theirs, stayed = trained_after_pruning(case, 0.9, 8)
+    idle = np.arange(case.own.shape[1]) % 4 > 0
+    theirs[:, idle] = np.where(stayed, case.theirs, 0)[:, idle]
+
+    found = read(case, theirs, tmp_path)
+
+    assert found.sample.zeroing is not None
+    assert np.median(found.sample.columns[idle]) < 0.2 < 1 < np.median(found.sample.columns[~idle])
+    idle_alone = np.where(idle, np.where(stayed, case.theirs, 0), 0).astype(np.float32)
+    assert np.corrcoef(found.sums, read(case, idle_alone, tmp_path).sums)[0, 1] > 0.9
+
+
 def test_absurd_weights_among_those_pruned_and_trained_do_no_harm(case, tmp_path):
     theirs = trained_after_pruning(case, 0.9, 2)[0]
     before = read(case, theirs, tmp_path)
