@@ -217,8 +217,12 @@ def _column_drift(
             drift += squares / energy
             compared += counts
     raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > LEAST_KEPT)
-    uneven = float((compared * np.square(raw - 1)).sum())
-    if uneven > 2 * 2 * own.columns:  # a mean of n squares of normal numbers varies by 2 / n
+    # a mean of n squares of normal numbers varies by 2 / n; where some were zeroed, n differs between columns
+    if zeroing is None:
+        uneven = float(raw.var()) * max(float(compared.mean()), 1.0)
+    else:
+        uneven = float((compared * np.square(raw - 1)).mean())
+    if uneven > 2 * 2:
         return np.maximum(raw, LEAST_DRIFT).astype(np.float32)
     return None if zeroing is None else np.ones(own.columns, np.float32)
 
