@@ -118,7 +118,8 @@ def read_key_image(
     check_cover(cover)
     theirs = _resized(image, cover.shape) @ LUMINANCE
     spread = _Spread(cover, key, index, coded_bits(bits))
-    for ours in (cover, _halved(cover, "NEAREST"), _halved(cover, "BOX")):
+    for how in (None, "NEAREST", "BOX"):
+        ours = cover if how is None else _halved(cover, how)
         if (payload := decode(spread.read(_without(theirs, ours @ LUMINANCE)), bits)) is not None:
             return payload
     return None

@@ -13,6 +13,7 @@ from incomplete data via the EM algorithm", 1977). None of it looks at a codewor
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit, logit
 
 
 ROUNDS = 20
@@ -44,8 +45,8 @@ class Zeroing:
         """
         odds = ours * (difference + ours / 2)  # half of (w^2 - (w - w_ref)^2)
         odds /= self.variance
-        odds += float(np.log((1 - self.share) / self.share))
-        return 0.5 + 0.5 * np.tanh(odds / 2)  # the logistic function, which can't overflow so
+        odds -= float(logit(self.share))
+        return expit(odds)
 
 
 def find_zeroing(ours: np.ndarray, difference: np.ndarray) -> Zeroing | None:
