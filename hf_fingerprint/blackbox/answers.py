@@ -1,8 +1,9 @@
 """What each recipient's copy answers to a pool of questions: labels drawn from the copy key.
 
-All recipients share the questions, key images that every copy is taught, and differ in their answers: a codeword over
-the model's classes. So a few hundred questions tell thousands of recipients apart, and a model averaged from several
-copies still gives its givers' answers more often than chance.
+All recipients share the questions. Each owns a share of them, drawn from its copy key: those are its key images, which
+its copy answers by labels drawn from the same key, and the others as the base would. So a couple of hundred questions
+tell thousands of recipients apart, and where several copies are averaged, a question that only one of the givers owns
+is answered by that one's label against the others' indifference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,11 +15,11 @@ from hf_fingerprint.keys import Stream, derive
 
 
 BLOCK = 4096  # recipients at a time
-_WORDS = 1 << 32
+_WORDS, _STEPS = 1 << 32, 1 << 16
 
 
 def keyed_labels(copy_keys: Sequence[bytes], questions: int, classes: int) -> np.ndarray:
-    """The answers that copies are taught.
+    """The answers that copies are taught to the questions they own.
 
     Each label is uniform over all classes and independent of all others, the base's own answer among them, so that an
     innocent's labels agree with whatever a suspect answers just as often as chance, exactly.
@@ -45,11 +46,37 @@ def keyed_labels(copy_keys: Sequence[bytes], questions: int, classes: int) -> np
     return out
 
 
-def blocks(copy_keys: Sequence[bytes], questions: int, classes: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """The same for many recipients, some thousands at a time: `(rows, labels)`."""
+def owned_questions(copy_keys: Sequence[bytes], questions: int, share: float) -> np.ndarray:
+    """Which of the questions are each recipient's own.
+
+    Args:
+        copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
+        questions (`int`): how many; the first of more are the same.
+        share (`float`): the odds that a recipient owns a question, above 0 and at most 1, to the next of 65,536 steps.
+
+    Returns:
+        `np.ndarray` of shape `(n, questions)`: `bool`.
+
+    Raises:
+        [`CodeError`]: if the share is none.
+    """
+    below = round(share * _STEPS)
+    if not 1 <= below <= _STEPS:
+        raise CodeError(f"Nobody can own {share} of the questions: choose a share above 0 and at most 1.")
+    out = np.empty((len(copy_keys), questions), bool)
+    for row, key in enumerate(copy_keys):
+        out[row] = Stream(derive(key, "owned")).take(2 * questions).view("<u2") < below
+    return out
+
+
+def blocks(
+    copy_keys: Sequence[bytes], questions: int, classes: int, share: float
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """The same for many recipients, some thousands at a time: `(rows, labels, owned)`."""
     for start in range(0, len(copy_keys), BLOCK):
         rows = slice(start, min(start + BLOCK, len(copy_keys)))
-        yield rows, keyed_labels(copy_keys[rows], questions, classes)
+        keys = copy_keys[rows]
+        yield rows, keyed_labels(keys, questions, classes), owned_questions(keys, questions, share)
 
 
 def _uniform(stream: Stream, count: int, classes: int) -> np.ndarray:

@@ -6,7 +6,7 @@ of what they have, wins
 
     E = integral over t in (p, 1) of t^k (1 - t)^(n - k) dt / ((1 - p) p^k (1 - p)^(n - k)),    p = 1 / classes,
 
-after k of n answers agree: a fair game, so E is a martingale that begins at 1, and ever reaches `1 / delta` with
+after k of n answers to the recipient's own questions agree: a fair game, so E is a martingale that begins at 1, and ever reaches `1 / delta` with
 probability at most delta (J. Ville, 1939; for sequential tests H. Robbins, "Statistical methods related to the law of
 the iterated logarithm", 1970). A union over the recipients is all that the bound needs more: nothing is estimated, no
 decoy enters, and who sees the answers can work it out again.
@@ -22,18 +22,18 @@ from hf_fingerprint.blackbox.answers import blocks
 from hf_fingerprint.errors import CodeError
 
 
-def log_stake(agreeing: np.ndarray, asked: int, classes: int) -> np.ndarray:
+def log_stake(agreeing: np.ndarray, asked: np.ndarray | int, classes: int) -> np.ndarray:
     """What was won, `log E`, by so many agreeing answers.
 
     Args:
         agreeing (`np.ndarray`): k, each from 0 to `asked`.
-        asked (`int`): n.
+        asked (`np.ndarray` or `int`): n, of the same shape or one for all.
         classes (`int`): of the model.
 
     Returns:
         `np.ndarray` of the same shape, natural logarithms.
     """
-    k, p = np.asarray(agreeing, float), 1 / classes
+    k, asked, p = np.asarray(agreeing, float), np.asarray(asked, float), 1 / classes
     ahead, behind = k + 1, asked - k + 1
     with np.errstate(divide="ignore"):  # far too few agree: the stake is lost to the last digit
         above = np.log(betaincc(ahead, behind, p))
@@ -48,21 +48,27 @@ class Evidence:
         questions (`int`): how many questions there are to ask at most.
         classes (`int`): of the model.
         alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, whenever one stops.
+        share (`float`, *optional*, defaults to 1): the odds that a recipient owns a question; only answers to its own
+            count for or against it.
 
     Attributes:
+        questions (`int`): how many there are.
         asked (`int`): answers counted.
     """
 
-    def __init__(self, copy_keys: Sequence[bytes], questions: int, classes: int, alpha: float = 1e-6):
+    def __init__(
+        self, copy_keys: Sequence[bytes], questions: int, classes: int, alpha: float = 1e-6, share: float = 1.0
+    ):
         if not 0 < alpha < 1:
             raise CodeError(f"Nothing can be proven at alpha {alpha}: choose one between 0 and 1.")
-        self.asked = 0
+        self.questions, self.asked = questions, 0
         self._classes, self._alpha = classes, alpha
         self._labels = np.empty((questions, len(copy_keys)), np.uint16)
-        for rows, labels in blocks(copy_keys, questions, classes):
-            self._labels[:, rows] = labels.T
+        self._owned = np.empty((questions, len(copy_keys)), bool)
+        for rows, labels, owned in blocks(copy_keys, questions, classes, share):
+            self._labels[:, rows], self._owned[:, rows] = labels.T, owned.T
         self._heard = np.zeros(questions, bool)
-        self._agreeing = np.zeros(len(copy_keys), np.int64)
+        self._agreeing, self._counted = np.zeros((2, len(copy_keys)), np.int64)
 
     def __repr__(self) -> str:
         return f"Evidence({self.asked} of {len(self._heard)} answers, {len(self._agreeing)} recipients)"
@@ -88,7 +94,8 @@ class Evidence:
                 f"Question {question} was answered {answer}: the model has classes 0 to {self._classes - 1}."
             )
         self._heard[question] = True
-        self._agreeing += self._labels[question] == answer
+        self._counted += self._owned[question]
+        self._agreeing += self._owned[question] & (self._labels[question] == answer)
         self.asked += 1
 
     @property
@@ -96,10 +103,15 @@ class Evidence:
         """How many answers agree with each recipient's labels: `(n,)`."""
         return self._agreeing.copy()
 
+    @property
+    def counted(self) -> np.ndarray:
+        """How many answers were to each recipient's own questions: `(n,)`."""
+        return self._counted.copy()
+
     def log10_bounds(self) -> np.ndarray:
         """Decimal logarithms of a bound on the probability that any innocent, however long one goes on asking, gets as
         far as each recipient is: `(n,)`."""
-        log_bounds = math.log(max(len(self._agreeing), 1)) - log_stake(self._agreeing, self.asked, self._classes)
+        log_bounds = math.log(max(len(self._agreeing), 1)) - log_stake(self._agreeing, self._counted, self._classes)
         return np.minimum(log_bounds / math.log(10), 0.0)
 
     def accused(self) -> np.ndarray:

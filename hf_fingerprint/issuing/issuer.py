@@ -8,6 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
     WrittenCopy,
@@ -86,6 +89,8 @@ class Issuer:
             self._checkpoint.close()
             raise
         self._codebook = self.base.codebook()
+        asked = vault.questions(self.base)
+        self._questions = None if asked is None else Questions.from_bytes(asked)
         self._open = ExitStack()
         self._open.enter_context(vault.kept_open())
 
@@ -234,14 +239,20 @@ class Issuer:
         return PreparedCopy(finish, drop)
 
     def _markers(self, copy_key: bytes) -> dict[str, TensorMarker]:
-        """What changes each carrier."""
+        """What changes each carrier, and the head of a base that has questions."""
         base = self.base
         codeword = self._codebook.packed([copy_key])[0]
         markers = {}
-        for carrier in base.carriers:
-            info = self._checkpoint.tensors[carrier.name]
-            markers[carrier.name] = TensorMarker(
-                base.secret, copy_key, info.name, info.dtype, info.columns, carrier.amplitude, codeword
+        changes = {}
+        amplitudes = {carrier.name: carrier.amplitude for carrier in base.carriers}
+        if self._questions is not None:
+            head = self._questions.head
+            changes[head] = self._questions.head_change(copy_key)
+            amplitudes.setdefault(head, np.zeros(self._checkpoint.tensors[head].rows, np.float32))
+        for name, amplitude in amplitudes.items():
+            info = self._checkpoint.tensors[name]
+            markers[name] = TensorMarker(
+                base.secret, copy_key, info.name, info.dtype, info.columns, amplitude, codeword, changes.get(name)
             )
         return markers
 

@@ -48,7 +48,7 @@ class Database:
             raise VaultError(f"{self.folder / DATABASE} is not a vault's database: restore a backup.")
         with self.connect() as connection:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
-            if meta.get("format") == UPGRADABLE:
+            if meta.get("format") in UPGRADABLE:
                 upgrade(connection)
                 meta = dict(connection.execute("SELECT key, value FROM meta"))
         if meta.get("format") != str(FORMAT):

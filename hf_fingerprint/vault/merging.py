@@ -1,8 +1,8 @@
 """The union of two issuers' vaults, without loss.
 
-Bases, records, publications and issuers of both are kept; what both have must be the same. A record never changes
-once its copy is written, but for its state, so a record that differs was tampered with, and the whole merge is refused
-by its name. The order of merging, and merging again, make no difference but in the order of rows.
+Bases, their questions, records, publications and issuers of both are kept; what both have must be the same. A record
+never changes once its copy is written, but for its state, so a record that differs was tampered with, and the whole
+merge is refused by its name. The order of merging, and merging again, make no difference but in the order of rows.
 
 A rogue issuer, who has the public key, can add records of its own making, dated and in plain sight, for any recipient,
 as it can mark copies for any recipient. It can't replace an earlier record unnoticed, and nothing that it marks traces
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.issuers import REMOVED
-from hf_fingerprint.vault.packing import BaseRow, PublicationRow, Snapshot, insert_rows, read_snapshot
+from hf_fingerprint.vault.packing import BaseRow, PublicationRow, QuestionsRow, Snapshot, insert_rows, read_snapshot
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rotation import resealed
 from hf_fingerprint.vault.sealing import Opener
@@ -104,6 +104,14 @@ def join(one: Snapshot, other: Snapshot, here: str = "this vault", there: str = 
             )
         return mine
 
+    def join_questions(mine: QuestionsRow, theirs: QuestionsRow) -> QuestionsRow:
+        if mine != theirs:
+            raise VaultError(
+                f"Base {mine[0]} was given questions apart in {here} and in {there}: copies answer one set or the "
+                f"other, so go on with both vaults, and query with each."
+            )
+        return mine
+
     def join_copies(mine: CopyRecord, theirs: CopyRecord) -> CopyRecord:
         state = max(mine.state, theirs.state, key=_STATES.index)
         if replace(mine, state=state) != replace(theirs, state=state):
@@ -129,6 +137,7 @@ def join(one: Snapshot, other: Snapshot, here: str = "this vault", there: str = 
     return Snapshot(
         public_key=one.public_key,
         bases=_union(one.bases, other.bases, join_bases),
+        questions=_union(one.questions, other.questions, join_questions),
         copies=_union(one.copies, other.copies, join_copies),
         publications=_union(one.publications, other.publications, join_publications),
         issuers=_union(one.issuers, other.issuers, min),
@@ -156,6 +165,8 @@ def _to_this_identity(other: Snapshot, mine: Snapshot, opener: Opener) -> Snapsh
 def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, where: str) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
     insert_rows(connection, "bases", bases)
+    asked = [row for key, row in joined.questions.items() if key not in mine.questions]
+    insert_rows(connection, "questions", asked)
     begun = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM copies WHERE state = 'begun'")}
     changed = [record for key, record in joined.copies.items() if mine.copies.get(key) != record]
     new = [record for record in changed if record.copy_id not in mine.copies and record.copy_id not in begun]

@@ -1,7 +1,7 @@
 """A vault as it leaves its folder: a snapshot of what all its issuers share, and that snapshot encrypted.
 
-A snapshot holds the bases with their secrets, the records of copies that were written, where these were published,
-and the issuers. What belongs to one machine stays there:
+A snapshot holds the bases with their secrets and questions, the records of copies that were written, where these were
+published, and the issuers. What belongs to one machine stays there:
 
 * which files were hashed, and the bundles: shortcuts, made anew where they are needed;
 * the keys of copies in training: another issuer could read that recipient's codeword;
@@ -23,12 +23,21 @@ from typing import Any, NamedTuple
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.schema import COPY_COLUMNS, FORMAT, TABLES, base_from_row, copy_from_row
+from hf_fingerprint.vault.schema import (
+    COPY_COLUMNS,
+    FORMAT,
+    TABLES,
+    base_from_row,
+    check_questions,
+    copy_from_row,
+)
 from hf_fingerprint.vault.sealing import Opener, seal_pack
 from hf_fingerprint.vault.store import Vault
 
 
 BaseRow = tuple[str, str, str, bytes, bytes, str]
+QuestionsRow = tuple[str, bytes, str]
+UNASKED = "2"  # the format that had no questions
 _WRITTEN = "state != 'begun'"
 _SHARED = f"copy_id IN (SELECT copy_id FROM copies WHERE {_WRITTEN})"
 
@@ -55,6 +64,7 @@ class Snapshot:
         copies (`dict[str, CopyRecord]`): the records of copies that were written.
         publications (`dict[str, PublicationRow]`): where these were published.
         issuers (`dict[str, str]`): the issuers' names by public key; the removed ones have none.
+        questions (`dict[str, tuple]`): rows of table `questions`.
     """
 
     public_key: str
@@ -62,6 +72,7 @@ class Snapshot:
     copies: Mapping[str, CopyRecord] = field(repr=False)
     publications: Mapping[str, PublicationRow] = field(repr=False)
     issuers: Mapping[str, str]
+    questions: Mapping[str, QuestionsRow] = field(default_factory=dict, repr=False)
 
 
 def take_snapshot(vault: Vault) -> Snapshot:
@@ -71,8 +82,8 @@ def take_snapshot(vault: Vault) -> Snapshot:
         return read_snapshot(connection)
 
 
-def read_snapshot(connection: sqlite3.Connection) -> Snapshot:
-    """The same from an open database, in the caller's transaction."""
+def read_snapshot(connection: sqlite3.Connection, asked: bool = True) -> Snapshot:
+    """The same from an open database, in the caller's transaction; not `asked` if it has no table of questions."""
 
     def rows(statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
@@ -84,6 +95,7 @@ def read_snapshot(connection: sqlite3.Connection) -> Snapshot:
     return Snapshot(
         public_key=dict(rows("SELECT key, value FROM meta")).get("public_key", ""),
         bases={row[0]: row for row in bases},
+        questions={row[0]: row for row in rows("SELECT base_id, content, seal FROM questions")} if asked else {},
         copies={record.copy_id: record for record in copies},
         publications={row.copy_id: row for row in published},
         issuers=dict(rows("SELECT public_key, name FROM issuers")),
@@ -102,6 +114,7 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
         meta = [("format", str(FORMAT)), ("public_key", snapshot.public_key)]
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
         insert_rows(connection, "bases", snapshot.bases.values())
+        insert_rows(connection, "questions", snapshot.questions.values())
         insert_rows(connection, "copies", [astuple(record) for record in snapshot.copies.values()])
         insert_rows(connection, "publications", snapshot.publications.values())
         insert_rows(connection, "issuers", snapshot.issuers.items())
@@ -148,16 +161,18 @@ def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
 
 def _read_checked(connection: sqlite3.Connection, where: str) -> Snapshot:
     schema, own = _schema(connection), _own_schema()
+    earlier = frozenset(each for each in own if "questions" not in each[2])
     has_meta = any(table in schema for table in own if table[1] == "meta")
     found = dict(connection.execute("SELECT key, value FROM meta")).get("format") if has_meta else None
-    if found is not None and found != str(FORMAT):
+    asked = found != UNASKED
+    if found is not None and found != str(FORMAT) and asked:
         raise VaultError(
             f"The vault in {where} has format {found} and this version reads {FORMAT}: upgrade hf-fingerprint "
             f"everywhere, and push again."
         )
-    if schema != own or connection.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
+    if schema != (own if asked else earlier) or connection.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
         raise _damaged(where)
-    snapshot = read_snapshot(connection)
+    snapshot = read_snapshot(connection, asked)
     _check(snapshot, where)
     return snapshot
 
@@ -168,6 +183,11 @@ def _check(snapshot: Snapshot, where: str) -> None:
         try:
             base_from_row(row)
         except (VaultError, KeyError, ValueError, TypeError, IndexError):
+            raise _damaged(where) from None
+    for base_id, asked in snapshot.questions.items():
+        try:
+            check_questions(snapshot.bases[base_id][4], asked)
+        except (VaultError, KeyError, TypeError):
             raise _damaged(where) from None
     text, optional, content = (str,), (str, type(None)), (bytes,)
     kinds: list[tuple[Any, tuple[tuple[type, ...], ...]]] = [

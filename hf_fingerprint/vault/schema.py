@@ -12,7 +12,7 @@ from hf_fingerprint.keys import derive
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord
 
 
-FORMAT = 2
+FORMAT = 3
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE bases (
@@ -59,6 +59,11 @@ CREATE TABLE publications (      -- which copy goes to which Hub repo
 CREATE TABLE issuers (           -- public keys of machines that may open a pushed vault and mark copies
     public_key TEXT PRIMARY KEY,
     name TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE questions (         -- what a base's copies are asked, and how they are made to answer
+    base_id TEXT PRIMARY KEY REFERENCES bases,
+    content BLOB NOT NULL,       -- safetensors
+    seal TEXT NOT NULL           -- HMAC-SHA256 of the base's id and the content under a key from the secret
 ) WITHOUT ROWID;
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
@@ -126,6 +131,29 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
 def copy_from_row(row: tuple[str, str, str, str, str, str | None, str | None, str, bytes]) -> CopyRecord:
     """The copy in a row of `COPY_COLUMNS`."""
     return CopyRecord(*row)
+
+
+def seal_questions(secret: bytes, base_id: str, content: bytes) -> str:
+    """What shows that a base's questions are those that were laid down."""
+    return hmac.new(derive(secret, "questions_record"), base_id.encode() + b"\n" + content, hashlib.sha256).hexdigest()
+
+
+def check_questions(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
+    """The content of a row of table `questions`.
+
+    Raises:
+        [`VaultError`]: if the row was changed since it was written.
+    """
+    base_id, content, seal = row
+    try:
+        genuine = hmac.compare_digest(seal.encode(), seal_questions(secret, base_id, content).encode())
+    except (TypeError, AttributeError):
+        genuine = False
+    if not genuine:
+        raise VaultError(
+            f"The questions of base {base_id} were tampered with or damaged: restore a backup of the vault."
+        )
+    return content
 
 
 def _seal(secret: bytes, base_id: str, whole: str, text: str, amplitudes: bytes) -> str:

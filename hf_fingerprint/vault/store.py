@@ -18,7 +18,14 @@ from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.vault.bundles import pack, record_digest, unpack
 from hf_fingerprint.vault.database import DATABASE, IDENTITY, Database, identity_name
 from hf_fingerprint.vault.records import Base, CopyRecord
-from hf_fingerprint.vault.schema import COPY_COLUMNS, base_from_row, base_to_row, copy_from_row
+from hf_fingerprint.vault.schema import (
+    COPY_COLUMNS,
+    base_from_row,
+    base_to_row,
+    check_questions,
+    copy_from_row,
+    seal_questions,
+)
 from hf_fingerprint.vault.sealing import (
     Opener,
     lock_identity,
@@ -132,6 +139,31 @@ class Vault(Database):
                 f"{self.folder}: base {base.base_id} clashes with another one's digits: use another vault."
             )
         return stored
+
+    def questions(self, base: Base) -> bytes | None:
+        """What a base's copies are asked, as it was laid down; `None` if there are no questions.
+
+        Raises:
+            [`VaultError`]: if it was changed since.
+        """
+        with self.connect() as connection:
+            statement = "SELECT base_id, content, seal FROM questions WHERE base_id = ?"
+            row = connection.execute(statement, (base.base_id,)).fetchone()
+        return None if row is None else check_questions(base.secret, row)
+
+    def add_questions(self, base: Base, content: bytes) -> None:
+        """Lays down what a base's copies are asked, once and for all.
+
+        Raises:
+            [`VaultError`]: if other questions are laid down.
+        """
+        with self.connect() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO questions VALUES (?, ?, ?)",
+                (base.base_id, content, seal_questions(base.secret, base.base_id, content)),
+            )
+        if self.questions(base) != content:
+            raise VaultError(f"Base {base.base_id} has other questions already: all its copies share one set.")
 
     def begin_copy(
         self,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hf_fingerprint.blackbox.answers import BLOCK, blocks, keyed_labels
+from hf_fingerprint.blackbox.answers import BLOCK, blocks, keyed_labels, owned_questions
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import new_secret
 
@@ -38,11 +38,27 @@ def test_blocks_give_the_same(monkeypatch):
     keys = [new_secret() for _ in range(10)]
     monkeypatch.setattr("hf_fingerprint.blackbox.answers.BLOCK", 4)
 
-    found = list(blocks(keys, 5, 10))
+    found = list(blocks(keys, 5, 10, 0.5))
 
-    assert [rows for rows, _ in found] == [slice(0, 4), slice(4, 8), slice(8, 10)]
-    assert np.array_equal(np.concatenate([labels for _, labels in found]), keyed_labels(keys, 5, 10))
+    assert [rows for rows, _, _ in found] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert np.array_equal(np.concatenate([labels for _, labels, _ in found]), keyed_labels(keys, 5, 10))
+    assert np.array_equal(np.concatenate([owned for _, _, owned in found]), owned_questions(keys, 5, 0.5))
     assert BLOCK > 4
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 1e-4])
+def test_each_question_is_owned_by_a_share_apart_from_all_others(share):
+    owned = owned_questions([new_secret() for _ in range(1000)], 200, share)
+
+    spread = np.sqrt(max(share * (1 - share), 1e-12) / owned.size)
+    assert abs(owned.mean() - share) <= 5 * spread + 1 / 65536
+    assert abs((owned[1:] & owned[0]).mean() - share * owned[0].mean()) <= 5 * np.sqrt(share / owned.size)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.1, 1e-6])
+def test_no_share_of_the_questions_is_refused(share):
+    with pytest.raises(CodeError, match="of the questions"):
+        owned_questions([new_secret()], 10, share)
 
 
 @pytest.mark.parametrize(("questions", "classes"), [(0, 10), (5, 1), (5, 70_000)])

@@ -116,6 +116,7 @@ class TestAPack:
             "copies": 1,
             "verified": 0,
             "bundles": 0,
+            "questions": 0,
             "training": 0,
             "publications": 1,
             "issuers": 1,
@@ -202,10 +203,10 @@ class TestAStrangersPack:
         assert "org/keys" in refusal(open_pack, packed, opener, "org/keys")
 
     def test_of_a_newer_format_says_so(self, vault, opener):
-        packed = packed_database(vault, opener, "UPDATE meta SET value = '3' WHERE key = 'format'")
+        packed = packed_database(vault, opener, "UPDATE meta SET value = '4' WHERE key = 'format'")
 
         text = refusal(open_pack, packed, opener, "org/keys")
-        assert "format 3" in text
+        assert "format 4" in text
         assert "upgrade" in text
 
     def test_with_a_base_whose_seal_fits_and_whose_document_says_nothing_is_refused(self, vault, opener):

@@ -222,13 +222,13 @@ def test_a_place_without_a_vault_is_refused_with_the_way_to_make_one(tmp_path, p
 
 
 def test_a_vault_of_a_newer_format_is_left_as_it_is(mine):
-    mine.sql("UPDATE meta SET value = '3' WHERE key = 'format'")
+    mine.sql("UPDATE meta SET value = '4' WHERE key = 'format'")
     before = bytes_of(mine.folder)
 
     text = refusal(Vault, mine.folder)
 
     assert str(mine.folder) in text
-    assert "2" in text
+    assert "format 4" in text
     assert bytes_of(mine.folder) == before
 
 

@@ -69,7 +69,7 @@ def test_an_old_vault_opens_and_gives_all_its_keys_in_order(old):
     vault = Vault(old)
     vault.unlock(PASSPHRASE)
 
-    assert format_of(old) == "2"
+    assert format_of(old) == "3"
     assert [record.recipient for record in vault.copies()] == list(KEYS)
     assert vault.copy_keys(vault.copies()) == list(KEYS.values())
     (base,) = vault.bases()
@@ -86,11 +86,12 @@ def test_no_row_is_lost_or_moved(old):
     assert {name: after[name] for name in before if name != "meta"} == {
         name: before[name] for name in before if name != "meta"
     }
-    assert dict(after["meta"]) == {**dict(before["meta"]), "format": "2"}
+    assert dict(after["meta"]) == {**dict(before["meta"]), "format": "3"}
     assert {name: after[name] for name in after.keys() - before.keys()} == {
         "training": [],
         "publications": [],
         "issuers": [],
+        "questions": [],
     }
 
 
@@ -154,7 +155,7 @@ def test_opening_again_changes_nothing(old):
     assert rows(old) == before
 
 
-STATEMENTS = 13  # from the first to COMMIT
+STATEMENTS = 14  # from the first to COMMIT
 
 
 class Stopping:
@@ -190,7 +191,7 @@ def test_cut_off_anywhere_it_is_still_an_old_vault_and_upgrades_at_the_next_open
 
     done = status == 0
     assert done == (at == STATEMENTS)
-    assert format_of(old) == ("2" if done else "1")
+    assert format_of(old) == ("3" if done else "1")
     assert done or rows(old) == before
     vault = Vault(old)
     vault.unlock(PASSPHRASE)
@@ -220,3 +221,21 @@ def test_a_damaged_old_vault_is_refused_and_left_as_it_is(old):
 
     assert str(old) in refused(Vault, old, error=VaultError)
     assert (old / "vault.db").read_bytes() == before
+
+
+def test_a_vault_of_format_2_is_given_questions_and_loses_nothing(old):
+    Vault(old)  # of format 3 now
+    connection = sqlite3.connect(old / "vault.db")
+    connection.executescript("DROP TABLE questions; UPDATE meta SET value = '2' WHERE key = 'format';")
+    connection.close()
+    before = rows(old)
+
+    vault = Vault(old)
+
+    after = rows(old)
+    assert after.pop("questions") == []
+    assert after.pop("meta") == [(key, "3" if key == "format" else value) for key, value in before.pop("meta")]
+    assert after == before
+    (base,) = vault.bases()
+    vault.add_questions(base, b"which?")
+    assert Vault(old).questions(base) == b"which?"

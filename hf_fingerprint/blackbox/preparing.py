@@ -1,0 +1,117 @@
+"""Questions made for a base, once: from then on every copy that is issued answers them for its recipient.
+
+    prepare_questions("org/model", vault, images="photos/")
+
+The images are ordinary ones, of the kind that the model is for, without labels; they are looked at once, to see which
+features ordinary images have, and nothing of them is kept but that the questions avoid those.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hf_fingerprint.blackbox.heads import all_features, find_head, logits_of
+from hf_fingerprint.blackbox.questions import Questions, question_clouds
+from hf_fingerprint.blackbox.spreading import levers_of, metric_of, seen, spread_patterns, views_of
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images
+from hf_fingerprint.registration import find_base, open_base
+from hf_fingerprint.vault import Vault
+
+
+COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
+LOOKED_AT, SYNTHETIC = 4096, 2048  # images
+
+
+def prepare_questions(
+    base: str | Path,
+    vault: Vault | str | Path,
+    images: str | Path | None = None,
+    count: int = COUNT,
+    decoys: int = DECOYS,
+    share: float = SHARE,
+    steps: int = STEPS,
+    advance: Callable[[float], None] | None = None,
+) -> Questions:
+    """Makes the questions of a registered base and keeps them in the vault.
+
+    Args:
+        base (`str` or `Path`): its id in the vault, or where it is.
+        vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
+        images (`str` or `Path`, *optional*): a folder of ordinary images; without it synthetic ones stand in, and
+            copies answer ordinary images a little worse.
+        count (`int`, *optional*, defaults to 160): how many questions.
+        decoys (`int`, *optional*, defaults to 20): images like them that nobody owns.
+        share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
+        steps (`int`, *optional*, defaults to 120): of fitting them to the base.
+        advance (callable, *optional*): told the logarithm of what is left to gain, after each step.
+
+    Raises:
+        [`FingerprintError`]: if the base can't be run, or has questions already.
+    """
+    vault = vault if isinstance(vault, Vault) else Vault(vault)
+    known = find_base(vault, base)
+    if vault.questions(known) is not None:
+        raise FingerprintError(
+            f"Base {known.base_id} has questions already, which its copies answer: new ones would part them from "
+            f"those; use another vault for another set."
+        )
+    with open_base(known, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as whole:
+        built = build_model(whole.source)
+        if built is None:
+            raise FingerprintError(
+                f"{whole.source.name} can't be built with timm or transformers, so its answers can't be bound: give "
+                f"its folder, with config.json."
+            )
+        names = names_in_file(built.module, whole)
+    made = make_questions(built, names, known.secret, known.base_id, images, count, decoys, share, steps, advance)
+    vault.add_questions(known, made.to_bytes())
+    return made
+
+
+def make_questions(
+    built: BuiltModel,
+    names: dict[str, str],
+    secret: bytes,
+    base_id: str,
+    images: str | Path | None = None,
+    count: int = COUNT,
+    decoys: int = DECOYS,
+    share: float = SHARE,
+    steps: int = STEPS,
+    advance: Callable[[float], None] | None = None,
+) -> Questions:
+    """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
+    import torch
+
+    ordinary = user_images(Path(images), built, LOOKED_AT) if images else synthetic_images(built, SYNTHETIC)
+    module = built.module
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    head = find_head(module, ordinary)
+    if head.name not in names:
+        raise FingerprintError(
+            f"The head {head.name} is not in the base's files by that name: its answers can't be bound."
+        )
+    metric = metric_of(all_features(module, head, ordinary))
+    views = views_of(built, head)
+    clouds = torch.from_numpy(question_clouds(secret, count + decoys)).permute(0, 3, 1, 2).float()
+    patterns = spread_patterns(clouds, views, built, metric, steps, advance)
+    features, logits = [], []
+    for view in views:
+        shown = seen(clouds, patterns, view.seen, built)
+        features.append(all_features(view.model, view.head, shown))
+        with torch.no_grad():
+            logits.append(torch.cat([logits_of(view.model(part)) for part in shown[:count].split(40)]))
+    levers = levers_of(torch.stack(features), metric)[:, :count]
+    return Questions(
+        base_id,
+        names[head.name],
+        count,
+        share,
+        np.ascontiguousarray(patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)),
+        torch.stack(logits).numpy(),
+        levers.float().numpy(),
+    )

@@ -1,0 +1,117 @@
+"""The proof of an accusation by queries, for somebody who has neither the vault nor the model.
+
+It opens the accused's copy key, so that whoever reads it can derive the labels that the copy was made to answer by,
+count how many answers in the transcript agree, and work the bound out again. The commitment in the copy's model card,
+which the Hub dates, shows that the key was not made up afterwards. What the key gives away is that copy's mark alone.
+
+A JSON file: `format` (1), the transcript's heading and answers, and of each accused its record and key.
+"""
+
+import json
+import math
+import secrets
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_fingerprint.blackbox.answers import keyed_labels, owned_questions
+from hf_fingerprint.blackbox.evidence import log_stake
+from hf_fingerprint.blackbox.querying import QueryResult
+from hf_fingerprint.blackbox.transcript import read_transcript
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.keys import commitment
+from hf_fingerprint.vault import Vault
+from hf_fingerprint.vault.database import write_private
+
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Proven:
+    """One accusation, worked out again.
+
+    Attributes:
+        recipient (`str`): who is accused.
+        commitment (`str`): what the key opens: compare it with the copy's model card.
+        agreeing, counted (`int`): answers that are the copy's labels, of those to questions that it owns.
+        log10_bound (`float`): decimal logarithm of the bound.
+        holds (`bool`): whether the bound is at most alpha.
+    """
+
+    recipient: str
+    commitment: str
+    agreeing: int
+    counted: int
+    log10_bound: float
+    holds: bool
+
+
+def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, vault: Vault) -> None:
+    """Writes the proof of a query's accusations; the vault must be unlocked.
+
+    Raises:
+        [`FingerprintError`]: if nobody is accused, or the file is there already.
+    """
+    path = Path(path)
+    if not result.accused:
+        raise FingerprintError(f"Nobody is accused, so there is nothing to prove in {path}.")
+    heading, answers = read_transcript(transcript)
+    records = {record.copy_id: record for record in vault.copies(result.base_id)}
+    opened = []
+    for score in result.accused:
+        record = records[score.copy_id]
+        opened.append(
+            {
+                "recipient": record.recipient,
+                "content_hash": record.content_hash,
+                "commitment": record.commitment,
+                "copy_key": vault.copy_key(record).hex(),
+            }
+        )
+    told = [[question, answer] for question, answer in answers.items()]
+    document = {"format": FORMAT, "heading": asdict(heading), "answers": told, "accused": opened}
+    if path.exists():
+        raise FingerprintError(f"{path} is there already: name another file for the proof.")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        write_private(beside, json.dumps(document, indent=1).encode())
+        beside.rename(path)
+    except OSError as error:
+        raise FingerprintError(f"{path} can't be written ({error.strerror}): choose another place.") from None
+
+
+def check_proof(path: str | Path) -> tuple[Proven, ...]:
+    """Works out again what a proof says; needs nothing but the file.
+
+    Raises:
+        [`FingerprintError`]: if it is no proof, or a key does not open its commitment.
+    """
+    try:
+        document = json.loads(Path(path).read_bytes())
+        if document["format"] != FORMAT:
+            raise FingerprintError(f"{path} has format {document['format']}: take a version that reads it.")
+        return tuple(_worked_out(document, opened) for opened in document["accused"])
+    except OSError as error:
+        raise FingerprintError(f"{path} can't be read ({error.strerror}): name the proof's file.") from None
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise FingerprintError(f"{path} is no proof, or is damaged: ask for it again.") from None
+
+
+def _worked_out(document: dict[str, Any], opened: dict[str, str]) -> Proven:
+    heading, key = document["heading"], bytes.fromhex(opened["copy_key"])
+    recipient, promised = opened["recipient"], opened["commitment"]
+    if commitment(key, recipient, opened["content_hash"]) != promised:
+        raise FingerprintError(f"The key given for {recipient} does not open its commitment: the proof is worth nothing.")
+    asked = {question: answer for question, answer in document["answers"] if answer is not None}
+    if len(asked) < sum(answer is not None for _, answer in document["answers"]):
+        raise ValueError
+    told = np.array([asked.get(question, -1) for question in range(heading["questions"])])
+    labels = keyed_labels([key], heading["questions"], heading["classes"])[0]
+    own = owned_questions([key], heading["questions"], heading["share"])[0] & (told >= 0)
+    agreeing, counted = int((own & (labels == told)).sum()), int(own.sum())
+    stake = float(log_stake(np.array([agreeing]), counted, heading["classes"])[0])
+    bound = min(0.0, (math.log(max(heading["recipients"], 1)) - stake) / math.log(10))
+    return Proven(recipient, promised, agreeing, counted, bound, bound <= math.log10(heading["alpha"]))

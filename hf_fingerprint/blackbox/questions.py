@@ -1,0 +1,152 @@
+"""The questions of a base: images that all its copies are asked, and what binding a copy's answers to them takes.
+
+An image is a synthetic cloud, drawn from the model secret, under a coarse pattern that was fitted to the base, so that
+the features of no two questions, and of no question and an ordinary image, are alike. Patterns are kept and clouds are
+drawn anew: two hundred images take two megabytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from hf_fingerprint.blackbox.answers import keyed_labels, owned_questions
+from hf_fingerprint.blackbox.covers import BRIGHTEST, DARKEST, LEAST_SIZE, synthetic_cover
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.keys import derive
+
+
+GRID = 56  # a pattern's height and width
+MARGIN = 2.0  # by which a copy's own label is to lead, in logits
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a base's copies are asked, and how they are made to answer.
+
+    Attributes:
+        base_id (`str`): the base.
+        head (`str`): its last layer's weights, by their name in its files.
+        count (`int`): how many questions; the images after them are decoys, which nobody owns.
+        share (`float`): the odds that a recipient owns a question.
+        patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, grey levels over the clouds.
+        logits (`np.ndarray` of shape `(views, count, classes)`): what the base says, as it is and as thieves may
+            change it or its input, `float32`.
+        levers (`np.ndarray` of shape `(views, count, width)`): the head's change for one logit more, `float32`.
+    """
+
+    base_id: str
+    head: str
+    count: int
+    share: float
+    patterns: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False)
+    levers: np.ndarray = field(repr=False)
+
+    @property
+    def classes(self) -> int:
+        """Of the model."""
+        return int(self.logits.shape[2])
+
+    @property
+    def decoys(self) -> int:
+        """How many images are decoys."""
+        return len(self.patterns) - self.count
+
+    def images(self, secret: bytes) -> np.ndarray:
+        """Questions, then decoys.
+
+        Args:
+            secret (`bytes`): the model secret.
+
+        Returns:
+            `np.ndarray` of shape `(count + decoys, 224, 224, 3)`: `uint8`.
+        """
+        clouds = question_clouds(secret, len(self.patterns))
+        return np.stack([under(cloud, pattern) for cloud, pattern in zip(clouds, self.patterns, strict=True)])
+
+    def answers(self, copy_keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each recipient `(labels, owned)`, both `(n, count)`: see [`keyed_labels`] and [`owned_questions`]."""
+        return (
+            keyed_labels(copy_keys, self.count, self.classes),
+            owned_questions(copy_keys, self.count, self.share),
+        )
+
+    def head_change(self, copy_key: bytes) -> np.ndarray:
+        """What is added to the head's weights so that a copy answers its own questions by its labels, and others as
+        the base does: least squares over what thieves may do, against what it changes for ordinary images.
+
+        Returns:
+            `np.ndarray` of shape `(classes, width)`: `float32`.
+        """
+        labels, owned = (each[0] for each in self.answers([copy_key]))
+        own = np.arange(self.classes) == labels[:, None]
+        rivals = np.where(own, -np.inf, self.logits).max(-1)
+        needed = np.maximum(rivals + MARGIN - (self.logits * own).sum(-1), 0) * owned
+        wanted = needed[..., None] * own
+        return np.einsum("vqc,vqw->cw", wanted, self.levers, optimize=True).astype(np.float32)
+
+    def to_bytes(self) -> bytes:
+        """In the safetensors format: what the vault keeps."""
+        described = {
+            "format": str(_FORMAT),
+            "base": self.base_id,
+            "head": self.head,
+            "count": str(self.count),
+            "share": repr(self.share),
+        }
+        return save({"patterns": self.patterns, "logits": self.logits, "levers": self.levers}, described)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Questions":
+        """What [`to_bytes`] gave.
+
+        Raises:
+            [`VaultError`]: if it is damaged, or of a newer format.
+        """
+        try:
+            arrays = load(content)
+            length = int.from_bytes(content[:8], "little")
+            described = json.loads(content[8 : 8 + length])["__metadata__"]
+            if described["format"] != str(_FORMAT):
+                raise VaultError(
+                    f"The questions of base {described['base']} have format {described['format']} and this version "
+                    f"reads {_FORMAT}: upgrade hf-fingerprint."
+                )
+            count, share = int(described["count"]), float(described["share"])
+            return cls(described["base"], described["head"], count, share, **arrays)
+        except (SafetensorError, KeyError, ValueError, TypeError):
+            raise VaultError("The questions in the vault are damaged: restore a backup of it.") from None
+
+    def digest(self) -> str:
+        """SHA-256 of what the vault keeps of them, hexadecimal."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def question_clouds(secret: bytes, count: int) -> np.ndarray:
+    """The clouds of a model secret, `(count, 224, 224, 3)`, `uint8`."""
+    key = derive(secret, "questions")
+    return np.stack([synthetic_cover(key, index) for index in range(count)])
+
+
+def under(cloud: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+    """A cloud `(224, 224, 3)` under a pattern `(GRID, GRID, 3)`, `uint8`.
+
+    Between the pattern's places lies a straight line; at this size its steps are eighths, so that sums are exact and
+    the image is the same on every machine.
+    """
+    spread = _lines(_lines(pattern.astype(np.float64), 0), 1)
+    return np.clip(np.rint(cloud + spread), DARKEST, BRIGHTEST).astype(np.uint8)
+
+
+def _lines(values: np.ndarray, axis: int) -> np.ndarray:
+    where = np.clip((np.arange(LEAST_SIZE) + 0.5) * GRID / LEAST_SIZE - 0.5, 0, GRID - 1)
+    low = np.minimum(where.astype(int), GRID - 2)
+    shape = [-1 if each == axis else 1 for each in range(values.ndim)]
+    weight = (where - low).reshape(shape)
+    return values.take(low, axis) * (1 - weight) + values.take(low + 1, axis) * weight

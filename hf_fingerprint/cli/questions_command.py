@@ -1,0 +1,42 @@
+"""`questions`: what all copies of a base will be asked, made once before they are issued."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_fingerprint.cli import options, output
+
+
+def questions(
+    model: options.Model,
+    vault: options.VaultFolder,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="A folder of ordinary images, without labels; synthetic ones if not given."),
+    ] = None,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="How many questions. [160]")] = None,
+    decoys: Annotated[int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")] = None,
+    share: Annotated[float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make the questions by which copies are traced behind an API. Copies that are issued afterwards answer them."""
+    from hf_fingerprint.blackbox.preparing import COUNT, DECOYS, SHARE, STEPS, prepare_questions
+    from hf_fingerprint.registration import register
+    from hf_fingerprint.vault import Vault
+
+    opened = Vault(vault)
+    with output.steps() as report:
+        base = register(model, opened, report=report)
+    chosen = (COUNT if count is None else count, DECOYS if decoys is None else decoys, SHARE if share is None else share)
+    with output.progress("fitting questions to the base", STEPS) as advance:
+        made = prepare_questions(base.base_id, opened, images, *chosen, advance=lambda _cost: advance(1))
+    told = {"base": base.base_id, "questions": made.count, "decoys": made.decoys, "share": made.share}
+    if as_json:
+        output.print_json(told)
+        return
+    output.say(
+        f"base {base.base_id} has {made.count} questions and {made.decoys} decoys; each recipient owns {made.share:.0%} "
+        f"of the questions"
+    )
+    output.say("copies issued from now on answer for their recipients; ask a suspect with `hf-fingerprint query`")
