@@ -95,7 +95,7 @@ def question(
         if index < evidence.questions:
             evidence.hear(index, answer)
     told, resumed = dict(given), len(given)
-    left = iter([index for index in map(int, order) if index not in given])
+    left = [index for index in map(int, order[::-1]) if index not in given]
     while True:
         if sum(answer is not None for answer in told.values()) >= least and len(evidence.accused()):
             stopped = PROVEN
@@ -103,10 +103,10 @@ def question(
         if budget is not None and len(told) >= budget:
             stopped = BUDGET
             break
-        index = next(left, None)
-        if index is None:
+        if not left:
             stopped = ALL_ASKED
             break
+        index = left.pop()
         answer = suspect(images[index])
         if transcript is not None:
             transcript.add(index, image_digest(images[index]), answer)
@@ -126,5 +126,5 @@ def question(
 
 
 def _check_order(order: np.ndarray, images: int) -> None:
-    if len(np.unique(order)) != len(order) or (len(order) and not (0 <= order.min() and order.max() < images)):
+    if len(np.unique(order)) != len(order) or not np.isin(order, np.arange(images)).all():
         raise FingerprintError(f"The order names images twice or beyond the {images} there are: shuffle the pool.")

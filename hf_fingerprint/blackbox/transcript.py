@@ -2,10 +2,10 @@
 
 A text file in UTF-8, one JSON object a line, each line written whole and brought to the disk before the next question.
 
-* The first line is the heading: `format` (1), `created` (when, ISO 8601 in UTC), `suspect` (its name, without secrets),
-  `base` (its id), `digest` (SHA-256, in hexadecimal digits, over the 32-byte SHA-256 of each image of the pool, in
-  order), `questions` and `decoys` (how many; the pool is the questions and then the decoys), `classes`, `alpha`,
-  `share` and `recipients` (how many were tested).
+* The first line is the heading: `format` (1), `created` (when, ISO 8601 in UTC), `suspect` (its name, without
+  secrets), `base` (its id), `digest` (SHA-256, in hexadecimal digits, over the 32-byte SHA-256 of each image of the
+  pool, in order), `questions` and `decoys` (how many; the pool is the questions and then the decoys), `classes`,
+  `alpha`, `share` and `recipients` (how many were tested).
 * Then a line for each answer, in the order they came: `question` (its index in the pool), `image` (SHA-256 of its
   pixels, row by row, three bytes each), `answer` (the class told, or `null` for none), `at` (when).
 * At the end, once it is closed: `verdict` (an object) and `at`.
@@ -28,7 +28,7 @@ from hf_fingerprint.errors import FingerprintError
 
 
 FORMAT = 1
-_BEGINNING = b'{"format": '
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would change line ends
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Transcript:
         self.images: dict[int, str] = {}
         self.verdict: dict[str, Any] | None = None
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._file = os.open(self.path, _FLAGS, 0o600)
         except OSError as error:
             raise self._refusal(f"can't be written ({error.strerror})", "choose another place") from None
         try:
@@ -142,16 +142,11 @@ class Transcript:
     def _read(self) -> None:
         with os.fdopen(os.dup(self._file), "rb") as file:
             content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        if not content[: len(_BEGINNING)] == _BEGINNING[: len(content)]:
-            raise self._refusal("is no transcript", "name another file")
-        if len(whole) < len(content):
-            os.ftruncate(self._file, len(whole))
-        if not whole:
-            self._write({"format": FORMAT, "created": _now(), **asdict(self.heading)})
-            _sync_folder(self.path.parent)
+        *lines, rest = content.split(b"\n")
+        if not lines:
+            self._begin(rest)
             return
-        for number, text in enumerate(whole.splitlines(), 1):
+        for number, text in enumerate(lines, 1):
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):
@@ -160,6 +155,20 @@ class Transcript:
                 self._check_heading(line)
             elif not isinstance(line, dict) or self.verdict is not None or not self._take(line):
                 raise self._refusal(f"is damaged in line {number}", "restore it, or name another file to begin anew")
+        if rest:
+            os.ftruncate(self._file, len(content) - len(rest))
+
+    def _begin(self, rest: bytes) -> None:
+        """Writes the heading, in place of what a crash may have left of it; never of a file that is something else."""
+        heading = {"format": FORMAT, "created": _now(), **asdict(self.heading)}
+        whole, date = json.dumps(heading, allow_nan=False).encode(), heading["created"].encode()
+        before, after = whole.index(date), whole.index(date) + len(date)
+        if not (whole[:before] + whole[after:]).startswith(rest[:before] + rest[after:]):
+            raise self._refusal("is no transcript of this questioning", "name another file")
+        if rest:
+            os.ftruncate(self._file, 0)
+        self._write(heading)
+        _sync_folder(self.path.parent)
 
     def _check_heading(self, line: Any) -> None:
         if not isinstance(line, dict) or type(line.get("format")) is not int:
