@@ -97,14 +97,16 @@ def read_labels(path: str | Path) -> Labels:
 def _from_json(content: Any) -> Labels | None:
     if isinstance(content, dict):
         names = content.get("id2label") or content.get("label_names")
-        classes = content.get("num_classes", (content.get("pretrained_cfg") or {}).get("num_classes"))
+        inner = content.get("pretrained_cfg")
+        classes = content.get("num_classes", inner.get("num_classes") if isinstance(inner, dict) else None)
         if names is None and type(classes) is int and 2 <= classes <= MOST_CLASSES:
             return Labels.numbered(classes)
         content = content if names is None else names
     if isinstance(content, dict):
-        by_number = {str(index): name for index, name in content.items()}
-        content = [by_number.get(str(index)) for index in range(len(by_number))]
-    return Labels(content) if all(isinstance(name, str) for name in content) else None
+        content = [content.get(str(index)) for index in range(len(content))]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        return None
+    return Labels(content)
 
 
 def _normal(name: str) -> str:

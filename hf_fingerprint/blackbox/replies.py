@@ -120,7 +120,7 @@ def _in_list(reply: list[Any], labels: Labels, depth: int) -> int:
         weighed = [(each.get("label"), next((each[w] for w in WEIGHTS if w in each), None)) for each in reply]
         if all(_is_number(weight) and _is_name(name) for name, weight in weighed):
             return _highest(weighed, labels)
-    if len(reply) > 1 and not all(map(_is_name, reply)) and not isinstance(reply[0], dict):
+    elif len(reply) > 1 and not all(isinstance(each, str) for each in reply):
         raise _NoClass(f"is {_shown(reply)}: name the field that holds the class")
     return _index(reply[0], labels, depth + 1)
 
