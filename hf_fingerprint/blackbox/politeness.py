@@ -132,11 +132,12 @@ def _until(date: str, now: float | None) -> float:
 
 
 def _wait(state: "tenacity.RetryCallState") -> float:
-    """Seconds before another try: as asked, or each time up to twice as long, by chance, so that several that were
-    refused at once don't come again at once."""
+    """Seconds before another try: as asked, or twice as long each time and somewhat more by chance, so that
+    several that were refused at once don't come again at once."""
     import tenacity
 
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, Passing) and error.wait is not None:
         return error.wait
-    return tenacity.wait_exponential_jitter(FIRST_WAIT, LONGEST_WAIT, jitter=FIRST_WAIT)(state)
+    growing = tenacity.wait_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+    return growing(state) + tenacity.wait_random(0, FIRST_WAIT)(state)

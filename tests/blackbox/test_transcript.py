@@ -100,7 +100,7 @@ def test_a_changed_byte_never_gives_other_questions(tmp_path_factory, answers, d
         assert all(0 <= question < 12 and (answer is None or 0 <= answer < 7) for question, answer in told.items())
 
 
-@pytest.mark.parametrize("name", [field for field in asdict(HEADING)])
+@pytest.mark.parametrize("name", list(asdict(HEADING)))
 def test_another_questioning_is_refused_naming_what_differs(tmp_path, name):
     path = written(tmp_path / "t", {3: 6})
     value = getattr(HEADING, name)
