@@ -10,13 +10,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 
 from hf_fingerprint.blackbox.labels import Labels
-from hf_fingerprint.blackbox.politeness import RATE, Passing, Politeness, is_passing, retry_after
+from hf_fingerprint.blackbox.politeness import Passing, Politeness, is_passing, retry_after
 from hf_fingerprint.blackbox.suspects import Asked
 from hf_fingerprint.errors import FingerprintError
 
@@ -100,27 +102,14 @@ def from_inference_client(
     Raises:
         [`FingerprintError`]: if there is no such id, or an address is given, which the token would go to.
     """
-    from huggingface_hub import InferenceClient
-    from huggingface_hub.errors import HFValidationError
-
     if isinstance(client, str):
         name = f"hf:{client}"
-        if "://" in client:
-            raise FingerprintError(f"{place_of(client)} is no Hub id: ask it by its address, as from_url does.")
-        try:
-            client = InferenceClient(client, token=None if token is None else _checked(token, name), timeout=timeout)
-        except HFValidationError:
-            raise FingerprintError(f"{name} is not a possible Hub id: give hf:org/name.") from None
+        client = _client_of(client, name, token, timeout)
     else:
         model = client.model or "the recommended model"
         name = place_of(model) if "://" in model else f"hf:{model}"
-    asked = client
-
-    def ask(image: np.ndarray) -> Any:
-        with _unlogged():
-            return _through(asked, png(image), name)
-
-    return Asked(name, ask, labels, None, politeness or Politeness(RATE))
+    through = _Through(client, name)
+    return Asked(name, through, labels, None, politeness or Politeness())
 
 
 def place_of(url: str) -> str:
@@ -212,25 +201,54 @@ def _parsed(body: bytes) -> Any:
         return text if body.isascii() and len(text) <= _WORD and text.isprintable() else None
 
 
-def _through(client: "InferenceClient", picture: bytes, name: str) -> Any:
-    from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+def _client_of(model: str, name: str, token: str | None, timeout: float) -> "InferenceClient":
+    from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
 
+    if "://" in model:
+        raise FingerprintError(f"{place_of(model)} is no Hub id: ask it by its address, as from_url does.")
     try:
-        return client.image_classification(picture)
-    except HfHubHTTPError as error:
-        _check(error.response.status_code, error.response.headers, name)
-        raise FingerprintError(f"{name} can't be asked ({type(error).__name__}): check the id.") from None
-    except InferenceTimeoutError:
-        raise Passing("it took too long") from None
-    except (TypeError, AttributeError, KeyError, RecursionError, json.JSONDecodeError, UnicodeDecodeError):
-        return None  # no list of labels and scores
-    except Exception as error:
-        if isinstance(error, OSError) or "TransportError" in {kind.__name__ for kind in type(error).__mro__}:
-            raise Passing(f"the connection failed ({type(error).__name__})") from None
-        raise FingerprintError(
-            f"{name} can't be asked ({type(error).__name__}): see that an inference provider serves it for image "
-            f"classification, and log in (hf auth login)."
-        ) from None
+        validate_repo_id(model)
+    except HFValidationError:
+        raise FingerprintError(f"{name} is not a possible Hub id: give hf:org/name.") from None
+    return InferenceClient(model, token=None if token is None else _checked(token, name), timeout=timeout)
+
+
+class _Through:
+    """Asks through a client of the Hub."""
+
+    def __init__(self, client: "InferenceClient", name: str):
+        self._client, self._name, self._answered = client, name, False
+
+    def __call__(self, image: np.ndarray) -> Any:
+        from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+
+        try:
+            with _unlogged(), TemporaryDirectory() as folder:
+                file = Path(folder) / "image.png"  # of bytes alone, the client would not say that they are a PNG
+                file.write_bytes(png(image))
+                reply = self._client.image_classification(file)
+        except HfHubHTTPError as error:
+            _check(error.response.status_code, error.response.headers, self._name)
+            raise self._refusal(error) from None
+        except InferenceTimeoutError:
+            raise Passing("it took too long") from None
+        except Exception as error:
+            if "TransportError" in {kind.__name__ for kind in type(error).__mro__}:
+                raise Passing(f"the connection failed ({type(error).__name__})") from None
+            strange = isinstance(error, ValueError | TypeError | AttributeError | KeyError | RecursionError)
+            if strange and self._answered:  # whoever answered before can be asked: this is no list of labels
+                return None
+            raise self._refusal(error) from None
+        self._answered = True
+        return reply
+
+    def _refusal(self, error: Exception) -> FingerprintError:
+        return FingerprintError(
+            f"{self._name} can't be asked ({type(error).__name__}): see that an inference provider serves it for "
+            f"image classification, and log in (hf auth login)."
+        )
 
 
 def _check(status: int, headers: Any, place: str) -> None:

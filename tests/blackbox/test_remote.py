@@ -208,8 +208,9 @@ def test_no_secret_is_in_names_errors_or_logs(server, fault, caplog):
         from_url(server.url + "?key=Sesame0pen0", NAMES, TOKEN, politeness=quick(tries=1)),
         from_inference_client(client(server), NAMES, politeness=quick(tries=1)),
     ):
+        server.shape = SHAPES["pipeline"]
         server.faults = [fault] * 3 if fault is not None else []
-        told = suspect.name + repr(suspect) + str(vars(suspect))
+        told = suspect.name + repr(suspect) + str(vars(suspect)) + str(suspect._read.__dict__)
         try:
             for _ in range(3):
                 suspect(picture(1))
@@ -273,6 +274,7 @@ def test_a_client_of_the_hub_is_asked(server):
     assert [suspect(picture(told)) for told in (3, 8)] == [3, 8]
     assert suspect.name == server.url
     assert server.seen[0].headers["authorization"] == f"Bearer {TOKEN}"
+    assert server.seen[0].headers["content-type"] == "image/png"
 
 
 @pytest.mark.parametrize("fault", [Fault(429, {"Retry-After": "0"}), Fault(503), Fault(0)], ids=str)
@@ -299,7 +301,16 @@ def test_garbage_through_a_client_of_the_hub_is_no_answer(server, raw):
     assert suspect(picture(4)) == 4
     server.raw = raw
 
-    assert suspect(picture(4)) in (None, 3)
+    assert suspect(picture(4)) is None
+    assert server.url in refused(from_inference_client(client(server), NAMES), picture(4))
+
+
+def test_a_client_of_the_hub_leaves_the_token_when_it_is_redirected(server):
+    with LoopbackSuspect(SHAPES["pipeline"]) as other:
+        server.faults = [Fault(307, {"Location": other.url})]
+
+        assert from_inference_client(client(server), NAMES)(picture(6)) == 6
+        assert ["authorization" in seen.headers for seen in other.seen] == [False]
 
 
 def test_a_hub_id_is_named_and_an_address_is_none():
