@@ -99,6 +99,11 @@ class Evidence:
         self.asked += 1
 
     @property
+    def questions(self) -> int:
+        """How many questions there are to ask at most."""
+        return len(self._heard)
+
+    @property
     def agreeing(self) -> np.ndarray:
         """How many answers agree with each recipient's labels: `(n,)`."""
         return self._agreeing.copy()

@@ -7,7 +7,14 @@ from typing import Any
 import typer
 
 import hf_fingerprint
-from hf_fingerprint.cli import commands, design_command, evaluate_command, issue_commands, vault_commands
+from hf_fingerprint.cli import (
+    commands,
+    design_command,
+    evaluate_command,
+    issue_commands,
+    query_command,
+    vault_commands,
+)
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -33,6 +40,7 @@ app.command("issue")(issue_commands.issue)
 app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)
 app.command("verify")(commands.verify)
+app.command("query")(query_command.query)
 app.command("watch")(commands.watch)
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("recipients")(commands.recipients)

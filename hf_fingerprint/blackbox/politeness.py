@@ -1,0 +1,143 @@
+"""How often a suspect behind an API is asked: at most so many requests a second, and again after a while where what
+went wrong may pass."""
+
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, TypeVar
+
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import tenacity
+
+T = TypeVar("T")
+RATE = 5.0  # requests a second
+TRIES = 5
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
+GIVING_UP = 3  # images in a row
+PASSING = frozenset([408, 425, 429])
+
+
+class Passing(Exception):
+    """What may be well at another try.
+
+    Args:
+        why (`str`): the end of a sentence, without secrets.
+        wait (`float`, *optional*): seconds that the other side asks to wait.
+    """
+
+    def __init__(self, why: str, wait: float | None = None):
+        super().__init__(why)
+        self.wait = wait
+
+
+class Politeness:
+    """Calls at a moderate pace, and again after what may pass.
+
+    Args:
+        rate (`float`, *optional*, defaults to 5): requests a second at most, tries after the first among them.
+        tries (`int`, *optional*, defaults to 5): at most, for each image.
+        clock, sleep (callable, *optional*): seconds of a clock that never goes back, and what waits for seconds.
+
+    Attributes:
+        retries (`int`): tries after the first, of all images.
+
+    Raises:
+        [`FingerprintError`]: if the rate isn't above 0 or there is no try.
+    """
+
+    def __init__(
+        self,
+        rate: float = RATE,
+        tries: int = TRIES,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        if not 0 < rate < float("inf") or tries < 1:
+            raise FingerprintError(
+                f"Nothing can be asked at {rate} requests a second and {tries} tries: choose more than 0 of both."
+            )
+        self.retries = 0
+        self._gap, self._tries, self._clock, self._sleep = 1 / rate, tries, clock, sleep
+        self._next, self._failed = 0.0, 0
+
+    def __repr__(self) -> str:
+        return f"Politeness({1 / self._gap:g} requests a second, {self._tries} tries)"
+
+    def __call__(self, call: Callable[[], T], suspect: str) -> T | None:
+        """What a call returns, or `None` if it raises [`Passing`] at every try.
+
+        Args:
+            call (callable): to be made again if it raises [`Passing`].
+            suspect (`str`): whom it asks, without secrets.
+
+        Raises:
+            [`FingerprintError`]: if so it went with three images in a row.
+        """
+        import tenacity
+
+        trying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._tries),
+            wait=_wait,
+            retry=tenacity.retry_if_exception_type(Passing),
+            sleep=self._sleep,
+            before=self._keep_pace,
+            reraise=True,
+        )
+        try:
+            told = trying(call)
+        except Passing as last:
+            self._failed += 1
+            if self._failed < GIVING_UP:
+                return None
+            raise FingerprintError(
+                f"{suspect} answered none of {GIVING_UP} images in a row, tried {self._tries} times each; the last "
+                f"time, {last}: wait, then run the same command again to go on."
+            ) from None
+        self._failed = 0
+        return told
+
+    def _keep_pace(self, state: "tenacity.RetryCallState") -> None:
+        now = self._clock()
+        if now < self._next:
+            self._sleep(self._next - now)
+        self._next = max(now, self._next) + self._gap
+        self.retries += state.attempt_number > 1
+
+
+def is_passing(status: int) -> bool:
+    """Whether an HTTP status may be another at the next try."""
+    return status in PASSING or status >= 500
+
+
+def retry_after(value: str | None, now: float | None = None) -> float | None:
+    """The seconds that a `Retry-After` header asks to wait, from 0 to 60; `None` if it says nothing.
+
+    Args:
+        value (`str` or `None`): the header, seconds or a date.
+        now (`float`, *optional*): seconds since 1970; the time by default.
+    """
+    text = (value or "").strip()
+    try:
+        seconds = float(text) if text.isascii() and text.isdigit() else _until(text, now)
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), LONGEST_WAIT)
+
+
+def _until(date: str, now: float | None) -> float:
+    return parsedate_to_datetime(date).timestamp() - (time.time() if now is None else now)
+
+
+def _wait(state: "tenacity.RetryCallState") -> float:
+    """Seconds before another try: as asked, or twice as long each time and somewhat more by chance, so that
+    several that were refused at once don't come again at once."""
+    import tenacity
+
+    error = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(error, Passing) and error.wait is not None:
+        return error.wait
+    growing = tenacity.wait_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
+    return growing(state) + tenacity.wait_random(0, FIRST_WAIT)(state)

@@ -1,0 +1,287 @@
+"""Suspects behind an API: any address that takes a picture and answers in JSON, and the Hub's inference providers.
+
+Tokens go to the address they were given for and nowhere else: not with a redirect to another host, into no error, log
+or name. A name keeps of an address what no secret is usually part of: no user, query or fragment.
+"""
+
+import base64
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import numpy as np
+
+from hf_fingerprint.blackbox.labels import Labels
+from hf_fingerprint.blackbox.politeness import Passing, Politeness, is_passing, retry_after
+from hf_fingerprint.blackbox.suspects import Asked
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import InferenceClient
+
+STYLES = ("raw", "json", "multipart")
+TIMEOUT = 30.0  # seconds
+LARGEST = 1 << 24  # bytes of a reply
+REDIRECTS = 5
+_SAME_METHOD = (307, 308)
+_PNG = "image/png"
+_WORD = 200  # letters of a class's name
+
+
+def from_url(
+    url: str,
+    labels: Labels | Sequence[str],
+    token: str | None = None,
+    field: str | None = None,
+    timeout: float = TIMEOUT,
+    style: str = "raw",
+    part: str | None = None,
+    politeness: Politeness | None = None,
+) -> Asked:
+    """Asks an address that takes a picture by POST and answers in JSON.
+
+    Args:
+        url (`str`): `http://` or `https://`.
+        labels ([`Labels`] or sequence of `str`): the base's classes.
+        token (`str`, *optional*): sent as `Authorization: Bearer`.
+        field (`str`, *optional*): where in the reply the class is, as for [`class_told`].
+        timeout (`float`, *optional*, defaults to 30): seconds for the connection, and between any two parts of a
+            reply.
+        style (`str`, *optional*, defaults to `"raw"`): `"raw"`, the PNG as it is; `"json"`, in base64 in an object;
+            `"multipart"`, as a form sends it.
+        part (`str`, *optional*): the name of the object's or form's field, by default `"inputs"` and `"file"`.
+        politeness ([`Politeness`], *optional*): by default 5 requests a second and 5 tries.
+
+    Raises:
+        [`FingerprintError`]: if the address, the token or the style is impossible.
+    """
+    import httpx2
+
+    place, bare, user = _taken_apart(url)
+    if style not in STYLES:
+        raise FingerprintError(f"{place} can't be asked in the style {style!r}: choose {', '.join(STYLES)}.")
+    headers = {"Accept": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {_checked(token, place)}"
+    elif user is not None:
+        headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+    client = httpx2.Client(headers=headers, timeout=timeout)
+
+    def ask(image: np.ndarray) -> Any:
+        request = client.build_request("POST", bare, **_content(png(image), style, part))
+        with _unlogged():
+            return _parsed(_body_of(client, request, place))
+
+    return Asked(place, ask, labels, field, politeness or Politeness())
+
+
+def from_inference_client(
+    client: "InferenceClient | str",
+    labels: Labels | Sequence[str],
+    token: str | None = None,
+    timeout: float = TIMEOUT,
+    politeness: Politeness | None = None,
+) -> Asked:
+    """Asks a model through the Hub's inference client.
+
+    Args:
+        client (`huggingface_hub.InferenceClient` or `str`): a client with its model, or a Hub id, `org/name`.
+        labels ([`Labels`] or sequence of `str`): the base's classes.
+        token (`str`, *optional*): for a Hub id; by default the one logged in with.
+        timeout (`float`, *optional*, defaults to 30): seconds, for a Hub id.
+        politeness ([`Politeness`], *optional*): by default 5 requests a second and 5 tries.
+
+    Raises:
+        [`FingerprintError`]: if there is no such id, or an address is given, which the token would go to.
+    """
+    if isinstance(client, str):
+        name = f"hf:{client}"
+        client = _client_of(client, name, token, timeout)
+    else:
+        model = client.model or "the recommended model"
+        name = place_of(model) if "://" in model else f"hf:{model}"
+    through = _Through(client, name)
+    return Asked(name, through, labels, None, politeness or Politeness())
+
+
+def place_of(url: str) -> str:
+    """An address as it may be shown: without user, password, query and fragment."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return "the address"
+    host = f"[{host}]" if ":" in host else host
+    return urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", parts.path, "", ""))
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image `(height, width, 3)`, `uint8`, as a PNG file, which keeps every pixel."""
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def _taken_apart(url: str) -> tuple[str, str, str | None]:
+    """An address: as it may be shown, as it is asked, and `user:password`."""
+    place = place_of(url)
+    parts = urlsplit(url) if place != "the address" else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+        raise FingerprintError(f"{place} can't be asked: give an address that begins with http:// or https://.")
+    user = None
+    if "@" in parts.netloc:
+        user = ":".join(unquote(part) for part in parts.netloc.rpartition("@")[0].split(":", 1))
+    return place, urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")), user
+
+
+def _checked(token: str, place: str) -> str:
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise FingerprintError(f"The token for {place} is none: see that it is whole, without spaces.")
+    return token
+
+
+def _content(picture: bytes, style: str, part: str | None) -> dict[str, Any]:
+    if style == "json":
+        return {"json": {part or "inputs": base64.b64encode(picture).decode()}}
+    if style == "multipart":
+        return {"files": {part or "file": ("image.png", picture, _PNG)}}
+    return {"content": picture, "headers": {"Content-Type": _PNG}}
+
+
+def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str) -> bytes:
+    import httpx2
+
+    try:
+        for _ in range(REDIRECTS + 1):
+            response = client.send(request, stream=True, follow_redirects=False)
+            try:
+                if response.status_code not in _SAME_METHOD or response.next_request is None:
+                    _check(response.status_code, response.headers, place)
+                    return _whole(response, place)
+                request = response.next_request  # without the token, where it leads to another host
+            finally:
+                response.close()
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise FingerprintError(f"{place} can't be asked ({type(error).__name__}): check the address.") from None
+    except httpx2.RequestError as error:
+        raise Passing(f"the connection failed ({type(error).__name__})") from None
+    raise FingerprintError(f"{place} redirects more than {REDIRECTS} times: give the address that it leads to.")
+
+
+def _whole(response: "httpx2.Response", place: str) -> bytes:
+    body = bytearray()
+    for piece in response.iter_bytes():
+        body += piece
+        if len(body) > LARGEST:
+            raise FingerprintError(
+                f"{place} answers with more than {LARGEST >> 20} MB: give an address that tells classes."
+            )
+    return bytes(body)
+
+
+def _parsed(body: bytes) -> Any:
+    """JSON, or a short text as it is, or nothing."""
+    try:
+        text = body.decode().strip()
+        return json.loads(text)
+    except RecursionError:
+        return None
+    except ValueError:
+        return text if body.isascii() and len(text) <= _WORD and text.isprintable() else None
+
+
+def _client_of(model: str, name: str, token: str | None, timeout: float) -> "InferenceClient":
+    from huggingface_hub import InferenceClient
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if "://" in model:
+        raise FingerprintError(f"{place_of(model)} is no Hub id: ask it by its address, as from_url does.")
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise FingerprintError(f"{name} is not a possible Hub id: give hf:org/name.") from None
+    return InferenceClient(model, token=None if token is None else _checked(token, name), timeout=timeout)
+
+
+class _Through:
+    """Asks through a client of the Hub."""
+
+    def __init__(self, client: "InferenceClient", name: str):
+        self._client, self._name, self._answered = client, name, False
+
+    def __call__(self, image: np.ndarray) -> Any:
+        from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
+
+        try:
+            with _unlogged(), TemporaryDirectory() as folder:
+                file = Path(folder) / "image.png"  # of bytes alone, the client would not say that they are a PNG
+                file.write_bytes(png(image))
+                reply = self._client.image_classification(file)
+        except HfHubHTTPError as error:
+            _check(error.response.status_code, error.response.headers, self._name)
+            raise self._refusal(error) from None
+        except InferenceTimeoutError:
+            raise Passing("it took too long") from None
+        except Exception as error:
+            if "TransportError" in {kind.__name__ for kind in type(error).__mro__}:
+                raise Passing(f"the connection failed ({type(error).__name__})") from None
+            strange = isinstance(error, ValueError | TypeError | AttributeError | KeyError | RecursionError)
+            if strange and self._answered:  # whoever answered before can be asked: this is no list of labels
+                return None
+            raise self._refusal(error) from None
+        self._answered = True
+        return reply
+
+    def _refusal(self, error: Exception) -> FingerprintError:
+        return FingerprintError(
+            f"{self._name} can't be asked ({type(error).__name__}): see that an inference provider serves it for "
+            f"image classification, and log in (hf auth login)."
+        )
+
+
+def _check(status: int, headers: Any, place: str) -> None:
+    """Raises what a status asks for, unless it is well."""
+    if 200 <= status < 300:
+        return
+    if is_passing(status):
+        raise Passing(f"it said it can't (status {status})", retry_after(headers.get("Retry-After")))
+    if 300 <= status < 400:
+        there = place_of(headers.get("Location", "")) or "elsewhere"
+        raise FingerprintError(f"{place} redirects to {there} (status {status}): give that address.")
+    told = {
+        400: "rejects the request (status 400): try another --style",
+        401: "asks for a token or rejects the one given (status 401): name the variable with it by --token-env",
+        403: "doesn't let this token ask (status 403): use one with the right to",
+        404: "is not there (status 404): check the address",
+    }
+    what = told.get(status, f"refuses to answer (status {status}): see what it asks for, or try another --style")
+    raise FingerprintError(f"{place} {what}.")
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keeps the HTTP library from logging addresses, whose query may hold a key."""
+    loggers = [logging.getLogger(name) for name in ("httpx", "httpx2")]
+    for logger in loggers:
+        logger.addFilter(_no)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_no)
+
+
+def _no(record: logging.LogRecord) -> bool:
+    return False

@@ -1,0 +1,256 @@
+"""The transcript of a questioning: what was asked and answered, kept answer by answer, for whoever checks it later.
+
+A text file in UTF-8, one JSON object a line, each line written whole and brought to the disk before the next question.
+
+* The first line is the heading: `format` (1), `created` (when, ISO 8601 in UTC), `suspect` (its name, without
+  secrets), `base` (its id), `digest` (SHA-256, in hexadecimal digits, over the 32-byte SHA-256 of each image of the
+  pool, in order), `questions` and `decoys` (how many; the pool is the questions and then the decoys), `classes`,
+  `alpha`, `share` and `recipients` (how many were tested).
+* Then a line for each answer, in the order they came: `question` (its index in the pool), `image` (SHA-256 of its
+  pixels, row by row, three bytes each), `answer` (the class told, or `null` for none), `at` (when).
+* At the end, once it is closed: `verdict` (an object) and `at`.
+
+A crash may leave a last line without its end. It is cut off when the file is opened again, and the answer is lost.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_fingerprint.errors import FingerprintError
+
+
+FORMAT = 1
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would change line ends
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What a questioning is about. Two with the same heading may go on with one another's answers.
+
+    Attributes:
+        suspect (`str`): its name, without secrets.
+        base (`str`): the base's id.
+        digest (`str`): of the pool, see [`pool_digest`].
+        questions, decoys (`int`): how many of each.
+        classes (`int`): of the base.
+        alpha (`float`): the bound on accusing any innocent.
+        share (`float` or `None`): what the evidence is staked on, if that was chosen.
+        recipients (`int`): how many are tested.
+    """
+
+    suspect: str
+    base: str
+    digest: str
+    questions: int
+    decoys: int
+    classes: int
+    alpha: float
+    share: float | None
+    recipients: int
+
+
+class Transcript:
+    """A transcript that is being written. Close it, or use it in a `with` block.
+
+    Args:
+        path (`str` or `Path`): its file. If it is there, it is gone on with.
+        heading ([`Heading`]): what the questioning is about.
+
+    Attributes:
+        path (`Path`): its file.
+        answers (`dict[int, int | None]`): the class told for each question so far, in the order they came.
+        images (`dict[int, str]`): the digest of each question's image, see [`image_digest`].
+        verdict (`dict` or `None`): how it ended, if it did.
+
+    Raises:
+        [`FingerprintError`]: if the file can't be read or written, isn't a transcript, is damaged, or is of another
+            questioning.
+    """
+
+    def __init__(self, path: str | Path, heading: Heading):
+        self.path, self.heading = Path(path), heading
+        self.answers: dict[int, int | None] = {}
+        self.images: dict[int, str] = {}
+        self.verdict: dict[str, Any] | None = None
+        try:
+            self._file = os.open(self.path, _FLAGS, 0o600)
+        except OSError as error:
+            raise self._refusal(f"can't be written ({error.strerror})", "choose another place") from None
+        try:
+            self._read()
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __repr__(self) -> str:
+        return f"Transcript({self.path}, {len(self.answers)} answers)"
+
+    def __enter__(self) -> "Transcript":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def add(self, question: int, image: str, answer: int | None) -> None:
+        """Keeps an answer; it is on the disk when this returns.
+
+        Args:
+            question (`int`): its index in the pool.
+            image (`str`): the digest of its image, see [`image_digest`].
+            answer (`int` or `None`): the class told.
+
+        Raises:
+            [`FingerprintError`]: if there is no such question or class, the question was answered before, the
+                transcript has a verdict, or the disk is full.
+        """
+        line = {"question": question, "image": image, "answer": answer, "at": _now()}
+        if self.verdict is not None:
+            raise self._refusal("has its verdict already", "name another file to ask again")
+        if (wrong := self._wrong(line)) is not None:
+            raise self._refusal(f"can't take question {question} and answer {answer}, {wrong}", "ask another")
+        self._write(line)
+        self.answers[question], self.images[question] = answer, image
+
+    def conclude(self, verdict: Mapping[str, Any]) -> None:
+        """Writes how it ended; nothing can be added from then on.
+
+        Args:
+            verdict (mapping): what JSON can hold.
+
+        Raises:
+            [`FingerprintError`]: if it has ended before, or the disk is full.
+        """
+        if self.verdict is not None:
+            raise self._refusal("has its verdict already", "name another file to ask again")
+        self._write({"verdict": dict(verdict), "at": _now()})
+        self.verdict = dict(verdict)
+
+    def close(self) -> None:
+        """Closes the file; it can be opened again, to go on."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _read(self) -> None:
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            content = file.read()
+        *lines, rest = content.split(b"\n")
+        if not lines:
+            self._begin(rest)
+            return
+        for number, text in enumerate(lines, 1):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            if number == 1:
+                self._check_heading(line)
+            elif not isinstance(line, dict) or self.verdict is not None or not self._take(line):
+                raise self._refusal(f"is damaged in line {number}", "restore it, or name another file to begin anew")
+        if rest:
+            os.ftruncate(self._file, len(content) - len(rest))
+
+    def _begin(self, rest: bytes) -> None:
+        """Writes the heading, in place of what a crash may have left of it; never of a file that is something else."""
+        heading = {"format": FORMAT, "created": _now(), **asdict(self.heading)}
+        whole, date = json.dumps(heading, allow_nan=False).encode(), heading["created"].encode()
+        before, after = whole.index(date), whole.index(date) + len(date)
+        if not (whole[:before] + whole[after:]).startswith(rest[:before] + rest[after:]):
+            raise self._refusal("is no transcript of this questioning", "name another file")
+        if rest:
+            os.ftruncate(self._file, 0)
+        self._write(heading)
+        _sync_folder(self.path.parent)
+
+    def _check_heading(self, line: Any) -> None:
+        if not isinstance(line, dict) or type(line.get("format")) is not int:
+            raise self._refusal("is damaged in line 1", "restore it, or name another file to begin anew")
+        if line["format"] != FORMAT:
+            raise self._refusal(f"has format {line['format']}", f"take a version that reads it; this reads {FORMAT}")
+        for name, value in asdict(self.heading).items():
+            if name not in line or line[name] != value:
+                raise self._refusal(
+                    f"is of another questioning: its {name} is {ascii(line.get(name))[:80]}, and not {value!r}",
+                    "name another file",
+                )
+
+    def _take(self, line: dict[str, Any]) -> bool:
+        """Whether a line is as it should be; if so, it counts."""
+        if line.keys() == {"verdict", "at"} and isinstance(line["verdict"], dict) and isinstance(line["at"], str):
+            self.verdict = line["verdict"]
+            return True
+        if line.keys() != {"question", "image", "answer", "at"} or not isinstance(line["at"], str):
+            return False
+        if self._wrong(line) is not None:
+            return False
+        self.answers[line["question"]], self.images[line["question"]] = line["answer"], line["image"]
+        return True
+
+    def _wrong(self, line: Mapping[str, Any]) -> str | None:
+        """What is wrong with an answer, if anything is."""
+        question, image, answer = line["question"], line["image"], line["answer"]
+        pool = self.heading.questions + self.heading.decoys
+        if type(question) is not int or not 0 <= question < pool:
+            return f"of which there are {pool}"
+        if question in self.answers:
+            return "which was answered before"
+        if answer is not None and (type(answer) is not int or not 0 <= answer < self.heading.classes):
+            return f"as there are {self.heading.classes} classes"
+        if not isinstance(image, str) or len(image) != 64 or set(image) - set("0123456789abcdef"):
+            return "whose image has no digest"
+        return None
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        content = json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            size = os.fstat(self._file).st_size
+            if os.write(self._file, content) < len(content):
+                os.ftruncate(self._file, size)
+                raise OSError(None, "no space left")
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._refusal(
+                f"can't be written ({error.strerror})", "see to the disk, then run the same command again to go on"
+            ) from None
+
+    def _refusal(self, what: str, remedy: str) -> FingerprintError:
+        return FingerprintError(f"The transcript {self.path} {what}: {remedy}.")
+
+
+def image_digest(image: np.ndarray) -> str:
+    """SHA-256 of an image's pixels, row by row, in hexadecimal digits.
+
+    Args:
+        image (`np.ndarray` of shape `(height, width, 3)`): `uint8`.
+    """
+    return sha256(np.ascontiguousarray(image)).hexdigest()
+
+
+def pool_digest(images: Sequence[str]) -> str:
+    """SHA-256 over those of the images, in hexadecimal digits.
+
+    Args:
+        images (sequence of `str`): the digest of each image of the pool, in order, as [`image_digest`] gives it.
+    """
+    return sha256(b"".join(map(bytes.fromhex, images))).hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere folders can't be opened
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

@@ -1,0 +1,163 @@
+"""`query`: whose copy answers behind an API."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_fingerprint.cli import options, output
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    from hf_fingerprint.blackbox.labels import Labels
+    from hf_fingerprint.blackbox.suspects import Asked
+    from hf_fingerprint.vault import Vault
+
+
+def query(
+    suspect: Annotated[
+        str,
+        typer.Argument(
+            help="An address (https://...), hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION.",
+            show_default=False,
+        ),
+    ],
+    vault: options.VaultFolder,
+    base: Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="A file with the base's class names in order; by default the base's config."),
+    ] = None,
+    style: Annotated[
+        str, typer.Option("--style", help="How an address takes a picture: raw, json or multipart.")
+    ] = "raw",
+    field: Annotated[
+        str | None, typer.Option("--field", help="Where an address's answer holds the class, as in result.top.")
+    ] = None,
+    token_env: Annotated[
+        str | None, typer.Option("--token-env", help="The environment variable with the token to ask with.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option("--rate", min=0, help="Requests a second at most. [5]")] = None,
+    budget: Annotated[
+        int | None, typer.Option("--budget", min=1, help="Images to ask at most; all by default.")
+    ] = None,
+    transcript: Annotated[
+        Path | None, typer.Option("--transcript", help="A file that keeps each answer; the same again goes on.")
+    ] = None,
+    alpha: options.Alpha = None,
+    identity: Annotated[
+        Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
+    ] = None,
+    passphrase_file: options.PassphraseFile = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Ask a model behind an API whose copy it is. Exit code 0: someone is accused, 1: nobody, 2: an error."""
+    token = _token(token_env, suspect)
+    from hf_fingerprint.vault import Vault, find_passphrase
+
+    opened = Vault(vault)
+    asked = _suspect(suspect, _labels(labels, opened, base), style, field, token, rate)
+    opened.unlock(find_passphrase(passphrase_file), identity)
+    from hf_fingerprint.blackbox import query as ask  # type: ignore[attr-defined]
+
+    with output.stages() as advance:
+        result = ask(asked, opened, base, budget=budget, transcript=transcript, alpha=alpha, advance=advance)
+    output.print_json(result.to_dict())
+    return 0 if result.accused else 1
+
+
+def _suspect(
+    text: str, labels: "Labels", style: str, field: str | None, token: str | None, rate: float | None
+) -> "Asked":
+    from hf_fingerprint.blackbox.politeness import RATE, Politeness
+    from hf_fingerprint.blackbox.remote import from_inference_client, from_url
+    from hf_fingerprint.blackbox.suspects import from_callable, from_folder
+
+    politeness = Politeness(RATE if rate is None else rate)
+    kind, _, rest = text.partition(":")
+    if kind in ("http", "https"):
+        return from_url(text, labels, token, field, style=style, politeness=politeness)
+    if kind == "hf" and rest:
+        return from_inference_client(rest, labels, token, politeness=politeness)
+    if kind == "pipeline" and rest:
+        return from_folder(rest, labels)
+    if kind == "python" and rest:
+        return from_callable(_function(rest), labels, text)
+    raise FingerprintError(
+        f"{_before_secrets(text)} is no suspect: give https://..., hf:org/name, pipeline:FOLDER or "
+        f"python:MODULE_OR_FILE:FUNCTION."
+    )
+
+
+def _function(text: str) -> Callable[[Any], Any]:
+    """A function of the user's own, from a module or a file."""
+    where, _, name = text.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(where).stem, where)
+            if spec is None or spec.loader is None:
+                raise ImportError
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        elif where:
+            if "" not in sys.path:
+                sys.path.insert(0, "")  # the console script alone doesn't look in the folder it runs in
+            module = importlib.import_module(where)
+        else:
+            raise ImportError
+    except Exception as error:
+        raise FingerprintError(
+            f"python:{text} can't be imported ({type(error).__name__}): give python:MODULE:FUNCTION or "
+            f"python:FILE.py:FUNCTION."
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise FingerprintError(f"{where} has no function {name}: name the one that takes a PIL image.")
+    return found
+
+
+def _labels(path: Path | None, vault: "Vault", base: str | None) -> "Labels":
+    """The labels of a file, else of the config of the base."""
+    from hf_fingerprint.blackbox.labels import read_labels
+    from hf_fingerprint.checkpoints.source import resolve
+
+    if path is not None:
+        return read_labels(path)
+    bases = vault.bases()
+    known = [each for each in bases if base in (None, each.base_id, each.source)]
+    places = {each.source + (f"@{each.revision}" if each.revision else "") for each in known}
+    if base is not None and not known:
+        places = {base}
+    if len(places) == 1:
+        try:
+            config = resolve(places.pop()).folder / "config.json"
+            if config.is_file():
+                return read_labels(config)
+        except FingerprintError:  # the base moved, or has no names for its classes
+            pass
+    raise FingerprintError(
+        f"The class names of the base are not known from {vault.folder}: give them by --labels, or name its folder by "
+        f"--base."
+    )
+
+
+def _token(variable: str | None, suspect: str) -> str | None:
+    if variable is None:
+        return None
+    if not suspect.startswith(("http://", "https://", "hf:")):
+        raise FingerprintError("Only an address or hf:org/name is asked with a token: leave --token-env out.")
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise FingerprintError(f"There is no token in the variable {variable}: set it, or leave --token-env out.")
+    return token
+
+
+def _before_secrets(text: str) -> str:
+    """As much of a mistyped suspect as surely holds no password."""
+    return text.partition("://")[0] if "@" in text or "?" in text else text
