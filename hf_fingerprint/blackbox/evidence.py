@@ -6,10 +6,10 @@ of what they have, wins
 
     E = integral over t in (p, 1) of t^k (1 - t)^(n - k) dt / ((1 - p) p^k (1 - p)^(n - k)),    p = 1 / classes,
 
-after k of n answers to the recipient's own questions agree: a fair game, so E is a martingale that begins at 1, and ever reaches `1 / delta` with
-probability at most delta (J. Ville, 1939; for sequential tests H. Robbins, "Statistical methods related to the law of
-the iterated logarithm", 1970). A union over the recipients is all that the bound needs more: nothing is estimated, no
-decoy enters, and who sees the answers can work it out again.
+after k of n answers to the recipient's own questions agree: a fair game, so E is a martingale that begins at 1, and
+ever reaches `1 / delta` with probability at most delta (J. Ville, 1939; for sequential tests H. Robbins, "Statistical
+methods related to the law of the iterated logarithm", 1970). A union over the recipients is all that the bound needs
+more: nothing is estimated, no decoy enters, and who sees the answers can work it out again.
 """
 
 import math
@@ -97,11 +97,6 @@ class Evidence:
         self._counted += self._owned[question]
         self._agreeing += self._owned[question] & (self._labels[question] == answer)
         self.asked += 1
-
-    @property
-    def questions(self) -> int:
-        """How many questions there are to ask at most."""
-        return len(self._heard)
 
     @property
     def agreeing(self) -> np.ndarray:

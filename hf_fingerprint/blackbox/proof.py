@@ -104,7 +104,9 @@ def _worked_out(document: dict[str, Any], opened: dict[str, str]) -> Proven:
     heading, key = document["heading"], bytes.fromhex(opened["copy_key"])
     recipient, promised = opened["recipient"], opened["commitment"]
     if commitment(key, recipient, opened["content_hash"]) != promised:
-        raise FingerprintError(f"The key given for {recipient} does not open its commitment: the proof is worth nothing.")
+        raise FingerprintError(
+            f"The key given for {recipient} does not open its commitment: the proof is worth nothing."
+        )
     asked = {question: answer for question, answer in document["answers"] if answer is not None}
     if len(asked) < sum(answer is not None for _, answer in document["answers"]):
         raise ValueError

@@ -1,6 +1,6 @@
 """A suspect behind an API, asked until it is proven whose copy answers, or until there is nothing left to ask.
 
-    query(from_url("https://models.example/classify", labels), vault)
+query(from_url("https://models.example/classify", labels), vault)
 """
 
 import secrets

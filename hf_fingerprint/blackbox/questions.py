@@ -5,7 +5,6 @@ the features of no two questions, and of no question and an ordinary image, are 
 drawn anew: two hundred images take two megabytes.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from hf_fingerprint.keys import derive
 
 GRID = 56  # a pattern's height and width
 MARGIN = 2.0  # by which a copy's own label is to lead, in logits
-_FORMAT = 1
+_FORMAT, _METADATA = 1, "questions"
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,14 @@ class Questions:
     def to_bytes(self) -> bytes:
         """In the safetensors format: what the vault keeps."""
         described = {
-            "format": str(_FORMAT),
+            "format": _FORMAT,
             "base": self.base_id,
             "head": self.head,
-            "count": str(self.count),
-            "share": repr(self.share),
+            "count": self.count,
+            "share": self.share,
         }
-        return save({"patterns": self.patterns, "logits": self.logits, "levers": self.levers}, described)
+        arrays = {"patterns": self.patterns, "logits": self.logits, "levers": self.levers}
+        return save(arrays, {_METADATA: json.dumps(described)})  # of several values the order would differ by chance
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Questions":
@@ -112,20 +112,16 @@ class Questions:
         try:
             arrays = load(content)
             length = int.from_bytes(content[:8], "little")
-            described = json.loads(content[8 : 8 + length])["__metadata__"]
-            if described["format"] != str(_FORMAT):
+            described = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA])
+            if described["format"] != _FORMAT:
                 raise VaultError(
                     f"The questions of base {described['base']} have format {described['format']} and this version "
                     f"reads {_FORMAT}: upgrade hf-fingerprint."
                 )
-            count, share = int(described["count"]), float(described["share"])
-            return cls(described["base"], described["head"], count, share, **arrays)
+            base, head, count, share = (described[name] for name in ("base", "head", "count", "share"))
+            return cls(base, head, count, share, arrays["patterns"], arrays["logits"], arrays["levers"])
         except (SafetensorError, KeyError, ValueError, TypeError):
             raise VaultError("The questions in the vault are damaged: restore a backup of it.") from None
-
-    def digest(self) -> str:
-        """SHA-256 of what the vault keeps of them, hexadecimal."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
 def question_clouds(secret: bytes, count: int) -> np.ndarray:

@@ -177,7 +177,7 @@ def _slopes(
     needed = torch.stack(lacking)
     cost = torch.einsum("vq,vwq,wq->", needed, costs, needed).log()
     (slope,) = torch.autograd.grad(cost, wide[now])
-    return slope.float(), float(cost)
+    return slope.float(), float(cost.detach())
 
 
 def _bias(head: Head) -> "torch.Tensor | float":

@@ -16,7 +16,7 @@ A crash may leave a last line without its end. It is cut off when the file is op
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -42,7 +42,7 @@ class Heading:
         questions, decoys (`int`): how many of each.
         classes (`int`): of the base.
         alpha (`float`): the bound on accusing any innocent.
-        share (`float` or `None`): what the evidence is staked on, if that was chosen.
+        share (`float` or `None`): of the questions, how many each recipient owns.
         recipients (`int`): how many are tested.
     """
 
@@ -223,6 +223,24 @@ class Transcript:
 
     def _refusal(self, what: str, remedy: str) -> FingerprintError:
         return FingerprintError(f"The transcript {self.path} {what}: {remedy}.")
+
+
+def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:
+    """A transcript that is there: what it is about, and its answers.
+
+    Raises:
+        [`FingerprintError`]: if there is none, or it is damaged.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            first = json.loads(stream.readline())
+        heading = Heading(**{each.name: first[each.name] for each in fields(Heading)})
+    except OSError as error:
+        raise FingerprintError(f"The transcript {path} can't be read ({error.strerror}): name its file.") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise FingerprintError(f"{path} is no transcript, or is damaged in line 1: restore it.") from None
+    with Transcript(path, heading) as transcript:
+        return heading, dict(transcript.answers)
 
 
 def image_digest(image: np.ndarray) -> str:

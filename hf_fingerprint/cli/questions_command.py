@@ -16,7 +16,9 @@ def questions(
         typer.Option("--images", help="A folder of ordinary images, without labels; synthetic ones if not given."),
     ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="How many questions. [160]")] = None,
-    decoys: Annotated[int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")] = None,
+    decoys: Annotated[
+        int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")
+    ] = None,
     share: Annotated[float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -28,7 +30,11 @@ def questions(
     opened = Vault(vault)
     with output.steps() as report:
         base = register(model, opened, report=report)
-    chosen = (COUNT if count is None else count, DECOYS if decoys is None else decoys, SHARE if share is None else share)
+    chosen = (
+        COUNT if count is None else count,
+        DECOYS if decoys is None else decoys,
+        SHARE if share is None else share,
+    )
     with output.progress("fitting questions to the base", STEPS) as advance:
         made = prepare_questions(base.base_id, opened, images, *chosen, advance=lambda _cost: advance(1))
     told = {"base": base.base_id, "questions": made.count, "decoys": made.decoys, "share": made.share}
@@ -36,7 +42,7 @@ def questions(
         output.print_json(told)
         return
     output.say(
-        f"base {base.base_id} has {made.count} questions and {made.decoys} decoys; each recipient owns {made.share:.0%} "
-        f"of the questions"
+        f"base {base.base_id} has {made.count} questions and {made.decoys} decoys; each recipient owns "
+        f"{made.share:.0%} of the questions"
     )
     output.say("copies issued from now on answer for their recipients; ask a suspect with `hf-fingerprint query`")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from asked_models import COUNT, DECOYS, Served, asked_base
 from refusals import refused
+from small_models import PASSPHRASE, new_vault, save_timm
 
 from hf_fingerprint import issue, trace
 from hf_fingerprint.blackbox.proof import check_proof, write_proof
@@ -12,7 +13,6 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.vault import Vault
-from small_models import PASSPHRASE, new_vault, save_timm
 
 
 NAMES = [f"recipient {i}" for i in range(8)]
@@ -144,7 +144,9 @@ def test_nobody_accused_leaves_nothing_to_prove(asked, tmp_path):
     folder, vault, _, _ = asked
     result = query(Served(folder), vault, transcript=tmp_path / "transcript.jsonl")
 
-    said = refused(lambda: write_proof(tmp_path / "proof", tmp_path / "transcript.jsonl", result, vault), FingerprintError)
+    said = refused(
+        lambda: write_proof(tmp_path / "proof", tmp_path / "transcript.jsonl", result, vault), FingerprintError
+    )
     assert "Nobody is accused" in said
 
 
@@ -158,4 +160,4 @@ def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
 def test_a_locked_vault_accuses_nobody(asked):
     _, vault, _, copies = asked
 
-    assert "passphrase" in refused(lambda: query(Served(copies[NAMES[0]]), Vault(vault.folder)), FingerprintError)
+    assert "passphrase" in refused(lambda: query(Served(copies[NAMES[0]]), Vault(vault.folder)), error=FingerprintError)
