@@ -136,12 +136,12 @@ def test_a_suspect_that_is_not_there_is_given_up():
 
 @pytest.mark.parametrize("raw", [b"<html>", b"\xff\xfe", b"", b"[" * 99999, b"1" * 9999, b'{"label": "cl', b"NaN"])
 def test_garbage_is_no_answer_and_in_the_beginning_refused(server, raw):
-    suspect = from_url(server.url, NAMES)
+    suspect = from_url(server.url, NAMES, politeness=quick())
     assert suspect(picture(4)) == 4
     server.raw = raw
     assert [suspect(picture(4)) for _ in range(4)] == [None] * 4
 
-    new = from_url(server.url, NAMES)
+    new = from_url(server.url, NAMES, politeness=quick())
     assert new(picture(4)) is new(picture(4)) is None
     assert server.url in refused(new, picture(4))
 
@@ -302,7 +302,7 @@ def test_garbage_through_a_client_of_the_hub_is_no_answer(server, raw):
     server.raw = raw
 
     assert suspect(picture(4)) is None
-    assert server.url in refused(from_inference_client(client(server), NAMES), picture(4))
+    assert server.url in refused(from_inference_client(client(server), NAMES, politeness=quick()), picture(4))
 
 
 def test_a_client_of_the_hub_leaves_the_token_when_it_is_redirected(server):
