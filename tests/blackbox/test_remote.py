@@ -1,6 +1,7 @@
 """Suspects over HTTP, on loopback."""
 
 import logging
+import sys
 import traceback
 
 import numpy as np
@@ -99,6 +100,14 @@ def test_what_passes_is_asked_again(server, faults):
 
 def test_an_answer_that_comes_too_late_is_asked_for_again(server):
     server.faults = [Fault(200, seconds=30)]
+    suspect = from_url(server.url, NAMES, timeout=0.3, politeness=quick())
+
+    assert suspect(picture(5)) == 5
+    assert suspect.retries == 1
+
+
+def test_an_answer_that_never_ends_is_asked_for_again(server):
+    server.faults = [Fault(200, body=b" " * 10_000, drip=0.02)]
     suspect = from_url(server.url, NAMES, timeout=0.3, politeness=quick())
 
     assert suspect(picture(5)) == 5
@@ -250,6 +259,14 @@ def test_an_unknown_style_is_refused():
 )
 def test_an_address_is_shown_without_what_may_be_secret(url, place):
     assert place_of(url) == place
+
+
+@pytest.mark.parametrize("library", ["httpx2", "tenacity"])
+def test_a_library_that_is_missing_is_named(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+
+    said = refused(from_url, "https://api.example/v1", NAMES)
+    assert library in said and "hf-fingerprint[blackbox]" in said
 
 
 def test_a_png_keeps_every_pixel():
