@@ -31,12 +31,13 @@ class Seen:
 @dataclass
 class Fault:
     """What comes instead of an answer: a status with headers and a body, or `status` 0 for a connection that ends; or,
-    with `seconds`, an answer that comes too late."""
+    with `seconds`, one that comes so late; with `drip`, one that comes byte by byte with so many seconds between."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"
     seconds: float = 0.0
+    drip: float = 0.0
 
 
 class LoopbackSuspect:
@@ -77,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 cut(self.connection)
                 return
-            self._send(fault.status, fault.body, fault.headers)
+            self._send(fault.status, fault.body, fault.headers, fault.drip)
             return
         raw = self.suspect.raw
         self._send(200, json.dumps(self.suspect.shape(told)).encode() if raw is None else raw, {})
@@ -87,13 +88,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Keeps quiet."""
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str], drip: float = 0.0) -> None:
         self.send_response(status)
         for name, value in ({"Content-Type": "application/json"} | headers).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        for piece in [body[i : i + 1] for i in range(len(body))] if drip else [body]:
+            self.wfile.write(piece)
+            if drip and self.suspect.released.wait(drip):
+                break
 
     def _class_of(self, body: bytes) -> int | None:
         kind = self.headers.get("Content-Type", "")

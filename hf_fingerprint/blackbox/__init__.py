@@ -9,18 +9,33 @@ from hf_fingerprint.blackbox.answers import keyed_labels
 from hf_fingerprint.blackbox.covers import synthetic_cover
 from hf_fingerprint.blackbox.evidence import Evidence, log_stake
 from hf_fingerprint.blackbox.key_images import KeyImage, fingerprint_of, make_key_image, read_key_image
+from hf_fingerprint.blackbox.labels import Labels, read_labels
 from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
+from hf_fingerprint.blackbox.politeness import Politeness
+from hf_fingerprint.blackbox.remote import from_inference_client, from_url
+from hf_fingerprint.blackbox.replies import class_told
+from hf_fingerprint.blackbox.suspects import Suspect, from_callable, from_folder, from_pipeline
 
 
 __all__ = [
     "USUAL_BITS",
     "Evidence",
     "KeyImage",
+    "Labels",
+    "Politeness",
+    "Suspect",
+    "class_told",
     "coded_bits",
     "fingerprint_of",
+    "from_callable",
+    "from_folder",
+    "from_inference_client",
+    "from_pipeline",
+    "from_url",
     "keyed_labels",
     "log_stake",
     "make_key_image",
     "read_key_image",
+    "read_labels",
     "synthetic_cover",
 ]

@@ -1,6 +1,7 @@
 """How often a suspect behind an API is asked: at most so many requests a second, and again after a while where what
 went wrong may pass."""
 
+import importlib
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
@@ -45,7 +46,7 @@ class Politeness:
         retries (`int`): tries after the first, of all images.
 
     Raises:
-        [`FingerprintError`]: if the rate isn't above 0 or there is no try.
+        [`FingerprintError`]: if the rate isn't above 0, there is no try, or tenacity isn't installed.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Politeness:
             raise FingerprintError(
                 f"Nothing can be asked at {rate} requests a second and {tries} tries: choose more than 0 of both."
             )
+        needs("tenacity")
         self.retries = 0
         self._gap, self._tries, self._clock, self._sleep = 1 / rate, tries, clock, sleep
         self._next, self._failed = 0.0, 0
@@ -105,6 +107,20 @@ class Politeness:
             self._sleep(self._next - now)
         self._next = max(now, self._next) + self._gap
         self.retries += state.attempt_number > 1
+
+
+def needs(library: str) -> None:
+    """Says how to get a library that asking over a network needs, if it isn't installed.
+
+    Raises:
+        [`FingerprintError`]: if it isn't.
+    """
+    try:
+        importlib.import_module(library)
+    except ModuleNotFoundError:
+        raise FingerprintError(
+            f"Asking over a network needs {library}: pip install hf-fingerprint[blackbox]."
+        ) from None
 
 
 def is_passing(status: int) -> bool:

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 
 from hf_fingerprint.blackbox.labels import Labels
-from hf_fingerprint.blackbox.politeness import Passing, Politeness, is_passing, retry_after
+from hf_fingerprint.blackbox.politeness import Passing, Politeness, is_passing, needs, retry_after
 from hf_fingerprint.blackbox.suspects import Asked
 from hf_fingerprint.errors import FingerprintError
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 STYLES = ("raw", "json", "multipart")
 TIMEOUT = 30.0  # seconds
+WHOLE = 4  # times as long for a whole reply
 LARGEST = 1 << 24  # bytes of a reply
 REDIRECTS = 5
 _SAME_METHOD = (307, 308)
@@ -54,15 +56,16 @@ def from_url(
         token (`str`, *optional*): sent as `Authorization: Bearer`.
         field (`str`, *optional*): where in the reply the class is, as for [`class_told`].
         timeout (`float`, *optional*, defaults to 30): seconds for the connection, and between any two parts of a
-            reply.
+            reply; four times as long for all of it.
         style (`str`, *optional*, defaults to `"raw"`): `"raw"`, the PNG as it is; `"json"`, in base64 in an object;
             `"multipart"`, as a form sends it.
         part (`str`, *optional*): the name of the object's or form's field, by default `"inputs"` and `"file"`.
         politeness ([`Politeness`], *optional*): by default 5 requests a second and 5 tries.
 
     Raises:
-        [`FingerprintError`]: if the address, the token or the style is impossible.
+        [`FingerprintError`]: if the address, the token or the style is impossible, or a library is missing.
     """
+    needs("httpx2")
     import httpx2
 
     place, bare, user = _taken_apart(url)
@@ -78,7 +81,7 @@ def from_url(
     def ask(image: np.ndarray) -> Any:
         request = client.build_request("POST", bare, **_content(png(image), style, part))
         with _unlogged():
-            return _parsed(_body_of(client, request, place))
+            return _parsed(_body_of(client, request, place, monotonic() + WHOLE * timeout))
 
     return Asked(place, ask, labels, field, politeness or Politeness())
 
@@ -159,7 +162,7 @@ def _content(picture: bytes, style: str, part: str | None) -> dict[str, Any]:
     return {"content": picture, "headers": {"Content-Type": _PNG}}
 
 
-def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str) -> bytes:
+def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str, until: float) -> bytes:
     import httpx2
 
     try:
@@ -168,7 +171,7 @@ def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str) -> 
             try:
                 if response.status_code not in _SAME_METHOD or response.next_request is None:
                     _check(response.status_code, response.headers, place)
-                    return _whole(response, place)
+                    return _whole(response, place, until)
                 request = response.next_request  # without the token, where it leads to another host
             finally:
                 response.close()
@@ -179,7 +182,7 @@ def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str) -> 
     raise FingerprintError(f"{place} redirects more than {REDIRECTS} times: give the address that it leads to.")
 
 
-def _whole(response: "httpx2.Response", place: str) -> bytes:
+def _whole(response: "httpx2.Response", place: str, until: float) -> bytes:
     body = bytearray()
     for piece in response.iter_bytes():
         body += piece
@@ -187,6 +190,8 @@ def _whole(response: "httpx2.Response", place: str) -> bytes:
             raise FingerprintError(
                 f"{place} answers with more than {LARGEST >> 20} MB: give an address that tells classes."
             )
+        if monotonic() > until:
+            raise Passing("it took too long")
     return bytes(body)
 
 

@@ -62,7 +62,7 @@ def query(
     from hf_fingerprint.vault import Vault, find_passphrase
 
     opened = Vault(vault)
-    asked = _suspect(suspect, _labels(labels, opened, base), style, field, token, rate)
+    asked = open_suspect(suspect, labels_of_base(labels, opened, base), style, field, token, rate)
     opened.unlock(find_passphrase(passphrase_file), identity)
     from hf_fingerprint.blackbox import query as ask  # type: ignore[attr-defined]
 
@@ -72,9 +72,14 @@ def query(
     return 0 if result.accused else 1
 
 
-def _suspect(
+def open_suspect(
     text: str, labels: "Labels", style: str, field: str | None, token: str | None, rate: float | None
 ) -> "Asked":
+    """What a suspect's name on the command line means.
+
+    Raises:
+        [`FingerprintError`]: if it means nothing, or can't be asked.
+    """
     from hf_fingerprint.blackbox.politeness import RATE, Politeness
     from hf_fingerprint.blackbox.remote import from_inference_client, from_url
     from hf_fingerprint.blackbox.suspects import from_callable, from_folder
@@ -122,8 +127,12 @@ def _function(text: str) -> Callable[[Any], Any]:
     return found
 
 
-def _labels(path: Path | None, vault: "Vault", base: str | None) -> "Labels":
-    """The labels of a file, else of the config of the base."""
+def labels_of_base(path: Path | None, vault: "Vault", base: str | None) -> "Labels":
+    """The labels of a file, else of the config of the base.
+
+    Raises:
+        [`FingerprintError`]: if there are none.
+    """
     from hf_fingerprint.blackbox.labels import read_labels
     from hf_fingerprint.checkpoints.source import resolve
 

@@ -1,6 +1,7 @@
 """Suspects over HTTP, on loopback."""
 
 import logging
+import sys
 import traceback
 
 import numpy as np
@@ -105,6 +106,14 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(server):
     assert suspect.retries == 1
 
 
+def test_an_answer_that_never_ends_is_asked_for_again(server):
+    server.faults = [Fault(200, body=b" " * 10_000, drip=0.02)]
+    suspect = from_url(server.url, NAMES, timeout=0.3, politeness=quick())
+
+    assert suspect(picture(5)) == 5
+    assert suspect.retries == 1
+
+
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 422])
 def test_what_does_not_pass_is_told_in_a_sentence_and_not_asked_again(server, status):
     server.faults = [Fault(status, body=TOKEN.encode())]
@@ -136,12 +145,12 @@ def test_a_suspect_that_is_not_there_is_given_up():
 
 @pytest.mark.parametrize("raw", [b"<html>", b"\xff\xfe", b"", b"[" * 99999, b"1" * 9999, b'{"label": "cl', b"NaN"])
 def test_garbage_is_no_answer_and_in_the_beginning_refused(server, raw):
-    suspect = from_url(server.url, NAMES)
+    suspect = from_url(server.url, NAMES, politeness=quick())
     assert suspect(picture(4)) == 4
     server.raw = raw
     assert [suspect(picture(4)) for _ in range(4)] == [None] * 4
 
-    new = from_url(server.url, NAMES)
+    new = from_url(server.url, NAMES, politeness=quick())
     assert new(picture(4)) is new(picture(4)) is None
     assert server.url in refused(new, picture(4))
 
@@ -252,6 +261,14 @@ def test_an_address_is_shown_without_what_may_be_secret(url, place):
     assert place_of(url) == place
 
 
+@pytest.mark.parametrize("library", ["httpx2", "tenacity"])
+def test_a_library_that_is_missing_is_named(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+
+    said = refused(from_url, "https://api.example/v1", NAMES)
+    assert library in said and "hf-fingerprint[blackbox]" in said
+
+
 def test_a_png_keeps_every_pixel():
     from io import BytesIO
 
@@ -302,7 +319,7 @@ def test_garbage_through_a_client_of_the_hub_is_no_answer(server, raw):
     server.raw = raw
 
     assert suspect(picture(4)) is None
-    assert server.url in refused(from_inference_client(client(server), NAMES), picture(4))
+    assert server.url in refused(from_inference_client(client(server), NAMES, politeness=quick()), picture(4))
 
 
 def test_a_client_of_the_hub_leaves_the_token_when_it_is_redirected(server):

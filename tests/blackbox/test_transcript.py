@@ -3,7 +3,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
@@ -66,6 +66,7 @@ ANSWERS = st.dictionaries(st.integers(0, 11), st.none() | st.integers(0, 6))
 
 
 @given(ANSWERS, st.data())
+@settings(deadline=None)  # the disk may be slow
 def test_cut_anywhere_it_goes_on_with_the_first_answers(tmp_path_factory, answers, data):
     path = written(tmp_path_factory.mktemp("t") / "transcript", answers)
     whole = path.read_bytes()
@@ -82,6 +83,7 @@ def test_cut_anywhere_it_goes_on_with_the_first_answers(tmp_path_factory, answer
 
 
 @given(ANSWERS, st.data())
+@settings(deadline=None)  # the disk may be slow
 def test_a_changed_byte_never_gives_other_questions(tmp_path_factory, answers, data):
     """What was asked and answered is what was written or, where a line changed into another that is possible, is
     within what can be asked and answered."""
