@@ -111,7 +111,7 @@ def make_questions(
         names[head.name],
         count,
         share,
-        np.ascontiguousarray(patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)),
+        patterns.permute(0, 2, 3, 1).numpy().astype(np.int8),
         torch.stack(logits).numpy(),
         levers.float().numpy(),
     )

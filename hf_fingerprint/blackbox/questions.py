@@ -99,7 +99,7 @@ class Questions:
             "count": self.count,
             "share": self.share,
         }
-        arrays = {"patterns": self.patterns, "logits": self.logits, "levers": self.levers}
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("patterns", "logits", "levers")}
         return save(arrays, {_METADATA: json.dumps(described)})  # of several values the order would differ by chance
 
     @classmethod

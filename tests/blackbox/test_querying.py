@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from asked_models import COUNT, DECOYS, Served, asked_base
+from asked_models import COUNT, DECOYS, WIDTH, Served, asked_base
 from refusals import refused
-from small_models import PASSPHRASE, new_vault, save_timm
+from small_models import PASSPHRASE, new_vault, save_vit
 
 from hf_fingerprint import issue, trace
 from hf_fingerprint.blackbox.proof import check_proof, write_proof
@@ -61,7 +61,7 @@ def test_its_questions_alone_are_answered_by_its_labels(asked):
 
 def test_the_base_and_a_stranger_are_nobodys(asked, tmp_path):
     folder, vault, _, _ = asked
-    stranger = save_timm(tmp_path / "stranger", "test_efficientnet", seed=9, num_classes=10)
+    stranger = save_vit(tmp_path / "stranger", seed=9, hidden_size=WIDTH)
 
     for suspect in (folder, stranger):
         result = query(Served(suspect), vault)
@@ -145,7 +145,7 @@ def test_nobody_accused_leaves_nothing_to_prove(asked, tmp_path):
     result = query(Served(folder), vault, transcript=tmp_path / "transcript.jsonl")
 
     said = refused(
-        lambda: write_proof(tmp_path / "proof", tmp_path / "transcript.jsonl", result, vault), FingerprintError
+        lambda: write_proof(tmp_path / "proof", tmp_path / "transcript.jsonl", result, vault), error=FingerprintError
     )
     assert "Nobody is accused" in said
 
@@ -160,4 +160,6 @@ def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
 def test_a_locked_vault_accuses_nobody(asked):
     _, vault, _, copies = asked
 
-    assert "passphrase" in refused(lambda: query(Served(copies[NAMES[0]]), Vault(vault.folder)), error=FingerprintError)
+    assert "passphrase" in refused(
+        lambda: query(Served(copies[NAMES[0]]), Vault(vault.folder)), error=FingerprintError
+    )

@@ -68,6 +68,13 @@ def test_what_is_laid_down_comes_back():
     assert same(Questions.from_bytes(some().to_bytes()), some())
 
 
+def test_parts_of_larger_arrays_come_back_too():
+    whole = some()
+    part = replace(whole, patterns=whole.patterns[:, :, ::2], levers=whole.levers[:, 1:4], logits=whole.logits[:, 1:4])
+
+    assert same(Questions.from_bytes(part.to_bytes()), part)
+
+
 def test_the_format_is_frozen():
     whole = replace(some(), levers=np.arange(2 * 6 * 50, dtype=np.float32).reshape(2, 6, 50))
 
