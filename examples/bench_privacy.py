@@ -5,7 +5,7 @@ holders, over the cut, at several strengths of noise. Each released model is mea
 where features go over the wire as they are, and the owner's own images alone. Adversaries have public images of the same
 kind, the front, the bottleneck and the law of the noise.
 
-The loop here is that of `owner_loop` and `holder_loop` in one process, with what a holder sends made by `sent_codes`.
+The loop here is that of `owner_loop` and `holder_loop` in one process, with each image's noise drawn as a holder draws it.
 """
 
 import argparse
@@ -36,7 +36,6 @@ from hf_fingerprint.privacy import (
     membership,
     reconstruction,
     release,
-    sent_codes,
     train_against_adversary,
     train_decoder,
     train_denoiser,
@@ -52,7 +51,6 @@ class Setting:
     at: str
     size: int
     channels: int
-    target_ssim: float
     public: int
     private: int
     test: int
@@ -62,19 +60,20 @@ class Setting:
     labelled: int = 2000
     batch: int = 64
     attack_steps: int = 400
-    strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    strengths: tuple[float, ...] = (1.0, 0.5, 2.0)
+    share: float = 0.46  # of the plain split's likeness
 
 
 SETTINGS = {
     "small": Setting(
         "test_resnet",
         lambda: timm.create_model("test_resnet", num_classes=10),
-        "layer2", 32, 16, 0.36, 10000, 30000, 5000, 1500, 2e-3, True,
+        "layer1", 32, 8, 10000, 30000, 5000, 1500, 2e-3, True,
     ),
     "lite0": Setting(
         "EfficientNet-Lite0",
         lambda: with_classes(lite0()),
-        "blocks.2", 64, 16, 0.37, 8000, 20000, 2000, 400, 1e-3, False,
+        "blocks.2", 64, 16, 8000, 16000, 2000, 400, 1e-3, False,
     ),
 }  # fmt: skip
 
@@ -115,6 +114,7 @@ class Bench:
             fine_tune(model, self.public[: setting.labelled], self.own_labels, setting.lr, setting.steps // 3)
         self.partition = Partition(model, setting.at, (3, setting.size, setting.size))
         self.own, self.theirs = self.features(self.public), self.features(self.private)
+        self.others = self.features(self.test[0][:2000])
         if not setting.whole_base:
             self.train(None, None, setting.steps // 2)
             release(self.partition, self.own)
@@ -142,13 +142,13 @@ class Bench:
             optimizer.step()
             schedule.step()
 
-    def protect(self) -> Bottleneck:
+    def protect(self, target_ssim: float) -> Bottleneck:
         """A bottleneck that was trained against an adversary and calibrated to the target."""
         setting, halves = self.setting, self.setting.attack_steps // 2
         bottleneck = Bottleneck(self.partition.shape, setting.channels)
         bottleneck.start_with_principal_channels(self.own)
         for adversarial in (True, False):
-            found = calibrate(bottleneck, self.own, self.public, setting.target_ssim, halves)
+            found = calibrate(bottleneck, self.own, self.public, target_ssim, halves)
             print(f"  sigma {found.sigma:.3g}: SSIM {found.reconstruction.ssim:.3f}, {found.bits_per_image:.0f} bits")
             if adversarial:
                 denoiser = train_denoiser(bottleneck, self.own, halves)
@@ -161,11 +161,13 @@ class Bench:
         self.partition.model.load_state_dict(self.base)
         drawn = match = None
         if bottleneck is not None:
-            sent = sent_codes(self.partition, bottleneck, self.private, ImageNoise(new_secret()))
+            noise = ImageNoise(new_secret()).draw(self.private, bottleneck.code_shape)
+            with torch.no_grad():
+                sent = bottleneck.send(self.theirs, noise)
             restore = train_denoiser(bottleneck, self.own)
             with torch.no_grad():
                 restored = torch.cat([restore(part) for part in sent.split(512)])
-                codes = bottleneck.code(self.theirs[:seen]), bottleneck.code(self.features(self.test[0][:seen]))
+                codes = bottleneck.code(self.theirs[:seen]), bottleneck.code(self.others[:seen])
             match = matching_auc(sent, *codes)
             self.train(restored, self.labels, setting.steps)
             decoder = train_decoder(bottleneck.send, self.own, self.public, setting.attack_steps)
@@ -216,7 +218,7 @@ def run(setting: Setting, progress: Progress) -> list[Row]:
     print(f"{setting.name}, cut at {setting.at}", flush=True)
     bench = Bench(setting, progress)
     rows = [bench.measured("the owner's images alone", None, sends=False), bench.measured("plain split", None)]
-    bottleneck = bench.protect()
+    bottleneck = bench.protect(round(setting.share * rows[1].ssim, 3))
     chosen = bottleneck.sigma
     for strength in setting.strengths:
         bottleneck.sigma = strength * chosen

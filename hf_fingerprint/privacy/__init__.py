@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from hf_fingerprint.privacy.noise import ImageNoise
     from hf_fingerprint.privacy.partition import Partition
     from hf_fingerprint.privacy.protecting import Calibration, calibrate, train_against_adversary
-    from hf_fingerprint.privacy.reconstruction import Decoder, Reconstruction
+    from hf_fingerprint.privacy.decoder import Decoder, Reconstruction
 
 _HOMES = {
     "Bottleneck": "bottleneck",
     "Calibration": "protecting",
-    "Decoder": "reconstruction",
+    "Decoder": "decoder",
     "Denoiser": "denoising",
     "ImageNoise": "noise",
     "Membership": "leakage",
     "Partition": "partition",
-    "Reconstruction": "reconstruction",
+    "Reconstruction": "decoder",
     "calibrate": "protecting",
     "holder_loop": "loops",
     "matching_auc": "leakage",

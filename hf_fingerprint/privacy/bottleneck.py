@@ -47,7 +47,7 @@ class Bottleneck(torch.nn.Module):
         if not 1 <= channels <= features:
             raise FingerprintError(f"A bottleneck of {channels} channels doesn't fit features of {features}.")
         self.channels = channels
-        self.squeeze = torch.nn.Parameter(torch.eye(channels, features))
+        self.squeeze = torch.nn.Parameter(torch.eye(channels, features), requires_grad=False)
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("noise", torch.zeros(()))

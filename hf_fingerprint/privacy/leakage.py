@@ -18,7 +18,7 @@ import torch
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.partition import logits_of
-from hf_fingerprint.privacy.reconstruction import Decoder, Reconstruction, drawing_loss, structural_similarity
+from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss, structural_similarity
 
 
 STEPS, BATCH, RATE = 400, 32, 4e-3

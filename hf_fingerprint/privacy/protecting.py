@@ -14,7 +14,7 @@ from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.denoising import Denoiser
 from hf_fingerprint.privacy.leakage import reconstruction, seeded, span_of, train_decoder
 from hf_fingerprint.privacy.partition import Partition
-from hf_fingerprint.privacy.reconstruction import Decoder, Reconstruction, drawing_loss
+from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss
 
 
 LEAST, MOST, TRIES = 0.25, 32.0, 5
@@ -157,6 +157,6 @@ def train_against_adversary(
             ours.step()
             if on_step is not None:
                 on_step(step + 1)
-    bottleneck.normalise(features)
+    bottleneck.requires_grad_(False).normalise(features)
     denoiser.requires_grad_(False).eval()
     return decoder.eval()
