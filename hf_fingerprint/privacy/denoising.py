@@ -5,6 +5,7 @@ behind it, E[x | z]: what is linear in x and fits the guesses fits the features 
 error in nonlinear models", 2006, chapter 4: regression calibration). It is left behind when the model is released.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,7 @@ STATISTICS_BATCH = 250
 
 
 class Denoiser(torch.nn.Module):
-    """From codes to features: a linear map, and residual blocks of convolutions that add to it. Tokens have no
+    """From codes to features: the best linear guess, and residual blocks of convolutions that add to it. Tokens have no
     neighbours; they see the mean of all instead.
 
     Args:
@@ -27,8 +28,11 @@ class Denoiser(torch.nn.Module):
         width (`int`, *optional*, defaults to 96): channels inside.
     """
 
+    deviation: torch.Tensor
+
     def __init__(self, bottleneck: Bottleneck, width: int = WIDTH):
         super().__init__()
+        self._shrink = 1 / math.sqrt(1 + bottleneck.sigma**2)
         self._shape, self._maps = bottleneck.shape, len(bottleneck.shape) == 3
         side = 3 if self._maps else 1
         features = self._shape[0] if self._maps else self._shape[-1]
@@ -41,17 +45,34 @@ class Denoiser(torch.nn.Module):
             for _ in range(BLOCKS)
         )
         self._leave = torch.nn.Conv2d(width, features, 1)
+        torch.nn.init.zeros_(self._leave.weight)
+        torch.nn.init.zeros_(self._leave.bias)
+        self.register_buffer("deviation", torch.ones(features, 1, 1))
 
     def forward(self, code: torch.Tensor) -> torch.Tensor:
         """Features `(batch, *shape)` from codes `(batch, *code_shape)`."""
         grid = code if self._maps else code.reshape(len(code), -1, code.shape[-1]).mT[..., None]
-        hidden = self._enter(grid)
+        hidden = self._enter(grid * self._shrink)
         for block in self._blocks:
             hidden = hidden + block(hidden)
             if not self._maps:
                 hidden = hidden + hidden.mean(2, keepdim=True)
-        features = self._leave(hidden) + self._linear(grid)
+        features = self.deviation * self._leave(hidden) + self._linear(grid)
         return features if self._maps else features[..., 0].mT.reshape(len(code), *self._shape)
+
+    @torch.no_grad()
+    def start_with_the_linear_guess(self, bottleneck: Bottleneck, features: torch.Tensor) -> None:
+        """Sets the linear map by least squares over public images' features and all noise at once."""
+        axis = 1 if self._maps else features.dim() - 1
+        wanted = features.movedim(axis, -1).flatten(0, -2)
+        code = bottleneck.code(features).movedim(axis, -1).flatten(0, -2)
+        mean, centre = wanted.mean(0), code.mean(0)
+        apart = code - centre
+        power = apart.T @ apart / len(apart) + (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(apart)
+        matrix = torch.linalg.solve(power, apart.T @ (wanted - mean) / len(apart)).T
+        self._linear.weight.copy_(matrix[..., None, None])
+        self._linear.bias.copy_(mean - matrix @ centre)
+        self.deviation.copy_(wanted.std(0).clamp_min(1e-6)[:, None, None])
 
 
 def train_denoiser(
@@ -77,6 +98,7 @@ def train_denoiser(
     deviation = features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
     with seeded(seed), torch.enable_grad():
         denoiser = Denoiser(bottleneck).to(features.device)
+        denoiser.start_with_the_linear_guess(bottleneck, features)
         optimizer = torch.optim.AdamW(denoiser.parameters(), RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
         for step in range(steps):

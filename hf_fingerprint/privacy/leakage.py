@@ -110,16 +110,29 @@ def reconstruction(decoder: Decoder, codes: torch.Tensor, images: torch.Tensor, 
 
 
 @torch.no_grad()
-def matching_auc(sent: torch.Tensor, members: torch.Tensor, others: torch.Tensor) -> float:
-    """How well an owner who has an image can tell whether it was sent: the AUC of its code's nearest match.
+def matching_auc(sent: torch.Tensor, members: torch.Tensor, others: torch.Tensor, sigma: float) -> float:
+    """How well an owner who has an image can tell whether it was sent: the AUC of the best of its likelihood ratios,
+    "this is the image with noise" against "this is some image", all images taken to be normally distributed.
 
     Args:
         sent (`torch.Tensor` of shape `(n, *code_shape)`): everything that was sent, with noise.
         members, others (`torch.Tensor` of shape `(m, *code_shape)`): noiseless codes of images that were, and weren't.
+        sigma (`float`): the noise's deviation.
     """
     sent = sent.flatten(1)
-    near = [-torch.cdist(codes.flatten(1), sent).min(1).values.numpy() for codes in (members, others)]
-    return area_under_curve(near[0], near[1])
+    apart = sent - sent.mean(0)
+    spread = apart.T @ apart / len(sent) + 1e-3 * sigma**2 * torch.eye(sent.shape[1])
+    some = (apart * torch.linalg.solve(spread, apart.T).T).sum(1) / 2
+    best = [
+        torch.cat(
+            [
+                (some - torch.cdist(part, sent).square() / (2 * sigma**2)).max(1).values
+                for part in codes.flatten(1).split(256)
+            ]
+        ).numpy()
+        for codes in (members, others)
+    ]
+    return area_under_curve(best[0], best[1])
 
 
 @torch.no_grad()
