@@ -1,9 +1,9 @@
 """Private training in processes of Accelerate: an owner, and data holders whose images and labels stay where they are.
 
-The owner's small base has learnt from a few images of its own. It is cut at a named module; the bottleneck and its noise
-are set on public images so that an adversary's drawings stay under a stated likeness. Then each holder sends codes, gets
-logits and answers with their gradients. What is released is an ordinary timm model: copies of it are issued, and a
-leaked one is traced. At the end the leakage is measured, with the partition and without.
+The owner's small base has learnt from a few images of its own. It is cut at a named module; the bottleneck and its
+noise are set on public images so that an adversary's drawings stay under a stated likeness. Then each holder sends
+codes, gets logits and answers with their gradients. What is released is an ordinary timm model: copies of it are
+issued, and a leaked one is traced. At the end the leakage is measured, with the partition and without.
 
 Started by itself it starts its processes; under `torchrun` or `accelerate launch` it is one of theirs.
 """
@@ -122,7 +122,12 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
     with Progress(transient=True) as progress:
         task = progress.add_task("calibrating the noise", total=5)
         found = calibrate(
-            bottleneck, features, images, arguments.target_ssim, arguments.steps, on_try=lambda n: progress.advance(task)
+            bottleneck,
+            features,
+            images,
+            arguments.target_ssim,
+            arguments.steps,
+            on_try=lambda n: progress.advance(task),
         )
     save_file(bottleneck.state_dict(), arguments.out / "bottleneck.safetensors")
     print(

@@ -12,7 +12,8 @@ holder_loop(partition, bottleneck, images, labels, ImageNoise(secret), steps=600
 release(partition, features)  # an ordinary model
 ```
 
-After SECUREMARK-DL ("privacy partitioning", arXiv 2207.04668), of which only the abstract exists: the design is our own.
+After SECUREMARK-DL ("privacy partitioning", arXiv 2207.04668), of which only the abstract exists: the design is our
+own.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_fingerprint.privacy.bottleneck import Bottleneck
+    from hf_fingerprint.privacy.decoder import Decoder, Reconstruction
     from hf_fingerprint.privacy.denoising import Denoiser, release, train_denoiser
     from hf_fingerprint.privacy.leakage import Membership, matching_auc, membership, reconstruction, train_decoder
     from hf_fingerprint.privacy.loops import holder_loop, owner_loop, sent_codes
     from hf_fingerprint.privacy.noise import ImageNoise
     from hf_fingerprint.privacy.partition import Partition
     from hf_fingerprint.privacy.protecting import Calibration, calibrate, train_against_adversary
-    from hf_fingerprint.privacy.decoder import Decoder, Reconstruction
 
 _HOMES = {
     "Bottleneck": "bottleneck",

@@ -2,13 +2,13 @@
 
     z = clip((B x - m) / s) + sigma n
 
-B is a 1x1 convolution without a bias (for tokens, a matrix). m and s make each number 0 on average with mean square 1;
-the clip bounds the length of z for every image and every front. All of it is on the wire alone: the model that is
-released has neither bottleneck nor noise.
+B is a 1x1 convolution without a bias (for tokens, a matrix). m and the number s make what is sent 0 on average with
+mean square 1; the clip bounds the length of z for every image and every front. All of it is on the wire alone: the
+model that is released has neither bottleneck nor noise.
 
-That n numbers of mean square P behind Gaussian noise of variance sigma^2 tell at most n/2 log2(1 + P/sigma^2) bits about
-anything is a theorem (C. E. Shannon, "Communication in the presence of noise", 1949), whatever the reader does. How well
-images can be drawn from those bits is measured: see `leakage`.
+That n numbers of mean square P behind Gaussian noise of variance sigma^2 tell at most n/2 log2(1 + P/sigma^2) bits
+about anything is a theorem (C. E. Shannon, "Communication in the presence of noise", 1949), whatever the reader does.
+How well images can be drawn from those bits is measured: see `leakage`.
 """
 
 import math
@@ -49,7 +49,7 @@ class Bottleneck(torch.nn.Module):
         self.channels = channels
         self.squeeze = torch.nn.Parameter(torch.eye(channels, features), requires_grad=False)
         self.register_buffer("centre", torch.zeros(channels))
-        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("scale", torch.ones(()))
         self.register_buffer("noise", torch.zeros(()))
         self.sigma = sigma
 
@@ -86,7 +86,7 @@ class Bottleneck(torch.nn.Module):
 
     def code(self, features: torch.Tensor) -> torch.Tensor:
         """clip((B x - m) / s), of shape `(batch, *code_shape)`."""
-        code = (self._mixed(features, self.squeeze) - self._along(self.centre)) / self._along(self.scale)
+        code = (self._mixed(features, self.squeeze) - self._along(self.centre)) / self.scale
         length = code.flatten(1).norm(dim=1).clamp_min(1e-12)
         shrink = (self.longest / length).clamp_max(1.0)
         return code * shrink.reshape(-1, *(1,) * (code.dim() - 1))
@@ -104,19 +104,21 @@ class Bottleneck(torch.nn.Module):
 
     @torch.no_grad()
     def normalise(self, features: torch.Tensor) -> None:
-        """Sets m and s by what public images' features give."""
+        """Sets m and s by what public images' features give; how power is shared among channels is B's affair."""
         axes = [axis for axis in range(features.dim()) if axis != self._axis % features.dim()]
         mixed = self._mixed(features, self.squeeze)
         self.centre.copy_(mixed.mean(axes))
-        self.scale.copy_(mixed.std(axes).clamp_min(1e-6))
+        self.scale.copy_(mixed.var(axes).mean().sqrt().clamp_min(1e-6))
 
     @torch.no_grad()
     def start_with_principal_channels(self, features: torch.Tensor) -> None:
-        """Sets B to the principal axes of public images' features, and normalises: of all maps of so few
-        channels, those that lose least."""
+        """Sets B to the principal axes of public images' features, each with the same power, and normalises: of all
+        maps to so few channels, those that lose least."""
         rows = features.movedim(self._axis, -1).flatten(0, -2)
-        _, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
-        self.squeeze.copy_(axes.flip(1)[:, : self.channels].T)
+        rows = rows - rows.mean(0)
+        powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
+        leading = slice(-self.channels, None)
+        self.squeeze.copy_((axes[:, leading] / powers[leading].clamp_min(1e-12).sqrt()).T)
         self.normalise(features)
 
     def _mixed(self, features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
@@ -124,4 +126,3 @@ class Bottleneck(torch.nn.Module):
 
     def _along(self, values: torch.Tensor) -> torch.Tensor:
         return values[:, None, None] if len(self.shape) == 3 else values
-

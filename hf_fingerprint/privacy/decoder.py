@@ -1,7 +1,8 @@
-"""The adversary who draws images from what was sent: a decoder trained on public images, whose codes it can make itself.
+"""The adversary who draws images from what was sent: a decoder trained on public images, whose codes it can make
+itself.
 
-It knows the front, the bottleneck and the law of the noise, and has public images of the same kind as the private ones:
-the best case for it, and so the cautious one for the holder.
+It knows the front, the bottleneck and the law of the noise, and has public images of the same kind as the private
+ones: the best case for it, and so the cautious one for the holder.
 """
 
 import math
@@ -83,8 +84,8 @@ def _block(inside: int, outside: int) -> list[torch.nn.Module]:
 
 
 def structural_similarity(one: torch.Tensor, other: torch.Tensor, span: float) -> torch.Tensor:
-    """The mean structural similarity of each pair of images, `(batch,)`, differentiable (Z. Wang et al., "Image quality
-    assessment: from error visibility to structural similarity", 2004; Gaussian window of 11, deviation 1.5).
+    """The mean structural similarity of each pair of images, `(batch,)`, differentiable (Z. Wang et al., "Image
+    quality assessment: from error visibility to structural similarity", 2004; Gaussian window of 11, deviation 1.5).
 
     Args:
         one, other (`torch.Tensor` of shape `(batch, channels, height, width)`): at least 11 pixels either way.
@@ -114,6 +115,7 @@ def _smoothing(pixels: int) -> torch.Tensor:
 
 
 def drawing_loss(drawn: torch.Tensor, images: torch.Tensor, span: float) -> torch.Tensor:
-    """What the adversary minimises for each image, `(batch,)`: squared error and dissimilarity, both measures at once."""
+    """What the adversary minimises for each image, `(batch,)`: squared error and dissimilarity, both measures at
+    once."""
     squared = ((drawn - images) / span).square().mean((1, 2, 3))
     return 10 * squared + 1 - structural_similarity(drawn, images, span)

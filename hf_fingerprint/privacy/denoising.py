@@ -1,8 +1,9 @@
 """The owner's guess at the features behind a code with noise, and the statistics of those without.
 
-The back learns from codes with noise and then serves features without. So a small network, trained on public images, first turns a code into the mean of the features that may lie
-behind it, E[x | z]: what is linear in x and fits the guesses fits the features too (R. Carroll et al., "Measurement
-error in nonlinear models", 2006, chapter 4: regression calibration). It is left behind when the model is released.
+The back learns from codes with noise and then serves features without. So a small network, trained on public images,
+first turns a code into the mean of the features that may lie behind it, E[x | z]: what is linear in x and fits the
+guesses fits the features too (R. Carroll et al., "Measurement error in nonlinear models", 2006, chapter 4: regression
+calibration). It is left behind when the model is released.
 """
 
 import math
@@ -20,8 +21,8 @@ STATISTICS_BATCH = 250
 
 
 class Denoiser(torch.nn.Module):
-    """From codes to features: the best linear guess, and residual blocks of convolutions that add to it. Tokens have no
-    neighbours; they see the mean of all instead.
+    """From codes to features: the best linear guess, and residual blocks of convolutions that add to it. Tokens have
+    no neighbours; they see the mean of all instead.
 
     Args:
         bottleneck ([`Bottleneck`]): whose codes.
@@ -133,7 +134,8 @@ def release(partition: Partition, features: torch.Tensor) -> torch.nn.Module:
     norms = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, kind) and module.running_mean is not None
+        if isinstance(module, kind)
+        and module.running_mean is not None
         and f"{name}.running_mean" not in partition.front_names
     ]
     momenta = [norm.momentum for norm in norms]

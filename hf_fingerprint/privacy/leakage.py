@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy.partition import logits_of
 from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss, structural_similarity
+from hf_fingerprint.privacy.partition import logits_of
 
 
 STEPS, BATCH, RATE = 400, 32, 4e-3

@@ -1,9 +1,9 @@
 """Training over the cut: the owner's loop and a holder's, in processes that Accelerate starts.
 
-Process 0 is the owner, all others hold images. At each step every holder sends the codes of a batch; the owner runs the
-back on all of them, sends each holder its logits, gets their gradients and takes a step. Labels stay with the holders:
-they come out of the loss as gradients. (Who knows the protocol can read them there: the one negative entry of a
-softmax's gradient is the label's. O. Li et al., "Label leakage and protection in two-party split learning", arXiv
+Process 0 is the owner, all others hold images. At each step every holder sends the codes of a batch; the owner runs
+the back on all of them, sends each holder its logits, gets their gradients and takes a step. Labels stay with the
+holders: they come out of the loss as gradients. (Who knows the protocol can read them there: the one negative entry of
+a softmax's gradient is the label's. O. Li et al., "Label leakage and protection in two-party split learning", arXiv
 2102.08504.)
 """
 
@@ -143,7 +143,7 @@ def sent_codes(
 
 def _check_place(owner: bool) -> None:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
-        raise FingerprintError("Private training needs an owner and a data holder or more: launch two processes or more.")
+        raise FingerprintError("Private training needs an owner and a data holder or more: launch two processes.")
     if (dist.get_rank() == OWNER) != owner:
         role = "the owner's is process 0" if owner else "process 0 is the owner's"
         raise FingerprintError(f"This is process {dist.get_rank()}, and {role}: call the other loop here.")

@@ -46,7 +46,7 @@ class Partition:
             near = get_close_matches(at, [name for name in modules if name], 3, 0.4)
             advice = f"near ones are {', '.join(near)}" if near else "see model.named_modules()"
             raise FingerprintError(f"The model has no module {at!r} to be cut at: {advice}.")
-        self.model, self.at, self.size = model, at, tuple(size)
+        self.model, self.at, self.size = model, at, (size[0], size[1], size[2])
         self._cut, self._in_front = modules[at], set[torch.nn.Module]()
         with _all_at_rest(model):
             self.shape, self.front_names = self._look()
@@ -83,7 +83,7 @@ class Partition:
             else:
                 raise FingerprintError(f"{self.at} isn't called when the model runs: cut at a module that is.")
         if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) or len(output) != len(images):
-            raise FingerprintError(f"The output of {self.at} isn't one tensor with a row for each image: cut elsewhere.")
+            raise FingerprintError(f"The output of {self.at} isn't one tensor with rows for images: cut elsewhere.")
         return output
 
     def _from_cut(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ class Partition:
             other, whole = self._from_cut(features.detach(), images[1:]), logits_of(self.model(images))
         apart = torch.maximum((past.detach() - other).abs(), (past.detach() - whole).abs())
         if float(apart.max()) > _SAME * float(whole.abs().max()):
-            raise FingerprintError(f"Part of the image goes past {self.at}: cut at a module that no branch leads round.")
+            raise FingerprintError(f"Part of the image goes past {self.at}: cut where no branch leads round.")
         shared = front & _parameters_behind(past)
         names, buffers = set(), set()
         for name, parameter in self.model.named_parameters():
@@ -138,7 +138,9 @@ def logits_of(output: Any) -> torch.Tensor:
     return logits
 
 
-class _ReachedCut(Exception):  # noqa: N818 (no error: it ends the run at the cut)
+class _ReachedCut(Exception):
+    """No error: it ends the run at the cut."""
+
     def __init__(self, output: Any):
         self.output = output
 

@@ -11,10 +11,10 @@ import torch
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
+from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss
 from hf_fingerprint.privacy.denoising import Denoiser
 from hf_fingerprint.privacy.leakage import reconstruction, seeded, span_of, train_decoder
 from hf_fingerprint.privacy.partition import Partition
-from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss
 
 
 LEAST, MOST, TRIES = 0.25, 32.0, 5
@@ -93,8 +93,8 @@ def calibrate(
         met = high, leak(high)
         if met[1].ssim > target_ssim:
             raise FingerprintError(
-                f"Noise of {high:.3g} still lets SSIM {met[1].ssim:.3f} through, above {target_ssim}: the images are too "
-                "much alike, so state a higher target."
+                f"Noise of {high:.3g} still lets SSIM {met[1].ssim:.3f} through, above {target_ssim}: the images "
+                "are too much alike, so state a higher target."
             )
     bottleneck.sigma = met[0]
     return Calibration(target_ssim, met[0], met[1], bottleneck.bits_per_image)

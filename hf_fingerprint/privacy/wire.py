@@ -113,8 +113,7 @@ class Wire:
         self._transfer(dist.recv, header, step)
         came = read_header(header.numpy().tobytes())
         fits = len(came[2]) == len(shape) and all(
-            want == have or (want == -1 and 1 <= have <= 1_000_000)
-            for want, have in zip(shape, came[2], strict=True)
+            want == have or (want == -1 and 1 <= have <= 1_000_000) for want, have in zip(shape, came[2], strict=True)
         )
         if came[:2] != (kind, step) or not fits:
             raise FingerprintError(

@@ -14,7 +14,9 @@ def test_an_owner_and_two_holders_train_in_private_and_the_leaked_copy_is_traced
     assert "accused: alice. 3 copies tested" in said
     before, after = (float(re.search(rf"accuracy {when}: ([\d.]+)%", said)[1]) for when in ("before", "after"))
     assert after > before
-    clear, hidden = (float(re.search(rf"{how}: PSNR [\d.]+ dB, SSIM ([\d.]+)", said)[1]) for how in ("plain split", "partitioned"))
+    clear, hidden = (
+        float(re.search(rf"{how}: PSNR [\d.]+ dB, SSIM ([\d.]+)", said)[1]) for how in ("plain split", "partitioned")
+    )
     assert hidden < 0.75 * clear
     # 60 steps, two holders, 32 images of 8 x 8 x 8 numbers and 10 logits each, and two headers a step
     assert f"{60 * 2 * (4 * 32 * (512 + 10) + 144):,} bytes to the owner, {60 * 2 * (4 * 320 + 72):,} back" in said

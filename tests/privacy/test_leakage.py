@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -53,10 +55,20 @@ def test_ssim_is_one_for_the_same_image_alone():
 
 @pytest.mark.parametrize(
     ("code_shape", "size"),
-    [((4, 8, 8), (3, 32, 32)), ((4, 4, 6), (1, 28, 42)), ((17, 6), (3, 32, 32)), ((16, 6), (3, 40, 40)), ((9,), (3, 64, 64))],
-)  # fmt: skip
+    [
+        ((4, 8, 8), (3, 32, 32)),
+        ((4, 4, 6), (1, 28, 42)),
+        ((17, 6), (3, 32, 32)),
+        ((16, 6), (3, 40, 40)),
+        ((9,), (3, 64, 64)),
+    ],
+)
 def test_a_decoder_draws_from_maps_tokens_and_vectors(code_shape, size):
     assert Decoder(code_shape, size, 32)(torch.randn(2, *code_shape)).shape == (2, *size)
+
+
+def with_noise(noise: float, code: torch.Tensor) -> torch.Tensor:
+    return code + noise * torch.randn_like(code)
 
 
 def test_the_adversary_draws_from_clear_codes_and_less_from_noise():
@@ -66,7 +78,7 @@ def test_the_adversary_draws_from_clear_codes_and_less_from_noise():
 
     found = []
     for noise in (0.0, 4.0):
-        decoder = train_decoder(lambda code, noise=noise: code + noise * torch.randn_like(code), shrunk[:1200], public, 120)
+        decoder = train_decoder(partial(with_noise, noise), shrunk[:1200], public, 120)
         found.append(reconstruction(decoder, shrunk[1200:1400] + noise * torch.randn(200, 3, 8, 8), private))
 
     assert found[0].ssim > 0.8

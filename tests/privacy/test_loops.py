@@ -75,7 +75,9 @@ def launch(folder: Path, fault: str = "") -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = f"import sys; from pathlib import Path; from test_loops import work; work(Path({str(folder)!r}), {fault!r})"
+    script = (
+        f"import sys; from pathlib import Path; from test_loops import work; work(Path({str(folder)!r}), {fault!r})"
+    )
     path = os.pathsep.join([str(Path(__file__).parent), *map(str, PLACES), os.environ.get("PYTHONPATH", "")])
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
     common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
@@ -111,7 +113,7 @@ def messages(path: Path) -> list[bytes]:
 
 
 def test_features_and_their_gradients_cross_and_not_one_byte_else(run):
-    partition, bottleneck, _ = parts()
+    _, bottleneck, _ = parts()
     code = (BATCH, *bottleneck.code_shape)
     expected_from_holder = [(kind, step) for step in range(STEPS) for kind in (Kind.FEATURES, Kind.GRADIENTS)]
 
@@ -232,4 +234,3 @@ def test_one_process_alone_is_refused():
     ):
         with pytest.raises(FingerprintError, match="needs an owner and a data holder or more"):
             loop()
-

@@ -38,7 +38,9 @@ def test_another_holder_or_another_pixel_draws_other_noise():
     changed = images(1)
     changed[0, 0, 0, 0] += 1e-6
 
-    assert abs(float(torch.corrcoef(torch.stack([one, ImageNoise(SECRET).draw(changed, SHAPE)]).flatten(1))[0, 1])) < 0.4
+    assert (
+        abs(float(torch.corrcoef(torch.stack([one, ImageNoise(SECRET).draw(changed, SHAPE)]).flatten(1))[0, 1])) < 0.4
+    )
     assert not torch.equal(one, ImageNoise(new_secret()).draw(images(1), SHAPE))
 
 
@@ -70,4 +72,3 @@ def test_the_secret_is_not_shown_and_must_be_one():
     assert SECRET.hex() not in repr(ImageNoise(SECRET)) and repr(SECRET) not in repr(ImageNoise(SECRET))
     with pytest.raises(FingerprintError, match="A holder's secret has 32 bytes, not 5"):
         ImageNoise(b"short")
-

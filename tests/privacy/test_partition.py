@@ -126,7 +126,7 @@ class Stub(torch.nn.Module):
         ("none", "on", "The model has no module 'on' to be cut at: near ones are one"),
         ("none", "", "no module ''"),
         ("none", "idle", "idle isn't called when the model runs"),
-        ("around", "one", "Part of the image goes past one: cut at a module that no branch leads round"),
+        ("around", "one", "Part of the image goes past one: cut where no branch leads round"),
         ("maps", "one", "The model returns no logits"),
     ],
 )
