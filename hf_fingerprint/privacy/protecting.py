@@ -54,7 +54,7 @@ def calibrate(
 ) -> Calibration:
     """Sets the smallest noise found at which an adversary's drawings stay under a likeness.
 
-    Bisects the noise's deviation from 0.25 to 32 by factors, with a decoder trained anew for each.
+    Narrows the noise's deviation between 0.25 and 32, with a decoder trained anew for each try.
 
     Args:
         bottleneck ([`Bottleneck`]): its `sigma` is set.
@@ -62,7 +62,7 @@ def calibrate(
         images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
         target_ssim (`float`): the structural similarity allowed, above 0 and below 1.
         steps (`int`, *optional*, defaults to 200): of each decoder's training.
-        tries (`int`, *optional*, defaults to 5): halvings.
+        tries (`int`, *optional*, defaults to 5): how many.
         on_try (callable, *optional*): called with the number of each try, from 1.
 
     Raises:
@@ -79,25 +79,38 @@ def calibrate(
             sent = bottleneck.send(features[:apart])
         return reconstruction(decoder, sent, images[:apart])
 
-    low, high, met = LEAST, MOST, None
+    low: tuple[float, float | None] = (LEAST, None)
+    high: tuple[float, float | None] = (MOST, None)
+    met: tuple[float, Reconstruction] | None = None
     for attempt in range(tries):
-        middle = (low * high) ** 0.5
-        found = leak(middle)
+        sigma = _between(low, high, target_ssim)
+        found = leak(sigma)
         if found.ssim <= target_ssim:
-            high, met = middle, (middle, found)
+            high, met = (sigma, found.ssim), (sigma, found)
         else:
-            low = middle
+            low = sigma, found.ssim
         if on_try is not None:
             on_try(attempt + 1)
     if met is None:
-        met = high, leak(high)
+        met = MOST, leak(MOST)
         if met[1].ssim > target_ssim:
             raise FingerprintError(
-                f"Noise of {high:.3g} still lets SSIM {met[1].ssim:.3f} through, above {target_ssim}: the images "
+                f"Noise of {MOST:.3g} still lets SSIM {met[1].ssim:.3f} through, above {target_ssim}: the images "
                 "are too much alike, so state a higher target."
             )
     bottleneck.sigma = met[0]
     return Calibration(target_ssim, met[0], met[1], bottleneck.bits_per_image)
+
+
+def _between(
+    low: tuple[float, float | None], high: tuple[float, float | None], target: float, spare: float = 0.02
+) -> float:
+    """The next deviation to try: where a straight line in its logarithm meets the target, less a little; the middle as
+    long as only one end was measured."""
+    share = 0.5
+    if low[1] is not None and high[1] is not None:
+        share = (low[1] - (1 - spare) * target) / max(1e-6, low[1] - high[1])
+    return float(low[0] * (high[0] / low[0]) ** min(0.9, max(0.1, share)))
 
 
 def train_against_adversary(
