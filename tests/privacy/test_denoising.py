@@ -28,7 +28,7 @@ def test_it_comes_nearer_to_the_features_than_the_best_linear_guess(partition, i
     features = partition.front(images)
     bottleneck = Bottleneck(partition.shape, 8, sigma=2.0)
     bottleneck.start_with_principal_channels(features)
-    denoiser = train_denoiser(bottleneck, features[:500], 250)
+    denoiser = train_denoiser(bottleneck, features[:500], 100)
 
     torch.manual_seed(1)
     public, private = bottleneck.send(features[:500]), bottleneck.send(features[500:])
@@ -104,7 +104,7 @@ def test_what_was_trained_in_private_is_issued_and_traced_like_any_other(images,
     features = partition.front(images)
     bottleneck = Bottleneck(partition.shape, 8, sigma=2.0)
     bottleneck.start_with_principal_channels(features)
-    train_back(partition, train_denoiser(bottleneck, features, 60), bottleneck, images)
+    train_back(partition, train_denoiser(bottleneck, features, 30), bottleneck, images)
     save_for_hf(release(partition, features), tmp_path / "released", safe_serialization=True)
 
     vault = unlocked_vault(tmp_path / "vault")

@@ -40,8 +40,8 @@ def test_the_noise_is_what_the_target_needs_on_images_not_seen_before(scene):
     _, images, features = scene
     bottleneck, tries = narrow(scene), []
 
-    found = calibrate(bottleneck, features[:1000], images[:1000], 0.4, steps=80, tries=4, on_try=tries.append)
-    decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 80, seed=3)
+    found = calibrate(bottleneck, features[:1000], images[:1000], 0.4, steps=60, tries=4, on_try=tries.append)
+    decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 60, seed=3)
     private = reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
 
     assert found.sigma == pytest.approx(bottleneck.sigma) and 0.25 < found.sigma < 32
@@ -60,18 +60,20 @@ def test_training_against_the_adversary_hides_more_and_keeps_the_task(scene):
     weights = {name: tensor.clone() for name, tensor in partition.model.state_dict().items()}
 
     def leak_and_keep() -> tuple[float, float]:
-        decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 100, seed=3)
+        torch.manual_seed(4)
+        decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 60, seed=3)
         drawn = reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
-        denoiser = train_denoiser(bottleneck, features[:1000], 100)
+        denoiser = train_denoiser(bottleneck, features[:1000], 50)
         with torch.no_grad():
             guess, right = (partition.back(f) for f in (denoiser(bottleneck.send(features[1000:])), features[1000:]))
         return drawn.ssim, float((guess.argmax(1) == right.argmax(1)).double().mean())
 
     before = leak_and_keep()
-    denoiser = train_denoiser(bottleneck, features[:1000], 100)
-    train_against_adversary(partition, bottleneck, denoiser, features[:1000], images[:1000], steps=120, weight=2.0)
+    denoiser = train_denoiser(bottleneck, features[:1000], 50)
+    train_against_adversary(partition, bottleneck, denoiser, features[:1000], images[:1000], steps=60, weight=2.0)
     after = leak_and_keep()
 
+    print(before, after)
     assert after[0] < before[0]
     assert after[1] > before[1] - 0.05
     assert all(torch.equal(tensor, weights[name]) for name, tensor in partition.model.state_dict().items())
@@ -87,4 +89,4 @@ def test_a_target_that_is_none_is_refused(scene, target):
 def test_a_target_below_what_images_have_in_common_is_refused(scene):
     _, images, features = scene
     with pytest.raises(FingerprintError, match="the images are too much alike, so state a higher target"):
-        calibrate(narrow(scene), features[:100], images[:100], 0.001, steps=60, tries=2)
+        calibrate(narrow(scene), features[:100], images[:100], 0.001, steps=30, tries=2)
