@@ -121,6 +121,7 @@ def train_against_adversary(
     images: torch.Tensor,
     steps: int = 200,
     weight: float = WEIGHT,
+    rate: float = RATE,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Decoder:
@@ -137,6 +138,7 @@ def train_against_adversary(
         images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
         steps (`int`, *optional*, defaults to 200): of AdamW.
         weight (`float`, *optional*, defaults to 0.5): of the decoder's failure.
+        rate (`float`, *optional*, defaults to 2e-3): AdamW's learning rate for B; 2e-2 turns it far.
         seed (`int`, *optional*, defaults to 0): of batches, noise and the decoder's first weights.
         on_step (callable, *optional*): called with the number of each finished step, from 1.
 
@@ -147,10 +149,11 @@ def train_against_adversary(
     span = span_of(images)
     axes = [i for i in range(features.dim()) if i != (1 if features.dim() == 4 else features.dim() - 1)]
     deviation = features.std(axes, keepdim=True).clamp_min(1e-6)
-    parameters = [bottleneck.squeeze.requires_grad_(True), *denoiser.requires_grad_(True).train().parameters()]
+    squeeze, denoising = bottleneck.squeeze.requires_grad_(True), [*denoiser.requires_grad_(True).train().parameters()]
     with seeded(seed), torch.enable_grad():
         decoder = Decoder(bottleneck.code_shape, partition.size).to(features.device)
-        ours, theirs = torch.optim.AdamW(parameters, RATE), torch.optim.AdamW(decoder.parameters(), RATE)
+        ours = torch.optim.AdamW([{"params": [squeeze], "lr": rate}, {"params": denoising}], RATE)
+        theirs = torch.optim.AdamW(decoder.parameters(), RATE)
         for step in range(steps):
             pick = torch.randint(len(images), (BATCH,))
             right = features[pick]
@@ -166,7 +169,7 @@ def train_against_adversary(
             like = ((guess - right) / deviation).square().mean()
             drawn = drawing_loss(decoder(code), images[pick], span).mean()
             ours.zero_grad()
-            torch.autograd.backward(kept + like - weight * drawn, inputs=parameters)
+            torch.autograd.backward(kept + like - weight * drawn, inputs=[squeeze, *denoising])
             ours.step()
             if on_step is not None:
                 on_step(step + 1)
