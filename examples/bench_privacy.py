@@ -61,7 +61,7 @@ class Setting:
     labelled: int = 2000
     batch: int = 64
     attack_steps: int = 400
-    strengths: tuple[float, ...] = (1.0, 0.5, 2.0)
+    strengths: tuple[float, ...] = (1.0, 0.5, 0.25)
     share: float = 0.49  # of the plain split's likeness
 
 
