@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -81,6 +82,36 @@ def plot_frontiers(models: Mapping[str, Sequence[Point]], path: Path) -> Path:
         panel.set_xlabel("evidence left (score)")
     panels[0][0].set_ylabel("accuracy kept, %")
     panels[0][-1].legend(fontsize=7, loc="center left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def plot_privacy(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
+    """One row a model: what leaks (SSIM, PSNR, membership) against the accuracy of the released model."""
+    shown = {"ssim": "SSIM of drawings", "psnr": "PSNR of drawings, dB", "membership_auc": "membership AUC"}
+    figure, panels = plt.subplots(len(models), 3, figsize=(10.5, 3.1 * len(models)), squeeze=False)
+    for row, (name, points) in zip(panels, models.items(), strict=True):
+        for panel, (key, label) in zip(row, shown.items(), strict=True):
+            noisy = [point for point in points if point["sigma"] is not None]
+            panel.plot(
+                [100 * point["accuracy"] for point in noisy],
+                [point[key] for point in noisy],
+                "o-",
+                color="#1a66b0",
+                label="partitioned, more noise to less leakage",
+            )
+            for point in (point for point in points if point["sigma"] is None and point[key] is not None):
+                colour = "#c0392b" if point["ssim"] is not None else "#b8a038"
+                panel.scatter(100 * point["accuracy"], point[key], marker="s", color=colour, label=point["name"])
+            panel.set_xlabel("accuracy of the released model, %")
+            panel.set_ylabel(label)
+            panel.set_title(name, fontsize=9)
+        row[0].set_ylim(0, 1)
+        row[2].axhline(0.55, color="black", linestyle="--", linewidth=1)
+        row[2].set_ylim(0.45, 0.65)
+        row[2].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,0 +1,200 @@
+"""Private training in processes of Accelerate: an owner, and data holders whose images and labels stay where they are.
+
+The owner's small base has learnt from a few images of its own. It is cut at a named module; the bottleneck and its
+noise are set on public images so that an adversary's drawings stay under a stated likeness. Then each holder sends
+codes, gets logits and answers with their gradients. What is released is an ordinary timm model: copies of it are
+issued, and a leaked one is traced. At the end the leakage is measured, with the partition and without.
+
+Started by itself it starts its processes; under `torchrun` or `accelerate launch` it is one of theirs.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from accelerate import Accelerator
+from rich.progress import Progress
+from safetensors.torch import load_file, save_file
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from owner import RECIPIENT, empty_folder, expect_trace, open_business
+from real_inputs import FASHION_MNIST, digits, fashion_mnist, save_timm
+from training import accuracy, fine_tune
+
+from hf_fingerprint import Issuer
+from hf_fingerprint.keys import new_secret
+from hf_fingerprint.privacy import (
+    Bottleneck,
+    ImageNoise,
+    Partition,
+    calibrate,
+    holder_loop,
+    membership,
+    owner_loop,
+    reconstruction,
+    release,
+    sent_codes,
+    train_decoder,
+    train_denoiser,
+)
+
+
+AT, SIZE, CHANNELS = "layer1", (3, 32, 32), 8
+
+
+def main() -> None:
+    """Runs the example; the exit code is 0 if the leaked copy's trace names alice and nobody else."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("private_output"))
+    parser.add_argument("--holders", type=int, default=2)
+    parser.add_argument("--images", type=int, default=3000, help="the owner's, and each holder's")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--target-ssim", type=float, default=0.4, help="how like an adversary's drawings may be")
+    parser.add_argument("--data", choices=["fashion_mnist", "digits"], default=None)
+    arguments = parser.parse_args()
+    if "RANK" in os.environ:
+        work(arguments)
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = arguments.holders + 1
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    method = "fork" if sys.platform == "linux" else "spawn"  # nothing ran yet, so a fork is safe, and imports once
+    torch.multiprocessing.start_processes(as_one_of_several, (arguments,), nprocs=processes, start_method=method)
+
+
+def as_one_of_several(rank: int, arguments: argparse.Namespace) -> None:
+    """What torchrun tells a process that it starts."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    work(arguments)
+
+
+def share(arguments: argparse.Namespace, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images and labels of one process: the owner's public ones, or a holder's."""
+    if arguments.data == "digits" or not FASHION_MNIST.is_dir():
+        images, labels = digits(SIZE[1])
+    else:
+        images, labels = fashion_mnist(True, arguments.images * (arguments.holders + 2), SIZE[1])
+    part = slice(rank * arguments.images, (rank + 1) * arguments.images)
+    return images[part], labels[part]
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """One process."""
+    accelerator = Accelerator(cpu=True)
+    images, labels = share(arguments, accelerator.process_index)
+    if accelerator.is_main_process:
+        prepare(arguments, images, labels)
+    accelerator.wait_for_everyone()
+    model = timm.create_model(f"local-dir:{arguments.out / 'base'}", pretrained=True)
+    partition = Partition(model, AT, SIZE)
+    bottleneck = Bottleneck(partition.shape, CHANNELS)
+    bottleneck.load_state_dict(load_file(arguments.out / "bottleneck.safetensors"))
+    if accelerator.is_main_process:
+        own_and_sell(arguments, partition, bottleneck, images, labels)
+    else:
+        noise = ImageNoise(new_secret())
+        holder_loop(partition, bottleneck, images, labels, noise, arguments.steps, seed=accelerator.process_index)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """The owner's base, and a bottleneck that lets no more through than was stated."""
+    empty_folder(arguments.out)
+    print("1. The base: a small network, trained on a few images of the owner's own\n", flush=True)
+    torch.manual_seed(0)
+    few = len(images) // 4
+    base = timm.create_model("test_resnet", num_classes=10)
+    fine_tune(base, images[:few], labels[:few], lr=2e-3, steps=arguments.steps, label="the owner trains the base")
+    save_timm(base, arguments.out / "base")
+    partition = Partition(base, AT, SIZE)
+    features = partition.front(images)
+    bottleneck = Bottleneck(partition.shape, CHANNELS)
+    bottleneck.start_with_principal_channels(features)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("calibrating the noise", total=5)
+        found = calibrate(
+            bottleneck,
+            features,
+            images,
+            arguments.target_ssim,
+            arguments.steps,
+            on_try=lambda n: progress.advance(task),
+        )
+    save_file(bottleneck.state_dict(), arguments.out / "bottleneck.safetensors")
+    print(
+        f"  cut at {AT}; noise {found.sigma:.2f}; drawings of public images: SSIM {found.reconstruction.ssim:.2f} "
+        f"(allowed {found.target_ssim}); at most {found.bits_per_image:.0f} bits an image\n"
+    )
+
+
+def own_and_sell(
+    arguments: argparse.Namespace,
+    partition: Partition,
+    bottleneck: Bottleneck,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """The owner trains the back, releases the model, issues copies, traces a leaked one; then leakage is measured."""
+    test = share(arguments, arguments.holders + 1)
+    print(f"2. {arguments.holders} holders train it on; their images and labels stay with them\n", flush=True)
+    print(f"  accuracy before: {accuracy(partition.model, *test):.1%}")
+    features, few = partition.front(images), len(images) // 4
+    denoiser = train_denoiser(bottleneck, features, arguments.steps)
+    optimizer = torch.optim.AdamW(partition.back_parameters().values(), 2e-3)
+    generator = torch.Generator().manual_seed(0)
+    crossed: dict[str, int] = {}
+
+    def count(direction: str, message: bytes) -> None:
+        crossed[direction] = crossed.get(direction, 0) + len(message)
+
+    def on_own_images() -> torch.Tensor:
+        pick = torch.randint(few, (32,), generator=generator)
+        return torch.nn.functional.cross_entropy(partition.back(features[pick]), labels[pick])
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task("private training", total=arguments.steps)
+        owner_loop(
+            partition,
+            bottleneck,
+            denoiser,
+            optimizer,
+            arguments.steps,
+            on_own_images,
+            on_step=lambda step: progress.advance(task),
+            witness=count,
+        )
+    model = release(partition, features)
+    print(f"  accuracy after: {accuracy(model, *test):.1%}")
+    print(f"  over the wire: {crossed['received']:,} bytes to the owner, {crossed['sent']:,} back\n")
+
+    print("3. The released model is an ordinary one: copies are issued, one leaks\n", flush=True)
+    vault = open_business(save_timm(model, arguments.out / "released"), arguments.out)
+    with Issuer(arguments.out / "released", vault) as issuer:
+        issuer.issue(RECIPIENT, arguments.out / "copies" / RECIPIENT)
+    expect_trace(arguments.out / "copies" / RECIPIENT, arguments.out / "vault")
+
+    print("4. What leaked of the first holder's images\n", flush=True)
+    private = share(arguments, 1)
+    plain = train_decoder(lambda clear: clear, features, images, arguments.steps)
+    noisy = train_decoder(bottleneck.send, features, images, arguments.steps)
+    codes = sent_codes(partition, bottleneck, private[0], ImageNoise(new_secret()))
+    clear = reconstruction(plain, partition.front(private[0]), private[0])
+    hidden = reconstruction(noisy, codes, private[0])
+    print(f"  plain split: PSNR {clear.psnr:.1f} dB, SSIM {clear.ssim:.3f}")
+    print(f"  partitioned: PSNR {hidden.psnr:.1f} dB, SSIM {hidden.ssim:.3f}, {hidden.ssim / clear.ssim:.2f} of that")
+    seen = min(len(private[1]), len(test[1]))
+    told = membership(model, (private[0][:seen], private[1][:seen]), (test[0][:seen], test[1][:seen]))
+    print(f"  membership of the released model: AUC {told.auc:.3f}")
+
+
+if __name__ == "__main__":
+    main()

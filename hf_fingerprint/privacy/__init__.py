@@ -1,0 +1,81 @@
+"""Private training: images stay with their holder, the owner trains and marks the model's back; leakage is measured.
+
+```python
+partition = Partition(model, at="blocks.2", size=(3, 64, 64))
+bottleneck = Bottleneck(partition.shape, channels=16)
+bottleneck.start_with_principal_channels(features := partition.front(public_images))
+calibrate(bottleneck, features, public_images, target_ssim=0.38)
+denoiser = train_denoiser(bottleneck, features)
+
+owner_loop(partition, bottleneck, denoiser, optimizer, steps=600)  # in process 0
+holder_loop(partition, bottleneck, images, labels, ImageNoise(secret), steps=600)  # in all others
+release(partition, features)  # an ordinary model
+```
+
+After SECUREMARK-DL ("privacy partitioning", arXiv 2207.04668), of which only the abstract exists: the design is our
+own.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from hf_fingerprint.privacy.bottleneck import Bottleneck
+    from hf_fingerprint.privacy.decoder import Decoder, Reconstruction
+    from hf_fingerprint.privacy.denoising import Denoiser, release, train_denoiser
+    from hf_fingerprint.privacy.leakage import Membership, matching_auc, membership, reconstruction, train_decoder
+    from hf_fingerprint.privacy.loops import holder_loop, owner_loop, sent_codes
+    from hf_fingerprint.privacy.noise import ImageNoise
+    from hf_fingerprint.privacy.partition import Partition
+    from hf_fingerprint.privacy.protecting import Calibration, calibrate, train_against_adversary
+
+_HOMES = {
+    "Bottleneck": "bottleneck",
+    "Calibration": "protecting",
+    "Decoder": "decoder",
+    "Denoiser": "denoising",
+    "ImageNoise": "noise",
+    "Membership": "leakage",
+    "Partition": "partition",
+    "Reconstruction": "decoder",
+    "calibrate": "protecting",
+    "holder_loop": "loops",
+    "matching_auc": "leakage",
+    "membership": "leakage",
+    "owner_loop": "loops",
+    "reconstruction": "leakage",
+    "release": "denoising",
+    "sent_codes": "loops",
+    "train_against_adversary": "protecting",
+    "train_decoder": "leakage",
+    "train_denoiser": "denoising",
+}
+__all__ = [
+    "Bottleneck",
+    "Calibration",
+    "Decoder",
+    "Denoiser",
+    "ImageNoise",
+    "Membership",
+    "Partition",
+    "Reconstruction",
+    "calibrate",
+    "holder_loop",
+    "matching_auc",
+    "membership",
+    "owner_loop",
+    "reconstruction",
+    "release",
+    "sent_codes",
+    "train_against_adversary",
+    "train_decoder",
+    "train_denoiser",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,128 @@
+"""What goes over the wire for an image: a few linear combinations of its features' channels, clipped, with noise.
+
+    z = clip((B x - m) / s) + sigma n
+
+B is a 1x1 convolution without a bias (for tokens, a matrix). m and the number s make what is sent 0 on average with
+mean square 1; the clip bounds the length of z for every image and every front. All of it is on the wire alone: the
+model that is released has neither bottleneck nor noise.
+
+That n numbers of mean square P behind Gaussian noise of variance sigma^2 tell at most n/2 log2(1 + P/sigma^2) bits
+about anything is a theorem (C. E. Shannon, "Communication in the presence of noise", 1949), whatever the reader does.
+How well images can be drawn from those bits is measured: see `leakage`.
+"""
+
+import math
+
+import torch
+
+from hf_fingerprint.errors import FingerprintError
+
+
+ROOM = 2.0  # of the mean square of a code; few images are clipped
+
+
+class Bottleneck(torch.nn.Module):
+    """B, m, s and sigma.
+
+    Args:
+        shape (`tuple[int, ...]`): of one image's features, as [`Partition`] gives it.
+        channels (`int`): how many combinations of the features' channels are sent.
+        sigma (`float`, *optional*, defaults to 0): the noise's deviation, in units of a sent number's.
+
+    Attributes:
+        squeeze (`torch.nn.Parameter` of shape `(channels, features)`): B.
+
+    Raises:
+        [`FingerprintError`]: if the bottleneck is wider than the features, or sigma is no finite number from 0 on.
+    """
+
+    centre: torch.Tensor
+    scale: torch.Tensor
+    noise: torch.Tensor
+
+    def __init__(self, shape: tuple[int, ...], channels: int, sigma: float = 0.0):
+        super().__init__()
+        self.shape, self._axis = tuple(shape), 1 if len(shape) == 3 else -1
+        features = shape[0] if len(shape) == 3 else shape[-1]
+        if not 1 <= channels <= features:
+            raise FingerprintError(f"A bottleneck of {channels} channels doesn't fit features of {features}.")
+        self.channels = channels
+        self.squeeze = torch.nn.Parameter(torch.eye(channels, features), requires_grad=False)
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("noise", torch.zeros(()))
+        self.sigma = sigma
+
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}"
+
+    @property
+    def sigma(self) -> float:
+        """The noise's deviation, in units of a sent number's."""
+        return float(self.noise)
+
+    @sigma.setter
+    def sigma(self, sigma: float) -> None:
+        if not (math.isfinite(sigma) and sigma >= 0):
+            raise FingerprintError(f"Noise of deviation {sigma} can't be drawn: choose a finite number from 0 on.")
+        self.noise.fill_(sigma)
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """The shape of what is sent for one image: that of the features with fewer channels."""
+        return (self.channels, *self.shape[1:]) if len(self.shape) == 3 else (*self.shape[:-1], self.channels)
+
+    @property
+    def longest(self) -> float:
+        """What the length of a code is clipped to: `sqrt(2 n)` for n numbers of mean square 1."""
+        return math.sqrt(ROOM * math.prod(self.code_shape))
+
+    @property
+    def bits_per_image(self) -> float:
+        """The most that a send can tell about an image, in bits; infinite without noise."""
+        if not self.sigma:
+            return math.inf
+        return math.prod(self.code_shape) / 2 * math.log2(1 + ROOM / self.sigma**2)
+
+    def code(self, features: torch.Tensor) -> torch.Tensor:
+        """clip((B x - m) / s), of shape `(batch, *code_shape)`."""
+        code = (self._mixed(features, self.squeeze) - self._along(self.centre)) / self.scale
+        length = code.flatten(1).norm(dim=1).clamp_min(1e-12)
+        shrink = (self.longest / length).clamp_max(1.0)
+        return code * shrink.reshape(-1, *(1,) * (code.dim() - 1))
+
+    def send(self, features: torch.Tensor, normal: torch.Tensor | None = None) -> torch.Tensor:
+        """The code with noise, of shape `(batch, *code_shape)`.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch, *shape)`): at the cut.
+            normal (`torch.Tensor` of that shape, *optional*): standard normal numbers, such as [`ImageNoise`] draws
+                for each image; by default fresh ones, which average out over many sends.
+        """
+        code = self.code(features)
+        return code + self.noise * (torch.randn_like(code) if normal is None else normal)
+
+    @torch.no_grad()
+    def normalise(self, features: torch.Tensor) -> None:
+        """Sets m and s by what public images' features give; how power is shared among channels is B's affair."""
+        axes = [axis for axis in range(features.dim()) if axis != self._axis % features.dim()]
+        mixed = self._mixed(features, self.squeeze)
+        self.centre.copy_(mixed.mean(axes))
+        self.scale.copy_(mixed.var(axes).mean().sqrt().clamp_min(1e-6))
+
+    @torch.no_grad()
+    def start_with_principal_channels(self, features: torch.Tensor) -> None:
+        """Sets B to the principal axes of public images' features, each with the same power, and normalises: of all
+        maps to so few channels, those that lose least."""
+        rows = features.movedim(self._axis, -1).flatten(0, -2)
+        rows = rows - rows.mean(0)
+        powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
+        leading = slice(-self.channels, None)
+        self.squeeze.copy_((axes[:, leading] / powers[leading].clamp_min(1e-12).sqrt()).T)
+        self.normalise(features)
+
+    def _mixed(self, features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(features.movedim(self._axis, -1), matrix).movedim(-1, self._axis)
+
+    def _along(self, values: torch.Tensor) -> torch.Tensor:
+        return values[:, None, None] if len(self.shape) == 3 else values

@@ -1,0 +1,149 @@
+"""Training over the cut: the owner's loop and a holder's, in processes that Accelerate starts.
+
+Process 0 is the owner, all others hold images. At each step every holder sends the codes of a batch; the owner runs
+the back on all of them, sends each holder its logits, gets their gradients and takes a step. Labels stay with the
+holders: they come out of the loss as gradients. (Who knows the protocol can read them there: the one negative entry of
+a softmax's gradient is the label's. O. Li et al., "Label leakage and protection in two-party split learning", arXiv
+2102.08504.)
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.privacy.bottleneck import Bottleneck
+from hf_fingerprint.privacy.noise import ImageNoise
+from hf_fingerprint.privacy.partition import Partition
+from hf_fingerprint.privacy.wire import Kind, Wire
+
+
+OWNER = 0
+Witness = Callable[[str, bytes], None]
+
+
+def owner_loop(
+    partition: Partition,
+    bottleneck: Bottleneck,
+    restore: Callable[[torch.Tensor], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    more_loss: Callable[[], torch.Tensor] | None = None,
+    on_step: Callable[[int], None] | None = None,
+    witness: Witness | None = None,
+) -> None:
+    """Trains the back on what the holders send; runs in process 0.
+
+    Args:
+        partition ([`Partition`]): its back is trained; its front stays as it is.
+        bottleneck ([`Bottleneck`]): the one that the holders have.
+        restore (callable): from codes to features for the back: a [`Denoiser`], or the inverse of B without noise.
+        optimizer (`torch.optim.Optimizer`): of `partition.back_parameters()`, and perhaps of `more_loss`'s.
+        steps (`int`): how many; the same for all.
+        more_loss (callable, *optional*): added to each step's loss: a mark's ([`DeepMarksLoss`]), or the loss on
+            images of the owner's own.
+        on_step (callable, *optional*): called with the number of each finished step, from 1.
+        witness (callable, *optional*): sees every message, for an audit.
+
+    Raises:
+        [`FingerprintError`]: if this isn't process 0 of two or more, an optimised weight is in the front, or a holder
+            stops or sends what isn't due.
+    """
+    _check_place(owner=True)
+    front = {id(p) for name, p in partition.model.named_parameters() if name in partition.front_names}
+    if any(id(p) in front for group in optimizer.param_groups for p in group["params"]):
+        raise FingerprintError("The optimiser holds weights of the front, which never trains: give back_parameters().")
+    wires = [Wire(rank, witness) for rank in range(1, dist.get_world_size())]
+    device = next(partition.model.parameters()).device
+    partition.model.train()
+    for step in range(steps):
+        optimizer.zero_grad()
+        parts = [wire.receive(Kind.FEATURES, step, (-1, *bottleneck.code_shape)) for wire in wires]
+        lengths = [len(part) for part in parts]
+        with torch.no_grad():
+            features = restore(torch.cat(parts).to(device))
+        logits = partition.back(features)
+        for wire, part in zip(wires, logits.split(lengths), strict=True):
+            wire.send(Kind.OUTPUTS, step, part)
+        gradients = [
+            wire.receive(Kind.GRADIENTS, step, (length, logits.shape[1]))
+            for wire, length in zip(wires, lengths, strict=True)
+        ]
+        logits.backward(torch.cat(gradients).to(logits) / len(wires))
+        if more_loss is not None:
+            more_loss().backward()
+        optimizer.step()
+        if on_step is not None:
+            on_step(step + 1)
+    partition.model.eval()
+
+
+def holder_loop(
+    partition: Partition,
+    bottleneck: Bottleneck,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    noise: ImageNoise,
+    steps: int,
+    batch: int = 32,
+    seed: int = 0,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.cross_entropy,
+    on_step: Callable[[int], None] | None = None,
+    witness: Witness | None = None,
+) -> None:
+    """Takes part in a training with images and labels that stay here; runs in any process but 0.
+
+    Args:
+        partition ([`Partition`]): its front is run, once for each image.
+        bottleneck ([`Bottleneck`]): what is sent goes through it.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): the holder's.
+        labels (`torch.Tensor`): theirs, as `loss` takes them.
+        noise ([`ImageNoise`]): with this holder's own secret.
+        steps (`int`): how many; the same for all.
+        batch (`int`, *optional*, defaults to 32): images a step, drawn anew for each pass over them.
+        seed (`int`, *optional*, defaults to 0): of the order.
+        loss (callable, *optional*): the mean loss of `(logits, labels)`; cross-entropy by default.
+        on_step (callable, *optional*): called with the number of each finished step, from 1.
+        witness (callable, *optional*): sees every message, for an audit.
+
+    Raises:
+        [`FingerprintError`]: if this is process 0, there are fewer images than a batch, labels are missing, or the
+            owner stops or sends what isn't due.
+    """
+    _check_place(owner=False)
+    if len(images) != len(labels) or not 1 <= batch <= len(images):
+        raise FingerprintError(f"{len(images)} images, {len(labels)} labels and batches of {batch} don't go together.")
+    wire = Wire(OWNER, witness)
+    codes = sent_codes(partition, bottleneck, images, noise)
+    generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    for step in range(steps):
+        if len(order) < batch:
+            order = torch.randperm(len(images), generator=generator)
+        pick, order = order[:batch], order[batch:]
+        wire.send(Kind.FEATURES, step, codes[pick])
+        logits = wire.receive(Kind.OUTPUTS, step, (batch, -1)).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(logits, labels[pick].to(logits.device)), logits)
+        wire.send(Kind.GRADIENTS, step, gradient)
+        if on_step is not None:
+            on_step(step + 1)
+
+
+@torch.no_grad()
+def sent_codes(
+    partition: Partition, bottleneck: Bottleneck, images: torch.Tensor, noise: ImageNoise, at_once: int = 128
+) -> torch.Tensor:
+    """All that a holder ever sends of its images: their codes, each with its own noise, `(n, *code_shape)`."""
+    parts = []
+    for part in images.split(at_once):
+        normal = noise.draw(part, bottleneck.code_shape)
+        parts.append(bottleneck.send(partition.front(part), normal).cpu())
+    return torch.cat(parts)
+
+
+def _check_place(owner: bool) -> None:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+        raise FingerprintError("Private training needs an owner and a data holder or more: launch two processes.")
+    if (dist.get_rank() == OWNER) != owner:
+        role = "the owner's is process 0" if owner else "process 0 is the owner's"
+        raise FingerprintError(f"This is process {dist.get_rank()}, and {role}: call the other loop here.")

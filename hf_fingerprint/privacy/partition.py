@@ -1,0 +1,184 @@
+"""A classifier cut in two at a named module: a front, run where the data is, and a back, trained by the owner.
+
+The model stays whole: the front is its run up to the cut, the back its run with the cut's output replaced. So any timm
+or transformers model can be cut at any module that no branch leads around.
+
+The front is never trained on private images. A front that learnt from what the owner sends back could be led, step by
+step, to one that hides nothing (D. Pasquini, G. Ateniese, M. Bernaschi, "Unleashing the Tiger", arXiv 2012.02670); two
+sends of one image by two fronts would differ by more than noise; and fronts of several holders would drift apart.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from hf_fingerprint.errors import FingerprintError
+
+
+_SAME = 1e-4
+
+
+class Partition:
+    """A model with a cut.
+
+    Args:
+        model (`torch.nn.Module`): a classifier from images `(batch, channels, height, width)` to logits, as a tensor
+            or an object with `logits`. It is not copied.
+        at (`str`): the module at whose output it is cut, as `named_modules` calls it, such as `"blocks.2"`.
+        size (`tuple[int, int, int]`): channels, height and width of an image.
+
+    Attributes:
+        shape (`tuple[int, ...]`): of one image's features: `(channels, height, width)`, `(tokens, channels)` or
+            `(channels,)`.
+        front_names (`frozenset[str]`): the parameters and buffers that the front runs on.
+
+    Raises:
+        [`FingerprintError`]: if there is no such module, its output is no tensor with a row for each image, part of
+            the image goes past it, or a parameter is used on both sides.
+    """
+
+    def __init__(self, model: torch.nn.Module, at: str, size: tuple[int, int, int]):
+        modules = dict(model.named_modules())
+        if at not in modules or not at:
+            near = get_close_matches(at, [name for name in modules if name], 3, 0.4)
+            advice = f"near ones are {', '.join(near)}" if near else "see model.named_modules()"
+            raise FingerprintError(f"The model has no module {at!r} to be cut at: {advice}.")
+        self.model, self.at, self.size = model, at, (size[0], size[1], size[2])
+        self._cut, self._in_front = modules[at], set[torch.nn.Module]()
+        with _all_at_rest(model):
+            self.shape, self.front_names = self._look()
+
+    def __repr__(self) -> str:
+        return f"Partition(at={self.at!r}, size={self.size}, shape={self.shape})"
+
+    @torch.no_grad()
+    def front(self, images: torch.Tensor) -> torch.Tensor:
+        """The features `(batch, *shape)` of images `(batch, *size)`, without gradients."""
+        with self._front_at_rest():
+            return self._up_to_cut(images)
+
+    def back(self, features: torch.Tensor) -> torch.Tensor:
+        """The logits `(batch, classes)` for features `(batch, *shape)`, differentiable in them and in the back's
+        weights; in the model's own mode."""
+        blank = torch.zeros((1, *self.size), dtype=features.dtype, device=features.device)
+        with self._front_at_rest():
+            return self._from_cut(features, blank)
+
+    def back_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What the owner trains: all parameters that the front doesn't run on, by name."""
+        return {name: p for name, p in self.model.named_parameters() if name not in self.front_names}
+
+    def _up_to_cut(self, images: torch.Tensor) -> torch.Tensor:
+        def stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            raise _ReachedCut(output)
+
+        with _hook(self._cut.register_forward_hook(stop)):
+            try:
+                self.model(images)
+            except _ReachedCut as reached:
+                output = reached.output
+            else:
+                raise FingerprintError(f"{self.at} isn't called when the model runs: cut at a module that is.")
+        if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) or len(output) != len(images):
+            raise FingerprintError(f"The output of {self.at} isn't one tensor with rows for images: cut elsewhere.")
+        return output
+
+    def _from_cut(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):
+            return logits_of(self.model(images))
+
+    @contextmanager
+    def _front_at_rest(self) -> Iterator[None]:
+        """The front in evaluation mode, so that no batch's statistics get into it."""
+        awake = [module for module in self._in_front if module.training]
+        for module in awake:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in awake:
+                module.training = True
+
+    def _look(self) -> tuple[tuple[int, ...], frozenset[str]]:
+        noise = torch.randn((2, *self.size), generator=torch.Generator().manual_seed(0))
+        images = noise.to(next(self.model.parameters()).device)
+        with ExitStack() as hooks, torch.enable_grad():
+            for module in self.model.modules():
+                hooks.enter_context(_hook(module.register_forward_hook(lambda m, i, o: self._in_front.add(m))))
+            features = self._up_to_cut(images)
+        front = _parameters_behind(features)
+        with torch.enable_grad():
+            past = self._from_cut(features.detach(), images[:1])
+        with torch.no_grad():
+            other, whole = self._from_cut(features.detach(), images[1:]), logits_of(self.model(images))
+        apart = torch.maximum((past.detach() - other).abs(), (past.detach() - whole).abs())
+        if float(apart.max()) > _SAME * float(whole.abs().max()):
+            raise FingerprintError(f"Part of the image goes past {self.at}: cut where no branch leads round.")
+        shared = front & _parameters_behind(past)
+        names, buffers = set(), set()
+        for name, parameter in self.model.named_parameters():
+            if parameter in shared:
+                raise FingerprintError(f"{name} is used on both sides of {self.at}: cut elsewhere.")
+            if parameter in front:
+                names.add(name)
+        for name, module in self.model.named_modules():
+            if module in self._in_front:
+                buffers |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
+        return tuple(features.shape[1:]), frozenset(names | buffers)
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The logits in what a classifier returns: timm's are the tensor itself, transformers' an attribute."""
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise FingerprintError("The model returns no logits of shape (batch, classes): give a classifier.")
+    return logits
+
+
+class _ReachedCut(Exception):
+    """No error: it ends the run at the cut."""
+
+    def __init__(self, output: Any):
+        self.output = output
+
+
+@contextmanager
+def _hook(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _all_at_rest(model: torch.nn.Module) -> Iterator[None]:
+    """In evaluation mode, with gradients for all parameters, and afterwards as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in wanted:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, want in wanted:
+            parameter.requires_grad_(want)
+
+
+def _parameters_behind(output: torch.Tensor) -> set[torch.Tensor]:
+    """The leaves that a tensor was computed from."""
+    leaves, seen, left = set(), set(), [output.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        left.extend(next_node for next_node, _ in node.next_functions)
+    return leaves

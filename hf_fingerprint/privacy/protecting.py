@@ -1,0 +1,178 @@
+"""From a stated leakage to a bottleneck: B trained against an adversary, and the noise that keeps it down.
+
+The owner does all of this with public images before any private one is touched, and hands the result to the holders.
+They can check it by the same functions, with public images of their own.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.privacy.bottleneck import Bottleneck
+from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss
+from hf_fingerprint.privacy.denoising import Denoiser
+from hf_fingerprint.privacy.leakage import reconstruction, seeded, span_of, train_decoder
+from hf_fingerprint.privacy.partition import Partition
+
+
+LEAST, MOST, TRIES = 0.25, 32.0, 5
+HELD_OUT = 0.2
+RATE, BATCH, WEIGHT = 2e-3, 32, 0.5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a target was met with, measured on public images that the adversary didn't train on.
+
+    Attributes:
+        target_ssim (`float`): what was asked.
+        sigma (`float`): the noise chosen, in units of a sent number's deviation.
+        reconstruction ([`Reconstruction`]): the adversary's drawings at that noise.
+        bits_per_image (`float`): the proven bound at that noise.
+    """
+
+    target_ssim: float
+    sigma: float
+    reconstruction: Reconstruction
+    bits_per_image: float
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON knows it."""
+        return asdict(self)
+
+
+def calibrate(
+    bottleneck: Bottleneck,
+    features: torch.Tensor,
+    images: torch.Tensor,
+    target_ssim: float,
+    steps: int = 200,
+    tries: int = TRIES,
+    on_try: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Sets the smallest noise found at which an adversary's drawings stay under a likeness.
+
+    Narrows the noise's deviation between 0.25 and 32, with a decoder trained anew for each try.
+
+    Args:
+        bottleneck ([`Bottleneck`]): its `sigma` is set.
+        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
+        target_ssim (`float`): the structural similarity allowed, above 0 and below 1.
+        steps (`int`, *optional*, defaults to 200): of each decoder's training.
+        tries (`int`, *optional*, defaults to 5): how many.
+        on_try (callable, *optional*): called with the number of each try, from 1.
+
+    Raises:
+        [`FingerprintError`]: if the target is none, or even the most noise doesn't meet it.
+    """
+    if not 0 < target_ssim < 1:
+        raise FingerprintError(f"A target of SSIM {target_ssim} can't be met: choose one above 0 and below 1.")
+    apart = max(1, round(len(images) * HELD_OUT))
+
+    def leak(sigma: float) -> Reconstruction:
+        bottleneck.sigma = sigma
+        decoder = train_decoder(bottleneck.send, features[apart:], images[apart:], steps)
+        with seeded(1), torch.no_grad():
+            sent = bottleneck.send(features[:apart])
+        return reconstruction(decoder, sent, images[:apart])
+
+    low: tuple[float, float | None] = (LEAST, None)
+    high: tuple[float, float | None] = (MOST, None)
+    met: tuple[float, Reconstruction] | None = None
+    for attempt in range(tries):
+        sigma = _between(low, high, target_ssim)
+        found = leak(sigma)
+        if found.ssim <= target_ssim:
+            high, met = (sigma, found.ssim), (sigma, found)
+        else:
+            low = sigma, found.ssim
+        if on_try is not None:
+            on_try(attempt + 1)
+    if met is None:
+        met = MOST, leak(MOST)
+        if met[1].ssim > target_ssim:
+            raise FingerprintError(
+                f"Noise of {MOST:.3g} still lets SSIM {met[1].ssim:.3f} through, above {target_ssim}: the images "
+                "are too much alike, so state a higher target."
+            )
+    bottleneck.sigma = met[0]
+    return Calibration(target_ssim, met[0], met[1], bottleneck.bits_per_image)
+
+
+def _between(
+    low: tuple[float, float | None], high: tuple[float, float | None], target: float, spare: float = 0.02
+) -> float:
+    """The next deviation to try: where a straight line in its logarithm meets the target, less a little; the middle as
+    long as only one end was measured."""
+    share = 0.5
+    if low[1] is not None and high[1] is not None:
+        share = (low[1] - (1 - spare) * target) / max(1e-6, low[1] - high[1])
+    return float(low[0] * (high[0] / low[0]) ** min(0.9, max(0.1, share)))
+
+
+def train_against_adversary(
+    partition: Partition,
+    bottleneck: Bottleneck,
+    denoiser: Denoiser,
+    features: torch.Tensor,
+    images: torch.Tensor,
+    steps: int = 200,
+    weight: float = WEIGHT,
+    rate: float = RATE,
+    seed: int = 0,
+    on_step: Callable[[int], None] | None = None,
+) -> Decoder:
+    """Turns B so that its codes serve the task and not a decoder; m and s follow.
+
+    Each step the decoder learns to draw, then B and the denoiser learn to keep what the back makes of the features
+    (its logits, in units of their deviation) while the decoder fails. Noise is as it is set.
+
+    Args:
+        partition ([`Partition`]): its back says what the task needs; no weight of it changes.
+        bottleneck ([`Bottleneck`]): its B is trained.
+        denoiser ([`Denoiser`]): trained for it, and trained on with it.
+        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
+        steps (`int`, *optional*, defaults to 200): of AdamW.
+        weight (`float`, *optional*, defaults to 0.5): of the decoder's failure.
+        rate (`float`, *optional*, defaults to 2e-3): AdamW's learning rate for B; 2e-2 turns it far.
+        seed (`int`, *optional*, defaults to 0): of batches, noise and the decoder's first weights.
+        on_step (callable, *optional*): called with the number of each finished step, from 1.
+
+    Returns:
+        [`Decoder`]: the adversary, as it ended.
+    """
+    partition.model.eval()
+    span = span_of(images)
+    axes = [i for i in range(features.dim()) if i != (1 if features.dim() == 4 else features.dim() - 1)]
+    deviation = features.std(axes, keepdim=True).clamp_min(1e-6)
+    squeeze, denoising = bottleneck.squeeze.requires_grad_(True), [*denoiser.requires_grad_(True).train().parameters()]
+    with seeded(seed), torch.enable_grad():
+        decoder = Decoder(bottleneck.code_shape, partition.size).to(features.device)
+        ours = torch.optim.AdamW([{"params": [squeeze], "lr": rate}, {"params": denoising}], RATE)
+        theirs = torch.optim.AdamW(decoder.parameters(), RATE)
+        for step in range(steps):
+            pick = torch.randint(len(images), (BATCH,))
+            right = features[pick]
+            with torch.no_grad():
+                bottleneck.normalise(right)
+                wanted = partition.back(right)
+            code = bottleneck.send(right)
+            theirs.zero_grad()
+            drawing_loss(decoder(code.detach()), images[pick], span).mean().backward()
+            theirs.step()
+            guess = denoiser(code)
+            kept = (partition.back(guess) - wanted).square().mean() / wanted.var().clamp_min(1e-6)
+            like = ((guess - right) / deviation).square().mean()
+            drawn = drawing_loss(decoder(code), images[pick], span).mean()
+            ours.zero_grad()
+            torch.autograd.backward(kept + like - weight * drawn, inputs=[squeeze, *denoising])
+            ours.step()
+            if on_step is not None:
+                on_step(step + 1)
+    bottleneck.requires_grad_(False).normalise(features)
+    denoiser.requires_grad_(False).eval()
+    return decoder.eval()

@@ -1,0 +1,31 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "private_training.py"
+
+
+@pytest.mark.slow
+def test_an_owner_and_two_holders_train_in_private_and_the_leaked_copy_is_traced(tmp_path):
+    arguments = ["--out", tmp_path / "out", "--data", "digits", "--images", "400", "--steps", "60"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, SCRIPT, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stdout.split())
+    assert "accused: alice. 3 copies tested" in said
+    before, after = (float(re.search(rf"accuracy {when}: ([\d.]+)%", said)[1]) for when in ("before", "after"))
+    assert after > before
+    ssim = r": PSNR [\d.]+ dB, SSIM ([\d.]+)"
+    clear, hidden = (float(re.search(how + ssim, said)[1]) for how in ("plain split", "partitioned"))
+    assert hidden < 0.75 * clear
+    # 60 steps, two holders, 32 images of 8 x 8 x 8 numbers and 10 logits each, and two headers a step
+    assert f"{60 * 2 * (4 * 32 * (512 + 10) + 144):,} bytes to the owner, {60 * 2 * (4 * 320 + 72):,} back" in said
+    assert re.search(r"membership of the released model: AUC 0\.\d{3}", said)
