@@ -217,7 +217,7 @@ class Issuer:
 
         def settle() -> CopyRecord:
             written.flush()
-            return self.vault.mark_written(record, copy_key, whole)
+            return self.vault.mark_written(record, copy_key, whole, bound=self._questions is not None)
 
         def finish(meanwhile: Meanwhile) -> IssuedCopy:
             with held, ThreadPoolExecutor(1) as pool:

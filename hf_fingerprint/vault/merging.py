@@ -139,6 +139,7 @@ def join(one: Snapshot, other: Snapshot, here: str = "this vault", there: str = 
         bases=_union(one.bases, other.bases, join_bases),
         questions=_union(one.questions, other.questions, join_questions),
         copies=_union(one.copies, other.copies, join_copies),
+        bound=_union(one.bound, other.bound, min),
         publications=_union(one.publications, other.publications, join_publications),
         issuers=_union(one.issuers, other.issuers, min),
     )
@@ -176,6 +177,8 @@ def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, whe
         if record.copy_id in begun:
             _check_begun(connection, record, where)
         connection.execute(_UPDATE_COPY, (*astuple(record)[1:], record.copy_id))
+    for row in joined.bound.values():
+        connection.execute("INSERT OR IGNORE INTO bound VALUES (?)", row)
     published = [row for key, row in joined.publications.items() if mine.publications.get(key) != row]
     for row in published:
         connection.execute("DELETE FROM publications WHERE copy_id = ?", (row.copy_id,))

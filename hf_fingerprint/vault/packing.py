@@ -1,7 +1,7 @@
 """A vault as it leaves its folder: a snapshot of what all its issuers share, and that snapshot encrypted.
 
-A snapshot holds the bases with their secrets and questions, the records of copies that were written, where these were
-published, and the issuers. What belongs to one machine stays there:
+A snapshot holds the bases with their secrets and questions, the records of copies that were written, which of these
+answer the questions, where they were published, and the issuers. What belongs to one machine stays there:
 
 * which files were hashed, and the bundles: shortcuts, made anew where they are needed;
 * the keys of copies in training: another issuer could read that recipient's codeword;
@@ -38,6 +38,7 @@ from hf_fingerprint.vault.store import Vault
 BaseRow = tuple[str, str, str, bytes, bytes, str]
 QuestionsRow = tuple[str, bytes, str]
 UNASKED = "2"  # the format that had no questions
+_SINCE_QUESTIONS = ("questions", "bound")
 _WRITTEN = "state != 'begun'"
 _SHARED = f"copy_id IN (SELECT copy_id FROM copies WHERE {_WRITTEN})"
 
@@ -65,6 +66,7 @@ class Snapshot:
         publications (`dict[str, PublicationRow]`): where these were published.
         issuers (`dict[str, str]`): the issuers' names by public key; the removed ones have none.
         questions (`dict[str, tuple]`): rows of table `questions`.
+        bound (`dict[str, tuple]`): rows of table `bound`, of these copies.
     """
 
     public_key: str
@@ -73,6 +75,7 @@ class Snapshot:
     publications: Mapping[str, PublicationRow] = field(repr=False)
     issuers: Mapping[str, str]
     questions: Mapping[str, QuestionsRow] = field(default_factory=dict, repr=False)
+    bound: Mapping[str, tuple[str]] = field(default_factory=dict, repr=False)
 
 
 def take_snapshot(vault: Vault) -> Snapshot:
@@ -83,7 +86,8 @@ def take_snapshot(vault: Vault) -> Snapshot:
 
 
 def read_snapshot(connection: sqlite3.Connection, asked: bool = True) -> Snapshot:
-    """The same from an open database, in the caller's transaction; not `asked` if it has no table of questions."""
+    """The same from an open database, in the caller's transaction; not `asked` if it is of the format without
+    questions."""
 
     def rows(statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
@@ -96,6 +100,7 @@ def read_snapshot(connection: sqlite3.Connection, asked: bool = True) -> Snapsho
         public_key=dict(rows("SELECT key, value FROM meta")).get("public_key", ""),
         bases={row[0]: row for row in bases},
         questions={row[0]: row for row in rows("SELECT base_id, content, seal FROM questions")} if asked else {},
+        bound={row[0]: row for row in rows(f"SELECT copy_id FROM bound WHERE {_SHARED}")} if asked else {},
         copies={record.copy_id: record for record in copies},
         publications={row.copy_id: row for row in published},
         issuers=dict(rows("SELECT public_key, name FROM issuers")),
@@ -116,6 +121,7 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
         insert_rows(connection, "bases", snapshot.bases.values())
         insert_rows(connection, "questions", snapshot.questions.values())
         insert_rows(connection, "copies", [astuple(record) for record in snapshot.copies.values()])
+        insert_rows(connection, "bound", snapshot.bound.values())
         insert_rows(connection, "publications", snapshot.publications.values())
         insert_rows(connection, "issuers", snapshot.issuers.items())
         connection.commit()
@@ -161,7 +167,7 @@ def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
 
 def _read_checked(connection: sqlite3.Connection, where: str) -> Snapshot:
     schema, own = _schema(connection), _own_schema()
-    earlier = frozenset(each for each in own if "questions" not in each[2])
+    earlier = frozenset(each for each in own if each[2] not in _SINCE_QUESTIONS)
     has_meta = any(table in schema for table in own if table[1] == "meta")
     found = dict(connection.execute("SELECT key, value FROM meta")).get("format") if has_meta else None
     asked = found != UNASKED

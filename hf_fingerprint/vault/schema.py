@@ -65,6 +65,9 @@ CREATE TABLE questions (         -- what a base's copies are asked, and how they
     content BLOB NOT NULL,       -- safetensors
     seal TEXT NOT NULL           -- HMAC-SHA256 of the base's id and the content under a key from the secret
 ) WITHOUT ROWID;
+CREATE TABLE bound (             -- copies that were made to answer the questions: none that is older than these
+    copy_id TEXT PRIMARY KEY REFERENCES copies
+) WITHOUT ROWID;
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"

@@ -34,6 +34,7 @@ from hf_fingerprint.vault.sealing import (
     seal,
     seal_bundle,
 )
+from hf_fingerprint.vault.transactions import transaction
 
 
 BUNDLE_FROM = 64
@@ -212,17 +213,19 @@ class Vault(Database):
         return record, copy_key
 
     def mark_written(
-        self, record: CopyRecord, copy_key: bytes, content_hash: str, out: Path | None = None
+        self, record: CopyRecord, copy_key: bytes, content_hash: str, out: Path | None = None, bound: bool = False
     ) -> CopyRecord:
-        """Records that a copy is complete on the disk (in `out`, if that wasn't known before), and commits to it.
-        Returns the record as it is now."""
+        """Records that a copy is complete on the disk (in `out`, if that wasn't known before), and commits to it;
+        `bound` tells that it was made to answer its base's questions. Returns the record as it is now."""
         promise, place = commitment(copy_key, record.recipient, content_hash), str(out or record.out)
-        with self.connect() as connection:
+        with self.connect() as connection, transaction(connection):
             changed = connection.execute(
                 "UPDATE copies SET state = 'written', content_hash = ?, commitment = ?, out = ?"
                 " WHERE copy_id = ? AND sealed = ?",
                 (content_hash, promise, place, record.copy_id, record.sealed),
             ).rowcount
+            if changed == 1 and bound:
+                connection.execute("INSERT OR IGNORE INTO bound VALUES (?)", (record.copy_id,))
         if changed != 1:
             raise VaultError(
                 f"The record of copy {record.copy_id} changed while it was written: run the command again."
@@ -247,6 +250,12 @@ class Vault(Database):
                 (base_id, recipient),
             ).fetchall()
         return [copy_from_row(row) for row in rows]
+
+    def bound(self, base_id: str) -> set[str]:
+        """The ids of a base's copies that were made to answer its questions."""
+        statement = "SELECT copy_id FROM bound WHERE copy_id IN (SELECT copy_id FROM copies WHERE base_id = ?)"
+        with self.connect() as connection:
+            return {copy_id for (copy_id,) in connection.execute(statement, (base_id,))}
 
     def copy_keys(self, records: Sequence[CopyRecord]) -> list[bytes]:
         """The copy keys of records of one base, in their order; the vault must be unlocked.

@@ -525,11 +525,11 @@ def test_a_copy_is_recorded_as_written_once_its_bytes_and_names_are_on_the_disk(
         synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
         fsync(descriptor)
 
-    def checking(vault, record, copy_key, whole):
+    def checking(vault, record, copy_key, whole, **more):
         (partial,) = tmp_path.iterdir()
         assert {path for path in partial.rglob("*") if path.is_file()} <= set(synced)
         assert {partial, partial / "labels"} <= set(synced), "the folders were not synced, so a name may get lost"
-        return mark_written(vault, record, copy_key, whole)
+        return mark_written(vault, record, copy_key, whole, **more)
 
     monkeypatch.setattr(os, "fsync", noting)
     monkeypatch.setattr(Vault, "mark_written", checking)

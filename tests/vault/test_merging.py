@@ -52,6 +52,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 files, created = draw(st.sampled_from(["{}", '{"a": 1}'])), draw(st.sampled_from(["2025", "2027"]))
                 row = row._replace(state="begun", revision=None, files=files, created=created)
             published[record.copy_id] = row._replace(account=draw(st.sampled_from([None, "a", "b"])))
+    bound = draw(st.sets(st.sampled_from(sorted(copies)))) if copies else set()
     needed = {record.base_id for record in copies.values()}
     others = draw(st.sets(st.sampled_from(["base 0", "base 1", "base 2"])))
     return Snapshot(
@@ -59,6 +60,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         bases={base_id: base_row(base_id) for base_id in sorted(needed | others)},
         copies=copies,
         publications=published,
+        bound={copy_id: (copy_id,) for copy_id in bound},
         issuers=draw(st.dictionaries(st.sampled_from(["age1a", "age1b"]), st.sampled_from(["", "ci", "runner"]))),
     )
 
@@ -77,7 +79,7 @@ def test_neither_the_order_of_merging_nor_merging_again_makes_a_difference(one, 
 def test_nothing_is_lost_and_nothing_made_up(one, two):
     both = join(one, two)
 
-    for name in ("bases", "copies", "publications", "issuers"):
+    for name in ("bases", "copies", "bound", "publications", "issuers"):
         assert getattr(both, name).keys() == getattr(one, name).keys() | getattr(two, name).keys()
     for copy_id, record in both.copies.items():
         sources = [known.copies[copy_id] for known in (one, two) if copy_id in known.copies]
@@ -359,6 +361,24 @@ def test_a_copy_begun_here_and_finished_in_a_copy_of_the_folder_moves_forward(pa
     one.unlock(PASSPHRASE)
     assert one.copies() == [done]
     assert one.copy_key(done) == key
+
+
+def test_which_copies_answer_the_questions_is_merged_with_their_records(pair, tmp_path):
+    one, two = pair
+    base = two.bases()[0]
+    begun, begun_key = one.begin_copy(base, "begun here", "/out")
+    clone = Vault(shutil.copytree(one.folder, tmp_path / "clone"))
+    done = clone.mark_written(begun, begun_key, WHOLE, bound=True)
+    merge(two, take_snapshot(clone))
+    plain, bound = (two.begin_copy(base, name, "/out") for name in ("plain", "bound"))
+    two.mark_written(*plain, WHOLE)
+    two.mark_written(*bound, WHOLE, bound=True)
+
+    for _ in range(2):
+        merge(one, take_snapshot(two))
+        assert one.bound(base.base_id) == {done.copy_id, bound[0].copy_id}
+        assert {record.recipient for record in one.copies()} == {"begun here", "plain", "bound"}
+    assert one.bound("another base") == set()
 
 
 def test_but_never_under_a_training_that_goes_on_with_another_key(pair, tmp_path):

@@ -29,6 +29,7 @@ from hf_fingerprint.vault.sealing import Opener, new_identity, seal, seal_bundle
 
 
 WHOLE = "f0" * 32
+FORMAT_2 = ("DROP TABLE bound", "DROP TABLE questions", "UPDATE meta SET value = '2' WHERE key = 'format'")
 refusal = partial(refused, error=VaultError)
 
 
@@ -117,6 +118,7 @@ class TestAPack:
             "verified": 0,
             "bundles": 0,
             "questions": 0,
+            "bound": 0,
             "training": 0,
             "publications": 1,
             "issuers": 1,
@@ -219,6 +221,33 @@ class TestAStrangersPack:
         packed = pack_snapshot(replace(snapshot, bases=forged))
 
         assert "org/keys" in refusal(open_pack, packed, opener, "org/keys")
+
+
+class TestAPackOfFormat2:
+    """As an issuer who has not upgraded yet pushed it: it has no questions."""
+
+    def test_opens_and_has_all_but_questions(self, vault, opener):
+        packed = packed_database(vault, opener, *FORMAT_2)
+
+        assert open_pack(packed, opener, "org/keys") == take_snapshot(vault)
+
+    def test_with_tables_of_its_own_is_refused(self, vault, opener):
+        for statements in (FORMAT_2[1:], (*FORMAT_2, "CREATE TABLE more (x)"), (*FORMAT_2, "DROP TABLE issuers")):
+            packed = packed_database(vault, opener, *statements)
+
+            assert "no whole vault" in refusal(open_pack, packed, opener, "org/keys")
+
+    def test_takes_no_questions_from_a_vault_that_has_some(self, vault, opener):
+        packed = packed_database(vault, opener, *FORMAT_2)
+        (base,), (copy, *_) = vault.bases(), vault.copies()
+        vault.add_questions(base, b"which?")
+        with vault.connect() as connection:
+            connection.execute("INSERT INTO bound VALUES (?)", (copy.copy_id,))
+
+        merge(vault, open_pack(packed, opener, "org/keys"))
+
+        assert vault.questions(base) == b"which?"
+        assert vault.bound(base.base_id) == {copy.copy_id}
 
 
 class TestAnIssuer:

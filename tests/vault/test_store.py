@@ -422,6 +422,17 @@ def test_a_copy_whose_record_was_given_another_key_meanwhile_is_not_marked_writt
     assert vault.copy_key(vault.copies(recipient="bob")[0]) == key
 
 
+def test_which_copies_answer_the_questions_is_recorded_as_they_are_written(mine):
+    vault = mine.open()
+    for name, bound in (("bob", True), ("carol", False)):
+        vault.mark_written(*vault.begin_copy(BASE, name, Path("/out")), WHOLE, bound=bound)
+    slow, forgotten_key = vault.begin_copy(BASE, "dora", Path("/out"))
+    vault.begin_copy(BASE, "dora", Path("/out"), again=slow)
+    refusal(lambda: vault.mark_written(slow, forgotten_key, WHOLE, bound=True))
+
+    assert vault.bound(BASE.base_id) == {record.copy_id for record in vault.copies(recipient="bob")}
+
+
 def test_a_copy_whose_record_is_gone_is_not_marked_in_silence(mine):
     vault = mine.open()
     record, key = vault.begin_copy(BASE, "bob", Path("/out"))

@@ -92,6 +92,7 @@ def test_no_row_is_lost_or_moved(old):
         "publications": [],
         "issuers": [],
         "questions": [],
+        "bound": [],
     }
 
 
@@ -155,7 +156,7 @@ def test_opening_again_changes_nothing(old):
     assert rows(old) == before
 
 
-STATEMENTS = 14  # from the first to COMMIT
+STATEMENTS = 15  # from the first to COMMIT
 
 
 class Stopping:
@@ -226,14 +227,14 @@ def test_a_damaged_old_vault_is_refused_and_left_as_it_is(old):
 def test_a_vault_of_format_2_is_given_questions_and_loses_nothing(old):
     Vault(old)  # of format 3 now
     connection = sqlite3.connect(old / "vault.db")
-    connection.executescript("DROP TABLE questions; UPDATE meta SET value = '2' WHERE key = 'format';")
+    connection.executescript("DROP TABLE questions; DROP TABLE bound; UPDATE meta SET value = '2' WHERE key = 'format';")
     connection.close()
     before = rows(old)
 
     vault = Vault(old)
 
     after = rows(old)
-    assert after.pop("questions") == []
+    assert after.pop("questions") == after.pop("bound") == []
     assert after.pop("meta") == [(key, "3" if key == "format" else value) for key, value in before.pop("meta")]
     assert after == before
     (base,) = vault.bases()
