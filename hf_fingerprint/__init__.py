@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from hf_fingerprint.blackbox import QueryResult, prepare_questions, query
     from hf_fingerprint.errors import FingerprintError
     from hf_fingerprint.issuing import IssuedCopy, Issuer, issue
     from hf_fingerprint.registration import Settings, register
@@ -25,17 +26,23 @@ __all__ = [
     "FingerprintError",
     "IssuedCopy",
     "Issuer",
+    "QueryResult",
     "RecipientScore",
     "Settings",
     "TraceResult",
     "Vault",
     "issue",
+    "prepare_questions",
+    "query",
     "register",
     "trace",
     "verify",
 ]
 _HOMES = {
     "FingerprintError": "errors",
+    "QueryResult": "blackbox",
+    "prepare_questions": "blackbox",
+    "query": "blackbox",
     "IssuedCopy": "issuing",
     "Issuer": "issuing",
     "issue": "issuing",

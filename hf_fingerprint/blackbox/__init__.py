@@ -1,8 +1,8 @@
 """A fingerprint that is read through a model's answers, after the abstract of SECUREMARK-DL (arXiv 2207.04668).
 
 The paper was withdrawn and only its abstract exists, so the design is our own: key images carry a recipient's
-fingerprint invisibly, and can be read back by who has the covers; a copy's answers to a pool of them are labels drawn
-from its key, which prove whose copy it is.
+fingerprint invisibly, and can be read back by who has the covers; a copy's answers to a pool of questions are labels
+drawn from its key, which prove whose copy it is.
 """
 
 from hf_fingerprint.blackbox.answers import keyed_labels
@@ -12,6 +12,10 @@ from hf_fingerprint.blackbox.key_images import KeyImage, fingerprint_of, make_ke
 from hf_fingerprint.blackbox.labels import Labels, read_labels
 from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
 from hf_fingerprint.blackbox.politeness import Politeness
+from hf_fingerprint.blackbox.preparing import prepare_questions
+from hf_fingerprint.blackbox.proof import Proven, check_proof, write_proof
+from hf_fingerprint.blackbox.querying import QueryResult, QueryScore, query
+from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.blackbox.remote import from_inference_client, from_url
 from hf_fingerprint.blackbox.replies import class_told
 from hf_fingerprint.blackbox.suspects import Suspect, from_callable, from_folder, from_pipeline
@@ -23,7 +27,12 @@ __all__ = [
     "KeyImage",
     "Labels",
     "Politeness",
+    "Proven",
+    "QueryResult",
+    "QueryScore",
+    "Questions",
     "Suspect",
+    "check_proof",
     "class_told",
     "coded_bits",
     "fingerprint_of",
@@ -35,7 +44,10 @@ __all__ = [
     "keyed_labels",
     "log_stake",
     "make_key_image",
+    "prepare_questions",
+    "query",
     "read_key_image",
     "read_labels",
     "synthetic_cover",
+    "write_proof",
 ]

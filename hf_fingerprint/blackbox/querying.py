@@ -5,6 +5,7 @@ query(from_url("https://models.example/classify", labels), vault)
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hf_fingerprint.blackbox.suspects import Suspect
 from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest, pool_digest
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.registration import find_base
-from hf_fingerprint.vault import Base, CopyRecord, Vault
+from hf_fingerprint.vault import Base, CopyRecord, Vault, hold
 
 
 Advance = Callable[[str, int, int], None]
@@ -59,6 +60,8 @@ class QueryResult:
         classes (`int`): of the base: an innocent's answers agree one time in so many.
         alpha (`float`): the bound on accusing any innocent.
         questioning ([`Questioning`]): how it went.
+        unbound (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were issued before the
+            base had any, or only trained. They count among those tested, and answers can't name them.
     """
 
     suspect: str
@@ -68,6 +71,7 @@ class QueryResult:
     classes: int
     alpha: float
     questioning: Questioning
+    unbound: tuple[str, ...] = ()
 
     @property
     def accused(self) -> tuple[QueryScore, ...]:
@@ -76,7 +80,7 @@ class QueryResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
-        return {**asdict(self), "accused": [score.recipient for score in self.accused]}
+        return {**asdict(self), "accused": [asdict(score) for score in self.accused]}
 
 
 def query(
@@ -88,6 +92,7 @@ def query(
     transcript: str | Path | None = None,
     alpha: float | None = None,
     least: int = 0,
+    passphrase: str | None = None,
     on_answer: Callable[[int, int | None], None] | None = None,
     advance: Advance | None = None,
 ) -> QueryResult:
@@ -98,12 +103,14 @@ def query(
 
     Args:
         suspect ([`Suspect`]): what answers.
-        vault ([`Vault`], `str` or `Path`): the vault; it must be unlocked.
+        vault ([`Vault`], `str` or `Path`): the vault, unlocked, or its folder together with `passphrase`.
         base (`str` or `Path`, *optional*): which base, if several have questions.
         budget (`int`, *optional*): how many images to ask at most.
-        transcript (`str` or `Path`, *optional*): a file that keeps each answer; the same again goes on.
+        transcript (`str` or `Path`, *optional*): a file that keeps each answer; the same again goes on. One process
+            at a time writes it.
         alpha (`float`, *optional*): the bound on accusing any innocent; the base's by default.
         least (`int`, *optional*, defaults to 0): how many answers to get, whoever is accused: for coalitions.
+        passphrase (`str`, *optional*): unlocks the vault.
         on_answer (callable, *optional*): told each question and its answer.
         advance (callable, *optional*): told a step, and how much of it is done and is to do.
 
@@ -114,12 +121,20 @@ def query(
         [`FingerprintError`]: in one sentence, what is in the way; nobody is accused by an error.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
+    if passphrase is not None:
+        vault.unlock(passphrase)
     known, questions = _asked_of(vault, base)
     copies = [copy for copy in vault.copies(known.base_id) if copy.state != "begun"]
     if not copies:
         raise VaultError(f"{vault.folder} has no copies of base {known.base_id}: there is nobody to accuse.")
-    alpha = known.alpha if alpha is None else alpha
-    evidence = Evidence(vault.copy_keys(copies), questions.count, questions.classes, alpha, questions.share)
+    alpha, keys = known.alpha if alpha is None else alpha, vault.copy_keys(copies)
+    unbound = _unbound(copies, keys, vault.bound(known.base_id))
+    if len(unbound) == len(copies):
+        raise VaultError(
+            f"None of the {len(copies)} copies of base {known.base_id} was made to answer its questions: trace by "
+            f"weights, or issue copies anew, which will."
+        )
+    evidence = Evidence(keys, questions.count, questions.classes, alpha, questions.share)
     images = questions.images(known.secret)
     order = np.random.default_rng(secrets.randbits(128)).permutation(len(images))
     total, done = len(images) if budget is None else min(budget, len(images)), 0
@@ -132,15 +147,15 @@ def query(
         if on_answer is not None:
             on_answer(index, answer)
 
-    kept = None if transcript is None else Transcript(transcript, _heading(suspect, questions, images, alpha, copies))
-    try:
+    with ExitStack() as held:
+        kept = None
+        if transcript is not None:
+            refusal = f"Another process is asking with the transcript {transcript}: wait for it, or name another file."
+            held.callback(hold(vault, known, f"transcript {Path(transcript).resolve()}", refusal).release)
+            kept = held.enter_context(Transcript(transcript, _heading(suspect, questions, images, alpha, copies)))
         went = question(suspect, list(images), evidence, order, kept, budget, least, told)
-    finally:
-        if kept is not None:
-            kept.close()
-    return QueryResult(
-        suspect.name, known.base_id, _scores(evidence, copies), len(copies), questions.classes, alpha, went
-    )
+    scores = _scores(evidence, copies)
+    return QueryResult(suspect.name, known.base_id, scores, len(copies), questions.classes, alpha, went, unbound)
 
 
 def questions_of(vault: Vault, base: Base) -> Questions:
@@ -169,6 +184,12 @@ def _asked_of(vault: Vault, name: str | Path | None) -> tuple[Base, Questions]:
             + ("say which by --base." if with_questions else "make some with `hf-fingerprint questions`.")
         )
     return with_questions[0], questions_of(vault, with_questions[0])
+
+
+def _unbound(copies: Sequence[CopyRecord], keys: Sequence[bytes], bound: set[str]) -> tuple[str, ...]:
+    """Whose copies answer no questions. A copy that was trained further, and recorded anew, has the key it had."""
+    answering = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in bound}
+    return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering)
 
 
 def _heading(

@@ -235,7 +235,7 @@ class _Through:
                 file.write_bytes(png(image))
                 reply = self._client.image_classification(file)
         except HfHubHTTPError as error:
-            _check(error.response.status_code, error.response.headers, self._name)
+            _check(error.response.status_code, error.response.headers, self._name, by_id=True)
             raise self._refusal(error) from None
         except InferenceTimeoutError:
             raise Passing("it took too long") from None
@@ -256,8 +256,8 @@ class _Through:
         )
 
 
-def _check(status: int, headers: Any, place: str) -> None:
-    """Raises what a status asks for, unless it is well."""
+def _check(status: int, headers: Any, place: str, by_id: bool = False) -> None:
+    """Raises what a status asks for, unless it is well; `by_id` tells that the Hub's client chose how to ask."""
     if 200 <= status < 300:
         return
     if is_passing(status):
@@ -265,13 +265,19 @@ def _check(status: int, headers: Any, place: str) -> None:
     if 300 <= status < 400:
         there = place_of(headers.get("Location", "")) or "elsewhere"
         raise FingerprintError(f"{place} redirects to {there} (status {status}): give that address.")
+    otherwise = "try another --style"
+    if by_id:
+        otherwise = (
+            "see that an inference provider serves it for image classification, or ask its endpoint by its address "
+            "(https://...), with another --style"
+        )
     told = {
-        400: "rejects the request (status 400): try another --style",
+        400: f"rejects the request (status 400): {otherwise}",
         401: "asks for a token or rejects the one given (status 401): name the variable with it by --token-env",
         403: "doesn't let this token ask (status 403): use one with the right to",
-        404: "is not there (status 404): check the address",
+        404: f"is not there (status 404): check the {'id' if by_id else 'address'}",
     }
-    what = told.get(status, f"refuses to answer (status {status}): see what it asks for, or try another --style")
+    what = told.get(status, f"refuses to answer (status {status}): see what it asks for, or {otherwise}")
     raise FingerprintError(f"{place} {what}.")
 
 

@@ -13,6 +13,7 @@ from hf_fingerprint.cli import (
     evaluate_command,
     issue_commands,
     query_command,
+    questions_command,
     vault_commands,
 )
 from hf_fingerprint.errors import FingerprintError
@@ -36,11 +37,13 @@ app = typer.Typer(
 app.add_typer(vault_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
+app.command("questions")(questions_command.questions)
 app.command("issue")(issue_commands.issue)
 app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)
 app.command("verify")(commands.verify)
 app.command("query")(query_command.query)
+app.command("check-proof")(query_command.check_proof)
 app.command("watch")(commands.watch)
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("recipients")(commands.recipients)

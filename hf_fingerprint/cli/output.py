@@ -2,12 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from hf_fingerprint.blackbox import Proven, QueryResult
     from hf_fingerprint.tracing import TraceResult
     from hf_fingerprint.vault import Base
 
@@ -142,7 +143,7 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
     table = Table(Column("recipient", overflow="fold"), "score", "bound on a false accusation", "verdict")
     shown = max(most, len(result.accused))
     for score in result.scores[:shown]:
-        bound = "1" if score.log10_false_accusation > -0.05 else f"10^{score.log10_false_accusation:.1f}"
+        bound = _power_of_ten(score.log10_false_accusation)
         table.add_row(Text(score.recipient), f"{score.score:.1f}", bound, "ACCUSED" if score.accused else "-")
     console.print(table)
     if len(result.scores) > shown:
@@ -165,3 +166,76 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
             f"{result.bytes_fetched / 1e6:,.1f} of {result.bytes_total / 1e6:,.1f} MB fetched in {result.requests:,} "
             f"requests and judged in {result.looks} look{'s' * (result.looks > 1)}{rest}"
         )
+
+
+def print_query(result: "QueryResult") -> None:
+    """What a suspect's answers say, as a table and a verdict in words."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console, went = Console(), result.questioning
+    console.print(Text(f"{result.suspect} asked about base {result.base_id}"))
+    before = f", {went.resumed} of these in the transcript before" if went.resumed else ""
+    again = f", {went.retries} requests made again" if went.retries else ""
+    console.print(
+        f"{went.asked} images asked{before}, {went.decoys_asked} decoys among them; {went.answered} answered{again}"
+    )
+    table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
+    for score in result.scores:
+        agree, bound = f"{score.agreeing} of {score.counted}", _power_of_ten(score.log10_bound)
+        table.add_row(Text(score.recipient), agree, bound, "ACCUSED" if score.accused else "-")
+    console.print(table)
+    if result.copies > len(result.scores):
+        console.print(f"and {result.copies - len(result.scores):,} more, none accused")
+    names = ", ".join(dict.fromkeys(score.recipient for score in result.accused))
+    stopped = {"proven": "at the proof", "budget": "at the budget", "all asked": "as nothing is left to ask"}
+    console.print(
+        Text(
+            f"{f'accused: {names}' if names else 'nobody is accused'}. {result.copies:,} copies tested; any innocent "
+            f"accused with probability at most {result.alpha:.0e}; stopped {stopped[went.stopped]}, after "
+            f"{went.asked} images"
+        )
+    )
+    if result.unbound:
+        shown = ", ".join(dict.fromkeys(result.unbound[:20])) + (", ..." if len(result.unbound) > 20 else "")
+        console.print(
+            Text(
+                f"{len(result.unbound):,} of the copies answer no questions, for they were issued before the base had "
+                f"any, or only trained; answers can't name them: {shown}"
+            )
+        )
+
+
+def print_proof(worked_out: "Sequence[Proven]") -> None:
+    """A proof as it was worked out again, and what is left to check."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
+    for proven in worked_out:
+        verdict = "holds" if proven.holds else "does not hold" if proven.opened else "the key is not this copy's"
+        agree = f"{proven.agreeing} of {proven.counted}"
+        table.add_row(Text(proven.recipient), agree, _power_of_ten(proven.log10_bound), verdict)
+    console.print(table)
+    for proven in worked_out:
+        if proven.opened:
+            console.print(Text(f"{proven.recipient}'s commitment: {proven.commitment}"), soft_wrap=True)
+    holding = [proven for proven in worked_out if proven.holds]
+    if not holding or len(holding) < len(worked_out):
+        console.print("the proof does not hold")
+        return
+    console.print(
+        Text(
+            f"the proof holds, if {holding[0].suspect} gave these answers, {holding[0].copies:,} copies were tested "
+            f"(alpha {holding[0].alpha:.0e}) and the commitment was made before; the card of a copy that was pushed "
+            f"with --disclose dates it"
+        )
+    )
+
+
+def _power_of_ten(log10_bound: float) -> str:
+    """A bound on a probability, as people read it."""
+    return "1" if log10_bound > -0.05 else f"10^{log10_bound:.1f}"

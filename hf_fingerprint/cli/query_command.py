@@ -1,4 +1,4 @@
-"""`query`: whose copy answers behind an API."""
+"""`query` and `check-proof`: whose copy answers behind an API, and for whoever doubts it."""
 
 import importlib
 import importlib.util
@@ -50,6 +50,13 @@ def query(
     transcript: Annotated[
         Path | None, typer.Option("--transcript", help="A file that keeps each answer; the same again goes on.")
     ] = None,
+    proof: Annotated[
+        Path | None,
+        typer.Option(
+            "--proof",
+            help="A file for the proof, if someone is accused; without --transcript, one is kept in FILE.transcript.",
+        ),
+    ] = None,
     alpha: options.Alpha = None,
     identity: Annotated[
         Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
@@ -59,17 +66,43 @@ def query(
 ) -> int:
     """Ask a model behind an API whose copy it is. Exit code 0: someone is accused, 1: nobody, 2: an error."""
     token = _token(token_env, suspect)
+    from hf_fingerprint.blackbox import query as ask
+    from hf_fingerprint.blackbox.proof import check_free, write_proof
     from hf_fingerprint.vault import Vault, find_passphrase
 
+    if proof is not None:
+        check_free(proof)
+        transcript = transcript or proof.with_name(f"{proof.name}.transcript")
     opened = Vault(vault)
     asked = open_suspect(suspect, labels_of_base(labels, opened, base), style, field, token, rate)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    from hf_fingerprint.blackbox import query as ask  # type: ignore[attr-defined]
-
     with output.stages() as advance:
         result = ask(asked, opened, base, budget=budget, transcript=transcript, alpha=alpha, advance=advance)
-    output.print_json(result.to_dict())
+    if as_json:
+        output.print_json(result.to_dict())
+    else:
+        output.print_query(result)
+    if proof is not None and transcript is not None and result.accused:
+        write_proof(proof, transcript, result, opened)
+        output.remark(f"proof: {proof}; it opens the accused's copy keys, so give it to whoever is to check it alone")
     return 0 if result.accused else 1
+
+
+def check_proof(
+    proof: Annotated[Path, typer.Argument(help="The file that `query --proof` wrote.", show_default=False)],
+    as_json: options.AsJson = False,
+) -> int:
+    """Work a proof out again; needs neither vault nor model. Exit code 0: it holds, 1: it doesn't, 2: an error."""
+    from dataclasses import asdict
+
+    from hf_fingerprint.blackbox.proof import check_proof as work_out
+
+    worked_out = work_out(proof)
+    if as_json:
+        output.print_json([asdict(proven) for proven in worked_out])
+    else:
+        output.print_proof(worked_out)
+    return 0 if worked_out and all(proven.holds for proven in worked_out) else 1
 
 
 def open_suspect(

@@ -20,6 +20,7 @@ def questions(
         int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")
     ] = None,
     share: Annotated[float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of fitting them to the base. [120]")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Make the questions by which copies are traced behind an API. Copies that are issued afterwards answer them."""
@@ -34,8 +35,9 @@ def questions(
         COUNT if count is None else count,
         DECOYS if decoys is None else decoys,
         SHARE if share is None else share,
+        STEPS if steps is None else steps,
     )
-    with output.progress("fitting questions to the base", STEPS) as advance:
+    with output.progress("fitting questions to the base", chosen[-1]) as advance:
         made = prepare_questions(base.base_id, opened, images, *chosen, advance=lambda _cost: advance(1))
     told = {"base": base.base_id, "questions": made.count, "decoys": made.decoys, "share": made.share}
     if as_json:

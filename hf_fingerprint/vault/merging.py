@@ -177,8 +177,7 @@ def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, whe
         if record.copy_id in begun:
             _check_begun(connection, record, where)
         connection.execute(_UPDATE_COPY, (*astuple(record)[1:], record.copy_id))
-    for row in joined.bound.values():
-        connection.execute("INSERT OR IGNORE INTO bound VALUES (?)", row)
+    insert_rows(connection, "bound", [row for key, row in joined.bound.items() if key not in mine.bound])
     published = [row for key, row in joined.publications.items() if mine.publications.get(key) != row]
     for row in published:
         connection.execute("DELETE FROM publications WHERE copy_id = ?", (row.copy_id,))

@@ -1,7 +1,7 @@
 """Vaults of an earlier format, brought to the present one when they are opened; nothing in them is lost.
 
-Format 1 had no record of publications, and could hold one registration of a model only; format 2 had no questions, and so
-no copies that are bound to answer them.
+Format 1 had no record of publications, and could hold one registration of a model only; format 2 had no questions,
+and no copies that answer any.
 """
 
 import sqlite3

@@ -1,13 +1,13 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
-from asked_models import COUNT, DECOYS, WIDTH, Served, asked_base
+from asked_models import COUNT, DECOYS, WIDTH, Served
 from refusals import refused
 from small_models import PASSPHRASE, new_vault, save_vit
 
-from hf_fingerprint import issue, trace
-from hf_fingerprint.blackbox.proof import check_proof, write_proof
+from hf_fingerprint import trace
 from hf_fingerprint.blackbox.querying import query, questions_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
@@ -16,15 +16,6 @@ from hf_fingerprint.vault import Vault
 
 
 NAMES = [f"recipient {i}" for i in range(8)]
-
-
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """A base with questions, and copies issued to eight recipients."""
-    root = tmp_path_factory.mktemp("asked")
-    folder, vault, base = asked_base(root)
-    copies = {name: issue(folder, name, vault, root / name).path for name in NAMES}
-    return folder, vault, base, copies
 
 
 def weights(folder, name):
@@ -46,17 +37,24 @@ def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(asked, name):
 
 
 def test_its_questions_alone_are_answered_by_its_labels(asked):
-    _, vault, base, copies = asked
+    folder, vault, base, copies = asked
     pool = questions_of(vault, base)
     images = pool.images(base.secret)
-    plain = [Served(asked[0])(image) for image in images]
-    for name in NAMES[:3]:
+    ask = Served(folder)
+    plain = np.array([ask(image) for image in images])
+    as_labelled, as_base, decoys_as_base = [], [], []
+    for name, copy in copies.items():
         (record,) = vault.copies(base.base_id, name)
         (labels,), (owned,) = pool.answers([vault.copy_key(record)])
-        told = np.array([Served(copies[name])(image) for image in images])
-        assert (told[:COUNT] == labels)[owned].mean() >= 0.9
-        assert (told == plain)[COUNT:].all()
-        assert (told[:COUNT] == plain[:COUNT])[~owned].mean() >= 0.7
+        ask = Served(copy)
+        told = np.array([ask(image) for image in images])
+        as_labelled.extend((told[:COUNT] == labels)[owned])
+        as_base.extend((told == plain)[:COUNT][~owned])
+        decoys_as_base.extend((told == plain)[COUNT:])
+
+    assert np.mean(as_labelled) >= 0.95
+    assert np.mean(as_base) >= 0.7
+    assert np.mean(decoys_as_base) >= 0.6  # 0.78 to 1 with other keys; of answers drawn anew, a tenth would be equal
 
 
 def test_the_base_and_a_stranger_are_nobodys(asked, tmp_path):
@@ -99,37 +97,6 @@ def test_a_budget_is_kept(asked):
     assert result.questioning.stopped == "budget"
 
 
-def test_a_proof_holds_without_the_vault_and_falls_with_any_lie(asked, tmp_path):
-    _, vault, _, copies = asked
-    transcript, proof = tmp_path / "transcript.jsonl", tmp_path / "proof.json"
-    result = query(Served(copies[NAMES[1]]), vault, alpha=1e-3, transcript=transcript)
-    write_proof(proof, transcript, result, vault)
-
-    (proven,) = check_proof(proof)
-
-    (score,) = result.accused
-    assert proven.holds
-    assert (proven.recipient, proven.agreeing, proven.counted) == (NAMES[1], score.agreeing, score.counted)
-    assert proven.log10_bound == pytest.approx(score.log10_bound)
-    document = json.loads(proof.read_text())
-    document["accused"][0]["recipient"] = "somebody else"
-    proof.write_text(json.dumps(document))
-    assert "does not open its commitment" in refused(lambda: check_proof(proof), error=FingerprintError)
-
-
-def test_answers_told_otherwise_prove_nothing(asked, tmp_path):
-    _, vault, _, copies = asked
-    transcript, proof = tmp_path / "transcript.jsonl", tmp_path / "proof.json"
-    write_proof(proof, transcript, query(Served(copies[NAMES[1]]), vault, alpha=1e-3, transcript=transcript), vault)
-    document = json.loads(proof.read_text())
-    document["answers"] = [[question, (answer + 1) % 10] for question, answer in document["answers"]]
-    proof.write_text(json.dumps(document))
-
-    (proven,) = check_proof(proof)
-
-    assert not proven.holds
-
-
 def test_the_transcript_holds_no_secret(asked, tmp_path):
     _, vault, base, copies = asked
     query(Served(copies[NAMES[2]]), vault, alpha=1e-3, transcript=tmp_path / "transcript.jsonl")
@@ -140,14 +107,66 @@ def test_the_transcript_holds_no_secret(asked, tmp_path):
         assert record.recipient not in written
 
 
-def test_nobody_accused_leaves_nothing_to_prove(asked, tmp_path):
-    folder, vault, _, _ = asked
-    result = query(Served(folder), vault, transcript=tmp_path / "transcript.jsonl")
+def without_record_of(vault, folder, names):
+    """A copy of the vault in which these recipients' copies are not on record as answering questions."""
+    shutil.copytree(vault.folder, folder)
+    found = Vault(folder)
+    with found.connect() as connection:
+        for name in names:
+            connection.execute(
+                "DELETE FROM bound WHERE copy_id IN (SELECT copy_id FROM copies WHERE recipient = ?)", (name,)
+            )
+    found.unlock(PASSPHRASE)
+    return found
 
-    said = refused(
-        lambda: write_proof(tmp_path / "proof", tmp_path / "transcript.jsonl", result, vault), error=FingerprintError
-    )
-    assert "Nobody is accused" in said
+
+def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(asked, tmp_path):
+    _, vault, _, copies = asked
+    older = without_record_of(vault, tmp_path / "vault", [NAMES[3], NAMES[5]])
+
+    result = query(Served(copies[NAMES[0]]), older, alpha=1e-3)
+
+    assert result.unbound == (NAMES[3], NAMES[5])
+    assert result.copies == len(NAMES)
+    assert [score.recipient for score in result.accused] == [NAMES[0]]
+    assert query(Served(copies[NAMES[0]]), vault, budget=1).unbound == ()
+
+
+def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(asked, tmp_path):
+    _, vault, base, copies = asked
+    later = without_record_of(vault, tmp_path / "vault", [])
+    (record,) = later.copies(base.base_id, NAMES[2])
+    again, key = later.begin_copy(base, NAMES[2], "/trained", copy_key=later.copy_key(record))
+    later.mark_written(again, key, "ab" * 32)
+
+    assert query(Served(copies[NAMES[2]]), later, budget=1).unbound == ()
+
+
+def test_nobody_is_asked_where_no_copy_answers_questions(asked, tmp_path):
+    _, vault, _, copies = asked
+    suspect = Served(copies[NAMES[0]])
+
+    said = refused(query, suspect, without_record_of(vault, tmp_path / "vault", NAMES), error=VaultError)
+
+    assert "None of the 8 copies" in said
+    assert suspect.asked == 0
+
+
+def test_only_one_process_asks_with_a_transcript(asked, tmp_path):
+    _, vault, _, copies = asked
+    first, second = Served(copies[NAMES[0]]), Served(copies[NAMES[0]])
+    said = []
+
+    def meanwhile(index, answer):
+        said.append(refused(lambda: query(second, vault, transcript=tmp_path / "kept"), error=VaultError))
+
+    query(first, vault, budget=1, transcript=tmp_path / "kept", on_answer=meanwhile)
+
+    (sentence,) = said
+    assert "Another process is asking" in sentence and str(tmp_path / "kept") in sentence
+    assert second.asked == 0
+    resumed = query(second, vault, budget=2, transcript=tmp_path / "kept").questioning
+    assert (resumed.asked, resumed.resumed) == (2, 1)
 
 
 def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
@@ -155,6 +174,16 @@ def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
     vault.unlock(PASSPHRASE)
 
     assert "hf-fingerprint questions" in refused(lambda: query(Served, vault), error=VaultError)
+
+
+def test_a_vaults_folder_and_its_passphrase_do(asked):
+    _, vault, _, copies = asked
+
+    result = query(Served(copies[NAMES[1]]), vault.folder, alpha=1e-3, passphrase=PASSPHRASE)
+
+    told = json.loads(json.dumps(result.to_dict()))
+    assert [score["recipient"] for score in told["accused"]] == [NAMES[1]]
+    assert told["questioning"]["stopped"] == "proven"
 
 
 def test_a_locked_vault_accuses_nobody(asked):

@@ -227,7 +227,9 @@ def test_a_damaged_old_vault_is_refused_and_left_as_it_is(old):
 def test_a_vault_of_format_2_is_given_questions_and_loses_nothing(old):
     Vault(old)  # of format 3 now
     connection = sqlite3.connect(old / "vault.db")
-    connection.executescript("DROP TABLE questions; DROP TABLE bound; UPDATE meta SET value = '2' WHERE key = 'format';")
+    connection.executescript(
+        "DROP TABLE questions; DROP TABLE bound; UPDATE meta SET value = '2' WHERE key = 'format';"
+    )
     connection.close()
     before = rows(old)
 

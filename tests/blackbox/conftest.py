@@ -1,0 +1,15 @@
+"""A base with questions, which takes a while to make."""
+
+import pytest
+from asked_models import asked_base
+
+from hf_fingerprint import issue
+
+
+@pytest.fixture(scope="session")
+def asked(tmp_path_factory):
+    """A base with questions, its unlocked vault, and copies issued to eight recipients. Not to be added to."""
+    root = tmp_path_factory.mktemp("asked")
+    folder, vault, base = asked_base(root)
+    copies = {name: issue(folder, name, vault, root / name).path for name in [f"recipient {i}" for i in range(8)]}
+    return folder, vault, base, copies
