@@ -201,8 +201,8 @@ def print_query(result: "QueryResult") -> None:
         shown = ", ".join(dict.fromkeys(result.unbound[:20])) + (", ..." if len(result.unbound) > 20 else "")
         console.print(
             Text(
-                f"{len(result.unbound):,} of the copies answer no questions, for they were issued before the base had "
-                f"any, or only trained; answers can't name them: {shown}"
+                f"answers can't name {len(result.unbound):,} of these copies, issued before the base had questions or "
+                f"only trained: {shown}"
             )
         )
 
@@ -216,7 +216,7 @@ def print_proof(worked_out: "Sequence[Proven]") -> None:
     console = Console()
     table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
     for proven in worked_out:
-        verdict = "holds" if proven.holds else "does not hold" if proven.opened else "the key is not this copy's"
+        verdict = "holds" if proven.holds else "no proof" if proven.opened else "wrong key"
         agree = f"{proven.agreeing} of {proven.counted}"
         table.add_row(Text(proven.recipient), agree, _power_of_ten(proven.log10_bound), verdict)
     console.print(table)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hf_fingerprint.blackbox import QueryResult, QueryScore
+from hf_fingerprint.blackbox.questioning import Questioning
 from hf_fingerprint.cli import output
 from hf_fingerprint.reading import Lineage
 from hf_fingerprint.registration import predicted_score
@@ -121,6 +123,43 @@ def test_a_recipient_with_two_accused_copies_is_named_once(capsys):
     output.print_trace(result(["alice", "alice"]))
 
     assert "accused: alice. 2 copies" in text(capsys)
+
+
+def answers(scores: list[QueryScore], **changes: object) -> QueryResult:
+    went = Questioning(asked=40, answered=39, decoys_asked=4, resumed=0, retries=0, stopped="proven")
+    made = QueryResult("https://api.example", "0123456789ab", tuple(scores), 8, 10, 1e-6, went)
+    return replace(made, **changes)
+
+
+def test_answers_are_shown_with_whom_they_name(capsys):
+    scores = [QueryScore("[bold]x", "a" * 16, 17, 18, -12.34, True), QueryScore("carol", "b" * 16, 2, 19, 0.0, False)]
+
+    output.print_query(answers(scores))
+
+    said = text(capsys)
+    assert "https://api.example asked about base 0123456789ab" in said
+    assert "40 images asked, 4 decoys among them; 39 answered ┏" in said
+    assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
+    assert "│ carol │ 2 of 19 │ 1 │ - │" in said
+    assert "and 6 more, none accused" in said
+    assert "accused: [bold]x. 8 copies tested; any innocent accused with probability at most 1e-06" in said
+    assert said.endswith("stopped at the proof, after 40 images")
+
+
+def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could_not_name(capsys):
+    went = Questioning(asked=60, answered=60, decoys_asked=6, resumed=50, retries=3, stopped="budget")
+
+    output.print_query(answers([], questioning=went, unbound=("dora", "[red]e", "dora")))
+
+    said = text(capsys)
+    assert (
+        "60 images asked, 50 of these in the transcript before, 6 decoys among them; 60 answered, 3 requests" in said
+    )
+    assert "nobody is accused. 8 copies tested" in said
+    assert "stopped at the budget, after 60 images" in said
+    assert said.endswith(
+        "answers can't name 3 of these copies, issued before the base had questions or only trained: dora, [red]e"
+    )
 
 
 def test_a_base_is_described_in_a_few_lines():

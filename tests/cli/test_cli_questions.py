@@ -1,0 +1,156 @@
+"""`questions`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+from asked_models import COUNT, DECOYS, STEPS, WIDTH
+from small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
+
+from hf_fingerprint.cli.main import main
+from hf_fingerprint.registration import register
+
+
+pytestmark = pytest.mark.slow
+SERVING = """
+from pathlib import Path
+
+import numpy as np
+from asked_models import Served
+
+served = Served(Path({copy!r}))
+
+
+def classify(image):
+    return served(np.asarray(image))
+"""
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A base with questions, made by the command line; copies of alice's and bob's, and one that is older."""
+    root = tmp_path_factory.mktemp("asked")
+    vault, model = new_vault(root / "vault"), save_vit(root / "model", hidden_size=WIDTH)
+    register(model, vault, SETTINGS)
+    (root / "passphrase").write_text(PASSPHRASE + "\n")
+    few = ["--count", COUNT, "--decoys", DECOYS, "--steps", STEPS]
+    for arguments in (
+        ["issue", model, "--recipient", "early", "--vault", vault.folder, "--out", root / "early"],
+        ["questions", model, "--vault", vault.folder, *few],
+        ["issue", model, "--recipient", "alice", "--recipient", "bob", "--vault", vault.folder, "--out", root],
+    ):
+        assert main([str(argument) for argument in arguments]) == 0
+    options = ["--vault", vault.folder, "--passphrase-file", root / "passphrase"]
+    return SimpleNamespace(root=root, model=model, options=options, vault=vault.folder)
+
+
+@pytest.fixture
+def proof(run, scene, tmp_path):
+    """The proof against alice, by her copy."""
+    proof = tmp_path / "proof.json"
+    code, _, err = run("query", f"pipeline:{scene.root / 'alice'}", *scene.options, "--proof", proof)
+    assert code == 0, err
+    return proof
+
+
+def failed(outcome: tuple[int, str, str]) -> str:
+    code, out, err = outcome
+    assert code == 2 and out == "" and err.startswith("Error: ") and len(err.splitlines()) == 1
+    return err
+
+
+def test_questions_are_made_once_and_told(run, scene):
+    assert "has questions already" in failed(run("questions", scene.model, "--vault", scene.vault))
+
+
+def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
+    proof = tmp_path / "proof.json"
+
+    code, out, err = run("query", f"pipeline:{scene.root / 'alice'}", *scene.options, "--proof", proof)
+
+    said = " ".join(out.split())
+    assert code == 0
+    assert f"pipeline:{scene.root / 'alice'} asked about base" in "".join(out.splitlines()[:3])
+    assert said.count("ACCUSED") == 1
+    assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d", said), "all answers to her questions are hers"
+    assert "accused: alice. 3 copies tested; any innocent accused with probability at most 1e-06" in said
+    assert re.search(r"stopped at the proof, after \d+ images", said)
+    assert said.endswith(
+        "answers can't name 1 of these copies, issued before the base had questions or only trained: early"
+    )
+    assert str(proof) in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["proof.json", "proof.json.transcript"]
+
+
+def test_a_function_of_ones_own_is_asked_and_told_to_programs(run, scene, tmp_path):
+    (tmp_path / "mine.py").write_text(SERVING.format(copy=str(scene.root / "bob")))
+    asked = [f"python:{tmp_path / 'mine.py'}:classify", *scene.options, "--json", "--transcript", tmp_path / "kept"]
+
+    first, again = run("query", *asked), run("query", *asked)
+
+    assert (first[0], again[0]) == (0, 0)
+    told, later = json.loads(first[1]), json.loads(again[1])
+    assert [score["recipient"] for score in told["accused"]] == ["bob"]
+    assert told["unbound"] == ["early"]
+    assert told["copies"] == 3
+    assert told["questioning"]["resumed"] == 0
+    assert later["questioning"] == {**told["questioning"], "resumed": told["questioning"]["asked"]}
+
+
+@pytest.mark.parametrize("suspect", ["model", "early"])
+def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path, suspect):
+    proof = tmp_path / "proof.json"
+
+    code, out, err = run("query", f"pipeline:{scene.root / suspect}", *scene.options, "--proof", proof)
+
+    said = " ".join(out.split())
+    assert code == 1
+    assert "ACCUSED" not in said
+    assert "nobody is accused. 3 copies tested" in said
+    assert f"stopped as nothing is left to ask, after {COUNT + DECOYS} images" in said
+    assert not proof.exists()
+    assert "proof" not in err
+
+
+def test_somebody_else_checks_the_proof_with_nothing_but_its_file(run, scene, proof, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    code, out, _ = run("check-proof", "proof.json")
+
+    said = " ".join(out.split())
+    assert code == 0
+    assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d+\.\d │ holds", said)
+    assert "3 copies were tested (alpha 1e-06)" in said
+    commitment = json.loads(proof.read_text())["accused"][0]["commitment"]
+    assert f"alice's commitment: {commitment}" in out
+    code, out, _ = run("check-proof", "proof.json", "--json")
+    assert code == 0
+    assert [(proven["recipient"], proven["holds"]) for proven in json.loads(out)] == [("alice", True)]
+
+
+def test_a_proof_that_was_tampered_with_does_not_hold(run, proof):
+    document = json.loads(proof.read_text())
+    for change, why in (
+        ({"accused": [document["accused"][0] | {"recipient": "mallory"}]}, "wrong key"),
+        ({"answers": [[question, (told + 1) % 10] for question, told in document["answers"]]}, "no proof"),
+    ):
+        proof.write_text(json.dumps(document | change))
+
+        code, out, _ = run("check-proof", proof)
+
+        assert code == 1
+        assert why in " ".join(out.split())
+        assert out.splitlines()[-1] == "the proof does not hold"
+        assert json.loads(run("check-proof", proof, "--json")[1])[0]["holds"] is False
+    proof.write_text("no proof")
+    assert "no proof" in failed(run("check-proof", proof))
+
+
+def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
+    before = proof.read_bytes()
+
+    said = failed(run("query", "https://nowhere.example", *scene.options, "--proof", proof))
+
+    assert "another file" in said
+    assert proof.read_bytes() == before
