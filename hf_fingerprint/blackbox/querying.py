@@ -112,7 +112,7 @@ def query(
         least (`int`, *optional*, defaults to 0): how many answers to get, whoever is accused: for coalitions.
         passphrase (`str`, *optional*): unlocks the vault.
         on_answer (callable, *optional*): told each question and its answer.
-        advance (callable, *optional*): told a step, and how much of it is done and is to do.
+        advance (callable, *optional*): told a step, how much more of it is done, and how much there is to do.
 
     Returns:
         [`QueryResult`]
@@ -137,13 +137,11 @@ def query(
     evidence = Evidence(keys, questions.count, questions.classes, alpha, questions.share)
     images = questions.images(known.secret)
     order = np.random.default_rng(secrets.randbits(128)).permutation(len(images))
-    total, done = len(images) if budget is None else min(budget, len(images)), 0
+    total = len(images) if budget is None else min(budget, len(images))
 
     def told(index: int, answer: int | None) -> None:
-        nonlocal done
-        done += 1
         if advance is not None:
-            advance("asking", done, total)
+            advance("asking", 1, total)
         if on_answer is not None:
             on_answer(index, answer)
 
@@ -153,6 +151,8 @@ def query(
             refusal = f"Another process is asking with the transcript {transcript}: wait for it, or name another file."
             held.callback(hold(vault, known, f"transcript {Path(transcript).resolve()}", refusal).release)
             kept = held.enter_context(Transcript(transcript, _heading(suspect, questions, images, alpha, copies)))
+            if advance is not None and kept.answers:
+                advance("asking", len(kept.answers), total)
         went = question(suspect, list(images), evidence, order, kept, budget, least, told)
     scores = _scores(evidence, copies)
     return QueryResult(suspect.name, known.base_id, scores, len(copies), questions.classes, alpha, went, unbound)

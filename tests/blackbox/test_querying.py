@@ -169,6 +169,22 @@ def test_only_one_process_asks_with_a_transcript(asked, tmp_path):
     assert (resumed.asked, resumed.resumed) == (2, 1)
 
 
+def test_progress_adds_up_to_the_budget_however_often_it_stopped(asked, tmp_path):
+    _, vault, _, copies = asked
+
+    for budget in (2, 5):
+        told = []
+        query(
+            Served(copies[NAMES[0]]),
+            vault,
+            budget=budget,
+            transcript=tmp_path / "kept",
+            advance=lambda *step, told=told: told.append(step),
+        )
+        assert {(step, total) for step, _, total in told} == {("asking", budget)}
+        assert sum(done for _, done, _ in told) == budget
+
+
 def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
     vault = new_vault(tmp_path / "vault")
     vault.unlock(PASSPHRASE)

@@ -1,0 +1,237 @@
+"""A stolen copy behind an API that tells labels and nothing else, and how its owner finds out whose it is.
+
+The owner trains a classifier, makes the questions that its copies will answer for their recipients, and issues copies.
+One recipient's is fine-tuned by whoever got hold of it, another's is quantised to 8 bits; a third service runs a model
+of the same architecture that descends from no copy. A process of its own serves the three over HTTP on loopback: a PNG
+comes in, the name of a class goes out. The owner asks each politely, names the leakers with a bound, and writes proofs
+that somebody else checks with nothing but the file.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+from timm.models import save_for_hf
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from owner import PASSPHRASE, SETTINGS, empty_folder
+from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0
+from training import accuracy, fine_tune, predict
+
+from hf_fingerprint import Issuer, QueryResult, Vault, prepare_questions, query, register
+from hf_fingerprint.attacks import Quantization
+from hf_fingerprint.blackbox import Labels, Politeness, check_proof, from_url, write_proof
+from hf_fingerprint.blackbox.preparing import COUNT, DECOYS, STEPS
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.cli.output import print_proof, print_query, progress, remark, stages
+from hf_fingerprint.models import build_model
+
+
+NAMES = {
+    "fashion_mnist": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot",
+    "digits": "zero,one,two,three,four,five,six,seven,eight,nine",
+}
+TUNED, QUANTISED, STRANGER = "alice", "bob", "nobody"
+RECIPIENTS = [TUNED, QUANTISED, "carol", "dave", "erin"]
+
+
+def main() -> None:
+    """Runs the example; the exit code is 0 if each service is traced to whose copy it runs, and the stranger's to
+    nobody's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("api_output"))
+    parser.add_argument("--model", default="lite0", help="lite0, with its ImageNet weights, or one of timm's")
+    parser.add_argument("--data", choices=[*NAMES], default="fashion_mnist" if FASHION_MNIST.is_dir() else "digits")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the model's input")
+    parser.add_argument("--steps", type=int, default=400, help="of the owner's training; the thief takes a quarter")
+    parser.add_argument("--theft-lr", type=float, default=1e-4, help="the thief's learning rate")
+    parser.add_argument("--count", type=int, default=COUNT, help="how many questions")
+    parser.add_argument("--decoys", type=int, default=DECOYS)
+    parser.add_argument("--question-steps", type=int, default=STEPS, help="of fitting the questions")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    parser.add_argument("--serve", type=Path, nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve)
+        return
+    out = empty_folder(arguments.out)
+    train, test = data(arguments)
+    owners, thiefs = [(images, labels) for images, labels in halves(*train)]
+
+    print(
+        f"1. The base: {arguments.model}, trained on {arguments.data}; its copies will answer questions\n", flush=True
+    )
+    base = trained(arguments, *owners, seed=0, label="the owner trains the base")
+    folder = save(base, out / "base", arguments)
+    vault = Vault.create(out / "vault", PASSPHRASE)
+    register(folder, vault, SETTINGS)
+    with progress("fitting questions to the base", arguments.question_steps) as advance:
+        questions = prepare_questions(
+            folder,
+            vault,
+            pictures(owners[0][:1000], out / "ordinary images"),
+            arguments.count,
+            arguments.decoys,
+            steps=arguments.question_steps,
+            advance=lambda _cost: advance(1),
+        )
+    print(f"  accuracy {accuracy(base, *test):.1%}; {questions.count} questions, {questions.decoys} decoys")
+
+    print("\n2. A copy for each recipient; nothing is trained\n", flush=True)
+    told = predict(base, test[0])
+    with Issuer(folder, vault, SETTINGS) as issuer:
+        for copy in issuer.issue_all(RECIPIENTS, out / "copies"):
+            model = loaded(copy.path)
+            same = float((predict(model, test[0]) == told).double().mean())
+            print(f"  {copy.recipient}: accuracy {accuracy(model, *test):.1%}, {same:.1%} of the base's answers")
+
+    print("\n3. Two leak, and a stranger's model is served beside them\n", flush=True)
+    suspects = stolen(arguments, out, thiefs)
+    for name, suspect in suspects.items():
+        print(f"  {name}'s: accuracy {accuracy(loaded(suspect), *test):.1%}")
+
+    print("\n4. The owner asks the three services")
+    vault.unlock(PASSPHRASE)
+    with service(list(suspects.values())) as addresses:
+        found = {name: ask(arguments, url, vault, name) for name, url in zip(suspects, addresses, strict=True)}
+
+    print("\n5. Somebody else checks the proofs, with nothing but their files\n")
+    for path in sorted(out.glob("*.proof.json")):
+        print_proof(check_proof(path))
+
+    expected = {name: [] if name == STRANGER else [name] for name in suspects}
+    accused = {name: [score.recipient for score in result.accused] for name, result in found.items()}
+    holding = [proven.recipient for path in sorted(out.glob("*.proof.json")) for proven in check_proof(path)]
+    if accused != expected or holding != [TUNED, QUANTISED]:
+        remark(f"The example expected {expected} and found {accused}, proven: {holding}.")
+        sys.exit(1)
+
+
+def ask(arguments: argparse.Namespace, url: str, vault: Vault, name: str) -> QueryResult:
+    """Asks one service, prints what its answers say, and writes the proof if they accuse somebody."""
+    print(f"\n--- {url}\n", flush=True)
+    transcript, proof = (arguments.out / f"{name}.{kind}" for kind in ("transcript", "proof.json"))
+    suspect = from_url(url, Labels(NAMES[arguments.data].split(",")), politeness=Politeness(arguments.rate))
+    with stages() as advance:
+        result = query(suspect, vault, transcript=transcript, advance=advance)
+    print_query(result)
+    if result.accused:
+        write_proof(proof, transcript, result, vault)
+    return result
+
+
+def stolen(arguments: argparse.Namespace, out: Path, data: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Path]:
+    """What the three services run: a copy that was fine-tuned, one in 8 bits, and a model that descends from none."""
+    tuned = loaded(out / "copies" / TUNED)
+    fine_tune(tuned, *data, lr=arguments.theft_lr, steps=arguments.steps // 4, batch=32, seed=1, label="the thief's")
+    quantised = loaded(out / "copies" / QUANTISED)
+    quantised.load_state_dict(Quantization(bits=8)(quantised.state_dict()))
+    stranger = trained(arguments, *data, seed=2, label="a stranger trains another")
+    models = {TUNED: tuned, QUANTISED: quantised, STRANGER: stranger}
+    return {name: save(model, out / "served" / name, arguments) for name, model in models.items()}
+
+
+def trained(
+    arguments: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor, seed: int, label: str
+) -> torch.nn.Module:
+    """A classifier of ten classes, from ImageNet weights if it has any."""
+    torch.manual_seed(seed)
+    model = lite0() if arguments.model == "lite0" else timm.create_model(arguments.model)
+    model.reset_classifier(10)
+    return fine_tune(model, images, labels, lr=2e-3, steps=arguments.steps, batch=32, seed=seed, label=label)
+
+
+def save(model: torch.nn.Module, folder: Path, arguments: argparse.Namespace) -> Path:
+    """Saves a model as a folder, with the size of its input and the names of its classes."""
+    half, size = (0.5, 0.5, 0.5), (3, arguments.size, arguments.size)
+    model.pretrained_cfg = model.pretrained_cfg | {"input_size": size, "crop_pct": 1.0, "mean": half, "std": half}
+    names = {"label_names": NAMES[arguments.data].split(",")}
+    save_for_hf(model, folder, model_config=names, safe_serialization=True)
+    return folder
+
+
+def loaded(folder: Path) -> torch.nn.Module:
+    """The model of a folder, in evaluation mode."""
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def data(
+    arguments: argparse.Namespace,
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """Images and labels, to train and to test on."""
+    if arguments.data == "digits":
+        images, labels = digits(arguments.size)
+        return (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
+    return fashion_mnist(True, 8000, arguments.size), fashion_mnist(False, 2000, arguments.size)
+
+
+def halves(images: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What the owner has, and what a thief has."""
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        yield images[part], labels[part]
+
+
+def pictures(images: torch.Tensor, folder: Path) -> Path:
+    """Images as PNG files, without labels: what the model is for, which its copies are to answer as the base does."""
+    folder.mkdir()
+    for index, image in enumerate(((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(image).save(folder / f"{index:04}.png")
+    return folder
+
+
+@contextmanager
+def service(folders: list[Path]) -> Iterator[list[str]]:
+    """The addresses of models that are served by a process of its own."""
+    command = [sys.executable, __file__, "--serve", *map(str, folders)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def serve(folders: list[Path]) -> None:
+    """Serves models on loopback, each at an address of its own; a PNG comes in, the name of a class goes out."""
+    torch.set_num_threads(1)
+    models = {}
+    for number, folder in enumerate(folders, 1):
+        with open_checkpoint(folder) as checkpoint:
+            names = json.loads((folder / "config.json").read_text())["label_names"]
+            models[f"/service-{number}"] = build_model(checkpoint.source), names
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+
+        def do_POST(self) -> None:
+            picture = self.rfile.read(int(self.headers["Content-Length"]))
+            model, names = models[self.path]
+            with Image.open(BytesIO(picture)) as image, torch.inference_mode():
+                told = int(model.module(model.preprocess(image.convert("RGB"))[None]).argmax())
+            body = json.dumps({"label": names[told]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *told: object) -> None:
+            """Keeps quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    print(json.dumps([f"http://127.0.0.1:{server.server_port}{path}" for path in models]), flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
