@@ -1,0 +1,46 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_fingerprint.blackbox import check_proof
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "api_tracing.py"
+QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--steps", "80", "--rate", "500"]
+FEW = ["--count", "60", "--decoys", "4", "--question-steps", "12"]
+
+
+@pytest.mark.slow
+def test_copies_behind_a_service_are_named_and_a_stranger_is_not(tmp_path):
+    out = tmp_path / "out"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, SCRIPT, "--out", out, *QUICK, *FEW]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    said = " ".join(done.stdout.split())
+    assert said.count("ACCUSED") == 2
+    assert "accused: alice. 5 copies tested" in said.partition("/service-2")[0]
+    assert "accused: bob. 5 copies tested" in said.partition("/service-2")[2]
+    stranger = said.partition("/service-3")[2]
+    assert "nobody is accused. 5 copies tested" in stranger
+    assert "stopped as nothing is left to ask, after 64 images" in stranger
+    kept = [float(share) for share in re.findall(r": accuracy [\d.]+%, ([\d.]+)% of the base's answers", said)]
+    assert len(kept) == 5
+    assert min(kept) >= 95
+    assert said.count("the proof holds, if http://127.0.0.1:") == 2
+    for name in ("alice", "bob"):
+        (proven,) = check_proof(out / f"{name}.proof.json")
+        assert proven.holds
+        assert proven.recipient == name
+        assert proven.log10_bound <= -6
+    assert sorted(path.name for path in out.glob("*.transcript")) == [
+        f"{n}.transcript" for n in ("alice", "bob", "nobody")
+    ]
+    assert not (out / "nobody.proof.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
