@@ -139,7 +139,9 @@ def modules_after(statement: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["codes", "carriers", "issuing", "tracing", "training", "privacy", "cli.main"])
+@pytest.mark.parametrize(
+    "module", ["codes", "carriers", "blackbox", "issuing", "tracing", "training", "privacy", "cli.main"]
+)
 def test_importing_a_module_loads_nothing_heavy(module):
     loaded = modules_after(f"import hf_fingerprint.{module}")
 

@@ -21,6 +21,7 @@ from hf_fingerprint.blackbox.answers import keyed_labels, owned_questions
 from hf_fingerprint.blackbox.evidence import log_stake
 from hf_fingerprint.blackbox.querying import QueryResult
 from hf_fingerprint.blackbox.transcript import read_transcript
+from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault import Vault, check_recipient
@@ -88,8 +89,11 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
     try:
         write_private(beside, json.dumps(document, indent=1).encode())
         beside.rename(path)
+        sync(path.parent)
     except OSError as error:
         raise FingerprintError(f"{path} can't be written ({error.strerror}): choose another place.") from None
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def check_free(path: str | Path) -> None:
@@ -115,14 +119,14 @@ def check_proof(path: str | Path) -> tuple[Proven, ...]:
         return tuple(_worked_out(_checked(document), opened) for opened in document["accused"])
     except OSError as error:
         raise FingerprintError(f"{path} can't be read ({error.strerror}): name the proof's file.") from None
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError, CodeError, VaultError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, CodeError, VaultError):
         raise FingerprintError(f"{path} is no proof, or is damaged: ask for it again.") from None
 
 
 def _checked(document: dict[str, Any]) -> dict[str, Any]:
     heading = document["heading"]
     numbers = [heading[name] for name in ("questions", "classes", "recipients")]
-    if any(type(number) is not int for number in numbers) or not 1 <= numbers[0] <= MOST_QUESTIONS:
+    if any(type(number) is not int or number < 1 for number in numbers) or numbers[0] > MOST_QUESTIONS:
         raise ValueError
     if not 0 < heading["alpha"] < 1 or not heading["suspect"].isprintable():
         raise ValueError
@@ -142,7 +146,7 @@ def _worked_out(document: dict[str, Any], opened: dict[str, str]) -> Proven:
     own = owned_questions([key], heading["questions"], heading["share"])[0] & (told >= 0)
     agreeing, counted = int((own & (labels == told)).sum()), int(own.sum())
     stake = float(log_stake(np.array([agreeing]), counted, heading["classes"])[0])
-    bound = min(0.0, (math.log(max(heading["recipients"], 1)) - stake) / math.log(10))
+    bound = min(0.0, (math.log(heading["recipients"]) - stake) / math.log(10))
     holds = genuine and bound <= math.log10(alpha)
     copies = heading["recipients"]
     return Proven(recipient, heading["suspect"], promised, agreeing, counted, copies, alpha, bound, genuine, holds)
