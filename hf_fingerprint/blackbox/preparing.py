@@ -7,18 +7,24 @@ features ordinary images have, and nothing of them is kept but that the question
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.blackbox.heads import all_features, find_head, logits_of
+from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, find_head, logits_of
 from hf_fingerprint.blackbox.questions import Questions, question_clouds
-from hf_fingerprint.blackbox.spreading import levers_of, metric_of, seen, spread_patterns, views_of
+from hf_fingerprint.blackbox.spreading import View, levers_of, metric_of, seen, spread_patterns, views_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images
 from hf_fingerprint.registration import find_base, open_base
 from hf_fingerprint.vault import Vault
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
@@ -86,6 +92,46 @@ def make_questions(
     """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
     import torch
 
+    head, metric = _head_and_metric(built, names, images)
+    views = views_of(built, head)
+    clouds = torch.from_numpy(question_clouds(secret, count + decoys)).permute(0, 3, 1, 2).float()
+    patterns = spread_patterns(clouds, views, built, metric, steps, advance)
+    drawn = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
+    return Questions(
+        base_id, names[head.name], count, share, drawn, *_said(built, views, metric, drawn, clouds, count)
+    )
+
+
+def questions_for(
+    built: BuiltModel,
+    names: dict[str, str],
+    asked: Questions,
+    secret: bytes,
+    images: str | Path | None = None,
+) -> Questions:
+    """The same questions as another model of the base's architecture hears them: one that was trained further, whose
+    answers are then bound by what it says itself.
+
+    Raises:
+        [`FingerprintError`]: if its head tells other classes apart than the base's.
+    """
+    import torch
+
+    head, metric = _head_and_metric(built, names, images)
+    if head.classes != asked.classes:
+        raise FingerprintError(
+            f"The model tells {head.classes} classes apart and its base {asked.classes}: train it with the base's "
+            f"classes, or register a base that has these."
+        )
+    clouds = torch.from_numpy(question_clouds(secret, len(asked.patterns))).permute(0, 3, 1, 2).float()
+    logits, levers = _said(built, views_of(built, head), metric, asked.patterns, clouds, asked.count)
+    return replace(asked, head=names[head.name], logits=logits, levers=levers)
+
+
+def _head_and_metric(
+    built: BuiltModel, names: dict[str, str], images: str | Path | None
+) -> tuple[Head, "torch.Tensor"]:
+    """A model's head, and what a change of it costs ordinary images."""
     ordinary = user_images(Path(images), built, LOOKED_AT) if images else synthetic_images(built, SYNTHETIC)
     module = built.module
     for parameter in module.parameters():
@@ -95,23 +141,27 @@ def make_questions(
         raise FingerprintError(
             f"The head {head.name} is not in the base's files by that name: its answers can't be bound."
         )
-    metric = metric_of(all_features(module, head, ordinary))
-    views = views_of(built, head)
-    clouds = torch.from_numpy(question_clouds(secret, count + decoys)).permute(0, 3, 1, 2).float()
-    patterns = spread_patterns(clouds, views, built, metric, steps, advance)
+    return head, metric_of(all_features(module, head, ordinary))
+
+
+def _said(
+    built: BuiltModel,
+    views: list[View],
+    metric: "torch.Tensor",
+    patterns: np.ndarray,
+    clouds: "torch.Tensor",
+    count: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What is said to the questions in each view, and the levers that change it: `(views, count, classes)` and
+    `(views, count, width)`, `float32`."""
+    import torch
+
+    drawn = torch.from_numpy(patterns).permute(0, 3, 1, 2).float()
     features, logits = [], []
     for view in views:
-        shown = seen(clouds, patterns, view.seen, built)
+        shown = seen(clouds, drawn, view.seen, built)
         features.append(all_features(view.model, view.head, shown))
         with torch.no_grad():
-            logits.append(torch.cat([logits_of(view.model(part)) for part in shown[:count].split(40)]))
+            logits.append(torch.cat([logits_of(view.model(part)) for part in shown[:count].split(BATCH)]))
     levers = levers_of(torch.stack(features), metric)[:, :count]
-    return Questions(
-        base_id,
-        names[head.name],
-        count,
-        share,
-        patterns.permute(0, 2, 3, 1).numpy().astype(np.int8),
-        torch.stack(logits).numpy(),
-        levers.float().numpy(),
-    )
+    return torch.stack(logits).numpy(), levers.float().numpy()

@@ -4,7 +4,7 @@ from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ra
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.checkpoints.source import Source, resolve
-from hf_fingerprint.checkpoints.writer import WrittenCopy, sync, write_copy
+from hf_fingerprint.checkpoints.writer import WrittenCopy, replace_tensor, sync, write_copy
 
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "digest_tensors",
     "open_checkpoint",
     "open_ranges",
+    "replace_tensor",
     "resolve",
     "sync",
     "write_copy",

@@ -135,6 +135,33 @@ def write_copy(
     return WrittenCopy(digests, whole, tuple(sorted(set(left_out))), written, held)
 
 
+def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
+    """Gives a tensor of a safetensors file other bytes; the file is written beside and takes the old one's place.
+
+    Args:
+        path (`Path`): the file.
+        info ([`TensorInfo`]): the tensor, as an open checkpoint tells it.
+        raw (`np.ndarray`): its bytes, `uint8`, as many as it has.
+
+    Raises:
+        [`CheckpointError`]: if the file can't be written.
+    """
+    if len(raw) != info.nbytes:
+        raise CheckpointError(f"{path}: tensor {info.name} has {info.nbytes} bytes and can't be given {len(raw)}.")
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        shutil.copyfile(path, beside)
+        with beside.open("r+b", buffering=0) as stream:
+            stream.seek(info.offset)
+            _write_all(stream, raw)
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} can't be written ({error.strerror}): make room, or give it rights.") from None
+
+
 def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
     """Blocks of rows that are written together, about 1 MB: many small tensors, or a part of a large one.
 

@@ -21,6 +21,7 @@ from hf_fingerprint.codes import prove_codeword
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.reading import read_suspect
 from hf_fingerprint.registration import Settings, find_base, open_base, register, weights_hash
+from hf_fingerprint.training.answering import bind_answers
 from hf_fingerprint.training.carriers import LocatedCarriers, locate
 from hf_fingerprint.training.processes import from_first_process, is_first_process
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places
@@ -42,6 +43,8 @@ class RecordedCopy:
         score (`float`): in standard deviations of an innocent's; a trace reports the one of several scores that
             proves most, so its figure may differ a little.
         agreement (`float`): the share of positions that read as the recipient's bits.
+        answers (`bool`): whether its answers were bound to the recipient as it was recorded; not so without
+            questions, or for an issued copy that was trained further, which keeps as much as training leaves.
     """
 
     recipient: str
@@ -52,6 +55,7 @@ class RecordedCopy:
     commitment: str | None
     score: float
     agreement: float
+    answers: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -141,16 +145,22 @@ class Fingerprint:
 
         from_first_process(check)
 
-    def record(self, folder: str | Path) -> RecordedCopy | None:
+    def record(self, folder: str | Path, images: str | Path | None = None) -> RecordedCopy | None:
         """Records a trained model as this recipient's copy, once it reads as such.
 
-        Call it with the folder (or file) that was saved and will be handed over. With several processes the first one
-        does it, whether or not the others call it too; they get `None`.
+        Call it with the folder (or file) that was saved and will be handed over. Where the base has questions, its
+        head is changed there to answer them for the recipient; see [`bind_answers`]. With several processes the first
+        one does it, whether or not the others call it too; they get `None`.
+
+        Args:
+            folder (`str` or `Path`): what was saved.
+            images (`str` or `Path`, *optional*): a folder of ordinary images, unlabelled, whose answers are to stay;
+                synthetic ones stand in for them.
 
         Raises:
-            [`FingerprintError`]: if the mark doesn't trace in it; nothing is recorded then.
+            [`FingerprintError`]: if the mark doesn't trace in it; nothing is recorded or changed then.
         """
-        return self._record_copy(Path(folder).absolute()) if is_first_process() else None
+        return self._record_copy(Path(folder).absolute(), images) if is_first_process() else None
 
     def _prepare(self, present: dict[str, tuple[int, ...]]) -> _Material:
         """What the first process works out: the base, the record, the codeword, the reference's reading."""
@@ -193,15 +203,29 @@ class Fingerprint:
         if self._lock is not None:
             self._lock.release()
 
-    def _record_copy(self, folder: Path) -> RecordedCopy:
+    def _record_copy(self, folder: Path, images: str | Path | None) -> RecordedCopy:
         if self._base is None or self._record is None or self._material is None:
             raise FingerprintError(f"{folder} can't be recorded: nothing was trained with this fingerprint yet.")
-        base, record = self._base, self._record
+        base, record, bits = self._base, self._record, self._material.target > 0
         if folder.is_dir() and self.vault.folder.resolve().is_relative_to(folder.resolve()):
             raise VaultError(f"{self.vault.folder} is inside the copy's folder {folder}: move the vault out of it.")
+        whole, score, agreement = self._proven(folder, base, bits)
+        answers = False
+        if self._copy_key is not None and self._recorded(base, whole) is None:
+            answers = bind_answers(folder, base, self.vault, self._copy_key, images)
+            if answers:
+                whole, score, agreement = self._proven(folder, base, bits)
+        done = self._written(base, record, folder, whole)
+        self._let_go()
+        promise = done.commitment if done.content_hash == whole else None
+        return RecordedCopy(
+            self.recipient, folder, done.copy_id, base.base_id, whole, promise, score, agreement, answers
+        )
+
+    def _proven(self, folder: Path, base: Base, bits: np.ndarray) -> tuple[str, float, float]:
+        """A model's content hash, the score of some bits in it, and the share of them that it agrees with."""
         with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
             reading = read_suspect(base, original, copy)
-            bits = self._material.target > 0
             score, proven = prove_codeword(
                 base.codebook(), np.packbits(bits), reading.values, reading.mass, base.recipients_planned, base.alpha
             )
@@ -211,20 +235,19 @@ class Fingerprint:
                     f"{folder} does not carry the mark that was trained (score {score:.1f}, {agreement:.0%} of its "
                     f"bits): give the trained model, or train longer or with more strength; nothing was recorded."
                 )
-            whole = content_hash(copy.tensors, digest_tensors(copy))
-        done = self._written(base, record, folder, whole)
-        self._let_go()
-        promise = done.commitment if done.content_hash == whole else None
-        return RecordedCopy(self.recipient, folder, done.copy_id, base.base_id, whole, promise, score, agreement)
+            return content_hash(copy.tensors, digest_tensors(copy)), score, agreement
+
+    def _recorded(self, base: Base, whole: str) -> CopyRecord | None:
+        """The record of this recipient's that has this content, if there is one."""
+        copies = self.vault.copies(base.base_id, self.recipient)
+        return next((c for c in copies if c.content_hash == whole and c.state == "issued"), None)
 
     def _written(self, base: Base, record: CopyRecord, folder: Path, whole: str) -> CopyRecord:
         """The record that stands for this content: the training's own, a further one, or that of the copy it was."""
         vault, key = self.vault, self._copy_key
-        same = [
-            c for c in vault.copies(base.base_id, self.recipient) if c.content_hash == whole and c.state == "issued"
-        ]
-        if same:
-            return same[0]
+        same = self._recorded(base, whole)
+        if same is not None:
+            return same
         if key is None and vault.unlocked:
             key = vault.copy_key(record)
         if key is None:  # an issued copy trained further: it traces by the record it was issued with
