@@ -60,8 +60,8 @@ class QueryResult:
         classes (`int`): of the base: an innocent's answers agree one time in so many.
         alpha (`float`): the bound on accusing any innocent.
         questioning ([`Questioning`]): how it went.
-        unbound (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were issued before the
-            base had any, or only trained. They count among those tested, and answers can't name them.
+        unbound (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were made before the
+            base had any, or were never bound. They count among those tested, and answers can't name them.
     """
 
     suspect: str

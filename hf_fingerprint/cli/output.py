@@ -201,8 +201,8 @@ def print_query(result: "QueryResult") -> None:
         shown = ", ".join(dict.fromkeys(result.unbound[:20])) + (", ..." if len(result.unbound) > 20 else "")
         console.print(
             Text(
-                f"answers can't name {len(result.unbound):,} of these copies, issued before the base had questions or "
-                f"only trained: {shown}"
+                f"answers can't name {len(result.unbound):,} of these copies, made before the base had questions or "
+                f"never bound to answer them: {shown}"
             )
         )
 

@@ -77,7 +77,7 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
     assert "accused: alice. 3 copies tested; any innocent accused with probability at most 1e-06" in said
     assert re.search(r"stopped at the proof, after \d+ images", said)
     assert said.endswith(
-        "answers can't name 1 of these copies, issued before the base had questions or only trained: early"
+        "answers can't name 1 of these copies, made before the base had questions or never bound to answer them: early"
     )
     assert str(proof) in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proof.json", "proof.json.transcript"]
