@@ -158,7 +158,7 @@ def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could
     assert "nobody is accused. 8 copies tested" in said
     assert "stopped at the budget, after 60 images" in said
     assert said.endswith(
-        "answers can't name 3 of these copies, made before the base had questions or never bound to answer them: dora, [red]e"
+        "name 3 of these copies, made before the base had questions or never bound to answer them: dora, [red]e"
     )
 
 
