@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--model", default="lite0", help="lite0, with its ImageNet weights, or one of timm's")
     parser.add_argument("--data", choices=[*NAMES], default="fashion_mnist" if FASHION_MNIST.is_dir() else "digits")
     parser.add_argument("--size", type=int, default=64, help="height and width of the model's input")
-    parser.add_argument("--steps", type=int, default=400, help="of the owner's training; the thief takes a quarter")
+    parser.add_argument("--steps", type=int, default=200, help="of the owner's training; the thief takes a quarter")
     parser.add_argument("--theft-lr", type=float, default=1e-4, help="the thief's learning rate")
     parser.add_argument("--count", type=int, default=COUNT, help="how many questions")
     parser.add_argument("--decoys", type=int, default=DECOYS)
@@ -75,6 +75,7 @@ def main() -> None:
     folder = save(base, out / "base", arguments)
     vault = Vault.create(out / "vault", PASSPHRASE)
     register(folder, vault, SETTINGS)
+    print(f"  accuracy {accuracy(base, *test):.1%}; fitting its questions takes longest", flush=True)
     with progress("fitting questions to the base", arguments.question_steps) as advance:
         questions = prepare_questions(
             folder,
@@ -85,7 +86,7 @@ def main() -> None:
             steps=arguments.question_steps,
             advance=lambda _cost: advance(1),
         )
-    print(f"  accuracy {accuracy(base, *test):.1%}; {questions.count} questions, {questions.decoys} decoys")
+    print(f"  {questions.count} questions, {questions.decoys} decoys")
 
     print("\n2. A copy for each recipient; nothing is trained\n", flush=True)
     told = predict(base, test[0])
