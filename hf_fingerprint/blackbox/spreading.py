@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     Norm = tuple[torch.Tensor, torch.Tensor]
 
 STRONGEST = 90.0  # of a pattern, grey levels
-ORDINARY, DOUBT = 1e-2, 0.1  # added to M, in shares of its mean; to the questions', in shares of theirs
+ORDINARY = 3e-2  # added to M, in shares of its mean
+DOUBT, CLOSE = 0.3, 1e-2  # added to the questions' likeness, in shares of its mean: to bind, to tell them apart
 INERTIA, LATE, PATIENCE = 0.7, 0.6, 3.0  # of steps; when they become smaller, and by how much
 CROPS, USUAL_CROP, PRUNED = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
 GREY = (0.299, 0.587, 0.114)
@@ -171,7 +172,7 @@ def _slopes(
         lacking.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
     flat = torch.cat(wide)
     likeness = flat @ metric @ flat.T
-    likeness = likeness + DOUBT**2 * likeness.detach().diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    likeness = likeness + CLOSE * likeness.detach().diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
     count = len(features[0])
     costs = torch.linalg.inv(likeness).reshape(len(views), count, len(views), count).diagonal(dim1=1, dim2=3)
     needed = torch.stack(lacking)
