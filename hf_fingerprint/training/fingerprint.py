@@ -215,7 +215,7 @@ class Fingerprint:
             answers = bind_answers(folder, base, self.vault, self._copy_key, images)
             if answers:
                 whole, score, agreement = self._proven(folder, base, bits)
-        done = self._written(base, record, folder, whole)
+        done = self._written(base, record, folder, whole, answers)
         self._let_go()
         promise = done.commitment if done.content_hash == whole else None
         return RecordedCopy(
@@ -242,7 +242,7 @@ class Fingerprint:
         copies = self.vault.copies(base.base_id, self.recipient)
         return next((c for c in copies if c.content_hash == whole and c.state == "issued"), None)
 
-    def _written(self, base: Base, record: CopyRecord, folder: Path, whole: str) -> CopyRecord:
+    def _written(self, base: Base, record: CopyRecord, folder: Path, whole: str, answers: bool) -> CopyRecord:
         """The record that stands for this content: the training's own, a further one, or that of the copy it was."""
         vault, key = self.vault, self._copy_key
         same = self._recorded(base, whole)
@@ -254,7 +254,7 @@ class Fingerprint:
             return record
         if record.state != "begun":
             record, _ = vault.begin_copy(base, self.recipient, folder, copy_key=key)
-        done = vault.mark_written(record, key, whole, folder)
+        done = vault.mark_written(record, key, whole, folder, bound=answers)
         vault.mark_issued(done.copy_id)
         finish_training(vault, done)
         self._record = done

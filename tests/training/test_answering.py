@@ -64,12 +64,13 @@ def trained(start, fingerprint, out, steps=20):
 
 
 def test_a_model_trained_in_a_plain_loop_answers_for_its_recipient(asked, tmp_path):
-    folder, vault, _ = asked
+    folder, vault, base = asked
     fingerprint = Fingerprint(folder, "alice", vault)
 
     recorded = fingerprint.record(trained(folder, fingerprint, tmp_path / "out"))
 
     assert recorded.answers
+    assert recorded.copy_id in vault.bound(base.base_id)
     assert [score.recipient for score in trace(tmp_path / "out", vault).accused] == ["alice"]
     assert [score.recipient for score in query(Served(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
 
