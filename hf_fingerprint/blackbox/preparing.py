@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_fingerprint.blackbox.heads import all_features, find_head, logits_of
+from hf_fingerprint.blackbox.own_covers import pixels_of, read_covers
 from hf_fingerprint.blackbox.questions import Questions, question_clouds
 from hf_fingerprint.blackbox.spreading import levers_of, metric_of, seen, spread_patterns, views_of
 from hf_fingerprint.checkpoints import open_checkpoint
@@ -34,6 +35,7 @@ def prepare_questions(
     share: float = SHARE,
     steps: int = STEPS,
     advance: Callable[[float], None] | None = None,
+    covers: str | Path | None = None,
 ) -> Questions:
     """Makes the questions of a registered base and keeps them in the vault.
 
@@ -47,9 +49,12 @@ def prepare_questions(
         share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
         steps (`int`, *optional*, defaults to 120): of fitting them to the base.
         advance (callable, *optional*): told the logarithm of what is left to gain, after each step.
+        covers (`str` or `Path`, *optional*): a folder of the owner's photographs of 224 pixels or more, at least as
+            many as questions and decoys, to lie under the patterns instead of synthetic clouds; the vault keeps those
+            taken. Nobody else should have them: who has the plain picture can take a key image's mark off.
 
     Raises:
-        [`FingerprintError`]: if the base can't be run, or has questions already.
+        [`FingerprintError`]: if the base can't be run, or has questions already, or there are too few photographs.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     known = find_base(vault, base)
@@ -66,7 +71,9 @@ def prepare_questions(
                 f"its folder, with config.json."
             )
         names = names_in_file(built.module, whole)
-    made = make_questions(built, names, known.secret, known.base_id, images, count, decoys, share, steps, advance)
+    made = make_questions(
+        built, names, known.secret, known.base_id, images, count, decoys, share, steps, advance, covers
+    )
     vault.add_questions(known, made.to_bytes())
     return made
 
@@ -82,10 +89,12 @@ def make_questions(
     share: float = SHARE,
     steps: int = STEPS,
     advance: Callable[[float], None] | None = None,
+    covers: str | Path | None = None,
 ) -> Questions:
     """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
     import torch
 
+    photographs = () if covers is None else read_covers(covers, count + decoys, secret)
     ordinary = user_images(Path(images), built, LOOKED_AT) if images else synthetic_images(built, SYNTHETIC)
     module = built.module
     for parameter in module.parameters():
@@ -97,7 +106,8 @@ def make_questions(
         )
     metric = metric_of(all_features(module, head, ordinary))
     views = views_of(built, head)
-    clouds = torch.from_numpy(question_clouds(secret, count + decoys)).permute(0, 3, 1, 2).float()
+    under = pixels_of(photographs) if photographs else question_clouds(secret, count + decoys)
+    clouds = torch.from_numpy(under).permute(0, 3, 1, 2).float()
     patterns = spread_patterns(clouds, views, built, metric, steps, advance)
     features, logits = [], []
     for view in views:
@@ -114,4 +124,5 @@ def make_questions(
         patterns.permute(0, 2, 3, 1).numpy().astype(np.int8),
         torch.stack(logits).numpy(),
         levers.float().numpy(),
+        photographs,
     )
