@@ -15,7 +15,7 @@ from hf_fingerprint.blackbox import synthetic_cover
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     root = tmp_path_factory.mktemp("key_images")
-    folder, vault, base = asked_base(root)
+    folder, vault, base = asked_base(root, steps=1)
     issue(folder, "alice", vault, root / "alice")
     (root / "passphrase").write_text(PASSPHRASE + "\n")
     (root / "wrong").write_text("not it\n")
