@@ -105,6 +105,15 @@ def test_key_images_of_another_secret_are_not_read(scene):
         assert not scene.reader.read(made.image).recipients
 
 
+def test_a_mixture_of_two_recipients_images_names_no_third(scene):
+    numbers = [{path.name for path in scene.sets[name]} for name in NAMES[:2]]
+    for name in sorted(numbers[0] & numbers[1]):
+        one, two = (np.asarray(Image.open(scene.root / f"{who}_set" / name), float) for who in NAMES[:2])
+        read = scene.reader.read(np.rint((one + two) / 2).astype(np.uint8))
+
+        assert set(read.recipients) <= set(NAMES[:2])
+
+
 def test_other_capacities_are_read_as_they_were_written(scene, tmp_path):
     export_key_images(None, "carol", scene.vault, tmp_path / "set", 64)
     path = sorted((tmp_path / "set").glob("*.png"))[0]
