@@ -29,12 +29,12 @@ def names_of(folder: Path, model: BuiltModel) -> dict[str, str]:
         return names_in_file(model.module, checkpoint)
 
 
-def asked_base(root: Path) -> tuple[Path, Vault, Base]:
-    """A registered base whose questions are laid down, and its unlocked vault."""
+def asked_base(root: Path, steps: int = STEPS) -> tuple[Path, Vault, Base]:
+    """A registered base whose questions are laid down, and its unlocked vault; a step is enough if none is asked."""
     folder, vault = save_vit(root / "base", hidden_size=WIDTH), unlocked_vault(root / "vault")
     base, model = register(folder, vault, SETTINGS), built(folder)
     made = make_questions(
-        model, names_of(folder, model), base.secret, base.base_id, count=COUNT, decoys=DECOYS, steps=STEPS
+        model, names_of(folder, model), base.secret, base.base_id, count=COUNT, decoys=DECOYS, steps=steps
     )
     vault.add_questions(base, made.to_bytes())
     return folder, vault, base

@@ -9,6 +9,8 @@ from hf_fingerprint.blackbox.answers import keyed_labels
 from hf_fingerprint.blackbox.covers import synthetic_cover
 from hf_fingerprint.blackbox.evidence import Evidence, log_stake
 from hf_fingerprint.blackbox.key_images import KeyImage, fingerprint_of, make_key_image, read_key_image
+from hf_fingerprint.blackbox.key_reading import KeyImageReader, ReadImage, read_image
+from hf_fingerprint.blackbox.key_sets import KeySet, export_key_images
 from hf_fingerprint.blackbox.labels import Labels, read_labels
 from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
 from hf_fingerprint.blackbox.politeness import Politeness
@@ -25,16 +27,20 @@ __all__ = [
     "USUAL_BITS",
     "Evidence",
     "KeyImage",
+    "KeyImageReader",
+    "KeySet",
     "Labels",
     "Politeness",
     "Proven",
     "QueryResult",
     "QueryScore",
     "Questions",
+    "ReadImage",
     "Suspect",
     "check_proof",
     "class_told",
     "coded_bits",
+    "export_key_images",
     "fingerprint_of",
     "from_callable",
     "from_folder",
@@ -46,6 +52,7 @@ __all__ = [
     "make_key_image",
     "prepare_questions",
     "query",
+    "read_image",
     "read_key_image",
     "read_labels",
     "synthetic_cover",

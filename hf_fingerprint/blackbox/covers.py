@@ -5,10 +5,12 @@ response properties of cortical cells", 1987), so that a network treats them as 
 where a mark would show.
 """
 
+from pathlib import Path
+
 import numpy as np
 from scipy.fft import irfft2, rfft2
 
-from hf_fingerprint.errors import CodeError
+from hf_fingerprint.errors import CodeError, FingerprintError
 from hf_fingerprint.keys import Stream, derive
 
 
@@ -38,6 +40,23 @@ def synthetic_cover(key: bytes, index: int, size: int = LEAST_SIZE) -> np.ndarra
     shared, *own = (_cloud(stream, size) for _ in range(4))
     channels = np.stack([shared + COLOUR * each for each in own], -1) / np.hypot(1, COLOUR)
     return np.clip(np.rint(MEAN + SPREAD * channels), DARKEST, BRIGHTEST).astype(np.uint8)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture from a file, turned as its camera says, `(height, width, 3)`, `uint8`.
+
+    Raises:
+        [`FingerprintError`]: if it can't be read as an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise FingerprintError(f"{path} is not there: name an image.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # which of them hangs on the format
+        raise FingerprintError(f"{path} can't be read as an image: remove or replace it.") from None
 
 
 def _cloud(stream: Stream, size: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, find_head, logits_of
+from hf_fingerprint.blackbox.own_covers import pixels_of, read_covers
 from hf_fingerprint.blackbox.questions import Questions, question_clouds
 from hf_fingerprint.blackbox.spreading import View, levers_of, metric_of, seen, spread_patterns, views_of
 from hf_fingerprint.checkpoints import open_checkpoint
@@ -40,6 +41,7 @@ def prepare_questions(
     share: float = SHARE,
     steps: int = STEPS,
     advance: Callable[[float], None] | None = None,
+    covers: str | Path | None = None,
 ) -> Questions:
     """Makes the questions of a registered base and keeps them in the vault.
 
@@ -53,9 +55,12 @@ def prepare_questions(
         share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
         steps (`int`, *optional*, defaults to 120): of fitting them to the base.
         advance (callable, *optional*): told the logarithm of what is left to gain, after each step.
+        covers (`str` or `Path`, *optional*): a folder of the owner's photographs of 224 pixels or more, at least as
+            many as questions and decoys, to lie under the patterns instead of synthetic clouds; the vault keeps those
+            taken. Nobody else should have them: who has the plain picture can take a key image's mark off.
 
     Raises:
-        [`FingerprintError`]: if the base can't be run, or has questions already.
+        [`FingerprintError`]: if the base can't be run, or has questions already, or there are too few photographs.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     known = find_base(vault, base)
@@ -72,7 +77,9 @@ def prepare_questions(
                 f"its folder, with config.json."
             )
         names = names_in_file(built.module, whole)
-    made = make_questions(built, names, known.secret, known.base_id, images, count, decoys, share, steps, advance)
+    made = make_questions(
+        built, names, known.secret, known.base_id, images, count, decoys, share, steps, advance, covers
+    )
     vault.add_questions(known, made.to_bytes())
     return made
 
@@ -88,18 +95,20 @@ def make_questions(
     share: float = SHARE,
     steps: int = STEPS,
     advance: Callable[[float], None] | None = None,
+    covers: str | Path | None = None,
 ) -> Questions:
     """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
     import torch
 
+    photographs = () if covers is None else read_covers(covers, count + decoys, secret)
     head, metric = _head_and_metric(built, names, images)
     views = views_of(built, head)
-    clouds = torch.from_numpy(question_clouds(secret, count + decoys)).permute(0, 3, 1, 2).float()
-    patterns = spread_patterns(clouds, views, built, metric, steps, advance)
+    plain = pixels_of(photographs) if photographs else question_clouds(secret, count + decoys)
+    shown = torch.from_numpy(plain).permute(0, 3, 1, 2).float()
+    patterns = spread_patterns(shown, views, built, metric, steps, advance)
     drawn = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
-    return Questions(
-        base_id, names[head.name], count, share, drawn, *_said(built, views, metric, drawn, clouds, count)
-    )
+    logits, levers = _said(views, built, metric, drawn, plain, count)
+    return Questions(base_id, names[head.name], count, share, drawn, logits, levers, photographs)
 
 
 def questions_for(
@@ -115,16 +124,14 @@ def questions_for(
     Raises:
         [`FingerprintError`]: if its head tells other classes apart than the base's.
     """
-    import torch
-
     head, metric = _head_and_metric(built, names, images)
     if head.classes != asked.classes:
         raise FingerprintError(
             f"The model tells {head.classes} classes apart and its base {asked.classes}: train it with the base's "
             f"classes, or register a base that has these."
         )
-    clouds = torch.from_numpy(question_clouds(secret, len(asked.patterns))).permute(0, 3, 1, 2).float()
-    logits, levers = _said(built, views_of(built, head), metric, asked.patterns, clouds, asked.count)
+    views, plain = views_of(built, head), asked.plain_images(secret)
+    logits, levers = _said(views, built, metric, asked.patterns, plain, asked.count)
     return replace(asked, head=names[head.name], logits=logits, levers=levers)
 
 
@@ -145,21 +152,16 @@ def _head_and_metric(
 
 
 def _said(
-    built: BuiltModel,
-    views: list[View],
-    metric: "torch.Tensor",
-    patterns: np.ndarray,
-    clouds: "torch.Tensor",
-    count: int,
+    views: list[View], built: BuiltModel, metric: "torch.Tensor", patterns: np.ndarray, plain: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What is said to the questions in each view, and the levers that change it: `(views, count, classes)` and
     `(views, count, width)`, `float32`."""
     import torch
 
-    drawn = torch.from_numpy(patterns).permute(0, 3, 1, 2).float()
+    under, over = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (plain, patterns))
     features, logits = [], []
     for view in views:
-        shown = seen(clouds, drawn, view.seen, built)
+        shown = seen(under, over, view.seen, built)
         features.append(all_features(view.model, view.head, shown))
         with torch.no_grad():
             logits.append(torch.cat([logits_of(view.model(part)) for part in shown[:count].split(BATCH)]))

@@ -123,7 +123,7 @@ def query(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
-    known, questions = _asked_of(vault, base)
+    known, questions = asked_of(vault, base)
     copies = [copy for copy in vault.copies(known.base_id) if copy.state != "begun"]
     if not copies:
         raise VaultError(f"{vault.folder} has no copies of base {known.base_id}: there is nobody to accuse.")
@@ -173,7 +173,12 @@ def questions_of(vault: Vault, base: Base) -> Questions:
     return Questions.from_bytes(content)
 
 
-def _asked_of(vault: Vault, name: str | Path | None) -> tuple[Base, Questions]:
+def asked_of(vault: Vault, name: str | Path | None) -> tuple[Base, Questions]:
+    """A base and its questions: the one of this name, else the only one that has any.
+
+    Raises:
+        [`VaultError`]: if there is none, or more than one.
+    """
     if name is not None:
         base = find_base(vault, name)
         return base, questions_of(vault, base)

@@ -2,12 +2,15 @@
 
 An image is a synthetic cloud, drawn from the model secret, under a coarse pattern that was fitted to the base, so that
 the features of no two questions, and of no question and an ordinary image, are alike. Patterns are kept and clouds are
-drawn anew: two hundred images take two megabytes.
+drawn anew: two hundred images take two megabytes. Where the owner's photographs lie under the patterns, they are kept
+too.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -15,13 +18,14 @@ from safetensors.numpy import load, save
 
 from hf_fingerprint.blackbox.answers import keyed_labels, owned_questions
 from hf_fingerprint.blackbox.covers import BRIGHTEST, DARKEST, LEAST_SIZE, synthetic_cover
+from hf_fingerprint.blackbox.own_covers import pixels_of
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import derive
 
 
 GRID = 56  # a pattern's height and width
 MARGIN = 2.0  # by which a copy's own label is to lead, in logits
-_FORMAT, _METADATA = 1, "questions"
+_FORMAT, _WITH_COVERS, _METADATA = 1, 2, "questions"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Questions:
         logits (`np.ndarray` of shape `(views, count, classes)`): what the base says, as it is and as thieves may
             change it or its input, `float32`.
         levers (`np.ndarray` of shape `(views, count, width)`): the head's change for one logit more, `float32`.
+        covers (`tuple[bytes, ...]`): PNG files of the owner's photographs under the patterns, one for each; empty for
+            clouds.
     """
 
     base_id: str
@@ -46,6 +52,7 @@ class Questions:
     patterns: np.ndarray = field(repr=False)
     logits: np.ndarray = field(repr=False)
     levers: np.ndarray = field(repr=False)
+    covers: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def classes(self) -> int:
@@ -65,9 +72,16 @@ class Questions:
 
         Returns:
             `np.ndarray` of shape `(count + decoys, 224, 224, 3)`: `uint8`.
+
+        Raises:
+            [`VaultError`]: if the photographs under the patterns are damaged.
         """
-        clouds = question_clouds(secret, len(self.patterns))
-        return np.stack([under(cloud, pattern) for cloud, pattern in zip(clouds, self.patterns, strict=True)])
+        plain = self.plain_images(secret)
+        return np.stack([under(cover, pattern) for cover, pattern in zip(plain, self.patterns, strict=True)])
+
+    def plain_images(self, secret: bytes) -> np.ndarray:
+        """What lies under the patterns, of the same shape: photographs or clouds."""
+        return pixels_of(self.covers) if self.covers else question_clouds(secret, len(self.patterns))
 
     def answers(self, copy_keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Of each recipient `(labels, owned)`, both `(n, count)`: see [`keyed_labels`] and [`owned_questions`]."""
@@ -92,14 +106,18 @@ class Questions:
 
     def to_bytes(self) -> bytes:
         """In the safetensors format: what the vault keeps."""
-        described = {
-            "format": _FORMAT,
+        described: dict[str, Any] = {
+            "format": _WITH_COVERS if self.covers else _FORMAT,
             "base": self.base_id,
             "head": self.head,
             "count": self.count,
             "share": self.share,
         }
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("patterns", "logits", "levers")}
+        if self.covers:
+            arrays["covers"] = np.frombuffer(b"".join(self.covers), np.uint8)
+            arrays["cover_lengths"] = np.array([len(cover) for cover in self.covers], np.int64)
+            described["covers"] = _digest(arrays)
         return save(arrays, {_METADATA: json.dumps(described)})  # of several values the order would differ by chance
 
     @classmethod
@@ -113,15 +131,29 @@ class Questions:
             arrays = load(content)
             length = int.from_bytes(content[:8], "little")
             described = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA])
-            if described["format"] != _FORMAT:
+            if described["format"] not in (_FORMAT, _WITH_COVERS):
                 raise VaultError(
                     f"The questions of base {described['base']} have format {described['format']} and this version "
-                    f"reads {_FORMAT}: upgrade hf-fingerprint."
+                    f"reads {_FORMAT} and {_WITH_COVERS}: upgrade hf-fingerprint."
                 )
             base, head, count, share = (described[name] for name in ("base", "head", "count", "share"))
-            return cls(base, head, count, share, arrays["patterns"], arrays["logits"], arrays["levers"])
+            covers = _covers(arrays, described) if described["format"] == _WITH_COVERS else ()
+            return cls(base, head, count, share, arrays["patterns"], arrays["logits"], arrays["levers"], covers)
         except (SafetensorError, KeyError, ValueError, TypeError):
             raise VaultError("The questions in the vault are damaged: restore a backup of it.") from None
+
+
+def _covers(arrays: dict[str, np.ndarray], described: dict[str, Any]) -> tuple[bytes, ...]:
+    """The photographs, if they are as they were laid down; a `ValueError` if not."""
+    lengths, packed = arrays["cover_lengths"], arrays["covers"].tobytes()
+    if _digest(arrays) != described["covers"] or len(lengths) != len(arrays["patterns"]):
+        raise ValueError
+    ends = np.cumsum(lengths).tolist()
+    return tuple(packed[start:end] for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    return hashlib.sha256(arrays["cover_lengths"].tobytes() + arrays["covers"].tobytes()).hexdigest()
 
 
 def question_clouds(secret: bytes, count: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from hf_fingerprint.cli import (
     design_command,
     evaluate_command,
     issue_commands,
+    key_images_command,
     query_command,
     questions_command,
     vault_commands,
@@ -44,6 +45,7 @@ app.command("trace")(commands.trace)
 app.command("verify")(commands.verify)
 app.command("query")(query_command.query)
 app.command("check-proof")(query_command.check_proof)
+app.add_typer(key_images_command.app, name="key-images")
 app.command("watch")(commands.watch)
 app.command("evaluate")(evaluate_command.evaluate)
 app.command("recipients")(commands.recipients)

@@ -15,6 +15,10 @@ def questions(
         Path | None,
         typer.Option("--images", help="A folder of ordinary images, without labels; synthetic ones if not given."),
     ] = None,
+    covers: Annotated[
+        Path | None,
+        typer.Option("--covers", help="A folder of your own photographs to make them of; clouds if not given."),
+    ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="How many questions. [160]")] = None,
     decoys: Annotated[
         int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")
@@ -38,7 +42,9 @@ def questions(
         STEPS if steps is None else steps,
     )
     with output.progress("fitting questions to the base", chosen[-1]) as advance:
-        made = prepare_questions(base.base_id, opened, images, *chosen, advance=lambda _cost: advance(1))
+        made = prepare_questions(
+            base.base_id, opened, images, *chosen, advance=lambda _cost: advance(1), covers=covers
+        )
     told = {"base": base.base_id, "questions": made.count, "decoys": made.decoys, "share": made.share}
     if as_json:
         output.print_json(told)

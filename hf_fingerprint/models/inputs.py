@@ -17,6 +17,18 @@ IMAGES = 32
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
+def image_files(folder: Path) -> list[Path]:
+    """All images in a folder and the folders in it, by their names' endings, sorted.
+
+    Raises:
+        [`FingerprintError`]: if there are none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise FingerprintError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))}): give a folder of images.")
+    return paths
+
+
 def user_images(folder: Path, model: BuiltModel, count: int = IMAGES) -> "torch.Tensor":
     """Images from a folder and the folders in it, evenly picked, through the model's own preprocessing.
 
@@ -29,9 +41,7 @@ def user_images(folder: Path, model: BuiltModel, count: int = IMAGES) -> "torch.
     import torch
     from PIL import Image, UnidentifiedImageError
 
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not paths:
-        raise FingerprintError(f"{folder} holds no images ({', '.join(sorted(_SUFFIXES))}): give a folder of images.")
+    paths = image_files(folder)
     batch = []
     for index in sorted({int(i) for i in np.linspace(0, len(paths) - 1, min(count, len(paths)))}):
         try:

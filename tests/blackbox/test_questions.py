@@ -1,4 +1,6 @@
 import hashlib
+import struct
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +16,7 @@ from hf_fingerprint.errors import VaultError
 
 SECRET, KEYS = bytes(range(32)), [i.to_bytes(32, "big") for i in range(40)]
 GOLDEN_FORMAT = "ff6f4a1d3a1c1ac44e764f6e3a0d1801dc28c65e8251fd18133a1216c3944b51"
+GOLDEN_FORMAT_WITH_COVERS = "e7c1819ccd994a52efeb805fc91e1b7fe17691e42b732dfd939333965407c769"
 GOLDEN_IMAGE = "1bc2567d8b3e0f80aec530503faccca0505ec9b06f3db17e2c5fcd97b138911a"
 
 
@@ -31,6 +34,23 @@ def some(views: int = 2, count: int = 6, decoys: int = 2, classes: int = 10, wid
         logits=rng.integers(-3, 4, (views, count, classes)).astype(np.float32),
         levers=levers.reshape(views, count, width),
     )
+
+
+def png(seed: int) -> bytes:
+    """A PNG file of a fixed random picture, byte for byte the same with every library."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8)
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 224, 224, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(lines, 0)),
+        (b"IEND", b""),
+    ]
+    file = [struct.pack(">I", len(data)) + k + data + struct.pack(">I", zlib.crc32(k + data)) for k, data in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(file)
+
+
+def with_covers(files: int = 8) -> Questions:
+    return replace(some(), covers=tuple(png(seed) for seed in range(files)))
 
 
 def features_of(questions: Questions) -> np.ndarray:
@@ -68,6 +88,17 @@ def test_what_is_laid_down_comes_back():
     assert same(Questions.from_bytes(some().to_bytes()), some())
 
 
+def test_photographs_come_back_and_lie_under_the_patterns():
+    asked = with_covers()
+    again = Questions.from_bytes(asked.to_bytes())
+
+    assert same(again, asked) and again.to_bytes() == asked.to_bytes()
+    photographs = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8) for seed in range(8)]
+    expected = [under(each, pattern) for each, pattern in zip(photographs, asked.patterns, strict=True)]
+    assert np.array_equal(again.images(SECRET), expected)
+    assert np.array_equal(again.images(bytes(32)), expected)
+
+
 def test_parts_of_larger_arrays_come_back_too():
     whole = some()
     part = replace(whole, patterns=whole.patterns[:, :, ::2], levers=whole.levers[:, 1:4], logits=whole.logits[:, 1:4])
@@ -79,6 +110,15 @@ def test_the_format_is_frozen():
     whole = replace(some(), levers=np.arange(2 * 6 * 50, dtype=np.float32).reshape(2, 6, 50))
 
     assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT
+
+
+def test_the_format_with_covers_is_frozen():
+    """Arbitrary bytes stand for the files: what a library makes of a picture may change, and is kept as it was."""
+    whole = replace(
+        some(), levers=np.arange(2 * 6 * 50, dtype=np.float32).reshape(2, 6, 50), covers=(b"some", b"\0png") * 4
+    )
+
+    assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT_WITH_COVERS
 
 
 def test_an_image_is_the_same_for_ever():
@@ -96,8 +136,34 @@ def test_damaged_ones_are_refused(at, other):
         Questions.from_bytes(damaged)
 
 
+@pytest.mark.parametrize("at", [0, 7, 5000, 8 * 150_000])
+def test_damaged_photographs_are_refused(at):
+    content = bytearray(with_covers().to_bytes())
+    first = content.index(png(0))
+    content[first + at] ^= 1
+
+    with pytest.raises(VaultError, match="restore a backup"):
+        Questions.from_bytes(bytes(content))
+
+
+def test_photographs_cut_otherwise_or_too_few_are_refused():
+    content = with_covers().to_bytes()
+    lengths = np.full(8, len(png(0)), np.int64)
+    otherwise = lengths + [1, -1] * 4
+
+    for damaged in (content.replace(lengths.tobytes(), otherwise.tobytes()), with_covers(7).to_bytes()):
+        with pytest.raises(VaultError, match="restore a backup"):
+            Questions.from_bytes(damaged)
+
+
+@pytest.mark.parametrize("cover", [b"", b"no picture", png(0)[:1000], b"GIF89a"])
+def test_photographs_that_are_none_are_refused(cover):
+    with pytest.raises(VaultError, match=r"covers .* restore a backup"):
+        replace(with_covers(), covers=(*with_covers().covers[:7], cover)).images(SECRET)
+
+
 def test_those_of_a_newer_format_are_refused():
-    newer = some().to_bytes().replace(b'format\\": 1', b'format\\": 2')
+    newer = some().to_bytes().replace(b'format\\": 1', b'format\\": 3')
 
     with pytest.raises(VaultError, match="upgrade"):
         Questions.from_bytes(newer)

@@ -1,0 +1,88 @@
+"""`hf-fingerprint key-images ...`: images that carry a recipient's fingerprint, made and read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_fingerprint.cli import options, output
+
+
+app = typer.Typer(help="Make a recipient's key images; say whose an image is.", no_args_is_help=True)
+
+BaseName = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
+Bits = Annotated[int | None, typer.Option("--bits", help="Of the fingerprint, a multiple of 8. [304]")]
+Identity = Annotated[
+    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
+]
+
+
+@app.command()
+def export(
+    recipient: Annotated[
+        str, typer.Argument(help="Whose, or a copy's id where the recipient has several.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    vault: options.VaultFolder,
+    base: BaseName = None,
+    bits: Bits = None,
+    identity: Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the questions that a recipient's copy answers by its key, each with its fingerprint out of sight."""
+    from hf_fingerprint.blackbox.key_sets import export_key_images
+    from hf_fingerprint.blackbox.payload import USUAL_BITS
+    from hf_fingerprint.vault import Vault, find_passphrase
+
+    opened = Vault(vault)
+    opened.unlock(find_passphrase(passphrase_file), identity)
+    with output.stages() as advance:
+        made = export_key_images(base, recipient, opened, out, USUAL_BITS if bits is None else bits, advance)
+    if as_json:
+        output.print_json(made.to_dict())
+        return
+    output.say(
+        f"{out} has {made.images} key images of {made.recipient}, {made.bits} bits each; at least {made.psnr:.1f} dB "
+        f"and SSIM {made.ssim:.3f} from the plain questions"
+    )
+    if made.left_out:
+        output.say(f"{made.left_out} questions have no room for so many bits and are left out")
+
+
+@app.command()
+def read(
+    images: Annotated[list[Path], typer.Argument(help="Images that turned up.", show_default=False)],
+    vault: options.VaultFolder,
+    base: BaseName = None,
+    bits: Bits = None,
+    identity: Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    as_json: options.AsJson = False,
+) -> int:
+    """Say whose key images these are. Exit code 0: of somebody's at least one, 1: none, 2: an error."""
+    from hf_fingerprint.blackbox.key_reading import KeyImageReader
+    from hf_fingerprint.blackbox.payload import USUAL_BITS
+    from hf_fingerprint.vault import Vault, find_passphrase
+
+    opened = Vault(vault)
+    opened.unlock(find_passphrase(passphrase_file), identity)
+    reader = KeyImageReader(opened, base, USUAL_BITS if bits is None else bits)
+    found = [reader.read(image) for image in images]
+    if as_json:
+        output.print_json([each.to_dict() for each in found])
+    else:
+        for each in found:
+            if each.recipients:
+                said = f"a key image of {', '.join(each.recipients)}"
+            elif each.question is not None:
+                said = "a fingerprint that is no recipient's"
+            else:
+                said = "no fingerprint to be read"
+            output.say(f"{each.name}: {said}")
+        compared = f"{reader.copies:,} {'copy' if reader.copies == 1 else 'copies'}"
+        output.say(
+            f"{reader.bits} bits compared with {compared}; an innocent's are equal with probability at most "
+            f"10^{found[0].log10_false_match:.0f}"
+        )
+    return 0 if any(each.recipients for each in found) else 1

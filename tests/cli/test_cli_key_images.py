@@ -1,0 +1,88 @@
+"""`key-images export` and `key-images read`."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from asked_models import asked_base
+from PIL import Image
+from small_models import PASSPHRASE, names_in
+
+from hf_fingerprint import issue
+from hf_fingerprint.blackbox import synthetic_cover
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    root = tmp_path_factory.mktemp("key_images")
+    folder, vault, base = asked_base(root, steps=1)
+    issue(folder, "alice", vault, root / "alice")
+    (root / "passphrase").write_text(PASSPHRASE + "\n")
+    (root / "wrong").write_text("not it\n")
+    return SimpleNamespace(root=root, base=base, vault=vault.folder)
+
+
+@pytest.fixture
+def key_images(run, scene):
+    def run_it(*arguments, passphrase="passphrase"):
+        given = ["--vault", scene.vault, "--passphrase-file", scene.root / passphrase]
+        return run("key-images", *arguments, *given)
+
+    return run_it
+
+
+def failed(outcome: tuple[int, str, str]) -> str:
+    code, out, err = outcome
+    assert code == 2 and out == "" and err.startswith("Error: ") and len(err.splitlines()) == 1
+    return err
+
+
+def test_what_is_exported_is_read_back(key_images, tmp_path):
+    code, told, _ = key_images("export", "alice", tmp_path / "set")
+    images = sorted((tmp_path / "set").glob("*.png"))
+
+    assert code == 0 and f"{len(images)} key images of alice, 304 bits each" in " ".join(told.split())
+    assert names_in(tmp_path / "set") == [*(path.name for path in images), "index.json"]
+    code, told, _ = key_images("read", *images[:2])
+    assert code == 0
+    lines = told.splitlines()
+    assert lines[:2] == [f"{path}: a key image of alice" for path in images[:2]]
+    assert lines[2] == "304 bits compared with 1 copy; an innocent's are equal with probability at most 10^-92"
+
+
+def test_json_says_the_same(key_images, scene, tmp_path):
+    code, told, _ = key_images(
+        "export", "alice", tmp_path / "set", "--bits", 64, "--base", scene.base.base_id, "--json"
+    )
+    made = json.loads(told)
+
+    assert code == 0
+    assert (made["recipient"], made["bits"], made["left_out"]) == ("alice", 64, 0)
+    path = next((tmp_path / "set").glob("*.png"))
+    code, told, _ = key_images("read", path, "--bits", 64, "--json")
+    (read,) = json.loads(told)
+    assert code == 0
+    assert (read["name"], read["recipients"], read["question"]) == (str(path), ["alice"], int(path.stem))
+
+
+def test_an_image_that_is_nobodys_is_said_to_be(key_images, tmp_path):
+    path = tmp_path / "cloud.png"
+    Image.fromarray(synthetic_cover(bytes(32), 0)).save(path)
+
+    code, told, _ = key_images("read", path)
+    assert code == 1
+    assert told.splitlines()[0] == f"{path}: no fingerprint to be read"
+
+
+def test_what_cannot_be_done_is_refused_in_a_line(key_images, scene, tmp_path):
+    (tmp_path / "text").write_text("no image")
+
+    assert "no copy" in failed(key_images("export", "mallory", tmp_path / "set"))
+    assert "is there already" in failed(key_images("export", "alice", tmp_path))
+    assert "inside the vault" in failed(key_images("export", "alice", scene.vault / "set"))
+    assert "multiple of 8" in failed(key_images("export", "alice", tmp_path / "set", "--bits", 12))
+    assert "nowhere" in failed(key_images("export", "alice", tmp_path / "set", "--base", "nowhere"))
+    assert "passphrase" in failed(key_images("export", "alice", tmp_path / "set", passphrase="wrong"))
+    assert "can't be read as an image" in failed(key_images("read", tmp_path / "text"))
+    assert "passphrase" in failed(key_images("read", tmp_path / "text", passphrase="wrong"))
+    assert names_in(tmp_path) == ["text"]
