@@ -8,7 +8,6 @@ A text file in UTF-8, one JSON object a line, each line written whole and brough
   `alpha`, `share` and `recipients` (how many were tested).
 * Then a line for each answer, in the order they came: `question` (its index in the pool), `image` (SHA-256 of its
   pixels, row by row, three bytes each), `answer` (the class told, or `null` for none), `at` (when).
-* At the end, once it is closed: `verdict` (an object) and `at`.
 
 A crash may leave a last line without its end. It is cut off when the file is opened again, and the answer is lost.
 """
@@ -68,7 +67,6 @@ class Transcript:
         path (`Path`): its file.
         answers (`dict[int, int | None]`): the class told for each question so far, in the order they came.
         images (`dict[int, str]`): the digest of each question's image, see [`image_digest`].
-        verdict (`dict` or `None`): how it ended, if it did.
 
     Raises:
         [`FingerprintError`]: if the file can't be read or written, isn't a transcript, is damaged, or is of another
@@ -79,7 +77,6 @@ class Transcript:
         self.path, self.heading = Path(path), heading
         self.answers: dict[int, int | None] = {}
         self.images: dict[int, str] = {}
-        self.verdict: dict[str, Any] | None = None
         try:
             self._file = os.open(self.path, _FLAGS, 0o600)
         except OSError as error:
@@ -108,30 +105,14 @@ class Transcript:
             answer (`int` or `None`): the class told.
 
         Raises:
-            [`FingerprintError`]: if there is no such question or class, the question was answered before, the
-                transcript has a verdict, or the disk is full.
+            [`FingerprintError`]: if there is no such question or class, the question was answered before, or the disk
+                is full.
         """
         line = {"question": question, "image": image, "answer": answer, "at": _now()}
-        if self.verdict is not None:
-            raise self._refusal("has its verdict already", "name another file to ask again")
         if (wrong := self._wrong(line)) is not None:
             raise self._refusal(f"can't take question {question} and answer {answer}, {wrong}", "ask another")
         self._write(line)
         self.answers[question], self.images[question] = answer, image
-
-    def conclude(self, verdict: Mapping[str, Any]) -> None:
-        """Writes how it ended; nothing can be added from then on.
-
-        Args:
-            verdict (mapping): what JSON can hold.
-
-        Raises:
-            [`FingerprintError`]: if it has ended before, or the disk is full.
-        """
-        if self.verdict is not None:
-            raise self._refusal("has its verdict already", "name another file to ask again")
-        self._write({"verdict": dict(verdict), "at": _now()})
-        self.verdict = dict(verdict)
 
     def close(self) -> None:
         """Closes the file; it can be opened again, to go on."""
@@ -153,7 +134,7 @@ class Transcript:
                 line = None
             if number == 1:
                 self._check_heading(line)
-            elif not isinstance(line, dict) or self.verdict is not None or not self._take(line):
+            elif not isinstance(line, dict) or not self._take(line):
                 raise self._refusal(f"is damaged in line {number}", "restore it, or name another file to begin anew")
         if rest:
             os.ftruncate(self._file, len(content) - len(rest))
@@ -184,9 +165,6 @@ class Transcript:
 
     def _take(self, line: dict[str, Any]) -> bool:
         """Whether a line is as it should be; if so, it counts."""
-        if line.keys() == {"verdict", "at"} and isinstance(line["verdict"], dict) and isinstance(line["at"], str):
-            self.verdict = line["verdict"]
-            return True
         if line.keys() != {"question", "image", "answer", "at"} or not isinstance(line["at"], str):
             return False
         if self._wrong(line) is not None:

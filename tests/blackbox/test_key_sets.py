@@ -190,6 +190,7 @@ def test_a_recipient_must_have_one_copy_or_be_named_by_its_id(scene, tmp_path):
         assert (made.recipient, made.copy_id) == ("bob", again.copy_id)
     finally:
         with scene.vault.connect() as connection:
+            connection.execute("DELETE FROM bound WHERE copy_id = ?", (again.copy_id,))
             connection.execute("DELETE FROM copies WHERE copy_id = ?", (again.copy_id,))
     assert "no copy" in refused(export_key_images, None, "mallory", scene.vault, tmp_path / "m", error=VaultError)
 

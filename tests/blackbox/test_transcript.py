@@ -19,7 +19,6 @@ GOLDEN = (
     '"share": 0.5, "recipients": 1000}\n'
     '{"question": 11, "image": "#", "answer": null, "at": "2026-11-22T20:00:01+00:00"}\n'
     '{"question": 3, "image": "%", "answer": 6, "at": "2026-11-22T20:00:02+00:00"}\n'
-    '{"verdict": {"accused": ["alice"]}, "at": "2026-11-22T20:00:03+00:00"}\n'
 )
 POOL = "066faf4a8b569bc4ef8e87886ea4c923dcd0fef30110766ec13ae67f29b0988a"
 ELEVEN = "76f86a2a854fb4874f8afad1c6c158506ca372dc68fb67f5dc1985316524a216"
@@ -47,7 +46,6 @@ def test_the_format_stays_as_it_is_documented(tmp_path):
     with Transcript(tmp_path / "new", HEADING) as transcript:
         transcript.add(11, DIGESTS[11], None)
         transcript.add(3, DIGESTS[3], 6)
-        transcript.conclude({"accused": ["alice"]})
     (tmp_path / "old").write_text(golden())
 
     text = (tmp_path / "new").read_text()
@@ -58,7 +56,6 @@ def test_the_format_stays_as_it_is_documented(tmp_path):
     with Transcript(tmp_path / "old", HEADING) as old:
         assert list(old.answers.items()) == [(11, None), (3, 6)]
         assert old.images == {11: ELEVEN, 3: THREE}
-        assert old.verdict == {"accused": ["alice"]}
     assert (tmp_path / "old").read_text() == golden()
 
 
@@ -135,7 +132,7 @@ def test_a_damaged_line_is_refused_by_its_number(tmp_path, number, line):
     lines = path.read_bytes().split(b"\n")
     lines[number - 1] = line.replace(b"#", DIGESTS[1].encode())
     path.write_bytes(b"\n".join(lines))
-    expected = 3 if b'"question": 3' in line or b"verdict" in line else number
+    expected = 3 if b'"question": 3' in line else number
 
     assert f"damaged in line {expected}" in refused(Transcript, path, HEADING)
 
@@ -162,11 +159,8 @@ def test_an_answer_that_is_none_is_not_kept(tmp_path):
         transcript.add(3, DIGESTS[3], 6)
         for question, answer in ((3, 6), (12, 1), (-1, 1), (4, 7), (4, -1), (4, True)):
             refused(transcript.add, question, DIGESTS[4], answer)
-        transcript.conclude({})
-        refused(transcript.add, 4, DIGESTS[4], 1)
-        refused(transcript.conclude, {})
 
-    assert len((tmp_path / "t").read_text().splitlines()) == 3
+    assert len((tmp_path / "t").read_text().splitlines()) == 2
 
 
 def test_a_folder_or_a_missing_one_is_refused(tmp_path):

@@ -1,20 +1,17 @@
 """`questions --covers`: the owner's photographs under the patterns."""
 
 import json
-from functools import partial
 
 from PIL import Image
 from refusals import refused
 from sklearn.datasets import load_sample_images
 from small_models import new_vault, save_vit
 
-from hf_fingerprint.blackbox import preparing
 from hf_fingerprint.blackbox.querying import asked_of
 from hf_fingerprint.cli.questions_command import questions
 
 
-def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(preparing, "prepare_questions", partial(preparing.prepare_questions, steps=1))
+def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):
     china, flower = load_sample_images().images
     photographs = tmp_path / "photographs"
     photographs.mkdir()
@@ -22,10 +19,10 @@ def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys, monkeypatc
         Image.fromarray(pixels).save(photographs / f"{index}.png")
     folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
 
-    said = refused(lambda: questions(str(folder), vault.folder, covers=photographs, count=3, decoys=1))
+    said = refused(lambda: questions(str(folder), vault.folder, covers=photographs, count=3, decoys=1, steps=1))
     assert "holds 3 different photographs" in said
     capsys.readouterr()
-    questions(str(folder), vault.folder, covers=photographs, count=2, decoys=1, as_json=True)
+    questions(str(folder), vault.folder, covers=photographs, count=2, decoys=1, steps=1, as_json=True)
 
     told = json.loads(capsys.readouterr().out)
     _, made = asked_of(vault, None)
