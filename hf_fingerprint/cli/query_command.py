@@ -68,14 +68,22 @@ def query(
     token = _token(token_env, suspect)
     from hf_fingerprint.blackbox import query as ask
     from hf_fingerprint.blackbox.proof import check_free, write_proof
+    from hf_fingerprint.blackbox.querying import asked_of
     from hf_fingerprint.vault import Vault, find_passphrase
 
     if proof is not None:
         check_free(proof)
         transcript = transcript or proof.with_name(f"{proof.name}.transcript")
     opened = Vault(vault)
-    asked = open_suspect(suspect, labels_of_base(labels, opened, base), style, field, token, rate)
+    names = labels_of_base(labels, opened, base)
+    asked = open_suspect(suspect, names, style, field, token, rate)
     opened.unlock(find_passphrase(passphrase_file), identity)
+    classes = asked_of(opened, base)[1].classes
+    if len(names) != classes:
+        raise FingerprintError(
+            f"{labels or 'The config of the base'} names {len(names)} classes and the base tells {classes} apart: "
+            f"give all their names, in order, by --labels."
+        )
     with output.stages() as advance:
         result = ask(asked, opened, base, budget=budget, transcript=transcript, alpha=alpha, advance=advance)
     if as_json:

@@ -154,3 +154,11 @@ def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
 
     assert "another file" in said
     assert proof.read_bytes() == before
+
+
+def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):
+    (tmp_path / "labels").write_text("cat\ndog\n")
+
+    said = failed(run("query", "https://nowhere.example", *scene.options, "--labels", tmp_path / "labels"))
+
+    assert "names 2 classes and the base tells 10 apart" in said
