@@ -50,7 +50,8 @@ class QueryScore:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What a suspect's answers say.
+    """What a suspect's answers say. Nobody is cleared by it: a model mixed from several copies answers for some of
+    their recipients, or for none.
 
     Attributes:
         suspect (`str`): its name.

@@ -197,6 +197,10 @@ def print_query(result: "QueryResult") -> None:
             f"{went.asked} images"
         )
     )
+    rest = "; --whole asks on, for further colluders" if went.stopped == "proven" else ""
+    console.print(
+        f"a model mixed from several copies answers for some of their recipients, or for none: nobody is cleared{rest}"
+    )
     if result.unbound:
         shown = ", ".join(dict.fromkeys(result.unbound[:20])) + (", ..." if len(result.unbound) > 20 else "")
         console.print(

@@ -47,6 +47,9 @@ def query(
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Images to ask at most; all by default.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Ask on after the first proof, for further colluders.")
+    ] = False,
     transcript: Annotated[
         Path | None, typer.Option("--transcript", help="A file that keeps each answer; the same again goes on.")
     ] = None,
@@ -78,14 +81,17 @@ def query(
     names = labels_of_base(labels, opened, base)
     asked = open_suspect(suspect, names, style, field, token, rate)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    classes = asked_of(opened, base)[1].classes
-    if len(names) != classes:
+    questions = asked_of(opened, base)[1]
+    if len(names) != questions.classes:
         raise FingerprintError(
-            f"{labels or 'The config of the base'} names {len(names)} classes and the base tells {classes} apart: "
-            f"give all their names, in order, by --labels."
+            f"{labels or 'The config of the base'} names {len(names)} classes and the base tells {questions.classes} "
+            f"apart: give all their names, in order, by --labels."
         )
+    least = questions.count + questions.decoys if whole else 0
     with output.stages() as advance:
-        result = ask(asked, opened, base, budget=budget, transcript=transcript, alpha=alpha, advance=advance)
+        result = ask(
+            asked, opened, base, budget=budget, transcript=transcript, alpha=alpha, least=least, advance=advance
+        )
     if as_json:
         output.print_json(result.to_dict())
     else:

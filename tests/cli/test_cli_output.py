@@ -143,7 +143,8 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
     assert "and 6 more, none accused" in said
     assert "accused: [bold]x. 8 copies tested; any innocent accused with probability at most 1e-06" in said
-    assert said.endswith("stopped at the proof, after 40 images")
+    assert "stopped at the proof, after 40 images" in said
+    assert said.endswith("nobody is cleared; --whole asks on, for further colluders")
 
 
 def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could_not_name(capsys):
@@ -157,6 +158,7 @@ def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could
     )
     assert "nobody is accused. 8 copies tested" in said
     assert "stopped at the budget, after 60 images" in said
+    assert "or for none: nobody is cleared answers" in said
     assert said.endswith(
         "name 3 of these copies, made before the base had questions or never bound to answer them: dora, [red]e"
     )

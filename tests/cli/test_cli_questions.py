@@ -156,6 +156,15 @@ def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
     assert proof.read_bytes() == before
 
 
+def test_all_is_asked_where_further_colluders_are_looked_for(run, scene):
+    code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--whole", "--json")
+
+    told = json.loads(out)
+    assert code == 0
+    assert [score["recipient"] for score in told["accused"]] == ["bob"]
+    assert told["questioning"]["answered"] - told["questioning"]["decoys_asked"] == COUNT
+
+
 def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):
     (tmp_path / "labels").write_text("cat\ndog\n")
 
