@@ -54,12 +54,12 @@ def owner_loop(
         [`FingerprintError`]: if this isn't process 0 of two or more, there is neither `restore` nor a reader, an
             optimised weight is in the front, or a holder stops or sends what isn't due.
     """
+    if restore is None and reader is None:
+        raise FingerprintError("Nothing would learn from the codes: give owner_loop a denoiser, or a reader.")
     _check_place(owner=True)
     front = {id(p) for name, p in partition.model.named_parameters() if name in partition.front_names}
     if any(id(p) in front for group in optimizer.param_groups for p in group["params"]):
         raise FingerprintError("The optimiser holds weights of the front, which never trains: give back_parameters().")
-    if restore is None and reader is None:
-        raise FingerprintError("Nothing would learn from the codes: give owner_loop a denoiser, or a reader.")
     learner = partition.model if reader is None else reader
 
     def answer(codes: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_inputs import digits
 from skimage.metrics import peak_signal_noise_ratio
@@ -100,6 +100,7 @@ def test_the_adversary_finds_what_is_scattered_over_all_places(shape):
     st.lists(st.integers(0, 5), min_size=1, max_size=30),
     st.lists(st.integers(0, 5), min_size=1, max_size=30),
 )
+@settings(deadline=None)
 def test_the_area_is_scikit_learns(positives, negatives):
     truth = [1] * len(positives) + [0] * len(negatives)
 
