@@ -3,7 +3,9 @@
 A base that the owner trained on images of its own (2,000 with labels) learns on from images that stay with their
 holders, over the cut, at several strengths of noise. Each released model is measured beside two others: the plain
 split, where features go over the wire as they are, and the owner's own images alone. Adversaries have public images of
-the same kind, the front, the bottleneck and the law of the noise.
+the same kind, the front, the bottleneck and the law of the noise. All trainings take the same steps, and all but the
+last come twice: what the first one learnt, the partition's reader or the plain split's back, says of the owner's
+unlabelled public images is what the second learns from besides.
 
 The loop here is that of `owner_loop` and `holder_loop` in one process, with each image's noise drawn as a holder draws
 it.
@@ -20,6 +22,7 @@ from pathlib import Path
 import timm
 import torch
 from rich.progress import Progress
+from torch.nn.functional import one_hot
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,15 +35,20 @@ from hf_fingerprint.privacy import (
     Bottleneck,
     ImageNoise,
     Partition,
+    Reader,
     calibrate,
     matching_auc,
     membership,
     reconstruction,
     release,
-    train_against_adversary,
+    start_with_task_directions,
     train_decoder,
     train_denoiser,
 )
+from hf_fingerprint.privacy.leakage import seeded
+
+
+READER_LR = 3e-3
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Setting:
     labelled: int = 2000
     batch: int = 64
     attack_steps: int = 400
-    strengths: tuple[float, ...] = (1.0, 0.5, 0.25)
+    strengths: tuple[float, ...] = (1.0, 0.5)
     share: float = 0.49  # of the plain split's likeness
 
 
@@ -69,12 +77,12 @@ SETTINGS = {
     "small": Setting(
         "test_resnet",
         lambda: timm.create_model("test_resnet", num_classes=10),
-        "layer1", 32, 8, 10000, 40000, 4000, 1000, 2e-3, True,
+        "layer1", 32, 33, 10000, 40000, 10000, 1000, 2e-3, True,
     ),
     "lite0": Setting(
         "EfficientNet-Lite0",
         lambda: with_classes(lite0()),
-        "blocks.2", 64, 16, 8000, 16000, 2000, 400, 1e-3, False,
+        "blocks.2", 64, 33, 8000, 16000, 4000, 400, 1e-3, False, strengths=(1.0,),
     ),
 }  # fmt: skip
 
@@ -86,10 +94,10 @@ class Row:
     name: str
     sigma: float | None
     bits: float | None
-    accuracy: float
+    accuracy: float | None
     psnr: float | None
     ssim: float | None
-    membership_auc: float
+    membership_auc: float | None
     matching_auc: float | None
 
 
@@ -108,7 +116,8 @@ class Bench:
         images, labels = fashion_mnist(True, count, setting.size)
         self.test = fashion_mnist(False, setting.test, setting.size)
         self.public, self.private = images[: setting.public], images[setting.public :]
-        self.own_labels, self.labels = labels[: setting.labelled], labels[setting.public :]
+        self.public_labels, self.labels = labels[: setting.public], labels[setting.public :]
+        self.own_labels = self.public_labels[: setting.labelled]
         torch.manual_seed(0)
         model = setting.build()
         if setting.whole_base:
@@ -126,8 +135,15 @@ class Bench:
         parts = images.split(256)
         return torch.cat([self.partition.front(part) for part in self.progress.track(parts, description="front")])
 
-    def train(self, features: torch.Tensor | None, labels: torch.Tensor | None, steps: int, seed: int = 0) -> None:
-        """The owner's loop: its own images, and what the holders' codes are restored to."""
+    def train(
+        self,
+        features: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        steps: int,
+        opinion: torch.Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        """The owner's loop: its own images, what the holders' codes are restored to, and opinions of public images."""
         setting, back = self.setting, self.partition.back
         optimizer = torch.optim.AdamW(self.partition.back_parameters().values(), setting.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.lr, total_steps=steps)
@@ -140,20 +156,37 @@ class Bench:
                 loss(back(features[pick]), labels[pick]).backward()
             pick = torch.randint(setting.labelled, (setting.batch // 2,), generator=generator)
             loss(back(self.own[pick]), self.own_labels[pick]).backward()
+            if opinion is not None:
+                pick = torch.randint(len(opinion), (setting.batch,), generator=generator)
+                loss(back(self.own[pick]), opinion[pick]).backward()
             optimizer.step()
             schedule.step()
 
+    def read(self, bottleneck: Bottleneck, sent: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """What a reader, trained on the holders' codes and the owner's own, says of all public images."""
+        setting, loss = self.setting, torch.nn.functional.cross_entropy
+        with seeded(seed):
+            reader = Reader(bottleneck.code_shape, 10)
+            optimizer = torch.optim.AdamW(reader.parameters(), READER_LR)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, READER_LR, total_steps=setting.steps)
+            for _ in self.progress.track(range(setting.steps), description="reader"):
+                theirs, own = torch.randint(len(sent), (128,)), torch.randint(setting.labelled, (32,))
+                optimizer.zero_grad()
+                loss(reader(sent[theirs]), self.labels[theirs]).backward()
+                (loss(reader(bottleneck.send(self.own[own])), self.own_labels[own]) / 2).backward()
+                optimizer.step()
+                schedule.step()
+        return reader.opinion(bottleneck, self.own)
+
     def protect(self, target_ssim: float) -> Bottleneck:
-        """A bottleneck that was trained against an adversary and calibrated to the target."""
-        setting, halves = self.setting, self.setting.attack_steps // 2
-        bottleneck = Bottleneck(self.partition.shape, setting.channels)
-        bottleneck.start_with_principal_channels(self.own)
-        for adversarial in (True, False):
-            found = calibrate(bottleneck, self.own, self.public, target_ssim, halves, tries=4)
-            print(f"  sigma {found.sigma:.3g}: SSIM {found.reconstruction.ssim:.3f}, {found.bits_per_image:.0f} bits")
-            if adversarial:
-                denoiser = train_denoiser(bottleneck, self.own, halves)
-                train_against_adversary(self.partition, bottleneck, denoiser, self.own, self.public, halves // 2)
+        """A bottleneck over the directions that a back of the owner's own reads, calibrated to the target."""
+        self.partition.model.load_state_dict(self.base)
+        self.train(None, None, self.setting.steps // 2)
+        release(self.partition, self.own)
+        bottleneck = Bottleneck(self.partition.shape, self.setting.channels, whole=True)
+        start_with_task_directions(self.partition, bottleneck, self.own)
+        found = calibrate(bottleneck, self.own, self.public, target_ssim, self.setting.attack_steps)
+        print(f"  sigma {found.sigma:.3g}: SSIM {found.reconstruction.ssim:.3f}, {found.bits_per_image:.0f} bits")
         return bottleneck
 
     def measured(self, name: str, bottleneck: Bottleneck | None, sends: bool = True) -> Row:
@@ -164,13 +197,16 @@ class Bench:
         if bottleneck is not None:
             noise = ImageNoise(new_secret()).draw(self.private, bottleneck.code_shape)
             with torch.no_grad():
-                sent = bottleneck.send(self.theirs, noise)
+                sent = torch.cat(
+                    [bottleneck.send(*part) for part in zip(self.theirs.split(512), noise.split(512), strict=True)]
+                )
+                codes = bottleneck.code(self.theirs[:seen]), bottleneck.code(self.others[:seen])
+            match = matching_auc(sent, *codes, bottleneck.sigma)
+            opinion = self.read(bottleneck, sent)
             restore = train_denoiser(bottleneck, self.own)
             with torch.no_grad():
                 restored = torch.cat([restore(part) for part in sent.split(512)])
-                codes = bottleneck.code(self.theirs[:seen]), bottleneck.code(self.others[:seen])
-            match = matching_auc(sent, *codes, bottleneck.sigma)
-            self.train(restored, self.labels, setting.steps)
+            self.train(restored, self.labels, setting.steps, opinion)
             decoder = train_decoder(bottleneck.send, self.own, self.public, setting.attack_steps)
             drawn = reconstruction(decoder, sent[:seen], self.private[:seen])
         elif sends:
@@ -189,6 +225,15 @@ class Bench:
             told.auc,
             match,
         )
+        print(" ", row, flush=True)
+        return row
+
+    def labels_alone(self) -> Row:
+        """What an adversary draws who has the label of an image, which leaks anyway, and nothing else."""
+        public, private = (one_hot(labels, 10).float() for labels in (self.public_labels, self.labels[:2000]))
+        decoder = train_decoder(lambda label: label, public, self.public, self.setting.attack_steps)
+        drawn = reconstruction(decoder, private, self.private[:2000])
+        row = Row("the label alone", None, None, None, drawn.psnr, drawn.ssim, None, None)
         print(" ", row, flush=True)
         return row
 
@@ -223,9 +268,11 @@ def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
         keep(bench.measured("the owner's images alone", None, sends=False))
     if len(rows) < 2:
         keep(bench.measured("plain split", None))
+    if len(rows) < 3:
+        keep(bench.labels_alone())
     bottleneck = bench.protect(round(setting.share * rows[1].ssim, 3))
     chosen = bottleneck.sigma
-    for strength in setting.strengths[len(rows) - 2 :]:
+    for strength in setting.strengths[len(rows) - 3 :]:
         bottleneck.sigma = strength * chosen
         keep(bench.measured(f"partitioned, noise x {strength:g}", bottleneck))
     return rows
@@ -236,7 +283,13 @@ def print_table(rows: list[Row]) -> None:
     print("| training | noise | bits at most | accuracy | PSNR, dB | SSIM | membership AUC | matching AUC |")
     print("| --- " * 8 + "|")
     for row in rows:
-        figures = [f"{row.accuracy:.1%}", row.psnr, row.ssim, row.membership_auc, row.matching_auc]
+        figures = [
+            None if row.accuracy is None else f"{row.accuracy:.1%}",
+            row.psnr,
+            row.ssim,
+            row.membership_auc,
+            row.matching_auc,
+        ]
         sigma, bits = ("-", "-") if row.sigma is None else (f"{row.sigma:.2f}", f"{row.bits:.0f}")
         cells = [
             "-" if figure is None else figure if isinstance(figure, str) else f"{figure:.3f}" for figure in figures

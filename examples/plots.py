@@ -102,7 +102,10 @@ def plot_privacy(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
                 color="#1a66b0",
                 label="partitioned, more noise to less leakage",
             )
-            for point in (point for point in points if point["sigma"] is None and point[key] is not None):
+            for point in (point for point in points if point["accuracy"] is None and point[key] is not None):
+                panel.axhline(point[key], color="#888888", linestyle=":", linewidth=1, label=point["name"])
+            clear = [point for point in points if point["sigma"] is None and point["accuracy"] is not None]
+            for point in (point for point in clear if point[key] is not None):
                 colour = "#c0392b" if point["ssim"] is not None else "#b8a038"
                 panel.scatter(100 * point["accuracy"], point[key], marker="s", color=colour, label=point["name"])
             panel.set_xlabel("accuracy of the released model, %")

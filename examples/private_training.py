@@ -2,8 +2,10 @@
 
 The owner's small base has learnt from a few images of its own. It is cut at a named module; the bottleneck and its
 noise are set on public images so that an adversary's drawings stay under a stated likeness. Then each holder sends
-codes, gets logits and answers with their gradients. What is released is an ordinary timm model: copies of it are
-issued, and a leaked one is traced. At the end the leakage is measured, with the partition and without.
+codes, gets logits and answers with their gradients: first to a reader of codes, then, the same codes again, to the
+back, which also learns from what the reader says of the owner's public images. What is released is an ordinary timm
+model: copies of it are issued, and a leaked one is traced. At the end the leakage is measured, with the partition and
+without.
 
 Started by itself it starts its processes; under `torchrun` or `accelerate launch` it is one of theirs.
 """
@@ -32,6 +34,7 @@ from hf_fingerprint.privacy import (
     Bottleneck,
     ImageNoise,
     Partition,
+    Reader,
     calibrate,
     holder_loop,
     membership,
@@ -39,12 +42,13 @@ from hf_fingerprint.privacy import (
     reconstruction,
     release,
     sent_codes,
+    start_with_task_directions,
     train_decoder,
     train_denoiser,
 )
 
 
-AT, SIZE, CHANNELS = "layer1", (3, 32, 32), 8
+AT, SIZE, NUMBERS = "layer1", (3, 32, 32), 33
 
 
 def main() -> None:
@@ -95,13 +99,14 @@ def work(arguments: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     model = timm.create_model(f"local-dir:{arguments.out / 'base'}", pretrained=True)
     partition = Partition(model, AT, SIZE)
-    bottleneck = Bottleneck(partition.shape, CHANNELS)
+    bottleneck = Bottleneck(partition.shape, NUMBERS, whole=True)
     bottleneck.load_state_dict(load_file(arguments.out / "bottleneck.safetensors"))
     if accelerator.is_main_process:
         own_and_sell(arguments, partition, bottleneck, images, labels)
     else:
         noise = ImageNoise(new_secret())
-        holder_loop(partition, bottleneck, images, labels, noise, arguments.steps, seed=accelerator.process_index)
+        for _ in ("reader", "back"):
+            holder_loop(partition, bottleneck, images, labels, noise, arguments.steps, seed=accelerator.process_index)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -117,8 +122,8 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
     save_timm(base, arguments.out / "base")
     partition = Partition(base, AT, SIZE)
     features = partition.front(images)
-    bottleneck = Bottleneck(partition.shape, CHANNELS)
-    bottleneck.start_with_principal_channels(features)
+    bottleneck = Bottleneck(partition.shape, NUMBERS, whole=True)
+    start_with_task_directions(partition, bottleneck, features)
     with Progress(transient=True) as progress:
         task = progress.add_task("calibrating the noise", total=5)
         found = calibrate(
@@ -149,29 +154,32 @@ def own_and_sell(
     print(f"  accuracy before: {accuracy(partition.model, *test):.1%}")
     features, few = partition.front(images), len(images) // 4
     denoiser = train_denoiser(bottleneck, features, arguments.steps)
-    optimizer = torch.optim.AdamW(partition.back_parameters().values(), 2e-3)
+    reader, loss = Reader(bottleneck.code_shape, 10), torch.nn.functional.cross_entropy
     generator = torch.Generator().manual_seed(0)
     crossed: dict[str, int] = {}
 
     def count(direction: str, message: bytes) -> None:
         crossed[direction] = crossed.get(direction, 0) + len(message)
 
-    def on_own_images() -> torch.Tensor:
+    def reading_own_images() -> torch.Tensor:
         pick = torch.randint(few, (32,), generator=generator)
-        return torch.nn.functional.cross_entropy(partition.back(features[pick]), labels[pick])
+        return loss(reader(bottleneck.send(features[pick])), labels[pick])
+
+    def on_own_images() -> torch.Tensor:
+        pick, any_pick = (torch.randint(count, (32,), generator=generator) for count in (few, len(features)))
+        heard = loss(partition.back(features[any_pick]), opinion[any_pick])
+        return heard + loss(partition.back(features[pick]), labels[pick])
 
     with Progress(transient=True) as progress:
-        task = progress.add_task("private training", total=arguments.steps)
+        task = progress.add_task("private training", total=2 * arguments.steps)
+        everything = {"on_step": lambda step: progress.advance(task), "witness": count}
+        optimizer = torch.optim.AdamW(reader.parameters(), 3e-3)
         owner_loop(
-            partition,
-            bottleneck,
-            denoiser,
-            optimizer,
-            arguments.steps,
-            on_own_images,
-            on_step=lambda step: progress.advance(task),
-            witness=count,
+            partition, bottleneck, None, optimizer, arguments.steps, reading_own_images, reader=reader, **everything
         )
+        opinion = reader.opinion(bottleneck, features)
+        optimizer = torch.optim.AdamW(partition.back_parameters().values(), 2e-3)
+        owner_loop(partition, bottleneck, denoiser, optimizer, arguments.steps, on_own_images, **everything)
     model = release(partition, features)
     print(f"  accuracy after: {accuracy(model, *test):.1%}")
     print(f"  over the wire: {crossed['received']:,} bytes to the owner, {crossed['sent']:,} back\n")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_fingerprint.privacy.noise import ImageNoise
     from hf_fingerprint.privacy.partition import Partition
     from hf_fingerprint.privacy.protecting import Calibration, calibrate, train_against_adversary
+    from hf_fingerprint.privacy.reading import Reader, start_with_task_directions
 
 _HOMES = {
     "Bottleneck": "bottleneck",
@@ -37,6 +38,7 @@ _HOMES = {
     "ImageNoise": "noise",
     "Membership": "leakage",
     "Partition": "partition",
+    "Reader": "reading",
     "Reconstruction": "decoder",
     "calibrate": "protecting",
     "holder_loop": "loops",
@@ -46,6 +48,7 @@ _HOMES = {
     "reconstruction": "leakage",
     "release": "denoising",
     "sent_codes": "loops",
+    "start_with_task_directions": "reading",
     "train_against_adversary": "protecting",
     "train_decoder": "leakage",
     "train_denoiser": "denoising",
@@ -58,6 +61,7 @@ __all__ = [
     "ImageNoise",
     "Membership",
     "Partition",
+    "Reader",
     "Reconstruction",
     "calibrate",
     "holder_loop",
@@ -67,6 +71,7 @@ __all__ = [
     "reconstruction",
     "release",
     "sent_codes",
+    "start_with_task_directions",
     "train_against_adversary",
     "train_decoder",
     "train_denoiser",

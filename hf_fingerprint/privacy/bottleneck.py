@@ -1,10 +1,10 @@
-"""What goes over the wire for an image: a few linear combinations of its features' channels, clipped, with noise.
+"""What goes over the wire for an image: a few linear combinations of its features, clipped, with noise.
 
     z = clip((B x - m) / s) + sigma n
 
-B is a 1x1 convolution without a bias (for tokens, a matrix). m and the number s make what is sent 0 on average with
-mean square 1; the clip bounds the length of z for every image and every front. All of it is on the wire alone: the
-model that is released has neither bottleneck nor noise.
+B mixes the channels at each place (a 1x1 convolution without a bias; for tokens, a matrix), or all numbers of all
+places. m and the number s make what is sent 0 on average with mean square 1; the clip bounds the length of z for every
+image and every front. All of it is on the wire alone: the model that is released has neither bottleneck nor noise.
 
 That n numbers of mean square P behind Gaussian noise of variance sigma^2 tell at most n/2 log2(1 + P/sigma^2) bits
 about anything is a theorem (C. E. Shannon, "Communication in the presence of noise", 1949), whatever the reader does.
@@ -26,11 +26,14 @@ class Bottleneck(torch.nn.Module):
 
     Args:
         shape (`tuple[int, ...]`): of one image's features, as [`Partition`] gives it.
-        channels (`int`): how many combinations of the features' channels are sent.
+        channels (`int`): how many combinations of the features' channels are sent for each place; or of all numbers.
         sigma (`float`, *optional*, defaults to 0): the noise's deviation, in units of a sent number's.
+        whole (`bool`, *optional*, defaults to `False`): whether B mixes the numbers of all places, so that a code has
+            no places of its own and a few dozen numbers do.
 
     Attributes:
         squeeze (`torch.nn.Parameter` of shape `(channels, features)`): B.
+        mixed_shape (`tuple[int, ...]`): an image's features as B takes them: `shape`, or one line of all numbers.
 
     Raises:
         [`FingerprintError`]: if the bottleneck is wider than the features, or sigma is no finite number from 0 on.
@@ -40,10 +43,12 @@ class Bottleneck(torch.nn.Module):
     scale: torch.Tensor
     noise: torch.Tensor
 
-    def __init__(self, shape: tuple[int, ...], channels: int, sigma: float = 0.0):
+    def __init__(self, shape: tuple[int, ...], channels: int, sigma: float = 0.0, whole: bool = False):
         super().__init__()
-        self.shape, self._axis = tuple(shape), 1 if len(shape) == 3 else -1
-        features = shape[0] if len(shape) == 3 else shape[-1]
+        self.shape, self.whole = tuple(shape), whole
+        self.mixed_shape = (math.prod(shape),) if whole else self.shape
+        self._axis = 1 if len(self.mixed_shape) == 3 else -1
+        features = self.mixed_shape[0 if len(self.mixed_shape) == 3 else -1]
         if not 1 <= channels <= features:
             raise FingerprintError(f"A bottleneck of {channels} channels doesn't fit features of {features}.")
         self.channels = channels
@@ -54,7 +59,7 @@ class Bottleneck(torch.nn.Module):
         self.sigma = sigma
 
     def extra_repr(self) -> str:
-        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}"
+        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}, whole={self.whole}"
 
     @property
     def sigma(self) -> float:
@@ -69,8 +74,9 @@ class Bottleneck(torch.nn.Module):
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of what is sent for one image: that of the features with fewer channels."""
-        return (self.channels, *self.shape[1:]) if len(self.shape) == 3 else (*self.shape[:-1], self.channels)
+        """The shape of what is sent for one image: that of the features with fewer channels, or `(channels,)`."""
+        mixed = self.mixed_shape
+        return (self.channels, *mixed[1:]) if len(mixed) == 3 else (*mixed[:-1], self.channels)
 
     @property
     def longest(self) -> float:
@@ -105,8 +111,8 @@ class Bottleneck(torch.nn.Module):
     @torch.no_grad()
     def normalise(self, features: torch.Tensor) -> None:
         """Sets m and s by what public images' features give; how power is shared among channels is B's affair."""
-        axes = [axis for axis in range(features.dim()) if axis != self._axis % features.dim()]
         mixed = self._mixed(features, self.squeeze)
+        axes = [axis for axis in range(mixed.dim()) if axis != self._axis % mixed.dim()]
         self.centre.copy_(mixed.mean(axes))
         self.scale.copy_(mixed.var(axes).mean().sqrt().clamp_min(1e-6))
 
@@ -114,15 +120,20 @@ class Bottleneck(torch.nn.Module):
     def start_with_principal_channels(self, features: torch.Tensor) -> None:
         """Sets B to the principal axes of public images' features, each with the same power, and normalises: of all
         maps to so few channels, those that lose least."""
-        rows = features.movedim(self._axis, -1).flatten(0, -2)
+        rows = self.rows(features)
         rows = rows - rows.mean(0)
         powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
         leading = slice(-self.channels, None)
         self.squeeze.copy_((axes[:, leading] / powers[leading].clamp_min(1e-12).sqrt()).T)
         self.normalise(features)
 
+    def rows(self, features: torch.Tensor) -> torch.Tensor:
+        """What B is applied to, one row for each image, or for each place of each image."""
+        return features.reshape(len(features), *self.mixed_shape).movedim(self._axis, -1).flatten(0, -2)
+
     def _mixed(self, features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        features = features.reshape(len(features), *self.mixed_shape)
         return torch.nn.functional.linear(features.movedim(self._axis, -1), matrix).movedim(-1, self._axis)
 
     def _along(self, values: torch.Tensor) -> torch.Tensor:
-        return values[:, None, None] if len(self.shape) == 3 else values
+        return values[:, None, None] if len(self.mixed_shape) == 3 else values

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from hf_fingerprint.errors import FingerprintError
 
 
 WIDTH, LEAST_WIDTH, LEAST_GRID = 64, 32, 4
+MOST_SEEN, RANK = 8, 256
 _WINDOW, _SIGMA = 11, 1.5
 
 
@@ -37,7 +38,8 @@ class Reconstruction:
 
 
 class Decoder(torch.nn.Module):
-    """A small convolutional network from codes to images.
+    """A small network from codes to images: convolutions, which see a place and those near it, and a linear map that
+    sees all places at once. Under noise most is in the latter: what a code says of one place, others have to confirm.
 
     Args:
         code_shape (`tuple[int, ...]`): `(channels, height, width)`, `(tokens, channels)` or `(channels,)`.
@@ -49,13 +51,19 @@ class Decoder(torch.nn.Module):
         super().__init__()
         self.size, self._shape = size, code_shape
         if len(code_shape) == 3:
-            channels, self._grid, self._extra = code_shape[0], code_shape[1:], 0
+            channels, self._grid = code_shape[0], (code_shape[1], code_shape[2])
+            numbers = channels * math.prod(min(MOST_SEEN, side) for side in self._grid)
         else:
-            tokens, channels = code_shape if len(code_shape) == 2 else (1, code_shape[0])
-            side = math.isqrt(tokens)
-            self._grid, self._extra = (side, side), tokens - side**2
+            channels, side = code_shape[-1], math.isqrt(code_shape[0]) if len(code_shape) == 2 else 1
+            self._grid, numbers = (side, side), math.prod(code_shape)
         self._enter = torch.nn.Conv2d(channels, width, 3, padding=1)
-        self._apart = torch.nn.Linear(max(1, self._extra) * channels, width)
+        seen = min(MOST_SEEN, max(LEAST_GRID, *self._grid))
+        self._see_all = torch.nn.Sequential(
+            torch.nn.Flatten(),
+            torch.nn.Linear(numbers, RANK),
+            torch.nn.Linear(RANK, width * seen**2),
+            torch.nn.Unflatten(1, (width, seen, seen)),
+        )
         layers, grid = [*_block(width, width)], max(LEAST_GRID, *self._grid)
         while 2 * grid < max(size[1:]):  # its last step is a pixel shuffle
             layers += [torch.nn.Upsample(scale_factor=2), *_block(width, width := max(LEAST_WIDTH, width // 2))]
@@ -65,16 +73,16 @@ class Decoder(torch.nn.Module):
 
     def forward(self, code: torch.Tensor) -> torch.Tensor:
         """Images `(batch, *size)` from codes `(batch, *code_shape)`."""
-        apart = None
-        if len(self._shape) != 3:
-            code = code.reshape(len(code), -1, self._shape[-1])
-            apart, code = code[:, : self._extra], code[:, self._extra :]
-            code = code.mT.reshape(len(code), -1, *self._grid)
+        whole = code
+        if len(self._shape) == 3:
+            whole = adaptive_avg_pool2d(code, [min(MOST_SEEN, side) for side in self._grid])
+        else:
+            tokens = code.reshape(len(code), -1, self._shape[-1])[:, -math.prod(self._grid) :]
+            code = tokens.mT.reshape(len(code), -1, *self._grid)
         hidden = self._enter(code)
-        if apart is not None and self._extra:
-            hidden = hidden + self._apart(apart.flatten(1))[..., None, None]
         if max(self._grid) < LEAST_GRID:
             hidden = interpolate(hidden, size=(LEAST_GRID, LEAST_GRID))
+        hidden = hidden + interpolate(self._see_all(whole), size=hidden.shape[2:])
         drawn = self._draw(torch.relu(hidden))
         return drawn if drawn.shape[2:] == self.size[1:] else interpolate(drawn, size=self.size[1:], mode="bilinear")
 

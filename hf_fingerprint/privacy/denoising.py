@@ -22,7 +22,7 @@ STATISTICS_BATCH = 250
 
 class Denoiser(torch.nn.Module):
     """From codes to features: the best linear guess, and residual blocks of convolutions that add to it. Tokens have
-    no neighbours; they see the mean of all instead.
+    no neighbours; they see the mean of all instead. A code without places is one token.
 
     Args:
         bottleneck ([`Bottleneck`]): whose codes.
@@ -34,9 +34,10 @@ class Denoiser(torch.nn.Module):
     def __init__(self, bottleneck: Bottleneck, width: int = WIDTH):
         super().__init__()
         self._shrink = 1 / math.sqrt(1 + bottleneck.sigma**2)
-        self._shape, self._maps = bottleneck.shape, len(bottleneck.shape) == 3
+        self._shape, mixed = bottleneck.shape, bottleneck.mixed_shape
+        self._maps = len(mixed) == 3
         side = 3 if self._maps else 1
-        features = self._shape[0] if self._maps else self._shape[-1]
+        features = mixed[0] if self._maps else mixed[-1]
         self._linear = torch.nn.Conv2d(bottleneck.channels, features, 1)
         self._enter = torch.nn.Conv2d(bottleneck.channels, width, side, padding=side // 2)
         self._blocks = torch.nn.ModuleList(
@@ -64,9 +65,8 @@ class Denoiser(torch.nn.Module):
     @torch.no_grad()
     def start_with_the_linear_guess(self, bottleneck: Bottleneck, features: torch.Tensor) -> None:
         """Sets the linear map by least squares over public images' features and all noise at once."""
-        axis = 1 if self._maps else features.dim() - 1
-        wanted = features.movedim(axis, -1).flatten(0, -2)
-        code = bottleneck.code(features).movedim(axis, -1).flatten(0, -2)
+        wanted, code = bottleneck.rows(features), bottleneck.code(features)
+        code = code.movedim(1 if self._maps else -1, -1).flatten(0, -2)
         mean, centre = wanted.mean(0), code.mean(0)
         apart = code - centre
         power = apart.T @ apart / len(apart) + (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(apart)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.noise import ImageNoise
-from hf_fingerprint.privacy.partition import Partition
+from hf_fingerprint.privacy.partition import Partition, logits_of
 from hf_fingerprint.privacy.wire import Kind, Wire
 
 
@@ -26,44 +26,57 @@ Witness = Callable[[str, bytes], None]
 def owner_loop(
     partition: Partition,
     bottleneck: Bottleneck,
-    restore: Callable[[torch.Tensor], torch.Tensor],
+    restore: Callable[[torch.Tensor], torch.Tensor] | None,
     optimizer: torch.optim.Optimizer,
     steps: int,
     more_loss: Callable[[], torch.Tensor] | None = None,
     on_step: Callable[[int], None] | None = None,
     witness: Witness | None = None,
+    reader: torch.nn.Module | None = None,
 ) -> None:
-    """Trains the back on what the holders send; runs in process 0.
+    """Trains the back on what the holders send, or a reader of codes; runs in process 0.
 
     Args:
         partition ([`Partition`]): its back is trained; its front stays as it is.
         bottleneck ([`Bottleneck`]): the one that the holders have.
-        restore (callable): from codes to features for the back: a [`Denoiser`], or the inverse of B without noise.
-        optimizer (`torch.optim.Optimizer`): of `partition.back_parameters()`, and perhaps of `more_loss`'s.
+        restore (callable): from codes to features for the back: a [`Denoiser`], or the inverse of B without noise;
+            `None` with a reader.
+        optimizer (`torch.optim.Optimizer`): of `partition.back_parameters()` or the reader's, and perhaps of
+            `more_loss`'s.
         steps (`int`): how many; the same for all.
         more_loss (callable, *optional*): added to each step's loss: a mark's ([`DeepMarksLoss`]), or the loss on
             images of the owner's own.
         on_step (callable, *optional*): called with the number of each finished step, from 1.
         witness (callable, *optional*): sees every message, for an audit.
+        reader (`torch.nn.Module`, *optional*): from codes to logits, trained in the back's place: a [`Reader`].
 
     Raises:
-        [`FingerprintError`]: if this isn't process 0 of two or more, an optimised weight is in the front, or a holder
-            stops or sends what isn't due.
+        [`FingerprintError`]: if this isn't process 0 of two or more, there is neither `restore` nor a reader, an
+            optimised weight is in the front, or a holder stops or sends what isn't due.
     """
+    if restore is None and reader is None:
+        raise FingerprintError("Nothing would learn from the codes: give owner_loop a denoiser, or a reader.")
     _check_place(owner=True)
     front = {id(p) for name, p in partition.model.named_parameters() if name in partition.front_names}
     if any(id(p) in front for group in optimizer.param_groups for p in group["params"]):
         raise FingerprintError("The optimiser holds weights of the front, which never trains: give back_parameters().")
+    learner = partition.model if reader is None else reader
+
+    def answer(codes: torch.Tensor) -> torch.Tensor:
+        if reader is not None or restore is None:
+            return logits_of(learner(codes))
+        with torch.no_grad():
+            features = restore(codes)
+        return partition.back(features)
+
     wires = [Wire(rank, witness) for rank in range(1, dist.get_world_size())]
-    device = next(partition.model.parameters()).device
-    partition.model.train()
+    device = next(learner.parameters()).device
+    learner.train()
     for step in range(steps):
         optimizer.zero_grad()
         parts = [wire.receive(Kind.FEATURES, step, (-1, *bottleneck.code_shape)) for wire in wires]
         lengths = [len(part) for part in parts]
-        with torch.no_grad():
-            features = restore(torch.cat(parts).to(device))
-        logits = partition.back(features)
+        logits = answer(torch.cat(parts).to(device))
         for wire, part in zip(wires, logits.split(lengths), strict=True):
             wire.send(Kind.OUTPUTS, step, part)
         gradients = [
@@ -76,7 +89,7 @@ def owner_loop(
         optimizer.step()
         if on_step is not None:
             on_step(step + 1)
-    partition.model.eval()
+    learner.eval()
 
 
 def holder_loop(

@@ -26,6 +26,6 @@ def test_an_owner_and_two_holders_train_in_private_and_the_leaked_copy_is_traced
     ssim = r": PSNR [\d.]+ dB, SSIM ([\d.]+)"
     clear, hidden = (float(re.search(how + ssim, said)[1]) for how in ("plain split", "partitioned"))
     assert hidden < 0.75 * clear
-    # 60 steps, two holders, 32 images of 8 x 8 x 8 numbers and 10 logits each, and two headers a step
-    assert f"{60 * 2 * (4 * 32 * (512 + 10) + 144):,} bytes to the owner, {60 * 2 * (4 * 320 + 72):,} back" in said
+    # twice 60 steps, two holders, 32 images of 33 numbers and 10 logits each, and two headers a step
+    assert f"{120 * 2 * (4 * 32 * (33 + 10) + 144):,} bytes to the owner, {120 * 2 * (4 * 320 + 72):,} back" in said
     assert re.search(r"membership of the released model: AUC 0\.\d{3}", said)

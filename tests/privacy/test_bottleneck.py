@@ -10,6 +10,7 @@ from hf_fingerprint.privacy import Bottleneck
 
 
 SHAPES = [(12, 5, 7), (9, 12), (12,)]
+KINDS = [*((shape, False) for shape in SHAPES), ((12, 5, 7), True), ((9, 12), True)]
 
 
 def features_of(shape: tuple[int, ...], count: int = 200, seed: int = 0) -> torch.Tensor:
@@ -19,9 +20,9 @@ def features_of(shape: tuple[int, ...], count: int = 200, seed: int = 0) -> torc
     return rows.movedim(-1, 1) if len(shape) == 3 else rows
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_each_number_sent_is_centred_with_unit_mean_square(shape):
-    bottleneck = Bottleneck(shape, 4)
+@pytest.mark.parametrize(("shape", "whole"), KINDS)
+def test_each_number_sent_is_centred_with_unit_mean_square(shape, whole):
+    bottleneck = Bottleneck(shape, 4, whole=whole)
     features = features_of(shape)
     bottleneck.start_with_principal_channels(features)
 
@@ -32,11 +33,11 @@ def test_each_number_sent_is_centred_with_unit_mean_square(shape):
     assert float(code.mean().abs()) < 0.05
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "whole"), KINDS)
 @given(factor=st.floats(1e-3, 1e6), seed=st.integers(0, 9))
 @settings(max_examples=20, deadline=None)
-def test_no_image_and_no_front_sends_more_power_than_the_bound_counts_on(shape, factor, seed):
-    bottleneck = Bottleneck(shape, 4)
+def test_no_image_and_no_front_sends_more_power_than_the_bound_counts_on(shape, whole, factor, seed):
+    bottleneck = Bottleneck(shape, 4, whole=whole)
     bottleneck.start_with_principal_channels(features_of(shape))
 
     lengths = bottleneck.code(factor * features_of(shape, 20, seed)).flatten(1).norm(dim=1)
@@ -86,6 +87,20 @@ def test_principal_channels_lose_least():
         return float((rows - code @ torch.linalg.lstsq(code, rows).solution).square().mean())
 
     assert lost(principal) < 0.7 * lost(first)
+
+
+def test_one_over_whole_images_sends_a_few_numbers_mixed_from_all_places():
+    bottleneck = Bottleneck((12, 5, 7), 4, sigma=1.0, whole=True)
+    features = features_of((12, 5, 7))
+    bottleneck.start_with_principal_channels(features)
+    bottleneck.squeeze[0] = torch.nn.functional.one_hot(torch.tensor(34), 420)  # first channel, last place
+
+    assert bottleneck.code_shape == (4,) and bottleneck.send(features).shape == (200, 4)
+    assert bottleneck.bits_per_image == pytest.approx(2 * math.log2(3))
+    first = bottleneck.code(features)[:, 0]
+    assert float(torch.corrcoef(torch.stack([first, features[:, 0, 4, 6]]))[0, 1]) > 0.9  # few were clipped
+    with pytest.raises(FingerprintError, match="doesn't fit features of 420"):
+        Bottleneck((12, 5, 7), 421, whole=True)
 
 
 def test_it_travels_as_ordinary_tensors():

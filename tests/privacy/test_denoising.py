@@ -43,6 +43,20 @@ def test_it_comes_nearer_to_the_features_than_the_best_linear_guess(partition, i
     assert (guess - features[500:]).square().mean() < 0.98 * (linear - features[500:]).square().mean()
 
 
+def test_it_restores_whole_maps_from_codes_without_places(images):
+    partition = cut()
+    features = partition.front(images)
+    bottleneck = Bottleneck(partition.shape, 20, sigma=0.5, whole=True)
+    bottleneck.start_with_principal_channels(features[:500])
+    denoiser = train_denoiser(bottleneck, features[:500], 60)
+
+    guess = denoiser(bottleneck.send(features[500:]))
+
+    spread = (features[500:] - features[:500].mean(0)).square().mean()
+    assert guess.shape == features[500:].shape
+    assert (guess - features[500:]).square().mean() < 0.6 * spread
+
+
 def test_a_denoiser_is_the_same_for_the_same_seed(images):
     partition = cut()
     features = partition.front(images[:100])

@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_inputs import digits
 from skimage.metrics import peak_signal_noise_ratio
@@ -86,10 +86,21 @@ def test_the_adversary_draws_from_clear_codes_and_less_from_noise():
     assert found[0].psnr > found[1].psnr + 5
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 4), (64,), (16, 4)])
+def test_the_adversary_finds_what_is_scattered_over_all_places(shape):
+    images = digits(32)[0]
+    mixing = torch.linalg.qr(torch.randn((64, 64), generator=torch.Generator().manual_seed(0)))[0]
+    codes = (torch.nn.functional.avg_pool2d(images, 4)[:, 0].flatten(1) @ mixing).reshape(-1, *shape)
+    decoder = train_decoder(lambda code: code, codes[:1200], images[:1200], 200)
+
+    assert reconstruction(decoder, codes[1200:1400], images[1200:1400]).ssim > 0.6
+
+
 @given(
     st.lists(st.integers(0, 5), min_size=1, max_size=30),
     st.lists(st.integers(0, 5), min_size=1, max_size=30),
 )
+@settings(deadline=None)
 def test_the_area_is_scikit_learns(positives, negatives):
     truth = [1] * len(positives) + [0] * len(negatives)
 

@@ -12,7 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy import Bottleneck, Denoiser, ImageNoise, Partition, holder_loop, owner_loop, sent_codes
+from hf_fingerprint.privacy import (
+    Bottleneck,
+    Denoiser,
+    ImageNoise,
+    Partition,
+    Reader,
+    holder_loop,
+    owner_loop,
+    sent_codes,
+)
 from hf_fingerprint.privacy.wire import HEADER_BYTES, Kind, unpack
 
 
@@ -52,7 +61,13 @@ def work(folder: Path, fault: str) -> None:
             stream.write(message)
 
     try:
-        if rank == 0:
+        if rank == 0 and fault == "reader instead":
+            torch.manual_seed(7)
+            reader = Reader(bottleneck.code_shape, 10)
+            optimizer = torch.optim.SGD(reader.parameters(), 0.1)
+            owner_loop(partition, bottleneck, None, optimizer, STEPS, reader=reader)
+            save_file(reader.state_dict() | partition.model.state_dict(), folder / "trained.safetensors")
+        elif rank == 0:
             optimizer = torch.optim.SGD(partition.back_parameters().values(), 0.1)
             owner_loop(partition, bottleneck, denoiser, optimizer, STEPS, witness=witness)
             save_file(partition.model.state_dict(), folder / "trained.safetensors")
@@ -208,6 +223,17 @@ def test_three_processes_train_what_one_would(run):
     assert not torch.equal(trained["fc.weight"], front["fc.weight"])
 
 
+def test_a_reader_learns_in_the_backs_place(tmp_path):
+    launch(tmp_path, "reader instead")
+    partition, bottleneck, _ = parts()
+    torch.manual_seed(7)
+    fresh = Reader(bottleneck.code_shape, 10).state_dict()
+
+    trained = load_file(tmp_path / "trained.safetensors")
+    assert all(torch.equal(trained[name], tensor) for name, tensor in partition.model.state_dict().items())
+    assert not any(torch.equal(trained[name], fresh[name]) for name in fresh if name.endswith("weight"))
+
+
 def test_a_holder_that_leaves_is_named(tmp_path):
     launch(tmp_path, "leaves")
 
@@ -222,6 +248,14 @@ def test_holders_with_another_bottleneck_are_refused(tmp_path):
         "were due: start all with the same settings."
     )
     assert not (tmp_path / "trained.safetensors").exists()
+
+
+def test_with_neither_denoiser_nor_reader_nothing_starts():
+    partition, bottleneck, _ = parts()
+    optimizer = torch.optim.SGD(partition.back_parameters().values(), 0.1)
+
+    with pytest.raises(FingerprintError, match="Nothing would learn from the codes"):
+        owner_loop(partition, bottleneck, None, optimizer, 1)
 
 
 def test_one_process_alone_is_refused():

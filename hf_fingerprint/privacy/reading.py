@@ -1,0 +1,154 @@
+"""What of the features the task reads, and a reader of codes.
+
+A picture is spread over all of the features; what tells its class lies along few directions. First come the linear
+discriminants, whose means differ most between classes, then those that the back's logits answer to most (P.
+Constantine, E. Dow, Q. Wang, "Active subspace methods in theory and practice", arXiv 1304.2070). A few dozen such
+numbers stay readable under noise that hides the picture.
+
+A reader is a small network that learns from the holders' codes as they come. What it then says of the owner's own
+unlabelled images teaches the back on features without noise: what it learnt in private passes to the released model
+through public images alone (N. Papernot et al., arXiv 1610.05755, without their noise on votes).
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.privacy.bottleneck import Bottleneck
+from hf_fingerprint.privacy.leakage import seeded
+from hf_fingerprint.privacy.partition import Partition
+
+
+MOST_NUMBERS = 8192  # a covariance of 256 MiB
+PROBES, BATCH, RIDGE, REST = 4, 128, 0.1, 0.3
+NETS, WIDTH, DRAWS = 2, 256, 16
+
+
+def start_with_task_directions(
+    partition: Partition,
+    bottleneck: Bottleneck,
+    features: torch.Tensor,
+    rest: float = REST,
+    probes: int = PROBES,
+    seed: int = 0,
+) -> None:
+    """Sets B to the directions that tell the classes apart, then to those that the back answers to besides, and
+    normalises.
+
+    Args:
+        partition ([`Partition`]): its back knows the task a little; no weight of it changes.
+        bottleneck ([`Bottleneck`]): its B, m and s are set; one over `whole` images tells most with few numbers.
+        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut; a few thousand, no labels.
+        rest (`float`, *optional*, defaults to 0.3): the deviation of the other directions' numbers, in units of the
+            discriminants': what is sent of images beyond their classes.
+        probes (`int`, *optional*, defaults to 4): random mixtures of the logits whose slopes are taken at each image.
+        seed (`int`, *optional*, defaults to 0): of those.
+
+    Raises:
+        [`FingerprintError`]: if B would mix more than 8,192 numbers.
+    """
+    numbers = bottleneck.squeeze.shape[1]
+    if numbers > MOST_NUMBERS:
+        raise FingerprintError(
+            f"A bottleneck over all {numbers} numbers of an image's features is too large: cut the model where "
+            f"there are {MOST_NUMBERS} or fewer."
+        )
+    partition.model.eval()
+    rows = bottleneck.rows(features)
+    rows = rows - rows.mean(0)
+    powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
+    deviations = (powers + RIDGE * powers.mean()).clamp_min(1e-12).sqrt()
+    apart = _discriminants(partition, features, rows @ axes / deviations)[: bottleneck.channels]
+    directions = [apart]
+    if others := bottleneck.channels - len(apart):
+        spread = torch.zeros_like(axes)
+        for slopes in _slopes(partition, bottleneck, features, probes, seed):
+            slopes = slopes @ axes * deviations  # of logits, for a step of one deviation along each axis
+            slopes = slopes - slopes @ apart.T @ apart
+            spread += slopes.T @ slopes
+        directions.append(torch.linalg.eigh(spread)[1][:, -others:].T)
+    matrix = torch.cat(directions) / deviations @ axes.T
+    matrix /= (rows @ matrix.T).std(0)[:, None].clamp_min(1e-12)
+    matrix[len(apart) :] *= rest
+    with torch.no_grad():
+        bottleneck.squeeze.copy_(matrix)
+    bottleneck.normalise(features)
+
+
+@torch.no_grad()
+def _discriminants(partition: Partition, features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Orthonormal directions of the spread of the classes' means, one fewer than classes; the classes are those that
+    the back sees."""
+    chances = torch.cat([partition.back(part).softmax(1) for part in features.split(BATCH)])
+    shares = chances.mean(0).clamp_min(1e-9)
+    means = chances.repeat_interleave(len(rows) // len(features), 0).T @ rows / len(rows) / shares.sqrt()[:, None]
+    return torch.linalg.svd(means, full_matrices=False)[2][: len(shares) - 1]
+
+
+def _slopes(
+    partition: Partition, bottleneck: Bottleneck, features: torch.Tensor, probes: int, seed: int
+) -> Iterator[torch.Tensor]:
+    """The gradients of random mixtures of the centred logits, as rows for B."""
+    with seeded(seed):
+        for part in features.split(BATCH):
+            with torch.enable_grad():
+                inputs = part.detach().clone().requires_grad_(True)
+                logits = partition.back(inputs)
+                logits = logits - logits.mean(1, keepdim=True)
+                for probe in range(probes):
+                    mixture = (logits * torch.randn_like(logits)).sum()
+                    (slope,) = torch.autograd.grad(mixture, inputs, retain_graph=probe + 1 < probes)
+                    yield bottleneck.rows(slope)
+
+
+class Reader(torch.nn.Module):
+    """A small network from codes, with their noise, to logits: it learns in private in the back's place.
+
+    Args:
+        code_shape (`tuple[int, ...]`): of one image's code.
+        classes (`int`): how many logits.
+        nets (`int`, *optional*, defaults to 2): networks inside, whose logits are averaged.
+        width (`int`, *optional*, defaults to 256): units of each of their two hidden layers.
+    """
+
+    def __init__(self, code_shape: tuple[int, ...], classes: int, nets: int = NETS, width: int = WIDTH):
+        super().__init__()
+        self._nets = torch.nn.ModuleList(
+            torch.nn.Sequential(
+                torch.nn.Flatten(),
+                *_layer(math.prod(code_shape), width),
+                *_layer(width, width),
+                torch.nn.Linear(width, classes),
+            )
+            for _ in range(nets)
+        )
+
+    def forward(self, code: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch, classes)` from codes `(batch, *code_shape)`."""
+        return torch.stack([net(code) for net in self._nets]).mean(0)
+
+    @torch.no_grad()
+    def opinion(
+        self, bottleneck: Bottleneck, features: torch.Tensor, draws: int = DRAWS, seed: int = 0
+    ) -> torch.Tensor:
+        """The chances of each class, `(n, classes)`, on average over draws of the noise; labels for the back.
+
+        Args:
+            bottleneck ([`Bottleneck`]): whose codes it reads.
+            features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
+            draws (`int`, *optional*, defaults to 16): of each image's noise.
+            seed (`int`, *optional*, defaults to 0): of those.
+        """
+        self.eval()
+        with seeded(seed):
+            total = [
+                torch.stack([self(bottleneck.send(part)).softmax(1) for _ in range(draws)]).mean(0)
+                for part in features.split(BATCH)
+            ]
+        return torch.cat(total)
+
+
+def _layer(inside: int, outside: int) -> list[torch.nn.Module]:
+    return [torch.nn.Linear(inside, outside), torch.nn.BatchNorm1d(outside), torch.nn.ReLU()]

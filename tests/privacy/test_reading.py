@@ -1,0 +1,95 @@
+import pytest
+import timm
+import torch
+from real_inputs import digits
+
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.privacy import Bottleneck, Partition, Reader, start_with_task_directions
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A model that knows digits a little, cut; images' features and labels."""
+    from training import fine_tune
+
+    torch.manual_seed(0)
+    images, labels = digits(32)
+    model = timm.create_model("test_resnet", num_classes=10)
+    fine_tune(model, images[:500], labels[:500], 2e-3, 60)
+    partition = Partition(model, "layer1", (3, 32, 32))
+    return partition, partition.front(images), labels
+
+
+def nearest_mean(codes: torch.Tensor, labels: torch.Tensor) -> float:
+    """How often the nearest class's mean, of the first 1,200, is the right one's among the others."""
+    means = torch.stack([codes[:1200][labels[:1200] == label].mean(0) for label in range(10)])
+    return float((torch.cdist(codes[1200:], means).argmin(1) == labels[1200:]).float().mean())
+
+
+def test_few_numbers_tell_the_classes_apart_where_principal_ones_do_not(scene):
+    partition, features, labels = scene
+    weights = {name: tensor.clone() for name, tensor in partition.model.state_dict().items()}
+    ours, principal = (Bottleneck(partition.shape, 9, whole=True) for _ in range(2))
+    start_with_task_directions(partition, ours, features[:1200])
+    principal.start_with_principal_channels(features[:1200])
+
+    torch.manual_seed(0)
+    right = []
+    for bottleneck in (ours, principal):
+        bottleneck.sigma = 0.5
+        right.append(nearest_mean(bottleneck.send(features).flatten(1), labels))
+
+    assert right[0] > 0.75 and right[0] > right[1] + 0.1
+    assert all(torch.equal(weights[name], tensor) for name, tensor in partition.model.state_dict().items())
+
+
+@pytest.mark.parametrize("rest", [0.3, 0.6])
+def test_what_is_sent_beyond_the_classes_has_the_power_asked_for(scene, rest):
+    partition, features, _ = scene
+    bottleneck = Bottleneck(partition.shape, 20, whole=True)
+
+    start_with_task_directions(partition, bottleneck, features[:1200], rest)
+
+    deviations = (bottleneck.rows(features[:1200]) @ bottleneck.squeeze.T).std(0)
+    assert torch.allclose(deviations[:9], torch.ones(9), atol=1e-3)
+    assert torch.allclose(deviations[9:], torch.full((11,), rest), atol=1e-3)
+
+
+def test_it_also_chooses_among_the_channels_of_each_place(scene):
+    partition, features, _ = scene
+    bottleneck = Bottleneck(partition.shape, 12)
+
+    start_with_task_directions(partition, bottleneck, features[:600])
+
+    assert bottleneck.code(features[:5]).shape == (5, 12, 8, 8)
+    assert torch.linalg.matrix_rank(bottleneck.squeeze) == 12
+
+
+def test_a_reader_learns_codes_and_says_the_same_of_the_same_features(scene):
+    partition, features, labels = scene
+    bottleneck = Bottleneck(partition.shape, 20, sigma=0.5, whole=True)
+    start_with_task_directions(partition, bottleneck, features[:1200])
+    torch.manual_seed(0)
+    reader = Reader(bottleneck.code_shape, 10)
+    optimizer = torch.optim.AdamW(reader.parameters(), 3e-3)
+    sent = bottleneck.send(features[:1200])
+    for _ in range(120):
+        pick = torch.randint(1200, (64,))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(reader(sent[pick]), labels[pick]).backward()
+        optimizer.step()
+
+    opinion = reader.opinion(bottleneck, features[1200:])
+
+    assert torch.allclose(opinion.sum(1), torch.ones(len(opinion)), atol=1e-4)
+    assert float((opinion.argmax(1) == labels[1200:]).float().mean()) > 0.8
+    assert torch.equal(opinion, reader.opinion(bottleneck, features[1200:]))
+
+
+def test_features_of_too_many_numbers_are_refused(scene):
+    partition, features, _ = scene
+    bottleneck = Bottleneck((32, 8, 8), 9, whole=True)
+    bottleneck.squeeze = torch.nn.Parameter(torch.zeros(9, 9000), requires_grad=False)
+
+    with pytest.raises(FingerprintError, match="all 9000 numbers of an image's features is too large"):
+        start_with_task_directions(partition, bottleneck, features)
