@@ -1,19 +1,30 @@
+import json
 import shutil
 
 import numpy as np
 import pytest
+import timm
 import torch
-from asked_models import Served, asked_base, built
+from asked_models import Served, asked_base, built, names_of
 from safetensors.torch import load_file
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
+from small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, unlocked_vault
+from timm.models import save_for_hf
+from timm.task import ClassificationTask
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_fingerprint import issue, trace
+from hf_fingerprint.blackbox.preparing import make_questions
 from hf_fingerprint.blackbox.querying import query, questions_of
 from hf_fingerprint.checkpoints import open_checkpoint, replace_tensor
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.registration import register
-from hf_fingerprint.training import DeepMarksLoss, Fingerprint, FingerprintCallback
+from hf_fingerprint.training import (
+    DeepMarksLoss,
+    Fingerprint,
+    FingerprintCallback,
+    FingerprintedModel,
+    FingerprintTask,
+)
 from hf_fingerprint.training.answering import bind_answers
 from hf_fingerprint.vault import Vault
 
@@ -116,6 +127,36 @@ def test_a_trainer_s_model_answers_too(asked, tmp_path):
 
     assert fingerprint.record(tmp_path / "out").answers
     assert [score.recipient for score in query(Served(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
+
+
+def test_a_model_of_timm_s_loop_answers_too(tmp_path):
+    folder, vault = save_timm(tmp_path / "base", "test_resnet", num_classes=10), unlocked_vault(tmp_path / "vault")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 32, 32]
+    (folder / "config.json").write_text(json.dumps(config))
+    base, model = register(folder, vault, SETTINGS), built(folder)
+    names = names_of(folder, model)
+    vault.add_questions(
+        base, make_questions(model, names, base.secret, base.base_id, count=12, decoys=2, steps=4).to_bytes()
+    )
+    fingerprint = Fingerprint(folder, "alice", vault)
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True).train()
+    marked = FingerprintedModel(plain, fingerprint, 0.1)
+    task = FingerprintTask(ClassificationTask(marked, torch.nn.CrossEntropyLoss(), verbose=False), marked.deepmarks)
+    optimizer = torch.optim.AdamW(marked.parameters(), lr=1e-4)
+    for step in range(3):
+        task(*noise(step))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_for_hf(marked.export(), tmp_path / "out", safe_serialization=True)
+
+    recorded = fingerprint.record(tmp_path / "out")
+
+    asked_of, suspect = questions_of(vault, base), Served(tmp_path / "out")
+    (labels,), (owned,) = asked_of.answers([vault.copy_key(vault.copies(base.base_id, "alice")[0])])
+    told = np.array([suspect(image) for image in asked_of.images(base.secret)[:12]])
+    assert recorded.answers
+    assert (told == labels)[owned].mean() >= 0.8
 
 
 def test_recording_again_changes_nothing(asked, tmp_path):
