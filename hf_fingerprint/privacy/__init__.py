@@ -2,13 +2,16 @@
 
 ```python
 partition = Partition(model, at="blocks.2", size=(3, 64, 64))
-bottleneck = Bottleneck(partition.shape, channels=16)
-bottleneck.start_with_principal_channels(features := partition.front(public_images))
+bottleneck = Bottleneck(partition.shape, channels=33, whole=True)
+start_with_task_directions(partition, bottleneck, features := partition.front(public_images))
 calibrate(bottleneck, features, public_images, target_ssim=0.38)
-denoiser = train_denoiser(bottleneck, features)
 
-owner_loop(partition, bottleneck, denoiser, optimizer, steps=600)  # in process 0
-holder_loop(partition, bottleneck, images, labels, ImageNoise(secret), steps=600)  # in all others
+# process 0, the owner's: a reader of codes first, then the back, which the reader's opinion also teaches
+owner_loop(partition, bottleneck, None, optimizer_of_reader, steps=600, reader=reader)
+owner_loop(partition, bottleneck, train_denoiser(bottleneck, features), optimizer, steps=600, more_loss=on_public)
+# each other process, twice
+holder_loop(partition, bottleneck, images, labels, ImageNoise(secret), steps=600)
+
 release(partition, features)  # an ordinary model
 ```
 
