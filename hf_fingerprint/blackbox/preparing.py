@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
 LOOKED_AT, SYNTHETIC = 4096, 2048  # images
+DOUBTS, TOLD, TRIED = (0.3, 0.1, 0.03, 0.01), 0.9, 16  # what is enough of one's own labels, over so many keys
 
 
 def prepare_questions(
@@ -107,8 +108,10 @@ def make_questions(
     shown = torch.from_numpy(plain).permute(0, 3, 1, 2).float()
     patterns = spread_patterns(shown, views, built, metric, steps, advance)
     drawn = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
-    logits, levers = _said(views, built, metric, drawn, plain, count)
-    return Questions(base_id, names[head.name], count, share, drawn, logits, levers, photographs)
+    logits, features = _said(views, built, drawn, plain, count)
+    levers = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
+    asked = Questions(base_id, names[head.name], count, share, drawn, logits, levers, photographs)
+    return _with_levers(asked, features, metric)
 
 
 def questions_for(
@@ -131,8 +134,8 @@ def questions_for(
             f"classes, or register a base that has these."
         )
     views, plain = views_of(built, head), asked.plain_images(secret)
-    logits, levers = _said(views, built, metric, asked.patterns, plain, asked.count)
-    return replace(asked, head=names[head.name], logits=logits, levers=levers)
+    logits, features = _said(views, built, asked.patterns, plain, asked.count)
+    return _with_levers(replace(asked, head=names[head.name], logits=logits), features, metric)
 
 
 def _head_and_metric(
@@ -152,10 +155,10 @@ def _head_and_metric(
 
 
 def _said(
-    views: list[View], built: BuiltModel, metric: "torch.Tensor", patterns: np.ndarray, plain: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """What is said to the questions in each view, and the levers that change it: `(views, count, classes)` and
-    `(views, count, width)`, `float32`."""
+    views: list[View], built: BuiltModel, patterns: np.ndarray, plain: np.ndarray, count: int
+) -> tuple[np.ndarray, "torch.Tensor"]:
+    """What is said to the questions in each view, `(views, count, classes)`, `float32`, and the features of these and
+    the decoys, `(views, count + decoys, width)`."""
     import torch
 
     under, over = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (plain, patterns))
@@ -165,5 +168,17 @@ def _said(
         features.append(all_features(view.model, view.head, shown))
         with torch.no_grad():
             logits.append(torch.cat([logits_of(view.model(part)) for part in shown[:count].split(BATCH)]))
-    levers = levers_of(torch.stack(features), metric)[:, :count]
-    return torch.stack(logits).numpy(), levers.float().numpy()
+    return torch.stack(logits).numpy(), torch.stack(features)
+
+
+def _with_levers(asked: Questions, features: "torch.Tensor", metric: "torch.Tensor") -> Questions:
+    """The questions with levers: those that change least, of such as have any recipient's copy tell enough of its
+    labels."""
+    own, keys = features[0, : asked.count].numpy(), [number.to_bytes(32, "big") for number in range(TRIED)]
+    labels, owned = asked.answers(keys)
+    for doubt in DOUBTS:
+        asked = replace(asked, levers=levers_of(features, metric, doubt)[:, : asked.count].float().numpy())
+        told = np.stack([(asked.logits[0] + own @ asked.head_change(key).T).argmax(-1) for key in keys])
+        if not owned.any() or (told == labels)[owned].mean() >= TOLD:
+            break
+    return asked

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     Norm = tuple[torch.Tensor, torch.Tensor]
 
 STRONGEST = 90.0  # of a pattern, grey levels
-ORDINARY = 3e-2  # added to M, in shares of its mean
-DOUBT, CLOSE = 0.3, 1e-2  # added to the questions' likeness, in shares of its mean: to bind, to tell them apart
+ORDINARY, CLOSE = 3e-2, 1e-2  # added to M and to the questions' likeness, in shares of their means
 INERTIA, LATE, PATIENCE = 0.7, 0.6, 3.0  # of steps; when they become smaller, and by how much
 CROPS, USUAL_CROP, PRUNED = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
 GREY = (0.299, 0.587, 0.114)
@@ -76,12 +75,14 @@ def metric_of(features: "torch.Tensor") -> "torch.Tensor":
     return torch.linalg.inv(moment + ORDINARY * torch.eye(len(moment), dtype=torch.float64))
 
 
-def levers_of(features: "torch.Tensor", metric: "torch.Tensor") -> "torch.Tensor":
+def levers_of(features: "torch.Tensor", metric: "torch.Tensor", doubt: float) -> "torch.Tensor":
     """The head's change for one logit more at each question, seen in each view.
 
     Args:
         features (`torch.Tensor` of shape `(views, questions, width)`): of the questions.
         metric (`torch.Tensor` of shape `(width, width)`): see [`metric_of`].
+        doubt (`float`): added to the questions' likeness, in shares of its mean; the more, the less is changed, and
+            the less of what is wanted comes about.
 
     Returns:
         `torch.Tensor` of the features' shape: times wanted logits, summed, the change that comes nearest to them.
@@ -90,7 +91,7 @@ def levers_of(features: "torch.Tensor", metric: "torch.Tensor") -> "torch.Tensor
 
     flat = features.double().flatten(0, 1)
     likeness = flat @ metric @ flat.T
-    likeness += DOUBT * likeness.diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    likeness += doubt * likeness.diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
     return torch.linalg.solve(likeness, flat @ metric).reshape(features.shape)
 
 
