@@ -164,6 +164,7 @@ def test_a_process_that_is_stopped_loses_nothing_that_was_answered(tmp_path, how
             process.stdin.write("\n")
             process.stdin.flush()
         process.send_signal(how)
+        process.wait(60)  # before its input ends, which would be an answer
 
     assert process.returncode != 0
     assert list(Transcript(tmp_path / "t", HEADING).answers) == ORDER[:6].tolist()
