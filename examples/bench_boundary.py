@@ -20,6 +20,7 @@ from rich.progress import track
 from scipy.stats import norm
 
 from hf_fingerprint import Settings, Vault
+from hf_fingerprint.attacks import Quantization
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.models import BuiltModel, build_model
@@ -29,7 +30,7 @@ from hf_fingerprint.training.regulariser import parameter_places
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_blackbox import PASSPHRASE, SIZE, Setting, fashion, make_base
+from bench_blackbox import PASSPHRASE, SIZE, Setting, State, fashion, make_base
 from real_inputs import fashion_mnist
 
 
@@ -121,13 +122,16 @@ class Scene:
         """Of a key, +1 and -1."""
         return torch.from_numpy(np.asarray(self.codebook.codeword(key), np.float32))
 
-    def margins_of(self, codeword: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """A copy's, after what a thief does to each weight tensor."""
+    def margins_of(self, codeword: torch.Tensor, attack: Callable[[State], State]) -> torch.Tensor:
+        """A copy's, after what a thief does to it."""
+        marked = {}
         with torch.no_grad():
             for name, part in self.maps.items():
                 mark = torch.zeros_like(self.base[name]).flatten(1)
                 part.adjoint(codeword, 0, mark)
-                self.carriers[name].copy_(change(self.base[name] + mark.reshape(self.base[name].shape)))
+                marked[name] = self.base[name] + mark.reshape(self.base[name].shape)
+            for name, weight in attack(marked).items():
+                self.carriers[name].copy_(weight)
         return margins(self.built.module, self.inputs, self.pairs)
 
     def scores(self, codeword: torch.Tensor, response: torch.Tensor, ridge: float) -> tuple[float, float]:
@@ -136,12 +140,6 @@ class Scene:
         weights = (self.gradients.double().T @ torch.linalg.solve(steady, response)).float()
         others = self.innocents @ weights
         return tuple(float((score - others.mean()) / others.std()) for score in (codeword @ weights, others.max()))  # type: ignore[return-value]
-
-
-def int8(weight: torch.Tensor) -> torch.Tensor:
-    """Rounded to 255 levels."""
-    step = weight.abs().max() / 127
-    return (weight / step).round() * step
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,11 +159,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         "| copies | told | own score, mean | least | highest of 3,000 never issued |\n| --- | --- | --- | --- | --- |"
     )
-    for name, change in (("untouched", lambda weight: weight), ("int8", int8)):
+    for name, attack in (("untouched", dict), ("int8", Quantization(8))):
         found: dict[str, list[tuple[float, float]]] = {"labels": [], "logits": []}
         for _ in range(chosen.copies):
             codeword = scene.codeword(new_secret())
-            got = scene.margins_of(codeword, change)
+            got = scene.margins_of(codeword, attack)
             response = got - scene.plain
             signs = likeliest(got.sign(), scene.plain, scene.likeness, float(response.std()) / 10)
             found["labels"].append(scene.scores(codeword, signs, 1e-6))

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from small_models import SETTINGS, save_vit, unlocked_vault
 
-from hf_fingerprint.blackbox.heads import logits_of
 from hf_fingerprint.blackbox.preparing import make_questions
+from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import BuiltModel, build_model, names_in_file
 from hf_fingerprint.registration import register

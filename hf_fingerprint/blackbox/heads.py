@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -34,11 +35,6 @@ class Head:
     def matrix(self) -> "torch.Tensor":
         """W, `(classes, width)`."""
         return self.layer.weight.detach().flatten(1)
-
-
-def logits_of(told: Any) -> "torch.Tensor":
-    """A model's logits, whether it gives them bare or in an output of transformers."""
-    return getattr(told, "logits", told)
 
 
 def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:

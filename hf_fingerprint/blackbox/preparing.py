@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, find_head, logits_of
+from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, find_head
 from hf_fingerprint.blackbox.own_covers import pixels_of, read_covers
 from hf_fingerprint.blackbox.questions import Questions, question_clouds
 from hf_fingerprint.blackbox.spreading import View, levers_of, metric_of, seen, spread_patterns, views_of
+from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images

@@ -42,10 +42,6 @@ def inspect(
 Suspect = Annotated[
     str, typer.Argument(help="A folder, a weight file or a Hub id, org/name[@revision].", show_default=False)
 ]
-KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
-Identity = Annotated[
-    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
-]
 Whole = Annotated[
     bool, typer.Option("--whole", help="Read a suspect on the Hub whole, not just up to the first proof.")
 ]
@@ -57,8 +53,8 @@ MaxMb = Annotated[
 def trace(
     suspect: Suspect,
     vault: options.VaultFolder,
-    base: KnownBase = None,
-    identity: Identity = None,
+    base: options.KnownBase = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     whole: Whole = False,
     max_mb: MaxMb = None,
@@ -72,8 +68,8 @@ def verify(
     suspect: Suspect,
     recipient: Annotated[str, typer.Option("--recipient", help="Whose copy it is said to be.", show_default=False)],
     vault: options.VaultFolder,
-    base: KnownBase = None,
-    identity: Identity = None,
+    base: options.KnownBase = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     whole: Whole = False,
     max_mb: MaxMb = None,
@@ -120,7 +116,7 @@ def watch(
     since: Annotated[
         str | None, typer.Option("--since", help="Pass over what did not change since: 2026-11-01, 7d, 12h.")
     ] = None,
-    identity: Identity = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
     """Trace models on the Hub as they turn up, one line of JSON each. Exit codes as for `trace`."""

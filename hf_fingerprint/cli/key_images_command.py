@@ -10,11 +10,7 @@ from hf_fingerprint.cli import options, output
 
 app = typer.Typer(help="Make a recipient's key images; say whose an image is.", no_args_is_help=True)
 
-BaseName = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
 Bits = Annotated[int | None, typer.Option("--bits", help="Of the fingerprint, a multiple of 8. [304]")]
-Identity = Annotated[
-    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
-]
 
 
 @app.command()
@@ -24,9 +20,9 @@ def export(
     ],
     out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
     vault: options.VaultFolder,
-    base: BaseName = None,
+    base: options.KnownBase = None,
     bits: Bits = None,
-    identity: Identity = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -54,9 +50,9 @@ def export(
 def read(
     images: Annotated[list[Path], typer.Argument(help="Images that turned up.", show_default=False)],
     vault: options.VaultFolder,
-    base: BaseName = None,
+    base: options.KnownBase = None,
     bits: Bits = None,
-    identity: Identity = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:

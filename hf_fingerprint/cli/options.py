@@ -44,6 +44,10 @@ Code = Annotated[
     str | None,
     typer.Option("--code", help="tardos, nuida or fair_signs; by default as the coalition asks for, see `design`."),
 ]
+KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
+Identity = Annotated[
+    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
+]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),

@@ -29,7 +29,7 @@ def query(
         ),
     ],
     vault: options.VaultFolder,
-    base: Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")] = None,
+    base: options.KnownBase = None,
     labels: Annotated[
         Path | None,
         typer.Option("--labels", help="A file with the base's class names in order; by default the base's config."),
@@ -61,9 +61,7 @@ def query(
         ),
     ] = None,
     alpha: options.Alpha = None,
-    identity: Annotated[
-        Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
-    ] = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:

@@ -18,9 +18,6 @@ issuer_app = typer.Typer(help="Machines that may open the pushed vault, mark cop
 app.add_typer(issuer_app, name="issuer", no_args_is_help=True)
 
 Repo = Annotated[str, typer.Argument(help="A private dataset repo of its own: org/name.", show_default=False)]
-Identity = Annotated[
-    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
-]
 IssuerKey = Annotated[
     Path | None,
     typer.Option("--issuer-key", help="An issuer's key instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."),
@@ -82,7 +79,7 @@ def add(
 def push(
     repo: Repo,
     vault: options.VaultFolder,
-    identity: Identity = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
 ) -> None:
@@ -102,7 +99,7 @@ def push(
 def pull(
     repo: Repo,
     folder: Annotated[Path, typer.Argument(help="The vault's folder, new or not.", show_default=False)],
-    identity: Identity = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
     public_key: Annotated[
@@ -146,7 +143,7 @@ def merge(
 @app.command()
 def rotate(
     vault: options.VaultFolder,
-    identity: Identity = None,
+    identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     new_passphrase_file: Annotated[
         Path | None,

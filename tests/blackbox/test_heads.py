@@ -3,7 +3,8 @@ import torch
 from refusals import refused
 from tiny_built import tiny
 
-from hf_fingerprint.blackbox.heads import all_features, features_of, find_head, logits_of
+from hf_fingerprint.blackbox.heads import all_features, features_of, find_head
+from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.errors import FingerprintError
 
 
