@@ -1,11 +1,11 @@
 """What private training costs, and what leaks: every figure of the README's section, and its picture.
 
-A base that the owner trained on images of its own (2,000 with labels) learns on from images that stay with their
-holders, over the cut, at several strengths of noise. Each released model is measured beside two others: the plain
-split, where features go over the wire as they are, and the owner's own images alone. Adversaries have public images of
-the same kind, the front, the bottleneck and the law of the noise; what one draws who has nothing but labels, which
-leak anyway, is the floor. The holders' codes serve twice: a reader learns from them first, and what it says of the
-owner's public images is what the back learns from besides.
+A base that the owner trained on images of its own, some of them with labels, learns on from images that stay with
+their holders, over the cut, at several strengths of noise. Each released model is measured beside two others: the
+plain split, where features go over the wire as they are, and the owner's own images alone. Adversaries have public
+images of the same kind, the front, the bottleneck and the law of the noise; what one draws who has nothing but labels,
+which leak anyway, is the floor. The holders' codes serve twice: a reader learns from them first, and what it says of
+the owner's public images is what the back learns from besides.
 
 The loop here is that of `owner_loop` and `holder_loop` in one process, with each image's noise drawn as a holder draws
 it.
@@ -34,6 +34,7 @@ from hf_fingerprint.keys import new_secret
 from hf_fingerprint.privacy import (
     Bottleneck,
     ImageNoise,
+    Lens,
     Partition,
     Reader,
     calibrate,
@@ -58,32 +59,33 @@ class Setting:
     name: str
     build: Callable[[], torch.nn.Module]
     at: str
+    through: str | None  # how far a lens reads on
     size: int
     numbers: int
     public: int
     private: int
-    test: int
     steps: int
     lr: float
     whole_base: bool
-    labelled: int = 2000
+    labelled: int
+    test: int = 10000
     batch: int = 64
+    reading: int = 1000  # steps of the reader
     attack_steps: int = 400
     strengths: tuple[float, ...] = (1.0, 0.5)
-    share: float = 0.49  # of the plain split's likeness
+    share: float = 0.5  # of the plain split's likeness
 
 
 SETTINGS = {
     "small": Setting(
         "test_resnet",
         lambda: timm.create_model("test_resnet", num_classes=10),
-        "layer1", 32, 33, 10000, 40000, 10000, 1000, 2e-3, True,
+        "act1", "layer1", 32, 33, 10000, 40000, 3000, 2e-3, True, labelled=10000,
     ),
     "lite0": Setting(
         "EfficientNet-Lite0",
         lambda: with_classes(lite0()),
-        "blocks.2", 64, 33, 8000, 16000, 2000, 400, 1e-3, False, strengths=(1.0,),
-        share=0.55,  # the label alone gives half
+        "blocks.0", "blocks.2", 64, 64, 8000, 16000, 1000, 1e-3, False, labelled=8000,
     ),
 }  # fmt: skip
 
@@ -169,8 +171,8 @@ class Bench:
         with seeded(seed):
             reader = Reader(bottleneck.code_shape, 10)
             optimizer = torch.optim.AdamW(reader.parameters(), READER_LR)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, READER_LR, total_steps=setting.steps)
-            for _ in self.progress.track(range(setting.steps), description="reader"):
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, READER_LR, total_steps=setting.reading)
+            for _ in self.progress.track(range(setting.reading), description="reader"):
                 theirs, own = torch.randint(len(sent), (128,)), torch.randint(setting.labelled, (32,))
                 optimizer.zero_grad()
                 loss(reader(sent[theirs]), self.labels[theirs]).backward()
@@ -184,7 +186,8 @@ class Bench:
         self.partition.model.load_state_dict(self.base)
         self.train(None, None, self.setting.steps // 2)
         release(self.partition, self.own)
-        bottleneck = Bottleneck(self.partition.shape, self.setting.numbers, whole=True)
+        lens = Lens(self.partition, self.setting.through) if self.setting.through else None
+        bottleneck = Bottleneck(self.partition.shape, self.setting.numbers, whole=True, lens=lens)
         start_with_task_directions(self.partition, bottleneck, self.own)
         found = calibrate(bottleneck, self.own, self.public, target_ssim, self.setting.attack_steps)
         print(f"  sigma {found.sigma:.3g}: SSIM {found.reconstruction.ssim:.3f}, {found.bits_per_image:.0f} bits")
@@ -201,7 +204,10 @@ class Bench:
                 sent = torch.cat(
                     [bottleneck.send(*part) for part in zip(self.theirs.split(512), noise.split(512), strict=True)]
                 )
-                codes = bottleneck.code(self.theirs[:seen]), bottleneck.code(self.others[:seen])
+                codes = tuple(
+                    torch.cat([bottleneck.code(part) for part in features[:seen].split(512)])
+                    for features in (self.theirs, self.others)
+                )
             match = matching_auc(sent, *codes, bottleneck.sigma)
             opinion = self.read(bottleneck, sent)
             restore = train_denoiser(bottleneck, self.own)

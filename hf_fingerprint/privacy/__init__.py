@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_fingerprint.privacy.decoder import Decoder, Reconstruction
     from hf_fingerprint.privacy.denoising import Denoiser, release, train_denoiser
     from hf_fingerprint.privacy.leakage import Membership, matching_auc, membership, reconstruction, train_decoder
+    from hf_fingerprint.privacy.lens import Lens
     from hf_fingerprint.privacy.loops import holder_loop, owner_loop, sent_codes
     from hf_fingerprint.privacy.noise import ImageNoise
     from hf_fingerprint.privacy.partition import Partition
@@ -39,6 +40,7 @@ _HOMES = {
     "Decoder": "decoder",
     "Denoiser": "denoising",
     "ImageNoise": "noise",
+    "Lens": "lens",
     "Membership": "leakage",
     "Partition": "partition",
     "Reader": "reading",
@@ -62,6 +64,7 @@ __all__ = [
     "Decoder",
     "Denoiser",
     "ImageNoise",
+    "Lens",
     "Membership",
     "Partition",
     "Reader",

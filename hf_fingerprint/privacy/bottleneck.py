@@ -3,8 +3,9 @@
     z = clip((B x - m) / s) + sigma n
 
 B mixes the channels at each place (a 1x1 convolution without a bias; for tokens, a matrix), or all numbers of all
-places. m and the number s make what is sent 0 on average with mean square 1; the clip bounds the length of z for every
-image and every front. All of it is on the wire alone: the model that is released has neither bottleneck nor noise.
+places; x are the features at the cut, or further inside ([`Lens`]). m and the number s make what is sent 0 on average
+with mean square 1; the clip bounds the length of z for every image and every front. All of it is on the wire alone:
+the model that is released has neither bottleneck nor noise.
 
 That n numbers of mean square P behind Gaussian noise of variance sigma^2 tell at most n/2 log2(1 + P/sigma^2) bits
 about anything is a theorem (C. E. Shannon, "Communication in the presence of noise", 1949), whatever the reader does.
@@ -16,8 +17,10 @@ import math
 import torch
 
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.privacy.lens import Lens
 
 
+_AT_ONCE = 256
 ROOM = 2.0  # of the mean square of a code; few images are clipped
 
 
@@ -30,23 +33,35 @@ class Bottleneck(torch.nn.Module):
         sigma (`float`, *optional*, defaults to 0): the noise's deviation, in units of a sent number's.
         whole (`bool`, *optional*, defaults to `False`): whether B mixes the numbers of all places, so that a code has
             no places of its own and a few dozen numbers do.
+        lens ([`Lens`], *optional*): what the features at the cut are looked at through; with `whole` only.
 
     Attributes:
         squeeze (`torch.nn.Parameter` of shape `(channels, features)`): B.
-        mixed_shape (`tuple[int, ...]`): an image's features as B takes them: `shape`, or one line of all numbers.
+        mixed_shape (`tuple[int, ...]`): an image's features as B takes them: `shape`, or one line of all numbers,
+            with a lens those that it shows.
 
     Raises:
-        [`FingerprintError`]: if the bottleneck is wider than the features, or sigma is no finite number from 0 on.
+        [`FingerprintError`]: if the bottleneck is wider than the features, sigma is no finite number from 0 on, or a
+            lens is given for codes with places.
     """
 
     centre: torch.Tensor
     scale: torch.Tensor
     noise: torch.Tensor
 
-    def __init__(self, shape: tuple[int, ...], channels: int, sigma: float = 0.0, whole: bool = False):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: int,
+        sigma: float = 0.0,
+        whole: bool = False,
+        lens: Lens | None = None,
+    ):
         super().__init__()
-        self.shape, self.whole = tuple(shape), whole
-        self.mixed_shape = (math.prod(shape),) if whole else self.shape
+        if lens is not None and not whole:
+            raise FingerprintError("Further inside a model places are others than at the cut: give whole=True too.")
+        self.shape, self.whole, self.lens = tuple(shape), whole, lens
+        self.mixed_shape = (math.prod(lens.shape if lens is not None else shape),) if whole else self.shape
         self._axis = 1 if len(self.mixed_shape) == 3 else -1
         features = self.mixed_shape[0 if len(self.mixed_shape) == 3 else -1]
         if not 1 <= channels <= features:
@@ -92,7 +107,7 @@ class Bottleneck(torch.nn.Module):
 
     def code(self, features: torch.Tensor) -> torch.Tensor:
         """clip((B x - m) / s), of shape `(batch, *code_shape)`."""
-        code = (self._mixed(features, self.squeeze) - self._along(self.centre)) / self.scale
+        code = (self._mixed(self.seen(features)) - self._along(self.centre)) / self.scale
         length = code.flatten(1).norm(dim=1).clamp_min(1e-12)
         shrink = (self.longest / length).clamp_max(1.0)
         return code * shrink.reshape(-1, *(1,) * (code.dim() - 1))
@@ -105,13 +120,20 @@ class Bottleneck(torch.nn.Module):
             normal (`torch.Tensor` of that shape, *optional*): standard normal numbers, such as [`ImageNoise`] draws
                 for each image; by default fresh ones, which average out over many sends.
         """
-        code = self.code(features)
+        return self.with_noise(self.code(features), normal)
+
+    def with_noise(self, code: torch.Tensor, normal: torch.Tensor | None = None) -> torch.Tensor:
+        """A code as it is sent; the arguments are those of [`send`]."""
         return code + self.noise * (torch.randn_like(code) if normal is None else normal)
+
+    def seen(self, features: torch.Tensor) -> torch.Tensor:
+        """What B is applied to: the features at the cut, or what the lens shows of them."""
+        return features if self.lens is None else self.lens(features)
 
     @torch.no_grad()
     def normalise(self, features: torch.Tensor) -> None:
         """Sets m and s by what public images' features give; how power is shared among channels is B's affair."""
-        mixed = self._mixed(features, self.squeeze)
+        mixed = torch.cat([self._mixed(self.seen(part)) for part in features.split(_AT_ONCE)])
         axes = [axis for axis in range(mixed.dim()) if axis != self._axis % mixed.dim()]
         self.centre.copy_(mixed.mean(axes))
         self.scale.copy_(mixed.var(axes).mean().sqrt().clamp_min(1e-6))
@@ -120,7 +142,7 @@ class Bottleneck(torch.nn.Module):
     def start_with_principal_channels(self, features: torch.Tensor) -> None:
         """Sets B to the principal axes of public images' features, each with the same power, and normalises: of all
         maps to so few channels, those that lose least."""
-        rows = self.rows(features)
+        rows = self.rows(self.seen(features))
         rows = rows - rows.mean(0)
         powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
         leading = slice(-self.channels, None)
@@ -128,12 +150,14 @@ class Bottleneck(torch.nn.Module):
         self.normalise(features)
 
     def rows(self, features: torch.Tensor) -> torch.Tensor:
-        """What B is applied to, one row for each image, or for each place of each image."""
+        """Features in rows, as B takes them: one for each image, or for each place of each image."""
+        if self.whole:
+            return features.flatten(1)
         return features.reshape(len(features), *self.mixed_shape).movedim(self._axis, -1).flatten(0, -2)
 
-    def _mixed(self, features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        features = features.reshape(len(features), *self.mixed_shape)
-        return torch.nn.functional.linear(features.movedim(self._axis, -1), matrix).movedim(-1, self._axis)
+    def _mixed(self, seen: torch.Tensor) -> torch.Tensor:
+        seen = seen.reshape(len(seen), *self.mixed_shape)
+        return torch.nn.functional.linear(seen.movedim(self._axis, -1), self.squeeze).movedim(-1, self._axis)
 
     def _along(self, values: torch.Tensor) -> torch.Tensor:
         return values[:, None, None] if len(self.mixed_shape) == 3 else values

@@ -34,7 +34,8 @@ class Denoiser(torch.nn.Module):
     def __init__(self, bottleneck: Bottleneck, width: int = WIDTH):
         super().__init__()
         self._shrink = 1 / math.sqrt(1 + bottleneck.sigma**2)
-        self._shape, mixed = bottleneck.shape, bottleneck.mixed_shape
+        self._shape = bottleneck.shape
+        mixed = (math.prod(self._shape),) if bottleneck.whole else self._shape
         self._maps = len(mixed) == 3
         side = 3 if self._maps else 1
         features = mixed[0] if self._maps else mixed[-1]
@@ -65,7 +66,7 @@ class Denoiser(torch.nn.Module):
     @torch.no_grad()
     def start_with_the_linear_guess(self, bottleneck: Bottleneck, features: torch.Tensor) -> None:
         """Sets the linear map by least squares over public images' features and all noise at once."""
-        wanted, code = bottleneck.rows(features), bottleneck.code(features)
+        wanted, code = bottleneck.rows(features), torch.cat([bottleneck.code(part) for part in features.split(256)])
         code = code.movedim(1 if self._maps else -1, -1).flatten(0, -2)
         mean, centre = wanted.mean(0), code.mean(0)
         apart = code - centre

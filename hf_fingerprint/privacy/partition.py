@@ -67,11 +67,25 @@ class Partition:
         with self._front_at_rest():
             return self._from_cut(features, blank)
 
+    def onward(self, features: torch.Tensor, to: "Partition") -> torch.Tensor:
+        """The features at a deeper cut of the same model, for ones at this."""
+        blank = torch.zeros((1, *self.size), dtype=features.dtype, device=features.device)
+        with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):
+            return to._output(blank)
+
     def back_parameters(self) -> dict[str, torch.nn.Parameter]:
         """What the owner trains: all parameters that the front doesn't run on, by name."""
         return {name: p for name, p in self.model.named_parameters() if name not in self.front_names}
 
     def _up_to_cut(self, images: torch.Tensor) -> torch.Tensor:
+        output = self._output(images)
+        if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) or len(output) != len(images):
+            raise FingerprintError(f"The output of {self.at} isn't one tensor with rows for images: cut elsewhere.")
+        return output
+
+    def _output(self, images: torch.Tensor) -> Any:
+        """What the cut's module returns."""
+
         def stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             raise _ReachedCut(output)
 
@@ -79,12 +93,8 @@ class Partition:
             try:
                 self.model(images)
             except _ReachedCut as reached:
-                output = reached.output
-            else:
-                raise FingerprintError(f"{self.at} isn't called when the model runs: cut at a module that is.")
-        if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) or len(output) != len(images):
-            raise FingerprintError(f"The output of {self.at} isn't one tensor with rows for images: cut elsewhere.")
-        return output
+                return reached.output
+        raise FingerprintError(f"{self.at} isn't called when the model runs: cut at a module that is.")
 
     def _from_cut(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):

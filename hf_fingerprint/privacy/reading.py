@@ -21,7 +21,7 @@ from hf_fingerprint.privacy.leakage import seeded
 from hf_fingerprint.privacy.partition import Partition
 
 
-MOST_NUMBERS = 8192  # a covariance of 256 MiB
+AXES = 512  # of the features' spread that directions are looked for in, if there are more
 PROBES, BATCH, RIDGE, REST = 4, 128, 0.1, 0.3
 NETS, WIDTH, DRAWS = 2, 256, 16
 
@@ -38,7 +38,8 @@ def start_with_task_directions(
     normalises.
 
     Args:
-        partition ([`Partition`]): its back knows the task a little; no weight of it changes.
+        partition ([`Partition`]): its back knows the task a little; no weight of it changes. A bottleneck with a lens
+            has its own.
         bottleneck ([`Bottleneck`]): its B, m and s are set; one over `whole` images tells most with few numbers.
         features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut; a few thousand, no labels.
         rest (`float`, *optional*, defaults to 0.3): the deviation of the other directions' numbers, in units of the
@@ -47,23 +48,27 @@ def start_with_task_directions(
         seed (`int`, *optional*, defaults to 0): of those.
 
     Raises:
-        [`FingerprintError`]: if B would mix more than 8,192 numbers.
+        [`FingerprintError`]: if there are fewer public images than numbers in a code.
     """
-    numbers = bottleneck.squeeze.shape[1]
-    if numbers > MOST_NUMBERS:
-        raise FingerprintError(
-            f"A bottleneck over all {numbers} numbers of an image's features is too large: cut the model where "
-            f"there are {MOST_NUMBERS} or fewer."
-        )
+    public = features
+    if bottleneck.lens is not None:
+        partition = bottleneck.lens.deep
+        features = torch.cat([bottleneck.lens(part) for part in public.split(BATCH)])
     partition.model.eval()
     rows = bottleneck.rows(features)
     rows = rows - rows.mean(0)
-    powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
-    deviations = (powers + RIDGE * powers.mean()).clamp_min(1e-12).sqrt()
+    count = min(len(rows), rows.shape[1], max(AXES, bottleneck.channels))
+    if count < bottleneck.channels:
+        raise FingerprintError(
+            f"{len(features)} public images are too few to choose {bottleneck.channels} directions by: give more."
+        )
+    axes = _leading_axes(rows, count, seed)
+    powers = (rows @ axes).square().mean(0)
+    deviations = (powers + RIDGE * rows.square().mean()).clamp_min(1e-12).sqrt()
     apart = _discriminants(partition, features, rows @ axes / deviations)[: bottleneck.channels]
     directions = [apart]
     if others := bottleneck.channels - len(apart):
-        spread = torch.zeros_like(axes)
+        spread = torch.zeros((count, count)).to(axes)
         for slopes in _slopes(partition, bottleneck, features, probes, seed):
             slopes = slopes @ axes * deviations  # of logits, for a step of one deviation along each axis
             slopes = slopes - slopes @ apart.T @ apart
@@ -74,7 +79,16 @@ def start_with_task_directions(
     matrix[len(apart) :] *= rest
     with torch.no_grad():
         bottleneck.squeeze.copy_(matrix)
-    bottleneck.normalise(features)
+    bottleneck.normalise(public)
+
+
+def _leading_axes(rows: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """The principal axes of centred rows, as columns; approximate where there are far more numbers (N. Halko, P.
+    Martinsson, J. Tropp, "Finding structure with randomness", arXiv 0909.4061)."""
+    if rows.shape[1] <= 4 * count:
+        return torch.linalg.eigh(rows.T @ rows)[1][:, -count:]
+    with seeded(seed):
+        return torch.pca_lowrank(rows, count, center=False)[2]
 
 
 @torch.no_grad()
@@ -143,9 +157,10 @@ class Reader(torch.nn.Module):
         """
         self.eval()
         with seeded(seed):
+            codes = [bottleneck.code(part) for part in features.split(BATCH)]
             total = [
-                torch.stack([self(bottleneck.send(part)).softmax(1) for _ in range(draws)]).mean(0)
-                for part in features.split(BATCH)
+                torch.stack([self(bottleneck.with_noise(code)).softmax(1) for _ in range(draws)]).mean(0)
+                for code in codes
             ]
         return torch.cat(total)
 

@@ -86,10 +86,24 @@ def test_a_reader_learns_codes_and_says_the_same_of_the_same_features(scene):
     assert torch.equal(opinion, reader.opinion(bottleneck, features[1200:]))
 
 
-def test_features_of_too_many_numbers_are_refused(scene):
-    partition, features, _ = scene
-    bottleneck = Bottleneck((32, 8, 8), 9, whole=True)
-    bottleneck.squeeze = torch.nn.Parameter(torch.zeros(9, 9000), requires_grad=False)
+def test_directions_are_found_among_more_numbers_than_a_covariance_could_hold(scene):
+    model = scene[0].model
+    images, labels = digits(64)
+    partition = Partition(model, "conv1", (3, 64, 64))
+    features = partition.front(images[::2])
+    bottleneck = Bottleneck(partition.shape, 12, sigma=0.5, whole=True)
 
-    with pytest.raises(FingerprintError, match="all 9000 numbers of an image's features is too large"):
-        start_with_task_directions(partition, bottleneck, features)
+    start_with_task_directions(partition, bottleneck, features[:600])
+
+    assert bottleneck.squeeze.shape == (12, 32 * 32 * 32)
+    torch.manual_seed(0)
+    codes, labels = bottleneck.send(features)[:, :9], labels[::2]
+    means = torch.stack([codes[:600][labels[:600] == label].mean(0) for label in range(10)])
+    right = (torch.cdist(codes[600:], means).argmin(1) == labels[600:]).float().mean()
+    assert float(right) > 0.6
+
+
+def test_fewer_images_than_numbers_are_refused(scene):
+    partition, features, _ = scene
+    with pytest.raises(FingerprintError, match="20 public images are too few to choose 33 directions by: give more"):
+        start_with_task_directions(partition, Bottleneck(partition.shape, 33, whole=True), features[:20])
