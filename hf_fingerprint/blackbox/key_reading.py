@@ -95,7 +95,7 @@ class KeyImageReader:
     def __init__(self, vault: Vault | str | Path, base: str | Path | None = None, bits: int = USUAL_BITS):
         vault = vault if isinstance(vault, Vault) else Vault(vault)
         known, questions = asked_of(vault, base)
-        copies = [copy for copy in vault.copies(known.base_id) if copy.state != "begun"]
+        copies = vault.copies(known.base_id, begun=False)
         if not copies:
             raise VaultError(f"{vault.folder} has no copies of base {known.base_id}: there is nobody to name.")
         coded_bits(bits)

@@ -162,7 +162,7 @@ def check_bits(bits: int, copies: int, alpha: float) -> None:
 
 
 def _copy_of(vault: Vault, base: Base, recipient: str) -> CopyRecord:
-    copies = [copy for copy in vault.copies(base.base_id) if copy.state != "begun"]
+    copies = vault.copies(base.base_id, begun=False)
     found = [copy for copy in copies if copy.recipient == recipient]
     found = found or [copy for copy in copies if copy.copy_id == recipient]
     if not found:

@@ -125,7 +125,7 @@ def query(
     if passphrase is not None:
         vault.unlock(passphrase)
     known, questions = asked_of(vault, base)
-    copies = [copy for copy in vault.copies(known.base_id) if copy.state != "begun"]
+    copies = vault.copies(known.base_id, begun=False)
     if not copies:
         raise VaultError(f"{vault.folder} has no copies of base {known.base_id}: there is nobody to accuse.")
     alpha, keys = known.alpha if alpha is None else alpha, vault.copy_keys(copies)

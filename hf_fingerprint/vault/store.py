@@ -241,13 +241,16 @@ class Vault(Database):
                 f"The record of copy {copy_id} is gone from {self.folder}: restore a backup of the vault."
             )
 
-    def copies(self, base_id: str | None = None, recipient: str | None = None) -> list[CopyRecord]:
-        """The record of copies, of one base or recipient or of all, in the order of issue."""
+    def copies(
+        self, base_id: str | None = None, recipient: str | None = None, begun: bool = True
+    ) -> list[CopyRecord]:
+        """The record of copies, of one base or recipient or of all, in the order of issue; with those that were begun
+        and never written, or without."""
         with self.connect() as connection:
             rows = connection.execute(
                 f"SELECT {COPY_COLUMNS} FROM copies WHERE base_id = coalesce(?, base_id)"
-                " AND recipient = coalesce(?, recipient) ORDER BY rowid",
-                (base_id, recipient),
+                " AND recipient = coalesce(?, recipient) AND (? OR state != 'begun') ORDER BY rowid",
+                (base_id, recipient, begun),
             ).fetchall()
         return [copy_from_row(row) for row in rows]
 
