@@ -12,8 +12,8 @@ from rich.progress import Progress
 def test_each_training_is_measured_once_and_what_was_measured_is_kept(tmp_path, capsys):
     small = replace(
         bench_privacy.SETTINGS["small"],
-        public=400, private=600, labelled=300, test=300, steps=12, reading=12, denoising=12, attack_steps=12,
-        strengths=(1.0,), share=0.95,
+        public=400, private=600, labelled=300, test=300, base_steps=4, steps=12, reading=12, denoising=12,
+        attack_steps=12, strengths=(1.0,), share=0.95,
     )  # fmt: skip
     path = tmp_path / "small.json"
 
