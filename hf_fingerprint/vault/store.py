@@ -241,9 +241,7 @@ class Vault(Database):
                 f"The record of copy {copy_id} is gone from {self.folder}: restore a backup of the vault."
             )
 
-    def copies(
-        self, base_id: str | None = None, recipient: str | None = None, begun: bool = True
-    ) -> list[CopyRecord]:
+    def copies(self, base_id: str | None = None, recipient: str | None = None, begun: bool = True) -> list[CopyRecord]:
         """The record of copies, of one base or recipient or of all, in the order of issue; with those that were begun
         and never written, or without."""
         with self.connect() as connection:
