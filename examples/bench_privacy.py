@@ -71,18 +71,18 @@ class Setting:
     labelled: int
     test: int = 10000
     batch: int = 64
-    reading: int = 2000  # steps of the reader
+    reading: int = 1000  # steps of the reader
     denoising: int = 600  # steps of the denoiser
     attack_steps: int = 400
     strengths: tuple[float, ...] = (1.0, 0.5)
-    share: float = 0.51  # of the plain split's likeness
+    share: float = 0.5  # of the plain split's likeness
 
 
 SETTINGS = {
     "small": Setting(
         "test_resnet",
         lambda: timm.create_model("test_resnet", num_classes=10),
-        "act1", "layer1", 32, 33, 20000, 40000, 3000, 2e-3, True, 1000, labelled=10000, strengths=(1.0, 0.6),
+        "act1", "layer1", 32, 33, 10000, 40000, 3000, 2e-3, True, 1000, labelled=10000, strengths=(1.0, 0.6),
     ),
     "lite0": Setting(
         "EfficientNet-Lite0",
