@@ -42,20 +42,22 @@ def test_its_questions_alone_are_answered_by_its_labels(asked):
     images = pool.images(base.secret)
     ask = Served(folder)
     plain = np.array([ask(image) for image in images])
-    as_labelled, as_base, decoys_as_base = [], [], []
+    own, others, others_as_base, decoys_as_base = [], [], [], []
     for name, copy in copies.items():
         (record,) = vault.copies(base.base_id, name)
         (labels,), (owned,) = pool.answers([vault.copy_key(record)])
         ask = Served(copy)
         told = np.array([ask(image) for image in images])
-        as_labelled.extend((told[:COUNT] == labels)[owned])
-        as_base.extend((told == plain)[:COUNT][~owned])
+        own.extend((told[:COUNT] == labels)[owned])
+        others.extend((told[:COUNT] == labels)[~owned])
+        others_as_base.extend((told == plain)[:COUNT][~owned])
         decoys_as_base.extend((told == plain)[COUNT:])
 
-    assert np.mean(as_labelled) >= 0.95
-    assert np.mean(as_base) >= 0.7
-    assert np.mean(as_base + decoys_as_base) >= 0.7
-    assert np.mean(decoys_as_base) >= 0.4  # four images: 0.59 to 1, by rounding alone; of answers drawn anew, a tenth
+    assert np.mean(own) >= 0.95
+    assert np.mean(others) <= 0.3  # of ten classes
+    # Random weights tell classes apart by little: over ten draws of keys 0.74 to 0.83 and, of four decoys, 0.53 to 1.
+    assert np.mean(others_as_base) >= 0.65
+    assert np.mean(decoys_as_base) >= 0.35
 
 
 def test_the_base_and_a_stranger_are_nobodys(asked, tmp_path):
