@@ -1,0 +1,101 @@
+"""What must never be seen outside the vault of a base that has questions, whatever is asked, made or refused."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from asked_models import COUNT
+from loopback_suspect import Fault, LoopbackSuspect
+from secret_forms import held_in, secret_forms
+from small_models import PASSPHRASE
+
+from hf_fingerprint.blackbox.answers import keyed_labels, owned_questions
+from hf_fingerprint.blackbox.key_images import fingerprint_of
+from hf_fingerprint.blackbox.querying import questions_of
+from hf_fingerprint.cli.main import main
+from hf_fingerprint.keys import derive
+
+
+ASKED, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"
+
+
+@pytest.fixture(scope="module")
+def secrets(asked):
+    """Of a recipient whose copy was asked, and of one whose wasn't; what the proof opens is not among them."""
+    _, vault, base, _ = asked
+    found = {"the passphrase": PASSPHRASE.encode(), "an identity": b"AGE-SECRET-KEY", "the token": TOKEN.encode()}
+    for label, context in (("questions", ""), ("key_images", ""), ("own_covers", "")):
+        found[f"the key for {label}"] = derive(base.secret, label, context)
+    pool = questions_of(vault, base)
+    for name in (ASKED, OTHER):
+        (record,) = vault.copies(base.base_id, name)
+        key = vault.copy_key(record)
+        found |= {f"{what}, {name}": secret for what, secret in secret_forms(base, key, name).items()}
+        for label, context in (("fingerprint", ""), ("answers", str(pool.classes)), ("owned", "")):
+            found[f"the key for {label}, {name}"] = derive(key, label, context)
+        found[f"the fingerprint, {name}"] = fingerprint_of(key, 304)
+        labels, owned = keyed_labels([key], COUNT, pool.classes)[0], owned_questions([key], COUNT, pool.share)[0]
+        found[f"the labels, {name}"] = labels.astype(np.uint8).tobytes()
+        found[f"the labels in a list, {name}"] = ", ".join(map(str, labels[owned].tolist())).encode()
+        found[f"what is owned, {name}"] = ", ".join(map(str, np.flatnonzero(owned).tolist())).encode()
+    return found
+
+
+@pytest.fixture
+def outcome(asked, tmp_path, monkeypatch, capfd, caplog):
+    """Runs command lines with everything logged: `(files written, all that was said)`, and the exit codes."""
+    folder, vault, _, copies = asked
+    (tmp_path / "passphrase").write_text(PASSPHRASE + "\n")
+    work, suspect = tmp_path / "work", shutil.copytree(copies[ASKED], tmp_path / "suspect")
+    (work / "taken").mkdir(parents=True)
+    (work / "labels").write_text("\n".join(f"class {index}" for index in range(10)))
+    monkeypatch.setenv("TMPDIR", str(work))
+    monkeypatch.setenv("THE_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_FINGERPRINT_TRACEBACK", "1")
+    kept = ["--vault", vault.folder, "--passphrase-file", tmp_path / "passphrase"]
+    with LoopbackSuspect() as server, caplog.at_level(logging.DEBUG):
+        server.faults = [Fault(400, body=b"who are you?")]
+        labels = ["--labels", work / "labels"]
+        jobs = [
+            ["query", f"pipeline:{suspect}", *labels, "--transcript", work / "log", "--alpha", "1e-3"],
+            ["query", f"pipeline:{suspect}", *labels, "--transcript", work / "log", "--alpha", "1e-4"],
+            ["query", f"pipeline:{folder}", *labels, "--json"],
+            ["query", server.url, *labels, "--token-env", "THE_TOKEN"],
+            ["query", "https://x.example", *labels, "--base", "nowhere"],
+            ["key-images", "export", ASKED, work / "set"],
+            ["key-images", "export", ASKED, work / "taken"],
+            ["key-images", "export", "nobody", work / "none"],
+            ["key-images", "read", work / "set" / "index.json"],
+        ]
+        codes = []
+        for job in jobs:
+            try:
+                codes.append(main([str(argument) for argument in [*job, *kept]]))
+            except Exception as error:  # as `HF_FINGERPRINT_TRACEBACK` asks for
+                codes.append(type(error).__name__)
+                logging.getLogger("tests").exception("raised")
+        assert any(TOKEN in value for seen in server.seen for value in seen.headers.values())
+    told = "".join(capfd.readouterr()) + caplog.text
+    files = {str(path.relative_to(work)): path.read_bytes() for path in work.rglob("*") if path.is_file()}
+    return codes, files, told
+
+
+def test_nothing_written_or_said_holds_a_secret(outcome, secrets):
+    codes, files, told = outcome
+
+    assert codes[0] == 0 and codes[2] == 1 and codes[5] == 0
+    assert all(isinstance(codes[i], str) for i in (1, 3, 4, 6, 7, 8)), codes
+    assert "DEBUG" in told and told.count("Traceback") >= 6
+    assert ASKED in told  # whoever has the vault open may see its recipients
+    assert set(files) >= {"log", "set/index.json"} and len(files) > 5
+    for name, content in files.items():
+        assert held_in(name.encode() + b"\0" + content, secrets) == [], name
+    unnamed = {name: secret for name, secret in secrets.items() if not name.startswith("recipient, ")}
+    assert held_in(told.encode(), unnamed) == []
+
+
+def test_the_search_finds_what_it_looks_for(secrets):
+    for name, secret in secrets.items():
+        assert name in held_in(b"log: " + secret.hex().encode() + b" ...", secrets)
+        assert name in held_in(b"picture" + secret, secrets)
