@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ import numpy as np
 from hf_fingerprint.blackbox.key_images import KeyImage, fingerprint_of, make_key_image
 from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
 from hf_fingerprint.blackbox.querying import Advance, asked_of
-from hf_fingerprint.checkpoints import sync
+from hf_fingerprint.checkpoints import cleared_on_failure, folder_of, sync
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault import Base, CopyRecord, Vault
@@ -177,35 +176,22 @@ def _copy_of(vault: Vault, base: Base, recipient: str) -> CopyRecord:
 
 
 def _check_place(out: Path, vault: Vault) -> None:
-    try:
-        taken, place = out.exists() or out.is_symlink(), out.resolve()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "impossible name"
-        raise FingerprintError(f"{out.name[:80]}... can't be written ({reason}): choose another folder.") from None
-    if taken:
-        raise FingerprintError(f"{out} is there already: name a new folder for the key images.")
-    if place.is_relative_to(vault.folder.resolve()):
+    if folder_of(out).is_relative_to(vault.folder.resolve()):
         raise FingerprintError(f"{out} is inside the vault {vault.folder}: choose a place outside it.")
+    if out.exists() or out.is_symlink():
+        raise FingerprintError(f"{out} is there already: name a new folder for the key images.")
 
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside the one asked for, which takes its place once all is on the disk, and is removed otherwise."""
     beside = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
-    try:
+    with cleared_on_failure(beside):
         beside.mkdir(parents=True)
         yield beside
         sync(beside)
         beside.rename(out)
         sync(out.parent)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise FingerprintError(
-            f"{out} can't be written ({error.strerror or error}): make room or choose another place."
-        ) from None
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
 
 
 def _write(path: Path, made: KeyImage) -> dict[str, str | float]:

@@ -1,5 +1,6 @@
 """Checkpoints in every form, read and copied block by block."""
 
+from hf_fingerprint.checkpoints.places import cleared_on_failure, folder_of
 from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ranges
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
@@ -14,8 +15,10 @@ __all__ = [
     "TensorInfo",
     "Weights",
     "WrittenCopy",
+    "cleared_on_failure",
     "content_hash",
     "digest_tensors",
+    "folder_of",
     "open_checkpoint",
     "open_ranges",
     "replace_tensor",

@@ -14,15 +14,17 @@ from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
     WrittenCopy,
+    cleared_on_failure,
     content_hash,
     digest_tensors,
+    folder_of,
     open_checkpoint,
     sync,
     write_copy,
 )
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
-from hf_fingerprint.issuing.places import check_name, cleared_on_failure, folder_of, partial_of
+from hf_fingerprint.issuing.places import check_name, partial_of
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import Settings, register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, hold
