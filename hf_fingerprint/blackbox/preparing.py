@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
 LOOKED_AT, SYNTHETIC = 4096, 2048  # images
-DOUBTS, TOLD, TRIED = (0.3, 0.1, 0.03, 0.01), 0.9, 16  # what is enough of one's own labels, over so many keys
+DOUBTS = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
+TOLD, TRIED = 0.9, 16  # what is enough of one's own labels, over so many keys
 
 
 def prepare_questions(
