@@ -222,6 +222,8 @@ class Bench:
             self.train(self.theirs, self.labels, setting.steps)
             decoder = train_decoder(lambda features: features, self.own, self.public, setting.attack_steps)
             drawn = reconstruction(decoder, self.theirs[:seen], self.private[:seen])
+        else:
+            self.train(None, None, setting.steps)
         model = release(self.partition, self.own)
         told = membership(model, (self.private[:seen], self.labels[:seen]), (self.test[0][:seen], self.test[1][:seen]))
         row = Row(

@@ -52,7 +52,7 @@ def prepare_questions(
         base (`str` or `Path`): its id in the vault, or where it is.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
         images (`str` or `Path`, *optional*): a folder of ordinary images; without it synthetic ones stand in, and
-            copies answer ordinary images a little worse.
+            copies get about one ordinary image in a hundred wrong that the base gets right.
         count (`int`, *optional*, defaults to 160): how many questions.
         decoys (`int`, *optional*, defaults to 20): images like them that nobody owns.
         share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
