@@ -139,7 +139,8 @@ def test_a_refusal_leaves_what_was_answered(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
 from test_questioning import HEADING, ORDER, POOL, fresh, innocent, question, Transcript
 
