@@ -87,7 +87,7 @@ SETTINGS = {
     "lite0": Setting(
         "EfficientNet-Lite0",
         lambda: with_classes(lite0()),
-        "blocks.0", "blocks.2", 64, 64, 8000, 16000, 400, 1e-3, False, 1000, labelled=8000,
+        "blocks.0", "blocks.2", 64, 64, 8000, 16000, 400, 1e-3, False, 500, labelled=4000,
     ),
 }  # fmt: skip
 
