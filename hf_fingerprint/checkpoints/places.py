@@ -30,7 +30,8 @@ def folder_of(out: Path) -> Path:
         [`CheckpointError`]: if no place can have this name.
     """
     try:
-        out.exists()
+        out.exists()  # fails for a name that is too long,
+        out.resolve()  # and this for one with a zero byte
         return out.parent.resolve()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "impossible name"

@@ -1,0 +1,45 @@
+import pytest
+from refusals import refused
+
+from hf_fingerprint.checkpoints import cleared_on_failure, folder_of
+from hf_fingerprint.errors import CheckpointError
+
+
+def test_a_folder_that_was_made_stays(tmp_path):
+    with cleared_on_failure(tmp_path / "made"):
+        (tmp_path / "made").mkdir()
+
+    assert (tmp_path / "made").is_dir()
+
+
+def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(tmp_path):
+    def fill():
+        with cleared_on_failure(tmp_path / "half"):
+            (tmp_path / "half").mkdir()
+            (tmp_path / "half" / "file").write_bytes(b"something")
+            raise OSError(28, "No space left on device")
+
+    said = refused(fill, error=CheckpointError)
+    assert str(tmp_path) in said and "No space left on device" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_any_other_end_leaves_nothing_and_goes_on(tmp_path, stop):
+    with pytest.raises(stop), cleared_on_failure(tmp_path / "half"):
+        (tmp_path / "half").mkdir()
+        raise stop
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_is_followed_to_the_folder_that_a_place_is_in(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+
+    assert folder_of(tmp_path / "link" / "new") == (tmp_path / "real").resolve()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_an_impossible_name_is_refused(tmp_path, name):
+    assert "can't be written" in refused(folder_of, tmp_path / name, error=CheckpointError)
