@@ -44,7 +44,7 @@ def secrets(asked):
 
 @pytest.fixture
 def outcome(asked, tmp_path, monkeypatch, capfd, caplog):
-    """Runs command lines with everything logged: `(files written, all that was said)`, and the exit codes."""
+    """Of command lines run with everything logged: exit codes or errors, files written, and all that was said."""
     folder, vault, _, copies = asked
     (tmp_path / "passphrase").write_text(PASSPHRASE + "\n")
     work, suspect = tmp_path / "work", shutil.copytree(copies[ASKED], tmp_path / "suspect")
