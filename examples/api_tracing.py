@@ -209,7 +209,7 @@ def serve(folders: list[Path]) -> None:
     for number, folder in enumerate(folders, 1):
         with open_checkpoint(folder) as checkpoint:
             names = json.loads((folder / "config.json").read_text())["label_names"]
-            models[f"/service-{number}"] = build_model(checkpoint.source), names
+            models[f"/service-{number}"] = build_model(checkpoint), names
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version, disable_nagle_algorithm = "HTTP/1.1", True

@@ -104,7 +104,7 @@ class Scene:
         self.records = self.vault.copies(self.base.base_id)
         self.keys = self.vault.copy_keys(self.records)
         with open_checkpoint(self.folder) as checkpoint:
-            self.built = build_model(checkpoint.source)
+            self.built = build_model(checkpoint)
         pictures = [Image.fromarray(image) for image in self.asked.images(self.base.secret)]
         self.inputs = torch.stack([self.built.preprocess(picture) for picture in pictures])
 

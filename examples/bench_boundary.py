@@ -101,7 +101,7 @@ class Scene:
         record = register(base, Vault.create(out / f"vault_{new_secret().hex()[:8]}", PASSPHRASE), Settings())
         self.codebook = record.codebook()
         with open_checkpoint(base) as checkpoint:
-            self.built = build_model(checkpoint.source)
+            self.built = build_model(checkpoint)
             places = parameter_places(self.built.module)
             shapes = {name: tuple(getattr(*place).shape) for name, place in places.items()}
             self.maps = locate(record, checkpoint, shapes).maps()

@@ -137,7 +137,7 @@ def asked(
     """Whether each recipient's copy (the base with its head bound) answers its questions by its labels: plain, with
     its own mark, and those that it shares with the next recipient with that one's mark."""
     with open_checkpoint(base) as checkpoint:
-        built = build_model(checkpoint.source)
+        built = build_model(checkpoint)
     weight = find_head(built.module, torch.zeros(1, *built.size)).layer.weight
     plain_weight = weight.detach().clone()
 

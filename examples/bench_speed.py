@@ -17,8 +17,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from hf_fingerprint import Issuer, Settings, Vault, trace
-from hf_fingerprint.checkpoints import sync
-from hf_fingerprint.models import build_model
+from hf_fingerprint.checkpoints import Checkpoint, sync
+from hf_fingerprint.errors import BuildError
+from hf_fingerprint.models import BuiltModel, build_model
 from hf_fingerprint.registration import registering
 
 
@@ -110,7 +111,10 @@ class unbuilt:
     """Within it, models count as not buildable, so that registering measures no output."""
 
     def __enter__(self) -> None:
-        registering.build_model = lambda source: None
+        def refuse(checkpoint: Checkpoint) -> BuiltModel:
+            raise BuildError("models are not built here")
+
+        registering.build_model = refuse
 
     def __exit__(self, *exception: object) -> None:
         registering.build_model = build_model

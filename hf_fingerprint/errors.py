@@ -13,6 +13,10 @@ class CarrierError(FingerprintError):
     """A model has no weights that could hold the mark."""
 
 
+class BuildError(FingerprintError):
+    """A model can't be built to run here. `__cause__` is what the library raised, if it raised something."""
+
+
 class VaultError(FingerprintError):
     """A vault is missing, damaged, of a newer format, or was asked for something it doesn't hold."""
 

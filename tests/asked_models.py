@@ -21,7 +21,7 @@ WIDTH = 128
 
 def built(folder: Path) -> BuiltModel:
     with open_checkpoint(folder) as checkpoint:
-        return build_model(checkpoint.source)
+        return build_model(checkpoint)
 
 
 def names_of(folder: Path, model: BuiltModel) -> dict[str, str]:

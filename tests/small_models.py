@@ -7,6 +7,8 @@ import numpy as np
 from quick_age import lock_quickly
 from safetensors.numpy import save_file
 
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.models import BuiltModel, build_model
 from hf_fingerprint.registration import Settings
 from hf_fingerprint.vault import Vault
 
@@ -97,6 +99,12 @@ def save_vit(folder: Path, seed: int = 0, **arguments: object) -> Path:
     config = ViTConfig(**small | {"image_size": 32, "patch_size": 8, "num_labels": 10} | arguments)
     ViTForImageClassification(config).save_pretrained(folder)
     return folder
+
+
+def build(folder: Path) -> BuiltModel:
+    """The model of a folder, ready to run."""
+    with open_checkpoint(folder) as opened:
+        return build_model(opened)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

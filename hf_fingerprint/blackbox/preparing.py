@@ -73,12 +73,7 @@ def prepare_questions(
             f"those; use another vault for another set."
         )
     with open_base(known, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as whole:
-        built = build_model(whole.source)
-        if built is None:
-            raise FingerprintError(
-                f"{whole.source.name} can't be built with timm or transformers, so its answers can't be bound: give "
-                f"its folder, with config.json."
-            )
+        built = build_model(whole)
         names = names_in_file(built.module, whole)
     made = make_questions(
         built, names, known.secret, known.base_id, images, count, decoys, share, steps, advance, covers

@@ -133,12 +133,11 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> Asked:
     Raises:
         [`FingerprintError`]: if there is none, or it can't be run here.
     """
-    from hf_fingerprint.checkpoints.source import resolve
+    from hf_fingerprint.checkpoints import open_checkpoint
     from hf_fingerprint.models import build_model
 
-    model = build_model(resolve(f"local-dir:{folder}"))
-    if model is None:
-        raise FingerprintError(f"{folder} can't be run with timm or transformers: give a model's whole folder.")
+    with open_checkpoint(f"local-dir:{folder}") as opened:
+        model = build_model(opened)
 
     def scores(image: Any) -> Any:
         import torch

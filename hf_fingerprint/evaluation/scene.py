@@ -20,7 +20,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layers import evidence_by_layer
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
@@ -218,13 +218,10 @@ class Scene:
 
 
 def _built(checkpoint: Checkpoint, name: str) -> BuiltModel:
-    built = build_model(checkpoint.source)
-    if built is None:
-        raise FingerprintError(
-            f"{name} can't be run here, and attacks need that: give a folder or a Hub id with a config.json that "
-            f"timm or transformers builds."
-        )
-    return built
+    try:
+        return build_model(checkpoint)
+    except BuildError as error:
+        raise FingerprintError(f"{name} can't be run here, and attacks need that: {error}") from error
 
 
 def _log10(bound: float, extra: float) -> float:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import Checkpoint, Source
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.errors import BuildError
 
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class BuiltModel:
         size (`tuple[int, int, int]`): channels, height and width of its input.
         mean, std (`tuple[float, ...]`): of its preprocessing, one for each channel.
         preprocess (callable): from a PIL image to a tensor of that size.
+        output (`str` or `None`): the kind of its output, one of `"single_label"`, `"multi_label"`, `"dense"` and
+            `"features"`, where its configuration says so.
     """
 
     module: "torch.nn.Module"
@@ -35,26 +37,31 @@ class BuiltModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     preprocess: Callable[[Any], "torch.Tensor"]
+    output: str | None = None
 
 
-def build_model(source: Source) -> BuiltModel | None:
-    """Builds the model of a folder, or returns `None` when that needs a library, a config or code that isn't here.
+def build_model(checkpoint: Checkpoint) -> BuiltModel:
+    """Builds the model of a folder.
 
     Args:
-        source ([`Source`]): where its files are.
+        checkpoint ([`Checkpoint`]): its open weights.
+
+    Raises:
+        [`BuildError`]: if that needs a library, a config or code that isn't here.
     """
+    source = checkpoint.source
     config_file = source.folder / "config.json"
     if not source.whole_folder or not config_file.is_file():
-        return None
+        raise BuildError(f"{source.name} has no config.json, so it can't be run: give the model's whole folder.")
     try:
         config = json.loads(config_file.read_text())
         with warnings.catch_warnings(), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             builder = _with_timm if "architecture" in config and "pretrained_cfg" in config else _with_transformers
             return builder(source, config)
-    except Exception as error:  # whatever keeps a model from being built, its weights can be marked
-        logging.getLogger(__name__).info("%s can't be built: %s", source.name, type(error).__name__)
-        return None
+    except Exception as error:
+        reason = type(error).__name__
+        raise BuildError(f"{source.name} can't be built ({reason}): give the model's whole folder.") from error
 
 
 def names_in_file(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, str]:

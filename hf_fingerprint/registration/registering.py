@@ -2,7 +2,7 @@
 file."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hf_fingerprint.carriers import can_carry, row_rms, select_by_name, select_f
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.codes import FAMILIES, FairSigns, Tardos, coalition_by_simulation, make_codebook
-from hf_fingerprint.errors import CarrierError, CodeError
+from hf_fingerprint.errors import BuildError, CarrierError, CodeError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images
 from hf_fingerprint.registration.compact import compact_window
@@ -148,7 +148,10 @@ def examine(
     max_kl, alpha = settings.max_kl or MAX_KL, settings.alpha or ALPHA
     coalition, planned = settings.coalition or COALITION, settings.recipients_planned or RECIPIENTS_PLANNED
     report("building the model")
-    model = built or build_model(checkpoint.source)
+    model = built
+    if model is None:
+        with suppress(BuildError):
+            model = build_model(checkpoint)
     images, inputs = None, "none"
     mapping: dict[str, str] = {}
     if model is not None:

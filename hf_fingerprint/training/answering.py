@@ -56,9 +56,5 @@ def bind_answers(folder: Path, base: Base, vault: Vault, copy_key: bytes, images
 def _asked(trained: Checkpoint, asked: Questions, base: Base, images: str | Path | None) -> Questions:
     if trained.source.pickled:
         raise FingerprintError(f"{trained.source.name} is pickled: save it as safetensors.")
-    built = build_model(trained.source)
-    if built is None:
-        raise FingerprintError(
-            f"{trained.source.name} can't be built with timm or transformers: save it with config.json."
-        )
+    built = build_model(trained)
     return questions_for(built, names_in_file(built.module, trained), asked, base.secret, images)

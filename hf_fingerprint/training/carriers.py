@@ -4,6 +4,7 @@ Plain numbers, so that the first of several processes can work them out from the
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from hf_fingerprint.carriers.sign_map import Scratch, SignMap
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.names import normalise
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.models import build_model, names_in_file
 from hf_fingerprint.vault import Base
 
@@ -88,8 +89,9 @@ def locate(base: Base, original: Checkpoint, present: Mapping[str, tuple[int, ..
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
     found = {name: normalise(name) for name, shape in shapes.items() if present.get(normalise(name)) == shape}
     if len(found) < len(shapes):
-        built = build_model(original.source)
-        renamed = {} if built is None else names_in_file(built.module, original)
+        renamed = {}
+        with suppress(BuildError):
+            renamed = names_in_file(build_model(original).module, original)
         found |= {
             file: normalise(name)
             for name, file in renamed.items()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from loopback_suspect import picture
 from refusals import refused
-from small_models import save_timm
+from small_models import build, save_timm
 
 from hf_fingerprint.blackbox.labels import Labels, read_labels
 from hf_fingerprint.blackbox.suspects import from_callable, from_folder, from_pipeline
@@ -71,10 +71,7 @@ def test_a_folder_is_asked_as_timm_would_run_it(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8)
     from PIL import Image
 
-    from hf_fingerprint.checkpoints.source import resolve
-    from hf_fingerprint.models import build_model
-
-    model = build_model(resolve(folder))
+    model = build(folder)
     with torch.no_grad():
         scores = model.module(model.preprocess(Image.fromarray(image))[None])[0]
     suspect = from_folder(folder, Labels.numbered(len(scores)))

@@ -16,7 +16,7 @@ from hf_fingerprint.models import build_model
 @pytest.fixture(scope="module")
 def model(place):
     with open_checkpoint(place / "model") as opened:
-        return build_model(opened.source)
+        return build_model(opened)
 
 
 def same_images(one, other):

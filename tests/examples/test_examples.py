@@ -88,7 +88,7 @@ def test_a_model_saved_is_a_folder_that_the_package_builds(tmp_path):
     folder = save_timm(model, tmp_path / "model")
 
     with open_checkpoint(folder) as checkpoint:
-        built = build_model(checkpoint.source)
+        built = build_model(checkpoint)
     images = torch.randn(1, 3, 160, 160)
     with torch.no_grad():
         assert torch.equal(built.module(images), model(images))

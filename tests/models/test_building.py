@@ -1,14 +1,16 @@
 import json
 import shutil
 import socket
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from small_models import save_plain, save_timm, save_vit
+from small_models import build, save_plain, save_timm, save_vit
 
-from hf_fingerprint.checkpoints import open_checkpoint, resolve
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.building import build_model, names_in_file
 
 
@@ -35,7 +37,7 @@ def edited(model, folder, **changes):
 def test_a_timm_folder_becomes_a_model_that_runs(models):
     import timm
 
-    built = build_model(resolve(models.timm))
+    built = build(models.timm)
 
     original = timm.create_model(f"local-dir:{models.timm}", pretrained=True).eval()
     images = torch.randn(2, *built.size)
@@ -50,7 +52,7 @@ def test_a_timm_folder_becomes_a_model_that_runs(models):
 def test_a_transformers_folder_becomes_a_model_that_runs(models):
     from transformers import ViTForImageClassification
 
-    built = build_model(resolve(models.vit))
+    built = build(models.vit)
 
     original = ViTForImageClassification.from_pretrained(models.vit).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -67,7 +69,7 @@ def test_a_half_precision_model_runs_in_single_precision(models, tmp_path):
     state = {n: t.bfloat16() for n, t in load_file(models.timm / "model.safetensors").items()}
     save_file(state, tmp_path / "half" / "model.safetensors", {"format": "pt"})
 
-    built = build_model(resolve(tmp_path / "half"))
+    built = build(tmp_path / "half")
 
     parameters = dict(built.module.named_parameters())
     assert {p.dtype for p in parameters.values()} == {torch.float32}
@@ -75,7 +77,7 @@ def test_a_half_precision_model_runs_in_single_precision(models, tmp_path):
 
 
 def test_a_grey_model_takes_grey_images(models):
-    built = build_model(resolve(models.grey))
+    built = build(models.grey)
 
     assert built.size[0] == len(built.mean) == len(built.std) == 1
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_a_grey_model_takes_grey_images(models):
 def test_preprocessing_makes_what_the_model_takes(models, form):
     from PIL import Image
 
-    built = build_model(resolve(getattr(models, form)))
+    built = build(getattr(models, form))
     white = Image.new("RGB", (90, 70), (255, 255, 255))
 
     made = built.preprocess(white)
@@ -102,18 +104,20 @@ def test_a_processor_decides_the_size_and_normalisation(models, tmp_path):
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4] * 3)
     processor.save_pretrained(tmp_path / "model")
 
-    built = build_model(resolve(tmp_path / "model"))
+    built = build(tmp_path / "model")
 
     assert (tuple(built.mean), tuple(built.std)) == ((0.1, 0.2, 0.3), (0.4,) * 3)
     assert tuple(built.size) == (3, 32, 32)
 
 
 def test_a_single_file_is_not_built_with_a_neighbours_config(models):
-    assert build_model(resolve(models.timm / "model.safetensors")) is None
+    with pytest.raises(BuildError):
+        build(models.timm / "model.safetensors")
 
 
 def test_a_folder_without_a_config_is_not_built(models):
-    assert build_model(resolve(models.plain)) is None
+    with pytest.raises(BuildError):
+        build(models.plain)
 
 
 @pytest.mark.parametrize(
@@ -125,22 +129,27 @@ def test_a_config_that_says_nothing_is_no_obstacle(models, tmp_path, text):
     folder = save_plain(tmp_path / "model")
     (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
 
-    assert build_model(resolve(folder)) is None
+    with pytest.raises(BuildError):
+        build(folder)
 
 
 def test_an_unknown_architecture_is_no_obstacle(models, tmp_path):
-    assert build_model(resolve(edited(models.timm, tmp_path / "one", architecture="no_such_net"))) is None
-    assert build_model(resolve(edited(models.vit, tmp_path / "two", model_type="no_such_net"))) is None
+    with pytest.raises(BuildError):
+        build(edited(models.timm, tmp_path / "one", architecture="no_such_net"))
+    with pytest.raises(BuildError):
+        build(edited(models.vit, tmp_path / "two", model_type="no_such_net"))
 
 
 def test_weights_that_do_not_fit_the_config_are_no_obstacle(models, tmp_path):
-    assert build_model(resolve(edited(models.timm, tmp_path / "model", architecture="test_resnet"))) is None
+    with pytest.raises(BuildError):
+        build(edited(models.timm, tmp_path / "model", architecture="test_resnet"))
 
 
 def test_a_missing_library_is_no_obstacle(models, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
 
-    assert build_model(resolve(models.timm)) is None
+    with pytest.raises(BuildError):
+        build(models.timm)
 
 
 def evil(folder, marker) -> None:
@@ -168,7 +177,9 @@ def test_code_that_comes_with_a_model_is_never_run(models, tmp_path, model_type,
         )
     evil(folder, marker)
 
-    built = build_model(resolve(folder))
+    built = None
+    with suppress(BuildError):
+        built = build(folder)
 
     assert not marker.exists()
     assert built is None or type(built.module).__name__ == "ViTForImageClassification"
@@ -187,13 +198,14 @@ def test_a_config_cannot_make_timm_fetch_another_model(models, tmp_path, monkeyp
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
 
-    assert build_model(resolve(edited(models.timm, tmp_path / "model", architecture=architecture))) is None
+    with pytest.raises(BuildError):
+        build(edited(models.timm, tmp_path / "model", architecture=architecture))
     assert asked == []
 
 
 def test_building_says_nothing_to_the_user(models, capfd, recwarn):
-    build_model(resolve(models.timm))
-    build_model(resolve(models.vit))
+    build(models.timm)
+    build(models.vit)
 
     assert capfd.readouterr() == ("", "")
     assert len(recwarn) == 0
@@ -201,7 +213,7 @@ def test_building_says_nothing_to_the_user(models, capfd, recwarn):
 
 def test_parameters_are_found_in_the_file_by_name_and_shape(models):
     with open_checkpoint(models.timm) as checkpoint:
-        module = build_model(checkpoint.source).module
+        module = build_model(checkpoint).module
         found = names_in_file(module, checkpoint)
 
     assert found == {name: name for name, _ in module.named_parameters()}
@@ -214,7 +226,7 @@ def test_wrapped_names_are_found_and_other_shapes_are_not(models, tmp_path):
         "module.blocks.0.attn.qkv.weight": np.zeros((192, 64), np.float32),
         "blocks.1.attn.qkv.weight": np.zeros((191, 64), np.float32),
     }
-    module = build_model(resolve(models.timm)).module
+    module = build(models.timm).module
     with open_checkpoint(save_plain(tmp_path / "file", arrays)) as checkpoint:
         found = names_in_file(module, checkpoint)
 

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import save_timm, save_vit
+from small_models import build, save_timm, save_vit
 
-from hf_fingerprint.checkpoints import resolve
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models.building import BuiltModel, build_model
+from hf_fingerprint.models.building import BuiltModel
 from hf_fingerprint.models.inputs import synthetic_images, user_images
 
 
@@ -21,10 +20,10 @@ def models(tmp_path_factory):
     """Models that come with a preprocessing."""
     root = tmp_path_factory.mktemp("models")
     return SimpleNamespace(
-        timm=build_model(resolve(save_timm(root / "timm", "test_vit"))),
-        vit=build_model(resolve(save_vit(root / "vit"))),
-        grey_timm=build_model(resolve(save_timm(root / "grey_timm", "test_resnet", in_chans=1))),
-        grey_vit=build_model(resolve(save_vit(root / "grey_vit", num_channels=1))),
+        timm=build(save_timm(root / "timm", "test_vit")),
+        vit=build(save_vit(root / "vit")),
+        grey_timm=build(save_timm(root / "grey_timm", "test_resnet", in_chans=1)),
+        grey_vit=build(save_vit(root / "grey_vit", num_channels=1)),
     )
 
 

@@ -3,10 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_models import save_timm
+from small_models import build, save_timm
 
-from hf_fingerprint.checkpoints import resolve
-from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.inputs import synthetic_images
 from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sensitivity
 
@@ -14,7 +12,7 @@ from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sen
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory):
     """A model that is sure of some of its answers, inputs, and the sensitivity of its linear weights."""
-    built = build_model(resolve(save_timm(tmp_path_factory.mktemp("vit") / "model", "test_vit", num_classes=10)))
+    built = build(save_timm(tmp_path_factory.mktemp("vit") / "model", "test_vit", num_classes=10))
     module = built.module
     torch.manual_seed(1)
     with torch.no_grad():

@@ -5,10 +5,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, Weights, resolve
+from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, Weights, open_checkpoint, resolve
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.names import normalise
-from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.errors import BuildError, CheckpointError
 from hf_fingerprint.models import build_model, names_in_file
 from hf_fingerprint.reading.alignment.activations import Activations, compare_activations
 from hf_fingerprint.reading.alignment.aligned import load
@@ -79,8 +79,10 @@ class Pairs:
 
     def _run(self) -> None:
         """Runs the base and the suspect on the same inputs, if both can be run."""
-        ours = build_model(_whole(self._original.source))
-        if ours is None:
+        try:
+            with open_checkpoint(_whole(self._original.source)) as whole:
+                ours = build_model(whole)
+        except BuildError:
             return
         in_file = names_in_file(ours.module, self._original)
         theirs = as_base(ours, in_file, self._suspect)

@@ -14,7 +14,7 @@ from hf_fingerprint.reading.alignment.running import as_base
 def run(folder, architecture, change):
     """What the base gives, and the same with a changed state in its architecture."""
     with open_checkpoint(save_timm(folder / "model", architecture, num_classes=10)) as original:
-        ours = build_model(original.source)
+        ours = build_model(original)
     state = change({name: tensor.clone() for name, tensor in ours.module.state_dict().items()})
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "suspect.safetensors")
     images = synthetic_images(ours, 2)
