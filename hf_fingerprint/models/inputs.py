@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models.building import BuiltModel
+from hf_fingerprint.models.built import BuiltModel
 
 
 if TYPE_CHECKING:

@@ -1,17 +1,19 @@
 import json
 import shutil
-import socket
-from contextlib import suppress
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_models import build, save_plain, save_timm, save_vit
 
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import BuildError
-from hf_fingerprint.models.building import build_model, names_in_file
+from hf_fingerprint.models.building import build_model
+from hf_fingerprint.models.weights import names_in_file
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +112,21 @@ def test_a_processor_decides_the_size_and_normalisation(models, tmp_path):
     assert tuple(built.size) == (3, 32, 32)
 
 
+def refusal(folder) -> BuildError:
+    """What building a folder is refused with: one sentence that names it."""
+    with pytest.raises(BuildError) as caught:
+        build(folder)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(folder) in str(caught.value)
+    return caught.value
+
+
 def test_a_single_file_is_not_built_with_a_neighbours_config(models):
-    with pytest.raises(BuildError):
-        build(models.timm / "model.safetensors")
+    assert "give the model's whole folder" in str(refusal(models.timm / "model.safetensors"))
 
 
 def test_a_folder_without_a_config_is_not_built(models):
-    with pytest.raises(BuildError):
-        build(models.plain)
+    assert "has no config.json" in str(refusal(models.plain))
 
 
 @pytest.mark.parametrize(
@@ -125,82 +134,220 @@ def test_a_folder_without_a_config_is_not_built(models):
     ["", "{", "[]", "3", "{}", '{"architecture": 1, "pretrained_cfg": 2}', '{"model_type": "no_such"}', "\udcff"],
     ids=range(8),
 )
-def test_a_config_that_says_nothing_is_no_obstacle(models, tmp_path, text):
+def test_a_config_that_says_nothing_is_refused_in_a_sentence(tmp_path, text):
     folder = save_plain(tmp_path / "model")
     (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
 
-    with pytest.raises(BuildError):
-        build(folder)
+    refusal(folder)
 
 
-def test_an_unknown_architecture_is_no_obstacle(models, tmp_path):
-    with pytest.raises(BuildError):
-        build(edited(models.timm, tmp_path / "one", architecture="no_such_net"))
-    with pytest.raises(BuildError):
-        build(edited(models.vit, tmp_path / "two", model_type="no_such_net"))
+def test_a_config_of_many_megabytes_is_refused(tmp_path):
+    folder = save_plain(tmp_path / "model")
+    (folder / "config.json").write_text("[" * (17 << 20))
+
+    assert "more than 16 MB" in str(refusal(folder))
 
 
-def test_weights_that_do_not_fit_the_config_are_no_obstacle(models, tmp_path):
-    with pytest.raises(BuildError):
-        build(edited(models.timm, tmp_path / "model", architecture="test_resnet"))
+def test_an_architecture_that_no_library_has_is_named(models, tmp_path):
+    assert "no_such_net" in str(refusal(edited(models.timm, tmp_path / "one", architecture="no_such_net")))
+    assert "no_such_net" in str(refusal(edited(models.vit, tmp_path / "two", model_type="no_such_net")))
 
 
-def test_a_missing_library_is_no_obstacle(models, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+def test_an_architecture_that_somebody_registered_with_timm_is_not_built(models, tmp_path):
+    from timm.models import register_model
 
-    with pytest.raises(BuildError):
-        build(models.timm)
+    def evil_net(pretrained=False, **arguments):
+        raise AssertionError("this is not timm's")
 
+    register_model(evil_net)
 
-def evil(folder, marker) -> None:
-    """Puts code into a model's folder that leaves a marker when it is run."""
-    code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
-    classes = "class Evil:\n    from_pretrained = classmethod(lambda kind, *a, **k: kind())\n"
-    for name in ("modeling_evil.py", "configuration_evil.py", "processing_evil.py", "__init__.py"):
-        (folder / name).write_text(code + classes)
+    assert "no architecture of timm" in str(refusal(edited(models.timm, tmp_path / "model", architecture="evil_net")))
 
 
-@pytest.mark.parametrize("model_type", ["vit", "evil"])
-@pytest.mark.parametrize("where", ["config", "processor", "both"])
-def test_code_that_comes_with_a_model_is_never_run(models, tmp_path, model_type, where):
-    marker = tmp_path / "was run"
-    maps = {
-        "AutoConfig": "configuration_evil.Evil",
-        "AutoModelForImageClassification": "modeling_evil.Evil",
-        "AutoImageProcessor": "processing_evil.Evil",
-    }
-    changes = {"model_type": model_type} | ({"auto_map": maps} if where != "processor" else {})
-    folder = edited(models.vit, tmp_path / "model", **changes)
-    if where != "config":
-        (folder / "preprocessor_config.json").write_text(
-            json.dumps({"image_processor_type": "Evil", "auto_map": {"AutoImageProcessor": "processing_evil.Evil"}})
-        )
-    evil(folder, marker)
+def test_an_argument_that_no_architecture_takes_is_named(models, tmp_path):
+    arguments = {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"}}
 
-    built = None
-    with suppress(BuildError):
-        built = build(folder)
+    error = refusal(edited(models.timm, tmp_path / "model", model_args=arguments))
 
-    assert not marker.exists()
-    assert built is None or type(built.module).__name__ == "ViTForImageClassification"
-    assert built is None or model_type == "vit"
+    assert "pretrained_cfg_overlay among its model_args" in str(error)
 
 
-@pytest.mark.parametrize("architecture", ["hf-hub:org/evil", "hf_hub:org/evil", "local-dir:/etc"])
-def test_a_config_cannot_make_timm_fetch_another_model(models, tmp_path, monkeypatch, architecture):
-    asked = []
+def test_arguments_of_the_architecture_are_kept(tmp_path):
+    arguments = {"img_size": 48, "patch_size": 8, "depth": 3, "mlp_ratio": 2.0, "qkv_bias": False, "num_classes": 7}
+    folder = save_timm(tmp_path / "model", **arguments)
 
-    def refuse(*arguments, **options):
-        asked.append(arguments)
-        raise OSError("no network")
+    built = build(folder)
 
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", refuse)
+    assert built.size == (3, 48, 48)
+    assert len(built.module.blocks) == 3
+    with torch.no_grad():
+        assert built.module(torch.zeros(1, 3, 48, 48)).shape == (1, 7)
 
-    with pytest.raises(BuildError):
-        build(edited(models.timm, tmp_path / "model", architecture=architecture))
-    assert asked == []
+
+def test_weights_that_do_not_fit_the_config_are_named(models, tmp_path):
+    error = str(refusal(edited(models.timm, tmp_path / "model", architecture="test_resnet", model_args={})))
+
+    assert "lacks" in error and "conv1.1.running_mean" in error
+
+
+@pytest.mark.parametrize("classes", [3, 0])
+def test_a_head_of_another_size_is_never_made_up(tmp_path, classes):
+    folder = save_timm(tmp_path / "model", num_classes=10)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_classes"] = config["model_args"]["num_classes"] = classes
+    (folder / "config.json").write_text(json.dumps(config))
+
+    if classes == 0:  # a backbone, whose every tensor is in the file
+        assert build(folder).output == "features"
+    else:
+        assert "head.weight, head.bias" in str(refusal(folder))
+
+
+@pytest.mark.parametrize("prefix", ["timm_model.", "module.", "_orig_mod.", "model."])
+@pytest.mark.parametrize("form", ["timm", "vit"])
+def test_wrapped_weights_are_the_models_own(models, tmp_path, form, prefix):
+    if form == "vit" and prefix in ("timm_model.", "model."):
+        pytest.skip("transformers has models with such names")
+    folder = shutil.copytree(getattr(models, form), tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in state.items()}, folder / "model.safetensors")
+
+    built, plain = build(folder), build(getattr(models, form))
+
+    ours, theirs = built.module.state_dict(), plain.module.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_of_two_models_in_one_file_neither_is_guessed(models, tmp_path):
+    folder = shutil.copytree(models.timm, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    both = {f"module.{n}": t for n, t in state.items()} | {f"model_ema.{n}": 2 * t for n, t in state.items()}
+    save_file(both, folder / "model.safetensors")
+
+    assert "two models" in str(refusal(folder))
+
+
+def test_beside_an_average_the_plain_weights_are_built(models, tmp_path):
+    folder = shutil.copytree(models.timm, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    save_file(state | {f"model_ema.{n}": 2 * t for n, t in state.items()}, folder / "model.safetensors")
+
+    assert torch.equal(build(folder).module.state_dict()["norm.weight"], state["norm.weight"])
+
+
+def test_of_a_training_checkpoint_what_is_read_is_what_is_built(models, tmp_path):
+    folder = shutil.copytree(models.timm, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    averaged = {name: torch.randn_like(tensor) for name, tensor in state.items()}
+    torch.save({"state_dict": state, "state_dict_ema": averaged}, folder / "pytorch_model.bin")
+
+    built = build(folder)
+
+    with open_checkpoint(folder) as read:
+        for name, tensor in built.module.state_dict().items():
+            raw = read.read(read.tensors[name])
+            assert np.array_equal(to_float32(raw, "F32").reshape(tensor.shape), tensor.numpy())
+
+
+def test_a_head_that_a_file_lacks_is_never_made_up(models, tmp_path):
+    folder = shutil.copytree(models.vit, tmp_path / "model")
+    state = load_file(folder / "model.safetensors")
+    headless = {name: tensor for name, tensor in state.items() if not name.startswith("classifier")}
+    save_file(headless, folder / "model.safetensors", {"format": "pt"})
+
+    assert "classifier.weight" in str(refusal(folder))
+    assert build(edited(folder, tmp_path / "backbone", architectures=["ViTModel"])).output == "features"
+
+
+def test_a_class_that_takes_no_pixels_is_refused(models, tmp_path):
+    error = refusal(edited(models.vit, tmp_path / "model", architectures=["ViTForMaskedImageModeling"]))
+
+    assert "ViTForMaskedImageModeling, which is no image classifier" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "output"),
+    [
+        ({}, None),
+        ({"problem_type": "multi_label_classification"}, "multi_label"),
+        ({"problem_type": "single_label_classification"}, "single_label"),
+    ],
+)
+def test_a_config_that_says_the_kind_of_output_is_believed(models, tmp_path, changes, output):
+    assert build(edited(models.vit, tmp_path / "model", **changes)).output == output
+
+
+def test_one_logit_is_a_label_of_its_own(tmp_path):
+    assert build(save_timm(tmp_path / "timm", num_classes=1)).output == "multi_label"
+    assert build(save_vit(tmp_path / "vit", num_labels=1)).output == "multi_label"
+    assert build(save_vit(tmp_path / "else", num_labels=1, problem_type="regression")).output == "regression"
+
+
+def test_a_segmenter_is_built_as_one(tmp_path):
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    small = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_attention_heads": [1, 2], "num_encoder_blocks": 2}
+    more = {"sr_ratios": [2, 1], "patch_sizes": [7, 3], "strides": [4, 2], "mlp_ratios": [2, 2]}
+    config = SegformerConfig(**small, **more, decoder_hidden_size=16, num_labels=5)
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "model")
+
+    with pytest.warns(UserWarning, match="says no input size: the model is run at 224 pixels"):
+        built = build(tmp_path / "model")
+
+    assert built.output == "dense"
+    with torch.no_grad():
+        assert built.module(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 5, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_sizes_come_from_a_nested_config(tmp_path, name):
+    import transformers
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = getattr(transformers, f"{name}Config")(
+        vision_config=small | {"image_size": 48, "patch_size": 16}, text_config=small, num_labels=3
+    )
+    getattr(transformers, f"{name}ForImageClassification")(config).save_pretrained(tmp_path / "model")
+
+    built = build(tmp_path / "model")
+
+    assert built.size == (3, 48, 48)
+    with torch.no_grad():
+        assert built.module(torch.zeros(1, 3, 48, 48)).logits.shape == (1, 3)
+
+
+def test_a_model_that_takes_no_pixels_is_refused(tmp_path):
+    from transformers import ImageGPTConfig, ImageGPTForImageClassification
+
+    config = ImageGPTConfig(n_embd=16, n_layer=1, n_head=2, num_labels=3)
+    ImageGPTForImageClassification(config).save_pretrained(tmp_path / "model")
+
+    assert "that takes pixels" in str(refusal(tmp_path / "model"))
+
+
+def test_a_missing_library_is_told_with_the_way_to_get_it(models, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    error = refusal(models.timm)
+
+    assert "can't be run without timm: pip install 'hf-fingerprint[models]'" in str(error)
+    assert isinstance(error.__cause__, ModuleNotFoundError)
+
+
+@pytest.mark.parametrize("raised", [ImportError("no operator nms"), AttributeError("a bug"), KeyError("x")])
+def test_what_a_library_raises_is_told_and_kept(models, monkeypatch, raised):
+    def broken(*arguments, **options):
+        raise raised
+
+    monkeypatch.setattr("timm.data.create_transform", broken)
+
+    error = refusal(models.timm)
+
+    assert type(raised).__name__ in str(error)
+    assert error.__cause__ is raised
 
 
 def test_building_says_nothing_to_the_user(models, capfd, recwarn):

@@ -7,7 +7,7 @@ from PIL import Image
 from small_models import build, save_timm, save_vit
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models.building import BuiltModel
+from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.inputs import synthetic_images, user_images
 
 

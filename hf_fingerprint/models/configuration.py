@@ -1,0 +1,106 @@
+"""What a model's folder may say of the model: plain values, read with a limit and passed on by name.
+
+The folder may come from an attacker. Nothing here is passed to a library as it was read: the modules that build models
+name the entries they understand and take them from here.
+"""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_fingerprint.checkpoints.source import printable
+from hf_fingerprint.errors import BuildError
+
+
+CONFIG = "config.json"
+LARGEST_FILE = 16 << 20
+LARGEST_SIDE = 2048  # pixels
+LARGEST_NUMBER = 1 << 20
+MOST_CLASSES = 1 << 20
+_LONGEST_LIST, _DEEPEST = 256, 3
+_WORD = re.compile(r"[A-Za-z0-9_+.-]{0,64}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        [`BuildError`]: if it isn't one, or is larger than 16 MB.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(LARGEST_FILE + 1)
+        if len(raw) > LARGEST_FILE:
+            raise BuildError(f"{path} has more than {LARGEST_FILE >> 20} MB: get the model's folder again.")
+        found = json.loads(raw)
+    except (ValueError, OSError, RecursionError):
+        raise BuildError(f"{path} is not JSON: get the model's folder again.") from None
+    if not isinstance(found, dict):
+        raise BuildError(f"{path} holds no JSON object: get the model's folder again.")
+    return found
+
+
+def is_plain(value: object, depth: int = 0) -> bool:
+    """Whether a value is a number, a word or a list of these: nothing that a library takes for a path, an address or
+    code. Words hold no slash, numbers are finite and at most 2^20, lists are short."""
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, int | float):
+        return math.isfinite(value) and abs(value) <= LARGEST_NUMBER
+    if isinstance(value, str):
+        return bool(_WORD.fullmatch(value))
+    if isinstance(value, list | tuple):
+        return depth < _DEEPEST and len(value) <= _LONGEST_LIST and all(is_plain(each, depth + 1) for each in value)
+    return False
+
+
+def plain_entries(given: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
+    """The entries whose names are known.
+
+    Args:
+        given (mapping): what a file says.
+        known (collection of `str`): the names that the caller understands; others are passed over.
+        where (`str`): the file, for errors.
+
+    Raises:
+        [`BuildError`]: if one of them is not plain, see [`is_plain`].
+    """
+    chosen = {name: value for name, value in given.items() if name in known and value is not None}
+    for name, value in chosen.items():
+        if not is_plain(value):
+            raise BuildError(f"{where} gives {name} a value that no architecture takes: don't use this model.")
+    return chosen
+
+
+def count_of(value: object, name: str, where: str, most: int = MOST_CLASSES) -> int:
+    """A number of classes or channels.
+
+    Raises:
+        [`BuildError`]: if it isn't one, or too large.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise BuildError(f"{where} gives {name} as {shown(value)}, which is no count up to {most:,}: mend it.")
+    return value
+
+
+def check_size(size: tuple[int, int, int], where: str) -> tuple[int, int, int]:
+    """Channels, height and width of an input.
+
+    Raises:
+        [`BuildError`]: if no image has them, or they are too large to run.
+    """
+    sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= LARGEST_SIDE for n in size)
+    if len(size) != 3 or not sides_fit or size[0] > 64:
+        raise BuildError(
+            f"{where} takes inputs of {shown(list(size))} (channels, height, width), and up to 64 channels of "
+            f"{LARGEST_SIDE:,} pixels a side can be run: mend its size."
+        )
+    return size
+
+
+def shown(value: object) -> str:
+    """A value from a file, short and on one line."""
+    return printable(str(value)[:80])

@@ -1,0 +1,148 @@
+"""Preprocessing as a transformers folder describes it: one of the library's own image processors, with plain settings.
+
+`AutoImageProcessor` follows names of repos, code and other libraries' processors out of the folder. It is not called
+here: the class is one that transformers maps to a model of its own, and its settings are taken by name.
+"""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_fingerprint.errors import BuildError
+from hf_fingerprint.models.configuration import LARGEST_SIDE, plain_entries, read_json, shown
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+SIDE = 224  # where nothing says another
+_SIZES = ("size", "crop_size", "pad_size")
+_SWITCHES = ("do_convert_rgb", "do_resize", "default_to_square", "do_rescale", "do_normalize", "do_pad")
+_RARER_SWITCHES = (
+    "do_center_crop", "do_flip_channel_order", "include_top", "do_thumbnail", "do_align_long_axis", "rescale_offset"
+)  # fmt: skip
+_VALUES = ("resample", "rescale_factor", "image_mean", "image_std", "crop_pct", "size_divisor", "resize_short")
+_SETTINGS = (*_SWITCHES, *_RARER_SWITCHES, *_VALUES)
+_EDGES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+_NOT_PLAIN = frozenset(["timm_wrapper", "imagegpt"])  # their processors follow, or give, other things than pixels
+_OLDER = re.compile(r"(Fast|Pil)$")
+
+
+def read_processor(folder: Path, model_type: str) -> Any | None:
+    """The image processor that a folder describes; `None`, perhaps with a warning, if that is none of transformers'.
+
+    Args:
+        folder (`Path`): the model's.
+        model_type (`str`): its configuration's, where the processor's file names no class.
+
+    Raises:
+        [`BuildError`]: if its file is damaged, or has settings that no processor takes.
+    """
+    file, given = _description(folder)
+    if not given:
+        return None
+    kind = _processor_class(given.get("image_processor_type") or given.get("feature_extractor_type"), model_type)
+    if kind is None:
+        warnings.warn(
+            f"{file} names an image processor that transformers doesn't have: images are scaled to the model's size, "
+            f"to means and deviations of 0.5.",
+            stacklevel=2,
+        )
+        return None
+    settings = plain_entries(given, _SETTINGS, str(file))
+    sizes = {name: _size(given[name], name, file) for name in _SIZES if given.get(name) is not None}
+    for name in ("crop_pct", "rescale_factor"):
+        if not isinstance(settings.get(name, 1.0), int | float) or not 0 <= settings.get(name, 1.0) <= 4:
+            raise BuildError(f"{file} gives {name} as {shown(settings[name])}: mend it.")
+    for name in ("size_divisor", "resize_short"):
+        _side(settings.get(name, 1), name, file)
+    return kind(**settings, **sizes)
+
+
+def preprocessing(
+    processor: Any | None, size: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> "Callable[[Any], torch.Tensor]":
+    """From a PIL image to a model's input, by its processor, or scaled to its size."""
+    channels, height, width = size
+
+    def preprocess(image: Any) -> "torch.Tensor":
+        image = image.convert("L" if channels == 1 else "RGB")
+        if processor is not None:
+            return processor(images=image, return_tensors="pt")["pixel_values"][0]
+        from torchvision.transforms.functional import normalize, pil_to_tensor
+
+        return normalize(pil_to_tensor(image.resize((width, height))).float() / 255, list(mean), list(std))
+
+    return preprocess
+
+
+def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int]:
+    """Height and width of a model's input: its processor's, else its configuration's, else, with a warning, 224.
+
+    Args:
+        processor (*optional*): from [`read_processor`].
+        config (`transformers.PreTrainedConfig`): the model's; one nested in it counts too.
+        where (`str`): the configuration's file.
+    """
+    for given in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
+        if given is not None and "height" in given:
+            return given["height"], given["width"]
+    nested = [getattr(config, name, None) for name in ("vision_config", "backbone_config")]
+    for each in (config, *nested):
+        size = getattr(each, "image_size", None)
+        if isinstance(size, int):
+            return size, size
+        if isinstance(size, list | tuple) and len(size) == 2:
+            return size[0], size[1]
+    shortest = (getattr(processor, "size", None) or {}).get("shortest_edge")
+    if shortest is None:
+        warnings.warn(f"{where} says no input size: the model is run at {SIDE} pixels.", stacklevel=2)
+    return (shortest or SIDE,) * 2
+
+
+def _description(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that describes the image processor, and what it says of it."""
+    file = folder / "preprocessor_config.json"
+    if file.is_file():
+        return file, read_json(file)
+    file = folder / "processor_config.json"
+    inner = read_json(file).get("image_processor") if file.is_file() else None
+    return file, inner if isinstance(inner, dict) else {}
+
+
+def _processor_class(name: object, model_type: str) -> Any | None:
+    """A processor class of transformers, by its name or by the model's type."""
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    known = {kind: _names(entry) for kind, entry in IMAGE_PROCESSOR_MAPPING_NAMES.items() if kind not in _NOT_PLAIN}
+    if isinstance(name, str):
+        plain = _OLDER.sub("", name).replace("FeatureExtractor", "ImageProcessor")
+        chosen = plain if any(plain in names for names in known.values()) else None
+    else:
+        chosen = next(iter(known.get(model_type, ())), None)
+    kind = None if chosen is None else getattr(transformers, chosen, None)
+    return kind if getattr(kind, "__module__", "").startswith("transformers.models.") else None
+
+
+def _names(entry: Any) -> list[str]:
+    """The class names in an entry of transformers' mapping, whose form changed over its versions."""
+    found = [entry] if isinstance(entry, str) else entry.values() if isinstance(entry, Mapping) else entry
+    return sorted({_OLDER.sub("", name) for name in found if isinstance(name, str)})
+
+
+def _size(given: object, name: str, file: Path) -> int | dict[str, int]:
+    if isinstance(given, dict):
+        return {edge: _side(given[edge], name, file) for edge in _EDGES if given.get(edge) is not None}
+    if isinstance(given, list) and len(given) == 2:
+        return {"height": _side(given[0], name, file), "width": _side(given[1], name, file)}
+    return _side(given, name, file)
+
+
+def _side(given: object, name: str, file: Path) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= LARGEST_SIDE:
+        raise BuildError(f"{file} gives {name} as {shown(given)}: sides of up to {LARGEST_SIDE:,} pixels can be run.")
+    return given

@@ -1,0 +1,155 @@
+"""Models of timm, from a configuration that may be an attacker's.
+
+`timm.create_model` takes names of repos, addresses and files from its arguments. It is not called here: the entry
+point of an architecture that timm itself registers is, with arguments that its model classes name and that are plain
+values, and without weights.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.errors import BuildError
+from hf_fingerprint.models.built import BuiltModel
+from hf_fingerprint.models.configuration import check_size, count_of, plain_entries, shown
+from hf_fingerprint.models.weights import bounded_construction, fill
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+_ARCHITECTURE = re.compile(r"(?P<name>[a-z0-9_]{1,100})(\.[A-Za-z0-9_]{1,100})?")  # perhaps with its weights' tag
+_NORMS = frozenset(["bn_eps", "bn_momentum", "bn_tf"])  # of timm's builders, which no class names
+_NOT_OF_A_CLASS = frozenset(["cfg", "features_only", "out_indices", "feature_cfg", "pruned", "device", "dtype"])
+_INPUTS = ("input_size", "test_input_size", "min_input_size", "fixed_input_size", "mean", "std")
+_CROPPING = ("interpolation", "crop_pct", "test_crop_pct", "crop_mode")
+_DATA = (*_INPUTS, *_CROPPING, "num_classes", "pool_size", "test_pool_size", "first_conv", "classifier")
+_CROPS = (0.1, 4.0)
+
+
+def is_timm(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of timm's, or of transformers' wrapper around it."""
+    return config.get("model_type") == "timm_wrapper" or ("architecture" in config and "pretrained_cfg" in config)
+
+
+def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> BuiltModel:
+    """Builds a model of timm with the weights of a file.
+
+    Args:
+        checkpoint ([`Checkpoint`]): the open file.
+        config (mapping): its configuration.
+        where (`str`): the configuration's file, for errors.
+
+    Raises:
+        [`BuildError`]: if timm has no such architecture, or the configuration says anything else than what a model is
+            made of, or the weights are not its.
+    """
+    from timm.data import create_transform, resolve_model_data_config
+
+    architecture = _architecture(config.get("architecture"), where)
+    arguments = _arguments(architecture, config, where)
+    data = _data(config.get("pretrained_cfg"), where)
+    classes = arguments.pop("num_classes", config.get("num_classes", data.get("num_classes", 1000)))
+    arguments["num_classes"] = data["num_classes"] = count_of(classes, "num_classes", where)
+    if "img_size" in arguments:  # what the positions were made for, which the saved configuration may not follow
+        side = arguments["img_size"]
+        sides = side if isinstance(side, tuple) else (side, side)
+        data["input_size"] = check_size((data.get("input_size", (3,))[0], *sides), where)
+    module = _made(architecture, arguments, data, checkpoint)
+    fill(module, checkpoint)
+    taken = resolve_model_data_config(module)
+    return BuiltModel(
+        module.float().eval(),
+        check_size(tuple(taken["input_size"]), where),
+        taken["mean"],
+        taken["std"],
+        create_transform(**taken, is_training=False),
+        {0: "features", 1: "multi_label"}.get(arguments["num_classes"]),
+    )
+
+
+def _architecture(name: object, where: str) -> str:
+    """The name of an architecture that timm registers, not of one that somebody registered with it."""
+    from timm.models import is_model, model_entrypoint
+
+    found = _ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
+    known = found is not None and is_model(found["name"])
+    if found is None or not known or not model_entrypoint(found["name"]).__module__.startswith("timm."):
+        raise BuildError(f"{where} names {shown(name)}, which is no architecture of timm: check it, or upgrade timm.")
+    return found["name"]
+
+
+def _arguments(architecture: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The architecture's arguments.
+
+    Raises:
+        [`BuildError`]: for one that no model class of the architecture's module takes.
+    """
+    given = config.get("model_args") or {}
+    if not isinstance(given, dict):
+        raise BuildError(f"{where} has model_args that are not a JSON object: get the model's folder again.")
+    known = _argument_names(architecture)
+    unknown = [name for name, value in given.items() if name not in known and value is not None]
+    if unknown:
+        raise BuildError(
+            f"{where} has {shown(unknown[0])} among its model_args, which is no argument of {architecture}'s "
+            f"architecture: remove it if you trust the model."
+        )
+    return _as_tuples(plain_entries(given, known, where))
+
+
+def _argument_names(architecture: str) -> frozenset[str]:
+    """What the model classes of an architecture's module take, less what timm's loader takes."""
+    from timm.models import create_model, model_entrypoint
+    from timm.models._builder import build_model_with_cfg
+    from torch.nn import Module
+
+    loaders = (inspect.signature(loader).parameters for loader in (create_model, build_model_with_cfg))
+    refused = _NOT_OF_A_CLASS.union(*loaders)
+    classes = vars(sys.modules[model_entrypoint(architecture).__module__]).values()
+    signatures = [
+        inspect.signature(each.__init__).parameters
+        for each in classes
+        if inspect.isclass(each) and issubclass(each, Module)
+    ]
+    named = (signature for signature in signatures if "num_classes" in signature)
+    return _NORMS.union(*named) - refused - {"self"}
+
+
+def _data(given: object, where: str) -> dict[str, Any]:
+    """What a configuration says of inputs and classes; nothing of where weights are."""
+    found = _as_tuples(plain_entries(given, _DATA, where)) if isinstance(given, dict) else {}
+    for name in ("input_size", "test_input_size"):
+        if name in found:
+            size = found[name] if isinstance(found[name], tuple) else (0, 0, 0)
+            check_size(size, where)
+    for name in ("crop_pct", "test_crop_pct"):
+        share = found.get(name, 1.0)
+        if not isinstance(share, int | float) or not _CROPS[0] <= share <= _CROPS[1]:
+            raise BuildError(f"{where} gives {name} as {shown(share)}, which is no share of an image: mend it.")
+    return found
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists in a value as tuples, as timm's own configurations have them."""
+    if isinstance(value, dict):
+        return {name: _as_tuples(each) for name, each in value.items()}
+    return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+def _made(
+    architecture: str, arguments: dict[str, Any], data: dict[str, Any], checkpoint: Checkpoint
+) -> "torch.nn.Module":
+    """The model with random weights; first without memory for them, to see how large it is."""
+    import torch
+    from timm.models import model_entrypoint
+
+    entry_point = model_entrypoint(architecture)
+    for device in ("meta", "cpu"):
+        with bounded_construction(checkpoint), torch.device(device):
+            module = entry_point(pretrained=False, pretrained_cfg=dict(data, architecture=architecture), **arguments)
+    return module

@@ -1,0 +1,188 @@
+"""Models of transformers, from a configuration that may be an attacker's.
+
+`AutoModel...from_pretrained` follows names of repos, files, kernels and code out of the configuration. It is not
+called here with a folder: the configuration is made anew of the entries that its class declares, the model's class is
+one that transformers maps to that configuration, and the weights are handed over.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.errors import BuildError
+from hf_fingerprint.models.built import BuiltModel
+from hf_fingerprint.models.configuration import check_size, count_of, plain_entries, shown
+from hf_fingerprint.models.processors import image_size, preprocessing, read_processor
+from hf_fingerprint.models.weights import bounded_construction, check_filled, read_state
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+_LABELS = frozenset(["id2label", "label2id", "num_labels"])
+_ELSEWHERE = frozenset(["backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"])
+_NOT_OF_AN_ARCHITECTURE = _LABELS | _ELSEWHERE | {
+    "architectures", "transformers_version", "dtype", "torch_dtype", "per_layer_config", "quantization_config",
+    "output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder", "name_or_path",
+}  # fmt: skip
+_OTHER_LIBRARIES = frozenset(["timm_wrapper", "timm_backbone"])
+_PREFIXES = ("module.", "_orig_mod.")
+_PROBLEMS = {
+    "single_label_classification": "single_label",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+
+
+def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> BuiltModel:
+    """Builds a model of transformers with the weights of a file.
+
+    Args:
+        checkpoint ([`Checkpoint`]): the open file.
+        config (mapping): its configuration.
+        where (`str`): the configuration's file, for errors.
+
+    Raises:
+        [`BuildError`]: if transformers has no such model, or the model needs what is not in its folder, or the weights
+            are not its.
+    """
+    described = _configuration(config, where)
+    model_type = str(config["model_type"])
+    kind, output = _model_class(config.get("architectures"), model_type, where)
+    module = _loaded(kind, described, checkpoint)
+    processor = read_processor(checkpoint.source.folder, model_type)
+    channels = next(
+        (c for c in (getattr(part, "num_channels", None) for part in _parts(described)) if isinstance(c, int)), 3
+    )
+    size = check_size((channels, *image_size(processor, described, where)), where)
+    mean = _each_channel(getattr(processor, "image_mean", None), channels)
+    std = _each_channel(getattr(processor, "image_std", None), channels)
+    if output is None:
+        problem = "multi_label_classification" if described.num_labels == 1 else ""
+        output = _PROBLEMS.get(config.get("problem_type") or problem)
+    return BuiltModel(module.eval(), size, mean, std, preprocessing(processor, size, mean, std), output)
+
+
+def _configuration(given: Mapping[str, Any], where: str) -> Any:
+    """A configuration of the entries that its class declares.
+
+    Raises:
+        [`BuildError`]: if transformers has no such class, or an entry has a value that no architecture takes.
+    """
+    from transformers import CONFIG_MAPPING
+
+    name = given.get("model_type")
+    if not isinstance(name, str) or name not in CONFIG_MAPPING or name in _OTHER_LIBRARIES:
+        raise BuildError(
+            f"{where} has model_type {shown(name)}, which transformers doesn't have: upgrade it, or see "
+            f"that this is an image classifier."
+        )
+    kind = CONFIG_MAPPING[name]
+    if not kind.__module__.startswith("transformers.models."):
+        raise BuildError(f"{where} has model_type {shown(name)}, which isn't transformers' own: don't use this model.")
+    return _instance(kind, given, where)
+
+
+def _instance(kind: Any, given: Mapping[str, Any], where: str) -> Any:
+    named = [name for name in _ELSEWHERE if given.get(name)]
+    if named:
+        raise BuildError(f"{where} has {named[0]}, which brings in a model from elsewhere: that is never built.")
+    known = _declared(kind) - _NOT_OF_AN_ARCHITECTURE
+    nested = {name: value for name, value in given.items() if name in known and isinstance(value, dict)}
+    entries = plain_entries({n: v for n, v in given.items() if n not in nested}, known, where)
+    for name, value in nested.items():
+        inner = kind.sub_configs.get(name)
+        if name == "backbone_config" and not _is_configuration(inner):
+            entries[name] = _configuration(value, where)
+        elif _is_configuration(inner):
+            entries[name] = _instance(inner, value, where)
+    return kind(**entries, **_labels(given, where))
+
+
+def _is_configuration(kind: Any) -> bool:
+    from transformers import PreTrainedConfig
+
+    return inspect.isclass(kind) and issubclass(kind, PreTrainedConfig) and kind is not PreTrainedConfig
+
+
+def _declared(kind: Any) -> frozenset[str]:
+    """The names of a configuration class's entries, older names too."""
+    if dataclasses.is_dataclass(kind):
+        names = {field.name for field in dataclasses.fields(kind)}
+    else:
+        names = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
+    return frozenset(names | set(kind.attribute_map))
+
+
+def _labels(given: Mapping[str, Any], where: str) -> dict[str, int]:
+    """The number of classes; their names are of no use here."""
+    labels = given.get("id2label")
+    if isinstance(labels, dict):
+        return {"num_labels": count_of(len(labels), "id2label", where)}
+    if given.get("num_labels") is not None:
+        return {"num_labels": count_of(given["num_labels"], "num_labels", where)}
+    return {}
+
+
+def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str | None]:
+    """The class that a configuration names, and the kind of its output where the class tells.
+
+    Raises:
+        [`BuildError`]: if it is none that takes images, of those that transformers maps to that configuration.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    mapped = {
+        None: _mapped(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, model_type),
+        "dense": _mapped(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, model_type),
+        "features": _mapped(auto.MODEL_MAPPING_NAMES, model_type),
+    }
+    named = names[0] if isinstance(names, list) and names else next(iter(mapped[None]), None)
+    output = next((kind for kind, classes in mapped.items() if named in classes), "")
+    model_class = getattr(transformers, named, None) if isinstance(named, str) and output != "" else None
+    if model_class is None or getattr(model_class, "main_input_name", "") not in ("pixel_values", "inputs"):
+        raise BuildError(
+            f"{where} names {shown(named)}, which is no image classifier, segmenter or backbone of transformers that "
+            f"takes pixels: its output can't be measured."
+        )
+    return model_class, output
+
+
+def _mapped(names: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
+    found = names.get(model_type, ())
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _loaded(kind: Any, described: Any, checkpoint: Checkpoint) -> "torch.nn.Module":
+    """The model with the file's weights, which transformers may rename."""
+    import torch
+
+    state = {_unwrapped(name): values for name, values in read_state(checkpoint).items()}
+    arguments: dict[str, Any] = {}
+    if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
+        arguments["add_pooling_layer"] = any(".pooler." in f".{name}" for name in state)
+    with bounded_construction(checkpoint):
+        module = kind.from_pretrained(None, config=described, state_dict=dict(state), dtype=torch.float32, **arguments)
+    check_filled(module, state, checkpoint)
+    return module
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _parts(config: Any) -> list[Any]:
+    return [config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None)]
+
+
+def _each_channel(given: Any, channels: int) -> tuple[float, ...]:
+    """A mean or deviation for each channel; 0.5 where the processor says none."""
+    if isinstance(given, int | float):
+        return (float(given),) * channels
+    return tuple(given) if given is not None and len(given) == channels else (0.5,) * channels

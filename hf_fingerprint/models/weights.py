@@ -1,0 +1,192 @@
+"""The weights of a model that is built are those that were read: put in tensor by tensor, or checked afterwards.
+
+A loader that finds names it doesn't know leaves random weights in their place; measured, those say nothing of the
+model that is marked. Here such a model is not built, and the error names the tensors.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import get_ident
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
+from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.checkpoints.source import printable
+from hf_fingerprint.errors import BuildError
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+_INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_SPARE_TENSORS, _SPARE_WEIGHTS = 1000, 1 << 24  # beyond those of the file
+_MODULES_A_TENSOR = 10
+_NAMED = 5
+
+
+def fill(module: "torch.nn.Module", checkpoint: Checkpoint) -> None:
+    """Gives a model the weights of a file, one tensor at a time.
+
+    Args:
+        module (`torch.nn.Module`): the model, `float32`; names may differ by the prefixes of wrappers.
+        checkpoint ([`Checkpoint`]): the open file.
+
+    Raises:
+        [`BuildError`]: if the file lacks some of the model's tensors, or has them in another shape.
+    """
+    import torch
+
+    in_file, state = _by_name(module, checkpoint), module.state_dict()
+    fitting = {name: in_file[name] for name, values in state.items() if _fits(in_file.get(name), values)}
+    _refuse([name for name, values in state.items() if values.is_floating_point() and name not in fitting], checkpoint)
+    with torch.no_grad():
+        for name, info in fitting.items():
+            state[name].copy_(torch.from_numpy(_load(checkpoint, info)))
+
+
+def read_state(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
+    """All tensors of a file, under the names they have there; floating point as `float32`."""
+    import torch
+
+    readable = (info for info in checkpoint.tensors.values() if info.dtype in _INTEGERS or info.dtype in READABLE)
+    return {info.name: torch.from_numpy(_load(checkpoint, info)) for info in readable}
+
+
+def check_filled(module: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", checkpoint: Checkpoint) -> None:
+    """Refuses a model that a library filled with anything but the weights it was given; libraries may rename them.
+
+    Raises:
+        [`BuildError`]: if some of the model's tensors are none of the file's.
+    """
+    import torch
+
+    renamed = {
+        name: values
+        for name, values in module.state_dict().items()
+        if values.is_floating_point() and not (name in state and torch.equal(state[name], values))
+    }
+    if renamed:
+        contents = {_content(values) for values in state.values()}
+        _refuse([name for name, values in renamed.items() if _content(values) not in contents], checkpoint)
+
+
+def names_in_file(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
+    """From the model's parameter names to the file's: same name but for wrappers' prefixes, and same shape; else,
+    since loaders rename (transformers 5 does), same shape and same values."""
+    parameters = dict(module.named_parameters())
+    by_name = _by_name(module, checkpoint)
+    found = {name: by_name[name].name for name, p in parameters.items() if _fits(by_name.get(name), p)}
+    renamed = [name for name in parameters if name not in found]
+    left = set(checkpoint.tensors) - set(found.values())
+    shapes = {tuple(parameters[name].shape) for name in renamed}
+    by_value: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for name in sorted(left, reverse=True):
+        info = checkpoint.tensors[name]
+        if info.shape in shapes and info.dtype in READABLE:
+            by_value[info.shape, _digest(_load(checkpoint, info))].append(name)
+    for name in renamed:
+        content = _content(parameters[name].detach().float())
+        if by_value.get(content):
+            found[name] = by_value[content].pop() if len(by_value[content]) > 1 else by_value[content][0]
+    return found
+
+
+@contextmanager
+def bounded_construction(checkpoint: Checkpoint) -> Iterator[None]:
+    """While it lasts, a model that this thread makes may grow no larger than the file can fill.
+
+    Raises:
+        [`BuildError`]: as soon as it does: a configuration that names a million layers costs next to nothing.
+    """
+    from torch.nn.modules import module as hooks
+
+    infos = checkpoint.tensors.values()
+    most_tensors = 2 * len(infos) + _SPARE_TENSORS
+    most_weights = 2 * sum(int(np.prod(info.shape, dtype=np.float64)) for info in infos) + _SPARE_WEIGHTS
+    tensors = weights = modules = 0
+    own = get_ident()
+
+    def note(_module: object, _name: str, added: Any) -> None:
+        nonlocal tensors, weights, modules
+        if get_ident() != own or added is None:
+            return
+        if hasattr(added, "numel"):
+            tensors, weights = tensors + 1, weights + added.numel()
+        else:
+            modules += 1
+        if tensors > most_tensors or weights > most_weights or modules > _MODULES_A_TENSOR * most_tensors:
+            raise BuildError(
+                f"{checkpoint.source.name} describes a model far larger than its weights: don't use this model."
+            )
+
+    handles = [
+        hooks.register_module_parameter_registration_hook(note),
+        hooks.register_module_buffer_registration_hook(note),
+        hooks.register_module_module_registration_hook(note),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_name(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """The file's tensor for each of the model's that has its name, whatever wrappers put before it; where two have
+    it, the one without wrappers.
+
+    Raises:
+        [`BuildError`]: if two have it and neither is without: a file of two models.
+    """
+    infos = checkpoint.tensors
+    wrapped: dict[str, list[TensorInfo]] = defaultdict(list)
+    for name, info in infos.items():
+        wrapped[normalise(name)].append(info)
+    found = {}
+    for name in module.state_dict():
+        candidates = [infos[name]] if name in infos else wrapped[normalise(name)]
+        if len(candidates) > 1:
+            both = " and ".join(printable(info.name) for info in candidates[:2])
+            raise BuildError(
+                f"{checkpoint.source.name} holds both {both}, as if it were two models: export the one that is used."
+            )
+        if candidates:
+            found[name] = candidates[0]
+    return found
+
+
+def _fits(info: TensorInfo | None, values: "torch.Tensor") -> bool:
+    """Whether a tensor of the file can be what the model has there: numbers of that kind, in that shape."""
+    if info is None or info.shape != tuple(values.shape):
+        return False
+    return info.dtype in (READABLE if values.is_floating_point() else _INTEGERS)
+
+
+def _load(checkpoint: Checkpoint, info: TensorInfo) -> np.ndarray:
+    raw = checkpoint.read(info, out=np.empty(info.nbytes, np.uint8))
+    if info.dtype in _INTEGERS:
+        return raw.view(_INTEGERS[info.dtype]).reshape(info.shape)
+    return to_float32(raw, info.dtype).reshape(info.shape)
+
+
+def _digest(values: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(values)).digest()
+
+
+def _content(values: "torch.Tensor") -> tuple[Any, ...]:
+    return tuple(values.shape), _digest(values.detach().contiguous().numpy())
+
+
+def _refuse(missing: list[str], checkpoint: Checkpoint) -> None:
+    if missing:
+        names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        raise BuildError(
+            f"{checkpoint.source.name} lacks {len(missing)} of the tensors of the model that its config.json "
+            f"describes, or has others in their place ({names}): give the config.json that belongs to these weights."
+        )
