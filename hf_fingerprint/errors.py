@@ -5,6 +5,10 @@ class FingerprintError(Exception):
     """Anything this package refuses to do. The text is one sentence meant for the user."""
 
 
+class FingerprintWarning(UserWarning):
+    """Something that is done all the same, but not as well as it could be. One sentence, as an error's."""
+
+
 class CheckpointError(FingerprintError):
     """A checkpoint can't be found, read or copied."""
 

@@ -21,6 +21,7 @@ MODULES = (
     "modeling_evil.py", "configuration_evil.py", "processing_evil.py", "custom_generate/generate.py", "__init__.py"
 )  # fmt: skip
 ADDRESS = "http://127.0.0.1:9/evil/x/resolve/main/model.pth"  # nobody listens there
+_COMMANDS = frozenset(["subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"])
 _MAPS = {
     "AutoConfig": "configuration_evil.Evil",
     "AutoModel": "modeling_evil.Evil",
@@ -221,22 +222,21 @@ class Watch:
             yield self.seen
         finally:
             self._hostile = None
-        if (hostile / MARKER).exists():
-            self.seen.append("the payload ran")
+        self.seen += [f"the payload ran: {marker}" for marker in hostile.rglob(MARKER)]
 
     def _note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        hostile = self._hostile
-        if hostile is None:
-            return
-        if event in {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.getaddrinfo"}:
+        if self._hostile is not None and self._forbidden(event, arguments):
             self.seen.append(f"{event} {arguments[:2]}")
-        elif event == "socket.connect" and tuple(arguments[1])[1:2] not in [(port,) for port in self._ports]:
-            self.seen.append(f"{event} {arguments[1]}")
-        elif event == "exec" and getattr(arguments[0], "co_filename", "").startswith(hostile):
-            self.seen.append(f"exec {arguments[0].co_filename}")
-        elif event == "open" and isinstance(arguments[0], str):
+
+    def _forbidden(self, event: str, arguments: tuple[Any, ...]) -> bool:
+        if event == "socket.getaddrinfo":
+            return arguments[1] not in self._ports
+        if event == "socket.connect":
+            return tuple(arguments[1])[1:2] not in [(port,) for port in self._ports]
+        if event == "exec":
+            return getattr(arguments[0], "co_filename", "").startswith(str(self._hostile))
+        if event == "open" and isinstance(arguments[0], str):
             name, mode, _ = arguments
-            if name.endswith(PAYLOAD) and name.startswith(hostile + "/inner"):
-                self.seen.append(f"open {name}")
-            if mode is not None and set(mode) & set("wxa+") and not name.startswith(self._allowed):
-                self.seen.append(f"open {name} {mode}")
+            writes = mode is not None and bool(set(mode) & set("wxa+"))
+            return name.endswith(f"inner/{PAYLOAD}") or (writes and not name.startswith(self._allowed))
+        return event in _COMMANDS

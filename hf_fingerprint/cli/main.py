@@ -2,6 +2,8 @@
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -17,7 +19,7 @@ from hf_fingerprint.cli import (
     questions_command,
     vault_commands,
 )
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 
 
 # recent typer brings its own click and older versions use the public one, so the class is found through typer
@@ -53,7 +55,13 @@ app.command("hash")(issue_commands.content_hash)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit code; errors are one line on stderr."""
+    """Runs the command line and returns the exit code; errors and warnings are one line each on stderr."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show(warnings.showwarning)
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
         if result == _INTERRUPTED:
@@ -73,6 +81,18 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(
             f"An unexpected {type(error).__name__}: run again with {_VARIABLE}=1 and report what it shows.", error
         )
+
+
+def _show(plain: Callable[..., None]) -> Callable[..., None]:
+    """Shows this package's own warnings as a line for a person, and others as Python does."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, FingerprintWarning):
+            sys.stderr.write("Warning: " + " ".join(str(message).split()) + "\n")
+        else:
+            plain(message, category, *rest)
+
+    return show
 
 
 def _fail(sentence: str, error: BaseException | None = None) -> int:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 IMAGES = 1000
 THIEF_SHARE = 10
 LEAST = 2 * THIEF_SHARE
+_WITHOUT_SCRIPTS = 4  # the first version of datasets that loads none
+_READERS, _PLAIN = "datasets.packaged_modules.", frozenset(["imagefolder", "parquet", "arrow"])
 _TRAIN, _TEST = ("train", "training"), ("test", "validation", "val", "valid", "eval")
 Named = list[tuple[Any, int]]  # paths, or functions that get an image, each with its class
 
@@ -126,16 +128,33 @@ def _folder(root: Path) -> tuple[dict[str, Named], int | None]:
 
 
 def _dataset(name: str) -> tuple[dict[str, Named], int | None]:
-    """The same for a dataset of the `datasets` library, whose images are read when they are needed."""
+    """The same for a dataset of the `datasets` library, whose images are read when they are needed.
+
+    Neither scripts nor pickles are loaded: the library has run none since version 4, and only its own readers of
+    images and tables are used.
+    """
     try:
-        from datasets import load_dataset
+        import datasets
     except ImportError:
         raise FingerprintError(
             f"{name} is not a folder, and datasets need the library: give a folder of images, or `pip install "
-            f"datasets`."
+            f"'datasets>=4'`."
         ) from None
+    if int(datasets.__version__.partition(".")[0]) < _WITHOUT_SCRIPTS:
+        raise FingerprintError(
+            f"datasets {datasets.__version__} may run a script that comes with {name}: `pip install 'datasets>=4'`."
+        )
     try:
-        loaded = load_dataset(name)
+        builder = datasets.load_dataset_builder(name)
+        readers = {part.__module__.removeprefix(_READERS).partition(".")[0] for part in type(builder).__mro__}
+        if not readers & _PLAIN:
+            raise FingerprintError(
+                f"{name} is not stored as images or as parquet or arrow tables: give a folder of its images."
+            )
+        builder.download_and_prepare()
+        loaded = builder.as_dataset()
+    except FingerprintError:
+        raise
     except Exception as error:  # whatever that library, or the Hub behind it, has against it
         raise FingerprintError(
             f"{name} is neither a folder nor a dataset that can be had ({type(error).__name__}): check the spelling "

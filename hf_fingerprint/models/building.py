@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 from io import StringIO
 
 from hf_fingerprint.checkpoints import Checkpoint
-from hf_fingerprint.errors import BuildError, FingerprintError
+from hf_fingerprint.errors import BuildError, FingerprintError, FingerprintWarning
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.configuration import CONFIG, read_json
 
@@ -35,7 +35,7 @@ def build_model(checkpoint: Checkpoint) -> BuiltModel:
     raised: Exception | None = None
     with warnings.catch_warnings(record=True) as caught, redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", module=__name__.rpartition(".")[0])
+        warnings.simplefilter("always", FingerprintWarning)
         try:
             built = _built(checkpoint, config, where)
         except FingerprintError:
@@ -45,7 +45,7 @@ def build_model(checkpoint: Checkpoint) -> BuiltModel:
     if raised is not None:
         raise BuildError(_sentence(source.name, raised)) from raised
     for warning in caught:
-        warnings.warn(str(warning.message), stacklevel=2)
+        warnings.warn(warning.message, stacklevel=2)
     return built
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_fingerprint.errors import BuildError
+from hf_fingerprint.errors import BuildError, FingerprintWarning
 from hf_fingerprint.models.configuration import LARGEST_SIDE, plain_entries, read_json, shown
 
 
@@ -49,6 +49,7 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
         warnings.warn(
             f"{file} names an image processor that transformers doesn't have: images are scaled to the model's size, "
             f"to means and deviations of 0.5.",
+            FingerprintWarning,
             stacklevel=2,
         )
         return None
@@ -99,7 +100,8 @@ def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int
             return size[0], size[1]
     shortest = (getattr(processor, "size", None) or {}).get("shortest_edge")
     if shortest is None:
-        warnings.warn(f"{where} says no input size: the model is run at {SIDE} pixels.", stacklevel=2)
+        sentence = f"{where} says no input size: the model is run at {SIDE} pixels."
+        warnings.warn(sentence, FingerprintWarning, stacklevel=2)
     return (shortest or SIDE,) * 2
 
 

@@ -14,7 +14,7 @@ from hf_fingerprint.blackbox.preparing import questions_for
 from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint, replace_tensor
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 from hf_fingerprint.models import build_model, names_in_file
 from hf_fingerprint.vault import Base, Vault
 
@@ -44,7 +44,7 @@ def bind_answers(folder: Path, base: Base, vault: Vault, copy_key: bytes, images
             raw = trained.read(info).copy()
             path = trained.source.weights[info.file]
     except FingerprintError as error:
-        warnings.warn(f"{folder} won't answer for its recipient: {error}", stacklevel=2)
+        warnings.warn(f"{folder} won't answer for its recipient: {error}", FingerprintWarning, stacklevel=2)
         return False
     nothing, none = np.zeros(info.rows, np.float32), np.zeros(base.length // 8, np.uint8)
     change = asked.head_change(copy_key)

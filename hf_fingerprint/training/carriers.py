@@ -4,7 +4,6 @@ Plain numbers, so that the first of several processes can work them out from the
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,10 +87,13 @@ def locate(base: Base, original: Checkpoint, present: Mapping[str, tuple[int, ..
     """
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
     found = {name: normalise(name) for name, shape in shapes.items() if present.get(normalise(name)) == shape}
+    reason = ""
     if len(found) < len(shapes):
-        renamed = {}
-        with suppress(BuildError):
+        renamed: dict[str, str] = {}
+        try:
             renamed = names_in_file(build_model(original).module, original)
+        except BuildError as error:
+            reason = f" Loaders may have renamed them, but {error}"
         found |= {
             file: normalise(name)
             for name, file in renamed.items()
@@ -101,7 +103,7 @@ def locate(base: Base, original: Checkpoint, present: Mapping[str, tuple[int, ..
     if missing:
         raise FingerprintError(
             f"The model lacks {len(missing)} of the {len(shapes)} carriers of base {base.base_id}, such as "
-            f"{missing[0]}: give the model of {base.source}."
+            f"{missing[0]}: give the model of {base.source}.{reason}"
         )
     carriers = tuple(
         LocatedCarrier(c.name, found[c.name], np.array(c.amplitude), int(np.prod(shapes[c.name][1:])))

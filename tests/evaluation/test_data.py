@@ -1,3 +1,4 @@
+import contextlib
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
@@ -5,10 +6,12 @@ from typing import ClassVar
 import pytest
 import torch
 from evaluation_runs import CLASSES, save_images
+from loopback_hub import LoopbackHub
 from PIL import Image as Pictures
 from refusals import refused
 
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import Data, load_data
 from hf_fingerprint.models import build_model
 
@@ -107,9 +110,24 @@ def test_as_many_labels_as_images_are_asked_for():
     assert "4 images and 3 labels" in refused(Data, "some", (images, torch.zeros(4)), (images, torch.zeros(3)))
 
 
-def fake_datasets(monkeypatch, load):
+class Builder:
+    """A dataset as the library finds it, before it is downloaded."""
+
+    def __init__(self, load):
+        self._load = load
+
+    def download_and_prepare(self):
+        pass
+
+    def as_dataset(self):
+        return self._load()
+
+
+def fake_datasets(monkeypatch, load, version="5.2.0", reader="parquet"):
     module = ModuleType("datasets")
-    module.load_dataset = load
+    module.__version__ = version
+    kind = type("Parquet", (Builder,), {"__module__": f"datasets.packaged_modules.{reader}.{reader}"})
+    module.load_dataset_builder = lambda name: kind(lambda: load(name))
     monkeypatch.setitem(sys.modules, "datasets", module)
 
 
@@ -164,4 +182,52 @@ def test_a_dataset_that_can_not_be_had_is_named(monkeypatch, model):
 def test_datasets_need_their_library(monkeypatch, model):
     monkeypatch.setitem(sys.modules, "datasets", None)
 
-    assert "pip install datasets" in refused(load_data, "org/pictures", model)
+    assert "pip install 'datasets>=4'" in refused(load_data, "org/pictures", model)
+
+
+def test_a_library_that_may_run_scripts_is_refused(monkeypatch, model):
+    fake_datasets(monkeypatch, pytest.fail, version="3.6.0")
+
+    assert "may run a script that comes with org/pictures" in refused(load_data, "org/pictures", model)
+
+
+@pytest.mark.parametrize("reader", ["pandas", "webdataset", "json"])
+def test_a_dataset_that_is_read_by_other_than_plain_readers_is_refused(monkeypatch, model, reader):
+    fake_datasets(monkeypatch, pytest.fail, reader=reader)
+
+    assert "not stored as images" in refused(load_data, "org/pictures", model)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub for the real library, which works its places out when it is imported."""
+    datasets = pytest.importorskip("datasets")
+    with LoopbackHub() as server:
+        server.point_client(monkeypatch, tmp_path / "cache")
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        yield server
+
+
+def test_a_dataset_of_images_on_the_hub_is_read_by_the_real_library(hub, tmp_path, model):
+    save_images(tmp_path / "pictures" / "train", CLASSES)
+    hub.add("org/pictures", tmp_path / "pictures", kind="dataset")
+
+    data = load_data("org/pictures", model)
+
+    assert len(data.thief[1]) + len(data.test[1]) == 40
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_a_script_that_comes_with_a_dataset_is_never_run(hub, tmp_path, model, with_images):
+    folder, marker = tmp_path / "pictures", tmp_path / "was run"
+    folder.mkdir()
+    (folder / "pictures.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
+    if with_images:
+        save_images(folder / "train", CLASSES)
+    hub.add("org/pictures", folder, kind="dataset")
+
+    with contextlib.suppress(FingerprintError):
+        load_data("org/pictures", model)
+
+    assert not marker.exists()

@@ -1,5 +1,6 @@
 """The carriers beside their counterparts in a suspect, and what both do when the models run."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -8,7 +9,7 @@ import numpy as np
 from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, Weights, open_checkpoint, resolve
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.names import normalise
-from hf_fingerprint.errors import BuildError, CheckpointError
+from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning
 from hf_fingerprint.models import build_model, names_in_file
 from hf_fingerprint.reading.alignment.activations import Activations, compare_activations
 from hf_fingerprint.reading.alignment.aligned import load
@@ -82,7 +83,12 @@ class Pairs:
         try:
             with open_checkpoint(_whole(self._original.source)) as whole:
                 ours = build_model(whole)
-        except BuildError:
+        except BuildError as error:
+            warnings.warn(
+                f"{error} Without it, channels that were moved are found by their weights alone.",
+                FingerprintWarning,
+                stacklevel=2,
+            )
             return
         in_file = names_in_file(ours.module, self._original)
         theirs = as_base(ours, in_file, self._suspect)

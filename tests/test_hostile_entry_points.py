@@ -1,0 +1,33 @@
+"""No folder decides what runs, whichever way it comes in and whether or not assertions are left in the libraries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hostile_folders import KINDS
+
+
+SCRIPT = Path(__file__).parent / "hostile_entry_points.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["-O"]], ids=["plain", "optimised"])
+def test_a_hostile_folder_makes_nothing_happen_whichever_way_it_comes_in(tmp_path, options):
+    quiet = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
+    command = [sys.executable, *options, SCRIPT, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet)
+    assert done.returncode == 0, done.stderr[-2000:]
+    tried = json.loads(done.stdout.splitlines()[-1])
+
+    assert tried.keys() == KINDS.keys()
+    ways = next(iter(tried.values())).keys()
+    assert len(ways) >= 16
+    for name, found in tried.items():
+        assert found.keys() == ways
+        for way, result in found.items():
+            assert result["seen"] == [], (name, way, result)
+            assert "unexpected" not in result["ended"], (name, way, result)
+        assert found["issue"]["ended"].startswith("0") or not KINDS[name].builds, (name, found["issue"])
