@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from rich.progress import Progress, track
 from safetensors.torch import load_file, save_file
@@ -23,7 +22,7 @@ from hf_fingerprint.vault import Base
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, save_timm
+from real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, load_timm, save_timm
 from training import accuracy, fine_tune, predict
 
 
@@ -48,11 +47,6 @@ def real_images() -> Images:
         return Images("Fashion-MNIST", fashion_mnist(True, 20000), fashion_mnist(False, 4000))
     images, labels = digits(56)
     return Images("digits", (images[:1200], labels[:1200]), (images[1200:], labels[1200:]))
-
-
-def load(path: Path) -> torch.nn.Module:
-    """A timm model from a folder."""
-    return timm.create_model(f"local-dir:{path}", pretrained=True).eval()
 
 
 def make_base(out: Path, images: Images, steps: int) -> Path:
@@ -121,7 +115,7 @@ def robustness_rows(out: Path, base_steps: int = 300, thief_steps: int = 100) ->
     base = make_base(out, images, base_steps)
     scene = Scene(out, base)
     test, labels = images.test
-    before, copy = predict(load(base), test), load(scene.folders[scene.names[0]])
+    before, copy = predict(load_timm(base), test), load_timm(scene.folders[scene.names[0]])
     agreement = float((predict(copy, test) == before).double().mean())
     rows = [
         Row(
@@ -169,7 +163,7 @@ def single_attacks(scene: Scene, images: Images, steps: int) -> Iterator[tuple[s
     """The first holder's copy after each single-copy attack."""
     state = scene.state(scene.names[0])
     yield "as issued", state
-    build = partial(load, scene.folders[scene.names[0]])
+    build = partial(load_timm, scene.folders[scene.names[0]])
     for lr in (1e-4, 1e-3):
         with Progress(transient=True) as progress:
             task = progress.add_task(f"a thief fine-tunes with AdamW at {lr:.0e}", total=steps)

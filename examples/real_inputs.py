@@ -10,6 +10,9 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.models import build_model
+
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -47,6 +50,12 @@ def save_timm(model: torch.nn.Module, folder: Path) -> Path:
     """Saves a timm model as a folder that timm and transformers load."""
     save_for_hf(model, folder, safe_serialization=True)
     return folder
+
+
+def load_timm(folder: Path) -> torch.nn.Module:
+    """The timm model of a folder, in evaluation mode, built without anything that the folder could make run."""
+    with open_checkpoint(folder) as checkpoint:
+        return build_model(checkpoint).module
 
 
 def digits(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

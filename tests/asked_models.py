@@ -6,22 +6,18 @@ import numpy as np
 import torch
 from PIL import Image
 from small_models import SETTINGS, save_vit, unlocked_vault
+from small_models import build as built
 
 from hf_fingerprint.blackbox.preparing import make_questions
 from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.models import BuiltModel, build_model, names_in_file
+from hf_fingerprint.models import BuiltModel, names_in_file
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, Vault
 
 
 COUNT, DECOYS, STEPS = 24, 4, 16
 WIDTH = 128
-
-
-def built(folder: Path) -> BuiltModel:
-    with open_checkpoint(folder) as checkpoint:
-        return build_model(checkpoint)
 
 
 def names_of(folder: Path, model: BuiltModel) -> dict[str, str]:

@@ -68,4 +68,7 @@ def _sentence(name: str, error: Exception) -> str:
         return f"{name} can't be run without {missing}: pip install 'hf-fingerprint[models]'."
     if isinstance(error, ImportError):
         return f"{name} can't be run, since a library fails to load ({kind}): install timm and transformers again."
-    return f"{name} can't be run by timm or transformers ({kind}): its config.json may not belong to its weights."
+    return (
+        f"{name} can't be run by timm or transformers ({kind}; HF_FINGERPRINT_TRACEBACK=1 shows where): see that its "
+        f"config.json belongs to its weights."
+    )

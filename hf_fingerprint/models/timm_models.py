@@ -1,8 +1,8 @@
 """Models of timm, from a configuration that may be an attacker's.
 
-`timm.create_model` takes names of repos, addresses and files from its arguments. It is not called here: the entry
-point of an architecture that timm itself registers is, with arguments that its model classes name and that are plain
-values, and without weights.
+`timm.create_model` takes names of repos, addresses and files from its arguments. It is called here with the name of an
+architecture that timm itself registers, with arguments that the architecture's classes name and that are plain values,
+and without weights.
 """
 
 import inspect
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _ARCHITECTURE = re.compile(r"(?P<name>[a-z0-9_]{1,100})(\.[A-Za-z0-9_]{1,100})?")  # perhaps with its weights' tag
+_HEADLESS = ["TimmWrapperModel"]
 _NORMS = frozenset(["bn_eps", "bn_momentum", "bn_tf"])  # of timm's builders, which no class names
 _NOT_OF_A_CLASS = frozenset(["cfg", "features_only", "out_indices", "feature_cfg", "pruned", "device", "dtype"])
 _INPUTS = ("input_size", "test_input_size", "min_input_size", "fixed_input_size", "mean", "std")
@@ -54,6 +55,8 @@ def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) ->
     arguments = _arguments(architecture, config, where)
     data = _data(config.get("pretrained_cfg"), where)
     classes = arguments.pop("num_classes", config.get("num_classes", data.get("num_classes", 1000)))
+    if config.get("architectures") == _HEADLESS:
+        classes = 0
     arguments["num_classes"] = data["num_classes"] = count_of(classes, "num_classes", where)
     if "img_size" in arguments:  # what the positions were made for, which the saved configuration may not follow
         side = arguments["img_size"]
@@ -146,10 +149,10 @@ def _made(
 ) -> "torch.nn.Module":
     """The model with random weights; first without memory for them, to see how large it is."""
     import torch
-    from timm.models import model_entrypoint
+    from timm import create_model
 
-    entry_point = model_entrypoint(architecture)
+    described = dict(data, architecture=architecture)
     for device in ("meta", "cpu"):
         with bounded_construction(checkpoint), torch.device(device):
-            module = entry_point(pretrained=False, pretrained_cfg=dict(data, architecture=architecture), **arguments)
+            module = create_model(architecture, pretrained=False, pretrained_cfg=described, **arguments)
     return module

@@ -381,3 +381,21 @@ def test_wrapped_names_are_found_and_other_shapes_are_not(models, tmp_path):
         "norm.weight": "timm_model.norm.weight",
         "blocks.0.attn.qkv.weight": "module.blocks.0.attn.qkv.weight",
     }
+
+
+@pytest.mark.parametrize("kind", ["TimmWrapperForImageClassification", "TimmWrapperModel"])
+def test_a_folder_of_transformers_wrapper_is_built_by_timm(tmp_path, kind):
+    import transformers
+
+    config = transformers.TimmWrapperConfig(architecture="test_vit", num_labels=5, model_args={"img_size": 32})
+    torch.manual_seed(0)
+    wrapped = getattr(transformers, kind)(config).eval()
+    wrapped.save_pretrained(tmp_path / "model")
+
+    built = build(tmp_path / "model")
+
+    images = torch.randn(2, *built.size)
+    with torch.no_grad():
+        given = wrapped(images)
+        assert torch.equal(built.module(images), given.pooler_output if kind.endswith("Model") else given.logits)
+    assert built.output == ("features" if kind.endswith("Model") else None)
