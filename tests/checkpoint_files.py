@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,11 @@ def save_shards(folder: Path, shards: Mapping[str, Mapping[str, np.ndarray]], **
 def bytes_of(folder: Path) -> dict[str, bytes]:
     """All files under a folder, with their bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names_of(left_out: Iterable[tuple[str, str]]) -> list[str]:
+    """The names of what was left out, without the reasons."""
+    return [name for name, _ in left_out]
 
 
 @contextmanager

@@ -1,15 +1,19 @@
 """Checkpoints in every form, read and copied block by block."""
 
+from hf_fingerprint.checkpoints.contents import Contents, LeftOut, contents_of
+from hf_fingerprint.checkpoints.files import sync
 from hf_fingerprint.checkpoints.places import cleared_on_failure, folder_of
 from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ranges
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.checkpoints.source import Source, resolve
-from hf_fingerprint.checkpoints.writer import WrittenCopy, replace_tensor, sync, write_copy
+from hf_fingerprint.checkpoints.writer import WrittenCopy, goes_as_it_is, replace_tensor, write_copy
 
 
 __all__ = [
     "Checkpoint",
+    "Contents",
+    "LeftOut",
     "RangedCheckpoint",
     "Source",
     "TensorInfo",
@@ -17,8 +21,10 @@ __all__ = [
     "WrittenCopy",
     "cleared_on_failure",
     "content_hash",
+    "contents_of",
     "digest_tensors",
     "folder_of",
+    "goes_as_it_is",
     "open_checkpoint",
     "open_ranges",
     "replace_tensor",

@@ -27,9 +27,6 @@ _WEIGHTS = re.compile(
     r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|\.mlpackage/",
     re.IGNORECASE,
 )
-_LARGE = 1_000_000
-_TEXTS = frozenset([".json", ".txt", ".md", ".csv", ".tsv", ".yaml", ".yml", ".py", ".html", ".model"])
-_PICTURES = frozenset([".svg", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".pdf"])
 _PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -69,26 +66,6 @@ class Source:
     def pickled(self) -> bool:
         """Whether the weights are in PyTorch's pickle format."""
         return self.weights[0].suffix in _PICKLES
-
-    def other_files(self) -> tuple[list[Path], list[Path]]:
-        """The model's other files: `(to_copy, unmarked)`, the latter holding weights in another form."""
-        if not self.whole_folder:
-            return [], []
-        copy: list[Path] = []
-        unmarked: list[Path] = []
-        for path in sorted(self.folder.rglob("*")):
-            relative = path.relative_to(self.folder)
-            hidden = not {".git", ".cache"}.isdisjoint(relative.parts)
-            if hidden or path in self.weights or (path.is_dir() and not path.is_symlink()):
-                continue
-            stale_index = path.name.endswith(".index.json") and (self.pickled or path != self.index)
-            unknown = (
-                path.is_file() and path.stat().st_size >= _LARGE and path.suffix.lower() not in _TEXTS | _PICTURES
-            )
-            (unmarked if is_weights(path.name) or stale_index or unknown else copy).append(path)
-        for path in copy:
-            _inside(path, self.folder)
-        return copy, unmarked
 
 
 def is_weights(name: str) -> bool:
@@ -158,7 +135,7 @@ def _folder(folder: Path, name: str, revision: str | None) -> Source:
     chosen = choose_weights([p.name for p in folder.iterdir() if not p.is_dir()], name)
     if chosen.endswith(".index.json"):
         return _sharded(folder / chosen, name, revision, whole_folder=True)
-    _inside(folder / chosen, folder)
+    check_inside(folder / chosen, folder)
     return Source(name, folder, (folder / chosen,), None, revision, whole_folder=True)
 
 
@@ -180,7 +157,7 @@ def choose_weights(names: Iterable[str], where: str) -> str:
 
 
 def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -> Source:
-    _inside(index, index.parent)
+    check_inside(index, index.parent)
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         shards = sorted({str(shard) for shard in weight_map.values()})
@@ -195,23 +172,27 @@ def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -
             raise CheckpointError(
                 f"{index} points to {printable(shard)}, which is not a weight file: don't use this model."
             )
-        _inside(index.parent / shard, index.parent)
+        check_inside(index.parent / shard, index.parent)
     return Source(name, index.parent, tuple(index.parent / s for s in shards), index, revision, whole_folder)
 
 
-def _inside(path: Path, folder: Path) -> None:
-    """Refuses what is missing, not a regular file, or a link out of the model's folder (the Hub cache's blobs are
-    in)."""
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuses a model's file that is missing, not a regular file, or a link out of its folder (the Hub cache's blobs
+    are in).
+
+    Raises:
+        [`CheckpointError`]: by its name.
+    """
     shown = path.parent / printable(path.name)
     if not exists(path):
         raise CheckpointError(f"{shown} is missing: get the model again, all of its files.")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a regular file: remove it or put the file itself in its place.")
+        raise CheckpointError(f"{shown} is not a regular file: remove it or put the file itself in its place.")
     target, roots = path.resolve(), [folder.resolve()]
     if folder.parent.name == "snapshots":
         roots.append(folder.resolve().parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in roots):
-        raise CheckpointError(f"{path} is a link to outside its folder: put the file itself in its place.")
+        raise CheckpointError(f"{shown} is a link to outside its folder: put the file itself in its place.")
 
 
 def _from_hub(repo: str, revision: str | None, weights_only: bool) -> Source:

@@ -1,24 +1,38 @@
 """A copy of a model folder with the bytes of some tensors replaced and everything else as it was.
 
-Headers, names, shapes, dtypes, order, metadata and all other files are copied byte for byte. What may not be handed
-on stays behind and is named: the same weights in another form, unmarked. A pickled model becomes `model.safetensors`.
+Names, shapes, dtypes and order are the source's, and so are the rights to each file. Of the other files those are
+copied that [`contents_of`] hands on; what stays behind is named with its reason. What loaders don't read (paths of the
+owner's machine in a configuration, notes in a header) is dropped, and a file in which nothing is dropped is copied
+byte for byte. A pickled model becomes `model.safetensors`.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import reduce
 from io import BytesIO, FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.configs import clean_header
+from hf_fingerprint.checkpoints.contents import LeftOut, contents_of
+from hf_fingerprint.checkpoints.files import (
+    allocate,
+    copy_file,
+    copy_rights,
+    create,
+    make_folders,
+    mode_of,
+    sync,
+    write_all,
+)
 from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.errors import CheckpointError
@@ -37,24 +51,26 @@ class WrittenCopy:
     Attributes:
         digests (`dict[str, str]`): SHA-256 of each tensor's bytes in the copy.
         file_digests (`dict[Path, str]`): SHA-256 of each weight file, if that was asked for.
-        left_out (`tuple[str, ...]`): files of the source that hold weights in another form and were not copied.
+        left_out (`tuple[LeftOut, ...]`): what of the source was not copied, and why.
         files (`tuple[Path, ...]`): the files written.
         held (`dict[Path, BytesIO]`): those of them that are in memory.
+        mode (`int`): the rights that the held ones will have.
     """
 
     digests: dict[str, str]
     file_digests: dict[Path, str]
-    left_out: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
     files: tuple[Path, ...]
     held: dict[Path, BytesIO] = field(default_factory=dict)
+    mode: int = 0o600
 
     def write_held(self) -> None:
         """Writes what is held, to be seen by everybody but perhaps not yet on the disk."""
         for path in list(self.held):
             content = self.held.pop(path).getbuffer()
-            with path.open("xb", buffering=0) as stream:
-                _allocate(stream, len(content))
-                _write_all(stream, content)
+            with create(path, self.mode) as stream:
+                allocate(stream, len(content))
+                write_all(stream, content)
 
     def flush(self) -> None:
         """Waits until every file, and every folder's list of them, is on the disk."""
@@ -70,6 +86,7 @@ def write_copy(
     advance: Callable[[int], None] | None = None,
     in_memory: bool = False,
     file_digests: bool = False,
+    include_code: bool = False,
 ) -> WrittenCopy:
     """Writes a copy into an empty folder. Call `flush()` on what it returns before relying on it.
 
@@ -81,6 +98,7 @@ def write_copy(
         advance (callable, *optional*): told the bytes written.
         in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until they are flushed.
         file_digests (`bool`, *optional*, defaults to `False`): whether the files are hashed too.
+        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files are copied.
 
     Raises:
         [`CheckpointError`]: if the source can't be copied faithfully, or the disk is too full.
@@ -89,16 +107,17 @@ def write_copy(
     if not set(rewrites) <= set(checkpoint.tensors):
         missing = ", ".join(sorted(set(rewrites) - set(checkpoint.tensors)))
         raise CheckpointError(f"{source.name} lacks the tensors {missing}, which were to be marked: give the base.")
-    others, unmarked = source.other_files()
+    contents = contents_of(source, include_code)
     targets = _targets(checkpoint, folder)
     if not in_memory:
         _check_space(checkpoint, folder)
-    copies = [(path, folder / path.relative_to(source.folder)) for path in others]
-    if source.index is not None and not source.pickled and source.index not in others:
-        copies.append((source.index, folder / source.index.name))
-    for path, target in copies:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    if source.whole_folder:
+        copy_rights(source.folder, folder)
+    copies = [(each, folder / each.name) for each in contents.handed_on]
+    for each, target in copies:
+        make_folders(target.parent, folder, source.folder)
+        copy_file(each.path, target, each.content)
+    mode = reduce(int.__and__, map(mode_of, source.weights))
     digests: dict[str, str] = {}
     whole: dict[Path, str] = {}
     held: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
@@ -109,8 +128,8 @@ def write_copy(
             if in_memory:
                 pipe = opened.enter_context(_Pipe(held[target], chosen, file_digests))
             else:
-                stream = opened.enter_context(target.open("xb", buffering=0))
-                _allocate(stream, len(header) + sum(info.nbytes for info in chosen))
+                stream = opened.enter_context(create(target, mode))
+                allocate(stream, len(header) + sum(info.nbytes for info in chosen))
                 pipe = opened.enter_context(_Pipe(stream, chosen, file_digests))
             head = pipe.buffer(len(header))[: len(header)]
             head[:] = np.frombuffer(header, np.uint8)
@@ -128,11 +147,17 @@ def write_copy(
         digests |= pipe.digests
         if file_digests:
             whole[target] = pipe.digest
-    left_out = [str(path.relative_to(source.folder)) for path in unmarked]
-    if source.pickled:
-        left_out += [path.name for path in source.weights] + ([source.index.name] if source.index else [])
     written = tuple(target for _, target in copies) + tuple(targets)
-    return WrittenCopy(digests, whole, tuple(sorted(set(left_out))), written, held)
+    return WrittenCopy(digests, whole, contents.left_out, written, held, mode)
+
+
+def goes_as_it_is(checkpoint: Checkpoint) -> bool:
+    """Whether the weights' files may be handed on as they are: no pickles, and nothing but tensors in them."""
+    source = checkpoint.source
+    if source.pickled:
+        return False
+    numbers = range(len(checkpoint.data_starts))
+    return all(_header(checkpoint, number) == _head(checkpoint, number) for number in numbers)
 
 
 def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
@@ -150,10 +175,11 @@ def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
         raise CheckpointError(f"{path}: tensor {info.name} has {info.nbytes} bytes and can't be given {len(raw)}.")
     beside = path.with_name(f".{path.name}.partial")
     try:
-        shutil.copyfile(path, beside)
+        beside.unlink(missing_ok=True)
+        copy_file(path, beside)
         with beside.open("r+b", buffering=0) as stream:
             stream.seek(info.offset)
-            _write_all(stream, raw)
+            write_all(stream, raw)
         sync(beside)
         beside.replace(path)
         sync(path.parent)
@@ -231,7 +257,7 @@ class _Pipe:
         self._waiting.append((self._filling, jobs))
 
     def _write(self, block: np.ndarray) -> None:
-        _write_all(self._stream, block)
+        write_all(self._stream, block)
         if self._whole is not None:
             self._whole.update(block)
 
@@ -246,27 +272,6 @@ class _Pipe:
         for job in jobs:
             job.result()
         self._buffers.append(buffer)
-
-
-def _allocate(stream: FileIO, count: int) -> None:
-    """Has the disk keep room for a file: a full one shows at once, and writing is faster."""
-    if hasattr(os, "posix_fallocate") and count:
-        os.posix_fallocate(stream.fileno(), 0, count)
-
-
-def _write_all(stream: FileIO | BytesIO, block: np.ndarray | memoryview) -> None:
-    view = memoryview(block)
-    while view:
-        view = view[stream.write(view) :]
-
-
-def sync(path: Path) -> None:
-    """Makes a file, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:
@@ -290,14 +295,25 @@ def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _header(checkpoint: Checkpoint, number: int) -> bytes:
-    """The bytes before the data: the source's own, or for a pickled model new ones."""
+    """The bytes before the data: the source's own without what no loader reads, or for a pickled model new ones."""
     if not checkpoint.source.pickled:
-        return checkpoint.read_file(number, 0, np.empty(checkpoint.data_starts[number], np.uint8)).tobytes()
+        content = _head(checkpoint, number)
+        text = clean_header(content[8:])
+        return content if text == content[8:] else _framed(text)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, info in checkpoint.tensors.items():
         header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.nbytes]}
         end += info.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
+    return _framed(json.dumps(header, separators=(",", ":")).encode())
+
+
+def _head(checkpoint: Checkpoint, number: int) -> bytes:
+    """The bytes before the data in a safetensors file of the source."""
+    return checkpoint.read_file(number, 0, np.empty(checkpoint.data_starts[number], np.uint8)).tobytes()
+
+
+def _framed(text: bytes) -> bytes:
+    """A header's JSON with its length before it, filled up with spaces to a multiple of 8 bytes."""
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

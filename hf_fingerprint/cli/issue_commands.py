@@ -11,6 +11,7 @@ from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
+    from hf_fingerprint.checkpoints import LeftOut
     from hf_fingerprint.hub import Assignment, Terms
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
@@ -26,6 +27,8 @@ Disclose = Annotated[
 BaseModel = Annotated[
     str | None, typer.Option("--base-model", help="The base's Hub id for the card, if it was not taken from there.")
 ]
+
+IncludeCode = Annotated[bool, typer.Option("--include-code", help="Hand the model's .py files on with the copies.")]
 
 
 def issue(
@@ -62,6 +65,7 @@ def issue(
     eps: options.Eps = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
+    include_code: IncludeCode = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
@@ -81,7 +85,7 @@ def issue(
     terms = Terms(not public, _gated(gated), disclose, base_model)
     settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code)
     with output.steps() as report:
-        issuer = Issuer(model, opened, settings, report)
+        issuer = Issuer(model, opened, settings, report, include_code)
     with issuer:
         if out is None:
             _publish(issuer, assignments, terms, again is not None, as_json)
@@ -99,6 +103,7 @@ def push(
     gated: Gated = None,
     disclose: Disclose = False,
     base_model: BaseModel = None,
+    include_code: IncludeCode = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Push a copy that is in its folder already, issued or trained, to a variant repo."""
@@ -106,11 +111,12 @@ def push(
     from hf_fingerprint.vault import Vault
 
     terms = Terms(not public, _gated(gated), disclose, base_model)
-    done = Publisher(Vault(vault), terms).push(copy, repo, account, replace)
+    done = Publisher(Vault(vault), terms, include_code=include_code).push(copy, repo, account, replace)
     if as_json:
         output.print_json(done.to_dict())
     else:
         output.say(f"{done.recipient}: {done.repo}@{done.revision}")
+        _name_left_out(done.left_out)
 
 
 def content_hash(model: options.Model) -> None:
@@ -168,7 +174,7 @@ def _write(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None
         return
     for copy in issued:
         output.say(f"{copy.recipient}: {copy.path}" + ("" if copy.new else " (issued before, found whole)"))
-    _name_left_out(name for copy in issued for name in copy.left_out)
+    _name_left_out(each for copy in issued for each in copy.left_out)
     _summarise(issuer, len(issued))
 
 
@@ -195,15 +201,17 @@ def _publish(issuer: "Issuer", assignments: "list[Assignment]", terms: "Terms", 
     if as_json:
         output.print_json([copy.to_dict() for copy in done])
         return
-    _name_left_out(name for copy in done for name in copy.left_out)
+    _name_left_out(each for copy in done for each in copy.left_out)
     new = sum(copy.new for copy in done)
     output.say(f"{new} published, {len(done) - new} were published before")
     _summarise(issuer, len(done))
 
 
-def _name_left_out(names: Iterable[str]) -> None:
-    for name in dict.fromkeys(names):
-        output.remark(f"left out of the copies, since it holds the weights unmarked: {name}")
+def _name_left_out(left_out: "Iterable[LeftOut]") -> None:
+    from hf_fingerprint.checkpoints.source import printable
+
+    for name, reason in dict.fromkeys(left_out):
+        output.remark(f"left out: {printable(name)} ({reason})")
 
 
 def _summarise(issuer: "Issuer", count: int) -> None:

@@ -141,6 +141,20 @@ def merge(
 
 
 @app.command()
+def forget(
+    record: Annotated[
+        str, typer.Argument(help="The record's id, as `recipients --json` shows it.", show_default=False)
+    ],
+    vault: options.VaultFolder,
+) -> None:
+    """End a record that was begun and will never be finished, such as a training's that was given up."""
+    from hf_fingerprint.vault import Vault, forget_copy
+
+    gone = forget_copy(Vault(vault), record)
+    output.say(f"{gone.copy_id} ({gone.recipient}): the record and its key are gone; no trace tests it any more")
+
+
+@app.command()
 def rotate(
     vault: options.VaultFolder,
     identity: options.Identity = None,

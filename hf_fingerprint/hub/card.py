@@ -4,12 +4,13 @@ Never the recipient's name or anything secret. The template is `model_cards/vari
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
+from hf_fingerprint.checkpoints.configs import CONFIG
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-README, CONFIG = "README.md", "config.json"
+README = "README.md"
 _TEMPLATE = "variant.md"
 
 
@@ -29,6 +30,7 @@ def make_card(
     content_hash: str,
     base_model: str | None = None,
     commitment: str | None = None,
+    handed: Collection[str] | None = None,
 ) -> "ModelCard":
     """Renders the card of a copy.
 
@@ -40,14 +42,15 @@ def make_card(
         content_hash (`str`): of the copy's weights.
         base_model (`str`, *optional*): the base's Hub id; by default what the base's own card names.
         commitment (`str`, *optional*): discloses the fingerprint, and dates the publisher's commitment to it.
+        handed (collection of `str`, *optional*): the names of the files that may be read; by default all.
 
     Raises:
         [`CheckpointError`]: if the base's card can't be read.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    data, about = _base_card(folder)
-    config = _config(folder)
+    data, about = _base_card(folder) if handed is None or README in handed else ({}, "")
+    config = _config(folder) if handed is None or CONFIG in handed else {}
     if base_model is not None:
         data["base_model"] = base_model
     named = data.get("base_model")
@@ -109,19 +112,3 @@ def _config(folder: Path) -> dict[str, Any]:
     except (ValueError, OSError):
         raise CheckpointError(f"{path} is not JSON: get the model's folder again.") from None
     return found if isinstance(found, dict) else {}
-
-
-def mended_config(folder: Path) -> bytes | None:
-    """The configuration of a timm folder, mended so that transformers loads it too; `None` if it is right as it is.
-
-    timm 1.0.31 and later repeat the number of classes among the model's arguments, which transformers then passes
-    twice.
-    """
-    config = _config(folder)
-    arguments = config.get("model_args")
-    if "architecture" not in config or not isinstance(arguments, dict) or "num_classes" not in arguments:
-        return None
-    config.setdefault("num_classes", arguments.pop("num_classes"))
-    if not arguments:
-        del config["model_args"]
-    return (json.dumps(config, indent=2) + "\n").encode()

@@ -9,11 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints import (
+    Checkpoint,
+    LeftOut,
+    cleared_on_failure,
+    goes_as_it_is,
+    open_checkpoint,
+    write_copy,
+)
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub.client import refusals
 from hf_fingerprint.hub.repos import VariantRepo, holds, moved
@@ -47,12 +54,14 @@ class Publisher:
         terms ([`Terms`], *optional*): how.
         work (`Path`, *optional*): where an issued copy is until it is pushed; by default under the Hub client's own
             folder.
+        include_code (`bool`, *optional*, defaults to `False`): whether [`Publisher.push`] pushes a copy's `.py` files;
+            a copy that is issued goes as its [`Issuer`] makes it.
     """
 
-    def __init__(self, vault: Vault, terms: Terms | None = None, work: Path | None = None):
+    def __init__(self, vault: Vault, terms: Terms | None = None, work: Path | None = None, include_code: bool = False):
         from huggingface_hub import HfApi, constants
 
-        self.vault, self.terms = vault, terms or Terms()
+        self.vault, self.terms, self.include_code = vault, terms or Terms(), include_code
         self._work = work or Path(constants.HF_HOME) / "hf_fingerprint" / "outgoing"
         self._api = HfApi(library_name="hf-fingerprint")
 
@@ -122,6 +131,7 @@ class Publisher:
             assignment,
             update,
             lambda: issuer.prepare(assignment.recipient, place, advance, in_memory, file_digests=True),
+            issuer.include_code,
         )
 
         def finish() -> PublishedCopy:
@@ -134,6 +144,9 @@ class Publisher:
     def push(self, folder: str | Path, repo: str, account: str | None = None, update: bool = False) -> PublishedCopy:
         """Pushes a copy that is in its folder already: issued without a repo, or trained and recorded.
 
+        What goes is what goes with an issued copy, see [`contents_of`]; weights in a pickle, or with notes in their
+        files that loaders don't read, are written anew on the way.
+
         Args:
             folder (`str` or `Path`): the copy's folder; it stays as it is.
             repo (`str`): the variant repo, `org/name`.
@@ -145,17 +158,48 @@ class Publisher:
         """
         with open_checkpoint(folder) as checkpoint:
             whole = weights_hash(checkpoint, self.vault)
-        record = next((c for c in self.vault.copies() if c.content_hash == whole and c.state == "issued"), None)
-        if record is None:
-            raise HubError(f"{folder} is no copy on record in {self.vault.folder}: issue or record it first.")
-        base = find_base(self.vault, record.base_id)
-        copy = IssuedCopy(
-            record.recipient, Path(folder), record.copy_id, base.base_id, whole, str(record.commitment), 0, (), False
-        )
-        assignment = Assignment(record.recipient, repo, account)
-        return self._start(base, assignment, update, lambda: PreparedCopy.of(copy)).finish()
+            record = next((c for c in self.vault.copies() if c.content_hash == whole and c.state == "issued"), None)
+            if record is None:
+                raise HubError(f"{folder} is no copy on record in {self.vault.folder}: issue or record it first.")
+            base, place = find_base(self.vault, record.base_id), self._work / "pushed" / record.copy_id
+            copy = IssuedCopy(
+                recipient=record.recipient,
+                path=Path(folder),
+                copy_id=record.copy_id,
+                base_id=base.base_id,
+                content_hash=whole,
+                commitment=str(record.commitment),
+                coalition_certified=base.certified,
+                left_out=(),
+                new=False,
+            )
 
-    def _start(self, base: Base, assignment: Assignment, update: bool, make: Callable[[], PreparedCopy]) -> "_Started":
+            def make() -> PreparedCopy:
+                return PreparedCopy.of(copy if goes_as_it_is(checkpoint) else self._rewritten(checkpoint, copy, place))
+
+            try:
+                return self._start(
+                    base, Assignment(record.recipient, repo, account), update, make, self.include_code
+                ).finish()
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+    def _rewritten(self, checkpoint: Checkpoint, copy: IssuedCopy, place: Path) -> IssuedCopy:
+        """The same copy in another folder, with its weights in files that say nothing else."""
+        shutil.rmtree(place, ignore_errors=True)
+        with cleared_on_failure(place):
+            place.mkdir(parents=True)
+            written = write_copy(checkpoint, place, {}, include_code=self.include_code)
+        return replace(copy, path=place, left_out=written.left_out)
+
+    def _start(
+        self,
+        base: Base,
+        assignment: Assignment,
+        update: bool,
+        make: Callable[[], PreparedCopy],
+        include_code: bool,
+    ) -> "_Started":
         """Opens the repo and makes what is to be pushed, unless that was done before."""
         repo, vault = assignment.repo, self.vault
         variant = VariantRepo(self._api, repo, self.terms)
@@ -184,20 +228,25 @@ class Publisher:
         def finish() -> PublishedCopy:
             operations: list[CommitOperationAdd] = []
             files: dict[str, str] = {}
+            left: list[LeftOut] = []
 
             def send(copy: IssuedCopy) -> None:
-                operations.extend(variant.operations(base, copy))
+                added, left_out = variant.operations(base, copy, include_code)
+                operations.extend(added)
+                left.extend(left_out)
                 files.update((o.path_in_repo, o.upload_info.sha256.hex()) for o in operations)
                 with refusals(repo):
                     variant.upload(operations)
 
             with held:
                 copy = prepared.finish(send)  # to the disk and to the Hub at once
-                moved(operations, copy.path)
+                if copy.path.is_dir():
+                    moved(operations, copy.path)
                 begin_publication(vault, copy.copy_id, repo, files, assignment.account)
                 with refusals(repo):
                     revision = variant.commit(head, operations, files)
-                return self._confirm(variant, assignment, copy.copy_id, revision, copy.left_out)
+                left_out = tuple(dict.fromkeys([*copy.left_out, *left]))
+                return self._confirm(variant, assignment, copy.copy_id, revision, left_out)
 
         def drop() -> None:
             with held:
@@ -206,7 +255,7 @@ class Publisher:
         return _Started(finish, drop)
 
     def _confirm(
-        self, variant: VariantRepo, assignment: Assignment, copy_id: str, revision: str, left_out: tuple[str, ...]
+        self, variant: VariantRepo, assignment: Assignment, copy_id: str, revision: str, left_out: tuple[LeftOut, ...]
     ) -> PublishedCopy:
         """Gives access and confirms the commit."""
         with refusals(variant.repo):
@@ -231,6 +280,7 @@ def push_to_hub(
     settings: Settings | None = None,
     terms: Terms | None = None,
     account: str | None = None,
+    include_code: bool = False,
 ) -> PublishedCopy:
     """Issues one recipient's copy of a model and pushes it to a variant repo.
 
@@ -248,12 +298,13 @@ def push_to_hub(
         settings ([`Settings`], *optional*): for a base that isn't registered yet.
         terms ([`Terms`], *optional*): private by default.
         account (`str`, *optional*): the recipient's Hub account, to be given access to a gated repo.
+        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
 
     Raises:
         [`FingerprintError`]: in one sentence, what is in the way; the same call again goes on from there.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, settings) as issuer:
+    with Issuer(model, vault, settings, include_code=include_code) as issuer:
         return Publisher(vault, terms).issue(issuer, Assignment(recipient, repo, account))
 
 
@@ -285,5 +336,5 @@ def _begun(base: Base, assignment: Assignment, recorded: Sequence[Publication], 
     return same[-1] if same else None
 
 
-def _result(found: Publication, left_out: tuple[str, ...], new: bool) -> PublishedCopy:
+def _result(found: Publication, left_out: tuple[LeftOut, ...], new: bool) -> PublishedCopy:
     return PublishedCopy(found.recipient, found.repo, str(found.revision), found.copy_id, found.base_id, left_out, new)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_fingerprint.checkpoints import LeftOut, contents_of, resolve
 from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub.card import CONFIG, README, make_card, mended_config
+from hf_fingerprint.hub.card import README, make_card
 from hf_fingerprint.hub.client import patiently
 from hf_fingerprint.hub.variants import Terms
 from hf_fingerprint.issuing import IssuedCopy
@@ -45,32 +46,31 @@ class VariantRepo:
             patiently(lambda: self._api.update_repo_settings(repo, gated=terms.gated))
         return head
 
-    def operations(self, base: Base, copy: IssuedCopy) -> list["CommitOperationAdd"]:
-        """What is pushed: the copy's folder, its configuration mended for both libraries, and its card."""
+    def operations(
+        self, base: Base, copy: IssuedCopy, include_code: bool = False
+    ) -> tuple[list["CommitOperationAdd"], tuple[LeftOut, ...]]:
+        """What is pushed, and what of the copy's folder is not: its weights, the files that go with a copy, its
+        card."""
         from huggingface_hub import CommitOperationAdd
 
-        config, readme = mended_config(copy.path), copy.path / README
-        operations = [
-            CommitOperationAdd(path.relative_to(copy.path).as_posix(), path)
-            for path in sorted(copy.path.rglob("*"))
-            if path.is_file() and path != readme and (path != copy.path / CONFIG or config is None)
-        ]
+        source = resolve(copy.path)
+        contents = contents_of(source, include_code)
+        operations = [CommitOperationAdd(path.name, path) for path in source.weights]
         for operation in operations:
             if operation.path_in_repo in copy.digests:  # or the client reads the whole file for it
                 operation.upload_info.sha256 = bytes.fromhex(copy.digests[operation.path_in_repo])
-        weights = {
-            o.path_in_repo: o.upload_info.sha256.hex() for o in operations if o.path_in_repo.endswith(".safetensors")
-        }
         card = make_card(
-            copy.path,
+            source.folder,
             self.repo,
-            weights,
+            {o.path_in_repo: o.upload_info.sha256.hex() for o in operations},
             copy.content_hash,
             base_model=self.terms.base_model or (base.source if base.revision else None),
             commitment=copy.commitment if self.terms.disclose else None,
+            handed=[each.name for each in contents.handed_on],
         )
-        operations += [CommitOperationAdd(CONFIG, config)] if config is not None else []
-        return [*operations, CommitOperationAdd(README, str(card).encode())]
+        others = [each for each in contents.handed_on if each.name != README]
+        operations += [CommitOperationAdd(each.name, each.content or each.path) for each in others]
+        return [*operations, CommitOperationAdd(README, str(card).encode())], contents.left_out
 
     def upload(self, operations: list["CommitOperationAdd"]) -> None:
         """Sends the large files; nobody sees them before they are committed."""

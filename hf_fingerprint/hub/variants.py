@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_fingerprint.checkpoints import LeftOut
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -33,7 +34,7 @@ class PublishedCopy:
         revision (`str`): the commit.
         copy_id (`str`): its record in the vault.
         base_id (`str`): the base it was made from.
-        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, not handed on.
+        left_out (`tuple[LeftOut, ...]`): what of the model's folder was not handed on, each with its reason.
         new (`bool`): `False` if it had been published before.
     """
 
@@ -42,12 +43,12 @@ class PublishedCopy:
     revision: str
     copy_id: str
     base_id: str
-    left_out: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
-        return {**asdict(self), "left_out": list(self.left_out)}
+        return {**asdict(self), "left_out": [each.to_dict() for each in self.left_out]}
 
 
 @dataclass(frozen=True)

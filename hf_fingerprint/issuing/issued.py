@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_fingerprint.checkpoints import LeftOut
+
 
 @dataclass(frozen=True)
 class IssuedCopy:
@@ -18,8 +20,7 @@ class IssuedCopy:
         content_hash (`str`): the hash of its weights.
         commitment (`str`): see [`commitment`]; may be published with the copy.
         coalition_certified (`int`): the coalition size that the base's code withstands.
-        left_out (`tuple[str, ...]`): files of the source that hold the weights in another form, unmarked; not handed
-            on.
+        left_out (`tuple[LeftOut, ...]`): what of the source was not handed on, each with its reason.
         new (`bool`): `False` if it had been issued before and was found whole.
         digests (`dict[str, str]`): the SHA-256 of each weight file, by its path in the folder, if it was asked for.
     """
@@ -31,14 +32,14 @@ class IssuedCopy:
     content_hash: str
     commitment: str
     coalition_certified: int
-    left_out: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
     new: bool
     digests: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         shown = {name: value for name, value in self.__dict__.items() if name != "digests"}
-        return {**shown, "path": str(self.path), "left_out": list(self.left_out)}
+        return {**shown, "path": str(self.path), "left_out": [each.to_dict() for each in self.left_out]}
 
 
 Meanwhile = Callable[[IssuedCopy], None]

@@ -13,9 +13,11 @@ import numpy as np
 from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
+    LeftOut,
     WrittenCopy,
     cleared_on_failure,
     content_hash,
+    contents_of,
     digest_tensors,
     folder_of,
     open_checkpoint,
@@ -39,6 +41,7 @@ def issue(
     vault: Vault | str | Path,
     out: str | Path,
     settings: Settings | None = None,
+    include_code: bool = False,
 ) -> IssuedCopy:
     """Issues one copy. Registers the base first if the vault doesn't know it.
 
@@ -48,6 +51,7 @@ def issue(
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
         out (`str` or `Path`): the copy's folder, which must not exist yet.
         settings ([`Settings`], *optional*): for a base that isn't registered yet.
+        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
 
     Returns:
         [`IssuedCopy`]
@@ -56,7 +60,7 @@ def issue(
         [`FingerprintError`]: in one sentence, what is in the way.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, settings) as issuer:
+    with Issuer(model, vault, settings, include_code=include_code) as issuer:
         return issuer.issue(recipient, Path(out))
 
 
@@ -68,6 +72,7 @@ class Issuer:
         vault ([`Vault`]): the vault.
         settings ([`Settings`], *optional*): for a base that isn't registered yet.
         report (callable, *optional*): told each step of a registration.
+        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copies.
     """
 
     def __init__(
@@ -76,8 +81,9 @@ class Issuer:
         vault: Vault,
         settings: Settings | None = None,
         report: Callable[[str], None] | None = None,
+        include_code: bool = False,
     ):
-        self.vault = vault
+        self.vault, self.include_code = vault, include_code
         self._checkpoint = open_checkpoint(model)
         try:
             source = self._checkpoint.source
@@ -155,7 +161,7 @@ class Issuer:
             if earlier is not None and earlier.state == "written" and free:
                 beside = partial_of(out, earlier)
                 if beside.exists():
-                    return PreparedCopy.of(self._publish(earlier, beside, ()))
+                    return PreparedCopy.of(self._publish(earlier, beside, self._left_out()))
                 earlier = None
             if earlier is not None and earlier.state != "begun" and not free:
                 return PreparedCopy.of(self._found(earlier, out))
@@ -170,8 +176,17 @@ class Issuer:
                 raise CheckpointError(
                     f"{self._checkpoint.source.name} changed while it was open: run the command again."
                 )
-            write = partial(write_copy, advance=advance, in_memory=in_memory, file_digests=file_digests)
+            write = partial(
+                write_copy,
+                advance=advance,
+                in_memory=in_memory,
+                file_digests=file_digests,
+                include_code=self.include_code,
+            )
             return self._make(recipient, out, earlier, held, write)
+
+    def _left_out(self) -> tuple[LeftOut, ...]:
+        return contents_of(self._checkpoint.source, self.include_code).left_out
 
     def _earlier(self, recipient: str, out: Path) -> CopyRecord | None:
         """The last record of this very copy, if an earlier run left one."""
@@ -258,7 +273,7 @@ class Issuer:
             )
         return markers
 
-    def _publish(self, record: CopyRecord, beside: Path, left_out: tuple[str, ...]) -> IssuedCopy:
+    def _publish(self, record: CopyRecord, beside: Path, left_out: tuple[LeftOut, ...]) -> IssuedCopy:
         out = Path(record.out)
         try:
             if out.is_dir():
@@ -282,7 +297,7 @@ class Issuer:
             self.vault.mark_issued(record.copy_id)
         return self._result(record, (), new=False)
 
-    def _result(self, record: CopyRecord, left_out: tuple[str, ...], new: bool) -> IssuedCopy:
+    def _result(self, record: CopyRecord, left_out: tuple[LeftOut, ...], new: bool) -> IssuedCopy:
         if record.content_hash is None or record.commitment is None:
             raise VaultError(f"The record of copy {record.copy_id} is incomplete: restore a backup of the vault.")
         return IssuedCopy(

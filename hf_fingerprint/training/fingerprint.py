@@ -8,7 +8,7 @@ fingerprint.record("trained")  # an ordinary copy
 ```
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from hf_fingerprint.training.answering import bind_answers
 from hf_fingerprint.training.carriers import LocatedCarriers, locate
 from hf_fingerprint.training.processes import from_first_process, is_first_process
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places
-from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, finish_training, hold
+from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, copies_in_training, hold
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Fingerprint:
         self._record: CopyRecord | None = None
         self._copy_key: bytes | None = None
         self._lock: FileLock | None = None
+        self._answering: str | None = None
 
     def __reduce__(self) -> NoReturn:
         raise FingerprintError("A fingerprint holds secrets and is never pickled: make a new one from the vault.")
@@ -210,10 +211,11 @@ class Fingerprint:
         if folder.is_dir() and self.vault.folder.resolve().is_relative_to(folder.resolve()):
             raise VaultError(f"{self.vault.folder} is inside the copy's folder {folder}: move the vault out of it.")
         whole, score, agreement = self._proven(folder, base, bits)
-        answers = False
-        if self._copy_key is not None and self._recorded(base, whole) is None:
+        answers = self._answering is not None and self._answering == _state(folder)
+        if self._copy_key is not None and not answers and self._recorded(base, whole) is None:
             answers = bind_answers(folder, base, self.vault, self._copy_key, images)
             if answers:
+                self._answering = _state(folder)  # not bound again, if what follows is cut off
                 whole, score, agreement = self._proven(folder, base, bits)
         done = self._written(base, record, folder, whole, answers)
         self._let_go()
@@ -240,25 +242,37 @@ class Fingerprint:
     def _recorded(self, base: Base, whole: str) -> CopyRecord | None:
         """The record of this recipient's that has this content, if there is one."""
         copies = self.vault.copies(base.base_id, self.recipient)
-        return next((c for c in copies if c.content_hash == whole and c.state == "issued"), None)
+        return next((c for c in copies if c.content_hash == whole), None)
+
+    def _begun_for(self, base: Base, folder: Path) -> CopyRecord | None:
+        """The further record for this folder that an earlier attempt began, if it was cut off."""
+        trained, copies = copies_in_training(self.vault), self.vault.copies(base.base_id, self.recipient)
+        begun = [c for c in copies if c.state == "begun" and c.out == str(folder) and c.copy_id not in trained]
+        return begun[-1] if begun else None
 
     def _written(self, base: Base, record: CopyRecord, folder: Path, whole: str, answers: bool) -> CopyRecord:
         """The record that stands for this content: the training's own, a further one, or that of the copy it was."""
         vault, key = self.vault, self._copy_key
         same = self._recorded(base, whole)
         if same is not None:
-            return same
+            if same.state == "written":
+                vault.mark_issued(same.copy_id)
+            return replace(same, state="issued")
         if key is None and vault.unlocked:
             key = vault.copy_key(record)
         if key is None:  # an issued copy trained further: it traces by the record it was issued with
             return record
         if record.state != "begun":
-            record, _ = vault.begin_copy(base, self.recipient, folder, copy_key=key)
-        done = vault.mark_written(record, key, whole, folder, bound=answers)
-        vault.mark_issued(done.copy_id)
-        finish_training(vault, done)
+            again = self._begun_for(base, folder)
+            record, _ = vault.begin_copy(base, self.recipient, folder, again, copy_key=key)
+        done = vault.mark_written(record, key, whole, folder, bound=answers, placed=True)
         self._record = done
         return done
+
+
+def _state(folder: Path) -> str:
+    with open_checkpoint(folder) as checkpoint:
+        return checkpoint.state()
 
 
 def _shape(place: tuple[torch.nn.Module, str]) -> torch.Size:

@@ -15,7 +15,7 @@ from hf_fingerprint.vault.publications import (
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
 from hf_fingerprint.vault.rotation import Rotation, rotate
 from hf_fingerprint.vault.store import Vault
-from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, finish_training
+from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, forget_copy
 
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "confirm_publication",
     "copies_in_training",
     "find_passphrase",
-    "finish_training",
+    "forget_copy",
     "hold",
     "issuers",
     "merge",

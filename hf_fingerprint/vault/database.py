@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.forgetting import catch_up
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import check_public_key
 from hf_fingerprint.vault.upgrading import UPGRADABLE, upgrade
@@ -59,6 +60,8 @@ class Database:
         if "public_key" not in meta:
             raise VaultError(f"{self.folder / DATABASE} lacks the vault's public key: restore a backup.")
         self.public_key = meta["public_key"]
+        with self.connect() as connection:
+            catch_up(connection, meta)
 
     @classmethod
     def make(cls, folder: Path, public_key: str, locked: bytes | None) -> Self:

@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import Any, TypeVar
 
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.forgetting import RECORDED, clear_journal, wipe
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.packing import BaseRow, PublicationRow, QuestionsRow, Snapshot, insert_rows, read_snapshot
 from hf_fingerprint.vault.records import CopyRecord
@@ -81,6 +82,10 @@ def merge(into: Vault, other: Snapshot, opener: Opener | None = None, where: str
             for copy_id in joined.copies.keys() - mine.copies.keys():
                 unsealed(joined.copies[copy_id], opener)
         report = _write(connection, mine, joined, where)
+        wiped = wipe(connection, RECORDED)  # a training begun here may have ended in a copy of this folder
+    if wiped:
+        with into.connect() as connection:
+            clear_journal(connection)
     return report
 
 

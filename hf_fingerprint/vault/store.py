@@ -17,6 +17,7 @@ from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.vault.bundles import pack, record_digest, unpack
 from hf_fingerprint.vault.database import DATABASE, IDENTITY, Database, identity_name
+from hf_fingerprint.vault.forgetting import clear_journal, wipe
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import (
     COPY_COLUMNS,
@@ -213,24 +214,47 @@ class Vault(Database):
         return record, copy_key
 
     def mark_written(
-        self, record: CopyRecord, copy_key: bytes, content_hash: str, out: Path | None = None, bound: bool = False
+        self,
+        record: CopyRecord,
+        copy_key: bytes,
+        content_hash: str,
+        out: Path | None = None,
+        bound: bool = False,
+        placed: bool = False,
     ) -> CopyRecord:
-        """Records that a copy is complete on the disk (in `out`, if that wasn't known before), and commits to it;
-        `bound` tells that it was made to answer its base's questions. Returns the record as it is now."""
+        """Records that a copy is complete on the disk, and commits to it. If it was trained, its key in the clear is
+        wiped with the same transaction.
+
+        Args:
+            record ([`CopyRecord`]): the record that was begun.
+            copy_key (`bytes`): the copy's key.
+            content_hash (`str`): of its weights.
+            out (`Path`, *optional*): where it is, if that wasn't known before.
+            bound (`bool`, *optional*, defaults to `False`): whether it was made to answer its base's questions.
+            placed (`bool`, *optional*, defaults to `False`): whether it is in its place already, and so issued.
+
+        Returns:
+            [`CopyRecord`]: the record as it is now.
+        """
         promise, place = commitment(copy_key, record.recipient, content_hash), str(out or record.out)
-        with self.connect() as connection, transaction(connection):
-            changed = connection.execute(
-                "UPDATE copies SET state = 'written', content_hash = ?, commitment = ?, out = ?"
-                " WHERE copy_id = ? AND sealed = ?",
-                (content_hash, promise, place, record.copy_id, record.sealed),
-            ).rowcount
-            if changed == 1 and bound:
-                connection.execute("INSERT OR IGNORE INTO bound VALUES (?)", (record.copy_id,))
+        state = "issued" if placed else "written"
+        with self.connect() as connection:
+            with transaction(connection):
+                changed = connection.execute(
+                    "UPDATE copies SET state = ?, content_hash = ?, commitment = ?, out = ?"
+                    " WHERE copy_id = ? AND sealed = ?",
+                    (state, content_hash, promise, place, record.copy_id, record.sealed),
+                ).rowcount
+                if changed == 1 and bound:
+                    connection.execute("INSERT OR IGNORE INTO bound VALUES (?)", (record.copy_id,))
+                wiped = changed == 1 and wipe(connection, "copy_id = ?", record.copy_id)
+            if wiped:
+                clear_journal(connection)
         if changed != 1:
             raise VaultError(
                 f"The record of copy {record.copy_id} changed while it was written: run the command again."
             )
-        return replace(record, state="written", content_hash=content_hash, commitment=promise, out=place)
+        return replace(record, state=state, content_hash=content_hash, commitment=promise, out=place)
 
     def mark_issued(self, copy_id: str) -> None:
         """Records that a copy is in its place, where the next run would find it too."""

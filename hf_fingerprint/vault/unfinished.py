@@ -2,13 +2,19 @@
 
 A training may take days and be resumed by another process, which must go on with the same codeword. Whoever has the
 vault, the base and a checkpoint of the training could read the codeword off the weights, so keeping the key beside
-the model secret until then gives nothing away; afterwards it is in the sealed record alone.
+the model secret until then gives nothing away; afterwards it is in the sealed record alone: [`Vault.mark_written`]
+wipes it in the transaction that records the copy.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.forgetting import clear_journal, wipe
+from hf_fingerprint.vault.locks import hold
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.store import Vault
+from hf_fingerprint.vault.transactions import transaction
 
 
 def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "") -> tuple[CopyRecord, bytes]:
@@ -21,7 +27,6 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
         recipient (`str`): whose copy it will be.
         out (`Path`, *optional*): where it will be, if that is known.
     """
-    _forget_recorded(vault)
     known = _keys(vault)
     for record in reversed(vault.copies(base.base_id, recipient)):
         if record.copy_id in known and record.state == "begun":
@@ -32,30 +37,49 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
     return record, copy_key
 
 
-def finish_training(vault: Vault, record: CopyRecord) -> None:
-    """Forgets the key of a copy that is recorded; nothing of it stays in the database's files."""
-    _forget(vault, "copy_id = ?", record.copy_id)
-
-
 def copies_in_training(vault: Vault) -> set[str]:
     """The ids of copies that are being trained, or were and never recorded."""
     return set(_keys(vault))
 
 
-def _forget_recorded(vault: Vault) -> None:
-    """Catches up on copies whose training ended between their record and the end of [`finish_training`]."""
-    recorded = "copy_id IN (SELECT copy_id FROM copies WHERE state != 'begun')"
-    with vault.connect() as connection:
-        left = connection.execute(f"SELECT 1 FROM training WHERE {recorded}").fetchone()
-    if left:
-        _forget(vault, recorded)
+def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
+    """Ends a record that was begun and whose copy will never be finished, such as a training's that was given up.
 
+    Its key is wiped and the record is deleted, sealed key and all, so that no trace tests it any more: whatever a
+    checkpoint of that training says of it can't be read again. A merge brings the record back only if it was finished
+    in a copy of this vault's folder: then it names a copy that was made, and traces as such.
 
-def _forget(vault: Vault, which: str, *values: str) -> None:
-    with vault.connect() as connection:
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.execute(f"DELETE FROM training WHERE {which}", values)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    Args:
+        vault ([`Vault`]): the vault; it need not be unlocked.
+        copy_id (`str`): the record's id, as `hf-fingerprint recipients` shows it.
+
+    Returns:
+        [`CopyRecord`]: what was on record.
+
+    Raises:
+        [`VaultError`]: if there is no such record, its copy is written, or it is being made right now.
+    """
+    record = next((copy for copy in vault.copies() if copy.copy_id == copy_id), None)
+    if record is None:
+        raise VaultError(f"{vault.folder} has no record {copy_id}: see `hf-fingerprint recipients` for the ids.")
+    base = next(base for base in vault.bases() if base.base_id == record.base_id)
+    refusal = f"The copy of record {copy_id} ({record.recipient}) is being worked on: wait, or end that process."
+    with ExitStack() as held:
+        for what in (f"training {record.recipient}", record.out):
+            held.callback(hold(vault, base, what, refusal).release)
+        with vault.connect() as connection:
+            with transaction(connection):
+                wipe(connection, "copy_id = ?", copy_id)
+                gone = connection.execute(
+                    "DELETE FROM copies WHERE copy_id = ? AND state = 'begun'", (copy_id,)
+                ).rowcount
+            clear_journal(connection)
+    if not gone:
+        raise VaultError(
+            f"Record {copy_id} ({record.recipient}) names a copy that was made and may be in somebody's hands: it is "
+            f"kept, or that copy would not trace."
+        )
+    return record
 
 
 def _keys(vault: Vault) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import bytes_of, open_folder, refused, stranger
+from checkpoint_files import bytes_of, names_of, open_folder, refused, stranger
 from safetensors.torch import load_file
 
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint, write_copy
@@ -40,10 +40,10 @@ def read(path: Path) -> dict[str, bytes]:
         return {name: checkpoint.read(info).tobytes() for name, info in checkpoint.tensors.items()}
 
 
-def copied(source: Path, folder: Path) -> tuple[str, ...]:
+def copied(source: Path, folder: Path) -> list[str]:
     folder.mkdir()
     with open_checkpoint(source) as checkpoint:
-        return write_copy(checkpoint, folder, {}).left_out
+        return names_of(write_copy(checkpoint, folder, {}).left_out)
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
@@ -295,7 +295,7 @@ def test_a_copy_of_a_pickled_folder_is_safetensors_and_leaves_the_pickles_out(tm
 
     left_out = copied(source, tmp_path / "copy")
 
-    assert left_out == ("pytorch_model.bin", "training_args.bin")
+    assert left_out == ["pytorch_model.bin", "training_args.bin"]
     assert set(bytes_of(tmp_path / "copy")) == {"config.json", "model.safetensors"}
     loaded = load_file(tmp_path / "copy" / "model.safetensors")
     assert {name: raw_bytes(tensor) for name, tensor in loaded.items()} == {
@@ -323,7 +323,7 @@ def test_pickled_shards_become_one_file_and_leave_the_index_out(tmp_path):
 
     left_out = copied(source, tmp_path / "copy")
 
-    assert left_out == ("pytorch_model-1.bin", "pytorch_model-2.bin", "pytorch_model.bin.index.json")
+    assert left_out == ["pytorch_model-1.bin", "pytorch_model-2.bin", "pytorch_model.bin.index.json"]
     loaded = load_file(tmp_path / "copy" / "model.safetensors")
     assert set(bytes_of(tmp_path / "copy")) == {"model.safetensors"}
     assert {name: tensor.tolist() for name, tensor in loaded.items()} == {"a": [1, 1], "b": [0, 0, 0]}
@@ -362,7 +362,7 @@ def test_two_tensors_that_are_one_are_read_but_not_copied(tmp_path):
 def test_two_empty_tensors_are_not_taken_for_one(tmp_path):
     path = saved(tmp_path / "x.bin", {"a": torch.zeros(0), "b": torch.zeros(0, 3), "c": torch.ones(1)})
 
-    assert copied(path, tmp_path / "copy") == ("x.bin",)
+    assert copied(path, tmp_path / "copy") == ["x.bin"]
 
 
 def test_views_of_one_memory_that_do_not_overlap_are_copied(tmp_path):

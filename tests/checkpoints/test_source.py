@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_files import open_folder, refused, save_model, save_shards, stranger
+from checkpoint_files import names_of, open_folder, refused, save_model, save_shards, stranger
 
-from hf_fingerprint.checkpoints import open_checkpoint, resolve
+from hf_fingerprint.checkpoints import Contents, LeftOut, contents_of, open_checkpoint, resolve
+from hf_fingerprint.checkpoints.kinds import UNMARKED
 from hf_fingerprint.checkpoints.source import Source, choose_weights, is_weights
 
 
@@ -47,7 +48,7 @@ def test_a_single_file_is_a_model_without_its_folder(tmp_path):
     source = resolve(path)
 
     assert (source.name, source.weights, source.whole_folder) == (str(path), (path,), False)
-    assert source.other_files() == ([], [])
+    assert contents_of(source) == Contents()
 
 
 def test_shards_come_in_the_order_of_their_names(tmp_path):
@@ -312,7 +313,7 @@ def test_a_link_to_outside_the_folder_is_refused_by_name(tmp_path, link):
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(outside)
 
-    assert str(folder / link) in refused(lambda: resolve(folder).other_files())
+    assert str(folder / link) in refused(lambda: contents_of(resolve(folder)))
 
 
 def test_a_shard_that_is_a_link_to_outside_is_refused_by_name(tmp_path):
@@ -345,13 +346,16 @@ def test_links_within_the_folder_are_fine(tmp_path):
     save_model(tmp_path / "store" / "blob.dat", **ONE)
     (tmp_path / "model.safetensors").symlink_to("store/blob.dat")
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "same.json").symlink_to(tmp_path / "config.json")
+    (tmp_path / "labels.json").symlink_to(tmp_path / "config.json")
 
     source = resolve(tmp_path)
 
     with open_checkpoint(source) as checkpoint:
         assert list(checkpoint.tensors) == ["a"]
-    assert tmp_path / "same.json" in source.other_files()[0]
+    assert [each.path for each in contents_of(source).handed_on] == [
+        tmp_path / "config.json",
+        tmp_path / "labels.json",
+    ]
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path):
@@ -379,7 +383,11 @@ def test_a_snapshot_in_the_hub_clients_cache_is_a_folder_like_any(tmp_path):
     source = resolve(snapshot)
 
     assert source.weights == (snapshot / "model.safetensors",)
-    assert source.other_files() == ([snapshot / "config.json", snapshot / "sub" / "labels.json"], [])
+    assert [each.path for each in contents_of(source).handed_on] == [
+        snapshot / "config.json",
+        snapshot / "sub" / "labels.json",
+    ]
+    assert contents_of(source).left_out == ()
 
 
 def test_a_snapshot_may_point_to_its_own_blobs_and_no_further(tmp_path):
@@ -388,7 +396,7 @@ def test_a_snapshot_may_point_to_its_own_blobs_and_no_further(tmp_path):
     (tmp_path / "models--org--other" / "blobs" / "cccc").write_text("{}")
     (snapshot / "stolen.json").symlink_to("../../../models--org--other/blobs/cccc")
 
-    assert "stolen.json" in refused(resolve(snapshot).other_files)
+    assert "stolen.json" in refused(contents_of, resolve(snapshot))
 
 
 def test_blobs_that_are_themselves_a_link_away_are_outside(tmp_path):
@@ -404,7 +412,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
     save_model(tmp_path / "model.safetensors", **ONE)
     (tmp_path / "config.json").symlink_to("gone.json")
 
-    assert "config.json" in refused(resolve(tmp_path).other_files)
+    assert "config.json" in refused(contents_of, resolve(tmp_path))
 
 
 def test_a_link_that_leads_to_itself_is_named(tmp_path):
@@ -419,7 +427,7 @@ def test_a_folder_that_is_a_link_is_refused_by_name(tmp_path, target):
     (tmp_path / "sub").mkdir()
     (tmp_path / "assets").symlink_to(target, target_is_directory=True)
 
-    assert "assets" in refused(resolve(tmp_path).other_files)
+    assert "assets" in refused(contents_of, resolve(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "sub/labels.txt"])
@@ -429,7 +437,7 @@ def test_a_pipe_in_the_folder_is_refused_by_name_and_not_waited_for(tmp_path, na
     (tmp_path / name).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / name)
 
-    assert name in refused(lambda: resolve(tmp_path).other_files())
+    assert name in refused(lambda: contents_of(resolve(tmp_path)))
 
 
 def test_a_pipe_given_as_the_model_is_refused_and_not_waited_for(tmp_path):
@@ -475,27 +483,24 @@ def test_git_and_cache_folders_are_no_files_of_the_model(tmp_path):
         (tmp_path / hidden).write_bytes(b"x")
     (tmp_path / ".gitattributes").write_text("*.bin lfs\n")
 
-    assert resolve(tmp_path).other_files() == ([tmp_path / ".gitattributes"], [])
+    found = contents_of(resolve(tmp_path))
+
+    assert [each.name for each in found.handed_on] == [".gitattributes"]
+    assert names_of(found.left_out) == [".cache/", ".git/"]
 
 
 def test_weights_in_other_forms_are_told_from_the_files_to_copy(tmp_path):
     save_model(tmp_path / "model.safetensors", **ONE)
     copied = ["README.md", "config.json", "onnx/config.json", "sub/deep/er/labels.txt"]
-    unmarked = [
-        "checkpoint-10/model.safetensors",
-        "checkpoint-10/optimizer.pt",
-        "onnx/model.onnx",
-        "pytorch_model.bin",
-    ]
-    unmarked += ["stale.safetensors.index.json", "tf_model.h5", "training_args.bin"]
-    for name in copied + unmarked:
+    unmarked = ["onnx/model.onnx", "pytorch_model.bin", "stale.safetensors.index.json", "tf_model.h5"]
+    for name in [*copied, *unmarked, "checkpoint-10/model.safetensors", "training_args.bin"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(b"{}")
 
-    to_copy, left = resolve(tmp_path).other_files()
+    found = contents_of(resolve(tmp_path))
 
-    assert [str(path.relative_to(tmp_path)) for path in to_copy] == copied
-    assert [str(path.relative_to(tmp_path)) for path in left] == unmarked
+    assert [each.name for each in found.handed_on] == copied
+    assert names_of(found.left_out) == sorted([*unmarked, "checkpoint-10/", "training_args.bin"])
 
 
 def test_links_to_weights_elsewhere_are_left_out_and_not_followed(tmp_path):
@@ -503,4 +508,4 @@ def test_links_to_weights_elsewhere_are_left_out_and_not_followed(tmp_path):
     save_model(tmp_path / "model" / "model.safetensors", **ONE)
     (tmp_path / "model" / "old.safetensors").symlink_to(outside)
 
-    assert resolve(tmp_path / "model").other_files() == ([], [tmp_path / "model" / "old.safetensors"])
+    assert contents_of(resolve(tmp_path / "model")) == Contents((), (LeftOut("old.safetensors", UNMARKED),))

@@ -7,7 +7,7 @@ from refusals import refused
 
 import hf_fingerprint
 from hf_fingerprint.errors import CheckpointError
-from hf_fingerprint.hub.card import make_card, mended_config
+from hf_fingerprint.hub.card import make_card
 
 
 EXAMPLES = Path(hf_fingerprint.__file__).parents[1] / "model_cards"
@@ -110,24 +110,15 @@ def test_a_base_card_that_cannot_be_read_is_one_sentence(tmp_path, card):
 def test_a_configuration_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text("{")
 
-    assert "config.json is not JSON" in refused(mended_config, tmp_path, error=CheckpointError)
+    said = refused(make_card, tmp_path, "org/x", WEIGHTS, CONTENT, error=CheckpointError)
+    assert "config.json is not JSON" in said
+    assert "org/x" in str(make_card(tmp_path, "org/x", WEIGHTS, CONTENT, handed=[]))
 
 
-@pytest.mark.parametrize(
-    ("config", "mended"),
-    [
-        (TIMM | {"model_args": {"num_classes": 10}}, TIMM),
-        (TIMM | {"model_args": {"num_classes": 10, "img_size": 64}}, TIMM | {"model_args": {"img_size": 64}}),
-        ({"architecture": "x", "model_args": {"num_classes": 3}}, {"architecture": "x", "num_classes": 3}),
-        (TIMM, None),
-        (TIMM | {"model_args": {"img_size": 64}}, None),
-        (VIT | {"model_args": {"num_classes": 10}}, None),
-    ],
-)
-def test_the_number_of_classes_is_said_once(tmp_path, config, mended):
-    found = mended_config(folder_with(tmp_path, config))
+def test_a_card_that_does_not_go_along_is_not_quoted(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nMy token is this.\n")
 
-    assert (found if found is None else json.loads(found)) == mended
+    assert "token" not in str(make_card(tmp_path, "org/x", WEIGHTS, CONTENT, handed=["config.json"]))
 
 
 @pytest.mark.parametrize("disclosed", [False, True])

@@ -12,8 +12,10 @@ import torch
 from huggingface_hub import HfApi
 from loopback_hub_faults import Fault
 from refusals import refused
+from rubbish import CANARY, litter
+from safetensors.torch import load_file, save_file
 from secret_forms import held_in, secret_forms
-from small_models import PASSPHRASE, SETTINGS, new_vault, plain_arrays, save_plain, save_timm, save_vit
+from small_models import PASSPHRASE, SETTINGS, bytes_of, new_vault, plain_arrays, save_plain, save_timm, save_vit
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_fingerprint import Issuer, trace
@@ -123,6 +125,79 @@ class TestAVariant:
         assert (done.copy_id, done.recipient) == (copy.copy_id, "alice")
         assert copy.path.exists()
         assert records(mine) == [("alice", "issued")]
+
+
+class TestWhatLiesAround:
+    """A model's or a copy's folder with more than twenty kinds of secret and rubbish in it."""
+
+    def test_is_not_pushed_when_a_copy_is_issued_to_a_repo(self, hub, mine, tmp_path):
+        model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")
+        told = litter(model)
+
+        done = publish(mine, model=model)
+
+        self.check(hub, done.repo, ["README.md", "config.json", "model.safetensors"])
+        assert dict(done.left_out) == told
+        assert {"name": ".env", "reason": "a secret"} in done.to_dict()["left_out"]
+
+    def test_is_not_pushed_with_a_folder(self, hub, mine, tmp_path):
+        with Issuer(mine.model, mine.vault) as issuer:
+            copy = issuer.issue("alice", tmp_path / "copy")
+        told = litter(copy.path)
+        (copy.path / "config.json").write_text('{"_name_or_path": "/home/ada/x", "auto_map": {"A": "own.A"}}')
+
+        done = Publisher(mine.vault).push(copy.path, "org/late")
+
+        self.check(hub, "org/late", ["README.md", "config.json", "model.safetensors"])
+        assert dict(done.left_out) == told
+        assert hub.repos["org/late"].history()[0].files["config.json"] == b"{}\n"
+        assert accused(mine, "org/late") == ["alice"]
+
+    def test_code_is_pushed_with_a_folder_if_it_is_asked_for(self, hub, mine, tmp_path):
+        with Issuer(mine.model, mine.vault) as issuer:
+            copy = issuer.issue("alice", tmp_path / "copy")
+        (copy.path / "own.py").write_text("class Own: ...")
+
+        done = Publisher(mine.vault, include_code=True).push(copy.path, "org/late")
+
+        self.check(hub, "org/late", ["README.md", "model.safetensors", "own.py"])
+        assert done.left_out == ()
+
+    @pytest.mark.parametrize("form", ["notes", "pickle"])
+    def test_in_the_weights_file_is_not_pushed_either(self, hub, mine, tmp_path, form):
+        with Issuer(mine.model, mine.vault) as issuer:
+            copy = issuer.issue("alice", tmp_path / "copy")
+        weights = copy.path / "model.safetensors"
+        arrays = load_file(weights)
+        if form == "notes":
+            save_file(arrays, weights, {"format": "pt", "made": CANARY.decode()})
+        else:
+            weights.unlink()
+            torch.save(arrays, copy.path / "pytorch_model.bin")
+        before = bytes_of(copy.path)
+
+        Publisher(mine.vault, work=mine.work).push(copy.path, "org/late")
+
+        self.check(hub, "org/late", ["README.md", "model.safetensors"])
+        assert accused(mine, "org/late") == ["alice"]
+        assert bytes_of(copy.path) == before
+        assert not list(mine.work.rglob("*.safetensors"))
+
+    def test_beside_a_file_is_not_pushed_with_it(self, hub, mine, tmp_path):
+        with Issuer(mine.model, mine.vault) as issuer:
+            copy = issuer.issue("alice", tmp_path / "copy")
+        (copy.path / "README.md").write_bytes(CANARY)
+
+        Publisher(mine.vault).push(copy.path / "model.safetensors", "org/late")
+
+        self.check(hub, "org/late", ["README.md", "model.safetensors"])
+        assert accused(mine, "org/late") == ["alice"]
+
+    def check(self, hub, repo: str, names: list[str]) -> None:
+        files = hub.repos[repo].history()[0].files
+        assert sorted(set(files) - {".gitattributes"}) == names
+        assert not [name for name, content in files.items() if CANARY in content]
+        assert not [path for _, path, _, body in hub.received if CANARY in body]
 
 
 class TestTheRepo:

@@ -30,7 +30,7 @@ from hf_fingerprint.vault import Vault
 
 writer._RUN_BYTES = 1  # a write for each tensor
 OWNERS = {"os": os, "shutil": shutil, "Path": Path, "Vault": Vault, "writer": writer, "registering": registering}
-CHANGES = {"os.mkdir", "os.rename", "os.rmdir", "os.remove", "shutil.copyfile", "shutil.rmtree", "sqlite3.connect"}
+CHANGES = {"os.mkdir", "os.rename", "os.rmdir", "os.remove", "shutil.rmtree", "sqlite3.connect"}
 
 
 def die():
@@ -97,12 +97,12 @@ POINTS = [
     ("Vault", "begin_copy", "after", 1),
     ("Path", "mkdir", "after", 2),
     ("Path", "mkdir", "after", 3),
-    ("shutil", "copyfile", "before", 1),
-    ("shutil", "copyfile", "after", 2),
+    ("writer", "copy_file", "before", 1),
+    ("writer", "copy_file", "after", 2),
     ("os", "posix_fallocate", "after", 1),
-    ("writer", "_write_all", "before", 1),
-    ("writer", "_write_all", "after", 1),
-    ("writer", "_write_all", "after", 15),
+    ("writer", "write_all", "before", 1),
+    ("writer", "write_all", "after", 1),
+    ("writer", "write_all", "after", 15),
     ("os", "fsync", "before", 1),
     ("os", "fsync", "after", 2),
     ("os", "fsync", "after", 3),
@@ -120,7 +120,7 @@ POINTS = [
 def place(tmp_path_factory):
     """A base that is registered already, an unlocked vault, and a process that issues in forks of itself."""
     root = tmp_path_factory.mktemp("crashes")
-    model = save_plain(root / "model", README_md="# A model\n", labels__names_txt="cat\n")
+    model = save_plain(root / "model", README_md="# A model\n", labels__classes_txt="cat\n")
     vault = unlocked_vault(root / "vault")
     Issuer(model, vault, SETTINGS).__exit__()
     command = [sys.executable, "-c", FORKER]
@@ -174,7 +174,7 @@ def test_a_process_killed_at_any_change_to_the_disk_is_mended_by_the_same_call(p
     (tmp_path / "counted").mkdir()
     assert place.run(event=0, recipient="counted", out=tmp_path / "counted" / "copy") == 0
     events = json.loads((tmp_path / "counted" / "copy.events").read_text())
-    assert {"os.mkdir", "os.rename", "shutil.copyfile", "sqlite3.connect", "open"} <= set(events)
+    assert {"os.mkdir", "os.rename", "sqlite3.connect", "open"} <= set(events)
 
     for k in range(1, len(events) + 1):
         recipient, out = f"killed at event {k}", tmp_path / str(k) / "copy"
@@ -201,7 +201,7 @@ def test_a_process_killed_while_it_fills_an_empty_folder_is_mended_too(place, tm
 def test_a_partial_folder_of_a_killed_process_is_cleaned_up(place, tmp_path):
     out = tmp_path / "copy"
 
-    place.run(kill=("writer", "_write_all", "after", 5), recipient="partial", out=out)
+    place.run(kill=("writer", "write_all", "after", 5), recipient="partial", out=out)
 
     (begun,) = place.vault.copies(recipient="partial")
     (partial,) = tmp_path.iterdir()
@@ -233,7 +233,7 @@ def test_a_copy_complete_but_not_yet_in_its_place_traces(place, tmp_path):
 
 
 def test_a_new_key_is_drawn_for_a_copy_begun_again(place, tmp_path):
-    place.run(kill=("writer", "_write_all", "after", 9), recipient="rekeyed", out=tmp_path / "copy")
+    place.run(kill=("writer", "write_all", "after", 9), recipient="rekeyed", out=tmp_path / "copy")
     (before,) = place.vault.copies(recipient="rekeyed")
 
     issue(place.model, "rekeyed", place.vault, tmp_path / "copy", SETTINGS)
@@ -244,7 +244,7 @@ def test_a_new_key_is_drawn_for_a_copy_begun_again(place, tmp_path):
 
 def test_a_process_killed_twice_is_mended(place, tmp_path):
     out = tmp_path / "copy"
-    for point in (("os", "fsync", "before", 2), ("writer", "_write_all", "after", 3), ("Path", "rename", "before", 1)):
+    for point in (("os", "fsync", "before", 2), ("writer", "write_all", "after", 3), ("Path", "rename", "before", 1)):
         assert place.run(kill=point, recipient="twice", out=out) == KILLED
 
     assert issue(place.model, "twice", place.vault, out, SETTINGS).new
@@ -256,7 +256,7 @@ def test_a_process_killed_twice_is_mended(place, tmp_path):
 def test_a_process_killed_among_several_copies_is_mended(place, tmp_path, call):
     names, out = [f"several {call} {i}" for i in range(3)], tmp_path / "out"
 
-    assert place.run(kill=("writer", "_write_all", "after", call), several=names, out=out) == KILLED
+    assert place.run(kill=("writer", "write_all", "after", call), several=names, out=out) == KILLED
     with Issuer(place.model, place.vault, SETTINGS) as issuer:
         copies = list(issuer.issue_all(names, out))
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rubbish import CANARY, litter
 from safetensors.numpy import load_file, save_file
 from small_models import (
     PLAIN_CARRIERS,
@@ -28,7 +29,7 @@ from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, Fing
 from hf_fingerprint.keys import commitment
 
 
-OTHERS = {"README_md": "# A model\n", "notes_json": "{}", "labels__names_txt": "cat\ndog\n"}
+OTHERS = {"README_md": "# A model\n", "config_json": "{}", "labels__classes_txt": "cat\ndog\n"}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_only_the_carriers_bytes_differ_from_the_base(plain, tmp_path):
     copy = plain.issuer.issue("alice", tmp_path / "alice")
 
     before, after = bytes_of(plain.model), bytes_of(copy.path)
-    assert before.keys() == after.keys() == {"model.safetensors", "README.md", "notes.json", "labels/names.txt"}
+    assert before.keys() == after.keys() == {"model.safetensors", "README.md", "config.json", "labels/classes.txt"}
     assert [name for name in before if before[name] != after[name]] == ["model.safetensors"]
     assert header_of(plain.model / "model.safetensors") == header_of(copy.path / "model.safetensors")
     old, new = tensor_bytes(plain.model), tensor_bytes(copy.path)
@@ -388,12 +389,12 @@ def test_a_pickled_base_becomes_safetensors(plain, tmp_path):
     state = {name: torch.from_numpy(array) for name, array in plain_arrays(4).items()}
     (tmp_path / "pickled").mkdir()
     torch.save(state, tmp_path / "pickled" / "pytorch_model.bin")
-    (tmp_path / "pickled" / "notes.txt").write_text("kept")
+    (tmp_path / "pickled" / "LICENSE").write_text("kept")
 
     copy = issue(tmp_path / "pickled", "of a pickle", plain.vault, tmp_path / "copy", SETTINGS)
 
-    assert sorted(bytes_of(copy.path)) == ["model.safetensors", "notes.txt"]
-    assert copy.left_out == ("pytorch_model.bin",)
+    assert sorted(bytes_of(copy.path)) == ["LICENSE", "model.safetensors"]
+    assert copy.left_out == (("pytorch_model.bin", "the weights as a pickle"),)
     arrays = load_file(copy.path / "model.safetensors")
     assert {n: (a.dtype, a.shape) for n, a in arrays.items()} == {
         n: (a.dtype, a.shape) for n, a in plain_arrays(4).items()
@@ -411,7 +412,36 @@ def test_the_weights_in_another_form_are_not_handed_on_and_are_named(plain, tmp_
     copy = issue(model, "of both", plain.vault, tmp_path / "copy", SETTINGS)
 
     assert sorted(bytes_of(copy.path)) == ["README.md", "model.safetensors"]
-    assert copy.left_out == ("onnx/model.onnx", "pytorch_model.bin", "tf_model.h5")
+    assert [name for name, _ in copy.left_out] == ["onnx/model.onnx", "pytorch_model.bin", "tf_model.h5"]
+
+
+def test_nothing_that_was_lying_around_is_in_a_copy_and_each_is_named(plain, tmp_path):
+    model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")
+    told = litter(model)
+
+    copy = issue(model, "of litter", plain.vault, tmp_path / "copy", SETTINGS)
+
+    found = bytes_of(copy.path)
+    assert sorted(found) == ["README.md", "config.json", "model.safetensors"]
+    assert not [name for name, content in found.items() if CANARY in content]
+    assert dict(copy.left_out) == told
+    assert len(told) >= 20
+    assert copy.to_dict()["left_out"] == [{"name": name, "reason": reason} for name, reason in copy.left_out]
+    assert accused(copy.path, plain.vault) == ["of litter"]
+
+
+def test_code_goes_along_if_it_is_asked_for(plain, tmp_path):
+    model = save_plain(tmp_path / "coded", plain_arrays(7))
+    (model / "modeling_own.py").write_text("class Own: ...")
+
+    without = issue(model, "without", plain.vault, tmp_path / "without", SETTINGS)
+    coded = issue(model, "coded", plain.vault, tmp_path / "with", include_code=True)
+
+    assert (names_in(without.path), [name for name, _ in without.left_out]) == (
+        ["model.safetensors"],
+        ["modeling_own.py"],
+    )
+    assert (names_in(coded.path), coded.left_out) == (["model.safetensors", "modeling_own.py"], ())
 
 
 def test_a_sharded_base_keeps_its_shards_and_index(plain, tmp_path):
@@ -482,10 +512,10 @@ def new_place(vault: Vault, model: Path) -> Vault:
     ("owner", "name", "call"),
     [
         (os, "posix_fallocate", 1),
-        (writer, "_write_all", 1),
-        (writer, "_write_all", 2),
-        (shutil, "copyfile", 1),
-        (shutil, "copyfile", 3),
+        (writer, "write_all", 1),
+        (writer, "write_all", 2),
+        (writer, "copy_file", 1),
+        (writer, "copy_file", 3),
         (os, "fsync", 1),
         (os, "fsync", 4),
     ],

@@ -284,23 +284,57 @@ class TestACrash:
         assert accused(tmp_path / "checkpoint", vault) == ["alice"]
         assert fingerprint.record(tmp_path / "checkpoint").copy_id == record.copy_id
 
-    def test_between_the_record_and_the_key_the_key_is_forgotten_all_the_same(
-        self, base, vault, tmp_path, monkeypatch
+    @pytest.mark.parametrize(
+        "cut",
+        [
+            "hf_fingerprint.vault.store.commitment",
+            "hf_fingerprint.vault.store.wipe",
+            "hf_fingerprint.vault.store.clear_journal",
+            "hf_fingerprint.training.fingerprint.RecordedCopy",
+        ],
+    )
+    def test_anywhere_in_the_recording_is_mended_by_recording_again_and_leaves_no_key(
+        self, base, vault, tmp_path, monkeypatch, cut
     ):
         fingerprint = trained_for("alice", base, vault, tmp_path / "trained")
         key = kept_key(vault, base, "alice")
         with monkeypatch.context() as patched:
-            patched.setattr("hf_fingerprint.training.fingerprint.finish_training", lambda *_: 1 / 0)
+            patched.setattr(cut, lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 fingerprint.record(tmp_path / "trained")
-        assert accused(tmp_path / "trained", vault) == ["alice"]
-        del fingerprint
-        gc.collect()
-        again = Fingerprint(base, "alice", vault)
-        again.bind(load(base))
+        (record,) = vault.copies()
+        assert (record.state == "begun") == (key in everything_in(vault)) == cut.endswith(("commitment", "wipe"))
+        recorded = fingerprint.record(tmp_path / "trained")
 
         assert key not in everything_in(vault)
+        assert [(copy.copy_id, copy.state) for copy in vault.copies()] == [(recorded.copy_id, "issued")]
         assert accused(tmp_path / "trained", vault) == ["alice"]
+        assert Fingerprint(base, "alice", vault).bind(load(base))
+
+    def test_among_two_results_of_one_training_leaves_two_records(self, base, vault, tmp_path, monkeypatch):
+        fingerprint = trained_for("alice", base, vault, tmp_path / "trained")
+        fingerprint.record(tmp_path / "trained")
+        state = load_file(tmp_path / "trained" / "model.safetensors")
+        save_file(
+            {name: value * 1 for name, value in state.items()} | {"more": torch.ones(1)}, tmp_path / "two.safetensors"
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(Vault, "mark_written", lambda *_, **__: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                fingerprint.record(tmp_path / "two.safetensors")
+        assert [copy.state for copy in vault.copies()] == ["issued", "begun"]
+        fingerprint.record(tmp_path / "two.safetensors")
+
+        assert [copy.state for copy in vault.copies()] == ["issued", "issued"]
+
+    def test_that_an_earlier_version_left_before_the_end_is_ended(self, base, vault, tmp_path):
+        fingerprint = trained_for("alice", base, vault, tmp_path / "trained")
+        recorded = fingerprint.record(tmp_path / "trained")
+        with vault.connect() as connection:
+            connection.execute("UPDATE copies SET state = 'written'")
+
+        assert fingerprint.record(tmp_path / "trained") == recorded
+        assert [copy.state for copy in vault.copies()] == ["issued"]
 
 
 class TestTwoAtOnce:

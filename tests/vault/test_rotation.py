@@ -13,7 +13,7 @@ from small_models import PASSPHRASE, SETTINGS, bytes_of, everything_in, names_in
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.errors import PassphraseError, VaultError
-from hf_fingerprint.vault import begin_training, copies_in_training, finish_training
+from hf_fingerprint.vault import begin_training, copies_in_training
 from hf_fingerprint.vault import rotation as module
 from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import open_pack, pack_vault, take_snapshot
@@ -202,7 +202,6 @@ def test_a_training_goes_on(vault):
     again, same = begin_training(done.vault, base, "emil")
     assert (again.copy_id, same) == (record.copy_id, key)
     written = done.vault.mark_written(again, key, WHOLE)
-    finish_training(done.vault, written)
     assert copies_in_training(done.vault) == set()
     done.vault.unlock(NEW)
     assert done.vault.copy_key(written) == key

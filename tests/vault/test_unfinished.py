@@ -13,7 +13,7 @@ from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import FingerprintError, PassphraseError, VaultError
 from hf_fingerprint.registration import register
-from hf_fingerprint.vault import begin_training, copies_in_training, finish_training
+from hf_fingerprint.vault import begin_training, copies_in_training, forget_copy, hold, merge, take_snapshot
 from hf_fingerprint.vault.sealing import new_identity
 
 
@@ -83,10 +83,10 @@ class TestATraining:
         record, key = begin_training(vault, base, "alice")
         _, another = begin_training(vault, base, "bob")
         assert key in everything_in(vault)
-        done = vault.mark_written(record, key, WHOLE)
-        vault.mark_issued(record.copy_id)
-        finish_training(vault, done)
+        done = vault.mark_written(record, key, WHOLE, placed=True)
 
+        assert done.state == "issued"
+        assert vault.copies()[0] == done
         assert key not in everything_in(vault)
         assert another in everything_in(vault)
         assert record.copy_id not in copies_in_training(vault)
@@ -95,29 +95,51 @@ class TestATraining:
 
     def test_that_ended_is_followed_by_a_new_one(self, vault, base):
         record, key = begin_training(vault, base, "alice")
-        finish_training(vault, vault.mark_written(record, key, WHOLE))
+        vault.mark_written(record, key, WHOLE)
         second, other = begin_training(vault, base, "alice")
 
         assert second.copy_id != record.copy_id
         assert other != key
 
-    @pytest.mark.parametrize("issued", [False, True])
-    def test_that_was_recorded_and_not_ended_is_ended_by_the_next(self, vault, base, issued):
+    @pytest.mark.parametrize("state", ["written", "issued"])
+    def test_whose_key_an_earlier_version_left_behind_is_ended_when_the_vault_is_opened(self, vault, base, state):
         record, key = begin_training(vault, base, "alice")
-        vault.mark_written(record, key, WHOLE)
-        if issued:
-            vault.mark_issued(record.copy_id)
-        _, other = begin_training(vault, base, "alice")
+        _, other = begin_training(vault, base, "bob")
+        with vault.connect() as connection:
+            connection.execute("UPDATE copies SET state = ? WHERE copy_id = ?", (state, record.copy_id))
+        assert key in everything_in(vault)
+        Vault(vault.folder)
 
         assert key not in everything_in(vault)
         assert other in everything_in(vault)
         assert record.copy_id not in copies_in_training(vault)
 
-    def test_can_be_ended_where_none_ever_began(self, vault, base):
-        record, _ = vault.begin_copy(base, "alice", "somewhere")
-        finish_training(vault, record)
+    @pytest.mark.parametrize("cut", ["before the transaction ends", "before the journal is cleared"])
+    def test_that_is_cut_off_as_it_is_recorded_leaves_no_key_behind(self, vault, base, monkeypatch, cut):
+        record, key = begin_training(vault, base, "alice")
+        step = "wipe" if cut == "before the transaction ends" else "clear_journal"
+        with vault.connect() as other:  # the journal would be cut off when the last connection ends
+            other.execute("SELECT count(*) FROM meta").fetchone()
+            with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+                patched.setattr(f"hf_fingerprint.vault.store.{step}", lambda *_: 1 / 0)
+                vault.mark_written(record, key, WHOLE, placed=True)
+            begun = vault.copies()[0].state == "begun"
+            assert begun == (step == "wipe") == (record.copy_id in copies_in_training(vault))
+            if begun:
+                vault.mark_written(record, key, WHOLE, placed=True)
+            Vault(vault.folder)
 
-        assert copies_in_training(vault) == set()
+            assert key not in everything_in(vault)
+
+    def test_that_ended_in_a_copy_of_the_folder_is_ended_here_by_a_merge(self, vault, base, tmp_path):
+        record, key = begin_training(vault, base, "alice")
+        shutil.copytree(vault.folder, tmp_path / "clone")
+        clone = Vault(tmp_path / "clone")
+        clone.mark_written(record, key, WHOLE, placed=True)
+        merge(vault, take_snapshot(clone))
+
+        assert [copy.state for copy in vault.copies()] == ["issued"]
+        assert key not in everything_in(vault)
 
     def test_does_not_stop_the_vault_from_issuing_and_tracing(self, vault, base, template, tmp_path):
         begin_training(vault, base, "alice")
@@ -128,6 +150,70 @@ class TestATraining:
         assert [score.recipient for score in result.accused] == ["alice"]
         assert result.recipients_tested == 2
         assert len(copies_in_training(vault)) == 1
+
+
+class TestForgetting:
+    def test_ends_a_training_that_was_given_up(self, vault, base, template):
+        record, key = begin_training(vault, base, "alice")
+        _, other = begin_training(vault, base, "bob")
+        assert forget_copy(vault, record.copy_id) == record
+
+        content = everything_in(vault)
+        assert key not in content
+        assert record.sealed not in content
+        assert other in content
+        assert [copy.recipient for copy in vault.copies()] == ["bob"]
+        result = trace(template / "model", vault, passphrase=PASSPHRASE)
+        assert [score.recipient for score in result.scores] == ["bob"]
+        assert begin_training(vault, base, "alice")[1] != key
+
+    def test_ends_a_copy_that_was_begun_and_never_written(self, vault, base):
+        record, _ = vault.begin_copy(base, "alice", "somewhere")
+        forget_copy(vault, record.copy_id)
+
+        assert vault.copies() == []
+
+    @pytest.mark.parametrize("placed", [False, True])
+    def test_keeps_what_was_made(self, vault, base, placed):
+        record, key = begin_training(vault, base, "alice")
+        done = vault.mark_written(record, key, WHOLE, placed=placed)
+
+        assert "may be in somebody's hands" in refusal(lambda: forget_copy(vault, record.copy_id))
+        assert vault.copies() == [done]
+
+    @pytest.mark.parametrize("what", ["training alice", "/out/alice"])
+    def test_waits_for_who_works_on_it(self, vault, base, what):
+        record, key = begin_training(vault, base, "alice", "/out/alice")
+        lock = hold(vault, base, what, "busy")
+
+        assert "being worked on" in refusal(lambda: forget_copy(vault, record.copy_id))
+        assert key in everything_in(vault)
+        lock.release()
+        forget_copy(vault, record.copy_id)
+
+    def test_of_no_record_is_refused(self, vault):
+        assert "no record 0123" in refusal(lambda: forget_copy(vault, "0123"))
+
+    def test_is_not_undone_by_a_merge(self, vault, base, tmp_path):
+        record, key = begin_training(vault, base, "alice")
+        shutil.copytree(vault.folder, tmp_path / "clone")
+        clone = Vault(tmp_path / "clone")
+        forget_copy(vault, record.copy_id)
+        merge(vault, take_snapshot(clone))
+        assert vault.copies() == []
+
+        done = clone.mark_written(record, key, WHOLE, placed=True)  # it was finished after all: it must trace
+        merge(vault, take_snapshot(clone))
+        assert vault.copies() == [done]
+        assert key not in everything_in(vault)
+
+    def test_by_the_command_line(self, vault, base, capsys):
+        record, key = begin_training(vault, base, "alice")
+
+        assert main(["vault", "forget", record.copy_id, "--vault", str(vault.folder)]) == 0
+        assert f"{record.copy_id} (alice)" in capsys.readouterr().out
+        assert main(["vault", "forget", record.copy_id, "--vault", str(vault.folder)]) == 2
+        assert key not in everything_in(vault)
 
 
 class TestAVaultForAnIdentityElsewhere:

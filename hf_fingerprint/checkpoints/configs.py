@@ -1,0 +1,167 @@
+"""What a model's JSON says without the traces of the machine and the account that it was saved on.
+
+Libraries note where a model was loaded from, with which token and at which commit. No loader needs these, and they
+say things of the owner, or of the unmarked base, that a recipient is not meant to read. Everything else stays as it
+is: a file in which nothing is dropped keeps its bytes.
+"""
+
+import json
+import re
+from typing import Any
+
+
+CONFIG = "config.json"
+FORMATS = frozenset(["pt", "tf", "flax", "mlx", "np"])
+_DROPPED = frozenset(
+    [
+        "_name_or_path",
+        "name_or_path",
+        "_commit_hash",
+        "token",
+        "hf_token",
+        "auth_token",
+        "use_auth_token",
+        "access_token",
+        "api_key",
+        "password",
+    ]
+)
+_TOTALS = ("total_size", "total_parameters")
+_CLASSES = frozenset(["id2label", "label2id", "label_names"])  # labels such as "/m/01g317" are no paths
+_PATH = re.compile(r"(file://|~[\w.-]*/|/[^/\s]+/\S|[A-Za-z]:[\\/]|\\\\\w)")
+_HOMES = r"(file://|~/|/(home|Users|root|mnt|tmp|private|scratch)/|[A-Za-z]:\\)"
+_PATH_WITHIN = re.compile(rf"(^|[\s\"'=:(\[,]){_HOMES}")
+
+
+def clean_config(name: str, content: bytes, code: bool) -> bytes:
+    """A configuration of a model, a preprocessor or a tokenizer as it is handed on.
+
+    Args:
+        name (`str`): the file's name; of `config.json`, what timm writes twice is said once, so that transformers
+            loads it too.
+        content (`bytes`): what the file holds.
+        code (`bool`): whether the model's code is handed on, so that `auto_map` may point to it.
+
+    Returns:
+        `bytes`: the same bytes, if there is nothing to drop.
+
+    Raises:
+        [`ValueError`]: if it is not JSON.
+    """
+    found = _parsed(content)
+    try:
+        kept = _clean(found, code)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if name == CONFIG and isinstance(kept, dict):
+        kept = _said_once(kept)
+    return content if kept == found else (json.dumps(kept, indent=2) + "\n").encode()
+
+
+def clean_index(content: bytes) -> bytes:
+    """The index of sharded weights as it is handed on: where each tensor is, and how large all are.
+
+    Raises:
+        [`ValueError`]: if it is not such an index.
+    """
+    found = _parsed(content)
+    if not isinstance(found, dict) or not isinstance(found.get("weight_map"), dict):
+        raise ValueError("no index")
+    kept = {key: value for key, value in found.items() if key in ("metadata", "weight_map")}
+    if "metadata" in kept:
+        metadata = kept["metadata"] if isinstance(kept["metadata"], dict) else {}
+        kept["metadata"] = {k: v for k, v in metadata.items() if k in _TOTALS and isinstance(v, int | float)}
+    return content if kept == found else (json.dumps(kept, indent=2) + "\n").encode()
+
+
+def clean_header(text: bytes) -> bytes:
+    """The JSON of a safetensors header whose `__metadata__` says nothing but the `format`, which loaders read.
+
+    The tensors' entries stay in their order, and their offsets as they are, since these count from the header's end.
+    """
+    header = _parsed(text)
+    metadata = header.get("__metadata__")
+    if metadata is None or (metadata.keys() <= {"format"} and metadata.get("format", "pt") in FORMATS):
+        return text
+    if metadata.get("format") in FORMATS:
+        header["__metadata__"] = {"format": metadata["format"]}
+    else:
+        del header["__metadata__"]
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def check_json(content: bytes) -> None:
+    """Refuses what is not JSON.
+
+    Raises:
+        [`ValueError`]: if it is not.
+    """
+    _parsed(content)
+
+
+def names_local_files(content: bytes) -> bool:
+    """Whether a list, of labels for instance, holds paths of somebody's machine."""
+    return bool(_PATH_WITHIN.search(content.decode("utf-8", "replace")))
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _clean(value: Any, code: bool, key: str = "") -> Any:
+    """A value without the keys that are dropped and without strings that are paths."""
+    if isinstance(value, list) and key in _CLASSES:
+        return [_label(each) for each in value]
+    if isinstance(value, list):
+        return [_clean(each, code, key) for each in value if not _is_path(each)]
+    if not isinstance(value, dict):
+        return value
+    if key in _CLASSES:
+        return {_label(name): _label(each) for name, each in value.items()}
+    kept = {}
+    for name, each in value.items():
+        if _is_dropped(name, each) or _is_path(each):
+            continue
+        kept[name] = _clean(each, code, name)
+        if name == "auto_map" and not code:
+            kept[name] = _of_other_repos(kept[name])
+            if not kept[name]:
+                del kept[name]
+    return kept
+
+
+def _is_dropped(name: str, value: Any) -> bool:
+    return name in _DROPPED and (value is None or isinstance(value, str | bool))
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(_PATH.match(value) or _PATH_WITHIN.search(value))
+
+
+def _label(value: Any) -> Any:
+    """A class's name; of one that is a path on somebody's machine, the last part."""
+    if isinstance(value, str) and _PATH_WITHIN.search(value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
+
+
+def _of_other_repos(auto_map: Any) -> Any:
+    """The entries that name code in a repo of its own (`org/name--module.Class`), which is there for the recipient."""
+    if isinstance(auto_map, dict):
+        return {name: each for name, each in auto_map.items() if "--" in str(each)}
+    return auto_map if "--" in str(auto_map) else None
+
+
+def _said_once(config: dict[str, Any]) -> dict[str, Any]:
+    """timm 1.0.31 and later repeat the number of classes among the model's arguments, which transformers then passes
+    twice."""
+    arguments = config.get("model_args")
+    if "architecture" not in config or not isinstance(arguments, dict) or "num_classes" not in arguments:
+        return config
+    kept = {name: value for name, value in config.items() if name != "model_args"}
+    kept.setdefault("num_classes", arguments["num_classes"])
+    rest = {name: value for name, value in arguments.items() if name != "num_classes"}
+    return kept | ({"model_args": rest} if rest else {})

@@ -1,0 +1,249 @@
+"""What of a model's folder is handed on with a copy, and why the rest is not.
+
+A folder that a model was trained in holds more than the model: the vault's identity, tokens, the training's state,
+the same weights unmarked. So what is handed on is a list of what loaders and readers of a model look for, by name and
+then by content, and everything else stays behind with a reason. Copies in folders and pushes ask here.
+"""
+
+import os
+import posixpath
+import re
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from hf_fingerprint.checkpoints import kinds
+from hf_fingerprint.checkpoints.configs import check_json, clean_config, clean_index, names_local_files
+from hf_fingerprint.checkpoints.source import Source, check_inside, is_weights, printable
+from hf_fingerprint.errors import CheckpointError
+
+
+LARGEST = 64 << 20
+VAULT_DATABASE = "vault.db"
+SQLITE = b"SQLite format 3\0"
+_MOST_IN_FOLDER, _MOST_IN_ALL, _MOST_NAMED = 1000, 10_000, 20
+_CARD = "README.md"
+
+
+# what must not leave whatever the file's name: keys, ciphertexts to a vault's identity, tokens
+_HELD = re.compile(
+    rb"(?i:age-secret-key-1)|BEGIN [A-Z0-9 ]*PRIVATE KEY|BEGIN AGE ENCRYPTED|age-encryption\.org/v1"
+    rb"|PuTTY-User-Key-File|\bhf_(?=[a-zA-Z0-9]*[A-Z])(?=[a-zA-Z0-9]*[a-z])[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
+    rb"|\bgh[pousr]_[A-Za-z0-9]{36}"
+)
+_SHOWN = re.compile(
+    r"!\[[^\]]*\]\(\s*<?([^)\s>]+)"  # markdown: ![text](target)
+    r"|<(?:img|source|video|image)\b[^>]*?\b(?:src|srcset|href|poster)\s*=\s*[\"']?([^\"'\s>]+)"
+    r"|^\s*\[[^\]]+\]:\s*<?(\S+?)>?\s*$"  # markdown: [name]: target
+    r"|^\s*-?\s*(?:src|thumbnail|url|image):\s*[\"']?([^\"'\s]+)",  # the front matter's widgets
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+class LeftOut(NamedTuple):
+    """What stays behind.
+
+    Attributes:
+        name (`str`): the file's path in the folder, `/` at the end of a folder's; it may be hostile.
+        reason (`str`): why, in a few words.
+    """
+
+    name: str
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        """The same for JSON."""
+        return self._asdict()
+
+
+@dataclass(frozen=True)
+class HandedOn:
+    """A file that goes with a copy.
+
+    Attributes:
+        path (`Path`): where it is.
+        name (`str`): its path in the folder, with `/`.
+        content (`bytes` or `None`): what is handed on in its place; `None` for its own bytes.
+    """
+
+    path: Path
+    name: str
+    content: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A model's folder, sorted; without the weights that were chosen.
+
+    Attributes:
+        handed_on (`tuple[HandedOn, ...]`): by name.
+        left_out (`tuple[LeftOut, ...]`): by name.
+    """
+
+    handed_on: tuple[HandedOn, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def contents_of(source: Source, include_code: bool = False) -> Contents:
+    """Sorts a model's folder into what goes with a copy and what stays behind.
+
+    A folder of a kind that holds nothing of a model (`.git`, `checkpoint-10`), or too many files, is named as one and
+    not looked into.
+
+    Args:
+        source ([`Source`]): the model; of one given by a file, the neighbours are not its own.
+        include_code (`bool`, *optional*, defaults to `False`): whether `.py` files go along.
+
+    Raises:
+        [`CheckpointError`]: if a file that might go along is missing, can't be read, is not a regular file or lies
+        outside the folder.
+    """
+    handed: list[HandedOn] = []
+    left: list[LeftOut] = []
+    if source.index is not None and not source.pickled:
+        handed.append(_index(source.index))
+    if source.pickled:
+        left += [LeftOut(path.name, "the weights as a pickle") for path in source.weights]
+        left += [LeftOut(source.index.name, "the index of pickles")] if source.index is not None else []
+    if source.whole_folder:
+        shown = _pictures_of(source.folder / _CARD)
+        chosen = {*source.weights, source.index}
+        for path, reason in _walk(source.folder):
+            name = path.relative_to(source.folder).as_posix()
+            if reason is not None:
+                left.append(LeftOut(f"{name}/", reason))
+            elif path not in chosen:
+                found = _sort(path, name, source.folder, shown, include_code)
+                if isinstance(found, LeftOut):
+                    left.append(found)
+                else:
+                    handed.append(found)
+    by_name = sorted(set(left))
+    return Contents(tuple(sorted(handed, key=lambda each: each.name)), tuple(_shortened(by_name)))
+
+
+def holds_secret(content: bytes) -> bool:
+    """Whether a file's bytes hold a key, a token, an age ciphertext, or a database such as a vault's."""
+    return content.startswith(SQLITE) or bool(_HELD.search(content.replace(b"\0", b"")))
+
+
+def _sort(path: Path, name: str, folder: Path, shown: set[str], include_code: bool) -> HandedOn | LeftOut:
+    base, allowed = path.name, kinds.may_go(path.name) or (name in shown and kinds.is_picture(path.name))
+    if not allowed:
+        reason = kinds.why_not(base) or (kinds.UNMARKED if is_weights(base) else None)
+        if reason is not None:
+            return LeftOut(name, reason)
+    check_inside(path, folder)
+    if not allowed and not (include_code and kinds.is_code(base)):
+        return LeftOut(name, _why_not(path))
+    if path.stat().st_size > LARGEST:
+        return LeftOut(name, f"larger than the {LARGEST >> 20} MB that such a file may have")
+    content = _read(path)
+    try:
+        kept = _kept(base, content, include_code)
+    except ValueError:
+        return LeftOut(name, kinds.SECRET if holds_secret(content) else "not valid JSON")
+    if holds_secret(kept):
+        return LeftOut(name, kinds.SECRET)
+    if kinds.is_labels(base) and names_local_files(kept):
+        return LeftOut(name, "names files of somebody's machine")
+    return HandedOn(path, name, None if kept == content else kept)
+
+
+def _kept(base: str, content: bytes, include_code: bool) -> bytes:
+    if kinds.is_config(base):
+        return clean_config(base.lower(), content, include_code)
+    if base.lower().endswith(".json"):
+        check_json(content)
+    return content
+
+
+def _why_not(path: Path) -> str:
+    """Why a file of no known kind is left out: it may be a secret all the same."""
+    try:
+        with path.open("rb") as stream:
+            if holds_secret(stream.read(1 << 16)):
+                return kinds.SECRET
+    except OSError:
+        pass
+    if kinds.is_code(path.name):
+        return kinds.CODE
+    return kinds.NOT_SHOWN if kinds.is_picture(path.name) else kinds.OTHER
+
+
+def _index(path: Path) -> HandedOn:
+    content = _read(path)
+    try:
+        kept = clean_index(content)
+    except ValueError:
+        raise CheckpointError(f"{path} is not an index of weight files: get it again.") from None
+    return HandedOn(path, path.name, None if kept == content else kept)
+
+
+def _pictures_of(card: Path) -> set[str]:
+    """The paths in the folder of what a model card links to as a picture."""
+    if not card.is_file() or card.stat().st_size > LARGEST:
+        return set()
+    text = _read(card).decode("utf-8", "replace")
+    targets = {next(filter(None, found), "") for found in _SHOWN.findall(text)}
+    return {posixpath.normpath(unquote(target.split("#")[0].split("?")[0])) for target in targets if target}
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, str | None]]:
+    """What lies in a folder, folders nearer the top first: files, and folders with the reason why they are not looked
+    into."""
+    waiting, seen = deque([top]), 0
+    while waiting:
+        folder = waiting.popleft()
+        limit = None if folder == top else _MOST_IN_FOLDER + 1
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(islice(entries, limit), key=lambda entry: entry.name)
+        except OSError:
+            yield folder, "a folder that can't be read"
+            continue
+        seen += len(listed)
+        if folder != top and (len(listed) > _MOST_IN_FOLDER or seen > _MOST_IN_ALL):
+            yield folder, f"{kinds.OTHER}; too many files to look at"
+            continue
+        if folder != top and any(entry.name == VAULT_DATABASE for entry in listed):
+            yield folder, "a vault"
+            continue
+        for entry in listed:
+            path = folder / entry.name
+            if not entry.is_dir(follow_symlinks=False):
+                yield path, None
+                continue
+            reason = kinds.why_not_folder(entry.name)
+            if reason is None:
+                waiting.append(path)
+            else:
+                yield path, reason
+
+
+def _shortened(left: list[LeftOut]) -> Iterator[LeftOut]:
+    """All of them, but of many in one folder for one reason the first ones and how many more there are."""
+    count: Counter[tuple[str, str]] = Counter()
+    for each in left:
+        kind = (posixpath.dirname(each.name.rstrip("/")), each.reason)
+        count[kind] += 1
+        if count[kind] <= _MOST_NAMED:
+            yield each
+    for (folder, reason), total in count.items():
+        if total > _MOST_NAMED:
+            yield LeftOut(posixpath.join(folder, "..."), f"{total - _MOST_NAMED} more: {reason}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        shown = path.parent / printable(path.name)
+        raise CheckpointError(
+            f"{shown} can't be read ({error.strerror or error}): give yourself the right to, or move it out of the "
+            f"model's folder."
+        ) from None

@@ -1,0 +1,122 @@
+"""What a file's name says of its part in a model's folder.
+
+One list of what loaders and readers of a model look for, which may be handed on; and lists of what else is found
+beside a model, which give the reason why it is not.
+"""
+
+import re
+
+
+UNMARKED = "weights in another form, unmarked"
+SECRET = "a secret"
+STATE = "a training's state"
+SIGNED = "a signature or checksum of the base's files"
+CODE = "code; --include-code hands it on"
+NOT_SHOWN = "a picture that the model card does not show"
+OTHER = "not part of a model's folder"
+
+
+def _named(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+_TEXT = r"(\.(txt|md|rst|html))?"
+_CONFIGS = _named(
+    r"((pre|post)?processor|image_processor|video_preprocessor|feature_extractor|generation|tokenizer|quantization)"
+    r"_config\.json",
+    r"(config|image_processor\w*|quantize_config)\.json",
+)
+_VOCABULARIES = _named(
+    r"(tokenizer|special_tokens_map|added_tokens|chat_template)\.json",
+    r"vocab\w*\.(json|txt|bpe|model)",
+    r"merges\.txt",
+    r"(spiece|tokenizer|sentencepiece[\w.-]*)\.model",
+    r"chat_template\.jinja",
+)
+_LABELS = _named(
+    r"[\w.-]*(labels?|classes|class_?names|class_?map|label_?names|synsets?|id2label|label2id|label_?map|categories)[\w.-]*"
+    r"\.(json|txt|csv|tsv|names|pbtxt)",
+)
+_DATA = _named(r".*(^|[\W_])(train|val|valid|validation|test|eval|dev|pseudo)([\W_]|\d|$).*")
+_READING = _named(rf"(license|licence|notice|copying|citation|use_policy|acknowledge?ments?)[\w-]*{_TEXT}")
+_READING_TOO = _named(r"readme\.md", r"citation\.(cff|bib)", r"\.gitattributes")
+_PICTURES = _named(r".*\.(svg|png|jpe?g|webp|gif)")
+_CODES = _named(r".*\.py")
+
+_SECRETS = _named(
+    r".*\.(age|pem|key|p12|pfx|jks|keystore|kdbx|kdb|ppk|gpg|token|ovpn|passwd|htpasswd|secrets?)",
+    r"\.(env|netrc|npmrc|pypirc|pgpass|git-credentials|dockercfg|boto|s3cfg|htpasswd|vault-token)([.-].*)?",
+    r".*\.env",
+    r"_?netrc",
+    r"id_(rsa|dsa|ecdsa|ed25519)([.-].*)?",
+    r".*(credential|passphrase|password|private_key|api_?key)s?.*",
+    r"((hf|api|auth|access)_)?tokens?(\.(txt|json|ya?ml))?",
+    r"(.*[_.-])?secrets?([_.-].*)?",
+    r"vault\.(db|age)([.-].*)?",
+    r".*\.(proof|transcript)(\.\w+)?",
+    r".*([_.-]|^)(proof|transcript)s?([_.-].*)?\.(json|jsonl|bin|cbor|safetensors)",
+    r"kubeconfig",
+)
+_STATES = _named(
+    r"training_args\.\w+",
+    r"(optimizer|scheduler|scaler|rng_state|random_states|trainer_state|lr_scheduler)[\w.-]*",
+    r"(all|train|eval|test|predict)_results\.json",
+    r"events\.out\.tfevents.*",
+    r".*\.(log|tfevents|out|err)",
+    r"(last|latest)(_checkpoint.*)?",
+    r"(args|hparams|hyperparams)\.ya?ml",
+)
+_SIGNATURES = _named(
+    r".*\.(sig|asc|sigstore|minisig|p7s|p7m|sha\d*|md5|b3|crt|cer|att|intoto|jsonl\.sigstore)",
+    r".*sums?(\.(txt|asc|sig|json))?",
+    r"(checksum|manifest|hashes|digest|signature)s?(\.[\w.]+)?",
+    r".*\.(sigstore|sig|intoto)\.jsonl?",
+)
+_LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
+    (_SECRETS, SECRET),
+    (_STATES, STATE),
+    (_SIGNATURES, SIGNED),
+    (_named(r".*\.index\.json"), "an index of weights that are not handed on"),
+)
+_FOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (_named(r"checkpoints?([-_.].*)?", r"(epoch|step)s?[-_]?\d+"), "checkpoints of a training, unmarked"),
+    (_named(r"runs", r"wandb", r"mlruns", r"lightning_logs", r"tensorboard", r"logs?"), STATE),
+    (_named(r"\.(ssh|aws|gnupg|azure|kube|docker|config)", r"secrets?", r"credentials?"), SECRET),
+    (_named(r"\.git"), "git's history, with all that was ever in it"),
+    (_named(r"\.cache", r"__pycache__", r".*_cache"), "a cache"),
+    (_named(r"\..*"), "a hidden folder"),
+)
+
+
+def may_go(name: str) -> bool:
+    """Whether a file of this name belongs to a model, apart from weights, code and pictures."""
+    patterns = (_CONFIGS, _VOCABULARIES, _READING, _READING_TOO)
+    return any(pattern.fullmatch(name) for pattern in patterns) or is_labels(name)
+
+
+def is_config(name: str) -> bool:
+    """Whether it configures a model, a preprocessor or a tokenizer, in JSON."""
+    return bool(_CONFIGS.fullmatch(name))
+
+
+def is_labels(name: str) -> bool:
+    """Whether it lists a model's classes, and not the labels of somebody's data."""
+    return bool(_LABELS.fullmatch(name)) and not _DATA.fullmatch(name)
+
+
+def is_picture(name: str) -> bool:
+    return bool(_PICTURES.fullmatch(name))
+
+
+def is_code(name: str) -> bool:
+    return bool(_CODES.fullmatch(name))
+
+
+def why_not(name: str) -> str | None:
+    """Why a file of this name is left out without a look into it, if there is a reason."""
+    return next((reason for pattern, reason in _LEFT_OUT if pattern.fullmatch(name)), None)
+
+
+def why_not_folder(name: str) -> str | None:
+    """Why a folder of this name is left out whole, if there is a reason."""
+    return next((reason for pattern, reason in _FOLDERS if pattern.fullmatch(name)), None)

@@ -1,0 +1,52 @@
+"""Keys of copies in training, wiped from the database and from its journal.
+
+A deleted row is overwritten (`secure_delete`), but the journal beside the database keeps the page as it was until it
+is folded in and cut off. That comes after the transaction, so the transaction leaves a note that it is due: a process
+that ends in between is caught up on when the vault is opened next.
+"""
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import suppress
+
+from hf_fingerprint.vault.transactions import transaction
+
+
+RECORDED = "copy_id IN (SELECT copy_id FROM copies WHERE state != 'begun')"
+_DUE = "forgetting"
+
+
+def wipe(connection: sqlite3.Connection, which: str, *values: str) -> bool:
+    """Deletes training keys, in the caller's transaction.
+
+    Args:
+        connection (`sqlite3.Connection`): with a transaction under way.
+        which (`str`): the condition, in SQL, with its `values`.
+
+    Returns:
+        `bool`: whether there were any; then call [`clear_journal`] when the transaction is committed.
+    """
+    connection.execute("PRAGMA secure_delete = ON")
+    found = connection.execute(f"DELETE FROM training WHERE {which}", values).rowcount > 0
+    if found:
+        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, '1')", (_DUE,))
+    return found
+
+
+def clear_journal(connection: sqlite3.Connection) -> None:
+    """Leaves nothing of what was wiped in the journal. While another process reads it, that stays due."""
+    (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if not busy:
+        connection.execute("DELETE FROM meta WHERE key = ?", (_DUE,))
+
+
+def catch_up(connection: sqlite3.Connection, meta: Mapping[str, str]) -> None:
+    """Wipes the keys of copies that are recorded, which earlier versions left where they were cut off, and what is due
+    of the journal."""
+    left = connection.execute(f"SELECT 1 FROM training WHERE {RECORDED}").fetchone()
+    if left is None and _DUE not in meta:
+        return
+    with suppress(sqlite3.OperationalError):  # a vault that can't be written to now is read all the same
+        with transaction(connection):
+            wipe(connection, RECORDED)
+        clear_journal(connection)
