@@ -24,7 +24,7 @@ from quick_age import lock_quickly
 from safetensors.torch import load_file, save_file
 from small_models import PASSPHRASE, build, new_vault, save_timm, save_vit
 
-from hf_fingerprint import Settings, Vault, issue
+from hf_fingerprint import Issuer, Settings, Vault, issue
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import register
@@ -49,6 +49,7 @@ class Ground:
             "timm": save_timm(root / "timm", img_size=32, num_classes=4),
             "vit": save_vit(root / "vit", num_labels=4, num_hidden_layers=2),
         }
+        self.issuers: dict[str, Issuer] = {}
         self.images = save_images(root / "images", CLASSES, 6)
         self.labels = root / "labels.txt"
         self.labels.write_text("\n".join(CLASSES) + "\n")
@@ -57,6 +58,7 @@ class Ground:
             register(base, Vault(vault), Settings(coalition=2, recipients_planned=4))
             self.run("questions", base, "--vault", vault, *FITTING, "--images", self.images)
             copy = issue(base, "alice", vault, root / f"copy-{form}").path
+            self.issuers[form] = Issuer(base, Vault(vault))
             suspect = root / f"suspect-{form}"
             suspect.mkdir()
             state = load_file(copy / "model.safetensors")
@@ -76,7 +78,7 @@ class Ground:
 def ways_in(ground: Ground, form: str, folder: Path, scratch: Path) -> dict[str, Callable[[], Any]]:
     """Every way, given the hostile folder; those that come later may build on what came before."""
     run, vault, known = ground.run, scratch / "vault", ground.root / f"vault-{form}"
-    base, copy, suspect = (ground.root / f"{what}-{form}" for what in ("base", "copy", "suspect"))
+    base, copy, suspect = ground.root / f"base-{form}", scratch / "copy", ground.root / f"suspect-{form}"
     new_vault(vault)
 
     def evaluating() -> str:
@@ -115,19 +117,19 @@ def ways_in(ground: Ground, form: str, folder: Path, scratch: Path) -> dict[str,
 
 
 def try_kind(ground: Ground, watch: Watch, name: str, number: int) -> dict[str, Any]:
-    """A kind through every way in: the base's and the copy's folder are made hostile too, their weights kept."""
+    """A kind through every way in: the base's folder and a copy's are made hostile too, their weights kept."""
     kind, scratch = KINDS[name], ground.root / f"kind-{number}"
     scratch.mkdir()
     folder = lay_out(kind, ground.models[kind.form], scratch / "model")
+    plain = ground.issuers[kind.form].issue(f"recipient {number}", scratch / "plain").path
+    lay_out(kind, plain, scratch / "copy")
+    base, kept = ground.root / f"base-{kind.form}", ground.root / "kept"
+    base.rename(kept)
+    lay_out(kind, kept, base)
     found = {}
     with ExitStack() as restored:
-        for each in (f"base-{kind.form}", f"copy-{kind.form}"):
-            hostile, place = scratch / each, ground.root / each
-            lay_out(kind, place, hostile)
-            place.rename(ground.root / "kept" / each)
-            hostile.rename(place)
-            restored.callback((ground.root / "kept" / each).rename, place)
-            restored.callback(rmtree, place)
+        restored.callback(kept.rename, base)
+        restored.callback(rmtree, base)
         for way, go in ways_in(ground, kind.form, folder, scratch).items():
             before = len(ground.hub.calls)
             with watch.over(scratch) as seen:
@@ -145,7 +147,6 @@ def try_kind(ground: Ground, watch: Watch, name: str, number: int) -> dict[str, 
 
 def tried(root: Path, names: list[str]) -> dict[str, Any]:
     """All of them."""
-    (root / "kept").mkdir()
     tempfile.tempdir = str(root)
     patches = pytest.MonkeyPatch()
     with LoopbackHub() as hub, patch("hf_fingerprint.vault.store.lock_identity", lock_quickly), patches.context() as m:
