@@ -25,7 +25,7 @@ from hf_fingerprint.blackbox.querying import Advance, asked_of
 from hf_fingerprint.checkpoints import cleared_on_failure, folder_of, sync
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
-from hf_fingerprint.vault import Base, CopyRecord, Vault
+from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults
 from hf_fingerprint.vault.database import write_private
 
 
@@ -90,7 +90,7 @@ def export_key_images(
     coded_bits(bits)
     check_bits(bits, max(known.recipients_planned, len(vault.copies(known.base_id))), known.alpha)
     copy = _copy_of(vault, known, recipient)
-    _check_place(out, vault)
+    _check_place(out)
     key = vault.copy_key(copy)
     _, (owned,) = questions.answers([key])
     images, listed, left_out = questions.images(known.secret), [], 0
@@ -175,9 +175,9 @@ def _copy_of(vault: Vault, base: Base, recipient: str) -> CopyRecord:
     return found[0]
 
 
-def _check_place(out: Path, vault: Vault) -> None:
-    if folder_of(out).is_relative_to(vault.folder.resolve()):
-        raise FingerprintError(f"{out} is inside the vault {vault.folder}: choose a place outside it.")
+def _check_place(out: Path) -> None:
+    folder_of(out)
+    check_outside_vaults(out)
     if out.exists() or out.is_symlink():
         raise FingerprintError(f"{out} is there already: name a new folder for the key images.")
 

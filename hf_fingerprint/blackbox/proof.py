@@ -24,7 +24,7 @@ from hf_fingerprint.blackbox.transcript import read_transcript
 from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.vault import Vault, check_recipient
+from hf_fingerprint.vault import Vault, check_outside_vaults, check_recipient
 from hf_fingerprint.vault.database import write_private
 
 
@@ -97,11 +97,12 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
 
 
 def check_free(path: str | Path) -> None:
-    """Refuses a place for a proof that isn't free.
+    """Refuses a place for a proof that isn't free, or that is in a vault: a proof is handed on.
 
     Raises:
-        [`FingerprintError`]: if there is a file.
+        [`FingerprintError`]: if there is a file, or a vault around it.
     """
+    check_outside_vaults(Path(path))
     if Path(path).exists():
         raise FingerprintError(f"{path} is there already: name another file for the proof.")
 

@@ -62,12 +62,15 @@ def add(
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
+    from hf_fingerprint.checkpoints import open_checkpoint
     from hf_fingerprint.registration import Settings, register
-    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault import Vault, check_model
 
     settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code)
-    with output.steps() as report:
-        base = register(model, Vault(vault), settings, report)
+    opened = Vault(vault)
+    with output.steps() as report, open_checkpoint(model) as checkpoint:
+        check_model(checkpoint.source, opened.folder)
+        base = register(checkpoint, opened, settings, report)
     if as_json:
         output.print_json(base.describe())
     else:

@@ -21,6 +21,7 @@ from hf_fingerprint.evaluation.planning import Job, choose, plan
 from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE, Ledger, Point, key_of, opened
 from hf_fingerprint.evaluation.scene import INNOCENTS, Scene
 from hf_fingerprint.registration import Settings
+from hf_fingerprint.vault import check_outside_vaults
 
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def evaluate(
         [`FingerprintError`]: in one sentence, what is in the way.
     """
     jobs = plan(choose(attacks), coalitions, quick, runs)
+    check_outside_vaults(Path(out))
     folder, holders = Path(out), 1 + max(holder for job in jobs for holder in job.members)
     with (
         opened(folder),

@@ -32,6 +32,7 @@ from hf_fingerprint.vault import (
     Publication,
     Vault,
     begin_publication,
+    check_model,
     check_recipient,
     confirm_publication,
     hold,
@@ -157,6 +158,7 @@ class Publisher:
             [`FingerprintError`]: in one sentence, what is in the way.
         """
         with open_checkpoint(folder) as checkpoint:
+            check_model(checkpoint.source, self.vault.folder)
             whole = weights_hash(checkpoint, self.vault)
             record = next((c for c in self.vault.copies() if c.content_hash == whole and c.state == "issued"), None)
             if record is None:

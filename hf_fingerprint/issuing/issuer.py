@@ -29,7 +29,7 @@ from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
 from hf_fingerprint.issuing.places import check_name, partial_of
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import Settings, register
-from hf_fingerprint.vault import Base, CopyRecord, Vault, hold
+from hf_fingerprint.vault import Base, CopyRecord, Vault, check_model, check_outside_vaults, hold
 
 
 Advance = Callable[[int], None]
@@ -87,10 +87,7 @@ class Issuer:
         self._checkpoint = open_checkpoint(model)
         try:
             source = self._checkpoint.source
-            if source.whole_folder and vault.folder.resolve().is_relative_to(source.folder.resolve()):
-                raise VaultError(
-                    f"{vault.folder} is inside the model's folder {source.folder}: move the vault out of it."
-                )
+            check_model(source, vault.folder)
             self._state = self._checkpoint.state()
             self.base: Base = register(self._checkpoint, vault, settings, report)
         except BaseException:
@@ -151,8 +148,10 @@ class Issuer:
         check_name(recipient)
         out = out.absolute()
         source = self._checkpoint.source
-        if source.whole_folder and folder_of(out).is_relative_to(source.folder.resolve()):
+        within = folder_of(out)
+        if source.whole_folder and within.is_relative_to(source.folder.resolve()):
             raise CheckpointError(f"{out} is inside the model's own folder: choose a place outside it.")
+        check_outside_vaults(out)
         with ExitStack() as held:
             refusal = f"{out} is being issued by another process: wait for it."
             held.callback(hold(self.vault, self.base, str(out), refusal).release)

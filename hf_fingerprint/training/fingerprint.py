@@ -18,14 +18,24 @@ from filelock import FileLock
 
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.reading import read_suspect
 from hf_fingerprint.registration import Settings, find_base, open_base, register, weights_hash
 from hf_fingerprint.training.answering import bind_answers
 from hf_fingerprint.training.carriers import LocatedCarriers, locate
 from hf_fingerprint.training.processes import from_first_process, is_first_process
 from hf_fingerprint.training.regulariser import Regulariser, parameter_places
-from hf_fingerprint.vault import Base, CopyRecord, Vault, begin_training, check_recipient, copies_in_training, hold
+from hf_fingerprint.vault import (
+    Base,
+    CopyRecord,
+    Vault,
+    begin_training,
+    check_outside_vaults,
+    check_recipient,
+    check_without_vault,
+    copies_in_training,
+    hold,
+)
 
 
 @dataclass(frozen=True)
@@ -136,13 +146,12 @@ class Fingerprint:
             raise
 
     def keep_out_of(self, folder: Path) -> None:
-        """Refuses a folder for a training's output, which may be pushed, if the vault is in it."""
+        """Refuses a folder for a training's output, which may be pushed, if a vault or an identity is in it, or it is
+        in a vault."""
 
         def check() -> None:
-            if self.vault.folder.resolve().is_relative_to(folder.resolve()):
-                raise VaultError(
-                    f"{self.vault.folder} is inside the output folder {folder}: move the vault out of it."
-                )
+            check_outside_vaults(folder)
+            check_without_vault(folder, "the output folder", self.vault.folder, identities=True)
 
         from_first_process(check)
 
@@ -208,8 +217,9 @@ class Fingerprint:
         if self._base is None or self._record is None or self._material is None:
             raise FingerprintError(f"{folder} can't be recorded: nothing was trained with this fingerprint yet.")
         base, record, bits = self._base, self._record, self._material.target > 0
-        if folder.is_dir() and self.vault.folder.resolve().is_relative_to(folder.resolve()):
-            raise VaultError(f"{self.vault.folder} is inside the copy's folder {folder}: move the vault out of it.")
+        check_outside_vaults(folder)
+        if folder.is_dir():
+            check_without_vault(folder, "the copy's folder", self.vault.folder, identities=True)
         whole, score, agreement = self._proven(folder, base, bits)
         answers = self._answering is not None and self._answering == _state(folder)
         if self._copy_key is not None and not answers and self._recorded(base, whole) is None:

@@ -5,6 +5,7 @@ from hf_fingerprint.vault.locks import hold
 from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import Snapshot, open_pack, pack_vault, take_snapshot
 from hf_fingerprint.vault.passphrase import find_passphrase
+from hf_fingerprint.vault.places import check_model, check_outside_vaults, check_without_vault
 from hf_fingerprint.vault.publications import (
     Publication,
     begin_publication,
@@ -33,7 +34,10 @@ __all__ = [
     "add_issuer",
     "begin_publication",
     "begin_training",
+    "check_model",
+    "check_outside_vaults",
     "check_recipient",
+    "check_without_vault",
     "confirm_publication",
     "copies_in_training",
     "find_passphrase",

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
+from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.forgetting import catch_up
+from hf_fingerprint.vault.places import check_new_vault
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import check_public_key
 from hf_fingerprint.vault.upgrading import UPGRADABLE, upgrade
 
 
-DATABASE = "vault.db"
+DATABASE = VAULT_DATABASE
 IDENTITY = "identity.age"
-_MAGIC = b"SQLite format 3\0"
 _WAIT_SECONDS = 60.0
 
 
@@ -45,7 +46,7 @@ class Database:
             )
         if not (self.folder / DATABASE).is_file():
             raise VaultError(f"{self.folder} holds no vault: make one with `hf-fingerprint vault init {self.folder}`.")
-        if _first_bytes(self.folder / DATABASE) != _MAGIC:
+        if _first_bytes(self.folder / DATABASE) != SQLITE:
             raise VaultError(f"{self.folder / DATABASE} is not a vault's database: restore a backup.")
         with self.connect() as connection:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
@@ -65,8 +66,13 @@ class Database:
 
     @classmethod
     def make(cls, folder: Path, public_key: str, locked: bytes | None) -> Self:
-        """Makes an empty vault, with its locked identity if that is to lie there."""
+        """Makes an empty vault, with its locked identity if that is to lie there.
+
+        Raises:
+            [`VaultError`]: if the folder is a model's or lies in one, or can't be made.
+        """
         check_public_key(public_key)
+        check_new_vault(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if locked is not None:
@@ -123,7 +129,7 @@ class Database:
 def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
-            return stream.read(len(_MAGIC))
+            return stream.read(len(SQLITE))
     except OSError as error:
         raise VaultError(f"{path} can't be read ({error.strerror}): restore it.") from None
 

@@ -1,0 +1,137 @@
+"""Where a vault may lie: never in a model's folder, and nothing that is handed on in a vault's.
+
+Folders of models are copied and pushed; a vault in one is a `push_to_hub` away from being public.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from hf_fingerprint.checkpoints import Source
+from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
+from hf_fingerprint.errors import VaultError
+
+
+_MOST = 20_000
+_PASSED_OVER = frozenset([".git", ".cache", "__pycache__"])
+_WEIGHTS = frozenset(
+    [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    ]
+)
+_SAID_BY_MODELS = frozenset(["model_type", "architectures", "architecture"])
+
+
+def vault_around(place: Path) -> Path | None:
+    """The vault's folder that a place is, or lies in, links followed; `None` if there is none."""
+    resolved = place.resolve()
+    return next((folder for folder in (resolved, *resolved.parents) if _is_database(folder / VAULT_DATABASE)), None)
+
+
+def vault_below(folder: Path, identities: bool = False) -> Path | None:
+    """A vault's database in a folder or below it; `None` if none is found among its first 20,000 files, those nearer
+    the top first.
+
+    Args:
+        folder (`Path`): the folder.
+        identities (`bool`, *optional*, defaults to `False`): whether a tracing identity's file alone counts too.
+    """
+    for path in islice(_below(folder), _MOST):
+        if path.name == VAULT_DATABASE and _is_database(path):
+            return path
+        if identities and path.name.startswith("identity") and path.suffix == ".age":
+            return path
+    return None
+
+
+def check_outside_vaults(place: Path) -> None:
+    """Refuses a place for something that is handed on if it lies in a vault's folder.
+
+    Raises:
+        [`VaultError`]: with the vault.
+    """
+    found = vault_around(place)
+    if found is not None:
+        raise VaultError(f"{place} is inside the vault {found}: choose a place outside it.")
+
+
+def check_without_vault(folder: Path, what: str, vault: Path, identities: bool = False) -> None:
+    """Refuses a folder that is handed on if a vault lies in it, this one or another.
+
+    Args:
+        folder (`Path`): the folder.
+        what (`str`): what it is, such as "the model's folder".
+        vault (`Path`): the folder of the vault in use.
+        identities (`bool`, *optional*, defaults to `False`): see [`vault_below`].
+
+    Raises:
+        [`VaultError`]: with the vault.
+    """
+    if vault.resolve().is_relative_to(folder.resolve()):
+        raise VaultError(f"{vault} is inside {what} {folder}: move the vault out of it.")
+    found = vault_below(folder, identities) if folder.is_dir() else None
+    if found is not None:
+        raise VaultError(f"{found} is inside {what} {folder}: move the vault out of it.")
+
+
+def check_model(source: Source, vault: Path) -> None:
+    """Refuses a model whose folder holds a vault.
+
+    Raises:
+        [`VaultError`]: with the vault.
+    """
+    if source.whole_folder:
+        check_without_vault(source.folder, "the model's folder", vault)
+
+
+def check_new_vault(folder: Path) -> None:
+    """Refuses a folder for a new vault that is a model's, or lies in one.
+
+    Raises:
+        [`VaultError`]: with the model's folder.
+    """
+    resolved = folder.resolve()
+    found = next((each for each in (resolved, *resolved.parents) if _is_model(each)), None)
+    if found is not None:
+        raise VaultError(
+            f"{folder} is inside the folder of a model, {found}, which may be pushed: choose a place outside it."
+        )
+
+
+def _below(top: Path) -> Iterator[Path]:
+    """All files and folders below a folder, those nearer the top first; links are not followed."""
+    waiting = deque([top])
+    while waiting:
+        folder = waiting.popleft()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield Path(entry.path)
+                    if entry.is_dir(follow_symlinks=False) and entry.name not in _PASSED_OVER:
+                        waiting.append(Path(entry.path))
+        except OSError:
+            continue
+
+
+def _is_database(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return path.is_file() and stream.read(len(SQLITE)) == SQLITE
+    except OSError:
+        return False
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        if any((folder / name).is_file() for name in _WEIGHTS):
+            return True
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and not _SAID_BY_MODELS.isdisjoint(config)
