@@ -14,7 +14,7 @@ from hf_fingerprint.vault.publications import (
 )
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
 from hf_fingerprint.vault.rotation import Rotation, rotate
-from hf_fingerprint.vault.store import Vault
+from hf_fingerprint.vault.store import Vault, current
 from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, finish_training
 
 
@@ -36,6 +36,7 @@ __all__ = [
     "check_recipient",
     "confirm_publication",
     "copies_in_training",
+    "current",
     "find_passphrase",
     "finish_training",
     "hold",
