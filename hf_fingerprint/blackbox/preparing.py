@@ -76,7 +76,7 @@ def prepare_questions(
     if vault.questions(known) is not None:
         raise FingerprintError(
             f"Base {known.base_id} has questions already, which its copies answer: new ones would part them from "
-            f"those; use another vault for another set."
+            f"those; use a new record of the base (`hf-fingerprint vault add --remeasure`) for another set."
         )
     with open_base(known, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as whole:
         built = build_model(whole)
