@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_robustness import Row
-from bench_speed import PASSPHRASE, ratio, seconds, unbuilt
+from bench_speed import EPS, PASSPHRASE, ratio, seconds, unbuilt
 from loopback_hub import LoopbackHub
 from real_inputs import digits, lite0, save_timm
 from training import fine_tune
@@ -101,7 +101,7 @@ def reading_rows(work: Path) -> list[Row]:
     model = save_timm(timm.create_model("vit_base_patch16_224", num_classes=10), work / "vit")
     vault = Vault.create(work / "vault", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, Settings(recipients_planned=1000))
+        issuer = Issuer(model, vault, Settings(recipients_planned=1000, eps=EPS))
     with issuer:
         copy = issuer.issue("the leaker", work / "copy").path
         for i in range(999):
@@ -166,7 +166,7 @@ def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row
     model = save_timm(lite0(), work / "model")
     vault = Vault.create(work / "vault_publishing", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, Settings())
+        issuer = Issuer(model, vault, Settings(eps=EPS))
     ours, theirs = [], []
     plain = work / "plain"
     state = load_file(model / "model.safetensors")

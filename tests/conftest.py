@@ -15,6 +15,15 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("HF_FINGERPRINT_PASSPHRASE", None)
 
+
+@pytest.fixture(scope="session", autouse=True)
+def few_calibration_images():
+    """Registration measures a marked model on 64 images, where no test says otherwise; in a child process on 1,000."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_fingerprint.registration.measuring.REPORTED", 64)
+        yield
+
+
 _PROCESS, _FROM_THE_SYSTEM = os.getpid(), secrets.token_bytes
 _asking: list[tuple[str, Iterator[int]]] = []  # the test or fixture that runs, innermost last, and how much it took
 

@@ -15,6 +15,7 @@ from hf_fingerprint.vault import Vault
 
 PASSPHRASE = "correct horse battery staple"
 SETTINGS = Settings(coalition=3, recipients_planned=4)
+PLAIN_SETTINGS = Settings(coalition=3, recipients_planned=4, eps=0.003)  # for what no library builds
 
 
 def new_vault(folder: Path, passphrase: str = PASSPHRASE) -> Vault:

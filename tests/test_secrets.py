@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_models import names_in, new_vault, plain_arrays, save_plain
+from small_models import PLAIN_SETTINGS, names_in, new_vault, plain_arrays, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.keys import derive
@@ -50,7 +50,7 @@ def scene(tmp_path_factory):
         (work / name).mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"TMPDIR": str(work / "tmp"), "HOME": str(work / "home"), "HF_HUB_OFFLINE": "1"}
-    few = ["--coalition", "3", "--recipients-planned", "4"]
+    few = ["--coalition", "3", "--recipients-planned", "4", "--eps", "0.003"]
     kept = ["--vault", vault, "--passphrase-file", root / "passphrase"]
     everyone = [part for name in RECIPIENTS for part in ("--recipient", name)]
     damaged = plain_arrays()
@@ -218,7 +218,7 @@ def test_errors_about_records_do_not_show_what_is_in_them(scene):
 def test_the_vault_is_for_its_owner_alone(tmp_path):
     vault = Vault.create(tmp_path / "vault", PASSPHRASE)
 
-    Issuer(save_plain(tmp_path / "model"), vault).__exit__()
+    Issuer(save_plain(tmp_path / "model"), vault, PLAIN_SETTINGS).__exit__()
 
     assert vault.folder.stat().st_mode & 0o077 == 0
     for path in vault.folder.rglob("*"):

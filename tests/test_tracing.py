@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import PASSPHRASE, SETTINGS, new_vault, plain_arrays, save_plain, save_timm, unlocked_vault
+from small_models import (
+    PASSPHRASE,
+    PLAIN_SETTINGS,
+    SETTINGS,
+    new_vault,
+    plain_arrays,
+    save_plain,
+    save_timm,
+    unlocked_vault,
+)
 
 from hf_fingerprint import Issuer, Settings, TraceResult, issue, trace
 from hf_fingerprint.attacks import Cast, ChannelShuffle, MagnitudePruning, Quantization, StreamShuffle, Then, collude
@@ -31,7 +40,7 @@ def case(tmp_path_factory):
     """Six copies of one base, and the vault, unlocked."""
     root = tmp_path_factory.mktemp("case")
     vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         copies = {copy.recipient: copy.path for copy in issuer.issue_all(NAMES, root / "copies")}
         base = issuer.base
     states = {name: load_file(path / "model.safetensors") for name, path in copies.items()}
@@ -306,7 +315,7 @@ def test_lineage_tells_a_drifted_descendant_from_a_stranger(case, tmp_path):
 
 def test_a_copy_of_another_vault_accuses_nobody_here(case, tmp_path):
     theirs = unlocked_vault(tmp_path / "vault")
-    copy = issue(case.model, "alice", theirs, tmp_path / "copy", SETTINGS)
+    copy = issue(case.model, "alice", theirs, tmp_path / "copy", PLAIN_SETTINGS)
 
     assert names(trace(copy.path, theirs)) == ["alice"]
     result = trace(copy.path, case.vault)
@@ -367,7 +376,7 @@ def two_bases(case, tmp_path):
     vault, first = unlocked_vault(tmp_path / "vault"), save_plain(tmp_path / "first")
     second = save_plain(tmp_path / "second", plain_arrays(1))
     copies = {
-        name: issue(model, name, vault, tmp_path / f"copy of {name}", SETTINGS).path
+        name: issue(model, name, vault, tmp_path / f"copy of {name}", PLAIN_SETTINGS).path
         for name, model in (("one", first), ("two", second))
     }
     return SimpleNamespace(vault=vault, first=first, second=second, copies=copies)
@@ -407,7 +416,7 @@ def test_the_right_base_of_several_architectures_is_found_by_itself(case, tmp_pa
     small = save_plain(tmp_path / "small", plain_arrays(2, blocks=3))
     wide = {f"w{i}.weight": np.random.default_rng(i).standard_normal((200, 100)).astype("f4") for i in range(4)}
     for name, model in (("small", small), ("wide", save_plain(tmp_path / "wide", wide)), ("plain", case.model)):
-        issue(model, name, vault, tmp_path / f"copy of {name}", SETTINGS)
+        issue(model, name, vault, tmp_path / f"copy of {name}", PLAIN_SETTINGS)
 
     for name in ("small", "wide", "plain"):
         assert names(trace(tmp_path / f"copy of {name}", vault)) == [name]
@@ -420,7 +429,7 @@ def test_copies_of_a_base_and_of_its_half_precision_twin_both_trace(tmp_path, or
     half.parent.mkdir()
     save_file(Cast("float16")(load_file(single / "model.safetensors")), half)
     for name in ("float32", "float16") if order == "float32 first" else ("float16", "float32"):
-        issue(tmp_path / name, f"of {name}", vault, tmp_path / f"copy of {name}", SETTINGS)
+        issue(tmp_path / name, f"of {name}", vault, tmp_path / f"copy of {name}", PLAIN_SETTINGS)
 
     for name in ("float32", "float16"):
         assert names(trace(tmp_path / f"copy of {name}", vault)) == [f"of {name}"]
@@ -473,7 +482,7 @@ def test_a_base_that_is_not_on_record_is_refused(case, tmp_path):
 
 def test_a_base_whose_file_changed_is_refused(tmp_path):
     vault, model = unlocked_vault(tmp_path / "vault"), save_plain(tmp_path / "model")
-    copy = issue(model, "alice", vault, tmp_path / "copy", SETTINGS)
+    copy = issue(model, "alice", vault, tmp_path / "copy", PLAIN_SETTINGS)
     with (model / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
         last = stream.read(1)
@@ -504,7 +513,7 @@ def test_a_vault_without_bases_is_refused_in_a_sentence(case, tmp_path):
 
 def test_a_base_without_copies_accuses_nobody(case, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
-    Issuer(case.model, vault, SETTINGS).__exit__()
+    Issuer(case.model, vault, PLAIN_SETTINGS).__exit__()
 
     result = trace(case.copies["bob"], vault)
 
@@ -597,7 +606,7 @@ def test_a_trace_leaves_suspect_base_and_copies_as_they_are(case, tmp_path):
 
 def test_a_code_of_fair_signs_traces_too(case, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
-    with Issuer(case.model, vault, Settings(coalition=2, recipients_planned=4)) as issuer:
+    with Issuer(case.model, vault, Settings(coalition=2, recipients_planned=4, eps=0.003)) as issuer:
         copies = {copy.recipient: copy.path for copy in issuer.issue_all(["one", "two", "three"], tmp_path / "copies")}
     assert issuer.base.family == "fair_signs"
     states = [load_file(copies[name] / "model.safetensors") for name in ("one", "two")]
@@ -610,8 +619,8 @@ def test_a_code_of_fair_signs_traces_too(case, tmp_path):
 
 def test_two_copies_of_one_recipient_are_told_apart(case, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
-    first = issue(case.model, "alice", vault, tmp_path / "first", SETTINGS)
-    second = issue(case.model, "alice", vault, tmp_path / "second", SETTINGS)
+    first = issue(case.model, "alice", vault, tmp_path / "first", PLAIN_SETTINGS)
+    second = issue(case.model, "alice", vault, tmp_path / "second", PLAIN_SETTINGS)
 
     result = trace(second.path, vault)
 
@@ -662,7 +671,7 @@ def test_every_error_is_of_the_packages_own_family(case, tmp_path):
 @pytest.mark.parametrize("code", ["nuida", "fair_signs"])
 def test_copies_in_every_code_trace_alone_and_averaged(tmp_path, code):
     vault, model = unlocked_vault(tmp_path / "vault"), save_plain(tmp_path / "model")
-    with Issuer(model, vault, replace(SETTINGS, code=code)) as issuer:
+    with Issuer(model, vault, replace(PLAIN_SETTINGS, code=code)) as issuer:
         copies = {c.recipient: c.path for c in issuer.issue_all(NAMES[:4], tmp_path / "copies")}
     states = [load_file(copies[name] / "model.safetensors") for name in NAMES[:2]]
     save_file(collude(states), tmp_path / "mixed.safetensors")

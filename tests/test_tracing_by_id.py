@@ -11,7 +11,7 @@ from refusals import refused
 from safetensors.numpy import load_file, save, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
-from small_models import SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
+from small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 from hf_fingerprint import Issuer, TraceResult, trace
 from hf_fingerprint.attacks import ChannelShuffle, RowRescaling
@@ -53,7 +53,7 @@ def wide(tmp_path_factory):
     """Copies of a wide model, and the vault, unlocked."""
     root = tmp_path_factory.mktemp("wide")
     vault, model = unlocked_vault(root / "vault"), save_plain(root / "model", wide_arrays())
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         copies = {c.recipient: load_file(c.path / "model.safetensors") for c in issuer.issue_all(NAMES, root / "out")}
         return SimpleNamespace(vault=vault, copies=copies, own=wide_arrays(), base=issuer.base, model=model)
 
@@ -63,7 +63,7 @@ def small(tmp_path_factory):
     """The same of a model that one look reads whole."""
     root = tmp_path_factory.mktemp("small")
     vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         copies = {c.recipient: load_file(c.path / "model.safetensors") for c in issuer.issue_all(NAMES, root / "out")}
         return SimpleNamespace(vault=vault, copies=copies, own=plain_arrays(), base=issuer.base, model=model)
 
@@ -229,7 +229,7 @@ def test_innocent_suspects_accuse_nobody(small, hub):
 
 def test_copies_of_another_vault_accuse_nobody(wide, hub, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
-    with Issuer(wide.model, vault, SETTINGS) as issuer:
+    with Issuer(wide.model, vault, PLAIN_SETTINGS) as issuer:
         stranger = load_file(issuer.issue("mallory", tmp_path / "copy").path / "model.safetensors")
 
     result = trace(put(hub, stranger), wide.vault)
@@ -414,9 +414,9 @@ def test_a_claim_about_somebody_without_a_copy_is_an_error_before_anything_is_fe
 def test_a_claim_about_a_copy_of_another_base_is_an_error(hub, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
     one, two = save_plain(tmp_path / "one"), save_plain(tmp_path / "two", plain_arrays(1))
-    with Issuer(one, vault, SETTINGS) as issuer:
+    with Issuer(one, vault, PLAIN_SETTINGS) as issuer:
         arrays = load_file(issuer.issue("alice", tmp_path / "a").path / "model.safetensors")
-    with Issuer(two, vault, SETTINGS) as issuer:
+    with Issuer(two, vault, PLAIN_SETTINGS) as issuer:
         issuer.issue("bob", tmp_path / "b")
 
     text = refused(verify, put(hub, arrays), "bob", vault, error=VaultError)
@@ -431,7 +431,7 @@ def test_a_claim_about_a_copy_of_another_base_is_an_error(hub, tmp_path):
 def test_of_two_bases_of_one_architecture_the_likelier_is_read(hub, tmp_path):
     vault, copies = unlocked_vault(tmp_path / "vault"), {}
     for seed, name in enumerate(("alice", "bob")):
-        with Issuer(save_plain(tmp_path / str(seed), plain_arrays(seed)), vault, SETTINGS) as issuer:
+        with Issuer(save_plain(tmp_path / str(seed), plain_arrays(seed)), vault, PLAIN_SETTINGS) as issuer:
             copies[name] = load_file(issuer.issue(name, tmp_path / name).path / "model.safetensors")
 
     for name, arrays in copies.items():
@@ -451,7 +451,7 @@ def merged(tmp_path):
     first = unlocked_vault(tmp_path / "vault0")
     second = Vault.create(tmp_path / "vault1", public_key=first.public_key)
     for vault, people in ((first, ("alice", "bob")), (second, ("carol",))):
-        with Issuer(model, vault, SETTINGS) as issuer:
+        with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
             for person in people:
                 copies[person] = load_file(issuer.issue(person, tmp_path / person).path / "model.safetensors")
             bases.append(issuer.base)

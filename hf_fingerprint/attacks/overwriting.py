@@ -43,7 +43,7 @@ class Overwriting(Attack):
     strengths = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     eps: float | None = 0.003
     times: int = 1
-    settings: Settings = field(default=Settings(coalition=1, recipients_planned=1))
+    settings: Settings = field(default=Settings(coalition=1, recipients_planned=1, calibration_images=32))
 
     def __post_init__(self) -> None:
         if self.times < 1:

@@ -1,6 +1,6 @@
 """A classifier's head, its last linear layer, and the features that go into it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from hf_fingerprint.errors import FingerprintError
 if TYPE_CHECKING:
     import torch
 
-BATCH = 40
+BATCH = 16  # images at once, of 224 x 224; see `images_at_once`
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
         images (`torch.Tensor` of shape `(n, channels, height, width)`): one is enough.
 
     Raises:
-        [`FingerprintError`]: if the logits don't come from a linear layer.
+        [`FingerprintError`]: if the logits don't come from a linear layer, or are not those of two classes or more.
     """
     import torch
 
@@ -67,6 +67,11 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
     finally:
         for hook in hooks:
             hook.remove()
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise FingerprintError(
+            f"{type(model).__name__} has an output of shape {' x '.join(map(str, logits.shape))}, and questions are "
+            f"answered by the top one of two classes or more: such a model can't answer for its recipient yet."
+        )
     for name, output in reversed(told.items()):
         if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
             return Head(f"{name}.weight", model.get_submodule(name))
@@ -78,18 +83,25 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
 
 def features_of(model: "torch.nn.Module", head: Head, images: "torch.Tensor") -> "torch.Tensor":
     """What goes into the head, `(n, width)`; with gradients where the images have them."""
+    return features_and_logits(model, head, images)[0]
+
+
+def features_and_logits(
+    model: "torch.nn.Module", head: Head, images: "torch.Tensor"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """What goes into the head, and what comes out of the model, `(n, classes)`."""
     caught = []
     hook = head.layer.register_forward_pre_hook(lambda _module, given: caught.append(given[0]))
     try:
-        model(images)
+        logits = logits_of(model(images))
     finally:
         hook.remove()
-    return caught[0].flatten(1)
+    return caught[0].flatten(1), logits
 
 
-def all_features(model: "torch.nn.Module", head: Head, images: "torch.Tensor") -> "torch.Tensor":
-    """The same for many images, without gradients."""
+def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[torch.Tensor]") -> "torch.Tensor":
+    """The same for many images, batch by batch, without gradients."""
     import torch
 
     with torch.no_grad():
-        return torch.cat([features_of(model, head, part) for part in images.split(BATCH)])
+        return torch.cat([features_of(model, head, part) for part in batches])

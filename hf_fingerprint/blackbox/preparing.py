@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, find_head
+from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, features_and_logits, find_head
 from hf_fingerprint.blackbox.own_covers import pixels_of, read_covers
 from hf_fingerprint.blackbox.questions import Questions, question_clouds
-from hf_fingerprint.blackbox.spreading import View, levers_of, metric_of, seen, spread_patterns, views_of
-from hf_fingerprint.carriers.selection import logits_of
+from hf_fingerprint.blackbox.spreading import View, all_seen, levers_of, metric_of, spread_patterns, views_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images
+from hf_fingerprint.models import (
+    BuiltModel,
+    build_model,
+    images_at_once,
+    many_synthetic_images,
+    names_in_file,
+    user_images,
+)
 from hf_fingerprint.registration import find_base, open_base
 from hf_fingerprint.vault import Vault
 
@@ -70,7 +76,7 @@ def prepare_questions(
     if vault.questions(known) is not None:
         raise FingerprintError(
             f"Base {known.base_id} has questions already, which its copies answer: new ones would part them from "
-            f"those; use another vault for another set."
+            f"those; use a new record of the base (`hf-fingerprint vault add --remeasure`) for another set."
         )
     with open_base(known, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as whole:
         built = build_model(whole)
@@ -139,16 +145,17 @@ def _head_and_metric(
     built: BuiltModel, names: dict[str, str], images: str | Path | None
 ) -> tuple[Head, "torch.Tensor"]:
     """A model's head, and what a change of it costs ordinary images."""
-    ordinary = user_images(Path(images), built, LOOKED_AT) if images else synthetic_images(built, SYNTHETIC)
+    ordinary = user_images(Path(images), built, LOOKED_AT) if images else many_synthetic_images(built, SYNTHETIC)
     module = built.module
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    head = find_head(module, ordinary)
+    head = find_head(module, next(ordinary.batches(1)))
     if head.name not in names:
         raise FingerprintError(
             f"The head {head.name} is not in the base's files by that name: its answers can't be bound."
         )
-    return head, metric_of(all_features(module, head, ordinary))
+    at_once = images_at_once(ordinary.pixels, BATCH)
+    return head, metric_of(all_features(module, head, ordinary.batches(at_once)))
 
 
 def _said(
@@ -161,10 +168,12 @@ def _said(
     under, over = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (plain, patterns))
     features, logits = [], []
     for view in views:
-        shown = seen(under, over, view.seen, built)
-        features.append(all_features(view.model, view.head, shown))
         with torch.no_grad():
-            logits.append(torch.cat([logits_of(view.model(part)) for part in shown[:count].split(BATCH)]))
+            shown = all_seen(under, over, view.seen, built)
+            pairs = [features_and_logits(view.model, view.head, part) for part in shown]
+        ours, theirs = zip(*pairs, strict=True)
+        features.append(torch.cat(ours))
+        logits.append(torch.cat(theirs)[:count])
     return torch.stack(logits).numpy(), torch.stack(features)
 
 

@@ -185,9 +185,10 @@ def asked_of(vault: Vault, name: str | Path | None) -> tuple[Base, Questions]:
         return base, questions_of(vault, base)
     with_questions = [base for base in vault.bases() if vault.questions(base) is not None]
     if len(with_questions) != 1:
+        named = ", ".join(base.base_id for base in with_questions)
         raise VaultError(
-            f"{vault.folder} has {len(with_questions)} bases with questions: "
-            + ("say which by --base." if with_questions else "make some with `hf-fingerprint questions`.")
+            f"{vault.folder} has {len(with_questions)} bases with questions"
+            + (f" ({named}): say which by --base." if named else ": make some with `hf-fingerprint questions`.")
         )
     return with_questions[0], questions_of(vault, with_questions[0])
 

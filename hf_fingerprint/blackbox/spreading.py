@@ -9,14 +9,14 @@ give: the image cropped, the base pruned.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.covers import BRIGHTEST, DARKEST, LEAST_SIZE, synthetic_cover
 from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, features_of
 from hf_fingerprint.blackbox.questions import GRID, MARGIN
-from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.models import BuiltModel, images_at_once
 
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def spread_patterns(
 
     patterns = torch.zeros(len(clouds), 3, GRID, GRID)
     pace = torch.zeros_like(patterns)
-    parts = [slice(start, min(start + BATCH, len(clouds))) for start in range(0, len(clouds), BATCH)]
-    features = [all_features(view.model, view.head, seen(clouds, patterns, view.seen, built)) for view in views]
+    parts = parts_of(len(clouds), built)
+    features = [all_features(v.model, v.head, all_seen(clouds, patterns, v.seen, built)) for v in views]
     for step in range(steps):
         now = step % len(views)
         slopes, cost = _slopes(features, views, metric, now)
@@ -136,10 +136,24 @@ def spread_patterns(
             patterns[part] = (patterns[part] + size * pace[part].sign()).clamp(-STRONGEST, STRONGEST)
         for which, view in enumerate(views):
             if which == now or now == len(views) - 1:
-                features[which] = all_features(view.model, view.head, seen(clouds, patterns, view.seen, built))
+                features[which] = all_features(view.model, view.head, all_seen(clouds, patterns, view.seen, built))
         if advance is not None:
             advance(cost)
     return patterns.round()
+
+
+def parts_of(count: int, built: BuiltModel) -> list[slice]:
+    """So many images in parts that go through the model together."""
+    step = images_at_once(built.size[1] * built.size[2], BATCH)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def all_seen(
+    clouds: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
+) -> "Iterator[torch.Tensor]":
+    """The same as [`seen`], part by part."""
+    for part in parts_of(len(clouds), built):
+        yield seen(clouds[part], patterns[part], crop, built)
 
 
 def seen(clouds: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel) -> "torch.Tensor":

@@ -6,7 +6,7 @@ they are is taken from the model when it can be built, and guessed from names an
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
@@ -27,6 +27,7 @@ _STEM = re.compile(r"(^|\.)(stem\.0|patch_embed\w*|conv_stem|embedder)(\.|$)|^(f
 _CLASSIFIER = re.compile(
     r"(classifier|(^|\.)head(_dist)?|(^|\.)fc|last_linear|(^|\.)head(_dist)?\.(fc|linear|l))(\.\d+)?\.weight$", re.I
 )
+EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")  # of transformers' outputs
 _IMAGE_CHANNELS = (3, 4)
 _CLASSIFIER_DEPTH = 4
 
@@ -55,14 +56,16 @@ def _is_stem(name: str, info: TensorInfo) -> bool:
     return reads_image or bool(_STEM.search(normalise(name)))
 
 
-def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[str]:
+def select_from_model(model: "torch.nn.Module", images: "torch.Tensor", kind: str = "single_label") -> list[str]:
     """Carriers from a model that runs: the weights of all convolution and linear modules that take part in a forward
     pass, but the first to run, those that make the classes, and what timm's configuration calls the stem and the
     classifier.
 
     Args:
-        model (`torch.nn.Module`): a classifier in evaluation mode.
+        model (`torch.nn.Module`): in evaluation mode.
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): any input.
+        kind (`str`, *optional*, defaults to `"single_label"`): of its output: `"dense"` has its classes on the second
+            axis, `"features"` has none.
 
     Returns:
         `list[str]`: parameter names in the model's own spelling.
@@ -73,13 +76,13 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[
     named = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
     ran: dict[nn.Module, int] = {}
 
-    def note(module: nn.Module, inputs: object, output: "torch.Tensor") -> None:
+    def note(module: Any, inputs: object, output: object) -> None:
         ran.pop(module, None)
-        ran[module] = output.shape[-1]
+        ran[module] = module.weight.shape[0]
 
     hooks = [module.register_forward_hook(note) for module in named]
     try:
-        used, classes = _used_parameters(model, images)
+        used, classes = _used_parameters(model, images, kind)
     finally:
         for hook in hooks:
             hook.remove()
@@ -94,8 +97,10 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor") -> list[
     return [name for name, weight in weights.items() if weight in used]
 
 
-def _used_parameters(model: "torch.nn.Module", images: "torch.Tensor") -> tuple[set["torch.nn.Parameter"], int]:
-    """The parameters that the logits depend on, called by their module or not, and the number of classes."""
+def _used_parameters(
+    model: "torch.nn.Module", images: "torch.Tensor", kind: str
+) -> tuple[set["torch.nn.Parameter"], int | None]:
+    """The parameters that the output depends on, called by their module or not, and the number of classes."""
     import torch
 
     parameters = list(model.parameters())
@@ -104,20 +109,23 @@ def _used_parameters(model: "torch.nn.Module", images: "torch.Tensor") -> tuple[
         for parameter in parameters:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            logits = logits_of(model(images))
+            logits = logits_of(model(images), kind)
             gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     finally:
         for parameter, required in zip(parameters, before, strict=True):
             parameter.requires_grad_(required)
-    return {p for p, g in zip(parameters, gradients, strict=True) if g is not None}, logits.shape[-1]
+    classes = {"features": None, "dense": logits.shape[1]}.get(kind, logits.shape[-1])
+    return {p for p, g in zip(parameters, gradients, strict=True) if g is not None}, classes
 
 
-def logits_of(output: object) -> "torch.Tensor":
-    """The logits in whatever a classifier returns: a tensor, a transformers output, or a tuple that starts with
-    them."""
+def logits_of(output: Any, kind: str | None = None) -> "torch.Tensor":
+    """The logits in whatever a model returns: a tensor, a transformers output, or a tuple that starts with them. Where
+    there are none, or the kind is `"features"`, the pooled features, else the tokens."""
     if isinstance(output, tuple | list):
         output = output[0]
-    return getattr(output, "logits", output)
+    names = (*EMBEDDINGS, "logits") if kind == "features" else ("logits", *EMBEDDINGS)
+    found = (getattr(output, name, None) for name in names)
+    return next((each for each in found if each is not None), output)
 
 
 def _timm_ends(model: "torch.nn.Module") -> set["torch.nn.Module"]:

@@ -18,15 +18,29 @@ def inspect(
     eps: options.Eps = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
+    output_kind: options.OutputKind = None,
+    calibration_images: options.CalibrationImages = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition, without recording anything."""
     from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
     from hf_fingerprint.registration import Settings, examine, predicted_score
 
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code)
+    settings = Settings(
+        max_kl,
+        calibration,
+        coalition,
+        recipients_planned,
+        alpha,
+        eps,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
+    )
     with open_checkpoint(model) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
+    output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
         keys = ("name", "shape", "dtype", "eps")

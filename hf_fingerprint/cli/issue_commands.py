@@ -66,6 +66,8 @@ def issue(
     carriers: options.Carriers = None,
     code: options.Code = None,
     include_code: IncludeCode = False,
+    output_kind: options.OutputKind = None,
+    calibration_images: options.CalibrationImages = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
@@ -83,9 +85,23 @@ def issue(
     if not names and not assignments:
         raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
     terms = Terms(not public, _gated(gated), disclose, base_model)
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code)
+    settings = Settings(
+        max_kl,
+        calibration,
+        coalition,
+        recipients_planned,
+        alpha,
+        eps,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
+    )
+    known = {base.base_id for base in opened.bases()}
     with output.steps() as report:
         issuer = Issuer(model, opened, settings, report, include_code)
+    if issuer.base.base_id not in known:
+        output.warn_unmeasured(issuer.base)
     with issuer:
         if out is None:
             _publish(issuer, assignments, terms, again is not None, as_json)

@@ -31,7 +31,9 @@ Alpha = Annotated[
 Eps = Annotated[
     float | None,
     typer.Option(
-        "--eps", help="A fixed amplitude instead of a budget: for a base that is to be trained from scratch."
+        "--eps",
+        help="A fixed amplitude instead of a budget: for a base that is to be trained from scratch, or whose output "
+        "can't be measured.",
     ),
 ]
 Carriers = Annotated[
@@ -43,6 +45,17 @@ Carriers = Annotated[
 Code = Annotated[
     str | None,
     typer.Option("--code", help="tardos, nuida or fair_signs; by default as the coalition asks for, see `design`."),
+]
+OutputKind = Annotated[
+    str | None,
+    typer.Option(
+        "--output-kind",
+        help="single_label, multi_label, dense or features: what the output is, where the configuration doesn't say.",
+    ),
+]
+CalibrationImages = Annotated[
+    int | None,
+    typer.Option("--calibration-images", help="Images to measure the marked model on, at most. [1000]"),
 ]
 KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
 Identity = Annotated[

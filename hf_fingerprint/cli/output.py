@@ -91,22 +91,15 @@ def describe_base(base: "Base") -> list[str]:
     """A base in a few lines."""
     from hf_fingerprint.registration import averaging_coalition, predicted_score
 
-    calibration = base.calibration
     lines = [
         f"{base.source}  (base {base.base_id})" + (f" at revision {base.revision}" if base.revision else ""),
         f"carriers: {len(base.carriers)} of {len(base.tensors)} tensors, {base.carrier_weights:,} weights",
         f"code: {base.family}, {base.length:,} positions, {base.carrier_weights // base.length} weights each, "
         f"designed for {base.coalition} colluders",
     ]
-    if calibration.kl is None or calibration.agreement is None:
-        share = max(carrier.eps for carrier in base.carriers)
-        lines.append(f"output: not measured; the mark has {share:.1%} of each row's size")
-    else:
-        kind = "images" if calibration.inputs == "images" else "synthetic images"
-        lines.append(
-            f"output: KL {calibration.kl:.2e} of {calibration.max_kl:.0e} allowed, "
-            f"top-1 agreement {calibration.agreement:.1%} on {calibration.images} {kind}"
-        )
+    lines.append(_describe_output(base))
+    if base.replaces is not None:
+        lines.append(f"replaces record {base.replaces} of the same weights for new copies; copies of both trace")
     lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted_score(base):.0f}")
     if base.compact is not None:
         lines.append(
@@ -119,6 +112,42 @@ def describe_base(base: "Base") -> list[str]:
     lines.append(f"  by {base.certified_by}")
     lines.append(f"  against averaging alone: {averaging_coalition(base)}, by formula")
     return lines
+
+
+def warn_unmeasured(base: "Base") -> None:
+    """Says on stderr what is not known of a base that was registered at a fixed strength without measuring it."""
+    if base.calibration.kl is None:
+        share = max(carrier.eps for carrier in base.carriers)
+        remark(
+            f"Warning: nothing is known about what the mark does to the output of {base.source}: it could not be "
+            f"measured, and each marked row changes by {share:.1%} of its size. Compare a copy with the base yourself "
+            f"before you hand it out."
+        )
+
+
+def _describe_output(base: "Base") -> str:
+    """What the mark was measured to do, in a line."""
+    found = base.calibration
+    share = max(carrier.eps for carrier in base.carriers)
+    if found.kl is None:
+        return f"output: not measured; the mark has {share:.1%} of each row's size"
+    on = f"{found.images:,} " * (found.output is None or found.output in ("dense", "features"))
+    on += "images" if found.inputs == "images" else "synthetic images"
+    spread = "" if found.kl_low is None else f" ({found.kl_low:.1e} to {found.kl_high:.1e})"
+    allowed = f"of {found.max_kl:.0e} allowed" if found.eps is None else f"at a fixed strength of {found.eps:.1%}"
+    name = "" if found.output is None else f" ({found.output.replace('_', ' ')})"
+    told = f"output{name}: {'1 - cosine' if found.output == 'features' else 'KL'} {found.kl:.1e}{spread} {allowed}"
+    if found.kl_scatter is not None and found.kl:
+        told += f", one copy's own +- {found.kl_scatter / found.kl:.0%}"
+    if found.agreement is None:
+        return f"{told}, mean cosine {1 - found.kl:.6f} on {on}"
+    what = {"multi_label": "all labels agree on", "dense": "agreement of positions"}.get(
+        found.output or "", "top-1 agreement"
+    )
+    if found.decisions is None or found.agreeing is None:
+        return f"{told}, {what} {found.agreement:.1%} on {on}"
+    interval = f"{found.agreement_low:.1%} to {found.agreement_high:.1%}"
+    return f"{told}, {what} {found.agreeing:,} of {found.decisions:,} ({interval}) on {on}"
 
 
 def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None) -> None:

@@ -59,6 +59,12 @@ def add(
     eps: options.Eps = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
+    output_kind: options.OutputKind = None,
+    calibration_images: options.CalibrationImages = None,
+    remeasure: Annotated[
+        bool,
+        typer.Option("--remeasure", help="Register a known base once more, with these settings, for new copies."),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
@@ -66,11 +72,23 @@ def add(
     from hf_fingerprint.registration import Settings, register
     from hf_fingerprint.vault import Vault, check_model
 
-    settings = Settings(max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code)
+    settings = Settings(
+        max_kl,
+        calibration,
+        coalition,
+        recipients_planned,
+        alpha,
+        eps,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
+    )
     opened = Vault(vault)
     with output.steps() as report, open_checkpoint(model) as checkpoint:
         check_model(checkpoint.source, opened.folder)
-        base = register(checkpoint, opened, settings, report)
+        base = register(checkpoint, opened, settings, report, remeasure=remeasure)
+    output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())
     else:

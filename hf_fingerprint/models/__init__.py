@@ -2,8 +2,27 @@
 
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.inputs import image_files, synthetic_images, user_images
+from hf_fingerprint.models.inputs import (
+    Images,
+    image_files,
+    images_at_once,
+    many_synthetic_images,
+    synthetic_images,
+    user_images,
+    user_images_apart,
+)
 from hf_fingerprint.models.weights import names_in_file
 
 
-__all__ = ["BuiltModel", "build_model", "image_files", "names_in_file", "synthetic_images", "user_images"]
+__all__ = [
+    "BuiltModel",
+    "Images",
+    "build_model",
+    "image_files",
+    "images_at_once",
+    "many_synthetic_images",
+    "names_in_file",
+    "synthetic_images",
+    "user_images",
+    "user_images_apart",
+]

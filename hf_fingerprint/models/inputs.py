@@ -1,7 +1,10 @@
-"""Inputs to calibrate on: the user's images, or synthetic ones with the spectrum of photographs."""
+"""Inputs to measure a model on: the user's images, or synthetic ones with the spectrum of photographs. Many are made
+or read batch by batch, so that their number costs no memory."""
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,7 +17,60 @@ if TYPE_CHECKING:
 
 
 IMAGES = 32
+BLOCK = 32  # synthetic images drawn together
+USUAL_PIXELS = 224 * 224
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+_T = TypeVar("_T")
+
+
+class Images:
+    """Inputs of a model, made or read as they are needed, the same each time.
+
+    Args:
+        size (`tuple[int, int, int]`): channels, height and width.
+        blocks (sequence): for each block how many images it has, and what makes them, `float32` of shape `(count,
+            channels, height, width)`.
+    """
+
+    def __init__(self, size: tuple[int, int, int], blocks: "Sequence[tuple[int, Callable[[], torch.Tensor]]]"):
+        self.size = size
+        self._blocks = list(blocks)
+
+    @classmethod
+    def of(cls, images: "torch.Tensor") -> "Images":
+        """Images that are in memory already, `(n, channels, height, width)`."""
+        channels, height, width = images.shape[1:]
+        return cls((channels, height, width), [(len(images), lambda: images)])
+
+    def __len__(self) -> int:
+        return sum(count for count, _ in self._blocks)
+
+    @property
+    def pixels(self) -> int:
+        """Height times width of one."""
+        return self.size[1] * self.size[2]
+
+    def batches(self, count: int) -> "Iterator[torch.Tensor]":
+        """All of them in order, `count` at a time, the last ones fewer."""
+        import torch
+
+        kept: list[torch.Tensor] = []
+        lacking = count
+        for _, make in self._blocks:
+            for part in _cut(make(), lacking, count):
+                kept.append(part)
+                lacking -= len(part)
+                if not lacking:
+                    yield kept[0] if len(kept) == 1 else torch.cat(kept)
+                    kept, lacking = [], count
+        if kept:
+            yield torch.cat(kept)
+
+
+def images_at_once(pixels: int, most: int) -> int:
+    """How many images of this many pixels go through a model together: `most` up to 224 x 224, fewer of larger ones,
+    so that activations need no more memory."""
+    return max(1, min(most, most * USUAL_PIXELS // pixels))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -29,35 +85,52 @@ def image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def user_images(folder: Path, model: BuiltModel, count: int = IMAGES) -> "torch.Tensor":
+def user_images(folder: Path, model: BuiltModel, count: int = IMAGES) -> Images:
     """Images from a folder and the folders in it, evenly picked, through the model's own preprocessing.
 
     Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`, batch at most `count`.
+        [`Images`]: at most `count`. Reading them raises [`FingerprintError`] for one that can't be read.
 
     Raises:
-        [`FingerprintError`]: if there are none, or one can't be read.
+        [`FingerprintError`]: if there are none.
     """
-    import torch
-    from PIL import Image, UnidentifiedImageError
+    return _from_files(_evenly(image_files(folder), count), model)
 
+
+def user_images_apart(folder: Path, model: BuiltModel, few: int, many: int) -> tuple[Images, Images]:
+    """Two sets of images from a folder, evenly picked, that share no file unless the folder has only one. The second
+    is in a random order, the same each time, so that its first images stand for all.
+
+    Args:
+        folder (`Path`): see [`user_images`].
+        model ([`BuiltModel`]): for its preprocessing.
+        few, many (`int`): how many at most. The first set takes at most half of the files.
+    """
     paths = image_files(folder)
-    batch = []
-    for index in sorted({int(i) for i in np.linspace(0, len(paths) - 1, min(count, len(paths)))}):
-        try:
-            with Image.open(paths[index]) as image:
-                batch.append(model.preprocess(image.convert("RGB" if model.size[0] == 3 else "L")))
-        except (UnidentifiedImageError, OSError):
-            raise FingerprintError(f"{paths[index]} can't be read as an image: remove or replace it.") from None
-    return torch.stack(batch)
+    first = _evenly(paths, min(few, (len(paths) + 1) // 2))
+    taken = set(first)
+    rest = [path for path in paths if path not in taken] or paths
+    second = _evenly(rest, many)
+    np.random.default_rng(0).shuffle(second)
+    return _from_files(first, model), _from_files(second, model)
 
 
-def synthetic_images(model: BuiltModel, count: int = IMAGES, seed: int = 0) -> "torch.Tensor":
+def many_synthetic_images(model: BuiltModel, count: int, seed: int = 0) -> Images:
+    """As many [`synthetic_images`] as wanted: those of the seed, 32 at most, and further ones from streams of their
+    own. Sets of different seeds have none in common."""
+    starts = range(0, count, BLOCK)
+    seeds = [seed if start == 0 else (seed, start // BLOCK) for start in starts]
+    counts = [min(BLOCK, count - start) for start in starts]
+    makers = [partial(synthetic_images, model, *each) for each in zip(counts, seeds, strict=True)]
+    return Images(model.size, list(zip(counts, makers, strict=True)))
+
+
+def synthetic_images(model: BuiltModel, count: int = IMAGES, seed: int | tuple[int, ...] = 0) -> "torch.Tensor":
     """Random images whose amplitude falls as one over frequency, as that of photographs does (D. J. Field, J. Opt.
     Soc. Am. A 4 (1987)), with random colours and contrasts, in the model's normalisation.
 
     Returns:
-        `torch.Tensor` of shape `(count, channels, height, width)`, the same for the same seed.
+        `torch.Tensor` of shape `(count, channels, height, width)`, the same for the same seed and count.
     """
     import torch
 
@@ -67,9 +140,38 @@ def synthetic_images(model: BuiltModel, count: int = IMAGES, seed: int = 0) -> "
     fall = 1 / np.maximum(frequency, 1 / max(height, width))
     noise = rng.standard_normal((count, channels, height, width))
     common = rng.uniform(0.3, 0.95, (count, 1, 1, 1))
-    noise = np.sqrt(common) * noise[:, :1] + np.sqrt(1 - common) * noise
-    images = np.fft.irfft2(np.fft.rfft2(noise) * fall, s=(height, width))
-    images = (images - images.mean((2, 3), keepdims=True)) / images.std((1, 2, 3), keepdims=True)
-    images = rng.uniform(0.2, 0.8, (count, channels, 1, 1)) + rng.uniform(0.1, 0.3, (count, 1, 1, 1)) * images
+    colours, contrasts = rng.uniform(0.2, 0.8, (count, channels, 1, 1)), rng.uniform(0.1, 0.3, (count, 1, 1, 1))
     mean, std = (np.array(values)[: channels or 1, None, None] for values in (model.mean, model.std))
-    return torch.from_numpy(((np.clip(images, 0, 1) - mean) / std).astype(np.float32))
+    images = np.empty(noise.shape, np.float32)
+    for i in range(count):  # one by one: the rest of the arithmetic takes ten times an image's memory
+        mixed = np.sqrt(common[i]) * noise[i, :1] + np.sqrt(1 - common[i]) * noise[i]
+        image = np.fft.irfft2(np.fft.rfft2(mixed) * fall, s=(height, width))
+        image = (image - image.mean((1, 2), keepdims=True)) / image.std()
+        images[i] = (np.clip(colours[i] + contrasts[i] * image, 0, 1) - mean) / std
+    return torch.from_numpy(images)
+
+
+def _evenly(items: Sequence[_T], count: int) -> list[_T]:
+    return [items[int(i)] for i in sorted({int(i) for i in np.linspace(0, len(items) - 1, min(count, len(items)))})]
+
+
+def _from_files(paths: Sequence[Path], model: BuiltModel) -> Images:
+    return Images(model.size, [(1, partial(_read, path, model)) for path in paths])
+
+
+def _read(path: Path, model: BuiltModel) -> "torch.Tensor":
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            prepared: torch.Tensor = model.preprocess(image.convert("RGB" if model.size[0] == 3 else "L"))
+    except (UnidentifiedImageError, OSError):
+        raise FingerprintError(f"{path} can't be read as an image: remove or replace it.") from None
+    return prepared[None]
+
+
+def _cut(block: "torch.Tensor", first: int, count: int) -> "Iterator[torch.Tensor]":
+    """A block in parts: `first` images, then `count` at a time."""
+    yield block[:first]
+    if len(block) > first:
+        yield from block[first:].split(count)

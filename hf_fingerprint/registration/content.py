@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.errors import FingerprintError, VaultError
-from hf_fingerprint.vault import Base, Vault
+from hf_fingerprint.vault import Base, Vault, current
 
 
 def weights_hash(checkpoint: Checkpoint, vault: Vault) -> str:
@@ -40,14 +40,19 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
 
 
 def find_base(vault: Vault, name: str | Path) -> Base:
-    """The registered base of a name: its id, where it was registered from, or a place where its weights are.
+    """The registered base of a name: its id, where it was registered from, or a place where its weights are. Where a
+    record replaces another of the same weights, only the id leads to the other.
 
     Raises:
         [`VaultError`]: if the vault holds no such base.
     """
     bases = vault.bases()
     for base in bases:
-        if str(name) in (base.base_id, base.source, f"{base.source}@{base.revision}"):
+        if str(name) == base.base_id:
+            return base
+    bases = current(bases)
+    for base in bases:
+        if str(name) in (base.source, f"{base.source}@{base.revision}"):
             return base
     with open_checkpoint(name, weights_only=True) as checkpoint:
         whole = weights_hash(checkpoint, vault)

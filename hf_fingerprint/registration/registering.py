@@ -1,77 +1,26 @@
 """A base becomes known, once: its hash, carriers, amplitudes, code and secret. Its copies then cost a pass over the
 file."""
 
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.carriers import can_carry, row_rms, select_by_name, select_from_model, spend_budget
+from hf_fingerprint.carriers import row_rms, select_by_name, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.codes import FAMILIES, FairSigns, Tardos, coalition_by_simulation, make_codebook
-from hf_fingerprint.errors import BuildError, CarrierError, CodeError
+from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
+from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
-from hf_fingerprint.models import BuiltModel, build_model, names_in_file, synthetic_images, user_images
+from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.registration.measuring import Report, calibration_of, find_measurable
 from hf_fingerprint.registration.prediction import code_length, drift_noise, score_after_drift
-from hf_fingerprint.registration.sensitivity import measure_sensitivity
-from hf_fingerprint.registration.strength import carriers_of, measured_strength
-from hf_fingerprint.vault import Base, Calibration, Compact, TensorRecord, Vault
-
-
-MAX_KL, ALPHA = 1e-4, 1e-6
-COALITION, RECIPIENTS_PLANNED = 20, 1000
-UNCALIBRATED_EPS = 0.003
-LAYOUTS = ("spread", "compact")
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is decided when a base is registered; `None` stands for the default, and for a known base for its record.
-
-    Attributes:
-        max_kl (`float`, *optional*, defaults to 1e-4): the output budget: the largest mean KL divergence between base
-            and copy, in nats.
-        calibration (`Path`, *optional*): a folder of images to measure it on; synthetic ones by default.
-        coalition (`int`, *optional*, defaults to 20): the number of colluders to design the code for; up to 2 gives
-            fair signs, more a Tardos code, unless `code` says otherwise.
-        recipients_planned (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
-            coalition is worked out for.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent.
-        eps (`float`, *optional*): a fixed amplitude, as a share of each row's root mean square, instead of the budget:
-            for a base that is the initialisation of a training from scratch, whose output means nothing yet.
-        carriers (`str`, *optional*, defaults to `"spread"`): `"spread"` marks all tensors that can carry, `"compact"`
-            a few that lie together, so that copies share nearly all of their bytes, at a cost in robustness.
-        code (`str`, *optional*): the code's family, one of `FAMILIES`: `"tardos"`, `"nuida"` or `"fair_signs"`.
-    """
-
-    max_kl: float | None = None
-    calibration: Path | None = None
-    coalition: int | None = None
-    recipients_planned: int | None = None
-    alpha: float | None = None
-    eps: float | None = None
-    carriers: str | None = None
-    code: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.carriers not in (None, *LAYOUTS):
-            raise CodeError(f"Carriers are laid out {' or '.join(LAYOUTS)}, not {self.carriers}: choose --carriers.")
-        if self.code not in (None, *FAMILIES):
-            raise CodeError(f"There is no code called {self.code}: choose --code {', '.join(FAMILIES)}.")
-        if self.max_kl is not None and not 0 < self.max_kl <= 1:
-            raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
-        if self.alpha is not None and not 0 < self.alpha < 0.5:
-            raise CodeError(f"An alpha of {self.alpha} bounds nothing: choose one above 0 and under 0.5.")
-        if self.eps is not None and not 0 < self.eps <= 1:
-            raise CodeError(f"An amplitude of {self.eps} can't be trained: choose --eps above 0 and at most 1.")
-        if any(count is not None and count < 1 for count in (self.coalition, self.recipients_planned)):
-            raise CodeError("The coalition and the planned number of recipients must be 1 or more.")
+from hf_fingerprint.registration.settings import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
+from hf_fingerprint.registration.strength import MarkedModel, any_codewords, carriers_of, measured_strength
+from hf_fingerprint.vault import Base, Compact, TensorRecord, Vault
 
 
 def register(
@@ -80,6 +29,7 @@ def register(
     settings: Settings | None = None,
     report: Report | None = None,
     built: BuiltModel | None = None,
+    remeasure: bool = False,
 ) -> Base:
     """Registers a base in a vault, or returns its record if it already is.
 
@@ -89,20 +39,32 @@ def register(
         settings ([`Settings`], *optional*): for a new base; for a known one they must agree with its record.
         report (callable, *optional*): told each step, for progress.
         built ([`BuiltModel`], *optional*): the model, ready to run, where neither timm nor transformers can build it.
+        remeasure (`bool`, *optional*, defaults to `False`): registers a base that is known once more, with these
+            settings and a new secret, for new copies. Copies made before keep their record; both trace.
 
     Raises:
-        [`CarrierError`]: if the model has too few weights to mark.
+        [`BuildError`]: if the model can't be built, so that its output can't be measured, and `settings` names no
+            fixed strength (`eps`).
+        [`CarrierError`]: if the model has too few weights to mark, or its output can't be measured, likewise.
         [`CodeError`]: if the base is registered with other settings.
     """
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
         (report or _silent)("hashing the weights")
         known = vault.base_with_hash(weights_hash(checkpoint, vault))
-        if known is None:
-            digests = digest_tensors(checkpoint)
-            return vault.add_base(examine(checkpoint, digests, settings or Settings(), report, built))
+        if known is None or remeasure:
+            found = examine(checkpoint, digest_tensors(checkpoint), settings or Settings(), report, built)
+            return vault.add_base(found) if known is None else _replace(known, found, vault)
     if settings is not None:
         _check_same(known, settings)
     return known
+
+
+def _replace(known: Base, found: Base, vault: Vault) -> Base:
+    """Adds a record that replaces another for new copies."""
+    stored = vault.add_base(replace(found, replaces=known.base_id))
+    if stored.base_id == known.base_id:
+        raise VaultError(f"The new record of base {known.base_id} clashes with another's digits: run it again.")
+    return stored
 
 
 def _check_same(base: Base, settings: Settings) -> None:
@@ -114,13 +76,14 @@ def _check_same(base: Base, settings: Settings) -> None:
         "eps": max(carrier.eps for carrier in base.carriers),
         "carriers": "spread" if base.compact is None else "compact",
         "code": base.family,
+        "output_kind": base.calibration.output,
     }
     for name, value in recorded.items():
         asked = getattr(settings, name)
         if asked is not None and asked != value:
             raise CodeError(
-                f"Base {base.base_id} is registered with {name} {value}, not {asked}: all copies of a base share it; "
-                "leave it out, or use another vault."
+                f"Base {base.base_id} is registered with {name} {value}, not {asked}: all copies of a record share "
+                f"it; leave it out, or make a new record for new copies with `hf-fingerprint vault add --remeasure`."
             )
 
 
@@ -145,44 +108,25 @@ def examine(
         built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
     """
     report = report or _silent
+    where = checkpoint.source.name
     max_kl, alpha = settings.max_kl or MAX_KL, settings.alpha or ALPHA
     coalition, planned = settings.coalition or COALITION, settings.recipients_planned or RECIPIENTS_PLANNED
-    report("building the model")
-    model = built
-    if model is None:
-        with suppress(BuildError):
-            model = build_model(checkpoint)
-    images, inputs = None, "none"
-    mapping: dict[str, str] = {}
-    if model is not None:
-        user = settings.calibration
-        images = user_images(user, model) if user else synthetic_images(model)
-        inputs = "images" if user else "synthetic"
-        names = names_in_file(model.module, checkpoint)
-        chosen = [n for n in select_from_model(model.module, images[:1]) if n in names]
-        mapping = {names[n]: n for n in chosen if can_carry(checkpoint.tensors[names[n]])}
-    elif settings.calibration:
-        raise CarrierError(
-            f"{checkpoint.source.name} can't be built, so images can't calibrate it: give its folder, with "
-            f"config.json."
-        )
-    selected = [n for n in checkpoint.tensors if n in mapping] or select_by_name(checkpoint.tensors)
+    measurable = find_measurable(checkpoint, settings, built, report)
+    by_model = {} if measurable is None else measurable.parameters
+    selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     report("reading the carriers")
     rms = {name: _rms(checkpoint, name) for name in selected}
     counts = sizes = np.array([_weights(checkpoint, name) for name in selected])
-    sensitivity = None
-    if model is not None and images is not None and mapping and settings.eps is None:
+    sensitivity = np.zeros(len(selected))
+    if measurable is not None:
         report("measuring what the mark does to the output")
-        sensitivity = measure_sensitivity(model.module, images, [mapping[n] for n in selected])
-        if not np.isfinite(sensitivity).all():
-            raise CarrierError(
-                f"{checkpoint.source.name} gives no numbers on the calibration inputs: mark a model that works."
-            )
+    if measurable is not None and settings.eps is None:
+        sensitivity = measurable.sensitivity(selected, where)
 
     def spend(kept: np.ndarray) -> np.ndarray:
         """`eps` of some of the carriers, if no other is marked."""
-        if sensitivity is None:
-            return np.full(len(kept), settings.eps or UNCALIBRATED_EPS)
+        if settings.eps is not None:
+            return np.full(len(kept), settings.eps)
         return spend_budget(max_kl, sensitivity[kept], sizes[kept])
 
     eps = spend(np.arange(len(selected)))
@@ -190,26 +134,25 @@ def examine(
     family = settings.code or (FairSigns.family if coalition <= 2 else Tardos.family)
     compact = None
     if settings.carriers == "compact":
-        kept = compact_window(
-            checkpoint.tensors,
-            selected,
-            spend,
-            checkpoint.source.name,
-        )
-        length = code_length(int(counts.sum()), checkpoint.source.name)
+        kept = compact_window(checkpoint.tensors, selected, spend, where)
+        length = code_length(int(counts.sum()), where)
         spread = make_codebook(family, length, coalition, secret)
         differ = sum(checkpoint.tensors[selected[i]].nbytes for i in kept)
         share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
         compact = Compact(share, score_after_drift(spread, counts, eps))
         selected, counts, eps = [selected[i] for i in kept], sizes[kept], spend(kept)
-    length = code_length(int(counts.sum()), checkpoint.source.name)
+    length = code_length(int(counts.sum()), where)
     codebook = make_codebook(family, length, coalition, secret)
-    kl = agreement = None
-    if model is not None and images is not None and sensitivity is not None:
-        parameters = {name: mapping[name] for name in selected}
-        eps, kl, agreement = measured_strength(
-            checkpoint, model, images, parameters, eps, rms, max_kl, secret, codebook
-        )
+    measured = None
+    if measurable is not None:
+        parameters = {name: by_model[name] for name in selected}
+        codewords = any_codewords(codebook)
+        marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
+        if settings.eps is None:
+            eps, measured = measured_strength(marked, measurable.few, measurable.many, eps, max_kl, report)
+        else:
+            with suppress(CarrierError):  # an output that is not a number: not measured
+                measured = marked.compare_many(eps, measurable.many)
     carriers = carriers_of(selected, eps, rms)
 
     report("working out the certified coalition")
@@ -230,13 +173,7 @@ def examine(
         certified_by=certified.method,
         alpha=alpha,
         recipients_planned=planned,
-        calibration=Calibration(
-            inputs if kl is not None else "none",
-            len(images) if images is not None and kl is not None else 0,
-            max_kl,
-            kl,
-            agreement,
-        ),
+        calibration=calibration_of(measured, measurable, max_kl, settings.eps),
         secret=secret,
         compact=compact,
     )

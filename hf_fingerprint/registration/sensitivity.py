@@ -2,18 +2,20 @@
 
 To second order the KL divergence between the outputs before and after a change d of the weights is `d^T F d / 2`, F
 being the Fisher information of the classes. For a mark of random signs and amplitude `a_k` its mean is `sum_k a_k^2
-F_kk / 2`. `F_kk = E (g_k^2)` with g the gradient of `z . u`, z the logits and u random with covariance `diag(p) - p
-p^T`; since u is independent from image to image, one backward pass over a batch estimates the sum over its images
+F_kk / 2`. `F_kk = E (g_k^2)` with g the gradient of `z . u`, z the output and u a random direction whose covariance is
+the divergence's second derivative: `diag(p) - p p^T` for a softmax, and what [`random_direction`] says for other kinds
+of output. Since u is independent from image to image, one backward pass over a batch estimates the sum over its images
 without bias.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_fingerprint.carriers.amplitude import row_rms
-from hf_fingerprint.carriers.selection import logits_of
+from hf_fingerprint.models import Images, images_at_once
+from hf_fingerprint.registration.outputs import random_direction, values_of
 
 
 if TYPE_CHECKING:
@@ -26,16 +28,18 @@ DRAWS = 2
 
 def measure_sensitivity(
     module: "torch.nn.Module",
-    images: "torch.Tensor",
+    images: Images,
     names: list[str],
+    kind: str,
     advance: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Sensitivities `S_t`, so that `KL = sum_t eps_t^2 S_t` to second order, averaged over the images.
 
     Args:
         module (`torch.nn.Module`): the model, in evaluation mode.
-        images (`torch.Tensor` of shape `(batch, channels, height, width)`): calibration inputs.
+        images ([`Images`]): calibration inputs.
         names (`list[str]`): parameters, the carriers.
+        kind (`str`): of the output, one of `KINDS`.
         advance (callable, *optional*): told the images done.
 
     Returns:
@@ -54,14 +58,12 @@ def measure_sensitivity(
     generator = torch.Generator().manual_seed(0)
     total = np.zeros(len(names))
     try:
-        for batch in images.split(BATCH):
-            logits = logits_of(module(batch))
-            probability = logits.detach().float().softmax(-1)
+        for batch in images.batches(images_at_once(images.pixels, BATCH)):
+            values = values_of(module(batch), kind)
             for draw in range(DRAWS):
-                root = probability.sqrt() * torch.randn(probability.shape, generator=generator)
-                direction = root - probability * root.sum(-1, keepdim=True)
+                direction = random_direction(values, kind, generator)
                 gradients = torch.autograd.grad(
-                    (logits * direction).sum(), chosen, retain_graph=draw + 1 < DRAWS, allow_unused=True
+                    (values * direction).sum(), chosen, retain_graph=draw + 1 < DRAWS, allow_unused=True
                 )
                 total += [
                     0.0 if g is None else float((g.flatten(1).square().sum(1) * w).sum())
@@ -73,43 +75,6 @@ def measure_sensitivity(
         for name, p in parameters.items():
             p.requires_grad_(frozen[name])
     return total / (DRAWS * len(images))
-
-
-def compare_outputs(
-    module: "torch.nn.Module", images: "torch.Tensor", marked: Mapping[str, np.ndarray]
-) -> tuple[float, float]:
-    """Mean KL divergence and top-1 agreement between the model and itself with some weights replaced.
-
-    Args:
-        module (`torch.nn.Module`): the model; it is left as it was.
-        images (`torch.Tensor` of shape `(batch, channels, height, width)`): inputs.
-        marked (mapping): parameter names to their values in the copy, `float32` of shape `(rows, columns)`.
-
-    Returns:
-        `(kl, agreement)`: in nats, and as a share.
-    """
-    import torch
-
-    before = _log_probabilities(module, images)
-    parameters = dict(module.named_parameters())
-    kept = {name: parameters[name].detach().clone() for name in marked}
-    with torch.no_grad():
-        try:
-            for name, values in marked.items():
-                parameters[name].copy_(torch.from_numpy(values).reshape(parameters[name].shape))
-            after = _log_probabilities(module, images)
-        finally:
-            for name, values in kept.items():
-                parameters[name].copy_(values)
-    kl = (before.exp() * (before - after)).sum(-1).mean()
-    return float(kl), float((before.argmax(-1) == after.argmax(-1)).double().mean())
-
-
-def _log_probabilities(module: "torch.nn.Module", images: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
-    with torch.no_grad():
-        return torch.cat([logits_of(module(batch)).double().log_softmax(-1) for batch in images.split(BATCH)])
 
 
 def _rows(parameter: "torch.nn.Parameter") -> np.ndarray:

@@ -1,6 +1,9 @@
 """How strong a mark may be: the budget on the output, spent by what a marked model is measured to do."""
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 
@@ -12,17 +15,18 @@ from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.errors import CarrierError
 from hf_fingerprint.keys import new_secret
-from hf_fingerprint.models import BuiltModel
-from hf_fingerprint.registration.sensitivity import compare_outputs
+from hf_fingerprint.models import BuiltModel, Images
+from hf_fingerprint.registration.comparison import BATCH, Comparison, compare_outputs
+from hf_fingerprint.registration.measuring import not_measured
 from hf_fingerprint.vault import Carrier
 
 
-if TYPE_CHECKING:
-    import torch
-
-
-MEASUREMENTS = 8
-Measured = tuple[np.ndarray, float, float]
+COPIES, FEW_BATCH = 128, 4  # copies that are measured at most; images for each in the search
+SEARCHES, REPORTS = 8, 4  # measurements at most, on few images and on many
+ENOUGH_SEARCHED, ENOUGH_REPORTED = 0.8, 0.5  # of the budget, spent
+SECONDS = 120.0  # for one measurement on many images
+Measure = Callable[[np.ndarray], Comparison]
+Strength = tuple[np.ndarray, Comparison]
 
 
 def carriers_of(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -> tuple[Carrier, ...]:
@@ -30,65 +34,119 @@ def carriers_of(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -
     return tuple(Carrier(name, float(e), np.float32(e) * rms[name]) for name, e in zip(names, eps, strict=True))
 
 
-def measured_strength(
-    checkpoint: Checkpoint,
-    model: BuiltModel,
-    images: "torch.Tensor",
-    parameters: dict[str, str],
-    eps: np.ndarray,
-    rms: dict[str, np.ndarray],
-    max_kl: float,
-    secret: bytes,
-    codebook: Codebook,
-) -> Measured:
-    """Scales the amplitudes until a marked model's output keeps the budget and spends most of it.
+@dataclass(frozen=True)
+class MarkedModel:
+    """A model as it answers with a mark of any strength.
 
-    Args:
+    Attributes:
         checkpoint ([`Checkpoint`]): the open base.
         model ([`BuiltModel`]): the same, ready to run.
-        images (`torch.Tensor`): the calibration inputs.
+        kind (`str`): of its output, one of `KINDS`.
         parameters (`dict[str, str]`): the carriers' names in the file and in the model.
-        eps (`np.ndarray` of shape `(T,)`): where to begin.
         rms (`dict[str, np.ndarray]`): root mean square of each row.
-        max_kl (`float`): the budget, in nats.
         secret (`bytes`): the model secret.
-        codebook ([`Codebook`]): the code.
+        codewords (`np.ndarray` of shape `(copies, V / 8)`): of copies that nobody has, packed.
+    """
+
+    checkpoint: Checkpoint
+    model: BuiltModel
+    kind: str
+    parameters: dict[str, str]
+    rms: dict[str, np.ndarray] = field(repr=False)
+    secret: bytes = field(repr=False)
+    codewords: np.ndarray = field(repr=False)
+
+    def compare(
+        self,
+        eps: np.ndarray,
+        images: Images,
+        batch: int = BATCH,
+        seconds: float = float("inf"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Comparison:
+        """What marks of these strengths `(T,)` do to the output; see [`compare_outputs`].
+
+        Raises:
+            [`CarrierError`]: if the output is not a number.
+        """
+        carriers = carriers_of(list(self.parameters), eps, self.rms)
+        marks = ({self.parameters[c.name]: self._marked(c, each) for c in carriers} for each in cycle(self.codewords))
+        found = compare_outputs(self.model.module, images, marks, self.kind, batch, seconds, clock)
+        if not np.isfinite(found.kl):
+            raise not_measured(CarrierError(f"{self.checkpoint.source.name} gives no numbers once it is marked."))
+        return found
+
+    def compare_many(self, eps: np.ndarray, many: Images, clock: Callable[[], float] = time.monotonic) -> Comparison:
+        """The same on many images, for two minutes at most by the clock."""
+        return self.compare(eps, many, BATCH, SECONDS, clock)
+
+    def _marked(self, carrier: Carrier, codeword: np.ndarray) -> np.ndarray:
+        checkpoint, info = self.checkpoint, self.checkpoint.tensors[carrier.name]
+        marker = TensorMarker(
+            self.secret, self.secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword
+        )
+        raw = checkpoint.read(info, out=np.empty(info.nbytes, np.uint8))
+        for rows in block_rows(info):
+            marker(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
+        return to_float32(raw, info.dtype).reshape(-1, info.columns)
+
+
+def any_codewords(codebook: Codebook) -> np.ndarray:
+    """Codewords of copies that nobody has, packed, `(COPIES, V / 8)`."""
+    return codebook.packed([new_secret() for _ in range(COPIES)])
+
+
+def measured_strength(
+    marked: MarkedModel,
+    few: Images,
+    many: Images,
+    eps: np.ndarray,
+    max_kl: float,
+    report: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Strength:
+    """Scales the amplitudes until a marked model's output keeps the budget and spends most of it: first on few images,
+    then on many others, of which the result is told.
+
+    Args:
+        marked ([`MarkedModel`]): the model.
+        few, many ([`Images`]): calibration inputs, none of them in both.
+        eps (`np.ndarray` of shape `(T,)`): where to begin.
+        max_kl (`float`): the budget, in nats.
+        report (callable): told each step.
+        clock (callable, *optional*): the time, in seconds. A measurement on many images takes two minutes at most.
 
     Returns:
-        `(eps, kl, agreement)`
+        `(eps, comparison)`
 
     Raises:
         [`CarrierError`]: if no mark keeps the budget.
     """
-    codeword, cap = codebook.packed([new_secret()])[0], largest_eps(max_kl)
-    best: Measured | None = None
+    where = marked.checkpoint.source.name
+    eps, _ = _spend(lambda eps: marked.compare(eps, few, FEW_BATCH), eps, max_kl, SEARCHES, ENOUGH_SEARCHED, where)
+    report(f"measuring the marked model on up to {len(many):,} other images")
+    return _spend(lambda eps: marked.compare_many(eps, many, clock), eps, max_kl, REPORTS, ENOUGH_REPORTED, where)
+
+
+def _spend(measure: Measure, eps: np.ndarray, max_kl: float, times: int, enough: float, where: str) -> Strength:
+    cap = largest_eps(max_kl)
+    best: Strength | None = None
     failures = 0
-    for _ in range(MEASUREMENTS):  # the second order is an estimate; the budget is spent by what is measured
-        carriers = carriers_of(list(parameters), eps, rms)
-        marked = {parameters[c.name]: _marked(checkpoint, c, secret, codeword) for c in carriers}
-        kl, agreement = compare_outputs(model.module, images, marked)
-        if kl <= max_kl:
-            best = eps, kl, agreement
-            if failures or kl >= 0.8 * max_kl or (eps >= cap).all():
+    for _ in range(times):  # the second order is an estimate; the budget is spent by what is measured
+        found = measure(eps)
+        if found.kl <= max_kl:
+            best = eps, found
+            if failures or found.kl >= enough * max_kl or (eps >= cap).all():
                 break
-            eps = np.minimum(cap, eps * np.sqrt(0.9 * max_kl / max(kl, 0.05 * max_kl)))
+            eps = np.minimum(cap, eps * np.sqrt(0.9 * max_kl / max(found.kl, 0.05 * max_kl)))
         elif best is not None:
             break
         else:  # rounding to half precision costs too, and doesn't shrink with the mark: shrink faster each time
-            eps = eps * np.sqrt(0.9 * max_kl / kl) * 0.9**failures
+            eps = eps * np.sqrt(0.9 * max_kl / found.kl) * 0.9**failures
             failures += 1
     if best is None:
         raise CarrierError(
-            f"{checkpoint.source.name}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs, the weakest "
-            f"tried has {kl:.1e}: choose a larger --max-kl."
+            f"{where}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs, the weakest tried has "
+            f"{found.kl:.1e}: choose a larger --max-kl."
         )
     return best
-
-
-def _marked(checkpoint: Checkpoint, carrier: Carrier, secret: bytes, codeword: np.ndarray) -> np.ndarray:
-    info = checkpoint.tensors[carrier.name]
-    marker = TensorMarker(secret, secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword)
-    raw = checkpoint.read(info, out=np.empty(info.nbytes, np.uint8))
-    for rows in block_rows(info):
-        marker(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
-    return to_float32(raw, info.dtype).reshape(-1, info.columns)

@@ -15,7 +15,7 @@ from hf_fingerprint.vault.publications import (
 )
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
 from hf_fingerprint.vault.rotation import Rotation, rotate
-from hf_fingerprint.vault.store import Vault
+from hf_fingerprint.vault.store import Vault, current
 from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, forget_copy
 
 
@@ -40,6 +40,7 @@ __all__ = [
     "check_without_vault",
     "confirm_publication",
     "copies_in_training",
+    "current",
     "find_passphrase",
     "forget_copy",
     "hold",

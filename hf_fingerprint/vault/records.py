@@ -43,11 +43,17 @@ class Calibration:
     """What the mark does to the output, measured once when the base was registered.
 
     Attributes:
-        inputs (`str`): `"images"` (the user's), `"synthetic"`, or `"none"` when the model could not be run.
+        inputs (`str`): `"images"` (the user's), `"synthetic"`, or `"none"` when the output could not be measured.
         images (`int`): how many.
         max_kl (`float`): the budget, in nats.
-        kl (`float` or `None`): measured mean KL divergence between base and a marked copy.
-        agreement (`float` or `None`): measured share of equal top-1 predictions.
+        kl (`float` or `None`): measured mean divergence between base and marked copies, for its kind of output.
+        agreement (`float` or `None`): measured share of equal decisions.
+        output (`str` or `None`): the kind of output that was measured; `None` in records made before there were kinds,
+            when every output counted as the logits of a softmax.
+        decisions, agreeing (`int` or `None`): how many decisions were compared, and how many are the same.
+        kl_low, kl_high, agreement_low, agreement_high (`float` or `None`): 95 % intervals.
+        kl_scatter (`float` or `None`): standard deviation of one copy's divergence about the mean.
+        eps (`float` or `None`): the fixed strength that was asked for instead of a budget.
     """
 
     inputs: str
@@ -55,6 +61,15 @@ class Calibration:
     max_kl: float
     kl: float | None
     agreement: float | None
+    output: str | None = None
+    decisions: int | None = None
+    agreeing: int | None = None
+    kl_low: float | None = None
+    kl_high: float | None = None
+    kl_scatter: float | None = None
+    agreement_low: float | None = None
+    agreement_high: float | None = None
+    eps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,7 @@ class Base:
         calibration ([`Calibration`]): what the mark does to the output.
         secret (`bytes`): the model secret.
         compact ([`Compact`] or `None`): if it is marked in few tensors only.
+        replaces (`str` or `None`): the id of the record of the same weights that this one replaces for new copies.
     """
 
     base_id: str
@@ -111,6 +127,7 @@ class Base:
     calibration: Calibration
     secret: bytes = field(repr=False)
     compact: Compact | None = None
+    replaces: str | None = None
 
     def codebook(self) -> Codebook:
         """The code of this base."""
@@ -123,6 +140,10 @@ class Base:
 
     def describe(self) -> dict[str, Any]:
         """What may be shown of it: no secret, no amplitudes."""
+        measured = asdict(self.calibration)
+        optional: dict[str, Any] = {} if self.compact is None else {"compact": asdict(self.compact)}
+        if self.replaces is not None:
+            optional["replaces"] = self.replaces
         return {
             "base": self.base_id,
             "source": self.source,
@@ -137,11 +158,12 @@ class Base:
             "certified_by": self.certified_by,
             "alpha": self.alpha,
             "recipients_planned": self.recipients_planned,
-            "calibration_inputs": self.calibration.inputs,
-            "max_kl": self.calibration.max_kl,
-            "kl": self.calibration.kl,
-            "agreement": self.calibration.agreement,
-        } | ({} if self.compact is None else {"compact": asdict(self.compact)})
+            "calibration_inputs": measured.pop("inputs"),
+            "calibration_images": measured.pop("images"),
+            "fixed_eps": measured.pop("eps"),
+            **measured,
+            **optional,
+        }
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ CREATE TABLE bound (             -- copies that were made to answer the question
 ) WITHOUT ROWID;
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
+_MEASURED = ("kl", "agreement")  # told in every record, measured or not
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"
 
 
@@ -87,10 +88,12 @@ def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
         "certified_by": base.certified_by,
         "alpha": base.alpha,
         "recipients_planned": base.recipients_planned,
-        "calibration": asdict(base.calibration),
+        "calibration": {k: v for k, v in asdict(base.calibration).items() if v is not None or k in _MEASURED},
     }
     if base.compact is not None:
         document["compact"] = asdict(base.compact)
+    if base.replaces is not None:
+        document["replaces"] = base.replaces
     text = json.dumps(document, separators=(",", ":"))
     amplitudes = b"".join(carrier.amplitude.astype("<f4").tobytes() for carrier in base.carriers)
     seal = _seal(base.secret, base.base_id, base.content_hash, text, amplitudes)
@@ -127,6 +130,7 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
         recipients_planned=document["recipients_planned"],
         secret=secret,
         compact=Compact(**document["compact"]) if "compact" in document else None,
+        replaces=document.get("replaces"),
         **{key: document[key] for key in same},
     )
 

@@ -124,16 +124,20 @@ class Vault(Database):
         return [base_from_row(row) for row in rows]
 
     def base_with_hash(self, content_hash: str) -> Base | None:
-        """The base with this content, if it is registered."""
-        return next((base for base in self.bases() if base.content_hash == content_hash), None)
+        """The base with this content, if it is registered: the record for new copies, which no other replaces."""
+        return next((base for base in current(self.bases()) if base.content_hash == content_hash), None)
 
     def add_base(self, base: Base) -> Base:
-        """Registers a base, or returns the one that another process registered with the same content first."""
+        """Registers a base, or returns the one that another process registered with the same content first.
+
+        A record that replaces another is added beside it, unless that one is replaced already.
+        """
         with self.connect() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO bases SELECT ?, ?, ?, ?, ?, ? "
-                "WHERE NOT EXISTS (SELECT 1 FROM bases WHERE content_hash = ?)",
-                (*base_to_row(base), base.content_hash),
+                "WHERE NOT EXISTS (SELECT 1 FROM bases WHERE content_hash = ? "
+                "AND json_extract(document, '$.replaces') IS ?)",
+                (*base_to_row(base), base.content_hash, base.replaces),
             )
         stored = self.base_with_hash(base.content_hash)
         if stored is None:
@@ -361,3 +365,9 @@ def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
         raise VaultError(
             f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a backup."
         )
+
+
+def current(bases: Sequence[Base]) -> list[Base]:
+    """Those that new copies are made from: which no other record of the same weights replaces."""
+    replaced = {base.replaces for base in bases}
+    return [base for base in bases if base.base_id not in replaced]

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import SETTINGS, save_plain, unlocked_vault
+from small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 from thieves import CNN, VIT, changed, fresh, same, thief_of
 
 from hf_fingerprint import Issuer, trace
@@ -84,7 +84,7 @@ def test_a_mark_written_over_still_names_its_recipient(tmp_path):
     from safetensors.torch import load_file, save_file
 
     model, vault = save_plain(tmp_path / "model"), unlocked_vault(tmp_path / "vault")
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         copies = [issuer.issue(name, tmp_path / name).path for name in ("alice", "bob")]
     save_file(Overwriting(0.003, 2)(load_file(copies[0] / "model.safetensors")), tmp_path / "leak.safetensors")
 

@@ -16,7 +16,7 @@ def test_logits_are_the_features_through_the_head(conv):
     module = tiny(conv=conv).module
     head = find_head(module, IMAGES)
 
-    told = all_features(module, head, IMAGES) @ head.matrix().T + head.layer.bias
+    told = all_features(module, head, IMAGES.split(40)) @ head.matrix().T + head.layer.bias
 
     assert head.name == "head.weight"
     assert head.classes == 5
@@ -35,6 +35,16 @@ def test_a_head_under_something_else_is_refused():
     module = tiny(after=torch.nn.Softmax(1)).module
 
     assert "don't come straight from a linear layer" in refused(find_head, module, IMAGES, error=FingerprintError)
+
+
+@pytest.mark.parametrize(("classes", "shape"), [(1, "1 x 1"), (5, "1 x 5 x 1 x 1")])
+def test_what_has_no_top_class_is_refused(classes, shape):
+    """One logit, and a map."""
+    module = tiny(classes=classes, after=None if classes == 1 else torch.nn.Unflatten(1, (classes, 1, 1))).module
+
+    text = refused(find_head, module, IMAGES, error=FingerprintError)
+
+    assert f"output of shape {shape}, and questions are answered by the top one of two classes" in text
 
 
 def test_no_hook_is_left():

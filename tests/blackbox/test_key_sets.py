@@ -8,7 +8,7 @@ import pytest
 from asked_models import Served, asked_base
 from PIL import Image
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, names_in, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, issue
 from hf_fingerprint.blackbox import key_sets
@@ -200,7 +200,7 @@ def test_a_locked_vault_and_one_without_questions_are_refused(scene, tmp_path):
     assert "passphrase" in refused(export_key_images, None, "alice", locked, tmp_path / "set")
     bare = new_vault(tmp_path / "vault")
     bare.unlock(PASSPHRASE)
-    with Issuer(save_plain(tmp_path / "model"), bare, SETTINGS) as issuer:
+    with Issuer(save_plain(tmp_path / "model"), bare, PLAIN_SETTINGS) as issuer:
         issuer.issue("alice", tmp_path / "alice")
     for base in (None, issuer.base.base_id):
         said = refused(export_key_images, base, "alice", bare, tmp_path / "set", error=FingerprintError)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_plain, save_vit
+from small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, new_vault, save_plain, save_vit
 from tiny_built import tiny
 
 from hf_fingerprint.blackbox import preparing
@@ -97,7 +97,7 @@ def test_questions_are_made_once_and_kept(tmp_path):
 
 def test_a_base_that_can_t_be_run_is_refused(tmp_path):
     folder, vault = save_plain(tmp_path / "base"), new_vault(tmp_path / "vault", PASSPHRASE)
-    register(folder, vault, SETTINGS)
+    register(folder, vault, PLAIN_SETTINGS)
 
     said = refused(prepare_questions, folder, vault, error=FingerprintError)
 

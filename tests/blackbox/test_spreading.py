@@ -84,7 +84,7 @@ def test_patterns_make_answers_cheaper_to_bind():
     built = tiny()
     head = find_head(built.module, ORDINARY)
     costs = []
-    metric = metric_of(all_features(built.module, head, ORDINARY))
+    metric = metric_of(all_features(built.module, head, ORDINARY.split(40)))
 
     patterns = spread_patterns(CLOUDS, views_of(built, head), built, metric, 24, costs.append)
 

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import pytest
 import timm
@@ -239,6 +240,41 @@ def test_what_timms_configuration_calls_stem_and_classifier_is_left_out():
     assert set(select_from_model(model, images)) == {"entry.1.weight", "body.weight"}
     model.pretrained_cfg = {"first_conv": ("entry.0", "entry.1"), "classifier": "zeta"}
     assert select_from_model(model, images) == ["body.weight"]
+
+
+def test_what_makes_the_classes_of_a_map_is_left_out():
+    class Segmenter(WithSpares):
+        def forward(self, images):
+            return self.classes(self.body(self.entry(images)))
+
+    model = Segmenter()
+    model.classes = nn.Conv2d(16, 6, 1)
+
+    assert select_from_model(model.eval(), torch.zeros(2, 3, 16, 16), "dense") == ["body.weight"]
+
+
+def test_what_makes_the_features_is_no_classifier():
+    class Headless(WithSpares):
+        def forward(self, images):
+            return self.zeta(self.body(self.entry(images)).mean((2, 3)))
+
+    images = torch.zeros(2, 3, 16, 16)
+
+    assert select_from_model(Headless().eval(), images, "features") == ["body.weight", "zeta.weight"]
+    assert select_from_model(Headless().eval(), images, "single_label") == ["body.weight"]
+
+
+def test_features_are_found_in_whatever_a_model_returns():
+    pooled, tokens, logits = torch.zeros(2, 8), torch.zeros(2, 5, 8), torch.zeros(2, 3)
+
+    def returned(**given):
+        return types.SimpleNamespace(**given)
+
+    assert logits_of(returned(pooler_output=pooled, last_hidden_state=tokens)) is pooled
+    assert logits_of(returned(pooler_output=None, last_hidden_state=tokens)) is tokens
+    assert logits_of(returned(logits=logits, pooler_output=pooled)) is logits
+    assert logits_of(returned(logits=logits, pooler_output=pooled), "features") is pooled
+    assert logits_of(returned(logits=logits), "features") is logits
 
 
 def test_the_input_projection_of_torchs_own_attention_is_chosen():

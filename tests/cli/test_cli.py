@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import PASSPHRASE, SETTINGS, bytes_of, names_in, new_vault, plain_arrays, save_plain, save_timm
+from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, plain_arrays, save_plain, save_timm
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.cli.main import main
 
 
-FEW = ["--coalition", "3", "--recipients-planned", "4"]
+MEASURED = ["--coalition", "3", "--recipients-planned", "4"]
+FEW = [*MEASURED, "--eps", "0.003"]  # of what no library builds
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def shared(tmp_path_factory):
     root = tmp_path_factory.mktemp("shared")
     vault, model = new_vault(root / "vault"), save_plain(root / "model", README_md="# hi")
     (root / "passphrase").write_text(PASSPHRASE + "\nnot this line\n")
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         list(issuer.issue_all(["alice", "[bold]x"], root / "copies"))
     return SimpleNamespace(
         root=root,
@@ -241,12 +242,58 @@ def test_inspect_measures_a_model_that_runs(run, tmp_path):
     for i in range(3):
         Image.new("RGB", (40, 40), (i * 80, 90, 200 - i * 50)).save(tmp_path / "images" / f"{i}.png")
 
-    told = json.loads(run("inspect", model, *FEW, "--max-kl", "1e-6", "--json")[1])
+    told = json.loads(run("inspect", model, *MEASURED, "--max-kl", "1e-6", "--json")[1])
     assert 0 < told["kl"] <= 1e-6
     assert told["calibration_inputs"] == "synthetic"
-    told = json.loads(run("inspect", model, *FEW, "--calibration", tmp_path / "images", "--json")[1])
+    told = json.loads(run("inspect", model, *MEASURED, "--calibration", tmp_path / "images", "--json")[1])
     assert told["calibration_inputs"] == "images"
     assert "holds no images" in failed(run("inspect", model, "--calibration", tmp_path / "vault"))
+
+
+UNKNOWN = "nothing is known about what the mark does to the output"
+
+
+def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_once(shared, run, tmp_path):
+    vault = new_vault(tmp_path / "vault")
+    to = ["--vault", vault.folder]
+    issuing = ["issue", shared.model, "--recipient", "x", *to, "--out", tmp_path / "x"]
+
+    for command in (["inspect", shared.model], ["vault", "add", shared.model, *to], issuing):
+        assert "mark it at a fixed strength with --eps 0.003" in failed(run(*command, *MEASURED))
+    assert vault.bases() == []
+
+    code, _, err = run(*issuing, *FEW)
+    assert code == 0
+    assert UNKNOWN in err
+    assert UNKNOWN not in run(*issuing, *FEW)[2]
+    assert UNKNOWN in run("inspect", shared.model, *FEW)[2]
+    assert UNKNOWN in run("vault", "add", shared.model, *to, *FEW)[2]
+
+
+def test_vault_add_remeasures_a_known_base(shared, run, tmp_path):
+    vault = new_vault(tmp_path / "vault")
+    add = ["vault", "add", shared.model, "--vault", vault.folder, *MEASURED]
+    assert run(*add, "--eps", "0.003")[0] == 0
+    assert "--remeasure" in failed(run(*add, "--eps", "0.006"))
+
+    code, out, _ = run(*add, "--eps", "0.006", "--remeasure", "--json")
+
+    old, new = vault.bases()
+    assert code == 0
+    assert json.loads(out) == new.describe()
+    assert new.replaces == old.base_id
+
+
+def test_the_kind_of_output_and_the_number_of_images_are_options(run, tmp_path):
+    model = save_timm(tmp_path / "model", "test_vit", num_classes=3)
+    options = [*MEASURED, "--output-kind", "single_label", "--calibration-images", "20", "--json"]
+
+    told = json.loads(run("inspect", model, *options)[1])
+
+    assert (told["output"], told["calibration_images"], told["decisions"]) == ("single_label", 20, 20)
+    assert told["agreement_low"] <= told["agreement"] <= told["agreement_high"]
+    assert "choose --output-kind" in failed(run("inspect", model, "--output-kind", "logits"))
+    assert "choose --calibration-images" in failed(run("inspect", model, "--calibration-images", "0"))
 
 
 def test_vault_add_prints_a_base_as_json_and_again_the_same(shared, run, tmp_path):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from loopback_hub import Fault, LoopbackHub
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.cli.main import main
@@ -17,7 +17,7 @@ def shared(tmp_path_factory):
     root = tmp_path_factory.mktemp("shared")
     vault, model = new_vault(root / "vault"), save_plain(root / "model")
     (root / "passphrase").write_text(PASSPHRASE)
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         copies = {copy.recipient: copy.path for copy in issuer.issue_all(["alice", "[bold]bob"], root / "copies")}
     return SimpleNamespace(
         copies=copies, model=model, options=["--vault", vault.folder, "--passphrase-file", root / "passphrase"]

@@ -172,7 +172,7 @@ def test_a_base_is_described_in_a_few_lines():
     assert "at revision" not in said
     assert "carriers: 1 of 2 tensors, 81,000 weights" in said
     assert "code: tardos, 1,024 positions, 79 weights each, designed for 20 colluders" in said
-    assert "KL 9.10e-05 of 1e-04 allowed, top-1 agreement 99.8% on 32 synthetic images" in said
+    assert "KL 9.1e-05 of 1e-04 allowed, top-1 agreement 99.8% on 32 synthetic images" in said
     assert f"after a drift of 2 %: {predicted_score(base()):.0f}" in said
     assert "certified coalition: 5 among 1,000 recipients at alpha 1e-06" in said
     assert "at revision abc" in output.describe_base(base(revision="abc"))[0]
@@ -189,6 +189,62 @@ def test_a_base_measured_on_the_users_images_says_so():
     said = "\n".join(output.describe_base(base(calibration=Calibration("images", 9, 1e-4, 5e-5, 1.0))))
 
     assert "on 9 images" in said
+
+
+SINGLE = Calibration(
+    "synthetic", 1000, 1e-4, 9.1e-5, 0.991, "single_label", 1000, 991, 8.3e-5, 9.9e-5, 3.2e-5, 0.984, 0.995
+)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "line"),
+    [
+        (
+            SINGLE,
+            "output (single label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, top-1 "
+            "agreement 991 of 1,000 (98.4% to 99.5%) on synthetic images",
+        ),
+        (
+            replace(SINGLE, output="multi_label", inputs="images"),
+            "output (multi label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, all "
+            "labels agree on 991 of 1,000 (98.4% to 99.5%) on images",
+        ),
+        (
+            replace(SINGLE, output="dense", decisions=256_000, agreeing=253_696),
+            "output (dense): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, agreement of "
+            "positions 253,696 of 256,000 (98.4% to 99.5%) on 1,000 synthetic images",
+        ),
+        (
+            replace(SINGLE, output="features", decisions=None, agreeing=None, agreement=None),
+            "output (features): 1 - cosine 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, mean "
+            "cosine 0.999909 on 1,000 synthetic images",
+        ),
+        (
+            replace(SINGLE, eps=0.003, kl=4e-3, kl_low=3e-3, kl_high=5e-3),
+            "output (single label): KL 4.0e-03 (3.0e-03 to 5.0e-03) at a fixed strength of 0.3%, one copy's own "
+            "+- 1%, top-1 agreement 991 of 1,000 (98.4% to 99.5%) on synthetic images",
+        ),
+    ],
+    ids=lambda value: value.output if isinstance(value, Calibration) else "",
+)
+def test_what_was_measured_is_said_by_its_kind_with_counts_and_intervals(calibration, line):
+    assert line in output.describe_base(base(calibration=calibration))
+
+
+def test_a_record_that_replaces_another_says_so():
+    assert any("replaces record 0123456789aa" in line for line in output.describe_base(base(replaces="0123456789aa")))
+
+
+def test_what_is_not_known_of_a_base_is_a_warning_on_stderr(capsys):
+    output.warn_unmeasured(base())
+    assert capsys.readouterr().err == ""
+
+    output.warn_unmeasured(base(calibration=Calibration("none", 0, 1e-4, None, None, eps=0.003)))
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "nothing is known about what the mark does to the output of org/base" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_json_is_strict(capsys):

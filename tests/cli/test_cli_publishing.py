@@ -13,7 +13,7 @@ from hf_fingerprint.hub import client
 from hf_fingerprint.vault import publications
 
 
-FEW = ["--coalition", "3", "--recipients-planned", "4"]
+FEW = ["--coalition", "3", "--recipients-planned", "4", "--eps", "0.003"]
 TOKEN = "hf_the-owner-of-org"
 
 

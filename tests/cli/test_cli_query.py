@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from loopback_suspect import LoopbackSuspect, picture
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.blackbox.labels import Labels
@@ -19,7 +19,7 @@ def scene(tmp_path_factory):
     root = tmp_path_factory.mktemp("query")
     names = {str(index): f"class {index}" for index in range(10)}
     vault, model = new_vault(root / "vault"), save_plain(root / "model", config_json=json.dumps({"id2label": names}))
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         issuer.issue("alice", root / "alice")
     (root / "labels").write_text("\n".join(names.values()))
     (root / "passphrase").write_text(PASSPHRASE + "\n")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from loopback_hub import LoopbackHub
 from quick_age import lock_quickly
-from small_models import PASSPHRASE, SETTINGS, bytes_of, names_in, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.vault.issuers import issuers
@@ -19,7 +19,7 @@ FEW = ["--coalition", "3", "--recipients-planned", "4"]
 def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("template")
     vault = new_vault(root / "vault")
-    with Issuer(save_plain(root / "model"), vault, SETTINGS) as issuer:
+    with Issuer(save_plain(root / "model"), vault, PLAIN_SETTINGS) as issuer:
         issuer.issue("alice", root / "copies" / "alice")
     (root / "passphrase").write_text(PASSPHRASE + "\n")
     (root / "new").write_text("a new passphrase\n")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from small_models import SETTINGS, save_plain, unlocked_vault
+from small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
@@ -15,7 +15,7 @@ def issued(tmp_path_factory):
     """A base, its copy's folder and packed codeword."""
     root = tmp_path_factory.mktemp("layers")
     vault = unlocked_vault(root / "vault")
-    with Issuer(save_plain(root / "model"), vault, SETTINGS) as issuer:
+    with Issuer(save_plain(root / "model"), vault, PLAIN_SETTINGS) as issuer:
         copy = issuer.issue("alice", root / "copy")
     (codeword,) = issuer.base.codebook().packed(vault.copy_keys(vault.copies()))
     return issuer.base, root / "model", copy.path, codeword

@@ -55,12 +55,12 @@ def test_another_folder_is_left_alone(tmp_path):
 
 def test_an_unexpected_trace_is_a_failure(tmp_path, monkeypatch):
     import owner
-    from small_models import SETTINGS, new_vault, save_plain
+    from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
     from hf_fingerprint import Issuer
 
     vault = new_vault(tmp_path / "vault", owner.PASSPHRASE)
-    with Issuer(save_plain(tmp_path / "model"), vault, SETTINGS) as issuer:
+    with Issuer(save_plain(tmp_path / "model"), vault, PLAIN_SETTINGS) as issuer:
         issuer.issue("bob", tmp_path / "bob")
 
     owner.expect_trace(tmp_path / "bob", vault, "bob")

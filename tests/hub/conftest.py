@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
-from small_models import SETTINGS, new_vault, save_plain
+from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.hub import client
@@ -34,7 +34,7 @@ def ready(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ready")
     model = save_plain(folder / "model", README_md="---\nlicense: mit\ntags:\n- plain\n---\n# Plain\n\nIt sees.\n")
     vault = new_vault(folder / "vault")
-    Issuer(model, vault, SETTINGS).__exit__()
+    Issuer(model, vault, PLAIN_SETTINGS).__exit__()
     return SimpleNamespace(model=model, vault=vault)
 
 

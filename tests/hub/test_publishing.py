@@ -15,7 +15,17 @@ from refusals import refused
 from rubbish import CANARY, litter
 from safetensors.torch import load_file, save_file
 from secret_forms import held_in, secret_forms
-from small_models import PASSPHRASE, SETTINGS, bytes_of, new_vault, plain_arrays, save_plain, save_timm, save_vit
+from small_models import (
+    PASSPHRASE,
+    PLAIN_SETTINGS,
+    SETTINGS,
+    bytes_of,
+    new_vault,
+    plain_arrays,
+    save_plain,
+    save_timm,
+    save_vit,
+)
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_fingerprint import Issuer, trace
@@ -29,7 +39,7 @@ TOKEN = "hf_the-owner-of-org"
 
 
 def publish(mine, recipient="alice", repo="org/plain-alice", terms=None, model=None, update=False, account=None):
-    with Issuer(model or mine.model, mine.vault, None if model is None else SETTINGS) as issuer:
+    with Issuer(model or mine.model, mine.vault, None if model is None else PLAIN_SETTINGS) as issuer:
         publisher = Publisher(mine.vault, terms, mine.work)
         return publisher.issue(issuer, Assignment(recipient, repo, account), update)
 
@@ -264,7 +274,7 @@ class TestANewVersion:
         assert "--again" in refused(lambda: publish(mine, "alice", "org/alice", model=newer), error=HubError)
 
         assignments = again(mine.vault, old.base_id)
-        with Issuer(newer, mine.vault, SETTINGS) as issuer:
+        with Issuer(newer, mine.vault, PLAIN_SETTINGS) as issuer:
             done = list(Publisher(mine.vault, work=mine.work).issue_all(issuer, assignments, update=True))
 
         assert [(one.recipient, one.repo) for one in done] == [("alice", "org/alice"), ("bob", "org/bob")]

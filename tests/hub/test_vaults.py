@@ -12,7 +12,7 @@ import pytest
 from loopback_hub import Fault, LoopbackHub
 from quick_age import lock_quickly
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, bytes_of, names_in, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 from hf_fingerprint import Vault
 from hf_fingerprint.errors import FingerprintError, HubError, PassphraseError, VaultError
@@ -54,7 +54,7 @@ def template(tmp_path_factory):
     """A vault with a base, one issuer and copies of two recipients."""
     root = tmp_path_factory.mktemp("template")
     vault = new_vault(root / "vault")
-    register(save_plain(root / "model"), vault, SETTINGS)
+    register(save_plain(root / "model"), vault, PLAIN_SETTINGS)
     add_issuer(vault, new_issuer_key(root / "ci.key"), "ci")
     for name in ("Ariadne-of-Naxos", "Bartholomew-Ltd"):
         written(vault, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small_models import SETTINGS, bytes_of, names_in, plain_arrays, save_plain, unlocked_vault
+from small_models import PLAIN_SETTINGS, bytes_of, names_in, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, Vault, issue, trace
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
@@ -71,7 +71,7 @@ def run(job):
     seen = arm_events(job.get("event", 0))
     if "kill" in job:
         arm(*job["kill"])
-    settings = Settings(coalition=3, recipients_planned=4)
+    settings = Settings(coalition=3, recipients_planned=4, eps=0.003)
     if "several" in job:
         with Issuer(job["model"], Vault(job["vault"]), settings) as issuer:
             list(issuer.issue_all(job["several"], Path(job["out"])))
@@ -122,7 +122,7 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("crashes")
     model = save_plain(root / "model", README_md="# A model\n", labels__classes_txt="cat\n")
     vault = unlocked_vault(root / "vault")
-    Issuer(model, vault, SETTINGS).__exit__()
+    Issuer(model, vault, PLAIN_SETTINGS).__exit__()
     command = [sys.executable, "-c", FORKER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
 
@@ -164,7 +164,7 @@ def test_a_process_killed_while_issuing_is_mended_by_the_same_call(place, tmp_pa
     if records and records[0].state == "begun":
         assert place.vault.copies(recipient=recipient)[0].content_hash is None
     before = [record.copy_id for record in records]
-    copy = issue(place.model, recipient, place.vault, out, SETTINGS)
+    copy = issue(place.model, recipient, place.vault, out, PLAIN_SETTINGS)
     assert before in ([], [copy.copy_id])
     check_mended(place, recipient, out)
 
@@ -179,7 +179,7 @@ def test_a_process_killed_at_any_change_to_the_disk_is_mended_by_the_same_call(p
     for k in range(1, len(events) + 1):
         recipient, out = f"killed at event {k}", tmp_path / str(k) / "copy"
         assert place.run(event=k, recipient=recipient, out=out) == KILLED, f"event {k} of {events}"
-        issue(place.model, recipient, place.vault, out, SETTINGS)
+        issue(place.model, recipient, place.vault, out, PLAIN_SETTINGS)
         check_mended(place, recipient, out)
 
 
@@ -193,7 +193,7 @@ def test_a_process_killed_while_it_fills_an_empty_folder_is_mended_too(place, tm
     out.mkdir()
 
     assert place.run(kill=point, recipient=recipient, out=out) == KILLED
-    issue(place.model, recipient, place.vault, out, SETTINGS)
+    issue(place.model, recipient, place.vault, out, PLAIN_SETTINGS)
 
     check_mended(place, recipient, out)
 
@@ -208,7 +208,7 @@ def test_a_partial_folder_of_a_killed_process_is_cleaned_up(place, tmp_path):
     assert begun.state == "begun"
     assert begun.copy_id in partial.name
     assert (partial / "model.safetensors").stat().st_size > 0
-    assert issue(place.model, "partial", place.vault, out, SETTINGS).copy_id == begun.copy_id
+    assert issue(place.model, "partial", place.vault, out, PLAIN_SETTINGS).copy_id == begun.copy_id
     assert not partial.exists()
     check_mended(place, "partial", out)
 
@@ -236,7 +236,7 @@ def test_a_new_key_is_drawn_for_a_copy_begun_again(place, tmp_path):
     place.run(kill=("writer", "write_all", "after", 9), recipient="rekeyed", out=tmp_path / "copy")
     (before,) = place.vault.copies(recipient="rekeyed")
 
-    issue(place.model, "rekeyed", place.vault, tmp_path / "copy", SETTINGS)
+    issue(place.model, "rekeyed", place.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     (after,) = place.vault.copies(recipient="rekeyed")
     assert place.vault.copy_key(before) != place.vault.copy_key(after)
@@ -247,7 +247,7 @@ def test_a_process_killed_twice_is_mended(place, tmp_path):
     for point in (("os", "fsync", "before", 2), ("writer", "write_all", "after", 3), ("Path", "rename", "before", 1)):
         assert place.run(kill=point, recipient="twice", out=out) == KILLED
 
-    assert issue(place.model, "twice", place.vault, out, SETTINGS).new
+    assert issue(place.model, "twice", place.vault, out, PLAIN_SETTINGS).new
 
     check_mended(place, "twice", out)
 
@@ -257,7 +257,7 @@ def test_a_process_killed_among_several_copies_is_mended(place, tmp_path, call):
     names, out = [f"several {call} {i}" for i in range(3)], tmp_path / "out"
 
     assert place.run(kill=("writer", "write_all", "after", call), several=names, out=out) == KILLED
-    with Issuer(place.model, place.vault, SETTINGS) as issuer:
+    with Issuer(place.model, place.vault, PLAIN_SETTINGS) as issuer:
         copies = list(issuer.issue_all(names, out))
 
     assert names_in(out) == names
@@ -275,7 +275,7 @@ def test_a_process_killed_while_registering_is_mended(place, tmp_path, point):
     vault, out = unlocked_vault(tmp_path / "vault"), tmp_path / "out" / "copy"
 
     assert place.run(kill=point, recipient="alice", out=out, vault=vault.folder) == KILLED
-    issue(place.model, "alice", vault, out, SETTINGS)
+    issue(place.model, "alice", vault, out, PLAIN_SETTINGS)
 
     assert len(vault.bases()) == 1
     check_mended(SimpleNamespace(model=place.model, vault=vault), "alice", out)
@@ -291,7 +291,7 @@ model, vault, out, go, *names = sys.argv[1:]
 Path(f"{go} {names[0]}").touch()
 while not Path(go).exists():
     time.sleep(0.01)
-with Issuer(model, Vault(vault), Settings(coalition=3, recipients_planned=4)) as issuer:
+with Issuer(model, Vault(vault), Settings(coalition=3, recipients_planned=4, eps=0.003)) as issuer:
     for copy in issuer.issue_all(names, Path(out)):
         print(copy.recipient, copy.new, flush=True)
 """
@@ -360,7 +360,7 @@ def test_a_killed_process_does_not_keep_others_from_its_copy(place, tmp_path):
     locks = list((vault.folder / "locks").iterdir())
 
     assert len(locks) == 1
-    issue(place.model, "locked", vault, out, SETTINGS)
+    issue(place.model, "locked", vault, out, PLAIN_SETTINGS)
 
     check_mended(SimpleNamespace(model=place.model, vault=vault), "locked", out)
 
@@ -372,6 +372,6 @@ def test_a_stranger_in_the_place_of_a_copy_made_meanwhile_is_left_alone(place, t
     before = bytes_of(out)
 
     with pytest.raises(CheckpointError, match=r"not as it was issued|is not this recipient's copy"):
-        issue(place.model, "late", place.vault, out, SETTINGS)
+        issue(place.model, "late", place.vault, out, PLAIN_SETTINGS)
 
     assert bytes_of(out) == before

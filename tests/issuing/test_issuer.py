@@ -12,6 +12,7 @@ from rubbish import CANARY, litter
 from safetensors.numpy import load_file, save_file
 from small_models import (
     PLAIN_CARRIERS,
+    PLAIN_SETTINGS,
     SETTINGS,
     bytes_of,
     names_in,
@@ -37,7 +38,7 @@ def plain(tmp_path_factory):
     """A registered base that no library builds, its open issuer, and an unlocked vault."""
     root = tmp_path_factory.mktemp("plain")
     model, vault = save_plain(root / "model", **OTHERS), unlocked_vault(root / "vault")
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         yield SimpleNamespace(model=model, vault=vault, issuer=issuer, base=issuer.base)
 
 
@@ -153,7 +154,7 @@ def test_half_precision_bases_are_issued_in_their_precision_and_traced(plain, tm
     arrays = plain_arrays({"float16": 20, "bfloat16": 21}[dtype])
     model = save_as(tmp_path / "half" / "model.safetensors", arrays, dtype).parent
 
-    copies = [issue(model, f"{dtype} {i}", plain.vault, tmp_path / f"copy {i}", SETTINGS) for i in range(2)]
+    copies = [issue(model, f"{dtype} {i}", plain.vault, tmp_path / f"copy {i}", PLAIN_SETTINGS) for i in range(2)]
 
     with open_checkpoint(model) as before, open_checkpoint(copies[0].path) as after:
         assert {n: (i.dtype, i.shape) for n, i in before.tensors.items()} == {
@@ -167,7 +168,7 @@ def test_a_mark_below_the_half_precision_step_is_rounded_up_as_often_as_keeps_it
     from safetensors.torch import load_file as load_torch
 
     model = save_as(tmp_path / "half" / "model.safetensors", plain_arrays(22), "bfloat16").parent
-    copy = issue(model, "rounded", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(model, "rounded", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     before, after = load_torch(model / "model.safetensors"), load_torch(copy.path / "model.safetensors")
     base = next(b for b in plain.vault.bases() if b.base_id == copy.base_id)
@@ -186,7 +187,7 @@ def test_a_sparse_base_keeps_its_zeros(plain, tmp_path):
             arrays[name] *= rng.random(arrays[name].shape) < 0.4
     model = save_plain(tmp_path / "sparse", arrays)
 
-    copy = issue(model, "sparse", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(model, "sparse", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     after = load_file(copy.path / "model.safetensors")
     for name in arrays:
@@ -377,7 +378,7 @@ def test_a_single_file_is_a_base_without_its_neighbours(plain, tmp_path):
     folder = save_plain(tmp_path / "many", plain_arrays(3), notes_txt="not the model's")
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
 
-    copy = issue(folder / "weights.safetensors", "of a file", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(folder / "weights.safetensors", "of a file", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     assert list(bytes_of(copy.path)) == ["weights.safetensors"]
     assert accused(copy.path / "weights.safetensors", plain.vault) == ["of a file"]
@@ -391,7 +392,7 @@ def test_a_pickled_base_becomes_safetensors(plain, tmp_path):
     torch.save(state, tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "pickled" / "LICENSE").write_text("kept")
 
-    copy = issue(tmp_path / "pickled", "of a pickle", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(tmp_path / "pickled", "of a pickle", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     assert sorted(bytes_of(copy.path)) == ["LICENSE", "model.safetensors"]
     assert copy.left_out == (("pytorch_model.bin", "the weights as a pickle"),)
@@ -409,7 +410,7 @@ def test_the_weights_in_another_form_are_not_handed_on_and_are_named(plain, tmp_
     for name in ("pytorch_model.bin", "tf_model.h5", "onnx/model.onnx"):
         (model / name).write_bytes(b"unmarked weights")
 
-    copy = issue(model, "of both", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(model, "of both", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     assert sorted(bytes_of(copy.path)) == ["README.md", "model.safetensors"]
     assert [name for name, _ in copy.left_out] == ["onnx/model.onnx", "pytorch_model.bin", "tf_model.h5"]
@@ -419,7 +420,7 @@ def test_nothing_that_was_lying_around_is_in_a_copy_and_each_is_named(plain, tmp
     model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")
     told = litter(model)
 
-    copy = issue(model, "of litter", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(model, "of litter", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     found = bytes_of(copy.path)
     assert sorted(found) == ["README.md", "config.json", "model.safetensors"]
@@ -434,7 +435,7 @@ def test_code_goes_along_if_it_is_asked_for(plain, tmp_path):
     model = save_plain(tmp_path / "coded", plain_arrays(7))
     (model / "modeling_own.py").write_text("class Own: ...")
 
-    without = issue(model, "without", plain.vault, tmp_path / "without", SETTINGS)
+    without = issue(model, "without", plain.vault, tmp_path / "without", PLAIN_SETTINGS)
     coded = issue(model, "coded", plain.vault, tmp_path / "with", include_code=True)
 
     assert (names_in(without.path), [name for name, _ in without.left_out]) == (
@@ -455,7 +456,7 @@ def test_a_sharded_base_keeps_its_shards_and_index(plain, tmp_path):
     index = {"metadata": {}, "weight_map": {name: shard for shard, part in shards.items() for name in part}}
     (tmp_path / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
 
-    copy = issue(tmp_path / "sharded", "of shards", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(tmp_path / "sharded", "of shards", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     before, after = bytes_of(tmp_path / "sharded"), bytes_of(copy.path)
     assert before.keys() == after.keys()
@@ -467,11 +468,13 @@ def test_the_second_copy_builds_no_model_and_measures_nothing(plain, tmp_path, m
     def never(*arguments, **options):
         raise AssertionError("a registered base is registered again")
 
-    for name in ("build_model", "examine", "measure_sensitivity", "measured_strength", "digest_tensors"):
+    for name in ("find_measurable", "examine", "measured_strength", "digest_tensors"):
         monkeypatch.setattr(f"hf_fingerprint.registration.registering.{name}", never)
+    for name in ("build_model", "measure_sensitivity"):
+        monkeypatch.setattr(f"hf_fingerprint.registration.measuring.{name}", never)
     monkeypatch.setattr("hf_fingerprint.registration.content.digest_tensors", never)
 
-    copy = issue(plain.model, "second", plain.vault, tmp_path / "copy", SETTINGS)
+    copy = issue(plain.model, "second", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     assert copy.new
     assert copy.base_id == plain.base.base_id
@@ -480,7 +483,7 @@ def test_the_second_copy_builds_no_model_and_measures_nothing(plain, tmp_path, m
 @pytest.mark.parametrize("change", [{"max_kl": 2e-4}, {"coalition": 4}, {"recipients_planned": 5}, {"alpha": 1e-5}])
 def test_other_settings_for_a_known_base_are_refused(plain, tmp_path, change):
     with pytest.raises(CodeError, match=f"Base {plain.base.base_id} is registered with"):
-        issue(plain.model, "other", plain.vault, tmp_path / "copy", replace(SETTINGS, **change))
+        issue(plain.model, "other", plain.vault, tmp_path / "copy", replace(PLAIN_SETTINGS, **change))
 
     assert names_in(tmp_path) == []
     assert plain.vault.copies(recipient="other") == []
@@ -488,7 +491,7 @@ def test_other_settings_for_a_known_base_are_refused(plain, tmp_path, change):
 
 def test_a_base_that_changes_while_it_is_open_is_refused(plain, tmp_path):
     model = save_plain(tmp_path / "model", plain_arrays(9))
-    with Issuer(model, plain.vault, SETTINGS) as issuer:
+    with Issuer(model, plain.vault, PLAIN_SETTINGS) as issuer:
         issuer.issue("before", tmp_path / "before")
         with (model / "model.safetensors").open("r+b") as stream:
             stream.seek(-4, os.SEEK_END)
@@ -613,7 +616,7 @@ def test_weights_that_are_not_finite_are_refused_with_the_tensors_name(plain, tm
     model = save_plain(tmp_path / "model", arrays)
 
     with pytest.raises(CarrierError, match=r"blocks\.2\.mlp\.fc1\.weight holds NaN or infinite weights"):
-        issue(model, "x", plain.vault, tmp_path / "copy", SETTINGS)
+        issue(model, "x", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     assert names_in(tmp_path) == ["model"]
 
@@ -622,7 +625,7 @@ def test_a_model_too_small_for_a_mark_is_refused(plain, tmp_path):
     arrays = {f"layer{i}.weight": np.ones((8, 8), np.float32) for i in range(3)}
 
     with pytest.raises(CarrierError, match="too small"):
-        issue(save_plain(tmp_path / "model", arrays), "x", plain.vault, tmp_path / "copy", SETTINGS)
+        issue(save_plain(tmp_path / "model", arrays), "x", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     assert names_in(tmp_path) == ["model"]
 
@@ -631,14 +634,14 @@ def test_a_model_without_weights_to_mark_is_refused(plain, tmp_path):
     arrays = {"norm.weight": np.ones(1000, np.float32), "ids": np.arange(100_000)}
 
     with pytest.raises(CarrierError):
-        issue(save_plain(tmp_path / "model", arrays), "x", plain.vault, tmp_path / "copy", SETTINGS)
+        issue(save_plain(tmp_path / "model", arrays), "x", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 
 
 def test_a_locked_vault_issues(tmp_path):
     vault = new_vault(tmp_path / "vault")
     (tmp_path / "vault" / "identity.age").rename(tmp_path / "taken to a safe.age")
 
-    copy = issue(save_plain(tmp_path / "model"), "alice", tmp_path / "vault", tmp_path / "copy", SETTINGS)
+    copy = issue(save_plain(tmp_path / "model"), "alice", tmp_path / "vault", tmp_path / "copy", PLAIN_SETTINGS)
 
     assert copy.new
     assert not vault.unlocked
@@ -657,15 +660,15 @@ def test_a_vault_inside_the_models_folder_is_not_copied_to_recipients(tmp_path):
     vault = Vault(shutil.move(tmp_path / "vault", model / "vault"))
 
     with pytest.raises(FingerprintError, match="move the vault out of it"):
-        issue(model, "alice", vault, tmp_path / "copy", SETTINGS)
+        issue(model, "alice", vault, tmp_path / "copy", PLAIN_SETTINGS)
     assert not (tmp_path / "copy").exists()
 
 
 def test_copies_inside_the_models_folder_are_not_copied_to_later_recipients(plain, tmp_path):
     model = save_plain(tmp_path / "model", plain_arrays(11), README_md="# hi")
     try:
-        issue(model, "alice", plain.vault, model / "copies" / "alice", SETTINGS)
-        copy = issue(model, "bob", plain.vault, model / "copies" / "bob", SETTINGS)
+        issue(model, "alice", plain.vault, model / "copies" / "alice", PLAIN_SETTINGS)
+        copy = issue(model, "bob", plain.vault, model / "copies" / "bob", PLAIN_SETTINGS)
     except FingerprintError:
         return  # refusing is as good
     assert sorted(bytes_of(copy.path)) == ["README.md", "model.safetensors"]

@@ -8,11 +8,17 @@ from small_models import build, save_timm, save_vit
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.inputs import synthetic_images, user_images
+from hf_fingerprint.models.inputs import Images, many_synthetic_images, synthetic_images
+from hf_fingerprint.models.inputs import user_images as lazy_user_images
 
 
 def shaped(channels: int, height: int, width: int, mean: float = 0.5, std: float = 0.5) -> BuiltModel:
     return BuiltModel(torch.nn.Identity(), (channels, height, width), (mean,) * channels, (std,) * channels, None)
+
+
+def user_images(*arguments: object, **options: object) -> torch.Tensor:
+    """All of them in memory."""
+    return torch.cat(list(lazy_user_images(*arguments, **options).batches(32)))
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +158,44 @@ def test_the_channels_of_synthetic_images_go_together_but_are_not_grey():
     together = [np.corrcoef(image[0].ravel(), image[1].ravel())[0, 1] for image in images]
     assert 0.2 < np.mean(together) < 0.98
     assert not np.allclose(images[:, 0], images[:, 1])
+
+
+def test_many_synthetic_images_begin_with_those_of_the_seed_and_go_on_with_others():
+    model = shaped(3, 8, 8)
+
+    images = torch.cat(list(many_synthetic_images(model, 70, seed=3).batches(70)))
+
+    assert torch.equal(images[:32], synthetic_images(model, 32, seed=3))
+    assert len({image.numpy().tobytes() for image in images}) == 70
+
+
+def test_sets_of_synthetic_images_of_two_seeds_have_none_in_common():
+    model = shaped(3, 8, 8)
+
+    sets = [
+        {image.numpy().tobytes() for image in many_synthetic_images(model, 70, seed).batches(1)} for seed in (0, 1)
+    ]
+
+    assert len(sets[0]) == len(sets[1]) == 70
+    assert not sets[0] & sets[1]
+
+
+@pytest.mark.parametrize("count", [1, 7, 32, 33, 64, 70, 100])
+def test_batches_have_the_size_asked_for_and_the_last_the_rest(count):
+    model = shaped(1, 4, 4)
+    images = many_synthetic_images(model, 70)
+
+    batches = list(images.batches(count))
+
+    assert len(images) == 70
+    assert [len(batch) for batch in batches[:-1]] == [count] * (70 // count - (70 % count == 0))
+    assert torch.equal(torch.cat(batches), torch.cat(list(images.batches(70))))
+
+
+def test_images_at_hand_are_images_too():
+    pixels = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float()
+
+    images = Images.of(pixels)
+
+    assert (len(images), images.size, images.pixels) == (2, (3, 4, 5), 20)
+    assert [batch.tolist() for batch in images.batches(1)] == [pixels[:1].tolist(), pixels[1:].tolist()]

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import SETTINGS, new_vault, plain_arrays, save_plain
+from small_models import PLAIN_SETTINGS, new_vault, plain_arrays, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
@@ -16,7 +16,7 @@ from hf_fingerprint.reading.matching import match_tensors, sample_rows
 def case(tmp_path_factory):
     """A base, open, and the weights of one marked copy of it."""
     root = tmp_path_factory.mktemp("case")
-    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), SETTINGS) as issuer:
+    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), PLAIN_SETTINGS) as issuer:
         copy = issuer.issue("alice", root / "copy")
         arrays = load_file(copy.path / "model.safetensors")
         with open_checkpoint(root / "model") as original:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_models import SETTINGS, plain_arrays, save_plain, unlocked_vault
+from small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.carriers import position_counts
@@ -23,7 +23,7 @@ def case(tmp_path_factory):
     """A base, open, two copies' weights and the codeword of the first."""
     root = tmp_path_factory.mktemp("case")
     vault = unlocked_vault(root / "vault")
-    with Issuer(save_plain(root / "model"), vault, SETTINGS) as issuer:
+    with Issuer(save_plain(root / "model"), vault, PLAIN_SETTINGS) as issuer:
         copies = list(issuer.issue_all(["alice", "bob"], root / "copies"))
         base = issuer.base
     arrays = [load_file(copy.path / "model.safetensors") for copy in copies]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import SETTINGS, new_vault, save_plain
+from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
@@ -21,7 +21,7 @@ NAME = "blocks.1.mlp.fc1.weight"
 def case(tmp_path_factory):
     """A base, open, with one carrier in view, and the weights of a marked copy."""
     root = tmp_path_factory.mktemp("case")
-    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), SETTINGS) as issuer:
+    with Issuer(save_plain(root / "model"), new_vault(root / "vault"), PLAIN_SETTINGS) as issuer:
         copy = issuer.issue("alice", root / "copy")
         arrays, base = load_file(copy.path / "model.safetensors"), issuer.base
         (carrier,) = (c for c in base.carriers if c.name == NAME)

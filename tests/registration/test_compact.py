@@ -11,7 +11,7 @@ from hf_fingerprint.registration.compact import SHARE, compact_window
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
 
 
-SETTINGS = Settings(coalition=2, recipients_planned=4, carriers="compact")
+SETTINGS = Settings(coalition=2, recipients_planned=4, carriers="compact", eps=0.003)
 
 
 def layout(sizes, files=None):

@@ -8,13 +8,23 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import PLAIN_CARRIERS, SETTINGS, new_vault, plain_arrays, save_plain, save_timm, save_vit
+from small_models import (
+    PLAIN_CARRIERS,
+    PLAIN_SETTINGS,
+    SETTINGS,
+    new_vault,
+    plain_arrays,
+    save_plain,
+    save_timm,
+    save_vit,
+)
 
 from hf_fingerprint import Settings, register
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
-from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError
+from hf_fingerprint.errors import BuildError, CarrierError, CheckpointError, CodeError, FingerprintError
 from hf_fingerprint.registration import examine, predicted_score
+from hf_fingerprint.registration.comparison import Comparison
 from hf_fingerprint.registration.prediction import code_length, drift_noise
 from hf_fingerprint.vault import Base
 
@@ -30,9 +40,9 @@ def models(tmp_path_factory):
     )
 
 
-def examined(model, **settings) -> Base:
+def examined(model, settings=SETTINGS, **changes) -> Base:
     with open_checkpoint(model) as checkpoint:
-        return examine(checkpoint, digest_tensors(checkpoint), replace(SETTINGS, **settings))
+        return examine(checkpoint, digest_tensors(checkpoint), replace(settings, **changes))
 
 
 def with_weights(model, folder, change):
@@ -54,7 +64,7 @@ def test_the_mark_spends_the_budget_measured_and_no_more(models, max_kl):
     assert 0 < kl <= max_kl
     assert kl >= max_kl / 2 or all(c.eps == pytest.approx(largest_eps(max_kl)) for c in base.carriers)
     assert base.calibration.inputs == "synthetic"
-    assert base.calibration.images == 32
+    assert base.calibration.images == 64
     assert 0.5 < base.calibration.agreement <= 1
 
 
@@ -93,7 +103,8 @@ def test_half_precision_models_keep_the_budget_that_rounding_spends_too(models, 
 
 def test_a_budget_that_the_mark_never_keeps_is_not_recorded_as_kept(models, monkeypatch):
     monkeypatch.setattr(
-        "hf_fingerprint.registration.strength.compare_outputs", lambda module, images, marked: (3e-6, 1.0)
+        "hf_fingerprint.registration.strength.compare_outputs",
+        lambda *arguments: Comparison(3e-6, (2e-6, 4e-6), 0.0, 32, 32, 32),
     )
 
     try:
@@ -112,7 +123,7 @@ def test_a_larger_budget_makes_a_stronger_mark_of_the_same_shape(models):
 
 
 def test_amplitudes_are_eps_times_the_rows_root_mean_square(models):
-    base, arrays = examined(models.plain), load_file(models.plain / "model.safetensors")
+    base, arrays = examined(models.plain, PLAIN_SETTINGS), load_file(models.plain / "model.safetensors")
 
     for carrier in base.carriers:
         rows = arrays[carrier.name].reshape(len(arrays[carrier.name]), -1).astype(np.float64)
@@ -157,8 +168,17 @@ def test_no_linear_layer_of_a_transformers_swin_is_left_out(tmp_path):
     assert wanted <= names
 
 
+def test_a_model_that_cannot_be_built_is_not_marked_unless_at_a_fixed_strength(models):
+    with pytest.raises(BuildError, match=r"has no config\.json") as caught:
+        examined(models.plain)
+
+    assert "give the model's whole folder, or mark it at a fixed strength with --eps 0.003" in str(caught.value)
+    assert str(caught.value).endswith("without knowing what the mark does to the output.")
+    assert isinstance(caught.value.__cause__, BuildError)
+
+
 def test_a_model_that_cannot_be_built_is_marked_by_its_names_and_says_so(models):
-    base = examined(models.plain)
+    base = examined(models.plain, PLAIN_SETTINGS)
 
     assert {carrier.name for carrier in base.carriers} == {n for n in plain_arrays() if n.endswith(PLAIN_CARRIERS)}
     assert (base.calibration.inputs, base.calibration.images) == ("none", 0)
@@ -167,8 +187,8 @@ def test_a_model_that_cannot_be_built_is_marked_by_its_names_and_says_so(models)
 
 
 def test_images_cannot_calibrate_what_cannot_be_built(models, tmp_path):
-    with pytest.raises(CarrierError, match=r"can't be built, so images can't calibrate it"):
-        examined(models.plain, calibration=tmp_path)
+    with pytest.raises(CarrierError, match=r"can't be run, so images can't calibrate it"):
+        examined(models.plain, PLAIN_SETTINGS, calibration=tmp_path)
 
 
 def test_the_code_is_as_long_as_the_weights_allow():
@@ -182,7 +202,7 @@ def test_the_code_is_as_long_as_the_weights_allow():
 
 @pytest.mark.parametrize(("coalition", "family"), [(1, "fair_signs"), (2, "fair_signs"), (3, "tardos"), (5, "tardos")])
 def test_the_code_depends_on_the_coalition_stated(models, coalition, family):
-    base = examined(models.plain, coalition=coalition)
+    base = examined(models.plain, PLAIN_SETTINGS, coalition=coalition)
 
     assert (base.family, base.coalition, base.length) == (family, coalition, 2048)
     assert base.codebook().family == family
@@ -192,7 +212,7 @@ def test_the_code_depends_on_the_coalition_stated(models, coalition, family):
 def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_known_one(models, tmp_path):
     vault = new_vault(tmp_path / "vault")
 
-    base = register(models.plain, vault, Settings(recipients_planned=4))
+    base = register(models.plain, vault, Settings(recipients_planned=4, eps=0.003))
 
     assert (base.calibration.max_kl, base.coalition, base.recipients_planned, base.alpha) == (1e-4, 20, 4, 1e-6)
     for settings in (None, Settings(), Settings(recipients_planned=4), Settings(coalition=20), Settings(alpha=1e-6)):
@@ -208,7 +228,7 @@ def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_k
 
 
 def test_drift_hides_a_weak_mark_more_than_a_strong_one(models):
-    base = examined(models.plain)
+    base = examined(models.plain, PLAIN_SETTINGS)
     counts, eps = np.full(len(base.carriers), 100), np.array([carrier.eps for carrier in base.carriers])
 
     noise = drift_noise(counts, eps, 17 * 100, drift=0.003)
@@ -219,7 +239,7 @@ def test_drift_hides_a_weak_mark_more_than_a_strong_one(models):
 
 
 def test_every_registration_draws_its_own_secret(models):
-    one, two = examined(models.plain), examined(models.plain)
+    one, two = examined(models.plain, PLAIN_SETTINGS), examined(models.plain, PLAIN_SETTINGS)
 
     assert one.secret != two.secret
     assert len(one.secret) == 32
@@ -231,7 +251,7 @@ def test_every_registration_draws_its_own_secret(models):
 def test_a_base_that_is_registered_is_returned_as_it_is_recorded(models, tmp_path):
     vault = new_vault(tmp_path / "vault")
 
-    first = register(models.plain, vault, SETTINGS)
+    first = register(models.plain, vault, PLAIN_SETTINGS)
     again = register(models.plain, vault)
 
     assert first == again
@@ -245,7 +265,7 @@ def test_the_same_weights_elsewhere_are_the_same_base(models, tmp_path):
     import shutil
 
     vault = new_vault(tmp_path / "vault")
-    first = register(models.plain, vault, SETTINGS)
+    first = register(models.plain, vault, PLAIN_SETTINGS)
     shutil.copytree(models.plain, tmp_path / "elsewhere")
 
     assert register(tmp_path / "elsewhere", vault) == first
@@ -262,6 +282,7 @@ def test_steps_are_reported(models, tmp_path):
         "building the model",
         "reading the carriers",
         "measuring what the mark does to the output",
+        "measuring the marked model on up to 64 other images",
         "working out the certified coalition",
     ]
 
@@ -289,7 +310,7 @@ model, vault, here, go = sys.argv[1:]
 Path(here).touch()
 while not Path(go).exists():
     time.sleep(0.01)
-base = register(model, Vault(vault), Settings(coalition=3, recipients_planned=4))
+base = register(model, Vault(vault), Settings(coalition=3, recipients_planned=4, eps=0.003))
 print(base.base_id, base.secret.hex())
 """
 
@@ -373,7 +394,7 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
     ("coalition", "asked", "family"), [(2, None, "fair_signs"), (5, None, "tardos"), (5, "nuida", "nuida")]
 )
 def test_the_code_is_the_one_asked_for_or_the_one_the_coalition_asks_for(models, coalition, asked, family):
-    base = examined(models.plain, coalition=coalition, code=asked)
+    base = examined(models.plain, PLAIN_SETTINGS, coalition=coalition, code=asked)
 
     assert base.family == family
     assert base.certified >= 1
@@ -381,9 +402,9 @@ def test_the_code_is_the_one_asked_for_or_the_one_the_coalition_asks_for(models,
 
 def test_another_code_for_a_known_base_is_refused(models, tmp_path):
     vault = new_vault(tmp_path / "vault")
-    register(models.plain, vault, replace(SETTINGS, code="nuida"))
+    register(models.plain, vault, replace(PLAIN_SETTINGS, code="nuida"))
 
     with pytest.raises(CodeError, match="registered with code nuida, not tardos"):
-        register(models.plain, vault, replace(SETTINGS, code="tardos"))
+        register(models.plain, vault, replace(PLAIN_SETTINGS, code="tardos"))
     with pytest.raises(CodeError, match="no code called turbo: choose --code tardos, nuida, fair_signs"):
         Settings(code="turbo")

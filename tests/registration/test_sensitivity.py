@@ -1,3 +1,4 @@
+from itertools import repeat
 from types import SimpleNamespace
 
 import numpy as np
@@ -5,8 +6,13 @@ import pytest
 import torch
 from small_models import build, save_timm
 
-from hf_fingerprint.models.inputs import synthetic_images
-from hf_fingerprint.registration.sensitivity import compare_outputs, measure_sensitivity
+from hf_fingerprint.models import Images, many_synthetic_images
+from hf_fingerprint.registration.comparison import compare_outputs
+from hf_fingerprint.registration.sensitivity import measure_sensitivity
+
+
+KIND = "single_label"
+EIGHT = Images.of(torch.randn(8, 3, 160, 160, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +23,10 @@ def vit(tmp_path_factory):
     torch.manual_seed(1)
     with torch.no_grad():
         module.head.weight.normal_(std=0.3)
-    images = synthetic_images(built)
+    images = many_synthetic_images(built, 32)
     names = [n for n, p in module.named_parameters() if n.startswith("blocks") and p.ndim == 2]
     return SimpleNamespace(
-        module=module, images=images, names=names, sensitivity=measure_sensitivity(module, images, names)
+        module=module, images=images, names=names, sensitivity=measure_sensitivity(module, images, names, KIND)
     )
 
 
@@ -40,7 +46,8 @@ def test_the_output_moves_by_what_the_sensitivity_predicts(vit):
         uniform = np.full(24, eps)
         predicted = (uniform**2 * vit.sensitivity).sum()
         measured = [
-            compare_outputs(vit.module, vit.images, marked(vit.module, vit.names, uniform, s))[0] for s in range(3)
+            compare_outputs(vit.module, vit.images, repeat(marked(vit.module, vit.names, uniform, s)), KIND).kl
+            for s in range(3)
         ]
         assert predicted / 2 < np.mean(measured) < 2 * predicted
 
@@ -49,7 +56,7 @@ def test_each_tensors_share_is_right_and_not_only_their_sum(vit):
     order = np.argsort(vit.sensitivity)
     for index in (order[0], order[12], order[-1]):
         measured = [
-            compare_outputs(vit.module, vit.images, marked(vit.module, [vit.names[index]], [0.02], s))[0]
+            compare_outputs(vit.module, vit.images, repeat(marked(vit.module, [vit.names[index]], [0.02], s)), KIND).kl
             for s in range(4)
         ]
         assert 0.4 < np.mean(measured) / (0.02**2 * vit.sensitivity[index]) < 2.5
@@ -66,7 +73,7 @@ def test_a_weight_that_reaches_no_output_has_no_sensitivity():
 
     names = ["used.weight", "unused.weight", "dead.weight"]
 
-    found = measure_sensitivity(Half().eval(), torch.randn(9, 3, 2, 2), names)
+    found = measure_sensitivity(Half().eval(), Images.of(torch.randn(9, 3, 2, 2)), names, KIND)
 
     assert found[0] > 0
     assert list(found[1:]) == [0, 0]
@@ -78,7 +85,7 @@ def test_the_sensitivity_of_a_linear_softmax_is_the_one_on_paper():
     module = torch.nn.Sequential(torch.nn.Flatten(), layer).eval()
     images = torch.randn(4096, 6, 1, 1)
 
-    found = measure_sensitivity(module, images, ["1.weight"])
+    found = measure_sensitivity(module, Images.of(images), ["1.weight"], KIND)
 
     with torch.no_grad():
         p, x = module(images).double().softmax(-1), images.flatten(1).double()
@@ -94,8 +101,8 @@ def test_measuring_changes_neither_the_weights_nor_what_is_trainable(vit):
     for name, p in parameters.items():
         p.requires_grad_(trainable[name])
     try:
-        measure_sensitivity(vit.module, vit.images[:8], vit.names)
-        compare_outputs(vit.module, vit.images[:8], marked(vit.module, vit.names, np.full(24, 0.01), 0))
+        measure_sensitivity(vit.module, EIGHT, vit.names, KIND)
+        compare_outputs(vit.module, EIGHT, repeat(marked(vit.module, vit.names, np.full(24, 0.01), 0)), KIND)
 
         assert {name: p.requires_grad for name, p in parameters.items()} == trainable
         assert all(torch.equal(before[name], p) for name, p in parameters.items())
@@ -119,10 +126,10 @@ def test_a_failure_leaves_the_model_as_it_was(vit, monkeypatch):
     original = vit.module.forward
     monkeypatch.setattr(vit.module, "forward", failing)
     with pytest.raises(RuntimeError):
-        measure_sensitivity(vit.module, vit.images, vit.names)
+        measure_sensitivity(vit.module, vit.images, vit.names, KIND)
     calls.clear()
     with pytest.raises(RuntimeError):
-        compare_outputs(vit.module, vit.images[:8], marked(vit.module, vit.names, np.full(24, 0.01), 0))
+        compare_outputs(vit.module, EIGHT, repeat(marked(vit.module, vit.names, np.full(24, 0.01), 0)), KIND)
 
     assert all(p.requires_grad for p in parameters.values())
     assert all(torch.equal(before[name], p) for name, p in parameters.items())
@@ -131,29 +138,33 @@ def test_a_failure_leaves_the_model_as_it_was(vit, monkeypatch):
 def test_nothing_changed_is_a_divergence_of_nothing(vit):
     same = {name: p.detach().numpy().copy() for name, p in vit.module.named_parameters() if name in vit.names}
 
-    assert compare_outputs(vit.module, vit.images, same) == (0.0, 1.0)
+    found = compare_outputs(vit.module, vit.images, repeat(same), KIND)
+
+    assert (found.kl, found.kl_interval, found.agreement) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_divergence_and_agreement_are_the_textbooks(vit):
     changed = marked(vit.module, vit.names, np.full(24, 0.5), 0)
 
-    kl, agreement = compare_outputs(vit.module, vit.images, changed)
+    found = compare_outputs(vit.module, vit.images, repeat(changed), KIND)
 
+    images = torch.cat(list(vit.images.batches(32)))
     with torch.no_grad():
-        p = vit.module(vit.images).log_softmax(-1)
+        p = vit.module(images).log_softmax(-1)
         state = {n: t.clone() for n, t in vit.module.state_dict().items()}
         vit.module.load_state_dict({**state, **{n: torch.from_numpy(v) for n, v in changed.items()}})
-        q = vit.module(vit.images).log_softmax(-1)
+        q = vit.module(images).log_softmax(-1)
         vit.module.load_state_dict(state)
     expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
-    assert kl == pytest.approx(float(expected), rel=1e-3)
-    assert agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
-    assert 0 < agreement < 1
+    same = p.argmax(-1) == q.argmax(-1)
+    assert found.kl == pytest.approx(float(expected), rel=1e-3)
+    assert (found.images, found.decisions, found.agreeing) == (32, 32, int(same.sum()))
+    assert 0 < found.agreement < 1
 
 
 def test_a_stronger_mark_costs_its_square(vit):
     weak, strong = (
-        compare_outputs(vit.module, vit.images, marked(vit.module, vit.names, np.full(24, eps), 3))[0]
+        compare_outputs(vit.module, vit.images, repeat(marked(vit.module, vit.names, np.full(24, eps), 3)), KIND).kl
         for eps in (0.002, 0.006)
     )
 
@@ -163,6 +174,6 @@ def test_a_stronger_mark_costs_its_square(vit):
 def test_progress_counts_the_images(vit):
     told = []
 
-    measure_sensitivity(vit.module, vit.images[:19], vit.names[:1], told.append)
+    measure_sensitivity(vit.module, Images.of(torch.randn(19, 3, 160, 160)), vit.names[:1], KIND, told.append)
 
     assert sum(told) == 19

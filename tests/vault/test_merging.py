@@ -8,7 +8,7 @@ from checkpoint_files import UNHURRIED
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Vault
 from hf_fingerprint.errors import VaultError
@@ -168,7 +168,7 @@ def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("template")
     vault = new_vault(root / "empty")
     shutil.copytree(root / "empty", root / "vault")
-    register(save_plain(root / "model"), Vault(root / "vault"), SETTINGS)
+    register(save_plain(root / "model"), Vault(root / "vault"), PLAIN_SETTINGS)
     assert vault.bases() == []
     return root
 
@@ -264,7 +264,7 @@ def test_a_publication_moves_forward_and_never_back(pair):
 def test_the_same_model_registered_apart_is_two_bases(template, empty, tmp_path):
     one, two = (Vault(shutil.copytree(template / "empty", tmp_path / name)) for name in ("one", "two"))
     for vault in (one, two):
-        register(template / "model", vault, SETTINGS)
+        register(template / "model", vault, PLAIN_SETTINGS)
         written(vault, vault.folder.name)
 
     assert merge(one, take_snapshot(two)).bases == 1
@@ -273,7 +273,7 @@ def test_the_same_model_registered_apart_is_two_bases(template, empty, tmp_path)
     assert first.content_hash == second.content_hash
     assert first.secret != second.secret
     assert one.base_with_hash(first.content_hash).base_id == first.base_id
-    assert register(template / "model", one, SETTINGS).base_id == first.base_id
+    assert register(template / "model", one, PLAIN_SETTINGS).base_id == first.base_id
     assert {record.base_id for record in one.copies()} == {first.base_id, second.base_id}
 
 
@@ -411,7 +411,7 @@ def test_a_removed_issuer_stays_removed(pair):
 def test_a_vault_of_another_identity_is_refused_unless_that_is_given(pair, tmp_path):
     one, _ = pair
     other = new_vault(tmp_path / "other")
-    register(save_plain(tmp_path / "model"), other, SETTINGS)
+    register(save_plain(tmp_path / "model"), other, PLAIN_SETTINGS)
     record, key = other.begin_copy(other.bases()[0], "dora", "/out")
     done = other.mark_written(record, key, WHOLE)
 
@@ -430,7 +430,7 @@ def test_a_vault_of_another_identity_is_refused_unless_that_is_given(pair, tmp_p
 def test_a_stranger_s_record_in_a_vault_of_another_identity_is_found_out(pair, tmp_path):
     one, _ = pair
     other = new_vault(tmp_path / "other")
-    register(save_plain(tmp_path / "model"), other, SETTINGS)
+    register(save_plain(tmp_path / "model"), other, PLAIN_SETTINGS)
     record = written(other, "dora")
     with other.connect() as connection:
         connection.execute("UPDATE copies SET commitment = ?", (commitment(bytes(32), "dora", WHOLE),))

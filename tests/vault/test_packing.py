@@ -10,7 +10,7 @@ import pyrage
 import pytest
 from quick_age import lock_quickly
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, bytes_of, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.errors import PassphraseError, VaultError
@@ -38,7 +38,7 @@ def template(tmp_path_factory):
     """A vault with a base, a real copy of alice's, one of bob's that was begun, a training, and an issuer."""
     root = tmp_path_factory.mktemp("template")
     vault = new_vault(root / "vault")
-    with Issuer(save_plain(root / "model"), vault, SETTINGS) as issuer:
+    with Issuer(save_plain(root / "model"), vault, PLAIN_SETTINGS) as issuer:
         issuer.issue("alice", root / "copies" / "alice")
     vault.begin_copy(vault.bases()[0], "bob", root / "nowhere")
     begin_training(vault, vault.bases()[0], "carol")

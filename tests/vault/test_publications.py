@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 from refusals import refused
-from small_models import SETTINGS, new_vault, save_plain
+from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.registration import register
@@ -24,7 +24,7 @@ FILES = {"model.safetensors": "0a" * 32, "README.md": "0b" * 32}
 def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("template")
     vault = new_vault(root / "vault")
-    register(save_plain(root / "model"), vault, SETTINGS)
+    register(save_plain(root / "model"), vault, PLAIN_SETTINGS)
     return root / "vault"
 
 

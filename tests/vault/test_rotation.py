@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from quick_age import lock_quickly
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, bytes_of, everything_in, names_in, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, everything_in, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.errors import PassphraseError, VaultError
@@ -35,7 +35,7 @@ def quick(monkeypatch):
 def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("template")
     vault = new_vault(root / "vault")
-    with Issuer(save_plain(root / "model"), vault, SETTINGS) as issuer:
+    with Issuer(save_plain(root / "model"), vault, PLAIN_SETTINGS) as issuer:
         list(issuer.issue_all(["alice", "bob"], root / "copies"))
     vault.begin_copy(vault.bases()[0], "carol", root / "nowhere")
     shutil.rmtree(vault.folder / "locks", ignore_errors=True)

@@ -793,6 +793,7 @@ def test_a_vault_made_long_ago_lists_its_base_exactly(golden):
         "calibration": Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
         "secret": bytes(range(32)),
         "compact": None,
+        "replaces": None,
     }
     found = {field.name: getattr(base, field.name) for field in fields(base)}
     carriers = [(carrier.name, carrier.eps, carrier.amplitude.tolist()) for carrier in found.pop("carriers")]

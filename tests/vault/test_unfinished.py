@@ -7,7 +7,7 @@ import pyrage
 import pytest
 from quick_age import lock_quickly
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, everything_in, new_vault, save_plain
+from small_models import PASSPHRASE, PLAIN_SETTINGS, everything_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.cli.main import main
@@ -23,7 +23,7 @@ WHOLE = "f0" * 32
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("template")
-    register(save_plain(root / "model"), new_vault(root / "vault"), SETTINGS)
+    register(save_plain(root / "model"), new_vault(root / "vault"), PLAIN_SETTINGS)
     return root
 
 
@@ -226,7 +226,7 @@ class TestAVaultForAnIdentityElsewhere:
     def test_marks_and_traces_where_the_identity_is(self, identity, template, tmp_path):
         secret, public = identity
         marking = Vault.create(tmp_path / "marking", public_key=public)
-        with Issuer(template / "model", marking, SETTINGS) as issuer:
+        with Issuer(template / "model", marking, PLAIN_SETTINGS) as issuer:
             issuer.issue("alice", tmp_path / "copy")
         (tmp_path / "identity.age").write_bytes(lock_quickly(secret, PASSPHRASE))
 
@@ -239,7 +239,7 @@ class TestAVaultForAnIdentityElsewhere:
     def test_trains_too(self, identity, template, tmp_path):
         secret, public = identity
         marking = Vault.create(tmp_path / "marking", public_key=public)
-        record, key = begin_training(marking, register(template / "model", marking, SETTINGS), "alice")
+        record, key = begin_training(marking, register(template / "model", marking, PLAIN_SETTINGS), "alice")
 
         sealed = pyrage.decrypt(record.sealed, [pyrage.x25519.Identity.from_str(secret)])
         assert key.hex().encode() in sealed

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
+from small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 from timm.layers import resample_abs_pos_embed
 
 from hf_fingerprint import Issuer, trace
@@ -315,7 +315,7 @@ def test_a_stranger_is_given_up_after_a_few_layers(plain_vit, tmp_path, monkeypa
 
 def test_hidden_units_are_put_back_by_the_weights_alone_where_no_model_can_be_built(tmp_path):
     model, vault = save_plain(tmp_path / "model"), unlocked_vault(tmp_path / "vault")
-    with Issuer(model, vault, SETTINGS) as issuer:
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         copy = issuer.issue("alice", tmp_path / "copy")
     state = load_file(copy.path / "model.safetensors")
     hidden = {name for name in state if ".fc" in name}

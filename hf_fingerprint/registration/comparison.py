@@ -1,0 +1,144 @@
+"""How far a marked model's output is from the base's, measured over many images and copies, with intervals.
+
+One copy's divergence may be twice another's: a mark moves an output of few directions by a sum of few random terms. So
+each batch of images is answered by a copy of its own, and the mean is over images and copies.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+from hf_fingerprint.models import Images, images_at_once
+from hf_fingerprint.registration.outputs import agreeing_positions, divergence, values_of
+
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH = 8
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a mark does to the output.
+
+    Attributes:
+        kl (`float`): mean divergence over images and copies, in nats; see `registration/outputs.py` for each kind of
+            output.
+        kl_interval (`tuple[float, float]`): 95 % interval of that mean, from the spread over batches, each with a copy
+            and images of its own; over images where there is one batch.
+        kl_scatter (`float`): standard deviation of one copy's divergence about the mean, in nats.
+        images (`int`): how many images were measured.
+        decisions (`int`): how many decisions were compared: one an image, or one for each position of a map; 0 for
+            features.
+        agreeing (`int`): how many of them are the same.
+    """
+
+    kl: float
+    kl_interval: tuple[float, float]
+    kl_scatter: float
+    images: int
+    decisions: int
+    agreeing: int
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of equal decisions."""
+        return self.agreeing / self.decisions if self.decisions else None
+
+    @property
+    def agreement_interval(self) -> tuple[float, float] | None:
+        """95 % interval of the agreement. Positions of one image go together, so a map counts as one decision."""
+        return None if self.agreement is None else wilson(self.agreement, self.images)
+
+
+def compare_outputs(
+    module: "torch.nn.Module",
+    images: Images,
+    marks: Iterable[Mapping[str, np.ndarray]],
+    kind: str,
+    batch: int = BATCH,
+    seconds: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
+) -> Comparison:
+    """Compares a model with marked copies of it, each on a batch of images.
+
+    Args:
+        module (`torch.nn.Module`): the model; it is left as it was.
+        images ([`Images`]): inputs.
+        marks (iterable of mappings): for each batch, parameter names to their values in a copy, `float32` of shape
+            `(rows, columns)`.
+        kind (`str`): of the output, one of `KINDS`.
+        batch (`int`, *optional*, defaults to 8): images that one copy answers, at most.
+        seconds (`float`, *optional*): begins no further batch after this time.
+        clock (callable, *optional*): the time, in seconds.
+    """
+    import torch
+    from torch.func import functional_call
+
+    parameters = dict(module.named_parameters())
+    at_once = images_at_once(images.pixels, BATCH)
+    apart: list[np.ndarray] = []
+    decisions, agreeing, began = 0, 0, clock()
+    with torch.no_grad():
+        for shown, marked in zip(images.batches(batch), marks, strict=False):
+            copy = {name: torch.from_numpy(values).reshape(parameters[name].shape) for name, values in marked.items()}
+            own: list[torch.Tensor] = []
+            for part in shown.split(at_once):
+                before = values_of(module(part), kind)
+                after = values_of(functional_call(module, copy, (part,)), kind)
+                own.append(divergence(before, after, kind))
+                same = agreeing_positions(before, after, kind)
+                if same is not None:
+                    decisions, agreeing = decisions + same.numel(), agreeing + int(same.sum())
+            apart.append(torch.cat(own).numpy())
+            if clock() - began >= seconds:
+                break
+    each = np.concatenate(apart)
+    interval = _interval(apart if len(apart) > 1 else list(each[:, None]))
+    return Comparison(float(each.mean()), interval, _scatter(apart), len(each), decisions, agreeing)
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share over so many independent observations in [0, 1].
+
+    Of all of them with that mean, zeros and ones spread most, so the interval is wide enough for shares as well.
+    """
+    z = float(ndtri(0.5 + LEVEL / 2))
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _interval(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of what is at least 0, from independent groups of values."""
+    mean, variance = _mean_and_variance(groups)
+    if len(groups) < 2:
+        return 0.0, mean
+    shares = np.array([len(group) for group in groups]) / sum(len(group) for group in groups)
+    half = float(stdtrit(len(groups) - 1, 0.5 + LEVEL / 2)) * sqrt(variance * float((shares**2).sum()))
+    return max(0.0, mean - half), mean + half
+
+
+def _scatter(groups: Sequence[np.ndarray]) -> float:
+    """The standard deviation of the groups' true means: that of the means measured, less what chance within the groups
+    adds."""
+    if len(groups) < 2:
+        return 0.0
+    sizes = np.array([len(group) for group in groups])
+    within = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / max(1, sizes.sum() - len(groups))
+    return sqrt(max(0.0, _mean_and_variance(groups)[1] - within / float(sizes.mean())))
+
+
+def _mean_and_variance(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The mean of all values, and the variance of the groups' means about it."""
+    sizes, means = np.array([len(group) for group in groups]), np.array([group.mean() for group in groups])
+    mean = float((sizes * means).sum() / sizes.sum())
+    variance = float((sizes / sizes.sum() * (means - mean) ** 2).sum())
+    return mean, variance * len(groups) / max(1, len(groups) - 1)

@@ -1,0 +1,140 @@
+"""What a base's output is measured with: the model that runs, the kind of its output, its carriers, and inputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_fingerprint.carriers import can_carry, select_from_model
+from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.errors import BuildError, CarrierError
+from hf_fingerprint.models import (
+    BuiltModel,
+    Images,
+    build_model,
+    many_synthetic_images,
+    names_in_file,
+    user_images_apart,
+)
+from hf_fingerprint.registration.comparison import Comparison
+from hf_fingerprint.registration.outputs import find_output_kind
+from hf_fingerprint.registration.sensitivity import measure_sensitivity
+from hf_fingerprint.registration.settings import REPORTED, Settings
+from hf_fingerprint.vault import Calibration
+
+
+SUGGESTED_EPS = 0.003
+SEARCHED = 32  # images that the strength is searched on
+_SEARCH_SEED, _REPORT_SEED = 0, 1
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """A model whose output can be measured.
+
+    Attributes:
+        model ([`BuiltModel`]): ready to run.
+        kind (`str`): of its output, one of `KINDS`.
+        parameters (`dict[str, str]`): from the names in the file of all that can carry to those in the model.
+        few, many ([`Images`]): to search the strength on, and others to measure the result on.
+        inputs (`str`): `"images"` or `"synthetic"`.
+    """
+
+    model: BuiltModel
+    kind: str
+    parameters: dict[str, str]
+    few: Images
+    many: Images
+    inputs: str
+
+    def sensitivity(self, selected: list[str], where: str) -> np.ndarray:
+        """Of these carriers; see [`measure_sensitivity`].
+
+        Raises:
+            [`CarrierError`]: if the output is not a number.
+        """
+        names = [self.parameters[name] for name in selected]
+        found = measure_sensitivity(self.model.module, self.few, names, self.kind)
+        if not np.isfinite(found).all():
+            raise not_measured(CarrierError(f"{where} gives no numbers on the calibration inputs."))
+        return found
+
+
+def find_measurable(
+    checkpoint: Checkpoint, settings: Settings, built: BuiltModel | None, report: Report
+) -> Measurable | None:
+    """What a base's output is measured with; `None` if it can't be measured and a fixed strength is asked for.
+
+    Raises:
+        [`BuildError`]: if the model can't be built or run, and no fixed strength is asked for.
+        [`CarrierError`]: if its output is of no known kind, likewise, or if images are to calibrate it.
+        [`CodeError`]: if the kind that is asked for is not the configuration's.
+    """
+    report("building the model")
+    try:
+        return _measurable(checkpoint, settings, built)
+    except (BuildError, CarrierError) as error:
+        if settings.calibration:
+            raise CarrierError(
+                f"{checkpoint.source.name} can't be run, so images can't calibrate it ({_reason(error)})."
+            ) from error
+        if settings.eps is None:
+            raise not_measured(error) from error
+        return None
+
+
+def not_measured(error: BuildError | CarrierError) -> BuildError | CarrierError:
+    """What is said of a base whose output can't be measured, from the reason."""
+    joint = ", or" if isinstance(error, BuildError) else ":"
+    return type(error)(
+        f"{_reason(error)}{joint} mark it at a fixed strength with --eps {SUGGESTED_EPS} "
+        f"(Settings(eps={SUGGESTED_EPS})), without knowing what the mark does to the output."
+    )
+
+
+def calibration_of(
+    measured: Comparison | None, measurable: Measurable | None, max_kl: float, eps: float | None
+) -> Calibration:
+    """The record of what was measured."""
+    if measured is None or measurable is None:
+        return Calibration("none", 0, max_kl, None, None, eps=eps)
+    low, high = measured.agreement_interval or (None, None)
+    return Calibration(
+        measurable.inputs,
+        measured.images,
+        max_kl,
+        measured.kl,
+        measured.agreement,
+        measurable.kind,
+        measured.decisions or None,
+        measured.agreeing if measured.decisions else None,
+        *measured.kl_interval,
+        measured.kl_scatter,
+        low,
+        high,
+        eps,
+    )
+
+
+def _measurable(checkpoint: Checkpoint, settings: Settings, built: BuiltModel | None) -> Measurable:
+    where = checkpoint.source.name
+    model = build_model(checkpoint) if built is None else built
+    many = settings.calibration_images or REPORTED
+    if settings.calibration:
+        inputs, (few, others) = "images", user_images_apart(settings.calibration, model, SEARCHED, many)
+    else:
+        inputs, few = "synthetic", many_synthetic_images(model, SEARCHED, _SEARCH_SEED)
+        others = many_synthetic_images(model, many, _REPORT_SEED)
+    first = next(few.batches(1))
+    kind = find_output_kind(model, first, settings.output_kind, where)
+    names = names_in_file(model.module, checkpoint)
+    chosen = [n for n in select_from_model(model.module, first, kind) if n in names]
+    parameters = {names[n]: n for n in chosen if can_carry(checkpoint.tensors[names[n]])}
+    if not parameters:
+        raise CarrierError(f"{where} holds none of the weights that the model built from its configuration runs with.")
+    return Measurable(model, kind, parameters, few, others, inputs)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".")

@@ -1,0 +1,167 @@
+"""Kinds of output, and how far a mark moves each. The budget is a divergence in nats, the mean over images.
+
+* `single_label`, logits `(n, classes)`: KL divergence of the softmax. An image agrees if its top class is the same.
+* `multi_label`, logits `(n, labels)`, one logit too: KL divergence of independent labels (Bernoulli), summed over the
+  labels. An image agrees if all its labels are the same, a label being given above a probability of one half.
+* `dense`, logits `(n, classes, height, width)`: KL divergence of the softmax at a position (of one label, where there
+  is one class), averaged over positions. A position agrees if its class is the same.
+* `features`, vectors `(n, dim)`, tokens `(n, tokens, dim)` or maps `(n, dim, height, width)`: `1 - cos`, averaged
+  over tokens or positions. Nothing is decided, so nothing agrees.
+
+For features `1 - cos` is the KL divergence of two normal distributions of unit variance around the normalized vectors,
+`|z - z'|^2 / 2`. A classifier on top of them may multiply it, at most by about the square of its scale.
+
+Inside this module every output is `(n, positions, classes)`, with one position where there is no map. Of larger maps
+the same 256 positions are measured in every image, drawn once with a fixed seed.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_fingerprint.carriers.selection import EMBEDDINGS, logits_of
+from hf_fingerprint.errors import BuildError, CarrierError, CodeError
+from hf_fingerprint.models import BuiltModel
+
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("single_label", "multi_label", "dense", "features")
+POSITIONS = 256
+_DIMENSIONS = {"single_label": (2,), "multi_label": (2,), "dense": (4,), "features": (2, 3, 4)}
+
+
+def find_output_kind(built: BuiltModel, images: "torch.Tensor", asked: str | None, where: str) -> str:
+    """The kind of a model's output: what its configuration says, else what is asked for, else what its shape says.
+
+    Without either, logits `(n, classes)` are `single_label`, one logit is `multi_label`, logits `(n, classes, height,
+    width)` are `dense`, and pooled vectors or tokens are `features`.
+
+    Args:
+        built ([`BuiltModel`]): the model.
+        images (`torch.Tensor` of shape `(1, channels, height, width)`): any input.
+        asked (`str`, *optional*): one of `KINDS`.
+        where (`str`): the model's name, for errors.
+
+    Raises:
+        [`CodeError`]: if the configuration says another kind than `asked`, or one logit is to be `single_label`.
+        [`BuildError`]: if the model can't be run.
+        [`CarrierError`]: if the output is of no such kind.
+    """
+    import torch
+
+    if asked is not None and built.output is not None and asked != built.output:
+        raise CodeError(
+            f"{where} has an output of kind {built.output} by its configuration, not {asked}: leave out --output-kind."
+        )
+    kind = built.output or asked
+    try:
+        with torch.no_grad():
+            output = built.module(images)
+    except Exception as error:  # whatever the model's own code raises
+        size = " x ".join(map(str, images.shape[1:]))
+        raise BuildError(
+            f"{where} can't be run on an image of {size} ({type(error).__name__}): give the model's whole folder."
+        ) from error
+    values = logits_of(output, kind)
+    problem = getattr(getattr(built.module, "config", None), "problem_type", None)
+    if kind is None and problem == "regression":
+        raise CarrierError(f"{where} predicts a quantity (regression), for which there is no budget.")
+    if not isinstance(values, torch.Tensor):
+        raise CarrierError(f"{where} returns a {type(output).__name__} without logits or features.")
+    if kind is None:
+        embedding = any(values is getattr(output, name, None) for name in EMBEDDINGS)
+        kind = "features" if embedding else _kind_by_shape(values)
+    shape = " x ".join(map(str, values.shape))
+    if kind is None or values.ndim not in _DIMENSIONS[kind]:
+        kinds = f"kind {kind}" if kind else f"any known kind ({', '.join(KINDS)})"
+        raise CarrierError(f"{where} has an output of shape {shape}, which is not of {kinds}.")
+    if kind == "single_label" and values.shape[-1] == 1:
+        raise CodeError(
+            f"{where} has one logit, whose softmax is constant, so that single_label measures nothing: choose "
+            f"multi_label."
+        )
+    return kind
+
+
+def _kind_by_shape(values: "torch.Tensor") -> str | None:
+    if values.ndim == 2:
+        return "multi_label" if values.shape[1] == 1 else "single_label"
+    return {3: "features", 4: "dense"}.get(values.ndim)
+
+
+def values_of(output: object, kind: str) -> "torch.Tensor":
+    """A model's output as `(n, positions, classes)`; with gradients where it has them."""
+    import torch
+
+    values = logits_of(output, kind)
+    if values.ndim == 2:
+        return values[:, None]
+    if values.ndim == 4:
+        values = values.flatten(2).transpose(1, 2)
+    count = values.shape[1]
+    if count <= POSITIONS:
+        return values
+    drawn = torch.randperm(count - 1, generator=torch.Generator().manual_seed(0))[: POSITIONS - 1] + 1
+    return values[
+        :, torch.cat([torch.zeros(1, dtype=torch.long), drawn.sort().values])
+    ]  # the class token is the first
+
+
+def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor":
+    """How far two outputs `(n, positions, classes)` are apart in each image: `float64` of shape `(n,)`, in nats."""
+    from torch.nn.functional import logsigmoid, normalize
+
+    one, two = before.double(), after.double()
+    if kind == "features":
+        each = (normalize(one, dim=-1) - normalize(two, dim=-1)).square().sum(-1) / 2
+    elif _binary(before, kind):
+        chance = one.sigmoid()
+        terms = chance * (logsigmoid(one) - logsigmoid(two)) + (1 - chance) * (logsigmoid(-one) - logsigmoid(-two))
+        each = terms.sum(-1)
+    else:
+        logs = one.log_softmax(-1)
+        each = (logs.exp() * (logs - two.log_softmax(-1))).sum(-1)
+    return each.mean(-1)
+
+
+def agreeing_positions(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor | None":
+    """Where two outputs `(n, positions, classes)` decide alike: `bool` of shape `(n, positions)`; `None` for features,
+    which decide nothing."""
+    if kind == "features":
+        return None
+    if _binary(before, kind):
+        return ((before > 0) == (after > 0)).all(-1)
+    return before.argmax(-1) == after.argmax(-1)
+
+
+def random_direction(values: "torch.Tensor", kind: str, generator: "torch.Generator") -> "torch.Tensor":
+    """A random direction u in the output, of mean 0 and covariance M in each image, where the divergence after a small
+    change d of the output is `d^T M d / 2`.
+
+    For one position M is `diag(p) - p p^T` for a softmax, `diag(p (1 - p))` for independent labels, and `(1 - z z^T /
+    |z|^2) / |z|^2` for features z: `1 - cos` is half the squared change of the normalized vector. Positions are
+    independent, each with its share `1 / positions` of M.
+    """
+    import torch
+
+    values = values.detach().float()
+    noise = torch.randn(values.shape, generator=generator)
+    if kind == "features":
+        size = values.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+        unit = values / size
+        drawn = (noise - unit * (unit * noise).sum(-1, keepdim=True)) / size
+    elif _binary(values, kind):
+        chance = values.sigmoid()
+        drawn = (chance * (1 - chance)).sqrt() * noise
+    else:
+        chance = values.softmax(-1)
+        root = chance.sqrt() * noise
+        drawn = root - chance * root.sum(-1, keepdim=True)
+    return drawn / np.sqrt(values.shape[1])
+
+
+def _binary(values: "torch.Tensor", kind: str) -> bool:
+    """Whether each class is a decision of its own."""
+    return kind == "multi_label" or values.shape[-1] == 1

@@ -1,0 +1,262 @@
+"""The budget that is promised is the budget that is measured, for each kind of output."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from refusals import refused
+from safetensors.torch import save_file
+from small_models import PLAIN_SETTINGS, SETTINGS, new_vault
+
+from hf_fingerprint import register
+from hf_fingerprint.carriers.amplitude import largest_eps
+from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
+from hf_fingerprint.errors import CarrierError, CodeError
+from hf_fingerprint.models import BuiltModel, Images, many_synthetic_images, user_images_apart
+from hf_fingerprint.registration import examine
+from hf_fingerprint.registration.comparison import Comparison
+from hf_fingerprint.registration.strength import MarkedModel, any_codewords, measured_strength
+from hf_fingerprint.vault import Base, Calibration
+
+
+SIZE = 24
+
+
+class Net(torch.nn.Module):
+    """A small network with a head of any kind; sure of its answers, so that a mark can cost something."""
+
+    def __init__(self, kind: str, classes: int):
+        super().__init__()
+        self.kind = kind
+        self.stem = torch.nn.Conv2d(3, 24, 3, 2, 1)
+        self.body = torch.nn.Conv2d(24, 48, 3, 1, 1)
+        self.deep = torch.nn.Conv2d(48, 48, 3, 1, 1)
+        self.head = torch.nn.Conv2d(48, classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.deep(self.body(self.stem(images).relu()).relu()).relu()
+        if self.kind == "features":
+            return features.mean((2, 3))
+        logits = 40 * self.head(features)
+        return logits if self.kind == "dense" else logits.mean((2, 3))
+
+
+CASES = {
+    "single label": ("single_label", 10),
+    "one logit": ("multi_label", 1),
+    "several labels": ("multi_label", 12),
+    "a map of classes": ("dense", 6),
+    "a map of one class": ("dense", 1),
+    "no head": ("features", 1),
+}
+
+
+def network(folder: Path, kind: str, classes: int) -> SimpleNamespace:
+    torch.manual_seed(0)
+    module = Net(kind, classes).eval()
+    if kind != "features":  # so that every class is as likely as not
+        with torch.no_grad():
+            shown = module(torch.randn(64, 3, SIZE, SIZE)).transpose(0, 1).flatten(1)
+            module.head.bias -= shown.mean(1) / 40
+    folder.mkdir()
+    save_file(module.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    half = (0.5,) * 3
+
+    def preprocess(image: Image.Image) -> torch.Tensor:
+        pixels = np.asarray(image.resize((SIZE, SIZE)), np.float32) / 127.5 - 1
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    return SimpleNamespace(folder=folder, built=BuiltModel(module, (3, SIZE, SIZE), half, half, preprocess, kind))
+
+
+def examined(case: SimpleNamespace, **changes: object) -> Base:
+    with open_checkpoint(case.folder) as checkpoint:
+        settings = replace(SETTINGS, **changes)
+        return examine(checkpoint, digest_tensors(checkpoint), settings, built=case.built)
+
+
+def measured_anew(case: SimpleNamespace, base: Base, images: Images) -> Comparison:
+    """What marks of this base's strength do on other images, and for other recipients."""
+    eps = np.array([carrier.eps for carrier in base.carriers])
+    rms = {carrier.name: carrier.amplitude / np.float32(carrier.eps) for carrier in base.carriers}
+    with open_checkpoint(case.folder) as checkpoint:
+        names = {carrier.name: carrier.name for carrier in base.carriers}
+        codewords = any_codewords(base.codebook())
+        kind = base.calibration.output
+        return MarkedModel(checkpoint, case.built, kind, names, rms, base.secret, codewords).compare(eps, images)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_recorded_is_what_other_images_show(tmp_path, case):
+    model = network(tmp_path / "model", *CASES[case])
+
+    base = examined(model, max_kl=1e-3, calibration_images=1000)
+
+    recorded = base.calibration
+    assert (recorded.output, recorded.images, recorded.inputs) == (CASES[case][0], 1000, "synthetic")
+    assert 0 < recorded.kl_low <= recorded.kl <= recorded.kl_high
+    assert recorded.kl <= 1e-3
+    capped = all(carrier.eps == pytest.approx(largest_eps(1e-3)) for carrier in base.carriers)
+    assert capped or recorded.kl >= 5e-4
+    anew = measured_anew(model, base, many_synthetic_images(model.built, 1000, seed=7))
+    assert anew.kl == pytest.approx(recorded.kl, rel=0.3)
+    if recorded.output == "features":
+        assert recorded.agreement is recorded.agreeing is None
+    else:
+        assert recorded.agreement == recorded.agreeing / recorded.decisions
+        assert recorded.agreement_low < anew.agreement <= 1
+        assert recorded.decisions == 1000 * (144 if recorded.output == "dense" else 1)
+
+
+def test_one_logit_is_not_said_to_be_untouched(tmp_path):
+    """A softmax of one class is constant: its divergence was 0 and its agreement 100 % whatever the mark did."""
+    model = network(tmp_path / "model", "multi_label", 1)
+
+    weak, strong = (examined(model, eps=eps).calibration for eps in (0.02, 0.4))
+
+    assert strong.kl > 50 * weak.kl > 0
+    assert strong.agreement < 1
+
+
+def test_the_shape_says_the_kind_where_the_configuration_does_not(tmp_path):
+    model = network(tmp_path / "model", "multi_label", 1)
+    unsaid = SimpleNamespace(folder=model.folder, built=replace(model.built, output=None))
+
+    assert examined(unsaid).calibration.output == "multi_label"
+    text = refused(lambda: examined(unsaid, output_kind="single_label"), error=CodeError)
+    assert "choose multi_label" in text
+
+
+def test_the_kind_that_is_asked_for_is_measured(tmp_path):
+    model = network(tmp_path / "model", "multi_label", 12)
+    unsaid = SimpleNamespace(folder=model.folder, built=replace(model.built, output=None))
+
+    assert examined(unsaid).calibration.output == "single_label"
+    assert examined(unsaid, output_kind="multi_label").calibration.output == "multi_label"
+    assert "leave out --output-kind" in refused(lambda: examined(model, output_kind="dense"), error=CodeError)
+    with pytest.raises(CodeError, match="no output of kind logits: choose --output-kind single_label, multi_label"):
+        replace(SETTINGS, output_kind="logits")
+
+
+def test_a_known_base_has_the_kind_it_was_registered_with(tmp_path):
+    model = network(tmp_path / "model", "multi_label", 12)
+    vault = new_vault(tmp_path / "vault")
+    base = register(model.folder, vault, SETTINGS, built=model.built)
+
+    assert register(model.folder, vault, replace(SETTINGS, output_kind="multi_label")) == base
+    with pytest.raises(CodeError, match=r"registered with output_kind multi_label, not dense: .*--remeasure"):
+        register(model.folder, vault, replace(SETTINGS, output_kind="dense"))
+
+
+def test_at_a_fixed_strength_the_output_is_measured_too(tmp_path):
+    model = network(tmp_path / "model", "single_label", 10)
+
+    base = examined(model, eps=0.05)
+
+    assert {carrier.eps for carrier in base.carriers} == {0.05}
+    assert base.calibration.eps == 0.05
+    assert base.calibration.kl > 0
+    assert base.calibration.images == 64
+
+
+def test_an_output_that_is_no_number_is_marked_at_a_fixed_strength_alone(tmp_path):
+    model = network(tmp_path / "model", "single_label", 10)
+
+    class Spoilt(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model.built.module
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.inner(images) * float("nan")
+
+    spoilt = SimpleNamespace(folder=model.folder, built=replace(model.built, module=Spoilt()))
+
+    text = refused(lambda: examined(spoilt), error=CarrierError)
+    base = examined(spoilt, eps=0.003)
+
+    assert "gives no numbers on the calibration inputs: mark it at a fixed strength with --eps 0.003" in text
+    assert base.calibration == Calibration("none", 0, 1e-4, None, None, eps=0.003)
+
+
+def test_an_output_of_no_known_kind_is_marked_at_a_fixed_strength_alone(tmp_path):
+    model = network(tmp_path / "model", "single_label", 10)
+    wrapped = replace(model.built, output="dense")
+    odd = SimpleNamespace(folder=model.folder, built=wrapped)
+
+    text = refused(lambda: examined(odd), error=CarrierError)
+
+    assert "output of shape 1 x 10, which is not of kind dense: mark it at a fixed strength with --eps 0.003" in text
+    assert examined(odd, eps=0.003).calibration.inputs == "none"
+
+
+def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
+    """Of few images chance may say that a strength is right which isn't."""
+    few, many = (Images.of(torch.zeros(count, 3, 4, 4)) for count in (32, 1000))
+    tried, steps = [], []
+
+    class Marked:
+        checkpoint = SimpleNamespace(source=SimpleNamespace(name="org/model"))
+
+        def compare(self, eps: np.ndarray, images: Images, *limits: object) -> Comparison:
+            kl = float(eps[0] ** 2) * (1.0 if images is few else 4.0)
+            tried.append((len(images), kl))
+            return Comparison(kl, (0.9 * kl, 1.1 * kl), 0.1 * kl, len(images), len(images), len(images))
+
+        def compare_many(self, eps: np.ndarray, images: Images, clock: object) -> Comparison:
+            return self.compare(eps, images)
+
+    eps, found = measured_strength(Marked(), few, many, np.array([0.01]), 1e-4, steps.append)
+
+    assert [count for count, _ in tried] == [32, 1000, 1000]
+    assert tried[1][1] > 1e-4
+    assert 0.8e-4 < found.kl <= 1e-4
+    assert found.kl == pytest.approx(4 * float(eps[0]) ** 2)
+    assert steps == ["measuring the marked model on up to 1,000 other images"]
+
+
+def photographs(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.new("RGB", (SIZE, SIZE), (i % 256, 90, 200 - i % 50)).save(folder / f"{i:03}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("files", "expected"), [(1, (1, 1)), (2, (1, 1)), (9, (5, 4)), (200, (32, 100))])
+def test_strength_is_searched_on_some_of_the_users_images_and_reported_on_others(tmp_path, files, expected):
+    folder, read = photographs(tmp_path / "images", files), []
+    built = BuiltModel(None, (3, SIZE, SIZE), (0.5,) * 3, (0.5,) * 3, lambda image: torch.zeros(3, SIZE, SIZE))
+    opened = Image.open
+
+    def noting(path: Path) -> Image.Image:
+        read.append(path)
+        return opened(path)
+
+    few, many = user_images_apart(folder, built, 32, 100)
+    assert read == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "open", noting)
+        counts = [sum(len(batch) for batch in images.batches(16)) for images in (few, many)]
+
+    assert tuple(counts) == (len(few), len(many)) == expected
+    assert len(set(read)) == (sum(expected) if files > 1 else 1)
+
+
+def test_the_users_images_are_counted(tmp_path):
+    model = network(tmp_path / "model", "single_label", 10)
+
+    calibration = examined(model, calibration=photographs(tmp_path / "images", 50)).calibration
+
+    assert (calibration.inputs, calibration.images, calibration.decisions) == ("images", 25, 25)
+
+
+def test_a_fixed_strength_of_what_is_not_built_says_that_nothing_is_known(tmp_path):
+    model = network(tmp_path / "model", "single_label", 10)
+    with open_checkpoint(model.folder) as checkpoint:
+        base = examine(checkpoint, digest_tensors(checkpoint), PLAIN_SETTINGS)
+
+    assert base.calibration == Calibration("none", 0, 1e-4, None, None, eps=0.003)
