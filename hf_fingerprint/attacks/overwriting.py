@@ -58,16 +58,18 @@ class Overwriting(Attack):
         for _ in range(self.times):
             built = None if thief is None else thief.built(found)
             with TemporaryDirectory(prefix="overwriting-") as folder:
-                save_file({name: tensor.contiguous() for name, tensor in found.items()}, Path(folder, FILE))
-                found = load_file(self._marked(Path(folder), built))
+                model = Path(folder, "model", FILE)  # no vault is made next to a model
+                model.parent.mkdir()
+                save_file({name: tensor.contiguous() for name, tensor in found.items()}, model)
+                found = load_file(self._marked(Path(folder), model, built))
                 if thief is not None and thief.advance is not None:
                     thief.advance(1)
         return found
 
-    def _marked(self, folder: Path, built: BuiltModel | None) -> Path:
-        """A copy of the weights in a folder, in a file in it."""
+    def _marked(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:
+        """A copy of the weights in a file, in another in the folder."""
         vault = Vault.create(folder / "vault", public_key=new_identity()[1])
-        register(folder / FILE, vault, replace(self.settings, eps=self.eps), built=built)
-        with Issuer(folder / FILE, vault) as issuer:
+        register(model, vault, replace(self.settings, eps=self.eps), built=built)
+        with Issuer(model, vault) as issuer:
             copy = issuer.issue("whoever", folder / "copy")
         return next(copy.path.glob("*.safetensors"))

@@ -60,7 +60,7 @@ def test_nothing_is_left_behind_and_all_lay_in_a_private_folder(monkeypatch, tmp
     seen, real = [], overwriting.register
 
     def noting(model, *others, **named):
-        folder = Path(model).parent
+        folder = Path(model).parent.parent
         seen.append((folder.parent, folder.stat().st_mode & 0o777, (folder / "vault").is_dir()))
         return real(model, *others, **named)
 
