@@ -19,7 +19,7 @@ from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.measuring import Report, calibration_of, find_measurable
 from hf_fingerprint.registration.prediction import code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.settings import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
-from hf_fingerprint.registration.strength import MarkedModel, any_codewords, carriers_of, measured_strength
+from hf_fingerprint.registration.strength import SECONDS, MarkedModel, any_codewords, carriers_of, measured_strength
 from hf_fingerprint.vault import Base, Compact, TensorRecord, Vault
 
 
@@ -152,7 +152,7 @@ def examine(
             eps, measured = measured_strength(marked, measurable.few, measurable.many, eps, max_kl, report)
         else:
             with suppress(CarrierError):  # an output that is not a number: not measured
-                measured = marked.compare_many(eps, measurable.many)
+                measured = marked.compare(eps, measurable.many, seconds=SECONDS)
     carriers = carriers_of(selected, eps, rms)
 
     report("working out the certified coalition")

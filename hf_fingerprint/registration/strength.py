@@ -24,7 +24,7 @@ from hf_fingerprint.vault import Carrier
 COPIES, FEW_BATCH = 128, 4  # copies that are measured at most; images for each in the search
 SEARCHES, REPORTS = 8, 4  # measurements at most, on few images and on many
 ENOUGH_SEARCHED, ENOUGH_REPORTED = 0.8, 0.5  # of the budget, spent
-SECONDS = 120.0  # for one measurement on many images
+SECONDS = 120.0  # for all measurements on many images
 Measure = Callable[[np.ndarray], Comparison]
 Strength = tuple[np.ndarray, Comparison]
 
@@ -76,10 +76,6 @@ class MarkedModel:
             raise not_measured(CarrierError(f"{self.checkpoint.source.name} gives no numbers once it is marked."))
         return found
 
-    def compare_many(self, eps: np.ndarray, many: Images, clock: Callable[[], float] = time.monotonic) -> Comparison:
-        """The same on many images, for two minutes at most by the clock."""
-        return self.compare(eps, many, BATCH, SECONDS, clock)
-
     def _marked(self, carrier: Carrier, codeword: np.ndarray) -> np.ndarray:
         checkpoint, info = self.checkpoint, self.checkpoint.tensors[carrier.name]
         marker = TensorMarker(
@@ -114,7 +110,8 @@ def measured_strength(
         eps (`np.ndarray` of shape `(T,)`): where to begin.
         max_kl (`float`): the budget, in nats.
         report (callable): told each step.
-        clock (callable, *optional*): the time, in seconds. A measurement on many images takes two minutes at most.
+        clock (callable, *optional*): the time, in seconds. Measuring on many images takes two minutes at most; each
+            measurement gets half of what is left, as it may show that another is needed.
 
     Returns:
         `(eps, comparison)`
@@ -125,7 +122,12 @@ def measured_strength(
     where = marked.checkpoint.source.name
     eps, _ = _spend(lambda eps: marked.compare(eps, few, FEW_BATCH), eps, max_kl, SEARCHES, ENOUGH_SEARCHED, where)
     report(f"measuring the marked model on up to {len(many):,} other images")
-    return _spend(lambda eps: marked.compare_many(eps, many, clock), eps, max_kl, REPORTS, ENOUGH_REPORTED, where)
+    end = clock() + SECONDS
+
+    def measure(eps: np.ndarray) -> Comparison:
+        return marked.compare(eps, many, BATCH, (end - clock()) / 2, clock)
+
+    return _spend(measure, eps, max_kl, REPORTS, ENOUGH_REPORTED, where)
 
 
 def _spend(measure: Measure, eps: np.ndarray, max_kl: float, times: int, enough: float, where: str) -> Strength:

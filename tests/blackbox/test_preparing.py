@@ -101,6 +101,6 @@ def test_a_base_that_can_t_be_run_is_refused(tmp_path):
 
     said = refused(prepare_questions, folder, vault, error=FingerprintError)
 
-    assert "can't be built" in said
+    assert "has no config.json, so it can't be run: give the model's whole folder" in said
     with pytest.raises(FingerprintError):
         prepare_questions(tmp_path / "nowhere", vault)

@@ -197,22 +197,24 @@ def test_an_output_of_no_known_kind_is_marked_at_a_fixed_strength_alone(tmp_path
 def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
     """Of few images chance may say that a strength is right which isn't."""
     few, many = (Images.of(torch.zeros(count, 3, 4, 4)) for count in (32, 1000))
-    tried, steps = [], []
+    tried, steps, allowed, ticks = [], [], [], iter([0.0, 0.0, 60.0])
+
+    def clock() -> float:
+        return next(ticks)
 
     class Marked:
         checkpoint = SimpleNamespace(source=SimpleNamespace(name="org/model"))
 
-        def compare(self, eps: np.ndarray, images: Images, *limits: object) -> Comparison:
+        def compare(self, eps: np.ndarray, images: Images, batch: int, *limits: object) -> Comparison:
+            allowed.append(limits)
             kl = float(eps[0] ** 2) * (1.0 if images is few else 4.0)
             tried.append((len(images), kl))
             return Comparison(kl, (0.9 * kl, 1.1 * kl), 0.1 * kl, len(images), len(images), len(images))
 
-        def compare_many(self, eps: np.ndarray, images: Images, clock: object) -> Comparison:
-            return self.compare(eps, images)
-
-    eps, found = measured_strength(Marked(), few, many, np.array([0.01]), 1e-4, steps.append)
+    eps, found = measured_strength(Marked(), few, many, np.array([0.01]), 1e-4, steps.append, clock)
 
     assert [count for count, _ in tried] == [32, 1000, 1000]
+    assert allowed == [(), (60.0, clock), (30.0, clock)]  # two minutes in all
     assert tried[1][1] > 1e-4
     assert 0.8e-4 < found.kl <= 1e-4
     assert found.kl == pytest.approx(4 * float(eps[0]) ** 2)
