@@ -17,7 +17,7 @@ OTHER = "not part of a model's folder"
 
 
 def _named(*patterns: str) -> re.Pattern[str]:
-    return re.compile("|".join(patterns), re.IGNORECASE)
+    return re.compile("|".join(patterns), re.IGNORECASE | re.DOTALL)
 
 
 _TEXT = r"(\.(txt|md|rst|html))?"

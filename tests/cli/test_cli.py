@@ -180,10 +180,15 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
     vault = new_vault(tmp_path / "vault")
     model = save_plain(tmp_path / "model")
     (model / "tf_model.h5").write_bytes(b"unmarked")
+    (model / "\x1b[2J\nAll is well.env").write_bytes(b"")
+    (model / "own.py").write_bytes(b"")
     arguments = ["issue", model, "--recipient", "a", "--vault", vault.folder, "--out", tmp_path / "a", *FEW]
 
     _, out, err = run(*arguments)
     assert "left out: tf_model.h5 (weights in another form, unmarked)" in err
+    assert "left out:  [2J All is well.env (a secret)" in err
+    assert "left out: own.py (code; --include-code hands it on)" in err
+    assert "\x1b" not in err
     assert "tf_model.h5" not in out
     assert "(issued before, found whole)" in run(*arguments)[1]
 
