@@ -19,7 +19,8 @@ class BuiltModel:
         mean, std (`tuple[float, ...]`): of its preprocessing, one for each channel.
         preprocess (callable): from a PIL image to a tensor of that size.
         output (`str` or `None`): the kind of its output, one of `"single_label"`, `"multi_label"`, `"dense"` and
-            `"features"`, where its configuration says so; one logit is a `"multi_label"` of one.
+            `"features"`, where its configuration says so; one logit is a `"multi_label"` of one. `"regression"` is a
+            kind that can't be measured.
     """
 
     module: "torch.nn.Module"

@@ -55,6 +55,8 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", asked: str | Non
         raise CodeError(
             f"{where} has an output of kind {built.output} by its configuration, not {asked}: leave out --output-kind."
         )
+    if built.output == "regression":
+        raise CarrierError(f"{where} predicts a quantity (regression), for which there is no budget.")
     kind = built.output or asked
     try:
         with torch.no_grad():
@@ -65,9 +67,6 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", asked: str | Non
             f"{where} can't be run on an image of {size} ({type(error).__name__}): give the model's whole folder."
         ) from error
     values = logits_of(output, kind)
-    problem = getattr(getattr(built.module, "config", None), "problem_type", None)
-    if kind is None and problem == "regression":
-        raise CarrierError(f"{where} predicts a quantity (regression), for which there is no budget.")
     if not isinstance(values, torch.Tensor):
         raise CarrierError(f"{where} returns a {type(output).__name__} without logits or features.")
     if kind is None:

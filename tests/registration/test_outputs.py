@@ -32,16 +32,16 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 class Returning(torch.nn.Module):
     """A model that returns the same whatever it sees."""
 
-    def __init__(self, output: object, problem_type: str | None = None):
+    def __init__(self, output: object):
         super().__init__()
-        self.output, self.config = output, SimpleNamespace(problem_type=problem_type)
+        self.output = output
 
     def forward(self, images: torch.Tensor) -> object:
         return self.output
 
 
-def kind_of(output: object, asked: str | None = None, declared: str | None = None, **config: str) -> str:
-    built = BuiltModel(Returning(output, **config), (3, 8, 8), (0.5,) * 3, (0.5,) * 3, None, declared)
+def kind_of(output: object, asked: str | None = None, declared: str | None = None) -> str:
+    built = BuiltModel(Returning(output), (3, 8, 8), (0.5,) * 3, (0.5,) * 3, None, declared)
     return find_output_kind(built, torch.zeros(1, 3, 8, 8), asked, "org/model")
 
 
@@ -72,7 +72,7 @@ def test_an_output_that_has_no_budget_is_refused_in_words():
     assert "not of any known kind" in refused(kind_of, torch.zeros(5), error=CarrierError)
     assert "without logits or features" in refused(kind_of, {"out": 1}, error=CarrierError)
     with pytest.raises(CarrierError, match=r"predicts a quantity \(regression\)"):
-        kind_of(torch.zeros(1, 1), problem_type="regression")
+        kind_of(torch.zeros(1, 1), declared="regression")
 
 
 def test_a_model_that_fails_on_an_image_is_refused_with_its_reason():
