@@ -48,6 +48,16 @@ TORCH = {"training", "privacy"}  # rooms whose modules are loaded when a name of
 MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 
+LOADERS = {
+    "create_model": {"models/timm_models.py"},
+    "from_pretrained": {"models/transformers_models.py"},
+    "pipeline": set(),
+    "load_dataset": set(),
+    "load_dataset_builder": {"evaluation/data.py"},
+    "load": {"checkpoints/pickled.py"},  # of torch, which unpickles unless it is told not to
+}
+
+
 def room_of(path: str) -> str:
     return path.split("/")[0].removesuffix(".py")
 
@@ -162,3 +172,16 @@ def test_the_packages_names_are_what_they_say():
         assert getattr(hf_fingerprint, name).__name__ == name
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         hf_fingerprint.nothing_of_the_kind
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_models_data_sets_and_pickles_are_loaded_in_one_place_each(path):
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        called = getattr(node, "func", None) if isinstance(node, ast.Call) else None
+        owner = called.value.id if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) else ""
+        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
+        if name not in LOADERS or (name == "load" and owner not in ("torch", "pickle")):
+            continue
+        assert path in LOADERS[name], f"{path}:{node.lineno} calls {name}"
+        if name == "load":
+            assert any(key.arg == "weights_only" and key.value.value is True for key in node.keywords)

@@ -4,7 +4,8 @@
 labels = read_labels("models/base/config.json")
 suspect = from_url("https://models.example/classify", labels, token=os.environ["TOKEN"])
 suspect = from_inference_client("org/name", labels)
-suspect = from_pipeline(transformers.pipeline("image-classification", "models/found"), labels)
+suspect = from_folder("models/found", labels)  # runs nothing that came with it
+suspect = from_pipeline(pipeline, labels)  # of transformers, loaded by you
 suspect = from_callable(lambda image: scores_of(image), labels)
 suspect(image)  # 281
 ```
@@ -116,7 +117,8 @@ def from_callable(function: Callable[[Any], Any], labels: Labels | Sequence[str]
 
 
 def from_pipeline(pipeline: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None) -> Asked:
-    """Asks a transformers image-classification pipeline.
+    """Asks a transformers image-classification pipeline. Loading one from a suspect's folder follows what its files
+    say: for a folder use [`from_folder`].
 
     Args:
         pipeline (`transformers.Pipeline`): from a PIL image to a list of `{"label", "score"}`, or the model's output.

@@ -12,7 +12,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 MaxKl = Annotated[
     float | None,
     typer.Option(
-        "--max-kl", help="Output budget in nats: the largest mean KL divergence between base and copy. [1e-4]"
+        "--max-kl", help="Output budget in nats: the largest KL divergence between base and copies, on average. [1e-4]"
     ),
 ]
 Calibration = Annotated[
