@@ -101,6 +101,7 @@ def issue(
     with output.steps() as report:
         issuer = Issuer(model, opened, settings, report, include_code)
     if issuer.base.base_id not in known:
+        output.remark(output.describe_output(issuer.base))
         output.warn_unmeasured(issuer.base)
     with issuer:
         if out is None:

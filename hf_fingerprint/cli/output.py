@@ -97,7 +97,7 @@ def describe_base(base: "Base") -> list[str]:
         f"code: {base.family}, {base.length:,} positions, {base.carrier_weights // base.length} weights each, "
         f"designed for {base.coalition} colluders",
     ]
-    lines.append(_describe_output(base))
+    lines.append(describe_output(base))
     if base.replaces is not None:
         lines.append(f"replaces record {base.replaces} of the same weights for new copies; copies of both trace")
     lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted_score(base):.0f}")
@@ -125,7 +125,7 @@ def warn_unmeasured(base: "Base") -> None:
         )
 
 
-def _describe_output(base: "Base") -> str:
+def describe_output(base: "Base") -> str:
     """What the mark was measured to do, in a line."""
     found = base.calibration
     share = max(carrier.eps for carrier in base.carriers)
