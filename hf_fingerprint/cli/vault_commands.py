@@ -68,9 +68,8 @@ def add(
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
-    from hf_fingerprint.checkpoints import open_checkpoint
     from hf_fingerprint.registration import Settings, register
-    from hf_fingerprint.vault import Vault, check_model
+    from hf_fingerprint.vault import Vault
 
     settings = Settings(
         max_kl,
@@ -84,10 +83,8 @@ def add(
         output_kind,
         calibration_images,
     )
-    opened = Vault(vault)
-    with output.steps() as report, open_checkpoint(model) as checkpoint:
-        check_model(checkpoint.source, opened.folder)
-        base = register(checkpoint, opened, settings, report, remeasure=remeasure)
+    with output.steps() as report:
+        base = register(model, Vault(vault), settings, report, remeasure=remeasure)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())

@@ -29,7 +29,7 @@ from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
 from hf_fingerprint.issuing.places import check_name, partial_of
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import Settings, register
-from hf_fingerprint.vault import Base, CopyRecord, Vault, check_model, check_outside_vaults, hold
+from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults, hold
 
 
 Advance = Callable[[int], None]
@@ -86,8 +86,6 @@ class Issuer:
         self.vault, self.include_code = vault, include_code
         self._checkpoint = open_checkpoint(model)
         try:
-            source = self._checkpoint.source
-            check_model(source, vault.folder)
             self._state = self._checkpoint.state()
             self.base: Base = register(self._checkpoint, vault, settings, report)
         except BaseException:

@@ -20,7 +20,7 @@ from hf_fingerprint.registration.measuring import Report, calibration_of, find_m
 from hf_fingerprint.registration.prediction import code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.settings import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
 from hf_fingerprint.registration.strength import SECONDS, MarkedModel, any_codewords, carriers_of, measured_strength
-from hf_fingerprint.vault import Base, Compact, TensorRecord, Vault
+from hf_fingerprint.vault import Base, Compact, TensorRecord, Vault, check_model
 
 
 def register(
@@ -47,8 +47,10 @@ def register(
             fixed strength (`eps`).
         [`CarrierError`]: if the model has too few weights to mark, or its output can't be measured, likewise.
         [`CodeError`]: if the base is registered with other settings.
+        [`VaultError`]: if the model's folder holds a vault.
     """
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
+        check_model(checkpoint.source, vault.folder)
         (report or _silent)("hashing the weights")
         known = vault.base_with_hash(weights_hash(checkpoint, vault))
         if known is None or remeasure:

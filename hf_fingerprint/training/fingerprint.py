@@ -221,8 +221,9 @@ class Fingerprint:
         if folder.is_dir():
             check_without_vault(folder, "the copy's folder", self.vault.folder, identities=True)
         whole, score, agreement = self._proven(folder, base, bits)
-        answers = self._answering is not None and self._answering == _state(folder)
-        if self._copy_key is not None and not answers and self._recorded(base, whole) is None:
+        new = self._recorded(base, whole) is None
+        answers = new and self._answering is not None and self._answering == _state(folder)
+        if self._copy_key is not None and new and not answers:
             answers = bind_answers(folder, base, self.vault, self._copy_key, images)
             if answers:
                 self._answering = _state(folder)  # not bound again, if what follows is cut off

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 from refusals import refused
-from small_models import SETTINGS, names_in, new_vault, save_plain
+from small_models import PLAIN_SETTINGS, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.blackbox.proof import check_free
@@ -24,7 +24,7 @@ refusal = partial(refused, error=VaultError)
 def ready(tmp_path_factory):
     root = tmp_path_factory.mktemp("ready")
     save_plain(root / "model")
-    with Issuer(root / "model", new_vault(root / "vault"), SETTINGS) as issuer:
+    with Issuer(root / "model", new_vault(root / "vault"), PLAIN_SETTINGS) as issuer:
         issuer.issue("alice", root / "copy")
     return root
 
