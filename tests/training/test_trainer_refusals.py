@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_models import SETTINGS, new_vault
+from small_models import PLAIN_SETTINGS, SETTINGS, new_vault
 from training_runs import QUIET, RECIPIENT, images, register_base, save_cnn, save_transformer
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTForImageClassification
 
@@ -181,7 +181,7 @@ def test_a_base_without_carriers_is_refused(base, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"norm.weight": torch.ones(8)}, folder / "model.safetensors")
-    call = FingerprintCallback(Fingerprint(folder, RECIPIENT, base.vault, SETTINGS))
+    call = FingerprintCallback(Fingerprint(folder, RECIPIENT, base.vault, PLAIN_SETTINGS))
 
     assert "carr" in refusal(base, CarrierError, call=call)
 
