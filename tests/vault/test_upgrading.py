@@ -135,6 +135,8 @@ def test_a_training_under_way_is_kept(old):
     connection = sqlite3.connect(old / "vault.db")
     connection.execute(TRAINING_OF_FORMAT_1)
     connection.execute("INSERT INTO training VALUES (?, ?)", ("b" * 16, KEYS["bob"]))
+    begun = "UPDATE copies SET state = 'begun', content_hash = NULL, commitment = NULL WHERE copy_id = ?"
+    connection.execute(begun, ("b" * 16,))
     connection.commit()
     connection.close()
 
