@@ -27,16 +27,7 @@ def inspect(
     from hf_fingerprint.registration import Settings, examine, predicted_score
 
     settings = Settings(
-        max_kl,
-        calibration,
-        coalition,
-        recipients_planned,
-        alpha,
-        eps,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
+        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     with open_checkpoint(model) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)

@@ -86,16 +86,7 @@ def issue(
         raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
     terms = Terms(not public, _gated(gated), disclose, base_model)
     settings = Settings(
-        max_kl,
-        calibration,
-        coalition,
-        recipients_planned,
-        alpha,
-        eps,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
+        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     known = {base.base_id for base in opened.bases()}
     with output.steps() as report:

@@ -72,16 +72,7 @@ def add(
     from hf_fingerprint.vault import Vault
 
     settings = Settings(
-        max_kl,
-        calibration,
-        coalition,
-        recipients_planned,
-        alpha,
-        eps,
-        carriers,
-        code,
-        output_kind,
-        calibration_images,
+        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     with output.steps() as report:
         base = register(model, Vault(vault), settings, report, remeasure=remeasure)
