@@ -43,12 +43,9 @@ class Ground:
     """What every kind is tried on: a registered base of each form with trigger images, a copy of it, a suspect whose
     channels are in no order, images, and a Hub."""
 
-    def __init__(self, root: Path, hub: LoopbackHub):
+    def __init__(self, root: Path, hub: LoopbackHub, forms: set[str]):
         self.root, self.hub = root, hub
-        self.models = {
-            "timm": save_timm(root / "timm", img_size=32, num_classes=4),
-            "vit": save_vit(root / "vit", num_labels=4, num_hidden_layers=2),
-        }
+        self.models = {form: save_model(root / form, form) for form in forms}
         self.issuers: dict[str, Issuer] = {}
         self.images = save_images(root / "images", CLASSES, 6)
         self.labels = root / "labels.txt"
@@ -73,6 +70,13 @@ class Ground:
             code = main([str(argument) for argument in arguments])
         told = [line for line in err.getvalue().splitlines() if line.startswith("Error: ")]
         return f"{code} {' '.join(told)}".strip()
+
+
+def save_model(folder: Path, form: str) -> Path:
+    """A small model of a library."""
+    if form == "timm":
+        return save_timm(folder, img_size=32, num_classes=4)
+    return save_vit(folder, num_labels=4, num_hidden_layers=2)
 
 
 def ways_in(ground: Ground, form: str, folder: Path, scratch: Path) -> dict[str, Callable[[], Any]]:
@@ -155,7 +159,7 @@ def tried(root: Path, names: list[str]) -> dict[str, Any]:
         m.setenv("HF_TOKEN", TOKEN)
         m.setenv("HF_FINGERPRINT_PASSPHRASE", PASSPHRASE)
         m.setattr("huggingface_hub.constants.HF_HOME", str(root / "cache"))
-        ground = Ground(root, hub)
+        ground = Ground(root, hub, {KINDS[name].form for name in names})
         ports = tuple(int(url.rpartition(":")[2]) for url in (hub.url, hub.store_url))
         watch = Watch(root, ports=ports)
         return {name: try_kind(ground, watch, name, number) for number, name in enumerate(names)}
