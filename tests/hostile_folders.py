@@ -6,6 +6,7 @@ that leave a marker when they are run.
 """
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -184,8 +185,6 @@ class _Command:
         self.marker = marker
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        import os
-
         return os.system, (f"touch '{self.marker}'",)
 
 
@@ -236,7 +235,7 @@ class Watch:
         if event == "exec":
             return getattr(arguments[0], "co_filename", "").startswith(str(self._hostile))
         if event == "open" and isinstance(arguments[0], str):
-            name, mode, _ = arguments
-            writes = mode is not None and bool(set(mode) & set("wxa+"))
+            name, _, flags = arguments
+            writes = bool(flags & (os.O_WRONLY | os.O_RDWR))
             return name.endswith(f"inner/{PAYLOAD}") or (writes and not name.startswith(self._allowed))
         return event in _COMMANDS

@@ -1,5 +1,6 @@
 """No folder decides what runs: each kind of hostile folder is refused, or built as if it said nothing hostile."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -62,10 +63,11 @@ def test_the_watch_sees_what_it_is_for(tmp_path):
             torch.load(tmp_path / "model" / "payload.pth", weights_only=False)
         exec(compile(module.read_text(), module, "exec"))
         (tmp_path / "elsewhere").write_text("x")
+        os.close(os.open(tmp_path / "by the system", os.O_WRONLY | os.O_CREAT))
         (tmp_path / "model" / "inner" / "payload.pth").read_bytes()
         with pytest.raises(OSError):
             __import__("socket").create_connection(("127.0.0.1", 9), 1)
 
     told = " ".join(seen)
-    for what in ("os.system", "exec", "elsewhere", "inner/payload.pth", "socket", "the payload ran"):
+    for what in ("os.system", "exec", "elsewhere", "by the system", "inner/payload.pth", "socket", "the payload ran"):
         assert what in told
