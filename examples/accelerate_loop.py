@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import digits, load_timm, save_timm
+from real_inputs import digits, load_model, save_timm
 from training import fine_tune
 
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
@@ -71,7 +71,7 @@ def work(arguments: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
 
     fingerprint = Fingerprint(out / "base", RECIPIENT, out / "vault")
-    model = load_timm(out / "base").train()
+    model = load_model(out / "base").train()
     deepmarks = DeepMarksLoss(model, fingerprint, arguments.strength)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True, drop_last=True)

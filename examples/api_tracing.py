@@ -25,7 +25,7 @@ from timm.models import save_for_hf
 
 sys.path.insert(0, str(Path(__file__).parent))
 from owner import PASSPHRASE, SETTINGS, empty_folder
-from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, load_timm
+from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, load_model
 from training import accuracy, fine_tune, predict
 
 from hf_fingerprint import Issuer, QueryResult, Vault, prepare_questions, query, register
@@ -92,14 +92,14 @@ def main() -> None:
     told = predict(base, test[0])
     with Issuer(folder, vault, SETTINGS) as issuer:
         for copy in issuer.issue_all(RECIPIENTS, out / "copies"):
-            model = load_timm(copy.path)
+            model = load_model(copy.path)
             same = float((predict(model, test[0]) == told).double().mean())
             print(f"  {copy.recipient}: accuracy {accuracy(model, *test):.1%}, {same:.1%} of the base's answers")
 
     print("\n3. Two leak, and a stranger's model is served beside them\n", flush=True)
     suspects = stolen(arguments, out, thiefs)
     for name, suspect in suspects.items():
-        print(f"  {name}'s: accuracy {accuracy(load_timm(suspect), *test):.1%}")
+        print(f"  {name}'s: accuracy {accuracy(load_model(suspect), *test):.1%}")
 
     print("\n4. The owner asks the three services")
     vault.unlock(PASSPHRASE)
@@ -133,9 +133,9 @@ def ask(arguments: argparse.Namespace, url: str, vault: Vault, name: str) -> Que
 
 def stolen(arguments: argparse.Namespace, out: Path, data: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Path]:
     """What the three services run: a copy that was fine-tuned, one in 8 bits, and a model that descends from none."""
-    tuned = load_timm(out / "copies" / TUNED)
+    tuned = load_model(out / "copies" / TUNED)
     fine_tune(tuned, *data, lr=arguments.theft_lr, steps=arguments.steps // 4, batch=32, seed=1, label="the thief's")
-    quantised = load_timm(out / "copies" / QUANTISED)
+    quantised = load_model(out / "copies" / QUANTISED)
     quantised.load_state_dict(Quantization(bits=8)(quantised.state_dict()))
     stranger = trained(arguments, *data, seed=2, label="a stranger trains another")
     models = {TUNED: tuned, QUANTISED: quantised, STRANGER: stranger}

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bench_robustness import Row
 from bench_speed import EPS, PASSPHRASE, ratio, seconds, unbuilt
 from loopback_hub import LoopbackHub
-from real_inputs import digits, lite0, save_timm
+from real_inputs import digits, lite0, load_model, save_timm
 from training import fine_tune
 
 from hf_fingerprint import Issuer, Settings, TraceResult, Vault, trace
@@ -125,7 +125,7 @@ def suspects_of(copy: Path, work: Path) -> Iterator[tuple[str, Path, str]]:
     save_file(Quantization(bits=8)(load_file(copy / "model.safetensors")), folder / "model.safetensors")
     yield "an 8-bit copy", folder, "reported, <= 20 %"
     images, labels = digits(224)
-    tuned = timm.create_model(f"local-dir:{copy}", pretrained=True)
+    tuned = load_model(copy)
     fine_tune(tuned, images, labels, lr=1e-5, steps=10, batch=4, label="a thief fine-tunes the copy")
     shutil.rmtree(folder)
     yield "a fine-tuned copy (AdamW 1e-5, 10 steps)", save_timm(tuned, folder), "reported, <= 20 %"

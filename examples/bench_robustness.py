@@ -22,7 +22,7 @@ from hf_fingerprint.vault import Base
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, load_timm, save_timm
+from real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, load_model, save_timm
 from training import accuracy, fine_tune, predict
 
 
@@ -115,7 +115,7 @@ def robustness_rows(out: Path, base_steps: int = 300, thief_steps: int = 100) ->
     base = make_base(out, images, base_steps)
     scene = Scene(out, base)
     test, labels = images.test
-    before, copy = predict(load_timm(base), test), load_timm(scene.folders[scene.names[0]])
+    before, copy = predict(load_model(base), test), load_model(scene.folders[scene.names[0]])
     agreement = float((predict(copy, test) == before).double().mean())
     rows = [
         Row(
@@ -163,7 +163,7 @@ def single_attacks(scene: Scene, images: Images, steps: int) -> Iterator[tuple[s
     """The first holder's copy after each single-copy attack."""
     state = scene.state(scene.names[0])
     yield "as issued", state
-    build = partial(load_timm, scene.folders[scene.names[0]])
+    build = partial(load_model, scene.folders[scene.names[0]])
     for lr in (1e-4, 1e-3):
         with Progress(transient=True) as progress:
             task = progress.add_task(f"a thief fine-tunes with AdamW at {lr:.0e}", total=steps)

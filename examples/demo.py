@@ -20,7 +20,7 @@ from hf_fingerprint.cli.output import describe_base, print_trace, remark, steps
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plots import plot_traces
-from real_inputs import digits, lite0, load_timm, save_timm
+from real_inputs import digits, lite0, load_model, save_timm
 from training import fine_tune
 
 
@@ -77,12 +77,12 @@ def make_suspects(out: Path, steps_of_training: int) -> dict[str, Path]:
 
     torch.manual_seed(0)
     images, labels = digits(64)
-    tuned = load_timm(out / "copies" / "bob")
+    tuned = load_model(out / "copies" / "bob")
     tuned.reset_classifier(10)
     fine_tune(tuned, images, labels, lr=1e-3, steps=steps_of_training, batch=32, label="a thief fine-tunes bob's copy")
     save_timm(tuned, out / "leak_tuned")
 
-    control = load_timm(out / "model")
+    control = load_model(out / "model")
     control.reset_classifier(10)
     fine_tune(control, images, labels, lr=1e-3, steps=steps_of_training // 2, batch=32, label="an honest user's model")
     save_timm(control, out / "control")

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import FASHION_MNIST, digits, fashion_mnist, load_timm, save_timm
+from real_inputs import FASHION_MNIST, digits, fashion_mnist, load_model, save_timm
 from training import accuracy, fine_tune
 
 from hf_fingerprint import Issuer
@@ -97,7 +97,7 @@ def work(arguments: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         prepare(arguments, images, labels)
     accelerator.wait_for_everyone()
-    model = load_timm(arguments.out / "base")
+    model = load_model(arguments.out / "base")
     partition = Partition(model, AT, SIZE)
     bottleneck = Bottleneck(partition.shape, NUMBERS, whole=True)
     bottleneck.load_state_dict(load_file(arguments.out / "bottleneck.safetensors"))

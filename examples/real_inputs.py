@@ -52,8 +52,8 @@ def save_timm(model: torch.nn.Module, folder: Path) -> Path:
     return folder
 
 
-def load_timm(folder: Path) -> torch.nn.Module:
-    """The timm model of a folder, in evaluation mode, built without anything that the folder could make run."""
+def load_model(folder: Path) -> torch.nn.Module:
+    """The model of a folder, in evaluation mode, built without anything that the folder could make run."""
     with open_checkpoint(folder) as checkpoint:
         return build_model(checkpoint).module
 

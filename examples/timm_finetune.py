@@ -18,7 +18,7 @@ from timm.task import ClassificationTask
 
 sys.path.insert(0, str(Path(__file__).parent))
 from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import digits, load_timm, save_timm
+from real_inputs import digits, load_model, save_timm
 from training import accuracy, fine_tune
 
 from hf_fingerprint.training import Fingerprint, FingerprintedModel, FingerprintTask
@@ -49,7 +49,7 @@ def main() -> None:
 
     print(f"\n2. Trained further, for {RECIPIENT}\n")
     fingerprint = Fingerprint(base, RECIPIENT, vault)
-    plain = load_timm(base).train()
+    plain = load_model(base).train()
     model = FingerprintedModel(plain, fingerprint, arguments.strength)
     average = train_with_timm(model, *train, arguments.steps)
     print(f"  accuracy {accuracy(average, *test):.1%}")

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent))
 from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import digits
+from real_inputs import digits, load_model
 
 from hf_fingerprint.training import Fingerprint, FingerprintCallback
 
@@ -46,7 +46,7 @@ def main() -> None:
     print(f"\n2. Trained further, for {RECIPIENT}\n")
     fingerprint = Fingerprint(out / "base", RECIPIENT, vault)
     callback = FingerprintCallback(fingerprint, arguments.strength)
-    model = AutoModelForImageClassification.from_pretrained(out / "base")
+    model = load_model(out / "base")
     trainer = make_trainer(model, data, out, arguments.steps, [callback])
     trainer.train()
     trainer.save_model(out / "trained")
