@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -81,7 +82,9 @@ class Pairs:
     def _run(self) -> None:
         """Runs the base and the suspect on the same inputs, if both can be run."""
         try:
-            with open_checkpoint(_whole(self._original.source)) as whole:
+            source = _whole(self._original.source)
+            known = source is self._original.source
+            with nullcontext(self._original) if known else open_checkpoint(source) as whole:
                 ours = build_model(whole)
         except BuildError as error:
             warnings.warn(
