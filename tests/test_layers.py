@@ -15,6 +15,7 @@ ROOT = Path(hf_fingerprint.__file__).parent
 FLOORS = {
     "errors": 0,
     "keys": 0,
+    "outcomes": 0,
     "codes": 1,
     "checkpoints": 2,
     "carriers": 3,

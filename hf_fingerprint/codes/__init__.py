@@ -1,6 +1,7 @@
 """Codes for recipients: codewords from copy keys, scores, bounds on false accusation, joint decoding. Knows no
 model."""
 
+from hf_fingerprint.codes.bounds import MAX_ALPHA, check_alpha
 from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_formula, coalition_by_simulation
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.decoding import Decoding, decode, decode_all, prove_codeword
@@ -39,6 +40,7 @@ def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Co
 __all__ = [
     "FAMILIES",
     "FORGERIES",
+    "MAX_ALPHA",
     "CertifiedCoalition",
     "CodeDesign",
     "Codebook",
@@ -46,6 +48,7 @@ __all__ = [
     "FairSigns",
     "Nuida",
     "Tardos",
+    "check_alpha",
     "coalition_by_formula",
     "coalition_by_simulation",
     "decode",

@@ -15,9 +15,22 @@ import math
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from hf_fingerprint.errors import CodeError
 
+
+MAX_ALPHA = 0.05
 GRID = 10
 _LARGE = 50.0
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuses an alpha that no accusation may rest on; asked wherever somebody is accused.
+
+    Raises:
+        [`CodeError`]: if it isn't a number above 0 and at most 0.05.
+    """
+    if not 0 < alpha <= MAX_ALPHA:  # NaN neither
+        raise CodeError(f"Nobody is accused at alpha {alpha}: choose one above 0 and at most {MAX_ALPHA}.")
 
 
 def hoeffding_log_p(score: np.ndarray | float) -> np.ndarray:
