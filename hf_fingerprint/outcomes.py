@@ -1,4 +1,4 @@
-"""What a look at a suspect can end in. "Nobody" is an answer only where enough was read to have found a verbatim copy."""
+"""What a look at a suspect can end in: "nobody" only where enough was read to have found a verbatim copy."""
 
 from collections.abc import Iterable
 from enum import StrEnum
