@@ -36,7 +36,7 @@ def evidence_by_layer(
             continue
         sums = SuspectSums(base, original, suspect)
         sums.add([Part(carrier, matches[carrier.name], slice(0, len(carrier.amplitude)))])
-        found.append(_score(codebook, codeword, sums.reading(1)))
+        found.append(_score(codebook, codeword, sums.reading([carrier.name])))
     return tuple(found)
 
 
