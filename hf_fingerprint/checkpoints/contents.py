@@ -18,7 +18,8 @@ from urllib.parse import unquote
 
 from hf_fingerprint.checkpoints import kinds
 from hf_fingerprint.checkpoints.configs import check_json, clean_config, clean_index, names_local_files
-from hf_fingerprint.checkpoints.source import Source, check_inside, is_weights, printable
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.source import Source, check_inside, is_weights
 from hf_fingerprint.errors import CheckpointError
 
 

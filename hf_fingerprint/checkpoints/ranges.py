@@ -16,9 +16,10 @@ from typing import Protocol
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles
 from hf_fingerprint.checkpoints.safetensors_file import MAX_HEADER, TensorInfo, read_layout
-from hf_fingerprint.checkpoints.source import HUB_ID, Source, choose_weights, exists, printable
+from hf_fingerprint.checkpoints.source import HUB_ID, Source, choose_weights, exists
 from hf_fingerprint.errors import CheckpointError
 
 

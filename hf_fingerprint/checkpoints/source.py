@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hf_fingerprint.checkpoints.hub import fetch_snapshot
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -71,11 +72,6 @@ class Source:
 def is_weights(name: str) -> bool:
     """Whether a file of this name may hold weights, in whatever form."""
     return bool(_WEIGHTS.search(name))
-
-
-def printable(name: str) -> str:
-    """A name from a file that may be hostile, on one line."""
-    return "".join(c if c.isprintable() else " " for c in name)
 
 
 def resolve(name: str | Path, weights_only: bool = False) -> Source:
