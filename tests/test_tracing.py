@@ -551,26 +551,33 @@ def test_a_tampered_record_is_an_error_and_accuses_nobody(case, tmp_path, change
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "suspect", ["nowhere", "a text file", "a folder without weights", "half a file", "a pickle of code"]
-)
-def test_a_suspect_that_cannot_be_read_is_an_error_and_not_a_verdict(case, tmp_path, suspect):
+@pytest.mark.parametrize("suspect", ["nowhere", "a text file", "a folder without weights"])
+def test_a_suspect_that_is_no_model_is_an_error_and_not_a_verdict(case, tmp_path, suspect):
     path = tmp_path / "suspect"
     if suspect == "a text file":
         path.write_text("hello")
     elif suspect == "a folder without weights":
         path.mkdir()
-    elif suspect == "half a file":
-        path = tmp_path / "half.safetensors"
-        path.write_bytes((case.copies["bob"] / "model.safetensors").read_bytes()[:-1000])
-    elif suspect == "a pickle of code":
-        path = tmp_path / "code.pth"
-        torch.save({"x": os.system}, path)
 
     with pytest.raises(CheckpointError) as caught:
         trace(path, case.vault)
 
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("suspect", ["half a file", "a pickle of code", "another library's file"])
+def test_a_file_that_cannot_be_read_clears_nobody(case, tmp_path, suspect):
+    path = tmp_path / {"half a file": "half.safetensors", "a pickle of code": "code.pth"}.get(suspect, "model.onnx")
+    path.write_bytes((case.copies["bob"] / "model.safetensors").read_bytes()[:-1000])
+    if suspect == "a pickle of code":
+        torch.save({"x": os.system}, path)
+
+    result = trace(path, case.vault)
+
+    assert (result.outcome, result.accused, result.base) == (Outcome.NOT_READABLE, (), None)
+    assert path.name in result.reason
+    assert len(result.reason.splitlines()) == 1
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_results_are_frozen_and_plain_json(case):

@@ -76,6 +76,8 @@ class RangedCheckpoint:
 
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
         self.max_bytes = max_bytes
+        self.others = ()
+        self.left_out = {}
         self.tensors: dict[str, TensorInfo] = {}
         self.total_bytes = 0
         self._heads: list[tuple[int, int, np.ndarray]] = []

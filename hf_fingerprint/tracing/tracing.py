@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_fingerprint.checkpoints import LeftOut, open_checkpoint, open_ranges, weight_sets
+from hf_fingerprint.checkpoints import LeftOut, Source, open_checkpoint, open_ranges, weight_sets
+from hf_fingerprint.codes import MAX_ALPHA
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, joined
 from hf_fingerprint.tracing.case import Advance, Case
+from hf_fingerprint.tracing.conclusion import nothing_read
 from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import NotRead, RecipientScore, TraceResult
 from hf_fingerprint.tracing.whole import trace_files
@@ -82,6 +84,10 @@ def trace(
             traced = trace_files(case, opened, looks, len(found.sets))
         names = tuple(path.name for path in source.weights)
         results.append(replace(traced, files=names))
+    if not results:
+        alpha = min((each.alpha for each in vault.bases()), default=MAX_ALPHA)
+        source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, whole_folder=False)
+        results = [nothing_read(source, Outcome.NOT_READABLE, "No weight file of it can be read.", alpha, ())]
     return _with_unread(_together(results, found.unread))
 
 
@@ -139,11 +145,11 @@ def _together(results: Sequence[TraceResult], unread: Sequence[LeftOut]) -> Trac
 
 def _with_unread(result: TraceResult) -> TraceResult:
     """A result that says nobody only if no weight file was left unread."""
-    if not result.files_not_read or result.outcome not in (Outcome.NOBODY, Outcome.NOT_COMPARABLE):
+    if not result.files_not_read or result.outcome is Outcome.ACCUSED:
         return result
     shown = ", ".join(f"{each.name} ({each.reason})" for each in result.files_not_read[:5])
     more = len(result.files_not_read) - 5
     reason = f"Not all of its weight files were read: {shown}{f' and {more} more' if more > 0 else ''}."
     if result.reason is not None:
-        reason += f" Of those that were: {result.reason}"
+        reason += f" {result.reason}"
     return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
