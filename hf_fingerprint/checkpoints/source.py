@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hf_fingerprint.checkpoints.hub import fetch_snapshot
+from hf_fingerprint.checkpoints.hub import fetch_snapshot, from_cache
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -106,6 +106,16 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
             f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
         )
     return _from_hub(match["repo"], match["revision"], weights_only)
+
+
+def resolve_cached(repo: str, revision: str) -> Source:
+    """Finds the weights of a commit on the Hub in the local cache, without asking the Hub.
+
+    Raises:
+        [`CheckpointError`]: if they are not whole in the cache.
+    """
+    folder, commit = from_cache(repo, revision, lambda names: _wanted(names, repo, weights_only=True), "not asked for")
+    return _folder(folder, repo, commit)
 
 
 def exists(path: Path) -> bool:
