@@ -70,6 +70,7 @@ def low_rank(values, number):
     return values + (0.01 * flat.std() * drift).reshape(values.shape)
 
 
+COMPACT = {"carriers": "compact"}
 COPIES = {
     "saved in half precision": lambda base, alice, bob: half(alice),
     "saved in half precision and back": lambda base, alice, bob: {
@@ -143,6 +144,19 @@ def test_names_under_another_prefix_hide_nothing(shared, tmp_path):
 
     with open_checkpoint(save_plain(tmp_path / "renamed", renamed)) as model:
         assert find_origin(model, shared.vault).base == shared.base
+
+
+def test_copies_of_bases_in_half_precision_and_of_compact_ones_are_known(tmp_path):
+    for number, (arrays, changes) in enumerate([(half(plain_arrays()), {}), (plain_arrays(blocks=40), COMPACT)]):
+        vault, model = new_vault(tmp_path / f"vault{number}"), save_plain(tmp_path / f"model{number}", arrays)
+        settings = replace(PLAIN_SETTINGS, **changes)
+        copy = issue(model, "alice", vault, tmp_path / f"copy{number}", settings).path
+        weights = {n: v.astype(np.float32) for n, v in load_file(copy / "model.safetensors").items()}
+
+        with open_checkpoint(save_plain(tmp_path / f"changed{number}", weights)) as opened:
+            assert find_origin(opened, vault).base == vault.bases()[0]
+        with open_checkpoint(save_plain(tmp_path / f"other{number}", half(arrays))) as opened:
+            assert number == 0 or find_origin(opened, vault) is None
 
 
 @pytest.mark.parametrize("law", ["signs", "normal", "sparse", "one large"])
