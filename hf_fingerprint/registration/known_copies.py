@@ -203,17 +203,17 @@ class _Pair:
 
     def sampled(self) -> float:
         """The mean square of the difference in a few rows, in amplitudes; 0 if there is none."""
-        rows = {int(row) for row in np.linspace(0, self.own.rows - 1, SAMPLED_ROWS)}
-        return float(np.mean([np.mean(np.square(self.difference(slice(row, row + 1)))) for row in rows]))
+        rows = sorted({int(row) for row in np.linspace(0, self.own.rows - 1, SAMPLED_ROWS)})
+        return float(np.mean(np.square(self.difference(*(slice(row, row + 1) for row in rows)))))
 
-    def difference(self, rows: slice) -> np.ndarray:
+    def difference(self, *rows: slice) -> np.ndarray:
         """Some rows' difference in amplitudes, clipped: `float32` of shape `(rows, columns)`; 0 where the model's
         weights are pruned or not numbers."""
         ours, theirs = (
-            to_float32(where.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes), info.dtype)
+            to_float32(np.concatenate([_read(where, info, part) for part in rows]), info.dtype)
             for where, info in ((self.original, self.own), (self.model, self.info))
         )
-        amplitude = self.carrier.amplitude[rows, None]
+        amplitude = np.concatenate([self.carrier.amplitude[part, None] for part in rows])
         with np.errstate(all="ignore"):
             x = (theirs - ours).reshape(-1, self.own.columns) / amplitude
         lost = ((theirs == 0) | ~np.isfinite(theirs)).reshape(x.shape) | ~np.isfinite(x)
@@ -221,3 +221,8 @@ class _Pair:
         spread = _MAD * float(np.median(np.abs(x.reshape(-1)[:: 1 + x.size // 65536])))
         clip = np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP))
         return np.clip(x, -clip, clip, out=x)
+
+
+def _read(where: Checkpoint, info: TensorInfo, rows: slice) -> np.ndarray:
+    """The bytes of some rows."""
+    return where.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes)
