@@ -1,12 +1,14 @@
 """A copy is refused as a base, as it was issued or changed since; a base made from a base never is."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from loopback_hub import LoopbackHub
 from quick_age import lock_quickly
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 from small_models import PLAIN_CARRIERS, PLAIN_SETTINGS, new_vault, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, issue, register, trace
@@ -229,6 +231,23 @@ def test_a_base_whose_files_are_gone_or_changed_is_left_out_by_name(tmp_path, re
         assert find_origin(opened, vault) is None
     with open_checkpoint(copy) as opened:  # the hash alone tells
         assert find_origin(opened, vault).recipient == "alice"
+
+
+def test_a_base_from_the_hub_is_opened_from_the_cache_and_never_fetched(tmp_path, monkeypatch):
+    vault = new_vault(tmp_path / "vault")
+    with LoopbackHub() as hub:
+        hub.point_client(monkeypatch, tmp_path / "cache")
+        hub.add("org/model", {"model.safetensors": save(plain_arrays())})
+        copy = issue("org/model", "alice", vault, tmp_path / "alice", PLAIN_SETTINGS).path
+        (base,) = vault.bases()
+        calls = len(hub.calls)
+
+        with open_checkpoint(save_plain(tmp_path / "changed", half(load_file(copy / "model.safetensors")))) as changed:
+            assert find_origin(changed, vault).base == base
+            shutil.rmtree(tmp_path / "cache")
+            with pytest.warns(FingerprintWarning, match=f"{base.base_id} \\(org/model\\)"):
+                assert find_origin(changed, vault) is None
+        assert len(hub.calls) == calls
 
 
 def test_models_of_other_shapes_are_not_compared_at_all(shared, tmp_path, monkeypatch):
