@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from hf_fingerprint.checkpoints.hub import fetch_snapshot
+from hf_fingerprint.checkpoints.hub import fetch_snapshot, from_cache
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
 
@@ -126,6 +126,16 @@ def place_of(name: str | Path) -> Path | HubId:
             f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
         )
     return HubId(match["repo"], match["revision"])
+
+
+def resolve_cached(repo: str, revision: str) -> Source:
+    """Finds the weights of a commit on the Hub in the local cache, without asking the Hub.
+
+    Raises:
+        [`CheckpointError`]: if they are not whole in the cache.
+    """
+    folder, commit = from_cache(repo, revision, lambda names: _wanted(names, repo, weights_only=True), "not asked for")
+    return _folder(folder, repo, commit)
 
 
 def exists(path: Path) -> bool:

@@ -283,8 +283,8 @@ class _Comparison:
 def _copied(groups: Sequence[Group]) -> Iterator[str]:
     """The bases that those of some groups are copies of."""
     for base in (base for group in groups for base in group.records):
-        if (of := getattr(base, "copy_of", None)) is not None:
-            yield of
+        if base.copy_of is not None:
+            yield base.copy_of
 
 
 def _records(bases: Sequence[Base], content_hash: str) -> list[Base]:

@@ -279,6 +279,7 @@ def test_steps_are_reported(models, tmp_path):
 
     assert steps == [
         "hashing the weights",
+        "comparing with the bases on record",
         "building the model",
         "reading the carriers",
         "measuring what the mark does to the output",
