@@ -69,3 +69,7 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),
 ]
+AllScores = Annotated[
+    bool,
+    typer.Option("--all-scores", help="Show the scores of those who are not accused too; don't publish them."),
+]
