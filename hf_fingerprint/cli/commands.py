@@ -140,22 +140,28 @@ def watch(
     since: Annotated[
         str | None, typer.Option("--since", help="Pass over what did not change since: 2026-11-01, 7d, 12h.")
     ] = None,
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0, help="Fetch no more than this of each model, in MB.")
+    ] = 100,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
-    """Trace models on the Hub as they turn up, one line of JSON each. Exit codes as for `trace`."""
-    from hf_fingerprint.hub.watching import parse_since
+    """Trace models on the Hub as they turn up, one line of JSON each. Exit code 0: someone is accused, 1: nobody (or
+    other models), 2: an error, or nothing but errors, 3: some model is not readable."""
+    from hf_fingerprint.hub.watching import exit_code_of, parse_since
     from hf_fingerprint.hub.watching import watch as watch_models
     from hf_fingerprint.vault import Vault, find_passphrase
 
     began = None if since is None else parse_since(since)
     opened = Vault(vault)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    found = False
-    for sighting in watch_models(names, opened, began):
+    sightings = []
+    for sighting in watch_models(names, opened, began, options.bytes_of(max_mb)):
         output.print_line(sighting.to_dict())
-        found |= bool(sighting.accused)
-    return 0 if found else 1
+        sightings.append(sighting)
+    if not sightings:
+        output.remark("Nothing was looked at: all of it is the vault's own, or did not change since.")
+    return exit_code_of(sightings)
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
