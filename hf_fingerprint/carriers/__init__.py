@@ -2,7 +2,7 @@
 
 from hf_fingerprint.carriers.amplitude import row_rms, spend_budget
 from hf_fingerprint.carriers.marking import TensorMarker
-from hf_fingerprint.carriers.projection import TensorProjection, fold, position_counts
+from hf_fingerprint.carriers.projection import TensorProjection, fold, keyed_offset, position_counts
 from hf_fingerprint.carriers.selection import can_carry, select_by_name, select_from_model
 
 
@@ -11,6 +11,7 @@ __all__ = [
     "TensorProjection",
     "can_carry",
     "fold",
+    "keyed_offset",
     "position_counts",
     "row_rms",
     "select_by_name",

@@ -7,6 +7,7 @@ from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ra
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.checkpoints.source import Source, resolve
+from hf_fingerprint.checkpoints.weight_sets import WeightSets, weight_sets
 from hf_fingerprint.checkpoints.writer import WrittenCopy, goes_as_it_is, replace_tensor, write_copy
 
 
@@ -17,6 +18,7 @@ __all__ = [
     "RangedCheckpoint",
     "Source",
     "TensorInfo",
+    "WeightSets",
     "Weights",
     "WrittenCopy",
     "cleared_on_failure",
@@ -30,5 +32,6 @@ __all__ = [
     "replace_tensor",
     "resolve",
     "sync",
+    "weight_sets",
     "write_copy",
 ]

@@ -9,7 +9,7 @@ import os
 import posixpath
 import re
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,8 @@ from urllib.parse import unquote
 
 from hf_fingerprint.checkpoints import kinds
 from hf_fingerprint.checkpoints.configs import check_json, clean_config, clean_index, names_local_files
-from hf_fingerprint.checkpoints.source import Source, check_inside, is_weights, printable
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.source import Source, check_inside, is_weights
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -112,7 +113,7 @@ def contents_of(source: Source, include_code: bool = False) -> Contents:
     if source.whole_folder:
         shown = _pictures_of(source.folder / _CARD)
         chosen = {*source.weights, source.index}
-        for path, reason in _walk(source.folder):
+        for path, reason in walk(source.folder):
             name = path.relative_to(source.folder).as_posix()
             if reason is not None:
                 left.append(LeftOut(f"{name}/", reason))
@@ -123,7 +124,7 @@ def contents_of(source: Source, include_code: bool = False) -> Contents:
                 else:
                     handed.append(found)
     by_name = sorted(set(left))
-    return Contents(tuple(sorted(handed, key=lambda each: each.name)), tuple(_shortened(by_name)))
+    return Contents(tuple(sorted(handed, key=lambda each: each.name)), tuple(shortened(by_name)))
 
 
 def holds_secret(content: bytes) -> bool:
@@ -193,9 +194,9 @@ def _pictures_of(card: Path) -> set[str]:
     return {posixpath.normpath(unquote(target.split("#")[0].split("?")[0])) for target in targets if target}
 
 
-def _walk(top: Path) -> Iterator[tuple[Path, str | None]]:
+def walk(top: Path, why_not: Callable[[str], str | None] = kinds.why_not_folder) -> Iterator[tuple[Path, str | None]]:
     """What lies in a folder, folders nearer the top first: files, and folders with the reason why they are not looked
-    into."""
+    into, which `why_not` gives by their names."""
     waiting, seen = deque([top]), 0
     while waiting:
         folder = waiting.popleft()
@@ -218,14 +219,14 @@ def _walk(top: Path) -> Iterator[tuple[Path, str | None]]:
             if not entry.is_dir(follow_symlinks=False):
                 yield path, None
                 continue
-            reason = kinds.why_not_folder(entry.name)
+            reason = why_not(entry.name)
             if reason is None:
                 waiting.append(path)
             else:
                 yield path, reason
 
 
-def _shortened(left: list[LeftOut]) -> Iterator[LeftOut]:
+def shortened(left: list[LeftOut]) -> Iterator[LeftOut]:
     """All of them, but of many in one folder for one reason the first ones and how many more there are."""
     count: Counter[tuple[str, str]] = Counter()
     for each in left:

@@ -36,7 +36,7 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
     except CheckpointError:
         raise
     except Exception as error:  # the client's transport errors have no common class over its versions
-        return _from_cache(repo, revision, wanted, type(error).__name__)
+        return from_cache(repo, revision, wanted, type(error).__name__)
 
 
 @contextmanager
@@ -87,10 +87,10 @@ def spelled(repo: str, revision: str | None) -> str:
     return f"{repo}@{revision}" if revision else repo
 
 
-def _from_cache(
+def from_cache(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
-    """The same from the local cache alone, for a Hub that can't be reached."""
+    """The same from the local cache alone, for a Hub that can't be reached, or isn't to be asked for this `reason`."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
 
     try:

@@ -13,6 +13,7 @@ STATE = "a training's state"
 SIGNED = "a signature or checksum of the base's files"
 CODE = "code; --include-code hands it on"
 NOT_SHOWN = "a picture that the model card does not show"
+CHECKPOINTS = "checkpoints of a training, unmarked"
 OTHER = "not part of a model's folder"
 
 
@@ -79,7 +80,7 @@ _LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (_named(r".*\.index\.json"), "an index of weights that are not handed on"),
 )
 _FOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (_named(r"checkpoints?([-_.].*)?", r"(epoch|step)s?[-_]?\d+"), "checkpoints of a training, unmarked"),
+    (_named(r"checkpoints?([-_.].*)?", r"(epoch|step)s?[-_]?\d+"), CHECKPOINTS),
     (_named(r"runs", r"wandb", r"mlruns", r"lightning_logs", r"tensorboard", r"logs?"), STATE),
     (_named(r"\.(ssh|aws|gnupg|azure|kube|docker|config)", r"secrets?", r"credentials?"), SECRET),
     (_named(r"\.git"), "git's history, with all that was ever in it"),

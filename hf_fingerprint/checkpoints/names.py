@@ -1,4 +1,4 @@
-"""One spelling for tensor names that wrappers decorate."""
+"""Tensor names: one spelling for those that wrappers decorate, and one line for those that are shown."""
 
 _PREFIXES = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model_ema.", "ema.", "model.", "backbone.")
 
@@ -14,3 +14,8 @@ def normalise(name: str) -> str:
     while "._orig_mod." in name:
         name = name.replace("._orig_mod.", ".")
     return name
+
+
+def printable(name: str) -> str:
+    """A name from a file that may be hostile, on one line."""
+    return "".join(c if c.isprintable() else " " for c in name)

@@ -1,17 +1,19 @@
 """Weights in PyTorch's pickle format, through `torch.load(weights_only=True)` and nothing else."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.nests import all_tensors, free_name, only_tensors
+from hf_fingerprint.checkpoints.safetensors_file import EMPTY, TensorInfo
 from hf_fingerprint.errors import CheckpointError
 
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module", "net")
+_MORE_ROOM = 1 << 28  # bytes of views that are not in order, above their file's size
 _DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -30,12 +32,15 @@ _DTYPES = {
 
 
 def load_pickled(
-    paths: tuple[Path, ...],
+    paths: tuple[Path, ...], left_out: dict[str, str] | None = None
 ) -> tuple[list[TensorInfo], dict[str, np.ndarray], list[tuple[str, str]]]:
     """Loads .bin, .pt and .pth files, memory-mapped where their format allows it.
 
     Args:
         paths (`tuple[Path, ...]`): one file or all shards.
+        left_out (`dict[str, str]`, *optional*): for a suspect: takes the tensors that can't be read, each with a short
+            reason; the others are returned, from whatever they are nested in. By default one such tensor refuses the
+            file.
 
     Returns:
         `(infos, memory, shared)`: the tensors, their bytes as `uint8`, and pairs of names that share one memory.
@@ -45,27 +50,70 @@ def load_pickled(
         unpickler reads.
     """
     infos, memory, shared = [], {}, []
+    taken: dict[str, int] = {}
     for number, path in enumerate(paths):
         spans: list[tuple[int, int, str]] = []
-        for name, tensor in _state_dict(path).items():
-            dtype = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
-            if dtype is None or tensor.layout is not _torch().strided:
-                raise CheckpointError(
-                    f"{path}: tensor {name} is of type {tensor.dtype}, which can't be read: convert it."
-                )
-            if not _can_be_named(name) or tensor.device.type != "cpu":
-                raise CheckpointError(f"{path}: tensor {name!r} has no data or an impossible name: export it again.")
-            try:
-                plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-                raw = plain.reshape(-1).view(_torch().uint8).numpy()
-            except RuntimeError:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} of shape {tuple(tensor.shape)} does not fit in memory: export it again."
-                ) from None
-            shared += _overlaps(name, tensor, spans)
+        room = path.stat().st_size + _MORE_ROOM
+        for name, tensor in _tensors(path, left_out):
+            reason, raw = _bytes_of(name, tensor, room if left_out is not None else None)
+            if raw is None:
+                if left_out is None:
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r} can't be read ({reason}): convert it or export without it."
+                    )
+                left_out[printable(name)] = reason
+                continue
+            if left_out is not None:
+                name = free_name(name, taken)
+                room -= 0 if tensor.is_contiguous() else raw.nbytes
+            else:
+                shared += _overlaps(name, tensor, spans)
             memory[name] = raw
+            dtype = _DTYPES[_dtype_of(tensor)]
             infos.append(TensorInfo(name, dtype, tuple(tensor.shape), number, 0, raw.nbytes))
     return infos, memory, shared
+
+
+def _tensors(path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str, Any]]:
+    kind, loaded = _torch().Tensor, _load(path)
+    if left_out is None:
+        return only_tensors(loaded, kind, path).items()
+    found = list(all_tensors(loaded, kind, left_out))
+    if not found and not left_out:
+        raise CheckpointError(f"{path} holds no tensors: is it the right file?")
+    return found
+
+
+def _bytes_of(name: object, tensor: Any, room: int | None) -> tuple[str, np.ndarray | None]:
+    """A tensor's bytes as `uint8`; or why they can't be had, and `None`.
+
+    Args:
+        name (`object`): its name, which may be impossible.
+        tensor (`torch.Tensor`): as it came.
+        room (`int` or `None`): for a suspect, how many bytes a tensor may take that is not there as it is read.
+    """
+    torch = _torch()
+    try:
+        if _dtype_of(tensor) not in _DTYPES:
+            return f"dtype {_dtype_of(tensor)}", None
+        if tensor.layout is not torch.strided:
+            return f"layout {str(tensor.layout).removeprefix('torch.')}", None
+        if tensor.device.type != "cpu":
+            return "no data", None
+        if not _can_be_named(name):
+            return "an impossible name", None
+        if room is not None and not tensor.numel():
+            return EMPTY, None
+        if room is not None and not tensor.is_contiguous() and tensor.numel() * tensor.element_size() > room:
+            return "larger than its file", None
+        plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+        return "", plain.reshape(-1).view(torch.uint8).numpy()
+    except Exception:  # of a size that memory hasn't, or of one of torch's kinds that have no such bytes
+        return "larger than memory", None
+
+
+def _dtype_of(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _can_be_named(name: object) -> bool:
@@ -97,16 +145,17 @@ def _torch() -> Any:
     return torch
 
 
-def _state_dict(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Any:
+    """What a file holds."""
     torch = _torch()
     try:
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap can only be used" not in str(error):
                 raise
             # the format before PyTorch 1.6
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds more than tensors, and loading that could run its code: get the model as safetensors."
@@ -115,15 +164,3 @@ def _state_dict(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a whole PyTorch checkpoint ({type(error).__name__}): get it again."
         ) from None
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-            break
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(loaded).__name__}, not a dictionary of tensors: export its weights."
-        )
-    tensors = {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors: is it the right file?")
-    return tensors

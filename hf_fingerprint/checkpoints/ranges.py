@@ -16,14 +16,14 @@ from typing import Protocol
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles
 from hf_fingerprint.checkpoints.safetensors_file import MAX_HEADER, TensorInfo, read_layout
-from hf_fingerprint.checkpoints.source import HUB_ID, Source, choose_weights, exists, printable
+from hf_fingerprint.checkpoints.source import HUB_ID, MAX_INDEX, Source, choose_weights, exists
 from hf_fingerprint.errors import CheckpointError
 
 
 HEADER_GUESS = 1 << 17
-MAX_INDEX = 10_000_000
 GAP, GAP_SHARE = 1 << 16, 256  # bytes between two pieces, and share of the model, that cost less than a request
 MAX_RUN = 1 << 25
 
@@ -76,6 +76,8 @@ class RangedCheckpoint:
 
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
         self.max_bytes = max_bytes
+        self.others = ()
+        self.left_out = {}
         self.tensors: dict[str, TensorInfo] = {}
         self.total_bytes = 0
         self._heads: list[tuple[int, int, np.ndarray]] = []

@@ -12,11 +12,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.nests import free_name
 from hf_fingerprint.checkpoints.pickled import load_pickled
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, read_layout
 from hf_fingerprint.checkpoints.source import Source, resolve
@@ -34,40 +37,48 @@ class Checkpoint:
         source ([`Source`]): where it came from.
         tensors (`dict[str, TensorInfo]`): all tensors, in the order of the files and of the bytes in them.
         data_starts (`list[int]`): where the data begin in each safetensors file.
+        left_out (`dict[str, str]`): of a suspect, the tensors that can't be read, each with a short reason: a dtype
+            that is not known, a sparse layout, no elements.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, suspect: bool = False):
         self.source = source
         self.tensors: dict[str, TensorInfo] = {}
+        self.left_out: dict[str, str] = {}
         self.data_starts: list[int] = []
         self._descriptors: list[int] = []
         self._memory: dict[str, np.ndarray] = {}
         self.shared: list[tuple[str, str]] = []
         self._sizes = [path.stat().st_size for path in source.weights]
         if source.pickled:
-            infos, self._memory, self.shared = load_pickled(source.weights)
+            infos, self._memory, self.shared = load_pickled(source.weights, self.left_out if suspect else None)
             self._add(infos)
         else:
+            taken: dict[str, int] | None = {} if suspect else None
             for number, path in enumerate(source.weights):
-                start, infos = read_layout(path, number)
+                start, infos = read_layout(path, number, self.left_out if suspect else None)
                 self.data_starts.append(start)
-                self._add(infos)
-            self._check_index()
+                self._add(infos, taken)
+            self._check_index(suspect)
             self._descriptors = [os.open(path, os.O_RDONLY) for path in source.weights]
 
-    def _add(self, infos: list[TensorInfo]) -> None:
+    def _add(self, infos: list[TensorInfo], taken: dict[str, int] | None = None) -> None:
         for info in infos:
+            if taken is not None:
+                info = replace(info, name=free_name(info.name, taken))
             if info.name in self.tensors:
                 raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: get the model again.")
             self.tensors[info.name] = info
 
-    def _check_index(self) -> None:
+    def _check_index(self, suspect: bool) -> None:
         if self.source.index is None:
             return
         shards = {path.name: number for number, path in enumerate(self.source.weights)}
         for name, shard in json.loads(self.source.index.read_text())["weight_map"].items():
             info = self.tensors.get(name)
-            if info is None or info.file != shards[shard]:
+            if suspect and info is None:
+                self.left_out.setdefault(printable(name), f"not in {printable(shard)}")
+            elif not suspect and (info is None or info.file != shards[shard]):
                 raise CheckpointError(
                     f"{self.source.index} places tensor {name} in {shard}, which lacks it: get it again."
                 )
@@ -138,9 +149,20 @@ def block_rows(info: TensorInfo) -> Iterator[slice]:
             yield slice(start, min(start + rows, info.rows))
 
 
-def open_checkpoint(name: str | Path | Source, weights_only: bool = False) -> Checkpoint:
-    """Opens a model by path, Hub id or [`Source`]; see [`resolve`] for what a name may be."""
-    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only))
+def open_checkpoint(name: str | Path | Source, weights_only: bool = False, suspect: bool = False) -> Checkpoint:
+    """Opens a model.
+
+    Args:
+        name (`str`, `Path` or [`Source`]): see [`resolve`] for what a name may be.
+        weights_only (`bool`, *optional*, defaults to `False`): from the Hub, fetch the weights and no other file.
+        suspect (`bool`, *optional*, defaults to `False`): for a model that is only looked at: what can't be read of it
+            is left out and listed in `left_out`, and pickles may nest their tensors as they like. A base is refused
+            for it, since copies need every tensor.
+
+    Raises:
+        [`CheckpointError`]: if there is no such model, or it can't be read.
+    """
+    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only), suspect)
 
 
 def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str:

@@ -1,20 +1,26 @@
 """The layout of one .safetensors file: where each tensor's bytes lie.
 
 The `safetensors` library checks the file (sizes, offsets, overlaps, truncation); it doesn't tell the offsets, which is
-all that is read here: 8 bytes of header length, little-endian, the header in JSON, the data.
+all that is read here: 8 bytes of header length, little-endian, the header in JSON, the data. A suspect's file that the
+library refuses for a dtype is checked here in the same way.
 """
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
 
 
 MAX_HEADER = 100_000_000
+EMPTY = "no elements"
+_MOST_BYTES, _MOST_DIMENSIONS = 1 << 63, 64
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,14 @@ class TensorInfo:
         return self.row_bytes // SIZES[self.dtype]
 
 
-def read_layout(path: Path, file: int = 0) -> tuple[int, list[TensorInfo]]:
+def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = None) -> tuple[int, list[TensorInfo]]:
     """The layout of a file, checked.
 
     Args:
         path (`Path`): a .safetensors file.
         file (`int`, *optional*): the number to record in each [`TensorInfo`].
+        left_out (`dict[str, str]`, *optional*): for a suspect: takes the tensors that can't be read, each with a short
+            reason, and the others are returned. By default one such tensor refuses the file.
 
     Returns:
         `(data_start, tensors)`: where the data begin, and the tensors in the order of their bytes.
@@ -66,9 +74,15 @@ def read_layout(path: Path, file: int = 0) -> tuple[int, list[TensorInfo]]:
     Raises:
         [`CheckpointError`]: if the file isn't well-formed.
     """
+    refusal: SafetensorError | None = None
     try:
-        with safe_open(path, framework="numpy"):
-            pass
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            if left_out is None:
+                raise
+            refusal = error
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > MAX_HEADER:
@@ -76,21 +90,64 @@ def read_layout(path: Path, file: int = 0) -> tuple[int, list[TensorInfo]]:
                     f"{path} has a header of {length} bytes, which no model has: get the file again."
                 )
             header = json.loads(stream.read(length))
+        start = 8 + length
+        if refusal is not None and not _only_dtypes_are_new(header, path.stat().st_size - start):
+            raise refusal
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not a whole, well-formed safetensors file ({error}): get it again."
+            f"{path} is not a whole, well-formed safetensors file ({refusal or error}): get it again."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-    start = 8 + length
     tensors = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in SIZES:
+        dtype, (begin, end) = entry["dtype"], entry["data_offsets"]
+        reason = f"dtype {printable(dtype)[:20]}" if dtype not in SIZES else EMPTY if begin == end else None
+        if reason is None or (left_out is None and dtype in SIZES):
+            tensors.append(TensorInfo(name, dtype, tuple(entry["shape"]), file, start + begin, end - begin))
+        elif left_out is not None:
+            left_out[printable(name)] = reason
+        else:
             raise CheckpointError(
-                f"{path}: tensor {name!r} has dtype {entry['dtype']}, which this version can't copy: convert it first."
+                f"{path}: tensor {name!r} has dtype {dtype}, which this version can't copy: convert it first."
             )
-        begin, end = entry["data_offsets"]
-        tensors.append(TensorInfo(name, entry["dtype"], tuple(entry["shape"]), file, start + begin, end - begin))
     return start, sorted(tensors, key=lambda tensor: tensor.offset)
+
+
+def _only_dtypes_are_new(header: Any, size: int) -> bool:
+    """Whether a header is well-formed for `size` bytes of data but for dtypes that nobody here knows: every byte
+    belongs to one tensor, and to as many elements as its shape has."""
+    if not isinstance(header, dict):
+        return False
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        return False
+    places, new = [], False
+    for name, entry in header.items():
+        if not _is_text(name) or not isinstance(entry, dict) or not _is_text(entry.get("dtype")):
+            return False
+        shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
+        if shape is None or offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+            return False
+        known = SIZES.get(entry["dtype"])
+        if known is None:
+            new = True
+        elif known * prod(shape) != offsets[1] - offsets[0]:
+            return False
+        places.append(tuple(offsets))
+    places.sort()
+    ends = [0, *(end for _, end in places)]
+    return new and ends[-1] == size and all(begin == end for (begin, _), end in zip(places, ends, strict=False))
+
+
+def _sizes(value: Any) -> list[int] | None:
+    """A list of numbers that may be sizes, or nothing."""
+    if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS:
+        return None
+    return value if all(type(each) is int and 0 <= each < _MOST_BYTES for each in value) else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value == value.encode(errors="replace").decode()

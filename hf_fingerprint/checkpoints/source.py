@@ -14,20 +14,23 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from hf_fingerprint.checkpoints.hub import fetch_snapshot
+from hf_fingerprint.checkpoints.hub import fetch_snapshot, from_cache
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
 
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+MAX_INDEX = 10_000_000
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pt2|pth|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp|mar"
     r"|engine|plan|trt|params|pdparams|tar|tgz|gz|bz2|xz|zst|zip|7z)"
     r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|\.mlpackage/",
     re.IGNORECASE,
 )
-_PREFERRED = (
+PREFERRED = (
     "model.safetensors",
     "model.safetensors.index.json",
     "*.safetensors",
@@ -39,7 +42,7 @@ _PREFERRED = (
     "*.pt",
     "*.ckpt",
 )
-_NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "adapter_model.*")
+NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "adapter_model.*")
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,12 @@ class Source:
     @property
     def pickled(self) -> bool:
         """Whether the weights are in PyTorch's pickle format."""
-        return self.weights[0].suffix in _PICKLES
+        return self.weights[0].suffix in PICKLES
 
 
 def is_weights(name: str) -> bool:
     """Whether a file of this name may hold weights, in whatever form."""
     return bool(_WEIGHTS.search(name))
-
-
-def printable(name: str) -> str:
-    """A name from a file that may be hostile, on one line."""
-    return "".join(c if c.isprintable() else " " for c in name)
 
 
 def resolve(name: str | Path, weights_only: bool = False) -> Source:
@@ -93,11 +91,33 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
         [`CheckpointError`]: if there is no such model, it has no weights that can be read, or its files point
         elsewhere.
     """
+    place = place_of(name)
+    if isinstance(place, HubId):
+        return _from_hub(place.repo, place.revision, weights_only)
+    try:
+        return _local(place)
+    except OSError as error:
+        raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
+
+
+class HubId(NamedTuple):
+    """A repo on the Hub, and the revision that is asked for, if one is."""
+
+    repo: str
+    revision: str | None
+
+
+def place_of(name: str | Path) -> Path | HubId:
+    """Where a model is, by its name, without a look at it: an absolute path here, or a repo on the Hub.
+
+    Raises:
+        [`CheckpointError`]: if it is neither.
+    """
     text = str(name)
     path = Path(text.removeprefix("local-dir:"))
     if text.removeprefix("local-dir:") and not text.startswith("hf-hub:") and exists(path):
         try:
-            return _local(path.resolve() if path.is_dir() else path.absolute())
+            return path.resolve() if path.is_dir() else path.absolute()
         except OSError as error:
             raise CheckpointError(f"{text} can't be read: {error.strerror or error}.") from None
     match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
@@ -105,7 +125,17 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
         raise CheckpointError(
             f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
         )
-    return _from_hub(match["repo"], match["revision"], weights_only)
+    return HubId(match["repo"], match["revision"])
+
+
+def resolve_cached(repo: str, revision: str) -> Source:
+    """Finds the weights of a commit on the Hub in the local cache, without asking the Hub.
+
+    Raises:
+        [`CheckpointError`]: if they are not whole in the cache.
+    """
+    folder, commit = from_cache(repo, revision, lambda names: _wanted(names, repo, weights_only=True), "not asked for")
+    return _folder(folder, repo, commit)
 
 
 def exists(path: Path) -> bool:
@@ -124,7 +154,7 @@ def _local(path: Path) -> Source:
         return _folder(path, str(path), None)
     if path.name.endswith(".index.json"):
         return _sharded(path, str(path), None, whole_folder=False)
-    if path.suffix != ".safetensors" and path.suffix not in _PICKLES:
+    if path.suffix != ".safetensors" and path.suffix not in PICKLES:
         raise CheckpointError(f"{path} is not a weight file: give a .safetensors file, a model folder or a Hub id.")
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file: give a .safetensors file, a model folder or a Hub id.")
@@ -141,8 +171,8 @@ def _folder(folder: Path, name: str, revision: str | None) -> Source:
 
 def choose_weights(names: Iterable[str], where: str) -> str:
     """Which of a model's files holds its weights: safetensors before pickles, a standard name before another."""
-    candidates = [n for n in names if not any(PurePosixPath(n).match(pattern) for pattern in _NOT_MODELS)]
-    for pattern in _PREFERRED:
+    candidates = [n for n in names if not any(PurePosixPath(n).match(pattern) for pattern in NOT_MODELS)]
+    for pattern in PREFERRED:
         found = [n for n in candidates if PurePosixPath(n).match(pattern)]
         if len(found) == 1:
             return found[0]
@@ -151,7 +181,12 @@ def choose_weights(names: Iterable[str], where: str) -> str:
             raise CheckpointError(
                 f"{where} has several weight files ({', '.join(sorted(found))}): name the one to use."
             )
-    raise CheckpointError(
+    raise no_weights(where)
+
+
+def no_weights(where: str) -> CheckpointError:
+    """What is said of a folder or a repo without weights."""
+    return CheckpointError(
         f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?"
     )
 
@@ -159,21 +194,34 @@ def choose_weights(names: Iterable[str], where: str) -> str:
 def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -> Source:
     check_inside(index, index.parent)
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        shards = sorted({str(shard) for shard in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+        shards = shards_of(index.read_bytes())
+    except OSError:
         raise CheckpointError(f"{index} is not an index of weight files: get it again.") from None
-    if not shards:
-        raise CheckpointError(f"{index} names no weight files: get it again.")
+    except ValueError as error:
+        raise CheckpointError(f"{index} {error}.") from None
     for shard in shards:
-        if PurePosixPath(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"{index} points to {printable(shard)}, outside its folder: don't use this model.")
-        if not is_weights(shard):
-            raise CheckpointError(
-                f"{index} points to {printable(shard)}, which is not a weight file: don't use this model."
-            )
         check_inside(index.parent / shard, index.parent)
     return Source(name, index.parent, tuple(index.parent / s for s in shards), index, revision, whole_folder)
+
+
+def shards_of(index: bytes) -> list[str]:
+    """The files that an index of sharded weights names, all of them beside it.
+
+    Raises:
+        [`ValueError`]: what is wrong with it and what to do, to be said after its name.
+    """
+    try:
+        shards = sorted({str(shard) for shard in json.loads(index.decode())["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("is not an index of weight files: get it again") from None
+    if not shards:
+        raise ValueError("names no weight files: get it again")
+    for shard in shards:
+        if PurePosixPath(shard).name != shard or "\\" in shard:
+            raise ValueError(f"points to {printable(shard)}, outside its folder: don't use this model")
+        if not is_weights(shard):
+            raise ValueError(f"points to {printable(shard)}, which is not a weight file: don't use this model")
+    return shards
 
 
 def check_inside(path: Path, folder: Path) -> None:
@@ -183,16 +231,23 @@ def check_inside(path: Path, folder: Path) -> None:
     Raises:
         [`CheckpointError`]: by its name.
     """
-    shown = path.parent / printable(path.name)
+    reason = why_not_inside(path, folder)
+    if reason is not None:
+        raise CheckpointError(f"{path.parent / printable(path.name)} {reason}.")
+
+
+def why_not_inside(path: Path, folder: Path) -> str | None:
+    """Why a model's file is not one to read, to be said after its name, if there is a reason; see [`check_inside`]."""
     if not exists(path):
-        raise CheckpointError(f"{shown} is missing: get the model again, all of its files.")
+        return "is missing: get the model again, all of its files"
     if not path.is_file():
-        raise CheckpointError(f"{shown} is not a regular file: remove it or put the file itself in its place.")
+        return "is not a regular file: remove it or put the file itself in its place"
     target, roots = path.resolve(), [folder.resolve()]
     if folder.parent.name == "snapshots":
         roots.append(folder.resolve().parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in roots):
-        raise CheckpointError(f"{shown} is a link to outside its folder: put the file itself in its place.")
+        return "is a link to outside its folder: put the file itself in its place"
+    return None
 
 
 def _from_hub(repo: str, revision: str | None, weights_only: bool) -> Source:

@@ -68,6 +68,7 @@ def issue(
     include_code: IncludeCode = False,
     output_kind: options.OutputKind = None,
     calibration_images: options.CalibrationImages = None,
+    as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
@@ -90,7 +91,7 @@ def issue(
     )
     known = {base.base_id for base in opened.bases()}
     with output.steps() as report:
-        issuer = Issuer(model, opened, settings, report, include_code)
+        issuer = Issuer(model, opened, settings, report, include_code, as_base)
     if issuer.base.base_id not in known:
         output.remark(output.describe_output(issuer.base))
         output.warn_unmeasured(issuer.base)

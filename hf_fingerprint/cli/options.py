@@ -57,6 +57,10 @@ CalibrationImages = Annotated[
     int | None,
     typer.Option("--calibration-images", help="Images to measure the marked model on, at most. [1000]"),
 ]
+AsBase = Annotated[
+    bool,
+    typer.Option("--as-base", help="Register the model as a base even if it is a copy of a base in the vault."),
+]
 KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
 Identity = Annotated[
     Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")

@@ -100,6 +100,8 @@ def describe_base(base: "Base") -> list[str]:
     lines.append(describe_output(base))
     if base.replaces is not None:
         lines.append(f"replaces record {base.replaces} of the same weights for new copies; copies of both trace")
+    if base.copy_of is not None:
+        lines.append(f"is a copy of base {base.copy_of}, registered as a base: its copies carry the marks of both")
     lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted_score(base):.0f}")
     if base.compact is not None:
         lines.append(

@@ -25,6 +25,7 @@ def questions(
     ] = None,
     share: Annotated[float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of fitting them to the base. [120]")] = None,
+    as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Make the questions by which copies are traced behind an API. Copies that are issued afterwards answer them."""
@@ -34,7 +35,7 @@ def questions(
 
     opened = Vault(vault)
     with output.steps() as report:
-        base = register(model, opened, report=report)
+        base = register(model, opened, report=report, as_base=as_base)
     chosen = (
         COUNT if count is None else count,
         DECOYS if decoys is None else decoys,

@@ -65,6 +65,7 @@ def add(
         bool,
         typer.Option("--remeasure", help="Register a known base once more, with these settings, for new copies."),
     ] = False,
+    as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
@@ -75,7 +76,7 @@ def add(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     with output.steps() as report:
-        base = register(model, Vault(vault), settings, report, remeasure=remeasure)
+        base = register(model, Vault(vault), settings, report, remeasure=remeasure, as_base=as_base)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())

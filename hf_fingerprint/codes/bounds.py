@@ -2,10 +2,12 @@
 
 An innocent's codeword is independent of the suspect and of everything computed from it, because the pirates never saw
 it. So given the score function h, computed from the suspect alone, the score `S = sum_i h_i (b_i - mu_i)` is a sum of
-independent terms with known distributions, whatever was done to the suspect, and Chernoff's inequality bounds its
-tail:
+independent terms with known distributions, whatever was done to the suspect without feedback from tracing, and
+Chernoff's inequality bounds its tail:
 
     P(S >= t) <= exp(K(s) - s t)   for every s > 0,   K(s) = sum_i log E exp(s h_i (b_i - mu_i))
+
+It rests on the keyed generator that codewords come from being pseudo-random. The level is for one trace.
 
 H. Chernoff, Ann. Math. Statist. 23 (1952); W. Hoeffding, JASA 58 (1963), theorem 2, for fair signs.
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_fingerprint.codes.biased import FLOOR
-from hf_fingerprint.codes.bounds import ChernoffBound
+from hf_fingerprint.codes.bounds import ChernoffBound, check_alpha
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.decoding import MAX_ROUNDS, decode, log_union
 
@@ -67,7 +67,11 @@ def accusation_threshold(codebook: Codebook, recipients: int, alpha: float) -> f
     """The score that accuses in the first round, for a reading of independent standard normal positions.
 
     A stand-in for a suspect that is not known yet: with the suspect in hand [`decode`] computes it exactly.
+
+    Raises:
+        [`CodeError`]: if alpha is no level to accuse at.
     """
+    check_alpha(alpha)
     reading = np.random.default_rng(0).standard_normal(codebook.length)
     functions = codebook.standardise(codebook.bank(reading))
     level = math.log(alpha) - log_union(codebook, recipients, MAX_ROUNDS)
@@ -142,7 +146,4 @@ def caught_in_simulation(
     rng = np.random.default_rng([trial, colluders])
     values = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
     reading = STRATEGIES[strategy](values, rng) + noise * rng.standard_normal(codebook.length)
-    share = (
-        alpha * colluders / recipients
-    )  # decode() pays for the keys it is given; the rest of the vault is paid here
-    return len(decode(codebook, keys, reading, np.ones(codebook.length), share).accused)
+    return len(decode(codebook, keys, reading, np.ones(codebook.length), alpha, recipients=recipients).accused)

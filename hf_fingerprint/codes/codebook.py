@@ -11,12 +11,13 @@ from functools import cached_property
 
 import numpy as np
 
+from hf_fingerprint.codes.signals import to_order_1
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
 
 BLOCK = 16
-EXACT_ABOVE = 3.0
+SUMMED = 4096  # positions whose weights are added up in single precision
 FEW = 6
 SCALE = 1 << 16
 MIN_LENGTH, MAX_LENGTH = 64, 1 << 20
@@ -65,7 +66,7 @@ class Codebook(ABC):
 
         Args:
             residual (`np.ndarray` of shape `(V,)`): the reading less what is common to all copies and what the
-                recipients already accused explain.
+                recipients already accused explain; of order 1, see [`to_order_1`].
         """
 
     @cached_property
@@ -113,9 +114,24 @@ class Codebook(ABC):
         return out
 
     def standardise(self, functions: np.ndarray) -> np.ndarray:
-        """Scales score functions `h` (shape `(H, V)`) so that an innocent's score has variance 1."""
-        norm = np.sqrt((functions**2 * self.variance).sum(axis=1, keepdims=True))
-        return functions / np.where(norm > 0, norm, 1)
+        """Scales score functions so that an innocent's score has variance 1, whatever their unit.
+
+        Args:
+            functions (`np.ndarray` of shape `(H, V)`): finite h.
+
+        Returns:
+            `np.ndarray` of shape `(H, V)`: zeros for a function that tells nothing, and where all recipients hold the
+            same bit.
+
+        Raises:
+            [`CodeError`]: if a function has values that are not finite.
+        """
+        if not np.isfinite(functions).all():
+            raise CodeError("A score function has values that are not finite, so nobody can be scored by it.")
+        told = np.where(self.variance > 0, functions, 0.0)
+        out = np.stack([to_order_1(function)[0] for function in told]) if len(told) else told
+        norm = np.sqrt((out**2 * self.variance).sum(axis=1, keepdims=True))
+        return out / np.where(norm > 0, norm, 1)
 
     def scores(
         self, copy_keys: Sequence[bytes], functions: np.ndarray, advance: Callable[[int], None] | None = None
@@ -128,19 +144,44 @@ class Codebook(ABC):
             advance (callable, *optional*): told the number of recipients after each block.
 
         Returns:
-            `np.ndarray` of shape `(n, H)`, in single precision: for screening; decide on [`packed_scores`].
+            `np.ndarray` of shape `(n, H)`, in single precision: for screening, within [`screening_error`];
+            decide on [`packed_scores`].
         """
         return self._scores(self.blocks(copy_keys), len(copy_keys), functions, advance)
 
-    def packed_scores(self, packed: np.ndarray, functions: np.ndarray) -> np.ndarray:
-        """The same for [`packed`] codewords; whatever could matter (above `EXACT_ABOVE`) in double precision."""
-        blocks = (slice(start, start + BLOCK) for start in range(0, len(packed), BLOCK))
-        out = self._scores(
-            ((rows, np.unpackbits(packed[rows], axis=1)) for rows in blocks), len(packed), functions, None
-        )
-        for rows in np.array_split(np.flatnonzero(out.max(axis=1) > EXACT_ABOVE), 1 + len(out) // BLOCK):
-            out[rows] = (2.0 * np.unpackbits(packed[rows], axis=1) - (1 + self.mean)) @ functions.T
+    def packed_scores(self, packed: np.ndarray, functions: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:
+        """The same for [`packed`] codewords, in double precision wherever it could matter.
+
+        Args:
+            packed (`np.ndarray` of shape `(n, V / 8)`): codewords.
+            functions (`np.ndarray` of shape `(H, V)`): score functions.
+            least (`np.ndarray` of shape `(H,)`, *optional*): the least score by each function that matters; by default
+                all do. A recipient whose score in single precision is within its error of one of them, or above it,
+                gets exact scores.
+
+        Returns:
+            `np.ndarray` of shape `(n, H)`. No recipient's exact scores depend on who else is scored.
+        """
+        exact = np.arange(len(packed))
+        out = np.empty((len(packed), len(functions)))
+        if least is not None:
+            blocks = (slice(start, start + BLOCK) for start in range(0, len(packed), BLOCK))
+            unpacked = ((rows, np.unpackbits(packed[rows], axis=1)) for rows in blocks)
+            out = self._scores(unpacked, len(packed), functions, None)
+            exact = np.flatnonzero(~(out < least - self.screening_error(functions)).all(axis=1))
+        for row in exact:
+            out[row] = functions @ (2.0 * np.unpackbits(packed[row]) - (1 + self.mean))
         return out
+
+    def screening_error(self, functions: np.ndarray) -> np.ndarray:
+        """How far [`scores`] in single precision can be from the exact ones, at most: shape `(H,)`.
+
+        Weights are rounded once, and up to `SUMMED` of them added up with one rounding each, in whatever order; the
+        sums are added in double precision. N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 4.2.
+        """
+        roundings = min(SUMMED, self.length) + 1
+        unit, slack, smallest = 2.0**-24, 1.01, self.length * 2.0**-126
+        return slack * roundings * unit * np.abs(2 * functions).sum(axis=1) + smallest
 
     def _scores(
         self,
@@ -150,15 +191,17 @@ class Codebook(ABC):
         advance: Callable[[int], None] | None,
     ) -> np.ndarray:
         weights = (2 * functions).astype(np.float32)
-        out = np.empty((count, len(functions)))
+        out = np.zeros((count, len(functions)))
         buffer = np.empty((min(BLOCK, count), self.length), np.float32)
         for rows, bits in blocks:
             np.copyto(buffer[: len(bits)], bits)
-            if len(weights) > FEW:
-                out[rows] = buffer[: len(bits)] @ weights.T
-            else:  # a matrix-vector product each: 7 times a thin matrix product
-                for column, weight in enumerate(weights):
-                    out[rows, column] = buffer[: len(bits)] @ weight
+            for start in range(0, self.length, SUMMED):
+                some = slice(start, start + SUMMED)
+                if len(weights) > FEW:
+                    out[rows] += buffer[: len(bits), some] @ weights[:, some].T
+                else:  # a matrix-vector product each: 7 times a thin matrix product
+                    for column, weight in enumerate(weights):
+                        out[rows, column] += buffer[: len(bits), some] @ weight[some]
             if advance is not None:
                 advance(len(bits))
         out -= (functions * (1 + self.mean)).sum(axis=1)

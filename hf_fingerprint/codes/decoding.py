@@ -3,9 +3,21 @@
 Round by round: project out what is common to all copies and what the recipients accused so far explain, score
 everybody on the rest, accuse whoever the bound allows. Where that accuses nobody and the reading holds more than is
 explained, what the pirates did is inferred, with the accused's codewords known, and everybody is scored by the
-likelihood ratio. As long as no innocent has crossed, all of this depends on the reading and the pirates' codewords
-alone, so with n recipients, R rounds and H score functions in each an innocent is accused with probability at most
-`n R H p`, and a recipient is accused iff that is at most alpha.
+likelihood ratio. With n recipients, R rounds and H score functions in each, a recipient is accused iff his score by
+one of them is at or above the threshold at which `n R H p` is alpha. Then any innocent is accused with probability at
+most alpha:
+
+Take an innocent j. His codeword is independent of the suspect and of all other codewords. Decode without him, through
+all R rounds, whether or not anybody is left: that yields at most R H score functions, and with each its threshold, all
+of them without a look at j's codeword. So he reaches any of these thresholds with probability at most `R H p`. With j
+among the recipients nothing changes before he reaches one: a score function depends on the reading and on who is
+accused already; a threshold depends on its function; the likelihood ratio comes in where nobody reached a threshold;
+the cut of the screening depends on the reading. So j is accused with probability at most `R H p`, and any of up to n
+innocents with n times that, whether or not another innocent was accused before. Scores, bounds and the order of
+accusation are reported and decide nothing.
+
+It rests on the keyed generator being pseudo-random, and is for suspects that were made without feedback from tracing.
+Alpha is for one trace of one suspect.
 """
 
 import math
@@ -14,16 +26,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_fingerprint.codes.bounds import ChernoffBound
+from hf_fingerprint.codes.bounds import ChernoffBound, check_alpha
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio, most_biased
+from hf_fingerprint.codes.residual import residual_reading, unexplained
+from hf_fingerprint.codes.signals import Signal, to_order_1, to_signal
+from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
+from hf_fingerprint.errors import CodeError
 
 
 MAX_ROUNDS = 10
 CANDIDATES = 16384
-_RIDGE = 1e-9
-_EXPLAINED, _SLIGHT = 4.0, 0.01  # standard errors, and a share: within either a reading is explained by the accused
-_HOPELESS = 0.6  # of the Gaussian threshold: below it nobody is accused, and no bound worked out after the first round
+TOLD = 3.0  # scores from here on are told in double precision, whether or not they could accuse
 
 
 @dataclass(frozen=True)
@@ -46,67 +59,6 @@ class Decoding:
     rounds: int
 
 
-def residual_reading(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> np.ndarray:
-    """The reading less its least-squares fit by the codes' mean and the accused codewords.
-
-    Args:
-        codebook ([`Codebook`]): the code.
-        reading (`np.ndarray` of shape `(V,)`): weighted sums; a mark of strength 1 reads as `mass * b`.
-        mass (`np.ndarray` of shape `(V,)`): the weight behind each position, inverse to the variance of `reading /
-            mass`.
-        accused (`np.ndarray` of shape `(k, V)`): their bits.
-
-    Returns:
-        `np.ndarray` of shape `(V,)`: `y - mass * (beta mu + sum_a gamma_a (b_a - mu))`.
-    """
-    basis, coefficients, _ = _fit(codebook, reading, mass, accused)
-    return reading - coefficients @ (basis * mass)
-
-
-def unexplained(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> bool:
-    """Whether a reading holds something else than the accused.
-
-    Every copy carries the codes' mean. So its coefficient is the sum of the shares of all copies in an average, and
-    where positions are so biased that copies mostly agree, of any mixture. If either is not the sum of the shares of
-    the accused, somebody else has one, or the copies were not averaged.
-
-    Args:
-        codebook, reading, mass, accused: see [`residual_reading`].
-
-    Returns:
-        `bool`: whether they differ by more than 4 standard errors and by more than 1 %; of fair signs, which have no
-        mean, never.
-    """
-    if not codebook.mean.any():
-        return False
-    basis, coefficients, gram = _fit(codebook, reading, mass, accused)
-    shares = coefficients[1:].sum()
-    residual = (reading - coefficients @ (basis * mass))[mass > 0]
-    noise = float((residual**2 / mass[mass > 0]).mean())
-    left = np.append(1.0, -np.ones(len(coefficients) - 1))
-    error = math.sqrt(noise * float(left @ np.linalg.solve(gram, left)))
-    agreed = most_biased(codebook)
-    precision = float((mass * codebook.mean**2)[agreed].sum())
-    total = float((reading * codebook.mean)[agreed].sum()) / precision if precision else 0.0
-    slight = _SLIGHT * abs(total)
-    return bool(
-        abs(coefficients[0] - shares) > max(_EXPLAINED * error, slight)
-        or abs(total - shares) * math.sqrt(precision)
-        > max(_EXPLAINED * math.sqrt(noise), slight * math.sqrt(precision))
-    )
-
-
-def _fit(
-    codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares by the codes' mean and the accused, centred: `(basis, coefficients, gram)`."""
-    mean = codebook.mean
-    basis = np.concatenate([mean[None, :], 2.0 * accused - 1 - mean]) if len(accused) else mean[None, :]
-    gram = (basis * mass) @ basis.T
-    gram += _RIDGE * (1 + float(np.trace(gram)) / len(gram)) * np.eye(len(gram))
-    return basis, np.linalg.solve(gram, basis @ reading), gram
-
-
 def decode(
     codebook: Codebook,
     copy_keys: Sequence[bytes],
@@ -115,6 +67,7 @@ def decode(
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
     advance: Callable[[int], None] | None = None,
+    recipients: int | None = None,
 ) -> Decoding:
     """Accuses the recipients whose codewords are in a reading.
 
@@ -123,14 +76,22 @@ def decode(
         copy_keys (sequence of `bytes`): one for each of the n recipients.
         reading (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
         mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
-        alpha (`float`, *optional*, defaults to 1e-6): the probability that any innocent at all is accused.
+        alpha (`float`, *optional*, defaults to 1e-6): the probability that any innocent at all is accused, at most
+            0.05.
         max_rounds (`int`, *optional*, defaults to 10): R, fixed beforehand since the bound pays for each round.
         advance (callable, *optional*): told the number of recipients after each block of the first round.
+        recipients (`int`, *optional*): n, how many recipients the bound pays for: those whose keys are given, by
+            default, and never fewer.
 
     Returns:
-        [`Decoding`]
+        [`Decoding`]: the same whatever the unit of the reading or of the mass. Where nothing was read nobody is
+        accused.
+
+    Raises:
+        [`CodeError`]: if the reading can't be decoded, see [`to_signal`], alpha is no level to accuse at, or there are
+            more keys than recipients.
     """
-    return decode_all(codebook, copy_keys, [(reading, mass)], alpha, max_rounds, advance)[0]
+    return decode_all(codebook, copy_keys, [(reading, mass)], alpha, max_rounds, advance, recipients)[0]
 
 
 def decode_all(
@@ -140,6 +101,7 @@ def decode_all(
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
     advance: Callable[[int], None] | None = None,
+    recipients: int | None = None,
 ) -> list[Decoding]:
     """[`decode`] for several suspects, with one pass over the codewords of many recipients; alpha is for each.
 
@@ -147,61 +109,66 @@ def decode_all(
         readings (sequence of pairs): `(reading, mass)` of each suspect.
     """
     n = len(copy_keys)
-    banks = [_functions(codebook, *reading, packed=None) for reading in readings]
-    candidates = [np.arange(n)] * len(readings)
-    shown = [np.full(n, -np.inf) for _ in readings]
+    check_alpha(alpha)
+    union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n)
+    signals = [to_signal(*reading, codebook.length) for reading in readings]
+    banks = [_functions(codebook, signal, packed=None) for signal in signals]
+    candidates = [np.arange(n)] * len(signals)
+    shown = [np.full(n, -np.inf) for _ in signals]
     packed = None
-    if n > CANDIDATES:  # go on with those above a cut that depends on the reading and not on anybody's codeword
+    if n > CANDIDATES and banks:  # go on with those above a cut that depends on the reading, on nobody's codeword
         screened = codebook.scores(copy_keys, np.concatenate(banks), advance)
         for i, (bank, own) in enumerate(zip(banks, np.split(screened, len(banks), axis=1), strict=True)):
             share = math.log(CANDIDATES / (n * len(bank)))
             cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in bank]
-            candidates[i] = np.flatnonzero((own >= cuts).any(axis=1))
+            candidates[i] = np.flatnonzero((own >= cuts - codebook.screening_error(bank)).any(axis=1))
             shown[i] = own.max(axis=1)
     else:
         packed = codebook.packed(copy_keys, advance)
     return [
         _decode_among(
             codebook,
-            *reading,
+            signal,
             bank,
             among,
             codebook.packed([copy_keys[int(i)] for i in among]) if packed is None else packed,
             scores,
+            union,
             alpha,
             max_rounds,
         )
-        for reading, bank, among, scores in zip(readings, banks, candidates, shown, strict=True)
+        for signal, bank, among, scores in zip(signals, banks, candidates, shown, strict=True)
     ]
 
 
 def _decode_among(
     codebook: Codebook,
-    reading: np.ndarray,
-    mass: np.ndarray,
+    signal: Signal,
     functions: np.ndarray,
     candidates: np.ndarray,
     packed: np.ndarray,
     scores: np.ndarray,
+    union: float,
     alpha: float,
     max_rounds: int,
 ) -> Decoding:
     """The rounds, among the candidates; `scores` has what the screening gave, and `functions` the first bank."""
     n = len(scores)
     log_bounds = np.zeros(n)
-    if n == 0 or not np.any(reading):
+    if n == 0 or not np.any(signal.values):
         return Decoding((), np.zeros(n), log_bounds, math.inf, 0)
-    judged = _Judge(codebook, packed, log_union(codebook, n, max_rounds), alpha)
+    judged = _Judge(codebook, packed, union, alpha)
     accused: list[int] = []
     threshold, rounds = math.inf, 0
     for rounds in range(1, max_rounds + 1):
+        known = packed[sorted(accused)]
         if accused:
-            functions = _functions(codebook, reading, mass, packed[accused])
+            functions = _functions(codebook, signal, known)
         crossed = judged.cross(functions, accused, first=rounds == 1)
         if rounds == 1:
             threshold = judged.threshold
         if not len(crossed):
-            ratio = _ratio(codebook, reading, mass, packed[accused])
+            ratio = _ratio(codebook, signal, known)
             crossed = crossed if ratio is None else judged.cross(ratio, accused)
         accused += crossed
         if not len(crossed) or len(accused) == len(packed):
@@ -219,30 +186,34 @@ class _Judge:
         self._log_union = log_union
         self._log_alpha = math.log(alpha)
         self._target = self._log_alpha - log_union
-        self._least = _HOPELESS * math.sqrt(-2 * self._target)
         self.scores = np.full(len(packed), -np.inf)
         self.log_bounds = np.zeros(len(packed))
         self.threshold = math.inf
 
     def cross(self, functions: np.ndarray, accused: list[int], first: bool = False) -> list[int]:
-        """Who is to be accused by standardised functions, the most certain first, beside those who are."""
-        exact = self._codebook.packed_scores(self._packed, functions)
-        exact[accused] = -np.inf
-        if not first and len(functions) > 1 and exact.max() < self._least:
-            return []
+        """Who reaches a threshold of standardised functions, the most certain first, beside those who are accused."""
         bounds = [ChernoffBound(function, self._codebook.probability) for function in functions]
         thresholds = np.array([bound.threshold(self._target) for bound in bounds])
+        scores = self._codebook.packed_scores(self._packed, functions, np.minimum(thresholds, TOLD))
+        scores[accused] = -np.inf
+        reached = np.asarray((scores >= thresholds).any(axis=1))
         if first:
             self.threshold = float(thresholds.max())
-        elif not (exact >= thresholds).any():
+        elif not reached.any():
             return []
-        proven = np.stack([b.log_p(exact[:, h], at=self._target) for h, b in enumerate(bounds)]) + self._log_union
-        best, proven = proven.argmin(axis=0), np.minimum(proven.min(axis=0), 0.0)
-        better = (proven < self.log_bounds) | first
-        self.scores[better] = exact[np.flatnonzero(better), best[better]]
-        self.log_bounds[better] = proven[better]
-        crossed = np.flatnonzero(better & (proven <= self._log_alpha))
+        self._report(scores, bounds, reached, first)
+        crossed = np.flatnonzero(reached)
         return [int(i) for i in crossed[np.argsort(self.log_bounds[crossed], kind="stable")]]
+
+    def _report(self, scores: np.ndarray, bounds: list[ChernoffBound], reached: np.ndarray, first: bool) -> None:
+        """Keeps what proves most; a bound is at most alpha for those who reached a threshold, and for nobody else."""
+        proven = np.stack([b.log_p(scores[:, h], at=self._target) for h, b in enumerate(bounds)]) + self._log_union
+        best, proven = proven.argmin(axis=0), np.minimum(proven.min(axis=0), 0.0)
+        beyond = np.maximum(proven, np.nextafter(self._log_alpha, 0.0))
+        proven = np.where(reached, np.minimum(proven, self._log_alpha), beyond)
+        better = (proven < self.log_bounds) | first
+        self.scores[better] = scores[np.flatnonzero(better), best[better]]
+        self.log_bounds[better] = proven[better]
 
 
 def prove_codeword(
@@ -255,36 +226,59 @@ def prove_codeword(
         packed (`np.ndarray` of shape `(V / 8,)`): its bits.
         reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
         recipients (`int`): n.
-        alpha (`float`): the probability that any innocent at all is accused.
+        alpha (`float`): the probability that any innocent at all is accused, at most 0.05.
+
+    Returns:
+        `(score, proven)`
+
+    Raises:
+        [`CodeError`]: as [`decode`] does.
     """
-    if not np.any(reading):
-        return 0.0, False
-    functions = _functions(codebook, reading, mass, packed=None)
-    scores = codebook.packed_scores(packed[None, :], functions)[0]
+    check_alpha(alpha)
     target = math.log(alpha) - log_union(codebook, recipients, MAX_ROUNDS)
+    signal = to_signal(reading, mass, codebook.length)
+    if not np.any(signal.values):
+        return 0.0, False
+    functions = _functions(codebook, signal, packed=None)
+    scores = codebook.packed_scores(packed[None, :], functions)[0]
     thresholds = [ChernoffBound(function, codebook.probability).threshold(target) for function in functions]
     best = int(np.argmax(scores - thresholds))
     return float(scores[best]), bool(scores[best] >= thresholds[best])
 
 
-def _functions(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, packed: np.ndarray | None) -> np.ndarray:
+def _functions(codebook: Codebook, signal: Signal, packed: np.ndarray | None) -> np.ndarray:
     """The bank of score functions once the accused, `packed` codewords, are projected out."""
     known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)
-    return codebook.standardise(codebook.bank(residual_reading(codebook, reading, mass, known)))
+    residual, _ = to_order_1(residual_reading(codebook, signal.values, signal.mass, known))
+    return codebook.standardise(codebook.bank(residual))
 
 
-def _ratio(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, packed: np.ndarray) -> np.ndarray | None:
+def _ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) -> np.ndarray | None:
     """The likelihood ratio for what the pirates are inferred to have done, if anybody is left to look for."""
     known = np.unpackbits(packed, axis=1)
-    if not unexplained(codebook, reading, mass, known):
+    if not unexplained(codebook, signal.values, signal.mass, known):
         return None
     held = known.sum(axis=0, dtype=np.intp)
-    strategy = infer_strategy(codebook, reading, mass, held, len(known))
+    strategy = infer_strategy(codebook, signal.values, signal.mass, held, len(known))
     if strategy is None:
         return None
-    return codebook.standardise(log_likelihood_ratio(codebook, reading, mass, held, strategy)[None])
+    return codebook.standardise(log_likelihood_ratio(codebook, signal.values, signal.mass, held, strategy)[None])
 
 
-def log_union(codebook: Codebook, recipients: int, rounds: int) -> float:
-    """The logarithm of how many scores the bound pays for."""
-    return math.log(recipients * rounds * codebook.tests)
+def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) -> float:
+    """The logarithm of how many scores the bound pays for.
+
+    Args:
+        codebook ([`Codebook`]): the code.
+        recipients (`int`): n.
+        rounds (`int`): R.
+        least (`int`, *optional*, defaults to 1): how many recipients are tested.
+
+    Raises:
+        [`CodeError`]: if fewer recipients or rounds are paid for than there are.
+    """
+    if recipients < least:
+        raise CodeError(f"The bound can't pay for {recipients} recipients where {least} are tested: give all of them.")
+    if rounds < 1:
+        raise CodeError(f"The bound can't pay for {rounds} rounds of decoding: choose 1 or more.")
+    return math.log(max(recipients, 1) * rounds * codebook.tests)

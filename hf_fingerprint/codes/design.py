@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_fingerprint.codes.bounds import check_alpha
 from hf_fingerprint.codes.coalition import accusation_threshold, expected_score
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.decoding import Decoding, decode
@@ -85,7 +86,7 @@ def design_code(
     Args:
         recipients (`int`): n.
         coalition (`int`): c, up to n.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, at most 0.05.
         drift (`float`, *optional*, defaults to 5): standard deviation of the noise in each weight, in units of the
             mark's amplitude: a drift of 2 % of the weights' size at an amplitude of 0.4 %.
         strategies (sequence of `str`, *optional*): of [`FORGERIES`]; by default all in which pirates take equal shares
@@ -97,8 +98,7 @@ def design_code(
     """
     if not 1 <= coalition <= recipients:
         raise CodeError(f"A coalition of {coalition} among {recipients} recipients makes no sense: choose 1 or more.")
-    if not 0 < alpha < 0.5:
-        raise CodeError(f"An alpha of {alpha} bounds nothing: choose one above 0 and under 0.5.")
+    check_alpha(alpha)
     if not (np.isfinite(drift) and drift >= 0):
         raise CodeError(f"A drift of {drift} is none: choose 0 or more, in units of the mark's amplitude.")
     unknown = set(strategies) - set(FORGERIES)
@@ -171,4 +171,4 @@ def _collude(
     keys = [hashlib.sha256(f"designed for {trial} {i}".encode()).digest() for i in range(coalition)]
     copies = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
     reading, _ = forge(strategy, copies, weights, drift, np.random.default_rng([trial, coalition]))
-    return decode(codebook, keys, reading, np.ones(codebook.length), alpha * coalition / recipients)
+    return decode(codebook, keys, reading, np.ones(codebook.length), alpha, recipients=recipients)

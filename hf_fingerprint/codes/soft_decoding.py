@@ -11,6 +11,8 @@ import numpy as np
 from scipy.special import betainc, betaln
 
 from hf_fingerprint.codes.block_design import BlockDesign
+from hf_fingerprint.codes.bounds import check_alpha
+from hf_fingerprint.codes.signals import from_order_1, to_order_1
 from hf_fingerprint.errors import CodeError
 
 
@@ -68,20 +70,18 @@ def soft_decode(
         reading (`np.ndarray` of shape `(v,)`): y, on any scale.
         coalition (`int`, *optional*): K, the largest number of pirates that the bound shall hold for. It needn't be
             within the design's resilience. By default the largest that is, and is feasible.
-        alpha (`float`): the probability of accusing anybody innocent.
+        alpha (`float`): the probability of accusing anybody innocent, at most 0.05.
 
     Raises:
-        [`CodeError`]: if the reading is not v finite numbers, alpha no probability, or K makes no sense or has more
-            than `BUDGET` coalitions.
+        [`CodeError`]: if the reading is not v finite numbers, alpha no level to accuse at, or K makes no sense or has
+            more than `BUDGET` coalitions.
     """
     y = design.check_reading(reading)
     size = _coalition_size(design.points, design.resilience, coalition)
-    if not 0 < alpha < 1:
-        raise CodeError(f"A false accusation with probability {alpha} can't be proven: choose between 0 and 1.")
-    scale = float(np.abs(y).max())
-    if scale == 0:
+    check_alpha(alpha)
+    y, exponent = to_order_1(y)
+    if not y.any():
         return SoftDecoding((), np.zeros(design.points), np.zeros(design.points), size)
-    y = y / scale
     inner = design.signs @ y
     order = np.argsort(-inner, kind="stable")
     refuter = _Refuter(design, inner[order], float(y @ y), size)
@@ -99,7 +99,7 @@ def soft_decode(
     bounds = np.empty(design.points)
     weights = np.empty(design.points)
     bounds[order] = ranked
-    weights[order] = refuter.weights() * scale
+    weights[order] = from_order_1(refuter.weights(), exponent)
     level = math.log10(alpha)
     accused = np.flatnonzero(bounds <= level) if highest > level else np.empty(0, dtype=int)
     return SoftDecoding(tuple(accused.tolist()), weights, bounds, size)

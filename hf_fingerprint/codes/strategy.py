@@ -20,6 +20,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from hf_fingerprint.codes.codebook import Codebook
+from hf_fingerprint.codes.signals import Signal, to_signal
 
 
 UNKNOWN = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135)
@@ -63,12 +64,16 @@ def infer_strategy(
 
     Returns:
         [`Strategy`] or `None`: nothing, where no mark shows or no position is biased.
+
+    Raises:
+        [`CodeError`]: if the reading can't be decoded, see [`to_signal`].
     """
-    used = np.flatnonzero(mass > 0)
-    scale = _scale(codebook, reading, mass)
-    if scale == 0:
+    signal = to_signal(reading, mass, codebook.length)
+    used, unit = np.flatnonzero(signal.mass > 0), _scale(codebook, signal)
+    scale = float(np.ldexp(unit, signal.exponent - signal.mass_exponent))  # in the caller's unit, if it is a number
+    if scale == 0 or not np.isfinite(scale):
         return None
-    few, many = (_Positions(codebook, reading, mass, held, scale, used[:: -(-len(used) // s)]) for s in SAMPLES)
+    few, many = (_Positions(codebook, signal, held, unit, used[:: -(-len(used) // s)]) for s in SAMPLES)
     best: Strategy | None = None
     for unknown in UNKNOWN:
         copies = known + unknown
@@ -98,9 +103,11 @@ def log_likelihood_ratio(
     Returns:
         `np.ndarray` of shape `(V,)`: a score function, not standardised; 0 where there is no mass.
     """
+    signal = to_signal(reading, mass, codebook.length)
+    unit = float(np.ldexp(strategy.scale, signal.mass_exponent - signal.exponent))
     ratio = np.zeros(codebook.length)
-    for block in _blocks(np.flatnonzero(mass > 0)):
-        positions = _Positions(codebook, reading, mass, held, strategy.scale, block)
+    for block in _blocks(np.flatnonzero(signal.mass > 0)):
+        positions = _Positions(codebook, signal, held, unit, block)
         prior = _log_binomial(positions.probability, strategy.unknown - 1)
         down, _ = _posterior(strategy, positions, prior, 0)
         up, _ = _posterior(strategy, positions, prior, 1)
@@ -111,16 +118,9 @@ def log_likelihood_ratio(
 class _Positions:
     """Some positions: what is read there, how well, how many of the accused hold +1, and the bias."""
 
-    def __init__(
-        self,
-        codebook: Codebook,
-        reading: np.ndarray,
-        mass: np.ndarray,
-        held: np.ndarray,
-        scale: float,
-        which: np.ndarray,
-    ):
-        values = np.clip(reading[which] / mass[which] / scale, -_OUTLIER, _OUTLIER)
+    def __init__(self, codebook: Codebook, signal: Signal, held: np.ndarray, scale: float, which: np.ndarray):
+        mass, limit = signal.mass, _OUTLIER * scale
+        values = np.clip(signal.values[which] / mass[which], -limit, limit) / scale
         self.values = values.astype(np.float32)
         self.precision = (mass[which] / mass[mass > 0].mean()).astype(np.float32)
         self.held = held[which]
@@ -137,11 +137,11 @@ def most_biased(codebook: Codebook) -> np.ndarray:
     return np.argsort(codebook.variance, kind="stable")[: -(-codebook.length // _EXTREME)]
 
 
-def _scale(codebook: Codebook, reading: np.ndarray, mass: np.ndarray) -> float:
+def _scale(codebook: Codebook, signal: Signal) -> float:
     """What a bit reads as where the pirates agree."""
     agreed = most_biased(codebook)
-    total = mass[agreed].sum()
-    return abs(float((reading * np.sign(codebook.mean))[agreed].sum() / total)) if total > 0 else 0.0
+    total = signal.mass[agreed].sum()
+    return abs(float((signal.values * np.sign(codebook.mean))[agreed].sum() / total)) if total > 0 else 0.0
 
 
 def _starts(copies: int) -> list[np.ndarray]:

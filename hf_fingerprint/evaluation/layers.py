@@ -4,7 +4,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, Weights
 from hf_fingerprint.codes import Codebook
-from hf_fingerprint.codes.decoding import residual_reading
+from hf_fingerprint.codes.residual import residual_reading
 from hf_fingerprint.reading.suspect import Part, Reading, SuspectSums, put_in_order
 from hf_fingerprint.vault import Base
 
@@ -36,7 +36,7 @@ def evidence_by_layer(
             continue
         sums = SuspectSums(base, original, suspect)
         sums.add([Part(carrier, matches[carrier.name], slice(0, len(carrier.amplitude)))])
-        found.append(_score(codebook, codeword, sums.reading(1)))
+        found.append(_score(codebook, codeword, sums.reading([carrier.name])))
     return tuple(found)
 
 

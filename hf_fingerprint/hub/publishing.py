@@ -283,6 +283,7 @@ def push_to_hub(
     terms: Terms | None = None,
     account: str | None = None,
     include_code: bool = False,
+    as_base: bool = False,
 ) -> PublishedCopy:
     """Issues one recipient's copy of a model and pushes it to a variant repo.
 
@@ -301,12 +302,13 @@ def push_to_hub(
         terms ([`Terms`], *optional*): private by default.
         account (`str`, *optional*): the recipient's Hub account, to be given access to a gated repo.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
+        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
 
     Raises:
         [`FingerprintError`]: in one sentence, what is in the way; the same call again goes on from there.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, settings, include_code=include_code) as issuer:
+    with Issuer(model, vault, settings, include_code=include_code, as_base=as_base) as issuer:
         return Publisher(vault, terms).issue(issuer, Assignment(recipient, repo, account))
 
 

@@ -42,6 +42,7 @@ def issue(
     out: str | Path,
     settings: Settings | None = None,
     include_code: bool = False,
+    as_base: bool = False,
 ) -> IssuedCopy:
     """Issues one copy. Registers the base first if the vault doesn't know it.
 
@@ -52,6 +53,7 @@ def issue(
         out (`str` or `Path`): the copy's folder, which must not exist yet.
         settings ([`Settings`], *optional*): for a base that isn't registered yet.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
+        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
 
     Returns:
         [`IssuedCopy`]
@@ -60,7 +62,7 @@ def issue(
         [`FingerprintError`]: in one sentence, what is in the way.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, settings, include_code=include_code) as issuer:
+    with Issuer(model, vault, settings, include_code=include_code, as_base=as_base) as issuer:
         return issuer.issue(recipient, Path(out))
 
 
@@ -73,6 +75,7 @@ class Issuer:
         settings ([`Settings`], *optional*): for a base that isn't registered yet.
         report (callable, *optional*): told each step of a registration.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copies.
+        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
     """
 
     def __init__(
@@ -82,12 +85,13 @@ class Issuer:
         settings: Settings | None = None,
         report: Callable[[str], None] | None = None,
         include_code: bool = False,
+        as_base: bool = False,
     ):
         self.vault, self.include_code = vault, include_code
         self._checkpoint = open_checkpoint(model)
         try:
             self._state = self._checkpoint.state()
-            self.base: Base = register(self._checkpoint, vault, settings, report)
+            self.base: Base = register(self._checkpoint, vault, settings, report, as_base=as_base)
         except BaseException:
             self._checkpoint.close()
             raise

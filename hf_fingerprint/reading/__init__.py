@@ -1,28 +1,29 @@
-"""Reading a suspect: match its tensors to the base's, weigh what they say, sum it up, and judge."""
+"""Reading a suspect: match its tensors to the base's, weigh what they say, and sum it up."""
 
+from hf_fingerprint.reading.likeness import Sampled, Shares, cosine, sample, shares_of
 from hf_fingerprint.reading.looks import Looks, plan_looks
-from hf_fingerprint.reading.matching import match_names, match_tensors, names_tell, sample_cosine, shapes_in_common
+from hf_fingerprint.reading.matching import match_names, match_tensors, names_tell, sample_rows, shapes_in_common
 from hf_fingerprint.reading.renaming import in_names_of
 from hf_fingerprint.reading.suspect import DESCENDS, Lineage, Reading, put_in_order, read_suspect
-from hf_fingerprint.reading.verdict import Candidates, RecipientScore, TraceResult, judge
 
 
 __all__ = [
     "DESCENDS",
-    "Candidates",
     "Lineage",
     "Looks",
     "Reading",
-    "RecipientScore",
-    "TraceResult",
+    "Sampled",
+    "Shares",
+    "cosine",
     "in_names_of",
-    "judge",
     "match_names",
     "match_tensors",
     "names_tell",
     "plan_looks",
     "put_in_order",
     "read_suspect",
-    "sample_cosine",
+    "sample",
+    "sample_rows",
     "shapes_in_common",
+    "shares_of",
 ]

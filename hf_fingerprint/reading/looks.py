@@ -6,7 +6,7 @@ few weights, and each look doubles the one before. So a reading at look l is a f
 found, accused or stopped at before it, which is what the bound over all looks rests on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, TensorInfo
 from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
 from hf_fingerprint.reading.matching import match_names
 from hf_fingerprint.reading.suspect import Part, Reading, SuspectSums, check_base_layout
-from hf_fingerprint.vault import Base
+from hf_fingerprint.vault import Base, Carrier
 
 
 FIRST_WEIGHTS, PER_POSITION = 1 << 18, 4
@@ -31,16 +31,21 @@ class Piece(NamedTuple):
     stop: int
 
 
-def plan_looks(bases: Sequence[Base]) -> list[list[Piece]]:
+def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = None) -> list[list[Piece]]:
     """The pieces that each look adds.
 
     Args:
-        bases (sequence of [`Base`]): one base, or several records of the same weights, which are read together.
+        bases (sequence of [`Base`]): one base, or several that are read together.
+        found (mapping of `str` to [`TensorInfo`], *optional*): the carriers' counterparts in a suspect, whose shapes
+            are those to go by where the bases' differ.
     """
     eps: dict[str, float] = {}
-    for carrier in (carrier for base in bases for carrier in base.carriers):
-        eps[carrier.name] = max(carrier.eps, eps.get(carrier.name, 0.0))
-    shapes = {name: bases[0].tensors[name].shape for name in eps}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for base in bases:
+        for carrier in base.carriers:
+            eps[carrier.name] = max(carrier.eps, eps.get(carrier.name, 0.0))
+            shapes.setdefault(carrier.name, base.tensors[carrier.name].shape)
+    shapes |= {name: info.shape for name, info in (found or {}).items()}
     end = max(FIRST_WEIGHTS, PER_POSITION * max(base.length for base in bases))
     looks: list[list[Piece]] = [[]]
     done = 0
@@ -58,11 +63,10 @@ def plan_looks(bases: Sequence[Base]) -> list[list[Piece]]:
 
 
 class Looks:
-    """A suspect on the Hub, read look by look against one base, or several records of the same weights.
+    """A suspect on the Hub, read look by look against one base, or several at once.
 
     Args:
-        bases (sequence of [`Base`]): the records.
-        original ([`Checkpoint`]): the base's open files.
+        bases (sequence of pairs of [`Base`] and [`Checkpoint`]): the records, each with its open files.
         suspect ([`RangedCheckpoint`]): the open suspect; its tensors are matched by name and shape.
 
     Attributes:
@@ -72,15 +76,17 @@ class Looks:
         [`CheckpointError`]: if the files given for the base aren't what was registered.
     """
 
-    def __init__(self, bases: Sequence[Base], original: Checkpoint, suspect: RangedCheckpoint):
+    def __init__(self, bases: Sequence[tuple[Base, Checkpoint]], suspect: RangedCheckpoint):
         self.complete = False
-        self._bases, self._suspect = bases, suspect
-        self._matches = match_names(bases[0], suspect)
-        for base in bases:
+        self._bases, self._suspect = [base for base, _ in bases], suspect
+        self._matches: dict[str, TensorInfo] = {}
+        self._carriers: list[dict[str, Carrier]] = []  # of each base, those that the suspect has
+        for base, original in bases:
             check_base_layout(base, original)
-            self._matches |= match_names(base, suspect)
-        self._carriers = [{carrier.name: carrier for carrier in base.carriers} for base in bases]
-        self._sums = [SuspectSums(base, original, suspect) for base in bases]
+            matches = match_names(base, suspect)
+            self._carriers.append({carrier.name: carrier for carrier in base.carriers if carrier.name in matches})
+            self._matches |= matches
+        self._sums = [SuspectSums(base, original, suspect) for base, original in bases]
 
     def readings(self, advance: Callable[[int], None] | None = None, keep: bool = False) -> Iterator[list[Reading]]:
         """Reads on, and after each look gives the reading so far for each base. Ends when everything or as many bytes
@@ -90,7 +96,7 @@ class Looks:
             advance (callable, *optional*): told the weights done.
             keep (`bool`, *optional*, defaults to `False`): whether the suspect keeps what was fetched.
         """
-        plan = plan_looks(self._bases)
+        plan = plan_looks(self._bases, self._matches)
         for number, look in enumerate(plan, 1):
             spent, any_read = False, False
             for batch in self._batches([piece for piece in look if piece.name in self._matches]):
@@ -114,10 +120,7 @@ class Looks:
             self.complete = number == len(plan) and not spent
             if spent and number > 1 and not any_read:
                 return
-            yield [
-                sums.reading(sum(name in self._matches for name in carriers))
-                for carriers, sums in zip(self._carriers, self._sums, strict=True)
-            ]
+            yield [sums.reading(own) for own, sums in zip(self._carriers, self._sums, strict=True)]
             if spent:
                 return
 

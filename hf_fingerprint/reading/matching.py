@@ -91,14 +91,6 @@ def match_tensors(base: Base, original: Checkpoint, suspect: Weights) -> dict[st
     return matches
 
 
-def sample_cosine(base: Base, original: Checkpoint, matches: dict[str, TensorInfo], suspect: Weights) -> float:
-    """The mean cosine of the matched tensors' sampled rows: which of several bases a suspect is closest to."""
-    cosines = [
-        _cosine(_sample(original, original.tensors[name]), _sample(suspect, info)) for name, info in matches.items()
-    ]
-    return float(np.mean(cosines)) if cosines else -1.0
-
-
 def sample_rows(rows: int, count: int) -> list[int]:
     """Up to `count` rows, evenly spread."""
     return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count))})

@@ -4,7 +4,7 @@ Alignment, the undoing of what leaves the function unchanged (permuted channels,
 the suspect are compared, by the base alone; it is skipped where the weights line up as they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -54,6 +54,11 @@ class Reading:
         weights_read (`int`): weights compared.
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
+        alike (`np.ndarray` of shape `(V,)`): how many weights were compared at each position in tensors that are like
+            the base's: where a verbatim copy would have shown. Where some were left out, they are taken to be spread
+            evenly over a tensor's positions.
+        missing (`tuple[str, ...]`): carriers without a counterpart.
+        unlike (`tuple[str, ...]`): carriers whose counterpart's weights are unlike the base's.
         aligned (`int`): carriers whose rows or columns were put back in the base's order.
     """
 
@@ -63,6 +68,9 @@ class Reading:
     weights_read: int
     weights_dropped: int
     lineage: Lineage
+    alike: np.ndarray
+    missing: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
     aligned: int = 0
 
 
@@ -94,7 +102,7 @@ def read_suspect(
     sums.add(
         [Part(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches], advance
     )
-    return replace(sums.reading(len(matches)), aligned=moved)
+    return replace(sums.reading(matches), aligned=moved)
 
 
 def put_in_order(
@@ -141,6 +149,8 @@ class SuspectSums:
     def __init__(self, base: Base, original: Checkpoint, suspect: Weights):
         self._base, self._original, self._suspect = base, original, suspect
         self._values, self._mass, self._products = np.zeros(base.length), np.zeros(base.length), np.zeros(4)
+        self._alike = np.zeros(base.length)
+        self._unlike: dict[str, None] = {}
         self._read = self._dropped = 0
 
     def add(self, parts: Sequence[Part], advance: Callable[[int], None] | None = None) -> None:
@@ -157,19 +167,34 @@ class SuspectSums:
                     lambda part: read_tensor(base, part.carrier, self._original, self._suspect, part.info, part.rows),
                     parts[start : start + AT_ONCE],
                 )
-                for found in results:
+                for part, found in zip(parts[start : start + AT_ONCE], results, strict=True):
                     self._values += found.weight * found.sums
                     self._mass += found.weight * _counts(found, base.length)
                     self._read += found.weights - found.dropped
                     self._dropped += found.dropped
                     self._products += found.sample.products
+                    if _lineage(found.sample.products).descends and found.weights:
+                        kept = 1 - found.dropped / found.weights
+                        self._alike += kept * position_counts(found.weights, found.offset, base.length)
+                    else:
+                        self._unlike[part.carrier.name] = None
                     if advance is not None:
                         advance(found.weights)
 
-    def reading(self, matched: int) -> Reading:
-        """The reading so far. `matched` is how many carriers were found in the suspect."""
-        values = clip_positions(self._values, self._mass)
-        return Reading(values, self._mass.copy(), matched, self._read, self._dropped, _lineage(self._products))
+    def reading(self, found: Collection[str]) -> Reading:
+        """The reading so far. `found` are the carriers that have a counterpart in the suspect."""
+        values, lineage = clip_positions(self._values, self._mass), _lineage(self._products)
+        return Reading(
+            values,
+            self._mass.copy(),
+            len(found),
+            self._read,
+            self._dropped,
+            lineage,
+            self._alike.copy(),
+            tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
+            tuple(self._unlike),
+        )
 
 
 def _counts(found: TensorReading, length: int) -> np.ndarray:

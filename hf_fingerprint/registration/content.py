@@ -4,6 +4,7 @@ still."""
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints.source import resolve_cached
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.vault import Base, Vault, current
 
@@ -37,6 +38,20 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
             "the place of the base itself with --base."
         )
     return original
+
+
+def open_base_here(base: Base, vault: Vault) -> Checkpoint | None:
+    """Opens a registered base's files if they are on this machine and are still the base; downloads nothing."""
+    original = None
+    try:
+        original = open_checkpoint(resolve_cached(base.source, base.revision) if base.revision else base.source)
+        if weights_hash(original, vault) == base.content_hash:
+            return original
+    except (FingerprintError, OSError):
+        pass
+    if original is not None:
+        original.close()
+    return None
 
 
 def find_base(vault: Vault, name: str | Path) -> Base:

@@ -16,6 +16,7 @@ from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import Report, calibration_of, find_measurable
 from hf_fingerprint.registration.prediction import code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.settings import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
@@ -30,6 +31,7 @@ def register(
     report: Report | None = None,
     built: BuiltModel | None = None,
     remeasure: bool = False,
+    as_base: bool = False,
 ) -> Base:
     """Registers a base in a vault, or returns its record if it already is.
 
@@ -41,24 +43,39 @@ def register(
         built ([`BuiltModel`], *optional*): the model, ready to run, where neither timm nor transformers can build it.
         remeasure (`bool`, *optional*, defaults to `False`): registers a base that is known once more, with these
             settings and a new secret, for new copies. Copies made before keep their record; both trace.
+        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy of a base on record, or
+            carries the mark of one, as a base of its own; its record says which base that is (`copy_of`).
 
     Raises:
         [`BuildError`]: if the model can't be built, so that its output can't be measured, and `settings` names no
             fixed strength (`eps`).
         [`CarrierError`]: if the model has too few weights to mark, or its output can't be measured, likewise.
         [`CodeError`]: if the base is registered with other settings.
-        [`VaultError`]: if the model's folder holds a vault.
+        [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
         check_model(checkpoint.source, vault.folder)
         (report or _silent)("hashing the weights")
         known = vault.base_with_hash(weights_hash(checkpoint, vault))
         if known is None or remeasure:
+            copy_of = known.copy_of if known is not None else _copied(checkpoint, vault, report or _silent, as_base)
             found = examine(checkpoint, digest_tensors(checkpoint), settings or Settings(), report, built)
+            found = replace(found, copy_of=copy_of)
             return vault.add_base(found) if known is None else _replace(known, found, vault)
     if settings is not None:
         _check_same(known, settings)
     return known
+
+
+def _copied(checkpoint: Checkpoint, vault: Vault, report: Report, as_base: bool) -> str | None:
+    """The id of the base that a model is a copy of, which is refused unless it is to be registered all the same."""
+    report("comparing with the bases on record")
+    origin = find_origin(checkpoint, vault)
+    if origin is None:
+        return None
+    if not as_base:
+        raise VaultError(origin.refusal(checkpoint.source.name))
+    return origin.base.base_id
 
 
 def _replace(known: Base, found: Base, vault: Vault) -> Base:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_fingerprint.codes import FAMILIES
+from hf_fingerprint.codes import FAMILIES, check_alpha
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.registration.outputs import KINDS
 
@@ -27,7 +27,8 @@ class Settings:
             fair signs, more a Tardos code, unless `code` says otherwise.
         recipients_planned (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
             coalition is worked out for.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent,
+            at most 0.05.
         eps (`float`, *optional*): a fixed amplitude, as a share of each row's root mean square, instead of the budget:
             for a base that is the initialisation of a training from scratch, whose output means nothing yet, or whose
             output can't be measured.
@@ -63,8 +64,8 @@ class Settings:
             raise CodeError("The marked model must be measured on 1 image or more: choose --calibration-images.")
         if self.max_kl is not None and not 0 < self.max_kl <= 1:
             raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
-        if self.alpha is not None and not 0 < self.alpha < 0.5:
-            raise CodeError(f"An alpha of {self.alpha} bounds nothing: choose one above 0 and under 0.5.")
+        if self.alpha is not None:
+            check_alpha(self.alpha)
         if self.eps is not None and not 0 < self.eps <= 1:
             raise CodeError(f"An amplitude of {self.eps} can't be trained: choose --eps above 0 and at most 1.")
         if any(count is not None and count < 1 for count in (self.coalition, self.recipients_planned)):

@@ -7,33 +7,26 @@ for accusation in result.accused:
 ```
 
 A suspect on the Hub is read by ranges, look by look, and no further than to the first look that proves an accusation;
-`reading/verdict.py` says why that keeps the bound.
+`verdict.py` says why that keeps the bound.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, open_checkpoint, open_ranges
+from hf_fingerprint.checkpoints import LeftOut, Source, open_checkpoint, open_ranges, weight_sets
+from hf_fingerprint.codes import MAX_ALPHA
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.reading import (
-    Candidates,
-    Looks,
-    Reading,
-    RecipientScore,
-    TraceResult,
-    judge,
-    names_tell,
-    read_suspect,
-)
-from hf_fingerprint.tracing.finding import CLEARLY, Records, find_base
-from hf_fingerprint.vault import Vault, copies_in_training
+from hf_fingerprint.outcomes import Outcome, joined
+from hf_fingerprint.tracing.case import Advance, Case
+from hf_fingerprint.tracing.conclusion import nothing_read
+from hf_fingerprint.tracing.ranged import trace_ranges
+from hf_fingerprint.tracing.result import NotRead, RecipientScore, TraceResult
+from hf_fingerprint.tracing.whole import trace_files
+from hf_fingerprint.vault import Vault
 
 
 __all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
-DRIFTED = 0.05
-Advance = Callable[[str, int, int], None]
 
 
 def trace(
@@ -45,20 +38,23 @@ def trace(
     whole: bool = False,
     max_bytes: int | None = None,
     recipient: str | None = None,
+    all_scores: bool = False,
 ) -> TraceResult:
     """Traces a suspect model.
 
     Args:
-        suspect (`str` or `Path`): a folder, a file or a Hub id.
+        suspect (`str` or `Path`): a folder, a file or a Hub id. Every set of weight files in a folder or repo is read.
         vault ([`Vault`], `str` or `Path`): the vault, unlocked, or its folder together with `passphrase`.
         base (`str` or `Path`, *optional*): where the base is, if not where it was registered from, or its id if the
-            vault has several alike; by default the registered base that the suspect resembles most.
+            vault has several alike; by default all registered bases that the suspect may come from.
         passphrase (`str`, *optional*): unlocks the vault.
         advance (callable, *optional*): told `(step, done, total)`.
         whole (`bool`, *optional*, defaults to `False`): whether a suspect on the Hub is downloaded and read whole,
             which may show further colluders, instead of up to the first proof.
-        max_bytes (`int`, *optional*): how many bytes of a suspect may be fetched by ranges.
-        recipient (`str`, *optional*): tests this recipient's copies alone, as one claim.
+        max_bytes (`int`, *optional*): how many bytes of a suspect on the Hub may be fetched.
+        recipient (`str`, *optional*): tests this recipient's copies alone, as one claim; see [`verify`].
+        all_scores (`bool`, *optional*, defaults to `False`): whether the result holds the scores of those who are not
+            accused too. Don't publish them: they help an attacker to build a suspect that accuses one of them.
 
     Returns:
         [`TraceResult`]
@@ -71,26 +67,28 @@ def trace(
         vault.unlock(passphrase)
     if recipient is not None and not vault.copies(recipient=recipient):
         raise VaultError(f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.")
+    case = Case(vault, base, recipient, all_scores, advance)
     looks = 0
     ranged = None if whole else open_ranges(suspect, max_bytes)
     if ranged is not None:
         with ranged:
-            result, looks = _trace_by_looks(vault, base, ranged, recipient, advance)
+            result, looks = trace_ranges(case, ranged)
         if result is not None:
-            return result
+            return _with_unread(result)
         suspect = f"hf-hub:{ranged.source.name}@{ranged.source.revision}"
-    with open_checkpoint(suspect, weights_only=True) as opened:
-        records, original = find_base(vault, base, opened)
-        with original:
-            tested = _candidates(vault, records, recipient)
-            readings = _readings(tested, original, opened, advance)
-            stage = _stage(advance, "scoring", sum(len(each.keys) for each in tested))
-            perhaps = any(_perhaps_disguised(each) for each in readings)
-            result = judge(opened, readings, tested, looks + 1 if looks or perhaps else None, stage)
-            if perhaps and not result.accused:
-                readings = _readings(tested, original, opened, advance, aligned="always")
-                result = judge(opened, readings, tested, looks + 2, stage)
-        return result
+        max_bytes = None if max_bytes is None else max_bytes - ranged.bytes_fetched
+    found = weight_sets(suspect, max_bytes)
+    results = []
+    for source in found.sets:
+        with open_checkpoint(source, suspect=True) as opened:
+            traced = trace_files(case, opened, looks, len(found.sets))
+        names = tuple(path.name for path in source.weights)
+        results.append(replace(traced, files=names))
+    if not results:
+        alpha = min((each.alpha for each in vault.bases()), default=MAX_ALPHA)
+        source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, whole_folder=False)
+        results = [nothing_read(source, Outcome.NOT_READABLE, "No weight file of it can be read.", alpha, ())]
+    return _with_unread(_together(results, found.unread))
 
 
 def verify(
@@ -102,13 +100,16 @@ def verify(
     advance: Advance | None = None,
     whole: bool = False,
     max_bytes: int | None = None,
+    all_scores: bool = False,
 ) -> TraceResult:
-    """Tests one claim: that a suspect comes from a recipient's copy. Nobody else is scored, and the bound is that of
-    one claim: an innocent recipient is accused with probability at most alpha.
+    """Tests one claim: that a suspect comes from a recipient's copy. Nobody else is scored.
+
+    The bound pays for all copies in the vault, as a trace does: a claim that was chosen after a trace, as that of its
+    highest scorer, is confirmed for an innocent with probability at most alpha all the same.
 
     Args:
         suspect (`str` or `Path`): a folder, a file or a Hub id.
-        recipient (`str`): whose copy it is said to be.
+        recipient (`str`): whom the copy is said to have been made for.
         vault ([`Vault`], `str` or `Path`): see [`trace`], as for the rest.
 
     Returns:
@@ -117,86 +118,38 @@ def verify(
     Raises:
         [`VaultError`]: if the vault has no copy for the recipient.
     """
-    return trace(suspect, vault, base, passphrase, advance, whole, max_bytes, recipient)
+    return trace(suspect, vault, base, passphrase, advance, whole, max_bytes, recipient, all_scores)
 
 
-def _readings(
-    tested: Sequence[Candidates],
-    original: Checkpoint,
-    suspect: Checkpoint,
-    advance: Advance | None,
-    aligned: bool | Literal["always"] = True,
-) -> list[Reading]:
-    found = []
-    for each in tested:
-        told, total = advance if each is tested[0] else None, each.base.carrier_weights
-        reading, aligning = (_stage(told, step, total) for step in ("reading", "aligning"))
-        found.append(read_suspect(each.base, original, suspect, reading, aligned, aligning))
-    return found
+def _together(results: Sequence[TraceResult], unread: Sequence[LeftOut]) -> TraceResult:
+    """One result of all sets of a suspect's weight files: that of the surest accusation, or what stands in the way."""
+    outcome = joined(result.outcome for result in results)
+    alike = [result for result in results if result.outcome is outcome]
+    main = min(alike, key=lambda result: result.accused[0].log10_false_accusation if result.accused else 0.0)
+    files = tuple(dict.fromkeys(name for result in results for name in result.files))
+    if len(results) > 1 and main.reason is not None:
+        main = replace(main, reason=f"{', '.join(main.files)}: {main.reason}")
+
+    def of_all(scores: Sequence[Sequence[RecipientScore]]) -> tuple[RecipientScore, ...]:
+        surest: dict[str, RecipientScore] = {}
+        for score in sorted((score for each in scores for score in each), key=lambda s: s.log10_false_accusation):
+            surest.setdefault(score.copy_id, score)
+        return tuple(surest.values())
+
+    if len(results) > 1:
+        accused, scores = of_all([r.accused for r in results]), of_all([r.scores for r in results])
+        main = replace(main, accused=accused, scores=scores)
+    left = tuple(NotRead(each.name, main.suspect, each.reason) for each in unread)
+    return replace(main, files=files, files_not_read=left)
 
 
-def _perhaps_disguised(reading: Reading) -> bool:
-    """Whether a suspect that lines up drifted so far that a small change of basis could be what moved it."""
-    return reading.lineage.descends and reading.lineage.drift > DRIFTED and not reading.aligned
-
-
-def _trace_by_looks(
-    vault: Vault,
-    place: str | Path | None,
-    suspect: RangedCheckpoint,
-    recipient: str | None,
-    advance: Advance | None,
-) -> tuple[TraceResult | None, int]:
-    """Reads a suspect on the Hub up to the first look that accuses somebody.
-
-    Returns:
-        `(result, looks)`: nothing, if names don't tell which tensor is which and the whole is needed to find out; and
-        how many looks were judged.
-    """
-    bases = vault.bases()
-    if bases and not any(names_tell(base, suspect) for base in bases):
-        return None, 0
-    records, original = find_base(vault, place, suspect)
-    with original:
-        if not names_tell(records[0], suspect):
-            return None, 0
-        tested = _candidates(vault, records, recipient)
-        looks = Looks([each.base for each in tested], original, suspect)
-        total, copies = tested[0].base.carrier_weights, sum(len(each.keys) for each in tested)
-        seen = suspect.max_bytes is not None
-        for look, readings in enumerate(looks.readings(_stage(advance, "reading", total)), 1):
-            result = judge(suspect, readings, tested, look, _stage(advance, f"scoring, look {look}", copies))
-            if result.accused:
-                break
-            if result.weights_read and not seen and not result.lineage.descends:
-                return None, look  # a stranger, or a copy whose tensors were given each other's names
-            seen |= result.weights_read > 0
-        if not result.accused and suspect.max_bytes is None and result.lineage.cosine < CLEARLY:
-            return None, look  # perhaps its channels stand in another order, which the whole would show
-    result = replace(
-        result,
-        bytes_fetched=suspect.bytes_fetched,
-        bytes_total=suspect.total_bytes,
-        requests=suspect.requests,
-        complete=looks.complete,
-    )
-    return result, look
-
-
-def _candidates(vault: Vault, records: Records, recipient: str | None) -> list[Candidates]:
-    """The copies to test of each record of a base, and of a base without copies its first record."""
-    training = copies_in_training(vault)  # their checkpoints may have left the house before they are recorded
-    found = []
-    for base in records:
-        copies = [c for c in vault.copies(base.base_id, recipient) if c.state != "begun" or c.copy_id in training]
-        found.append(Candidates(base, copies, vault.copy_keys(copies)))
-    if recipient is not None and not any(each.copies for each in found):
-        raise VaultError(
-            f"{vault.folder} has no copy of base {records[0].base_id} for {recipient}, and this suspect resembles "
-            f"that base: see `hf-fingerprint recipients`, or give another --base."
-        )
-    return [each for each in found if each.copies] or found[:1]
-
-
-def _stage(advance: Advance | None, step: str, total: int) -> Callable[[int], None] | None:
-    return None if advance is None else lambda done: advance(step, done, total)
+def _with_unread(result: TraceResult) -> TraceResult:
+    """A result that says nobody only if no weight file was left unread."""
+    if not result.files_not_read or result.outcome is Outcome.ACCUSED:
+        return result
+    shown = ", ".join(f"{each.name} ({each.reason})" for each in result.files_not_read[:5])
+    more = len(result.files_not_read) - 5
+    reason = f"Not all of its weight files were read: {shown}{f' and {more} more' if more > 0 else ''}."
+    if result.reason is not None:
+        reason += f" {result.reason}"
+    return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)

@@ -92,11 +92,20 @@ class Fingerprint:
         recipient (`str`): whose copy it will be.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
         settings ([`Settings`], *optional*): for a base that isn't registered yet.
+        as_base (`bool`, *optional*, defaults to `False`): registers a model that carries a base's mark, but is no copy
+            on record, as a base of its own; see [`register`].
     """
 
-    def __init__(self, model: str | Path, recipient: str, vault: Vault | str | Path, settings: Settings | None = None):
+    def __init__(
+        self,
+        model: str | Path,
+        recipient: str,
+        vault: Vault | str | Path,
+        settings: Settings | None = None,
+        as_base: bool = False,
+    ):
         check_recipient(recipient)
-        self.source, self.recipient, self.settings = model, recipient, settings
+        self.source, self.recipient, self.settings, self.as_base = model, recipient, settings, as_base
         self._vault_at = vault
         self._material: _Material | None = None
         self._base: Base | None = None
@@ -188,7 +197,7 @@ class Fingerprint:
                     )
                 base = find_base(self.vault, held.base_id)
             else:
-                base = register(checkpoint, self.vault, self.settings)
+                base = register(checkpoint, self.vault, self.settings, as_base=self.as_base)
             with open_base(base, self.vault) as original:
                 carriers = locate(base, original, present)
                 reference = carriers.sums(original)

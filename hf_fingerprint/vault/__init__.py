@@ -15,6 +15,7 @@ from hf_fingerprint.vault.publications import (
 )
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
 from hf_fingerprint.vault.rotation import Rotation, rotate
+from hf_fingerprint.vault.standing import standing, standings
 from hf_fingerprint.vault.store import Vault, current
 from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, forget_copy
 
@@ -54,5 +55,7 @@ __all__ = [
     "publications",
     "remove_issuer",
     "rotate",
+    "standing",
+    "standings",
     "take_snapshot",
 ]

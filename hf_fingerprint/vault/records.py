@@ -109,6 +109,8 @@ class Base:
         secret (`bytes`): the model secret.
         compact ([`Compact`] or `None`): if it is marked in few tensors only.
         replaces (`str` or `None`): the id of the record of the same weights that this one replaces for new copies.
+        copy_of (`str` or `None`): the id of the base that these weights are a copy of, if a copy was registered as a
+            base on purpose. Its copies carry the marks of both.
     """
 
     base_id: str
@@ -128,6 +130,7 @@ class Base:
     secret: bytes = field(repr=False)
     compact: Compact | None = None
     replaces: str | None = None
+    copy_of: str | None = None
 
     def codebook(self) -> Codebook:
         """The code of this base."""
@@ -144,6 +147,8 @@ class Base:
         optional: dict[str, Any] = {} if self.compact is None else {"compact": asdict(self.compact)}
         if self.replaces is not None:
             optional["replaces"] = self.replaces
+        if self.copy_of is not None:
+            optional["copy_of"] = self.copy_of
         return {
             "base": self.base_id,
             "source": self.source,

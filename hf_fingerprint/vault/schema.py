@@ -94,6 +94,8 @@ def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
         document["compact"] = asdict(base.compact)
     if base.replaces is not None:
         document["replaces"] = base.replaces
+    if base.copy_of is not None:
+        document["copy_of"] = base.copy_of
     text = json.dumps(document, separators=(",", ":"))
     amplitudes = b"".join(carrier.amplitude.astype("<f4").tobytes() for carrier in base.carriers)
     seal = _seal(base.secret, base.base_id, base.content_hash, text, amplitudes)
@@ -131,6 +133,7 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
         secret=secret,
         compact=Compact(**document["compact"]) if "compact" in document else None,
         replaces=document.get("replaces"),
+        copy_of=document.get("copy_of"),
         **{key: document[key] for key in same},
     )
 

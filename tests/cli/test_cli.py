@@ -289,6 +289,32 @@ def test_vault_add_remeasures_a_known_base(shared, run, tmp_path):
     assert new.replaces == old.base_id
 
 
+def test_a_copy_is_a_base_only_if_that_is_meant(run, tmp_path):
+    vault, model = new_vault(tmp_path / "vault"), save_plain(tmp_path / "model")
+    to = ["--vault", vault.folder]
+    run("issue", model, "--recipient", "alice", *to, "--out", tmp_path / "alice", *FEW)
+    (base,) = vault.bases()
+    weights = load_file(tmp_path / "alice" / "model.safetensors")
+    half = {n: v.astype("float16") if v.dtype == "float32" else v for n, v in weights.items()}
+    changed = save_plain(tmp_path / "changed", half | {"head.weight": half["head.weight"][:3]})
+
+    issuing = ["issue", changed, "--recipient", "bob", *to, "--out", tmp_path / "bob"]
+    refusal = failed(run(*issuing, *FEW))
+    assert f"{changed} carries the mark of base {base.base_id} ({model})" in refusal
+    assert "--as-base" in refusal
+    assert "is alice's copy" in failed(run("vault", "add", tmp_path / "alice", *to, *FEW))
+    assert "is alice's copy" in failed(run("questions", tmp_path / "alice", *to))
+    assert not (tmp_path / "bob").exists()
+
+    assert run(*issuing, *FEW, "--as-base")[0] == 0
+    code, out, _ = run("vault", "add", tmp_path / "alice", *to, *FEW, "--as-base", "--json")
+    assert code == 0
+    assert json.loads(out)["copy_of"] == base.base_id
+    assert [each.copy_of for each in vault.bases()] == [None, base.base_id, base.base_id]
+    assert (tmp_path / "bob" / "model.safetensors").is_file()
+    assert run(*issuing, *FEW)[0] == 0  # known by now
+
+
 def test_the_kind_of_output_and_the_number_of_images_are_options(run, tmp_path):
     model = save_timm(tmp_path / "model", "test_vit", num_classes=3)
     options = [*MEASURED, "--output-kind", "single_label", "--calibration-images", "20", "--json"]

@@ -235,6 +235,10 @@ def test_a_record_that_replaces_another_says_so():
     assert any("replaces record 0123456789aa" in line for line in output.describe_base(base(replaces="0123456789aa")))
 
 
+def test_a_base_that_is_a_copy_says_so():
+    assert any("is a copy of base 0123456789aa" in line for line in output.describe_base(base(copy_of="0123456789aa")))
+
+
 def test_what_is_not_known_of_a_base_is_a_warning_on_stderr(capsys):
     output.warn_unmeasured(base())
     assert capsys.readouterr().err == ""

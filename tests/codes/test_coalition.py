@@ -11,7 +11,7 @@ from hf_fingerprint.codes.coalition import (
     caught_in_simulation,
     expected_score,
 )
-from hf_fingerprint.codes.decoding import residual_reading
+from hf_fingerprint.codes.residual import residual_reading
 
 
 SECRET = bytes(range(32))

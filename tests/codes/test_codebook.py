@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.codes import FAMILIES, FairSigns, Nuida, Tardos, make_codebook
 from hf_fingerprint.codes.biased import FLOOR
-from hf_fingerprint.codes.codebook import BLOCK, EXACT_ABOVE, MAX_LENGTH, MIN_LENGTH
+from hf_fingerprint.codes.codebook import BLOCK, MAX_LENGTH, MIN_LENGTH, SUMMED
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
@@ -101,11 +101,55 @@ def test_scores_that_could_matter_are_in_double_precision(family):
     words = dense(codebook, copy_keys)
     scored = codebook.standardise(np.stack([words[3] - codebook.mean, words[20] - codebook.mean]))
     expected = (words - codebook.mean) @ scored.T
-    high = expected.max(axis=1) > EXACT_ABOVE
-    assert high[3] and high[20]
+    packed, least = codebook.packed(copy_keys), np.array([3.0, 1.5])
+    high = (expected >= least).any(axis=1)
+    assert high[3] and high[20] and not high.all()
+    found = codebook.packed_scores(packed, scored, least)
+    np.testing.assert_allclose(found[high], expected[high], rtol=1e-12)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(codebook.packed_scores(packed, scored), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("length", [64, 1024, 4 * SUMMED])
+def test_single_precision_is_never_further_off_than_its_error(family, length):
+    """Functions of all shapes; the largest weights are where a position is rarest, and sums cancel worst."""
+    codebook, rng = make(family, length), np.random.default_rng(0)
+    shapes = np.stack(
+        [
+            rng.standard_normal(length),
+            rng.standard_cauchy(length),
+            np.ones(length),
+            np.arange(length) < 8,
+            np.where(np.arange(length) < length // 2, 1e3, -1e3) + rng.standard_normal(length),
+            1e-50 + (np.arange(length) == np.argmin(codebook.variance)),
+        ]
+    )
+    scored, copy_keys = codebook.standardise(shapes), keys(60)
     exact = codebook.packed_scores(codebook.packed(copy_keys), scored)
-    np.testing.assert_allclose(exact[high], expected[high], rtol=1e-12)
-    np.testing.assert_allclose(exact, expected, atol=1e-5)
+    error = codebook.screening_error(scored)
+    assert (np.abs(codebook.scores(copy_keys, scored) - exact) <= error).all()
+    assert (error < 0.5).all()
+
+
+def test_whoever_is_within_the_error_of_a_threshold_is_scored_exactly():
+    codebook, copy_keys = make("tardos", 1024), keys(200)
+    packed, scored = codebook.packed(copy_keys), functions(codebook)
+    exact = codebook.packed_scores(packed, scored)
+    screened = codebook.scores(copy_keys, scored)
+    assert (screened != exact).any(axis=1).all()
+    for row in range(20):  # thresholds that each recipient reaches just so
+        found = codebook.packed_scores(packed, scored, exact[row])
+        assert (found[row] == exact[row]).all()
+        assert ((found >= exact[row]) == (exact >= exact[row])).all()
+
+
+def test_exact_scores_do_not_depend_on_who_else_is_scored():
+    codebook = make("tardos", 1024)
+    packed, scored = codebook.packed(keys(50)), functions(codebook, 3)
+    together = codebook.packed_scores(packed, scored)
+    np.testing.assert_array_equal(together[7:8], codebook.packed_scores(packed[7:8], scored))
+    np.testing.assert_array_equal(together[[3, 40]], codebook.packed_scores(packed[[3, 40]], scored))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,8 @@ import pytest
 
 from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decoding
 from hf_fingerprint.codes.coalition import STRATEGIES
-from hf_fingerprint.codes.decoding import MAX_ROUNDS, residual_reading, unexplained
+from hf_fingerprint.codes.decoding import MAX_ROUNDS
+from hf_fingerprint.codes.residual import residual_reading, unexplained
 
 
 SECRET = bytes(range(32))
@@ -196,7 +197,7 @@ def test_a_stricter_alpha_accuses_no_more():
     codebook, copy_keys = make("tardos", 1024), keys(100)
     reading = collude(codebook, copy_keys[:6], noise=0.6)
     accused = [
-        set(decode(codebook, copy_keys, reading, np.ones(1024), alpha).accused) for alpha in (1e-1, 1e-3, 1e-6, 1e-20)
+        set(decode(codebook, copy_keys, reading, np.ones(1024), alpha).accused) for alpha in (5e-2, 1e-3, 1e-6, 1e-20)
     ]
     assert accused[0] >= accused[1] >= accused[2] >= accused[3]
     assert len(accused[0]) > len(accused[3])
@@ -350,12 +351,13 @@ INNOCENTS, POSITIONS = 500, 64
         ("fair_signs", "collusion"),
     ],
 )
-def test_the_accusation_is_a_theorem(family, kind):
+def test_the_accusation_is_a_theorem(monkeypatch, family, kind):
     """Up to 100,000 innocents judged at levels so loose that a bound of the wrong size would show, several rounds and
     strategies that are inferred included.
 
     The codewords come from numpy in place of streams, which makes them a hundred times cheaper and no different.
     """
+    monkeypatch.setattr(decoding, "check_alpha", lambda alpha: None)  # nobody is accused at these levels otherwise
     colluders = 4 if "collusion" in kind else 0
     trials = 200 if "noise" in kind else 50
     rng = np.random.default_rng(3)

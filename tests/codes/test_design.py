@@ -56,7 +56,8 @@ def test_sizes_are_told_as_they_are_tried():
     [
         ({"coalition": 0}, "coalition of 0"),
         ({"coalition": 11}, "coalition of 11"),
-        ({"alpha": 0.0}, "alpha of 0.0"),
+        ({"alpha": 0.0}, "at alpha 0.0"),
+        ({"alpha": 0.06}, "at alpha 0.06"),
         ({"drift": float("nan")}, "drift of nan"),
         ({"drift": -1.0}, "drift of -1.0"),
         ({"strategies": ["tie-dye"]}, "tie-dye"),

@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import PLAIN_SETTINGS, new_vault, plain_arrays, save_plain
+from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.reading import match_names, sample_cosine, shapes_in_common
+from hf_fingerprint.reading import match_names, shapes_in_common
 from hf_fingerprint.reading.matching import match_tensors, sample_rows
 
 
@@ -148,22 +148,6 @@ def test_shapes_in_common_count_each_tensor_once(case, tmp_path):
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
         assert shapes_in_common(case.base, suspect) == 3
     assert shapes_in_common(case.base, case.original) == 17
-
-
-def test_the_closest_base_has_the_highest_cosine(case, tmp_path):
-    strangers = plain_arrays(5)
-    mixed = {n: a + strangers[n] if a.dtype == np.float32 else a for n, a in case.arrays.items()}
-    cosines = []
-    for arrays in (case.arrays, mixed, strangers):
-        save_file(arrays, tmp_path / "suspect.safetensors")
-        with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-            cosines.append(sample_cosine(case.base, case.original, match_names(case.base, suspect), suspect))
-
-    assert cosines[0] == pytest.approx(1, abs=1e-4)
-    assert 0.5 < cosines[1] < 0.9
-    assert abs(cosines[2]) < 0.05
-    with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        assert sample_cosine(case.base, case.original, {}, suspect) == -1
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 8), (7, 8), (8, 8), (9, 8), (1000, 16), (10**6, 1)])

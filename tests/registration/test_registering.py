@@ -221,7 +221,7 @@ def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_k
         Settings(recipients_planned=5),
         Settings(coalition=3),
         Settings(max_kl=1e-3),
-        Settings(alpha=0.1),
+        Settings(alpha=0.01),
     ):
         with pytest.raises(CodeError, match="is registered with"):
             register(models.plain, vault, settings)
@@ -279,6 +279,7 @@ def test_steps_are_reported(models, tmp_path):
 
     assert steps == [
         "hashing the weights",
+        "comparing with the bases on record",
         "building the model",
         "reading the carriers",
         "measuring what the mark does to the output",

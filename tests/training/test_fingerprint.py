@@ -424,6 +424,15 @@ class TestAnIssuedCopyTrainedFurther:
         assert "is the copy of bob and not of alice" in said
         assert len(vault.bases()) == 1
 
+    def test_trained_further_off_the_record_it_is_no_base_unless_that_is_meant(self, copies, base, vault, tmp_path):
+        further, (registered,) = save(train(load(copies / "bob"), None), tmp_path / "further"), vault.bases()
+
+        said = refused(lambda: Fingerprint(further, "carol", vault, SETTINGS).bind(load(further)))
+        assert f"carries the mark of base {registered.base_id} ({base})" in said
+
+        Fingerprint(further, "carol", vault, SETTINGS, as_base=True).bind(load(further))
+        assert [each.copy_of for each in vault.bases()] == [None, registered.base_id]
+
 
 class TestRenamedParameters:
     """transformers renames a ViT's parameters in memory; the files keep the older names."""

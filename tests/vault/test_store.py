@@ -794,6 +794,7 @@ def test_a_vault_made_long_ago_lists_its_base_exactly(golden):
         "secret": bytes(range(32)),
         "compact": None,
         "replaces": None,
+        "copy_of": None,
     }
     found = {field.name: getattr(base, field.name) for field in fields(base)}
     carriers = [(carrier.name, carrier.eps, carrier.amplitude.tolist()) for carrier in found.pop("carriers")]

@@ -73,7 +73,7 @@ def resnet(tmp_path_factory):
 
 def scores(case, state, tmp_path):
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "suspect.safetensors")
-    result = trace(tmp_path / "suspect.safetensors", case.vault)
+    result = trace(tmp_path / "suspect.safetensors", case.vault, all_scores=True)
     assert {score.recipient for score in result.accused} <= {"alice"}
     return {score.recipient: score.score for score in result.scores}, result
 

@@ -1,0 +1,185 @@
+"""Files of a suspect on the Hub, downloaded whole into the client's cache, and never more bytes than allowed."""
+
+import glob
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.source import MAX_INDEX
+from hf_fingerprint.errors import CheckpointError
+
+
+_MORE = "longer than the Hub says it is: not read"
+NOT_CACHED = "not in the local cache, and the Hub can't be reached: check the connection"
+
+
+class MoreThanSaid(Exception):
+    """More bytes come of a file than the Hub said it has."""
+
+
+class HubFiles:
+    """The files of one commit; from the local cache alone if the Hub can't be reached.
+
+    Args:
+        repo (`str`): `org/name`.
+        revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
+        max_bytes (`int` or `None`): how many bytes may be fetched, all files together.
+
+    Attributes:
+        repo (`str`): the repo's name now, which for a renamed repo is the new one.
+        commit (`str`): the commit's hash.
+        sizes (`dict[str, int | None]`): all files, with their sizes in bytes as far as they are known.
+        folder (`Path`): where those that were fetched are.
+        left (`int` or `None`): how many bytes may still be fetched.
+
+    Raises:
+        [`CheckpointError`]: if there is no such repo or revision, it is not open to this account, or it can't be
+        reached and is not in the cache.
+    """
+
+    def __init__(self, repo: str, revision: str | None, max_bytes: int | None):
+        from huggingface_hub import HfApi
+
+        self._asked, self._revision, self.left = spelled(repo, revision), revision, max_bytes
+        self._allowed = max_bytes
+        self._online = True
+        try:
+            with hub_errors(repo, revision):
+                info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+            self.repo, self.commit = str(info.id), str(info.sha)
+            self.sizes = {each.rfilename: each.size for each in info.siblings or []}
+            self.folder = Path()
+        except CheckpointError:
+            raise
+        except Exception as error:  # the client's transport errors have no common class over its versions
+            self._from_cache(repo, type(error).__name__)
+
+    def why_not(self, names: Iterable[str]) -> str | None:
+        """Why these can't be fetched, if there is a reason."""
+        wanted = [name for name in names if not self._is_cached(name)]
+        if not self._online:
+            return NOT_CACHED if wanted else None
+        if self.left is None or not wanted:
+            return None
+        sizes = [self.sizes[name] for name in wanted]
+        allowed = f"--max-mb allows {_mb(self._allowed)} MB"
+        if self.left != self._allowed:
+            allowed += f", of which {_mb(self.left)} MB are left"
+        if None in sizes:
+            return f"needs MB that the Hub does not tell the number of, {allowed}"
+        needed = sum(size for size in sizes if size is not None)
+        return None if needed <= self.left else f"needs {_mb(needed, up=True)} MB, {allowed}"
+
+    def fetch_small(self, names: list[str]) -> None:
+        """Downloads configurations and indexes, and sets up the cache for what follows."""
+        from huggingface_hub import snapshot_download
+
+        if not self._online:
+            return
+        self._count(names)
+        patterns = [glob.escape(name) for name in names]
+        try:
+            with hub_errors(self.repo, self._revision):
+                folder = Path(snapshot_download(self.repo, revision=self._revision, allow_patterns=patterns))
+                if folder.name != self.commit:  # the branch moved meanwhile
+                    folder = Path(snapshot_download(self.repo, revision=self.commit, allow_patterns=patterns))
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise self._broken(error) from None
+        self.folder = folder
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Downloads files that [`why_not`] has nothing against.
+
+        Raises:
+            [`MoreThanSaid`]: if one is longer than the Hub said.
+            [`CheckpointError`]: if one can't be had.
+        """
+        from huggingface_hub import hf_hub_download
+
+        for name in names:
+            if self._is_cached(name):
+                continue
+            self._count([name])
+            try:
+                with hub_errors(self.repo, self.commit):
+                    counter = None if self.left is None else _counter(self.sizes[name] or 0)
+                    hf_hub_download(self.repo, name, revision=self.commit, tqdm_class=counter)
+            except (CheckpointError, MoreThanSaid):
+                raise
+            except Exception as error:
+                raise self._broken(error) from None
+
+    def read_small(self, name: str, fetched: Iterable[str]) -> bytes:
+        """What one of the small files holds.
+
+        Raises:
+            [`ValueError`]: why it was not fetched.
+        """
+        path = self.folder / name
+        if name not in fetched or not path.is_file():
+            raise ValueError(self.why_not([name]) or f"has not the size of an index, up to {MAX_INDEX} bytes")
+        return path.read_bytes()
+
+    def _count(self, names: Iterable[str]) -> None:
+        if self.left is not None:
+            self.left -= sum(
+                self.sizes[name] or 0 for name in names if name in self.sizes and not self._is_cached(name)
+            )
+
+    def _is_cached(self, name: str) -> bool:
+        from huggingface_hub import try_to_load_from_cache
+
+        return name not in self.sizes or isinstance(try_to_load_from_cache(self.repo, name, revision=self.commit), str)
+
+    def _from_cache(self, repo: str, reason: str) -> None:
+        from huggingface_hub import get_cached_repo_tree, snapshot_download
+
+        try:
+            files = get_cached_repo_tree(repo, revision=self._revision)
+            self.folder = Path(
+                snapshot_download(repo, revision=self._revision, local_files_only=True, allow_patterns=[])
+            )
+        except Exception:
+            raise CheckpointError(
+                f"{self._asked} can't be fetched ({reason}) and is not in the local cache: check the connection."
+            ) from None
+        self._online = False
+        self.repo, self.commit = repo, self.folder.name
+        self.sizes = {file.path: file.size for file in files}
+
+    def _broken(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self._asked} can't be fetched ({type(error).__name__}): check the connection, and run the same command "
+            f"again."
+        )
+
+
+def _counter(size: int) -> type:
+    """A progress bar for the client that ends a download which is longer than it was said to be."""
+    from huggingface_hub.utils import tqdm
+
+    class Counter(tqdm):
+        came = 0
+
+        def __init__(self, *args: Any, **options: Any):
+            if (options.get("total") or 0) > size:
+                raise MoreThanSaid(_MORE)
+            super().__init__(*args, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.came += int(n or 0)
+            if self.came > size:
+                raise MoreThanSaid(_MORE)
+            return super().update(n)
+
+    return Counter
+
+
+def _mb(count: int | None, up: bool = False) -> str:
+    """Bytes in MB, rounded so that what is needed never looks like what is allowed."""
+    tenths = (count or 0) / 1e5
+    return f"{(math.ceil(tenths) if up else math.floor(tenths)) / 10:g}"

@@ -1,0 +1,145 @@
+"""Which of a folder's files belong together as one model's weights, by their names and by the indexes among them.
+
+A suspect's folder may hold several: a decoy beside the model, another form of it, a model in a sub-folder. Each is a
+group of its own; what is in no form that is read here is named with the way out.
+"""
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from hf_fingerprint.checkpoints import kinds
+from hf_fingerprint.checkpoints.contents import LeftOut
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.source import NOT_MODELS, PICKLES, PREFERRED, is_weights, shards_of
+
+
+INDEX = ".index.json"
+MISSING = "missing: get the model again, all of its files"
+_READ = (".safetensors", *PICKLES)
+_ADAPTER = "adapter_model.*"
+_PART = re.compile(r"(?P<stem>.*?)[-_.]?\d+[-_]of[-_](?P<total>\d+)(?P<end>.*)", re.DOTALL)
+_RENAMED = re.compile(r"\.(safetensors|bin|pth|pt|ckpt)(\.[\w-]+)?$", re.IGNORECASE)
+_PACKED = re.compile(r"\.(tar|tgz|gz|bz2|xz|zst|zip|7z|mar)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that hold one model's weights together.
+
+    Attributes:
+        files (`tuple[str, ...]`): their paths in the model's folder, with `/`; safetensors alone, or pickles alone.
+        index (`str` or `None`): the index that says so.
+    """
+
+    files: tuple[str, ...]
+    index: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called by: its index, or its first file."""
+        return self.index or self.files[0]
+
+    @property
+    def of_training(self) -> bool:
+        """Whether it lies in a folder of a training's checkpoints, of which there may be many."""
+        return any(kinds.why_not_folder(part) == kinds.CHECKPOINTS for part in PurePosixPath(self.name).parts[:-1])
+
+
+def is_index(name: str) -> bool:
+    """Whether a file of this name is an index of weight files that can be read."""
+    return name.endswith(INDEX) and _is_read(name.removesuffix(INDEX))
+
+
+def group_files(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[Group], list[LeftOut]]:
+    """Sorts the files of a model's folder into groups.
+
+    Args:
+        names (iterable of `str`): the files' paths in the folder, with `/`.
+        read (callable): what an index of this path holds; a `ValueError` says what is wrong with it.
+
+    Returns:
+        `(groups, unread)`: groups in the order of the folder's depth, training's checkpoints last, and then of what
+        loaders prefer; and the files that may hold weights and can't be read, with why.
+    """
+    folders: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(set(names)):
+        folders[posixpath.dirname(name)].append(name)
+    groups: dict[tuple[str, ...], Group] = {}
+    unread: list[LeftOut] = []
+    for folder in folders.values():
+        for group in _groups_of(folder, read, unread):
+            groups.setdefault(group.files, group)
+    return sorted(groups.values(), key=_order), unread
+
+
+def _groups_of(names: list[str], read: Callable[[str], bytes], unread: list[LeftOut]) -> list[Group]:
+    """The groups among the files of one folder."""
+    there = set(names)
+    groups: list[Group] = []
+    grouped: set[str] = set()
+    for index in filter(is_index, names):
+        try:
+            named = [posixpath.join(posixpath.dirname(index), shard) for shard in shards_of(read(index))]
+        except ValueError as error:
+            unread.append(LeftOut(index, str(error)))
+            continue
+        unread += [LeftOut(shard, MISSING) for shard in named if shard not in there]
+        forms = _forms(shard for shard in named if shard in there)
+        groups += [Group(tuple(files), index if len(forms) == 1 else None) for files in forms]
+        grouped.update(*forms)
+    parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in names:
+        if name in grouped or _is_state(name):
+            continue
+        if not _is_read(name):
+            if reason := way_out(name):
+                unread.append(LeftOut(name, reason))
+        elif PurePosixPath(name).match(_ADAPTER):
+            unread.append(LeftOut(name, "an adapter alone: merge it into its model"))
+        elif match := _PART.fullmatch(posixpath.basename(name)):
+            parts[match["stem"], match["total"], match["end"]].append(name)
+        else:
+            groups.append(Group((name,)))
+    for (_, total, _), found in parts.items():
+        if total.lstrip("0") != str(len(found)):
+            unread.append(LeftOut(found[0], f"one of {total} parts, of which {len(found)} are here: get the others"))
+        groups.append(Group(tuple(found)))
+    return groups
+
+
+def _forms(names: Iterable[str]) -> list[list[str]]:
+    """Safetensors and pickles apart."""
+    found: dict[bool, list[str]] = defaultdict(list)
+    for name in filter(_is_read, names):
+        found[name.endswith(".safetensors")].append(name)
+    return list(found.values())
+
+
+def _order(group: Group) -> tuple[bool, int, int, str]:
+    base = PurePosixPath(group.name).name
+    preferred = next((i for i, pattern in enumerate(PREFERRED) if PurePosixPath(base).match(pattern)), len(PREFERRED))
+    return group.of_training, group.name.count("/"), preferred, group.name
+
+
+def _is_read(name: str) -> bool:
+    return PurePosixPath(name).suffix in _READ
+
+
+def _is_state(name: str) -> bool:
+    """Whether it is a training's own, beside the model."""
+    return any(PurePosixPath(name).match(pattern) for pattern in NOT_MODELS if pattern != _ADAPTER)
+
+
+def way_out(name: str) -> str | None:
+    """Why a weight file of this name is not read, and what to do; nothing for one that is, or is no weight file."""
+    if _is_read(name) or not is_weights(name):
+        return None
+    if _PACKED.search(name):
+        return "an archive, not read: unpack it"
+    if _RENAMED.search(name):
+        return f"not read for its ending {printable(PurePosixPath(name).suffix)}: name it .safetensors or .bin"
+    return "not read: convert it to safetensors"

@@ -1,0 +1,221 @@
+"""Every set of weight files that a suspect's name could mean: in a folder, its sub-folders, or a repo on the Hub.
+
+```python
+found = weight_sets("org/name", max_bytes=10**9)
+for source in found.sets:      # each opens alone
+    open_checkpoint(source, suspect=True)
+found.unread                   # what may hold weights and can't be read, with why and the way out
+```
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from hf_fingerprint.checkpoints.contents import LeftOut, shortened, walk
+from hf_fingerprint.checkpoints.hub_files import HubFiles, MoreThanSaid
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.reader import open_checkpoint
+from hf_fingerprint.checkpoints.source import (
+    MAX_INDEX,
+    HubId,
+    Source,
+    is_weights,
+    no_weights,
+    place_of,
+    resolve,
+    why_not_inside,
+)
+from hf_fingerprint.checkpoints.weight_files import MISSING, Group, group_files, is_index, way_out
+from hf_fingerprint.errors import CheckpointError
+
+
+MOST_SETS = 32
+_CONFIG = "config.json"
+_NOT_LOOKED_INTO = "holds no model"
+_NO_MODELS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class WeightSets:
+    """What of a model can be read, and what can't.
+
+    Attributes:
+        sets (`tuple[Source, ...]`): each opens alone; all have the model's name, and `weights` says which files. At
+            most [`MOST_SETS`], the likeliest first.
+        unread (`tuple[LeftOut, ...]`): files (their paths in the folder, which may be hostile) that may hold weights
+            and can't be read here, each with why and the way out.
+    """
+
+    sets: tuple[Source, ...]
+    unread: tuple[LeftOut, ...]
+
+
+def weight_sets(name: str | Path, max_bytes: int | None = None) -> WeightSets:
+    """Finds every set of weight files that a model's name could mean, downloading them if need be.
+
+    Args:
+        name (`str` or `Path`): what [`resolve`] takes. A file or an index named directly is the one set.
+        max_bytes (`int`, *optional*): how many bytes are fetched at most from the Hub, all files together; what does
+            not fit is named in `unread`.
+
+    Returns:
+        [`WeightSets`]: perhaps without sets, if what is there can't be read.
+
+    Raises:
+        [`CheckpointError`]: if there is no such model or nothing in it that may hold weights, or if it holds more than
+        [`MOST_SETS`] sets.
+    """
+    place = place_of(name)
+    if isinstance(place, HubId):
+        return _of_hub(place, max_bytes)
+    try:
+        return _of_folder(place) if place.is_dir() else _of_file(place)
+    except OSError as error:
+        raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
+
+
+def _of_file(path: Path) -> WeightSets:
+    folder = path.parent
+    if is_index(path.name):
+        beside = [entry.name for entry in folder.iterdir() if entry == path or is_weights(entry.name)]
+        groups, unread = group_files(_inside(folder, beside, []), lambda index: _read(folder / index))
+        groups = [group for group in groups if group.index == path.name]
+        if not groups:
+            resolve(path)  # says what is wrong with it
+        named = tuple(each for each in unread if each.reason == MISSING)
+        return _opened(str(path), folder, None, groups, named, whole_folder=False)
+    if is_weights(path.name) and (reason := way_out(path.name)) is not None:
+        return WeightSets((), (LeftOut(path.name, reason),))
+    resolve(path)
+    return _opened(str(path), folder, None, [Group((path.name,))], (), whole_folder=False)
+
+
+def _of_folder(folder: Path) -> WeightSets:
+    names, unread = [], []
+    for path, reason in walk(folder, lambda name: _NOT_LOOKED_INTO if _NO_MODELS.fullmatch(name) else None):
+        name = path.relative_to(folder).as_posix()
+        if reason is None and (is_weights(name) or is_index(name)):
+            names.append(name)
+        elif reason is not None and reason != _NOT_LOOKED_INTO:
+            unread.append(LeftOut(f"{name}/", f"not looked into ({reason}): name it"))
+    groups, more = group_files(_inside(folder, names, unread), lambda name: _read(folder / name))
+    return _opened(str(folder), folder, None, groups, (*unread, *more))
+
+
+def _inside(folder: Path, names: Iterable[str], unread: list[LeftOut]) -> list[str]:
+    """Those of a folder's files that are its own; the others go to `unread`."""
+    found = []
+    for name in names:
+        reason = why_not_inside(folder / name, folder)
+        if reason is None:
+            found.append(name)
+        else:
+            unread.append(LeftOut(name, reason))
+    return found
+
+
+def _read(index: Path) -> bytes:
+    """What an index holds, up to the size that one may have."""
+    try:
+        with index.open("rb") as stream:
+            return stream.read(MAX_INDEX)
+    except OSError as error:
+        raise ValueError(f"can't be read ({error.strerror or error})") from None
+
+
+def _of_hub(place: HubId, max_bytes: int | None) -> WeightSets:
+    hub = HubFiles(place.repo, place.revision, max_bytes)
+    names = [name for name in hub.sizes if _is_ours(name) and (is_weights(name) or is_index(name))]
+    small: list[str] = []
+    for name in (_CONFIG, *filter(is_index, names)):
+        if (hub.sizes.get(name) or MAX_INDEX) < MAX_INDEX and hub.why_not([*small, name]) is None:
+            small.append(name)
+    hub.fetch_small(small)
+    groups, unread = group_files(names, lambda name: hub.read_small(name, small))
+    fetched = []
+    for group in _limited(groups, hub.repo, unread):
+        reason = hub.why_not(group.files)
+        if reason is None:
+            try:
+                hub.fetch(group.files)
+            except MoreThanSaid as error:
+                reason = str(error)
+        if reason is None:
+            fetched.append(group)
+        else:
+            unread.append(LeftOut(group.name, reason))
+    return _opened(hub.repo, hub.folder, hub.commit, fetched, unread)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a path in a repo stays in it, and out of folders that hold no model."""
+    parts = PurePosixPath(name).parts
+    return ".." not in parts and not name.startswith("/") and not any(map(_NO_MODELS.fullmatch, parts[:-1]))
+
+
+def _limited(groups: Sequence[Group], where: str, unread: list[LeftOut]) -> Sequence[Group]:
+    """The groups, if they are not too many; of a training's checkpoints, as many as there is room for."""
+    own = sum(not group.of_training for group in groups)
+    if own > MOST_SETS:
+        raise CheckpointError(
+            f"{where} holds {own} sets of weights, and no more than {MOST_SETS} are looked at: name the one file to "
+            f"use, such as {printable(groups[0].name)}."
+        )
+    for group in groups[MOST_SETS:]:
+        unread.append(LeftOut(group.name, f"one more than {MOST_SETS} sets of weights: name it"))
+    return groups[:MOST_SETS]
+
+
+def _opened(
+    name: str,
+    folder: Path,
+    revision: str | None,
+    groups: Sequence[Group],
+    unread: Iterable[LeftOut],
+    whole_folder: bool = True,
+) -> WeightSets:
+    """The groups as sources, but for those that don't open."""
+    sets, left = [], list(unread)
+    for group in _limited(groups, name, left):
+        paths = tuple(folder / file for file in group.files)
+        index = None if group.index is None else folder / group.index
+        whole = whole_folder and paths[0].parent == folder
+        source = Source(name, paths[0].parent, paths, index, revision, whole)
+        reason = _why_not(source)
+        if reason is None:
+            sets.append(source)
+        elif len(paths) == 1:
+            left.append(LeftOut(group.files[0], reason))
+        elif rest := _whole_parts(source, folder, left):
+            sets.append(rest)
+    if not sets and not left:
+        raise no_weights(name)
+    return WeightSets(tuple(sets), tuple(shortened(sorted(set(left)))))
+
+
+def _whole_parts(source: Source, folder: Path, left: list[LeftOut]) -> Source | None:
+    """A source without those of its files that don't open, if any are left."""
+    whole = []
+    for path in source.weights:
+        reason = _why_not(replace(source, weights=(path,), index=None))
+        if reason is None:
+            whole.append(path)
+        else:
+            left.append(LeftOut(path.relative_to(folder).as_posix(), reason))
+    return replace(source, weights=tuple(whole), index=None) if whole else None
+
+
+def _why_not(source: Source) -> str | None:
+    """Why it doesn't open, if it doesn't."""
+    try:
+        open_checkpoint(source, suspect=True).close()
+    except OSError as error:
+        return f"can't be read ({error.strerror or error})"
+    except CheckpointError as error:
+        text = str(error).removesuffix(".")
+        for path in source.weights:
+            text = text.replace(str(path), "", 1)
+        return text.lstrip(": ")
+    return None

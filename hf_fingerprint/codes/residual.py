@@ -1,0 +1,78 @@
+"""What a reading holds beside what is known: the codes' mean, which all copies share, and the recipients accused."""
+
+import math
+
+import numpy as np
+
+from hf_fingerprint.codes.codebook import Codebook
+from hf_fingerprint.codes.signals import Signal, from_order_1, to_signal
+from hf_fingerprint.codes.strategy import most_biased
+
+
+_RIDGE = 1e-9
+_EXPLAINED, _SLIGHT = 4.0, 0.01  # standard errors, and a share: within either a reading is explained by the accused
+
+
+def residual_reading(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> np.ndarray:
+    """The reading less its least-squares fit by the codes' mean and the accused codewords.
+
+    Args:
+        codebook ([`Codebook`]): the code.
+        reading (`np.ndarray` of shape `(V,)`): weighted sums; a mark of strength 1 reads as `mass * b`.
+        mass (`np.ndarray` of shape `(V,)`): the weight behind each position, inverse to the variance of `reading /
+            mass`.
+        accused (`np.ndarray` of shape `(k, V)`): their bits.
+
+    Returns:
+        `np.ndarray` of shape `(V,)`: `y - mass * (beta mu + sum_a gamma_a (b_a - mu))`, in the unit of the reading.
+
+    Raises:
+        [`CodeError`]: if the reading can't be decoded, see [`to_signal`].
+    """
+    signal = to_signal(reading, mass, codebook.length)
+    basis, coefficients, _ = _fit(codebook, signal, accused)
+    return from_order_1(signal.values - coefficients @ (basis * signal.mass), signal.exponent)
+
+
+def unexplained(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> bool:
+    """Whether a reading holds something else than the accused.
+
+    Every copy carries the codes' mean. So its coefficient is the sum of the shares of all copies in an average, and
+    where positions are so biased that copies mostly agree, of any mixture. If either is not the sum of the shares of
+    the accused, somebody else has one, or the copies were not averaged.
+
+    Args:
+        codebook, reading, mass, accused: see [`residual_reading`].
+
+    Returns:
+        `bool`: whether they differ by more than 4 standard errors and by more than 1 %; of fair signs, which have no
+        mean, and where nothing was read, never.
+    """
+    signal = to_signal(reading, mass, codebook.length)
+    read = signal.mass > 0
+    if not codebook.mean.any() or not read.any():
+        return False
+    basis, coefficients, gram = _fit(codebook, signal, accused)
+    shares = coefficients[1:].sum()
+    residual = (signal.values - coefficients @ (basis * signal.mass))[read]
+    noise = float((residual**2 / signal.mass[read]).mean())
+    left = np.append(1.0, -np.ones(len(coefficients) - 1))
+    error = math.sqrt(noise * float(left @ np.linalg.solve(gram, left)))
+    agreed = most_biased(codebook)
+    precision = float((signal.mass * codebook.mean**2)[agreed].sum())
+    total = float((signal.values * codebook.mean)[agreed].sum()) / precision if precision else 0.0
+    slight = _SLIGHT * abs(total)
+    return bool(
+        abs(coefficients[0] - shares) > max(_EXPLAINED * error, slight)
+        or abs(total - shares) * math.sqrt(precision)
+        > max(_EXPLAINED * math.sqrt(noise), slight * math.sqrt(precision))
+    )
+
+
+def _fit(codebook: Codebook, signal: Signal, accused: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least squares by the codes' mean and the accused, centred: `(basis, coefficients, gram)`."""
+    mean = codebook.mean
+    basis = np.concatenate([mean[None, :], 2.0 * accused - 1 - mean]) if len(accused) else mean[None, :]
+    gram = (basis * signal.mass) @ basis.T
+    gram += _RIDGE * (1 + float(np.trace(gram)) / len(gram)) * np.eye(len(gram))
+    return basis, np.linalg.solve(gram, basis @ signal.values), gram

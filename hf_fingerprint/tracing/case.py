@@ -1,0 +1,84 @@
+"""What is asked of a trace, and which copies are tested for it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.tracing.finding import Found
+from hf_fingerprint.tracing.result import BaseRead
+from hf_fingerprint.tracing.verdict import Candidates
+from hf_fingerprint.vault import Vault, copies_in_training, standings
+
+
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A record of a base that a suspect is read against.
+
+    Attributes:
+        candidates ([`Candidates`]): its copies.
+        original ([`Checkpoint`]): the base's open files.
+        why (`str`): what the base has to do with the suspect.
+    """
+
+    candidates: Candidates
+    original: Checkpoint
+    why: str
+
+    def describe(self) -> BaseRead:
+        """For the result."""
+        base = self.candidates.base
+        return BaseRead(base.base_id, base.source, len(self.candidates.copies), self.why)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One trace of one suspect.
+
+    Attributes:
+        vault ([`Vault`]): the vault, unlocked.
+        place (`str`, `Path` or `None`): the base, if the caller names it.
+        recipient (`str` or `None`): whose copies alone are tested, as one claim.
+        all_scores (`bool`): whether scores of those who are not accused are shown.
+        advance (callable or `None`): told `(step, done, total)`.
+    """
+
+    vault: Vault
+    place: str | Path | None = None
+    recipient: str | None = None
+    all_scores: bool = False
+    advance: Advance | None = None
+
+    def reads(self, found: Found) -> list[Read]:
+        """The records to read, each with the copies to test; of bases without any copies, the first record.
+
+        A claim pays for all copies in the vault: whoever makes one may have seen a trace, or know whom a model is
+        like.
+
+        Raises:
+            [`VaultError`]: if a recipient is named who has no copy of these bases.
+        """
+        training = copies_in_training(self.vault)  # their checkpoints may have left the house before they are recorded
+        everybody = None if self.recipient is None else len(self.vault.copies())
+        reads = []
+        for group in found.groups:
+            for base in group.records:
+                every = self.vault.copies(base.base_id, self.recipient)
+                copies = [c for c in every if c.state != "begun" or c.copy_id in training]
+                keys, states = self.vault.copy_keys(copies), standings(self.vault, copies)
+                reads.append(Read(Candidates(base, copies, keys, everybody, states), group.original, group.why))
+        if self.recipient is not None and not any(each.candidates.copies for each in reads):
+            raise VaultError(
+                f"{self.vault.folder} has no copy of base {reads[0].candidates.base.base_id} for {self.recipient}, "
+                f"and this suspect resembles that base: see `hf-fingerprint recipients`, or give another --base."
+            )
+        return [each for each in reads if each.candidates.copies] or reads[:1]
+
+    def stage(self, step: str, total: int) -> Callable[[int], None] | None:
+        """What one step of the trace tells its progress."""
+        advance = self.advance
+        return None if advance is None else lambda done: advance(step, done, total)

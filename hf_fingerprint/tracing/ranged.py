@@ -1,0 +1,127 @@
+"""A suspect on the Hub, traced by byte ranges, look by look, up to the first that accuses somebody."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from hf_fingerprint.checkpoints import RangedCheckpoint
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.reading import Looks, match_names, names_tell, shapes_in_common
+from hf_fingerprint.tracing.case import Case
+from hf_fingerprint.tracing.conclusion import conclude, could_hold_a_copy, nothing_read
+from hf_fingerprint.tracing.finding import CLEARLY, find_bases
+from hf_fingerprint.tracing.readability import hidden_in
+from hf_fingerprint.tracing.result import NotRead, TraceResult
+from hf_fingerprint.tracing.verdict import Level, judge
+from hf_fingerprint.vault import Base
+
+
+def trace_ranges(case: Case, suspect: RangedCheckpoint) -> tuple[TraceResult | None, int]:
+    """Traces a suspect by ranges.
+
+    Args:
+        case ([`Case`]): what is asked.
+        suspect ([`RangedCheckpoint`]): the open suspect.
+
+    Returns:
+        `(result, looks)`: `None` if all of it must be read to find out, and may be; and how many looks were judged.
+    """
+    bases = case.vault.bases()
+    if not bases:
+        raise VaultError(f"{case.vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
+    if not any(names_tell(base, suspect) for base in bases):
+        return _by_headers(suspect, bases), 0
+    with ExitStack() as held:
+        found = find_bases(case.vault, case.place, suspect, held)
+        if not found.groups or not names_tell(found.groups[0].records[0], suspect):
+            return _by_headers(suspect, bases), 0
+        reads = case.reads(found)
+        tested = [each.candidates for each in reads]
+        looks = Looks([(each.candidates.base, each.original) for each in reads], suspect)
+        total, copies = tested[0].base.carrier_weights, sum(len(each.keys) for each in tested)
+        for look, readings in enumerate(looks.readings(case.stage("reading", total)), 1):
+            scoring = case.stage(f"scoring, look {look}", copies)
+            result = judge(suspect, readings, tested, look, scoring, all_scores=case.all_scores)
+            if result.accused:
+                break
+            if result.weights_read and not result.lineage.descends and _whole_allowed(suspect):
+                return None, look  # a stranger, or a copy whose tensors were given each other's names
+        if not result.accused and _whole_allowed(suspect) and (result.lineage.cosine < CLEARLY or suspect.others):
+            return None, look  # perhaps its channels stand in another order, or it lies in another file
+        limit = None if looks.complete or result.accused else _limit(suspect)
+        result = conclude(result, suspect, reads, readings, Level.of(tested, look), found, limit)
+        if result.outcome is Outcome.NOT_COMPARABLE and result.weights_read:
+            whole = f"All of it is needed to tell whether they were put in another order: {_limit(suspect)}"
+            reason = f"{result.reason} {whole}"
+            result = replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
+    return _counted(result, suspect, looks.complete), look
+
+
+def _by_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult | None:
+    """What can be said without names that tell which tensor is which; `None` if all of it must be read, and may be."""
+    alpha, seen = min(base.alpha for base in bases), set()
+    for base in bases:
+        fitting = _fitting(base, suspect)
+        layout = base.length, base.family, tuple(fitting)
+        if layout not in seen and could_hold_a_copy(base, suspect, fitting):
+            break
+        seen.add(layout)
+    else:
+        unlike = [NotRead(base.base_id, base.source, "too few of its tensors have a counterpart") for base in bases]
+        reason = "Too few tensors of it fit the marked tensors of any base on record: another model."
+        return _counted(nothing_read(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, unlike), suspect, False)
+    if _whole_allowed(suspect):
+        return None
+    reason = f"Names don't tell which tensor is which, so all of it must be read: {_limit(suspect)}"
+    unread = [NotRead(base.base_id, base.source, "the suspect was not read") for base in bases]
+    return _counted(nothing_read(suspect.source, Outcome.NOT_READABLE, reason, alpha, unread), suspect, False)
+
+
+def _fitting(base: Base, suspect: RangedCheckpoint) -> list[str]:
+    """The carriers that may have a counterpart in a suspect, by its headers."""
+    matches = match_names(base, suspect)
+    missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
+    hidden = [each.carrier for each in hidden_in(base, suspect, missing, suspect.left_out)]
+    by_name = [*matches, *hidden]
+    return by_name if len(by_name) >= shapes_in_common(base, suspect) else _of_shapes(base, suspect)
+
+
+def _of_shapes(base: Base, suspect: RangedCheckpoint) -> list[str]:
+    """The carriers whose shape the suspect has, each of its tensors counted once."""
+    left = [info.shape for info in suspect.tensors.values()]
+    found = []
+    for carrier in base.carriers:
+        if (shape := base.tensors[carrier.name].shape) in left:
+            left.remove(shape)
+            found.append(carrier.name)
+    return found
+
+
+def _whole_allowed(suspect: RangedCheckpoint) -> bool:
+    """Whether all weight files may be fetched."""
+    return suspect.max_bytes is None or suspect.bytes_fetched + _all_bytes(suspect) <= suspect.max_bytes
+
+
+def _all_bytes(suspect: RangedCheckpoint) -> int:
+    return suspect.total_bytes + sum(size for _, size in suspect.others)
+
+
+def _limit(suspect: RangedCheckpoint) -> str:
+    needed, allowed = _all_bytes(suspect) / 1e6, (suspect.max_bytes or 0) / 1e6
+    return f"that takes {needed:,.1f} MB, and --max-mb allows {allowed:,.1f}; allow more, or give its files."
+
+
+def _counted(result: TraceResult, suspect: RangedCheckpoint, complete: bool) -> TraceResult:
+    return replace(
+        result,
+        bytes_fetched=suspect.bytes_fetched,
+        bytes_total=suspect.total_bytes,
+        requests=suspect.requests,
+        complete=complete,
+        files=tuple(path.name for path in suspect.source.weights),
+        files_not_read=tuple(
+            NotRead(name, suspect.source.name, f"{size / 1e6:,.1f} MB that ranges can't be read of")
+            for name, size in suspect.others
+        ),
+    )

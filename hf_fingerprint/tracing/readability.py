@@ -1,0 +1,187 @@
+"""Whether enough of a suspect was read to say that nobody's copy is in it, and if not, what stood in the way.
+
+The test is what is promised: a verbatim copy, where weights like the base's were read, would have been accused. What
+was not read is held to the same test: if a copy could be hidden there, "nobody" is no answer.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from hf_fingerprint.carriers import keyed_offset, position_counts
+from hf_fingerprint.checkpoints import TensorInfo, Weights
+from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
+from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.codes import prove_codeword
+from hf_fingerprint.reading import cosine, sample_rows
+from hf_fingerprint.vault import Base
+
+
+NOISE = 1.0  # amplitudes in each weight: more than rounding to half precision leaves
+TRIALS = 3
+SHOWN = 5
+TURNED = 0.5
+
+
+class Hidden(NamedTuple):
+    """A tensor of the suspect that may hold a carrier and was not read.
+
+    Attributes:
+        name (`str`): as the suspect calls it; it may be hostile.
+        why (`str`): what it is, in a few words.
+        carrier (`str`): the carrier it may hold.
+    """
+
+    name: str
+    why: str
+    carrier: str
+
+
+def would_show(base: Base, mass: np.ndarray, recipients: int, alpha: float) -> bool:
+    """Whether a verbatim copy would be accused by so many of its weights at each position.
+
+    By simulation with codewords that are nobody's, and with noise as large as the mark in every weight.
+
+    Args:
+        base ([`Base`]): the base.
+        mass (`np.ndarray` of shape `(V,)`): how many weights.
+        recipients (`int`): that the bound pays for.
+        alpha (`float`): the level at which this look accuses.
+    """
+    if not mass.any():
+        return False
+    codebook = base.codebook()
+    for trial in range(TRIALS):
+        key = hashlib.sha256(f"hf_fingerprint: nobody's copy {trial}".encode()).digest()
+        packed = codebook.packed([key])[0]
+        noise = NOISE * np.sqrt(mass) * np.random.default_rng(trial).standard_normal(len(mass))
+        signal = mass * (2.0 * np.unpackbits(packed) - 1) + noise
+        if not prove_codeword(codebook, packed, signal, mass, recipients, alpha)[1]:
+            return False
+    return True
+
+
+def mass_of(base: Base, carriers: Collection[str]) -> np.ndarray:
+    """How many weights of some carriers belong to each position: `float64` of shape `(V,)`."""
+    mass = np.zeros(base.length)
+    for carrier in base.carriers:
+        if carrier.name in carriers:
+            weights = int(np.prod(base.tensors[carrier.name].shape))
+            mass += position_counts(weights, keyed_offset(base.secret, carrier.name, base.length), base.length)
+    return mass
+
+
+def hidden_in(
+    base: Base, suspect: Weights, missing: Collection[str], left_out: Mapping[str, str] | None = None
+) -> list[Hidden]:
+    """What of a suspect may hold the carriers that have no counterpart: tensors of a carrier's size in another shape,
+    of a type that can't be read, or of a carrier's module; and what could not be opened at all.
+
+    Args:
+        base ([`Base`]): the base.
+        suspect ([`Weights`]): the open suspect.
+        missing (collection of `str`): the carriers.
+        left_out (mapping of `str` to `str`, *optional*): tensors of the suspect that can't be opened, and why.
+    """
+    left = {name: base.tensors[name].shape for name in missing}
+    by_module: dict[str, list[TensorInfo]] = defaultdict(list)
+    by_size: dict[int, list[TensorInfo]] = defaultdict(list)
+    for info in suspect.tensors.values():
+        by_module[_module(info.name)].append(info)
+        by_size[_weights(info)].append(info)
+    left_out = left_out or {}
+    unopened: dict[str, list[str]] = defaultdict(list)
+    for name in left_out:
+        unopened[_module(name)].append(name)
+    taken: set[str] = set()
+    found: list[Hidden] = []
+
+    def take(carrier: str, name: str, why: str) -> None:
+        found.append(Hidden(name, why, carrier))
+        taken.add(name)
+        del left[carrier]
+
+    for by_name in (True, False):
+        for carrier, shape in list(left.items()):
+            module = _module(carrier)
+            for info in by_module[module] if by_name else by_size[int(np.prod(shape))]:
+                if info.name not in taken and (why := _why_hidden(shape, info, by_name)):
+                    take(carrier, info.name, why)
+                    break
+            else:
+                for name in unopened[module] if by_name else ():
+                    if name not in taken:
+                        take(carrier, name, left_out[name])
+                        break
+    largest = sorted(left, key=lambda carrier: -int(np.prod(left[carrier])))
+    for carrier, name in zip(largest, [name for name in left_out if name not in taken], strict=False):
+        take(carrier, name, left_out[name])
+    return found
+
+
+def turned_in(base: Base, original: Weights, suspect: Weights, matches: Mapping[str, TensorInfo]) -> Iterator[Hidden]:
+    """Square matrices whose columns are the base's rows.
+
+    Args:
+        base ([`Base`]): the base.
+        original ([`Weights`]): its open files.
+        suspect ([`Weights`]): the open suspect.
+        matches (mapping of `str` to [`TensorInfo`]): carriers, and what of the suspect is unlike them.
+    """
+    for name, info in matches.items():
+        shape = base.tensors[name].shape
+        if len(shape) != 2 or shape[0] != shape[1] or info.shape != shape:
+            continue
+        own, rows = original.tensors[name], sample_rows(shape[0], 8)
+        theirs = to_float32(suspect.read(info), info.dtype).reshape(shape)
+        ours = [to_float32(original.read(own, r * own.row_bytes, (r + 1) * own.row_bytes), own.dtype) for r in rows]
+        turned = {str(row): np.nan_to_num(theirs[:, row], posinf=0, neginf=0) for row in rows}
+        if cosine({str(row): line for row, line in zip(rows, ours, strict=True)}, turned) >= TURNED:
+            yield Hidden(info.name, "its axes in another order", name)
+
+
+def listed(hidden: Iterable[Hidden]) -> str:
+    """The tensors that were not read, as the part of a sentence: `a (I8), b (I8) and 3 more`."""
+    found = [f"{_printable(each.name)} ({each.why})" for each in hidden]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return ", ".join(found[:SHOWN]) + more
+
+
+def _why_hidden(shape: tuple[int, ...], info: TensorInfo, same_module: bool) -> str | None:
+    """Why a tensor that may hold a carrier of this shape was not read; `None` if it can't hold it."""
+    if info.dtype not in READABLE:  # packed, it has another size
+        fits = _weights(info) == int(np.prod(shape)) or (same_module and len(info.shape) > 1)
+        return info.dtype if fits else None
+    if info.shape != shape and _weights(info) == int(np.prod(shape)) and _rearranged(info.shape, shape):
+        return f"{info.dtype}, shape {'x'.join(map(str, info.shape))} where {'x'.join(map(str, shape))} is expected"
+    return None
+
+
+def _weights(info: TensorInfo) -> int:
+    return info.nbytes // SIZES[info.dtype]
+
+
+def _rearranged(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two shapes of one size may be the same tensor: its axes in another order, or some of them joined."""
+    if sorted(n for n in one if n != 1) == sorted(n for n in other if n != 1):
+        return True
+    return any(
+        _joins(a, b) for a, b in ((one, other), (other, one), (one[::-1], other[::-1]), (other[::-1], one[::-1]))
+    )
+
+
+def _joins(coarse: tuple[int, ...], fine: tuple[int, ...]) -> bool:
+    """Whether joining neighbouring axes of one shape gives the other."""
+    return set(np.cumprod(coarse).tolist()) <= set(np.cumprod(fine).tolist())
+
+
+def _module(name: str) -> str:
+    """The module that a tensor belongs to; of a name without one, the name."""
+    return normalise(name).rpartition(".")[0] or normalise(name)
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name[:80])

@@ -1,0 +1,183 @@
+"""From readings to a verdict on every copy, with a bound that covers all looks and all bases that were read.
+
+An innocent's codeword is independent of the suspect, so what is computed from the suspect alone, `h`, gives the
+innocent's score a tail that is bounded whatever h is. Look l has an h of its own: the reading of the first `S_l`
+weights of an order that no data decide. It exists whether or not anybody stops before it, so the event "look l accuses
+an innocent" has probability at most `alpha / (l (l + 1))`, and
+
+    P(any look accuses an innocent) <= sum over l of alpha / (l (l + 1)) = alpha sum of (1/l - 1/(l + 1)) <= alpha
+
+by the union bound, whatever rule stops the looking, also one that sees the scores. In the same way k bases, or records
+of one base, share alpha, `alpha / k` each, and so do m sets of weight files of one suspect: which bases are read is
+decided by the suspect and the bases, and no codeword is looked at. A bound on the probability that *any* innocent
+scores so high in the *whole* trace is therefore the decoder's times `l (l + 1) k m`.
+
+All of this rests on the keyed generator being pseudo-random, and on a suspect that was made without feedback: whoever
+sees how innocents score can climb towards one of them. So the scores of those who are not accused stay here.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from hf_fingerprint.checkpoints import Weights
+from hf_fingerprint.codes import decode
+from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.reading import Reading
+from hf_fingerprint.tracing.result import RecipientScore, TraceResult
+from hf_fingerprint.vault import Base, CopyRecord
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Copies of one base that are to be tested.
+
+    Attributes:
+        base ([`Base`]): the base.
+        copies (sequence of [`CopyRecord`]): the copies.
+        keys (sequence of `bytes`): their copy keys.
+        recipients (`int`, *optional*): how many copies the bound pays for; those that are tested by default.
+        states (mapping of `str` to `str`): how far each copy got, by its id; see [`standing`].
+    """
+
+    base: Base
+    copies: Sequence[CopyRecord]
+    keys: Sequence[bytes]
+    recipients: int | None = None
+    states: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Candidates({self.base.base_id}, {len(self.copies)} copies)"
+
+    @property
+    def covered(self) -> int:
+        """How many copies the bound pays for."""
+        return len(self.copies) if self.recipients is None else max(self.recipients, len(self.copies))
+
+
+@dataclass(frozen=True)
+class Level:
+    """At which level one look at one suspect accuses.
+
+    Attributes:
+        alpha (`float`): the bound for the whole trace.
+        share (`int`): into how many parts it is divided.
+        look (`int`): which look it is, from 1.
+    """
+
+    alpha: float
+    share: int
+    look: int
+
+    @classmethod
+    def of(cls, tested: Sequence[Candidates], look: int | None = None, sets: int = 1) -> "Level":
+        """The level of a look.
+
+        Args:
+            tested (sequence of [`Candidates`]): the bases, or records of bases, that share alpha.
+            look (`int`, *optional*): which of several looks at the suspect it is, from 1; by default the only one.
+            sets (`int`, *optional*, defaults to 1): of how many sets of weight files the suspect is one.
+        """
+        share = len(tested) * sets * (1 if look is None else look * (look + 1))
+        return cls(min(candidates.base.alpha for candidates in tested), share, look or 1)
+
+
+def judge(
+    suspect: Weights,
+    readings: Sequence[Reading],
+    tested: Sequence[Candidates],
+    look: int | None = None,
+    advance: Callable[[int], None] | None = None,
+    sets: int = 1,
+    all_scores: bool = False,
+) -> TraceResult:
+    """Turns a suspect's readings into a verdict on each copy.
+
+    Args:
+        suspect ([`Weights`]): where the readings are from.
+        readings (sequence of [`Reading`]): one for each base.
+        tested (sequence of [`Candidates`]): the bases, or records of bases, with their copies; the likeliest first.
+        look, sets: see [`Level.of`].
+        advance (callable, *optional*): told the copies scored.
+        all_scores (`bool`, *optional*, defaults to `False`): whether the scores of those who are not accused stay in
+            the result.
+
+    Returns:
+        [`TraceResult`]: of an outcome that is [`Outcome.ACCUSED`], or as long as nothing else is known
+        [`Outcome.NOT_READABLE`].
+    """
+    level = Level.of(tested, look, sets)
+    verdicts = [
+        _judge_base(suspect, reading, candidates, level, advance)
+        for reading, candidates in zip(readings, tested, strict=True)
+    ]
+    scores = tuple(sorted((score for verdict in verdicts for score in verdict.scores), key=_sureness))
+    accused = tuple(score for score in scores if score.accused)
+    # without an accusation the first, the likeliest: which base has the highest innocent is nobody's business
+    told = next((verdict for verdict in verdicts if accused and verdict.base == accused[0].base), verdicts[0])
+    return replace(
+        told,
+        outcome=Outcome.ACCUSED if accused else Outcome.NOT_READABLE,
+        scores=scores if all_scores else accused,
+        accused=accused,
+        recipients_tested=len(scores),
+        recipients_covered=sum(candidates.covered for candidates in tested),
+    )
+
+
+def _sureness(score: RecipientScore) -> tuple[float, float]:
+    return score.log10_false_accusation, -score.score
+
+
+def _judge_base(
+    suspect: Weights,
+    reading: Reading,
+    tested: Candidates,
+    level: Level,
+    advance: Callable[[int], None] | None,
+) -> TraceResult:
+    base = tested.base
+    decoded = decode(
+        base.codebook(),
+        tested.keys,
+        reading.values,
+        reading.mass,
+        level.alpha / level.share,
+        advance=advance,
+        recipients=tested.covered,
+    )
+    accused = set(decoded.accused)
+    scores = [
+        RecipientScore(
+            copy.recipient,
+            copy.copy_id,
+            float(decoded.scores[i]),
+            min(0.0, float(decoded.log_bounds[i] / math.log(10)) + math.log10(level.share)),
+            i in accused,
+            base.base_id,
+            tested.states.get(copy.copy_id, ""),
+            copy.created,
+        )
+        for i, copy in enumerate(tested.copies)
+    ]
+    return TraceResult(
+        suspect=suspect.source.name,
+        revision=suspect.source.revision,
+        base=base.base_id,
+        base_source=base.source,
+        outcome=Outcome.NOT_READABLE,
+        accused=(),
+        scores=tuple(scores),
+        recipients_tested=len(scores),
+        recipients_covered=tested.covered,
+        tensors_matched=reading.tensors_matched,
+        tensors_marked=len(base.carriers),
+        weights_read=reading.weights_read,
+        weights_dropped=reading.weights_dropped,
+        lineage=reading.lineage,
+        alpha=level.alpha,
+        threshold=decoded.threshold,
+        rounds=decoded.rounds,
+        looks=level.look,
+        tensors_aligned=reading.aligned,
+    )

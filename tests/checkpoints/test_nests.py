@@ -1,0 +1,136 @@
+"""Which tensors of a pickle count: of a suspect all, of a base those that it says clearly are the model's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_files import refused
+
+from hf_fingerprint.checkpoints import nests, open_checkpoint
+
+
+A, B, C = torch.arange(4.0), torch.arange(4.0) + 10, torch.arange(4.0) + 20
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def suspect(path: Path) -> dict[str, list[float]]:
+    """The tensors of a suspect by name."""
+    with open_checkpoint(path, suspect=True) as checkpoint:
+        return {n: checkpoint.read(info).view("<f4").tolist() for n, info in checkpoint.tensors.items()}
+
+
+def named(**tensors: torch.Tensor) -> dict[str, list[float]]:
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+SUSPECTS: list[tuple[Any, dict[str, torch.Tensor]]] = [
+    ({"a": A}, {"a": A}),
+    ({"decoy": C, "nest": {"a": A, "b": B}}, {"decoy": C, "nest.a": A, "nest.b": B}),
+    ({"decoy": C, "state_dict": {"a": A}}, {"a": A, "decoy": C}),
+    ({"state_dict": {"a": A}, "state_dict_ema": {"a": B}}, {"a": A, "state_dict_ema.a": B}),
+    ({"model": {"a": A}, "ema": {"a": B}, "epoch": 3}, {"a": A, "ema.a": B}),
+    ({"model": {"state_dict": {"a": A}}}, {"a": A}),
+    ({"checkpoint": {"model": {"a": A}}}, {"checkpoint.model.a": A}),
+    ({"state_dict": {"a": A, "more": {"b": B}}}, {"a": A, "more.b": B}),
+    ({"a": C, "state_dict": {"a": A}}, {"a": A, "a#2": C}),
+    ({"n.a": A, "n": {"a": B}}, {"n.a": A, "n.a#2": B}),
+    ([A, {"b": [B, (C,)]}], {"0": A, "1.b.0": B, "1.b.1.0": C}),
+    ({"layers": [{"w": A}, {"w": B}]}, {"layers.0.w": A, "layers.1.w": B}),
+    ({0: A, "0": B, (1, 2): C}, {"0": A, "0#2": B, "<tuple>": C}),
+    ({"optimizer": {"state": {0: {"exp_avg": B}}}, "state_dict": {"a": A}}, {"a": A, "optimizer.state.0.exp_avg": B}),
+    (A, {"tensor": A}),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), SUSPECTS, ids=range(len(SUSPECTS)))
+def test_every_tensor_of_a_suspect_is_found_wherever_it_is_nested(tmp_path, content, expected):
+    assert suspect(saved(tmp_path / "x.pth", content)) == {n: t.tolist() for n, t in expected.items()}
+
+
+REFUSED: list[tuple[Any, str]] = [
+    ({"decoy": C, "nest": {"a": A}}, "nest beside those at its top"),
+    ({"nest": {"a": A}, "epoch": 3}, "nest, and none at its top"),
+    ({"decoy": C, "state_dict": {"a": A}}, "decoy beside those in state_dict"),
+    ({"teacher": {"a": B}, "state_dict": {"a": A}}, "teacher beside those in state_dict"),
+    ({"state_dict": {"a": A, "more": {"b": B}}}, "state_dict.more beside those in state_dict"),
+    ({"model": {"state_dict": {"a": A}}}, "model.state_dict, and none in model"),
+    ({"a": A, "list": [B]}, "list beside those at its top"),
+    ({f"n{i}": {"a": A} for i in range(9)}, "n0, n1, n2 and 6 more"),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), REFUSED, ids=[expected for _, expected in REFUSED])
+def test_a_base_with_tensors_in_two_places_is_refused_by_file_and_keys(tmp_path, content, expected):
+    path = saved(tmp_path / "x.pth", content)
+
+    text = refused(open_checkpoint, path)
+
+    assert f"{path} holds tensors in {expected}" in text
+    assert "state dict alone" in text
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"optimizer": {"state": {0: {"exp_avg": B}}}},
+        {"optimizer_states": [{"state": {0: {"exp_avg": B}}}], "lr_schedulers": [{"x": B}]},
+        {"amp_scaler": {"scale": A}, "torch_rng_state": torch.zeros(5056, dtype=torch.uint8)},
+        {"best_acc1": torch.tensor(0.9), "epoch": 3},
+        {"state_dict_ema": {"a": B}},
+    ],
+    ids=range(5),
+)
+def test_a_training_script_may_save_its_state_beside_a_bases_state_dict(tmp_path, beside):
+    path = saved(tmp_path / "x.pth", {"state_dict": {"a": A}, **beside})
+
+    with open_checkpoint(path) as base:
+        assert list(base.tensors) == ["a"]
+
+
+def test_what_lies_too_deep_is_left_out_and_said(tmp_path):
+    deep: Any = A
+    for _ in range(nests.DEPTH):
+        deep = {"d": deep}
+    path = saved(tmp_path / "x.pth", {"a": A, "deep": deep, "empty": {"d": {}}})
+
+    with open_checkpoint(path, suspect=True) as checkpoint:
+        assert list(checkpoint.tensors) == ["a"]
+        assert checkpoint.left_out == {"deep" + ".d" * (nests.DEPTH - 1): "nested deeper than 8"}
+
+
+def test_no_more_tensors_than_the_limit_are_read_and_the_rest_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(nests, "MOST_TENSORS", 5)
+    path = saved(tmp_path / "x.pth", {"state_dict": {str(i): A for i in range(4)}, "decoys": [B] * 10})
+
+    with open_checkpoint(path, suspect=True) as checkpoint:
+        assert list(checkpoint.tensors) == ["0", "1", "2", "3", "decoys.0"]
+        assert checkpoint.left_out == {"...": "9 tensors more than the 5 that are read"}
+
+
+def test_a_nest_that_holds_itself_is_looked_through_once(tmp_path):
+    ring: dict[str, Any] = {"a": A}
+    ring["ring"] = [ring] * 1000
+    path = saved(tmp_path / "x.pth", ring)
+
+    assert suspect(path) == named(a=A)
+    assert "ring" in refused(open_checkpoint, path)
+
+
+def test_many_keys_that_are_spelled_alike_each_get_a_name():
+    taken: dict[str, int] = {}
+
+    assert [nests.free_name("a", taken) for _ in range(3)] == ["a", "a#2", "a#3"]
+    assert nests.free_name("a#2", taken) == "a#2#2"
+    assert len({nests.free_name("b", taken) for _ in range(100_000)}) == 100_000
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, "hello", [1, [2]]], ids=repr)
+def test_a_suspect_without_any_tensor_is_refused_by_name(tmp_path, content):
+    path = saved(tmp_path / "x.bin", content)
+
+    assert str(path) in refused(lambda: open_checkpoint(path, suspect=True))
