@@ -87,6 +87,7 @@ class LoopbackHub:
         received (`list[Received]`): all that came with them.
         failing (`dict[str, int]`): a status to answer with, by a part of the path: `{"": 503}` fails every request.
         faults (`list[Fault]`): what goes wrong how often.
+        bytes_sent (`int`): bytes of files that were sent so far, or begun to be.
         lock (`threading.RLock`): held while something is changed.
     """
 
@@ -101,6 +102,7 @@ class LoopbackHub:
         self.received: list[Received] = []
         self.failing: dict[str, int] = {}
         self.faults: list[Fault] = []
+        self.bytes_sent = 0
         self.lock = threading.RLock()
         self.signing_key = secrets.token_bytes(16)
         self.url = ""
@@ -130,7 +132,7 @@ class LoopbackHub:
     def add(
         self,
         repo_id: str,
-        files: Mapping[str, bytes] | Path,
+        files: Mapping[str, bytes | Blob] | Path,
         private: bool = False,
         gated: bool | str = False,
         kind: str = "model",
@@ -180,6 +182,11 @@ class LoopbackHub:
             self.received.append(received)
             asked = f"{call.method} {call.path}"
             return next((fault for fault in self.faults if fault.happens(self._requests, asked)), None)
+
+    def note_sent(self, count: int) -> None:
+        """Counts bytes of a file that are sent."""
+        with self.lock:
+            self.bytes_sent += count
 
     def point_client(self, monkeypatch: Any, cache: Path) -> None:
         """Turns the `huggingface_hub` client of this process to this server, with a cache and no login of its own."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -49,7 +50,7 @@ class Refusal(Exception):
 class Blob:
     """A file's content, its git hash (of the LFS pointer, if it is stored as LFS) and, only then, its SHA-256."""
 
-    data: bytes = field(repr=False)
+    data: bytes | mmap.mmap = field(repr=False)
     oid: str
     sha256: str | None = None
 
@@ -61,6 +62,15 @@ class Blob:
     @classmethod
     def lfs(cls, data: bytes, sha256: str) -> "Blob":
         """A file of which git holds a pointer only."""
+        return cls(data, blob_hash(_pointer(sha256, len(data))), sha256)
+
+    @classmethod
+    def on_disk(cls, path: Path) -> "Blob":
+        """A large file, perhaps all holes, that is served from the disk as LFS. Its hash is of where it is: a
+        download of all of it would not be taken for whole."""
+        with path.open("rb") as stream:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        sha256 = hashlib.sha256(str(path).encode()).hexdigest()
         return cls(data, blob_hash(_pointer(sha256, len(data))), sha256)
 
     def entry(self, path: str) -> dict[str, Any]:
@@ -197,6 +207,8 @@ class Repo:
 
     def _blob(self, name: str, data: bytes | Blob, lfs: bool) -> Blob:
         if isinstance(data, Blob):
+            if data.sha256 is not None:
+                self.store.setdefault(data.sha256, data.data)
             return data
         if not (lfs and data and is_lfs(name, len(data))):
             return Blob.plain(data)

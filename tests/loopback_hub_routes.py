@@ -161,6 +161,7 @@ class ReadingHandler(HttpHandler):
         """Sends a file, or what the request asks for of it."""
         asked = self.headers.get("Range")
         if asked is None or not ranges:
+            self.hub.note_sent(len(data) * (self.command == "GET"))
             self.send(200, data, headers | ({"Accept-Ranges": "bytes"} if ranges else {}))
             return
         begin, end = _range(asked, len(data))
@@ -168,6 +169,7 @@ class ReadingHandler(HttpHandler):
             self.send(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
             return
         told = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"}
+        self.hub.note_sent((end - begin) * (self.command == "GET"))
         self.send(206, memoryview(data)[begin:end], headers | told)
 
     def about(self, repo: Repo, commit: Commit | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
-from loopback_hub import Fault, LoopbackHub, Request, blob_hash
+from loopback_hub import Blob, Fault, LoopbackHub, Request, blob_hash
 from safetensors.numpy import save
 
 
@@ -121,6 +121,20 @@ def test_the_client_reads_a_header_and_a_part_of_a_file_without_the_rest(hub):
 
     assert metadata.files_metadata["model.safetensors"].tensors["a"].shape == [6]
     assert part == b"456"
+
+
+def test_a_file_on_the_disk_is_served_in_parts_and_what_is_sent_is_counted(hub, tmp_path):
+    with (tmp_path / "large").open("wb") as stream:
+        stream.write(b"0123456789")
+        stream.truncate(1 << 30)
+    hub.add("org/name", {"model.safetensors": Blob.on_disk(tmp_path / "large")})
+    url = f"{hub.url}/org/name/resolve/main/model.safetensors"
+
+    response = get_session().get(url, headers={"Range": "bytes=5-14"}, follow_redirects=True)
+
+    assert response.content == b"56789" + bytes(5)
+    assert hub.bytes_sent == 10
+    assert HfApi().model_info("org/name", files_metadata=True).siblings[0].size == 1 << 30
 
 
 def test_a_head_request_tells_commit_hash_and_size_and_sends_nothing(hub):

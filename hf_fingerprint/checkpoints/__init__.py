@@ -3,6 +3,7 @@
 from hf_fingerprint.checkpoints.contents import Contents, LeftOut, contents_of
 from hf_fingerprint.checkpoints.files import sync
 from hf_fingerprint.checkpoints.places import cleared_on_failure, folder_of
+from hf_fingerprint.checkpoints.ranged_files import TooLarge
 from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ranges
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
@@ -18,6 +19,7 @@ __all__ = [
     "RangedCheckpoint",
     "Source",
     "TensorInfo",
+    "TooLarge",
     "WeightSets",
     "Weights",
     "WrittenCopy",

@@ -1,12 +1,11 @@
 """Files of a suspect on the Hub, downloaded whole into the client's cache, and never more bytes than allowed."""
 
 import glob
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub import hub_errors, megabytes, spelled
 from hf_fingerprint.checkpoints.source import MAX_INDEX
 from hf_fingerprint.errors import CheckpointError
 
@@ -64,13 +63,13 @@ class HubFiles:
         if self.left is None or not wanted:
             return None
         sizes = [self.sizes[name] for name in wanted]
-        allowed = f"--max-mb allows {_mb(self._allowed)} MB"
+        allowed = f"--max-mb allows {megabytes(self._allowed or 0)} MB"
         if self.left != self._allowed:
-            allowed += f", of which {_mb(self.left)} MB are left"
+            allowed += f", of which {megabytes(self.left)} MB are left"
         if None in sizes:
             return f"needs MB that the Hub does not tell the number of, {allowed}"
         needed = sum(size for size in sizes if size is not None)
-        return None if needed <= self.left else f"needs {_mb(needed, up=True)} MB, {allowed}"
+        return None if needed <= self.left else f"needs {megabytes(needed, up=True)} MB, {allowed}"
 
     def fetch_small(self, names: list[str]) -> None:
         """Downloads configurations and indexes, and sets up the cache for what follows."""
@@ -177,9 +176,3 @@ def _counter(size: int) -> type:
             return super().update(n)
 
     return Counter
-
-
-def _mb(count: int | None, up: bool = False) -> str:
-    """Bytes in MB, rounded so that what is needed never looks like what is allowed."""
-    tenths = (count or 0) / 1e5
-    return f"{(math.ceil(tenths) if up else math.floor(tenths)) / 10:g}"

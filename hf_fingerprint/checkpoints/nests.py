@@ -16,7 +16,9 @@ from hf_fingerprint.errors import CheckpointError
 
 DEPTH, MOST_TENSORS = 8, 100_000
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module", "net")
-_STATE = re.compile(r"optim|sched|scaler|\bamp\b|rng|random|callback|loops", re.IGNORECASE)
+_STATE = re.compile(
+    r"(\w+_)?(optim(izers?)?|sched(uler)?s?|scalers?|amp|rng|random|callbacks|loops)(_(states?|dict))*", re.IGNORECASE
+)
 _SHOWN = 3
 
 
@@ -134,7 +136,7 @@ def _spelled(key: Any) -> str:
 
 def _is_state(name: Any) -> bool:
     """Whether a key is one of a training's state."""
-    return isinstance(name, str) and bool(_STATE.search(name))
+    return isinstance(name, str) and bool(_STATE.fullmatch(name))
 
 
 def _elements(tensor: Any) -> int:

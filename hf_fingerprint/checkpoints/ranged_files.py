@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub import hub_errors, megabytes, spelled
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -24,17 +24,29 @@ class NotByRanges(Exception):
     """The model may be had, but by ranges it can't or needn't be."""
 
 
+class TooLarge(CheckpointError):
+    """So few bytes may be fetched that not even the headers, which say what is in the weights, are among them."""
+
+    def __init__(self, repo: str, needed: int, allowed: int):
+        super().__init__(
+            f"{repo} needs {megabytes(needed, up=True)} MB or more to be read, and --max-mb allows "
+            f"{megabytes(allowed)} MB: allow more."
+        )
+
+
 class RangedFiles:
     """The files of one commit.
 
     Args:
         repo (`str`): `org/name`.
         revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
+        max_bytes (`int`, *optional*): how many bytes of files may come at most, repeated ones among them.
 
     Attributes:
         repo (`str`): the repo's name now, which for a renamed repo is the new one.
         commit (`str`): the commit's hash.
         names (`list[str]`): all files.
+        sizes (`dict[str, int | None]`): theirs in bytes, as far as the Hub tells them.
         bytes_fetched (`int`): bytes of files that came so far.
         requests (`int`): HTTP exchanges so far, redirects included; those that the client repeated count once.
 
@@ -43,14 +55,16 @@ class RangedFiles:
         [`NotByRanges`]: if the Hub can't be reached.
     """
 
-    def __init__(self, repo: str, revision: str | None):
+    def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
         self.bytes_fetched = self.requests = 0
+        self._max_bytes = max_bytes
         self._asked = spelled(repo, revision)
         self._direct: dict[str, tuple[str, bool]] = {}
         info = _model_info(repo, revision)
         self.requests += 1 + (info.id != repo)
         self.repo, self.commit = str(info.id), str(info.sha)
-        self.names = [sibling.rfilename for sibling in info.siblings or []]
+        self.sizes: dict[str, int | None] = {each.rfilename: each.size for each in info.siblings or []}
+        self.names = list(self.sizes)
         if not info.sha:
             raise NotByRanges
 
@@ -69,13 +83,18 @@ class RangedFiles:
         Raises:
             [`CheckpointError`]: if they can't be had.
             [`NotByRanges`]: if the answer isn't that range.
+            [`TooLarge`]: if they are more than may still come.
         """
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
         waits = iter([FIRST_WAIT * 2**i for i in range(RETRIES)])
         reason = "the connection broke off"
+        known = self.sizes.get(name)
+        wanted = (end if known is None else min(end, known)) - begin
         while True:
+            if self._max_bytes is not None and self.bytes_fetched + wanted > self._max_bytes:
+                raise TooLarge(self.repo, self.bytes_fetched + wanted, self._max_bytes)
             url, with_token = self._direct.get(name, ("", True))
             headers = build_hf_headers(token=None if with_token else False)
             headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
@@ -136,7 +155,9 @@ def _model_info(repo: str, revision: str | None) -> Any:
     for wait in (FIRST_WAIT, 2 * FIRST_WAIT, None):
         try:
             with hub_errors(repo, revision):
-                return HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+                return HfApi().model_info(
+                    repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, files_metadata=True
+                )
         except CheckpointError:
             raise
         except Exception as error:

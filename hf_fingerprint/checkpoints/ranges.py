@@ -8,18 +8,22 @@ with open_ranges("org/name") as checkpoint:  # None: download it instead
 """
 
 import json
+import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from hf_fingerprint.checkpoints.names import printable
-from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles
+from hf_fingerprint.checkpoints.nests import free_name
+from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles, TooLarge
 from hf_fingerprint.checkpoints.safetensors_file import MAX_HEADER, TensorInfo, read_layout
-from hf_fingerprint.checkpoints.source import HUB_ID, MAX_INDEX, Source, choose_weights, exists
+from hf_fingerprint.checkpoints.source import HUB_ID, MAX_INDEX, Source, exists
+from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, may_be_model
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -40,19 +44,33 @@ class Weights(Protocol):
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given."""
 
 
+class OtherFile(NamedTuple):
+    """A weight file beside those that are read.
+
+    Attributes:
+        name (`str`): its path in the repo, which may be hostile.
+        size (`int` or `None`): in bytes, if the Hub tells it.
+    """
+
+    name: str
+    size: int | None
+
+
 def open_ranges(name: str | Path, max_bytes: int | None = None) -> "RangedCheckpoint | None":
     """Opens a model on the Hub for reading by ranges.
 
     Args:
         name (`str` or `Path`): what [`resolve`] takes.
-        max_bytes (`int`, *optional*): how many bytes are to be fetched at most, for whoever reads.
+        max_bytes (`int`, *optional*): how many bytes are to be fetched at most, headers and indexes among them.
 
     Returns:
-        [`RangedCheckpoint`], or `None` if it is to be had by [`open_checkpoint`]: a path, a model that is in the local
-        cache or has pickled weights only, a Hub that can't be reached or does not answer ranges.
+        [`RangedCheckpoint`], or `None` if it is to be had by [`weight_sets`]: a path, a model that is in the local
+        cache, has no weights as safetensors, or damaged ones beside others, a Hub that can't be reached or does not
+        answer ranges.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it is not open to this account, or not well-formed.
+        [`TooLarge`]: if more than `max_bytes` are needed to know what is in it.
     """
     text = str(name)
     match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
@@ -65,44 +83,40 @@ def open_ranges(name: str | Path, max_bytes: int | None = None) -> "RangedCheckp
 
 
 class RangedCheckpoint:
-    """A model on the Hub, pinned to a commit. Made by [`open_ranges`].
+    """A suspect on the Hub, pinned to a commit. Made by [`open_ranges`].
 
     Attributes:
         source ([`Source`]): its name on the Hub, which for a renamed repo is the new one, and its commit.
         tensors (`dict[str, TensorInfo]`): all tensors, in the order of the files and of the bytes in them.
-        total_bytes (`int`): size of all weight files.
+        left_out (`dict[str, str]`): those that can't be read, each with a short reason.
+        others (`tuple[OtherFile, ...]`): weight files of the repo that are not among those read.
+        total_bytes (`int`): size of all weight files that are read.
         max_bytes (`int` or `None`): how many bytes are to be fetched at most.
     """
 
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
         self.max_bytes = max_bytes
-        self.others = ()
-        self.left_out = {}
         self.tensors: dict[str, TensorInfo] = {}
+        self.left_out: dict[str, str] = {}
         self.total_bytes = 0
         self._heads: list[tuple[int, int, np.ndarray]] = []
         self._kept: list[tuple[int, int, np.ndarray]] = []
-        self._hub = hub = RangedFiles(repo, revision)
-        chosen = choose_weights([name for name in hub.names if "/" not in name], hub.repo)
-        suffix = PurePosixPath(chosen.removesuffix(".index.json")).suffix
-        if suffix != ".safetensors" or self._cached(chosen):
+        self._hub = hub = RangedFiles(repo, revision, max_bytes)
+        chosen = choose_safetensors(hub.sizes, hub.repo)
+        if chosen is None or self._cached(chosen):
             raise NotByRanges
-        weight_map = self._weight_map(chosen) if chosen.endswith(".index.json") else {}
-        self._files = sorted(set(weight_map.values())) or [chosen]
+        try:
+            self._read_headers(chosen)
+        except TooLarge:
+            raise
+        except CheckpointError:
+            if any(may_be_model(name) and name != chosen for name in hub.names):  # which may be the model
+                raise NotByRanges from None
+            raise
         self.source = Source(hub.repo, Path(), tuple(map(Path, self._files)), None, hub.commit, whole_folder=False)
-        for number in range(len(self._files)):
-            for info in self._layout(number):
-                if info.name in self.tensors:
-                    raise CheckpointError(
-                        f"{hub.repo} holds tensor {printable(info.name)} twice: don't use this model."
-                    )
-                self.tensors[info.name] = info
-        for name, shard in weight_map.items():
-            if name not in self.tensors or self._files[self.tensors[name].file] != shard:
-                raise CheckpointError(
-                    f"{hub.repo}/{chosen} places tensor {printable(name)} in {shard}, which lacks it: don't use "
-                    f"this model."
-                )
+        files = set(self._files)
+        others = [name for name in hub.names if may_be_model(name) and name not in files]
+        self.others = tuple(OtherFile(name, hub.sizes[name]) for name in others)
 
     def __enter__(self) -> "RangedCheckpoint":
         return self
@@ -164,12 +178,26 @@ class RangedCheckpoint:
                 return data[begin - start : end - start]
         return None
 
+    def _read_headers(self, chosen: str) -> None:
+        """Finds out which tensors there are, and where, from the headers of a file or of all that an index names."""
+        weight_map = self._weight_map(chosen) if chosen.endswith(INDEX) else {}
+        self._files = sorted(set(weight_map.values())) or [chosen]
+        taken: dict[str, int] = {}
+        for number in range(len(self._files)):
+            for info in self._layout(number):
+                info = replace(info, name=free_name(info.name, taken))
+                self.tensors[info.name] = info
+        for name, shard in weight_map.items():
+            if name not in self.tensors:
+                self.left_out.setdefault(printable(name), f"not in {printable(shard)}")
+
     def _cached(self, chosen: str) -> bool:
         """Whether all weight files of this commit are in the local cache."""
         from huggingface_hub import try_to_load_from_cache
 
-        shards = [n for n in self._hub.names if n.endswith(".safetensors") and "/" not in n]
-        wanted = [chosen, *shards] if chosen.endswith(".index.json") else [chosen]
+        folder = posixpath.dirname(chosen)
+        shards = [n for n in self._hub.names if n.endswith(".safetensors") and posixpath.dirname(n) == folder]
+        wanted = [chosen, *shards] if chosen.endswith(INDEX) else [chosen]
         return all(
             isinstance(try_to_load_from_cache(self._hub.repo, n, revision=self._hub.commit), str) for n in wanted
         )
@@ -177,7 +205,9 @@ class RangedCheckpoint:
     def _weight_map(self, index: str) -> dict[str, str]:
         """Which shard holds which tensor, as the index says."""
         where = f"{self._hub.repo}/{index}"
-        raw, size = self._hub.get(index, 0, MAX_INDEX, whole=True)
+        size = self._hub.sizes[index]
+        if size is None or size <= MAX_INDEX:
+            raw, size = self._hub.get(index, 0, MAX_INDEX, whole=True)
         if size > MAX_INDEX:
             raise CheckpointError(f"{where} has {size} bytes, which no index has: don't use this model.")
         try:
@@ -186,19 +216,23 @@ class RangedCheckpoint:
             weight_map = {}
         if not weight_map:
             raise CheckpointError(f"{where} is not an index of weight files: don't use this model.")
+        folder, there = posixpath.dirname(index), set(self._hub.names)
         for shard in sorted(set(weight_map.values())):
-            if "/" in shard or shard not in self._hub.names or not shard.endswith(".safetensors"):
+            if "/" in shard or not shard.endswith(".safetensors") or posixpath.join(folder, shard) not in there:
                 raise CheckpointError(
                     f"{where} points to {printable(shard)}, which is not a weight file beside it: don't use this "
                     f"model."
                 )
-        return weight_map
+        return {name: posixpath.join(folder, shard) for name, shard in weight_map.items()}
 
     def _layout(self, number: int) -> list[TensorInfo]:
         """The tensors of one file, from its header alone, checked as a file's would be."""
         name = self._files[number]
         where = f"{self._hub.repo}/{name}"
-        head, size = self._hub.get(name, 0, HEADER_GUESS)
+        guess = HEADER_GUESS
+        if self.max_bytes is not None:  # which a guess must not use up
+            guess = min(HEADER_GUESS, max(8, (self.max_bytes - self.bytes_fetched) // 4))
+        head, size = self._hub.get(name, 0, guess)
         end = 8 + int.from_bytes(head[:8].tobytes(), "little")
         if end > 8 + MAX_HEADER or end > size:
             raise CheckpointError(
@@ -214,7 +248,7 @@ class RangedCheckpoint:
                 sparse.write(head[:end])
                 sparse.truncate(size)
                 sparse.flush()
-                return read_layout(Path(sparse.name), number)[1]
+                return read_layout(Path(sparse.name), number, self.left_out)[1]
             except CheckpointError as error:
                 raise CheckpointError(str(error).replace(sparse.name, where)) from None
             except (OSError, OverflowError):

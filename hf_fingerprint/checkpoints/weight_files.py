@@ -7,14 +7,15 @@ group of its own; what is in no form that is read here is named with the way out
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hf_fingerprint.checkpoints import kinds
 from hf_fingerprint.checkpoints.contents import LeftOut
 from hf_fingerprint.checkpoints.names import printable
-from hf_fingerprint.checkpoints.source import NOT_MODELS, PICKLES, PREFERRED, is_weights, shards_of
+from hf_fingerprint.checkpoints.source import NOT_MODELS, PICKLES, PREFERRED, choose_weights, is_weights, shards_of
+from hf_fingerprint.errors import CheckpointError
 
 
 INDEX = ".index.json"
@@ -47,6 +48,37 @@ class Group:
     def of_training(self) -> bool:
         """Whether it lies in a folder of a training's checkpoints, of which there may be many."""
         return any(kinds.why_not_folder(part) == kinds.CHECKPOINTS for part in PurePosixPath(self.name).parts[:-1])
+
+
+def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | None:
+    """Which safetensors file of a suspect's repo is read first, or its index: what loaders take; where they can't
+    tell, the largest of those nearest the top.
+
+    Args:
+        sizes (mapping of `str` to `int` or `None`): all files of the repo, with their sizes as far as they are known.
+        where (`str`): the repo, for what is said of it.
+
+    Returns:
+        `str`, or `None` if the weights are in another form.
+
+    Raises:
+        [`CheckpointError`]: if nothing there may hold weights.
+    """
+    try:
+        chosen = choose_weights([name for name in sizes if "/" not in name], where)
+        return chosen if _is_safetensors(chosen) else None
+    except CheckpointError:
+        if not any(map(may_be_model, sizes)):
+            raise
+    found = [name for name in sizes if _is_safetensors(name) and may_be_model(name.removesuffix(INDEX))]
+    return min(
+        found, key=lambda name: (name.count("/"), not name.endswith(INDEX), -(sizes[name] or 0), name), default=None
+    )
+
+
+def may_be_model(name: str) -> bool:
+    """Whether a file of this name may hold a model's weights, in whatever form; not a training's state."""
+    return is_weights(name) and not _is_state(name)
 
 
 def is_index(name: str) -> bool:
@@ -127,6 +159,11 @@ def _order(group: Group) -> tuple[bool, int, int, str]:
 
 def _is_read(name: str) -> bool:
     return PurePosixPath(name).suffix in _READ
+
+
+def _is_safetensors(name: str) -> bool:
+    """Whether a file, or those that an index names, are safetensors."""
+    return PurePosixPath(name.removesuffix(INDEX)).suffix == ".safetensors"
 
 
 def _is_state(name: str) -> bool:

@@ -63,10 +63,14 @@ def trace(
     passphrase_file: options.PassphraseFile = None,
     whole: Whole = False,
     max_mb: MaxMb = None,
+    all_scores: options.AllScores = False,
     as_json: options.AsJson = False,
 ) -> int:
-    """Trace a suspect to the recipients it came from. Exit code 0: someone is accused, 1: nobody, 2: an error."""
-    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, as_json)
+    """Trace a suspect to the recipients it came from.
+
+    Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable.
+    """
+    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json)
 
 
 def verify(
@@ -78,10 +82,14 @@ def verify(
     passphrase_file: options.PassphraseFile = None,
     whole: Whole = False,
     max_mb: MaxMb = None,
+    all_scores: options.AllScores = False,
     as_json: options.AsJson = False,
 ) -> int:
-    """Test one claim: a suspect comes from this recipient's copy. Exit code 0: confirmed, 1: not, 2: an error."""
-    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, as_json, recipient)
+    """Test one claim: a suspect comes from this recipient's copy. The bound pays for all copies in the vault.
+
+    Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable.
+    """
+    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json, recipient)
 
 
 def _trace(
@@ -92,9 +100,11 @@ def _trace(
     passphrase_file: Path | None,
     whole: bool,
     max_mb: float | None,
+    all_scores: bool,
     as_json: bool,
     recipient: str | None = None,
 ) -> int:
+    from hf_fingerprint.cli.trace_output import ORACLE, print_trace
     from hf_fingerprint.tracing import trace as trace_suspect
     from hf_fingerprint.vault import Vault, find_passphrase
 
@@ -103,13 +113,22 @@ def _trace(
     max_bytes = None if max_mb is None else int(max_mb * 1e6)
     with output.stages() as advance:
         result = trace_suspect(
-            suspect, opened, base, advance=advance, whole=whole, max_bytes=max_bytes, recipient=recipient
+            suspect,
+            opened,
+            base,
+            advance=advance,
+            whole=whole,
+            max_bytes=max_bytes,
+            recipient=recipient,
+            all_scores=all_scores,
         )
     if as_json:
         output.print_json(result.to_dict())
+        if all_scores:
+            output.remark(ORACLE)
     else:
-        output.print_trace(result, claim=recipient)
-    return 0 if result.accused else 1
+        print_trace(result, claim=recipient)
+    return result.outcome.exit_code
 
 
 def watch(
@@ -121,36 +140,45 @@ def watch(
     since: Annotated[
         str | None, typer.Option("--since", help="Pass over what did not change since: 2026-11-01, 7d, 12h.")
     ] = None,
+    max_mb: Annotated[
+        float, typer.Option("--max-mb", min=0, help="Fetch no more than this of each model, in MB.")
+    ] = 100,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
-    """Trace models on the Hub as they turn up, one line of JSON each. Exit codes as for `trace`."""
-    from hf_fingerprint.hub.watching import parse_since
+    """Trace models on the Hub as they turn up, one line of JSON each. Exit code 0: someone is accused, 1: nobody (or
+    other models), 2: an error, or nothing but errors, 3: some model is not readable."""
+    from hf_fingerprint.hub.watching import exit_code_of, parse_since
     from hf_fingerprint.hub.watching import watch as watch_models
     from hf_fingerprint.vault import Vault, find_passphrase
 
     began = None if since is None else parse_since(since)
     opened = Vault(vault)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    found = False
-    for sighting in watch_models(names, opened, began):
+    sightings = []
+    for sighting in watch_models(names, opened, began, options.bytes_of(max_mb)):
         output.print_line(sighting.to_dict())
-        found |= bool(sighting.accused)
-    return 0 if found else 1
+        sightings.append(sighting)
+    if not sightings:
+        output.remark("Nothing was looked at: all of it is the vault's own, or did not change since.")
+    return exit_code_of(sightings)
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
     """List who got which copy, and when."""
-    from hf_fingerprint.vault import Vault, publications
+    from hf_fingerprint.vault import Vault, publications, standing
 
     opened = Vault(vault)
     copies, pushed = opened.copies(), {found.copy_id: found for found in publications(opened)}
     if as_json:
-        shown = [(copy.describe(), pushed.get(copy.copy_id)) for copy in copies]
-        output.print_json([told | ({} if at is None else at.describe()) for told, at in shown])
+        shown = [(copy, pushed.get(copy.copy_id)) for copy in copies]
+        output.print_json(
+            [c.describe() | {"state": standing(c, at)} | ({} if at is None else at.describe()) for c, at in shown]
+        )
         return
     for copy in copies:
         at = pushed.get(copy.copy_id)
         place = copy.out if at is None else at.place
-        output.say(f"{copy.created}  {copy.state:8}  base {copy.base_id}  {copy.recipient}  {place}")
+        state = f"{standing(copy, at):9}"
+        output.say(f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}")
     output.say(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")

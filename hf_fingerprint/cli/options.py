@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -69,3 +70,18 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),
 ]
+AllScores = Annotated[
+    bool,
+    typer.Option("--all-scores", help="Show the scores of those who are not accused too; don't publish them."),
+]
+
+
+def bytes_of(megabytes: float) -> int:
+    """What a limit in MB is in bytes.
+
+    Raises:
+        [`typer.BadParameter`]: for what is no number.
+    """
+    if not math.isfinite(megabytes):
+        raise typer.BadParameter(f"{megabytes} is not a number of MB.")
+    return int(megabytes * 1e6)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_fingerprint.blackbox import Proven, QueryResult
-    from hf_fingerprint.tracing import TraceResult
     from hf_fingerprint.vault import Base
 
 
@@ -152,53 +151,6 @@ def describe_output(base: "Base") -> str:
     return f"{told}, {what} {found.agreeing:,} of {found.decisions:,} ({interval}) on {on}"
 
 
-def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None) -> None:
-    """A trace as a table and a verdict in words; of one claim, whether it is confirmed."""
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    console = Console()
-    at = f"@{result.revision}" if result.revision else ""
-    console.print(Text(f"{result.suspect}{at} against base {result.base} ({result.base_source})"))
-    lineage = result.lineage
-    descent = "descends from the base" if lineage.descends else "does not look like a descendant of the base"
-    console.print(
-        f"{result.tensors_matched} of {result.tensors_marked} marked tensors matched, {result.weights_read:,} "
-        f"weights read, "
-        f"{result.weights_dropped:,} dropped; the suspect {descent} (cosine {lineage.cosine:.3f}, drift "
-        f"{lineage.drift:.1%})"
-    )
-    if result.tensors_aligned:
-        console.print(f"channels of {result.tensors_aligned} tensors were put back in the base's order and scale")
-    table = Table(Column("recipient", overflow="fold"), "score", "bound on a false accusation", "verdict")
-    shown = max(most, len(result.accused))
-    for score in result.scores[:shown]:
-        bound = _power_of_ten(score.log10_false_accusation)
-        table.add_row(Text(score.recipient), f"{score.score:.1f}", bound, "ACCUSED" if score.accused else "-")
-    console.print(table)
-    if len(result.scores) > shown:
-        console.print(f"and {len(result.scores) - shown:,} more, none accused")
-    names = ", ".join(dict.fromkeys(score.recipient for score in result.accused))
-    verdict = f"accused: {names}" if result.accused else "nobody is accused"
-    if claim is not None:
-        verdict = f"{'confirmed' if result.accused else 'not confirmed'}: a copy of {claim}"
-    console.print(
-        Text(
-            f"{verdict}. {result.recipients_tested:,} copies tested; any innocent accused with probability at most "
-            f"{result.alpha:.0e}"
-        )
-    )
-    if result.bytes_total:
-        rest = ""
-        if not result.complete:
-            rest = "; --whole looks for further colluders" if result.accused else "; a larger --max-mb may tell more"
-        console.print(
-            f"{result.bytes_fetched / 1e6:,.1f} of {result.bytes_total / 1e6:,.1f} MB fetched in {result.requests:,} "
-            f"requests and judged in {result.looks} look{'s' * (result.looks > 1)}{rest}"
-        )
-
-
 def print_query(result: "QueryResult") -> None:
     """What a suspect's answers say, as a table and a verdict in words."""
     from rich.console import Console
@@ -214,7 +166,7 @@ def print_query(result: "QueryResult") -> None:
     )
     table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
     for score in result.scores:
-        agree, bound = f"{score.agreeing} of {score.counted}", _power_of_ten(score.log10_bound)
+        agree, bound = f"{score.agreeing} of {score.counted}", power_of_ten(score.log10_bound)
         table.add_row(Text(score.recipient), agree, bound, "ACCUSED" if score.accused else "-")
     console.print(table)
     if result.copies > len(result.scores):
@@ -253,7 +205,7 @@ def print_proof(worked_out: "Sequence[Proven]") -> None:
     for proven in worked_out:
         verdict = "holds" if proven.holds else "no proof" if proven.opened else "wrong key"
         agree = f"{proven.agreeing} of {proven.counted}"
-        table.add_row(Text(proven.recipient), agree, _power_of_ten(proven.log10_bound), verdict)
+        table.add_row(Text(proven.recipient), agree, power_of_ten(proven.log10_bound), verdict)
     console.print(table)
     for proven in worked_out:
         if proven.opened:
@@ -271,6 +223,6 @@ def print_proof(worked_out: "Sequence[Proven]") -> None:
     )
 
 
-def _power_of_ten(log10_bound: float) -> str:
+def power_of_ten(log10_bound: float) -> str:
     """A bound on a probability, as people read it."""
     return "1" if log10_bound > -0.05 else f"10^{log10_bound:.1f}"

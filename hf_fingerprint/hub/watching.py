@@ -1,9 +1,10 @@
 """Models on the Hub looked at as they turn up: a list of ids, or all that an author has.
 
-Each is traced by ranges, so a look costs a few megabytes. What the vault itself published is passed over.
+Each is traced by ranges, so a look costs a few megabytes, and never more than a limit. What the vault itself published
+is passed over.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 from hf_fingerprint.checkpoints.hub import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
 from hf_fingerprint.hub.client import patiently, refusals
+from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import trace
 from hf_fingerprint.vault import Vault, publications
+
+
+MAX_BYTES = 10**8
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class Sighting:
         log10_false_accusation (`float` or `None`): the surest one's bound.
         base (`str` or `None`): the base it was read against.
         bytes_fetched (`int`): of its weights.
-        error (`str` or `None`): one sentence, if it could not be read.
+        outcome (`str` or `None`): which of the four ways the trace ended in, see [`Outcome`]; `None` after an error.
+        reason (`str` or `None`): one sentence, where nothing can be said of it: why, and the way out.
+        error (`str` or `None`): one sentence, if it could not be looked at.
     """
 
     model: str
@@ -37,6 +44,8 @@ class Sighting:
     log10_false_accusation: float | None = None
     base: str | None = None
     bytes_fetched: int = 0
+    outcome: str | None = None
+    reason: str | None = None
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +53,9 @@ class Sighting:
         return {**asdict(self), "accused": list(self.accused)}
 
 
-def watch(names: Sequence[str], vault: Vault, since: datetime | None = None) -> Iterator[Sighting]:
+def watch(
+    names: Sequence[str], vault: Vault, since: datetime | None = None, max_bytes: int | None = MAX_BYTES
+) -> Iterator[Sighting]:
     """Traces models, yielding each as it is done; one that can't be read is told of and doesn't end it.
 
     alpha bounds false accusations for each model, so watching m of them accuses an innocent with probability at most
@@ -54,9 +65,10 @@ def watch(names: Sequence[str], vault: Vault, since: datetime | None = None) -> 
         names (sequence of `str`): Hub ids `org/name`, and authors, whose models are all looked at.
         vault ([`Vault`]): unlocked.
         since (`datetime`, *optional*): passes over what did not change since.
+        max_bytes (`int`, *optional*, defaults to 100 MB): how many bytes are fetched of each model at most.
 
     Raises:
-        [`HubError`]: if an author's models can't be listed.
+        [`HubError`]: if an author's models can't be listed, or there are none to look at.
     """
     own = {found.repo for found in publications(vault)}
     seen: set[str] = set()
@@ -65,9 +77,21 @@ def watch(names: Sequence[str], vault: Vault, since: datetime | None = None) -> 
             if model in seen or model in own:
                 continue
             seen.add(model)
-            sighting = _look_at(model, modified, vault, since)
+            sighting = _look_at(model, modified, vault, since, max_bytes)
             if sighting is not None:
                 yield sighting
+
+
+def exit_code_of(sightings: Iterable[Sighting]) -> int:
+    """The exit code of a watch: 0 if somebody is accused; else 2 if nothing could be looked at, for errors; else 3 if
+    of some model nothing can be said; else 1."""
+    found = list(sightings)
+    if any(each.accused for each in found):
+        return 0
+    failed = [each.error is not None for each in found]
+    if failed and all(failed):
+        return 2
+    return 3 if any(failed) or any(each.outcome == Outcome.NOT_READABLE for each in found) else 1
 
 
 def parse_since(text: str) -> datetime:
@@ -91,10 +115,14 @@ def _models_of(author: str) -> list[tuple[str, datetime | None]]:
 
     with refusals(author):
         listed = list(HfApi().list_models(author=author, full=True))  # the client tries again by itself
+    if not listed:
+        raise HubError(f"{author} has no models on the Hub that this account may see: check the spelling.")
     return [(info.id, info.last_modified) for info in listed]
 
 
-def _look_at(model: str, modified: datetime | None, vault: Vault, since: datetime | None) -> Sighting | None:
+def _look_at(
+    model: str, modified: datetime | None, vault: Vault, since: datetime | None, max_bytes: int | None
+) -> Sighting | None:
     from huggingface_hub import HfApi
 
     try:
@@ -104,12 +132,22 @@ def _look_at(model: str, modified: datetime | None, vault: Vault, since: datetim
                 modified = patiently(lambda: HfApi().model_info(name, revision=at or None)).last_modified
         if since is not None and modified is not None and modified < since:
             return None
-        result = trace(model if model.startswith("hf-hub:") else f"hf-hub:{model}", vault)
+        result = trace(model if model.startswith("hf-hub:") else f"hf-hub:{model}", vault, max_bytes=max_bytes)
     except FingerprintError as error:
         return Sighting(model, None, _iso(modified), error=str(error))
     surest = result.accused[0].log10_false_accusation if result.accused else None
     accused = tuple(dict.fromkeys(score.recipient for score in result.accused))
-    return Sighting(model, result.revision, _iso(modified), accused, surest, result.base, result.bytes_fetched)
+    return Sighting(
+        model,
+        result.revision,
+        _iso(modified),
+        accused,
+        surest,
+        result.base,
+        result.bytes_fetched,
+        str(result.outcome),
+        result.reason,
+    )
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -79,11 +79,11 @@ def find_origin(model: Checkpoint, vault: Vault) -> Origin | None:
         model ([`Checkpoint`]): the open model, whose content hash is no base's.
         vault ([`Vault`]): the vault; it need not be unlocked.
     """
-    bases, whole = vault.bases(), weights_hash(model, vault)
-    copy = next((copy for copy in vault.copies() if copy.content_hash == whole), None)
-    if copy is not None:
-        return Origin(next(base for base in bases if base.base_id == copy.base_id), copy.recipient)
-    base = _marked_with(model, bases, vault)
+    bases, whole = {base.base_id: base for base in vault.bases()}, weights_hash(model, vault)
+    for copy in vault.copies():
+        if copy.content_hash == whole and copy.base_id in bases:
+            return Origin(bases[copy.base_id], copy.recipient)
+    base = _marked_with(model, list(bases.values()), vault)
     return None if base is None else Origin(base)
 
 

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
+from hf_fingerprint.checkpoints.hub import megabytes
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.reading import Looks, match_names, names_tell, shapes_in_common
@@ -68,6 +69,8 @@ def _by_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult
             break
         seen.add(layout)
     else:
+        if suspect.others and _whole_allowed(suspect):
+            return None
         unlike = [NotRead(base.base_id, base.source, "too few of its tensors have a counterpart") for base in bases]
         reason = "Too few tensors of it fit the marked tensors of any base on record: another model."
         return _counted(nothing_read(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, unlike), suspect, False)
@@ -99,17 +102,20 @@ def _of_shapes(base: Base, suspect: RangedCheckpoint) -> list[str]:
 
 
 def _whole_allowed(suspect: RangedCheckpoint) -> bool:
-    """Whether all weight files may be fetched."""
-    return suspect.max_bytes is None or suspect.bytes_fetched + _all_bytes(suspect) <= suspect.max_bytes
+    """Whether all weight files may be fetched; one whose size the Hub doesn't tell may not, where there is a limit."""
+    sizes = [size for _, size in suspect.others]
+    if suspect.max_bytes is None:
+        return True
+    return None not in sizes and suspect.bytes_fetched + _all_bytes(suspect) <= suspect.max_bytes
 
 
 def _all_bytes(suspect: RangedCheckpoint) -> int:
-    return suspect.total_bytes + sum(size for _, size in suspect.others)
+    return suspect.total_bytes + sum(size or 0 for _, size in suspect.others)
 
 
 def _limit(suspect: RangedCheckpoint) -> str:
-    needed, allowed = _all_bytes(suspect) / 1e6, (suspect.max_bytes or 0) / 1e6
-    return f"that takes {needed:,.1f} MB, and --max-mb allows {allowed:,.1f}; allow more, or give its files."
+    needed, allowed = megabytes(_all_bytes(suspect), up=True), megabytes(suspect.max_bytes or 0)
+    return f"that takes {needed} MB, and --max-mb allows {allowed}; allow more, or give its files."
 
 
 def _counted(result: TraceResult, suspect: RangedCheckpoint, complete: bool) -> TraceResult:
@@ -121,7 +127,7 @@ def _counted(result: TraceResult, suspect: RangedCheckpoint, complete: bool) -> 
         complete=complete,
         files=tuple(path.name for path in suspect.source.weights),
         files_not_read=tuple(
-            NotRead(name, suspect.source.name, f"{size / 1e6:,.1f} MB that ranges can't be read of")
+            NotRead(name, suspect.source.name, f"{'' if size is None else f'{megabytes(size)} MB, '}not downloaded")
             for name, size in suspect.others
         ),
     )

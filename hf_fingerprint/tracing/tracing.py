@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_fingerprint.checkpoints import LeftOut, Source, open_checkpoint, open_ranges, weight_sets
+from hf_fingerprint.checkpoints import LeftOut, Source, TooLarge, open_checkpoint, open_ranges, weight_sets
 from hf_fingerprint.codes import MAX_ALPHA
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, joined
@@ -69,7 +69,10 @@ def trace(
         raise VaultError(f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.")
     case = Case(vault, base, recipient, all_scores, advance)
     looks = 0
-    ranged = None if whole else open_ranges(suspect, max_bytes)
+    try:
+        ranged = None if whole else open_ranges(suspect, max_bytes)
+    except TooLarge as error:
+        return _unread(suspect, vault, str(error))
     if ranged is not None:
         with ranged:
             result, looks = trace_ranges(case, ranged)
@@ -85,9 +88,7 @@ def trace(
         names = tuple(path.name for path in source.weights)
         results.append(replace(traced, files=names))
     if not results:
-        alpha = min((each.alpha for each in vault.bases()), default=MAX_ALPHA)
-        source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, whole_folder=False)
-        results = [nothing_read(source, Outcome.NOT_READABLE, "No weight file of it can be read.", alpha, ())]
+        results = [_unread(suspect, vault, "No weight file of it can be read.")]
     return _with_unread(_together(results, found.unread))
 
 
@@ -119,6 +120,13 @@ def verify(
         [`VaultError`]: if the vault has no copy for the recipient.
     """
     return trace(suspect, vault, base, passphrase, advance, whole, max_bytes, recipient, all_scores)
+
+
+def _unread(suspect: str | Path, vault: Vault, reason: str) -> TraceResult:
+    """The result for a suspect of which no weight file was opened."""
+    alpha = min((each.alpha for each in vault.bases()), default=MAX_ALPHA)
+    source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, whole_folder=False)
+    return nothing_read(source, Outcome.NOT_READABLE, reason, alpha, ())
 
 
 def _together(results: Sequence[TraceResult], unread: Sequence[LeftOut]) -> TraceResult:

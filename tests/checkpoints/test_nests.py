@@ -57,6 +57,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"nest": {"a": A}, "epoch": 3}, "nest, and none at its top"),
     ({"decoy": C, "state_dict": {"a": A}}, "decoy beside those in state_dict"),
     ({"teacher": {"a": B}, "state_dict": {"a": A}}, "teacher beside those in state_dict"),
+    ({"random_features": {"a": B}, "state_dict": {"a": A}}, "random_features beside those in state_dict"),
     ({"state_dict": {"a": A, "more": {"b": B}}}, "state_dict.more beside those in state_dict"),
     ({"model": {"state_dict": {"a": A}}}, "model.state_dict, and none in model"),
     ({"a": A, "list": [B]}, "list beside those at its top"),
@@ -79,11 +80,12 @@ def test_a_base_with_tensors_in_two_places_is_refused_by_file_and_keys(tmp_path,
     [
         {"optimizer": {"state": {0: {"exp_avg": B}}}},
         {"optimizer_states": [{"state": {0: {"exp_avg": B}}}], "lr_schedulers": [{"x": B}]},
+        {"optimizer_state_dict": {"state": {0: {"exp_avg": B}}}, "lr_scheduler": {"x": B}, "callbacks": {"x": B}},
         {"amp_scaler": {"scale": A}, "torch_rng_state": torch.zeros(5056, dtype=torch.uint8)},
         {"best_acc1": torch.tensor(0.9), "epoch": 3},
         {"state_dict_ema": {"a": B}},
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_a_training_script_may_save_its_state_beside_a_bases_state_dict(tmp_path, beside):
     path = saved(tmp_path / "x.pth", {"state_dict": {"a": A}, **beside})

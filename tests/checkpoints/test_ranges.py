@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 from safetensors.numpy import save
 
-from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranges
+from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranges, weight_sets
+from hf_fingerprint.checkpoints.ranged_files import TooLarge
 from hf_fingerprint.checkpoints.ranges import GAP, HEADER_GUESS, MAX_RUN, runs
 
 
@@ -265,7 +266,6 @@ REFUSALS = {
     "revision": "no such branch, tag or commit",
     "token": "rejects the token",
     "no weights": "no model weights",
-    "several": "several weight files",
 }
 
 
@@ -276,7 +276,6 @@ def test_what_the_hub_refuses_is_said_as_for_a_download(hub, monkeypatch, what):
     hub.add("org/revision", PLAIN)
     hub.add("org/token", PLAIN)
     hub.add("org/no-weights", CARD)
-    hub.add("org/several", {"x.safetensors": WEIGHTS, "y.safetensors": WEIGHTS})
     if what == "token":
         monkeypatch.setenv("HF_TOKEN", "hf_expired")
     name = f"org/{what.replace(' ', '-')}" + ("@nowhere" if what == "revision" else "")
@@ -367,7 +366,7 @@ HOSTILE = {
     "more data": raw_safetensors({"a": entry([2], 0, 8)}, bytes(800)),
     "shape and size apart": raw_safetensors({"a": entry([3], 0, 8)}, bytes(8)),
     "a shape that overflows": raw_safetensors({"a": entry([1 << 62, 1 << 62], 0, 8)}, bytes(8)),
-    "an unknown dtype": raw_safetensors({"a": entry([2], 0, 8, "Q9")}, bytes(8)),
+    "an unknown dtype and more data": raw_safetensors({"a": entry([2], 0, 8, "Q9")}, bytes(9)),
     "a deep header": raw_safetensors(b"[" * 100_000, bytes(8)),
 }
 
@@ -400,27 +399,151 @@ def test_a_header_that_is_too_large_is_not_fetched(hub):
         b'{"weight_map": {"a": "../model-1.safetensors"}}',
         b'{"weight_map": {"a": "model-3.safetensors"}}',
         b'{"weight_map": {"a": "config.json"}}',
-        b'{"weight_map": {"a": "model-2.safetensors"}}',
-        b'{"weight_map": {"e": "model-2.safetensors"}}',
         b'{"weight_map": {"a": ["model-1.safetensors"]}}',
     ],
 )
-def test_a_hostile_index_is_refused(hub, index):
+def test_a_hostile_index_is_refused_and_the_files_beside_it_are_left_to_the_whole_download(hub, index):
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": index})
+    hub.add("org/alone", CARD | {"model.safetensors.index.json": index})
 
-    assert "model.safetensors.index.json" in refused(open_ranges, "org/name")
+    assert open_ranges("org/name") is None
+    refused(open_checkpoint, "org/name")
+    assert "org/alone/model.safetensors.index.json" in refused(open_ranges, "org/alone")
 
 
-def test_an_endless_index_is_refused_unread(hub):
+def test_an_endless_index_is_not_asked_for(hub):
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": b" " * 10_000_001})
 
-    assert "model.safetensors.index.json" in refused(open_ranges, "org/name")
+    assert open_ranges("org/name") is None
+    assert hub.downloads() == set()
 
 
-def test_a_tensor_in_two_shards_is_refused(hub):
+def test_a_damaged_file_does_not_hide_the_one_beside_it(hub):
+    hub.add("org/name", {"model.safetensors": b"decoy", "stolen.safetensors": WEIGHTS})
+
+    assert open_ranges("org/name") is None
+    found = weight_sets("org/name")
+    assert [path.name for source in found.sets for path in source.weights] == ["stolen.safetensors"]
+    assert [name for name, _ in found.unread] == ["model.safetensors"]
+
+
+def test_an_index_that_misplaces_a_tensor_leaves_that_one_out(hub):
+    weight_map = {"a": "model-2.safetensors", "e": "model-1.safetensors", "d": "model-2.safetensors"}
+    hub.add("org/name", SHARDED | {"model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()})
+
+    with opened() as ranged:
+        assert all(np.array_equal(values(ranged, name), array) for name, array in ARRAYS.items())
+        assert ranged.left_out == {"e": "not in model-1.safetensors"}
+
+
+def test_a_tensor_in_two_shards_is_there_twice(hub):
     hub.add("org/name", SHARDED | {"model-2.safetensors": WEIGHTS})
 
-    assert "tensor a twice" in refused(open_ranges, "org/name")
+    with opened() as ranged:
+        assert set(ranged.tensors) == {*ARRAYS, "a#2", "b#2"}
+        assert ranged.read(ranged.tensors["a#2"]).tobytes() == ARRAYS["a"].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["Q9", "F4", "F8_E8M0"])
+def test_a_tensor_that_cannot_be_read_is_left_out(hub, dtype):
+    header = {"a": entry([16], 24, 24 + (8 if dtype == "F4" else 16), dtype), "b": entry([2, 3], 0, 24)}
+    header["c"] = entry([0, 3], 24, 24)
+    hub.add("org/name", {"model.safetensors": raw_safetensors(header, bytes(header["a"]["data_offsets"][1]))})
+
+    with opened() as ranged:
+        assert list(ranged.tensors) == ["b"]
+        assert ranged.left_out == {"a": f"dtype {dtype}", "c": "no elements"}
+
+
+def test_the_other_weight_files_are_told_with_their_sizes(hub):
+    others = {"pytorch_model.bin": b"x" * 70, "onnx/model.onnx": b"x" * 9, "sub/model.safetensors": WEIGHTS}
+    hub.add("org/name", SHARDED | others | {"training_args.bin": b"x", "optimizer.pt": b"x"}, lfs=True)
+
+    with opened() as ranged:
+        assert dict(ranged.others) == {name: len(data) for name, data in others.items()}
+        assert len(ranged.source.weights) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen"),
+    [
+        ({"x.safetensors": save({"x": np.ones(2)}), "y.safetensors": WEIGHTS}, "y.safetensors"),
+        ({"a/b/model.safetensors": WEIGHTS, "sub/x.safetensors": save({"x": np.ones(2)})}, "sub/x.safetensors"),
+        ({"tf_model.h5": b"x" * 10**6, "sub/model.safetensors": WEIGHTS}, "sub/model.safetensors"),
+        (
+            {"x-00001-of-00002.safetensors": WEIGHTS, "x-00002-of-00002.safetensors": b""},
+            "x-00001-of-00002.safetensors",
+        ),
+    ],
+    ids=range(4),
+)
+def test_where_loaders_cannot_tell_the_largest_nearest_the_top_is_read_and_the_others_told(hub, files, chosen):
+    hub.add("org/name", files)
+
+    with opened() as ranged:
+        assert [str(path) for path in ranged.source.weights] == [chosen]
+        assert {name for name, _ in ranged.others} == files.keys() - {chosen}
+
+
+def test_an_index_in_a_sub_folder_names_shards_beside_it(hub):
+    hub.add("org/name", {f"unet/{name}" if "model" in name else name: data for name, data in SHARDED.items()})
+
+    with opened() as ranged:
+        assert [str(path) for path in ranged.source.weights] == [f"unet/{shard}" for shard in SHARDS]
+        assert np.array_equal(values(ranged, "c"), ARRAYS["c"])
+
+
+@pytest.mark.parametrize(
+    "files", [{"x.bin": b"x", "y.bin": b"x"}, {"m.gguf": b"x"}, {"sub/m.onnx": b"x"}], ids=range(3)
+)
+def test_a_repo_without_safetensors_is_left_to_the_whole_download(hub, files):
+    hub.add("org/name", files)
+
+    assert open_ranges("org/name") is None
+
+
+@pytest.mark.parametrize("max_bytes", [0, 7, 8, 40, 200, 1000, 20_000, 100_000, 140_000, 300_000, 10**7])
+@pytest.mark.parametrize("files", [PLAIN, SHARDED], ids=["one file", "shards"])
+def test_headers_and_indexes_count_against_what_may_be_fetched(hub, files, max_bytes):
+    hub.add("org/name", files, lfs=True)
+    try:
+        with open_ranges("org/name", max_bytes) as ranged:
+            assert set(ranged.tensors) == set(ARRAYS)
+            assert ranged.bytes_fetched <= max_bytes
+            assert max_bytes >= 1000
+    except TooLarge as error:
+        assert max_bytes < 1000
+        assert "org/name needs 0." in str(error)
+        assert "--max-mb allows 0 MB: allow more." in str(error)
+    assert hub.bytes_sent <= max_bytes
+
+
+def test_an_index_larger_than_what_may_be_fetched_is_not_asked_for(hub):
+    hub.add("org/name", SHARDED | {"model.safetensors.index.json": json.dumps(INDEX).encode() + b" " * 500_000})
+
+    with pytest.raises(TooLarge, match=r"needs 0\.6 MB or more to be read, and --max-mb allows 0\.4 MB"):
+        open_ranges("org/name", max_bytes=400_000)
+    assert hub.downloads() == set()
+
+
+def test_a_header_larger_than_what_may_be_fetched_is_not_asked_for(hub):
+    many = {f"{'x' * 60}.{i}": np.full((2, 2), i, np.float32) for i in range(1500)}
+    hub.add("org/name", {"model.safetensors": save(many)})
+
+    with pytest.raises(TooLarge, match=r"org/name needs 0\.\d MB or more"):
+        open_ranges("org/name", max_bytes=100_000)
+    assert hub.bytes_sent <= 100_000
+
+
+def test_nothing_is_read_beyond_what_may_be_fetched(hub):
+    hub.add("org/name", PLAIN)
+    with open_ranges("org/name", max_bytes=200_000) as ranged:
+        a = ranged.tensors["a"]
+        with pytest.raises(TooLarge):
+            ranged.read(a)
+        with pytest.raises(TooLarge):
+            ranged.fetch([(a, 0, 100_000), (a, 200_000, 300_000)])
+        assert ranged.bytes_fetched <= 200_000
 
 
 def answering(

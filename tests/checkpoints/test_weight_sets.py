@@ -369,6 +369,7 @@ def test_no_more_than_the_limit_is_fetched_and_what_exceeds_it_is_named(hub):
         ("large.safetensors", f"needs 0.5 MB, --max-mb allows 0.3 MB, of which {left} MB are left"),
     )
     assert served(hub) == {"model.safetensors"}
+    assert hub.bytes_sent <= 300_000
 
 
 def test_the_limit_is_for_all_files_together_and_what_is_cached_costs_nothing(hub):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, plain_arrays, save_plain, save_timm
@@ -87,7 +88,7 @@ def test_the_whole_way_from_a_vault_to_a_verdict(tmp_path, run, monkeypatch):
     code, out, _ = run("trace", "copies/bob", "--vault", "vault", "--passphrase-file", "passphrase")
     assert code == 0
     assert "ACCUSED" in out
-    assert "accused: bob." in out
+    assert "accused: the copy made for bob (" in " ".join(out.split())
 
     code, out, _ = run("trace", "model", "--vault", "vault", "--passphrase-file", "passphrase")
     assert code == 1
@@ -109,8 +110,36 @@ def test_trace_prints_what_programs_need(shared, run):
     assert told["recipients_tested"] == 2
     assert told["tensors_matched"] == 17
     assert told["lineage"]["descends"] is True
-    assert {score["recipient"] for score in told["scores"]} == {"alice", "[bold]x"}
+    assert told["scores"] == told["accused"]
+    assert accused["state"] == "written"
+    assert told["outcome"] == "accused"
     assert (told["base"], told["base_source"], told["revision"]) == (shared.base.base_id, str(shared.model), None)
+
+
+def test_scores_of_those_who_are_not_accused_are_shown_on_demand_with_a_warning(shared, run):
+    arguments = ["trace", shared.model, "--vault", shared.vault, "--passphrase-file", shared.passphrase]
+    _, out, err = run(*arguments)
+    assert "[bold]x" not in out
+    assert err == ""
+
+    for form in ([], ["--json"]):
+        code, out, err = run(*arguments, "--all-scores", *form)
+        assert code == 1
+        assert "[bold]x" in out
+        assert "do not publish them" in err
+
+
+def test_trace_of_what_cannot_be_read_exits_with_three(shared, run, tmp_path):
+    integers = {n: np.array(100 * t).astype(np.int8) for n, t in load_file(shared.model / "model.safetensors").items()}
+    save_file(integers, tmp_path / "integers.safetensors")
+    arguments = ["--vault", shared.vault, "--passphrase-file", shared.passphrase]
+
+    code, out, _ = run("trace", tmp_path / "integers.safetensors", *arguments)
+    assert code == 3
+    assert "not readable: nobody is accused, and nobody is cleared" in " ".join(out.split())
+    assert "(I8)" in out
+    code, out, _ = run("verify", tmp_path / "integers.safetensors", "--recipient", "alice", *arguments, "--json")
+    assert (code, json.loads(out)["outcome"]) == (3, "not readable")
 
 
 def test_trace_of_an_innocent_exits_with_one(shared, run):
@@ -206,12 +235,13 @@ def test_recipients_lists_who_got_what_and_when(shared, run):
     code, out, err = run("recipients", "--vault", shared.vault)
     assert (code, err) == (0, "")
     assert len(out.splitlines()) == 3
-    assert out.splitlines()[1].endswith(f"{shared.base.base_id}  [bold]x  {shared.copies / '[bold]x'}")
+    assert out.splitlines()[1].endswith(f"  [bold]x  {shared.copies / '[bold]x'}")
+    assert f"written    base {shared.base.base_id}  copy " in out.splitlines()[1]
     assert out.splitlines()[2] == "2 copies, 2 recipients"
 
     told = json.loads(run("recipients", "--vault", shared.vault, "--json")[1])
     assert [copy["recipient"] for copy in told] == ["alice", "[bold]x"]
-    assert {copy["state"] for copy in told} == {"issued"}
+    assert {copy["state"] for copy in told} == {"written"}
     assert told[0].keys() == {"recipient", "copy", "base", "state", "out", "created", "content_hash", "commitment"}
 
 
@@ -414,7 +444,7 @@ def test_no_command_shows_the_help_and_no_empty_error(run, arguments):
         ),
         (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "MODEL"], "exists and is not this"),
         (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--max-kl", "0"], "can't be spent"),
-        (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--alpha", "2"], "bounds nothing"),
+        (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--alpha", "2"], "at most 0.05"),
         (
             ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--coalition", "9"],
             "is registered with",
@@ -459,7 +489,7 @@ SURPRISES = [
         ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o"],
     ),
     (
-        "hf_fingerprint.tracing.tracing.read_suspect",
+        "hf_fingerprint.tracing.whole.read_suspect",
         ["trace", "MODEL", "--vault", "VAULT", "--passphrase-file", "PASSPHRASE"],
     ),
 ]
@@ -556,7 +586,9 @@ def test_help_names_every_command_and_the_exit_codes(run):
     assert "HF_FINGERPRINT_TRACEBACK" in out
     code, out, _ = run("trace", "--help")
     assert code == 0
-    assert "Exit code 0: someone is accused, 1: nobody, 2: an error" in " ".join(out.replace("│", " ").split())
+    assert "Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable" in " ".join(
+        out.replace("│", " ").split()
+    )
 
 
 @pytest.mark.slow

@@ -1,5 +1,4 @@
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,33 +8,8 @@ import pytest
 from hf_fingerprint.blackbox import QueryResult, QueryScore
 from hf_fingerprint.blackbox.questioning import Questioning
 from hf_fingerprint.cli import output
-from hf_fingerprint.reading import Lineage
 from hf_fingerprint.registration import predicted_score
-from hf_fingerprint.tracing import RecipientScore, TraceResult
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
-
-
-def result(accused: list[str] = (), innocent: list[str] = (), **changes: object) -> TraceResult:
-    guilty = tuple(RecipientScore(name, f"{i:016x}", 60.0, -300.0, True) for i, name in enumerate(accused))
-    others = tuple(RecipientScore(name, f"{i:016x}", -0.4, 0.0, False) for i, name in enumerate(innocent))
-    made = TraceResult(
-        suspect="org/suspect",
-        revision="c0ffee",
-        base="0123456789ab",
-        base_source="org/base",
-        accused=guilty,
-        scores=guilty + others,
-        recipients_tested=len(guilty + others),
-        tensors_matched=16,
-        tensors_marked=17,
-        weights_read=131_000,
-        weights_dropped=328,
-        lineage=Lineage(True, 0.998, 0.0123),
-        alpha=1e-6,
-        threshold=6.5,
-        rounds=2,
-    )
-    return replace(made, **changes)
 
 
 def base(**changes: object) -> Base:
@@ -63,66 +37,6 @@ def base(**changes: object) -> Base:
 def text(capsys: pytest.CaptureFixture) -> str:
     """What was printed, lines joined."""
     return " ".join(capsys.readouterr().out.split())
-
-
-def test_a_verdict_names_the_accused_and_says_how_sure_it_is(capsys):
-    output.print_trace(result(["alice", "bob"], ["carol"]))
-
-    said = text(capsys)
-    assert "org/suspect@c0ffee against base 0123456789ab (org/base)" in said
-    assert "16 of 17 marked tensors matched, 131,000 weights read, 328 dropped" in said
-    assert "descends from the base (cosine 0.998, drift 1.2%)" in said
-    assert said.count("ACCUSED") == 2
-    assert "10^-300.0" in said
-    assert "accused: alice, bob. 3 copies tested; any innocent accused with probability at most 1e-06" in said
-
-
-def test_a_verdict_on_nobody_says_so(capsys):
-    output.print_trace(result([], ["carol"], revision=None, lineage=Lineage(False, 0.01, 1.4)))
-
-    said = text(capsys)
-    assert "org/suspect against" in said
-    assert "does not look like a descendant" in said
-    assert "ACCUSED" not in said
-    assert "nobody is accused" in said
-
-
-@pytest.mark.parametrize(
-    "name", ["[bold]x", "[/]", "[red]a[/red]", "[link=http://evil]y", ":smile:", "a[b]c", "\\[x]"]
-)
-def test_names_are_printed_as_they_are(capsys, name):
-    output.print_trace(result([name], [], suspect=f"/tmp/{name}", base_source=f"/base/{name}"))
-
-    said = capsys.readouterr().out
-    assert said.count(name) == 4
-    assert "\x1b" not in said
-
-
-def test_long_names_are_not_cut(capsys):
-    name = "x" * 150
-
-    output.print_trace(result([name], ["y" * 200]))
-
-    joined = re.sub(r"[\s│┃|]", "", capsys.readouterr().out)
-    assert "accused:" + name in joined
-    assert "…" not in joined
-
-
-def test_all_the_accused_are_shown_and_of_the_others_some(capsys):
-    output.print_trace(result([f"guilty{i}" for i in range(30)], [f"innocent{i}" for i in range(50)]))
-
-    said = text(capsys)
-    assert said.count("ACCUSED") == 30
-    assert "innocent0 " not in said
-    assert "and 50 more, none accused" in said
-    output.print_trace(result([], [f"innocent{i}" for i in range(50)]), most=7)
-    assert "and 43 more, none accused" in text(capsys)
-
-
-def test_a_recipient_with_two_accused_copies_is_named_once(capsys):
-    output.print_trace(result(["alice", "alice"]))
-
-    assert "accused: alice. 2 copies" in text(capsys)
 
 
 def answers(scores: list[QueryScore], **changes: object) -> QueryResult:

@@ -250,7 +250,7 @@ def test_looks_read_no_byte_twice_and_no_more_than_they_use(case, hub, monkeypat
     assert suspect._kept == []
 
 
-@pytest.mark.parametrize("budget", [0, 1, 140_000, 200_000, 1_000_000, 10**9])
+@pytest.mark.parametrize("budget", [140_000, 200_000, 1_000_000, 10**9])
 def test_a_budget_is_kept_to_the_byte(case, hub, monkeypatch, budget):
     small_looks(monkeypatch)
     suspect = remote(hub, case.theirs, budget)
