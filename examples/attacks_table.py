@@ -3,6 +3,7 @@
     python examples/attacks_table.py bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet
 
 Nothing is computed here but counts: each cell is one suspect, or a number of runs; `--picture FILE` draws them.
+Scores are those of the accused alone, since tables are published; `--all-scores` shows the others.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.evaluation import Point
 from hf_fingerprint.evaluation.frontier import cheapest
 from hf_fingerprint.evaluation.outcomes import Outcome, outcomes
+from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.planning import quick_steps
 from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE, Ledger
 
@@ -27,10 +29,11 @@ UNEVEN, ALIKE = ("weighted-average", "layers", "blocks"), "nine that take from a
 APART = ("finetune-other-data", "distil", "extract", "extract-synthetic")  # another task's accuracy, other weights
 
 
-def measured(folder: Path) -> list[Point]:
-    """The points of a model's folder; of those that were measured twice, the newer."""
+def measured(folder: Path, all_scores: bool = False) -> list[Point]:
+    """The points of a model's folder; of those that were measured twice, the newer. Without `all_scores`, those of
+    the accused alone are in them."""
     newest = {(p.attack, p.what, p.colluders, p.shares, p.kind): p for p in Ledger(folder).points.values()}
-    return list(newest.values())
+    return [point if all_scores else point.published() for point in newest.values()]
 
 
 def cell(points: Iterable[Point], attack: str, ends: list[int]) -> str:
@@ -54,7 +57,7 @@ def _copy(points: list[Point]) -> Point:
 def singles(models: dict[str, list[Point]], rows: list[Row], group: str) -> list[str]:
     """A table of a group of attacks on one copy."""
     copies = {name: _copy(points) for name, points in models.items()}
-    heads = [f"{name} ({100 * p.accuracy:.0f}, {p.score:.0f})" for name, p in copies.items()]
+    heads = [f"{name} ({100 * p.accuracy:.0f}, {_evidence(p)})" for name, p in copies.items()]
     heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
     lines = [line(["attack", *heads]), line(["---"] * (1 + len(heads)))]
     for attack, found in SUITE.items():
@@ -134,9 +137,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--picture", type=Path, help="draw accuracy against evidence, a panel a model, to this file")
+    parser.add_argument("--all-scores", action="store_true", help="scores of those who are not accused too")
     parser.add_argument("--schemes", type=Path, help="the folder of one model's comparison")
     arguments = parser.parse_args()
-    models = {name: measured(arguments.folder / name) for name in arguments.models}
+    if arguments.all_scores:
+        print(NOT_TO_PUBLISH, file=sys.stderr)
+    models = {name: measured(arguments.folder / name, arguments.all_scores) for name in arguments.models}
     rows = [] if arguments.schemes is None else [*Rows(arguments.schemes / "rows.jsonl").known.values()]
     if arguments.picture is not None:
         from plots import plot_frontiers
@@ -149,11 +155,11 @@ def main() -> None:
     print("\n".join(coalitions(models)), end="\n\n")
     read = [p for points in models.values() for p in points if p.threshold is not None]
     accused, scored = sum(p.innocents_accused for p in read), sum(p.innocents for p in read)
-    print(
-        f"innocents accused: {accused} of {scored:,} over {len(read)} suspects, highest score "
-        f"{max(p.highest_innocent for p in read):.1f}; without alignment {sum(p.unaligned[0] for p in read)}, "
-        f"{max(p.unaligned[1] for p in read):.1f}"
-    )
+    plainly = sum(p.unaligned[0] for p in read)
+    print(f"innocents accused: {accused} of {scored:,} over {len(read)} suspects; without alignment {plainly}")
+    if arguments.all_scores:
+        highest, plain = max(p.highest_innocent for p in read), max(p.unaligned[1] for p in read)
+        print(f"highest score of an innocent: {highest:.1f}; without alignment {plain:.1f}")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
 
 
 def plot_frontiers(models: Mapping[str, Sequence[Point]], path: Path) -> Path:
-    """One panel a model: accuracy kept against evidence left, a dot for each suspect; open ones accuse nobody."""
+    """One panel a model: accuracy kept against evidence left, a dot for each suspect; open ones accuse nobody, and
+    lie at the bound where their score is withheld."""
     figure, panels = plt.subplots(1, len(models), figsize=(3.4 * len(models), 3.6), squeeze=False, sharey=True)
     for panel, (name, points) in zip(panels[0], models.items(), strict=True):
         bound = min(p.threshold for p in points if p.threshold is not None)
@@ -65,7 +66,7 @@ def plot_frontiers(models: Mapping[str, Sequence[Point]], path: Path) -> Path:
             for accused in (True, False):
                 shown = [p for p in points if p.kind == kind and p.accused == accused]
                 panel.scatter(
-                    [max(1.0, p.score) for p in shown],
+                    [max(1.0, bound if p.score is None else p.score) for p in shown],
                     [100 * p.accuracy for p in shown],
                     s=16,
                     alpha=0.6,

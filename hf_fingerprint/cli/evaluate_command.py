@@ -34,6 +34,12 @@ def evaluate(
         bool, typer.Option("--quick", help="Three strengths of each attack, and three colluders alone.")
     ] = False,
     public_base: Annotated[bool, typer.Option("--public-base", help="The thief has the unmarked base too.")] = False,
+    all_scores: Annotated[
+        bool,
+        typer.Option(
+            "--all-scores", help="Report scores of those who are not accused too, for your own eyes: don't publish it."
+        ),
+    ] = False,
     listed: Annotated[bool, typer.Option("--list", help="List the attacks and stop.")] = False,
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,
@@ -42,7 +48,8 @@ def evaluate(
 ) -> None:
     """Attack copies of a model and report what is left of it and of the evidence, as JSON, a table and a page.
 
-    Copies and their keys stay in the --out folder and are worth nothing elsewhere.
+    The report has scores of the accused alone. The --out folder keeps all of them, the copies and their keys: publish
+    the page, the table or results.json, never the folder.
     """
     if listed:
         _list()
@@ -53,6 +60,7 @@ def evaluate(
 
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
+    from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
     from hf_fingerprint.evaluation.report import summarise, tables
     from hf_fingerprint.registration import Settings
 
@@ -71,7 +79,10 @@ def evaluate(
             public_base=public_base,
             report=output.remark,
             advance=advance,
+            all_scores=all_scores,
         )
+    if all_scores:
+        output.remark(NOT_TO_PUBLISH)
     written = write_report(evaluation, out)
     if as_json:
         output.print_json(summarise(evaluation))

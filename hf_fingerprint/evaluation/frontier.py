@@ -1,6 +1,7 @@
 """What it costs to get under the accusation bound: the least accuracy that each attack gives up for it, and the best
 that all attacks together allow."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,14 +18,19 @@ class Cost:
             always is.
         loss (`float` or `None`): the accuracy lost there, against the copy's.
         most_kept (`float`): the highest accuracy of all its points.
-        least_score (`float`): the lowest score of all its points.
+        least_score (`float` or `None`): the lowest score of all its points; `None` where that is withheld.
     """
 
     attack: str
     escape: Point | None
     loss: float | None
     most_kept: float
-    least_score: float
+    least_score: float | None
+
+    @property
+    def lowest(self) -> str:
+        """The lowest score for people."""
+        return score_in_words(self.least_score)
 
     @property
     def words(self) -> str:
@@ -48,8 +54,18 @@ def cheapest(attack: str, points: Sequence[Point], copy: Point) -> Cost:
         escape=escape,
         loss=None if escape is None else copy.accuracy - escape.accuracy,
         most_kept=max(point.accuracy for point in points),
-        least_score=min(point.score for point in points),
+        least_score=min(points, key=evidence).score,
     )
+
+
+def evidence(point: Point) -> float:
+    """A point's score to compare points by: one that is withheld is below any that accuses."""
+    return -math.inf if point.score is None else point.score
+
+
+def score_in_words(score: float | None) -> str:
+    """A score for people."""
+    return "below the bound" if score is None else f"{score:.1f}"
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
@@ -59,7 +75,7 @@ def frontier(points: Iterable[Point]) -> list[Point]:
         `list` of [`Point`]: by falling accuracy and falling score.
     """
     found: list[Point] = []
-    for point in sorted(points, key=lambda p: (-p.accuracy, p.score)):
-        if not found or point.score < found[-1].score:
+    for point in sorted(points, key=lambda p: (-p.accuracy, evidence(p))):
+        if not found or evidence(point) < evidence(found[-1]):
             found.append(point)
     return found

@@ -14,6 +14,10 @@ from hf_fingerprint.evaluation.running import Evaluation
 if TYPE_CHECKING:
     from jinja2 import Template
 
+NOT_TO_PUBLISH = (
+    "Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them: do not "
+    "publish this evaluation."
+)
 Tables = Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
@@ -32,11 +36,12 @@ def render(evaluation: Evaluation, costs: Sequence[Cost], summary: dict[str, Any
         "attacks": [(name, Markup(svg)) for name, svg in pictures.attacks(evaluation)],
         "frontier": Markup(pictures.frontier(evaluation)),
         "coalitions": [(name, Markup(svg)) for name, svg in pictures.coalitions(evaluation)],
-        "innocents": Markup(pictures.innocents(evaluation)),
+        "innocents": Markup(pictures.innocents(evaluation)) if evaluation.all_scores else None,
         "layers": Markup(pictures.layers(evaluation)),
     }
     return _template().render(
         drawn=drawn,
+        banner=NOT_TO_PUBLISH if evaluation.all_scores else None,
         costs=costs,
         summary=summary,
         tables=tables,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 from hf_fingerprint.evaluation.charts import LEAST_SCORE, Axis, Chart, counts, heatmap, scores, shares
+from hf_fingerprint.evaluation.frontier import evidence, score_in_words
 from hf_fingerprint.evaluation.frontier import frontier as front
 from hf_fingerprint.evaluation.points import COLLUSION, Point
 from hf_fingerprint.evaluation.running import Evaluation
@@ -23,9 +24,9 @@ def attacks(evaluation: Evaluation) -> list[tuple[str, str]]:
         chart = Chart(f"{name}: accuracy against evidence", scores("evidence left (score)", highest), axis)
         _draw_bound(chart, bound)
         path = [copy, *points]
-        chart.line([(p.score, p.accuracy) for p in path], "path")
+        chart.line([(_drawn_at(p, bound), p.accuracy) for p in path], "path")
         for point in path:
-            chart.dot(point.score, point.accuracy, _kind(point), _told(point))
+            chart.dot(_drawn_at(point, bound), point.accuracy, _kind(point), _told(point))
         found.append((name, chart.svg()))
     return found
 
@@ -39,16 +40,17 @@ def frontier(evaluation: Evaluation) -> str:
         520,
         330,
     )
-    _draw_bound(chart, _bound(evaluation))
+    bound = _bound(evaluation)
+    _draw_bound(chart, bound)
     groups = {
         "single": [p for p in evaluation.points if p.colluders == 1],
         "several": evaluation.of(COLLUSION),
     }
     for group, points in groups.items():
         best = front(points)
-        chart.line([(p.score, p.accuracy) for p in reversed(best)], f"front {group}", stepped=True)
+        chart.line([(_drawn_at(p, bound), p.accuracy) for p in reversed(best)], f"front {group}", stepped=True)
         for point in points:
-            chart.dot(point.score, point.accuracy, f"{_kind(point)} {group}", _told(point))
+            chart.dot(_drawn_at(point, bound), point.accuracy, f"{_kind(point)} {group}", _told(point))
     return chart.svg()
 
 
@@ -79,12 +81,15 @@ def coalitions(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def innocents(evaluation: Evaluation) -> str:
-    """How often innocents' scores were what they were, over all suspects, against the bound."""
+    """How often innocents' scores were what they were, over all suspects, against the bound; of an evaluation with all
+    scores."""
     read = [point for point in evaluation.points if point.threshold is not None]
     first, width, count = BINS
     totals = [sum(point.histogram[i] for point in read) for i in range(count)]
     decades = math.ceil(math.log10(30 * max([*totals, 10])))  # with room for words above the bars
-    lowest, highest = -6.0, max(9.0, *(p.highest_innocent + 1 for p in read), (_bound(evaluation) or 0.0) + 5)
+    top = max((point.highest_innocent or 0.0 for point in read), default=0.0)
+    plain = max((point.unaligned[1] or 0.0 for point in read), default=0.0)
+    lowest, highest = -6.0, max(9.0, top + 1, (_bound(evaluation) or 0.0) + 5)
     chart = Chart(
         "innocents' scores against the bound",
         _linear("score of an innocent, in standard deviations", lowest, highest),
@@ -101,8 +106,6 @@ def innocents(evaluation: Evaluation) -> str:
     if bound is not None:
         text = f"the lowest score that accuses in any trace here: {bound:.2f}"
         chart.upright(bound, "bound", "accused from here on", text)
-    top = max((point.highest_innocent for point in read), default=0.0)
-    plain = max((point.unaligned[1] for point in read), default=0.0)
     chart.upright(top, "highest", f"highest {top:.1f}", f"the highest innocent: {top:.2f}", before=True)
     if plain != top:
         text = f"the highest innocent if channels are not put in order: {plain:.2f}"
@@ -112,15 +115,17 @@ def innocents(evaluation: Evaluation) -> str:
 
 def layers(evaluation: Evaluation) -> str:
     """Where the evidence is: in a copy as issued, and after the hardest of each attack that leaves the model most of
-    what it can do."""
+    what it can do; of those whose evidence is not withheld. Empty if there is none."""
     copy = evaluation.copy
     least = evaluation.chance + KEPT * (copy.accuracy - evaluation.chance)
-    rows = [("as issued", copy.layers)]
+    rows = [("as issued", copy.layers)] if copy.layers else []
     for name, points in evaluation.sweeps.items():
-        usable = [point for point in points if point.accuracy >= least]
+        usable = [point for point in points if point.accuracy >= least and point.layers]
         if usable:
-            hardest = min(usable, key=lambda point: point.score)
+            hardest = min(usable, key=evidence)
             rows.append((f"{name} {hardest.strength:g}", hardest.layers))
+    if not rows:
+        return ""
     return heatmap(
         "evidence by layer",
         [name for name, _ in rows],
@@ -147,8 +152,13 @@ def _draw_bound(chart: Chart, bound: float | None) -> None:
         chart.upright(bound, "bound", "bound", f"from a score of {bound:.2f} on a recipient is accused")
 
 
+def _drawn_at(point: Point, bound: float | None) -> float:
+    """Where a point lies: at its score, or at the bound if that is withheld."""
+    return (LEAST_SCORE if bound is None else bound) if point.score is None else point.score
+
+
 def _highest(evaluation: Evaluation) -> float:
-    return max(point.score for point in evaluation.points)
+    return max(point.score or 0.0 for point in evaluation.points)
 
 
 def _accuracy(evaluation: Evaluation) -> Axis:
@@ -168,7 +178,7 @@ def _told(point: Point) -> str:
     main = sum(point.main_givers)
     if main < point.colluders:
         who += f", {sum(map(min, point.main_givers, point.caught))} of the {main} who gave a twentieth or more"
-    return f"{point.what}: accuracy {point.accuracy:.1%}, score {point.score:.1f}, {who}"
+    return f"{point.what}: accuracy {point.accuracy:.1%}, score {score_in_words(point.score)}, {who}"
 
 
 def _linear(label: str, lowest: float, highest: float) -> Axis:

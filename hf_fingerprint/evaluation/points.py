@@ -1,4 +1,9 @@
-"""What was measured, each point on the disk as soon as it is known: an evaluation that was cut off goes on there."""
+"""What was measured, each point on the disk as soon as it is known: an evaluation that was cut off goes on there.
+
+Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them. Resuming needs
+them, so they are kept in a folder of their own, `private`, which only its owner can read; what is written for people
+has none of them ([`Point.published`]).
+"""
 
 import hashlib
 import json
@@ -6,17 +11,17 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from hf_fingerprint.errors import FingerprintError
 
 
-RESULTS = "results.jsonl"
+PRIVATE, RESULTS = "private", "results.jsonl"
 MAIN_SHARE = 1 / 20
 BASE, COPY, SINGLE, COLLUSION = "base", "copy", "single", "collusion"
-_OWN = {RESULTS, "results.json", "table.md", "report.html", "copies", ".lock"}
+_OWN = {PRIVATE, RESULTS, "results.json", "table.md", "report.html", "copies", ".lock"}
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,20 @@ class Point:
         strength (`float`): the attack's, or the number of colluders.
         accuracy (`float`): on the test images.
         agreement (`float`): share of the test images on which it predicts what the copy does.
-        scores (`tuple[float, ...]`): of those it was made from, in standard deviations of an innocent's.
-        log10_bounds (`tuple[float, ...]`): decimal logarithms of their bounds on a false accusation.
+        scores (`tuple[float or None, ...]`): of those it was made from, in standard deviations of an innocent's;
+            `None` where withheld.
+        log10_bounds (`tuple[float or None, ...]`): decimal logarithms of their bounds on a false accusation.
         caught (`tuple[bool, ...]`): which of them are accused.
         shares (`tuple[float, ...]`): how much of it came from each.
         threshold (`float` or `None`): the score from which on the first round accuses; `None` if nothing does.
         innocents (`int`): innocents scored.
         innocents_accused (`int`): innocents accused; whoever accuses rightly has 0.
-        highest_innocent (`float`): the highest of their scores.
-        histogram (`tuple[int, ...]`): of their scores.
-        unaligned (`tuple[int, float]`): innocents accused and the highest of their scores, without alignment.
+        highest_innocent (`float` or `None`): the highest of their scores; `None` where withheld.
+        histogram (`tuple[int, ...]`): of their scores; empty where withheld.
+        unaligned (`tuple[int, float or None]`): innocents accused and the highest of their scores, without alignment.
         aligned (`int`): carriers that alignment put in order.
         drift (`float`): norm of the difference to the base, relative to the base's weights.
-        layers (`tuple[float, ...]`): the first one's score by each carrier alone.
+        layers (`tuple[float, ...]`): the first one's score by each carrier alone; empty where withheld.
         seconds (`float`): how long it took.
     """
 
@@ -55,16 +61,16 @@ class Point:
     strength: float
     accuracy: float
     agreement: float
-    scores: tuple[float, ...]
-    log10_bounds: tuple[float, ...]
+    scores: tuple[float | None, ...]
+    log10_bounds: tuple[float | None, ...]
     caught: tuple[bool, ...]
     shares: tuple[float, ...]
     threshold: float | None
     innocents: int
     innocents_accused: int
-    highest_innocent: float
+    highest_innocent: float | None
     histogram: tuple[int, ...]
-    unaligned: tuple[int, float]
+    unaligned: tuple[int, float | None]
     aligned: int
     drift: float
     layers: tuple[float, ...]
@@ -76,9 +82,10 @@ class Point:
         return len(self.scores)
 
     @property
-    def score(self) -> float:
-        """The highest of those it was made from, the evidence left; 0 if from nobody."""
-        return max(self.scores, default=0.0)
+    def score(self) -> float | None:
+        """The highest of those it was made from, the evidence left; 0 if from nobody, `None` where withheld."""
+        shown = [score for score in self.scores if score is not None]
+        return max(shown, default=None if self.scores else 0.0)
 
     @property
     def main_givers(self) -> tuple[bool, ...]:
@@ -89,6 +96,19 @@ class Point:
     def accused(self) -> bool:
         """Whether anybody it was made from is."""
         return any(self.caught)
+
+    def published(self) -> "Point":
+        """The point with scores, bounds and evidence of those who are accused alone: nothing in it depends on the
+        codeword of anybody else."""
+        return replace(
+            self,
+            scores=_of_accused(self.scores, self.caught),
+            log10_bounds=_of_accused(self.log10_bounds, self.caught),
+            highest_innocent=None,
+            histogram=(),
+            unaligned=(self.unaligned[0], None),
+            layers=self.layers if self.caught[:1] == (True,) else (),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON; what is not finite is `None`."""
@@ -102,6 +122,10 @@ class Point:
             value = told[field.name]
             values[field.name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
+
+
+def _of_accused(values: tuple[float | None, ...], caught: tuple[bool, ...]) -> tuple[float | None, ...]:
+    return tuple(value if accused else None for value, accused in zip(values, caught, strict=True))
 
 
 def _finite(value: Any) -> Any:
@@ -159,14 +183,19 @@ class Records(Generic[R]):
 
 
 class Ledger(Records[Point]):
-    """The points of an evaluation's folder.
+    """The points of an evaluation's folder, with all scores, in its part that is not handed on.
 
     Args:
         folder (`Path`): the folder, which [`opened`] has made sure of.
     """
 
     def __init__(self, folder: Path):
-        super().__init__(folder / RESULTS, Point.from_dict)
+        private = folder / PRIVATE
+        private.mkdir(exist_ok=True, mode=0o700)
+        earlier = folder / RESULTS
+        if earlier.exists() and not (private / RESULTS).exists():
+            earlier.replace(private / RESULTS)  # earlier versions left it among what is handed on
+        super().__init__(private / RESULTS, Point.from_dict)
 
     @property
     def points(self) -> dict[str, Point]:

@@ -1,9 +1,13 @@
-"""An evaluation written down: JSON for programs, a table and one self-contained page for people."""
+"""An evaluation written down: JSON for programs, a table and one self-contained page for people.
+
+Reports are made to be published. They hold scores, bounds and evidence by layer of the accused alone, and counts of
+everybody else, unless the evaluation was asked for all scores.
+"""
 
 import json
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
-from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier
+from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier, score_in_words
 from hf_fingerprint.evaluation.outcomes import outcomes
 from hf_fingerprint.evaluation.page import Tables, render
 from hf_fingerprint.evaluation.points import COLLUSION, Point
@@ -71,12 +75,13 @@ def costs(evaluation: Evaluation) -> list[Cost]:
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
-    """All of it as values for JSON."""
+    """All of it as values for JSON; what is withheld is `None`, or empty if it is a list."""
     points = evaluation.points
     read = [point for point in points if point.threshold is not None]  # whoever is the base says nothing of anybody
     mixed = [point for point in points if point.colluders > 1]
     return {
-        "format": 1,
+        "format": 2,
+        "all_scores": evaluation.all_scores,
         "model": evaluation.model,
         "registration": evaluation.base,
         "data": {
@@ -93,9 +98,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "innocents": {
             "scored": sum(point.innocents for point in read),
             "accused": sum(point.innocents_accused for point in read),
-            "highest_score": max((point.highest_innocent for point in read), default=0.0),
+            "highest_score": _highest(point.highest_innocent for point in read),
             "accused_without_alignment": sum(point.unaligned[0] for point in read),
-            "highest_score_without_alignment": max((point.unaligned[1] for point in read), default=0.0),
+            "highest_score_without_alignment": _highest(point.unaligned[1] for point in read),
         },
         "colluders": {
             "mixed": sum(point.colluders for point in mixed),
@@ -123,6 +128,10 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def _highest(scores: Iterable[float | None]) -> float | None:
+    return max((score for score in scores if score is not None), default=None)
+
+
 def versions() -> dict[str, str]:
     """Of this package, Python and the libraries that decide what a model answers."""
     found = {"hf_fingerprint": hf_fingerprint.__version__, "python": platform.python_version()}
@@ -142,7 +151,7 @@ def row(point: Point) -> tuple[str, ...]:
         f"{point.strength:g}",
         f"{point.accuracy:.1%}",
         f"{point.agreement:.1%}",
-        f"{point.score:.1f}",
+        score_in_words(point.score) if point.colluders else "-",
         "-" if point.threshold is None else f"{point.threshold:.1f}",
         caught,
         f"{point.innocents_accused} of {point.innocents:,}",
@@ -155,7 +164,7 @@ def contents(evaluation: Evaluation) -> Tables:
         (o.attack, *map(str, (o.size, o.runs, o.all_main_givers, o.somebody)), f"{o.caught} of {o.runs * o.size}")
         for o in outcomes(evaluation.of(COLLUSION))
     ]
-    given_up = [(cost.attack, cost.words, f"{cost.least_score:.1f}") for cost in costs(evaluation)]
+    given_up = [(cost.attack, cost.words, cost.lowest) for cost in costs(evaluation)]
     found: Tables = [(HEADINGS, [row(point) for point in evaluation.points]), (COST_HEADINGS, given_up)]
     return [*found, (RUN_HEADINGS, formed)] if formed else found
 

@@ -47,6 +47,8 @@ class Evaluation:
         chance (`float`): the accuracy of naming the commonest class.
         points (`tuple[Point, ...]`): one for each suspect: the base, a copy, then as the suite has them.
         skipped (`dict[str, str]`): attacks that could not be made on this model, and why.
+        all_scores (`bool`): whether the points have the scores of those who are not accused too. Without, they are
+            taken out of the points as they come in, so that no report of it can show them.
     """
 
     model: str
@@ -59,6 +61,11 @@ class Evaluation:
     chance: float
     points: tuple[Point, ...]
     skipped: dict[str, str]
+    all_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.all_scores:
+            object.__setattr__(self, "points", tuple(point.published() for point in self.points))
 
     def of(self, kind: str) -> list[Point]:
         """The points of one kind."""
@@ -95,8 +102,13 @@ def evaluate(
     public_base: bool = False,
     report: Callable[[str], None] | None = None,
     advance: Advance | None = None,
+    all_scores: bool = False,
 ) -> Evaluation:
     """Attacks copies of a model and measures what is left of it and of the evidence.
+
+    The result has scores of the accused alone, since scores of others help an attacker to build a suspect that accuses
+    one of them, and a report is made to be published. `out` keeps all of them, in its folders `private` (to go on
+    from) and `vault-...` (with the keys): hand on the report, never the folder.
 
     Args:
         model (`str` or `Path`): a folder or a Hub id of a classifier of timm or transformers.
@@ -113,6 +125,8 @@ def evaluate(
         public_base (`bool`, *optional*, defaults to `False`): whether the thief has the unmarked base too.
         report (callable, *optional*): told each step before the attacks.
         advance (callable, *optional*): told `(step, done, total)`.
+        all_scores (`bool`, *optional*, defaults to `False`): whether the result has scores of those who are not
+            accused too, innocents among them: for the owner's eyes only.
 
     Raises:
         [`FingerprintError`]: in one sentence, what is in the way.
@@ -138,6 +152,7 @@ def evaluate(
             chance=given.chance,
             points=tuple(points),
             skipped=trial.skipped,
+            all_scores=all_scores,
         )
 
 

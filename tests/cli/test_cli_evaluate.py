@@ -48,7 +48,27 @@ def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
     assert json.loads((place / "out" / "results.json").read_text()) == summary
     assert [point["attack"] for point in summary["points"]][2:] == ["half", "average", "average"]
     assert summary["data"]["test_images"] == 20
-    assert len((place / "out" / "results.jsonl").read_text().splitlines()) == 5
+    assert len((place / "out" / "private" / "results.jsonl").read_text().splitlines()) == 5
+
+
+def test_scores_of_those_who_are_not_accused_are_printed_to_who_asks(place, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW, "--attacks", "int"]
+    shown, full = (json.loads(run(*arguments, "--json", *more)[1]) for more in ([], ["--all-scores"]))
+    code, table, err = run(*arguments, "--all-scores")
+    lost = [i for i, point in enumerate(full["points"]) if point["caught"] == [False]]
+
+    assert lost
+    assert code == 0
+    assert "do not publish" in err
+    assert "do not publish" not in run(*arguments)[2]
+    assert "below the bound" in run(*arguments)[1]
+    assert "below the bound" not in table
+    for point, whole in zip(shown["points"], full["points"], strict=True):
+        assert point["scores"] == [s if c else None for s, c in zip(whole["scores"], whole["caught"], strict=True)]
+        assert point["highest_innocent"] is None
+        assert point["histogram"] == []
+        assert whole["histogram"]
 
 
 def test_the_attacks_are_listed_with_their_groups_and_strengths(run):

@@ -32,6 +32,13 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def evaluation(place) -> Evaluation:
-    """The small model's, in the folder `out`."""
+    """The small model's, in the folder `out`, with the scores of everybody."""
+    with opening_quickly():
+        return run(place, place / "out", all_scores=True)
+
+
+@pytest.fixture(scope="session")
+def published(place, evaluation) -> Evaluation:
+    """The same as it is by default."""
     with opening_quickly():
         return run(place, place / "out")

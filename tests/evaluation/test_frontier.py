@@ -66,6 +66,18 @@ def test_the_cost_is_that_of_the_most_accurate_point_under_the_bound(found):
     assert cost.most_kept == max(point.accuracy for point in found)
 
 
+@given(points)
+def test_scores_of_those_who_are_not_accused_decide_nothing_that_is_published(found):
+    shown = [point.published() for point in found]
+    others = [point if point.accused else made_up(point, point.accuracy, 99.0, accused=False) for point in found]
+    cost = cheapest("prune", shown, PLAIN)
+
+    assert frontier(shown) == frontier([point.published() for point in others])
+    assert cost == cheapest("prune", [point.published() for point in others], PLAIN)
+    assert cost.loss == cheapest("prune", found, PLAIN).loss
+    assert (cost.lowest == "below the bound") == (not all(point.accused for point in found))
+
+
 def test_a_mark_that_never_goes_is_not_lost():
     cost = cheapest("prune", [PLAIN, made_up(PLAIN, 0.2, 9.0)], PLAIN)
 

@@ -104,6 +104,32 @@ def test_how_coalitions_ended_is_told_by_strategy_and_size(page):
     assert "<td>average</td><td>2</td><td>1</td><td>1</td><td>1</td><td>2 of 2</td>" in text
 
 
+def test_suspects_of_which_nobody_is_accused_are_drawn_at_the_bound_without_their_score(evaluation, tmp_path):
+    (pruned,) = [replace(p, caught=(False,), scores=(3.21,)) for p in evaluation.sweeps["half"]]
+    points = (*evaluation.points[:2], pruned)
+    text = page_of(replace(evaluation, points=points, all_scores=False), tmp_path).read_text()
+    (svg,) = re.findall(r"<figure><h3>half</h3>(.*?)</figure>", text, re.DOTALL)
+    drawn = ElementTree.fromstring(svg)
+    (dot,) = [mark for mark in drawn.iter("circle") if mark.get("class") == "escaped"]
+    (bound,) = [line for group in drawn.iter("g") if group.get("class") == "bound" for line in group.iter("line")]
+
+    assert dot.get("cx") == bound.get("x1")
+    assert dot.find("title").text.endswith("score below the bound, nobody is accused")
+    assert "<td>below the bound</td>" in text
+    assert "3.2" not in svg
+
+
+def test_without_all_scores_the_page_counts_innocents_and_shows_none_of_their_scores(published, tmp_path):
+    text = page_of(published, tmp_path).read_text()
+    reader = Reader(text)
+
+    assert reader.open == []
+    assert reader.found["innocents"].count("svg") == 0
+    assert reader.found["layers"].count("svg") == 1
+    assert f"{sum(p.innocents for p in published.points[1:]):,} scores of recipients" in text
+    assert "none reached it" in " ".join(text.split())
+
+
 def test_what_was_lost_and_innocents_accused_are_said_plainly(evaluation, tmp_path):
     lost = replace(evaluation.sweeps["half"][0], caught=(False,), accuracy=0.1, innocents_accused=2)
     points = [lost if point.attack == "half" else point for point in evaluation.points if point.attack != "int"]

@@ -14,7 +14,13 @@ def some(evaluation):
     mild = made_up(evaluation.sweeps["half"][0], 0.85, 40.0, attack="prune", strength=0.5)
     hard = replace(made_up(mild, 0.3, 2.0, accused=False, strength=0.9), layers=tuple(0.5 for _ in copy.layers))
     (pair,) = evaluation.of("collusion")
-    three = replace(pair, scores=(9.0, 8.0, 2.0), caught=(True, True, False), shares=(0.5, 0.47, 0.03))
+    three = replace(
+        pair,
+        scores=(9.0, 8.0, 2.0),
+        log10_bounds=(-15.0, -12.0, 0.0),
+        caught=(True, True, False),
+        shares=(0.5, 0.47, 0.03),
+    )
     mixed = [replace(p, attack=f"median{after}") for after in ("", "-then-int8") for p in (pair, three)]
     return replace(evaluation, points=(evaluation.unmarked, copy, mild, hard, *mixed), chance=0.1)
 
@@ -70,6 +76,19 @@ def test_the_highest_without_alignment_is_shown_where_it_differs(some):
 
     assert "without alignment 4.9" in pictures.innocents(replace(some, points=(some.points[0], apart)))
     assert "without alignment" not in pictures.innocents(some)
+
+
+def test_layers_of_those_who_are_not_accused_are_shown_to_who_asks(some):
+    gone = replace(some.points[2], accuracy=0.89, caught=(False,), strength=0.7, scores=(1.0,))
+    points = (*some.points, gone)
+    rows = []
+    for all_scores in (True, False):
+        drawn = ElementTree.fromstring(pictures.layers(replace(some, points=points, all_scores=all_scores)))
+        rows.append([text.text for text in drawn.iter("text") if text.get("class") is None])
+    unaccused = replace(some, points=(some.points[0], replace(some.copy, caught=(False,))), all_scores=False)
+
+    assert rows == [["as issued", "prune 0.7"], ["as issued", "prune 0.5"]]
+    assert pictures.layers(unaccused) == ""
 
 
 def test_layers_are_shown_for_the_hardest_attack_that_leaves_most_of_the_model(some):

@@ -7,7 +7,11 @@ from filelock import FileLock
 from refusals import refused
 
 from hf_fingerprint.evaluation import Point
-from hf_fingerprint.evaluation.points import RESULTS, Ledger, key_of, opened
+from hf_fingerprint.evaluation.points import PRIVATE, RESULTS, Ledger, key_of, opened
+
+
+def kept_in(folder):
+    return folder / PRIVATE / RESULTS
 
 
 def opens(folder):
@@ -25,7 +29,7 @@ def test_a_point_reads_as_it_was_written(evaluation, tmp_path):
 def test_what_is_not_finite_is_null_in_the_file(evaluation, tmp_path):
     endless = replace(evaluation.copy, threshold=float("inf"), highest_innocent=float("nan"))
     kept = Ledger(tmp_path).add("a", endless)
-    told = json.loads((tmp_path / RESULTS).read_text())
+    told = json.loads(kept_in(tmp_path).read_text())
 
     assert told["threshold"] is None
     assert told["highest_innocent"] is None
@@ -37,7 +41,7 @@ def test_what_is_not_finite_is_null_in_the_file(evaluation, tmp_path):
 def test_a_line_that_was_cut_off_is_dropped_and_the_next_is_whole(evaluation, tmp_path, cut):
     Ledger(tmp_path).add("first", evaluation.copy)
     Ledger(tmp_path).add("second", evaluation.copy)
-    file = tmp_path / RESULTS
+    file = kept_in(tmp_path)
     first, second = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(first + second[:cut])
 
@@ -49,12 +53,13 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_next_is_whole(evaluation, tm
 
 @pytest.mark.parametrize("line", ["{}", '{"key": "a"}', "[1]", "null", "not JSON", '{"key": "a", "kind": "copy"}'])
 def test_a_line_of_another_version_is_passed_over_and_left(evaluation, tmp_path, line):
-    (tmp_path / RESULTS).write_text(line + "\n")
+    (tmp_path / PRIVATE).mkdir()
+    kept_in(tmp_path).write_text(line + "\n")
     ledger = Ledger(tmp_path)
     ledger.add("b", evaluation.copy)
 
     assert list(Ledger(tmp_path).points) == ["b"]
-    assert (tmp_path / RESULTS).read_text().startswith(line + "\n")
+    assert kept_in(tmp_path).read_text().startswith(line + "\n")
 
 
 def test_whatever_decides_a_figure_is_in_the_key():
@@ -100,3 +105,33 @@ def test_the_evidence_left_is_the_surest_score(evaluation):
     assert made_up(mixed, 0.5, 3.0, accused=False).accused is False
     assert replace(mixed, shares=(0.97, 0.03)).main_givers == (True, False)
     assert evaluation.unmarked.score == 0
+
+
+def test_what_is_kept_to_go_on_from_is_for_the_owner_alone(evaluation, tmp_path):
+    Ledger(tmp_path).add("a", evaluation.copy)
+
+    assert (tmp_path / PRIVATE).stat().st_mode & 0o777 == 0o700
+    assert list(tmp_path.iterdir()) == [tmp_path / PRIVATE]
+
+
+def test_points_that_earlier_versions_left_among_the_reports_are_moved(evaluation, tmp_path):
+    Ledger(tmp_path).add("a", evaluation.copy)
+    kept_in(tmp_path).rename(tmp_path / RESULTS)
+    opens(tmp_path)
+
+    assert Ledger(tmp_path).points == {"a": evaluation.copy}
+    assert not (tmp_path / RESULTS).exists()
+
+
+def test_a_published_point_has_figures_of_the_accused_alone(evaluation):
+    (mixed,) = evaluation.of("collusion")
+    shown = replace(mixed, caught=(False, True)).published()
+
+    assert shown.scores == (None, mixed.scores[1])
+    assert shown.log10_bounds == (None, mixed.log10_bounds[1])
+    assert (shown.highest_innocent, shown.histogram, shown.unaligned[1], shown.layers) == (None, (), None, ())
+    assert (shown.score, shown.colluders, shown.accused) == (mixed.scores[1], 2, True)
+    assert shown.published() == shown
+    assert (shown.innocents, shown.innocents_accused, shown.unaligned[0]) == (mixed.innocents, 0, 0)
+    assert replace(mixed, caught=(True, False)).published().layers == mixed.layers
+    assert replace(mixed, caught=(False, False)).published().score is None

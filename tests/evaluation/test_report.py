@@ -1,10 +1,13 @@
 import json
 from dataclasses import replace
 
+import numpy as np
+import pytest
 from evaluation_runs import made_up
 
 import hf_fingerprint
 from hf_fingerprint.evaluation import write_report
+from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.report import FILES, costs, markdown, row, summarise, tables
 
 
@@ -20,6 +23,69 @@ def test_all_three_files_are_written_and_written_over(evaluation, tmp_path):
     assert json.loads(written.results.read_text())["copy_accuracy"] == evaluation.copy.accuracy
     assert written.page.read_text().endswith("</html>\n")
     assert written.table.read_text() == markdown(evaluation)
+
+
+def other_figures(point, seed):
+    """A point whose figures of those who are not accused are others."""
+    rng = np.random.default_rng(seed)
+
+    def other(values):
+        return tuple(v if caught else float(rng.normal()) for v, caught in zip(values, point.caught, strict=True))
+
+    return replace(
+        point,
+        scores=other(point.scores),
+        log10_bounds=other(point.log10_bounds),
+        highest_innocent=float(rng.normal(4)),
+        histogram=tuple(rng.integers(0, 50, len(point.histogram)).tolist()),
+        unaligned=(point.unaligned[0], float(rng.normal(4))),
+        layers=point.layers if point.caught[:1] == (True,) else tuple(rng.normal(size=len(point.layers)).tolist()),
+    )
+
+
+def attacked(evaluation):
+    """The evaluation with some who got away: of a sweep its last, of a coalition the first, and a whole one."""
+    (mixed,) = evaluation.of("collusion")
+    gone = replace(evaluation.sweeps["int"][0], caught=(False,), step=9)
+    partly = [replace(mixed, caught=caught) for caught in ((False, True), (True, False), (False, False))]
+    return replace(evaluation, points=(*evaluation.points, gone, *partly))
+
+
+def written_files(evaluation, folder):
+    folder.mkdir()
+    written = write_report(evaluation, folder)
+    return {path.name: path.read_text() for path in (written.results, written.table, written.page)}
+
+
+@pytest.mark.parametrize("copy_accused", [True, False])
+def test_nothing_in_a_report_depends_on_a_score_of_somebody_who_is_not_accused(evaluation, tmp_path, copy_accused):
+    some = attacked(evaluation)
+    points = tuple(replace(p, caught=(copy_accused,)) if p.kind == "copy" else p for p in some.points)
+    reports = [
+        written_files(replace(some, points=made, all_scores=False), tmp_path / str(seed))
+        for seed in range(3)
+        for made in [points if not seed else tuple(other_figures(point, seed) for point in points)]
+    ]
+    everything = written_files(replace(some, points=points), tmp_path / "all")
+
+    assert reports[0] == reports[1] == reports[2]
+    for name, text in everything.items():
+        assert text != reports[0][name]
+
+
+def test_an_evaluation_with_all_scores_says_that_it_is_not_to_be_published(evaluation, published, tmp_path):
+    full, shown = written_files(evaluation, tmp_path / "all"), written_files(published, tmp_path / "shown")
+    summary = json.loads(shown["results.json"])
+
+    assert NOT_TO_PUBLISH in full["report.html"]
+    assert NOT_TO_PUBLISH not in shown["report.html"]
+    assert json.loads(full["results.json"])["all_scores"] is True
+    assert summary["all_scores"] is False
+    assert summary["innocents"] == json.loads(full["results.json"])["innocents"] | {
+        "highest_score": None,
+        "highest_score_without_alignment": None,
+    }
+    assert "highest innocent score" not in " ".join(shown["report.html"].split())
 
 
 def test_the_summary_counts_innocents_and_colluders(evaluation):

@@ -13,7 +13,7 @@ from hf_fingerprint.attacks.attack import Attack
 from hf_fingerprint.attacks.suite import SUITE, Sweep
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import Data, Scene, running
-from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, RESULTS, SINGLE
+from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, PRIVATE, RESULTS, SINGLE
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,17 @@ def test_those_who_mixed_copies_are_caught_and_nobody_else(evaluation):
         assert sum(point.histogram) == point.innocents
 
 
+def test_scores_of_those_who_are_not_accused_are_shown_to_who_asks(published, evaluation):
+    assert not published.all_scores
+    assert published.points == tuple(point.published() for point in evaluation.points)
+    assert published.points != evaluation.points
+    assert published.copy.scores == evaluation.copy.scores
+
+
 def test_the_same_again_judges_nothing_again(place, evaluation, monkeypatch):
     seen = judged(monkeypatch)
 
-    assert run(place, place / "out") == evaluation
+    assert run(place, place / "out", all_scores=True) == evaluation
     assert seen == []
 
 
@@ -98,12 +105,13 @@ def test_an_evaluation_that_was_moved_goes_on(place, evaluation, tmp_path, monke
     shutil.copytree(place / "out", tmp_path / "elsewhere")
     seen = judged(monkeypatch)
 
-    assert run(place, tmp_path / "elsewhere") == evaluation
+    assert run(place, tmp_path / "elsewhere", all_scores=True) == evaluation
     assert seen == []
 
 
 def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(place, evaluation, monkeypatch):
-    results, before = place / "out" / RESULTS, len((place / "out" / RESULTS).read_bytes().splitlines())
+    results = place / "out" / PRIVATE / RESULTS
+    before = len(results.read_bytes().splitlines())
     cut = judged(monkeypatch, stop_at=2)
     with pytest.raises(KeyboardInterrupt):
         run(place, place / "out", ["bf16", "fp8"])
@@ -185,7 +193,7 @@ def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(pla
 
 def test_a_thief_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
     alone = run(place, place / "out", ["reset"], quick=True)
-    equipped = run(place, place / "out", ["reset"], quick=True, public_base=True)
+    equipped = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
 
     assert "base" in alone.skipped["reset"]
     assert (alone.public_base, equipped.public_base, equipped.skipped) == (False, True, {})
