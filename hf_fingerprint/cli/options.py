@@ -57,6 +57,13 @@ CalibrationImages = Annotated[
     int | None,
     typer.Option("--calibration-images", help="Images to measure the marked model on, at most. [1000]"),
 ]
+AllScores = Annotated[
+    bool,
+    typer.Option(
+        "--all-scores",
+        help="Show the scores of those who are not accused too. They help an attacker: do not publish them.",
+    ),
+]
 KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
 Identity = Annotated[
     Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
