@@ -30,7 +30,7 @@ def log10_missed(answered: int, share: float, told: float, classes: int, copies:
     """
     if not answered:
         return 0.0
-    needed = math.log(copies / alpha)
+    needed = math.log(copies) - math.log(alpha)
     own = np.arange(int(binom.ppf(_NEVER, answered, share)), answered + 1)
     # the least agreement that accuses, by halving; one more than all if none does
     low, high = np.zeros_like(own), own + 1
