@@ -42,7 +42,8 @@ def log_stake(agreeing: np.ndarray, asked: np.ndarray | int, classes: int) -> np
     """
     check_classes(classes)
     k, asked, p = np.asarray(agreeing, float), np.asarray(asked, float), 1 / classes
-    if not np.all((k >= 0) & (k <= asked) & (asked <= MOST_ANSWERS) & (k == np.floor(k)) & (asked == np.floor(asked))):  # NaN neither
+    whole = (k == np.floor(k)) & (asked == np.floor(asked))
+    if not np.all(whole & (k >= 0) & (k <= asked) & (asked <= MOST_ANSWERS)):  # NaN neither
         raise CodeError(
             f"So many answers can't agree: give whole numbers, from 0 to those asked, which are at most "
             f"{MOST_ANSWERS:,}."

@@ -178,8 +178,8 @@ def test_without_a_published_commitment_it_is_not_checked_against_one(proof):
 def test_the_published_commitment_is_compared(proof):
     promised = json.loads(proof.read_text())["accused"][0]["commitment"]
 
-    for given in ([promised], [f" {promised.upper()}\n"]):
-        (proven,) = check_proof(proof, given)
+    for published in ([promised], [f" {promised.upper()}\n"]):
+        (proven,) = check_proof(proof, published)
         assert (proven.holds, proven.published, proven.outcome) == (True, True, Outcome.ACCUSED)
     (proven,) = check_proof(proof, ["ab" * 32])
     assert (proven.opened, proven.published, proven.holds, proven.outcome) == (True, False, False, Outcome.NOBODY)
