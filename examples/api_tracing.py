@@ -108,7 +108,7 @@ def main() -> None:
         found = {name: ask(arguments, url, vault, name) for name, url in zip(suspects, addresses, strict=True)}
 
     print(
-        "\n5. Somebody else checks the proofs, with nothing but their files and what was published with the copies\n"
+        "\n5. Somebody else checks the proofs, with their files and what was published with the copies\n"
     )
     published = [copy.commitment for copy in vault.copies() if copy.recipient in (TUNED, QUANTISED)]
     for path in sorted(out.glob("*.proof.json")):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from asked_models import asked_base
+from asked_models import COUNT, asked_base
 from asked_records import add_copy, add_questions, asked_records
 from PIL import Image
 from refusals import refused
@@ -85,11 +85,12 @@ def test_files_of_several_kinds_are_read(scene, tmp_path, suffix, mode):
 
 def test_an_image_that_carries_nothing_is_nobodys(scene):
     plain = questions_of(scene.vault, scene.base).images(scene.base.secret)
-    strangers = [synthetic_cover(bytes(32), 0), np.full((224, 224, 3), 7, np.uint8), np.zeros((224, 224, 3), np.uint8)]
+    flat = np.full((224, 224, 3), 7, np.uint8)
+    strangers = [synthetic_cover(bytes(32), 0), flat, np.zeros_like(flat), plain[COUNT]]  # the last one is a decoy
 
     for image, outcome in [
         *((each, Outcome.NOT_COMPARABLE) for each in strangers),
-        *((each, Outcome.NOT_READABLE) for each in (jpeg(plain[0]), *plain[::4])),
+        *((each, Outcome.NOT_READABLE) for each in (jpeg(plain[0]), *plain[:COUNT:4])),
     ]:
         read = scene.reader.read(image)
         assert (read.recipients, read.question, read.base_id) == ((), None, None)
