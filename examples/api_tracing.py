@@ -107,9 +107,7 @@ def main() -> None:
     with service(list(suspects.values())) as addresses:
         found = {name: ask(arguments, url, vault, name) for name, url in zip(suspects, addresses, strict=True)}
 
-    print(
-        "\n5. Somebody else checks the proofs, with their files and what was published with the copies\n"
-    )
+    print("\n5. Somebody else checks the proofs, with their files and what was published with the copies\n")
     published = [copy.commitment for copy in vault.copies() if copy.recipient in (TUNED, QUANTISED)]
     for path in sorted(out.glob("*.proof.json")):
         print_proof(check_proof(path, published))

@@ -75,7 +75,8 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
     assert f"pipeline:{scene.root / 'alice'} asked about base" in "".join(out.splitlines()[:3])
     assert said.count("ACCUSED") == 1
     assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d", said), "all answers to her questions are hers"
-    assert "accused: alice. 3 copies tested; any innocent accused with probability at most 1e-06" in said
+    assert "accused: the copy made for alice (" in said
+    assert "3 copies tested; any innocent accused with probability at most 1e-06" in said
     assert re.search(r"stopped at the proof, after \d+ images", said)
     assert said.endswith(
         "answers can't name 1 of these copies, made before the base had questions or never bound to answer them: early"
