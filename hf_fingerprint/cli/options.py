@@ -27,7 +27,8 @@ Planned = Annotated[
     int | None, typer.Option("--recipients-planned", help="Recipients to work out the certified coalition for. [1000]")
 ]
 Alpha = Annotated[
-    float | None, typer.Option("--alpha", help="Bound on the probability that a trace accuses any innocent. [1e-6]")
+    float | None,
+    typer.Option("--alpha", help="Bound on the probability that a trace accuses any innocent, at most 0.05. [1e-6]"),
 ]
 Eps = Annotated[
     float | None,

@@ -58,7 +58,8 @@ def soft_decode(
     `P(p_T <= alpha) <= alpha`. Here A is whatever of the recipients with the highest `<y, b_j>` gives the lowest p.
 
     j is accused iff every T of at most K recipients without j, the empty T too, has `p_T <= alpha`. An innocent is
-    not in the true T, so accusing any needs that one event: no union over recipients or coalitions. (Trying only the
+    not in the true T, so accusing any needs that one event: no union over recipients or coalitions. It rests on the
+    keyed generator that U comes from being pseudo-random, and is for suspects made without feedback. (Trying only the
     T of exactly K would not do: a smaller coalition lies in many of them, each of which spares different innocents.)
     If all T are refuted, the pirates were more than K, which the proof excludes, and nobody is accused.
 

@@ -63,14 +63,16 @@ def infer_strategy(
         known (`int`): k, how many are accused.
 
     Returns:
-        [`Strategy`] or `None`: nothing, where no mark shows or no position is biased.
+        [`Strategy`] or `None`: nothing, where no mark shows, no position is biased, or what a bit reads as in the
+        caller's unit is too large or small for a number.
 
     Raises:
         [`CodeError`]: if the reading can't be decoded, see [`to_signal`].
     """
     signal = to_signal(reading, mass, codebook.length)
     used, unit = np.flatnonzero(signal.mass > 0), _scale(codebook, signal)
-    scale = float(np.ldexp(unit, signal.exponent - signal.mass_exponent))  # in the caller's unit, if it is a number
+    with np.errstate(over="ignore"):
+        scale = float(np.ldexp(unit, signal.exponent - signal.mass_exponent))  # in the caller's unit
     if scale == 0 or not np.isfinite(scale):
         return None
     few, many = (_Positions(codebook, signal, held, unit, used[:: -(-len(used) // s)]) for s in SAMPLES)

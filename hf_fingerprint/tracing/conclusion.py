@@ -106,21 +106,16 @@ def _say(read: Read, reading: Reading, suspect: Weights, level: Level, limit: st
             f"alpha {level.alpha:.0e}: nothing can be said of its copies.",
         )
     hidden = _hidden(read, reading, suspect)
-    unread = mass_of(base, {each.carrier for each in hidden})
-    if limit is not None:
-        done = (reading.weights_read + reading.weights_dropped) / base.carrier_weights
-        held = mass_of(base, [c.name for c in base.carriers if c.name not in reading.missing])
-        unread += held * max(0.0, 1 - done * base.carrier_weights / max(held.sum(), 1))
-    if would_show(base, unread, recipients, alpha):
-        if limit is not None and not hidden:
-            return _Said(Outcome.NOT_READABLE, limit)
+    if would_show(base, mass_of(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Said(
             Outcome.NOT_READABLE,
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be in what can't be "
-            f"read of the suspect: {listed(hidden)}; {CONVERT if limit is None else limit}.",
+            f"read of the suspect: {listed(hidden)}; {CONVERT}.",
         )
     if would_show(base, reading.alike, recipients, alpha):
         return _Said(Outcome.NOBODY)
+    if limit is not None:
+        return _Said(Outcome.NOT_READABLE, limit)
     if reading.weights_dropped > reading.weights_read:
         return _Said(
             Outcome.NOT_READABLE,

@@ -50,7 +50,7 @@ def trace_ranges(case: Case, suspect: RangedCheckpoint) -> tuple[TraceResult | N
                 return None, look  # a stranger, or a copy whose tensors were given each other's names
         if not result.accused and _whole_allowed(suspect) and (result.lineage.cosine < CLEARLY or suspect.others):
             return None, look  # perhaps its channels stand in another order, or it lies in another file
-        limit = None if looks.complete or result.accused else _limit(suspect)
+        limit = None if looks.complete else f"Too little was read to find even a verbatim copy: {_limit(suspect)}"
         result = conclude(result, suspect, reads, readings, Level.of(tested, look), found, limit)
         if result.outcome is Outcome.NOT_COMPARABLE and result.weights_read:
             whole = f"All of it is needed to tell whether they were put in another order: {_limit(suspect)}"

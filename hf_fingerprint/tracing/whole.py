@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal
 
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors
+from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.reading import Reading, read_suspect
 from hf_fingerprint.tracing.case import Case, Read
@@ -70,14 +71,16 @@ def _perhaps_disguised(reading: Reading) -> bool:
 
 def _on_record(vault: Vault, suspect: Checkpoint) -> list[CopyRecord]:
     """The copies whose content hash is the suspect's. Only a suspect that is laid out as a base can be one."""
-    layout = {name: (info.dtype, info.shape) for name, info in suspect.tensors.items()}
-    bases = vault.bases()
-    if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in bases):
+    try:
+        whole = open_checkpoint(suspect.source)  # as a base would be, with every tensor
+    except CheckpointError:
         return []
-    copies = [copy for copy in vault.copies() if copy.content_hash is not None]
-    if not copies:
-        return []
-    found = content_hash(suspect.tensors, digest_tensors(suspect))
+    with whole:
+        layout = {name: (info.dtype, info.shape) for name, info in whole.tensors.items()}
+        if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in vault.bases()):
+            return []
+        copies = [copy for copy in vault.copies() if copy.content_hash is not None]
+        found = content_hash(whole.tensors, digest_tensors(whole)) if copies else None
     return [copy for copy in copies if copy.content_hash == found]
 
 

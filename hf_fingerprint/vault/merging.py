@@ -20,6 +20,7 @@ from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.packing import BaseRow, PublicationRow, QuestionsRow, Snapshot, insert_rows, read_snapshot
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rotation import resealed
+from hf_fingerprint.vault.schema import read_base
 from hf_fingerprint.vault.sealing import Opener
 from hf_fingerprint.vault.store import Vault, unsealed
 from hf_fingerprint.vault.transactions import transaction
@@ -70,8 +71,8 @@ def merge(into: Vault, other: Snapshot, opener: Opener | None = None, where: str
         where (`str`): what the other vault is called when something is refused.
 
     Raises:
-        [`VaultError`]: if the two have different tracing identities, a row that both have differs, or a record is
-            found to be a forgery.
+        [`VaultError`]: if the two have different tracing identities, a row that both have differs, a new base is one
+            that this package would not register, or a record is found to be a forgery.
     """
     with into.connect() as connection, transaction(connection):
         mine = read_snapshot(connection)
@@ -170,6 +171,8 @@ def _to_this_identity(other: Snapshot, mine: Snapshot, opener: Opener) -> Snapsh
 
 def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, where: str) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
+    for new_base in bases:
+        read_base(new_base, entering=True)
     insert_rows(connection, "bases", bases)
     asked = [row for key, row in joined.questions.items() if key not in mine.questions]
     insert_rows(connection, "questions", asked)

@@ -21,6 +21,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.checking import check_base
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.schema import (
@@ -187,9 +188,10 @@ def _check(snapshot: Snapshot, where: str) -> None:
     """Refuses rows that no vault holds."""
     for row in snapshot.bases.values():
         try:
-            base_from_row(row)
-        except (VaultError, KeyError, ValueError, TypeError, IndexError):
+            base = base_from_row(row)
+        except VaultError:
             raise _damaged(where) from None
+        check_base(base)
     for base_id, asked in snapshot.questions.items():
         try:
             check_questions(snapshot.bases[base_id][4], asked)

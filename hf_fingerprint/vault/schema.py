@@ -4,11 +4,13 @@ import hashlib
 import hmac
 import json
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import derive
+from hf_fingerprint.vault.checking import check_base, refusal
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord
 
 
@@ -106,7 +108,7 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
     """The base in a row.
 
     Raises:
-        [`VaultError`]: if the row was changed since it was written.
+        [`VaultError`]: if the row was changed since it was written, or tells of no base.
     """
     base_id, whole, text, amplitudes, secret, seal = row
     try:
@@ -115,13 +117,24 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
         genuine = False
     if not genuine:
         raise VaultError(f"The record of base {base_id} was tampered with or damaged: restore a backup of the vault.")
-    document = json.loads(text)
+    try:
+        return _from_document(base_id, whole, json.loads(text), np.frombuffer(amplitudes, "<f4"), secret)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
+        raise refusal(base_id, "its document is not one of a base") from None
+
+
+def _from_document(base_id: str, whole: str, document: dict[str, Any], rows: np.ndarray, secret: bytes) -> Base:
+    """The base that a document tells of; any error there may be if it tells of none."""
     tensors = {name: TensorRecord(dtype, tuple(shape), digest) for name, dtype, shape, digest in document["tensors"]}
-    carriers, rows = [], np.frombuffer(amplitudes, "<f4")
+    carriers = []
     for name, eps in document["carriers"]:
         count = tensors[name].shape[0]
+        if not 0 <= count <= len(rows):
+            raise ValueError(name)
         carriers.append(Carrier(name, eps, rows[:count]))
         rows = rows[count:]
+    if len(rows) or len(tensors) < len(document["tensors"]):
+        raise ValueError(base_id)
     same = ("source", "revision", "family", "length", "coalition", "certified", "certified_by", "alpha")
     return Base(
         base_id=base_id,
@@ -136,6 +149,17 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
         copy_of=document.get("copy_of"),
         **{key: document[key] for key in same},
     )
+
+
+def read_base(row: tuple[str, str, str, bytes, bytes, str], entering: bool = False) -> Base:
+    """The base in a row, if it is one that this package would make; see [`check_base`].
+
+    Raises:
+        [`VaultError`]: by the base's name, if it is not.
+    """
+    base = base_from_row(row)
+    check_base(base, entering)
+    return base
 
 
 def copy_from_row(row: tuple[str, str, str, str, str, str | None, str | None, str, bytes]) -> CopyRecord:

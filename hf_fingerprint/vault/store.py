@@ -16,15 +16,16 @@ from pathlib import Path
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.vault.bundles import pack, record_digest, unpack
+from hf_fingerprint.vault.checking import check_base
 from hf_fingerprint.vault.database import DATABASE, IDENTITY, Database, identity_name
 from hf_fingerprint.vault.forgetting import clear_journal, wipe
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import (
     COPY_COLUMNS,
-    base_from_row,
     base_to_row,
     check_questions,
     copy_from_row,
+    read_base,
     seal_questions,
 )
 from hf_fingerprint.vault.sealing import (
@@ -116,12 +117,16 @@ class Vault(Database):
         return self._opener is not None
 
     def bases(self) -> list[Base]:
-        """All registered bases, in the order of registration."""
+        """All registered bases, in the order of registration.
+
+        Raises:
+            [`VaultError`]: if a record was changed since, or holds what this package would not record.
+        """
         with self.connect() as connection:
             rows = connection.execute(
                 "SELECT base_id, content_hash, document, amplitudes, secret, seal FROM bases ORDER BY rowid"
             ).fetchall()
-        return [base_from_row(row) for row in rows]
+        return [read_base(row) for row in rows]
 
     def base_with_hash(self, content_hash: str) -> Base | None:
         """The base with this content, if it is registered: the record for new copies, which no other replaces."""
@@ -131,7 +136,11 @@ class Vault(Database):
         """Registers a base, or returns the one that another process registered with the same content first.
 
         A record that replaces another is added beside it, unless that one is replaced already.
+
+        Raises:
+            [`VaultError`]: if it holds what could not be read again.
         """
+        check_base(base, entering=True)
         with self.connect() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO bases SELECT ?, ?, ?, ?, ?, ? "

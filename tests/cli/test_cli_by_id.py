@@ -50,7 +50,7 @@ def test_a_suspect_on_the_hub_is_traced_and_told_with_its_revision(hub, run):
     said = " ".join(out.split())
     assert (code, err.strip()) == (0, "")
     assert f"org/leak@{hub.repos['org/leak'].refs['main']} against base" in said
-    assert "accused: alice." in said
+    assert "accused: the copy made for alice (" in said
     assert f"in {len(hub.calls)} requests and judged in 1 look; --whole looks for further colluders" in said
 
 
@@ -89,20 +89,30 @@ def test_a_budget_is_in_megabytes(hub, run):
     code, out, _ = run("trace", "org/innocent", "--max-mb", "0.2", "--json")
     told = json.loads(out)
 
-    assert code == 1
+    assert (code, told["outcome"]) == (1, "nobody")
     assert 150_000 < told["bytes_fetched"] <= 200_000
     assert not told["complete"]
     assert "a larger --max-mb may tell more" in " ".join(run("trace", "org/innocent", "--max-mb", "0.2")[1].split())
 
 
+@pytest.mark.parametrize("budget", ["0.0001", "0.005"])
+def test_a_budget_too_small_to_find_a_copy_clears_nobody(hub, run, budget):
+    code, out, _ = run("trace", "org/innocent", "--max-mb", budget, "--json")
+    told = json.loads(out)
+
+    assert (code, told["outcome"]) == (3, "not readable")
+    assert "--max-mb" in told["reason"]
+    assert told["bytes_fetched"] <= float(budget) * 1e6
+
+
 def test_a_claim_is_confirmed_or_not(hub, run, shared):
     code, out, _ = run("verify", "org/leak", "--recipient", "alice")
     assert code == 0
-    assert "confirmed: a copy of alice. 1 copies tested" in " ".join(out.split())
+    assert "confirmed: the copy made for alice (" in " ".join(out.split())
 
     code, out, _ = run("verify", "org/leak", "--recipient", "[bold]bob")
     assert code == 1
-    assert "not confirmed: a copy of [bold]bob." in " ".join(out.split())
+    assert "not confirmed: a copy made for [bold]bob." in " ".join(out.split())
     assert "alice" not in out
 
 
@@ -149,5 +159,5 @@ def test_a_hub_that_breaks_down_is_one_sentence(hub, run, monkeypatch):
 def test_help_names_the_exit_codes(capfd):
     assert main(["verify", "--help"]) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "Exit code 0: confirmed, 1: not, 2: an error" in said
+    assert "Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable" in said
     assert all(option in said for option in ("--recipient", "--whole", "--max-mb", "--json"))

@@ -387,3 +387,22 @@ def test_the_accusation_is_a_theorem(monkeypatch, family, kind):
         accused = int((lowest <= math.log(level)).sum())
         assert accused <= trials * level + 4 * math.sqrt(trials * level * (1 - level))
     assert kind != "noise" or (lowest < 0).any()
+
+
+@pytest.mark.parametrize("family", ["tardos", "nuida", "fair_signs"])
+@pytest.mark.parametrize("strategy", ["average", "median", "minority"])
+@pytest.mark.parametrize("alpha", [1e-6, 0.05])
+def test_who_is_accused_does_not_depend_on_innocents(family, strategy, alpha):
+    """The proof decodes without an innocent: every score function, threshold and round must be what it is with him."""
+    codebook, copy_keys = make(family, 1024), keys(14)
+    reading = collude(codebook, copy_keys, strategy, 0.2)
+    others = keys(200, "innocent")
+    alone, among = (
+        decode(codebook, own, reading, np.ones(1024), alpha, recipients=1000)
+        for own in (copy_keys, [*others[:100], *copy_keys, *others[100:]])
+    )
+    accused = [i + 100 for i in alone.accused]
+    assert set(among.accused) == set(accused)
+    assert among.threshold == alone.threshold
+    assert len(accused) == len(copy_keys) or among.rounds == alone.rounds
+    np.testing.assert_array_equal(among.scores[accused], alone.scores[list(alone.accused)])

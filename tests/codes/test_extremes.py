@@ -106,9 +106,11 @@ def test_innocents_are_accused_no_more_often_than_promised_whatever_the_reading(
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("family", CODES)
 def test_four_hundred_innocents_at_any_scale(family, scale):
-    """As was seen at 1e-162: 164 of 400 accused."""
+    """As was seen at 1e-162, where the square of 1.6 is a number and that of 1.5 is 0: up to 164 of 400 accused."""
     rng = np.random.default_rng(0)
-    for reading in (rng.standard_normal(LENGTH), rng.uniform(0.5, 2, LENGTH) * rng.choice([-1, 1], LENGTH)):
+    signs = rng.choice([-1, 1], LENGTH)
+    few = np.where(np.arange(LENGTH) < 4, 1.6, 1.5)
+    for reading in (few * signs, rng.standard_normal(LENGTH), rng.uniform(1.2, 1.58, LENGTH) * signs):
         found = decode(CODES[family], keys(400), scaled(reading, scale), np.ones(LENGTH), ALPHA)
         assert found.accused == ()
         assert np.abs(found.scores).max() < 6
@@ -177,7 +179,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 masses = st.floats(0, allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_numbers_are_decoded_without_an_error_and_accuse_no_innocent_at_a_level_that_none_reaches(data):
     codebook = data.draw(st.sampled_from([FairSigns(64), Tardos(64, 2, SECRET), Nuida(64, 4, SECRET)]))
@@ -186,7 +188,7 @@ def test_any_numbers_are_decoded_without_an_error_and_accuse_no_innocent_at_a_le
     order = np.random.default_rng(data.draw(st.integers(0, 9)))
     reading, mass = order.choice(pool, 64), order.choice(weights, 64)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error")  # the largest numbers there are over the smallest, too
         found = decode(codebook, keys(20), reading, mass, alpha=1e-9)
         score, proven = prove_codeword(codebook, codebook.packed(keys(1))[0], reading, mass, 20, 1e-9)
         residual = residual_reading(codebook, reading, mass, NOBODY[:, :64])

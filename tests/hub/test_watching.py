@@ -110,7 +110,6 @@ def test_no_more_of_a_model_is_fetched_than_the_limit(hub, shown, max_bytes):
     assert found.error or found.outcome == "not readable"
 
 
-@pytest.mark.xfail(strict=True, reason="tracing downloads a model whose names tell nothing, to look for permutations")
 def test_unlike_models_are_told_apart_by_their_headers(hub, shown, tmp_path, monkeypatch):
     wholes = []
 

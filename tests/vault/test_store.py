@@ -33,7 +33,7 @@ BASE = Base(
     revision=None,
     content_hash="53e1e7b2c8d4" + "a1" * 26,
     tensors={"head.weight": TensorRecord("F32", (2, 3), "0a" * 32)},
-    carriers=(Carrier("head.weight", 0.004, np.array([0.5, -0.25], np.float32)),),
+    carriers=(Carrier("head.weight", 0.004, np.array([0.5, 0.25], np.float32)),),
     family="tardos",
     length=4096,
     coalition=20,
@@ -297,7 +297,7 @@ def test_a_base_comes_back_as_it_was_registered(mine):
     (base,) = mine.open().bases()
 
     assert base == BASE
-    assert base.carriers[0].amplitude.tolist() == [0.5, -0.25]
+    assert base.carriers[0].amplitude.tolist() == [0.5, 0.25]
     assert mine.open().base_with_hash(BASE.content_hash) == BASE
     assert mine.open().base_with_hash("00" * 32) is None
 
@@ -463,7 +463,7 @@ def test_what_is_recorded_is_on_the_disk_when_the_call_returns(mine, tmp_path):
         ("content_hash", "00" * 32),
         ("document", base_to_row(replace(BASE, alpha=0.5))[2]),
         ("document", "{}"),
-        ("amplitudes", np.array([0.5, 0.25], "<f4").tobytes()),
+        ("amplitudes", np.array([0.5, 0.125], "<f4").tobytes()),
         ("secret", bytes(32)),
         ("seal", "00" * 32),
     ],

@@ -1,0 +1,158 @@
+"""What the record of a base may hold. A record's seal shows that nobody changed it since; whoever made it may have
+written anything, so what this package would not make is not believed."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from hf_fingerprint.checkpoints.dtypes import READABLE
+from hf_fingerprint.checkpoints.source import HUB_ID
+from hf_fingerprint.codes import check_alpha, make_codebook
+from hf_fingerprint.errors import CodeError, VaultError
+from hf_fingerprint.vault.records import Base
+
+
+LONGEST_SOURCE, LONGEST_NAME, LONGEST_TEXT = 4096, 1024, 1024
+MOST = 1 << 48  # of whatever is counted
+_HOLDS = {"F16": 65504.0, "F8_E4M3": 448.0, "F8_E5M2": 57344.0}  # weight of a dtype; of others, of float32
+_LARGEST = float(np.finfo(np.float64).max)
+_BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_REVISION = re.compile(r"[\w./-]{1,200}")
+
+
+def check_base(base: Base, entering: bool = False) -> None:
+    """Refuses a record of a base that this package would not make.
+
+    Args:
+        base ([`Base`]): what the record says.
+        entering (`bool`, *optional*, defaults to `False`): whether it is new to this vault; no amplitude may be
+            negative then, which records of long ago can hold and which mark nothing.
+
+    Raises:
+        [`VaultError`]: by the base's name, with what is wrong.
+    """
+    found = next(_faults(base, entering), None)
+    if found is not None:
+        raise refusal(base.base_id, found)
+
+
+def refusal(base_id: Any, fault: str) -> VaultError:
+    """What is said of a record that holds what it can't."""
+    return VaultError(
+        f"The record of base {shown(base_id)} can't be used, {fault}: restore a backup of the vault, and don't merge "
+        f"with one that holds it."
+    )
+
+
+def shown(value: Any) -> str:
+    """A value from a record, on one short line."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else " " for c in text[:80])
+    return text[:60]
+
+
+def _faults(base: Base, entering: bool) -> Iterator[str]:
+    """What is wrong with a record, one thing after another; each may take for granted that those before are right."""
+    if not _is_line(base.base_id, 64) or not _is_line(base.content_hash, 128):
+        yield "its id or content hash is none"
+    if not _is_line(base.source, LONGEST_SOURCE) or not _is_source(base.source):
+        yield f"its source {shown(base.source)} is neither an absolute path nor a Hub id"
+    if not (base.revision is None or (isinstance(base.revision, str) and _REVISION.fullmatch(base.revision))):
+        yield f"its revision {shown(base.revision)} is no commit"
+    if not (base.replaces is None or _is_line(base.replaces, 64)):
+        yield f"it replaces {shown(base.replaces)}, which is no base"
+    yield from _code_faults(base)
+    yield from _tensor_faults(base)
+    yield from _carrier_faults(base, entering)
+    yield from _measured_faults(base)
+
+
+def _code_faults(base: Base) -> Iterator[str]:
+    try:
+        check_alpha(base.alpha if _is_number(base.alpha) else float("nan"))
+    except CodeError:
+        yield f"its alpha is {shown(base.alpha)} and not above 0 and at most 0.05"
+    for name in ("length", "coalition", "recipients_planned"):
+        if not _is_count(getattr(base, name), 1):
+            yield f"its {name} is {shown(getattr(base, name))} and not 1 or more"
+    if not _is_count(base.certified, 0) or base.certified > base.recipients_planned:
+        yield f"it is certified for {shown(base.certified)} colluders of {base.recipients_planned} recipients"
+    if not _is_line(base.certified_by, LONGEST_TEXT):
+        yield "it does not say how it was certified"
+    try:
+        make_codebook(base.family, base.length, base.coalition, base.secret)
+    except (CodeError, TypeError) as error:
+        yield f"its code is none ({str(error).rstrip('.')})"
+
+
+def _tensor_faults(base: Base) -> Iterator[str]:
+    for name, (dtype, shape, digest) in base.tensors.items():
+        if not isinstance(name, str) or len(name) > LONGEST_NAME:
+            yield f"it names a tensor {shown(name)}"
+        if not (isinstance(dtype, str) and len(dtype) <= 32 and isinstance(digest, str) and len(digest) <= 128):
+            yield f"its tensor {shown(name)} has no dtype or digest"
+        if len(shape) > 32 or not all(_is_count(size, 0) for size in shape):
+            yield f"its tensor {shown(name)} has the shape {shown(list(shape))}"
+
+
+def _carrier_faults(base: Base, entering: bool) -> Iterator[str]:
+    if len({carrier.name for carrier in base.carriers}) < len(base.carriers):
+        yield "a carrier is named twice"
+    for name, eps, amplitude in ((c.name, c.eps, c.amplitude) for c in base.carriers):
+        record = base.tensors[name]
+        if record.dtype not in READABLE or not record.shape:
+            yield f"its tensor {shown(name)} can't carry a mark"
+        if not _is_number(eps) or not 0 < eps <= 1:
+            yield f"the amplitude of {shown(name)} is {shown(eps)} of its rows' size and not above 0 and at most 1"
+        if amplitude.shape != record.shape[:1]:
+            yield f"{shown(name)} has {record.shape[0]} rows and amplitudes for {len(amplitude)}"
+        largest = eps * _HOLDS.get(record.dtype, float(np.finfo(np.float32).max))
+        with np.errstate(invalid="ignore"):
+            sane = np.isfinite(amplitude).all() and (np.abs(amplitude, dtype=np.float64) <= largest * 1.001).all()
+        if not sane or (entering and (amplitude < 0).any()):
+            yield f"{shown(name)} has amplitudes that no mark has"
+
+
+def _measured_faults(base: Base) -> Iterator[str]:
+    measured = asdict(base.calibration)
+    counts = {name: measured.pop(name) for name in ("images", "decisions", "agreeing")}
+    for name in ("inputs", "output"):
+        if not (_is_line(measured[name], 64) or (name == "output" and measured[name] is None)):
+            yield f"its calibration's {name} is {shown(measured[name])}"
+        del measured[name]
+    for name, count in counts.items():
+        if not (_is_count(count, 0) or (name != "images" and count is None)):
+            yield f"its calibration counts {shown(count)} {name}"
+    if base.compact is not None:
+        measured |= asdict(base.compact)
+    for name, value in measured.items():
+        needed = name in ("max_kl", "share", "spread_score")
+        if not (_is_number(value) or (value is None and not needed)):
+            yield f"its calibration's {name} is {shown(value)} and no number"
+    if not 0 < base.calibration.max_kl <= 1:
+        yield f"its budget is {shown(base.calibration.max_kl)} nats and not above 0 and at most 1"
+
+
+def _is_source(source: str) -> bool:
+    absolute = PurePosixPath(source).is_absolute() or PureWindowsPath(source).is_absolute()
+    return absolute or (HUB_ID.fullmatch(source) is not None and "@" not in source)
+
+
+def _is_line(value: Any, longest: int) -> bool:
+    """Whether a value is text on one line that shows as it is."""
+    if not isinstance(value, str) or not 0 < len(value) <= longest:
+        return False
+    return not any(c in _BIDIRECTIONAL or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST
