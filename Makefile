@@ -31,6 +31,7 @@ style: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python examples/bench.py --out bench_output
 	$(BIN)/python examples/bench_training.py
+	$(BIN)/python examples/bench_verdicts.py --out bench_output/verdicts
 
 evaluate: $(VENV)/installed
 	for model in lite0 lite2 resnet vit; do $(BIN)/python examples/bench_attacks.py $$model || exit 1; done

@@ -211,7 +211,7 @@ def weight_score(scene: Scene, giver: int, out: Path) -> tuple[float, float]:
     change = torch.from_numpy(scene.asked.head_change(scene.keys[giver]))
     state[scene.asked.head] = state[scene.asked.head] - change.reshape(state[scene.asked.head].shape)
     save_file(state, plain / "model.safetensors", {"format": "pt"})
-    found = [trace(path, scene.vault).scores[0].score for path in (plain, scene.paths[giver])]
+    found = [trace(path, scene.vault).accused[0].score for path in (plain, scene.paths[giver])]
     return found[0], found[1]
 
 

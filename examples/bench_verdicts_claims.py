@@ -21,7 +21,7 @@ from figures import Figure
 from real_inputs import save_timm
 
 from hf_fingerprint import TraceResult, Vault, trace, verify
-from hf_fingerprint.cli.output import print_trace
+from hf_fingerprint.cli.trace_output import print_trace
 from hf_fingerprint.outcomes import Outcome
 
 

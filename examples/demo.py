@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_fingerprint import Issuer, Settings, TraceResult, Vault, trace
 from hf_fingerprint.attacks import MagnitudePruning, Quantization, collude
-from hf_fingerprint.cli.output import describe_base, print_trace, remark, steps
+from hf_fingerprint.cli.output import describe_base, remark, steps
+from hf_fingerprint.cli.trace_output import print_trace
 
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -57,7 +58,7 @@ def main() -> None:
     results: dict[str, TraceResult] = {}
     for title, suspect in suspects.items():
         print(f"\n--- {title}\n")
-        results[title] = trace(suspect, vault)
+        results[title] = trace(suspect, vault, all_scores=True)  # of a vault that guards nothing; else keep them
         print_trace(results[title])
     picture = plot_traces(results, out / "scores.png")
     print(f"\nAll recipients' scores against the bound: {picture}")

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from hf_fingerprint import Issuer, Settings, Vault, trace
-from hf_fingerprint.cli.output import print_trace, remark
+from hf_fingerprint.cli.output import remark
+from hf_fingerprint.cli.trace_output import print_trace
 
 
 RECIPIENT, OTHERS = "alice", ["bob", "carol"]

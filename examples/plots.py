@@ -23,7 +23,8 @@ KINDS = {
 
 
 def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
-    """One panel a suspect: every recipient's score, and the score from which on the bound allows an accusation."""
+    """One panel a suspect: each score that the result has, and the score from which on the bound allows an accusation.
+    Traced with `all_scores`, those are everybody's: a picture for the owner's eyes."""
     figure, panels = plt.subplots(1, len(results), figsize=(3.6 * len(results), 3.8), squeeze=False)
     for panel, (title, result) in zip(panels[0], results.items(), strict=True):
         scores = sorted(result.scores, key=lambda score: score.recipient)

@@ -34,12 +34,7 @@ def evaluate(
         bool, typer.Option("--quick", help="Three strengths of each attack, and three colluders alone.")
     ] = False,
     public_base: Annotated[bool, typer.Option("--public-base", help="The thief has the unmarked base too.")] = False,
-    all_scores: Annotated[
-        bool,
-        typer.Option(
-            "--all-scores", help="Report scores of those who are not accused too, for your own eyes: don't publish it."
-        ),
-    ] = False,
+    all_scores: options.AllScores = False,
     listed: Annotated[bool, typer.Option("--list", help="List the attacks and stop.")] = False,
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,

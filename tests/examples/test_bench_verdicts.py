@@ -150,7 +150,7 @@ def test_an_attacker_hears_every_figure_of_the_default_output_and_no_score_of_an
 
     assert heard["/lineage/cosine"] != others["/lineage/cosine"]
     assert heard["/recipients_tested"] == 10
-    assert not any("/scores/" in kind for kind in heard)
+    assert {kind: value for kind, value in heard.items() if kind.startswith("/scores")} == {"/scores/count": 0}
     assert any(kind.startswith("text") for kind in heard)
 
 

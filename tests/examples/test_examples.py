@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from training import accuracy, fine_tune, predict
 
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models.building import build_model
+from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.reading import Lineage
 from hf_fingerprint.tracing import RecipientScore, TraceResult
 
@@ -36,10 +39,11 @@ def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     assert "Traceback" not in done.stderr
     said = " ".join(done.stdout.split())
     assert said.count("ACCUSED") == 5
-    assert "accused: alice. 5 copies tested" in said
-    assert "accused: bob. 5 copies tested" in said
+    assert re.search(r"accused: the copy made for alice \([^)]*\)\. 5 copies tested", said)
+    assert re.search(r"accused: the copy made for bob \([^)]*\)\. 5 copies tested", said)
     assert all(name in said.partition("the average of")[2] for name in ("carol", "dave", "erin"))
     assert said.count("nobody is accused") == 1
+    assert done.stderr.count("do not publish them") == 4
     assert "certified coalition: " in said
     assert is_a_picture(tmp_path / "demo" / "scores.png")
     assert sorted(path.name for path in (tmp_path / "demo" / "copies").iterdir()) == [
@@ -158,12 +162,15 @@ def test_the_plot_shows_every_recipient(tmp_path):
     from plots import plot_traces
 
     scores = tuple(RecipientScore(name, "0", score, 0.0, score > 10) for name, score in (("a", 60.0), ("b", -1.0)))
+    figures = {"tensors_matched": 1, "tensors_marked": 1, "weights_read": 10, "weights_dropped": 0, "alpha": 1e-6}
     result = TraceResult(
-        "s", None, "b", "b", scores[:1], scores, 2, 1, 1, 10, 0, Lineage(True, 1.0, 0.0), 1e-6, 6.5, 2
+        *("s", None, "b", "b", Outcome.ACCUSED, scores[:1], scores, 2, 2),
+        **figures,
+        lineage=Lineage(True, 1.0, 0.0),
+        threshold=6.5,
+        rounds=2,
     )
-    nobody = TraceResult(
-        "s", None, "b", "b", (), scores[1:], 1, 1, 1, 10, 0, Lineage(True, 1.0, 0.0), 1e-6, float("inf"), 0
-    )
+    nobody = replace(result, outcome=Outcome.NOBODY, accused=(), scores=scores[1:], threshold=float("inf"), rounds=0)
 
     path = plot_traces({"a very long title " * 5: result, "short": nobody}, tmp_path / "scores.png")
 
