@@ -1,8 +1,12 @@
 """Tensor names: one spelling for those that wrappers decorate, and one line for those that are shown."""
 
+from functools import lru_cache
+
+
 _PREFIXES = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model_ema.", "ema.", "model.", "backbone.")
 
 
+@lru_cache(1 << 14)
 def normalise(name: str) -> str:
     """The name without what wrappers put before it (DDP, compile, transformers' TimmWrapper, PEFT, EMA)."""
     stripped = True

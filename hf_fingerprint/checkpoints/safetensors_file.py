@@ -7,6 +7,7 @@ library refuses for a dtype is checked here in the same way.
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hf_fingerprint.errors import CheckpointError
 
 MAX_HEADER = 100_000_000
 EMPTY = "no elements"
+_MOST_KEPT = 1 << 20  # bytes of a header whose layout is remembered
 _MOST_BYTES, _MOST_DIMENSIONS = 1 << 63, 64
 
 
@@ -89,31 +91,54 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
                 raise CheckpointError(
                     f"{path} has a header of {length} bytes, which no model has: get the file again."
                 )
-            header = json.loads(stream.read(length))
+            raw = stream.read(length)
         start = 8 + length
-        if refusal is not None and not _only_dtypes_are_new(header, path.stat().st_size - start):
-            raise refusal
+        if refusal is None and left_out is None and length <= _MOST_KEPT:
+            tensors, unreadable = _layout_of(raw, file)
+        else:
+            header = json.loads(raw)
+            if refusal is not None and not _only_dtypes_are_new(header, path.stat().st_size - start):
+                raise refusal
+            tensors, unreadable = _tensors(header, file, start, empty=left_out is None)
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a whole, well-formed safetensors file ({refusal or error}): get it again."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
-    tensors = []
+    if left_out is None and unreadable:
+        name, reason = unreadable[0]
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has {reason}, which this version can't copy: convert it first."
+        )
+    if left_out is not None:
+        left_out.update((printable(name), reason) for name, reason in unreadable)
+    return start, list(tensors)
+
+
+@lru_cache(4)
+def _layout_of(raw: bytes, file: int) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
+    """[`_tensors`] of a header that the library has checked: fine-tunes of one model have one header, parsed once."""
+    return _tensors(json.loads(raw), file, 8 + len(raw), empty=True)
+
+
+def _tensors(
+    header: dict[str, Any], file: int, start: int, empty: bool
+) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
+    """The tensors of a well-formed header, in the order of their bytes, and those that can't be read, with the reason;
+    `empty` ones are tensors, or among the latter."""
+    tensors, unreadable = [], []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         dtype, (begin, end) = entry["dtype"], entry["data_offsets"]
-        reason = f"dtype {printable(dtype)[:20]}" if dtype not in SIZES else EMPTY if begin == end else None
-        if reason is None or (left_out is None and dtype in SIZES):
-            tensors.append(TensorInfo(name, dtype, tuple(entry["shape"]), file, start + begin, end - begin))
-        elif left_out is not None:
-            left_out[printable(name)] = reason
+        if dtype not in SIZES:
+            unreadable.append((name, f"dtype {printable(dtype)[:20]}"))
+        elif begin == end and not empty:
+            unreadable.append((name, EMPTY))
         else:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} has dtype {dtype}, which this version can't copy: convert it first."
-            )
-    return start, sorted(tensors, key=lambda tensor: tensor.offset)
+            tensors.append(TensorInfo(name, dtype, tuple(entry["shape"]), file, start + begin, end - begin))
+    return sorted(tensors, key=lambda tensor: tensor.offset), unreadable
 
 
 def _only_dtypes_are_new(header: Any, size: int) -> bool:

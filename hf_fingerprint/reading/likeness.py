@@ -48,11 +48,10 @@ def sample(checkpoint: Weights, infos: dict[str, TensorInfo], rows: dict[str, Se
     finite, or absurd."""
     found = {}
     for name, chosen in rows.items():
-        info, values = infos[name], []
-        for row in chosen:
-            raw = checkpoint.read(info, row * info.row_bytes, (row + 1) * info.row_bytes)
-            values.append(to_float32(raw, info.dtype)[:: max(1, info.columns // columns)])
-        drawn = np.concatenate(values)
+        info = infos[name]
+        size, step = info.row_bytes, max(1, info.columns // columns)
+        raw = np.concatenate([checkpoint.read(info, row * size, (row + 1) * size) for row in chosen])
+        drawn = to_float32(raw, info.dtype).reshape(len(chosen), -1)[:, ::step].reshape(-1)
         found[name] = np.where(np.abs(drawn) < _MOST, drawn, np.float32(0))
     return found
 
@@ -62,9 +61,9 @@ def cosine(one: Sampled, other: Sampled) -> float:
     cosines = []
     for name in one.keys() & other.keys():
         a, b = one[name].astype(np.float64), other[name].astype(np.float64)
-        scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+        scale = float((a @ a) * (b @ b)) ** 0.5
         cosines.append(float(a @ b) / scale if scale > 0 else 0.0)
-    return float(np.mean(cosines)) if cosines else -1.0
+    return sum(cosines) / len(cosines) if cosines else -1.0
 
 
 def shares_of(suspect: Sampled, bases: Sequence[Sampled]) -> Shares:
@@ -77,31 +76,36 @@ def shares_of(suspect: Sampled, bases: Sequence[Sampled]) -> Shares:
         suspect (`dict[str, np.ndarray]`): its sampled weights by tensor.
         bases (sequence of the same): each base's, of the same tensors and rows.
     """
-    kept = {name: theirs != 0 for name, theirs in suspect.items()}
-    off = np.array([[_mean_square(suspect[n] - base[n], kept[n]) for n in suspect] for base in bases])
+    names = sorted(suspect)
+    ends = np.cumsum([len(suspect[name]) for name in names])[:-1]
+    theirs = np.concatenate([suspect[name] for name in names])
+    ours, place = _distinct([np.concatenate([base[name] for name in names]) for base in bases])
+    kept = np.split(theirs != 0, ends)
+    off = np.array([[_mean_square(d, k) for d, k in zip(np.split(theirs - b, ends), kept, strict=True)] for b in ours])
     nearest = int(np.log(off + np.finfo(float).tiny).sum(axis=1).argmin())
-    scale = [1 / np.sqrt(each) if each > 0 else 0.0 for each in off[nearest]]
-    if not any(scale):  # the suspect is that base
-        scale = [1.0] * len(scale)
-
-    def difference(of: Sampled, clipped: bool = False) -> np.ndarray:
-        parts = []
-        for factor, (name, mask) in zip(scale, kept.items(), strict=True):
-            values = (of[name] - bases[nearest][name])[mask].astype(np.float64) * factor
-            most = _CLIP * float(np.median(np.abs(values))) if clipped and len(values) else 0.0
-            parts.append(np.clip(values, -most, most) if most else values)
-        return np.concatenate(parts)
-
-    target = difference(suspect, clipped=True)
-    place, distinct = [], [np.zeros_like(target)]  # the nearest has coefficient 1 less the others'
-    for base in bases:
-        apart = difference(base)
-        equal = next((i for i, each in enumerate(distinct) if np.array_equal(each, apart)), len(distinct))
-        distinct += [apart] if equal == len(distinct) else []
-        place.append(equal)
-    share, error = _least_squares(np.stack(distinct)[1:], target)
-    share, error = np.append(1 - share.sum(), share), np.append(0.0, error)
+    scale = np.array([1 / np.sqrt(each) if each > 0 else 0.0 for each in off[nearest]])
+    scale = scale if scale.any() else np.ones(len(scale))  # else the suspect is that base
+    target = theirs.astype(np.float64) - ours[nearest]
+    for part, factor, mask in zip(np.split(target, ends), scale, kept, strict=True):
+        part *= factor * mask
+        most = _CLIP * float(np.median(np.abs(part[mask]))) if mask.any() else 0.0
+        if most:
+            np.clip(part, -most, most, out=part)
+    weight = np.repeat(scale, np.diff([0, *ends, len(theirs)])) * np.concatenate(kept)
+    others = [i for i in range(len(ours)) if i != nearest]
+    share, error = np.zeros(len(ours)), np.zeros(len(ours))
+    if others:
+        apart = (np.stack([ours[i] for i in others]).astype(np.float64) - ours[nearest]) * weight
+        share[others], error[others] = _least_squares(apart, target)
+    share[nearest] = 1 - share.sum()  # the nearest has coefficient 1 less the others'
     return Shares(share[place], error[place])
+
+
+def _distinct(samples: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
+    """Samples without those that are equal, and which of these each one is."""
+    known: dict[bytes, int] = {}
+    place = [known.setdefault(each.tobytes(), len(known)) for each in samples]
+    return [samples[place.index(i)] for i in range(len(known))], place
 
 
 def _mean_square(difference: np.ndarray, kept: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import Checkpoint
@@ -9,7 +10,7 @@ from hf_fingerprint.errors import VaultError
 from hf_fingerprint.tracing.groups import Found
 from hf_fingerprint.tracing.result import BaseRead
 from hf_fingerprint.tracing.verdict import Candidates
-from hf_fingerprint.vault import Vault, copies_in_training, standings
+from hf_fingerprint.vault import Base, Vault, copies_in_training, standings
 
 
 Advance = Callable[[str, int, int], None]
@@ -52,6 +53,20 @@ class Case:
     recipient: str | None = None
     all_scores: bool = False
     advance: Advance | None = None
+
+    @cached_property
+    def bases(self) -> list[Base]:
+        """The vault's bases.
+
+        Raises:
+            [`VaultError`]: if there is none.
+        """
+        found = self.vault.bases()
+        if not found:
+            raise VaultError(
+                f"{self.vault.folder} holds no base: nothing was issued from it, so nobody can be traced."
+            )
+        return found
 
     def reads(self, found: Found) -> list[Read]:
         """The records to read, each with the copies to test; of bases without any copies, the first record.

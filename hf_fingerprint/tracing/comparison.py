@@ -9,6 +9,7 @@ import numpy as np
 from hf_fingerprint.checkpoints import RangedCheckpoint, TensorInfo, Weights
 from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.keys import derive
 from hf_fingerprint.reading import (
     DESCENDS,
     Sampled,
@@ -20,7 +21,6 @@ from hf_fingerprint.reading import (
     plan_looks,
     put_in_order,
     sample,
-    sample_rows,
     shares_of,
 )
 from hf_fingerprint.tracing.groups import Found, Group, open_records
@@ -30,7 +30,8 @@ from hf_fingerprint.vault import Base, Vault
 
 CLEARLY = 0.9
 NOTHING_COMPARED = -1.0  # the cosine of nothing in common
-ROWS, COLUMNS = 8, 512  # of each carrier
+CARRIERS, ROWS, COLUMNS = 16, 4, 512  # that are sampled: so many carriers, rows of each, weights of each row
+_Layout = tuple[tuple[str, tuple[int, ...]], ...]
 _ONE_FAMILY = 0.9  # cosine: fine-tunes of one model, whose channels stand in one order
 
 
@@ -40,7 +41,11 @@ class Comparison:
     def __init__(self, vault: Vault, suspect: Weights, held: ExitStack, found: Found):
         self._vault, self._suspect, self._held, self._found = vault, suspect, held, found
         self._groups: list[Group] = []
-        self._matches: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[str, TensorInfo]] = {}
+        self._matched: dict[_Layout, tuple[Weights, dict[str, TensorInfo]]] = {}
+        self._theirs: dict[_Layout, Sampled] = {}
+        self._rows_of: dict[tuple[str, int, int], list[int]] = {}
+        self._places: dict[str, float] = {}
+        self._seed = 0
         self._fetched: dict[str, list[int]] | None = None
 
     def choose(self, likely: Sequence[list[Base]], on_record: Sequence[str]) -> Found:
@@ -54,6 +59,7 @@ class Comparison:
                 self._found.gone.extend(NotRead(base.base_id, base.source, str(error)) for base in records)
         if not groups:
             raise errors[0]
+        self._seed = int.from_bytes(derive(groups[0].records[0].secret, "likeness"))  # nobody knows what is compared
         samples = [self._sampled(group, self._suspect) for group in groups]
         likeness = [cosine(ours, theirs) for ours, theirs in samples]
         if max(likeness) < DESCENDS and not isinstance(self._suspect, RangedCheckpoint):
@@ -93,6 +99,11 @@ class Comparison:
         """The bases that may have a share in the suspect, the largest first."""
         alike = [i for i in range(len(groups)) if likeness[i] >= DESCENDS]
         common = sorted(set.intersection(*(set(samples[i][0]) for i in alike)))
+        if not common:  # bases that hold their marks in different tensors: nothing to tell them apart by
+            for i in alike:
+                groups[i].why = f"like the suspect (cosine {likeness[i]:.3f})"
+                self._found.groups.append(groups[i])
+            return self._found
         theirs = {name: samples[alike[0]][1][name] for name in common}
         shares = shares_of(theirs, [{name: samples[i][0][name] for name in common} for i in alike])
         for n in np.argsort(-shares.share, kind="stable").tolist():
@@ -138,33 +149,62 @@ class Comparison:
     ) -> tuple[Sampled, Sampled]:
         """The same rows of a base and of the suspect, by normalised name."""
         base = group.records[0]
-        suspect = in_names_of(base, suspect) if matches is None else suspect
-        matches = self._matched(group, suspect) if matches is None else matches
+        layout = tuple((carrier.name, base.tensors[carrier.name].shape) for carrier in base.carriers)
+        once = matches is None  # of bases that are laid out alike, the suspect is matched and sampled once
+        if matches is None:
+            if layout not in self._matched:
+                self._matched[layout] = self._match(group, suspect)
+            suspect, matches = self._matched[layout]
         rows = self._rows(group, matches)
         own = {name: group.original.tensors[name] for name in rows}
-        ours = sample(group.original, own, rows, COLUMNS)
-        theirs = sample(suspect, matches, rows, COLUMNS)
-        return {normalise(n): v for n, v in ours.items()}, {normalise(n): v for n, v in theirs.items()}
+        ours = {normalise(n): v for n, v in sample(group.original, own, rows, COLUMNS).items()}
+        theirs = self._theirs.get(layout) if once else None
+        if theirs is None or theirs.keys() != ours.keys():
+            theirs = {normalise(n): v for n, v in sample(suspect, matches, rows, COLUMNS).items()}
+        if once:
+            self._theirs[layout] = theirs
+        return ours, theirs
 
-    def _matched(self, group: Group, suspect: Weights) -> dict[str, TensorInfo]:
-        """The carriers' counterparts: by names where these tell, else by likeness, which is costly and so done once
-        for bases that are alike."""
+    def _match(self, group: Group, suspect: Weights) -> tuple[Weights, dict[str, TensorInfo]]:
+        """The suspect in the base's names, and the carriers' counterparts: by names where these tell, else by
+        likeness."""
         base = group.records[0]
+        suspect = in_names_of(base, suspect)
         if isinstance(suspect, RangedCheckpoint) or names_tell(base, suspect):
-            return match_names(base, suspect)
-        layout = tuple((carrier.name, base.tensors[carrier.name].shape) for carrier in base.carriers)
-        if layout not in self._matches:
-            self._matches[layout] = match_tensors(base, group.original, suspect)
-        return self._matches[layout]
+            return suspect, match_names(base, suspect)
+        return suspect, match_tensors(base, group.original, suspect)
 
     def _rows(self, group: Group, matches: dict[str, TensorInfo]) -> dict[str, Sequence[int]]:
-        """Which rows of each carrier are compared: the same ones in all bases."""
+        """Which rows of each carrier are compared: the same ones in all bases, which nobody else knows; or an attacker
+        could give just those to another base."""
         own = group.original.tensors
         fitting = [name for name, info in matches.items() if name in own and own[name].shape == info.shape]
         if not isinstance(self._suspect, RangedCheckpoint):
-            return {name: sample_rows(own[name].rows, ROWS) for name in fitting}
+            fitting = self._some(fitting)
+            return {name: self._drawn(normalise(name), 0, own[name].rows) for name in fitting}
         fetched = self._first_rows(self._suspect)
         return {name: fetched[normalise(name)] for name in fitting if normalise(name) in fetched}
+
+    def _some(self, names: list[str]) -> list[str]:
+        """So many of some carriers, drawn by a secret: the same ones for each base that has them."""
+        if len(names) <= CARRIERS:
+            return names
+        return sorted(names, key=self._place)[:CARRIERS]
+
+    def _place(self, name: str) -> float:
+        """A number that the secret gives a carrier."""
+        name = normalise(name)
+        if name not in self._places:
+            self._places[name] = float(np.random.default_rng([self._seed, 1, *name.encode()]).random())
+        return self._places[name]
+
+    def _drawn(self, name: str, start: int, stop: int) -> list[int]:
+        """Some rows from `start` to `stop`, drawn by a secret."""
+        if (name, start, stop) not in self._rows_of:
+            rng = np.random.default_rng([self._seed, 0, start, *name.encode()])
+            rows = start + rng.choice(stop - start, min(ROWS, stop - start), replace=False)
+            self._rows_of[name, start, stop] = sorted(rows.tolist())
+        return self._rows_of[name, start, stop]
 
     def _first_rows(self, suspect: RangedCheckpoint) -> dict[str, list[int]]:
         """Rows within what the first look at a suspect on the Hub reads, which is fetched and stays at hand."""
@@ -176,10 +216,10 @@ class Comparison:
             for piece in plan_looks(bases, matches)[0]:
                 if piece.name not in matches or (piece.stop - piece.start) * matches[piece.name].row_bytes > left:
                     continue
-                info, chosen = matches[piece.name], sample_rows(piece.stop - piece.start, ROWS)
+                info, chosen = matches[piece.name], self._drawn(normalise(piece.name), piece.start, piece.stop)
                 left -= (piece.stop - piece.start) * info.row_bytes
                 wanted.append((info, piece.start * info.row_bytes, piece.stop * info.row_bytes))
-                self._fetched.setdefault(normalise(piece.name), []).extend(piece.start + row for row in chosen)
+                self._fetched.setdefault(normalise(piece.name), []).extend(chosen)
             suspect.fetch(wanted)
         return self._fetched
 

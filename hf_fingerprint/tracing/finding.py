@@ -22,23 +22,26 @@ _LEAST_FIT = 0.5  # of the best one's carriers that have a counterpart
 
 
 def find_bases(
-    vault: Vault, place: str | Path | None, suspect: Weights, held: ExitStack, on_record: Sequence[str] = ()
+    vault: Vault,
+    bases: Sequence[Base],
+    place: str | Path | None,
+    suspect: Weights,
+    held: ExitStack,
+    on_record: Sequence[str] = (),
 ) -> Found:
     """The bases that a suspect is read against.
 
     Args:
         vault ([`Vault`]): the vault.
+        bases (sequence of [`Base`]): its bases, one at least.
         place (`str` or `Path`, *optional*): the base's id or place, if the caller names one.
         suspect ([`Weights`]): the open suspect.
         held ([`ExitStack`]): closes the bases' files.
         on_record (sequence of `str`, *optional*): ids of bases that the suspect's content hash is on record for.
 
     Raises:
-        [`VaultError`]: if there is no base, or the files of one are gone that may be the one.
+        [`VaultError`]: if the files of one are gone that may be the one.
     """
-    bases = vault.bases()
-    if not bases:
-        raise VaultError(f"{vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
     if place is not None:
         named = _named_base(bases, vault, place, held)
         named.why = "named by whoever traces"
@@ -46,7 +49,8 @@ def find_bases(
         found.leave([base for base in bases if base not in named.records], "another base was named by whoever traces")
         return found
     records = {base.content_hash: records_of(bases, base.content_hash) for base in bases}
-    fits = {key: max(_fit(base, suspect) for base in group) for key, group in records.items()}
+    known: dict[object, float] = {}  # fine-tunes of one model are laid out alike, and fit alike
+    fits = {key: max(_fit(base, suspect, known) for base in group) for key, group in records.items()}
     found, likely, least = Found(), [], _LEAST_FIT * max(fits.values())
     for key, group in records.items():
         if (fits[key] and fits[key] >= least) or any(base.base_id in on_record for base in group):
@@ -59,9 +63,13 @@ def find_bases(
     return Comparison(vault, suspect, held, found).choose(likely, on_record)
 
 
-def _fit(base: Base, suspect: Weights) -> float:
+def _fit(base: Base, suspect: Weights, known: dict[object, float]) -> float:
     """The share of a base's carriers that may have a counterpart in the suspect."""
-    return len(fitting(base, suspect)) / len(base.carriers)
+    shapes = tuple((name, record.shape) for name, record in base.tensors.items())
+    layout = shapes, tuple(carrier.name for carrier in base.carriers)
+    if layout not in known:
+        known[layout] = len(fitting(base, suspect)) / len(base.carriers)
+    return known[layout]
 
 
 def _named_base(bases: Sequence[Base], vault: Vault, place: str | Path, held: ExitStack) -> Group:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.checkpoints.hub import megabytes
-from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.reading import Looks, names_tell
 from hf_fingerprint.tracing.case import Case
@@ -29,13 +28,11 @@ def trace_ranges(case: Case, suspect: RangedCheckpoint) -> tuple[TraceResult | N
     Returns:
         `(result, looks)`: `None` if all of it must be read to find out, and may be; and how many looks were judged.
     """
-    bases = case.vault.bases()
-    if not bases:
-        raise VaultError(f"{case.vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
+    bases = case.bases
     if not any(names_tell(base, suspect) for base in bases):
         return _by_headers(suspect, bases), 0
     with ExitStack() as held:
-        found = find_bases(case.vault, case.place, suspect, held)
+        found = find_bases(case.vault, bases, case.place, suspect, held)
         if not found.groups or not names_tell(found.groups[0].records[0], suspect):
             return _by_headers(suspect, bases), 0
         reads = case.reads(found)
@@ -49,8 +46,13 @@ def trace_ranges(case: Case, suspect: RangedCheckpoint) -> tuple[TraceResult | N
                 break
             if result.weights_read and not result.lineage.descends and _whole_allowed(suspect):
                 return None, look  # a stranger, or a copy whose tensors were given each other's names
-        if not result.accused and _whole_allowed(suspect) and (result.lineage.cosine < CLEARLY or suspect.others):
-            return None, look  # perhaps its channels stand in another order, or it lies in another file
+        doubtful = result.lineage.cosine < CLEARLY or suspect.others or (case.place is None and found.not_read)
+        if not result.accused and doubtful and _whole_allowed(suspect):
+            return (
+                None,
+                look,
+            )  # perhaps channels stand in another order, or it lies in another file or comes from a base
+            # that had no share in its first rows
         limit = None if looks.complete else f"Too little was read to find even a verbatim copy: {_limit(suspect)}"
         result = conclude(result, suspect, reads, readings, Level.of(tested, look), found, limit)
         if result.outcome is Outcome.NOT_COMPARABLE and result.weights_read:

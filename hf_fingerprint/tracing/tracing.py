@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import LeftOut, Source, TooLarge, open_checkpoint, open_ranges, weight_sets
-from hf_fingerprint.codes import MAX_ALPHA
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, joined
 from hf_fingerprint.tracing.case import Advance, Case
@@ -68,11 +67,17 @@ def trace(
     if recipient is not None and not vault.copies(recipient=recipient):
         raise VaultError(f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.")
     case = Case(vault, base, recipient, all_scores, advance)
+    with vault.kept_open():
+        return _traced(case, suspect, whole, max_bytes)
+
+
+def _traced(case: Case, suspect: str | Path, whole: bool, max_bytes: int | None) -> TraceResult:
+    """By ranges if that will do, else every set of weight files."""
     looks = 0
     try:
         ranged = None if whole else open_ranges(suspect, max_bytes)
     except TooLarge as error:
-        return _unread(suspect, vault, str(error))
+        return _unread(suspect, case, str(error))
     if ranged is not None:
         with ranged:
             result, looks = trace_ranges(case, ranged)
@@ -88,7 +93,7 @@ def trace(
         names = tuple(path.name for path in source.weights)
         results.append(replace(traced, files=names))
     if not results:
-        results = [_unread(suspect, vault, "No weight file of it can be read.")]
+        results = [_unread(suspect, case, "No weight file of it can be read.")]
     return _with_unread(_together(results, found.unread))
 
 
@@ -122,9 +127,9 @@ def verify(
     return trace(suspect, vault, base, passphrase, advance, whole, max_bytes, recipient, all_scores)
 
 
-def _unread(suspect: str | Path, vault: Vault, reason: str) -> TraceResult:
+def _unread(suspect: str | Path, case: Case, reason: str) -> TraceResult:
     """The result for a suspect of which no weight file was opened."""
-    alpha = min((each.alpha for each in vault.bases()), default=MAX_ALPHA)
+    alpha = min(base.alpha for base in case.bases)
     source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, whole_folder=False)
     return nothing_read(source, Outcome.NOT_READABLE, reason, alpha, ())
 

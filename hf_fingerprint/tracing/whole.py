@@ -29,11 +29,11 @@ def trace_files(case: Case, suspect: Checkpoint, looks: int = 0, sets: int = 1) 
         looks (`int`, *optional*, defaults to 0): looks that were judged before, by ranges.
         sets (`int`, *optional*, defaults to 1): how many sets of weight files the suspect has; they share alpha.
     """
-    recorded = _on_record(case.vault, suspect)
+    recorded = _on_record(case, suspect)
     with ExitStack() as held:
-        found = find_bases(case.vault, case.place, suspect, held, [copy.base_id for copy in recorded])
+        found = find_bases(case.vault, case.bases, case.place, suspect, held, [copy.base_id for copy in recorded])
         if not found.groups:
-            alpha = min(base.alpha for base in case.vault.bases())
+            alpha = min(base.alpha for base in case.bases)
             reason = "No tensor of it fits a marked tensor of any base on record: another model."
             return nothing_read(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, found.not_read)
         reads = case.reads(found)
@@ -69,7 +69,7 @@ def _perhaps_disguised(reading: Reading) -> bool:
     return reading.lineage.descends and reading.lineage.drift > DRIFTED and not reading.aligned
 
 
-def _on_record(vault: Vault, suspect: Checkpoint) -> list[CopyRecord]:
+def _on_record(case: Case, suspect: Checkpoint) -> list[CopyRecord]:
     """The copies whose content hash is the suspect's. Only a suspect that is laid out as a base can be one."""
     try:
         whole = open_checkpoint(suspect.source)  # as a base would be, with every tensor
@@ -77,9 +77,9 @@ def _on_record(vault: Vault, suspect: Checkpoint) -> list[CopyRecord]:
         return []
     with whole:
         layout = {name: (info.dtype, info.shape) for name, info in whole.tensors.items()}
-        if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in vault.bases()):
+        if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in case.bases):
             return []
-        copies = [copy for copy in vault.copies() if copy.content_hash is not None]
+        copies = [copy for copy in case.vault.copies() if copy.content_hash is not None]
         found = content_hash(whole.tensors, digest_tensors(whole)) if copies else None
     return [copy for copy in copies if copy.content_hash == found]
 

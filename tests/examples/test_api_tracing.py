@@ -25,8 +25,8 @@ def test_copies_behind_a_service_are_named_and_a_stranger_is_not(tmp_path):
     assert "Traceback" not in done.stderr
     said = " ".join(done.stdout.split())
     assert said.count("ACCUSED") == 2
-    assert "accused: alice. 5 copies tested" in said.partition("/service-2")[0]
-    assert "accused: bob. 5 copies tested" in said.partition("/service-2")[2]
+    assert "accused: the copy made for alice (" in said.partition("/service-2")[0]
+    assert "accused: the copy made for bob (" in said.partition("/service-2")[2]
     stranger = said.partition("/service-3")[2]
     assert "nobody is accused. 5 copies tested" in stranger
     assert "stopped as nothing is left to ask, after 64 images" in stranger
