@@ -80,9 +80,10 @@ def test_an_author_of_large_models_is_watched_for_little_and_a_leak_is_named(tmp
     figure = watching_figure(tmp_path, QUICK)
 
     assert figure.holds, figure
-    assert figure.counts["bytes_sent"] > 0
-    assert sum(figure.counts["outcomes"].values()) == 5
-    assert figure.counts["leak"]["accused"] == ["the leaker"]
+    assert figure.counts["models"] == 5
+    assert min(figure.counts["bytes_fetched"].values()) > 0
+    assert figure.counts["outcomes"]["author"] == {"not comparable": 5}
+    assert figure.counts["outcomes"]["leaks"] == {"accused": 1}
 
 
 def test_thirty_suspects_are_of_which_something_can_not_be_read(tmp_path):
