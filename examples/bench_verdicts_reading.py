@@ -31,7 +31,7 @@ from hf_fingerprint.outcomes import Outcome
 
 Arrays = dict[str, np.ndarray]
 READABLE = (0.0, 0.1, 0.5)
-STRANGERS = 4  # ways of which strangers are made too
+STRANGERS = ("integers", "axes in another order", "deleted", "nested")  # of which strangers are made too
 LIMIT = 10_000_000
 DTYPES = {"float32": "F32", "int64": "I64", "int8": "I8"}
 
@@ -79,12 +79,12 @@ def suspects_of(
     leak: Arrays, stranger: Arrays, carriers: list[str], ways: int, work: Path, rng: np.random.Generator
 ) -> Iterator[tuple[str, str, Callable[[], Path]]]:
     """Who it is, what was done to it, and a function that writes it."""
-    for number, (how, write) in enumerate(list(WAYS.items())[:ways]):
+    for how, write in list(WAYS.items())[:ways]:
         for share in READABLE:
             kept = some_of(leak, carriers, share, rng)
             rest = [name for name in carriers if name not in kept]
             for who, arrays in (("copy", leak), ("stranger", stranger)):
-                if who == "copy" or number < STRANGERS:
+                if who == "copy" or how in STRANGERS:
                     yield who, f"{how}, {share:.0%} left", lambda a=arrays, r=rest, w=write: w(a, r, work / "suspect")
 
 

@@ -62,7 +62,7 @@ def test_an_attacker_frames_an_innocent_with_all_scores_and_nobody_without(tmp_p
     assert figure.holds, figure
     assert figure.counts["queries"] == 150
     assert 70 < figure.counts["all_scores"]["queries_until_accused"] <= 150
-    assert len(figure.counts["figures_heard"]) > 3
+    assert {"/lineage/cosine", "/threshold"} <= set(figure.counts["figures_heard"])
     assert not any("innocent" in kind for kind in figure.counts["figures_heard"])
 
 
@@ -71,7 +71,7 @@ def test_a_suspect_that_can_not_be_read_never_ends_in_nobody_if_that_may_be_a_mi
     figure = unreadable_figure(tmp_path, QUICK)
 
     assert figure.holds, figure
-    assert {who: len(found) for who, found in figure.counts["outcomes"].items()} == {"copy": 6, "stranger": 6}
+    assert {who: len(found) for who, found in figure.counts["outcomes"].items()} == {"copy": 6, "stranger": 3}
     json.dumps(figure.counts)
 
 
