@@ -35,6 +35,7 @@ from hf_fingerprint.blackbox.preparing import COUNT, DECOYS, STEPS
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.cli.output import print_proof, print_query, progress, remark, stages
 from hf_fingerprint.models import build_model
+from hf_fingerprint.outcomes import Outcome
 
 
 NAMES = {
@@ -106,13 +107,15 @@ def main() -> None:
     with service(list(suspects.values())) as addresses:
         found = {name: ask(arguments, url, vault, name) for name, url in zip(suspects, addresses, strict=True)}
 
-    print("\n5. Somebody else checks the proofs, with nothing but their files\n")
+    print("\n5. Somebody else checks the proofs, with their files and what was published with the copies\n")
+    published = [copy.commitment for copy in vault.copies() if copy.recipient in (TUNED, QUANTISED)]
     for path in sorted(out.glob("*.proof.json")):
-        print_proof(check_proof(path))
+        print_proof(check_proof(path, published))
 
     expected = {name: [] if name == STRANGER else [name] for name in suspects}
     accused = {name: [score.recipient for score in result.accused] for name, result in found.items()}
-    holding = [proven.recipient for path in sorted(out.glob("*.proof.json")) for proven in check_proof(path)]
+    checked = [proven for path in sorted(out.glob("*.proof.json")) for proven in check_proof(path, published)]
+    holding = [proven.recipient for proven in checked if proven.outcome is Outcome.ACCUSED]
     if accused != expected or holding != [TUNED, QUANTISED]:
         remark(f"The example expected {expected} and found {accused}, proven: {holding}.")
         sys.exit(1)

@@ -15,6 +15,7 @@ from hf_fingerprint.keys import Stream, derive
 
 
 BLOCK = 4096  # recipients at a time
+MOST_CLASSES = 1 << 16
 _WORDS, _STEPS = 1 << 32, 1 << 16
 
 
@@ -35,11 +36,7 @@ def keyed_labels(copy_keys: Sequence[bytes], questions: int, classes: int) -> np
     Raises:
         [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or no questions.
     """
-    if not 2 <= classes <= 1 << 16 or questions < 1:
-        raise CodeError(
-            f"No copy can be told by {questions} questions with {classes} answers each: take a model of 2 to 65,536 "
-            f"classes and at least 1 question."
-        )
+    check_classes(classes, questions)
     out = np.empty((len(copy_keys), questions), np.uint16)
     for row, key in enumerate(copy_keys):
         out[row] = _uniform(Stream(derive(key, "answers", str(classes))), questions, classes)
@@ -60,9 +57,7 @@ def owned_questions(copy_keys: Sequence[bytes], questions: int, share: float) ->
     Raises:
         [`CodeError`]: if the share is none.
     """
-    below = round(share * _STEPS)
-    if not 1 <= below <= _STEPS:
-        raise CodeError(f"Nobody can own {share} of the questions: choose a share above 0 and at most 1.")
+    below = _steps(share)
     out = np.empty((len(copy_keys), questions), bool)
     for row, key in enumerate(copy_keys):
         out[row] = Stream(derive(key, "owned")).take(2 * questions).view("<u2") < below
@@ -77,6 +72,32 @@ def blocks(
         rows = slice(start, min(start + BLOCK, len(copy_keys)))
         keys = copy_keys[rows]
         yield rows, keyed_labels(keys, questions, classes), owned_questions(keys, questions, share)
+
+
+def check_answers(questions: int, classes: int, share: float) -> None:
+    """Refuses questions by which nobody can be told.
+
+    Raises:
+        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, no questions, or the share is none.
+    """
+    check_classes(classes, questions)
+    _steps(share)
+
+
+def check_classes(classes: int, questions: int = 1) -> None:
+    """The same as [`check_answers`], without a share."""
+    if not 2 <= classes <= MOST_CLASSES or questions < 1:
+        raise CodeError(
+            f"No copy can be told by {questions} questions with {classes} answers each: take a model of 2 to 65,536 "
+            f"classes and at least 1 question."
+        )
+
+
+def _steps(share: float) -> int:
+    below = round(share * _STEPS) if 0 < share <= 2 else 0  # NaN and infinity have no whole number
+    if not 1 <= below <= _STEPS:
+        raise CodeError(f"Nobody can own {share} of the questions: choose a share above 0 and at most 1.")
+    return below
 
 
 def _uniform(stream: Stream, count: int, classes: int) -> np.ndarray:

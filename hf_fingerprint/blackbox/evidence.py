@@ -18,8 +18,12 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import betaincc, betaln
 
-from hf_fingerprint.blackbox.answers import blocks
+from hf_fingerprint.blackbox.answers import blocks, check_answers, check_classes
+from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError
+
+
+MOST_ANSWERS = 1 << 32  # of more, the logarithms lose digits that the bound needs
 
 
 def log_stake(agreeing: np.ndarray, asked: np.ndarray | int, classes: int) -> np.ndarray:
@@ -31,9 +35,19 @@ def log_stake(agreeing: np.ndarray, asked: np.ndarray | int, classes: int) -> np
         classes (`int`): of the model.
 
     Returns:
-        `np.ndarray` of the same shape, natural logarithms.
+        `np.ndarray` of the same shape, natural logarithms; minus infinity where nothing is left of the stake.
+
+    Raises:
+        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or counts that no answers give.
     """
+    check_classes(classes)
     k, asked, p = np.asarray(agreeing, float), np.asarray(asked, float), 1 / classes
+    whole = (k == np.floor(k)) & (asked == np.floor(asked))
+    if not np.all(whole & (k >= 0) & (k <= asked) & (asked <= MOST_ANSWERS)):  # NaN neither
+        raise CodeError(
+            f"So many answers can't agree: give whole numbers, from 0 to those asked, which are at most "
+            f"{MOST_ANSWERS:,}."
+        )
     ahead, behind = k + 1, asked - k + 1
     with np.errstate(divide="ignore"):  # far too few agree: the stake is lost to the last digit
         above = np.log(betaincc(ahead, behind, p))
@@ -47,20 +61,24 @@ class Evidence:
         copy_keys (sequence of `bytes`): of all recipients tested.
         questions (`int`): how many questions there are to ask at most.
         classes (`int`): of the model.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, whenever one stops.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, whenever one stops; at most
+            0.05.
         share (`float`, *optional*, defaults to 1): the odds that a recipient owns a question; only answers to its own
             count for or against it.
 
     Attributes:
         questions (`int`): how many there are.
         asked (`int`): answers counted.
+
+    Raises:
+        [`CodeError`]: if nobody can be accused at this alpha, or by so many questions, classes or such a share.
     """
 
     def __init__(
         self, copy_keys: Sequence[bytes], questions: int, classes: int, alpha: float = 1e-6, share: float = 1.0
     ):
-        if not 0 < alpha < 1:
-            raise CodeError(f"Nothing can be proven at alpha {alpha}: choose one between 0 and 1.")
+        check_alpha(alpha)
+        check_answers(questions, classes, share)
         self.questions, self.asked = questions, 0
         self._classes, self._alpha = classes, alpha
         self._labels = np.empty((questions, len(copy_keys)), np.uint16)

@@ -23,6 +23,7 @@ from hf_fingerprint.blackbox.key_images import KeyImage, fingerprint_of, make_ke
 from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
 from hf_fingerprint.blackbox.querying import Advance, asked_of
 from hf_fingerprint.checkpoints import cleared_on_failure, folder_of, sync
+from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults
@@ -147,11 +148,12 @@ def log10_false_match(bits: int, copies: int) -> float:
 
 
 def check_bits(bits: int, copies: int, alpha: float) -> None:
-    """Refuses so few bits that an innocent may be named with more than probability alpha.
+    """Refuses so few bits that an innocent may be named with more than probability alpha, and an alpha above 0.05.
 
     Raises:
         [`CodeError`]: in one sentence.
     """
+    check_alpha(alpha)
     if log10_false_match(bits, copies) > math.log10(alpha):
         enough = 8 * math.ceil((math.log2(copies) - math.log2(alpha)) / 8)
         raise CodeError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_fingerprint.blackbox.heads import BATCH, Head, all_features, features_and_logits, find_head
 from hf_fingerprint.blackbox.own_covers import pixels_of, read_covers
-from hf_fingerprint.blackbox.questions import Questions, question_clouds
+from hf_fingerprint.blackbox.questions import TOLD, Questions, question_clouds
 from hf_fingerprint.blackbox.spreading import View, all_seen, levers_of, metric_of, spread_patterns, views_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
 LOOKED_AT, SYNTHETIC = 4096, 2048  # images
 DOUBTS = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
-TOLD, TRIED = 0.9, 16  # what is enough of one's own labels, over so many keys
+TRIED = 16  # keys over which copies are to tell enough of their own labels
 
 
 def prepare_questions(
@@ -185,6 +185,7 @@ def _with_levers(asked: Questions, features: "torch.Tensor", metric: "torch.Tens
     for doubt in DOUBTS:
         asked = replace(asked, levers=levers_of(features, metric, doubt)[:, : asked.count].float().numpy())
         told = np.stack([(asked.logits[0] + own @ asked.head_change(key).T).argmax(-1) for key in keys])
-        if not owned.any() or (told == labels)[owned].mean() >= TOLD:
+        share = (told == labels)[owned].mean() if owned.any() else TOLD
+        if share >= TOLD:
             break
-    return asked
+    return replace(asked, told=min(TOLD, round(float(share), 4)))

@@ -3,6 +3,7 @@
 query(from_url("https://models.example/classify", labels), vault)
 """
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,18 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.blackbox.evidence import Evidence
-from hf_fingerprint.blackbox.questioning import Questioning, question
+from hf_fingerprint.blackbox.asking import AskedRecord, asked_records, outcome_of
+from hf_fingerprint.blackbox.candidates import LeftOut
+from hf_fingerprint.blackbox.questioning import Pool, Questioning, question
 from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.blackbox.suspects import Suspect
-from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest, pool_digest
+from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest, part_of, pool_digest
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import find_base
-from hf_fingerprint.vault import Base, CopyRecord, Vault, hold
+from hf_fingerprint.vault import Base, Vault, hold
 
 
 Advance = Callable[[str, int, int], None]
-CLOSEST = 5
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,10 @@ class QueryScore:
         copy_id (`str`): which.
         agreeing (`int`): answers that are the copy's own labels.
         counted (`int`): answers to questions that the copy owns.
-        log10_bound (`float`): decimal logarithm of a bound on the probability that any innocent gets as far, however
-            long one asks.
+        log10_bound (`float`): decimal logarithm of a bound on the probability that any innocent of any base asked
+            about gets as far, however long one asks.
         accused (`bool`): whether the bound is at most alpha.
+        base_id (`str`): the base that the copy was made from.
     """
 
     recipient: str
@@ -46,6 +49,7 @@ class QueryScore:
     counted: int
     log10_bound: float
     accused: bool
+    base_id: str
 
 
 @dataclass(frozen=True)
@@ -55,24 +59,32 @@ class QueryResult:
 
     Attributes:
         suspect (`str`): its name.
-        base_id (`str`): the base whose copies were tested.
-        scores (`tuple[QueryScore, ...]`): the accused and those who come closest, surest first.
+        base_ids (`tuple[str, ...]`): the bases whose copies were tested, in the vault's order.
+        scores (`tuple[QueryScore, ...]`): of the accused, surest first; of all copies if that was asked for, which
+            nobody should publish.
         copies (`int`): how many copies were tested.
-        classes (`int`): of the base: an innocent's answers agree one time in so many.
-        alpha (`float`): the bound on accusing any innocent.
+        classes (`int`): of the bases: an innocent's answers agree one time in so many.
+        alpha (`float`): the bound on accusing any innocent, shared by the bases in equal parts.
         questioning ([`Questioning`]): how it went.
+        outcome ([`Outcome`]): accused; nobody, where so much was answered that a verbatim copy of any of them would
+            have been accused; or not readable.
+        reason (`str` or `None`): if it is not readable, why, and the way out.
         unbound (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were made before the
             base had any, or were never bound. They count among those tested, and answers can't name them.
+        left_out (`tuple[LeftOut, ...]`): the bases that were not asked about, and why.
     """
 
     suspect: str
-    base_id: str
+    base_ids: tuple[str, ...]
     scores: tuple[QueryScore, ...]
     copies: int
     classes: int
     alpha: float
     questioning: Questioning
+    outcome: Outcome
+    reason: str | None = None
     unbound: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def accused(self) -> tuple[QueryScore, ...]:
@@ -93,26 +105,35 @@ def query(
     transcript: str | Path | None = None,
     alpha: float | None = None,
     least: int = 0,
+    whole: bool = False,
+    all_scores: bool = False,
     passphrase: str | None = None,
     on_answer: Callable[[int, int | None], None] | None = None,
     advance: Advance | None = None,
 ) -> QueryResult:
-    """Asks a suspect the questions of a base, in an order that says nothing, until somebody is accused.
+    """Asks a suspect the questions of all bases it may be a copy of, in an order that says nothing, until somebody is
+    accused.
 
     A copy answers those questions that it owns by labels drawn from its key. An innocent's labels are independent of
-    the suspect, so the bound holds exactly and whenever one stops; see [`Evidence`].
+    the suspect, so the bound holds exactly and whenever one stops; see [`Evidence`]. Of k bases each takes a k-th of
+    alpha.
 
     Args:
         suspect ([`Suspect`]): what answers.
         vault ([`Vault`], `str` or `Path`): the vault, unlocked, or its folder together with `passphrase`.
-        base (`str` or `Path`, *optional*): which base, if several have questions.
-        budget (`int`, *optional*): how many images to ask at most.
+        base (`str` or `Path`, *optional*): which base: by its id that record alone, by its place all records of its
+            weights; by default all that have questions, copies and the suspect's number of classes.
+        budget (`int`, *optional*): how many images to ask at most, of all bases together.
         transcript (`str` or `Path`, *optional*): a file that keeps each answer; the same again goes on. One process
-            at a time writes it.
-        alpha (`float`, *optional*): the bound on accusing any innocent; the base's by default.
+            at a time writes it. Of several bases, those after the first have `FILE.<base id>`.
+        alpha (`float`, *optional*): the bound on accusing any innocent, at most 0.05; by default the least of the
+            bases'.
         least (`int`, *optional*, defaults to 0): how many answers to get, whoever is accused: for coalitions.
+        whole (`bool`, *optional*, defaults to `False`): whether to ask on until nothing is left, whoever is accused.
+        all_scores (`bool`, *optional*, defaults to `False`): whether the result holds the scores of copies that are
+            not accused too. They help an attacker to build a suspect that accuses one of them: don't publish them.
         passphrase (`str`, *optional*): unlocks the vault.
-        on_answer (callable, *optional*): told each question and its answer.
+        on_answer (callable, *optional*): told each image, counted through the bases, and its answer.
         advance (callable, *optional*): told a step, how much more of it is done, and how much there is to do.
 
     Returns:
@@ -124,21 +145,11 @@ def query(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
-    known, questions = asked_of(vault, base)
-    copies = vault.copies(known.base_id, begun=False)
-    if not copies:
-        raise VaultError(f"{vault.folder} has no copies of base {known.base_id}: there is nobody to accuse.")
-    alpha, keys = known.alpha if alpha is None else alpha, vault.copy_keys(copies)
-    unbound = _unbound(copies, keys, vault.bound(known.base_id))
-    if len(unbound) == len(copies):
-        raise VaultError(
-            f"None of the {len(copies)} copies of base {known.base_id} was made to answer its questions: trace by "
-            f"weights, or issue copies anew, which will."
-        )
-    evidence = Evidence(keys, questions.count, questions.classes, alpha, questions.share)
-    images = questions.images(known.secret)
-    order = np.random.default_rng(secrets.randbits(128)).permutation(len(images))
-    total = len(images) if budget is None else min(budget, len(images))
+    asked, left_out, alpha = asked_records(vault, base, getattr(suspect, "classes", None), alpha)
+    pictures = [list(each.questions.images(each.base.secret)) for each in asked]
+    images = sum(map(len, pictures))
+    order = np.random.default_rng(secrets.randbits(128)).permutation(images)
+    total = images if budget is None else min(budget, images)
 
     def told(index: int, answer: int | None) -> None:
         if advance is not None:
@@ -147,16 +158,33 @@ def query(
             on_answer(index, answer)
 
     with ExitStack() as held:
-        kept = None
-        if transcript is not None:
-            refusal = f"Another process is asking with the transcript {transcript}: wait for it, or name another file."
-            held.callback(hold(vault, known, f"transcript {Path(transcript).resolve()}", refusal).release)
-            kept = held.enter_context(Transcript(transcript, _heading(suspect, questions, images, alpha, copies)))
-            if advance is not None and kept.answers:
-                advance("asking", len(kept.answers), total)
-        went = question(suspect, list(images), evidence, order, kept, budget, least, told)
-    scores = _scores(evidence, copies)
-    return QueryResult(suspect.name, known.base_id, scores, len(copies), questions.classes, alpha, went, unbound)
+        pools = []
+        for each, shown in zip(asked, pictures, strict=True):
+            kept = None
+            if transcript is not None:
+                place = part_of(transcript, each.base.base_id, asked[0].base.base_id)
+                refusal = f"Another process is asking with the transcript {place}: wait for it, or name another file."
+                held.callback(hold(vault, each.base, f"transcript {place.resolve()}", refusal).release)
+                kept = held.enter_context(Transcript(place, _heading(suspect, each, shown)))
+                if advance is not None and kept.answers:
+                    advance("asking", len(kept.answers), total)
+            pools.append(Pool(shown, each.evidence, kept))
+        went = question(suspect, pools, order, budget, images if whole else least, told)
+    scores = _scores(asked, all_scores)
+    outcome, reason = outcome_of(asked, left_out, went, images, any(score.accused for score in scores), alpha)
+    return QueryResult(
+        suspect=suspect.name,
+        base_ids=tuple(each.base.base_id for each in asked),
+        scores=scores,
+        copies=sum(len(each.copies) for each in asked),
+        classes=asked[0].questions.classes,
+        alpha=alpha,
+        questioning=went,
+        outcome=outcome,
+        reason=reason,
+        unbound=tuple(name for each in asked for name in each.unbound),
+        left_out=tuple(left_out),
+    )
 
 
 def questions_of(vault: Vault, base: Base) -> Questions:
@@ -193,33 +221,40 @@ def asked_of(vault: Vault, name: str | Path | None) -> tuple[Base, Questions]:
     return with_questions[0], questions_of(vault, with_questions[0])
 
 
-def _unbound(copies: Sequence[CopyRecord], keys: Sequence[bytes], bound: set[str]) -> tuple[str, ...]:
-    """Whose copies answer no questions. A copy that was trained further, and recorded anew, has the key it had."""
-    answering = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in bound}
-    return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering)
-
-
-def _heading(
-    suspect: Suspect, questions: Questions, images: np.ndarray, alpha: float, copies: Sequence[CopyRecord]
-) -> Heading:
+def _heading(suspect: Suspect, asked: AskedRecord, images: Sequence[np.ndarray]) -> Heading:
     digest = pool_digest([image_digest(image) for image in images])
-    classes, share = questions.classes, questions.share
+    questions, copies = asked.questions, len(asked.copies)
     return Heading(
-        suspect.name, questions.base_id, digest, questions.count, questions.decoys, classes, alpha, share, len(copies)
+        suspect.name,
+        asked.base.base_id,
+        digest,
+        questions.count,
+        questions.decoys,
+        questions.classes,
+        asked.alpha,
+        questions.share,
+        copies,
     )
 
 
-def _scores(evidence: Evidence, copies: Sequence[CopyRecord]) -> tuple[QueryScore, ...]:
-    bounds, agreeing, counted, accused = (
-        evidence.log10_bounds(),
-        evidence.agreeing,
-        evidence.counted,
-        set(evidence.accused().tolist()),
-    )
-    surest = np.lexsort((-agreeing, bounds))[: max(CLOSEST, len(accused))]
-    return tuple(
-        QueryScore(
-            copies[i].recipient, copies[i].copy_id, int(agreeing[i]), int(counted[i]), float(bounds[i]), i in accused
-        )
-        for i in surest.tolist()
-    )
+def _scores(asked: Sequence[AskedRecord], every: bool) -> tuple[QueryScore, ...]:
+    """The scores of the accused, or of every copy, surest first."""
+    found = []
+    for each in asked:
+        evidence, accused = each.evidence, set(each.evidence.accused().tolist())
+        agreeing, counted = evidence.agreeing, evidence.counted
+        bounds = np.minimum(evidence.log10_bounds() + math.log10(len(asked)), 0.0)
+        for i in range(len(each.copies)) if every else accused:
+            copy = each.copies[i]
+            found.append(
+                QueryScore(
+                    copy.recipient,
+                    copy.copy_id,
+                    int(agreeing[i]),
+                    int(counted[i]),
+                    float(bounds[i]),
+                    i in accused,
+                    each.base.base_id,
+                )
+            )
+    return tuple(sorted(found, key=lambda score: (not score.accused, score.log10_bound, -score.agreeing)))

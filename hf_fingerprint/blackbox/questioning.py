@@ -1,7 +1,7 @@
 """Putting questions to a suspect, one after another, until somebody is proven to be the leak.
 
-Questions and decoys come mixed, in an order that tells the suspect nothing. The bound on a false accusation holds
-whenever one stops (see [`Evidence`]), so the first proof is enough; answers to decoys are no evidence.
+Questions and decoys of all pools come mixed, in an order that tells the suspect nothing. The bound on a false
+accusation holds whenever one stops (see [`Evidence`]), so the first proof is enough; answers to decoys prove nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +26,23 @@ class Weighing(Protocol):
     def hear(self, question: int, answer: int | None) -> None: ...
 
     def accused(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What is asked on behalf of one record.
+
+    Attributes:
+        images (sequence of `np.ndarray`): the questions, as many as the evidence has, and then the decoys, each
+            `(height, width, 3)`, `uint8`.
+        evidence ([`Evidence`]): that heard nothing yet. It is told the transcript's answers first.
+        transcript ([`Transcript`] or `None`): keeps each answer before the next question, so that whatever stops this,
+            Ctrl-C too, loses one answer at most; what it holds already isn't asked again.
+    """
+
+    images: Sequence[np.ndarray]
+    evidence: Weighing
+    transcript: Transcript | None = None
 
 
 @dataclass(frozen=True)
@@ -55,10 +72,8 @@ class Questioning:
 
 def question(
     suspect: Callable[[np.ndarray], int | None],
-    images: Sequence[np.ndarray],
-    evidence: Weighing,
+    pools: Sequence[Pool],
     order: np.ndarray,
-    transcript: Transcript | None = None,
     budget: int | None = None,
     least: int = 0,
     on_answer: Callable[[int, int | None], None] | None = None,
@@ -67,37 +82,46 @@ def question(
 
     Args:
         suspect ([`Suspect`]): what answers.
-        images (sequence of `np.ndarray`): the pool: the questions, as many as the evidence has, and then the decoys,
-            each `(height, width, 3)`, `uint8`.
-        evidence ([`Evidence`]): that heard nothing yet. It is told the transcript's answers first.
-        order (`np.ndarray`): which images of the pool to ask, each at most once, in this order.
-        transcript ([`Transcript`], *optional*): keeps each answer before the next question, so that whatever stops
-            this, Ctrl-C too, loses one answer at most; what it holds already isn't asked again.
-        budget (`int`, *optional*): how many images to ask at most, those in the transcript among them.
+        pools (sequence of [`Pool`]): what there is to ask. Images are counted through all pools, one after another.
+        order (`np.ndarray`): which images to ask, each at most once, in this order.
+        budget (`int`, *optional*): how many images to ask at most, those in transcripts among them.
         least (`int`, *optional*, defaults to 0): how many images to get answers for at least, whoever is accused.
-        on_answer (callable, *optional*): told each question and its answer, once it counts.
+        on_answer (callable, *optional*): told each image and its answer, once it counts.
 
     Returns:
         [`Questioning`]
 
     Raises:
-        [`FingerprintError`]: if the order isn't one of the pool's, the transcript is of other images, or the suspect
+        [`FingerprintError`]: if the order isn't one of the pools', a transcript is of other images, or the suspect
             refuses to be asked.
     """
-    _check_order(order, len(images))
-    given = {} if transcript is None else dict(transcript.answers)
+    ends = np.cumsum([len(pool.images) for pool in pools])
+    _check_order(order, int(ends[-1]))
     before = getattr(suspect, "retries", 0)
-    for index, answer in given.items():
-        if transcript is not None and transcript.images[index] != image_digest(images[index]):
-            raise FingerprintError(
-                f"The transcript {transcript.path} has another image for question {index}: name another file."
-            )
-        if index < evidence.questions:
-            evidence.hear(index, answer)
-    told, resumed = dict(given), len(given)
-    left = [index for index in map(int, order[::-1]) if index not in given]
+    told: dict[int, int | None] = {}
+    decoys = 0
+
+    def hear(which: int, index: int, answer: int | None) -> None:
+        nonlocal decoys
+        pool = pools[which]
+        told[int(ends[which]) - len(pool.images) + index] = answer
+        if index < pool.evidence.questions:
+            pool.evidence.hear(index, answer)
+        else:
+            decoys += 1
+
+    for which, pool in enumerate(pools):
+        for index, answer in ({} if pool.transcript is None else pool.transcript.answers).items():
+            if pool.transcript is not None and pool.transcript.images[index] != image_digest(pool.images[index]):
+                raise FingerprintError(
+                    f"The transcript {pool.transcript.path} has another image for question {index}: name another file."
+                )
+            hear(which, index, answer)
+    resumed = len(told)
+    left = [number for number in map(int, order[::-1]) if number not in told]
     while True:
-        if sum(answer is not None for answer in told.values()) >= least and len(evidence.accused()):
+        answered = sum(answer is not None for answer in told.values())
+        if answered >= least and any(len(pool.evidence.accused()) for pool in pools):
             stopped = PROVEN
             break
         if budget is not None and len(told) >= budget:
@@ -106,19 +130,19 @@ def question(
         if not left:
             stopped = ALL_ASKED
             break
-        index = left.pop()
-        answer = suspect(images[index])
-        if transcript is not None:
-            transcript.add(index, image_digest(images[index]), answer)
-        told[index] = answer
-        if index < evidence.questions:
-            evidence.hear(index, answer)
+        number = left.pop()
+        which = int(np.searchsorted(ends, number, side="right"))
+        pool, index = pools[which], number - int(ends[which]) + len(pools[which].images)
+        answer = suspect(pool.images[index])
+        if pool.transcript is not None:
+            pool.transcript.add(index, image_digest(pool.images[index]), answer)
+        hear(which, index, answer)
         if on_answer is not None:
-            on_answer(index, answer)
+            on_answer(number, answer)
     return Questioning(
         asked=len(told),
-        answered=sum(answer is not None for answer in told.values()),
-        decoys_asked=sum(index >= evidence.questions for index in told),
+        answered=answered,
+        decoys_asked=decoys,
         resumed=resumed,
         retries=getattr(suspect, "retries", 0) - before,
         stopped=stopped,
@@ -127,4 +151,4 @@ def question(
 
 def _check_order(order: np.ndarray, images: int) -> None:
     if len(np.unique(order)) != len(order) or not np.isin(order, np.arange(images)).all():
-        raise FingerprintError(f"The order names images twice or beyond the {images} there are: shuffle the pool.")
+        raise FingerprintError(f"The order names images twice or beyond the {images} there are: shuffle the pools.")

@@ -24,6 +24,7 @@ from hf_fingerprint.keys import derive
 
 
 GRID = 56  # a pattern's height and width
+TOLD = 0.9  # of its own labels that a copy is made to tell, in the mean
 MARGIN = 2.0  # by which a copy's own label is to lead, in logits
 _FORMAT, _WITH_COVERS, _METADATA = 1, 2, "questions"
 
@@ -43,6 +44,8 @@ class Questions:
         levers (`np.ndarray` of shape `(views, count, width)`): the head's change for one logit more, `float32`.
         covers (`tuple[bytes, ...]`): PNG files of the owner's photographs under the patterns, one for each; empty for
             clouds.
+        told (`float`): the share of its own labels that a verbatim copy tells, in the mean over some keys, as far as
+            that was measured when the questions were made; 0.9 is what they are made for.
     """
 
     base_id: str
@@ -53,6 +56,7 @@ class Questions:
     logits: np.ndarray = field(repr=False)
     levers: np.ndarray = field(repr=False)
     covers: tuple[bytes, ...] = field(default=(), repr=False)
+    told: float = TOLD
 
     @property
     def classes(self) -> int:
@@ -113,6 +117,8 @@ class Questions:
             "count": self.count,
             "share": self.share,
         }
+        if self.told != TOLD:
+            described["told"] = self.told
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("patterns", "logits", "levers")}
         if self.covers:
             arrays["covers"] = np.frombuffer(b"".join(self.covers), np.uint8)
@@ -138,7 +144,10 @@ class Questions:
                 )
             base, head, count, share = (described[name] for name in ("base", "head", "count", "share"))
             covers = _covers(arrays, described) if described["format"] == _WITH_COVERS else ()
-            return cls(base, head, count, share, arrays["patterns"], arrays["logits"], arrays["levers"], covers)
+            told = described.get("told", TOLD)
+            if not 0 <= told <= 1:
+                raise ValueError
+            return cls(base, head, count, share, arrays["patterns"], arrays["logits"], arrays["levers"], covers, told)
         except (SafetensorError, KeyError, ValueError, TypeError):
             raise VaultError("The questions in the vault are damaged: restore a backup of it.") from None
 

@@ -29,6 +29,8 @@ class Suspect(Protocol):
     Attributes:
         name (`str`): for people and transcripts, without secrets.
         retries (`int`): requests made again so far.
+
+    One that knows the base's classes has `classes` besides, how many there are: bases with others are not asked about.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Asked:
     ):
         self.name = name
         self._ask, self._read, self._politeness = ask, Reader(name, labels, field), politeness
+        self.classes = len(labels)
 
     def __repr__(self) -> str:
         return f"<suspect {self.name}>"

@@ -9,6 +9,9 @@ A text file in UTF-8, one JSON object a line, each line written whole and brough
 * Then a line for each answer, in the order they came: `question` (its index in the pool), `image` (SHA-256 of its
   pixels, row by row, three bytes each), `answer` (the class told, or `null` for none), `at` (when).
 
+Where several bases are asked about at once, each has a file of its own with its own heading: `FILE` for the first in
+the vault's order, and `FILE.<base id>` for each other. Their alphas are shares of the whole questioning's.
+
 A crash may leave a last line without its end. It is cut off when the file is opened again, and the answer is lost.
 """
 
@@ -201,6 +204,11 @@ class Transcript:
 
     def _refusal(self, what: str, remedy: str) -> FingerprintError:
         return FingerprintError(f"The transcript {self.path} {what}: {remedy}.")
+
+
+def part_of(path: str | Path, base_id: str, first: str) -> Path:
+    """The file of one base, where those of several belong together: the path itself for the first of them."""
+    return Path(path) if base_id == first else Path(f"{path}.{base_id}")
 
 
 def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:

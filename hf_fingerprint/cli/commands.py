@@ -104,13 +104,13 @@ def _trace(
     as_json: bool,
     recipient: str | None = None,
 ) -> int:
-    from hf_fingerprint.cli.trace_output import ORACLE, print_trace
+    from hf_fingerprint.cli.trace_output import print_trace
     from hf_fingerprint.tracing import trace as trace_suspect
     from hf_fingerprint.vault import Vault, find_passphrase
 
     opened = Vault(vault)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    max_bytes = None if max_mb is None else int(max_mb * 1e6)
+    max_bytes = None if max_mb is None else options.bytes_of(max_mb)
     with output.stages() as advance:
         result = trace_suspect(
             suspect,
@@ -125,7 +125,7 @@ def _trace(
     if as_json:
         output.print_json(result.to_dict())
         if all_scores:
-            output.remark(ORACLE)
+            output.warn_all_scores()
     else:
         print_trace(result, claim=recipient)
     return result.outcome.exit_code

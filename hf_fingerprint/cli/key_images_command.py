@@ -56,9 +56,11 @@ def read(
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Say whose key images these are. Exit code 0: of somebody's at least one, 1: none, 2: an error."""
+    """Say whose key images these are. Exit code 0: somebody's, one of them at least; 1: nobody's; 2: an error; 3:
+    nobody's that can be read, and one of them at least can't."""
     from hf_fingerprint.blackbox.key_reading import KeyImageReader
     from hf_fingerprint.blackbox.payload import USUAL_BITS
+    from hf_fingerprint.outcomes import joined
     from hf_fingerprint.vault import Vault, find_passphrase
 
     opened = Vault(vault)
@@ -70,15 +72,14 @@ def read(
     else:
         for each in found:
             if each.recipients:
-                said = f"a key image of {', '.join(each.recipients)}"
-            elif each.question is not None:
-                said = "a fingerprint that is no recipient's"
+                output.say(f"{each.name}: a key image of {', '.join(each.recipients)}")
+            elif each.reason is None:
+                output.say(f"{each.name}: a fingerprint that is no recipient's")
             else:
-                said = "no fingerprint to be read"
-            output.say(f"{each.name}: {said}")
+                output.say(f"{each.outcome}: {each.reason}")
         compared = f"{reader.copies:,} {'copy' if reader.copies == 1 else 'copies'}"
         output.say(
             f"{reader.bits} bits compared with {compared}; an innocent's are equal with probability at most "
             f"10^{found[0].log10_false_match:.0f}"
         )
-    return 0 if any(each.recipients for each in found) else 1
+    return joined(each.outcome for each in found).exit_code

@@ -63,6 +63,13 @@ AsBase = Annotated[
     bool,
     typer.Option("--as-base", help="Register the model as a base even if it is a copy of a base in the vault."),
 ]
+AllScores = Annotated[
+    bool,
+    typer.Option(
+        "--all-scores",
+        help="Show the scores of those who are not accused too. They help an attacker: do not publish them.",
+    ),
+]
 KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
 Identity = Annotated[
     Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
@@ -70,10 +77,6 @@ Identity = Annotated[
 PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),
-]
-AllScores = Annotated[
-    bool,
-    typer.Option("--all-scores", help="Show the scores of those who are not accused too; don't publish them."),
 ]
 
 

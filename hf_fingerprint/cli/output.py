@@ -33,6 +33,14 @@ def remark(line: str) -> None:
     sys.stderr.write(line + "\n")
 
 
+def warn_all_scores() -> None:
+    """Says on stderr why the scores of those who are not accused stay in the house."""
+    remark(
+        "Warning: Scores of recipients who are not accused help an attacker to build a suspect that accuses one of "
+        "them: do not publish them."
+    )
+
+
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """A spinner on stderr that names the step under way; silent where nobody watches."""
@@ -157,33 +165,39 @@ def print_query(result: "QueryResult") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    console, went = Console(), result.questioning
-    console.print(Text(f"{result.suspect} asked about base {result.base_id}"))
+    console, went, several = Console(), result.questioning, len(result.base_ids) > 1
+    console.print(Text(f"{result.suspect} asked about base{'s' * several} {', '.join(result.base_ids)}"))
     before = f", {went.resumed} of these in the transcript before" if went.resumed else ""
     again = f", {went.retries} requests made again" if went.retries else ""
     console.print(
         f"{went.asked} images asked{before}, {went.decoys_asked} decoys among them; {went.answered} answered{again}"
     )
-    table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
-    for score in result.scores:
-        agree, bound = f"{score.agreeing} of {score.counted}", power_of_ten(score.log10_bound)
-        table.add_row(Text(score.recipient), agree, bound, "ACCUSED" if score.accused else "-")
-    console.print(table)
-    if result.copies > len(result.scores):
-        console.print(f"and {result.copies - len(result.scores):,} more, none accused")
-    names = ", ".join(dict.fromkeys(score.recipient for score in result.accused))
+    if result.scores:
+        columns = ["base"] * several + ["answers that agree", "bound on a false accusation", "verdict"]
+        table = Table(Column("made for", overflow="fold"), *columns)
+        for score in result.scores:
+            agree, bound = f"{score.agreeing} of {score.counted}", power_of_ten(score.log10_bound)
+            verdict = "ACCUSED" if score.accused else "-"
+            table.add_row(Text(score.recipient), *[score.base_id] * several, agree, bound, verdict)
+        console.print(table)
+    made = (f"the copy made for {score.recipient} ({score.copy_id})" for score in result.accused)
+    names = ", ".join(dict.fromkeys(made))
     stopped = {"proven": "at the proof", "budget": "at the budget", "all asked": "as nothing is left to ask"}
+    verdict = f"accused: {names}" if names else "nobody is accused"
+    if result.reason is not None:
+        verdict = f"not readable: {result.reason}"
     console.print(
         Text(
-            f"{f'accused: {names}' if names else 'nobody is accused'}. {result.copies:,} copies tested; any innocent "
-            f"accused with probability at most {result.alpha:.0e}; stopped {stopped[went.stopped]}, after "
-            f"{went.asked} images"
+            f"{verdict}. {result.copies:,} copies tested; any innocent accused with probability at most "
+            f"{result.alpha:.0e}; stopped {stopped[went.stopped]}, after {went.asked} images"
         )
     )
     rest = "; --whole asks on, for further colluders" if went.stopped == "proven" else ""
     console.print(
         f"a model mixed from several copies answers for some of their recipients, or for none: nobody is cleared{rest}"
     )
+    for left_out in result.left_out:
+        console.print(Text(f"not asked about base {left_out.base_id}: {left_out.why}"))
     if result.unbound:
         shown = ", ".join(dict.fromkeys(result.unbound[:20])) + (", ..." if len(result.unbound) > 20 else "")
         console.print(
@@ -200,27 +214,40 @@ def print_proof(worked_out: "Sequence[Proven]") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    console = Console()
+    from hf_fingerprint.blackbox.proof import NOT_SHOWN, outcome_of_proof
+    from hf_fingerprint.outcomes import Outcome
+
+    console, outcome = Console(), outcome_of_proof(worked_out)
     table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
     for proven in worked_out:
         verdict = "holds" if proven.holds else "no proof" if proven.opened else "wrong key"
+        verdict = "wrong commitment" if proven.opened and proven.published is False else verdict
         agree = f"{proven.agreeing} of {proven.counted}"
         table.add_row(Text(proven.recipient), agree, power_of_ten(proven.log10_bound), verdict)
     console.print(table)
     for proven in worked_out:
         if proven.opened:
-            console.print(Text(f"{proven.recipient}'s commitment: {proven.commitment}"), soft_wrap=True)
-    holding = [proven for proven in worked_out if proven.holds]
-    if not holding or len(holding) < len(worked_out):
+            published = {True: "as published", False: "not the published one", None: "not checked"}[proven.published]
+            console.print(Text(f"{proven.recipient}'s commitment: {proven.commitment} ({published})"), soft_wrap=True)
+    if outcome is Outcome.NOBODY:
         console.print("the proof does not hold")
         return
+    first = worked_out[0]
     console.print(
         Text(
-            f"the proof holds, if {holding[0].suspect} gave these answers, {holding[0].copies:,} copies were tested "
-            f"(alpha {holding[0].alpha:.0e}) and the commitment was made before; the card of a copy that was pushed "
-            f"with --disclose dates it"
+            f"the file works out: answers of {first.suspect}, {first.copies:,} copies tested (alpha "
+            f"{first.alpha:.0e}). It does not show, and is the word of whoever wrote it:"
         )
     )
+    for each in NOT_SHOWN:
+        console.print(f"- {each}")
+    if outcome is Outcome.NOT_READABLE:
+        console.print(
+            "not checked against a published commitment, so the keys may be made up: take it from the card of the "
+            "copy (pushed with --disclose), and give it by --commitment"
+        )
+    else:
+        console.print("the proof holds for what was published")
 
 
 def power_of_ten(log10_bound: float) -> str:

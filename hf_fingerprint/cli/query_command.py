@@ -61,15 +61,16 @@ def query(
         ),
     ] = None,
     alpha: options.Alpha = None,
+    all_scores: options.AllScores = False,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Ask a model behind an API whose copy it is. Exit code 0: someone is accused, 1: nobody, 2: an error."""
+    """Ask a model behind an API whose copy it is, of all bases that have questions or of those named by --base. Exit
+    code 0: someone is accused, 1: nobody, 2: an error, 3: not readable."""
     token = _token(token_env, suspect)
     from hf_fingerprint.blackbox import query as ask
     from hf_fingerprint.blackbox.proof import check_free, write_proof
-    from hf_fingerprint.blackbox.querying import asked_of
     from hf_fingerprint.vault import Vault, find_passphrase
 
     if proof is not None:
@@ -79,42 +80,54 @@ def query(
     names = labels_of_base(labels, opened, base)
     asked = open_suspect(suspect, names, style, field, token, rate)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    questions = asked_of(opened, base)[1]
-    if len(names) != questions.classes:
-        raise FingerprintError(
-            f"{labels or 'The config of the base'} names {len(names)} classes and the base tells {questions.classes} "
-            f"apart: give all their names, in order, by --labels."
-        )
-    least = questions.count + questions.decoys if whole else 0
     with output.stages() as advance:
         result = ask(
-            asked, opened, base, budget=budget, transcript=transcript, alpha=alpha, least=least, advance=advance
+            asked,
+            opened,
+            base,
+            budget=budget,
+            transcript=transcript,
+            alpha=alpha,
+            whole=whole,
+            all_scores=all_scores,
+            advance=advance,
         )
+    if all_scores:
+        output.warn_all_scores()
     if as_json:
         output.print_json(result.to_dict())
     else:
         output.print_query(result)
     if proof is not None and transcript is not None and result.accused:
-        write_proof(proof, transcript, result, opened)
-        output.remark(f"proof: {proof}; it opens the accused's copy keys, so give it to whoever is to check it alone")
-    return 0 if result.accused else 1
+        for place in write_proof(proof, transcript, result, opened):
+            output.remark(
+                f"proof: {place}; it opens the accused's copy keys, so give it to whoever is to check it alone"
+            )
+    return result.outcome.exit_code
 
 
 def check_proof(
     proof: Annotated[Path, typer.Argument(help="The file that `query --proof` wrote.", show_default=False)],
+    commitment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--commitment",
+            help="What was published with the accused's copy, from its model card; several times for several accused.",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Work a proof out again; needs neither vault nor model. Exit code 0: it holds, 1: it doesn't, 2: an error."""
-    from dataclasses import asdict
-
+    """Work a proof out again; needs neither vault nor model. Exit code 0: it holds for the published commitments, 1:
+    it doesn't, 2: an error, 3: not checked against a published commitment."""
     from hf_fingerprint.blackbox.proof import check_proof as work_out
+    from hf_fingerprint.blackbox.proof import outcome_of_proof
 
-    worked_out = work_out(proof)
+    worked_out = work_out(proof, commitment or ())
     if as_json:
-        output.print_json([asdict(proven) for proven in worked_out])
+        output.print_json([proven.to_dict() for proven in worked_out])
     else:
         output.print_proof(worked_out)
-    return 0 if worked_out and all(proven.holds for proven in worked_out) else 1
+    return outcome_of_proof(worked_out).exit_code
 
 
 def open_suspect(
@@ -178,23 +191,33 @@ def labels_of_base(path: Path | None, vault: "Vault", base: str | None) -> "Labe
     Raises:
         [`FingerprintError`]: if there are none.
     """
-    from hf_fingerprint.blackbox.labels import read_labels
+    from hf_fingerprint.blackbox.labels import Labels, read_labels
     from hf_fingerprint.checkpoints.source import resolve
 
     if path is not None:
         return read_labels(path)
     bases = vault.bases()
-    known = [each for each in bases if base in (None, each.base_id, each.source)]
+    named = [each for each in bases if base in (None, each.base_id, each.source)]
+    known = [each for each in named if vault.questions(each) is not None] or named
     places = {each.source + (f"@{each.revision}" if each.revision else "") for each in known}
     if base is not None and not known:
         places = {base}
-    if len(places) == 1:
+    found: dict[tuple[str, ...], Labels] = {}
+    for place in sorted(places):
         try:
-            config = resolve(places.pop()).folder / "config.json"
+            config = resolve(place).folder / "config.json"
             if config.is_file():
-                return read_labels(config)
+                labels = read_labels(config)
+                found[labels.names] = labels
         except FingerprintError:  # the base moved, or has no names for its classes
             pass
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise FingerprintError(
+            f"The bases of {vault.folder} have {len(found)} sets of class names: give those that the suspect answers "
+            f"by with --labels, or name one base by --base."
+        )
     raise FingerprintError(
         f"The class names of the base are not known from {vault.folder}: give them by --labels, or name its folder by "
         f"--base."

@@ -2,16 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hf_fingerprint.cli.output import power_of_ten, remark
+from hf_fingerprint.cli.output import power_of_ten, warn_all_scores
 
 
 if TYPE_CHECKING:
     from hf_fingerprint.tracing import RecipientScore, TraceResult
 
-ORACLE = (
-    "Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them: do not "
-    "publish them."
-)
 _MOST_NOT_READ = 5
 
 
@@ -54,7 +50,7 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
             f"requests and judged in {result.looks} look{'s' * (result.looks > 1)}{rest}"
         )
     if len(result.scores) > len(result.accused):
-        remark(ORACLE)
+        warn_all_scores()
 
 
 def _print_read(result: "TraceResult", say: Any) -> None:

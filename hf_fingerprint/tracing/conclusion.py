@@ -98,13 +98,6 @@ def nothing_read(
 
 def _say(read: Read, reading: Reading, suspect: Weights, level: Level, limit: str | None) -> _Said:
     base, recipients, alpha = read.candidates.base, read.candidates.covered, level.alpha / level.share
-    whole = mass_of(base, [carrier.name for carrier in base.carriers])
-    if not would_show(base, whole, recipients, alpha):
-        return _Said(
-            Outcome.NOT_READABLE,
-            f"Base {base.base_id} holds too few marked weights to prove even a verbatim copy among {recipients:,} at "
-            f"alpha {level.alpha:.0e}: nothing can be said of its copies.",
-        )
     hidden = _hidden(read, reading, suspect)
     if would_show(base, mass_of(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Said(
@@ -114,6 +107,13 @@ def _say(read: Read, reading: Reading, suspect: Weights, level: Level, limit: st
         )
     if would_show(base, reading.alike, recipients, alpha):
         return _Said(Outcome.NOBODY)
+    whole = mass_of(base, [carrier.name for carrier in base.carriers])
+    if not would_show(base, whole, recipients, alpha):
+        return _Said(
+            Outcome.NOT_READABLE,
+            f"Base {base.base_id} holds too few marked weights to prove even a verbatim copy among {recipients:,} at "
+            f"alpha {level.alpha:.0e}: nothing can be said of its copies.",
+        )
     if limit is not None:
         return _Said(Outcome.NOT_READABLE, limit)
     if reading.weights_dropped > reading.weights_read:

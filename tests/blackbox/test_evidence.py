@@ -6,7 +6,7 @@ from scipy.integrate import quad
 from scipy.stats import binom
 
 from hf_fingerprint.blackbox.answers import keyed_labels
-from hf_fingerprint.blackbox.evidence import Evidence, log_stake
+from hf_fingerprint.blackbox.evidence import MOST_ANSWERS, Evidence, log_stake
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import new_secret
 
@@ -117,3 +117,86 @@ def test_what_is_no_answer_is_refused_and_changes_nothing():
 
 def test_keys_do_not_show():
     assert repr(Evidence(KEYS, 5, 10)) == "Evidence(0 of 5 answers, 1000 recipients)"
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000, 65_535, 65_536])
+def test_the_bound_is_never_below_the_exact_probability(classes):
+    """Of so many agreeing answers of an innocent's, whatever the counts: exact in some hundred digits."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(60):
+        for n in (1, 2, 7, 60, 400):
+            stakes = log_stake(np.arange(n + 1), n, classes)
+            assert not np.isnan(stakes).any()
+            p = mpmath.mpf(1) / classes
+            tail = mpmath.mpf(0)
+            for k in range(n, -1, -1):
+                tail += mpmath.binomial(n, k) * p**k * (1 - p) ** (n - k)
+                assert float(mpmath.log(tail)) <= -stakes[k] + 1e-9
+
+
+@pytest.mark.parametrize("classes", [2, 10, 65_536])
+@pytest.mark.parametrize("n", [65_536, 10**6, MOST_ANSWERS])
+def test_huge_counts_keep_their_digits(n, classes):
+    """Around chance, where millions cancel to a few, against Laplace's integral of the same."""
+    chance = n // classes
+    for k in (0, chance, min(n, chance + 2), n):
+        (stake,) = log_stake(np.array([k]), n, classes)
+        assert not np.isnan(stake)
+        assert stake <= k * np.log(classes) + 1e-3  # nobody wins more than who stakes all on every answer
+    (at_chance,) = log_stake(np.array([chance]), n, classes)
+    p = 1 / classes
+    half = np.log(np.sqrt(2 * np.pi * p * (1 - p) / n) / 2 / (1 - p))
+    assert at_chance == pytest.approx(half, abs=0.8)
+    assert at_chance < 0 or chance < 10
+
+
+@pytest.mark.parametrize("classes", [0, 1, -3, 65_537, 10**12, float("nan")])
+def test_no_such_classes_prove_anything(classes):
+    for call in (
+        lambda: log_stake(np.array([3]), 3, classes),
+        lambda: Evidence(KEYS[:3], 5, classes),
+        lambda: keyed_labels(KEYS[:3], 5, classes),
+    ):
+        with pytest.raises(CodeError, match="2 to 65,536"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("k", "n"),
+    [(4, 3), (-1, 3), (np.nan, 3), (1, np.nan), (np.inf, np.inf), (1, np.inf), (1.5, 3), (1, 3.5), (5, 2**33)],
+)
+def test_counts_that_no_answers_give_are_refused(k, n):
+    with pytest.raises(CodeError, match="can't agree"):
+        log_stake(np.array([k]), np.array([n]), 10)
+
+
+@pytest.mark.parametrize("alpha", [0, -1e-6, 0.0501, 0.99, 1, 2, float("nan"), float("inf")])
+def test_nobody_is_accused_at_such_an_alpha(alpha):
+    with pytest.raises(CodeError, match=r"at most 0\.05"):
+        Evidence(KEYS[:3], 5, 10, alpha)
+
+
+@pytest.mark.parametrize("share", [0, -1, 1e-9, 1.5, float("nan"), float("inf"), -float("inf")])
+def test_nobody_owns_such_a_share(share):
+    for keys in (KEYS[:3], []):
+        with pytest.raises(CodeError, match="choose a share"):
+            Evidence(keys, 5, 10, share=share)
+
+
+def test_no_questions_and_nobody_to_accuse():
+    with pytest.raises(CodeError, match="at least 1 question"):
+        Evidence(KEYS[:3], 0, 10)
+    evidence = Evidence([], 5, 10)
+    evidence.hear(0, 3)
+    assert evidence.accused().tolist() == [] and evidence.log10_bounds().tolist() == []
+
+
+@pytest.mark.parametrize("classes", [2, 65_536])
+def test_at_the_least_alpha_and_the_most_classes_a_copy_is_accused_and_innocents_are_not(classes):
+    own = keyed_labels(KEYS[7:8], 3000, classes)[0]
+    evidence = Evidence(KEYS, 3000, classes, alpha=5e-324)
+    for question, answer in enumerate(own):
+        evidence.hear(question, int(answer))
+
+    assert evidence.accused().tolist() == [7]
+    assert np.isfinite(evidence.log10_bounds()).all()

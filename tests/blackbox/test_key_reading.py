@@ -1,12 +1,14 @@
+from dataclasses import replace
 from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from asked_models import asked_base
+from asked_models import COUNT, asked_base
+from asked_records import add_copy, add_questions, asked_records
 from PIL import Image
 from refusals import refused
-from small_models import PASSPHRASE, SETTINGS, names_in, new_vault
+from small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, names_in, new_vault, plain_arrays, save_plain
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox import synthetic_cover
@@ -14,6 +16,7 @@ from hf_fingerprint.blackbox.key_reading import LEAST_READ, KeyImageReader, read
 from hf_fingerprint.blackbox.key_sets import export_key_images, mark_questions
 from hf_fingerprint.blackbox.querying import questions_of
 from hf_fingerprint.errors import CodeError, VaultError
+from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
 
@@ -62,6 +65,7 @@ def test_every_key_image_names_its_recipient_and_nobody_else_after(scene, name, 
         read = scene.reader.read(SUFFERED[suffered](np.asarray(Image.open(path))))
 
         assert read.recipients == (name,)
+        assert (read.outcome, read.reason, read.base_id) == (Outcome.ACCUSED, None, scene.base.base_id)
         assert read.question == int(path.stem)
         assert (read.bits, read.copies) == (304, 3)
         assert read.log10_false_match < -90
@@ -81,11 +85,17 @@ def test_files_of_several_kinds_are_read(scene, tmp_path, suffix, mode):
 
 def test_an_image_that_carries_nothing_is_nobodys(scene):
     plain = questions_of(scene.vault, scene.base).images(scene.base.secret)
-    strangers = [synthetic_cover(bytes(32), 0), np.full((224, 224, 3), 7, np.uint8), jpeg(plain[0]), *plain[::4]]
+    flat = np.full((224, 224, 3), 7, np.uint8)
+    strangers = [synthetic_cover(bytes(32), 0), flat, np.zeros_like(flat), plain[COUNT]]  # the last one is a decoy
 
-    for image in strangers:
+    for image, outcome in [
+        *((each, Outcome.NOT_COMPARABLE) for each in strangers),
+        *((each, Outcome.NOT_READABLE) for each in (jpeg(plain[0]), *plain[:COUNT:4])),
+    ]:
         read = scene.reader.read(image)
-        assert (read.recipients, read.question) == ((), None)
+        assert (read.recipients, read.question, read.base_id) == ((), None, None)
+        assert read.outcome is outcome
+        assert "224 x 224 pixels" in read.reason and read.reason.endswith(".")
 
 
 def test_the_fingerprint_of_a_key_that_no_copy_has_is_nobodys(scene):
@@ -95,6 +105,7 @@ def test_the_fingerprint_of_a_key_that_no_copy_has_is_nobodys(scene):
     for index, made in mark_questions(plain, every, scene.base.secret, bytes(range(32))):
         read = scene.reader.read(made.image)
         assert (read.recipients, read.question) == ((), index)
+        assert (read.outcome, read.reason) == (Outcome.NOBODY, None)
 
 
 def test_key_images_of_another_secret_are_not_read(scene):
@@ -124,7 +135,7 @@ def test_other_capacities_are_read_as_they_were_written(scene, tmp_path):
     assert not scene.reader.read(path).recipients
 
 
-def test_what_is_no_image_is_refused(scene, tmp_path):
+def test_what_is_no_image_is_not_readable_and_says_why(scene, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     whole = scene.sets["alice"][0].read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -136,9 +147,11 @@ def test_what_is_no_image_is_refused(scene, tmp_path):
         ("small.png", "too small"),
         (".", "can't be read as an image"),
     ]:
-        assert said in refused(scene.reader.read, tmp_path / name)
+        read = scene.reader.read(tmp_path / name)
+        assert (read.outcome, read.recipients, read.question) == (Outcome.NOT_READABLE, (), None)
+        assert said in read.reason and read.reason.endswith(".")
     assert "no picture" in refused(scene.reader.read, np.zeros((224, 224), np.uint8))
-    assert "too small" in refused(scene.reader.read, np.zeros((20, 224, 3), np.uint8))
+    assert "too small" in scene.reader.read(np.zeros((20, 224, 3), np.uint8)).reason
 
 
 def test_so_few_bits_that_innocents_would_be_named_are_refused(scene):
@@ -154,6 +167,34 @@ def test_vaults_that_cannot_say_are_refused(scene, tmp_path):
     known = register(scene.root / "base", bare, SETTINGS)
     bare.add_questions(known, scene.vault.questions(scene.base))
     assert "nobody to name" in refused(KeyImageReader, bare, known.base_id, error=VaultError)
+
+
+def test_key_images_of_every_record_are_read_at_once(tmp_path):
+    """Of two records of the same weights and a third of others, with other classes."""
+    records = asked_records(tmp_path, copies=2)
+    vault = records.vault
+    other = register(save_plain(tmp_path / "other", plain_arrays(seed=3)), vault, PLAIN_SETTINGS)
+    add_questions(vault, other, classes=12, count=4)
+    add_copy(vault, other, "eve")
+    bases = (*records.bases, other)
+    reader, alike = KeyImageReader(vault), KeyImageReader(vault, records.model)
+
+    assert (reader.copies, alike.copies) == (5, 4)
+    for base in bases:
+        plain = questions_of(vault, base).images(base.secret)
+        (*_, record) = vault.copies(base.base_id)
+        for index, made in mark_questions(plain, np.arange(2) < 2, base.secret, vault.copy_key(record)):
+            read = reader.read(made.image)
+            assert (read.recipients, read.base_id, read.question) == ((record.recipient,), base.base_id, index)
+            assert read.copies == 5
+            expected = Outcome.NOT_COMPARABLE if base == other else Outcome.ACCUSED
+            assert alike.read(made.image).outcome is expected
+
+
+def test_nobody_is_named_at_an_alpha_that_is_too_large(scene, monkeypatch):
+    for alpha in (0.99, float("nan"), 0):
+        monkeypatch.setattr(Vault, "bases", lambda vault, alpha=alpha: [replace(scene.base, alpha=alpha)])
+        assert "alpha" in refused(KeyImageReader, scene.vault, error=CodeError)
 
 
 def test_reading_leaves_no_trace(scene):

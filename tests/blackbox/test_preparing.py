@@ -8,6 +8,7 @@ from tiny_built import tiny
 from hf_fingerprint.blackbox import preparing
 from hf_fingerprint.blackbox.preparing import make_questions, prepare_questions, questions_for
 from hf_fingerprint.blackbox.querying import questions_of
+from hf_fingerprint.blackbox.questions import TOLD
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
@@ -92,6 +93,7 @@ def test_questions_are_made_once_and_kept(tmp_path):
 
     kept = questions_of(Vault(vault.folder), base)
     assert kept.to_bytes() == prepared.to_bytes()
+    assert 0 <= kept.told == prepared.told <= TOLD
     assert "has questions already" in refused(prepare_questions, base.base_id, vault, error=FingerprintError)
 
 

@@ -12,6 +12,7 @@ from hf_fingerprint.blackbox.querying import query, questions_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
 
 
@@ -31,7 +32,8 @@ def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(asked, name):
     result = query(Served(copies[name]), vault, alpha=1e-3)
 
     assert [score.recipient for score in result.accused] == [name]
-    assert result.base_id == base.base_id
+    assert result.base_ids == (base.base_id,) == (result.accused[0].base_id,)
+    assert (result.outcome, result.reason) == (Outcome.ACCUSED, None)
     assert result.questioning.stopped == "proven"
     assert result.questioning.asked < COUNT + DECOYS
 
@@ -68,6 +70,8 @@ def test_the_base_and_a_stranger_are_nobodys(asked, tmp_path):
         result = query(Served(suspect), vault)
         assert not result.accused
         assert result.questioning.stopped == "all asked"
+        assert result.scores == ()
+        assert result.outcome is Outcome.NOT_READABLE and "24 questions" in result.reason  # so few may miss a copy
 
 
 def test_the_weights_still_trace(asked):
@@ -98,6 +102,8 @@ def test_a_budget_is_kept(asked):
     assert suspect.asked == 3
     assert not result.accused
     assert result.questioning.stopped == "budget"
+    assert result.outcome is Outcome.NOT_READABLE
+    assert result.reason == "3 of 28 images were answered: ask on with a larger --budget"
 
 
 def test_the_transcript_holds_no_secret(asked, tmp_path):

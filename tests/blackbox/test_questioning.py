@@ -15,7 +15,7 @@ from refusals import refused
 
 from hf_fingerprint.blackbox.answers import keyed_labels
 from hf_fingerprint.blackbox.evidence import Evidence
-from hf_fingerprint.blackbox.questioning import Questioning, question
+from hf_fingerprint.blackbox.questioning import Pool, Questioning, question
 from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest, pool_digest
 from hf_fingerprint.errors import FingerprintError
 
@@ -49,7 +49,9 @@ def fresh() -> Evidence:
 
 def test_it_stops_at_the_first_proof_and_decoys_are_no_evidence():
     evidence, heard = fresh(), []
-    done = question(leak(), POOL, evidence, ORDER, on_answer=lambda index, answer: heard.append((index, answer)))
+    done = question(
+        leak(), [Pool(POOL, evidence)], ORDER, on_answer=lambda index, answer: heard.append((index, answer))
+    )
 
     assert evidence.accused().tolist() == [7]
     assert done.stopped == "proven" and done.asked == done.answered == len(heard) < 30
@@ -57,13 +59,13 @@ def test_it_stops_at_the_first_proof_and_decoys_are_no_evidence():
     assert done.decoys_asked == sum(index >= QUESTIONS for index, _ in heard) > 0
     assert evidence.asked == done.asked - done.decoys_asked
     before = fresh()
-    question(leak(), POOL, before, ORDER[: done.asked - 1])
+    question(leak(), [Pool(POOL, before)], ORDER[: done.asked - 1])
     assert not len(before.accused()), "it could have stopped earlier"
 
 
 def test_an_innocent_is_asked_everything_and_nobody_is_accused():
     evidence = fresh()
-    done = question(innocent, POOL, evidence, ORDER)
+    done = question(innocent, [Pool(POOL, evidence)], ORDER)
 
     assert done == Questioning(75, 75, 15, 0, 0, "all asked")
     assert evidence.asked == QUESTIONS and not len(evidence.accused())
@@ -73,21 +75,21 @@ def test_an_innocent_is_asked_everything_and_nobody_is_accused():
 @pytest.mark.parametrize("budget", [0, 1, 10, 74])
 def test_the_budget_is_kept(budget):
     asked = []
-    done = question(lambda image: asked.append(1) or innocent(image), POOL, fresh(), ORDER, budget=budget)
+    done = question(lambda image: asked.append(1) or innocent(image), [Pool(POOL, fresh())], ORDER, budget=budget)
 
     assert (done.asked, len(asked), done.stopped) == (budget, budget, "budget")
 
 
 def test_it_asks_for_as_many_answers_as_one_wants():
     answers = leak()
-    done = question(lambda i: answers(i) if index_of(i) % 3 else None, POOL, fresh(), ORDER, least=45)
+    done = question(lambda i: answers(i) if index_of(i) % 3 else None, [Pool(POOL, fresh())], ORDER, least=45)
 
     assert done.answered == 45 < done.asked and done.stopped == "proven"
 
 
 def test_no_answer_proves_nothing_and_counts():
     evidence = fresh()
-    done = question(lambda image: None, POOL, evidence, ORDER, budget=20)
+    done = question(lambda image: None, [Pool(POOL, evidence)], ORDER, budget=20)
 
     assert (done.asked, done.answered, evidence.asked) == (20, 0, 0)
 
@@ -98,7 +100,7 @@ def test_retries_are_those_of_this_questioning():
             self.retries += 2
             return innocent(image)
 
-    assert question(Suspect(retries=5), POOL, fresh(), ORDER, budget=10).retries == 20
+    assert question(Suspect(retries=5), [Pool(POOL, fresh())], ORDER, budget=10).retries == 20
 
 
 @given(st.integers(0, QUESTIONS + DECOYS), st.sampled_from(["leak", "innocent"]), st.booleans())
@@ -113,13 +115,13 @@ def test_stopped_anywhere_it_ends_as_if_it_had_not_been(tmp_path_factory, after,
         asked.append(index_of(image))
         return suspect(image)
 
-    whole = question(suspect, POOL, fresh(), ORDER)
+    whole = question(suspect, [Pool(POOL, fresh())], ORDER)
     with Transcript(path, HEADING) as transcript, suppress(KeyboardInterrupt):
-        question(counted, POOL, fresh(), ORDER, transcript, budget=None if abrupt else after)
+        question(counted, [Pool(POOL, fresh(), transcript)], ORDER, budget=None if abrupt else after)
     after, before = -1, len(asked)
     evidence = fresh()
     with Transcript(path, HEADING) as transcript:
-        done = question(counted, POOL, evidence, ORDER, transcript)
+        done = question(counted, [Pool(POOL, evidence, transcript)], ORDER)
 
     assert (done.asked, done.stopped, done.decoys_asked) == (whole.asked, whole.stopped, whole.decoys_asked)
     assert done.resumed == before and len(asked) == len(set(asked)) == whole.asked
@@ -133,7 +135,7 @@ def test_a_refusal_leaves_what_was_answered(tmp_path):
         return innocent(image)
 
     with Transcript(tmp_path / "t", HEADING) as transcript, pytest.raises(FingerprintError, match="No more"):
-        question(refusing, POOL, fresh(), ORDER, transcript)
+        question(refusing, [Pool(POOL, fresh(), transcript)], ORDER)
 
     assert list(Transcript(tmp_path / "t", HEADING).answers) == ORDER[:5].tolist()
 
@@ -142,7 +144,7 @@ SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
 sys.path[:0] = [sys.argv[2], sys.argv[3]]
-from test_questioning import HEADING, ORDER, POOL, fresh, innocent, question, Transcript
+from test_questioning import HEADING, ORDER, POOL, Pool, fresh, innocent, question, Transcript
 
 def suspect(image):
     print(len(transcript.answers), flush=True)
@@ -150,7 +152,7 @@ def suspect(image):
     return innocent(image)
 
 transcript = Transcript(sys.argv[1], HEADING)
-question(suspect, POOL, fresh(), ORDER, transcript)
+question(suspect, [Pool(POOL, fresh(), transcript)], ORDER)
 """
 
 
@@ -176,15 +178,15 @@ def test_a_process_that_is_stopped_loses_nothing_that_was_answered(tmp_path, how
 
 @pytest.mark.parametrize("order", [[0, 0], [75], [-1], [0.5]])
 def test_an_impossible_order_is_refused(order):
-    refused(question, innocent, POOL, fresh(), np.array(order))
+    refused(question, innocent, [Pool(POOL, fresh())], np.array(order))
 
 
 def test_a_transcript_of_another_image_is_refused(tmp_path):
     with Transcript(tmp_path / "t", HEADING) as transcript:
         transcript.add(3, image_digest(POOL[4]), 1)
 
-        assert "question 3" in refused(question, innocent, POOL, fresh(), ORDER, transcript)
+        assert "question 3" in refused(question, innocent, [Pool(POOL, fresh(), transcript)], ORDER)
 
 
 def test_some_of_the_pool_may_be_left_out():
-    assert question(innocent, POOL, fresh(), ORDER[:8]).asked == 8
+    assert question(innocent, [Pool(POOL, fresh())], ORDER[:8]).asked == 8

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from hf_fingerprint.blackbox.questions import GRID, MARGIN, Questions, question_clouds, under
+from hf_fingerprint.blackbox.questions import GRID, MARGIN, TOLD, Questions, question_clouds, under
 from hf_fingerprint.errors import VaultError
 
 
@@ -119,6 +119,16 @@ def test_the_format_with_covers_is_frozen():
     )
 
     assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT_WITH_COVERS
+
+
+def test_what_copies_fall_short_by_is_laid_down_too():
+    short = replace(some(), told=0.62)
+
+    assert Questions.from_bytes(short.to_bytes()).told == 0.62
+    assert Questions.from_bytes(some().to_bytes()).told == TOLD == 0.9
+    for nonsense in (-0.1, 1.5, float("nan")):
+        with pytest.raises(VaultError, match="restore a backup"):
+            Questions.from_bytes(replace(short, told=nonsense).to_bytes())
 
 
 def test_an_image_is_the_same_for_ever():

@@ -67,6 +67,8 @@ def outcome(asked, tmp_path, monkeypatch, capfd, caplog):
             ["key-images", "export", ASKED, work / "taken"],
             ["key-images", "export", "nobody", work / "none"],
             ["key-images", "read", work / "set" / "index.json"],
+            ["query", f"pipeline:{suspect}", *labels, "--budget", "2"],
+            ["query", f"pipeline:{suspect}", *labels, "--budget", "2", "--alpha", "0.99"],
         ]
         codes = []
         for job in jobs:
@@ -84,8 +86,8 @@ def outcome(asked, tmp_path, monkeypatch, capfd, caplog):
 def test_nothing_written_or_said_holds_a_secret(outcome, secrets):
     codes, files, told = outcome
 
-    assert codes[0] == 0 and codes[2] == 1 and codes[5] == 0
-    assert all(isinstance(codes[i], str) for i in (1, 3, 4, 6, 7, 8)), codes
+    assert codes[0] == 0 and codes[2] == 3 and codes[5] == 0 and codes[8] == 3 and codes[9] == 3
+    assert all(isinstance(codes[i], str) for i in (1, 3, 4, 6, 7, 10)), codes
     assert "DEBUG" in told and told.count("Traceback") >= 6
     assert ASKED in told  # whoever has the vault open may see its recipients
     assert set(files) >= {"log", "set/index.json"} and len(files) > 5

@@ -10,6 +10,8 @@ from small_models import PASSPHRASE, names_in
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox import synthetic_cover
+from hf_fingerprint.blackbox.querying import asked_of
+from hf_fingerprint.vault import Vault
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,28 @@ def test_an_image_that_is_nobodys_is_said_to_be(key_images, tmp_path):
 
     code, told, _ = key_images("read", path)
     assert code == 1
-    assert told.splitlines()[0] == f"{path}: no fingerprint to be read"
+    assert told.splitlines()[0].startswith(f"not comparable: {path} is like none of the questions")
+
+
+def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_path):
+    key_images("export", "alice", tmp_path / "set")
+    image, text, gone = sorted((tmp_path / "set").glob("*.png"))[0], tmp_path / "text.png", tmp_path / "gone.png"
+    text.write_text("no image")
+    plain = tmp_path / "plain.png"
+    vault = Vault(scene.vault)
+    Image.fromarray(asked_of(vault, None)[1].images(scene.base.secret)[0]).save(plain)
+
+    code, told, _ = key_images("read", text, image, gone, plain)
+    lines = told.splitlines()
+    assert code == 0
+    assert lines[0].startswith(f"not readable: {text} can't be read as an image")
+    assert lines[1] == f"{image}: a key image of alice"
+    assert lines[2].startswith(f"not readable: {gone} is not there")
+    assert lines[3].startswith(f"not readable: {plain} looks like a question, and no fingerprint can be read")
+    assert key_images("read", text)[0] == key_images("read", plain, text)[0] == 3
+    code, told, _ = key_images("read", text, image, "--json")
+    assert [each["outcome"] for each in json.loads(told)] == ["not readable", "accused"]
+    assert str(text) in json.loads(told)[0]["reason"]
 
 
 def test_what_cannot_be_done_is_refused_in_a_line(key_images, scene, tmp_path):
@@ -83,6 +106,5 @@ def test_what_cannot_be_done_is_refused_in_a_line(key_images, scene, tmp_path):
     assert "multiple of 8" in failed(key_images("export", "alice", tmp_path / "set", "--bits", 12))
     assert "nowhere" in failed(key_images("export", "alice", tmp_path / "set", "--base", "nowhere"))
     assert "passphrase" in failed(key_images("export", "alice", tmp_path / "set", passphrase="wrong"))
-    assert "can't be read as an image" in failed(key_images("read", tmp_path / "text"))
     assert "passphrase" in failed(key_images("read", tmp_path / "text", passphrase="wrong"))
     assert names_in(tmp_path) == ["text"]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from hf_fingerprint.blackbox import QueryResult, QueryScore
+from hf_fingerprint.blackbox.candidates import LeftOut
 from hf_fingerprint.blackbox.questioning import Questioning
 from hf_fingerprint.cli import output
+from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import predicted_score
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
 
@@ -41,12 +43,17 @@ def text(capsys: pytest.CaptureFixture) -> str:
 
 def answers(scores: list[QueryScore], **changes: object) -> QueryResult:
     went = Questioning(asked=40, answered=39, decoys_asked=4, resumed=0, retries=0, stopped="proven")
-    made = QueryResult("https://api.example", "0123456789ab", tuple(scores), 8, 10, 1e-6, went)
+    outcome = Outcome.ACCUSED if any(score.accused for score in scores) else Outcome.NOBODY
+    made = QueryResult("https://api.example", ("0123456789ab",), tuple(scores), 8, 10, 1e-6, went, outcome)
     return replace(made, **changes)
 
 
 def test_answers_are_shown_with_whom_they_name(capsys):
-    scores = [QueryScore("[bold]x", "a" * 16, 17, 18, -12.34, True), QueryScore("carol", "b" * 16, 2, 19, 0.0, False)]
+    of = "0123456789ab"
+    scores = [
+        QueryScore("[bold]x", "a" * 16, 17, 18, -12.34, True, of),
+        QueryScore("carol", "b" * 16, 2, 19, 0.0, False, of),
+    ]
 
     output.print_query(answers(scores))
 
@@ -55,10 +62,32 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "40 images asked, 4 decoys among them; 39 answered ┏" in said
     assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
-    assert "and 6 more, none accused" in said
-    assert "accused: [bold]x. 8 copies tested; any innocent accused with probability at most 1e-06" in said
+    assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa). 8 copies tested; any innocent accused" in said
     assert "stopped at the proof, after 40 images" in said
     assert said.endswith("nobody is cleared; --whole asks on, for further colluders")
+
+
+def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_not_asked_about(capsys):
+    scores = [QueryScore("alice", "a" * 16, 17, 18, -12.34, True, "0123456789ab")]
+    left_out = (LeftOut("ba9876543210", "it has no questions", 3),)
+
+    output.print_query(answers(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), left_out=left_out))
+
+    said = text(capsys)
+    assert "https://api.example asked about bases aaaaaaaaaaaa, 0123456789ab" in said
+    assert "│ alice │ 0123456789ab │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
+    assert said.endswith("not asked about base ba9876543210: it has no questions")
+
+
+def test_answers_that_say_nothing_say_why(capsys):
+    went = Questioning(asked=3, answered=3, decoys_asked=0, resumed=0, retries=0, stopped="budget")
+    why = "3 of 180 images were answered: ask on with a larger --budget"
+
+    output.print_query(answers([], questioning=went, outcome=Outcome.NOT_READABLE, reason=why))
+
+    said = text(capsys)
+    assert f"not readable: {why}. 8 copies tested" in said
+    assert "nobody is accused" not in said and "recipient" not in said.partition("a model mixed")[0]
 
 
 def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could_not_name(capsys):

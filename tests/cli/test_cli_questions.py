@@ -8,6 +8,7 @@ import pytest
 from asked_models import COUNT, DECOYS, STEPS, WIDTH
 from small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
 
+from hf_fingerprint.blackbox.proof import NOT_SHOWN
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.registration import register
 
@@ -74,7 +75,8 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
     assert f"pipeline:{scene.root / 'alice'} asked about base" in "".join(out.splitlines()[:3])
     assert said.count("ACCUSED") == 1
     assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d", said), "all answers to her questions are hers"
-    assert "accused: alice. 3 copies tested; any innocent accused with probability at most 1e-06" in said
+    assert "accused: the copy made for alice (" in said
+    assert "3 copies tested; any innocent accused with probability at most 1e-06" in said
     assert re.search(r"stopped at the proof, after \d+ images", said)
     assert said.endswith(
         "answers can't name 1 of these copies, made before the base had questions or never bound to answer them: early"
@@ -105,9 +107,10 @@ def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path
     code, out, err = run("query", f"pipeline:{scene.root / suspect}", *scene.options, "--proof", proof)
 
     said = " ".join(out.split())
-    assert code == 1
-    assert "ACCUSED" not in said
-    assert "nobody is accused. 3 copies tested" in said
+    assert code == 3
+    assert "ACCUSED" not in said and "│" not in said
+    assert f"not readable: the {COUNT} questions of base" in said
+    assert "1 of 3 copies answer no questions: trace them by weights. 3 copies tested" in said
     assert f"stopped as nothing is left to ask, after {COUNT + DECOYS} images" in said
     assert not proof.exists()
     assert "proof" not in err
@@ -116,17 +119,63 @@ def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path
 def test_somebody_else_checks_the_proof_with_nothing_but_its_file(run, scene, proof, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    code, out, _ = run("check-proof", "proof.json")
+    commitment = json.loads(proof.read_text())["accused"][0]["commitment"]
+    code, out, _ = run("check-proof", "proof.json", "--commitment", commitment)
 
     said = " ".join(out.split())
     assert code == 0
     assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d+\.\d │ holds", said)
-    assert "3 copies were tested (alpha 1e-06)" in said
-    commitment = json.loads(proof.read_text())["accused"][0]["commitment"]
-    assert f"alice's commitment: {commitment}" in out
-    code, out, _ = run("check-proof", "proof.json", "--json")
+    assert "3 copies tested (alpha 1e-06)" in said
+    assert f"alice's commitment: {commitment} (as published)" in out
+    for not_shown in NOT_SHOWN:
+        assert f"- {not_shown}" in said
+    assert said.endswith("the proof holds for what was published")
+    code, out, _ = run("check-proof", "proof.json", "--commitment", commitment, "--json")
     assert code == 0
-    assert [(proven["recipient"], proven["holds"]) for proven in json.loads(out)] == [("alice", True)]
+    (proven,) = json.loads(out)
+    assert (proven["recipient"], proven["holds"], proven["published"]) == ("alice", True, True)
+    assert (proven["outcome"], proven["not_shown"]) == ("accused", list(NOT_SHOWN))
+
+
+def test_a_proof_is_not_checked_without_a_published_commitment_and_wrong_with_another(run, proof):
+    code, out, _ = run("check-proof", proof)
+    said = " ".join(out.split())
+    assert code == 3
+    assert "not checked against a published commitment" in said
+    assert "the proof holds" not in said and f"- {NOT_SHOWN[0]}" in said
+    code, out, _ = run("check-proof", proof, "--json")
+    assert code == 3
+    assert (json.loads(out)[0]["published"], json.loads(out)[0]["outcome"]) == (None, "not readable")
+    code, out, _ = run("check-proof", proof, "--commitment", "ab" * 32)
+    assert code == 1
+    assert "wrong commitment" in " ".join(out.split()) and out.splitlines()[-1] == "the proof does not hold"
+    assert "64 hexadecimal digits" in failed(run("check-proof", proof, "--commitment", "nothing"))
+
+
+def test_scores_of_others_are_shown_only_where_they_are_asked_for(run, scene):
+    asked = [f"pipeline:{scene.root / 'alice'}", *scene.options, "--json"]
+    code, out, err = run("query", *asked)
+    assert (code, err) == (0, "")
+    assert [score["recipient"] for score in json.loads(out)["scores"]] == ["alice"]
+    code, out, err = run("query", *asked, "--all-scores")
+    assert code == 0
+    assert len(json.loads(out)["scores"]) == 3
+    assert "do not publish them" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("alpha", ["0.99", "0.051", "0", "nan"])
+def test_nobody_is_accused_at_a_large_alpha(run, scene, alpha):
+    asked = [f"pipeline:{scene.root / 'alice'}", *scene.options]
+
+    assert "at most 0.05" in failed(run("query", *asked, "--alpha", alpha))
+
+
+def test_few_answers_say_nothing(run, scene):
+    code, out, _ = run("query", f"pipeline:{scene.root / 'model'}", *scene.options, "--budget", 1)
+
+    said = " ".join(out.split())
+    assert code == 3
+    assert f"not readable: 1 of {COUNT + DECOYS} images were answered: ask on with a larger --budget; 1 of 3" in said
 
 
 def test_a_proof_that_was_tampered_with_does_not_hold(run, proof):
@@ -170,4 +219,4 @@ def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):
 
     said = failed(run("query", "https://nowhere.example", *scene.options, "--labels", tmp_path / "labels"))
 
-    assert "names 2 classes and the base tells 10 apart" in said
+    assert "it tells 10 classes apart, and 2 are named" in said and "--labels" in said

@@ -33,7 +33,8 @@ def test_copies_behind_a_service_are_named_and_a_stranger_is_not(tmp_path):
     kept = [float(share) for share in re.findall(r": accuracy [\d.]+%, ([\d.]+)% of the base's answers", said)]
     assert len(kept) == 5
     assert min(kept) >= 95
-    assert said.count("the proof holds, if http://127.0.0.1:") == 2
+    assert said.count("the file works out: answers of http://127.0.0.1:") == 2
+    assert said.count("the proof holds for what was published") == 2
     for name in ("alice", "bob"):
         (proven,) = check_proof(out / f"{name}.proof.json")
         assert proven.holds

@@ -1,0 +1,341 @@
+"""A suspect that may be a copy of several records: each is asked about, with its share of alpha."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+from asked_records import CLASSES, COUNT, DECOYS, Answering, add_copy, add_questions, asked_records
+from refusals import refused
+from small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
+
+from hf_fingerprint import register
+from hf_fingerprint.blackbox import check_proof, query, write_proof
+from hf_fingerprint.blackbox.querying import questions_of
+from hf_fingerprint.blackbox.questions import Questions
+from hf_fingerprint.blackbox.transcript import image_digest
+from hf_fingerprint.errors import CodeError, VaultError
+from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.vault import Vault
+
+
+POOL = COUNT + DECOYS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Images are drawn once for each secret: most of what a questioning takes."""
+    drawn, draw = {}, Questions.images
+
+    def images(questions, secret):
+        if secret not in drawn:
+            drawn[secret] = draw(questions, secret)
+        return drawn[secret][: len(questions.patterns)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Questions, "images", images)
+        yield
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Two records of one base's weights, and what answers for a copy of each, not always by its labels."""
+    made = asked_records(tmp_path_factory.mktemp("records"))
+    leaks = {
+        base.base_id: Answering(made.vault, made.bases, (base, made.recipients[base.base_id][2]), told=0.9)
+        for base in made.bases
+    }
+    return SimpleNamespace(**vars(made), leaks=leaks, nobody=Answering(made.vault, made.bases, seed=5))
+
+
+def another_vault(scene, folder) -> Vault:
+    """The same vault, to be changed."""
+    shutil.copytree(scene.vault.folder, folder)
+    found = Vault(folder)
+    found.unlock(PASSPHRASE)
+    return found
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("by", ["nothing", "place"])
+def test_a_copy_of_either_record_is_named_with_its_base_and_nobody_else_is(scene, which, by):
+    base = scene.bases[which]
+
+    result = query(scene.leaks[base.base_id], scene.vault, None if by == "nothing" else scene.model)
+
+    assert [(score.recipient, score.base_id) for score in result.accused] == [
+        (scene.recipients[base.base_id][2], base.base_id)
+    ]
+    assert result.scores == result.accused
+    assert result.base_ids == tuple(each.base_id for each in scene.bases)
+    assert (result.copies, result.alpha, result.left_out) == (12, 1e-6, ())
+    assert (result.outcome, result.reason) == (Outcome.ACCUSED, None)
+    assert result.questioning.asked < 2 * POOL
+    assert result.accused[0].log10_bound <= math.log10(result.alpha)
+
+
+def test_an_exact_id_names_that_record_alone(scene):
+    first, second = scene.bases
+
+    result = query(scene.leaks[second.base_id], scene.vault, first.base_id)
+
+    assert (result.base_ids, result.copies) == ((first.base_id,), 6)
+    assert result.outcome is Outcome.NOBODY and result.left_out == ()
+    found = query(scene.leaks[second.base_id], scene.vault, second.base_id)
+    assert [score.base_id for score in found.accused] == [second.base_id]
+
+
+def test_of_records_that_share_alpha_each_takes_an_equal_part(scene, tmp_path):
+    query(scene.nobody, scene.vault, transcript=tmp_path / "kept", alpha=1e-3, budget=1)
+
+    headings = [
+        json.loads((tmp_path / name).read_text().splitlines()[0])
+        for name in ("kept", f"kept.{scene.bases[1].base_id}")
+    ]
+    assert [heading["alpha"] for heading in headings] == [5e-4, 5e-4]
+    assert [heading["recipients"] for heading in headings] == [6, 6]
+    assert [heading["base"] for heading in headings] == [base.base_id for base in scene.bases]
+    assert "alpha" in refused(lambda: query(scene.nobody, scene.vault, transcript=tmp_path / "kept"))
+
+
+def test_the_bound_is_over_the_innocents_of_all_records(scene):
+    (alone,) = query(scene.leaks[scene.bases[0].base_id], scene.vault, scene.bases[0].base_id, whole=True).accused
+    (together,) = query(scene.leaks[scene.bases[0].base_id], scene.vault, whole=True).accused
+
+    assert (together.agreeing, together.counted) == (alone.agreeing, alone.counted)
+    assert together.log10_bound == pytest.approx(alone.log10_bound + math.log10(2))
+
+
+def test_what_was_stopped_goes_on_for_all_records_within_one_budget(scene, tmp_path):
+    leak, base = scene.leaks[scene.bases[1].base_id], scene.bases[1]
+    before = leak.asked
+
+    first = query(leak, scene.vault, transcript=tmp_path / "kept", budget=9)
+    second = query(leak, scene.vault, transcript=tmp_path / "kept", budget=14)
+    whole = query(leak, scene.vault, transcript=tmp_path / "kept")
+
+    assert (first.questioning.asked, second.questioning.asked, second.questioning.resumed) == (9, 14, 9)
+    assert whole.questioning.resumed == 14
+    assert leak.asked - before == whole.questioning.asked
+    lines = [len(path.read_text().splitlines()) - 1 for path in tmp_path.iterdir()]
+    assert len(lines) == 2 and sum(lines) == whole.questioning.asked and min(lines) > 0
+    assert [score.base_id for score in whole.accused] == [base.base_id]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_proof_has_what_the_bound_of_its_record_needs(scene, tmp_path, which):
+    base = scene.bases[which]
+    result = query(scene.leaks[base.base_id], scene.vault, transcript=tmp_path / "kept")
+
+    assert write_proof(tmp_path / "proof", tmp_path / "kept", result, scene.vault) == (tmp_path / "proof",)
+
+    (proven,), (score,) = check_proof(tmp_path / "proof"), result.accused
+    assert proven.holds
+    assert (proven.recipient, proven.copies, proven.alpha) == (score.recipient, 6, 5e-7)
+    assert proven.log10_bound == pytest.approx(score.log10_bound - math.log10(2))
+
+
+def test_accused_of_two_records_are_proven_in_a_file_each(scene, tmp_path):
+    leaks = [scene.leaks[base.base_id] for base in scene.bases]
+    mixed = Answering(scene.vault, scene.bases)
+    for leak, base in zip(leaks, scene.bases, strict=True):
+        own = Answering(scene.vault, [base])._answers
+        mixed._answers |= {digest: leak._answers[digest] for digest in own}
+    result = query(mixed, scene.vault, transcript=tmp_path / "kept", whole=True)
+
+    assert {score.base_id for score in result.accused} == {base.base_id for base in scene.bases}
+    assert len(result.accused) == 2
+    places = write_proof(tmp_path / "proof", tmp_path / "kept", result, scene.vault)
+    assert [path.name for path in places] == ["proof", f"proof.{scene.bases[1].base_id}"]
+    for path, base in zip(places, scene.bases, strict=True):
+        (proven,) = check_proof(path)
+        assert proven.holds and proven.recipient == scene.recipients[base.base_id][2]
+    said = refused(write_proof, tmp_path / "other", tmp_path / "nowhere", result, scene.vault)
+    assert "nowhere" in said and not (tmp_path / "other").exists()
+
+
+def test_nobody_is_said_where_all_was_answered(scene):
+    result = query(scene.nobody, scene.vault)
+
+    assert (result.outcome, result.reason, result.scores) == (Outcome.NOBODY, None, ())
+    assert result.questioning.stopped == "all asked"
+
+
+@pytest.mark.parametrize("budget", [1, 12, 40])
+def test_nobody_is_not_said_after_few_answers(scene, budget):
+    result = query(scene.nobody, scene.vault, budget=budget)
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert result.reason == f"{budget} of {2 * POOL} images were answered: ask on with a larger --budget"
+
+
+def test_nobody_is_not_said_where_most_replies_tell_no_class(scene):
+    class Mumbling:
+        name, retries, classes, asked = "suspect", 0, CLASSES, 0
+
+        def __call__(self, image):
+            self.asked += 1
+            return scene.nobody(image) if self.asked % 4 == 0 else None
+
+    result = query(Mumbling(), scene.vault)
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert result.reason.startswith(f"most replies tell no class: 37 of {2 * POOL} images were answered")
+
+
+def test_nobody_is_not_said_of_copies_that_answer_nothing(scene, tmp_path):
+    vault = another_vault(scene, tmp_path / "vault")
+    add_copy(vault, scene.bases[0], "early", bound=False)
+    silent = register(save_plain(tmp_path / "other", plain_arrays(seed=3)), vault, PLAIN_SETTINGS)
+    for name in ("eve", "dan"):
+        add_copy(vault, silent, name, bound=False)
+
+    result = query(scene.nobody, vault)
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert result.reason == "3 of 15 copies answer no questions: trace them by weights"
+    assert result.unbound == ("early",)
+    assert [(each.base_id, each.why) for each in result.left_out] == [(silent.base_id, "it has no questions")]
+    assert query(scene.nobody, vault, scene.bases[1].base_id).outcome is Outcome.NOBODY
+
+
+def test_nobody_is_not_said_by_questions_that_copies_answer_badly(scene, tmp_path):
+    vault = unlocked_vault(tmp_path / "vault")
+    base = register(scene.model, vault, PLAIN_SETTINGS)
+    add_questions(vault, base, told=0.3)
+    add_copy(vault, base, "alice")
+
+    result = query(Answering(vault, [base]), vault)
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert result.reason == (
+        f"the {COUNT} questions of base {base.base_id} are too few to accuse every copy at alpha 1e-06: trace by "
+        f"weights"
+    )
+
+
+def test_bases_that_are_not_asked_about_are_listed_with_the_reason(scene, tmp_path):
+    vault = another_vault(scene, tmp_path / "vault")
+    others = {
+        name: register(save_plain(tmp_path / name, plain_arrays(seed=seed)), vault, PLAIN_SETTINGS)
+        for seed, name in enumerate(("bare", "unissued", "wider", "older"), 3)
+    }
+    for name, classes in (("unissued", CLASSES), ("wider", 12), ("older", CLASSES)):
+        add_questions(vault, others[name], classes=classes, count=4)
+    add_copy(vault, others["wider"], "alice")
+    add_copy(vault, others["older"], "alice", bound=False)
+
+    result = query(scene.leaks[scene.bases[1].base_id], vault)
+
+    why = {each.base_id: each.why for each in result.left_out}
+    assert why == {
+        others["bare"].base_id: "it has no questions",
+        others["unissued"].base_id: "it has no copies, so there is nobody to name",
+        others["wider"].base_id: "it tells 12 classes apart, and 10 are named",
+        others["older"].base_id: "none of its 1 copies was made to answer its questions",
+    }
+    assert result.base_ids == tuple(base.base_id for base in scene.bases)
+    assert len(result.accused) == 1
+    told = json.loads(json.dumps(result.to_dict()))
+    assert told["outcome"] == "accused" and len(told["left_out"]) == 4
+
+
+def test_bases_of_different_classes_are_not_asked_about_at_once_where_nobody_says_how_many(scene, tmp_path):
+    vault = another_vault(scene, tmp_path / "vault")
+    wider = register(save_plain(tmp_path / "wider", plain_arrays(seed=3)), vault, PLAIN_SETTINGS)
+    add_questions(vault, wider, classes=12, count=4)
+    add_copy(vault, wider, "alice")
+    suspect = Answering(vault, scene.bases, classes=None)
+
+    assert f"{wider.base_id} (12 classes)" in refused(query, suspect, vault, error=VaultError)
+    assert suspect.asked == 0
+    assert query(suspect, vault, scene.model, budget=1).base_ids == tuple(base.base_id for base in scene.bases)
+    said = refused(query, scene.nobody, vault, wider.base_id, error=VaultError)
+    assert "it tells 12 classes apart, and 10 are named" in said and "--labels" in said
+
+
+@pytest.mark.parametrize("alpha", [0.99, 0.06, 0, -1, float("nan"), float("inf")])
+def test_nobody_is_accused_at_such_an_alpha(scene, alpha, monkeypatch):
+    asked = scene.nobody.asked
+
+    assert "alpha" in refused(lambda: query(scene.nobody, scene.vault, alpha=alpha), error=CodeError)
+    bases = [replace(scene.bases[0], alpha=alpha), scene.bases[1]]
+    monkeypatch.setattr(Vault, "bases", lambda vault: bases)
+    assert "alpha" in refused(lambda: query(scene.nobody, scene.vault), error=CodeError)
+    assert scene.nobody.asked == asked
+
+
+def test_without_being_asked_for_no_score_of_an_innocent_is_told(scene):
+    leak = scene.leaks[scene.bases[0].base_id]
+    every = query(leak, scene.vault, all_scores=True)
+
+    assert len(every.scores) == every.copies == 12 and len(every.accused) == 1
+    assert every.scores[0].accused
+    assert sorted(score.log10_bound for score in every.scores[1:]) == [s.log10_bound for s in every.scores[1:]]
+
+
+@pytest.mark.parametrize("leaked", [True, False])
+def test_nothing_that_is_told_depends_on_an_innocents_key(tmp_path, monkeypatch, leaked):
+    """The same questioning of two vaults in which all but the leaker's keys differ: all that is told is the same."""
+    monkeypatch.setattr("hf_fingerprint.blackbox.querying.secrets", SimpleNamespace(randbits=lambda bits: 7))
+    told = {}
+    for budget in (30, None):
+        for number in range(2):
+            root = tmp_path / f"{number} {budget}"
+            monkeypatch.setattr("hf_fingerprint.registration.registering.new_secret", lambda: bytes(32))
+            vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
+            base = register(model, vault, PLAIN_SETTINGS)
+            add_questions(vault, base)
+            for i, name in enumerate(["mallory", *"abcdef"]):
+                add_copy(vault, base, name, key=bytes([i, number * (i > 0)]) + bytes(30))
+            suspect = Answering(vault, [base], (base, "mallory") if leaked else None)
+            result = query(suspect, vault, budget=budget, transcript=root / "kept")
+            found = result.to_dict()
+            for score in (*found["scores"], *found["accused"]):
+                del score["copy_id"], score["base_id"]
+            del found["base_ids"]
+            lines = [json.loads(line) for line in (root / "kept").read_text().splitlines()]
+            answers = [(line["question"], line["answer"]) for line in lines[1:]]
+            reason = (found.pop("reason") or "").replace(base.base_id, "base")
+            told.setdefault(budget, []).append((found, reason, answers))
+    for one, other in told.values():
+        assert one == other
+        assert bool(one[0]["accused"]) == leaked
+
+
+def climbed(scene, gained, steps: int) -> set[str]:
+    """Whom suspects accuse that nobody leaked: each changes one answer of the one before, and keeps it where what is
+    told of it comes to more."""
+    base = scene.bases[0]
+    suspect, whom = Answering(scene.vault, [base], seed=1), set()
+    pool = [image_digest(image) for image in questions_of(scene.vault, base).images(base.secret)[:COUNT]]
+    tries = iter([(digest, by) for digest in pool for by in range(1, CLASSES)])
+    most = gained(query(suspect, scene.vault, base.base_id, alpha=1e-3, all_scores=True))
+    for digest, by in islice(tries, steps):
+        kept = suspect._answers[digest]
+        suspect._answers[digest] = (kept + by) % CLASSES
+        result = query(suspect, scene.vault, base.base_id, alpha=1e-3, all_scores=gained is of_everybody)
+        whom |= {score.recipient for score in result.accused}
+        if whom:
+            break
+        if gained(result) > most:
+            most = gained(result)
+        else:
+            suspect._answers[digest] = kept
+    return whom
+
+
+def of_everybody(result) -> float:
+    return max(score.agreeing for score in result.scores if score.recipient.endswith(".3"))
+
+
+def of_the_accused(result) -> float:
+    return len(result.accused) + sum(-score.log10_bound for score in result.accused)
+
+
+def test_an_attacker_who_sees_all_that_is_told_accuses_no_innocent_and_with_all_scores_does(scene):
+    assert climbed(scene, of_the_accused, 150) == set()
+    assert climbed(scene, of_everybody, 400) == {scene.recipients[scene.bases[0].base_id][3]}

@@ -1,0 +1,234 @@
+"""Where too little of a suspect can be read, nobody is cleared."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
+from small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
+
+from hf_fingerprint import Issuer, TraceResult, trace
+from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.tracing import verify
+from hf_fingerprint.tracing.readability import mass_of, would_show
+
+
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """Copies of a base, and the vault, unlocked."""
+    root = tmp_path_factory.mktemp("case")
+    vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
+    with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
+        copies = {c.recipient: load_file(c.path / "model.safetensors") for c in issuer.issue_all("ab", root / "out")}
+        return SimpleNamespace(vault=vault, copies=copies, base=issuer.base, model=model)
+
+
+def carriers(case: SimpleNamespace) -> list[str]:
+    return [carrier.name for carrier in case.base.carriers]
+
+
+def changed(case: SimpleNamespace, change: Callable[[np.ndarray], np.ndarray], share: float = 1.0) -> Arrays:
+    """Copy a with a share of its carriers changed, from the last on."""
+    chosen = carriers(case)[int(len(carriers(case)) * (1 - share)) :]
+    return {n: change(w) if n in chosen else w for n, w in case.copies["a"].items()}
+
+
+def traced(case: SimpleNamespace, arrays: Arrays, folder: Path) -> TraceResult:
+    save_file({n: np.ascontiguousarray(w) for n, w in arrays.items()}, folder / "suspect.safetensors")
+    return trace(folder / "suspect.safetensors", case.vault)
+
+
+def integers(weights: np.ndarray) -> np.ndarray:
+    return np.round(weights / np.abs(weights).max() * 127).astype(np.int8)
+
+
+HIDING = {
+    "integers": integers,
+    "unsigned": lambda w: (integers(w).astype(int) + 128).astype(np.uint16),
+    "axes turned": lambda w: w.T if w.ndim == 2 else w.transpose(2, 3, 1, 0),
+    "one long row": lambda w: w.reshape(1, -1),
+    "flat": lambda w: w.reshape(-1),
+}
+
+
+@pytest.mark.parametrize("hiding", HIDING)
+def test_a_copy_hidden_whole_is_not_readable_and_its_tensors_are_named(case, tmp_path, hiding):
+    result = traced(case, changed(case, HIDING[hiding]), tmp_path)
+
+    assert (result.outcome, result.accused) == (Outcome.NOT_READABLE, ())
+    assert "blocks.0." in result.reason
+    assert "convert them to float tensors" in result.reason
+    assert len(result.reason.splitlines()) == 1
+
+
+@pytest.mark.parametrize("hiding", HIDING)
+@pytest.mark.parametrize("share", [0.5, 0.9])
+@pytest.mark.parametrize("whose", ["a copy's", "the base's"])
+def test_what_is_hidden_in_part_clears_nobody(case, tmp_path, hiding, share, whose):
+    """A copy is found by its tensors that can be read. Of a suspect whose readable part is the unmarked base's, the
+    rest may be a copy's."""
+    arrays = changed(case, HIDING[hiding], share)
+    if whose == "the base's":
+        own = load_file(case.model / "model.safetensors")
+        arrays = {n: own[n] if w.shape == own[n].shape and w.dtype == own[n].dtype else w for n, w in arrays.items()}
+
+    result = traced(case, arrays, tmp_path)
+
+    assert result.outcome is (Outcome.ACCUSED if whose == "a copy's" else Outcome.NOT_READABLE)
+    assert {score.recipient for score in result.accused} <= {"a"}
+
+
+def test_the_base_with_a_few_integers_clears_everybody(case, tmp_path):
+    own = load_file(case.model / "model.safetensors")
+    result = traced(
+        case, own | {"conv.weight": own["conv.weight"], "head.weight": integers(own["head.weight"])}, tmp_path
+    )
+
+    assert result.outcome is Outcome.NOBODY
+
+
+def test_next_to_nothing_of_a_base_is_not_enough(case, tmp_path):
+    name = "blocks.0.attn.proj.weight"
+    own = load_file(case.model / "model.safetensors")[name]
+    few = {name: np.where(np.arange(48 * 48).reshape(48, 48) < 20, own, 0).astype(np.float32)}
+
+    result = traced(case, few, tmp_path)
+
+    assert result.outcome is not Outcome.NOBODY
+
+
+@pytest.mark.parametrize("stranger", ["other shapes", "the same shapes"])
+def test_another_model_is_not_comparable(case, tmp_path, stranger):
+    arrays = plain_arrays(5)
+    if stranger == "other shapes":
+        arrays = {f"x{i}.weight": np.ones((31 + i, 17), np.float32) for i in range(9)}
+
+    result = traced(case, arrays, tmp_path)
+
+    assert result.outcome is Outcome.NOT_COMPARABLE
+    assert "nother model" in result.reason
+
+
+SIDE = {
+    "complex": torch.ones(3, 4, dtype=torch.complex64),
+    "sparse": torch.eye(5).to_sparse(),
+    "uint16": torch.ones(3, 4, dtype=torch.uint16),
+    "F8_E8M0": torch.ones(3, 4, dtype=torch.uint8).view(torch.float8_e8m0fnu),
+    "F4": torch.ones(3, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+    "empty": torch.ones(0, 4),
+    "boolean": torch.ones(3, 4, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("side", SIDE)
+@pytest.mark.parametrize("form", ["suspect.safetensors", "suspect.bin"])
+def test_one_bad_side_tensor_stops_no_trace(case, tmp_path, side, form):
+    state = {n: torch.from_numpy(w.copy()) for n, w in case.copies["a"].items()} | {"side.weight": SIDE[side]}
+    path = tmp_path / form
+    if form.endswith(".bin"):
+        torch.save(state, path)
+    elif side == "sparse":
+        pytest.skip("safetensors has no sparse tensors")
+    else:
+        save_torch(state, path)
+
+    assert [score.recipient for score in trace(path, case.vault).accused] == ["a"]
+
+
+def test_an_empty_tensor_under_a_carriers_name_is_left_out_and_counted(case, tmp_path):
+    name = carriers(case)[3]
+    result = traced(
+        case, case.copies["a"] | {name: np.zeros((0, *case.copies["a"][name].shape[1:]), np.float32)}, tmp_path
+    )
+
+    assert [score.recipient for score in result.accused] == ["a"]
+    assert result.tensors_matched == result.tensors_marked - 1
+    assert result.tensors_left_out >= 1
+
+
+@pytest.mark.parametrize("nest", ["weights", "a list", "two deep"])
+def test_a_nest_with_one_tensor_beside_it_is_read(case, tmp_path, nest):
+    state = {n: torch.from_numpy(w.copy()) for n, w in case.copies["b"].items()}
+    held = {"weights": {"weights": state}, "a list": {"parts": [state]}, "two deep": {"run": {"last": state}}}[nest]
+    torch.save(held | {"step": torch.tensor(3)}, tmp_path / "suspect.pth")
+
+    assert [score.recipient for score in trace(tmp_path / "suspect.pth", case.vault).accused] == ["b"]
+
+
+def test_a_decoy_beside_the_stolen_file_hides_nothing(case, tmp_path):
+    folder = save_plain(tmp_path / "suspect", load_file(case.model / "model.safetensors"))
+    torch.save({n: torch.from_numpy(w.copy()) for n, w in case.copies["b"].items()}, folder / "pytorch_model.bin")
+
+    result = trace(folder, case.vault)
+
+    assert [score.recipient for score in result.accused] == ["b"]
+    assert set(result.files) == {"model.safetensors", "pytorch_model.bin"}
+    confirmed, refused = (verify(folder, name, case.vault) for name in "ba")
+    assert (confirmed.outcome, refused.outcome) == (Outcome.ACCUSED, Outcome.NOBODY)
+
+
+def test_two_sets_of_weights_share_the_bound(case, tmp_path):
+    alone = traced(case, case.copies["a"], tmp_path).accused[0].log10_false_accusation
+    folder = save_plain(tmp_path / "suspect", case.copies["a"])
+    save_file(plain_arrays(4), folder / "other.safetensors")
+
+    (accused,) = trace(folder, case.vault).accused
+
+    assert accused.log10_false_accusation == pytest.approx(alone + np.log10(2), abs=0.35)
+
+
+def test_a_weight_file_in_another_form_clears_nobody(case, tmp_path):
+    folder = save_plain(tmp_path / "suspect", load_file(case.model / "model.safetensors"))
+    assert trace(folder, case.vault).outcome is Outcome.NOBODY
+    (folder / "model.onnx").write_bytes(b"\0" * 1000)
+
+    result = trace(folder, case.vault)
+
+    assert result.outcome is Outcome.NOT_READABLE
+    assert "model.onnx" in result.reason
+    assert [file.name for file in result.files_not_read] == ["model.onnx"]
+
+
+def test_bfloat16_is_read(case, tmp_path):
+    state = {n: torch.from_numpy(w.copy()) for n, w in case.copies["a"].items()}
+    save_torch(
+        {n: w.to(torch.bfloat16) if w.is_floating_point() else w for n, w in state.items()}, tmp_path / "s.safetensors"
+    )
+    assert [score.recipient for score in trace(tmp_path / "s.safetensors", case.vault).accused] == ["a"]
+
+
+# the test itself
+
+
+def test_a_verbatim_copy_shows_in_all_of_a_base_and_in_nothing_of_it(case):
+    whole = mass_of(case.base, carriers(case))
+
+    assert whole.sum() == case.base.carrier_weights
+    assert would_show(case.base, whole, 1000, 1e-6)
+    assert not would_show(case.base, np.zeros_like(whole), 1000, 1e-6)
+
+
+@given(st.floats(0, 0.03), st.integers(0, 9))
+def test_few_positions_are_never_enough(case, share, seed):
+    """Fewer than 62 positions of 2,048, when each says a bit at most: too few for 10^-19 and a thousand recipients."""
+    mass = (np.random.default_rng(seed).random(case.base.length) < share).astype(float)
+    assert not would_show(case.base, mass, 1000, 1e-19) or mass.sum() > 60
+
+
+def test_more_recipients_and_a_smaller_alpha_need_more(case):
+    rng = np.random.default_rng(0)
+    masses = [(rng.random(case.base.length) < share).astype(float) for share in (0.01, 0.03, 0.1, 0.3, 1)]
+    for recipients, alpha in ((1, 0.05), (1000, 1e-6), (10**6, 1e-12)):
+        shown = [would_show(case.base, mass, recipients, alpha) for mass in masses]
+        assert shown == sorted(shown)
+        assert shown[-1]
+    assert not would_show(case.base, masses[0], 10**6, 1e-12)
