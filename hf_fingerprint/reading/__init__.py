@@ -2,7 +2,7 @@
 
 from hf_fingerprint.reading.likeness import Sampled, Shares, cosine, sample, shares_of
 from hf_fingerprint.reading.looks import Looks, plan_looks
-from hf_fingerprint.reading.matching import match_names, match_tensors, names_tell, sample_rows, shapes_in_common
+from hf_fingerprint.reading.matching import match_names, match_shapes, match_tensors, names_tell, sample_rows
 from hf_fingerprint.reading.renaming import in_names_of
 from hf_fingerprint.reading.suspect import DESCENDS, Lineage, Reading, put_in_order, read_suspect
 
@@ -17,6 +17,7 @@ __all__ = [
     "cosine",
     "in_names_of",
     "match_names",
+    "match_shapes",
     "match_tensors",
     "names_tell",
     "plan_looks",
@@ -24,6 +25,5 @@ __all__ = [
     "read_suspect",
     "sample",
     "sample_rows",
-    "shapes_in_common",
     "shares_of",
 ]

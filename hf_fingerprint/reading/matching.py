@@ -3,7 +3,7 @@
 Nothing here sees a codeword, so a wrong match costs evidence and can't make any.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -41,15 +41,16 @@ def names_tell(base: Base, suspect: Weights) -> bool:
     return len(matches) >= len(base.carriers) / 2 and len(namesakes) == len(set(namesakes))
 
 
-def shapes_in_common(base: Base, suspect: Weights) -> int:
-    """How many carriers could have a counterpart in the suspect, by shape alone."""
-    available: dict[tuple[int, ...], int] = defaultdict(int)
-    for info in suspect.tensors.values():
-        available[info.shape] += info.dtype in READABLE
-    wanted: dict[tuple[int, ...], int] = defaultdict(int)
+def match_shapes(base: Base, suspect: Weights) -> list[str]:
+    """The carriers that could have a counterpart in the suspect by shape alone, each of its tensors counted once."""
+    left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
+    found = []
     for carrier in base.carriers:
-        wanted[base.tensors[carrier.name].shape] += 1
-    return sum(min(count, available[shape]) for shape, count in wanted.items())
+        shape = base.tensors[carrier.name].shape
+        if left[shape]:
+            left[shape] -= 1
+            found.append(carrier.name)
+    return found
 
 
 def match_tensors(base: Base, original: Checkpoint, suspect: Weights) -> dict[str, TensorInfo]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.tracing.finding import Found
+from hf_fingerprint.tracing.groups import Found
 from hf_fingerprint.tracing.result import BaseRead
 from hf_fingerprint.tracing.verdict import Candidates
 from hf_fingerprint.vault import Vault, copies_in_training, standings

@@ -1,14 +1,14 @@
 """What a trace that accuses nobody may say: nobody, not comparable or not readable, with the reason and what to do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint, Source, Weights
 from hf_fingerprint.outcomes import Outcome, joined
 from hf_fingerprint.reading import Lineage, Reading, in_names_of, match_names
 from hf_fingerprint.tracing.case import Read
-from hf_fingerprint.tracing.finding import Found
-from hf_fingerprint.tracing.readability import Hidden, hidden_in, listed, mass_of, turned_in, would_show
+from hf_fingerprint.tracing.groups import Found
+from hf_fingerprint.tracing.readability import Hidden, hidden_in, left_out_of, listed, mass_of, turned_in, would_show
 from hf_fingerprint.tracing.result import NotRead, TraceResult
 from hf_fingerprint.tracing.verdict import Level
 from hf_fingerprint.vault import Base
@@ -49,7 +49,7 @@ def conclude(
         result,
         bases_read=tuple(each.describe() for each in reads),
         bases_not_read=(*found.not_read, *found.gone),
-        tensors_left_out=len(_left_out(suspect)),
+        tensors_left_out=len(left_out_of(suspect)),
     )
     if result.accused:
         return replace(result, outcome=Outcome.ACCUSED)
@@ -141,7 +141,7 @@ def _say(read: Read, reading: Reading, suspect: Weights, level: Level, limit: st
 def _hidden(read: Read, reading: Reading, suspect: Weights) -> list[Hidden]:
     base = read.candidates.base
     named = in_names_of(base, suspect)
-    hidden = hidden_in(base, named, reading.missing, _left_out(suspect))
+    hidden = hidden_in(base, named, reading.missing, left_out_of(suspect))
     matches = match_names(base, named)
     unlike = {name: matches[name] for name in reading.unlike if name in matches}
     if isinstance(suspect, RangedCheckpoint):
@@ -149,10 +149,6 @@ def _hidden(read: Read, reading: Reading, suspect: Weights) -> list[Hidden]:
             hidden += [Hidden(info.name, "unlike where it stands", name) for name, info in unlike.items()]
         return hidden
     return hidden + list(turned_in(base, read.original, named, unlike))
-
-
-def _left_out(suspect: Weights) -> Mapping[str, str]:
-    return getattr(suspect, "left_out", {})
 
 
 def _without_copies(reads: Sequence[Read]) -> _Said:
@@ -164,6 +160,6 @@ def _without_copies(reads: Sequence[Read]) -> _Said:
     )
 
 
-def could_hold_a_copy(base: Base, suspect: Weights, carriers: Sequence[str]) -> bool:
+def could_hold_a_copy(base: Base, carriers: Sequence[str]) -> bool:
     """Whether so many carriers would be enough to find a verbatim copy by, if they are in a suspect."""
     return would_show(base, mass_of(base, carriers), 1, base.alpha)

@@ -8,11 +8,12 @@ from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.checkpoints.hub import megabytes
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.reading import Looks, match_names, names_tell, shapes_in_common
+from hf_fingerprint.reading import Looks, names_tell
 from hf_fingerprint.tracing.case import Case
+from hf_fingerprint.tracing.comparison import CLEARLY
 from hf_fingerprint.tracing.conclusion import conclude, could_hold_a_copy, nothing_read
-from hf_fingerprint.tracing.finding import CLEARLY, find_bases
-from hf_fingerprint.tracing.readability import hidden_in
+from hf_fingerprint.tracing.finding import find_bases
+from hf_fingerprint.tracing.readability import fitting
 from hf_fingerprint.tracing.result import NotRead, TraceResult
 from hf_fingerprint.tracing.verdict import Level, judge
 from hf_fingerprint.vault import Base
@@ -63,9 +64,9 @@ def _by_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult
     """What can be said without names that tell which tensor is which; `None` if all of it must be read, and may be."""
     alpha, seen = min(base.alpha for base in bases), set()
     for base in bases:
-        fitting = _fitting(base, suspect)
-        layout = base.length, base.family, tuple(fitting)
-        if layout not in seen and could_hold_a_copy(base, suspect, fitting):
+        carriers = fitting(base, suspect)
+        layout = base.length, base.family, tuple(carriers)
+        if layout not in seen and could_hold_a_copy(base, carriers):
             break
         seen.add(layout)
     else:
@@ -79,26 +80,6 @@ def _by_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult
     reason = f"Names don't tell which tensor is which, so all of it must be read: {_limit(suspect)}"
     unread = [NotRead(base.base_id, base.source, "the suspect was not read") for base in bases]
     return _counted(nothing_read(suspect.source, Outcome.NOT_READABLE, reason, alpha, unread), suspect, False)
-
-
-def _fitting(base: Base, suspect: RangedCheckpoint) -> list[str]:
-    """The carriers that may have a counterpart in a suspect, by its headers."""
-    matches = match_names(base, suspect)
-    missing = [carrier.name for carrier in base.carriers if carrier.name not in matches]
-    hidden = [each.carrier for each in hidden_in(base, suspect, missing, suspect.left_out)]
-    by_name = [*matches, *hidden]
-    return by_name if len(by_name) >= shapes_in_common(base, suspect) else _of_shapes(base, suspect)
-
-
-def _of_shapes(base: Base, suspect: RangedCheckpoint) -> list[str]:
-    """The carriers whose shape the suspect has, each of its tensors counted once."""
-    left = [info.shape for info in suspect.tensors.values()]
-    found = []
-    for carrier in base.carriers:
-        if (shape := base.tensors[carrier.name].shape) in left:
-            left.remove(shape)
-            found.append(carrier.name)
-    return found
 
 
 def _whole_allowed(suspect: RangedCheckpoint) -> bool:

@@ -16,7 +16,7 @@ from hf_fingerprint.checkpoints import TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
 from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.reading import cosine, sample_rows
+from hf_fingerprint.reading import cosine, in_names_of, match_names, match_shapes, sample_rows
 from hf_fingerprint.vault import Base
 
 
@@ -72,6 +72,26 @@ def mass_of(base: Base, carriers: Collection[str]) -> np.ndarray:
             weights = int(np.prod(base.tensors[carrier.name].shape))
             mass += position_counts(weights, keyed_offset(base.secret, carrier.name, base.length), base.length)
     return mass
+
+
+def fitting(base: Base, suspect: Weights) -> list[str]:
+    """The carriers that may have a counterpart in a suspect, read or hidden, as far as its headers tell.
+
+    Args:
+        base ([`Base`]): the base.
+        suspect ([`Weights`]): the open suspect.
+    """
+    named = in_names_of(base, suspect)
+    found = list(match_names(base, named))
+    by_shape = match_shapes(base, suspect)
+    found = found if len(found) >= len(by_shape) else by_shape
+    missing = [carrier.name for carrier in base.carriers if carrier.name not in found]
+    return found + [each.carrier for each in hidden_in(base, named, missing, left_out_of(suspect))]
+
+
+def left_out_of(suspect: Weights) -> Mapping[str, str]:
+    """The tensors of a suspect that could not be opened, and why."""
+    return getattr(suspect, "left_out", {})
 
 
 def hidden_in(

@@ -8,7 +8,7 @@ from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.reading import match_names, shapes_in_common
+from hf_fingerprint.reading import match_names, match_shapes
 from hf_fingerprint.reading.matching import match_tensors, sample_rows
 
 
@@ -140,14 +140,14 @@ def test_names_are_matched_by_headers_alone(case, tmp_path):
     }
 
 
-def test_shapes_in_common_count_each_tensor_once(case, tmp_path):
+def test_shapes_match_each_tensor_once(case, tmp_path):
     arrays = {f"x{i}": np.zeros((192, 48), np.float32) for i in range(2)} | {"y": np.zeros((48, 48, 3, 3), np.float32)}
     arrays |= {f"z{i}": np.zeros((48, 48, 3, 3), np.float32) for i in range(5)} | {"n": np.zeros((144, 48), np.int32)}
     save_file(arrays, tmp_path / "suspect.safetensors")
 
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        assert shapes_in_common(case.base, suspect) == 3
-    assert shapes_in_common(case.base, case.original) == 17
+        assert len(match_shapes(case.base, suspect)) == 3
+    assert len(match_shapes(case.base, case.original)) == 17
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 8), (7, 8), (8, 8), (9, 8), (1000, 16), (10**6, 1)])
