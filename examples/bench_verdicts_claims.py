@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import itertools
+import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def listening_figure(work: Path, scale: Scale) -> Figure:
         return {"score": next(each.score for each in result.scores if each.recipient == target)}
 
     seeing = Attacker(public, vault, file, score_of_target, all_scores=True)
-    seeing.climb(scale.queries, until=target)
+    seeing.climb(scale.queries, ways=(1,), until=target)
     framed = seeing.accused.get(target)
     blind = Attacker(public, vault, file, lambda result: dict(figures_of(result)))
     blind.climb(scale.queries)
@@ -126,31 +128,30 @@ class Attacker:
         self.kinds: set[str] = set()
         self.accused: dict[str, int] = {}
 
-    def climb(self, queries: int, until: str | None = None) -> None:
+    def climb(self, queries: int, ways: Sequence[int] = (1, -1), until: str | None = None) -> None:
         """Shows so many suspects, or fewer if somebody is accused earlier.
 
         It probes at random about where it stands, adds the probes up, each weighted by a figure that was heard of it,
-        and shows where that leads, up and down, for each figure that differed. It goes on from where a figure went
-        furthest beyond what it was at the probes.
+        and shows where that leads, for each figure that differed. It goes on from where a figure went furthest: up for
+        a way of 1, down for -1; with both it climbs and descends in turn, each from where it got to.
         """
-        here = np.zeros_like(self._size)
-        while self.queries < queries and until not in self.accused:
-            probes = [self._rng.standard_normal(len(here), dtype=np.float32) for _ in range(PROBES)]
-            heard = [self._hear(here + probe) for probe in probes[: queries - self.queries]]
-            furthest, best = 0.0, here
+        here = {way: np.zeros_like(self._size) for way in ways}
+        for way in itertools.cycle(ways):
+            probes = [self._rng.standard_normal(len(self._size), dtype=np.float32) for _ in range(PROBES)]
+            heard = [self._hear(here[way] + probe) for probe in probes[: queries - self.queries]]
+            furthest, best = -math.inf, here[way]
             for kind in sorted(set[str]().union(*heard)):
                 values = np.array([each.get(kind, 0.0) for each in heard])
-                if np.ptp(values) == 0:
-                    continue
-                self.kinds.add(kind)
-                weights = (values - values.mean()) / values.std()
-                rise = sum(w * probe for w, probe in zip(weights, probes[: len(heard)], strict=True))
-                for way in (1, -1):
-                    if self.queries < queries and until not in self.accused:
-                        there = here + way * _unit(rise)
-                        gone = way * (self._hear(there).get(kind, 0.0) - values.mean()) / values.std()
-                        furthest, best = max((furthest, best), (gone, there), key=lambda pair: pair[0])
-            here = _unit(best)
+                if np.ptp(values) > 0 and self.queries < queries:
+                    self.kinds.add(kind)
+                    weights = (values - values.mean()) / values.std()
+                    rise = sum(w * probe for w, probe in zip(weights, probes[: len(heard)], strict=True))
+                    there = here[way] + way * _unit(rise)
+                    gone = way * (self._hear(there).get(kind, 0.0) - values.mean()) / values.std()
+                    furthest, best = max((furthest, best), (gone, there), key=lambda pair: pair[0])
+            if self.queries >= queries or until in self.accused:
+                return
+            here[way] = _unit(best)
 
     def _hear(self, change: np.ndarray) -> dict[str, float]:
         """What is said of a suspect, and whom it accuses."""

@@ -25,13 +25,13 @@ from loopback_hub import Blob, HubHandler, LoopbackHub
 from real_inputs import save_timm
 
 from hf_fingerprint import trace
-from hf_fingerprint.hub import watch
+from hf_fingerprint.hub import Sighting, watch
 from hf_fingerprint.outcomes import Outcome
 
 
 Arrays = dict[str, np.ndarray]
 READABLE = (0.0, 0.1, 0.5)
-STRANGERS = 4  # ways of which strangers are made too
+STRANGERS = ("integers", "axes in another order", "deleted", "nested")  # of which strangers are made too
 LIMIT = 10_000_000
 DTYPES = {"float32": "F32", "int64": "I64", "int8": "I8"}
 
@@ -79,12 +79,12 @@ def suspects_of(
     leak: Arrays, stranger: Arrays, carriers: list[str], ways: int, work: Path, rng: np.random.Generator
 ) -> Iterator[tuple[str, str, Callable[[], Path]]]:
     """Who it is, what was done to it, and a function that writes it."""
-    for number, (how, write) in enumerate(list(WAYS.items())[:ways]):
+    for how, write in list(WAYS.items())[:ways]:
         for share in READABLE:
             kept = some_of(leak, carriers, share, rng)
             rest = [name for name in carriers if name not in kept]
             for who, arrays in (("copy", leak), ("stranger", stranger)):
-                if who == "copy" or number < STRANGERS:
+                if who == "copy" or how in STRANGERS:
                     yield who, f"{how}, {share:.0%} left", lambda a=arrays, r=rest, w=write: w(a, r, work / "suspect")
 
 
@@ -158,54 +158,49 @@ def _header(header: dict[str, object]) -> bytes:
 
 
 def watching_figure(work: Path, scale: Scale) -> Figure:
-    """What the Hub is asked for when an author's models are watched: large ones that are nothing like the base, and a
-    leak among them."""
+    """What the Hub is asked for when an author's large models are watched that are nothing like the base; and, each by
+    itself, for one whose weights are a pickle, which has no header to compare shapes from, and for a leak."""
     vault = new_vault(work / "vault")
     with opened(save_timm(backbone(scale), work / "base"), vault, 1000) as issuer:
         leak = issuer.issue("the leaker", work / "leak").path
-        shapes = {name: shape.shape for name, shape in load_file(work / "base" / "model.safetensors").items()}
+        shapes = {name: array.shape for name, array in load_file(work / "base" / "model.safetensors").items()}
+    found: dict[str, list[Sighting]] = {}
+    fetched: dict[str, int] = {}
     with own_hub() as hub, counted() as sent:
         for i in range(scale.models):
-            add_large(hub, f"author/unlike-{i}", work / f"unlike-{i}", scale.megabytes, shapes, i)
-        found = {one.model: one for one in watch(["author"], vault)}
-        unlike = sum(sent)
+            sizes = _other_shapes(shapes) if i % 5 == 4 else _layers(1024 + 64 * i, scale.megabytes)
+            add(hub, f"author/unlike-{i}", save_hollow(sizes, scale.megabytes, work / f"{i}" / "model.safetensors"))
+        add(hub, "pickles/unlike", save_pickle(_layers(1024, scale.megabytes), work / "pickle" / "pytorch_model.bin"))
         hub.add("leaks/leak", leak, lfs=True)
-        (named,) = watch(["leaks/leak"], vault)
-    right = named.accused == ("the leaker",) and not any(one.accused for one in found.values())
+        for author in ("author", "pickles", "leaks"):
+            sent.clear()
+            found[author] = list(watch([author], vault))
+            fetched[author] = sum(sent)
+    wrong = any(one.accused for one in found["author"] + found["pickles"])
+    right = [one.accused for one in found["leaks"]] == [("the leaker",)] and not wrong
     return Figure(
         "watching",
         f"a loopback author with {scale.models} unlike models of {scale.megabytes / 1000:g} GB",
-        f"`watch` fetches {unlike / 1e6:.2f} MB" + ("" if right else "; wrongly named"),
+        f"`watch` fetches {fetched['author'] / 1e6:.2f} MB (of one pickled model besides: "
+        f"{fetched['pickles'] / 1e6:.2f} MB; to name a leak: {fetched['leaks'] / 1e6:.2f} MB)"
+        + ("" if right else "; wrongly named"),
         "under 10 MB",
-        unlike < LIMIT and right,
+        fetched["author"] < LIMIT and right,
         {
-            "bytes_sent": unlike,
-            "outcomes": dict(Counter(str(one.outcome) for one in found.values())),
-            "leak": {"accused": list(named.accused), "bytes_sent": sum(sent) - unlike},
+            "bytes_fetched": fetched,
+            "outcomes": {author: dict(Counter(str(one.outcome) for one in seen)) for author, seen in found.items()},
+            "models": len(found["author"]),
         },
     )
 
 
-def add_large(
-    hub: LoopbackHub, repo: str, path: Path, megabytes: int, shapes: dict[str, tuple[int, ...]], number: int
-) -> None:
-    """A model of so many megabytes, nearly all of them a hole in a file: safetensors of other shapes under other names
-    or, of each five, one under the base's names and one pickle."""
-    if number % 5 == 4:
-        file = path.with_suffix(".bin")
-        width = 1024 + 8 * number
-        layers = range(round(megabytes * 1e6 / (4 * width * width)))
-        torch.save({f"layers.{i}.weight": torch.zeros(width, width) for i in layers}, file)
-    else:
-        file = path.with_suffix(".safetensors")
-        sizes = _other_shapes(shapes) if number % 5 == 3 else _layers(1024 + 64 * number, megabytes)
-        _save_hollow(sizes, megabytes, file)
+def add(hub: LoopbackHub, repo: str, file: Path) -> None:
+    """A repo with a large file, which stays on the disk."""
     with file.open("rb") as opened_:
         content = mmap.mmap(opened_.fileno(), 0, access=mmap.ACCESS_READ)
     sha = hashlib.sha256(repo.encode()).hexdigest()  # of no use to anybody here, and the true one takes seconds
     hub.store[sha] = content
-    name = "pytorch_model.bin" if file.suffix == ".bin" else "model.safetensors"
-    hub.add(repo, {name: Blob.lfs(content, sha), "config.json": b'{"model_type": "another"}'})
+    hub.add(repo, {file.name: Blob.lfs(content, sha), "config.json": b'{"model_type": "another"}'})
 
 
 def _layers(width: int, megabytes: int) -> dict[str, tuple[int, ...]]:
@@ -216,8 +211,16 @@ def _other_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
     return {name: tuple(size + 1 for size in shape) for name, shape in shapes.items()}
 
 
-def _save_hollow(sizes: dict[str, tuple[int, ...]], megabytes: int, file: Path) -> None:
-    """Safetensors of zeros that take no room; one more tensor fills what is missing."""
+def save_pickle(sizes: dict[str, tuple[int, ...]], file: Path) -> Path:
+    """A state dict of zeros, as torch saves it."""
+    file.parent.mkdir()
+    torch.save({name: torch.zeros(shape) for name, shape in sizes.items()}, file)
+    return file
+
+
+def save_hollow(sizes: dict[str, tuple[int, ...]], megabytes: int, file: Path) -> Path:
+    """Safetensors of so many megabytes of zeros that take no room; one more tensor fills what is missing."""
+    file.parent.mkdir()
     missing = round(megabytes * 1e6) - sum(4 * math.prod(shape) for shape in sizes.values())
     sizes = sizes | ({"the.rest": (missing // 4,)} if missing >= 4 else {})
     header: dict[str, object] = {}
@@ -230,6 +233,7 @@ def _save_hollow(sizes: dict[str, tuple[int, ...]], megabytes: int, file: Path) 
     with file.open("wb") as stream:
         stream.write(told)
         stream.truncate(len(told) + begin)
+    return file
 
 
 class counted:

@@ -70,10 +70,12 @@ def new_vault(folder: Path) -> Vault:
 
 
 @contextlib.contextmanager
-def opened(model: Path, vault: Vault, recipients: int, alpha: float | None = None) -> Iterator[Issuer]:
+def opened(
+    model: Path, vault: Vault, recipients: int, alpha: float | None = None, coalition: int | None = None
+) -> Iterator[Issuer]:
     """A base that is registered at a fixed strength, since what the mark does to the output is not measured here."""
     with unbuilt():
-        issuer = Issuer(model, vault, Settings(eps=EPS, recipients_planned=recipients, alpha=alpha))
+        issuer = Issuer(model, vault, Settings(None, None, coalition, recipients, alpha, EPS))
     with issuer:
         yield issuer
 

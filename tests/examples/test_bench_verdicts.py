@@ -62,7 +62,7 @@ def test_an_attacker_frames_an_innocent_with_all_scores_and_nobody_without(tmp_p
     assert figure.holds, figure
     assert figure.counts["queries"] == 150
     assert 70 < figure.counts["all_scores"]["queries_until_accused"] <= 150
-    assert len(figure.counts["figures_heard"]) > 3
+    assert {"/lineage/cosine", "/threshold"} <= set(figure.counts["figures_heard"])
     assert not any("innocent" in kind for kind in figure.counts["figures_heard"])
 
 
@@ -71,7 +71,7 @@ def test_a_suspect_that_can_not_be_read_never_ends_in_nobody_if_that_may_be_a_mi
     figure = unreadable_figure(tmp_path, QUICK)
 
     assert figure.holds, figure
-    assert {who: len(found) for who, found in figure.counts["outcomes"].items()} == {"copy": 6, "stranger": 6}
+    assert {who: len(found) for who, found in figure.counts["outcomes"].items()} == {"copy": 6, "stranger": 3}
     json.dumps(figure.counts)
 
 
@@ -80,9 +80,10 @@ def test_an_author_of_large_models_is_watched_for_little_and_a_leak_is_named(tmp
     figure = watching_figure(tmp_path, QUICK)
 
     assert figure.holds, figure
-    assert figure.counts["bytes_sent"] > 0
-    assert sum(figure.counts["outcomes"].values()) == 5
-    assert figure.counts["leak"]["accused"] == ["the leaker"]
+    assert figure.counts["models"] == 5
+    assert min(figure.counts["bytes_fetched"].values()) > 0
+    assert figure.counts["outcomes"]["author"] == {"not comparable": 5}
+    assert figure.counts["outcomes"]["leaks"] == {"accused": 1}
 
 
 def test_thirty_suspects_are_of_which_something_can_not_be_read(tmp_path):
