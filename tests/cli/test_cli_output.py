@@ -62,9 +62,7 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "40 images asked, 4 decoys among them; 39 answered ┏" in said
     assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
-    assert (
-        "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; any innocent" in said
-    )
+    assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; any innocent" in said
     assert "stopped at the proof, after 40 images" in said
     assert said.endswith("nobody is cleared; --whole asks on, for further colluders")
 
