@@ -7,10 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_folders import KINDS
+from hostile_folders import KINDS, PAYLOAD
 
 
 SCRIPT = Path(__file__).parent / "hostile_entry_points.py"
+
+
+READS_ALL = "trace a hostile suspect"  # every weight file of it, by loaders that run nothing
+
+
+def is_reading_of_weights(event: str) -> bool:
+    """Whether all that happened is that a weight file was opened to be read; had it run, its marker would be there."""
+    return event.startswith("open (") and f"/inner/{PAYLOAD}', 'r')" in event
 
 
 @pytest.mark.slow
@@ -30,6 +38,7 @@ def test_a_hostile_folder_makes_nothing_happen_whichever_way_it_comes_in(tmp_pat
     for name, found in tried.items():
         assert found.keys() == ways
         for way, result in found.items():
-            assert result["seen"] == [], (name, way, result)
+            seen = [each for each in result["seen"] if way != READS_ALL or not is_reading_of_weights(each)]
+            assert seen == [], (name, way, result)
             assert "unexpected" not in result["ended"], (name, way, result)
         assert found["issue"]["ended"].startswith("0") or not KINDS[name].builds, (name, found["issue"])

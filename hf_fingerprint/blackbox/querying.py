@@ -22,7 +22,7 @@ from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import find_base
-from hf_fingerprint.vault import Base, Vault, hold
+from hf_fingerprint.vault import Base, Vault, hold, standings
 
 
 Advance = Callable[[str, int, int], None]
@@ -33,14 +33,15 @@ class QueryScore:
     """How a suspect's answers agree with a copy's.
 
     Attributes:
-        recipient (`str`): whose copy it is.
-        copy_id (`str`): which.
+        recipient (`str`): whom the copy was made for.
+        copy_id (`str`): its record in the vault.
         agreeing (`int`): answers that are the copy's own labels.
         counted (`int`): answers to questions that the copy owns.
         log10_bound (`float`): decimal logarithm of a bound on the probability that any innocent of any base asked
             about gets as far, however long one asks.
         accused (`bool`): whether the bound is at most alpha.
         base_id (`str`): the base that the copy was made from.
+        state (`str`): how far it got on its way, see [`standing`].
     """
 
     recipient: str
@@ -50,6 +51,7 @@ class QueryScore:
     log10_bound: float
     accused: bool
     base_id: str
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def query(
                     advance("asking", len(kept.answers), total)
             pools.append(Pool(shown, each.evidence, kept))
         went = question(suspect, pools, order, budget, images if whole else least, told)
-    scores = _scores(asked, all_scores)
+    scores = _scores(vault, asked, all_scores)
     outcome, reason = outcome_of(asked, left_out, went, images, any(score.accused for score in scores), alpha)
     return QueryResult(
         suspect=suspect.name,
@@ -237,13 +239,14 @@ def _heading(suspect: Suspect, asked: AskedRecord, images: Sequence[np.ndarray])
     )
 
 
-def _scores(asked: Sequence[AskedRecord], every: bool) -> tuple[QueryScore, ...]:
+def _scores(vault: Vault, asked: Sequence[AskedRecord], every: bool) -> tuple[QueryScore, ...]:
     """The scores of the accused, or of every copy, surest first."""
     found = []
     for each in asked:
         evidence, accused = each.evidence, set(each.evidence.accused().tolist())
         agreeing, counted = evidence.agreeing, evidence.counted
         bounds = np.minimum(evidence.log10_bounds() + math.log10(len(asked)), 0.0)
+        states = standings(vault, each.copies)
         for i in range(len(each.copies)) if every else accused:
             copy = each.copies[i]
             found.append(
@@ -255,6 +258,7 @@ def _scores(asked: Sequence[AskedRecord], every: bool) -> tuple[QueryScore, ...]
                     float(bounds[i]),
                     i in accused,
                     each.base.base_id,
+                    states[copy.copy_id],
                 )
             )
     return tuple(sorted(found, key=lambda score: (not score.accused, score.log10_bound, -score.agreeing)))

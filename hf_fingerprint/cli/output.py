@@ -180,7 +180,7 @@ def print_query(result: "QueryResult") -> None:
             verdict = "ACCUSED" if score.accused else "-"
             table.add_row(Text(score.recipient), *[score.base_id] * several, agree, bound, verdict)
         console.print(table)
-    made = (f"the copy made for {score.recipient} ({score.copy_id})" for score in result.accused)
+    made = (f"the copy made for {score.recipient} ({score.copy_id}, {score.state})" for score in result.accused)
     names = ", ".join(dict.fromkeys(made))
     stopped = {"proven": "at the proof", "budget": "at the budget", "all asked": "as nothing is left to ask"}
     verdict = f"accused: {names}" if names else "nobody is accused"

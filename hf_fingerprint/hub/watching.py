@@ -13,7 +13,7 @@ from hf_fingerprint.checkpoints.hub import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
 from hf_fingerprint.hub.client import patiently, refusals
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.tracing import trace
+from hf_fingerprint.tracing import RecipientScore, trace
 from hf_fingerprint.vault import Vault, publications
 
 
@@ -28,7 +28,9 @@ class Sighting:
         model (`str`): its Hub id.
         revision (`str` or `None`): the commit that was read.
         modified (`str` or `None`): when the repo last changed, UTC, ISO 8601.
-        accused (`tuple[str, ...]`): recipients, each with a bound of at most the base's alpha for this model.
+        accused (`tuple[str, ...]`): recipients for whom copies were made that it comes from, each with a bound of at
+            most the base's alpha for this model.
+        accusations (`tuple[RecipientScore, ...]`): the same with each copy's record, base, state and bound.
         log10_false_accusation (`float` or `None`): the surest one's bound.
         base (`str` or `None`): the base it was read against.
         bytes_fetched (`int`): of its weights.
@@ -47,10 +49,12 @@ class Sighting:
     outcome: str | None = None
     reason: str | None = None
     error: str | None = None
+    accusations: tuple[RecipientScore, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
-        return {**asdict(self), "accused": list(self.accused)}
+        found = asdict(self)
+        return {**found, "accused": list(self.accused), "accusations": list(found["accusations"])}
 
 
 def watch(
@@ -147,6 +151,7 @@ def _look_at(
         result.bytes_fetched,
         str(result.outcome),
         result.reason,
+        accusations=result.accused,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.reading.matching import SIMILAR
 
 
 LEAST_SHARE, DEVIATIONS = 0.05, 3.0
@@ -57,13 +58,15 @@ def sample(checkpoint: Weights, infos: dict[str, TensorInfo], rows: dict[str, Se
 
 
 def cosine(one: Sampled, other: Sampled) -> float:
-    """The mean cosine of the tensors sampled of both; -1 if there is none."""
+    """The mean cosine of the tensors sampled of both; of those that are alike, if any is, since others may have been
+    replaced; -1 if there is none."""
     cosines = []
     for name in one.keys() & other.keys():
         a, b = one[name].astype(np.float64), other[name].astype(np.float64)
         scale = float((a @ a) * (b @ b)) ** 0.5
         cosines.append(float(a @ b) / scale if scale > 0 else 0.0)
-    return sum(cosines) / len(cosines) if cosines else -1.0
+    alike = [each for each in cosines if each >= SIMILAR] or cosines
+    return sum(alike) / len(alike) if alike else -1.0
 
 
 def shares_of(suspect: Sampled, bases: Sequence[Sampled]) -> Shares:

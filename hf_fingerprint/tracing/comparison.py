@@ -45,7 +45,7 @@ class Comparison:
         self._theirs: dict[_Layout, Sampled] = {}
         self._rows_of: dict[tuple[str, int, int], list[int]] = {}
         self._places: dict[str, float] = {}
-        self._seed = 0
+        self._seed, self._most = 0, CARRIERS
         self._fetched: dict[str, list[int]] | None = None
 
     def choose(self, likely: Sequence[list[Base]], on_record: Sequence[str]) -> Found:
@@ -59,9 +59,14 @@ class Comparison:
                 self._found.gone.extend(NotRead(base.base_id, base.source, str(error)) for base in records)
         if not groups:
             raise errors[0]
-        self._seed = int.from_bytes(derive(groups[0].records[0].secret, "likeness"))  # nobody knows what is compared
+        self._seed = int.from_bytes(derive(groups[0].records[0].secret, "likeness"), "big")  # nobody knows which
         samples = [self._sampled(group, self._suspect) for group in groups]
         likeness = [cosine(ours, theirs) for ours, theirs in samples]
+        if max(likeness) < CLEARLY:  # perhaps few of the carriers are there
+            self._most = len(max(groups, key=lambda group: len(group.records[0].carriers)).records[0].carriers)
+            self._theirs.clear()
+            samples = [self._sampled(group, self._suspect) for group in groups]
+            likeness = [cosine(ours, theirs) for ours, theirs in samples]
         if max(likeness) < DESCENDS and not isinstance(self._suspect, RangedCheckpoint):
             samples = self._in_order(groups, samples)
             likeness = [cosine(ours, theirs) for ours, theirs in samples]
@@ -187,9 +192,7 @@ class Comparison:
 
     def _some(self, names: list[str]) -> list[str]:
         """So many of some carriers, drawn by a secret: the same ones for each base that has them."""
-        if len(names) <= CARRIERS:
-            return names
-        return sorted(names, key=self._place)[:CARRIERS]
+        return names if len(names) <= self._most else sorted(names, key=self._place)[: self._most]
 
     def _place(self, name: str) -> float:
         """A number that the secret gives a carrier."""

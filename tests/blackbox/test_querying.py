@@ -33,6 +33,7 @@ def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(asked, name):
 
     assert [score.recipient for score in result.accused] == [name]
     assert result.base_ids == (base.base_id,) == (result.accused[0].base_id,)
+    assert result.accused[0].state == "written"
     assert (result.outcome, result.reason) == (Outcome.ACCUSED, None)
     assert result.questioning.stopped == "proven"
     assert result.questioning.asked < COUNT + DECOYS

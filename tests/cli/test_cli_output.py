@@ -51,7 +51,7 @@ def answers(scores: list[QueryScore], **changes: object) -> QueryResult:
 def test_answers_are_shown_with_whom_they_name(capsys):
     of = "0123456789ab"
     scores = [
-        QueryScore("[bold]x", "a" * 16, 17, 18, -12.34, True, of),
+        QueryScore("[bold]x", "a" * 16, 17, 18, -12.34, True, of, "pushed"),
         QueryScore("carol", "b" * 16, 2, 19, 0.0, False, of),
     ]
 
@@ -62,7 +62,7 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "40 images asked, 4 decoys among them; 39 answered ┏" in said
     assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
-    assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa). 8 copies tested; any innocent accused" in said
+    assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; any innocent" in said
     assert "stopped at the proof, after 40 images" in said
     assert said.endswith("nobody is cleared; --whole asks on, for further colluders")
 

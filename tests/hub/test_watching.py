@@ -35,6 +35,7 @@ def test_an_authors_models_are_looked_at_and_one_that_is_closed_does_not_end_it(
 
     assert set(found) == {"thief/leak", "thief/innocent", "thief/gated"}
     assert found["thief/leak"].accused == ("alice",)
+    assert [(a.recipient, a.state) for a in found["thief/leak"].accusations] == [("alice", "written")]
     assert found["thief/leak"].revision == hub.repos["thief/leak"].refs["main"]
     assert found["thief/leak"].log10_false_accusation < -6
     assert found["thief/leak"].modified is not None

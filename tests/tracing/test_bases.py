@@ -127,6 +127,17 @@ def test_a_mixture_of_copies_of_several_bases_names_all_of_them(tuned, tmp_path)
     assert set(names(result)) <= {"of 1", "of 4", "of 6"}
 
 
+def test_a_copy_of_which_a_few_tensors_are_left_keeps_its_base(tuned, tmp_path):
+    arrays, kept = dict(tuned.copies["of 5"]), {"blocks.1.mlp.fc1.weight", "blocks.2.attn.qkv.weight"}
+    others = plain_arrays(77)
+    save_file({n: w if n in kept else others[n] for n, w in arrays.items()}, tmp_path / "suspect.safetensors")
+
+    result = trace(tmp_path / "suspect.safetensors", tuned.vault)
+
+    assert names(result) == ["of 5"]
+    assert [read.base for read in result.bases_read] == [result.base]
+
+
 def test_which_bases_are_read_depends_on_no_key(tuned, tmp_path, monkeypatch):
     """The choice is made before any copy key is asked for."""
     asked = []
