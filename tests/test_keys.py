@@ -41,6 +41,7 @@ DERIVED = {
     ("owned", ""): "66bdbf3cd08ed6a06173b175f4b26b9c0867be200f3ff27ca4ddeadb729bdabd",
     ("questions", ""): "16ace74e3a7a79fd08b81a9074cd427c5f033e27bfbfce7340cbaf841627dd8b",
     ("questions_record", ""): "f720bd656d14e571539ab1c24d0ddfbef58e3810dc60cbcfe5266e4035f06447",
+    ("likeness", ""): "9a846f0f82205ba702c9c30c20198cd81f322fc1294fb72a751215ee376b2c02",
     ("lock", "/tmp/copy"): "53b2598c2780d245202a81da73ed654a509bef9ec64e2dc60633e7ebf3b45776",
 }
 FIRST_BYTES = "f29000b62a499fd0a9f39a6add2e7780f05d76ae4ab99fe5a6f69b3148c2363d"

@@ -68,6 +68,8 @@ def _faults(base: Base, entering: bool) -> Iterator[str]:
         yield f"its revision {shown(base.revision)} is no commit"
     if not (base.replaces is None or _is_line(base.replaces, 64)):
         yield f"it replaces {shown(base.replaces)}, which is no base"
+    if not (base.copy_of is None or _is_line(base.copy_of, 64)):
+        yield f"it is a copy of {shown(base.copy_of)}, which is no base"
     yield from _code_faults(base)
     yield from _tensor_faults(base)
     yield from _carrier_faults(base, entering)

@@ -312,7 +312,7 @@ class TestAnIssuer:
             issuer.issue("alice", tmp_path / "forged")
         vault.unlock(PASSPHRASE)
 
-        result = trace(tmp_path / "forged", vault)
+        result = trace(tmp_path / "forged", vault, all_scores=True)
 
         assert result.accused == ()
         assert {score.recipient for score in result.scores} == {"alice", "carol"}
