@@ -109,6 +109,7 @@ class Database:
             try:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 connection.execute("PRAGMA foreign_keys = ON")
+                connection.text_factory = _text
                 yield connection
             finally:
                 connection.close()
@@ -124,6 +125,11 @@ class Database:
         with self.connect() as connection:
             connection.execute("SELECT count(*) FROM meta").fetchone()  # only now is the journal opened
             yield
+
+
+def _text(value: bytes) -> str:
+    """Text from a column; bytes that are none show as such, and stop nobody from reading the row."""
+    return value.decode(errors="replace")
 
 
 def _first_bytes(path: Path) -> bytes:
