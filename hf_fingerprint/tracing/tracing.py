@@ -22,7 +22,7 @@ from hf_fingerprint.tracing.conclusion import nothing_read
 from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import NotRead, RecipientScore, TraceResult
 from hf_fingerprint.tracing.whole import trace_files
-from hf_fingerprint.vault import RowError, Vault
+from hf_fingerprint.vault import RowError, Vault, hiding
 
 
 __all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
@@ -141,15 +141,10 @@ def _with_faults(result: TraceResult, case: Case) -> TraceResult:
     """A result that says nobody only if the leaker's record can't be among those that can't be used."""
     faults = case.faults(every=result.outcome is Outcome.NOBODY)
     result = replace(result, rows_not_used=faults)
-    hiding = [fault.describe() for fault in faults if fault.table in ("bases", "copies")]
-    if not hiding or result.outcome is Outcome.ACCUSED:
+    hidden = hiding(faults)
+    if not hidden or result.outcome is Outcome.ACCUSED:
         return result
-    more = f", and {len(hiding) - 3:,} more" if len(hiding) > 3 else ""
-    reason = (
-        f"Nobody of those whose records can be used is accused, and the suspect may be of another: "
-        f"{'; '.join(hiding[:3])}{more}. Restore a backup of the vault; `hf-fingerprint vault check` lists what is "
-        f"wrong."
-    )
+    reason = f"Nobody is accused of those whose records can be used, and {hidden[0]}."
     if result.reason is not None:
         reason += f" {result.reason}"
     return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)

@@ -1,10 +1,10 @@
 """Where secrets and the record of who got what live; never beside the copies."""
 
-from hf_fingerprint.vault.faults import Fault, RowError
+from hf_fingerprint.vault.faults import Fault, RowError, hiding
 from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
 from hf_fingerprint.vault.locks import hold
 from hf_fingerprint.vault.merging import MergeReport, merge
-from hf_fingerprint.vault.opening import Opened, open_copies
+from hf_fingerprint.vault.opening import Opened, open_copies, unused_rows
 from hf_fingerprint.vault.packing import Snapshot, open_pack, pack_vault, take_snapshot
 from hf_fingerprint.vault.passphrase import find_passphrase
 from hf_fingerprint.vault.places import check_model, check_outside_vaults, check_without_vault
@@ -51,6 +51,7 @@ __all__ = [
     "current",
     "find_passphrase",
     "forget_copy",
+    "hiding",
     "hold",
     "issuers",
     "merge",
@@ -66,4 +67,5 @@ __all__ = [
     "standing",
     "standings",
     "take_snapshot",
+    "unused_rows",
 ]

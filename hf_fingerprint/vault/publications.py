@@ -19,6 +19,7 @@ from hf_fingerprint.vault.store import Vault
 
 
 _OTHERS = "p.repo, p.state, p.files, p.revision, p.account, p.created"
+_BAD = (ValueError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,21 @@ def publications(vault: Vault, repo: str | None = None, copy_id: str | None = No
     for row in rows:
         try:
             found.append(_publication(row))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except _BAD:
             faults.append(Fault("publications", f"{shown(row[0])} ({shown(row[2])})", "was damaged"))
     vault.warn(faults)
     return found
+
+
+def publication_faults(connection: sqlite3.Connection) -> list[Fault]:
+    """The rows of publications that can't be used."""
+    rows, faults = sift_keyed(connection, "publications", "copy_id", f"p.copy_id, {_OTHERS}".replace("p.", ""))
+    for row in rows:
+        try:
+            _publication((row[0], "", "", *row[1:]))
+        except _BAD:
+            faults.append(Fault("publications", shown(row[0]), "was damaged"))
+    return faults
 
 
 def _publication(row: Any) -> Publication:

@@ -140,6 +140,21 @@ class Vault(Database):
         self.warn(faults)
         return bases
 
+    def base(self, base_id: str) -> Base:
+        """The base of this id.
+
+        Raises:
+            [`VaultError`]: if there is none, or its record can't be used.
+        """
+        with self.connect() as connection:
+            bases, faults = sift_bases(connection)
+        for base in bases:
+            if base.base_id == base_id:
+                return base
+        for fault in faults:
+            raise RowError(fault)
+        raise VaultError(f"{self.folder} has no base {base_id}: see `hf-fingerprint recipients` for those it has.")
+
     def base_with_hash(self, content_hash: str) -> Base | None:
         """The base with this content, if it is registered: the record for new copies, which no other replaces.
 
