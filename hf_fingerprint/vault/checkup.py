@@ -11,14 +11,13 @@ from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.opening import unused_rows
 from hf_fingerprint.vault.publications import publication_faults
-from hf_fingerprint.vault.rows import damaged, sift_keyed
+from hf_fingerprint.vault.rows import damaged, is_content_hash, sift_keyed
 from hf_fingerprint.vault.schema import check_questions
 from hf_fingerprint.vault.sealing import check_public_key
 from hf_fingerprint.vault.store import Vault
 
 
 _MOST_LINES = 20
-_HASH = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(rf"\.{re.escape(DATABASE)}\..*|identity-new-.*|\..*\.partial")
 
 
@@ -95,7 +94,7 @@ def _verified(connection: sqlite3.Connection) -> Iterator[Fault]:
     rows, faults = sift_keyed(connection, "verified", "place", "place, content_hash")
     yield from faults
     for place, content in rows:
-        if not isinstance(content, str) or not _HASH.fullmatch(content):
+        if not is_content_hash(content):
             yield Fault("verified", shown(place), "is no content hash")
 
 

@@ -4,6 +4,7 @@ nobody else's.
 What a row says is checked as far as that takes no identity; whether a record's seal opens, [`open_copies`] finds out.
 """
 
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ NOTES = (
     ("bound", "copy_id", "copies"),
 )
 STATES = ("begun", "written", "issued")
+_HASH = re.compile(r"[0-9a-f]{64}")
 _LOST = "can't be read: the disk or the file system lost it"
 _TEXT, _PERHAPS = (str,), (str, type(None))
 _KINDS = (*(_TEXT,) * 5, _PERHAPS, _PERHAPS, _TEXT, (bytes,))
@@ -157,6 +159,11 @@ def sift(
     if not whole:
         faults.append(Fault(table, "(and perhaps more)", _LOST))
     return rows, faults
+
+
+def is_content_hash(value: Any) -> bool:
+    """Whether a value is a SHA-256 as content hashes are written."""
+    return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def sift_keyed(connection: sqlite3.Connection, table: str, key: str, columns: str) -> tuple[list[Any], list[Fault]]:

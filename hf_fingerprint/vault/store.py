@@ -22,7 +22,7 @@ from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.forgetting import clear_journal, wipe
 from hf_fingerprint.vault.opening import SAME_KEY, open_copies, opens_most, unsealed
 from hf_fingerprint.vault.records import Base, CopyRecord
-from hf_fingerprint.vault.rows import Rows, check_readable, read_rows, sift_bases, sift_copies
+from hf_fingerprint.vault.rows import Rows, check_readable, is_content_hash, read_rows, sift_bases, sift_copies
 from hf_fingerprint.vault.schema import COPY_COLUMNS, base_to_row, check_questions, seal_questions
 from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
 from hf_fingerprint.vault.transactions import transaction
@@ -345,7 +345,7 @@ class Vault(Database):
             row = connection.execute(
                 "SELECT content_hash FROM verified WHERE place = ? AND state = ?", (place, state)
             ).fetchone()
-        return row[0] if row else None
+        return row[0] if row and is_content_hash(row[0]) else None
 
     def remember_content(self, place: str, state: str, content_hash: str) -> None:
         """Notes the content hash of files that were hashed in full."""
