@@ -203,8 +203,9 @@ def test_cut_off_anywhere_it_is_still_an_old_vault_and_upgrades_at_the_next_open
 
 def test_two_processes_that_open_it_at_once_both_find_it_upgraded(old):
     script = """
-import sys
+import sys, warnings
 from hf_fingerprint.vault import Vault
+warnings.simplefilter("ignore")  # one of them says where the original is
 print("ready", flush=True)
 sys.stdin.readline()
 vault = Vault(sys.argv[1])
