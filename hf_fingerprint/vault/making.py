@@ -15,7 +15,7 @@ from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.vault.database import DATABASE, IDENTITY
 from hf_fingerprint.vault.places import check_new_vault
-from hf_fingerprint.vault.private_files import beside, publish, sweep, write_new, write_private
+from hf_fingerprint.vault.private_files import beside, publish, sweep, write_private
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import check_public_key, open_identity
 from hf_fingerprint.vault.storage import database_refusal, file_refusal
@@ -107,7 +107,7 @@ def only_one(folder: Path) -> Iterator[None]:
                 f"Another process is making a vault in {folder}, or sealing its identity: try again when it has ended."
             ) from None
         except OSError:
-            pass  # a disk that knows no locks: no file takes the place of another there all the same
+            pass  # a disk that knows no locks; see `_place_identity`
         yield
     finally:
         os.close(descriptor)
@@ -116,10 +116,15 @@ def only_one(folder: Path) -> Iterator[None]:
 def _place_identity(identity: Path, sealed: bytes) -> None:
     if identity.is_file() and identity.stat().st_size == 0:
         identity.unlink()
-    try:
-        write_new(identity, sealed)
-    except FileExistsError:
-        raise VaultError(f"{identity} was made by another process meanwhile: run the command again.") from None
+    with beside(identity) as partial:
+        write_private(partial, sealed)
+        try:
+            os.link(partial, identity)  # never takes another one's place, not even where there are no locks
+        except FileExistsError:
+            raise VaultError(f"{identity} was made by another process meanwhile: run the command again.") from None
+        except OSError:
+            publish(partial, identity)  # a disk without links
+    sync(identity.parent)
 
 
 def _make_database(database: Path, public_key: str) -> None:

@@ -70,14 +70,9 @@ def publish(partial: Path, path: Path) -> None:
     Raises:
         [`FileExistsError`]: if something has this name.
     """
-    try:
-        os.link(partial, path)  # unlike a rename, it never takes another's place
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without links
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        partial.rename(path)
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    partial.rename(path)
     sync(path.parent)
 
 
