@@ -28,7 +28,7 @@ def check_vault(vault: Vault) -> list[Fault]:
         vault ([`Vault`]): the vault. If it is unlocked, every record of a copy is opened; else only what shows
             without the tracing identity is found.
     """
-    faults = list(unused_rows(vault) if vault.unlocked else vault.rows().faults)
+    faults = [*vault.meta_faults, *(unused_rows(vault) if vault.unlocked else vault.rows().faults)]
     with vault.connect() as connection:
         for check in (_database, _meta, _questions, publication_faults, _issuers, _training, _verified):
             try:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_fingerprint.errors import StorageError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault.bundles import pack, record_digest, unpack
 from hf_fingerprint.vault.faults import Fault, RowError
@@ -141,7 +142,7 @@ def _cached(vault: "Vault", opener: Opener, base_id: str) -> dict[bytes, bytes]:
 def _cache(vault: "Vault", opened: Opened) -> None:
     keys = {record_digest(record): key for record, key in zip(opened.copies, opened.keys, strict=True)}
     sealed = seal_bundle(pack(keys), vault.public_key)
-    with vault.connect() as connection:
+    with suppress(StorageError), vault.connect() as connection:  # only a shortcut
         connection.execute(
             f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_KEY}",
             (opened.copies[0].base_id, sealed, vault.public_key),

@@ -19,17 +19,18 @@ alone; it opens nothing in the rotated vault, and may be deleted when there are 
 
 import sqlite3
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import PassphraseError, VaultError
-from hf_fingerprint.vault.database import IDENTITY, identity_name, write_private
+from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.opening import unsealed
+from hf_fingerprint.vault.private_files import free_name, write_new
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import damaged, sift_copies
 from hf_fingerprint.vault.sealing import Opener, check_public_key, lock_identity, new_identity, seal
+from hf_fingerprint.vault.storage import file_refusal
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 
@@ -82,10 +83,9 @@ def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) ->
     fresh = folder / identity_name("new", public_key)
     if locked is not None:
         try:
-            write_private(fresh, locked)
+            write_new(fresh, locked)
         except OSError as error:
-            raise VaultError(f"{fresh} can't be written ({error.strerror}): make room; nothing was changed.") from None
-        sync(folder)
+            raise file_refusal(f"{fresh} can't be written", folder, error) from None
     try:
         records, faults = _seal_all(vault, opener, public_key)
     except BaseException:
@@ -154,17 +154,11 @@ def _settle(vault: Vault, left: bool) -> Path | None:
     if current.is_file() and (fresh.is_file() or left):
         with vault.connect() as connection:
             previous = dict(connection.execute("SELECT key, value FROM meta")).get(_PREVIOUS, "")
-        old = _free(vault.folder / identity_name("old", previous))
+        old = free_name(vault.folder / identity_name("old", previous))
         _rename(current, old)
     if fresh.is_file():
         _rename(fresh, current)
     return old
-
-
-def _free(path: Path) -> Path:
-    """This path, or one like it where there is nothing yet."""
-    others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    return next(place for place in chain([path], others) if not place.exists())
 
 
 def _rename(source: Path, target: Path) -> None:

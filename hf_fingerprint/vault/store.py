@@ -10,16 +10,18 @@ Issuing needs `vault.db` only; `identity.age` may live elsewhere. Several proces
 import secrets
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
+from hf_fingerprint.errors import FingerprintWarning, PassphraseError, StorageError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.vault.checking import check_base
-from hf_fingerprint.vault.database import DATABASE, IDENTITY, Database, identity_name
+from hf_fingerprint.vault.database import IDENTITY, Database, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.forgetting import clear_journal, wipe
+from hf_fingerprint.vault.making import check_no_vault, identity_of_begun, make_vault
 from hf_fingerprint.vault.opening import SAME_KEY, open_copies, opens_most, unsealed
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.rows import Rows, check_readable, is_content_hash, read_rows, sift_bases, sift_copies
@@ -42,25 +44,34 @@ class Vault(Database):
         super().__init__(folder)
         self._opener: Opener | None = None
         self._named: set[Fault] = set()
+        self.warn(self.meta_faults)
 
     @classmethod
     def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
         """Makes a vault with a new tracing identity, or one sealed to an identity that is kept elsewhere.
 
         Args:
-            folder (`str` or `Path`): a folder that holds no vault yet.
+            folder (`str` or `Path`): a folder that holds no vault yet. If an identity lies there, since an earlier
+                run was cut off, the vault is completed with that one.
             passphrase (`str`): guards the new tracing identity; it can't be recovered.
             public_key (`str`, *optional*): the public key (`age1...`) of an identity kept elsewhere; this vault then
                 marks copies, in a build or a training, and traces only where that identity is.
         """
-        folder = Path(folder)
-        if (folder / DATABASE).exists() or (folder / IDENTITY).exists():
-            raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
-        locked = None
-        if public_key is None:
-            identity, public_key = new_identity()
-            locked = lock_identity(identity, passphrase)
-        return cls.make(folder, public_key, locked)
+        folder, sealed = Path(folder), None
+        check_no_vault(folder)
+        if public_key is not None:
+            if (folder / IDENTITY).exists():
+                raise VaultError(
+                    f"{folder / IDENTITY} is there already: give its passphrase instead of a public key, or choose "
+                    f"another folder; it is left as it is."
+                )
+        else:
+            public_key = identity_of_begun(folder, passphrase)
+            if public_key is None:
+                identity, public_key = new_identity()
+                sealed = lock_identity(identity, passphrase)
+        make_vault(folder, public_key, sealed)
+        return cls(folder)
 
     @classmethod
     def beside_identity(cls, folder: str | Path, public_key: str) -> "Vault":
@@ -71,10 +82,8 @@ class Vault(Database):
             folder (`str` or `Path`): a folder without a database.
             public_key (`str`): the public key (`age1...`) of the vault that was pushed.
         """
-        folder = Path(folder)
-        if (folder / DATABASE).exists():
-            raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
-        return cls.make(folder, public_key, None)
+        make_vault(Path(folder), public_key, None)
+        return cls(folder)
 
     def unlock(self, passphrase: str, identity: Path | None = None) -> None:
         """Opens the tracing identity, which reading copy keys needs.
@@ -101,7 +110,7 @@ class Vault(Database):
         """
         with self.connect() as connection:
             row = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
-        if row != (self.public_key,):
+        if (str(row[0]) if row else "") != self.public_key:
             raise PassphraseError(
                 f"{self.folder} was given another tracing identity meanwhile: run the command again, with that one."
             )
@@ -348,8 +357,8 @@ class Vault(Database):
         return row[0] if row and is_content_hash(row[0]) else None
 
     def remember_content(self, place: str, state: str, content_hash: str) -> None:
-        """Notes the content hash of files that were hashed in full."""
-        with self.connect() as connection:
+        """Notes the content hash of files that were hashed in full, if the disk lets it."""
+        with suppress(StorageError), self.connect() as connection:
             connection.execute("INSERT OR REPLACE INTO verified VALUES (?, ?, ?)", (place, state, content_hash))
 
     def opener(self) -> Opener:

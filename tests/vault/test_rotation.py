@@ -179,7 +179,7 @@ def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
 
 
 def test_while_another_process_reads_it_says_that_old_seals_are_left(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.database._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("hf_fingerprint.vault.database.WAIT_SECONDS", 0.1)
     reader = sqlite3.connect(vault.folder / "vault.db")
     reader.execute("BEGIN").execute("SELECT * FROM meta").fetchall()
 
@@ -247,7 +247,7 @@ def test_rotated_twice_it_opens_with_the_last_identity_and_keeps_all(vault):
 
 # Crashes
 
-STEPS = ["write_private", "sync", "_seal_all", "within", "committed", "_clear", "first rename", "last rename"]
+STEPS = ["write_new", "sync", "_seal_all", "within", "committed", "_clear", "first rename", "last rename"]
 
 
 def kill_at(step: str, after: bool) -> None:
@@ -285,9 +285,12 @@ def test_killed_anywhere_it_opens_with_one_of_the_two(vault, tmp_path, step, aft
     (tmp_path / "elsewhere.age").write_bytes(lock_quickly(identity, NEW))
     child = os.fork()
     if child == 0:
-        kill_at(step, after)
-        rotate(vault, NEW, public_key if elsewhere else None)
-        os._exit(0)
+        try:
+            kill_at(step, after)
+            rotate(vault, NEW, public_key if elsewhere else None)
+            os._exit(0)
+        finally:
+            os._exit(1)
     status = os.waitpid(child, 0)[1]
     assert elsewhere or os.WIFSIGNALED(status)
 
