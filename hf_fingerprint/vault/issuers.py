@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyrage
 
+from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.private_files import write_new
 from hf_fingerprint.vault.sealing import Opener, check_public_key, new_identity
@@ -46,7 +47,7 @@ def open_issuer_key(file: Path | None = None) -> Opener | None:
     if file is not None:
         place = str(file)
         try:
-            text = file.read_text()
+            text = read_bounded(file, MAX_IDENTITY, "an issuer's key", VaultError, pipe=True).decode()
         except (OSError, UnicodeDecodeError):
             text = ""
     elif not text:
