@@ -215,7 +215,7 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
 
     _, out, err = run(*arguments)
     assert "left out: tf_model.h5 (weights in another form, unmarked)" in err
-    assert "left out:  [2J All is well.env (a secret)" in err
+    assert "left out: \\x1b[2J\\nAll is well.env (a secret)" in err
     assert "left out: own.py (code; --include-code hands it on)" in err
     assert "\x1b" not in err
     assert "tf_model.h5" not in out
