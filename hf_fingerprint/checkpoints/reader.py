@@ -18,6 +18,8 @@ from types import TracebackType
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.nests import free_name
 from hf_fingerprint.checkpoints.pickled import load_pickled
@@ -47,11 +49,11 @@ class Checkpoint:
         self.left_out: dict[str, str] = {}
         self.data_starts: list[int] = []
         self._descriptors: list[int] = []
-        self._memory: dict[str, np.ndarray] = {}
-        self.shared: list[tuple[str, str]] = []
+        self._memory: dict[str, Tensor] = {}
+        self.tied: dict[str, str] = {}
         self._sizes = [path.stat().st_size for path in source.weights]
         if source.pickled:
-            infos, self._memory, self.shared = load_pickled(source.weights, self.left_out if suspect else None)
+            infos, self._memory, self.tied = load_pickled(source.weights, self.left_out if suspect else None)
             self._add(infos)
         else:
             taken: dict[str, int] | None = {} if suspect else None
@@ -110,9 +112,9 @@ class Checkpoint:
         if self._memory:
             if self.source.weights[info.file].stat().st_size < self._sizes[info.file]:  # reading on would be fatal
                 raise CheckpointError(f"{self.source.weights[info.file]} ends too soon: it changed while it was read.")
-            found = self._memory[info.name][start : start + count]
-            if out is None:
-                return found
+            found = self._memory[info.name].read(start, start + count)
+            if out is None:  # a pickle's tensors lie anywhere in its file
+                return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
             out[:count] = found
             return out[:count]
         buffer = np.empty(count, np.uint8) if out is None else out[:count]

@@ -278,12 +278,6 @@ def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     source = checkpoint.source
     if not source.pickled:
         return [folder / path.relative_to(source.folder) for path in source.weights]
-    if checkpoint.shared:
-        first, second = checkpoint.shared[0]
-        raise CheckpointError(
-            f"{source.name}: tensors {first} and {second} are one, which only a pickle can say: save it as "
-            f"safetensors."
-        )
     return [folder / CONVERTED]
 
 

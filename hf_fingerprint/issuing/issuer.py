@@ -257,8 +257,8 @@ class Issuer:
         return PreparedCopy(finish, drop)
 
     def _markers(self, copy_key: bytes) -> dict[str, TensorMarker]:
-        """What changes each carrier, and the head of a base that has questions."""
-        base = self.base
+        """What changes each carrier, the head of a base that has questions, and what is tied to either."""
+        base, tied = self.base, self._checkpoint.tied
         codeword = self._codebook.packed([copy_key])[0]
         markers = {}
         changes = {}
@@ -267,11 +267,20 @@ class Issuer:
             head = self._questions.head
             changes[head] = self._questions.head_change(copy_key)
             amplitudes.setdefault(head, np.zeros(self._checkpoint.tensors[head].rows, np.float32))
-        for name, amplitude in amplitudes.items():
-            info = self._checkpoint.tensors[name]
-            markers[name] = TensorMarker(
-                base.secret, copy_key, info.name, info.dtype, info.columns, amplitude, codeword, changes.get(name)
-            )
+        marked = {tied.get(name, name): name for name in amplitudes}
+        for name, info in self._checkpoint.tensors.items():
+            carrier = marked.get(tied.get(name, name))
+            if carrier is not None:
+                markers[name] = TensorMarker(
+                    base.secret,
+                    copy_key,
+                    carrier,
+                    info.dtype,
+                    info.columns,
+                    amplitudes[carrier],
+                    codeword,
+                    changes.get(carrier),
+                )
         return markers
 
     def _publish(self, record: CopyRecord, beside: Path, left_out: tuple[LeftOut, ...]) -> IssuedCopy:

@@ -133,6 +133,7 @@ def examine(
     measurable = find_measurable(checkpoint, settings, built, report)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
+    selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
     report("reading the carriers")
     rms = {name: _rms(checkpoint, name) for name in selected}
     counts = sizes = np.array([_weights(checkpoint, name) for name in selected])

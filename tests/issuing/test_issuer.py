@@ -404,6 +404,24 @@ def test_a_pickled_base_becomes_safetensors(plain, tmp_path):
     assert accused(copy.path, plain.vault) == ["of a pickle"]
 
 
+def test_tied_tensors_of_a_pickle_are_one_carrier_and_stay_equal_in_a_copy(plain, tmp_path):
+    import torch
+
+    state = {name: torch.from_numpy(array) for name, array in plain_arrays(7).items()}
+    twin = plain.base.carriers[-1].name
+    torch.save({"first.weight": state[twin], **state}, tmp_path / "tied.pth")
+
+    copy = issue(tmp_path / "tied.pth", "of ties", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
+
+    arrays = load_file(copy.path / "model.safetensors")
+    assert set(arrays) == {"first.weight", *state}
+    assert np.array_equal(arrays["first.weight"], arrays[twin])
+    assert not np.array_equal(arrays[twin], plain_arrays(7)[twin])
+    base = next(base for base in plain.vault.bases() if base.base_id == copy.base_id)
+    assert len({"first.weight", twin} & {carrier.name for carrier in base.carriers}) == 1
+    assert accused(copy.path, plain.vault) == ["of ties"]
+
+
 def test_the_weights_in_another_form_are_not_handed_on_and_are_named(plain, tmp_path):
     model = save_plain(tmp_path / "both", plain_arrays(6), README_md="# hi")
     (model / "onnx").mkdir()
