@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.source import printable
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import BuildError
 
 

@@ -51,7 +51,7 @@ def load(path: Path) -> Loaded:
             data = mmap(stream.fileno(), 0, access=ACCESS_READ)
         except ValueError:
             raise NotAPickle("an empty file") from None
-    if data[:2] == b"PK":
+    if data[:4] == b"PK\x03\x04":
         with path.open("rb", buffering=0) as opened:
             return _from_zip(_Members(opened, data))
     return Loaded(_from_pickles(data))
