@@ -91,10 +91,14 @@ def from_cache(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
     """The same from the local cache alone, for a Hub that can't be reached, or isn't to be asked for this `reason`."""
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
-        names = wanted([file.path for file in get_cached_repo_tree(repo, revision=revision)])
+        whole, there = cached_files(repo, revision)
+        names = wanted(list(there))
+        if not whole:
+            folder = _snapshot(repo, revision)
+            return folder, folder.name
         patterns = [glob.escape(name) for name in names]
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
         return folder, folder.name
@@ -105,3 +109,27 @@ def from_cache(
             f"{spelled(repo, revision)} can't be fetched ({reason}) and is not whole in the local cache: check the "
             f"connection."
         ) from None
+
+
+def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int | None]]:
+    """The files of a commit that the local cache knows of, with their sizes.
+
+    Returns:
+        `(whole, sizes)`: whether these are all that the repo has; where nothing but single files was ever fetched, or
+        by a client that keeps no lists, it is those that are there.
+    """
+    try:
+        from huggingface_hub import get_cached_repo_tree
+
+        return True, {file.path: file.size for file in get_cached_repo_tree(repo, revision=revision)}
+    except Exception:  # no list is kept
+        folder = _snapshot(repo, revision)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return False, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """The folder of a commit in the local cache."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[]))
