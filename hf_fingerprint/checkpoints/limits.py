@@ -23,6 +23,8 @@ MB = 1_000_000
 MAX_JSON = 16 * MB  # bytes of a configuration
 MAX_JSON_VALUES = 4_000_000  # commas, colons and opening brackets: 280 MB at most; a large tokenizer has 2 million
 
+MAX_CONFIG_VALUES = 1_000_000  # of a configuration, which is copied as it is cleaned: 22,000 classes take 100,000
+
 # Weights. A header entry has about 80 bytes; models of 100,000 tensors are the largest mixtures of experts.
 MAX_HEADER = 16 * MB  # bytes of a safetensors header
 MAX_HEADERS = 64 * MB  # of all shards of one model together, of all models in one folder
@@ -42,7 +44,8 @@ MAX_ZIP_RATIO = 16  # how often a compressed member of a weight file may hold it
 
 # Folders and what goes along with weights.
 MAX_FILE = 64 * MB  # bytes of a file that is handed on with a copy: tokenizers have up to 35 MB
-MAX_CARD = 4 * MB  # bytes of a model card
+MAX_CARD = 2 * MB  # bytes of a model card
+MAX_FRONT_MATTER = 128_000  # characters of its front matter, which takes 20 s a megabyte to read
 MAX_LIST = 16 * MB  # bytes of a list that a user gives: labels, recipients, keys
 MAX_IN_FOLDER, MAX_IN_FOLDERS = 1_000, 10_000  # files of a folder below the top, of all of them
 

@@ -169,6 +169,8 @@ def shards_of(index: bytes) -> list[str]:
     if len(shards) > MAX_SHARDS:
         raise ValueError(f"names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: get it again")
     for shard in shards:
+        if len(shard) > 255:
+            raise ValueError("names a file that no disk has a name for: don't use this model")
         if PurePosixPath(shard).name != shard or "\\" in shard:
             raise ValueError(f"points to {printable(shard)}, outside its folder: don't use this model")
         if not is_weights(shard):
