@@ -436,7 +436,7 @@ def test_no_command_shows_the_help_and_no_empty_error(run, arguments):
     [
         (["issue", "MODEL", "--recipient", "x", "--vault", "nowhere", "--out", "o"], "nowhere holds no vault"),
         (["issue", "nowhere", "--recipient", "x", "--vault", "VAULT", "--out", "o"], "nowhere is neither a folder"),
-        (["issue", "MODEL", "--recipient", "", "--vault", "VAULT", "--out", "o"], "1 to 200 printable characters"),
+        (["issue", "MODEL", "--recipient", "", "--vault", "VAULT", "--out", "o"], "1 to 255 printable characters"),
         (["issue", "MODEL", "--recipient", "new\nline", "--vault", "VAULT", "--out", "o"], "printable characters"),
         (
             ["issue", "MODEL", "--recipient", "a/b", "--recipient", "c", "--vault", "VAULT", "--out", "o"],
