@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_fingerprint.checkpoints.hub_versions import cached_sizes
+from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
 from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
 from hf_fingerprint.errors import CheckpointError
 
@@ -98,7 +98,11 @@ def from_cache(
     from huggingface_hub import snapshot_download
 
     try:
-        names = wanted(list(cached_sizes(repo, revision)))
+        whole, there = cached_files(repo, revision)
+        names = wanted(list(there))
+        if not whole:
+            folder = cached_folder(repo, revision)
+            return folder, folder.name
         patterns = [glob.escape(name) for name in names]
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
         return folder, folder.name

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_fingerprint.checkpoints.hub import hub_errors, spelled
-from hf_fingerprint.checkpoints.hub_versions import cached_sizes, counted
+from hf_fingerprint.checkpoints.hub_versions import cached_files, counted
 from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
@@ -142,7 +142,7 @@ class HubFiles:
         from huggingface_hub import snapshot_download
 
         try:
-            self.sizes = cached_sizes(repo, self._revision)
+            _, self.sizes = cached_files(repo, self._revision)
             self.folder = Path(
                 snapshot_download(repo, revision=self._revision, local_files_only=True, allow_patterns=[])
             )

@@ -10,6 +10,7 @@ from hf_fingerprint.cli import options, output
 
 def inspect(
     model: options.Model,
+    file: options.File = None,
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
@@ -29,7 +30,7 @@ def inspect(
     settings = Settings(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
-    with open_checkpoint(model) as checkpoint, output.steps() as report:
+    with open_checkpoint(options.chosen(model, file)) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
@@ -58,6 +59,7 @@ MaxMb = Annotated[
 def trace(
     suspect: Suspect,
     vault: options.VaultFolder,
+    file: options.File = None,
     base: options.KnownBase = None,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
@@ -70,6 +72,7 @@ def trace(
 
     Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable.
     """
+    suspect = options.chosen(suspect, file)
     return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json)
 
 
@@ -77,6 +80,7 @@ def verify(
     suspect: Suspect,
     recipient: Annotated[str, typer.Option("--recipient", help="Whose copy it is said to be.", show_default=False)],
     vault: options.VaultFolder,
+    file: options.File = None,
     base: options.KnownBase = None,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
@@ -89,6 +93,7 @@ def verify(
 
     Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable.
     """
+    suspect = options.chosen(suspect, file)
     return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json, recipient)
 
 

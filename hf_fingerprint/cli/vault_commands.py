@@ -49,8 +49,9 @@ def init(
 
 @app.command()
 def add(
-    model: Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)],
+    model: options.Model,
     vault: options.VaultFolder,
+    file: options.File = None,
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
@@ -76,7 +77,8 @@ def add(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     with output.steps() as report:
-        base = register(model, Vault(vault), settings, report, remeasure=remeasure, as_base=as_base)
+        place = options.chosen(model, file)
+        base = register(place, Vault(vault), settings, report, remeasure=remeasure, as_base=as_base)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())

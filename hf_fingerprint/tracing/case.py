@@ -10,7 +10,18 @@ from hf_fingerprint.errors import VaultError
 from hf_fingerprint.tracing.groups import Found
 from hf_fingerprint.tracing.result import BaseRead
 from hf_fingerprint.tracing.verdict import Candidates
-from hf_fingerprint.vault import Base, Fault, Opened, RowError, Rows, Vault, copies_in_training, open_copies, standings
+from hf_fingerprint.vault import (
+    Base,
+    Fault,
+    Opened,
+    RowError,
+    Rows,
+    Vault,
+    copies_in_training,
+    open_copies,
+    same_recipient,
+    standings,
+)
 
 
 Advance = Callable[[str, int, int], None]
@@ -105,7 +116,8 @@ class Case:
                 tested = [
                     (copy, key)
                     for copy, key in zip(opened.copies, opened.keys, strict=True)
-                    if (copy.state != "begun" or copy.copy_id in training) and self.recipient in (None, copy.recipient)
+                    if (copy.state != "begun" or copy.copy_id in training)
+                    and (self.recipient is None or same_recipient(copy.recipient, self.recipient))
                 ]
                 copies, keys = [copy for copy, _ in tested], [key for _, key in tested]
                 states = standings(self.vault, copies)

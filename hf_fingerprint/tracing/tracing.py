@@ -22,7 +22,7 @@ from hf_fingerprint.tracing.conclusion import nothing_read
 from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import NotRead, RecipientScore, TraceResult
 from hf_fingerprint.tracing.whole import trace_files
-from hf_fingerprint.vault import RowError, Vault, hiding
+from hf_fingerprint.vault import RowError, Vault, hiding, same_recipient
 
 
 __all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
@@ -65,7 +65,7 @@ def trace(
     if passphrase is not None:
         vault.unlock(passphrase)
     case = Case(vault, base, recipient, all_scores, advance)
-    if recipient is not None and not any(copy.recipient == recipient for copy in case.rows.copies):
+    if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in case.rows.copies):
         unusable = f" {RowError(case.rows.faults[0])}" if case.rows.faults else ""
         raise VaultError(
             f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.{unusable}"

@@ -15,7 +15,17 @@ from hf_fingerprint.vault.publications import (
     publication_of,
     publications,
 )
-from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
+from hf_fingerprint.vault.records import (
+    Base,
+    Calibration,
+    Carrier,
+    Compact,
+    CopyRecord,
+    TensorRecord,
+    check_recipient,
+    recipient_name,
+    same_recipient,
+)
 from hf_fingerprint.vault.rotation import Rotation, rotate
 from hf_fingerprint.vault.rows import Rows
 from hf_fingerprint.vault.standing import standing, standings
@@ -62,8 +72,10 @@ __all__ = [
     "pack_vault",
     "publication_of",
     "publications",
+    "recipient_name",
     "remove_issuer",
     "rotate",
+    "same_recipient",
     "standing",
     "standings",
     "take_snapshot",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.source import HUB_ID
+from hf_fingerprint.checkpoints.naming import HUB_ID
 from hf_fingerprint.codes import check_alpha, make_codebook
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.vault.faults import Fault, RowError

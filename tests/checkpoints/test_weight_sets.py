@@ -149,7 +149,7 @@ def test_an_index_that_mixes_forms_becomes_a_set_of_each(tmp_path):
     found = weight_sets(tmp_path)
 
     assert opened(found) == [["a"], ["b"]]
-    assert found.unread == (("z.h5", "not read: convert it to safetensors"),)
+    assert found.unread == (("z.h5", "holds HDF5, which is not read: convert it to safetensors"),)
 
 
 def test_what_belongs_to_a_training_is_no_set(tmp_path):
@@ -175,10 +175,10 @@ UNREAD = {
     "stolen.zip": "unpack it",
     "model.tar.gz": "unpack it",
     "model.safetensors.bak": "name it .safetensors",
-    "OLD.SAFETENSORS": "name it .safetensors",
-    "adapter_model.safetensors": "merge it into its model",
+    "OLD.SAFETENSORS": "get it again",
+    "adapter_model.safetensors": "get it again",
     "broken.safetensors": "get it again",
-    "broken.bin": "get the model as safetensors",
+    "broken.bin": "get it again",
     "link.safetensors": "link to outside its folder",
     "lost.bin": "is missing",
     "pipe.bin": "not a regular file",
@@ -291,7 +291,9 @@ def test_a_file_or_an_index_named_directly_is_the_one_set(tmp_path):
         assert (shown(found, tmp_path), found.unread) == ([files], ())
         assert not found.sets[0].whole_folder
         assert found.sets[0].name == str(tmp_path / name)
-    assert weight_sets(tmp_path / "y.h5") == WeightSets((), (("y.h5", "not read: convert it to safetensors"),))
+    assert weight_sets(tmp_path / "y.h5") == WeightSets(
+        (), (("y.h5", "holds HDF5, which is not read: convert it to safetensors"),)
+    )
 
 
 def test_a_damaged_file_named_directly_is_unread(tmp_path):

@@ -159,7 +159,9 @@ def hard(shared, tmp_path_factory):
     """The option that names the shared vault's identity sealed as hard as it should be, so that nothing is said."""
     identity = pyrage.passphrase.decrypt((shared.vault / "identity.age").read_bytes(), PASSPHRASE).decode().strip()
     file = tmp_path_factory.mktemp("hard") / "identity.age"
-    file.write_bytes(lock_identity(identity, PASSPHRASE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 18)
+        file.write_bytes(lock_identity(identity, PASSPHRASE))
     return "--identity", file
 
 
@@ -446,7 +448,7 @@ def test_no_command_shows_the_help_and_no_empty_error(run, arguments):
     [
         (["issue", "MODEL", "--recipient", "x", "--vault", "nowhere", "--out", "o"], "nowhere holds no vault"),
         (["issue", "nowhere", "--recipient", "x", "--vault", "VAULT", "--out", "o"], "nowhere is neither a folder"),
-        (["issue", "MODEL", "--recipient", "", "--vault", "VAULT", "--out", "o"], "1 to 200 printable characters"),
+        (["issue", "MODEL", "--recipient", "", "--vault", "VAULT", "--out", "o"], "1 to 255 printable characters"),
         (["issue", "MODEL", "--recipient", "new\nline", "--vault", "VAULT", "--out", "o"], "printable characters"),
         (
             ["issue", "MODEL", "--recipient", "a/b", "--recipient", "c", "--vault", "VAULT", "--out", "o"],
