@@ -132,4 +132,4 @@ def _snapshot(repo: str, revision: str | None) -> Path:
     """The folder of a commit in the local cache."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[]))
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
