@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
+from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -41,7 +43,8 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are.
+    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are. Warns of a
+    token that is about to go to the Hub over plain http.
 
     Args:
         repo (`str`): `org/name`.
@@ -60,6 +63,7 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     )
 
     at = spelled(repo, revision)
+    warn_of_hub_token()
     try:
         yield
     except HFValidationError:
@@ -97,7 +101,7 @@ def from_cache(
         whole, there = cached_files(repo, revision)
         names = wanted(list(there))
         if not whole:
-            folder = _snapshot(repo, revision)
+            folder = cached_folder(repo, revision)
             return folder, folder.name
         patterns = [glob.escape(name) for name in names]
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
@@ -109,27 +113,3 @@ def from_cache(
             f"{spelled(repo, revision)} can't be fetched ({reason}) and is not whole in the local cache: check the "
             f"connection."
         ) from None
-
-
-def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int | None]]:
-    """The files of a commit that the local cache knows of, with their sizes.
-
-    Returns:
-        `(whole, sizes)`: whether these are all that the repo has; where nothing but single files was ever fetched, or
-        by a client that keeps no lists, it is those that are there.
-    """
-    try:
-        from huggingface_hub import get_cached_repo_tree
-
-        return True, {file.path: file.size for file in get_cached_repo_tree(repo, revision=revision)}
-    except Exception:  # no list is kept
-        folder = _snapshot(repo, revision)
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        return False, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def _snapshot(repo: str, revision: str | None) -> Path:
-    """The folder of a commit in the local cache."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repo, revision=revision, local_files_only=True))

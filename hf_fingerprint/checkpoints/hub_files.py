@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.hub import cached_files, hub_errors, spelled
+from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_versions import cached_files, counted
 from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
@@ -106,7 +107,7 @@ class HubFiles:
             try:
                 with hub_errors(self.repo, self.commit):
                     counter = None if self.left is None else _counter(self.sizes[name] or 0)
-                    hf_hub_download(self.repo, name, revision=self.commit, tqdm_class=counter)
+                    hf_hub_download(self.repo, name, revision=self.commit, **counted(counter))
             except (CheckpointError, MoreThanSaid):
                 raise
             except Exception as error:

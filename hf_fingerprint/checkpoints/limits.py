@@ -63,9 +63,13 @@ MAX_SCANS = 200  # of a progressive JPEG, each of which passes over all pixels; 
 
 # Black-box tests.
 MAX_REPLY = 16 * MB  # bytes of a service's reply, unpacked
-MAX_TRANSCRIPT = 64 * MB  # bytes: 300,000 answers of 200 bytes
-MAX_PROOF = 32 * MB  # bytes of a proof: 65,536 answers take 3 MB
+MAX_TRANSCRIPT = 32 * MB  # bytes: 160,000 answers of 200 bytes
+MAX_LINE = 64_000  # bytes of its heading, which has some hundred
+MAX_LINE_VALUES = 1_000  # of one line of it
+MAX_PROOF = 16 * MB  # bytes of a proof: 65,536 answers take 3 MB
 MAX_QUESTIONS = 1 << 16  # that a proof or a trigger set may name
+MAX_ACCUSED = 10_000  # of one proof: each takes 0.2 ms and more
+MAX_SUSPECT_NAME = 4_096  # characters
 MAX_PROOF_LABELS = 1 << 24  # accused times questions of a proof: each label is derived anew, a million in 0.3 s
 
 # Vaults.

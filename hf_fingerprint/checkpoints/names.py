@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
+from hf_fingerprint.printable import printable as printable
+
 
 _PREFIXES = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model_ema.", "ema.", "model.", "backbone.")
 
@@ -31,8 +33,3 @@ def normalise(name: str) -> str:
     while "._orig_mod." in name:
         name = name.replace("._orig_mod.", ".")
     return name
-
-
-def printable(name: str) -> str:
-    """A name from a file that may be hostile, on one line."""
-    return "".join(c if c.isprintable() else " " for c in name)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_versions import stream
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.errors import CheckpointError
 
@@ -87,7 +88,7 @@ class RangedFiles:
             [`TooLarge`]: if they are more than may still come.
         """
         from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
         waits = iter([FIRST_WAIT * 2**i for i in range(RETRIES)])
         reason = "the connection broke off"
@@ -103,11 +104,10 @@ class RangedFiles:
             try:
                 with (
                     hub_errors(self.repo, self.commit),
-                    http_stream_backoff(
-                        "GET",
+                    stream(
                         url or hf_hub_url(self.repo, name, revision=self.commit),
-                        max_retries=RETRIES,
-                        base_wait_time=FIRST_WAIT,
+                        RETRIES,
+                        FIRST_WAIT,
                         headers=headers,
                         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
                     ) as response,

@@ -218,10 +218,8 @@ def _publish(issuer: "Issuer", assignments: "list[Assignment]", terms: "Terms", 
 
 
 def _name_left_out(left_out: "Iterable[LeftOut]") -> None:
-    from hf_fingerprint.checkpoints.names import printable
-
     for name, reason in dict.fromkeys(left_out):
-        output.remark(f"left out: {printable(name)} ({reason})")
+        output.remark(f"left out: {name} ({reason})")
 
 
 def _summarise(issuer: "Issuer", count: int) -> None:

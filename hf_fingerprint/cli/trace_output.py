@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hf_fingerprint.cli.output import power_of_ten, warn_all_scores
+from hf_fingerprint.cli.output import console, power_of_ten, warn_all_scores
 
 
 if TYPE_CHECKING:
@@ -19,17 +19,16 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
         most (`int`, *optional*, defaults to 20): how many rows of the table there are, beyond the accused.
         claim (`str`, *optional*): the recipient whom a claim names.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    place = console()
 
     def say(line: str) -> None:
-        console.print(Text(line))
+        place.print(Text(line))
 
     _print_read(result, say)
     if result.scores:
-        console.print(_table(result, most))
+        place.print(_table(result, most))
     shown = max(most, len(result.accused))
     if len(result.scores) > shown:
         say(f"and {len(result.scores) - shown:,} more, none accused")

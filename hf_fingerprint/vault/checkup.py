@@ -11,9 +11,10 @@ from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.opening import unused_rows
 from hf_fingerprint.vault.publications import publication_faults
-from hf_fingerprint.vault.rows import damaged, is_content_hash, sift_keyed
+from hf_fingerprint.vault.rows import is_content_hash, sift_keyed
 from hf_fingerprint.vault.schema import check_questions
 from hf_fingerprint.vault.sealing import check_public_key
+from hf_fingerprint.vault.storage import damaged
 from hf_fingerprint.vault.store import Vault
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.checking import shown
 from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.rows import damaged, sift_copies, sift_keyed
+from hf_fingerprint.vault.rows import sift_copies, sift_keyed
+from hf_fingerprint.vault.storage import damaged
 from hf_fingerprint.vault.store import Vault
 
 

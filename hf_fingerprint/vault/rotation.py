@@ -28,9 +28,9 @@ from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.opening import unsealed
 from hf_fingerprint.vault.private_files import free_name, write_new
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.rows import damaged, sift_copies
+from hf_fingerprint.vault.rows import sift_copies
 from hf_fingerprint.vault.sealing import Opener, check_public_key, lock_identity, new_identity, seal
-from hf_fingerprint.vault.storage import file_refusal
+from hf_fingerprint.vault.storage import damaged, file_refusal
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 

@@ -8,6 +8,7 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,7 @@ from hf_fingerprint.vault.checking import shown
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, copy_from_row, read_base
+from hf_fingerprint.vault.storage import damaged
 
 
 DIGITS = 8  # of its content hash, with which a base's id begins
@@ -61,7 +63,8 @@ def read_rows(connection: sqlite3.Connection) -> Rows:
         copies, faults = sift_copies(connection)
         faults += astray_notes(connection)
     finally:
-        connection.execute("COMMIT")
+        with suppress(sqlite3.DatabaseError):  # nothing was written, and a damaged one can't end well
+            connection.execute("ROLLBACK")
     known = {base.base_id for base in bases}
     astray = Counter(copy.base_id for copy in copies if copy.base_id not in known)
     named = [
@@ -181,12 +184,6 @@ def sift_keyed(connection: sqlite3.Connection, table: str, key: str, columns: st
             if not damaged(error):
                 raise
     return list(rows.values()), [] if whole else [Fault(table, "(some, or more)", _LOST)]
-
-
-def damaged(error: sqlite3.Error) -> bool:
-    """Whether SQLite found that a part of the database is not what it wrote."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 def _listed(connection: sqlite3.Connection, table: str, key: str) -> tuple[dict[int, str | None], bool]:

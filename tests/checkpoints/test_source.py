@@ -171,7 +171,7 @@ def test_a_folder_named_like_weights_is_not_taken_for_them(tmp_path, name):
     "name", ["a/b/c", "no-such-model", "local-dir:no/such", "a\0b", "org/", "/no/such/folder", "@v1"]
 )
 def test_a_name_that_means_nothing_is_repeated_in_the_refusal(name):
-    assert name in refused(resolve, name)
+    assert name.replace("\0", "\\x00") in refused(resolve, name)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "o/" + "x" * 300, "local-dir:" + "y/" * 3000])

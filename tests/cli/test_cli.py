@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyrage
 import pytest
 from safetensors.numpy import load_file, save_file
 from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, plain_arrays, save_plain, save_timm
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.cli.main import main
+from hf_fingerprint.vault.sealing import lock_identity
 
 
 MEASURED = ["--coalition", "3", "--recipients-planned", "4"]
@@ -152,10 +154,18 @@ def test_trace_of_an_innocent_exits_with_one(shared, run):
     assert json.loads(out)["threshold"] is None
 
 
-def test_json_is_all_there_is_on_stdout(shared):
-    done = in_a_process(
-        "trace", shared.copies / "alice", "--vault", shared.vault, "--json", HF_FINGERPRINT_PASSPHRASE=PASSPHRASE
-    )
+@pytest.fixture(scope="module")
+def hard(shared, tmp_path_factory):
+    """The option that names the shared vault's identity sealed as hard as it should be, so that nothing is said."""
+    identity = pyrage.passphrase.decrypt((shared.vault / "identity.age").read_bytes(), PASSPHRASE).decode().strip()
+    file = tmp_path_factory.mktemp("hard") / "identity.age"
+    file.write_bytes(lock_identity(identity, PASSPHRASE))
+    return "--identity", file
+
+
+def test_json_is_all_there_is_on_stdout(shared, hard):
+    common = ["--vault", shared.vault, "--json", *hard]
+    done = in_a_process("trace", shared.copies / "alice", *common, HF_FINGERPRINT_PASSPHRASE=PASSPHRASE)
 
     assert done.returncode == 0
     assert json.loads(done.stdout)["accused"][0]["recipient"] == "alice"
@@ -215,7 +225,7 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
 
     _, out, err = run(*arguments)
     assert "left out: tf_model.h5 (weights in another form, unmarked)" in err
-    assert "left out:  [2J All is well.env (a secret)" in err
+    assert "left out: \\x1b[2J\\nAll is well.env (a secret)" in err
     assert "left out: own.py (code; --include-code hands it on)" in err
     assert "\x1b" not in err
     assert "tf_model.h5" not in out
@@ -551,8 +561,8 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(shared, run, monkeyp
     assert err.strip() == "Error: Stopped before the end; run the same command again to go on."
 
 
-def test_an_error_behind_a_progress_bar_is_one_line_and_nothing_else(shared):
-    done = in_a_process("trace", "nowhere", "--vault", shared.vault, "--passphrase-file", shared.passphrase)
+def test_an_error_behind_a_progress_bar_is_one_line_and_nothing_else(shared, hard):
+    done = in_a_process("trace", "nowhere", "--vault", shared.vault, "--passphrase-file", shared.passphrase, *hard)
 
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("Error: nowhere")
