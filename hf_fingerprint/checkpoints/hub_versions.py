@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,18 @@ def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int |
 
     listed = getattr(huggingface_hub, "get_cached_repo_tree", None)
     if listed is not None:
-        try:
+        with suppress(Exception):  # no list was kept
             return True, {file.path: file.size for file in listed(repo, revision=revision)}
-        except Exception:  # no list is kept
-            pass
     folder = cached_folder(repo, revision)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return False, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def cached_folder(repo: str, revision: str | None) -> Path:
-    """The folder of a commit in the local cache."""
+    """The folder of a commit in the local cache, whole or not."""
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[]))
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
 @contextmanager

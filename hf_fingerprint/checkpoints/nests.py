@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.formats.inert_pickles import Made, Named, OddKey
+from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, OddKey
 from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
 from hf_fingerprint.checkpoints.limits import MAX_TENSORS
 from hf_fingerprint.checkpoints.names import printable

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_fingerprint.checkpoints.formats.inert_pickles import NotAPickle
+from hf_fingerprint.checkpoints.formats.descriptions import NotAPickle
 from hf_fingerprint.checkpoints.formats.torch_files import Loaded, load
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, Tensor
 from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_TIMES

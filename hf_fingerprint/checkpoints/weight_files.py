@@ -77,7 +77,7 @@ def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | Non
 
 def may_be_model(name: str) -> bool:
     """Whether a file of this name may hold a model's weights, in whatever form; not a training's state."""
-    return is_weights(name) and not _is_state(name)
+    return is_weights(name) and not is_training_state(name)
 
 
 def is_index(name: str) -> bool:
@@ -97,6 +97,7 @@ def group_files(
     read: Callable[[str], bytes],
     form: Callable[[str], str | None] = form_by_name,
     why_not: Callable[[str], str | None] | None = None,
+    is_state: Callable[[str], bool] | None = None,
 ) -> tuple[list[Group], list[LeftOut]]:
     """Sorts the files of a model's folder into groups.
 
@@ -107,6 +108,8 @@ def group_files(
             default what its name promises.
         why_not (callable, *optional*): why a weight file of this path, which has no such form, is not read, and what
             to do; by default what its name says of that.
+        is_state (callable, *optional*): whether a file of this path holds a training's own state beside the model; by
+            default what its name says of that.
 
     Returns:
         `(groups, unread)`: groups in the order of the folder's depth, training's checkpoints last, and then of what
@@ -118,7 +121,7 @@ def group_files(
     groups: dict[tuple[str, ...], Group] = {}
     unread: list[LeftOut] = []
     for folder in folders.values():
-        for group in _groups_of(folder, read, form, why_not or way_out, unread):
+        for group in _groups_of(folder, read, form, why_not or way_out, is_state or is_training_state, unread):
             groups.setdefault(group.files, group)
     return sorted(groups.values(), key=_order), unread
 
@@ -128,6 +131,7 @@ def _groups_of(
     read: Callable[[str], bytes],
     form: Callable[[str], str | None],
     why_not: Callable[[str], str | None],
+    is_state: Callable[[str], bool],
     unread: list[LeftOut],
 ) -> list[Group]:
     """The groups among the files of one folder."""
@@ -146,7 +150,7 @@ def _groups_of(
         grouped.update(*forms)
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
-        if name in grouped or _is_state(name):
+        if name in grouped or is_state(name):
             continue
         if form(name) is None:
             if reason := why_not(name):
@@ -181,9 +185,9 @@ def is_safetensors(name: str) -> bool:
     return form_by_name(name.removesuffix(INDEX)) == SAFETENSORS
 
 
-def _is_state(name: str) -> bool:
-    """Whether it is a training's own, beside the model."""
-    return matches(name, STATES)
+def is_training_state(name: str) -> bool:
+    """Whether a file of this name is a training's own, beside the model: no training writes safetensors for that."""
+    return matches(name, STATES) and form_by_name(name) != SAFETENSORS
 
 
 def way_out(name: str) -> str | None:

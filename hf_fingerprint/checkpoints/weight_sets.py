@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from hf_fingerprint.checkpoints.choosing import AN_ADAPTER, is_weights, no_such_file, no_weights
 from hf_fingerprint.checkpoints.contents import LeftOut, shortened, walk
+from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, is_read, look_at, said_of
 from hf_fingerprint.checkpoints.hub_files import HubFiles, MoreThanSaid
 from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_INDEX, MAX_SETS, megabytes
@@ -23,13 +24,22 @@ from hf_fingerprint.checkpoints.naming import HubId, InFolder, named, place_of
 from hf_fingerprint.checkpoints.reader import open_checkpoint
 from hf_fingerprint.checkpoints.safetensors_file import headers_length
 from hf_fingerprint.checkpoints.source import Source, resolve, why_not_inside
-from hf_fingerprint.checkpoints.weight_files import MISSING, Group, form_by_name, group_files, is_index, way_out
+from hf_fingerprint.checkpoints.weight_files import (
+    MISSING,
+    Group,
+    form_by_name,
+    group_files,
+    is_index,
+    is_training_state,
+    way_out,
+)
 from hf_fingerprint.errors import CheckpointError
 
 
 _CONFIG = "config.json"
 _NOT_LOOKED_INTO = "holds no model"
 _NO_MODELS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
+_MOMENT = re.compile(r"(^|\.)state\.\d+\.\w+$")
 _HEADERS = f"with it the folder's headers are larger than the {megabytes(MAX_HEADERS)} MB that are read: name it"
 
 
@@ -114,7 +124,23 @@ def _grouped(folder: Path, names: list[str]) -> tuple[list[Group], list[LeftOut]
             found = ""
         return found if found in (SAFETENSORS, PYTORCH) else form_by_name(name)
 
-    return group_files(names, lambda name: _read(folder / name), form, lambda name: _why_not_read(folder, name))
+    return group_files(
+        names,
+        lambda name: _read(folder / name),
+        form,
+        lambda name: _why_not_read(folder, name),
+        lambda name: is_training_state(name) and not _is_disguised(folder / name),
+    )
+
+
+def _is_disguised(path: Path) -> bool:
+    """Whether a file that is named as a training's state holds more weights than what an optimizer keeps of them."""
+    try:
+        with open_checkpoint(Source(str(path), path.parent, (path,), None, None, False), suspect=True) as opened:
+            tensors = opened.tensors.items()
+            return any(len(t.shape) > 1 and t.dtype in READABLE and not _MOMENT.search(name) for name, t in tensors)
+    except (CheckpointError, OSError):
+        return False
 
 
 def _why_not_read(folder: Path, name: str) -> str | None:

@@ -18,8 +18,9 @@ from checkpoint_files import refused
 
 from hf_fingerprint.checkpoints import digest_tensors, limits, open_checkpoint
 from hf_fingerprint.checkpoints.formats import inert_pickles
-from hf_fingerprint.checkpoints.formats.inert_pickles import Made, Named, NotAPickle, read_pickle
-from hf_fingerprint.checkpoints.formats.torch_tensors import build
+from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle
+from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
+from hf_fingerprint.checkpoints.formats.torch_calls import build
 
 
 GOOD = torch.arange(6.0)

@@ -163,6 +163,15 @@ def test_what_belongs_to_a_training_is_no_set(tmp_path):
     assert shown(weight_sets(tmp_path / "optimizer.pt"), tmp_path) == [["optimizer.pt"]]  # if it is what is meant
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state_0.pth", "scheduler.bin", "optimizer.safetensors"])
+def test_a_model_that_is_named_as_a_trainings_state_is_read_all_the_same(tmp_path, name):
+    save_model(tmp_path / "model.safetensors", a=A)
+    matrix = B.reshape(2, 2)
+    save_model(tmp_path / name, w=matrix) if name.endswith("s") else pickled(tmp_path / name, w=matrix)
+
+    assert shown(weight_sets(tmp_path), tmp_path) == [["model.safetensors"], [name]]
+
+
 UNREAD = {
     "tf_model.h5": "convert it to safetensors",
     "flax_model.msgpack": "convert it to safetensors",

@@ -14,68 +14,13 @@ from collections.abc import Callable
 from mmap import mmap
 from typing import Any
 
+from hf_fingerprint.checkpoints.formats.descriptions import SMALL, Inert, Made, Named, NotAPickle, as_key
 from hf_fingerprint.checkpoints.limits import MAX_PICKLE_STEPS, MAX_PICKLE_TEXT
 
 
 _MOST_DIGITS = 64  # bytes of a number, and characters of one in decimals
 _LONGEST_LINE = 1 << 20
 _KEPT_APART = 4096  # bytes objects up to this size are copied out of the file
-_SMALL = 1 << 60  # larger numbers may be built so that a dictionary compares each with all others
-
-
-class NotAPickle(Exception):
-    """What is no pickle, is cut off or damaged, or goes on for longer than any checkpoint; says which, in a few
-    words."""
-
-
-class Inert:
-    """A thing that a pickle describes. It is equal to nothing but itself."""
-
-    __slots__ = ()
-
-    def set_state(self, state: Any) -> None:
-        """Takes what the pickle would have set the thing's attributes to."""
-
-
-class Named(Inert):
-    """What a pickle calls by a module and a name in it, which are never looked up."""
-
-    __slots__ = ("module", "name")
-
-    def __init__(self, module: str, name: str):
-        self.module, self.name = module, name
-
-
-class Made(Inert):
-    """What a pickle would have made by a call.
-
-    Attributes:
-        kind (anything): what would have been called: a [`Named`], or whatever else the pickle says.
-        args (anything): with what.
-        state (anything): what its attributes would have been set to.
-        items (`list` or `None`): what would have been appended to it, if anything.
-        pairs (`dict` or `None`): what would have been set under keys, if anything.
-    """
-
-    __slots__ = ("args", "items", "kind", "pairs", "state")
-
-    def __init__(self, kind: Any, args: Any):
-        self.kind, self.args = kind, args
-        self.state: Any = None
-        self.items: list[Any] | None = None
-        self.pairs: dict[Any, Any] | None = None
-
-    def set_state(self, state: Any) -> None:
-        self.state = state
-
-
-class OddKey(Inert):
-    """A key of a dictionary that is neither text nor a small number."""
-
-    __slots__ = ("kind",)
-
-    def __init__(self, kind: str):
-        self.kind = kind
 
 
 Build = Callable[[Any, Any], Any]
@@ -203,13 +148,6 @@ class _Machine:
                 target[as_key(key)] = value
 
 
-def as_key(key: Any) -> Any:
-    """What stands for a key in a dictionary: texts and small numbers as they are."""
-    if type(key) is str or key is None or (isinstance(key, int) and -_SMALL < key < _SMALL):
-        return key
-    return OddKey(type(key).__name__)
-
-
 def _number(machine: _Machine) -> None:
     text = machine.digits()
     machine.stack.append({"00": False, "01": True}[text] if text in ("00", "01") else int(text.removesuffix("L")))
@@ -272,7 +210,7 @@ def _pop(machine: _Machine) -> None:
 
 
 def _memoize(machine: _Machine, place: int) -> None:
-    if place >= _SMALL:
+    if place >= SMALL:
         raise NotAPickle("a pickle that is cut off or damaged")
     machine.memo[place] = machine.stack[-1]
 

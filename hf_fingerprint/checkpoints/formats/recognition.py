@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_fingerprint.checkpoints.formats.inert_pickles import NotAPickle
+from hf_fingerprint.checkpoints.formats.descriptions import NotAPickle
 from hf_fingerprint.checkpoints.formats.torch_files import members_of
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.formats.inert_pickles import Made, Named, NotAPickle, read_pickle
-from hf_fingerprint.checkpoints.formats.torch_tensors import Storage, build, storage_of
+from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle
+from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
+from hf_fingerprint.checkpoints.formats.torch_calls import build, storage_of
+from hf_fingerprint.checkpoints.formats.torch_tensors import Storage
 from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY, MAX_EXPANSION, MAX_ZIP_RATIO
 
 
