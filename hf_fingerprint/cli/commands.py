@@ -166,19 +166,28 @@ def watch(
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
     """List who got which copy, and when."""
-    from hf_fingerprint.vault import Vault, publications, standing
+    from hf_fingerprint.vault import Vault, arrivals, publications, standing
 
     opened = Vault(vault)
     copies, pushed = opened.copies(), {found.copy_id: found for found in publications(opened)}
+    arrived = arrivals(opened)
     if as_json:
         shown = [(copy, pushed.get(copy.copy_id)) for copy in copies]
         output.print_json(
-            [c.describe() | {"state": standing(c, at)} | ({} if at is None else at.describe()) for c, at in shown]
+            [
+                copy.describe()
+                | {"state": standing(copy, at), "arrived": arrived.get(copy.copy_id)}
+                | ({} if at is None else at.describe())
+                for copy, at in shown
+            ]
         )
         return
     for copy in copies:
         at = pushed.get(copy.copy_id)
         place = copy.out if at is None else at.place
         state = f"{standing(copy, at):9}"
-        output.say(f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}")
+        came = f"  arrived {arrived[copy.copy_id]}" if copy.copy_id in arrived else ""
+        output.say(
+            f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}{came}"
+        )
     output.say(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")

@@ -130,7 +130,13 @@ class Opener:
         try:
             content = json.loads(pyrage.decrypt(sealed, [self._identity]))
             key = bytes.fromhex(content["key"])
-        except (pyrage.DecryptError, ValueError, KeyError, TypeError):  # SQLite keeps whatever type it was given
+        except (
+            pyrage.DecryptError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ):  # whatever was sealed, of any type
             content, key = None, b""
         belongs = (copy_id, base_id, recipient)
         if content is None or (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
