@@ -146,7 +146,8 @@ def watch(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
-    """Trace models on the Hub as they turn up, one line of JSON each. Exit code 0: someone is accused, 1: nobody (or
+    """Trace models on the Hub as they turn up, one line of JSON each. Variants on record are traced too, and marked as
+    expected where they are what they are on record for. Exit code 0: someone is accused by another repo, 1: nobody (or
     other models), 2: an error, or nothing but errors, 3: some model is not readable."""
     from hf_fingerprint.hub.watching import exit_code_of, parse_since
     from hf_fingerprint.hub.watching import watch as watch_models
@@ -160,7 +161,7 @@ def watch(
         output.print_line(sighting.to_dict())
         sightings.append(sighting)
     if not sightings:
-        output.remark("Nothing was looked at: all of it is the vault's own, or did not change since.")
+        output.remark("Nothing was looked at: none of it changed since.")
     return exit_code_of(sightings)
 
 
