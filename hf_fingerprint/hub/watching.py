@@ -84,7 +84,7 @@ def watch(
     Raises:
         [`HubError`]: if an author's models can't be listed, or there are none to look at.
     """
-    seen: set[str] = set()
+    pushed, seen = publications(vault), set[str]()
     for name in names:
         for listed in [_Listed(name, None, None)] if "/" in name else _models_of(name):
             if listed.model in seen:
@@ -92,7 +92,7 @@ def watch(
             seen.add(listed.model)
             sighting = _look_at(listed, vault, since, max_bytes)
             if sighting is not None:
-                yield _held_against(sighting, listed.private, publications(vault))
+                yield _held_against(sighting, listed.private, pushed)
 
 
 def exit_code_of(sightings: Iterable[Sighting]) -> int:
@@ -148,15 +148,13 @@ def _held_against(sighting: Sighting, private: bool | None, pushed: Iterable[Pub
     if not here:
         return sighting
     recipients = tuple(dict.fromkeys(found.recipient for found in here))
-    accused, named = {score.copy_id for score in sighting.accusations}, ", ".join(recipients)
+    accused = {score.copy_id for score in sighting.accusations}
     expected = bool(accused) and accused <= {found.copy_id for found in here}
-    note = None
+    note, variant = None, f"It is on record as the variant of {', '.join(recipients)}"
     if sighting.error is None and not expected:
-        note = (
-            f"It is on record as the variant of {named}, and does not trace to that copy alone: look at what it holds."
-        )
+        note = f"{variant}, and does not trace to that copy alone: look at what it holds."
     elif private is False:
-        note = f"It is on record as the variant of {named}, and everybody may read it: make it private if that is not meant."
+        note = f"{variant}, and everybody may read it: make it private if that is not meant."
     return replace(sighting, variant_of=recipients, expected=expected, note=note)
 
 
