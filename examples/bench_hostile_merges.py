@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from hostile_vault_kinds import KINDS
-from hostile_vaults import GOOD, as_folder, as_pack, changed, check_merge, make_world
+from hostile_vaults import GOOD, changed, check_merge, make_world, ways_in
 from small_models import PASSPHRASE
 
 from hf_fingerprint import Vault, trace
@@ -33,24 +33,23 @@ def main() -> None:
         root = Path(scratch)
         world = make_world(root / "world")
         for number, name in enumerate(KINDS):
-            for read in (as_folder, as_pack):
-                here = root / f"{number} {read.__name__}"
-                folder, mine = (
-                    changed(KINDS[name], world, here / "theirs"),
-                    Vault(shutil.copytree(world.root / "mine", here / "mine")),
-                )
+            folder = changed(KINDS[name], world, root / "theirs")
+            for way, read in ways_in(folder, world).items():
+                mine = Vault(shutil.copytree(world.root / "mine", root / "mine"))
                 begin = time.perf_counter()
                 report = check_merge(world, mine, folder, KINDS[name], read)
                 seconds = time.perf_counter() - begin
-                slowest = max(slowest, (seconds, f"{name}, {read.__name__}"))
+                slowest = max(slowest, (seconds, f"{name}, as a {way}"))
                 assert seconds < LONGEST, f"{name} took {seconds:.1f} s"
                 ended["refused whole" if report is None else "refused by name" if report.refused else "taken"] += 1
-                if report is not None and report.copies:
+                if report is not None and not KINDS[name].loses_all:
                     mine.unlock(PASSPHRASE)
-                    result = trace(world.root / "copies" / GOOD[number % 2], mine)
-                    assert [score.recipient for score in result.accused] == [GOOD[number % 2]], name
+                    leaker = GOOD[number % 2]
+                    result = trace(world.root / "copies" / leaker, mine)
+                    assert [score.recipient for score in result.accused] == [leaker], name
                     traced += 1
-                shutil.rmtree(here)
+                shutil.rmtree(mine.folder)
+            shutil.rmtree(folder)
     for how, count in ended.items():
         print(f"{how}: {count}")
     print(f"{len(KINDS)} kinds, each as a folder and as a pack; {traced} traces, all of them to the right recipient")

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
@@ -113,21 +114,24 @@ def changed(kind: Kind, world: World, folder: Path) -> Path:
     return folder
 
 
-def as_folder(folder: Path, world: World) -> Snapshot:
-    """How a local merge reads it."""
-    return open_folder(folder)
-
-
-def as_pack(folder: Path, world: World) -> Snapshot:
-    """How a pull reads it: the colleague packs the very bytes."""
+def packed(folder: Path, world: World) -> bytes:
+    """The very bytes of a database as a pack."""
     content = bytearray((folder / "vault.db").read_bytes())
     if len(content) > 19:
         content[18:20] = b"\x01\x01"
-    return open_pack(seal_pack(bytes(content), [world.opener.public_key]), world.opener, "org/keys")
+    return seal_pack(bytes(content), [world.opener.public_key])
+
+
+def ways_in(folder: Path, world: World) -> dict[str, Callable[[], Snapshot]]:
+    """How a local merge reads a colleague's vault, and how a pull does."""
+    return {
+        "folder": partial(open_folder, folder),
+        "pack": partial(open_pack, packed(folder, world), world.opener, "org/keys"),
+    }
 
 
 def check_merge(
-    world: World, mine: Vault, folder: Path, kind: Kind, read: Callable[[Path, World], Snapshot]
+    world: World, mine: Vault, folder: Path, kind: Kind, read: Callable[[], Snapshot]
 ) -> MergeReport | None:
     """Merges a changed folder with the tracing identity at hand, and holds the merge to what it must do.
 
@@ -136,7 +140,7 @@ def check_merge(
     """
     before, files = take_snapshot(mine), _stamps(folder)
     try:
-        report = merge(mine, read(folder, world), world.opener, "the other vault")
+        report = merge(mine, read(), world.opener, "the other vault")
     except VaultError as error:
         assert kind.table is None, f"refused whole: {error}"
         assert str(error).isprintable()

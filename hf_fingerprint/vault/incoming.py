@@ -85,8 +85,6 @@ def read_pack(content: bytes, where: str) -> Snapshot:
             f"What is encrypted in {where} is no whole vault ({why}): restore an earlier commit of it, or push anew."
         )
 
-    if len(content) > MAX_PACK:
-        raise refuse(f"it has {megabytes(len(content))} MB, and {megabytes(MAX_PACK)} are read")
     with _in_memory() as connection:
         try:
             if not content.startswith(SQLITE):

@@ -73,6 +73,11 @@ def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
         [`VaultError`]: if this key doesn't open it, or what comes out is no vault. What is wrong with single rows is
             in [`Snapshot.faults`].
     """
+    if len(content) > MAX_PACK:
+        raise VaultError(
+            f"The vault in {where} has {megabytes(len(content))} MB, and packs of at most {megabytes(MAX_PACK)} MB are "
+            f"read: restore an earlier commit of it, or push anew."
+        )
     opened = opener.unseal_pack(content)
     if opened is None:
         raise VaultError(

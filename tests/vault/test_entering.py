@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from hostile_vault_kinds import KINDS
-from hostile_vaults import World, as_folder, as_pack, changed, check_merge, make_world
+from hostile_vaults import World, changed, check_merge, make_world, ways_in
 
 from hf_fingerprint.vault import Vault
 
@@ -25,7 +25,7 @@ def test_nothing_enters_that_does_not_verify(world, tmp_path, name):
     folder = changed(KINDS[name], world, tmp_path / "theirs")
     mine = Vault(shutil.copytree(world.root / "mine", tmp_path / "mine"))
 
-    check_merge(world, mine, folder, KINDS[name], as_pack if SOME.index(name) % 2 else as_folder)
+    check_merge(world, mine, folder, KINDS[name], ways_in(folder, world)["pack" if SOME.index(name) % 2 else "folder"])
 
 
 def test_there_are_more_than_a_hundred_kinds():

@@ -17,9 +17,9 @@ from hf_fingerprint.registration import register
 from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, confirm_publication, copies_in_training
 from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
 from hf_fingerprint.vault.joining import join
-from hf_fingerprint.vault.merging import MergeReport, merge
-from hf_fingerprint.vault.sealing import new_identity, seal_bundle
-from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, take_snapshot
+from hf_fingerprint.vault.merging import MergeReport, merge, merge_both
+from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
+from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, insert_rows, take_snapshot
 
 
 WHOLE, SHA = "f0" * 32, "5a" * 20
@@ -506,3 +506,126 @@ def test_another_process_may_issue_meanwhile(pair):
 
     assert [copy.recipient for copy in one.copies()] == ["b", "a"]
     assert astuple(one.copies()[0]) == astuple(record)
+
+
+# Rows here that can't be used
+
+
+@pytest.mark.parametrize("column", ["recipient", "commitment", "sealed", "created", "base_id", "out"])
+def test_a_row_here_that_cannot_be_used_is_left_and_named_and_blocks_nothing(pair, column):
+    one, two = pair
+    record = written(one, "a")
+    merge(two, take_snapshot(one))
+    good = written(two, "b")
+    with one.connect() as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute(f"UPDATE copies SET {column} = x'1b5b' WHERE copy_id = ?", (record.copy_id,))
+    before = rows_of(one)["copies"]
+
+    report, both = merge_both(one, take_snapshot(two))
+
+    assert [(fault.table, fault.key.split()[0]) for fault in report.unusable] == [("copies", record.copy_id)]
+    assert [fault.key for fault in report.refused] == [f"{record.copy_id} (a)"]
+    assert "can't be used" in report.refused[0].what
+    assert not report.complete
+    assert rows_of(one)["copies"][: len(before)] == before
+    assert take_snapshot(one).copies == {good.copy_id: good}
+    assert both.copies == {record.copy_id: record, good.copy_id: good}
+    assert both.faults == ()
+
+
+@pytest.mark.parametrize("table", ["bases", "publications", "issuers"])
+def test_nor_does_a_row_of_another_table(pair, table):
+    one, two = pair
+    record = written(one, "a")
+    begin_publication(one, record.copy_id, "org/a", {})
+    add_issuer(one, new_identity()[1], "ci")
+    merge(two, take_snapshot(one))
+    column = {"bases": "seal", "publications": "files", "issuers": "name"}[table]
+    with one.connect() as connection:
+        connection.execute(f"UPDATE {table} SET {column} = x'1b5b'")
+    before = rows_of(one)[table]
+
+    report, both = merge_both(one, take_snapshot(two))
+
+    assert report.unusable[0].table == table
+    assert report.refused[0].table == table
+    assert rows_of(one)[table] == before
+    assert both == take_snapshot(two)
+
+
+def test_with_the_identity_at_hand_a_record_here_that_does_not_open_replaces_no_good_one(pair):
+    one, two = pair
+    record = written(one, "a")
+    merge(two, take_snapshot(one))
+    with one.connect() as connection:
+        connection.execute("UPDATE copies SET commitment = ?", ("00" * 32,))
+    one.unlock(PASSPHRASE)
+    tampered = one.copies()
+
+    report, both = merge_both(one, take_snapshot(two), one.opener())
+
+    assert [fault.key for fault in report.unusable] == [f"{record.copy_id} (a)"]
+    assert [fault.key for fault in report.refused] == [f"{record.copy_id} (a)"]
+    assert one.copies() == tampered
+    assert both.copies == {record.copy_id: record}
+
+
+# Records that say the same under another id
+
+
+def twin_of(record: CopyRecord, vault: Vault, **other: object) -> CopyRecord:
+    """A record like another one, as a rogue issuer can write it who can't open that one's seal."""
+    sealed = seal(new_secret(), "0" * 16, record.base_id, record.recipient, vault.public_key)
+    twin = replace(record, **({"copy_id": "0" * 16, "sealed": sealed} | other))
+    with vault.connect() as connection:
+        insert_rows(connection, "copies", [astuple(twin)])
+    return twin
+
+
+@pytest.mark.parametrize("unlocked", [False, True])
+@pytest.mark.parametrize("copied", [{}, {"sealed": None, "commitment": "00" * 32}])
+def test_a_second_record_of_one_copy_is_refused_by_name(pair, unlocked, copied):
+    one, two = pair
+    record = written(one, "a")
+    merge(two, take_snapshot(one))
+    twin_of(record, two, **{**copied, **({"sealed": record.sealed} if "sealed" in copied else {})})
+    one.unlock(PASSPHRASE)
+
+    report = merge(one, take_snapshot(two), one.opener() if unlocked else None)
+
+    assert [fault.key for fault in report.refused] == [f"{'0' * 16} (a)"]
+    assert one.copies() == [record]
+
+
+def test_one_that_came_first_does_not_keep_the_genuine_one_out(pair):
+    """A rogue issuer reads a commitment on a model card and records it before its copy's own record arrives."""
+    one, two = pair
+    record = written(two, "a")
+    rogue = Vault(shutil.copytree(one.folder, one.folder.parent / "rogue"))
+    twin = twin_of(record, rogue)
+    merge(one, take_snapshot(rogue))
+    assert one.copies() == [twin]
+
+    locked, both = merge_both(one, take_snapshot(two))
+    one.unlock(PASSPHRASE)
+    report = merge(one, take_snapshot(two), one.opener())
+
+    assert [fault.key for fault in locked.refused] == [f"{record.copy_id} (a)"]
+    assert set(both.copies) == {twin.copy_id, record.copy_id}
+    assert [fault.key for fault in report.unusable] == [f"{twin.copy_id} (a)"]
+    assert report.copies == 1
+    assert record in one.copies()
+
+
+def test_a_base_replaces_one_of_the_same_weights_only(template, pair):
+    one, two = pair
+    (base,) = one.bases()
+    other = replace(base, base_id="0123456789ab", content_hash="0123456789ab" + "a" * 52, secret=new_secret())
+    two.add_base(replace(other, replaces=base.base_id))
+
+    (fault,) = merge(one, take_snapshot(two)).refused
+
+    assert (fault.table, fault.key) == ("bases", "0123456789ab")
+    assert base.base_id in fault.what
+    assert one.bases() == [base]
