@@ -146,7 +146,8 @@ def merge(
     other: Annotated[Path, typer.Argument(help="The folder of the other vault.", show_default=False)],
     vault: options.VaultFolder,
     identity: Annotated[
-        Path | None, typer.Option("--identity", help="The other vault's identity, if it is another one.")
+        Path | None,
+        typer.Option("--identity", help="Check new records with it; needed if the other vault has another one."),
     ] = None,
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,

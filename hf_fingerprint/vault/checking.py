@@ -166,7 +166,9 @@ def is_line(value: Any, longest: int) -> bool:
     """Whether a value is text on one line that shows as it is."""
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         return False
-    return not any(c in _BIDIRECTIONAL or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value)
+    return value.isprintable() or not any(
+        c in _BIDIRECTIONAL or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value
+    )
 
 
 def _is_number(value: Any) -> bool:

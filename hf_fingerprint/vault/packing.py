@@ -75,7 +75,7 @@ def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
     """
     if len(content) > MAX_PACK:
         raise VaultError(
-            f"The vault in {where} has {megabytes(len(content))} MB, and packs of at most {megabytes(MAX_PACK)} MB are "
+            f"The vault in {where} has {megabytes(len(content))} MB, and at most {megabytes(MAX_PACK)} MB of one are "
             f"read: restore an earlier commit of it, or push anew."
         )
     opened = opener.unseal_pack(content)
