@@ -1,7 +1,6 @@
 """A model from the Hugging Face Hub, pinned to a commit, through the real client and its cache."""
 
 import glob
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,11 +85,6 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
 def spelled(repo: str, revision: str | None) -> str:
     """`org/name@revision`, or `org/name`."""
     return f"{repo}@{revision}" if revision else repo
-
-
-def megabytes(count: int, up: bool = False) -> str:
-    """Bytes in MB, rounded so that what is needed (`up`) never looks like what is allowed."""
-    return f"{(math.ceil if up else math.floor)(count / 1e5) / 10:g}"
 
 
 def from_cache(

@@ -9,12 +9,13 @@ _PREFIXES = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model
 @lru_cache(1 << 14)
 def normalise(name: str) -> str:
     """The name without what wrappers put before it (DDP, compile, transformers' TimmWrapper, PEFT, EMA)."""
-    stripped = True
-    while stripped:
+    begin, stripped = 0, True
+    while stripped:  # of a hostile name a million times, so nothing is copied
         stripped = False
         for prefix in _PREFIXES:
-            if name.startswith(prefix):
-                name, stripped = name.removeprefix(prefix), True
+            if name.startswith(prefix, begin):
+                begin, stripped = begin + len(prefix), True
+    name = name[begin:]
     while "._orig_mod." in name:
         name = name.replace("._orig_mod.", ".")
     return name

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.hub import hub_errors, megabytes, spelled
+from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.errors import CheckpointError
 
 

@@ -7,7 +7,6 @@ with open_ranges("org/name") as checkpoint:  # None: download it instead
 ```
 """
 
-import json
 import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,18 +17,27 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.limits import (
+    MAX_HEADER,
+    MAX_HEADERS,
+    MAX_INDEX,
+    MAX_NAME,
+    MAX_RUN,
+    MAX_SHARDS,
+    megabytes,
+    parse_json,
+)
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.nests import free_name
 from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles, TooLarge
-from hf_fingerprint.checkpoints.safetensors_file import MAX_HEADER, TensorInfo, read_layout
-from hf_fingerprint.checkpoints.source import HUB_ID, MAX_INDEX, Source, exists
+from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, most_of, read_layout
+from hf_fingerprint.checkpoints.source import HUB_ID, Source, exists
 from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, may_be_model
 from hf_fingerprint.errors import CheckpointError
 
 
 HEADER_GUESS = 1 << 17
 GAP, GAP_SHARE = 1 << 16, 256  # bytes between two pieces, and share of the model, that cost less than a request
-MAX_RUN = 1 << 25
 
 
 class Weights(Protocol):
@@ -98,7 +106,7 @@ class RangedCheckpoint:
         self.max_bytes = max_bytes
         self.tensors: dict[str, TensorInfo] = {}
         self.left_out: dict[str, str] = {}
-        self.total_bytes = 0
+        self.total_bytes = self._headers = 0
         self._heads: list[tuple[int, int, np.ndarray]] = []
         self._kept: list[tuple[int, int, np.ndarray]] = []
         self._hub = hub = RangedFiles(repo, revision, max_bytes)
@@ -185,8 +193,10 @@ class RangedCheckpoint:
         taken: dict[str, int] = {}
         for number in range(len(self._files)):
             for info in self._layout(number):
-                info = replace(info, name=free_name(info.name, taken))
+                info = replace(info, name=free_name(info.name[:MAX_NAME], taken))
                 self.tensors[info.name] = info
+        if (most := most_of(self.tensors.values(), self.left_out)) is not None:
+            self.tensors = {name: info for name, info in self.tensors.items() if name in most}
         for name, shard in weight_map.items():
             if name not in self.tensors:
                 self.left_out.setdefault(printable(name), f"not in {printable(shard)}")
@@ -211,13 +221,19 @@ class RangedCheckpoint:
         if size > MAX_INDEX:
             raise CheckpointError(f"{where} has {size} bytes, which no index has: don't use this model.")
         try:
-            weight_map = {str(name): str(shard) for name, shard in json.loads(bytes(raw))["weight_map"].items()}
+            weight_map = {str(name): str(shard) for name, shard in parse_json(bytes(raw))["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             weight_map = {}
         if not weight_map:
             raise CheckpointError(f"{where} is not an index of weight files: don't use this model.")
         folder, there = posixpath.dirname(index), set(self._hub.names)
-        for shard in sorted(set(weight_map.values())):
+        shards = sorted(set(weight_map.values()))
+        if len(shards) > MAX_SHARDS:
+            raise CheckpointError(
+                f"{where} names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: don't use this "
+                f"model."
+            )
+        for shard in shards:
             if "/" in shard or not shard.endswith(".safetensors") or posixpath.join(folder, shard) not in there:
                 raise CheckpointError(
                     f"{where} points to {printable(shard)}, which is not a weight file beside it: don't use this "
@@ -238,6 +254,12 @@ class RangedCheckpoint:
             raise CheckpointError(
                 f"{where} has a header of {end - 8} bytes in a file of {size}, which no model has: don't use this "
                 f"model."
+            )
+        self._headers += end
+        if self._headers > MAX_HEADERS:
+            raise CheckpointError(
+                f"{self._hub.repo} has weight files whose headers have more than {megabytes(MAX_HEADERS)} MB "
+                f"together, which no model has: don't use this model."
             )
         if end > len(head):
             head = np.concatenate([head, self._hub.get(name, len(head), end)[0]])

@@ -9,7 +9,6 @@ resolve("local-dir:models/lite0")
 """
 
 import errno
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from hf_fingerprint.checkpoints.hub import fetch_snapshot, from_cache
+from hf_fingerprint.checkpoints.limits import MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
 
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-MAX_INDEX = 10_000_000
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pt2|pth|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp|mar"
@@ -194,7 +193,7 @@ def no_weights(where: str) -> CheckpointError:
 def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -> Source:
     check_inside(index, index.parent)
     try:
-        shards = shards_of(index.read_bytes())
+        shards = shards_of(read_bounded(index, MAX_INDEX, "an index of weight files"))
     except OSError:
         raise CheckpointError(f"{index} is not an index of weight files: get it again.") from None
     except ValueError as error:
@@ -211,12 +210,16 @@ def shards_of(index: bytes) -> list[str]:
         [`ValueError`]: what is wrong with it and what to do, to be said after its name.
     """
     try:
-        shards = sorted({str(shard) for shard in json.loads(index.decode())["weight_map"].values()})
+        shards = sorted({str(shard) for shard in parse_json(index.decode())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError("is not an index of weight files: get it again") from None
     if not shards:
         raise ValueError("names no weight files: get it again")
+    if len(shards) > MAX_SHARDS:
+        raise ValueError(f"names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: get it again")
     for shard in shards:
+        if len(shard) > 255:
+            raise ValueError("names a file that no disk has a name for: don't use this model")
         if PurePosixPath(shard).name != shard or "\\" in shard:
             raise ValueError(f"points to {printable(shard)}, outside its folder: don't use this model")
         if not is_weights(shard):

@@ -15,10 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from hf_fingerprint.checkpoints.contents import LeftOut, shortened, walk
 from hf_fingerprint.checkpoints.hub_files import HubFiles, MoreThanSaid
+from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_INDEX, MAX_SETS, megabytes
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.reader import open_checkpoint
+from hf_fingerprint.checkpoints.safetensors_file import headers_length
 from hf_fingerprint.checkpoints.source import (
-    MAX_INDEX,
     HubId,
     Source,
     is_weights,
@@ -31,10 +32,10 @@ from hf_fingerprint.checkpoints.weight_files import MISSING, Group, group_files,
 from hf_fingerprint.errors import CheckpointError
 
 
-MOST_SETS = 32
 _CONFIG = "config.json"
 _NOT_LOOKED_INTO = "holds no model"
 _NO_MODELS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
+_HEADERS = f"with it the folder's headers are larger than the {megabytes(MAX_HEADERS)} MB that are read: name it"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class WeightSets:
 
     Attributes:
         sets (`tuple[Source, ...]`): each opens alone; all have the model's name, and `weights` says which files. At
-            most [`MOST_SETS`], the likeliest first.
+            most [`MAX_SETS`], the likeliest first.
         unread (`tuple[LeftOut, ...]`): files (their paths in the folder, which may be hostile) that may hold weights
             and can't be read here, each with why and the way out.
     """
@@ -65,7 +66,7 @@ def weight_sets(name: str | Path, max_bytes: int | None = None) -> WeightSets:
 
     Raises:
         [`CheckpointError`]: if there is no such model or nothing in it that may hold weights, or if it holds more than
-        [`MOST_SETS`] sets.
+        [`MAX_SETS`] sets.
     """
     place = place_of(name)
     if isinstance(place, HubId):
@@ -120,9 +121,12 @@ def _read(index: Path) -> bytes:
     """What an index holds, up to the size that one may have."""
     try:
         with index.open("rb") as stream:
-            return stream.read(MAX_INDEX)
+            content = stream.read(MAX_INDEX + 1)
     except OSError as error:
         raise ValueError(f"can't be read ({error.strerror or error})") from None
+    if len(content) > MAX_INDEX:
+        raise ValueError(f"has more than the {megabytes(MAX_INDEX)} MB that an index may have: get it again")
+    return content
 
 
 def _of_hub(place: HubId, max_bytes: int | None) -> WeightSets:
@@ -158,14 +162,14 @@ def _is_ours(name: str) -> bool:
 def _limited(groups: Sequence[Group], where: str, unread: list[LeftOut]) -> Sequence[Group]:
     """The groups, if they are not too many; of a training's checkpoints, as many as there is room for."""
     own = sum(not group.of_training for group in groups)
-    if own > MOST_SETS:
+    if own > MAX_SETS:
         raise CheckpointError(
-            f"{where} holds {own} sets of weights, and no more than {MOST_SETS} are looked at: name the one file to "
+            f"{where} holds {own} sets of weights, and no more than {MAX_SETS} are looked at: name the one file to "
             f"use, such as {printable(groups[0].name)}."
         )
-    for group in groups[MOST_SETS:]:
-        unread.append(LeftOut(group.name, f"one more than {MOST_SETS} sets of weights: name it"))
-    return groups[:MOST_SETS]
+    for group in groups[MAX_SETS:]:
+        unread.append(LeftOut(group.name, f"one more than {MAX_SETS} sets of weights: name it"))
+    return groups[:MAX_SETS]
 
 
 def _opened(
@@ -177,17 +181,19 @@ def _opened(
     whole_folder: bool = True,
 ) -> WeightSets:
     """The groups as sources, but for those that don't open."""
-    sets, left = [], list(unread)
+    sets: list[Source] = []
+    left, headers = list(unread), 0
     for group in _limited(groups, name, left):
         paths = tuple(folder / file for file in group.files)
         index = None if group.index is None else folder / group.index
         whole = whole_folder and paths[0].parent == folder
         source = Source(name, paths[0].parent, paths, index, revision, whole)
-        reason = _why_not(source)
+        headers += headers_length(paths)
+        reason = _why_not(source) if headers <= MAX_HEADERS or not sets else _HEADERS
         if reason is None:
             sets.append(source)
-        elif len(paths) == 1:
-            left.append(LeftOut(group.files[0], reason))
+        elif len(paths) == 1 or reason == _HEADERS:
+            left.append(LeftOut(group.name if reason == _HEADERS else group.files[0], reason))
         elif rest := _whole_parts(source, folder, left):
             sets.append(rest)
     if not sets and not left:

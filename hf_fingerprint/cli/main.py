@@ -17,7 +17,7 @@ from hf_fingerprint.cli import (
     key_images_command,
     query_command,
     questions_command,
-    vault_commands,
+    vault_care_commands,
 )
 from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 
@@ -37,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(vault_commands.app, name="vault")
+app.add_typer(vault_care_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
 app.command("questions")(questions_command.questions)

@@ -201,12 +201,14 @@ def rotate(
     passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
     rotation = rotate_vault(opened, passphrase, public_key)
     output.say(f"{vault}: {rotation.records} records are sealed to a new identity.")
+    for fault in rotation.faults:
+        output.remark(f"Warning: {fault.describe()}: it stays as it is.")
     if rotation.identity is not None:
         output.say(f"Tracing needs {rotation.identity} and its new passphrase: back both up, apart.")
     if rotation.old_identity is not None:
         output.say(f"{rotation.old_identity} opens backups and pushed vaults from before, and nothing here.")
     if not rotation.cleared:
-        output.remark("The old seals are still in the database's journal, since another process reads it.")
+        output.remark("Old seals are still in the database's files, since another process reads it or it is damaged.")
     output.remark(
         "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
         "and push to a new repo."

@@ -1,11 +1,12 @@
 """Where secrets and the record of who got what live; never beside the copies."""
 
 from hf_fingerprint.vault.arrivals import Arrival, arrivals
-from hf_fingerprint.vault.faults import Fault
+from hf_fingerprint.vault.faults import Fault, RowError, hiding
 from hf_fingerprint.vault.incoming import open_folder
 from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
 from hf_fingerprint.vault.locks import hold
 from hf_fingerprint.vault.merging import MergeReport, merge
+from hf_fingerprint.vault.opening import Opened, open_copies, unused_rows
 from hf_fingerprint.vault.packing import open_pack, pack_vault
 from hf_fingerprint.vault.passphrase import find_passphrase
 from hf_fingerprint.vault.places import check_model, check_outside_vaults, check_without_vault
@@ -18,6 +19,7 @@ from hf_fingerprint.vault.publications import (
 )
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
 from hf_fingerprint.vault.rotation import Rotation, rotate
+from hf_fingerprint.vault.rows import Rows
 from hf_fingerprint.vault.snapshots import Snapshot, take_snapshot
 from hf_fingerprint.vault.standing import standing, standings
 from hf_fingerprint.vault.store import Vault, current
@@ -33,8 +35,11 @@ __all__ = [
     "CopyRecord",
     "Fault",
     "MergeReport",
+    "Opened",
     "Publication",
     "Rotation",
+    "RowError",
+    "Rows",
     "Snapshot",
     "TensorRecord",
     "Vault",
@@ -51,10 +56,12 @@ __all__ = [
     "current",
     "find_passphrase",
     "forget_copy",
+    "hiding",
     "hold",
     "issuers",
     "merge",
     "new_issuer_key",
+    "open_copies",
     "open_folder",
     "open_issuer_key",
     "open_pack",
@@ -66,4 +73,5 @@ __all__ = [
     "standing",
     "standings",
     "take_snapshot",
+    "unused_rows",
 ]

@@ -14,7 +14,8 @@ import numpy as np
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.source import HUB_ID
 from hf_fingerprint.codes import check_alpha, make_codebook
-from hf_fingerprint.errors import CodeError, VaultError
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base
 
 
@@ -48,12 +49,10 @@ def base_fault(base: Base, entering: bool = False) -> str | None:
     return next(_faults(base, entering), None)
 
 
-def refusal(base_id: Any, fault: str) -> VaultError:
+def refusal(base_id: Any, fault: str) -> RowError:
     """What is said of a record that holds what it can't."""
-    return VaultError(
-        f"The record of base {shown(base_id)} can't be used, {fault}: restore a backup of the vault, and don't merge "
-        f"with one that holds it."
-    )
+    way_out = "restore a backup of the vault, and don't merge with one that holds it"
+    return RowError(Fault("bases", shown(base_id), f"can't be used, {fault}"), way_out)
 
 
 def shown(value: Any) -> str:

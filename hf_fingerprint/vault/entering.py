@@ -16,8 +16,10 @@ from hf_fingerprint.checkpoints.limits import MAX_JSON, parse_json
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.vault.checking import base_fault, is_line
+from hf_fingerprint.vault.faults import RowError
 from hf_fingerprint.vault.issuers import REMOVED, check_issuer_name
 from hf_fingerprint.vault.records import CopyRecord, check_recipient
+from hf_fingerprint.vault.rows import DIGITS, STATES, is_content_hash
 from hf_fingerprint.vault.schema import base_from_row, check_questions
 from hf_fingerprint.vault.sealing import check_public_key
 
@@ -25,8 +27,7 @@ from hf_fingerprint.vault.sealing import check_public_key
 LONGEST_PLACE = 4096  # characters of where a copy was written
 LARGEST_SEAL = 8192  # bytes; a recipient's name of 200 characters takes 3,500 at most
 MOST_FILES = 10_000  # that one publication may name
-STATES = ("begun", "written", "issued")
-_COPY_ID, _BASE_ID, _HASH = (re.compile(rf"[0-9a-f]{{{digits}}}") for digits in (16, 12, 64))
+_COPY_ID, _BASE_ID = (re.compile(rf"[0-9a-f]{{{digits}}}") for digits in (16, 12))
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
@@ -44,7 +45,7 @@ def base_row_fault(row: tuple[Any, ...], entering: bool = False) -> str | None:
     base_id, content_hash, document, _, secret, _ = row
     if not _is(_BASE_ID, base_id):
         return "has an id that is not 12 hexadecimal digits"
-    if not _is(_HASH, content_hash) or content_hash[:8] != base_id[:8]:
+    if not is_content_hash(content_hash) or content_hash[:DIGITS] != base_id[:DIGITS]:
         return "has a content hash that is none or does not begin as its id"
     if not isinstance(secret, bytes) or len(secret) != SECRET_BYTES:
         return f"has a secret that is not {SECRET_BYTES} bytes"
@@ -52,8 +53,8 @@ def base_row_fault(row: tuple[Any, ...], entering: bool = False) -> str | None:
         return "has a document that is no text, or too long"
     try:
         base = base_from_row(row)
-    except VaultError:
-        return "was tampered with or damaged"
+    except RowError as error:
+        return error.fault.what
     found = base_fault(base, entering)
     if found is not None:
         return f"can't be used, {found}"
@@ -72,7 +73,7 @@ def questions_fault(row: tuple[Any, ...], secret: bytes) -> str | None:
     return None if isinstance(row[1], bytes) else "holds no bytes"
 
 
-def copy_fault(record: CopyRecord) -> str | None:
+def copy_row_fault(record: CopyRecord) -> str | None:
     """What is wrong with the record of a copy that was written, as far as its form shows; whether it opens shows with
     the tracing identity alone."""
     if not _is(_COPY_ID, record.copy_id):
@@ -88,9 +89,9 @@ def copy_fault(record: CopyRecord) -> str | None:
         return "is in a state that there is not"
     if record.out != "" and not is_line(record.out, LONGEST_PLACE):
         return f"names a place that is not one line of at most {LONGEST_PLACE:,} characters"
-    if not _is(_HASH, record.content_hash):
+    if not is_content_hash(record.content_hash):
         return "has a content hash that is not 64 hexadecimal digits"
-    if not _is(_HASH, record.commitment):
+    if not is_content_hash(record.commitment):
         return "has a commitment that is not 64 hexadecimal digits"
     if not is_time(record.created):
         return "has a date that is no time in UTC"
@@ -143,7 +144,7 @@ def _files_fault(text: Any) -> str | None:
         files = None
     if not isinstance(files, dict) or len(files) > MOST_FILES:
         return f"does not list at most {MOST_FILES:,} files with their hashes"
-    if not all(_is_inside(path) and _is(_HASH, digest) for path, digest in files.items()):
+    if not all(_is_inside(path) and is_content_hash(digest) for path, digest in files.items()):
         return "lists a file whose path leaves the repo, or whose hash is none"
     return None
 

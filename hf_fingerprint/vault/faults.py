@@ -4,12 +4,14 @@ One such row stops nothing but its own use: it is skipped and named, and where i
 doesn't end in "nobody".
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from hf_fingerprint.errors import VaultError
 
 
+HIDING = ("bases", "copies")
 _WAY_OUT = "restore a backup of the vault"
 _ROWS = {
     "bases": "The record of base",
@@ -23,6 +25,8 @@ _ROWS = {
     "bundles": "The key cache of base",
     "arrivals": "The note of the arrival of copy",
     "meta": "The vault's own record of its",
+    "database": "The database",
+    "folder": "In the vault's folder",
 }
 
 
@@ -60,3 +64,20 @@ class RowError(VaultError):
     def __init__(self, fault: Fault, way_out: str = _WAY_OUT):
         super().__init__(f"{fault.describe()}: {way_out}.")
         self.fault = fault
+
+
+def hiding(faults: Iterable[Fault], most: int = 3) -> list[str]:
+    """Why "nobody" can't be said, in a clause, if among rows that can't be used may be the leaker's; else nothing.
+
+    Args:
+        faults (iterable of [`Fault`]): the rows.
+        most (`int`, *optional*, defaults to 3): how many are named.
+    """
+    found = [fault.describe() for fault in faults if fault.table in HIDING]
+    if not found:
+        return []
+    more = f", and {len(found) - most:,} more" if len(found) > most else ""
+    return [
+        f"the copy may be one whose record can't be used: {'; '.join(found[:most])}{more} (restore a backup of the "
+        f"vault; `hf-fingerprint vault check` lists what is wrong)"
+    ]

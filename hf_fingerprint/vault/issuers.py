@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pyrage
 
+from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.database import write_private
+from hf_fingerprint.vault.private_files import write_new
 from hf_fingerprint.vault.sealing import Opener, check_public_key, new_identity
 from hf_fingerprint.vault.store import Vault
 
@@ -30,7 +31,7 @@ def new_issuer_key(file: Path) -> str:
     """
     identity, public_key = new_identity()
     try:
-        write_private(file, f"# public key: {public_key}\n{identity}\n".encode())
+        write_new(file, f"# public key: {public_key}\n{identity}\n".encode())
     except OSError as error:
         raise VaultError(f"{file} can't be made ({error.strerror}): give the place of a new file.") from None
     return public_key
@@ -46,7 +47,7 @@ def open_issuer_key(file: Path | None = None) -> Opener | None:
     if file is not None:
         place = str(file)
         try:
-            text = file.read_text()
+            text = read_bounded(file, MAX_IDENTITY, "an issuer's key", VaultError, pipe=True).decode()
         except (OSError, UnicodeDecodeError):
             text = ""
     elif not text:

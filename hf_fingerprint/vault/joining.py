@@ -11,10 +11,10 @@ from typing import Any
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.checking import shown
-from hf_fingerprint.vault.entering import STATES
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.snapshots import BaseRow, PublicationRow, Snapshot, named
+from hf_fingerprint.vault.rows import STATES, copy_fault
+from hf_fingerprint.vault.snapshots import BaseRow, PublicationRow, Snapshot
 
 
 Refusals = dict[tuple[str, str], str]  # what is wrong with a row, by its table and key
@@ -76,10 +76,8 @@ def twins(mine: Snapshot, theirs: Snapshot) -> Refusals:
         if twin is None:
             seen |= {record.commitment: record, record.sealed: record}
         elif twin.copy_id != copy_id:
-            found["copies", copy_id] = (
-                f"has the commitment or the seal of copy {named(twin.copy_id, twin.recipient)} under another id, and "
-                f"is refused"
-            )
+            what = "under another id, and is refused"
+            found["copies", copy_id] = f"has the commitment or the seal of copy {copy_fault(twin, what).key} {what}"
     return found
 
 
@@ -153,7 +151,7 @@ class _Joining:
             if what is None:
                 joined[copy_id] = record
             else:
-                self.refuse("copies", copy_id, what, named(copy_id, record.recipient))
+                self.refuse("copies", copy_id, what, copy_fault(record, what).key)
         return joined
 
     def bound(self) -> dict[str, Any]:

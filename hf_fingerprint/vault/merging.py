@@ -24,9 +24,10 @@ from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.forgetting import RECORDED, clear_journal, wipe
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.joining import Refusals, join, twins, without
-from hf_fingerprint.vault.opening import proven, to_this_identity, unopened
+from hf_fingerprint.vault.proving import proven, to_this_identity, unopened
+from hf_fingerprint.vault.rows import sift, sift_keyed
 from hf_fingerprint.vault.sealing import Opener
-from hf_fingerprint.vault.snapshots import KEYS, Snapshot, insert_rows, read_snapshot
+from hf_fingerprint.vault.snapshots import IN_ORDER, KEYS, Snapshot, insert_rows, read_snapshot
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 
@@ -164,7 +165,8 @@ def _blocked(connection: sqlite3.Connection, mine: Snapshot) -> Refusals:
     begun = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM copies WHERE state = 'begun'")}
     found = {}
     for table, key in KEYS.items():
-        for (value,) in connection.execute(f"SELECT {key} FROM {table}"):
+        rows, _ = (sift if table in IN_ORDER else sift_keyed)(connection, table, key, key)
+        for (value,) in rows:
             if value not in getattr(mine, table) and not (key == "copy_id" and value in begun):
                 found[table, value] = "is refused, since the row of this vault in its place can't be used"
     return found

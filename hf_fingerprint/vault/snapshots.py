@@ -5,21 +5,22 @@ of what is to enter it is refused. Either way the rest goes on. See [`hf_fingerp
 """
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hf_fingerprint.vault.checking import shown
 from hf_fingerprint.vault.entering import (
     base_row_fault,
-    copy_fault,
+    copy_row_fault,
     issuer_fault,
     publication_fault,
     questions_fault,
 )
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.schema import COPY_COLUMNS
+from hf_fingerprint.vault.rows import copy_fault, sift, sift_keyed
+from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS
 from hf_fingerprint.vault.store import Vault
 
 
@@ -33,6 +34,7 @@ KEYS = {  # the tables that are shared, each with its key; a row depends on rows
     "publications": "copy_id",
     "issuers": "public_key",
 }
+IN_ORDER = ("bases", "copies")  # in which rows have an order
 
 
 class PublicationRow(NamedTuple):
@@ -79,18 +81,19 @@ def take_snapshot(vault: Vault) -> Snapshot:
         return read_snapshot(connection)
 
 
-def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] = frozenset(KEYS)) -> Snapshot:
+def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None = None) -> Snapshot:
     """The same from an open database, in the caller's transaction.
 
     Args:
         connection (`sqlite3.Connection`): the database. From here on it gives text that is no UTF-8 as text too.
-        tables (collection of `str`, *optional*): those that its format has; by default all.
+        tables (collection of `str`, *optional*): those that its format has, of a database that was checked to be
+            whole; by default it has all and may be damaged.
     """
     connection.text_factory = as_text
     reader = _Reader(connection, tables)
     bases = reader.take(
         "bases",
-        "base_id, content_hash, document, amplitudes, secret, seal",
+        BASE_COLUMNS,
         tuple,
         base_row_fault,
     )
@@ -100,7 +103,7 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] = froz
         return questions_fault(row, bases[row[0]][4]) if row[0] in bases else missing
 
     def copied(record: CopyRecord) -> str | None:
-        return copy_fault(record) or (None if record.base_id in bases else missing)
+        return copy_row_fault(record) or (None if record.base_id in bases else missing)
 
     questions = reader.take("questions", "base_id, content, seal", tuple, asked)
     copies = reader.take("copies", COPY_COLUMNS, lambda row: CopyRecord(*row), copied)
@@ -142,11 +145,6 @@ def as_text(content: bytes) -> str:
     return content.decode(errors="surrogateescape")
 
 
-def named(copy_id: Any, recipient: Any) -> str:
-    """A copy's record, short enough for a line."""
-    return f"{shown(copy_id)} ({shown(recipient)})"
-
-
 class _Reader:
     """Takes the rows of one database, and remembers which it left out.
 
@@ -155,7 +153,7 @@ class _Reader:
         begun (`set[str]`): the copies that were begun and not written, which are nobody else's concern.
     """
 
-    def __init__(self, connection: sqlite3.Connection, tables: Collection[str]):
+    def __init__(self, connection: sqlite3.Connection, tables: Collection[str] | None):
         self.faults: list[Fault] = []
         self.begun: set[Any] = set()
         self._connection, self._tables = connection, tables
@@ -168,7 +166,8 @@ class _Reader:
         fault: Callable[[Any], str | None],
         besides: Collection[Any] = frozenset(),
     ) -> dict[str, Any]:
-        """The rows of a table by their keys, one at a time, so that a large one that is left out takes no room.
+        """The rows of a table by their keys; of a whole database one at a time, so that a large one that is left out
+        takes no room.
 
         Args:
             table, columns (`str`): what to read; the key is the first column.
@@ -188,11 +187,16 @@ class _Reader:
             if what is None:
                 taken[key] = row
             else:
-                name = named(key, row.recipient) if isinstance(row, CopyRecord) else shown(key)
-                self.faults.append(Fault(table, name, what))
+                named = copy_fault(row, what) if isinstance(row, CopyRecord) else Fault(table, shown(key), what)
+                self.faults.append(named)
         return taken
 
-    def _rows(self, table: str, columns: str) -> Iterator[tuple[Any, ...]]:
-        if table in self._tables:
-            order = "ORDER BY rowid" if table in ("bases", "copies") else ""
-            yield from self._connection.execute(f"SELECT {columns} FROM {table} NOT INDEXED {order}")
+    def _rows(self, table: str, columns: str) -> Iterable[tuple[Any, ...]]:
+        if self._tables is None:
+            rows, faults = (sift if table in IN_ORDER else sift_keyed)(self._connection, table, KEYS[table], columns)
+            self.faults += faults
+            return rows
+        if table not in self._tables:
+            return []
+        order = "ORDER BY rowid" if table in IN_ORDER else ""
+        return self._connection.execute(f"SELECT {columns} FROM {table} NOT INDEXED {order}")

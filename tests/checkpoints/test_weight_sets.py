@@ -14,7 +14,7 @@ from loopback_hub_repos import Blob
 from safetensors.numpy import save
 
 from hf_fingerprint.checkpoints import WeightSets, open_checkpoint, weight_sets
-from hf_fingerprint.checkpoints.weight_sets import MOST_SETS
+from hf_fingerprint.checkpoints.limits import MAX_SETS
 
 
 A, B = np.arange(6, dtype=np.float32), np.arange(4, dtype=np.float32)
@@ -177,7 +177,7 @@ UNREAD = {
     "model.safetensors.bak": "name it .safetensors",
     "OLD.SAFETENSORS": "name it .safetensors",
     "adapter_model.safetensors": "merge it into its model",
-    "broken.safetensors": "get the file again",
+    "broken.safetensors": "get it again",
     "broken.bin": "get the model as safetensors",
     "link.safetensors": "link to outside its folder",
     "lost.bin": "is missing",
@@ -232,9 +232,9 @@ def test_sub_folders_are_looked_into_and_those_of_trainings_come_last(tmp_path):
 
 
 def test_more_sets_than_the_limit_are_refused_and_the_way_out_is_said(tmp_path):
-    for number in range(MOST_SETS):
+    for number in range(MAX_SETS):
         save_model(tmp_path / f"{number:02}.safetensors", a=A)
-    assert len(weight_sets(tmp_path).sets) == MOST_SETS
+    assert len(weight_sets(tmp_path).sets) == MAX_SETS
     save_model(tmp_path / "more.safetensors", a=A)
 
     text = refused(weight_sets, tmp_path)
@@ -250,7 +250,7 @@ def test_of_a_trainings_many_checkpoints_as_many_are_looked_at_as_there_is_room_
 
     found = weight_sets(tmp_path)
 
-    assert len(found.sets) == MOST_SETS
+    assert len(found.sets) == MAX_SETS
     assert shown(found, tmp_path)[0] == ["model.safetensors"]
     assert len(found.unread) == 9
     assert found.unread[0] == ("checkpoint-31/model.safetensors", "one more than 32 sets of weights: name it")
@@ -413,7 +413,7 @@ def test_a_file_that_is_longer_than_it_was_said_to_be_is_not_read_on(hub, monkey
 
 
 def test_more_sets_than_the_limit_are_not_even_fetched(hub):
-    hub.add("org/name", {f"{n:02}.safetensors": save({"a": A}) for n in range(MOST_SETS + 1)})
+    hub.add("org/name", {f"{n:02}.safetensors": save({"a": A}) for n in range(MAX_SETS + 1)})
 
     assert "33 sets" in refused(weight_sets, "org/name")
     assert served(hub) == set()

@@ -257,3 +257,23 @@ def test_a_rotated_vault_is_pushed_with_the_old_identity(hub, mine, run, tmp_pat
     assert "already" in out
     identity = ["--identity", mine.folder / "identity.age"]
     done(run("vault", "pull", REPO, tmp_path / "again", *identity, *mine.now))
+
+
+def test_check_lists_what_is_wrong_and_a_trace_goes_on_without_it(mine, run, tmp_path):
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", mine.folder, "--out", tmp_path / "bob"))
+    assert "0 things are wrong" in done(run("vault", "check", *mine.kept))
+    with Vault(mine.folder).connect() as connection:
+        connection.execute("UPDATE copies SET sealed = x'00' WHERE recipient = 'bob'")
+        connection.execute("UPDATE copies SET out = ? WHERE recipient = 'bob'", ("\x1b[31mred",))
+
+    assert "0 things are wrong" in done(run("vault", "check", "--vault", mine.folder, "--locked"))
+    code, out, _ = run("vault", "check", *mine.kept)
+    assert code == 1
+    assert "(bob) was tampered with" in " ".join(out.split())
+    code, out, _ = run("vault", "check", *mine.kept, "--json")
+    assert [each["table"] for each in json.loads(out)] == ["copies"]
+    assert "accused: the copy made for alice (" in " ".join(done(run("trace", mine.copy, *mine.kept)).split())
+    code, out, _ = run("trace", tmp_path / "bob", *mine.kept)
+    assert code == 3
+    assert "nobody is cleared" in " ".join(out.split())
+    assert "vault check" in " ".join(out.split())
