@@ -162,7 +162,7 @@ class Opener:
         try:
             content = json.loads(pyrage.decrypt(sealed, [self._identity]))
             key = bytes.fromhex(content["key"])
-        except (pyrage.DecryptError, ValueError, KeyError, TypeError):  # SQLite keeps whatever type it was given
+        except (pyrage.DecryptError, ValueError, KeyError, TypeError, RecursionError):  # of any type, or too deep
             content, key = {}, b""
         named, belongs = f"{shown(copy_id)} ({shown(recipient)})", (copy_id, base_id, recipient)
         if (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
