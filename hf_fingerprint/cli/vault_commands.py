@@ -191,7 +191,10 @@ def rotate(
     if rotation.old_identity is not None:
         output.say(f"{rotation.old_identity} opens backups and pushed vaults from before, and nothing here.")
     if not rotation.cleared:
-        output.remark("The old seals are still in the database's journal, since another process reads it.")
+        output.remark(
+            "The old seals are still in the database's files, since another process reads them or the disk is full: "
+            "rotate again once that is over."
+        )
     output.remark(
         "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
         "and push to a new repo."

@@ -139,6 +139,7 @@ def _make_database(database: Path, public_key: str) -> None:
                 connection.execute("COMMIT")
                 # the last step, since what a log holds is not in the file yet: on a full disk it would stay behind
                 connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
+                connection.execute("SELECT count(*) FROM meta").fetchone()  # there is room for what opening it takes
         except sqlite3.DatabaseError as error:
             raise database_refusal(database, error) from None
         sync(partial)

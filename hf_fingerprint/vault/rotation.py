@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import sync
-from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.errors import PassphraseError, StorageError, VaultError
 from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.private_files import free_name, write_new
 from hf_fingerprint.vault.records import CopyRecord
@@ -44,7 +44,7 @@ class Rotation:
         identity (`Path` or `None`): the new identity's file; `None` if it is kept elsewhere.
         old_identity (`Path` or `None`): where the old one's file is now, if it was in the vault's folder.
         cleared (`bool`): whether nothing sealed to the old identity is left in the database's files. If not, another
-            process was reading them.
+            process was reading them, or the disk is full.
     """
 
     vault: Vault
@@ -65,6 +65,12 @@ def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) ->
     Raises:
         [`VaultError`]: if a record doesn't open, which is then named; nothing is changed.
     """
+    vault.opener()
+    with vault.kept_open():  # so that it can still be opened when the disk has become full
+        return _rotate(vault, passphrase, public_key)
+
+
+def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> Rotation:
     opener, folder = vault.opener(), vault.folder
     _settle(Vault(folder), left=False)
     locked = None
@@ -122,11 +128,14 @@ def _seal_all(vault: Vault, opener: Opener, public_key: str) -> int:
 
 def _clear(vault: Vault) -> bool:
     """Leaves no old seal in the files, those of long ago included; in memory, not in temporary files."""
-    with vault.connect() as connection:
-        connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("VACUUM")
-        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    try:
+        with vault.connect() as connection:
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("VACUUM")
+            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except StorageError:  # the vault is rotated all the same
+        return False
     return not busy
 
 
