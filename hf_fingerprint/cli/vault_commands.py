@@ -40,7 +40,10 @@ def init(
         Vault.create(folder, public_key=public_key)
         output.say(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
         return
-    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=True))
+    begun = (folder / "identity.age").exists()
+    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
+    if begun:
+        output.say(f"{folder / 'identity.age'} was there already: it is the vault's identity.")
     output.say(
         f"{folder} is a vault. Tracing needs {folder / 'identity.age'} and its passphrase: back both up, apart."
     )
