@@ -1,5 +1,6 @@
 """Where secrets and the record of who got what live; never beside the copies."""
 
+from hf_fingerprint.vault.copying import back_up
 from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
 from hf_fingerprint.vault.locks import hold
 from hf_fingerprint.vault.merging import MergeReport, merge
@@ -15,6 +16,7 @@ from hf_fingerprint.vault.publications import (
 )
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord, check_recipient
 from hf_fingerprint.vault.rotation import Rotation, rotate
+from hf_fingerprint.vault.sealing import change_passphrase
 from hf_fingerprint.vault.standing import standing, standings
 from hf_fingerprint.vault.store import Vault, current
 from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, forget_copy
@@ -33,8 +35,10 @@ __all__ = [
     "TensorRecord",
     "Vault",
     "add_issuer",
+    "back_up",
     "begin_publication",
     "begin_training",
+    "change_passphrase",
     "check_model",
     "check_outside_vaults",
     "check_recipient",

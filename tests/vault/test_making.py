@@ -11,7 +11,7 @@ from two_processes import errors_of_two
 
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.vault import Vault
-from hf_fingerprint.vault.making import only_one
+from hf_fingerprint.vault.private_files import only_one
 from hf_fingerprint.vault.sealing import lock_identity, new_identity
 
 

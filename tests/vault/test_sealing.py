@@ -273,3 +273,17 @@ def test_a_link_to_an_identity_stays_one(locked_file, tmp_path):
 
     assert link.is_symlink()
     assert open_identity(locked_file, "another passphrase")
+
+
+def test_an_identity_that_age_keygen_wrote_and_age_locked_opens(tmp_path, identity):
+    text = f"# created: 2026-08-01T12:00:00Z\n# public key: {identity[1]}\n{identity[0]}"
+    (tmp_path / "identity.age").write_bytes(lock_quickly(text, PASSPHRASE))
+
+    assert open_identity(tmp_path / "identity.age", PASSPHRASE).public_key == identity[1]
+
+
+def test_two_identities_in_a_file_are_refused_without_showing_them(tmp_path, identity):
+    (tmp_path / "identity.age").write_bytes(lock_quickly(f"{identity[0]}\n{new_identity()[0]}", PASSPHRASE))
+
+    said = refusal(open_identity, tmp_path / "identity.age", PASSPHRASE)
+    assert "no tracing identity" in said and "SECRET" not in said

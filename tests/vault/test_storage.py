@@ -127,6 +127,15 @@ def test_a_read_only_vault_that_changes_under_a_reader_is_read_again(closed):
             (closed / "vault.db-wal").write_bytes(b"a log begins")
 
 
+def test_a_long_look_at_a_read_only_vault_is_not_spoilt_by_others_changes(closed):
+    with stranger():
+        vault = Vault(closed)
+        with vault.kept_open():
+            os.seteuid(0) if not os.getuid() else (closed / "vault.db").chmod(0o644)
+            os.utime(closed / "vault.db")
+            assert len(vault.copies()) == RECIPIENTS + 1
+
+
 # What SQLite says, and what that means
 
 
