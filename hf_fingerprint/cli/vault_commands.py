@@ -40,7 +40,10 @@ def init(
         Vault.create(folder, public_key=public_key)
         output.say(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
         return
-    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=True))
+    begun = (folder / "identity.age").exists()
+    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
+    if begun:
+        output.say(f"{folder / 'identity.age'} was there already: it is the vault's identity.")
     output.say(
         f"{folder} is a vault. Tracing needs {folder / 'identity.age'} and its passphrase: back both up, apart."
     )
@@ -210,7 +213,10 @@ def rotate(
     if rotation.old_identity is not None:
         output.say(f"{rotation.old_identity} opens backups and pushed vaults from before, and nothing here.")
     if not rotation.cleared:
-        output.remark("Old seals are still in the database's files, since another process reads it or it is damaged.")
+        output.remark(
+            "Old seals are still in the database's files, since another process reads them, the disk is full or the "
+            "database is damaged: rotate again once that is over."
+        )
     output.remark(
         "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
         "and push to a new repo."

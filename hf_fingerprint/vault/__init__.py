@@ -1,6 +1,7 @@
 """Where secrets and the record of who got what live; never beside the copies."""
 
 from hf_fingerprint.vault.arrivals import Arrival, arrivals
+from hf_fingerprint.vault.copying import back_up
 from hf_fingerprint.vault.faults import Fault, RowError, hiding
 from hf_fingerprint.vault.incoming import open_folder
 from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
@@ -30,6 +31,7 @@ from hf_fingerprint.vault.records import (
 )
 from hf_fingerprint.vault.rotation import Rotation, rotate
 from hf_fingerprint.vault.rows import Rows
+from hf_fingerprint.vault.sealing import change_passphrase
 from hf_fingerprint.vault.snapshots import Snapshot, take_snapshot
 from hf_fingerprint.vault.standing import standing, standings
 from hf_fingerprint.vault.store import Vault, current
@@ -55,8 +57,10 @@ __all__ = [
     "Vault",
     "add_issuer",
     "arrivals",
+    "back_up",
     "begin_publication",
     "begin_training",
+    "change_passphrase",
     "check_model",
     "check_outside_vaults",
     "check_recipient",
