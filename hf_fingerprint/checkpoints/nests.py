@@ -7,20 +7,21 @@ wherever it lies.
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, OddKey
+from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle, OddKey
 from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
-from hf_fingerprint.checkpoints.limits import MAX_TENSORS
+from hf_fingerprint.checkpoints.limits import MAX_NESTED, MAX_TENSORS
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
 
 
 DEPTH, MOST_TENSORS = 8, MAX_TENSORS
 _MODULE_DEPTH = 64
+_NESTS = (dict, list, tuple, Made)
+_COST_OF_OBJECT = 4
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module", "net")
 _STATE = re.compile(
     r"(\w+_)?(optim(izers?)?|sched(uler)?s?|scalers?|amp|rng|random|callbacks|loops)(_(states?|dict))*", re.IGNORECASE
@@ -41,24 +42,25 @@ def only_tensors(loaded: Any, path: Path) -> dict[Any, Tensor]:
         [`CheckpointError`]: if it holds no tensors, or others beside these: then which ones are the model's is
         anybody's guess.
     """
-    is_kind = _is_torchs if _holds(loaded, _is_torchs, set()) else _is_tensor
+    walk = _Walk()
+    is_kind = _is_torchs if walk.holds(loaded, _is_torchs, set()) else _is_tensor
     wrapper = _wrapper_of(loaded)
-    nest = _opened(loaded if wrapper is None else loaded[wrapper])
-    if not isinstance(nest, Mapping):
+    nest = walk.opened(loaded if wrapper is None else loaded[wrapper])
+    if not isinstance(nest, dict):
         raise CheckpointError(f"{path} holds {_called(nest)}, not a dictionary of tensors: export its weights.")
     tensors = {name: value for name, value in nest.items() if is_kind(value)}
     seen: set[int] = set()
     nested = [
         name
         for name, value in nest.items()
-        if not (wrapper is None and _is_state(name)) and _holds(value, is_kind, seen)
+        if not (wrapper is None and _is_state(name)) and walk.holds(value, is_kind, seen)
     ]
     if wrapper is not None:
         nested = [f"{wrapper}.{_spelled(name)}" for name in nested]
         for name, value in loaded.items():
             if name in _WRAPPERS or _is_state(name):
                 continue
-            if value.numel() > 1 if is_kind(value) else _holds(value, is_kind, seen):
+            if value.numel() > 1 if is_kind(value) else walk.holds(value, is_kind, seen):
                 nested.append(name)
     if nested:
         names = [printable(_spelled(name))[:80] for name in nested]
@@ -82,7 +84,7 @@ def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, Te
         left_out (`dict[str, str]`): takes what lies deeper than [`DEPTH`], and how many there are above
             [`MOST_TENSORS`].
     """
-    own = loaded
+    walk, own = _Walk(), loaded
     for _ in range(DEPTH):
         wrapper = _wrapper_of(own)
         if wrapper is None:
@@ -98,7 +100,7 @@ def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, Te
         if id(nest) in seen:
             continue
         seen.add(id(nest))
-        for key, value in _items(nest) if _is_nest(nest) else [("tensor", nest)]:
+        for key, value in walk.items(nest) if _is_nest(nest) else [("tensor", nest)]:
             name = prefix + _spelled(key)
             if _is_tensor(value):
                 count += 1
@@ -106,7 +108,7 @@ def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, Te
                     yield free_name(name, taken), value
             elif _is_nest(value) and depth + 1 < DEPTH:
                 waiting.append((f"{name}.", value, depth + 1))
-            elif _holds(value, _is_tensor, beyond):
+            elif walk.holds(value, _is_tensor, beyond):
                 left_out[printable(name)] = f"nested deeper than {DEPTH}"
     if count > MOST_TENSORS:
         left_out["..."] = f"{count - MOST_TENSORS} tensors more than the {MOST_TENSORS} that are read"
@@ -122,16 +124,75 @@ def free_name(name: str, taken: dict[str, int]) -> str:
     return found
 
 
+class _Walk:
+    """A way through what a file describes, which ends where its parts are named more often than any checkpoint's: a
+    few that stand in each other many times would be looked at without end."""
+
+    def __init__(self) -> None:
+        self._left = MAX_NESTED
+
+    def items(self, nest: Any) -> Iterator[tuple[Any, Any]]:
+        """What is in a nest, by keys or numbers; of an object in its arguments, its state and what was put into it."""
+        if isinstance(nest, dict):
+            yield from self._counted(nest.items())
+        elif not isinstance(nest, Made):
+            yield from self._counted(enumerate(nest))
+        elif _is_module(nest):
+            yield from self._of_module(nest)
+        else:
+            self._spend(_COST_OF_OBJECT)
+            for part in (nest.kind, nest.args, nest.state, nest.items, nest.pairs):
+                if isinstance(part, Made):
+                    yield "made", part
+                elif part and isinstance(part, _NESTS):
+                    yield from self.items(part)
+
+    def holds(self, value: Any, is_kind: Callable[[Any], bool], seen: set[int]) -> bool:
+        """Whether there is a tensor anywhere in a nest, but for what was looked through before."""
+        waiting = [value] if _is_nest(value) else []
+        while waiting:
+            nest = waiting.pop()
+            if id(nest) in seen:
+                continue
+            seen.add(id(nest))
+            for _, inner in self.items(nest):
+                if is_kind(inner):
+                    return True
+                if _is_nest(inner):
+                    waiting.append(inner)
+        return False
+
+    def opened(self, value: Any) -> Any:
+        """The state dict of a module; anything else as it is."""
+        return dict(self._of_module(value)) if _is_module(value) else value
+
+    def _of_module(self, top: Made) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a module by the names that its state dict has for them."""
+        waiting: deque[tuple[str, Made, int]] = deque([("", top, 0)])
+        while waiting:
+            prefix, module, depth = waiting.popleft()
+            for key, value in self._counted(_parts_of(module)):
+                if isinstance(value, Tensor):
+                    yield prefix + _spelled(key), value
+                elif depth < _MODULE_DEPTH and _is_module(value):
+                    waiting.append((f"{prefix}{_spelled(key)}.", value, depth + 1))
+
+    def _counted(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        for each in items:
+            self._spend(1)
+            yield each
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise NotAPickle(f"parts that are named more than {MAX_NESTED:,} times")
+
+
 def _wrapper_of(loaded: Any) -> str | None:
-    if not isinstance(loaded, Mapping):
+    if not isinstance(loaded, dict):
         return None
     found = ((each, loaded.get(each)) for each in _WRAPPERS)
-    return next((each for each, value in found if isinstance(value, Mapping) or _is_module(value)), None)
-
-
-def _opened(value: Any) -> Any:
-    """The state dict of a module; anything else as it is."""
-    return dict(_module_items(value)) if _is_module(value) else value
+    return next((each for each, value in found if isinstance(value, dict) or _is_module(value)), None)
 
 
 def _is_module(value: Any) -> bool:
@@ -141,20 +202,6 @@ def _is_module(value: Any) -> bool:
     if isinstance(value.kind, Named) and value.kind.module.startswith("__torch__"):
         return True
     return all(isinstance(value.state.get(part), dict) for part in ("_parameters", "_buffers", "_modules"))
-
-
-def _module_items(top: Made) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a module by the names that its state dict has for them."""
-    waiting: deque[tuple[str, Made, int]] = deque([("", top, 0)])
-    looked_into = 0
-    while waiting and looked_into < MOST_TENSORS:
-        prefix, module, depth = waiting.popleft()
-        looked_into += 1
-        for key, value in _parts_of(module):
-            if isinstance(value, Tensor):
-                yield prefix + _spelled(key), value
-            elif depth < _MODULE_DEPTH and _is_module(value):
-                waiting.append((f"{prefix}{_spelled(key)}.", value, depth + 1))
 
 
 def _parts_of(module: Made) -> Iterator[tuple[Any, Any]]:
@@ -180,18 +227,7 @@ def _is_torchs(value: Any) -> bool:
 
 
 def _is_nest(value: Any) -> bool:
-    return isinstance(value, Mapping | list | tuple | Made)
-
-
-def _items(nest: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(nest, Mapping):
-        return nest.items()
-    if not isinstance(nest, Made):
-        return enumerate(nest)
-    if _is_module(nest):
-        return _module_items(nest)
-    parts = [part for part in (nest.kind, nest.args, nest.state, nest.items, nest.pairs) if _is_nest(part)]
-    return chain.from_iterable(_items(part) if not isinstance(part, Made) else [("made", part)] for part in parts)
+    return isinstance(value, _NESTS)
 
 
 def _spelled(key: Any) -> str:
@@ -211,19 +247,3 @@ def _called(value: Any) -> str:
 def _is_state(name: Any) -> bool:
     """Whether a key is one of a training's state."""
     return isinstance(name, str) and bool(_STATE.fullmatch(name))
-
-
-def _holds(value: Any, is_kind: Callable[[Any], bool], seen: set[int]) -> bool:
-    """Whether there is a tensor anywhere in a nest, but for what was looked through before."""
-    waiting = [value] if _is_nest(value) else []
-    while waiting:
-        nest = waiting.pop()
-        if id(nest) in seen:
-            continue
-        seen.add(id(nest))
-        for _, inner in _items(nest):
-            if is_kind(inner):
-                return True
-            if _is_nest(inner):
-                waiting.append(inner)
-    return False

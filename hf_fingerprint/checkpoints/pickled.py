@@ -45,7 +45,7 @@ def load_pickled(paths: tuple[Path, ...], left_out: dict[str, str] | None = None
     for number, path in enumerate(paths):
         room = path.stat().st_size * MAX_TIMES + MAX_EXPANSION
         own: dict[str, Tensor] = {}
-        for name, tensor in _tensors(path, left_out):
+        for name, tensor in _described(path, left_out):
             reason = _why_not(name, tensor, room, suspect=left_out is not None)
             if reason is not None and left_out is None:
                 raise CheckpointError(
@@ -64,11 +64,18 @@ def load_pickled(paths: tuple[Path, ...], left_out: dict[str, str] | None = None
     return found
 
 
-def _tensors(path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str, Tensor]]:
-    loaded = _load(path)
+def _described(path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str, Tensor]]:
+    try:
+        return _tensors(load(path), path, left_out)
+    except NotAPickle as error:
+        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint ({error}): get it again.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+
+
+def _tensors(loaded: Loaded, path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str, Tensor]]:
     if left_out is None:
-        content = loaded.content
-        return only_tensors(content, path).items()
+        return only_tensors(loaded.content, path).items()
     found = list(all_tensors(loaded.content, left_out))
     if loaded.constants:
         names = {name: 2 for name, _ in found}
@@ -77,15 +84,6 @@ def _tensors(path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str,
     if not found and not left_out:
         raise CheckpointError(f"{path} holds no tensors: is it the right file?")
     return found
-
-
-def _load(path: Path) -> Loaded:
-    try:
-        return load(path)
-    except NotAPickle as error:
-        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint ({error}): get it again.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
 
 
 def _why_not(name: object, tensor: Tensor, room: int, suspect: bool) -> str | None:

@@ -145,7 +145,8 @@ def look_at(path: Path) -> str:
     ):  # before the others, whose signs are short
         return SAFETENSORS
     if head[:4] == b"PK\x03\x04":
-        return _zip(path)
+        first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        return PYTORCH if first.endswith(b"/data.pkl") and first.count(b"/") == 1 else _zip(path)
     if (head[0] == 0x80 and head[1:2] in b"\x02\x03\x04\x05") or _OLD_PICKLE.match(head):
         return PYTORCH
     for sign in _SIGNS:
