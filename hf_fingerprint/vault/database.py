@@ -55,8 +55,8 @@ class Database:
                 meta = dict(connection.execute("SELECT key, value FROM meta"))
         if meta.get("format") != str(FORMAT):
             raise VaultError(
-                f"{self.folder} has vault format {meta.get('format')} and this version reads {FORMAT}: upgrade "
-                f"hf-fingerprint."
+                f"{self.folder} has vault format {ascii(meta.get('format'))[:80]} and this version reads {FORMAT}: "
+                f"upgrade hf-fingerprint."
             )
         if "public_key" not in meta:
             raise VaultError(f"{self.folder / DATABASE} lacks the vault's public key: restore a backup.")

@@ -161,7 +161,7 @@ def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
             connection.deserialize(opened)
             connection.execute("PRAGMA trusted_schema = OFF")
             snapshot = _read_checked(connection, where)
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):
             raise _damaged(where) from None
     return snapshot
 
@@ -174,8 +174,8 @@ def _read_checked(connection: sqlite3.Connection, where: str) -> Snapshot:
     asked = found != UNASKED
     if found is not None and found != str(FORMAT) and asked:
         raise VaultError(
-            f"The vault in {where} has format {found} and this version reads {FORMAT}: upgrade hf-fingerprint "
-            f"everywhere, and push again."
+            f"The vault in {where} has format {ascii(found)[:80]} and this version reads {FORMAT}: upgrade "
+            f"hf-fingerprint everywhere, and push again."
         )
     if schema != (own if asked else earlier) or connection.execute("PRAGMA quick_check").fetchall() != [("ok",)]:
         raise _damaged(where)
