@@ -86,7 +86,7 @@ class Checkpoint:
                 info = info if name == info.name else replace(info, name=name)
             if info.name in self.tensors:
                 raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: get the model again.")
-            if len(info.name) > MAX_NAME:
+            if taken is None and len(info.name) > MAX_NAME:
                 raise CheckpointError(
                     f"{self.source.weights[info.file]} has a tensor whose name begins with {info.name[:80]!r} and is "
                     f"longer than {MAX_NAME} characters: rename it."

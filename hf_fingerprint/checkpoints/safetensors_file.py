@@ -141,8 +141,8 @@ def _header(path: Path) -> bytes:
     length = header_length(path)
     if length > MAX_HEADER:
         raise CheckpointError(
-            f"{path} has a header of {megabytes(length)} MB, and no model's is larger than {megabytes(MAX_HEADER)} "
-            f"MB: get the file again."
+            f"{path} has a header of {megabytes(length, up=True)} MB, and no model's is larger than "
+            f"{megabytes(MAX_HEADER)} MB: get the file again."
         )
     with path.open("rb") as stream:
         stream.seek(8)
