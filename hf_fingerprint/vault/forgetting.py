@@ -7,6 +7,7 @@ that ends in between is caught up on when the vault is opened next.
 
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 
 from hf_fingerprint.vault.storage import damaged
 from hf_fingerprint.vault.transactions import transaction
