@@ -4,6 +4,7 @@ Never the recipient's name or anything secret. The template is `model_cards/vari
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hf_fingerprint
 from hf_fingerprint.checkpoints.configs import CONFIG
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:
@@ -63,14 +65,19 @@ def make_card(
         card_data=written.to_yaml(),
         title=repo.rsplit("/", 1)[-1],
         repo=repo,
-        base_model=named[0] if isinstance(named, list) and named else named,
+        base_model=_inline(named[0] if isinstance(named, list) and named else named),
         library=library,
-        weights=dict(weights),
+        weights={printable(name).replace("`", "'").replace("|", r"\|"): digest for name, digest in weights.items()},
         content_hash=content_hash,
         commitment=commitment,
         about=about,
     )
     return ModelCard(content)
+
+
+def _inline(text: Any) -> Any:
+    """A name within a line of Markdown, which it can't end or turn into something else; what is no text stays."""
+    return re.sub(r"([\\`|\[\]()<>])", r"\\\1", printable(text)) if isinstance(text, str) else text
 
 
 @cache
