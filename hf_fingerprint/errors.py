@@ -34,6 +34,10 @@ class VaultError(FingerprintError):
     """A vault is missing, damaged, of a newer format, or was asked for something it doesn't hold."""
 
 
+class StorageError(VaultError):
+    """A vault's disk is full, read-only, in use by another process or failing; the vault itself is as it was."""
+
+
 class HubError(FingerprintError):
     """The Hub refuses something, or can't be reached."""
 

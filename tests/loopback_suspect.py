@@ -2,6 +2,7 @@
 shape it is told to, with the faults it is told to make."""
 
 import base64
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -32,13 +33,15 @@ class Seen:
 @dataclass
 class Fault:
     """What comes instead of an answer: a status with headers and a body, or `status` 0 for a connection that ends; or,
-    with `seconds`, one that comes so late; with `drip`, one that comes byte by byte with so many seconds between."""
+    with `seconds`, one that comes so late; with `drip`, one that comes byte by byte with so many seconds between; with
+    `trickle`, headers without end, so many seconds between them."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"
     seconds: float = 0.0
     drip: float = 0.0
+    trickle: float = 0.0
 
 
 class LoopbackSuspect:
@@ -80,6 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 cut(self.connection)
                 return
+            if fault.trickle:
+                self._trickle(fault.trickle)
+                return
             self._send(fault.status, fault.body, fault.headers, fault.drip)
             return
         raw = self.suspect.raw
@@ -100,6 +106,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             if drip and self.suspect.released.wait(drip):
                 break
+
+    def _trickle(self, seconds: float) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):  # until the other side has had enough
+            while not self.suspect.released.wait(seconds):
+                self.wfile.write(b"X: y\r\n")
 
     def _class_of(self, body: bytes) -> int | None:
         kind = self.headers.get("Content-Type", "")

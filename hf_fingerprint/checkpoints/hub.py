@@ -1,12 +1,11 @@
 """A model from the Hugging Face Hub, pinned to a commit, through the real client and its cache."""
 
 import glob
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_fingerprint.checkpoints.hub_versions import cached_sizes
+from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
 from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
 from hf_fingerprint.errors import CheckpointError
 
@@ -92,11 +91,6 @@ def spelled(repo: str, revision: str | None) -> str:
     return f"{repo}@{revision}" if revision else repo
 
 
-def megabytes(count: int, up: bool = False) -> str:
-    """Bytes in MB, rounded so that what is needed (`up`) never looks like what is allowed."""
-    return f"{(math.ceil if up else math.floor)(count / 1e5) / 10:g}"
-
-
 def from_cache(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
@@ -104,7 +98,11 @@ def from_cache(
     from huggingface_hub import snapshot_download
 
     try:
-        names = wanted(list(cached_sizes(repo, revision)))
+        whole, there = cached_files(repo, revision)
+        names = wanted(list(there))
+        if not whole:
+            folder = cached_folder(repo, revision)
+            return folder, folder.name
         patterns = [glob.escape(name) for name in names]
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
         return folder, folder.name

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.hub import hub_errors, megabytes, spelled
-from hf_fingerprint.checkpoints.hub_versions import cached_sizes, counted
-from hf_fingerprint.checkpoints.source import MAX_INDEX
+from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_versions import cached_files, counted
+from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -122,7 +122,10 @@ class HubFiles:
         path = self.folder / name
         if name not in fetched or not path.is_file():
             raise ValueError(self.why_not([name]) or f"has not the size of an index, up to {MAX_INDEX} bytes")
-        return path.read_bytes()
+        try:
+            return read_bounded(path, MAX_INDEX, "an index of weight files")
+        except (CheckpointError, OSError):
+            raise ValueError(f"has not the size of an index, up to {MAX_INDEX} bytes") from None
 
     def _count(self, names: Iterable[str]) -> None:
         if self.left is not None:
@@ -139,7 +142,7 @@ class HubFiles:
         from huggingface_hub import snapshot_download
 
         try:
-            self.sizes = cached_sizes(repo, self._revision)
+            _, self.sizes = cached_files(repo, self._revision)
             self.folder = Path(
                 snapshot_download(repo, revision=self._revision, local_files_only=True, allow_patterns=[])
             )

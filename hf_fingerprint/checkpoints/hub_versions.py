@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ from typing import Any
 _BUSY = (429, 500, 502, 503, 504)
 
 
-def cached_sizes(repo: str, revision: str | None) -> dict[str, int | None]:
-    """The files of a commit that was downloaded before, with their sizes, without asking the Hub.
+def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int | None]]:
+    """The files of a commit that the local cache knows of, with their sizes, without asking the Hub.
 
-    A client that keeps no list of a commit's files tells those that are in the cache.
+    Returns:
+        `(whole, sizes)`: whether these are all that the repo has; where nothing but single files was ever fetched, or
+        by a client that keeps no lists, it is those that are there.
 
     Raises:
         `Exception`: the client's own, if nothing of it is in the cache.
@@ -22,10 +24,18 @@ def cached_sizes(repo: str, revision: str | None) -> dict[str, int | None]:
 
     listed = getattr(huggingface_hub, "get_cached_repo_tree", None)
     if listed is not None:
-        return {file.path: file.size for file in listed(repo, revision=revision)}
-    folder = Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
+        with suppress(Exception):  # no list was kept
+            return True, {file.path: file.size for file in listed(repo, revision=revision)}
+    folder = cached_folder(repo, revision)
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return False, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def cached_folder(repo: str, revision: str | None) -> Path:
+    """The folder of a commit in the local cache, whole or not."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, revision=revision, local_files_only=True))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from hf_fingerprint.cli import (
     query_command,
     questions_command,
     terminal,
-    vault_commands,
+    vault_care_commands,
 )
 from hf_fingerprint.errors import FingerprintError
 
@@ -36,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(vault_commands.app, name="vault")
+app.add_typer(vault_care_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
 app.command("questions")(questions_command.questions)

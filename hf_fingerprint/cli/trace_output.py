@@ -37,6 +37,10 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
             f"its content hash is on record: copy {found.copy_id}, made for {found.recipient} of base {found.base} on "
             f"{found.created}. A record is no proof; a score is"
         )
+    for row in result.rows_not_used[:_MOST_NOT_READ]:
+        say(f"not used: {row.describe()}")
+    if len(result.rows_not_used) > _MOST_NOT_READ:
+        say(f"and {len(result.rows_not_used) - _MOST_NOT_READ} more rows of the vault; `vault check` lists them")
     say(_verdict(result, claim))
     if result.reason is not None:
         say(result.reason)

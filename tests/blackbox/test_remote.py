@@ -1,5 +1,6 @@
 """Suspects over HTTP, on loopback."""
 
+import gzip
 import logging
 import sys
 import traceback
@@ -176,6 +177,35 @@ def test_an_answer_that_never_ends_is_asked_for_again(server):
 
     assert suspect(picture(5)) == 5
     assert suspect.retries == 1
+
+
+def test_headers_that_never_end_are_asked_for_again(server):
+    server.faults = [Fault(200, trickle=0.02)]
+    suspect = from_url(server.url, NAMES, timeout=0.2, politeness=quick())
+
+    assert suspect(picture(5)) == 5
+    assert suspect.retries == 1
+
+
+def test_a_service_that_always_trickles_is_given_up_in_a_sentence(server):
+    server.faults = [Fault(200, trickle=0.02) for _ in range(3)]
+    suspect = from_url(server.url, NAMES, timeout=0.1, politeness=quick(tries=1))
+
+    assert [suspect(picture(5)) for _ in range(2)] == [None, None]
+    assert "it took too long" in refused(suspect, picture(5))
+
+
+@pytest.mark.parametrize("coding", ["gzip, gzip", "br", "zstd"])
+def test_an_encoding_that_may_unpack_without_end_is_not_unpacked(server, coding):
+    server.faults = [Fault(200, {"Content-Encoding": coding}, gzip.compress(b"1"))]
+
+    assert "encoding" in refused(from_url(server.url, NAMES, politeness=quick()), picture(5))
+
+
+def test_a_reply_that_unpacks_to_more_than_is_read_is_refused(server):
+    server.faults = [Fault(200, {"Content-Encoding": "gzip"}, gzip.compress(b" " * 40_000_000))]
+
+    assert "more than 16 MB" in refused(from_url(server.url, NAMES, politeness=quick()), picture(5))
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 422])

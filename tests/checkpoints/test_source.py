@@ -9,8 +9,9 @@ import pytest
 from checkpoint_files import names_of, open_folder, refused, save_model, save_shards, stranger
 
 from hf_fingerprint.checkpoints import Contents, LeftOut, contents_of, open_checkpoint, resolve
+from hf_fingerprint.checkpoints.choosing import choose_weights, is_weights
 from hf_fingerprint.checkpoints.kinds import UNMARKED
-from hf_fingerprint.checkpoints.source import Source, choose_weights, is_weights
+from hf_fingerprint.checkpoints.source import Source
 
 
 ONE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}

@@ -134,15 +134,6 @@ def test_a_seal_around_something_else_is_refused_by_the_records_name(identity, o
     assert KEY.hex()[:-2] not in text
 
 
-def test_a_locked_identity_is_an_age_file_whose_passphrase_is_slow_to_guess(identity):
-    locked = lock_identity(identity[0], PASSPHRASE)
-
-    first, stanza = locked.split(b"\n")[:2]
-    assert (first, stanza.split()[:2]) == (b"age-encryption.org/v1", [b"->", b"scrypt"])
-    assert int(stanza.split()[3]) >= 14
-    assert identity[0].encode() not in locked
-
-
 def test_an_identity_locked_by_another_implementation_of_age_opens(identity, locked_file):
     found = open_identity(locked_file, PASSPHRASE)
 
@@ -201,33 +192,3 @@ def test_an_open_identity_shows_its_public_key_only(identity, opener):
     assert identity[1] in shown
     assert identity[0] not in shown
     assert identity[0].removeprefix("AGE-SECRET-KEY-1") not in shown
-
-
-def test_an_identity_that_asks_for_too_much_work_is_not_said_to_have_another_passphrase(tmp_path):
-    path = tmp_path / "identity.age"
-    lines = lock_quickly(new_identity()[0], PASSPHRASE).split(b"\n")
-    lines[1] = b" ".join([*lines[1].split()[:3], b"40"])
-    path.write_bytes(b"\n".join(lines))
-
-    text = refused(open_identity, path, PASSPHRASE)
-
-    assert "locked on a machine that is much faster" in text
-    assert str(path) in text
-    assert PASSPHRASE not in text
-
-
-def test_a_machine_that_is_too_busy_for_a_moment_tries_again(tmp_path, monkeypatch):
-    path, (identity, public_key) = tmp_path / "identity.age", new_identity()
-    path.write_bytes(lock_quickly(identity, PASSPHRASE))
-    decrypt, calls = pyrage.passphrase.decrypt, []
-
-    def busy(locked, passphrase):
-        calls.append(1)
-        if len(calls) < 3:
-            raise pyrage.DecryptError("Excessive work parameter for passphrase.")
-        return decrypt(locked, passphrase)
-
-    monkeypatch.setattr(pyrage.passphrase, "decrypt", busy)
-
-    assert open_identity(path, PASSPHRASE).public_key == public_key
-    assert len(calls) == 3
