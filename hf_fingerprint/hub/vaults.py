@@ -192,8 +192,8 @@ def _fetch(repo: str, state: _State, opener: Opener | None) -> Snapshot:
 
 def _too_large(repo: str, size: int) -> HubError:
     return HubError(
-        f"{repo} holds {megabytes(size)} MB or more, and vaults of at most {megabytes(MAX_PACK)} MB are read: "
-        "restore an earlier commit of it."
+        f"The vault in {repo} has {megabytes(size, up=True)} MB, and vaults of at most {megabytes(MAX_PACK)} MB are "
+        f"read: restore an earlier commit of it."
     )
 
 

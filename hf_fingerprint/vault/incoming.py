@@ -32,6 +32,7 @@ _STEPS_AT_ONCE = 100_000
 _PAGES_AT_ONCE = 256
 _TRIES = 3
 _LATER = {"1": ("publications", "issuers", "questions", "bound"), "2": ("questions", "bound")}
+_PLAIN = re.compile(r"CREATE (TABLE|INDEX|UNIQUE INDEX) ", re.IGNORECASE)  # no view, trigger or virtual table
 _ON_VALUES = re.compile(r"[A-Z-]+ value in ")  # what a check says of a row; each row is looked at by itself
 _Refuse = Callable[[str], VaultError]
 
@@ -157,20 +158,20 @@ def _copy(file: Path, connection: sqlite3.Connection) -> None:
 
 
 def _read(connection: sqlite3.Connection, refuse: _Refuse, where: str, other_tables: bool) -> Snapshot:
-    kinds = {name: kind for _, name, kind, *_ in connection.execute("PRAGMA main.table_list")}
-    tables = {name for name in kinds if not name.startswith("sqlite_")}
+    schema = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    tables = {name for name, sql in schema if isinstance(sql, str) and sql.upper().startswith("CREATE TABLE ")}
+    plain = all(sql is None or _PLAIN.match(str(sql)) for _, sql in schema)  # an index that a table has has no text
     own = _own_tables()
-    if any(kinds[name] != "table" for name in tables) or "meta" not in tables or not _fits(connection, "meta"):
+    if not plain or "meta" not in tables or not _fits(connection, "meta"):
         raise refuse("its tables are not those of a vault")
-    meta = dict(connection.execute("SELECT key, value FROM meta NOT INDEXED"))
+    meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('format', 'public_key')"))
     found = meta.get("format")
     if found not in (str(FORMAT), *UPGRADABLE):
         raise refuse("it has no format") if found is None else _newer(where, found)
     needed = own.keys() - _LATER.get(found, ()) - {"training"}  # format 1 made that table when it was needed
     more = tables - needed - {"training"} if not other_tables else set()
-    kinds_of_objects = {kind for (kind,) in connection.execute("SELECT DISTINCT type FROM sqlite_master")}
     fitting = all(_fits(connection, table) for table in tables & own.keys())
-    if needed - tables or more or not fitting or kinds_of_objects - {"table", "index"}:
+    if needed - tables or more or not fitting:
         raise refuse("its tables are not those of a vault")
     for (said,) in connection.execute("PRAGMA quick_check(1000000)"):
         if said != "ok" and not _ON_VALUES.match(said):

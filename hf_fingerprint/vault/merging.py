@@ -15,17 +15,20 @@ record, whose key it can't read, and when its records arrived is kept here.
 """
 
 import sqlite3
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from hf_fingerprint.vault.arrivals import Arrival, record_arrivals
 from hf_fingerprint.vault.entering import base_row_fault
 from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.forgetting import RECORDED, clear_journal, wipe
+from hf_fingerprint.vault.forgetting import clear_journal, wipe
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.joining import Refusals, join, twins, without
 from hf_fingerprint.vault.proving import proven, to_this_identity, unopened
+from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import sift, sift_keyed
+from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
 from hf_fingerprint.vault.sealing import Opener
 from hf_fingerprint.vault.snapshots import IN_ORDER, KEYS, Snapshot, insert_rows, read_snapshot
 from hf_fingerprint.vault.store import Vault
@@ -129,8 +132,9 @@ def merge_both(
     could tell apart both, so that no push replaces what is good. Its faults are what contradicts this vault.
     """
     here = str(into.folder)
-    with into.connect() as connection, transaction(connection):
-        mine, at_hand = read_snapshot(connection), None if opener is None else opener.public_key
+    # a connection that came upon damage while it read writes no more, so another one reads; nobody else can write
+    with into.connect() as reading, into.connect() as connection, transaction(connection):
+        mine, at_hand = read_snapshot(reading), None if opener is None else opener.public_key
         unusable, refusals = list(mine.faults), _not_new_bases(mine, other)
         if opener is not None and at_hand == other.public_key != mine.public_key:
             other, sealed_to_none = to_this_identity(other, mine, opener)
@@ -142,11 +146,13 @@ def merge_both(
         verified = without(other, refusals)
         doubled = twins(mine, verified)
         both = join(mine, verified, here, where, doubled if at_hand == mine.public_key else None)
-        not_here = _blocked(connection, mine) | _begun_apart(connection, verified, where)
+        begun = _begun(reading)
+        not_here = _blocked(reading, mine, begun) | _begun_apart(reading, begun, verified, where)
         joined = join(mine, verified, here, where, doubled | not_here)
-        counted = _write(connection, mine, joined)
-        wiped = wipe(connection, RECORDED)  # a training begun here may have ended in a copy of this folder
-    if wiped:
+        counted = _write(connection, mine, joined, begun)
+        ended = [copy_id for copy_id in begun if copy_id in joined.copies]  # in a copy of this folder
+        wiped = [wipe(connection, "copy_id = ?", copy_id) for copy_id in ended]
+    if any(wiped):
         with into.connect() as connection:
             clear_journal(connection)
     refused = other.faults + verified.faults + joined.faults
@@ -160,9 +166,14 @@ def _not_new_bases(mine: Snapshot, other: Snapshot) -> Refusals:
     return {row: what for row, what in found.items() if what is not None}
 
 
-def _blocked(connection: sqlite3.Connection, mine: Snapshot) -> Refusals:
+def _begun(connection: sqlite3.Connection) -> dict[Any, CopyRecord]:
+    """The records of copies that were begun here and not written."""
+    rows, _ = sift(connection, "copies", "copy_id", COPY_COLUMNS, "state = 'begun'")
+    return {record.copy_id: record for record in map(copy_from_row, rows)}
+
+
+def _blocked(connection: sqlite3.Connection, mine: Snapshot, begun: Collection[Any]) -> Refusals:
     """The keys of rows that are here and can't be used: they are left as they are."""
-    begun = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM copies WHERE state = 'begun'")}
     found = {}
     for table, key in KEYS.items():
         rows, _ = (sift if table in IN_ORDER else sift_keyed)(connection, table, key, key)
@@ -172,30 +183,30 @@ def _blocked(connection: sqlite3.Connection, mine: Snapshot) -> Refusals:
     return found
 
 
-def _begun_apart(connection: sqlite3.Connection, other: Snapshot, where: str) -> Refusals:
+def _begun_apart(
+    connection: sqlite3.Connection, begun: Mapping[Any, CopyRecord], other: Snapshot, where: str
+) -> Refusals:
     """A record that was begun here and finished elsewhere (in a copy of this folder) moves forward. The key that it
     had here marks nothing, so another one takes its place; unless a training is under way with it."""
     training = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM training")}
-    begun = connection.execute("SELECT copy_id, base_id, recipient, sealed FROM copies WHERE state = 'begun'")
     found = {}
-    for copy_id, base_id, recipient, sealed in begun:
+    for copy_id, here in begun.items():
         record = other.copies.get(copy_id)
         if record is None:
             continue
-        another = (base_id, recipient) != (record.base_id, record.recipient)
-        if another or (copy_id in training and sealed != record.sealed):
+        another = (here.base_id, here.recipient) != (record.base_id, record.recipient)
+        if another or (copy_id in training and here.sealed != record.sealed):
             found["copies", copy_id] = (
                 f"was begun here and written in {where} with another key, and is refused: finish that copy here first"
             )
     return found
 
 
-def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot) -> MergeReport:
+def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, begun: Collection[Any]) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
     insert_rows(connection, "bases", bases)
     asked = [row for key, row in joined.questions.items() if key not in mine.questions]
     insert_rows(connection, "questions", asked)
-    begun = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM copies WHERE state = 'begun'")}
     changed = [record for key, record in joined.copies.items() if mine.copies.get(key) != record]
     new = [record for record in changed if record.copy_id not in mine.copies and record.copy_id not in begun]
     insert_rows(connection, "copies", [astuple(record) for record in new])

@@ -55,8 +55,8 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
     packed = seal_pack(content, [snapshot.public_key, *openers])
     if len(packed) > MAX_PACK:
         raise VaultError(
-            f"The vault has {megabytes(len(packed))} MB packed, and packs of at most {megabytes(MAX_PACK)} MB are "
-            f"read: register further bases in another vault, and bring this one's folder to where it is needed."
+            f"Packed, the vault has {megabytes(len(packed), up=True)} MB, and at most {megabytes(MAX_PACK)} MB "
+            f"are read: register further bases in another vault, and bring this one's folder to where it is needed."
         )
     return packed
 
@@ -75,8 +75,8 @@ def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
     """
     if len(content) > MAX_PACK:
         raise VaultError(
-            f"The vault in {where} has {megabytes(len(content))} MB, and at most {megabytes(MAX_PACK)} MB of one are "
-            f"read: restore an earlier commit of it, or push anew."
+            f"The vault in {where} has {megabytes(len(content), up=True)} MB, and packs of at most "
+            f"{megabytes(MAX_PACK)} MB are read: restore an earlier commit of it, or push anew."
         )
     opened = opener.unseal_pack(content)
     if opened is None:

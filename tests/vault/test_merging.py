@@ -629,3 +629,29 @@ def test_a_base_replaces_one_of_the_same_weights_only(template, pair):
     assert (fault.table, fault.key) == ("bases", "0123456789ab")
     assert base.base_id in fault.what
     assert one.bases() == [base]
+
+
+def test_a_page_of_this_vault_that_was_lost_blocks_no_merge_and_is_named(pair):
+    one, two = pair
+    (base,) = one.bases()
+    for number in range(60):
+        record, key = one.begin_copy(base, f"recipient {number}", f"/out/{number}")
+        one.mark_written(record, key, WHOLE)
+    good = written(two, "b")
+    with one.connect() as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    content = bytearray((one.folder / "vault.db").read_bytes())
+    leaves = [
+        at for at in range(0, len(content), 4096) if content[at] == 13
+    ]  # of tables; SQLite adds to no lost index
+    page = next(at for at in leaves if b"/out/30" in content[at : at + 4096])
+    content[page : page + 8] = b"\xff" * 8
+    (one.folder / "vault.db").write_bytes(bytes(content))
+
+    report, both = merge_both(one, take_snapshot(two))
+
+    lost = [fault for fault in report.unusable if fault.table == "copies"]
+    assert lost
+    assert report.copies == 1
+    assert both.copies[good.copy_id] == good
+    assert 40 < len(both.copies) < 61
