@@ -221,11 +221,10 @@ class TestPushing:
         push_vault(vault, REPO)
         runner, _ = pull_vault(REPO, tmp_path / "runner", ci)
         key = written(runner, "good")
-        with runner.connect() as connection:
-            connection.execute("UPDATE copies SET commitment = ? WHERE recipient != 'good'", ("00" * 32,))
-            connection.execute("UPDATE copies SET created = 'soon' WHERE recipient = 'Ariadne-of-Naxos'")
-        snapshot = take_snapshot(runner)
-        rows = {row.copy_id: row for row in runner.copies()}
+        snapshot, rows = take_snapshot(runner), {}
+        for row in runner.copies():
+            bad = row if row.recipient == "good" else replace(row, commitment="00" * 32)
+            rows[row.copy_id] = replace(bad, created="soon") if row.recipient == "Ariadne-of-Naxos" else bad
         held(hub).repo.commit({"vault.age": module.pack_snapshot(replace(snapshot, copies=rows))})
 
         with vault.connect() as connection:
