@@ -1,11 +1,20 @@
 """The errors a caller may meet: one sentence each, with the file, tensor or repo it is about and what to do."""
 
+from hf_fingerprint.printable import printable
 
-class FingerprintError(Exception):
+
+class _Sentence(Exception):
+    """Shows as one line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class FingerprintError(_Sentence):
     """Anything this package refuses to do. The text is one sentence meant for the user."""
 
 
-class FingerprintWarning(UserWarning):
+class FingerprintWarning(_Sentence, UserWarning):
     """Something that is done all the same, but not as well as it could be. One sentence, as an error's."""
 
 

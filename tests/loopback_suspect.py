@@ -2,6 +2,7 @@
 shape it is told to, with the faults it is told to make."""
 
 import base64
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -26,18 +27,21 @@ class Seen:
     path: str
     headers: dict[str, str]
     pixel: int | None
+    body: bytes = b""
 
 
 @dataclass
 class Fault:
     """What comes instead of an answer: a status with headers and a body, or `status` 0 for a connection that ends; or,
-    with `seconds`, one that comes so late; with `drip`, one that comes byte by byte with so many seconds between."""
+    with `seconds`, one that comes so late; with `drip`, one that comes byte by byte with so many seconds between; with
+    `trickle`, headers without end, so many seconds between them."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b"{}"
     seconds: float = 0.0
     drip: float = 0.0
+    trickle: float = 0.0
 
 
 class LoopbackSuspect:
@@ -69,7 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         told = self._class_of(body)
-        self.suspect.seen.append(Seen(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, told))
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        self.suspect.seen.append(Seen(self.command, self.path, headers, told, body))
         if self.suspect.faults:
             fault = self.suspect.faults.pop(0)
             if fault.seconds:
@@ -77,6 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not fault.status:
                 self.close_connection = True
                 cut(self.connection)
+                return
+            if fault.trickle:
+                self._trickle(fault.trickle)
                 return
             self._send(fault.status, fault.body, fault.headers, fault.drip)
             return
@@ -98,6 +106,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             if drip and self.suspect.released.wait(drip):
                 break
+
+    def _trickle(self, seconds: float) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):  # until the other side has had enough
+            while not self.suspect.released.wait(seconds):
+                self.wfile.write(b"X: y\r\n")
 
     def _class_of(self, body: bytes) -> int | None:
         kind = self.headers.get("Content-Type", "")

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from scipy.fft import irfft2, rfft2
 
-from hf_fingerprint.errors import CodeError, FingerprintError
+from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.models import open_picture
 
 
 LEAST_SIZE = 224
@@ -48,15 +49,7 @@ def read_picture(path: Path) -> np.ndarray:
     Raises:
         [`FingerprintError`]: if it can't be read as an image.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise FingerprintError(f"{path} is not there: name an image.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # which of them hangs on the format
-        raise FingerprintError(f"{path} can't be read as an image: remove or replace it.") from None
+    return np.asarray(open_picture(path, turned=True))
 
 
 def _cloud(stream: Stream, size: int) -> np.ndarray:

@@ -3,12 +3,12 @@
 Two classes that share a name can't be told apart by it, and neither is meant; a number always names its class.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_LIST, parse_json, read_bounded
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -76,13 +76,13 @@ def read_labels(path: str | Path) -> Labels:
         [`FingerprintError`]: if it can't be read or holds no labels.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_bounded(path, MAX_LIST, "a list of labels", FingerprintError, pipe=True).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "is not text"
         raise FingerprintError(f"The labels in {path} can't be read ({why}): give a text or JSON file.") from None
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text, MAX_CONFIG_VALUES)
+    except ValueError:
         content = None
     if isinstance(content, list | dict):
         found = _from_json(content)

@@ -13,7 +13,7 @@ import numpy as np
 from hf_fingerprint.blackbox.covers import LEAST_SIZE, read_picture
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.keys import Stream, derive
-from hf_fingerprint.models import image_files
+from hf_fingerprint.models import image_files, open_picture
 
 
 def read_covers(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, ...]:
@@ -60,12 +60,14 @@ def pixels_of(covers: Sequence[bytes]) -> np.ndarray:
     Raises:
         [`VaultError`]: if one is damaged.
     """
-    from PIL import Image
+
+    def pixels(cover: bytes) -> np.ndarray:
+        return np.asarray(open_picture(cover, None, "a cover", formats=("PNG",), pixels=LEAST_SIZE**2))
 
     try:
-        pixels = [np.asarray(Image.open(BytesIO(cover), formats=("PNG",))) for cover in covers]
-    except (OSError, ValueError, SyntaxError):
-        pixels = []
-    if not pixels or any(each.shape != (LEAST_SIZE, LEAST_SIZE, 3) or each.dtype != np.uint8 for each in pixels):
+        found = [pixels(cover) for cover in covers]
+    except FingerprintError:
+        found = []
+    if not found or any(each.shape != (LEAST_SIZE, LEAST_SIZE, 3) or each.dtype != np.uint8 for each in found):
         raise VaultError("The covers of the questions in the vault are damaged: restore a backup of it.")
-    return np.stack(pixels)
+    return np.stack(found)

@@ -29,6 +29,15 @@ from hf_fingerprint.blackbox.evidence import log_stake
 from hf_fingerprint.blackbox.querying import QueryResult, QueryScore
 from hf_fingerprint.blackbox.transcript import part_of, read_transcript
 from hf_fingerprint.checkpoints import sync
+from hf_fingerprint.checkpoints.limits import (
+    MAX_ACCUSED,
+    MAX_PROOF,
+    MAX_PROOF_LABELS,
+    MAX_QUESTIONS,
+    MAX_SUSPECT_NAME,
+    parse_json,
+    read_bounded,
+)
 from hf_fingerprint.codes import MAX_ALPHA
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES, commitment
@@ -38,7 +47,6 @@ from hf_fingerprint.vault.private_files import write_private
 
 
 FORMAT = 1
-MOST_QUESTIONS = 1 << 16  # that a proof may name: more would fill the memory of whoever checks it
 NOT_SHOWN = (
     "that the suspect gave these answers",
     "that the images, and the order they were asked in, were not chosen to fit the answers",
@@ -185,8 +193,14 @@ def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Prov
                 f"{ascii(as_given)[:80]} is no commitment: give the 64 hexadecimal digits from the copy's model card."
             )
     try:
-        document = _checked(json.loads(Path(path).read_bytes()), path)
-        return tuple(_worked_out(document, opened, given) for opened in document["accused"])
+        content = read_bounded(path, MAX_PROOF, "a proof", FingerprintError, pipe=True)
+        document = _checked(parse_json(content, strict=True), path)
+        told = np.full(document["heading"]["questions"], -1)
+        for question, answer in document["answers"]:
+            if question < len(told) and answer is not None:
+                told[question] = answer
+        published = _published(given, document["accused"])
+        return tuple(_worked_out(document["heading"], told, opened, published) for opened in document["accused"])
     except OSError as error:
         raise FingerprintError(f"{path} can't be read ({error.strerror}): name the proof's file.") from None
     except (
@@ -205,9 +219,16 @@ def _checked(document: dict[str, Any], path: str | Path) -> dict[str, Any]:
         _whole(heading[name]) for name in ("questions", "decoys", "classes", "recipients")
     )
     keys = {opened["copy_key"].lower() for opened in accused}
-    if not 1 <= questions <= MOST_QUESTIONS or not 1 <= len(keys) == len(accused) <= recipients:
+    if not 1 <= questions <= MAX_QUESTIONS or not 1 <= len(keys) == len(accused) <= recipients:
         raise ValueError
+    if len(accused) > MAX_ACCUSED or len(accused) * questions > MAX_PROOF_LABELS:
+        raise FingerprintError(
+            f"{path} accuses {len(accused)} by {questions} questions, which takes too long to work out: ask for a "
+            f"proof against each of them, or fewer."
+        )
     if not 0 < heading["alpha"] < 1 or not heading["suspect"].isprintable():
+        raise ValueError
+    if len(heading["suspect"]) > MAX_SUSPECT_NAME:
         raise ValueError
     check_answers(questions, classes, heading["share"])
     if len({_whole(question) for question, _ in answers}) < len(answers):
@@ -224,23 +245,21 @@ def _whole(number: Any) -> int:
     return number
 
 
-def _worked_out(document: dict[str, Any], opened: dict[str, str], given: Sequence[str]) -> Proven:
-    heading, key = document["heading"], bytes.fromhex(opened["copy_key"])
+def _worked_out(
+    heading: dict[str, Any], told: np.ndarray, opened: dict[str, str], given: dict[str, bool | None]
+) -> Proven:
+    key = bytes.fromhex(opened["copy_key"])
     recipient, promised, alpha = opened["recipient"], opened["commitment"], heading["alpha"]
     check_recipient(recipient)
     if len(key) != SECRET_BYTES or len(bytes.fromhex(opened["content_hash"])) != sha256().digest_size:
         raise ValueError  # of other lengths, one commitment would have several openings
     genuine = commitment(key, recipient, opened["content_hash"]) == promised
-    told = np.full(heading["questions"], -1)
-    for question, answer in document["answers"]:
-        if question < len(told) and answer is not None:
-            told[question] = answer
     labels = keyed_labels([key], heading["questions"], heading["classes"])[0]
     own = owned_questions([key], heading["questions"], heading["share"])[0] & (told >= 0)
     agreeing, counted = int((own & (labels == told)).sum()), int(own.sum())
     stake = float(log_stake(np.array([agreeing]), counted, heading["classes"])[0])
     bound = min(0.0, (math.log(heading["recipients"]) - stake) / math.log(10))
-    published = _published(promised, given, document["accused"])
+    published = given[promised]
     holds = genuine and bound <= math.log10(alpha) and alpha <= MAX_ALPHA and published is not False
     return Proven(
         recipient,
@@ -257,8 +276,8 @@ def _worked_out(document: dict[str, Any], opened: dict[str, str], given: Sequenc
     )
 
 
-def _published(promised: str, given: Sequence[str], accused: Sequence[dict[str, str]]) -> bool | None:
-    """Whether a commitment is one of those given; not known, if each of those is another accused's."""
-    if promised in given:
-        return True
-    return None if set(given) <= {opened["commitment"] for opened in accused} else False
+def _published(given: Sequence[str], accused: Sequence[dict[str, str]]) -> dict[str, bool | None]:
+    """Of each commitment whether it is one of those given; not known, if each of those is another accused's."""
+    promised = {opened["commitment"] for opened in accused}
+    otherwise = None if set(given) <= promised else False
+    return {each: True if each in set(given) else otherwise for each in promised}

@@ -1,39 +1,43 @@
 """Suspects behind an API: any address that takes a picture and answers in JSON, and the Hub's inference providers.
 
 Tokens go to the address they were given for and nowhere else: not with a redirect to another host, into no error, log
-or name. A name keeps of an address what no secret is usually part of: no user, query or fragment.
+or name. A name keeps of an address what no secret is usually part of: no user, query or fragment. Nothing that is sent
+names this package: by default a suspect sees the user agent of the HTTP library, or of the Hub's client.
 """
 
 import base64
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 
+from hf_fingerprint.blackbox.deadline import Deadline
 from hf_fingerprint.blackbox.labels import Labels
 from hf_fingerprint.blackbox.politeness import Passing, Politeness, is_passing, needs, retry_after
 from hf_fingerprint.blackbox.suspects import Asked
+from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_REPLY, megabytes, parse_json
+from hf_fingerprint.checkpoints.plain_http import warn_of_token
 from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
+    import threading
+
     import httpx2
     from huggingface_hub import InferenceClient
 
 STYLES = ("raw", "json", "multipart")
 TIMEOUT = 30.0  # seconds
-WHOLE = 4  # times as long for a whole reply
-LARGEST = 1 << 24  # bytes of a reply
+WHOLE = 4  # times as long for a whole exchange: connection, headers, redirects and reply
 REDIRECTS = 5
 _SAME_METHOD = (307, 308)
+_ENCODINGS = ("", "identity", "gzip", "deflate")  # each at most a thousand times its size; several would multiply
 _PNG = "image/png"
 _WORD = 200  # letters of a class's name
 
@@ -47,6 +51,7 @@ def from_url(
     style: str = "raw",
     part: str | None = None,
     politeness: Politeness | None = None,
+    user_agent: str | None = None,
 ) -> Asked:
     """Asks an address that takes a picture by POST and answers in JSON.
 
@@ -56,14 +61,16 @@ def from_url(
         token (`str`, *optional*): sent as `Authorization: Bearer`.
         field (`str`, *optional*): where in the reply the class is, as for [`class_told`].
         timeout (`float`, *optional*, defaults to 30): seconds for the connection, and between any two parts of a
-            reply; four times as long for all of it.
+            reply; four times as long from the connection to the reply's end, redirects included.
         style (`str`, *optional*, defaults to `"raw"`): `"raw"`, the PNG as it is; `"json"`, in base64 in an object;
             `"multipart"`, as a form sends it.
         part (`str`, *optional*): the name of the object's or form's field, by default `"inputs"` and `"file"`.
         politeness ([`Politeness`], *optional*): by default 5 requests a second and 5 tries.
+        user_agent (`str`, *optional*): sent as `User-Agent`; by default the HTTP library's own.
 
     Raises:
-        [`FingerprintError`]: if the address, the token or the style is impossible, or a library is missing.
+        [`FingerprintError`]: if the address, the token, the style or the user agent is impossible, or a library is
+            missing.
     """
     needs("httpx2")
     import httpx2
@@ -71,17 +78,20 @@ def from_url(
     place, bare, user = _taken_apart(url)
     if style not in STYLES:
         raise FingerprintError(f"{place} can't be asked in the style {style!r}: choose {', '.join(STYLES)}.")
-    headers = {"Accept": "application/json"}
+    headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"} | _named(user_agent)
     if token is not None:
         headers["Authorization"] = f"Bearer {_checked(token, place)}"
     elif user is not None:
         headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
-    client = httpx2.Client(headers=headers, timeout=timeout)
+    if "Authorization" in headers:
+        warn_of_token(url, place, "ask by an address that begins with https://")
+    client, deadline = httpx2.Client(headers=headers, timeout=timeout), Deadline()
+    extensions = {"trace": deadline.note}
 
     def ask(image: np.ndarray) -> Any:
-        request = client.build_request("POST", bare, **_content(png(image), style, part))
-        with _unlogged():
-            return _parsed(_body_of(client, request, place, monotonic() + WHOLE * timeout))
+        request = client.build_request("POST", bare, extensions=extensions, **_content(png(image), style, part))
+        with _unlogged(), deadline.within(WHOLE * timeout) as over:
+            return _parsed(_body_of(client, request, place, over))
 
     return Asked(place, ask, labels, field, politeness or Politeness())
 
@@ -92,6 +102,7 @@ def from_inference_client(
     token: str | None = None,
     timeout: float = TIMEOUT,
     politeness: Politeness | None = None,
+    user_agent: str | None = None,
 ) -> Asked:
     """Asks a model through the Hub's inference client.
 
@@ -101,16 +112,19 @@ def from_inference_client(
         token (`str`, *optional*): for a Hub id; by default the one logged in with.
         timeout (`float`, *optional*, defaults to 30): seconds, for a Hub id.
         politeness ([`Politeness`], *optional*): by default 5 requests a second and 5 tries.
+        user_agent (`str`, *optional*): sent as `User-Agent`, for a Hub id; by default the client's own.
 
     Raises:
         [`FingerprintError`]: if there is no such id, or an address is given, which the token would go to.
     """
     if isinstance(client, str):
         name = f"hf:{client}"
-        client = _client_of(client, name, token, timeout)
+        client = _client_of(client, name, token, timeout, user_agent)
     else:
         model = client.model or "the recommended model"
         name = place_of(model) if "://" in model else f"hf:{model}"
+        if client.token:
+            warn_of_token(model, name, "ask by an address that begins with https://")
     through = _Through(client, name)
     return Asked(name, through, labels, None, politeness or Politeness())
 
@@ -154,6 +168,14 @@ def _checked(token: str, place: str) -> str:
     return token
 
 
+def _named(user_agent: str | None) -> dict[str, str]:
+    if user_agent is None:
+        return {}
+    if not user_agent.strip() or not user_agent.isascii() or not user_agent.isprintable():
+        raise FingerprintError("The user agent is none: give a line of ASCII characters.")
+    return {"User-Agent": user_agent.strip()}
+
+
 def _content(picture: bytes, style: str, part: str | None) -> dict[str, Any]:
     if style == "json":
         return {"json": {part or "inputs": base64.b64encode(picture).decode()}}
@@ -162,7 +184,7 @@ def _content(picture: bytes, style: str, part: str | None) -> dict[str, Any]:
     return {"content": picture, "headers": {"Content-Type": _PNG}}
 
 
-def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str, until: float) -> bytes:
+def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str, over: "threading.Event") -> bytes:
     import httpx2
 
     try:
@@ -171,26 +193,31 @@ def _body_of(client: "httpx2.Client", request: "httpx2.Request", place: str, unt
             try:
                 if response.status_code not in _SAME_METHOD or response.next_request is None:
                     _check(response.status_code, response.headers, place)
-                    return _whole(response, place, until)
+                    return _whole(response, place, over)
                 request = response.next_request  # without the token, where it leads to another host
             finally:
                 response.close()
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise FingerprintError(f"{place} can't be asked ({type(error).__name__}): check the address.") from None
     except httpx2.RequestError as error:
+        if over.is_set():
+            raise Passing("it took too long") from None
         raise Passing(f"the connection failed ({type(error).__name__})") from None
     raise FingerprintError(f"{place} redirects more than {REDIRECTS} times: give the address that it leads to.")
 
 
-def _whole(response: "httpx2.Response", place: str, until: float) -> bytes:
+def _whole(response: "httpx2.Response", place: str, over: "threading.Event") -> bytes:
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in _ENCODINGS:
+        raise FingerprintError(f"{place} answers in the encoding {ascii(coding)[:80]}: give an address that doesn't.")
     body = bytearray()
     for piece in response.iter_bytes():
         body += piece
-        if len(body) > LARGEST:
+        if len(body) > MAX_REPLY:
             raise FingerprintError(
-                f"{place} answers with more than {LARGEST >> 20} MB: give an address that tells classes."
+                f"{place} answers with more than {megabytes(MAX_REPLY)} MB: give an address that tells classes."
             )
-        if monotonic() > until:
+        if over.is_set():
             raise Passing("it took too long")
     return bytes(body)
 
@@ -199,14 +226,12 @@ def _parsed(body: bytes) -> Any:
     """JSON, or a short text as it is, or nothing."""
     try:
         text = body.decode().strip()
-        return json.loads(text)
-    except RecursionError:
-        return None
+        return parse_json(text, MAX_CONFIG_VALUES)
     except ValueError:
         return text if body.isascii() and len(text) <= _WORD and text.isprintable() else None
 
 
-def _client_of(model: str, name: str, token: str | None, timeout: float) -> "InferenceClient":
+def _client_of(model: str, name: str, token: str | None, timeout: float, user_agent: str | None) -> "InferenceClient":
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -217,7 +242,9 @@ def _client_of(model: str, name: str, token: str | None, timeout: float) -> "Inf
         validate_repo_id(model)
     except HFValidationError:
         raise FingerprintError(f"{name} is not a possible Hub id: give hf:org/name.") from None
-    return InferenceClient(model, token=None if token is None else _checked(token, name), timeout=timeout)
+    token = None if token is None else _checked(token, name)
+    headers = {key.lower(): value for key, value in _named(user_agent).items()}  # or the client sends both
+    return InferenceClient(model, token=token, timeout=timeout, headers=headers)
 
 
 class _Through:

@@ -17,6 +17,7 @@ A crash may leave a last line without its end. It is cut off when the file is op
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.limits import MAX_LINE, MAX_LINE_VALUES, MAX_TRANSCRIPT, parse_json, read_bounded
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -124,16 +126,21 @@ class Transcript:
             self._file = -1
 
     def _read(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise self._refusal("is not a regular file", "name another file")
         with os.fdopen(os.dup(self._file), "rb") as file:
-            content = file.read()
+            content = file.read(MAX_TRANSCRIPT + 1)
+        pool = self.heading.questions + self.heading.decoys
+        if len(content) > MAX_TRANSCRIPT or content.count(b"\n") > pool + 1:
+            raise self._refusal("holds more than its questions' answers", "restore it, or name another file")
         *lines, rest = content.split(b"\n")
         if not lines:
             self._begin(rest)
             return
         for number, text in enumerate(lines, 1):
             try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):
+                line = parse_json(text, MAX_LINE_VALUES, strict=True)
+            except ValueError:
                 line = None
             if number == 1:
                 self._check_heading(line)
@@ -218,12 +225,14 @@ def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:
         [`FingerprintError`]: if there is none, or it is damaged.
     """
     try:
-        with Path(path).open("rb") as stream:
-            first = json.loads(stream.readline())
+        content = read_bounded(path, MAX_TRANSCRIPT, "a transcript", FingerprintError)
+        first = parse_json(content.partition(b"\n")[0][:MAX_LINE], MAX_LINE_VALUES, strict=True)
         heading = Heading(**{each.name: first[each.name] for each in fields(Heading)})
+        if type(heading.questions) is not int or type(heading.decoys) is not int or type(heading.classes) is not int:
+            raise TypeError
     except OSError as error:
         raise FingerprintError(f"The transcript {path} can't be read ({error.strerror}): name its file.") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise FingerprintError(f"{path} is no transcript, or is damaged in line 1: restore it.") from None
     with Transcript(path, heading) as transcript:
         return heading, dict(transcript.answers)

@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any
 
+from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, parse_json
+
 
 CONFIG = "config.json"
 FORMATS = frozenset(["pt", "tf", "flax", "mlx", "np"])
@@ -48,7 +50,7 @@ def clean_config(name: str, content: bytes, code: bool) -> bytes:
     Raises:
         [`ValueError`]: if it is not JSON.
     """
-    found = _parsed(content)
+    found = parse_json(content, MAX_CONFIG_VALUES)
     try:
         kept = _clean(found, code)
     except RecursionError:
@@ -64,7 +66,7 @@ def clean_index(content: bytes) -> bytes:
     Raises:
         [`ValueError`]: if it is not such an index.
     """
-    found = _parsed(content)
+    found = parse_json(content)
     if not isinstance(found, dict) or not isinstance(found.get("weight_map"), dict):
         raise ValueError("no index")
     kept = {key: value for key, value in found.items() if key in ("metadata", "weight_map")}
@@ -79,7 +81,7 @@ def clean_header(text: bytes) -> bytes:
 
     The tensors' entries stay in their order, and their offsets as they are, since these count from the header's end.
     """
-    header = _parsed(text)
+    header = parse_json(text)
     metadata = header.get("__metadata__")
     if metadata is None or (metadata.keys() <= {"format"} and metadata.get("format", "pt") in FORMATS):
         return text
@@ -96,19 +98,12 @@ def check_json(content: bytes) -> None:
     Raises:
         [`ValueError`]: if it is not.
     """
-    _parsed(content)
+    parse_json(content)
 
 
 def names_local_files(content: bytes) -> bool:
     """Whether a list, of labels for instance, holds paths of somebody's machine."""
     return bool(_PATH_WITHIN.search(content.decode("utf-8", "replace")))
-
-
-def _parsed(content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
 
 
 def _clean(value: Any, code: bool, key: str = "") -> Any:

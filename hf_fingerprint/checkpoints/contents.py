@@ -17,30 +17,41 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from hf_fingerprint.checkpoints import kinds
+from hf_fingerprint.checkpoints.choosing import is_weights
 from hf_fingerprint.checkpoints.configs import check_json, clean_config, clean_index, names_local_files
+from hf_fingerprint.checkpoints.limits import (
+    MAX_CARD,
+    MAX_FILE,
+    MAX_IN_FOLDER,
+    MAX_IN_FOLDERS,
+    MAX_INDEX,
+    MAX_JSON,
+    megabytes,
+    read_bounded,
+)
 from hf_fingerprint.checkpoints.names import printable
-from hf_fingerprint.checkpoints.source import Source, check_inside, is_weights
+from hf_fingerprint.checkpoints.source import Source, check_inside
 from hf_fingerprint.errors import CheckpointError
 
 
-LARGEST = 64 << 20
 VAULT_DATABASE = "vault.db"
 SQLITE = b"SQLite format 3\0"
-_MOST_IN_FOLDER, _MOST_IN_ALL, _MOST_NAMED = 1000, 10_000, 20
+_MOST_NAMED = 20
 _CARD = "README.md"
 
 
 # what must not leave whatever the file's name: keys, ciphertexts to a vault's identity, tokens
 _HELD = re.compile(
-    rb"(?i:age-secret-key-1)|BEGIN [A-Z0-9 ]*PRIVATE KEY|BEGIN AGE ENCRYPTED|age-encryption\.org/v1"
+    rb"(?i:age-secret-key-1)|BEGIN [A-Z0-9 ]{0,60}PRIVATE KEY|BEGIN AGE ENCRYPTED|age-encryption\.org/v1"
     rb"|PuTTY-User-Key-File|\bhf_(?=[a-zA-Z0-9]*[A-Z])(?=[a-zA-Z0-9]*[a-z])[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
     rb"|\bgh[pousr]_[A-Za-z0-9]{36}"
 )
-_SHOWN = re.compile(
-    r"!\[[^\]]*\]\(\s*<?([^)\s>]+)"  # markdown: ![text](target)
-    r"|<(?:img|source|video|image)\b[^>]*?\b(?:src|srcset|href|poster)\s*=\s*[\"']?([^\"'\s>]+)"
-    r"|^\s*\[[^\]]+\]:\s*<?(\S+?)>?\s*$"  # markdown: [name]: target
-    r"|^\s*-?\s*(?:src|thumbnail|url|image):\s*[\"']?([^\"'\s]+)",  # the front matter's widgets
+_SHOWN = re.compile(  # every repeat is bounded: a hostile card must not take the square of its length
+    r"!\[[^\]]{0,500}\]\(\s{0,20}<?([^)\s>]{1,500})"  # markdown: ![text](target)
+    r"|<(?:img|source|video|image)\b[^>]{0,500}?\b(?:src|srcset|href|poster)\s{0,20}=\s{0,20}[\"']?([^\"'\s>]{1,500})"
+    r"|^[ \t]{0,20}\[[^\]]{1,500}\]:\s{0,20}<?(\S{1,500}?)>?[ \t]{0,20}$"  # markdown: [name]: target
+    # the front matter's widgets
+    r"|^[ \t]{0,100}-?[ \t]{0,20}(?:src|thumbnail|url|image):\s{0,20}[\"']?([^\"'\s]{1,500})",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -141,9 +152,10 @@ def _sort(path: Path, name: str, folder: Path, shown: set[str], include_code: bo
     check_inside(path, folder)
     if not allowed and not (include_code and kinds.is_code(base)):
         return LeftOut(name, _why_not(path))
-    if path.stat().st_size > LARGEST:
-        return LeftOut(name, f"larger than the {LARGEST >> 20} MB that such a file may have")
-    content = _read(path)
+    limit = MAX_JSON if kinds.is_config(base) else MAX_FILE
+    if path.stat().st_size > limit:
+        return LeftOut(name, f"larger than the {megabytes(limit)} MB that such a file may have")
+    content = _read(path, limit)
     try:
         kept = _kept(base, content, include_code)
     except ValueError:
@@ -177,7 +189,7 @@ def _why_not(path: Path) -> str:
 
 
 def _index(path: Path) -> HandedOn:
-    content = _read(path)
+    content = _read(path, MAX_INDEX)
     try:
         kept = clean_index(content)
     except ValueError:
@@ -187,9 +199,9 @@ def _index(path: Path) -> HandedOn:
 
 def _pictures_of(card: Path) -> set[str]:
     """The paths in the folder of what a model card links to as a picture."""
-    if not card.is_file() or card.stat().st_size > LARGEST:
+    if not card.is_file() or card.stat().st_size > MAX_CARD:
         return set()
-    text = _read(card).decode("utf-8", "replace")
+    text = _read(card, MAX_CARD).decode("utf-8", "replace")
     targets = {next(filter(None, found), "") for found in _SHOWN.findall(text)}
     return {posixpath.normpath(unquote(target.split("#")[0].split("?")[0])) for target in targets if target}
 
@@ -200,7 +212,7 @@ def walk(top: Path, why_not: Callable[[str], str | None] = kinds.why_not_folder)
     waiting, seen = deque([top]), 0
     while waiting:
         folder = waiting.popleft()
-        limit = None if folder == top else _MOST_IN_FOLDER + 1
+        limit = None if folder == top else MAX_IN_FOLDER + 1
         try:
             with os.scandir(folder) as entries:
                 listed = sorted(islice(entries, limit), key=lambda entry: entry.name)
@@ -208,7 +220,7 @@ def walk(top: Path, why_not: Callable[[str], str | None] = kinds.why_not_folder)
             yield folder, "a folder that can't be read"
             continue
         seen += len(listed)
-        if folder != top and (len(listed) > _MOST_IN_FOLDER or seen > _MOST_IN_ALL):
+        if folder != top and (len(listed) > MAX_IN_FOLDER or seen > MAX_IN_FOLDERS):
             yield folder, f"{kinds.OTHER}; too many files to look at"
             continue
         if folder != top and any(entry.name == VAULT_DATABASE for entry in listed):
@@ -239,9 +251,9 @@ def shortened(left: list[LeftOut]) -> Iterator[LeftOut]:
             yield LeftOut(posixpath.join(folder, "..."), f"{total - _MOST_NAMED} more: {reason}")
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, limit, "such a file")
     except OSError as error:
         shown = path.parent / printable(path.name)
         raise CheckpointError(

@@ -1,11 +1,12 @@
 """A model from the Hugging Face Hub, pinned to a commit, through the real client and its cache."""
 
 import glob
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
+from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -42,7 +43,8 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are.
+    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are. Warns of a
+    token that is about to go to the Hub over plain http.
 
     Args:
         repo (`str`): `org/name`.
@@ -61,6 +63,7 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     )
 
     at = spelled(repo, revision)
+    warn_of_hub_token()
     try:
         yield
     except HFValidationError:
@@ -88,19 +91,18 @@ def spelled(repo: str, revision: str | None) -> str:
     return f"{repo}@{revision}" if revision else repo
 
 
-def megabytes(count: int, up: bool = False) -> str:
-    """Bytes in MB, rounded so that what is needed (`up`) never looks like what is allowed."""
-    return f"{(math.ceil if up else math.floor)(count / 1e5) / 10:g}"
-
-
 def from_cache(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
     """The same from the local cache alone, for a Hub that can't be reached, or isn't to be asked for this `reason`."""
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
-        names = wanted([file.path for file in get_cached_repo_tree(repo, revision=revision)])
+        whole, there = cached_files(repo, revision)
+        names = wanted(list(there))
+        if not whole:
+            folder = cached_folder(repo, revision)
+            return folder, folder.name
         patterns = [glob.escape(name) for name in names]
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
         return folder, folder.name

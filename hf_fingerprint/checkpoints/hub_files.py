@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.hub import hub_errors, megabytes, spelled
-from hf_fingerprint.checkpoints.source import MAX_INDEX
+from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_versions import cached_files, counted
+from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -106,7 +107,7 @@ class HubFiles:
             try:
                 with hub_errors(self.repo, self.commit):
                     counter = None if self.left is None else _counter(self.sizes[name] or 0)
-                    hf_hub_download(self.repo, name, revision=self.commit, tqdm_class=counter)
+                    hf_hub_download(self.repo, name, revision=self.commit, **counted(counter))
             except (CheckpointError, MoreThanSaid):
                 raise
             except Exception as error:
@@ -121,7 +122,10 @@ class HubFiles:
         path = self.folder / name
         if name not in fetched or not path.is_file():
             raise ValueError(self.why_not([name]) or f"has not the size of an index, up to {MAX_INDEX} bytes")
-        return path.read_bytes()
+        try:
+            return read_bounded(path, MAX_INDEX, "an index of weight files")
+        except (CheckpointError, OSError):
+            raise ValueError(f"has not the size of an index, up to {MAX_INDEX} bytes") from None
 
     def _count(self, names: Iterable[str]) -> None:
         if self.left is not None:
@@ -135,10 +139,10 @@ class HubFiles:
         return name not in self.sizes or isinstance(try_to_load_from_cache(self.repo, name, revision=self.commit), str)
 
     def _from_cache(self, repo: str, reason: str) -> None:
-        from huggingface_hub import get_cached_repo_tree, snapshot_download
+        from huggingface_hub import snapshot_download
 
         try:
-            files = get_cached_repo_tree(repo, revision=self._revision)
+            _, self.sizes = cached_files(repo, self._revision)
             self.folder = Path(
                 snapshot_download(repo, revision=self._revision, local_files_only=True, allow_patterns=[])
             )
@@ -148,7 +152,6 @@ class HubFiles:
             ) from None
         self._online = False
         self.repo, self.commit = repo, self.folder.name
-        self.sizes = {file.path: file.size for file in files}
 
     def _broken(self, error: Exception) -> CheckpointError:
         return CheckpointError(

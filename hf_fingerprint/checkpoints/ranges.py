@@ -7,7 +7,6 @@ with open_ranges("org/name") as checkpoint:  # None: download it instead
 ```
 """
 
-import json
 import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,18 +17,28 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.limits import (
+    MAX_HEADER,
+    MAX_HEADERS,
+    MAX_INDEX,
+    MAX_NAME,
+    MAX_RUN,
+    MAX_SHARDS,
+    megabytes,
+    parse_json,
+)
+from hf_fingerprint.checkpoints.names import is_adapter, printable
+from hf_fingerprint.checkpoints.naming import HubId, exists, hub_id, named
 from hf_fingerprint.checkpoints.nests import free_name
 from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles, TooLarge
-from hf_fingerprint.checkpoints.safetensors_file import MAX_HEADER, TensorInfo, read_layout
-from hf_fingerprint.checkpoints.source import HUB_ID, MAX_INDEX, Source, exists
-from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, may_be_model
+from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, most_of, read_layout
+from hf_fingerprint.checkpoints.source import Source
+from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, is_safetensors, may_be_model
 from hf_fingerprint.errors import CheckpointError
 
 
 HEADER_GUESS = 1 << 17
 GAP, GAP_SHARE = 1 << 16, 256  # bytes between two pieces, and share of the model, that cost less than a request
-MAX_RUN = 1 << 25
 
 
 class Weights(Protocol):
@@ -56,12 +65,13 @@ class OtherFile(NamedTuple):
     size: int | None
 
 
-def open_ranges(name: str | Path, max_bytes: int | None = None) -> "RangedCheckpoint | None":
+def open_ranges(name: str | Path, max_bytes: int | None = None, file: str | None = None) -> "RangedCheckpoint | None":
     """Opens a model on the Hub for reading by ranges.
 
     Args:
         name (`str` or `Path`): what [`resolve`] takes.
         max_bytes (`int`, *optional*): how many bytes are to be fetched at most, headers and indexes among them.
+        file (`str`, *optional*): which of the files in the repo is read alone.
 
     Returns:
         [`RangedCheckpoint`], or `None` if it is to be had by [`weight_sets`]: a path, a model that is in the local
@@ -72,12 +82,12 @@ def open_ranges(name: str | Path, max_bytes: int | None = None) -> "RangedCheckp
         [`CheckpointError`]: if there is no such model, or it is not open to this account, or not well-formed.
         [`TooLarge`]: if more than `max_bytes` are needed to know what is in it.
     """
-    text = str(name)
-    match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
-    if match is None or (not text.startswith("hf-hub:") and exists(Path(text))):
+    text = str(named(name, file))
+    place = hub_id(text)
+    if place is None or (not text.startswith("hf-hub:") and exists(Path(str(name)))):
         return None
     try:
-        return RangedCheckpoint(match["repo"], match["revision"], max_bytes)
+        return RangedCheckpoint(place, max_bytes)
     except NotByRanges:
         return None
 
@@ -94,16 +104,16 @@ class RangedCheckpoint:
         max_bytes (`int` or `None`): how many bytes are to be fetched at most.
     """
 
-    def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
+    def __init__(self, place: HubId, max_bytes: int | None = None):
         self.max_bytes = max_bytes
         self.tensors: dict[str, TensorInfo] = {}
         self.left_out: dict[str, str] = {}
-        self.total_bytes = 0
+        self.total_bytes = self._headers = 0
         self._heads: list[tuple[int, int, np.ndarray]] = []
         self._kept: list[tuple[int, int, np.ndarray]] = []
-        self._hub = hub = RangedFiles(repo, revision, max_bytes)
-        chosen = choose_safetensors(hub.sizes, hub.repo)
-        if chosen is None or self._cached(chosen):
+        self._hub = hub = RangedFiles(place.repo, place.revision, max_bytes)
+        chosen = place.file or choose_safetensors(hub.sizes, hub.repo)
+        if chosen is None or not is_safetensors(chosen) or chosen not in hub.sizes or self._cached(chosen):
             raise NotByRanges
         try:
             self._read_headers(chosen)
@@ -113,8 +123,11 @@ class RangedCheckpoint:
             if any(may_be_model(name) and name != chosen for name in hub.names):  # which may be the model
                 raise NotByRanges from None
             raise
-        self.source = Source(hub.repo, Path(), tuple(map(Path, self._files)), None, hub.commit, whole_folder=False)
-        files = set(self._files)
+        if is_adapter(self.tensors):
+            raise NotByRanges
+        name = str(named(hub.repo, place.file))
+        self.source = Source(name, Path(), tuple(map(Path, self._files)), None, hub.commit, whole_folder=False)
+        files = set(self._files if place.file is None else hub.names)
         others = [name for name in hub.names if may_be_model(name) and name not in files]
         self.others = tuple(OtherFile(name, hub.sizes[name]) for name in others)
 
@@ -185,8 +198,11 @@ class RangedCheckpoint:
         taken: dict[str, int] = {}
         for number in range(len(self._files)):
             for info in self._layout(number):
-                info = replace(info, name=free_name(info.name, taken))
+                name = free_name(info.name[:MAX_NAME], taken)
+                info = info if name == info.name else replace(info, name=name)
                 self.tensors[info.name] = info
+        if (most := most_of(self.tensors.values(), self.left_out)) is not None:
+            self.tensors = {name: info for name, info in self.tensors.items() if name in most}
         for name, shard in weight_map.items():
             if name not in self.tensors:
                 self.left_out.setdefault(printable(name), f"not in {printable(shard)}")
@@ -211,13 +227,19 @@ class RangedCheckpoint:
         if size > MAX_INDEX:
             raise CheckpointError(f"{where} has {size} bytes, which no index has: don't use this model.")
         try:
-            weight_map = {str(name): str(shard) for name, shard in json.loads(bytes(raw))["weight_map"].items()}
+            weight_map = {str(name): str(shard) for name, shard in parse_json(bytes(raw))["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             weight_map = {}
         if not weight_map:
             raise CheckpointError(f"{where} is not an index of weight files: don't use this model.")
         folder, there = posixpath.dirname(index), set(self._hub.names)
-        for shard in sorted(set(weight_map.values())):
+        shards = sorted(set(weight_map.values()))
+        if len(shards) > MAX_SHARDS:
+            raise CheckpointError(
+                f"{where} names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: don't use this "
+                f"model."
+            )
+        for shard in shards:
             if "/" in shard or not shard.endswith(".safetensors") or posixpath.join(folder, shard) not in there:
                 raise CheckpointError(
                     f"{where} points to {printable(shard)}, which is not a weight file beside it: don't use this "
@@ -238,6 +260,12 @@ class RangedCheckpoint:
             raise CheckpointError(
                 f"{where} has a header of {end - 8} bytes in a file of {size}, which no model has: don't use this "
                 f"model."
+            )
+        self._headers += end
+        if self._headers > MAX_HEADERS:
+            raise CheckpointError(
+                f"{self._hub.repo} has weight files whose headers have more than {megabytes(MAX_HEADERS)} MB "
+                f"together, which no model has: don't use this model."
             )
         if end > len(head):
             head = np.concatenate([head, self._hub.get(name, len(head), end)[0]])

@@ -18,10 +18,23 @@ from types import TracebackType
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.choosing import AN_ADAPTER
+from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.formats.recognition import form_of
+from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
+from hf_fingerprint.checkpoints.limits import (
+    MAX_HEADERS,
+    MAX_INDEX,
+    MAX_NAME,
+    MAX_TENSORS,
+    megabytes,
+    parse_json,
+    read_bounded,
+)
+from hf_fingerprint.checkpoints.names import is_adapter, printable
 from hf_fingerprint.checkpoints.nests import free_name
 from hf_fingerprint.checkpoints.pickled import load_pickled
-from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, read_layout
+from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, headers_length, most_of, read_layout
 from hf_fingerprint.checkpoints.source import Source, resolve
 from hf_fingerprint.errors import CheckpointError
 
@@ -47,34 +60,74 @@ class Checkpoint:
         self.left_out: dict[str, str] = {}
         self.data_starts: list[int] = []
         self._descriptors: list[int] = []
-        self._memory: dict[str, np.ndarray] = {}
-        self.shared: list[tuple[str, str]] = []
+        self._memory: dict[str, Tensor] = {}
+        self.tied: dict[str, str] = {}
+        forms = {form_of(path) for path in source.weights}
         self._sizes = [path.stat().st_size for path in source.weights]
+        if len(forms) > 1:
+            raise CheckpointError(f"{source.name} is part safetensors, part PyTorch's files: get the model again.")
         if source.pickled:
-            infos, self._memory, self.shared = load_pickled(source.weights, self.left_out if suspect else None)
+            infos, self._memory, self.tied = load_pickled(source.weights, self.left_out if suspect else None)
             self._add(infos)
         else:
             taken: dict[str, int] | None = {} if suspect else None
+            self._check_headers()
             for number, path in enumerate(source.weights):
                 start, infos = read_layout(path, number, self.left_out if suspect else None)
                 self.data_starts.append(start)
                 self._add(infos, taken)
             self._check_index(suspect)
-            self._descriptors = [os.open(path, os.O_RDONLY) for path in source.weights]
+        if suspect and (most := most_of(self.tensors.values(), self.left_out)) is not None:
+            self.tensors = {name: info for name, info in self.tensors.items() if name in most}
+        if len(self.tensors) > MAX_TENSORS:
+            raise CheckpointError(
+                f"{source.name} holds {len(self.tensors)} tensors, and {MAX_TENSORS} are read: split the model."
+            )
+        if not suspect and is_adapter(self.tensors):
+            raise CheckpointError(f"{source.name} {AN_ADAPTER}.")
+        if not source.pickled:
+            self._open()
 
     def _add(self, infos: list[TensorInfo], taken: dict[str, int] | None = None) -> None:
         for info in infos:
             if taken is not None:
-                info = replace(info, name=free_name(info.name, taken))
+                name = free_name(info.name[:MAX_NAME], taken)
+                info = info if name == info.name else replace(info, name=name)
             if info.name in self.tensors:
                 raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: get the model again.")
+            if taken is None and len(info.name) > MAX_NAME:
+                raise CheckpointError(
+                    f"{self.source.weights[info.file]} has a tensor whose name begins with {info.name[:80]!r} and is "
+                    f"longer than {MAX_NAME} characters: rename it."
+                )
             self.tensors[info.name] = info
+
+    def _check_headers(self) -> None:
+        """Refuses files whose headers, which are read together, are too large together."""
+        total = headers_length(self.source.weights)
+        if total > MAX_HEADERS:
+            raise CheckpointError(
+                f"{self.source.name} has weight files whose headers have {megabytes(total)} MB together, and no model "
+                f"has more than {megabytes(MAX_HEADERS)} MB: get the model again."
+            )
+
+    def _open(self) -> None:
+        try:
+            for path in self.source.weights:
+                self._descriptors.append(os.open(path, os.O_RDONLY))
+        except OSError as error:
+            self.close()
+            raise CheckpointError(
+                f"{self.source.name} can't be read ({error.strerror}): close other programs, or allow this one more "
+                f"open files (ulimit -n)."
+            ) from None
 
     def _check_index(self, suspect: bool) -> None:
         if self.source.index is None:
             return
         shards = {path.name: number for number, path in enumerate(self.source.weights)}
-        for name, shard in json.loads(self.source.index.read_text())["weight_map"].items():
+        index = parse_json(read_bounded(self.source.index, MAX_INDEX, "an index of weight files"))
+        for name, shard in index["weight_map"].items():
             info = self.tensors.get(name)
             if suspect and info is None:
                 self.left_out.setdefault(printable(name), f"not in {printable(shard)}")
@@ -110,9 +163,9 @@ class Checkpoint:
         if self._memory:
             if self.source.weights[info.file].stat().st_size < self._sizes[info.file]:  # reading on would be fatal
                 raise CheckpointError(f"{self.source.weights[info.file]} ends too soon: it changed while it was read.")
-            found = self._memory[info.name][start : start + count]
-            if out is None:
-                return found
+            found = self._memory[info.name].read(start, start + count)
+            if out is None:  # a pickle's tensors lie anywhere in its file
+                return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
             out[:count] = found
             return out[:count]
         buffer = np.empty(count, np.uint8) if out is None else out[:count]
@@ -149,7 +202,9 @@ def block_rows(info: TensorInfo) -> Iterator[slice]:
             yield slice(start, min(start + rows, info.rows))
 
 
-def open_checkpoint(name: str | Path | Source, weights_only: bool = False, suspect: bool = False) -> Checkpoint:
+def open_checkpoint(
+    name: str | Path | Source, weights_only: bool = False, suspect: bool = False, file: str | None = None
+) -> Checkpoint:
     """Opens a model.
 
     Args:
@@ -158,11 +213,12 @@ def open_checkpoint(name: str | Path | Source, weights_only: bool = False, suspe
         suspect (`bool`, *optional*, defaults to `False`): for a model that is only looked at: what can't be read of it
             is left out and listed in `left_out`, and pickles may nest their tensors as they like. A base is refused
             for it, since copies need every tensor.
+        file (`str`, *optional*): which of the weight files in the folder or repo.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it can't be read.
     """
-    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only), suspect)
+    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only, file), suspect)
 
 
 def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str:

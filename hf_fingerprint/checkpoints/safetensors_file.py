@@ -2,10 +2,13 @@
 
 The `safetensors` library checks the file (sizes, offsets, overlaps, truncation); it doesn't tell the offsets, which is
 all that is read here: 8 bytes of header length, little-endian, the header in JSON, the data. A suspect's file that the
-library refuses for a dtype is checked here in the same way.
+library refuses for a dtype is checked here in the same way. The library takes headers of 100 MB, which parsing makes
+2.4 GB of, so a header is held to its limits before anybody parses it.
 """
 
-import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -15,14 +18,21 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.limits import (
+    MAX_DIMENSIONS,
+    MAX_HEADER,
+    MAX_TENSORS,
+    check_values,
+    megabytes,
+    parse_json,
+)
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
 
 
-MAX_HEADER = 100_000_000
 EMPTY = "no elements"
 _MOST_KEPT = 1 << 20  # bytes of a header whose layout is remembered
-_MOST_BYTES, _MOST_DIMENSIONS = 1 << 63, 64
+_MOST_BYTES = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
     """
     refusal: SafetensorError | None = None
     try:
+        raw = _header(path)
         try:
             with safe_open(path, framework="numpy"):
                 pass
@@ -85,20 +96,18 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
             if left_out is None:
                 raise
             refusal = error
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > MAX_HEADER:
-                raise CheckpointError(
-                    f"{path} has a header of {length} bytes, which no model has: get the file again."
-                )
-            raw = stream.read(length)
+        length = len(raw)
         start = 8 + length
         if refusal is None and left_out is None and length <= _MOST_KEPT:
             tensors, unreadable = _layout_of(raw, file)
         else:
-            header = json.loads(raw)
+            header = parse_json(raw)
             if refusal is not None and not _only_dtypes_are_new(header, path.stat().st_size - start):
                 raise refusal
+            if left_out is None and len(header) > MAX_TENSORS + 1:
+                raise CheckpointError(
+                    f"{path} holds {len(header)} tensors, and {MAX_TENSORS} are read: split the model."
+                )
             tensors, unreadable = _tensors(header, file, start, empty=left_out is None)
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -119,7 +128,73 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
 @lru_cache(4)
 def _layout_of(raw: bytes, file: int) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
     """[`_tensors`] of a header that the library has checked: fine-tunes of one model have one header, parsed once."""
-    return _tensors(json.loads(raw), file, 8 + len(raw), empty=True)
+    return _tensors(parse_json(raw), file, 8 + len(raw), empty=True)
+
+
+def _header(path: Path) -> bytes:
+    """A file's header, which can be parsed at a bounded cost.
+
+    Raises:
+        [`CheckpointError`]: if it is too large.
+        [`ValueError`]: if it has too many values, or the file ends before.
+    """
+    length = header_length(path)
+    if length > MAX_HEADER:
+        raise CheckpointError(
+            f"{path} has a header of {megabytes(length, up=True)} MB, and no model's is larger than "
+            f"{megabytes(MAX_HEADER)} MB: get the file again."
+        )
+    with path.open("rb") as stream:
+        stream.seek(8)
+        raw = stream.read(length)
+    check_values(raw)
+    return raw
+
+
+def check_header(content: bytes) -> None:
+    """Refuses the bytes of a safetensors file whose header costs too much to parse, before the library parses it.
+
+    Raises:
+        [`ValueError`]: if it does.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if length > MAX_HEADER:
+        raise ValueError("its header is too large")
+    check_values(content[8 : 8 + length])
+
+
+def header_length(path: Path) -> int:
+    """How many bytes a file's header has.
+
+    Raises:
+        [`ValueError`]: if the file ends before.
+        [`OSError`]: if it can't be read.
+    """
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if 8 + length > os.fstat(stream.fileno()).st_size:
+            raise ValueError("it ends within its header")
+    return length
+
+
+def headers_length(paths: Iterable[Path]) -> int:
+    """How many bytes the headers of several files have together; none of those that have no whole one."""
+    total = 0
+    for path in paths:
+        with suppress(OSError, ValueError):  # reading its layout says what is wrong with it
+            total += header_length(path)
+    return total
+
+
+def most_of(tensors: Iterable[TensorInfo], left_out: dict[str, str]) -> set[str] | None:
+    """Which of a suspect's tensors are read where it has more than [`MAX_TENSORS`]: the largest, since those are the
+    dearest to hide others behind. `left_out` takes how many are not. `None` for all of them."""
+    found = list(tensors)
+    if len(found) <= MAX_TENSORS:
+        return None
+    found.sort(key=lambda info: -info.nbytes)
+    left_out["..."] = f"{len(found) - MAX_TENSORS} tensors more than the {MAX_TENSORS} largest, which are read"
+    return {info.name for info in found[:MAX_TENSORS]}
 
 
 def _tensors(
@@ -169,7 +244,7 @@ def _only_dtypes_are_new(header: Any, size: int) -> bool:
 
 def _sizes(value: Any) -> list[int] | None:
     """A list of numbers that may be sizes, or nothing."""
-    if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS:
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         return None
     return value if all(type(each) is int and 0 <= each < _MOST_BYTES for each in value) else None
 

@@ -55,3 +55,34 @@ def backup(
     back_up(Vault(vault).folder, file)
     output.say(f"{file} is a backup of the vault's database, model secrets included: guard it like the vault.")
     output.say("To restore, put it as vault.db into a new folder. It lacks the tracing identity: back that up, too.")
+
+
+@app.command()
+def check(
+    vault: options.VaultFolder,
+    identity: options.Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Look only for what shows without the tracing identity.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """List what is wrong with the vault: rows that can't be used, damage, files left over. Exit code 1 if anything is.
+
+    With the identity, every record of a copy is opened and held against its commitment.
+    """
+    from hf_fingerprint.vault import Vault, find_passphrase
+    from hf_fingerprint.vault.checkup import check_vault
+
+    opened = Vault(vault)
+    if not locked:
+        opened.unlock(find_passphrase(passphrase_file), identity)
+    faults = check_vault(opened)
+    if as_json:
+        output.print_json([fault.to_dict() for fault in faults])
+    else:
+        for fault in faults:
+            output.say(fault.describe())
+        looked = "what shows without the identity" if locked else "every record, opened"
+        output.say(f"{vault}: {len(faults)} things are wrong ({looked})")
+    return 1 if faults else 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_fingerprint.attacks.attack import logits
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.models import BuiltModel, prepare
 
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ LEAST = 2 * THIEF_SHARE
 _WITHOUT_SCRIPTS = 4  # the first version of datasets that loads none
 _READERS, _PLAIN = "datasets.packaged_modules.", frozenset(["imagefolder", "parquet", "arrow"])
 _TRAIN, _TEST = ("train", "training"), ("test", "validation", "val", "valid", "eval")
-Named = list[tuple[Any, int]]  # paths, or functions that get an image, each with its class
+Named = list[tuple[Any, int]]  # paths, or functions that get a picture and its name, each with its class
 
 
 @dataclass(frozen=True)
@@ -170,14 +170,18 @@ def _dataset(name: str) -> tuple[dict[str, Named], int | None]:
                 f"{name} has no column of images and one of class labels: give a dataset for image classification."
             )
         classes = rows.features[label].num_classes
+        rows = rows.cast_column(image, datasets.Image(decode=False))
         found[str(split).lower()] = [
             (partial(_image_of, rows, i, image), c) for i, c in enumerate(rows[label]) if c is not None and c >= 0
         ]
     return found, classes
 
 
-def _image_of(rows: Any, index: int, column: str) -> Any:
-    return rows[index][column]
+def _image_of(rows: Any, index: int, column: str) -> tuple[Path | bytes, str]:
+    """An image's file, or what it holds, and what to call it."""
+    image = rows[index][column] or {}
+    content, path = image.get("bytes"), image.get("path")
+    return content if content is not None else Path(path or ""), f"image {index} of the dataset"
 
 
 def _check_classes(name: str, classes: int | None, labels: set[int], model: BuiltModel) -> None:
@@ -199,11 +203,7 @@ def _check_classes(name: str, classes: int | None, labels: set[int], model: Buil
 
 
 def _prepare(image: Any, model: BuiltModel) -> "torch.Tensor":
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        opened = Image.open(image) if isinstance(image, Path) else image()
-        with opened:
-            return model.preprocess(opened.convert("RGB" if model.size[0] == 3 else "L"))
-    except (UnidentifiedImageError, OSError):
-        raise FingerprintError(f"{image} can't be read as an image: remove or replace it.") from None
+    if isinstance(image, Path):
+        return prepare(image, model)
+    source, name = image()
+    return prepare(source, model, name)

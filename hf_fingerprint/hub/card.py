@@ -3,7 +3,7 @@
 Never the recipient's name or anything secret. The template is `model_cards/variant.md`.
 """
 
-import json
+import re
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.checkpoints.configs import CONFIG
+from hf_fingerprint.checkpoints.limits import (
+    MAX_CARD,
+    MAX_CONFIG_VALUES,
+    MAX_FRONT_MATTER,
+    MAX_JSON,
+    parse_json,
+    read_bounded,
+)
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
 
 README = "README.md"
 _TEMPLATE = "variant.md"
+_BLANKS = re.compile(r"[\r\n]{50,}")
 
 
 def make_card(
@@ -63,14 +73,19 @@ def make_card(
         card_data=written.to_yaml(),
         title=repo.rsplit("/", 1)[-1],
         repo=repo,
-        base_model=named[0] if isinstance(named, list) and named else named,
+        base_model=_inline(named[0] if isinstance(named, list) and named else named),
         library=library,
-        weights=dict(weights),
+        weights={printable(name).replace("`", "'").replace("|", r"\|"): digest for name, digest in weights.items()},
         content_hash=content_hash,
         commitment=commitment,
         about=about,
     )
     return ModelCard(content)
+
+
+def _inline(text: Any) -> Any:
+    """A name within a line of Markdown, which it can't end or turn into something else; what is no text stays."""
+    return re.sub(r"([\\`|\[\]()<>])", r"\\\1", printable(text)) if isinstance(text, str) else text
 
 
 @cache
@@ -86,15 +101,22 @@ def _template() -> "Template":
 
 def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
     """The metadata and the text of the card that came with the base; headings one level down."""
-    import yaml
     from huggingface_hub import ModelCard
 
     path = folder / README
     if not path.exists():
         return {}, ""
     try:
-        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
-    except (ValueError, OSError, yaml.YAMLError) as error:
+        text = read_bounded(path, MAX_CARD, "a model card").decode("utf-8")
+        text = _BLANKS.sub("\n\n", text)  # the library's search for the front matter takes the square of their number
+        if len(text.partition("\n---")[0]) > MAX_FRONT_MATTER and text.lstrip().startswith("---"):
+            raise CheckpointError(
+                f"{path}, the base's model card, has a front matter of more than {MAX_FRONT_MATTER} bytes: shorten it."
+            )
+        card = ModelCard(text, ignore_metadata_errors=False)
+    except CheckpointError:
+        raise
+    except Exception as error:  # YAML that means something else than a card makes the library raise whatever it means
         raise CheckpointError(
             f"{path}, the base's model card, can't be read ({type(error).__name__}): mend its front matter."
         ) from None
@@ -108,7 +130,7 @@ def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = parse_json(read_bounded(path, MAX_JSON, "a configuration"), MAX_CONFIG_VALUES) if path.exists() else {}
     except (ValueError, OSError):
         raise CheckpointError(f"{path} is not JSON: get the model's folder again.") from None
     return found if isinstance(found, dict) else {}

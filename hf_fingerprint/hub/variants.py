@@ -2,10 +2,12 @@
 
 import csv
 from dataclasses import asdict, dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 from hf_fingerprint.checkpoints import LeftOut
+from hf_fingerprint.checkpoints.limits import MAX_LIST, read_bounded
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -76,11 +78,11 @@ def read_assignments(file: Path) -> list[Assignment]:
         [`FingerprintError`]: if the file isn't such a table; it names the line.
     """
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            table = csv.DictReader(stream)
-            if not {"name", "repo"} <= set(table.fieldnames or ()):
-                raise FingerprintError(f"{file} has no columns name and repo: name them in its first line.")
-            rows = [{key: (row.get(key) or "").strip() for key in ("name", "repo", "account")} for row in table]
+        content = read_bounded(file, MAX_LIST, "a list of recipients", FingerprintError, pipe=True)
+        table = csv.DictReader(StringIO(content.decode("utf-8-sig"), newline=""))
+        if not {"name", "repo"} <= set(table.fieldnames or ()):
+            raise FingerprintError(f"{file} has no columns name and repo: name them in its first line.")
+        rows = [{key: (row.get(key) or "").strip() for key in ("name", "repo", "account")} for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FingerprintError(f"{file} can't be read as CSV ({type(error).__name__}): save it as UTF-8.") from None
     for number, row in enumerate(rows, 1):

@@ -7,10 +7,12 @@ from hf_fingerprint.models.inputs import (
     image_files,
     images_at_once,
     many_synthetic_images,
+    prepare,
     synthetic_images,
     user_images,
     user_images_apart,
 )
+from hf_fingerprint.models.pictures import open_picture
 from hf_fingerprint.models.weights import names_in_file
 
 
@@ -22,6 +24,8 @@ __all__ = [
     "images_at_once",
     "many_synthetic_images",
     "names_in_file",
+    "open_picture",
+    "prepare",
     "synthetic_images",
     "user_images",
     "user_images_apart",

@@ -4,23 +4,27 @@ The folder may come from an attacker. Nothing here is passed to a library as it 
 name the entries they understand and take them from here.
 """
 
-import json
-import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.source import printable
+from hf_fingerprint.checkpoints.limits import (
+    MAX_CLASSES,
+    MAX_CONFIG_DEPTH,
+    MAX_CONFIG_LIST,
+    MAX_CONFIG_VALUES,
+    MAX_JSON,
+    MAX_NUMBER,
+    MAX_SIDE,
+    parse_json,
+    read_bounded,
+)
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import BuildError
 
 
 CONFIG = "config.json"
-LARGEST_FILE = 16 << 20
-LARGEST_SIDE = 2048  # pixels
-LARGEST_NUMBER = 1 << 20
-MOST_CLASSES = 1 << 20
-_LONGEST_LIST, _DEEPEST = 256, 3
 _WORD = re.compile(r"[A-Za-z0-9_+.-]{0,64}")
 
 
@@ -31,12 +35,8 @@ def read_json(path: Path) -> dict[str, Any]:
         [`BuildError`]: if it isn't one, or is larger than 16 MB.
     """
     try:
-        with path.open("rb") as stream:
-            raw = stream.read(LARGEST_FILE + 1)
-        if len(raw) > LARGEST_FILE:
-            raise BuildError(f"{path} has more than {LARGEST_FILE >> 20} MB: get the model's folder again.")
-        found = json.loads(raw)
-    except (ValueError, OSError, RecursionError):
+        found = parse_json(read_bounded(path, MAX_JSON, "a configuration", BuildError), MAX_CONFIG_VALUES)
+    except (ValueError, OSError):
         raise BuildError(f"{path} is not JSON: get the model's folder again.") from None
     if not isinstance(found, dict):
         raise BuildError(f"{path} holds no JSON object: get the model's folder again.")
@@ -49,11 +49,15 @@ def is_plain(value: object, depth: int = 0) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= LARGEST_NUMBER
+        return -MAX_NUMBER <= value <= MAX_NUMBER  # NaN neither, nor a number that no float holds
     if isinstance(value, str):
         return bool(_WORD.fullmatch(value))
     if isinstance(value, list | tuple):
-        return depth < _DEEPEST and len(value) <= _LONGEST_LIST and all(is_plain(each, depth + 1) for each in value)
+        return (
+            depth < MAX_CONFIG_DEPTH
+            and len(value) <= MAX_CONFIG_LIST
+            and all(is_plain(each, depth + 1) for each in value)
+        )
     return False
 
 
@@ -75,7 +79,7 @@ def plain_entries(given: Mapping[str, Any], known: Collection[str], where: str) 
     return chosen
 
 
-def count_of(value: object, name: str, where: str, most: int = MOST_CLASSES) -> int:
+def count_of(value: object, name: str, where: str, most: int = MAX_CLASSES) -> int:
     """A number of classes or channels.
 
     Raises:
@@ -92,11 +96,11 @@ def check_size(size: tuple[int, int, int], where: str) -> tuple[int, int, int]:
     Raises:
         [`BuildError`]: if no image has them, or they are too large to run.
     """
-    sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= LARGEST_SIDE for n in size)
+    sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in size)
     if len(size) != 3 or not sides_fit or size[0] > 64:
         raise BuildError(
             f"{where} takes inputs of {shown(list(size))} (channels, height, width), and up to 64 channels of "
-            f"{LARGEST_SIDE:,} pixels a side can be run: mend its size."
+            f"{MAX_SIDE:,} pixels a side can be run: mend its size."
         )
     return size
 

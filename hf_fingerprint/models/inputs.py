@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models.built import BuiltModel
+from hf_fingerprint.models.pictures import open_picture
 
 
 if TYPE_CHECKING:
@@ -160,14 +162,29 @@ def _from_files(paths: Sequence[Path], model: BuiltModel) -> Images:
 
 
 def _read(path: Path, model: BuiltModel) -> "torch.Tensor":
-    from PIL import Image, UnidentifiedImageError
+    return prepare(path, model)[None]
 
+
+def prepare(source: Path | bytes, model: BuiltModel, name: str | None = None) -> "torch.Tensor":
+    """A picture as a model takes it, `(channels, height, width)`.
+
+    Args:
+        source (`Path` or `bytes`): a file, or what it holds.
+        model ([`BuiltModel`]): for its preprocessing.
+        name (`str`, *optional*): what to call it in errors; by default the file's path.
+
+    Raises:
+        [`FingerprintError`]: if it can't be read, or the model's preprocessing can't take it.
+    """
+    image = open_picture(source, "RGB" if model.size[0] == 3 else "L", name)
     try:
-        with Image.open(path) as image:
-            prepared: torch.Tensor = model.preprocess(image.convert("RGB" if model.size[0] == 3 else "L"))
-    except (UnidentifiedImageError, OSError):
-        raise FingerprintError(f"{path} can't be read as an image: remove or replace it.") from None
-    return prepared[None]
+        prepared: torch.Tensor = model.preprocess(image)
+    except Exception as error:  # whatever a processor has against a picture
+        raise FingerprintError(
+            f"{printable(str(source)) if name is None else name} can't be prepared for the model "
+            f"({type(error).__name__}): remove or replace it."
+        ) from None
+    return prepared
 
 
 def _cut(block: "torch.Tensor", first: int, count: int) -> "Iterator[torch.Tensor]":

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_fingerprint.checkpoints.limits import MAX_SIDE
 from hf_fingerprint.errors import BuildError, FingerprintWarning
-from hf_fingerprint.models.configuration import LARGEST_SIDE, plain_entries, read_json, shown
+from hf_fingerprint.models.configuration import plain_entries, read_json, shown
 
 
 if TYPE_CHECKING:
@@ -145,6 +146,6 @@ def _size(given: object, name: str, file: Path) -> int | dict[str, int]:
 
 
 def _side(given: object, name: str, file: Path) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= LARGEST_SIDE:
-        raise BuildError(f"{file} gives {name} as {shown(given)}: sides of up to {LARGEST_SIDE:,} pixels can be run.")
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= MAX_SIDE:
+        raise BuildError(f"{file} gives {name} as {shown(given)}: sides of up to {MAX_SIDE:,} pixels can be run.")
     return given

@@ -4,6 +4,7 @@ Nothing here sees a codeword, so a wrong match costs evidence and can't make any
 """
 
 from collections import Counter, defaultdict
+from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -16,6 +17,7 @@ from hf_fingerprint.vault import Base
 
 SAMPLE_ROWS = 8
 SIMILAR = 0.2
+_AT_ONCE = 1 << 22  # weights of the suspect that are compared together
 
 
 def match_names(base: Base, suspect: Weights) -> dict[str, TensorInfo]:
@@ -75,17 +77,19 @@ def match_tensors(base: Base, original: Checkpoint, suspect: Weights) -> dict[st
     for carrier in base.carriers:
         if carrier.name not in matches:
             open_carriers[base.tensors[carrier.name].shape].append(carrier.name)
+    by_shape: dict[tuple[int, ...], list[TensorInfo]] = defaultdict(list)
+    for info in suspect.tensors.values():
+        if info.shape in open_carriers and info.dtype in READABLE:
+            by_shape[info.shape].append(info)
     for shape, names in open_carriers.items():
-        free = [
-            i for i in suspect.tensors.values() if i.shape == shape and i.dtype in READABLE and i.name not in taken
-        ]
+        free = [info for info in by_shape[shape] if info.name not in taken]
         if free:
-            drawn = [_sample(suspect, info) for info in free]
-            likeness = np.array([[_cosine(samples[name], sample) for sample in drawn] for name in names])
-            for row, column in zip(*linear_sum_assignment(-likeness), strict=True):
-                if likeness[row, column] >= SIMILAR:
-                    matches[names[row]] = free[column]
-                    taken.add(free[column].name)
+            likeness = _likeness([samples[name] for name in names], suspect, free)
+            columns = _likeliest(likeness)
+            for row, column in zip(*linear_sum_assignment(-likeness[:, columns]), strict=True):
+                if likeness[row, columns[column]] >= SIMILAR:
+                    matches[names[row]] = free[columns[column]]
+                    taken.add(free[columns[column]].name)
     for name, info in by_name.items():
         if name not in matches and info.name not in taken:
             matches[name] = info
@@ -97,12 +101,47 @@ def sample_rows(rows: int, count: int) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count))})
 
 
+def _likeness(ours: list[np.ndarray], suspect: Weights, infos: list[TensorInfo]) -> np.ndarray:
+    """The cosines of some carriers' samples with those of tensors of the same shape, `(carriers, tensors)`, `float32`;
+    0 for what is not similar. A suspect may have 100,000 tensors of one shape, so they are read block by block."""
+    units = np.stack([_unit(sample) for sample in ours])
+    found = np.empty((len(ours), len(infos)), np.float32)
+    at_once = max(1, _AT_ONCE // max(1, units.shape[1]))
+    for start in range(0, len(infos), at_once):
+        theirs = np.stack([_unit(_sample(suspect, info)) for info in infos[start : start + at_once]])
+        found[:, start : start + len(theirs)] = units @ theirs.T
+    found[found < SIMILAR] = 0
+    return found
+
+
+def _likeliest(likeness: np.ndarray) -> np.ndarray:
+    """The columns that a best assignment of the rows needs: of each row as many of its likeliest as there are rows,
+    since the other rows can take no more than the rest of them."""
+    rows, columns = likeness.shape
+    if columns <= rows:
+        return np.arange(columns)
+    return np.unique(np.argpartition(-likeness, rows - 1)[:, :rows])
+
+
+def _unit(sample: np.ndarray) -> np.ndarray:
+    """A sample as a vector of length 1, `float64`; 0 if it is."""
+    wide = sample.astype(np.float64)  # squares of float32 may overflow
+    length = np.linalg.norm(wide)
+    return wide / length if length > 0 else wide
+
+
 def _sample(checkpoint: Weights, info: TensorInfo) -> np.ndarray:
-    rows = [
-        to_float32(checkpoint.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
-        for row in sample_rows(info.rows, SAMPLE_ROWS)
-    ]
-    return np.nan_to_num(np.concatenate(rows), posinf=0, neginf=0)
+    size = info.row_bytes
+    if info.rows <= SAMPLE_ROWS:
+        raw = [checkpoint.read(info)]
+    else:
+        raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in _rows_of(info.rows)]
+    return np.nan_to_num(np.concatenate([to_float32(each, info.dtype) for each in raw]), posinf=0, neginf=0)
+
+
+@lru_cache
+def _rows_of(rows: int) -> list[int]:
+    return sample_rows(rows, SAMPLE_ROWS)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
-from hf_fingerprint.checkpoints.hub import megabytes
+from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.reading import Looks, names_tell
 from hf_fingerprint.tracing.case import Case

@@ -1,5 +1,6 @@
 """The vault's SQLite file and the files beside it: found, checked, connected to."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +8,19 @@ from functools import partial
 from pathlib import Path
 
 from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.copying import check_upgradable, keep_original
+from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.forgetting import catch_up
-from hf_fingerprint.vault.schema import FORMAT
+from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.storage import WAIT_SECONDS, address, check_unchanged, database_refusal, may_write
 from hf_fingerprint.vault.upgrading import UPGRADABLE, upgrade
 
 
 DATABASE = VAULT_DATABASE
 IDENTITY = "identity.age"
+_TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", TABLES))
 
 
 def identity_name(kind: str, public_key: str) -> str:
@@ -29,6 +33,10 @@ class Database:
 
     Args:
         folder (`str` or `Path`): the vault's folder.
+
+    Attributes:
+        public_key (`str`): of the tracing identity; empty if it is lost.
+        meta_faults (`list[Fault]`): what the database says of itself and can't be.
 
     Raises:
         [`VaultError`]: if there is no vault, it is damaged, or its format is newer than this version reads.
@@ -51,14 +59,19 @@ class Database:
                 check_upgradable(self.folder / DATABASE, meta["format"])
                 upgrade(connection, partial(keep_original, self.folder))
                 meta = dict(connection.execute("SELECT key, value FROM meta"))
-        if meta.get("format") != str(FORMAT):
-            raise VaultError(
-                f"{self.folder} has vault format {meta.get('format')} and this version reads {FORMAT}: upgrade "
-                f"hf-fingerprint."
-            )
-        if "public_key" not in meta:
-            raise VaultError(f"{self.folder / DATABASE} lacks the vault's public key: restore a backup.")
-        self.public_key = meta["public_key"]
+            whole = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")} >= _TABLES
+        self.meta_faults: list[Fault] = []
+        found = str(meta.get("format"))
+        if found != str(FORMAT):
+            if found.isdecimal() or not whole:
+                raise VaultError(
+                    f"{self.folder} has vault format {printable(found[:20])} and this version reads {FORMAT}: upgrade "
+                    f"hf-fingerprint."
+                )
+            self.meta_faults.append(Fault("meta", "format", "was changed"))
+        self.public_key = str(meta.get("public_key", ""))
+        if not self.public_key:
+            self.meta_faults.append(Fault("meta", "public key", "is missing, so no copy can be marked"))
         with self.connect() as connection:
             catch_up(connection, meta)
 
@@ -83,6 +96,7 @@ class Database:
             try:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 connection.execute("PRAGMA foreign_keys = ON")
+                connection.text_factory = _text
                 yield connection
             finally:
                 connection.close()
@@ -101,6 +115,11 @@ class Database:
         with self.connect() as connection:
             connection.execute("SELECT count(*) FROM meta").fetchone()  # only now is the journal opened
             yield
+
+
+def _text(value: bytes) -> str:
+    """Text from a column; bytes that are none show as such, and stop nobody from reading the row."""
+    return value.decode(errors="replace")
 
 
 def _first_bytes(path: Path) -> bytes:

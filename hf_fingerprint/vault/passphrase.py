@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import PassphraseError
 
 
@@ -28,7 +29,12 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
     """
     if file is not None:
         try:
-            first = file.read_bytes().decode().split("\n")[0].removesuffix("\r")
+            first = (
+                read_bounded(file, MAX_IDENTITY, "a passphrase file", PassphraseError, pipe=True)
+                .decode()
+                .split("\n")[0]
+                .removesuffix("\r")
+            )
         except (OSError, UnicodeDecodeError):
             first = ""
         if not first:

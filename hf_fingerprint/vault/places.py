@@ -3,7 +3,6 @@
 Folders of models are copied and pushed; a vault in one is a `push_to_hub` away from being public.
 """
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from pathlib import Path
 
 from hf_fingerprint.checkpoints import Source
 from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
-from hf_fingerprint.errors import VaultError
+from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_JSON, parse_json, read_bounded
+from hf_fingerprint.errors import CheckpointError, VaultError
 
 
 _MOST = 20_000
@@ -131,7 +131,7 @@ def _is_model(folder: Path) -> bool:
     try:
         if any((folder / name).is_file() for name in _WEIGHTS):
             return True
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config = parse_json(read_bounded(folder / "config.json", MAX_JSON, "a configuration"), MAX_CONFIG_VALUES)
+    except (CheckpointError, OSError, ValueError):
         return False
     return isinstance(config, dict) and not _SAID_BY_MODELS.isdisjoint(config)

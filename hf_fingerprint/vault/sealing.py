@@ -14,6 +14,8 @@ import pyrage
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.vault import passphrase_age
+from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.passphrase_age import MOST_BYTES, log_work_of, open_with_passphrase, seal_with_passphrase
 from hf_fingerprint.vault.private_files import only_one, replace_private, sweep
 from hf_fingerprint.vault.storage import file_refusal
@@ -150,26 +152,23 @@ class Opener:
         """The content of a whole vault; `None` if it wasn't encrypted to this key, or is damaged."""
         try:
             return pyrage.decrypt(sealed, [self._identity])
-        except pyrage.DecryptError:
+        except (pyrage.DecryptError, TypeError):  # SQLite keeps whatever type it was given
             return None
 
     def unseal(self, sealed: bytes, copy_id: str, base_id: str, recipient: str) -> bytes:
         """The copy key in a record.
 
         Raises:
-            [`VaultError`]: if the seal is broken or was made for another record.
+            [`RowError`]: if the seal is broken or was made for another record.
         """
         try:
             content = json.loads(pyrage.decrypt(sealed, [self._identity]))
             key = bytes.fromhex(content["key"])
-        except (pyrage.DecryptError, ValueError, KeyError, TypeError):  # SQLite keeps whatever type it was given
-            content, key = None, b""
-        belongs = (copy_id, base_id, recipient)
-        if content is None or (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
-            raise VaultError(
-                f"The record of copy {copy_id} ({recipient}) was tampered with or sealed to another identity: "
-                f"restore a backup."
-            )
+        except (pyrage.DecryptError, ValueError, KeyError, TypeError, RecursionError):  # of any type, or too deep
+            content, key = {}, b""
+        named, belongs = f"{shown(copy_id)} ({shown(recipient)})", (copy_id, base_id, recipient)
+        if (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
+            raise RowError(Fault("copies", named, "was tampered with or sealed to another identity"))
         if len(key) != SECRET_BYTES:
-            raise VaultError(f"The record of copy {copy_id} ({recipient}) holds no usable key: restore a backup.")
+            raise RowError(Fault("copies", named, "holds no usable key"))
         return key

@@ -51,6 +51,12 @@ def database_refusal(database: Path, error: sqlite3.Error) -> VaultError:
     return VaultError(f"{database} can't be used as a vault ({error}): restore a backup.")
 
 
+def damaged(error: sqlite3.Error) -> bool:
+    """Whether SQLite found that a part of the database is not what it wrote."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_CORRUPT
+
+
 def file_refusal(what: str, place: Path, error: OSError) -> VaultError:
     """The sentence for a file or folder that can't be written.
 

@@ -14,7 +14,7 @@ from loopback_hub_repos import Blob
 from safetensors.numpy import save
 
 from hf_fingerprint.checkpoints import WeightSets, open_checkpoint, weight_sets
-from hf_fingerprint.checkpoints.weight_sets import MOST_SETS
+from hf_fingerprint.checkpoints.limits import MAX_SETS
 
 
 A, B = np.arange(6, dtype=np.float32), np.arange(4, dtype=np.float32)
@@ -149,7 +149,7 @@ def test_an_index_that_mixes_forms_becomes_a_set_of_each(tmp_path):
     found = weight_sets(tmp_path)
 
     assert opened(found) == [["a"], ["b"]]
-    assert found.unread == (("z.h5", "not read: convert it to safetensors"),)
+    assert found.unread == (("z.h5", "holds HDF5, which is not read: convert it to safetensors"),)
 
 
 def test_what_belongs_to_a_training_is_no_set(tmp_path):
@@ -161,6 +161,15 @@ def test_what_belongs_to_a_training_is_no_set(tmp_path):
 
     assert (shown(found, tmp_path), found.unread) == ([["model.safetensors"]], ())
     assert shown(weight_sets(tmp_path / "optimizer.pt"), tmp_path) == [["optimizer.pt"]]  # if it is what is meant
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state_0.pth", "scheduler.bin", "optimizer.safetensors"])
+def test_a_model_that_is_named_as_a_trainings_state_is_read_all_the_same(tmp_path, name):
+    save_model(tmp_path / "model.safetensors", a=A)
+    matrix = B.reshape(2, 2)
+    save_model(tmp_path / name, w=matrix) if name.endswith("s") else pickled(tmp_path / name, w=matrix)
+
+    assert shown(weight_sets(tmp_path), tmp_path) == [["model.safetensors"], [name]]
 
 
 UNREAD = {
@@ -175,10 +184,10 @@ UNREAD = {
     "stolen.zip": "unpack it",
     "model.tar.gz": "unpack it",
     "model.safetensors.bak": "name it .safetensors",
-    "OLD.SAFETENSORS": "name it .safetensors",
-    "adapter_model.safetensors": "merge it into its model",
-    "broken.safetensors": "get the file again",
-    "broken.bin": "get the model as safetensors",
+    "OLD.SAFETENSORS": "get it again",
+    "adapter_model.safetensors": "get it again",
+    "broken.safetensors": "get it again",
+    "broken.bin": "get it again",
     "link.safetensors": "link to outside its folder",
     "lost.bin": "is missing",
     "pipe.bin": "not a regular file",
@@ -232,9 +241,9 @@ def test_sub_folders_are_looked_into_and_those_of_trainings_come_last(tmp_path):
 
 
 def test_more_sets_than_the_limit_are_refused_and_the_way_out_is_said(tmp_path):
-    for number in range(MOST_SETS):
+    for number in range(MAX_SETS):
         save_model(tmp_path / f"{number:02}.safetensors", a=A)
-    assert len(weight_sets(tmp_path).sets) == MOST_SETS
+    assert len(weight_sets(tmp_path).sets) == MAX_SETS
     save_model(tmp_path / "more.safetensors", a=A)
 
     text = refused(weight_sets, tmp_path)
@@ -250,7 +259,7 @@ def test_of_a_trainings_many_checkpoints_as_many_are_looked_at_as_there_is_room_
 
     found = weight_sets(tmp_path)
 
-    assert len(found.sets) == MOST_SETS
+    assert len(found.sets) == MAX_SETS
     assert shown(found, tmp_path)[0] == ["model.safetensors"]
     assert len(found.unread) == 9
     assert found.unread[0] == ("checkpoint-31/model.safetensors", "one more than 32 sets of weights: name it")
@@ -291,7 +300,9 @@ def test_a_file_or_an_index_named_directly_is_the_one_set(tmp_path):
         assert (shown(found, tmp_path), found.unread) == ([files], ())
         assert not found.sets[0].whole_folder
         assert found.sets[0].name == str(tmp_path / name)
-    assert weight_sets(tmp_path / "y.h5") == WeightSets((), (("y.h5", "not read: convert it to safetensors"),))
+    assert weight_sets(tmp_path / "y.h5") == WeightSets(
+        (), (("y.h5", "holds HDF5, which is not read: convert it to safetensors"),)
+    )
 
 
 def test_a_damaged_file_named_directly_is_unread(tmp_path):
@@ -413,7 +424,7 @@ def test_a_file_that_is_longer_than_it_was_said_to_be_is_not_read_on(hub, monkey
 
 
 def test_more_sets_than_the_limit_are_not_even_fetched(hub):
-    hub.add("org/name", {f"{n:02}.safetensors": save({"a": A}) for n in range(MOST_SETS + 1)})
+    hub.add("org/name", {f"{n:02}.safetensors": save({"a": A}) for n in range(MAX_SETS + 1)})
 
     assert "33 sets" in refused(weight_sets, "org/name")
     assert served(hub) == set()
@@ -462,3 +473,17 @@ def test_a_renamed_repo_is_named_as_it_is_now(hub):
     hub.moved["model", "org/old"] = "org/new"
 
     assert weight_sets("org/old").sets[0].name == "org/new"
+
+
+def test_sets_whose_headers_would_take_too_long_together_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(weight_sets.__globals__, "MAX_HEADERS", 150)
+    for number in range(4):
+        save_model(tmp_path / f"{number}.safetensors", a=A)
+
+    found = weight_sets(tmp_path)
+
+    assert shown(found, tmp_path) == [["0.safetensors"], ["1.safetensors"]]
+    assert [(name, "name it" in reason) for name, reason in found.unread] == [
+        ("2.safetensors", True),
+        ("3.safetensors", True),
+    ]

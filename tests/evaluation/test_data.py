@@ -1,5 +1,6 @@
 import contextlib
 import sys
+from io import BytesIO
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
@@ -125,7 +126,7 @@ class Builder:
 
 def fake_datasets(monkeypatch, load, version="5.2.0", reader="parquet"):
     module = ModuleType("datasets")
-    module.__version__ = version
+    module.__version__, module.Image = version, Image
     kind = type("Parquet", (Builder,), {"__module__": f"datasets.packaged_modules.{reader}.{reader}"})
     module.load_dataset_builder = lambda name: kind(lambda: load(name))
     monkeypatch.setitem(sys.modules, "datasets", module)
@@ -134,6 +135,9 @@ def fake_datasets(monkeypatch, load, version="5.2.0", reader="parquet"):
 class Image:
     """A feature of the datasets library."""
 
+    def __init__(self, decode: bool = True):
+        assert not decode, "pictures are opened where their size is looked at"
+
 
 class ClassLabel:
     """Another."""
@@ -141,10 +145,20 @@ class ClassLabel:
     num_classes = 4
 
 
+def encoded(picture):
+    file = BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
 class Rows(list):
     """A split of that library: rows by number, columns by name."""
 
-    features: ClassVar[dict[str, object]] = {"note": SimpleNamespace(), "picture": Image(), "kind": ClassLabel()}
+    features: ClassVar[dict[str, object]] = {"note": SimpleNamespace(), "picture": Image(False), "kind": ClassLabel()}
+
+    def cast_column(self, name, feature):
+        """The pictures as files."""
+        return Rows({**row, name: {"bytes": encoded(row[name]), "path": None}} for row in self)
 
     def __getitem__(self, key):
         return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
@@ -162,7 +176,7 @@ def test_a_dataset_is_read_by_its_columns_of_images_and_classes(monkeypatch, mod
 
 def test_a_dataset_without_classes_is_refused(monkeypatch, model):
     rows = Rows([{"picture": None, "kind": 0}])
-    rows.features = {"picture": Image()}
+    rows.features = {"picture": Image(False)}
     fake_datasets(monkeypatch, lambda name: {"train": rows})
 
     assert "class labels" in refused(load_data, "org/pictures", model)

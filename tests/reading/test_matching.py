@@ -4,12 +4,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from scipy.optimize import linear_sum_assignment
 from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.reading import match_names, match_shapes
-from hf_fingerprint.reading.matching import match_tensors, sample_rows
+from hf_fingerprint.reading.matching import _likeliest, match_tensors, sample_rows
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,29 @@ def test_sampled_rows_are_spread_from_the_first_to_the_last(rows, count):
     assert chosen == sorted(chosen)
     gaps = np.diff(chosen)
     assert not len(gaps) or gaps.max() - gaps.min() <= 1
+
+
+def test_each_carrier_is_found_among_thousands_of_decoys_of_its_shape(case, tmp_path):
+    names = [name for name in carriers(case) if name.endswith("fc1.weight")]
+    shape = case.arrays[names[0]].shape
+    decoys = np.random.default_rng(3).standard_normal((2000, *shape)).astype(np.float16)
+    arrays = {f"decoy{i}": decoy for i, decoy in enumerate(decoys)}
+    arrays |= {f"hidden{i}": case.arrays[name] for i, name in enumerate(names)}
+
+    assert matched(case, arrays, tmp_path) == {name: f"hidden{i}" for i, name in enumerate(names)}
+
+
+def test_the_likeliest_columns_hold_a_best_assignment():
+    rng = np.random.default_rng(4)
+    for rows, columns in ((1, 9), (4, 4), (5, 60), (7, 3)):
+        likeness = rng.random((rows, columns)) ** 4
+        likeness[:, : columns // 2] = likeness[:, [0]]  # as where an attacker repeats a tensor
+        chosen = likeness[:, _likeliest(likeness)]
+
+        assert chosen.shape[1] <= max(columns, rows) and chosen.shape[1] <= rows * rows + rows
+        assert best(chosen) == pytest.approx(best(likeness))
+
+
+def best(likeness: np.ndarray) -> float:
+    """The sum of a best assignment."""
+    return float(likeness[linear_sum_assignment(-likeness)].sum())

@@ -13,7 +13,7 @@ from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, everything_in, na
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.errors import PassphraseError, VaultError
-from hf_fingerprint.vault import begin_training, copies_in_training
+from hf_fingerprint.vault import begin_training, copies_in_training, open_copies
 from hf_fingerprint.vault import rotation as module
 from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import open_pack, pack_vault, take_snapshot
@@ -133,20 +133,28 @@ def test_an_empty_passphrase_changes_nothing(vault, monkeypatch):
 
 
 @pytest.mark.parametrize("column", ["sealed", "commitment", "recipient"])
-def test_a_record_that_was_tampered_with_is_named_and_nothing_changes(vault, column):
+def test_a_record_that_was_tampered_with_is_named_and_stays_as_it_is(vault, column):
     record = vault.copies()[1]
     value = b"junk" if column == "sealed" else "00" * 32
     with vault.connect() as connection:
         connection.execute(f"UPDATE copies SET {column} = ? WHERE copy_id = ?", (value, record.copy_id))
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    before = bytes_of(vault.folder)
+    before = [copy for copy in vault.copies() if copy.copy_id == record.copy_id]
+    count = len(vault.copies())
 
-    assert record.copy_id in refusal(rotate, vault, NEW)
-    assert bytes_of(vault.folder) == before
+    done = rotate(vault, NEW)
+
+    assert [fault.key.split()[0] for fault in done.faults] == [record.copy_id]
+    assert done.records == count - 1
+    done.vault.unlock(NEW)
+    after = done.vault.copies()
+    assert [copy for copy in after if copy.copy_id == record.copy_id] == before
+    opened = open_copies(done.vault, after)
+    assert len(opened.keys) == count - 1
+    assert [fault.key for fault in opened.faults] == [fault.key for fault in done.faults]
 
 
 def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.store.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 2)
     base = vault.bases()[0]
     seals = [record.sealed for record in vault.copies()]
     for _ in range(3):  # seals that were replaced long ago, and bundles
@@ -208,7 +216,7 @@ def test_a_training_goes_on(vault):
 
 
 def test_a_process_that_opened_the_vault_before_seals_nothing_more_to_the_old_identity(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.store.BUNDLE_FROM", 1)
+    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 1)
     before, records = Vault(vault.folder), vault.copies()
     base, begun = before.bases()[0], before.copies()[2]
     done = rotate(vault, NEW)
