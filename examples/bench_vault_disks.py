@@ -42,7 +42,7 @@ from hf_fingerprint.vault.sealing import new_identity
 
 OLD, NEW, TOKEN = "correct horse battery staple", "another passphrase", "hf_the-owner-of-org"
 SETTINGS = Settings(coalition=3, recipients_planned=4, eps=0.003)
-DISK, PAGE = 8 << 20, 4096
+DISK, ROOMY, PAGE = 8 << 20, 256 << 20, 4096
 RECIPIENTS = 70  # enough for a trace to keep what it unsealed
 SENTENCES = ("is full", "No space left", "make room")
 ISSUER = new_identity()[1]
@@ -247,14 +247,14 @@ def trouble(case: Case, place: Place, free: int) -> str | None:
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of 8 MB at a folder, for as long as it lasts.
+def small_disk(folder: Path, size: int = DISK) -> Iterator[Path]:
+    """A disk in memory of 8 MB at a folder, for as long as it lasts.
 
     Raises:
         [`PermissionError`]: if this user may not mount one.
     """
     folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={DISK},mode=0700", "tmpfs", folder]
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder]
     if subprocess.run(mounting, check=False, stderr=subprocess.DEVNULL).returncode:
         raise PermissionError(f"{folder}: no right to mount a disk: run as root or under `unshare`.")
     try:
@@ -299,7 +299,8 @@ def measure(sizes: int, names: list[str], most: int) -> Counter[tuple[str, str]]
         patches.setattr(passphrase_age, "LOG_WORK", 2)  # a passphrase costs no second
         patches.setenv("HF_FINGERPRINT_PASSPHRASE", OLD)
         patches.setattr(commands, "app", get_command(commands.app))  # put together once, not in each child
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vault-disks-")))
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vault-disks-")))
+        work = stack.enter_context(small_disk(top / "roomy", ROOMY))  # in memory too, since syncing takes long
         small = stack.enter_context(small_disk(work / "small"))
         hub = stack.enter_context(LoopbackHub())
         hub.point_client(patches, work / "cache")

@@ -77,6 +77,7 @@ MAX_PROOF_LABELS = 1 << 24  # accused times questions of a proof: each label is 
 # Vaults.
 MAX_PACK = 256 * MB  # bytes of a vault on the Hub: it is held in memory twice, encrypted and opened
 MAX_IDENTITY = 1 * MB  # bytes of an identity file, which has some hundred
+MAX_LOG_WORK = 22  # log2 of scrypt's N to open one: 4 GB and some 10 seconds; the age command line's own limit
 
 
 def read_bounded(

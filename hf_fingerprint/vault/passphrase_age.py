@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from hf_fingerprint.checkpoints.limits import MAX_LOG_WORK
 from hf_fingerprint.errors import PassphraseError
 
 
 LOG_WORK = 18  # log2 of scrypt's N: 256 MB and about a second for each guess
-MOST_LOG_WORK = 22  # 4 GB; age's own limit for files that it opens
-MOST_BYTES = 32 << 10  # of a sealed file, before it is read: less than a chunk, armor included
+MOST_BYTES = 32 << 10  # of a sealed file: less than a chunk, armor included
 _VERSION = b"age-encryption.org/v1"
 _KEY_BYTES, _NONCE_BYTES, _TAG_BYTES = 16, 16, 16
 _ONLY_CHUNK = bytes(11) + b"\x01"  # STREAM's nonce: chunk 0, and the last one
@@ -81,7 +81,7 @@ def open_with_passphrase(sealed: bytes, passphrase: str, name: str) -> bytes:
         name (`str`): what the file is called when it is refused.
 
     Raises:
-        [`PassphraseError`]: if it is no such file, asks for more work than `MOST_LOG_WORK`, is damaged, or the
+        [`PassphraseError`]: if it is no such file, asks for more work than `MAX_LOG_WORK`, is damaged, or the
             passphrase is wrong.
     """
     try:
@@ -90,9 +90,9 @@ def open_with_passphrase(sealed: bytes, passphrase: str, name: str) -> bytes:
         raise PassphraseError(
             f"{name} is not an age file that a passphrase opens: give the identity file that `vault init` made."
         ) from None
-    if parsed.log_work > MOST_LOG_WORK:
+    if parsed.log_work > MAX_LOG_WORK:
         raise PassphraseError(
-            f"{name} asks for 2^{parsed.log_work} steps of work and at most 2^{MOST_LOG_WORK} are done: seal it again "
+            f"{name} asks for 2^{parsed.log_work} steps of work and at most 2^{MAX_LOG_WORK} are done: seal it again "
             f"with the tool that made it, or restore a backup of it."
         )
     try:

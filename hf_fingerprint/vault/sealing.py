@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pyrage
 
+from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.vault import passphrase_age
 from hf_fingerprint.vault.checking import shown
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.passphrase_age import MOST_BYTES, log_work_of, open_with_passphrase, seal_with_passphrase
+from hf_fingerprint.vault.passphrase_age import log_work_of, open_with_passphrase, seal_with_passphrase
 from hf_fingerprint.vault.private_files import only_one, replace_private, sweep
 from hf_fingerprint.vault.storage import file_refusal
 
@@ -88,8 +89,7 @@ def change_passphrase(path: Path, passphrase: str, new: str) -> "Opener":
 
 def _read_identity(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            return stream.read(MOST_BYTES + 1)
+        return read_bounded(path, MAX_IDENTITY, "a tracing identity", VaultError, pipe=True)
     except OSError as error:
         raise VaultError(f"The tracing identity {path} can't be read ({error.strerror}): give its place.") from None
 

@@ -56,6 +56,7 @@ def in_a_process(*arguments: object, **variables: str) -> subprocess.CompletedPr
     """Runs the console script with nobody at the terminal."""
     script = Path(sys.executable).with_name("hf-fingerprint")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_FINGERPRINT")}
+    environment["PYTHONWARNINGS"] = "ignore::UserWarning"  # the seal of tests is a weak one
     return subprocess.run(
         [script, *map(str, arguments)],
         env=environment | variables,
