@@ -77,9 +77,9 @@ def issue(
     from hf_fingerprint.hub import Terms
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.registration import Settings
-    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault import Vault, recipient_name
 
-    names, opened = list(recipient or []), Vault(vault)
+    names, opened = list(dict.fromkeys(map(recipient_name, recipient or []))), Vault(vault)
     pushed = bool(push_to or recipients or again)
     if pushed == (out is not None):
         raise FingerprintError("Say where the copies go: --out for folders, or --push-to, --recipients or --again.")
