@@ -188,6 +188,21 @@ def test_models_data_sets_and_pickles_are_loaded_in_one_place_each(path):
         assert path in LOADERS[name], f"{path}:{node.lineno} calls {name}"
 
 
+PRINTS = {"print", "showwarning", "echo", "secho", "Console", "Progress", "Status", "Live", "StreamHandler"}
+
+
+@pytest.mark.parametrize("path", sorted(set(MODULES) - {"cli/terminal.py"}))
+def test_everything_is_printed_in_one_place(path):
+    """Others call `say` and `remark` of `cli/terminal.py`, and print tables to its console, named `place`."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        names = {getattr(node, "attr", ""), getattr(node, "id", "")} & (PRINTS | {"stdout", "stderr"})
+        if isinstance(node, ast.Attribute) and node.attr == "print":
+            names = set() if isinstance(node.value, ast.Name) and node.value.id == "place" else names
+        assert not names, f"{path}:{node.lineno} prints by {names.pop()}"
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("rich"):
+            assert not {alias.name for alias in node.names} & PRINTS, f"{path}:{node.lineno}"
+
+
 @pytest.mark.parametrize("path", MODULES)
 def test_no_module_has_pythons_unpickler(path):
     assert not {name.split(".")[0] for _, name in imports_of(path)} & {"pickle", "_pickle", "dill", "cloudpickle"}

@@ -18,6 +18,7 @@ from hf_fingerprint.blackbox.own_covers import pixels_of, read_covers
 from hf_fingerprint.blackbox.questions import TOLD, Questions, question_clouds
 from hf_fingerprint.blackbox.spreading import View, all_seen, levers_of, metric_of, spread_patterns, views_of
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints.limits import MAX_POOL
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import (
     BuiltModel,
@@ -104,6 +105,11 @@ def make_questions(
     """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
     import torch
 
+    if count + decoys > MAX_POOL:
+        raise FingerprintError(
+            f"{count} questions and {decoys} decoys are more than the {MAX_POOL} that a vault holds of a base: ask "
+            f"for fewer."
+        )
     photographs = () if covers is None else read_covers(covers, count + decoys, secret)
     head, metric = _head_and_metric(built, names, images)
     views = views_of(built, head)

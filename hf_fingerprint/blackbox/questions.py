@@ -19,6 +19,8 @@ from safetensors.numpy import load, save
 from hf_fingerprint.blackbox.answers import keyed_labels, owned_questions
 from hf_fingerprint.blackbox.covers import BRIGHTEST, DARKEST, LEAST_SIZE, synthetic_cover
 from hf_fingerprint.blackbox.own_covers import pixels_of
+from hf_fingerprint.checkpoints.limits import MAX_LINE_VALUES, MAX_POOL, parse_json
+from hf_fingerprint.checkpoints.safetensors_file import check_header
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import derive
 
@@ -134,9 +136,12 @@ class Questions:
             [`VaultError`]: if it is damaged, or of a newer format.
         """
         try:
+            check_header(content)
             arrays = load(content)
             length = int.from_bytes(content[:8], "little")
-            described = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_METADATA])
+            described = parse_json(parse_json(content[8 : 8 + length])["__metadata__"][_METADATA], MAX_LINE_VALUES)
+            if len(arrays["patterns"]) > MAX_POOL:
+                raise ValueError
             if described["format"] not in (_FORMAT, _WITH_COVERS):
                 raise VaultError(
                     f"The questions of base {described['base']} have format {described['format']} and this version "

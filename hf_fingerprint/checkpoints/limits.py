@@ -68,6 +68,7 @@ MAX_TRANSCRIPT = 32 * MB  # bytes: 160,000 answers of 200 bytes
 MAX_LINE = 64_000  # bytes of its heading, which has some hundred
 MAX_LINE_VALUES = 1_000  # of one line of it
 MAX_PROOF = 16 * MB  # bytes of a proof: 65,536 answers take 3 MB
+MAX_POOL = 4_096  # trigger images and decoys of a base: drawn, each takes 0.15 MB; 180 are usual
 MAX_QUESTIONS = 1 << 16  # that a proof or a trigger set may name
 MAX_ACCUSED = 10_000  # of one proof: each takes 0.2 ms and more
 MAX_SUSPECT_NAME = 4_096  # characters

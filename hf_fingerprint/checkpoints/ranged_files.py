@@ -18,6 +18,7 @@ from hf_fingerprint.errors import CheckpointError
 
 RETRIES, FIRST_WAIT = 3, 0.5
 _GONE = frozenset({400, 401, 403, 404, 410})
+_BROKEN_OFF = frozenset({"RemoteProtocolError", "ReadError", "ConnectionError", "ChunkedEncodingError"})  # by versions
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PAST_END = re.compile(r"bytes \*/(\d+)")
 
@@ -163,7 +164,7 @@ def _model_info(repo: str, revision: str | None) -> Any:
             raise
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", 0)
-            passing = status == 429 or status >= 500 or type(error).__name__ in ("RemoteProtocolError", "ReadError")
+            passing = status == 429 or status >= 500 or type(error).__name__ in _BROKEN_OFF
             if wait is None or not passing:
                 raise NotByRanges from None  # the whole may be in the cache; the way there has the sentences
             time.sleep(wait)

@@ -198,7 +198,8 @@ class RangedCheckpoint:
         taken: dict[str, int] = {}
         for number in range(len(self._files)):
             for info in self._layout(number):
-                info = replace(info, name=free_name(info.name[:MAX_NAME], taken))
+                name = free_name(info.name[:MAX_NAME], taken)
+                info = info if name == info.name else replace(info, name=name)
                 self.tensors[info.name] = info
         if (most := most_of(self.tensors.values(), self.left_out)) is not None:
             self.tensors = {name: info for name, info in self.tensors.items() if name in most}

@@ -91,10 +91,11 @@ class Checkpoint:
     def _add(self, infos: list[TensorInfo], taken: dict[str, int] | None = None) -> None:
         for info in infos:
             if taken is not None:
-                info = replace(info, name=free_name(info.name[:MAX_NAME], taken))
+                name = free_name(info.name[:MAX_NAME], taken)
+                info = info if name == info.name else replace(info, name=name)
             if info.name in self.tensors:
                 raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: get the model again.")
-            if len(info.name) > MAX_NAME:
+            if taken is None and len(info.name) > MAX_NAME:
                 raise CheckpointError(
                     f"{self.source.weights[info.file]} has a tensor whose name begins with {info.name[:80]!r} and is "
                     f"longer than {MAX_NAME} characters: rename it."

@@ -104,6 +104,10 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
             header = parse_json(raw)
             if refusal is not None and not _only_dtypes_are_new(header, path.stat().st_size - start):
                 raise refusal
+            if left_out is None and len(header) > MAX_TENSORS + 1:
+                raise CheckpointError(
+                    f"{path} holds {len(header)} tensors, and {MAX_TENSORS} are read: split the model."
+                )
             tensors, unreadable = _tensors(header, file, start, empty=left_out is None)
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -137,14 +141,26 @@ def _header(path: Path) -> bytes:
     length = header_length(path)
     if length > MAX_HEADER:
         raise CheckpointError(
-            f"{path} has a header of {megabytes(length)} MB, and no model's is larger than {megabytes(MAX_HEADER)} "
-            f"MB: get the file again."
+            f"{path} has a header of {megabytes(length, up=True)} MB, and no model's is larger than "
+            f"{megabytes(MAX_HEADER)} MB: get the file again."
         )
     with path.open("rb") as stream:
         stream.seek(8)
         raw = stream.read(length)
     check_values(raw)
     return raw
+
+
+def check_header(content: bytes) -> None:
+    """Refuses the bytes of a safetensors file whose header costs too much to parse, before the library parses it.
+
+    Raises:
+        [`ValueError`]: if it does.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if length > MAX_HEADER:
+        raise ValueError("its header is too large")
+    check_values(content[8 : 8 + length])
 
 
 def header_length(path: Path) -> int:

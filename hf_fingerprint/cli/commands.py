@@ -151,7 +151,8 @@ def watch(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
-    """Trace models on the Hub as they turn up, one line of JSON each. Exit code 0: someone is accused, 1: nobody (or
+    """Trace models on the Hub as they turn up, one line of JSON each. Variants on record are traced too, and marked as
+    expected where they are what they are on record for. Exit code 0: someone is accused by another repo, 1: nobody (or
     other models), 2: an error, or nothing but errors, 3: some model is not readable."""
     from hf_fingerprint.hub.watching import exit_code_of, parse_since
     from hf_fingerprint.hub.watching import watch as watch_models
@@ -165,25 +166,34 @@ def watch(
         output.print_line(sighting.to_dict())
         sightings.append(sighting)
     if not sightings:
-        output.remark("Nothing was looked at: all of it is the vault's own, or did not change since.")
+        output.remark("Nothing was looked at: none of it changed since.")
     return exit_code_of(sightings)
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
     """List who got which copy, and when."""
-    from hf_fingerprint.vault import Vault, publications, standing
+    from hf_fingerprint.vault import Vault, arrivals, publications, standing
 
     opened = Vault(vault)
     copies, pushed = opened.copies(), {found.copy_id: found for found in publications(opened)}
+    arrived = arrivals(opened)
     if as_json:
         shown = [(copy, pushed.get(copy.copy_id)) for copy in copies]
         output.print_json(
-            [c.describe() | {"state": standing(c, at)} | ({} if at is None else at.describe()) for c, at in shown]
+            [
+                copy.describe()
+                | {"state": standing(copy, at), "arrived": arrived.get(copy.copy_id)}
+                | ({} if at is None else at.describe())
+                for copy, at in shown
+            ]
         )
         return
     for copy in copies:
         at = pushed.get(copy.copy_id)
         place = copy.out if at is None else at.place
         state = f"{standing(copy, at):9}"
-        output.say(f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}")
+        came = f"  arrived {arrived[copy.copy_id]}" if copy.copy_id in arrived else ""
+        output.say(
+            f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}{came}"
+        )
     output.say(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")

@@ -75,6 +75,8 @@ def _run(arguments: list[str] | None) -> int:
         if not error.format_message():  # no command: the help was printed
             return 2
         return _fail(f"{error.format_message()} Try `hf-fingerprint --help`.")
+    except UnicodeEncodeError as error:  # bytes in an argument, or in the name of a file, that are no text
+        return _fail(f"{error.object[:200]} holds bytes that are not UTF-8: give another name.", error)
     except Exception as error:  # a mistake of ours; its text may hold anything, so only its kind is shown
         return _fail(
             f"An unexpected {type(error).__name__}: run again with {_VARIABLE}=1 and report what it shows.", error

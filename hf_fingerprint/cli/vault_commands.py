@@ -40,7 +40,10 @@ def init(
         Vault.create(folder, public_key=public_key)
         output.say(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
         return
-    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=True))
+    begun = (folder / "identity.age").exists()
+    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
+    if begun:
+        output.say(f"{folder / 'identity.age'} was there already: it is the vault's identity.")
     output.say(
         f"{folder} is a vault. Tracing needs {folder / 'identity.age'} and its passphrase: back both up, apart."
     )
@@ -94,17 +97,22 @@ def push(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
-) -> None:
-    """Merge the vault with the one in the repo and push it there, encrypted to the identity and the issuers."""
+) -> int:
+    """Merge the vault with the one in the repo and push it there, encrypted to the identity and the issuers.
+
+    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    """
+    from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.hub.vaults import push_vault
     from hf_fingerprint.vault import Vault
 
     opened = Vault(vault)
     opener = _opener(opened.identity, identity, passphrase_file, issuer_key)
     pushed = push_vault(opened, repo, opener)
-    output.say(f"from {repo}: {pushed.merged.describe()}")
+    code = print_merge(f"from {repo}", pushed.merged)
     done = "is in" if pushed.new else "was already in"
     output.say(f"{vault} {done} {repo} at {pushed.revision}")
+    return code
 
 
 @app.command()
@@ -118,8 +126,13 @@ def pull(
         str | None,
         typer.Option("--public-key", help="Refuse a vault of any tracing identity but this one's: for new folders."),
     ] = None,
-) -> None:
-    """Bring the vault in the repo into a folder: a new vault, or what the one there lacks."""
+    as_json: options.AsJson = False,
+) -> int:
+    """Bring the vault in the repo into a folder: a new vault, or what the one there lacks.
+
+    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    """
+    from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.errors import VaultError
     from hf_fingerprint.hub.vaults import pull_vault
     from hf_fingerprint.vault import Vault
@@ -130,7 +143,7 @@ def pull(
     if opener is None:
         raise VaultError(f"{repo} can't be opened without a key: give --identity FILE or --issuer-key FILE.")
     _, report = pull_vault(repo, folder, opener, public_key)
-    output.say(f"{folder} has the vault of {repo}: {report.describe()}")
+    return print_merge(f"{folder} has the vault of {repo}", report, as_json)
 
 
 @app.command()
@@ -138,18 +151,23 @@ def merge(
     other: Annotated[Path, typer.Argument(help="The folder of the other vault.", show_default=False)],
     vault: options.VaultFolder,
     identity: Annotated[
-        Path | None, typer.Option("--identity", help="The other vault's identity, if it is another one.")
+        Path | None,
+        typer.Option("--identity", help="Check new records with it; needed if the other vault has another one."),
     ] = None,
     passphrase_file: options.PassphraseFile = None,
-) -> None:
-    """Bring all that the vault in another folder has into this one, or nothing if the two contradict each other."""
-    from hf_fingerprint.vault import Vault
+    as_json: options.AsJson = False,
+) -> int:
+    """Bring what the vault in another folder has into this one; the other is only read.
+
+    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    """
+    from hf_fingerprint.cli.merge_output import print_merge
+    from hf_fingerprint.vault import Vault, open_folder
     from hf_fingerprint.vault.merging import merge as merge_vaults
-    from hf_fingerprint.vault.packing import take_snapshot
 
     opener = None if identity is None else _opener(identity, identity, passphrase_file, None)
-    report = merge_vaults(Vault(vault), take_snapshot(Vault(other)), opener, str(other))
-    output.say(f"{vault} has what {other} has: {report.describe()}")
+    report = merge_vaults(Vault(vault), open_folder(other), opener, str(other))
+    return print_merge(f"{vault} has what {other} has", report, as_json)
 
 
 @app.command()
@@ -195,7 +213,10 @@ def rotate(
     if rotation.old_identity is not None:
         output.say(f"{rotation.old_identity} opens backups and pushed vaults from before, and nothing here.")
     if not rotation.cleared:
-        output.remark("Old seals are still in the database's files, since another process reads it or it is damaged.")
+        output.remark(
+            "Old seals are still in the database's files, since another process reads them, the disk is full or the "
+            "database is damaged: rotate again once that is over."
+        )
     output.remark(
         "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
         "and push to a new repo."

@@ -4,7 +4,6 @@ The folder may come from an attacker. Nothing here is passed to a library as it 
 name the entries they understand and take them from here.
 """
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -50,7 +49,7 @@ def is_plain(value: object, depth: int = 0) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
-        return math.isfinite(value) and abs(value) <= MAX_NUMBER
+        return -MAX_NUMBER <= value <= MAX_NUMBER  # NaN neither, nor a number that no float holds
     if isinstance(value, str):
         return bool(_WORD.fullmatch(value))
     if isinstance(value, list | tuple):

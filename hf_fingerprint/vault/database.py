@@ -14,7 +14,7 @@ from hf_fingerprint.vault.copying import check_upgradable, keep_original
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.forgetting import catch_up
 from hf_fingerprint.vault.schema import FORMAT, TABLES
-from hf_fingerprint.vault.storage import WAIT_SECONDS, address, check_unchanged, database_refusal
+from hf_fingerprint.vault.storage import WAIT_SECONDS, address, check_unchanged, database_refusal, may_write
 from hf_fingerprint.vault.upgrading import UPGRADABLE, upgrade
 
 
@@ -109,6 +109,9 @@ class Database:
     def kept_open(self) -> Iterator[None]:
         """While it lasts, a change costs one write to the disk and not several: the journal is not folded into the
         database whenever a connection ends."""
+        if not may_write(self.folder / DATABASE):  # no change will be made, and what others change is no matter
+            yield
+            return
         with self.connect() as connection:
             connection.execute("SELECT count(*) FROM meta").fetchone()  # only now is the journal opened
             yield

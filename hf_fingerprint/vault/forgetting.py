@@ -7,6 +7,7 @@ that ends in between is caught up on when the vault is opened next.
 
 import sqlite3
 from collections.abc import Mapping
+from contextlib import suppress
 
 from hf_fingerprint.vault.storage import damaged
 from hf_fingerprint.vault.transactions import transaction
@@ -34,10 +35,12 @@ def wipe(connection: sqlite3.Connection, which: str, *values: str) -> bool:
 
 
 def clear_journal(connection: sqlite3.Connection) -> None:
-    """Leaves nothing of what was wiped in the journal. While another process reads it, that stays due."""
-    (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if not busy:
-        connection.execute("DELETE FROM meta WHERE key = ?", (_DUE,))
+    """Leaves nothing of what was wiped in the journal. While another process reads it, or the disk is full, that stays
+    due."""
+    with suppress(sqlite3.OperationalError):
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy:
+            connection.execute("DELETE FROM meta WHERE key = ?", (_DUE,))
 
 
 def catch_up(connection: sqlite3.Connection, meta: Mapping[str, str]) -> None:

@@ -4,18 +4,16 @@ The identity comes first, then the database, each written next to its place and 
 a folder holds nothing of a vault, an identity, or a vault. The folder may be there already and hold other things.
 """
 
-import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.vault.database import DATABASE, IDENTITY
 from hf_fingerprint.vault.places import check_new_vault
-from hf_fingerprint.vault.private_files import beside, publish, sweep, write_private
+from hf_fingerprint.vault.private_files import beside, only_one, publish, sweep, write_private
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import check_public_key, open_identity
 from hf_fingerprint.vault.storage import database_refusal, file_refusal
@@ -90,29 +88,6 @@ def check_no_vault(folder: Path) -> None:
             )
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Keeps other processes from making a vault in a folder, or from sealing its identity, at the same time. The lock
-    is on the folder itself, so it leaves no file, and goes with its process.
-
-    Raises:
-        [`VaultError`]: if another one has it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise VaultError(
-                f"Another process is making a vault in {folder}, or sealing its identity: try again when it has ended."
-            ) from None
-        except OSError:
-            pass  # a disk that knows no locks; see `_place_identity`
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _place_identity(identity: Path, sealed: bytes) -> None:
     if identity.is_file() and identity.stat().st_size == 0:
         identity.unlink()
@@ -139,6 +114,7 @@ def _make_database(database: Path, public_key: str) -> None:
                 connection.execute("COMMIT")
                 # the last step, since what a log holds is not in the file yet: on a full disk it would stay behind
                 connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
+                connection.execute("SELECT count(*) FROM meta").fetchone()  # there is room for what opening it takes
         except sqlite3.DatabaseError as error:
             raise database_refusal(database, error) from None
         sync(partial)

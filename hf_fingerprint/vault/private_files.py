@@ -5,6 +5,7 @@ that writes to the same place deletes it.
 """
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import sync
+from hf_fingerprint.errors import VaultError
 
 
 _SIDECARS = ("", "-journal", "-wal", "-shm")  # what SQLite adds to a database
@@ -89,3 +91,26 @@ def sweep(path: Path) -> None:
     for found in path.parent.iterdir():
         if ours.fullmatch(found.name) and not found.is_dir():
             found.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Keeps other processes from making a vault in a folder, or from sealing its identity, at the same time. The lock
+    is on the folder itself, so it leaves no file, and goes with its process.
+
+    Raises:
+        [`VaultError`]: if another one has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise VaultError(
+                f"Another process is making a vault in {folder}, or sealing its identity: try again when it has ended."
+            ) from None
+        except OSError:
+            pass  # a disk that knows no locks
+        yield
+    finally:
+        os.close(descriptor)

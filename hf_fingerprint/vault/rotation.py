@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import sync
-from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.errors import PassphraseError, StorageError, VaultError
 from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.opening import unsealed
@@ -48,7 +48,7 @@ class Rotation:
         identity (`Path` or `None`): the new identity's file; `None` if it is kept elsewhere.
         old_identity (`Path` or `None`): where the old one's file is now, if it was in the vault's folder.
         cleared (`bool`): whether nothing of the records that were sealed anew is left in the database as it was
-            sealed before. If not, another process was reading them, or the database is damaged.
+            sealed before. If not, another process was reading them, the disk is full, or the database is damaged.
         faults (`tuple[Fault, ...]`): records that don't open, which stay as they are.
     """
 
@@ -71,6 +71,12 @@ def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) ->
     Raises:
         [`VaultError`]: if the vault can't be written to, or the identity is not its own; nothing is changed.
     """
+    vault.opener()
+    with vault.kept_open():  # so that it can still be opened when the disk has become full
+        return _rotate(vault, passphrase, public_key)
+
+
+def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> Rotation:
     opener, folder = vault.opener(), vault.folder
     _settle(Vault(folder), left=False)
     locked = None
@@ -133,16 +139,19 @@ def _seal_all(vault: Vault, opener: Opener, public_key: str) -> tuple[int, list[
 
 def _clear(vault: Vault) -> bool:
     """Leaves no old seal in the files, those of long ago included; in memory, not in temporary files."""
-    with vault.connect() as connection:
-        connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute("PRAGMA secure_delete = ON")
-        try:
-            connection.execute("VACUUM")
-        except sqlite3.DatabaseError as error:
-            if not damaged(error):
-                raise
-            return False
-        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    try:
+        with vault.connect() as connection:
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("PRAGMA secure_delete = ON")
+            try:
+                connection.execute("VACUUM")
+            except sqlite3.DatabaseError as error:
+                if not damaged(error):
+                    raise
+                return False
+            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except StorageError:  # the vault is rotated all the same
+        return False
     return not busy
 
 

@@ -17,7 +17,7 @@ from hf_fingerprint.vault import passphrase_age
 from hf_fingerprint.vault.checking import shown
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.passphrase_age import MOST_BYTES, log_work_of, open_with_passphrase, seal_with_passphrase
-from hf_fingerprint.vault.private_files import replace_private, sweep
+from hf_fingerprint.vault.private_files import only_one, replace_private, sweep
 from hf_fingerprint.vault.storage import file_refusal
 
 
@@ -78,8 +78,9 @@ def change_passphrase(path: Path, passphrase: str, new: str) -> "Opener":
     identity = _unlock(_read_identity(path), passphrase, path)
     opener, sealed = Opener(identity), lock_identity(identity, new)
     try:
-        sweep(place)
-        replace_private(place, sealed)
+        with only_one(place.parent):
+            sweep(place)
+            replace_private(place, sealed)
     except OSError as error:
         raise file_refusal(f"{path} can't be written", place.parent, error) from None
     return opener
@@ -96,9 +97,10 @@ def _read_identity(path: Path) -> bytes:
 def _unlock(sealed: bytes, passphrase: str, path: Path) -> str:
     content = open_with_passphrase(sealed, passphrase, str(path))
     try:
-        identity = content.decode().strip()
+        lines = [line.strip() for line in content.decode().splitlines()]
+        (identity,) = [line for line in lines if line and not line.startswith("#")]  # as age-keygen writes it
         Opener(identity)
-    except (pyrage.IdentityError, UnicodeDecodeError):
+    except (pyrage.IdentityError, ValueError):
         raise PassphraseError(
             f"{path} opens, and what is in it is no tracing identity: give the file that `vault init` made."
         ) from None
@@ -162,7 +164,7 @@ class Opener:
         try:
             content = json.loads(pyrage.decrypt(sealed, [self._identity]))
             key = bytes.fromhex(content["key"])
-        except (pyrage.DecryptError, ValueError, KeyError, TypeError):  # SQLite keeps whatever type it was given
+        except (pyrage.DecryptError, ValueError, KeyError, TypeError, RecursionError):  # of any type, or too deep
             content, key = {}, b""
         named, belongs = f"{shown(copy_id)} ({shown(recipient)})", (copy_id, base_id, recipient)
         if (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:

@@ -43,12 +43,10 @@ def database_refusal(database: Path, error: sqlite3.Error) -> VaultError:
             return full(folder)
         if primary == sqlite3.SQLITE_READONLY:
             return _read_only(database)
-        if primary != sqlite3.SQLITE_IOERR:
-            return _out_of_reach(database)
-        name = getattr(error, "sqlite_errorname", "")
+        name = getattr(error, "sqlite_errorname", primary)  # the rights are there, so a file found no room, or worse
         return StorageError(
-            f"The disk of {folder} can't be read or written ({error}, {name}): see that it is whole and has room, and "
-            f"run the command again."
+            f"The disk of {folder} is full or failing ({error}, {name}): make room there, see that it is whole, and "
+            f"run the same command again."
         )
     return VaultError(f"{database} can't be used as a vault ({error}): restore a backup.")
 
@@ -89,9 +87,10 @@ def is_full(folder: Path) -> bool:
 
 
 def may_write(database: Path) -> bool:
-    """Whether a database and the files that SQLite keeps next to it can be written."""
+    """Whether a database, there or not, and the files that SQLite keeps next to it can be written."""
     database = database.resolve()
-    return _allowed(database, os.W_OK) and _allowed(database.parent, os.W_OK | os.X_OK)
+    there = os.path.lexists(database)
+    return _allowed(database.parent, os.W_OK | os.X_OK) and (not there or _allowed(database, os.W_OK))
 
 
 def address(database: Path) -> tuple[str, _SIGNATURE | None]:

@@ -179,6 +179,7 @@ BOMBS = {
     "a long frame": b"\x95" + b"\xff" * 8 + b"N0" * 10,
     "keys that collide": b"}(" + colliding("I%d\nN", 40_000) + b"u",
     "places that collide": b"N" + colliding("p%d\n", 40_000),
+    "a module named by tuples of tuples": b"N" + b"2\x86" * 40 + b"\x8c\x01x\x93",
     "copies of a list": b"]q\x00(" + b"(NNl" * 20_000 + b"ecollections\nOrderedDict\n" + b"2h\x00\x85R0" * 5_000,
 }
 

@@ -1,11 +1,16 @@
+import json
 import random
+from functools import partial
 
 import numpy as np
 import pytest
-from checkpoint_files import entry, open_folder, raw_safetensors, refused, save_model, stranger
+from checkpoint_files import entry, open_folder, raw_safetensors, refused, save_model, save_shards, stranger
+from fuzz_inputs import header_bomb
 from safetensors.numpy import load_file, save
 
+from hf_fingerprint.checkpoints import open_checkpoint, reader, safetensors_file
 from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.limits import MAX_HEADER, MAX_INDEX
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, read_layout
 from hf_fingerprint.errors import CheckpointError
 
@@ -201,3 +206,57 @@ def test_an_unreadable_file_is_named():
         path.chmod(0)
         with stranger():
             assert str(path) in refused(read_layout, path)
+
+
+def test_a_header_that_costs_too_much_to_parse_is_refused_before_anybody_parses_it(tmp_path, monkeypatch):
+    path = tmp_path / "m.safetensors"
+    monkeypatch.setattr(safetensors_file, "safe_open", pytest.fail)
+    path.write_bytes(header_bomb(MAX_HEADER + 100))
+    assert "has a header of 16.1 MB" in refused(partial(read_layout, left_out={}), path)
+    path.write_bytes(header_bomb(MAX_HEADER - 100))
+    assert "holds more than 4,000,000 values" in refused(partial(read_layout, left_out={}), path)
+    path.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    assert "ends within its header" in refused(read_layout, path)
+
+
+def test_of_too_many_tensors_the_largest_are_read_of_a_suspect_and_a_base_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_file, "MAX_TENSORS", 3)
+    monkeypatch.setattr(reader, "MAX_TENSORS", 3)
+    path = save_model(tmp_path / "m.safetensors", **{f"x{i}": np.zeros(i + 1, np.float32) for i in range(5)})
+
+    with open_checkpoint(path, suspect=True) as suspect:
+        assert set(suspect.tensors) == {"x2", "x3", "x4"}
+        assert suspect.left_out == {"...": "2 tensors more than the 3 largest, which are read"}
+    assert "5 tensors, and 3 are read" in refused(open_checkpoint, path)
+
+
+def test_headers_that_are_too_large_together_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_HEADERS", 150)
+    folder = save_shards(tmp_path, {f"m-{i}.safetensors": {f"x{i}": np.zeros(2, np.float32)} for i in range(3)})
+
+    assert "headers have" in refused(open_checkpoint, folder)
+    with open_checkpoint(folder / "m-0.safetensors") as one:
+        assert list(one.tensors) == ["x0"]
+
+
+def test_a_suspects_name_that_is_too_long_is_cut_and_a_bases_is_refused(tmp_path):
+    names = ["a" * 2000, "a" * 3000, "b"]
+    path = save_model(tmp_path / "m.safetensors", **{name: np.zeros(2, np.float32) for name in names})
+
+    with open_checkpoint(path, suspect=True) as suspect:
+        assert sorted(suspect.tensors) == ["a" * 1024, "a" * 1024 + "#2", "b"]
+    assert "longer than 1024 characters" in refused(open_checkpoint, path)
+
+
+def test_an_index_of_too_many_or_impossible_files_is_refused(tmp_path):
+    save_model(tmp_path / "m-0.safetensors", a=np.zeros(2, np.float32))
+    index = tmp_path / "model.safetensors.index.json"
+    for shards, why in (
+        ([f"m-{i}.safetensors" for i in range(501)], "names 501 weight files"),
+        (["x" * 300], "no disk"),
+    ):
+        index.write_text(json.dumps({"weight_map": {str(i): shard for i, shard in enumerate(shards)}}))
+        assert why in refused(open_checkpoint, tmp_path)
+    with index.open("wb") as stream:
+        stream.truncate(MAX_INDEX + 1)
+    assert "an index of weight files may have 10 MB" in refused(open_checkpoint, tmp_path)

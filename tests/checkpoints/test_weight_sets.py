@@ -473,3 +473,17 @@ def test_a_renamed_repo_is_named_as_it_is_now(hub):
     hub.moved["model", "org/old"] = "org/new"
 
     assert weight_sets("org/old").sets[0].name == "org/new"
+
+
+def test_sets_whose_headers_would_take_too_long_together_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(weight_sets.__globals__, "MAX_HEADERS", 150)
+    for number in range(4):
+        save_model(tmp_path / f"{number}.safetensors", a=A)
+
+    found = weight_sets(tmp_path)
+
+    assert shown(found, tmp_path) == [["0.safetensors"], ["1.safetensors"]]
+    assert [(name, "name it" in reason) for name, reason in found.unread] == [
+        ("2.safetensors", True),
+        ("3.safetensors", True),
+    ]

@@ -159,7 +159,9 @@ def hard(shared, tmp_path_factory):
     """The option that names the shared vault's identity sealed as hard as it should be, so that nothing is said."""
     identity = pyrage.passphrase.decrypt((shared.vault / "identity.age").read_bytes(), PASSPHRASE).decode().strip()
     file = tmp_path_factory.mktemp("hard") / "identity.age"
-    file.write_bytes(lock_identity(identity, PASSPHRASE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 18)
+        file.write_bytes(lock_identity(identity, PASSPHRASE))
     return "--identity", file
 
 

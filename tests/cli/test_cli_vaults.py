@@ -177,12 +177,29 @@ def test_two_folders_are_merged(mine, run, tmp_path):
     assert [record.recipient for record in Vault(mine.folder).copies()] == ["alice", "bob"]
 
 
-def test_folders_that_contradict_each_other_are_not(mine, run, tmp_path):
+def test_a_record_that_contradicts_is_named_and_the_rest_is_merged(mine, run, tmp_path):
     other = Vault(shutil.copytree(mine.folder, tmp_path / "other"))
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", other.folder, "--out", tmp_path / "bob"))
     with other.connect() as connection:
-        connection.execute("UPDATE copies SET commitment = ?", ("00" * 32,))
+        connection.execute("UPDATE copies SET commitment = ? WHERE recipient = 'alice'", ("00" * 32,))
+    before = bytes_of(other.folder)
 
-    assert "alice" in failed(run("vault", "merge", other.folder, "--vault", mine.folder))
+    code, out, err = run("vault", "merge", other.folder, "--vault", mine.folder)
+
+    assert code == 1
+    assert "1 new records" in out
+    assert "new: bob, copy " in out
+    assert ", arrived 20" in out
+    assert "refused: The record of copy " in err
+    assert "(alice)" in err
+    assert bytes_of(other.folder) == before
+    code, out, _ = run("vault", "merge", other.folder, "--vault", mine.folder, "--json")
+    told = json.loads(out)
+    assert (code, told["copies"], told["arrived"], told["unusable"]) == (1, 0, [], [])
+    assert [fault["table"] for fault in told["refused"]] == ["copies"]
+    listed = json.loads(done(run("recipients", "--vault", mine.folder, "--json")))
+    assert [(each["recipient"], each["arrived"] is None) for each in listed] == [("alice", True), ("bob", False)]
+    assert f"arrived {listed[1]['arrived']}" in done(run("recipients", "--vault", mine.folder))
 
 
 def test_rotation_and_what_it_leaves(mine, run, tmp_path):

@@ -234,7 +234,8 @@ def _set_state(machine: _Machine) -> None:
 
 def _name(machine: _Machine) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
-    machine.stack.append(Named(str(module), str(name)) if isinstance(name, str) else Made(module, name))
+    named = isinstance(module, str) and isinstance(name, str)
+    machine.stack.append(Named(module, name) if named else Made(module, name))
 
 
 def _instance(machine: _Machine) -> None:
