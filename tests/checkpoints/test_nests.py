@@ -136,3 +136,14 @@ def test_a_suspect_without_any_tensor_is_refused_by_name(tmp_path, content):
     path = saved(tmp_path / "x.bin", content)
 
     assert str(path) in refused(lambda: open_checkpoint(path, suspect=True))
+
+
+def test_modules_that_stand_in_each_other_again_and_again_are_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(nests, "MAX_NESTED", 10_000)
+    tower = torch.nn.Linear(2, 2)
+    for _ in range(40):
+        tower = torch.nn.ModuleList([tower, tower])
+    path = saved(tmp_path / "x.pth", tower)
+
+    for suspect in (True, False):
+        assert "more than 10,000 times" in refused(lambda s=suspect: open_checkpoint(path, suspect=s))

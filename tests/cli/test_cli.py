@@ -632,3 +632,17 @@ def test_a_traced_copy_is_not_changed_by_the_command_line(shared, run, tmp_path)
     run("trace", tmp_path / "suspect.safetensors", "--vault", shared.vault, "--passphrase-file", shared.passphrase)
 
     assert bytes_of(tmp_path) == before
+
+
+def test_one_of_several_weight_files_is_chosen_by_its_name(tmp_path, capsys):
+    model = save_plain(tmp_path / "model", plain_arrays(1))
+    save_file(plain_arrays(2), model / "other.safetensors")
+    (model / "model.safetensors").rename(model / "one.safetensors")
+    hashes = []
+    for name in ("one.safetensors", "other.safetensors"):
+        assert main(["hash", str(model), "--file", name]) == 0
+        hashes.append(capsys.readouterr().out)
+
+    assert len(set(hashes)) == 2
+    assert main(["hash", str(model)]) == 2
+    assert "--file one.safetensors" in capsys.readouterr().err.replace("\n", " ")

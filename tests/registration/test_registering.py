@@ -409,3 +409,13 @@ def test_another_code_for_a_known_base_is_refused(models, tmp_path):
         register(models.plain, vault, replace(PLAIN_SETTINGS, code="tardos"))
     with pytest.raises(CodeError, match="no code called turbo: choose --code tardos, nuida, fair_signs"):
         Settings(code="turbo")
+
+
+@pytest.mark.parametrize(("dtype", "called"), [(np.float64, "F64"), (np.int8, "I8")])
+def test_a_base_whose_weights_are_of_another_dtype_is_refused_for_that(tmp_path, dtype, called):
+    path = tmp_path / "model" / "model.safetensors"
+    path.parent.mkdir()
+    save_file({name: array.astype(dtype) for name, array in plain_arrays(1).items()}, path)
+
+    with pytest.raises(CarrierError, match=rf"has its weights as {called}.*\bsave the model in one of these"):
+        register(path, new_vault(tmp_path / "vault"), PLAIN_SETTINGS)
