@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := models,plot,blackbox,datasets
 CODE := hf_fingerprint tests examples
 TIMINGS ?= --durations=10
 
-.PHONY: demo test style quality bench evaluate reproduce clean
+.PHONY: demo test test-versions style quality bench evaluate reproduce clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +19,20 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed quality
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TIMINGS)
+
+# In environments of their own, with torches of their own: several GB each.
+test-versions: .venv-lowest/installed .venv-newest/installed
+	for each in lowest newest; do .venv-$$each/bin/python tests/smoke.py || exit 1; done
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[$(EXTRAS)]'
+	touch $@
 
 quality: $(VENV)/installed
 	$(BIN)/ruff check $(CODE)
@@ -42,4 +57,4 @@ reproduce: $(VENV)/installed
 	$(BIN)/python examples/reproduction.py --out reproduction_output
 
 clean:
-	rm -rf $(VENV) demo_output bench_output reproduction_output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-newest demo_output bench_output reproduction_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

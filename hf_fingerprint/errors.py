@@ -1,11 +1,20 @@
 """The errors a caller may meet: one sentence each, with the file, tensor or repo it is about and what to do."""
 
+from hf_fingerprint.printable import printable
 
-class FingerprintError(Exception):
+
+class _Sentence(Exception):
+    """Shows as one line, whatever the names in it hold."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class FingerprintError(_Sentence):
     """Anything this package refuses to do. The text is one sentence meant for the user."""
 
 
-class FingerprintWarning(UserWarning):
+class FingerprintWarning(_Sentence, UserWarning):
     """Something that is done all the same, but not as well as it could be. One sentence, as an error's."""
 
 
@@ -23,6 +32,10 @@ class BuildError(FingerprintError):
 
 class VaultError(FingerprintError):
     """A vault is missing, damaged, of a newer format, or was asked for something it doesn't hold."""
+
+
+class StorageError(VaultError):
+    """A vault's disk is full, read-only, in use by another process or failing; the vault itself is as it was."""
 
 
 class HubError(FingerprintError):

@@ -24,6 +24,14 @@ def few_calibration_images():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_passphrases():
+    """Passphrases cost nothing where no test says otherwise; in a child process a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 2)
+        yield
+
+
 _PROCESS, _FROM_THE_SYSTEM = os.getpid(), secrets.token_bytes
 _asking: list[tuple[str, Iterator[int]]] = []  # the test or fixture that runs, innermost last, and how much it took
 

@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import pytest
 from evaluation_runs import save_images
-from hostile_folders import KINDS, Watch, lay_out
+from hostile_folders import KINDS, PAYLOAD, Watch, lay_out
 from loopback_hub import LoopbackHub
 from quick_age import lock_quickly
 from safetensors.torch import load_file, save_file
@@ -113,6 +113,9 @@ def ways_in(ground: Ground, form: str, folder: Path, scratch: Path) -> dict[str,
         "evaluate": evaluating,
         "trace": lambda: run("trace", suspect, "--vault", known),
         "trace a hostile suspect": lambda: run("trace", folder, "--vault", known, "--base", base),
+        "hash its payload": lambda: run("hash", folder, "--file", f"inner/{PAYLOAD}"),
+        "add its payload": lambda: run("vault", "add", folder / PAYLOAD, "--vault", vault, "--eps", 0.01),
+        "trace its payload": lambda: run("trace", folder / "inner" / PAYLOAD, "--vault", known, "--base", base),
         "verify": lambda: run("verify", suspect, "--vault", known, "--recipient", "alice"),
         "watch": lambda: run("watch", f"org/suspect-{form}", "--vault", known),
         "Fingerprint": training,

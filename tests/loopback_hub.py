@@ -190,19 +190,21 @@ class LoopbackHub:
 
     def point_client(self, monkeypatch: Any, cache: Path) -> None:
         """Turns the `huggingface_hub` client of this process to this server, with a cache and no login of its own."""
-        from huggingface_hub import close_session, constants, hf_api
+        import huggingface_hub
+        from huggingface_hub import constants, file_download, hf_api, utils
 
-        close_session()  # it may remember proxies and connections of before
+        older = getattr(utils, "reset_sessions", None)  # before version 1
+        (older or huggingface_hub.close_session)()  # it may remember proxies and connections of before
         for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(variable, raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
         monkeypatch.setattr(hf_api.api, "endpoint", self.url)  # what `create_repo` and its like, imported alone, use
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+        for keeper in (constants, file_download):  # in the second before version 1
+            template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(keeper, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         if used := sys.modules.get("transformers.utils.hub"):
-            monkeypatch.setattr(used, "_hf_api", None)  # it keeps the first client it made
+            monkeypatch.setattr(used, "_hf_api", None, raising=False)  # it keeps the first client it made
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)

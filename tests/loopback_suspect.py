@@ -27,6 +27,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     pixel: int | None
+    body: bytes = b""
 
 
 @dataclass
@@ -72,7 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         told = self._class_of(body)
-        self.suspect.seen.append(Seen(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, told))
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        self.suspect.seen.append(Seen(self.command, self.path, headers, told, body))
         if self.suspect.faults:
             fault = self.suspect.faults.pop(0)
             if fault.seconds:

@@ -33,7 +33,7 @@ class DummyUnits(Attack):
         seed (`int`, *optional*, defaults to 0): of what is added, and where it stands.
     """
 
-    paper = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2205.00199"
+    paper = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2303.09732"
     strengths = (0.05, 0.25, 1.0)
     strength: float = 0.25
     kind: Kind = "zero"

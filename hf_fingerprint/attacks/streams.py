@@ -30,7 +30,7 @@ class StreamShuffle(Attack):
         seed (`int`, *optional*, defaults to 0): of the order.
     """
 
-    paper = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2205.00199"
+    paper = "Y. Yan et al., Cracking white-box DNN watermarks via invariant neuron transforms, arXiv 2205.00199"
     strengths = (0.1, 0.5, 1.0)
     strength: float = 1.0
     seed: int = 0

@@ -1,6 +1,6 @@
 """Changes that leave a model's function as it is: channels shuffled, rows rescaled or flipped where the next layer or
-the normalisation takes it back (Y. Yan, X. Pan, M. Zhang, M. Yang, "Rethinking White-Box Watermarks on Deep Learning
-Models under Neural Structural Obfuscation", USENIX Security 2023; arXiv 2205.00199).
+the normalisation takes it back (Y. Yan et al., "Cracking White-box DNN Watermarks via Invariant Neuron Transforms",
+arXiv 2205.00199).
 
 The hidden channels are found by timm's names for them: of perceptrons, attention heads, bottlenecks and inverted
 residuals. Those of the residual stream stay as they are; `streams.py` moves them.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hf_fingerprint.attacks.attack import State
 
-_PAPER = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2205.00199"
+_PAPER = "Y. Yan et al., Cracking white-box DNN watermarks via invariant neuron transforms, arXiv 2205.00199"
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _CHAINS = (
     (("fc1",), "fc2"),

@@ -12,7 +12,7 @@ from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.vault import Base, CopyRecord, Vault
+from hf_fingerprint.vault import Base, CopyRecord, Fault, Opened, Vault, hiding, open_copies
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def asked_records(
         [`FingerprintError`]: if there is nothing to ask, or nobody may be accused at this alpha.
     """
     found, left_out = candidates(vault, name, classes)
-    ready: list[tuple[Candidate, list[bytes], tuple[str, ...]]] = []
+    ready: list[tuple[Candidate, Opened, tuple[str, ...]]] = []
     for each in found:
-        keys = vault.copy_keys(each.copies)
-        unbound = _unbound(each.copies, keys, vault.bound(each.base.base_id))
-        if len(unbound) < len(keys):
-            ready.append((each, keys, unbound))
+        opened = open_copies(vault, each.copies)
+        unbound = _unbound(opened.copies, opened.keys, vault.bound(each.base.base_id))
+        if len(unbound) < len(opened.keys):
+            ready.append((each, opened, unbound))
         else:
-            why = f"none of its {len(keys)} copies was made to answer its questions"
-            left_out.append(LeftOut(each.base.base_id, why, len(keys)))
+            why = f"none of its {len(opened.keys)} copies was made to answer its questions"
+            left_out.append(LeftOut(each.base.base_id, why, len(opened.keys)))
     if not ready:
         copies, named = sum(len(each.copies) for each in found), ", ".join(each.base.base_id for each in found)
         raise VaultError(
@@ -84,9 +84,9 @@ def asked_records(
     alpha = min(each.base.alpha for each, _, _ in ready) if alpha is None else alpha
     share = alpha / len(ready)
     asked = []
-    for each, keys, unbound in ready:
-        evidence = Evidence(keys, each.questions.count, each.questions.classes, share, each.questions.share)
-        asked.append(AskedRecord(each.base, each.questions, each.copies, unbound, evidence, share))
+    for each, opened, unbound in ready:
+        evidence = Evidence(opened.keys, each.questions.count, each.questions.classes, share, each.questions.share)
+        asked.append(AskedRecord(each.base, each.questions, opened.copies, unbound, evidence, share))
     return asked, left_out, alpha
 
 
@@ -103,6 +103,7 @@ def outcome_of(
     images: int,
     accused: bool,
     alpha: float,
+    faults: Sequence[Fault] = (),
 ) -> tuple[Outcome, str | None]:
     """How a questioning ended, and why nothing can be said if nothing can.
 
@@ -113,6 +114,7 @@ def outcome_of(
         images (`int`): how many there were to ask.
         accused (`bool`): whether anybody is.
         alpha (`float`): the bound on accusing any innocent.
+        faults (sequence of [`Fault`], *optional*): rows of the vault that can't be used.
 
     Returns:
         `(outcome, reason)`: "nobody" only where a verbatim copy of any recipient would have been accused, all of them
@@ -142,4 +144,5 @@ def outcome_of(
     if silent:
         copies = sum(len(each.copies) for each in asked) + sum(each.untested for each in left_out)
         reasons.append(f"{silent:,} of {copies:,} copies answer no questions: trace them by weights")
+    reasons += hiding(faults)
     return (Outcome.NOT_READABLE, "; ".join(reasons)) if reasons else (Outcome.NOBODY, None)

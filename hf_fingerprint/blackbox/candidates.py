@@ -11,7 +11,7 @@ from pathlib import Path
 from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.registration import find_base
-from hf_fingerprint.vault import Base, CopyRecord, Vault
+from hf_fingerprint.vault import Base, CopyRecord, RowError, Vault
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,12 @@ def candidates(
     found: list[Candidate] = []
     left_out: list[LeftOut] = []
     for base in records_named(vault, name):
-        copies, content = vault.copies(base.base_id, begun=False), vault.questions(base)
+        copies = vault.copies(base.base_id, begun=False)
+        try:
+            content = vault.questions(base)
+        except RowError as error:
+            left_out.append(LeftOut(base.base_id, error.fault.describe(), len(copies)))
+            continue
         if content is None:
             left_out.append(LeftOut(base.base_id, "it has no questions", len(copies)))
             continue

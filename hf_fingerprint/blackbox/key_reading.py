@@ -17,7 +17,7 @@ from hf_fingerprint.blackbox.key_sets import check_bits, log10_false_match, plac
 from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.vault import Vault
+from hf_fingerprint.vault import Vault, hiding, open_copies, unused_rows
 
 
 LEAST_READ = int(BAND[1] * LEAST_SIZE)  # pixels; in fewer than these not all the frequencies that carry bits are left
@@ -113,10 +113,12 @@ class KeyImageReader:
         coded_bits(bits)
         self.bits, self.copies = bits, sum(len(each.copies) for each in found)
         check_bits(bits, self.copies, min(each.base.alpha for each in found))
+        self._hidden = hiding(unused_rows(vault))
         self._readers: list[tuple[str, CoverReader, dict[bytes, list[str]]]] = []
         for each in found:
             whose: dict[bytes, list[str]] = {}
-            for copy, key in zip(each.copies, vault.copy_keys(each.copies), strict=True):
+            opened = open_copies(vault, each.copies)
+            for copy, key in zip(opened.copies, opened.keys, strict=True):
                 whose.setdefault(fingerprint_of(key, bits), []).append(copy.recipient)
             secret, count = each.base.secret, each.questions.count
             self._readers.append(
@@ -156,8 +158,11 @@ class KeyImageReader:
                 found.append((base_id, read[0], tuple(dict.fromkeys(whose.get(read[1], ())))))
         if found:
             base_id, question, recipients = max(found, key=lambda each: len(each[2]) > 0)
-            outcome = Outcome.ACCUSED if recipients else Outcome.NOBODY
-            return self._read(name, outcome, None, question, recipients, base_id)
+            if recipients or not self._hidden:
+                outcome = Outcome.ACCUSED if recipients else Outcome.NOBODY
+                return self._read(name, outcome, None, question, recipients, base_id)
+            nobodys = f"{name} carries a fingerprint of nobody whose record can be used, and {self._hidden[0]}."
+            return self._read(name, Outcome.NOT_READABLE, nobodys, question, (), base_id)
         if any(reader.alike(pixels) for _, reader, _ in self._readers):
             unread = (
                 f"{name} looks like a question, and no fingerprint can be read from it: look for the whole picture, "

@@ -27,7 +27,7 @@ from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults
-from hf_fingerprint.vault.database import write_private
+from hf_fingerprint.vault.private_files import write_private
 
 
 INDEX, SUFFIX = "index.json", ".png"

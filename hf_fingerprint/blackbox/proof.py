@@ -43,7 +43,7 @@ from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES, commitment
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults, check_recipient
-from hf_fingerprint.vault.database import write_private
+from hf_fingerprint.vault.private_files import write_private
 
 
 FORMAT = 1

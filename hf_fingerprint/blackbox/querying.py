@@ -22,7 +22,7 @@ from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import find_base
-from hf_fingerprint.vault import Base, Vault, hold, standings
+from hf_fingerprint.vault import Base, Fault, Vault, hold, standings, unused_rows
 
 
 Advance = Callable[[str, int, int], None]
@@ -74,6 +74,7 @@ class QueryResult:
         unbound (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were made before the
             base had any, or were never bound. They count among those tested, and answers can't name them.
         left_out (`tuple[LeftOut, ...]`): the bases that were not asked about, and why.
+        rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used.
     """
 
     suspect: str
@@ -87,6 +88,7 @@ class QueryResult:
     reason: str | None = None
     unbound: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    rows_not_used: tuple[Fault, ...] = ()
 
     @property
     def accused(self) -> tuple[QueryScore, ...]:
@@ -173,7 +175,8 @@ def query(
             pools.append(Pool(shown, each.evidence, kept))
         went = question(suspect, pools, order, budget, images if whole else least, told)
     scores = _scores(vault, asked, all_scores)
-    outcome, reason = outcome_of(asked, left_out, went, images, any(score.accused for score in scores), alpha)
+    accused, faults = any(score.accused for score in scores), unused_rows(vault)
+    outcome, reason = outcome_of(asked, left_out, went, images, accused, alpha, faults)
     return QueryResult(
         suspect=suspect.name,
         base_ids=tuple(each.base.base_id for each in asked),
@@ -186,6 +189,7 @@ def query(
         reason=reason,
         unbound=tuple(name for each in asked for name in each.unbound),
         left_out=tuple(left_out),
+        rows_not_used=faults,
     )
 
 

@@ -1,7 +1,8 @@
 """Suspects behind an API: any address that takes a picture and answers in JSON, and the Hub's inference providers.
 
 Tokens go to the address they were given for and nowhere else: not with a redirect to another host, into no error, log
-or name. A name keeps of an address what no secret is usually part of: no user, query or fragment.
+or name. A name keeps of an address what no secret is usually part of: no user, query or fragment. Nothing that is sent
+names this package: by default a suspect sees the user agent of the HTTP library, or of the Hub's client.
 """
 
 import base64
@@ -21,6 +22,7 @@ from hf_fingerprint.blackbox.labels import Labels
 from hf_fingerprint.blackbox.politeness import Passing, Politeness, is_passing, needs, retry_after
 from hf_fingerprint.blackbox.suspects import Asked
 from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_REPLY, megabytes, parse_json
+from hf_fingerprint.checkpoints.plain_http import warn_of_token
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -49,6 +51,7 @@ def from_url(
     style: str = "raw",
     part: str | None = None,
     politeness: Politeness | None = None,
+    user_agent: str | None = None,
 ) -> Asked:
     """Asks an address that takes a picture by POST and answers in JSON.
 
@@ -63,9 +66,11 @@ def from_url(
             `"multipart"`, as a form sends it.
         part (`str`, *optional*): the name of the object's or form's field, by default `"inputs"` and `"file"`.
         politeness ([`Politeness`], *optional*): by default 5 requests a second and 5 tries.
+        user_agent (`str`, *optional*): sent as `User-Agent`; by default the HTTP library's own.
 
     Raises:
-        [`FingerprintError`]: if the address, the token or the style is impossible, or a library is missing.
+        [`FingerprintError`]: if the address, the token, the style or the user agent is impossible, or a library is
+            missing.
     """
     needs("httpx2")
     import httpx2
@@ -73,11 +78,13 @@ def from_url(
     place, bare, user = _taken_apart(url)
     if style not in STYLES:
         raise FingerprintError(f"{place} can't be asked in the style {style!r}: choose {', '.join(STYLES)}.")
-    headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
+    headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"} | _named(user_agent)
     if token is not None:
         headers["Authorization"] = f"Bearer {_checked(token, place)}"
     elif user is not None:
         headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+    if "Authorization" in headers:
+        warn_of_token(url, place, "ask by an address that begins with https://")
     client, deadline = httpx2.Client(headers=headers, timeout=timeout), Deadline()
     extensions = {"trace": deadline.note}
 
@@ -95,6 +102,7 @@ def from_inference_client(
     token: str | None = None,
     timeout: float = TIMEOUT,
     politeness: Politeness | None = None,
+    user_agent: str | None = None,
 ) -> Asked:
     """Asks a model through the Hub's inference client.
 
@@ -104,16 +112,19 @@ def from_inference_client(
         token (`str`, *optional*): for a Hub id; by default the one logged in with.
         timeout (`float`, *optional*, defaults to 30): seconds, for a Hub id.
         politeness ([`Politeness`], *optional*): by default 5 requests a second and 5 tries.
+        user_agent (`str`, *optional*): sent as `User-Agent`, for a Hub id; by default the client's own.
 
     Raises:
         [`FingerprintError`]: if there is no such id, or an address is given, which the token would go to.
     """
     if isinstance(client, str):
         name = f"hf:{client}"
-        client = _client_of(client, name, token, timeout)
+        client = _client_of(client, name, token, timeout, user_agent)
     else:
         model = client.model or "the recommended model"
         name = place_of(model) if "://" in model else f"hf:{model}"
+        if client.token:
+            warn_of_token(model, name, "ask by an address that begins with https://")
     through = _Through(client, name)
     return Asked(name, through, labels, None, politeness or Politeness())
 
@@ -155,6 +166,14 @@ def _checked(token: str, place: str) -> str:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise FingerprintError(f"The token for {place} is none: see that it is whole, without spaces.")
     return token
+
+
+def _named(user_agent: str | None) -> dict[str, str]:
+    if user_agent is None:
+        return {}
+    if not user_agent.strip() or not user_agent.isascii() or not user_agent.isprintable():
+        raise FingerprintError("The user agent is none: give a line of ASCII characters.")
+    return {"User-Agent": user_agent.strip()}
 
 
 def _content(picture: bytes, style: str, part: str | None) -> dict[str, Any]:
@@ -212,7 +231,7 @@ def _parsed(body: bytes) -> Any:
         return text if body.isascii() and len(text) <= _WORD and text.isprintable() else None
 
 
-def _client_of(model: str, name: str, token: str | None, timeout: float) -> "InferenceClient":
+def _client_of(model: str, name: str, token: str | None, timeout: float, user_agent: str | None) -> "InferenceClient":
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -223,7 +242,9 @@ def _client_of(model: str, name: str, token: str | None, timeout: float) -> "Inf
         validate_repo_id(model)
     except HFValidationError:
         raise FingerprintError(f"{name} is not a possible Hub id: give hf:org/name.") from None
-    return InferenceClient(model, token=None if token is None else _checked(token, name), timeout=timeout)
+    token = None if token is None else _checked(token, name)
+    headers = {key.lower(): value for key, value in _named(user_agent).items()}  # or the client sends both
+    return InferenceClient(model, token=token, timeout=timeout, headers=headers)
 
 
 class _Through:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from hf_fingerprint.checkpoints import kinds
+from hf_fingerprint.checkpoints.choosing import is_weights
 from hf_fingerprint.checkpoints.configs import check_json, clean_config, clean_index, names_local_files
 from hf_fingerprint.checkpoints.limits import (
     MAX_CARD,
@@ -29,7 +30,7 @@ from hf_fingerprint.checkpoints.limits import (
     read_bounded,
 )
 from hf_fingerprint.checkpoints.names import printable
-from hf_fingerprint.checkpoints.source import Source, check_inside, is_weights
+from hf_fingerprint.checkpoints.source import Source, check_inside
 from hf_fingerprint.errors import CheckpointError
 
 

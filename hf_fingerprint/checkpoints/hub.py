@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
+from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -41,7 +43,8 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are.
+    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are. Warns of a
+    token that is about to go to the Hub over plain http.
 
     Args:
         repo (`str`): `org/name`.
@@ -60,6 +63,7 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     )
 
     at = spelled(repo, revision)
+    warn_of_hub_token()
     try:
         yield
     except HFValidationError:
@@ -91,10 +95,14 @@ def from_cache(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
     """The same from the local cache alone, for a Hub that can't be reached, or isn't to be asked for this `reason`."""
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
-        names = wanted([file.path for file in get_cached_repo_tree(repo, revision=revision)])
+        whole, there = cached_files(repo, revision)
+        names = wanted(list(there))
+        if not whole:
+            folder = cached_folder(repo, revision)
+            return folder, folder.name
         patterns = [glob.escape(name) for name in names]
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=patterns))
         return folder, folder.name

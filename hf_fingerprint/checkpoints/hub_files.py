@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_versions import cached_files, counted
 from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
@@ -106,7 +107,7 @@ class HubFiles:
             try:
                 with hub_errors(self.repo, self.commit):
                     counter = None if self.left is None else _counter(self.sizes[name] or 0)
-                    hf_hub_download(self.repo, name, revision=self.commit, tqdm_class=counter)
+                    hf_hub_download(self.repo, name, revision=self.commit, **counted(counter))
             except (CheckpointError, MoreThanSaid):
                 raise
             except Exception as error:
@@ -138,10 +139,10 @@ class HubFiles:
         return name not in self.sizes or isinstance(try_to_load_from_cache(self.repo, name, revision=self.commit), str)
 
     def _from_cache(self, repo: str, reason: str) -> None:
-        from huggingface_hub import get_cached_repo_tree, snapshot_download
+        from huggingface_hub import snapshot_download
 
         try:
-            files = get_cached_repo_tree(repo, revision=self._revision)
+            _, self.sizes = cached_files(repo, self._revision)
             self.folder = Path(
                 snapshot_download(repo, revision=self._revision, local_files_only=True, allow_patterns=[])
             )
@@ -151,7 +152,6 @@ class HubFiles:
             ) from None
         self._online = False
         self.repo, self.commit = repo, self.folder.name
-        self.sizes = {file.path: file.size for file in files}
 
     def _broken(self, error: Exception) -> CheckpointError:
         return CheckpointError(

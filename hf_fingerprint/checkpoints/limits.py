@@ -36,6 +36,11 @@ MAX_NAME = 1_024  # characters of a tensor's name
 MAX_SETS = 32  # sets of weights in one folder
 MAX_DIMENSIONS = 64  # of a tensor, as in numpy
 MAX_EXPANSION = 256 * MB  # bytes that a file's tensors may take beyond the file's own size
+MAX_TIMES = 4  # how often a pickle's tensors may take its file's size, as views of one memory do
+MAX_PICKLE_STEPS = 1_000_000  # a tensor takes 40 steps, a module saved whole 600; a step takes up to 100 bytes
+MAX_NESTED = 1_000_000  # parts of parts in a file of PyTorch's that are looked at
+MAX_PICKLE_TEXT = 64 * MB  # bytes of names and other texts in a pickle
+MAX_DIRECTORY = 3 * MB  # bytes of a zip's list of members: 40,000 of them
 MAX_ZIP_RATIO = 16  # how often a compressed member of a weight file may hold its own size
 
 # Folders and what goes along with weights.

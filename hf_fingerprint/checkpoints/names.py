@@ -1,9 +1,23 @@
 """Tensor names: one spelling for those that wrappers decorate, and one line for those that are shown."""
 
+import re
+from collections.abc import Collection
 from functools import lru_cache
+
+from hf_fingerprint.printable import printable as printable
 
 
 _PREFIXES = ("module.", "_orig_mod.", "timm_model.", "base_model.model.", "model_ema.", "ema.", "model.", "backbone.")
+
+
+_ADAPTER = re.compile(r"[._](lora_\w+|ia3_l|hada_w\w*|lokr_w\w*|oft_[rRs]|vera_lambda_\w|boft_[RPs])([._]|$)")
+_SAVED_ALONG = re.compile(r"base_model\.|.*\bmodules_to_save\b")
+
+
+def is_adapter(names: Collection[str]) -> bool:
+    """Whether tensors of these names are an adapter's (peft's LoRA and the like), and no model's."""
+    own = sum(bool(_ADAPTER.search(name)) for name in names)
+    return own > 0 and all(_ADAPTER.search(name) or _SAVED_ALONG.match(name) for name in names)
 
 
 @lru_cache(1 << 14)
@@ -19,8 +33,3 @@ def normalise(name: str) -> str:
     while "._orig_mod." in name:
         name = name.replace("._orig_mod.", ".")
     return name
-
-
-def printable(name: str) -> str:
-    """A name from a file that may be hostile, on one line."""
-    return "".join(c if c.isprintable() else " " for c in name)

@@ -1,119 +1,101 @@
-"""Weights in PyTorch's pickle format, through `torch.load(weights_only=True)` and nothing else."""
+"""Weights in PyTorch's files (.bin, .pt, .pth, .ckpt, ...): which of their tensors are the model's, and where."""
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from hf_fingerprint.checkpoints.formats.descriptions import NotAPickle
+from hf_fingerprint.checkpoints.formats.torch_files import Loaded, load
+from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES, Tensor
+from hf_fingerprint.checkpoints.limits import MAX_EXPANSION, MAX_TIMES
 from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.nests import all_tensors, free_name, only_tensors
 from hf_fingerprint.checkpoints.safetensors_file import EMPTY, TensorInfo
 from hf_fingerprint.errors import CheckpointError
 
 
-_MORE_ROOM = 1 << 28  # bytes of views that are not in order, above their file's size
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-    "complex64": "C64",
-}
+class Pickled(NamedTuple):
+    """The tensors of PyTorch's files.
+
+    Attributes:
+        infos (`list[TensorInfo]`): what they look like, in the order of the files.
+        memory (`dict[str, Tensor]`): where their bytes are.
+        tied (`dict[str, str]`): names of tensors that are one with another in memory, and the first name of it.
+    """
+
+    infos: list[TensorInfo]
+    memory: dict[str, Tensor]
+    tied: dict[str, str]
 
 
-def load_pickled(
-    paths: tuple[Path, ...], left_out: dict[str, str] | None = None
-) -> tuple[list[TensorInfo], dict[str, np.ndarray], list[tuple[str, str]]]:
-    """Loads .bin, .pt and .pth files, memory-mapped where their format allows it.
+def load_pickled(paths: tuple[Path, ...], left_out: dict[str, str] | None = None) -> Pickled:
+    """Reads the tensors of .bin, .pt and .pth files, memory-mapped. Nothing that the files say is run.
 
     Args:
         paths (`tuple[Path, ...]`): one file or all shards.
         left_out (`dict[str, str]`, *optional*): for a suspect: takes the tensors that can't be read, each with a short
             reason; the others are returned, from whatever they are nested in. By default one such tensor refuses the
-            file.
-
-    Returns:
-        `(infos, memory, shared)`: the tensors, their bytes as `uint8`, and pairs of names that share one memory.
+            file, and so do tensors that share a part of their memory.
 
     Raises:
-        [`CheckpointError`]: if a file isn't a plain dictionary of tensors, or holds anything that only a real
-        unpickler reads.
+        [`CheckpointError`]: if a file can't be read, or doesn't say which tensors are the model's.
     """
-    infos, memory, shared = [], {}, []
+    found = Pickled([], {}, {})
     taken: dict[str, int] = {}
     for number, path in enumerate(paths):
-        spans: list[tuple[int, int, str]] = []
-        room = path.stat().st_size + _MORE_ROOM
-        for name, tensor in _tensors(path, left_out):
-            reason, raw = _bytes_of(name, tensor, room if left_out is not None else None)
-            if raw is None:
-                if left_out is None:
-                    raise CheckpointError(
-                        f"{path}: tensor {name!r} can't be read ({reason}): convert it or export without it."
-                    )
-                left_out[printable(name)] = reason
+        room = path.stat().st_size * MAX_TIMES + MAX_EXPANSION
+        own: dict[str, Tensor] = {}
+        for name, tensor in _described(path, left_out):
+            reason = _why_not(name, tensor, room, suspect=left_out is not None)
+            if reason is not None and left_out is None:
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} can't be read ({reason}): convert it or export without it."
+                )
+            if reason is not None and left_out is not None:
+                left_out[printable(str(name))] = reason
                 continue
+            room -= tensor.nbytes
             if left_out is not None:
                 name = free_name(name, taken)
-                room -= 0 if tensor.is_contiguous() else raw.nbytes
-            else:
-                shared += _overlaps(name, tensor, spans)
-            memory[name] = raw
-            dtype = _DTYPES[_dtype_of(tensor)]
-            infos.append(TensorInfo(name, dtype, tuple(tensor.shape), number, 0, raw.nbytes))
-    return infos, memory, shared
+            own[name] = found.memory[name] = tensor
+            found.infos.append(TensorInfo(name, DTYPES[tensor.dtype], tensor.shape, number, 0, tensor.nbytes))
+        if left_out is None:
+            found.tied.update(_tied(own, path))
+    return found
 
 
-def _tensors(path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str, Any]]:
-    kind, loaded = _torch().Tensor, _load(path)
+def _described(path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str, Tensor]]:
+    try:
+        return _tensors(load(path), path, left_out)
+    except NotAPickle as error:
+        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint ({error}): get it again.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
+
+
+def _tensors(loaded: Loaded, path: Path, left_out: dict[str, str] | None) -> Iterable[tuple[str, Tensor]]:
     if left_out is None:
-        return only_tensors(loaded, kind, path).items()
-    found = list(all_tensors(loaded, kind, left_out))
+        return only_tensors(loaded.content, path).items()
+    found = list(all_tensors(loaded.content, left_out))
+    if loaded.constants:
+        names = {name: 2 for name, _ in found}
+        more = all_tensors(loaded.constants, left_out)
+        found += [(free_name(f"constants.{name}", names), tensor) for name, tensor in more]
     if not found and not left_out:
         raise CheckpointError(f"{path} holds no tensors: is it the right file?")
     return found
 
 
-def _bytes_of(name: object, tensor: Any, room: int | None) -> tuple[str, np.ndarray | None]:
-    """A tensor's bytes as `uint8`; or why they can't be had, and `None`.
-
-    Args:
-        name (`object`): its name, which may be impossible.
-        tensor (`torch.Tensor`): as it came.
-        room (`int` or `None`): for a suspect, how many bytes a tensor may take that is not there as it is read.
-    """
-    torch = _torch()
-    try:
-        if _dtype_of(tensor) not in _DTYPES:
-            return f"dtype {_dtype_of(tensor)}", None
-        if tensor.layout is not torch.strided:
-            return f"layout {str(tensor.layout).removeprefix('torch.')}", None
-        if tensor.device.type != "cpu":
-            return "no data", None
-        if not _can_be_named(name):
-            return "an impossible name", None
-        if room is not None and not tensor.numel():
-            return EMPTY, None
-        if room is not None and not tensor.is_contiguous() and tensor.numel() * tensor.element_size() > room:
-            return "larger than its file", None
-        plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-        return "", plain.reshape(-1).view(torch.uint8).numpy()
-    except Exception:  # of a size that memory hasn't, or of one of torch's kinds that have no such bytes
-        return "larger than memory", None
-
-
-def _dtype_of(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _why_not(name: object, tensor: Tensor, room: int, suspect: bool) -> str | None:
+    """Why a tensor can't be read, if there is a reason."""
+    reason = tensor.why_not()
+    if reason is not None:
+        return reason
+    if not _can_be_named(name):
+        return "an impossible name"
+    if suspect and not tensor.numel():
+        return EMPTY
+    return "larger than its file" if tensor.nbytes > room else None
 
 
 def _can_be_named(name: object) -> bool:
@@ -123,44 +105,27 @@ def _can_be_named(name: object) -> bool:
     return name.encode(errors="replace") == name.encode(errors="surrogatepass")
 
 
-def _overlaps(name: str, tensor: Any, spans: list[tuple[int, int, str]]) -> list[tuple[str, str]]:
-    """The tensors met before that share memory with this one; notes where it lies."""
-    if not tensor.numel():
-        return []
-    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    begin = tensor.data_ptr()
-    end = begin + extent * tensor.element_size()
-    found = [(other, name) for start, stop, other in spans if begin < stop and start < end]
-    spans.append((begin, end, name))
-    return found
+def _tied(tensors: dict[str, Tensor], path: Path) -> dict[str, str]:
+    """The names of tensors that are one with another, and that other's; refuses tensors that are so in part."""
+    spans = [
+        (id(tensor.storage.data), *tensor.span, number, name)
+        for number, (name, tensor) in enumerate(tensors.items())
+        if tensor.storage is not None and tensor.numel()
+    ]
+    tied: dict[str, str] = {}
+    memory, reached, last = 0, 0, ""
+    for where, begin, end, _, name in sorted(spans):
+        if where == memory and begin < reached:
+            if _look(tensors[name]) != _look(tensors[last]) or begin != tensors[last].span[0]:
+                raise CheckpointError(
+                    f"{path}: tensors {printable(last)} and {printable(name)} share a part of their memory, which a "
+                    f"copy can't keep: save clones of them."
+                )
+            tied[name] = last
+        else:
+            memory, reached, last = where, end, name
+    return tied
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise CheckpointError(
-            "Reading .bin and .pth files needs PyTorch: pip install hf-fingerprint[models]."
-        ) from None
-    return torch
-
-
-def _load(path: Path) -> Any:
-    """What a file holds."""
-    torch = _torch()
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            # the format before PyTorch 1.6
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path} holds more than tensors, and loading that could run its code: get the model as safetensors."
-        ) from None
-    except Exception as error:  # a damaged file makes torch raise whatever its bytes happen to mean
-        raise CheckpointError(
-            f"{path} is not a whole PyTorch checkpoint ({type(error).__name__}): get it again."
-        ) from None
+def _look(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.strides

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_versions import stream
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.errors import CheckpointError
 
 
 RETRIES, FIRST_WAIT = 3, 0.5
 _GONE = frozenset({400, 401, 403, 404, 410})
+_BROKEN_OFF = frozenset({"RemoteProtocolError", "ReadError", "ConnectionError", "ChunkedEncodingError"})  # by versions
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PAST_END = re.compile(r"bytes \*/(\d+)")
 
@@ -87,7 +89,7 @@ class RangedFiles:
             [`TooLarge`]: if they are more than may still come.
         """
         from huggingface_hub import constants, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
         waits = iter([FIRST_WAIT * 2**i for i in range(RETRIES)])
         reason = "the connection broke off"
@@ -103,11 +105,10 @@ class RangedFiles:
             try:
                 with (
                     hub_errors(self.repo, self.commit),
-                    http_stream_backoff(
-                        "GET",
+                    stream(
                         url or hf_hub_url(self.repo, name, revision=self.commit),
-                        max_retries=RETRIES,
-                        base_wait_time=FIRST_WAIT,
+                        RETRIES,
+                        FIRST_WAIT,
                         headers=headers,
                         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
                     ) as response,
@@ -163,7 +164,7 @@ def _model_info(repo: str, revision: str | None) -> Any:
             raise
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", 0)
-            passing = status == 429 or status >= 500 or type(error).__name__ in ("RemoteProtocolError", "ReadError")
+            passing = status == 429 or status >= 500 or type(error).__name__ in _BROKEN_OFF
             if wait is None or not passing:
                 raise NotByRanges from None  # the whole may be in the cache; the way there has the sentences
             time.sleep(wait)

@@ -27,12 +27,13 @@ from hf_fingerprint.checkpoints.limits import (
     megabytes,
     parse_json,
 )
-from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.names import is_adapter, printable
+from hf_fingerprint.checkpoints.naming import HubId, exists, hub_id, named
 from hf_fingerprint.checkpoints.nests import free_name
 from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles, TooLarge
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, most_of, read_layout
-from hf_fingerprint.checkpoints.source import HUB_ID, Source, exists
-from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, may_be_model
+from hf_fingerprint.checkpoints.source import Source
+from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, is_safetensors, may_be_model
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -64,12 +65,13 @@ class OtherFile(NamedTuple):
     size: int | None
 
 
-def open_ranges(name: str | Path, max_bytes: int | None = None) -> "RangedCheckpoint | None":
+def open_ranges(name: str | Path, max_bytes: int | None = None, file: str | None = None) -> "RangedCheckpoint | None":
     """Opens a model on the Hub for reading by ranges.
 
     Args:
         name (`str` or `Path`): what [`resolve`] takes.
         max_bytes (`int`, *optional*): how many bytes are to be fetched at most, headers and indexes among them.
+        file (`str`, *optional*): which of the files in the repo is read alone.
 
     Returns:
         [`RangedCheckpoint`], or `None` if it is to be had by [`weight_sets`]: a path, a model that is in the local
@@ -80,12 +82,12 @@ def open_ranges(name: str | Path, max_bytes: int | None = None) -> "RangedCheckp
         [`CheckpointError`]: if there is no such model, or it is not open to this account, or not well-formed.
         [`TooLarge`]: if more than `max_bytes` are needed to know what is in it.
     """
-    text = str(name)
-    match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
-    if match is None or (not text.startswith("hf-hub:") and exists(Path(text))):
+    text = str(named(name, file))
+    place = hub_id(text)
+    if place is None or (not text.startswith("hf-hub:") and exists(Path(str(name)))):
         return None
     try:
-        return RangedCheckpoint(match["repo"], match["revision"], max_bytes)
+        return RangedCheckpoint(place, max_bytes)
     except NotByRanges:
         return None
 
@@ -102,16 +104,16 @@ class RangedCheckpoint:
         max_bytes (`int` or `None`): how many bytes are to be fetched at most.
     """
 
-    def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
+    def __init__(self, place: HubId, max_bytes: int | None = None):
         self.max_bytes = max_bytes
         self.tensors: dict[str, TensorInfo] = {}
         self.left_out: dict[str, str] = {}
         self.total_bytes = self._headers = 0
         self._heads: list[tuple[int, int, np.ndarray]] = []
         self._kept: list[tuple[int, int, np.ndarray]] = []
-        self._hub = hub = RangedFiles(repo, revision, max_bytes)
-        chosen = choose_safetensors(hub.sizes, hub.repo)
-        if chosen is None or self._cached(chosen):
+        self._hub = hub = RangedFiles(place.repo, place.revision, max_bytes)
+        chosen = place.file or choose_safetensors(hub.sizes, hub.repo)
+        if chosen is None or not is_safetensors(chosen) or chosen not in hub.sizes or self._cached(chosen):
             raise NotByRanges
         try:
             self._read_headers(chosen)
@@ -121,8 +123,11 @@ class RangedCheckpoint:
             if any(may_be_model(name) and name != chosen for name in hub.names):  # which may be the model
                 raise NotByRanges from None
             raise
-        self.source = Source(hub.repo, Path(), tuple(map(Path, self._files)), None, hub.commit, whole_folder=False)
-        files = set(self._files)
+        if is_adapter(self.tensors):
+            raise NotByRanges
+        name = str(named(hub.repo, place.file))
+        self.source = Source(name, Path(), tuple(map(Path, self._files)), None, hub.commit, whole_folder=False)
+        files = set(self._files if place.file is None else hub.names)
         others = [name for name in hub.names if may_be_model(name) and name not in files]
         self.others = tuple(OtherFile(name, hub.sizes[name]) for name in others)
 

@@ -18,6 +18,10 @@ from types import TracebackType
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.choosing import AN_ADAPTER
+from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.formats.recognition import form_of
+from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
 from hf_fingerprint.checkpoints.limits import (
     MAX_HEADERS,
     MAX_INDEX,
@@ -27,7 +31,7 @@ from hf_fingerprint.checkpoints.limits import (
     parse_json,
     read_bounded,
 )
-from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.names import is_adapter, printable
 from hf_fingerprint.checkpoints.nests import free_name
 from hf_fingerprint.checkpoints.pickled import load_pickled
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, headers_length, most_of, read_layout
@@ -56,11 +60,14 @@ class Checkpoint:
         self.left_out: dict[str, str] = {}
         self.data_starts: list[int] = []
         self._descriptors: list[int] = []
-        self._memory: dict[str, np.ndarray] = {}
-        self.shared: list[tuple[str, str]] = []
+        self._memory: dict[str, Tensor] = {}
+        self.tied: dict[str, str] = {}
+        forms = {form_of(path) for path in source.weights}
         self._sizes = [path.stat().st_size for path in source.weights]
+        if len(forms) > 1:
+            raise CheckpointError(f"{source.name} is part safetensors, part PyTorch's files: get the model again.")
         if source.pickled:
-            infos, self._memory, self.shared = load_pickled(source.weights, self.left_out if suspect else None)
+            infos, self._memory, self.tied = load_pickled(source.weights, self.left_out if suspect else None)
             self._add(infos)
         else:
             taken: dict[str, int] | None = {} if suspect else None
@@ -76,6 +83,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{source.name} holds {len(self.tensors)} tensors, and {MAX_TENSORS} are read: split the model."
             )
+        if not suspect and is_adapter(self.tensors):
+            raise CheckpointError(f"{source.name} {AN_ADAPTER}.")
         if not source.pickled:
             self._open()
 
@@ -154,9 +163,9 @@ class Checkpoint:
         if self._memory:
             if self.source.weights[info.file].stat().st_size < self._sizes[info.file]:  # reading on would be fatal
                 raise CheckpointError(f"{self.source.weights[info.file]} ends too soon: it changed while it was read.")
-            found = self._memory[info.name][start : start + count]
-            if out is None:
-                return found
+            found = self._memory[info.name].read(start, start + count)
+            if out is None:  # a pickle's tensors lie anywhere in its file
+                return found if found.ctypes.data % SIZES[info.dtype] == 0 else found.copy()
             out[:count] = found
             return out[:count]
         buffer = np.empty(count, np.uint8) if out is None else out[:count]
@@ -193,7 +202,9 @@ def block_rows(info: TensorInfo) -> Iterator[slice]:
             yield slice(start, min(start + rows, info.rows))
 
 
-def open_checkpoint(name: str | Path | Source, weights_only: bool = False, suspect: bool = False) -> Checkpoint:
+def open_checkpoint(
+    name: str | Path | Source, weights_only: bool = False, suspect: bool = False, file: str | None = None
+) -> Checkpoint:
     """Opens a model.
 
     Args:
@@ -202,11 +213,12 @@ def open_checkpoint(name: str | Path | Source, weights_only: bool = False, suspe
         suspect (`bool`, *optional*, defaults to `False`): for a model that is only looked at: what can't be read of it
             is left out and listed in `left_out`, and pickles may nest their tensors as they like. A base is refused
             for it, since copies need every tensor.
+        file (`str`, *optional*): which of the weight files in the folder or repo.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it can't be read.
     """
-    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only), suspect)
+    return Checkpoint(name if isinstance(name, Source) else resolve(name, weights_only, file), suspect)
 
 
 def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str:

@@ -5,43 +5,31 @@ resolve("models/lite0")  # a timm or transformers folder
 resolve("model.safetensors")  # one file
 resolve("org/name"), resolve("org/name@v2"), resolve("hf-hub:org/name")
 resolve("local-dir:models/lite0")
+resolve("models/lite0", file="old.pth")  # one of several; the same as "models/lite0:old.pth", "org/name:old.pth@v2"
 ```
+
+What a file is, its content says and not its name.
 """
 
-import errno
-import re
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
+from hf_fingerprint.checkpoints.choosing import (
+    INDEX,
+    NOT_MODELS,
+    choose_weights,
+    is_weights,
+    matches,
+    no_such_file,
+)
+from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, form_of, is_read, look_at
 from hf_fingerprint.checkpoints.hub import fetch_snapshot, from_cache
-from hf_fingerprint.checkpoints.limits import MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
+from hf_fingerprint.checkpoints.limits import MAX_IN_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
 from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.checkpoints.naming import HubId, InFolder, exists, hub_id, named, place_of
 from hf_fingerprint.errors import CheckpointError
-
-
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-_WEIGHTS = re.compile(
-    r"\.(safetensors|bin|pt|pt2|pth|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp|mar"
-    r"|engine|plan|trt|params|pdparams|tar|tgz|gz|bz2|xz|zst|zip|7z)"
-    r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|\.mlpackage/",
-    re.IGNORECASE,
-)
-PREFERRED = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "*.bin",
-    "*.pth",
-    "*.pt",
-    "*.ckpt",
-)
-NOT_MODELS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "adapter_model.*")
 
 
 @dataclass(frozen=True)
@@ -64,24 +52,25 @@ class Source:
     revision: str | None
     whole_folder: bool
 
-    @property
+    @cached_property
     def pickled(self) -> bool:
-        """Whether the weights are in PyTorch's pickle format."""
-        return self.weights[0].suffix in PICKLES
+        """Whether the weights are in PyTorch's format: by what is in the first file; by its name, if it is not here or
+        can't be read."""
+        first = self.weights[0]
+        with suppress(CheckpointError):
+            if self.folder != Path():  # which stands for one on the Hub, read by ranges
+                return look_at(first) == PYTORCH
+        return not first.name.lower().endswith(".safetensors")
 
 
-def is_weights(name: str) -> bool:
-    """Whether a file of this name may hold weights, in whatever form."""
-    return bool(_WEIGHTS.search(name))
-
-
-def resolve(name: str | Path, weights_only: bool = False) -> Source:
+def resolve(name: str | Path, weights_only: bool = False, file: str | None = None) -> Source:
     """Finds a model by path or Hub id, downloading it if need be.
 
     Args:
         name (`str` or `Path`): a folder, a weight file, `org/name[@revision]`, `hf-hub:org/name` or
             `local-dir:folder`. An existing path wins over a Hub id of the same spelling.
         weights_only (`bool`, *optional*, defaults to `False`): from the Hub, fetch the weights and no other file.
+        file (`str`, *optional*): which of the weight files in the folder or repo, or an index of them.
 
     Returns:
         [`Source`]
@@ -90,104 +79,66 @@ def resolve(name: str | Path, weights_only: bool = False) -> Source:
         [`CheckpointError`]: if there is no such model, it has no weights that can be read, or its files point
         elsewhere.
     """
-    place = place_of(name)
+    place = place_of(named(name, file))
     if isinstance(place, HubId):
-        return _from_hub(place.repo, place.revision, weights_only)
+        return _from_hub(place, weights_only)
     try:
-        return _local(place)
+        return _chosen(place) if isinstance(place, InFolder) else _local(place)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
 
 
-class HubId(NamedTuple):
-    """A repo on the Hub, and the revision that is asked for, if one is."""
-
-    repo: str
-    revision: str | None
-
-
-def place_of(name: str | Path) -> Path | HubId:
-    """Where a model is, by its name, without a look at it: an absolute path here, or a repo on the Hub.
-
-    Raises:
-        [`CheckpointError`]: if it is neither.
-    """
-    text = str(name)
-    path = Path(text.removeprefix("local-dir:"))
-    if text.removeprefix("local-dir:") and not text.startswith("hf-hub:") and exists(path):
-        try:
-            return path.resolve() if path.is_dir() else path.absolute()
-        except OSError as error:
-            raise CheckpointError(f"{text} can't be read: {error.strerror or error}.") from None
-    match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
-    if match is None or text.startswith("local-dir:"):
-        raise CheckpointError(
-            f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
-        )
-    return HubId(match["repo"], match["revision"])
-
-
 def resolve_cached(repo: str, revision: str) -> Source:
-    """Finds the weights of a commit on the Hub in the local cache, without asking the Hub.
+    """Finds the weights of a commit on the Hub in the local cache, without asking the Hub; `repo` is a source's name.
 
     Raises:
         [`CheckpointError`]: if they are not whole in the cache.
     """
-    folder, commit = from_cache(repo, revision, lambda names: _wanted(names, repo, weights_only=True), "not asked for")
-    return _folder(folder, repo, commit)
-
-
-def exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
-            return False
-        raise CheckpointError(f"{path} can't be read: {error.strerror}.") from None
-    except ValueError:  # a null character
-        return False
+    hub = hub_id(repo) or HubId(repo, None)
+    folder, commit = from_cache(hub.repo, revision, lambda names: _wanted(names, hub, True), "not asked for")
+    return _of_snapshot(folder, hub, commit)
 
 
 def _local(path: Path) -> Source:
     if path.is_dir():
         return _folder(path, str(path), None)
-    if path.name.endswith(".index.json"):
+    if path.name.lower().endswith(INDEX):
         return _sharded(path, str(path), None, whole_folder=False)
-    if path.suffix != ".safetensors" and path.suffix not in PICKLES:
-        raise CheckpointError(f"{path} is not a weight file: give a .safetensors file, a model folder or a Hub id.")
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file: give a .safetensors file, a model folder or a Hub id.")
+    form_of(path)
     return Source(str(path), path.parent, (path,), None, None, whole_folder=False)
 
 
+def _chosen(place: InFolder) -> Source:
+    """One file of a folder that is the model's own."""
+    folder, name = place.folder, str(named(place.folder, place.file))
+    if not exists(place.path):
+        there = sorted(entry.name for entry in folder.iterdir() if is_weights(entry.name))
+        raise no_such_file(str(folder), place.file, there)
+    return _one_file(folder, place.file, name, None)
+
+
 def _folder(folder: Path, name: str, revision: str | None) -> Source:
-    chosen = choose_weights([p.name for p in folder.iterdir() if not p.is_dir()], name)
-    if chosen.endswith(".index.json"):
-        return _sharded(folder / chosen, name, revision, whole_folder=True)
-    check_inside(folder / chosen, folder)
-    return Source(name, folder, (folder / chosen,), None, revision, whole_folder=True)
+    names = [p.name for p in folder.iterdir() if not p.is_dir()]
+    try:
+        chosen = choose_weights(names, name)
+    except CheckpointError:
+        others = [each for each in sorted(names)[:MAX_IN_FOLDER] if not matches(each, NOT_MODELS)]
+        read = [each for each in others if not is_weights(each) and is_read(folder / each)]
+        if len(read) != 1 or any(map(is_weights, others)):
+            raise
+        chosen = read[0]
+    return _one_file(folder, chosen, name, revision)
 
 
-def choose_weights(names: Iterable[str], where: str) -> str:
-    """Which of a model's files holds its weights: safetensors before pickles, a standard name before another."""
-    candidates = [n for n in names if not any(PurePosixPath(n).match(pattern) for pattern in NOT_MODELS)]
-    for pattern in PREFERRED:
-        found = [n for n in candidates if PurePosixPath(n).match(pattern)]
-        if len(found) == 1:
-            return found[0]
-        indexed = not pattern.endswith(".index.json") and any(n.endswith(".index.json") for n in candidates)
-        if found and not indexed:
-            raise CheckpointError(
-                f"{where} has several weight files ({', '.join(sorted(found))}): name the one to use."
-            )
-    raise no_weights(where)
-
-
-def no_weights(where: str) -> CheckpointError:
-    """What is said of a folder or a repo without weights."""
-    return CheckpointError(
-        f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?"
-    )
+def _one_file(folder: Path, file: str, name: str, revision: str | None) -> Source:
+    """A file of a model's folder, or those that an index names."""
+    path = folder / file
+    if file.lower().endswith(INDEX):
+        return _sharded(path, name, revision, whole_folder=path.parent == folder)
+    check_inside(path, folder)
+    return Source(name, folder, (path,), None, revision, whole_folder=True)
 
 
 def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -> Source:
@@ -253,15 +204,26 @@ def why_not_inside(path: Path, folder: Path) -> str | None:
     return None
 
 
-def _from_hub(repo: str, revision: str | None, weights_only: bool) -> Source:
-    folder, commit = fetch_snapshot(repo, revision, lambda names: _wanted(names, repo, weights_only))
-    return _folder(folder, repo, commit)
+def _from_hub(place: HubId, weights_only: bool) -> Source:
+    folder, commit = fetch_snapshot(place.repo, place.revision, lambda names: _wanted(names, place, weights_only))
+    return _of_snapshot(folder, place, commit)
 
 
-def _wanted(names: list[str], repo: str, weights_only: bool) -> list[str]:
-    chosen = choose_weights([name for name in names if "/" not in name], repo)
-    suffix = PurePosixPath(chosen.removesuffix(".index.json")).suffix
-    shards = {n for n in names if n.endswith(suffix) and "/" not in n} if chosen.endswith(".index.json") else set()
+def _of_snapshot(folder: Path, place: HubId, commit: str) -> Source:
+    if place.file is None:
+        return _folder(folder, place.repo, commit)
+    return _one_file(folder, place.file, place.name, commit)
+
+
+def _wanted(names: list[str], place: HubId, weights_only: bool) -> list[str]:
+    chosen = place.file
+    if chosen is None:
+        chosen = choose_weights([name for name in names if "/" not in name], place.repo)
+    elif chosen not in names:
+        raise no_such_file(place.repo, chosen, filter(is_weights, names))
+    indexed, top = chosen.lower().endswith(INDEX), chosen.rpartition("/")[0]
+    suffix = PurePosixPath(chosen[: -len(INDEX)] if indexed else chosen).suffix
+    shards = {n for n in names if n.endswith(suffix) and n.rpartition("/")[0] == top} if indexed else set()
     weights = {chosen} | shards
     if weights_only:
         return sorted(weights | ({"config.json"} & set(names)))

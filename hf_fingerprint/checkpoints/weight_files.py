@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hf_fingerprint.checkpoints import kinds
+from hf_fingerprint.checkpoints.choosing import INDEX, PREFERRED, STATES, choose_weights, is_weights, matches
 from hf_fingerprint.checkpoints.contents import LeftOut
+from hf_fingerprint.checkpoints.formats.recognition import NAMES, PYTORCH, SAFETENSORS
 from hf_fingerprint.checkpoints.names import printable
-from hf_fingerprint.checkpoints.source import NOT_MODELS, PICKLES, PREFERRED, choose_weights, is_weights, shards_of
+from hf_fingerprint.checkpoints.source import shards_of
 from hf_fingerprint.errors import CheckpointError
 
 
-INDEX = ".index.json"
 MISSING = "missing: get the model again, all of its files"
-_READ = (".safetensors", *PICKLES)
-_ADAPTER = "adapter_model.*"
 _PART = re.compile(r"(?P<stem>.*?)[-_.]?\d+[-_]of[-_](?P<total>\d+)(?P<end>.*)", re.DOTALL)
 _RENAMED = re.compile(r"\.(safetensors|bin|pth|pt|ckpt)(\.[\w-]+)?$", re.IGNORECASE)
 _PACKED = re.compile(r"\.(tar|tgz|gz|bz2|xz|zst|zip|7z|mar)$", re.IGNORECASE)
@@ -66,11 +65,11 @@ def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | Non
     """
     try:
         chosen = choose_weights([name for name in sizes if "/" not in name], where)
-        return chosen if _is_safetensors(chosen) else None
+        return chosen if is_safetensors(chosen) else None
     except CheckpointError:
         if not any(map(may_be_model, sizes)):
             raise
-    found = [name for name in sizes if _is_safetensors(name) and may_be_model(name.removesuffix(INDEX))]
+    found = [name for name in sizes if is_safetensors(name) and may_be_model(name.removesuffix(INDEX))]
     return min(
         found, key=lambda name: (name.count("/"), not name.endswith(INDEX), -(sizes[name] or 0), name), default=None
     )
@@ -78,20 +77,39 @@ def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | Non
 
 def may_be_model(name: str) -> bool:
     """Whether a file of this name may hold a model's weights, in whatever form; not a training's state."""
-    return is_weights(name) and not _is_state(name)
+    return is_weights(name) and not is_training_state(name)
 
 
 def is_index(name: str) -> bool:
     """Whether a file of this name is an index of weight files that can be read."""
-    return name.endswith(INDEX) and _is_read(name.removesuffix(INDEX))
+    return name.endswith(INDEX) and form_by_name(name.removesuffix(INDEX)) is not None
 
 
-def group_files(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[list[Group], list[LeftOut]]:
+def form_by_name(name: str) -> str | None:
+    """The form of weights that a file's name promises, if it is one that is read."""
+    if not NAMES.search(name):
+        return None
+    return SAFETENSORS if name.lower().endswith(".safetensors") else PYTORCH
+
+
+def group_files(
+    names: Iterable[str],
+    read: Callable[[str], bytes],
+    form: Callable[[str], str | None] = form_by_name,
+    why_not: Callable[[str], str | None] | None = None,
+    is_state: Callable[[str], bool] | None = None,
+) -> tuple[list[Group], list[LeftOut]]:
     """Sorts the files of a model's folder into groups.
 
     Args:
         names (iterable of `str`): the files' paths in the folder, with `/`.
         read (callable): what an index of this path holds; a `ValueError` says what is wrong with it.
+        form (callable, *optional*): the form of the weights in a file of this path, if it is one that is read; by
+            default what its name promises.
+        why_not (callable, *optional*): why a weight file of this path, which has no such form, is not read, and what
+            to do; by default what its name says of that.
+        is_state (callable, *optional*): whether a file of this path holds a training's own state beside the model; by
+            default what its name says of that.
 
     Returns:
         `(groups, unread)`: groups in the order of the folder's depth, training's checkpoints last, and then of what
@@ -103,12 +121,19 @@ def group_files(names: Iterable[str], read: Callable[[str], bytes]) -> tuple[lis
     groups: dict[tuple[str, ...], Group] = {}
     unread: list[LeftOut] = []
     for folder in folders.values():
-        for group in _groups_of(folder, read, unread):
+        for group in _groups_of(folder, read, form, why_not or way_out, is_state or is_training_state, unread):
             groups.setdefault(group.files, group)
     return sorted(groups.values(), key=_order), unread
 
 
-def _groups_of(names: list[str], read: Callable[[str], bytes], unread: list[LeftOut]) -> list[Group]:
+def _groups_of(
+    names: list[str],
+    read: Callable[[str], bytes],
+    form: Callable[[str], str | None],
+    why_not: Callable[[str], str | None],
+    is_state: Callable[[str], bool],
+    unread: list[LeftOut],
+) -> list[Group]:
     """The groups among the files of one folder."""
     there = set(names)
     groups: list[Group] = []
@@ -120,18 +145,16 @@ def _groups_of(names: list[str], read: Callable[[str], bytes], unread: list[Left
             unread.append(LeftOut(index, str(error)))
             continue
         unread += [LeftOut(shard, MISSING) for shard in named if shard not in there]
-        forms = _forms(shard for shard in named if shard in there)
+        forms = _forms((shard for shard in named if shard in there), form)
         groups += [Group(tuple(files), index if len(forms) == 1 else None) for files in forms]
         grouped.update(*forms)
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
-        if name in grouped or _is_state(name):
+        if name in grouped or is_state(name):
             continue
-        if not _is_read(name):
-            if reason := way_out(name):
+        if form(name) is None:
+            if reason := why_not(name):
                 unread.append(LeftOut(name, reason))
-        elif PurePosixPath(name).match(_ADAPTER):
-            unread.append(LeftOut(name, "an adapter alone: merge it into its model"))
         elif match := _PART.fullmatch(posixpath.basename(name)):
             parts[match["stem"], match["total"], match["end"]].append(name)
         else:
@@ -143,37 +166,33 @@ def _groups_of(names: list[str], read: Callable[[str], bytes], unread: list[Left
     return groups
 
 
-def _forms(names: Iterable[str]) -> list[list[str]]:
+def _forms(names: Iterable[str], form: Callable[[str], str | None]) -> list[list[str]]:
     """Safetensors and pickles apart."""
-    found: dict[bool, list[str]] = defaultdict(list)
-    for name in filter(_is_read, names):
-        found[name.endswith(".safetensors")].append(name)
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if (there := form(name)) is not None:
+            found[there].append(name)
     return list(found.values())
 
 
 def _order(group: Group) -> tuple[bool, int, int, str]:
-    base = PurePosixPath(group.name).name
-    preferred = next((i for i, pattern in enumerate(PREFERRED) if PurePosixPath(base).match(pattern)), len(PREFERRED))
+    preferred = next((i for i, pattern in enumerate(PREFERRED) if matches(group.name, pattern)), len(PREFERRED))
     return group.of_training, group.name.count("/"), preferred, group.name
 
 
-def _is_read(name: str) -> bool:
-    return PurePosixPath(name).suffix in _READ
-
-
-def _is_safetensors(name: str) -> bool:
+def is_safetensors(name: str) -> bool:
     """Whether a file, or those that an index names, are safetensors."""
-    return PurePosixPath(name.removesuffix(INDEX)).suffix == ".safetensors"
+    return form_by_name(name.removesuffix(INDEX)) == SAFETENSORS
 
 
-def _is_state(name: str) -> bool:
-    """Whether it is a training's own, beside the model."""
-    return any(PurePosixPath(name).match(pattern) for pattern in NOT_MODELS if pattern != _ADAPTER)
+def is_training_state(name: str) -> bool:
+    """Whether a file of this name is a training's own, beside the model: no training writes safetensors for that."""
+    return matches(name, STATES) and form_by_name(name) != SAFETENSORS
 
 
 def way_out(name: str) -> str | None:
     """Why a weight file of this name is not read, and what to do; nothing for one that is, or is no weight file."""
-    if _is_read(name) or not is_weights(name):
+    if form_by_name(name) is not None or not is_weights(name):
         return None
     if _PACKED.search(name):
         return "an archive, not read: unpack it"

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import reduce
 from io import BytesIO, FileIO
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def write_copy(
 def goes_as_it_is(checkpoint: Checkpoint) -> bool:
     """Whether the weights' files may be handed on as they are: no pickles, and nothing but tensors in them."""
     source = checkpoint.source
-    if source.pickled:
+    if source.pickled or not all(map(_is_named_safetensors, source.weights)):
         return False
     numbers = range(len(checkpoint.data_starts))
     return all(_header(checkpoint, number) == _head(checkpoint, number) for number in numbers)
@@ -276,15 +277,15 @@ class _Pipe:
 
 def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     source = checkpoint.source
-    if not source.pickled:
-        return [folder / path.relative_to(source.folder) for path in source.weights]
-    if checkpoint.shared:
-        first, second = checkpoint.shared[0]
-        raise CheckpointError(
-            f"{source.name}: tensors {first} and {second} are one, which only a pickle can say: save it as "
-            f"safetensors."
-        )
-    return [folder / CONVERTED]
+    if source.pickled or (len(source.weights) == 1 and not _is_named_safetensors(source.weights[0])):
+        return [folder / CONVERTED]
+    for path in filterfalse(_is_named_safetensors, source.weights):
+        raise CheckpointError(f"{path} holds safetensors, which no loader expects by its name: name it .safetensors.")
+    return [folder / path.relative_to(source.folder) for path in source.weights]
+
+
+def _is_named_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
 
 
 def _check_space(checkpoint: Checkpoint, folder: Path) -> None:

@@ -10,6 +10,7 @@ from hf_fingerprint.cli import options, output
 
 def inspect(
     model: options.Model,
+    file: options.File = None,
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
@@ -29,7 +30,7 @@ def inspect(
     settings = Settings(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
-    with open_checkpoint(model) as checkpoint, output.steps() as report:
+    with open_checkpoint(options.chosen(model, file)) as checkpoint, output.steps() as report:
         base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
@@ -58,6 +59,7 @@ MaxMb = Annotated[
 def trace(
     suspect: Suspect,
     vault: options.VaultFolder,
+    file: options.File = None,
     base: options.KnownBase = None,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
@@ -70,6 +72,7 @@ def trace(
 
     Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable.
     """
+    suspect = options.chosen(suspect, file)
     return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json)
 
 
@@ -77,6 +80,7 @@ def verify(
     suspect: Suspect,
     recipient: Annotated[str, typer.Option("--recipient", help="Whose copy it is said to be.", show_default=False)],
     vault: options.VaultFolder,
+    file: options.File = None,
     base: options.KnownBase = None,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
@@ -89,6 +93,7 @@ def verify(
 
     Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable.
     """
+    suspect = options.chosen(suspect, file)
     return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json, recipient)
 
 
@@ -146,7 +151,8 @@ def watch(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
-    """Trace models on the Hub as they turn up, one line of JSON each. Exit code 0: someone is accused, 1: nobody (or
+    """Trace models on the Hub as they turn up, one line of JSON each. Variants on record are traced too, and marked as
+    expected where they are what they are on record for. Exit code 0: someone is accused by another repo, 1: nobody (or
     other models), 2: an error, or nothing but errors, 3: some model is not readable."""
     from hf_fingerprint.hub.watching import exit_code_of, parse_since
     from hf_fingerprint.hub.watching import watch as watch_models
@@ -160,25 +166,34 @@ def watch(
         output.print_line(sighting.to_dict())
         sightings.append(sighting)
     if not sightings:
-        output.remark("Nothing was looked at: all of it is the vault's own, or did not change since.")
+        output.remark("Nothing was looked at: none of it changed since.")
     return exit_code_of(sightings)
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
     """List who got which copy, and when."""
-    from hf_fingerprint.vault import Vault, publications, standing
+    from hf_fingerprint.vault import Vault, arrivals, publications, standing
 
     opened = Vault(vault)
     copies, pushed = opened.copies(), {found.copy_id: found for found in publications(opened)}
+    arrived = arrivals(opened)
     if as_json:
         shown = [(copy, pushed.get(copy.copy_id)) for copy in copies]
         output.print_json(
-            [c.describe() | {"state": standing(c, at)} | ({} if at is None else at.describe()) for c, at in shown]
+            [
+                copy.describe()
+                | {"state": standing(copy, at), "arrived": arrived.get(copy.copy_id)}
+                | ({} if at is None else at.describe())
+                for copy, at in shown
+            ]
         )
         return
     for copy in copies:
         at = pushed.get(copy.copy_id)
         place = copy.out if at is None else at.place
         state = f"{standing(copy, at):9}"
-        output.say(f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}")
+        came = f"  arrived {arrived[copy.copy_id]}" if copy.copy_id in arrived else ""
+        output.say(
+            f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}{came}"
+        )
     output.say(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")

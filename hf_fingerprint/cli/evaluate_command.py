@@ -51,8 +51,6 @@ def evaluate(
         return
     if model is None or data is None or out is None:
         raise FingerprintError("Say what to evaluate: MODEL, --data for its images and --out for the results.")
-    from rich.console import Console
-
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
@@ -82,9 +80,9 @@ def evaluate(
     if as_json:
         output.print_json(summarise(evaluation))
         return
-    console = Console()
+    place = output.console()
     for table in tables(evaluation):
-        console.print(table)
+        place.print(table)
     for name, why in evaluation.skipped.items():
         output.remark(f"{name} was left out: {why}")
     output.say(f"the page: {written.page}")

@@ -40,6 +40,7 @@ def issue(
     out: Annotated[
         Path | None, typer.Option("--out", help="The copy's folder; with several recipients DIR/NAME each.")
     ] = None,
+    file: options.File = None,
     push_to: Annotated[
         list[str] | None, typer.Option("--push-to", help="The variant repo, org/name; one for each --recipient.")
     ] = None,
@@ -76,9 +77,9 @@ def issue(
     from hf_fingerprint.hub import Terms
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.registration import Settings
-    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault import Vault, recipient_name
 
-    names, opened = list(dict.fromkeys(recipient or [])), Vault(vault)
+    names, opened = list(dict.fromkeys(map(recipient_name, recipient or []))), Vault(vault)
     pushed = bool(push_to or recipients or again)
     if pushed == (out is not None):
         raise FingerprintError("Say where the copies go: --out for folders, or --push-to, --recipients or --again.")
@@ -91,7 +92,7 @@ def issue(
     )
     known = {base.base_id for base in opened.bases()}
     with output.steps() as report:
-        issuer = Issuer(model, opened, settings, report, include_code, as_base)
+        issuer = Issuer(options.chosen(model, file), opened, settings, report, include_code, as_base)
     if issuer.base.base_id not in known:
         output.remark(output.describe_output(issuer.base))
         output.warn_unmeasured(issuer.base)
@@ -128,11 +129,11 @@ def push(
         _name_left_out(done.left_out)
 
 
-def content_hash(model: options.Model) -> None:
+def content_hash(model: options.Model, file: options.File = None) -> None:
     """Print a model's content hash, by which its holder can tell which weights they hold."""
     from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 
-    with open_checkpoint(model, weights_only=True) as checkpoint:
+    with open_checkpoint(model, weights_only=True, file=file) as checkpoint:
         output.say(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
 
 
@@ -217,10 +218,8 @@ def _publish(issuer: "Issuer", assignments: "list[Assignment]", terms: "Terms", 
 
 
 def _name_left_out(left_out: "Iterable[LeftOut]") -> None:
-    from hf_fingerprint.checkpoints.source import printable
-
     for name, reason in dict.fromkeys(left_out):
-        output.remark(f"left out: {printable(name)} ({reason})")
+        output.remark(f"left out: {name} ({reason})")
 
 
 def _summarise(issuer: "Issuer", count: int) -> None:

@@ -2,8 +2,6 @@
 
 import os
 import sys
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -17,9 +15,10 @@ from hf_fingerprint.cli import (
     key_images_command,
     query_command,
     questions_command,
-    vault_commands,
+    terminal,
+    vault_care_commands,
 )
-from hf_fingerprint.errors import FingerprintError, FingerprintWarning
+from hf_fingerprint.errors import FingerprintError
 
 
 # recent typer brings its own click and older versions use the public one, so the class is found through typer
@@ -37,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(vault_commands.app, name="vault")
+app.add_typer(vault_care_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
 app.command("questions")(questions_command.questions)
@@ -56,8 +55,7 @@ app.command("hash")(issue_commands.content_hash)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code; errors and warnings are one line each on stderr."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _show(warnings.showwarning)
+    with terminal.guarded():
         return _run(arguments)
 
 
@@ -77,31 +75,22 @@ def _run(arguments: list[str] | None) -> int:
         if not error.format_message():  # no command: the help was printed
             return 2
         return _fail(f"{error.format_message()} Try `hf-fingerprint --help`.")
+    except UnicodeEncodeError as error:  # bytes in an argument, or in the name of a file, that are no text
+        return _fail(f"{error.object[:200]} holds bytes that are not UTF-8: give another name.", error)
     except Exception as error:  # a mistake of ours; its text may hold anything, so only its kind is shown
         return _fail(
             f"An unexpected {type(error).__name__}: run again with {_VARIABLE}=1 and report what it shows.", error
         )
 
 
-def _show(plain: Callable[..., None]) -> Callable[..., None]:
-    """Shows this package's own warnings as a line for a person, and others as Python does."""
-
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        if issubclass(category, FingerprintWarning):
-            sys.stderr.write("Warning: " + " ".join(str(message).split()) + "\n")
-        else:
-            plain(message, category, *rest)
-
-    return show
-
-
 def _fail(sentence: str, error: BaseException | None = None) -> int:
     if error is not None and os.environ.get(_VARIABLE):
         raise error
-    sys.stderr.write("Error: " + " ".join(sentence.split()) + "\n")
+    terminal.remark("Error: " + " ".join(sentence.split()))
     return 2
 
 
 def run() -> None:
     """The console script."""
+    sys.excepthook = terminal.show_traceback
     sys.exit(main())

@@ -8,6 +8,9 @@ import typer
 
 
 Model = Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)]
+File = Annotated[
+    str | None, typer.Option("--file", help="Which weight file of the folder or repo, where it has several.")
+]
 VaultFolder = Annotated[Path, typer.Option("--vault", help="The vault's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 MaxKl = Annotated[
@@ -78,6 +81,13 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),
 ]
+
+
+def chosen(model: str, file: str | None) -> str:
+    """The name of a model, or of the one of its files that is chosen."""
+    from hf_fingerprint.checkpoints.naming import named
+
+    return str(named(model, file))
 
 
 def bytes_of(megabytes: float) -> int:

@@ -1,36 +1,31 @@
 """What commands print: tables and progress for people, JSON for programs."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from hf_fingerprint.cli import terminal
+from hf_fingerprint.cli.terminal import console, remark, say
 
 
 if TYPE_CHECKING:
     from hf_fingerprint.blackbox import Proven, QueryResult
     from hf_fingerprint.vault import Base
 
+__all__ = ["console", "remark", "say"]
+
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+    for line in json.dumps(value, indent=2, allow_nan=False, default=str).split("\n"):
+        say(line)
 
 
 def print_line(value: Any) -> None:
     """One JSON value on a line of stdout, at once, for whoever reads along."""
-    sys.stdout.write(json.dumps(value, allow_nan=False, default=str) + "\n")
-    sys.stdout.flush()
-
-
-def say(line: str) -> None:
-    """A line for a person, on stdout."""
-    sys.stdout.write(line + "\n")
-
-
-def remark(line: str) -> None:
-    """A line for a person, on stderr, out of the way of results."""
-    sys.stderr.write(line + "\n")
+    say(json.dumps(value, allow_nan=False, default=str))
+    terminal.flush()
 
 
 def warn_all_scores() -> None:
@@ -44,34 +39,24 @@ def warn_all_scores() -> None:
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """A spinner on stderr that names the step under way; silent where nobody watches."""
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    place = console(stderr=True)
+    if not place.is_terminal:
         yield lambda step: None
         return
-    with console.status("working") as status:
-        yield lambda step: status.update(escape(step))
+    with place.status("working") as status:
+        yield lambda step: status.update(Text(step))
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr, told how much was done."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        "{task.percentage:>3.0f}%",
-        TimeElapsedColumn(),
-        "left",
-        TimeRemainingColumn(),
-    )
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    percentage = TextColumn("{task.percentage:>3.0f}%", markup=False)
+    columns = (BarColumn(), percentage, TimeElapsedColumn(), TextColumn("left", markup=False), TimeRemainingColumn())
+    with terminal.progress_bars(*columns) as bar:
         task = bar.add_task(label, total=total)
         yield lambda done: bar.advance(task, done)
 
@@ -79,11 +64,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
     """Progress bars for several steps, each told `(step, done, total)`."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with terminal.progress_bars() as bar:
         tasks: dict[str, Any] = {}
 
         def advance(step: str, done: int, total: int) -> None:
@@ -161,15 +142,14 @@ def describe_output(base: "Base") -> str:
 
 def print_query(result: "QueryResult") -> None:
     """What a suspect's answers say, as a table and a verdict in words."""
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    console, went, several = Console(), result.questioning, len(result.base_ids) > 1
-    console.print(Text(f"{result.suspect} asked about base{'s' * several} {', '.join(result.base_ids)}"))
+    place, went, several = console(), result.questioning, len(result.base_ids) > 1
+    place.print(Text(f"{result.suspect} asked about base{'s' * several} {', '.join(result.base_ids)}"))
     before = f", {went.resumed} of these in the transcript before" if went.resumed else ""
     again = f", {went.retries} requests made again" if went.retries else ""
-    console.print(
+    place.print(
         f"{went.asked} images asked{before}, {went.decoys_asked} decoys among them; {went.answered} answered{again}"
     )
     if result.scores:
@@ -179,28 +159,28 @@ def print_query(result: "QueryResult") -> None:
             agree, bound = f"{score.agreeing} of {score.counted}", power_of_ten(score.log10_bound)
             verdict = "ACCUSED" if score.accused else "-"
             table.add_row(Text(score.recipient), *[score.base_id] * several, agree, bound, verdict)
-        console.print(table)
+        place.print(table)
     made = (f"the copy made for {score.recipient} ({score.copy_id}, {score.state})" for score in result.accused)
     names = ", ".join(dict.fromkeys(made))
     stopped = {"proven": "at the proof", "budget": "at the budget", "all asked": "as nothing is left to ask"}
     verdict = f"accused: {names}" if names else "nobody is accused"
     if result.reason is not None:
         verdict = f"not readable: {result.reason}"
-    console.print(
+    place.print(
         Text(
             f"{verdict}. {result.copies:,} copies tested; any innocent accused with probability at most "
             f"{result.alpha:.0e}; stopped {stopped[went.stopped]}, after {went.asked} images"
         )
     )
     rest = "; --whole asks on, for further colluders" if went.stopped == "proven" else ""
-    console.print(
+    place.print(
         f"a model mixed from several copies answers for some of their recipients, or for none: nobody is cleared{rest}"
     )
     for left_out in result.left_out:
-        console.print(Text(f"not asked about base {left_out.base_id}: {left_out.why}"))
+        place.print(Text(f"not asked about base {left_out.base_id}: {left_out.why}"))
     if result.unbound:
         shown = ", ".join(dict.fromkeys(result.unbound[:20])) + (", ..." if len(result.unbound) > 20 else "")
-        console.print(
+        place.print(
             Text(
                 f"answers can't name {len(result.unbound):,} of these copies, made before the base had questions or "
                 f"never bound to answer them: {shown}"
@@ -210,44 +190,43 @@ def print_query(result: "QueryResult") -> None:
 
 def print_proof(worked_out: "Sequence[Proven]") -> None:
     """A proof as it was worked out again, and what is left to check."""
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
     from hf_fingerprint.blackbox.proof import NOT_SHOWN, outcome_of_proof
     from hf_fingerprint.outcomes import Outcome
 
-    console, outcome = Console(), outcome_of_proof(worked_out)
+    place, outcome = console(), outcome_of_proof(worked_out)
     table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
     for proven in worked_out:
         verdict = "holds" if proven.holds else "no proof" if proven.opened else "wrong key"
         verdict = "wrong commitment" if proven.opened and proven.published is False else verdict
         agree = f"{proven.agreeing} of {proven.counted}"
         table.add_row(Text(proven.recipient), agree, power_of_ten(proven.log10_bound), verdict)
-    console.print(table)
+    place.print(table)
     for proven in worked_out:
         if proven.opened:
             published = {True: "as published", False: "not the published one", None: "not checked"}[proven.published]
-            console.print(Text(f"{proven.recipient}'s commitment: {proven.commitment} ({published})"), soft_wrap=True)
+            place.print(Text(f"{proven.recipient}'s commitment: {proven.commitment} ({published})"), soft_wrap=True)
     if outcome is Outcome.NOBODY:
-        console.print("the proof does not hold")
+        place.print("the proof does not hold")
         return
     first = worked_out[0]
-    console.print(
+    place.print(
         Text(
             f"the file works out: answers of {first.suspect}, {first.copies:,} copies tested (alpha "
             f"{first.alpha:.0e}). It does not show, and is the word of whoever wrote it:"
         )
     )
     for each in NOT_SHOWN:
-        console.print(f"- {each}")
+        place.print(f"- {each}")
     if outcome is Outcome.NOT_READABLE:
-        console.print(
+        place.print(
             "not checked against a published commitment, so the keys may be made up: take it from the card of the "
             "copy (pushed with --disclose), and give it by --commitment"
         )
     else:
-        console.print("the proof holds for what was published")
+        place.print("the proof holds for what was published")
 
 
 def power_of_ten(log10_bound: float) -> str:

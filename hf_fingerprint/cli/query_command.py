@@ -43,6 +43,10 @@ def query(
     token_env: Annotated[
         str | None, typer.Option("--token-env", help="The environment variable with the token to ask with.")
     ] = None,
+    user_agent: Annotated[
+        str | None,
+        typer.Option("--user-agent", help="What to send as User-Agent; by default the HTTP library's own."),
+    ] = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0, help="Requests a second at most. [5]")] = None,
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Images to ask at most; all by default.")
@@ -78,7 +82,7 @@ def query(
         transcript = transcript or proof.with_name(f"{proof.name}.transcript")
     opened = Vault(vault)
     names = labels_of_base(labels, opened, base)
-    asked = open_suspect(suspect, names, style, field, token, rate)
+    asked = open_suspect(suspect, names, style, field, token, rate, user_agent)
     opened.unlock(find_passphrase(passphrase_file), identity)
     with output.stages() as advance:
         result = ask(
@@ -131,7 +135,13 @@ def check_proof(
 
 
 def open_suspect(
-    text: str, labels: "Labels", style: str, field: str | None, token: str | None, rate: float | None
+    text: str,
+    labels: "Labels",
+    style: str,
+    field: str | None,
+    token: str | None,
+    rate: float | None,
+    user_agent: str | None = None,
 ) -> "Asked":
     """What a suspect's name on the command line means.
 
@@ -145,9 +155,9 @@ def open_suspect(
     politeness = Politeness(RATE if rate is None else rate)
     kind, _, rest = text.partition(":")
     if kind in ("http", "https"):
-        return from_url(text, labels, token, field, style=style, politeness=politeness)
+        return from_url(text, labels, token, field, style=style, politeness=politeness, user_agent=user_agent)
     if kind == "hf" and rest:
-        return from_inference_client(rest, labels, token, politeness=politeness)
+        return from_inference_client(rest, labels, token, politeness=politeness, user_agent=user_agent)
     if kind == "pipeline" and rest:
         return from_folder(rest, labels)
     if kind == "python" and rest:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hf_fingerprint.cli.output import power_of_ten, warn_all_scores
+from hf_fingerprint.cli.output import console, power_of_ten, warn_all_scores
 
 
 if TYPE_CHECKING:
@@ -19,17 +19,16 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
         most (`int`, *optional*, defaults to 20): how many rows of the table there are, beyond the accused.
         claim (`str`, *optional*): the recipient whom a claim names.
     """
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    place = console()
 
     def say(line: str) -> None:
-        console.print(Text(line))
+        place.print(Text(line))
 
     _print_read(result, say)
     if result.scores:
-        console.print(_table(result, most))
+        place.print(_table(result, most))
     shown = max(most, len(result.accused))
     if len(result.scores) > shown:
         say(f"and {len(result.scores) - shown:,} more, none accused")
@@ -38,6 +37,10 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
             f"its content hash is on record: copy {found.copy_id}, made for {found.recipient} of base {found.base} on "
             f"{found.created}. A record is no proof; a score is"
         )
+    for row in result.rows_not_used[:_MOST_NOT_READ]:
+        say(f"not used: {row.describe()}")
+    if len(result.rows_not_used) > _MOST_NOT_READ:
+        say(f"and {len(result.rows_not_used) - _MOST_NOT_READ} more rows of the vault; `vault check` lists them")
     say(_verdict(result, claim))
     if result.reason is not None:
         say(result.reason)

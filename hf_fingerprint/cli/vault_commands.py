@@ -40,7 +40,10 @@ def init(
         Vault.create(folder, public_key=public_key)
         output.say(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
         return
-    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=True))
+    begun = (folder / "identity.age").exists()
+    vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
+    if begun:
+        output.say(f"{folder / 'identity.age'} was there already: it is the vault's identity.")
     output.say(
         f"{folder} is a vault. Tracing needs {folder / 'identity.age'} and its passphrase: back both up, apart."
     )
@@ -49,8 +52,9 @@ def init(
 
 @app.command()
 def add(
-    model: Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)],
+    model: options.Model,
     vault: options.VaultFolder,
+    file: options.File = None,
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
@@ -76,7 +80,8 @@ def add(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     with output.steps() as report:
-        base = register(model, Vault(vault), settings, report, remeasure=remeasure, as_base=as_base)
+        place = options.chosen(model, file)
+        base = register(place, Vault(vault), settings, report, remeasure=remeasure, as_base=as_base)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())
@@ -92,17 +97,22 @@ def push(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
-) -> None:
-    """Merge the vault with the one in the repo and push it there, encrypted to the identity and the issuers."""
+) -> int:
+    """Merge the vault with the one in the repo and push it there, encrypted to the identity and the issuers.
+
+    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    """
+    from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.hub.vaults import push_vault
     from hf_fingerprint.vault import Vault
 
     opened = Vault(vault)
     opener = _opener(opened.identity, identity, passphrase_file, issuer_key)
     pushed = push_vault(opened, repo, opener)
-    output.say(f"from {repo}: {pushed.merged.describe()}")
+    code = print_merge(f"from {repo}", pushed.merged)
     done = "is in" if pushed.new else "was already in"
     output.say(f"{vault} {done} {repo} at {pushed.revision}")
+    return code
 
 
 @app.command()
@@ -116,8 +126,13 @@ def pull(
         str | None,
         typer.Option("--public-key", help="Refuse a vault of any tracing identity but this one's: for new folders."),
     ] = None,
-) -> None:
-    """Bring the vault in the repo into a folder: a new vault, or what the one there lacks."""
+    as_json: options.AsJson = False,
+) -> int:
+    """Bring the vault in the repo into a folder: a new vault, or what the one there lacks.
+
+    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    """
+    from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.errors import VaultError
     from hf_fingerprint.hub.vaults import pull_vault
     from hf_fingerprint.vault import Vault
@@ -128,7 +143,7 @@ def pull(
     if opener is None:
         raise VaultError(f"{repo} can't be opened without a key: give --identity FILE or --issuer-key FILE.")
     _, report = pull_vault(repo, folder, opener, public_key)
-    output.say(f"{folder} has the vault of {repo}: {report.describe()}")
+    return print_merge(f"{folder} has the vault of {repo}", report, as_json)
 
 
 @app.command()
@@ -136,18 +151,23 @@ def merge(
     other: Annotated[Path, typer.Argument(help="The folder of the other vault.", show_default=False)],
     vault: options.VaultFolder,
     identity: Annotated[
-        Path | None, typer.Option("--identity", help="The other vault's identity, if it is another one.")
+        Path | None,
+        typer.Option("--identity", help="Check new records with it; needed if the other vault has another one."),
     ] = None,
     passphrase_file: options.PassphraseFile = None,
-) -> None:
-    """Bring all that the vault in another folder has into this one, or nothing if the two contradict each other."""
-    from hf_fingerprint.vault import Vault
+    as_json: options.AsJson = False,
+) -> int:
+    """Bring what the vault in another folder has into this one; the other is only read.
+
+    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    """
+    from hf_fingerprint.cli.merge_output import print_merge
+    from hf_fingerprint.vault import Vault, open_folder
     from hf_fingerprint.vault.merging import merge as merge_vaults
-    from hf_fingerprint.vault.packing import take_snapshot
 
     opener = None if identity is None else _opener(identity, identity, passphrase_file, None)
-    report = merge_vaults(Vault(vault), take_snapshot(Vault(other)), opener, str(other))
-    output.say(f"{vault} has what {other} has: {report.describe()}")
+    report = merge_vaults(Vault(vault), open_folder(other), opener, str(other))
+    return print_merge(f"{vault} has what {other} has", report, as_json)
 
 
 @app.command()
@@ -186,12 +206,17 @@ def rotate(
     passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
     rotation = rotate_vault(opened, passphrase, public_key)
     output.say(f"{vault}: {rotation.records} records are sealed to a new identity.")
+    for fault in rotation.faults:
+        output.remark(f"Warning: {fault.describe()}: it stays as it is.")
     if rotation.identity is not None:
         output.say(f"Tracing needs {rotation.identity} and its new passphrase: back both up, apart.")
     if rotation.old_identity is not None:
         output.say(f"{rotation.old_identity} opens backups and pushed vaults from before, and nothing here.")
     if not rotation.cleared:
-        output.remark("The old seals are still in the database's journal, since another process reads it.")
+        output.remark(
+            "Old seals are still in the database's files, since another process reads them, the disk is full or the "
+            "database is damaged: rotate again once that is over."
+        )
     output.remark(
         "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
         "and push to a new repo."

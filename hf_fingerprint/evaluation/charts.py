@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape as escape_html
+
+from hf_fingerprint.printable import printable
 
 
 Place = Callable[[float], float]
@@ -181,3 +183,8 @@ def heatmap(
         f'<svg class="heat" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def escape(text: str) -> str:
+    """A text within SVG, on one line, with nothing in it that a browser would obey."""
+    return escape_html(printable(text))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.evaluation import pictures
 from hf_fingerprint.evaluation.frontier import Cost
 from hf_fingerprint.evaluation.running import Evaluation
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ def _template() -> "Template":
 
     text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     kept = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # what is markup is ours
     )
     return kept.from_string(text)

@@ -20,6 +20,7 @@ from hf_fingerprint.evaluation.outcomes import outcomes
 from hf_fingerprint.evaluation.page import Tables, render
 from hf_fingerprint.evaluation.points import COLLUSION, Point
 from hf_fingerprint.evaluation.running import Evaluation
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:
@@ -197,4 +198,4 @@ def _line(cells: Sequence[str]) -> str:
 
 def _plain(text: str) -> str:
     """A text from outside, with nothing in it that Markdown or HTML would obey."""
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(printable(" ".join(text.split())), quote=False))

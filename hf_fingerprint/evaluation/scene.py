@@ -29,7 +29,8 @@ from hf_fingerprint.reading import Reading, in_names_of, read_suspect
 from hf_fingerprint.reading.alignment.running import as_base
 from hf_fingerprint.registration import Settings
 from hf_fingerprint.vault import Base, Vault, find_passphrase
-from hf_fingerprint.vault.database import DATABASE, write_private
+from hf_fingerprint.vault.database import DATABASE
+from hf_fingerprint.vault.private_files import write_private
 
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from hf_fingerprint.checkpoints.limits import (
     read_bounded,
 )
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:
@@ -72,14 +73,19 @@ def make_card(
         card_data=written.to_yaml(),
         title=repo.rsplit("/", 1)[-1],
         repo=repo,
-        base_model=named[0] if isinstance(named, list) and named else named,
+        base_model=_inline(named[0] if isinstance(named, list) and named else named),
         library=library,
-        weights=dict(weights),
+        weights={printable(name).replace("`", "'").replace("|", r"\|"): digest for name, digest in weights.items()},
         content_hash=content_hash,
         commitment=commitment,
         about=about,
     )
     return ModelCard(content)
+
+
+def _inline(text: Any) -> Any:
+    """A name within a line of Markdown, which it can't end or turn into something else; what is no text stays."""
+    return re.sub(r"([\\`|\[\]()<>])", r"\\\1", printable(text)) if isinstance(text, str) else text
 
 
 @cache

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
 from hf_fingerprint.errors import FingerprintError, HubError
 
 
@@ -16,11 +17,13 @@ _AGAIN = "run the same command again to go on"
 
 @contextmanager
 def refusals(repo: str) -> Iterator[None]:
-    """Turns whatever the client raises into one sentence, without the token, addresses or answers in it.
+    """Turns whatever the client raises into one sentence, without the token, addresses or answers in it. Warns
+    of a token that is about to go to the Hub over plain http.
 
     Raises:
         [`HubError`]: what the Hub refuses, or that it can't be reached.
     """
+    warn_of_hub_token()
     try:
         yield
     except FingerprintError:

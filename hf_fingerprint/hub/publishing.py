@@ -33,10 +33,11 @@ from hf_fingerprint.vault import (
     Vault,
     begin_publication,
     check_model,
-    check_recipient,
     confirm_publication,
     hold,
     publications,
+    recipient_name,
+    same_recipient,
 )
 
 
@@ -78,12 +79,11 @@ class Publisher:
 
         While a copy of up to 512 MB is pushed, the next is made in memory.
         """
+        assignments = [replace(each, recipient=recipient_name(each.recipient)) for each in assignments]
         assignments = list(dict.fromkeys(assignments))
         twice = [repo for repo, count in Counter(a.repo for a in assignments).items() if count > 1]
         if twice:
             raise HubError(f"{twice[0]} is given to several recipients: give each a repo of their own.")
-        for assignment in assignments:
-            check_recipient(assignment.recipient)
         if issuer.copy_bytes > AHEAD_BYTES:
             yield from (self.issue(issuer, assignment, update, advance) for assignment in assignments)
             return
@@ -330,7 +330,7 @@ def again(vault: Vault, old_base: str | Path) -> list[Assignment]:
 def _begun(base: Base, assignment: Assignment, recorded: Sequence[Publication], update: bool) -> Publication | None:
     """What is on record for this recipient, base and repo; refuses a repo that is on record for another."""
     repo = assignment.repo
-    if any(found.recipient != assignment.recipient for found in recorded):
+    if not all(same_recipient(found.recipient, assignment.recipient) for found in recorded):
         raise HubError(f"{repo} is on record for another recipient: choose another repo.")
     same = [found for found in recorded if found.base_id == base.base_id]
     if not same and not update and any(found.state == "confirmed" for found in recorded):

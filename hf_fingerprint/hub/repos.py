@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import LeftOut, contents_of, resolve
+from hf_fingerprint.checkpoints.naming import hub_id
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub.card import README, make_card
 from hf_fingerprint.hub.client import patiently
@@ -64,7 +65,7 @@ class VariantRepo:
             self.repo,
             {o.path_in_repo: o.upload_info.sha256.hex() for o in operations},
             copy.content_hash,
-            base_model=self.terms.base_model or (base.source if base.revision else None),
+            base_model=self.terms.base_model or _repo_of(base),
             commitment=copy.commitment if self.terms.disclose else None,
             handed=[each.name for each in contents.handed_on],
         )
@@ -102,6 +103,12 @@ class VariantRepo:
         accepted = patiently(lambda: list(self._api.list_accepted_access_requests(self.repo)))
         if account not in {request.username for request in accepted}:
             patiently(lambda: self._api.grant_access(self.repo, account))
+
+
+def _repo_of(base: Base) -> str | None:
+    """The Hub id of a base that was registered from there."""
+    place = hub_id(base.source) if base.revision else None
+    return None if place is None else place.repo
 
 
 def holds(info: "ModelInfo", files: dict[str, str]) -> bool:

@@ -12,12 +12,15 @@ opens the repo's earlier commits.
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import HubError, VaultError
 from hf_fingerprint.hub.client import patiently, refusals
 from hf_fingerprint.vault.database import DATABASE
-from hf_fingerprint.vault.merging import MergeReport, merge
-from hf_fingerprint.vault.packing import Snapshot, open_pack, pack_snapshot, take_snapshot
+from hf_fingerprint.vault.faults import Fault
+from hf_fingerprint.vault.merging import MergeReport, merge, merge_both
+from hf_fingerprint.vault.packing import open_pack, pack_snapshot
 from hf_fingerprint.vault.sealing import Opener
+from hf_fingerprint.vault.snapshots import Snapshot, take_snapshot
 from hf_fingerprint.vault.store import Vault
 
 
@@ -71,14 +74,16 @@ def push_vault(vault: Vault, repo: str, opener: Opener | None = None) -> PushedV
 
     Raises:
         [`HubError`]: if the repo is public, is a copy's or holds other files, or the Hub refuses.
-        [`VaultError`]: if the vault there doesn't open or can't be merged.
+        [`VaultError`]: if the vault there doesn't open or is none, or a base or record there contradicts this vault's:
+            what does not is merged, and the repo is left as it is. Any other row there that can't be used is named in
+            the report, and not pushed again.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     if opener is None and vault.unlocked:
         opener = vault.opener()
-    api, merged = HfApi(library_name="hf-fingerprint"), []
+    api, merged = HfApi(library_name="hf-fingerprint"), MergeReport()
     _refuse_variants(take_snapshot(vault), repo)
     with refusals(repo):
         for number in range(TRIES):
@@ -87,14 +92,17 @@ def push_vault(vault: Vault, repo: str, opener: Opener | None = None) -> PushedV
             except RepositoryNotFoundError:
                 patiently(lambda: api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True))
                 state = patiently(lambda: _look(repo))
-            remote = None
             if VAULT in state.files:
                 remote = _fetch(repo, state, opener)
-                merged.append(merge(vault, remote, opener, repo))
-            snapshot = take_snapshot(vault)
+                report, snapshot = merge_both(vault, remote, opener, repo)
+                merged += report
+                _refuse_to_replace(snapshot.faults, repo)
+            else:
+                remote, snapshot = None, take_snapshot(vault)
+                merged += MergeReport(unusable=snapshot.faults)
             _refuse_variants(snapshot, repo)
-            if remote == snapshot:
-                return PushedVault(repo, state.revision, False, _sum(merged))
+            if remote == snapshot and not remote.faults:
+                return PushedVault(repo, state.revision, False, merged)
             operations = [CommitOperationAdd(VAULT, pack_snapshot(snapshot))]
             if README not in state.files:
                 operations.append(CommitOperationAdd(README, _TEXT))
@@ -106,7 +114,7 @@ def push_vault(vault: Vault, repo: str, opener: Opener | None = None) -> PushedV
                     repo_type="dataset",
                     parent_commit=state.revision,
                 )
-                return PushedVault(repo, commit.oid, True, _sum(merged))
+                return PushedVault(repo, commit.oid, True, merged)
             except HfHubHTTPError as error:
                 if error.response.status_code != 412 or number + 1 == TRIES:
                     raise
@@ -162,14 +170,31 @@ def _look(repo: str) -> _State:
 
 
 def _fetch(repo: str, state: _State, opener: Opener | None) -> Snapshot:
-    """The vault in a repo, through memory."""
+    """The vault in a repo, through memory, if it is not too large for that."""
     from huggingface_hub import HfFileSystem
+
+    def read() -> bytes:
+        files = HfFileSystem(skip_instance_cache=True)
+        size = files.info(path)["size"]
+        if size > MAX_PACK:
+            raise _too_large(repo, size)
+        with files.open(path, "rb", block_size=0) as stream:
+            return bytes(stream.read(MAX_PACK + 1))
 
     if opener is None:
         raise HubError(f"{repo} holds a vault already: give the tracing identity or an issuer's key to merge with it.")
     path = f"datasets/{repo}@{state.revision}/{VAULT}"
-    content = patiently(lambda: HfFileSystem(skip_instance_cache=True).cat_file(path))
+    content = patiently(read)
+    if len(content) > MAX_PACK:
+        raise _too_large(repo, len(content))
     return open_pack(content, opener, repo)
+
+
+def _too_large(repo: str, size: int) -> HubError:
+    return HubError(
+        f"The vault in {repo} has {megabytes(size, up=True)} MB, and vaults of at most {megabytes(MAX_PACK)} MB are "
+        f"read: restore an earlier commit of it."
+    )
 
 
 def _refuse_variants(snapshot: Snapshot, repo: str) -> None:
@@ -177,11 +202,9 @@ def _refuse_variants(snapshot: Snapshot, repo: str) -> None:
         raise HubError(f"{repo} is a copy's repo, where no key belongs: take another one for the vault.")
 
 
-def _sum(reports: list[MergeReport]) -> MergeReport:
-    return MergeReport(
-        bases=sum(report.bases for report in reports),
-        copies=sum(report.copies for report in reports),
-        moved=sum(report.moved for report in reports),
-        publications=sum(report.publications for report in reports),
-        issuers=tuple(name for report in reports for name in report.issuers),
-    )
+def _refuse_to_replace(contradictions: tuple[Fault, ...], repo: str) -> None:
+    """What a push would drop from the repo, and that no one can tell is wrong, stays there."""
+    first = next((fault for fault in contradictions if fault.table in ("bases", "questions", "copies")), None)
+    if first is not None:
+        more = f" (and {len(contradictions) - 1} more rows)" if len(contradictions) > 1 else ""
+        raise VaultError(f"{repo} is left as it is, what it adds is merged here. {first.describe()}{more}.")

@@ -1,20 +1,21 @@
 """Models on the Hub looked at as they turn up: a list of ids, or all that an author has.
 
-Each is traced by ranges, so a look costs a few megabytes, and never more than a limit. What the vault itself published
-is passed over.
+Each is traced by ranges, so a look costs a few megabytes, and never more than a limit. A repo that is on record as the
+variant of a copy is traced like any other: a record, which a colleague may have added, hides nothing. If the trace
+accuses that very copy and no other, the repo is what it is on record for.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_fingerprint.checkpoints.hub import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
 from hf_fingerprint.hub.client import patiently, refusals
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import RecipientScore, trace
-from hf_fingerprint.vault import Vault, publications
+from hf_fingerprint.vault import Publication, Vault, publications
 
 
 MAX_BYTES = 10**8
@@ -37,6 +38,11 @@ class Sighting:
         outcome (`str` or `None`): which of the four ways the trace ended in, see [`Outcome`]; `None` after an error.
         reason (`str` or `None`): one sentence, where nothing can be said of it: why, and the way out.
         error (`str` or `None`): one sentence, if it could not be looked at.
+        variant_of (`tuple[str, ...]`): the recipients whose copies are on record as published in this repo; of one
+            that was updated, several.
+        expected (`bool`): whether it is what it is on record for: the trace accuses a copy on record there, and no
+            other.
+        note (`str` or `None`): one sentence, if a variant on record is not that, or is public.
     """
 
     model: str
@@ -50,11 +56,15 @@ class Sighting:
     reason: str | None = None
     error: str | None = None
     accusations: tuple[RecipientScore, ...] = ()
+    variant_of: tuple[str, ...] = ()
+    expected: bool = False
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         found = asdict(self)
-        return {**found, "accused": list(self.accused), "accusations": list(found["accusations"])}
+        lists = ("accused", "accusations", "variant_of")
+        return {**found, **{name: list(found[name]) for name in lists}}
 
 
 def watch(
@@ -74,23 +84,22 @@ def watch(
     Raises:
         [`HubError`]: if an author's models can't be listed, or there are none to look at.
     """
-    own = {found.repo for found in publications(vault)}
-    seen: set[str] = set()
+    pushed, seen = publications(vault), set[str]()
     for name in names:
-        for model, modified in [(name, None)] if "/" in name else _models_of(name):
-            if model in seen or model in own:
+        for listed in [_Listed(name, None, None)] if "/" in name else _models_of(name):
+            if listed.model in seen:
                 continue
-            seen.add(model)
-            sighting = _look_at(model, modified, vault, since, max_bytes)
+            seen.add(listed.model)
+            sighting = _look_at(listed, vault, since, max_bytes)
             if sighting is not None:
-                yield sighting
+                yield _held_against(sighting, listed.private, pushed)
 
 
 def exit_code_of(sightings: Iterable[Sighting]) -> int:
-    """The exit code of a watch: 0 if somebody is accused; else 2 if nothing could be looked at, for errors; else 3 if
-    of some model nothing can be said; else 1."""
+    """The exit code of a watch: 0 if somebody is accused, other than by a variant that is what it is on record for;
+    else 2 if nothing could be looked at, for errors; else 3 if of some model nothing can be said; else 1."""
     found = list(sightings)
-    if any(each.accused for each in found):
+    if any(each.accused and not each.expected for each in found):
         return 0
     failed = [each.error is not None for each in found]
     if failed and all(failed):
@@ -114,21 +123,45 @@ def parse_since(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _models_of(author: str) -> list[tuple[str, datetime | None]]:
+class _Listed(NamedTuple):
+    """A model to look at, and what a listing says of it."""
+
+    model: str
+    modified: datetime | None
+    private: bool | None
+
+
+def _models_of(author: str) -> list[_Listed]:
     from huggingface_hub import HfApi
 
     with refusals(author):
         listed = list(HfApi().list_models(author=author, full=True))  # the client tries again by itself
     if not listed:
         raise HubError(f"{author} has no models on the Hub that this account may see: check the spelling.")
-    return [(info.id, info.last_modified) for info in listed]
+    return [_Listed(info.id, info.last_modified, info.private) for info in listed]
 
 
-def _look_at(
-    model: str, modified: datetime | None, vault: Vault, since: datetime | None, max_bytes: int | None
-) -> Sighting | None:
+def _held_against(sighting: Sighting, private: bool | None, pushed: Iterable[Publication]) -> Sighting:
+    """A sighting with what is on record of its repo."""
+    repo = sighting.model.removeprefix("hf-hub:").partition("@")[0].lower()  # the Hub takes any case
+    here = [found for found in pushed if found.repo.lower() == repo]
+    if not here:
+        return sighting
+    recipients = tuple(dict.fromkeys(found.recipient for found in here))
+    accused = {score.copy_id for score in sighting.accusations}
+    expected = bool(accused) and accused <= {found.copy_id for found in here}
+    note, variant = None, f"It is on record as the variant of {', '.join(recipients)}"
+    if sighting.error is None and not expected:
+        note = f"{variant}, and does not trace to that copy alone: look at what it holds."
+    elif private is False:
+        note = f"{variant}, and everybody may read it: make it private if that is not meant."
+    return replace(sighting, variant_of=recipients, expected=expected, note=note)
+
+
+def _look_at(listed: _Listed, vault: Vault, since: datetime | None, max_bytes: int | None) -> Sighting | None:
     from huggingface_hub import HfApi
 
+    model, modified = listed.model, listed.modified
     try:
         if since is not None and modified is None:
             name, _, at = model.partition("@")

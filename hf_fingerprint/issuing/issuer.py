@@ -26,7 +26,7 @@ from hf_fingerprint.checkpoints import (
 )
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
-from hf_fingerprint.issuing.places import check_name, partial_of
+from hf_fingerprint.issuing.places import checked_name, partial_of
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import Settings, register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults, hold
@@ -120,9 +120,7 @@ class Issuer:
 
         While one copy is made the one before it goes to the disk.
         """
-        recipients = list(dict.fromkeys(recipients))
-        for recipient in recipients:
-            check_name(recipient, as_folder=True)
+        recipients = list(dict.fromkeys(checked_name(recipient, as_folder=True) for recipient in recipients))
         with ThreadPoolExecutor(1) as pool:
             before = None
             for recipient in recipients:
@@ -147,8 +145,7 @@ class Issuer:
         file_digests: bool = False,
     ) -> PreparedCopy:
         """Makes a copy beside its place, or with its weights in memory; hashes its files if they will be pushed."""
-        check_name(recipient)
-        out = out.absolute()
+        recipient, out = checked_name(recipient), out.absolute()
         source = self._checkpoint.source
         within = folder_of(out)
         if source.whole_folder and within.is_relative_to(source.folder.resolve()):
@@ -229,7 +226,7 @@ class Issuer:
             whole = content_hash(self._checkpoint.tensors, written.digests)
         held = held.pop_all()
         digests = {path.relative_to(beside).as_posix(): digest for path, digest in written.file_digests.items()}
-        promise = commitment(copy_key, recipient, whole)
+        promise = commitment(copy_key, record.recipient, whole)
         told = replace(record, content_hash=whole, commitment=promise)
         made = replace(self._result(told, written.left_out, new=True), digests=digests)
 
@@ -257,8 +254,8 @@ class Issuer:
         return PreparedCopy(finish, drop)
 
     def _markers(self, copy_key: bytes) -> dict[str, TensorMarker]:
-        """What changes each carrier, and the head of a base that has questions."""
-        base = self.base
+        """What changes each carrier, the head of a base that has questions, and what is tied to either."""
+        base, tied = self.base, self._checkpoint.tied
         codeword = self._codebook.packed([copy_key])[0]
         markers = {}
         changes = {}
@@ -267,11 +264,20 @@ class Issuer:
             head = self._questions.head
             changes[head] = self._questions.head_change(copy_key)
             amplitudes.setdefault(head, np.zeros(self._checkpoint.tensors[head].rows, np.float32))
-        for name, amplitude in amplitudes.items():
-            info = self._checkpoint.tensors[name]
-            markers[name] = TensorMarker(
-                base.secret, copy_key, info.name, info.dtype, info.columns, amplitude, codeword, changes.get(name)
-            )
+        marked = {tied.get(name, name): name for name in amplitudes}
+        for name, info in self._checkpoint.tensors.items():
+            carrier = marked.get(tied.get(name, name))
+            if carrier is not None:
+                markers[name] = TensorMarker(
+                    base.secret,
+                    copy_key,
+                    carrier,
+                    info.dtype,
+                    info.columns,
+                    amplitudes[carrier],
+                    codeword,
+                    changes.get(carrier),
+                )
         return markers
 
     def _publish(self, record: CopyRecord, beside: Path, left_out: tuple[LeftOut, ...]) -> IssuedCopy:

@@ -1,20 +1,26 @@
 """Where a copy is made, and whom it may be named after."""
 
+import os
 from pathlib import Path
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.vault import CopyRecord, check_recipient
+from hf_fingerprint.vault import CopyRecord, recipient_name
+
+
+LONGEST_NAME = 255  # bytes of a file's or folder's name
 
 
 def partial_of(out: Path, record: CopyRecord) -> Path:
     """Where a copy is while it is made."""
-    return out.parent / f".{out.name}.{record.copy_id}.partial"
+    name = f".{out.name}.{record.copy_id}.partial"
+    return out.parent / (name if len(os.fsencode(name)) <= LONGEST_NAME else f".{record.copy_id}.partial")
 
 
-def check_name(recipient: str, as_folder: bool = False) -> None:
-    """Refuses a recipient's name that can't be recorded, or that can't be a folder's."""
-    check_recipient(recipient)
+def checked_name(recipient: str, as_folder: bool = False) -> str:
+    """A recipient's name as it is recorded; refuses one that can't be recorded, or that can't be a folder's."""
+    recipient = recipient_name(recipient)
     if as_folder and (recipient in {".", ".."} or "/" in recipient or "\\" in recipient or recipient.startswith(".")):
         raise FingerprintError(
             f"The recipient {recipient!r} can't name a folder: issue this copy alone, with its own --out."
         )
+    return recipient

@@ -15,8 +15,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
-from hf_fingerprint.checkpoints.names import normalise
-from hf_fingerprint.checkpoints.source import printable
+from hf_fingerprint.checkpoints.names import normalise, printable
 from hf_fingerprint.errors import BuildError
 
 

@@ -9,12 +9,18 @@ from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.vault import Base, Vault, current
 
 
-def weights_hash(checkpoint: Checkpoint, vault: Vault) -> str:
+def weights_hash(checkpoint: Checkpoint, vault: Vault, expected: str | None = None) -> str:
     """The content hash of an open checkpoint, from the vault's memory of files that didn't change, else from the
-    bytes."""
+    bytes.
+
+    Args:
+        checkpoint ([`Checkpoint`]): the open checkpoint.
+        vault ([`Vault`]): the vault.
+        expected (`str`, *optional*): the hash that it should have: another is found from the bytes only.
+    """
     place, state = checkpoint.source.name, checkpoint.state()
     known = vault.recall_content(place, state)
-    if known is None:
+    if known is None or expected not in (None, known):
         known = content_hash(checkpoint.tensors, digest_tensors(checkpoint))
         vault.remember_content(place, state, known)
     return known
@@ -30,7 +36,7 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
         raise VaultError(
             f"Base {base.base_id} is needed to read a suspect: {error} Or give its place with --base."
         ) from None
-    if weights_hash(original, vault) != base.content_hash:
+    if weights_hash(original, vault, base.content_hash) != base.content_hash:
         original.close()
         raise VaultError(
             f"{place} is no longer base {base.base_id}: its weights' hash differs from the record; restore it, or "
@@ -45,7 +51,7 @@ def open_base_here(base: Base, vault: Vault) -> Checkpoint | None:
     original = None
     try:
         original = open_checkpoint(resolve_cached(base.source, base.revision) if base.revision else base.source)
-        if weights_hash(original, vault) == base.content_hash:
+        if weights_hash(original, vault, base.content_hash) == base.content_hash:
             return original
     except (FingerprintError, OSError):
         pass

@@ -78,12 +78,15 @@ def find_origin(model: Checkpoint, vault: Vault) -> Origin | None:
     Args:
         model ([`Checkpoint`]): the open model, whose content hash is no base's.
         vault ([`Vault`]): the vault; it need not be unlocked.
+
+    Raises:
+        [`VaultError`]: if it is a copy on record whose base's record can't be used.
     """
-    bases, whole = {base.base_id: base for base in vault.bases()}, weights_hash(model, vault)
+    whole = weights_hash(model, vault)
     for copy in vault.copies():
-        if copy.content_hash == whole and copy.base_id in bases:
-            return Origin(bases[copy.base_id], copy.recipient)
-    base = _marked_with(model, list(bases.values()), vault)
+        if copy.content_hash == whole:
+            return Origin(vault.base(copy.base_id), copy.recipient)
+    base = _marked_with(model, vault.bases(), vault)
     return None if base is None else Origin(base)
 
 

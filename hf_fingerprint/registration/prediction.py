@@ -1,7 +1,12 @@
 """What can be told of a base before anything leaks: the code's length, and what its mark withstands, by formula."""
 
+from collections import Counter
+from collections.abc import Mapping
+
 import numpy as np
 
+from hf_fingerprint.checkpoints import TensorInfo
+from hf_fingerprint.checkpoints.dtypes import WRITABLE
 from hf_fingerprint.codes import Codebook, coalition_by_formula
 from hf_fingerprint.codes.coalition import expected_score
 from hf_fingerprint.errors import CarrierError
@@ -25,6 +30,26 @@ def code_length(weights: int, where: str) -> int:
             f"{64 * WEIGHTS_PER_POSITION}: the model is too small."
         )
     return min(MAX_LENGTH, 1 << (weights // WEIGHTS_PER_POSITION).bit_length() - 1)
+
+
+def check_dtypes(tensors: Mapping[str, TensorInfo], where: str) -> None:
+    """Refuses a model whose weights would be enough for a mark, but are of dtypes that none is written into.
+
+    Raises:
+        [`CarrierError`]: with the dtypes and the way out.
+    """
+    weights: Counter[str] = Counter()
+    for info in tensors.values():
+        if len(info.shape) > 1:
+            weights[info.dtype] += info.rows * info.columns
+    marked = sum(count for dtype, count in weights.items() if dtype in WRITABLE)
+    others = {dtype: count for dtype, count in weights.items() if dtype not in WRITABLE}
+    if marked < 64 * WEIGHTS_PER_POSITION <= sum(others.values()):
+        listed = ", ".join(sorted(others, key=lambda dtype: -others[dtype]))
+        raise CarrierError(
+            f"{where} has its weights as {listed}, and a mark is written into F32, F16 and BF16: save the model in "
+            f"one of these, such as model.float(), and give that."
+        )
 
 
 def drift_noise(counts: np.ndarray, eps: np.ndarray, length: int, drift: float = DRIFT) -> float:

@@ -18,7 +18,7 @@ from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import Report, calibration_of, find_measurable
-from hf_fingerprint.registration.prediction import code_length, drift_noise, score_after_drift
+from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.settings import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
 from hf_fingerprint.registration.strength import SECONDS, MarkedModel, any_codewords, carriers_of, measured_strength
 from hf_fingerprint.vault import Base, Compact, TensorRecord, Vault, check_model
@@ -130,9 +130,11 @@ def examine(
     where = checkpoint.source.name
     max_kl, alpha = settings.max_kl or MAX_KL, settings.alpha or ALPHA
     coalition, planned = settings.coalition or COALITION, settings.recipients_planned or RECIPIENTS_PLANNED
+    check_dtypes(checkpoint.tensors, where)
     measurable = find_measurable(checkpoint, settings, built, report)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
+    selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
     report("reading the carriers")
     rms = {name: _rms(checkpoint, name) for name in selected}
     counts = sizes = np.array([_weights(checkpoint, name) for name in selected])

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.reading import Lineage
+from hf_fingerprint.vault import Fault
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class TraceResult:
         files (`tuple[str, ...]`): the weight files that were read.
         files_not_read (`tuple[NotRead, ...]`): the suspect's other weight files, and why they were not read.
         tensors_left_out (`int`): tensors of the suspect that can't be read, whatever they hold.
+        rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used. Where nobody is accused and one of
+            them may be the leaker's, the outcome is "not readable".
     """
 
     suspect: str
@@ -153,6 +156,7 @@ class TraceResult:
     files: tuple[str, ...] = ()
     files_not_read: tuple[NotRead, ...] = ()
     tensors_left_out: int = 0
+    rows_not_used: tuple[Fault, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON: numbers, strings, lists; a threshold that nothing can reach is `None`."""

@@ -22,7 +22,7 @@ from hf_fingerprint.tracing.conclusion import nothing_read
 from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import NotRead, RecipientScore, TraceResult
 from hf_fingerprint.tracing.whole import trace_files
-from hf_fingerprint.vault import Vault
+from hf_fingerprint.vault import RowError, Vault, hiding, same_recipient
 
 
 __all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
@@ -64,11 +64,14 @@ def trace(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
-    if recipient is not None and not vault.copies(recipient=recipient):
-        raise VaultError(f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.")
     case = Case(vault, base, recipient, all_scores, advance)
+    if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in case.rows.copies):
+        unusable = f" {RowError(case.rows.faults[0])}" if case.rows.faults else ""
+        raise VaultError(
+            f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.{unusable}"
+        )
     with vault.kept_open():
-        return _traced(case, suspect, whole, max_bytes)
+        return _with_faults(_traced(case, suspect, whole, max_bytes), case)
 
 
 def _traced(case: Case, suspect: str | Path, whole: bool, max_bytes: int | None) -> TraceResult:
@@ -132,6 +135,19 @@ def _unread(suspect: str | Path, case: Case, reason: str) -> TraceResult:
     alpha = min(base.alpha for base in case.bases)
     source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, whole_folder=False)
     return nothing_read(source, Outcome.NOT_READABLE, reason, alpha, ())
+
+
+def _with_faults(result: TraceResult, case: Case) -> TraceResult:
+    """A result that says nobody only if the leaker's record can't be among those that can't be used."""
+    faults = case.faults(every=result.outcome is Outcome.NOBODY)
+    result = replace(result, rows_not_used=faults)
+    hidden = hiding(faults)
+    if not hidden or result.outcome is Outcome.ACCUSED:
+        return result
+    reason = f"Nobody is accused of those whose records can be used, and {hidden[0]}."
+    if result.reason is not None:
+        reason += f" {result.reason}"
+    return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
 
 
 def _together(results: Sequence[TraceResult], unread: Sequence[LeftOut]) -> TraceResult:

@@ -79,7 +79,7 @@ def _on_record(case: Case, suspect: Checkpoint) -> list[CopyRecord]:
         layout = {name: (info.dtype, info.shape) for name, info in whole.tensors.items()}
         if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in case.bases):
             return []
-        copies = [copy for copy in case.vault.copies() if copy.content_hash is not None]
+        copies = [copy for copy in case.rows.copies if copy.content_hash is not None]
         found = content_hash(whole.tensors, digest_tensors(whole)) if copies else None
     return [copy for copy in copies if copy.content_hash == found]
 

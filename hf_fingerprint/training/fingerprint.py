@@ -31,10 +31,10 @@ from hf_fingerprint.vault import (
     Vault,
     begin_training,
     check_outside_vaults,
-    check_recipient,
     check_without_vault,
     copies_in_training,
     hold,
+    recipient_name,
 )
 
 
@@ -104,8 +104,8 @@ class Fingerprint:
         settings: Settings | None = None,
         as_base: bool = False,
     ):
-        check_recipient(recipient)
-        self.source, self.recipient, self.settings, self.as_base = model, recipient, settings, as_base
+        self.source, self.recipient = model, recipient_name(recipient)
+        self.settings, self.as_base = settings, as_base
         self._vault_at = vault
         self._material: _Material | None = None
         self._base: Base | None = None

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.source import HUB_ID
+from hf_fingerprint.checkpoints.naming import HUB_ID
 from hf_fingerprint.codes import check_alpha, make_codebook
-from hf_fingerprint.errors import CodeError, VaultError
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base
 
 
@@ -38,17 +39,20 @@ def check_base(base: Base, entering: bool = False) -> None:
     Raises:
         [`VaultError`]: by the base's name, with what is wrong.
     """
-    found = next(_faults(base, entering), None)
+    found = base_fault(base, entering)
     if found is not None:
         raise refusal(base.base_id, found)
 
 
-def refusal(base_id: Any, fault: str) -> VaultError:
+def base_fault(base: Base, entering: bool = False) -> str | None:
+    """What is wrong with a record of a base, as a clause; `None` if nothing is. See [`check_base`]."""
+    return next(_faults(base, entering), None)
+
+
+def refusal(base_id: Any, fault: str) -> RowError:
     """What is said of a record that holds what it can't."""
-    return VaultError(
-        f"The record of base {shown(base_id)} can't be used, {fault}: restore a backup of the vault, and don't merge "
-        f"with one that holds it."
-    )
+    way_out = "restore a backup of the vault, and don't merge with one that holds it"
+    return RowError(Fault("bases", shown(base_id), f"can't be used, {fault}"), way_out)
 
 
 def shown(value: Any) -> str:
@@ -60,15 +64,15 @@ def shown(value: Any) -> str:
 
 def _faults(base: Base, entering: bool) -> Iterator[str]:
     """What is wrong with a record, one thing after another; each may take for granted that those before are right."""
-    if not _is_line(base.base_id, 64) or not _is_line(base.content_hash, 128):
+    if not is_line(base.base_id, 64) or not is_line(base.content_hash, 128):
         yield "its id or content hash is none"
-    if not _is_line(base.source, LONGEST_SOURCE) or not _is_source(base.source):
+    if not is_line(base.source, LONGEST_SOURCE) or not _is_source(base.source):
         yield f"its source {shown(base.source)} is neither an absolute path nor a Hub id"
     if not (base.revision is None or (isinstance(base.revision, str) and _REVISION.fullmatch(base.revision))):
         yield f"its revision {shown(base.revision)} is no commit"
-    if not (base.replaces is None or _is_line(base.replaces, 64)):
+    if not (base.replaces is None or is_line(base.replaces, 64)):
         yield f"it replaces {shown(base.replaces)}, which is no base"
-    if not (base.copy_of is None or _is_line(base.copy_of, 64)):
+    if not (base.copy_of is None or is_line(base.copy_of, 64)):
         yield f"it is a copy of {shown(base.copy_of)}, which is no base"
     yield from _code_faults(base)
     yield from _tensor_faults(base)
@@ -86,7 +90,7 @@ def _code_faults(base: Base) -> Iterator[str]:
             yield f"its {name} is {shown(getattr(base, name))} and not 1 or more"
     if not _is_count(base.certified, 0) or base.certified > base.recipients_planned:
         yield f"it is certified for {shown(base.certified)} colluders of {base.recipients_planned} recipients"
-    if not _is_line(base.certified_by, LONGEST_TEXT):
+    if not is_line(base.certified_by, LONGEST_TEXT):
         yield "it does not say how it was certified"
     try:
         make_codebook(base.family, base.length, base.coalition, base.secret)
@@ -94,9 +98,14 @@ def _code_faults(base: Base) -> Iterator[str]:
         yield f"its code is none ({str(error).rstrip('.')})"
 
 
-@lru_cache(1 << 12)
 def _is_shape(shape: tuple[Any, ...]) -> bool:
-    """Whether a tensor may have this shape; most tensors of most bases share a few."""
+    """Whether a tensor may have this shape."""
+    return all(isinstance(size, int) for size in shape) and _is_shape_of_numbers(shape)
+
+
+@lru_cache(1 << 12)
+def _is_shape_of_numbers(shape: tuple[int, ...]) -> bool:
+    """The same of whole numbers; most tensors of most bases share a few."""
     return len(shape) <= 32 and all(_is_count(size, 0) for size in shape)
 
 
@@ -131,7 +140,7 @@ def _measured_faults(base: Base) -> Iterator[str]:
     measured = asdict(base.calibration)
     counts = {name: measured.pop(name) for name in ("images", "decisions", "agreeing")}
     for name in ("inputs", "output"):
-        if not (_is_line(measured[name], 64) or (name == "output" and measured[name] is None)):
+        if not (is_line(measured[name], 64) or (name == "output" and measured[name] is None)):
             yield f"its calibration's {name} is {shown(measured[name])}"
         del measured[name]
     for name, count in counts.items():
@@ -152,11 +161,13 @@ def _is_source(source: str) -> bool:
     return absolute or (HUB_ID.fullmatch(source) is not None and "@" not in source)
 
 
-def _is_line(value: Any, longest: int) -> bool:
+def is_line(value: Any, longest: int) -> bool:
     """Whether a value is text on one line that shows as it is."""
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         return False
-    return not any(c in _BIDIRECTIONAL or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value)
+    return value.isprintable() or not any(
+        c in _BIDIRECTIONAL or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in value
+    )
 
 
 def _is_number(value: Any) -> bool:

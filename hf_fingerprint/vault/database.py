@@ -1,25 +1,26 @@
-"""The vault's SQLite file and the files beside it: made, found, checked, connected to."""
+"""The vault's SQLite file and the files beside it: found, checked, connected to."""
 
-import os
-import secrets
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Self
 
 from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
+from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.copying import check_upgradable, keep_original
+from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.forgetting import catch_up
-from hf_fingerprint.vault.places import check_new_vault
 from hf_fingerprint.vault.schema import FORMAT, TABLES
-from hf_fingerprint.vault.sealing import check_public_key
+from hf_fingerprint.vault.storage import WAIT_SECONDS, address, check_unchanged, database_refusal, may_write
 from hf_fingerprint.vault.upgrading import UPGRADABLE, upgrade
 
 
 DATABASE = VAULT_DATABASE
 IDENTITY = "identity.age"
-_WAIT_SECONDS = 60.0
+_TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", TABLES))
 
 
 def identity_name(kind: str, public_key: str) -> str:
@@ -32,6 +33,10 @@ class Database:
 
     Args:
         folder (`str` or `Path`): the vault's folder.
+
+    Attributes:
+        public_key (`str`): of the tracing identity; empty if it is lost.
+        meta_faults (`list[Fault]`): what the database says of itself and can't be.
 
     Raises:
         [`VaultError`]: if there is no vault, it is damaged, or its format is newer than this version reads.
@@ -51,48 +56,24 @@ class Database:
         with self.connect() as connection:
             meta = dict(connection.execute("SELECT key, value FROM meta"))
             if meta.get("format") in UPGRADABLE:
-                upgrade(connection)
+                check_upgradable(self.folder / DATABASE, meta["format"])
+                upgrade(connection, partial(keep_original, self.folder))
                 meta = dict(connection.execute("SELECT key, value FROM meta"))
-        if meta.get("format") != str(FORMAT):
-            raise VaultError(
-                f"{self.folder} has vault format {ascii(meta.get('format'))[:80]} and this version reads {FORMAT}: "
-                f"upgrade hf-fingerprint."
-            )
-        if "public_key" not in meta:
-            raise VaultError(f"{self.folder / DATABASE} lacks the vault's public key: restore a backup.")
-        self.public_key = meta["public_key"]
+            whole = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")} >= _TABLES
+        self.meta_faults: list[Fault] = []
+        found = str(meta.get("format"))
+        if found != str(FORMAT):
+            if found.isdecimal() or not whole:
+                raise VaultError(
+                    f"{self.folder} has vault format {printable(found[:20])} and this version reads {FORMAT}: upgrade "
+                    f"hf-fingerprint."
+                )
+            self.meta_faults.append(Fault("meta", "format", "was changed"))
+        self.public_key = str(meta.get("public_key", ""))
+        if not self.public_key:
+            self.meta_faults.append(Fault("meta", "public key", "is missing, so no copy can be marked"))
         with self.connect() as connection:
             catch_up(connection, meta)
-
-    @classmethod
-    def make(cls, folder: Path, public_key: str, locked: bytes | None) -> Self:
-        """Makes an empty vault, with its locked identity if that is to lie there.
-
-        Raises:
-            [`VaultError`]: if the folder is a model's or lies in one, or can't be made.
-        """
-        check_public_key(public_key)
-        check_new_vault(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if locked is not None:
-                write_private(folder / IDENTITY, locked)
-            partial = folder / f".{DATABASE}.{secrets.token_hex(4)}"
-            write_private(partial, b"")
-            connection = sqlite3.connect(partial)
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
-                connection.executescript(TABLES)
-                connection.executemany(
-                    "INSERT INTO meta VALUES (?, ?)", [("format", str(FORMAT)), ("public_key", public_key)]
-                )
-                connection.commit()
-            finally:
-                connection.close()
-            partial.rename(folder / DATABASE)
-        except OSError as error:
-            raise VaultError(f"A vault can't be made in {folder} ({error.strerror}): choose another folder.") from None
-        return cls(folder)
 
     @contextmanager
     def connect(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -101,29 +82,44 @@ class Database:
         Args:
             durable (`bool`, *optional*, defaults to `True`): whether a change is on the disk when its statement ends;
                 `False` for what the next run finds out again if the power fails.
+
+        Raises:
+            [`StorageError`]: if the disk is full, read-only or in use; see [`database_refusal`].
+            [`VaultError`]: if the database is damaged.
         """
+        database = self.folder / DATABASE
+        uri, unchanging = address(database)
         try:
             connection = sqlite3.connect(
-                self.folder / DATABASE, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                uri, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
             try:
                 connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 connection.execute("PRAGMA foreign_keys = ON")
+                connection.text_factory = _text
                 yield connection
             finally:
                 connection.close()
         except sqlite3.DatabaseError as error:
-            raise VaultError(
-                f"{self.folder / DATABASE} can't be used as a vault ({error}): restore a backup."
-            ) from None
+            check_unchanged(database, unchanging)
+            raise database_refusal(database, error) from None
+        check_unchanged(database, unchanging)
 
     @contextmanager
     def kept_open(self) -> Iterator[None]:
         """While it lasts, a change costs one write to the disk and not several: the journal is not folded into the
         database whenever a connection ends."""
+        if not may_write(self.folder / DATABASE):  # no change will be made, and what others change is no matter
+            yield
+            return
         with self.connect() as connection:
             connection.execute("SELECT count(*) FROM meta").fetchone()  # only now is the journal opened
             yield
+
+
+def _text(value: bytes) -> str:
+    """Text from a column; bytes that are none show as such, and stop nobody from reading the row."""
+    return value.decode(errors="replace")
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -132,12 +128,3 @@ def _first_bytes(path: Path) -> bytes:
             return stream.read(len(SQLITE))
     except OSError as error:
         raise VaultError(f"{path} can't be read ({error.strerror}): restore it.") from None
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Writes a new file for its owner's eyes only, and sees it on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())

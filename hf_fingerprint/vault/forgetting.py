@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import suppress
 
+from hf_fingerprint.vault.storage import damaged
 from hf_fingerprint.vault.transactions import transaction
 
 
@@ -34,19 +35,26 @@ def wipe(connection: sqlite3.Connection, which: str, *values: str) -> bool:
 
 
 def clear_journal(connection: sqlite3.Connection) -> None:
-    """Leaves nothing of what was wiped in the journal. While another process reads it, that stays due."""
-    (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    if not busy:
-        connection.execute("DELETE FROM meta WHERE key = ?", (_DUE,))
+    """Leaves nothing of what was wiped in the journal. While another process reads it, or the disk is full, that stays
+    due."""
+    with suppress(sqlite3.OperationalError):
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy:
+            connection.execute("DELETE FROM meta WHERE key = ?", (_DUE,))
 
 
 def catch_up(connection: sqlite3.Connection, meta: Mapping[str, str]) -> None:
     """Wipes the keys of copies that are recorded, which earlier versions left where they were cut off, and what is due
     of the journal."""
-    left = connection.execute(f"SELECT 1 FROM training WHERE {RECORDED}").fetchone()
-    if left is None and _DUE not in meta:
-        return
-    with suppress(sqlite3.OperationalError):  # a vault that can't be written to now is read all the same
+    try:
+        left = connection.execute(f"SELECT 1 FROM training WHERE {RECORDED}").fetchone()
+        if left is None and _DUE not in meta:
+            return
         with transaction(connection):
             wipe(connection, RECORDED)
         clear_journal(connection)
+    except sqlite3.OperationalError:
+        pass  # a vault that can't be written to now is read all the same
+    except sqlite3.DatabaseError as error:
+        if not damaged(error):  # what is left of a damaged one is read, too
+            raise

@@ -14,7 +14,7 @@ import pyrage
 
 from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.database import write_private
+from hf_fingerprint.vault.private_files import write_new
 from hf_fingerprint.vault.sealing import Opener, check_public_key, new_identity
 from hf_fingerprint.vault.store import Vault
 
@@ -31,7 +31,7 @@ def new_issuer_key(file: Path) -> str:
     """
     identity, public_key = new_identity()
     try:
-        write_private(file, f"# public key: {public_key}\n{identity}\n".encode())
+        write_new(file, f"# public key: {public_key}\n{identity}\n".encode())
     except OSError as error:
         raise VaultError(f"{file} can't be made ({error.strerror}): give the place of a new file.") from None
     return public_key
@@ -71,6 +71,12 @@ def issuers(vault: Vault) -> dict[str, str]:
         return dict(rows.fetchall())
 
 
+def check_issuer_name(name: str) -> None:
+    """Refuses what can't be an issuer's name."""
+    if not name.strip() or len(name) > 100 or not name.isprintable():
+        raise VaultError("An issuer's name must have 1 to 100 printable characters.")
+
+
 def add_issuer(vault: Vault, public_key: str, name: str) -> None:
     """Lets an issuer open the vault as it is pushed from now on.
 
@@ -78,8 +84,7 @@ def add_issuer(vault: Vault, public_key: str, name: str) -> None:
         [`VaultError`]: if that is no public key, the name is not one, or this key was removed before.
     """
     check_public_key(public_key)
-    if not name.strip() or len(name) > 100 or not name.isprintable():
-        raise VaultError("An issuer's name must have 1 to 100 printable characters.")
+    check_issuer_name(name)
     with vault.connect() as connection:
         connection.execute(
             "INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO UPDATE SET name = excluded.name WHERE name != ?",

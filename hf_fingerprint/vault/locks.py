@@ -5,6 +5,7 @@ from filelock import FileLock, Timeout
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import derive
 from hf_fingerprint.vault.records import Base
+from hf_fingerprint.vault.storage import file_refusal
 from hf_fingerprint.vault.store import Vault
 
 
@@ -16,12 +17,17 @@ def hold(vault: Vault, base: Base, what: str, refusal: str) -> FileLock:
         base ([`Base`]): the base that the work is for; the lock's file name is derived from its secret.
         what (`str`): what only one may do at a time.
         refusal (`str`): the sentence.
+
+    Raises:
+        [`VaultError`]: if another process has it, or the vault's disk is full or read-only.
     """
     locks = vault.folder / "locks"
-    locks.mkdir(exist_ok=True, mode=0o700)
     lock = FileLock(locks / f"{derive(base.secret, 'lock', what).hex()[:16]}.lock", thread_local=False)
     try:
+        locks.mkdir(exist_ok=True, mode=0o700)
         lock.acquire(timeout=0)
     except Timeout:
         raise VaultError(refusal) from None
+    except OSError as error:
+        raise file_refusal(f"{locks} can't be written", vault.folder, error) from None
     return lock

@@ -1,33 +1,40 @@
-"""The union of two issuers' vaults, without loss.
+"""Brings what another issuer's vault has into this one, without loss.
 
-Bases, their questions, records, publications and issuers of both are kept; what both have must be the same. A record
-never changes once its copy is written, but for its state, so a record that differs was tampered with, and the whole
-merge is refused by its name. The order of merging, and merging again, make no difference but in the order of rows.
+Bases, their questions, records, publications and issuers of both are kept. Whatever enters is held against one set of
+rules, whether it comes in a pack or in a folder ([`read_snapshot`]), and against what is here ([`join`]): a row that
+is not as this package writes it, or contradicts one that is here, is refused by name with what depends on it, and the
+rest enters. Nothing that is here changes by a contradiction. The order of merging, and merging again, make no
+difference but in the order of rows, for vaults that don't contradict each other.
+
+Only what makes a union meaningless refuses the whole: no vault at all, a database that is damaged or has other tables,
+a newer format, another tracing identity.
 
 A rogue issuer, who has the public key, can add records of its own making, dated and in plain sight, for any recipient,
-as it can mark copies for any recipient. It can't replace an earlier record unnoticed, and nothing that it marks traces
-by an earlier record, whose key it can't read.
+as it can mark copies for any recipient. It can't replace an earlier record, nothing that it marks traces by an earlier
+record, whose key it can't read, and when its records arrived is kept here.
 """
 
 import sqlite3
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass, field, replace
+from typing import Any
 
-from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.forgetting import RECORDED, clear_journal, wipe
+from hf_fingerprint.vault.arrivals import Arrival, record_arrivals
+from hf_fingerprint.vault.entering import base_row_fault
+from hf_fingerprint.vault.faults import Fault
+from hf_fingerprint.vault.forgetting import clear_journal, wipe
 from hf_fingerprint.vault.issuers import REMOVED
-from hf_fingerprint.vault.packing import BaseRow, PublicationRow, QuestionsRow, Snapshot, insert_rows, read_snapshot
+from hf_fingerprint.vault.joining import Refusals, join, twins, without
+from hf_fingerprint.vault.proving import proven, to_this_identity, unopened
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.rotation import resealed
-from hf_fingerprint.vault.schema import read_base
+from hf_fingerprint.vault.rows import sift, sift_keyed
+from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
 from hf_fingerprint.vault.sealing import Opener
-from hf_fingerprint.vault.store import Vault, unsealed
+from hf_fingerprint.vault.snapshots import IN_ORDER, KEYS, Snapshot, insert_rows, read_snapshot
+from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 
 
-_Row = TypeVar("_Row")
-_STATES = ("begun", "written", "issued")
 _UPDATE_COPY = (
     "UPDATE copies SET base_id = ?, recipient = ?, state = ?, out = ?, content_hash = ?, commitment = ?, created = ?, "
     "sealed = ? WHERE copy_id = ?"
@@ -45,6 +52,11 @@ class MergeReport:
         publications (`int`): how many publications are new, or moved forward.
         issuers (`tuple[str, ...]`): the new issuers, by name and public key: everybody with the vault may add some,
             so look at them.
+        refused (`tuple[Fault, ...]`): rows of the other vault that did not enter, and why.
+        unusable (`tuple[Fault, ...]`): rows of this vault that can't be used: they were left as they are, and are
+            not shared.
+        arrived (`tuple[Arrival, ...]`): the new records, with their issuers' dates and the time of this merge. Not
+            compared.
     """
 
     bases: int = 0
@@ -52,6 +64,14 @@ class MergeReport:
     moved: int = 0
     publications: int = 0
     issuers: tuple[str, ...] = ()
+    refused: tuple[Fault, ...] = ()
+    unusable: tuple[Fault, ...] = ()
+    arrived: tuple[Arrival, ...] = field(default=(), compare=False)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row of both vaults could be used."""
+        return not (self.refused or self.unusable)
 
     def describe(self) -> str:
         """In a line."""
@@ -59,155 +79,152 @@ class MergeReport:
         line = f"{self.bases} new bases, {self.copies} new records, {changed}"
         return line + "".join(f"; new issuer {issuer}" for issuer in self.issuers)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "bases": self.bases,
+            "copies": self.copies,
+            "moved": self.moved,
+            "publications": self.publications,
+            "issuers": list(self.issuers),
+            "arrived": [arrival.to_dict() for arrival in self.arrived],
+            "refused": [fault.to_dict() for fault in self.refused],
+            "unusable": [fault.to_dict() for fault in self.unusable],
+        }
+
+    def __add__(self, later: "MergeReport") -> "MergeReport":
+        """What two merges, one after the other, brought."""
+        return MergeReport(
+            bases=self.bases + later.bases,
+            copies=self.copies + later.copies,
+            moved=self.moved + later.moved,
+            publications=self.publications + later.publications,
+            issuers=self.issuers + later.issuers,
+            refused=tuple(dict.fromkeys(self.refused + later.refused)),
+            unusable=tuple(dict.fromkeys(self.unusable + later.unusable)),
+            arrived=self.arrived + later.arrived,
+        )
+
 
 def merge(into: Vault, other: Snapshot, opener: Opener | None = None, where: str = "the other vault") -> MergeReport:
-    """Brings all that another vault has into this one, in one transaction: all of it or nothing.
+    """Brings what another vault has into this one, in one transaction: all that enters, or nothing.
 
     Args:
         into ([`Vault`]): this vault; it need not be unlocked.
-        other ([`Snapshot`]): the other one's snapshot.
+        other ([`Snapshot`]): the other one's snapshot; see [`open_pack`] and [`open_folder`].
         opener ([`Opener`], *optional*): the tracing identity. With it, a record that is new must open its commitment,
             and one sealed to another identity, which this then is, is sealed anew to this vault's.
         where (`str`): what the other vault is called when something is refused.
 
     Raises:
-        [`VaultError`]: if the two have different tracing identities, a row that both have differs, a new base is one
-            that this package would not register, or a record is found to be a forgery.
+        [`VaultError`]: if the two have different tracing identities. A single row that can't enter is named in the
+            report.
     """
-    with into.connect() as connection, transaction(connection):
-        mine = read_snapshot(connection)
-        if other.public_key != mine.public_key and opener is not None and opener.public_key == other.public_key:
-            other = _to_this_identity(other, mine, opener)
-        joined = join(mine, other, str(into.folder), where)
-        if opener is not None and opener.public_key == mine.public_key:
-            for copy_id in joined.copies.keys() - mine.copies.keys():
-                unsealed(joined.copies[copy_id], opener)
-        report = _write(connection, mine, joined, where)
-        wiped = wipe(connection, RECORDED)  # a training begun here may have ended in a copy of this folder
-    if wiped:
+    return merge_both(into, other, opener, where)[0]
+
+
+def merge_both(
+    into: Vault, other: Snapshot, opener: Opener | None = None, where: str = "the other vault"
+) -> tuple[MergeReport, Snapshot]:
+    """[`merge`], and what the two vaults hold together, to be pushed.
+
+    Of a row that is in both and can't be used here, that is the other's, and of records that only the tracing identity
+    could tell apart both, so that no push replaces what is good. Its faults are what contradicts this vault.
+    """
+    here = str(into.folder)
+    # a connection that came upon damage while it read writes no more, so another one reads; nobody else can write
+    with into.connect() as reading, into.connect() as connection, transaction(connection):
+        mine, at_hand = read_snapshot(reading), None if opener is None else opener.public_key
+        unusable, refusals = list(mine.faults), _not_new_bases(mine, other)
+        if opener is not None and at_hand == other.public_key != mine.public_key:
+            other, sealed_to_none = to_this_identity(other, mine, opener)
+            refusals |= sealed_to_none
+        elif opener is not None and at_hand == mine.public_key == other.public_key:
+            mine, found = proven(mine, other, opener)
+            unusable += found
+            refusals |= unopened(mine, other, opener)
+        verified = without(other, refusals)
+        doubled = twins(mine, verified)
+        both = join(mine, verified, here, where, doubled if at_hand == mine.public_key else None)
+        begun = _begun(reading)
+        not_here = _blocked(reading, mine, begun) | _begun_apart(reading, begun, verified, where)
+        joined = join(mine, verified, here, where, doubled | not_here)
+        counted = _write(connection, mine, joined, begun)
+        ended = [copy_id for copy_id in begun if copy_id in joined.copies]  # in a copy of this folder
+        wiped = [wipe(connection, "copy_id = ?", copy_id) for copy_id in ended]
+    if any(wiped):
         with into.connect() as connection:
             clear_journal(connection)
-    return report
+    refused = other.faults + verified.faults + joined.faults
+    return replace(counted, refused=refused, unusable=tuple(unusable)), both
 
 
-def join(one: Snapshot, other: Snapshot, here: str = "this vault", there: str = "the other vault") -> Snapshot:
-    """The union of two snapshots: commutative, associative, idempotent.
+def _not_new_bases(mine: Snapshot, other: Snapshot) -> Refusals:
+    """The other's bases that a vault of long ago may have and a new one may not; see [`check_base`]."""
+    new = {base_id: row for base_id, row in other.bases.items() if base_id not in mine.bases}
+    found = {("bases", base_id): base_row_fault(row, entering=True) for base_id, row in new.items()}
+    return {row: what for row, what in found.items() if what is not None}
 
-    Raises:
-        [`VaultError`]: if there is none.
-    """
-    if one.public_key != other.public_key:
-        raise VaultError(
-            f"{there} is sealed to another tracing identity than {here}: give that identity, or rotate one first "
-            f"(`hf-fingerprint vault rotate`)."
-        )
 
-    def join_bases(mine: BaseRow, theirs: BaseRow) -> BaseRow:
-        if mine != theirs:
-            raise VaultError(
-                f"Base {mine[0]} was registered apart in {here} and in {there}, with different secrets: go on with "
-                f"both vaults, and trace with each."
+def _begun(connection: sqlite3.Connection) -> dict[Any, CopyRecord]:
+    """The records of copies that were begun here and not written."""
+    rows, _ = sift(connection, "copies", "copy_id", COPY_COLUMNS, "state = 'begun'")
+    return {record.copy_id: record for record in map(copy_from_row, rows)}
+
+
+def _blocked(connection: sqlite3.Connection, mine: Snapshot, begun: Collection[Any]) -> Refusals:
+    """The keys of rows that are here and can't be used: they are left as they are."""
+    found = {}
+    for table, key in KEYS.items():
+        rows, _ = (sift if table in IN_ORDER else sift_keyed)(connection, table, key, key)
+        for (value,) in rows:
+            if value not in getattr(mine, table) and not (key == "copy_id" and value in begun):
+                found[table, value] = "is refused, since the row of this vault in its place can't be used"
+    return found
+
+
+def _begun_apart(
+    connection: sqlite3.Connection, begun: Mapping[Any, CopyRecord], other: Snapshot, where: str
+) -> Refusals:
+    """A record that was begun here and finished elsewhere (in a copy of this folder) moves forward. The key that it
+    had here marks nothing, so another one takes its place; unless a training is under way with it."""
+    training = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM training")}
+    found = {}
+    for copy_id, here in begun.items():
+        record = other.copies.get(copy_id)
+        if record is None:
+            continue
+        another = (here.base_id, here.recipient) != (record.base_id, record.recipient)
+        if another or (copy_id in training and here.sealed != record.sealed):
+            found["copies", copy_id] = (
+                f"was begun here and written in {where} with another key, and is refused: finish that copy here first"
             )
-        return mine
-
-    def join_questions(mine: QuestionsRow, theirs: QuestionsRow) -> QuestionsRow:
-        if mine != theirs:
-            raise VaultError(
-                f"Base {mine[0]} was given questions apart in {here} and in {there}: copies answer one set or the "
-                f"other, so go on with both vaults, and query with each."
-            )
-        return mine
-
-    def join_copies(mine: CopyRecord, theirs: CopyRecord) -> CopyRecord:
-        state = max(mine.state, theirs.state, key=_STATES.index)
-        if replace(mine, state=state) != replace(theirs, state=state):
-            raise VaultError(
-                f"The record of copy {mine.copy_id} ({mine.recipient}) in {there} is not the one in {here}: one of "
-                f"them was tampered with, so restore a backup; nothing was merged."
-            )
-        return replace(mine, state=state)
-
-    def join_publications(mine: PublicationRow, theirs: PublicationRow) -> PublicationRow:
-        # a state's name is more the further it is: "begun" < "confirmed"
-        first, last = sorted((mine, theirs), key=lambda row: (row.state, row.files, row.revision or ""))
-        settled = first.state == "confirmed" and first[3:5] != last[3:5]
-        if mine.repo != theirs.repo or settled:
-            raise VaultError(
-                f"Copy {mine.copy_id} is on record in {here} as published to {mine.repo} and in {there} to "
-                f"{theirs.repo}, not as one and the same: one of them was tampered with, so restore a backup; nothing "
-                f"was merged."
-            )
-        account = max(mine.account or "", theirs.account or "") or None
-        return last._replace(account=account, created=min(mine.created, theirs.created))
-
-    return Snapshot(
-        public_key=one.public_key,
-        bases=_union(one.bases, other.bases, join_bases),
-        questions=_union(one.questions, other.questions, join_questions),
-        copies=_union(one.copies, other.copies, join_copies),
-        bound=_union(one.bound, other.bound, min),
-        publications=_union(one.publications, other.publications, join_publications),
-        issuers=_union(one.issuers, other.issuers, min),
-    )
+    return found
 
 
-def _union(one: Mapping[str, _Row], other: Mapping[str, _Row], join: Callable[[_Row, _Row], _Row]) -> dict[str, _Row]:
-    joined = dict(one)
-    for key, row in other.items():
-        joined[key] = join(joined[key], row) if key in joined else row
-    return joined
-
-
-def _to_this_identity(other: Snapshot, mine: Snapshot, opener: Opener) -> Snapshot:
-    """Another identity's records, sealed to this vault's; those that a rotation brought here before keep the seal that
-    it gave them."""
-    copies = {}
-    for record in other.copies.values():
-        here, again = mine.copies.get(record.copy_id), resealed(record, opener, mine.public_key)
-        same = here is not None and here.commitment == record.commitment
-        copies[record.copy_id] = replace(again, sealed=here.sealed) if here is not None and same else again
-    return replace(other, public_key=mine.public_key, copies=copies)
-
-
-def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, where: str) -> MergeReport:
+def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, begun: Collection[Any]) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
-    for new_base in bases:
-        read_base(new_base, entering=True)
     insert_rows(connection, "bases", bases)
     asked = [row for key, row in joined.questions.items() if key not in mine.questions]
     insert_rows(connection, "questions", asked)
-    begun = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM copies WHERE state = 'begun'")}
     changed = [record for key, record in joined.copies.items() if mine.copies.get(key) != record]
     new = [record for record in changed if record.copy_id not in mine.copies and record.copy_id not in begun]
     insert_rows(connection, "copies", [astuple(record) for record in new])
-    moved = [record for record in changed if record not in new]
+    moved = [record for record in changed if record.copy_id in mine.copies or record.copy_id in begun]
     for record in moved:
-        if record.copy_id in begun:
-            _check_begun(connection, record, where)
         connection.execute(_UPDATE_COPY, (*astuple(record)[1:], record.copy_id))
     insert_rows(connection, "bound", [row for key, row in joined.bound.items() if key not in mine.bound])
     published = [row for key, row in joined.publications.items() if mine.publications.get(key) != row]
     for row in published:
         connection.execute("DELETE FROM publications WHERE copy_id = ?", (row.copy_id,))
     insert_rows(connection, "publications", published)
-    for public_key, name in joined.issuers.items():
+    issuers = {key: name for key, name in joined.issuers.items() if mine.issuers.get(key) != name}
+    for public_key, name in issuers.items():
         connection.execute("INSERT OR REPLACE INTO issuers VALUES (?, ?)", (public_key, name))
-    issuers = [
+    named_anew = [
         f"{name} ({public_key})"
-        for public_key, name in joined.issuers.items()
+        for public_key, name in issuers.items()
         if public_key not in mine.issuers and name != REMOVED
     ]
-    return MergeReport(len(bases), len(new), len(moved), len(published), tuple(issuers))
-
-
-def _check_begun(connection: sqlite3.Connection, record: CopyRecord, where: str) -> None:
-    """A record that was begun here and finished elsewhere (in a copy of this folder) moves forward. The key that it
-    had here marks nothing, so another one takes its place; unless a training is under way with it."""
-    named = "SELECT base_id, recipient, sealed FROM copies WHERE copy_id = ?"
-    base_id, recipient, sealed = connection.execute(named, (record.copy_id,)).fetchone()
-    training: Any = connection.execute("SELECT 1 FROM training WHERE copy_id = ?", (record.copy_id,)).fetchone()
-    if (base_id, recipient) != (record.base_id, record.recipient) or (training and sealed != record.sealed):
-        raise VaultError(
-            f"The record of copy {record.copy_id} ({recipient}) was begun here and written in {where} with another "
-            f"key: finish that copy here first; nothing was merged."
-        )
+    arrived = record_arrivals(connection, new)
+    return MergeReport(len(bases), len(new), len(moved), len(published), tuple(named_anew), arrived=arrived)

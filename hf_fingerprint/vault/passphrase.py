@@ -12,6 +12,11 @@ from hf_fingerprint.errors import PassphraseError
 VARIABLE = "HF_FINGERPRINT_PASSPHRASE"
 
 
+def is_typed(file: Path | None = None) -> bool:
+    """Whether [`find_passphrase`] asks the person at the terminal."""
+    return file is None and not os.environ.get(VARIABLE)
+
+
 def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
     """The passphrase of the tracing identity.
 
@@ -37,7 +42,7 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
                 f"The passphrase file {file} can't be read or begins with no passphrase: give another."
             )
         return first
-    if os.environ.get(VARIABLE):
+    if not is_typed():
         return os.environ[VARIABLE]
     if sys.stdin is None or not sys.stdin.isatty():
         raise PassphraseError(f"A passphrase is needed: set {VARIABLE}, give --passphrase-file, or run in a terminal.")
@@ -48,3 +53,18 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
     except EOFError:
         raise PassphraseError("No passphrase was given: try again; nothing was changed.") from None
     return passphrase
+
+
+def ask_for_another(current: str) -> str:
+    """The passphrase that takes the place of the current one, typed twice; an empty line keeps that one.
+
+    Raises:
+        [`PassphraseError`]: if the two differ.
+    """
+    try:
+        passphrase = getpass.getpass("New passphrase (empty: the same one): ")
+        if passphrase and getpass.getpass("Once more: ") != passphrase:
+            raise PassphraseError("The two passphrases differ: try again; nothing was changed.")
+    except EOFError:
+        raise PassphraseError("No passphrase was given: try again; nothing was changed.") from None
+    return passphrase or current

@@ -5,13 +5,22 @@ that was made is found again by its files' hashes.
 """
 
 import json
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.faults import Fault
+from hf_fingerprint.vault.rows import sift_copies, sift_keyed
+from hf_fingerprint.vault.storage import damaged
 from hf_fingerprint.vault.store import Vault
+
+
+_OTHERS = "p.repo, p.state, p.files, p.revision, p.account, p.created"
+_BAD = (ValueError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -92,16 +101,62 @@ def publication_of(vault: Vault, copy_id: str) -> Publication | None:
 
 
 def publications(vault: Vault, repo: str | None = None, copy_id: str | None = None) -> list[Publication]:
-    """The publications on record, of one repo, one copy or all, in the order in which their copies were begun."""
+    """The publications on record, of one repo, one copy or all, in the order in which their copies were begun.
+
+    Rows that can't be used are left out with a warning.
+    """
+    statement = (
+        f"SELECT p.copy_id, c.base_id, c.recipient, {_OTHERS} FROM publications p JOIN copies c "
+        "ON c.copy_id = p.copy_id WHERE p.repo = coalesce(?, p.repo) AND p.copy_id = coalesce(?, p.copy_id) "
+        "ORDER BY c.rowid"
+    )
+    faults: list[Fault] = []
     with vault.connect() as connection:
-        rows = connection.execute(
-            "SELECT p.copy_id, c.base_id, c.recipient, p.repo, p.state, p.files, p.revision, p.account, p.created "
-            "FROM publications p "
-            "JOIN copies c ON c.copy_id = p.copy_id WHERE p.repo = coalesce(?, p.repo) "
-            "AND p.copy_id = coalesce(?, p.copy_id) ORDER BY c.rowid",
-            (repo, copy_id),
-        ).fetchall()
-    return [
-        Publication(copy, base, recipient, where, state, json.loads(files), *others)
-        for copy, base, recipient, where, state, files, *others in rows
-    ]
+        try:
+            rows = connection.execute(statement, (repo, copy_id)).fetchall()
+        except sqlite3.DatabaseError as error:
+            if not damaged(error):
+                raise
+            rows, faults = _one_by_one(connection, repo, copy_id)
+    found = []
+    for row in rows:
+        try:
+            found.append(_publication(row))
+        except _BAD:
+            faults.append(Fault("publications", f"{shown(row[0])} ({shown(row[2])})", "was damaged"))
+    vault.warn(faults)
+    return found
+
+
+def publication_faults(connection: sqlite3.Connection) -> list[Fault]:
+    """The rows of publications that can't be used."""
+    rows, faults = sift_keyed(connection, "publications", "copy_id", f"p.copy_id, {_OTHERS}".replace("p.", ""))
+    for row in rows:
+        try:
+            _publication((row[0], "", "", *row[1:]))
+        except _BAD:
+            faults.append(Fault("publications", shown(row[0]), "was damaged"))
+    return faults
+
+
+def _publication(row: Any) -> Publication:
+    """The publication in a row; any error there may be if there is none in it."""
+    copy, base, recipient, where, state, files, *others = row
+    hashes = json.loads(files)
+    texts = (copy, base, recipient, where, others[2], *hashes.keys(), *hashes.values())
+    if not all(isinstance(text, str) for text in texts) or state not in ("begun", "confirmed"):
+        raise ValueError(copy)
+    if not all(text is None or isinstance(text, str) for text in others[:2]):
+        raise ValueError(copy)
+    return Publication(copy, base, recipient, where, state, hashes, *others)
+
+
+def _one_by_one(
+    connection: sqlite3.Connection, repo: str | None, copy_id: str | None
+) -> tuple[list[Any], list[Fault]]:
+    """The same rows out of a damaged database."""
+    copies, _ = sift_copies(connection)
+    rows, faults = sift_keyed(connection, "publications", "copy_id", f"p.copy_id, {_OTHERS}".replace("p.", ""))
+    by_id = {row[0]: row for row in rows if repo in (None, row[1]) and copy_id in (None, row[0])}
+    joined = [(c.copy_id, c.base_id, c.recipient, *by_id[c.copy_id][1:]) for c in copies if c.copy_id in by_id]
+    return joined, faults

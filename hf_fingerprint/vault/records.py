@@ -1,5 +1,6 @@
 """What the vault remembers: bases and copies, as frozen dataclasses. Secrets never show in a `repr`."""
 
+import unicodedata
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,10 +10,35 @@ from hf_fingerprint.codes import Codebook, make_codebook
 from hf_fingerprint.errors import VaultError
 
 
+MAX_RECIPIENT = 255  # characters, as many as a folder's name has bytes
+
+
 def check_recipient(recipient: str) -> None:
     """Refuses what can't be a recipient's name."""
-    if not recipient.strip() or len(recipient) > 200 or not recipient.isprintable():
-        raise VaultError("A recipient's name must have 1 to 200 printable characters.")
+    if not recipient.strip() or len(recipient) > MAX_RECIPIENT or not recipient.isprintable():
+        raise VaultError(f"A recipient's name must have 1 to {MAX_RECIPIENT} printable characters.")
+
+
+def recipient_name(recipient: str) -> str:
+    """A recipient's name as it is recorded: composed (NFC), since keyboards and file systems spell one name in several
+    ways, and without blanks around it.
+
+    Raises:
+        [`VaultError`]: if it can't be a name.
+    """
+    check_recipient(recipient)
+    return unicodedata.normalize("NFC", recipient).strip()
+
+
+def same_recipient(one: str, other: str) -> bool:
+    """Whether two names are one recipient's, however they are spelled."""
+    return one == other or unicodedata.normalize("NFC", one).strip() == unicodedata.normalize("NFC", other).strip()
+
+
+def spellings(recipient: str) -> tuple[str, ...]:
+    """The spellings of a name, without blanks around it, that records from before [`recipient_name`] may have."""
+    forms = (recipient, *(unicodedata.normalize(form, recipient) for form in ("NFC", "NFD")))
+    return tuple(dict.fromkeys(form.strip() for form in forms))
 
 
 class TensorRecord(NamedTuple):

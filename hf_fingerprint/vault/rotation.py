@@ -1,7 +1,8 @@
 """A new tracing identity for a vault whose old one may have leaked.
 
 Every record's key is unsealed with the old identity, checked against its commitment and sealed to the new one; bundles
-are dropped. All of it happens in one transaction, so every moment has one identity that opens every record:
+are dropped. A record that does not open is named and stays as it is. All of it happens in one transaction, so every
+moment has one identity that opens every record:
 
 1. the new identity is written beside the old one, as `identity-new-<digits>.age`;
 2. the records are sealed to it and the vault's public key becomes its own, at once;
@@ -16,17 +17,21 @@ push the vault to a new repo. The old identity file is kept, since packs and fol
 alone; it opens nothing in the rotated vault, and may be deleted when there are none left.
 """
 
+import sqlite3
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import sync
-from hf_fingerprint.errors import PassphraseError, VaultError
-from hf_fingerprint.vault.database import IDENTITY, identity_name, write_private
+from hf_fingerprint.errors import PassphraseError, StorageError, VaultError
+from hf_fingerprint.vault.database import IDENTITY, identity_name
+from hf_fingerprint.vault.faults import Fault, RowError
+from hf_fingerprint.vault.opening import unsealed
+from hf_fingerprint.vault.private_files import free_name, write_new
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
+from hf_fingerprint.vault.rows import sift_copies
 from hf_fingerprint.vault.sealing import Opener, check_public_key, lock_identity, new_identity, seal
-from hf_fingerprint.vault.store import Vault, unsealed
+from hf_fingerprint.vault.storage import damaged, file_refusal
+from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 
 
@@ -42,8 +47,9 @@ class Rotation:
         records (`int`): how many records were sealed anew.
         identity (`Path` or `None`): the new identity's file; `None` if it is kept elsewhere.
         old_identity (`Path` or `None`): where the old one's file is now, if it was in the vault's folder.
-        cleared (`bool`): whether nothing sealed to the old identity is left in the database's files. If not, another
-            process was reading them.
+        cleared (`bool`): whether nothing of the records that were sealed anew is left in the database as it was
+            sealed before. If not, another process was reading them, the disk is full, or the database is damaged.
+        faults (`tuple[Fault, ...]`): records that don't open, which stay as they are.
     """
 
     vault: Vault
@@ -51,6 +57,7 @@ class Rotation:
     identity: Path | None
     old_identity: Path | None
     cleared: bool
+    faults: tuple[Fault, ...] = ()
 
 
 def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) -> Rotation:
@@ -62,8 +69,14 @@ def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) ->
         public_key (`str`, *optional*): the public key (`age1...`) of a new identity that is kept elsewhere.
 
     Raises:
-        [`VaultError`]: if a record doesn't open, which is then named; nothing is changed.
+        [`VaultError`]: if the vault can't be written to, or the identity is not its own; nothing is changed.
     """
+    vault.opener()
+    with vault.kept_open():  # so that it can still be opened when the disk has become full
+        return _rotate(vault, passphrase, public_key)
+
+
+def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> Rotation:
     opener, folder = vault.opener(), vault.folder
     _settle(Vault(folder), left=False)
     locked = None
@@ -76,19 +89,19 @@ def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) ->
     fresh = folder / identity_name("new", public_key)
     if locked is not None:
         try:
-            write_private(fresh, locked)
+            write_new(fresh, locked)
         except OSError as error:
-            raise VaultError(f"{fresh} can't be written ({error.strerror}): make room; nothing was changed.") from None
-        sync(folder)
+            raise file_refusal(f"{fresh} can't be written", folder, error) from None
     try:
-        records = _seal_all(vault, opener, public_key)
+        records, faults = _seal_all(vault, opener, public_key)
     except BaseException:
         if Vault(folder).public_key != public_key:
             fresh.unlink(missing_ok=True)
         raise
     cleared, renewed = _clear(vault), Vault(folder)
     old = _settle(renewed, left=locked is None)
-    return Rotation(renewed, records, renewed.identity if locked is not None else None, old, cleared)
+    identity_file = renewed.identity if locked is not None else None
+    return Rotation(renewed, records, identity_file, old, cleared, tuple(faults))
 
 
 def resealed(record: CopyRecord, opener: Opener, public_key: str) -> CopyRecord:
@@ -101,32 +114,44 @@ def resealed(record: CopyRecord, opener: Opener, public_key: str) -> CopyRecord:
     return replace(record, sealed=seal(key, record.copy_id, record.base_id, record.recipient, public_key))
 
 
-def _seal_all(vault: Vault, opener: Opener, public_key: str) -> int:
+def _seal_all(vault: Vault, opener: Opener, public_key: str) -> tuple[int, list[Fault]]:
     with vault.connect() as connection:
         connection.execute("PRAGMA secure_delete = ON")
         with transaction(connection):
             (now,) = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
             if now != opener.public_key:
                 raise PassphraseError(f"{vault.folder} was given another tracing identity meanwhile: unlock it again.")
-            rows = connection.execute(f"SELECT {COPY_COLUMNS} FROM copies").fetchall()
-            for record in map(copy_from_row, rows):
-                connection.execute(
-                    "UPDATE copies SET sealed = ? WHERE copy_id = ?",
-                    (resealed(record, opener, public_key).sealed, record.copy_id),
-                )
+            copies, faults = sift_copies(connection)
+            sealed_anew = 0
+            for record in copies:
+                try:
+                    sealed = resealed(record, opener, public_key).sealed
+                except RowError as error:
+                    faults.append(error.fault)
+                    continue
+                connection.execute("UPDATE copies SET sealed = ? WHERE copy_id = ?", (sealed, record.copy_id))
+                sealed_anew += 1
             connection.execute("DELETE FROM bundles")
             connection.execute("UPDATE meta SET value = ? WHERE key = 'public_key'", (public_key,))
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_PREVIOUS, opener.public_key))
-    return len(rows)
+    return sealed_anew, faults
 
 
 def _clear(vault: Vault) -> bool:
     """Leaves no old seal in the files, those of long ago included; in memory, not in temporary files."""
-    with vault.connect() as connection:
-        connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute("PRAGMA secure_delete = ON")
-        connection.execute("VACUUM")
-        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    try:
+        with vault.connect() as connection:
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("PRAGMA secure_delete = ON")
+            try:
+                connection.execute("VACUUM")
+            except sqlite3.DatabaseError as error:
+                if not damaged(error):
+                    raise
+                return False
+            (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except StorageError:  # the vault is rotated all the same
+        return False
     return not busy
 
 
@@ -138,17 +163,11 @@ def _settle(vault: Vault, left: bool) -> Path | None:
     if current.is_file() and (fresh.is_file() or left):
         with vault.connect() as connection:
             previous = dict(connection.execute("SELECT key, value FROM meta")).get(_PREVIOUS, "")
-        old = _free(vault.folder / identity_name("old", previous))
+        old = free_name(vault.folder / identity_name("old", previous))
         _rename(current, old)
     if fresh.is_file():
         _rename(fresh, current)
     return old
-
-
-def _free(path: Path) -> Path:
-    """This path, or one like it where there is nothing yet."""
-    others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    return next(place for place in chain([path], others) if not place.exists())
 
 
 def _rename(source: Path, target: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import derive
-from hf_fingerprint.vault.checking import check_base, refusal
+from hf_fingerprint.vault.checking import check_base, refusal, shown
+from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord
 
 
@@ -73,6 +73,7 @@ CREATE TABLE bound (             -- copies that were made to answer the question
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
 _MEASURED = ("kl", "agreement")  # told in every record, measured or not
+BASE_COLUMNS = "base_id, content_hash, document, amplitudes, secret, seal"
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"
 
 
@@ -108,7 +109,7 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
     """The base in a row.
 
     Raises:
-        [`VaultError`]: if the row was changed since it was written, or tells of no base.
+        [`RowError`]: if the row was changed since it was written, or tells of no base.
     """
     base_id, whole, text, amplitudes, secret, seal = row
     try:
@@ -116,7 +117,7 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
     except (TypeError, AttributeError, ValueError):  # SQLite keeps whatever type a column was given
         genuine = False
     if not genuine:
-        raise VaultError(f"The record of base {base_id} was tampered with or damaged: restore a backup of the vault.")
+        raise RowError(Fault("bases", shown(base_id), "was tampered with or damaged"))
     try:
         return _from_document(base_id, whole, json.loads(text), np.frombuffer(amplitudes, "<f4"), secret)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
@@ -176,7 +177,7 @@ def check_questions(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
     """The content of a row of table `questions`.
 
     Raises:
-        [`VaultError`]: if the row was changed since it was written.
+        [`RowError`]: if the row was changed since it was written.
     """
     base_id, content, seal = row
     try:
@@ -184,9 +185,7 @@ def check_questions(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
     except (TypeError, AttributeError):
         genuine = False
     if not genuine:
-        raise VaultError(
-            f"The questions of base {base_id} were tampered with or damaged: restore a backup of the vault."
-        )
+        raise RowError(Fault("questions", shown(base_id), "was tampered with or damaged"))
     return content
 
 

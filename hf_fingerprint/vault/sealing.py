@@ -5,17 +5,20 @@ age command line tool opens it too.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyrage
 
-from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES
-
-
-TRIES = 3
-TOO_MUCH_WORK = "work parameter"  # what age says if opening would take this machine long
+from hf_fingerprint.vault import passphrase_age
+from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.faults import Fault, RowError
+from hf_fingerprint.vault.passphrase_age import MOST_BYTES, log_work_of, open_with_passphrase, seal_with_passphrase
+from hf_fingerprint.vault.private_files import only_one, replace_private, sweep
+from hf_fingerprint.vault.storage import file_refusal
 
 
 def new_identity() -> tuple[str, str]:
@@ -41,36 +44,67 @@ def check_public_key(public_key: str) -> None:
 
 def lock_identity(identity: str, passphrase: str) -> bytes:
     """The identity as a passphrase-encrypted age file."""
-    if not passphrase:
-        raise PassphraseError("An empty passphrase protects nothing: choose one.")
-    return pyrage.passphrase.encrypt(identity.encode() + b"\n", passphrase)
+    return seal_with_passphrase(identity.encode() + b"\n", passphrase)
 
 
 def open_identity(path: Path, passphrase: str) -> "Opener":
-    """Opens an identity file.
+    """Opens an identity file, and warns if its passphrase is quicker to guess than that of a new one.
 
     Raises:
-        [`PassphraseError`]: if the passphrase is wrong or the file isn't an identity, or this machine is too slow or
-            too busy for it: age times itself first, and declines what would take it long.
+        [`PassphraseError`]: if the passphrase is wrong or the file isn't a passphrase-encrypted identity.
     """
+    sealed = _read_identity(path)
+    opener = Opener(_unlock(sealed, passphrase, path))
+    log_work = log_work_of(sealed)
+    if log_work < passphrase_age.LOG_WORK:
+        warnings.warn(
+            f"Guessing the passphrase of {path} takes 2^{log_work} steps a try, and that of a new identity "
+            f"2^{passphrase_age.LOG_WORK}: seal it again with `hf-fingerprint vault passphrase`.",
+            FingerprintWarning,
+            stacklevel=2,
+        )
+    return opener
+
+
+def change_passphrase(path: Path, passphrase: str, new: str) -> "Opener":
+    """Seals an identity file again, at the work factor of new ones and with the passphrase that is given, the same or
+    another. The file is replaced at once; nothing of the old seal is left next to it.
+
+    Raises:
+        [`PassphraseError`]: if the passphrase is wrong or the new one is empty; nothing is changed.
+        [`VaultError`]: if the file can't be written; nothing is changed.
+    """
+    place = path.resolve()  # a link stays one
+    identity = _unlock(_read_identity(path), passphrase, path)
+    opener, sealed = Opener(identity), lock_identity(identity, new)
     try:
-        locked = path.read_bytes()
+        with only_one(place.parent):
+            sweep(place)
+            replace_private(place, sealed)
+    except OSError as error:
+        raise file_refusal(f"{path} can't be written", place.parent, error) from None
+    return opener
+
+
+def _read_identity(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MOST_BYTES + 1)
     except OSError as error:
         raise VaultError(f"The tracing identity {path} can't be read ({error.strerror}): give its place.") from None
-    declined = False
-    for _ in range(TRIES):
-        try:
-            return Opener(pyrage.passphrase.decrypt(locked, passphrase).decode().strip())
-        except (pyrage.DecryptError, pyrage.IdentityError, UnicodeDecodeError) as error:
-            declined = TOO_MUCH_WORK in str(error)
-            if not declined:
-                break
-    if declined:
+
+
+def _unlock(sealed: bytes, passphrase: str, path: Path) -> str:
+    content = open_with_passphrase(sealed, passphrase, str(path))
+    try:
+        lines = [line.strip() for line in content.decode().splitlines()]
+        (identity,) = [line for line in lines if line and not line.startswith("#")]  # as age-keygen writes it
+        Opener(identity)
+    except (pyrage.IdentityError, ValueError):
         raise PassphraseError(
-            f"{path} was locked on a machine that is much faster than this one, or than this one is just now: try "
-            f"again when it is less busy, or elsewhere; nothing was changed."
-        )
-    raise PassphraseError(f"{path} does not open with this passphrase: try again; nothing was changed.")
+            f"{path} opens, and what is in it is no tracing identity: give the file that `vault init` made."
+        ) from None
+    return identity
 
 
 def seal(copy_key: bytes, copy_id: str, base_id: str, recipient: str, public_key: str) -> bytes:
@@ -118,26 +152,23 @@ class Opener:
         """The content of a whole vault; `None` if it wasn't encrypted to this key, or is damaged."""
         try:
             return pyrage.decrypt(sealed, [self._identity])
-        except pyrage.DecryptError:
+        except (pyrage.DecryptError, TypeError):  # SQLite keeps whatever type it was given
             return None
 
     def unseal(self, sealed: bytes, copy_id: str, base_id: str, recipient: str) -> bytes:
         """The copy key in a record.
 
         Raises:
-            [`VaultError`]: if the seal is broken or was made for another record.
+            [`RowError`]: if the seal is broken or was made for another record.
         """
         try:
             content = json.loads(pyrage.decrypt(sealed, [self._identity]))
             key = bytes.fromhex(content["key"])
-        except (pyrage.DecryptError, ValueError, KeyError, TypeError):  # SQLite keeps whatever type it was given
-            content, key = None, b""
-        belongs = (copy_id, base_id, recipient)
-        if content is None or (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
-            raise VaultError(
-                f"The record of copy {copy_id} ({recipient}) was tampered with or sealed to another identity: "
-                f"restore a backup."
-            )
+        except (pyrage.DecryptError, ValueError, KeyError, TypeError, RecursionError):  # of any type, or too deep
+            content, key = {}, b""
+        named, belongs = f"{shown(copy_id)} ({shown(recipient)})", (copy_id, base_id, recipient)
+        if (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
+            raise RowError(Fault("copies", named, "was tampered with or sealed to another identity"))
         if len(key) != SECRET_BYTES:
-            raise VaultError(f"The record of copy {copy_id} ({recipient}) holds no usable key: restore a backup.")
+            raise RowError(Fault("copies", named, "holds no usable key"))
         return key

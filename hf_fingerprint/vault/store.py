@@ -8,39 +8,26 @@ Issuing needs `vault.db` only; `identity.age` may live elsewhere. Several proces
 """
 
 import secrets
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.errors import FingerprintWarning, PassphraseError, StorageError, VaultError
 from hf_fingerprint.keys import commitment, new_secret
-from hf_fingerprint.vault.bundles import pack, record_digest, unpack
 from hf_fingerprint.vault.checking import check_base
-from hf_fingerprint.vault.database import DATABASE, IDENTITY, Database, identity_name
+from hf_fingerprint.vault.database import IDENTITY, Database, identity_name
+from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.forgetting import clear_journal, wipe
-from hf_fingerprint.vault.records import Base, CopyRecord
-from hf_fingerprint.vault.schema import (
-    COPY_COLUMNS,
-    base_to_row,
-    check_questions,
-    copy_from_row,
-    read_base,
-    seal_questions,
-)
-from hf_fingerprint.vault.sealing import (
-    Opener,
-    lock_identity,
-    new_identity,
-    open_identity,
-    seal,
-    seal_bundle,
-)
+from hf_fingerprint.vault.making import check_no_vault, identity_of_begun, make_vault
+from hf_fingerprint.vault.opening import SAME_KEY, open_copies, opens_most, unsealed
+from hf_fingerprint.vault.records import Base, CopyRecord, recipient_name, spellings
+from hf_fingerprint.vault.rows import Rows, check_readable, is_content_hash, read_rows, sift_bases, sift_copies
+from hf_fingerprint.vault.schema import COPY_COLUMNS, base_to_row, check_questions, seal_questions
+from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
 from hf_fingerprint.vault.transactions import transaction
-
-
-BUNDLE_FROM = 64
-_SAME_KEY = "(SELECT value FROM meta WHERE key = 'public_key') = ?"  # nothing more is sealed to a rotated identity
 
 
 class Vault(Database):
@@ -56,25 +43,35 @@ class Vault(Database):
     def __init__(self, folder: str | Path):
         super().__init__(folder)
         self._opener: Opener | None = None
+        self._named: set[Fault] = set()
+        self.warn(self.meta_faults)
 
     @classmethod
     def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
         """Makes a vault with a new tracing identity, or one sealed to an identity that is kept elsewhere.
 
         Args:
-            folder (`str` or `Path`): a folder that holds no vault yet.
+            folder (`str` or `Path`): a folder that holds no vault yet. If an identity lies there, since an earlier
+                run was cut off, the vault is completed with that one.
             passphrase (`str`): guards the new tracing identity; it can't be recovered.
             public_key (`str`, *optional*): the public key (`age1...`) of an identity kept elsewhere; this vault then
                 marks copies, in a build or a training, and traces only where that identity is.
         """
-        folder = Path(folder)
-        if (folder / DATABASE).exists() or (folder / IDENTITY).exists():
-            raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
-        locked = None
-        if public_key is None:
-            identity, public_key = new_identity()
-            locked = lock_identity(identity, passphrase)
-        return cls.make(folder, public_key, locked)
+        folder, sealed = Path(folder), None
+        check_no_vault(folder)
+        if public_key is not None:
+            if (folder / IDENTITY).exists():
+                raise VaultError(
+                    f"{folder / IDENTITY} is there already: give its passphrase instead of a public key, or choose "
+                    f"another folder; it is left as it is."
+                )
+        else:
+            public_key = identity_of_begun(folder, passphrase)
+            if public_key is None:
+                identity, public_key = new_identity()
+                sealed = lock_identity(identity, passphrase)
+        make_vault(folder, public_key, sealed)
+        return cls(folder)
 
     @classmethod
     def beside_identity(cls, folder: str | Path, public_key: str) -> "Vault":
@@ -85,10 +82,8 @@ class Vault(Database):
             folder (`str` or `Path`): a folder without a database.
             public_key (`str`): the public key (`age1...`) of the vault that was pushed.
         """
-        folder = Path(folder)
-        if (folder / DATABASE).exists():
-            raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
-        return cls.make(folder, public_key, None)
+        make_vault(Path(folder), public_key, None)
+        return cls(folder)
 
     def unlock(self, passphrase: str, identity: Path | None = None) -> None:
         """Opens the tracing identity, which reading copy keys needs.
@@ -99,10 +94,33 @@ class Vault(Database):
         """
         opener = open_identity(identity or self.identity, passphrase)
         if opener.public_key != self.public_key:
-            raise PassphraseError(
-                f"The identity opened is not the one of {self.folder}: give the one it was made with."
-            )
+            self.check_identity()
+            if not opens_most(self, opener):
+                raise PassphraseError(
+                    f"The identity opened is not the one of {self.folder}: give the one it was made with."
+                )
+            self.warn([Fault("meta", "public key", "is not that of the identity that opens its records")])
         self._opener = opener
+
+    def check_identity(self) -> None:
+        """Refuses to go on once the vault has another tracing identity than when it was opened.
+
+        Raises:
+            [`PassphraseError`]: if a rotation came between.
+        """
+        with self.connect() as connection:
+            row = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
+        if (str(row[0]) if row else "") != self.public_key:
+            raise PassphraseError(
+                f"{self.folder} was given another tracing identity meanwhile: run the command again, with that one."
+            )
+
+    def warn(self, faults: Iterable[Fault]) -> None:
+        """Names rows that can't be used, each once, and goes on without them."""
+        for fault in faults:
+            if fault not in self._named:
+                self._named.add(fault)
+                warnings.warn(FingerprintWarning(f"{RowError(fault)} It is left out."), stacklevel=3)
 
     @property
     def identity(self) -> Path:
@@ -116,21 +134,47 @@ class Vault(Database):
         """Whether copy keys can be read."""
         return self._opener is not None
 
+    def rows(self) -> Rows:
+        """All bases and records of copies that can be used, and the rows that can't, without a warning."""
+        with self.connect() as connection:
+            return read_rows(connection)
+
     def bases(self) -> list[Base]:
         """All registered bases, in the order of registration.
 
-        Raises:
-            [`VaultError`]: if a record was changed since, or holds what this package would not record.
+        Those whose record was changed since, or holds what this package would not record, are left out with a warning.
         """
         with self.connect() as connection:
-            rows = connection.execute(
-                "SELECT base_id, content_hash, document, amplitudes, secret, seal FROM bases ORDER BY rowid"
-            ).fetchall()
-        return [read_base(row) for row in rows]
+            bases, faults = sift_bases(connection)
+        self.warn(faults)
+        return bases
+
+    def base(self, base_id: str) -> Base:
+        """The base of this id.
+
+        Raises:
+            [`VaultError`]: if there is none, or its record can't be used.
+        """
+        with self.connect() as connection:
+            bases, faults = sift_bases(connection)
+        for base in bases:
+            if base.base_id == base_id:
+                return base
+        for fault in faults:
+            raise RowError(fault)
+        raise VaultError(f"{self.folder} has no base {base_id}: see `hf-fingerprint recipients` for those it has.")
 
     def base_with_hash(self, content_hash: str) -> Base | None:
-        """The base with this content, if it is registered: the record for new copies, which no other replaces."""
-        return next((base for base in current(self.bases()) if base.content_hash == content_hash), None)
+        """The base with this content, if it is registered: the record for new copies, which no other replaces.
+
+        Raises:
+            [`RowError`]: if a record of this content, or one whose content can't be told, can't be used.
+        """
+        with self.connect() as connection:
+            bases, faults = sift_bases(connection)
+            check_readable(connection, faults, content_hash)
+        self.warn(faults)
+        return next((base for base in current(bases) if base.content_hash == content_hash), None)
 
     def add_base(self, base: Base) -> Base:
         """Registers a base, or returns the one that another process registered with the same content first.
@@ -202,6 +246,7 @@ class Vault(Database):
             `(record, copy_key)`: the key is stored sealed only; forget it when the copy is written.
         """
         copy_id = again.copy_id if again else secrets.token_hex(8)
+        recipient = again.recipient if again else recipient_name(recipient)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         copy_key = copy_key or new_secret()
         sealed = seal(copy_key, copy_id, base.base_id, recipient, self.public_key)
@@ -209,7 +254,7 @@ class Vault(Database):
         with self.connect() as connection:
             if again:
                 changed = connection.execute(
-                    f"UPDATE copies SET sealed = ?, created = ? WHERE copy_id = ? AND state = 'begun' AND {_SAME_KEY}",
+                    f"UPDATE copies SET sealed = ?, created = ? WHERE copy_id = ? AND state = 'begun' AND {SAME_KEY}",
                     (sealed, created, copy_id, self.public_key),
                 ).rowcount
                 if changed != 1:
@@ -217,7 +262,7 @@ class Vault(Database):
             else:
                 values = (copy_id, base.base_id, recipient, "begun", str(out), None, None, created, sealed)
                 added = connection.execute(
-                    f"INSERT INTO copies ({COPY_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {_SAME_KEY}",
+                    f"INSERT INTO copies ({COPY_COLUMNS}) SELECT ?, ?, ?, ?, ?, ?, ?, ?, ? WHERE {SAME_KEY}",
                     (*values, self.public_key),
                 ).rowcount
                 if added != 1:
@@ -280,14 +325,15 @@ class Vault(Database):
 
     def copies(self, base_id: str | None = None, recipient: str | None = None, begun: bool = True) -> list[CopyRecord]:
         """The record of copies, of one base or recipient or of all, in the order of issue; with those that were begun
-        and never written, or without."""
+        and never written, or without; a recipient's name in any spelling. Records that can't be used are left out with
+        a warning."""
+        names = () if recipient is None else spellings(recipient)
+        where = "base_id = coalesce(?, base_id) AND (? OR state != 'begun')"
+        where += f" AND trim(recipient) IN ({', '.join('?' * len(names))})" if names else ""
         with self.connect() as connection:
-            rows = connection.execute(
-                f"SELECT {COPY_COLUMNS} FROM copies WHERE base_id = coalesce(?, base_id)"
-                " AND recipient = coalesce(?, recipient) AND (? OR state != 'begun') ORDER BY rowid",
-                (base_id, recipient, begun),
-            ).fetchall()
-        return [copy_from_row(row) for row in rows]
+            copies, faults = sift_copies(connection, where, (base_id, begun, *names))
+        self.warn(faults)
+        return copies
 
     def bound(self, base_id: str) -> set[str]:
         """The ids of a base's copies that were made to answer its questions."""
@@ -298,28 +344,13 @@ class Vault(Database):
     def copy_keys(self, records: Sequence[CopyRecord]) -> list[bytes]:
         """The copy keys of records of one base, in their order; the vault must be unlocked.
 
-        Those unsealed for the first time are sealed again as a bundle, which makes the next trace faster.
+        Raises:
+            [`RowError`]: with the first that doesn't open; [`open_copies`] goes on without it.
         """
-        opener = self.opener()
-        with self.connect() as connection:
-            bundles = connection.execute(
-                "SELECT sealed FROM bundles WHERE base_id IN (SELECT DISTINCT base_id FROM copies WHERE copy_id = ?)",
-                (records[0].copy_id if records else "",),
-            ).fetchall()
-        known = unpack(opener.unseal_bundle(bundles[0][0])) if bundles else {}
-        digests = [record_digest(record) for record in records]
-        fresh = {d: self.copy_key(r) for d, r in zip(digests, records, strict=True) if d not in known}
-        known.update(fresh)
-        for digest, record in zip(digests, records, strict=True):
-            check_commitment(record, known[digest])
-        if len(fresh) >= BUNDLE_FROM:
-            sealed = seal_bundle(pack({digest: known[digest] for digest in digests}), self.public_key)
-            with self.connect() as connection:
-                connection.execute(
-                    f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {_SAME_KEY}",
-                    (records[0].base_id, sealed, self.public_key),
-                )
-        return [known[digest] for digest in digests]
+        opened = open_copies(self, records)
+        for fault in opened.faults:
+            raise RowError(fault)
+        return opened.keys
 
     def recall_content(self, place: str, state: str) -> str | None:
         """The content hash of files hashed before, if their state is what it was; see [`Checkpoint.state`]."""
@@ -327,11 +358,11 @@ class Vault(Database):
             row = connection.execute(
                 "SELECT content_hash FROM verified WHERE place = ? AND state = ?", (place, state)
             ).fetchone()
-        return row[0] if row else None
+        return row[0] if row and is_content_hash(row[0]) else None
 
     def remember_content(self, place: str, state: str, content_hash: str) -> None:
-        """Notes the content hash of files that were hashed in full."""
-        with self.connect() as connection:
+        """Notes the content hash of files that were hashed in full, if the disk lets it."""
+        with suppress(StorageError), self.connect() as connection:
             connection.execute("INSERT OR REPLACE INTO verified VALUES (?, ?, ?)", (place, state, content_hash))
 
     def opener(self) -> Opener:
@@ -349,31 +380,6 @@ class Vault(Database):
             [`VaultError`]: if the record was tampered with.
         """
         return unsealed(record, self.opener())
-
-
-def unsealed(record: CopyRecord, opener: Opener) -> bytes:
-    """A record's copy key, checked against its commitment.
-
-    Raises:
-        [`VaultError`]: if the record was tampered with.
-    """
-    key = opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
-    check_commitment(record, key)
-    return key
-
-
-def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
-    """Refuses a record whose key, recipient and content hash don't open its commitment."""
-    if record.state == "begun" and record.content_hash is None and record.commitment is None:
-        return
-    try:
-        opened = commitment(copy_key, record.recipient, record.content_hash or "")
-    except (ValueError, TypeError):
-        opened = ""
-    if not record.content_hash or opened != record.commitment:
-        raise VaultError(
-            f"The record of copy {record.copy_id} ({record.recipient}) does not open its commitment: restore a backup."
-        )
 
 
 def current(bases: Sequence[Base]) -> list[Base]:

@@ -62,7 +62,7 @@ def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
     record = next((copy for copy in vault.copies() if copy.copy_id == copy_id), None)
     if record is None:
         raise VaultError(f"{vault.folder} has no record {copy_id}: see `hf-fingerprint recipients` for the ids.")
-    base = next(base for base in vault.bases() if base.base_id == record.base_id)
+    base = vault.base(record.base_id)
     refusal = f"The copy of record {copy_id} ({record.recipient}) is being worked on: wait, or end that process."
     with ExitStack() as held:
         for what in (f"training {record.recipient}", record.out):

@@ -107,6 +107,32 @@ def test_a_budget_is_kept(asked):
     assert result.reason == "3 of 28 images were answered: ask on with a larger --budget"
 
 
+@pytest.mark.parametrize("damaged", ["a record", "the questions"])
+def test_rows_that_cannot_be_used_are_named_and_clear_nobody(asked, tmp_path, damaged):
+    _, vault, base, copies = asked
+    shutil.copytree(vault.folder, tmp_path / "vault")
+    (record,) = vault.copies(base.base_id, NAMES[0])
+    mine = Vault(tmp_path / "vault")
+    mine.unlock(PASSPHRASE)
+    with mine.connect() as connection:
+        if damaged == "a record":
+            connection.execute("UPDATE copies SET commitment = ? WHERE copy_id = ?", ("00" * 32, record.copy_id))
+        else:
+            connection.execute("UPDATE questions SET content = zeroblob(100)")
+
+    if damaged == "the questions":
+        assert base.base_id in refused(query, Served(copies[NAMES[1]]), mine)
+        return
+    other = query(Served(copies[NAMES[1]]), mine, alpha=1e-3)
+    own = query(Served(copies[NAMES[0]]), mine, alpha=1e-3)
+
+    assert [score.recipient for score in other.accused] == [NAMES[1]]
+    assert not own.accused
+    assert own.outcome is Outcome.NOT_READABLE
+    assert record.copy_id in own.reason
+    assert [fault.key.split()[0] for fault in own.rows_not_used] == [record.copy_id]
+
+
 def test_the_transcript_holds_no_secret(asked, tmp_path):
     _, vault, base, copies = asked
     query(Served(copies[NAMES[2]]), vault, alpha=1e-3, transcript=tmp_path / "transcript.jsonl")

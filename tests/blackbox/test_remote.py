@@ -4,6 +4,7 @@ import gzip
 import logging
 import sys
 import traceback
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from refusals import refused
 
 from hf_fingerprint.blackbox.politeness import Politeness
 from hf_fingerprint.blackbox.remote import from_inference_client, from_url, place_of, png
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 
 
 NAMES = [f"class {index}" for index in range(10)]
 TOKEN = "hf_Sesame0pen0123456789"
+PLAIN_HEADERS = {"host", "accept", "accept-encoding", "connection", "user-agent", "content-type", "content-length"}
 SHAPES = {
     "number": lambda told: told,
     "name": lambda told: f"Class {told}",
@@ -76,6 +78,68 @@ def test_the_token_is_sent_and_so_are_a_user_and_a_password(server):
         None,
     ]
     assert [seen.path for seen in server.seen] == ["/classify", "/classify?key=1", "/classify"]
+
+
+@pytest.mark.parametrize("style", ["raw", "json", "multipart"])
+def test_nothing_that_is_sent_says_who_asks_and_the_user_agent_is_as_one_says(server, style):
+    from_url(server.url, NAMES, style=style)(picture(1))
+    from_url(server.url, NAMES, style=style, user_agent="Mozilla/5.0 (X11)")(picture(1))
+    server.shape = SHAPES["pipeline"]
+    from_inference_client(client(server), NAMES)(picture(1))
+
+    plain, named, by_client = server.seen
+    for seen in server.seen:
+        assert b"fingerprint" not in (repr(seen.headers).encode() + seen.body).lower()
+    assert plain.headers["user-agent"].startswith("python-httpx2/") and "hf_hub" in by_client.headers["user-agent"]
+    assert named.headers["user-agent"] == "Mozilla/5.0 (X11)"
+    assert set(named.headers) == set(plain.headers) == PLAIN_HEADERS
+
+
+def test_the_user_agent_of_a_hub_id_is_as_one_says(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    made = []
+    monkeypatch.setattr(hub, "InferenceClient", lambda *arguments, **options: made.append(options))
+
+    from_inference_client("org/name", NAMES, user_agent="curl/8")
+    from_inference_client("org/name", NAMES)
+
+    assert [each["headers"] for each in made] == [{"user-agent": "curl/8"}, {}]
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\r\nX-Evil: 1", "Mozilla\x1b", "né"])
+def test_an_impossible_user_agent_is_refused(name):
+    assert "user agent" in refused(partial(from_url, user_agent=name), "https://api.example", NAMES)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://api.example/x", "http://192.0.2.7:80/", "http://[2001:db8::1]/x", "HTTP://u:sesame@api.example"]
+)
+def test_a_token_over_plain_http_is_warned_of_before_it_is_sent(url):
+    token = None if "@" in url else TOKEN
+    with pytest.warns(FingerprintWarning, match="goes over plain http, where anyone on the way can read it") as warned:
+        from_url(url, NAMES, token)
+
+    assert place_of(url) in str(warned[0].message) and "esame" not in str(warned[0].message) and len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [
+        ("https://api.example/x", TOKEN),
+        ("http://api.example/x", None),
+        *((f"http://{host}/x", TOKEN) for host in ("127.0.0.1:9", "127.8.8.8", "localhost", "a.localhost", "[::1]:8")),
+    ],
+)
+def test_what_nobody_can_read_on_the_way_is_not_warned_of(url, token, recwarn):
+    from_url(url, NAMES, token)
+
+    assert not recwarn.list
+
+
+def test_a_client_with_a_token_for_plain_http_is_warned_of():
+    hub = pytest.importorskip("huggingface_hub")
+    with pytest.warns(FingerprintWarning, match="http://api.example/v1 goes over plain http"):
+        from_inference_client(hub.InferenceClient("http://api.example/v1", token=TOKEN), NAMES)
 
 
 @pytest.mark.parametrize(

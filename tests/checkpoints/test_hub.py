@@ -3,10 +3,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from checkpoint_files import bytes_of, refused, save_model
+from huggingface_hub import hf_hub_download
 from loopback_hub import LoopbackHub
 from safetensors.numpy import save
 
-from hf_fingerprint.checkpoints import open_checkpoint, resolve, write_copy
+from hf_fingerprint.checkpoints import open_checkpoint, open_ranges, resolve, weight_sets, write_copy
+from hf_fingerprint.checkpoints.source import resolve_cached
 
 
 WEIGHTS = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
@@ -356,6 +358,47 @@ def test_a_model_cached_by_its_weights_alone_is_not_passed_off_as_whole(hub):
     hub.stop()
 
     assert "org/name" in refused(resolve, "org/name")
+
+
+@pytest.mark.parametrize("spelling", ["", "@v1", "@commit"])
+def test_one_file_that_the_client_fetched_alone_is_a_model_without_the_hub(hub, spelling):
+    repo = hub.add("org/name", PLAIN)
+    repo.tag("v1")
+    revision = spelling.removeprefix("@").replace("commit", repo.refs["main"]) or None
+    hf_hub_download("org/name", "model.safetensors", revision=revision)
+    hub.stop()
+
+    found = resolve("org/name" + spelling.replace("commit", repo.refs["main"]))
+
+    assert (found.revision, [path.name for path in found.weights]) == (repo.refs["main"], ["model.safetensors"])
+    assert [source.revision for source in weight_sets("org/name" + (f"@{revision}" if revision else "")).sets] == [
+        repo.refs["main"]
+    ]
+
+
+def test_one_of_several_files_in_a_repo_can_be_chosen(hub):
+    repo = hub.add("org/name", {"one.safetensors": WEIGHTS, "two.safetensors": WEIGHTS, "config.json": b"{}"})
+
+    found = resolve("org/name", file="two.safetensors")
+
+    assert [path.name for path in found.weights] == ["two.safetensors"]
+    assert (found.folder / "config.json").is_file()
+    assert not (found.folder / "one.safetensors").exists()
+    assert (found.name, found.revision) == ("org/name:two.safetensors", repo.refs["main"])
+    for again in (
+        f"{found.name}@{found.revision}",
+        "org/name@main:two.safetensors",
+        "hf-hub:org/name:two.safetensors",
+    ):
+        assert resolve(again) == found
+    assert resolve_cached(found.name, str(found.revision)) == found
+    ranged = open_ranges("org/name", file="one.safetensors")
+    assert ranged is not None
+    assert (ranged.source.name, ranged.others) == ("org/name:one.safetensors", ())
+    sets = weight_sets("org/name", file="one.safetensors").sets
+    assert [[path.name for path in source.weights] for source in sets] == [["one.safetensors"]]
+    for missing in ("three.safetensors", "../one.safetensors"):
+        assert "choose one of" in refused(resolve, f"org/name:{missing}")
 
 
 def test_a_download_that_breaks_off_is_refused_by_name_and_mended_by_the_next(hub):

@@ -9,8 +9,9 @@ import pytest
 from checkpoint_files import names_of, open_folder, refused, save_model, save_shards, stranger
 
 from hf_fingerprint.checkpoints import Contents, LeftOut, contents_of, open_checkpoint, resolve
+from hf_fingerprint.checkpoints.choosing import choose_weights, is_weights
 from hf_fingerprint.checkpoints.kinds import UNMARKED
-from hf_fingerprint.checkpoints.source import Source, choose_weights, is_weights
+from hf_fingerprint.checkpoints.source import Source
 
 
 ONE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -170,7 +171,7 @@ def test_a_folder_named_like_weights_is_not_taken_for_them(tmp_path, name):
     "name", ["a/b/c", "no-such-model", "local-dir:no/such", "a\0b", "org/", "/no/such/folder", "@v1"]
 )
 def test_a_name_that_means_nothing_is_repeated_in_the_refusal(name):
-    assert name in refused(resolve, name)
+    assert name.replace("\0", "\\x00") in refused(resolve, name)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "o/" + "x" * 300, "local-dir:" + "y/" * 3000])

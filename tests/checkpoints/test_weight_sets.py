@@ -149,7 +149,7 @@ def test_an_index_that_mixes_forms_becomes_a_set_of_each(tmp_path):
     found = weight_sets(tmp_path)
 
     assert opened(found) == [["a"], ["b"]]
-    assert found.unread == (("z.h5", "not read: convert it to safetensors"),)
+    assert found.unread == (("z.h5", "holds HDF5, which is not read: convert it to safetensors"),)
 
 
 def test_what_belongs_to_a_training_is_no_set(tmp_path):
@@ -161,6 +161,15 @@ def test_what_belongs_to_a_training_is_no_set(tmp_path):
 
     assert (shown(found, tmp_path), found.unread) == ([["model.safetensors"]], ())
     assert shown(weight_sets(tmp_path / "optimizer.pt"), tmp_path) == [["optimizer.pt"]]  # if it is what is meant
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state_0.pth", "scheduler.bin", "optimizer.safetensors"])
+def test_a_model_that_is_named_as_a_trainings_state_is_read_all_the_same(tmp_path, name):
+    save_model(tmp_path / "model.safetensors", a=A)
+    matrix = B.reshape(2, 2)
+    save_model(tmp_path / name, w=matrix) if name.endswith("s") else pickled(tmp_path / name, w=matrix)
+
+    assert shown(weight_sets(tmp_path), tmp_path) == [["model.safetensors"], [name]]
 
 
 UNREAD = {
@@ -175,10 +184,10 @@ UNREAD = {
     "stolen.zip": "unpack it",
     "model.tar.gz": "unpack it",
     "model.safetensors.bak": "name it .safetensors",
-    "OLD.SAFETENSORS": "name it .safetensors",
-    "adapter_model.safetensors": "merge it into its model",
+    "OLD.SAFETENSORS": "get it again",
+    "adapter_model.safetensors": "get it again",
     "broken.safetensors": "get it again",
-    "broken.bin": "get the model as safetensors",
+    "broken.bin": "get it again",
     "link.safetensors": "link to outside its folder",
     "lost.bin": "is missing",
     "pipe.bin": "not a regular file",
@@ -291,7 +300,9 @@ def test_a_file_or_an_index_named_directly_is_the_one_set(tmp_path):
         assert (shown(found, tmp_path), found.unread) == ([files], ())
         assert not found.sets[0].whole_folder
         assert found.sets[0].name == str(tmp_path / name)
-    assert weight_sets(tmp_path / "y.h5") == WeightSets((), (("y.h5", "not read: convert it to safetensors"),))
+    assert weight_sets(tmp_path / "y.h5") == WeightSets(
+        (), (("y.h5", "holds HDF5, which is not read: convert it to safetensors"),)
+    )
 
 
 def test_a_damaged_file_named_directly_is_unread(tmp_path):

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyrage
 import pytest
 from safetensors.numpy import load_file, save_file
 from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, plain_arrays, save_plain, save_timm
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.cli.main import main
+from hf_fingerprint.vault.sealing import lock_identity
 
 
 MEASURED = ["--coalition", "3", "--recipients-planned", "4"]
@@ -152,10 +154,20 @@ def test_trace_of_an_innocent_exits_with_one(shared, run):
     assert json.loads(out)["threshold"] is None
 
 
-def test_json_is_all_there_is_on_stdout(shared):
-    done = in_a_process(
-        "trace", shared.copies / "alice", "--vault", shared.vault, "--json", HF_FINGERPRINT_PASSPHRASE=PASSPHRASE
-    )
+@pytest.fixture(scope="module")
+def hard(shared, tmp_path_factory):
+    """The option that names the shared vault's identity sealed as hard as it should be, so that nothing is said."""
+    identity = pyrage.passphrase.decrypt((shared.vault / "identity.age").read_bytes(), PASSPHRASE).decode().strip()
+    file = tmp_path_factory.mktemp("hard") / "identity.age"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 18)
+        file.write_bytes(lock_identity(identity, PASSPHRASE))
+    return "--identity", file
+
+
+def test_json_is_all_there_is_on_stdout(shared, hard):
+    common = ["--vault", shared.vault, "--json", *hard]
+    done = in_a_process("trace", shared.copies / "alice", *common, HF_FINGERPRINT_PASSPHRASE=PASSPHRASE)
 
     assert done.returncode == 0
     assert json.loads(done.stdout)["accused"][0]["recipient"] == "alice"
@@ -215,7 +227,7 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
 
     _, out, err = run(*arguments)
     assert "left out: tf_model.h5 (weights in another form, unmarked)" in err
-    assert "left out:  [2J All is well.env (a secret)" in err
+    assert "left out: \\x1b[2J\\nAll is well.env (a secret)" in err
     assert "left out: own.py (code; --include-code hands it on)" in err
     assert "\x1b" not in err
     assert "tf_model.h5" not in out
@@ -436,7 +448,7 @@ def test_no_command_shows_the_help_and_no_empty_error(run, arguments):
     [
         (["issue", "MODEL", "--recipient", "x", "--vault", "nowhere", "--out", "o"], "nowhere holds no vault"),
         (["issue", "nowhere", "--recipient", "x", "--vault", "VAULT", "--out", "o"], "nowhere is neither a folder"),
-        (["issue", "MODEL", "--recipient", "", "--vault", "VAULT", "--out", "o"], "1 to 200 printable characters"),
+        (["issue", "MODEL", "--recipient", "", "--vault", "VAULT", "--out", "o"], "1 to 255 printable characters"),
         (["issue", "MODEL", "--recipient", "new\nline", "--vault", "VAULT", "--out", "o"], "printable characters"),
         (
             ["issue", "MODEL", "--recipient", "a/b", "--recipient", "c", "--vault", "VAULT", "--out", "o"],
@@ -551,8 +563,8 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(shared, run, monkeyp
     assert err.strip() == "Error: Stopped before the end; run the same command again to go on."
 
 
-def test_an_error_behind_a_progress_bar_is_one_line_and_nothing_else(shared):
-    done = in_a_process("trace", "nowhere", "--vault", shared.vault, "--passphrase-file", shared.passphrase)
+def test_an_error_behind_a_progress_bar_is_one_line_and_nothing_else(shared, hard):
+    done = in_a_process("trace", "nowhere", "--vault", shared.vault, "--passphrase-file", shared.passphrase, *hard)
 
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("Error: nowhere")

@@ -177,12 +177,29 @@ def test_two_folders_are_merged(mine, run, tmp_path):
     assert [record.recipient for record in Vault(mine.folder).copies()] == ["alice", "bob"]
 
 
-def test_folders_that_contradict_each_other_are_not(mine, run, tmp_path):
+def test_a_record_that_contradicts_is_named_and_the_rest_is_merged(mine, run, tmp_path):
     other = Vault(shutil.copytree(mine.folder, tmp_path / "other"))
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", other.folder, "--out", tmp_path / "bob"))
     with other.connect() as connection:
-        connection.execute("UPDATE copies SET commitment = ?", ("00" * 32,))
+        connection.execute("UPDATE copies SET commitment = ? WHERE recipient = 'alice'", ("00" * 32,))
+    before = bytes_of(other.folder)
 
-    assert "alice" in failed(run("vault", "merge", other.folder, "--vault", mine.folder))
+    code, out, err = run("vault", "merge", other.folder, "--vault", mine.folder)
+
+    assert code == 1
+    assert "1 new records" in out
+    assert "new: bob, copy " in out
+    assert ", arrived 20" in out
+    assert "refused: The record of copy " in err
+    assert "(alice)" in err
+    assert bytes_of(other.folder) == before
+    code, out, _ = run("vault", "merge", other.folder, "--vault", mine.folder, "--json")
+    told = json.loads(out)
+    assert (code, told["copies"], told["arrived"], told["unusable"]) == (1, 0, [], [])
+    assert [fault["table"] for fault in told["refused"]] == ["copies"]
+    listed = json.loads(done(run("recipients", "--vault", mine.folder, "--json")))
+    assert [(each["recipient"], each["arrived"] is None) for each in listed] == [("alice", True), ("bob", False)]
+    assert f"arrived {listed[1]['arrived']}" in done(run("recipients", "--vault", mine.folder))
 
 
 def test_rotation_and_what_it_leaves(mine, run, tmp_path):
@@ -240,3 +257,23 @@ def test_a_rotated_vault_is_pushed_with_the_old_identity(hub, mine, run, tmp_pat
     assert "already" in out
     identity = ["--identity", mine.folder / "identity.age"]
     done(run("vault", "pull", REPO, tmp_path / "again", *identity, *mine.now))
+
+
+def test_check_lists_what_is_wrong_and_a_trace_goes_on_without_it(mine, run, tmp_path):
+    done(run("issue", mine.model, "--recipient", "bob", "--vault", mine.folder, "--out", tmp_path / "bob"))
+    assert "0 things are wrong" in done(run("vault", "check", *mine.kept))
+    with Vault(mine.folder).connect() as connection:
+        connection.execute("UPDATE copies SET sealed = x'00' WHERE recipient = 'bob'")
+        connection.execute("UPDATE copies SET out = ? WHERE recipient = 'bob'", ("\x1b[31mred",))
+
+    assert "0 things are wrong" in done(run("vault", "check", "--vault", mine.folder, "--locked"))
+    code, out, _ = run("vault", "check", *mine.kept)
+    assert code == 1
+    assert "(bob) was tampered with" in " ".join(out.split())
+    code, out, _ = run("vault", "check", *mine.kept, "--json")
+    assert [each["table"] for each in json.loads(out)] == ["copies"]
+    assert "accused: the copy made for alice (" in " ".join(done(run("trace", mine.copy, *mine.kept)).split())
+    code, out, _ = run("trace", tmp_path / "bob", *mine.kept)
+    assert code == 3
+    assert "nobody is cleared" in " ".join(out.split())
+    assert "vault check" in " ".join(out.split())

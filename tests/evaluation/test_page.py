@@ -14,7 +14,7 @@ from hf_fingerprint.evaluation.points import COLLUSION
 PICTURES = ("attacks", "frontier", "coalitions", "innocents", "layers")
 VOID = {"meta", "br", "img", "input", "link", "hr"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>{{ 7 * 191 }}'
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>{{ 7 * 191 }}\x1b[2J\u202e'
 
 
 class Reader(HTMLParser):
@@ -158,6 +158,7 @@ def test_nothing_from_outside_is_markup_or_template(evaluation, tmp_path):
     assert not {"script", "img"} & set(reader.seen)
     assert "1337" not in text
     assert text.count("alert(1)") > 10
+    assert not set("\x1b\u202e") & set(text)
 
 
 def test_a_page_without_attacks_or_mixes_is_whole(evaluation, tmp_path):

@@ -11,7 +11,7 @@ from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.report import FILES, costs, markdown, row, summarise, tables
 
 
-HOSTILE = "org/<script>alert(1)</script>|`x`\n# big"
+HOSTILE = "org/<script>alert(1)</script>|`x`\n# big\x1b[2J\u202e"
 
 
 def test_all_three_files_are_written_and_written_over(evaluation, tmp_path):
@@ -146,3 +146,4 @@ def test_names_from_outside_are_no_markup(evaluation):
     assert "<script>" not in text
     assert "\n# big" not in text
     assert text.count("alert(1)") == 4
+    assert not set("\x1b\u202e") & set(text)

@@ -71,6 +71,17 @@ def test_a_base_that_is_a_variant_itself_keeps_its_own_base_unless_told(tmp_path
     assert make_card(folder, "org/a-7", WEIGHTS, CONTENT, "org/a").data.base_model == "org/a"
 
 
+def test_names_of_files_and_bases_stay_within_their_line(tmp_path):
+    folder = folder_with(tmp_path, TIMM)
+    name = "a\x1b`|\n# Big\u202e.safetensors"
+
+    card = make_card(folder, "org/x", {name: "0" * 64}, CONTENT, "org/b](http://evil.example)\n# Big\x1b[31m")
+
+    assert f"| `a\\x1b'\\|\\n# Big\\u202e.safetensors` | `{'0' * 64}` |" in card.text.splitlines()
+    assert "[org/b\\]\\(http://evil.example\\)\\n# Big\\x1b\\[31m]" in card.text.replace("\\\\", "\\")
+    assert not set("\x1b\u202e") & set(str(card)) and "\n# Big" not in card.text
+
+
 def test_the_fingerprint_is_told_of_only_if_disclosed(tmp_path):
     folder = folder_with(tmp_path, TIMM)
 

@@ -4,6 +4,7 @@ import logging
 import shutil
 import stat
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,52 @@ class TestPushing:
         assert said in refusal(push_vault, vault, REPO, ci, error=VaultError)
         assert held(hub).head == before
         assert take_snapshot(vault) == mine
+
+    def test_a_record_there_that_does_not_open_is_named_and_not_pushed_again(self, hub, vault, ci, tmp_path):
+        push_vault(vault, REPO)
+        runner, _ = pull_vault(REPO, tmp_path / "runner", ci)
+        key = written(runner, "good")
+        with runner.connect() as connection:
+            connection.execute("UPDATE copies SET commitment = ? WHERE recipient != 'good'", ("00" * 32,))
+            connection.execute("UPDATE copies SET created = 'soon' WHERE recipient = 'Ariadne-of-Naxos'")
+        snapshot = take_snapshot(runner)
+        rows = {row.copy_id: row for row in runner.copies()}
+        held(hub).repo.commit({"vault.age": module.pack_snapshot(replace(snapshot, copies=rows))})
+
+        with vault.connect() as connection:
+            connection.execute("DELETE FROM copies WHERE recipient = 'Bartholomew-Ltd'")
+        pushed = push_vault(vault, REPO)
+
+        assert len(pushed.merged.refused) == 2
+        assert pushed.merged.copies == 1
+        assert key in vault.copy_keys(vault.copies())
+        again = push_vault(vault, REPO)
+        assert again.merged == MergeReport()
+        assert not again.new
+
+    def test_a_row_here_that_cannot_be_used_replaces_none_there(self, hub, vault, ci, tmp_path):
+        push_vault(vault, REPO)
+        before = take_snapshot(vault)
+        with vault.connect() as connection:
+            connection.execute("UPDATE copies SET sealed = x'00' WHERE recipient = 'Ariadne-of-Naxos'")
+        written(vault, "new")
+
+        pushed = push_vault(vault, REPO)
+
+        assert [fault.table for fault in pushed.merged.unusable] == ["copies"]
+        found, _ = pull_vault(REPO, tmp_path / "runner", ci)
+        assert names(found) == ["Ariadne-of-Naxos", "Bartholomew-Ltd", "new"]
+        assert before.copies.items() <= take_snapshot(found).copies.items()
+
+    def test_a_pack_beyond_the_limit_is_not_fetched(self, hub, vault, ci, tmp_path, monkeypatch):
+        push_vault(vault, REPO)
+        monkeypatch.setattr(module, "MAX_PACK", 1000)
+        before = hub.bytes_sent
+
+        assert "MB" in refusal(pull_vault, REPO, tmp_path / "new", ci, error=HubError)
+        assert "MB" in refusal(push_vault, vault, REPO, error=HubError)
+        assert hub.bytes_sent - before < 20_000
+        assert not any("resolve" in call.path for call in hub.calls[-4:])
 
 
 class TestTheRepo:

@@ -43,10 +43,46 @@ def test_an_authors_models_are_looked_at_and_one_that_is_closed_does_not_end_it(
     assert "ask for access" in found["thief/gated"].error
 
 
-def test_what_the_vault_published_is_passed_over_and_nothing_is_looked_at_twice(hub, shown):
+def test_nothing_is_looked_at_twice(hub, shown):
     names = ["thief/leak", "org", "thief/leak", "org/variant"]
 
-    assert [one.model for one in watch(names, shown.vault)] == ["thief/leak"]
+    assert [one.model for one in watch(names, shown.vault)] == ["thief/leak", "org/variant"]
+
+
+def test_a_variant_on_record_is_traced_and_said_to_be_what_it_is(hub, shown):
+    (found,) = watch(["org"], shown.vault)
+
+    assert (found.accused, found.variant_of, found.expected, found.note) == (("bob",), ("bob",), True, None)
+    assert exit_code_of([found]) == 1
+    hub.repos["org/variant"].private = False
+    (found,) = watch(["org"], shown.vault)
+    assert found.expected
+    assert "everybody may read it" in found.note
+
+
+@pytest.mark.parametrize("name", ["thief/leak", "hf-hub:thief/leak", "Thief/Leak"])
+def test_a_publication_hides_no_leak_of_another_copy(hub, shown, name):
+    """A colleague adds a record that bob's copy is published where alice's leaked."""
+    bob = next(copy for copy in shown.vault.copies() if copy.recipient == "bob")
+    with shown.vault.connect() as connection:
+        connection.execute("UPDATE publications SET repo = ? WHERE copy_id = ?", (name[-10:], bob.copy_id))
+
+    (found,) = watch(["thief/leak"], shown.vault)
+
+    assert (found.accused, found.variant_of, found.expected) == (("alice",), ("bob",), False)
+    assert "on record as the variant of bob" in found.note
+    assert exit_code_of([found]) == 0
+
+
+def test_a_variant_that_holds_another_model_is_pointed_out(hub, shown, tmp_path):
+    hub.add("org/other", bytes_of(save_plain(tmp_path / "other", plain_arrays(seed=9))))
+    with shown.vault.connect() as connection:
+        connection.execute("UPDATE publications SET repo = 'org/other'")
+
+    (found,) = watch(["org/other"], shown.vault)
+
+    assert (found.accused, found.expected) == ((), False)
+    assert "does not trace to that copy" in found.note
 
 
 def test_what_did_not_change_since_is_passed_over_unread(hub, shown):
@@ -98,7 +134,7 @@ def test_an_author_without_models_is_one_sentence_and_not_nobody(hub, shown, tmp
         assert author in refused(lambda author=author: list(watch([author], shown.vault)), error=HubError)
         assert main(["watch", author, *common]) == 2
     capfd.readouterr()
-    assert main(["watch", "org", *common]) == 1
+    assert main(["watch", "thief", "--since", "2099-01-01", *common]) == 1
     assert "Nothing was looked at" in capfd.readouterr().err
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import shutil
+import unicodedata
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from small_models import (
     unlocked_vault,
 )
 
-from hf_fingerprint import Issuer, Vault, issue, trace
+from hf_fingerprint import Issuer, Vault, issue, trace, verify
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint, writer
 from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import commitment
@@ -324,9 +325,9 @@ def test_a_relative_place_is_recorded_as_an_absolute_one(plain, tmp_path, monkey
     assert not plain.issuer.issue("relative", copy.path).new
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "new\nline", "\x1b[31mred", "nul\0", "tab\t"], ids=ascii)
+@pytest.mark.parametrize("name", ["", "  ", "x" * 256, "new\nline", "\x1b[31mred", "nul\0", "tab\t"], ids=ascii)
 def test_names_that_cannot_be_shown_are_refused_before_anything_is_made(plain, tmp_path, name):
-    with pytest.raises(FingerprintError, match="1 to 200 printable characters"):
+    with pytest.raises(FingerprintError, match="1 to 255 printable characters"):
         plain.issuer.issue(name, tmp_path / "copy")
 
     assert names_in(tmp_path) == []
@@ -402,6 +403,24 @@ def test_a_pickled_base_becomes_safetensors(plain, tmp_path):
     }
     assert np.array_equal(arrays["pos_embed"], plain_arrays(4)["pos_embed"])
     assert accused(copy.path, plain.vault) == ["of a pickle"]
+
+
+def test_tied_tensors_of_a_pickle_are_one_carrier_and_stay_equal_in_a_copy(plain, tmp_path):
+    import torch
+
+    state = {name: torch.from_numpy(array) for name, array in plain_arrays(7).items()}
+    twin = plain.base.carriers[-1].name
+    torch.save({"first.weight": state[twin], **state}, tmp_path / "tied.pth")
+
+    copy = issue(tmp_path / "tied.pth", "of ties", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
+
+    arrays = load_file(copy.path / "model.safetensors")
+    assert set(arrays) == {"first.weight", *state}
+    assert np.array_equal(arrays["first.weight"], arrays[twin])
+    assert not np.array_equal(arrays[twin], plain_arrays(7)[twin])
+    base = next(base for base in plain.vault.bases() if base.base_id == copy.base_id)
+    assert len({"first.weight", twin} & {carrier.name for carrier in base.carriers}) == 1
+    assert accused(copy.path, plain.vault) == ["of ties"]
 
 
 def test_the_weights_in_another_form_are_not_handed_on_and_are_named(plain, tmp_path):
@@ -769,3 +788,35 @@ def test_a_recipient_named_twice_gets_one_copy(plain, tmp_path):
 
     assert [copy.recipient for copy in copies] == ["twin"]
     assert len(plain.vault.copies(recipient="twin")) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 235, "漢" * 80, "n" * 255], ids=["235 bytes", "80 letters of three bytes", "255"]
+)
+def test_a_long_name_is_a_folders_and_finds_its_copy_again(plain, tmp_path, name):
+    copies = [next(iter(plain.issuer.issue_all([name], tmp_path / "out"))) for _ in range(2)]
+
+    assert copies[0].path == tmp_path / "out" / name
+    assert [copy.new for copy in copies] == [True, False]
+    assert accused(copies[0].path, plain.vault) == [name]
+
+
+def test_a_name_is_one_however_it_is_spelled(plain, tmp_path):
+    composed, apart = unicodedata.normalize("NFC", "Zoë Müller"), unicodedata.normalize("NFD", "Zoë Müller")
+    assert composed != apart
+
+    copies = [plain.issuer.issue(name, tmp_path / "copy") for name in (apart, composed, f" {apart} ")]
+
+    assert [copy.new for copy in copies] == [True, False, False]
+    assert {copy.recipient for copy in copies} == {composed}
+    assert len(plain.vault.copies(recipient=apart)) == len(plain.vault.copies(recipient=composed + "  ")) == 1
+    assert verify(tmp_path / "copy", apart, plain.vault).accused[0].recipient == composed
+    assert len(list(plain.issuer.issue_all([apart, composed], tmp_path / "both"))) == 1
+
+
+def test_a_name_that_is_on_record_with_a_blank_is_the_same_recipient(plain, tmp_path):
+    copy = plain.issuer.issue("blanche", tmp_path / "copy")
+    with plain.vault.connect() as connection, connection:  # as older versions recorded it
+        connection.execute("UPDATE copies SET recipient = 'blanche ' WHERE copy_id = ?", (copy.copy_id,))
+
+    assert [found.copy_id for found in plain.vault.copies(recipient="blanche")] == [copy.copy_id]

@@ -12,7 +12,7 @@ from small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vaul
 from hf_fingerprint import Issuer, TraceResult, issue, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
-from hf_fingerprint.vault import Vault
+from hf_fingerprint.tracing import case
 
 
 Arrays = dict[str, np.ndarray]
@@ -141,7 +141,7 @@ def test_a_copy_of_which_a_few_tensors_are_left_keeps_its_base(tuned, tmp_path):
 def test_which_bases_are_read_depends_on_no_key(tuned, tmp_path, monkeypatch):
     """The choice is made before any copy key is asked for."""
     asked = []
-    monkeypatch.setattr(Vault, "copy_keys", lambda self, records: asked.append(len(records)) or 1 / 0)
+    monkeypatch.setattr(case, "open_copies", lambda vault, records: asked.append(len(records)) or 1 / 0)
     save_file(tuned.copies["of 3"], tmp_path / "suspect.safetensors")
     with pytest.raises(ZeroDivisionError):
         trace(tmp_path / "suspect.safetensors", tuned.vault)

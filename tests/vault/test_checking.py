@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from refusals import refused
 from small_models import PASSPHRASE
 
-from hf_fingerprint.errors import VaultError
+from hf_fingerprint.errors import FingerprintWarning, VaultError
 from hf_fingerprint.keys import derive
-from hf_fingerprint.vault import Base, Calibration, Carrier, Compact, TensorRecord, Vault
+from hf_fingerprint.vault import Base, Calibration, Carrier, Compact, TensorRecord, Vault, open_folder, take_snapshot
 from hf_fingerprint.vault.checking import check_base
 from hf_fingerprint.vault.merging import merge
-from hf_fingerprint.vault.packing import insert_rows, open_pack, pack_snapshot, take_snapshot
+from hf_fingerprint.vault.packing import open_pack, pack_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row, read_base
 from hf_fingerprint.vault.sealing import Opener, new_identity
+from hf_fingerprint.vault.snapshots import insert_rows
 
 
 refusal = partial(refused, error=VaultError)
@@ -201,17 +202,24 @@ def test_no_way_into_a_vault_takes_such_a_record(mine, theirs, identity, kind):
     base, said = wrong(kind)
     put(theirs, base_to_row(base))
     opener, _ = identity
-    snapshot = take_snapshot(theirs)
+    row = base_to_row(base)
+    snapshot = replace(take_snapshot(theirs), bases={row[0]: row}, faults=())
 
-    for refusing in (
-        theirs.bases,
-        partial(merge, mine, snapshot),
-        partial(open_pack, pack_snapshot(snapshot), opener, "org/keys"),
-        partial(mine.add_base, base),
+    text = refusal(mine.add_base, base)
+    assert BASE.base_id in text
+    assert said in text
+    with pytest.warns(FingerprintWarning, match=BASE.base_id):
+        assert theirs.bases() == []
+    for faults in (
+        take_snapshot(theirs).faults,
+        merge(mine, take_snapshot(theirs)).refused,
+        merge(mine, open_folder(theirs.folder)).refused,
+        merge(mine, snapshot).refused,
+        open_pack(pack_snapshot(snapshot), opener, "org/keys").faults,
     ):
-        text = refusal(refusing)
-        assert BASE.base_id in text
-        assert said in text
+        (fault,) = faults
+        assert fault.key == BASE.base_id
+        assert said in fault.what
     assert mine.bases() == []
     assert take_snapshot(mine).bases == {}
 
@@ -301,4 +309,5 @@ def test_a_vault_stays_open_to_its_passphrase_with_such_a_record_in_it(tmp_path)
     put(vault, base_to_row(replace(BASE, alpha=0.99)))
 
     vault.unlock(PASSPHRASE)
-    assert "alpha is 0.99" in refusal(vault.bases)
+    with pytest.warns(FingerprintWarning, match=r"alpha is 0\.99"):
+        assert vault.bases() == []

@@ -16,12 +16,13 @@ from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, confirm_publication, copies_in_training
 from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
-from hf_fingerprint.vault.merging import MergeReport, join, merge
-from hf_fingerprint.vault.packing import PublicationRow, Snapshot, take_snapshot
-from hf_fingerprint.vault.sealing import new_identity
+from hf_fingerprint.vault.joining import join
+from hf_fingerprint.vault.merging import MergeReport, merge, merge_both
+from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
+from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, insert_rows, take_snapshot
 
 
-WHOLE = "f0" * 32
+WHOLE, SHA = "f0" * 32, "5a" * 20
 refusal = partial(refused, error=VaultError)
 
 
@@ -98,7 +99,7 @@ def test_nothing_is_lost_and_nothing_made_up(one, two):
     snapshots(),
     st.sampled_from(["base_id", "recipient", "out", "content_hash", "commitment", "created", "sealed"]),
 )
-def test_a_record_that_differs_is_refused_by_name_either_way(one, two, column):
+def test_of_a_record_that_differs_the_one_that_is_here_stays_and_the_other_is_named(one, two, column):
     shared = one.copies.keys() & two.copies.keys()
     assume(shared)
     copy_id = sorted(shared)[0]
@@ -106,15 +107,20 @@ def test_a_record_that_differs_is_refused_by_name_either_way(one, two, column):
     forged = replace(two, copies={**two.copies, copy_id: replace(two.copies[copy_id], **{column: other})})
 
     for first, second in ((one, forged), (forged, one)):
-        text = refusal(join, first, second, "vault A", "vault B")
-        assert copy_id in text
-        assert "vault A" in text
-        assert "vault B" in text
+        joined = join(first, second, "vault A", "vault B")
+        (fault,) = [fault for fault in joined.faults if fault.table == "copies"]
+        assert copy_id in fault.key
+        assert "vault A" in fault.what
+        assert "vault B" in fault.what
+        assert joined.copies[copy_id] == first.copies[copy_id]
+        assert joined.copies.keys() == first.copies.keys() | second.copies.keys()
+        below = {fault.key for fault in joined.faults if fault.table != "copies"}
+        assert below <= {copy_id}
 
 
 @UNHURRIED
 @given(snapshots(), snapshots(), st.integers(1, 5))
-def test_a_base_that_differs_is_refused_by_name(one, two, column):
+def test_a_base_that_differs_is_refused_by_name_with_all_that_depends_on_it(one, two, column):
     shared = one.bases.keys() & two.bases.keys()
     assume(shared)
     base_id = sorted(shared)[0]
@@ -122,8 +128,15 @@ def test_a_base_that_differs_is_refused_by_name(one, two, column):
     row[column] = b"other" if isinstance(row[column], bytes) else "other"
     forged = replace(two, bases={**two.bases, base_id: tuple(row)})
 
-    assert base_id in refusal(join, one, forged)
-    assert base_id in refusal(join, forged, one)
+    for first, second in ((one, forged), (forged, one)):
+        joined = join(first, second)
+        assert joined.bases == {**second.bases, **first.bases}
+        new = {key for key, copy in second.copies.items() if copy.base_id == base_id and key not in first.copies}
+        assert not new & joined.copies.keys()
+        assert not new & (joined.bound.keys() | joined.publications.keys())
+        assert [fault.key for fault in joined.faults if fault.table == "bases"] == [base_id]
+        assert {fault.key.split()[0] for fault in joined.faults if fault.table == "copies"} == new
+        assert joined.copies.keys() == first.copies.keys() | (second.copies.keys() - new)
 
 
 @pytest.mark.parametrize(
@@ -135,13 +148,15 @@ def test_a_base_that_differs_is_refused_by_name(one, two, column):
         ({"files": "{}"}, {"files": '{"a": 1}'}),
     ],
 )
-def test_a_publication_elsewhere_is_refused(one, other):
+def test_a_publication_elsewhere_is_refused_and_the_one_that_is_here_stays(one, other):
     row = PublicationRow(COPIES[0].copy_id, "org/a", "confirmed", "{}", "sha", None, "2026")
     snapshot = Snapshot(KEY, {"base 0": base_row("base 0")}, {COPIES[0].copy_id: COPIES[0]}, {}, {})
     first, second = (replace(snapshot, publications={row.copy_id: row._replace(**some)}) for some in (one, other))
 
-    assert row.copy_id in refusal(join, first, second)
-    assert row.copy_id in refusal(join, second, first)
+    for mine, theirs in ((first, second), (second, first)):
+        joined = join(mine, theirs)
+        assert [(fault.table, fault.key) for fault in joined.faults] == [("publications", row.copy_id)]
+        assert joined.publications == mine.publications
 
 
 def test_other_tracing_identities_are_refused_with_the_way_out():
@@ -196,7 +211,7 @@ def test_each_issuers_records_are_there_once_with_their_keys(pair):
     one, two = pair
     mine, theirs = [written(one, name) for name in "ab"], [written(two, name) for name in "cb"]
     begin_publication(two, theirs[0].copy_id, "org/c", {})
-    confirm_publication(two, theirs[0].copy_id, "sha")
+    confirm_publication(two, theirs[0].copy_id, SHA)
     add_issuer(two, new_identity()[1], "ci")
 
     report = merge(one, take_snapshot(two))
@@ -251,10 +266,10 @@ def test_a_record_moves_forward_and_never_back(pair):
 def test_a_publication_moves_forward_and_never_back(pair):
     one, two = pair
     record = written(one, "a")
-    begin_publication(one, record.copy_id, "org/a", {"x": "0a"})
+    begin_publication(one, record.copy_id, "org/a", {"x": "0a" * 32})
     merge(two, take_snapshot(one))
     early = take_snapshot(one)
-    confirm_publication(one, record.copy_id, "sha")
+    confirm_publication(one, record.copy_id, SHA)
 
     assert merge(two, take_snapshot(one)) == MergeReport(publications=1)
     assert merge(two, early) == MergeReport()
@@ -277,33 +292,44 @@ def test_the_same_model_registered_apart_is_two_bases(template, empty, tmp_path)
     assert {record.base_id for record in one.copies()} == {first.base_id, second.base_id}
 
 
-def test_equal_base_ids_with_different_secrets_are_refused_and_nothing_changes(template, tmp_path):
+def test_of_equal_base_ids_with_different_secrets_the_one_that_is_here_stays(template, tmp_path):
     """Format 1 gave a model the same id wherever it was registered."""
     one, two = (Vault(shutil.copytree(template / "vault", tmp_path / name)) for name in ("one", "two"))
     base = replace(one.bases()[0], base_id="0123456789ab", content_hash="0123456789ab" + "a" * 52)
     one.add_base(base), two.add_base(replace(base, secret=new_secret()))
-    written(two, "a")
+    record, key = two.begin_copy(two.bases()[1], "a", "/copies/a")
+    two.mark_written(record, key, WHOLE)
     before = take_snapshot(one)
 
-    assert "0123456789ab" in refusal(merge, one, take_snapshot(two))
+    report = merge(one, take_snapshot(two))
+
+    assert report.copies == 0
+    assert [fault.table for fault in report.refused] == ["bases", "copies"]
+    assert report.refused[0].key == "0123456789ab"
+    assert "go on with both vaults" in report.refused[0].what
+    assert "(a)" in report.refused[1].key
     assert take_snapshot(one) == before
 
 
-def test_a_refused_merge_changes_nothing_at_all(pair):
+def test_what_contradicts_is_refused_and_the_rest_enters(pair):
     one, two = pair
     record = written(one, "a")
     merge(two, take_snapshot(one))
     written(two, "b"), add_issuer(two, new_identity()[1], "ci")
     with two.connect() as connection:
         connection.execute("UPDATE copies SET commitment = ? WHERE copy_id = ?", ("00" * 32, record.copy_id))
-    before = [rows_of(one), rows_of(two)]
+    before = rows_of(two)
 
-    text = refusal(merge, one, take_snapshot(two), None, "the vault of ci")
+    report = merge(one, take_snapshot(two), None, "the vault of ci")
 
-    assert record.copy_id in text
-    assert "the vault of ci" in text
-    assert str(one.folder) in text
-    assert [rows_of(one), rows_of(two)] == before
+    (fault,) = report.refused
+    assert fault.key == f"{record.copy_id} (a)"
+    assert "the vault of ci" in fault.what
+    assert str(one.folder) in fault.what
+    assert not report.complete
+    assert one.copies() == [record, two.copies()[-1]]
+    assert issuers(one) == issuers(two)
+    assert rows_of(two) == before
 
 
 def rows_of(vault: Vault) -> dict[str, list[tuple]]:
@@ -390,7 +416,9 @@ def test_but_never_under_a_training_that_goes_on_with_another_key(pair, tmp_path
     clone.mark_written(other, forged, WHOLE)
     same.mark_written(record, key, WHOLE)
 
-    assert record.copy_id in refusal(merge, one, take_snapshot(clone))
+    (fault,) = merge(one, take_snapshot(clone)).refused
+    assert record.copy_id in fault.key
+    assert "finish that copy here first" in fault.what
     assert one.copies() == [record]
     assert merge(one, take_snapshot(same)).moved == 1
 
@@ -436,7 +464,8 @@ def test_a_stranger_s_record_in_a_vault_of_another_identity_is_found_out(pair, t
         connection.execute("UPDATE copies SET commitment = ?", (commitment(bytes(32), "dora", WHOLE),))
     other.unlock(PASSPHRASE)
 
-    assert record.copy_id in refusal(merge, one, take_snapshot(other), other.opener())
+    (fault,) = merge(one, take_snapshot(other), other.opener()).refused
+    assert record.copy_id in fault.key
     assert one.copies() == []
 
 
@@ -446,11 +475,16 @@ def test_with_the_identity_at_hand_a_new_record_that_opens_nothing_is_found_out(
     one, two = pair
     record = written(two, "dora")
     with two.connect() as connection:
-        connection.execute(f"UPDATE copies SET {junk} = ?", (b"junk" if junk == "sealed" else "00" * 32,))
+        connection.execute(
+            f"UPDATE copies SET {junk} = ?",
+            (seal_bundle(b"junk", new_identity()[1]) if junk == "sealed" else "00" * 32,),
+        )
     one.unlock(PASSPHRASE)
 
-    assert record.copy_id in refusal(merge, one, take_snapshot(two), one.opener())
-    assert one.copies() == []
+    good = written(two, "emil")
+    report = merge(one, take_snapshot(two), one.opener())
+    assert [fault.key for fault in report.refused] == [f"{record.copy_id} (dora)"]
+    assert one.copies() == [good]
 
 
 def test_with_the_identity_at_hand_a_genuine_record_is_taken(pair):
@@ -472,3 +506,152 @@ def test_another_process_may_issue_meanwhile(pair):
 
     assert [copy.recipient for copy in one.copies()] == ["b", "a"]
     assert astuple(one.copies()[0]) == astuple(record)
+
+
+# Rows here that can't be used
+
+
+@pytest.mark.parametrize("column", ["recipient", "commitment", "sealed", "created", "base_id", "out"])
+def test_a_row_here_that_cannot_be_used_is_left_and_named_and_blocks_nothing(pair, column):
+    one, two = pair
+    record = written(one, "a")
+    merge(two, take_snapshot(one))
+    good = written(two, "b")
+    with one.connect() as connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        connection.execute(f"UPDATE copies SET {column} = x'1b5b' WHERE copy_id = ?", (record.copy_id,))
+    before = rows_of(one)["copies"]
+
+    report, both = merge_both(one, take_snapshot(two))
+
+    assert [(fault.table, fault.key.split()[0]) for fault in report.unusable] == [("copies", record.copy_id)]
+    assert [fault.key for fault in report.refused] == [f"{record.copy_id} (a)"]
+    assert "can't be used" in report.refused[0].what
+    assert not report.complete
+    assert rows_of(one)["copies"][: len(before)] == before
+    assert take_snapshot(one).copies == {good.copy_id: good}
+    assert both.copies == {record.copy_id: record, good.copy_id: good}
+    assert both.faults == ()
+
+
+@pytest.mark.parametrize("table", ["bases", "publications", "issuers"])
+def test_nor_does_a_row_of_another_table(pair, table):
+    one, two = pair
+    record = written(one, "a")
+    begin_publication(one, record.copy_id, "org/a", {})
+    add_issuer(one, new_identity()[1], "ci")
+    merge(two, take_snapshot(one))
+    column = {"bases": "seal", "publications": "files", "issuers": "name"}[table]
+    with one.connect() as connection:
+        connection.execute(f"UPDATE {table} SET {column} = x'1b5b'")
+    before = rows_of(one)[table]
+
+    report, both = merge_both(one, take_snapshot(two))
+
+    assert report.unusable[0].table == table
+    assert report.refused[0].table == table
+    assert rows_of(one)[table] == before
+    assert both == take_snapshot(two)
+
+
+def test_with_the_identity_at_hand_a_record_here_that_does_not_open_replaces_no_good_one(pair):
+    one, two = pair
+    record = written(one, "a")
+    merge(two, take_snapshot(one))
+    with one.connect() as connection:
+        connection.execute("UPDATE copies SET commitment = ?", ("00" * 32,))
+    one.unlock(PASSPHRASE)
+    tampered = one.copies()
+
+    report, both = merge_both(one, take_snapshot(two), one.opener())
+
+    assert [fault.key for fault in report.unusable] == [f"{record.copy_id} (a)"]
+    assert [fault.key for fault in report.refused] == [f"{record.copy_id} (a)"]
+    assert one.copies() == tampered
+    assert both.copies == {record.copy_id: record}
+
+
+# Records that say the same under another id
+
+
+def twin_of(record: CopyRecord, vault: Vault, **other: object) -> CopyRecord:
+    """A record like another one, as a rogue issuer can write it who can't open that one's seal."""
+    sealed = seal(new_secret(), "0" * 16, record.base_id, record.recipient, vault.public_key)
+    twin = replace(record, **({"copy_id": "0" * 16, "sealed": sealed} | other))
+    with vault.connect() as connection:
+        insert_rows(connection, "copies", [astuple(twin)])
+    return twin
+
+
+@pytest.mark.parametrize("unlocked", [False, True])
+@pytest.mark.parametrize("copied", [{}, {"sealed": None, "commitment": "00" * 32}])
+def test_a_second_record_of_one_copy_is_refused_by_name(pair, unlocked, copied):
+    one, two = pair
+    record = written(one, "a")
+    merge(two, take_snapshot(one))
+    twin_of(record, two, **{**copied, **({"sealed": record.sealed} if "sealed" in copied else {})})
+    one.unlock(PASSPHRASE)
+
+    report = merge(one, take_snapshot(two), one.opener() if unlocked else None)
+
+    assert [fault.key for fault in report.refused] == [f"{'0' * 16} (a)"]
+    assert one.copies() == [record]
+
+
+def test_one_that_came_first_does_not_keep_the_genuine_one_out(pair):
+    """A rogue issuer reads a commitment on a model card and records it before its copy's own record arrives."""
+    one, two = pair
+    record = written(two, "a")
+    rogue = Vault(shutil.copytree(one.folder, one.folder.parent / "rogue"))
+    twin = twin_of(record, rogue)
+    merge(one, take_snapshot(rogue))
+    assert one.copies() == [twin]
+
+    locked, both = merge_both(one, take_snapshot(two))
+    one.unlock(PASSPHRASE)
+    report = merge(one, take_snapshot(two), one.opener())
+
+    assert [fault.key for fault in locked.refused] == [f"{record.copy_id} (a)"]
+    assert set(both.copies) == {twin.copy_id, record.copy_id}
+    assert [fault.key for fault in report.unusable] == [f"{twin.copy_id} (a)"]
+    assert report.copies == 1
+    assert record in one.copies()
+
+
+def test_a_base_replaces_one_of_the_same_weights_only(template, pair):
+    one, two = pair
+    (base,) = one.bases()
+    other = replace(base, base_id="0123456789ab", content_hash="0123456789ab" + "a" * 52, secret=new_secret())
+    two.add_base(replace(other, replaces=base.base_id))
+
+    (fault,) = merge(one, take_snapshot(two)).refused
+
+    assert (fault.table, fault.key) == ("bases", "0123456789ab")
+    assert base.base_id in fault.what
+    assert one.bases() == [base]
+
+
+def test_a_page_of_this_vault_that_was_lost_blocks_no_merge_and_is_named(pair):
+    one, two = pair
+    (base,) = one.bases()
+    for number in range(60):
+        record, key = one.begin_copy(base, f"recipient {number}", f"/out/{number}")
+        one.mark_written(record, key, WHOLE)
+    good = written(two, "b")
+    with one.connect() as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    content = bytearray((one.folder / "vault.db").read_bytes())
+    leaves = [
+        at for at in range(0, len(content), 4096) if content[at] == 13
+    ]  # of tables; SQLite adds to no lost index
+    page = next(at for at in leaves if b"/out/30" in content[at : at + 4096])
+    content[page : page + 8] = b"\xff" * 8
+    (one.folder / "vault.db").write_bytes(bytes(content))
+
+    report, both = merge_both(one, take_snapshot(two))
+
+    lost = [fault for fault in report.unusable if fault.table == "copies"]
+    assert lost
+    assert report.copies == 1
+    assert both.copies[good.copy_id] == good
+    assert 40 < len(both.copies) < 61

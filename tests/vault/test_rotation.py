@@ -13,7 +13,7 @@ from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, everything_in, na
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.errors import PassphraseError, VaultError
-from hf_fingerprint.vault import begin_training, copies_in_training
+from hf_fingerprint.vault import begin_training, copies_in_training, open_copies
 from hf_fingerprint.vault import rotation as module
 from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import open_pack, pack_vault, take_snapshot
@@ -133,20 +133,28 @@ def test_an_empty_passphrase_changes_nothing(vault, monkeypatch):
 
 
 @pytest.mark.parametrize("column", ["sealed", "commitment", "recipient"])
-def test_a_record_that_was_tampered_with_is_named_and_nothing_changes(vault, column):
+def test_a_record_that_was_tampered_with_is_named_and_stays_as_it_is(vault, column):
     record = vault.copies()[1]
     value = b"junk" if column == "sealed" else "00" * 32
     with vault.connect() as connection:
         connection.execute(f"UPDATE copies SET {column} = ? WHERE copy_id = ?", (value, record.copy_id))
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    before = bytes_of(vault.folder)
+    before = [copy for copy in vault.copies() if copy.copy_id == record.copy_id]
+    count = len(vault.copies())
 
-    assert record.copy_id in refusal(rotate, vault, NEW)
-    assert bytes_of(vault.folder) == before
+    done = rotate(vault, NEW)
+
+    assert [fault.key.split()[0] for fault in done.faults] == [record.copy_id]
+    assert done.records == count - 1
+    done.vault.unlock(NEW)
+    after = done.vault.copies()
+    assert [copy for copy in after if copy.copy_id == record.copy_id] == before
+    opened = open_copies(done.vault, after)
+    assert len(opened.keys) == count - 1
+    assert [fault.key for fault in opened.faults] == [fault.key for fault in done.faults]
 
 
 def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.store.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 2)
     base = vault.bases()[0]
     seals = [record.sealed for record in vault.copies()]
     for _ in range(3):  # seals that were replaced long ago, and bundles
@@ -171,7 +179,7 @@ def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
 
 
 def test_while_another_process_reads_it_says_that_old_seals_are_left(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.database._WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("hf_fingerprint.vault.database.WAIT_SECONDS", 0.1)
     reader = sqlite3.connect(vault.folder / "vault.db")
     reader.execute("BEGIN").execute("SELECT * FROM meta").fetchall()
 
@@ -208,7 +216,7 @@ def test_a_training_goes_on(vault):
 
 
 def test_a_process_that_opened_the_vault_before_seals_nothing_more_to_the_old_identity(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.store.BUNDLE_FROM", 1)
+    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 1)
     before, records = Vault(vault.folder), vault.copies()
     base, begun = before.bases()[0], before.copies()[2]
     done = rotate(vault, NEW)
@@ -239,7 +247,7 @@ def test_rotated_twice_it_opens_with_the_last_identity_and_keeps_all(vault):
 
 # Crashes
 
-STEPS = ["write_private", "sync", "_seal_all", "within", "committed", "_clear", "first rename", "last rename"]
+STEPS = ["write_new", "sync", "_seal_all", "within", "committed", "_clear", "first rename", "last rename"]
 
 
 def kill_at(step: str, after: bool) -> None:
@@ -277,9 +285,12 @@ def test_killed_anywhere_it_opens_with_one_of_the_two(vault, tmp_path, step, aft
     (tmp_path / "elsewhere.age").write_bytes(lock_quickly(identity, NEW))
     child = os.fork()
     if child == 0:
-        kill_at(step, after)
-        rotate(vault, NEW, public_key if elsewhere else None)
-        os._exit(0)
+        try:
+            kill_at(step, after)
+            rotate(vault, NEW, public_key if elsewhere else None)
+            os._exit(0)
+        finally:
+            os._exit(1)
     status = os.waitpid(child, 0)[1]
     assert elsewhere or os.WIFSIGNALED(status)
 

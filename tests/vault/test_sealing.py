@@ -1,14 +1,28 @@
+import errno
 import json
+import os
+import stat
 import traceback
+import warnings
 from functools import partial
+from pathlib import Path
 
 import pyrage
 import pytest
+from checkpoint_files import bytes_of
 from quick_age import lock_quickly
 from refusals import refused
 
-from hf_fingerprint.errors import PassphraseError, VaultError
-from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
+from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
+from hf_fingerprint.vault.passphrase_age import log_work_of
+from hf_fingerprint.vault.sealing import (
+    Opener,
+    change_passphrase,
+    lock_identity,
+    new_identity,
+    open_identity,
+    seal,
+)
 
 
 KEY = bytes(range(32))
@@ -134,15 +148,6 @@ def test_a_seal_around_something_else_is_refused_by_the_records_name(identity, o
     assert KEY.hex()[:-2] not in text
 
 
-def test_a_locked_identity_is_an_age_file_whose_passphrase_is_slow_to_guess(identity):
-    locked = lock_identity(identity[0], PASSPHRASE)
-
-    first, stanza = locked.split(b"\n")[:2]
-    assert (first, stanza.split()[:2]) == (b"age-encryption.org/v1", [b"->", b"scrypt"])
-    assert int(stanza.split()[3]) >= 14
-    assert identity[0].encode() not in locked
-
-
 def test_an_identity_locked_by_another_implementation_of_age_opens(identity, locked_file):
     found = open_identity(locked_file, PASSPHRASE)
 
@@ -203,31 +208,82 @@ def test_an_open_identity_shows_its_public_key_only(identity, opener):
     assert identity[0].removeprefix("AGE-SECRET-KEY-1") not in shown
 
 
-def test_an_identity_that_asks_for_too_much_work_is_not_said_to_have_another_passphrase(tmp_path):
-    path = tmp_path / "identity.age"
-    lines = lock_quickly(new_identity()[0], PASSPHRASE).split(b"\n")
-    lines[1] = b" ".join([*lines[1].split()[:3], b"40"])
-    path.write_bytes(b"\n".join(lines))
-
-    text = refused(open_identity, path, PASSPHRASE)
-
-    assert "locked on a machine that is much faster" in text
-    assert str(path) in text
-    assert PASSPHRASE not in text
+# How hard a passphrase is to guess, and sealing an identity again
 
 
-def test_a_machine_that_is_too_busy_for_a_moment_tries_again(tmp_path, monkeypatch):
-    path, (identity, public_key) = tmp_path / "identity.age", new_identity()
-    path.write_bytes(lock_quickly(identity, PASSPHRASE))
-    decrypt, calls = pyrage.passphrase.decrypt, []
+def test_a_weak_identity_opens_with_a_warning_that_says_how_to_mend_it(locked_file, monkeypatch):
+    monkeypatch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 9)
 
-    def busy(locked, passphrase):
-        calls.append(1)
-        if len(calls) < 3:
-            raise pyrage.DecryptError("Excessive work parameter for passphrase.")
-        return decrypt(locked, passphrase)
+    with pytest.warns(FingerprintWarning) as caught:
+        assert open_identity(locked_file, PASSPHRASE)
+    (warning,) = caught
+    assert str(locked_file) in str(warning.message) and "`hf-fingerprint vault passphrase`" in str(warning.message)
+    assert PASSPHRASE not in str(warning.message)
 
-    monkeypatch.setattr(pyrage.passphrase, "decrypt", busy)
 
-    assert open_identity(path, PASSPHRASE).public_key == public_key
-    assert len(calls) == 3
+@pytest.mark.parametrize("new", [PASSPHRASE, "another passphrase"])
+def test_an_identity_sealed_again_is_as_hard_to_guess_as_a_new_one(locked_file, identity, monkeypatch, new):
+    monkeypatch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 9)
+    (locked_file.parent / ".identity.age.0123abcd").write_bytes(b"left by a killed process")
+    before = locked_file.read_bytes()
+
+    assert change_passphrase(locked_file, PASSPHRASE, new).public_key == identity[1]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_identity(locked_file, new).public_key == identity[1]
+    assert log_work_of(locked_file.read_bytes()) == 9
+    assert [path.name for path in locked_file.parent.iterdir()] == ["identity.age"], "nothing of the old seal is left"
+    assert before != locked_file.read_bytes()
+    assert stat.S_IMODE(locked_file.stat().st_mode) == 0o600
+    if new != PASSPHRASE:
+        assert "does not open" in refusal(open_identity, locked_file, PASSPHRASE)
+
+
+@pytest.mark.parametrize(("passphrase", "new"), [("a guess", "another passphrase"), (PASSPHRASE, "")])
+def test_what_can_not_be_sealed_again_stays_as_it_is(locked_file, passphrase, new):
+    before = locked_file.read_bytes()
+
+    refused(change_passphrase, locked_file, passphrase, new, error=PassphraseError)
+
+    assert locked_file.read_bytes() == before
+    assert len(list(locked_file.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_cut_off_while_it_is_sealed_again_the_old_seal_stays(locked_file, monkeypatch, step):
+    before = locked_file.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), full)
+
+    said = refusal(change_passphrase, locked_file, PASSPHRASE, "another passphrase")
+    assert f"The disk of {locked_file.parent} is full" in said
+    assert bytes_of(locked_file.parent) == {"identity.age": before}
+
+
+def test_a_link_to_an_identity_stays_one(locked_file, tmp_path):
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "folder" / "identity.age"
+    link.symlink_to(locked_file)
+
+    change_passphrase(link, PASSPHRASE, "another passphrase")
+
+    assert link.is_symlink()
+    assert open_identity(locked_file, "another passphrase")
+
+
+def test_an_identity_that_age_keygen_wrote_and_age_locked_opens(tmp_path, identity):
+    text = f"# created: 2026-08-01T12:00:00Z\n# public key: {identity[1]}\n{identity[0]}"
+    (tmp_path / "identity.age").write_bytes(lock_quickly(text, PASSPHRASE))
+
+    assert open_identity(tmp_path / "identity.age", PASSPHRASE).public_key == identity[1]
+
+
+def test_two_identities_in_a_file_are_refused_without_showing_them(tmp_path, identity):
+    (tmp_path / "identity.age").write_bytes(lock_quickly(f"{identity[0]}\n{new_identity()[0]}", PASSPHRASE))
+
+    said = refusal(open_identity, tmp_path / "identity.age", PASSPHRASE)
+    assert "no tracing identity" in said and "SECRET" not in said

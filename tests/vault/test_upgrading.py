@@ -21,7 +21,8 @@ from hf_fingerprint.vault.sealing import new_identity, seal
 PASSPHRASE = "correct horse battery staple"
 WHOLE = "f0" * 32
 BASE = "53e1e7b2c8d4"
-OLD_SQL = f"PRAGMA journal_mode = WAL; {FORMAT_1} INSERT INTO verified VALUES ('/models/a', 'state 1', 'aa');"
+HASH = "aa" * 32
+OLD_SQL = f"PRAGMA journal_mode = WAL; {FORMAT_1} INSERT INTO verified VALUES ('/models/a', 'state 1', '{HASH}');"
 TRAINING_OF_FORMAT_1 = (
     "CREATE TABLE training (copy_id TEXT PRIMARY KEY REFERENCES copies, copy_key BLOB NOT NULL) WITHOUT ROWID"
 )
@@ -74,7 +75,7 @@ def test_an_old_vault_opens_and_gives_all_its_keys_in_order(old):
     assert vault.copy_keys(vault.copies()) == list(KEYS.values())
     (base,) = vault.bases()
     assert (base.base_id, base.secret) == (BASE, bytes(range(32)))
-    assert vault.recall_content("/models/a", "state 1") == "aa"
+    assert vault.recall_content("/models/a", "state 1") == HASH
 
 
 def test_no_row_is_lost_or_moved(old):
@@ -203,8 +204,9 @@ def test_cut_off_anywhere_it_is_still_an_old_vault_and_upgrades_at_the_next_open
 
 def test_two_processes_that_open_it_at_once_both_find_it_upgraded(old):
     script = """
-import sys
+import sys, warnings
 from hf_fingerprint.vault import Vault
+warnings.simplefilter("ignore")  # one of them says where the original is
 print("ready", flush=True)
 sys.stdin.readline()
 vault = Vault(sys.argv[1])

@@ -1,0 +1,108 @@
+"""Which of a model's files hold its weights, by their names."""
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.errors import CheckpointError
+
+
+_WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pt2|pth|th|ckpt|h5|keras|msgpack|onnx|tflite|pb|npz|npy|gguf|ot|pkl|pickle|mlmodel|distcp|mar"
+    r"|engine|plan|trt|params|pdparams|tar|tgz|gz|bz2|xz|zst|zip|7z)"
+    r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|\.mlpackage/",
+    re.IGNORECASE,
+)
+PREFERRED = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "*.bin",
+    "*.pth",
+    "*.pt",
+    "*.ckpt",
+    "*.th",
+    "*.pth.tar",
+    "*.pt.tar",
+    "*.pkl",
+    "*.pickle",
+)
+ADAPTER = "adapter_model.*"
+AN_ADAPTER = (
+    "holds an adapter and not a model: merge it into its base (peft: merge_and_unload) and save the whole model"
+)
+INDEX = ".index.json"
+_SHOWN = 8
+STATES = (
+    "training_args.bin",
+    "optimizer.*",
+    "scheduler.*",
+    "scaler.*",
+    "sampler.bin",
+    "dl_state_dict.bin",
+    "rng_state*",
+    "random_states*",
+)
+NOT_MODELS = (*STATES, ADAPTER, "openvino_*")
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name may hold weights, in whatever form."""
+    return bool(_WEIGHTS.search(name))
+
+
+def matches(name: str, patterns: str | Iterable[str]) -> bool:
+    """Whether the last part of a path is one of these, whatever its case."""
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    return any(PurePosixPath(name.lower()).match(pattern) for pattern in patterns)
+
+
+def choose_weights(names: Iterable[str], where: str) -> str:
+    """Which of a model's files holds its weights: safetensors before pickles, a standard name before another."""
+    names = list(names)
+    candidates = [n for n in names if not matches(n, NOT_MODELS)]
+    for pattern in PREFERRED:
+        found = [n for n in candidates if matches(n, pattern)]
+        if len(found) == 1:
+            return found[0]
+        indexed = not pattern.endswith(INDEX) and any(n.lower().endswith(INDEX) for n in candidates)
+        if found and not indexed:
+            raise CheckpointError(
+                f"{where} has several weight files ({listed(found)}): name the one to use, as --file {min(found)}."
+            )
+    raise no_weights(where, names)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of files, the first of them if they are many."""
+    found = [printable(name) for name in sorted(names)]
+    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+
+
+def no_weights(where: str, names: Iterable[str] = ()) -> CheckpointError:
+    """What is said of a folder or a repo without weights, from the names of what is there."""
+    names = list(names)
+    if any(matches(name, ADAPTER) for name in names):
+        return CheckpointError(f"{where} {AN_ADAPTER}.")
+    others = [name for name in names if is_weights(name) and not matches(name, NOT_MODELS)]
+    if others:
+        return CheckpointError(
+            f"{where} has no model weights in a form that is read ({listed(others)}): convert them to safetensors."
+        )
+    return CheckpointError(
+        f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?"
+    )
+
+
+def no_such_file(where: str, file: str, there: Iterable[str]) -> CheckpointError:
+    """What is said of a file that is chosen and isn't there, with those that are."""
+    found = listed(there)
+    return CheckpointError(
+        f"{where} has no file {printable(file)}: choose one of {found}."
+        if found
+        else f"{where} has no file {printable(file)} and no weight files: is it the right folder or repo?"
+    )

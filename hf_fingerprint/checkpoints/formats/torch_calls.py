@@ -1,0 +1,173 @@
+"""What stands for the calls in PyTorch's pickles: those that rebuild a tensor are known by name and become a
+[`Tensor`]; whatever else a pickle would call stays a record of that."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle, as_key
+from hf_fingerprint.checkpoints.formats.torch_tensors import NO_DATA, NumpyArray, Storage, Tensor, is_size, sizes_of
+from hf_fingerprint.checkpoints.names import printable
+
+
+_STORAGES = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+    "UntypedStorage": "uint8",
+    "QUInt8Storage": "quint8",
+    "QInt8Storage": "qint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
+}
+
+
+def storage_of(found: Any) -> Storage:
+    """The storage that a persistent id names: `("storage", type, key, location, count[, view])`.
+
+    Raises:
+        [`NotAPickle`]: if it names none.
+    """
+    if not isinstance(found, tuple) or len(found) < 5 or found[0] != "storage" or not isinstance(found[1], Named):
+        raise NotAPickle("a pickle with ids of things outside it that are no tensors")
+    _, kind, key, location, count, *view = found
+    dtype = _STORAGES.get(kind.name)
+    if dtype is None or not kind.module.startswith("torch") or not isinstance(key, str) or not is_size(count):
+        raise NotAPickle("a pickle with ids of things outside it that are no tensors")
+    start = 0
+    if view and isinstance(view[0], tuple) and len(view[0]) == 3 and is_size(view[0][1]) and is_size(view[0][2]):
+        _, start, count = view[0]
+    return Storage("" if location == "meta" else key, dtype, count, start)
+
+
+def build(kind: Any, args: Any) -> Any:
+    """What stands for a call in a pickle of PyTorch's."""
+    known = _KNOWN.get((kind.module, kind.name)) if isinstance(kind, Named) else None
+    if known is not None and isinstance(args, tuple):
+        try:
+            found = known(*args)
+        except (TypeError, ValueError):  # called with what the real one would not take, or by another version
+            found = None
+        if found is not None:
+            return found
+    return Made(kind, args)
+
+
+def _view(
+    storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None, signs: Any = None
+) -> Tensor:
+    shape, strides = sizes_of(shape), sizes_of(strides)
+    if not isinstance(storage, Storage) or shape is None or strides is None or not is_size(offset):
+        return Tensor("", reason="impossible sizes")
+    if len(shape) != len(strides):
+        return Tensor("", reason="impossible sizes")
+    waiting = isinstance(signs, dict) and any(signs.get(key) for key in ("conj", "neg"))
+    reason = "signs still to be applied" if waiting else None if storage.key else NO_DATA
+    return Tensor(dtype or storage.dtype, shape, strides, offset, storage, reason)
+
+
+def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
+    return _view(storage, offset, shape, strides, signs=rest[2] if len(rest) > 2 else None)
+
+
+def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
+    _, _, dtype, *more = rest
+    named = dtype.name if isinstance(dtype, Named) else ""
+    return _view(storage, offset, shape, strides, dtype=named, signs=more[0] if more else None)
+
+
+def _of_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    """A tensor of a class of its own, which is a tensor like others."""
+    if isinstance(function, Named) and (function.module, function.name) in _REBUILD and isinstance(args, tuple):
+        return build(function, args)
+    return None
+
+
+def _first(data: Any, *rest: Any) -> Any:
+    return data if isinstance(data, Tensor) else None
+
+
+def _unreadable(reason: str) -> Callable[..., Tensor]:
+    return lambda *args: Tensor("", reason=reason)
+
+
+def _quantized(storage: Any, *rest: Any) -> Tensor:
+    return Tensor("", reason=f"dtype {storage.dtype}" if isinstance(storage, Storage) else "quantized")
+
+
+def _sparse(layout: Any, *rest: Any) -> Tensor:
+    """A tensor whose layout is given by a call with its name."""
+    args = layout.args if isinstance(layout, Made) else None
+    named = args[0] if isinstance(args, tuple) and args and isinstance(args[0], str) else "sparse"
+    return Tensor("", reason=f"layout {printable(named.removeprefix('torch.'))[:20]}")
+
+
+def _dictionary(*args: Any) -> Any:
+    """An ordered dictionary, which Python 2 made of a list of pairs."""
+    if not args:
+        return {}
+    pairs = args[0]
+    if (
+        len(args) > 1
+        or not isinstance(pairs, list)
+        or not all(isinstance(e, list | tuple) and len(e) == 2 for e in pairs)
+    ):
+        return None
+    found = {as_key(key): value for key, value in pairs}
+    pairs.clear()  # it is the dictionary's alone; made of once more, it would be work without end
+    return found
+
+
+def _set(items: Any = ()) -> Any:
+    """A set of an old protocol, as the list that it is made of."""
+    return items if isinstance(items, list | tuple) else None
+
+
+def _text_as_bytes(text: Any, encoding: Any) -> Any:
+    """Bytes in a pickle of an old protocol."""
+    return text.encode("latin-1") if isinstance(text, str) and encoding in ("latin1", "latin-1") else None
+
+
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any, *rest: Any) -> Any:
+    found = NumpyArray()
+    found.fill(shape, dtype, order == "F", raw)
+    return found
+
+
+_REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor"): _view,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _first,
+    ("torch._utils", "_rebuild_qtensor"): _quantized,
+    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): _sparse,
+    ("torch._utils", "_rebuild_nested_tensor"): _unreadable("layout nested"),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage"): _unreadable(NO_DATA),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _unreadable("of another device"),
+    ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable("a tensor of a class of its own"),
+}
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    **_REBUILD,
+    ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
+    ("torch", "Size"): lambda sizes=(): sizes if isinstance(sizes, tuple | list) else None,
+    ("collections", "OrderedDict"): _dictionary,
+    ("collections", "defaultdict"): lambda *args: {},
+    **{(module, kind): _set for module in ("builtins", "__builtin__") for kind in ("set", "frozenset")},
+    ("_codecs", "encode"): _text_as_bytes,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *args: NumpyArray(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *args: NumpyArray(),
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+}

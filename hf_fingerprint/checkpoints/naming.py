@@ -1,0 +1,97 @@
+"""What a model's name says, before anybody looks there: a path, a Hub id, or a file chosen in either."""
+
+import errno
+import re
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.errors import CheckpointError
+
+
+HUB_ID = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[^:@]+))?(@(?P<revision>[\w./-]+))?(?(file)|(:(?P<file_after>[^:@]+))?)"
+)
+
+
+def named(name: str | Path, file: str | None) -> str | Path:
+    """The name of a model of which one file is chosen."""
+    return name if file is None else f"{name}:{file}"
+
+
+class HubId(NamedTuple):
+    """A repo on the Hub, the revision that is asked for, if one is, and the file, if one is chosen."""
+
+    repo: str
+    revision: str | None
+    file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to record, apart from the revision."""
+        return str(named(self.repo, self.file))
+
+
+class InFolder(NamedTuple):
+    """A folder here, and the one of its files that is chosen."""
+
+    folder: Path
+    file: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.file
+
+
+def place_of(name: str | Path) -> Path | InFolder | HubId:
+    """Where a model is, by its name, without a look at it: an absolute path here, or a repo on the Hub, or a file
+    chosen in either.
+
+    Raises:
+        [`CheckpointError`]: if it is none of these.
+    """
+    text = str(name)
+    bare = text.removeprefix("local-dir:")
+    folder, _, file = bare.rpartition(":")
+    if bare and not text.startswith("hf-hub:"):
+        try:
+            if exists(path := Path(bare)):
+                return path.resolve() if path.is_dir() else path.absolute()
+            if folder and file and exists(path := Path(folder)) and path.is_dir():
+                return InFolder(path.resolve(), _inner(file))
+        except OSError as error:
+            raise CheckpointError(f"{text} can't be read: {error.strerror or error}.") from None
+    hub = hub_id(text)
+    if hub is None or text.startswith("local-dir:"):
+        raise CheckpointError(
+            f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
+        )
+    return hub
+
+
+def hub_id(text: str) -> HubId | None:
+    """What a Hub id says, if it is one."""
+    match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
+    if match is None:
+        return None
+    file = match["file"] or match["file_after"]
+    return HubId(match["repo"], match["revision"], None if file is None else _inner(file))
+
+
+def _inner(file: str) -> str:
+    """The path of a chosen file in its folder or repo."""
+    parts = PurePosixPath(file).parts
+    if ".." in parts or file.startswith("/") or "\\" in file:
+        raise CheckpointError(f"{printable(file)} leads out of the model's folder: choose one of its files.")
+    return "/".join(parts)
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            return False
+        raise CheckpointError(f"{path} can't be read: {error.strerror}.") from None
+    except ValueError:  # a null character
+        return False

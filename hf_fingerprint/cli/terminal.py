@@ -1,0 +1,159 @@
+"""The one way to a terminal: nothing that a name, file, repo or service says reaches it as it is.
+
+Lines and tables of this package go through [`printable`], and so does what other packages write while a command runs:
+warnings, logs, progress bars with file names. `rich` alone writes escape sequences of its own, round text that was
+filtered before it was laid out.
+"""
+
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from hf_fingerprint.errors import FingerprintWarning
+from hf_fingerprint.printable import printable
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_MOVES = re.compile(r"(\n|\x1b\[A)*")  # all that tqdm writes to move between its bars
+
+
+def say(line: str) -> None:
+    """A line for a person, on stdout."""
+    sys.stdout.write(printable(line) + "\n")
+
+
+def remark(line: str) -> None:
+    """A line for a person, on stderr, out of the way of results."""
+    sys.stderr.write(printable(line) + "\n")
+
+
+def flush() -> None:
+    """What was said so far is seen at once, by whoever reads along."""
+    sys.stdout.flush()
+
+
+def console(stderr: bool = False) -> "Console":
+    """A console for tables, on stdout or stderr; strings mean what they say, without markup or emoji codes."""
+    return _console_class()(stderr=stderr, markup=False, emoji=False)
+
+
+def progress_bars(*columns: Any) -> "Progress":
+    """Progress bars on stderr; silent where nobody watches."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not columns:
+        columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%", markup=False), TimeRemainingColumn())
+    place = console(stderr=True)
+    described = TextColumn("{task.description}", markup=False)
+    return Progress(described, *columns, console=place, transient=True, disable=not place.is_terminal)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """While a command runs: filters what anybody writes to stdout and stderr, and shows warnings in one line."""
+    before = sys.stdout, sys.stderr
+    with ExitStack() as stack:
+        for stream in before:
+            _without_unencodable(stream, stack)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.showwarning = _show_warning
+        sys.stdout, sys.stderr = map(Guard, before)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback, filtered; for `sys.excepthook`."""
+    _write_lines(sys.stderr, traceback.format_exception(kind, error, trace))
+
+
+class Guard:
+    """A text stream that spells out what would not show as itself, save ends of lines and a return at the very start,
+    as progress bars begin with.
+
+    `rich` finds the stream behind it by `rich_proxied_file`.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        shown = text
+        if not text.isprintable() and not _MOVES.fullmatch(text):
+            start = "\r" * text.startswith("\r")
+            shown = start + "\n".join(map(printable, text.removeprefix("\r").split("\n")))
+        self.rich_proxied_file.write(shown)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@cache
+def _console_class() -> "Callable[..., Console]":
+    """`rich` is imported when something is shown by it."""
+    from rich.console import Console
+    from rich.segment import Segment
+    from rich.text import Text
+
+    class Filtered(Console):
+        """Filters texts before they are measured and folded, and once more whatever is to be written."""
+
+        def render_str(self, text: str, *args: Any, **options: Any) -> Text:
+            return super().render_str(printable(text), *args, **options)
+
+        def render(self, renderable: Any, *args: Any, **options: Any) -> Iterable[Segment]:
+            if isinstance(renderable, Text) and not renderable.plain.isprintable():
+                renderable = renderable.copy()
+                renderable.plain = printable(renderable.plain)
+            for segment in super().render(renderable, *args, **options):
+                if segment.control or segment.text.isprintable() or segment.text == "\n":
+                    yield segment
+                else:
+                    yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
+
+    return Filtered
+
+
+def _without_unencodable(stream: Any, stack: ExitStack) -> None:
+    """Lets a stream spell out what its encoding does not have, rather than refuse it."""
+    if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+        stack.callback(stream.reconfigure, errors="strict")
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """This package's own warnings as a line for a person, and others as Python shows them."""
+    if issubclass(category, FingerprintWarning):
+        remark(f"Warning: {message}")
+    else:
+        text = warnings.formatwarning(printable(str(message)), category, filename, lineno, line)
+        _write_lines(file or sys.stderr, [text])
+
+
+def _write_lines(stream: TextIO, texts: Iterable[str]) -> None:
+    for text in texts:
+        for line in text.splitlines():
+            stream.write(printable(line) + "\n")

@@ -1,0 +1,88 @@
+"""`hf-fingerprint vault ...`: what keeps a vault safe and whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_fingerprint.cli import options, output
+from hf_fingerprint.cli.vault_commands import app
+
+
+@app.command()
+def passphrase(
+    vault: options.VaultFolder,
+    identity: options.Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    new_passphrase_file: Annotated[
+        Path | None,
+        typer.Option("--new-passphrase-file", help="A file whose first line is the new passphrase. [the same one]"),
+    ] = None,
+) -> None:
+    """Seal the tracing identity again, with another passphrase or the same one, as hard to guess as a new one."""
+    from hf_fingerprint.vault import Vault, find_passphrase
+    from hf_fingerprint.vault.passphrase import ask_for_another, is_typed
+    from hf_fingerprint.vault.sealing import change_passphrase
+
+    opened = Vault(vault)
+    file = identity or opened.identity
+    new = current = find_passphrase(passphrase_file)
+    if new_passphrase_file is not None:
+        new = find_passphrase(new_passphrase_file)
+    elif is_typed(passphrase_file):
+        new = ask_for_another(current)
+    opener = change_passphrase(file, current, new)
+    output.say(f"{file} is sealed again with {'the same' if new == current else 'the new'} passphrase.")
+    if opener.public_key != opened.public_key:
+        output.remark(f"It is not the identity of {vault}, which is sealed to {opened.public_key}.")
+    output.remark("Copies of the file from before still open with the passphrase of then: delete or replace them.")
+    output.say(f"public key: {opener.public_key}")
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="A new file for the backup.", show_default=False)],
+    vault: options.VaultFolder,
+) -> None:
+    """Copy the vault's database to a file, its log included, while others go on working, and check the copy.
+
+    The tracing identity is not in it: keep a copy of that elsewhere, apart from this one. To restore, move the vault's
+    folder away, make a new one, and put the backup there as vault.db and the identity as identity.age.
+    """
+    from hf_fingerprint.vault import Vault
+    from hf_fingerprint.vault.copying import back_up
+
+    back_up(Vault(vault).folder, file)
+    output.say(f"{file} is a backup of the vault's database, model secrets included: guard it like the vault.")
+    output.say("To restore, put it as vault.db into a new folder. It lacks the tracing identity: back that up, too.")
+
+
+@app.command()
+def check(
+    vault: options.VaultFolder,
+    identity: options.Identity = None,
+    passphrase_file: options.PassphraseFile = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Look only for what shows without the tracing identity.")
+    ] = False,
+    as_json: options.AsJson = False,
+) -> int:
+    """List what is wrong with the vault: rows that can't be used, damage, files left over. Exit code 1 if anything is.
+
+    With the identity, every record of a copy is opened and held against its commitment.
+    """
+    from hf_fingerprint.vault import Vault, find_passphrase
+    from hf_fingerprint.vault.checkup import check_vault
+
+    opened = Vault(vault)
+    if not locked:
+        opened.unlock(find_passphrase(passphrase_file), identity)
+    faults = check_vault(opened)
+    if as_json:
+        output.print_json([fault.to_dict() for fault in faults])
+    else:
+        for fault in faults:
+            output.say(fault.describe())
+        looked = "what shows without the identity" if locked else "every record, opened"
+        output.say(f"{vault}: {len(faults)} things are wrong ({looked})")
+    return 1 if faults else 0

@@ -1,0 +1,117 @@
+"""What is wrong with a vault, all of it: what `hf-fingerprint vault check` lists."""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.keys import SECRET_BYTES
+from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.database import DATABASE
+from hf_fingerprint.vault.faults import Fault, RowError
+from hf_fingerprint.vault.opening import unused_rows
+from hf_fingerprint.vault.publications import publication_faults
+from hf_fingerprint.vault.rows import is_content_hash, sift_keyed
+from hf_fingerprint.vault.schema import check_questions
+from hf_fingerprint.vault.sealing import check_public_key
+from hf_fingerprint.vault.storage import damaged
+from hf_fingerprint.vault.store import Vault
+
+
+_MOST_LINES = 20
+_PARTIAL = re.compile(rf"\.{re.escape(DATABASE)}\..*|identity-new-.*|\..*\.partial")
+
+
+def check_vault(vault: Vault) -> list[Fault]:
+    """All that is wrong with a vault's rows, database and folder.
+
+    Args:
+        vault ([`Vault`]): the vault. If it is unlocked, every record of a copy is opened; else only what shows
+            without the tracing identity is found.
+    """
+    faults = [*vault.meta_faults, *(unused_rows(vault) if vault.unlocked else vault.rows().faults)]
+    with vault.connect() as connection:
+        for check in (_database, _meta, _questions, publication_faults, _issuers, _training, _verified):
+            try:
+                faults += check(connection)
+            except sqlite3.DatabaseError as error:
+                if not damaged(error):
+                    raise
+                faults.append(Fault("database", "", "is damaged"))
+    if vault.unlocked:
+        faults += _bundles(vault)
+    return list(dict.fromkeys([*faults, *_folder(vault)]))
+
+
+def _database(connection: sqlite3.Connection) -> Iterator[Fault]:
+    found = connection.execute(f"PRAGMA integrity_check({_MOST_LINES})").fetchall()
+    for (line,) in found:
+        if line != "ok":
+            yield Fault("database", "", f"is damaged: {shown(line)}")
+
+
+def _meta(connection: sqlite3.Connection) -> Iterator[Fault]:
+    meta = dict(connection.execute("SELECT key, value FROM meta"))
+    try:
+        check_public_key(str(meta.get("public_key")))
+    except VaultError:
+        yield Fault("meta", "public key", "is no public key")
+
+
+def _questions(connection: sqlite3.Connection) -> Iterator[Fault]:
+    secrets = dict(connection.execute("SELECT base_id, secret FROM bases"))
+    for (base_id,) in connection.execute("SELECT base_id FROM questions").fetchall():
+        row = connection.execute(
+            "SELECT base_id, content, seal FROM questions WHERE base_id = ?", (base_id,)
+        ).fetchone()
+        if isinstance(secrets.get(base_id), bytes):
+            try:
+                check_questions(secrets[base_id], row)
+            except RowError as error:
+                yield error.fault
+
+
+def _issuers(connection: sqlite3.Connection) -> Iterator[Fault]:
+    rows, faults = sift_keyed(connection, "issuers", "public_key", "public_key, name")
+    yield from faults
+    for public_key, name in rows:
+        try:
+            check_public_key(str(public_key))
+        except VaultError:
+            yield Fault("issuers", shown(name), "has no public key")
+        if not isinstance(name, str) or not (name == "" or name.isprintable()):
+            yield Fault("issuers", shown(public_key), "has no name")
+
+
+def _training(connection: sqlite3.Connection) -> Iterator[Fault]:
+    rows, faults = sift_keyed(connection, "training", "copy_id", "copy_id, copy_key")
+    yield from faults
+    for copy_id, key in rows:
+        if not isinstance(key, bytes) or len(key) != SECRET_BYTES:
+            yield Fault("training", shown(copy_id), "is none")
+
+
+def _verified(connection: sqlite3.Connection) -> Iterator[Fault]:
+    rows, faults = sift_keyed(connection, "verified", "place", "place, content_hash")
+    yield from faults
+    for place, content in rows:
+        if not is_content_hash(content):
+            yield Fault("verified", shown(place), "is no content hash")
+
+
+def _bundles(vault: Vault) -> Iterator[Fault]:
+    with vault.connect() as connection:
+        rows, faults = sift_keyed(connection, "bundles", "base_id", "base_id, sealed")
+    yield from faults
+    for base_id, sealed in rows:
+        if not vault.opener().unseal_bundle(sealed):
+            yield Fault("bundles", shown(base_id), "does not open; it is made anew as it is needed")
+
+
+def _folder(vault: Vault) -> Iterator[Fault]:
+    for path in sorted(vault.folder.iterdir()):
+        if _PARTIAL.fullmatch(path.name) and path != vault.identity:
+            yield Fault("folder", shown(path.name), "was left by a command that was cut off; it may be deleted")
+    for path in (vault.folder, vault.folder / DATABASE, vault.identity):
+        if path.exists() and path.stat().st_mode & 0o007:
+            yield Fault("folder", shown(path.name), "may be read or entered by everybody on this machine")

@@ -1,0 +1,202 @@
+"""What all the issuers of a vault share, at one moment, read row by row.
+
+A row that this package would not have written is left out and named: in a vault of one's own it stays where it is, and
+of what is to enter it is refused. Either way the rest goes on. See [`hf_fingerprint.vault.entering`] for the rules.
+"""
+
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.entering import (
+    base_row_fault,
+    copy_row_fault,
+    issuer_fault,
+    publication_fault,
+    questions_fault,
+)
+from hf_fingerprint.vault.faults import Fault
+from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.rows import copy_fault, sift, sift_keyed
+from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS
+from hf_fingerprint.vault.store import Vault
+
+
+BaseRow = tuple[str, str, str, bytes, bytes, str]
+QuestionsRow = tuple[str, bytes, str]
+KEYS = {  # the tables that are shared, each with its key; a row depends on rows of tables before its own
+    "bases": "base_id",
+    "questions": "base_id",
+    "copies": "copy_id",
+    "bound": "copy_id",
+    "publications": "copy_id",
+    "issuers": "public_key",
+}
+IN_ORDER = ("bases", "copies")  # in which rows have an order
+
+
+class PublicationRow(NamedTuple):
+    """A row of table `publications`."""
+
+    copy_id: str
+    repo: str
+    state: str
+    files: str
+    revision: str | None
+    account: str | None
+    created: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the issuers of a vault share, by its keys; two are equal whatever the order of their rows.
+
+    Attributes:
+        public_key (`str`): of the tracing identity.
+        bases (`dict[str, tuple]`): rows of table `bases`, model secrets included.
+        copies (`dict[str, CopyRecord]`): the records of copies that were written.
+        publications (`dict[str, PublicationRow]`): where these were published.
+        issuers (`dict[str, str]`): the issuers' names by public key; the removed ones have none.
+        questions (`dict[str, tuple]`): rows of table `questions`.
+        bound (`dict[str, tuple]`): rows of table `bound`, of these copies.
+        faults (`tuple[Fault, ...]`): the rows that were left out.
+    """
+
+    public_key: str
+    bases: Mapping[str, BaseRow] = field(repr=False)
+    copies: Mapping[str, CopyRecord] = field(repr=False)
+    publications: Mapping[str, PublicationRow] = field(repr=False)
+    issuers: Mapping[str, str]
+    questions: Mapping[str, QuestionsRow] = field(default_factory=dict, repr=False)
+    bound: Mapping[str, tuple[str]] = field(default_factory=dict, repr=False)
+    faults: tuple[Fault, ...] = field(default=(), repr=False, compare=False)
+
+
+def take_snapshot(vault: Vault) -> Snapshot:
+    """What the vault shares, at one moment, while others go on issuing."""
+    with vault.connect() as connection:
+        connection.execute("BEGIN")
+        return read_snapshot(connection)
+
+
+def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None = None) -> Snapshot:
+    """The same from an open database, in the caller's transaction.
+
+    Args:
+        connection (`sqlite3.Connection`): the database. From here on it gives text that is no UTF-8 as text too.
+        tables (collection of `str`, *optional*): those that its format has, of a database that was checked to be
+            whole; by default it has all and may be damaged.
+    """
+    connection.text_factory = as_text
+    reader = _Reader(connection, tables)
+    bases = reader.take(
+        "bases",
+        BASE_COLUMNS,
+        tuple,
+        base_row_fault,
+    )
+    missing = "belongs to a base that is not there, or can't be used"
+
+    def asked(row: QuestionsRow) -> str | None:
+        return questions_fault(row, bases[row[0]][4]) if row[0] in bases else missing
+
+    def copied(record: CopyRecord) -> str | None:
+        return copy_row_fault(record) or (None if record.base_id in bases else missing)
+
+    questions = reader.take("questions", "base_id, content, seal", tuple, asked)
+    copies = reader.take("copies", COPY_COLUMNS, lambda row: CopyRecord(*row), copied)
+    begun = reader.begun
+
+    def of_a_copy(copy_id: Any) -> str | None:
+        return None if copy_id in copies else "belongs to a copy that is not there, or can't be used"
+
+    bound = reader.take("bound", "copy_id", tuple, lambda row: of_a_copy(row[0]), begun)
+    published = reader.take(
+        "publications",
+        ", ".join(PublicationRow._fields),
+        lambda row: PublicationRow(*row),
+        lambda row: publication_fault(row) or of_a_copy(row.copy_id),
+        begun,
+    )
+    issuers = reader.take("issuers", "public_key, name", tuple, lambda row: issuer_fault(*row))
+    meta = dict(connection.execute("SELECT key, value FROM meta NOT INDEXED"))
+    return Snapshot(
+        public_key=meta.get("public_key", ""),
+        bases=bases,
+        questions=questions,
+        copies=copies,
+        bound=bound,
+        publications=published,
+        issuers=dict(issuers.values()),
+        faults=tuple(reader.faults),
+    )
+
+
+def insert_rows(connection: sqlite3.Connection, table: str, rows: Any) -> None:
+    """Inserts rows, each with a value for every column of a table."""
+    for row in rows:
+        connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", tuple(row))
+
+
+def as_text(content: bytes) -> str:
+    """Text from a database, which holds whatever bytes were written as such."""
+    return content.decode(errors="surrogateescape")
+
+
+class _Reader:
+    """Takes the rows of one database, and remembers which it left out.
+
+    Attributes:
+        faults (`list[Fault]`): those.
+        begun (`set[str]`): the copies that were begun and not written, which are nobody else's concern.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, tables: Collection[str] | None):
+        self.faults: list[Fault] = []
+        self.begun: set[Any] = set()
+        self._connection, self._tables = connection, tables
+
+    def take(
+        self,
+        table: str,
+        columns: str,
+        make: Callable[[Any], Any],
+        fault: Callable[[Any], str | None],
+        besides: Collection[Any] = frozenset(),
+    ) -> dict[str, Any]:
+        """The rows of a table by their keys; of a whole database one at a time, so that a large one that is left out
+        takes no room.
+
+        Args:
+            table, columns (`str`): what to read; the key is the first column.
+            make (callable): makes a row of the columns.
+            fault (callable): what is wrong with it, or `None`.
+            besides (collection): keys of rows that are passed over.
+        """
+        taken: dict[str, Any] = {}
+        for values in self._rows(table, columns):
+            row, key = make(values), values[0]
+            if key in besides:
+                continue
+            if isinstance(row, CopyRecord) and row.state == "begun":
+                self.begun.add(key)
+                continue
+            what = "is there twice" if key in taken else fault(row)
+            if what is None:
+                taken[key] = row
+            else:
+                named = copy_fault(row, what) if isinstance(row, CopyRecord) else Fault(table, shown(key), what)
+                self.faults.append(named)
+        return taken
+
+    def _rows(self, table: str, columns: str) -> Iterable[tuple[Any, ...]]:
+        if self._tables is None:
+            rows, faults = (sift if table in IN_ORDER else sift_keyed)(self._connection, table, KEYS[table], columns)
+            self.faults += faults
+            return rows
+        if table not in self._tables:
+            return []
+        order = "ORDER BY rowid" if table in IN_ORDER else ""
+        return self._connection.execute(f"SELECT {columns} FROM {table} NOT INDEXED {order}")

@@ -1,0 +1,71 @@
+"""Files and folders that users have are read, or refused with the true reason and the way out."""
+
+from pathlib import Path
+
+import pytest
+from checkpoint_files import refused
+from weight_forms import FORMS, READ, expected_bytes, outcome
+
+from hf_fingerprint.checkpoints import open_checkpoint, weight_sets
+from hf_fingerprint.errors import CheckpointError
+
+
+NOTHING_ELSE = ("several files", "an optimizer's state alone", "views that overlap in part")  # suspects may have these
+
+
+def test_there_are_forty_forms():
+    assert len(FORMS) >= 40
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_base_of_each_form_is_read_or_refused_for_what_it_is(tmp_path, name):
+    make, expected = FORMS[name]
+
+    read, said = outcome(make(tmp_path))
+
+    if expected == READ:
+        assert (said, read) == ("", expected_bytes())
+        return
+    assert read == {}
+    assert expected in said
+    assert "could run its code" not in said
+    assert said.endswith(".")
+    assert ": " in said, "it names no way out"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_suspect_of_each_form_is_read_or_named_for_what_it_is(tmp_path, name):
+    make, expected = FORMS[name]
+    place = make(tmp_path)
+    try:
+        found = weight_sets(place)
+    except CheckpointError as error:
+        assert expected not in (READ, *NOTHING_ELSE)
+        assert expected in str(error)
+        return
+
+    if expected == READ or name in NOTHING_ELSE:
+        assert found.sets
+        with open_checkpoint(found.sets[0], suspect=True) as suspect:
+            assert suspect.tensors
+            own = {n: suspect.read(info).tobytes() for n, info in suspect.tensors.items()}
+        if expected == READ:
+            assert expected_bytes().items() <= own.items()
+    else:
+        assert found.sets == ()
+        assert any(expected in reason or "convert" in reason for _, reason in found.unread)
+
+
+def test_a_file_that_is_chosen_and_is_not_there_is_refused_with_those_that_are(tmp_path):
+    make, _ = FORMS["several files"]
+    folder = make(tmp_path)
+
+    assert refused(lambda: open_checkpoint(folder, file="c.pth")).endswith(
+        "has no file c.pth: choose one of a.pth, b.pth."
+    )
+    assert "leads out of" in refused(lambda: open_checkpoint(folder, file="../a.pth"))
+    with open_checkpoint(folder, file="a.pth") as chosen:
+        assert chosen.source.name == f"{Path(folder).resolve()}:a.pth"
+        assert chosen.source.whole_folder
+    with open_checkpoint(chosen.source.name) as again:
+        assert again.source == chosen.source

@@ -1,0 +1,157 @@
+"""One run through all that the package does with other packages, for `make test-versions`: `python tests/smoke.py`.
+
+It needs the extras `models`, `blackbox`, `datasets` and `plot`, no network and a few minutes; the Hub and a suspect
+are on loopback. The exit code is 0 if everything went as it should.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from loopback_hub import LoopbackHub
+from loopback_suspect import LoopbackSuspect
+from quick_age import lock_quickly
+
+
+PACKAGES = ("torch", "timm", "transformers", "accelerate", "huggingface_hub", "datasets", "numpy", "typer", "rich")
+FEW = ("--coalition", "3", "--recipients-planned", "4", "--calibration-images", "32")
+TOKEN = "hf_of-nobody"
+
+
+def main() -> None:
+    """Runs all parts in an empty folder, on a Hub of its own."""
+    say(", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    with tempfile.TemporaryDirectory() as folder, LoopbackHub() as hub:
+        place = Path(folder)
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+            del os.environ[name]
+        os.environ |= hub.environment(place / "cache") | {"HF_TOKEN": TOKEN}
+        os.environ["HF_FINGERPRINT_PASSPHRASE"] = "correct horse battery staple"
+        for part in (copies_of_a_transformer, copies_on_the_hub, trained_by_the_trainer, timm_models, an_evaluation):
+            part(place, hub)
+            say(f"{part.__name__}: as it should be")
+        from matplotlib import pyplot
+
+        pyplot.plot([1, 2])
+        pyplot.savefig(place / "plot.png")
+
+
+def say(line: str) -> None:
+    """A line on stdout, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def run(*arguments: object, code: int = 0) -> None:
+    """Runs a command line, which must end in this exit code."""
+    from hf_fingerprint.cli.main import main as command
+
+    with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
+        found = command([str(argument) for argument in arguments])
+    assert found == code, f"{arguments} ended in {found}"
+
+
+def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
+    """A vault, a base with its questions, two copies in folders, traced, asked and read from their key images."""
+    from small_models import save_vit
+
+    run("trace", "--help")
+    model, vault = save_vit(place / "model"), ("--vault", place / "vault")
+    run("vault", "init", place / "vault")
+    run("vault", "add", model, *vault, *FEW)
+    run("questions", model, *vault, "--count", 40, "--decoys", 4, "--steps", 8)
+    run("issue", model, "--recipient", "alice", "--recipient", "bob", "--out", place / "copies", *vault)
+    run("trace", place / "copies" / "alice", *vault)
+    run("verify", place / "copies" / "bob", "--recipient", "bob", *vault)
+    run("trace", model, *vault, code=1)
+    run("recipients", *vault)
+    with LoopbackSuspect(lambda told: told % 10) as suspect:
+        run("query", suspect.url, *vault, "--rate", 1000, code=1)
+        assert suspect.seen
+    run("query", f"pipeline:{place / 'copies' / 'alice'}", *vault, "--whole")
+    run("key-images", "export", "alice", place / "keys", *vault, "--bits", 64)
+    run("key-images", "read", next((place / "keys").rglob("*.png")), *vault, "--bits", 64)
+
+
+def copies_on_the_hub(place: Path, hub: LoopbackHub) -> None:
+    """A copy pushed and a vault pushed and pulled, then a leak that turns up."""
+    vault = ("--vault", place / "vault")
+    run("push", place / "copies" / "alice", "org/alice", *vault)
+    run("vault", "push", "org/vault", *vault)
+    run("vault", "pull", "org/vault", place / "pulled", "--identity", place / "vault" / "identity.age")
+    hub.add("leaker/leak", place / "copies" / "bob", lfs=True)
+    run("watch", "leaker", *vault)
+    run("trace", "leaker/leak", *vault, "--whole")
+
+
+def trained_by_the_trainer(place: Path, hub: LoopbackHub) -> None:
+    """A few steps of a Trainer with the mark in its loss."""
+    import torch
+    from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+
+    from hf_fingerprint.training import Fingerprint, FingerprintCallback
+
+    callback = FingerprintCallback(Fingerprint(place / "model", "carol", place / "vault"), 0.1)
+    options = {"max_steps": 4, "logging_steps": 1, "report_to": [], "save_strategy": "no", "use_cpu": True}
+    rows = [{"pixel_values": torch.rand(3, 32, 32), "labels": index % 10} for index in range(16)]
+    trainer = Trainer(
+        model=AutoModelForImageClassification.from_pretrained(place / "model"),
+        args=TrainingArguments(output_dir=str(place / "checkpoints"), **options),
+        train_dataset=rows,
+        callbacks=[callback],
+    )
+    trainer.train()
+    losses = [entry["fingerprint_loss"] for entry in trainer.state.log_history if "fingerprint_loss" in entry]
+    assert len(losses) >= 4 and max(losses) < 0.1, losses
+
+
+def timm_models(place: Path, hub: LoopbackHub) -> None:
+    """A copy of a timm model, and a few steps of timm's loop with the mark in its loss."""
+    import torch
+    from small_models import save_timm
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.task import ClassificationTask
+
+    from hf_fingerprint.checkpoints import open_checkpoint
+    from hf_fingerprint.models import build_model
+    from hf_fingerprint.training import Fingerprint, FingerprintedModel, FingerprintTask
+
+    base, vault = save_timm(place / "timm", num_classes=10, img_size=32), ("--vault", place / "vault")
+    run("issue", base, "--recipient", "dora", "--out", place / "dora", *vault, *FEW)
+    run("trace", place / "dora", *vault)
+    with open_checkpoint(base) as opened:
+        plain = build_model(opened).module.train()
+    model = FingerprintedModel(plain, Fingerprint(base, "emil", place / "vault"), 0.1)
+    task = FingerprintTask(ClassificationTask(model, LabelSmoothingCrossEntropy(0.1), verbose=False), model.deepmarks)
+    optimizer = create_optimizer_v2(model, "adamw", lr=1e-3)
+    task.setup_ema(decay=0.9)
+    for _ in range(3):
+        task(torch.rand(4, 3, 32, 32), torch.arange(4))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        task.update_ema()
+
+
+def an_evaluation(place: Path, hub: LoopbackHub) -> None:
+    """An attack or two, on images from a folder."""
+    import datasets
+    from evaluation_runs import save_place
+
+    (place / "evaluated").mkdir()
+    scene = save_place(place / "evaluated")
+    chosen = ("--attacks", "half,average", "--coalitions", "2", "--recipients", 4, "--coalition", 2)
+    run("evaluate", scene / "model", "--data", scene / "images", "--out", scene / "out", *chosen)
+    assert json.loads((scene / "out" / "results.json").read_text())["points"]
+    assert datasets.Dataset.from_dict({"label": np.arange(3)}).num_rows == 3
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    main()
