@@ -76,10 +76,8 @@ def feed(target: Target, seeds: Iterable[int], found: Found, tell: Callable[[int
             with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
                 target.read(content)
-        except FingerprintError as error:
+        except FingerprintError:
             found.refused += 1
-            if "\n" in str(error).strip():
-                found.escaped.append(f"{seed}: a refusal of several lines")
         except Exception as error:
             lines = traceback.format_exception(error)
             found.escaped.append(f"{seed}: {' '.join(' '.join(lines[-1 - SHOWN :]).split())[:600]}")

@@ -61,7 +61,12 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
             raise BuildError(f"{file} gives {name} as {shown(settings[name])}: mend it.")
     for name in ("size_divisor", "resize_short"):
         _side(settings.get(name, 1), name, file)
-    return kind(**settings, **sizes)
+    try:
+        return kind(**settings, **sizes)
+    except Exception as error:  # whatever a processor has against its settings
+        raise BuildError(
+            f"{file} describes no image processor ({type(error).__name__}): mend it, or remove it."
+        ) from error
 
 
 def preprocessing(

@@ -69,7 +69,7 @@ def open_folder(folder: str | Path) -> Snapshot:
             return _read(connection, refuse, str(folder), other_tables=True)
         except OSError as error:
             raise VaultError(f"{file} can't be read ({error.strerror}): give this account access to it.") from None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
             raise refuse(_said(error)) from None
 
 
@@ -92,7 +92,7 @@ def read_pack(content: bytes, where: str) -> Snapshot:
                 raise refuse("it is no database")
             _fill(connection, content)
             return _read(connection, refuse, where, other_tables=False)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
             raise refuse(_said(error)) from None
 
 
@@ -208,7 +208,7 @@ def _own_tables() -> dict[str, tuple[tuple[str, str, int], ...]]:
         return {name: _columns(connection, name) for name in names}
 
 
-def _said(error: sqlite3.Error) -> str:
+def _said(error: Exception) -> str:
     if "interrupted" in str(error):
         return "it takes too long to read"
     return "it is damaged"

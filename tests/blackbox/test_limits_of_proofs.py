@@ -1,0 +1,79 @@
+"""Proofs and transcripts are held to what working them out takes, before that is done."""
+
+import json
+
+import pytest
+from fuzz_targets import proof, transcript
+from refusals import refused
+
+from hf_fingerprint.blackbox import check_proof
+from hf_fingerprint.blackbox import proof as proof_module
+from hf_fingerprint.blackbox.transcript import Transcript, read_transcript
+from hf_fingerprint.checkpoints.limits import MAX_PROOF, MAX_TRANSCRIPT
+
+
+def test_answers_are_laid_out_once_however_many_are_accused(tmp_path):
+    path = tmp_path / "proof.json"
+    path.write_bytes(proof(300, 160, 160))
+
+    found = check_proof(path)
+
+    assert len(found) == 300
+    assert all(each.opened and each.published is None and not each.holds for each in found)
+
+
+@pytest.mark.parametrize(("accused", "questions"), [(257, 65_536), (10_001, 1)])
+def test_more_accused_than_can_be_worked_out_in_time_are_refused(tmp_path, monkeypatch, accused, questions):
+    monkeypatch.setattr(proof_module, "keyed_labels", pytest.fail)
+    path = tmp_path / "proof.json"
+    path.write_bytes(proof(accused, questions, 1))
+
+    assert f"accuses {accused} by {questions} questions" in refused(check_proof, path)
+
+
+def test_a_proof_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "proof.json"
+    with path.open("wb") as stream:
+        stream.truncate(MAX_PROOF + 1)
+
+    assert "a proof may have 16 MB" in refused(check_proof, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"alpha": 1e-06', '"alpha": NaN'),
+        lambda text: text.replace('"format": 1', '"format": 2, "format": 1'),
+        lambda text: text.replace('"suspect": "s"', f'"suspect": "{"s" * 5000}"'),
+    ],
+)
+def test_what_readers_take_in_several_ways_is_no_proof(tmp_path, change):
+    path = tmp_path / "proof.json"
+    text = proof(2, 12, 10).decode()
+    assert change(text) != text
+    path.write_text(change(text))
+
+    assert "no proof" in refused(check_proof, path)
+
+
+def test_a_transcript_with_more_lines_than_questions_is_refused(tmp_path):
+    path = tmp_path / "transcript"
+    path.write_bytes(transcript(5))
+    heading, answers = read_transcript(path)
+    assert len(answers) == 5
+
+    path.write_bytes(transcript(5) + b"\n" * 100_000)
+    assert "more than its questions' answers" in refused(read_transcript, path)
+    assert "more than its questions' answers" in refused(Transcript, path, heading)
+    with path.open("r+b") as stream:
+        stream.truncate(MAX_TRANSCRIPT + 1)
+    assert "a transcript may have 32 MB" in refused(read_transcript, path)
+
+
+def test_a_line_that_takes_memory_is_damaged(tmp_path):
+    path = tmp_path / "transcript"
+    lines = transcript(3).splitlines()
+    lines[2] = json.dumps([[]] * 10_000).encode()
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+    assert "damaged in line 3" in refused(read_transcript, path)
