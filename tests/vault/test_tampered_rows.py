@@ -39,7 +39,8 @@ def test_lost_bytes_stop_nobody_elses_trace_and_never_end_in_nobody(tmp_path):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    return bench.make_scene(tmp_path_factory.mktemp("scene"), 20)
+    yield bench.make_scene(tmp_path_factory.mktemp("scene"), 20)
+    store.open_identity = open_identity  # a module's fixture is made before a test's, which then keeps the benchmark's
 
 
 def opened(folder: Path) -> Vault:
