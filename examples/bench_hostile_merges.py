@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hostile_vaults import GOOD, changed, check_merge, make_world, ways_in
 from small_models import PASSPHRASE
 
 from hf_fingerprint import Vault, trace
+from hf_fingerprint.errors import FingerprintWarning
 
 
 LONGEST = 10.0  # seconds
@@ -27,6 +29,7 @@ LONGEST = 10.0  # seconds
 
 def main() -> None:
     """Prints what became of each kind, and the totals."""
+    warnings.simplefilter("ignore", FingerprintWarning)  # of the tests' identities, which are quick to guess
     ended: Counter[str] = Counter()
     slowest, traced = (0.0, ""), 0
     with tempfile.TemporaryDirectory() as scratch:
