@@ -47,6 +47,7 @@ bench: $(VENV)/installed
 	$(BIN)/python examples/bench.py --out bench_output
 	$(BIN)/python examples/bench_training.py
 	$(BIN)/python examples/bench_verdicts.py --out bench_output/verdicts
+	$(BIN)/python examples/fuzz_readers.py --count 100000 --out bench_output/fuzz
 
 evaluate: $(VENV)/installed
 	for model in lite0 lite2 resnet vit; do $(BIN)/python examples/bench_attacks.py $$model || exit 1; done
