@@ -27,12 +27,17 @@ def recipient_name(recipient: str) -> str:
         [`VaultError`]: if it can't be a name.
     """
     check_recipient(recipient)
+    return normal_name(recipient)
+
+
+def normal_name(recipient: str) -> str:
+    """The one spelling of a name; see [`recipient_name`]."""
     return unicodedata.normalize("NFC", recipient).strip()
 
 
 def same_recipient(one: str, other: str) -> bool:
     """Whether two names are one recipient's, however they are spelled."""
-    return one == other or unicodedata.normalize("NFC", one).strip() == unicodedata.normalize("NFC", other).strip()
+    return one == other or normal_name(one) == normal_name(other)
 
 
 def spellings(recipient: str) -> tuple[str, ...]:

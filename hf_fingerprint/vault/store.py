@@ -23,7 +23,7 @@ from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.forgetting import clear_journal, wipe
 from hf_fingerprint.vault.making import check_no_vault, identity_of_begun, make_vault
 from hf_fingerprint.vault.opening import SAME_KEY, open_copies, opens_most, unsealed
-from hf_fingerprint.vault.records import Base, CopyRecord, recipient_name, spellings
+from hf_fingerprint.vault.records import Base, CopyRecord, normal_name, spellings
 from hf_fingerprint.vault.rows import Rows, check_readable, is_content_hash, read_rows, sift_bases, sift_copies
 from hf_fingerprint.vault.schema import COPY_COLUMNS, base_to_row, check_questions, seal_questions
 from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity, seal
@@ -246,7 +246,7 @@ class Vault(Database):
             `(record, copy_key)`: the key is stored sealed only; forget it when the copy is written.
         """
         copy_id = again.copy_id if again else secrets.token_hex(8)
-        recipient = again.recipient if again else recipient_name(recipient)
+        recipient = again.recipient if again else normal_name(recipient)
         created = datetime.now(UTC).isoformat(timespec="seconds")
         copy_key = copy_key or new_secret()
         sealed = seal(copy_key, copy_id, base.base_id, recipient, self.public_key)
