@@ -105,7 +105,7 @@ def make_scene(work: Path, recipients: int) -> Scene:
         vault.add_questions(issuer.base, b"questions")
         base_id = issuer.base.base_id
     for copy in vault.copies(base_id, begun=False)[:20]:
-        begin_publication(vault, copy.copy_id, f"org/{copy.copy_id}", {"model.safetensors": "00" * 32}, copy.recipient)
+        begin_publication(vault, copy.copy_id, f"org/{copy.copy_id}", {"model.safetensors": "00" * 32}, copy.copy_id)
         confirm_publication(vault, copy.copy_id, "00" * 20)
         with vault.connect() as connection:
             connection.execute("INSERT INTO bound VALUES (?)", (copy.copy_id,))

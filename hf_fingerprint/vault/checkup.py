@@ -3,6 +3,7 @@
 import re
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import SECRET_BYTES
@@ -14,6 +15,7 @@ from hf_fingerprint.vault.publications import publication_faults
 from hf_fingerprint.vault.rows import is_content_hash, sift_keyed
 from hf_fingerprint.vault.schema import check_questions
 from hf_fingerprint.vault.sealing import check_public_key
+from hf_fingerprint.vault.snapshots import take_snapshot
 from hf_fingerprint.vault.storage import damaged
 from hf_fingerprint.vault.store import Vault
 
@@ -40,6 +42,9 @@ def check_vault(vault: Vault) -> list[Fault]:
                 faults.append(Fault("database", "", "is damaged"))
     if vault.unlocked:
         faults += _bundles(vault)
+    listed = {(fault.table, fault.key) for fault in faults}
+    kept = (fault for fault in take_snapshot(vault).faults if (fault.table, fault.key) not in listed)
+    faults += [replace(fault, what=f"{fault.what}, so it is not shared with other vaults") for fault in kept]
     return list(dict.fromkeys([*faults, *_folder(vault)]))
 
 
