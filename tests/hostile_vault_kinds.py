@@ -211,7 +211,7 @@ def _kinds() -> dict[str, Kind]:
     for column in ("copy_id", "base_id"):
         for value in (*PATHS, ESCAPES, BACKWARDS, "x", "0" * 15, "G" * 16, b"text:\xff" * 4):
             kinds[f"copies: {value!r} as {column}"] = Kind(_value("copies", column, value), "copies")
-    for value in (BACKWARDS, " ", "x" * 201, "a\u2028b", "\ud7ff\ue000"):
+    for value in (BACKWARDS, " ", "x" * 256, "a\u2028b", "\ud7ff\ue000"):
         kinds[f"copies: {value!r} as recipient"] = Kind(_value("copies", "recipient", value), "copies", _victim)
     for value in (*PATHS, "org/..", "../..", "org/a--b", "org", "a/b/c", "https://x/y", "org/na me", "org/\u0430"):
         kinds[f"publications: {value!r} as repo"] = Kind(

@@ -201,7 +201,7 @@ class TestNothingIsRecorded:
         assert "move the vault out of it" in refused(lambda: fingerprint.keep_out_of(tmp_path), error=VaultError)
         fingerprint.keep_out_of(tmp_path / "elsewhere")
 
-    @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 201])
+    @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 256])
     def test_for_what_is_no_name(self, base, vault, name):
         refused(lambda: Fingerprint(base, name, vault), error=VaultError)
 
