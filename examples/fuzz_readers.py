@@ -2,7 +2,7 @@
 
     python examples/fuzz_readers.py --count 100000 --out fuzz
 
-Each reader runs in a process of its own, so that its peak memory is its own; an input that takes five minutes is killed
+Each reader runs in a process of its own, so that its peak memory is its own; what takes five minutes is killed
 and counted. The seed of each input is printed with whatever it does wrong: `--reader NAME --only SEED` repeats it.
 """
 
