@@ -255,7 +255,8 @@ def test_recipients_lists_who_got_what_and_when(shared, run):
     told = json.loads(run("recipients", "--vault", shared.vault, "--json")[1])
     assert [copy["recipient"] for copy in told] == ["alice", "[bold]x"]
     assert {copy["state"] for copy in told} == {"written"}
-    assert told[0].keys() == {"recipient", "copy", "base", "state", "out", "created", "content_hash", "commitment"}
+    keys = {"recipient", "copy", "base", "state", "out", "created", "content_hash", "commitment", "arrived"}
+    assert told[0].keys() == keys
 
 
 def test_an_empty_vault_lists_nobody(tmp_path, run):
