@@ -17,6 +17,7 @@ from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel, Images, many_synthetic_images, user_images_apart
+from hf_fingerprint.models.pictures import open_picture
 from hf_fingerprint.registration import examine
 from hf_fingerprint.registration.comparison import Comparison
 from hf_fingerprint.registration.strength import MarkedModel, any_codewords, measured_strength
@@ -232,16 +233,15 @@ def photographs(folder: Path, count: int) -> Path:
 def test_strength_is_searched_on_some_of_the_users_images_and_reported_on_others(tmp_path, files, expected):
     folder, read = photographs(tmp_path / "images", files), []
     built = BuiltModel(None, (3, SIZE, SIZE), (0.5,) * 3, (0.5,) * 3, lambda image: torch.zeros(3, SIZE, SIZE))
-    opened = Image.open
 
-    def noting(path: Path) -> Image.Image:
-        read.append(path)
-        return opened(path)
+    def noting(source: Path, *others: object) -> Image.Image:
+        read.append(source)
+        return open_picture(source, *others)
 
     few, many = user_images_apart(folder, built, 32, 100)
     assert read == []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Image, "open", noting)
+        patch.setattr("hf_fingerprint.models.inputs.open_picture", noting)
         counts = [sum(len(batch) for batch in images.batches(16)) for images in (few, many)]
 
     assert tuple(counts) == (len(few), len(many)) == expected
