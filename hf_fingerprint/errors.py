@@ -35,7 +35,7 @@ class VaultError(FingerprintError):
 
 
 class StorageError(VaultError):
-    """A vault's disk is full, read-only, in use by another process or failing; the vault itself is as it was."""
+    """A disk is full, read-only, in use by another process or failing; a vault on it is as it was."""
 
 
 class HubError(FingerprintError):

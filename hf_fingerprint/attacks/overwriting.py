@@ -50,7 +50,7 @@ class Overwriting(Attack):
             raise FingerprintError(f"A mark can't be put over another {self.times} times: choose 1 or more.")
 
     def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file, save
 
         if self.eps is None:
             self.equipped(thief)
@@ -60,7 +60,7 @@ class Overwriting(Attack):
             with TemporaryDirectory(prefix="overwriting-") as folder:
                 model = Path(folder, "model", FILE)  # no vault is made next to a model
                 model.parent.mkdir()
-                save_file({name: tensor.contiguous() for name, tensor in found.items()}, model)
+                model.write_bytes(save({name: tensor.contiguous() for name, tensor in found.items()}))
                 found = load_file(self._marked(Path(folder), model, built))
                 if thief is not None and thief.advance is not None:
                     thief.advance(1)

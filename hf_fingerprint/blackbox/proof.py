@@ -15,8 +15,8 @@ one base: the alpha in its heading is this base's share of the questioning's, an
 
 import json
 import math
-import secrets
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +28,6 @@ from hf_fingerprint.blackbox.answers import check_answers, keyed_labels, owned_q
 from hf_fingerprint.blackbox.evidence import log_stake
 from hf_fingerprint.blackbox.querying import QueryResult, QueryScore
 from hf_fingerprint.blackbox.transcript import part_of, read_transcript
-from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.checkpoints.limits import (
     MAX_ACCUSED,
     MAX_PROOF,
@@ -43,7 +42,8 @@ from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES, commitment
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults, check_recipient
-from hf_fingerprint.vault.private_files import write_private
+from hf_fingerprint.vault.private_files import beside, publish, write_private
+from hf_fingerprint.vault.storage import writing
 
 
 FORMAT = 1
@@ -118,7 +118,7 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
         `tuple[Path, ...]`: the files.
 
     Raises:
-        [`FingerprintError`]: if nobody is accused, or a file is there already.
+        [`FingerprintError`]: if nobody is accused, or a file is there already or can't be written; none is left then.
     """
     accused: dict[str, list[QueryScore]] = {}
     for score in sorted(result.accused, key=lambda score: result.base_ids.index(score.base_id)):
@@ -128,15 +128,22 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
     places = {base_id: part_of(path, base_id, next(iter(accused))) for base_id in accused}
     for place in places.values():
         check_free(place)
+    documents = {}
     for base_id, scores in accused.items():
         records = {record.copy_id: record for record in vault.copies(base_id)}
         kept = part_of(transcript, base_id, result.base_ids[0])
-        _write(places[base_id], kept, [records[score.copy_id] for score in scores], vault)
+        documents[places[base_id]] = _document(kept, [records[score.copy_id] for score in scores], vault)
+    with writing(f"{path} can't be written", Path(path).parent), ExitStack() as written:
+        partials = {place: written.enter_context(beside(place)) for place in documents}
+        for place, document in documents.items():  # all before the first has its name, which refuses a new attempt
+            write_private(partials[place], document)
+        for place, partial in partials.items():
+            publish(partial, place)
     return tuple(places.values())
 
 
-def _write(path: Path, transcript: Path, accused: Sequence[CopyRecord], vault: Vault) -> None:
-    """Writes the proof against recipients of one base."""
+def _document(transcript: Path, accused: Sequence[CopyRecord], vault: Vault) -> bytes:
+    """The proof against recipients of one base."""
     heading, answers = read_transcript(transcript)
     opened = []
     for record in accused:
@@ -150,15 +157,7 @@ def _write(path: Path, transcript: Path, accused: Sequence[CopyRecord], vault: V
         )
     told = [[question, answer] for question, answer in answers.items()]
     document = {"format": FORMAT, "heading": asdict(heading), "answers": told, "accused": opened}
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        write_private(beside, json.dumps(document, indent=1).encode())
-        beside.rename(path)
-        sync(path.parent)
-    except OSError as error:
-        raise FingerprintError(f"{path} can't be written ({error.strerror}): choose another place.") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    return json.dumps(document, indent=1).encode()
 
 
 def check_free(path: str | Path) -> None:

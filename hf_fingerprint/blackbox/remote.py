@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -21,6 +21,7 @@ from hf_fingerprint.blackbox.deadline import Deadline
 from hf_fingerprint.blackbox.labels import Labels
 from hf_fingerprint.blackbox.politeness import Passing, Politeness, is_passing, needs, retry_after
 from hf_fingerprint.blackbox.suspects import Asked
+from hf_fingerprint.checkpoints import full_disk, lacks_room
 from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_REPLY, megabytes, parse_json
 from hf_fingerprint.checkpoints.plain_http import warn_of_token
 from hf_fingerprint.errors import FingerprintError
@@ -267,6 +268,8 @@ class _Through:
         except InferenceTimeoutError:
             raise Passing("it took too long") from None
         except Exception as error:
+            if isinstance(error, OSError) and lacks_room(error):
+                raise full_disk(Path(gettempdir())) from None
             if "TransportError" in {kind.__name__ for kind in type(error).__mro__}:
                 raise Passing(f"the connection failed ({type(error).__name__})") from None
             strange = isinstance(error, ValueError | TypeError | AttributeError | KeyError | RecursionError)

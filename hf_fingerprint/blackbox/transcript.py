@@ -15,6 +15,7 @@ the vault's order, and `FILE.<base id>` for each other. Their alphas are shares 
 A crash may leave a last line without its end. It is cut off when the file is opened again, and the answer is lost.
 """
 
+import errno
 import json
 import os
 import stat
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_fingerprint.checkpoints import full_disk, lacks_room
 from hf_fingerprint.checkpoints.limits import MAX_LINE, MAX_LINE_VALUES, MAX_TRANSCRIPT, parse_json, read_bounded
 from hf_fingerprint.errors import FingerprintError
 
@@ -74,6 +76,7 @@ class Transcript:
         images (`dict[int, str]`): the digest of each question's image, see [`image_digest`].
 
     Raises:
+        [`StorageError`]: if the disk is full.
         [`FingerprintError`]: if the file can't be read or written, isn't a transcript, is damaged, or is of another
             questioning.
     """
@@ -85,6 +88,8 @@ class Transcript:
         try:
             self._file = os.open(self.path, _FLAGS, 0o600)
         except OSError as error:
+            if lacks_room(error):
+                raise full_disk(self.path.parent) from None
             raise self._refusal(f"can't be written ({error.strerror})", "choose another place") from None
         try:
             self._read()
@@ -110,8 +115,8 @@ class Transcript:
             answer (`int` or `None`): the class told.
 
         Raises:
-            [`FingerprintError`]: if there is no such question or class, the question was answered before, or the disk
-                is full.
+            [`FingerprintError`]: if there is no such question or class, or the question was answered before.
+            [`StorageError`]: if the disk is full; then the answer is not kept, and may be asked for again.
         """
         line = {"question": question, "image": image, "answer": answer, "at": _now()}
         if (wrong := self._wrong(line)) is not None:
@@ -202,9 +207,11 @@ class Transcript:
             size = os.fstat(self._file).st_size
             if os.write(self._file, content) < len(content):
                 os.ftruncate(self._file, size)
-                raise OSError(None, "no space left")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file)
         except OSError as error:
+            if lacks_room(error):
+                raise full_disk(self.path.parent) from None
             raise self._refusal(
                 f"can't be written ({error.strerror})", "see to the disk, then run the same command again to go on"
             ) from None

@@ -2,7 +2,7 @@
 
 from hf_fingerprint.checkpoints.contents import Contents, LeftOut, contents_of
 from hf_fingerprint.checkpoints.files import sync
-from hf_fingerprint.checkpoints.places import cleared_on_failure, folder_of
+from hf_fingerprint.checkpoints.places import cleared_on_failure, folder_of, full_disk, lacks_room
 from hf_fingerprint.checkpoints.ranged_files import TooLarge
 from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ranges
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
@@ -28,7 +28,9 @@ __all__ = [
     "contents_of",
     "digest_tensors",
     "folder_of",
+    "full_disk",
     "goes_as_it_is",
+    "lacks_room",
     "open_checkpoint",
     "open_ranges",
     "replace_tensor",

@@ -1,11 +1,26 @@
-"""Where a folder is made and put: beside its place first, and cleared away if making it fails."""
+"""Where a folder is made and put: beside its place first, and cleared away if making it fails; what a full disk is
+called."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.errors import CheckpointError, StorageError
+
+
+_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+
+
+def lacks_room(error: OSError) -> bool:
+    """Whether this is what a full disk raises."""
+    return error.errno in _FULL
+
+
+def full_disk(folder: Path) -> StorageError:
+    """The sentence for a full disk."""
+    return StorageError(f"The disk of {folder.absolute()} is full: make room there, and run the same command again.")
 
 
 @contextmanager
@@ -15,6 +30,8 @@ def cleared_on_failure(partial: Path) -> Iterator[None]:
         yield
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if lacks_room(error):
+            raise full_disk(partial.parent) from None
         raise CheckpointError(
             f"{partial.parent} can't be written to ({error.strerror or error}): make room or choose another place."
         ) from None

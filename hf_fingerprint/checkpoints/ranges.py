@@ -7,6 +7,7 @@ with open_ranges("org/name") as checkpoint:  # None: download it instead
 ```
 """
 
+import errno
 import posixpath
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from hf_fingerprint.checkpoints.limits import (
 from hf_fingerprint.checkpoints.names import is_adapter, printable
 from hf_fingerprint.checkpoints.naming import HubId, exists, hub_id, named
 from hf_fingerprint.checkpoints.nests import free_name
+from hf_fingerprint.checkpoints.places import full_disk
 from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles, TooLarge
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, most_of, read_layout
 from hf_fingerprint.checkpoints.source import Source
@@ -271,18 +273,21 @@ class RangedCheckpoint:
             head = np.concatenate([head, self._hub.get(name, len(head), end)[0]])
         self.total_bytes += size
         self._heads.append((number, 0, head))
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as sparse:  # holds the header alone
-            try:
-                sparse.write(head[:end])
-                sparse.truncate(size)
-                sparse.flush()
-                return read_layout(Path(sparse.name), number, self.left_out)[1]
-            except CheckpointError as error:
-                raise CheckpointError(str(error).replace(sparse.name, where)) from None
-            except (OSError, OverflowError):
-                raise CheckpointError(
-                    f"{where} is said to have {size} bytes, which fit nowhere here: don't use this model."
-                ) from None
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".safetensors") as sparse:  # holds the header alone
+                try:
+                    sparse.write(head[:end])
+                    sparse.truncate(size)
+                    sparse.flush()
+                    return read_layout(Path(sparse.name), number, self.left_out)[1]
+                except CheckpointError as error:
+                    raise CheckpointError(str(error).replace(sparse.name, where)) from None
+        except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # not EFBIG, which is the size's fault
+                raise full_disk(Path(tempfile.gettempdir())) from None
+            raise CheckpointError(
+                f"{where} is said to have {size} bytes, which fit nowhere here: don't use this model."
+            ) from None
 
     def _range(self, file: int, begin: int, end: int) -> np.ndarray:
         """Bytes of a weight file whose size is known."""

@@ -36,7 +36,7 @@ from hf_fingerprint.checkpoints.files import (
 )
 from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
 from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
-from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.errors import CheckpointError, StorageError
 
 
 Rewrite = Callable[[np.ndarray], None]
@@ -102,7 +102,8 @@ def write_copy(
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files are copied.
 
     Raises:
-        [`CheckpointError`]: if the source can't be copied faithfully, or the disk is too full.
+        [`CheckpointError`]: if the source can't be copied faithfully.
+        [`StorageError`]: if the disk is too full.
     """
     source = checkpoint.source
     if not set(rewrites) <= set(checkpoint.tensors):
@@ -292,7 +293,7 @@ def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
     needed = sum(info.nbytes for info in checkpoint.tensors.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise CheckpointError(f"{folder} has {free >> 20} MB free and the copy needs {needed >> 20}: make room.")
+        raise StorageError(f"{folder} has {free >> 20} MB free and the copy needs {needed >> 20}: make room.")
 
 
 def _header(checkpoint: Checkpoint, number: int) -> bytes:

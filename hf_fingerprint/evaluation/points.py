@@ -15,7 +15,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from hf_fingerprint.checkpoints import full_disk, lacks_room
+from hf_fingerprint.checkpoints.files import write_all
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.vault.storage import file_refusal, writing
 
 
 PRIVATE, RESULTS = "private", "results.jsonl"
@@ -161,10 +164,11 @@ class Records(Generic[R]):
     def __init__(self, file: Path, told: Callable[[Mapping[str, Any]], R]):
         self._file, self._told = file, told
         self.known: dict[str, R] = {}
-        content = file.read_bytes() if file.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(file, whole)  # a line that was cut off
+        with writing(f"{file} can't be used", file.parent):
+            content = file.read_bytes() if file.exists() else b""
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(file, whole)  # a line that was cut off
         for line in content[:whole].splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
                 values = json.loads(line)
@@ -174,9 +178,8 @@ class Records(Generic[R]):
         """Keeps a record, on the disk when this returns; gives it back as it will be read."""
         values = record.to_dict()
         line = json.dumps({"key": key} | values, allow_nan=False).encode() + b"\n"
-        with self._file.open("ab") as stream:
-            stream.write(line)
-            stream.flush()
+        with writing(f"{self._file} can't be written", self._file.parent), self._file.open("ab", 0) as stream:
+            write_all(stream, memoryview(line))
             os.fsync(stream.fileno())
         self.known[key] = self._told(values)
         return self.known[key]
@@ -191,10 +194,11 @@ class Ledger(Records[Point]):
 
     def __init__(self, folder: Path):
         private = folder / PRIVATE
-        private.mkdir(exist_ok=True, mode=0o700)
         earlier = folder / RESULTS
-        if earlier.exists() and not (private / RESULTS).exists():
-            earlier.replace(private / RESULTS)  # earlier versions left it among what is handed on
+        with writing(f"{private} can't be used", folder):
+            private.mkdir(exist_ok=True, mode=0o700)
+            if earlier.exists() and not (private / RESULTS).exists():
+                earlier.replace(private / RESULTS)  # earlier versions left it among what is handed on
         super().__init__(private / RESULTS, Point.from_dict)
 
     @property
@@ -216,14 +220,22 @@ def opened(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         others = [p.name for p in folder.iterdir() if p.name not in _OWN and not p.name.startswith(("vault-", "tmp"))]
     except OSError as error:
+        if lacks_room(error):
+            raise full_disk(folder) from None
         raise FingerprintError(f"{folder} can't be used ({error.strerror}): choose another --out.") from None
     if others:
         raise FingerprintError(
             f"{folder} holds something else ({', '.join(sorted(others)[:3])}): choose an empty folder, or that of an "
             f"earlier evaluation, for --out."
         )
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise FingerprintError(f"Another evaluation is at work in {folder}: wait for it.") from None
+    except OSError as error:
+        raise file_refusal(f"{folder} can't be used", folder, error) from None
+    try:
+        yield
+    finally:
+        lock.release()

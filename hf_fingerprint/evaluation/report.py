@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
+from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier, score_in_words
 from hf_fingerprint.evaluation.outcomes import outcomes
 from hf_fingerprint.evaluation.page import Tables, render
 from hf_fingerprint.evaluation.points import COLLUSION, Point
 from hf_fingerprint.evaluation.running import Evaluation
 from hf_fingerprint.printable import printable
+from hf_fingerprint.vault.storage import writing
 
 
 if TYPE_CHECKING:
@@ -63,8 +65,13 @@ def write_report(evaluation: Evaluation, folder: Path) -> Written:
     texts = (content, markdown(evaluation), render(evaluation, costs(evaluation), summary, contents(evaluation)))
     for path, text in zip((written.results, written.table, written.page), texts, strict=True):
         partial = path.with_name(f"tmp-{path.name}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        try:
+            with writing(f"{path} can't be written", folder):
+                partial.write_text(text, encoding="utf-8")
+                sync(partial)
+                partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     return written
 
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.attacks.attack import Step, Then, Thief, logits
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.checkpoints import full_disk, lacks_room
+from hf_fingerprint.errors import FingerprintError, StorageError
 from hf_fingerprint.evaluation.data import IMAGES, Data, load_data
 from hf_fingerprint.evaluation.planning import Job, choose, plan
 from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE, Ledger, Point, key_of, opened
@@ -241,9 +243,13 @@ class _Trial:
             for step in steps[1:]:
                 state = step(state, self._thief)
             return state, (1.0,)
+        except StorageError:
+            raise
         except FingerprintError as error:
             raise _CannotAttackError(str(error)) from None
         except Exception as error:  # one attack's mistake is no reason to do without the others
+            if isinstance(error, OSError) and lacks_room(error):
+                raise full_disk(Path(gettempdir())) from None
             raise _CannotAttackError(f"{type(error).__name__}: it does not work on this model.") from error
 
     def _begun(self, step: Step, state: "State") -> "State":

@@ -31,6 +31,7 @@ from hf_fingerprint.registration import Settings
 from hf_fingerprint.vault import Base, Vault, find_passphrase
 from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.private_files import write_private
+from hf_fingerprint.vault.storage import writing
 
 
 if TYPE_CHECKING:
@@ -155,11 +156,15 @@ class Scene:
     @contextmanager
     def _as_file(self, state: "State") -> Iterator[Checkpoint]:
         """A suspect on the disk, for as long as it is looked at."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        with TemporaryDirectory(dir=self._out) as scratch:
-            file = Path(scratch) / "suspect.safetensors"
-            save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}, file)
+        with ExitStack() as kept:
+            with writing(f"A suspect can't be written in {self._out}", self._out):
+                scratch = kept.enter_context(TemporaryDirectory(dir=self._out))
+                file = Path(scratch) / "suspect.safetensors"
+                file.write_bytes(
+                    save({name: each.detach().cpu().clone().contiguous() for name, each in state.items()})
+                )
             with open_checkpoint(file) as suspect:
                 yield suspect
 
@@ -241,9 +246,10 @@ def throwaway_vault(folder: Path) -> Vault:
     file = folder / _PASSPHRASE
     if not (folder / DATABASE).exists():
         shutil.rmtree(folder, ignore_errors=True)  # perhaps half made
-        folder.mkdir(parents=True, mode=0o700)
         passphrase = secrets.token_hex(32)
-        write_private(file, passphrase.encode() + b"\n")
+        with writing(f"{file} can't be written", folder.parent):
+            folder.mkdir(parents=True, mode=0o700)
+            write_private(file, passphrase.encode() + b"\n")
         Vault.create(folder, passphrase)
     vault = Vault(folder)
     vault.unlock(find_passphrase(file))

@@ -20,6 +20,8 @@ from hf_fingerprint.checkpoints import (
     contents_of,
     digest_tensors,
     folder_of,
+    full_disk,
+    lacks_room,
     open_checkpoint,
     sync,
     write_copy,
@@ -215,6 +217,8 @@ class Issuer:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if lacks_room(error):
+                raise full_disk(out.parent) from None
             raise CheckpointError(f"{out.parent} can't be made ({error.strerror}): choose another place.") from None
         record, copy_key = self.vault.begin_copy(self.base, recipient, out, again)
         beside = partial_of(out, record)

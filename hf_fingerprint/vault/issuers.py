@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyrage
 
+from hf_fingerprint.checkpoints import full_disk, lacks_room
 from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.private_files import write_new
@@ -33,6 +34,8 @@ def new_issuer_key(file: Path) -> str:
     try:
         write_new(file, f"# public key: {public_key}\n{identity}\n".encode())
     except OSError as error:
+        if lacks_room(error):
+            raise full_disk(file.parent) from None
         raise VaultError(f"{file} can't be made ({error.strerror}): give the place of a new file.") from None
     return public_key
 

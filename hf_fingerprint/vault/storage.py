@@ -8,13 +8,15 @@ asked too.
 import errno
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hf_fingerprint.checkpoints import full_disk, lacks_room
 from hf_fingerprint.errors import StorageError, VaultError
 
 
 WAIT_SECONDS = 60.0  # for another process that writes
-_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _READ_ONLY = frozenset([errno.EROFS, errno.EACCES, errno.EPERM])
 _LEAST_BYTES = 128 << 10  # SQLite's log and its index take this at once
 _SIGNATURE = tuple[int, int, int]
@@ -35,12 +37,12 @@ def database_refusal(database: Path, error: sqlite3.Error) -> VaultError:
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
         return StorageError(f"{database} is in use by another process: run the command again when that has ended.")
     if primary == sqlite3.SQLITE_FULL:
-        return full(folder)
+        return full_disk(folder)
     if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         if not may_write(database):
             return _not_writable(database, code)
         if is_full(folder):
-            return full(folder)
+            return full_disk(folder)
         if primary == sqlite3.SQLITE_READONLY:
             return _read_only(database)
         name = getattr(error, "sqlite_errorname", primary)  # the rights are there, so a file found no room, or worse
@@ -65,16 +67,20 @@ def file_refusal(what: str, place: Path, error: OSError) -> VaultError:
         place (`Path`): the folder.
         error (`OSError`): the reason.
     """
-    if error.errno in _FULL:
-        return full(place)
+    if lacks_room(error):
+        return full_disk(place)
     if error.errno in _READ_ONLY:
         return StorageError(f"{what} ({error.strerror}): {place} is read-only, so make it writable or choose another.")
     return VaultError(f"{what} ({error.strerror}): choose another folder.")
 
 
-def full(folder: Path) -> StorageError:
-    """The sentence for a full disk."""
-    return StorageError(f"The disk of {folder} is full: make room there, and run the same command again.")
+@contextmanager
+def writing(what: str, place: Path) -> Iterator[None]:
+    """Says in a sentence what the disk has against a file or folder; see [`file_refusal`]."""
+    try:
+        yield
+    except OSError as error:
+        raise file_refusal(what, place, error) from None
 
 
 def is_full(folder: Path) -> bool:

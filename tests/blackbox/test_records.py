@@ -1,7 +1,9 @@
 """A suspect that may be a copy of several records: each is asked about, with its share of alpha."""
 
+import errno
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -13,11 +15,11 @@ from refusals import refused
 from small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import register
-from hf_fingerprint.blackbox import check_proof, query, write_proof
+from hf_fingerprint.blackbox import check_proof, proof, query, write_proof
 from hf_fingerprint.blackbox.querying import questions_of
 from hf_fingerprint.blackbox.questions import Questions
 from hf_fingerprint.blackbox.transcript import image_digest
-from hf_fingerprint.errors import CodeError, VaultError
+from hf_fingerprint.errors import CodeError, StorageError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
 
@@ -138,13 +140,18 @@ def test_a_proof_has_what_the_bound_of_its_record_needs(scene, tmp_path, which):
     assert proven.log10_bound == pytest.approx(score.log10_bound - math.log10(2))
 
 
-def test_accused_of_two_records_are_proven_in_a_file_each(scene, tmp_path):
+def leak_of_both(scene) -> Answering:
+    """A suspect that answers for a recipient of each base."""
     leaks = [scene.leaks[base.base_id] for base in scene.bases]
     mixed = Answering(scene.vault, scene.bases)
     for leak, base in zip(leaks, scene.bases, strict=True):
         own = Answering(scene.vault, [base])._answers
         mixed._answers |= {digest: leak._answers[digest] for digest in own}
-    result = query(mixed, scene.vault, transcript=tmp_path / "kept", whole=True)
+    return mixed
+
+
+def test_accused_of_two_records_are_proven_in_a_file_each(scene, tmp_path):
+    result = query(leak_of_both(scene), scene.vault, transcript=tmp_path / "kept", whole=True)
 
     assert {score.base_id for score in result.accused} == {base.base_id for base in scene.bases}
     assert len(result.accused) == 2
@@ -155,6 +162,27 @@ def test_accused_of_two_records_are_proven_in_a_file_each(scene, tmp_path):
         assert proven.holds and proven.recipient == scene.recipients[base.base_id][2]
     said = refused(write_proof, tmp_path / "other", tmp_path / "nowhere", result, scene.vault)
     assert "nowhere" in said and not (tmp_path / "other").exists()
+
+
+def test_a_disk_that_fills_up_under_the_second_proof_leaves_none_in_the_way_of_the_next_attempt(
+    scene, tmp_path, monkeypatch
+):
+    result = query(leak_of_both(scene), scene.vault, transcript=tmp_path / "kept", whole=True)
+    given = (tmp_path / "proof", tmp_path / "kept", result, scene.vault)
+    written, write = [], proof.write_private
+
+    def full(path, content):
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proof, "write_private", full)
+        assert f"The disk of {tmp_path} is full: make room" in refused(write_proof, *given, error=StorageError)
+
+    assert len(written) == 2 and not [path for path in tmp_path.iterdir() if "proof" in path.name]
+    assert all(check_proof(place)[0].holds for place in write_proof(*given))
 
 
 def test_nobody_is_said_where_all_was_answered(scene):

@@ -1,19 +1,23 @@
 """Suspects over HTTP, on loopback."""
 
+import errno
 import gzip
 import logging
+import os
 import sys
 import traceback
 from functools import partial
+from tempfile import gettempdir
 
 import numpy as np
 import pytest
 from loopback_suspect import Fault, LoopbackSuspect, picture
 from refusals import refused
 
+from hf_fingerprint.blackbox import remote
 from hf_fingerprint.blackbox.politeness import Politeness
 from hf_fingerprint.blackbox.remote import from_inference_client, from_url, place_of, png
-from hf_fingerprint.errors import FingerprintError, FingerprintWarning
+from hf_fingerprint.errors import FingerprintError, FingerprintWarning, StorageError
 
 
 NAMES = [f"class {index}" for index in range(10)]
@@ -93,6 +97,15 @@ def test_nothing_that_is_sent_says_who_asks_and_the_user_agent_is_as_one_says(se
     assert plain.headers["user-agent"].startswith("python-httpx2/") and "hf_hub" in by_client.headers["user-agent"]
     assert named.headers["user-agent"] == "Mozilla/5.0 (X11)"
     assert set(named.headers) == set(plain.headers) == PLAIN_HEADERS
+
+
+def test_a_full_temporary_folder_is_not_the_suspects_fault(server, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote, "TemporaryDirectory", full)
+    said = refused(from_inference_client(client(server), NAMES, politeness=quick()), picture(5), error=StorageError)
+    assert f"The disk of {gettempdir()} is full: make room" in said and not server.seen
 
 
 def test_the_user_agent_of_a_hub_id_is_as_one_says(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -7,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
-from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest, pool_digest
+from hf_fingerprint.blackbox.transcript import Heading, Transcript, image_digest, pool_digest, read_transcript
+from hf_fingerprint.errors import StorageError
 
 
 IMAGES = [np.full((2, 3, 3), value, np.uint8) for value in range(12)]
@@ -161,6 +163,20 @@ def test_an_answer_that_is_none_is_not_kept(tmp_path):
             refused(transcript.add, question, DIGESTS[4], answer)
 
     assert len((tmp_path / "t").read_text().splitlines()) == 2
+
+
+def test_a_line_for_which_the_disk_has_half_the_room_is_taken_back_and_asked_for_again(tmp_path, monkeypatch):
+    write = os.write
+    with Transcript(tmp_path / "t", HEADING) as transcript:
+        transcript.add(3, DIGESTS[3], 6)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda file, content: write(file, content[: len(content) // 2]))
+            said = refused(transcript.add, 4, DIGESTS[4], 5, error=StorageError)
+        assert f"The disk of {tmp_path} is full: make room" in said
+        assert transcript.answers == {3: 6}
+    assert (tmp_path / "t").read_bytes().endswith(b"}\n")
+
+    assert read_transcript(written(tmp_path / "t", {4: 5}))[1] == {3: 6, 4: 5}
 
 
 def test_a_folder_or_a_missing_one_is_refused(tmp_path):

@@ -1,8 +1,11 @@
+import errno
+import os
+
 import pytest
 from refusals import refused
 
 from hf_fingerprint.checkpoints import cleared_on_failure, folder_of
-from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.errors import CheckpointError, StorageError
 
 
 def test_a_folder_that_was_made_stays(tmp_path):
@@ -12,15 +15,19 @@ def test_a_folder_that_was_made_stays(tmp_path):
     assert (tmp_path / "made").is_dir()
 
 
-def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "error", "what"),
+    [(errno.ENOSPC, StorageError, "is full: make room"), (errno.EROFS, CheckpointError, "Read-only file system")],
+)
+def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(tmp_path, number, error, what):
     def fill():
         with cleared_on_failure(tmp_path / "half"):
             (tmp_path / "half").mkdir()
             (tmp_path / "half" / "file").write_bytes(b"something")
-            raise OSError(28, "No space left on device")
+            raise OSError(number, os.strerror(number))
 
-    said = refused(fill, error=CheckpointError)
-    assert str(tmp_path) in said and "No space left on device" in said
+    said = refused(fill, error=error)
+    assert str(tmp_path) in said and what in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,9 +12,10 @@ from hypothesis import strategies as st
 from loopback_hub import Fault, LoopbackHub
 from safetensors.numpy import save
 
-from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranges, weight_sets
+from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranges, ranges, weight_sets
 from hf_fingerprint.checkpoints.ranged_files import TooLarge
 from hf_fingerprint.checkpoints.ranges import GAP, HEADER_GUESS, MAX_RUN, runs
+from hf_fingerprint.errors import StorageError
 
 
 RNG = np.random.default_rng(0)
@@ -583,6 +587,17 @@ def test_an_absurd_size_is_refused_and_takes_no_room(hub, monkeypatch, size):
     answering(monkeypatch, f"bytes 0-{HEADER_GUESS - 1}/{size}")
 
     assert "org/name/model.safetensors" in refused(open_ranges, "org/name")
+
+
+def test_a_full_temporary_folder_is_not_the_models_fault(hub, monkeypatch):
+    hub.add("org/name", {"model.safetensors": save({"w": np.ones((4, 4), np.float32)})})
+
+    def full(**_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ranges.tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(StorageError, match=f"The disk of {tempfile.gettempdir()} is full: make room"):
+        open_ranges("org/name")
 
 
 def test_the_hub_package_is_imported_only_when_it_is_needed():

@@ -1,5 +1,9 @@
+import errno
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from tempfile import gettempdir
 from unittest.mock import patch
 
 import pytest
@@ -11,7 +15,7 @@ from small_models import save_vit
 from hf_fingerprint.attacks import Cast, DummyUnits, Then
 from hf_fingerprint.attacks.attack import Attack
 from hf_fingerprint.attacks.suite import SUITE, Sweep
-from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.errors import FingerprintError, StorageError
 from hf_fingerprint.evaluation import Data, Scene, running
 from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, PRIVATE, RESULTS, SINGLE
 
@@ -28,7 +32,7 @@ class Zeroing(Attack):
 @dataclass(frozen=True)
 class Refusing(Attack):
     paper = "none"
-    how: type[Exception] = FingerprintError
+    how: Callable[[str], Exception] = FingerprintError
 
     def __call__(self, state, thief=None):
         raise self.how("This model has nothing to attack.")
@@ -174,6 +178,15 @@ def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, ev
 
     assert found.skipped == {"odd": reason}
     assert list(found.sweeps) == ["half"]
+
+
+def test_a_full_disk_leaves_no_attack_out(place, evaluation):
+    def full(_told):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with patch.dict(SUITE, {"odd": Sweep("single", (Refusing(full),))}):
+        said = refused(run, place, place / "out", ["odd", "half"], error=StorageError)
+    assert f"The disk of {gettempdir()} is full: make room" in said
 
 
 def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):

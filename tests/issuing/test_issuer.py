@@ -27,7 +27,7 @@ from small_models import (
 
 from hf_fingerprint import Issuer, Vault, issue, trace, verify
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint, writer
-from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, VaultError
+from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, StorageError, VaultError
 from hf_fingerprint.keys import commitment
 
 
@@ -555,10 +555,10 @@ def test_a_full_disk_leaves_nothing_behind_and_the_same_call_completes_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(StorageError) as caught:
             plain.issuer.issue(recipient, tmp_path / "copy")
 
-    assert "No space left on device" in str(caught.value)
+    assert str(caught.value).startswith(f"The disk of {tmp_path} is full: make room there")
     assert len(str(caught.value).splitlines()) == 1
     assert names_in(tmp_path) == []
     (begun,) = plain.vault.copies(recipient=recipient)
@@ -593,7 +593,7 @@ def test_a_copy_is_recorded_as_written_once_its_bytes_and_names_are_on_the_disk(
 def test_a_disk_too_small_for_the_copy_is_refused_before_writing(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
 
-    with pytest.raises(CheckpointError, match="0 MB free and the copy needs"):
+    with pytest.raises(StorageError, match="0 MB free and the copy needs"):
         plain.issuer.issue("no room", tmp_path / "copy")
 
     assert names_in(tmp_path) == []
@@ -608,7 +608,7 @@ def test_a_disk_that_fills_up_among_several_copies_leaves_no_partial_one(plain, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(CheckpointError, match="No space left"):
+        with pytest.raises(StorageError, match="is full"):
             list(plain.issuer.issue_all(["full 1", "full 2", "full 3"], tmp_path / "out"))
 
     assert names_in(tmp_path / "out") == []
