@@ -67,7 +67,7 @@ def run(arguments: list[str], said: Path) -> tuple[int, str]:
 def trouble(case: Case, place: Place, free: int) -> str | None:
     """Runs a command with so many bytes free, makes room and runs it again. What is wrong; `None` if nothing is."""
     for path in place.small.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.rmtree(place.others, ignore_errors=True)
     place.others.mkdir()
     case.before(place)

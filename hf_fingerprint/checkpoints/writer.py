@@ -293,7 +293,7 @@ def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
     needed = sum(info.nbytes for info in checkpoint.tensors.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise StorageError(f"{folder} has {free >> 20} MB free and the copy needs {needed >> 20}: make room.")
+        raise StorageError(f"{folder} has {free >> 20} MB free and the copy needs {-(-needed >> 20)}: make room.")
 
 
 def _header(checkpoint: Checkpoint, number: int) -> bytes:

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -6,6 +8,7 @@ from evaluation_runs import made_up
 from filelock import FileLock
 from refusals import refused
 
+from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import Point
 from hf_fingerprint.evaluation.points import PRIVATE, RESULTS, Ledger, key_of, opened
 
@@ -60,6 +63,15 @@ def test_a_line_of_another_version_is_passed_over_and_left(evaluation, tmp_path,
 
     assert list(Ledger(tmp_path).points) == ["b"]
     assert kept_in(tmp_path).read_text().startswith(line + "\n")
+
+
+def test_a_full_disk_is_said_to_be_full(evaluation, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    ledger = Ledger(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    assert f"The disk of {tmp_path / PRIVATE} is full" in refused(ledger.add, "a", evaluation.copy, error=StorageError)
 
 
 def test_whatever_decides_a_figure_is_in_the_key():

@@ -1,12 +1,16 @@
+import errno
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from evaluation_runs import made_up
+from refusals import refused
 
 import hf_fingerprint
-from hf_fingerprint.evaluation import write_report
+from hf_fingerprint.errors import StorageError
+from hf_fingerprint.evaluation import report, write_report
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.report import FILES, costs, markdown, row, summarise, tables
 
@@ -147,3 +151,14 @@ def test_names_from_outside_are_no_markup(evaluation):
     assert "\n# big" not in text
     assert text.count("alert(1)") == 4
     assert not set("\x1b\u202e") & set(text)
+
+
+def test_a_full_disk_leaves_the_report_of_an_earlier_run_and_nothing_half_written(evaluation, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "results.json").write_text("from an earlier run")
+    monkeypatch.setattr(report, "sync", full)
+
+    assert f"The disk of {tmp_path} is full" in refused(write_report, evaluation, tmp_path, error=StorageError)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"results.json": "from an earlier run"}
