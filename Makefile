@@ -48,6 +48,10 @@ bench: $(VENV)/installed
 	$(BIN)/python examples/bench_training.py
 	$(BIN)/python examples/bench_verdicts.py --out bench_output/verdicts
 	$(BIN)/python examples/fuzz_readers.py --count 100000 --out bench_output/fuzz
+	$(BIN)/python examples/bench_tampered_rows.py --out bench_output/vaults
+	$(BIN)/python examples/bench_hostile_merges.py
+	$(BIN)/python examples/bench_vault_kills.py
+	$(BIN)/python examples/bench_vault_disks.py
 
 evaluate: $(VENV)/installed
 	for model in lite0 lite2 resnet vit; do $(BIN)/python examples/bench_attacks.py $$model || exit 1; done

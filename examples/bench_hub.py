@@ -37,9 +37,9 @@ TOKEN = "hf_the-owner-of-org"
 class Patches:
     """What pytest's monkeypatch does, for `LoopbackHub.point_client`."""
 
-    def setattr(self, target: object, name: str, value: object) -> None:
+    def setattr(self, target: object, name: str, value: object, raising: bool = True) -> None:
         """Until `patch.stopall()`."""
-        patch.object(target, name, value).start()
+        patch.object(target, name, value, create=not raising).start()
 
     def setenv(self, name: str, value: str) -> None:
         """For good."""

@@ -213,7 +213,7 @@ def look(scene: Scene, folder: Path, what: str, counts: Counts, base: bool) -> N
     accused = {name: [each.recipient for each in result.accused] for name, result in found.items()}
     if accused[OTHER] == [OTHER]:
         counts.others_traced += 1
-    elif not base:
+    elif not base or accused[OTHER] or found[OTHER].outcome is not Outcome.NOT_READABLE:
         counts.wrong.append(f"{what}: {OTHER} is not traced: {found[OTHER].outcome} {accused[OTHER]}")
     if accused[VICTIM] not in ([], [VICTIM]) or found[VICTIM].outcome in (Outcome.NOBODY, Outcome.NOT_COMPARABLE):
         counts.wrong.append(f"{what}: {VICTIM} ends in {found[VICTIM].outcome} {accused[VICTIM]}")

@@ -152,9 +152,21 @@ class Questions:
             told = described.get("told", TOLD)
             if not 0 <= told <= 1:
                 raise ValueError
+            _check_shapes(arrays, count)
             return cls(base, head, count, share, arrays["patterns"], arrays["logits"], arrays["levers"], covers, told)
         except (SafetensorError, KeyError, ValueError, TypeError):
             raise VaultError("The questions in the vault are damaged: restore a backup of it.") from None
+
+
+def _check_shapes(arrays: dict[str, np.ndarray], count: Any) -> None:
+    """A `ValueError` if arrays don't have the shapes that go together."""
+    patterns, logits, levers = (arrays[name] for name in ("patterns", "logits", "levers"))
+    if type(count) is not int or not 0 < count <= len(patterns) or patterns.shape[1:] != (GRID, GRID, 3):
+        raise ValueError
+    if logits.ndim != 3 or levers.ndim != 3 or logits.shape[:2] != levers.shape[:2] or logits.shape[1] != count:
+        raise ValueError
+    if logits.shape[0] < 1 or logits.shape[2] < 2 or {logits.dtype.kind, levers.dtype.kind} != {"f"}:
+        raise ValueError
 
 
 def _covers(arrays: dict[str, np.ndarray], described: dict[str, Any]) -> tuple[bytes, ...]:

@@ -235,7 +235,11 @@ def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:
         content = read_bounded(path, MAX_TRANSCRIPT, "a transcript", FingerprintError)
         first = parse_json(content.partition(b"\n")[0][:MAX_LINE], MAX_LINE_VALUES, strict=True)
         heading = Heading(**{each.name: first[each.name] for each in fields(Heading)})
-        if type(heading.questions) is not int or type(heading.decoys) is not int or type(heading.classes) is not int:
+        texts = (heading.suspect, heading.base, heading.digest)
+        counts = (heading.questions, heading.decoys, heading.classes, heading.recipients)
+        if {type(each) for each in texts} != {str} or {type(each) for each in counts} != {int}:
+            raise TypeError
+        if type(heading.alpha) not in (int, float) or type(heading.share) not in (int, float, type(None)):
             raise TypeError
     except OSError as error:
         raise FingerprintError(f"The transcript {path} can't be read ({error.strerror}): name its file.") from None

@@ -5,6 +5,7 @@ from hf_fingerprint.vault.copying import back_up
 from hf_fingerprint.vault.faults import Fault, RowError, hiding
 from hf_fingerprint.vault.incoming import open_folder
 from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
+from hf_fingerprint.vault.ledger import current
 from hf_fingerprint.vault.locks import hold
 from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.opening import Opened, open_copies, unused_rows
@@ -34,7 +35,7 @@ from hf_fingerprint.vault.rows import Rows
 from hf_fingerprint.vault.sealing import change_passphrase
 from hf_fingerprint.vault.snapshots import Snapshot, take_snapshot
 from hf_fingerprint.vault.standing import standing, standings
-from hf_fingerprint.vault.store import Vault, current
+from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.unfinished import begin_training, copies_in_training, forget_copy
 
 

@@ -94,7 +94,10 @@ class Database:
                 uri, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
             try:
-                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                try:
+                    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                except UnicodeDecodeError:  # what SQLite says of a schema that is no text
+                    raise VaultError(f"{database} can't be used as a vault (damaged): restore a backup.") from None
                 connection.execute("PRAGMA foreign_keys = ON")
                 connection.text_factory = _text
                 yield connection

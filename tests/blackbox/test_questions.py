@@ -101,9 +101,25 @@ def test_photographs_come_back_and_lie_under_the_patterns():
 
 def test_parts_of_larger_arrays_come_back_too():
     whole = some()
-    part = replace(whole, patterns=whole.patterns[:, :, ::2], levers=whole.levers[:, 1:4], logits=whole.logits[:, 1:4])
+    wide = np.repeat(whole.patterns, 2, axis=2)
+    part = replace(whole, count=3, patterns=wide[:, :, ::2], levers=whole.levers[:, 1:4], logits=whole.logits[:, 1:4])
 
     assert same(Questions.from_bytes(part.to_bytes()), part)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"levers": np.zeros((2, 5, 50), np.float32)},
+        {"logits": np.zeros((2, 6, 1), np.float32)},
+        {"logits": np.zeros((2, 6, 7), np.int32)},
+        {"patterns": np.zeros((8, GRID, GRID), np.int8)},
+        {"count": 9},
+    ],
+)
+def test_shapes_that_do_not_go_together_are_damage(wrong):
+    with pytest.raises(VaultError, match="restore a backup"):
+        Questions.from_bytes(replace(some(), **wrong).to_bytes())
 
 
 def test_the_format_is_frozen():

@@ -36,7 +36,7 @@ def test_the_same_scene_is_found_again(place, evaluation, scene):
 
 def test_a_vault_that_was_half_made_is_made_anew(place, tmp_path, monkeypatch):
     with monkeypatch.context() as cut:
-        cut.setattr("hf_fingerprint.vault.store.Database.make", None)
+        cut.setattr("hf_fingerprint.vault.store.make_vault", None)
         with pytest.raises(TypeError):
             Scene(place / "model", tmp_path, 1, SETTINGS)
     (half,) = tmp_path.glob("vault-*")

@@ -287,9 +287,9 @@ class TestACrash:
     @pytest.mark.parametrize(
         "cut",
         [
-            "hf_fingerprint.vault.store.commitment",
-            "hf_fingerprint.vault.store.wipe",
-            "hf_fingerprint.vault.store.clear_journal",
+            "hf_fingerprint.vault.ledger.commitment",
+            "hf_fingerprint.vault.ledger.wipe",
+            "hf_fingerprint.vault.ledger.clear_journal",
             "hf_fingerprint.training.fingerprint.RecordedCopy",
         ],
     )

@@ -121,7 +121,7 @@ class TestATraining:
         with vault.connect() as other:  # the journal would be cut off when the last connection ends
             other.execute("SELECT count(*) FROM meta").fetchone()
             with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
-                patched.setattr(f"hf_fingerprint.vault.store.{step}", lambda *_: 1 / 0)
+                patched.setattr(f"hf_fingerprint.vault.ledger.{step}", lambda *_: 1 / 0)
                 vault.mark_written(record, key, WHOLE, placed=True)
             begun = vault.copies()[0].state == "begun"
             assert begun == (step == "wipe") == (record.copy_id in copies_in_training(vault))
