@@ -20,7 +20,7 @@ from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.tracing import verify
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.merging import merge
-from hf_fingerprint.vault.packing import read_snapshot
+from hf_fingerprint.vault.snapshots import read_snapshot
 
 
 NAMES = ("alice", "bob", "carol")
@@ -491,7 +491,8 @@ def test_a_claim_among_records_tests_only_those_with_a_copy_of_the_recipient(mer
 
 def test_a_base_is_opened_where_any_of_its_issuers_had_it(merged, hub, monkeypatch, tmp_path):
     gone = [replace(merged.bases[0], source=str(tmp_path / "elsewhere")), merged.bases[1]]
-    monkeypatch.setattr(merged.vault, "bases", lambda: gone)
+    rows = merged.vault.rows()
+    monkeypatch.setattr(merged.vault, "rows", lambda: replace(rows, bases=gone))
 
     assert names(trace(put(hub, merged.copies["alice"]), merged.vault)) == ["alice"]
     gone[1] = replace(gone[1], source=str(tmp_path / "nowhere"))
