@@ -9,11 +9,10 @@ from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.vault.checking import shown
 from hf_fingerprint.vault.database import DATABASE
-from hf_fingerprint.vault.faults import Fault, RowError
+from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.opening import unused_rows
 from hf_fingerprint.vault.publications import publication_faults
 from hf_fingerprint.vault.rows import is_content_hash, sift_keyed
-from hf_fingerprint.vault.schema import check_questions
 from hf_fingerprint.vault.sealing import check_public_key
 from hf_fingerprint.vault.snapshots import take_snapshot
 from hf_fingerprint.vault.storage import damaged
@@ -33,7 +32,7 @@ def check_vault(vault: Vault) -> list[Fault]:
     """
     faults = [*vault.meta_faults, *(unused_rows(vault) if vault.unlocked else vault.rows().faults)]
     with vault.connect() as connection:
-        for check in (_database, _meta, _questions, publication_faults, _issuers, _training, _verified):
+        for check in (_database, _meta, publication_faults, _training, _verified):
             try:
                 faults += check(connection)
             except sqlite3.DatabaseError as error:
@@ -43,6 +42,7 @@ def check_vault(vault: Vault) -> list[Fault]:
     if vault.unlocked:
         faults += _bundles(vault)
     listed = {(fault.table, fault.key) for fault in faults}
+    # questions and issuers are looked at there, by the rules for what enters a vault
     kept = (fault for fault in take_snapshot(vault).faults if (fault.table, fault.key) not in listed)
     faults += [replace(fault, what=f"{fault.what}, so it is not shared with other vaults") for fault in kept]
     return list(dict.fromkeys([*faults, *_folder(vault)]))
@@ -61,31 +61,6 @@ def _meta(connection: sqlite3.Connection) -> Iterator[Fault]:
         check_public_key(str(meta.get("public_key")))
     except VaultError:
         yield Fault("meta", "public key", "is no public key")
-
-
-def _questions(connection: sqlite3.Connection) -> Iterator[Fault]:
-    secrets = dict(connection.execute("SELECT base_id, secret FROM bases"))
-    for (base_id,) in connection.execute("SELECT base_id FROM questions").fetchall():
-        row = connection.execute(
-            "SELECT base_id, content, seal FROM questions WHERE base_id = ?", (base_id,)
-        ).fetchone()
-        if isinstance(secrets.get(base_id), bytes):
-            try:
-                check_questions(secrets[base_id], row)
-            except RowError as error:
-                yield error.fault
-
-
-def _issuers(connection: sqlite3.Connection) -> Iterator[Fault]:
-    rows, faults = sift_keyed(connection, "issuers", "public_key", "public_key, name")
-    yield from faults
-    for public_key, name in rows:
-        try:
-            check_public_key(str(public_key))
-        except VaultError:
-            yield Fault("issuers", shown(name), "has no public key")
-        if not isinstance(name, str) or not (name == "" or name.isprintable()):
-            yield Fault("issuers", shown(public_key), "has no name")
 
 
 def _training(connection: sqlite3.Connection) -> Iterator[Fault]:

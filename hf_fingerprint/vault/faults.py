@@ -46,7 +46,7 @@ class Fault:
 
     def describe(self) -> str:
         """In a clause that names the row."""
-        return f"{_ROWS.get(self.table, self.table)} {self.key} {self.what}"
+        return " ".join(part for part in (_ROWS.get(self.table, self.table), self.key, self.what) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""

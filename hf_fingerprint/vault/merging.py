@@ -27,10 +27,10 @@ from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.joining import Refusals, join, twins, without
 from hf_fingerprint.vault.proving import proven, to_this_identity, unopened
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.rows import sift, sift_keyed
+from hf_fingerprint.vault.rows import sift
 from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
 from hf_fingerprint.vault.sealing import Opener
-from hf_fingerprint.vault.snapshots import IN_ORDER, KEYS, Snapshot, insert_rows, read_snapshot
+from hf_fingerprint.vault.snapshots import KEYS, Snapshot, insert_rows, read_snapshot, sift_shared
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 
@@ -176,7 +176,7 @@ def _blocked(connection: sqlite3.Connection, mine: Snapshot, begun: Collection[A
     """The keys of rows that are here and can't be used: they are left as they are."""
     found = {}
     for table, key in KEYS.items():
-        rows, _ = (sift if table in IN_ORDER else sift_keyed)(connection, table, key, key)
+        rows, _ = sift_shared(connection, table, key)
         for (value,) in rows:
             if value not in getattr(mine, table) and not (key == "copy_id" and value in begun):
                 found[table, value] = "is refused, since the row of this vault in its place can't be used"

@@ -134,6 +134,11 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
     )
 
 
+def sift_shared(connection: sqlite3.Connection, table: str, columns: str) -> tuple[list[Any], list[Fault]]:
+    """The rows of a table that is shared, as far as they can be read, and those that can't; see [`sift`]."""
+    return (sift if table in IN_ORDER else sift_keyed)(connection, table, KEYS[table], columns)
+
+
 def insert_rows(connection: sqlite3.Connection, table: str, rows: Any) -> None:
     """Inserts rows, each with a value for every column of a table."""
     for row in rows:
@@ -193,7 +198,7 @@ class _Reader:
 
     def _rows(self, table: str, columns: str) -> Iterable[tuple[Any, ...]]:
         if self._tables is None:
-            rows, faults = (sift if table in IN_ORDER else sift_keyed)(self._connection, table, KEYS[table], columns)
+            rows, faults = sift_shared(self._connection, table, columns)
             self.faults += faults
             return rows
         if table not in self._tables:
