@@ -31,7 +31,7 @@ from training import accuracy, fine_tune, predict
 from hf_fingerprint import Issuer, QueryResult, Vault, prepare_questions, query, register
 from hf_fingerprint.attacks import Quantization
 from hf_fingerprint.blackbox import Labels, Politeness, check_proof, from_url, write_proof
-from hf_fingerprint.blackbox.preparing import COUNT, DECOYS, STEPS
+from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, STEPS
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.cli.output import print_proof, print_query, progress, remark, stages
 from hf_fingerprint.models import build_model

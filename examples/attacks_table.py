@@ -18,11 +18,11 @@ from bench_schemes_report import DEEPMARKS, FAILED, PAPERS, READ, SOFT, TOOLBOX,
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.evaluation import Point
+from hf_fingerprint.evaluation.coalition_outcomes import Outcome, outcomes
 from hf_fingerprint.evaluation.frontier import cheapest
-from hf_fingerprint.evaluation.outcomes import Outcome, outcomes
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.planning import quick_steps
-from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE, Ledger
+from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE, Ledger
 
 
 UNEVEN, ALIKE = ("weighted-average", "layers", "blocks"), "nine that take from all alike"

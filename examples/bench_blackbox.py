@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from hf_fingerprint import Issuer, Settings, Vault, trace
 from hf_fingerprint.attacks import Collusion, MagnitudePruning, Quantization
-from hf_fingerprint.blackbox.evidence import Evidence
-from hf_fingerprint.blackbox.preparing import COUNT, STEPS, prepare_questions
-from hf_fingerprint.blackbox.questions import Questions
+from hf_fingerprint.blackbox.querying.e_process import Evidence
+from hf_fingerprint.blackbox.trigger_set.build import COUNT, STEPS, prepare_questions
+from hf_fingerprint.blackbox.trigger_set.triggers import Questions
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import build_model
 from hf_fingerprint.vault import Base

@@ -25,8 +25,8 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.models import BuiltModel, build_model
 from hf_fingerprint.registration import register
-from hf_fingerprint.training.carriers import locate
-from hf_fingerprint.training.regulariser import parameter_places
+from hf_fingerprint.training.model_carriers import locate
+from hf_fingerprint.training.regularizer import parameter_places
 
 
 sys.path.insert(0, str(Path(__file__).parent))

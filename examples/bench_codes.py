@@ -17,7 +17,7 @@ import numpy as np
 from hf_fingerprint.codes import FAMILIES, Codebook, decode, decode_all, make_codebook
 from hf_fingerprint.codes.bounds import ChernoffBound
 from hf_fingerprint.codes.codebook import SCALE
-from hf_fingerprint.codes.forging import FORGERIES, forge
+from hf_fingerprint.codes.collusion import FORGERIES, forge
 from hf_fingerprint.codes.residual import residual_reading
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 

@@ -22,12 +22,12 @@ from rich.progress import track
 
 from hf_fingerprint import Vault
 from hf_fingerprint.blackbox import KeyImage, fingerprint_of
-from hf_fingerprint.blackbox.answers import owned_questions
-from hf_fingerprint.blackbox.heads import find_head
-from hf_fingerprint.blackbox.key_reading import CoverReader
-from hf_fingerprint.blackbox.key_sets import mark_questions
-from hf_fingerprint.blackbox.querying import asked_of
-from hf_fingerprint.blackbox.questions import Questions, question_clouds
+from hf_fingerprint.blackbox.key_images.export import mark_questions
+from hf_fingerprint.blackbox.key_images.identify import CoverReader
+from hf_fingerprint.blackbox.querying.query import asked_of
+from hf_fingerprint.blackbox.trigger_set.classifier_head import find_head
+from hf_fingerprint.blackbox.trigger_set.labels import owned_questions
+from hf_fingerprint.blackbox.trigger_set.triggers import Questions, question_clouds
 from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import build_model

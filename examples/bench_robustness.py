@@ -17,7 +17,7 @@ from hf_fingerprint import Issuer, Settings, Vault
 from hf_fingerprint.attacks import Cast, FineTuning, MagnitudePruning, Quantization, Thief, collude
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.reading import read_suspect
+from hf_fingerprint.extraction import read_suspect
 from hf_fingerprint.vault import Base
 
 

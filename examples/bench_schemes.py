@@ -37,7 +37,7 @@ from hf_fingerprint.cli.output import print_json, remark, stages
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import Data, Scene, choose, evaluate
 from hf_fingerprint.evaluation.planning import Job, plan
-from hf_fingerprint.evaluation.points import COLLUSION, SINGLE, key_of
+from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE, key_of
 
 
 COALITIONS = (3, 5)

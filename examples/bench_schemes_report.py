@@ -10,7 +10,7 @@ from scipy import stats
 
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.evaluation import Evaluation, Point
-from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE, Records
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE, Records
 
 
 SPREAD, DEEPMARKS, TOOLBOX = "spread", "deepmarks", "toolbox"

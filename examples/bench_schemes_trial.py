@@ -21,7 +21,7 @@ from hf_fingerprint.cli.output import remark
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import Data, Scene
 from hf_fingerprint.evaluation.planning import Job
-from hf_fingerprint.evaluation.points import BASE, COLLUSION, key_of
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, key_of
 from hf_fingerprint.training import DeepMarksLoss
 
 

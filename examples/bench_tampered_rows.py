@@ -41,7 +41,7 @@ from hf_fingerprint.vault import (
     new_issuer_key,
     store,
 )
-from hf_fingerprint.vault.checkup import check_vault
+from hf_fingerprint.vault.check import check_vault
 from hf_fingerprint.vault.sealing import open_identity
 
 

@@ -18,8 +18,8 @@ from pytest import MonkeyPatch
 
 from hf_fingerprint import Settings, Vault, evaluation, register
 from hf_fingerprint.blackbox import check_proof
-from hf_fingerprint.blackbox.querying import questions_of
-from hf_fingerprint.blackbox.transcript import read_transcript
+from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.querying.transcript import read_transcript
 from hf_fingerprint.evaluation import scene
 
 

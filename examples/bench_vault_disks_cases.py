@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 from loopback_suspect import LoopbackSuspect
 
 from hf_fingerprint import Vault
-from hf_fingerprint.hub.vaults import pull_vault, push_vault
+from hf_fingerprint.hub.vault_repo import pull_vault, push_vault
 from hf_fingerprint.vault import begin_training, copies_in_training, issuers, publications
 from hf_fingerprint.vault.issuers import add_issuer, open_issuer_key
 from hf_fingerprint.vault.sealing import new_identity

@@ -15,18 +15,19 @@ import numpy as np
 from safetensors.numpy import save, save_file
 
 from hf_fingerprint.blackbox import Labels, class_told
-from hf_fingerprint.blackbox.labels import read_labels
-from hf_fingerprint.blackbox.proof import check_proof
-from hf_fingerprint.blackbox.questions import GRID, Questions
-from hf_fingerprint.blackbox.remote import _parsed
-from hf_fingerprint.blackbox.transcript import read_transcript
+from hf_fingerprint.blackbox.client.class_names import read_labels
+from hf_fingerprint.blackbox.client.remote import _parsed
+from hf_fingerprint.blackbox.querying.proof import check_proof
+from hf_fingerprint.blackbox.querying.transcript import read_transcript
+from hf_fingerprint.blackbox.trigger_set.triggers import GRID, Questions
 from hf_fingerprint.checkpoints import contents_of, digest_tensors, open_checkpoint, resolve, weight_sets
+from hf_fingerprint.config import Settings
 from hf_fingerprint.hub.card import make_card
 from hf_fingerprint.hub.variants import read_assignments
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.models import build_model, open_picture
 from hf_fingerprint.models.processors import read_processor
-from hf_fingerprint.registration import Settings, register
+from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.issuers import open_issuer_key
 from hf_fingerprint.vault.packing import open_pack, take_snapshot

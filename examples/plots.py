@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from hf_fingerprint import TraceResult
 from hf_fingerprint.evaluation import Point
-from hf_fingerprint.evaluation.points import COLLUSION, COPY, SINGLE
+from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE
 
 
 KINDS = {

@@ -17,11 +17,11 @@ from hf_fingerprint import Settings, Vault, register
 from hf_fingerprint.carriers.filter_mean import FilterMeanMap
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.reading import read_suspect
+from hf_fingerprint.extraction import read_suspect
 from hf_fingerprint.registration import BuiltModel
 from hf_fingerprint.training import DeepMarks, DeepMarksLoss, Fingerprint
-from hf_fingerprint.training.deepmarks import default_layers
-from hf_fingerprint.training.regulariser import Regulariser, parameter_places
+from hf_fingerprint.training.deepmarks_preset import default_layers
+from hf_fingerprint.training.regularizer import Regulariser, parameter_places
 
 
 STRENGTH = 1.0

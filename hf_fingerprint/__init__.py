@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_fingerprint.blackbox import QueryResult, prepare_questions, query
+    from hf_fingerprint.config import Settings
     from hf_fingerprint.errors import FingerprintError
     from hf_fingerprint.issuing import IssuedCopy, Issuer, issue
-    from hf_fingerprint.registration import Settings, register
+    from hf_fingerprint.registration import register
     from hf_fingerprint.tracing import RecipientScore, TraceResult, trace, verify
     from hf_fingerprint.vault import Vault
 
@@ -46,7 +47,7 @@ _HOMES = {
     "IssuedCopy": "issuing",
     "Issuer": "issuing",
     "issue": "issuing",
-    "Settings": "registration",
+    "Settings": "config",
     "register": "registration",
     "RecipientScore": "tracing",
     "TraceResult": "tracing",

@@ -8,7 +8,7 @@ from PIL import Image
 from small_models import SETTINGS, save_vit, unlocked_vault
 from small_models import build as built
 
-from hf_fingerprint.blackbox.preparing import make_questions
+from hf_fingerprint.blackbox.trigger_set.build import make_questions
 from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import BuiltModel, names_in_file

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 
-from hf_fingerprint.blackbox.querying import questions_of
-from hf_fingerprint.blackbox.questions import GRID, TOLD, Questions
-from hf_fingerprint.blackbox.transcript import image_digest
+from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.querying.transcript import image_digest
+from hf_fingerprint.blackbox.trigger_set.triggers import GRID, TOLD, Questions
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, Vault
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from small_models import save_timm
 
+from hf_fingerprint.config import Settings
 from hf_fingerprint.evaluation import Evaluation, Point, evaluate
-from hf_fingerprint.registration import Settings
 
 
 SETTINGS = Settings(coalition=2, recipients_planned=4)

@@ -29,7 +29,7 @@ from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import Fingerprint
-from hf_fingerprint.training.answering import bind_answers
+from hf_fingerprint.training.trigger_labels import bind_answers
 
 
 CLASSES = ["ant", "bee", "cat", "dog"]

@@ -23,8 +23,8 @@ from hf_fingerprint.vault import (
     open_pack,
     take_snapshot,
 )
-from hf_fingerprint.vault.opening import unsealed
 from hf_fingerprint.vault.sealing import Opener, new_identity, seal_pack
+from hf_fingerprint.vault.unsealing import unsealed
 
 
 WHOLE, COMMIT = "f0" * 32, "5a" * 20

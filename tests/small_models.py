@@ -8,8 +8,8 @@ from quick_age import lock_quickly
 from safetensors.numpy import save_file
 
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.config import Settings
 from hf_fingerprint.models import BuiltModel, build_model
-from hf_fingerprint.registration import Settings
 from hf_fingerprint.vault import Vault
 
 

@@ -189,7 +189,7 @@ def test_read_to_the_end_a_suspect_scores_as_if_it_were_downloaded(wide, hub, mo
     whole = trace(suspect, wide.vault, whole=True)
     assert (whole.looks, whole.complete, whole.bytes_fetched, whole.requests) == (1, True, 0, 0)
     hub.add("org/again", {"model.safetensors": save(drifted(wide.copies["alice"], 0.3))}, lfs=True)
-    monkeypatch.setattr("hf_fingerprint.reading.looks.FIRST_WEIGHTS", 1 << 30)
+    monkeypatch.setattr("hf_fingerprint.extraction.looks.FIRST_WEIGHTS", 1 << 30)
 
     ranged = trace("org/again", wide.vault)
 

@@ -5,7 +5,7 @@ from functools import cache, partial
 import torch
 
 from hf_fingerprint.attacks import FineTuning, Thief
-from hf_fingerprint.attacks.training import answers
+from hf_fingerprint.attacks.training_loop import answers
 
 
 CLASSES = 4

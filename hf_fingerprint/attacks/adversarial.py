@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.attacks.attack import Attack, Thief, logits
-from hf_fingerprint.attacks.training import answers, divergence, optimizer_over, state_of, train
+from hf_fingerprint.attacks.training_loop import answers, divergence, optimizer_over, state_of, train
 from hf_fingerprint.carriers import select_from_model, spend_budget
+from hf_fingerprint.config import MAX_KL
 from hf_fingerprint.errors import CarrierError, FingerprintError
-from hf_fingerprint.registration.settings import MAX_KL
 
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Thief, check_share, largest, logits, on_weights
-from hf_fingerprint.attacks.layers import reinitialised, weighted_layers
-from hf_fingerprint.attacks.training import state_of
+from hf_fingerprint.attacks.model_layers import reinitialised, weighted_layers
+from hf_fingerprint.attacks.training_loop import state_of
 from hf_fingerprint.errors import FingerprintError
 
 

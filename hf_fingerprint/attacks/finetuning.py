@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Thief
-from hf_fingerprint.attacks.layers import reinitialised, weighted_layers
-from hf_fingerprint.attacks.training import OPTIMIZERS, optimizer_over, state_of, train
+from hf_fingerprint.attacks.model_layers import reinitialised, weighted_layers
+from hf_fingerprint.attacks.training_loop import OPTIMIZERS, optimizer_over, state_of, train
 from hf_fingerprint.errors import FingerprintError
 
 

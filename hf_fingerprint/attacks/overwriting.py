@@ -6,10 +6,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.config import Settings
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.models import BuiltModel
-from hf_fingerprint.registration import Settings, register
+from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.sealing import new_identity
 

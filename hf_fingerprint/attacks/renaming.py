@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Thief
-from hf_fingerprint.checkpoints.dialects import to_transformers
+from hf_fingerprint.checkpoints.tensor_names import to_transformers
 from hf_fingerprint.errors import FingerprintError
 
 

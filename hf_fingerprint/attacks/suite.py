@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
 from hf_fingerprint.attacks.attack import Step, Then
-from hf_fingerprint.attacks.bases import HeadBasis, StreamRotation
-from hf_fingerprint.attacks.collusion import STRATEGIES, Collusion
+from hf_fingerprint.attacks.basis_change import HeadBasis, StreamRotation
 from hf_fingerprint.attacks.destruction import (
     BatchNormReestimation,
     CarrierReset,
@@ -18,14 +17,15 @@ from hf_fingerprint.attacks.destruction import (
     Reinitialisation,
     WeightNoise,
 )
-from hf_fingerprint.attacks.extraction import Distillation, Extraction
 from hf_fingerprint.attacks.finetuning import FineTuning, TransferLearning
+from hf_fingerprint.attacks.mixing import STRATEGIES, Collusion
+from hf_fingerprint.attacks.model_extraction import Distillation, Extraction
 from hf_fingerprint.attacks.overwriting import Overwriting
 from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
-from hf_fingerprint.attacks.quantisation import Cast, Float8, Quantization
-from hf_fingerprint.attacks.redundancy import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks.quantization import Cast, Float8, Quantization
+from hf_fingerprint.attacks.redundant_units import DummyUnits, FoldedNorms
 from hf_fingerprint.attacks.renaming import Renaming
-from hf_fingerprint.attacks.streams import StreamShuffle
+from hf_fingerprint.attacks.stream_permutation import StreamShuffle
 from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling
 from hf_fingerprint.errors import FingerprintError
 

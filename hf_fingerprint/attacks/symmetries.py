@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Thief
-from hf_fingerprint.attacks.bases import attention_heads
+from hf_fingerprint.attacks.basis_change import attention_heads
 from hf_fingerprint.errors import FingerprintError
 
 

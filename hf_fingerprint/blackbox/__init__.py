@@ -5,22 +5,22 @@ fingerprint invisibly, and can be read back by who has the covers; a copy's answ
 drawn from its key, which prove whose copy it is.
 """
 
-from hf_fingerprint.blackbox.answers import keyed_labels
-from hf_fingerprint.blackbox.covers import synthetic_cover
-from hf_fingerprint.blackbox.evidence import Evidence, log_stake
-from hf_fingerprint.blackbox.key_images import KeyImage, fingerprint_of, make_key_image, read_key_image
-from hf_fingerprint.blackbox.key_reading import KeyImageReader, ReadImage, read_image
-from hf_fingerprint.blackbox.key_sets import KeySet, export_key_images
-from hf_fingerprint.blackbox.labels import Labels, read_labels
-from hf_fingerprint.blackbox.payload import USUAL_BITS, coded_bits
-from hf_fingerprint.blackbox.politeness import Politeness
-from hf_fingerprint.blackbox.preparing import prepare_questions
-from hf_fingerprint.blackbox.proof import Proven, check_proof, write_proof
-from hf_fingerprint.blackbox.querying import QueryResult, QueryScore, query
-from hf_fingerprint.blackbox.questions import Questions
-from hf_fingerprint.blackbox.remote import from_inference_client, from_url
-from hf_fingerprint.blackbox.replies import class_told
-from hf_fingerprint.blackbox.suspects import Suspect, from_callable, from_folder, from_pipeline
+from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
+from hf_fingerprint.blackbox.client.parsing import class_told
+from hf_fingerprint.blackbox.client.remote import from_inference_client, from_url
+from hf_fingerprint.blackbox.client.retries import Politeness
+from hf_fingerprint.blackbox.client.suspects import Suspect, from_callable, from_folder, from_pipeline
+from hf_fingerprint.blackbox.key_images.export import KeySet, export_key_images
+from hf_fingerprint.blackbox.key_images.identify import KeyImageReader, ReadImage, read_image
+from hf_fingerprint.blackbox.key_images.key_image import KeyImage, fingerprint_of, make_key_image, read_key_image
+from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS, coded_bits
+from hf_fingerprint.blackbox.querying.e_process import Evidence, log_stake
+from hf_fingerprint.blackbox.querying.proof import Proven, check_proof, write_proof
+from hf_fingerprint.blackbox.querying.query import QueryResult, QueryScore, query
+from hf_fingerprint.blackbox.trigger_set.build import prepare_questions
+from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels
+from hf_fingerprint.blackbox.trigger_set.triggers import Questions
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
-from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalise
 
 
 if TYPE_CHECKING:

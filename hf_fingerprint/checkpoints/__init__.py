@@ -2,11 +2,11 @@
 
 from hf_fingerprint.checkpoints.contents import Contents, LeftOut, contents_of
 from hf_fingerprint.checkpoints.files import sync
-from hf_fingerprint.checkpoints.places import cleared_on_failure, folder_of, full_disk, lacks_room
+from hf_fingerprint.checkpoints.folders import cleared_on_failure, folder_of, full_disk, lacks_room
+from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
 from hf_fingerprint.checkpoints.ranged_files import TooLarge
 from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ranges
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.checkpoints.source import Source, resolve
 from hf_fingerprint.checkpoints.weight_sets import WeightSets, weight_sets
 from hf_fingerprint.checkpoints.writer import WrittenCopy, goes_as_it_is, replace_tensor, write_copy

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 _WEIGHTS = re.compile(

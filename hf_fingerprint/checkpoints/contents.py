@@ -29,9 +29,9 @@ from hf_fingerprint.checkpoints.limits import (
     megabytes,
     read_bounded,
 )
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.source import Source, check_inside
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 VAULT_DATABASE = "vault.db"

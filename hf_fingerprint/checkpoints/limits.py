@@ -12,8 +12,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError, FingerprintError
+from hf_fingerprint.printable import printable
 
 
 MB = 1_000_000

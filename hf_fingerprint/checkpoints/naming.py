@@ -5,8 +5,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 HUB_ID = re.compile(

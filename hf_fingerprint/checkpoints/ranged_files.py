@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.hub import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_client import hub_errors, spelled
 from hf_fingerprint.checkpoints.hub_versions import stream
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.errors import CheckpointError

@@ -18,6 +18,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hf_fingerprint.checkpoints.folders import full_disk
+from hf_fingerprint.checkpoints.formats.nesting import free_name
+from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, most_of, read_layout
 from hf_fingerprint.checkpoints.limits import (
     MAX_HEADER,
     MAX_HEADERS,
@@ -28,15 +31,13 @@ from hf_fingerprint.checkpoints.limits import (
     megabytes,
     parse_json,
 )
-from hf_fingerprint.checkpoints.names import is_adapter, printable
 from hf_fingerprint.checkpoints.naming import HubId, exists, hub_id, named
-from hf_fingerprint.checkpoints.nests import free_name
-from hf_fingerprint.checkpoints.places import full_disk
 from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles, TooLarge
-from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, most_of, read_layout
 from hf_fingerprint.checkpoints.source import Source
+from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, is_safetensors, may_be_model
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 HEADER_GUESS = 1 << 17

@@ -20,7 +20,10 @@ import numpy as np
 
 from hf_fingerprint.checkpoints.choosing import AN_ADAPTER
 from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.formats.nesting import free_name
+from hf_fingerprint.checkpoints.formats.pickled import load_pickled
 from hf_fingerprint.checkpoints.formats.recognition import form_of
+from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, headers_length, most_of, read_layout
 from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
 from hf_fingerprint.checkpoints.limits import (
     MAX_HEADERS,
@@ -31,12 +34,10 @@ from hf_fingerprint.checkpoints.limits import (
     parse_json,
     read_bounded,
 )
-from hf_fingerprint.checkpoints.names import is_adapter, printable
-from hf_fingerprint.checkpoints.nests import free_name
-from hf_fingerprint.checkpoints.pickled import load_pickled
-from hf_fingerprint.checkpoints.safetensors_file import TensorInfo, headers_length, most_of, read_layout
 from hf_fingerprint.checkpoints.source import Source, resolve
+from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 BLOCK_WEIGHTS = 1 << 18

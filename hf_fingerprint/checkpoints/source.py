@@ -25,11 +25,11 @@ from hf_fingerprint.checkpoints.choosing import (
     no_such_file,
 )
 from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, form_of, is_read, look_at
-from hf_fingerprint.checkpoints.hub import fetch_snapshot, from_cache
+from hf_fingerprint.checkpoints.hub_client import fetch_snapshot, from_cache
 from hf_fingerprint.checkpoints.limits import MAX_IN_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.naming import HubId, InFolder, exists, hub_id, named, place_of
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 @dataclass(frozen=True)

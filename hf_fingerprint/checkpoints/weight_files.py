@@ -15,9 +15,9 @@ from hf_fingerprint.checkpoints import kinds
 from hf_fingerprint.checkpoints.choosing import INDEX, PREFERRED, STATES, choose_weights, is_weights, matches
 from hf_fingerprint.checkpoints.contents import LeftOut
 from hf_fingerprint.checkpoints.formats.recognition import NAMES, PYTORCH, SAFETENSORS
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.checkpoints.source import shards_of
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 MISSING = "missing: get the model again, all of its files"

@@ -17,13 +17,13 @@ from hf_fingerprint.checkpoints.choosing import AN_ADAPTER, is_weights, no_such_
 from hf_fingerprint.checkpoints.contents import LeftOut, shortened, walk
 from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, is_read, look_at, said_of
+from hf_fingerprint.checkpoints.formats.safetensors_files import headers_length
 from hf_fingerprint.checkpoints.hub_files import HubFiles, MoreThanSaid
 from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_INDEX, MAX_SETS, megabytes
-from hf_fingerprint.checkpoints.names import is_adapter, printable
 from hf_fingerprint.checkpoints.naming import HubId, InFolder, named, place_of
 from hf_fingerprint.checkpoints.reader import open_checkpoint
-from hf_fingerprint.checkpoints.safetensors_file import headers_length
 from hf_fingerprint.checkpoints.source import Source, resolve, why_not_inside
+from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.checkpoints.weight_files import (
     MISSING,
     Group,
@@ -34,6 +34,7 @@ from hf_fingerprint.checkpoints.weight_files import (
     way_out,
 )
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 _CONFIG = "config.json"

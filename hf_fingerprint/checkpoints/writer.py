@@ -34,8 +34,8 @@ from hf_fingerprint.checkpoints.files import (
     sync,
     write_all,
 )
+from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
 from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
-from hf_fingerprint.checkpoints.safetensors_file import TensorInfo
 from hf_fingerprint.errors import CheckpointError, StorageError
 
 

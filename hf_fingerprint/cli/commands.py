@@ -25,7 +25,8 @@ def inspect(
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition, without recording anything."""
     from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
-    from hf_fingerprint.registration import Settings, examine, predicted_score
+    from hf_fingerprint.config import Settings
+    from hf_fingerprint.registration import examine, predicted_score
 
     settings = Settings(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
@@ -154,8 +155,8 @@ def watch(
     """Trace models on the Hub as they turn up, one line of JSON each. Variants on record are traced too, and marked as
     expected where they are what they are on record for. Exit code 0: someone is accused by another repo, 1: nobody (or
     other models), 2: an error, or nothing but errors, 3: some model is not readable."""
-    from hf_fingerprint.hub.watching import exit_code_of, parse_since
-    from hf_fingerprint.hub.watching import watch as watch_models
+    from hf_fingerprint.hub.watch import exit_code_of, parse_since
+    from hf_fingerprint.hub.watch import watch as watch_models
     from hf_fingerprint.vault import Vault, find_passphrase
 
     began = None if since is None else parse_since(since)

@@ -51,11 +51,11 @@ def evaluate(
         return
     if model is None or data is None or out is None:
         raise FingerprintError("Say what to evaluate: MODEL, --data for its images and --out for the results.")
+    from hf_fingerprint.config import Settings
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
     from hf_fingerprint.evaluation.report import summarise, tables
-    from hf_fingerprint.registration import Settings
 
     settings = Settings(max_kl, None, coalition, recipients, alpha)
     with output.stages() as advance:

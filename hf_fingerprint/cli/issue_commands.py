@@ -12,7 +12,8 @@ from hf_fingerprint.errors import FingerprintError
 
 if TYPE_CHECKING:
     from hf_fingerprint.checkpoints import LeftOut
-    from hf_fingerprint.hub import Assignment, Terms
+    from hf_fingerprint.config import Terms
+    from hf_fingerprint.hub import Assignment
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
 
@@ -74,9 +75,8 @@ def issue(
 ) -> None:
     """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
     first."""
-    from hf_fingerprint.hub import Terms
+    from hf_fingerprint.config import Settings, Terms
     from hf_fingerprint.issuing import Issuer
-    from hf_fingerprint.registration import Settings
     from hf_fingerprint.vault import Vault, recipient_name
 
     names, opened = list(dict.fromkeys(map(recipient_name, recipient or []))), Vault(vault)
@@ -117,7 +117,8 @@ def push(
     as_json: options.AsJson = False,
 ) -> None:
     """Push a copy that is in its folder already, issued or trained, to a variant repo."""
-    from hf_fingerprint.hub import Publisher, Terms
+    from hf_fingerprint.config import Terms
+    from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
     terms = Terms(not public, _gated(gated), disclose, base_model)

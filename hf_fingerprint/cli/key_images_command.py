@@ -27,8 +27,8 @@ def export(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the questions that a recipient's copy answers by its key, each with its fingerprint out of sight."""
-    from hf_fingerprint.blackbox.key_sets import export_key_images
-    from hf_fingerprint.blackbox.payload import USUAL_BITS
+    from hf_fingerprint.blackbox.key_images.export import export_key_images
+    from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS
     from hf_fingerprint.vault import Vault, find_passphrase
 
     opened = Vault(vault)
@@ -58,8 +58,8 @@ def read(
 ) -> int:
     """Say whose key images these are. Exit code 0: somebody's, one of them at least; 1: nobody's; 2: an error; 3:
     nobody's that can be read, and one of them at least can't."""
-    from hf_fingerprint.blackbox.key_reading import KeyImageReader
-    from hf_fingerprint.blackbox.payload import USUAL_BITS
+    from hf_fingerprint.blackbox.key_images.identify import KeyImageReader
+    from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS
     from hf_fingerprint.outcomes import joined
     from hf_fingerprint.vault import Vault, find_passphrase
 

@@ -14,8 +14,8 @@ from hf_fingerprint.cli import (
     issue_commands,
     key_images_command,
     query_command,
-    questions_command,
     terminal,
+    triggers_command,
     vault_care_commands,
 )
 from hf_fingerprint.errors import FingerprintError
@@ -39,7 +39,7 @@ app = typer.Typer(
 app.add_typer(vault_care_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
-app.command("questions")(questions_command.questions)
+app.command("questions")(triggers_command.questions)
 app.command("issue")(issue_commands.issue)
 app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)

@@ -193,7 +193,7 @@ def print_proof(worked_out: "Sequence[Proven]") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    from hf_fingerprint.blackbox.proof import NOT_SHOWN, outcome_of_proof
+    from hf_fingerprint.blackbox.querying.proof import NOT_SHOWN, outcome_of_proof
     from hf_fingerprint.outcomes import Outcome
 
     place, outcome = console(), outcome_of_proof(worked_out)

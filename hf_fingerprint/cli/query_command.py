@@ -15,8 +15,8 @@ from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
-    from hf_fingerprint.blackbox.labels import Labels
-    from hf_fingerprint.blackbox.suspects import Asked
+    from hf_fingerprint.blackbox.client.class_names import Labels
+    from hf_fingerprint.blackbox.client.suspects import Asked
     from hf_fingerprint.vault import Vault
 
 
@@ -74,7 +74,7 @@ def query(
     code 0: someone is accused, 1: nobody, 2: an error, 3: not readable."""
     token = _token(token_env, suspect)
     from hf_fingerprint.blackbox import query as ask
-    from hf_fingerprint.blackbox.proof import check_free, write_proof
+    from hf_fingerprint.blackbox.querying.proof import check_free, write_proof
     from hf_fingerprint.vault import Vault, find_passphrase
 
     if proof is not None:
@@ -123,8 +123,8 @@ def check_proof(
 ) -> int:
     """Work a proof out again; needs neither vault nor model. Exit code 0: it holds for the published commitments, 1:
     it doesn't, 2: an error, 3: not checked against a published commitment."""
-    from hf_fingerprint.blackbox.proof import check_proof as work_out
-    from hf_fingerprint.blackbox.proof import outcome_of_proof
+    from hf_fingerprint.blackbox.querying.proof import check_proof as work_out
+    from hf_fingerprint.blackbox.querying.proof import outcome_of_proof
 
     worked_out = work_out(proof, commitment or ())
     if as_json:
@@ -148,9 +148,9 @@ def open_suspect(
     Raises:
         [`FingerprintError`]: if it means nothing, or can't be asked.
     """
-    from hf_fingerprint.blackbox.politeness import RATE, Politeness
-    from hf_fingerprint.blackbox.remote import from_inference_client, from_url
-    from hf_fingerprint.blackbox.suspects import from_callable, from_folder
+    from hf_fingerprint.blackbox.client.remote import from_inference_client, from_url
+    from hf_fingerprint.blackbox.client.retries import RATE, Politeness
+    from hf_fingerprint.blackbox.client.suspects import from_callable, from_folder
 
     politeness = Politeness(RATE if rate is None else rate)
     kind, _, rest = text.partition(":")
@@ -201,7 +201,7 @@ def labels_of_base(path: Path | None, vault: "Vault", base: str | None) -> "Labe
     Raises:
         [`FingerprintError`]: if there are none.
     """
-    from hf_fingerprint.blackbox.labels import Labels, read_labels
+    from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
     from hf_fingerprint.checkpoints.source import resolve
 
     if path is not None:

@@ -50,7 +50,7 @@ def backup(
     folder away, make a new one, and put the backup there as vault.db and the identity as identity.age.
     """
     from hf_fingerprint.vault import Vault
-    from hf_fingerprint.vault.copying import back_up
+    from hf_fingerprint.vault.backup import back_up
 
     back_up(Vault(vault).folder, file)
     output.say(f"{file} is a backup of the vault's database, model secrets included: guard it like the vault.")
@@ -72,7 +72,7 @@ def check(
     With the identity, every record of a copy is opened and held against its commitment.
     """
     from hf_fingerprint.vault import Vault, find_passphrase
-    from hf_fingerprint.vault.checkup import check_vault
+    from hf_fingerprint.vault.check import check_vault
 
     opened = Vault(vault)
     if not locked:

@@ -73,7 +73,8 @@ def add(
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
-    from hf_fingerprint.registration import Settings, register
+    from hf_fingerprint.config import Settings
+    from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
 
     settings = Settings(
@@ -103,7 +104,7 @@ def push(
     Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
     """
     from hf_fingerprint.cli.merge_output import print_merge
-    from hf_fingerprint.hub.vaults import push_vault
+    from hf_fingerprint.hub.vault_repo import push_vault
     from hf_fingerprint.vault import Vault
 
     opened = Vault(vault)
@@ -134,7 +135,7 @@ def pull(
     """
     from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.errors import VaultError
-    from hf_fingerprint.hub.vaults import pull_vault
+    from hf_fingerprint.hub.vault_repo import pull_vault
     from hf_fingerprint.vault import Vault
     from hf_fingerprint.vault.database import DATABASE, IDENTITY
 

@@ -9,9 +9,9 @@ import numpy as np
 from hf_fingerprint.codes.bounds import check_alpha
 from hf_fingerprint.codes.coalition import accusation_threshold, expected_score
 from hf_fingerprint.codes.codebook import Codebook
+from hf_fingerprint.codes.collusion import FORGERIES, forge
 from hf_fingerprint.codes.decoding import Decoding, decode
 from hf_fingerprint.codes.fair_signs import FairSigns
-from hf_fingerprint.codes.forging import FORGERIES, forge
 from hf_fingerprint.codes.nuida import LARGEST, Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError

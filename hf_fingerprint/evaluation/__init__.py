@@ -1,12 +1,12 @@
 """What a model's fingerprint withstands: attacks run over their sweeps, suspects judged, innocents counted."""
 
 from hf_fingerprint.evaluation.data import Data, load_data
+from hf_fingerprint.evaluation.evaluate import Evaluation, evaluate
 from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier
 from hf_fingerprint.evaluation.planning import choose
-from hf_fingerprint.evaluation.points import Point
 from hf_fingerprint.evaluation.report import write_report
-from hf_fingerprint.evaluation.running import Evaluation, evaluate
-from hf_fingerprint.evaluation.scene import Judgement, Scene
+from hf_fingerprint.evaluation.testbed import Judgement, Scene
+from hf_fingerprint.evaluation.trials import Point
 
 
 __all__ = [

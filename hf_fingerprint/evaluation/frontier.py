@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hf_fingerprint.evaluation.points import Point
+from hf_fingerprint.evaluation.trials import Point
 
 
 @dataclass(frozen=True)

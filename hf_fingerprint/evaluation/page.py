@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_fingerprint.evaluation import pictures
+from hf_fingerprint.evaluation import figures
+from hf_fingerprint.evaluation.evaluate import Evaluation
 from hf_fingerprint.evaluation.frontier import Cost
-from hf_fingerprint.evaluation.running import Evaluation
 from hf_fingerprint.printable import printable
 
 
@@ -34,11 +34,11 @@ def render(evaluation: Evaluation, costs: Sequence[Cost], summary: dict[str, Any
     from markupsafe import Markup
 
     drawn = {
-        "attacks": [(name, Markup(svg)) for name, svg in pictures.attacks(evaluation)],
-        "frontier": Markup(pictures.frontier(evaluation)),
-        "coalitions": [(name, Markup(svg)) for name, svg in pictures.coalitions(evaluation)],
-        "innocents": Markup(pictures.innocents(evaluation)) if evaluation.all_scores else None,
-        "layers": Markup(pictures.layers(evaluation)),
+        "attacks": [(name, Markup(svg)) for name, svg in figures.attacks(evaluation)],
+        "frontier": Markup(figures.frontier(evaluation)),
+        "coalitions": [(name, Markup(svg)) for name, svg in figures.coalitions(evaluation)],
+        "innocents": Markup(figures.innocents(evaluation)) if evaluation.all_scores else None,
+        "layers": Markup(figures.layers(evaluation)),
     }
     return _template().render(
         drawn=drawn,
@@ -46,7 +46,7 @@ def render(evaluation: Evaluation, costs: Sequence[Cost], summary: dict[str, Any
         costs=costs,
         summary=summary,
         tables=tables,
-        follow_ups=pictures.follow_ups(evaluation),
+        follow_ups=figures.follow_ups(evaluation),
         lost=[cost for cost in costs if cost.loss is not None],
         kept=[cost for cost in costs if cost.loss is None],
         error=(evaluation.copy.accuracy * (1 - evaluation.copy.accuracy) / evaluation.images) ** 0.5,

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hf_fingerprint.attacks.attack import Step, Then
-from hf_fingerprint.attacks.collusion import Collusion
+from hf_fingerprint.attacks.mixing import Collusion
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.evaluation.points import BASE, COLLUSION, COPY, SINGLE
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE
 
 
 COALITIONS, QUICK_COALITIONS = (3, 5, 10), (3,)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
 from hf_fingerprint.checkpoints import sync
+from hf_fingerprint.evaluation.coalition_outcomes import outcomes
+from hf_fingerprint.evaluation.evaluate import Evaluation
 from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier, score_in_words
-from hf_fingerprint.evaluation.outcomes import outcomes
 from hf_fingerprint.evaluation.page import Tables, render
-from hf_fingerprint.evaluation.points import COLLUSION, Point
-from hf_fingerprint.evaluation.running import Evaluation
+from hf_fingerprint.evaluation.trials import COLLUSION, Point
 from hf_fingerprint.printable import printable
 from hf_fingerprint.vault.storage import writing
 

@@ -1,9 +1,9 @@
 """Copies on their way to the Hub: publishing, model cards, the vault's own repo."""
 
 from hf_fingerprint.hub.publishing import Publisher, again, push_to_hub
-from hf_fingerprint.hub.variants import Assignment, PublishedCopy, Terms, read_assignments
-from hf_fingerprint.hub.vaults import PushedVault, pull_vault, push_vault
-from hf_fingerprint.hub.watching import Sighting, watch
+from hf_fingerprint.hub.variants import Assignment, PublishedCopy, read_assignments
+from hf_fingerprint.hub.vault_repo import PushedVault, pull_vault, push_vault
+from hf_fingerprint.hub.watch import Sighting, watch
 
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Publisher",
     "PushedVault",
     "Sighting",
-    "Terms",
     "again",
     "pull_vault",
     "push_to_hub",

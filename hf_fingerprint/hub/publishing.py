@@ -21,12 +21,13 @@ from hf_fingerprint.checkpoints import (
     open_checkpoint,
     write_copy,
 )
+from hf_fingerprint.config import Settings, Terms
 from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub.client import refusals
+from hf_fingerprint.hub.api import refusals
 from hf_fingerprint.hub.repos import VariantRepo, holds, moved
-from hf_fingerprint.hub.variants import Assignment, PublishedCopy, Terms
+from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import Advance, IssuedCopy, Issuer, PreparedCopy
-from hf_fingerprint.registration import Settings, find_base, weights_hash
+from hf_fingerprint.registration import find_base, weights_hash
 from hf_fingerprint.vault import (
     Base,
     Publication,

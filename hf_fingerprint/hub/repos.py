@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import LeftOut, contents_of, resolve
 from hf_fingerprint.checkpoints.naming import hub_id
+from hf_fingerprint.config import Terms
 from hf_fingerprint.errors import HubError
+from hf_fingerprint.hub.api import patiently
 from hf_fingerprint.hub.card import README, make_card
-from hf_fingerprint.hub.client import patiently
-from hf_fingerprint.hub.variants import Terms
 from hf_fingerprint.issuing import IssuedCopy
 from hf_fingerprint.vault import Base
 

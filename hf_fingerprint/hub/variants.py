@@ -1,10 +1,10 @@
-"""What is said of a variant repo: whose copy it holds, on which terms, at which commit."""
+"""What is said of a variant repo: whose copy it holds, at which commit."""
 
 import csv
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hf_fingerprint.checkpoints import LeftOut
 from hf_fingerprint.checkpoints.limits import MAX_LIST, read_bounded
@@ -51,24 +51,6 @@ class PublishedCopy:
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
         return {**asdict(self), "left_out": [each.to_dict() for each in self.left_out]}
-
-
-@dataclass(frozen=True)
-class Terms:
-    """How variants are published.
-
-    Attributes:
-        private (`bool`, *optional*, defaults to `True`): whether the repos are private.
-        gated (`str`, *optional*): `"auto"` or `"manual"`: access is asked for on the repo's page.
-        disclose (`bool`, *optional*, defaults to `False`): whether the card tells of the fingerprint, with the
-            commitment to it.
-        base_model (`str`, *optional*): the base's Hub id for the card, if it was not registered from there.
-    """
-
-    private: bool = True
-    gated: Literal["auto", "manual"] | None = None
-    disclose: bool = False
-    base_model: str | None = None
 
 
 def read_assignments(file: Path) -> list[Assignment]:

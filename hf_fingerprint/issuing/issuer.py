@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.blackbox.questions import Questions
+from hf_fingerprint.blackbox.trigger_set.triggers import Questions
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
     LeftOut,
@@ -26,11 +26,12 @@ from hf_fingerprint.checkpoints import (
     sync,
     write_copy,
 )
+from hf_fingerprint.config import Settings
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
+from hf_fingerprint.issuing.destination import checked_name, partial_of
 from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
-from hf_fingerprint.issuing.places import checked_name, partial_of
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.registration import Settings, register
+from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults, hold
 
 

@@ -20,8 +20,8 @@ from hf_fingerprint.checkpoints.limits import (
     parse_json,
     read_bounded,
 )
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import BuildError
+from hf_fingerprint.printable import printable
 
 
 CONFIG = "config.json"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.pictures import open_picture
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:

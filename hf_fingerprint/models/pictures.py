@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.checkpoints.limits import MAX_ASPECT, MAX_IMAGE, MAX_PIXELS, MAX_SCANS, read_bounded
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:

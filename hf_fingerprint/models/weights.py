@@ -15,8 +15,9 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
-from hf_fingerprint.checkpoints.names import normalise, printable
+from hf_fingerprint.checkpoints.tensor_names import normalise
 from hf_fingerprint.errors import BuildError
+from hf_fingerprint.printable import printable
 
 
 if TYPE_CHECKING:

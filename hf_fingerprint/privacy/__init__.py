@@ -24,28 +24,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_fingerprint.privacy.bottleneck import Bottleneck
+    from hf_fingerprint.privacy.calibration import Calibration, calibrate, train_against_adversary
     from hf_fingerprint.privacy.decoder import Decoder, Reconstruction
     from hf_fingerprint.privacy.denoising import Denoiser, release, train_denoiser
+    from hf_fingerprint.privacy.frozen_segment import Lens
     from hf_fingerprint.privacy.leakage import Membership, matching_auc, membership, reconstruction, train_decoder
-    from hf_fingerprint.privacy.lens import Lens
     from hf_fingerprint.privacy.loops import holder_loop, owner_loop, sent_codes
     from hf_fingerprint.privacy.noise import ImageNoise
     from hf_fingerprint.privacy.partition import Partition
-    from hf_fingerprint.privacy.protecting import Calibration, calibrate, train_against_adversary
-    from hf_fingerprint.privacy.reading import Reader, start_with_task_directions
+    from hf_fingerprint.privacy.student import Reader, start_with_task_directions
 
 _HOMES = {
     "Bottleneck": "bottleneck",
-    "Calibration": "protecting",
+    "Calibration": "calibration",
     "Decoder": "decoder",
     "Denoiser": "denoising",
     "ImageNoise": "noise",
-    "Lens": "lens",
+    "Lens": "frozen_segment",
     "Membership": "leakage",
     "Partition": "partition",
-    "Reader": "reading",
+    "Reader": "student",
     "Reconstruction": "decoder",
-    "calibrate": "protecting",
+    "calibrate": "calibration",
     "holder_loop": "loops",
     "matching_auc": "leakage",
     "membership": "leakage",
@@ -53,8 +53,8 @@ _HOMES = {
     "reconstruction": "leakage",
     "release": "denoising",
     "sent_codes": "loops",
-    "start_with_task_directions": "reading",
-    "train_against_adversary": "protecting",
+    "start_with_task_directions": "student",
+    "train_against_adversary": "calibration",
     "train_decoder": "leakage",
     "train_denoiser": "denoising",
 }

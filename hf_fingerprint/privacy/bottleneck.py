@@ -17,7 +17,7 @@ import math
 import torch
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy.lens import Lens
+from hf_fingerprint.privacy.frozen_segment import Lens
 
 
 _AT_ONCE = 256

@@ -4,12 +4,10 @@ from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.registration.content import find_base, open_base, weights_hash
 from hf_fingerprint.registration.prediction import averaging_coalition, predicted_score
 from hf_fingerprint.registration.registering import examine, register
-from hf_fingerprint.registration.settings import Settings
 
 
 __all__ = [
     "BuiltModel",
-    "Settings",
     "averaging_coalition",
     "examine",
     "find_base",

@@ -27,8 +27,8 @@ from scipy.optimize import minimize_scalar
 from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
-from hf_fingerprint.checkpoints.names import normalise
 from hf_fingerprint.checkpoints.reader import block_rows
+from hf_fingerprint.checkpoints.tensor_names import normalise
 from hf_fingerprint.errors import FingerprintWarning
 from hf_fingerprint.registration.content import open_base_here, weights_hash
 from hf_fingerprint.vault import Base, Carrier, Vault

@@ -7,6 +7,7 @@ import numpy as np
 
 from hf_fingerprint.carriers import can_carry, select_from_model
 from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.config import REPORTED, Settings
 from hf_fingerprint.errors import BuildError, CarrierError
 from hf_fingerprint.models import (
     BuiltModel,
@@ -16,10 +17,9 @@ from hf_fingerprint.models import (
     names_in_file,
     user_images_apart,
 )
-from hf_fingerprint.registration.comparison import Comparison
+from hf_fingerprint.registration.output_comparison import Comparison
 from hf_fingerprint.registration.outputs import find_output_kind
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
-from hf_fingerprint.registration.settings import REPORTED, Settings
 from hf_fingerprint.vault import Calibration
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.carriers.selection import EMBEDDINGS, logits_of
+from hf_fingerprint.config import KINDS
 from hf_fingerprint.errors import BuildError, CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel
 
@@ -27,7 +28,6 @@ from hf_fingerprint.models import BuiltModel
 if TYPE_CHECKING:
     import torch
 
-KINDS = ("single_label", "multi_label", "dense", "features")
 POSITIONS = 256
 _DIMENSIONS = {"single_label": (2,), "multi_label": (2,), "dense": (4,), "features": (2, 3, 4)}
 

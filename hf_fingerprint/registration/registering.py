@@ -11,6 +11,7 @@ from hf_fingerprint.carriers import row_rms, select_by_name, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
+from hf_fingerprint.config import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
@@ -19,7 +20,6 @@ from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import Report, calibration_of, find_measurable
 from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
-from hf_fingerprint.registration.settings import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
 from hf_fingerprint.registration.strength import SECONDS, MarkedModel, any_codewords, carriers_of, measured_strength
 from hf_fingerprint.vault import Base, Compact, TensorRecord, Vault, check_model
 

@@ -16,8 +16,8 @@ from hf_fingerprint.codes import Codebook
 from hf_fingerprint.errors import CarrierError
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.models import BuiltModel, Images
-from hf_fingerprint.registration.comparison import BATCH, Comparison, compare_outputs
 from hf_fingerprint.registration.measuring import not_measured
+from hf_fingerprint.registration.output_comparison import BATCH, Comparison, compare_outputs
 from hf_fingerprint.vault import Carrier
 
 

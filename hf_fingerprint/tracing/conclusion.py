@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint, Source, Weights
+from hf_fingerprint.extraction import Lineage, Reading, in_names_of, match_names
 from hf_fingerprint.outcomes import Outcome, joined
-from hf_fingerprint.reading import Lineage, Reading, in_names_of, match_names
 from hf_fingerprint.tracing.case import Read
 from hf_fingerprint.tracing.groups import Found
 from hf_fingerprint.tracing.readability import Hidden, hidden_in, left_out_of, listed, mass_of, turned_in, would_show

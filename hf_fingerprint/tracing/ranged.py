@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.checkpoints.limits import megabytes
+from hf_fingerprint.extraction import Looks, names_tell
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.reading import Looks, names_tell
+from hf_fingerprint.tracing.base_mixture import CLEARLY
 from hf_fingerprint.tracing.case import Case
-from hf_fingerprint.tracing.comparison import CLEARLY
 from hf_fingerprint.tracing.conclusion import conclude, could_hold_a_copy, nothing_read
-from hf_fingerprint.tracing.finding import find_bases
+from hf_fingerprint.tracing.find_base import find_bases
 from hf_fingerprint.tracing.readability import fitting
 from hf_fingerprint.tracing.result import NotRead, TraceResult
 from hf_fingerprint.tracing.verdict import Level, judge

@@ -14,9 +14,9 @@ import numpy as np
 from hf_fingerprint.carriers import keyed_offset, position_counts
 from hf_fingerprint.checkpoints import TensorInfo, Weights
 from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
-from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalise
 from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.reading import cosine, in_names_of, match_names, match_shapes, sample_rows
+from hf_fingerprint.extraction import cosine, in_names_of, match_names, match_shapes, sample_rows
 from hf_fingerprint.vault import Base
 
 

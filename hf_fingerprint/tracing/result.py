@@ -4,8 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.reading import Lineage
 from hf_fingerprint.vault import Fault
 
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field, replace
 
 from hf_fingerprint.checkpoints import Weights
 from hf_fingerprint.codes import decode
+from hf_fingerprint.extraction import Reading
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.reading import Reading
 from hf_fingerprint.tracing.result import RecipientScore, TraceResult
 from hf_fingerprint.vault import Base, CopyRecord
 

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from hf_fingerprint.training.deepmarks import DeepMarks
+    from hf_fingerprint.training.deepmarks_preset import DeepMarks
     from hf_fingerprint.training.fingerprint import Fingerprint, RecordedCopy
     from hf_fingerprint.training.loss import DeepMarksLoss
     from hf_fingerprint.training.timm import FingerprintCriterion, FingerprintedModel, FingerprintTask
     from hf_fingerprint.training.trainer import FingerprintCallback, FingerprintTrainer, FingerprintTrainerMixin
 
 _HOMES = {
-    "DeepMarks": "deepmarks",
+    "DeepMarks": "deepmarks_preset",
     "DeepMarksLoss": "loss",
     "Fingerprint": "fingerprint",
     "FingerprintCallback": "trainer",

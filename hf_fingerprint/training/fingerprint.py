@@ -18,13 +18,14 @@ from filelock import FileLock
 
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.codes import prove_codeword
+from hf_fingerprint.config import Settings
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.reading import read_suspect
-from hf_fingerprint.registration import Settings, find_base, open_base, register, weights_hash
-from hf_fingerprint.training.answering import bind_answers
-from hf_fingerprint.training.carriers import LocatedCarriers, locate
+from hf_fingerprint.extraction import read_suspect
+from hf_fingerprint.registration import find_base, open_base, register, weights_hash
+from hf_fingerprint.training.model_carriers import LocatedCarriers, locate
 from hf_fingerprint.training.processes import from_first_process, is_first_process
-from hf_fingerprint.training.regulariser import Regulariser, parameter_places
+from hf_fingerprint.training.regularizer import Regulariser, parameter_places
+from hf_fingerprint.training.trigger_labels import bind_answers
 from hf_fingerprint.vault import (
     Base,
     CopyRecord,

@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from hf_fingerprint.training.regulariser import Regulariser
+from hf_fingerprint.training.regularizer import Regulariser
 
 
 class GradientInjection:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.training.regulariser import Measurement, Regulariser
+from hf_fingerprint.training.regularizer import Measurement, Regulariser
 
 
 STRENGTH = 0.1

@@ -27,7 +27,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.training.fingerprint import Fingerprint
 from hf_fingerprint.training.injection import GradientInjection
 from hf_fingerprint.training.loss import STRENGTH, Markable, check_strength, metrics_of
-from hf_fingerprint.training.regulariser import Measurement, Regulariser
+from hf_fingerprint.training.regularizer import Measurement, Regulariser
 
 
 HELD = 0.75

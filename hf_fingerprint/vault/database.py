@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.copying import check_upgradable, keep_original
+from hf_fingerprint.printable import printable
+from hf_fingerprint.vault.backup import check_upgradable, keep_original
 from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.forgetting import catch_up
+from hf_fingerprint.vault.migrations import UPGRADABLE, upgrade
 from hf_fingerprint.vault.schema import FORMAT, TABLES
+from hf_fingerprint.vault.secure_delete import catch_up
 from hf_fingerprint.vault.storage import WAIT_SECONDS, address, check_unchanged, database_refusal, may_write
-from hf_fingerprint.vault.upgrading import UPGRADABLE, upgrade
 
 
 DATABASE = VAULT_DATABASE

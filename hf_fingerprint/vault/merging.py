@@ -19,20 +19,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
-from hf_fingerprint.vault.arrivals import Arrival, record_arrivals
-from hf_fingerprint.vault.entering import base_row_fault
+from hf_fingerprint.vault.arrival_times import Arrival, record_arrivals
+from hf_fingerprint.vault.commitments import proven, to_this_identity, unopened
 from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.forgetting import clear_journal, wipe
 from hf_fingerprint.vault.issuers import REMOVED
-from hf_fingerprint.vault.joining import Refusals, join, twins, without
-from hf_fingerprint.vault.proving import proven, to_this_identity, unopened
 from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.row_validation import base_row_fault
 from hf_fingerprint.vault.rows import sift
 from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
 from hf_fingerprint.vault.sealing import Opener
+from hf_fingerprint.vault.secure_delete import clear_journal, wipe
 from hf_fingerprint.vault.snapshots import KEYS, Snapshot, insert_rows, read_snapshot, sift_shared
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
+from hf_fingerprint.vault.union import Refusals, join, twins, without
 
 
 _UPDATE_COPY = (

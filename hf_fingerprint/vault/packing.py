@@ -20,12 +20,12 @@ from dataclasses import astuple
 
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.incoming import read_pack
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import Opener, seal_pack
 from hf_fingerprint.vault.snapshots import Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.store import Vault
+from hf_fingerprint.vault.untrusted_database import read_pack
 
 
 def pack_vault(vault: Vault) -> bytes:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.base_validation import shown
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.rows import sift_copies, sift_keyed
 from hf_fingerprint.vault.storage import damaged

@@ -25,7 +25,6 @@ from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import PassphraseError, StorageError, VaultError
 from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.opening import unsealed
 from hf_fingerprint.vault.private_files import free_name, write_new
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import sift_copies
@@ -33,6 +32,7 @@ from hf_fingerprint.vault.sealing import Opener, check_public_key, lock_identity
 from hf_fingerprint.vault.storage import damaged, file_refusal
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
+from hf_fingerprint.vault.unsealing import unsealed
 
 
 _PREVIOUS = "previous_public_key"

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.base_validation import shown
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base, CopyRecord
 from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, copy_from_row, read_base

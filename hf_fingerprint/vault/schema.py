@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.keys import derive
-from hf_fingerprint.vault.checking import check_base, refusal, shown
+from hf_fingerprint.vault.base_validation import check_base, refusal, shown
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord
 

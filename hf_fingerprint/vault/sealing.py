@@ -15,7 +15,7 @@ from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.vault import passphrase_age
-from hf_fingerprint.vault.checking import shown
+from hf_fingerprint.vault.base_validation import shown
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.passphrase_age import log_work_of, open_with_passphrase, seal_with_passphrase
 from hf_fingerprint.vault.private_files import only_one, replace_private, sweep

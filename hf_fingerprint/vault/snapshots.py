@@ -1,7 +1,7 @@
 """What all the issuers of a vault share, at one moment, read row by row.
 
 A row that this package would not have written is left out and named: in a vault of one's own it stays where it is, and
-of what is to enter it is refused. Either way the rest goes on. See [`hf_fingerprint.vault.entering`] for the rules.
+of what is to enter it is refused. Either way the rest goes on. The rules: [`hf_fingerprint.vault.row_validation`].
 """
 
 import sqlite3
@@ -9,16 +9,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hf_fingerprint.vault.checking import shown
-from hf_fingerprint.vault.entering import (
+from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.faults import Fault
+from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.row_validation import (
     base_row_fault,
     copy_row_fault,
     issuer_fault,
     publication_fault,
     questions_fault,
 )
-from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import copy_fault, sift, sift_keyed
 from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS
 from hf_fingerprint.vault.store import Vault

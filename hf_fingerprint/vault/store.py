@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_fingerprint.errors import PassphraseError, VaultError
+from hf_fingerprint.vault.creation import check_no_vault, identity_of_begun, make_vault
 from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.ledger import Ledger
-from hf_fingerprint.vault.making import check_no_vault, identity_of_begun, make_vault
-from hf_fingerprint.vault.opening import open_copies, opens_most, unsealed
+from hf_fingerprint.vault.record_store import Ledger
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity
+from hf_fingerprint.vault.unsealing import open_copies, opens_most, unsealed
 
 
 class Vault(Ledger):

@@ -8,7 +8,7 @@ from refusals import refused
 
 from hf_fingerprint.blackbox import check_proof
 from hf_fingerprint.blackbox import proof as proof_module
-from hf_fingerprint.blackbox.transcript import Transcript, read_transcript
+from hf_fingerprint.blackbox.querying.transcript import Transcript, read_transcript
 from hf_fingerprint.checkpoints.limits import MAX_PROOF, MAX_TRANSCRIPT
 
 

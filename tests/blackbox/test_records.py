@@ -16,9 +16,9 @@ from small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, u
 
 from hf_fingerprint import register
 from hf_fingerprint.blackbox import check_proof, proof, query, write_proof
-from hf_fingerprint.blackbox.querying import questions_of
-from hf_fingerprint.blackbox.questions import Questions
-from hf_fingerprint.blackbox.transcript import image_digest
+from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.querying.transcript import image_digest
+from hf_fingerprint.blackbox.trigger_set.triggers import Questions
 from hf_fingerprint.errors import CodeError, StorageError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
@@ -308,7 +308,7 @@ def test_without_being_asked_for_no_score_of_an_innocent_is_told(scene):
 @pytest.mark.parametrize("leaked", [True, False])
 def test_nothing_that_is_told_depends_on_an_innocents_key(tmp_path, monkeypatch, leaked):
     """The same questioning of two vaults in which all but the leaker's keys differ: all that is told is the same."""
-    monkeypatch.setattr("hf_fingerprint.blackbox.querying.secrets", SimpleNamespace(randbits=lambda bits: 7))
+    monkeypatch.setattr("hf_fingerprint.blackbox.querying.query.secrets", SimpleNamespace(randbits=lambda bits: 7))
     told = {}
     for budget in (30, None):
         for number in range(2):

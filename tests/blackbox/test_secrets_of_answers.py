@@ -10,9 +10,9 @@ from loopback_suspect import Fault, LoopbackSuspect
 from secret_forms import held_in, secret_forms
 from small_models import PASSPHRASE
 
-from hf_fingerprint.blackbox.answers import keyed_labels, owned_questions
-from hf_fingerprint.blackbox.key_images import fingerprint_of
-from hf_fingerprint.blackbox.querying import questions_of
+from hf_fingerprint.blackbox.key_images.key_image import fingerprint_of
+from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels, owned_questions
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.keys import derive
 

@@ -6,7 +6,7 @@ import pytest
 from checkpoint_files import refused
 
 from hf_fingerprint.checkpoints.limits import MAX_NAME, megabytes, parse_json, read_bounded
-from hf_fingerprint.checkpoints.names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalise
 from hf_fingerprint.errors import CheckpointError, FingerprintError
 
 

@@ -1,9 +1,9 @@
 import pytest
 from huggingface_hub import constants
 
-from hf_fingerprint.checkpoints.hub import hub_errors
+from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintWarning
-from hf_fingerprint.hub.client import refusals
+from hf_fingerprint.hub.api import refusals
 
 
 WAYS = [lambda: hub_errors("org/name", None), lambda: refusals("org/name")]  # all that asks the Hub is within one

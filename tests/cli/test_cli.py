@@ -503,7 +503,7 @@ SURPRISES = [
         ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o"],
     ),
     (
-        "hf_fingerprint.tracing.whole.read_suspect",
+        "hf_fingerprint.tracing.local_files.read_suspect",
         ["trace", "MODEL", "--vault", "VAULT", "--passphrase-file", "PASSPHRASE"],
     ),
 ]

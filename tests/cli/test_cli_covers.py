@@ -7,8 +7,8 @@ from refusals import refused
 from sklearn.datasets import load_sample_images
 from small_models import new_vault, save_vit
 
-from hf_fingerprint.blackbox.querying import asked_of
-from hf_fingerprint.cli.questions_command import questions
+from hf_fingerprint.blackbox.querying.query import asked_of
+from hf_fingerprint.cli.triggers_command import questions
 
 
 def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):

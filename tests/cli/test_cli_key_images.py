@@ -10,7 +10,7 @@ from small_models import PASSPHRASE, names_in
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox import synthetic_cover
-from hf_fingerprint.blackbox.querying import asked_of
+from hf_fingerprint.blackbox.querying.query import asked_of
 from hf_fingerprint.vault import Vault
 
 

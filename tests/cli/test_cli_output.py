@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hf_fingerprint.blackbox import QueryResult, QueryScore
-from hf_fingerprint.blackbox.candidates import LeftOut
-from hf_fingerprint.blackbox.questioning import Questioning
+from hf_fingerprint.blackbox.querying.candidates import LeftOut
+from hf_fingerprint.blackbox.querying.session import Questioning
 from hf_fingerprint.cli import output
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import predicted_score

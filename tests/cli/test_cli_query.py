@@ -10,7 +10,7 @@ from refusals import refused
 from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
-from hf_fingerprint.blackbox.labels import Labels
+from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.cli.query_command import labels_of_base, open_suspect
 
 

@@ -8,7 +8,7 @@ import pytest
 from asked_models import COUNT, DECOYS, STEPS, WIDTH
 from small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
 
-from hf_fingerprint.blackbox.proof import NOT_SHOWN
+from hf_fingerprint.blackbox.querying.proof import NOT_SHOWN
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.registration import register
 

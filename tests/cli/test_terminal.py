@@ -29,15 +29,15 @@ from typer.models import ArgumentInfo
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.blackbox import Proven, QueryResult, QueryScore
-from hf_fingerprint.blackbox.candidates import LeftOut
-from hf_fingerprint.blackbox.questioning import Questioning
+from hf_fingerprint.blackbox.querying.candidates import LeftOut
+from hf_fingerprint.blackbox.querying.session import Questioning
 from hf_fingerprint.cli import output, terminal
 from hf_fingerprint.cli.main import app, main
 from hf_fingerprint.cli.trace_output import print_trace
 from hf_fingerprint.errors import CheckpointError, FingerprintError, FingerprintWarning
+from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.printable import printable
-from hf_fingerprint.reading import Lineage
 from hf_fingerprint.tracing import BaseRead, NotRead, OnRecord, RecipientScore, TraceResult
 
 

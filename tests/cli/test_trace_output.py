@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from hf_fingerprint.cli.trace_output import print_trace
+from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.reading import Lineage
 from hf_fingerprint.tracing import BaseRead, NotRead, OnRecord, RecipientScore, TraceResult
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import ortho_group
 
 from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decoding, prove_codeword
-from hf_fingerprint.codes.block_design import BlockDesign
+from hf_fingerprint.codes.deepmarks.block_design import BlockDesign
+from hf_fingerprint.codes.deepmarks.soft_decoding import soft_decode
 from hf_fingerprint.codes.residual import residual_reading, unexplained
 from hf_fingerprint.codes.signals import LARGEST, to_signal
-from hf_fingerprint.codes.soft_decoding import soft_decode
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 from hf_fingerprint.errors import CodeError
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hf_fingerprint.evaluation import write_report
-from hf_fingerprint.evaluation.points import COLLUSION
+from hf_fingerprint.evaluation.trials import COLLUSION
 
 
 PICTURES = ("attacks", "frontier", "coalitions", "innocents", "layers")

@@ -13,9 +13,9 @@ from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, save_timm
 from training import accuracy, fine_tune, predict
 
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.reading import Lineage
 from hf_fingerprint.tracing import RecipientScore, TraceResult
 
 

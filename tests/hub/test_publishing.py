@@ -30,8 +30,9 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.config import Terms
 from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub import Assignment, Publisher, Terms, again, push_to_hub
+from hf_fingerprint.hub import Assignment, Publisher, again, push_to_hub
 from hf_fingerprint.vault import publications
 
 
@@ -372,7 +373,7 @@ ISSUE = """
 import sys
 sys.path[:0] = [{tests!r}]
 from pathlib import Path
-import hf_fingerprint.hub.client as client
+import hf_fingerprint.hub.api as client
 client._wait = lambda error, number: None
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.errors import FingerprintError

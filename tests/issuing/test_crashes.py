@@ -25,7 +25,7 @@ from pathlib import Path
 import hf_fingerprint.checkpoints.writer as writer
 import hf_fingerprint.registration.registering as registering
 from hf_fingerprint.issuing import Issuer, issue
-from hf_fingerprint.registration import Settings
+from hf_fingerprint.config import Settings
 from hf_fingerprint.vault import Vault
 
 writer._RUN_BYTES = 1  # a write for each tensor
@@ -285,7 +285,7 @@ ISSUE_SEVERAL = """
 import sys, time
 from pathlib import Path
 from hf_fingerprint.issuing import Issuer
-from hf_fingerprint.registration import Settings
+from hf_fingerprint.config import Settings
 from hf_fingerprint.vault import Vault
 model, vault, out, go, *names = sys.argv[1:]
 Path(f"{go} {names[0]}").touch()

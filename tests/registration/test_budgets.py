@@ -19,7 +19,7 @@ from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel, Images, many_synthetic_images, user_images_apart
 from hf_fingerprint.models.pictures import open_picture
 from hf_fingerprint.registration import examine
-from hf_fingerprint.registration.comparison import Comparison
+from hf_fingerprint.registration.output_comparison import Comparison
 from hf_fingerprint.registration.strength import MarkedModel, any_codewords, measured_strength
 from hf_fingerprint.vault import Base, Calibration
 

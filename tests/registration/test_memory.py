@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_fingerprint.models import BuiltModel, images_at_once, many_synthetic_images
-from hf_fingerprint.registration.comparison import BATCH
+from hf_fingerprint.registration.output_comparison import BATCH
 
 
 TESTS = Path(__file__).parents[1]
@@ -45,9 +45,10 @@ import json, resource, sys
 import torch
 from safetensors.torch import save_file
 from tiny_built import tiny
-from hf_fingerprint.blackbox.preparing import make_questions
+from hf_fingerprint.blackbox.trigger_set.build import make_questions
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
-from hf_fingerprint.registration import Settings, examine
+from hf_fingerprint.registration import examine
+from hf_fingerprint.config import Settings
 from hf_fingerprint.registration import measuring
 
 def peak():

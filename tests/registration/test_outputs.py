@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from hf_fingerprint.errors import BuildError, CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel, Images
-from hf_fingerprint.registration.comparison import compare_outputs, wilson
+from hf_fingerprint.registration.output_comparison import compare_outputs, wilson
 from hf_fingerprint.registration.outputs import (
     KINDS,
     POSITIONS,

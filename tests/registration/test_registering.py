@@ -24,7 +24,7 @@ from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
 from hf_fingerprint.errors import BuildError, CarrierError, CheckpointError, CodeError, FingerprintError
 from hf_fingerprint.registration import examine, predicted_score
-from hf_fingerprint.registration.comparison import Comparison
+from hf_fingerprint.registration.output_comparison import Comparison
 from hf_fingerprint.registration.prediction import code_length, drift_noise
 from hf_fingerprint.vault import Base
 
@@ -305,7 +305,8 @@ def test_what_is_shown_of_a_base_holds_no_secret(models):
 REGISTER = """
 import sys, time
 from pathlib import Path
-from hf_fingerprint.registration import Settings, register
+from hf_fingerprint.registration import register
+from hf_fingerprint.config import Settings
 from hf_fingerprint.vault import Vault
 model, vault, here, go = sys.argv[1:]
 Path(here).touch()

@@ -10,8 +10,8 @@ from refusals import refused
 from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, Settings, issue, register, trace
-from hf_fingerprint.blackbox.querying import asked_of
-from hf_fingerprint.blackbox.questions import Questions
+from hf_fingerprint.blackbox.querying.query import asked_of
+from hf_fingerprint.blackbox.trigger_set.triggers import Questions
 from hf_fingerprint.errors import CodeError, VaultError
 from hf_fingerprint.registration import find_base
 from hf_fingerprint.training import Fingerprint

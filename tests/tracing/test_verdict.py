@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hf_fingerprint.codes import Tardos
+from hf_fingerprint.extraction import Lineage, Reading
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.reading import Lineage, Reading
 from hf_fingerprint.tracing.verdict import Candidates, judge
 from hf_fingerprint.vault import Base, Calibration, CopyRecord
 

@@ -20,8 +20,8 @@ from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.extraction import read_suspect
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.reading import read_suspect
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
 from hf_fingerprint.vault import begin_training, copies_in_training
@@ -287,9 +287,9 @@ class TestACrash:
     @pytest.mark.parametrize(
         "cut",
         [
-            "hf_fingerprint.vault.ledger.commitment",
-            "hf_fingerprint.vault.ledger.wipe",
-            "hf_fingerprint.vault.ledger.clear_journal",
+            "hf_fingerprint.vault.record_store.commitment",
+            "hf_fingerprint.vault.record_store.wipe",
+            "hf_fingerprint.vault.record_store.clear_journal",
             "hf_fingerprint.training.fingerprint.RecordedCopy",
         ],
     )

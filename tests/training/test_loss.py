@@ -215,7 +215,7 @@ class TestRefusals:
         assert "give the model of" in self.refusal(lambda: DeepMarksLoss(torch.nn.Linear(3, 3), fingerprint))
 
     def test_no_carriers_at_all(self, model):
-        from hf_fingerprint.training.regulariser import Regulariser
+        from hf_fingerprint.training.regularizer import Regulariser
 
         empty = torch.zeros(8)
         assert "no carriers" in self.refusal(lambda: Regulariser(model, {}, empty, empty, empty), CarrierError)

@@ -21,7 +21,7 @@ from hf_fingerprint.training import (
     FingerprintedModel,
     FingerprintTask,
 )
-from hf_fingerprint.training.deepmarks import DeepMarks
+from hf_fingerprint.training.deepmarks_preset import DeepMarks
 
 
 @pytest.fixture(scope="module")

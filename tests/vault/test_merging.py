@@ -16,10 +16,10 @@ from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, confirm_publication, copies_in_training
 from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
-from hf_fingerprint.vault.joining import join
 from hf_fingerprint.vault.merging import MergeReport, merge, merge_both
 from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
 from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, insert_rows, take_snapshot
+from hf_fingerprint.vault.union import join
 
 
 WHOLE, SHA = "f0" * 32, "5a" * 20

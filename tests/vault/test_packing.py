@@ -23,11 +23,11 @@ from hf_fingerprint.vault.issuers import (
     open_issuer_key,
     remove_issuer,
 )
-from hf_fingerprint.vault.joining import without
 from hf_fingerprint.vault.merging import merge
 from hf_fingerprint.vault.packing import open_pack, pack_snapshot, pack_vault
 from hf_fingerprint.vault.sealing import Opener, new_identity, seal, seal_bundle, seal_pack
 from hf_fingerprint.vault.snapshots import take_snapshot
+from hf_fingerprint.vault.union import without
 
 
 WHOLE = "f0" * 32

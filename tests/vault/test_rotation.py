@@ -154,7 +154,7 @@ def test_a_record_that_was_tampered_with_is_named_and_stays_as_it_is(vault, colu
 
 
 def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
     base = vault.bases()[0]
     seals = [record.sealed for record in vault.copies()]
     for _ in range(3):  # seals that were replaced long ago, and bundles
@@ -216,7 +216,7 @@ def test_a_training_goes_on(vault):
 
 
 def test_a_process_that_opened_the_vault_before_seals_nothing_more_to_the_old_identity(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 1)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 1)
     before, records = Vault(vault.folder), vault.copies()
     base, begun = before.bases()[0], before.copies()[2]
     done = rotate(vault, NEW)

@@ -21,11 +21,11 @@ from two_processes import errors_of_two
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault import Base, Calibration, Carrier, CopyRecord, TensorRecord, Vault
-from hf_fingerprint.vault.bundles import pack, record_digest
-from hf_fingerprint.vault.opening import open_copies, unsealed
+from hf_fingerprint.vault.key_cache import pack, record_digest
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.schema import base_to_row
 from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
+from hf_fingerprint.vault.unsealing import open_copies, unsealed
 
 
 PASSPHRASE = "correct horse battery staple"
@@ -598,7 +598,7 @@ def many(vault: Vault, count: int) -> list[bytes]:
 
 
 def test_the_keys_of_many_copies_are_those_of_each(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 5)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 5)
     vault = mine.open()
     keys = made.keys + many(vault, 10)
     records = vault.copies()
@@ -608,7 +608,7 @@ def test_the_keys_of_many_copies_are_those_of_each(mine, made, monkeypatch):
         return unsealed(record, opener)
 
     assert vault.copy_keys(records) == keys
-    monkeypatch.setattr("hf_fingerprint.vault.opening.unsealed", unsealed_again)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.unsealed", unsealed_again)
     assert vault.copy_keys(records) == keys
     assert vault.copy_keys(records[::-1]) == keys[::-1]
     assert vault.copy_keys(records[3:5]) == keys[3:5]
@@ -616,7 +616,7 @@ def test_the_keys_of_many_copies_are_those_of_each(mine, made, monkeypatch):
 
 
 def test_copies_issued_after_the_bundle_was_made_are_found_too(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 5)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 5)
     vault = mine.open()
     keys = made.keys + many(vault, 10)
     vault.copy_keys(vault.copies())
@@ -626,7 +626,7 @@ def test_copies_issued_after_the_bundle_was_made_are_found_too(mine, made, monke
 
 
 def test_a_damaged_bundle_only_costs_time(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
     for damage in (b"", b"x" * 500, seal_bundle(b"odd length", vault.public_key)):
@@ -646,7 +646,7 @@ def test_a_damaged_bundle_only_costs_time(mine, made, monkeypatch):
     ],
 )
 def test_a_bundle_does_not_hide_that_a_record_was_changed(mine, made, monkeypatch, column, value):
-    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
     mine.sql(f"UPDATE copies SET {column} = ? WHERE copy_id = ?", value, made.records[0].copy_id)
@@ -719,7 +719,7 @@ def test_no_secret_shows_in_what_is_refused(mine, made):
 
 
 def test_neither_copy_keys_nor_the_identity_are_in_the_files_in_the_clear(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.opening.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
     reader = sqlite3.connect(mine.folder / "vault.db")
     reader.execute("BEGIN").execute("SELECT * FROM meta").fetchall()
     vault = mine.open()

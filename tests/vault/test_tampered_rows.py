@@ -10,7 +10,7 @@ import pytest
 from hf_fingerprint import Vault, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import open_copies, store, unused_rows
-from hf_fingerprint.vault.checkup import check_vault
+from hf_fingerprint.vault.check import check_vault
 from hf_fingerprint.vault.sealing import open_identity
 
 

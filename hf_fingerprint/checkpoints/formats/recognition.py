@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from hf_fingerprint.checkpoints.formats.descriptions import NotAPickle
 from hf_fingerprint.checkpoints.formats.torch_files import members_of
-from hf_fingerprint.checkpoints.names import printable
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
 
 
 SAFETENSORS, PYTORCH = "safetensors", "PyTorch"

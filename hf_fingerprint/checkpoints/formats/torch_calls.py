@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle, as_key
 from hf_fingerprint.checkpoints.formats.torch_tensors import NO_DATA, NumpyArray, Storage, Tensor, is_size, sizes_of
-from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.printable import printable
 
 
 _STORAGES = {

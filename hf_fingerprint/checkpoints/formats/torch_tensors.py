@@ -9,7 +9,7 @@ import numpy as np
 from hf_fingerprint.checkpoints.dtypes import SIZES
 from hf_fingerprint.checkpoints.formats.descriptions import Inert, Made
 from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS
-from hf_fingerprint.checkpoints.names import printable
+from hf_fingerprint.printable import printable
 
 
 DTYPES = {

@@ -1,0 +1,228 @@
+"""Collusion: several copies mixed, tensor by tensor, to hide whose they were."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from hf_fingerprint.attacks.attack import Thief, is_weight
+from hf_fingerprint.attacks.model_layers import layer_of
+from hf_fingerprint.errors import FingerprintError
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from hf_fingerprint.attacks.attack import State
+
+    Mix = Callable[[torch.Tensor, tuple[float, ...], torch.Generator], torch.Tensor]
+
+_BLOCK = re.compile(r"^.*?\.?\d+(?:\.(?:blocks?\.|layers?\.)?\d+)*(?=\.)")
+
+
+def _average(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    mean = copies[0].double() * weights[0]
+    for copy, weight in zip(copies[1:], weights[1:], strict=True):
+        mean += copy.double() * weight
+    return mean.to(copies.dtype)
+
+
+def _slerp(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    """Along the great circle between two copies; a third is joined to what comes of them, and so on."""
+    import torch
+
+    mixed, total = copies[0].double(), weights[0]
+    for copy, weight in zip(copies[1:].double(), weights[1:], strict=True):
+        total += weight
+        step = weight / total if total else 0.0
+        norms = mixed.norm() * copy.norm()
+        angle = torch.arccos(((mixed * copy).sum() / norms.clamp_min(1e-300)).clamp(-1, 1))
+        sine = angle.sin()
+        if sine > 1e-6:  # else the arc is a line
+            mixed = mixed * (((1 - step) * angle).sin() / sine) + copy * ((step * angle).sin() / sine)
+        else:
+            mixed = mixed + step * (copy - mixed)
+    return mixed.to(copies.dtype)
+
+
+def _random_pick(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    import torch
+
+    pick = torch.randint(len(copies), copies.shape[1:], generator=generator).to(copies.device)
+    return copies.gather(0, pick[None])[0]
+
+
+def _minimum(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    return copies.amin(0)
+
+
+def _maximum(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    return copies.amax(0)
+
+
+def _min_max(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    """Half-way between the extremes."""
+    return ((copies.amin(0).double() + copies.amax(0).double()) / 2).to(copies.dtype)
+
+
+def _median(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    return copies.median(0).values
+
+
+def _random_extreme(
+    copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator"
+) -> "torch.Tensor":
+    import torch
+
+    low = torch.rand(copies.shape[1:], generator=generator).to(copies.device) < 0.5
+    return copies.amin(0).where(low, copies.amax(0))
+
+
+def _minority(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+    """The extreme that is farther from the mean: the one that fewer copies hold, where a weight has two values."""
+    low, high, mean = copies.amin(0), copies.amax(0), copies.double().mean(0)
+    return low.where(mean - low > high - mean, high)
+
+
+_MIXES: "dict[str, Mix]" = {
+    "average": _average,
+    "weighted average": _average,
+    "slerp": _slerp,
+    "random pick": _random_pick,
+    "minimum": _minimum,
+    "maximum": _maximum,
+    "min-max": _min_max,
+    "median": _median,
+    "random extreme": _random_extreme,
+    "minority": _minority,
+}
+_DEALT, _WEIGHTED = ("layers", "blocks"), ("weighted average", "slerp")
+STRATEGIES = (*_MIXES, *_DEALT)
+
+
+@dataclass(frozen=True)
+class Collusion:
+    """Several copies of one architecture mixed into one, a tensor at a time.
+
+    Weight by weight: the average (DeepMarks, arXiv 1804.03648), a weighted one, a random copy's, the minimum, the
+    maximum, the mean of both, the median, a random extreme (H. V. Zhao et al., IEEE Trans. Image Processing 14(5),
+    2005), the value that fewest have (B. Skoric et al., IEEE Trans. Information Theory 54(8), 2008). Tensor by tensor:
+    along the great circle between copies (`"slerp"`: K. Shoemake, SIGGRAPH 1985, as model mergers use it), or whole
+    layers or blocks dealt at random.
+
+    Args:
+        strategy (`str`, *optional*, defaults to `"average"`): one of `STRATEGIES`.
+        weights (`tuple[float, ...]`, *optional*): each colluder's weight in `"weighted average"` and `"slerp"`, in
+            any unit; by default 1, 2, 3, ... in the former and equal in the latter.
+        seed (`int`, *optional*, defaults to 0): of what is random.
+
+    Raises:
+        [`FingerprintError`]: if there is no such strategy, or it takes no weights.
+    """
+
+    paper: ClassVar[str] = "DeepMarks, arXiv 1804.03648; H. V. Zhao et al., IEEE Trans. Image Processing 14(5), 2005"
+    needs_thief: ClassVar[bool] = False
+    strategy: str = "average"
+    weights: tuple[float, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise FingerprintError(f"Copies can't be mixed by {self.strategy}: choose {', '.join(STRATEGIES)}.")
+        if self.weights is not None and self.strategy not in _WEIGHTED:
+            raise FingerprintError(f"{self.strategy} takes no weights: choose {' or '.join(_WEIGHTED)}.")
+
+    @property
+    def strength(self) -> float:
+        """1: what makes a collusion strong is the number of copies."""
+        return 1.0
+
+    def __call__(self, states: "Sequence[State]", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+        """The mixture. Tensors that aren't floating-point are the first copy's.
+
+        Args:
+            states (sequence of mappings): the colluders' state dicts; each tensor is looked up once.
+            thief ([`Thief`], *optional*): not needed.
+
+        Raises:
+            [`FingerprintError`]: if there are no copies, they differ in their tensors' names or shapes, or the
+                weights aren't one for each.
+        """
+        import torch
+
+        _check(states)
+        weights = self._weights(len(states))
+        generator = torch.Generator().manual_seed(self.seed)
+        mix = _MIXES.get(self.strategy)
+        giver = {} if mix else self._deal(list(states[0]), len(states))
+        found = {}
+        for name, first in states[0].items():
+            if mix is None:
+                found[name] = states[giver[name]][name].clone()
+            elif first.is_floating_point():
+                copies = [first, *(state[name] for state in states[1:])]
+                _check_shapes(name, copies)
+                found[name] = mix(torch.stack(copies), weights, generator)
+            else:
+                found[name] = first.clone()
+        return found
+
+    def shares(self, states: "Sequence[State]") -> tuple[float, ...]:
+        """The share that each colluder gave, of the weights in which the copies differ: counted where whole tensors
+        are dealt, else the weight in the mixture, which is equal unless said otherwise."""
+        _check(states)
+        if self.strategy not in _DEALT:
+            return self._weights(len(states))
+        giver, given = self._deal(list(states[0]), len(states)), [0] * len(states)
+        for name, first in states[0].items():
+            if is_weight(first) and any(not state[name].equal(first) for state in states[1:]):
+                given[giver[name]] += first.numel()
+        total = sum(given)
+        return tuple(count / total if total else 1 / len(states) for count in given)
+
+    def _weights(self, count: int) -> tuple[float, ...]:
+        weights = (1.0,) * count if self.weights is None else self.weights
+        if self.weights is None and self.strategy == "weighted average":
+            weights = tuple(float(i + 1) for i in range(count))
+        if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
+            raise FingerprintError(f"{count} copies need {count} weights, none negative, not all 0: {weights}.")
+        return tuple(weight / sum(weights) for weight in weights)
+
+    def _deal(self, names: list[str], count: int) -> dict[str, int]:
+        """Who gives each tensor. A layer's weights, bias and statistics go together."""
+        import torch
+
+        part = block_of if self.strategy == "blocks" else layer_of
+        parts = list(dict.fromkeys(part(name) for name in names))
+        dealt = torch.randint(count, (len(parts),), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        giver = dict(zip(parts, dealt, strict=True))
+        return {name: giver[part(name)] for name in names}
+
+
+def block_of(name: str) -> str:
+    """The block that a tensor belongs to, by its name: all up to the numbers, `blocks.2` or `stages.1.blocks.0`; the
+    first part of a name without any."""
+    found = _BLOCK.match(name)
+    return found.group() if found else name.partition(".")[0]
+
+
+def collude(copies: "Sequence[Mapping[str, torch.Tensor]]", strategy: str = "average") -> "dict[str, torch.Tensor]":
+    """Mixes several state dicts of one architecture; short for `Collusion(strategy)(copies)`.
+
+    Args:
+        copies (sequence of mappings): the state dicts.
+        strategy (`str`, *optional*, defaults to `"average"`): one of `STRATEGIES`.
+    """
+    return Collusion(strategy)(copies)
+
+
+def _check(states: "Sequence[State]") -> None:
+    if not states:
+        raise FingerprintError("Nobody colludes: give at least one copy.")
+    if any(state.keys() != states[0].keys() for state in states[1:]):
+        raise FingerprintError("The copies have different tensors: colluders mix copies of one base.")
+
+
+def _check_shapes(name: str, copies: "Sequence[torch.Tensor]") -> None:
+    if len({copy.shape for copy in copies}) > 1:
+        raise FingerprintError(f"Copies have {name} in different shapes: colluders mix copies of one base.")

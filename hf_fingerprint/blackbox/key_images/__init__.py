@@ -1,0 +1,1 @@
+"""Key images: cover images that carry a recipient's fingerprint invisibly."""

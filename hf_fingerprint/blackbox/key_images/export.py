@@ -1,0 +1,207 @@
+"""A recipient's key images: the questions that it owns, each carrying its fingerprint out of sight.
+
+    export_key_images("org/model", "alice", vault, "alice_key_images")
+
+Where the bits lie hangs on the model secret and not on the copy key, so that one reading of an image that turns up is
+compared with all recipients at once; see [`read_image`]. The mark plays no part in how a copy answers: that is fitted
+to the plain questions, so nothing about the mark can become the trigger.
+"""
+
+import hashlib
+import json
+import math
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from hf_fingerprint.blackbox.key_images.key_image import KeyImage, fingerprint_of, make_key_image
+from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS, coded_bits
+from hf_fingerprint.blackbox.querying.query import Advance, asked_of
+from hf_fingerprint.checkpoints import cleared_on_failure, folder_of, sync
+from hf_fingerprint.codes import check_alpha
+from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
+from hf_fingerprint.keys import derive
+from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults
+from hf_fingerprint.vault.private_files import write_private
+
+
+INDEX, SUFFIX = "index.json", ".png"
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """A recipient's key images, as they were written.
+
+    Attributes:
+        folder (`str`): where they are.
+        base_id (`str`): the base whose questions they are.
+        recipient (`str`): whose fingerprint they carry.
+        copy_id (`str`): the copy that answers them.
+        bits (`int`): of the fingerprint.
+        images (`int`): how many.
+        left_out (`int`): questions that have no room for so many bits.
+        psnr (`float`): the least distance from a question, dB.
+        ssim (`float`): the least likeness to a question.
+    """
+
+    folder: str
+    base_id: str
+    recipient: str
+    copy_id: str
+    bits: int
+    images: int
+    left_out: int
+    psnr: float
+    ssim: float
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """The same for JSON."""
+        return asdict(self)
+
+
+def export_key_images(
+    base: str | Path | None,
+    recipient: str,
+    vault: Vault | str | Path,
+    out: str | Path,
+    bits: int = USUAL_BITS,
+    advance: Advance | None = None,
+) -> KeySet:
+    """Writes a recipient's key images into a new folder, as PNG files, with an `index.json` of their names, digests
+    and likeness to the plain questions. Neither holds a key or a label.
+
+    Args:
+        base (`str`, `Path` or `None`): the base's id in the vault, or where it is; `None` for the one with questions.
+        recipient (`str`): whose; or the id of one of its copies, where it has several.
+        vault ([`Vault`], `str` or `Path`): the vault; it must be unlocked.
+        out (`str` or `Path`): a folder that isn't there yet, outside the vault.
+        bits (`int`, *optional*, defaults to 304): of the fingerprint.
+        advance (callable, *optional*): told a step, and how much of it is done and is to do.
+
+    Raises:
+        [`FingerprintError`]: in one sentence, what is in the way; nothing is left in the folder then.
+    """
+    vault, out = vault if isinstance(vault, Vault) else Vault(vault), Path(out)
+    known, questions = asked_of(vault, base)
+    coded_bits(bits)
+    check_bits(bits, max(known.recipients_planned, len(vault.copies(known.base_id))), known.alpha)
+    copy = _copy_of(vault, known, recipient)
+    _check_place(out)
+    key = vault.copy_key(copy)
+    _, (owned,) = questions.answers([key])
+    images, listed, left_out = questions.images(known.secret), [], 0
+    with _new_folder(out) as beside:
+        for done, (index, made) in enumerate(mark_questions(images, owned, known.secret, key, bits), 1):
+            if made is None:
+                left_out += 1
+            else:
+                listed.append(_write(beside / f"{index:03}{SUFFIX}", made))
+            if advance is not None:
+                advance("marking", done, int(owned.sum()))
+        if not listed:
+            raise FingerprintError(
+                f"None of the {left_out} questions of {copy.recipient} has room for {bits} bits: choose fewer bits."
+            )
+        described = {"base": known.base_id, "bits": bits, "left_out": left_out, "images": listed}
+        write_private(beside / INDEX, json.dumps(described, indent=1).encode())
+    psnr, ssim = (min(float(each[name]) for each in listed) for name in ("psnr", "ssim"))
+    return KeySet(str(out), known.base_id, copy.recipient, copy.copy_id, bits, len(listed), left_out, psnr, ssim)
+
+
+def mark_questions(
+    images: np.ndarray, owned: np.ndarray, secret: bytes, copy_key: bytes, bits: int = USUAL_BITS
+) -> Iterator[tuple[int, KeyImage | None]]:
+    """A recipient's key images, one after another.
+
+    Args:
+        images (`np.ndarray` of shape `(n, height, width, 3)`): the base's questions, `uint8`; more may follow.
+        owned (`np.ndarray` of shape `(count,)`): which of them are the recipient's, `bool`.
+        secret (`bytes`): the model secret.
+        copy_key (`bytes`): the recipient's.
+        bits (`int`, *optional*, defaults to 304): of the fingerprint.
+
+    Yields:
+        `(index, image)`: the question's number and its key image, `None` where it has no room.
+    """
+    fingerprint, places = fingerprint_of(copy_key, bits), places_key(secret)
+    for index in np.flatnonzero(owned).tolist():
+        try:
+            yield index, make_key_image(images[index], fingerprint, places, index)
+        except CodeError:
+            yield index, None
+
+
+def places_key(secret: bytes) -> bytes:
+    """What the places of the bits hang on: the same for all recipients of a model secret."""
+    return derive(secret, "key_images")
+
+
+def log10_false_match(bits: int, copies: int) -> float:
+    """Decimal logarithm of the odds that some other copy's fingerprint is what was read: `copies * 2^-bits`, at most
+    1. What was read hangs on no fingerprint but the one that is there, and the others are uniform."""
+    return min(0.0, math.log10(max(copies, 1)) - bits * math.log10(2))
+
+
+def check_bits(bits: int, copies: int, alpha: float) -> None:
+    """Refuses so few bits that an innocent may be named with more than probability alpha, and an alpha above 0.05.
+
+    Raises:
+        [`CodeError`]: in one sentence.
+    """
+    check_alpha(alpha)
+    if log10_false_match(bits, copies) > math.log10(alpha):
+        enough = 8 * math.ceil((math.log2(copies) - math.log2(alpha)) / 8)
+        raise CodeError(
+            f"{bits} bits tell {copies} copies apart with a false match more often than alpha {alpha:.0e} allows: "
+            f"choose {enough} or more."
+        )
+
+
+def _copy_of(vault: Vault, base: Base, recipient: str) -> CopyRecord:
+    copies = vault.copies(base.base_id, begun=False)
+    found = [copy for copy in copies if copy.recipient == recipient]
+    found = found or [copy for copy in copies if copy.copy_id == recipient]
+    if not found:
+        raise VaultError(
+            f"{vault.folder} has no copy of base {base.base_id} for {recipient}: see `hf-fingerprint recipients` for "
+            f"the names."
+        )
+    if len(found) > 1:
+        ids = ", ".join(copy.copy_id for copy in found)
+        raise VaultError(f"{recipient} has {len(found)} copies of base {base.base_id}: name one of {ids} instead.")
+    return found[0]
+
+
+def _check_place(out: Path) -> None:
+    folder_of(out)
+    check_outside_vaults(out)
+    if out.exists() or out.is_symlink():
+        raise FingerprintError(f"{out} is there already: name a new folder for the key images.")
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside the one asked for, which takes its place once all is on the disk, and is removed otherwise."""
+    beside = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
+    with cleared_on_failure(beside):
+        beside.mkdir(parents=True)
+        yield beside
+        sync(beside)
+        beside.rename(out)
+        sync(out.parent)
+
+
+def _write(path: Path, made: KeyImage) -> dict[str, str | float]:
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(made.image).save(file, "PNG")
+    content = file.getvalue()
+    write_private(path, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return {"file": path.name, "psnr": round(made.psnr, 3), "ssim": round(made.ssim, 5), "sha256": digest}

@@ -1,0 +1,215 @@
+"""Fitting questions to a base: patterns that draw the features of all questions apart from each other and from those
+of ordinary images, so that the head can answer each as it likes and ordinary images as before.
+
+What it costs ordinary images to raise one logit of question k, by least squares, is the kth entry on the diagonal of
+the inverse of F (M + mu)^-1 F^T, where F holds the questions' features and M is the second moment of ordinary ones: a
+D-optimal design turned about (F. Pukelsheim, "Optimal Design of Experiments", 1993). The sum of these costs, each by
+the square of the logits that are lacking, is made small by gradient descent in the pixels, over the views that thieves
+give: the image cropped, the base pruned.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.blackbox.trigger_set.classifier_head import BATCH, Head, all_features, features_of
+from hf_fingerprint.blackbox.trigger_set.covers import BRIGHTEST, DARKEST, LEAST_SIZE, synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.triggers import GRID, MARGIN
+from hf_fingerprint.models import BuiltModel, images_at_once
+
+
+if TYPE_CHECKING:
+    import torch
+
+    Norm = tuple[torch.Tensor, torch.Tensor]
+
+STRONGEST = 90.0  # of a pattern, grey levels
+ORDINARY, CLOSE = 3e-2, 1e-2  # added to M and to the questions' likeness, in shares of their means
+INERTIA, LATE, PATIENCE = 0.7, 0.6, 3.0  # of steps; when they become smaller, and by how much
+CROPS, USUAL_CROP, PRUNED = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
+GREY = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a thief may make of a model or its input: a model, and how much of an image's width it sees."""
+
+    model: "torch.nn.Module"
+    head: Head
+    seen: float
+
+
+def views_of(built: BuiltModel, head: Head) -> list[View]:
+    """The base on images as its own preprocessing crops them, and cropped otherwise; and with half of its weights
+    pruned, of each tensor and of all together (S. Han et al., NIPS 2015)."""
+    module, own = built.module, own_crop(built)
+    found = [View(module, head, own), View(module, head, USUAL_CROP if own == 1.0 else 1.0)]
+    for together in (False, True):
+        pruned = _pruned(module, together)
+        found.append(View(pruned, Head(head.name, pruned.get_submodule(head.name.rpartition(".")[0])), own))
+    return found
+
+
+def own_crop(built: BuiltModel) -> float:
+    """How much of an image's width a model's preprocessing keeps: the crop that comes nearest to it."""
+    import torch
+    from PIL import Image
+
+    cloud = synthetic_cover(bytes(32), 0)
+    theirs = built.preprocess(Image.fromarray(cloud))
+    shown = torch.from_numpy(cloud).permute(2, 0, 1)[None].float()
+    flat = torch.zeros(1, 3, GRID, GRID)
+    apart = [float((seen(shown, flat, crop, built)[0] - theirs).square().mean()) for crop in CROPS]
+    return CROPS[apart.index(min(apart))]
+
+
+def metric_of(features: "torch.Tensor") -> "torch.Tensor":
+    """`(M + mu)^-1`, `(width, width)`, `float64`: what a change of the head costs ordinary images of these features
+    `(n, width)`."""
+    import torch
+
+    wide = features.double()
+    moment = wide.T @ wide
+    moment *= len(moment) / moment.trace()
+    return torch.linalg.inv(moment + ORDINARY * torch.eye(len(moment), dtype=torch.float64))
+
+
+def levers_of(features: "torch.Tensor", metric: "torch.Tensor", doubt: float) -> "torch.Tensor":
+    """The head's change for one logit more at each question, seen in each view.
+
+    Args:
+        features (`torch.Tensor` of shape `(views, questions, width)`): of the questions.
+        metric (`torch.Tensor` of shape `(width, width)`): see [`metric_of`].
+        doubt (`float`): added to the questions' likeness, in shares of its mean; the more, the less is changed, and
+            the less of what is wanted comes about.
+
+    Returns:
+        `torch.Tensor` of the features' shape: times wanted logits, summed, the change that comes nearest to them.
+    """
+    import torch
+
+    flat = features.double().flatten(0, 1)
+    likeness = flat @ metric @ flat.T
+    likeness += doubt * likeness.diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    return torch.linalg.solve(likeness, flat @ metric).reshape(features.shape)
+
+
+def spread_patterns(
+    clouds: "torch.Tensor",
+    views: list[View],
+    built: BuiltModel,
+    metric: "torch.Tensor",
+    steps: int,
+    advance: Callable[[float], None] | None = None,
+) -> "torch.Tensor":
+    """Fits a pattern to each cloud.
+
+    Args:
+        clouds (`torch.Tensor` of shape `(n, 3, 224, 224)`): grey levels.
+        views (list of [`View`]): of the base.
+        built ([`BuiltModel`]): the base, for the size and the normalisation of its input.
+        metric (`torch.Tensor` of shape `(width, width)`): see [`metric_of`].
+        steps (`int`): of gradient descent, in one view each.
+        advance (callable, *optional*): told the logarithm of the cost after each step.
+
+    Returns:
+        `torch.Tensor` of shape `(n, 3, GRID, GRID)`: whole grey levels.
+    """
+    import torch
+
+    patterns = torch.zeros(len(clouds), 3, GRID, GRID)
+    pace = torch.zeros_like(patterns)
+    parts = parts_of(len(clouds), built)
+    features = [all_features(v.model, v.head, all_seen(clouds, patterns, v.seen, built)) for v in views]
+    for step in range(steps):
+        now = step % len(views)
+        slopes, cost = _slopes(features, views, metric, now)
+        size = STRONGEST / 8 / (1 if step < LATE * steps else PATIENCE)
+        for part in parts:
+            drawn = patterns[part].clone().requires_grad_(True)
+            view = views[now]
+            told = features_of(view.model, view.head, seen(clouds[part], drawn, view.seen, built))
+            (slope,) = torch.autograd.grad((told * slopes[part]).sum(), drawn)
+            slope /= slope.abs().mean((1, 2, 3), keepdim=True) + torch.finfo(slope.dtype).tiny
+            pace[part] = INERTIA * pace[part] - slope
+            patterns[part] = (patterns[part] + size * pace[part].sign()).clamp(-STRONGEST, STRONGEST)
+        for which, view in enumerate(views):
+            if which == now or now == len(views) - 1:
+                features[which] = all_features(view.model, view.head, all_seen(clouds, patterns, view.seen, built))
+        if advance is not None:
+            advance(cost)
+    return patterns.round()
+
+
+def parts_of(count: int, built: BuiltModel) -> list[slice]:
+    """So many images in parts that go through the model together."""
+    step = images_at_once(built.size[1] * built.size[2], BATCH)
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def all_seen(
+    clouds: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
+) -> "Iterator[torch.Tensor]":
+    """The same as [`seen`], part by part."""
+    for part in parts_of(len(clouds), built):
+        yield seen(clouds[part], patterns[part], crop, built)
+
+
+def seen(clouds: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel) -> "torch.Tensor":
+    """Clouds `(n, 3, 224, 224)` under patterns as a model takes them, `(n, channels, height, width)`."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    channels, height, width = built.size
+    drawn = interpolate(patterns, size=(LEAST_SIZE, LEAST_SIZE), mode="bilinear")
+    images = (clouds + drawn).clamp(DARKEST, BRIGHTEST) / 255
+    size = (int(height / crop), int(width / crop))
+    images = interpolate(images, size=size, mode="bicubic", antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    images = images[..., top : top + height, left : left + width]
+    if channels == 1:
+        images = (images * torch.tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+    mean, std = (torch.tensor(values[:channels])[:, None, None] for values in (built.mean, built.std))
+    return (images - mean) / std
+
+
+def _slopes(
+    features: "list[torch.Tensor]", views: list[View], metric: "torch.Tensor", now: int
+) -> "tuple[torch.Tensor, float]":
+    """The gradient of the cost by the features of a view, `(n, width)`, and the cost's logarithm."""
+    import torch
+
+    wide = [each.double().requires_grad_(which == now) for which, each in enumerate(features)]
+    lacking = []
+    for each, view in zip(wide, views, strict=True):
+        logits = each @ view.head.matrix().double().T + _bias(view.head)
+        lacking.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
+    flat = torch.cat(wide)
+    likeness = flat @ metric @ flat.T
+    likeness = likeness + CLOSE * likeness.detach().diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    count = len(features[0])
+    costs = torch.linalg.inv(likeness).reshape(len(views), count, len(views), count).diagonal(dim1=1, dim2=3)
+    needed = torch.stack(lacking)
+    cost = torch.einsum("vq,vwq,wq->", needed, costs, needed).log()
+    (slope,) = torch.autograd.grad(cost, wide[now])
+    return slope.float(), float(cost.detach())
+
+
+def _bias(head: Head) -> "torch.Tensor | float":
+    bias = head.layer.bias
+    return 0.0 if bias is None else bias.detach().double()
+
+
+def _pruned(module: "torch.nn.Module", together: bool) -> "torch.nn.Module":
+    import torch
+
+    pruned = copy.deepcopy(module)
+    weights = [each for each in pruned.parameters() if each.ndim > 1]
+    with torch.no_grad():
+        every = torch.cat([each.flatten() for each in weights]).abs() if together else None
+        for each in weights:
+            sizes = each.abs().flatten() if every is None else every
+            least = sizes.kthvalue(max(1, int(PRUNED * len(sizes)))).values
+            each.mul_(each.abs() > least)
+    return pruned

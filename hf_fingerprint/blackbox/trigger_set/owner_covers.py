@@ -1,0 +1,73 @@
+"""Covers that the owner has: photographs under the questions' patterns, instead of synthetic clouds.
+
+Clouds are drawn anew from the model secret whenever they are needed; photographs can't be, so the vault keeps them,
+as PNG files, which lose nothing.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from hf_fingerprint.blackbox.trigger_set.covers import LEAST_SIZE, read_picture
+from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.models import image_files, open_picture
+
+
+def read_covers(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, ...]:
+    """Photographs from a folder and the folders in it, cropped to squares in the middle and scaled to 224 pixels.
+
+    Which ones, and in which order, hangs on the model secret, so that nobody can tell questions from decoys by it.
+
+    Args:
+        folder (`str` or `Path`): the folder; what is smaller than 224 pixels there, or the same twice, is passed over.
+        count (`int`): how many.
+        secret (`bytes`): the model secret.
+
+    Returns:
+        `tuple[bytes, ...]`: PNG files of `(224, 224, 3)`, 8 bits.
+
+    Raises:
+        [`FingerprintError`]: if there are fewer, or one can't be read.
+    """
+    from PIL import Image, ImageOps
+
+    paths = image_files(Path(folder))
+    order = np.argsort(Stream(derive(secret, "own_covers")).take(8 * len(paths)).view("<u8"), kind="stable")
+    found: dict[bytes, None] = {}
+    for index in order.tolist():
+        if len(found) == count:
+            break
+        pixels = read_picture(paths[index])
+        if min(pixels.shape[:2]) >= LEAST_SIZE:
+            square = ImageOps.fit(Image.fromarray(pixels), (LEAST_SIZE, LEAST_SIZE), Image.Resampling.LANCZOS)
+            file = BytesIO()
+            square.save(file, "PNG", optimize=True)
+            found[file.getvalue()] = None
+    if len(found) < count:
+        raise FingerprintError(
+            f"{folder} holds {len(found)} different photographs of {LEAST_SIZE} pixels or more, and {count} are "
+            f"needed as covers: add some, or ask for fewer questions."
+        )
+    return tuple(found)
+
+
+def pixels_of(covers: Sequence[bytes]) -> np.ndarray:
+    """The pixels of covers that the vault kept, `(n, 224, 224, 3)`, `uint8`.
+
+    Raises:
+        [`VaultError`]: if one is damaged.
+    """
+
+    def pixels(cover: bytes) -> np.ndarray:
+        return np.asarray(open_picture(cover, None, "a cover", formats=("PNG",), pixels=LEAST_SIZE**2))
+
+    try:
+        found = [pixels(cover) for cover in covers]
+    except FingerprintError:
+        found = []
+    if not found or any(each.shape != (LEAST_SIZE, LEAST_SIZE, 3) or each.dtype != np.uint8 for each in found):
+        raise VaultError("The covers of the questions in the vault are damaged: restore a backup of it.")
+    return np.stack(found)

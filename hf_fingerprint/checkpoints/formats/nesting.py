@@ -1,0 +1,249 @@
+"""Which tensors of an unpickled file are the model's, where training scripts nest them in dictionaries and lists.
+
+A base has to say it clearly, since copies need every tensor: a dictionary of tensors, or one under a known key, or a
+module saved whole, whose tensors have the names that its state dict would give them. Of a suspect every tensor counts,
+wherever it lies.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle, OddKey
+from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
+from hf_fingerprint.checkpoints.limits import MAX_NESTED, MAX_TENSORS
+from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.printable import printable
+
+
+DEPTH, MOST_TENSORS = 8, MAX_TENSORS
+_MODULE_DEPTH = 64
+_NESTS = (dict, list, tuple, Made)
+_COST_OF_OBJECT = 4
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module", "net")
+_STATE = re.compile(
+    r"(\w+_)?(optim(izers?)?|sched(uler)?s?|scalers?|amp|rng|random|callbacks|loops)(_(states?|dict))*", re.IGNORECASE
+)
+_SHOWN = 3
+
+
+def only_tensors(loaded: Any, path: Path) -> dict[Any, Tensor]:
+    """The tensors of a base's file: those of the dictionary or module, or of the one under a known key (`state_dict`,
+    ...). The state of a training and single numbers beside it are passed over, and so are arrays of numpy's beside
+    tensors.
+
+    Args:
+        loaded (anything): what the file holds.
+        path (`Path`): the file, for what is said of it.
+
+    Raises:
+        [`CheckpointError`]: if it holds no tensors, or others beside these: then which ones are the model's is
+        anybody's guess.
+    """
+    walk = _Walk()
+    is_kind = _is_torchs if walk.holds(loaded, _is_torchs, set()) else _is_tensor
+    wrapper = _wrapper_of(loaded)
+    nest = walk.opened(loaded if wrapper is None else loaded[wrapper])
+    if not isinstance(nest, dict):
+        raise CheckpointError(f"{path} holds {_called(nest)}, not a dictionary of tensors: export its weights.")
+    tensors = {name: value for name, value in nest.items() if is_kind(value)}
+    seen: set[int] = set()
+    nested = [
+        name
+        for name, value in nest.items()
+        if not (wrapper is None and _is_state(name)) and walk.holds(value, is_kind, seen)
+    ]
+    if wrapper is not None:
+        nested = [f"{wrapper}.{_spelled(name)}" for name in nested]
+        for name, value in loaded.items():
+            if name in _WRAPPERS or _is_state(name):
+                continue
+            if value.numel() > 1 if is_kind(value) else walk.holds(value, is_kind, seen):
+                nested.append(name)
+    if nested:
+        names = [printable(_spelled(name))[:80] for name in nested]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        place = "" if wrapper is None else f" beside those in {wrapper}" if tensors else f", and none in {wrapper}"
+        place = place or (" beside those at its top" if tensors else ", and none at its top")
+        raise CheckpointError(
+            f"{path} holds tensors in {', '.join(names[:_SHOWN])}{more}{place}: save the model's state dict alone."
+        )
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors: is it the right file?")
+    return tensors
+
+
+def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a suspect's file with its name: the keys on the way to it, joined by dots. Those under a known
+    key keep their own names. A name that is taken is given a number.
+
+    Args:
+        loaded (anything): what the file holds.
+        left_out (`dict[str, str]`): takes what lies deeper than [`DEPTH`], and how many there are above
+            [`MOST_TENSORS`].
+    """
+    walk, own = _Walk(), loaded
+    for _ in range(DEPTH):
+        wrapper = _wrapper_of(own)
+        if wrapper is None:
+            break
+        own = own[wrapper]
+    waiting: deque[tuple[str, Any, int]] = deque([("", own, 0), ("", loaded, 0)])
+    seen: set[int] = set()
+    beyond: set[int] = set()
+    taken: dict[str, int] = {}
+    count = 0
+    while waiting:
+        prefix, nest, depth = waiting.popleft()
+        if id(nest) in seen:
+            continue
+        seen.add(id(nest))
+        for key, value in walk.items(nest) if _is_nest(nest) else [("tensor", nest)]:
+            name = prefix + _spelled(key)
+            if _is_tensor(value):
+                count += 1
+                if count <= MOST_TENSORS:
+                    yield free_name(name, taken), value
+            elif _is_nest(value) and depth + 1 < DEPTH:
+                waiting.append((f"{name}.", value, depth + 1))
+            elif walk.holds(value, _is_tensor, beyond):
+                left_out[printable(name)] = f"nested deeper than {DEPTH}"
+    if count > MOST_TENSORS:
+        left_out["..."] = f"{count - MOST_TENSORS} tensors more than the {MOST_TENSORS} that are read"
+
+
+def free_name(name: str, taken: dict[str, int]) -> str:
+    """The name, or with a number if it is taken. `taken` holds each name and the number to try next."""
+    found, number = name, taken.get(name, 2)
+    while found in taken:
+        found, number = f"{name}#{number}", number + 1
+    taken[name] = number
+    taken.setdefault(found, 2)
+    return found
+
+
+class _Walk:
+    """A way through what a file describes, which ends where its parts are named more often than any checkpoint's: a
+    few that stand in each other many times would be looked at without end."""
+
+    def __init__(self) -> None:
+        self._left = MAX_NESTED
+
+    def items(self, nest: Any) -> Iterator[tuple[Any, Any]]:
+        """What is in a nest, by keys or numbers; of an object in its arguments, its state and what was put into it."""
+        if isinstance(nest, dict):
+            yield from self._counted(nest.items())
+        elif not isinstance(nest, Made):
+            yield from self._counted(enumerate(nest))
+        elif _is_module(nest):
+            yield from self._of_module(nest)
+        else:
+            self._spend(_COST_OF_OBJECT)
+            for part in (nest.kind, nest.args, nest.state, nest.items, nest.pairs):
+                if isinstance(part, Made):
+                    yield "made", part
+                elif part and isinstance(part, _NESTS):
+                    yield from self.items(part)
+
+    def holds(self, value: Any, is_kind: Callable[[Any], bool], seen: set[int]) -> bool:
+        """Whether there is a tensor anywhere in a nest, but for what was looked through before."""
+        waiting = [value] if _is_nest(value) else []
+        while waiting:
+            nest = waiting.pop()
+            if id(nest) in seen:
+                continue
+            seen.add(id(nest))
+            for _, inner in self.items(nest):
+                if is_kind(inner):
+                    return True
+                if _is_nest(inner):
+                    waiting.append(inner)
+        return False
+
+    def opened(self, value: Any) -> Any:
+        """The state dict of a module; anything else as it is."""
+        return dict(self._of_module(value)) if _is_module(value) else value
+
+    def _of_module(self, top: Made) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a module by the names that its state dict has for them."""
+        waiting: deque[tuple[str, Made, int]] = deque([("", top, 0)])
+        while waiting:
+            prefix, module, depth = waiting.popleft()
+            for key, value in self._counted(_parts_of(module)):
+                if isinstance(value, Tensor):
+                    yield prefix + _spelled(key), value
+                elif depth < _MODULE_DEPTH and _is_module(value):
+                    waiting.append((f"{prefix}{_spelled(key)}.", value, depth + 1))
+
+    def _counted(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        for each in items:
+            self._spend(1)
+            yield each
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise NotAPickle(f"parts that are named more than {MAX_NESTED:,} times")
+
+
+def _wrapper_of(loaded: Any) -> str | None:
+    if not isinstance(loaded, dict):
+        return None
+    found = ((each, loaded.get(each)) for each in _WRAPPERS)
+    return next((each for each, value in found if isinstance(value, dict) or _is_module(value)), None)
+
+
+def _is_module(value: Any) -> bool:
+    """Whether it is a module saved whole: PyTorch's, or TorchScript's."""
+    if not isinstance(value, Made) or not isinstance(value.state, dict):
+        return False
+    if isinstance(value.kind, Named) and value.kind.module.startswith("__torch__"):
+        return True
+    return all(isinstance(value.state.get(part), dict) for part in ("_parameters", "_buffers", "_modules"))
+
+
+def _parts_of(module: Made) -> Iterator[tuple[Any, Any]]:
+    """What a module's state dict takes from it: parameters, buffers but for those that are not saved, and modules."""
+    state = module.state
+    if not isinstance(state.get("_modules"), dict):  # TorchScript's have them among their attributes
+        yield from state.items()
+        return
+    left = state.get("_non_persistent_buffers_set")
+    passing = {each for each in left if isinstance(each, str)} if isinstance(left, list) else set()
+    yield from state["_parameters"].items()
+    yield from ((key, value) for key, value in state["_buffers"].items() if key not in passing)
+    yield from state["_modules"].items()
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_torchs(value: Any) -> bool:
+    """Whether it is a tensor and no array of numpy's."""
+    return type(value) is Tensor
+
+
+def _is_nest(value: Any) -> bool:
+    return isinstance(value, _NESTS)
+
+
+def _spelled(key: Any) -> str:
+    return (
+        str(key) if isinstance(key, str | int) else f"<{key.kind if isinstance(key, OddKey) else type(key).__name__}>"
+    )
+
+
+def _called(value: Any) -> str:
+    """What a thing that is no dictionary is, with its article."""
+    if isinstance(value, Made | Named):
+        named = value.kind if isinstance(value, Made) else value
+        return f"an object ({printable(named.name)[:80]})" if isinstance(named, Named) else "an object"
+    return "a tensor alone" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _is_state(name: Any) -> bool:
+    """Whether a key is one of a training's state."""
+    return isinstance(name, str) and bool(_STATE.fullmatch(name))

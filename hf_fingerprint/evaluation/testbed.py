@@ -1,0 +1,256 @@
+"""A throwaway vault with copies of a model, and the means to judge suspects as a trace would.
+
+A suspect is judged among the holders of the copies and 10,000 innocents, each at the bound that they would have among
+the planned number of recipients (1,000 by default), so an evaluation's verdicts are those of a real trace.
+"""
+
+import hashlib
+import json
+import math
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
+from hf_fingerprint.codes import decode
+from hf_fingerprint.config import Settings
+from hf_fingerprint.errors import BuildError, FingerprintError
+from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
+from hf_fingerprint.extraction import Reading, in_names_of, read_suspect
+from hf_fingerprint.extraction.alignment.suspect_model import as_base
+from hf_fingerprint.issuing import Issuer
+from hf_fingerprint.keys import SECRET_BYTES
+from hf_fingerprint.models import BuiltModel, build_model, names_in_file
+from hf_fingerprint.vault import Base, Vault, find_passphrase
+from hf_fingerprint.vault.database import DATABASE
+from hf_fingerprint.vault.private_files import write_private
+from hf_fingerprint.vault.storage import writing
+
+
+if TYPE_CHECKING:
+    import torch
+
+    State = Mapping[str, torch.Tensor]
+
+INNOCENTS = 10_000
+BINS = (-8.0, 0.25, 80)  # of innocents' scores: the first one's lower edge, the width, how many
+_PASSPHRASE = "passphrase"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a trace says of a suspect whose makers are known.
+
+    Attributes:
+        scores (`tuple[float, ...]`): the guilty's, in standard deviations of an innocent's.
+        log10_bounds (`tuple[float, ...]`): decimal logarithms of the bounds on a false accusation, for each.
+        caught (`tuple[bool, ...]`): which of them are accused.
+        threshold (`float`): the score from which on the first round accuses.
+        innocents (`int`): how many innocents were scored.
+        innocents_accused (`int`): how many of them were accused.
+        highest_innocent (`float`): the highest score among them.
+        histogram (`tuple[int, ...]`): of their scores, over `BINS`, the ends open.
+        unaligned (`tuple[int, float]`): innocents accused and the highest of their scores if channels stay in the
+            suspect's order.
+        aligned (`int`): carriers that were put in order.
+        weights_read (`int`): weights compared.
+        cosine, drift (`float`): of the suspect's weights and the base's; see [`Lineage`].
+        layers (`tuple[float, ...]`): the first guilty's score by each carrier alone.
+    """
+
+    scores: tuple[float, ...]
+    log10_bounds: tuple[float, ...]
+    caught: tuple[bool, ...]
+    threshold: float
+    innocents: int
+    innocents_accused: int
+    highest_innocent: float
+    histogram: tuple[int, ...]
+    unaligned: tuple[int, float]
+    aligned: int
+    weights_read: int
+    cosine: float
+    drift: float
+    layers: tuple[float, ...]
+
+
+class Scene:
+    """A model, copies of it, and a judge.
+
+    Args:
+        model (`str` or `Path`): a folder or a Hub id, which timm or transformers builds.
+        out (`Path`): where to keep the vault and the copies; the same scene is found there again.
+        holders (`int`): how many copies there are.
+        settings ([`Settings`], *optional*): of the registration.
+        innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored too.
+        report (callable, *optional*): told each step.
+
+    Raises:
+        [`FingerprintError`]: if the model can't be marked or can't be run.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        out: Path,
+        holders: int,
+        settings: Settings | None = None,
+        innocents: int = INNOCENTS,
+        report: Callable[[str], None] | None = None,
+    ):
+        self.settings = settings or Settings()
+        self._report = report or (lambda step: None)
+        self._open = ExitStack()
+        self._out = out
+        with ExitStack() as opening:
+            self._original: Checkpoint = opening.enter_context(open_checkpoint(model))
+            self.built = _built(self._original, str(model))
+            vault = throwaway_vault(out / f"vault-{_digest(self.settings)}")
+            issuer = opening.enter_context(Issuer(model, vault, self.settings, self._report))
+            self.base: Base = issuer.base
+            names = [f"holder-{i:02}" for i in range(holders)]
+            self._report(f"issuing {holders} copies")
+            self._folders = [copy.path for copy in issuer.issue_all(names, out / "copies" / self.base.base_id)]
+            by_name = {copy.recipient: copy for copy in vault.copies(self.base.base_id)}
+            self._keys = vault.copy_keys([by_name[name] for name in names])
+            self._open = opening.pop_all()
+        self._codebook = self.base.codebook()
+        self._packed = self._codebook.packed(self._keys)
+        stream = np.random.default_rng(0)
+        self._innocents = [stream.bytes(SECRET_BYTES) for _ in range(innocents)]
+
+    def __enter__(self) -> "Scene":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    @property
+    def innocents(self) -> int:
+        """How many recipients without a copy are scored."""
+        return len(self._innocents)
+
+    def build(self) -> "torch.nn.Module":
+        """The model, with the base's weights, in evaluation mode."""
+        from copy import deepcopy
+
+        return deepcopy(self.built.module)
+
+    def model_of(self, state: "State") -> "torch.nn.Module | None":
+        """The model with these weights, in evaluation mode; layers may have other widths, normalisations may be folded
+        away, names may be the other library's. `None` if that is not what the weights are."""
+        with self._as_file(state) as suspect:
+            found = as_base(self.built, {}, suspect)
+            if found is None:
+                names = names_in_file(self.built.module, self._original)
+                found = as_base(self.built, names, in_names_of(self.base, suspect))
+            return found
+
+    @contextmanager
+    def _as_file(self, state: "State") -> Iterator[Checkpoint]:
+        """A suspect on the disk, for as long as it is looked at."""
+        from safetensors.torch import save
+
+        with ExitStack() as kept:
+            with writing(f"A suspect can't be written in {self._out}", self._out):
+                scratch = kept.enter_context(TemporaryDirectory(dir=self._out))
+                file = Path(scratch) / "suspect.safetensors"
+                file.write_bytes(
+                    save({name: each.detach().cpu().clone().contiguous() for name, each in state.items()})
+                )
+            with open_checkpoint(file) as suspect:
+                yield suspect
+
+    def clean(self) -> "dict[str, torch.Tensor]":
+        """The base's weights."""
+        return {name: tensor.clone() for name, tensor in self.built.module.state_dict().items()}
+
+    def copy(self, holder: int) -> "dict[str, torch.Tensor]":
+        """The weights of one holder's copy, as the model names them, in single precision."""
+        with open_checkpoint(self._folders[holder]) as issued:
+            return _built(issued, str(self._folders[holder])).module.state_dict()
+
+    def judge(self, state: "State", guilty: Sequence[int] = (0,)) -> Judgement:
+        """Traces a suspect.
+
+        Args:
+            state (mapping of `str` to `torch.Tensor`): its weights.
+            guilty (sequence of `int`): the holders it was made from; nobody else is guilty.
+        """
+        with self._as_file(state) as suspect:
+            reading = read_suspect(self.base, self._original, suspect)
+            told = self._decode(reading, guilty)
+            plain = told
+            if reading.aligned:
+                plain = self._decode(read_suspect(self.base, self._original, suspect, aligned=False), guilty)
+            codeword = self._packed[guilty[0] if guilty else 0]
+            layers = evidence_by_layer(self.base, self._original, suspect, codeword, bool(reading.aligned))
+        return Judgement(
+            **told,
+            unaligned=(plain["innocents_accused"], plain["highest_innocent"]),
+            aligned=reading.aligned,
+            weights_read=reading.weights_read,
+            cosine=reading.lineage.cosine,
+            drift=reading.lineage.drift,
+            layers=layers,
+        )
+
+    def _decode(self, reading: Reading, guilty: Sequence[int]) -> dict[str, Any]:
+        keys = [*self._keys, *self._innocents]
+        extra = math.log(len(keys) / self.base.recipients_planned)  # as if there were so many recipients alone
+        alpha = math.exp(math.log(self.base.alpha) + extra)
+        found = decode(self._codebook, keys, reading.values, reading.mass, alpha)
+        others = np.setdiff1d(np.arange(len(keys)), guilty)
+        accused, scores = set(found.accused), found.scores[others]
+        first, width, count = BINS
+        bins = np.clip(np.floor((scores - first) / width), 0, count - 1).astype(int)
+        return {
+            "scores": tuple(float(found.scores[i]) for i in guilty),
+            "log10_bounds": tuple(_log10(found.log_bounds[i], extra) for i in guilty),
+            "caught": tuple(i in accused for i in guilty),
+            "threshold": found.threshold,
+            "innocents": len(others),
+            "innocents_accused": len(accused - set(guilty)),
+            "highest_innocent": float(scores.max()),
+            "histogram": tuple(int(n) for n in np.bincount(bins, minlength=count)),
+        }
+
+
+def _built(checkpoint: Checkpoint, name: str) -> BuiltModel:
+    try:
+        return build_model(checkpoint)
+    except BuildError as error:
+        raise FingerprintError(f"{name} can't be run here, and attacks need that: {error}") from error
+
+
+def _log10(bound: float, extra: float) -> float:
+    """A bound among so many more recipients, as it is without them."""
+    return min(0.0, float(bound - extra) / math.log(10)) if bound < 0 else 0.0
+
+
+def _digest(settings: Settings) -> str:
+    told = json.dumps(asdict(settings), sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def throwaway_vault(folder: Path) -> Vault:
+    """The throwaway vault, unlocked. Its random passphrase lies beside it: it guards nothing that leaves the
+    folder."""
+    file = folder / _PASSPHRASE
+    if not (folder / DATABASE).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # perhaps half made
+        passphrase = secrets.token_hex(32)
+        with writing(f"{file} can't be written", folder.parent):
+            folder.mkdir(parents=True, mode=0o700)
+            write_private(file, passphrase.encode() + b"\n")
+        Vault.create(folder, passphrase)
+    vault = Vault(folder)
+    vault.unlock(find_passphrase(file))
+    return vault

@@ -1,0 +1,122 @@
+"""The carriers beside their counterparts in a suspect, and what both do when the models run."""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import TypeVar
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, Weights, open_checkpoint, resolve
+from hf_fingerprint.checkpoints.dtypes import READABLE
+from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning
+from hf_fingerprint.extraction.alignment.activation_matching import Activations, compare_activations
+from hf_fingerprint.extraction.alignment.aligned import load
+from hf_fingerprint.extraction.alignment.attention_layers import Attention, find_attentions
+from hf_fingerprint.extraction.alignment.duplicate_units import Merged, channels_that_are_one
+from hf_fingerprint.extraction.alignment.residual_rotation import Turned, turn_back
+from hf_fingerprint.extraction.alignment.suspect_model import as_base
+from hf_fingerprint.models import build_model, names_in_file
+from hf_fingerprint.vault import Base
+
+
+SOME_ATTENTIONS, SOME_OTHERS = 2, 3  # of all, to tell a stranger by
+T = TypeVar("T")
+
+
+class Pairs:
+    """The carriers and their counterparts, and what they do.
+
+    Args:
+        base ([`Base`]): the registered base.
+        original ([`Checkpoint`]): its open files.
+        suspect ([`Weights`]): the open suspect.
+        matches (`dict[str, TensorInfo]`): the counterparts that similarity found.
+    """
+
+    def __init__(self, base: Base, original: Checkpoint, suspect: Weights, matches: dict[str, TensorInfo]):
+        self._original, self._suspect = original, suspect
+        named = {normalise(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
+        namesakes = {c.name: named[normalise(c.name)] for c in base.carriers if normalise(c.name) in named}
+        self.counterparts = {**matches, **namesakes}
+        self.seen: dict[str, tuple[Activations, Activations]] = {}
+        self._attentions: list[Attention] = []
+        self._merged: dict[str, Merged | None] = {}
+        self._run()
+
+    def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The base's tensor and the suspect's, each `(rows, channels in, kernel)`."""
+        ours = load(self._original, self._original.tensors[name])
+        return ours, load(self._suspect, self.counterparts[name])
+
+    def merged(self, name: str) -> Merged | None:
+        """Which input channels of the suspect's are one, if it has more of them than the base."""
+        channels = self.counterparts[name].shape[1]
+        if name not in self.seen or channels <= self._original.tensors[name].shape[1]:
+            return None
+        inputs = self.seen[name][1].inputs
+        if name not in self._merged and len(inputs) == channels:  # not of a depthwise convolution
+            writers = (load(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == channels)
+            self._merged[name] = channels_that_are_one(inputs, writers)
+        return self._merged.get(name)
+
+    def turned(self, names: set[str]) -> dict[str, Turned]:
+        """How these are put back if the stream or heads were turned; whole attentions are looked at together."""
+        attentions = [each for each in self._attentions if names & {*each.inputs, each.output}]
+        together = names.union(*({*each.inputs, each.output} for each in attentions))
+        matrices = [name for name in sorted(together & self.counterparts.keys()) if self._is_matrix(name)]
+        return {n: t for n, t in turn_back(matrices, attentions, self.seen, self.load).items() if n in names}
+
+    def some_of(self, names: set[str]) -> set[str]:
+        """Some attentions and some other layers, spread over the depth."""
+        attentions = [{*each.inputs, each.output} for each in self._attentions if names & {*each.inputs, each.output}]
+        others = sorted(names.difference(*attentions))
+        return set().union(*_spread(attentions, SOME_ATTENTIONS), _spread(others, SOME_OTHERS))
+
+    def _is_matrix(self, name: str) -> bool:
+        return len(self._original.tensors[name].shape) == 2 == len(self.counterparts[name].shape) and (
+            self._original.tensors[name].shape == self.counterparts[name].shape
+        )
+
+    def _run(self) -> None:
+        """Runs the base and the suspect on the same inputs, if both can be run."""
+        try:
+            source = _whole(self._original.source)
+            known = source is self._original.source
+            with nullcontext(self._original) if known else open_checkpoint(source) as whole:
+                ours = build_model(whole)
+        except BuildError as error:
+            warnings.warn(
+                f"{error} Without it, channels that were moved are found by their weights alone.",
+                FingerprintWarning,
+                stacklevel=2,
+            )
+            return
+        in_file = names_in_file(ours.module, self._original)
+        theirs = as_base(ours, in_file, self._suspect)
+        if theirs is None:
+            return
+        carriers = {name.rpartition(".")[0]: in_file[name] for name in in_file if in_file[name] in self.counterparts}
+        found = compare_activations(ours, theirs, {module: module for module in carriers})
+        self.seen = {carrier: found[module] for module, carrier in carriers.items() if module in found}
+        self._attentions = [
+            Attention(tuple(carriers[name] for name in each.inputs), carriers[each.output], each.heads)
+            for each in find_attentions(ours.module)
+            if carriers.keys() >= {*each.inputs, each.output}
+        ]
+
+
+def _spread(items: Sequence[T], count: int) -> Sequence[T]:
+    """So many of them at most, the first and others as far apart as can be."""
+    return items[:: max(1, -(-len(items) // count))]
+
+
+def _whole(source: Source) -> Source:
+    """The source with its configuration, which a base from the Hub may have been opened without."""
+    if source.revision is None or (source.folder / "config.json").is_file():
+        return source
+    try:
+        return resolve(f"hf-hub:{source.name}@{source.revision}")
+    except CheckpointError:
+        return source

@@ -1,0 +1,107 @@
+"""Whether weights that line up and yet drifted were turned, all of them by the same small rotation.
+
+Whoever turns a transformer's stream by R turns every row of every weight that reads it: `s = b R`. What a row gained,
+`d = s - b`, has to first order `d_i . b_j = -d_j . b_i` for any two rows of any two tensors, as a rotation leaves
+products of rows alone. Drift of any other kind, a mark's, a training's, a rounding's, has no such sign. What a whole
+tensor's columns were multiplied with, as by a normalisation that was folded, is left out before.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
+from hf_fingerprint.extraction.alignment.aligned import load_rows
+from hf_fingerprint.extraction.match import sample_rows
+from hf_fingerprint.vault import Base, Carrier
+
+
+ROWS, PARTS = 32, 2  # of a tensor, and into how many parts they are taken apart
+TENSORS = 4  # with rows of one length, at least: with fewer there are no pairs to tell by
+LOOKED_AT = 3
+MARK = 2.0  # energies of a mark: what drifted less lost next to nothing
+SURE = 4.0  # standard deviations
+_TINY = 1e-20
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def turned_alike(base: Base, original: Checkpoint, suspect: Weights, matches: dict[str, TensorInfo]) -> bool:
+    """Whether a suspect's weights, beside the base's, were all turned by one small rotation.
+
+    Reads some rows of a few tensors, and if these drifted by more than a mark, of all that could read a stream.
+
+    Args:
+        base ([`Base`]): the registered base.
+        original ([`Checkpoint`]): its open files.
+        suspect ([`Weights`]): the open suspect.
+        matches (`dict[str, TensorInfo]`): the carriers' counterparts, of those that line up.
+    """
+    widths: dict[int, list[Carrier]] = defaultdict(list)
+    for carrier in base.carriers:
+        info = matches.get(carrier.name)
+        if info is not None and len(info.shape) == 2:
+            widths[info.shape[1]].append(carrier)
+    readers = max(widths.values(), key=len, default=[])
+    if len(readers) < TENSORS:
+        return False
+    pairs = _samples(original, suspect, readers, matches)
+    looked_at = [next(pairs) for _ in range(LOOKED_AT)]
+    if np.median([_drift(carrier, *pair) for carrier, pair in zip(readers, looked_at, strict=False)]) < MARK:
+        return False
+    return signs_of_a_turn([*looked_at, *pairs]) > SURE
+
+
+def signs_of_a_turn(pairs: list[Pair]) -> float:
+    """How sure it is that rows were turned alike.
+
+    Args:
+        pairs (list of pairs of `np.ndarray` of shape `(rows, columns)`): of each tensor the base's rows and the
+            suspect's.
+
+    Returns:
+        `float`: in standard deviations, as parts of different tensors spread; about normal if nothing was turned.
+    """
+    sides = [_unit_rows(ours, _gained(ours, theirs)) for ours, theirs in pairs]
+    ours, gained = (np.concatenate(side) for side in zip(*sides, strict=True))
+    products = gained @ ours.T
+    products *= -products.T
+    parts = [len(part) for side, _ in sides for part in np.array_split(side, PARTS)]
+    starts = np.cumsum([0, *parts])[:-1]
+    by_parts = np.add.reduceat(np.add.reduceat(products, starts, 0), starts, 1).astype(np.float64)
+    tensor = np.arange(len(parts)) // PARTS
+    found = by_parts[tensor[:, None] < tensor]
+    spread = float(np.sqrt(np.square(found).sum()))
+    return float(found.sum()) / spread if spread > _TINY else 0.0
+
+
+def _samples(
+    original: Checkpoint, suspect: Weights, readers: list[Carrier], matches: dict[str, TensorInfo]
+) -> Iterator[Pair]:
+    """Rows of each; spread, since those beside one another may drift together."""
+    for carrier in readers:
+        chosen = sample_rows(original.tensors[carrier.name].rows, ROWS)
+        yield (
+            load_rows(original, original.tensors[carrier.name], chosen),
+            load_rows(suspect, matches[carrier.name], chosen),
+        )
+
+
+def _drift(carrier: Carrier, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The energy of what rows gained, in units of a mark's."""
+    amplitude = carrier.amplitude[sample_rows(len(carrier.amplitude), ROWS)]
+    mark = float(np.square(amplitude, dtype=np.float64).sum()) * ours.shape[1]
+    return float(np.square(np.where(theirs != 0, theirs - ours, 0)).sum()) / max(mark, _TINY)
+
+
+def _gained(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """What rows gained but for factors of their columns; of what was pruned, nothing."""
+    gained = np.where(theirs != 0, theirs - ours, np.float32(0))
+    power = np.einsum("rc,rc->c", ours, ours)
+    factors = np.divide(np.einsum("rc,rc->c", ours, gained), power, out=np.zeros_like(power), where=power > _TINY)
+    return gained - factors * ours
+
+
+def _unit_rows(*sides: np.ndarray) -> tuple[np.ndarray, ...]:
+    norms = [np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
+    return tuple(s / np.where(n > _TINY, n, 1) for s, n in zip(sides, norms, strict=True))

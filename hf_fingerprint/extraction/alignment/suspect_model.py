@@ -1,0 +1,131 @@
+"""The suspect's weights in the base's architecture, so that both can be run on the same inputs.
+
+Layers may have other widths (dummy units), normalisations may be folded into the convolutions before them, the first
+layer may take other channels, position embeddings may have been resized, and the classifier may be new.
+"""
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import TensorInfo, Weights
+from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
+from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.extraction.alignment.activation_matching import usable
+from hf_fingerprint.models import BuiltModel
+
+
+if TYPE_CHECKING:
+    import torch
+
+
+CLASSIFIER = 2  # its weight and bias may be gone
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+def as_base(ours: BuiltModel, in_file: dict[str, str], suspect: Weights) -> "torch.nn.Module | None":
+    """The base's architecture with the suspect's weights, if they fit.
+
+    Args:
+        ours ([`BuiltModel`]): the base.
+        in_file (`dict[str, str]`): from its parameters' names to those of its file, where they differ.
+        suspect ([`Weights`]): the open suspect.
+    """
+    module = deepcopy(ours.module)
+    named = {normalise(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE}
+    filling = _Filling(named, in_file, suspect, ours.size[0])
+    for name, part in module.named_modules():
+        filling.fill(name, part)
+    return module if len(filling.missing) <= CLASSIFIER else None
+
+
+class _Filling:
+    """What was found in the suspect so far, and what was not."""
+
+    def __init__(self, named: dict[str, TensorInfo], in_file: dict[str, str], suspect: Weights, channels: int):
+        self.missing: list[str] = []
+        self._named, self._in_file, self._suspect, self._channels = named, in_file, suspect, channels
+        self._bias: np.ndarray | None = None  # of the last convolution, if the base's has none
+
+    def fill(self, name: str, part: "torch.nn.Module") -> None:
+        """Gives one module, and none of those in it, the suspect's weights."""
+        import torch
+
+        dot = f"{name}." if name else ""
+        normalises = isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        if normalises and self._bias is not None and not self._find(f"{dot}weight"):
+            self._unfold(part)
+            return
+        convolution = isinstance(part, torch.nn.modules.conv._ConvNd)
+        for kind, values in [*part._parameters.items(), *part._buffers.items()]:
+            if values is None or not values.is_floating_point():
+                continue
+            info = self._find(dot + kind)
+            content = None if info is None else self._fitting(part, self._load(info), tuple(values.shape))
+            if content is None:
+                self.missing.append(dot + kind)
+            else:
+                _put(part, kind, content)
+        if convolution:
+            bias = self._find(f"{dot}bias")
+            self._bias = self._load(bias) if bias is not None and part.bias is None else None
+            if part.groups > 1 and part.weight.shape[1] == 1:
+                part.groups = len(part.weight)
+                part.in_channels = part.out_channels = part.groups
+
+    def _find(self, name: str) -> TensorInfo | None:
+        return self._named.get(normalise(self._in_file.get(name, name)))
+
+    def _load(self, info: TensorInfo) -> np.ndarray:
+        return usable(to_float32(self._suspect.read(info), info.dtype)).reshape(info.shape)
+
+    def _unfold(self, norm: Any) -> None:
+        """Makes a normalisation that was folded into the convolution before it do nothing but add that one's bias."""
+        assert self._bias is not None
+        one, zero = np.ones_like(self._bias), np.zeros_like(self._bias)
+        for kind, values in zip(_STATISTICS, (one, self._bias, zero, one * np.float32(1 - norm.eps)), strict=True):
+            _put(norm, kind, values)
+        self._bias = None
+
+    def _fitting(self, part: "torch.nn.Module", values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The values in a shape that this module can run with."""
+        import torch
+
+        if values.shape == shape:
+            return values
+        if values.ndim != len(shape):
+            return None
+        kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm)
+        if isinstance(part, kinds):
+            if values.ndim > 2 and shape[1] == self._channels and values.shape[1] != shape[1]:
+                return np.repeat(values.sum(1, keepdims=True) / shape[1], shape[1], 1)
+            return values
+        return _resized(values, shape)
+
+
+def _put(part: "torch.nn.Module", kind: str, values: np.ndarray) -> None:
+    import torch
+
+    content = torch.from_numpy(np.array(values, np.float32))
+    if kind in part._parameters:
+        part._parameters[kind] = torch.nn.Parameter(content, requires_grad=False)
+    else:
+        part._buffers[kind] = content
+
+
+def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Position embeddings of another grid, `(1, tokens, channels)`, square but for the class tokens before it."""
+    import torch
+
+    if values.ndim != 3 or values.shape[::2] != shape[::2]:
+        return None
+    for prefix in range(6):
+        old, new = (int(np.sqrt(max(count - prefix, 0))) for count in (values.shape[1], shape[1]))
+        if old * old + prefix == values.shape[1] and new * new + prefix == shape[1]:
+            grid = torch.from_numpy(values[:, prefix:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
+            scaled = torch.nn.functional.interpolate(grid, (new, new), mode="bicubic", antialias=True)
+            return np.concatenate(
+                [values[:, :prefix], scaled.permute(0, 2, 3, 1).reshape(1, new * new, -1).numpy()], 1
+            )
+    return None

@@ -1,0 +1,91 @@
+"""A suspect in the base's names, where it has those of the other library.
+
+timm and transformers call the same tensors otherwise, and what is one tensor in timm (`qkv`) is three in transformers;
+the bytes are the same, so nothing is copied.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import TensorInfo, Weights
+from hf_fingerprint.checkpoints.tensor_names import normalise, to_timm
+from hf_fingerprint.vault import Base
+
+
+_FUSED, _SPLIT = ".attn.qkv.", (".attn.q.", ".attn.k.", ".attn.v.")
+Piece = tuple[TensorInfo, int, int]  # a tensor of the file, and from which byte to which
+
+
+class Renamed:
+    """A suspect whose tensors are called as the base's are.
+
+    Attributes:
+        source ([`Source`]): the suspect's.
+        tensors (`dict[str, TensorInfo]`): its tensors; those that the base calls otherwise by the base's names.
+    """
+
+    def __init__(self, suspect: Weights, pieces: dict[str, list[Piece]]):
+        self.source = suspect.source
+        self._suspect, self._pieces = suspect, pieces
+        used = {info.name for parts in pieces.values() for info, _, _ in parts}
+        self.tensors = {name: info for name, info in suspect.tensors.items() if name not in used}
+        for name, parts in pieces.items():
+            first, nbytes = parts[0][0], sum(stop - start for _, start, stop in parts)
+            shape = first.shape if nbytes == first.nbytes else (nbytes // first.row_bytes, *first.shape[1:])
+            self.tensors[name] = replace(first, name=name, shape=shape, nbytes=nbytes)
+
+    def read(
+        self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given."""
+        if info.name not in self._pieces:
+            return self._suspect.read(info, start, stop, out)
+        stop = info.nbytes if stop is None else stop
+        out = np.empty(stop - start, np.uint8) if out is None else out
+        begin = 0
+        for part, first, last in self._pieces[info.name]:
+            low, high = max(start - begin, 0), min(stop - begin, last - first)
+            if low < high:
+                place = slice(begin + low - start, begin + high - start)
+                out[place] = self._suspect.read(part, first + low, first + high)
+            begin += last - first
+        return out[: stop - start]
+
+
+def in_names_of(base: Base, suspect: Weights) -> Weights:
+    """The suspect as the base would call its tensors, if it has another library's names.
+
+    Args:
+        base ([`Base`]): the registered base.
+        suspect ([`Weights`]): the open suspect.
+    """
+    own = {normalise(name) for name in suspect.tensors}
+    if 2 * sum(normalise(name) in own for name in base.tensors) >= len(base.tensors):
+        return suspect
+    common = {to_timm(normalise(name)): info for name, info in suspect.tensors.items()}
+    pieces = {name: list(_pieces(to_timm(normalise(name)), common)) for name in base.tensors}
+    found = {name: parts for name, parts in pieces.items() if parts}
+    return Renamed(suspect, found) if 2 * len(found) >= len(base.tensors) else suspect
+
+
+def _pieces(name: str, common: dict[str, TensorInfo]) -> Iterator[Piece]:
+    """The bytes of the suspect that are the tensor which timm calls so."""
+    if name in common:
+        yield common[name], 0, common[name].nbytes
+        return
+    split = next((each for each in _SPLIT if each in name), None)
+    if split is not None:
+        whole = common.get(name.replace(split, _FUSED))
+        if whole is not None and whole.rows % 3 == 0:
+            third, place = whole.nbytes // 3, _SPLIT.index(split)
+            yield whole, place * third, (place + 1) * third
+    elif _FUSED in name:
+        parts = [common.get(name.replace(_FUSED, each)) for each in _SPLIT]
+        if all(part is not None and parts[0] is not None and _alike(part, parts[0]) for part in parts):
+            yield from ((part, 0, part.nbytes) for part in parts if part is not None)
+
+
+def _alike(one: TensorInfo, other: TensorInfo) -> bool:
+    return (one.dtype, one.shape) == (other.dtype, other.shape)

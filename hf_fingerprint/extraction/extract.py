@@ -1,0 +1,230 @@
+"""A suspect read against a base: match, align, weigh, and add up to V numbers.
+
+Alignment, the undoing of what leaves the function unchanged (permuted channels, rescaled rows), changes which rows of
+the suspect are compared, by the base alone; it is skipped where the weights line up as they are.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from hf_fingerprint.carriers import position_counts
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
+from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.extraction.alignment import align
+from hf_fingerprint.extraction.base_names import in_names_of
+from hf_fingerprint.extraction.match import match_tensors
+from hf_fingerprint.extraction.weigh import TensorReading, read_tensor
+from hf_fingerprint.vault import Base, Carrier
+
+
+POSITION_CLIP = 2.0
+DESCENDS = 0.2
+THREADS = 2
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Whether the suspect's weights descend from the base at all. A description: no accusation depends on it.
+
+    Attributes:
+        descends (`bool`): whether the matched weights correlate with the base's (cosine of 0.2 or more; models trained
+            apart are at 0).
+        cosine (`float`): over a sample of rows of each tensor read.
+        drift (`float`): norm of the difference, relative to the base's weights.
+    """
+
+    descends: bool
+    cosine: float
+    drift: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a suspect's weights say.
+
+    Attributes:
+        values (`np.ndarray` of shape `(V,)`): y, weighted sums, clipped position by position.
+        mass (`np.ndarray` of shape `(V,)`): the weight behind each position; a whole mark reads as `mass * b`.
+        tensors_matched (`int`): carriers found in the suspect.
+        weights_read (`int`): weights compared.
+        weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
+        lineage ([`Lineage`]): whether the weights descend from the base's.
+        alike (`np.ndarray` of shape `(V,)`): how many weights were compared at each position in tensors that are like
+            the base's: where a verbatim copy would have shown. Where some were left out, they are taken to be spread
+            evenly over a tensor's positions.
+        missing (`tuple[str, ...]`): carriers without a counterpart.
+        unlike (`tuple[str, ...]`): carriers whose counterpart's weights are unlike the base's.
+        aligned (`int`): carriers whose rows or columns were put back in the base's order.
+    """
+
+    values: np.ndarray
+    mass: np.ndarray
+    tensors_matched: int
+    weights_read: int
+    weights_dropped: int
+    lineage: Lineage
+    alike: np.ndarray
+    missing: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
+    aligned: int = 0
+
+
+def read_suspect(
+    base: Base,
+    original: Checkpoint,
+    suspect: Weights,
+    advance: Callable[[int], None] | None = None,
+    aligned: bool | Literal["always"] = True,
+    aligning: Callable[[int], None] | None = None,
+) -> Reading:
+    """Reads a suspect.
+
+    Args:
+        base ([`Base`]): the registered base.
+        original ([`Checkpoint`]): the base's open files.
+        suspect ([`Weights`]): the open suspect.
+        advance (callable, *optional*): told the weights done.
+        aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether what was moved, rescaled or turned is
+            put back, where weights don't line up, or everywhere.
+        aligning (callable, *optional*): told the weights compared for that.
+
+    Raises:
+        [`CheckpointError`]: if the files given for the base aren't what was registered.
+    """
+    check_base_layout(base, original)
+    suspect, matches, moved = put_in_order(base, original, suspect, aligned, aligning)
+    sums = SuspectSums(base, original, suspect)
+    sums.add(
+        [Part(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches], advance
+    )
+    return replace(sums.reading(matches), aligned=moved)
+
+
+def put_in_order(
+    base: Base,
+    original: Checkpoint,
+    suspect: Weights,
+    aligned: bool | Literal["always"] = True,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[Weights, dict[str, TensorInfo], int]:
+    """A suspect as the base has it, in names and in order.
+
+    Args:
+        base, original, suspect, aligned: see [`read_suspect`].
+        advance (callable, *optional*): told the weights compared to put them in order.
+
+    Returns:
+        `(suspect, matches, moved)`: what to read of it, the carriers' counterparts there, and how many were moved.
+    """
+    suspect = in_names_of(base, suspect)
+    matches = match_tensors(base, original, suspect)
+    alignment = align(base, original, suspect, matches, advance, aligned == "always") if aligned else None
+    if alignment is None:
+        return suspect, matches, 0
+    return alignment, matches | alignment.moved, len(alignment.moved)
+
+
+class Part(NamedTuple):
+    """Some rows of a carrier, and its counterpart in the suspect."""
+
+    carrier: Carrier
+    info: TensorInfo
+    rows: slice
+
+
+class SuspectSums:
+    """A reading that grows part by part.
+
+    Args:
+        base ([`Base`]): the registered base.
+        original ([`Checkpoint`]): the base's open files.
+        suspect ([`Weights`]): the open suspect.
+    """
+
+    def __init__(self, base: Base, original: Checkpoint, suspect: Weights):
+        self._base, self._original, self._suspect = base, original, suspect
+        self._values, self._mass, self._products = np.zeros(base.length), np.zeros(base.length), np.zeros(4)
+        self._alike = np.zeros(base.length)
+        self._unlike: dict[str, None] = {}
+        self._read = self._dropped = 0
+
+    def add(self, parts: Sequence[Part], advance: Callable[[int], None] | None = None) -> None:
+        """Reads further parts.
+
+        Args:
+            parts (sequence of [`Part`]): none that was read before.
+            advance (callable, *optional*): told the weights done.
+        """
+        base = self._base
+        with ThreadPoolExecutor(THREADS) as pool:
+            for start in range(0, len(parts), AT_ONCE):  # a few at a time: each result holds V numbers
+                results = pool.map(
+                    lambda part: read_tensor(base, part.carrier, self._original, self._suspect, part.info, part.rows),
+                    parts[start : start + AT_ONCE],
+                )
+                for part, found in zip(parts[start : start + AT_ONCE], results, strict=True):
+                    self._values += found.weight * found.sums
+                    self._mass += found.weight * _counts(found, base.length)
+                    self._read += found.weights - found.dropped
+                    self._dropped += found.dropped
+                    self._products += found.sample.products
+                    if _lineage(found.sample.products).descends and found.weights:
+                        kept = 1 - found.dropped / found.weights
+                        self._alike += kept * position_counts(found.weights, found.offset, base.length)
+                    else:
+                        self._unlike[part.carrier.name] = None
+                    if advance is not None:
+                        advance(found.weights)
+
+    def reading(self, found: Collection[str]) -> Reading:
+        """The reading so far. `found` are the carriers that have a counterpart in the suspect."""
+        values, lineage = clip_positions(self._values, self._mass), _lineage(self._products)
+        return Reading(
+            values,
+            self._mass.copy(),
+            len(found),
+            self._read,
+            self._dropped,
+            lineage,
+            self._alike.copy(),
+            tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
+            tuple(self._unlike),
+        )
+
+
+def _counts(found: TensorReading, length: int) -> np.ndarray:
+    """What counts at each position of a tensor's reading."""
+    if found.masses is not None:
+        return found.masses
+    counts = position_counts(found.weights, found.offset, length)
+    return counts if found.missing is None else counts - found.missing
+
+
+def _lineage(products: np.ndarray) -> Lineage:
+    both, theirs, ours, distance = products
+    cosine = float(both / np.sqrt(theirs * ours)) if theirs > 0 and ours > 0 else 0.0
+    return Lineage(cosine >= DESCENDS, cosine, float(np.sqrt(distance / ours)) if ours > 0 else 0.0)
+
+
+def clip_positions(values: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Clips each position at the mark's amplitude or twice the usual size, whichever is more, so that pirates who
+    make out a position can't blow it up."""
+    strength = np.divide(values, mass, out=np.zeros_like(values), where=mass > 0)
+    limit = max(1.0, POSITION_CLIP * float(np.sqrt(np.mean(strength**2))))
+    return np.clip(values, -limit * mass, limit * mass)
+
+
+def check_base_layout(base: Base, original: Checkpoint) -> None:
+    """Refuses files that don't have the registered base's carriers."""
+    for carrier in base.carriers:
+        info, record = original.tensors.get(carrier.name), base.tensors[carrier.name]
+        if info is None or (info.dtype, info.shape) != (record.dtype, record.shape):
+            raise CheckpointError(
+                f"{original.source.name} is not base {base.base_id}: its tensor {carrier.name} is missing or "
+                f"differs; give the base."
+            )

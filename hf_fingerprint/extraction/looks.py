@@ -1,0 +1,158 @@
+"""Reading a suspect look by look, in an order that is fixed before any of it is seen.
+
+The order comes from the base's record alone: the tensors where the mark is strongest first, then the larger, then by
+name, each from its first row on. Look l has read the first `S_l` weights of that order; `S_1` gives every position a
+few weights, and each look doubles the one before. So a reading at look l is a function of the suspect, whatever was
+found, accused or stopped at before it, which is what the bound over all looks rests on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, TensorInfo
+from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
+from hf_fingerprint.extraction.extract import Part, Reading, SuspectSums, check_base_layout
+from hf_fingerprint.extraction.match import match_names
+from hf_fingerprint.vault import Base, Carrier
+
+
+FIRST_WEIGHTS, PER_POSITION = 1 << 18, 4
+PIECE_WEIGHTS = 1 << 22
+BATCH_BYTES = 1 << 25
+
+
+class Piece(NamedTuple):
+    """Some rows of a carrier; the first is a multiple of 8, and so is the last unless it is the tensor's."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = None) -> list[list[Piece]]:
+    """The pieces that each look adds.
+
+    Args:
+        bases (sequence of [`Base`]): one base, or several that are read together.
+        found (mapping of `str` to [`TensorInfo`], *optional*): the carriers' counterparts in a suspect, whose shapes
+            are those to go by where the bases' differ.
+    """
+    eps: dict[str, float] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for base in bases:
+        for carrier in base.carriers:
+            eps[carrier.name] = max(carrier.eps, eps.get(carrier.name, 0.0))
+            shapes.setdefault(carrier.name, base.tensors[carrier.name].shape)
+    shapes |= {name: info.shape for name, info in (found or {}).items()}
+    end = max(FIRST_WEIGHTS, PER_POSITION * max(base.length for base in bases))
+    looks: list[list[Piece]] = [[]]
+    done = 0
+    for name in sorted(eps, key=lambda name: (-eps[name], -int(np.prod(shapes[name])), name)):
+        rows, columns, start = shapes[name][0], int(np.prod(shapes[name][1:])), 0
+        while start < rows:
+            if done >= end:
+                looks.append([])
+                end *= 2
+            wanted = min(end - done, PIECE_WEIGHTS) / (columns * ROW_MULTIPLE)
+            stop = min(rows, start + int(np.ceil(wanted)) * ROW_MULTIPLE)
+            looks[-1].append(Piece(name, start, stop))
+            done, start = done + (stop - start) * columns, stop
+    return looks
+
+
+class Looks:
+    """A suspect on the Hub, read look by look against one base, or several at once.
+
+    Args:
+        bases (sequence of pairs of [`Base`] and [`Checkpoint`]): the records, each with its open files.
+        suspect ([`RangedCheckpoint`]): the open suspect; its tensors are matched by name and shape.
+
+    Attributes:
+        complete (`bool`): whether everything was read that was found.
+
+    Raises:
+        [`CheckpointError`]: if the files given for the base aren't what was registered.
+    """
+
+    def __init__(self, bases: Sequence[tuple[Base, Checkpoint]], suspect: RangedCheckpoint):
+        self.complete = False
+        self._bases, self._suspect = [base for base, _ in bases], suspect
+        self._matches: dict[str, TensorInfo] = {}
+        self._carriers: list[dict[str, Carrier]] = []  # of each base, those that the suspect has
+        for base, original in bases:
+            check_base_layout(base, original)
+            matches = match_names(base, suspect)
+            self._carriers.append({carrier.name: carrier for carrier in base.carriers if carrier.name in matches})
+            self._matches |= matches
+        self._sums = [SuspectSums(base, original, suspect) for base, original in bases]
+
+    def readings(self, advance: Callable[[int], None] | None = None, keep: bool = False) -> Iterator[list[Reading]]:
+        """Reads on, and after each look gives the reading so far for each base. Ends when everything or as many bytes
+        as allowed were read.
+
+        Args:
+            advance (callable, *optional*): told the weights done.
+            keep (`bool`, *optional*, defaults to `False`): whether the suspect keeps what was fetched.
+        """
+        plan = plan_looks(self._bases, self._matches)
+        for number, look in enumerate(plan, 1):
+            spent, any_read = False, False
+            for batch in self._batches([piece for piece in look if piece.name in self._matches]):
+                pieces = self._affordable(batch)
+                self._suspect.fetch(map(self._bytes_of, pieces))
+                any_read |= bool(pieces)
+                for carriers, sums in zip(self._carriers, self._sums, strict=True):
+                    sums.add(
+                        [
+                            Part(carriers[p.name], self._matches[p.name], slice(p.start, p.stop))
+                            for p in pieces
+                            if p.name in carriers
+                        ],
+                        advance if sums is self._sums[0] else None,
+                    )
+                if not keep:
+                    self._suspect.drop()
+                spent = pieces != batch
+                if spent:
+                    break
+            self.complete = number == len(plan) and not spent
+            if spent and number > 1 and not any_read:
+                return
+            yield [sums.reading(own) for own, sums in zip(self._carriers, self._sums, strict=True)]
+            if spent:
+                return
+
+    def _bytes_of(self, piece: Piece) -> tuple[TensorInfo, int, int]:
+        info = self._matches[piece.name]
+        return info, piece.start * info.row_bytes, piece.stop * info.row_bytes
+
+    def _batches(self, pieces: list[Piece]) -> Iterator[list[Piece]]:
+        """The pieces of a look, as many at a time as memory holds with ease."""
+        batch: list[Piece] = []
+        held = 0
+        for piece in pieces:
+            _, start, stop = self._bytes_of(piece)
+            if batch and held + stop - start > BATCH_BYTES:
+                yield batch
+                batch, held = [], 0
+            batch.append(piece)
+            held += stop - start
+        if batch:
+            yield batch
+
+    def _affordable(self, pieces: list[Piece]) -> list[Piece]:
+        """The first of the pieces, as far as the bytes allowed go; of the last one, some rows."""
+        if self._suspect.max_bytes is None:
+            return pieces
+        left = self._suspect.max_bytes - self._suspect.bytes_fetched
+        found: list[Piece] = []
+        for piece in pieces:
+            info, start, stop = self._bytes_of(piece)
+            if stop - start > left:
+                rows = max(left, 0) // info.row_bytes // ROW_MULTIPLE * ROW_MULTIPLE
+                return [*found, piece._replace(stop=piece.start + rows)] if rows else found
+            found.append(piece)
+            left -= stop - start
+        return found

@@ -1,9 +1,0 @@
-"""What leaves a model's function unchanged is undone before it is read: channels in another order, rescaled, flipped.
-
-Nothing here sees a codeword, so a wrong alignment costs evidence and can't make any.
-"""
-
-from hf_fingerprint.reading.alignment.aligning import Alignment, align
-
-
-__all__ = ["Alignment", "align"]

@@ -1,0 +1,150 @@
+"""The `deepmarks` preset: the paper's own scheme, for reproductions and comparisons.
+
+```python
+scheme = DeepMarks(key, layers=("layer3.0.conv2.weight",))  # key: 32 secret bytes
+loss = DeepMarksLoss(model, scheme.fingerprint(user), strength=1.0, embed=False)
+...
+found = scheme.decode(scheme.read(suspect))
+found.coalition, found.soft.accused
+```
+
+A fingerprint is `f = U b`, b the user's codeword of a (v, k, 1) design, embedded as `MSE(f, X mean_f(w))` in chosen
+convolutions (arXiv 1804.03648). The paper's decoder thresholds bits at 0.85 and names the coalition whose AND they
+are; that proves nothing about innocents. The soft decoder beside it accuses with a proven bound. `spread`, the default
+of this package, replaces all of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_fingerprint.carriers.filter_mean import FilterMeanMap, gaussian_projection, orthonormal
+from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.codes.deepmarks.block_design import BlockDesign
+from hf_fingerprint.codes.deepmarks.soft_decoding import SoftDecoding, soft_decode
+from hf_fingerprint.errors import CarrierError, CodeError, FingerprintError
+from hf_fingerprint.keys import SECRET_BYTES
+from hf_fingerprint.training.regularizer import Regulariser, parameter_places
+
+
+@dataclass(frozen=True)
+class DesignDecoding:
+    """What both decoders say of a reading.
+
+    Attributes:
+        bits (`np.ndarray` of shape `(v,)`): the reading's bits at the paper's threshold, `bool`.
+        coalition (`tuple[int, ...]`): users by the paper's rule, nobody if the bits are no AND of at most k - 1
+            codewords. No bound.
+        soft ([`SoftDecoding`]): the soft decoder's verdict, with a bound over all innocents.
+    """
+
+    bits: np.ndarray
+    coalition: tuple[int, ...]
+    soft: SoftDecoding
+
+
+class DeepMarks:
+    """The scheme of one owner: a key, a design and the convolutions that carry it.
+
+    Args:
+        key (`bytes`): 32 secret bytes; X and U derive from it. Keep it as you keep a vault.
+        points (`int`, *optional*, defaults to 31): v, the number of users and of code positions.
+        layers (sequence of `str`, *optional*): weights of convolutions, by name; by default the one whose filters
+            have the most weights, the last of several.
+
+    Raises:
+        [`CodeError`]: if the key isn't one, or there is no design on so many points.
+    """
+
+    def __init__(self, key: bytes, points: int = 31, layers: Sequence[str] | None = None):
+        if len(key) != SECRET_BYTES:
+            raise CodeError(f"A DeepMarks key has {SECRET_BYTES} bytes, not {len(key)}: make one with new_secret().")
+        self._key = key
+        self.design = BlockDesign(points)
+        self.layers = None if layers is None else tuple(normalise(name) for name in layers)
+
+    def __repr__(self) -> str:
+        return f"DeepMarks(points={self.design.points}, layers={self.layers})"
+
+    def __reduce__(self) -> NoReturn:
+        raise FingerprintError("A DeepMarks scheme holds its key and is never pickled: make it anew from the key.")
+
+    def fingerprint(self, user: int) -> "DeepMarksFingerprint":
+        """One user's fingerprint, for a callback, a timm task or a [`DeepMarksLoss`]."""
+        if not 0 <= user < self.design.points:
+            raise CodeError(f"There is no user {user}: a design on {self.design.points} points has users 0 and up.")
+        return DeepMarksFingerprint(self, user)
+
+    def maps(self, model: nn.Module) -> dict[str, FilterMeanMap]:
+        """`U^T X` for each carrier of a model, by name.
+
+        Raises:
+            [`CarrierError`]: if the layers aren't there or have fewer weights in a filter than the code positions.
+        """
+        shapes = {name: getattr(*place).shape for name, place in parameter_places(model).items()}
+        chosen = self.layers or default_layers(model)
+        missing = [name for name in chosen if name not in shapes or len(shapes[name]) < 2]
+        if missing or not chosen:
+            raise CarrierError(f"The model has no convolution {', '.join(missing) or 'at all'}: name its weights.")
+        points, columns = self.design.points, sum(shapes[name][1:].numel() for name in chosen)
+        if columns < points:
+            raise CarrierError(
+                f"{', '.join(chosen)}: a filter has {columns} weights and the code {points} positions: choose a "
+                f"larger layer, several, or a smaller design."
+            )
+        u = orthonormal(self._key, points)
+        found = {}
+        for name in chosen:
+            x = gaussian_projection(self._key, name, points, shapes[name][1:].numel())
+            found[name] = FilterMeanMap(u.T @ x, shapes[name][0])
+        return found
+
+    def read(self, model: nn.Module) -> np.ndarray:
+        """`y = U^T X mean_f(w)` of a suspect with the same layers: `float64` of shape `(v,)`, b for a whole copy."""
+        places, out = parameter_places(model), torch.zeros(self.design.points)
+        with torch.no_grad():
+            for name, part in self.maps(model).items():
+                part.read(getattr(*places[name]).detach().flatten(1).cpu(), 0, out)
+        return out.double().numpy()
+
+    def decode(self, reading: np.ndarray, coalition: int | None = None, alpha: float = 1e-6) -> DesignDecoding:
+        """Both decoders on a reading; see [`soft_decode`] for the last two arguments."""
+        bits = self.design.hard_bits((reading + 1) / 2)
+        return DesignDecoding(
+            bits, self.design.coalition_of(bits), soft_decode(self.design, reading, coalition, alpha)
+        )
+
+
+@dataclass(frozen=True)
+class DeepMarksFingerprint:
+    """One user's fingerprint of a scheme.
+
+    Attributes:
+        scheme ([`DeepMarks`]): the owner's scheme.
+        user (`int`): 0 to v - 1.
+    """
+
+    scheme: DeepMarks
+    user: int
+
+    def bind(self, model: nn.Module) -> Regulariser:
+        """Finds the carriers in a model and makes the paper's term: `MSE(f, X w) = |U^T X w - b|^2 / v`."""
+        maps = self.scheme.maps(model)
+        points = self.scheme.design.points
+        target = torch.from_numpy(self.scheme.design.signs[self.user].astype(np.float32))
+        gram = sum((part.gram() for part in maps.values()), torch.zeros(points, points))
+        return Regulariser(model, maps, target, torch.zeros(points), torch.ones(points), gram)
+
+
+def default_layers(model: nn.Module) -> tuple[str, ...]:
+    """The ungrouped convolution with the most weights in a filter, the last of several."""
+    found = [
+        (module.weight.shape[1:].numel(), number, normalise(f"{name}.weight".removeprefix(".")))
+        for number, (name, module) in enumerate(model.named_modules())
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
+    ]
+    return (max(found)[2],) if found else ()

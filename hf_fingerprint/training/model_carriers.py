@@ -1,0 +1,112 @@
+"""A base's carriers as the model under training calls them, and X over them.
+
+Plain numbers, so that the first of several processes can work them out from the vault and send them to the others.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hf_fingerprint.carriers.sign_map import Scratch, SignMap
+from hf_fingerprint.checkpoints import Checkpoint
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.errors import BuildError, FingerprintError
+from hf_fingerprint.models import build_model, names_in_file
+from hf_fingerprint.vault import Base
+
+
+@dataclass(frozen=True)
+class LocatedCarrier:
+    """One carrier.
+
+    Attributes:
+        name (`str`): in the base.
+        parameter (`str`): in the model.
+        amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each output channel.
+        columns (`int`): weights in a row.
+    """
+
+    name: str
+    parameter: str
+    amplitude: np.ndarray
+    columns: int
+
+
+@dataclass(frozen=True)
+class LocatedCarriers:
+    """X over a base's carriers.
+
+    Attributes:
+        secret (`bytes`): the model secret.
+        length (`int`): V.
+        carriers (`tuple[LocatedCarrier, ...]`): in the base's order.
+    """
+
+    secret: bytes = field(repr=False)
+    length: int
+    carriers: tuple[LocatedCarrier, ...]
+
+    def maps(self) -> dict[str, SignMap]:
+        """Each carrier's part of X, by its parameter's name in the model."""
+        scratch = Scratch()
+        return {
+            c.parameter: SignMap(self.secret, c.name, c.amplitude, c.columns, self.length, scratch)
+            for c in self.carriers
+        }
+
+    def energy(self) -> torch.Tensor:
+        """The squared amplitudes of all weights by position: `float32` of shape `(V,)`."""
+        out = torch.zeros(self.length)
+        for part in self.maps().values():
+            part.energy(out)
+        return out
+
+    def sums(self, checkpoint: Checkpoint) -> np.ndarray:
+        """`X (a w)` of a checkpoint's carriers, tensor by tensor: `float32` of shape `(V,)`."""
+        out, maps = torch.zeros(self.length), self.maps()
+        for c in self.carriers:
+            info = checkpoint.tensors[c.name]
+            values = to_float32(checkpoint.read(info, out=np.empty(info.nbytes, np.uint8)), info.dtype)
+            maps[c.parameter].read(torch.from_numpy(values.reshape(-1, c.columns)), 0, out)
+        return out.numpy()
+
+
+def locate(base: Base, original: Checkpoint, present: Mapping[str, tuple[int, ...]]) -> LocatedCarriers:
+    """Finds a base's carriers in a model: by name; where a loader renames, as the loader does to the base.
+
+    Args:
+        base ([`Base`]): the base.
+        original ([`Checkpoint`]): its weights.
+        present (mapping): the shapes of the model's parameters by normalised name.
+
+    Raises:
+        [`FingerprintError`]: if the model lacks some.
+    """
+    shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
+    found = {name: normalise(name) for name, shape in shapes.items() if present.get(normalise(name)) == shape}
+    reason = ""
+    if len(found) < len(shapes):
+        renamed: dict[str, str] = {}
+        try:
+            renamed = names_in_file(build_model(original).module, original)
+        except BuildError as error:
+            reason = f" Loaders may have renamed them, but {error}"
+        found |= {
+            file: normalise(name)
+            for name, file in renamed.items()
+            if file in shapes and present.get(normalise(name)) == shapes[file]
+        }
+    missing = [name for name in shapes if name not in found]
+    if missing:
+        raise FingerprintError(
+            f"The model lacks {len(missing)} of the {len(shapes)} carriers of base {base.base_id}, such as "
+            f"{missing[0]}: give the model of {base.source}.{reason}"
+        )
+    carriers = tuple(
+        LocatedCarrier(c.name, found[c.name], np.array(c.amplitude), int(np.prod(shapes[c.name][1:])))
+        for c in base.carriers
+    )
+    return LocatedCarriers(base.secret, base.length, carriers)

@@ -1,0 +1,65 @@
+"""What the tracing identity says of records at a merge: whether they open their commitments.
+
+Form and seals of bases show without it; that a record's key, recipient and content hash belong together does not.
+"""
+
+from dataclasses import replace
+
+from hf_fingerprint.vault.faults import Fault, RowError
+from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.rotation import resealed
+from hf_fingerprint.vault.rows import copy_fault
+from hf_fingerprint.vault.sealing import Opener
+from hf_fingerprint.vault.snapshots import Snapshot
+from hf_fingerprint.vault.union import Refusals, same_record
+from hf_fingerprint.vault.unsealing import unsealed
+
+
+def to_this_identity(other: Snapshot, mine: Snapshot, opener: Opener) -> tuple[Snapshot, Refusals]:
+    """Another identity's records, sealed to this vault's; those that a rotation brought here before keep the seal that
+    it gave them. And those that don't open."""
+    copies: dict[str, CopyRecord] = {}
+    refusals: Refusals = {}
+    for record in other.copies.values():
+        here = mine.copies.get(record.copy_id)
+        try:
+            again = resealed(record, opener, mine.public_key)
+        except RowError as error:
+            copies[record.copy_id], refusals["copies", record.copy_id] = record, error.fault.what
+            continue
+        same = here is not None and here.commitment == record.commitment
+        copies[record.copy_id] = replace(again, sealed=here.sealed) if here is not None and same else again
+    return replace(other, public_key=mine.public_key, copies=copies), refusals
+
+
+def proven(mine: Snapshot, other: Snapshot, opener: Opener) -> tuple[Snapshot, list[Fault]]:
+    """This vault's snapshot without records that something in the other speaks against and that don't open; a record
+    that is not contradicted is not looked at."""
+    promised = {record.commitment: record.copy_id for record in other.copies.values()}
+    faults, copies = [], dict(mine.copies)
+    for copy_id, record in mine.copies.items():
+        theirs = other.copies.get(copy_id)
+        contradicted = theirs is not None and not same_record(record, theirs)
+        if contradicted or promised.get(record.commitment, copy_id) != copy_id:
+            why = _why_not(record, opener)
+            if why is not None:
+                faults.append(copy_fault(record, why))
+                del copies[copy_id]
+    bound = {copy_id: row for copy_id, row in mine.bound.items() if copy_id in copies}
+    published = {copy_id: row for copy_id, row in mine.publications.items() if copy_id in copies}
+    return replace(mine, copies=copies, bound=bound, publications=published), faults
+
+
+def unopened(mine: Snapshot, other: Snapshot, opener: Opener) -> Refusals:
+    """The other's records that are new and don't open."""
+    new = {key: record for key, record in other.copies.items() if key not in mine.copies}
+    found = {("copies", key): _why_not(record, opener) for key, record in new.items()}
+    return {row: why for row, why in found.items() if why is not None}
+
+
+def _why_not(record: CopyRecord, opener: Opener) -> str | None:
+    try:
+        unsealed(record, opener)
+    except RowError as error:
+        return error.fault.what
+    return None

@@ -1,0 +1,212 @@
+"""The union of two vaults' snapshots, row by row; what contradicts is refused by name, with all that depends on it.
+
+Where both hold the same world, the union is commutative, associative and idempotent. Where they contradict each other,
+what is here stays as it is: a record never changes once its copy is written, but for its state, so one of the two was
+tampered with, and which one the rows don't show.
+"""
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.faults import Fault
+from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.rows import STATES, copy_fault
+from hf_fingerprint.vault.snapshots import BaseRow, PublicationRow, Snapshot
+
+
+Refusals = dict[tuple[str, str], str]  # what is wrong with a row, by its table and key
+
+
+def join(
+    mine: Snapshot,
+    theirs: Snapshot,
+    here: str = "this vault",
+    there: str = "the other vault",
+    refusals: Refusals | None = None,
+) -> Snapshot:
+    """The union of two snapshots, with what of theirs is refused as its faults.
+
+    Args:
+        mine, theirs ([`Snapshot`]): the two.
+        here, there (`str`): what their vaults are called.
+        refusals (`dict`, *optional*): rows of theirs that are refused in any case, and why.
+
+    Raises:
+        [`VaultError`]: if they are sealed to different tracing identities.
+    """
+    if mine.public_key != theirs.public_key:
+        raise VaultError(
+            f"{there} is sealed to another tracing identity than {here}: give that identity, or rotate one first "
+            f"(`hf-fingerprint vault rotate`)."
+        )
+    joining = _Joining(mine, theirs, here, there, refusals or {})
+    bases, questions = joining.bases(), joining.questions()
+    copies, bound, publications = joining.copies(), joining.bound(), joining.publications()
+    return Snapshot(
+        public_key=mine.public_key,
+        bases=bases,
+        questions=questions,
+        copies=copies,
+        bound=bound,
+        publications=publications,
+        issuers=joining.issuers(),
+        faults=tuple(joining.refused),
+    )
+
+
+def same_record(mine: CopyRecord, theirs: CopyRecord) -> bool:
+    """Whether two records of one copy differ in nothing but their state."""
+    return replace(mine, state=theirs.state) == theirs
+
+
+def without(snapshot: Snapshot, refusals: Refusals) -> Snapshot:
+    """A snapshot without rows that are refused and what depends on them, which are its faults."""
+    return join(Snapshot(snapshot.public_key, {}, {}, {}, {}), snapshot, refusals=refusals)
+
+
+def twins(mine: Snapshot, theirs: Snapshot) -> Refusals:
+    """Records of theirs that say the same as another one under another id, and would count a recipient twice."""
+    found: dict[tuple[str, str], str] = {}
+    seen = {mark: record for record in mine.copies.values() for mark in (record.commitment, record.sealed)}
+    for copy_id, record in theirs.copies.items():
+        twin = seen.get(record.commitment) or seen.get(record.sealed)
+        if twin is None:
+            seen |= {record.commitment: record, record.sealed: record}
+        elif twin.copy_id != copy_id:
+            what = "under another id, and is refused"
+            found["copies", copy_id] = f"has the commitment or the seal of copy {copy_fault(twin, what).key} {what}"
+    return found
+
+
+@dataclass
+class _Joining:
+    mine: Snapshot
+    theirs: Snapshot
+    here: str
+    there: str
+    refusals: Refusals
+    refused: list[Fault] = field(default_factory=list)
+    lost: set[tuple[str, str]] = field(default_factory=set)  # rows of theirs that were refused: table and key
+
+    def refuse(self, table: str, key: str, what: str, name: str | None = None) -> None:
+        self.refused.append(Fault(table, shown(key) if name is None else name, what))
+        self.lost.add((table, key))
+
+    def bases(self) -> dict[str, BaseRow]:
+        joined = dict(self.mine.bases)
+        for base_id, row in self.theirs.bases.items():
+            what = self.refusals.get(("bases", base_id))
+            if what is None and joined.get(base_id, row) != row:
+                what = (
+                    f"was registered apart in {self.here} and {self.there}, with different secrets, and is refused: "
+                    f"go on with both vaults, and trace with each"
+                )
+            if what is None and base_id not in joined:
+                what = self._wrong_predecessor(row)
+            if what is None:
+                joined[base_id] = row
+            else:
+                self.refuse("bases", base_id, what)
+        return joined
+
+    def _wrong_predecessor(self, row: BaseRow) -> str | None:
+        """A record replaces one of the same weights, or new copies would be made from other weights than asked for."""
+        replaces = json.loads(row[2]).get("replaces")
+        known = self.mine.bases.get(replaces) or self.theirs.bases.get(replaces)
+        if known is not None and known[1] != row[1]:
+            return f"replaces {shown(replaces)}, a base of other weights"
+        return None
+
+    def questions(self) -> dict[str, Any]:
+        joined = dict(self.mine.questions)
+        for base_id, row in self.theirs.questions.items():
+            what = self.refusals.get(("questions", base_id)) or self._without("bases", base_id)
+            if what is None and joined.get(base_id, row) != row:
+                what = (
+                    f"was laid down apart in {self.here} and {self.there}, and is refused: copies answer one set or "
+                    f"the other, so go on with both vaults, and query with each"
+                )
+            if what is None:
+                joined[base_id] = row
+            else:
+                self.refuse("questions", base_id, what)
+        return joined
+
+    def copies(self) -> dict[str, CopyRecord]:
+        joined = dict(self.mine.copies)
+        for copy_id, record in self.theirs.copies.items():
+            known = self.mine.copies.get(copy_id)
+            if known is not None and same_record(known, record):
+                joined[copy_id] = max(known, record, key=lambda each: STATES.index(each.state))
+                continue
+            what = self.refusals.get(("copies", copy_id)) or self._without("bases", record.base_id)
+            if what is None and known is not None:
+                what = (
+                    f"is not in {self.there} what it is in {self.here}, and the other is refused: one of the two was "
+                    f"tampered with, so restore a backup of that vault"
+                )
+            if what is None:
+                joined[copy_id] = record
+            else:
+                self.refuse("copies", copy_id, what, copy_fault(record, what).key)
+        return joined
+
+    def bound(self) -> dict[str, Any]:
+        joined = dict(self.mine.bound)
+        for copy_id, row in self.theirs.bound.items():
+            if copy_id in joined:
+                continue
+            what = self.refusals.get(("bound", copy_id)) or self._without("copies", copy_id)
+            if what is None:
+                what = self._without("questions", self.theirs.copies[copy_id].base_id)
+            if what is None:
+                joined[copy_id] = row
+            else:
+                self.refuse("bound", copy_id, what)
+        return joined
+
+    def publications(self) -> dict[str, PublicationRow]:
+        joined = dict(self.mine.publications)
+        for copy_id, row in self.theirs.publications.items():
+            what = self.refusals.get(("publications", copy_id)) or self._without("copies", copy_id)
+            both = None if what else _further(joined.get(copy_id, row), row)
+            if both is not None:
+                joined[copy_id] = both
+            elif joined.get(copy_id) != row:
+                known = joined.get(copy_id)
+                elsewhere = "" if known is None else f" and in {self.here} with one to {known.repo}"
+                what = what or (
+                    f"is in {self.there} on record with a push to {shown(row.repo)}{elsewhere}, not one and the same, "
+                    f"and the other is refused: one of the two was tampered with, so restore a backup of that vault"
+                )
+                self.refuse("publications", copy_id, what)
+        return joined
+
+    def issuers(self) -> dict[str, str]:
+        joined = dict(self.mine.issuers)
+        for public_key, name in self.theirs.issuers.items():
+            what = self.refusals.get(("issuers", public_key))
+            if what is None:
+                joined[public_key] = min(joined.get(public_key, name), name)
+            else:
+                self.refuse("issuers", public_key, what)
+        return joined
+
+    def _without(self, table: str, key: str) -> str | None:
+        """Why a row is refused that depends on one that was."""
+        names = {"bases": "base", "copies": "copy", "questions": "the questions of base"}
+        return f"is refused with {names[table]} {shown(key)}" if (table, key) in self.lost else None
+
+
+def _further(mine: PublicationRow, theirs: PublicationRow) -> PublicationRow | None:
+    """The further of two records of a copy's publication; `None` if they contradict each other."""
+    # a state's name is more the further it is: "begun" < "confirmed"
+    first, last = sorted((mine, theirs), key=lambda row: (row.state, row.files, row.revision or ""))
+    settled = first.state == "confirmed" and first[3:5] != last[3:5]
+    if mine.repo != theirs.repo or settled:
+        return None
+    account = max(mine.account or "", theirs.account or "") or None
+    return last._replace(account=account, created=min(mine.created, theirs.created))

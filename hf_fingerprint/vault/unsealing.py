@@ -1,0 +1,149 @@
+"""Copy keys out of their seals: with the tracing identity, each checked against its record's commitment.
+
+Keys that were unsealed once are sealed again as one, for each base, which makes the next trace faster; see bundles.py.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_fingerprint.errors import StorageError
+from hf_fingerprint.keys import commitment
+from hf_fingerprint.vault.faults import Fault, RowError
+from hf_fingerprint.vault.key_cache import pack, record_digest, unpack
+from hf_fingerprint.vault.records import CopyRecord
+from hf_fingerprint.vault.rows import copy_fault, sift_copies
+from hf_fingerprint.vault.sealing import Opener, seal_bundle
+
+
+if TYPE_CHECKING:
+    from hf_fingerprint.vault.store import Vault
+
+
+BUNDLE_FROM, ASKED = 64, 64
+SAME_KEY = "(SELECT value FROM meta WHERE key = 'public_key') = ?"  # nothing more is sealed to a rotated identity
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Records whose keys are known, and those that can't be used.
+
+    Attributes:
+        copies (`list[CopyRecord]`): in their order.
+        keys (`list[bytes]`): theirs.
+        faults (`list[Fault]`): of the records that don't open.
+    """
+
+    copies: list[CopyRecord]
+    keys: list[bytes]
+    faults: list[Fault]
+
+
+def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> Opened:
+    """Opens the records of one base's copies.
+
+    Args:
+        vault ([`Vault`]): the vault, unlocked.
+        records (sequence of [`CopyRecord`]): of one base.
+
+    Raises:
+        [`PassphraseError`]: if the vault is locked, or was given another tracing identity since it was unlocked.
+    """
+    opener = vault.opener()
+    if not records:
+        return Opened([], [], [])
+    cached = _cached(vault, opener, records[0].base_id)
+    opened, fresh = Opened([], [], []), 0
+    for record in records:
+        try:
+            key = _known(cached, record)
+            if key is None:
+                key = unsealed(record, opener)
+                fresh += record.commitment is not None
+        except RowError as error:
+            opened.faults.append(error.fault)
+            continue
+        opened.copies.append(record)
+        opened.keys.append(key)
+    if opened.faults:
+        vault.check_identity()
+    if fresh >= BUNDLE_FROM:
+        _cache(vault, opened)
+    return opened
+
+
+def unused_rows(vault: "Vault") -> tuple[Fault, ...]:
+    """All bases and records of copies that can't be used: the vault must be unlocked, and each record is opened."""
+    rows = vault.rows()
+    return (
+        *rows.faults,
+        *(fault for base in rows.bases for fault in open_copies(vault, rows.of(base.base_id)).faults),
+    )
+
+
+def opens_most(vault: "Vault", opener: Opener) -> bool:
+    """Whether an identity opens most records of a vault, of the first ones: then it is the vault's, whatever the
+    database says of its public key."""
+    with vault.connect() as connection:
+        records, _ = sift_copies(connection, "rowid IN (SELECT rowid FROM copies LIMIT ?)", (ASKED,))
+    opened = 0
+    for record in records:
+        with suppress(RowError):
+            opened += len(unsealed(record, opener)) > 0
+    return 2 * opened > len(records)
+
+
+def unsealed(record: CopyRecord, opener: Opener) -> bytes:
+    """A record's copy key, checked against its commitment.
+
+    Raises:
+        [`RowError`]: if the record was tampered with.
+    """
+    key = opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
+    check_commitment(record, key)
+    return key
+
+
+def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
+    """Refuses a record whose key, recipient and content hash don't open its commitment.
+
+    Raises:
+        [`RowError`]: with the record.
+    """
+    if record.state == "begun" and record.content_hash is None and record.commitment is None:
+        return
+    try:
+        opened = commitment(copy_key, record.recipient, record.content_hash or "")
+    except (ValueError, TypeError):
+        opened = ""
+    if not record.content_hash or opened != record.commitment:
+        raise RowError(copy_fault(record, "does not open its commitment"))
+
+
+def _known(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
+    """The key from the cache, which whoever has the public key could have sealed, so only a commitment vouches for it;
+    `None` if it isn't there or isn't the record's."""
+    key = cached.get(record_digest(record)) if record.commitment is not None else None
+    if key is not None:
+        try:
+            check_commitment(record, key)
+        except RowError:
+            return None
+    return key
+
+
+def _cached(vault: "Vault", opener: Opener, base_id: str) -> dict[bytes, bytes]:
+    with vault.connect() as connection:
+        row = connection.execute("SELECT sealed FROM bundles WHERE base_id = ?", (base_id,)).fetchone()
+    return unpack(opener.unseal_bundle(row[0])) if row else {}
+
+
+def _cache(vault: "Vault", opened: Opened) -> None:
+    keys = {record_digest(record): key for record, key in zip(opened.copies, opened.keys, strict=True)}
+    sealed = seal_bundle(pack(keys), vault.public_key)
+    with suppress(StorageError), vault.connect() as connection:  # only a shortcut
+        connection.execute(
+            f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_KEY}",
+            (opened.copies[0].base_id, sealed, vault.public_key),
+        )

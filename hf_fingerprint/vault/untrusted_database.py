@@ -1,0 +1,214 @@
+"""The database of somebody else's vault, read as what a stranger may have made.
+
+A pack and a folder come the same way: the file's bytes, never more than a limit, become a database in memory that
+nothing is written to. It is refused whole if it is no vault's: damaged, of another schema (a view or a virtual table
+in the place of a table would be code that runs), of a format that isn't known, or one that takes too long to read. Of
+a vault's database each row then enters or is refused by itself; see [`read_snapshot`].
+
+Another vault's folder is never written to and never upgraded: formats 1 and 2 are read as they are, since they lack
+tables and nothing else.
+"""
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
+from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes, read_bounded
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.migrations import UPGRADABLE
+from hf_fingerprint.vault.schema import FORMAT, TABLES
+from hf_fingerprint.vault.sealing import check_public_key
+from hf_fingerprint.vault.snapshots import KEYS, Snapshot, as_text, read_snapshot
+
+
+MAX_STEPS = 200_000_000  # of SQLite's virtual machine, some seconds; a vault of 100,000 records takes 3 million
+_STEPS_AT_ONCE = 100_000
+_PAGES_AT_ONCE = 256
+_TRIES = 3
+_LATER = {"1": ("publications", "issuers", "questions", "bound"), "2": ("questions", "bound")}
+_PLAIN = re.compile(r"CREATE (TABLE|INDEX|UNIQUE INDEX) ", re.IGNORECASE)  # no view, trigger or virtual table
+_ON_VALUES = re.compile(r"[A-Z-]+ value in ")  # what a check says of a row; each row is looked at by itself
+_Refuse = Callable[[str], VaultError]
+
+
+def open_folder(folder: str | Path) -> Snapshot:
+    """What the vault in another folder shares; the folder is left as it is.
+
+    Where its database has a log that isn't folded in (another process has it open, or was killed), SQLite reads both,
+    and may leave its index of the log, `vault.db-shm`, next to it.
+
+    Args:
+        folder (`str` or `Path`): the other vault's folder.
+
+    Raises:
+        [`VaultError`]: if there is no vault that can be read. What is wrong with single rows is in
+            [`Snapshot.faults`].
+    """
+    folder = Path(folder)
+    file = folder / VAULT_DATABASE
+    if not file.is_file():
+        raise VaultError(f"{folder} holds no vault: give the folder that has {VAULT_DATABASE}.")
+
+    def refuse(why: str) -> VaultError:
+        return VaultError(f"{file} is no vault's database that can be merged, {why}: restore a backup of that vault.")
+
+    with _in_memory() as connection:
+        try:
+            content = _settled(file)
+            if content is None:
+                _copy(file, connection)
+            else:
+                _fill(connection, content)
+            del content
+            return _read(connection, refuse, str(folder), other_tables=True)
+        except OSError as error:
+            raise VaultError(f"{file} can't be read ({error.strerror}): give this account access to it.") from None
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
+            raise refuse(_said(error)) from None
+
+
+def read_pack(content: bytes, where: str) -> Snapshot:
+    """The same of a pack's database, decrypted.
+
+    Args:
+        content (`bytes`): the database.
+        where (`str`): where the pack was found.
+    """
+
+    def refuse(why: str) -> VaultError:
+        return VaultError(
+            f"What is encrypted in {where} is no whole vault ({why}): restore an earlier commit of it, or push anew."
+        )
+
+    with _in_memory() as connection:
+        try:
+            if not content.startswith(SQLITE):
+                raise refuse("it is no database")
+            _fill(connection, content)
+            return _read(connection, refuse, where, other_tables=False)
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
+            raise refuse(_said(error)) from None
+
+
+@contextmanager
+def _in_memory() -> Iterator[sqlite3.Connection]:
+    """A database in memory that runs nothing it holds and stops after a number of steps."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        left = MAX_STEPS // _STEPS_AT_ONCE
+
+        def stop() -> bool:
+            nonlocal left
+            left -= 1
+            return left < 0
+
+        connection.set_progress_handler(stop, _STEPS_AT_ONCE)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_PACK)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 1 << 20)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        connection.text_factory = as_text
+        for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "ignore_check_constraints = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        yield connection
+
+
+def _fill(connection: sqlite3.Connection, content: bytes) -> None:
+    """Puts a file's bytes in memory; one that keeps a log has none that matters there."""
+    if content[18:20] != b"\x01\x01":
+        content = content[:18] + b"\x01\x01" + content[20:]
+    connection.deserialize(content)
+
+
+def _settled(file: Path) -> bytes | None:
+    """The bytes of a database whose log is folded in and that nobody changes meanwhile; `None` if there is no such
+    moment."""
+    for _ in range(_TRIES):
+        before = _state(file)
+        if before[-1]:
+            return None
+        content = read_bounded(file, MAX_PACK, "a vault that is merged", VaultError)
+        if _state(file) == before:
+            if not content.startswith(SQLITE):
+                raise sqlite3.DatabaseError("file is not a database")
+            return content
+    return None
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    """When it was changed, its size, and that of its log."""
+    found, log = file.stat(), Path(f"{file}-wal")
+    return found.st_mtime_ns, found.st_size, log.stat().st_size if log.is_file() else 0
+
+
+def _copy(file: Path, connection: sqlite3.Connection) -> None:
+    """Copies a database with its log into memory, as SQLite reads it, through a connection that can't write."""
+
+    def watch(status: int, remaining: int, total: int) -> None:
+        if total * page > MAX_PACK:
+            raise VaultError(f"{file} has more than {megabytes(MAX_PACK)} MB: so much can't be merged at once.")
+
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as source:
+        (page,) = source.execute("PRAGMA page_size").fetchone()
+        source.backup(connection, pages=_PAGES_AT_ONCE, progress=watch)
+
+
+def _read(connection: sqlite3.Connection, refuse: _Refuse, where: str, other_tables: bool) -> Snapshot:
+    schema = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    tables = {name for name, sql in schema if isinstance(sql, str) and sql.upper().startswith("CREATE TABLE ")}
+    plain = all(sql is None or _PLAIN.match(str(sql)) for _, sql in schema)  # an index that a table has has no text
+    own = _own_tables()
+    if not plain or "meta" not in tables or not _fits(connection, "meta"):
+        raise refuse("its tables are not those of a vault")
+    meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('format', 'public_key')"))
+    found = meta.get("format")
+    if found not in (str(FORMAT), *UPGRADABLE):
+        raise refuse("it has no format") if found is None else _newer(where, found)
+    needed = own.keys() - _LATER.get(found, ()) - {"training"}  # format 1 made that table when it was needed
+    more = tables - needed - {"training"} if not other_tables else set()
+    fitting = all(_fits(connection, table) for table in tables & own.keys())
+    if needed - tables or more or not fitting:
+        raise refuse("its tables are not those of a vault")
+    for (said,) in connection.execute("PRAGMA quick_check(1000000)"):
+        if said != "ok" and not _ON_VALUES.match(said):
+            raise refuse("it is damaged")
+    try:
+        check_public_key(str(meta.get("public_key")))
+    except VaultError:
+        raise refuse("it has no tracing identity's public key") from None
+    return read_snapshot(connection, KEYS.keys() & tables)
+
+
+def _newer(where: str, found: Any) -> VaultError:
+    return VaultError(
+        f"The vault in {where} has format {shown(found)} and this version reads {FORMAT}: upgrade hf-fingerprint "
+        f"everywhere, and push again."
+    )
+
+
+def _fits(connection: sqlite3.Connection, table: str) -> bool:
+    """Whether a table has a vault's columns, and none that is worked out when it is read."""
+    return _columns(connection, table) == _own_tables()[table]
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> tuple[tuple[str, str, int], ...]:
+    found = connection.execute(f"PRAGMA main.table_xinfo({table})")
+    return tuple((name, kind, hidden) for _, name, kind, _, _, _, hidden in found)
+
+
+@cache
+def _own_tables() -> dict[str, tuple[tuple[str, str, int], ...]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(TABLES)
+        names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {name: _columns(connection, name) for name in names}
+
+
+def _said(error: Exception) -> str:
+    if "interrupted" in str(error):
+        return "it takes too long to read"
+    return "it is damaged"

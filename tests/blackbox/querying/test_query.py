@@ -1,0 +1,246 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from asked_models import COUNT, DECOYS, WIDTH, Served
+from refusals import refused
+from small_models import PASSPHRASE, new_vault, save_vit
+
+from hf_fingerprint import trace
+from hf_fingerprint.blackbox.querying.query import query, questions_of
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.errors import FingerprintError, VaultError
+from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.vault import Vault
+
+
+NAMES = [f"recipient {i}" for i in range(8)]
+
+
+def weights(folder, name):
+    with open_checkpoint(folder) as checkpoint:
+        info = checkpoint.tensors[name]
+        return to_float32(checkpoint.read(info), info.dtype).reshape(info.shape).copy()
+
+
+@pytest.mark.parametrize("name", NAMES[:4])
+def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(asked, name):
+    _, vault, base, copies = asked
+
+    result = query(Served(copies[name]), vault, alpha=1e-3)
+
+    assert [score.recipient for score in result.accused] == [name]
+    assert result.base_ids == (base.base_id,) == (result.accused[0].base_id,)
+    assert result.accused[0].state == "written"
+    assert (result.outcome, result.reason) == (Outcome.ACCUSED, None)
+    assert result.questioning.stopped == "proven"
+    assert result.questioning.asked < COUNT + DECOYS
+
+
+def test_its_questions_alone_are_answered_by_its_labels(asked):
+    folder, vault, base, copies = asked
+    pool = questions_of(vault, base)
+    images = pool.images(base.secret)
+    ask = Served(folder)
+    plain = np.array([ask(image) for image in images])
+    own, others, others_as_base, decoys_as_base = [], [], [], []
+    for name, copy in copies.items():
+        (record,) = vault.copies(base.base_id, name)
+        (labels,), (owned,) = pool.answers([vault.copy_key(record)])
+        ask = Served(copy)
+        told = np.array([ask(image) for image in images])
+        own.extend((told[:COUNT] == labels)[owned])
+        others.extend((told[:COUNT] == labels)[~owned])
+        others_as_base.extend((told == plain)[:COUNT][~owned])
+        decoys_as_base.extend((told == plain)[COUNT:])
+
+    assert np.mean(own) >= 0.95
+    assert np.mean(others) <= 0.3  # of ten classes
+    # Random weights tell classes apart by little: over ten draws of keys 0.74 to 0.83 and, of four decoys, 0.53 to 1.
+    assert np.mean(others_as_base) >= 0.65
+    assert np.mean(decoys_as_base) >= 0.35
+
+
+def test_the_base_and_a_stranger_are_nobodys(asked, tmp_path):
+    folder, vault, _, _ = asked
+    stranger = save_vit(tmp_path / "stranger", seed=9, hidden_size=WIDTH)
+
+    for suspect in (folder, stranger):
+        result = query(Served(suspect), vault)
+        assert not result.accused
+        assert result.questioning.stopped == "all asked"
+        assert result.scores == ()
+        assert result.outcome is Outcome.NOT_READABLE and "24 questions" in result.reason  # so few may miss a copy
+
+
+def test_the_weights_still_trace(asked):
+    _, vault, _, copies = asked
+
+    assert [score.recipient for score in trace(copies[NAMES[0]], vault).accused] == [NAMES[0]]
+
+
+def test_only_the_head_is_bound(asked):
+    folder, vault, base, copies = asked
+    (record,) = vault.copies(base.base_id, NAMES[0])
+    pool = questions_of(vault, base)
+    change = pool.head_change(vault.copy_key(record))
+    carriers = {carrier.name: carrier.amplitude for carrier in base.carriers}
+
+    apart = weights(copies[NAMES[0]], pool.head) - weights(folder, pool.head) - change
+    amplitude = carriers.get(pool.head, np.zeros(len(apart)))
+    assert np.abs(apart).max() <= np.max(amplitude) + 1e-6
+    assert np.abs(change).max() > 10 * np.max(amplitude)
+
+
+def test_a_budget_is_kept(asked):
+    _, vault, _, copies = asked
+    suspect = Served(copies[NAMES[0]])
+
+    result = query(suspect, vault, budget=3)
+
+    assert suspect.asked == 3
+    assert not result.accused
+    assert result.questioning.stopped == "budget"
+    assert result.outcome is Outcome.NOT_READABLE
+    assert result.reason == "3 of 28 images were answered: ask on with a larger --budget"
+
+
+@pytest.mark.parametrize("damaged", ["a record", "the questions"])
+def test_rows_that_cannot_be_used_are_named_and_clear_nobody(asked, tmp_path, damaged):
+    _, vault, base, copies = asked
+    shutil.copytree(vault.folder, tmp_path / "vault")
+    (record,) = vault.copies(base.base_id, NAMES[0])
+    mine = Vault(tmp_path / "vault")
+    mine.unlock(PASSPHRASE)
+    with mine.connect() as connection:
+        if damaged == "a record":
+            connection.execute("UPDATE copies SET commitment = ? WHERE copy_id = ?", ("00" * 32, record.copy_id))
+        else:
+            connection.execute("UPDATE questions SET content = zeroblob(100)")
+
+    if damaged == "the questions":
+        assert base.base_id in refused(query, Served(copies[NAMES[1]]), mine)
+        return
+    other = query(Served(copies[NAMES[1]]), mine, alpha=1e-3)
+    own = query(Served(copies[NAMES[0]]), mine, alpha=1e-3)
+
+    assert [score.recipient for score in other.accused] == [NAMES[1]]
+    assert not own.accused
+    assert own.outcome is Outcome.NOT_READABLE
+    assert record.copy_id in own.reason
+    assert [fault.key.split()[0] for fault in own.rows_not_used] == [record.copy_id]
+
+
+def test_the_transcript_holds_no_secret(asked, tmp_path):
+    _, vault, base, copies = asked
+    query(Served(copies[NAMES[2]]), vault, alpha=1e-3, transcript=tmp_path / "transcript.jsonl")
+
+    written = (tmp_path / "transcript.jsonl").read_text()
+    for record in vault.copies(base.base_id):
+        assert vault.copy_key(record).hex() not in written
+        assert record.recipient not in written
+
+
+def without_record_of(vault, folder, names):
+    """A copy of the vault in which these recipients' copies are not on record as answering questions."""
+    shutil.copytree(vault.folder, folder)
+    found = Vault(folder)
+    with found.connect() as connection:
+        for name in names:
+            connection.execute(
+                "DELETE FROM bound WHERE copy_id IN (SELECT copy_id FROM copies WHERE recipient = ?)", (name,)
+            )
+    found.unlock(PASSPHRASE)
+    return found
+
+
+def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(asked, tmp_path):
+    _, vault, _, copies = asked
+    older = without_record_of(vault, tmp_path / "vault", [NAMES[3], NAMES[5]])
+
+    result = query(Served(copies[NAMES[0]]), older, alpha=1e-3)
+
+    assert result.unbound == (NAMES[3], NAMES[5])
+    assert result.copies == len(NAMES)
+    assert [score.recipient for score in result.accused] == [NAMES[0]]
+    assert query(Served(copies[NAMES[0]]), vault, budget=1).unbound == ()
+
+
+def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(asked, tmp_path):
+    _, vault, base, copies = asked
+    later = without_record_of(vault, tmp_path / "vault", [])
+    (record,) = later.copies(base.base_id, NAMES[2])
+    again, key = later.begin_copy(base, NAMES[2], "/trained", copy_key=later.copy_key(record))
+    later.mark_written(again, key, "ab" * 32)
+
+    assert query(Served(copies[NAMES[2]]), later, budget=1).unbound == ()
+
+
+def test_nobody_is_asked_where_no_copy_answers_questions(asked, tmp_path):
+    _, vault, _, copies = asked
+    suspect = Served(copies[NAMES[0]])
+
+    said = refused(query, suspect, without_record_of(vault, tmp_path / "vault", NAMES), error=VaultError)
+
+    assert "None of the 8 copies" in said
+    assert suspect.asked == 0
+
+
+def test_only_one_process_asks_with_a_transcript(asked, tmp_path):
+    _, vault, _, copies = asked
+    first, second = Served(copies[NAMES[0]]), Served(copies[NAMES[0]])
+    said = []
+
+    def meanwhile(index, answer):
+        said.append(refused(lambda: query(second, vault, transcript=tmp_path / "kept"), error=VaultError))
+
+    query(first, vault, budget=1, transcript=tmp_path / "kept", on_answer=meanwhile)
+
+    (sentence,) = said
+    assert "Another process is asking" in sentence and str(tmp_path / "kept") in sentence
+    assert second.asked == 0
+    resumed = query(second, vault, budget=2, transcript=tmp_path / "kept").questioning
+    assert (resumed.asked, resumed.resumed) == (2, 1)
+
+
+def test_progress_adds_up_to_the_budget_however_often_it_stopped(asked, tmp_path):
+    _, vault, _, copies = asked
+
+    for budget in (2, 5):
+        told = []
+        query(
+            Served(copies[NAMES[0]]),
+            vault,
+            budget=budget,
+            transcript=tmp_path / "kept",
+            advance=lambda *step, told=told: told.append(step),
+        )
+        assert {(step, total) for step, _, total in told} == {("asking", budget)}
+        assert sum(done for _, done, _ in told) == budget
+
+
+def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
+    vault = new_vault(tmp_path / "vault")
+    vault.unlock(PASSPHRASE)
+
+    assert "hf-fingerprint questions" in refused(lambda: query(Served, vault), error=VaultError)
+
+
+def test_a_vaults_folder_and_its_passphrase_do(asked):
+    _, vault, _, copies = asked
+
+    result = query(Served(copies[NAMES[1]]), vault.folder, alpha=1e-3, passphrase=PASSPHRASE)
+
+    told = json.loads(json.dumps(result.to_dict()))
+    assert [score["recipient"] for score in told["accused"]] == [NAMES[1]]
+    assert told["questioning"]["stopped"] == "proven"
+
+
+def test_a_locked_vault_accuses_nobody(asked):
+    _, vault, _, copies = asked
+
+    assert "passphrase" in refused(
+        lambda: query(Served(copies[NAMES[0]]), Vault(vault.folder)), error=FingerprintError
+    )

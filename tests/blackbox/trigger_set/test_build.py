@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+from refusals import refused
+from small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, new_vault, save_plain, save_vit
+from tiny_built import tiny
+
+from hf_fingerprint.blackbox import preparing
+from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.trigger_set.build import make_questions, prepare_questions, questions_for
+from hf_fingerprint.blackbox.trigger_set.triggers import TOLD
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.registration import register
+from hf_fingerprint.vault import Vault
+
+
+NAMES = {"body.weight": "body.weight", "head.weight": "the.head"}
+KEYS = [bytes([number]) * 32 for number in range(1, 13)]
+FEW = {"count": 10, "decoys": 3, "steps": 2}
+
+
+def made(**arguments):
+    built = tiny(width=96)
+    return built, make_questions(built, NAMES, bytes(32), "0123456789ab", **{**FEW, **arguments})
+
+
+def told(built, asked, change=0):
+    shown = torch.stack([built.preprocess(picture) for picture in pictures(asked)])
+    with torch.no_grad():
+        features = built.module.body(shown).relu().mean((2, 3))
+        return (features @ (built.module.head.weight + change).T + built.module.head.bias).argmax(1).numpy()
+
+
+def pictures(asked):
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in asked.images(bytes(32))]
+
+
+def test_a_model_with_its_head_changed_tells_its_own_labels():
+    built, asked = made()
+    labels, owned = asked.answers(KEYS)
+
+    heard = np.stack([told(built, asked, torch.from_numpy(asked.head_change(key)))[:10] for key in KEYS])
+
+    assert (asked.count, asked.decoys, asked.head, asked.classes) == (10, 3, "the.head", 5)
+    assert (heard == labels)[owned].mean() >= 0.85
+
+
+def test_what_was_said_is_what_the_model_says():
+    built, asked = made()
+
+    assert (asked.logits[0].argmax(1) == told(built, asked)[:10]).mean() >= 0.9
+
+
+def test_no_more_is_changed_than_it_takes(monkeypatch):
+    _, least = made()
+    monkeypatch.setattr(preparing, "TOLD", 2.0)  # never enough
+    _, most = made()
+
+    sizes = [np.mean([np.linalg.norm(asked.head_change(key)) for key in KEYS]) for asked in (least, most)]
+    assert sizes[0] <= 0.9 * sizes[1]
+
+
+def test_a_model_trained_further_is_heard_anew():
+    built, asked = made()
+    with torch.no_grad():
+        built.module.body.weight.add_(0.02 * torch.randn(built.module.body.weight.shape))
+    labels, owned = asked.answers(KEYS)
+
+    anew = questions_for(built, NAMES, asked, bytes(32))
+
+    share = [
+        (np.stack([told(built, asked, torch.from_numpy(each.head_change(key)))[:10] for key in KEYS]) == labels)[owned]
+        for each in (anew, asked)
+    ]
+    assert share[0].mean() >= 0.85
+    assert share[0].mean() >= share[1].mean()
+    assert np.array_equal(anew.patterns, asked.patterns)
+
+
+def test_a_head_that_the_files_don_t_have_is_refused():
+    said = refused(lambda: make_questions(tiny(), {}, bytes(32), "0123456789ab", **FEW), error=FingerprintError)
+
+    assert "head.weight is not in the base's files" in said
+
+
+def test_questions_are_made_once_and_kept(tmp_path):
+    folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
+    base = register(folder, vault, SETTINGS)
+
+    prepared = prepare_questions(folder, vault.folder, count=4, decoys=2, steps=1)
+
+    kept = questions_of(Vault(vault.folder), base)
+    assert kept.to_bytes() == prepared.to_bytes()
+    assert 0 <= kept.told == prepared.told <= TOLD
+    assert "has questions already" in refused(prepare_questions, base.base_id, vault, error=FingerprintError)
+
+
+def test_a_base_that_can_t_be_run_is_refused(tmp_path):
+    folder, vault = save_plain(tmp_path / "base"), new_vault(tmp_path / "vault", PASSPHRASE)
+    register(folder, vault, PLAIN_SETTINGS)
+
+    said = refused(prepare_questions, folder, vault, error=FingerprintError)
+
+    assert "has no config.json, so it can't be run: give the model's whole folder" in said
+    with pytest.raises(FingerprintError):
+        prepare_questions(tmp_path / "nowhere", vault)

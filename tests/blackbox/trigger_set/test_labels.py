@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from hf_fingerprint.blackbox.trigger_set.labels import BLOCK, blocks, keyed_labels, owned_questions
+from hf_fingerprint.errors import CodeError
+from hf_fingerprint.keys import new_secret
+
+
+KEY = bytes(range(32))
+
+
+def test_labels_are_the_keys_for_ever():
+    assert keyed_labels([KEY], 12, 10).tolist() == [[5, 3, 7, 3, 2, 6, 9, 7, 7, 8, 6, 6]]
+    assert keyed_labels([KEY], 6, 1000).tolist() == [[502, 771, 919, 330, 846, 705]]
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from([2, 3, 10, 1000, 65536]))
+def test_the_first_of_more_questions_are_the_same(few, more, classes):
+    short, long = keyed_labels([KEY], few, classes), keyed_labels([KEY], few + more, classes)
+
+    assert np.array_equal(short, long[:, :few])
+    assert long.max() < classes
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_labels_are_uniform_and_independent_between_keys(classes):
+    labels = keyed_labels([new_secret() for _ in range(100)], 2000, classes)
+
+    assert chisquare(np.bincount(labels.ravel(), minlength=classes)).pvalue > 1e-6
+    agreeing = (labels[1:] == labels[0]).mean(1) - 1 / classes
+    assert np.abs(agreeing).max() < 5 * np.sqrt((1 - 1 / classes) / classes / 2000)
+
+
+def test_blocks_give_the_same(monkeypatch):
+    keys = [new_secret() for _ in range(10)]
+    monkeypatch.setattr("hf_fingerprint.blackbox.trigger_set.labels.BLOCK", 4)
+
+    found = list(blocks(keys, 5, 10, 0.5))
+
+    assert [rows for rows, _, _ in found] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert np.array_equal(np.concatenate([labels for _, labels, _ in found]), keyed_labels(keys, 5, 10))
+    assert np.array_equal(np.concatenate([owned for _, _, owned in found]), owned_questions(keys, 5, 0.5))
+    assert BLOCK > 4
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 1e-4])
+def test_each_question_is_owned_by_a_share_apart_from_all_others(share):
+    owned = owned_questions([new_secret() for _ in range(1000)], 200, share)
+
+    spread = np.sqrt(max(share * (1 - share), 1e-12) / owned.size)
+    assert abs(owned.mean() - share) <= 5 * spread + 1 / 65536
+    assert abs((owned[1:] & owned[0]).mean() - share * owned[0].mean()) <= 5 * np.sqrt(share / owned.size)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.1, 1e-6])
+def test_no_share_of_the_questions_is_refused(share):
+    with pytest.raises(CodeError, match="of the questions"):
+        owned_questions([new_secret()], 10, share)
+
+
+@pytest.mark.parametrize(("questions", "classes"), [(0, 10), (5, 1), (5, 70_000)])
+def test_what_cannot_tell_copies_is_refused(questions, classes):
+    with pytest.raises(CodeError, match=f"{questions} questions with {classes} answers"):
+        keyed_labels([KEY], questions, classes)

@@ -1,0 +1,267 @@
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from tempfile import gettempdir
+from unittest.mock import patch
+
+import pytest
+import torch
+from evaluation_runs import SETTINGS, run
+from refusals import refused
+from small_models import save_vit
+
+from hf_fingerprint.attacks import Cast, DummyUnits, Then
+from hf_fingerprint.attacks.attack import Attack
+from hf_fingerprint.attacks.suite import SUITE, Sweep
+from hf_fingerprint.errors import FingerprintError, StorageError
+from hf_fingerprint.evaluation import Data, Scene, running
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, PRIVATE, RESULTS, SINGLE
+
+
+@dataclass(frozen=True)
+class Zeroing(Attack):
+    paper = "none"
+    amount: float = 1.0
+
+    def __call__(self, state, thief=None):
+        return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+@dataclass(frozen=True)
+class Refusing(Attack):
+    paper = "none"
+    how: Callable[[str], Exception] = FingerprintError
+
+    def __call__(self, state, thief=None):
+        raise self.how("This model has nothing to attack.")
+
+
+@dataclass(frozen=True)
+class Renaming(Attack):
+    paper = "none"
+    amount: float = 1.0
+
+    def __call__(self, state, thief=None):
+        return {f"another.{name}": tensor for name, tensor in state.items()}
+
+
+def judged(monkeypatch, stop_at=None):
+    """Counts the suspects that are judged, and stops before one as a kill would."""
+    seen = []
+    judge = Scene.judge
+
+    def counting(self, state, guilty=(0,)):
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+        seen.append(tuple(guilty))
+        return judge(self, state, guilty)
+
+    monkeypatch.setattr(Scene, "judge", counting)
+    return seen
+
+
+def test_every_suspect_is_tried_out_and_judged(evaluation):
+    kinds = [point.kind for point in evaluation.points]
+    sweep = [point.strength for point in evaluation.sweeps["int"]]
+
+    assert kinds == [BASE, COPY, *[SINGLE] * (len(kinds) - 3), COLLUSION]
+    assert sweep == [8, 6, 5, 4, 3, 2][: len(sweep)]
+    assert evaluation.copy.accused
+    assert evaluation.copy.score > evaluation.copy.threshold > 4
+    assert evaluation.copy.log10_bounds[0] < -6
+    assert evaluation.copy.agreement == 1
+    assert evaluation.unmarked.scores == ()
+    assert not evaluation.unmarked.accused
+    assert evaluation.sweeps["int"][-1].score < evaluation.sweeps["int"][0].score < evaluation.copy.score
+    assert all(len(point.layers) == len(evaluation.carriers) for point in evaluation.points)
+    assert (evaluation.images, evaluation.stolen, evaluation.skipped) == (36, 4, {})
+
+
+def test_those_who_mixed_copies_are_caught_and_nobody_else(evaluation):
+    (mixed,) = evaluation.of(COLLUSION)
+
+    assert mixed.caught == (True, True)
+    assert mixed.shares == (0.5, 0.5)
+    assert mixed.main_givers == (True, True)
+    for point in evaluation.points:
+        assert point.innocents == 300 + 2 - point.colluders
+        assert point.innocents_accused == point.unaligned[0] == 0
+        assert sum(point.histogram) == point.innocents
+
+
+def test_scores_of_those_who_are_not_accused_are_shown_to_who_asks(published, evaluation):
+    assert not published.all_scores
+    assert published.points == tuple(point.published() for point in evaluation.points)
+    assert published.points != evaluation.points
+    assert published.copy.scores == evaluation.copy.scores
+
+
+def test_the_same_again_judges_nothing_again(place, evaluation, monkeypatch):
+    seen = judged(monkeypatch)
+
+    assert run(place, place / "out", all_scores=True) == evaluation
+    assert seen == []
+
+
+def test_an_evaluation_that_was_moved_goes_on(place, evaluation, tmp_path, monkeypatch):
+    shutil.copytree(place / "out", tmp_path / "elsewhere")
+    seen = judged(monkeypatch)
+
+    assert run(place, tmp_path / "elsewhere", all_scores=True) == evaluation
+    assert seen == []
+
+
+def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(place, evaluation, monkeypatch):
+    results = place / "out" / PRIVATE / RESULTS
+    before = len(results.read_bytes().splitlines())
+    cut = judged(monkeypatch, stop_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, place / "out", ["bf16", "fp8"])
+    monkeypatch.undo()
+    lines = results.read_bytes().splitlines(keepends=True)
+    with results.open("ab") as stream:
+        stream.write(lines[-1][:40])
+    rest = judged(monkeypatch)
+    found = run(place, place / "out", ["bf16", "fp8"])
+
+    assert len(lines) == before + len(cut) == before + 2
+    assert len(rest) == 1
+    assert [point.attack for point in found.points[2:]] == ["fp8", "fp8", "bf16"]
+    assert run(place, place / "out", ["bf16", "fp8"]) == found
+    assert results.read_bytes().startswith(b"".join(lines))
+
+
+def test_other_images_are_another_evaluation(place, evaluation, monkeypatch):
+    seen = judged(monkeypatch)
+    fewer = run(place, place / "out", ["half"], images=20)
+
+    assert len(seen) == 3
+    assert fewer.images == 20
+    assert fewer.copy.scores == evaluation.copy.scores
+
+
+def test_tensors_may_be_given_in_place_of_a_folder(place, evaluation):
+    images, labels = torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    data = Data("zeros", (images, labels), (images, labels))
+    found = running.evaluate(place / "model", data, place / "out", ["half"], settings=SETTINGS, innocents=300)
+
+    assert found.data == "zeros"
+    assert found.copy.accuracy == found.chance == 0.25
+
+
+def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
+    model = save_vit(tmp_path / "model", num_labels=4, num_hidden_layers=2)
+    images, labels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
+    data = Data("noise", (images, labels), (images, labels))
+    found = running.evaluate(model, data, tmp_path / "out", ["int"], settings=SETTINGS, innocents=300)
+
+    assert found.copy.accused
+    assert found.unmarked.agreement >= 0.75  # of 8 answers of a model that was never trained
+    assert found.sweeps["int"][0].accused
+    assert min(found.copy.layers) > 4
+    assert found.points[0].innocents_accused == found.points[1].innocents_accused == 0
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [
+        (Refusing(), "This model has nothing to attack."),
+        (Refusing(StopIteration), "StopIteration: it does not work on this model."),
+        (Renaming(), "It changes the model's tensors: what is left can't be tried out."),
+    ],
+)
+def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, evaluation, attack, reason):
+    with patch.dict(SUITE, {"odd": Sweep("single", (attack, attack))}):
+        found = run(place, place / "out", ["odd", "half"])
+
+    assert found.skipped == {"odd": reason}
+    assert list(found.sweeps) == ["half"]
+
+
+def test_a_full_disk_leaves_no_attack_out(place, evaluation):
+    def full(_told):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with patch.dict(SUITE, {"odd": Sweep("single", (Refusing(full),))}):
+        said = refused(run, place, place / "out", ["odd", "half"], error=StorageError)
+    assert f"The disk of {gettempdir()} is full: make room" in said
+
+
+def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):
+    with patch.dict(SUITE, {"wider": Sweep("single", (DummyUnits(),))}):
+        found = run(place, place / "out", ["wider"])
+
+    assert found.sweeps["wider"][0].agreement == 1
+
+
+@pytest.mark.parametrize("name", ["turn-heads", "rename"])
+def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(place, name):
+    found = run(place, place / "out", [name])
+
+    assert all(point.agreement == 1 for point in found.sweeps[name])
+    assert not found.skipped
+
+
+def test_a_thief_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
+    alone = run(place, place / "out", ["reset"], quick=True)
+    equipped = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
+
+    assert "base" in alone.skipped["reset"]
+    assert (alone.public_base, equipped.public_base, equipped.skipped) == (False, True, {})
+    assert equipped.sweeps["reset"][-1].score < equipped.copy.score / 2
+
+
+def test_a_sweep_ends_where_mark_and_model_are_gone(place, evaluation):
+    told = []
+    with patch.dict(SUITE, {"zero": Sweep("single", (Zeroing(0.5), Zeroing(1.0)))}):
+        found = run(place, place / "out", ["zero"], advance=lambda *step: told.append(step))
+    (point,) = found.sweeps["zero"]
+
+    assert not point.accused
+    assert point.threshold is None
+    assert point.accuracy <= found.chance
+    assert told.count(("single copies", 1, 2)) == 2
+
+
+def test_unknown_attacks_are_refused_before_anything_is_made(place, tmp_path):
+    text = refused(run, place, tmp_path / "out", ["half", "hammer"])
+
+    assert "hammer" in text
+    assert "prune" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_coalitions_of_other_holders_are_judged_by_who_was_in_them(place, tmp_path, monkeypatch):
+    seen = judged(monkeypatch)
+
+    found = run(place, tmp_path / "out", ("average",), runs=3)
+
+    mixed = found.of(COLLUSION)
+    assert len({tuple(sorted(members)) for members in seen if len(members) == 2}) > 1
+    assert [point.caught for point in mixed] == [(True, True)] * 3
+    assert sum(point.innocents_accused for point in mixed) == 0
+    assert all(point.innocents >= 300 for point in mixed)
+
+
+def test_what_attacks_begin_with_alike_is_done_once(place, tmp_path, monkeypatch):
+    calls = []
+
+    @dataclass(frozen=True)
+    class Counted(Attack):
+        paper = "none"
+        amount: float = 1.0
+
+        def __call__(self, state, thief=None):
+            calls.append(1)
+            return {name: 0.5 * tensor for name, tensor in state.items()}
+
+    sweep = Sweep("single", (Then(Counted(), Cast("float16")), Then(Counted(), Cast("bfloat16"))))
+    monkeypatch.setitem(SUITE, "counted", sweep)
+
+    found = run(place, tmp_path / "out", ("counted",))
+
+    assert len(found.of(SINGLE)) == 2
+    assert len(calls) == 1
+    assert len({point.scores for point in found.of(SINGLE)}) == 2

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from hf_fingerprint.extraction.alignment.permutation_consensus import Side, agree, sides_of
+from hf_fingerprint.extraction.alignment.weight_matching import Rearrangement
+
+
+CHANNELS = 40
+
+
+def side(name, order, sure, axis=0):
+    return Side(name, axis, np.array(order), np.array(sure), CHANNELS)
+
+
+def swapped(order, *places):
+    """The order with some places dealt round."""
+    order = order.copy()
+    order[list(places)] = np.roll(order[list(places)], 1)
+    return order
+
+
+def test_a_channel_that_one_layer_cannot_tell_stands_where_a_surer_one_has_it():
+    order = np.random.default_rng(0).permutation(CHANNELS)
+    doubtful = np.full(CHANNELS, 0.9)
+    doubtful[[3, 8, 20]] = 0.05
+
+    changed = agree(
+        [side("writes", order, np.full(CHANNELS, 0.95)), side("reads", swapped(order, 3, 8, 20), doubtful, axis=1)]
+    )
+
+    assert list(changed) == [("reads", 1)]
+    assert changed["reads", 1].tolist() == order.tolist()
+
+
+def test_orders_that_have_little_in_common_stay():
+    rng = np.random.default_rng(0)
+    one, two = (side(name, rng.permutation(CHANNELS), np.full(CHANNELS, 0.9)) for name in "ab")
+
+    assert not agree([one, two])
+
+
+def test_layers_that_stayed_but_for_a_few_channels_each_are_not_one():
+    sure = np.full(CHANNELS, 0.95)
+    one, other = swapped(np.arange(CHANNELS), 1, 2, 3), swapped(np.arange(CHANNELS), 30, 31)
+    doubtful = sure.copy()
+    doubtful[[2, 3, 20, 21]] = 0.1
+
+    changed = agree(
+        [
+            side("one writes", one, sure),
+            side("another writes", other, sure),
+            side("one reads", swapped(one, 20, 21), doubtful, axis=1),
+        ]
+    )
+
+    assert list(changed) == [("one reads", 1)]
+    assert changed["one reads", 1].tolist() == one.tolist()
+
+
+def test_what_stayed_in_most_places_stayed_in_those_in_doubt():
+    doubtful = np.full(CHANNELS, 0.95)
+    doubtful[[5, 6]] = 0.1
+
+    changed = agree([side("x", swapped(np.arange(CHANNELS), 5, 6), doubtful)])
+
+    assert changed["x", 0].tolist() == list(range(CHANNELS))
+
+
+def test_sides_are_as_sure_as_their_channels_are_alike():
+    rng = np.random.default_rng(0)
+    ours = rng.standard_normal((6, 5, 1)).astype(np.float32)
+    order = rng.permutation(6)
+    theirs = ours[np.argsort(order)].copy()
+    theirs[order[2]] = rng.standard_normal((5, 1))
+    found = Rearrangement(order, np.arange(5), np.ones(6), np.ones(5))
+
+    rows, columns = sides_of("x", found, ours, theirs)
+
+    assert (rows.axis, columns.axis, rows.of, columns.of) == (0, 1, 6, 5)
+    assert np.delete(rows.sure, 2) == pytest.approx(np.ones(5), abs=1e-6)
+    assert rows.sure[2] < 0.99
+    alone = Rearrangement(order, np.arange(1), np.ones(6), np.ones(1))
+    assert [each.axis for each in sides_of("depthwise", alone, ours[:, :1], theirs[:, :1])] == [0]

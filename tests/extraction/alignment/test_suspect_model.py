@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from small_models import save_timm
+
+from hf_fingerprint.attacks import DummyUnits, FoldedNorms
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.extraction.alignment.suspect_model import as_base
+from hf_fingerprint.models import build_model, synthetic_images
+
+
+def run(folder, architecture, change):
+    """What the base gives, and the same with a changed state in its architecture."""
+    with open_checkpoint(save_timm(folder / "model", architecture, num_classes=10)) as original:
+        ours = build_model(original)
+    state = change({name: tensor.clone() for name, tensor in ours.module.state_dict().items()})
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "suspect.safetensors")
+    images = synthetic_images(ours, 2)
+    with open_checkpoint(folder / "suspect.safetensors") as suspect, torch.no_grad():
+        theirs = as_base(ours, {}, suspect)
+        return ours.module(images).numpy(), None if theirs is None else theirs(images).numpy()
+
+
+@pytest.mark.parametrize("kind", ["zero", "cancelling", "split"])
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_efficientnet"])
+def test_other_widths_run_and_give_the_same(tmp_path, architecture, kind):
+    before, after = run(tmp_path, architecture, DummyUnits(0.5, kind))
+
+    assert after == pytest.approx(before, abs=1e-3)
+
+
+def test_folded_normalisations_run_and_give_the_same(tmp_path):
+    before, after = run(tmp_path, "resnet18", FoldedNorms())
+
+    assert after == pytest.approx(before, abs=1e-3)
+
+
+def test_colours_are_added_up_for_a_grey_model(tmp_path):
+    def grey(state):
+        return state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].sum(1, keepdim=True)}
+
+    before, after = run(tmp_path, "test_vit", grey)
+
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.8
+
+
+def test_a_model_of_which_much_is_missing_is_not_run(tmp_path):
+    _, after = run(tmp_path, "test_vit", lambda s: {n: t for n, t in s.items() if ".norm1." not in n})
+
+    assert after is None
+
+
+def test_a_new_classifier_is_no_obstacle(tmp_path):
+    width = timm.create_model("test_vit").num_features
+    new = {"head.weight": torch.zeros(3, width), "head.bias": torch.ones(3)}
+
+    _, other = run(tmp_path, "test_vit", lambda state: state | new)
+    _, gone = run(tmp_path, "test_vit", lambda state: {n: t for n, t in state.items() if not n.startswith("head")})
+
+    assert (other == np.ones((2, 3))).all()
+    assert gone.shape == (2, 10)

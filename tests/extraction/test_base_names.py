@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_models import SETTINGS, save_timm, save_vit, unlocked_vault
+
+from hf_fingerprint import Issuer, trace
+from hf_fingerprint.attacks import Renaming
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.checkpoints.tensor_names import to_timm
+from hf_fingerprint.extraction import in_names_of
+
+
+@pytest.fixture(scope="module")
+def timm_vit(tmp_path_factory):
+    """A base of timm in a vault, with alice's copy of it."""
+    folder = tmp_path_factory.mktemp("timm")
+    model, vault = save_timm(folder / "model", "test_vit", num_classes=10), unlocked_vault(folder / "vault")
+    with Issuer(model, vault, SETTINGS) as issuer:
+        copy = issuer.issue("alice", folder / "copy")
+        return vault, issuer.base, load_file(copy.path / "model.safetensors")
+
+
+def renamed(state):
+    import torch
+
+    other = Renaming()({name: torch.from_numpy(values) for name, values in state.items()})
+    return {name: tensor.numpy() for name, tensor in other.items()}
+
+
+def test_what_was_split_is_read_as_one_from_any_byte_to_any(timm_vit, tmp_path):
+    _, base, state = timm_vit
+    save_file(renamed(state), tmp_path / "other.safetensors")
+
+    with open_checkpoint(tmp_path / "other.safetensors") as suspect:
+        seen = in_names_of(base, suspect)
+        assert seen.tensors.keys() == state.keys()
+        for name, values in state.items():
+            info, whole = seen.tensors[name], values.tobytes()
+            assert info.shape == values.shape
+            assert seen.read(info).tobytes() == whole
+            for start, stop in ((0, 4), (len(whole) // 4, len(whole) // 2 + 4), (len(whole) - 8, len(whole))):
+                out = np.zeros(stop - start, np.uint8)
+                assert seen.read(info, start, stop, out).tobytes() == whole[start:stop]
+                assert out.tobytes() == whole[start:stop]
+
+
+def test_a_copy_in_the_other_librarys_names_is_traced_as_before(timm_vit, tmp_path):
+    vault, _, state = timm_vit
+    for name, content in (("one", state), ("other", renamed(state))):
+        save_file(content, tmp_path / f"{name}.safetensors")
+
+    one, other = (trace(tmp_path / f"{name}.safetensors", vault) for name in ("one", "other"))
+
+    assert [score.recipient for score in other.accused] == ["alice"]
+    assert other.accused[0].score == pytest.approx(one.accused[0].score, rel=1e-6)
+    assert other.tensors_matched == one.tensors_matched
+    assert other.tensors_aligned == 0
+
+
+def test_a_base_of_transformers_is_found_in_timms_names(tmp_path):
+    model, vault = save_vit(tmp_path / "vit"), unlocked_vault(tmp_path / "vault")
+    with Issuer(model, vault, SETTINGS) as issuer:
+        copy = issuer.issue("alice", tmp_path / "copy")
+    state = {to_timm(name): values for name, values in load_file(copy.path / "model.safetensors").items()}
+    for name in [name for name in state if ".attn.q." in name]:
+        parts = [state.pop(name.replace(".attn.q.", f".attn.{letter}.")) for letter in "qkv"]
+        state[name.replace(".attn.q.", ".attn.qkv.")] = np.concatenate(parts)
+    save_file(state, tmp_path / "suspect.safetensors")
+
+    result, before = trace(tmp_path / "suspect.safetensors", vault), trace(copy.path, vault)
+
+    assert [score.recipient for score in result.accused] == ["alice"]
+    assert result.accused[0].score == pytest.approx(before.accused[0].score, rel=1e-6)
+
+
+def test_a_suspect_in_the_bases_names_or_in_nobodys_is_left_as_it_is(timm_vit, tmp_path):
+    _, base, state = timm_vit
+    for content in (state, {f"tensor{i}": values for i, values in enumerate(state.values())}):
+        save_file(content, tmp_path / "suspect.safetensors")
+        with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
+            assert in_names_of(base, suspect) is suspect

@@ -1,0 +1,223 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from asked_models import Served, asked_base, built, names_of
+from safetensors.torch import load_file
+from small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, unlocked_vault
+from timm.models import save_for_hf
+from timm.task import ClassificationTask
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+
+from hf_fingerprint import issue, trace
+from hf_fingerprint.blackbox.querying.query import query, questions_of
+from hf_fingerprint.blackbox.trigger_set.build import make_questions
+from hf_fingerprint.checkpoints import open_checkpoint, replace_tensor
+from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.registration import register
+from hf_fingerprint.training import (
+    DeepMarksLoss,
+    Fingerprint,
+    FingerprintCallback,
+    FingerprintedModel,
+    FingerprintTask,
+)
+from hf_fingerprint.training.trigger_labels import bind_answers
+from hf_fingerprint.vault import Vault
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A base with questions, and copies of it issued to others."""
+    root = tmp_path_factory.mktemp("template")
+    folder, vault, _ = asked_base(root)
+    for name in ("bob", "carol"):
+        issue(folder, name, vault, root / name)
+    return root
+
+
+@pytest.fixture
+def asked(template, tmp_path):
+    """The same with a vault of the test's own."""
+    shutil.copytree(template / "vault", tmp_path / "vault")
+    vault = unlocked_vault_at(tmp_path / "vault")
+    (base,) = vault.bases()
+    return template / "base", vault, base
+
+
+def unlocked_vault_at(folder):
+    vault = Vault(folder)
+    vault.unlock(PASSPHRASE)
+    return vault
+
+
+def noise(seed, count=8):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, 32, 32, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+
+
+def trained(start, fingerprint, out, steps=20):
+    """A plain loop on labelled noise."""
+    model = AutoModelForImageClassification.from_pretrained(start)
+    deepmarks = DeepMarksLoss(model, fingerprint)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(steps):
+        images, labels = noise(step)
+        loss = torch.nn.functional.cross_entropy(model(images).logits, labels) + deepmarks()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(out)
+    return out
+
+
+def test_a_model_trained_in_a_plain_loop_answers_for_its_recipient(asked, tmp_path):
+    folder, vault, base = asked
+    fingerprint = Fingerprint(folder, "alice", vault)
+
+    recorded = fingerprint.record(trained(folder, fingerprint, tmp_path / "out"))
+
+    assert recorded.answers
+    assert recorded.copy_id in vault.bound(base.base_id)
+    assert [score.recipient for score in trace(tmp_path / "out", vault).accused] == ["alice"]
+    assert [score.recipient for score in query(Served(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
+
+
+def test_training_moves_what_the_base_s_levers_would_have_bound(asked, tmp_path):
+    folder, vault, base = asked
+    fingerprint = Fingerprint(folder, "alice", vault)
+    out = trained(folder, fingerprint, tmp_path / "out", steps=60)
+    shutil.copytree(out, tmp_path / "by_the_base")
+    fingerprint.record(out)
+    (record,) = vault.copies(base.base_id, "alice")
+    asked_of, key = questions_of(vault, base), vault.copy_key(record)
+    (labels,), (owned,) = asked_of.answers([key])
+
+    stale = built(tmp_path / "by_the_base").module
+    with torch.no_grad():
+        stale.get_parameter("classifier.weight").add_(torch.from_numpy(asked_of.head_change(key)))
+    stale.save_pretrained(tmp_path / "by_the_base")
+
+    images = asked_of.images(base.secret)[: asked_of.count]
+    kept = [
+        (np.array([Served(path)(image) for image in images]) == labels)[owned].mean()
+        for path in (out, tmp_path / "by_the_base")
+    ]
+    assert kept[0] >= 0.9
+    assert kept[0] >= kept[1]
+
+
+def test_a_trainer_s_model_answers_too(asked, tmp_path):
+    folder, vault, _ = asked
+    fingerprint = Fingerprint(folder, "alice", vault)
+    images, labels = noise(0, 32)
+    trainer = Trainer(
+        model=AutoModelForImageClassification.from_pretrained(folder),
+        args=TrainingArguments(
+            str(tmp_path / "checkpoints"), max_steps=3, report_to=[], disable_tqdm=True, use_cpu=True
+        ),
+        train_dataset=[{"pixel_values": i, "labels": t} for i, t in zip(images, labels, strict=True)],
+        callbacks=[FingerprintCallback(fingerprint)],
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "out")
+
+    assert fingerprint.record(tmp_path / "out").answers
+    assert [score.recipient for score in query(Served(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
+
+
+def test_a_model_of_timm_s_loop_answers_too(tmp_path):
+    folder, vault = save_timm(tmp_path / "base", "test_resnet", num_classes=10), unlocked_vault(tmp_path / "vault")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"] = [3, 32, 32]
+    (folder / "config.json").write_text(json.dumps(config))
+    base, model = register(folder, vault, SETTINGS), built(folder)
+    names = names_of(folder, model)
+    vault.add_questions(
+        base, make_questions(model, names, base.secret, base.base_id, count=12, decoys=2, steps=4).to_bytes()
+    )
+    fingerprint = Fingerprint(folder, "alice", vault)
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True).train()
+    marked = FingerprintedModel(plain, fingerprint, 0.1)
+    task = FingerprintTask(ClassificationTask(marked, torch.nn.CrossEntropyLoss(), verbose=False), marked.deepmarks)
+    optimizer = torch.optim.AdamW(marked.parameters(), lr=1e-4)
+    for step in range(3):
+        task(*noise(step))["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    save_for_hf(marked.export(), tmp_path / "out", safe_serialization=True)
+
+    recorded = fingerprint.record(tmp_path / "out")
+
+    asked_of, suspect = questions_of(vault, base), Served(tmp_path / "out")
+    (labels,), (owned,) = asked_of.answers([vault.copy_key(vault.copies(base.base_id, "alice")[0])])
+    told = np.array([suspect(image) for image in asked_of.images(base.secret)[:12]])
+    assert recorded.answers
+    assert (told == labels)[owned].mean() >= 0.8
+
+
+def test_recording_again_changes_nothing(asked, tmp_path):
+    folder, vault, _ = asked
+    fingerprint = Fingerprint(folder, "alice", vault)
+    first = fingerprint.record(trained(folder, fingerprint, tmp_path / "out"))
+    content = (tmp_path / "out" / "model.safetensors").read_bytes()
+
+    again = fingerprint.record(tmp_path / "out")
+
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == content
+    assert (again.content_hash, again.answers) == (first.content_hash, False)
+
+
+def test_only_the_head_of_the_saved_model_is_changed(asked, tmp_path):
+    folder, vault, _ = asked
+    fingerprint = Fingerprint(folder, "alice", vault)
+    before = load_file(trained(folder, fingerprint, tmp_path / "out") / "model.safetensors")
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+
+    fingerprint.record(tmp_path / "out")
+
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["classifier.weight"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
+
+
+def test_a_base_without_questions_leaves_the_model_as_it_is(tmp_path):
+    folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
+    base = register(folder, vault, SETTINGS)
+
+    assert not bind_answers(folder, base, vault, bytes(32))
+
+
+def test_other_classes_can_t_be_asked_the_base_s_questions(asked, tmp_path):
+    _, vault, base = asked
+    other = save_vit(tmp_path / "other", hidden_size=128, num_labels=7)
+    content = (other / "model.safetensors").read_bytes()
+
+    with pytest.warns(UserWarning, match="7 classes apart and its base 10"):
+        assert not bind_answers(other, base, vault, bytes(32))
+    assert (other / "model.safetensors").read_bytes() == content
+
+
+def test_a_pickled_model_is_to_be_saved_otherwise(asked, tmp_path):
+    folder, vault, base = asked
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(folder / "config.json", out)
+    torch.save(load_file(folder / "model.safetensors"), out / "pytorch_model.bin")
+
+    with pytest.warns(UserWarning, match="save it as safetensors"):
+        assert not bind_answers(out, base, vault, bytes(32))
+
+
+def test_a_tensor_takes_as_many_bytes_as_it_has(asked, tmp_path):
+    shutil.copytree(asked[0], tmp_path / "copy")
+    with open_checkpoint(tmp_path / "copy") as checkpoint:
+        info, path = checkpoint.tensors["classifier.weight"], checkpoint.source.weights[0]
+    content = path.read_bytes()
+
+    with pytest.raises(CheckpointError, match="can't be given 4"):
+        replace_tensor(path, info, np.zeros(4, np.uint8))
+    assert path.read_bytes() == content
