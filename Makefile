@@ -15,14 +15,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/demo.py --out demo_output
+	$(BIN)/python -m examples.demo --out demo_output
 
 test: $(VENV)/installed quality
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TIMINGS)
 
 # In environments of their own, with torches of their own: several GB each.
 test-versions: .venv-lowest/installed .venv-newest/installed
-	for each in lowest newest; do .venv-$$each/bin/python tests/smoke.py || exit 1; done
+	for each in lowest newest; do .venv-$$each/bin/python -m tests.smoke || exit 1; done
 
 .venv-lowest/installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv --clear .venv-lowest
@@ -44,22 +44,22 @@ style: $(VENV)/installed
 	$(BIN)/ruff format $(CODE)
 
 bench: $(VENV)/installed
-	$(BIN)/python examples/bench.py --out bench_output
-	$(BIN)/python examples/bench_training.py
-	$(BIN)/python examples/bench_verdicts.py --out bench_output/verdicts
-	$(BIN)/python examples/fuzz_readers.py --count 100000 --out bench_output/fuzz
-	$(BIN)/python examples/bench_tampered_rows.py --out bench_output/vaults
-	$(BIN)/python examples/bench_hostile_merges.py
-	$(BIN)/python examples/bench_vault_kills.py
-	$(BIN)/python examples/bench_vault_disks.py
+	$(BIN)/python -m examples.benchmarks.overview --out bench_output
+	$(BIN)/python -m examples.benchmarks.training_steps
+	$(BIN)/python -m examples.benchmarks.verdicts --out bench_output/verdicts
+	$(BIN)/python -m examples.benchmarks.fuzz_readers --count 100000 --out bench_output/fuzz
+	$(BIN)/python -m examples.benchmarks.tampered_rows --out bench_output/vaults
+	$(BIN)/python -m examples.benchmarks.hostile_merges
+	$(BIN)/python -m examples.benchmarks.vault_kills
+	$(BIN)/python -m examples.benchmarks.vault_disks
 
 evaluate: $(VENV)/installed
-	for model in lite0 lite2 resnet vit; do $(BIN)/python examples/bench_attacks.py $$model || exit 1; done
-	$(BIN)/python examples/bench_schemes.py resnet
-	$(BIN)/python examples/attacks_table.py bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet
+	for model in lite0 lite2 resnet vit; do $(BIN)/python -m examples.benchmarks.attacks $$model || exit 1; done
+	$(BIN)/python -m examples.benchmarks.schemes resnet
+	$(BIN)/python -m examples.benchmarks.attacks_table bench_output/attacks lite0 lite2 resnet vit --schemes bench_output/schemes/resnet
 
 reproduce: $(VENV)/installed
-	$(BIN)/python examples/reproduction.py --out reproduction_output
+	$(BIN)/python -m examples.reproduction.run --out reproduction_output
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-newest demo_output bench_output reproduction_output .pytest_cache .mypy_cache .ruff_cache .hypothesis

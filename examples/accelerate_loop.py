@@ -18,12 +18,9 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 
-
-sys.path.insert(0, str(Path(__file__).parent))
-from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import digits, load_model, save_timm
-from training import fine_tune
-
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.real_inputs import digits, load_model, save_timm
+from examples._common.training import fine_tune
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
 
 

@@ -22,12 +22,9 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
-
-sys.path.insert(0, str(Path(__file__).parent))
-from owner import PASSPHRASE, SETTINGS, empty_folder
-from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, load_model
-from training import accuracy, fine_tune, predict
-
+from examples._common.owner import PASSPHRASE, SETTINGS, empty_folder
+from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, load_model
+from examples._common.training import accuracy, fine_tune, predict
 from hf_fingerprint import Issuer, QueryResult, Vault, prepare_questions, query, register
 from hf_fingerprint.attacks import Quantization
 from hf_fingerprint.blackbox import Labels, Politeness, check_proof, from_url, write_proof
@@ -191,7 +188,7 @@ def pictures(images: torch.Tensor, folder: Path) -> Path:
 @contextmanager
 def service(folders: list[Path]) -> Iterator[list[str]]:
     """The addresses of models that are served by a process of its own."""
-    command = [sys.executable, __file__, "--serve", *map(str, folders)]
+    command = [sys.executable, "-m", "examples.api_tracing", "--serve", *map(str, folders)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -13,16 +13,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from examples._common.plots import plot_traces
+from examples._common.real_inputs import digits, lite0, load_model, save_timm
+from examples._common.training import fine_tune
 from hf_fingerprint import Issuer, Settings, TraceResult, Vault, trace
 from hf_fingerprint.attacks import MagnitudePruning, Quantization, collude
 from hf_fingerprint.cli.output import describe_base, remark, steps
 from hf_fingerprint.cli.trace_output import print_trace
-
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plots import plot_traces
-from real_inputs import digits, lite0, load_model, save_timm
-from training import fine_tune
 
 
 RECIPIENTS = ["alice", "bob", "carol", "dave", "erin"]

@@ -22,12 +22,9 @@ from accelerate import Accelerator
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 
-
-sys.path.insert(0, str(Path(__file__).parent))
-from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import FASHION_MNIST, digits, fashion_mnist, load_model, save_timm
-from training import accuracy, fine_tune
-
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, load_model, save_timm
+from examples._common.training import accuracy, fine_tune
 from hf_fingerprint import Issuer
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.privacy import (

@@ -6,7 +6,6 @@ copies issued to others.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import timm
@@ -15,12 +14,9 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
-
-sys.path.insert(0, str(Path(__file__).parent))
-from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import digits, load_model, save_timm
-from training import accuracy, fine_tune
-
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.real_inputs import digits, load_model, save_timm
+from examples._common.training import accuracy, fine_tune
 from hf_fingerprint.training import Fingerprint, FingerprintedModel, FingerprintTask
 
 

@@ -5,18 +5,14 @@ alice, with `FingerprintCallback`; the saved folder is recorded and traced, amon
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTConfig
 from transformers.utils import logging
 
-
-sys.path.insert(0, str(Path(__file__).parent))
-from owner import RECIPIENT, empty_folder, expect_trace, open_business
-from real_inputs import digits, load_model
-
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.real_inputs import digits, load_model
 from hf_fingerprint.training import Fingerprint, FingerprintCallback
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from loopback_hub import LoopbackHub
-from loopback_suspect import LoopbackSuspect
-from quick_age import lock_quickly
+
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.loopback_suspect import LoopbackSuspect
+from tests.helpers.quick_age import lock_quickly
 
 
 PACKAGES = ("torch", "timm", "transformers", "accelerate", "huggingface_hub", "datasets", "numpy", "typer", "rich")
@@ -59,7 +60,7 @@ def run(*arguments: object, code: int = 0) -> None:
 
 def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
     """A vault, a base with its questions, two copies in folders, traced, asked and read from their key images."""
-    from small_models import save_vit
+    from tests.helpers.small_models import save_vit
 
     run("trace", "--help")
     model, vault = save_vit(place / "model"), ("--vault", place / "vault")
@@ -114,7 +115,6 @@ def trained_by_the_trainer(place: Path, hub: LoopbackHub) -> None:
 def timm_models(place: Path, hub: LoopbackHub) -> None:
     """A copy of a timm model, and a few steps of timm's loop with the mark in its loss."""
     import torch
-    from small_models import save_timm
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
     from timm.task import ClassificationTask
@@ -122,6 +122,7 @@ def timm_models(place: Path, hub: LoopbackHub) -> None:
     from hf_fingerprint.checkpoints import open_checkpoint
     from hf_fingerprint.models import build_model
     from hf_fingerprint.training import Fingerprint, FingerprintedModel, FingerprintTask
+    from tests.helpers.small_models import save_timm
 
     base, vault = save_timm(place / "timm", num_classes=10, img_size=32), ("--vault", place / "vault")
     run("issue", base, "--recipient", "dora", "--out", place / "dora", *vault, *FEW)
@@ -142,7 +143,8 @@ def timm_models(place: Path, hub: LoopbackHub) -> None:
 def an_evaluation(place: Path, hub: LoopbackHub) -> None:
     """An attack or two, on images from a folder."""
     import datasets
-    from evaluation_runs import save_place
+
+    from tests.helpers.evaluation_runs import save_place
 
     (place / "evaluated").mkdir()
     scene = save_place(place / "evaluated")
@@ -153,5 +155,4 @@ def an_evaluation(place: Path, hub: LoopbackHub) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     main()

@@ -1,16 +1,13 @@
 """No folder decides what runs, whichever way it comes in and whether or not assertions are left in the libraries."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from hostile_folders import KINDS, PAYLOAD
 
-
-SCRIPT = Path(__file__).parent / "hostile_entry_points.py"
+from tests.helpers.hostile_folders import KINDS, PAYLOAD
+from tests.helpers.processes import environment
 
 
 READ = (
@@ -32,8 +29,8 @@ def is_reading_of_weights(event: str) -> bool:
 def test_a_hostile_folder_makes_nothing_happen_whichever_way_it_comes_in(tmp_path, options, form):
     quiet = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
     names = [name for name, kind in KINDS.items() if kind.form == form]
-    command = [sys.executable, *options, SCRIPT, tmp_path, *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet)
+    command = [sys.executable, *options, "-m", "tests.helpers.hostile_entry_points", str(tmp_path), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(HF_HUB_OFFLINE="0", **quiet))
     assert done.returncode == 0, done.stderr[-2000:]
     tried = json.loads(done.stdout.splitlines()[-1])
 

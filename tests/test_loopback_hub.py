@@ -28,8 +28,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
-from loopback_hub import Blob, Fault, LoopbackHub, Request, blob_hash
 from safetensors.numpy import save
+
+from tests.helpers.loopback_hub import Blob, Fault, LoopbackHub, Request, blob_hash
 
 
 FILES = {

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_models import PLAIN_SETTINGS, names_in, new_vault, plain_arrays, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.keys import derive
+from tests.helpers.small_models import PLAIN_SETTINGS, names_in, new_vault, plain_arrays, save_plain
 
 
 PASSPHRASE = "Tr0ub4dor & 3 very secret words"

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import (
+
+from hf_fingerprint import Issuer, Settings, TraceResult, issue, trace
+from hf_fingerprint.attacks import Cast, ChannelShuffle, MagnitudePruning, Quantization, StreamShuffle, Then, collude
+from hf_fingerprint.codes import FairSigns, Tardos, decode
+from hf_fingerprint.errors import CheckpointError, FingerprintError, PassphraseError, VaultError
+from hf_fingerprint.outcomes import Outcome
+from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,
     SETTINGS,
@@ -24,12 +30,6 @@ from small_models import (
     save_timm,
     unlocked_vault,
 )
-
-from hf_fingerprint import Issuer, Settings, TraceResult, issue, trace
-from hf_fingerprint.attacks import Cast, ChannelShuffle, MagnitudePruning, Quantization, StreamShuffle, Then, collude
-from hf_fingerprint.codes import FairSigns, Tardos, decode
-from hf_fingerprint.errors import CheckpointError, FingerprintError, PassphraseError, VaultError
-from hf_fingerprint.outcomes import Outcome
 
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")

@@ -6,12 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from loopback_hub import Fault, LoopbackHub
-from refusals import refused
 from safetensors.numpy import load_file, save, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
-from small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 from hf_fingerprint import Issuer, TraceResult, trace
 from hf_fingerprint.attacks import ChannelShuffle, RowRescaling
@@ -21,6 +18,9 @@ from hf_fingerprint.tracing import verify
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.merging import merge
 from hf_fingerprint.vault.snapshots import read_snapshot
+from tests.helpers.loopback_hub import Fault, LoopbackHub
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
 NAMES = ("alice", "bob", "carol")

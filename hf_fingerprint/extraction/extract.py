@@ -14,7 +14,7 @@ import numpy as np
 from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
 from hf_fingerprint.errors import CheckpointError
-from hf_fingerprint.extraction.alignment import align
+from hf_fingerprint.extraction.alignment import align_suspect
 from hf_fingerprint.extraction.base_names import in_names_of
 from hf_fingerprint.extraction.match import match_tensors
 from hf_fingerprint.extraction.weigh import TensorReading, read_tensor
@@ -123,7 +123,7 @@ def put_in_order(
     """
     suspect = in_names_of(base, suspect)
     matches = match_tensors(base, original, suspect)
-    alignment = align(base, original, suspect, matches, advance, aligned == "always") if aligned else None
+    alignment = align_suspect(base, original, suspect, matches, advance, aligned == "always") if aligned else None
     if alignment is None:
         return suspect, matches, 0
     return alignment, matches | alignment.moved, len(alignment.moved)

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from thieves import CNN, VIT, accuracy, changed, easy_images, fresh, same, taught, thief_of
 
 from hf_fingerprint.attacks import AdversarialRemoval, WeightNoise
 from hf_fingerprint.attacks.training_loop import answers, divergence
 from hf_fingerprint.carriers import select_from_model
 from hf_fingerprint.errors import CarrierError, FingerprintError
+from tests.helpers.thieves import CNN, VIT, accuracy, changed, easy_images, fresh, same, taught, thief_of
 
 
 def likely(architecture=CNN):

@@ -2,7 +2,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from thieves import CNN, fresh, same, thief_of
 
 from hf_fingerprint.attacks import (
     BatchNormReestimation,
@@ -15,6 +14,7 @@ from hf_fingerprint.attacks import (
 )
 from hf_fingerprint.attacks.attack import Attack, largest
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.thieves import CNN, fresh, same, thief_of
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from thieves import CNN, VIT, accuracy, changed, fresh, same, taught, thief_of
 
 from hf_fingerprint.attacks import (
     BatchNormReestimation,
@@ -14,6 +13,7 @@ from hf_fingerprint.attacks import (
 )
 from hf_fingerprint.attacks.attack import is_weight
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, same, taught, thief_of
 
 
 def weights(state):

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from thieves import CNN, VIT, accuracy, changed, easy_images, fresh, same, taught, thief_of
 
 from hf_fingerprint.attacks import FineTuning, TransferLearning
 from hf_fingerprint.attacks.training_loop import answers
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.thieves import CNN, VIT, accuracy, changed, easy_images, fresh, same, taught, thief_of
 
 
 def distance(one, other):

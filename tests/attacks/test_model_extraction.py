@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from thieves import CNN, accuracy, fresh, same, taught, thief_of
 
 from hf_fingerprint.attacks import Distillation, Extraction
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.thieves import CNN, accuracy, fresh, same, taught, thief_of
 
 
 @pytest.mark.parametrize("attack", [Distillation(25, 3e-3), Extraction(25, lr=3e-3)], ids=repr)

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from thieves import CNN, VIT, changed, fresh
 
 from hf_fingerprint.attacks.model_layers import layer_of, reinitialised, weighted_layers
+from tests.helpers.thieves import CNN, VIT, changed, fresh
 
 
 @pytest.mark.parametrize("architecture", [CNN, VIT, "test_resnet"])

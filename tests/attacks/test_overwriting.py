@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
-from thieves import CNN, VIT, changed, fresh, same, thief_of
 
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import Overwriting, overwriting
 from hf_fingerprint.carriers import select_from_model
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
+from tests.helpers.thieves import CNN, VIT, changed, fresh, same, thief_of
 
 
 def moved(before, after, names):

@@ -3,11 +3,11 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
-from thieves import CNN, VIT, fresh, same, thief_of
 
 from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, FineTuning, Then, names, sweep
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.thieves import CNN, VIT, fresh, same, thief_of
 
 
 QUICK = {"steps": 2, "repair": 1, "rounds": 1, "queries": 8, "times": 2}

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from thieves import CNN, changed, fresh, same, thief_of
 
 from hf_fingerprint.attacks.training_loop import answers, divergence, optimizer_over, state_of, train
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.thieves import CNN, changed, fresh, same, thief_of
 
 
 def trained(seed=0, steps=3, lr=1e-3, **others):

@@ -1,9 +1,9 @@
 """A base with questions, which takes a while to make."""
 
 import pytest
-from asked_models import asked_base
 
 from hf_fingerprint import issue
+from tests.helpers.asked_models import asked_base
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from fuzz_targets import proof, transcript
-from refusals import refused
 
+from examples.benchmarks.fuzz_targets import proof, transcript
 from hf_fingerprint.blackbox import check_proof
-from hf_fingerprint.blackbox import proof as proof_module
+from hf_fingerprint.blackbox.querying import proof as proof_module
 from hf_fingerprint.blackbox.querying.transcript import Transcript, read_transcript
 from hf_fingerprint.checkpoints.limits import MAX_PROOF, MAX_TRANSCRIPT
+from tests.helpers.refusals import refused
 
 
 def test_answers_are_laid_out_once_however_many_are_accused(tmp_path):

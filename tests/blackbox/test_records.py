@@ -10,18 +10,19 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
-from asked_records import CLASSES, COUNT, DECOYS, Answering, add_copy, add_questions, asked_records
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import register
-from hf_fingerprint.blackbox import check_proof, proof, query, write_proof
+from hf_fingerprint.blackbox import check_proof, query, write_proof
+from hf_fingerprint.blackbox.querying import proof
 from hf_fingerprint.blackbox.querying.query import questions_of
 from hf_fingerprint.blackbox.querying.transcript import image_digest
 from hf_fingerprint.blackbox.trigger_set.triggers import Questions
 from hf_fingerprint.errors import CodeError, StorageError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
+from tests.helpers.asked_records import CLASSES, COUNT, DECOYS, Answering, add_copy, add_questions, asked_records
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
 POOL = COUNT + DECOYS

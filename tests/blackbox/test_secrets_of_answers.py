@@ -5,16 +5,16 @@ import shutil
 
 import numpy as np
 import pytest
-from asked_models import COUNT
-from loopback_suspect import Fault, LoopbackSuspect
-from secret_forms import held_in, secret_forms
-from small_models import PASSPHRASE
 
 from hf_fingerprint.blackbox.key_images.key_image import fingerprint_of
 from hf_fingerprint.blackbox.querying.query import questions_of
 from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels, owned_questions
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.keys import derive
+from tests.helpers.asked_models import COUNT
+from tests.helpers.loopback_suspect import Fault, LoopbackSuspect
+from tests.helpers.secret_forms import held_in, secret_forms
+from tests.helpers.small_models import PASSPHRASE
 
 
 ASKED, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"

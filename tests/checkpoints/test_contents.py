@@ -4,7 +4,11 @@ import stat
 
 import numpy as np
 import pytest
-from checkpoint_files import (
+
+from hf_fingerprint.checkpoints import contents as contents_module
+from hf_fingerprint.checkpoints import contents_of, open_checkpoint, replace_tensor, resolve, write_copy
+from hf_fingerprint.checkpoints.kinds import CODE, NOT_SHOWN, OTHER, SECRET
+from tests.helpers.checkpoint_files import (
     bytes_of,
     names_of,
     open_folder,
@@ -14,11 +18,7 @@ from checkpoint_files import (
     save_shards,
     stranger,
 )
-from rubbish import litter
-
-from hf_fingerprint.checkpoints import contents as contents_module
-from hf_fingerprint.checkpoints import contents_of, open_checkpoint, replace_tensor, resolve, write_copy
-from hf_fingerprint.checkpoints.kinds import CODE, NOT_SHOWN, OTHER, SECRET
+from tests.helpers.rubbish import litter
 
 
 ONE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}

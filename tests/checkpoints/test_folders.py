@@ -2,10 +2,10 @@ import errno
 import os
 
 import pytest
-from refusals import refused
 
 from hf_fingerprint.checkpoints import cleared_on_failure, folder_of
 from hf_fingerprint.errors import CheckpointError, StorageError
+from tests.helpers.refusals import refused
 
 
 def test_a_folder_that_was_made_stays(tmp_path):

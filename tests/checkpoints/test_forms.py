@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from checkpoint_files import refused
-from weight_forms import FORMS, READ, expected_bytes, outcome
 
 from hf_fingerprint.checkpoints import open_checkpoint, weight_sets
 from hf_fingerprint.errors import CheckpointError
+from tests.helpers.checkpoint_files import refused
+from tests.helpers.weight_forms import FORMS, READ, expected_bytes, outcome
 
 
 NOTHING_ELSE = ("several files", "an optimizer's state alone", "views that overlap in part")  # suspects may have these

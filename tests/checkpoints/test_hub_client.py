@@ -2,13 +2,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from checkpoint_files import bytes_of, refused, save_model
 from huggingface_hub import hf_hub_download
-from loopback_hub import LoopbackHub
 from safetensors.numpy import save
 
 from hf_fingerprint.checkpoints import open_checkpoint, open_ranges, resolve, weight_sets, write_copy
 from hf_fingerprint.checkpoints.source import resolve_cached
+from tests.helpers.checkpoint_files import bytes_of, refused, save_model
+from tests.helpers.loopback_hub import LoopbackHub
 
 
 WEIGHTS = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3)})

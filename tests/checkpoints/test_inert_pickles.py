@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import refused
 
 from hf_fingerprint.checkpoints import digest_tensors, limits, open_checkpoint
 from hf_fingerprint.checkpoints.formats import inert_pickles
 from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle
 from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
 from hf_fingerprint.checkpoints.formats.torch_calls import build
+from tests.helpers.checkpoint_files import refused
 
 
 GOOD = torch.arange(6.0)

@@ -3,11 +3,11 @@
 import os
 
 import pytest
-from checkpoint_files import refused
 
 from hf_fingerprint.checkpoints.limits import MAX_NAME, megabytes, parse_json, read_bounded
 from hf_fingerprint.checkpoints.tensor_names import normalise
 from hf_fingerprint.errors import CheckpointError, FingerprintError
+from tests.helpers.checkpoint_files import refused
 
 
 def test_a_file_is_read_up_to_its_limit_and_refused_above(tmp_path):

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from checkpoint_files import entry, raw_safetensors, refused
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback_hub import Fault, LoopbackHub
 from safetensors.numpy import save
 
 from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranges, ranges, weight_sets
 from hf_fingerprint.checkpoints.ranged_files import TooLarge
 from hf_fingerprint.checkpoints.ranges import GAP, HEADER_GUESS, MAX_RUN, runs
 from hf_fingerprint.errors import StorageError
+from tests.helpers.checkpoint_files import entry, raw_safetensors, refused
+from tests.helpers.loopback_hub import Fault, LoopbackHub
 
 
 RNG = np.random.default_rng(0)
@@ -554,7 +554,7 @@ def answering(
     monkeypatch: pytest.MonkeyPatch, content_range: str, body: bytes | None = None, status: int = 206
 ) -> None:
     """Lets the Hub answer every range with this."""
-    from loopback_hub import HubHandler
+    from tests.helpers.loopback_hub import HubHandler
 
     def send_part(self, data, headers, ranges):
         self.send(status, data[:HEADER_GUESS] if body is None else body, {"Content-Range": content_range})

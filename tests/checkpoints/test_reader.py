@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import UNHURRIED, entry, raw_safetensors, refused, save_model, save_shards
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.checkpoints import TensorInfo, content_hash, digest_tensors, open_checkpoint, resolve
+from tests.helpers.checkpoint_files import UNHURRIED, entry, raw_safetensors, refused, save_model, save_shards
 
 
 ARRAYS = {

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_files import names_of, open_folder, refused, save_model, save_shards, stranger
 
 from hf_fingerprint.checkpoints import Contents, LeftOut, contents_of, open_checkpoint, resolve
 from hf_fingerprint.checkpoints.choosing import choose_weights, is_weights
 from hf_fingerprint.checkpoints.kinds import UNMARKED
 from hf_fingerprint.checkpoints.source import Source
+from tests.helpers.checkpoint_files import names_of, open_folder, refused, save_model, save_shards, stranger
 
 
 ONE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import entry, raw_safetensors, refused, save_model, save_shards
 from safetensors.numpy import save
 
 from hf_fingerprint.checkpoints import TensorInfo, limits, open_checkpoint
 from hf_fingerprint.checkpoints.formats.torch_tensors import DTYPES
 from hf_fingerprint.errors import CheckpointError
+from tests.helpers.checkpoint_files import entry, raw_safetensors, refused, save_model, save_shards
 
 
 GOOD = np.arange(6, dtype=np.float32)

@@ -1,9 +1,9 @@
 import pytest
-from checkpoint_files import UNHURRIED
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.checkpoints.tensor_names import normalise, to_timm, to_transformers
+from tests.helpers.checkpoint_files import UNHURRIED
 
 
 PAIRS = {

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import refused, save_model, save_shards
-from loopback_hub import LoopbackHub
-from loopback_hub_repos import Blob
 from safetensors.numpy import save
 
 from hf_fingerprint.checkpoints import WeightSets, open_checkpoint, weight_sets
 from hf_fingerprint.checkpoints.limits import MAX_SETS
+from tests.helpers.checkpoint_files import refused, save_model, save_shards
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.loopback_hub_repos import Blob
 
 
 A, B = np.arange(6, dtype=np.float32), np.arange(4, dtype=np.float32)

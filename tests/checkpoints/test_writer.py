@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from checkpoint_files import UNHURRIED, bytes_of, entry, names_of, raw_safetensors, refused, save_model, save_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,6 +20,16 @@ from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors
 from hf_fingerprint.checkpoints.dtypes import SIZES, from_float32, to_float32
 from hf_fingerprint.checkpoints.writer import Rewrite
 from hf_fingerprint.errors import CheckpointError, StorageError
+from tests.helpers.checkpoint_files import (
+    UNHURRIED,
+    bytes_of,
+    entry,
+    names_of,
+    raw_safetensors,
+    refused,
+    save_model,
+    save_shards,
+)
 
 
 ARRAYS = {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "b.weight": np.ones((10, 5), np.float16)}

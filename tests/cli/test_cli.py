@@ -9,11 +9,20 @@ import numpy as np
 import pyrage
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, plain_arrays, save_plain, save_timm
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.vault.sealing import lock_identity
+from tests.helpers.small_models import (
+    PASSPHRASE,
+    PLAIN_SETTINGS,
+    bytes_of,
+    names_in,
+    new_vault,
+    plain_arrays,
+    save_plain,
+    save_timm,
+)
 
 
 MEASURED = ["--coalition", "3", "--recipients-planned", "4"]

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from loopback_hub import Fault, LoopbackHub
-from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.cli.main import main
+from tests.helpers.loopback_hub import Fault, LoopbackHub
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 
 @pytest.fixture(scope="module")

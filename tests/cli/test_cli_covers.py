@@ -3,12 +3,12 @@
 import json
 
 from PIL import Image
-from refusals import refused
 from sklearn.datasets import load_sample_images
-from small_models import new_vault, save_vit
 
 from hf_fingerprint.blackbox.querying.query import asked_of
 from hf_fingerprint.cli.triggers_command import questions
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import new_vault, save_vit
 
 
 def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):

@@ -3,10 +3,10 @@ from functools import partial
 from unittest.mock import patch
 
 import pytest
-from evaluation_runs import save_images, save_place
-from quick_age import lock_quickly
 
 from hf_fingerprint.attacks import SUITE
+from tests.helpers.evaluation_runs import save_images, save_place
+from tests.helpers.quick_age import lock_quickly
 
 
 FEW = ["--recipients", "4", "--coalition", "2"]

@@ -4,14 +4,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from asked_models import asked_base
 from PIL import Image
-from small_models import PASSPHRASE, names_in
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox import synthetic_cover
 from hf_fingerprint.blackbox.querying.query import asked_of
 from hf_fingerprint.vault import Vault
+from tests.helpers.asked_models import asked_base
+from tests.helpers.small_models import PASSPHRASE, names_in
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from loopback_hub import LoopbackHub
-from loopback_hub_faults import Fault
-from small_models import new_vault, plain_arrays, save_plain
 
 from hf_fingerprint.cli.main import main
-from hf_fingerprint.hub import client
+from hf_fingerprint.hub import api
 from hf_fingerprint.vault import publications
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.loopback_hub_faults import Fault
+from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 
 FEW = ["--coalition", "3", "--recipients-planned", "4", "--eps", "0.003"]
@@ -20,14 +20,14 @@ TOKEN = "hf_the-owner-of-org"
 @pytest.fixture
 def scene(tmp_path, monkeypatch, run):
     """A Hub, a model, a vault, and a way to run commands: `(exit code, stdout, stderr)`."""
-    wait = client._wait
+    wait = api._wait
     with LoopbackHub() as hub:
         hub.point_client(monkeypatch, tmp_path / "cache")
         hub.account("owner", orgs={"org"}, token=TOKEN)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(client, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
+        monkeypatch.setattr(api, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
         model, vault = save_plain(tmp_path / "model"), new_vault(tmp_path / "vault")
 
         yield SimpleNamespace(

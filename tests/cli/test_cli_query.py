@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from loopback_suspect import LoopbackSuspect, picture
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.cli.query_command import labels_of_base, open_suspect
+from tests.helpers.loopback_suspect import LoopbackSuspect, picture
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_suspect_is_asked_as_its_name_says(scene, monkeypatch, suspect):
 
 def test_a_folder_is_run(tmp_path):
     pytest.importorskip("timm")
-    from small_models import save_timm
+    from tests.helpers.small_models import save_timm
 
     folder = save_timm(tmp_path / "model")
     classes = json.loads((folder / "config.json").read_text())["num_classes"]

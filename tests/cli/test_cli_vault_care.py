@@ -4,12 +4,12 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from quick_age import lock_quickly
-from small_models import PASSPHRASE, bytes_of, new_vault
 
 from hf_fingerprint import Vault
 from hf_fingerprint.vault.passphrase_age import log_work_of
 from hf_fingerprint.vault.sealing import new_identity, open_identity
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.small_models import PASSPHRASE, bytes_of, new_vault
 
 
 NEW = "a new passphrase"

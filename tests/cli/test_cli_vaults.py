@@ -3,12 +3,12 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from loopback_hub import LoopbackHub
-from quick_age import lock_quickly
-from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.vault.issuers import issuers
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 
 REPO = "org/keys"

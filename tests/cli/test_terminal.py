@@ -19,12 +19,9 @@ import numpy as np
 import pytest
 import typer
 from huggingface_hub import constants
-from loopback_suspect import LoopbackSuspect
-from quick_age import lock_quickly
 from rich.table import Table
 from rich.text import Text
 from safetensors.numpy import save_file
-from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, plain_arrays, save_plain
 from typer.models import ArgumentInfo
 
 from hf_fingerprint import Issuer
@@ -39,6 +36,9 @@ from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.printable import printable
 from hf_fingerprint.tracing import BaseRead, NotRead, OnRecord, RecipientScore, TraceResult
+from tests.helpers.loopback_suspect import LoopbackSuspect
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, plain_arrays, save_plain
 
 
 NASTY = (

@@ -2,10 +2,10 @@ import json
 import sys
 from dataclasses import replace
 
-import bench_codes
 import numpy as np
 import pytest
 
+from examples.benchmarks import codes as bench_codes
 from hf_fingerprint.codes import FAMILIES, FORGERIES, decoding, make_codebook
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from evaluation_runs import run, save_place
-from quick_age import lock_quickly
 
 from hf_fingerprint.evaluation import Evaluation
+from tests.helpers.evaluation_runs import run, save_place
+from tests.helpers.quick_age import lock_quickly
 
 
 def opening_quickly() -> AbstractContextManager[object]:

@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import pytest
 import torch
-from evaluation_runs import CLASSES, save_images
-from loopback_hub import LoopbackHub
 from PIL import Image as Pictures
-from refusals import refused
 
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import Data, load_data
 from hf_fingerprint.models import build_model
+from tests.helpers.evaluation_runs import CLASSES, save_images
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.refusals import refused
 
 
 @pytest.fixture(scope="module")

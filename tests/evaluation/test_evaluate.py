@@ -8,16 +8,16 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from evaluation_runs import SETTINGS, run
-from refusals import refused
-from small_models import save_vit
 
 from hf_fingerprint.attacks import Cast, DummyUnits, Then
 from hf_fingerprint.attacks.attack import Attack
 from hf_fingerprint.attacks.suite import SUITE, Sweep
 from hf_fingerprint.errors import FingerprintError, StorageError
-from hf_fingerprint.evaluation import Data, Scene, running
+from hf_fingerprint.evaluation import Data, Scene, evaluate
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, PRIVATE, RESULTS, SINGLE
+from tests.helpers.evaluation_runs import SETTINGS, run
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import save_vit
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def test_other_images_are_another_evaluation(place, evaluation, monkeypatch):
 def test_tensors_may_be_given_in_place_of_a_folder(place, evaluation):
     images, labels = torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     data = Data("zeros", (images, labels), (images, labels))
-    found = running.evaluate(place / "model", data, place / "out", ["half"], settings=SETTINGS, innocents=300)
+    found = evaluate(place / "model", data, place / "out", ["half"], settings=SETTINGS, innocents=300)
 
     assert found.data == "zeros"
     assert found.copy.accuracy == found.chance == 0.25
@@ -155,7 +155,7 @@ def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
     model = save_vit(tmp_path / "model", num_labels=4, num_hidden_layers=2)
     images, labels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
     data = Data("noise", (images, labels), (images, labels))
-    found = running.evaluate(model, data, tmp_path / "out", ["int"], settings=SETTINGS, innocents=300)
+    found = evaluate(model, data, tmp_path / "out", ["int"], settings=SETTINGS, innocents=300)
 
     assert found.copy.accused
     assert found.unmarked.agreement >= 0.75  # of 8 answers of a model that was never trained

@@ -2,9 +2,9 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from evaluation_runs import made_up
 
-from hf_fingerprint.evaluation import pictures
+from hf_fingerprint.evaluation import figures
+from tests.helpers.evaluation_runs import made_up
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def circles(svg):
 
 
 def test_an_attacks_path_begins_at_the_copy_and_tells_who_is_accused(some):
-    ((name, svg),) = pictures.attacks(some)
+    ((name, svg),) = figures.attacks(some)
     kinds, told = zip(*circles(svg), strict=True)
 
     assert name == "prune"
@@ -40,7 +40,7 @@ def test_an_attacks_path_begins_at_the_copy_and_tells_who_is_accused(some):
 
 
 def test_the_frontier_has_every_suspect_that_somebody_made(some):
-    marks = circles(pictures.frontier(some))
+    marks = circles(figures.frontier(some))
 
     assert [kind for kind, _ in marks] == [
         "accused single",
@@ -51,18 +51,18 @@ def test_the_frontier_has_every_suspect_that_somebody_made(some):
 
 
 def test_coalitions_are_drawn_by_strategy_and_coloured_by_what_followed(some):
-    ((name, svg),) = pictures.coalitions(some)
+    ((name, svg),) = figures.coalitions(some)
     marks = circles(svg)
 
     assert name == "median"
-    assert pictures.follow_ups(some) == ["nothing more", "int8"]
+    assert figures.follow_ups(some) == ["nothing more", "int8"]
     assert [kind for kind, _ in marks] == ["mark s0", "mark s0", "mark s1", "mark s1"]
     assert "2 of 2 accused" in marks[0][1]
     assert marks[1][1].endswith("2 of 3 accused, 2 of the 2 who gave a twentieth or more")
 
 
 def test_innocents_are_counted_over_all_suspects_but_the_base(some):
-    drawn = ElementTree.fromstring(pictures.innocents(some))
+    drawn = ElementTree.fromstring(figures.innocents(some))
     counted = [int(mark.find("title").text.split()[0].replace(",", "")) for mark in drawn.iter("rect")]
     texts = [text.text for text in drawn.iter("text")]
 
@@ -74,8 +74,8 @@ def test_innocents_are_counted_over_all_suspects_but_the_base(some):
 def test_the_highest_without_alignment_is_shown_where_it_differs(some):
     apart = replace(some.points[1], unaligned=(0, 4.9))
 
-    assert "without alignment 4.9" in pictures.innocents(replace(some, points=(some.points[0], apart)))
-    assert "without alignment" not in pictures.innocents(some)
+    assert "without alignment 4.9" in figures.innocents(replace(some, points=(some.points[0], apart)))
+    assert "without alignment" not in figures.innocents(some)
 
 
 def test_layers_of_those_who_are_not_accused_are_shown_to_who_asks(some):
@@ -83,16 +83,16 @@ def test_layers_of_those_who_are_not_accused_are_shown_to_who_asks(some):
     points = (*some.points, gone)
     rows = []
     for all_scores in (True, False):
-        drawn = ElementTree.fromstring(pictures.layers(replace(some, points=points, all_scores=all_scores)))
+        drawn = ElementTree.fromstring(figures.layers(replace(some, points=points, all_scores=all_scores)))
         rows.append([text.text for text in drawn.iter("text") if text.get("class") is None])
     unaccused = replace(some, points=(some.points[0], replace(some.copy, caught=(False,))), all_scores=False)
 
     assert rows == [["as issued", "prune 0.7"], ["as issued", "prune 0.5"]]
-    assert pictures.layers(unaccused) == ""
+    assert figures.layers(unaccused) == ""
 
 
 def test_layers_are_shown_for_the_hardest_attack_that_leaves_most_of_the_model(some):
-    drawn = ElementTree.fromstring(pictures.layers(some))
+    drawn = ElementTree.fromstring(figures.layers(some))
     rows = [text.text for text in drawn.iter("text") if text.get("class") is None]
 
     assert rows == ["as issued", "prune 0.5"]

@@ -1,10 +1,10 @@
 from itertools import pairwise
 
-from evaluation_runs import made_up
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.evaluation import Point, cheapest, frontier
+from tests.helpers.evaluation_runs import made_up
 
 
 PLAIN = Point(

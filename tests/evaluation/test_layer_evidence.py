@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes.decoding import prove_codeword
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
 from hf_fingerprint.extraction import read_suspect
+from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 
 
 @pytest.fixture(scope="module")

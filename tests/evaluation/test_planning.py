@@ -1,10 +1,10 @@
 import pytest
-from refusals import refused
 
 from hf_fingerprint.attacks.attack import Then
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
 from hf_fingerprint.evaluation.planning import choose, plan
 from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE
+from tests.helpers.refusals import refused
 
 
 def test_attacks_are_chosen_by_name_and_by_group_once_each():

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_runs import made_up
-from refusals import refused
 
 import hf_fingerprint
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import report, write_report
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.report import FILES, costs, markdown, row, summarise, tables
+from tests.helpers.evaluation_runs import made_up
+from tests.helpers.refusals import refused
 
 
 HOSTILE = "org/<script>alert(1)</script>|`x`\n# big\x1b[2J\u202e"

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluation_runs import SETTINGS
-from refusals import refused
-from small_models import save_plain
 
 from hf_fingerprint.attacks import ChannelShuffle, collude
 from hf_fingerprint.evaluation import Scene
 from hf_fingerprint.evaluation.testbed import BINS, throwaway_vault
+from tests.helpers.evaluation_runs import SETTINGS
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import save_plain
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import os
 from dataclasses import replace
 
 import pytest
-from evaluation_runs import made_up
 from filelock import FileLock
-from refusals import refused
 
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import Point
 from hf_fingerprint.evaluation.trials import PRIVATE, RESULTS, Ledger, key_of, opened
+from tests.helpers.evaluation_runs import made_up
+from tests.helpers.refusals import refused
 
 
 def kept_in(folder):

@@ -1,15 +1,12 @@
-import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from hf_fingerprint.blackbox import check_proof
+from tests.helpers.processes import environment, module
 
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "api_tracing.py"
 QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--steps", "80", "--rate", "500"]
 FEW = ["--count", "60", "--decoys", "4", "--question-steps", "12"]
 
@@ -17,9 +14,8 @@ FEW = ["--count", "60", "--decoys", "4", "--question-steps", "12"]
 @pytest.mark.slow
 def test_copies_behind_a_service_are_named_and_a_stranger_is_not(tmp_path):
     out = tmp_path / "out"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, SCRIPT, "--out", out, *QUICK, *FEW]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    command = module("examples.api_tracing", "--out", out, *QUICK, *FEW)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -1,9 +1,10 @@
 import json
 import re
 
-import bench_blackbox
 import pytest
 import timm
+
+from examples.benchmarks import blackbox as bench_blackbox
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 import re
 import sys
 
-import bench_key_images
 import pytest
-from asked_models import asked_base
+
+from examples.benchmarks import key_images as bench_key_images
+from tests.helpers.asked_models import asked_base
 
 
 @pytest.fixture(autouse=True)

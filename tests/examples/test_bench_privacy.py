@@ -1,10 +1,11 @@
 import json
 from dataclasses import replace
 
-import bench_privacy
 import pytest
-from real_inputs import FASHION_MNIST
 from rich.progress import Progress
+
+from examples._common.real_inputs import FASHION_MNIST
+from examples.benchmarks import privacy as bench_privacy
 
 
 @pytest.mark.slow

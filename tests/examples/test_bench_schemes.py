@@ -1,22 +1,19 @@
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
-import bench_schemes_report as report
 import pytest
 import torch
-from bench_schemes import jobs_of, trains
-from bench_schemes_trial import BATCH, is_users, train_in
-from reproduction_arms import DesignArm, ToolboxArm, Verdict
 
+from examples.benchmarks import schemes_report as report
+from examples.benchmarks.schemes import jobs_of, trains
+from examples.benchmarks.schemes_trial import BATCH, is_users, train_in
+from examples.reproduction.arms import DesignArm, ToolboxArm, Verdict
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import names
 from hf_fingerprint.evaluation.planning import plan
+from tests.helpers.processes import environment, module
 
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "bench_schemes.py"
 ATTACKS = ("half", "shuffle-channels", "average")
 
 
@@ -47,9 +44,12 @@ def noise():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-    command = [sys.executable, SCRIPT, "resnet", "--scale", "0.01", "--coalitions", "2", "--out", out, "--bases", out]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--attacks", *ATTACKS], cwd=out, env=environment, capture_output=True, text=True)
+    command = module(
+        "examples.benchmarks.schemes", "resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out
+    )
+    done = subprocess.run(
+        [*command, "--attacks", *ATTACKS], cwd=out, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "resnet", json.loads(done.stdout)
 

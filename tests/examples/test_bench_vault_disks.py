@@ -1,7 +1,8 @@
 from collections import Counter
 
-import bench_vault_disks as bench
 import pytest
+
+from examples.benchmarks import vault_disks as bench
 
 
 SLOW = {  # half a second each, or more

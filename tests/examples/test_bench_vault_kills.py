@@ -1,5 +1,6 @@
-import bench_vault_kills
 import pytest
+
+from examples.benchmarks import vault_kills as bench_vault_kills
 
 
 @pytest.mark.parametrize("seed", [1])

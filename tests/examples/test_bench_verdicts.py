@@ -2,20 +2,27 @@ import json
 from dataclasses import replace
 from unittest.mock import patch
 
-import bench_verdicts
 import numpy as np
 import pytest
 import torch
-from bench_verdicts_bases import HALF, HEAD, NORMS, price_figure, ties_figure, twin
-from bench_verdicts_claims import claims_figure, figures_of, listening_figure, small_vault
-from bench_verdicts_reading import WAYS, save_raw, some_of, suspects_of, unreadable_figure, watching_figure
-from bench_verdicts_scale import QUICK, backbone, drifted
-from figures import Figure, table, write
-from quick_age import lock_quickly
 from safetensors.numpy import load_file, save_file
 
+from examples._common.figures import Figure, table, write
+from examples.benchmarks import verdicts as bench_verdicts
+from examples.benchmarks.verdicts_bases import HALF, HEAD, NORMS, price_figure, ties_figure, twin
+from examples.benchmarks.verdicts_claims import claims_figure, figures_of, listening_figure, small_vault
+from examples.benchmarks.verdicts_extraction import (
+    WAYS,
+    save_raw,
+    some_of,
+    suspects_of,
+    unreadable_figure,
+    watching_figure,
+)
+from examples.benchmarks.verdicts_scale import QUICK, backbone, drifted
 from hf_fingerprint import trace
 from hf_fingerprint.checkpoints import open_checkpoint
+from tests.helpers.quick_age import lock_quickly
 
 
 FIGURE = Figure("claims", "what", "3 of 4", "<= 5 %", True, {"confirmed": 3})

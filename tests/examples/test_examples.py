@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, save_timm
-from training import accuracy, fine_tune, predict
 
+from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, save_timm
+from examples._common.training import accuracy, fine_tune, predict
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import RecipientScore, TraceResult
+from tests.helpers.processes import ROOT, environment, module
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def is_a_picture(path: Path) -> bool:
@@ -31,9 +32,9 @@ def is_a_picture(path: Path) -> bool:
 
 @pytest.mark.slow
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
-    command = [sys.executable, EXAMPLES / "demo.py", "--out", tmp_path / "demo", "--steps", "8"]
+    command = module("examples.demo", "--out", tmp_path / "demo", "--steps", 8)
 
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -57,7 +58,7 @@ def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
 
 
 def test_the_demo_does_not_delete_a_folder_that_is_not_its_own(tmp_path, monkeypatch):
-    import demo
+    from examples import demo
 
     (tmp_path / "thesis.txt").write_text("years of work")
     monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path)])
@@ -159,7 +160,7 @@ def test_predictions_are_the_classes_of_the_highest_logits_whatever_the_batch():
 
 
 def test_the_plot_shows_every_recipient(tmp_path):
-    from plots import plot_traces
+    from examples._common.plots import plot_traces
 
     scores = tuple(RecipientScore(name, "0", score, 0.0, score > 10) for name, score in (("a", 60.0), ("b", -1.0)))
     figures = {"tensors_matched": 1, "tensors_marked": 1, "weights_read": 10, "weights_dropped": 0, "alpha": 1e-6}
@@ -178,7 +179,7 @@ def test_the_plot_shows_every_recipient(tmp_path):
     assert is_a_picture(path)
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize("script", sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")))
 def test_every_example_says_what_it_is_and_compiles(script):
     import ast
 
@@ -189,10 +190,14 @@ def test_every_example_says_what_it_is_and_compiles(script):
 
 @pytest.mark.slow
 def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(tmp_path):
-    command = [sys.executable, EXAMPLES / "bench_attacks.py", "resnet", "--scale", "0.01", "--coalitions", "3"]
+    command = module("examples.benchmarks.attacks", "resnet", "--scale", 0.01, "--coalitions", 3)
 
     done = subprocess.run(
-        [*command, "--attacks", "half", "average", "--out", tmp_path], cwd=tmp_path, capture_output=True, text=True
+        [*command, "--attacks", "half", "average", "--out", tmp_path],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
@@ -200,7 +205,8 @@ def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(
     assert "average" in (tmp_path / "resnet" / "report.html").read_text()
 
     table = subprocess.run(
-        [sys.executable, EXAMPLES / "attacks_table.py", tmp_path, "resnet", "--picture", tmp_path / "attacks.png"],
+        module("examples.benchmarks.attacks_table", tmp_path, "resnet", "--picture", tmp_path / "attacks.png"),
+        env=environment(),
         capture_output=True,
         text=True,
     )

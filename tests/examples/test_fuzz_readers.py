@@ -1,9 +1,9 @@
-import fuzz_readers
 import pytest
-from fuzz_inputs import header_bomb
-from fuzz_readers import WARM, Found, feed, figure_of, lines_of, shares, spoiled
-from fuzz_targets import TARGETS, Target, targets_in
 
+from examples.benchmarks import fuzz_readers
+from examples.benchmarks.fuzz_inputs import header_bomb
+from examples.benchmarks.fuzz_readers import WARM, Found, feed, figure_of, lines_of, shares, spoiled
+from examples.benchmarks.fuzz_targets import TARGETS, Target, targets_in
 from hf_fingerprint.errors import FingerprintError
 
 

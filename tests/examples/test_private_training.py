@@ -1,21 +1,16 @@
-import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "private_training.py"
+from tests.helpers.processes import environment, module
 
 
 @pytest.mark.slow
 def test_an_owner_and_two_holders_train_in_private_and_the_leaked_copy_is_traced(tmp_path):
     arguments = ["--out", tmp_path / "out", "--data", "digits", "--images", "400", "--steps", "60"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, SCRIPT, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    command = module("examples.private_training", *arguments)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -1,21 +1,18 @@
-import os
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-import reproduction
-import reproduction_models
-import reproduction_report
 import torch
 from PIL import Image
-from real_inputs import FASHION_MNIST
 from scipy import stats
 
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "reproduction.py"
+from examples._common.real_inputs import FASHION_MNIST
+from examples.reproduction import models as reproduction_models
+from examples.reproduction import report as reproduction_report
+from examples.reproduction import run as reproduction
+from tests.helpers.processes import environment, module
 
 
 def row(arm, seed=0, attack="none", level=0, accuracy=0.9, **others):
@@ -38,11 +35,11 @@ def rows(unmarked, marked, **others):
 @pytest.mark.slow
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_one_command_makes_the_table_and_its_plots_and_goes_on_where_it_stopped(tmp_path):
-    command = [sys.executable, SCRIPT, "--out", tmp_path / "out", "--models", "cnn", "--seeds", "1", "--quick", "0.01"]
+    command = module(
+        "examples.reproduction.run", "--out", tmp_path / "out", "--models", "cnn", "--seeds", 1, "--quick", 0.01
+    )
     command += ["--workers", "1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
     for title in ("small CNN, from scratch", "small CNN, fine-tuned"):
@@ -59,7 +56,7 @@ def test_one_command_makes_the_table_and_its_plots_and_goes_on_where_it_stopped(
         "cnn-scratch-0.json",
     ]
 
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True)
 
     assert again.stdout == done.stdout
 

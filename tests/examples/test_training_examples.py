@@ -1,24 +1,20 @@
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.helpers.processes import environment, module
 
 
 def run(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """An example as a user runs it, on one core and without the Hub."""
-    command = [sys.executable, EXAMPLES / script, "--out", folder / "out", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    command = module(f"examples.{script}", "--out", folder / "out", *arguments)
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["trainer_callback.py", "timm_finetune.py", "accelerate_loop.py"])
+@pytest.mark.parametrize("script", ["trainer_callback", "timm_finetune", "accelerate_loop"])
 def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path):
     done = run(script, tmp_path, "--steps", "12")
 
@@ -38,14 +34,14 @@ def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path
 
 @pytest.mark.slow
 def test_the_accelerate_loop_runs_alone_too(tmp_path):
-    done = run("accelerate_loop.py", tmp_path, "--steps", "8", "--processes", "1")
+    done = run("accelerate_loop", tmp_path, "--steps", "8", "--processes", "1")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 processes train it" in done.stdout
 
 
 def test_another_folder_is_left_alone(tmp_path):
-    from owner import empty_folder
+    from examples._common.owner import empty_folder
 
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(SystemExit, match="choose another folder"):
@@ -55,10 +51,9 @@ def test_another_folder_is_left_alone(tmp_path):
 
 
 def test_an_unexpected_trace_is_a_failure(tmp_path, monkeypatch):
-    import owner
-    from small_models import PLAIN_SETTINGS, new_vault, save_plain
-
+    from examples._common import owner
     from hf_fingerprint import Issuer
+    from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
     vault = new_vault(tmp_path / "vault", owner.PASSPHRASE)
     with Issuer(save_plain(tmp_path / "model"), vault, PLAIN_SETTINGS) as issuer:

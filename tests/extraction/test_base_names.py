@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import SETTINGS, save_timm, save_vit, unlocked_vault
 
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import Renaming
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.tensor_names import to_timm
 from hf_fingerprint.extraction import in_names_of
+from tests.helpers.small_models import SETTINGS, save_timm, save_vit, unlocked_vault
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.carriers import position_counts
@@ -16,6 +15,7 @@ from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Reading, read_suspect
 from hf_fingerprint.extraction.extract import clip_positions
 from hf_fingerprint.extraction.weigh import read_tensor
+from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback_hub import LoopbackHub
 from safetensors.numpy import save, save_file
 
 from hf_fingerprint.carriers import TensorMarker
@@ -18,6 +17,7 @@ from hf_fingerprint.extraction.extract import Part, SuspectSums
 from hf_fingerprint.extraction.weigh import read_tensor
 from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
+from tests.helpers.loopback_hub import LoopbackHub
 
 
 SHAPES = {"x.weight": (900, 300), "small.weight": (48, 48), "y.weight": (700, 500), "conv.weight": (99, 17, 3, 3)}
@@ -322,9 +322,8 @@ def test_every_record_of_a_base_is_read_with_its_own_secret(case, hub, tmp_path,
 
 
 def test_a_base_that_is_another_one_is_refused(case, hub, tmp_path: Path):
-    from refusals import refused
-
     from hf_fingerprint.errors import CheckpointError
+    from tests.helpers.refusals import refused
 
     save_file({"x.weight": np.ones((2, 2), np.float32)}, tmp_path / "other.safetensors")
     with open_checkpoint(tmp_path / "other.safetensors") as other:

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.optimize import linear_sum_assignment
-from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import match_names, match_shapes
 from hf_fingerprint.extraction.match import _likeliest, match_tensors, sample_rows
+from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 
 @pytest.fixture(scope="module")

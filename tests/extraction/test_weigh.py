@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction.weigh import TensorReading, read_tensor
 from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
+from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 
 NAME = "blocks.1.mlp.fc1.weight"

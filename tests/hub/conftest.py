@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
-from loopback_hub import LoopbackHub
-from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault
-from hf_fingerprint.hub import client
+from hf_fingerprint.hub import api
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 
 TOKEN = "hf_the-owner-of-org"
@@ -18,13 +18,13 @@ TOKEN = "hf_the-owner-of-org"
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
     """A Hub, and this process logged in there as a member of `org`; it doesn't wait before it tries again."""
-    wait = client._wait
+    wait = api._wait
     with LoopbackHub() as server:
         server.point_client(monkeypatch, tmp_path / "cache")
         server.account("owner", orgs={"org"}, token=TOKEN)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(client, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
+        monkeypatch.setattr(api, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
         yield server
 
 

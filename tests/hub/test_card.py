@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
-from refusals import refused
 
 import hf_fingerprint
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.hub.card import make_card
+from tests.helpers.refusals import refused
 
 
 EXAMPLES = Path(hf_fingerprint.__file__).parents[1] / "model_cards"

@@ -4,18 +4,26 @@ import signal
 import subprocess
 import sys
 import traceback
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub import HfApi
-from loopback_hub_faults import Fault
-from refusals import refused
-from rubbish import CANARY, litter
 from safetensors.torch import load_file, save_file
-from secret_forms import held_in, secret_forms
-from small_models import (
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+
+from hf_fingerprint import Issuer, trace
+from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.config import Terms
+from hf_fingerprint.errors import HubError
+from hf_fingerprint.hub import Assignment, Publisher, again, push_to_hub
+from hf_fingerprint.vault import publications
+from tests.helpers.loopback_hub_faults import Fault
+from tests.helpers.processes import ROOT
+from tests.helpers.refusals import refused
+from tests.helpers.rubbish import CANARY, litter
+from tests.helpers.secret_forms import held_in, secret_forms
+from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,
     SETTINGS,
@@ -26,14 +34,6 @@ from small_models import (
     save_timm,
     save_vit,
 )
-from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
-
-from hf_fingerprint import Issuer, trace
-from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.config import Terms
-from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub import Assignment, Publisher, again, push_to_hub
-from hf_fingerprint.vault import publications
 
 
 TOKEN = "hf_the-owner-of-org"
@@ -390,7 +390,7 @@ def test_a_process_that_ends_at_any_request_is_gone_on_with(hub, mine, seed, tmp
     rng = random.Random(seed)
     hub.faults.append(Fault(request=len(hub.calls) + rng.randint(1, 9), kind="cut after"))
     script = ISSUE.format(
-        tests=str(Path(__file__).parents[1]), vault=str(mine.vault.folder), model=str(mine.model),
+        tests=str(ROOT), vault=str(mine.vault.folder), model=str(mine.model),
         work=str(mine.work), recipient="alice", repo="org/plain-alice",
     )  # fmt: skip
     environment = hub.environment(tmp_path / "home") | {"HF_TOKEN": TOKEN}
@@ -414,7 +414,7 @@ def test_a_process_killed_among_several_is_gone_on_with(hub, mine, last, tmp_pat
     """SIGKILL at any request, while the copy after the one that is pushed is being made."""
     names = ["alice", "bob", "carol"]
     script = SEVERAL.format(
-        tests=str(Path(__file__).parents[1]), vault=str(mine.vault.folder), model=str(mine.model),
+        tests=str(ROOT), vault=str(mine.vault.folder), model=str(mine.model),
         work=str(mine.work), names=names,
     )  # fmt: skip
     environment = hub.environment(tmp_path / "home") | {"HF_TOKEN": TOKEN}

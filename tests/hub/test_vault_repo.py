@@ -10,15 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from loopback_hub import Fault, LoopbackHub
-from quick_age import lock_quickly
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 from hf_fingerprint import Vault
 from hf_fingerprint.errors import FingerprintError, HubError, PassphraseError, VaultError
-from hf_fingerprint.hub import client as hub_client
-from hf_fingerprint.hub import vaults as module
+from hf_fingerprint.hub import api as hub_client
+from hf_fingerprint.hub import vault_repo as module
 from hf_fingerprint.hub.vault_repo import pull_vault, push_vault
 from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.registration import register
@@ -28,6 +24,10 @@ from hf_fingerprint.vault.merging import MergeReport
 from hf_fingerprint.vault.packing import take_snapshot
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.sealing import Opener, new_identity, open_identity, seal
+from tests.helpers.loopback_hub import Fault, LoopbackHub
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 
 WHOLE = "f0" * 32

@@ -4,17 +4,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from checkpoint_files import entry, raw_safetensors
-from loopback_hub import Blob, HubHandler, Refusal
-from loopback_hub_faults import Fault
-from refusals import refused
-from small_models import PASSPHRASE, bytes_of, plain_arrays, save_plain
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub import Assignment, Publisher, watch
 from hf_fingerprint.hub.watch import Sighting, exit_code_of, parse_since
+from tests.helpers.checkpoint_files import entry, raw_safetensors
+from tests.helpers.loopback_hub import Blob, HubHandler, Refusal
+from tests.helpers.loopback_hub_faults import Fault
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, bytes_of, plain_arrays, save_plain
 
 
 @pytest.fixture

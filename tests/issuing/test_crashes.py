@@ -10,11 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small_models import PLAIN_SETTINGS, bytes_of, names_in, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, Vault, issue, trace
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.errors import CheckpointError
+from tests.helpers.small_models import PLAIN_SETTINGS, bytes_of, names_in, plain_arrays, save_plain, unlocked_vault
 
 
 # imports once, and runs each job it is told on stdin in a fork: {"kill": [owner, name, "before" or "after", call]}

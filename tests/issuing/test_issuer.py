@@ -9,9 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rubbish import CANARY, litter
 from safetensors.numpy import load_file, save_file
-from small_models import (
+
+from hf_fingerprint import Issuer, Vault, issue, trace, verify
+from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint, writer
+from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, StorageError, VaultError
+from hf_fingerprint.keys import commitment
+from tests.helpers.rubbish import CANARY, litter
+from tests.helpers.small_models import (
     PLAIN_CARRIERS,
     PLAIN_SETTINGS,
     SETTINGS,
@@ -24,11 +29,6 @@ from small_models import (
     save_vit,
     unlocked_vault,
 )
-
-from hf_fingerprint import Issuer, Vault, issue, trace, verify
-from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint, writer
-from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, StorageError, VaultError
-from hf_fingerprint.keys import commitment
 
 
 OTHERS = {"README_md": "# A model\n", "config_json": "{}", "labels__classes_txt": "cat\ndog\n"}

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import build, save_plain, save_timm, save_vit
 
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.weights import names_in_file
+from tests.helpers.small_models import build, save_plain, save_timm, save_vit
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hostile_folders import KINDS, Watch, lay_out
-from small_models import build, save_timm, save_vit
 
 from hf_fingerprint.errors import BuildError, FingerprintError
+from tests.helpers.hostile_folders import KINDS, Watch, lay_out
+from tests.helpers.small_models import build, save_timm, save_vit
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import build, save_timm, save_vit
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.inputs import Images, many_synthetic_images, synthetic_images
 from hf_fingerprint.models.inputs import user_images as lazy_user_images
+from tests.helpers.small_models import build, save_timm, save_vit
 
 
 def shaped(channels: int, height: int, width: int, mean: float = 0.5, std: float = 0.5) -> BuiltModel:

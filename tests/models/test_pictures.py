@@ -7,14 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fuzz_inputs import of_bytes, png
 from PIL import Image
-from refusals import refused
 
+from examples.benchmarks.fuzz_inputs import of_bytes, png
 from hf_fingerprint.checkpoints.limits import MAX_IMAGE, MAX_PIXELS, MAX_SCANS
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import open_picture
 from hf_fingerprint.models.pictures import _check_size
+from tests.helpers.refusals import refused
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3)).astype(np.uint8)

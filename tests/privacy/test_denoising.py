@@ -1,13 +1,13 @@
 import pytest
 import timm
 import torch
-from real_inputs import digits
 from safetensors.torch import load_file
-from small_models import SETTINGS, unlocked_vault
 from timm.models import save_for_hf
 
+from examples._common.real_inputs import digits
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.privacy import Bottleneck, Denoiser, ImageNoise, Partition, release, sent_codes, train_denoiser
+from tests.helpers.small_models import SETTINGS, unlocked_vault
 
 
 SIZE = (3, 32, 32)

@@ -1,9 +1,9 @@
 import pytest
 import timm
 import torch
-from real_inputs import digits
 from transformers import ViTConfig, ViTForImageClassification
 
+from examples._common.real_inputs import digits
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import Bottleneck, Lens, Partition, start_with_task_directions, train_denoiser
 
@@ -83,7 +83,7 @@ def test_it_travels_with_the_bottleneck():
 
 
 def test_codes_through_a_lens_tell_classes_apart_and_guesses_are_of_the_features_at_the_cut():
-    from training import fine_tune
+    from examples._common.training import fine_tune
 
     pixels, labels = digits(32)
     model = fine_tune(resnet(), pixels[:500], labels[:500], 2e-3, 60)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_inputs import digits
 from skimage.metrics import peak_signal_noise_ratio
 from skimage.metrics import structural_similarity as skimage_similarity
 from sklearn.metrics import roc_auc_score
 
+from examples._common.real_inputs import digits
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import Decoder, matching_auc, membership, reconstruction, train_decoder
 from hf_fingerprint.privacy.decoder import structural_similarity

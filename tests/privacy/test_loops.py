@@ -23,10 +23,10 @@ from hf_fingerprint.privacy import (
     sent_codes,
 )
 from hf_fingerprint.privacy.wire import HEADER_BYTES, Kind, unpack
+from tests.helpers.processes import environment
 
 
 SIZE, STEPS, BATCH, COUNT = (3, 32, 32), 5, 8, 20
-PLACES = Path(__file__).parents[1], Path(__file__).parents[2]
 
 
 def parts() -> tuple[Partition, Bottleneck, Denoiser]:
@@ -90,12 +90,10 @@ def launch(folder: Path, fault: str = "") -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = (
-        f"import sys; from pathlib import Path; from test_loops import work; work(Path({str(folder)!r}), {fault!r})"
-    )
-    path = os.pathsep.join([str(Path(__file__).parent), *map(str, PLACES), os.environ.get("PYTHONPATH", "")])
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
-    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
+    work_there = f"work(Path({str(folder)!r}), {fault!r})"
+    script = f"from pathlib import Path; from tests.privacy.test_loops import work; {work_there}"
+    common = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
+    common |= {"ACCELERATE_USE_CPU": "true"}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", script],

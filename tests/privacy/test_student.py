@@ -1,8 +1,8 @@
 import pytest
 import timm
 import torch
-from real_inputs import digits
 
+from examples._common.real_inputs import digits
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import Bottleneck, Partition, Reader, start_with_task_directions
 
@@ -10,7 +10,7 @@ from hf_fingerprint.privacy import Bottleneck, Partition, Reader, start_with_tas
 @pytest.fixture(scope="module")
 def scene():
     """A model that knows digits a little, cut; images' features and labels."""
-    from training import fine_tune
+    from examples._common.training import fine_tune
 
     torch.manual_seed(0)
     images, labels = digits(32)

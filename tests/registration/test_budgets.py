@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from refusals import refused
 from safetensors.torch import save_file
-from small_models import PLAIN_SETTINGS, SETTINGS, new_vault
 
 from hf_fingerprint import register
 from hf_fingerprint.carriers.amplitude import largest_eps
@@ -22,6 +20,8 @@ from hf_fingerprint.registration import examine
 from hf_fingerprint.registration.output_comparison import Comparison
 from hf_fingerprint.registration.strength import MarkedModel, any_codewords, measured_strength
 from hf_fingerprint.vault import Base, Calibration
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, new_vault
 
 
 SIZE = 24

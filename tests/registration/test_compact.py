@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import new_vault, plain_arrays, save_plain
 
 from hf_fingerprint import Issuer, Settings, register, trace
 from hf_fingerprint.checkpoints import TensorInfo, open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.registration.compact import SHARE, compact_window
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
+from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 
 SETTINGS = Settings(coalition=2, recipients_planned=4, carriers="compact", eps=0.003)

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 from safetensors.numpy import save_file
-from small_models import new_vault, plain_arrays, save_plain
 
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.registration import content, weights_hash
+from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 
 @pytest.fixture

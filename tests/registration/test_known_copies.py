@@ -6,10 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from loopback_hub import LoopbackHub
-from quick_age import lock_quickly
 from safetensors.numpy import load_file, save
-from small_models import PLAIN_CARRIERS, PLAIN_SETTINGS, new_vault, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, issue, register, trace
 from hf_fingerprint.checkpoints import open_checkpoint
@@ -18,6 +15,16 @@ from hf_fingerprint.registration import known_copies
 from hf_fingerprint.registration.known_copies import LOG_CHANCE, _log_bound, find_origin, log_chance
 from hf_fingerprint.vault import Vault, merge, take_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.small_models import (
+    PLAIN_CARRIERS,
+    PLAIN_SETTINGS,
+    new_vault,
+    plain_arrays,
+    save_plain,
+    unlocked_vault,
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,13 @@ import json
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
 
 import pytest
 import torch
 
 from hf_fingerprint.models import BuiltModel, images_at_once, many_synthetic_images
 from hf_fingerprint.registration.output_comparison import BATCH
-
-
-TESTS = Path(__file__).parents[1]
+from tests.helpers.processes import ROOT
 
 
 def shaped(size: int) -> BuiltModel:
@@ -44,7 +41,7 @@ MEASURED = """
 import json, resource, sys
 import torch
 from safetensors.torch import save_file
-from tiny_built import tiny
+from tests.helpers.tiny_built import tiny
 from hf_fingerprint.blackbox.trigger_set.build import make_questions
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
 from hf_fingerprint.registration import examine
@@ -79,10 +76,10 @@ if sys.argv[1] == "calibration":
     save_file(module.state_dict(), sys.argv[2], {"format": "pt"})
     small, large = (replace(each, module=module) for each in (small, large))
 if sys.argv[1] == "questions":
-    from hf_fingerprint.blackbox import preparing
-    preparing.SYNTHETIC, many = 64, preparing.SYNTHETIC
+    from hf_fingerprint.blackbox.trigger_set import build
+    build.SYNTHETIC, many = 64, build.SYNTHETIC
     work(small, 64)
-    preparing.SYNTHETIC = many
+    build.SYNTHETIC = many
 else:
     work(small, 64)
 before = peak()
@@ -96,7 +93,7 @@ def test_the_images_measured_are_never_all_in_memory(tmp_path, job):
     """Images of 96 pixels take 110 kB each: 2,048 for questions 226 MB, 1,000 for a calibration 110 MB, and more as
     they are drawn."""
     command = [sys.executable, "-c", MEASURED, job, str(tmp_path / "model.safetensors"), "96"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) < 80e6

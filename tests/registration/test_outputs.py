@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from refusals import refused
 from scipy.stats import binomtest
 
 from hf_fingerprint.errors import BuildError, CarrierError, CodeError
@@ -19,6 +18,7 @@ from hf_fingerprint.registration.outputs import (
     random_direction,
     values_of,
 )
+from tests.helpers.refusals import refused
 
 
 SHAPES = {"single_label": (2, 5), "multi_label": (2, 5), "dense": (2, 5, 4, 3), "features": (2, 7, 5)}

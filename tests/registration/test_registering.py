@@ -8,16 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import (
-    PLAIN_CARRIERS,
-    PLAIN_SETTINGS,
-    SETTINGS,
-    new_vault,
-    plain_arrays,
-    save_plain,
-    save_timm,
-    save_vit,
-)
 
 from hf_fingerprint import Settings, register
 from hf_fingerprint.carriers.amplitude import largest_eps
@@ -27,6 +17,16 @@ from hf_fingerprint.registration import examine, predicted_score
 from hf_fingerprint.registration.output_comparison import Comparison
 from hf_fingerprint.registration.prediction import code_length, drift_noise
 from hf_fingerprint.vault import Base
+from tests.helpers.small_models import (
+    PLAIN_CARRIERS,
+    PLAIN_SETTINGS,
+    SETTINGS,
+    new_vault,
+    plain_arrays,
+    save_plain,
+    save_timm,
+    save_vit,
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from quick_age import lock_quickly
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, Settings, issue, register, trace
 from hf_fingerprint.blackbox.querying.query import asked_of
@@ -18,6 +15,9 @@ from hf_fingerprint.training import Fingerprint
 from hf_fingerprint.vault import Vault, copies_in_training, merge, open_pack, pack_vault, rotate, take_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
 from hf_fingerprint.vault.sealing import open_identity
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, unlocked_vault
 
 
 STRONGER = replace(PLAIN_SETTINGS, eps=0.006)

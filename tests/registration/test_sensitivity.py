@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_models import build, save_timm
 
 from hf_fingerprint.models import Images, many_synthetic_images
 from hf_fingerprint.registration.output_comparison import compare_outputs
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
+from tests.helpers.small_models import build, save_timm
 
 
 KIND = "single_label"

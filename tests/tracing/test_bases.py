@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from loopback_hub import LoopbackHub
 from safetensors.numpy import load_file, save, save_file
-from small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, TraceResult, issue, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
 from hf_fingerprint.tracing import case
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
 Arrays = dict[str, np.ndarray]

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
-from small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 from hf_fingerprint import Issuer, TraceResult, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import verify
 from hf_fingerprint.tracing.readability import mass_of, would_show
+from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
 Arrays = dict[str, np.ndarray]

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from refusals import refused
 from safetensors.torch import load_file, save_file
-from small_models import PASSPHRASE, SETTINGS, everything_in, new_vault, save_timm, save_vit
 from timm.models import save_for_hf
 
 from hf_fingerprint import Issuer, Vault, trace
@@ -25,6 +23,8 @@ from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
 from hf_fingerprint.vault import begin_training, copies_in_training
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, SETTINGS, everything_in, new_vault, save_timm, save_vit
 
 
 INNOCENTS = 3000

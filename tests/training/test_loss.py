@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from loss_in_processes import (
+
+from hf_fingerprint.errors import CarrierError, FingerprintError
+from hf_fingerprint.training import DeepMarksLoss, Fingerprint
+from tests.helpers.loss_in_processes import (
     RECIPIENT,
     STRENGTH,
     DenseTerm,
@@ -18,11 +21,8 @@ from loss_in_processes import (
     run_in_processes,
     train,
 )
-from refusals import refused
-from small_models import new_vault, save_timm
-
-from hf_fingerprint.errors import CarrierError, FingerprintError
-from hf_fingerprint.training import DeepMarksLoss, Fingerprint
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import new_vault, save_timm
 
 
 ALIKE = 1e-6  # relative to each tensor's largest weight: a few roundings of float32

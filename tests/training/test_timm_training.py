@@ -5,7 +5,6 @@ import pickle
 import pytest
 import timm
 import torch
-from small_models import PASSPHRASE, SETTINGS, bytes_of, new_vault, save_timm
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
@@ -22,6 +21,7 @@ from hf_fingerprint.training import (
     FingerprintTask,
 )
 from hf_fingerprint.training.deepmarks_preset import DeepMarks
+from tests.helpers.small_models import PASSPHRASE, SETTINGS, bytes_of, new_vault, save_timm
 
 
 @pytest.fixture(scope="module")

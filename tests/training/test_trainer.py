@@ -8,8 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_models import new_vault
-from training_runs import (
+from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState, TrainingArguments
+
+from hf_fingerprint.training import Fingerprint, FingerprintCallback
+from tests.helpers.small_models import new_vault
+from tests.helpers.training_runs import (
     QUIET,
     DenseTerm,
     bare_parameters,
@@ -21,9 +24,6 @@ from training_runs import (
     save_transformer,
     train,
 )
-from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState, TrainingArguments
-
-from hf_fingerprint.training import Fingerprint, FingerprintCallback
 
 
 OF_WEIGHTS, OF_CHANGE = 1e-6, 5e-5

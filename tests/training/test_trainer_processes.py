@@ -8,9 +8,10 @@ shards. DeepSpeed runs there with the Trainer's own optimiser; its fused CPU Ada
 from types import SimpleNamespace
 
 import pytest
-from small_models import new_vault
-from training_runs import difference, gathered, launch, moved_apart, register_base, save_transformer
 from transformers import AutoModelForImageClassification
+
+from tests.helpers.small_models import new_vault
+from tests.helpers.training_runs import difference, gathered, launch, moved_apart, register_base, save_transformer
 
 
 pytestmark = pytest.mark.slow

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_models import PLAIN_SETTINGS, SETTINGS, new_vault
-from training_runs import QUIET, RECIPIENT, images, register_base, save_cnn, save_transformer
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTForImageClassification
 
 from hf_fingerprint.errors import CarrierError, FingerprintError, VaultError
 from hf_fingerprint.training import DeepMarks, Fingerprint, FingerprintCallback, FingerprintTrainer
+from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, new_vault
+from tests.helpers.training_runs import QUIET, RECIPIENT, images, register_base, save_cnn, save_transformer
 
 
 CARRIER = "vit.layers.1.mlp.fc1.weight"

@@ -7,20 +7,19 @@ import json
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import loopback_hub
 import pytest
 import torch
-from loopback_hub import LoopbackHub
-from secret_forms import held_in, secret_forms
-from small_models import new_vault
-from training_runs import RECIPIENT, difference, register_base, save_cnn, train
 from transformers import AutoModelForImageClassification
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.vault import begin_training
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.processes import ROOT
+from tests.helpers.secret_forms import held_in, secret_forms
+from tests.helpers.small_models import new_vault
+from tests.helpers.training_runs import RECIPIENT, difference, register_base, save_cnn, train
 
 
 # trains for a while with everything that Trainers write and push, all of it logged
@@ -29,7 +28,7 @@ import json, logging, sys
 logging.basicConfig(level=logging.DEBUG)
 from pathlib import Path
 from hf_fingerprint.vault import Vault
-from training_runs import StopAt, train
+from tests.helpers.training_runs import StopAt, train
 
 model, vault, out, job = sys.argv[1:]
 result = train("callback", Path(model), Vault(vault), Path(out), **json.loads(job))
@@ -64,7 +63,7 @@ def scene(tmp_path_factory):
     with LoopbackHub() as hub:
         hub.account("someone", token="hf_token")
         environment = hub.environment(root / "cache") | {"OMP_NUM_THREADS": "1", "HF_TOKEN": "hf_token"}
-        environment["PYTHONPATH"] = str(Path(loopback_hub.__file__).parent)
+        environment["PYTHONPATH"] = str(ROOT)
         written = {"report_to": ["tensorboard"], "save_strategy": "steps", "save_steps": 3, "log_level": "debug"}
         pushed = {"push_to_hub": True, "hub_model_id": "someone/model", "hub_strategy": "checkpoint"}
         job = USUAL | written | pushed | {"hub_always_push": True}

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from asked_models import Served, asked_base, built, names_of
 from safetensors.torch import load_file
-from small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, unlocked_vault
 from timm.models import save_for_hf
 from timm.task import ClassificationTask
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
@@ -27,6 +25,8 @@ from hf_fingerprint.training import (
 )
 from hf_fingerprint.training.trigger_labels import bind_answers
 from hf_fingerprint.vault import Vault
+from tests.helpers.asked_models import Served, asked_base, built, names_of
+from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, unlocked_vault
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoint_files import bytes_of, open_folder, stranger
-from format_1 import FORMAT_1
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, save_plain, unlocked_vault
 
 from hf_fingerprint.errors import FingerprintWarning, StorageError, VaultError
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
-from hf_fingerprint.vault import copying as module
+from hf_fingerprint.vault import backup as module
 from hf_fingerprint.vault.backup import back_up
 from hf_fingerprint.vault.sealing import new_identity
+from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
+from tests.helpers.format_1 import FORMAT_1
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, save_plain, unlocked_vault
 
 
 refusal = partial(refused, error=VaultError)

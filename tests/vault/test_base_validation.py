@@ -8,11 +8,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from checkpoint_files import UNHURRIED
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refused
-from small_models import PASSPHRASE
 
 from hf_fingerprint.errors import FingerprintWarning, VaultError
 from hf_fingerprint.keys import derive
@@ -23,6 +20,9 @@ from hf_fingerprint.vault.packing import open_pack, pack_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row, read_base
 from hf_fingerprint.vault.sealing import Opener, new_identity
 from hf_fingerprint.vault.snapshots import insert_rows
+from tests.helpers.checkpoint_files import UNHURRIED
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE
 
 
 refusal = partial(refused, error=VaultError)

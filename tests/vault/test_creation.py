@@ -5,14 +5,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoint_files import bytes_of
-from refusals import refused
-from two_processes import errors_of_two
 
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.private_files import only_one
 from hf_fingerprint.vault.sealing import lock_identity, new_identity
+from tests.helpers.checkpoint_files import bytes_of
+from tests.helpers.refusals import refused
+from tests.helpers.two_processes import errors_of_two
 
 
 PASSPHRASE = "correct horse battery staple"

@@ -3,8 +3,6 @@ import shutil
 from functools import partial
 
 import pytest
-from refusals import refused
-from small_models import PLAIN_SETTINGS, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.blackbox.querying.proof import check_free
@@ -15,6 +13,8 @@ from hf_fingerprint.hub import Publisher
 from hf_fingerprint.training import Fingerprint
 from hf_fingerprint.vault.locations import vault_around, vault_below
 from hf_fingerprint.vault.sealing import new_identity
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PLAIN_SETTINGS, names_in, new_vault, save_plain
 
 
 refusal = partial(refused, error=VaultError)

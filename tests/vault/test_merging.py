@@ -4,11 +4,8 @@ from functools import partial, reduce
 from itertools import permutations
 
 import pytest
-from checkpoint_files import UNHURRIED
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint import Vault
 from hf_fingerprint.errors import VaultError
@@ -20,6 +17,9 @@ from hf_fingerprint.vault.merging import MergeReport, merge, merge_both
 from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
 from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.union import join
+from tests.helpers.checkpoint_files import UNHURRIED
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 
 WHOLE, SHA = "f0" * 32, "5a" * 20

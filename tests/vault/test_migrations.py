@@ -5,17 +5,17 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from format_1 import FORMAT_1
-from quick_age import lock_quickly
-from refusals import refused
-from two_processes import errors_of_two
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault import Vault, begin_publication, begin_training, copies_in_training, publications
-from hf_fingerprint.vault import upgrading as module
+from hf_fingerprint.vault import migrations as module
 from hf_fingerprint.vault.schema import TABLES
 from hf_fingerprint.vault.sealing import new_identity, seal
+from tests.helpers.format_1 import FORMAT_1
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
+from tests.helpers.two_processes import errors_of_two
 
 
 PASSPHRASE = "correct horse battery staple"

@@ -8,9 +8,6 @@ from functools import partial
 
 import pyrage
 import pytest
-from quick_age import lock_quickly
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.errors import PassphraseError, VaultError
@@ -28,6 +25,9 @@ from hf_fingerprint.vault.packing import open_pack, pack_snapshot, pack_vault
 from hf_fingerprint.vault.sealing import Opener, new_identity, seal, seal_bundle, seal_pack
 from hf_fingerprint.vault.snapshots import take_snapshot
 from hf_fingerprint.vault.union import without
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, new_vault, save_plain
 
 
 WHOLE = "f0" * 32

@@ -9,11 +9,11 @@ from functools import partial
 
 import pyrage
 import pytest
-from refusals import refused
 
 from hf_fingerprint.errors import PassphraseError
 from hf_fingerprint.vault import passphrase_age as module
 from hf_fingerprint.vault.passphrase_age import log_work_of, open_with_passphrase, seal_with_passphrase
+from tests.helpers.refusals import refused
 
 
 PASSPHRASE = "Größe, horse, battery"

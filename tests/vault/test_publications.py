@@ -2,8 +2,6 @@ import shutil
 from functools import partial
 
 import pytest
-from refusals import refused
-from small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.registration import register
@@ -14,6 +12,8 @@ from hf_fingerprint.vault import (
     publication_of,
     publications,
 )
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 
 refusal = partial(refused, error=VaultError)

@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from quick_age import lock_quickly
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, everything_in, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.errors import PassphraseError, VaultError
@@ -19,6 +16,17 @@ from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import open_pack, pack_vault, take_snapshot
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.sealing import Opener, new_identity, open_identity
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import (
+    PASSPHRASE,
+    PLAIN_SETTINGS,
+    bytes_of,
+    everything_in,
+    names_in,
+    new_vault,
+    save_plain,
+)
 
 
 NEW = "a new passphrase"

@@ -4,10 +4,10 @@ enters and opens."""
 import shutil
 
 import pytest
-from hostile_vault_kinds import KINDS
-from hostile_vaults import World, changed, check_merge, make_world, ways_in
 
 from hf_fingerprint.vault import Vault
+from tests.helpers.hostile_vault_kinds import KINDS
+from tests.helpers.hostile_vaults import World, changed, check_merge, make_world, ways_in
 
 
 SOME = [name for number, name in enumerate(KINDS) if number % 5 == 0 or KINDS[name].table in (None, "nothing")]
@@ -21,7 +21,7 @@ def world(tmp_path_factory) -> World:
 
 @pytest.mark.parametrize("name", SOME)
 def test_nothing_enters_that_does_not_verify(world, tmp_path, name):
-    """All kinds, both ways: examples/bench_hostile_merges.py."""
+    """All kinds, both ways: examples/benchmarks/hostile_merges.py."""
     folder = changed(KINDS[name], world, tmp_path / "theirs")
     mine = Vault(shutil.copytree(world.root / "mine", tmp_path / "mine"))
 

@@ -4,13 +4,13 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from checkpoint_files import UNHURRIED
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault import Base, Calibration, Carrier, Compact, TensorRecord
 from hf_fingerprint.vault.schema import FORMAT, TABLES, base_from_row, base_to_row
+from tests.helpers.checkpoint_files import UNHURRIED
 
 
 BASE = Base(

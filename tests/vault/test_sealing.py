@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pyrage
 import pytest
-from checkpoint_files import bytes_of
-from quick_age import lock_quickly
-from refusals import refused
 
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.vault.passphrase_age import log_work_of
@@ -23,6 +20,9 @@ from hf_fingerprint.vault.sealing import (
     open_identity,
     seal,
 )
+from tests.helpers.checkpoint_files import bytes_of
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
 
 
 KEY = bytes(range(32))

@@ -7,9 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoint_files import bytes_of, open_folder, stranger
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, save_plain, unlocked_vault
 
 from hf_fingerprint import Vault, issue, trace
 from hf_fingerprint.errors import StorageError, VaultError
@@ -19,6 +16,9 @@ from hf_fingerprint.vault import storage as module
 from hf_fingerprint.vault.issuers import add_issuer
 from hf_fingerprint.vault.sealing import change_passphrase, new_identity
 from hf_fingerprint.vault.transactions import transaction
+from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, save_plain, unlocked_vault
 
 
 RECIPIENTS = 70  # enough for a trace to want to keep what it unsealed

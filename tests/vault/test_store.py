@@ -12,11 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint_files import bytes_of, open_folder, stranger
-from format_1 import FORMAT_1
-from quick_age import lock_quickly
-from refusals import refused
-from two_processes import errors_of_two
 
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import commitment
@@ -26,6 +21,11 @@ from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.schema import base_to_row
 from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
 from hf_fingerprint.vault.unsealing import open_copies, unsealed
+from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
+from tests.helpers.format_1 import FORMAT_1
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
+from tests.helpers.two_processes import errors_of_two
 
 
 PASSPHRASE = "correct horse battery staple"

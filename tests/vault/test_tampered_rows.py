@@ -4,9 +4,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import bench_tampered_rows as bench
 import pytest
 
+from examples.benchmarks import tampered_rows as bench
 from hf_fingerprint import Vault, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import open_copies, store, unused_rows

@@ -5,9 +5,6 @@ from functools import partial
 import numpy as np
 import pyrage
 import pytest
-from quick_age import lock_quickly
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, everything_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.cli.main import main
@@ -15,6 +12,9 @@ from hf_fingerprint.errors import FingerprintError, PassphraseError, VaultError
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import begin_training, copies_in_training, forget_copy, hold, merge, take_snapshot
 from hf_fingerprint.vault.sealing import new_identity
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, everything_in, new_vault, save_plain
 
 
 WHOLE = "f0" * 32

@@ -9,15 +9,24 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from format_1 import FORMAT_1
-from refusals import refused
-from small_models import bytes_of, names_in
 
 from hf_fingerprint.errors import FingerprintWarning, VaultError
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.vault import MergeReport, Vault, incoming, merge, open_folder, open_pack, packing, take_snapshot
+from hf_fingerprint.vault import (
+    MergeReport,
+    Vault,
+    merge,
+    open_folder,
+    open_pack,
+    packing,
+    take_snapshot,
+    untrusted_database,
+)
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
 from hf_fingerprint.vault.sealing import Opener, new_identity, seal
+from tests.helpers.format_1 import FORMAT_1
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import bytes_of, names_in
 
 
 WHOLE, BASE = "f0" * 32, "53e1e7b2c8d4"
@@ -147,15 +156,15 @@ def test_what_is_no_vaults_folder_is_refused(tmp_path, theirs):
 
 
 def test_a_database_that_takes_too_long_is_refused(theirs, monkeypatch):
-    monkeypatch.setattr(incoming, "MAX_STEPS", 100)
-    monkeypatch.setattr(incoming, "_STEPS_AT_ONCE", 10)
+    monkeypatch.setattr(untrusted_database, "MAX_STEPS", 100)
+    monkeypatch.setattr(untrusted_database, "_STEPS_AT_ONCE", 10)
 
     assert "takes too long" in refusal(open_folder, theirs)
 
 
 def test_a_vault_beyond_the_limit_is_refused_and_none_is_packed(theirs, identity, monkeypatch):
     content = packing.pack_vault(Vault(theirs))
-    monkeypatch.setattr(incoming, "MAX_PACK", 5000)
+    monkeypatch.setattr(untrusted_database, "MAX_PACK", 5000)
     monkeypatch.setattr(packing, "MAX_PACK", 5000)
 
     assert "MB" in refusal(open_folder, theirs)

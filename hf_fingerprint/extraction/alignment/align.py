@@ -30,7 +30,7 @@ AT_ALL = 0.99  # where all lean alike, the turn that they have in common needs n
 MUCH_BETTER = 0.5  # a basis has more freedom than an order, so it must explain this much more
 
 
-def align(
+def align_suspect(
     base: Base,
     original: Checkpoint,
     suspect: Weights,

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refused
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
 from hf_fingerprint.blackbox.client.parsing import Reader, class_told
+from tests.helpers.refusals import refused
 
 
 NAMES = ["cat", "Dog ", "tabby, cat", "7", "owl"]

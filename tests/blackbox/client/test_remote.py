@@ -11,13 +11,13 @@ from tempfile import gettempdir
 
 import numpy as np
 import pytest
-from loopback_suspect import Fault, LoopbackSuspect, picture
-from refusals import refused
 
-from hf_fingerprint.blackbox import remote
+from hf_fingerprint.blackbox.client import remote
 from hf_fingerprint.blackbox.client.remote import from_inference_client, from_url, place_of, png
 from hf_fingerprint.blackbox.client.retries import Politeness
 from hf_fingerprint.errors import FingerprintError, FingerprintWarning, StorageError
+from tests.helpers.loopback_suspect import Fault, LoopbackSuspect, picture
+from tests.helpers.refusals import refused
 
 
 NAMES = [f"class {index}" for index in range(10)]

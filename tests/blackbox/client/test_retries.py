@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refused
 
 from hf_fingerprint.blackbox.client.retries import LONGEST_WAIT, Passing, Politeness, is_passing, retry_after
+from tests.helpers.refusals import refused
 
 
 class Clock:

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from loopback_suspect import picture
-from refusals import refused
-from small_models import build, save_timm
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
 from hf_fingerprint.blackbox.client.suspects import from_callable, from_folder, from_pipeline
+from tests.helpers.loopback_suspect import picture
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import build, save_timm
 
 
 NAMES = [f"class {index}" for index in range(10)]

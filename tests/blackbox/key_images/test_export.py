@@ -5,13 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from asked_models import Served, asked_base
 from PIL import Image
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new_vault, save_plain
 
 from hf_fingerprint import Issuer, issue
-from hf_fingerprint.blackbox import key_sets
+from hf_fingerprint.blackbox.key_images import export
 from hf_fingerprint.blackbox.key_images.export import (
     check_bits,
     export_key_images,
@@ -22,6 +19,9 @@ from hf_fingerprint.blackbox.key_images.export import (
 from hf_fingerprint.blackbox.querying.query import questions_of
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.vault import Vault
+from tests.helpers.asked_models import Served, asked_base
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new_vault, save_plain
 
 
 NAMES = ["alice", "bob", "carol"]
@@ -140,12 +140,12 @@ def test_capacity_is_a_parameter(scene, bits):
 
 
 def test_a_question_without_room_is_left_out_and_counted(scene, monkeypatch):
-    really, owned = key_sets.make_key_image, np.flatnonzero(owned_by(scene, "carol"))
+    really, owned = export.make_key_image, np.flatnonzero(owned_by(scene, "carol"))
 
     def some(cover, payload, key, index):
         return really(cover, payload, key, index, psnr=38 if index in owned[:2] else 58)
 
-    monkeypatch.setattr(key_sets, "make_key_image", some)
+    monkeypatch.setattr(export, "make_key_image", some)
     made = export_key_images(None, "carol", scene.vault, scene.root / "some")
 
     assert (made.images, made.left_out) == (2, len(owned) - 2)
@@ -159,7 +159,7 @@ def test_what_fails_leaves_nothing(scene, monkeypatch, tmp_path):
     def broken(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(key_sets, "write_private", broken)
+    monkeypatch.setattr(export, "write_private", broken)
     with pytest.raises(KeyboardInterrupt):
         export_key_images(None, "alice", scene.vault, tmp_path / "deep" / "set")
 

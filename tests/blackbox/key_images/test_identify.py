@@ -4,11 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from asked_models import COUNT, asked_base
-from asked_records import add_copy, add_questions, asked_records
 from PIL import Image
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, names_in, new_vault, plain_arrays, save_plain
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox import synthetic_cover
@@ -19,6 +15,18 @@ from hf_fingerprint.errors import CodeError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
+from tests.helpers.asked_models import COUNT, asked_base
+from tests.helpers.asked_records import add_copy, add_questions, asked_records
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import (
+    PASSPHRASE,
+    PLAIN_SETTINGS,
+    SETTINGS,
+    names_in,
+    new_vault,
+    plain_arrays,
+    save_plain,
+)
 
 
 NAMES = ["alice", "bob", "carol"]

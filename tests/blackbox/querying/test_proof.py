@@ -2,16 +2,16 @@ import json
 import shutil
 
 import pytest
-from asked_models import Served
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from refusals import refused
 
 from hf_fingerprint.blackbox import check_proof, keyed_labels, query, write_proof
 from hf_fingerprint.blackbox.querying.proof import outcome_of_proof
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.outcomes import Outcome
+from tests.helpers.asked_models import Served
+from tests.helpers.refusals import refused
 
 
 NAME = "recipient 1"

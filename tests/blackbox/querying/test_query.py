@@ -3,9 +3,6 @@ import shutil
 
 import numpy as np
 import pytest
-from asked_models import COUNT, DECOYS, WIDTH, Served
-from refusals import refused
-from small_models import PASSPHRASE, new_vault, save_vit
 
 from hf_fingerprint import trace
 from hf_fingerprint.blackbox.querying.query import query, questions_of
@@ -14,6 +11,9 @@ from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
+from tests.helpers.asked_models import COUNT, DECOYS, WIDTH, Served
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, new_vault, save_vit
 
 
 NAMES = [f"recipient {i}" for i in range(8)]

@@ -4,20 +4,20 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from refusals import refused
 
 from hf_fingerprint.blackbox.querying.e_process import Evidence
 from hf_fingerprint.blackbox.querying.session import Pool, Questioning, question
 from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, image_digest, pool_digest
 from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.processes import ROOT
+from tests.helpers.refusals import refused
 
 
 KEYS = [i.to_bytes(32, "big") for i in range(50)]
@@ -143,8 +143,8 @@ def test_a_refusal_leaves_what_was_answered(tmp_path):
 SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
-sys.path[:0] = [sys.argv[2], sys.argv[3]]
-from test_questioning import HEADING, ORDER, POOL, Pool, fresh, innocent, question, Transcript
+sys.path[:0] = [sys.argv[2]]
+from tests.blackbox.querying.test_session import HEADING, ORDER, POOL, Pool, fresh, innocent, question, Transcript
 
 def suspect(image):
     print(len(transcript.answers), flush=True)
@@ -158,8 +158,7 @@ question(suspect, [Pool(POOL, fresh(), transcript)], ORDER)
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_is_stopped_loses_nothing_that_was_answered(tmp_path, how):
-    here = Path(__file__).parent
-    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "t"), str(here), str(here.parent)]
+    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "t"), str(ROOT)]
     with subprocess.Popen(
         arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

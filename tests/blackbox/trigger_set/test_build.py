@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from refusals import refused
-from small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, new_vault, save_plain, save_vit
-from tiny_built import tiny
 
-from hf_fingerprint.blackbox import preparing
 from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.trigger_set import build
 from hf_fingerprint.blackbox.trigger_set.build import make_questions, prepare_questions, questions_for
 from hf_fingerprint.blackbox.trigger_set.triggers import TOLD
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, new_vault, save_plain, save_vit
+from tests.helpers.tiny_built import tiny
 
 
 NAMES = {"body.weight": "body.weight", "head.weight": "the.head"}
@@ -55,7 +55,7 @@ def test_what_was_said_is_what_the_model_says():
 
 def test_no_more_is_changed_than_it_takes(monkeypatch):
     _, least = made()
-    monkeypatch.setattr(preparing, "TOLD", 2.0)  # never enough
+    monkeypatch.setattr(build, "TOLD", 2.0)  # never enough
     _, most = made()
 
     sizes = [np.mean([np.linalg.norm(asked.head_change(key)) for key in KEYS]) for asked in (least, most)]

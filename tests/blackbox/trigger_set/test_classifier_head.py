@@ -1,11 +1,11 @@
 import pytest
 import torch
-from refusals import refused
-from tiny_built import tiny
 
 from hf_fingerprint.blackbox.trigger_set.classifier_head import all_features, features_of, find_head
 from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.refusals import refused
+from tests.helpers.tiny_built import tiny
 
 
 IMAGES = torch.randn(90, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from PIL import Image
-from tiny_built import tiny
 
 from hf_fingerprint.blackbox.trigger_set.classifier_head import all_features, find_head
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
@@ -15,6 +14,7 @@ from hf_fingerprint.blackbox.trigger_set.optimize import (
     views_of,
 )
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, question_clouds
+from tests.helpers.tiny_built import tiny
 
 
 CLOUDS = torch.from_numpy(question_clouds(bytes(32), 6)).permute(0, 3, 1, 2).float()

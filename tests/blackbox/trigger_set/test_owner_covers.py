@@ -1,10 +1,7 @@
 import numpy as np
 import pytest
-from asked_models import COUNT, DECOYS, STEPS, Served, built, names_of
 from PIL import Image
-from refusals import refused
 from sklearn.datasets import load_sample_images
-from small_models import SETTINGS, save_vit, unlocked_vault
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox.key_images.export import export_key_images
@@ -14,6 +11,9 @@ from hf_fingerprint.blackbox.trigger_set.build import make_questions, prepare_qu
 from hf_fingerprint.blackbox.trigger_set.owner_covers import pixels_of, read_covers
 from hf_fingerprint.blackbox.trigger_set.triggers import under
 from hf_fingerprint.registration import register
+from tests.helpers.asked_models import COUNT, DECOYS, STEPS, Served, built, names_of
+from tests.helpers.refusals import refused
+from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
 
 
 SECRET = bytes(range(32))

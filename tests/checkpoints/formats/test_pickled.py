@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_files import bytes_of, names_of, open_folder, refused, stranger
 from safetensors.torch import load_file
 
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint, write_copy
 from hf_fingerprint.errors import CheckpointError
+from tests.helpers.checkpoint_files import bytes_of, names_of, open_folder, refused, stranger
 
 
 TENSORS = {

@@ -4,15 +4,24 @@ from functools import partial
 
 import numpy as np
 import pytest
-from checkpoint_files import entry, open_folder, raw_safetensors, refused, save_model, save_shards, stranger
-from fuzz_inputs import header_bomb
 from safetensors.numpy import load_file, save
 
-from hf_fingerprint.checkpoints import open_checkpoint, reader, safetensors_file
+from examples.benchmarks.fuzz_inputs import header_bomb
+from hf_fingerprint.checkpoints import open_checkpoint, reader
 from hf_fingerprint.checkpoints.dtypes import SIZES
+from hf_fingerprint.checkpoints.formats import safetensors_files
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, read_layout
 from hf_fingerprint.checkpoints.limits import MAX_HEADER, MAX_INDEX
 from hf_fingerprint.errors import CheckpointError
+from tests.helpers.checkpoint_files import (
+    entry,
+    open_folder,
+    raw_safetensors,
+    refused,
+    save_model,
+    save_shards,
+    stranger,
+)
 
 
 def test_the_layout_says_where_each_tensors_bytes_are(tmp_path):
@@ -210,7 +219,7 @@ def test_an_unreadable_file_is_named():
 
 def test_a_header_that_costs_too_much_to_parse_is_refused_before_anybody_parses_it(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
-    monkeypatch.setattr(safetensors_file, "safe_open", pytest.fail)
+    monkeypatch.setattr(safetensors_files, "safe_open", pytest.fail)
     path.write_bytes(header_bomb(MAX_HEADER + 100))
     assert "has a header of 16.1 MB" in refused(partial(read_layout, left_out={}), path)
     path.write_bytes(header_bomb(MAX_HEADER - 100))
@@ -220,7 +229,7 @@ def test_a_header_that_costs_too_much_to_parse_is_refused_before_anybody_parses_
 
 
 def test_of_too_many_tensors_the_largest_are_read_of_a_suspect_and_a_base_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(safetensors_file, "MAX_TENSORS", 3)
+    monkeypatch.setattr(safetensors_files, "MAX_TENSORS", 3)
     monkeypatch.setattr(reader, "MAX_TENSORS", 3)
     path = save_model(tmp_path / "m.safetensors", **{f"x{i}": np.zeros(i + 1, np.float32) for i in range(5)})
 

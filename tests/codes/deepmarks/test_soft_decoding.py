@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 from scipy.stats import beta, kstest, ortho_group
 
-from hf_fingerprint.codes import soft_decoding
+from hf_fingerprint.codes.deepmarks import soft_decoding
 from hf_fingerprint.codes.deepmarks.block_design import BlockDesign
 from hf_fingerprint.codes.deepmarks.soft_decoding import BUDGET, _log_tail, soft_decode
 from hf_fingerprint.errors import CodeError

@@ -5,7 +5,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 from timm.layers import resample_abs_pos_embed
 
 from hf_fingerprint import Issuer, trace
@@ -25,7 +24,8 @@ from hf_fingerprint.attacks import (
 )
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction import match_tensors, read_suspect
-from hf_fingerprint.extraction.alignment import align, aligning, leaning, pairs
+from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_test
+from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
 HEADS = 3
@@ -162,7 +162,7 @@ def test_a_few_rows_that_moved_are_put_back_where_a_sample_of_rows_lines_up(resn
     before, _ = scores(resnet, resnet.state, tmp_path)
 
     after, result = scores(resnet, moved, tmp_path)
-    monkeypatch.setattr(aligning, "_every_row", lambda ours, theirs: True)
+    monkeypatch.setattr(align, "_every_row", lambda ours, theirs: True)
     by_sample, fewer = scores(resnet, moved, tmp_path)
 
     assert result.tensors_aligned > fewer.tensors_aligned
@@ -207,7 +207,7 @@ def test_a_network_adapted_to_other_data_is_put_in_order_all_the_same(resnet, tm
 
 
 def test_what_lines_up_is_read_as_it_is_and_no_model_is_built(vit, tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "build_model", lambda source: pytest.fail("built"))
+    monkeypatch.setattr(layer_pairs, "build_model", lambda source: pytest.fail("built"))
 
     for attack in (dict, Quantization(5), MagnitudePruning(0.7)):  # in 4 bits it depends on the keys
         _, result = scores(vit, attack(vit.state), tmp_path)
@@ -248,9 +248,9 @@ def test_the_base_itself_disguised_accuses_nobody(vit, plain_vit, tmp_path, atta
 
 
 def test_a_small_turn_that_looks_like_a_drift_is_tried_before_giving_up(plain_vit, tmp_path, monkeypatch):
-    monkeypatch.setattr(aligning, "LINED_UP", 0.1)  # as if it were small
-    monkeypatch.setattr(aligning, "FACTOR", 100.0)
-    monkeypatch.setattr(leaning, "SURE", np.inf)
+    monkeypatch.setattr(align, "LINED_UP", 0.1)  # as if it were small
+    monkeypatch.setattr(align, "FACTOR", 100.0)
+    monkeypatch.setattr(rotation_test, "SURE", np.inf)
 
     _, result = scores(plain_vit, StreamRotation(0.3)(plain_vit.state), tmp_path)
 
@@ -296,13 +296,13 @@ def test_what_was_trained_on_is_read_as_it_is_and_turned_back_once_it_is_turned(
 
 
 def test_a_stranger_is_given_up_after_a_few_layers(plain_vit, tmp_path, monkeypatch):
-    monkeypatch.setattr(pairs, "SOME_ATTENTIONS", 1)
-    monkeypatch.setattr(pairs, "SOME_OTHERS", 1)
-    monkeypatch.setattr(aligning, "STRANGER", 2)
+    monkeypatch.setattr(layer_pairs, "SOME_ATTENTIONS", 1)
+    monkeypatch.setattr(layer_pairs, "SOME_OTHERS", 1)
+    monkeypatch.setattr(align, "STRANGER", 2)
     turned, rearranged = [], []
-    real, put = pairs.Pairs.turned, aligning.rearrange
-    monkeypatch.setattr(pairs.Pairs, "turned", lambda self, names: turned.append(names) or real(self, names))
-    monkeypatch.setattr(aligning, "rearrange", lambda *of: rearranged.append(of) or put(*of))
+    real, put = layer_pairs.Pairs.turned, align.rearrange
+    monkeypatch.setattr(layer_pairs.Pairs, "turned", lambda self, names: turned.append(names) or real(self, names))
+    monkeypatch.setattr(align, "rearrange", lambda *of: rearranged.append(of) or put(*of))
     other = load_file(save_timm(tmp_path / "other", "test_vit", seed=5, num_classes=10) / "model.safetensors")
 
     _, result = scores(plain_vit, other, tmp_path)
@@ -323,7 +323,7 @@ def test_hidden_units_are_put_back_by_the_weights_alone_where_no_model_can_be_bu
 
     with open_checkpoint(model) as original, open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
         (base,) = vault.bases()
-        found = align(base, original, suspect, match_tensors(base, original, suspect))
+        found = align.align_suspect(base, original, suspect, match_tensors(base, original, suspect))
         back = {name: torch.from_numpy(found.read(info).view("<f4")) for name, info in found.moved.items()}
 
     assert set(back) == hidden

@@ -3,12 +3,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small_models import save_timm
 
 from hf_fingerprint.attacks import DummyUnits, FoldedNorms
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.extraction.alignment.suspect_model import as_base
 from hf_fingerprint.models import build_model, synthetic_images
+from tests.helpers.small_models import save_timm
 
 
 def run(folder, architecture, change):

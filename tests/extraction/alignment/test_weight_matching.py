@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_fingerprint.extraction.alignment import rearranging
+from hf_fingerprint.extraction.alignment import weight_matching
 from hf_fingerprint.extraction.alignment.activation_matching import Activations
 from hf_fingerprint.extraction.alignment.duplicate_units import channels_that_are_one
 from hf_fingerprint.extraction.alignment.weight_matching import (
@@ -167,11 +167,11 @@ def test_no_assignment_is_made_for_large_tensors_that_have_nothing_in_common(mon
     ours, _, theirs, seen = made(0, 60, 60, 1, 0.1, True)
     rng = np.random.default_rng(1)
     other = [rng.standard_normal(a.shape).astype(np.float32) for a in (theirs, seen[1].inputs, seen[1].outputs)]
-    monkeypatch.setattr(rearranging, "LARGE", 0)
-    monkeypatch.setattr(rearranging, "CHANCE", 10.0)
+    monkeypatch.setattr(weight_matching, "LARGE", 0)
+    monkeypatch.setattr(weight_matching, "CHANCE", 10.0)
 
     back = rearrange(ours, theirs, seen)(theirs)
     assert np.vdot(back, ours) > 0.95 * np.linalg.norm(back) * np.linalg.norm(ours)
 
-    monkeypatch.setattr(rearranging, "linear_sum_assignment", lambda costs: pytest.fail("assigned"))
+    monkeypatch.setattr(weight_matching, "linear_sum_assignment", lambda costs: pytest.fail("assigned"))
     rearrange(ours, other[0], (seen[0], Activations(*other[1:])))

@@ -1,0 +1,99 @@
+"""What it costs a thief to lose the mark: the suite of attacks on EfficientNet-Lite0 and Lite2 with real weights, and
+on a residual network and a vision transformer trained here, all on Fashion-MNIST.
+
+    python -m examples.benchmarks.attacks lite0       # every attack, every strength, coalitions up to 50
+    python -m examples.benchmarks.attacks vit --attacks finetune remove --quick
+
+Each model's page, table and points are in a folder of its own; run again, it goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+import timm
+import torch
+from timm.models import save_for_hf
+
+from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, lite2
+from examples._common.training import fine_tune
+from hf_fingerprint import Settings
+from hf_fingerprint.cli.output import remark, stages
+from hf_fingerprint.evaluation import Data, evaluate, write_report
+
+
+OWNED, TESTED = 20_000, 500
+RECIPIENTS = 1000
+COALITIONS = (3, 5, 10, 20, 50)
+SIZES = {"lite0": 56, "lite2": 56, "resnet": 32, "vit": 28}
+Labelled = tuple[torch.Tensor, torch.Tensor]
+VIT = {"img_size": 28, "patch_size": 7, "depth": 6}
+
+
+def real_images(size: int, trained: int, tested: int) -> tuple[str, Labelled, Labelled]:
+    """Fashion-MNIST if Debian's package is installed, else as many of scikit-learn's digits as there are."""
+    if FASHION_MNIST.is_dir():
+        return "Fashion-MNIST", fashion_mnist(True, trained, size), fashion_mnist(False, tested, size)
+    images, labels = digits(size)
+    return "digits", (images[tested:], labels[tested:]), (images[:tested], labels[:tested])
+
+
+def make_base(name: str, folder: Path, images: torch.Tensor, labels: torch.Tensor, scale: float) -> Path:
+    """The owner's model: real ImageNet weights fine-tuned, or trained from scratch; kept between runs."""
+    if folder.exists():
+        return folder
+    torch.manual_seed(0)
+    arguments: dict[str, object] = {}
+    if name in ("lite0", "lite2"):
+        model = lite0() if name == "lite0" else lite2()
+        model.reset_classifier(10)
+        rates = [(1e-3, 100), (5e-4, 100), (1e-4, 100)]
+    elif name == "resnet":
+        model, rates = timm.create_model("resnet10t", num_classes=10), [(2e-3, 400), (5e-4, 300), (1e-4, 200)]
+    else:
+        arguments = dict(VIT)
+        model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **VIT)
+        rates = [(1e-3, 600), (3e-4, 400), (1e-4, 200)]
+    for part, (lr, steps) in enumerate(rates):
+        fine_tune(model, images, labels, lr, max(1, round(scale * steps)), seed=part, label=f"the owner trains {name}")
+    model.pretrained_cfg["input_size"] = (3, SIZES[name], SIZES[name])
+    save_for_hf(model, folder, safe_serialization=True, model_args=arguments)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=SIZES)
+    parser.add_argument("--attacks", nargs="+", help="names or groups of the suite; all by default")
+    parser.add_argument("--coalitions", nargs="+", type=int, default=COALITIONS)
+    parser.add_argument("--runs", type=int, default=1, help="how often each coalition is formed")
+    parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
+    parser.add_argument("--max-kl", type=float, help="the mark's budget on the output, in nats; 1e-4 by default")
+    parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
+    arguments = parser.parse_args()
+    owned, tested = round(arguments.scale * OWNED), max(50, round(arguments.scale * TESTED))
+    name, train, test = real_images(SIZES[arguments.model], owned + owned // 10, tested)
+    base = make_base(
+        arguments.model, arguments.out / f"{arguments.model}_base", *(part[:owned] for part in train), arguments.scale
+    )
+    data = Data(name, (train[0][owned:], train[1][owned:]), test)
+    with stages() as advance:
+        found = evaluate(
+            base,
+            data,
+            arguments.out / arguments.model,
+            arguments.attacks,
+            arguments.coalitions,
+            Settings(arguments.max_kl, recipients_planned=RECIPIENTS),
+            quick=arguments.quick,
+            runs=arguments.runs,
+            public_base=True,
+            report=remark,
+            advance=advance,
+        )
+    written = write_report(found, arguments.out / arguments.model)
+    remark(f"The page is {written.page}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""A second channel, tried and not taken: images on a base's decision boundary, on which untouched copies differ by
+their weight marks alone.
+
+To first order a copy's margin at an image is the base's plus `<G, b>`, b the copy's codeword and G the gradient of the
+margin by it. So answers at many images say something of b, and a score linear in b follows from any of them, with the
+same proof as a reading of weights. Raw responses are correlated from image to image; they are whitened by `G G^T`, for
+answers by the likeliest margins given their signs (a probit regression). Printed beside it: the score needed among
+1,000 recipients at alpha 1e-6, and the highest of never-issued keys.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from scipy.stats import norm
+
+from examples._common.real_inputs import fashion_mnist
+from examples.benchmarks.blackbox import PASSPHRASE, SIZE, Setting, State, fashion, make_base
+from hf_fingerprint import Settings, Vault
+from hf_fingerprint.attacks import Quantization
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.keys import new_secret
+from hf_fingerprint.models import BuiltModel, build_model
+from hf_fingerprint.registration import register
+from hf_fingerprint.training.model_carriers import locate
+from hf_fingerprint.training.regularizer import parameter_places
+
+
+HALVINGS, APART = 16, 0.5  # of the way between two images; logits to the third class
+RECIPIENTS, ALPHA = 1000, 1e-6
+
+
+def picture(image: np.ndarray) -> Image.Image:
+    """Grey levels as a picture of 8 bits."""
+    return Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
+
+
+def boundary(built: BuiltModel, images: np.ndarray, count: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Mixtures of two images between whose classes the base can't decide: inputs, and the two classes of each."""
+
+    def told(image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        shown = built.preprocess(picture(image))
+        with torch.no_grad():
+            return shown, built.module(shown[None])[0]
+
+    rng, inputs, pairs = np.random.default_rng(0), [], []
+    for _ in track(range(count), description="boundary images", transient=True):
+        while True:
+            one, other = (images[i].astype(float) for i in rng.integers(len(images), size=2))
+            dither, low, high, first = rng.uniform(-0.5, 0.5, one.shape), 0.0, 1.0, told(one)[1].argmax()
+            if told(other)[1].argmax() == first:
+                continue
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                shown, logits = told(one * (1 - middle) + other * middle + dither)
+                low, high = (middle, high) if logits.argmax() == first else (low, middle)
+            best = logits.topk(3)
+            if best.values[1] - best.values[2] > APART:
+                inputs.append(shown)
+                pairs.append(best.indices[:2].numpy())
+                break
+    return torch.stack(inputs), np.stack(pairs)
+
+
+def margins(module: torch.nn.Module, inputs: torch.Tensor, pairs: np.ndarray) -> torch.Tensor:
+    """By how much the first class leads the second at each image, `float64`."""
+    with torch.no_grad():
+        logits = module(inputs).double()
+    rows = torch.arange(len(inputs))
+    return logits[rows, pairs[:, 0]] - logits[rows, pairs[:, 1]]
+
+
+def likeliest(signs: torch.Tensor, plain: torch.Tensor, likeness: torch.Tensor, doubt: float) -> torch.Tensor:
+    """What a copy's margins most likely are beside the base's, given their signs: `(n,)`."""
+    root = torch.linalg.cholesky(likeness + 1e-9 * likeness.diagonal().mean() * torch.eye(len(likeness)))
+    drawn = torch.zeros(len(signs), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([drawn], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        lost = drawn.square().sum() / 2 - torch.special.log_ndtr(signs * (plain + root @ drawn) / doubt).sum()
+        lost.backward()
+        return lost
+
+    optimizer.step(loss)
+    return (root @ drawn).detach()
+
+
+class Scene:
+    """A registered base, the gradients of its margins by the codeword, and copies made in memory."""
+
+    def __init__(self, base: Path, out: Path, images: np.ndarray, count: int):
+        record = register(base, Vault.create(out / f"vault_{new_secret().hex()[:8]}", PASSPHRASE), Settings())
+        self.codebook = record.codebook()
+        with open_checkpoint(base) as checkpoint:
+            self.built = build_model(checkpoint)
+            places = parameter_places(self.built.module)
+            shapes = {name: tuple(getattr(*place).shape) for name, place in places.items()}
+            self.maps = locate(record, checkpoint, shapes).maps()
+        self.carriers = {name: getattr(*places[name]) for name in self.maps}
+        self.base = {name: carrier.detach().clone() for name, carrier in self.carriers.items()}
+        self.inputs, self.pairs = boundary(self.built, images, count)
+        self.plain = margins(self.built.module, self.inputs, self.pairs)
+        self.gradients = torch.zeros(count, record.length)
+        for row, (shown, pair) in enumerate(zip(self.inputs, self.pairs, strict=True)):
+            logits = self.built.module(shown[None])[0]
+            slopes = torch.autograd.grad(logits[pair[0]] - logits[pair[1]], list(self.carriers.values()))
+            for part, slope in zip(self.maps.values(), slopes, strict=True):
+                part.read(slope.flatten(1), 0, self.gradients[row])
+        self.likeness = (self.gradients @ self.gradients.T).double()
+        self.innocents = torch.stack([self.codeword(new_secret()) for _ in range(3000)])
+
+    def codeword(self, key: bytes) -> torch.Tensor:
+        """Of a key, +1 and -1."""
+        return torch.from_numpy(np.asarray(self.codebook.codeword(key), np.float32))
+
+    def margins_of(self, codeword: torch.Tensor, attack: Callable[[State], State]) -> torch.Tensor:
+        """A copy's, after what a thief does to it."""
+        marked = {}
+        with torch.no_grad():
+            for name, part in self.maps.items():
+                mark = torch.zeros_like(self.base[name]).flatten(1)
+                part.adjoint(codeword, 0, mark)
+                marked[name] = self.base[name] + mark.reshape(self.base[name].shape)
+            for name, weight in attack(marked).items():
+                self.carriers[name].copy_(weight)
+        return margins(self.built.module, self.inputs, self.pairs)
+
+    def scores(self, codeword: torch.Tensor, response: torch.Tensor, ridge: float) -> tuple[float, float]:
+        """In standard deviations of never-issued keys': the copy's own, and the highest of theirs."""
+        steady = self.likeness + ridge * self.likeness.diagonal().mean() * torch.eye(len(response))
+        weights = (self.gradients.double().T @ torch.linalg.solve(steady, response)).float()
+        others = self.innocents @ weights
+        return tuple(float((score - others.mean()) / others.std()) for score in (codeword @ weights, others.max()))  # type: ignore[return-value]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench_output/boundary"), help="where to work")
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--copies", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=300, help="that the base is trained for")
+    chosen = parser.parse_args(arguments)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    if not (chosen.out / "base").exists():
+        make_base(chosen.out / "base", fashion(Setting()), chosen.steps)
+    images = (fashion_mnist(False, 4000, SIZE)[0] * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    scene = Scene(chosen.out / "base", chosen.out, images, chosen.questions)
+    print(f"the score that accuses one of {RECIPIENTS:,}: {norm.isf(ALPHA / RECIPIENTS):.1f}\n")
+    print(
+        "| copies | told | own score, mean | least | highest of 3,000 never issued |\n| --- | --- | --- | --- | --- |"
+    )
+    for name, attack in (("untouched", dict), ("int8", Quantization(8))):
+        found: dict[str, list[tuple[float, float]]] = {"labels": [], "logits": []}
+        for _ in range(chosen.copies):
+            codeword = scene.codeword(new_secret())
+            got = scene.margins_of(codeword, attack)
+            response = got - scene.plain
+            signs = likeliest(got.sign(), scene.plain, scene.likeness, float(response.std()) / 10)
+            found["labels"].append(scene.scores(codeword, signs, 1e-6))
+            found["logits"].append(scene.scores(codeword, response, 1e-3))
+        for told, scores in found.items():
+            own, others = np.array(scores).T
+            print(f"| {name} | {told} | {own.mean():.1f} | {own.min():.1f} | {others.max():.1f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

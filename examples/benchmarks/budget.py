@@ -1,0 +1,152 @@
+"""The budget on the output against what issued copies do: for each kind of output, the divergence that the record
+promises beside the mean over 32 issued copies on 1,024 images that the calibration did not see.
+
+    python -m examples.benchmarks.budget --out bench_output/budget [--only NAME ...]
+
+EfficientNet-Lite0 has its real ImageNet weights: whole, with the difference of two classes as one logit, with 20 of
+its classes as labels, and without its head. The segmenter and the backbone of transformers have random weights.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from examples._common.owner import PASSPHRASE
+from examples._common.real_inputs import lite0, save_timm
+from hf_fingerprint import Issuer, Settings, Vault
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.models import BuiltModel, Images, build_model, many_synthetic_images, user_images
+from hf_fingerprint.registration.outputs import divergence, values_of
+
+
+SIZE, COPIES, EACH, HELD_OUT_SEED = 64, 32, 32, 9
+Case = tuple[Callable[[Path], None], Settings]
+
+
+def main() -> None:
+    """Measures every case, or those named, and prints a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="A folder for models, copies and rows.")
+    parser.add_argument("--only", nargs="*", default=None, help="Names of cases.")
+    parser.add_argument("--copies", type=int, default=COPIES, help="How many copies are issued.")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    print("| model | kind | promised | issued copies, on average | ratio | the least and the most of one copy |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, (save, settings) in cases(arguments.out).items():
+        if arguments.only is None or name in arguments.only:
+            row = measure(arguments.out / name.replace(" ", "_"), save, settings, arguments.copies)
+            ratio = row["measured"] / row["promised"]
+            span = f"{row['least'] / row['promised']:.2f} - {row['most'] / row['promised']:.2f}"
+            figures = f"{row['promised']:.1e} | {row['measured']:.1e} | {ratio:.2f} | {span}"
+            print(f"| {name} | {row['kind']} | {figures} |", flush=True)
+
+
+def cases(out: Path) -> dict[str, Case]:
+    """The models, and what their budgets are."""
+    plain = Settings(recipients_planned=100)
+    labels = Settings(recipients_planned=100, output_kind="multi_label")
+    digits = Settings(recipients_planned=100, calibration=out / "digits" / "calibration")
+    return {
+        "Lite0": (lambda folder: save_lite0(folder), plain),
+        "Lite0 on digits": (lambda folder: save_digits(out) or save_lite0(folder), digits),
+        "Lite0 with one logit": (lambda folder: save_lite0(folder, lambda head: head[:1] - head[1:2]), plain),
+        "Lite0 with 20 labels": (lambda folder: save_lite0(folder, lambda head: head[::50]), labels),
+        "Lite0 without a head": (lambda folder: save_lite0(folder, None), plain),
+        "Segformer": (save_segformer, plain),
+        "ViTModel": (save_backbone, plain),
+    }
+
+
+def measure(folder: Path, save: Callable[[Path], None], settings: Settings, copies: int) -> dict[str, object]:
+    """What the record says of a model, and what its copies do."""
+    if not (folder / "model").exists():
+        save(folder / "model")
+    vault = folder / "vault"
+    opened = Vault(vault) if vault.exists() else Vault.create(vault, PASSPHRASE)
+    with Issuer(folder / "model", opened, settings) as issuer, open_checkpoint(folder / "model") as checkpoint:
+        calibration, built = issuer.base.calibration, build_model(checkpoint)
+        images = held_out(built, settings, copies * EACH)
+        each = []
+        for number, batch in zip(range(copies), images.batches(EACH), strict=False):
+            copy = issuer.issue(f"recipient {number}", folder / "copies" / str(number)).path
+            with open_checkpoint(copy) as marked:
+                each.append(apart(built, build_model(marked), batch, str(calibration.output)))
+    row = {
+        "kind": calibration.output,
+        "promised": calibration.kl,
+        "measured": float(np.concatenate(each).mean()),
+        "least": min(float(one.mean()) for one in each),
+        "most": max(float(one.mean()) for one in each),
+    }
+    (folder / "row.json").write_text(json.dumps(row, indent=2) + "\n")
+    return row
+
+
+def held_out(built: BuiltModel, settings: Settings, count: int) -> Images:
+    """Images of the calibration's kind that it did not see."""
+    if settings.calibration is None:
+        return many_synthetic_images(built, count, HELD_OUT_SEED)
+    return user_images(settings.calibration.parent / "held out", built, count)
+
+
+def apart(base: BuiltModel, copy: BuiltModel, batch: torch.Tensor, kind: str) -> np.ndarray:
+    """The divergence of a copy from its base in each image."""
+    with torch.no_grad():
+        before, after = (values_of(each.module(batch), kind) for each in (base, copy))
+    return divergence(before, after, kind).numpy()
+
+
+def save_lite0(folder: Path, change: Callable[[torch.Tensor], torch.Tensor] | None = lambda head: head) -> None:
+    """EfficientNet-Lite0 for images of 64 pixels, its head changed or taken off."""
+    model = lite0()
+    if change is None:
+        model.reset_classifier(0)
+        model.num_classes = 0
+    else:
+        weight, bias = change(model.classifier.weight.detach()), change(model.classifier.bias.detach())
+        model.reset_classifier(len(weight))
+        model.classifier.load_state_dict({"weight": weight, "bias": bias})
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, SIZE, SIZE), "num_classes": model.num_classes}
+    model.default_cfg = model.pretrained_cfg
+    save_timm(model, folder)
+
+
+def save_segformer(folder: Path) -> None:
+    """A small semantic segmenter of transformers."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        hidden_sizes=[32, 64, 80, 128], depths=[1] * 4, decoder_hidden_size=64, num_labels=8, initializer_range=0.1
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 2 * SIZE, "width": 2 * SIZE}).save_pretrained(folder)
+
+
+def save_backbone(folder: Path) -> None:
+    """A small ViT of transformers without a head."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+    ViTModel(ViTConfig(**small, image_size=32, patch_size=8), add_pooling_layer=False).save_pretrained(folder)
+
+
+def save_digits(out: Path) -> None:
+    """scikit-learn's digits as pictures, half of them to calibrate on and half held out."""
+    from sklearn.datasets import load_digits
+
+    for number, pixels in enumerate(load_digits().images):
+        place = out / "digits" / ("calibration" if number % 2 else "held out") / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((SIZE, SIZE)).save(place)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A hostile colleague's vault, in more than two hundred kinds, merged from a folder and from a pack.
+
+    python -m examples.benchmarks.hostile_merges
+
+Of each: nothing enters that does not verify, the bad row is named, the other folder is not written to, nothing ends in
+an unexpected error, and a copy that came with it is traced to its recipient.
+"""
+
+import shutil
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from hf_fingerprint import Vault, trace
+from hf_fingerprint.errors import FingerprintWarning
+from tests.helpers.hostile_vault_kinds import KINDS
+from tests.helpers.hostile_vaults import GOOD, changed, check_merge, make_world, ways_in
+from tests.helpers.small_models import PASSPHRASE
+
+
+LONGEST = 10.0  # seconds
+
+
+def main() -> None:
+    """Prints what became of each kind, and the totals."""
+    warnings.simplefilter("ignore", FingerprintWarning)  # of the tests' identities, which are quick to guess
+    ended: Counter[str] = Counter()
+    slowest, traced = (0.0, ""), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        world = make_world(root / "world")
+        for number, name in enumerate(KINDS):
+            folder = changed(KINDS[name], world, root / "theirs")
+            for way, read in ways_in(folder, world).items():
+                mine = Vault(shutil.copytree(world.root / "mine", root / "mine"))
+                begin = time.perf_counter()
+                report = check_merge(world, mine, folder, KINDS[name], read)
+                seconds = time.perf_counter() - begin
+                slowest = max(slowest, (seconds, f"{name}, as a {way}"))
+                assert seconds < LONGEST, f"{name} took {seconds:.1f} s"
+                ended["refused whole" if report is None else "refused by name" if report.refused else "taken"] += 1
+                if report is not None and not KINDS[name].loses_all:
+                    mine.unlock(PASSPHRASE)
+                    leaker = GOOD[number % 2]
+                    result = trace(world.root / "copies" / leaker, mine)
+                    assert [score.recipient for score in result.accused] == [leaker], name
+                    traced += 1
+                shutil.rmtree(mine.folder)
+            shutil.rmtree(folder)
+    for how, count in ended.items():
+        print(f"{how}: {count}")
+    print(f"{len(KINDS)} kinds, each as a folder and as a pack; {traced} traces, all of them to the right recipient")
+    print(f"slowest: {slowest[0]:.2f} s ({slowest[1]})")
+
+
+if __name__ == "__main__":
+    main()

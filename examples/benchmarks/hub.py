@@ -1,0 +1,194 @@
+"""Figures of publishing and of verifying by Hub id, against the tests' Hub on 127.0.0.1 and the real client."""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import timm
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from examples._common.real_inputs import digits, lite0, load_model, save_timm
+from examples._common.training import fine_tune
+from examples.benchmarks.robustness import Row
+from examples.benchmarks.speed import EPS, PASSPHRASE, ratio, seconds, unbuilt
+from hf_fingerprint import Issuer, Settings, TraceResult, Vault, trace
+from hf_fingerprint.attacks import Quantization, collude
+from hf_fingerprint.hub import Assignment, Publisher
+from tests.helpers.loopback_hub import LoopbackHub
+
+
+TOKEN = "hf_the-owner-of-org"
+
+
+class Patches:
+    """What pytest's monkeypatch does, for `LoopbackHub.point_client`."""
+
+    def setattr(self, target: object, name: str, value: object, raising: bool = True) -> None:
+        """Until `patch.stopall()`."""
+        patch.object(target, name, value, create=not raising).start()
+
+    def setenv(self, name: str, value: str) -> None:
+        """For good."""
+        os.environ[name] = value
+
+    def delenv(self, name: str, raising: bool = True) -> None:
+        """For good."""
+        os.environ.pop(name, None)
+
+
+@contextmanager
+def logged_in(hub: LoopbackHub) -> Iterator[LoopbackHub]:
+    """This process' client talks to a Hub, with a cache of its own."""
+    from huggingface_hub import constants
+
+    with tempfile.TemporaryDirectory() as cache:
+        hub.point_client(Patches(), Path(cache))
+        patch.object(constants, "HF_HOME", cache).start()
+        os.environ["HF_TOKEN"] = TOKEN
+        try:
+            yield hub
+        finally:
+            patch.stopall()
+
+
+@contextmanager
+def own_hub() -> Iterator[LoopbackHub]:
+    """A Hub in this process, whose client is logged in as a member of `org`."""
+    with LoopbackHub() as hub, logged_in(hub):
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        yield hub
+
+
+def serve(connection: Connection) -> None:
+    """A Hub until the other end says something."""
+    with LoopbackHub() as hub:
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        connection.send(hub.url)
+        connection.recv()
+
+
+@contextmanager
+def distant_hub() -> Iterator[None]:
+    """The same in a process of its own, so that its work is not done by the interpreter that is measured."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    hub = LoopbackHub()
+    hub.url = here.recv()
+    with logged_in(hub):
+        yield
+    here.send("end")
+    process.join()
+
+
+def reading_rows(work: Path) -> list[Row]:
+    """What a verification by id fetches of an 86 M weight model among 1,000 recipients."""
+    torch.manual_seed(0)
+    model = save_timm(timm.create_model("vit_base_patch16_224", num_classes=10), work / "vit")
+    vault = Vault.create(work / "vault", PASSPHRASE)
+    with unbuilt():
+        issuer = Issuer(model, vault, Settings(recipients_planned=1000, eps=EPS))
+    with issuer:
+        copy = issuer.issue("the leaker", work / "copy").path
+        for i in range(999):
+            record, key = vault.begin_copy(issuer.base, f"innocent-{i}", Path("nowhere") / str(i))
+            vault.mark_written(record, key, "00" * 32)
+    vault.unlock(PASSPHRASE)
+    rows = []
+    for title, suspect, bound in suspects_of(copy, work):
+        with own_hub() as hub:
+            hub.add("thief/leak", suspect, lfs=True)
+            result = trace("thief/leak", vault)
+        rows.append(Row(f"bytes to name the owner of {title}, 86 M weights", told(result), bound))
+    return rows
+
+
+def suspects_of(copy: Path, work: Path) -> Iterator[tuple[str, Path, str]]:
+    """The copy as it is, in 8 bits, and after a few steps of training; one folder at a time."""
+    yield "a verbatim copy", copy, "<= 2 %, <= 10 requests"
+    folder = work / "suspect"
+    shutil.copytree(copy, folder)
+    save_file(Quantization(bits=8)(load_file(copy / "model.safetensors")), folder / "model.safetensors")
+    yield "an 8-bit copy", folder, "reported, <= 20 %"
+    images, labels = digits(224)
+    tuned = load_model(copy)
+    fine_tune(tuned, images, labels, lr=1e-5, steps=10, batch=4, label="a thief fine-tunes the copy")
+    shutil.rmtree(folder)
+    yield "a fine-tuned copy (AdamW 1e-5, 10 steps)", save_timm(tuned, folder), "reported, <= 20 %"
+
+
+def told(result: TraceResult) -> str:
+    """A trace's cost and verdict."""
+    names = sorted({score.recipient for score in result.accused})
+    share = result.bytes_fetched / result.bytes_total if result.bytes_total else 1.0
+    score = max((score.score for score in result.accused), default=0.0)
+    return f"{share:.2%}, {result.requests} requests; accused: {', '.join(names) or 'nobody'} (score {score:.0f})"
+
+
+def compact_rows(work: Path) -> list[Row]:
+    """Copies of EfficientNet-Lite0 in compact mode: what differs between them, and whether leaks still trace."""
+    model = save_timm(lite0(), work / "lite0")
+    vault = Vault.create(work / "vault_compact", PASSPHRASE)
+    names = ["alice", "bob", "carol"]
+    with Issuer(model, vault, Settings(carriers="compact")) as issuer:
+        copies = {c.recipient: c.path / "model.safetensors" for c in issuer.issue_all(names, work / "copies")}
+    one, two = (np.fromfile(copies[name], np.uint8) for name in names[:2])
+    differ = np.flatnonzero(one != two)
+    span = (differ[-1] + 1 - differ[0]) / len(one)
+    vault.unlock(PASSPHRASE)
+    leak = work / "leak.safetensors"
+    save_file(collude([load_file(path) for path in copies.values()], "average"), leak)
+    found = trace(leak, vault)
+    accused = sorted({score.recipient for score in found.accused})
+    lowest = min((score.score for score in found.accused), default=0.0)
+    return [
+        Row("compact: bytes between the first and the last that differ", f"{span:.1%} of the file", "<= 5 %"),
+        Row("compact: average of 3 copies", f"{len(accused)} of 3, lowest score {lowest:.0f}", "all, nobody else"),
+    ]
+
+
+def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row]:
+    """Issuing variants beside uploading plain copies of the same size, in turn, twenty at a time."""
+    model = save_timm(lite0(), work / "model")
+    vault = Vault.create(work / "vault_publishing", PASSPHRASE)
+    with unbuilt():
+        issuer = Issuer(model, vault, Settings(eps=EPS))
+    ours, theirs = [], []
+    plain = work / "plain"
+    state = load_file(model / "model.safetensors")
+
+    def upload(start: int) -> None:
+        api = HfApi()
+        for i in range(start, start + at_once):
+            api.create_repo(f"org/plain-{i}", private=True)
+            api.upload_folder(repo_id=f"org/plain-{i}", folder_path=plain / str(i))
+
+    with issuer, distant_hub():
+        publisher = Publisher(vault, work=work / "outgoing")
+        for start in range(0, count, at_once):
+            for i in range(start, start + at_once):  # different bytes, or the server would know them
+                shutil.copytree(model, plain / str(i))
+                state["conv_stem.weight"].flatten()[0] = i
+                save_file(state, plain / str(i) / "model.safetensors")
+            os.sync()
+            theirs.append(seconds(lambda start=start: upload(start)))
+            shutil.rmtree(plain)
+            wanted = [Assignment(f"r{i}", f"org/variant-{i}") for i in range(start, start + at_once)]
+            os.sync()
+            ours.append(seconds(lambda wanted=wanted: list(publisher.issue_all(issuer, wanted))))
+    what = f"issuing {count} variants of a 19 MB model to a Hub / uploading {count} plain copies"
+    return [Row(what, ratio(ours, theirs), "<= 1.2")]
+
+
+def hub_rows(work: Path) -> list[Row]:
+    """All of it."""
+    return reading_rows(work) + compact_rows(work) + publishing_rows(work)

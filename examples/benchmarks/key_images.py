@@ -1,0 +1,202 @@
+"""Key images of many recipients over one base's questions: how many are read back, what an eye could see, who else is
+named, and whether a copy answers them otherwise than the plain questions. Prints tables.
+
+    python -m examples.benchmarks.key_images --vault vault --base base    # one with questions
+    python -m examples.benchmarks.key_images --recipients 2 --count 8     # clouds stand for them
+"""
+
+import argparse
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+
+from hf_fingerprint import Vault
+from hf_fingerprint.blackbox import KeyImage, fingerprint_of
+from hf_fingerprint.blackbox.key_images.export import mark_questions
+from hf_fingerprint.blackbox.key_images.identify import CoverReader
+from hf_fingerprint.blackbox.querying.query import asked_of
+from hf_fingerprint.blackbox.trigger_set.classifier_head import find_head
+from hf_fingerprint.blackbox.trigger_set.labels import owned_questions
+from hf_fingerprint.blackbox.trigger_set.triggers import Questions, question_clouds
+from hf_fingerprint.carriers.selection import logits_of
+from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.models import build_model
+
+
+RESAMPLED = ("BICUBIC", "BILINEAR", "LANCZOS", "BOX", "NEAREST")
+SHARE, QUALITY = 0.5, 75
+Pixels = np.ndarray
+
+
+def jpeg(image: Pixels) -> Pixels:
+    """Through a JPEG file."""
+    file = BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=QUALITY)
+    return np.asarray(Image.open(file))
+
+
+def half(image: Pixels, how: str, back: bool = True) -> Pixels:
+    """At half the size, and back."""
+    size, resampling = image.shape[1::-1], Image.Resampling[how]
+    small = Image.fromarray(image).resize((size[0] // 2, size[1] // 2), resampling)
+    return np.asarray(small.resize(size, resampling) if back else small)
+
+
+SUFFERED: dict[str, Callable[[Pixels], Pixels]] = {
+    "untouched": lambda image: image,
+    f"JPEG {QUALITY}": jpeg,
+    "half size (BICUBIC)": partial(half, how="BICUBIC", back=False),
+    **{f"half size and back ({how})": partial(half, how=how) for how in RESAMPLED},
+    **{f"half size, back, JPEG {QUALITY} ({how})": lambda image, how=how: jpeg(half(image, how)) for how in RESAMPLED},
+}
+
+
+@dataclass
+class Figures:
+    """What was counted: images made, read back and named wrongly, by what they suffered; how near they came to what an
+    eye sees; and
+    seconds of processor time."""
+
+    images: int = 0
+    left_out: int = 0
+    read: Counter[str] = field(default_factory=Counter)
+    innocents: Counter[str] = field(default_factory=Counter)
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+    making: float = 0.0
+    reading: float = 0.0
+
+    def lines(self, others: int) -> list[str]:
+        """As a table."""
+        lines = [
+            f"| {self.images:,} key images | read back | innocents matched, of {others:,} an image |",
+            "| --- | --- | --- |",
+        ]
+        for name in SUFFERED:
+            share = self.read[name] / max(self.images, 1)
+            lines.append(f"| {name} | {share:.2%} ({self.read[name]:,}) | {self.innocents[name]} |")
+        each = 1000 / max(self.images, 1)
+        psnr, ssim = (min(values, default=float("nan")) for values in (self.psnr, self.ssim))
+        return [
+            *lines,
+            "",
+            f"least PSNR {psnr:.2f} dB, least SSIM {ssim:.4f}; questions without room: "
+            f"{self.left_out}; {each * self.making:.0f} ms to make one, {each * self.reading / len(SUFFERED):.0f} ms "
+            f"to read it",
+        ]
+
+
+def keys_of(count: int) -> list[bytes]:
+    """Copy keys that are the same in every run."""
+    pool = hashlib.shake_256(b"recipients of key images").digest(32 * count)
+    return [pool[32 * i : 32 * i + 32] for i in range(count)]
+
+
+def measured(
+    images: Pixels, owned: Pixels, secret: bytes, keys: list[bytes], innocents: int, bits: int
+) -> tuple[Figures, list[list[tuple[int, KeyImage]]]]:
+    """Makes all key images, has them suffer and reads them: the figures, and the images of each recipient."""
+    figures, made = Figures(), []
+    reader = CoverReader(images, secret, bits)
+    everyone = {fingerprint_of(key, bits): index for index, key in enumerate(keys_of(len(keys) + innocents))}
+    for row, key in enumerate(track(keys, "key images", transient=True)):
+        started = time.process_time()
+        every = list(mark_questions(images, owned[row], secret, key, bits))
+        figures.making += time.process_time() - started
+        own = [(index, image) for index, image in every if image is not None]
+        figures.left_out += len(every) - len(own)
+        figures.images += len(own)
+        figures.psnr += [image.psnr for _, image in own]
+        figures.ssim += [image.ssim for _, image in own]
+        made.append(own)
+        for name, suffer in SUFFERED.items():
+            suffered = [suffer(image.image) for _, image in own]
+            started = time.process_time()
+            found = [reader.read(image) for image in suffered]
+            figures.reading += time.process_time() - started
+            for (index, _), read in zip(own, found, strict=True):
+                whose = None if read is None else everyone.get(read[1])
+                figures.read[name] += whose == row and read[0] == index
+                figures.innocents[name] += whose not in (None, row)
+    return figures, made
+
+
+def asked(
+    base: str, questions: Questions, images: Pixels, made: list[list[tuple[int, KeyImage]]], keys: list[bytes]
+) -> list[str]:
+    """Whether each recipient's copy (the base with its head bound) answers its questions by its labels: plain, with
+    its own mark, and those that it shares with the next recipient with that one's mark."""
+    with open_checkpoint(base) as checkpoint:
+        built = build_model(checkpoint)
+    weight = find_head(built.module, torch.zeros(1, *built.size)).layer.weight
+    plain_weight = weight.detach().clone()
+
+    def answers(pixels: list[Pixels]) -> Pixels:
+        if not pixels:
+            return np.empty(0, int)
+        shown = torch.stack([built.preprocess(Image.fromarray(image)) for image in pixels])
+        with torch.no_grad():
+            return logits_of(built.module(shown)).argmax(1).numpy()
+
+    agreeing, counted, apart = Counter[str](), Counter[str](), Counter[str]()
+    for row, key in enumerate(track(keys, "answers", transient=True)):
+        with torch.no_grad():
+            weight.copy_(plain_weight + torch.from_numpy(questions.head_change(key)).reshape(weight.shape))
+        labels, _ = (each[0] for each in questions.answers([key]))
+        own, following = dict(made[row]), dict(made[(row + 1) % len(keys)])
+        marks = {"with the mark removed": own, "with its mark": own, "with another's": following}
+        shared = {name: [index for index in own if index in marked] for name, marked in marks.items()}
+        for name, marked in marks.items():
+            plain = answers([images[index] for index in shared[name]])
+            told = plain if marked is own and "removed" in name else answers([marked[i].image for i in shared[name]])
+            agreeing[name] += int((told == labels[shared[name]]).sum())
+            apart[name] += int((told != plain).sum())
+            counted[name] += len(told)
+    lines = [
+        "| a copy's own questions | answered by its labels | answered otherwise than plain |",
+        "| --- | --- | --- |",
+    ]
+    for name in counted:
+        lines.append(f"| {name} | {agreeing[name] / counted[name]:.2%} of {counted[name]:,} | {apart[name]} |")
+    return lines
+
+
+def main() -> None:
+    """Runs it and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vault", type=Path, help="one with a base's questions; it need not be unlocked")
+    parser.add_argument("--base", help="where that base is, to ask its copies too")
+    parser.add_argument("--recipients", type=int, default=20)
+    parser.add_argument("--innocents", type=int, default=1000, help="whose fingerprints are compared besides")
+    parser.add_argument("--count", type=int, default=16, help="how many clouds, without a vault")
+    parser.add_argument("--bits", type=int, default=304)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keys = keys_of(arguments.recipients)
+    if arguments.vault is None:
+        secret, questions = bytes(32), None
+        images = question_clouds(secret, arguments.count)
+        owned = owned_questions(keys, len(images), SHARE)
+    else:
+        known, questions = asked_of(Vault(arguments.vault), arguments.base)
+        secret, images = known.secret, questions.images(known.secret)[: questions.count]
+        owned = questions.answers(keys)[1]
+    figures, made = measured(images, owned, secret, keys, arguments.innocents, arguments.bits)
+    lines = figures.lines(arguments.innocents + len(keys) - 1)
+    if questions is not None and arguments.base is not None:
+        lines += ["", *asked(arguments.base, questions, images, made, keys)]
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

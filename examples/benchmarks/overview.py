@@ -1,0 +1,45 @@
+"""All figures that the README quotes, measured in one run: `make bench`, about half an hour on two cores."""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from examples.benchmarks.hub import hub_rows
+from examples.benchmarks.robustness import Row, robustness_rows
+from examples.benchmarks.speed import help_row, memory_rows, scoring_rows, speed_rows
+
+
+def main() -> None:
+    """Runs the parts asked for, prints the table and writes it to `bench.md`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bench_output"))
+    parser.add_argument("--parts", default="help,speed,memory,scoring,hub,robustness")
+    parser.add_argument("--recipients", type=int, default=1_000_000, help="recipients to decode among")
+    arguments = parser.parse_args()
+    parts = {
+        "help": lambda work: [help_row()],
+        "speed": speed_rows,
+        "memory": memory_rows,
+        "scoring": lambda work: scoring_rows(arguments.recipients),
+        "hub": hub_rows,
+        "robustness": lambda work: robustness_rows(arguments.out),
+    }
+    rows: list[Row] = []
+    for name in arguments.parts.split(","):
+        work = arguments.out / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        for folder in ("vault_robustness", "copies_robustness", "vault_other", "copy_of_another_vault"):
+            shutil.rmtree(arguments.out / folder, ignore_errors=True)
+        print(f"measuring {name}", file=sys.stderr)
+        rows += parts[name](work)
+        shutil.rmtree(work, ignore_errors=True)
+    lines = ["| figure | measured | bound |", "| --- | --- | --- |"]
+    lines += [f"| {row.what} | {row.figure} | {row.bound} |" for row in rows]
+    (arguments.out / "bench.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""What private training costs, and what leaks: every figure of the README's section, and its picture.
+
+A base that the owner trained on images of its own, some of them with labels, learns on from images that stay with
+their holders, over the cut, at several strengths of noise. Each released model is measured beside two others: the
+plain split, where features go over the wire as they are, and the owner's own images alone. Adversaries have public
+images of the same kind, the front, the bottleneck and the law of the noise; what one draws who has nothing but labels,
+which leak anyway, is the floor. The holders' codes serve twice: a reader learns from them first, and what it says of
+the owner's public images is what the back learns from besides.
+
+The loop here is that of `owner_loop` and `holder_loop` in one process, with each image's noise drawn as a holder draws
+it.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import timm
+import torch
+from rich.progress import Progress
+from torch.nn.functional import one_hot
+
+from examples._common.plots import plot_privacy
+from examples._common.real_inputs import fashion_mnist, lite0
+from examples._common.training import accuracy, fine_tune
+from hf_fingerprint.keys import new_secret
+from hf_fingerprint.privacy import (
+    Bottleneck,
+    ImageNoise,
+    Lens,
+    Partition,
+    Reader,
+    calibrate,
+    matching_auc,
+    membership,
+    reconstruction,
+    release,
+    start_with_task_directions,
+    train_decoder,
+    train_denoiser,
+)
+from hf_fingerprint.privacy.leakage import seeded
+
+
+READER_LR = 3e-3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One model's experiment. The first `labelled` public images are the owner's own, with labels."""
+
+    name: str
+    build: Callable[[], torch.nn.Module]
+    at: str
+    through: str | None  # how far a lens reads on
+    size: int
+    numbers: int
+    public: int
+    private: int
+    steps: int
+    lr: float
+    whole_base: bool
+    base_steps: int
+    labelled: int
+    test: int = 10000
+    batch: int = 64
+    reading: int = 1000  # steps of the reader
+    denoising: int = 600  # steps of the denoiser
+    attack_steps: int = 400
+    strengths: tuple[float, ...] = (1.0, 0.5)
+    share: float = 0.5  # of the plain split's likeness
+
+
+SETTINGS = {
+    "small": Setting(
+        "test_resnet",
+        lambda: timm.create_model("test_resnet", num_classes=10),
+        "act1", "layer1", 32, 33, 10000, 40000, 3000, 2e-3, True, 1000, labelled=10000, strengths=(1.0, 0.6),
+    ),
+    "lite0": Setting(
+        "EfficientNet-Lite0",
+        lambda: with_classes(lite0()),
+        "blocks.0", "blocks.2", 64, 64, 8000, 16000, 400, 1e-3, False, 500, labelled=4000,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one training."""
+
+    name: str
+    sigma: float | None
+    bits: float | None
+    accuracy: float | None
+    psnr: float | None
+    ssim: float | None
+    membership_auc: float | None
+    matching_auc: float | None
+
+
+def with_classes(model: torch.nn.Module) -> torch.nn.Module:
+    """A model with a new head for ten classes."""
+    model.reset_classifier(10)
+    return model
+
+
+class Bench:
+    """The images of a setting, its base, and their features, once."""
+
+    def __init__(self, setting: Setting, progress: Progress):
+        self.setting, self.progress = setting, progress
+        count = setting.public + setting.private
+        images, labels = fashion_mnist(True, count, setting.size)
+        self.test = fashion_mnist(False, setting.test, setting.size)
+        self.public, self.private = images[: setting.public], images[setting.public :]
+        self.public_labels, self.labels = labels[: setting.public], labels[setting.public :]
+        self.own_labels = self.public_labels[: setting.labelled]
+        torch.manual_seed(0)
+        model = setting.build().to(memory_format=torch.channels_last)  # twice as fast on a processor
+        if setting.whole_base:
+            fine_tune(model, self.public[: setting.labelled], self.own_labels, setting.lr, setting.base_steps)
+        self.partition = Partition(model, setting.at, (3, setting.size, setting.size))
+        self.own, self.theirs = self.features(self.public), self.features(self.private)
+        self.others = self.features(self.test[0][:2000])
+        if not setting.whole_base:
+            self.train(None, None, setting.base_steps)
+            release(self.partition, self.own)
+        self.base = deepcopy(model.state_dict())
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """At the cut."""
+        parts = images.split(256)
+        return torch.cat([self.partition.front(part) for part in self.progress.track(parts, description="front")])
+
+    def train(
+        self,
+        features: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        steps: int,
+        opinion: torch.Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        """The owner's loop: its own images, what the holders' codes are restored to, and opinions of public images."""
+        setting, back = self.setting, self.partition.back
+        optimizer = torch.optim.AdamW(self.partition.back_parameters().values(), setting.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.lr, total_steps=steps)
+        generator, loss = torch.Generator().manual_seed(seed), torch.nn.functional.cross_entropy
+        self.partition.model.train()
+        for _ in self.progress.track(range(steps), description="training"):
+            optimizer.zero_grad()
+            if features is not None:
+                pick = torch.randint(len(labels), (setting.batch,), generator=generator)
+                loss(back(features[pick]), labels[pick]).backward()
+            pick = torch.randint(setting.labelled, (setting.batch // 2,), generator=generator)
+            loss(back(self.own[pick]), self.own_labels[pick]).backward()
+            if opinion is not None:
+                pick = torch.randint(len(opinion), (setting.batch,), generator=generator)
+                loss(back(self.own[pick]), opinion[pick]).backward()
+            optimizer.step()
+            schedule.step()
+
+    def read(self, bottleneck: Bottleneck, sent: torch.Tensor, seed: int = 0) -> torch.Tensor:
+        """What a reader, trained on the holders' codes and the owner's own, says of all public images."""
+        setting, loss = self.setting, torch.nn.functional.cross_entropy
+        with seeded(seed):
+            reader = Reader(bottleneck.code_shape, 10)
+            optimizer = torch.optim.AdamW(reader.parameters(), READER_LR)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, READER_LR, total_steps=setting.reading)
+            for _ in self.progress.track(range(setting.reading), description="reader"):
+                theirs, own = torch.randint(len(sent), (128,)), torch.randint(setting.labelled, (32,))
+                optimizer.zero_grad()
+                loss(reader(sent[theirs]), self.labels[theirs]).backward()
+                (loss(reader(bottleneck.send(self.own[own])), self.own_labels[own]) / 2).backward()
+                optimizer.step()
+                schedule.step()
+        return reader.opinion(bottleneck, self.own)
+
+    def protect(self, target_ssim: float) -> Bottleneck:
+        """A bottleneck over the directions that a back of the owner's own reads, calibrated to the target."""
+        self.partition.model.load_state_dict(self.base)
+        self.train(None, None, self.setting.steps // 2)
+        release(self.partition, self.own)
+        lens = Lens(self.partition, self.setting.through) if self.setting.through else None
+        bottleneck = Bottleneck(self.partition.shape, self.setting.numbers, whole=True, lens=lens)
+        start_with_task_directions(self.partition, bottleneck, self.own)
+        found = calibrate(bottleneck, self.own, self.public, target_ssim, self.setting.attack_steps)
+        print(f"  sigma {found.sigma:.3g}: SSIM {found.reconstruction.ssim:.3f}, {found.bits_per_image:.0f} bits")
+        return bottleneck
+
+    def measured(self, name: str, bottleneck: Bottleneck | None, sends: bool = True) -> Row:
+        """Trains from the base, releases and measures."""
+        setting, seen = self.setting, min(self.setting.test, 2000)
+        self.partition.model.load_state_dict(self.base)
+        drawn = match = None
+        if bottleneck is not None:
+            noise = ImageNoise(new_secret()).draw(self.private, bottleneck.code_shape)
+            with torch.no_grad():
+                sent = torch.cat(
+                    [bottleneck.send(*part) for part in zip(self.theirs.split(512), noise.split(512), strict=True)]
+                )
+                codes = tuple(
+                    torch.cat([bottleneck.code(part) for part in features[:seen].split(512)])
+                    for features in (self.theirs, self.others)
+                )
+            match = matching_auc(sent, *codes, bottleneck.sigma)
+            opinion = self.read(bottleneck, sent)
+            restore = train_denoiser(bottleneck, self.own, setting.denoising)
+            with torch.no_grad():
+                restored = torch.cat([restore(part) for part in sent.split(512)])
+            self.train(restored, self.labels, setting.steps, opinion)
+            decoder = train_decoder(bottleneck.send, self.own, self.public, setting.attack_steps)
+            drawn = reconstruction(decoder, sent[:seen], self.private[:seen])
+        elif sends:
+            self.train(self.theirs, self.labels, setting.steps)
+            decoder = train_decoder(lambda features: features, self.own, self.public, setting.attack_steps)
+            drawn = reconstruction(decoder, self.theirs[:seen], self.private[:seen])
+        else:
+            self.train(None, None, setting.steps)
+        model = release(self.partition, self.own)
+        told = membership(model, (self.private[:seen], self.labels[:seen]), (self.test[0][:seen], self.test[1][:seen]))
+        row = Row(
+            name,
+            bottleneck and bottleneck.sigma,
+            bottleneck and bottleneck.bits_per_image,
+            accuracy(model, *self.test),
+            drawn and drawn.psnr,
+            drawn and drawn.ssim,
+            told.auc,
+            match,
+        )
+        print(" ", row, flush=True)
+        return row
+
+    def labels_alone(self) -> Row:
+        """What an adversary draws who has the label of an image, which leaks anyway, and nothing else."""
+        public, private = (one_hot(labels, 10).float() for labels in (self.public_labels, self.labels[:2000]))
+        decoder = train_decoder(lambda label: label, public, self.public, self.setting.attack_steps)
+        drawn = reconstruction(decoder, private, self.private[:2000])
+        row = Row("the label alone", None, None, None, drawn.psnr, drawn.ssim, None, None)
+        print(" ", row, flush=True)
+        return row
+
+
+def main() -> None:
+    """Runs it and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=list(SETTINGS), help=f"of {', '.join(SETTINGS)}; all by default")
+    parser.add_argument("--out", type=Path, default=Path("bench_output/privacy"))
+    parser.add_argument("--picture", type=Path, help="also draws what --out holds of all models")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name in arguments.models:
+        with Progress(transient=True) as progress:
+            print_table(run(SETTINGS[name], arguments.out / f"{name}.json", progress))
+    if arguments.picture:
+        found = [json.loads(path.read_text()) for path in sorted(arguments.out.glob("*.json"), reverse=True)]
+        print(plot_privacy({each["model"]: each["rows"] for each in found}, arguments.picture))
+
+
+def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
+    """All rows of a setting; those that an earlier run left in the file are taken from there."""
+    print(f"{setting.name}, cut at {setting.at}", flush=True)
+    rows = [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
+    if len(rows) >= 3 + len(setting.strengths):
+        return rows
+    bench = Bench(setting, progress)
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        path.write_text(json.dumps({"model": setting.name, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+
+    if len(rows) < 1:
+        keep(bench.measured("the owner's images alone", None, sends=False))
+    if len(rows) < 2:
+        keep(bench.measured("plain split", None))
+    if len(rows) < 3:
+        keep(bench.labels_alone())
+    bottleneck = bench.protect(round(setting.share * rows[1].ssim, 3))
+    chosen = bottleneck.sigma
+    for strength in setting.strengths[len(rows) - 3 :]:
+        bottleneck.sigma = strength * chosen
+        keep(bench.measured(f"partitioned, noise x {strength:g}", bottleneck))
+    return rows
+
+
+def print_table(rows: list[Row]) -> None:
+    """In Markdown."""
+    print("| training | noise | bits at most | accuracy | PSNR, dB | SSIM | membership AUC | matching AUC |")
+    print("| --- " * 8 + "|")
+    for row in rows:
+        figures = [
+            None if row.accuracy is None else f"{row.accuracy:.1%}",
+            row.psnr,
+            row.ssim,
+            row.membership_auc,
+            row.matching_auc,
+        ]
+        sigma, bits = ("-", "-") if row.sigma is None else (f"{row.sigma:.2f}", f"{row.bits:.0f}")
+        cells = [
+            "-" if figure is None else figure if isinstance(figure, str) else f"{figure:.3f}" for figure in figures
+        ]
+        print("| " + " | ".join([row.name, sigma, bits, *cells]) + " |")
+
+
+if __name__ == "__main__":
+    main()

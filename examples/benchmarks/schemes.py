@@ -1,0 +1,128 @@
+"""The suite of attacks on three schemes side by side: `spread`, the `deepmarks` preset, the public toolbox's variant.
+
+    python -m examples.benchmarks.schemes resnet           # three strengths of each attack, coalitions of 3, 5
+    python -m examples.benchmarks.schemes vit --attacks prune symmetries --without turn-stream
+
+The base, the images and the thief are those of `bench_attacks.py`. `spread` marks copies in closed form; the marks of
+the other two are trained in on the owner's images until they read without a mistake. Every suspect is a line of JSON
+as soon as it is known: cut off and run again, it goes on where it stopped.
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hf_fingerprint
+from examples.benchmarks.attacks import OWNED, RECIPIENTS, SIZES, TESTED, make_base, real_images
+from examples.benchmarks.schemes_report import SPREAD, TOOLBOX, Row, Rows, Trained, of_point, write_table
+from examples.benchmarks.schemes_trial import SEED, Advance, Arm, Trial
+from examples.reproduction.arms import DesignArm, ToolboxArm
+from hf_fingerprint import Settings
+from hf_fingerprint.attacks import (
+    AdversarialRemoval,
+    Distillation,
+    Extraction,
+    FineTuning,
+    Then,
+    TransferLearning,
+    names,
+)
+from hf_fingerprint.cli.output import print_json, remark, stages
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.evaluation import Data, Scene, choose, evaluate
+from hf_fingerprint.evaluation.planning import Job, plan
+from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE, key_of
+
+
+COALITIONS = (3, 5)
+INNOCENTS, FEWEST_INNOCENTS = 10_000, 300
+ROUND = 50
+TRAINING = (FineTuning, TransferLearning, AdversarialRemoval, Distillation, Extraction)
+LEAST_SCALE = 0.1  # below, training is too short for the gradient to bring DeepMarks in: it is put in at once and held
+
+
+def trains(step: Any) -> bool:
+    """Whether an attack trains a model, which takes minutes and not seconds."""
+    return any(map(trains, step.steps)) if isinstance(step, Then) else isinstance(step, TRAINING)
+
+
+def jobs_of(arm: Arm, jobs: Sequence[Job], thrifty: bool) -> list[Job]:
+    """The suspects of a scheme, those that take longest last. The toolbox has one owner, so nobody colludes."""
+    found = [job for job in jobs if job.kind != COLLUSION or arm.name != TOOLBOX]
+    if thrifty:
+        mildest = {job.attack: job.step for job in reversed(found) if job.kind == SINGLE}
+        slow = {job.attack for job in found if job.step != mildest.get(job.attack, job.step) and trains(job.how)}
+        slow -= set(names("symmetries"))  # these begin alike, so that one training is enough
+        found = [job for job in found if job.attack not in slow or job.step != mildest[job.attack]]
+    return sorted(found, key=lambda job: trains(job.how))
+
+
+def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
+    """Attacks copies of all three schemes and writes the table; returns what the summary says."""
+    scale, model, out = arguments.scale, arguments.model, arguments.out / arguments.model
+    owned, tested = round(scale * OWNED), max(50, round(scale * TESTED))
+    name, train, test = real_images(SIZES[model], owned + owned // 10, tested)
+    owners = (train[0][:owned], train[1][:owned])
+    base = make_base(model, arguments.bases / f"{model}_base", *owners, scale)
+    data = Data(name, (train[0][owned:], train[1][owned:]), test)
+    without = choose(arguments.without) if arguments.without else []
+    chosen = [attack for attack in choose(arguments.attacks) if attack not in without]
+    jobs, settings = plan(chosen, arguments.coalitions, quick=True), Settings(recipients_planned=RECIPIENTS)
+    digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
+    found: list[Row] = []
+    trained: dict[str, Trained] = {}
+    with Scene(base, out / SPREAD, 1, settings, innocents=0) as scene:
+        start, steps = scene.build(), max(2, round(scale * ROUND))
+        told = {"base": digest, "data": data.digest, "steps": steps, "version": hf_fingerprint.__version__}
+        rows = Rows(out / "rows.jsonl")
+        for arm in (DesignArm(start, SEED, embed=scale < LEAST_SCALE), ToolboxArm(start, SEED)):
+            trial = Trial(arm, scene, data, owners, out / f"copies-{key_of(**told)}", steps)
+            mine = jobs_of(arm, jobs, arguments.thrifty)
+            made = [trial.copy(user) for user in range(max(job.colluders for job in mine))]
+            steps_taken, right = tuple(each.steps for each in made), tuple(each.right for each in made)
+            trained[arm.name] = Trained(trial.carriers, steps_taken, right)
+            found += trial.rows(mine, rows, told, advance)
+    evaluation = evaluate(
+        base,
+        data,
+        out / SPREAD,
+        chosen,
+        arguments.coalitions,
+        settings,
+        innocents=max(FEWEST_INNOCENTS, round(min(1, scale) * INNOCENTS)),
+        quick=True,
+        public_base=True,
+        report=remark,
+        advance=advance,
+    )
+    found += [of_point(point) for point in evaluation.points]
+    return write_table(found, evaluation, trained, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=SIZES)
+    parser.add_argument("--attacks", nargs="+", help="names or groups of the suite; all by default")
+    parser.add_argument("--without", nargs="+", help="names or groups to leave out")
+    parser.add_argument("--coalitions", nargs="+", type=int, default=COALITIONS)
+    parser.add_argument("--thrifty", action="store_true", help="leave out the mildest strength of attacks that train")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
+    parser.add_argument(
+        "--bases", type=Path, default=Path("bench_output/attacks"), help="where bench_attacks.py writes"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench_output/schemes"))
+    arguments = parser.parse_args()
+    try:
+        with stages() as advance:
+            summary = compare(arguments, advance)
+    except FingerprintError as error:
+        sys.exit(str(error))
+    print_json(summary)
+    remark(f"The table is {arguments.out / arguments.model / 'table.md'}.")
+
+
+if __name__ == "__main__":
+    main()

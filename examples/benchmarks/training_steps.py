@@ -1,0 +1,191 @@
+"""What the callback costs a training: time for each step, side by side, and memory.
+
+    python -m examples.benchmarks.training_steps --device cuda --batch 128      # on a GPU
+    python -m examples.benchmarks.training_steps                                # on this machine's processor
+
+Each pair is a step with and a step without the term, one after the other in one process on the same batch, through the
+events that the Trainer calls.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import timm
+import torch
+from rich.progress import track
+
+from examples._common.real_inputs import save_timm
+from hf_fingerprint import Settings, Vault
+from hf_fingerprint.training import Fingerprint, FingerprintCallback
+
+
+MODELS = {"ResNet-50": "resnet50", "ViT-B/16": "vit_base_patch16_224"}
+PASSPHRASE = "a passphrase for the benchmark"
+
+
+class Loop:
+    """A model, its optimiser and a batch; a step with or without the callback's events.
+
+    Args:
+        architecture (`str`): timm's name.
+        batch (`int`): images in a step.
+        device (`str`): `"cpu"` or `"cuda"`.
+        marked (`bool`): whether to make the fingerprint at all.
+    """
+
+    def __init__(self, architecture: str, batch: int, device: str, marked: bool = True):
+        torch.manual_seed(0)
+        self.model = timm.create_model(architecture).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+        self.images = torch.randn(batch, 3, 224, 224, device=device)
+        self.labels = torch.randint(1000, (batch,), device=device)
+        self.device, self.callback = device, None
+        if marked:
+            work = Path(tempfile.mkdtemp())
+            folder = save_timm(self.model, work / "base")
+            vault = Vault.create(work / "vault", PASSPHRASE)
+            fingerprint = Fingerprint(folder, "alice", vault, Settings(eps=0.01, recipients_planned=10))
+            self.callback = FingerprintCallback(fingerprint, embed=False)
+            self.said = SimpleNamespace(output_dir=str(work / "out"), fp16=False, deepspeed=None)
+            self._tell("on_train_begin")
+            self.own = 0.0
+            for name in ("measure", "add_gradient"):
+                self._count(name)
+
+    def _count(self, name: str) -> None:
+        """Adds up the seconds that a method of the regulariser takes."""
+        assert self.callback is not None
+        regulariser = self.callback.regulariser
+        method = getattr(regulariser, name)
+
+        def counted(*arguments: object) -> object:
+            began = self._now()
+            found = method(*arguments)
+            self.own += self._now() - began
+            return found
+
+        setattr(regulariser, name, counted)
+
+    def _tell(self, event: str) -> None:
+        assert self.callback is not None
+        getattr(self.callback, event)(self.said, None, None, model=self.model, optimizer=self.optimizer)
+
+    def step(self, marked: bool) -> float:
+        """One step; its seconds."""
+        began = self._now()
+        if marked:
+            self._tell("on_step_begin")
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
+            loss = torch.nn.functional.cross_entropy(self.model(self.images), self.labels)
+        loss.backward()
+        if marked:
+            self._tell("on_pre_optimizer_step")
+        self.optimizer.step()
+        if marked:
+            self._tell("on_optimizer_step")
+        self.optimizer.zero_grad()
+        return self._now() - began
+
+    def _now(self) -> float:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def time_ratios(architecture: str, batch: int, device: str, pairs: int) -> tuple[list[float], float]:
+    """Step with the term / step without, pair by pair, in turn first and second; and the term's own time as a share
+    of the steps with it, which the noise of a shared machine can't hide."""
+    loop = Loop(architecture, batch, device)
+    for _ in range(2):
+        loop.step(False), loop.step(True)
+    found, loop.own, total = [], 0.0, 0.0
+    for pair in track(range(pairs), description=f"{architecture}, batch {batch}", transient=True):
+        seconds = {}
+        for marked in (True, False) if pair % 2 else (False, True):
+            seconds[marked] = loop.step(marked)
+        found.append(seconds[True] / seconds[False])
+        total += seconds[True]
+    return found, loop.own / total
+
+
+def peak_memory(architecture: str, batch: int, device: str, marked: bool) -> int:
+    """The highest memory of a few steps in a process of its own, in bytes: the device's, or the process' own."""
+    code = (
+        "import sys; from examples.benchmarks import training_steps as b; "
+        "b.print_peak(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == 'True')"
+    )
+    command = [sys.executable, "-c", code, architecture, str(batch), device, str(marked)]
+    quiet = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }  # freed tensors go back, so that the peak is the tensors'
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=quiet).stdout.split()[-1])
+
+
+def print_peak(architecture: str, batch: int, device: str, marked: bool) -> None:
+    """The peak over three steps, on stdout; making the fingerprint is not counted."""
+    import resource
+
+    loop = Loop(architecture, batch, device, marked=True)
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # starts the process' peak anew
+    for _ in range(3):
+        loop.step(marked)
+    if device != "cpu":
+        print(torch.cuda.max_memory_allocated())
+        return
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) * 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def training_rows(device: str, batch: int, pairs: int, models: list[str]) -> list[tuple[str, str, str]]:
+    """Rows of the table: what, figure, bound."""
+    rows = []
+    bound = "<= 1.03" if device == "cpu" else "<= 1.02"
+    for title in models:
+        architecture = MODELS[title]
+        ratios, own = time_ratios(architecture, batch, device, pairs)
+        figure = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f}, {pairs} pairs)"
+        figure += f"; own time {own:.2%}"
+        rows.append((f"step with the callback / without, {title}, batch {batch}, V = 65,536, {device}", figure, bound))
+    for title in models:
+        architecture = MODELS[title]
+        largest = max(p.numel() for p in timm.create_model(architecture).parameters()) * 4
+        small = min(batch, 8)
+        extra = peak_memory(architecture, small, device, True) - peak_memory(architecture, small, device, False)
+        figure = f"{extra / 1e6:+.0f} MB (V and the largest tensor: {(4 * 65536 + largest) / 1e6:.0f} MB)"
+        rows.append(
+            (
+                f"peak memory with the callback, above without, {title}, batch {small}, {device}",
+                figure,
+                "O(V + largest tensor)",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--models", default=",".join(MODELS))
+    arguments = parser.parse_args()
+    print("| figure | measured | bound |\n| --- | --- | --- |")
+    for row in training_rows(arguments.device, arguments.batch, arguments.pairs, arguments.models.split(",")):
+        print("| " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Runs the commands that write on disks that fill up at 100 sizes, then makes room and runs them again.
+
+    python -m examples.benchmarks.vault_disks --sizes 100
+
+Run it as root, or under `unshare --user --map-root-user --mount`. A small disk in memory (tmpfs) holds the vault and a
+ballast file that leaves a few pages free. A command either does what it should, or ends with the sentence that this
+disk is full. Run again with room, it does what it should, once.
+"""
+
+import argparse
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import constants
+from pytest import MonkeyPatch
+from safetensors.numpy import load_file, save_file
+from typer.main import get_command
+
+from examples.benchmarks.vault_disks_cases import CASES as CASES_OF_VAULTS
+from examples.benchmarks.vault_disks_cases import NEW, OLD, RECIPIENTS, Case, Place
+from examples.benchmarks.vault_disks_queries import CASES as CASES_OF_QUESTIONS
+from examples.benchmarks.vault_disks_queries import build_asked, on_one_core
+from hf_fingerprint import Settings, Vault, issue, register
+from hf_fingerprint.cli import main as commands
+from hf_fingerprint.errors import VaultError
+from hf_fingerprint.vault import passphrase_age
+from tests.helpers.format_1 import FORMAT_1
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.loopback_suspect import LoopbackSuspect
+
+
+TOKEN = "hf_the-owner-of-org"
+SETTINGS = Settings(coalition=3, recipients_planned=4, eps=0.003)
+DISK, ROOMY, PAGE = 8 << 20, 256 << 20, 4096
+SENTENCES = ("is full", "make room")
+CASES = CASES_OF_VAULTS | CASES_OF_QUESTIONS
+
+
+def run(arguments: list[str], said: Path) -> tuple[int, str]:
+    """Runs a command in a child; its exit code and what it said."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            warnings.simplefilter("ignore")
+            with said.open("w") as stream, redirect_stdout(stream), redirect_stderr(stream):
+                code = commands.main(arguments)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
+
+
+def trouble(case: Case, place: Place, free: int) -> str | None:
+    """Runs a command with so many bytes free, makes room and runs it again. What is wrong; `None` if nothing is."""
+    for path in place.small.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.rmtree(place.others, ignore_errors=True)
+    place.others.mkdir()
+    case.before(place)
+    arguments = [word.format(place) for word in case.arguments.split()]
+    disk = os.statvfs(place.small)
+    with (place.small / "ballast").open("wb") as ballast:
+        os.posix_fallocate(ballast.fileno(), 0, max(disk.f_bavail * disk.f_frsize - free, 1))
+    code, said = run(arguments, place.work / "said")
+    if code:
+        if code != 2 or str(place.small) not in said or not any(each in said for each in SENTENCES):
+            return f"ended with {code}: {said.strip()[-300:]}"
+        if "backup" in said.replace("backup.db", ""):
+            return f"asks for a backup: {said.strip()[-300:]}"
+    (place.small / "ballast").unlink()
+    if code:
+        code, said = run(arguments, place.work / "said")
+        if code:
+            return f"stuck: {said.strip()[-300:]}"
+    try:
+        return None if case.holds(place) else "lost or doubled"
+    except (VaultError, OSError, ValueError) as error:
+        return f"lost: {error}"
+
+
+@contextmanager
+def small_disk(folder: Path, size: int = DISK) -> Iterator[Path]:
+    """A disk in memory of 8 MB at a folder, for as long as it lasts.
+
+    Raises:
+        [`PermissionError`]: if this user may not mount one.
+    """
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder]
+    if subprocess.run(mounting, check=False, stderr=subprocess.DEVNULL).returncode:
+        raise PermissionError(f"{folder}: no right to mount a disk: run as root or under `unshare`.")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def build(work: Path, small: Path, suspect: LoopbackSuspect) -> Place:
+    """The vaults, the model and the leak."""
+    rng = np.random.default_rng(0)
+    arrays = {f"blocks.{i}.attn.qkv.weight": rng.standard_normal((144, 48)).astype(np.float32) for i in range(8)}
+    arrays["head.weight"] = rng.standard_normal((10, 48)).astype(np.float32)
+    names = ("model", "leak", "full", "bare", "old", "sibling", "work", "others", "asked")
+    place = Place(small, *(work / name for name in names), suspect=suspect)
+    for folder in (place.model, place.old_vault, place.work, place.asked / "noted"):
+        folder.mkdir(parents=True)
+    save_file(arrays, place.model / "model.safetensors")
+    (place.work / "new").write_text(NEW + "\n")
+    Vault.create(place.bare_vault, OLD)
+    vault = Vault(shutil.copytree(place.bare_vault, place.full_vault))
+    base = register(str(place.model), vault, SETTINGS)
+    issue(str(place.model), "alice", vault, place.leak)
+    leaked = load_file(place.leak / "model.safetensors")
+    save_file(leaked, place.asked / "noted" / "model.safetensors", {"note": "which loaders don't read"})
+    for number in range(RECIPIENTS):
+        record, key = vault.begin_copy(base, f"recipient {number}", f"/copies/{number}")
+        vault.mark_written(record, key, f"{number:064x}", placed=True)
+    sibling = Vault(shutil.copytree(place.full_vault, place.sibling))
+    record, key = sibling.begin_copy(base, "elsewhere", "/copies/elsewhere")
+    sibling.mark_written(record, key, "f0" * 32, placed=True)
+    with closing(sqlite3.connect(place.old_vault / "vault.db")) as connection:
+        connection.executescript(f"PRAGMA journal_mode = WAL; {FORMAT_1}")
+        connection.execute("INSERT INTO meta VALUES ('public_key', ?)", (vault.public_key,))
+        connection.commit()
+    return place
+
+
+def measure(sizes: int, names: list[str], most: int) -> Counter[tuple[str, str]]:
+    """What came of each command at so many sizes up to `most` bytes free."""
+    counts: Counter[tuple[str, str]] = Counter()
+    with ExitStack() as stack:
+        patches = stack.enter_context(MonkeyPatch.context())
+        patches.setattr(passphrase_age, "LOG_WORK", 2)  # a passphrase costs no second
+        patches.setenv("HF_FINGERPRINT_PASSPHRASE", OLD)
+        patches.setattr(commands, "app", get_command(commands.app))  # put together once, not in each child
+        top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vault-disks-")))
+        work = stack.enter_context(small_disk(top / "roomy", ROOMY))  # in memory too, since syncing takes long
+        small = stack.enter_context(small_disk(work / "small"))
+        hub = stack.enter_context(LoopbackHub())
+        hub.point_client(patches, work / "cache")
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        patches.setenv("HF_TOKEN", TOKEN)
+        patches.setattr(constants, "HF_HOME", str(small / "home"))  # where a copy is on its way to the Hub
+        place = build(work, small, stack.enter_context(LoopbackSuspect()))
+        chosen = [CASES[name] for name in names]
+        if any(case.torch for case in chosen):
+            stack.enter_context(on_one_core(patches))
+        if any(name in CASES_OF_QUESTIONS for name in names):
+            build_asked(place, any(case.torch for case in chosen))
+        with redirect_stdout(StringIO()):  # imports once what the children need
+            commands.main(["trace", str(place.leak), "--vault", str(place.sibling)])
+        for name in names:
+            for number in range(sizes):
+                hub.of_kind("dataset").pop("org/keys", None)
+                hub.of_kind("model").pop("org/zoe", None)
+                place.suspect.seen.clear()
+                free = (CASES[name].most or most) * number // sizes // PAGE * PAGE
+                found = trouble(CASES[name], place, free)
+                counts[name, found or "right"] += 1
+    return counts
+
+
+def main() -> None:
+    """Prints the counts; fails if anything was stuck, lost or doubled."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, default=100)
+    parser.add_argument("--most", type=int, default=400 << 10, help="bytes that are free at most")
+    parser.add_argument("--commands", nargs="*", default=list(CASES), choices=list(CASES))
+    arguments = parser.parse_args()
+    counts = measure(arguments.sizes, arguments.commands, arguments.most)
+    for (name, outcome), count in counts.items():
+        print(f"{name}: {count} of {arguments.sizes} {outcome}")
+    sys.exit(any(outcome != "right" for _, outcome in counts))
+
+
+if __name__ == "__main__":
+    main()

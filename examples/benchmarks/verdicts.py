@@ -1,0 +1,60 @@
+"""Verdicts where they are easiest to get wrong: bases that tie, verify after trace, an attacker who listens, suspects
+that can't be read, authors with much to look at.
+
+    python -m examples.benchmarks.verdicts --out bench_output/verdicts   # all of it
+    python -m examples.benchmarks.verdicts --parts ties,price          # some of it
+    python -m examples.benchmarks.verdicts --quick               # a small run that shows that it works
+
+Prints a table of figure, measured and bound, and writes it as JSON too. The exit code is 1 if a bound does not hold.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from examples._common.figures import Figure, table, write
+from examples.benchmarks.verdicts_bases import price_figure, ties_figure
+from examples.benchmarks.verdicts_claims import claims_figure, listening_figure
+from examples.benchmarks.verdicts_extraction import unreadable_figure, watching_figure
+from examples.benchmarks.verdicts_scale import FULL, QUICK, Scale
+
+
+PARTS: dict[str, Callable[[Path, Scale], Figure]] = {
+    "ties": ties_figure,
+    "price": price_figure,
+    "claims": claims_figure,
+    "listening": listening_figure,
+    "unreadable": unreadable_figure,
+    "watching": watching_figure,
+}
+
+
+def main(told: Sequence[str] | None = None) -> int:
+    """Measures the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("bench_output/verdicts"))
+    parser.add_argument("--parts", default=",".join(PARTS), help="by commas; all if not given")
+    parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
+    arguments = parser.parse_args(told)
+    unknown = sorted(set(arguments.parts.split(",")) - set(PARTS))
+    if unknown:
+        parser.error(f"there is no part called {unknown[0]}: choose among {', '.join(PARTS)}")
+    figures = []
+    for name in arguments.parts.split(","):
+        work = arguments.out / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        started = time.monotonic()
+        figures.append(PARTS[name](work, QUICK if arguments.quick else FULL))
+        shutil.rmtree(work, ignore_errors=True)
+        print(f"{name}: {figures[-1].measured} ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+        write(figures, arguments.out, "verdicts")
+    print(table(figures))
+    return 0 if all(figure.holds for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

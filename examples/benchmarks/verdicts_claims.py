@@ -1,0 +1,209 @@
+"""Innocents at risk: the top scorer of a trace, whose claim is verified, and one whom an attacker wants accused."""
+
+import contextlib
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from rich.progress import track
+from safetensors.numpy import load_file, save_file
+
+from examples._common.figures import Figure
+from examples._common.real_inputs import save_timm
+from examples.benchmarks.verdicts_scale import EPS, Scale, drifted, new_vault, opened, record
+from hf_fingerprint import TraceResult, Vault, trace, verify
+from hf_fingerprint.cli.trace_output import print_trace
+from hf_fingerprint.outcomes import Outcome
+
+
+ALPHA = 0.05
+PROBES = 70  # between two tries of what an attacker learned
+Arrays = dict[str, np.ndarray]
+
+
+def small_vault(work: Path, recipients: int, alpha: float | None = None) -> tuple[Vault, Arrays]:
+    """A vault with one small base and recipients who leaked nothing, and the base's weights, which are public."""
+    torch.manual_seed(0)
+    folder = save_timm(timm.create_model("test_vit"), work / "base")
+    vault = new_vault(work / "vault")
+    with opened(folder, vault, recipients, alpha) as issuer:
+        record(vault, issuer.base, [f"innocent-{i:04}" for i in range(recipients)])
+    return vault, load_file(folder / "model.safetensors")
+
+
+def claims_figure(work: Path, scale: Scale) -> Figure:
+    """Suspects that hold no copy are traced, and the claim that they are the top scorer's is verified."""
+    vault, public = small_vault(work, scale.recipients, ALPHA)
+    rng = np.random.default_rng(1)
+    suspect, accused, confirmed = work / "suspect.safetensors", 0, 0
+    for _ in track(range(scale.suspects), "verifying top scorers", transient=True):
+        save_file(drifted(public, rng, 0.001, 0.03), suspect)
+        result = trace(suspect, vault, all_scores=True)
+        accused += result.outcome is Outcome.ACCUSED
+        top = max(result.scores, key=lambda score: score.score).recipient
+        confirmed += verify(suspect, top, vault).outcome is Outcome.ACCUSED
+    share = confirmed / scale.suspects
+    return Figure(
+        "claims",
+        f"`verify` of the top scorer of a trace, alpha {ALPHA:g}, {scale.recipients:,} recipients, "
+        f"{scale.suspects:,} suspects that hold no copy",
+        f"confirmed in {confirmed} of {scale.suspects:,} ({share:.1%}); traces that accuse: {accused}",
+        "confirmed in <= 5 %",
+        share <= ALPHA and accused <= ALPHA * scale.suspects,
+        {"suspects": scale.suspects, "confirmed": confirmed, "accused_by_trace": accused},
+    )
+
+
+def listening_figure(work: Path, scale: Scale) -> Figure:
+    """An attacker who probes with noisy versions of the public base and climbs along whatever it is told, until a
+    chosen innocent is accused: with what a trace says by default, and with that innocent's score."""
+    vault, public = small_vault(work, scale.recipients)
+    target, file = f"innocent-{scale.recipients // 2:04}", work / "suspect.safetensors"
+
+    def score_of_target(result: TraceResult) -> dict[str, float]:
+        return {"score": next(each.score for each in result.scores if each.recipient == target)}
+
+    seeing = Attacker(public, vault, file, score_of_target, all_scores=True)
+    seeing.climb(scale.queries, ways=(1,), until=target)
+    framed = seeing.accused.get(target)
+    blind = Attacker(public, vault, file, lambda result: dict(figures_of(result)))
+    blind.climb(scale.queries)
+    told = "not accused" if framed is None else f"accused after {framed}"
+    return Figure(
+        "listening",
+        f"adaptive attacker with all that the default output gives, {blind.queries:,} queries",
+        f"{len(blind.accused)} innocents accused; with `all_scores` the chosen one is {told}",
+        "no innocent accused",
+        not blind.accused and framed is not None,
+        {
+            "queries": blind.queries,
+            "figures_heard": sorted(blind.kinds),
+            "innocents_accused": blind.accused,
+            "all_scores": {"queries_until_accused": framed, "accused": seeing.accused},
+        },
+    )
+
+
+class Attacker:
+    """Knows the base and how strong marks are, has no copy, and hears what a trace says of its suspects.
+
+    Args:
+        public (`dict`): the base's weights.
+        vault ([`Vault`]): stands for the owner, who traces what is shown.
+        file (`Path`): where a suspect is shown.
+        hear (callable): the figures that the attacker takes from a verdict, by their kinds.
+        all_scores (`bool`, *optional*, defaults to `False`): whether verdicts have the scores of those not accused.
+
+    Attributes:
+        queries (`int`): suspects shown so far.
+        kinds (`set[str]`): the kinds of figures that differed between suspects.
+        accused (`dict[str, int]`): who was accused, and at which query first.
+    """
+
+    def __init__(
+        self,
+        public: Arrays,
+        vault: Vault,
+        file: Path,
+        hear: Callable[[TraceResult], dict[str, float]],
+        all_scores: bool = False,
+    ):
+        self._public, self._vault, self._file = public, vault, file
+        self._take, self._all_scores = hear, all_scores
+        self._names = [name for name, array in public.items() if array.ndim >= 2]
+        self._size = np.concatenate([_rows(public[name]).ravel() for name in self._names])
+        self._rng = np.random.default_rng(2)
+        self.queries = 0
+        self.kinds: set[str] = set()
+        self.accused: dict[str, int] = {}
+
+    def climb(self, queries: int, ways: Sequence[int] = (1, -1), until: str | None = None) -> None:
+        """Shows so many suspects, or fewer if somebody is accused earlier.
+
+        It probes at random about where it stands, adds the probes up, each weighted by a figure that was heard of it,
+        and shows where that leads, for each figure that differed. It goes on from where a figure went furthest: up for
+        a way of 1, down for -1; with both it climbs and descends in turn, each from where it got to.
+        """
+        here = {way: np.zeros_like(self._size) for way in ways}
+        for way in itertools.cycle(ways):
+            probes = [self._rng.standard_normal(len(self._size), dtype=np.float32) for _ in range(PROBES)]
+            heard = [self._hear(here[way] + probe) for probe in probes[: queries - self.queries]]
+            furthest, best = -math.inf, here[way]
+            for kind in sorted(set[str]().union(*heard)):
+                values = np.array([each.get(kind, 0.0) for each in heard])
+                if np.ptp(values) > 0 and self.queries < queries:
+                    self.kinds.add(kind)
+                    weights = (values - values.mean()) / values.std()
+                    rise = sum(w * probe for w, probe in zip(weights, probes[: len(heard)], strict=True))
+                    there = here[way] + way * _unit(rise)
+                    gone = way * (self._hear(there).get(kind, 0.0) - values.mean()) / values.std()
+                    furthest, best = max((furthest, best), (gone, there), key=lambda pair: pair[0])
+            if self.queries >= queries or until in self.accused:
+                return
+            here[way] = _unit(best)
+
+    def _hear(self, change: np.ndarray) -> dict[str, float]:
+        """What is said of a suspect, and whom it accuses."""
+        result = self._show(change)
+        for score in result.accused:
+            self.accused.setdefault(score.recipient, self.queries)
+        return self._take(result)
+
+    def _show(self, change: np.ndarray) -> TraceResult:
+        """The verdict on the base with a change of a mark's size in this direction."""
+        self.queries += 1
+        change, begin, arrays = EPS * _unit(change) * self._size, 0, dict(self._public)
+        for name in self._names:
+            array = self._public[name]
+            arrays[name] = array + change[begin : begin + array.size].reshape(array.shape).astype(array.dtype)
+            begin += array.size
+        save_file(arrays, self._file)
+        return trace(self._file, self._vault, all_scores=self._all_scores)
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """Each weight's row's size."""
+    rows = np.sqrt((array.reshape(len(array), -1) ** 2).mean(1))
+    return np.broadcast_to(rows[:, None], (len(array), array[0].size))
+
+
+def figures_of(result: TraceResult) -> Iterator[tuple[str, float]]:
+    """All that a trace says by default, as figures: of its JSON by their places, of its text by their order."""
+    yield from _flat("", result.to_dict())
+    text = _printed(lambda: print_trace(result))
+    for i, number in enumerate(re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text)):
+        yield f"text {i}", float(number)
+    yield "length of text", float(len(text))
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _flat(f"{name}/{key}", each)
+    elif isinstance(value, list | tuple):
+        yield f"{name}/count", float(len(value))
+        for i, each in enumerate(value):
+            yield from _flat(f"{name}/{i}", each)
+    elif isinstance(value, bool | int | float):
+        yield name, float(value)
+    elif isinstance(value, str):
+        yield f"{name}/length", float(len(value))
+
+
+def _printed(show: Callable[[], None]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        show()
+    return out.getvalue()
+
+
+def _unit(noise: np.ndarray) -> np.ndarray:
+    """Of mean square 1, or nothing."""
+    size = float(np.sqrt(np.mean(noise.astype(np.float64) ** 2)))
+    return noise / size if size else noise

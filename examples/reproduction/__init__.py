@@ -1,0 +1,1 @@
+"""DeepMarks (arXiv 1804.03648) reproduced: `python -m examples.reproduction.run`."""

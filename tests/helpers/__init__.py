@@ -1,0 +1,1 @@
+"""What several tests share: models, checkpoints, hostile inputs, a loopback Hub."""

@@ -1,0 +1,172 @@
+"""Each kind of hostile folder through every way into this package that builds or loads a model, in one process.
+
+    python -O tests/helpers/hostile_entry_points.py SCRATCH [KIND ...]
+
+Prints one JSON object: for each kind and way in, what was seen that no folder may make happen, and how it ended.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from hf_fingerprint import Issuer, Settings, Vault, issue
+from hf_fingerprint.cli.main import main
+from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.registration import register
+from hf_fingerprint.training import Fingerprint
+from hf_fingerprint.training.trigger_labels import bind_answers
+from tests.helpers.evaluation_runs import save_images
+from tests.helpers.hostile_folders import KINDS, PAYLOAD, Watch, lay_out
+from tests.helpers.loopback_hub import LoopbackHub
+from tests.helpers.quick_age import lock_quickly
+from tests.helpers.small_models import PASSPHRASE, build, new_vault, save_timm, save_vit
+
+
+CLASSES = ["ant", "bee", "cat", "dog"]
+TOKEN = "hf_the-owner-of-org"
+QUICK = ("--coalition", 2, "--recipients-planned", 4)
+BUDGET = ("--budget", 2)
+FITTING = ("--count", 2, "--decoys", 0, "--steps", 1)
+
+
+class Ground:
+    """What every kind is tried on: a registered base of each form with trigger images, a copy of it, a suspect whose
+    channels are in no order, images, and a Hub."""
+
+    def __init__(self, root: Path, hub: LoopbackHub, forms: set[str]):
+        self.root, self.hub = root, hub
+        self.models = {form: save_model(root / form, form) for form in forms}
+        self.issuers: dict[str, Issuer] = {}
+        self.images = save_images(root / "images", CLASSES, 6)
+        self.labels = root / "labels.txt"
+        self.labels.write_text("\n".join(CLASSES) + "\n")
+        for form, model in self.models.items():
+            base, vault = copytree(model, root / f"base-{form}"), new_vault(root / f"vault-{form}").folder
+            register(base, Vault(vault), Settings(coalition=2, recipients_planned=4))
+            self.run("questions", base, "--vault", vault, *FITTING, "--images", self.images)
+            copy = issue(base, "alice", vault, root / f"copy-{form}").path
+            self.issuers[form] = Issuer(base, Vault(vault))
+            suspect = root / f"suspect-{form}"
+            suspect.mkdir()
+            state = load_file(copy / "model.safetensors")
+            moved = {n: t.roll(3, 0).contiguous() if t.ndim == 2 else t for n, t in state.items()}
+            save_file(moved, suspect / "model.safetensors")
+            hub.add(f"org/suspect-{form}", suspect)
+
+    def run(self, *arguments: object) -> str:
+        """How a command line ends: its exit code, and the error that it told."""
+        out, err = StringIO(), StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main([str(argument) for argument in arguments])
+        told = [line for line in err.getvalue().splitlines() if line.startswith("Error: ")]
+        return f"{code} {' '.join(told)}".strip()
+
+
+def save_model(folder: Path, form: str) -> Path:
+    """A small model of a library."""
+    if form == "timm":
+        return save_timm(folder, img_size=32, num_classes=4)
+    return save_vit(folder, num_labels=4, num_hidden_layers=2)
+
+
+def ways_in(ground: Ground, form: str, folder: Path, scratch: Path) -> dict[str, Callable[[], Any]]:
+    """Every way, given the hostile folder; those that come later may build on what came before."""
+    run, vault, known = ground.run, scratch / "vault", ground.root / f"vault-{form}"
+    base, copy, suspect = ground.root / f"base-{form}", scratch / "copy", ground.root / f"suspect-{form}"
+    new_vault(vault)
+
+    def evaluating() -> str:
+        choice = ("--attacks", "half", "--coalitions", "2", "--quick", *QUICK[:2], "--recipients", 4)
+        return run("evaluate", folder, "--data", ground.images, "--out", scratch / "evaluation", *choice)
+
+    def training() -> None:
+        fingerprint = Fingerprint(folder, "carol", vault, Settings(coalition=2, recipients_planned=4))
+        fingerprint.bind(build(ground.models[form]).module)
+        fingerprint.record(folder)
+
+    def answering() -> None:
+        opened = Vault(known)
+        bind_answers(folder, opened.bases()[0], opened, bytes(32), ground.images)
+
+    return {
+        "build": lambda: build(folder),
+        "hash": lambda: run("hash", folder),
+        "inspect": lambda: run("inspect", folder, *QUICK),
+        "vault add": lambda: run("vault", "add", folder, "--vault", vault, *QUICK),
+        "issue": lambda: run("issue", folder, "--vault", vault, "--recipient", "b", "--out", scratch / "b", *QUICK),
+        "push_to_hub": lambda: run(
+            "issue", folder, "--vault", vault, "--recipient", "eve", "--push-to", f"org/{scratch.name}", *QUICK
+        ),
+        "push": lambda: run("push", copy, f"org/{scratch.name}-copy", "--vault", known),
+        "questions": lambda: run("questions", folder, "--vault", vault, *FITTING, "--images", ground.images),
+        "query": lambda: run("query", f"pipeline:{folder}", "--vault", known, "--labels", ground.labels, *BUDGET),
+        "evaluate": evaluating,
+        "trace": lambda: run("trace", suspect, "--vault", known),
+        "trace a hostile suspect": lambda: run("trace", folder, "--vault", known, "--base", base),
+        "hash its payload": lambda: run("hash", folder, "--file", f"inner/{PAYLOAD}"),
+        "add its payload": lambda: run("vault", "add", folder / PAYLOAD, "--vault", vault, "--eps", 0.01),
+        "trace its payload": lambda: run("trace", folder / "inner" / PAYLOAD, "--vault", known, "--base", base),
+        "verify": lambda: run("verify", suspect, "--vault", known, "--recipient", "alice"),
+        "watch": lambda: run("watch", f"org/suspect-{form}", "--vault", known),
+        "Fingerprint": training,
+        "bind_answers": answering,
+    }
+
+
+def try_kind(ground: Ground, watch: Watch, name: str, number: int) -> dict[str, Any]:
+    """A kind through every way in: the base's folder and a copy's are made hostile too, their weights kept."""
+    kind, scratch = KINDS[name], ground.root / f"kind-{number}"
+    scratch.mkdir()
+    folder = lay_out(kind, ground.models[kind.form], scratch / "model")
+    plain = ground.issuers[kind.form].issue(f"recipient {number}", scratch / "plain").path
+    lay_out(kind, plain, scratch / "copy")
+    base, kept = ground.root / f"base-{kind.form}", ground.root / "kept"
+    base.rename(kept)
+    lay_out(kind, kept, base)
+    found = {}
+    with ExitStack() as restored:
+        restored.callback(kept.rename, base)
+        restored.callback(rmtree, base)
+        for way, go in ways_in(ground, kind.form, folder, scratch).items():
+            before = len(ground.hub.calls)
+            with watch.over(scratch) as seen:
+                try:
+                    ended = str(go())
+                except FingerprintError as error:
+                    ended = f"refused: {error}"
+                except Exception as error:
+                    ended = f"An unexpected {type(error).__name__}: {error}"
+            seen += [call.path for call in ground.hub.calls[before:] if "evil" in call.path]
+            found[way] = {"seen": seen, "ended": ended}
+    rmtree(scratch)
+    return found
+
+
+def tried(root: Path, names: list[str]) -> dict[str, Any]:
+    """All of them."""
+    tempfile.tempdir = str(root)
+    patches = pytest.MonkeyPatch()
+    with LoopbackHub() as hub, patch("hf_fingerprint.vault.store.lock_identity", lock_quickly), patches.context() as m:
+        hub.point_client(m, root / "cache")
+        hub.account("owner", orgs={"org"}, token=TOKEN)
+        m.setenv("HF_TOKEN", TOKEN)
+        m.setenv("HF_FINGERPRINT_PASSPHRASE", PASSPHRASE)
+        m.setattr("huggingface_hub.constants.HF_HOME", str(root / "cache"))
+        ground = Ground(root, hub, {KINDS[name].form for name in names})
+        ports = tuple(int(url.rpartition(":")[2]) for url in (hub.url, hub.store_url))
+        watch = Watch(root, ports=ports)
+        return {name: try_kind(ground, watch, name, number) for number, name in enumerate(names)}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(tried(Path(sys.argv[1]), sys.argv[2:] or list(KINDS))))
