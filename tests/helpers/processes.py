@@ -14,6 +14,6 @@ def module(name: str, *arguments: object) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The variables of a process that finds `examples` and `tests` from any folder, on one core and without the Hub."""
+    """The variables of a process that finds `examples` and `tests` from any folder, on one core, offline."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
