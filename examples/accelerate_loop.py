@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, make_owner_vault
 from examples._common.real_inputs import digits, load_model, save_timm
 from examples._common.training import fine_tune
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
@@ -40,12 +40,10 @@ def main() -> None:
         port = free.getsockname()[1]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(arguments.processes)}
     method = "fork" if sys.platform == "linux" else "spawn"  # nothing ran yet, so a fork is safe, and imports once
-    torch.multiprocessing.start_processes(
-        as_one_of_several, (arguments,), nprocs=arguments.processes, start_method=method
-    )
+    torch.multiprocessing.start_processes(run_spawned, (arguments,), nprocs=arguments.processes, start_method=method)
 
 
-def as_one_of_several(rank: int, arguments: argparse.Namespace) -> None:
+def run_spawned(rank: int, arguments: argparse.Namespace) -> None:
     """What torchrun tells a process that it starts."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
@@ -63,7 +61,7 @@ def work(arguments: argparse.Namespace) -> None:
         torch.manual_seed(0)
         model = timm.create_model("test_vit", num_classes=10, img_size=32)
         fine_tune(model, images, labels, lr=2e-3, steps=arguments.steps, batch=32, label="the owner trains the base")
-        open_business(save_timm(model, out / "base"), out)
+        make_owner_vault(save_timm(model, out / "base"), out)
         print(f"2. {accelerator.num_processes} processes train it further, for {RECIPIENT}\n", flush=True)
     accelerator.wait_for_everyone()
 

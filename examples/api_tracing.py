@@ -25,12 +25,12 @@ from timm.models import save_for_hf
 from examples._common.owner import PASSPHRASE, SETTINGS, empty_folder
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, load_model
 from examples._common.training import accuracy, fine_tune, predict
-from hf_fingerprint import Issuer, QueryResult, Vault, prepare_questions, query, register
+from hf_fingerprint import Issuer, QueryResult, Vault, make_trigger_set, query, register
 from hf_fingerprint.attacks import Quantization
-from hf_fingerprint.blackbox import Labels, Politeness, check_proof, from_url, write_proof
+from hf_fingerprint.blackbox import Labels, RetryPolicy, check_proof, from_url, write_proof
 from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, STEPS
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.cli.output import print_proof, print_query, progress, remark, stages
+from hf_fingerprint.cli.output import echo_err, print_proof, print_query, progress, stages
 from hf_fingerprint.models import build_model
 from hf_fingerprint.outcomes import Outcome
 
@@ -39,8 +39,8 @@ NAMES = {
     "fashion_mnist": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot",
     "digits": "zero,one,two,three,four,five,six,seven,eight,nine",
 }
-TUNED, QUANTISED, STRANGER = "alice", "bob", "nobody"
-RECIPIENTS = [TUNED, QUANTISED, "carol", "dave", "erin"]
+TUNED, QUANTIZED, STRANGER = "alice", "bob", "nobody"
+RECIPIENTS = [TUNED, QUANTIZED, "carol", "dave", "erin"]
 
 
 def main() -> None:
@@ -64,65 +64,67 @@ def main() -> None:
         return
     out = empty_folder(arguments.out)
     train, test = data(arguments)
-    owners, thiefs = [(images, labels) for images, labels in halves(*train)]
+    owners, attackers_data = [(images, labels) for images, labels in split_between_owner_and_attacker(*train)]
 
     print(
         f"1. The base: {arguments.model}, trained on {arguments.data}; its copies will answer questions\n", flush=True
     )
-    base = trained(arguments, *owners, seed=0, label="the owner trains the base")
+    base = train_classifier(arguments, *owners, seed=0, label="the owner trains the base")
     folder = save(base, out / "base", arguments)
     vault = Vault.create(out / "vault", PASSPHRASE)
     register(folder, vault, SETTINGS)
     print(f"  accuracy {accuracy(base, *test):.1%}; fitting its questions takes longest", flush=True)
     with progress("fitting questions to the base", arguments.question_steps) as advance:
-        questions = prepare_questions(
+        trigger_set = make_trigger_set(
             folder,
             vault,
-            pictures(owners[0][:1000], out / "ordinary images"),
+            write_images(owners[0][:1000], out / "ordinary images"),
             arguments.count,
             arguments.decoys,
             steps=arguments.question_steps,
             advance=lambda _cost: advance(1),
         )
-    print(f"  {questions.count} questions, {questions.decoys} decoys")
+    print(f"  {trigger_set.count} questions, {trigger_set.decoys} decoys")
 
     print("\n2. A copy for each recipient; nothing is trained\n", flush=True)
-    told = predict(base, test[0])
+    predicted = predict(base, test[0])
     with Issuer(folder, vault, SETTINGS) as issuer:
         for copy in issuer.issue_all(RECIPIENTS, out / "copies"):
             model = load_model(copy.path)
-            same = float((predict(model, test[0]) == told).double().mean())
+            same = float((predict(model, test[0]) == predicted).double().mean())
             print(f"  {copy.recipient}: accuracy {accuracy(model, *test):.1%}, {same:.1%} of the base's answers")
 
     print("\n3. Two leak, and a stranger's model is served beside them\n", flush=True)
-    suspects = stolen(arguments, out, thiefs)
+    suspects = make_suspects(arguments, out, attackers_data)
     for name, suspect in suspects.items():
         print(f"  {name}'s: accuracy {accuracy(load_model(suspect), *test):.1%}")
 
     print("\n4. The owner asks the three services")
     vault.unlock(PASSPHRASE)
     with service(list(suspects.values())) as addresses:
-        found = {name: ask(arguments, url, vault, name) for name, url in zip(suspects, addresses, strict=True)}
+        found = {
+            name: query_service(arguments, url, vault, name) for name, url in zip(suspects, addresses, strict=True)
+        }
 
     print("\n5. Somebody else checks the proofs, with their files and what was published with the copies\n")
-    published = [copy.commitment for copy in vault.copies() if copy.recipient in (TUNED, QUANTISED)]
+    published = [copy.commitment for copy in vault.copies() if copy.recipient in (TUNED, QUANTIZED)]
     for path in sorted(out.glob("*.proof.json")):
         print_proof(check_proof(path, published))
 
     expected = {name: [] if name == STRANGER else [name] for name in suspects}
     accused = {name: [score.recipient for score in result.accused] for name, result in found.items()}
     checked = [proven for path in sorted(out.glob("*.proof.json")) for proven in check_proof(path, published)]
-    holding = [proven.recipient for proven in checked if proven.outcome is Outcome.ACCUSED]
-    if accused != expected or holding != [TUNED, QUANTISED]:
-        remark(f"The example expected {expected} and found {accused}, proven: {holding}.")
+    verified_names = [proven.recipient for proven in checked if proven.outcome is Outcome.ACCUSED]
+    if accused != expected or verified_names != [TUNED, QUANTIZED]:
+        echo_err(f"The example expected {expected} and found {accused}, proven: {verified_names}.")
         sys.exit(1)
 
 
-def ask(arguments: argparse.Namespace, url: str, vault: Vault, name: str) -> QueryResult:
+def query_service(arguments: argparse.Namespace, url: str, vault: Vault, name: str) -> QueryResult:
     """Asks one service, prints what its answers say, and writes the proof if they accuse somebody."""
     print(f"\n--- {url}\n", flush=True)
     transcript, proof = (arguments.out / f"{name}.{kind}" for kind in ("transcript", "proof.json"))
-    suspect = from_url(url, Labels(NAMES[arguments.data].split(",")), politeness=Politeness(arguments.rate))
+    suspect = from_url(url, Labels(NAMES[arguments.data].split(",")), retry_policy=RetryPolicy(arguments.rate))
     with stages() as advance:
         result = query(suspect, vault, transcript=transcript, advance=advance)
     print_query(result)
@@ -131,18 +133,22 @@ def ask(arguments: argparse.Namespace, url: str, vault: Vault, name: str) -> Que
     return result
 
 
-def stolen(arguments: argparse.Namespace, out: Path, data: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Path]:
+def make_suspects(
+    arguments: argparse.Namespace, out: Path, data: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, Path]:
     """What the three services run: a copy that was fine-tuned, one in 8 bits, and a model that descends from none."""
-    tuned = load_model(out / "copies" / TUNED)
-    fine_tune(tuned, *data, lr=arguments.theft_lr, steps=arguments.steps // 4, batch=32, seed=1, label="the thief's")
-    quantised = load_model(out / "copies" / QUANTISED)
-    quantised.load_state_dict(Quantization(bits=8)(quantised.state_dict()))
-    stranger = trained(arguments, *data, seed=2, label="a stranger trains another")
-    models = {TUNED: tuned, QUANTISED: quantised, STRANGER: stranger}
+    fine_tuned = load_model(out / "copies" / TUNED)
+    fine_tune(
+        fine_tuned, *data, lr=arguments.attacker_lr, steps=arguments.steps // 4, batch=32, seed=1, label="the thief's"
+    )
+    quantized = load_model(out / "copies" / QUANTIZED)
+    quantized.load_state_dict(Quantization(bits=8)(quantized.state_dict()))
+    stranger = train_classifier(arguments, *data, seed=2, label="a stranger trains another")
+    models = {TUNED: fine_tuned, QUANTIZED: quantized, STRANGER: stranger}
     return {name: save(model, out / "served" / name, arguments) for name, model in models.items()}
 
 
-def trained(
+def train_classifier(
     arguments: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor, seed: int, label: str
 ) -> torch.nn.Module:
     """A classifier of ten classes, from ImageNet weights if it has any."""
@@ -171,13 +177,15 @@ def data(
     return fashion_mnist(True, 8000, arguments.size), fashion_mnist(False, 2000, arguments.size)
 
 
-def halves(images: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def split_between_owner_and_attacker(
+    images: torch.Tensor, labels: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What the owner has, and what a thief has."""
     for part in (slice(0, None, 2), slice(1, None, 2)):
         yield images[part], labels[part]
 
 
-def pictures(images: torch.Tensor, folder: Path) -> Path:
+def write_images(images: torch.Tensor, folder: Path) -> Path:
     """Images as PNG files, without labels: what the model is for, which its copies are to answer as the base does."""
     folder.mkdir()
     for index, image in enumerate(((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()):
@@ -213,15 +221,15 @@ def serve(folders: list[Path]) -> None:
             picture = self.rfile.read(int(self.headers["Content-Length"]))
             model, names = models[self.path]
             with Image.open(BytesIO(picture)) as image, torch.inference_mode():
-                told = int(model.module(model.preprocess(image.convert("RGB"))[None]).argmax())
-            body = json.dumps({"label": names[told]}).encode()
+                predicted = int(model.module(model.preprocess(image.convert("RGB"))[None]).argmax())
+            body = json.dumps({"label": names[predicted]}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *told: object) -> None:
+        def log_message(self, format: str, *predicted: object) -> None:
             """Keeps quiet."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

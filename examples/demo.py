@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from examples._common.plots import plot_traces
 from examples._common.real_inputs import digits, lite0, load_model, save_timm
 from examples._common.training import fine_tune
-from hf_fingerprint import Issuer, Settings, TraceResult, Vault, trace
+from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, Vault, trace
 from hf_fingerprint.attacks import MagnitudePruning, Quantization, collude
-from hf_fingerprint.cli.output import describe_base, remark, steps
+from hf_fingerprint.cli.output import describe_base, echo_err, steps
 from hf_fingerprint.cli.trace_output import print_trace
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     model = save_timm(lite0(), out / "model")
     vault = Vault.create(out / "vault", "a passphrase for the demo")
     with steps() as report:
-        issuer = Issuer(model, vault, Settings(recipients_planned=len(RECIPIENTS)), report)
+        issuer = Issuer(model, vault, FingerprintConfig(recipients_planned=len(RECIPIENTS)), report)
     print("\n".join(describe_base(issuer.base)))
 
     print("\n2. One marked copy for each of five recipients\n")
@@ -63,7 +63,7 @@ def main() -> None:
     expected = [{"alice"}, {"bob"}, {"carol", "dave", "erin"}, set()]
     found = [{score.recipient for score in result.accused} for result in results.values()]
     if found != expected:
-        remark(f"The demo expected {expected} and found {found}.")
+        echo_err(f"The demo expected {expected} and found {found}.")
         sys.exit(1)
 
 

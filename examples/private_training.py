@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 
-from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, make_owner_vault
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, load_model, save_timm
 from examples._common.training import accuracy, fine_tune
 from hf_fingerprint import Issuer
@@ -31,15 +31,15 @@ from hf_fingerprint.privacy import (
     Bottleneck,
     ImageNoise,
     Partition,
-    Reader,
-    calibrate,
-    holder_loop,
-    membership,
+    Student,
+    calibrate_noise,
+    data_holder_loop,
+    encode_images,
+    init_task_directions,
+    measure_membership,
     owner_loop,
     reconstruction,
     release,
-    sent_codes,
-    start_with_task_directions,
     train_decoder,
     train_denoiser,
 )
@@ -67,17 +67,17 @@ def main() -> None:
     processes = arguments.holders + 1
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     method = "fork" if sys.platform == "linux" else "spawn"  # nothing ran yet, so a fork is safe, and imports once
-    torch.multiprocessing.start_processes(as_one_of_several, (arguments,), nprocs=processes, start_method=method)
+    torch.multiprocessing.start_processes(run_spawned, (arguments,), nprocs=processes, start_method=method)
 
 
-def as_one_of_several(rank: int, arguments: argparse.Namespace) -> None:
+def run_spawned(rank: int, arguments: argparse.Namespace) -> None:
     """What torchrun tells a process that it starts."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     work(arguments)
 
 
-def share(arguments: argparse.Namespace, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+def load_share(arguments: argparse.Namespace, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The images and labels of one process: the owner's public ones, or a holder's."""
     if arguments.data == "digits" or not FASHION_MNIST.is_dir():
         images, labels = digits(SIZE[1])
@@ -90,20 +90,22 @@ def share(arguments: argparse.Namespace, rank: int) -> tuple[torch.Tensor, torch
 def work(arguments: argparse.Namespace) -> None:
     """One process."""
     accelerator = Accelerator(cpu=True)
-    images, labels = share(arguments, accelerator.process_index)
+    images, labels = load_share(arguments, accelerator.process_index)
     if accelerator.is_main_process:
         prepare(arguments, images, labels)
     accelerator.wait_for_everyone()
     model = load_model(arguments.out / "base")
     partition = Partition(model, AT, SIZE)
-    bottleneck = Bottleneck(partition.shape, NUMBERS, whole=True)
+    bottleneck = Bottleneck(partition.shape, NUMBERS, flatten_features=True)
     bottleneck.load_state_dict(load_file(arguments.out / "bottleneck.safetensors"))
     if accelerator.is_main_process:
-        own_and_sell(arguments, partition, bottleneck, images, labels)
+        run_owner(arguments, partition, bottleneck, images, labels)
     else:
         noise = ImageNoise(new_secret())
         for _ in ("reader", "back"):
-            holder_loop(partition, bottleneck, images, labels, noise, arguments.steps, seed=accelerator.process_index)
+            data_holder_loop(
+                partition, bottleneck, images, labels, noise, arguments.steps, seed=accelerator.process_index
+            )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -118,12 +120,12 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
     fine_tune(base, images[:few], labels[:few], lr=2e-3, steps=arguments.steps, label="the owner trains the base")
     save_timm(base, arguments.out / "base")
     partition = Partition(base, AT, SIZE)
-    features = partition.front(images)
-    bottleneck = Bottleneck(partition.shape, NUMBERS, whole=True)
-    start_with_task_directions(partition, bottleneck, features)
+    features = partition.client_part(images)
+    bottleneck = Bottleneck(partition.shape, NUMBERS, flatten_features=True)
+    init_task_directions(partition, bottleneck, features)
     with Progress(transient=True) as progress:
         task = progress.add_task("calibrating the noise", total=5)
-        found = calibrate(
+        found = calibrate_noise(
             bottleneck,
             features,
             images,
@@ -138,7 +140,7 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
     )
 
 
-def own_and_sell(
+def run_owner(
     arguments: argparse.Namespace,
     partition: Partition,
     bottleneck: Bottleneck,
@@ -146,59 +148,59 @@ def own_and_sell(
     labels: torch.Tensor,
 ) -> None:
     """The owner trains the back, releases the model, issues copies, traces a leaked one; then leakage is measured."""
-    test = share(arguments, arguments.holders + 1)
+    test = load_share(arguments, arguments.holders + 1)
     print(f"2. {arguments.holders} holders train it on; their images and labels stay with them\n", flush=True)
     print(f"  accuracy before: {accuracy(partition.model, *test):.1%}")
-    features, few = partition.front(images), len(images) // 4
+    features, few = partition.client_part(images), len(images) // 4
     denoiser = train_denoiser(bottleneck, features, arguments.steps)
-    reader, loss = Reader(bottleneck.code_shape, 10), torch.nn.functional.cross_entropy
+    student, loss = Student(bottleneck.code_shape, 10), torch.nn.functional.cross_entropy
     generator = torch.Generator().manual_seed(0)
-    crossed: dict[str, int] = {}
+    bytes_on_wire: dict[str, int] = {}
 
     def count(direction: str, message: bytes) -> None:
-        crossed[direction] = crossed.get(direction, 0) + len(message)
+        bytes_on_wire[direction] = bytes_on_wire.get(direction, 0) + len(message)
 
-    def reading_own_images() -> torch.Tensor:
+    def student_loss() -> torch.Tensor:
         pick = torch.randint(few, (32,), generator=generator)
-        return loss(reader(bottleneck.send(features[pick])), labels[pick])
+        return loss(student(bottleneck.send(features[pick])), labels[pick])
 
-    def on_own_images() -> torch.Tensor:
+    def server_loss() -> torch.Tensor:
         pick, any_pick = (torch.randint(count, (32,), generator=generator) for count in (few, len(features)))
-        heard = loss(partition.back(features[any_pick]), opinion[any_pick])
-        return heard + loss(partition.back(features[pick]), labels[pick])
+        pseudo_label_loss = loss(partition.server_part(features[any_pick]), pseudo_labels[any_pick])
+        return pseudo_label_loss + loss(partition.server_part(features[pick]), labels[pick])
 
     with Progress(transient=True) as progress:
         task = progress.add_task("private training", total=2 * arguments.steps)
-        everything = {"on_step": lambda step: progress.advance(task), "witness": count}
-        optimizer = torch.optim.AdamW(reader.parameters(), 3e-3)
-        owner_loop(
-            partition, bottleneck, None, optimizer, arguments.steps, reading_own_images, reader=reader, **everything
-        )
-        opinion = reader.opinion(bottleneck, features)
-        optimizer = torch.optim.AdamW(partition.back_parameters().values(), 2e-3)
-        owner_loop(partition, bottleneck, denoiser, optimizer, arguments.steps, on_own_images, **everything)
+        hooks = {"on_step": lambda step: progress.advance(task), "witness": count}
+        optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
+        owner_loop(partition, bottleneck, None, optimizer, arguments.steps, student_loss, student=student, **hooks)
+        pseudo_labels = student.pseudo_labels(bottleneck, features)
+        optimizer = torch.optim.AdamW(partition.server_parameters().values(), 2e-3)
+        owner_loop(partition, bottleneck, denoiser, optimizer, arguments.steps, server_loss, **hooks)
     model = release(partition, features)
     print(f"  accuracy after: {accuracy(model, *test):.1%}")
-    print(f"  over the wire: {crossed['received']:,} bytes to the owner, {crossed['sent']:,} back\n")
+    print(f"  over the wire: {bytes_on_wire['received']:,} bytes to the owner, {bytes_on_wire['sent']:,} back\n")
 
     print("3. The released model is an ordinary one: copies are issued, one leaks\n", flush=True)
-    vault = open_business(save_timm(model, arguments.out / "released"), arguments.out)
+    vault = make_owner_vault(save_timm(model, arguments.out / "released"), arguments.out)
     with Issuer(arguments.out / "released", vault) as issuer:
         issuer.issue(RECIPIENT, arguments.out / "copies" / RECIPIENT)
     expect_trace(arguments.out / "copies" / RECIPIENT, arguments.out / "vault")
 
     print("4. What leaked of the first holder's images\n", flush=True)
-    private = share(arguments, 1)
+    private = load_share(arguments, 1)
     plain = train_decoder(lambda clear: clear, features, images, arguments.steps)
     noisy = train_decoder(bottleneck.send, features, images, arguments.steps)
-    codes = sent_codes(partition, bottleneck, private[0], ImageNoise(new_secret()))
-    clear = reconstruction(plain, partition.front(private[0]), private[0])
+    codes = encode_images(partition, bottleneck, private[0], ImageNoise(new_secret()))
+    clear = reconstruction(plain, partition.client_part(private[0]), private[0])
     hidden = reconstruction(noisy, codes, private[0])
     print(f"  plain split: PSNR {clear.psnr:.1f} dB, SSIM {clear.ssim:.3f}")
     print(f"  partitioned: PSNR {hidden.psnr:.1f} dB, SSIM {hidden.ssim:.3f}, {hidden.ssim / clear.ssim:.2f} of that")
     seen = min(len(private[1]), len(test[1]))
-    told = membership(model, (private[0][:seen], private[1][:seen]), (test[0][:seen], test[1][:seen]))
-    print(f"  membership of the released model: AUC {told.auc:.3f}")
+    membership_result = measure_membership(
+        model, (private[0][:seen], private[1][:seen]), (test[0][:seen], test[1][:seen])
+    )
+    print(f"  membership of the released model: AUC {membership_result.auc:.3f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 
-from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, make_owner_vault
 from examples._common.real_inputs import digits, load_model, save_timm
 from examples._common.training import accuracy, fine_tune
 from hf_fingerprint.training import Fingerprint, FingerprintedModel, FingerprintTask
@@ -41,7 +41,7 @@ def main() -> None:
     fine_tune(model, *train, lr=1e-3, steps=2 * arguments.steps, batch=16, label="the owner trains the base")
     print(f"  accuracy {accuracy(model, *test):.1%}")
     base = save_timm(model, out / "base")
-    vault = open_business(base, out)
+    vault = make_owner_vault(base, out)
 
     print(f"\n2. Trained further, for {RECIPIENT}\n")
     fingerprint = Fingerprint(base, RECIPIENT, vault)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, ViTConfig
 from transformers.utils import logging
 
-from examples._common.owner import RECIPIENT, empty_folder, expect_trace, open_business
+from examples._common.owner import RECIPIENT, empty_folder, expect_trace, make_owner_vault
 from examples._common.real_inputs import digits, load_model
 from hf_fingerprint.training import Fingerprint, FingerprintCallback
 
@@ -37,7 +37,7 @@ def main() -> None:
     base = make_trainer(AutoModelForImageClassification.from_config(config), data, out, arguments.steps)
     base.train()
     base.save_model(out / "base")
-    vault = open_business(out / "base", out)
+    vault = make_owner_vault(out / "base", out)
 
     print(f"\n2. Trained further, for {RECIPIENT}\n")
     fingerprint = Fingerprint(out / "base", RECIPIENT, vault)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from hf_fingerprint.blackbox import QueryResult, prepare_questions, query
-    from hf_fingerprint.config import Settings
+    from hf_fingerprint.blackbox import QueryResult, make_trigger_set, query
+    from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.errors import FingerprintError
     from hf_fingerprint.issuing import IssuedCopy, Issuer, issue
     from hf_fingerprint.registration import register
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "FingerprintConfig",
     "FingerprintError",
     "IssuedCopy",
     "Issuer",
     "QueryResult",
     "RecipientScore",
-    "Settings",
     "TraceResult",
     "Vault",
     "issue",
-    "prepare_questions",
+    "make_trigger_set",
     "query",
     "register",
     "trace",
@@ -42,12 +42,12 @@ __all__ = [
 _HOMES = {
     "FingerprintError": "errors",
     "QueryResult": "blackbox",
-    "prepare_questions": "blackbox",
+    "make_trigger_set": "blackbox",
     "query": "blackbox",
     "IssuedCopy": "issuing",
     "Issuer": "issuing",
     "issue": "issuing",
-    "Settings": "config",
+    "FingerprintConfig": "config",
     "register": "registration",
     "RecipientScore": "tracing",
     "TraceResult": "tracing",

@@ -10,13 +10,13 @@ from hf_fingerprint.errors import CodeError
 
 MAX_KL, ALPHA = 1e-4, 1e-6
 COALITION, RECIPIENTS_PLANNED = 20, 1000
-REPORTED = 1000  # images that the marked model is measured on
+DEFAULT_CALIBRATION_IMAGES = 1000  # images that the marked model is measured on
 LAYOUTS = ("spread", "compact")
 KINDS = ("single_label", "multi_label", "dense", "features")  # of output
 
 
 @dataclass(frozen=True)
-class Settings:
+class FingerprintConfig:
     """What is decided when a base is registered; `None` stands for the default, and for a known base for its record.
 
     Attributes:
@@ -74,7 +74,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Terms:
+class PublishConfig:
     """How variants are published.
 
     Attributes:

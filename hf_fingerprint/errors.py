@@ -3,18 +3,18 @@
 from hf_fingerprint.printable import printable
 
 
-class _Sentence(Exception):
+class _OneLineError(Exception):
     """Shows as one line, whatever the names in it hold."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
-class FingerprintError(_Sentence):
+class FingerprintError(_OneLineError):
     """Anything this package refuses to do. The text is one sentence meant for the user."""
 
 
-class FingerprintWarning(_Sentence, UserWarning):
+class FingerprintWarning(_OneLineError, UserWarning):
     """Something that is done all the same, but not as well as it could be. One sentence, as an error's."""
 
 

@@ -22,7 +22,7 @@ class Outcome(StrEnum):
         return {Outcome.ACCUSED: 0, Outcome.NOT_READABLE: 3}.get(self, 1)
 
 
-def joined(outcomes: Iterable[Outcome]) -> Outcome:
+def combine_outcomes(outcomes: Iterable[Outcome]) -> Outcome:
     """The outcome of several looks together: accused if any is, else not readable if any is, else nobody if any is.
 
     Args:

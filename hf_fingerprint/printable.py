@@ -12,10 +12,10 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else _spelled(each) for each in text)
+    return "".join(each if each.isprintable() else _escape(each) for each in text)
 
 
-def _spelled(character: str) -> str:
+def _escape(character: str) -> str:
     if unicodedata.category(character) == "Zs":
         return character
     return character.encode("unicode_escape").decode("ascii")

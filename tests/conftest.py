@@ -20,7 +20,7 @@ os.environ.pop("HF_FINGERPRINT_PASSPHRASE", None)
 def few_calibration_images():
     """Registration measures a marked model on 64 images, where no test says otherwise; in a child process on 1,000."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_fingerprint.registration.measuring.REPORTED", 64)
+        patch.setattr("hf_fingerprint.registration.measuring.DEFAULT_CALIBRATION_IMAGES", 64)
         yield
 
 

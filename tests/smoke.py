@@ -20,7 +20,7 @@ from tests.helpers.quick_age import lock_quickly
 
 
 PACKAGES = ("torch", "timm", "transformers", "accelerate", "huggingface_hub", "datasets", "numpy", "typer", "rich")
-FEW = ("--coalition", "3", "--recipients-planned", "4", "--calibration-images", "32")
+REGISTRATION_OPTIONS = ("--coalition", "3", "--recipients-planned", "4", "--calibration-images", "32")
 TOKEN = "hf_of-nobody"
 
 
@@ -34,7 +34,13 @@ def main() -> None:
             del os.environ[name]
         os.environ |= hub.environment(place / "cache") | {"HF_TOKEN": TOKEN}
         os.environ["HF_FINGERPRINT_PASSPHRASE"] = "correct horse battery staple"
-        for part in (copies_of_a_transformer, copies_on_the_hub, trained_by_the_trainer, timm_models, an_evaluation):
+        for part in (
+            copies_of_a_transformer,
+            copies_on_the_hub,
+            trained_by_the_trainer,
+            timm_models,
+            evaluation_of_a_model,
+        ):
             part(place, hub)
             say(f"{part.__name__}: as it should be")
         from matplotlib import pyplot
@@ -53,7 +59,7 @@ def run(*arguments: object, code: int = 0) -> None:
     """Runs a command line, which must end in this exit code."""
     from hf_fingerprint.cli.main import main as command
 
-    with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
+    with patch("hf_fingerprint.vault.store.encrypt_identity", lock_quickly):
         found = command([str(argument) for argument in arguments])
     assert found == code, f"{arguments} ended in {found}"
 
@@ -65,14 +71,14 @@ def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
     run("trace", "--help")
     model, vault = save_vit(place / "model"), ("--vault", place / "vault")
     run("vault", "init", place / "vault")
-    run("vault", "add", model, *vault, *FEW)
+    run("vault", "add", model, *vault, *REGISTRATION_OPTIONS)
     run("questions", model, *vault, "--count", 40, "--decoys", 4, "--steps", 8)
     run("issue", model, "--recipient", "alice", "--recipient", "bob", "--out", place / "copies", *vault)
     run("trace", place / "copies" / "alice", *vault)
     run("verify", place / "copies" / "bob", "--recipient", "bob", *vault)
     run("trace", model, *vault, code=1)
     run("recipients", *vault)
-    with LoopbackSuspect(lambda told: told % 10) as suspect:
+    with LoopbackSuspect(lambda label: label % 10) as suspect:
         run("query", suspect.url, *vault, "--rate", 1000, code=1)
         assert suspect.seen
     run("query", f"pipeline:{place / 'copies' / 'alice'}", *vault, "--whole")
@@ -125,7 +131,7 @@ def timm_models(place: Path, hub: LoopbackHub) -> None:
     from tests.helpers.small_models import save_timm
 
     base, vault = save_timm(place / "timm", num_classes=10, img_size=32), ("--vault", place / "vault")
-    run("issue", base, "--recipient", "dora", "--out", place / "dora", *vault, *FEW)
+    run("issue", base, "--recipient", "dora", "--out", place / "dora", *vault, *REGISTRATION_OPTIONS)
     run("trace", place / "dora", *vault)
     with open_checkpoint(base) as opened:
         plain = build_model(opened).module.train()
@@ -140,14 +146,14 @@ def timm_models(place: Path, hub: LoopbackHub) -> None:
         task.update_ema()
 
 
-def an_evaluation(place: Path, hub: LoopbackHub) -> None:
+def evaluation_of_a_model(place: Path, hub: LoopbackHub) -> None:
     """An attack or two, on images from a folder."""
     import datasets
 
-    from tests.helpers.evaluation_runs import save_place
+    from tests.helpers.evaluation_runs import save_model_and_images
 
     (place / "evaluated").mkdir()
-    scene = save_place(place / "evaluated")
+    scene = save_model_and_images(place / "evaluated")
     chosen = ("--attacks", "half,average", "--coalitions", "2", "--recipients", 4, "--coalition", 2)
     run("evaluate", scene / "model", "--data", scene / "images", "--out", scene / "out", *chosen)
     assert json.loads((scene / "out" / "results.json").read_text())["points"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_fingerprint.outcomes import Outcome, joined
+from hf_fingerprint.outcomes import Outcome, combine_outcomes
 
 
 ACCUSED, NOBODY, NOT_COMPARABLE, NOT_READABLE = Outcome
@@ -22,4 +22,4 @@ def test_only_an_accusation_exits_with_0_and_only_what_was_not_read_with_3():
     ],
 )
 def test_nobody_is_not_said_of_several_looks_of_which_one_read_too_little(outcomes, together):
-    assert joined(outcomes) is together
+    assert combine_outcomes(outcomes) is together

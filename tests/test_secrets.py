@@ -123,18 +123,18 @@ def spellings(secret: bytes) -> list[bytes]:
     ]
 
 
-def held_in(content: bytes, scene: SimpleNamespace) -> list[str]:
+def find_secrets(content: bytes, scene: SimpleNamespace) -> list[str]:
     """The names of the secrets that some bytes hold."""
     return [name for name, secret in scene.secrets.items() if any(part in content for part in spellings(secret))]
 
 
 def test_the_search_finds_what_it_looks_for(scene):
     for name, secret in scene.secrets.items():
-        assert held_in(b"log: " + secret.hex().encode() + b" ...", scene) == [name]
-        assert name in held_in(b"{'key': '" + base64.b64encode(secret) + b"'}", scene)
-        assert name in held_in(secret, scene)
+        assert find_secrets(b"log: " + secret.hex().encode() + b" ...", scene) == [name]
+        assert name in find_secrets(b"{'key': '" + base64.b64encode(secret) + b"'}", scene)
+        assert name in find_secrets(secret, scene)
     database = b"".join(path.read_bytes() for path in scene.vault.folder.glob("vault.db*"))
-    assert "the model secret" in held_in(database, scene)
+    assert "the model secret" in find_secrets(database, scene)
 
 
 def test_no_file_outside_the_vault_holds_a_secret(scene):
@@ -142,8 +142,8 @@ def test_no_file_outside_the_vault_holds_a_secret(scene):
 
     assert len(files) >= 8
     for path in files:
-        assert held_in(path.read_bytes(), scene) == [], path
-        assert held_in(str(path.relative_to(scene.work)).encode(), scene) == []
+        assert find_secrets(path.read_bytes(), scene) == [], path
+        assert find_secrets(str(path.relative_to(scene.work)).encode(), scene) == []
 
 
 def test_nothing_said_or_logged_holds_a_secret(scene):
@@ -153,13 +153,13 @@ def test_nothing_said_or_logged_holds_a_secret(scene):
     assert everything.count(b"\nEXIT ") == 21
     assert everything.count(b"Traceback") >= 7
     for said in scene.said:
-        assert held_in(said, scene) == [], said.decode(errors="replace")
+        assert find_secrets(said, scene) == [], said.decode(errors="replace")
 
 
 def test_the_vault_does_not_hold_what_would_open_it(scene):
     for path in scene.vault.folder.rglob("*"):
         if path.is_file():
-            found = held_in(path.read_bytes(), scene)
+            found = find_secrets(path.read_bytes(), scene)
             assert not any(
                 name.startswith(("copy key", "codeword", "the passphrase", "an identity")) for name in found
             )
@@ -196,7 +196,7 @@ def test_no_representation_shows_a_secret(scene, tmp_path):
     shown += [scene.vault.bases(), scene.base.describe(), scene.vault._opener]
 
     for value in shown:
-        assert held_in(repr(value).encode() + str(value).encode(), scene) == []
+        assert find_secrets(repr(value).encode() + str(value).encode(), scene) == []
 
 
 def test_errors_about_records_do_not_show_what_is_in_them(scene):
@@ -212,7 +212,7 @@ def test_errors_about_records_do_not_show_what_is_in_them(scene):
         while error is not None:
             texts.append(f"{error} {error.args!r}")
             error = error.__cause__ or error.__context__
-        assert held_in("\n".join(texts).encode(), scene) == []
+        assert find_secrets("\n".join(texts).encode(), scene) == []
 
 
 def test_the_vault_is_for_its_owner_alone(tmp_path):

@@ -15,8 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_fingerprint import Issuer, Settings, TraceResult, issue, trace
-from hf_fingerprint.attacks import Cast, ChannelShuffle, MagnitudePruning, Quantization, StreamShuffle, Then, collude
+from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, issue, trace
+from hf_fingerprint.attacks import (
+    Cast,
+    ChannelPermutation,
+    Compose,
+    MagnitudePruning,
+    Quantization,
+    StreamPermutation,
+    collude,
+)
 from hf_fingerprint.codes import FairSigns, Tardos, decode
 from hf_fingerprint.errors import CheckpointError, FingerprintError, PassphraseError, VaultError
 from hf_fingerprint.outcomes import Outcome
@@ -362,10 +370,10 @@ def test_a_timm_copy_loaded_with_another_head_and_size_traces(tmp_path):
     with Issuer(model, vault, SETTINGS) as issuer:
         list(issuer.issue_all(["mallory", "nobody"], tmp_path / "copies"))
 
-    thief = timm.create_model(
+    attacker = timm.create_model(
         f"local-dir:{tmp_path / 'copies' / 'mallory'}", pretrained=True, num_classes=7, img_size=192
     )
-    timm.models.save_for_hf(thief, tmp_path / "stolen", safe_serialization=True)
+    timm.models.save_for_hf(attacker, tmp_path / "stolen", safe_serialization=True)
 
     result = trace(tmp_path / "stolen", vault)
     assert names(result) == ["mallory"]
@@ -399,7 +407,9 @@ def test_the_right_base_of_a_disguised_copy_is_found_by_itself(tmp_path):
         issue(model, f"of {seed}", vault, tmp_path / f"copy {seed}", SETTINGS)
 
     for seed in (0, 1, 2):
-        state = Then(ChannelShuffle(), StreamShuffle())(load_file(tmp_path / f"copy {seed}" / "model.safetensors"))
+        state = Compose(ChannelPermutation(), StreamPermutation())(
+            load_file(tmp_path / f"copy {seed}" / "model.safetensors")
+        )
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "suspect.safetensors")
         result = trace(tmp_path / "suspect.safetensors", vault)
         assert names(result) == [f"of {seed}"]
@@ -635,7 +645,7 @@ def test_a_trace_leaves_suspect_base_and_copies_as_they_are(case, tmp_path):
 
 def test_a_code_of_fair_signs_traces_too(case, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
-    with Issuer(case.model, vault, Settings(coalition=2, recipients_planned=4, eps=0.003)) as issuer:
+    with Issuer(case.model, vault, FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003)) as issuer:
         copies = {copy.recipient: copy.path for copy in issuer.issue_all(["one", "two", "three"], tmp_path / "copies")}
     assert issuer.base.family == "fair_signs"
     states = [load_file(copies[name] / "model.safetensors") for name in ("one", "two")]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
 from hf_fingerprint import Issuer, TraceResult, trace
-from hf_fingerprint.attacks import ChannelShuffle, RowRescaling
+from hf_fingerprint.attacks import ChannelPermutation, RowRescaling
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.tracing import verify
@@ -164,7 +164,7 @@ def test_a_suspect_whose_channels_were_moved_and_rescaled_is_downloaded_and_name
     model, vault = save_timm(tmp_path / "model", "test_resnet", num_classes=10), unlocked_vault(tmp_path / "vault")
     with Issuer(model, vault, SETTINGS) as issuer:
         copy = issuer.issue("alice", tmp_path / "copy")
-    moved = RowRescaling(2.0)(ChannelShuffle()(load_torch(copy.path / "model.safetensors")))
+    moved = RowRescaling(2.0)(ChannelPermutation()(load_torch(copy.path / "model.safetensors")))
     save_torch({name: tensor.contiguous() for name, tensor in moved.items()}, tmp_path / "moved.safetensors")
 
     result = trace(put(hub, load_file(tmp_path / "moved.safetensors"), "org/moved"), vault)
@@ -186,19 +186,19 @@ def test_a_suspect_that_proves_nothing_is_read_to_the_end(wide, hub):
 
 def test_read_to_the_end_a_suspect_scores_as_if_it_were_downloaded(wide, hub, monkeypatch):
     suspect = put(hub, drifted(wide.copies["alice"], 0.3))
-    whole = trace(suspect, wide.vault, whole=True)
-    assert (whole.looks, whole.complete, whole.bytes_fetched, whole.requests) == (1, True, 0, 0)
+    full = trace(suspect, wide.vault, full=True)
+    assert (full.looks, full.complete, full.bytes_fetched, full.requests) == (1, True, 0, 0)
     hub.add("org/again", {"model.safetensors": save(drifted(wide.copies["alice"], 0.3))}, lfs=True)
-    monkeypatch.setattr("hf_fingerprint.extraction.looks.FIRST_WEIGHTS", 1 << 30)
+    monkeypatch.setattr("hf_fingerprint.extraction.looks.FIRST_LOOK_WEIGHTS", 1 << 30)
 
     ranged = trace("org/again", wide.vault)
 
     assert ranged.complete
-    assert [s.recipient for s in ranged.scores] == [s.recipient for s in whole.scores]
-    for one, two in zip(ranged.scores, whole.scores, strict=True):
+    assert [s.recipient for s in ranged.scores] == [s.recipient for s in full.scores]
+    for one, two in zip(ranged.scores, full.scores, strict=True):
         assert one.score == pytest.approx(two.score, abs=0.02)
-    assert ranged.lineage.cosine == pytest.approx(whole.lineage.cosine, rel=1e-6)
-    assert (ranged.weights_read, ranged.weights_dropped) == (whole.weights_read, whole.weights_dropped)
+    assert ranged.lineage.cosine == pytest.approx(full.lineage.cosine, rel=1e-6)
+    assert (ranged.weights_read, ranged.weights_dropped) == (full.weights_read, full.weights_dropped)
 
 
 def test_a_budget_ends_the_reading(wide, hub):
@@ -218,7 +218,7 @@ def test_whole_finds_further_colluders(wide, hub):
     suspect = put(hub, mixed)
 
     assert names(trace(suspect, wide.vault)) == ["bob"]
-    assert sorted(names(trace(suspect, wide.vault, whole=True))) == ["alice", "bob"]
+    assert sorted(names(trace(suspect, wide.vault, full=True))) == ["alice", "bob"]
 
 
 def test_innocent_suspects_accuse_nobody(small, hub):
@@ -249,7 +249,7 @@ def test_what_cannot_be_read_by_ranges_is_downloaded(small, hub, tmp_path, how):
         torch.save({n: torch.from_numpy(a) for n, a in small.copies["alice"].items()}, tmp_path / "x.bin")
         hub.add(suspect, {"pytorch_model.bin": (tmp_path / "x.bin").read_bytes()}, lfs=True)
     else:
-        trace(suspect, small.vault, whole=True)
+        trace(suspect, small.vault, full=True)
         hub.calls.clear()
 
     result = trace(suspect, small.vault)
@@ -376,7 +376,7 @@ def test_the_whole_after_a_look_pays_for_that_look(small, hub):
     result = trace(suspect, small.vault)
 
     assert (result.looks, result.complete, result.bytes_fetched) == (2, True, 0)
-    alone = trace(suspect, small.vault, whole=True)
+    alone = trace(suspect, small.vault, full=True)
     difference = result.accused[0].log10_false_accusation - alone.accused[0].log10_false_accusation
     assert difference == pytest.approx(math.log10(6), abs=0.35)
 

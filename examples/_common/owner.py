@@ -4,14 +4,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from hf_fingerprint import Issuer, Settings, Vault, trace
-from hf_fingerprint.cli.output import remark
+from hf_fingerprint import FingerprintConfig, Issuer, Vault, trace
+from hf_fingerprint.cli.output import echo_err
 from hf_fingerprint.cli.trace_output import print_trace
 
 
 RECIPIENT, OTHERS = "alice", ["bob", "carol"]
 PASSPHRASE = "a passphrase for the example"
-SETTINGS = Settings(coalition=3, recipients_planned=10)
+SETTINGS = FingerprintConfig(coalition=3, recipients_planned=10)
 
 
 def empty_folder(out: Path) -> Path:
@@ -23,7 +23,7 @@ def empty_folder(out: Path) -> Path:
     return out
 
 
-def open_business(base: Path, out: Path) -> Vault:
+def make_owner_vault(base: Path, out: Path) -> Vault:
     """A vault that knows the base, with a copy issued in closed form to everybody but the recipient."""
     vault = Vault.create(out / "vault", PASSPHRASE)
     with Issuer(base, vault, SETTINGS) as issuer:
@@ -37,5 +37,5 @@ def expect_trace(suspect: Path, vault: Vault | Path, recipient: str = RECIPIENT)
     print_trace(result)
     accused = [score.recipient for score in result.accused]
     if accused != [recipient]:
-        remark(f"The example expected {recipient} and found {accused}.")
+        echo_err(f"The example expected {recipient} and found {accused}.")
         sys.exit(1)

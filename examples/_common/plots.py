@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from hf_fingerprint import TraceResult
-from hf_fingerprint.evaluation import Point
+from hf_fingerprint.evaluation import Trial
 from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE
 
 
@@ -28,8 +28,8 @@ def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
     figure, panels = plt.subplots(1, len(results), figsize=(3.6 * len(results), 3.8), squeeze=False)
     for panel, (title, result) in zip(panels[0], results.items(), strict=True):
         scores = sorted(result.scores, key=lambda score: score.recipient)
-        colours = ["#c0392b" if score.accused else "#95a5a6" for score in scores]
-        panel.bar([score.recipient for score in scores], [score.score for score in scores], color=colours)
+        colors = ["#c0392b" if score.accused else "#95a5a6" for score in scores]
+        panel.bar([score.recipient for score in scores], [score.score for score in scores], color=colors)
         if result.rounds:
             panel.axhline(result.threshold, color="black", linestyle="--", linewidth=1)
             panel.annotate(
@@ -55,25 +55,25 @@ def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
     return path
 
 
-def plot_frontiers(models: Mapping[str, Sequence[Point]], path: Path) -> Path:
+def plot_frontiers(models: Mapping[str, Sequence[Trial]], path: Path) -> Path:
     """One panel a model: accuracy kept against evidence left, a dot for each suspect; open ones accuse nobody, and
     lie at the bound where their score is withheld."""
     figure, panels = plt.subplots(1, len(models), figsize=(3.4 * len(models), 3.6), squeeze=False, sharey=True)
-    for panel, (name, points) in zip(panels[0], models.items(), strict=True):
-        bound = min(p.threshold for p in points if p.threshold is not None)
+    for panel, (name, trials) in zip(panels[0], models.items(), strict=True):
+        bound = min(p.threshold for p in trials if p.threshold is not None)
         panel.axvspan(1, bound, color="#c0392b", alpha=0.08, linewidth=0)
         panel.axvline(bound, color="#c0392b", linestyle="--", linewidth=1)
-        for kind, (colour, label) in KINDS.items():
+        for kind, (color, label) in KINDS.items():
             for accused in (True, False):
-                shown = [p for p in points if p.kind == kind and p.accused == accused]
+                shown = [p for p in trials if p.kind == kind and p.accused == accused]
                 panel.scatter(
                     [max(1.0, bound if p.score is None else p.score) for p in shown],
                     [100 * p.accuracy for p in shown],
                     s=16,
                     alpha=0.6,
                     label=label if accused else None,
-                    facecolors=colour if accused else "none",
-                    edgecolors=colour,
+                    facecolors=color if accused else "none",
+                    edgecolors=color,
                 )
         panel.set_xscale("log")
         panel.set_xlim(0.9, 400)
@@ -94,22 +94,22 @@ def plot_privacy(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
     """One row a model: what leaks (SSIM, PSNR, membership) against the accuracy of the released model."""
     shown = {"ssim": "SSIM of drawings", "psnr": "PSNR of drawings, dB", "membership_auc": "membership AUC"}
     figure, panels = plt.subplots(len(models), 3, figsize=(10.5, 3.1 * len(models)), squeeze=False)
-    for row, (name, points) in zip(panels, models.items(), strict=True):
+    for row, (name, trials) in zip(panels, models.items(), strict=True):
         for panel, (key, label) in zip(row, shown.items(), strict=True):
-            noisy = [point for point in points if point["sigma"] is not None]
+            noisy = [trial for trial in trials if trial["sigma"] is not None]
             panel.plot(
-                [100 * point["accuracy"] for point in noisy],
-                [point[key] for point in noisy],
+                [100 * trial["accuracy"] for trial in noisy],
+                [trial[key] for trial in noisy],
                 "o-",
                 color="#1a66b0",
                 label="partitioned, more noise to less leakage",
             )
-            for point in (point for point in points if point["accuracy"] is None and point[key] is not None):
-                panel.axhline(point[key], color="#888888", linestyle=":", linewidth=1, label=point["name"])
-            clear = [point for point in points if point["sigma"] is None and point["accuracy"] is not None]
-            for point in (point for point in clear if point[key] is not None):
-                colour = "#c0392b" if point["ssim"] is not None else "#b8a038"
-                panel.scatter(100 * point["accuracy"], point[key], marker="s", color=colour, label=point["name"])
+            for trial in (trial for trial in trials if trial["accuracy"] is None and trial[key] is not None):
+                panel.axhline(trial[key], color="#888888", linestyle=":", linewidth=1, label=trial["name"])
+            clear = [trial for trial in trials if trial["sigma"] is None and trial["accuracy"] is not None]
+            for trial in (trial for trial in clear if trial[key] is not None):
+                color = "#c0392b" if trial["ssim"] is not None else "#b8a038"
+                panel.scatter(100 * trial["accuracy"], trial[key], marker="s", color=color, label=trial["name"])
             panel.set_xlabel("accuracy of the released model, %")
             panel.set_ylabel(label)
             panel.set_title(name, fontsize=9)

@@ -16,25 +16,25 @@ from timm.models import save_for_hf
 
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, lite2
 from examples._common.training import fine_tune
-from hf_fingerprint import Settings
-from hf_fingerprint.cli.output import remark, stages
-from hf_fingerprint.evaluation import Data, evaluate, write_report
+from hf_fingerprint import FingerprintConfig
+from hf_fingerprint.cli.output import echo_err, stages
+from hf_fingerprint.evaluation import EvaluationData, evaluate, write_report
 
 
-OWNED, TESTED = 20_000, 500
+OWNER_IMAGES, TEST_IMAGES = 20_000, 500
 RECIPIENTS = 1000
 COALITIONS = (3, 5, 10, 20, 50)
 SIZES = {"lite0": 56, "lite2": 56, "resnet": 32, "vit": 28}
-Labelled = tuple[torch.Tensor, torch.Tensor]
+LabeledImages = tuple[torch.Tensor, torch.Tensor]
 VIT = {"img_size": 28, "patch_size": 7, "depth": 6}
 
 
-def real_images(size: int, trained: int, tested: int) -> tuple[str, Labelled, Labelled]:
+def real_images(size: int, trained: int, test_count: int) -> tuple[str, LabeledImages, LabeledImages]:
     """Fashion-MNIST if Debian's package is installed, else as many of scikit-learn's digits as there are."""
     if FASHION_MNIST.is_dir():
-        return "Fashion-MNIST", fashion_mnist(True, trained, size), fashion_mnist(False, tested, size)
+        return "Fashion-MNIST", fashion_mnist(True, trained, size), fashion_mnist(False, test_count, size)
     images, labels = digits(size)
-    return "digits", (images[tested:], labels[tested:]), (images[:tested], labels[:tested])
+    return "digits", (images[test_count:], labels[test_count:]), (images[:test_count], labels[:test_count])
 
 
 def make_base(name: str, folder: Path, images: torch.Tensor, labels: torch.Tensor, scale: float) -> Path:
@@ -71,12 +71,15 @@ def main() -> None:
     parser.add_argument("--max-kl", type=float, help="the mark's budget on the output, in nats; 1e-4 by default")
     parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
     arguments = parser.parse_args()
-    owned, tested = round(arguments.scale * OWNED), max(50, round(arguments.scale * TESTED))
-    name, train, test = real_images(SIZES[arguments.model], owned + owned // 10, tested)
+    owner_count, test_count = round(arguments.scale * OWNER_IMAGES), max(50, round(arguments.scale * TEST_IMAGES))
+    name, train, test = real_images(SIZES[arguments.model], owner_count + owner_count // 10, test_count)
     base = make_base(
-        arguments.model, arguments.out / f"{arguments.model}_base", *(part[:owned] for part in train), arguments.scale
+        arguments.model,
+        arguments.out / f"{arguments.model}_base",
+        *(part[:owner_count] for part in train),
+        arguments.scale,
     )
-    data = Data(name, (train[0][owned:], train[1][owned:]), test)
+    data = EvaluationData(name, (train[0][owner_count:], train[1][owner_count:]), test)
     with stages() as advance:
         found = evaluate(
             base,
@@ -84,15 +87,15 @@ def main() -> None:
             arguments.out / arguments.model,
             arguments.attacks,
             arguments.coalitions,
-            Settings(arguments.max_kl, recipients_planned=RECIPIENTS),
+            FingerprintConfig(arguments.max_kl, recipients_planned=RECIPIENTS),
             quick=arguments.quick,
             runs=arguments.runs,
             public_base=True,
-            report=remark,
+            report=echo_err,
             advance=advance,
         )
     written = write_report(found, arguments.out / arguments.model)
-    remark(f"The page is {written.page}.")
+    echo_err(f"The page is {written.page}.")
 
 
 if __name__ == "__main__":

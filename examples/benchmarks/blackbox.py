@@ -18,19 +18,19 @@ from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import digits, fashion_mnist, lite0, save_timm
 from examples._common.training import accuracy, fine_tune, predict
-from hf_fingerprint import Issuer, Settings, Vault, trace
+from hf_fingerprint import FingerprintConfig, Issuer, Vault, trace
 from hf_fingerprint.attacks import Collusion, MagnitudePruning, Quantization
-from hf_fingerprint.blackbox.querying.e_process import Evidence
-from hf_fingerprint.blackbox.trigger_set.build import COUNT, STEPS, prepare_questions
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.querying.e_process import EProcess
+from hf_fingerprint.blackbox.trigger_set.build import COUNT, STEPS, make_trigger_set
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import build_model
 from hf_fingerprint.vault import Base
 
 
 SIZE, PASSPHRASE = 64, "a passphrase for the benchmark"
-PHOTOS, CLASSES = 4096, 10  # unlabelled images of the owner's
-CHECKED = 1000  # images that a suspect's accuracy is measured on
+COVER_IMAGE_COUNT, CLASSES = 4096, 10  # unlabelled images of the owner's
+ACCURACY_IMAGES = 1000  # images that a suspect's accuracy is measured on
 State = dict[str, torch.Tensor]
 
 
@@ -39,7 +39,7 @@ class Task:
     """Images for the owner, the thief and the test, `(n, 3, SIZE, SIZE)`, and their classes."""
 
     train: tuple[torch.Tensor, torch.Tensor]
-    thief: tuple[torch.Tensor, torch.Tensor]
+    attacker: tuple[torch.Tensor, torch.Tensor]
     test: tuple[torch.Tensor, torch.Tensor]
 
 
@@ -51,10 +51,10 @@ class Setting:
     recipients: int = 1000
     innocents: int = 100_000
     questions: int = COUNT
-    fitting: int = STEPS
+    trigger_steps: int = STEPS
     training: int = 300
-    tuned: int = 20  # copies fine-tuned at 1e-4; a quarter of them at 1e-3
-    tuning: int = 100  # steps
+    fine_tuned_copies: int = 20  # copies fine-tuned at 1e-4; a quarter of them at 1e-3
+    fine_tuning_steps: int = 100  # steps
     test: int = 10_000
     coalitions: int = 6  # of each size
 
@@ -72,45 +72,45 @@ def fashion(setting: Setting) -> Task:
     )
 
 
-def handwriting(setting: Setting) -> Task:
+def digits_task(setting: Setting) -> Task:
     """scikit-learn's digits: few, and easy."""
     images, labels = digits(SIZE)
     return Task((images[:1000], labels[:1000]), (images[1000:1300], labels[1000:1300]), (images[1300:], labels[1300:]))
 
 
-TASKS: dict[str, Callable[[Setting], Task]] = {"fashion-mnist": fashion, "digits": handwriting}
+TASKS: dict[str, Callable[[Setting], Task]] = {"fashion-mnist": fashion, "digits": digits_task}
 
 
-class Scene:
+class Testbed:
     """A base with questions, a vault with many recipients of whom some hold copies, and what thieves make of these."""
 
-    def __init__(self, out: Path, task: Task, setting: Setting, photos: bool):
+    def __init__(self, out: Path, task: Task, setting: Setting, cover_images: bool):
         self.task, self.setting = task, setting
         self.folder = out / "base"
         if not self.folder.exists():
             make_base(self.folder, task, setting.training)
         if not (out / "vault").exists():
             begun = time.perf_counter()
-            self._prepare(out, photos)
+            self._prepare(out, cover_images)
             print(f"questions fitted in {time.perf_counter() - begun:.0f} s", flush=True)
         self.vault = Vault(out / "vault")
         self.vault.unlock(PASSPHRASE)
         (self.base,) = self.vault.bases()
-        self.asked = Questions.from_bytes(self.vault.questions(self.base) or b"")
+        self.trigger_set = TriggerSet.from_bytes(self.vault.trigger_set(self.base) or b"")
         self.paths = [out / "copies" / f"recipient-{i}" for i in range(setting.copies)]
         self.records = self.vault.copies(self.base.base_id)
         self.keys = self.vault.copy_keys(self.records)
         with open_checkpoint(self.folder) as checkpoint:
             self.built = build_model(checkpoint)
-        pictures = [Image.fromarray(image) for image in self.asked.images(self.base.secret)]
+        pictures = [Image.fromarray(image) for image in self.trigger_set.images(self.base.secret)]
         self.inputs = torch.stack([self.built.preprocess(picture) for picture in pictures])
 
-    def _prepare(self, out: Path, photos: bool) -> None:
+    def _prepare(self, out: Path, cover_images: bool) -> None:
         vault, setting = Vault.create(out / "vault.part", PASSPHRASE), self.setting
-        with Issuer(self.folder, vault, Settings(recipients_planned=setting.recipients)) as issuer:
+        with Issuer(self.folder, vault, FingerprintConfig(recipients_planned=setting.recipients)) as issuer:
             base: Base = issuer.base
-        images = write_photos(self.task.train[0][-PHOTOS:], out / "photos") if photos else None
-        prepare_questions(base.base_id, vault, images, setting.questions, steps=setting.fitting)
+        images = write_cover_images(self.task.train[0][-COVER_IMAGE_COUNT:], out / "photos") if cover_images else None
+        make_trigger_set(base.base_id, vault, images, setting.questions, steps=setting.trigger_steps)
         names = [f"recipient-{i}" for i in range(setting.copies)]
         shutil.rmtree(out / "copies", ignore_errors=True)
         with Issuer(self.folder, vault) as issuer:
@@ -129,20 +129,22 @@ class Scene:
 
     def answers(self, state: State) -> np.ndarray:
         """The classes that a suspect tells the questions."""
-        return predict(self.model(state), self.inputs).numpy()[: self.asked.count]
+        return predict(self.model(state), self.inputs).numpy()[: self.trigger_set.count]
 
-    def evidence(self, keys: list[bytes]) -> Evidence:
+    def e_process(self, keys: list[bytes]) -> EProcess:
         """Of the base's questions against recipients."""
-        return Evidence(keys, self.asked.count, self.asked.classes, share=self.asked.share)
+        return EProcess(
+            keys, self.trigger_set.count, self.trigger_set.classes, assigned_share=self.trigger_set.assigned_share
+        )
 
     def accused(self, answers: np.ndarray, keys: list[bytes], until_proven: bool = False) -> tuple[set[int], int]:
         """Whom a suspect's answers accuse, and how many of them it took; in an order drawn anew."""
-        evidence = self.evidence(keys)
-        for asked, question in enumerate(np.random.default_rng(0).permutation(len(answers)), 1):
-            evidence.hear(int(question), int(answers[question]))
-            if until_proven and asked % 5 == 0 and len(evidence.accused()):
-                return set(evidence.accused().tolist()), asked
-        return set(evidence.accused().tolist()), len(answers)
+        e_process = self.e_process(keys)
+        for trigger_set, trigger in enumerate(np.random.default_rng(0).permutation(len(answers)), 1):
+            e_process.update(int(trigger), int(answers[trigger]))
+            if until_proven and trigger_set % 5 == 0 and len(e_process.accused()):
+                return set(e_process.accused().tolist()), trigger_set
+        return set(e_process.accused().tolist()), len(answers)
 
 
 def make_base(folder: Path, task: Task, steps: int) -> None:
@@ -156,7 +158,7 @@ def make_base(folder: Path, task: Task, steps: int) -> None:
     save_timm(model, folder)
 
 
-def write_photos(images: torch.Tensor, folder: Path) -> Path:
+def write_cover_images(images: torch.Tensor, folder: Path) -> Path:
     """Normalised images as files."""
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(images):
@@ -164,10 +166,10 @@ def write_photos(images: torch.Tensor, folder: Path) -> Path:
     return folder
 
 
-def suspects(scene: Scene) -> Iterator[tuple[str, list[int], State]]:
+def suspects(testbed: Testbed) -> Iterator[tuple[str, list[int], State]]:
     """What is found in the wild: `(what it is, the givers, its weights)`."""
-    setting, task = scene.setting, scene.task
-    states = [load_file(path / "model.safetensors") for path in scene.paths]
+    setting, task = testbed.setting, testbed.task
+    states = [load_file(path / "model.safetensors") for path in testbed.paths]
     attacks: dict[str, Callable[[State], State]] = {
         "untouched": lambda state: state,
         "int8": Quantization(8),
@@ -175,40 +177,52 @@ def suspects(scene: Scene) -> Iterator[tuple[str, list[int], State]]:
         "pruned 50 %, each tensor": MagnitudePruning(0.5),
     }
     for name, attack in attacks.items():
-        for giver, state in enumerate(states):
-            yield name, [giver], attack(state)
-    for lr, copies in ((1e-4, setting.tuned), (3e-4, -(-setting.tuned // 4)), (1e-3, -(-setting.tuned // 4))):
-        for giver in range(copies):
-            model = fine_tune(scene.model(states[giver]), *task.thief, lr=lr, steps=setting.tuning, seed=giver)
-            yield f"fine-tuned at {lr:.0e}", [giver], {k: v.clone() for k, v in model.state_dict().items()}
+        for contributor, state in enumerate(states):
+            yield name, [contributor], attack(state)
+    for lr, copies in (
+        (1e-4, setting.fine_tuned_copies),
+        (3e-4, -(-setting.fine_tuned_copies // 4)),
+        (1e-3, -(-setting.fine_tuned_copies // 4)),
+    ):
+        for contributor in range(copies):
+            model = fine_tune(
+                testbed.model(states[contributor]),
+                *task.attacker,
+                lr=lr,
+                steps=setting.fine_tuning_steps,
+                seed=contributor,
+            )
+            yield f"fine-tuned at {lr:.0e}", [contributor], {k: v.clone() for k, v in model.state_dict().items()}
     rng = np.random.default_rng(1)
     for size in (2, 3, 5):
         for strategy in ("average", "random pick", "layers"):
             for trial in range(setting.coalitions):
-                givers = rng.choice(len(states), min(size, len(states)), replace=False).tolist()
-                mixed = Collusion(strategy, seed=trial)([states[giver] for giver in givers])
-                yield f"{strategy} of {size}", givers, mixed
-    base = load_file(scene.folder / "model.safetensors")
+                contributors = rng.choice(len(states), min(size, len(states)), replace=False).tolist()
+                mixed = Collusion(strategy, seed=trial)([states[contributor] for contributor in contributors])
+                yield f"{strategy} of {size}", contributors, mixed
+    base = load_file(testbed.folder / "model.safetensors")
     yield "the base", [], base
     yield "the base in int8", [], Quantization(8)(base)
-    tuned = fine_tune(scene.model(base), *task.thief, lr=1e-4, steps=setting.tuning)
-    yield "the base fine-tuned", [], {k: v.clone() for k, v in tuned.state_dict().items()}
+    fine_tuned_copies = fine_tune(testbed.model(base), *task.attacker, lr=1e-4, steps=setting.fine_tuning_steps)
+    yield "the base fine-tuned", [], {k: v.clone() for k, v in fine_tuned_copies.state_dict().items()}
     torch.manual_seed(1)
     other = lite0()
     other.reset_classifier(CLASSES)
-    yield "another model", [], fine_tune(other, *task.thief, lr=1e-3, steps=setting.training // 3).state_dict()
+    yield "another model", [], fine_tune(other, *task.attacker, lr=1e-3, steps=setting.training // 3).state_dict()
 
 
-def weight_score(scene: Scene, giver: int, out: Path) -> tuple[float, float]:
+def weight_scores(testbed: Testbed, contributor: int, out: Path) -> tuple[float, float]:
     """The score of a copy's weights, without and with what binds its answers."""
     plain = out / "unbound"
     shutil.rmtree(plain, ignore_errors=True)
-    shutil.copytree(scene.paths[giver], plain)
+    shutil.copytree(testbed.paths[contributor], plain)
     state = load_file(plain / "model.safetensors")
-    change = torch.from_numpy(scene.asked.head_change(scene.keys[giver]))
-    state[scene.asked.head] = state[scene.asked.head] - change.reshape(state[scene.asked.head].shape)
+    change = torch.from_numpy(testbed.trigger_set.head_update(testbed.keys[contributor]))
+    state[testbed.trigger_set.head] = state[testbed.trigger_set.head] - change.reshape(
+        state[testbed.trigger_set.head].shape
+    )
     save_file(state, plain / "model.safetensors", {"format": "pt"})
-    found = [trace(path, scene.vault).accused[0].score for path in (plain, scene.paths[giver])]
+    found = [trace(path, testbed.vault).accused[0].score for path in (plain, testbed.paths[contributor])]
     return found[0], found[1]
 
 
@@ -216,54 +230,60 @@ def weight_score(scene: Scene, giver: int, out: Path) -> tuple[float, float]:
 class Row:
     """Suspects of one kind: a line of the table."""
 
-    agreeing: list[float]  # shares of the givers' labels told
-    right: list[int]  # givers accused
-    givers: list[int]
-    asked: list[int]  # questions until somebody was accused
+    label_recall: list[float]  # shares of the givers' labels told
+    accused_counts: list[int]  # givers accused
+    contributors: list[int]
+    trigger_set: list[int]  # questions until somebody was accused
     accuracies: list[float]  # of the first few
     innocents: int = 0  # accused, over all suspects
 
     def __str__(self) -> str:
-        some, all_ = np.array(self.right) > 0, np.array(self.right) == np.maximum(self.givers, 1)
-        own = f"{np.mean(self.agreeing):.0%}" if max(self.givers) else "-"
+        some, all_ = (
+            np.array(self.accused_counts) > 0,
+            np.array(self.accused_counts) == np.maximum(self.contributors, 1),
+        )
+        own = f"{np.mean(self.label_recall):.0%}" if max(self.contributors) else "-"
         return (
-            f"{len(self.right)} | {some.mean():.0%} | {all_.mean():.0%} | {own} | {np.mean(self.asked):.0f} | "
+            f"{len(self.accused_counts)} | {some.mean():.0%} | {all_.mean():.0%} | {own} | {np.mean(self.trigger_set):.0f} | "
             f"{self.innocents} | {np.mean(self.accuracies):.1%}"
         )
 
 
-def measured(scene: Scene) -> dict[str, Row]:
+def measure(testbed: Testbed) -> dict[str, Row]:
     """Each kind of suspect, judged against the vault's recipients and against never-issued keys."""
     stream = np.random.default_rng(7)
-    innocents = [stream.bytes(32) for _ in range(scene.setting.innocents)]
-    test = tuple(part[:CHECKED] for part in scene.task.test)
+    innocents = [stream.bytes(32) for _ in range(testbed.setting.innocents)]
+    test = tuple(part[:ACCURACY_IMAGES] for part in testbed.task.test)
     rows: dict[str, Row] = {}
-    for name, givers, state in suspects(scene):
-        answers = scene.answers(state)
-        accused, _ = scene.accused(answers, scene.keys)
-        labels, owned = scene.asked.answers([scene.keys[giver] for giver in givers])
+    for name, contributors, state in suspects(testbed):
+        answers = testbed.answers(state)
+        accused, _ = testbed.accused(answers, testbed.keys)
+        labels, assigned = testbed.trigger_set.assigned_labels([testbed.keys[contributor] for contributor in contributors])
         row = rows.setdefault(name, Row([], [], [], [], []))
-        row.agreeing.append(float((labels == answers)[owned].mean()) if givers else 0.0)
-        row.right.append(len(accused & set(givers)))
-        row.givers.append(len(givers))
-        row.asked.append(scene.accused(answers, scene.keys, until_proven=True)[1])
-        row.innocents += len(accused - set(givers)) + len(scene.accused(answers, innocents)[0])
+        row.label_recall.append(float((labels == answers)[assigned].mean()) if contributors else 0.0)
+        row.accused_counts.append(len(accused & set(contributors)))
+        row.contributors.append(len(contributors))
+        row.trigger_set.append(testbed.accused(answers, testbed.keys, until_proven=True)[1])
+        row.innocents += len(accused - set(contributors)) + len(testbed.accused(answers, innocents)[0])
         if len(row.accuracies) < 3:
-            row.accuracies.append(accuracy(scene.model(state), *test))
-        print(f"{name}: {row.agreeing[-1]:.0%} told, {row.right[-1]} of {len(givers)} accused", flush=True)
+            row.accuracies.append(accuracy(testbed.model(state), *test))
+        print(
+            f"{name}: {row.label_recall[-1]:.0%} told, {row.accused_counts[-1]} of {len(contributors)} accused",
+            flush=True,
+        )
     return rows
 
 
-def report(scene: Scene, out: Path) -> dict[str, object]:
+def report(testbed: Testbed, out: Path) -> dict[str, object]:
     """Measures, prints, and returns what was found."""
-    setting, test = scene.setting, scene.task.test
-    plain = accuracy(scene.model(load_file(scene.folder / "model.safetensors")), *test)
-    bound = [accuracy(scene.model(load_file(path / "model.safetensors")), *test) for path in scene.paths]
+    setting, test = testbed.setting, testbed.task.test
+    plain = accuracy(testbed.model(load_file(testbed.folder / "model.safetensors")), *test)
+    bound = [accuracy(testbed.model(load_file(path / "model.safetensors")), *test) for path in testbed.paths]
     print(f"accuracy: base {plain:.2%}, copies {np.mean(bound):.2%} on average, {min(bound):.2%} at least", flush=True)
-    scores = [weight_score(scene, giver, out) for giver in range(min(5, setting.copies))]
+    scores = [weight_scores(testbed, contributor, out) for contributor in range(min(5, setting.copies))]
     kept = [after / before for before, after in scores]
     print(f"weight mark: {np.mean(kept):.1%} of its score kept, {min(kept):.1%} at least", flush=True)
-    rows = measured(scene)
+    rows = measure(testbed)
     print("\n| suspect | n | somebody who gave | all who gave | own labels | asked | innocents | accuracy |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
@@ -282,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     setting = QUICK if chosen.quick else Setting()
-    found = report(Scene(chosen.out, TASKS[chosen.task](setting), setting, not chosen.no_photos), chosen.out)
+    found = report(Testbed(chosen.out, TASKS[chosen.task](setting), setting, not chosen.no_photos), chosen.out)
     (chosen.out / "found.json").write_text(json.dumps(found, indent=2))
     return 0
 

@@ -21,30 +21,30 @@ from scipy.stats import norm
 
 from examples._common.real_inputs import fashion_mnist
 from examples.benchmarks.blackbox import PASSPHRASE, SIZE, Setting, State, fashion, make_base
-from hf_fingerprint import Settings, Vault
+from hf_fingerprint import FingerprintConfig, Vault
 from hf_fingerprint.attacks import Quantization
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.models import BuiltModel, build_model
 from hf_fingerprint.registration import register
-from hf_fingerprint.training.model_carriers import locate
-from hf_fingerprint.training.regularizer import parameter_places
+from hf_fingerprint.training.model_carriers import locate_carriers
+from hf_fingerprint.training.regularizer import parameter_locations
 
 
-HALVINGS, APART = 16, 0.5  # of the way between two images; logits to the third class
+HALVINGS, MIN_MARGIN = 16, 0.5  # of the way between two images; logits to the third class
 RECIPIENTS, ALPHA = 1000, 1e-6
 
 
-def picture(image: np.ndarray) -> Image.Image:
+def to_image(image: np.ndarray) -> Image.Image:
     """Grey levels as a picture of 8 bits."""
     return Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
 
 
-def boundary(built: BuiltModel, images: np.ndarray, count: int) -> tuple[torch.Tensor, np.ndarray]:
+def boundary_images(built: BuiltModel, images: np.ndarray, count: int) -> tuple[torch.Tensor, np.ndarray]:
     """Mixtures of two images between whose classes the base can't decide: inputs, and the two classes of each."""
 
-    def told(image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        shown = built.preprocess(picture(image))
+    def outputs(image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        shown = built.preprocess(to_image(image))
         with torch.no_grad():
             return shown, built.module(shown[None])[0]
 
@@ -52,15 +52,15 @@ def boundary(built: BuiltModel, images: np.ndarray, count: int) -> tuple[torch.T
     for _ in track(range(count), description="boundary images", transient=True):
         while True:
             one, other = (images[i].astype(float) for i in rng.integers(len(images), size=2))
-            dither, low, high, first = rng.uniform(-0.5, 0.5, one.shape), 0.0, 1.0, told(one)[1].argmax()
-            if told(other)[1].argmax() == first:
+            dither, low, high, first = rng.uniform(-0.5, 0.5, one.shape), 0.0, 1.0, outputs(one)[1].argmax()
+            if outputs(other)[1].argmax() == first:
                 continue
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
-                shown, logits = told(one * (1 - middle) + other * middle + dither)
+                shown, logits = outputs(one * (1 - middle) + other * middle + dither)
                 low, high = (middle, high) if logits.argmax() == first else (low, middle)
             best = logits.topk(3)
-            if best.values[1] - best.values[2] > APART:
+            if best.values[1] - best.values[2] > MIN_MARGIN:
                 inputs.append(shown)
                 pairs.append(best.indices[:2].numpy())
                 break
@@ -75,15 +75,17 @@ def margins(module: torch.nn.Module, inputs: torch.Tensor, pairs: np.ndarray) ->
     return logits[rows, pairs[:, 0]] - logits[rows, pairs[:, 1]]
 
 
-def likeliest(signs: torch.Tensor, plain: torch.Tensor, likeness: torch.Tensor, doubt: float) -> torch.Tensor:
+def most_likely_margins(
+    signs: torch.Tensor, plain: torch.Tensor, gram: torch.Tensor, noise_scale: float
+) -> torch.Tensor:
     """What a copy's margins most likely are beside the base's, given their signs: `(n,)`."""
-    root = torch.linalg.cholesky(likeness + 1e-9 * likeness.diagonal().mean() * torch.eye(len(likeness)))
+    root = torch.linalg.cholesky(gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)))
     drawn = torch.zeros(len(signs), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([drawn], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        lost = drawn.square().sum() / 2 - torch.special.log_ndtr(signs * (plain + root @ drawn) / doubt).sum()
+        lost = drawn.square().sum() / 2 - torch.special.log_ndtr(signs * (plain + root @ drawn) / noise_scale).sum()
         lost.backward()
         return lost
 
@@ -91,20 +93,20 @@ def likeliest(signs: torch.Tensor, plain: torch.Tensor, likeness: torch.Tensor, 
     return (root @ drawn).detach()
 
 
-class Scene:
+class Testbed:
     """A registered base, the gradients of its margins by the codeword, and copies made in memory."""
 
     def __init__(self, base: Path, out: Path, images: np.ndarray, count: int):
-        record = register(base, Vault.create(out / f"vault_{new_secret().hex()[:8]}", PASSPHRASE), Settings())
+        record = register(base, Vault.create(out / f"vault_{new_secret().hex()[:8]}", PASSPHRASE), FingerprintConfig())
         self.codebook = record.codebook()
         with open_checkpoint(base) as checkpoint:
             self.built = build_model(checkpoint)
-            places = parameter_places(self.built.module)
+            places = parameter_locations(self.built.module)
             shapes = {name: tuple(getattr(*place).shape) for name, place in places.items()}
-            self.maps = locate(record, checkpoint, shapes).maps()
+            self.maps = locate_carriers(record, checkpoint, shapes).maps()
         self.carriers = {name: getattr(*places[name]) for name in self.maps}
         self.base = {name: carrier.detach().clone() for name, carrier in self.carriers.items()}
-        self.inputs, self.pairs = boundary(self.built, images, count)
+        self.inputs, self.pairs = boundary_images(self.built, images, count)
         self.plain = margins(self.built.module, self.inputs, self.pairs)
         self.gradients = torch.zeros(count, record.length)
         for row, (shown, pair) in enumerate(zip(self.inputs, self.pairs, strict=True)):
@@ -112,7 +114,7 @@ class Scene:
             slopes = torch.autograd.grad(logits[pair[0]] - logits[pair[1]], list(self.carriers.values()))
             for part, slope in zip(self.maps.values(), slopes, strict=True):
                 part.read(slope.flatten(1), 0, self.gradients[row])
-        self.likeness = (self.gradients @ self.gradients.T).double()
+        self.gram = (self.gradients @ self.gradients.T).double()
         self.innocents = torch.stack([self.codeword(new_secret()) for _ in range(3000)])
 
     def codeword(self, key: bytes) -> torch.Tensor:
@@ -131,10 +133,10 @@ class Scene:
                 self.carriers[name].copy_(weight)
         return margins(self.built.module, self.inputs, self.pairs)
 
-    def scores(self, codeword: torch.Tensor, response: torch.Tensor, ridge: float) -> tuple[float, float]:
+    def scores(self, codeword: torch.Tensor, logit_shift: torch.Tensor, ridge: float) -> tuple[float, float]:
         """In standard deviations of never-issued keys': the copy's own, and the highest of theirs."""
-        steady = self.likeness + ridge * self.likeness.diagonal().mean() * torch.eye(len(response))
-        weights = (self.gradients.double().T @ torch.linalg.solve(steady, response)).float()
+        regularized_gram = self.gram + ridge * self.gram.diagonal().mean() * torch.eye(len(logit_shift))
+        weights = (self.gradients.double().T @ torch.linalg.solve(regularized_gram, logit_shift)).float()
         others = self.innocents @ weights
         return tuple(float((score - others.mean()) / others.std()) for score in (codeword @ weights, others.max()))  # type: ignore[return-value]
 
@@ -151,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not (chosen.out / "base").exists():
         make_base(chosen.out / "base", fashion(Setting()), chosen.steps)
     images = (fashion_mnist(False, 4000, SIZE)[0] * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    scene = Scene(chosen.out / "base", chosen.out, images, chosen.questions)
+    testbed = Testbed(chosen.out / "base", chosen.out, images, chosen.questions)
     print(f"the score that accuses one of {RECIPIENTS:,}: {norm.isf(ALPHA / RECIPIENTS):.1f}\n")
     print(
         "| copies | told | own score, mean | least | highest of 3,000 never issued |\n| --- | --- | --- | --- | --- |"
@@ -159,15 +161,17 @@ def main(arguments: list[str] | None = None) -> int:
     for name, attack in (("untouched", dict), ("int8", Quantization(8))):
         found: dict[str, list[tuple[float, float]]] = {"labels": [], "logits": []}
         for _ in range(chosen.copies):
-            codeword = scene.codeword(new_secret())
-            got = scene.margins_of(codeword, attack)
-            response = got - scene.plain
-            signs = likeliest(got.sign(), scene.plain, scene.likeness, float(response.std()) / 10)
-            found["labels"].append(scene.scores(codeword, signs, 1e-6))
-            found["logits"].append(scene.scores(codeword, response, 1e-3))
-        for told, scores in found.items():
+            codeword = testbed.codeword(new_secret())
+            copy_margins = testbed.margins_of(codeword, attack)
+            logit_shift = copy_margins - testbed.plain
+            signs = most_likely_margins(
+                copy_margins.sign(), testbed.plain, testbed.gram, float(logit_shift.std()) / 10
+            )
+            found["labels"].append(testbed.scores(codeword, signs, 1e-6))
+            found["logits"].append(testbed.scores(codeword, logit_shift, 1e-3))
+        for outputs, scores in found.items():
             own, others = np.array(scores).T
-            print(f"| {name} | {told} | {own.mean():.1f} | {own.min():.1f} | {others.max():.1f} |")
+            print(f"| {name} | {outputs} | {own.mean():.1f} | {own.min():.1f} | {others.max():.1f} |")
     return 0
 
 

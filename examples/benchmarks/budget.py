@@ -18,14 +18,14 @@ from PIL import Image
 
 from examples._common.owner import PASSPHRASE
 from examples._common.real_inputs import lite0, save_timm
-from hf_fingerprint import Issuer, Settings, Vault
+from hf_fingerprint import FingerprintConfig, Issuer, Vault
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.models import BuiltModel, Images, build_model, many_synthetic_images, user_images
-from hf_fingerprint.registration.outputs import divergence, values_of
+from hf_fingerprint.models import BuiltModel, LazyImages, build_model, lazy_synthetic_images, user_images
+from hf_fingerprint.registration.outputs import divergence, output_values
 
 
 SIZE, COPIES, EACH, HELD_OUT_SEED = 64, 32, 32, 9
-Case = tuple[Callable[[Path], None], Settings]
+Case = tuple[Callable[[Path], None], FingerprintConfig]
 
 
 def main() -> None:
@@ -38,9 +38,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     print("| model | kind | promised | issued copies, on average | ratio | the least and the most of one copy |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, (save, settings) in cases(arguments.out).items():
+    for name, (save, config) in cases(arguments.out).items():
         if arguments.only is None or name in arguments.only:
-            row = measure(arguments.out / name.replace(" ", "_"), save, settings, arguments.copies)
+            row = measure(arguments.out / name.replace(" ", "_"), save, config, arguments.copies)
             ratio = row["measured"] / row["promised"]
             span = f"{row['least'] / row['promised']:.2f} - {row['most'] / row['promised']:.2f}"
             figures = f"{row['promised']:.1e} | {row['measured']:.1e} | {ratio:.2f} | {span}"
@@ -49,9 +49,9 @@ def main() -> None:
 
 def cases(out: Path) -> dict[str, Case]:
     """The models, and what their budgets are."""
-    plain = Settings(recipients_planned=100)
-    labels = Settings(recipients_planned=100, output_kind="multi_label")
-    digits = Settings(recipients_planned=100, calibration=out / "digits" / "calibration")
+    plain = FingerprintConfig(recipients_planned=100)
+    labels = FingerprintConfig(recipients_planned=100, output_kind="multi_label")
+    digits = FingerprintConfig(recipients_planned=100, calibration=out / "digits" / "calibration")
     return {
         "Lite0": (lambda folder: save_lite0(folder), plain),
         "Lite0 on digits": (lambda folder: save_digits(out) or save_lite0(folder), digits),
@@ -63,20 +63,20 @@ def cases(out: Path) -> dict[str, Case]:
     }
 
 
-def measure(folder: Path, save: Callable[[Path], None], settings: Settings, copies: int) -> dict[str, object]:
+def measure(folder: Path, save: Callable[[Path], None], config: FingerprintConfig, copies: int) -> dict[str, object]:
     """What the record says of a model, and what its copies do."""
     if not (folder / "model").exists():
         save(folder / "model")
     vault = folder / "vault"
     opened = Vault(vault) if vault.exists() else Vault.create(vault, PASSPHRASE)
-    with Issuer(folder / "model", opened, settings) as issuer, open_checkpoint(folder / "model") as checkpoint:
+    with Issuer(folder / "model", opened, config) as issuer, open_checkpoint(folder / "model") as checkpoint:
         calibration, built = issuer.base.calibration, build_model(checkpoint)
-        images = held_out(built, settings, copies * EACH)
+        images = held_out(built, config, copies * EACH)
         each = []
         for number, batch in zip(range(copies), images.batches(EACH), strict=False):
             copy = issuer.issue(f"recipient {number}", folder / "copies" / str(number)).path
             with open_checkpoint(copy) as marked:
-                each.append(apart(built, build_model(marked), batch, str(calibration.output)))
+                each.append(divergences(built, build_model(marked), batch, str(calibration.output)))
     row = {
         "kind": calibration.output,
         "promised": calibration.kl,
@@ -88,17 +88,17 @@ def measure(folder: Path, save: Callable[[Path], None], settings: Settings, copi
     return row
 
 
-def held_out(built: BuiltModel, settings: Settings, count: int) -> Images:
+def held_out(built: BuiltModel, config: FingerprintConfig, count: int) -> LazyImages:
     """Images of the calibration's kind that it did not see."""
-    if settings.calibration is None:
-        return many_synthetic_images(built, count, HELD_OUT_SEED)
-    return user_images(settings.calibration.parent / "held out", built, count)
+    if config.calibration is None:
+        return lazy_synthetic_images(built, count, HELD_OUT_SEED)
+    return user_images(config.calibration.parent / "held out", built, count)
 
 
-def apart(base: BuiltModel, copy: BuiltModel, batch: torch.Tensor, kind: str) -> np.ndarray:
+def divergences(base: BuiltModel, copy: BuiltModel, batch: torch.Tensor, kind: str) -> np.ndarray:
     """The divergence of a copy from its base in each image."""
     with torch.no_grad():
-        before, after = (values_of(each.module(batch), kind) for each in (base, copy))
+        before, after = (output_values(each.module(batch), kind) for each in (base, copy))
     return divergence(before, after, kind).numpy()
 
 

@@ -18,7 +18,7 @@ from hf_fingerprint.codes import FAMILIES, Codebook, decode, decode_all, make_co
 from hf_fingerprint.codes.bounds import ChernoffBound
 from hf_fingerprint.codes.codebook import SCALE
 from hf_fingerprint.codes.collusion import FORGERIES, forge
-from hf_fingerprint.codes.residual import residual_reading
+from hf_fingerprint.codes.residual import residual_signal
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 
 
@@ -76,20 +76,20 @@ def collusion(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`(guilty, reading, shares)` of one simulated collusion."""
     rng = np.random.default_rng([run, size, FORGERIES.index(strategy)])
-    guilty = rng.permutation(len(keys))[:size]
-    copies = 2.0 * np.unpackbits(codebook.packed([keys[i] for i in guilty]), axis=1) - 1
-    return guilty, *forge(strategy, copies, weights, drift, rng)
+    coalition = rng.permutation(len(keys))[:size]
+    copies = 2.0 * np.unpackbits(codebook.packed([keys[i] for i in coalition]), axis=1) - 1
+    return coalition, *forge(strategy, copies, weights, drift, rng)
 
 
-def counted(
+def make_row(
     found: list[tuple[np.ndarray, np.ndarray, set[int]]], recipients: int, strategy: str, drift: float, seconds: float
 ) -> Row:
     """A row from each run's guilty, their shares, and the accused."""
     totals = np.zeros(6, int)
-    for guilty, shares, accused in found:
-        caught = np.isin(guilty, list(accused))
+    for coalition, shares, accused in found:
+        caught = np.isin(coalition, list(accused))
         large = shares >= TWENTIETH
-        innocent = len(accused - {int(i) for i in guilty})
+        innocent = len(accused - {int(i) for i in coalition})
         totals += [(shares > 0).sum(), caught.sum(), large.sum(), (large & caught).sum(), caught.any(), innocent]
     return Row(recipients, len(found[0][0]), strategy, drift, len(found), *map(int, totals), seconds)
 
@@ -103,11 +103,11 @@ def coalition_rows(plan: Plan) -> Iterator[Row]:
             for strategy in FORGERIES:
                 found, started = [], time.perf_counter()
                 for run in range(runs):
-                    guilty, reading, shares = collusion(codebook, keys, size, strategy, plan.weights, drift, run)
-                    accused = decode(codebook, keys, reading, np.ones(plan.length), ALPHA).accused
-                    found.append((guilty, shares, set(accused)))
+                    coalition, extracted, shares = collusion(codebook, keys, size, strategy, plan.weights, drift, run)
+                    accused = decode(codebook, keys, extracted, np.ones(plan.length), ALPHA).accused
+                    found.append((coalition, shares, set(accused)))
                 seconds = (time.perf_counter() - started) / runs
-                yield counted(found, plan.recipients, strategy, drift, seconds)
+                yield make_row(found, plan.recipients, strategy, drift, seconds)
 
 
 def many_rows(plan: Plan) -> Iterator[Row]:
@@ -117,10 +117,10 @@ def many_rows(plan: Plan) -> Iterator[Row]:
     kinds = [(drift, strategy) for drift in DRIFTS for strategy in FORGERIES]
     made = [collusion(codebook, keys, plan.among_many, strategy, plan.weights, drift, 0) for drift, strategy in kinds]
     started = time.perf_counter()
-    decodings = decode_all(codebook, keys, [(reading, np.ones(plan.length)) for _, reading, _ in made], ALPHA)
+    decodings = decode_all(codebook, keys, [(extracted, np.ones(plan.length)) for _, extracted, _ in made], ALPHA)
     seconds = (time.perf_counter() - started) / len(kinds)
-    for (drift, strategy), (guilty, _, shares), decoding in zip(kinds, made, decodings, strict=True):
-        yield counted([(guilty, shares, set(decoding.accused))], plan.many, strategy, drift, seconds)
+    for (drift, strategy), (coalition, _, shares), decoding in zip(kinds, made, decodings, strict=True):
+        yield make_row([(coalition, shares, set(decoding.accused))], plan.many, strategy, drift, seconds)
 
 
 def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, float]:
@@ -131,7 +131,7 @@ def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, flo
     streams, which makes them faster and no different.
     """
     codebook = make_codebook(family, length, 5, bytes(32))
-    functions = provoked_functions(codebook)
+    functions = colluder_score_functions(codebook)
     thresholds = np.array(
         [
             [ChernoffBound(function, codebook.probability).threshold(math.log(level)) for level in LEVELS]
@@ -150,7 +150,7 @@ def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, flo
     return {f"{level:.0e}": float(found.max() / count / level) for level, found in zip(LEVELS, reached.T, strict=True)}
 
 
-def provoked_functions(codebook: Codebook) -> np.ndarray:
+def colluder_score_functions(codebook: Codebook) -> np.ndarray:
     """Standardised score functions of readings that pirates make: every strategy's, with little and with much drift,
     and one that looks at rare bits alone."""
     mass, functions = np.ones(codebook.length), []
@@ -158,16 +158,16 @@ def provoked_functions(codebook: Codebook) -> np.ndarray:
     nobody = np.empty((0, codebook.length))
     for drift in (0.2, 5.0):
         for strategy in ("average", "random pick", "min-max", "median", "minority"):
-            _, reading, _ = collusion(codebook, keys, 5, strategy, 46, drift, 0)
-            functions.extend(codebook.bank(residual_reading(codebook, reading, mass, nobody)))
-            inferred = infer_strategy(codebook, reading, mass, np.zeros(codebook.length, int), 0)
+            _, extracted, _ = collusion(codebook, keys, 5, strategy, 46, drift, 0)
+            functions.extend(codebook.score_functions(residual_signal(codebook, extracted, mass, nobody)))
+            inferred = infer_strategy(codebook, extracted, mass, np.zeros(codebook.length, int), 0)
             if inferred is not None:
                 functions.append(
-                    log_likelihood_ratio(codebook, reading, mass, nobody.sum(axis=0, dtype=int), inferred)
+                    log_likelihood_ratio(codebook, extracted, mass, nobody.sum(axis=0, dtype=int), inferred)
                 )
     rare = np.argsort(codebook.variance)[:64]
     functions.append(np.where(np.isin(np.arange(codebook.length), rare), -np.sign(codebook.mean - 1e-9), 0.0))
-    return codebook.standardise(np.stack(functions))
+    return codebook.standardize(np.stack(functions))
 
 
 def main() -> None:

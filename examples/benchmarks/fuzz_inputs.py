@@ -105,8 +105,8 @@ def of_safetensors(content: bytes, rng: np.random.Generator) -> bytes:
         return of_bytes(content, rng)
     length = int.from_bytes(content[:8], "little")
     header, data = of_json(content[8 : 8 + length], rng), content[8 + length :]
-    told = len(header) if rng.random() < 0.8 else int(rng.choice([0, 1, len(header) + 1, 10**8, 1 << 62]))
-    return told.to_bytes(8, "little") + header + (data if rng.random() < 0.8 else data[: len(data) // 2])
+    claimed_length = len(header) if rng.random() < 0.8 else int(rng.choice([0, 1, len(header) + 1, 10**8, 1 << 62]))
+    return claimed_length.to_bytes(8, "little") + header + (data if rng.random() < 0.8 else data[: len(data) // 2])
 
 
 def of_database(content: bytes, rng: np.random.Generator) -> bytes:

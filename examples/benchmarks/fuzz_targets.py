@@ -14,24 +14,24 @@ import numpy as np
 from safetensors.numpy import save, save_file
 
 from examples.benchmarks import fuzz_inputs as spoil
-from hf_fingerprint.blackbox import Labels, class_told
+from hf_fingerprint.blackbox import Labels, parse_response
 from hf_fingerprint.blackbox.client.class_names import read_labels
-from hf_fingerprint.blackbox.client.remote import _parsed
+from hf_fingerprint.blackbox.client.remote import _parse_body
 from hf_fingerprint.blackbox.querying.proof import check_proof
 from hf_fingerprint.blackbox.querying.transcript import read_transcript
-from hf_fingerprint.blackbox.trigger_set.triggers import GRID, Questions
-from hf_fingerprint.checkpoints import contents_of, digest_tensors, open_checkpoint, resolve, weight_sets
-from hf_fingerprint.config import Settings
+from hf_fingerprint.blackbox.trigger_set.triggers import GRID, TriggerSet
+from hf_fingerprint.checkpoints import digest_tensors, find_weight_sets, list_contents, open_checkpoint, resolve
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.hub.card import make_card
 from hf_fingerprint.hub.variants import read_assignments
 from hf_fingerprint.keys import commitment
-from hf_fingerprint.models import build_model, open_picture
+from hf_fingerprint.models import build_model, open_image
 from hf_fingerprint.models.processors import read_processor
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.issuers import open_issuer_key
 from hf_fingerprint.vault.packing import open_pack, take_snapshot
-from hf_fingerprint.vault.sealing import Opener, new_identity, open_identity, seal_pack
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, open_identity, seal_pack
 
 
 TARGETS = {  # by how much of the inputs each gets
@@ -183,10 +183,10 @@ def _index(folder: Path) -> Any:
     path = folder / "model.safetensors.index.json"
 
     def read(path: Path) -> object:
-        sets = weight_sets(folder)
+        sets = find_weight_sets(folder)
         for source in sets.sets:
             open_checkpoint(source, suspect=True).close()
-        contents_of(resolve(folder))
+        list_contents(resolve(folder))
         return _all_of(folder)
 
     names = {f"{i}": f"model-{i}.safetensors" for i in range(300_000)}
@@ -218,7 +218,7 @@ def _pickle(folder: Path) -> Any:
 def _config(folder: Path) -> Any:
     save_file(arrays(), folder / "model.safetensors")
     source = resolve(folder)
-    read = _in_file(folder / "config.json", lambda path: contents_of(source))
+    read = _in_file(folder / "config.json", lambda path: list_contents(source))
     bombs = [_text([], 5_000_000), _text({"a": 0}, 1_000_000), lambda: b"[" * 15_000_000, lambda: b"1" * 15_000_000]
     return [json.dumps(CONFIG).encode()], spoil.of_json, read, bombs
 
@@ -261,7 +261,7 @@ def _picture(folder: Path) -> Any:
         samples.append(file.getvalue())
 
     def read(path: Path) -> object:
-        return np.asarray(open_picture(path, turned=True)).shape, open_picture(path, "L").size
+        return np.asarray(open_image(path, apply_orientation=True)).shape, open_image(path, "L").size
 
     bombs = [
         lambda: spoil.png(13_300, 13_300),
@@ -280,12 +280,12 @@ def proof(accused: int, questions: int, answers: int) -> bytes:
     opened = []
     for i in range(accused):
         key, content_hash = secrets.token_bytes(32), "0" * 64
-        promised = commitment(key, f"r{i}", content_hash)
+        commitment_hex = commitment(key, f"r{i}", content_hash)
         opened.append(
-            {"recipient": f"r{i}", "content_hash": content_hash, "commitment": promised, "copy_key": key.hex()}
+            {"recipient": f"r{i}", "content_hash": content_hash, "commitment": commitment_hex, "copy_key": key.hex()}
         )
-    told = [[question, question % 10] for question in range(answers)]
-    return json.dumps({"format": 1, "heading": heading, "answers": told, "accused": opened}).encode()
+    answer_rows = [[question, question % 10] for question in range(answers)]
+    return json.dumps({"format": 1, "heading": heading, "answers": answer_rows, "accused": opened}).encode()
 
 
 def _proof(folder: Path) -> Any:
@@ -324,19 +324,19 @@ def vault_with_copies(folder: Path) -> tuple[Vault, str]:
     (folder / "model").mkdir()
     save_file(arrays(), folder / "model" / "model.safetensors")
     vault = Vault.create(folder / "vault", public_key=public_key)
-    base = register(folder / "model", vault, Settings(coalition=2, recipients_planned=4, eps=0.003))
-    vault.add_questions(base, questions(base.base_id))
+    base = register(folder / "model", vault, FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003))
+    vault.add_trigger_set(base, questions(base.base_id))
     for name in ("alice", "bob"):
         record, key = vault.begin_copy(base, name, f"/{name}")
-        vault.mark_written(record, key, sha256(key).hexdigest(), placed=True)
+        vault.mark_written(record, key, sha256(key).hexdigest(), is_issued=True)
     return vault, identity
 
 
 def _pack(folder: Path) -> Any:
     vault, identity = vault_with_copies(folder)
-    opener = Opener(identity)
-    content = opener.unseal_pack(_packed(vault))
-    public = opener.public_key
+    age_identity = AgeIdentity(identity)
+    content = age_identity.unseal_pack(_packed(vault))
+    public = age_identity.public_key
 
     def mutate(content: bytes, rng: np.random.Generator) -> bytes:
         if rng.random() < 0.2:
@@ -346,7 +346,7 @@ def _pack(folder: Path) -> Any:
     def bomb() -> bytes:
         return seal_pack(bytes(100_000_000), [public])
 
-    return [content], mutate, lambda packed: open_pack(packed, opener, "org/vault"), [bomb], _packed(vault)
+    return [content], mutate, lambda packed: open_pack(packed, age_identity, "org/vault"), [bomb], _packed(vault)
 
 
 def _packed(vault: Vault) -> bytes:
@@ -374,26 +374,26 @@ def _vault(folder: Path) -> Any:
     return [content], spoil.of_database, read
 
 
-def questions(base_id: str = "b", covers: tuple[bytes, ...] = ()) -> bytes:
+def questions(base_id: str = "b", cover_images: tuple[bytes, ...] = ()) -> bytes:
     """Trigger images as the vault keeps them."""
     patterns, logits = np.zeros((3, GRID, GRID, 3), np.int8), np.zeros((1, 2, 10), np.float32)
-    levers = np.zeros((1, 2, 4), np.float32)
-    return Questions(base_id, "head.weight", 2, 0.5, patterns, logits, levers, covers).to_bytes()
+    head_updates = np.zeros((1, 2, 4), np.float32)
+    return TriggerSet(base_id, "head.weight", 2, 0.5, patterns, logits, head_updates, cover_images).to_bytes()
 
 
 def _questions(folder: Path) -> Any:
-    covers = tuple(spoil.png(224, 224) for _ in range(3))
+    cover_images = tuple(spoil.png(224, 224) for _ in range(3))
     secret = bytes(32)
 
     def read(content: bytes) -> object:
-        found = Questions.from_bytes(content)
-        return found.images(secret).shape, found.answers([secret]), found.head_change(secret).shape
+        found = TriggerSet.from_bytes(content)
+        return found.images(secret).shape, found.assigned_labels([secret]), found.head_update(secret).shape
 
     bombs = [
-        lambda: questions(covers=(spoil.png(13_300, 13_300),) * 3),
+        lambda: questions(cover_images=(spoil.png(13_300, 13_300),) * 3),
         lambda: spoil.header_bomb(90_000_000),
     ]
-    return [questions(), questions(covers=covers)], spoil.of_safetensors, read, bombs
+    return [questions(), questions(cover_images=cover_images)], spoil.of_safetensors, read, bombs
 
 
 def _identity(folder: Path) -> Any:
@@ -432,7 +432,7 @@ def _reply(folder: Path) -> Any:
         *(b'[{"label": "class 1", "score": 0.5}, {"label": "class 2", "score": 0.4}]', b'{"predictions": [[0, 1]]}'),
     ]
     bombs = [_text([[]], 1_000_000), _text({"label": "x"}, 300_000), lambda: b"[" * 10_000_000]
-    return samples, spoil.of_bytes, lambda body: class_told(_parsed(body), labels), bombs
+    return samples, spoil.of_bytes, lambda body: parse_response(_parse_body(body), labels), bombs
 
 
 def _card(folder: Path) -> Any:
@@ -440,7 +440,7 @@ def _card(folder: Path) -> Any:
     source = resolve(folder)
 
     def read(path: Path) -> object:
-        return str(make_card(folder, "org/x", {}, "0" * 64)), contents_of(source)
+        return str(make_card(folder, "org/x", {}, "0" * 64)), list_contents(source)
 
     units = (b"![", b"<img ", b"\n", b"    ", b"BEGIN ", b"[x]: ")
     bombs: list[Callable[[], bytes]] = [lambda unit=unit: b"---\n" + unit * (1_900_000 // len(unit)) for unit in units]

@@ -16,7 +16,7 @@ from pathlib import Path
 from hf_fingerprint import Vault, trace
 from hf_fingerprint.errors import FingerprintWarning
 from tests.helpers.hostile_vault_kinds import KINDS
-from tests.helpers.hostile_vaults import GOOD, changed, check_merge, make_world, ways_in
+from tests.helpers.hostile_vaults import GOOD, changed, check_merge, entry_points, make_world
 from tests.helpers.small_models import PASSPHRASE
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         world = make_world(root / "world")
         for number, name in enumerate(KINDS):
             folder = changed(KINDS[name], world, root / "theirs")
-            for way, read in ways_in(folder, world).items():
+            for way, read in entry_points(folder, world).items():
                 mine = Vault(shutil.copytree(world.root / "mine", root / "mine"))
                 begin = time.perf_counter()
                 report = check_merge(world, mine, folder, KINDS[name], read)

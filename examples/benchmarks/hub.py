@@ -20,7 +20,7 @@ from examples._common.real_inputs import digits, lite0, load_model, save_timm
 from examples._common.training import fine_tune
 from examples.benchmarks.robustness import Row
 from examples.benchmarks.speed import EPS, PASSPHRASE, ratio, seconds, unbuilt
-from hf_fingerprint import Issuer, Settings, TraceResult, Vault, trace
+from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, Vault, trace
 from hf_fingerprint.attacks import Quantization, collude
 from hf_fingerprint.hub import Assignment, Publisher
 from tests.helpers.loopback_hub import LoopbackHub
@@ -96,7 +96,7 @@ def reading_rows(work: Path) -> list[Row]:
     model = save_timm(timm.create_model("vit_base_patch16_224", num_classes=10), work / "vit")
     vault = Vault.create(work / "vault", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, Settings(recipients_planned=1000, eps=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(recipients_planned=1000, eps=EPS))
     with issuer:
         copy = issuer.issue("the leaker", work / "copy").path
         for i in range(999):
@@ -108,7 +108,7 @@ def reading_rows(work: Path) -> list[Row]:
         with own_hub() as hub:
             hub.add("thief/leak", suspect, lfs=True)
             result = trace("thief/leak", vault)
-        rows.append(Row(f"bytes to name the owner of {title}, 86 M weights", told(result), bound))
+        rows.append(Row(f"bytes to name the owner of {title}, 86 M weights", verdict_text(result), bound))
     return rows
 
 
@@ -126,7 +126,7 @@ def suspects_of(copy: Path, work: Path) -> Iterator[tuple[str, Path, str]]:
     yield "a fine-tuned copy (AdamW 1e-5, 10 steps)", save_timm(tuned, folder), "reported, <= 20 %"
 
 
-def told(result: TraceResult) -> str:
+def verdict_text(result: TraceResult) -> str:
     """A trace's cost and verdict."""
     names = sorted({score.recipient for score in result.accused})
     share = result.bytes_fetched / result.bytes_total if result.bytes_total else 1.0
@@ -139,7 +139,7 @@ def compact_rows(work: Path) -> list[Row]:
     model = save_timm(lite0(), work / "lite0")
     vault = Vault.create(work / "vault_compact", PASSPHRASE)
     names = ["alice", "bob", "carol"]
-    with Issuer(model, vault, Settings(carriers="compact")) as issuer:
+    with Issuer(model, vault, FingerprintConfig(carriers="compact")) as issuer:
         copies = {c.recipient: c.path / "model.safetensors" for c in issuer.issue_all(names, work / "copies")}
     one, two = (np.fromfile(copies[name], np.uint8) for name in names[:2])
     differ = np.flatnonzero(one != two)
@@ -161,7 +161,7 @@ def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row
     model = save_timm(lite0(), work / "model")
     vault = Vault.create(work / "vault_publishing", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, Settings(eps=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(eps=EPS))
     ours, theirs = [], []
     plain = work / "plain"
     state = load_file(model / "model.safetensors")

@@ -21,13 +21,13 @@ from PIL import Image
 from rich.progress import track
 
 from hf_fingerprint import Vault
-from hf_fingerprint.blackbox import KeyImage, fingerprint_of
-from hf_fingerprint.blackbox.key_images.export import mark_questions
-from hf_fingerprint.blackbox.key_images.identify import CoverReader
-from hf_fingerprint.blackbox.querying.query import asked_of
+from hf_fingerprint.blackbox import KeyImage, derive_fingerprint
+from hf_fingerprint.blackbox.key_images.export import mark_triggers
+from hf_fingerprint.blackbox.key_images.identify import CoverMatcher
+from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.blackbox.trigger_set.classifier_head import find_head
-from hf_fingerprint.blackbox.trigger_set.labels import owned_questions
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions, question_clouds
+from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet, synthetic_trigger_covers
 from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import build_model
@@ -38,26 +38,29 @@ SHARE, QUALITY = 0.5, 75
 Pixels = np.ndarray
 
 
-def jpeg(image: Pixels) -> Pixels:
+def through_jpeg(image: Pixels) -> Pixels:
     """Through a JPEG file."""
     file = BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=QUALITY)
     return np.asarray(Image.open(file))
 
 
-def half(image: Pixels, how: str, back: bool = True) -> Pixels:
+def half_size(image: Pixels, how: str, back: bool = True) -> Pixels:
     """At half the size, and back."""
     size, resampling = image.shape[1::-1], Image.Resampling[how]
     small = Image.fromarray(image).resize((size[0] // 2, size[1] // 2), resampling)
     return np.asarray(small.resize(size, resampling) if back else small)
 
 
-SUFFERED: dict[str, Callable[[Pixels], Pixels]] = {
+DISTORTIONS: dict[str, Callable[[Pixels], Pixels]] = {
     "untouched": lambda image: image,
-    f"JPEG {QUALITY}": jpeg,
-    "half size (BICUBIC)": partial(half, how="BICUBIC", back=False),
-    **{f"half size and back ({how})": partial(half, how=how) for how in RESAMPLED},
-    **{f"half size, back, JPEG {QUALITY} ({how})": lambda image, how=how: jpeg(half(image, how)) for how in RESAMPLED},
+    f"JPEG {QUALITY}": through_jpeg,
+    "half size (BICUBIC)": partial(half_size, how="BICUBIC", back=False),
+    **{f"half size and back ({how})": partial(half_size, how=how) for how in RESAMPLED},
+    **{
+        f"half size, back, JPEG {QUALITY} ({how})": lambda image, how=how: through_jpeg(half_size(image, how))
+        for how in RESAMPLED
+    },
 }
 
 
@@ -82,7 +85,7 @@ class Figures:
             f"| {self.images:,} key images | read back | innocents matched, of {others:,} an image |",
             "| --- | --- | --- |",
         ]
-        for name in SUFFERED:
+        for name in DISTORTIONS:
             share = self.read[name] / max(self.images, 1)
             lines.append(f"| {name} | {share:.2%} ({self.read[name]:,}) | {self.innocents[name]} |")
         each = 1000 / max(self.images, 1)
@@ -91,7 +94,7 @@ class Figures:
             *lines,
             "",
             f"least PSNR {psnr:.2f} dB, least SSIM {ssim:.4f}; questions without room: "
-            f"{self.left_out}; {each * self.making:.0f} ms to make one, {each * self.reading / len(SUFFERED):.0f} ms "
+            f"{self.left_out}; {each * self.making:.0f} ms to make one, {each * self.reading / len(DISTORTIONS):.0f} ms "
             f"to read it",
         ]
 
@@ -103,15 +106,15 @@ def keys_of(count: int) -> list[bytes]:
 
 
 def measured(
-    images: Pixels, owned: Pixels, secret: bytes, keys: list[bytes], innocents: int, bits: int
+    images: Pixels, assigned: Pixels, secret: bytes, keys: list[bytes], innocents: int, bits: int
 ) -> tuple[Figures, list[list[tuple[int, KeyImage]]]]:
     """Makes all key images, has them suffer and reads them: the figures, and the images of each recipient."""
     figures, made = Figures(), []
-    reader = CoverReader(images, secret, bits)
-    everyone = {fingerprint_of(key, bits): index for index, key in enumerate(keys_of(len(keys) + innocents))}
+    reader = CoverMatcher(images, secret, bits)
+    everyone = {derive_fingerprint(key, bits): index for index, key in enumerate(keys_of(len(keys) + innocents))}
     for row, key in enumerate(track(keys, "key images", transient=True)):
         started = time.process_time()
-        every = list(mark_questions(images, owned[row], secret, key, bits))
+        every = list(mark_triggers(images, assigned[row], secret, key, bits))
         figures.making += time.process_time() - started
         own = [(index, image) for index, image in every if image is not None]
         figures.left_out += len(every) - len(own)
@@ -119,20 +122,20 @@ def measured(
         figures.psnr += [image.psnr for _, image in own]
         figures.ssim += [image.ssim for _, image in own]
         made.append(own)
-        for name, suffer in SUFFERED.items():
-            suffered = [suffer(image.image) for _, image in own]
+        for name, distort in DISTORTIONS.items():
+            distorted = [distort(image.image) for _, image in own]
             started = time.process_time()
-            found = [reader.read(image) for image in suffered]
+            found = [reader.read(image) for image in distorted]
             figures.reading += time.process_time() - started
             for (index, _), read in zip(own, found, strict=True):
-                whose = None if read is None else everyone.get(read[1])
-                figures.read[name] += whose == row and read[0] == index
-                figures.innocents[name] += whose not in (None, row)
+                recipient = None if read is None else everyone.get(read[1])
+                figures.read[name] += recipient == row and read[0] == index
+                figures.innocents[name] += recipient not in (None, row)
     return figures, made
 
 
 def asked(
-    base: str, questions: Questions, images: Pixels, made: list[list[tuple[int, KeyImage]]], keys: list[bytes]
+    base: str, trigger_set: TriggerSet, images: Pixels, made: list[list[tuple[int, KeyImage]]], keys: list[bytes]
 ) -> list[str]:
     """Whether each recipient's copy (the base with its head bound) answers its questions by its labels: plain, with
     its own mark, and those that it shares with the next recipient with that one's mark."""
@@ -148,26 +151,28 @@ def asked(
         with torch.no_grad():
             return logits_of(built.module(shown)).argmax(1).numpy()
 
-    agreeing, counted, apart = Counter[str](), Counter[str](), Counter[str]()
+    matching, counted, changed = Counter[str](), Counter[str](), Counter[str]()
     for row, key in enumerate(track(keys, "answers", transient=True)):
         with torch.no_grad():
-            weight.copy_(plain_weight + torch.from_numpy(questions.head_change(key)).reshape(weight.shape))
-        labels, _ = (each[0] for each in questions.answers([key]))
+            weight.copy_(plain_weight + torch.from_numpy(trigger_set.head_update(key)).reshape(weight.shape))
+        labels, _ = (each[0] for each in trigger_set.assigned_labels([key]))
         own, following = dict(made[row]), dict(made[(row + 1) % len(keys)])
         marks = {"with the mark removed": own, "with its mark": own, "with another's": following}
         shared = {name: [index for index in own if index in marked] for name, marked in marks.items()}
         for name, marked in marks.items():
             plain = answers([images[index] for index in shared[name]])
-            told = plain if marked is own and "removed" in name else answers([marked[i].image for i in shared[name]])
-            agreeing[name] += int((told == labels[shared[name]]).sum())
-            apart[name] += int((told != plain).sum())
-            counted[name] += len(told)
+            predicted = (
+                plain if marked is own and "removed" in name else answers([marked[i].image for i in shared[name]])
+            )
+            matching[name] += int((predicted == labels[shared[name]]).sum())
+            changed[name] += int((predicted != plain).sum())
+            counted[name] += len(predicted)
     lines = [
         "| a copy's own questions | answered by its labels | answered otherwise than plain |",
         "| --- | --- | --- |",
     ]
     for name in counted:
-        lines.append(f"| {name} | {agreeing[name] / counted[name]:.2%} of {counted[name]:,} | {apart[name]} |")
+        lines.append(f"| {name} | {matching[name] / counted[name]:.2%} of {counted[name]:,} | {changed[name]} |")
     return lines
 
 
@@ -184,17 +189,17 @@ def main() -> None:
     torch.set_num_threads(1)
     keys = keys_of(arguments.recipients)
     if arguments.vault is None:
-        secret, questions = bytes(32), None
-        images = question_clouds(secret, arguments.count)
-        owned = owned_questions(keys, len(images), SHARE)
+        secret, trigger_set = bytes(32), None
+        images = synthetic_trigger_covers(secret, arguments.count)
+        assigned = assigned_triggers(keys, len(images), SHARE)
     else:
-        known, questions = asked_of(Vault(arguments.vault), arguments.base)
-        secret, images = known.secret, questions.images(known.secret)[: questions.count]
-        owned = questions.answers(keys)[1]
-    figures, made = measured(images, owned, secret, keys, arguments.innocents, arguments.bits)
+        known, trigger_set = find_base_with_triggers(Vault(arguments.vault), arguments.base)
+        secret, images = known.secret, trigger_set.images(known.secret)[: trigger_set.count]
+        assigned = trigger_set.assigned_labels(keys)[1]
+    figures, made = measured(images, assigned, secret, keys, arguments.innocents, arguments.bits)
     lines = figures.lines(arguments.innocents + len(keys) - 1)
-    if questions is not None and arguments.base is not None:
-        lines += ["", *asked(arguments.base, questions, images, made, keys)]
+    if trigger_set is not None and arguments.base is not None:
+        lines += ["", *asked(arguments.base, trigger_set, images, made, keys)]
     print("\n".join(lines))
 
 

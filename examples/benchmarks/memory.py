@@ -38,12 +38,12 @@ def main() -> None:
         codebook = FairSigns(length) if family == "fair_signs" else Tardos(length, 20, secret)
         pool = os.urandom(32 * count)
         keys = [pool[32 * i : 32 * i + 32] for i in range(count)]
-        guilty = [int(i) for i in np.linspace(0, count - 1, 5)]
+        colluders = [int(i) for i in np.linspace(0, count - 1, 5)]
         noise = np.random.default_rng(0).standard_normal(length)
-        reading = np.mean([codebook.codeword(keys[i]) for i in guilty], axis=0) + 0.5 * noise
+        extracted = np.mean([codebook.codeword(keys[i]) for i in colluders], axis=0) + 0.5 * noise
         before, started = resident(), time.perf_counter()
-        found = decode(codebook, keys, reading, np.ones(length))
-        assert sorted(found.accused) == guilty, found.accused
+        found = decode(codebook, keys, extracted, np.ones(length))
+        assert sorted(found.accused) == colluders, found.accused
     else:
         vault = Vault(arguments[1])
         before, started = resident(), time.perf_counter()

@@ -7,7 +7,7 @@ images of the same kind, the front, the bottleneck and the law of the noise; wha
 which leak anyway, is the floor. The holders' codes serve twice: a reader learns from them first, and what it says of
 the owner's public images is what the back learns from besides.
 
-The loop here is that of `owner_loop` and `holder_loop` in one process, with each image's noise drawn as a holder draws
+The loop here is that of `owner_loop` and `data_holder_loop` in one process, with each image's noise drawn as a holder draws
 it.
 """
 
@@ -29,33 +29,33 @@ from examples._common.training import accuracy, fine_tune
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.privacy import (
     Bottleneck,
+    FrozenSegment,
     ImageNoise,
-    Lens,
     Partition,
-    Reader,
-    calibrate,
+    Student,
+    calibrate_noise,
+    init_task_directions,
     matching_auc,
-    membership,
+    measure_membership,
     reconstruction,
     release,
-    start_with_task_directions,
     train_decoder,
     train_denoiser,
 )
 from hf_fingerprint.privacy.leakage import seeded
 
 
-READER_LR = 3e-3
+STUDENT_LR = 3e-3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One model's experiment. The first `labelled` public images are the owner's own, with labels."""
+    """One model's experiment. The first `labeled_count` public images are the owner's own, with labels."""
 
     name: str
     build: Callable[[], torch.nn.Module]
     at: str
-    through: str | None  # how far a lens reads on
+    segment_end: str | None  # how far a lens reads on
     size: int
     numbers: int
     public: int
@@ -64,10 +64,10 @@ class Setting:
     lr: float
     whole_base: bool
     base_steps: int
-    labelled: int
+    labeled_count: int
     test: int = 10000
     batch: int = 64
-    reading: int = 1000  # steps of the reader
+    student_steps: int = 1000  # steps of the reader
     denoising: int = 600  # steps of the denoiser
     attack_steps: int = 400
     strengths: tuple[float, ...] = (1.0, 0.5)
@@ -78,12 +78,12 @@ SETTINGS = {
     "small": Setting(
         "test_resnet",
         lambda: timm.create_model("test_resnet", num_classes=10),
-        "act1", "layer1", 32, 33, 10000, 40000, 3000, 2e-3, True, 1000, labelled=10000, strengths=(1.0, 0.6),
+        "act1", "layer1", 32, 33, 10000, 40000, 3000, 2e-3, True, 1000, labeled_count=10000, strengths=(1.0, 0.6),
     ),
     "lite0": Setting(
         "EfficientNet-Lite0",
         lambda: with_classes(lite0()),
-        "blocks.0", "blocks.2", 64, 64, 8000, 16000, 400, 1e-3, False, 500, labelled=4000,
+        "blocks.0", "blocks.2", 64, 64, 8000, 16000, 400, 1e-3, False, 500, labeled_count=4000,
     ),
 }  # fmt: skip
 
@@ -118,35 +118,37 @@ class Bench:
         self.test = fashion_mnist(False, setting.test, setting.size)
         self.public, self.private = images[: setting.public], images[setting.public :]
         self.public_labels, self.labels = labels[: setting.public], labels[setting.public :]
-        self.own_labels = self.public_labels[: setting.labelled]
+        self.own_labels = self.public_labels[: setting.labeled_count]
         torch.manual_seed(0)
         model = setting.build().to(memory_format=torch.channels_last)  # twice as fast on a processor
         if setting.whole_base:
-            fine_tune(model, self.public[: setting.labelled], self.own_labels, setting.lr, setting.base_steps)
+            fine_tune(model, self.public[: setting.labeled_count], self.own_labels, setting.lr, setting.base_steps)
         self.partition = Partition(model, setting.at, (3, setting.size, setting.size))
-        self.own, self.theirs = self.features(self.public), self.features(self.private)
-        self.others = self.features(self.test[0][:2000])
+        self.public_features, self.private_features = self.features(self.public), self.features(self.private)
+        self.test_features = self.features(self.test[0][:2000])
         if not setting.whole_base:
             self.train(None, None, setting.base_steps)
-            release(self.partition, self.own)
+            release(self.partition, self.public_features)
         self.base = deepcopy(model.state_dict())
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """At the cut."""
         parts = images.split(256)
-        return torch.cat([self.partition.front(part) for part in self.progress.track(parts, description="front")])
+        return torch.cat(
+            [self.partition.client_part(part) for part in self.progress.track(parts, description="front")]
+        )
 
     def train(
         self,
         features: torch.Tensor | None,
         labels: torch.Tensor | None,
         steps: int,
-        opinion: torch.Tensor | None = None,
+        pseudo_labels: torch.Tensor | None = None,
         seed: int = 0,
     ) -> None:
         """The owner's loop: its own images, what the holders' codes are restored to, and opinions of public images."""
-        setting, back = self.setting, self.partition.back
-        optimizer = torch.optim.AdamW(self.partition.back_parameters().values(), setting.lr)
+        setting, server_part = self.setting, self.partition.server_part
+        optimizer = torch.optim.AdamW(self.partition.server_parameters().values(), setting.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.lr, total_steps=steps)
         generator, loss = torch.Generator().manual_seed(seed), torch.nn.functional.cross_entropy
         self.partition.model.train()
@@ -154,44 +156,53 @@ class Bench:
             optimizer.zero_grad()
             if features is not None:
                 pick = torch.randint(len(labels), (setting.batch,), generator=generator)
-                loss(back(features[pick]), labels[pick]).backward()
-            pick = torch.randint(setting.labelled, (setting.batch // 2,), generator=generator)
-            loss(back(self.own[pick]), self.own_labels[pick]).backward()
-            if opinion is not None:
-                pick = torch.randint(len(opinion), (setting.batch,), generator=generator)
-                loss(back(self.own[pick]), opinion[pick]).backward()
+                loss(server_part(features[pick]), labels[pick]).backward()
+            pick = torch.randint(setting.labeled_count, (setting.batch // 2,), generator=generator)
+            loss(server_part(self.public_features[pick]), self.own_labels[pick]).backward()
+            if pseudo_labels is not None:
+                pick = torch.randint(len(pseudo_labels), (setting.batch,), generator=generator)
+                loss(server_part(self.public_features[pick]), pseudo_labels[pick]).backward()
             optimizer.step()
             schedule.step()
 
-    def read(self, bottleneck: Bottleneck, sent: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    def train_student(self, bottleneck: Bottleneck, sent: torch.Tensor, seed: int = 0) -> torch.Tensor:
         """What a reader, trained on the holders' codes and the owner's own, says of all public images."""
         setting, loss = self.setting, torch.nn.functional.cross_entropy
         with seeded(seed):
-            reader = Reader(bottleneck.code_shape, 10)
-            optimizer = torch.optim.AdamW(reader.parameters(), READER_LR)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, READER_LR, total_steps=setting.reading)
-            for _ in self.progress.track(range(setting.reading), description="reader"):
-                theirs, own = torch.randint(len(sent), (128,)), torch.randint(setting.labelled, (32,))
+            student = Student(bottleneck.code_shape, 10)
+            optimizer = torch.optim.AdamW(student.parameters(), STUDENT_LR)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, STUDENT_LR, total_steps=setting.student_steps)
+            for _ in self.progress.track(range(setting.student_steps), description="reader"):
+                private_features, public_features = (
+                    torch.randint(len(sent), (128,)),
+                    torch.randint(setting.labeled_count, (32,)),
+                )
                 optimizer.zero_grad()
-                loss(reader(sent[theirs]), self.labels[theirs]).backward()
-                (loss(reader(bottleneck.send(self.own[own])), self.own_labels[own]) / 2).backward()
+                loss(student(sent[private_features]), self.labels[private_features]).backward()
+                (
+                    loss(
+                        student(bottleneck.send(self.public_features[public_features])),
+                        self.own_labels[public_features],
+                    )
+                    / 2
+                ).backward()
                 optimizer.step()
                 schedule.step()
-        return reader.opinion(bottleneck, self.own)
+        return student.pseudo_labels(bottleneck, self.public_features)
 
-    def protect(self, target_ssim: float) -> Bottleneck:
+    def make_bottleneck(self, target_ssim: float) -> Bottleneck:
         """A bottleneck over the directions that a back of the owner's own reads, calibrated to the target."""
         self.partition.model.load_state_dict(self.base)
         self.train(None, None, self.setting.steps // 2)
-        release(self.partition, self.own)
-        lens = Lens(self.partition, self.setting.through) if self.setting.through else None
-        bottleneck = Bottleneck(self.partition.shape, self.setting.numbers, whole=True, lens=lens)
-        start_with_task_directions(self.partition, bottleneck, self.own)
-        found = calibrate(bottleneck, self.own, self.public, target_ssim, self.setting.attack_steps)
+        release(self.partition, self.public_features)
+        segment = FrozenSegment(self.partition, self.setting.segment_end) if self.setting.segment_end else None
+        bottleneck = Bottleneck(self.partition.shape, self.setting.numbers, flatten_features=True, segment=segment)
+        init_task_directions(self.partition, bottleneck, self.public_features)
+        found = calibrate_noise(bottleneck, self.public_features, self.public, target_ssim, self.setting.attack_steps)
         print(f"  sigma {found.sigma:.3g}: SSIM {found.reconstruction.ssim:.3f}, {found.bits_per_image:.0f} bits")
         return bottleneck
 
-    def measured(self, name: str, bottleneck: Bottleneck | None, sends: bool = True) -> Row:
+    def measure(self, name: str, bottleneck: Bottleneck | None, sends: bool = True) -> Row:
         """Trains from the base, releases and measures."""
         setting, seen = self.setting, min(self.setting.test, 2000)
         self.partition.model.load_state_dict(self.base)
@@ -200,28 +211,33 @@ class Bench:
             noise = ImageNoise(new_secret()).draw(self.private, bottleneck.code_shape)
             with torch.no_grad():
                 sent = torch.cat(
-                    [bottleneck.send(*part) for part in zip(self.theirs.split(512), noise.split(512), strict=True)]
+                    [
+                        bottleneck.send(*part)
+                        for part in zip(self.private_features.split(512), noise.split(512), strict=True)
+                    ]
                 )
                 codes = tuple(
                     torch.cat([bottleneck.code(part) for part in features[:seen].split(512)])
-                    for features in (self.theirs, self.others)
+                    for features in (self.private_features, self.test_features)
                 )
             match = matching_auc(sent, *codes, bottleneck.sigma)
-            opinion = self.read(bottleneck, sent)
-            restore = train_denoiser(bottleneck, self.own, setting.denoising)
+            pseudo_labels = self.train_student(bottleneck, sent)
+            restore = train_denoiser(bottleneck, self.public_features, setting.denoising)
             with torch.no_grad():
                 restored = torch.cat([restore(part) for part in sent.split(512)])
-            self.train(restored, self.labels, setting.steps, opinion)
-            decoder = train_decoder(bottleneck.send, self.own, self.public, setting.attack_steps)
+            self.train(restored, self.labels, setting.steps, pseudo_labels)
+            decoder = train_decoder(bottleneck.send, self.public_features, self.public, setting.attack_steps)
             drawn = reconstruction(decoder, sent[:seen], self.private[:seen])
         elif sends:
-            self.train(self.theirs, self.labels, setting.steps)
-            decoder = train_decoder(lambda features: features, self.own, self.public, setting.attack_steps)
-            drawn = reconstruction(decoder, self.theirs[:seen], self.private[:seen])
+            self.train(self.private_features, self.labels, setting.steps)
+            decoder = train_decoder(lambda features: features, self.public_features, self.public, setting.attack_steps)
+            drawn = reconstruction(decoder, self.private_features[:seen], self.private[:seen])
         else:
             self.train(None, None, setting.steps)
-        model = release(self.partition, self.own)
-        told = membership(model, (self.private[:seen], self.labels[:seen]), (self.test[0][:seen], self.test[1][:seen]))
+        model = release(self.partition, self.public_features)
+        membership_result = measure_membership(
+            model, (self.private[:seen], self.labels[:seen]), (self.test[0][:seen], self.test[1][:seen])
+        )
         row = Row(
             name,
             bottleneck and bottleneck.sigma,
@@ -229,7 +245,7 @@ class Bench:
             accuracy(model, *self.test),
             drawn and drawn.psnr,
             drawn and drawn.ssim,
-            told.auc,
+            membership_result.auc,
             match,
         )
         print(" ", row, flush=True)
@@ -269,21 +285,21 @@ def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
         return rows
     bench = Bench(setting, progress)
 
-    def keep(row: Row) -> None:
+    def save_row(row: Row) -> None:
         rows.append(row)
         path.write_text(json.dumps({"model": setting.name, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
     if len(rows) < 1:
-        keep(bench.measured("the owner's images alone", None, sends=False))
+        save_row(bench.measure("the owner's images alone", None, sends=False))
     if len(rows) < 2:
-        keep(bench.measured("plain split", None))
+        save_row(bench.measure("plain split", None))
     if len(rows) < 3:
-        keep(bench.labels_alone())
-    bottleneck = bench.protect(round(setting.share * rows[1].ssim, 3))
+        save_row(bench.labels_alone())
+    bottleneck = bench.make_bottleneck(round(setting.share * rows[1].ssim, 3))
     chosen = bottleneck.sigma
     for strength in setting.strengths[len(rows) - 3 :]:
         bottleneck.sigma = strength * chosen
-        keep(bench.measured(f"partitioned, noise x {strength:g}", bottleneck))
+        save_row(bench.measure(f"partitioned, noise x {strength:g}", bottleneck))
     return rows
 
 

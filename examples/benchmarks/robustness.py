@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, load_model, save_timm
 from examples._common.training import accuracy, fine_tune, predict
-from hf_fingerprint import Issuer, Settings, Vault
-from hf_fingerprint.attacks import Cast, FineTuning, MagnitudePruning, Quantization, Thief, collude
+from hf_fingerprint import FingerprintConfig, Issuer, Vault
+from hf_fingerprint.attacks import Attacker, Cast, FineTuning, MagnitudePruning, Quantization, collude
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.extraction import read_suspect
+from hf_fingerprint.extraction import extract
 from hf_fingerprint.vault import Base
 
 
@@ -59,7 +59,7 @@ def make_base(out: Path, images: Images, steps: int) -> Path:
     return folder
 
 
-class Scene:
+class Testbed:
     """A vault with 1,000 recipients of whom ten hold copies, and the means to judge suspects.
 
     Args:
@@ -70,7 +70,7 @@ class Scene:
     def __init__(self, out: Path, base: Path):
         vault = Vault.create(out / "vault_robustness", PASSPHRASE)
         self.names = [f"recipient-{i}" for i in range(10)]
-        with Issuer(base, vault, Settings(recipients_planned=RECIPIENTS)) as issuer:
+        with Issuer(base, vault, FingerprintConfig(recipients_planned=RECIPIENTS)) as issuer:
             self.folders = {c.recipient: c.path for c in issuer.issue_all(self.names, out / "copies_robustness")}
             self.base: Base = issuer.base
         vault.unlock(PASSPHRASE)
@@ -86,7 +86,7 @@ class Scene:
         """The weights of one recipient's copy."""
         return load_file(self.folders[name] / "model.safetensors")
 
-    def judge(self, state: State) -> tuple[list[int], np.ndarray]:
+    def trace_suspect(self, state: State) -> tuple[list[int], np.ndarray]:
         """Traces a suspect among the ten holders and 50,000 innocents, each at the bound that 1,000 recipients have.
 
         Returns:
@@ -94,24 +94,24 @@ class Scene:
         """
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, self.file)
         with open_checkpoint(self.file) as suspect:
-            reading = read_suspect(self.base, self.original, suspect)
+            reading = extract(self.base, self.original, suspect)
         keys = [*self.keys, *self.innocents]
         alpha = self.base.alpha * len(keys) / RECIPIENTS
         found = decode(self.codebook, keys, reading.values, reading.mass, alpha)
-        holders = [i for i in found.accused if i < len(self.keys)]
+        accused_recipients = [i for i in found.accused if i < len(self.keys)]
         self.pairs += len(self.innocents)
-        self.accused_innocents += len(found.accused) - len(holders)
+        self.accused_innocents += len(found.accused) - len(accused_recipients)
         self.highest = max(self.highest, float(found.scores[len(self.keys) :].max()))
-        return holders, found.scores[: len(self.keys)]
+        return accused_recipients, found.scores[: len(self.keys)]
 
 
-def robustness_rows(out: Path, base_steps: int = 300, thief_steps: int = 100) -> list[Row]:
+def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100) -> list[Row]:
     """Agreement, single-copy attacks, collusion, and innocents over all of it."""
     images = real_images()
     base = make_base(out, images, base_steps)
-    scene = Scene(out, base)
+    testbed = Testbed(out, base)
     test, labels = images.test
-    before, copy = predict(load_model(base), test), load_model(scene.folders[scene.names[0]])
+    before, copy = predict(load_model(base), test), load_model(testbed.folders[testbed.names[0]])
     agreement = float((predict(copy, test) == before).double().mean())
     rows = [
         Row(
@@ -126,12 +126,14 @@ def robustness_rows(out: Path, base_steps: int = 300, thief_steps: int = 100) ->
         ),
     ]
     for what, state in track(
-        list(single_attacks(scene, images, thief_steps)), "tracing single copies", transient=True
+        list(single_attacks(testbed, images, attacker_steps)), "tracing single copies", transient=True
     ):
-        holders, scores = scene.judge(state)
-        verdict = f"score {scores[0]:.0f}, " + ("accused" if holders == [0] else f"accused: {holders}")
+        accused_recipients, scores = testbed.trace_suspect(state)
+        verdict = f"score {scores[0]:.0f}, " + (
+            "accused" if accused_recipients == [0] else f"accused: {accused_recipients}"
+        )
         rows.append(Row(f"one copy, {what}", verdict, "accused, nobody else"))
-    states = [scene.state(name) for name in scene.names]
+    states = [testbed.state(name) for name in testbed.names]
     for strategy, size, bound in (
         ("average", 5, "all 5, nobody else"),
         ("average", 10, "reported"),
@@ -139,33 +141,33 @@ def robustness_rows(out: Path, base_steps: int = 300, thief_steps: int = 100) ->
         ("median", 10, "reported"),
         ("minority", 10, "reported"),
     ):
-        holders, scores = scene.judge(collude(states[:size], strategy))
-        stray = [i for i in holders if i >= size]
-        verdict = f"{len(holders) - len(stray)} of {size}, lowest score {scores[:size].min():.0f}"
+        accused_recipients, scores = testbed.trace_suspect(collude(states[:size], strategy))
+        stray = [i for i in accused_recipients if i >= size]
+        verdict = f"{len(accused_recipients) - len(stray)} of {size}, lowest score {scores[:size].min():.0f}"
         rows.append(Row(f"{strategy} of {size} copies", verdict + (f", wrongly {stray}" if stray else ""), bound))
     wrong = 0
     for _, state in track(
-        list(hostile_suspects(scene, base, out)), "tracing suspects that are no copies", transient=True
+        list(hostile_suspects(testbed, base, out)), "tracing suspects that are no copies", transient=True
     ):
-        wrong += len(scene.judge(state)[0])
-    innocent = f"{scene.accused_innocents + wrong} of {scene.pairs:,} pairs, highest score {scene.highest:.1f}"
+        wrong += len(testbed.trace_suspect(state)[0])
+    innocent = f"{testbed.accused_innocents + wrong} of {testbed.pairs:,} pairs, highest score {testbed.highest:.1f}"
     rows.append(
         Row("innocents accused, over all suspects above and those that are no copies", innocent, "0 of >= 10^6")
     )
     return rows
 
 
-def single_attacks(scene: Scene, images: Images, steps: int) -> Iterator[tuple[str, State]]:
+def single_attacks(testbed: Testbed, images: Images, steps: int) -> Iterator[tuple[str, State]]:
     """The first holder's copy after each single-copy attack."""
-    state = scene.state(scene.names[0])
+    state = testbed.state(testbed.names[0])
     yield "as issued", state
-    build = partial(load_model, scene.folders[scene.names[0]])
+    build = partial(load_model, testbed.folders[testbed.names[0]])
     for lr in (1e-4, 1e-3):
         with Progress(transient=True) as progress:
             task = progress.add_task(f"a thief fine-tunes with AdamW at {lr:.0e}", total=steps)
-            thief = Thief(build, *images.train, advance=partial(progress.advance, task))
-            tuned = FineTuning(lr, steps, seed=9)(state, thief)
-        kept = accuracy(thief.model(tuned), images.test[0][:1000], images.test[1][:1000])
+            attacker = Attacker(build, *images.train, advance=partial(progress.advance, task))
+            tuned = FineTuning(lr, steps, seed=9)(state, attacker)
+        kept = accuracy(attacker.model(tuned), images.test[0][:1000], images.test[1][:1000])
         yield f"AdamW {lr:.0e} for {steps} steps (accuracy {kept:.1%})", tuned
     yield "pruned to 50 %", MagnitudePruning(0.5)(state)
     yield "pruned to 80 %", MagnitudePruning(0.8)(state)
@@ -174,12 +176,12 @@ def single_attacks(scene: Scene, images: Images, steps: int) -> Iterator[tuple[s
     yield "cast to bfloat16", Cast("bfloat16")(state)
 
 
-def hostile_suspects(scene: Scene, base: Path, out: Path) -> Iterator[tuple[str, State]]:
+def hostile_suspects(testbed: Testbed, base: Path, out: Path) -> Iterator[tuple[str, State]]:
     """Suspects that descend from no copy, some made to confuse a reader."""
-    clean = load_file(base / "model.safetensors")
+    base_state = load_file(base / "model.safetensors")
     generator = torch.Generator().manual_seed(3)
 
-    def changed(change: str) -> State:
+    def perturbed(change: str) -> State:
         def apply(tensor: torch.Tensor) -> torch.Tensor:
             if not tensor.is_floating_point() or tensor.ndim < 2:
                 return tensor.clone()
@@ -197,14 +199,16 @@ def hostile_suspects(scene: Scene, base: Path, out: Path) -> Iterator[tuple[str,
                 "one row": torch.cat([tensor[:1] + 100 * size, tensor[1:]]),
             }[change]
 
-        return {name: apply(tensor) for name, tensor in clean.items()}
+        return {name: apply(tensor) for name, tensor in base_state.items()}
 
-    yield "the clean base", clean
+    yield "the clean base", base_state
     for change in ("zero", "random", "noise", "signs", "constant", "scaled", "negated", "huge", "one row"):
-        yield change, changed(change)
+        yield change, perturbed(change)
     other = lite0().state_dict()
     yield "another model", {name: tensor for name, tensor in other.items() if not name.startswith("classifier")}
-    with Issuer(base, Vault.create(out / "vault_other", PASSPHRASE), Settings(recipients_planned=10)) as issuer:
+    with Issuer(
+        base, Vault.create(out / "vault_other", PASSPHRASE), FingerprintConfig(recipients_planned=10)
+    ) as issuer:
         stranger = issuer.issue("stranger", out / "copy_of_another_vault").path
     theirs = load_file(stranger / "model.safetensors")
     yield "a copy of another vault", theirs

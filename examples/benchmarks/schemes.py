@@ -16,89 +16,96 @@ from pathlib import Path
 from typing import Any
 
 import hf_fingerprint
-from examples.benchmarks.attacks import OWNED, RECIPIENTS, SIZES, TESTED, make_base, real_images
-from examples.benchmarks.schemes_report import SPREAD, TOOLBOX, Row, Rows, Trained, of_point, write_table
-from examples.benchmarks.schemes_trial import SEED, Advance, Arm, Trial
+from examples.benchmarks.attacks import OWNER_IMAGES, RECIPIENTS, SIZES, TEST_IMAGES, make_base, real_images
+from examples.benchmarks.schemes_report import SPREAD, TOOLBOX, Row, Rows, Trained, from_trial, write_table
+from examples.benchmarks.schemes_trial import SEED, Advance, Arm, SchemeRunner
 from examples.reproduction.arms import DesignArm, ToolboxArm
-from hf_fingerprint import Settings
+from hf_fingerprint import FingerprintConfig
 from hf_fingerprint.attacks import (
     AdversarialRemoval,
+    Compose,
     Distillation,
-    Extraction,
     FineTuning,
-    Then,
+    ModelExtraction,
     TransferLearning,
-    names,
+    attack_names,
 )
-from hf_fingerprint.cli.output import print_json, remark, stages
+from hf_fingerprint.cli.output import echo_err, print_json, stages
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.evaluation import Data, Scene, choose, evaluate
-from hf_fingerprint.evaluation.planning import Job, plan
-from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE, key_of
+from hf_fingerprint.evaluation import EvaluationData, Testbed, evaluate, select_attacks
+from hf_fingerprint.evaluation.planning import Job, plan_jobs
+from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE, trial_key
 
 
 COALITIONS = (3, 5)
 INNOCENTS, FEWEST_INNOCENTS = 10_000, 300
 ROUND = 50
-TRAINING = (FineTuning, TransferLearning, AdversarialRemoval, Distillation, Extraction)
+TRAINING = (FineTuning, TransferLearning, AdversarialRemoval, Distillation, ModelExtraction)
 LEAST_SCALE = 0.1  # below, training is too short for the gradient to bring DeepMarks in: it is put in at once and held
 
 
-def trains(step: Any) -> bool:
+def trains_model(step: Any) -> bool:
     """Whether an attack trains a model, which takes minutes and not seconds."""
-    return any(map(trains, step.steps)) if isinstance(step, Then) else isinstance(step, TRAINING)
+    return any(map(trains_model, step.steps)) if isinstance(step, Compose) else isinstance(step, TRAINING)
 
 
-def jobs_of(arm: Arm, jobs: Sequence[Job], thrifty: bool) -> list[Job]:
+def select_jobs(arm: Arm, jobs: Sequence[Job], skip_mild_training: bool) -> list[Job]:
     """The suspects of a scheme, those that take longest last. The toolbox has one owner, so nobody colludes."""
     found = [job for job in jobs if job.kind != COLLUSION or arm.name != TOOLBOX]
-    if thrifty:
+    if skip_mild_training:
         mildest = {job.attack: job.step for job in reversed(found) if job.kind == SINGLE}
-        slow = {job.attack for job in found if job.step != mildest.get(job.attack, job.step) and trains(job.how)}
-        slow -= set(names("symmetries"))  # these begin alike, so that one training is enough
+        slow = {
+            job.attack
+            for job in found
+            if job.step != mildest.get(job.attack, job.step) and trains_model(job.attack_step)
+        }
+        slow -= set(attack_names("symmetries"))  # these begin alike, so that one training is enough
         found = [job for job in found if job.attack not in slow or job.step != mildest[job.attack]]
-    return sorted(found, key=lambda job: trains(job.how))
+    return sorted(found, key=lambda job: trains_model(job.attack_step))
 
 
 def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
     """Attacks copies of all three schemes and writes the table; returns what the summary says."""
     scale, model, out = arguments.scale, arguments.model, arguments.out / arguments.model
-    owned, tested = round(scale * OWNED), max(50, round(scale * TESTED))
-    name, train, test = real_images(SIZES[model], owned + owned // 10, tested)
-    owners = (train[0][:owned], train[1][:owned])
+    owner_count, test_count = round(scale * OWNER_IMAGES), max(50, round(scale * TEST_IMAGES))
+    name, train, test = real_images(SIZES[model], owner_count + owner_count // 10, test_count)
+    owners = (train[0][:owner_count], train[1][:owner_count])
     base = make_base(model, arguments.bases / f"{model}_base", *owners, scale)
-    data = Data(name, (train[0][owned:], train[1][owned:]), test)
-    without = choose(arguments.without) if arguments.without else []
-    chosen = [attack for attack in choose(arguments.attacks) if attack not in without]
-    jobs, settings = plan(chosen, arguments.coalitions, quick=True), Settings(recipients_planned=RECIPIENTS)
+    data = EvaluationData(name, (train[0][owner_count:], train[1][owner_count:]), test)
+    without = select_attacks(arguments.without) if arguments.without else []
+    chosen = [attack for attack in select_attacks(arguments.attacks) if attack not in without]
+    jobs, config = (
+        plan_jobs(chosen, arguments.coalitions, quick=True),
+        FingerprintConfig(recipients_planned=RECIPIENTS),
+    )
     digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
     found: list[Row] = []
     trained: dict[str, Trained] = {}
-    with Scene(base, out / SPREAD, 1, settings, innocents=0) as scene:
-        start, steps = scene.build(), max(2, round(scale * ROUND))
-        told = {"base": digest, "data": data.digest, "steps": steps, "version": hf_fingerprint.__version__}
+    with Testbed(base, out / SPREAD, 1, config, innocents=0) as testbed:
+        start, steps = testbed.build(), max(2, round(scale * ROUND))
+        key_parts = {"base": digest, "data": data.digest, "steps": steps, "version": hf_fingerprint.__version__}
         rows = Rows(out / "rows.jsonl")
         for arm in (DesignArm(start, SEED, embed=scale < LEAST_SCALE), ToolboxArm(start, SEED)):
-            trial = Trial(arm, scene, data, owners, out / f"copies-{key_of(**told)}", steps)
-            mine = jobs_of(arm, jobs, arguments.thrifty)
-            made = [trial.copy(user) for user in range(max(job.colluders for job in mine))]
+            runner = SchemeRunner(arm, testbed, data, owners, out / f"copies-{trial_key(**key_parts)}", steps)
+            selected = select_jobs(arm, jobs, arguments.skip_mild_training)
+            made = [runner.copy(user) for user in range(max(job.colluders for job in selected))]
             steps_taken, right = tuple(each.steps for each in made), tuple(each.right for each in made)
-            trained[arm.name] = Trained(trial.carriers, steps_taken, right)
-            found += trial.rows(mine, rows, told, advance)
+            trained[arm.name] = Trained(runner.carriers, steps_taken, right)
+            found += runner.rows(selected, rows, key_parts, advance)
     evaluation = evaluate(
         base,
         data,
         out / SPREAD,
         chosen,
         arguments.coalitions,
-        settings,
+        config,
         innocents=max(FEWEST_INNOCENTS, round(min(1, scale) * INNOCENTS)),
         quick=True,
         public_base=True,
-        report=remark,
+        report=echo_err,
         advance=advance,
     )
-    found += [of_point(point) for point in evaluation.points]
+    found += [from_trial(trial) for trial in evaluation.trials]
     return write_table(found, evaluation, trained, out)
 
 
@@ -121,7 +128,7 @@ def main() -> None:
     except FingerprintError as error:
         sys.exit(str(error))
     print_json(summary)
-    remark(f"The table is {arguments.out / arguments.model / 'table.md'}.")
+    echo_err(f"The table is {arguments.out / arguments.model / 'table.md'}.")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 from scipy import stats
 
 from hf_fingerprint.attacks import SUITE
-from hf_fingerprint.evaluation import Evaluation, Point
-from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE, Records
+from hf_fingerprint.evaluation import Evaluation, Trial
+from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE, JsonLinesStore
 
 
 SPREAD, DEEPMARKS, TOOLBOX = "spread", "deepmarks", "toolbox"
@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         scheme (`str`): `"spread"`, `"deepmarks"` or `"toolbox"`.
-        kind, attack, what, step, strength: as in a [`Point`].
+        kind, attack, what, step, strength: as in a [`Trial`].
         colluders (`int`): how many copies it was made from, those of users 0 and up.
         outcome (`str`): `"read"`; `"unreadable"`, if the base's architecture does not take its weights; `"failed"`,
             if the attack could not be made.
@@ -60,10 +60,10 @@ class Row:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> "Row":
+    def from_dict(cls, entries: Mapping[str, Any]) -> "Row":
         """The row that was told so; anything else is a `TypeError`."""
         names = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in told.items() if name in names})
+        return cls(**{name: value for name, value in entries.items() if name in names})
 
     @property
     def suspect(self) -> tuple[str, int, int]:
@@ -95,25 +95,25 @@ class Trained:
     right: tuple[bool, ...]
 
 
-def of_point(point: Point) -> Row:
+def from_trial(trial: Trial) -> Row:
     """The row of a suspect that an evaluation measured."""
     return Row(
         SPREAD,
-        point.kind,
-        point.attack,
-        point.what,
-        point.step,
-        point.strength,
-        point.colluders,
+        trial.kind,
+        trial.attack,
+        trial.what,
+        trial.step,
+        trial.strength,
+        trial.colluders,
         READ,
-        accuracy=point.accuracy,
-        named={SPREAD: tuple(user for user, caught in enumerate(point.caught) if caught)},
-        innocents={SPREAD: point.innocents_accused},
-        score=point.score,
+        accuracy=trial.accuracy,
+        named={SPREAD: tuple(user for user, caught in enumerate(trial.caught) if caught)},
+        innocents={SPREAD: trial.innocents_accused},
+        score=trial.score,
     )
 
 
-class Rows(Records[Row]):
+class Rows(JsonLinesStore[Row]):
     """Rows by their keys, each on the disk as soon as it is known.
 
     Args:
@@ -124,7 +124,7 @@ class Rows(Records[Row]):
         super().__init__(file, Row.from_dict)
 
 
-def summarise(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, int]]]:
+def summarize(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, int]]]:
     """How many suspects of each group keep each decoder's mark, of those that all schemes tried."""
     by_suspect: dict[tuple[str, int, int], dict[str, Row]] = {}
     for row in rows:
@@ -168,7 +168,7 @@ def write_table(
     """
     summary = {
         "copies": {name: asdict(made) for name, made in trained.items()},
-        "kept": summarise(rows),
+        "kept": summarize(rows),
         "innocents_named": innocents_named(rows),
     }
     written = {"table.md": table(rows, evaluation, trained)}
@@ -197,45 +197,45 @@ def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Tra
         line(["---"] * len(headings)),
     ]
     for attack in attacks:
-        here = {(row.scheme, row.suspect): row for row in rows if row.attack == attack}
-        if any(row.outcome != FAILED for row in here.values()):
-            lines.append(line(cells(attack, here)))
+        row_at = {(row.scheme, row.suspect): row for row in rows if row.attack == attack}
+        if any(row.outcome != FAILED for row in row_at.values()):
+            lines.append(line(cells(attack, row_at)))
     named = innocents_named(rows)
     lines += [
         "",
         "Innocents named, all rows: " + ", ".join(f"{count} by {name}" for name, count in named.items()) + ".",
     ]
-    return "\n".join(lines + notes(rows, evaluation, trained)) + "\n"
+    return "\n".join(lines + footnotes(rows, evaluation, trained)) + "\n"
 
 
-def cells(attack: str, here: Mapping[tuple[str, tuple[str, int, int]], Row]) -> list[str]:
+def cells(attack: str, row_at: Mapping[tuple[str, tuple[str, int, int]], Row]) -> list[str]:
     """A line of the table: one attack in all its strengths."""
-    suspects = sorted({suspect for _, suspect in here}, key=lambda suspect: suspect[1:])
+    suspects = sorted({suspect for _, suspect in row_at}, key=lambda suspect: suspect[1:])
 
-    def each(scheme: str, said: Any) -> str:
-        found = [here.get((scheme, suspect)) for suspect in suspects]
-        said_of = [NOT_MEASURED if row is None or row.outcome == FAILED else said(row) for row in found]
+    def each(scheme: str, format_row: Any) -> str:
+        found = [row_at.get((scheme, suspect)) for suspect in suspects]
+        said_of = [NOT_MEASURED if row is None or row.outcome == FAILED else format_row(row) for row in found]
         return said_of[0] if set(said_of) in ({NOT_MEASURED}, {UNREADABLE}) else " / ".join(said_of)
 
-    any_of = [next(row for (_, s), row in here.items() if s == suspect) for suspect in suspects]
+    any_of = [next(row for (_, s), row in row_at.items() if s == suspect) for suspect in suspects]
     return [
         attack,
         " / ".join(f"{row.strength:g}" for row in any_of),
         each(SPREAD, lambda row: f"{row.accuracy:.1%}"),
-        each(SPREAD, spread_cell),
+        each(SPREAD, score_cell),
         each(DEEPMARKS, lambda row: named_cell(row, PAPERS)),
         each(DEEPMARKS, lambda row: named_cell(row, SOFT)),
         each(TOOLBOX, lambda row: f"{row.wrong}" if row.outcome == READ else row.outcome),
     ]
 
 
-def spread_cell(row: Row) -> str:
+def score_cell(row: Row) -> str:
     """The score, and of a coalition how many are caught; or that nobody is."""
     if not row.named[SPREAD]:
         found = "nobody"
     else:
         found = f"{row.score:.0f}" + (f" ({len(row.named[SPREAD])} of {row.colluders})" if row.colluders > 1 else "")
-    return found + blamed(row, SPREAD)
+    return found + innocents_note(row, SPREAD)
 
 
 def named_cell(row: Row, decoder: str) -> str:
@@ -244,16 +244,16 @@ def named_cell(row: Row, decoder: str) -> str:
         return row.outcome
     caught = len(row.named[decoder])
     found = f"{caught} of {row.colluders}" if row.colluders > 1 else ("yes" if caught else "no")
-    return found + blamed(row, decoder)
+    return found + innocents_note(row, decoder)
 
 
-def blamed(row: Row, decoder: str) -> str:
+def innocents_note(row: Row, decoder: str) -> str:
     """The innocents named, if any."""
     count = row.innocents[decoder]
     return f", {count} innocent" + "s" * (count > 1) if count else ""
 
 
-def notes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> list[str]:
+def footnotes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> list[str]:
     """What was left out, how copies were made, and what unreadable means."""
     found = [
         "",

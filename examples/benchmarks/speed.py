@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import save_timm
 from examples.benchmarks.robustness import Row
-from hf_fingerprint import Issuer, Settings, Vault, trace
+from hf_fingerprint import FingerprintConfig, Issuer, Vault, trace
 from hf_fingerprint.checkpoints import Checkpoint, sync
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models import BuiltModel, build_model
@@ -44,7 +44,7 @@ def speed_rows(out: Path, pairs: int = 4) -> list[Row]:
     save_timm(timm.create_model("vit_base_patch16_224"), model)
     vault = Vault.create(out / "vault_speed", PASSPHRASE)
     with unbuilt():  # amplitudes don't matter here, and 86 M weights take a minute to calibrate
-        issuer = Issuer(model, vault, Settings(recipients_planned=1000, eps=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(recipients_planned=1000, eps=EPS))
     weights = model / "model.safetensors"
     rows = []
     with issuer:
@@ -126,8 +126,8 @@ def memory_rows(out: Path) -> list[Row]:
     save_arrays(arrays, model)
     largest = max(array.nbytes for array in arrays.values()) / 1e6
     del arrays
-    settings = Settings(recipients_planned=10, eps=EPS)
-    Issuer(model, Vault.create(out / "vault_memory", PASSPHRASE), settings).__exit__()
+    config = FingerprintConfig(recipients_planned=10, eps=EPS)
+    Issuer(model, Vault.create(out / "vault_memory", PASSPHRASE), config).__exit__()
     allowed = f"<= {4 * largest + 200:.0f} MB"
     issued, traced = out / "big_copy", out / "big_copy" / model.name
     rows = []

@@ -76,7 +76,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Testbed:
     """A vault and two leaked copies of one base: one recipient's record is damaged, the other's is left alone."""
 
     folder: Path
@@ -86,7 +86,7 @@ class Scene:
     base_id: str
 
 
-def make_scene(work: Path, recipients: int) -> Scene:
+def make_testbed(work: Path, recipients: int) -> Testbed:
     """A vault with all that a vault can hold, and a key cache, since a trace was made before."""
     store.open_identity = open_identity
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def make_scene(work: Path, recipients: int) -> Scene:
         copies = {name: issue(model, name, vault, work / name).path for name in (VICTIM, OTHER)}
         record(vault, issuer.base, [f"recipient {number:04}" for number in range(recipients - 2)])
         begin_training(vault, issuer.base, "in training")
-        vault.add_questions(issuer.base, b"questions")
+        vault.add_trigger_set(issuer.base, b"questions")
         base_id = issuer.base.base_id
     for copy in vault.copies(base_id, begun=False)[:20]:
         begin_publication(vault, copy.copy_id, f"org/{copy.copy_id}", {"model.safetensors": "00" * 32}, copy.copy_id)
@@ -108,17 +108,17 @@ def make_scene(work: Path, recipients: int) -> Scene:
             connection.execute("INSERT INTO bound VALUES (?)", (copy.copy_id,))
     add_issuer(vault, new_issuer_key(work / "issuer.key"), "ci")
     trace(copies[OTHER], vault)
-    opener = vault.opener()
-    store.open_identity = lambda path, passphrase: opener  # a second each, which is not what is measured
+    age_identity = vault.age_identity()
+    store.open_identity = lambda path, passphrase: age_identity  # a second each, which is not what is measured
     with vault.connect() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     victim = vault.copies(base_id, VICTIM)[0].copy_id
-    return Scene(vault.folder, copies[VICTIM], copies[OTHER], victim, base_id)
+    return Testbed(vault.folder, copies[VICTIM], copies[OTHER], victim, base_id)
 
 
-def damages(scene: Scene) -> Iterator[Damage]:
+def damages(testbed: Testbed) -> Iterator[Damage]:
     """Every column of every table with values that no vault has there, and with another row's."""
-    with closing(sqlite3.connect(scene.folder / "vault.db")) as connection:
+    with closing(sqlite3.connect(testbed.folder / "vault.db")) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for each in tables:
             for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({each})").fetchall():
@@ -131,7 +131,7 @@ def damages(scene: Scene) -> Iterator[Damage]:
                     "a number": -(2**62),
                     "long": LONG,
                 }
-                shape = connection.execute(f"SELECT {column} FROM {each} WHERE {_where(each, scene, other=True)}")
+                shape = connection.execute(f"SELECT {column} FROM {each} WHERE {_where(each, testbed, other=True)}")
                 found = shape.fetchone()
                 if found is not None:
                     values["another row's"] = found[0]
@@ -139,10 +139,10 @@ def damages(scene: Scene) -> Iterator[Damage]:
                     yield Damage(each, column, value, name)
 
 
-def tampered(scene: Scene, damage: Damage, folder: Path) -> bool:
+def tampered(testbed: Testbed, damage: Damage, folder: Path) -> bool:
     """Makes a copy of the vault with one value changed, whatever its schema says against it; whether there was one."""
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(scene.folder, folder)
+    shutil.copytree(testbed.folder, folder)
     with closing(sqlite3.connect(folder / "vault.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA writable_schema = ON")
         schema = connection.execute("SELECT rowid, sql FROM sqlite_master WHERE type = 'table'").fetchall()
@@ -153,9 +153,9 @@ def tampered(scene: Scene, damage: Damage, folder: Path) -> bool:
         text = isinstance(damage.value, memoryview)
         value = bytes(damage.value) if text else damage.value
         new = "CAST(? AS TEXT)" if text else "?"
-        row = f"rowid = (SELECT min(rowid) FROM {damage.table} WHERE {_where(damage.table, scene)})"
+        row = f"rowid = (SELECT min(rowid) FROM {damage.table} WHERE {_where(damage.table, testbed)})"
         if "rowid" not in _keys(connection, damage.table):
-            row = _where(damage.table, scene)
+            row = _where(damage.table, testbed)
         try:
             done = connection.execute(f"UPDATE {damage.table} SET {damage.column} = {new} WHERE {row}", (value,))
             changed = done.rowcount > 0
@@ -173,22 +173,22 @@ def _keys(connection: sqlite3.Connection, table: str) -> list[str]:
     return [] if "WITHOUT ROWID" in sql else ["rowid"]
 
 
-def _where(table: str, scene: Scene, other: bool = False) -> str:
+def _where(table: str, testbed: Testbed, other: bool = False) -> str:
     """The row that is damaged, or all others."""
     rows = {
-        "copies": f"copy_id = '{scene.copy_id}'",
-        "publications": f"copy_id = '{scene.copy_id}'",
-        "bound": f"copy_id = '{scene.copy_id}'",
-        "bases": f"base_id = '{scene.base_id}'",
-        "bundles": f"base_id = '{scene.base_id}'",
-        "questions": f"base_id = '{scene.base_id}'",
+        "copies": f"copy_id = '{testbed.copy_id}'",
+        "publications": f"copy_id = '{testbed.copy_id}'",
+        "bound": f"copy_id = '{testbed.copy_id}'",
+        "bases": f"base_id = '{testbed.base_id}'",
+        "bundles": f"base_id = '{testbed.base_id}'",
+        "questions": f"base_id = '{testbed.base_id}'",
         "meta": "key = 'public_key'",
     }
     row = rows.get(table, "1")
     return f"NOT ({row})" if other else row
 
 
-def look(scene: Scene, folder: Path, what: str, counts: Counts, base: bool) -> None:
+def trace_both(testbed: Testbed, folder: Path, what: str, counts: Counts, base: bool) -> None:
     """Traces both copies with a damaged vault."""
     counts.damages += 1
     found: dict[str, Any] = {}
@@ -197,7 +197,7 @@ def look(scene: Scene, folder: Path, what: str, counts: Counts, base: bool) -> N
             warnings.simplefilter("always")
             vault = Vault(folder)
             vault.unlock(PASSPHRASE)
-            for name, suspect in ((OTHER, scene.other), (VICTIM, scene.victim)):
+            for name, suspect in ((OTHER, testbed.other), (VICTIM, testbed.victim)):
                 found[name] = trace(suspect, vault)
             named = list(warned) or found[VICTIM].rows_not_used or check_vault(vault)
     except FingerprintError as error:
@@ -224,25 +224,25 @@ def look(scene: Scene, folder: Path, what: str, counts: Counts, base: bool) -> N
 
 def rows_figure(work: Path, recipients: int, every: int = 1) -> Figure:
     """One value of one row, changed."""
-    scene, counts = make_scene(work, recipients), Counts()
-    for damage in track(list(damages(scene))[::every], "changing one value", transient=True):
-        if tampered(scene, damage, work / "tampered"):
+    testbed, counts = make_testbed(work, recipients), Counts()
+    for damage in track(list(damages(testbed))[::every], "changing one value", transient=True):
+        if tampered(testbed, damage, work / "tampered"):
             what = f"{damage.table}.{damage.column} {damage.name}"
-            look(scene, work / "tampered", what, counts, damage.table == "bases")
+            trace_both(testbed, work / "tampered", what, counts, damage.table == "bases")
     return _figure("rows", f"one row of {recipients:,} tampered with, any table, any column", counts)
 
 
 def pages_figure(work: Path, recipients: int, places: int) -> Figure:
     """A hundred bytes anywhere in the database, overwritten."""
-    scene, counts, rng = make_scene(work, recipients), Counts(), np.random.default_rng(0)
-    size = (scene.folder / "vault.db").stat().st_size
+    testbed, counts, rng = make_testbed(work, recipients), Counts(), np.random.default_rng(0)
+    size = (testbed.folder / "vault.db").stat().st_size
     for place in track(rng.integers(4096, size - 100, places).tolist(), "overwriting places", transient=True):
         shutil.rmtree(work / "tampered", ignore_errors=True)
-        shutil.copytree(scene.folder, work / "tampered")
+        shutil.copytree(testbed.folder, work / "tampered")
         with (work / "tampered" / "vault.db").open("r+b") as stream:
             stream.seek(place)
             stream.write(rng.bytes(100))
-        look(scene, work / "tampered", f"100 bytes at {place}", counts, True)
+        trace_both(testbed, work / "tampered", f"100 bytes at {place}", counts, True)
     return _figure("pages", f"100 bytes of the database of {recipients:,} overwritten, {places} places", counts)
 
 
@@ -262,12 +262,12 @@ def _figure(name: str, what: str, counts: Counts) -> Figure:
     )
 
 
-def main(told: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench_output/vaults"))
     parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
-    arguments = parser.parse_args(told)
+    arguments = parser.parse_args(argv)
     work = arguments.out / "work"
     figures = []
     rows, pages = ((30, 5), (30, 10)) if arguments.quick else ((1000, 1), (1000, 100))

@@ -22,7 +22,7 @@ import torch
 from rich.progress import track
 
 from examples._common.real_inputs import save_timm
-from hf_fingerprint import Settings, Vault
+from hf_fingerprint import FingerprintConfig, Vault
 from hf_fingerprint.training import Fingerprint, FingerprintCallback
 
 
@@ -51,45 +51,45 @@ class Loop:
             work = Path(tempfile.mkdtemp())
             folder = save_timm(self.model, work / "base")
             vault = Vault.create(work / "vault", PASSPHRASE)
-            fingerprint = Fingerprint(folder, "alice", vault, Settings(eps=0.01, recipients_planned=10))
+            fingerprint = Fingerprint(folder, "alice", vault, FingerprintConfig(eps=0.01, recipients_planned=10))
             self.callback = FingerprintCallback(fingerprint, embed=False)
-            self.said = SimpleNamespace(output_dir=str(work / "out"), fp16=False, deepspeed=None)
-            self._tell("on_train_begin")
-            self.own = 0.0
+            self.trainer_args = SimpleNamespace(output_dir=str(work / "out"), fp16=False, deepspeed=None)
+            self._fire_event("on_train_begin")
+            self.term_seconds = 0.0
             for name in ("measure", "add_gradient"):
-                self._count(name)
+                self._time_method(name)
 
-    def _count(self, name: str) -> None:
+    def _time_method(self, name: str) -> None:
         """Adds up the seconds that a method of the regulariser takes."""
         assert self.callback is not None
-        regulariser = self.callback.regulariser
-        method = getattr(regulariser, name)
+        regularizer = self.callback.regularizer
+        method = getattr(regularizer, name)
 
         def counted(*arguments: object) -> object:
             began = self._now()
             found = method(*arguments)
-            self.own += self._now() - began
+            self.term_seconds += self._now() - began
             return found
 
-        setattr(regulariser, name, counted)
+        setattr(regularizer, name, counted)
 
-    def _tell(self, event: str) -> None:
+    def _fire_event(self, event: str) -> None:
         assert self.callback is not None
-        getattr(self.callback, event)(self.said, None, None, model=self.model, optimizer=self.optimizer)
+        getattr(self.callback, event)(self.trainer_args, None, None, model=self.model, optimizer=self.optimizer)
 
     def step(self, marked: bool) -> float:
         """One step; its seconds."""
         began = self._now()
         if marked:
-            self._tell("on_step_begin")
+            self._fire_event("on_step_begin")
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
             loss = torch.nn.functional.cross_entropy(self.model(self.images), self.labels)
         loss.backward()
         if marked:
-            self._tell("on_pre_optimizer_step")
+            self._fire_event("on_pre_optimizer_step")
         self.optimizer.step()
         if marked:
-            self._tell("on_optimizer_step")
+            self._fire_event("on_optimizer_step")
         self.optimizer.zero_grad()
         return self._now() - began
 
@@ -105,14 +105,14 @@ def time_ratios(architecture: str, batch: int, device: str, pairs: int) -> tuple
     loop = Loop(architecture, batch, device)
     for _ in range(2):
         loop.step(False), loop.step(True)
-    found, loop.own, total = [], 0.0, 0.0
+    found, loop.term_seconds, total = [], 0.0, 0.0
     for pair in track(range(pairs), description=f"{architecture}, batch {batch}", transient=True):
         seconds = {}
         for marked in (True, False) if pair % 2 else (False, True):
             seconds[marked] = loop.step(marked)
         found.append(seconds[True] / seconds[False])
         total += seconds[True]
-    return found, loop.own / total
+    return found, loop.term_seconds / total
 
 
 def peak_memory(architecture: str, batch: int, device: str, marked: bool) -> int:
@@ -154,9 +154,9 @@ def training_rows(device: str, batch: int, pairs: int, models: list[str]) -> lis
     bound = "<= 1.03" if device == "cpu" else "<= 1.02"
     for title in models:
         architecture = MODELS[title]
-        ratios, own = time_ratios(architecture, batch, device, pairs)
+        ratios, term_seconds = time_ratios(architecture, batch, device, pairs)
         figure = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} - {max(ratios):.3f}, {pairs} pairs)"
-        figure += f"; own time {own:.2%}"
+        figure += f"; own time {term_seconds:.2%}"
         rows.append((f"step with the callback / without, {title}, batch {batch}, V = 65,536, {device}", figure, bound))
     for title in models:
         architecture = MODELS[title]

@@ -30,8 +30,8 @@ from typer.main import get_command
 from examples.benchmarks.vault_disks_cases import CASES as CASES_OF_VAULTS
 from examples.benchmarks.vault_disks_cases import NEW, OLD, RECIPIENTS, Case, Place
 from examples.benchmarks.vault_disks_queries import CASES as CASES_OF_QUESTIONS
-from examples.benchmarks.vault_disks_queries import build_asked, on_one_core
-from hf_fingerprint import Settings, Vault, issue, register
+from examples.benchmarks.vault_disks_queries import build_blackbox_files, on_one_core
+from hf_fingerprint import FingerprintConfig, Vault, issue, register
 from hf_fingerprint.cli import main as commands
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault import passphrase_age
@@ -41,7 +41,7 @@ from tests.helpers.loopback_suspect import LoopbackSuspect
 
 
 TOKEN = "hf_the-owner-of-org"
-SETTINGS = Settings(coalition=3, recipients_planned=4, eps=0.003)
+SETTINGS = FingerprintConfig(coalition=3, recipients_planned=4, eps=0.003)
 DISK, ROOMY, PAGE = 8 << 20, 256 << 20, 4096
 SENTENCES = ("is full", "make room")
 CASES = CASES_OF_VAULTS | CASES_OF_QUESTIONS
@@ -61,7 +61,7 @@ def run(arguments: list[str], said: Path) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
 
 
-def trouble(case: Case, place: Place, free: int) -> str | None:
+def check_recovery(case: Case, place: Place, free: int) -> str | None:
     """Runs a command with so many bytes free, makes room and runs it again. What is wrong; `None` if nothing is."""
     for path in place.small.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -125,10 +125,10 @@ def build(work: Path, small: Path, suspect: LoopbackSuspect) -> Place:
     save_file(leaked, place.asked / "noted" / "model.safetensors", {"note": "which loaders don't read"})
     for number in range(RECIPIENTS):
         record, key = vault.begin_copy(base, f"recipient {number}", f"/copies/{number}")
-        vault.mark_written(record, key, f"{number:064x}", placed=True)
+        vault.mark_written(record, key, f"{number:064x}", is_issued=True)
     sibling = Vault(shutil.copytree(place.full_vault, place.sibling))
     record, key = sibling.begin_copy(base, "elsewhere", "/copies/elsewhere")
-    sibling.mark_written(record, key, "f0" * 32, placed=True)
+    sibling.mark_written(record, key, "f0" * 32, is_issued=True)
     with closing(sqlite3.connect(place.old_vault / "vault.db")) as connection:
         connection.executescript(f"PRAGMA journal_mode = WAL; {FORMAT_1}")
         connection.execute("INSERT INTO meta VALUES ('public_key', ?)", (vault.public_key,))
@@ -157,7 +157,7 @@ def measure(sizes: int, names: list[str], most: int) -> Counter[tuple[str, str]]
         if any(case.torch for case in chosen):
             stack.enter_context(on_one_core(patches))
         if any(name in CASES_OF_QUESTIONS for name in names):
-            build_asked(place, any(case.torch for case in chosen))
+            build_blackbox_files(place, any(case.torch for case in chosen))
         with redirect_stdout(StringIO()):  # imports once what the children need
             commands.main(["trace", str(place.leak), "--vault", str(place.sibling)])
         for name in names:
@@ -166,7 +166,7 @@ def measure(sizes: int, names: list[str], most: int) -> Counter[tuple[str, str]]
                 hub.of_kind("model").pop("org/zoe", None)
                 place.suspect.seen.clear()
                 free = (CASES[name].most or most) * number // sizes // PAGE * PAGE
-                found = trouble(CASES[name], place, free)
+                found = check_recovery(CASES[name], place, free)
                 counts[name, found or "right"] += 1
     return counts
 

@@ -99,7 +99,7 @@ def repo_is_whole(place: Place) -> bool:
     """Whether the repo has all that the vault has."""
     vault = Vault(place.vault)
     vault.unlock(OLD)
-    pulled, _ = pull_vault("org/keys", place.others / "pulled", vault.opener())
+    pulled, _ = pull_vault("org/keys", place.others / "pulled", vault.age_identity())
     return {each.copy_id for each in pulled.copies()} == {each.copy_id for each in vault.copies()}
 
 

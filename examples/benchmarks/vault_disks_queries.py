@@ -14,28 +14,28 @@ from PIL import Image
 from pytest import MonkeyPatch
 
 from examples.benchmarks.vault_disks_cases import OLD, Case, Place, opened
-from hf_fingerprint import Settings, Vault, evaluation, register
+from hf_fingerprint import FingerprintConfig, Vault, evaluation, register
 from hf_fingerprint.blackbox import check_proof
-from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.blackbox.querying.transcript import read_transcript
 from hf_fingerprint.evaluation import testbed
-from tests.helpers.asked_records import CLASSES, Answering, add_copy, add_questions
-from tests.helpers.evaluation_runs import save_place
+from tests.helpers.asked_records import CLASSES, SimulatedSuspect, add_copy, add_trigger_set
+from tests.helpers.evaluation_runs import save_model_and_images
 
 
-SETTINGS = Settings(coalition=2, recipients_planned=4, eps=0.003, calibration_images=32)
+SETTINGS = FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003, calibration_images=32)
 COUNT, IN_A_SET = 22, 4  # questions of a base
 SUSPECTS = 3  # the base, the copy as issued, and attacked
 
 
-def on_proof_of_both(place: Place) -> bool:
+def has_both_proofs(place: Place) -> bool:
     """Whether each question was answered once, and asked once but for one that was not kept, and each of the two
     bases has a proof that holds."""
     vault = Vault(place.asked / "vault")
     kept = sorted(place.small.glob("answers*"))
     proofs = sorted(place.small.glob("proof*"))
     answers = sum(len(read_transcript(each)[1]) for each in kept)
-    pools = [questions_of(vault, base) for base in vault.bases()]
+    pools = [load_trigger_set(vault, base) for base in vault.bases()]
     return (
         len(list(place.small.iterdir())) == 2 * len(pools) == len(kept) + len(proofs)
         and answers == sum(pool.count + pool.decoys for pool in pools)
@@ -44,7 +44,7 @@ def on_proof_of_both(place: Place) -> bool:
     )
 
 
-def set_is_whole(place: Place) -> bool:
+def key_images_are_complete(place: Place) -> bool:
     """Whether the key images are there with their index, and nothing else."""
     listed = json.loads((place.small / "set" / "index.json").read_text())["images"]
     there = {path.name for path in (place.small / "set").iterdir()}
@@ -73,19 +73,19 @@ CASES = {
         lambda place: None,
         "query {0.suspect.url} --vault {0.asked}/vault --labels {0.asked}/labels --rate 10000 --whole "
         "--transcript {0.small}/answers --proof {0.small}/proof",
-        on_proof_of_both,
+        has_both_proofs,
         most=64 << 10,
     ),
     "key-images export": Case(
         lambda place: None,
         "key-images export alice {0.small}/set --vault {0.asked}/set_vault",
-        set_is_whole,
+        key_images_are_complete,
         most=600 << 10,
     ),
     "questions": Case(
         lambda place: shutil.copytree(place.asked / "bare_vault", place.vault),
         "questions {0.asked}/model --vault {0.vault} --images {0.asked}/images --count 8 --decoys 1 --steps 1",
-        lambda place: questions_of(Vault(place.vault), Vault(place.vault).bases()[0]).count == 8 and opened(place),
+        lambda place: load_trigger_set(Vault(place.vault), Vault(place.vault).bases()[0]).count == 8 and opened(place),
         torch=True,
     ),
     "evaluate": Case(
@@ -98,7 +98,7 @@ CASES = {
 }
 
 
-def build_asked(place: Place, with_model: bool) -> None:
+def build_blackbox_files(place: Place, with_model: bool) -> None:
     """Vaults with questions, the suspect that answers them for a recipient of each base, and a model that runs."""
     (place.asked / "labels").write_text("\n".join(map(str, range(CLASSES))))
     for name, count, bases in (("vault", COUNT, 2), ("set_vault", IN_A_SET, 1)):
@@ -106,22 +106,22 @@ def build_asked(place: Place, with_model: bool) -> None:
         vault.unlock(OLD)
         for number in range(bases):
             base = register(str(place.model), vault, SETTINGS, remeasure=number > 0)
-            add_questions(vault, base, count=count)
+            add_trigger_set(vault, base, count=count)
             for recipient in ("alice", "bob"):  # who own the same questions each time
                 add_copy(vault, base, recipient, key=sha256(f"{recipient} {number}".encode()).digest())
         if bases > 1:
-            known = [Answering(vault, [base], (base, "alice")) for base in vault.bases()]
-            place.suspect.shape = partial(_answer, place, known)
+            simulated = [SimulatedSuspect(vault, [base], (base, "alice")) for base in vault.bases()]
+            place.suspect.shape = partial(_respond, place, simulated)
     if with_model:
-        save_place(place.asked)
+        save_model_and_images(place.asked)
         bare = Vault(shutil.copytree(place.bare_vault, place.asked / "bare_vault"))
         register(str(place.asked / "model"), bare, SETTINGS)
 
 
-def _answer(place: Place, known: list[Answering], _red: int) -> int:
+def _respond(place: Place, simulated: list[SimulatedSuspect], _red: int) -> int:
     """The class told of the picture that came last."""
     picture = np.asarray(Image.open(BytesIO(place.suspect.seen[-1].body)))
-    for each in known:
+    for each in simulated:
         try:
             return int(each(picture) or 0)
         except KeyError:
@@ -134,13 +134,13 @@ def on_one_core(patches: MonkeyPatch) -> Iterator[None]:
     """Has models run in one thread, as a forked process must, and evaluations take seconds."""
     import torch
 
-    measured, read, threads = evaluation.evaluate, testbed.read_suspect, torch.get_num_threads()
+    measured, read, threads = evaluation.evaluate, testbed.extract, torch.get_num_threads()
 
     def quickly(*arguments: Any, **options: Any) -> evaluation.Evaluation:
         return measured(*arguments, **options | {"settings": SETTINGS, "innocents": 50})
 
     patches.setattr(evaluation, "evaluate", quickly)
-    patches.setattr(testbed, "read_suspect", partial(read, aligned=False))
+    patches.setattr(testbed, "extract", partial(read, aligned=False))
     torch.set_num_threads(1)
     try:
         yield

@@ -93,8 +93,8 @@ def in_a_child(action: Callable[[], Any], last: int | None = None, seconds: floa
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
     with os.fdopen(reading) as pipe:
-        told = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(told or 0)
+        output = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(output or 0)
 
 
 def prepare(folder: Path, kind: str) -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def trouble(folder: Path, before: dict[str, bytes], public_key: str | None) -> str | None:
+def check_recovery(folder: Path, before: dict[str, bytes], public_key: str | None) -> str | None:
     """Runs the same again after a kill, and says what is wrong with the vault; `None` if nothing is."""
     left = contents(folder) if folder.is_dir() else {}
     if left.get("identity.age") and "vault.db" not in left:
@@ -157,7 +157,7 @@ def kill_and_complete(work: Path, number: int, steps: dict[str, int], seconds: f
             in_a_child(action, seconds=rng.uniform(0, seconds))
         else:
             in_a_child(action, last=rng.randint(1, steps[sealed]))
-    return trouble(folder, before, public_key) or "completed"
+    return check_recovery(folder, before, public_key) or "completed"
 
 
 def run(kills: int, seed: int = 0) -> Counter[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from examples._common.figures import Figure, table, write
 from examples.benchmarks.verdicts_bases import price_figure, ties_figure
-from examples.benchmarks.verdicts_claims import claims_figure, listening_figure
+from examples.benchmarks.verdicts_claims import adaptive_attacker_figure, claims_figure
 from examples.benchmarks.verdicts_extraction import unreadable_figure, watching_figure
 from examples.benchmarks.verdicts_scale import FULL, QUICK, Scale
 
@@ -26,19 +26,19 @@ PARTS: dict[str, Callable[[Path, Scale], Figure]] = {
     "ties": ties_figure,
     "price": price_figure,
     "claims": claims_figure,
-    "listening": listening_figure,
+    "listening": adaptive_attacker_figure,
     "unreadable": unreadable_figure,
     "watching": watching_figure,
 }
 
 
-def main(told: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measures the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench_output/verdicts"))
     parser.add_argument("--parts", default=",".join(PARTS), help="by commas; all if not given")
     parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
-    arguments = parser.parse_args(told)
+    arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.parts.split(",")) - set(PARTS))
     if unknown:
         parser.error(f"there is no part called {unknown[0]}: choose among {', '.join(PARTS)}")

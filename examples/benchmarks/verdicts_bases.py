@@ -27,7 +27,7 @@ COALITION = 3  # where many bases are registered: certifying larger ones takes s
 WEIGHTS = "model.safetensors"
 
 
-def twin(model: torch.nn.Module, kind: str) -> torch.nn.Module:
+def sibling_base(model: torch.nn.Module, kind: str) -> torch.nn.Module:
     """Another base on the same backbone."""
     other = copy.deepcopy(model)
     if kind == HEAD:
@@ -51,7 +51,7 @@ def ties_figure(work: Path, scale: Scale) -> Figure:
         vault = new_vault(folder / "vault")
         model = backbone(scale)
         issued: dict[str, tuple[Path, str]] = {}
-        for name, base in (("one", model), ("two", twin(model, kind))):
+        for name, base in (("one", model), ("two", sibling_base(model, kind))):
             names = [f"{name}-{i:02}" for i in range(scale.copies)]
             with opened(save_timm(base, folder / name), vault, 1000) as issuer:
                 for made in issuer.issue_all(names, folder / "copies"):

@@ -61,7 +61,7 @@ def claims_figure(work: Path, scale: Scale) -> Figure:
     )
 
 
-def listening_figure(work: Path, scale: Scale) -> Figure:
+def adaptive_attacker_figure(work: Path, scale: Scale) -> Figure:
     """An attacker who probes with noisy versions of the public base and climbs along whatever it is told, until a
     chosen innocent is accused: with what a trace says by default, and with that innocent's score."""
     vault, public = small_vault(work, scale.recipients)
@@ -70,16 +70,16 @@ def listening_figure(work: Path, scale: Scale) -> Figure:
     def score_of_target(result: TraceResult) -> dict[str, float]:
         return {"score": next(each.score for each in result.scores if each.recipient == target)}
 
-    seeing = Attacker(public, vault, file, score_of_target, all_scores=True)
+    seeing = HillClimber(public, vault, file, score_of_target, all_scores=True)
     seeing.climb(scale.queries, ways=(1,), until=target)
     framed = seeing.accused.get(target)
-    blind = Attacker(public, vault, file, lambda result: dict(figures_of(result)))
+    blind = HillClimber(public, vault, file, lambda result: dict(figures_of(result)))
     blind.climb(scale.queries)
-    told = "not accused" if framed is None else f"accused after {framed}"
+    framed_text = "not accused" if framed is None else f"accused after {framed}"
     return Figure(
         "listening",
         f"adaptive attacker with all that the default output gives, {blind.queries:,} queries",
-        f"{len(blind.accused)} innocents accused; with `all_scores` the chosen one is {told}",
+        f"{len(blind.accused)} innocents accused; with `all_scores` the chosen one is {framed_text}",
         "no innocent accused",
         not blind.accused and framed is not None,
         {
@@ -91,14 +91,14 @@ def listening_figure(work: Path, scale: Scale) -> Figure:
     )
 
 
-class Attacker:
+class HillClimber:
     """Knows the base and how strong marks are, has no copy, and hears what a trace says of its suspects.
 
     Args:
         public (`dict`): the base's weights.
         vault ([`Vault`]): stands for the owner, who traces what is shown.
         file (`Path`): where a suspect is shown.
-        hear (callable): the figures that the attacker takes from a verdict, by their kinds.
+        read_figures (callable): the figures that the attacker takes from a verdict, by their kinds.
         all_scores (`bool`, *optional*, defaults to `False`): whether verdicts have the scores of those not accused.
 
     Attributes:
@@ -112,11 +112,11 @@ class Attacker:
         public: Arrays,
         vault: Vault,
         file: Path,
-        hear: Callable[[TraceResult], dict[str, float]],
+        read_figures: Callable[[TraceResult], dict[str, float]],
         all_scores: bool = False,
     ):
         self._public, self._vault, self._file = public, vault, file
-        self._take, self._all_scores = hear, all_scores
+        self._read_figures, self._all_scores = read_figures, all_scores
         self._names = [name for name, array in public.items() if array.ndim >= 2]
         self._size = np.concatenate([_rows(public[name]).ravel() for name in self._names])
         self._rng = np.random.default_rng(2)
@@ -134,29 +134,29 @@ class Attacker:
         here = {way: np.zeros_like(self._size) for way in ways}
         for way in itertools.cycle(ways):
             probes = [self._rng.standard_normal(len(self._size), dtype=np.float32) for _ in range(PROBES)]
-            heard = [self._hear(here[way] + probe) for probe in probes[: queries - self.queries]]
+            figures = [self._query(here[way] + probe) for probe in probes[: queries - self.queries]]
             furthest, best = -math.inf, here[way]
-            for kind in sorted(set[str]().union(*heard)):
-                values = np.array([each.get(kind, 0.0) for each in heard])
+            for kind in sorted(set[str]().union(*figures)):
+                values = np.array([each.get(kind, 0.0) for each in figures])
                 if np.ptp(values) > 0 and self.queries < queries:
                     self.kinds.add(kind)
                     weights = (values - values.mean()) / values.std()
-                    rise = sum(w * probe for w, probe in zip(weights, probes[: len(heard)], strict=True))
+                    rise = sum(w * probe for w, probe in zip(weights, probes[: len(figures)], strict=True))
                     there = here[way] + way * _unit(rise)
-                    gone = way * (self._hear(there).get(kind, 0.0) - values.mean()) / values.std()
+                    gone = way * (self._query(there).get(kind, 0.0) - values.mean()) / values.std()
                     furthest, best = max((furthest, best), (gone, there), key=lambda pair: pair[0])
             if self.queries >= queries or until in self.accused:
                 return
             here[way] = _unit(best)
 
-    def _hear(self, change: np.ndarray) -> dict[str, float]:
+    def _query(self, change: np.ndarray) -> dict[str, float]:
         """What is said of a suspect, and whom it accuses."""
-        result = self._show(change)
+        result = self._trace_change(change)
         for score in result.accused:
             self.accused.setdefault(score.recipient, self.queries)
-        return self._take(result)
+        return self._read_figures(result)
 
-    def _show(self, change: np.ndarray) -> TraceResult:
+    def _trace_change(self, change: np.ndarray) -> TraceResult:
         """The verdict on the base with a change of a mark's size in this direction."""
         self.queries += 1
         change, begin, arrays = EPS * _unit(change) * self._size, 0, dict(self._public)

@@ -19,7 +19,7 @@ from examples._common.real_inputs import save_timm
 from examples.benchmarks.hub import own_hub
 from examples.benchmarks.verdicts_scale import Scale, backbone, drifted, new_vault, opened
 from hf_fingerprint import trace
-from hf_fingerprint.hub import Sighting, watch
+from hf_fingerprint.hub import WatchResult, watch
 from hf_fingerprint.outcomes import Outcome
 from tests.helpers.loopback_hub import Blob, HubHandler, LoopbackHub
 
@@ -49,8 +49,8 @@ def unreadable_figure(work: Path, scale: Scale) -> Figure:
         outcomes[who][how] = result.outcome
         wrong += sum(each.recipient != "the leaker" or who == "stranger" for each in result.accused)
         suspect.unlink()
-    missed = [how for how, outcome in outcomes["copy"].items() if outcome is Outcome.NOBODY]
-    missed += [
+    false_negatives = [how for how, outcome in outcomes["copy"].items() if outcome is Outcome.NOBODY]
+    false_negatives += [
         f"stranger: {how}"
         for how, outcome in outcomes["stranger"].items()
         if outcome is Outcome.NOBODY and outcomes["copy"][how] is not Outcome.ACCUSED
@@ -63,10 +63,14 @@ def unreadable_figure(work: Path, scale: Scale) -> Figure:
     return Figure(
         "unreadable",
         f"{len(suspects)} suspects of which nothing, a tenth, a half of the carriers can be read",
-        f'{len(missed)} times "nobody" where a verbatim copy would have been missed ({told})',
+        f'{len(false_negatives)} times "nobody" where a verbatim copy would have been missed ({told})',
         "never",
-        not missed and not wrong,
-        {"missed": missed, "wrongly_accused": wrong, "outcomes": {who: dict(o) for who, o in outcomes.items()}},
+        not false_negatives and not wrong,
+        {
+            "missed": false_negatives,
+            "wrongly_accused": wrong,
+            "outcomes": {who: dict(o) for who, o in outcomes.items()},
+        },
     )
 
 
@@ -76,14 +80,14 @@ def suspects_of(
     """Who it is, what was done to it, and a function that writes it."""
     for how, write in list(WAYS.items())[:ways]:
         for share in READABLE:
-            kept = some_of(leak, carriers, share, rng)
+            kept = sample_carriers(leak, carriers, share, rng)
             rest = [name for name in carriers if name not in kept]
             for who, arrays in (("copy", leak), ("stranger", stranger)):
                 if who == "copy" or how in STRANGERS:
                     yield who, f"{how}, {share:.0%} left", lambda a=arrays, r=rest, w=write: w(a, r, work / "suspect")
 
 
-def some_of(arrays: Arrays, carriers: list[str], share: float, rng: np.random.Generator) -> set[str]:
+def sample_carriers(arrays: Arrays, carriers: list[str], share: float, rng: np.random.Generator) -> set[str]:
     """Carriers, chosen at random, that hold at most this share of the marked weights."""
     room = share * sum(arrays[name].size for name in carriers)
     kept: set[str] = set()
@@ -94,7 +98,7 @@ def some_of(arrays: Arrays, carriers: list[str], share: float, rng: np.random.Ge
     return kept
 
 
-def _changed(
+def save_changed(
     change: Callable[[str, np.ndarray], dict[str, tuple[str, np.ndarray]]],
 ) -> Callable[[Arrays, list[str], Path], Path]:
     """Writes safetensors in which each tensor of a list is what `change` makes of it: names, dtypes and arrays."""
@@ -121,13 +125,13 @@ def _nested(arrays: Arrays, rest: list[str], path: Path) -> Path:
 
 
 WAYS: dict[str, Callable[[Arrays, list[str], Path], Path]] = {
-    "integers": _changed(_integers),
-    "an unknown dtype": _changed(lambda name, array: {name: ("F8_E8M0", np.zeros(array.shape, np.uint8))}),
-    "axes in another order": _changed(lambda name, array: {name: ("F32", np.ascontiguousarray(array.T))}),
-    "renamed and resized": _changed(
+    "integers": save_changed(_integers),
+    "an unknown dtype": save_changed(lambda name, array: {name: ("F8_E8M0", np.zeros(array.shape, np.uint8))}),
+    "axes in another order": save_changed(lambda name, array: {name: ("F32", np.ascontiguousarray(array.T))}),
+    "renamed and resized": save_changed(
         lambda name, array: {f"x{hashlib.sha1(name.encode()).hexdigest()[:8]}": ("F32", array[: len(array) // 2])}
     ),
-    "deleted": _changed(lambda name, array: {}),
+    "deleted": save_changed(lambda name, array: {}),
     "nested": _nested,
 }
 
@@ -159,7 +163,7 @@ def watching_figure(work: Path, scale: Scale) -> Figure:
     with opened(save_timm(backbone(scale), work / "base"), vault, 1000) as issuer:
         leak = issuer.issue("the leaker", work / "leak").path
         shapes = {name: array.shape for name, array in load_file(work / "base" / "model.safetensors").items()}
-    found: dict[str, list[Sighting]] = {}
+    found: dict[str, list[WatchResult]] = {}
     fetched: dict[str, int] = {}
     with own_hub() as hub, counted() as sent:
         for i in range(scale.models):

@@ -11,7 +11,7 @@ import torch
 
 from examples._common.real_inputs import lite0
 from examples.benchmarks.speed import EPS, PASSPHRASE, unbuilt
-from hf_fingerprint import Issuer, Settings, Vault
+from hf_fingerprint import FingerprintConfig, Issuer, Vault
 from hf_fingerprint.vault import Base
 
 
@@ -71,7 +71,7 @@ def opened(
 ) -> Iterator[Issuer]:
     """A base that is registered at a fixed strength, since what the mark does to the output is not measured here."""
     with unbuilt():
-        issuer = Issuer(model, vault, Settings(None, None, coalition, recipients, alpha, EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(None, None, coalition, recipients, alpha, EPS))
     with issuer:
         yield issuer
 

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from examples.reproduction.models import Architecture, save_state
-from hf_fingerprint import Settings, Vault, register
+from hf_fingerprint import FingerprintConfig, Vault, register
 from hf_fingerprint.carriers.filter_mean import FilterMeanMap
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.extraction import read_suspect
+from hf_fingerprint.extraction import extract
 from hf_fingerprint.registration import BuiltModel
 from hf_fingerprint.training import DeepMarks, DeepMarksLoss, Fingerprint
 from hf_fingerprint.training.deepmarks_preset import default_layers
-from hf_fingerprint.training.regularizer import Regulariser, parameter_places
+from hf_fingerprint.training.regularizer import Regularizer, parameter_locations
 
 
 STRENGTH = 1.0
@@ -32,7 +32,7 @@ Term = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ArmVerdict:
     """What an arm says of a suspect.
 
     Attributes:
@@ -60,13 +60,13 @@ class DesignArm:
         """The loss term that trains a user's fingerprint into a model."""
         return DeepMarksLoss(model, self.scheme.fingerprint(user), STRENGTH, self._embed)
 
-    def judge(self, suspect: nn.Module) -> Verdict:
+    def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
         """Reads a suspect."""
-        reading = self.scheme.read(suspect)
-        found, truth = self.scheme.decode(reading), self.scheme.design.codewords[0]
-        agreement = float(np.mean(reading * self.scheme.design.signs[0]))
+        extracted = self.scheme.read(suspect)
+        found, truth = self.scheme.decode(extracted), self.scheme.design.codewords[0]
+        agreement = float(np.mean(extracted * self.scheme.design.signs[0]))
         named = {"deepmarks, 0.85 and AND": found.coalition, "deepmarks, soft decoder": found.soft.accused}
-        return Verdict(named, int((found.bits != truth).sum()), len(truth), agreement)
+        return ArmVerdict(named, int((found.bits != truth).sum()), len(truth), agreement)
 
 
 class ToolboxArm:
@@ -76,8 +76,8 @@ class ToolboxArm:
 
     def __init__(self, start: nn.Module, seed: int):
         self._rng = np.random.default_rng(seed)
-        self._layer = next(name for name, place in parameter_places(start).items() if getattr(*place).ndim == 4)
-        shape = getattr(*parameter_places(start)[self._layer]).shape
+        self._layer = next(name for name, place in parameter_locations(start).items() if getattr(*place).ndim == 4)
+        shape = getattr(*parameter_locations(start)[self._layer]).shape
         self._matrix = self._rng.uniform(0, 1, (31, shape[1:].numel()))
         self._bits = self._rng.integers(0, 2, 31) * 2.0 - 1
         self._rows = shape[0]
@@ -86,24 +86,24 @@ class ToolboxArm:
         """The loss term; there is one owner, so all users get the same bits."""
         maps = {self._layer: FilterMeanMap(self._matrix, self._rows)}
         target = torch.from_numpy(self._bits.astype(np.float32))
-        marked = _Fixed(Regulariser(model, maps, target, torch.zeros(31), torch.ones(31)))
-        return DeepMarksLoss(model, marked, STRENGTH, embed=False)
+        bound_term = _Fixed(Regularizer(model, maps, target, torch.zeros(31), torch.ones(31)))
+        return DeepMarksLoss(model, bound_term, STRENGTH, embed=False)
 
-    def judge(self, suspect: nn.Module) -> Verdict:
+    def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
         """Reads a suspect; nobody can be named."""
         out = torch.zeros(31)
-        weights = getattr(*parameter_places(suspect)[self._layer]).detach().flatten(1)
+        weights = getattr(*parameter_locations(suspect)[self._layer]).detach().flatten(1)
         FilterMeanMap(self._matrix, self._rows).read(weights, 0, out)
         wrong = int((np.sign(out.numpy()) != self._bits).sum())
-        return Verdict({"toolbox": ()}, wrong, 31, 1 - 2 * wrong / 31)
+        return ArmVerdict({"toolbox": ()}, wrong, 31, 1 - 2 * wrong / 31)
 
 
 @dataclass(frozen=True)
 class _Fixed:
-    regulariser: Regulariser
+    regularizer: Regularizer
 
-    def bind(self, model: nn.Module) -> Regulariser:
-        return self.regulariser
+    def bind(self, model: nn.Module) -> Regularizer:
+        return self.regularizer
 
 
 class SpreadArm:
@@ -115,36 +115,36 @@ class SpreadArm:
     def __init__(self, start: nn.Module, seed: int, vault: Vault, work: Path, shape: Architecture, scratch: bool):
         self._vault, self._work = vault, work
         eps = SCRATCH_EPS if scratch else shape.eps
-        settings = Settings(max_kl=shape.max_kl, recipients_planned=RECIPIENTS, coalition=5, eps=eps)
+        config = FingerprintConfig(max_kl=shape.max_kl, recipients_planned=RECIPIENTS, coalition=5, eps=eps)
         self._folder = save_state(start, work / "base")
         size = (shape.channels, shape.size, shape.size)
         half = (0.5,) * shape.channels
         built = BuiltModel(copy.deepcopy(start).eval(), size, half, half, lambda image: image)
-        self.base = register(self._folder, vault, settings, built=built)
+        self.base = register(self._folder, vault, config, built=built)
         self._marks: dict[int, Fingerprint] = {}
         stream = np.random.default_rng(seed)
-        self._strangers = [stream.bytes(32) for _ in range(RECIPIENTS)]
+        self._innocents = [stream.bytes(32) for _ in range(RECIPIENTS)]
 
     def term(self, model: nn.Module, user: int) -> Term:
         """The loss term that trains a user's fingerprint into a model; the mark is put in at once and held."""
         self._marks[user] = Fingerprint(self._folder, f"user-{user}", self._vault)
         return DeepMarksLoss(model, self._marks[user], STRENGTH, embed=True)
 
-    def judge(self, suspect: nn.Module) -> Verdict:
+    def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
         """Traces a suspect among those that were trained and strangers, 1,000 in all."""
         file = save_state(suspect, self._work / "suspect") / "model.safetensors"
         with open_checkpoint(self._folder) as original, open_checkpoint(file) as opened:
-            reading = read_suspect(self.base, original, opened)
+            extracted = extract(self.base, original, opened)
         users = sorted(self._marks)
         copies = [self._vault.copies(self.base.base_id, f"user-{user}")[0] for user in users]
         keys = [self._vault.copy_key(copy) for copy in copies]
-        everybody = [*keys, *self._strangers[len(keys) :]]
+        candidate_keys = [*keys, *self._innocents[len(keys) :]]
         codebook = self.base.codebook()
-        found = decode(codebook, everybody, reading.values, reading.mass, self.base.alpha)
+        found = decode(codebook, candidate_keys, extracted.values, extracted.mass, self.base.alpha)
         named = tuple(users[i] if i < len(users) else RECIPIENTS + i for i in found.accused)
         truth = codebook.codeword(keys[0])
-        wrong = int((np.sign(reading.values) != truth)[reading.mass > 0].sum())
-        return Verdict({"spread": named}, wrong, self.base.length, float(found.scores[0]))
+        wrong = int((np.sign(extracted.values) != truth)[extracted.mass > 0].sum())
+        return ArmVerdict({"spread": named}, wrong, self.base.length, float(found.scores[0]))
 
 
 def make_arm(

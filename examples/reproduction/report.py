@@ -18,7 +18,7 @@ from examples.reproduction.models import architectures
 
 Record = dict[str, Any]
 COLUMNS = ("deepmarks, 0.85 and AND", "deepmarks, soft decoder", "toolbox", "spread")
-COLOURS = ("#c0392b", "#e67e22", "#7f8c8d", "#2471a3")
+COLORS = ("#c0392b", "#e67e22", "#7f8c8d", "#2471a3")
 ATTACKS = {
     "none": "as trained",
     "averaged": "average of {:.0f} copies",
@@ -158,12 +158,12 @@ def plot(title: str, rows: list[Record], path: Path) -> Path:
     figure, panels = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), squeeze=False, sharey=True)
     for panel, attack in zip(panels[0], shown, strict=True):
         levels = sorted({row["level"] for row in rows if row["attack"] == attack})
-        for column, colour, shift in zip(COLUMNS, COLOURS, (-0.06, -0.02, 0, 0.02), strict=True):
+        for column, color, shift in zip(COLUMNS, COLORS, (-0.06, -0.02, 0, 0.02), strict=True):
             cells = [pick(rows, column, attack, level) for level in levels]
             if column == "toolbox" or not all(cells):
                 continue
             share = [sum(r["caught"] for r in c) / sum(r["colluders"] for r in c) for c in cells]
-            panel.plot(np.arange(len(levels)) + shift, share, "o-", color=colour, label=column, markersize=4)
+            panel.plot(np.arange(len(levels)) + shift, share, "o-", color=color, label=column, markersize=4)
         kept = [np.mean([r["accuracy"] for r in rows if (r["attack"], r["level"]) == (attack, v)]) for v in levels]
         panel.plot(range(len(levels)), kept, ":", color="black", label="accuracy left")
         panel.set_xticks(range(len(levels)), [ATTACKS[attack].format(level).split(" ", 1)[-1] for level in levels])

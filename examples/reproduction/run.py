@@ -24,7 +24,7 @@ from torch import nn
 
 from examples._common.real_inputs import Images
 from examples._common.training import accuracy
-from examples.reproduction.arms import PASSPHRASE, Verdict, make_arm
+from examples.reproduction.arms import PASSPHRASE, ArmVerdict, make_arm
 from examples.reproduction.models import Architecture, architectures, load_images, train
 from examples.reproduction.report import write_report
 from hf_fingerprint import Vault
@@ -33,7 +33,7 @@ from hf_fingerprint.attacks import MagnitudePruning, collude
 
 ARMS = ("unmarked", "deepmarks", "toolbox", "spread")
 PRUNING = (0.2, 0.4, 0.6, 0.8)
-THIEF_LR = (1e-4, 1e-3, 5e-3)
+ATTACKER_LR = (1e-4, 1e-3, 5e-3)
 COLLUDERS = 5
 TESTED_UNDER_ATTACK = 1000
 Record = dict[str, Any]
@@ -69,7 +69,7 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
     vault.unlock(PASSPHRASE)
     records: list[Record] = []
 
-    def note(arm: str, attack: str, level: float, model: nn.Module, verdict: Verdict | None, users: int) -> None:
+    def note(arm: str, attack: str, level: float, model: nn.Module, verdict: ArmVerdict | None, users: int) -> None:
         test = images.test if attack == "none" else tuple(part[:TESTED_UNDER_ATTACK] for part in images.test)
         common = {"model": key, "mode": mode, "seed": seed, "attack": attack, "level": level}
         common |= {"accuracy": accuracy(model, *test), "colluders": users}
@@ -90,28 +90,28 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
             continue
         arm = make_arm(name, start, seed, vault, work / name, shape, mode == "scratch")
         train(model, images, length, lr, shape.batch, seed, arm.term(model, 0))
-        note(name, "none", 0, model, arm.judge(model), 1)
+        note(name, "none", 0, model, arm.decode_suspect(model), 1)
         if seed >= shape.attacked:
             continue
         for sparsity in PRUNING:
             pruned = with_state(model, MagnitudePruning(sparsity)(model.state_dict()))
-            note(name, "pruned", sparsity, pruned, arm.judge(pruned), 1)
-        for thief in THIEF_LR:
-            tuned = train(copy.deepcopy(model), images, tune, thief, shape.batch, seed + 100)
-            note(name, "fine-tuned", thief, tuned, arm.judge(tuned), 1)
+            note(name, "pruned", sparsity, pruned, arm.decode_suspect(pruned), 1)
+        for attacker in ATTACKER_LR:
+            tuned = train(copy.deepcopy(model), images, tune, attacker, shape.batch, seed + 100)
+            note(name, "fine-tuned", attacker, tuned, arm.decode_suspect(tuned), 1)
         other = make_arm(name, model, seed + 1000, vault, work / f"{name} again", shape, False)
         over = copy.deepcopy(model)
         train(over, images, tune, shape.tune_lr, shape.batch, seed + 200, other.term(over, 7))
-        note(name, "overwritten", 1, over, arm.judge(over), 1)
+        note(name, "overwritten", 1, over, arm.decode_suspect(over), 1)
         if name != "toolbox" and (mode == "fine-tuned" or seed == 0):
             copies = [model.state_dict()]
             for user in range(1, COLLUDERS):
-                theirs = copy.deepcopy(start)
+                copy_model = copy.deepcopy(start)
                 copies.append(
-                    train(theirs, images, length, lr, shape.batch, seed, arm.term(theirs, user)).state_dict()
+                    train(copy_model, images, length, lr, shape.batch, seed, arm.term(copy_model, user)).state_dict()
                 )
                 mixed = with_state(start, collude(copies, "average"))
-                note(name, "averaged", user + 1, mixed, arm.judge(mixed), user + 1)
+                note(name, "averaged", user + 1, mixed, arm.decode_suspect(mixed), user + 1)
     shutil.rmtree(work)
     return records
 

@@ -7,27 +7,27 @@ Each says where it comes from and what its strength is; `SUITE` has all of them 
 """
 
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
-from hf_fingerprint.attacks.attack import Attack, Then, Thief
-from hf_fingerprint.attacks.basis_change import HeadBasis, StreamRotation
+from hf_fingerprint.attacks.attack import Attack, Attacker, Compose
+from hf_fingerprint.attacks.basis_change import HeadBasisChange, StreamRotation
 from hf_fingerprint.attacks.destruction import (
     BatchNormReestimation,
     CarrierReset,
     Clipping,
     LowRank,
-    Reinitialisation,
+    Reinitialization,
     WeightNoise,
 )
 from hf_fingerprint.attacks.finetuning import FineTuning, TransferLearning
 from hf_fingerprint.attacks.mixing import STRATEGIES, Collusion, collude
-from hf_fingerprint.attacks.model_extraction import Distillation, Extraction
+from hf_fingerprint.attacks.model_extraction import Distillation, ModelExtraction
 from hf_fingerprint.attacks.overwriting import Overwriting
-from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
+from hf_fingerprint.attacks.pruning import MagnitudePruning, SemiStructuredPruning, StructuredPruning
 from hf_fingerprint.attacks.quantization import Cast, Float8, Quantization
-from hf_fingerprint.attacks.redundant_units import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks.redundant_units import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.renaming import Renaming
-from hf_fingerprint.attacks.stream_permutation import StreamShuffle
-from hf_fingerprint.attacks.suite import SUITE, names, sweep
-from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling
+from hf_fingerprint.attacks.stream_permutation import StreamPermutation
+from hf_fingerprint.attacks.suite import SUITE, attack_names, sweep
+from hf_fingerprint.attacks.symmetries import ChannelPermutation, HeadPermutation, RowRescaling
 
 
 __all__ = [
@@ -35,36 +35,36 @@ __all__ = [
     "SUITE",
     "AdversarialRemoval",
     "Attack",
+    "Attacker",
+    "BatchNormFolding",
     "BatchNormReestimation",
     "CarrierReset",
     "Cast",
-    "ChannelShuffle",
+    "ChannelPermutation",
     "Clipping",
     "Collusion",
+    "Compose",
     "Distillation",
     "DummyUnits",
-    "Extraction",
     "FineTuning",
     "Float8",
-    "FoldedNorms",
-    "HeadBasis",
-    "HeadShuffle",
+    "HeadBasisChange",
+    "HeadPermutation",
     "LowRank",
     "MagnitudePruning",
+    "ModelExtraction",
     "Overwriting",
     "Quantization",
-    "Reinitialisation",
+    "Reinitialization",
     "Renaming",
     "RowRescaling",
+    "SemiStructuredPruning",
+    "StreamPermutation",
     "StreamRotation",
-    "StreamShuffle",
     "StructuredPruning",
-    "Then",
-    "Thief",
     "TransferLearning",
-    "TwoOfFour",
     "WeightNoise",
+    "attack_names",
     "collude",
-    "names",
     "sweep",
 ]

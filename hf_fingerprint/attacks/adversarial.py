@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.attacks.attack import Attack, Thief, logits
-from hf_fingerprint.attacks.training_loop import answers, divergence, optimizer_over, state_of, train
+from hf_fingerprint.attacks.attack import Attack, Attacker, logits
+from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, make_optimizer, predict_logits, train
 from hf_fingerprint.carriers import select_from_model, spend_budget
 from hf_fingerprint.config import MAX_KL
 from hf_fingerprint.errors import CarrierError, FingerprintError
@@ -29,8 +29,8 @@ FISHER_BATCHES = 8
 DAMPING = 0.1
 HALVINGS = 6
 ATTEMPTS = 3
-LEAST_COST = 1e-6
-HELD_BACK = 4
+MIN_COST = 1e-6
+HELD_OUT_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class AdversarialRemoval(Attack):
         "al., arXiv 1612.00796 (the Fisher information tells which weights may move)"
     )
     strengths = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)
-    needs_thief = True
+    needs_attacker = True
     distance: float = 0.1
     max_kl: float | None = 0.05
     rounds: int = 4
@@ -75,43 +75,49 @@ class AdversarialRemoval(Attack):
                 "of 0 or more, 1 round or more, and a KL above 0."
             )
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
-        thief = self.equipped(thief)
-        model = thief.model(state)
-        aside = len(thief.images) // HELD_BACK
-        held, seen = thief.images[:aside] if aside else thief.images, thief.images[aside:]
-        expected, wanted = answers(model, seen, thief.batch), answers(model, held, thief.batch)
-        way = _Way(model, seen[: FISHER_BATCHES * thief.batch], thief.batch, self.seed)
-        reached = state_of(model)
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+        attacker = self.require_attacker(attacker)
+        model = attacker.model(state)
+        n_held_out = len(attacker.images) // HELD_OUT_PARTS
+        held_out, train_images = (
+            attacker.images[:n_held_out] if n_held_out else attacker.images,
+            attacker.images[n_held_out:],
+        )
+        expected, held_out_logits = (
+            predict_logits(model, train_images, attacker.batch),
+            predict_logits(model, held_out, attacker.batch),
+        )
+        walk = _CarrierWalk(model, train_images[: FISHER_BATCHES * attacker.batch], attacker.batch, self.seed)
+        reached = cpu_state_dict(model)
 
-        def loss(told: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
-            return divergence(told, expected[pick])
+        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            return kl_divergence(student_logits, expected[pick])
 
-        def allowed() -> bool:
-            kl = float(divergence(answers(model, held, thief.batch), wanted))
+        def within_budget() -> bool:
+            kl = float(kl_divergence(predict_logits(model, held_out, attacker.batch), held_out_logits))
             return math.isfinite(kl) and (self.max_kl is None or kl <= self.max_kl)
 
-        for turn in range(self.rounds if self.distance else 0):
-            way.go(self.distance * (turn + 1) / self.rounds)
-            optimizer = optimizer_over(model.parameters(), "adamw", self.lr)
+        for outer_step in range(self.rounds if self.distance else 0):
+            walk.step_to(self.distance * (outer_step + 1) / self.rounds)
+            optimizer = make_optimizer(model.parameters(), "adamw", self.lr)
             for attempt in range(ATTEMPTS):
-                seed = self.seed + ATTEMPTS * turn + attempt
-                train(model, thief, loss, optimizer, self.repair, seed, seen, way.keep)
-                if allowed():
-                    reached = state_of(model)
+                seed = self.seed + ATTEMPTS * outer_step + attempt
+                train(model, attacker, loss, optimizer, self.repair, seed, train_images, walk.project)
+                if within_budget():
+                    reached = cpu_state_dict(model)
                     break
             else:
-                target = state_of(model)
+                target = cpu_state_dict(model)
                 for halving in range(1, HALVINGS + 1):
-                    part = {n: _between(tensor, target[n], 0.5**halving) for n, tensor in reached.items()}
+                    part = {n: _interpolate(tensor, target[n], 0.5**halving) for n, tensor in reached.items()}
                     model.load_state_dict(part)
-                    if allowed():
+                    if within_budget():
                         return part
                 return reached
         return reached
 
 
-class _Way:
+class _CarrierWalk:
     """Where the likely carriers began, which way is open to them, and how far they are.
 
     Args:
@@ -130,35 +136,39 @@ class _Way:
         if not self._weights:
             raise CarrierError("The model has no likely carriers: there is nothing to remove a mark from.")
         self._count = sum(weight.numel() for weight in self._weights)
-        self._begin = [weight.detach().clone() for weight in self._weights]
-        self._units = [_row_rms(weight) for weight in self._begin]
-        self._ease = self._open_ways(model, images, batch)
+        self._start = [weight.detach().clone() for weight in self._weights]
+        self._row_scales = [_row_rms(weight) for weight in self._start]
+        self._step_sizes = self._compute_step_sizes(model, images, batch)
         self._distance = 0.0
 
-    def go(self, distance: float) -> None:
+    def step_to(self, distance: float) -> None:
         """One random step to this distance, along what the outputs hardly notice."""
         import torch
 
-        jump = math.sqrt(max(distance**2 - self._distance**2, 0.0))
+        step_length = math.sqrt(max(distance**2 - self._distance**2, 0.0))
         self._distance = distance
         with torch.no_grad():
-            for weight, unit, ease in zip(self._weights, self._units, self._ease, strict=True):
+            for weight, unit, step_size in zip(self._weights, self._row_scales, self._step_sizes, strict=True):
                 noise = torch.randn(weight.shape, generator=self._generator).to(weight.device)
-                weight.add_(jump * noise * ease * unit)
-        self.keep()
+                weight.add_(step_length * noise * step_size * unit)
+        self.project()
 
-    def keep(self) -> None:
+    def project(self) -> None:
         """Puts the weights back to the distance reached, on the straight line to where they began."""
         import torch
 
         with torch.no_grad():
-            moved = [w - begin for w, begin in zip(self._weights, self._begin, strict=True)]
-            far = sum(float((m / unit).square().sum()) for m, unit in zip(moved, self._units, strict=True))
-            scale = self._distance / max(math.sqrt(far / self._count), 1e-30)
-            for weight, begin, change in zip(self._weights, self._begin, moved, strict=True):
+            moved = [w - begin for w, begin in zip(self._weights, self._start, strict=True)]
+            squared_distance = sum(
+                float((m / unit).square().sum()) for m, unit in zip(moved, self._row_scales, strict=True)
+            )
+            scale = self._distance / max(math.sqrt(squared_distance / self._count), 1e-30)
+            for weight, begin, change in zip(self._weights, self._start, moved, strict=True):
                 weight.copy_(begin + scale * change)
 
-    def _open_ways(self, model: "torch.nn.Module", images: "torch.Tensor", batch: int) -> "list[torch.Tensor]":
+    def _compute_step_sizes(
+        self, model: "torch.nn.Module", images: "torch.Tensor", batch: int
+    ) -> "list[torch.Tensor]":
         """How far each weight goes, in units of its row's root mean square, mean square 1.
 
         Let `S_t` be what a tensor's n_t weights cost, `eps_t` the mark's amplitude there, both as registering would
@@ -170,21 +180,23 @@ class _Way:
 
         fisher = [torch.zeros_like(weight) for weight in self._weights]
         for part in images.split(batch):
-            told = logits(model, part)
-            chance = told.detach().float().softmax(-1)
+            student_logits = logits(model, part)
+            chance = student_logits.detach().float().softmax(-1)
             drawn = torch.multinomial(chance.cpu(), 1, generator=self._generator).to(part.device)
-            score = told.float().log_softmax(-1).gather(1, drawn)
+            score = student_logits.float().log_softmax(-1).gather(1, drawn)
             sign = 1 - 2 * torch.randint(0, 2, score.shape, generator=self._generator).to(part.device)
             gradients = torch.autograd.grad((score * sign).sum(), self._weights)
-            for total, gradient, unit in zip(fisher, gradients, self._units, strict=True):
+            for total, gradient, unit in zip(fisher, gradients, self._row_scales, strict=True):
                 total += (gradient * unit).square()
         counts = np.array([weight.numel() for weight in self._weights])
         cost = np.array([float(total.sum()) for total in fisher]) / (2 * len(images))
-        cost = np.maximum(cost, LEAST_COST * cost.max() + 1e-30)
-        far = np.sqrt(spend_budget(MAX_KL, cost, counts)) * (counts / cost) ** 0.25
-        far /= np.sqrt((counts * far**2).sum() / counts.sum())
-        ease = [(total / total.mean().clamp_min(1e-30) + DAMPING).rsqrt() for total in fisher]
-        return [float(d) * each / each.square().mean().sqrt() for d, each in zip(far, ease, strict=True)]
+        cost = np.maximum(cost, MIN_COST * cost.max() + 1e-30)
+        squared_distance = np.sqrt(spend_budget(MAX_KL, cost, counts)) * (counts / cost) ** 0.25
+        squared_distance /= np.sqrt((counts * squared_distance**2).sum() / counts.sum())
+        step_size = [(total / total.mean().clamp_min(1e-30) + DAMPING).rsqrt() for total in fisher]
+        return [
+            float(d) * each / each.square().mean().sqrt() for d, each in zip(squared_distance, step_size, strict=True)
+        ]
 
 
 def _row_rms(weight: "torch.Tensor") -> "torch.Tensor":
@@ -195,5 +207,5 @@ def _row_rms(weight: "torch.Tensor") -> "torch.Tensor":
     return rms.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def _between(start: "torch.Tensor", end: "torch.Tensor", share: float) -> "torch.Tensor":
+def _interpolate(start: "torch.Tensor", end: "torch.Tensor", share: float) -> "torch.Tensor":
     return start.lerp(end, share) if start.is_floating_point() else start.clone()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Thief:
+class Attacker:
     """What a thief has beside the copy's weights.
 
     Attributes:
@@ -49,17 +49,17 @@ class Thief:
         return BuiltModel(self.model(state).float().cpu(), (channels, height, width), half, half, _no_preprocessing)
 
 
-class Step(Protocol):
+class AttackStep(Protocol):
     """An [`Attack`], or a collusion, which takes several state dicts."""
 
     paper: ClassVar[str]
-    needs_thief: ClassVar[bool]
+    needs_attacker: ClassVar[bool]
 
     @property
     def strength(self) -> float:
         """How strong, for a plot's axis."""
 
-    def __call__(self, given: Any, /, thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, given: Any, /, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         """The attacked weights."""
 
 
@@ -69,20 +69,20 @@ class Attack(ABC):
     Attributes:
         paper (`str`): where it comes from.
         strengths (`tuple[float, ...]`): a sweep, from what nobody notices to what ruins the model.
-        needs_thief (`bool`): whether it runs the model or trains it, and so needs a [`Thief`].
+        needs_attacker (`bool`): whether it runs the model or trains it, and so needs a [`Attacker`].
     """
 
     paper: ClassVar[str]
     strengths: ClassVar[tuple[float, ...]] = ()
-    needs_thief: ClassVar[bool] = False
+    needs_attacker: ClassVar[bool] = False
 
     @abstractmethod
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         """The attacked weights; those given stay as they are.
 
         Args:
             state (mapping of `str` to `torch.Tensor`): a copy's state dict.
-            thief ([`Thief`], *optional*): what the thief has besides.
+            attacker ([`Attacker`], *optional*): what the thief has besides.
 
         Raises:
             [`FingerprintError`]: if the attack needs a thief and there is none, or the model has nothing to attack.
@@ -99,45 +99,45 @@ class Attack(ABC):
         first = fields(self)[0].name  # type: ignore[arg-type]
         return [replace(self, **{first: strength}) for strength in self.strengths] or [self]  # type: ignore[type-var]
 
-    def equipped(self, thief: Thief | None) -> Thief:
+    def require_attacker(self, attacker: Attacker | None) -> Attacker:
         """The thief, if there is one.
 
         Raises:
             [`FingerprintError`]: if there is none.
         """
-        if thief is None:
+        if attacker is None:
             raise FingerprintError(f"{type(self).__name__} runs the model: give a Thief with images and their labels.")
-        return thief
+        return attacker
 
 
 @dataclass(frozen=True, init=False)
-class Then(Attack):
+class Compose(Attack):
     """Attacks one after another: `Then(MagnitudePruning(0.5), FineTuning(1e-4))`. The first may be a collusion.
 
     Args:
-        steps ([`Step`]): one or more.
-        varied (`int`, *optional*, defaults to 0): the step whose strength is the whole's.
+        steps ([`AttackStep`]): one or more.
+        varied_step (`int`, *optional*, defaults to 0): the step whose strength is the whole's.
     """
 
     paper = "of its steps"
-    steps: tuple[Step, ...]
-    varied: int
+    steps: tuple[AttackStep, ...]
+    varied_step: int
 
-    def __init__(self, *steps: Step, varied: int = 0):
+    def __init__(self, *steps: AttackStep, varied_step: int = 0):
         if not steps:
             raise FingerprintError("Then chains attacks: give it at least one.")
         object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "varied", varied)
+        object.__setattr__(self, "varied", varied_step)
         object.__setattr__(self, "paper", "; ".join(dict.fromkeys(step.paper for step in steps)))
-        object.__setattr__(self, "needs_thief", any(step.needs_thief for step in steps))
+        object.__setattr__(self, "needs_thief", any(step.needs_attacker for step in steps))
 
     @property
     def strength(self) -> float:
-        return self.steps[self.varied].strength
+        return self.steps[self.varied_step].strength
 
-    def __call__(self, state: Any, thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: Any, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         for step in self.steps:
-            state = step(state, thief)
+            state = step(state, attacker)
         return state
 
     def __repr__(self) -> str:
@@ -155,7 +155,7 @@ def is_weight(tensor: "torch.Tensor") -> bool:
     return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0
 
 
-def on_weights(
+def map_weights(
     state: "State", change: "Callable[[torch.Tensor], torch.Tensor]", names: Container[str] | None = None
 ) -> "dict[str, torch.Tensor]":
     """The state with `change` made to the weights of two or more dimensions, all or those named; the rest cloned."""
@@ -171,7 +171,7 @@ def largest(state: "State", share: float) -> list[str]:
     return names[: round(share * len(names))]
 
 
-def check_share(share: float) -> None:
+def check_fraction(share: float) -> None:
     """Refuses a share that is none.
 
     Raises:

@@ -4,7 +4,7 @@ stream as a whole. Layers are found by timm's names."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.attacks.attack import Attack, Attacker
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -13,27 +13,29 @@ if TYPE_CHECKING:
 
     from hf_fingerprint.attacks.attack import State
 
-_READERS = {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",), "norm": ("head",), "fc_norm": ("head",)}
-_WRITERS = ("patch_embed.proj", "attn.proj", "mlp.fc2")
-_TOKENS = ("cls_token", "pos_embed", "reg_token")
-_SCALES = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
+_INPUT_LAYERS = {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",), "norm": ("head",), "fc_norm": ("head",)}
+_OUTPUT_LAYERS = ("patch_embed.proj", "attn.proj", "mlp.fc2")
+_TOKEN_TENSORS = ("cls_token", "pos_embed", "reg_token")
+_SCALED_LAYERS = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 
 
-def attention_heads(heads: int | None, thief: Thief | None) -> int:
+def num_attention_heads(heads: int | None, attacker: Attacker | None) -> int:
     """How many heads an attention has: as said, or as the thief's model has it.
 
     Raises:
         [`FingerprintError`]: if neither tells.
     """
-    if heads is None and thief is not None:
-        heads = next((n for m in thief.build().modules() if isinstance(n := getattr(m, "num_heads", None), int)), None)
+    if heads is None and attacker is not None:
+        heads = next(
+            (n for m in attacker.build().modules() if isinstance(n := getattr(m, "num_heads", None), int)), None
+        )
     if heads is None:
         raise FingerprintError("How many attention heads the model has is not known: give heads, or a Thief.")
     return heads
 
 
 @dataclass(frozen=True)
-class HeadBasis(Attack):
+class HeadBasisChange(Attack):
     """Multiplies queries and keys, and values and outputs, of each head with matrices that cancel.
 
     Scores depend on `q^T k` alone, so `A q` and `A^-T k` give the same; `strength` spreads A's singular values from
@@ -51,7 +53,7 @@ class HeadBasis(Attack):
     heads: int | None = None
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -59,7 +61,7 @@ class HeadBasis(Attack):
         blocks = [name.removesuffix(".qkv.weight") for name in state if name.endswith(".attn.qkv.weight")]
         if not blocks:
             raise FingerprintError("HeadBasis found no attn.qkv in this model: it needs a timm vision transformer.")
-        heads = attention_heads(self.heads, thief)
+        heads = num_attention_heads(self.heads, attacker)
         for block in blocks:
             weight, output = (found[f"{block}.{part}.weight"] for part in ("qkv", "proj"))
             width = len(weight) // 3 // heads
@@ -70,8 +72,8 @@ class HeadBasis(Attack):
                     parts = found[name].double().reshape(3, heads, width, -1)
                     found[name] = (change @ parts).reshape(found[name].shape).to(weight.dtype)
             parts = output.double().reshape(len(output), heads, width)
-            back = torch.einsum("rhw,hwv->rhv", parts, torch.linalg.inv(values))
-            found[f"{block}.proj.weight"] = back.reshape(output.shape).to(output.dtype)
+            mixed = torch.einsum("rhw,hwv->rhv", parts, torch.linalg.inv(values))
+            found[f"{block}.proj.weight"] = mixed.reshape(output.shape).to(output.dtype)
         return found
 
     def _matrices(self, heads: int, width: int, generator: "torch.Generator") -> "torch.Tensor":
@@ -105,7 +107,7 @@ class StreamRotation(Attack):
     strength: float = 1.0
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         stem = next((name for name in state if name.endswith("patch_embed.proj.weight")), None)
         if stem is None:
             raise FingerprintError("StreamRotation found no patch_embed: it needs a timm vision transformer.")
@@ -116,12 +118,12 @@ class StreamRotation(Attack):
         for name in state:
             part, _, kind = name.rpartition(".")
             norm = part.rpartition(".")[2]
-            if norm in _READERS and kind == "weight":
-                self._read_through(found, part, norm, rotation)
-            elif part.endswith(_WRITERS):
-                turned = found[name].flatten(1) if kind == "weight" else found[name][:, None]
-                found[name] = (rotation @ (turned - turned.mean(0))).reshape(state[name].shape)
-            elif name.endswith(_TOKENS):
+            if norm in _INPUT_LAYERS and kind == "weight":
+                self._fold_norm_and_rotate(found, part, norm, rotation)
+            elif part.endswith(_OUTPUT_LAYERS):
+                centered = found[name].flatten(1) if kind == "weight" else found[name][:, None]
+                found[name] = (rotation @ (centered - centered.mean(0))).reshape(state[name].shape)
+            elif name.endswith(_TOKEN_TENSORS):
                 found[name] = (found[name] - found[name].mean(-1, keepdim=True)) @ rotation.T
         return {name: tensor.to(state[name].dtype) for name, tensor in found.items()}
 
@@ -129,15 +131,19 @@ class StreamRotation(Attack):
     def _fold_scale(found: dict[str, "torch.Tensor"], name: str) -> None:
         block, _, scale = name.removesuffix(".gamma").rpartition(".")
         for kind in ("weight", "bias"):
-            values = found[f"{block}.{_SCALES[scale]}.{kind}"]
-            found[f"{block}.{_SCALES[scale]}.{kind}"] = values * found[name].reshape(-1, *[1] * (values.ndim - 1))
+            values = found[f"{block}.{_SCALED_LAYERS[scale]}.{kind}"]
+            found[f"{block}.{_SCALED_LAYERS[scale]}.{kind}"] = values * found[name].reshape(
+                -1, *[1] * (values.ndim - 1)
+            )
         found[name] = found[name] * 0 + 1
 
     @staticmethod
-    def _read_through(found: dict[str, "torch.Tensor"], part: str, norm: str, rotation: "torch.Tensor") -> None:
+    def _fold_norm_and_rotate(
+        found: dict[str, "torch.Tensor"], part: str, norm: str, rotation: "torch.Tensor"
+    ) -> None:
         parent = part.rpartition(".")[0]
         gain, shift = found[f"{part}.weight"], found[f"{part}.bias"]
-        for reader in _READERS[norm]:
+        for reader in _INPUT_LAYERS[norm]:
             layer = f"{parent}.{reader}" if parent else reader
             if f"{layer}.weight" not in found or f"{layer}.bias" not in found:
                 raise FingerprintError(

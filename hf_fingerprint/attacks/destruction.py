@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief, check_share, largest, logits, on_weights
-from hf_fingerprint.attacks.model_layers import reinitialised, weighted_layers
-from hf_fingerprint.attacks.training_loop import state_of
+from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, largest, logits, map_weights
+from hf_fingerprint.attacks.model_layers import group_by_layer, reinitialize_tensors
+from hf_fingerprint.attacks.training_loop import cpu_state_dict
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -33,7 +33,7 @@ class WeightNoise(Attack):
     size: float
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -42,7 +42,7 @@ class WeightNoise(Attack):
             size = self.size * tensor.float().square().mean().sqrt()
             return (tensor.float() + size * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
 
-        return on_weights(state, add)
+        return map_weights(state, add)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class LowRank(Attack):
     kept: float
 
     def __post_init__(self) -> None:
-        check_share(self.kept)
+        check_fraction(self.kept)
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         def truncate(tensor: "torch.Tensor") -> "torch.Tensor":
@@ -68,7 +68,7 @@ class LowRank(Attack):
             rank = max(1, round(self.kept * len(values)))
             return ((left[:, :rank] * values[:rank]) @ right[:rank]).to(tensor.dtype).reshape(tensor.shape)
 
-        return on_weights(state, truncate)
+        return map_weights(state, truncate)
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ class Clipping(Attack):
     quantile: float
 
     def __post_init__(self) -> None:
-        check_share(self.quantile)
+        check_fraction(self.quantile)
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         def clip(tensor: "torch.Tensor") -> "torch.Tensor":
             size = tensor.abs().flatten()
             limit = size.kthvalue(max(1, math.ceil(self.quantile * len(size)))).values
             return tensor.clamp(-limit, limit)
 
-        return on_weights(state, clip)
+        return map_weights(state, clip)
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,17 @@ class BatchNormReestimation(Attack):
 
     paper = "Y. Li et al., Revisiting batch normalization for practical domain adaptation, arXiv 1603.04779"
     strengths = (0.1, 0.5, 1.0)
-    needs_thief = True
+    needs_attacker = True
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        check_share(self.share)
+        check_fraction(self.share)
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
-        thief = self.equipped(thief)
-        model = thief.model(state)
+        attacker = self.require_attacker(attacker)
+        model = attacker.model(state)
         kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
         norms = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
         if not norms:
@@ -129,11 +129,11 @@ class BatchNormReestimation(Attack):
             norm.momentum = None  # torch's sign for a plain average over batches
             norm.train()
         with torch.no_grad():
-            for batch in thief.images.split(thief.batch):
+            for batch in attacker.images.split(attacker.batch):
                 logits(model, batch)
-                if thief.advance is not None:
-                    thief.advance(1)
-        fresh = state_of(model)
+                if attacker.advance is not None:
+                    attacker.advance(1)
+        fresh = cpu_state_dict(model)
         found = {name: tensor.clone() for name, tensor in state.items()}
         for name in (f"{norm}.running_{kind}" for norm in norms for kind in ("mean", "var")):
             found[name] = found[name].lerp(fresh[name].to(found[name].dtype), self.share)
@@ -158,20 +158,20 @@ class CarrierReset(Attack):
 
     paper = "none: whoever has the public base and one copy can do it (Kerckhoffs)"
     strengths = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-    needs_thief = True
+    needs_attacker = True
     share: float
     order: str = "largest"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_share(self.share)
+        check_fraction(self.share)
         if self.order not in ORDERS:
             raise FingerprintError(f"Tensors aren't put back by {self.order}: choose {' or '.join(ORDERS)}.")
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
-        base = self.equipped(thief).base
+        base = self.require_attacker(attacker).base
         if base is None:
             raise FingerprintError("CarrierReset needs the public base: give the Thief its state dict as base.")
         names = [n for n in largest(state, 1.0) if n in base and base[n].shape == state[n].shape]
@@ -183,7 +183,7 @@ class CarrierReset(Attack):
 
 
 @dataclass(frozen=True)
-class Reinitialisation(Attack):
+class Reinitialization(Attack):
     """Begins layers anew: normal weights by their fan-in, neutral biases and normalisations.
 
     Args:
@@ -199,16 +199,16 @@ class Reinitialisation(Attack):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_share(self.share)
+        check_fraction(self.share)
         if self.where not in PLACES:
             raise FingerprintError(f"No layers are begun anew at {self.where}: choose {' or '.join(PLACES)}.")
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
-        layers = weighted_layers(state)
+        layers = group_by_layer(state)
         order = list(reversed(range(len(layers))))
         if self.where == "anywhere":
             order = torch.randperm(len(layers), generator=torch.Generator().manual_seed(self.seed)).tolist()
         chosen = order[: math.ceil(self.share * len(layers))]
-        return reinitialised(state, [name for i in chosen for name in layers[i]], self.seed)
+        return reinitialize_tensors(state, [name for i in chosen for name in layers[i]], self.seed)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief
-from hf_fingerprint.attacks.model_layers import reinitialised, weighted_layers
-from hf_fingerprint.attacks.training_loop import OPTIMIZERS, optimizer_over, state_of, train
+from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.model_layers import group_by_layer, reinitialize_tensors
+from hf_fingerprint.attacks.training_loop import OPTIMIZERS, cpu_state_dict, make_optimizer, train
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -26,7 +26,7 @@ class FineTuning(Attack):
 
     Args:
         lr (`float`, *optional*, defaults to 1e-4): the strength: the learning rate, constant.
-        steps (`int`, *optional*, defaults to 100): how many, of `thief.batch` images each.
+        steps (`int`, *optional*, defaults to 100): how many, of `attacker.batch` images each.
         layers (`str`, *optional*, defaults to `"all"`): one of `LAYERS`.
         optimizer (`str`, *optional*, defaults to `"adamw"`): or `"sgd"`, with momentum 0.9.
         weight_decay (`float`, *optional*, defaults to 0.01): as the optimizer takes it.
@@ -39,7 +39,7 @@ class FineTuning(Attack):
 
     paper = "Y. Adi et al., Turning your weakness into a strength, USENIX Security 2018, arXiv 1802.04633"
     strengths = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-    needs_thief = True
+    needs_attacker = True
     lr: float = 1e-4
     steps: int = 100
     layers: str = "all"
@@ -55,12 +55,14 @@ class FineTuning(Attack):
                 f"{' or '.join(OPTIMIZERS)}."
             )
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from torch.nn.functional import cross_entropy
 
-        thief = self.equipped(thief)
-        last = [name for layer in weighted_layers(state)[-self.last :] for name in layer]
-        model = thief.model(reinitialised(state, last, self.seed) if self.layers == "reinitialised last" else state)
+        attacker = self.require_attacker(attacker)
+        last = [name for layer in group_by_layer(state)[-self.last :] for name in layer]
+        model = attacker.model(
+            reinitialize_tensors(state, last, self.seed) if self.layers == "reinitialised last" else state
+        )
         if self.layers == "last":
             trained = [p for name, p in model.named_parameters() if name in last]
             for parameter in model.parameters():
@@ -70,17 +72,17 @@ class FineTuning(Attack):
         else:
             trained = list(model.train().parameters())
 
-        def loss(told: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
-            labels = thief.labels.to(pick.device)[pick]
-            if labels.max() >= told.shape[-1]:
+        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            labels = attacker.labels.to(pick.device)[pick]
+            if labels.max() >= student_logits.shape[-1]:
                 raise FingerprintError(
-                    f"The thief's labels go up to {int(labels.max())}, the model has {told.shape[-1]} classes: give "
+                    f"The thief's labels go up to {int(labels.max())}, the model has {student_logits.shape[-1]} classes: give "
                     "labels that it knows."
                 )
-            return cross_entropy(told, labels)
+            return cross_entropy(student_logits, labels)
 
-        optimizer = optimizer_over(trained, self.optimizer, self.lr, self.weight_decay)
-        return state_of(train(model, thief, loss, optimizer, self.steps, self.seed))
+        optimizer = make_optimizer(trained, self.optimizer, self.lr, self.weight_decay)
+        return cpu_state_dict(train(model, attacker, loss, optimizer, self.steps, self.seed))
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,9 @@ class TransferLearning(Attack):
 
     Args:
         lr (`float`, *optional*, defaults to 1e-4): the strength: AdamW's learning rate, constant.
-        steps (`int`, *optional*, defaults to 100): how many, of `thief.batch` images each.
+        steps (`int`, *optional*, defaults to 100): how many, of `attacker.batch` images each.
         seed (`int`, *optional*, defaults to 0): of the order of images, and of the fresh layer.
-        other ([`Thief`], *optional*): who has the other data.
+        other ([`Attacker`], *optional*): who has the other data.
 
     Raises:
         [`FingerprintError`]: if the labels aren't the model's, or the training diverges.
@@ -102,17 +104,17 @@ class TransferLearning(Attack):
 
     paper = "J. Yosinski et al., How transferable are features in deep neural networks?, NeurIPS 2014, arXiv 1411.1792"
     strengths = FineTuning.strengths
-    needs_thief = True
+    needs_attacker = True
     lr: float = 1e-4
     steps: int = 100
     seed: int = 0
-    other: Thief | None = field(default=None, repr=False, compare=False)
+    other: Attacker | None = field(default=None, repr=False, compare=False)
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
-        other = self.other or _with_another_task(self.equipped(thief))
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+        other = self.other or _relabel_for_other_task(self.require_attacker(attacker))
         return FineTuning(self.lr, self.steps, "reinitialised last", seed=self.seed)(state, other)
 
 
-def _with_another_task(thief: Thief) -> Thief:
-    classes = int(thief.labels.max()) + 1
-    return replace(thief, images=-thief.images.rot90(1, (2, 3)), labels=(thief.labels + 1) % classes)
+def _relabel_for_other_task(attacker: Attacker) -> Attacker:
+    classes = int(attacker.labels.max()) + 1
+    return replace(attacker, images=-attacker.images.rot90(1, (2, 3)), labels=(attacker.labels + 1) % classes)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from hf_fingerprint.attacks.attack import Thief, is_weight
+from hf_fingerprint.attacks.attack import Attacker, is_weight
 from hf_fingerprint.attacks.model_layers import layer_of
 from hf_fingerprint.errors import FingerprintError
 
@@ -96,8 +96,8 @@ _MIXES: "dict[str, Mix]" = {
     "random extreme": _random_extreme,
     "minority": _minority,
 }
-_DEALT, _WEIGHTED = ("layers", "blocks"), ("weighted average", "slerp")
-STRATEGIES = (*_MIXES, *_DEALT)
+_LAYER_WISE, _WEIGHTED = ("layers", "blocks"), ("weighted average", "slerp")
+STRATEGIES = (*_MIXES, *_LAYER_WISE)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Collusion:
     """
 
     paper: ClassVar[str] = "DeepMarks, arXiv 1804.03648; H. V. Zhao et al., IEEE Trans. Image Processing 14(5), 2005"
-    needs_thief: ClassVar[bool] = False
+    needs_attacker: ClassVar[bool] = False
     strategy: str = "average"
     weights: tuple[float, ...] | None = None
     seed: int = 0
@@ -137,12 +137,12 @@ class Collusion:
         """1: what makes a collusion strong is the number of copies."""
         return 1.0
 
-    def __call__(self, states: "Sequence[State]", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, states: "Sequence[State]", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         """The mixture. Tensors that aren't floating-point are the first copy's.
 
         Args:
             states (sequence of mappings): the colluders' state dicts; each tensor is looked up once.
-            thief ([`Thief`], *optional*): not needed.
+            attacker ([`Attacker`], *optional*): not needed.
 
         Raises:
             [`FingerprintError`]: if there are no copies, they differ in their tensors' names or shapes, or the
@@ -150,15 +150,15 @@ class Collusion:
         """
         import torch
 
-        _check(states)
+        _check_states(states)
         weights = self._weights(len(states))
         generator = torch.Generator().manual_seed(self.seed)
         mix = _MIXES.get(self.strategy)
-        giver = {} if mix else self._deal(list(states[0]), len(states))
+        contributor = {} if mix else self._assign_layers(list(states[0]), len(states))
         found = {}
         for name, first in states[0].items():
             if mix is None:
-                found[name] = states[giver[name]][name].clone()
+                found[name] = states[contributor[name]][name].clone()
             elif first.is_floating_point():
                 copies = [first, *(state[name] for state in states[1:])]
                 _check_shapes(name, copies)
@@ -170,15 +170,15 @@ class Collusion:
     def shares(self, states: "Sequence[State]") -> tuple[float, ...]:
         """The share that each colluder gave, of the weights in which the copies differ: counted where whole tensors
         are dealt, else the weight in the mixture, which is equal unless said otherwise."""
-        _check(states)
-        if self.strategy not in _DEALT:
+        _check_states(states)
+        if self.strategy not in _LAYER_WISE:
             return self._weights(len(states))
-        giver, given = self._deal(list(states[0]), len(states)), [0] * len(states)
+        contributor, counts = self._assign_layers(list(states[0]), len(states)), [0] * len(states)
         for name, first in states[0].items():
             if is_weight(first) and any(not state[name].equal(first) for state in states[1:]):
-                given[giver[name]] += first.numel()
-        total = sum(given)
-        return tuple(count / total if total else 1 / len(states) for count in given)
+                counts[contributor[name]] += first.numel()
+        total = sum(counts)
+        return tuple(count / total if total else 1 / len(states) for count in counts)
 
     def _weights(self, count: int) -> tuple[float, ...]:
         weights = (1.0,) * count if self.weights is None else self.weights
@@ -188,15 +188,15 @@ class Collusion:
             raise FingerprintError(f"{count} copies need {count} weights, none negative, not all 0: {weights}.")
         return tuple(weight / sum(weights) for weight in weights)
 
-    def _deal(self, names: list[str], count: int) -> dict[str, int]:
+    def _assign_layers(self, names: list[str], count: int) -> dict[str, int]:
         """Who gives each tensor. A layer's weights, bias and statistics go together."""
         import torch
 
-        part = block_of if self.strategy == "blocks" else layer_of
-        parts = list(dict.fromkeys(part(name) for name in names))
-        dealt = torch.randint(count, (len(parts),), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        giver = dict(zip(parts, dealt, strict=True))
-        return {name: giver[part(name)] for name in names}
+        group_of = block_of if self.strategy == "blocks" else layer_of
+        parts = list(dict.fromkeys(group_of(name) for name in names))
+        assignment = torch.randint(count, (len(parts),), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        contributor = dict(zip(parts, assignment, strict=True))
+        return {name: contributor[group_of(name)] for name in names}
 
 
 def block_of(name: str) -> str:
@@ -216,7 +216,7 @@ def collude(copies: "Sequence[Mapping[str, torch.Tensor]]", strategy: str = "ave
     return Collusion(strategy)(copies)
 
 
-def _check(states: "Sequence[State]") -> None:
+def _check_states(states: "Sequence[State]") -> None:
     if not states:
         raise FingerprintError("Nobody colludes: give at least one copy.")
     if any(state.keys() != states[0].keys() for state in states[1:]):

@@ -6,9 +6,9 @@ An honest row of every table: whatever is traced here is by chance, within the b
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief
-from hf_fingerprint.attacks.model_layers import reinitialised
-from hf_fingerprint.attacks.training_loop import answers, divergence, optimizer_over, state_of, train
+from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.model_layers import reinitialize_tensors
+from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, make_optimizer, predict_logits, train
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import synthetic_images
 
@@ -35,24 +35,24 @@ class Distillation(Attack):
 
     paper = "G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, arXiv 1503.02531"
     strengths = (100, 300, 1000)
-    needs_thief = True
+    needs_attacker = True
     steps: int = 300
     lr: float = 1e-3
     temperature: float = 4.0
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
-        thief = self.equipped(thief)
-        expected = answers(thief.model(state), thief.images, thief.batch)
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
+        attacker = self.require_attacker(attacker)
+        expected = predict_logits(attacker.model(state), attacker.images, attacker.batch)
 
-        def loss(told: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
-            return self.temperature**2 * divergence(told, expected[pick], self.temperature)
+        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            return self.temperature**2 * kl_divergence(student_logits, expected[pick], self.temperature)
 
-        return _taught(state, thief, thief.images, loss, self.steps, self.lr, self.seed)
+        return _train_student(state, attacker, attacker.images, loss, self.steps, self.lr, self.seed)
 
 
 @dataclass(frozen=True)
-class Extraction(Attack):
+class ModelExtraction(Attack):
     """A fresh model of the same architecture, trained on the classes alone that the copy tells for the images asked.
 
     Args:
@@ -65,7 +65,7 @@ class Extraction(Attack):
 
     paper = "F. Tramer et al., Stealing machine learning models via prediction APIs, USENIX Security 2016"
     strengths = (100, 300, 1000)
-    needs_thief = True
+    needs_attacker = True
     steps: int = 300
     images: str = "thief's"
     queries: int = 4096
@@ -78,24 +78,24 @@ class Extraction(Attack):
                 f"{self.queries} {self.images} images can't be asked: choose 1 or more, {' or '.join(IMAGES)}."
             )
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from torch.nn.functional import cross_entropy
 
-        thief = self.equipped(thief)
-        asked = thief.images[: self.queries]
+        attacker = self.require_attacker(attacker)
+        query_images = attacker.images[: self.queries]
         if self.images == "synthetic":
-            asked = synthetic_images(thief.built(state), self.queries, self.seed).to(thief.images.device)
-        classes = answers(thief.model(state), asked, thief.batch).argmax(-1)
+            query_images = synthetic_images(attacker.built(state), self.queries, self.seed).to(attacker.images.device)
+        predicted = predict_logits(attacker.model(state), query_images, attacker.batch).argmax(-1)
 
-        def loss(told: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
-            return cross_entropy(told, classes[pick])
+        def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
+            return cross_entropy(student_logits, predicted[pick])
 
-        return _taught(state, thief, asked, loss, self.steps, self.lr, self.seed)
+        return _train_student(state, attacker, query_images, loss, self.steps, self.lr, self.seed)
 
 
-def _taught(
-    state: "State", thief: Thief, images: "torch.Tensor", loss: "Loss", steps: int, lr: float, seed: int
+def _train_student(
+    state: "State", attacker: Attacker, images: "torch.Tensor", loss: "Loss", steps: int, lr: float, seed: int
 ) -> "dict[str, torch.Tensor]":
-    student = thief.model(reinitialised(state, list(state), seed)).train()
-    optimizer = optimizer_over(student.parameters(), "adamw", lr, 0.01)
-    return state_of(train(student, thief, loss, optimizer, steps, seed, images))
+    student = attacker.model(reinitialize_tensors(state, list(state), seed)).train()
+    optimizer = make_optimizer(student.parameters(), "adamw", lr, 0.01)
+    return cpu_state_dict(train(student, attacker, loss, optimizer, steps, seed, images))

@@ -16,7 +16,7 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def weighted_layers(state: "State") -> list[list[str]]:
+def group_by_layer(state: "State") -> list[list[str]]:
     """The tensors' names, layer by layer in the model's order. A layer begins with a weight of two or more
     dimensions; what comes after it without one, as normalisations do, goes with it."""
     groups: list[list[str]] = [[]]
@@ -31,7 +31,7 @@ def weighted_layers(state: "State") -> list[list[str]]:
     return [group for group in groups if group]
 
 
-def initial(name: str, tensor: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
+def initial_value(name: str, tensor: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
     """What a tensor is before training: normal with variance `2 / fan_in` in weights of two or more dimensions (K. He
     et al., arXiv 1502.01852), 0 in biases, means and counters, 1 in scales and variances."""
     import torch
@@ -43,9 +43,9 @@ def initial(name: str, tensor: "torch.Tensor", generator: "torch.Generator") -> 
     return torch.full_like(tensor, 0 if zero else 1)
 
 
-def reinitialised(state: "State", names: list[str], seed: int) -> "dict[str, torch.Tensor]":
+def reinitialize_tensors(state: "State", names: list[str], seed: int) -> "dict[str, torch.Tensor]":
     """The state with the tensors named as they are before training; the rest cloned."""
     import torch
 
     generator, chosen = torch.Generator().manual_seed(seed), set(names)
-    return {n: initial(n, t, generator) if n in chosen else t.clone() for n, t in state.items()}
+    return {n: initial_value(n, t, generator) if n in chosen else t.clone() for n, t in state.items()}

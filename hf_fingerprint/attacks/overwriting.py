@@ -5,8 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief
-from hf_fingerprint.config import Settings
+from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.models import BuiltModel
@@ -31,9 +31,9 @@ class Overwriting(Attack):
 
     Args:
         eps (`float`, *optional*, defaults to 0.003): the strength: the new mark's amplitude, as a share of each row's
-            root mean square; `None` spends the budget of `settings` on the output, which needs a thief.
+            root mean square; `None` spends the budget of `config` on the output, which needs a thief.
         times (`int`, *optional*, defaults to 1): how many marks, each over the last.
-        settings ([`Settings`], *optional*): of the throwaway vaults; by default a code for one recipient, which is
+        config ([`FingerprintConfig`], *optional*): of the throwaway vaults; by default a code for one recipient, which is
             quickest to register: what is overwritten can't tell codes apart.
 
     Raises:
@@ -44,33 +44,35 @@ class Overwriting(Attack):
     strengths = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     eps: float | None = 0.003
     times: int = 1
-    settings: Settings = field(default=Settings(coalition=1, recipients_planned=1, calibration_images=32))
+    config: FingerprintConfig = field(
+        default=FingerprintConfig(coalition=1, recipients_planned=1, calibration_images=32)
+    )
 
     def __post_init__(self) -> None:
         if self.times < 1:
             raise FingerprintError(f"A mark can't be put over another {self.times} times: choose 1 or more.")
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from safetensors.torch import load_file, save
 
         if self.eps is None:
-            self.equipped(thief)
+            self.require_attacker(attacker)
         found = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         for _ in range(self.times):
-            built = None if thief is None else thief.built(found)
+            built = None if attacker is None else attacker.built(found)
             with TemporaryDirectory(prefix="overwriting-") as folder:
                 model = Path(folder, "model", FILE)  # no vault is made next to a model
                 model.parent.mkdir()
                 model.write_bytes(save({name: tensor.contiguous() for name, tensor in found.items()}))
-                found = load_file(self._marked(Path(folder), model, built))
-                if thief is not None and thief.advance is not None:
-                    thief.advance(1)
+                found = load_file(self._overwrite_once(Path(folder), model, built))
+                if attacker is not None and attacker.advance is not None:
+                    attacker.advance(1)
         return found
 
-    def _marked(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:
+    def _overwrite_once(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:
         """A copy of the weights in a file, in another in the folder."""
         vault = Vault.create(folder / "vault", public_key=new_identity()[1])
-        register(model, vault, replace(self.settings, eps=self.eps), built=built)
+        register(model, vault, replace(self.config, eps=self.eps), built=built)
         with Issuer(model, vault) as issuer:
             copy = issuer.issue("whoever", folder / "copy")
         return next(copy.path.glob("*.safetensors"))

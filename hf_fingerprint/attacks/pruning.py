@@ -4,7 +4,7 @@ pruned, others kept."""
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief, check_share, is_weight, largest, on_weights
+from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, is_weight, largest, map_weights
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -32,15 +32,15 @@ class MagnitudePruning(Attack):
     scope: str = "tensor"
 
     def __post_init__(self) -> None:
-        check_share(self.sparsity)
+        check_fraction(self.sparsity)
         if self.scope not in SCOPES:
             raise FingerprintError(f"Nothing is pruned by {self.scope}: choose {' or '.join(SCOPES)}.")
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         if self.scope == "tensor":
-            return on_weights(state, lambda tensor: _without_smallest(tensor, self.sparsity))
+            return map_weights(state, lambda tensor: _without_smallest(tensor, self.sparsity))
         found = {name: tensor.clone() for name, tensor in state.items()}
         weights = [tensor for tensor in found.values() if is_weight(tensor)]
         if weights:
@@ -66,19 +66,19 @@ class StructuredPruning(Attack):
     sparsity: float
 
     def __post_init__(self) -> None:
-        check_share(self.sparsity)
+        check_fraction(self.sparsity)
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         def prune(tensor: "torch.Tensor") -> "torch.Tensor":
             pruned, size = tensor.clone(), tensor.flatten(1).float().abs().sum(1)
             pruned[size.argsort(dim=0, stable=True)[: round(self.sparsity * len(tensor))]] = 0
             return pruned
 
-        return on_weights(state, prune)
+        return map_weights(state, prune)
 
 
 @dataclass(frozen=True)
-class TwoOfFour(Attack):
+class SemiStructuredPruning(Attack):
     """Sets the two smallest of every four weights in a row to 0, the pattern that GPUs speed up.
 
     A row's last one to three weights stay, where its length is no multiple of four.
@@ -92,9 +92,9 @@ class TwoOfFour(Attack):
     share: float = 1.0
 
     def __post_init__(self) -> None:
-        check_share(self.share)
+        check_fraction(self.share)
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         def prune(tensor: "torch.Tensor") -> "torch.Tensor":
             rows = tensor.flatten(1).clone()
             whole = rows.shape[1] // 4 * 4
@@ -103,7 +103,7 @@ class TwoOfFour(Attack):
             rows[:, :whole] = fours.reshape(len(rows), whole)
             return rows.reshape(tensor.shape)
 
-        return on_weights(state, prune, largest(state, self.share))
+        return map_weights(state, prune, largest(state, self.share))
 
 
 def _without_smallest(tensor: "torch.Tensor", share: float) -> "torch.Tensor":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief, on_weights
+from hf_fingerprint.attacks.attack import Attack, Attacker, map_weights
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -36,15 +36,15 @@ class Quantization(Attack):
         if self.bits < 2:
             raise FingerprintError(f"{self.bits} bits hold no signed grid: choose 2 or more.")
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         levels = 2 ** (self.bits - 1) - 1
 
-        def quantise(tensor: "torch.Tensor") -> "torch.Tensor":
+        def quantize(tensor: "torch.Tensor") -> "torch.Tensor":
             rows = tensor.flatten(1) if self.by_channel else tensor.reshape(1, -1)
             scale = (rows.abs().amax(1, keepdim=True) / levels).clamp_min(_TINY)
             return ((rows / scale).round() * scale).reshape(tensor.shape)
 
-        return on_weights(state, quantise)
+        return map_weights(state, quantize)
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ class Float8(Attack):
         if self.format not in FORMATS:
             raise FingerprintError(f"{self.format} is no format of 8-bit floats: choose {' or '.join(FORMATS)}.")
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         dtype = getattr(torch, FORMATS[self.format])
 
-        def quantise(tensor: "torch.Tensor") -> "torch.Tensor":
+        def quantize(tensor: "torch.Tensor") -> "torch.Tensor":
             rows = tensor.flatten(1).float()
             scale = (rows.abs().amax(1, keepdim=True) / torch.finfo(dtype).max).clamp_min(_TINY)
             return ((rows / scale).to(dtype).float() * scale).to(tensor.dtype).reshape(tensor.shape)
 
-        return on_weights(state, quantise)
+        return map_weights(state, quantize)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Cast(Attack):
     paper = "P. Micikevicius et al., Mixed precision training, ICLR 2018, arXiv 1710.03740"
     dtype: str = "bfloat16"
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         dtype = getattr(torch, self.dtype, None)

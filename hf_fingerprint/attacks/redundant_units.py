@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.attacks.attack import Attack, Attacker
 from hf_fingerprint.attacks.symmetries import batch_norm_eps, hidden_channels
 from hf_fingerprint.errors import FingerprintError
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from hf_fingerprint.attacks.attack import State
 
-_BEFORE: dict[str, dict[str, tuple[str, ...]]] = {
+_PRECEDING_CONVS: dict[str, dict[str, tuple[str, ...]]] = {
     "inverted": {"bn1": ("conv_pw",), "bn2": ("conv_dw",), "bn3": ("conv_pwl",)},
     "separable": {"bn1": ("conv_dw",), "bn2": ("conv_pw",)},
     "plain": {"bn1": ("conv1", "conv_stem"), "bn2": ("conv2", "conv_head"), "bn3": ("conv3",), "1": ("0",)},
@@ -39,7 +39,7 @@ class DummyUnits(Attack):
     kind: Kind = "zero"
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -49,23 +49,23 @@ class DummyUnits(Attack):
             raise FingerprintError("DummyUnits found no hidden units that it knows the layers of.")
         for channels in groups:
             added = max(2, round(self.strength * channels.count)) // 2 * 2
-            like = torch.randperm(channels.count, generator=generator)[:added]
+            copied_units = torch.randperm(channels.count, generator=generator)[:added]
             if self.kind == "cancelling":
-                like = like[: added // 2].repeat(2)
-            order = torch.randperm(channels.count + len(like), generator=generator)
+                copied_units = copied_units[: added // 2].repeat(2)
+            order = torch.randperm(channels.count + len(copied_units), generator=generator)
             for name in channels.rows:
-                found[name] = torch.cat([found[name], self._rows(found[name], like, name, generator)])[order]
+                found[name] = torch.cat([found[name], self._rows(found[name], copied_units, name, generator)])[order]
             for name in channels.columns:
-                found[name] = self._columns(found[name], like, generator)[:, order]
+                found[name] = self._columns(found[name], copied_units, generator)[:, order]
         return found
 
     def _rows(
-        self, tensor: "torch.Tensor", like: "torch.Tensor", name: str, generator: "torch.Generator"
+        self, tensor: "torch.Tensor", copied_units: "torch.Tensor", name: str, generator: "torch.Generator"
     ) -> "torch.Tensor":
         """What the new units do: as those they are copied from, or anything."""
         import torch
 
-        rows = tensor[like].clone()
+        rows = tensor[copied_units].clone()
         if self.kind == "split" or rows.ndim < 2:
             return rows
         noise = torch.randn(rows.shape, generator=generator) * rows.std()
@@ -73,27 +73,29 @@ class DummyUnits(Attack):
             noise[len(noise) // 2 :] = noise[: len(noise) // 2]
         return noise.to(tensor.dtype)
 
-    def _columns(self, tensor: "torch.Tensor", like: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
+    def _columns(
+        self, tensor: "torch.Tensor", copied_units: "torch.Tensor", generator: "torch.Generator"
+    ) -> "torch.Tensor":
         """How the next layer reads them."""
         import torch
 
-        columns = tensor[:, like].clone()
+        columns = tensor[:, copied_units].clone()
         if self.kind == "zero":
             return torch.cat([tensor, columns * 0], 1)
         if self.kind == "cancelling":
-            half = len(like) // 2
+            half = len(copied_units) // 2
             noise = torch.randn(columns[:, :half].shape, generator=generator).to(tensor.dtype) * tensor.std()
             return torch.cat([tensor, noise, -noise], 1)
-        share = torch.rand(len(like), generator=generator).to(tensor.dtype) * 0.6 + 0.2
+        share = torch.rand(len(copied_units), generator=generator).to(tensor.dtype) * 0.6 + 0.2
         share = share.reshape(1, -1, *[1] * (tensor.ndim - 2))
         noise = torch.randn(columns.shape, generator=generator).to(tensor.dtype) * tensor.std()
         kept = tensor.clone()
-        kept[:, like] = columns * (1 - share) - noise
+        kept[:, copied_units] = columns * (1 - share) - noise
         return torch.cat([kept, columns * share + noise], 1)
 
 
 @dataclass(frozen=True)
-class FoldedNorms(Attack):
+class BatchNormFolding(Attack):
     """Folds batch normalisations into the convolutions before them, as tools for deployment do.
 
     The convolutions get a bias, the normalisations are gone. Their names are timm's: `conv1` and `bn1`, `conv_pw` and
@@ -111,31 +113,33 @@ class FoldedNorms(Attack):
     def strength(self) -> float:
         return 1.0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         found = {name: tensor.clone() for name, tensor in state.items()}
         norms = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
         if not norms:
             raise FingerprintError("FoldedNorms found no batch normalisation in this model.")
-        eps = batch_norm_eps(self.eps, thief)
+        eps = batch_norm_eps(self.eps, attacker)
         for norm in norms:
-            layer = self._before(norm, found)
+            layer = self._preceding_conv(norm, found)
             if layer is not None:
-                _fold(found, layer, norm, eps)
+                _fold_norm(found, layer, norm, eps)
         return found
 
-    def _before(self, norm: str, found: "State") -> str | None:
+    def _preceding_conv(self, norm: str, found: "State") -> str | None:
         """The convolution before a normalisation, if it is known and has no bias yet."""
         block, _, last = norm.rpartition(".")
         dot = f"{block}." if block else ""
         inverted = f"{dot}conv_pwl.weight" in found
-        layers = _BEFORE["inverted" if inverted else "separable" if f"{dot}conv_dw.weight" in found else "plain"]
+        layers = _PRECEDING_CONVS[
+            "inverted" if inverted else "separable" if f"{dot}conv_dw.weight" in found else "plain"
+        ]
         for layer in layers.get(last, ()):
             if f"{dot}{layer}.weight" in found and f"{dot}{layer}.bias" not in found:
                 return f"{dot}{layer}"
         return None
 
 
-def _fold(found: "dict[str, torch.Tensor]", layer: str, norm: str, eps: float) -> None:
+def _fold_norm(found: "dict[str, torch.Tensor]", layer: str, norm: str, eps: float) -> None:
     gain, shift, mean, variance = (
         found.pop(f"{norm}.{kind}") for kind in ("weight", "bias", "running_mean", "running_var")
     )

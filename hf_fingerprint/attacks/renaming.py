@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.attacks.attack import Attack, Attacker
 from hf_fingerprint.checkpoints.tensor_names import to_transformers
 from hf_fingerprint.errors import FingerprintError
 
@@ -27,7 +27,7 @@ class Renaming(Attack):
     paper = "conversion scripts of the transformers library"
     prefix: str = ""
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         found = {}
         for name, tensor in state.items():
             if _QKV in name:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief
+from hf_fingerprint.attacks.attack import Attack, Attacker
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from hf_fingerprint.attacks.attack import State
 
-_READS, _WRITES = {"qkv", "fc1", "head"}, {"proj", "fc2", "norm", "norm1", "norm2", "fc_norm"}
-_LIES_IN = ("cls_token", "pos_embed", "gamma", "reg_token")
+_INPUT_LAYERS, _OUTPUT_LAYERS = {"qkv", "fc1", "head"}, {"proj", "fc2", "norm", "norm1", "norm2", "fc_norm"}
+_STREAM_TENSORS = ("cls_token", "pos_embed", "gamma", "reg_token")
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"^(layer(\d+)\.(\d+)|blocks\.(\d+)\.(\d+))\.")
 
 
 @dataclass(frozen=True)
-class StreamShuffle(Attack):
+class StreamPermutation(Attack):
     """Puts the channels of the residual stream in another order.
 
     Args:
@@ -35,20 +35,20 @@ class StreamShuffle(Attack):
     strength: float = 1.0
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> "dict[str, torch.Tensor]":
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         stem = next((name for name in state if name.endswith("patch_embed.proj.weight")), None)
         if stem is not None:
-            return self._of_transformer(state, self._order(len(state[stem]), generator))
+            return self._permute_transformer(state, self._permutation(len(state[stem]), generator))
         found = {name: tensor.clone() for name, tensor in state.items()}
         moved = 0
-        for rows, columns in _stages(state):
+        for rows, columns in _stage_tensors(state):
             counts = {len(state[name]) for name in rows} | {state[name].shape[1] for name in columns}
             if len(counts) != 1:
                 continue
-            order = self._order(counts.pop(), generator)
+            order = self._permutation(counts.pop(), generator)
             for name in rows:
                 found[name] = found[name][order]
             for name in columns:
@@ -58,7 +58,7 @@ class StreamShuffle(Attack):
             raise FingerprintError("StreamShuffle found no residual stream whose layers it knows in this model.")
         return found
 
-    def _order(self, count: int, generator: "torch.Generator") -> "torch.Tensor":
+    def _permutation(self, count: int, generator: "torch.Generator") -> "torch.Tensor":
         import torch
 
         moving = torch.randperm(count, generator=generator)[: round(self.strength * count)]
@@ -67,22 +67,22 @@ class StreamShuffle(Attack):
         return order
 
     @staticmethod
-    def _of_transformer(state: "State", order: "torch.Tensor") -> "dict[str, torch.Tensor]":
+    def _permute_transformer(state: "State", order: "torch.Tensor") -> "dict[str, torch.Tensor]":
         found = {}
         for name, tensor in state.items():
             kind = name.rpartition(".")[0].rpartition(".")[2]
-            if kind in _READS and tensor.ndim == 2:
+            if kind in _INPUT_LAYERS and tensor.ndim == 2:
                 found[name] = tensor[:, order]
-            elif kind in _WRITES and len(tensor) == len(order):
+            elif kind in _OUTPUT_LAYERS and len(tensor) == len(order):
                 found[name] = tensor[order]
-            elif name.endswith(_LIES_IN):
+            elif name.endswith(_STREAM_TENSORS):
                 found[name] = tensor[..., order]
             else:
                 found[name] = tensor.clone()
         return found
 
 
-def _stages(state: "State") -> Iterator[tuple[list[str], list[str]]]:
+def _stage_tensors(state: "State") -> Iterator[tuple[list[str], list[str]]]:
     """For each stage of a network of convolutions, what has a row and what has a column for each of its channels."""
     blocks: dict[tuple[int, int], str] = {}
     for name in state:
@@ -93,19 +93,21 @@ def _stages(state: "State") -> Iterator[tuple[list[str], list[str]]]:
     for stage in sorted({stage for stage, _ in places}):
         rows: list[str] = []
         columns: list[str] = []
-        tied = blocks[places[0]].startswith("layer") and not _downsample(state, blocks[places[0]], rows=True)
-        if tied and stage == places[0][0]:  # the stem writes to the first stage's stream
+        stem_writes_stream = blocks[places[0]].startswith("layer") and not _downsample(
+            state, blocks[places[0]], rows=True
+        )
+        if stem_writes_stream and stage == places[0][0]:  # the stem writes to the first stage's stream
             stem = sorted(
                 name for name in state if re.fullmatch(r"conv1(\.\d+)?\.weight", name) and state[name].ndim == 4
             )
-            rows += _normed(state, stem[-1].removesuffix(".weight"), "bn1")
-            columns += _reader(state, blocks[places[0]])[1]
+            rows += _layer_and_norm_tensors(state, stem[-1].removesuffix(".weight"), "bn1")
+            columns += _input_tensors(state, blocks[places[0]])[1]
         for place in places:
             if place[0] == stage:
-                rows += _normed(state, *_writer(state, blocks[place]))
+                rows += _layer_and_norm_tensors(state, *_output_layer(state, blocks[place]))
                 rows += _downsample(state, blocks[place], rows=True)
             if (place[0] == stage and place[1] > 0) or place == (stage + 1, 0):
-                through, reads = _reader(state, blocks[place])
+                through, reads = _input_tensors(state, blocks[place])
                 rows += through
                 columns += reads
             if place == (stage + 1, 0):
@@ -115,7 +117,7 @@ def _stages(state: "State") -> Iterator[tuple[list[str], list[str]]]:
         yield rows, columns
 
 
-def _writer(state: "State", block: str) -> tuple[str, str]:
+def _output_layer(state: "State", block: str) -> tuple[str, str]:
     """The last convolution of a block and its normalisation."""
     for layer, norm in (
         ("conv_pwl", "bn3"),
@@ -129,10 +131,10 @@ def _writer(state: "State", block: str) -> tuple[str, str]:
     return f"{block}.conv", f"{block}.bn1"
 
 
-def _reader(state: "State", block: str) -> tuple[list[str], list[str]]:
+def _input_tensors(state: "State", block: str) -> tuple[list[str], list[str]]:
     """What of a block's first layers has a row, and what a column, for each channel that comes in."""
     if f"{block}.conv_dw.weight" in state and f"{block}.conv_pwl.weight" not in state:  # it filters each by itself
-        through = _normed(state, f"{block}.conv_dw", f"{block}.bn1")
+        through = _layer_and_norm_tensors(state, f"{block}.conv_dw", f"{block}.bn1")
         excited = [f"{block}.se.conv_expand.{kind}" for kind in ("weight", "bias")]
         reduced = [f"{block}.conv_pw.weight", f"{block}.se.conv_reduce.weight"]
         return [*through, *(n for n in excited if n in state)], [n for n in reduced if n in state]
@@ -147,6 +149,6 @@ def _downsample(state: "State", block: str, rows: bool) -> list[str]:
     return [name for name in found if name.rpartition(".")[2] in _NORM]
 
 
-def _normed(state: "State", layer: str, norm: str) -> list[str]:
+def _layer_and_norm_tensors(state: "State", layer: str, norm: str) -> list[str]:
     wanted = [f"{layer}.weight", f"{layer}.bias", *(f"{norm}.{kind}" for kind in _NORM)]
     return [name for name in wanted if name in state]

@@ -7,26 +7,26 @@ for attack in sweep("int8-channel"):
 from dataclasses import dataclass
 
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
-from hf_fingerprint.attacks.attack import Step, Then
-from hf_fingerprint.attacks.basis_change import HeadBasis, StreamRotation
+from hf_fingerprint.attacks.attack import AttackStep, Compose
+from hf_fingerprint.attacks.basis_change import HeadBasisChange, StreamRotation
 from hf_fingerprint.attacks.destruction import (
     BatchNormReestimation,
     CarrierReset,
     Clipping,
     LowRank,
-    Reinitialisation,
+    Reinitialization,
     WeightNoise,
 )
 from hf_fingerprint.attacks.finetuning import FineTuning, TransferLearning
 from hf_fingerprint.attacks.mixing import STRATEGIES, Collusion
-from hf_fingerprint.attacks.model_extraction import Distillation, Extraction
+from hf_fingerprint.attacks.model_extraction import Distillation, ModelExtraction
 from hf_fingerprint.attacks.overwriting import Overwriting
-from hf_fingerprint.attacks.pruning import MagnitudePruning, StructuredPruning, TwoOfFour
+from hf_fingerprint.attacks.pruning import MagnitudePruning, SemiStructuredPruning, StructuredPruning
 from hf_fingerprint.attacks.quantization import Cast, Float8, Quantization
-from hf_fingerprint.attacks.redundant_units import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks.redundant_units import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.renaming import Renaming
-from hf_fingerprint.attacks.stream_permutation import StreamShuffle
-from hf_fingerprint.attacks.symmetries import ChannelShuffle, HeadShuffle, RowRescaling
+from hf_fingerprint.attacks.stream_permutation import StreamPermutation
+from hf_fingerprint.attacks.symmetries import ChannelPermutation, HeadPermutation, RowRescaling
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -36,22 +36,22 @@ TEN_TIMES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SuiteEntry:
     """An attack of the suite.
 
     Attributes:
         group (`str`): `"single"`, `"symmetries"` or `"collusion"`; those of the last take a sequence of state dicts
             where the others take one.
         attacks (`tuple[Step, ...]`): mild ones first.
-        beyond (`tuple[Step, ...]`): still stronger ones, for models that bear those with the mark left.
+        stronger (`tuple[Step, ...]`): still stronger ones, for models that bear those with the mark left.
     """
 
     group: str
-    attacks: tuple[Step, ...]
-    beyond: tuple[Step, ...] = ()
+    attacks: tuple[AttackStep, ...]
+    stronger: tuple[AttackStep, ...] = ()
 
 
-_SINGLE: dict[str, list[Step]] = {
+_SINGLE: dict[str, list[AttackStep]] = {
     "finetune": [*FineTuning().sweep()],
     "finetune-sgd": [FineTuning(lr, optimizer="sgd") for lr in SGD_RATES],
     "finetune-last": [*FineTuning(layers="last").sweep()],
@@ -61,10 +61,10 @@ _SINGLE: dict[str, list[Step]] = {
     "prune": [*MagnitudePruning(0.5).sweep()],
     "prune-global": [*MagnitudePruning(0.5, "global").sweep()],
     "prune-rows": [*StructuredPruning(0.1).sweep()],
-    "prune-2-of-4": [*TwoOfFour().sweep()],
-    "prune-then-finetune": [Then(attack, FineTuning(1e-4)) for attack in MagnitudePruning(0.5).sweep()],
-    "prune-rows-then-finetune": [Then(attack, FineTuning(1e-4)) for attack in StructuredPruning(0.1).sweep()],
-    "prune-2-of-4-then-finetune": [Then(attack, FineTuning(1e-4)) for attack in TwoOfFour().sweep()],
+    "prune-2-of-4": [*SemiStructuredPruning().sweep()],
+    "prune-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in MagnitudePruning(0.5).sweep()],
+    "prune-rows-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in StructuredPruning(0.1).sweep()],
+    "prune-2-of-4-then-finetune": [Compose(attack, FineTuning(1e-4)) for attack in SemiStructuredPruning().sweep()],
     "int": [*Quantization().sweep()],
     "int-channel": [*Quantization(by_channel=True).sweep()],
     "fp8": [Float8("e4m3"), Float8("e5m2")],
@@ -78,74 +78,74 @@ _SINGLE: dict[str, list[Step]] = {
     "overwrite-ten-times": [Overwriting(eps, 10) for eps in TEN_TIMES],
     "reset": [*CarrierReset(0.5).sweep()],
     "reset-random": [*CarrierReset(0.5, "random").sweep()],
-    "reinitialise-end": [*Reinitialisation(0.1).sweep()],
-    "reinitialise-anywhere": [*Reinitialisation(0.1, "anywhere").sweep()],
+    "reinitialise-end": [*Reinitialization(0.1).sweep()],
+    "reinitialise-anywhere": [*Reinitialization(0.1, "anywhere").sweep()],
     "remove": [*AdversarialRemoval().sweep()],
     "remove-at-any-price": [*AdversarialRemoval(max_kl=None).sweep()],
     "distil": [*Distillation().sweep()],
-    "extract": [*Extraction().sweep()],
-    "extract-synthetic": [*Extraction(images="synthetic").sweep()],
+    "extract": [*ModelExtraction().sweep()],
+    "extract-synthetic": [*ModelExtraction(images="synthetic").sweep()],
 }
-_BEYOND: dict[str, list[Step]] = {
+_STRONGER: dict[str, list[AttackStep]] = {
     "finetune": [FineTuning(3e-2), FineTuning(1e-1)],
-    "prune-then-finetune": [Then(MagnitudePruning(share), FineTuning(1e-4)) for share in (0.98, 0.99, 0.995)],
+    "prune-then-finetune": [Compose(MagnitudePruning(share), FineTuning(1e-4)) for share in (0.98, 0.99, 0.995)],
     "noise": [WeightNoise(0.8), WeightNoise(1.6)],
     "overwrite": [Overwriting(1.0)],
     "overwrite-ten-times": [Overwriting(eps, 10) for eps in (0.3, 0.5, 0.7, 1.0)],
     "remove-at-any-price": [AdversarialRemoval(far, max_kl=None) for far in (1.6, 3.2, 6.4, 12.8, 25.6, 51.2)],
 }
-_SYMMETRIES: dict[str, list[Step]] = {
-    "shuffle-channels": [*ChannelShuffle().sweep()],
+_SYMMETRIES: dict[str, list[AttackStep]] = {
+    "shuffle-channels": [*ChannelPermutation().sweep()],
     "rescale-rows": [*RowRescaling().sweep()],
     "flip-rows": [*RowRescaling(flip=True).sweep()],
-    "shuffle-heads": [HeadShuffle()],
-    "shuffle-stream": [StreamShuffle()],
-    "turn-heads": [*HeadBasis().sweep()],
+    "shuffle-heads": [HeadPermutation()],
+    "shuffle-stream": [StreamPermutation()],
+    "turn-heads": [*HeadBasisChange().sweep()],
     "turn-stream": [*StreamRotation().sweep()],
     "dummy-zero": [*DummyUnits().sweep()],
     "dummy-cancelling": [*DummyUnits(kind="cancelling").sweep()],
     "dummy-split": [*DummyUnits(kind="split").sweep()],
-    "fold-norms": [FoldedNorms()],
+    "fold-norms": [BatchNormFolding()],
     "rename": [Renaming()],
 }
 
 
-def _after_fine_tuning() -> dict[str, list[Step]]:
+def _after_fine_tuning() -> dict[str, list[AttackStep]]:
     """What leaves the function unchanged, done to a copy that was fine-tuned before."""
     return {
-        f"finetune-then-{name}": [Then(FineTuning(1e-3), attack, varied=1) for attack in attacks]
+        f"finetune-then-{name}": [Compose(FineTuning(1e-3), attack, varied_step=1) for attack in attacks]
         for name, attacks in _SYMMETRIES.items()
     }
 
 
-def _collusions() -> dict[str, list[Step]]:
+def _collusion_attacks() -> dict[str, list[AttackStep]]:
     """Each strategy alone, and with what may follow it."""
-    followed: dict[str, list[Step]] = {
+    follow_ups: dict[str, list[AttackStep]] = {
         "": [],
         "-then-finetune": [FineTuning(1e-4)],
         "-then-prune": [MagnitudePruning(0.5)],
         "-then-int8": [Quantization(8)],
     }
     return {
-        strategy.replace(" ", "-") + name: [Then(Collusion(strategy), *more) if more else Collusion(strategy)]
+        strategy.replace(" ", "-") + name: [Compose(Collusion(strategy), *more) if more else Collusion(strategy)]
         for strategy in STRATEGIES
-        for name, more in followed.items()
+        for name, more in follow_ups.items()
     }
 
 
-SUITE: dict[str, Sweep] = {
-    name: Sweep(group, tuple(attacks), tuple(_BEYOND.get(name, ())))
-    for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusions()), strict=True)
+SUITE: dict[str, SuiteEntry] = {
+    name: SuiteEntry(group, tuple(attacks), tuple(_STRONGER.get(name, ())))
+    for group, sweeps in zip(GROUPS, (_SINGLE, _SYMMETRIES | _after_fine_tuning(), _collusion_attacks()), strict=True)
     for name, attacks in sweeps.items()
 }
 
 
-def names(group: str | None = None) -> list[str]:
+def attack_names(group: str | None = None) -> list[str]:
     """The attacks of a group, or all of them, in the suite's order."""
     return [name for name, sweep in SUITE.items() if group in (None, sweep.group)]
 
 
-def sweep(name: str) -> list[Step]:
+def sweep(name: str) -> list[AttackStep]:
     """An attack in all its strengths, mild ones first.
 
     Args:
@@ -156,4 +156,4 @@ def sweep(name: str) -> list[Step]:
     """
     if name not in SUITE:
         raise FingerprintError(f"There is no attack called {name}: choose among {', '.join(SUITE)}.")
-    return [*SUITE[name].attacks, *SUITE[name].beyond]
+    return [*SUITE[name].attacks, *SUITE[name].stronger]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Thief
-from hf_fingerprint.attacks.basis_change import attention_heads
+from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.basis_change import num_attention_heads
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -38,13 +38,13 @@ class HiddenChannels:
     Attributes:
         rows (`tuple[str, ...]`): tensors with a row, or a number, for each.
         columns (`tuple[str, ...]`): weights with a column for each.
-        normed (`tuple[tuple[str, str], ...]`): the layers among them that a batch normalisation follows, and it.
+        norm_pairs (`tuple[tuple[str, str], ...]`): the layers among them that a batch normalisation follows, and it.
         count (`int`): how many there are.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    normed: tuple[tuple[str, str], ...]
+    norm_pairs: tuple[tuple[str, str], ...]
     count: int
 
 
@@ -67,18 +67,18 @@ def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
             )
 
 
-def batch_norm_eps(eps: float | None, thief: Thief | None) -> float:
+def batch_norm_eps(eps: float | None, attacker: Attacker | None) -> float:
     """What batch normalisations add to the variance: as said, or as the thief's model has it, or 1e-5."""
     import torch
 
-    if eps is None and thief is not None:
-        norms = (part for part in thief.build().modules() if isinstance(part, torch.nn.BatchNorm2d))
+    if eps is None and attacker is not None:
+        norms = (part for part in attacker.build().modules() if isinstance(part, torch.nn.BatchNorm2d))
         eps = next((part.eps for part in norms), None)
     return 1e-5 if eps is None else eps
 
 
 @dataclass(frozen=True)
-class ChannelShuffle(Attack):
+class ChannelPermutation(Attack):
     """Puts hidden channels in another order.
 
     Args:
@@ -91,7 +91,7 @@ class ChannelShuffle(Attack):
     strength: float = 1.0
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -108,7 +108,7 @@ class ChannelShuffle(Attack):
 
 
 @dataclass(frozen=True)
-class HeadShuffle(Attack):
+class HeadPermutation(Attack):
     """Puts attention heads in another order.
 
     Args:
@@ -124,7 +124,7 @@ class HeadShuffle(Attack):
     def strength(self) -> float:
         return 1.0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -132,7 +132,7 @@ class HeadShuffle(Attack):
         layers = [name for name in state if name.endswith(".attn.qkv.weight")]
         if not layers:
             raise FingerprintError("HeadShuffle found no attn.qkv in this model: it needs a timm vision transformer.")
-        heads = attention_heads(self.heads, thief)
+        heads = num_attention_heads(self.heads, attacker)
         for name in layers:
             block = name.removesuffix(".qkv.weight")
             width = len(found[name]) // 3
@@ -164,13 +164,13 @@ class RowRescaling(Attack):
     eps: float | None = None
     seed: int = 0
 
-    def __call__(self, state: "State", thief: Thief | None = None) -> dict[str, "torch.Tensor"]:
+    def __call__(self, state: "State", attacker: Attacker | None = None) -> dict[str, "torch.Tensor"]:
         import torch
 
-        generator, eps = torch.Generator().manual_seed(self.seed), batch_norm_eps(self.eps, thief)
+        generator, eps = torch.Generator().manual_seed(self.seed), batch_norm_eps(self.eps, attacker)
         found = {name: tensor.clone() for name, tensor in state.items()}
         for channels in hidden_channels(state):
-            for layer, norm in channels.normed:
+            for layer, norm in channels.norm_pairs:
                 weight = f"{layer}.weight"
                 factor = torch.exp(self.strength * (2 * torch.rand(channels.count, generator=generator) - 1))
                 if self.flip:

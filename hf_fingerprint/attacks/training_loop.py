@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Thief, logits
+from hf_fingerprint.attacks.attack import Attacker, logits
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -18,7 +18,7 @@ MOMENTUM = 0.9
 
 def train(
     model: "torch.nn.Module",
-    thief: Thief,
+    attacker: Attacker,
     loss: "Loss",
     optimizer: "torch.optim.Optimizer",
     steps: int,
@@ -30,7 +30,7 @@ def train(
 
     Args:
         model (`torch.nn.Module`): the model.
-        thief ([`Thief`]): tells the size of a batch, and is told the steps.
+        attacker ([`Attacker`]): tells the size of a batch, and is told the steps.
         loss (callable): from logits `(batch, classes)` and the indices `(batch,)` of the images to a scalar.
         optimizer (`torch.optim.Optimizer`): over the parameters to train.
         steps (`int`): how many.
@@ -43,12 +43,12 @@ def train(
     """
     import torch
 
-    images = thief.images if images is None else images
+    images = attacker.images if images is None else images
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         for step in range(steps):
-            pick = torch.randint(len(images), (thief.batch,), generator=generator).to(images.device)
+            pick = torch.randint(len(images), (attacker.batch,), generator=generator).to(images.device)
             value = loss(logits(model, images[pick]), pick)
             if not value.isfinite():
                 raise FingerprintError(f"Training diverged at step {step + 1}: choose a smaller learning rate.")
@@ -57,12 +57,12 @@ def train(
             optimizer.step()
             if after_step is not None:
                 after_step()
-            if thief.advance is not None:
-                thief.advance(1)
+            if attacker.advance is not None:
+                attacker.advance(1)
     return model.eval()
 
 
-def optimizer_over(
+def make_optimizer(
     parameters: "Iterable[torch.nn.Parameter]", name: str, lr: float, weight_decay: float = 0.0
 ) -> "torch.optim.Optimizer":
     """AdamW, or SGD with momentum 0.9.
@@ -79,12 +79,12 @@ def optimizer_over(
     raise FingerprintError(f"There is no optimizer {name} here: choose {' or '.join(OPTIMIZERS)}.")
 
 
-def state_of(model: "torch.nn.Module") -> "dict[str, torch.Tensor]":
+def cpu_state_dict(model: "torch.nn.Module") -> "dict[str, torch.Tensor]":
     """A model's weights, on the processor, apart from it."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
-def answers(model: "torch.nn.Module", images: "torch.Tensor", batch: int) -> "torch.Tensor":
+def predict_logits(model: "torch.nn.Module", images: "torch.Tensor", batch: int) -> "torch.Tensor":
     """A model's logits, `(n, classes)`, without gradients."""
     import torch
 
@@ -92,9 +92,13 @@ def answers(model: "torch.nn.Module", images: "torch.Tensor", batch: int) -> "to
         return torch.cat([logits(model, part) for part in images.split(batch)])
 
 
-def divergence(told: "torch.Tensor", expected: "torch.Tensor", temperature: float = 1.0) -> "torch.Tensor":
+def kl_divergence(
+    student_logits: "torch.Tensor", expected: "torch.Tensor", temperature: float = 1.0
+) -> "torch.Tensor":
     """Mean KL divergence from the expected logits to those told, both `(n, classes)`, in nats."""
     from torch.nn.functional import kl_div
 
-    told, expected = ((values.float() / temperature).log_softmax(-1) for values in (told, expected))
-    return kl_div(told, expected, reduction="batchmean", log_target=True)
+    student_logits, expected = (
+        (values.float() / temperature).log_softmax(-1) for values in (student_logits, expected)
+    )
+    return kl_div(student_logits, expected, reduction="batchmean", log_target=True)

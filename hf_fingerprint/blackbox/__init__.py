@@ -6,54 +6,54 @@ drawn from its key, which prove whose copy it is.
 """
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
-from hf_fingerprint.blackbox.client.parsing import class_told
+from hf_fingerprint.blackbox.client.parsing import parse_response
 from hf_fingerprint.blackbox.client.remote import from_inference_client, from_url
-from hf_fingerprint.blackbox.client.retries import Politeness
+from hf_fingerprint.blackbox.client.retries import RetryPolicy
 from hf_fingerprint.blackbox.client.suspects import Suspect, from_callable, from_folder, from_pipeline
-from hf_fingerprint.blackbox.key_images.export import KeySet, export_key_images
-from hf_fingerprint.blackbox.key_images.identify import KeyImageReader, ReadImage, read_image
-from hf_fingerprint.blackbox.key_images.key_image import KeyImage, fingerprint_of, make_key_image, read_key_image
-from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS, coded_bits
-from hf_fingerprint.blackbox.querying.e_process import Evidence, log_stake
-from hf_fingerprint.blackbox.querying.proof import Proven, check_proof, write_proof
+from hf_fingerprint.blackbox.key_images.export import KeyImageSet, export_key_images
+from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier, KeyImageMatch, identify_key_image
+from hf_fingerprint.blackbox.key_images.key_image import KeyImage, derive_fingerprint, extract_payload, make_key_image
+from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits
+from hf_fingerprint.blackbox.querying.e_process import EProcess, log_e_value
+from hf_fingerprint.blackbox.querying.proof import AccusationCheck, check_proof, write_proof
 from hf_fingerprint.blackbox.querying.query import QueryResult, QueryScore, query
-from hf_fingerprint.blackbox.trigger_set.build import prepare_questions
+from hf_fingerprint.blackbox.trigger_set.build import make_trigger_set
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 
 
 __all__ = [
-    "USUAL_BITS",
-    "Evidence",
+    "DEFAULT_BITS",
+    "AccusationCheck",
+    "EProcess",
     "KeyImage",
-    "KeyImageReader",
-    "KeySet",
+    "KeyImageIdentifier",
+    "KeyImageMatch",
+    "KeyImageSet",
     "Labels",
-    "Politeness",
-    "Proven",
     "QueryResult",
     "QueryScore",
-    "Questions",
-    "ReadImage",
+    "RetryPolicy",
     "Suspect",
+    "TriggerSet",
     "check_proof",
-    "class_told",
     "coded_bits",
+    "derive_fingerprint",
     "export_key_images",
-    "fingerprint_of",
+    "extract_payload",
     "from_callable",
     "from_folder",
     "from_inference_client",
     "from_pipeline",
     "from_url",
+    "identify_key_image",
     "keyed_labels",
-    "log_stake",
+    "log_e_value",
     "make_key_image",
-    "prepare_questions",
+    "make_trigger_set",
+    "parse_response",
     "query",
-    "read_image",
-    "read_key_image",
     "read_labels",
     "synthetic_cover",
     "write_proof",

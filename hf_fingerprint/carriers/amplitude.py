@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 
-USUAL_KL, USUAL_CAP, HIGHEST_CAP = 1e-4, 0.02, 0.1
+REFERENCE_KL, REFERENCE_CAP, MAX_CAP = 1e-4, 0.02, 0.1
 
 
 def row_rms(values: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def largest_eps(max_kl: float) -> float:
     A second-order estimate on a few inputs would mark an insensitive tensor as strongly as anything; who allows a
     larger change of the outputs gets a stronger mark there too.
     """
-    return min(HIGHEST_CAP, USUAL_CAP * max(1.0, max_kl / USUAL_KL) ** 0.5)
+    return min(MAX_CAP, REFERENCE_CAP * max(1.0, max_kl / REFERENCE_KL) ** 0.5)
 
 
 def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap: float | None = None) -> np.ndarray:

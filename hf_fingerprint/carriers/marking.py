@@ -21,7 +21,7 @@ class TensorMarker:
         columns (`int`): weights in a row.
         amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each row.
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits of b.
-        change (`np.ndarray` of shape `(rows, columns)`, *optional*): added besides, `float32`.
+        delta (`np.ndarray` of shape `(rows, columns)`, *optional*): added besides, `float32`.
     """
 
     def __init__(
@@ -33,20 +33,20 @@ class TensorMarker:
         columns: int,
         amplitude: np.ndarray,
         codeword: np.ndarray,
-        change: np.ndarray | None = None,
+        delta: np.ndarray | None = None,
     ):
         self._projection = TensorProjection(secret, name, 8 * len(codeword))
         self._rounding = Stream(derive(copy_key, "rounding", name))
         self._dtype, self._columns = dtype, columns
-        self._amplitude, self._codeword, self._change = amplitude, codeword, change
+        self._amplitude, self._codeword, self._delta = amplitude, codeword, delta
         self._row = 0
 
     def __call__(self, raw: np.ndarray) -> None:
         """Marks the bytes of the next block (`uint8`) in place."""
         values = to_float32(raw, self._dtype).reshape(-1, self._columns)
         rows = slice(self._row, self._row + len(values))
-        if self._change is not None:
-            values += self._change[rows]
+        if self._delta is not None:
+            values += self._delta[rows]
         self._projection.write(values, self._amplitude[rows], self._codeword)
         self._row = rows.stop
         if self._dtype != "F32":

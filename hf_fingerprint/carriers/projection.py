@@ -99,8 +99,8 @@ def fold(values: np.ndarray, start: int, out: np.ndarray) -> None:
     out[start : start + head] += values[:head]
     rest = values[head:]
     whole = len(rest) // length
-    for turn in rest[: whole * length].reshape(whole, length):
-        out += turn
+    for chunk in rest[: whole * length].reshape(whole, length):
+        out += chunk
     tail = rest[whole * length :]
     out[: len(tail)] += tail
 

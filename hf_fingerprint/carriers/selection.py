@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def select_by_name(tensors: Mapping[str, TensorInfo]) -> list[str]:
     """
     found = [n for n, i in tensors.items() if can_carry(i) and _WEIGHT.search(n) and not _NOT_LINEAR.search(n)]
     found = [n for n in found if not _is_stem(n, tensors[n])]
-    classifiers = {n for n in found if _CLASSIFIER.search(n) and normalise(n).count(".") < _CLASSIFIER_DEPTH}
+    classifiers = {n for n in found if _CLASSIFIER.search(n) and normalize_name(n).count(".") < _CLASSIFIER_DEPTH}
     if not classifiers:
         classifiers = set([n for n in found if len(tensors[n].shape) == 2][-1:])
     return [n for n in found if n not in classifiers]
@@ -53,7 +53,7 @@ def select_by_name(tensors: Mapping[str, TensorInfo]) -> list[str]:
 
 def _is_stem(name: str, info: TensorInfo) -> bool:
     reads_image = len(info.shape) == 4 and info.shape[1] in _IMAGE_CHANNELS and info.shape[2] > 1
-    return reads_image or bool(_STEM.search(normalise(name)))
+    return reads_image or bool(_STEM.search(normalize_name(name)))
 
 
 def select_from_model(model: "torch.nn.Module", images: "torch.Tensor", kind: str = "single_label") -> list[str]:

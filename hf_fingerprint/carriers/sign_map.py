@@ -129,7 +129,7 @@ class SignMap:
         signs = self._signs(first_row)
         for row, count in self._blocks(first_row, len(out)):
             block = signs(count)
-            for part, positions in _turns(len(block), self._position(row), self.length):
+            for part, positions in _wrapped_slices(len(block), self._position(row), self.length):
                 block[part].view(-1, positions.stop - positions.start).mul_(direction[positions])
             block = block.view(count, self.columns)
             block *= self._amplitude[row : row + count, None]
@@ -190,7 +190,7 @@ class _Signs:
         return torch.from_numpy(self._last).to(self._table.device)
 
 
-def _turns(count: int, start: int, length: int) -> Iterator[tuple[slice, slice]]:
+def _wrapped_slices(count: int, start: int, length: int) -> Iterator[tuple[slice, slice]]:
     """Consecutive values laid on positions `start, start + 1, ...`, around and around: the rest of the first turn, all
     whole turns together, the beginning of the last; each as a slice of the values and one of the positions."""
     head = min(count, length - start)
@@ -202,6 +202,6 @@ def _turns(count: int, start: int, length: int) -> Iterator[tuple[slice, slice]]
 
 def _fold(values: "torch.Tensor", start: int, out: "torch.Tensor") -> None:
     """Adds consecutive values to positions, around and around."""
-    for part, positions in _turns(len(values), start, len(out)):
+    for part, positions in _wrapped_slices(len(values), start, len(out)):
         turns = values[part].view(-1, positions.stop - positions.start)
         out[positions] += turns[0] if len(turns) == 1 else turns.sum(0)

@@ -1,41 +1,41 @@
 """Checkpoints in every form, read and copied block by block."""
 
-from hf_fingerprint.checkpoints.contents import Contents, LeftOut, contents_of
+from hf_fingerprint.checkpoints.contents import FolderContents, SkippedFile, list_contents
 from hf_fingerprint.checkpoints.files import sync
-from hf_fingerprint.checkpoints.folders import cleared_on_failure, folder_of, full_disk, lacks_room
+from hf_fingerprint.checkpoints.folders import disk_full_error, is_disk_full_error, remove_on_failure, resolve_parent
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
-from hf_fingerprint.checkpoints.ranged_files import TooLarge
-from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, Weights, open_ranges
+from hf_fingerprint.checkpoints.ranged_files import DownloadLimitError
+from hf_fingerprint.checkpoints.ranges import RangedCheckpoint, TensorReader, open_ranged_checkpoint
 from hf_fingerprint.checkpoints.reader import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.source import Source, resolve
-from hf_fingerprint.checkpoints.weight_sets import WeightSets, weight_sets
-from hf_fingerprint.checkpoints.writer import WrittenCopy, goes_as_it_is, replace_tensor, write_copy
+from hf_fingerprint.checkpoints.weight_sets import WeightSets, find_weight_sets
+from hf_fingerprint.checkpoints.writer import WrittenCopy, can_publish_unchanged, replace_tensor, write_copy
 
 
 __all__ = [
     "Checkpoint",
-    "Contents",
-    "LeftOut",
+    "DownloadLimitError",
+    "FolderContents",
     "RangedCheckpoint",
+    "SkippedFile",
     "Source",
     "TensorInfo",
-    "TooLarge",
+    "TensorReader",
     "WeightSets",
-    "Weights",
     "WrittenCopy",
-    "cleared_on_failure",
+    "can_publish_unchanged",
     "content_hash",
-    "contents_of",
     "digest_tensors",
-    "folder_of",
-    "full_disk",
-    "goes_as_it_is",
-    "lacks_room",
+    "disk_full_error",
+    "find_weight_sets",
+    "is_disk_full_error",
+    "list_contents",
     "open_checkpoint",
-    "open_ranges",
+    "open_ranged_checkpoint",
+    "remove_on_failure",
     "replace_tensor",
     "resolve",
+    "resolve_parent",
     "sync",
-    "weight_sets",
     "write_copy",
 ]

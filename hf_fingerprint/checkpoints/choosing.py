@@ -14,7 +14,7 @@ _WEIGHTS = re.compile(
     r"(\.(bak|old|orig|gz|zip|tmp|part|\d+))*$|\.onnx[._]data|\.data-\d+-of-\d+$|\.mlpackage/",
     re.IGNORECASE,
 )
-PREFERRED = (
+PREFERRED_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "*.safetensors",
@@ -31,13 +31,13 @@ PREFERRED = (
     "*.pkl",
     "*.pickle",
 )
-ADAPTER = "adapter_model.*"
-AN_ADAPTER = (
+ADAPTER_FILES = "adapter_model.*"
+ADAPTER_MESSAGE = (
     "holds an adapter and not a model: merge it into its base (peft: merge_and_unload) and save the whole model"
 )
-INDEX = ".index.json"
-_SHOWN = 8
-STATES = (
+INDEX_SUFFIX = ".index.json"
+_MAX_LISTED = 8
+TRAINING_STATE_FILES = (
     "training_args.bin",
     "optimizer.*",
     "scheduler.*",
@@ -47,10 +47,10 @@ STATES = (
     "rng_state*",
     "random_states*",
 )
-NOT_MODELS = (*STATES, ADAPTER, "openvino_*")
+NOT_MODELS = (*TRAINING_STATE_FILES, ADAPTER_FILES, "openvino_*")
 
 
-def is_weights(name: str) -> bool:
+def is_weight_file(name: str) -> bool:
     """Whether a file of this name may hold weights, in whatever form."""
     return bool(_WEIGHTS.search(name))
 
@@ -65,42 +65,44 @@ def choose_weights(names: Iterable[str], where: str) -> str:
     """Which of a model's files holds its weights: safetensors before pickles, a standard name before another."""
     names = list(names)
     candidates = [n for n in names if not matches(n, NOT_MODELS)]
-    for pattern in PREFERRED:
+    for pattern in PREFERRED_FILES:
         found = [n for n in candidates if matches(n, pattern)]
         if len(found) == 1:
             return found[0]
-        indexed = not pattern.endswith(INDEX) and any(n.lower().endswith(INDEX) for n in candidates)
+        indexed = not pattern.endswith(INDEX_SUFFIX) and any(n.lower().endswith(INDEX_SUFFIX) for n in candidates)
         if found and not indexed:
             raise CheckpointError(
-                f"{where} has several weight files ({listed(found)}): name the one to use, as --file {min(found)}."
+                f"{where} has several weight files ({format_names(found)}): name the one to use, as --file {min(found)}."
             )
-    raise no_weights(where, names)
+    raise no_weights_error(where, names)
 
 
-def listed(names: Iterable[str]) -> str:
+def format_names(names: Iterable[str]) -> str:
     """Names of files, the first of them if they are many."""
     found = [printable(name) for name in sorted(names)]
-    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+    return ", ".join(found[:_MAX_LISTED]) + (
+        f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
+    )
 
 
-def no_weights(where: str, names: Iterable[str] = ()) -> CheckpointError:
+def no_weights_error(where: str, names: Iterable[str] = ()) -> CheckpointError:
     """What is said of a folder or a repo without weights, from the names of what is there."""
     names = list(names)
-    if any(matches(name, ADAPTER) for name in names):
-        return CheckpointError(f"{where} {AN_ADAPTER}.")
-    others = [name for name in names if is_weights(name) and not matches(name, NOT_MODELS)]
+    if any(matches(name, ADAPTER_FILES) for name in names):
+        return CheckpointError(f"{where} {ADAPTER_MESSAGE}.")
+    others = [name for name in names if is_weight_file(name) and not matches(name, NOT_MODELS)]
     if others:
         return CheckpointError(
-            f"{where} has no model weights in a form that is read ({listed(others)}): convert them to safetensors."
+            f"{where} has no model weights in a form that is read ({format_names(others)}): convert them to safetensors."
         )
     return CheckpointError(
         f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?"
     )
 
 
-def no_such_file(where: str, file: str, there: Iterable[str]) -> CheckpointError:
+def missing_file_error(where: str, file: str, there: Iterable[str]) -> CheckpointError:
     """What is said of a file that is chosen and isn't there, with those that are."""
-    found = listed(there)
+    found = format_names(there)
     return CheckpointError(
         f"{where} has no file {printable(file)}: choose one of {found}."
         if found

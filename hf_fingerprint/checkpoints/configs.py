@@ -14,7 +14,7 @@ from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, parse_json
 
 CONFIG = "config.json"
 FORMATS = frozenset(["pt", "tf", "flax", "mlx", "np"])
-_DROPPED = frozenset(
+_DROPPED_KEYS = frozenset(
     [
         "_name_or_path",
         "name_or_path",
@@ -29,20 +29,20 @@ _DROPPED = frozenset(
     ]
 )
 _TOTALS = ("total_size", "total_parameters")
-_CLASSES = frozenset(["id2label", "label2id", "label_names"])  # labels such as "/m/01g317" are no paths
+_LABEL_KEYS = frozenset(["id2label", "label2id", "label_names"])  # labels such as "/m/01g317" are no paths
 _PATH = re.compile(r"(file://|~[\w.-]*/|/[^/\s]+/\S|[A-Za-z]:[\\/]|\\\\\w)")
 _HOMES = r"(file://|~/|/(home|Users|root|mnt|tmp|private|scratch)/|[A-Za-z]:\\)"
 _PATH_WITHIN = re.compile(rf"(^|[\s\"'=:(\[,]){_HOMES}")
 
 
-def clean_config(name: str, content: bytes, code: bool) -> bytes:
+def clean_config(name: str, content: bytes, include_code: bool) -> bytes:
     """A configuration of a model, a preprocessor or a tokenizer as it is handed on.
 
     Args:
         name (`str`): the file's name; of `config.json`, what timm writes twice is said once, so that transformers
             loads it too.
         content (`bytes`): what the file holds.
-        code (`bool`): whether the model's code is handed on, so that `auto_map` may point to it.
+        include_code (`bool`): whether the model's code is handed on, so that `auto_map` may point to it.
 
     Returns:
         `bytes`: the same bytes, if there is nothing to drop.
@@ -52,11 +52,11 @@ def clean_config(name: str, content: bytes, code: bool) -> bytes:
     """
     found = parse_json(content, MAX_CONFIG_VALUES)
     try:
-        kept = _clean(found, code)
+        kept = _clean(found, include_code)
     except RecursionError:
         raise ValueError("nested too deep") from None
     if name == CONFIG and isinstance(kept, dict):
-        kept = _said_once(kept)
+        kept = _deduplicate_num_classes(kept)
     return content if kept == found else (json.dumps(kept, indent=2) + "\n").encode()
 
 
@@ -106,51 +106,51 @@ def names_local_files(content: bytes) -> bool:
     return bool(_PATH_WITHIN.search(content.decode("utf-8", "replace")))
 
 
-def _clean(value: Any, code: bool, key: str = "") -> Any:
+def _clean(value: Any, include_code: bool, key: str = "") -> Any:
     """A value without the keys that are dropped and without strings that are paths."""
-    if isinstance(value, list) and key in _CLASSES:
-        return [_label(each) for each in value]
+    if isinstance(value, list) and key in _LABEL_KEYS:
+        return [_clean_label(each) for each in value]
     if isinstance(value, list):
-        return [_clean(each, code, key) for each in value if not _is_path(each)]
+        return [_clean(each, include_code, key) for each in value if not _is_path(each)]
     if not isinstance(value, dict):
         return value
-    if key in _CLASSES:
-        return {_label(name): _label(each) for name, each in value.items()}
+    if key in _LABEL_KEYS:
+        return {_clean_label(name): _clean_label(each) for name, each in value.items()}
     kept = {}
     for name, each in value.items():
         if _is_dropped(name, each) or _is_path(each):
             continue
-        kept[name] = _clean(each, code, name)
-        if name == "auto_map" and not code:
-            kept[name] = _of_other_repos(kept[name])
+        kept[name] = _clean(each, include_code, name)
+        if name == "auto_map" and not include_code:
+            kept[name] = _external_auto_map(kept[name])
             if not kept[name]:
                 del kept[name]
     return kept
 
 
 def _is_dropped(name: str, value: Any) -> bool:
-    return name in _DROPPED and (value is None or isinstance(value, str | bool))
+    return name in _DROPPED_KEYS and (value is None or isinstance(value, str | bool))
 
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str) and bool(_PATH.match(value) or _PATH_WITHIN.search(value))
 
 
-def _label(value: Any) -> Any:
+def _clean_label(value: Any) -> Any:
     """A class's name; of one that is a path on somebody's machine, the last part."""
     if isinstance(value, str) and _PATH_WITHIN.search(value):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return value
 
 
-def _of_other_repos(auto_map: Any) -> Any:
+def _external_auto_map(auto_map: Any) -> Any:
     """The entries that name code in a repo of its own (`org/name--module.Class`), which is there for the recipient."""
     if isinstance(auto_map, dict):
         return {name: each for name, each in auto_map.items() if "--" in str(each)}
     return auto_map if "--" in str(auto_map) else None
 
 
-def _said_once(config: dict[str, Any]) -> dict[str, Any]:
+def _deduplicate_num_classes(config: dict[str, Any]) -> dict[str, Any]:
     """timm 1.0.31 and later repeat the number of classes among the model's arguments, which transformers then passes
     twice."""
     arguments = config.get("model_args")

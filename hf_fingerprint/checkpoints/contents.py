@@ -17,13 +17,13 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from hf_fingerprint.checkpoints import kinds
-from hf_fingerprint.checkpoints.choosing import is_weights
+from hf_fingerprint.checkpoints.choosing import is_weight_file
 from hf_fingerprint.checkpoints.configs import check_json, clean_config, clean_index, names_local_files
 from hf_fingerprint.checkpoints.limits import (
     MAX_CARD,
     MAX_FILE,
-    MAX_IN_FOLDER,
-    MAX_IN_FOLDERS,
+    MAX_FILES_IN_FOLDERS,
+    MAX_FILES_PER_FOLDER,
     MAX_INDEX,
     MAX_JSON,
     megabytes,
@@ -41,12 +41,12 @@ _CARD = "README.md"
 
 
 # what must not leave whatever the file's name: keys, ciphertexts to a vault's identity, tokens
-_HELD = re.compile(
+_SECRET_PATTERN = re.compile(
     rb"(?i:age-secret-key-1)|BEGIN [A-Z0-9 ]{0,60}PRIVATE KEY|BEGIN AGE ENCRYPTED|age-encryption\.org/v1"
     rb"|PuTTY-User-Key-File|\bhf_(?=[a-zA-Z0-9]*[A-Z])(?=[a-zA-Z0-9]*[a-z])[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
     rb"|\bgh[pousr]_[A-Za-z0-9]{36}"
 )
-_SHOWN = re.compile(  # every repeat is bounded: a hostile card must not take the square of its length
+_IMAGE_LINKS = re.compile(  # every repeat is bounded: a hostile card must not take the square of its length
     r"!\[[^\]]{0,500}\]\(\s{0,20}<?([^)\s>]{1,500})"  # markdown: ![text](target)
     r"|<(?:img|source|video|image)\b[^>]{0,500}?\b(?:src|srcset|href|poster)\s{0,20}=\s{0,20}[\"']?([^\"'\s>]{1,500})"
     r"|^[ \t]{0,20}\[[^\]]{1,500}\]:\s{0,20}<?(\S{1,500}?)>?[ \t]{0,20}$"  # markdown: [name]: target
@@ -56,7 +56,7 @@ _SHOWN = re.compile(  # every repeat is bounded: a hostile card must not take th
 )
 
 
-class LeftOut(NamedTuple):
+class SkippedFile(NamedTuple):
     """What stays behind.
 
     Attributes:
@@ -73,7 +73,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HandedOn:
+class IncludedFile:
     """A file that goes with a copy.
 
     Attributes:
@@ -88,19 +88,19 @@ class HandedOn:
 
 
 @dataclass(frozen=True)
-class Contents:
+class FolderContents:
     """A model's folder, sorted; without the weights that were chosen.
 
     Attributes:
-        handed_on (`tuple[HandedOn, ...]`): by name.
+        included (`tuple[HandedOn, ...]`): by name.
         left_out (`tuple[LeftOut, ...]`): by name.
     """
 
-    handed_on: tuple[HandedOn, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    included: tuple[IncludedFile, ...] = ()
+    left_out: tuple[SkippedFile, ...] = ()
 
 
-def contents_of(source: Source, include_code: bool = False) -> Contents:
+def list_contents(source: Source, include_code: bool = False) -> FolderContents:
     """Sorts a model's folder into what goes with a copy and what stays behind.
 
     A folder of a kind that holds nothing of a model (`.git`, `checkpoint-10`), or too many files, is named as one and
@@ -114,60 +114,62 @@ def contents_of(source: Source, include_code: bool = False) -> Contents:
         [`CheckpointError`]: if a file that might go along is missing, can't be read, is not a regular file or lies
         outside the folder.
     """
-    handed: list[HandedOn] = []
-    left: list[LeftOut] = []
+    included_files: list[IncludedFile] = []
+    skipped: list[SkippedFile] = []
     if source.index is not None and not source.pickled:
-        handed.append(_index(source.index))
+        included_files.append(_included_index(source.index))
     if source.pickled:
-        left += [LeftOut(path.name, "the weights as a pickle") for path in source.weights]
-        left += [LeftOut(source.index.name, "the index of pickles")] if source.index is not None else []
-    if source.whole_folder:
-        shown = _pictures_of(source.folder / _CARD)
+        skipped += [SkippedFile(path.name, "the weights as a pickle") for path in source.weights]
+        skipped += [SkippedFile(source.index.name, "the index of pickles")] if source.index is not None else []
+    if source.owns_folder:
+        linked = _linked_images(source.folder / _CARD)
         chosen = {*source.weights, source.index}
-        for path, reason in walk(source.folder):
+        for path, reason in walk_folder(source.folder):
             name = path.relative_to(source.folder).as_posix()
             if reason is not None:
-                left.append(LeftOut(f"{name}/", reason))
+                skipped.append(SkippedFile(f"{name}/", reason))
             elif path not in chosen:
-                found = _sort(path, name, source.folder, shown, include_code)
-                if isinstance(found, LeftOut):
-                    left.append(found)
+                found = _classify_file(path, name, source.folder, linked, include_code)
+                if isinstance(found, SkippedFile):
+                    skipped.append(found)
                 else:
-                    handed.append(found)
-    by_name = sorted(set(left))
-    return Contents(tuple(sorted(handed, key=lambda each: each.name)), tuple(shortened(by_name)))
+                    included_files.append(found)
+    by_name = sorted(set(skipped))
+    return FolderContents(tuple(sorted(included_files, key=lambda each: each.name)), tuple(truncate_skipped(by_name)))
 
 
 def holds_secret(content: bytes) -> bool:
     """Whether a file's bytes hold a key, a token, an age ciphertext, or a database such as a vault's."""
-    return content.startswith(SQLITE) or bool(_HELD.search(content.replace(b"\0", b"")))
+    return content.startswith(SQLITE) or bool(_SECRET_PATTERN.search(content.replace(b"\0", b"")))
 
 
-def _sort(path: Path, name: str, folder: Path, shown: set[str], include_code: bool) -> HandedOn | LeftOut:
-    base, allowed = path.name, kinds.may_go(path.name) or (name in shown and kinds.is_picture(path.name))
+def _classify_file(
+    path: Path, name: str, folder: Path, linked: set[str], include_code: bool
+) -> IncludedFile | SkippedFile:
+    base, allowed = path.name, kinds.is_model_file(path.name) or (name in linked and kinds.is_picture(path.name))
     if not allowed:
-        reason = kinds.why_not(base) or (kinds.UNMARKED if is_weights(base) else None)
+        reason = kinds.exclusion_reason(base) or (kinds.UNMARKED if is_weight_file(base) else None)
         if reason is not None:
-            return LeftOut(name, reason)
+            return SkippedFile(name, reason)
     check_inside(path, folder)
     if not allowed and not (include_code and kinds.is_code(base)):
-        return LeftOut(name, _why_not(path))
+        return SkippedFile(name, _exclusion_reason(path))
     limit = MAX_JSON if kinds.is_config(base) else MAX_FILE
     if path.stat().st_size > limit:
-        return LeftOut(name, f"larger than the {megabytes(limit)} MB that such a file may have")
+        return SkippedFile(name, f"larger than the {megabytes(limit)} MB that such a file may have")
     content = _read(path, limit)
     try:
-        kept = _kept(base, content, include_code)
+        kept = _clean_content(base, content, include_code)
     except ValueError:
-        return LeftOut(name, kinds.SECRET if holds_secret(content) else "not valid JSON")
+        return SkippedFile(name, kinds.SECRET if holds_secret(content) else "not valid JSON")
     if holds_secret(kept):
-        return LeftOut(name, kinds.SECRET)
+        return SkippedFile(name, kinds.SECRET)
     if kinds.is_labels(base) and names_local_files(kept):
-        return LeftOut(name, "names files of somebody's machine")
-    return HandedOn(path, name, None if kept == content else kept)
+        return SkippedFile(name, "names files of somebody's machine")
+    return IncludedFile(path, name, None if kept == content else kept)
 
 
-def _kept(base: str, content: bytes, include_code: bool) -> bytes:
+def _clean_content(base: str, content: bytes, include_code: bool) -> bytes:
     if kinds.is_config(base):
         return clean_config(base.lower(), content, include_code)
     if base.lower().endswith(".json"):
@@ -175,7 +177,7 @@ def _kept(base: str, content: bytes, include_code: bool) -> bytes:
     return content
 
 
-def _why_not(path: Path) -> str:
+def _exclusion_reason(path: Path) -> str:
     """Why a file of no known kind is left out: it may be a secret all the same."""
     try:
         with path.open("rb") as stream:
@@ -188,31 +190,33 @@ def _why_not(path: Path) -> str:
     return kinds.NOT_SHOWN if kinds.is_picture(path.name) else kinds.OTHER
 
 
-def _index(path: Path) -> HandedOn:
+def _included_index(path: Path) -> IncludedFile:
     content = _read(path, MAX_INDEX)
     try:
         kept = clean_index(content)
     except ValueError:
         raise CheckpointError(f"{path} is not an index of weight files: get it again.") from None
-    return HandedOn(path, path.name, None if kept == content else kept)
+    return IncludedFile(path, path.name, None if kept == content else kept)
 
 
-def _pictures_of(card: Path) -> set[str]:
+def _linked_images(card: Path) -> set[str]:
     """The paths in the folder of what a model card links to as a picture."""
     if not card.is_file() or card.stat().st_size > MAX_CARD:
         return set()
     text = _read(card, MAX_CARD).decode("utf-8", "replace")
-    targets = {next(filter(None, found), "") for found in _SHOWN.findall(text)}
+    targets = {next(filter(None, found), "") for found in _IMAGE_LINKS.findall(text)}
     return {posixpath.normpath(unquote(target.split("#")[0].split("?")[0])) for target in targets if target}
 
 
-def walk(top: Path, why_not: Callable[[str], str | None] = kinds.why_not_folder) -> Iterator[tuple[Path, str | None]]:
+def walk_folder(
+    top: Path, exclusion_reason: Callable[[str], str | None] = kinds.folder_exclusion_reason
+) -> Iterator[tuple[Path, str | None]]:
     """What lies in a folder, folders nearer the top first: files, and folders with the reason why they are not looked
-    into, which `why_not` gives by their names."""
+    into, which `exclusion_reason` gives by their names."""
     waiting, seen = deque([top]), 0
     while waiting:
         folder = waiting.popleft()
-        limit = None if folder == top else MAX_IN_FOLDER + 1
+        limit = None if folder == top else MAX_FILES_PER_FOLDER + 1
         try:
             with os.scandir(folder) as entries:
                 listed = sorted(islice(entries, limit), key=lambda entry: entry.name)
@@ -220,7 +224,7 @@ def walk(top: Path, why_not: Callable[[str], str | None] = kinds.why_not_folder)
             yield folder, "a folder that can't be read"
             continue
         seen += len(listed)
-        if folder != top and (len(listed) > MAX_IN_FOLDER or seen > MAX_IN_FOLDERS):
+        if folder != top and (len(listed) > MAX_FILES_PER_FOLDER or seen > MAX_FILES_IN_FOLDERS):
             yield folder, f"{kinds.OTHER}; too many files to look at"
             continue
         if folder != top and any(entry.name == VAULT_DATABASE for entry in listed):
@@ -231,32 +235,32 @@ def walk(top: Path, why_not: Callable[[str], str | None] = kinds.why_not_folder)
             if not entry.is_dir(follow_symlinks=False):
                 yield path, None
                 continue
-            reason = why_not(entry.name)
+            reason = exclusion_reason(entry.name)
             if reason is None:
                 waiting.append(path)
             else:
                 yield path, reason
 
 
-def shortened(left: list[LeftOut]) -> Iterator[LeftOut]:
+def truncate_skipped(skipped: list[SkippedFile]) -> Iterator[SkippedFile]:
     """All of them, but of many in one folder for one reason the first ones and how many more there are."""
     count: Counter[tuple[str, str]] = Counter()
-    for each in left:
+    for each in skipped:
         kind = (posixpath.dirname(each.name.rstrip("/")), each.reason)
         count[kind] += 1
         if count[kind] <= _MOST_NAMED:
             yield each
     for (folder, reason), total in count.items():
         if total > _MOST_NAMED:
-            yield LeftOut(posixpath.join(folder, "..."), f"{total - _MOST_NAMED} more: {reason}")
+            yield SkippedFile(posixpath.join(folder, "..."), f"{total - _MOST_NAMED} more: {reason}")
 
 
 def _read(path: Path, limit: int) -> bytes:
     try:
         return read_bounded(path, limit, "such a file")
     except OSError as error:
-        shown = path.parent / printable(path.name)
+        linked = path.parent / printable(path.name)
         raise CheckpointError(
-            f"{shown} can't be read ({error.strerror or error}): give yourself the right to, or move it out of the "
+            f"{linked} can't be read ({error.strerror or error}): give yourself the right to, or move it out of the "
             f"model's folder."
         ) from None

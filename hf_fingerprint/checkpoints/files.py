@@ -13,12 +13,12 @@ import numpy as np
 _BLOCK = 1 << 20
 
 
-def mode_of(path: Path) -> int:
+def file_mode(path: Path) -> int:
     """The rights to a file or folder, links followed."""
     return stat.S_IMODE(path.stat().st_mode) & 0o777
 
 
-def create(path: Path, mode: int) -> FileIO:
+def create_file(path: Path, mode: int) -> FileIO:
     """A new file with these rights before anything is in it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with suppress(PermissionError):  # some disks know no rights
@@ -28,7 +28,7 @@ def create(path: Path, mode: int) -> FileIO:
 
 def copy_file(source: Path, target: Path, content: bytes | None = None) -> None:
     """A copy of a file with its rights, and with other content if that is given."""
-    with create(target, mode_of(source)) as stream:
+    with create_file(target, file_mode(source)) as stream:
         if content is not None:
             write_all(stream, memoryview(content))
             return
@@ -36,10 +36,10 @@ def copy_file(source: Path, target: Path, content: bytes | None = None) -> None:
             shutil.copyfileobj(opened, stream, _BLOCK)
 
 
-def copy_rights(source: Path, folder: Path) -> None:
+def copy_mode(source: Path, folder: Path) -> None:
     """Gives a folder the rights that another one has; its owner may still write into it."""
     with suppress(PermissionError):
-        folder.chmod(mode_of(source) | stat.S_IRWXU)
+        folder.chmod(file_mode(source) | stat.S_IRWXU)
 
 
 def make_folders(place: Path, top: Path, source: Path) -> None:
@@ -49,7 +49,7 @@ def make_folders(place: Path, top: Path, source: Path) -> None:
         folder = top.joinpath(*parts[:count])
         if not folder.is_dir():
             folder.mkdir()
-            copy_rights(source.joinpath(*parts[:count]), folder)
+            copy_mode(source.joinpath(*parts[:count]), folder)
 
 
 def allocate(stream: FileIO, count: int) -> None:

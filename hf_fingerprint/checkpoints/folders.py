@@ -13,25 +13,25 @@ from hf_fingerprint.errors import CheckpointError, StorageError
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 
 
-def lacks_room(error: OSError) -> bool:
+def is_disk_full_error(error: OSError) -> bool:
     """Whether this is what a full disk raises."""
     return error.errno in _FULL
 
 
-def full_disk(folder: Path) -> StorageError:
+def disk_full_error(folder: Path) -> StorageError:
     """The sentence for a full disk."""
     return StorageError(f"The disk of {folder.absolute()} is full: make room there, and run the same command again.")
 
 
 @contextmanager
-def cleared_on_failure(partial: Path) -> Iterator[None]:
+def remove_on_failure(partial: Path) -> Iterator[None]:
     """Removes a partial folder when making it fails, and says in a sentence what the disk had against it."""
     try:
         yield
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if lacks_room(error):
-            raise full_disk(partial.parent) from None
+        if is_disk_full_error(error):
+            raise disk_full_error(partial.parent) from None
         raise CheckpointError(
             f"{partial.parent} can't be written to ({error.strerror or error}): make room or choose another place."
         ) from None
@@ -40,7 +40,7 @@ def cleared_on_failure(partial: Path) -> Iterator[None]:
         raise
 
 
-def folder_of(out: Path) -> Path:
+def resolve_parent(out: Path) -> Path:
     """The folder that a place is in, links followed.
 
     Raises:

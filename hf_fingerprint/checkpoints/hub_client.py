@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_fingerprint.checkpoints.hub_versions import cached_files, cached_folder
-from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
+from hf_fingerprint.checkpoints.plain_http import warn_plaintext_hub_token
 from hf_fingerprint.errors import CheckpointError
 
 
@@ -38,7 +38,7 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
     except CheckpointError:
         raise
     except Exception as error:  # the client's transport errors have no common class over its versions
-        return from_cache(repo, revision, wanted, type(error).__name__)
+        return fetch_cached_snapshot(repo, revision, wanted, type(error).__name__)
 
 
 @contextmanager
@@ -62,8 +62,8 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         RevisionNotFoundError,
     )
 
-    at = spelled(repo, revision)
-    warn_of_hub_token()
+    at = format_repo(repo, revision)
+    warn_plaintext_hub_token()
     try:
         yield
     except HFValidationError:
@@ -86,12 +86,12 @@ def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
         raise CheckpointError(f"The Hub rejects the token in use for {at}: log in again (hf auth login).") from None
 
 
-def spelled(repo: str, revision: str | None) -> str:
+def format_repo(repo: str, revision: str | None) -> str:
     """`org/name@revision`, or `org/name`."""
     return f"{repo}@{revision}" if revision else repo
 
 
-def from_cache(
+def fetch_cached_snapshot(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
     """The same from the local cache alone, for a Hub that can't be reached, or isn't to be asked for this `reason`."""
@@ -110,6 +110,6 @@ def from_cache(
         raise
     except Exception:
         raise CheckpointError(
-            f"{spelled(repo, revision)} can't be fetched ({reason}) and is not whole in the local cache: check the "
+            f"{format_repo(repo, revision)} can't be fetched ({reason}) and is not whole in the local cache: check the "
             f"connection."
         ) from None

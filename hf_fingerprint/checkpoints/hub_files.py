@@ -5,17 +5,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.hub_client import hub_errors, spelled
-from hf_fingerprint.checkpoints.hub_versions import cached_files, counted
+from hf_fingerprint.checkpoints.hub_client import format_repo, hub_errors
+from hf_fingerprint.checkpoints.hub_versions import cached_files, progress_bar_options
 from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
 
-_MORE = "longer than the Hub says it is: not read"
+_OVERSIZED = "longer than the Hub says it is: not read"
 NOT_CACHED = "not in the local cache, and the Hub can't be reached: check the connection"
 
 
-class MoreThanSaid(Exception):
+class OversizedDownload(Exception):
     """More bytes come of a file than the Hub said it has."""
 
 
@@ -32,7 +32,7 @@ class HubFiles:
         commit (`str`): the commit's hash.
         sizes (`dict[str, int | None]`): all files, with their sizes in bytes as far as they are known.
         folder (`Path`): where those that were fetched are.
-        left (`int` or `None`): how many bytes may still be fetched.
+        bytes_left (`int` or `None`): how many bytes may still be fetched.
 
     Raises:
         [`CheckpointError`]: if there is no such repo or revision, it is not open to this account, or it can't be
@@ -42,8 +42,8 @@ class HubFiles:
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None):
         from huggingface_hub import HfApi
 
-        self._asked, self._revision, self.left = spelled(repo, revision), revision, max_bytes
-        self._allowed = max_bytes
+        self._display_name, self._revision, self.bytes_left = format_repo(repo, revision), revision, max_bytes
+        self._max_bytes = max_bytes
         self._online = True
         try:
             with hub_errors(repo, revision):
@@ -56,21 +56,21 @@ class HubFiles:
         except Exception as error:  # the client's transport errors have no common class over its versions
             self._from_cache(repo, type(error).__name__)
 
-    def why_not(self, names: Iterable[str]) -> str | None:
+    def fetch_problem(self, names: Iterable[str]) -> str | None:
         """Why these can't be fetched, if there is a reason."""
         wanted = [name for name in names if not self._is_cached(name)]
         if not self._online:
             return NOT_CACHED if wanted else None
-        if self.left is None or not wanted:
+        if self.bytes_left is None or not wanted:
             return None
         sizes = [self.sizes[name] for name in wanted]
-        allowed = f"--max-mb allows {megabytes(self._allowed or 0)} MB"
-        if self.left != self._allowed:
-            allowed += f", of which {megabytes(self.left)} MB are left"
+        allowed = f"--max-mb allows {megabytes(self._max_bytes or 0)} MB"
+        if self.bytes_left != self._max_bytes:
+            allowed += f", of which {megabytes(self.bytes_left)} MB are left"
         if None in sizes:
             return f"needs MB that the Hub does not tell the number of, {allowed}"
         needed = sum(size for size in sizes if size is not None)
-        return None if needed <= self.left else f"needs {megabytes(needed, up=True)} MB, {allowed}"
+        return None if needed <= self.bytes_left else f"needs {megabytes(needed, round_up=True)} MB, {allowed}"
 
     def fetch_small(self, names: list[str]) -> None:
         """Downloads configurations and indexes, and sets up the cache for what follows."""
@@ -78,7 +78,7 @@ class HubFiles:
 
         if not self._online:
             return
-        self._count(names)
+        self._spend(names)
         patterns = [glob.escape(name) for name in names]
         try:
             with hub_errors(self.repo, self._revision):
@@ -88,14 +88,14 @@ class HubFiles:
         except CheckpointError:
             raise
         except Exception as error:
-            raise self._broken(error) from None
+            raise self._fetch_error(error) from None
         self.folder = folder
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Downloads files that [`why_not`] has nothing against.
+        """Downloads files that [`fetch_problem`] has nothing against.
 
         Raises:
-            [`MoreThanSaid`]: if one is longer than the Hub said.
+            [`OversizedDownload`]: if one is longer than the Hub said.
             [`CheckpointError`]: if one can't be had.
         """
         from huggingface_hub import hf_hub_download
@@ -103,15 +103,15 @@ class HubFiles:
         for name in names:
             if self._is_cached(name):
                 continue
-            self._count([name])
+            self._spend([name])
             try:
                 with hub_errors(self.repo, self.commit):
-                    counter = None if self.left is None else _counter(self.sizes[name] or 0)
-                    hf_hub_download(self.repo, name, revision=self.commit, **counted(counter))
-            except (CheckpointError, MoreThanSaid):
+                    counter = None if self.bytes_left is None else _bounded_progress_bar(self.sizes[name] or 0)
+                    hf_hub_download(self.repo, name, revision=self.commit, **progress_bar_options(counter))
+            except (CheckpointError, OversizedDownload):
                 raise
             except Exception as error:
-                raise self._broken(error) from None
+                raise self._fetch_error(error) from None
 
     def read_small(self, name: str, fetched: Iterable[str]) -> bytes:
         """What one of the small files holds.
@@ -121,15 +121,15 @@ class HubFiles:
         """
         path = self.folder / name
         if name not in fetched or not path.is_file():
-            raise ValueError(self.why_not([name]) or f"has not the size of an index, up to {MAX_INDEX} bytes")
+            raise ValueError(self.fetch_problem([name]) or f"has not the size of an index, up to {MAX_INDEX} bytes")
         try:
             return read_bounded(path, MAX_INDEX, "an index of weight files")
         except (CheckpointError, OSError):
             raise ValueError(f"has not the size of an index, up to {MAX_INDEX} bytes") from None
 
-    def _count(self, names: Iterable[str]) -> None:
-        if self.left is not None:
-            self.left -= sum(
+    def _spend(self, names: Iterable[str]) -> None:
+        if self.bytes_left is not None:
+            self.bytes_left -= sum(
                 self.sizes[name] or 0 for name in names if name in self.sizes and not self._is_cached(name)
             )
 
@@ -148,34 +148,34 @@ class HubFiles:
             )
         except Exception:
             raise CheckpointError(
-                f"{self._asked} can't be fetched ({reason}) and is not in the local cache: check the connection."
+                f"{self._display_name} can't be fetched ({reason}) and is not in the local cache: check the connection."
             ) from None
         self._online = False
         self.repo, self.commit = repo, self.folder.name
 
-    def _broken(self, error: Exception) -> CheckpointError:
+    def _fetch_error(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"{self._asked} can't be fetched ({type(error).__name__}): check the connection, and run the same command "
+            f"{self._display_name} can't be fetched ({type(error).__name__}): check the connection, and run the same command "
             f"again."
         )
 
 
-def _counter(size: int) -> type:
+def _bounded_progress_bar(size: int) -> type:
     """A progress bar for the client that ends a download which is longer than it was said to be."""
     from huggingface_hub.utils import tqdm
 
     class Counter(tqdm):
-        came = 0
+        received = 0
 
         def __init__(self, *args: Any, **options: Any):
             if (options.get("total") or 0) > size:
-                raise MoreThanSaid(_MORE)
+                raise OversizedDownload(_OVERSIZED)
             super().__init__(*args, **options)
 
         def update(self, n: float | None = 1) -> bool | None:
-            self.came += int(n or 0)
-            if self.came > size:
-                raise MoreThanSaid(_MORE)
+            self.received += int(n or 0)
+            if self.received > size:
+                raise OversizedDownload(_OVERSIZED)
             return super().update(n)
 
     return Counter

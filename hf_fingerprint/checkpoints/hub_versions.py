@@ -62,10 +62,10 @@ def stream(url: str, retries: int, first_wait: float, **options: Any) -> Iterato
         yield plain
 
 
-def counted(counter: type | None) -> dict[str, Any]:
+def progress_bar_options(progress_bar: type | None) -> dict[str, Any]:
     """The option by which a download of one file tells a progress bar how much came; none in older clients, which end
     a download that is longer than it was said to be only when it is there."""
     from huggingface_hub import hf_hub_download
 
     known = "tqdm_class" in inspect.signature(hf_hub_download).parameters
-    return {"tqdm_class": counter} if known else {}
+    return {"tqdm_class": progress_bar} if known else {}

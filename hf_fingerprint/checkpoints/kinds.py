@@ -17,34 +17,34 @@ CHECKPOINTS = "checkpoints of a training, unmarked"
 OTHER = "not part of a model's folder"
 
 
-def _named(*patterns: str) -> re.Pattern[str]:
+def _any_of(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns), re.IGNORECASE | re.DOTALL)
 
 
 _TEXT = r"(\.(txt|md|rst|html))?"
-_CONFIGS = _named(
+_CONFIGS = _any_of(
     r"((pre|post)?processor|image_processor|video_preprocessor|feature_extractor|generation|tokenizer|quantization)"
     r"_config\.json",
     r"(config|image_processor\w*|quantize_config)\.json",
 )
-_VOCABULARIES = _named(
+_VOCABULARIES = _any_of(
     r"(tokenizer|special_tokens_map|added_tokens|chat_template)\.json",
     r"vocab\w*\.(json|txt|bpe|model)",
     r"merges\.txt",
     r"(spiece|tokenizer|sentencepiece[\w.-]*)\.model",
     r"chat_template\.jinja",
 )
-_LABELS = _named(
+_LABELS = _any_of(
     r"[\w.-]*(labels?|classes|class_?names|class_?map|label_?names|synsets?|id2label|label2id|label_?map|categories)[\w.-]*"
     r"\.(json|txt|csv|tsv|names|pbtxt)",
 )
-_DATA = _named(r".*(^|[\W_])(train|val|valid|validation|test|eval|dev|pseudo)([\W_]|\d|$).*")
-_READING = _named(rf"(license|licence|notice|copying|citation|use_policy|acknowledge?ments?)[\w-]*{_TEXT}")
-_READING_TOO = _named(r"readme\.md", r"citation\.(cff|bib)", r"\.gitattributes")
-_PICTURES = _named(r".*\.(svg|png|jpe?g|webp|gif)")
-_CODES = _named(r".*\.py")
+_DATA = _any_of(r".*(^|[\W_])(train|val|valid|validation|test|eval|dev|pseudo)([\W_]|\d|$).*")
+_DOCUMENTS = _any_of(rf"(license|licence|notice|copying|citation|use_policy|acknowledge?ments?)[\w-]*{_TEXT}")
+_MORE_DOCUMENTS = _any_of(r"readme\.md", r"citation\.(cff|bib)", r"\.gitattributes")
+_PICTURES = _any_of(r".*\.(svg|png|jpe?g|webp|gif)")
+_CODE_FILES = _any_of(r".*\.py")
 
-_SECRETS = _named(
+_SECRETS = _any_of(
     r".*\.(age|pem|key|p12|pfx|jks|keystore|kdbx|kdb|ppk|gpg|token|ovpn|passwd|htpasswd|secrets?)",
     r"\.(env|netrc|npmrc|pypirc|pgpass|git-credentials|dockercfg|boto|s3cfg|htpasswd|vault-token)([.-].*)?",
     r".*\.env",
@@ -58,7 +58,7 @@ _SECRETS = _named(
     r".*([_.-]|^)(proof|transcript)s?([_.-].*)?\.(json|jsonl|bin|cbor|safetensors)",
     r"kubeconfig",
 )
-_STATES = _named(
+_STATES = _any_of(
     r"training_args\.\w+",
     r"(optimizer|scheduler|scaler|rng_state|random_states|trainer_state|lr_scheduler)[\w.-]*",
     r"(all|train|eval|test|predict)_results\.json",
@@ -67,7 +67,7 @@ _STATES = _named(
     r"(last|latest)(_checkpoint.*)?",
     r"(args|hparams|hyperparams)\.ya?ml",
 )
-_SIGNATURES = _named(
+_SIGNATURES = _any_of(
     r".*\.(sig|asc|sigstore|minisig|p7s|p7m|sha\d*|md5|b3|crt|cer|att|intoto|jsonl\.sigstore)",
     r".*sums?(\.(txt|asc|sig|json))?",
     r"(checksum|manifest|hashes|digest|signature)s?(\.[\w.]+)?",
@@ -77,21 +77,21 @@ _LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (_SECRETS, SECRET),
     (_STATES, STATE),
     (_SIGNATURES, SIGNED),
-    (_named(r".*\.index\.json"), "an index of weights that are not handed on"),
+    (_any_of(r".*\.index\.json"), "an index of weights that are not handed on"),
 )
 _FOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (_named(r"checkpoints?([-_.].*)?", r"(epoch|step)s?[-_]?\d+"), CHECKPOINTS),
-    (_named(r"runs", r"wandb", r"mlruns", r"lightning_logs", r"tensorboard", r"logs?"), STATE),
-    (_named(r"\.(ssh|aws|gnupg|azure|kube|docker|config)", r"secrets?", r"credentials?"), SECRET),
-    (_named(r"\.git"), "git's history, with all that was ever in it"),
-    (_named(r"\.cache", r"__pycache__", r".*_cache"), "a cache"),
-    (_named(r"\..*"), "a hidden folder"),
+    (_any_of(r"checkpoints?([-_.].*)?", r"(epoch|step)s?[-_]?\d+"), CHECKPOINTS),
+    (_any_of(r"runs", r"wandb", r"mlruns", r"lightning_logs", r"tensorboard", r"logs?"), STATE),
+    (_any_of(r"\.(ssh|aws|gnupg|azure|kube|docker|config)", r"secrets?", r"credentials?"), SECRET),
+    (_any_of(r"\.git"), "git's history, with all that was ever in it"),
+    (_any_of(r"\.cache", r"__pycache__", r".*_cache"), "a cache"),
+    (_any_of(r"\..*"), "a hidden folder"),
 )
 
 
-def may_go(name: str) -> bool:
+def is_model_file(name: str) -> bool:
     """Whether a file of this name belongs to a model, apart from weights, code and pictures."""
-    patterns = (_CONFIGS, _VOCABULARIES, _READING, _READING_TOO)
+    patterns = (_CONFIGS, _VOCABULARIES, _DOCUMENTS, _MORE_DOCUMENTS)
     return any(pattern.fullmatch(name) for pattern in patterns) or is_labels(name)
 
 
@@ -110,14 +110,14 @@ def is_picture(name: str) -> bool:
 
 
 def is_code(name: str) -> bool:
-    return bool(_CODES.fullmatch(name))
+    return bool(_CODE_FILES.fullmatch(name))
 
 
-def why_not(name: str) -> str | None:
+def exclusion_reason(name: str) -> str | None:
     """Why a file of this name is left out without a look into it, if there is a reason."""
     return next((reason for pattern, reason in _LEFT_OUT if pattern.fullmatch(name)), None)
 
 
-def why_not_folder(name: str) -> str | None:
+def folder_exclusion_reason(name: str) -> str | None:
     """Why a folder of this name is left out whole, if there is a reason."""
     return next((reason for pattern, reason in _FOLDERS if pattern.fullmatch(name)), None)

@@ -14,7 +14,7 @@ HUB_ID = re.compile(
 )
 
 
-def named(name: str | Path, file: str | None) -> str | Path:
+def format_model_name(name: str | Path, file: str | None) -> str | Path:
     """The name of a model of which one file is chosen."""
     return name if file is None else f"{name}:{file}"
 
@@ -29,10 +29,10 @@ class HubId(NamedTuple):
     @property
     def name(self) -> str:
         """What to record, apart from the revision."""
-        return str(named(self.repo, self.file))
+        return str(format_model_name(self.repo, self.file))
 
 
-class InFolder(NamedTuple):
+class LocalFile(NamedTuple):
     """A folder here, and the one of its files that is chosen."""
 
     folder: Path
@@ -43,7 +43,7 @@ class InFolder(NamedTuple):
         return self.folder / self.file
 
 
-def place_of(name: str | Path) -> Path | InFolder | HubId:
+def parse_model_name(name: str | Path) -> Path | LocalFile | HubId:
     """Where a model is, by its name, without a look at it: an absolute path here, or a repo on the Hub, or a file
     chosen in either.
 
@@ -58,10 +58,10 @@ def place_of(name: str | Path) -> Path | InFolder | HubId:
             if exists(path := Path(bare)):
                 return path.resolve() if path.is_dir() else path.absolute()
             if folder and file and exists(path := Path(folder)) and path.is_dir():
-                return InFolder(path.resolve(), _inner(file))
+                return LocalFile(path.resolve(), _check_inner_path(file))
         except OSError as error:
             raise CheckpointError(f"{text} can't be read: {error.strerror or error}.") from None
-    hub = hub_id(text)
+    hub = parse_hub_id(text)
     if hub is None or text.startswith("local-dir:"):
         raise CheckpointError(
             f"{text} is neither a folder, nor a file, nor a Hub id such as org/name: check the spelling."
@@ -69,16 +69,16 @@ def place_of(name: str | Path) -> Path | InFolder | HubId:
     return hub
 
 
-def hub_id(text: str) -> HubId | None:
+def parse_hub_id(text: str) -> HubId | None:
     """What a Hub id says, if it is one."""
     match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if match is None:
         return None
     file = match["file"] or match["file_after"]
-    return HubId(match["repo"], match["revision"], None if file is None else _inner(file))
+    return HubId(match["repo"], match["revision"], None if file is None else _check_inner_path(file))
 
 
-def _inner(file: str) -> str:
+def _check_inner_path(file: str) -> str:
     """The path of a chosen file in its folder or repo."""
     parts = PurePosixPath(file).parts
     if ".." in parts or file.startswith("/") or "\\" in file:

@@ -10,29 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.hub_client import hub_errors, spelled
+from hf_fingerprint.checkpoints.hub_client import format_repo, hub_errors
 from hf_fingerprint.checkpoints.hub_versions import stream
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.errors import CheckpointError
 
 
 RETRIES, FIRST_WAIT = 3, 0.5
-_GONE = frozenset({400, 401, 403, 404, 410})
-_BROKEN_OFF = frozenset({"RemoteProtocolError", "ReadError", "ConnectionError", "ChunkedEncodingError"})  # by versions
+_EXPIRED = frozenset({400, 401, 403, 404, 410})
+_CONNECTION_ERRORS = frozenset(
+    {"RemoteProtocolError", "ReadError", "ConnectionError", "ChunkedEncodingError"}
+)  # by versions
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PAST_END = re.compile(r"bytes \*/(\d+)")
 
 
-class NotByRanges(Exception):
+class RangesUnavailable(Exception):
     """The model may be had, but by ranges it can't or needn't be."""
 
 
-class TooLarge(CheckpointError):
+class DownloadLimitError(CheckpointError):
     """So few bytes may be fetched that not even the headers, which say what is in the weights, are among them."""
 
     def __init__(self, repo: str, needed: int, allowed: int):
         super().__init__(
-            f"{repo} needs {megabytes(needed, up=True)} MB or more to be read, and --max-mb allows "
+            f"{repo} needs {megabytes(needed, round_up=True)} MB or more to be read, and --max-mb allows "
             f"{megabytes(allowed)} MB: allow more."
         )
 
@@ -55,21 +57,21 @@ class RangedFiles:
 
     Raises:
         [`CheckpointError`]: if there is no such repo or revision, or it is not open to this account.
-        [`NotByRanges`]: if the Hub can't be reached.
+        [`RangesUnavailable`]: if the Hub can't be reached.
     """
 
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None = None):
         self.bytes_fetched = self.requests = 0
         self._max_bytes = max_bytes
-        self._asked = spelled(repo, revision)
-        self._direct: dict[str, tuple[str, bool]] = {}
+        self._display_name = format_repo(repo, revision)
+        self._redirects: dict[str, tuple[str, bool]] = {}
         info = _model_info(repo, revision)
         self.requests += 1 + (info.id != repo)
         self.repo, self.commit = str(info.id), str(info.sha)
         self.sizes: dict[str, int | None] = {each.rfilename: each.size for each in info.siblings or []}
         self.names = list(self.sizes)
         if not info.sha:
-            raise NotByRanges
+            raise RangesUnavailable
 
     def get(self, name: str, begin: int, end: int, whole: bool = False) -> tuple[np.ndarray, int]:
         """Bytes of a file, and the file's size.
@@ -85,8 +87,8 @@ class RangedFiles:
 
         Raises:
             [`CheckpointError`]: if they can't be had.
-            [`NotByRanges`]: if the answer isn't that range.
-            [`TooLarge`]: if they are more than may still come.
+            [`RangesUnavailable`]: if the answer isn't that range.
+            [`DownloadLimitError`]: if they are more than may still come.
         """
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
@@ -97,8 +99,8 @@ class RangedFiles:
         wanted = (end if known is None else min(end, known)) - begin
         while True:
             if self._max_bytes is not None and self.bytes_fetched + wanted > self._max_bytes:
-                raise TooLarge(self.repo, self.bytes_fetched + wanted, self._max_bytes)
-            url, with_token = self._direct.get(name, ("", True))
+                raise DownloadLimitError(self.repo, self.bytes_fetched + wanted, self._max_bytes)
+            url, with_token = self._redirects.get(name, ("", True))
             headers = build_hf_headers(token=None if with_token else False)
             headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
             body = None
@@ -114,17 +116,17 @@ class RangedFiles:
                     ) as response,
                 ):
                     self.requests += 1 + len(response.history)
-                    if url and response.status_code in _GONE:  # a signed address expires
-                        del self._direct[name]
+                    if url and response.status_code in _EXPIRED:  # a signed address expires
+                        del self._redirects[name]
                         continue
-                    if response.status_code == 416 and (told := _PAST_END.fullmatch(_content_range(response))):
-                        return np.empty(0, np.uint8), int(told[1])
+                    if response.status_code == 416 and (past_end := _PAST_END.fullmatch(_content_range(response))):
+                        return np.empty(0, np.uint8), int(past_end[1])
                     hf_raise_for_status(response)
                     if response.history:
-                        self._direct[name] = str(response.url), "authorization" in response.request.headers
-                    count, size = _told(response, begin, end, whole)
-                    body = self._body(response, count)
-            except (CheckpointError, NotByRanges):
+                        self._redirects[name] = str(response.url), "authorization" in response.request.headers
+                    count, size = _parse_content_range(response, begin, end, whole)
+                    body = self._read_body(response, count)
+            except (CheckpointError, RangesUnavailable):
                 raise
             except Exception as error:  # the client's transport errors have no common class over its versions
                 waits, reason = iter(()), type(error).__name__
@@ -133,11 +135,11 @@ class RangedFiles:
             wait = next(waits, None)
             if wait is None:
                 raise CheckpointError(
-                    f"{self._asked} can't be fetched ({reason}): check the connection, and run the same command again."
+                    f"{self._display_name} can't be fetched ({reason}): check the connection, and run the same command again."
                 )
             time.sleep(wait)
 
-    def _body(self, response: Any, count: int) -> np.ndarray | None:
+    def _read_body(self, response: Any, count: int) -> np.ndarray | None:
         """An answer's body, or `None` if it broke off or is not as long as it was said to be."""
         body = bytearray()
         try:
@@ -164,13 +166,13 @@ def _model_info(repo: str, revision: str | None) -> Any:
             raise
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", 0)
-            passing = status == 429 or status >= 500 or type(error).__name__ in _BROKEN_OFF
-            if wait is None or not passing:
-                raise NotByRanges from None  # the whole may be in the cache; the way there has the sentences
+            is_transient = status == 429 or status >= 500 or type(error).__name__ in _CONNECTION_ERRORS
+            if wait is None or not is_transient:
+                raise RangesUnavailable from None  # the whole may be in the cache; the way there has the sentences
             time.sleep(wait)
 
 
-def _told(response: Any, begin: int, end: int, whole: bool) -> tuple[int, int]:
+def _parse_content_range(response: Any, begin: int, end: int, whole: bool) -> tuple[int, int]:
     """How many bytes an answer says it holds, and the file's size."""
     if response.status_code == 200 and whole:
         size = response.headers.get("Content-Length", "")
@@ -178,10 +180,10 @@ def _told(response: Any, begin: int, end: int, whole: bool) -> tuple[int, int]:
             return int(size), int(size)
     found = _CONTENT_RANGE.fullmatch(_content_range(response))
     if response.status_code != 206 or found is None:
-        raise NotByRanges
+        raise RangesUnavailable
     first, last, size = map(int, found.groups())
     if first != begin or last != min(end, size) - 1:
-        raise NotByRanges
+        raise RangesUnavailable
     return last + 1 - first, size
 
 

@@ -18,24 +18,25 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.folders import full_disk
-from hf_fingerprint.checkpoints.formats.nesting import free_name
-from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, most_of, read_layout
+from hf_fingerprint.checkpoints.choosing import INDEX_SUFFIX
+from hf_fingerprint.checkpoints.folders import disk_full_error
+from hf_fingerprint.checkpoints.formats.nesting import unique_name
+from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, largest_tensors, read_layout
 from hf_fingerprint.checkpoints.limits import (
     MAX_HEADER,
     MAX_HEADERS,
     MAX_INDEX,
     MAX_NAME,
-    MAX_RUN,
+    MAX_RANGE_BYTES,
     MAX_SHARDS,
     megabytes,
     parse_json,
 )
-from hf_fingerprint.checkpoints.naming import HubId, exists, hub_id, named
-from hf_fingerprint.checkpoints.ranged_files import NotByRanges, RangedFiles, TooLarge
+from hf_fingerprint.checkpoints.naming import HubId, exists, format_model_name, parse_hub_id
+from hf_fingerprint.checkpoints.ranged_files import DownloadLimitError, RangedFiles, RangesUnavailable
 from hf_fingerprint.checkpoints.source import Source
 from hf_fingerprint.checkpoints.tensor_names import is_adapter
-from hf_fingerprint.checkpoints.weight_files import INDEX, choose_safetensors, is_safetensors, may_be_model
+from hf_fingerprint.checkpoints.weight_files import choose_safetensors, is_safetensors, may_hold_model
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -44,7 +45,7 @@ HEADER_GUESS = 1 << 17
 GAP, GAP_SHARE = 1 << 16, 256  # bytes between two pieces, and share of the model, that cost less than a request
 
 
-class Weights(Protocol):
+class TensorReader(Protocol):
     """What the readers of a suspect need of it: a [`Checkpoint`], or a [`RangedCheckpoint`]."""
 
     source: Source
@@ -56,7 +57,7 @@ class Weights(Protocol):
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given."""
 
 
-class OtherFile(NamedTuple):
+class UnreadFile(NamedTuple):
     """A weight file beside those that are read.
 
     Attributes:
@@ -68,7 +69,9 @@ class OtherFile(NamedTuple):
     size: int | None
 
 
-def open_ranges(name: str | Path, max_bytes: int | None = None, file: str | None = None) -> "RangedCheckpoint | None":
+def open_ranged_checkpoint(
+    name: str | Path, max_bytes: int | None = None, file: str | None = None
+) -> "RangedCheckpoint | None":
     """Opens a model on the Hub for reading by ranges.
 
     Args:
@@ -77,26 +80,26 @@ def open_ranges(name: str | Path, max_bytes: int | None = None, file: str | None
         file (`str`, *optional*): which of the files in the repo is read alone.
 
     Returns:
-        [`RangedCheckpoint`], or `None` if it is to be had by [`weight_sets`]: a path, a model that is in the local
+        [`RangedCheckpoint`], or `None` if it is to be had by [`find_weight_sets`]: a path, a model that is in the local
         cache, has no weights as safetensors, or damaged ones beside others, a Hub that can't be reached or does not
         answer ranges.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it is not open to this account, or not well-formed.
-        [`TooLarge`]: if more than `max_bytes` are needed to know what is in it.
+        [`DownloadLimitError`]: if more than `max_bytes` are needed to know what is in it.
     """
-    text = str(named(name, file))
-    place = hub_id(text)
+    text = str(format_model_name(name, file))
+    place = parse_hub_id(text)
     if place is None or (not text.startswith("hf-hub:") and exists(Path(str(name)))):
         return None
     try:
         return RangedCheckpoint(place, max_bytes)
-    except NotByRanges:
+    except RangesUnavailable:
         return None
 
 
 class RangedCheckpoint:
-    """A suspect on the Hub, pinned to a commit. Made by [`open_ranges`].
+    """A suspect on the Hub, pinned to a commit. Made by [`open_ranged_checkpoint`].
 
     Attributes:
         source ([`Source`]): its name on the Hub, which for a renamed repo is the new one, and its commit.
@@ -112,27 +115,27 @@ class RangedCheckpoint:
         self.tensors: dict[str, TensorInfo] = {}
         self.left_out: dict[str, str] = {}
         self.total_bytes = self._headers = 0
-        self._heads: list[tuple[int, int, np.ndarray]] = []
-        self._kept: list[tuple[int, int, np.ndarray]] = []
+        self._header_bytes: list[tuple[int, int, np.ndarray]] = []
+        self._fetched: list[tuple[int, int, np.ndarray]] = []
         self._hub = hub = RangedFiles(place.repo, place.revision, max_bytes)
         chosen = place.file or choose_safetensors(hub.sizes, hub.repo)
-        if chosen is None or not is_safetensors(chosen) or chosen not in hub.sizes or self._cached(chosen):
-            raise NotByRanges
+        if chosen is None or not is_safetensors(chosen) or chosen not in hub.sizes or self._is_cached(chosen):
+            raise RangesUnavailable
         try:
             self._read_headers(chosen)
-        except TooLarge:
+        except DownloadLimitError:
             raise
         except CheckpointError:
-            if any(may_be_model(name) and name != chosen for name in hub.names):  # which may be the model
-                raise NotByRanges from None
+            if any(may_hold_model(name) and name != chosen for name in hub.names):  # which may be the model
+                raise RangesUnavailable from None
             raise
         if is_adapter(self.tensors):
-            raise NotByRanges
-        name = str(named(hub.repo, place.file))
-        self.source = Source(name, Path(), tuple(map(Path, self._files)), None, hub.commit, whole_folder=False)
+            raise RangesUnavailable
+        name = str(format_model_name(hub.repo, place.file))
+        self.source = Source(name, Path(), tuple(map(Path, self._files)), None, hub.commit, owns_folder=False)
         files = set(self._files if place.file is None else hub.names)
-        others = [name for name in hub.names if may_be_model(name) and name not in files]
-        self.others = tuple(OtherFile(name, hub.sizes[name]) for name in others)
+        others = [name for name in hub.names if may_hold_model(name) and name not in files]
+        self.others = tuple(UnreadFile(name, hub.sizes[name]) for name in others)
 
     def __enter__(self) -> "RangedCheckpoint":
         return self
@@ -167,12 +170,12 @@ class RangedCheckpoint:
             if self._find(info.file, info.offset + start, info.offset + stop) is None
         ]
         gap = min(GAP, self.total_bytes // GAP_SHARE) if self.max_bytes is None else 0
-        for file, begin, end in runs(wanted, gap):
-            self._kept.append((file, begin, self._range(file, begin, end)))
+        for file, begin, end in merge_ranges(wanted, gap):
+            self._fetched.append((file, begin, self._fetch_range(file, begin, end)))
 
     def drop(self) -> None:
         """Forgets what [`fetch`] kept."""
-        self._kept = []
+        self._fetched = []
 
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
@@ -182,41 +185,41 @@ class RangedCheckpoint:
         begin, end = info.offset + start, info.offset + (info.nbytes if stop is None else stop)
         found = self._find(info.file, begin, end)
         if found is None:
-            found = self._range(info.file, begin, end)
+            found = self._fetch_range(info.file, begin, end)
         if out is None:
             return found
         out[: len(found)] = found
         return out[: len(found)]
 
     def _find(self, file: int, begin: int, end: int) -> np.ndarray | None:
-        for kept, start, data in (*self._heads, *self._kept):
+        for kept, start, data in (*self._header_bytes, *self._fetched):
             if kept == file and start <= begin and end <= start + len(data):
                 return data[begin - start : end - start]
         return None
 
     def _read_headers(self, chosen: str) -> None:
         """Finds out which tensors there are, and where, from the headers of a file or of all that an index names."""
-        weight_map = self._weight_map(chosen) if chosen.endswith(INDEX) else {}
+        weight_map = self._weight_map(chosen) if chosen.endswith(INDEX_SUFFIX) else {}
         self._files = sorted(set(weight_map.values())) or [chosen]
         taken: dict[str, int] = {}
         for number in range(len(self._files)):
-            for info in self._layout(number):
-                name = free_name(info.name[:MAX_NAME], taken)
+            for info in self._read_layout(number):
+                name = unique_name(info.name[:MAX_NAME], taken)
                 info = info if name == info.name else replace(info, name=name)
                 self.tensors[info.name] = info
-        if (most := most_of(self.tensors.values(), self.left_out)) is not None:
+        if (most := largest_tensors(self.tensors.values(), self.left_out)) is not None:
             self.tensors = {name: info for name, info in self.tensors.items() if name in most}
         for name, shard in weight_map.items():
             if name not in self.tensors:
                 self.left_out.setdefault(printable(name), f"not in {printable(shard)}")
 
-    def _cached(self, chosen: str) -> bool:
+    def _is_cached(self, chosen: str) -> bool:
         """Whether all weight files of this commit are in the local cache."""
         from huggingface_hub import try_to_load_from_cache
 
         folder = posixpath.dirname(chosen)
         shards = [n for n in self._hub.names if n.endswith(".safetensors") and posixpath.dirname(n) == folder]
-        wanted = [chosen, *shards] if chosen.endswith(INDEX) else [chosen]
+        wanted = [chosen, *shards] if chosen.endswith(INDEX_SUFFIX) else [chosen]
         return all(
             isinstance(try_to_load_from_cache(self._hub.repo, n, revision=self._hub.commit), str) for n in wanted
         )
@@ -250,7 +253,7 @@ class RangedCheckpoint:
                 )
         return {name: posixpath.join(folder, shard) for name, shard in weight_map.items()}
 
-    def _layout(self, number: int) -> list[TensorInfo]:
+    def _read_layout(self, number: int) -> list[TensorInfo]:
         """The tensors of one file, from its header alone, checked as a file's would be."""
         name = self._files[number]
         where = f"{self._hub.repo}/{name}"
@@ -273,7 +276,7 @@ class RangedCheckpoint:
         if end > len(head):
             head = np.concatenate([head, self._hub.get(name, len(head), end)[0]])
         self.total_bytes += size
-        self._heads.append((number, 0, head))
+        self._header_bytes.append((number, 0, head))
         try:
             with tempfile.NamedTemporaryFile(suffix=".safetensors") as sparse:  # holds the header alone
                 try:
@@ -285,16 +288,16 @@ class RangedCheckpoint:
                     raise CheckpointError(str(error).replace(sparse.name, where)) from None
         except (OSError, OverflowError) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # not EFBIG, which is the size's fault
-                raise full_disk(Path(tempfile.gettempdir())) from None
+                raise disk_full_error(Path(tempfile.gettempdir())) from None
             raise CheckpointError(
                 f"{where} is said to have {size} bytes, which fit nowhere here: don't use this model."
             ) from None
 
-    def _range(self, file: int, begin: int, end: int) -> np.ndarray:
+    def _fetch_range(self, file: int, begin: int, end: int) -> np.ndarray:
         """Bytes of a weight file whose size is known."""
         try:
             found, _ = self._hub.get(self._files[file], begin, end)
-        except NotByRanges:
+        except RangesUnavailable:
             found = np.empty(0, np.uint8)
         if len(found) != end - begin:
             raise CheckpointError(
@@ -303,12 +306,12 @@ class RangedCheckpoint:
         return found
 
 
-def runs(wanted: Iterable[tuple[int, int, int]], gap: int) -> Iterator[tuple[int, int, int]]:
+def merge_ranges(wanted: Iterable[tuple[int, int, int]], gap: int) -> Iterator[tuple[int, int, int]]:
     """Merges pieces `(file, begin, end)` of files: those that overlap or have at most `gap` bytes between them become
     one, up to a size that memory holds with ease."""
     last: tuple[int, int, int] | None = None
     for file, begin, end in sorted(wanted):
-        if last and last[0] == file and begin <= last[2] + gap and max(end, last[2]) - last[1] <= MAX_RUN:
+        if last and last[0] == file and begin <= last[2] + gap and max(end, last[2]) - last[1] <= MAX_RANGE_BYTES:
             last = file, last[1], max(end, last[2])
             continue
         if last:

@@ -18,13 +18,18 @@ from types import TracebackType
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.choosing import AN_ADAPTER
+from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE
 from hf_fingerprint.checkpoints.dtypes import SIZES
-from hf_fingerprint.checkpoints.formats.nesting import free_name
+from hf_fingerprint.checkpoints.formats.nesting import unique_name
 from hf_fingerprint.checkpoints.formats.pickled import load_pickled
-from hf_fingerprint.checkpoints.formats.recognition import form_of
-from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo, headers_length, most_of, read_layout
-from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
+from hf_fingerprint.checkpoints.formats.recognition import detect_format
+from hf_fingerprint.checkpoints.formats.safetensors_files import (
+    TensorInfo,
+    largest_tensors,
+    read_layout,
+    total_header_length,
+)
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
 from hf_fingerprint.checkpoints.limits import (
     MAX_HEADERS,
     MAX_INDEX,
@@ -61,9 +66,9 @@ class Checkpoint:
         self.left_out: dict[str, str] = {}
         self.data_starts: list[int] = []
         self._descriptors: list[int] = []
-        self._memory: dict[str, Tensor] = {}
+        self._memory: dict[str, LazyTensor] = {}
         self.tied: dict[str, str] = {}
-        forms = {form_of(path) for path in source.weights}
+        forms = {detect_format(path) for path in source.weights}
         self._sizes = [path.stat().st_size for path in source.weights]
         if len(forms) > 1:
             raise CheckpointError(f"{source.name} is part safetensors, part PyTorch's files: get the model again.")
@@ -78,21 +83,21 @@ class Checkpoint:
                 self.data_starts.append(start)
                 self._add(infos, taken)
             self._check_index(suspect)
-        if suspect and (most := most_of(self.tensors.values(), self.left_out)) is not None:
+        if suspect and (most := largest_tensors(self.tensors.values(), self.left_out)) is not None:
             self.tensors = {name: info for name, info in self.tensors.items() if name in most}
         if len(self.tensors) > MAX_TENSORS:
             raise CheckpointError(
                 f"{source.name} holds {len(self.tensors)} tensors, and {MAX_TENSORS} are read: split the model."
             )
         if not suspect and is_adapter(self.tensors):
-            raise CheckpointError(f"{source.name} {AN_ADAPTER}.")
+            raise CheckpointError(f"{source.name} {ADAPTER_MESSAGE}.")
         if not source.pickled:
             self._open()
 
     def _add(self, infos: list[TensorInfo], taken: dict[str, int] | None = None) -> None:
         for info in infos:
             if taken is not None:
-                name = free_name(info.name[:MAX_NAME], taken)
+                name = unique_name(info.name[:MAX_NAME], taken)
                 info = info if name == info.name else replace(info, name=name)
             if info.name in self.tensors:
                 raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: get the model again.")
@@ -105,7 +110,7 @@ class Checkpoint:
 
     def _check_headers(self) -> None:
         """Refuses files whose headers, which are read together, are too large together."""
-        total = headers_length(self.source.weights)
+        total = total_header_length(self.source.weights)
         if total > MAX_HEADERS:
             raise CheckpointError(
                 f"{self.source.name} has weight files whose headers have {megabytes(total)} MB together, and no model "

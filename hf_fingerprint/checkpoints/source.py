@@ -17,17 +17,24 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from hf_fingerprint.checkpoints.choosing import (
-    INDEX,
+    INDEX_SUFFIX,
     NOT_MODELS,
     choose_weights,
-    is_weights,
+    is_weight_file,
     matches,
-    no_such_file,
+    missing_file_error,
 )
-from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, form_of, is_read, look_at
-from hf_fingerprint.checkpoints.hub_client import fetch_snapshot, from_cache
-from hf_fingerprint.checkpoints.limits import MAX_IN_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
-from hf_fingerprint.checkpoints.naming import HubId, InFolder, exists, hub_id, named, place_of
+from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, detect_format, inspect_file, is_supported
+from hf_fingerprint.checkpoints.hub_client import fetch_cached_snapshot, fetch_snapshot
+from hf_fingerprint.checkpoints.limits import MAX_FILES_PER_FOLDER, MAX_INDEX, MAX_SHARDS, parse_json, read_bounded
+from hf_fingerprint.checkpoints.naming import (
+    HubId,
+    LocalFile,
+    exists,
+    format_model_name,
+    parse_hub_id,
+    parse_model_name,
+)
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
@@ -42,7 +49,7 @@ class Source:
         weights (`tuple[Path, ...]`): the files with its weights, in order.
         index (`Path` or `None`): the index of sharded weights.
         revision (`str` or `None`): the commit, for a model from the Hub.
-        whole_folder (`bool`): whether the folder is the model's own, or just where one file happens to be.
+        owns_folder (`bool`): whether the folder is the model's own, or just where one file happens to be.
     """
 
     name: str
@@ -50,7 +57,7 @@ class Source:
     weights: tuple[Path, ...]
     index: Path | None
     revision: str | None
-    whole_folder: bool
+    owns_folder: bool
 
     @cached_property
     def pickled(self) -> bool:
@@ -59,7 +66,7 @@ class Source:
         first = self.weights[0]
         with suppress(CheckpointError):
             if self.folder != Path():  # which stands for one on the Hub, read by ranges
-                return look_at(first) == PYTORCH
+                return inspect_file(first) == PYTORCH
         return not first.name.lower().endswith(".safetensors")
 
 
@@ -79,11 +86,11 @@ def resolve(name: str | Path, weights_only: bool = False, file: str | None = Non
         [`CheckpointError`]: if there is no such model, it has no weights that can be read, or its files point
         elsewhere.
     """
-    place = place_of(named(name, file))
+    place = parse_model_name(format_model_name(name, file))
     if isinstance(place, HubId):
         return _from_hub(place, weights_only)
     try:
-        return _chosen(place) if isinstance(place, InFolder) else _local(place)
+        return _from_chosen_file(place) if isinstance(place, LocalFile) else _from_path(place)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
 
@@ -94,67 +101,69 @@ def resolve_cached(repo: str, revision: str) -> Source:
     Raises:
         [`CheckpointError`]: if they are not whole in the cache.
     """
-    hub = hub_id(repo) or HubId(repo, None)
-    folder, commit = from_cache(hub.repo, revision, lambda names: _wanted(names, hub, True), "not asked for")
-    return _of_snapshot(folder, hub, commit)
+    hub = parse_hub_id(repo) or HubId(repo, None)
+    folder, commit = fetch_cached_snapshot(
+        hub.repo, revision, lambda names: _select_files(names, hub, True), "not asked for"
+    )
+    return _from_snapshot(folder, hub, commit)
 
 
-def _local(path: Path) -> Source:
+def _from_path(path: Path) -> Source:
     if path.is_dir():
-        return _folder(path, str(path), None)
-    if path.name.lower().endswith(INDEX):
-        return _sharded(path, str(path), None, whole_folder=False)
+        return _from_folder(path, str(path), None)
+    if path.name.lower().endswith(INDEX_SUFFIX):
+        return _from_index(path, str(path), None, owns_folder=False)
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file: give a .safetensors file, a model folder or a Hub id.")
-    form_of(path)
-    return Source(str(path), path.parent, (path,), None, None, whole_folder=False)
+    detect_format(path)
+    return Source(str(path), path.parent, (path,), None, None, owns_folder=False)
 
 
-def _chosen(place: InFolder) -> Source:
+def _from_chosen_file(place: LocalFile) -> Source:
     """One file of a folder that is the model's own."""
-    folder, name = place.folder, str(named(place.folder, place.file))
+    folder, name = place.folder, str(format_model_name(place.folder, place.file))
     if not exists(place.path):
-        there = sorted(entry.name for entry in folder.iterdir() if is_weights(entry.name))
-        raise no_such_file(str(folder), place.file, there)
-    return _one_file(folder, place.file, name, None)
+        there = sorted(entry.name for entry in folder.iterdir() if is_weight_file(entry.name))
+        raise missing_file_error(str(folder), place.file, there)
+    return _from_file(folder, place.file, name, None)
 
 
-def _folder(folder: Path, name: str, revision: str | None) -> Source:
+def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
     names = [p.name for p in folder.iterdir() if not p.is_dir()]
     try:
         chosen = choose_weights(names, name)
     except CheckpointError:
-        others = [each for each in sorted(names)[:MAX_IN_FOLDER] if not matches(each, NOT_MODELS)]
-        read = [each for each in others if not is_weights(each) and is_read(folder / each)]
-        if len(read) != 1 or any(map(is_weights, others)):
+        others = [each for each in sorted(names)[:MAX_FILES_PER_FOLDER] if not matches(each, NOT_MODELS)]
+        read = [each for each in others if not is_weight_file(each) and is_supported(folder / each)]
+        if len(read) != 1 or any(map(is_weight_file, others)):
             raise
         chosen = read[0]
-    return _one_file(folder, chosen, name, revision)
+    return _from_file(folder, chosen, name, revision)
 
 
-def _one_file(folder: Path, file: str, name: str, revision: str | None) -> Source:
+def _from_file(folder: Path, file: str, name: str, revision: str | None) -> Source:
     """A file of a model's folder, or those that an index names."""
     path = folder / file
-    if file.lower().endswith(INDEX):
-        return _sharded(path, name, revision, whole_folder=path.parent == folder)
+    if file.lower().endswith(INDEX_SUFFIX):
+        return _from_index(path, name, revision, owns_folder=path.parent == folder)
     check_inside(path, folder)
-    return Source(name, folder, (path,), None, revision, whole_folder=True)
+    return Source(name, folder, (path,), None, revision, owns_folder=True)
 
 
-def _sharded(index: Path, name: str, revision: str | None, whole_folder: bool) -> Source:
+def _from_index(index: Path, name: str, revision: str | None, owns_folder: bool) -> Source:
     check_inside(index, index.parent)
     try:
-        shards = shards_of(read_bounded(index, MAX_INDEX, "an index of weight files"))
+        shards = parse_shards(read_bounded(index, MAX_INDEX, "an index of weight files"))
     except OSError:
         raise CheckpointError(f"{index} is not an index of weight files: get it again.") from None
     except ValueError as error:
         raise CheckpointError(f"{index} {error}.") from None
     for shard in shards:
         check_inside(index.parent / shard, index.parent)
-    return Source(name, index.parent, tuple(index.parent / s for s in shards), index, revision, whole_folder)
+    return Source(name, index.parent, tuple(index.parent / s for s in shards), index, revision, owns_folder)
 
 
-def shards_of(index: bytes) -> list[str]:
+def parse_shards(index: bytes) -> list[str]:
     """The files that an index of sharded weights names, all of them beside it.
 
     Raises:
@@ -173,7 +182,7 @@ def shards_of(index: bytes) -> list[str]:
             raise ValueError("names a file that no disk has a name for: don't use this model")
         if PurePosixPath(shard).name != shard or "\\" in shard:
             raise ValueError(f"points to {printable(shard)}, outside its folder: don't use this model")
-        if not is_weights(shard):
+        if not is_weight_file(shard):
             raise ValueError(f"points to {printable(shard)}, which is not a weight file: don't use this model")
     return shards
 
@@ -185,12 +194,12 @@ def check_inside(path: Path, folder: Path) -> None:
     Raises:
         [`CheckpointError`]: by its name.
     """
-    reason = why_not_inside(path, folder)
+    reason = path_problem(path, folder)
     if reason is not None:
         raise CheckpointError(f"{path.parent / printable(path.name)} {reason}.")
 
 
-def why_not_inside(path: Path, folder: Path) -> str | None:
+def path_problem(path: Path, folder: Path) -> str | None:
     """Why a model's file is not one to read, to be said after its name, if there is a reason; see [`check_inside`]."""
     if not exists(path):
         return "is missing: get the model again, all of its files"
@@ -205,26 +214,28 @@ def why_not_inside(path: Path, folder: Path) -> str | None:
 
 
 def _from_hub(place: HubId, weights_only: bool) -> Source:
-    folder, commit = fetch_snapshot(place.repo, place.revision, lambda names: _wanted(names, place, weights_only))
-    return _of_snapshot(folder, place, commit)
+    folder, commit = fetch_snapshot(
+        place.repo, place.revision, lambda names: _select_files(names, place, weights_only)
+    )
+    return _from_snapshot(folder, place, commit)
 
 
-def _of_snapshot(folder: Path, place: HubId, commit: str) -> Source:
+def _from_snapshot(folder: Path, place: HubId, commit: str) -> Source:
     if place.file is None:
-        return _folder(folder, place.repo, commit)
-    return _one_file(folder, place.file, place.name, commit)
+        return _from_folder(folder, place.repo, commit)
+    return _from_file(folder, place.file, place.name, commit)
 
 
-def _wanted(names: list[str], place: HubId, weights_only: bool) -> list[str]:
+def _select_files(names: list[str], place: HubId, weights_only: bool) -> list[str]:
     chosen = place.file
     if chosen is None:
         chosen = choose_weights([name for name in names if "/" not in name], place.repo)
     elif chosen not in names:
-        raise no_such_file(place.repo, chosen, filter(is_weights, names))
-    indexed, top = chosen.lower().endswith(INDEX), chosen.rpartition("/")[0]
-    suffix = PurePosixPath(chosen[: -len(INDEX)] if indexed else chosen).suffix
+        raise missing_file_error(place.repo, chosen, filter(is_weight_file, names))
+    indexed, top = chosen.lower().endswith(INDEX_SUFFIX), chosen.rpartition("/")[0]
+    suffix = PurePosixPath(chosen[: -len(INDEX_SUFFIX)] if indexed else chosen).suffix
     shards = {n for n in names if n.endswith(suffix) and n.rpartition("/")[0] == top} if indexed else set()
     weights = {chosen} | shards
     if weights_only:
         return sorted(weights | ({"config.json"} & set(names)))
-    return sorted(name for name in names if name in weights or not is_weights(name))
+    return sorted(name for name in names if name in weights or not is_weight_file(name))

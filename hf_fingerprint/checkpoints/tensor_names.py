@@ -50,7 +50,7 @@ _RESNET = (
     ("layer#.#.downsample.1", "encoder.stages.#.layers.#.shortcut.normalization"),
     ("fc", "classifier.1"),
 )
-_FROM_ONE = "layer#.#."  # timm counts a residual network's stages, convolutions and normalisations from 1
+_ONE_BASED = "layer#.#."  # timm counts a residual network's stages, convolutions and normalisations from 1
 
 
 def is_adapter(names: Collection[str]) -> bool:
@@ -60,7 +60,7 @@ def is_adapter(names: Collection[str]) -> bool:
 
 
 @lru_cache(1 << 14)
-def normalise(name: str) -> str:
+def normalize_name(name: str) -> str:
     """The name without what wrappers put before it (DDP, compile, transformers' TimmWrapper, PEFT, EMA)."""
     begin, stripped = 0, True
     while stripped:  # of a hostile name a million times, so nothing is copied
@@ -79,7 +79,7 @@ def to_timm(name: str) -> str:
     bare = _PREFIX.sub("", name)
     for timm, theirs in (*_RESNET, *_VIT, *_NEWER_VIT):
         if match := _pattern(theirs).fullmatch(bare):
-            return _filled(timm, match, 1 if timm.startswith(_FROM_ONE) else 0)
+            return _fill_template(timm, match, 1 if timm.startswith(_ONE_BASED) else 0)
     return name
 
 
@@ -88,7 +88,7 @@ def to_transformers(name: str) -> str:
     for library, rules in (("vit.", _VIT), ("resnet.", _RESNET)):
         for timm, theirs in rules:
             if match := _pattern(timm).fullmatch(name):
-                filled = _filled(theirs, match, -1 if timm.startswith(_FROM_ONE) else 0)
+                filled = _fill_template(theirs, match, -1 if timm.startswith(_ONE_BASED) else 0)
                 return filled if filled.startswith("classifier") else library + filled
     return name
 
@@ -98,7 +98,7 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\#", r"(\d+)") + r"((?:\.\w+)*)")
 
 
-def _filled(template: str, match: re.Match[str], more: int) -> str:
+def _fill_template(template: str, match: re.Match[str], more: int) -> str:
     """The template with the numbers; `more` is what its first and third are more than those matched."""
     *numbers, rest = match.groups()
     for place, number in enumerate(numbers):

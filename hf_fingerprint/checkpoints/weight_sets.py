@@ -13,34 +13,40 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from hf_fingerprint.checkpoints.choosing import AN_ADAPTER, is_weights, no_such_file, no_weights
-from hf_fingerprint.checkpoints.contents import LeftOut, shortened, walk
+from hf_fingerprint.checkpoints.choosing import ADAPTER_MESSAGE, is_weight_file, missing_file_error, no_weights_error
+from hf_fingerprint.checkpoints.contents import SkippedFile, truncate_skipped, walk_folder
 from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.formats.recognition import PYTORCH, SAFETENSORS, is_read, look_at, said_of
-from hf_fingerprint.checkpoints.formats.safetensors_files import headers_length
-from hf_fingerprint.checkpoints.hub_files import HubFiles, MoreThanSaid
+from hf_fingerprint.checkpoints.formats.recognition import (
+    PYTORCH,
+    SAFETENSORS,
+    inspect_file,
+    is_supported,
+    unsupported_reason,
+)
+from hf_fingerprint.checkpoints.formats.safetensors_files import total_header_length
+from hf_fingerprint.checkpoints.hub_files import HubFiles, OversizedDownload
 from hf_fingerprint.checkpoints.limits import MAX_HEADERS, MAX_INDEX, MAX_SETS, megabytes
-from hf_fingerprint.checkpoints.naming import HubId, InFolder, named, place_of
+from hf_fingerprint.checkpoints.naming import HubId, LocalFile, format_model_name, parse_model_name
 from hf_fingerprint.checkpoints.reader import open_checkpoint
-from hf_fingerprint.checkpoints.source import Source, resolve, why_not_inside
+from hf_fingerprint.checkpoints.source import Source, path_problem, resolve
 from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.checkpoints.weight_files import (
     MISSING,
-    Group,
-    form_by_name,
+    WeightFileGroup,
+    format_by_name,
     group_files,
     is_index,
     is_training_state,
-    way_out,
+    unreadable_reason_by_name,
 )
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
 
 _CONFIG = "config.json"
-_NOT_LOOKED_INTO = "holds no model"
-_NO_MODELS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
-_MOMENT = re.compile(r"(^|\.)state\.\d+\.\w+$")
+_NOT_SEARCHED = "holds no model"
+_SKIPPED_FOLDERS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
+_OPTIMIZER_STATE = re.compile(r"(^|\.)state\.\d+\.\w+$")
 _HEADERS = f"with it the folder's headers are larger than the {megabytes(MAX_HEADERS)} MB that are read: name it"
 
 
@@ -56,10 +62,10 @@ class WeightSets:
     """
 
     sets: tuple[Source, ...]
-    unread: tuple[LeftOut, ...]
+    unread: tuple[SkippedFile, ...]
 
 
-def weight_sets(name: str | Path, max_bytes: int | None = None, file: str | None = None) -> WeightSets:
+def find_weight_sets(name: str | Path, max_bytes: int | None = None, file: str | None = None) -> WeightSets:
     """Finds every set of weight files that a model's name could mean, downloading them if need be.
 
     Args:
@@ -75,61 +81,61 @@ def weight_sets(name: str | Path, max_bytes: int | None = None, file: str | None
         [`CheckpointError`]: if there is no such model or nothing in it that may hold weights, or if it holds more than
         [`MAX_SETS`] sets.
     """
-    place = place_of(named(name, file))
+    place = parse_model_name(format_model_name(name, file))
     if isinstance(place, HubId):
-        return _of_hub(place, max_bytes)
+        return _from_hub(place, max_bytes)
     try:
-        if isinstance(place, InFolder):
+        if isinstance(place, LocalFile):
             resolve(place.folder, file=place.file)  # says what is wrong with it
-            return _of_file(place.path)
-        return _of_folder(place) if place.is_dir() else _of_file(place)
+            return _from_file(place.path)
+        return _from_folder(place) if place.is_dir() else _from_file(place)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
 
 
-def _of_file(path: Path) -> WeightSets:
+def _from_file(path: Path) -> WeightSets:
     folder = path.parent
     if is_index(path.name):
-        beside = [entry.name for entry in folder.iterdir() if entry == path or is_weights(entry.name)]
-        groups, unread = _grouped(folder, _inside(folder, beside, []))
+        siblings = [entry.name for entry in folder.iterdir() if entry == path or is_weight_file(entry.name)]
+        groups, unread = _group_folder(folder, _filter_inside(folder, siblings, []))
         groups = [group for group in groups if group.index == path.name]
         if not groups:
             resolve(path)  # says what is wrong with it
         missing = tuple(each for each in unread if each.reason == MISSING)
-        return _opened(str(path), folder, None, groups, missing, whole_folder=False)
-    if path.is_file() and not is_read(path) and (reason := _why_not_read(folder, path.name)) is not None:
-        return WeightSets((), (LeftOut(path.name, reason),))
+        return _open_groups(str(path), folder, None, groups, missing, owns_folder=False)
+    if path.is_file() and not is_supported(path) and (reason := _unreadable_reason(folder, path.name)) is not None:
+        return WeightSets((), (SkippedFile(path.name, reason),))
     resolve(path)
-    return _opened(str(path), folder, None, [Group((path.name,))], (), whole_folder=False)
+    return _open_groups(str(path), folder, None, [WeightFileGroup((path.name,))], (), owns_folder=False)
 
 
-def _of_folder(folder: Path) -> WeightSets:
+def _from_folder(folder: Path) -> WeightSets:
     names, unread = [], []
-    for path, reason in walk(folder, lambda name: _NOT_LOOKED_INTO if _NO_MODELS.fullmatch(name) else None):
+    for path, reason in walk_folder(folder, lambda name: _NOT_SEARCHED if _SKIPPED_FOLDERS.fullmatch(name) else None):
         name = path.relative_to(folder).as_posix()
-        if reason is None and (is_weights(name) or is_index(name) or is_read(path)):
+        if reason is None and (is_weight_file(name) or is_index(name) or is_supported(path)):
             names.append(name)
-        elif reason is not None and reason != _NOT_LOOKED_INTO:
-            unread.append(LeftOut(f"{name}/", f"not looked into ({reason}): name it"))
-    groups, more = _grouped(folder, _inside(folder, names, unread))
-    return _opened(str(folder), folder, None, groups, (*unread, *more))
+        elif reason is not None and reason != _NOT_SEARCHED:
+            unread.append(SkippedFile(f"{name}/", f"not looked into ({reason}): name it"))
+    groups, more = _group_folder(folder, _filter_inside(folder, names, unread))
+    return _open_groups(str(folder), folder, None, groups, (*unread, *more))
 
 
-def _grouped(folder: Path, names: list[str]) -> tuple[list[Group], list[LeftOut]]:
+def _group_folder(folder: Path, names: list[str]) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
     """The groups among files of a folder, by what is in them."""
 
-    def form(name: str) -> str | None:
+    def get_format(name: str) -> str | None:
         try:
-            found = look_at(folder / name)
+            found = inspect_file(folder / name)
         except CheckpointError:
             found = ""
-        return found if found in (SAFETENSORS, PYTORCH) else form_by_name(name)
+        return found if found in (SAFETENSORS, PYTORCH) else format_by_name(name)
 
     return group_files(
         names,
         lambda name: _read(folder / name),
-        form,
-        lambda name: _why_not_read(folder, name),
+        get_format,
+        lambda name: _unreadable_reason(folder, name),
         lambda name: is_training_state(name) and not _is_disguised(folder / name),
     )
 
@@ -139,30 +145,32 @@ def _is_disguised(path: Path) -> bool:
     try:
         with open_checkpoint(Source(str(path), path.parent, (path,), None, None, False), suspect=True) as opened:
             tensors = opened.tensors.items()
-            return any(len(t.shape) > 1 and t.dtype in READABLE and not _MOMENT.search(name) for name, t in tensors)
+            return any(
+                len(t.shape) > 1 and t.dtype in READABLE and not _OPTIMIZER_STATE.search(name) for name, t in tensors
+            )
     except (CheckpointError, OSError):
         return False
 
 
-def _why_not_read(folder: Path, name: str) -> str | None:
+def _unreadable_reason(folder: Path, name: str) -> str | None:
     """Why a weight file of a form that is not read is not, and what to do."""
-    if not is_weights(name):
+    if not is_weight_file(name):
         return None
     try:
-        return said_of(folder / name) or way_out(name) or look_at(folder / name)
+        return unsupported_reason(folder / name) or unreadable_reason_by_name(name) or inspect_file(folder / name)
     except CheckpointError:
-        return way_out(name)
+        return unreadable_reason_by_name(name)
 
 
-def _inside(folder: Path, names: Iterable[str], unread: list[LeftOut]) -> list[str]:
+def _filter_inside(folder: Path, names: Iterable[str], unread: list[SkippedFile]) -> list[str]:
     """Those of a folder's files that are its own; the others go to `unread`."""
     found = []
     for name in names:
-        reason = why_not_inside(folder / name, folder)
+        reason = path_problem(folder / name, folder)
         if reason is None:
             found.append(name)
         else:
-            unread.append(LeftOut(name, reason))
+            unread.append(SkippedFile(name, reason))
     return found
 
 
@@ -178,108 +186,110 @@ def _read(index: Path) -> bytes:
     return content
 
 
-def _of_hub(place: HubId, max_bytes: int | None) -> WeightSets:
+def _from_hub(place: HubId, max_bytes: int | None) -> WeightSets:
     hub = HubFiles(place.repo, place.revision, max_bytes)
-    names = [name for name in hub.sizes if _is_ours(name) and (is_weights(name) or is_index(name))]
+    names = [name for name in hub.sizes if _is_model_path(name) and (is_weight_file(name) or is_index(name))]
     small: list[str] = []
     for name in (_CONFIG, *filter(is_index, names)):
-        if (hub.sizes.get(name) or MAX_INDEX) < MAX_INDEX and hub.why_not([*small, name]) is None:
+        if (hub.sizes.get(name) or MAX_INDEX) < MAX_INDEX and hub.fetch_problem([*small, name]) is None:
             small.append(name)
     hub.fetch_small(small)
     groups, unread = group_files(names, lambda name: hub.read_small(name, small))
     if place.file is not None:
-        groups, unread = _chosen(place, groups, unread, names)
+        groups, unread = _select_chosen(place, groups, unread, names)
     fetched = []
-    for group in _limited(groups, hub.repo, unread):
-        reason = hub.why_not(group.files)
+    for group in _limit_groups(groups, hub.repo, unread):
+        reason = hub.fetch_problem(group.files)
         if reason is None:
             try:
                 hub.fetch(group.files)
-            except MoreThanSaid as error:
+            except OversizedDownload as error:
                 reason = str(error)
         if reason is None:
             fetched.append(group)
         else:
-            unread.append(LeftOut(group.name, reason))
-    return _opened(hub.repo, hub.folder, hub.commit, fetched, unread)
+            unread.append(SkippedFile(group.name, reason))
+    return _open_groups(hub.repo, hub.folder, hub.commit, fetched, unread)
 
 
-def _chosen(
-    place: HubId, groups: list[Group], unread: list[LeftOut], names: list[str]
-) -> tuple[list[Group], list[LeftOut]]:
+def _select_chosen(
+    place: HubId, groups: list[WeightFileGroup], unread: list[SkippedFile], names: list[str]
+) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
     """What of a repo is in the one file that is chosen, or in those that it names."""
     if place.file not in names:
-        raise no_such_file(place.repo, str(place.file), names)
+        raise missing_file_error(place.repo, str(place.file), names)
     found = [group for group in groups if group.index == place.file]
-    alone = [Group((str(place.file),))] if any(place.file in group.files for group in groups) else []
+    alone = [WeightFileGroup((str(place.file),))] if any(place.file in group.files for group in groups) else []
     return found or alone, [each for each in unread if each.name == place.file]
 
 
-def _is_ours(name: str) -> bool:
+def _is_model_path(name: str) -> bool:
     """Whether a path in a repo stays in it, and out of folders that hold no model."""
     parts = PurePosixPath(name).parts
-    return ".." not in parts and not name.startswith("/") and not any(map(_NO_MODELS.fullmatch, parts[:-1]))
+    return ".." not in parts and not name.startswith("/") and not any(map(_SKIPPED_FOLDERS.fullmatch, parts[:-1]))
 
 
-def _limited(groups: Sequence[Group], where: str, unread: list[LeftOut]) -> Sequence[Group]:
+def _limit_groups(
+    groups: Sequence[WeightFileGroup], where: str, unread: list[SkippedFile]
+) -> Sequence[WeightFileGroup]:
     """The groups, if they are not too many; of a training's checkpoints, as many as there is room for."""
-    own = sum(not group.of_training for group in groups)
+    own = sum(not group.is_training_checkpoint for group in groups)
     if own > MAX_SETS:
         raise CheckpointError(
             f"{where} holds {own} sets of weights, and no more than {MAX_SETS} are looked at: name the one file to "
             f"use, such as {printable(groups[0].name)}."
         )
     for group in groups[MAX_SETS:]:
-        unread.append(LeftOut(group.name, f"one more than {MAX_SETS} sets of weights: name it"))
+        unread.append(SkippedFile(group.name, f"one more than {MAX_SETS} sets of weights: name it"))
     return groups[:MAX_SETS]
 
 
-def _opened(
+def _open_groups(
     name: str,
     folder: Path,
     revision: str | None,
-    groups: Sequence[Group],
-    unread: Iterable[LeftOut],
-    whole_folder: bool = True,
+    groups: Sequence[WeightFileGroup],
+    unread: Iterable[SkippedFile],
+    owns_folder: bool = True,
 ) -> WeightSets:
     """The groups as sources, but for those that don't open."""
     sets: list[Source] = []
     left, headers = list(unread), 0
-    for group in _limited(groups, name, left):
+    for group in _limit_groups(groups, name, left):
         paths = tuple(folder / file for file in group.files)
         index = None if group.index is None else folder / group.index
-        whole = whole_folder and paths[0].parent == folder
+        whole = owns_folder and paths[0].parent == folder
         source = Source(name, paths[0].parent, paths, index, revision, whole)
-        headers += headers_length(paths)
-        reason = _why_not(source) if headers <= MAX_HEADERS or not sets else _HEADERS
+        headers += total_header_length(paths)
+        reason = _opening_problem(source) if headers <= MAX_HEADERS or not sets else _HEADERS
         if reason is None:
             sets.append(source)
         elif len(paths) == 1 or reason == _HEADERS:
-            left.append(LeftOut(group.name if reason == _HEADERS else group.files[0], reason))
-        elif rest := _whole_parts(source, folder, left):
+            left.append(SkippedFile(group.name if reason == _HEADERS else group.files[0], reason))
+        elif rest := _readable_parts(source, folder, left):
             sets.append(rest)
     if not sets and not left:
-        raise no_weights(name)
-    return WeightSets(tuple(sets), tuple(shortened(sorted(set(left)))))
+        raise no_weights_error(name)
+    return WeightSets(tuple(sets), tuple(truncate_skipped(sorted(set(left)))))
 
 
-def _whole_parts(source: Source, folder: Path, left: list[LeftOut]) -> Source | None:
+def _readable_parts(source: Source, folder: Path, left: list[SkippedFile]) -> Source | None:
     """A source without those of its files that don't open, if any are left."""
     whole = []
     for path in source.weights:
-        reason = _why_not(replace(source, weights=(path,), index=None))
+        reason = _opening_problem(replace(source, weights=(path,), index=None))
         if reason is None:
             whole.append(path)
         else:
-            left.append(LeftOut(path.relative_to(folder).as_posix(), reason))
+            left.append(SkippedFile(path.relative_to(folder).as_posix(), reason))
     return replace(source, weights=tuple(whole), index=None) if whole else None
 
 
-def _why_not(source: Source) -> str | None:
+def _opening_problem(source: Source) -> str | None:
     """Why it doesn't open, if it doesn't."""
     try:
         with open_checkpoint(source, suspect=True) as opened:
-            return AN_ADAPTER if is_adapter(opened.tensors) else None
+            return ADAPTER_MESSAGE if is_adapter(opened.tensors) else None
     except OSError as error:
         return f"can't be read ({error.strerror or error})"
     except CheckpointError as error:

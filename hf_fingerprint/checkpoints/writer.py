@@ -1,7 +1,7 @@
 """A copy of a model folder with the bytes of some tensors replaced and everything else as it was.
 
 Names, shapes, dtypes and order are the source's, and so are the rights to each file. Of the other files those are
-copied that [`contents_of`] hands on; what stays behind is named with its reason. What loaders don't read (paths of the
+copied that [`list_contents`] hands on; what stays behind is named with its reason. What loaders don't read (paths of the
 owner's machine in a configuration, notes in a header) is dropped, and a file in which nothing is dropped is copied
 byte for byte. A pickled model becomes `model.safetensors`.
 """
@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.configs import clean_header
-from hf_fingerprint.checkpoints.contents import LeftOut, contents_of
+from hf_fingerprint.checkpoints.contents import SkippedFile, list_contents
 from hf_fingerprint.checkpoints.files import (
     allocate,
     copy_file,
-    copy_rights,
-    create,
+    copy_mode,
+    create_file,
+    file_mode,
     make_folders,
-    mode_of,
     sync,
     write_all,
 )
@@ -40,7 +40,7 @@ from hf_fingerprint.errors import CheckpointError, StorageError
 
 
 Rewrite = Callable[[np.ndarray], None]
-CONVERTED = "model.safetensors"
+CONVERTED_FILE = "model.safetensors"
 _BUFFERS = 6
 _RUN_BYTES = 1 << 20
 
@@ -54,28 +54,28 @@ class WrittenCopy:
         file_digests (`dict[Path, str]`): SHA-256 of each weight file, if that was asked for.
         left_out (`tuple[LeftOut, ...]`): what of the source was not copied, and why.
         files (`tuple[Path, ...]`): the files written.
-        held (`dict[Path, BytesIO]`): those of them that are in memory.
+        buffered (`dict[Path, BytesIO]`): those of them that are in memory.
         mode (`int`): the rights that the held ones will have.
     """
 
     digests: dict[str, str]
     file_digests: dict[Path, str]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkippedFile, ...]
     files: tuple[Path, ...]
-    held: dict[Path, BytesIO] = field(default_factory=dict)
+    buffered: dict[Path, BytesIO] = field(default_factory=dict)
     mode: int = 0o600
 
-    def write_held(self) -> None:
+    def write_buffered(self) -> None:
         """Writes what is held, to be seen by everybody but perhaps not yet on the disk."""
-        for path in list(self.held):
-            content = self.held.pop(path).getbuffer()
-            with create(path, self.mode) as stream:
+        for path in list(self.buffered):
+            content = self.buffered.pop(path).getbuffer()
+            with create_file(path, self.mode) as stream:
                 allocate(stream, len(content))
                 write_all(stream, content)
 
     def flush(self) -> None:
         """Waits until every file, and every folder's list of them, is on the disk."""
-        self.write_held()
+        self.write_buffered()
         for path in (*self.files, *dict.fromkeys(path.parent for path in self.files)):
             sync(path)
 
@@ -109,30 +109,30 @@ def write_copy(
     if not set(rewrites) <= set(checkpoint.tensors):
         missing = ", ".join(sorted(set(rewrites) - set(checkpoint.tensors)))
         raise CheckpointError(f"{source.name} lacks the tensors {missing}, which were to be marked: give the base.")
-    contents = contents_of(source, include_code)
+    contents = list_contents(source, include_code)
     targets = _targets(checkpoint, folder)
     if not in_memory:
         _check_space(checkpoint, folder)
-    if source.whole_folder:
-        copy_rights(source.folder, folder)
-    copies = [(each, folder / each.name) for each in contents.handed_on]
+    if source.owns_folder:
+        copy_mode(source.folder, folder)
+    copies = [(each, folder / each.name) for each in contents.included]
     for each, target in copies:
         make_folders(target.parent, folder, source.folder)
         copy_file(each.path, target, each.content)
-    mode = reduce(int.__and__, map(mode_of, source.weights))
+    mode = reduce(int.__and__, map(file_mode, source.weights))
     digests: dict[str, str] = {}
     whole: dict[Path, str] = {}
-    held: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
+    buffered: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
     for number, target in enumerate(targets):
         chosen = [i for i in checkpoint.tensors.values() if source.pickled or i.file == number]
         header = _header(checkpoint, number)
         with ExitStack() as opened:
             if in_memory:
-                pipe = opened.enter_context(_Pipe(held[target], chosen, file_digests))
+                pipe = opened.enter_context(_HashingWriter(buffered[target], chosen, file_digests))
             else:
-                stream = opened.enter_context(create(target, mode))
+                stream = opened.enter_context(create_file(target, mode))
                 allocate(stream, len(header) + sum(info.nbytes for info in chosen))
-                pipe = opened.enter_context(_Pipe(stream, chosen, file_digests))
+                pipe = opened.enter_context(_HashingWriter(stream, chosen, file_digests))
             head = pipe.buffer(len(header))[: len(header)]
             head[:] = np.frombuffer(header, np.uint8)
             pipe.put(head, [])
@@ -150,16 +150,16 @@ def write_copy(
         if file_digests:
             whole[target] = pipe.digest
     written = tuple(target for _, target in copies) + tuple(targets)
-    return WrittenCopy(digests, whole, contents.left_out, written, held, mode)
+    return WrittenCopy(digests, whole, contents.left_out, written, buffered, mode)
 
 
-def goes_as_it_is(checkpoint: Checkpoint) -> bool:
+def can_publish_unchanged(checkpoint: Checkpoint) -> bool:
     """Whether the weights' files may be handed on as they are: no pickles, and nothing but tensors in them."""
     source = checkpoint.source
     if source.pickled or not all(map(_is_named_safetensors, source.weights)):
         return False
     numbers = range(len(checkpoint.data_starts))
-    return all(_header(checkpoint, number) == _head(checkpoint, number) for number in numbers)
+    return all(_header(checkpoint, number) == _read_head(checkpoint, number) for number in numbers)
 
 
 def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
@@ -175,18 +175,18 @@ def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
     """
     if len(raw) != info.nbytes:
         raise CheckpointError(f"{path}: tensor {info.name} has {info.nbytes} bytes and can't be given {len(raw)}.")
-    beside = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        beside.unlink(missing_ok=True)
-        copy_file(path, beside)
-        with beside.open("r+b", buffering=0) as stream:
+        partial.unlink(missing_ok=True)
+        copy_file(path, partial)
+        with partial.open("r+b", buffering=0) as stream:
             stream.seek(info.offset)
             write_all(stream, raw)
-        sync(beside)
-        beside.replace(path)
+        sync(partial)
+        partial.replace(path)
         sync(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} can't be written ({error.strerror}): make room, or give it rights.") from None
 
 
@@ -210,7 +210,7 @@ def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]
         yield run
 
 
-class _Pipe:
+class _HashingWriter:
     """Writes blocks and hashes them in two threads of their own, while the next are made in buffers used in turn."""
 
     def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo], whole: bool):
@@ -220,9 +220,9 @@ class _Pipe:
         self._buffers = [np.empty(0, np.uint8) for _ in range(_BUFFERS)]
         self._filling = self._buffers[0]
         self._hashes = {info.name: hashlib.sha256() for info in infos}
-        self._whole = hashlib.sha256() if whole else None
+        self._file_hash = hashlib.sha256() if whole else None
 
-    def __enter__(self) -> "_Pipe":
+    def __enter__(self) -> "_HashingWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -241,7 +241,7 @@ class _Pipe:
     @property
     def digest(self) -> str:
         """The digest of the whole file, once the pipe is closed."""
-        return "" if self._whole is None else self._whole.hexdigest()
+        return "" if self._file_hash is None else self._file_hash.hexdigest()
 
     def buffer(self, count: int) -> np.ndarray:
         """At least `count` bytes to make the next block in."""
@@ -260,8 +260,8 @@ class _Pipe:
 
     def _write(self, block: np.ndarray) -> None:
         write_all(self._stream, block)
-        if self._whole is not None:
-            self._whole.update(block)
+        if self._file_hash is not None:
+            self._file_hash.update(block)
 
     def _hash(self, block: np.ndarray, parts: list[tuple[str, int]]) -> None:
         end = 0
@@ -279,7 +279,7 @@ class _Pipe:
 def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     source = checkpoint.source
     if source.pickled or (len(source.weights) == 1 and not _is_named_safetensors(source.weights[0])):
-        return [folder / CONVERTED]
+        return [folder / CONVERTED_FILE]
     for path in filterfalse(_is_named_safetensors, source.weights):
         raise CheckpointError(f"{path} holds safetensors, which no loader expects by its name: name it .safetensors.")
     return [folder / path.relative_to(source.folder) for path in source.weights]
@@ -299,23 +299,23 @@ def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
 def _header(checkpoint: Checkpoint, number: int) -> bytes:
     """The bytes before the data: the source's own without what no loader reads, or for a pickled model new ones."""
     if not checkpoint.source.pickled:
-        content = _head(checkpoint, number)
+        content = _read_head(checkpoint, number)
         text = clean_header(content[8:])
-        return content if text == content[8:] else _framed(text)
+        return content if text == content[8:] else _frame_header(text)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, info in checkpoint.tensors.items():
         header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + info.nbytes]}
         end += info.nbytes
-    return _framed(json.dumps(header, separators=(",", ":")).encode())
+    return _frame_header(json.dumps(header, separators=(",", ":")).encode())
 
 
-def _head(checkpoint: Checkpoint, number: int) -> bytes:
+def _read_head(checkpoint: Checkpoint, number: int) -> bytes:
     """The bytes before the data in a safetensors file of the source."""
     return checkpoint.read_file(number, 0, np.empty(checkpoint.data_starts[number], np.uint8)).tobytes()
 
 
-def _framed(text: bytes) -> bytes:
+def _frame_header(text: bytes) -> bytes:
     """A header's JSON with its length before it, filled up with spaces to a multiple of 8 bytes."""
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

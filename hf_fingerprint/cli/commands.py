@@ -14,9 +14,9 @@ def inspect(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.Planned = None,
+    recipients_planned: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Eps = None,
+    eps: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     output_kind: options.OutputKind = None,
@@ -25,14 +25,14 @@ def inspect(
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition, without recording anything."""
     from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
-    from hf_fingerprint.config import Settings
-    from hf_fingerprint.registration import examine, predicted_score
+    from hf_fingerprint.config import FingerprintConfig
+    from hf_fingerprint.registration import analyze_base, predicted_score
 
-    settings = Settings(
+    config = FingerprintConfig(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
-    with open_checkpoint(options.chosen(model, file)) as checkpoint, output.steps() as report:
-        base = examine(checkpoint, digest_tensors(checkpoint), settings, report)
+    with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.steps() as report:
+        base = analyze_base(checkpoint, digest_tensors(checkpoint), config, report)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
@@ -41,15 +41,15 @@ def inspect(
         output.print_json({**base.describe(), "predicted_score": predicted_score(base), "tensors": listed})
         return
     for name, shape, dtype, eps in tensors:
-        output.say(f"  {eps:8.3%}  {dtype:>4}  {'x'.join(map(str, shape)):>16}  {name}")
+        output.echo(f"  {eps:8.3%}  {dtype:>4}  {'x'.join(map(str, shape)):>16}  {name}")
     for line in output.describe_base(base):
-        output.say(line)
+        output.echo(line)
 
 
 Suspect = Annotated[
     str, typer.Argument(help="A folder, a weight file or a Hub id, org/name[@revision].", show_default=False)
 ]
-Whole = Annotated[
+Full = Annotated[
     bool, typer.Option("--whole", help="Read a suspect on the Hub whole, not just up to the first proof.")
 ]
 MaxMb = Annotated[
@@ -64,7 +64,7 @@ def trace(
     base: options.KnownBase = None,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
-    whole: Whole = False,
+    full: Full = False,
     max_mb: MaxMb = None,
     all_scores: options.AllScores = False,
     as_json: options.AsJson = False,
@@ -73,8 +73,8 @@ def trace(
 
     Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable.
     """
-    suspect = options.chosen(suspect, file)
-    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json)
+    suspect = options.model_reference(suspect, file)
+    return _trace(suspect, vault, base, identity, passphrase_file, full, max_mb, all_scores, as_json)
 
 
 def verify(
@@ -85,7 +85,7 @@ def verify(
     base: options.KnownBase = None,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
-    whole: Whole = False,
+    full: Full = False,
     max_mb: MaxMb = None,
     all_scores: options.AllScores = False,
     as_json: options.AsJson = False,
@@ -94,8 +94,8 @@ def verify(
 
     Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable.
     """
-    suspect = options.chosen(suspect, file)
-    return _trace(suspect, vault, base, identity, passphrase_file, whole, max_mb, all_scores, as_json, recipient)
+    suspect = options.model_reference(suspect, file)
+    return _trace(suspect, vault, base, identity, passphrase_file, full, max_mb, all_scores, as_json, recipient)
 
 
 def _trace(
@@ -104,7 +104,7 @@ def _trace(
     base: str | None,
     identity: Path | None,
     passphrase_file: Path | None,
-    whole: bool,
+    full: bool,
     max_mb: float | None,
     all_scores: bool,
     as_json: bool,
@@ -114,16 +114,16 @@ def _trace(
     from hf_fingerprint.tracing import trace as trace_suspect
     from hf_fingerprint.vault import Vault, find_passphrase
 
-    opened = Vault(vault)
-    opened.unlock(find_passphrase(passphrase_file), identity)
-    max_bytes = None if max_mb is None else options.bytes_of(max_mb)
+    opened_vault = Vault(vault)
+    opened_vault.unlock(find_passphrase(passphrase_file), identity)
+    max_bytes = None if max_mb is None else options.megabytes_to_bytes(max_mb)
     with output.stages() as advance:
         result = trace_suspect(
             suspect,
-            opened,
+            opened_vault,
             base,
             advance=advance,
-            whole=whole,
+            full=full,
             max_bytes=max_bytes,
             recipient=recipient,
             all_scores=all_scores,
@@ -155,35 +155,35 @@ def watch(
     """Trace models on the Hub as they turn up, one line of JSON each. Variants on record are traced too, and marked as
     expected where they are what they are on record for. Exit code 0: someone is accused by another repo, 1: nobody (or
     other models), 2: an error, or nothing but errors, 3: some model is not readable."""
-    from hf_fingerprint.hub.watch import exit_code_of, parse_since
+    from hf_fingerprint.hub.watch import parse_since, watch_exit_code
     from hf_fingerprint.hub.watch import watch as watch_models
     from hf_fingerprint.vault import Vault, find_passphrase
 
-    began = None if since is None else parse_since(since)
-    opened = Vault(vault)
-    opened.unlock(find_passphrase(passphrase_file), identity)
-    sightings = []
-    for sighting in watch_models(names, opened, began, options.bytes_of(max_mb)):
-        output.print_line(sighting.to_dict())
-        sightings.append(sighting)
-    if not sightings:
-        output.remark("Nothing was looked at: none of it changed since.")
-    return exit_code_of(sightings)
+    since_time = None if since is None else parse_since(since)
+    opened_vault = Vault(vault)
+    opened_vault.unlock(find_passphrase(passphrase_file), identity)
+    results = []
+    for watch_result in watch_models(names, opened_vault, since_time, options.megabytes_to_bytes(max_mb)):
+        output.print_json_line(watch_result.to_dict())
+        results.append(watch_result)
+    if not results:
+        output.echo_err("Nothing was looked at: none of it changed since.")
+    return watch_exit_code(results)
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
     """List who got which copy, and when."""
-    from hf_fingerprint.vault import Vault, arrivals, publications, standing
+    from hf_fingerprint.vault import Vault, arrivals, delivery_state, publications
 
-    opened = Vault(vault)
-    copies, pushed = opened.copies(), {found.copy_id: found for found in publications(opened)}
-    arrived = arrivals(opened)
+    opened_vault = Vault(vault)
+    copies, pushed = opened_vault.copies(), {found.copy_id: found for found in publications(opened_vault)}
+    arrived = arrivals(opened_vault)
     if as_json:
         shown = [(copy, pushed.get(copy.copy_id)) for copy in copies]
         output.print_json(
             [
                 copy.describe()
-                | {"state": standing(copy, at), "arrived": arrived.get(copy.copy_id)}
+                | {"state": delivery_state(copy, at), "arrived": arrived.get(copy.copy_id)}
                 | ({} if at is None else at.describe())
                 for copy, at in shown
             ]
@@ -192,9 +192,9 @@ def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> N
     for copy in copies:
         at = pushed.get(copy.copy_id)
         place = copy.out if at is None else at.place
-        state = f"{standing(copy, at):9}"
+        state = f"{delivery_state(copy, at):9}"
         came = f"  arrived {arrived[copy.copy_id]}" if copy.copy_id in arrived else ""
-        output.say(
+        output.echo(
             f"{copy.created}  {state}  base {copy.base_id}  copy {copy.copy_id}  {copy.recipient}  {place}{came}"
         )
-    output.say(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")
+    output.echo(f"{len(copies)} copies, {len({copy.recipient for copy in copies})} recipients")

@@ -61,9 +61,9 @@ def design(
         output.print_json(asdict(found) | {"models": models})
         return
     for line in _describe(found):
-        output.say(line)
+        output.echo(line)
     for name, count in counts.items():
-        output.say(f"  {count:>13,}  {'large enough' if enough[name] else 'too small':12}  {name}")
+        output.echo(f"  {count:>13,}  {'large enough' if enough[name] else 'too small':12}  {name}")
 
 
 def _carrier_weights(name: str) -> int:

@@ -47,56 +47,56 @@ def evaluate(
     the page, the table or results.json, never the folder.
     """
     if listed:
-        _list()
+        _print_attacks()
         return
     if model is None or data is None or out is None:
         raise FingerprintError("Say what to evaluate: MODEL, --data for its images and --out for the results.")
-    from hf_fingerprint.config import Settings
+    from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
-    from hf_fingerprint.evaluation.report import summarise, tables
+    from hf_fingerprint.evaluation.report import rich_tables, summarize
 
-    settings = Settings(max_kl, None, coalition, recipients, alpha)
+    config = FingerprintConfig(max_kl, None, coalition, recipients, alpha)
     with output.stages() as advance:
         evaluation = run(
             model,
             data,
             out,
             attacks=None if attacks is None else attacks.split(","),
-            coalitions=None if coalitions is None else _numbers(coalitions),
-            settings=settings,
+            coalitions=None if coalitions is None else _parse_integers(coalitions),
+            config=config,
             images=images,
             quick=quick,
             runs=runs,
             public_base=public_base,
-            report=output.remark,
+            report=output.echo_err,
             advance=advance,
             all_scores=all_scores,
         )
     if all_scores:
-        output.remark(NOT_TO_PUBLISH)
+        output.echo_err(NOT_TO_PUBLISH)
     written = write_report(evaluation, out)
     if as_json:
-        output.print_json(summarise(evaluation))
+        output.print_json(summarize(evaluation))
         return
-    place = output.console()
-    for table in tables(evaluation):
-        place.print(table)
+    screen = output.console()
+    for table in rich_tables(evaluation):
+        screen.print(table)
     for name, why in evaluation.skipped.items():
-        output.remark(f"{name} was left out: {why}")
-    output.say(f"the page: {written.page}")
+        output.echo_err(f"{name} was left out: {why}")
+    output.echo(f"the page: {written.page}")
 
 
-def _list() -> None:
+def _print_attacks() -> None:
     from hf_fingerprint.attacks import SUITE, sweep
 
     for name, found in SUITE.items():
         strengths = f"  {', '.join(f'{a.strength:g}' for a in sweep(name))}" * (len(found.attacks) > 1)
-        output.say(f"{found.group:10}  {name:32}{strengths}".rstrip())
+        output.echo(f"{found.group:10}  {name:32}{strengths}".rstrip())
 
 
-def _numbers(text: str) -> list[int]:
+def _parse_integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

@@ -11,8 +11,8 @@ from hf_fingerprint.errors import FingerprintError
 
 
 if TYPE_CHECKING:
-    from hf_fingerprint.checkpoints import LeftOut
-    from hf_fingerprint.config import Terms
+    from hf_fingerprint.checkpoints import SkippedFile
+    from hf_fingerprint.config import PublishConfig
     from hf_fingerprint.hub import Assignment
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault
@@ -51,7 +51,7 @@ def issue(
     recipients: Annotated[
         Path | None, typer.Option("--recipients", help="A CSV file with the columns name, repo and perhaps account.")
     ] = None,
-    again: Annotated[
+    reissue_from: Annotated[
         str | None,
         typer.Option("--again", help="Replace the copies of this older base in everybody's variant repo."),
     ] = None,
@@ -62,9 +62,9 @@ def issue(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.Planned = None,
+    recipients_planned: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Eps = None,
+    eps: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     include_code: IncludeCode = False,
@@ -75,32 +75,32 @@ def issue(
 ) -> None:
     """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
     first."""
-    from hf_fingerprint.config import Settings, Terms
+    from hf_fingerprint.config import FingerprintConfig, PublishConfig
     from hf_fingerprint.issuing import Issuer
-    from hf_fingerprint.vault import Vault, recipient_name
+    from hf_fingerprint.vault import Vault, canonical_recipient
 
-    names, opened = list(dict.fromkeys(map(recipient_name, recipient or []))), Vault(vault)
-    pushed = bool(push_to or recipients or again)
+    names, opened = list(dict.fromkeys(map(canonical_recipient, recipient or []))), Vault(vault)
+    pushed = bool(push_to or recipients or reissue_from)
     if pushed == (out is not None):
         raise FingerprintError("Say where the copies go: --out for folders, or --push-to, --recipients or --again.")
-    assignments = _assignments(recipient or [], push_to or [], account or [], recipients, again, opened)
+    assignments = _assignments(recipient or [], push_to or [], account or [], recipients, reissue_from, opened)
     if not names and not assignments:
         raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
-    terms = Terms(not public, _gated(gated), disclose, base_model)
-    settings = Settings(
+    publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
+    config = FingerprintConfig(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     known = {base.base_id for base in opened.bases()}
     with output.steps() as report:
-        issuer = Issuer(options.chosen(model, file), opened, settings, report, include_code, as_base)
+        issuer = Issuer(options.model_reference(model, file), opened, config, report, include_code, as_base)
     if issuer.base.base_id not in known:
-        output.remark(output.describe_output(issuer.base))
+        output.echo_err(output.describe_output(issuer.base))
         output.warn_unmeasured(issuer.base)
     with issuer:
         if out is None:
-            _publish(issuer, assignments, terms, again is not None, as_json)
+            _issue_to_hub(issuer, assignments, publish_config, reissue_from is not None, as_json)
         else:
-            _write(issuer, names, out, as_json)
+            _issue_to_folders(issuer, names, out, as_json)
 
 
 def push(
@@ -117,17 +117,17 @@ def push(
     as_json: options.AsJson = False,
 ) -> None:
     """Push a copy that is in its folder already, issued or trained, to a variant repo."""
-    from hf_fingerprint.config import Terms
+    from hf_fingerprint.config import PublishConfig
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
-    terms = Terms(not public, _gated(gated), disclose, base_model)
-    done = Publisher(Vault(vault), terms, include_code=include_code).push(copy, repo, account, replace)
+    publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
+    done = Publisher(Vault(vault), publish_config, include_code=include_code).push(copy, repo, account, replace)
     if as_json:
         output.print_json(done.to_dict())
     else:
-        output.say(f"{done.recipient}: {done.repo}@{done.revision}")
-        _name_left_out(done.left_out)
+        output.echo(f"{done.recipient}: {done.repo}@{done.revision}")
+        _print_left_out(done.left_out)
 
 
 def content_hash(model: options.Model, file: options.File = None) -> None:
@@ -135,28 +135,28 @@ def content_hash(model: options.Model, file: options.File = None) -> None:
     from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 
     with open_checkpoint(model, weights_only=True, file=file) as checkpoint:
-        output.say(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
+        output.echo(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
 
 
-def _gated(value: str | None) -> Literal["auto", "manual"] | None:
+def _check_gated(value: str | None) -> Literal["auto", "manual"] | None:
     if value not in (None, "auto", "manual"):
         raise FingerprintError(f"--gated {value} is neither auto nor manual: choose one.")
     return cast('Literal["auto", "manual"] | None', value)
 
 
 def _assignments(
-    names: list[str], repos: list[str], accounts: list[str], file: Path | None, old: str | None, vault: "Vault"
+    names: list[str], repos: list[str], accounts: list[str], file: Path | None, old_base: str | None, vault: "Vault"
 ) -> "list[Assignment]":
     """Whose copy goes to which repo, by options, by a file, or by what is on record."""
-    from hf_fingerprint.hub import Assignment, again, read_assignments
+    from hf_fingerprint.hub import Assignment, read_assignments, reissue_assignments
 
-    if old is not None:
+    if old_base is not None:
         if names or repos or file is not None:
             raise FingerprintError("--again takes everybody from the record: leave out recipients and repos.")
-        found = again(vault, old)
+        found = reissue_assignments(vault, old_base)
         if not found:
             raise FingerprintError(
-                f"Nobody has a published copy of base {old}: `hf-fingerprint recipients` lists the bases."
+                f"Nobody has a published copy of base {old_base}: `hf-fingerprint recipients` lists the bases."
             )
         return found
     if file is not None:
@@ -172,7 +172,7 @@ def _assignments(
     return [Assignment(name, repo) for name, repo in zip(names, repos, strict=False)]  # no repos: folders
 
 
-def _write(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
+def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
     """Copies into folders."""
     issued = []
     with output.progress("issuing", issuer.copy_bytes * len(names)) as advance:
@@ -184,12 +184,14 @@ def _write(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None
         output.print_json([copy.to_dict() for copy in issued])
         return
     for copy in issued:
-        output.say(f"{copy.recipient}: {copy.path}" + ("" if copy.new else " (issued before, found whole)"))
-    _name_left_out(each for copy in issued for each in copy.left_out)
-    _summarise(issuer, len(issued))
+        output.echo(f"{copy.recipient}: {copy.path}" + ("" if copy.new else " (issued before, found whole)"))
+    _print_left_out(each for copy in issued for each in copy.left_out)
+    _print_summary(issuer, len(issued))
 
 
-def _publish(issuer: "Issuer", assignments: "list[Assignment]", terms: "Terms", update: bool, as_json: bool) -> None:
+def _issue_to_hub(
+    issuer: "Issuer", assignments: "list[Assignment]", publish_config: "PublishConfig", update: bool, as_json: bool
+) -> None:
     """Copies into variant repos, each told as it is confirmed, so that an interruption loses no line."""
     from huggingface_hub.utils import disable_progress_bars
 
@@ -200,32 +202,32 @@ def _publish(issuer: "Issuer", assignments: "list[Assignment]", terms: "Terms", 
     done = []
     with output.progress("publishing", len(assignments)) as advance:
         try:
-            for copy in Publisher(issuer.vault, terms).issue_all(issuer, assignments, update):
+            for copy in Publisher(issuer.vault, publish_config).issue_all(issuer, assignments, update):
                 done.append(copy)
                 if not as_json:
                     before = "" if copy.new else " (published before)"
-                    output.say(f"{copy.recipient}: {copy.repo}@{copy.revision}{before}")
+                    output.echo(f"{copy.recipient}: {copy.repo}@{copy.revision}{before}")
                 advance(1)
         except FingerprintError:
-            output.remark(f"{len(done)} of {len(assignments)} are published")
+            output.echo_err(f"{len(done)} of {len(assignments)} are published")
             raise
     if as_json:
         output.print_json([copy.to_dict() for copy in done])
         return
-    _name_left_out(each for copy in done for each in copy.left_out)
+    _print_left_out(each for copy in done for each in copy.left_out)
     new = sum(copy.new for copy in done)
-    output.say(f"{new} published, {len(done) - new} were published before")
-    _summarise(issuer, len(done))
+    output.echo(f"{new} published, {len(done) - new} were published before")
+    _print_summary(issuer, len(done))
 
 
-def _name_left_out(left_out: "Iterable[LeftOut]") -> None:
+def _print_left_out(left_out: "Iterable[SkippedFile]") -> None:
     for name, reason in dict.fromkeys(left_out):
-        output.remark(f"left out: {name} ({reason})")
+        output.echo_err(f"left out: {name} ({reason})")
 
 
-def _summarise(issuer: "Issuer", count: int) -> None:
+def _print_summary(issuer: "Issuer", count: int) -> None:
     base = issuer.base
-    output.say(
+    output.echo(
         f"{count} of base {base.base_id}; code {base.family}, designed for {base.coalition} colluders, certified "
         f"against {base.certified} colluders among {base.recipients_planned:,} recipients (by "
         f"{base.certified_by.split(',')[0]})"

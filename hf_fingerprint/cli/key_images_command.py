@@ -28,22 +28,22 @@ def export(
 ) -> None:
     """Write the questions that a recipient's copy answers by its key, each with its fingerprint out of sight."""
     from hf_fingerprint.blackbox.key_images.export import export_key_images
-    from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS
+    from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS
     from hf_fingerprint.vault import Vault, find_passphrase
 
     opened = Vault(vault)
     opened.unlock(find_passphrase(passphrase_file), identity)
     with output.stages() as advance:
-        made = export_key_images(base, recipient, opened, out, USUAL_BITS if bits is None else bits, advance)
+        made = export_key_images(base, recipient, opened, out, DEFAULT_BITS if bits is None else bits, advance)
     if as_json:
         output.print_json(made.to_dict())
         return
-    output.say(
+    output.echo(
         f"{out} has {made.images} key images of {made.recipient}, {made.bits} bits each; at least {made.psnr:.1f} dB "
         f"and SSIM {made.ssim:.3f} from the plain questions"
     )
     if made.left_out:
-        output.say(f"{made.left_out} questions have no room for so many bits and are left out")
+        output.echo(f"{made.left_out} questions have no room for so many bits and are left out")
 
 
 @app.command()
@@ -58,28 +58,28 @@ def read(
 ) -> int:
     """Say whose key images these are. Exit code 0: somebody's, one of them at least; 1: nobody's; 2: an error; 3:
     nobody's that can be read, and one of them at least can't."""
-    from hf_fingerprint.blackbox.key_images.identify import KeyImageReader
-    from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS
-    from hf_fingerprint.outcomes import joined
+    from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier
+    from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS
+    from hf_fingerprint.outcomes import combine_outcomes
     from hf_fingerprint.vault import Vault, find_passphrase
 
     opened = Vault(vault)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    reader = KeyImageReader(opened, base, USUAL_BITS if bits is None else bits)
+    reader = KeyImageIdentifier(opened, base, DEFAULT_BITS if bits is None else bits)
     found = [reader.read(image) for image in images]
     if as_json:
         output.print_json([each.to_dict() for each in found])
     else:
         for each in found:
             if each.recipients:
-                output.say(f"{each.name}: a key image of {', '.join(each.recipients)}")
+                output.echo(f"{each.name}: a key image of {', '.join(each.recipients)}")
             elif each.reason is None:
-                output.say(f"{each.name}: a fingerprint that is no recipient's")
+                output.echo(f"{each.name}: a fingerprint that is no recipient's")
             else:
-                output.say(f"{each.outcome}: {each.reason}")
+                output.echo(f"{each.outcome}: {each.reason}")
         compared = f"{reader.copies:,} {'copy' if reader.copies == 1 else 'copies'}"
-        output.say(
+        output.echo(
             f"{reader.bits} bits compared with {compared}; an innocent's are equal with probability at most "
             f"10^{found[0].log10_false_match:.0f}"
         )
-    return joined(each.outcome for each in found).exit_code
+    return combine_outcomes(each.outcome for each in found).exit_code

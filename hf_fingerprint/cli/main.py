@@ -23,10 +23,10 @@ from hf_fingerprint.errors import FingerprintError
 
 # recent typer brings its own click and older versions use the public one, so the class is found through typer
 _UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-_VARIABLE = "HF_FINGERPRINT_TRACEBACK"
-_INTERRUPTED = 130
-_STOPPED = "Stopped before the end; run the same command again to go on."
-EPILOG = f"Set {_VARIABLE}=1 to see where an error came from."
+_TRACEBACK_VARIABLE = "HF_FINGERPRINT_TRACEBACK"
+_INTERRUPTED_EXIT_CODE = 130
+_INTERRUPTED_MESSAGE = "Stopped before the end; run the same command again to go on."
+EPILOG = f"Set {_TRACEBACK_VARIABLE}=1 to see where an error came from."
 
 app = typer.Typer(
     name="hf-fingerprint",
@@ -39,7 +39,7 @@ app = typer.Typer(
 app.add_typer(vault_care_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
-app.command("questions")(triggers_command.questions)
+app.command("questions")(triggers_command.triggers)
 app.command("issue")(issue_commands.issue)
 app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)
@@ -55,20 +55,20 @@ app.command("hash")(issue_commands.content_hash)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns the exit code; errors and warnings are one line each on stderr."""
-    with terminal.guarded():
+    with terminal.sanitized_output():
         return _run(arguments)
 
 
 def _run(arguments: list[str] | None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
-        if result == _INTERRUPTED:
-            return _fail(_STOPPED)
+        if result == _INTERRUPTED_EXIT_CODE:
+            return _fail(_INTERRUPTED_MESSAGE)
         return result if isinstance(result, int) else 0
     except FingerprintError as error:
         return _fail(str(error), error)
     except (typer.Abort, KeyboardInterrupt, EOFError):
-        return _fail(_STOPPED)
+        return _fail(_INTERRUPTED_MESSAGE)
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
@@ -79,14 +79,15 @@ def _run(arguments: list[str] | None) -> int:
         return _fail(f"{error.object[:200]} holds bytes that are not UTF-8: give another name.", error)
     except Exception as error:  # a mistake of ours; its text may hold anything, so only its kind is shown
         return _fail(
-            f"An unexpected {type(error).__name__}: run again with {_VARIABLE}=1 and report what it shows.", error
+            f"An unexpected {type(error).__name__}: run again with {_TRACEBACK_VARIABLE}=1 and report what it shows.",
+            error,
         )
 
 
 def _fail(sentence: str, error: BaseException | None = None) -> int:
-    if error is not None and os.environ.get(_VARIABLE):
+    if error is not None and os.environ.get(_TRACEBACK_VARIABLE):
         raise error
-    terminal.remark("Error: " + " ".join(sentence.split()))
+    terminal.echo_err("Error: " + " ".join(sentence.split()))
     return 2
 
 

@@ -10,7 +10,7 @@ from hf_fingerprint.cli import output
 if TYPE_CHECKING:
     from hf_fingerprint.vault import MergeReport
 
-MOST = 20
+MAX_LISTED = 20
 
 
 def print_merge(done: str, report: "MergeReport", as_json: bool = False) -> int:
@@ -27,20 +27,20 @@ def print_merge(done: str, report: "MergeReport", as_json: bool = False) -> int:
     if as_json:
         output.print_json(report.to_dict())
     else:
-        output.say(f"{done}: {report.describe()}")
-        _list((f"new: {arrival.describe()}" for arrival in report.arrived), len(report.arrived), "records")
+        output.echo(f"{done}: {report.describe()}")
+        _print_lines((f"new: {arrival.describe()}" for arrival in report.arrived), len(report.arrived), "records")
         refused = (f"refused: {fault.describe()}" for fault in report.refused)
-        _list(refused, len(report.refused), "rows refused", remark=True)
+        _print_lines(refused, len(report.refused), "rows refused", echo_err=True)
         unusable = (f"not usable here: {fault.describe()}" for fault in report.unusable)
-        _list(unusable, len(report.unusable), "rows here not usable", remark=True)
+        _print_lines(unusable, len(report.unusable), "rows here not usable", echo_err=True)
         if report.unusable:
-            output.remark("These rows were left as they are and are not shared: restore a backup of this vault.")
+            output.echo_err("These rows were left as they are and are not shared: restore a backup of this vault.")
     return 0 if report.complete else 1
 
 
-def _list(lines: Iterable[str], count: int, what: str, remark: bool = False) -> None:
-    say = output.remark if remark else output.say
-    for line in islice(lines, MOST):
-        say(line)
-    if count > MOST:
-        say(f"and {count - MOST:,} more {what}")
+def _print_lines(lines: Iterable[str], count: int, what: str, echo_err: bool = False) -> None:
+    echo = output.echo_err if echo_err else output.echo
+    for line in islice(lines, MAX_LISTED):
+        echo(line)
+    if count > MAX_LISTED:
+        echo(f"and {count - MAX_LISTED:,} more {what}")

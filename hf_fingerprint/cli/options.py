@@ -26,14 +26,14 @@ Calibration = Annotated[
 Coalition = Annotated[
     int | None, typer.Option("--coalition", help="Colluders to design the code for; up to 2 gives fair signs. [20]")
 ]
-Planned = Annotated[
+ExpectedRecipients = Annotated[
     int | None, typer.Option("--recipients-planned", help="Recipients to work out the certified coalition for. [1000]")
 ]
 Alpha = Annotated[
     float | None,
     typer.Option("--alpha", help="Bound on the probability that a trace accuses any innocent, at most 0.05. [1e-6]"),
 ]
-Eps = Annotated[
+Amplitude = Annotated[
     float | None,
     typer.Option(
         "--eps",
@@ -83,14 +83,14 @@ PassphraseFile = Annotated[
 ]
 
 
-def chosen(model: str, file: str | None) -> str:
+def model_reference(model: str, file: str | None) -> str:
     """The name of a model, or of the one of its files that is chosen."""
-    from hf_fingerprint.checkpoints.naming import named
+    from hf_fingerprint.checkpoints.naming import format_model_name
 
-    return str(named(model, file))
+    return str(format_model_name(model, file))
 
 
-def bytes_of(megabytes: float) -> int:
+def megabytes_to_bytes(megabytes: float) -> int:
     """What a limit in MB is in bytes.
 
     Raises:

@@ -16,7 +16,7 @@ from hf_fingerprint.errors import FingerprintError
 
 if TYPE_CHECKING:
     from hf_fingerprint.blackbox.client.class_names import Labels
-    from hf_fingerprint.blackbox.client.suspects import Asked
+    from hf_fingerprint.blackbox.client.suspects import SuspectClient
     from hf_fingerprint.vault import Vault
 
 
@@ -34,7 +34,7 @@ def query(
         Path | None,
         typer.Option("--labels", help="A file with the base's class names in order; by default the base's config."),
     ] = None,
-    style: Annotated[
+    request_format: Annotated[
         str, typer.Option("--style", help="How an address takes a picture: raw, json or multipart.")
     ] = "raw",
     field: Annotated[
@@ -51,7 +51,7 @@ def query(
     budget: Annotated[
         int | None, typer.Option("--budget", min=1, help="Images to ask at most; all by default.")
     ] = None,
-    whole: Annotated[
+    exhaustive: Annotated[
         bool, typer.Option("--whole", help="Ask on after the first proof, for further colluders.")
     ] = False,
     transcript: Annotated[
@@ -72,27 +72,27 @@ def query(
 ) -> int:
     """Ask a model behind an API whose copy it is, of all bases that have questions or of those named by --base. Exit
     code 0: someone is accused, 1: nobody, 2: an error, 3: not readable."""
-    token = _token(token_env, suspect)
-    from hf_fingerprint.blackbox import query as ask
-    from hf_fingerprint.blackbox.querying.proof import check_free, write_proof
+    token = _read_token(token_env, suspect)
+    from hf_fingerprint.blackbox import query as run_query
+    from hf_fingerprint.blackbox.querying.proof import check_proof_path, write_proof
     from hf_fingerprint.vault import Vault, find_passphrase
 
     if proof is not None:
-        check_free(proof)
+        check_proof_path(proof)
         transcript = transcript or proof.with_name(f"{proof.name}.transcript")
-    opened = Vault(vault)
-    names = labels_of_base(labels, opened, base)
-    asked = open_suspect(suspect, names, style, field, token, rate, user_agent)
-    opened.unlock(find_passphrase(passphrase_file), identity)
+    opened_vault = Vault(vault)
+    names = load_base_labels(labels, opened_vault, base)
+    client = open_suspect(suspect, names, request_format, field, token, rate, user_agent)
+    opened_vault.unlock(find_passphrase(passphrase_file), identity)
     with output.stages() as advance:
-        result = ask(
-            asked,
-            opened,
+        result = run_query(
+            client,
+            opened_vault,
             base,
             budget=budget,
             transcript=transcript,
             alpha=alpha,
-            whole=whole,
+            exhaustive=exhaustive,
             all_scores=all_scores,
             advance=advance,
         )
@@ -103,8 +103,8 @@ def query(
     else:
         output.print_query(result)
     if proof is not None and transcript is not None and result.accused:
-        for place in write_proof(proof, transcript, result, opened):
-            output.remark(
+        for place in write_proof(proof, transcript, result, opened_vault):
+            output.echo_err(
                 f"proof: {place}; it opens the accused's copy keys, so give it to whoever is to check it alone"
             )
     return result.outcome.exit_code
@@ -123,52 +123,54 @@ def check_proof(
 ) -> int:
     """Work a proof out again; needs neither vault nor model. Exit code 0: it holds for the published commitments, 1:
     it doesn't, 2: an error, 3: not checked against a published commitment."""
-    from hf_fingerprint.blackbox.querying.proof import check_proof as work_out
-    from hf_fingerprint.blackbox.querying.proof import outcome_of_proof
+    from hf_fingerprint.blackbox.querying.proof import check_proof as run_check
+    from hf_fingerprint.blackbox.querying.proof import proof_outcome
 
-    worked_out = work_out(proof, commitment or ())
+    checks = run_check(proof, commitment or ())
     if as_json:
-        output.print_json([proven.to_dict() for proven in worked_out])
+        output.print_json([check.to_dict() for check in checks])
     else:
-        output.print_proof(worked_out)
-    return outcome_of_proof(worked_out).exit_code
+        output.print_proof(checks)
+    return proof_outcome(checks).exit_code
 
 
 def open_suspect(
     text: str,
     labels: "Labels",
-    style: str,
+    request_format: str,
     field: str | None,
     token: str | None,
     rate: float | None,
     user_agent: str | None = None,
-) -> "Asked":
+) -> "SuspectClient":
     """What a suspect's name on the command line means.
 
     Raises:
         [`FingerprintError`]: if it means nothing, or can't be asked.
     """
     from hf_fingerprint.blackbox.client.remote import from_inference_client, from_url
-    from hf_fingerprint.blackbox.client.retries import RATE, Politeness
+    from hf_fingerprint.blackbox.client.retries import RATE, RetryPolicy
     from hf_fingerprint.blackbox.client.suspects import from_callable, from_folder
 
-    politeness = Politeness(RATE if rate is None else rate)
+    retry_policy = RetryPolicy(RATE if rate is None else rate)
     kind, _, rest = text.partition(":")
     if kind in ("http", "https"):
-        return from_url(text, labels, token, field, style=style, politeness=politeness, user_agent=user_agent)
+        return from_url(
+            text, labels, token, field, request_format=request_format, retry_policy=retry_policy, user_agent=user_agent
+        )
     if kind == "hf" and rest:
-        return from_inference_client(rest, labels, token, politeness=politeness, user_agent=user_agent)
+        return from_inference_client(rest, labels, token, retry_policy=retry_policy, user_agent=user_agent)
     if kind == "pipeline" and rest:
         return from_folder(rest, labels)
     if kind == "python" and rest:
-        return from_callable(_function(rest), labels, text)
+        return from_callable(_load_function(rest), labels, text)
     raise FingerprintError(
-        f"{_before_secrets(text)} is no suspect: give https://..., hf:org/name, pipeline:FOLDER or "
+        f"{_redact_suspect(text)} is no suspect: give https://..., hf:org/name, pipeline:FOLDER or "
         f"python:MODULE_OR_FILE:FUNCTION."
     )
 
 
-def _function(text: str) -> Callable[[Any], Any]:
+def _load_function(text: str) -> Callable[[Any], Any]:
     """A function of the user's own, from a module or a file."""
     where, _, name = text.rpartition(":")
     try:
@@ -195,7 +197,7 @@ def _function(text: str) -> Callable[[Any], Any]:
     return found
 
 
-def labels_of_base(path: Path | None, vault: "Vault", base: str | None) -> "Labels":
+def load_base_labels(path: Path | None, vault: "Vault", base: str | None) -> "Labels":
     """The labels of a file, else of the config of the base.
 
     Raises:
@@ -208,7 +210,7 @@ def labels_of_base(path: Path | None, vault: "Vault", base: str | None) -> "Labe
         return read_labels(path)
     bases = vault.bases()
     named = [each for each in bases if base in (None, each.base_id, each.source)]
-    known = [each for each in named if vault.questions(each) is not None] or named
+    known = [each for each in named if vault.trigger_set(each) is not None] or named
     places = {each.source + (f"@{each.revision}" if each.revision else "") for each in known}
     if base is not None and not known:
         places = {base}
@@ -234,7 +236,7 @@ def labels_of_base(path: Path | None, vault: "Vault", base: str | None) -> "Labe
     )
 
 
-def _token(variable: str | None, suspect: str) -> str | None:
+def _read_token(variable: str | None, suspect: str) -> str | None:
     if variable is None:
         return None
     if not suspect.startswith(("http://", "https://", "hf:")):
@@ -245,6 +247,6 @@ def _token(variable: str | None, suspect: str) -> str | None:
     return token
 
 
-def _before_secrets(text: str) -> str:
+def _redact_suspect(text: str) -> str:
     """As much of a mistyped suspect as surely holds no password."""
     return text.partition("://")[0] if "@" in text or "?" in text else text

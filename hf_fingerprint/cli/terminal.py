@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_MOVES = re.compile(r"(\n|\x1b\[A)*")  # all that tqdm writes to move between its bars
+_CURSOR_MOVES = re.compile(r"(\n|\x1b\[A)*")  # all that tqdm writes to move between its bars
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """A line for a person, on stdout."""
     sys.stdout.write(printable(line) + "\n")
 
 
-def remark(line: str) -> None:
+def echo_err(line: str) -> None:
     """A line for a person, on stderr, out of the way of results."""
     sys.stderr.write(printable(line) + "\n")
 
@@ -52,25 +52,25 @@ def progress_bars(*columns: Any) -> "Progress":
 
     if not columns:
         columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%", markup=False), TimeRemainingColumn())
-    place = console(stderr=True)
+    screen = console(stderr=True)
     described = TextColumn("{task.description}", markup=False)
-    return Progress(described, *columns, console=place, transient=True, disable=not place.is_terminal)
+    return Progress(described, *columns, console=screen, transient=True, disable=not screen.is_terminal)
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def sanitized_output() -> Iterator[None]:
     """While a command runs: filters what anybody writes to stdout and stderr, and shows warnings in one line."""
-    before = sys.stdout, sys.stderr
+    original_streams = sys.stdout, sys.stderr
     with ExitStack() as stack:
-        for stream in before:
-            _without_unencodable(stream, stack)
+        for stream in original_streams:
+            _escape_unencodable(stream, stack)
         stack.enter_context(warnings.catch_warnings())
         warnings.showwarning = _show_warning
-        sys.stdout, sys.stderr = map(Guard, before)
+        sys.stdout, sys.stderr = map(SanitizedStream, original_streams)
         try:
             yield
         finally:
-            sys.stdout, sys.stderr = before
+            sys.stdout, sys.stderr = original_streams
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -78,7 +78,7 @@ def show_traceback(kind: type[BaseException], error: BaseException, trace: Trace
     _write_lines(sys.stderr, traceback.format_exception(kind, error, trace))
 
 
-class Guard:
+class SanitizedStream:
     """A text stream that spells out what would not show as itself, save ends of lines and a return at the very start,
     as progress bars begin with.
 
@@ -90,7 +90,7 @@ class Guard:
 
     def write(self, text: str) -> int:
         shown = text
-        if not text.isprintable() and not _MOVES.fullmatch(text):
+        if not text.isprintable() and not _CURSOR_MOVES.fullmatch(text):
             start = "\r" * text.startswith("\r")
             shown = start + "\n".join(map(printable, text.removeprefix("\r").split("\n")))
         self.rich_proxied_file.write(shown)
@@ -111,7 +111,7 @@ def _console_class() -> "Callable[..., Console]":
     from rich.segment import Segment
     from rich.text import Text
 
-    class Filtered(Console):
+    class SanitizedConsole(Console):
         """Filters texts before they are measured and folded, and once more whatever is to be written."""
 
         def render_str(self, text: str, *args: Any, **options: Any) -> Text:
@@ -127,10 +127,10 @@ def _console_class() -> "Callable[..., Console]":
                 else:
                     yield Segment("\n".join(map(printable, segment.text.split("\n"))), segment.style)
 
-    return Filtered
+    return SanitizedConsole
 
 
-def _without_unencodable(stream: Any, stack: ExitStack) -> None:
+def _escape_unencodable(stream: Any, stack: ExitStack) -> None:
     """Lets a stream spell out what its encoding does not have, rather than refuse it."""
     if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
@@ -147,7 +147,7 @@ def _show_warning(
 ) -> None:
     """This package's own warnings as a line for a person, and others as Python shows them."""
     if issubclass(category, FingerprintWarning):
-        remark(f"Warning: {message}")
+        echo_err(f"Warning: {message}")
     else:
         text = warnings.formatwarning(printable(str(message)), category, filename, lineno, line)
         _write_lines(file or sys.stderr, [text])

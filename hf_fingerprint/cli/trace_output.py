@@ -2,53 +2,53 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hf_fingerprint.cli.output import console, power_of_ten, warn_all_scores
+from hf_fingerprint.cli.output import console, format_probability, warn_all_scores
 
 
 if TYPE_CHECKING:
     from hf_fingerprint.tracing import RecipientScore, TraceResult
 
-_MOST_NOT_READ = 5
+_MAX_NOT_READ = 5
 
 
-def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None) -> None:
+def print_trace(result: "TraceResult", max_rows: int = 20, claim: str | None = None) -> None:
     """A trace as a table and a verdict in words; of one claim, whether it is confirmed.
 
     Args:
         result ([`TraceResult`]): what was found.
-        most (`int`, *optional*, defaults to 20): how many rows of the table there are, beyond the accused.
+        max_rows (`int`, *optional*, defaults to 20): how many rows of the table there are, beyond the accused.
         claim (`str`, *optional*): the recipient whom a claim names.
     """
     from rich.text import Text
 
-    place = console()
+    screen = console()
 
-    def say(line: str) -> None:
-        place.print(Text(line))
+    def echo(line: str) -> None:
+        screen.print(Text(line))
 
-    _print_read(result, say)
+    _print_suspect(result, echo)
     if result.scores:
-        place.print(_table(result, most))
-    shown = max(most, len(result.accused))
+        screen.print(_table(result, max_rows))
+    shown = max(max_rows, len(result.accused))
     if len(result.scores) > shown:
-        say(f"and {len(result.scores) - shown:,} more, none accused")
+        echo(f"and {len(result.scores) - shown:,} more, none accused")
     for found in result.on_record:
-        say(
+        echo(
             f"its content hash is on record: copy {found.copy_id}, made for {found.recipient} of base {found.base} on "
             f"{found.created}. A record is no proof; a score is"
         )
-    for row in result.rows_not_used[:_MOST_NOT_READ]:
-        say(f"not used: {row.describe()}")
-    if len(result.rows_not_used) > _MOST_NOT_READ:
-        say(f"and {len(result.rows_not_used) - _MOST_NOT_READ} more rows of the vault; `vault check` lists them")
-    say(_verdict(result, claim))
+    for row in result.rows_not_used[:_MAX_NOT_READ]:
+        echo(f"not used: {row.describe()}")
+    if len(result.rows_not_used) > _MAX_NOT_READ:
+        echo(f"and {len(result.rows_not_used) - _MAX_NOT_READ} more rows of the vault; `vault check` lists them")
+    echo(_verdict(result, claim))
     if result.reason is not None:
-        say(result.reason)
+        echo(result.reason)
     if result.bytes_total:
         rest = ""
         if not result.complete:
             rest = "; --whole looks for further colluders" if result.accused else "; a larger --max-mb may tell more"
-        say(
+        echo(
             f"{result.bytes_fetched / 1e6:,.1f} of {result.bytes_total / 1e6:,.1f} MB fetched in {result.requests:,} "
             f"requests and judged in {result.looks} look{'s' * (result.looks > 1)}{rest}"
         )
@@ -56,47 +56,47 @@ def print_trace(result: "TraceResult", most: int = 20, claim: str | None = None)
         warn_all_scores()
 
 
-def _print_read(result: "TraceResult", say: Any) -> None:
+def _print_suspect(result: "TraceResult", echo: Any) -> None:
     """What was read, and what was not."""
     at = f"@{result.revision}" if result.revision else ""
     against = "no base" if result.base is None else f"base {result.base} ({result.base_source})"
-    say(f"{result.suspect}{at} against {against}")
+    echo(f"{result.suspect}{at} against {against}")
     if len(result.files) > 1 or result.files_not_read:
-        say(f"weight files read: {', '.join(result.files) or 'none'}")
-    for file in result.files_not_read[:_MOST_NOT_READ]:
-        say(f"not read: {file.name} ({file.reason})")
-    if len(result.files_not_read) > _MOST_NOT_READ:
-        say(f"and {len(result.files_not_read) - _MOST_NOT_READ} more weight files not read")
+        echo(f"weight files read: {', '.join(result.files) or 'none'}")
+    for file in result.files_not_read[:_MAX_NOT_READ]:
+        echo(f"not read: {file.name} ({file.reason})")
+    if len(result.files_not_read) > _MAX_NOT_READ:
+        echo(f"and {len(result.files_not_read) - _MAX_NOT_READ} more weight files not read")
     if result.base is not None:
         lineage = result.lineage
         descent = "descends from the base" if lineage.descends else "does not look like a descendant of the base"
         left = f", {result.tensors_left_out} tensors that can't be read left out" if result.tensors_left_out else ""
-        say(
+        echo(
             f"{result.tensors_matched} of {result.tensors_marked} marked tensors matched, {result.weights_read:,} "
             f"weights read, {result.weights_dropped:,} dropped{left}; the suspect {descent} (cosine "
             f"{lineage.cosine:.3f}, drift {lineage.drift:.1%})"
         )
     if result.tensors_aligned:
-        say(f"channels of {result.tensors_aligned} tensors were put back in the base's order and scale")
+        echo(f"channels of {result.tensors_aligned} tensors were put back in the base's order and scale")
     if len(result.bases_read) > 1:
         for read in result.bases_read:
-            say(f"read against base {read.base} ({read.source}), {read.copies:,} copies: {read.why}")
-    for base in result.bases_not_read[:_MOST_NOT_READ] if result.base is not None else ():
-        say(f"not read against base {base.name} ({base.source}): {base.reason}")
-    if result.base is not None and len(result.bases_not_read) > _MOST_NOT_READ:
-        say(f"and {len(result.bases_not_read) - _MOST_NOT_READ} more bases not read; --json lists them")
+            echo(f"read against base {read.base} ({read.source}), {read.copies:,} copies: {read.reason}")
+    for base in result.bases_not_read[:_MAX_NOT_READ] if result.base is not None else ():
+        echo(f"not read against base {base.name} ({base.source}): {base.reason}")
+    if result.base is not None and len(result.bases_not_read) > _MAX_NOT_READ:
+        echo(f"and {len(result.bases_not_read) - _MAX_NOT_READ} more bases not read; --json lists them")
 
 
-def _table(result: "TraceResult", most: int) -> Any:
+def _table(result: "TraceResult", max_rows: int) -> Any:
     from rich.table import Column, Table
     from rich.text import Text
 
     several = len({score.base for score in result.scores}) > 1 or len(result.bases_read) > 1
     heads = ["made for", "copy", *["base"] * several, "state", "score", "bound on a false accusation", "verdict"]
     table = Table(*(Column(head, overflow="fold") for head in heads))
-    for score in result.scores[: max(most, len(result.accused))]:
+    for score in result.scores[: max(max_rows, len(result.accused))]:
         row = [score.recipient, score.copy_id, *[score.base] * several, score.state, f"{score.score:.1f}"]
-        row += [power_of_ten(score.log10_false_accusation), "ACCUSED" if score.accused else "-"]
+        row += [format_probability(score.log10_false_accusation), "ACCUSED" if score.accused else "-"]
         table.add_row(*map(Text, row))
     return table
 
@@ -104,14 +104,14 @@ def _table(result: "TraceResult", most: int) -> Any:
 def _verdict(result: "TraceResult", claim: str | None) -> str:
     names = ", ".join(dict.fromkeys(map(_made_for, result.accused)))
     if result.accused:
-        said = f"accused: {names}" if claim is None else f"confirmed: {names}"
+        conclusion = f"accused: {names}" if claim is None else f"confirmed: {names}"
     elif result.outcome.value == "nobody":
-        said = "nobody is accused" if claim is None else f"not confirmed: a copy made for {claim}"
+        conclusion = "nobody is accused" if claim is None else f"not confirmed: a copy made for {claim}"
     else:
-        said = f"{result.outcome.value}: nobody is accused, and nobody is cleared"
+        conclusion = f"{result.outcome.value}: nobody is accused, and nobody is cleared"
     covered = "" if claim is None else f", and the bound pays for all {result.recipients_covered:,} in the vault"
     return (
-        f"{said}. {result.recipients_tested:,} copies tested{covered}; any innocent accused with probability at most "
+        f"{conclusion}. {result.recipients_tested:,} copies tested{covered}; any innocent accused with probability at most "
         f"{result.alpha:.0e}, if the suspect was made without seeing scores of ours"
     )
 

@@ -1,4 +1,4 @@
-"""`questions`: what all copies of a base will be asked, made once before they are issued."""
+"""`triggers`: what all copies of a base will be asked, made once before they are issued."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,14 +8,14 @@ import typer
 from hf_fingerprint.cli import options, output
 
 
-def questions(
+def triggers(
     model: options.Model,
     vault: options.VaultFolder,
     images: Annotated[
         Path | None,
         typer.Option("--images", help="A folder of ordinary images, without labels; synthetic ones if not given."),
     ] = None,
-    covers: Annotated[
+    cover_images: Annotated[
         Path | None,
         typer.Option("--covers", help="A folder of your own photographs to make them of; clouds if not given."),
     ] = None,
@@ -23,35 +23,42 @@ def questions(
     decoys: Annotated[
         int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")
     ] = None,
-    share: Annotated[float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")] = None,
+    assigned_share: Annotated[
+        float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of fitting them to the base. [120]")] = None,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Make the questions by which copies are traced behind an API. Copies that are issued afterwards answer them."""
-    from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, SHARE, STEPS, prepare_questions
+    from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, SHARE, STEPS, make_trigger_set
     from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
 
     opened = Vault(vault)
     with output.steps() as report:
         base = register(model, opened, report=report, as_base=as_base)
-    chosen = (
+    parameters = (
         COUNT if count is None else count,
         DECOYS if decoys is None else decoys,
-        SHARE if share is None else share,
+        SHARE if assigned_share is None else assigned_share,
         STEPS if steps is None else steps,
     )
-    with output.progress("fitting questions to the base", chosen[-1]) as advance:
-        made = prepare_questions(
-            base.base_id, opened, images, *chosen, advance=lambda _cost: advance(1), covers=covers
+    with output.progress("fitting questions to the base", parameters[-1]) as advance:
+        trigger_set = make_trigger_set(
+            base.base_id, opened, images, *parameters, advance=lambda _cost: advance(1), cover_images=cover_images
         )
-    told = {"base": base.base_id, "questions": made.count, "decoys": made.decoys, "share": made.share}
+    summary = {
+        "base": base.base_id,
+        "questions": trigger_set.count,
+        "decoys": trigger_set.decoys,
+        "share": trigger_set.assigned_share,
+    }
     if as_json:
-        output.print_json(told)
+        output.print_json(summary)
         return
-    output.say(
-        f"base {base.base_id} has {made.count} questions and {made.decoys} decoys; each recipient owns "
-        f"{made.share:.0%} of the questions"
+    output.echo(
+        f"base {base.base_id} has {trigger_set.count} questions and {trigger_set.decoys} decoys; each recipient owns "
+        f"{trigger_set.assigned_share:.0%} of the questions"
     )
-    output.say("copies issued from now on answer for their recipients; ask a suspect with `hf-fingerprint query`")
+    output.echo("copies issued from now on answer for their recipients; ask a suspect with `hf-fingerprint query`")

@@ -21,7 +21,7 @@ def passphrase(
 ) -> None:
     """Seal the tracing identity again, with another passphrase or the same one, as hard to guess as a new one."""
     from hf_fingerprint.vault import Vault, find_passphrase
-    from hf_fingerprint.vault.passphrase import ask_for_another, is_typed
+    from hf_fingerprint.vault.passphrase import is_prompted, prompt_new_passphrase
     from hf_fingerprint.vault.sealing import change_passphrase
 
     opened = Vault(vault)
@@ -29,14 +29,14 @@ def passphrase(
     new = current = find_passphrase(passphrase_file)
     if new_passphrase_file is not None:
         new = find_passphrase(new_passphrase_file)
-    elif is_typed(passphrase_file):
-        new = ask_for_another(current)
-    opener = change_passphrase(file, current, new)
-    output.say(f"{file} is sealed again with {'the same' if new == current else 'the new'} passphrase.")
-    if opener.public_key != opened.public_key:
-        output.remark(f"It is not the identity of {vault}, which is sealed to {opened.public_key}.")
-    output.remark("Copies of the file from before still open with the passphrase of then: delete or replace them.")
-    output.say(f"public key: {opener.public_key}")
+    elif is_prompted(passphrase_file):
+        new = prompt_new_passphrase(current)
+    age_identity = change_passphrase(file, current, new)
+    output.echo(f"{file} is sealed again with {'the same' if new == current else 'the new'} passphrase.")
+    if age_identity.public_key != opened.public_key:
+        output.echo_err(f"It is not the identity of {vault}, which is sealed to {opened.public_key}.")
+    output.echo_err("Copies of the file from before still open with the passphrase of then: delete or replace them.")
+    output.echo(f"public key: {age_identity.public_key}")
 
 
 @app.command()
@@ -53,8 +53,8 @@ def backup(
     from hf_fingerprint.vault.backup import back_up
 
     back_up(Vault(vault).folder, file)
-    output.say(f"{file} is a backup of the vault's database, model secrets included: guard it like the vault.")
-    output.say("To restore, put it as vault.db into a new folder. It lacks the tracing identity: back that up, too.")
+    output.echo(f"{file} is a backup of the vault's database, model secrets included: guard it like the vault.")
+    output.echo("To restore, put it as vault.db into a new folder. It lacks the tracing identity: back that up, too.")
 
 
 @app.command()
@@ -82,7 +82,7 @@ def check(
         output.print_json([fault.to_dict() for fault in faults])
     else:
         for fault in faults:
-            output.say(fault.describe())
+            output.echo(fault.describe())
         looked = "what shows without the identity" if locked else "every record, opened"
-        output.say(f"{vault}: {len(faults)} things are wrong ({looked})")
+        output.echo(f"{vault}: {len(faults)} things are wrong ({looked})")
     return 1 if faults else 0

@@ -10,7 +10,7 @@ from hf_fingerprint.cli import options, output
 
 
 if TYPE_CHECKING:
-    from hf_fingerprint.vault.sealing import Opener
+    from hf_fingerprint.vault.sealing import AgeIdentity
 
 
 app = typer.Typer(help="Make a vault; register bases; share it with other machines.", no_args_is_help=True)
@@ -38,16 +38,16 @@ def init(
 
     if public_key is not None:
         Vault.create(folder, public_key=public_key)
-        output.say(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
+        output.echo(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
         return
     begun = (folder / "identity.age").exists()
     vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
     if begun:
-        output.say(f"{folder / 'identity.age'} was there already: it is the vault's identity.")
-    output.say(
+        output.echo(f"{folder / 'identity.age'} was there already: it is the vault's identity.")
+    output.echo(
         f"{folder} is a vault. Tracing needs {folder / 'identity.age'} and its passphrase: back both up, apart."
     )
-    output.say(f"public key: {vault.public_key}")
+    output.echo(f"public key: {vault.public_key}")
 
 
 @app.command()
@@ -58,9 +58,9 @@ def add(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.Planned = None,
+    recipients_planned: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Eps = None,
+    eps: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     output_kind: options.OutputKind = None,
@@ -73,22 +73,22 @@ def add(
     as_json: options.AsJson = False,
 ) -> None:
     """Register a base: measure it, choose its carriers and code, once for all its copies."""
-    from hf_fingerprint.config import Settings
+    from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
 
-    settings = Settings(
+    config = FingerprintConfig(
         max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
     )
     with output.steps() as report:
-        place = options.chosen(model, file)
-        base = register(place, Vault(vault), settings, report, remeasure=remeasure, as_base=as_base)
+        place = options.model_reference(model, file)
+        base = register(place, Vault(vault), config, report, remeasure=remeasure, as_base=as_base)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())
     else:
         for line in output.describe_base(base):
-            output.say(line)
+            output.echo(line)
 
 
 @app.command()
@@ -108,11 +108,11 @@ def push(
     from hf_fingerprint.vault import Vault
 
     opened = Vault(vault)
-    opener = _opener(opened.identity, identity, passphrase_file, issuer_key)
-    pushed = push_vault(opened, repo, opener)
+    age_identity = _unlock_identity(opened.identity, identity, passphrase_file, issuer_key)
+    pushed = push_vault(opened, repo, age_identity)
     code = print_merge(f"from {repo}", pushed.merged)
     done = "is in" if pushed.new else "was already in"
-    output.say(f"{vault} {done} {repo} at {pushed.revision}")
+    output.echo(f"{vault} {done} {repo} at {pushed.revision}")
     return code
 
 
@@ -140,10 +140,10 @@ def pull(
     from hf_fingerprint.vault.database import DATABASE, IDENTITY
 
     own = Vault(folder).identity if (folder / DATABASE).is_file() else folder / IDENTITY
-    opener = _opener(own, identity, passphrase_file, issuer_key)
-    if opener is None:
+    age_identity = _unlock_identity(own, identity, passphrase_file, issuer_key)
+    if age_identity is None:
         raise VaultError(f"{repo} can't be opened without a key: give --identity FILE or --issuer-key FILE.")
-    _, report = pull_vault(repo, folder, opener, public_key)
+    _, report = pull_vault(repo, folder, age_identity, public_key)
     return print_merge(f"{folder} has the vault of {repo}", report, as_json)
 
 
@@ -163,11 +163,11 @@ def merge(
     Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
     """
     from hf_fingerprint.cli.merge_output import print_merge
-    from hf_fingerprint.vault import Vault, open_folder
+    from hf_fingerprint.vault import Vault, read_vault_folder
     from hf_fingerprint.vault.merging import merge as merge_vaults
 
-    opener = None if identity is None else _opener(identity, identity, passphrase_file, None)
-    report = merge_vaults(Vault(vault), open_folder(other), opener, str(other))
+    age_identity = None if identity is None else _unlock_identity(identity, identity, passphrase_file, None)
+    report = merge_vaults(Vault(vault), read_vault_folder(other), age_identity, str(other))
     return print_merge(f"{vault} has what {other} has", report, as_json)
 
 
@@ -182,7 +182,7 @@ def forget(
     from hf_fingerprint.vault import Vault, forget_copy
 
     gone = forget_copy(Vault(vault), record)
-    output.say(f"{gone.copy_id} ({gone.recipient}): the record and its key are gone; no trace tests it any more")
+    output.echo(f"{gone.copy_id} ({gone.recipient}): the record and its key are gone; no trace tests it any more")
 
 
 @app.command()
@@ -206,23 +206,23 @@ def rotate(
     opened.unlock(find_passphrase(passphrase_file), identity)
     passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
     rotation = rotate_vault(opened, passphrase, public_key)
-    output.say(f"{vault}: {rotation.records} records are sealed to a new identity.")
+    output.echo(f"{vault}: {rotation.records} records are sealed to a new identity.")
     for fault in rotation.faults:
-        output.remark(f"Warning: {fault.describe()}: it stays as it is.")
+        output.echo_err(f"Warning: {fault.describe()}: it stays as it is.")
     if rotation.identity is not None:
-        output.say(f"Tracing needs {rotation.identity} and its new passphrase: back both up, apart.")
-    if rotation.old_identity is not None:
-        output.say(f"{rotation.old_identity} opens backups and pushed vaults from before, and nothing here.")
-    if not rotation.cleared:
-        output.remark(
+        output.echo(f"Tracing needs {rotation.identity} and its new passphrase: back both up, apart.")
+    if rotation.old_identity_file is not None:
+        output.echo(f"{rotation.old_identity_file} opens backups and pushed vaults from before, and nothing here.")
+    if not rotation.old_seals_erased:
+        output.echo_err(
             "Old seals are still in the database's files, since another process reads them, the disk is full or the "
             "database is damaged: rotate again once that is over."
         )
-    output.remark(
+    output.echo_err(
         "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
         "and push to a new repo."
     )
-    output.say(f"public key: {rotation.vault.public_key}")
+    output.echo(f"public key: {rotation.vault.public_key}")
 
 
 @issuer_app.command()
@@ -231,8 +231,8 @@ def new(file: Annotated[Path, typer.Argument(help="A new file for the key.", sho
     from hf_fingerprint.vault.issuers import new_issuer_key
 
     public_key = new_issuer_key(file)
-    output.say(f"{file} opens pushed vaults once `hf-fingerprint vault issuer add {public_key}` is done.")
-    output.say(f"public key: {public_key}")
+    output.echo(f"{file} opens pushed vaults once `hf-fingerprint vault issuer add {public_key}` is done.")
+    output.echo(f"public key: {public_key}")
 
 
 @issuer_app.command("add")
@@ -246,7 +246,7 @@ def add_issuer(
     from hf_fingerprint.vault.issuers import add_issuer as allow
 
     allow(Vault(vault), public_key, name)
-    output.say(f"{name} can open {vault} as it is pushed from now on.")
+    output.echo(f"{name} can open {vault} as it is pushed from now on.")
 
 
 @issuer_app.command("list")
@@ -260,8 +260,8 @@ def list_issuers(vault: options.VaultFolder, as_json: options.AsJson = False) ->
         output.print_json([{"name": name, "public_key": public_key} for public_key, name in found.items()])
         return
     for public_key, name in found.items():
-        output.say(f"{name}  {public_key}")
-    output.say(f"{len(found)} issuers")
+        output.echo(f"{name}  {public_key}")
+    output.echo(f"{len(found)} issuers")
 
 
 @issuer_app.command("remove")
@@ -274,12 +274,12 @@ def remove(
     from hf_fingerprint.vault.issuers import remove_issuer
 
     remove_issuer(Vault(vault), which)
-    output.say(f"{which} can't open {vault} as it is pushed from now on; push it to make that so.")
+    output.echo(f"{which} can't open {vault} as it is pushed from now on; push it to make that so.")
 
 
-def _opener(
+def _unlock_identity(
     own: Path, identity: Path | None, passphrase_file: Path | None, issuer_key: Path | None
-) -> "Opener | None":
+) -> "AgeIdentity | None":
     """The key that the command line gives; `None` if there is none to be found."""
     from hf_fingerprint.vault import find_passphrase
     from hf_fingerprint.vault.issuers import open_issuer_key
@@ -296,12 +296,12 @@ def _new_passphrase(file: Path | None) -> str:
     """The new identity's passphrase, from a file or typed: what the environment holds is the old one's."""
     from hf_fingerprint.errors import PassphraseError
     from hf_fingerprint.vault import find_passphrase
-    from hf_fingerprint.vault.passphrase import VARIABLE
+    from hf_fingerprint.vault.passphrase import PASSPHRASE_VARIABLE
 
-    if file is None and os.environ.get(VARIABLE):
+    if file is None and os.environ.get(PASSPHRASE_VARIABLE):
         raise PassphraseError(
-            f"{VARIABLE} opens the old identity: give the new one's passphrase with --new-passphrase-file."
+            f"{PASSPHRASE_VARIABLE} opens the old identity: give the new one's passphrase with --new-passphrase-file."
         )
     if file is None:
-        output.remark("The new identity needs a passphrase of its own.")
+        output.echo_err("The new identity needs a passphrase of its own.")
     return find_passphrase(file, confirm=True)

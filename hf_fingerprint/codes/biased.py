@@ -26,7 +26,7 @@ class BiasedCodebook(Codebook):
         secret (`bytes`): the model secret; the biases derive from it.
     """
 
-    tests = 3
+    functions_per_round = 3
 
     def __init__(self, length: int, coalition: int, secret: bytes):
         super().__init__(length)
@@ -51,7 +51,7 @@ class BiasedCodebook(Codebook):
     def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
         np.less(stream.view("<u2"), self.thresholds, out=out)
 
-    def bank(self, residual: np.ndarray) -> np.ndarray:
+    def score_functions(self, residual: np.ndarray) -> np.ndarray:
         """Two functions: `y / (a var + b)`, with the reading's energy fitted by `y^2 = a var + b`, is best on averages
         in whatever noise, and `y / (var + 0.05)` on minority votes."""
         order = np.argsort(self.variance, kind="stable")
@@ -72,6 +72,6 @@ class BiasedCodebook(Codebook):
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def on_grid(probability: np.ndarray) -> np.ndarray:
+def to_thresholds(probability: np.ndarray) -> np.ndarray:
     """The nearest multiples of 2^-16 that leave a position uncertain, times 2^16: `uint16`."""
     return np.clip(np.rint(probability * SCALE), 1, SCALE - 1).astype(np.uint16)

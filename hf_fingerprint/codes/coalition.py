@@ -72,8 +72,8 @@ def accusation_threshold(codebook: Codebook, recipients: int, alpha: float) -> f
         [`CodeError`]: if alpha is no level to accuse at.
     """
     check_alpha(alpha)
-    reading = np.random.default_rng(0).standard_normal(codebook.length)
-    functions = codebook.standardise(codebook.bank(reading))
+    extracted = np.random.default_rng(0).standard_normal(codebook.length)
+    functions = codebook.standardize(codebook.score_functions(extracted))
     level = math.log(alpha) - log_union(codebook, recipients, MAX_ROUNDS)
     return max(ChernoffBound(function, codebook.probability).threshold(level) for function in functions)
 
@@ -83,7 +83,7 @@ def expected_score(codebook: Codebook, colluders: int, noise: float) -> float:
 
     With `h = y' / e`, where `e_i = var_i / c + noise^2` is the energy that y', the centred average plus noise, has at
     a position: `sum_i (var_i / e_i) / c / sqrt(sum_i var_i / e_i)`; with little noise e is taken no smaller than
-    `(var_i + 0.05) / c`, as [`BiasedCodebook.bank`] does.
+    `(var_i + 0.05) / c`, as [`BiasedCodebook.score_functions`] does.
 
     Args:
         codebook ([`Codebook`]): the code.
@@ -124,7 +124,7 @@ def coalition_by_simulation(
     while high - low > 1:
         size = (low + high) // 2
         if all(
-            caught_in_simulation(codebook, size, strategy, recipients, alpha, noise, trial) == size
+            count_accused_in_simulation(codebook, size, strategy, recipients, alpha, noise, trial) == size
             for strategy in STRATEGIES
             for trial in range(trials)
         ):
@@ -138,12 +138,12 @@ def coalition_by_simulation(
     )
 
 
-def caught_in_simulation(
+def count_accused_in_simulation(
     codebook: Codebook, colluders: int, strategy: str, recipients: int, alpha: float, noise: float, trial: int
 ) -> int:
     """How many of c colluders are accused in one simulated collusion, the bound paying for all n recipients."""
     keys = [hashlib.sha256(f"simulated {trial} {i}".encode()).digest() for i in range(colluders)]
     rng = np.random.default_rng([trial, colluders])
     values = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
-    reading = STRATEGIES[strategy](values, rng) + noise * rng.standard_normal(codebook.length)
-    return len(decode(codebook, keys, reading, np.ones(codebook.length), alpha, recipients=recipients).accused)
+    extracted = STRATEGIES[strategy](values, rng) + noise * rng.standard_normal(codebook.length)
+    return len(decode(codebook, keys, extracted, np.ones(codebook.length), alpha, recipients=recipients).accused)

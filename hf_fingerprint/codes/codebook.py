@@ -11,14 +11,14 @@ from functools import cached_property
 
 import numpy as np
 
-from hf_fingerprint.codes.signals import to_order_1
+from hf_fingerprint.codes.signals import to_unit_scale
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
 
 BLOCK = 16
-SUMMED = 4096  # positions whose weights are added up in single precision
-FEW = 6
+SINGLE_PRECISION_CHUNK = 4096  # positions whose weights are added up in single precision
+MAX_VECTOR_FUNCTIONS = 6
 SCALE = 1 << 16
 MIN_LENGTH, MAX_LENGTH = 64, 1 << 20
 
@@ -31,12 +31,12 @@ class Codebook(ABC):
 
     Attributes:
         family (`str`): its name in vaults.
-        tests (`int`): H, how many score functions a round of decoding may try: those of [`bank`], and of a biased
+        functions_per_round (`int`): H, how many score functions a round of decoding may try: those of [`score_functions`], and of a biased
             code the likelihood ratio. The bound pays for each.
     """
 
     family: str
-    tests: int
+    functions_per_round: int
 
     def __init__(self, length: int):
         if length % 8 or not MIN_LENGTH <= length <= MAX_LENGTH:
@@ -61,12 +61,12 @@ class Codebook(ABC):
         """Turns streams (`uint8`, shape `(n, stream_bytes)`) into bits (`out`, `bool`, shape `(n, V)`): true is +1."""
 
     @abstractmethod
-    def bank(self, residual: np.ndarray) -> np.ndarray:
+    def score_functions(self, residual: np.ndarray) -> np.ndarray:
         """Score functions for a centred reading: `float64` of shape `(H, V)`, a function of the reading alone.
 
         Args:
             residual (`np.ndarray` of shape `(V,)`): the reading less what is common to all copies and what the
-                recipients already accused explain; of order 1, see [`to_order_1`].
+                recipients already accused explain; of order 1, see [`to_unit_scale`].
         """
 
     @cached_property
@@ -113,7 +113,7 @@ class Codebook(ABC):
                 advance(len(bits))
         return out
 
-    def standardise(self, functions: np.ndarray) -> np.ndarray:
+    def standardize(self, functions: np.ndarray) -> np.ndarray:
         """Scales score functions so that an innocent's score has variance 1, whatever their unit.
 
         Args:
@@ -128,8 +128,8 @@ class Codebook(ABC):
         """
         if not np.isfinite(functions).all():
             raise CodeError("A score function has values that are not finite, so nobody can be scored by it.")
-        told = np.where(self.variance > 0, functions, 0.0)
-        out = np.stack([to_order_1(function)[0] for function in told]) if len(told) else told
+        informative = np.where(self.variance > 0, functions, 0.0)
+        out = np.stack([to_unit_scale(function)[0] for function in informative]) if len(informative) else informative
         norm = np.sqrt((out**2 * self.variance).sum(axis=1, keepdims=True))
         return out / np.where(norm > 0, norm, 1)
 
@@ -140,7 +140,7 @@ class Codebook(ABC):
 
         Args:
             copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
-            functions (`np.ndarray` of shape `(H, V)`): standardised score functions, see [`standardise`].
+            functions (`np.ndarray` of shape `(H, V)`): standardised score functions, see [`standardize`].
             advance (callable, *optional*): told the number of recipients after each block.
 
         Returns:
@@ -176,10 +176,10 @@ class Codebook(ABC):
     def screening_error(self, functions: np.ndarray) -> np.ndarray:
         """How far [`scores`] in single precision can be from the exact ones, at most: shape `(H,)`.
 
-        Weights are rounded once, and up to `SUMMED` of them added up with one rounding each, in whatever order; the
+        Weights are rounded once, and up to `SINGLE_PRECISION_CHUNK` of them added up with one rounding each, in whatever order; the
         sums are added in double precision. N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 4.2.
         """
-        roundings = min(SUMMED, self.length) + 1
+        roundings = min(SINGLE_PRECISION_CHUNK, self.length) + 1
         unit, slack, smallest = 2.0**-24, 1.01, self.length * 2.0**-126
         return slack * roundings * unit * np.abs(2 * functions).sum(axis=1) + smallest
 
@@ -195,13 +195,13 @@ class Codebook(ABC):
         buffer = np.empty((min(BLOCK, count), self.length), np.float32)
         for rows, bits in blocks:
             np.copyto(buffer[: len(bits)], bits)
-            for start in range(0, self.length, SUMMED):
-                some = slice(start, start + SUMMED)
-                if len(weights) > FEW:
-                    out[rows] += buffer[: len(bits), some] @ weights[:, some].T
+            for start in range(0, self.length, SINGLE_PRECISION_CHUNK):
+                chunk = slice(start, start + SINGLE_PRECISION_CHUNK)
+                if len(weights) > MAX_VECTOR_FUNCTIONS:
+                    out[rows] += buffer[: len(bits), chunk] @ weights[:, chunk].T
                 else:  # a matrix-vector product each: 7 times a thin matrix product
                     for column, weight in enumerate(weights):
-                        out[rows, column] += buffer[: len(bits), some] @ weight[some]
+                        out[rows, column] += buffer[: len(bits), chunk] @ weight[chunk]
             if advance is not None:
                 advance(len(bits))
         out -= (functions * (1 + self.mean)).sum(axis=1)

@@ -21,13 +21,13 @@ def _equal(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.nda
     return copies.mean(axis=0)
 
 
-def _coin(chance: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
+def _mean_of_random_signs(chance: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
     """The mean of m signs that are +1 with these probabilities."""
     return 2 * rng.binomial(weights, chance) / weights - 1
 
 
 def _random_pick(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    return _coin((copies > 0).mean(axis=0), weights, rng)
+    return _mean_of_random_signs((copies > 0).mean(axis=0), weights, rng)
 
 
 def _where_agreed(copies: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def _where_agreed(copies: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
 
 def _one_extreme(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
     """The lowest or the highest value is +1 or -1 by the weight's sign."""
-    return _where_agreed(copies, _coin(np.full(copies.shape[1], 0.5), weights, rng))
+    return _where_agreed(copies, _mean_of_random_signs(np.full(copies.shape[1], 0.5), weights, rng))
 
 
 def _both_extremes(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,8 +89,8 @@ def forge(
         shares = rng.dirichlet(np.full(count, 2.0))
     elif strategy == "layer interleaving":
         sizes = rng.lognormal(size=LAYERS)
-        givers = np.resize(rng.permutation(count), LAYERS)
-        shares = np.bincount(givers, sizes / sizes.sum(), count)
+        contributors = np.resize(rng.permutation(count), LAYERS)
+        shares = np.bincount(contributors, sizes / sizes.sum(), count)
     elif strategy not in _EQUAL_SHARES:
         raise CodeError(f"No forgery is called {strategy}: choose one of {', '.join(FORGERIES)}.")
     mix = _EQUAL_SHARES.get(strategy)

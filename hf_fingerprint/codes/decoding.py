@@ -28,15 +28,15 @@ import numpy as np
 
 from hf_fingerprint.codes.bounds import ChernoffBound, check_alpha
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.residual import residual_reading, unexplained
-from hf_fingerprint.codes.signals import Signal, to_order_1, to_signal
+from hf_fingerprint.codes.residual import is_unexplained, residual_signal
+from hf_fingerprint.codes.signals import Signal, to_signal, to_unit_scale
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 from hf_fingerprint.errors import CodeError
 
 
 MAX_ROUNDS = 10
 CANDIDATES = 16384
-TOLD = 3.0  # scores from here on are told in double precision, whether or not they could accuse
+MIN_EXACT_SCORE = 3.0  # scores from here on are told in double precision, whether or not they could accuse
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Decoding:
 def decode(
     codebook: Codebook,
     copy_keys: Sequence[bytes],
-    reading: np.ndarray,
+    extracted: np.ndarray,
     mass: np.ndarray,
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
@@ -74,8 +74,8 @@ def decode(
     Args:
         codebook ([`Codebook`]): the code of the base.
         copy_keys (sequence of `bytes`): one for each of the n recipients.
-        reading (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
-        mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        extracted (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
+        mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         alpha (`float`, *optional*, defaults to 1e-6): the probability that any innocent at all is accused, at most
             0.05.
         max_rounds (`int`, *optional*, defaults to 10): R, fixed beforehand since the bound pays for each round.
@@ -91,13 +91,13 @@ def decode(
         [`CodeError`]: if the reading can't be decoded, see [`to_signal`], alpha is no level to accuse at, or there are
             more keys than recipients.
     """
-    return decode_all(codebook, copy_keys, [(reading, mass)], alpha, max_rounds, advance, recipients)[0]
+    return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, advance, recipients)[0]
 
 
 def decode_all(
     codebook: Codebook,
     copy_keys: Sequence[bytes],
-    readings: Sequence[tuple[np.ndarray, np.ndarray]],
+    extracted_pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
     advance: Callable[[int], None] | None = None,
@@ -106,42 +106,48 @@ def decode_all(
     """[`decode`] for several suspects, with one pass over the codewords of many recipients; alpha is for each.
 
     Args:
-        readings (sequence of pairs): `(reading, mass)` of each suspect.
+        extracted_pairs (sequence of pairs): `(reading, mass)` of each suspect.
     """
     n = len(copy_keys)
     check_alpha(alpha)
     union = log_union(codebook, n if recipients is None else recipients, max_rounds, least=n)
-    signals = [to_signal(*reading, codebook.length) for reading in readings]
-    banks = [_functions(codebook, signal, packed=None) for signal in signals]
+    signals = [to_signal(*extracted, codebook.length) for extracted in extracted_pairs]
+    banks = [_standardized_functions(codebook, signal, packed=None) for signal in signals]
     candidates = [np.arange(n)] * len(signals)
-    shown = [np.full(n, -np.inf) for _ in signals]
+    screened_scores = [np.full(n, -np.inf) for _ in signals]
     packed = None
     if n > CANDIDATES and banks:  # go on with those above a cut that depends on the reading, on nobody's codeword
         screened = codebook.scores(copy_keys, np.concatenate(banks), advance)
-        for i, (bank, own) in enumerate(zip(banks, np.split(screened, len(banks), axis=1), strict=True)):
-            share = math.log(CANDIDATES / (n * len(bank)))
-            cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in bank]
-            candidates[i] = np.flatnonzero((own >= cuts - codebook.screening_error(bank)).any(axis=1))
-            shown[i] = own.max(axis=1)
+        for i, (score_functions, bank_scores) in enumerate(
+            zip(banks, np.split(screened, len(banks), axis=1), strict=True)
+        ):
+            share = math.log(CANDIDATES / (n * len(score_functions)))
+            cuts = [ChernoffBound(function, codebook.probability).threshold(share) for function in score_functions]
+            candidates[i] = np.flatnonzero(
+                (bank_scores >= cuts - codebook.screening_error(score_functions)).any(axis=1)
+            )
+            screened_scores[i] = bank_scores.max(axis=1)
     else:
         packed = codebook.packed(copy_keys, advance)
     return [
-        _decode_among(
+        _decode_candidates(
             codebook,
             signal,
-            bank,
-            among,
-            codebook.packed([copy_keys[int(i)] for i in among]) if packed is None else packed,
+            score_functions,
+            candidate_rows,
+            codebook.packed([copy_keys[int(i)] for i in candidate_rows]) if packed is None else packed,
             scores,
             union,
             alpha,
             max_rounds,
         )
-        for signal, bank, among, scores in zip(signals, banks, candidates, shown, strict=True)
+        for signal, score_functions, candidate_rows, scores in zip(
+            signals, banks, candidates, screened_scores, strict=True
+        )
     ]
 
 
-def _decode_among(
+def _decode_candidates(
     codebook: Codebook,
     signal: Signal,
     functions: np.ndarray,
@@ -157,27 +163,27 @@ def _decode_among(
     log_bounds = np.zeros(n)
     if n == 0 or not np.any(signal.values):
         return Decoding((), np.zeros(n), log_bounds, math.inf, 0)
-    judged = _Judge(codebook, packed, union, alpha)
+    decoder = Decoder(codebook, packed, union, alpha)
     accused: list[int] = []
     threshold, rounds = math.inf, 0
     for rounds in range(1, max_rounds + 1):
         known = packed[sorted(accused)]
         if accused:
-            functions = _functions(codebook, signal, known)
-        crossed = judged.cross(functions, accused, first=rounds == 1)
+            functions = _standardized_functions(codebook, signal, known)
+        crossed = decoder.find_crossings(functions, accused, first=rounds == 1)
         if rounds == 1:
-            threshold = judged.threshold
+            threshold = decoder.threshold
         if not len(crossed):
-            ratio = _ratio(codebook, signal, known)
-            crossed = crossed if ratio is None else judged.cross(ratio, accused)
+            ratio = _likelihood_ratio(codebook, signal, known)
+            crossed = crossed if ratio is None else decoder.find_crossings(ratio, accused)
         accused += crossed
         if not len(crossed) or len(accused) == len(packed):
             break
-    scores[candidates], log_bounds[candidates] = judged.scores, judged.log_bounds
+    scores[candidates], log_bounds[candidates] = decoder.scores, decoder.log_bounds
     return Decoding(tuple(int(candidates[i]) for i in accused), scores, log_bounds, threshold, rounds)
 
 
-class _Judge:
+class Decoder:
     """Scores the candidates by one score function after another and keeps what proves most of each."""
 
     def __init__(self, codebook: Codebook, packed: np.ndarray, log_union: float, alpha: float):
@@ -190,22 +196,22 @@ class _Judge:
         self.log_bounds = np.zeros(len(packed))
         self.threshold = math.inf
 
-    def cross(self, functions: np.ndarray, accused: list[int], first: bool = False) -> list[int]:
+    def find_crossings(self, functions: np.ndarray, accused: list[int], first: bool = False) -> list[int]:
         """Who reaches a threshold of standardised functions, the most certain first, beside those who are accused."""
         bounds = [ChernoffBound(function, self._codebook.probability) for function in functions]
         thresholds = np.array([bound.threshold(self._target) for bound in bounds])
-        scores = self._codebook.packed_scores(self._packed, functions, np.minimum(thresholds, TOLD))
+        scores = self._codebook.packed_scores(self._packed, functions, np.minimum(thresholds, MIN_EXACT_SCORE))
         scores[accused] = -np.inf
         reached = np.asarray((scores >= thresholds).any(axis=1))
         if first:
             self.threshold = float(thresholds.max())
         elif not reached.any():
             return []
-        self._report(scores, bounds, reached, first)
+        self._keep_best(scores, bounds, reached, first)
         crossed = np.flatnonzero(reached)
         return [int(i) for i in crossed[np.argsort(self.log_bounds[crossed], kind="stable")]]
 
-    def _report(self, scores: np.ndarray, bounds: list[ChernoffBound], reached: np.ndarray, first: bool) -> None:
+    def _keep_best(self, scores: np.ndarray, bounds: list[ChernoffBound], reached: np.ndarray, first: bool) -> None:
         """Keeps what proves most; a bound is at most alpha for those who reached a threshold, and for nobody else."""
         proven = np.stack([b.log_p(scores[:, h], at=self._target) for h, b in enumerate(bounds)]) + self._log_union
         best, proven = proven.argmin(axis=0), np.minimum(proven.min(axis=0), 0.0)
@@ -217,14 +223,14 @@ class _Judge:
 
 
 def prove_codeword(
-    codebook: Codebook, packed: np.ndarray, reading: np.ndarray, mass: np.ndarray, recipients: int, alpha: float
+    codebook: Codebook, packed: np.ndarray, extracted: np.ndarray, mass: np.ndarray, recipients: int, alpha: float
 ) -> tuple[float, bool]:
     """One known codeword's score, and whether the first round of [`decode`] would accuse it among n recipients.
 
     Args:
         codebook ([`Codebook`]): the code of the base.
         packed (`np.ndarray` of shape `(V / 8,)`): its bits.
-        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         recipients (`int`): n.
         alpha (`float`): the probability that any innocent at all is accused, at most 0.05.
 
@@ -236,33 +242,33 @@ def prove_codeword(
     """
     check_alpha(alpha)
     target = math.log(alpha) - log_union(codebook, recipients, MAX_ROUNDS)
-    signal = to_signal(reading, mass, codebook.length)
+    signal = to_signal(extracted, mass, codebook.length)
     if not np.any(signal.values):
         return 0.0, False
-    functions = _functions(codebook, signal, packed=None)
+    functions = _standardized_functions(codebook, signal, packed=None)
     scores = codebook.packed_scores(packed[None, :], functions)[0]
     thresholds = [ChernoffBound(function, codebook.probability).threshold(target) for function in functions]
     best = int(np.argmax(scores - thresholds))
     return float(scores[best]), bool(scores[best] >= thresholds[best])
 
 
-def _functions(codebook: Codebook, signal: Signal, packed: np.ndarray | None) -> np.ndarray:
+def _standardized_functions(codebook: Codebook, signal: Signal, packed: np.ndarray | None) -> np.ndarray:
     """The bank of score functions once the accused, `packed` codewords, are projected out."""
     known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)
-    residual, _ = to_order_1(residual_reading(codebook, signal.values, signal.mass, known))
-    return codebook.standardise(codebook.bank(residual))
+    residual, _ = to_unit_scale(residual_signal(codebook, signal.values, signal.mass, known))
+    return codebook.standardize(codebook.score_functions(residual))
 
 
-def _ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) -> np.ndarray | None:
+def _likelihood_ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) -> np.ndarray | None:
     """The likelihood ratio for what the pirates are inferred to have done, if anybody is left to look for."""
     known = np.unpackbits(packed, axis=1)
-    if not unexplained(codebook, signal.values, signal.mass, known):
+    if not is_unexplained(codebook, signal.values, signal.mass, known):
         return None
     held = known.sum(axis=0, dtype=np.intp)
     strategy = infer_strategy(codebook, signal.values, signal.mass, held, len(known))
     if strategy is None:
         return None
-    return codebook.standardise(log_likelihood_ratio(codebook, signal.values, signal.mass, held, strategy)[None])
+    return codebook.standardize(log_likelihood_ratio(codebook, signal.values, signal.mass, held, strategy)[None])
 
 
 def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) -> float:
@@ -281,4 +287,4 @@ def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) 
         raise CodeError(f"The bound can't pay for {recipients} recipients where {least} are tested: give all of them.")
     if rounds < 1:
         raise CodeError(f"The bound can't pay for {rounds} rounds of decoding: choose 1 or more.")
-    return math.log(max(recipients, 1) * rounds * codebook.tests)
+    return math.log(max(recipients, 1) * rounds * codebook.functions_per_round)

@@ -12,18 +12,18 @@ from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.collusion import FORGERIES, forge
 from hf_fingerprint.codes.decoding import Decoding, decode
 from hf_fingerprint.codes.fair_signs import FairSigns
-from hf_fingerprint.codes.nuida import LARGEST, Nuida
+from hf_fingerprint.codes.nuida import MAX_COALITION, Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
 
 
 WEIGHTS_PER_POSITION = 40
 LENGTHS = tuple(64 << i for i in range(11))
-MOST_PER_POSITION = WEIGHTS_PER_POSITION << 10
+MAX_WEIGHTS_PER_POSITION = WEIGHTS_PER_POSITION << 10
 TRIALS = 2
 STRATEGIES = ("average", "random pick", "minority", "median", "min-max", "minimum", "random extreme")
 _SECRET = bytes(32)
-_HOPELESS = 0.8  # of the threshold: an average that is expected to score less is not simulated
+_MIN_EXPECTED_SHARE = 0.8  # of the threshold: an average that is expected to score less is not simulated
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def design_code(
     unknown = set(strategies) - set(FORGERIES)
     if unknown or not strategies:
         raise CodeError(f"No strategy is called {', '.join(unknown)}: choose among {', '.join(FORGERIES)}.")
-    families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= LARGEST)
-    found = (_least(family, recipients, coalition, alpha, drift, strategies, report) for family in families)
+    families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= MAX_COALITION)
+    found = (_smallest_option(family, recipients, coalition, alpha, drift, strategies, report) for family in families)
     options = sorted((option for option in found if option is not None), key=_preference)
     return CodeDesign(recipients, coalition, alpha, drift, tuple(options))
 
@@ -115,7 +115,7 @@ def _preference(option: CodeOption) -> tuple[int, float]:
     return option.weights, option.threshold - min(option.scores.values())
 
 
-def _least(
+def _smallest_option(
     family: str,
     recipients: int,
     coalition: int,
@@ -127,19 +127,19 @@ def _least(
     """The smallest size of a family that withstands every strategy; the one that beat the last size comes first."""
     order = list(strategies)
     sizes = [(length, WEIGHTS_PER_POSITION) for length in LENGTHS]
-    while sizes[-1][1] < MOST_PER_POSITION:
+    while sizes[-1][1] < MAX_WEIGHTS_PER_POSITION:
         sizes.append((LENGTHS[-1], 2 * sizes[-1][1]))
     for length, weights in sizes:
         if report is not None:
             report(f"{family}, {length * weights:,} weights")
         codebook = _codebook(family, length, coalition)
         threshold = accusation_threshold(codebook, recipients, alpha)
-        if expected_score(codebook, coalition, drift / weights**0.5) < _HOPELESS * threshold:
+        if expected_score(codebook, coalition, drift / weights**0.5) < _MIN_EXPECTED_SHARE * threshold:
             continue
         scores: dict[str, float] = {}
         for strategy in order:
             trials = [
-                _collude(codebook, strategy, weights, recipients, coalition, alpha, drift, trial)
+                _simulate_collusion(codebook, strategy, weights, recipients, coalition, alpha, drift, trial)
                 for trial in range(TRIALS)
             ]
             if any(len(trial.accused) < coalition for trial in trials):
@@ -157,7 +157,7 @@ def _codebook(family: str, length: int, coalition: int) -> Codebook:
     return (Nuida if family == Nuida.family else Tardos)(length, coalition, _SECRET)
 
 
-def _collude(
+def _simulate_collusion(
     codebook: Codebook,
     strategy: str,
     weights: int,
@@ -170,5 +170,5 @@ def _collude(
     """One simulated collusion, decoded; the bound pays for all recipients, though the innocents are not drawn."""
     keys = [hashlib.sha256(f"designed for {trial} {i}".encode()).digest() for i in range(coalition)]
     copies = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
-    reading, _ = forge(strategy, copies, weights, drift, np.random.default_rng([trial, coalition]))
-    return decode(codebook, keys, reading, np.ones(codebook.length), alpha, recipients=recipients)
+    extracted, _ = forge(strategy, copies, weights, drift, np.random.default_rng([trial, coalition]))
+    return decode(codebook, keys, extracted, np.ones(codebook.length), alpha, recipients=recipients)

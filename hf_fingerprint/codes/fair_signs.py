@@ -13,7 +13,7 @@ class FairSigns(Codebook):
     """
 
     family = "fair_signs"
-    tests = 1
+    functions_per_round = 1
 
     @property
     def probability(self) -> np.ndarray:
@@ -26,5 +26,5 @@ class FairSigns(Codebook):
     def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
         out[:] = np.unpackbits(stream, axis=1).view(bool)
 
-    def bank(self, residual: np.ndarray) -> np.ndarray:
+    def score_functions(self, residual: np.ndarray) -> np.ndarray:
         return residual[None, :].astype(np.float64)

@@ -10,18 +10,18 @@ from functools import cached_property
 
 import numpy as np
 
-from hf_fingerprint.codes.biased import BiasedCodebook, on_grid
+from hf_fingerprint.codes.biased import BiasedCodebook, to_thresholds
 from hf_fingerprint.errors import CodeError
 
 
-LARGEST = 600  # the outermost of the points for more lies under 2^-16
+MAX_COALITION = 600  # the outermost of the points for more lies under 2^-16
 
 
 def nuida_biases(coalition: int) -> tuple[np.ndarray, np.ndarray]:
     """The biases for coalitions of up to c and how often each is drawn.
 
     Args:
-        coalition (`int`): c, 1 to `LARGEST`.
+        coalition (`int`): c, 1 to `MAX_COALITION`.
 
     Returns:
         `(points, weights)`, each `float64` of shape `(ceil(c / 2),)`: `p = (1 + x) / 2` for the zeros x of the
@@ -38,16 +38,16 @@ class Nuida(BiasedCodebook):
     """Gauss-Legendre biases for c colluders; for the arguments see [`BiasedCodebook`].
 
     Raises:
-        [`CodeError`]: if c is more than `LARGEST`.
+        [`CodeError`]: if c is more than `MAX_COALITION`.
     """
 
     family = "nuida"
 
     def __init__(self, length: int, coalition: int, secret: bytes):
         super().__init__(length, coalition, secret)
-        if coalition > LARGEST:
+        if coalition > MAX_COALITION:
             raise CodeError(
-                f"Nuida's biases for a coalition of {coalition} are finer than 2^-16: choose {LARGEST} or fewer, or a "
+                f"Nuida's biases for a coalition of {coalition} are finer than 2^-16: choose {MAX_COALITION} or fewer, or a "
                 f"Tardos code."
             )
 
@@ -55,4 +55,4 @@ class Nuida(BiasedCodebook):
     def thresholds(self) -> np.ndarray:
         points, weights = nuida_biases(self.coalition)
         chosen = np.searchsorted(np.cumsum(weights)[:-1], self.uniforms(), side="right")
-        return on_grid(points)[chosen]
+        return to_thresholds(points)[chosen]

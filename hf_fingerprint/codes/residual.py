@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from hf_fingerprint.codes.codebook import Codebook
-from hf_fingerprint.codes.signals import Signal, from_order_1, to_signal
+from hf_fingerprint.codes.signals import Signal, from_unit_scale, to_signal
 from hf_fingerprint.codes.strategy import most_biased
 
 
@@ -13,12 +13,12 @@ _RIDGE = 1e-9
 _EXPLAINED, _SLIGHT = 4.0, 0.01  # standard errors, and a share: within either a reading is explained by the accused
 
 
-def residual_reading(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> np.ndarray:
+def residual_signal(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> np.ndarray:
     """The reading less its least-squares fit by the codes' mean and the accused codewords.
 
     Args:
         codebook ([`Codebook`]): the code.
-        reading (`np.ndarray` of shape `(V,)`): weighted sums; a mark of strength 1 reads as `mass * b`.
+        extracted (`np.ndarray` of shape `(V,)`): weighted sums; a mark of strength 1 reads as `mass * b`.
         mass (`np.ndarray` of shape `(V,)`): the weight behind each position, inverse to the variance of `reading /
             mass`.
         accused (`np.ndarray` of shape `(k, V)`): their bits.
@@ -29,12 +29,12 @@ def residual_reading(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, 
     Raises:
         [`CodeError`]: if the reading can't be decoded, see [`to_signal`].
     """
-    signal = to_signal(reading, mass, codebook.length)
+    signal = to_signal(extracted, mass, codebook.length)
     basis, coefficients, _ = _fit(codebook, signal, accused)
-    return from_order_1(signal.values - coefficients @ (basis * signal.mass), signal.exponent)
+    return from_unit_scale(signal.values - coefficients @ (basis * signal.mass), signal.exponent)
 
 
-def unexplained(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> bool:
+def is_unexplained(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> bool:
     """Whether a reading holds something else than the accused.
 
     Every copy carries the codes' mean. So its coefficient is the sum of the shares of all copies in an average, and
@@ -42,13 +42,13 @@ def unexplained(codebook: Codebook, reading: np.ndarray, mass: np.ndarray, accus
     the accused, somebody else has one, or the copies were not averaged.
 
     Args:
-        codebook, reading, mass, accused: see [`residual_reading`].
+        codebook, reading, mass, accused: see [`residual_signal`].
 
     Returns:
         `bool`: whether they differ by more than 4 standard errors and by more than 1 %; of fair signs, which have no
         mean, and where nothing was read, never.
     """
-    signal = to_signal(reading, mass, codebook.length)
+    signal = to_signal(extracted, mass, codebook.length)
     read = signal.mass > 0
     if not codebook.mean.any() or not read.any():
         return False

@@ -12,8 +12,8 @@ import numpy as np
 from hf_fingerprint.errors import CodeError
 
 
-LEAST_MASS = 2.0**-60  # of the largest: below it nothing was read
-LARGEST = float(np.finfo(np.float64).max)
+MIN_MASS = 2.0**-60  # of the largest: below it nothing was read
+MAX_FLOAT = float(np.finfo(np.float64).max)
 
 
 class Signal(NamedTuple):
@@ -32,7 +32,7 @@ class Signal(NamedTuple):
     mass_exponent: int
 
 
-def to_order_1(values: np.ndarray) -> tuple[np.ndarray, int]:
+def to_unit_scale(values: np.ndarray) -> tuple[np.ndarray, int]:
     """`(values / 2^exponent, exponent)`, the largest magnitude in [1, 2); zeros stay as they are.
 
     Args:
@@ -43,37 +43,37 @@ def to_order_1(values: np.ndarray) -> tuple[np.ndarray, int]:
     return np.ldexp(values, -exponent), exponent
 
 
-def from_order_1(values: np.ndarray, exponent: int) -> np.ndarray:
+def from_unit_scale(values: np.ndarray, exponent: int) -> np.ndarray:
     """`values * 2^exponent`; what is too large for a number becomes the largest there is."""
     with np.errstate(over="ignore"):
         scaled = np.ldexp(values, exponent)
-    return np.clip(scaled, -LARGEST, LARGEST)
+    return np.clip(scaled, -MAX_FLOAT, MAX_FLOAT)
 
 
-def to_signal(reading: np.ndarray, mass: np.ndarray, length: int) -> Signal:
+def to_signal(extracted: np.ndarray, mass: np.ndarray, length: int) -> Signal:
     """Checks a reading of V positions and brings it to order 1; what is of order 1 comes back as it is.
 
     A position without mass, or with less than `2^-60` of the largest, was not read: its value is taken for 0. One
     value that dwarfs the rest is left, since the bound holds for it too; it then speaks alone.
 
     Args:
-        reading (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        extracted (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         mass (`np.ndarray` of shape `(V,)`): likewise.
         length (`int`): V.
 
     Raises:
         [`CodeError`]: if either is not V finite real numbers, or a mass is negative.
     """
-    values, weight = _numbers(reading, "reading", length), _numbers(mass, "mass", length)
+    values, weight = _check_numbers(extracted, "reading", length), _check_numbers(mass, "mass", length)
     if (weight < 0).any():
         raise CodeError("The reading has positions of negative mass, so it can't be decoded: read the suspect again.")
-    weight, mass_exponent = to_order_1(weight)
-    read = weight >= LEAST_MASS
-    values, exponent = to_order_1(np.where(read, values, 0.0))
+    weight, mass_exponent = to_unit_scale(weight)
+    read = weight >= MIN_MASS
+    values, exponent = to_unit_scale(np.where(read, values, 0.0))
     return Signal(values, np.where(read, weight, 0.0), exponent, mass_exponent)
 
 
-def _numbers(values: np.ndarray, name: str, length: int) -> np.ndarray:
+def _check_numbers(values: np.ndarray, name: str, length: int) -> np.ndarray:
     found = np.asarray(values)
     if found.shape != (length,):
         raise CodeError(f"A {name} of this code has {length} numbers, not the shape {found.shape}.")

@@ -23,7 +23,7 @@ from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.signals import Signal, to_signal
 
 
-UNKNOWN = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135)
+UNKNOWN_COUNTS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135)
 SAMPLES = 2048, 16384  # positions, for each start and for the best of them
 _BLOCK = 8192
 _STEPS = 4, 12  # the same
@@ -33,7 +33,7 @@ _FLOOR, _OUTLIER = 1e-3, 100.0  # the least variance and the largest value, in u
 
 
 @dataclass(frozen=True, eq=False)
-class Strategy:
+class CollusionStrategy:
     """What c pirates did, as far as a reading tells.
 
     Attributes:
@@ -52,60 +52,60 @@ class Strategy:
 
 
 def infer_strategy(
-    codebook: Codebook, reading: np.ndarray, mass: np.ndarray, held: np.ndarray, known: int
-) -> Strategy | None:
-    """The strategy and the number of pirates that make a reading likeliest, of `UNKNOWN` further pirates.
+    codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, held: np.ndarray, known: int
+) -> CollusionStrategy | None:
+    """The strategy and the number of pirates that make a reading likeliest, of `UNKNOWN_COUNTS` further pirates.
 
     Args:
         codebook ([`Codebook`]): the code.
-        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_reading`].
+        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         held (`np.ndarray` of shape `(V,)`): how many of the accused hold +1.
         known (`int`): k, how many are accused.
 
     Returns:
-        [`Strategy`] or `None`: nothing, where no mark shows, no position is biased, or what a bit reads as in the
+        [`CollusionStrategy`] or `None`: nothing, where no mark shows, no position is biased, or what a bit reads as in the
         caller's unit is too large or small for a number.
 
     Raises:
         [`CodeError`]: if the reading can't be decoded, see [`to_signal`].
     """
-    signal = to_signal(reading, mass, codebook.length)
+    signal = to_signal(extracted, mass, codebook.length)
     used, unit = np.flatnonzero(signal.mass > 0), _scale(codebook, signal)
     with np.errstate(over="ignore"):
         scale = float(np.ldexp(unit, signal.exponent - signal.mass_exponent))  # in the caller's unit
     if scale == 0 or not np.isfinite(scale):
         return None
     few, many = (_Positions(codebook, signal, held, unit, used[:: -(-len(used) // s)]) for s in SAMPLES)
-    best: Strategy | None = None
-    for unknown in UNKNOWN:
+    best: CollusionStrategy | None = None
+    for unknown in UNKNOWN_COUNTS:
         copies = known + unknown
         if copies < 2:
             continue
         prior = _log_binomial(few.probability, unknown)
-        for start in _starts(copies):
+        for start in _initial_means(copies):
             spread = max(_FLOOR, 0.3 * float(np.mean(few.values**2)))
-            fitted = Strategy(unknown, scale, start, np.full(copies + 1, spread), -np.inf)
-            fitted = _maximise(fitted, few, prior, _STEPS[0])
+            fitted = CollusionStrategy(unknown, scale, start, np.full(copies + 1, spread), -np.inf)
+            fitted = _maximize(fitted, few, prior, _STEPS[0])
             if best is None or fitted.log_likelihood > best.log_likelihood:
                 best = fitted
     assert best is not None
-    return _maximise(best, many, _log_binomial(many.probability, best.unknown), _STEPS[1])
+    return _maximize(best, many, _log_binomial(many.probability, best.unknown), _STEPS[1])
 
 
 def log_likelihood_ratio(
-    codebook: Codebook, reading: np.ndarray, mass: np.ndarray, held: np.ndarray, strategy: Strategy
+    codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, held: np.ndarray, strategy: CollusionStrategy
 ) -> np.ndarray:
     """Half the logarithm of the likelihood ratio of +1 and -1 in one unknown copy, the others left to chance.
 
     Args:
         codebook ([`Codebook`]): the code.
         reading, mass, held (`np.ndarray` of shape `(V,)`): see [`infer_strategy`].
-        strategy ([`Strategy`]): what was inferred.
+        strategy ([`CollusionStrategy`]): what was inferred.
 
     Returns:
         `np.ndarray` of shape `(V,)`: a score function, not standardised; 0 where there is no mass.
     """
-    signal = to_signal(reading, mass, codebook.length)
+    signal = to_signal(extracted, mass, codebook.length)
     unit = float(np.ldexp(strategy.scale, signal.mass_exponent - signal.exponent))
     ratio = np.zeros(codebook.length)
     for block in _blocks(np.flatnonzero(signal.mass > 0)):
@@ -146,7 +146,7 @@ def _scale(codebook: Codebook, signal: Signal) -> float:
     return abs(float((signal.values * np.sign(codebook.mean))[agreed].sum() / total)) if total > 0 else 0.0
 
 
-def _starts(copies: int) -> list[np.ndarray]:
+def _initial_means(copies: int) -> list[np.ndarray]:
     """`theta` of the average, of half minimum and half maximum, of the median and of the minority."""
     average = 2 * np.arange(copies + 1) / copies - 1
     agreed = np.zeros(copies + 1)
@@ -164,7 +164,7 @@ def _log_binomial(probability: np.ndarray, number: int) -> np.ndarray:
 
 
 def _posterior(
-    strategy: Strategy, positions: _Positions, prior: np.ndarray, more: int
+    strategy: CollusionStrategy, positions: _Positions, prior: np.ndarray, more: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The log-likelihood of each position, and how likely each number of the prior is there; `more` copies hold +1.
 
@@ -180,7 +180,7 @@ def _posterior(
     return (highest + np.log(total))[:, 0], share / total
 
 
-def _maximise(strategy: Strategy, positions: _Positions, prior: np.ndarray, steps: int) -> Strategy:
+def _maximize(strategy: CollusionStrategy, positions: _Positions, prior: np.ndarray, steps: int) -> CollusionStrategy:
     """Some steps of expectation maximisation."""
     copies = len(strategy.means) - 1
     x = (positions.held[:, None] + np.arange(strategy.unknown + 1)).ravel()
@@ -202,5 +202,5 @@ def _maximise(strategy: Strategy, positions: _Positions, prior: np.ndarray, step
         pooled = squares.sum() / number.sum()
         variances = np.maximum((squares + _VARIANCE_PRIOR * pooled) / (number + _VARIANCE_PRIOR), _FLOOR)
         log_likelihood = float(likelihood.sum(dtype=np.float64))
-        strategy = Strategy(strategy.unknown, strategy.scale, means, variances, log_likelihood)
+        strategy = CollusionStrategy(strategy.unknown, strategy.scale, means, variances, log_likelihood)
     return strategy

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from hf_fingerprint.codes.biased import BiasedCodebook, on_grid
+from hf_fingerprint.codes.biased import BiasedCodebook, to_thresholds
 
 
 class Tardos(BiasedCodebook):
@@ -19,4 +19,4 @@ class Tardos(BiasedCodebook):
     @cached_property
     def thresholds(self) -> np.ndarray:
         angle = math.asin(math.sqrt(1 / (300 * self.coalition)))
-        return on_grid(np.sin(angle + self.uniforms() * (math.pi / 2 - 2 * angle)) ** 2)
+        return to_thresholds(np.sin(angle + self.uniforms() * (math.pi / 2 - 2 * angle)) ** 2)

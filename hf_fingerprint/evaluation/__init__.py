@@ -1,25 +1,25 @@
 """What a model's fingerprint withstands: attacks run over their sweeps, suspects judged, innocents counted."""
 
-from hf_fingerprint.evaluation.data import Data, load_data
+from hf_fingerprint.evaluation.data import EvaluationData, load_data
 from hf_fingerprint.evaluation.evaluate import Evaluation, evaluate
-from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier
-from hf_fingerprint.evaluation.planning import choose
+from hf_fingerprint.evaluation.frontier import AttackCost, cheapest_escape, frontier
+from hf_fingerprint.evaluation.planning import select_attacks
 from hf_fingerprint.evaluation.report import write_report
-from hf_fingerprint.evaluation.testbed import Judgement, Scene
-from hf_fingerprint.evaluation.trials import Point
+from hf_fingerprint.evaluation.testbed import Testbed, Verdict
+from hf_fingerprint.evaluation.trials import Trial
 
 
 __all__ = [
-    "Cost",
-    "Data",
+    "AttackCost",
     "Evaluation",
-    "Judgement",
-    "Point",
-    "Scene",
-    "cheapest",
-    "choose",
+    "EvaluationData",
+    "Testbed",
+    "Trial",
+    "Verdict",
+    "cheapest_escape",
     "evaluate",
     "frontier",
     "load_data",
+    "select_attacks",
     "write_report",
 ]

@@ -8,9 +8,9 @@ from html import escape as escape_html
 from hf_fingerprint.printable import printable
 
 
-Place = Callable[[float], float]
+Scale = Callable[[float], float]
 _TICKS_LOG = (1, 3, 10, 30, 100, 300, 1000)
-LEAST_SCORE = 1.0
+MIN_SCORE = 1.0
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class Axis:
     """
 
     label: str
-    place: Place
+    place: Scale
     ticks: tuple[tuple[float, str], ...]
 
 
-def scores(label: str, highest: float) -> Axis:
+def score_axis(label: str, highest: float) -> Axis:
     """A logarithmic axis from a score of 1, or less, up."""
     top = math.log(max(highest, 10.0) * 1.15)
     ticks = tuple((float(t), f"{t:g}") for t in _TICKS_LOG if math.log(t) <= top)
-    return Axis(label, lambda score: math.log(max(score, LEAST_SCORE)) / top, ticks)
+    return Axis(label, lambda score: math.log(max(score, MIN_SCORE)) / top, ticks)
 
 
-def shares(label: str, lowest: float = 0.0, highest: float = 1.0) -> Axis:
+def share_axis(label: str, lowest: float = 0.0, highest: float = 1.0) -> Axis:
     """A linear axis in percent, from a multiple of a step below the lowest to one above the highest value."""
     span = max(highest - lowest, 0.01)
     step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0) if span / s <= 5 or s == 1.0)
@@ -46,11 +46,15 @@ def shares(label: str, lowest: float = 0.0, highest: float = 1.0) -> Axis:
     return Axis(label, lambda share: (share / step - first) / (last - first), ticks)
 
 
-def counts(label: str, values: Sequence[int]) -> Axis:
+def count_axis(label: str, values: Sequence[int]) -> Axis:
     """A linear axis with a tick for each value."""
-    low, high = min(values), max(values)
-    room = max(1.0, (high - low) / 12)
-    return Axis(label, lambda n: (n - low + room) / (high - low + 2 * room), tuple((float(v), str(v)) for v in values))
+    low, row_height = min(values), max(values)
+    padding = max(1.0, (row_height - low) / 12)
+    return Axis(
+        label,
+        lambda n: (n - low + padding) / (row_height - low + 2 * padding),
+        tuple((float(v), str(v)) for v in values),
+    )
 
 
 @dataclass
@@ -96,7 +100,7 @@ class Chart:
             f'<circle class="{kind}" cx="{left:g}" cy="{top:g}" r="{radius:g}"><title>{escape(title)}</title></circle>'
         )
 
-    def upright(self, x: float, kind: str, label: str, title: str, before: bool = False, row: int = 0) -> None:
+    def vertical_line(self, x: float, kind: str, label: str, title: str, before: bool = False, row: int = 0) -> None:
         """A vertical line with a label at its head, right of it or `before` it."""
         left, _ = self.at(x, 0)
         end, shift, top = ("end", -4, self.TOP) if before else ("start", 4, self.TOP)
@@ -160,21 +164,21 @@ def heatmap(
         values (sequence of sequences of `float`): by row.
         full (`float`): the value of the darkest cells.
     """
-    left, top, high, width = 130, 4, 18, 720
-    wide = (width - left - 4) / max(1, len(columns))
+    left, top, row_height, width = 130, 4, 18, 720
+    cell_width = (width - left - 4) / max(1, len(columns))
     scale = math.log(max(full, 2.0))
     parts = []
     for i, (row, cells) in enumerate(zip(rows, values, strict=True)):
-        y = top + i * high
+        y = top + i * row_height
         parts.append(f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{escape(row)}</text>')
         for j, (column, value) in enumerate(zip(columns, cells, strict=True)):
-            strength = min(1.0, math.log(max(value, LEAST_SCORE)) / scale)
+            strength = min(1.0, math.log(max(value, MIN_SCORE)) / scale)
             parts.append(
-                f'<rect class="cell" x="{left + j * wide:.1f}" y="{y}" width="{max(0.5, wide - 0.6):.1f}" '
-                f'height="{high - 1.5}" fill-opacity="{strength:.2f}"><title>{escape(f"{row}, {column}: {value:.1f}")}'
+                f'<rect class="cell" x="{left + j * cell_width:.1f}" y="{y}" width="{max(0.5, cell_width - 0.6):.1f}" '
+                f'height="{row_height - 1.5}" fill-opacity="{strength:.2f}"><title>{escape(f"{row}, {column}: {value:.1f}")}'
                 f"</title></rect>"
             )
-    height = top + high * len(rows) + 22
+    height = top + row_height * len(rows) + 22
     parts.append(
         f'<text class="name" x="{(left + width) / 2:g}" y="{height - 6}" text-anchor="middle">'
         f"marked tensors, first to last of {len(columns)}</text>"

@@ -14,7 +14,7 @@ import numpy as np
 
 from hf_fingerprint.attacks.attack import logits
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import BuiltModel, prepare
+from hf_fingerprint.models import BuiltModel, prepare_image
 
 
 if TYPE_CHECKING:
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
 
 IMAGES = 1000
-THIEF_SHARE = 10
-LEAST = 2 * THIEF_SHARE
+ATTACKER_SHARE = 10
+MIN_IMAGES = 2 * ATTACKER_SHARE
 _WITHOUT_SCRIPTS = 4  # the first version of datasets that loads none
-_READERS, _PLAIN = "datasets.packaged_modules.", frozenset(["imagefolder", "parquet", "arrow"])
+_BUILDER_MODULES, _ALLOWED_BUILDERS = "datasets.packaged_modules.", frozenset(["imagefolder", "parquet", "arrow"])
 _TRAIN, _TEST = ("train", "training"), ("test", "validation", "val", "valid", "eval")
-Named = list[tuple[Any, int]]  # paths, or functions that get a picture and its name, each with its class
+Samples = list[tuple[Any, int]]  # paths, or functions that get a picture and its name, each with its class
 
 
 @dataclass(frozen=True)
-class Data:
+class EvaluationData:
     """Preprocessed images, `(n, channels, height, width)`, and their classes, `(n,)`.
 
     Attributes:
         name (`str`): what they are, for the report.
-        thief (`tuple[torch.Tensor, torch.Tensor]`): what the thief has to attack with.
+        attacker (`tuple[torch.Tensor, torch.Tensor]`): what the thief has to attack with.
         test (`tuple[torch.Tensor, torch.Tensor]`): what accuracy is measured on.
     """
 
     name: str
-    thief: "tuple[torch.Tensor, torch.Tensor]"
+    attacker: "tuple[torch.Tensor, torch.Tensor]"
     test: "tuple[torch.Tensor, torch.Tensor]"
 
     def __post_init__(self) -> None:
-        for images, labels in (self.thief, self.test):
+        for images, labels in (self.attacker, self.test):
             if not len(images) or len(images) != len(labels):
                 raise FingerprintError(
                     f"{self.name} has {len(images)} images and {len(labels)} labels: give as many of one as of the "
@@ -57,11 +57,11 @@ class Data:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all of it: results on other images are other results."""
-        whole = hashlib.sha256()
-        for tensor in (*self.thief, *self.test):
-            whole.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-            whole.update(tensor.contiguous().cpu().numpy().tobytes())
-        return whole.hexdigest()
+        hasher = hashlib.sha256()
+        for tensor in (*self.attacker, *self.test):
+            hasher.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+            hasher.update(tensor.contiguous().cpu().numpy().tobytes())
+        return hasher.hexdigest()
 
     @property
     def chance(self) -> float:
@@ -69,7 +69,7 @@ class Data:
         return float(self.test[1].bincount().max()) / len(self.test[1])
 
 
-def load_data(place: str | Path, model: BuiltModel, images: int = IMAGES, seed: int = 0) -> Data:
+def load_data(folder_or_id: str | Path, model: BuiltModel, images: int = IMAGES, seed: int = 0) -> EvaluationData:
     """Labelled images through the model's own preprocessing.
 
     A folder has a sub-folder for each class, perhaps under `train` and `test` (or `val`). Classes are numbered by
@@ -77,7 +77,7 @@ def load_data(place: str | Path, model: BuiltModel, images: int = IMAGES, seed: 
     tenth of the images and the rest is for testing.
 
     Args:
-        place (`str` or `Path`): a folder, or the id of a dataset with images and class labels.
+        folder_or_id (`str` or `Path`): a folder, or the id of a dataset with images and class labels.
         model ([`BuiltModel`]): the classifier.
         images (`int`, *optional*, defaults to 1,000): how many to test on, at most; the thief gets at most as many.
         seed (`int`, *optional*, defaults to 0): of the choice.
@@ -87,32 +87,34 @@ def load_data(place: str | Path, model: BuiltModel, images: int = IMAGES, seed: 
     """
     import torch
 
-    folder = Path(place)
-    splits, classes = _folder(folder) if folder.is_dir() else _dataset(str(place))
+    folder = Path(folder_or_id)
+    splits, classes = _read_folder(folder) if folder.is_dir() else _read_dataset(str(folder_or_id))
     train, test = (next((splits[name] for name in names if splits.get(name)), []) for names in (_TRAIN, _TEST))
-    known = train or test or [pair for split in splits.values() for pair in split]
-    if len(known) < LEAST:
-        raise FingerprintError(f"{place} holds {len(known)} labelled images: give {LEAST} or more.")
-    _check_classes(str(place), classes, {label for _, label in test + known}, model)
+    labeled = train or test or [pair for split in splits.values() for pair in split]
+    if len(labeled) < MIN_IMAGES:
+        raise FingerprintError(f"{folder_or_id} holds {len(labeled)} labelled images: give {MIN_IMAGES} or more.")
+    _check_classes(str(folder_or_id), classes, {label for _, label in test + labeled}, model)
     rng = np.random.default_rng(seed)
-    order = [known[i] for i in rng.permutation(len(known))]
-    stolen = order[: min(images, len(known) // THIEF_SHARE)]
-    rest = [test[i] for i in rng.permutation(len(test))] if train and test else order[len(known) // THIEF_SHARE :]
+    order = [labeled[i] for i in rng.permutation(len(labeled))]
+    attacker_samples = order[: min(images, len(labeled) // ATTACKER_SHARE)]
+    test_samples = (
+        [test[i] for i in rng.permutation(len(test))] if train and test else order[len(labeled) // ATTACKER_SHARE :]
+    )
 
-    def prepared(pairs: Named) -> "tuple[torch.Tensor, torch.Tensor]":
+    def to_tensors(pairs: Samples) -> "tuple[torch.Tensor, torch.Tensor]":
         pixels = [_prepare(image, model) for image, _ in pairs]
         return torch.stack(pixels), torch.tensor([label for _, label in pairs])
 
-    return Data(str(place), prepared(stolen), prepared(rest[:images]))
+    return EvaluationData(str(folder_or_id), to_tensors(attacker_samples), to_tensors(test_samples[:images]))
 
 
-def _folder(root: Path) -> tuple[dict[str, Named], int | None]:
+def _read_folder(root: Path) -> tuple[dict[str, Samples], int | None]:
     """The images of each part of a folder, and how many classes there are, unless folders' names number them."""
     from torchvision.datasets import ImageFolder
 
     below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
     parts = {name: path for name, path in below.items() if name in _TRAIN + _TEST} or {"": root}
-    found: dict[str, Named] = {}
+    found: dict[str, Samples] = {}
     classes: int | None = None
     for name, path in parts.items():
         try:
@@ -127,7 +129,7 @@ def _folder(root: Path) -> tuple[dict[str, Named], int | None]:
     return found, classes
 
 
-def _dataset(name: str) -> tuple[dict[str, Named], int | None]:
+def _read_dataset(name: str) -> tuple[dict[str, Samples], int | None]:
     """The same for a dataset of the `datasets` library, whose images are read when they are needed.
 
     Neither scripts nor pickles are loaded: the library has run none since version 4, and only its own readers of
@@ -146,8 +148,8 @@ def _dataset(name: str) -> tuple[dict[str, Named], int | None]:
         )
     try:
         builder = datasets.load_dataset_builder(name)
-        readers = {part.__module__.removeprefix(_READERS).partition(".")[0] for part in type(builder).__mro__}
-        if not readers & _PLAIN:
+        readers = {part.__module__.removeprefix(_BUILDER_MODULES).partition(".")[0] for part in type(builder).__mro__}
+        if not readers & _ALLOWED_BUILDERS:
             raise FingerprintError(
                 f"{name} is not stored as images or as parquet or arrow tables: give a folder of its images."
             )
@@ -160,7 +162,7 @@ def _dataset(name: str) -> tuple[dict[str, Named], int | None]:
             f"{name} is neither a folder nor a dataset that can be had ({type(error).__name__}): check the spelling "
             f"and the network."
         ) from None
-    found: dict[str, Named] = {}
+    found: dict[str, Samples] = {}
     classes: int | None = None
     for split, rows in loaded.items():
         kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
@@ -189,21 +191,21 @@ def _check_classes(name: str, classes: int | None, labels: set[int], model: Buil
     import torch
 
     with torch.inference_mode():
-        known = logits(model.module, torch.zeros(1, *model.size)).shape[-1]
-    if classes is not None and classes != known:
+        labeled = logits(model.module, torch.zeros(1, *model.size)).shape[-1]
+    if classes is not None and classes != labeled:
         raise FingerprintError(
-            f"{name} has {classes} classes and the model {known}: name the class folders by the model's class "
+            f"{name} has {classes} classes and the model {labeled}: name the class folders by the model's class "
             f"numbers, or give the data that it was trained for."
         )
-    if max(labels) >= known:
+    if max(labels) >= labeled:
         raise FingerprintError(
-            f"{name} has a class {max(labels)} and the model's end at {known - 1}: give the data that it was trained "
+            f"{name} has a class {max(labels)} and the model's end at {labeled - 1}: give the data that it was trained "
             f"for."
         )
 
 
 def _prepare(image: Any, model: BuiltModel) -> "torch.Tensor":
     if isinstance(image, Path):
-        return prepare(image, model)
+        return prepare_image(image, model)
     source, name = image()
-    return prepare(source, model, name)
+    return prepare_image(source, model, name)

@@ -5,77 +5,77 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hf_fingerprint.evaluation.trials import Point
+from hf_fingerprint.evaluation.trials import Trial
 
 
 @dataclass(frozen=True)
-class Cost:
+class AttackCost:
     """What an attack has to give up.
 
     Attributes:
         attack (`str`): its name.
-        escape ([`Point`] or `None`): of its points at which nobody is accused, the most accurate; `None` if somebody
+        escape ([`Trial`] or `None`): of its points at which nobody is accused, the most accurate; `None` if somebody
             always is.
         loss (`float` or `None`): the accuracy lost there, against the copy's.
-        most_kept (`float`): the highest accuracy of all its points.
+        highest_accuracy (`float`): the highest accuracy of all its points.
         least_score (`float` or `None`): the lowest score of all its points; `None` where that is withheld.
     """
 
     attack: str
-    escape: Point | None
+    escape: Trial | None
     loss: float | None
-    most_kept: float
+    highest_accuracy: float
     least_score: float | None
 
     @property
-    def lowest(self) -> str:
+    def lowest_score_text(self) -> str:
         """The lowest score for people."""
-        return score_in_words(self.least_score)
+        return format_score(self.least_score)
 
     @property
-    def words(self) -> str:
+    def loss_text(self) -> str:
         """The loss for people: in points of a hundred."""
         if self.loss is None:
             return "not lost"
         return f"{100 * self.loss:.1f} points" if self.loss > 0 else "nothing"
 
 
-def cheapest(attack: str, points: Sequence[Point], copy: Point) -> Cost:
+def cheapest_escape(attack: str, trials: Sequence[Trial], copy: Trial) -> AttackCost:
     """The cheapest way of an attack under the bound.
 
     Args:
         attack (`str`): its name.
-        points (sequence of [`Point`]): its sweep, one point or more.
-        copy ([`Point`]): the copy as issued.
+        trials (sequence of [`Trial`]): its sweep, one point or more.
+        copy ([`Trial`]): the copy as issued.
     """
-    escape = max((point for point in points if not point.accused), key=lambda p: p.accuracy, default=None)
-    return Cost(
+    escape = max((trial for trial in trials if not trial.accused), key=lambda p: p.accuracy, default=None)
+    return AttackCost(
         attack=attack,
         escape=escape,
         loss=None if escape is None else copy.accuracy - escape.accuracy,
-        most_kept=max(point.accuracy for point in points),
-        least_score=min(points, key=evidence).score,
+        highest_accuracy=max(trial.accuracy for trial in trials),
+        least_score=min(trials, key=evidence_score).score,
     )
 
 
-def evidence(point: Point) -> float:
+def evidence_score(trial: Trial) -> float:
     """A point's score to compare points by: one that is withheld is below any that accuses."""
-    return -math.inf if point.score is None else point.score
+    return -math.inf if trial.score is None else trial.score
 
 
-def score_in_words(score: float | None) -> str:
+def format_score(score: float | None) -> str:
     """A score for people."""
     return "below the bound" if score is None else f"{score:.1f}"
 
 
-def frontier(points: Iterable[Point]) -> list[Point]:
+def frontier(trials: Iterable[Trial]) -> list[Trial]:
     """The Pareto front, as a thief sees it: points to which no other is at least as accurate with less evidence.
 
     Returns:
-        `list` of [`Point`]: by falling accuracy and falling score.
+        `list` of [`Trial`]: by falling accuracy and falling score.
     """
-    found: list[Point] = []
-    for point in sorted(points, key=lambda p: (-p.accuracy, evidence(p))):
-        if not found or evidence(point) < evidence(found[-1]):
-            found.append(point)
+    found: list[Trial] = []
+    for trial in sorted(trials, key=lambda p: (-p.accuracy, evidence_score(p))):
+        if not found or evidence_score(trial) < evidence_score(found[-1]):
+            found.append(trial)
     return found

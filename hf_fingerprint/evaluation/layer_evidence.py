@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, Weights
+from hf_fingerprint.checkpoints import Checkpoint, TensorReader
 from hf_fingerprint.codes import Codebook
-from hf_fingerprint.codes.residual import residual_reading
-from hf_fingerprint.extraction.extract import Part, Reading, SuspectSums, put_in_order
+from hf_fingerprint.codes.residual import residual_signal
+from hf_fingerprint.extraction.extract import CarrierRows, Extraction, ExtractionSums, match_and_align
 from hf_fingerprint.vault import Base
 
 
 def evidence_by_layer(
-    base: Base, original: Checkpoint, suspect: Weights, codeword: np.ndarray, aligned: bool = True
+    base: Base, original: Checkpoint, suspect: TensorReader, codeword: np.ndarray, aligned: bool = True
 ) -> tuple[float, ...]:
     """The score that a codeword would have if the suspect had one marked tensor only, for each in turn.
 
@@ -20,7 +20,7 @@ def evidence_by_layer(
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits.
         aligned (`bool`, *optional*, defaults to `True`): whether channels in another order are put back first.
 
@@ -28,23 +28,23 @@ def evidence_by_layer(
         `tuple[float, ...]`: in the order of `base.carriers`; 0 for tensors that the suspect lacks.
     """
     codebook = base.codebook()
-    suspect, matches, _ = put_in_order(base, original, suspect, aligned)
+    suspect, matches, _ = match_and_align(base, original, suspect, aligned)
     found = []
     for carrier in base.carriers:
         if carrier.name not in matches:
             found.append(0.0)
             continue
-        sums = SuspectSums(base, original, suspect)
-        sums.add([Part(carrier, matches[carrier.name], slice(0, len(carrier.amplitude)))])
-        found.append(_score(codebook, codeword, sums.reading([carrier.name])))
+        sums = ExtractionSums(base, original, suspect)
+        sums.add([CarrierRows(carrier, matches[carrier.name], slice(0, len(carrier.amplitude)))])
+        found.append(_score(codebook, codeword, sums.extraction([carrier.name])))
     return tuple(found)
 
 
-def _score(codebook: Codebook, codeword: np.ndarray, reading: Reading) -> float:
+def _score(codebook: Codebook, codeword: np.ndarray, extraction: Extraction) -> float:
     """By the first function of the bank, the best one for a single copy and for averages."""
-    if not np.any(reading.values):
+    if not np.any(extraction.values):
         return 0.0
     nobody = np.empty((0, codebook.length))
-    rest = residual_reading(codebook, reading.values, reading.mass, nobody)
-    functions = codebook.standardise(codebook.bank(rest)[:1])
+    rest = residual_signal(codebook, extraction.values, extraction.mass, nobody)
+    functions = codebook.standardize(codebook.score_functions(rest)[:1])
     return float(codebook.packed_scores(codeword[None, :], functions)[0, 0])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.evaluation import figures
 from hf_fingerprint.evaluation.evaluate import Evaluation
-from hf_fingerprint.evaluation.frontier import Cost
+from hf_fingerprint.evaluation.frontier import AttackCost
 from hf_fingerprint.printable import printable
 
 
@@ -22,12 +22,12 @@ NOT_TO_PUBLISH = (
 Tables = Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 
-def render(evaluation: Evaluation, costs: Sequence[Cost], summary: dict[str, Any], tables: Tables) -> str:
+def render(evaluation: Evaluation, costs: Sequence[AttackCost], summary: dict[str, Any], tables: Tables) -> str:
     """The page as HTML.
 
     Args:
         evaluation ([`Evaluation`]): what was measured.
-        costs (sequence of [`Cost`]): what each attack has to give up.
+        costs (sequence of [`AttackCost`]): what each attack has to give up.
         summary (`dict`): the figures, from [`summarise`].
         tables (sequence): headings and rows of each table.
     """

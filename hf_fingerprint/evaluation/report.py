@@ -18,11 +18,11 @@ import hf_fingerprint
 from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.evaluation.coalition_outcomes import outcomes
 from hf_fingerprint.evaluation.evaluate import Evaluation
-from hf_fingerprint.evaluation.frontier import Cost, cheapest, frontier, score_in_words
+from hf_fingerprint.evaluation.frontier import AttackCost, cheapest_escape, format_score, frontier
 from hf_fingerprint.evaluation.page import Tables, render
-from hf_fingerprint.evaluation.trials import COLLUSION, Point
+from hf_fingerprint.evaluation.trials import COLLUSION, Trial
 from hf_fingerprint.printable import printable
-from hf_fingerprint.vault.storage import writing
+from hf_fingerprint.vault.storage import translate_disk_errors
 
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ COST_HEADINGS = ("attack", "accuracy lost to get under the bound", "lowest score
 
 
 @dataclass(frozen=True)
-class Written:
+class ReportFiles:
     """The files of a report.
 
     Attributes:
@@ -57,16 +57,20 @@ class Written:
     page: Path
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> Written:
+def write_report(evaluation: Evaluation, folder: Path) -> ReportFiles:
     """Writes `results.json`, `table.md` and `report.html` into a folder, over those of an earlier run."""
-    written = Written(*(folder / name for name in FILES))
-    summary = summarise(evaluation)
+    written = ReportFiles(*(folder / name for name in FILES))
+    summary = summarize(evaluation)
     content = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    texts = (content, markdown(evaluation), render(evaluation, costs(evaluation), summary, contents(evaluation)))
+    texts = (
+        content,
+        render_markdown(evaluation),
+        render(evaluation, costs(evaluation), summary, report_tables(evaluation)),
+    )
     for path, text in zip((written.results, written.table, written.page), texts, strict=True):
         partial = path.with_name(f"tmp-{path.name}")
         try:
-            with writing(f"{path} can't be written", folder):
+            with translate_disk_errors(f"{path} can't be written", folder):
                 partial.write_text(text, encoding="utf-8")
                 sync(partial)
                 partial.replace(path)
@@ -75,18 +79,18 @@ def write_report(evaluation: Evaluation, folder: Path) -> Written:
     return written
 
 
-def costs(evaluation: Evaluation) -> list[Cost]:
+def costs(evaluation: Evaluation) -> list[AttackCost]:
     """What each attack on a single copy has to give up to get under the bound: the cheapest first, then those that
     never get there."""
-    found = [cheapest(name, points, evaluation.copy) for name, points in evaluation.sweeps.items()]
+    found = [cheapest_escape(name, trials, evaluation.copy) for name, trials in evaluation.sweeps.items()]
     return sorted(found, key=lambda cost: (cost.loss is None, cost.loss or 0.0))
 
 
-def summarise(evaluation: Evaluation) -> dict[str, Any]:
+def summarize(evaluation: Evaluation) -> dict[str, Any]:
     """All of it as values for JSON; what is withheld is `None`, or empty if it is a list."""
-    points = evaluation.points
-    read = [point for point in points if point.threshold is not None]  # whoever is the base says nothing of anybody
-    mixed = [point for point in points if point.colluders > 1]
+    trials = evaluation.trials
+    read = [trial for trial in trials if trial.threshold is not None]  # whoever is the base says nothing of anybody
+    mixed = [trial for trial in trials if trial.colluders > 1]
     return {
         "format": 2,
         "all_scores": evaluation.all_scores,
@@ -95,7 +99,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "data": {
             "name": evaluation.data,
             "test_images": evaluation.images,
-            "thief_images": evaluation.stolen,
+            "thief_images": evaluation.attacker_image_count,
             "thief_has_base": evaluation.public_base,
             "chance": evaluation.chance,
         },
@@ -104,17 +108,17 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "copy_accuracy": evaluation.copy.accuracy,
         "copy_agreement_with_base": evaluation.unmarked.agreement,
         "innocents": {
-            "scored": sum(point.innocents for point in read),
-            "accused": sum(point.innocents_accused for point in read),
-            "highest_score": _highest(point.highest_innocent for point in read),
-            "accused_without_alignment": sum(point.unaligned[0] for point in read),
-            "highest_score_without_alignment": _highest(point.unaligned[1] for point in read),
+            "scored": sum(trial.innocents for trial in read),
+            "accused": sum(trial.innocents_accused for trial in read),
+            "highest_score": _highest(trial.highest_innocent for trial in read),
+            "accused_without_alignment": sum(trial.unaligned[0] for trial in read),
+            "highest_score_without_alignment": _highest(trial.unaligned[1] for trial in read),
         },
         "colluders": {
-            "mixed": sum(point.colluders for point in mixed),
-            "caught": sum(sum(point.caught) for point in mixed),
-            "gave_a_twentieth": sum(sum(point.main_givers) for point in mixed),
-            "of_those_caught": sum(sum(map(min, point.main_givers, point.caught)) for point in mixed),
+            "mixed": sum(trial.colluders for trial in mixed),
+            "caught": sum(sum(trial.caught) for trial in mixed),
+            "gave_a_twentieth": sum(sum(trial.main_contributors) for trial in mixed),
+            "of_those_caught": sum(sum(map(min, trial.main_contributors, trial.caught)) for trial in mixed),
         },
         "coalitions": [asdict(outcome) for outcome in outcomes(mixed)],
         "costs": [
@@ -127,12 +131,12 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             for cost in costs(evaluation)
         ],
         "frontier": [
-            {"by": point.what, "accuracy": point.accuracy, "score": point.score, "accused": point.accused}
-            for point in frontier(p for p in points if p.colluders == 1)
+            {"by": trial.what, "accuracy": trial.accuracy, "score": trial.score, "accused": trial.accused}
+            for trial in frontier(p for p in trials if p.colluders == 1)
         ],
         "skipped": evaluation.skipped,
         "carriers": evaluation.carriers,
-        "points": [point.to_dict() for point in points],
+        "points": [trial.to_dict() for trial in trials],
     }
 
 
@@ -151,58 +155,62 @@ def versions() -> dict[str, str]:
     return found
 
 
-def row(point: Point) -> tuple[str, ...]:
+def row(trial: Trial) -> tuple[str, ...]:
     """A point in words, in the order of `HEADINGS`."""
-    caught = f"{sum(point.caught)} of {point.colluders}" if point.colluders else "nobody to catch"
+    caught = f"{sum(trial.caught)} of {trial.colluders}" if trial.colluders else "nobody to catch"
     return (
-        point.attack,
-        f"{point.strength:g}",
-        f"{point.accuracy:.1%}",
-        f"{point.agreement:.1%}",
-        score_in_words(point.score) if point.colluders else "-",
-        "-" if point.threshold is None else f"{point.threshold:.1f}",
+        trial.attack,
+        f"{trial.strength:g}",
+        f"{trial.accuracy:.1%}",
+        f"{trial.agreement:.1%}",
+        format_score(trial.score) if trial.colluders else "-",
+        "-" if trial.threshold is None else f"{trial.threshold:.1f}",
         caught,
-        f"{point.innocents_accused} of {point.innocents:,}",
+        f"{trial.innocents_accused} of {trial.innocents:,}",
     )
 
 
-def contents(evaluation: Evaluation) -> Tables:
+def report_tables(evaluation: Evaluation) -> Tables:
     """The tables, each with its headings: every suspect, what each attack has to give up, how coalitions ended."""
-    formed = [
-        (o.attack, *map(str, (o.size, o.runs, o.all_main_givers, o.somebody)), f"{o.caught} of {o.runs * o.size}")
+    coalition_rows = [
+        (o.attack, *map(str, (o.size, o.runs, o.all_main_contributors, o.anybody)), f"{o.caught} of {o.runs * o.size}")
         for o in outcomes(evaluation.of(COLLUSION))
     ]
-    given_up = [(cost.attack, cost.words, cost.lowest) for cost in costs(evaluation)]
-    found: Tables = [(HEADINGS, [row(point) for point in evaluation.points]), (COST_HEADINGS, given_up)]
-    return [*found, (RUN_HEADINGS, formed)] if formed else found
+    cost_rows = [(cost.attack, cost.loss_text, cost.lowest_score_text) for cost in costs(evaluation)]
+    found: Tables = [(HEADINGS, [row(trial) for trial in evaluation.trials]), (COST_HEADINGS, cost_rows)]
+    return [*found, (RUN_HEADINGS, coalition_rows)] if coalition_rows else found
 
 
-def markdown(evaluation: Evaluation) -> str:
+def render_markdown(evaluation: Evaluation) -> str:
     """The tables as Markdown."""
-    lines = [f"**{_plain(evaluation.model)}** on {evaluation.images:,} images of {_plain(evaluation.data)}"]
-    for headings, rows in contents(evaluation):
-        lines += ["", *(_line(cells) for cells in (headings, ["---"] * len(headings), *rows))]
-    lines += [f"\n{_plain(name)} was left out: {_plain(why)}" for name, why in evaluation.skipped.items()]
+    lines = [
+        f"**{_escape_markdown(evaluation.model)}** on {evaluation.images:,} images of {_escape_markdown(evaluation.data)}"
+    ]
+    for headings, rows in report_tables(evaluation):
+        lines += ["", *(_markdown_row(cells) for cells in (headings, ["---"] * len(headings), *rows))]
+    lines += [
+        f"\n{_escape_markdown(name)} was left out: {_escape_markdown(why)}" for name, why in evaluation.skipped.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
-def tables(evaluation: Evaluation) -> "list[Table]":
+def rich_tables(evaluation: Evaluation) -> "list[Table]":
     """The tables for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
     found = []
-    for headings, rows in contents(evaluation):
+    for headings, rows in report_tables(evaluation):
         found.append(Table(*headings))
         for cells in rows:
             found[-1].add_row(*map(Text, cells))
     return found
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_escape_markdown, cells))} |"
 
 
-def _plain(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """A text from outside, with nothing in it that Markdown or HTML would obey."""
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(printable(" ".join(text.split())), quote=False))

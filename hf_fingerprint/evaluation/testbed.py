@@ -20,18 +20,18 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.codes import decode
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import BuildError, FingerprintError
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
-from hf_fingerprint.extraction import Reading, in_names_of, read_suspect
-from hf_fingerprint.extraction.alignment.suspect_model import as_base
+from hf_fingerprint.extraction import Extraction, extract, to_base_names
+from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
-from hf_fingerprint.models import BuiltModel, build_model, names_in_file
+from hf_fingerprint.models import BuiltModel, build_model, map_parameter_names
 from hf_fingerprint.vault import Base, Vault, find_passphrase
 from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.private_files import write_private
-from hf_fingerprint.vault.storage import writing
+from hf_fingerprint.vault.storage import translate_disk_errors
 
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _PASSPHRASE = "passphrase"
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Verdict:
     """What a trace says of a suspect whose makers are known.
 
     Attributes:
@@ -81,14 +81,14 @@ class Judgement:
     layers: tuple[float, ...]
 
 
-class Scene:
+class Testbed:
     """A model, copies of it, and a judge.
 
     Args:
         model (`str` or `Path`): a folder or a Hub id, which timm or transformers builds.
         out (`Path`): where to keep the vault and the copies; the same scene is found there again.
-        holders (`int`): how many copies there are.
-        settings ([`Settings`], *optional*): of the registration.
+        recipient_count (`int`): how many copies there are.
+        config ([`FingerprintConfig`], *optional*): of the registration.
         innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored too.
         report (callable, *optional*): told each step.
 
@@ -100,33 +100,33 @@ class Scene:
         self,
         model: str | Path,
         out: Path,
-        holders: int,
-        settings: Settings | None = None,
+        recipient_count: int,
+        config: FingerprintConfig | None = None,
         innocents: int = INNOCENTS,
         report: Callable[[str], None] | None = None,
     ):
-        self.settings = settings or Settings()
+        self.config = config or FingerprintConfig()
         self._report = report or (lambda step: None)
         self._open = ExitStack()
         self._out = out
         with ExitStack() as opening:
             self._original: Checkpoint = opening.enter_context(open_checkpoint(model))
-            self.built = _built(self._original, str(model))
-            vault = throwaway_vault(out / f"vault-{_digest(self.settings)}")
-            issuer = opening.enter_context(Issuer(model, vault, self.settings, self._report))
+            self.built = _build_or_raise(self._original, str(model))
+            vault = throwaway_vault(out / f"vault-{_config_digest(self.config)}")
+            issuer = opening.enter_context(Issuer(model, vault, self.config, self._report))
             self.base: Base = issuer.base
-            names = [f"holder-{i:02}" for i in range(holders)]
-            self._report(f"issuing {holders} copies")
+            names = [f"holder-{i:02}" for i in range(recipient_count)]
+            self._report(f"issuing {recipient_count} copies")
             self._folders = [copy.path for copy in issuer.issue_all(names, out / "copies" / self.base.base_id)]
             by_name = {copy.recipient: copy for copy in vault.copies(self.base.base_id)}
             self._keys = vault.copy_keys([by_name[name] for name in names])
             self._open = opening.pop_all()
         self._codebook = self.base.codebook()
-        self._packed = self._codebook.packed(self._keys)
-        stream = np.random.default_rng(0)
-        self._innocents = [stream.bytes(SECRET_BYTES) for _ in range(innocents)]
+        self._codewords = self._codebook.packed(self._keys)
+        rng = np.random.default_rng(0)
+        self._innocents = [rng.bytes(SECRET_BYTES) for _ in range(innocents)]
 
-    def __enter__(self) -> "Scene":
+    def __enter__(self) -> "Testbed":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -146,20 +146,20 @@ class Scene:
     def model_of(self, state: "State") -> "torch.nn.Module | None":
         """The model with these weights, in evaluation mode; layers may have other widths, normalisations may be folded
         away, names may be the other library's. `None` if that is not what the weights are."""
-        with self._as_file(state) as suspect:
-            found = as_base(self.built, {}, suspect)
+        with self._open_as_file(state) as suspect:
+            found = load_into_base_model(self.built, {}, suspect)
             if found is None:
-                names = names_in_file(self.built.module, self._original)
-                found = as_base(self.built, names, in_names_of(self.base, suspect))
+                names = map_parameter_names(self.built.module, self._original)
+                found = load_into_base_model(self.built, names, to_base_names(self.base, suspect))
             return found
 
     @contextmanager
-    def _as_file(self, state: "State") -> Iterator[Checkpoint]:
+    def _open_as_file(self, state: "State") -> Iterator[Checkpoint]:
         """A suspect on the disk, for as long as it is looked at."""
         from safetensors.torch import save
 
         with ExitStack() as kept:
-            with writing(f"A suspect can't be written in {self._out}", self._out):
+            with translate_disk_errors(f"A suspect can't be written in {self._out}", self._out):
                 scratch = kept.enter_context(TemporaryDirectory(dir=self._out))
                 file = Path(scratch) / "suspect.safetensors"
                 file.write_bytes(
@@ -168,62 +168,62 @@ class Scene:
             with open_checkpoint(file) as suspect:
                 yield suspect
 
-    def clean(self) -> "dict[str, torch.Tensor]":
+    def base_state(self) -> "dict[str, torch.Tensor]":
         """The base's weights."""
         return {name: tensor.clone() for name, tensor in self.built.module.state_dict().items()}
 
-    def copy(self, holder: int) -> "dict[str, torch.Tensor]":
+    def copy(self, recipient: int) -> "dict[str, torch.Tensor]":
         """The weights of one holder's copy, as the model names them, in single precision."""
-        with open_checkpoint(self._folders[holder]) as issued:
-            return _built(issued, str(self._folders[holder])).module.state_dict()
+        with open_checkpoint(self._folders[recipient]) as issued:
+            return _build_or_raise(issued, str(self._folders[recipient])).module.state_dict()
 
-    def judge(self, state: "State", guilty: Sequence[int] = (0,)) -> Judgement:
+    def trace_suspect(self, state: "State", colluders: Sequence[int] = (0,)) -> Verdict:
         """Traces a suspect.
 
         Args:
             state (mapping of `str` to `torch.Tensor`): its weights.
-            guilty (sequence of `int`): the holders it was made from; nobody else is guilty.
+            colluders (sequence of `int`): the holders it was made from; nobody else is guilty.
         """
-        with self._as_file(state) as suspect:
-            reading = read_suspect(self.base, self._original, suspect)
-            told = self._decode(reading, guilty)
-            plain = told
-            if reading.aligned:
-                plain = self._decode(read_suspect(self.base, self._original, suspect, aligned=False), guilty)
-            codeword = self._packed[guilty[0] if guilty else 0]
-            layers = evidence_by_layer(self.base, self._original, suspect, codeword, bool(reading.aligned))
-        return Judgement(
-            **told,
-            unaligned=(plain["innocents_accused"], plain["highest_innocent"]),
-            aligned=reading.aligned,
-            weights_read=reading.weights_read,
-            cosine=reading.lineage.cosine,
-            drift=reading.lineage.drift,
+        with self._open_as_file(state) as suspect:
+            extraction = extract(self.base, self._original, suspect)
+            fields = self._decode(extraction, colluders)
+            unaligned_fields = fields
+            if extraction.aligned:
+                unaligned_fields = self._decode(extract(self.base, self._original, suspect, aligned=False), colluders)
+            codeword = self._codewords[colluders[0] if colluders else 0]
+            layers = evidence_by_layer(self.base, self._original, suspect, codeword, bool(extraction.aligned))
+        return Verdict(
+            **fields,
+            unaligned=(unaligned_fields["innocents_accused"], unaligned_fields["highest_innocent"]),
+            aligned=extraction.aligned,
+            weights_read=extraction.weights_read,
+            cosine=extraction.lineage.cosine,
+            drift=extraction.lineage.drift,
             layers=layers,
         )
 
-    def _decode(self, reading: Reading, guilty: Sequence[int]) -> dict[str, Any]:
+    def _decode(self, extraction: Extraction, colluders: Sequence[int]) -> dict[str, Any]:
         keys = [*self._keys, *self._innocents]
         extra = math.log(len(keys) / self.base.recipients_planned)  # as if there were so many recipients alone
         alpha = math.exp(math.log(self.base.alpha) + extra)
-        found = decode(self._codebook, keys, reading.values, reading.mass, alpha)
-        others = np.setdiff1d(np.arange(len(keys)), guilty)
+        found = decode(self._codebook, keys, extraction.values, extraction.mass, alpha)
+        others = np.setdiff1d(np.arange(len(keys)), colluders)
         accused, scores = set(found.accused), found.scores[others]
         first, width, count = BINS
         bins = np.clip(np.floor((scores - first) / width), 0, count - 1).astype(int)
         return {
-            "scores": tuple(float(found.scores[i]) for i in guilty),
-            "log10_bounds": tuple(_log10(found.log_bounds[i], extra) for i in guilty),
-            "caught": tuple(i in accused for i in guilty),
+            "scores": tuple(float(found.scores[i]) for i in colluders),
+            "log10_bounds": tuple(_log10(found.log_bounds[i], extra) for i in colluders),
+            "caught": tuple(i in accused for i in colluders),
             "threshold": found.threshold,
             "innocents": len(others),
-            "innocents_accused": len(accused - set(guilty)),
+            "innocents_accused": len(accused - set(colluders)),
             "highest_innocent": float(scores.max()),
             "histogram": tuple(int(n) for n in np.bincount(bins, minlength=count)),
         }
 
 
-def _built(checkpoint: Checkpoint, name: str) -> BuiltModel:
+def _build_or_raise(checkpoint: Checkpoint, name: str) -> BuiltModel:
     try:
         return build_model(checkpoint)
     except BuildError as error:
@@ -235,9 +235,9 @@ def _log10(bound: float, extra: float) -> float:
     return min(0.0, float(bound - extra) / math.log(10)) if bound < 0 else 0.0
 
 
-def _digest(settings: Settings) -> str:
-    told = json.dumps(asdict(settings), sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+def _config_digest(config: FingerprintConfig) -> str:
+    fields = json.dumps(asdict(config), sort_keys=True, default=str)
+    return hashlib.sha256(fields.encode()).hexdigest()[:12]
 
 
 def throwaway_vault(folder: Path) -> Vault:
@@ -247,7 +247,7 @@ def throwaway_vault(folder: Path) -> Vault:
     if not (folder / DATABASE).exists():
         shutil.rmtree(folder, ignore_errors=True)  # perhaps half made
         passphrase = secrets.token_hex(32)
-        with writing(f"{file} can't be written", folder.parent):
+        with translate_disk_errors(f"{file} can't be written", folder.parent):
             folder.mkdir(parents=True, mode=0o700)
             write_private(file, passphrase.encode() + b"\n")
         Vault.create(folder, passphrase)

@@ -2,7 +2,7 @@
 
 Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them. Resuming needs
 them, so they are kept in a folder of their own, `private`, which only its owner can read; what is written for people
-has none of them ([`Point.published`]).
+has none of them ([`Trial.redacted`]).
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from hf_fingerprint.checkpoints import full_disk, lacks_room
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.files import write_all
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.vault.storage import file_refusal, writing
+from hf_fingerprint.vault.storage import file_error, translate_disk_errors
 
 
 PRIVATE, RESULTS = "private", "results.jsonl"
 MAIN_SHARE = 1 / 20
 BASE, COPY, SINGLE, COLLUSION = "base", "copy", "single", "collusion"
-_OWN = {PRIVATE, RESULTS, "results.json", "table.md", "report.html", "copies", ".lock"}
+_OWN_FILES = {PRIVATE, RESULTS, "results.json", "table.md", "report.html", "copies", ".lock"}
 
 
 @dataclass(frozen=True)
-class Point:
+class Trial:
     """One suspect: how it was made, what it is worth, and what a trace says of it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Point:
         return max(shown, default=None if self.scores else 0.0)
 
     @property
-    def main_givers(self) -> tuple[bool, ...]:
+    def main_contributors(self) -> tuple[bool, ...]:
         """Whether at least a twentieth of its weights, as they differ between copies, came from each."""
         return tuple(share >= MAIN_SHARE for share in self.shares)
 
@@ -100,13 +100,13 @@ class Point:
         """Whether anybody it was made from is."""
         return any(self.caught)
 
-    def published(self) -> "Point":
+    def redacted(self) -> "Trial":
         """The point with scores, bounds and evidence of those who are accused alone: nothing in it depends on the
         codeword of anybody else."""
         return replace(
             self,
-            scores=_of_accused(self.scores, self.caught),
-            log10_bounds=_of_accused(self.log10_bounds, self.caught),
+            scores=_only_accused(self.scores, self.caught),
+            log10_bounds=_only_accused(self.log10_bounds, self.caught),
             highest_innocent=None,
             histogram=(),
             unaligned=(self.unaligned[0], None),
@@ -115,10 +115,10 @@ class Point:
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON; what is not finite is `None`."""
-        return {name: _finite(value) for name, value in asdict(self).items()}
+        return {name: _json_finite(value) for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> "Point":
+    def from_dict(cls, told: Mapping[str, Any]) -> "Trial":
         """The point that was told so; anything else is a `TypeError` or a `KeyError`."""
         values: dict[str, Any] = {}
         for field in fields(cls):
@@ -127,30 +127,30 @@ class Point:
         return cls(**values)
 
 
-def _of_accused(values: tuple[float | None, ...], caught: tuple[bool, ...]) -> tuple[float | None, ...]:
+def _only_accused(values: tuple[float | None, ...], caught: tuple[bool, ...]) -> tuple[float | None, ...]:
     return tuple(value if accused else None for value, accused in zip(values, caught, strict=True))
 
 
-def _finite(value: Any) -> Any:
+def _json_finite(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_finite(each) for each in value]
+        return [_json_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def key_of(**said: Any) -> str:
+def trial_key(**key_parts: Any) -> str:
     """What tells a point from others: a digest of everything that decides its figures."""
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=repr).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(key_parts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
-class _Record(Protocol):
+class _JsonRecord(Protocol):
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
 
 
-R = TypeVar("R", bound=_Record)
+R = TypeVar("R", bound=_JsonRecord)
 
 
-class Records(Generic[R]):
+class JsonLinesStore(Generic[R]):
     """Records by their keys, each a line of a file as soon as it is known.
 
     Args:
@@ -162,14 +162,14 @@ class Records(Generic[R]):
     """
 
     def __init__(self, file: Path, told: Callable[[Mapping[str, Any]], R]):
-        self._file, self._told = file, told
+        self._file, self._parse = file, told
         self.known: dict[str, R] = {}
-        with writing(f"{file} can't be used", file.parent):
+        with translate_disk_errors(f"{file} can't be used", file.parent):
             content = file.read_bytes() if file.exists() else b""
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(file, whole)  # a line that was cut off
-        for line in content[:whole].splitlines():
+            complete_size = content.rfind(b"\n") + 1
+            if complete_size < len(content):
+                os.truncate(file, complete_size)  # a line that was cut off
+        for line in content[:complete_size].splitlines():
             with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
                 values = json.loads(line)
                 self.known[values["key"]] = told(values)
@@ -178,37 +178,40 @@ class Records(Generic[R]):
         """Keeps a record, on the disk when this returns; gives it back as it will be read."""
         values = record.to_dict()
         line = json.dumps({"key": key} | values, allow_nan=False).encode() + b"\n"
-        with writing(f"{self._file} can't be written", self._file.parent), self._file.open("ab", 0) as stream:
+        with (
+            translate_disk_errors(f"{self._file} can't be written", self._file.parent),
+            self._file.open("ab", 0) as stream,
+        ):
             write_all(stream, memoryview(line))
             os.fsync(stream.fileno())
-        self.known[key] = self._told(values)
+        self.known[key] = self._parse(values)
         return self.known[key]
 
 
-class Ledger(Records[Point]):
+class ResultStore(JsonLinesStore[Trial]):
     """The points of an evaluation's folder, with all scores, in its part that is not handed on.
 
     Args:
-        folder (`Path`): the folder, which [`opened`] has made sure of.
+        folder (`Path`): the folder, which [`open_evaluation_folder`] has made sure of.
     """
 
     def __init__(self, folder: Path):
         private = folder / PRIVATE
         earlier = folder / RESULTS
-        with writing(f"{private} can't be used", folder):
+        with translate_disk_errors(f"{private} can't be used", folder):
             private.mkdir(exist_ok=True, mode=0o700)
             if earlier.exists() and not (private / RESULTS).exists():
                 earlier.replace(private / RESULTS)  # earlier versions left it among what is handed on
-        super().__init__(private / RESULTS, Point.from_dict)
+        super().__init__(private / RESULTS, Trial.from_dict)
 
     @property
-    def points(self) -> dict[str, Point]:
+    def trials(self) -> dict[str, Trial]:
         """The points by their keys."""
         return self.known
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[None]:
+def open_evaluation_folder(folder: Path) -> Iterator[None]:
     """Makes an evaluation's folder, for its owner's eyes only, or goes on in one, alone.
 
     Raises:
@@ -218,10 +221,12 @@ def opened(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        others = [p.name for p in folder.iterdir() if p.name not in _OWN and not p.name.startswith(("vault-", "tmp"))]
+        others = [
+            p.name for p in folder.iterdir() if p.name not in _OWN_FILES and not p.name.startswith(("vault-", "tmp"))
+        ]
     except OSError as error:
-        if lacks_room(error):
-            raise full_disk(folder) from None
+        if is_disk_full_error(error):
+            raise disk_full_error(folder) from None
         raise FingerprintError(f"{folder} can't be used ({error.strerror}): choose another --out.") from None
     if others:
         raise FingerprintError(
@@ -234,7 +239,7 @@ def opened(folder: Path) -> Iterator[None]:
     except Timeout:
         raise FingerprintError(f"Another evaluation is at work in {folder}: wait for it.") from None
     except OSError as error:
-        raise file_refusal(f"{folder} can't be used", folder, error) from None
+        raise file_error(f"{folder} can't be used", folder, error) from None
     try:
         yield
     finally:

@@ -1,29 +1,41 @@
 """Reading a suspect: match its tensors to the base's, weigh what they say, and sum it up."""
 
-from hf_fingerprint.extraction.base_names import in_names_of
-from hf_fingerprint.extraction.extract import DESCENDS, Lineage, Reading, put_in_order, read_suspect
+from hf_fingerprint.extraction.base_names import to_base_names
+from hf_fingerprint.extraction.extract import MIN_DESCENDANT_COSINE, Extraction, Lineage, extract, match_and_align
 from hf_fingerprint.extraction.looks import Looks, plan_looks
-from hf_fingerprint.extraction.match import match_names, match_shapes, match_tensors, names_tell, sample_rows
-from hf_fingerprint.extraction.similarity import Sampled, Shares, cosine, sample, shares_of
+from hf_fingerprint.extraction.match import (
+    carriers_with_matching_shape,
+    has_unambiguous_names,
+    match_names,
+    match_tensors,
+    sample_row_indices,
+)
+from hf_fingerprint.extraction.similarity import (
+    BaseShares,
+    SampledWeights,
+    estimate_shares,
+    mean_cosine,
+    sample_weights,
+)
 
 
 __all__ = [
-    "DESCENDS",
+    "MIN_DESCENDANT_COSINE",
+    "BaseShares",
+    "Extraction",
     "Lineage",
     "Looks",
-    "Reading",
-    "Sampled",
-    "Shares",
-    "cosine",
-    "in_names_of",
+    "SampledWeights",
+    "carriers_with_matching_shape",
+    "estimate_shares",
+    "extract",
+    "has_unambiguous_names",
+    "match_and_align",
     "match_names",
-    "match_shapes",
     "match_tensors",
-    "names_tell",
+    "mean_cosine",
     "plan_looks",
-    "put_in_order",
-    "read_suspect",
-    "sample",
-    "sample_rows",
-    "shares_of",
+    "sample_row_indices",
+    "sample_weights",
+    "to_base_names",
 ]

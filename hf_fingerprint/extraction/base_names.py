@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import TensorInfo, Weights
-from hf_fingerprint.checkpoints.tensor_names import normalise, to_timm
+from hf_fingerprint.checkpoints import TensorInfo, TensorReader
+from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm
 from hf_fingerprint.vault import Base
 
 
 _FUSED, _SPLIT = ".attn.qkv.", (".attn.q.", ".attn.k.", ".attn.v.")
-Piece = tuple[TensorInfo, int, int]  # a tensor of the file, and from which byte to which
+ByteRange = tuple[TensorInfo, int, int]  # a tensor of the file, and from which byte to which
 
 
-class Renamed:
+class RenamedWeights:
     """A suspect whose tensors are called as the base's are.
 
     Attributes:
@@ -26,12 +26,12 @@ class Renamed:
         tensors (`dict[str, TensorInfo]`): its tensors; those that the base calls otherwise by the base's names.
     """
 
-    def __init__(self, suspect: Weights, pieces: dict[str, list[Piece]]):
+    def __init__(self, suspect: TensorReader, byte_ranges: dict[str, list[ByteRange]]):
         self.source = suspect.source
-        self._suspect, self._pieces = suspect, pieces
-        used = {info.name for parts in pieces.values() for info, _, _ in parts}
+        self._suspect, self._byte_ranges = suspect, byte_ranges
+        used = {info.name for parts in byte_ranges.values() for info, _, _ in parts}
         self.tensors = {name: info for name, info in suspect.tensors.items() if name not in used}
-        for name, parts in pieces.items():
+        for name, parts in byte_ranges.items():
             first, nbytes = parts[0][0], sum(stop - start for _, start, stop in parts)
             shape = first.shape if nbytes == first.nbytes else (nbytes // first.row_bytes, *first.shape[1:])
             self.tensors[name] = replace(first, name=name, shape=shape, nbytes=nbytes)
@@ -40,12 +40,12 @@ class Renamed:
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given."""
-        if info.name not in self._pieces:
+        if info.name not in self._byte_ranges:
             return self._suspect.read(info, start, stop, out)
         stop = info.nbytes if stop is None else stop
         out = np.empty(stop - start, np.uint8) if out is None else out
         begin = 0
-        for part, first, last in self._pieces[info.name]:
+        for part, first, last in self._byte_ranges[info.name]:
             low, high = max(start - begin, 0), min(stop - begin, last - first)
             if low < high:
                 place = slice(begin + low - start, begin + high - start)
@@ -54,38 +54,38 @@ class Renamed:
         return out[: stop - start]
 
 
-def in_names_of(base: Base, suspect: Weights) -> Weights:
+def to_base_names(base: Base, suspect: TensorReader) -> TensorReader:
     """The suspect as the base would call its tensors, if it has another library's names.
 
     Args:
         base ([`Base`]): the registered base.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
     """
-    own = {normalise(name) for name in suspect.tensors}
-    if 2 * sum(normalise(name) in own for name in base.tensors) >= len(base.tensors):
+    suspect_names = {normalize_name(name) for name in suspect.tensors}
+    if 2 * sum(normalize_name(name) in suspect_names for name in base.tensors) >= len(base.tensors):
         return suspect
-    common = {to_timm(normalise(name)): info for name, info in suspect.tensors.items()}
-    pieces = {name: list(_pieces(to_timm(normalise(name)), common)) for name in base.tensors}
-    found = {name: parts for name, parts in pieces.items() if parts}
-    return Renamed(suspect, found) if 2 * len(found) >= len(base.tensors) else suspect
+    by_timm_name = {to_timm(normalize_name(name)): info for name, info in suspect.tensors.items()}
+    byte_ranges = {name: list(_byte_ranges(to_timm(normalize_name(name)), by_timm_name)) for name in base.tensors}
+    found = {name: parts for name, parts in byte_ranges.items() if parts}
+    return RenamedWeights(suspect, found) if 2 * len(found) >= len(base.tensors) else suspect
 
 
-def _pieces(name: str, common: dict[str, TensorInfo]) -> Iterator[Piece]:
+def _byte_ranges(name: str, by_timm_name: dict[str, TensorInfo]) -> Iterator[ByteRange]:
     """The bytes of the suspect that are the tensor which timm calls so."""
-    if name in common:
-        yield common[name], 0, common[name].nbytes
+    if name in by_timm_name:
+        yield by_timm_name[name], 0, by_timm_name[name].nbytes
         return
     split = next((each for each in _SPLIT if each in name), None)
     if split is not None:
-        whole = common.get(name.replace(split, _FUSED))
+        whole = by_timm_name.get(name.replace(split, _FUSED))
         if whole is not None and whole.rows % 3 == 0:
             third, place = whole.nbytes // 3, _SPLIT.index(split)
             yield whole, place * third, (place + 1) * third
     elif _FUSED in name:
-        parts = [common.get(name.replace(_FUSED, each)) for each in _SPLIT]
-        if all(part is not None and parts[0] is not None and _alike(part, parts[0]) for part in parts):
+        parts = [by_timm_name.get(name.replace(_FUSED, each)) for each in _SPLIT]
+        if all(part is not None and parts[0] is not None and _same_layout(part, parts[0]) for part in parts):
             yield from ((part, 0, part.nbytes) for part in parts if part is not None)
 
 
-def _alike(one: TensorInfo, other: TensorInfo) -> bool:
+def _same_layout(one: TensorInfo, other: TensorInfo) -> bool:
     return (one.dtype, one.shape) == (other.dtype, other.shape)

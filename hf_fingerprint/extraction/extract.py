@@ -12,19 +12,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from hf_fingerprint.carriers import position_counts
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction.alignment import align_suspect
-from hf_fingerprint.extraction.base_names import in_names_of
+from hf_fingerprint.extraction.base_names import to_base_names
 from hf_fingerprint.extraction.match import match_tensors
-from hf_fingerprint.extraction.weigh import TensorReading, read_tensor
+from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.vault import Base, Carrier
 
 
 POSITION_CLIP = 2.0
-DESCENDS = 0.2
+MIN_DESCENDANT_COSINE = 0.2
 THREADS = 2
-AT_ONCE = 8
+MAX_PENDING = 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Lineage:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Extraction:
     """What a suspect's weights say.
 
     Attributes:
@@ -54,11 +54,11 @@ class Reading:
         weights_read (`int`): weights compared.
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
-        alike (`np.ndarray` of shape `(V,)`): how many weights were compared at each position in tensors that are like
+        similar_counts (`np.ndarray` of shape `(V,)`): how many weights were compared at each position in tensors that are like
             the base's: where a verbatim copy would have shown. Where some were left out, they are taken to be spread
             evenly over a tensor's positions.
         missing (`tuple[str, ...]`): carriers without a counterpart.
-        unlike (`tuple[str, ...]`): carriers whose counterpart's weights are unlike the base's.
+        dissimilar (`tuple[str, ...]`): carriers whose counterpart's weights are unlike the base's.
         aligned (`int`): carriers whose rows or columns were put back in the base's order.
     """
 
@@ -68,26 +68,26 @@ class Reading:
     weights_read: int
     weights_dropped: int
     lineage: Lineage
-    alike: np.ndarray
+    similar_counts: np.ndarray
     missing: tuple[str, ...] = ()
-    unlike: tuple[str, ...] = ()
+    dissimilar: tuple[str, ...] = ()
     aligned: int = 0
 
 
-def read_suspect(
+def extract(
     base: Base,
     original: Checkpoint,
-    suspect: Weights,
+    suspect: TensorReader,
     advance: Callable[[int], None] | None = None,
     aligned: bool | Literal["always"] = True,
     aligning: Callable[[int], None] | None = None,
-) -> Reading:
+) -> Extraction:
     """Reads a suspect.
 
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): the base's open files.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
         advance (callable, *optional*): told the weights done.
         aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether what was moved, rescaled or turned is
             put back, where weights don't line up, or everywhere.
@@ -97,39 +97,40 @@ def read_suspect(
         [`CheckpointError`]: if the files given for the base aren't what was registered.
     """
     check_base_layout(base, original)
-    suspect, matches, moved = put_in_order(base, original, suspect, aligned, aligning)
-    sums = SuspectSums(base, original, suspect)
+    suspect, matches, aligned_tensors = match_and_align(base, original, suspect, aligned, aligning)
+    sums = ExtractionSums(base, original, suspect)
     sums.add(
-        [Part(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches], advance
+        [CarrierRows(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches],
+        advance,
     )
-    return replace(sums.reading(matches), aligned=moved)
+    return replace(sums.extraction(matches), aligned=aligned_tensors)
 
 
-def put_in_order(
+def match_and_align(
     base: Base,
     original: Checkpoint,
-    suspect: Weights,
+    suspect: TensorReader,
     aligned: bool | Literal["always"] = True,
     advance: Callable[[int], None] | None = None,
-) -> tuple[Weights, dict[str, TensorInfo], int]:
+) -> tuple[TensorReader, dict[str, TensorInfo], int]:
     """A suspect as the base has it, in names and in order.
 
     Args:
-        base, original, suspect, aligned: see [`read_suspect`].
+        base, original, suspect, aligned: see [`extract`].
         advance (callable, *optional*): told the weights compared to put them in order.
 
     Returns:
         `(suspect, matches, moved)`: what to read of it, the carriers' counterparts there, and how many were moved.
     """
-    suspect = in_names_of(base, suspect)
+    suspect = to_base_names(base, suspect)
     matches = match_tensors(base, original, suspect)
     alignment = align_suspect(base, original, suspect, matches, advance, aligned == "always") if aligned else None
     if alignment is None:
         return suspect, matches, 0
-    return alignment, matches | alignment.moved, len(alignment.moved)
+    return alignment, matches | alignment.aligned_tensors, len(alignment.aligned_tensors)
 
 
-class Part(NamedTuple):
+class CarrierRows(NamedTuple):
     """Some rows of a carrier, and its counterpart in the suspect."""
 
     carrier: Carrier
@@ -137,67 +138,69 @@ class Part(NamedTuple):
     rows: slice
 
 
-class SuspectSums:
+class ExtractionSums:
     """A reading that grows part by part.
 
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): the base's open files.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
     """
 
-    def __init__(self, base: Base, original: Checkpoint, suspect: Weights):
+    def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader):
         self._base, self._original, self._suspect = base, original, suspect
         self._values, self._mass, self._products = np.zeros(base.length), np.zeros(base.length), np.zeros(4)
-        self._alike = np.zeros(base.length)
-        self._unlike: dict[str, None] = {}
+        self._similar_counts = np.zeros(base.length)
+        self._dissimilar: dict[str, None] = {}
         self._read = self._dropped = 0
 
-    def add(self, parts: Sequence[Part], advance: Callable[[int], None] | None = None) -> None:
+    def add(self, parts: Sequence[CarrierRows], advance: Callable[[int], None] | None = None) -> None:
         """Reads further parts.
 
         Args:
-            parts (sequence of [`Part`]): none that was read before.
+            parts (sequence of [`CarrierRows`]): none that was read before.
             advance (callable, *optional*): told the weights done.
         """
         base = self._base
         with ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(parts), AT_ONCE):  # a few at a time: each result holds V numbers
+            for start in range(0, len(parts), MAX_PENDING):  # a few at a time: each result holds V numbers
                 results = pool.map(
-                    lambda part: read_tensor(base, part.carrier, self._original, self._suspect, part.info, part.rows),
-                    parts[start : start + AT_ONCE],
+                    lambda part: extract_tensor(
+                        base, part.carrier, self._original, self._suspect, part.info, part.rows
+                    ),
+                    parts[start : start + MAX_PENDING],
                 )
-                for part, found in zip(parts[start : start + AT_ONCE], results, strict=True):
+                for part, found in zip(parts[start : start + MAX_PENDING], results, strict=True):
                     self._values += found.weight * found.sums
-                    self._mass += found.weight * _counts(found, base.length)
+                    self._mass += found.weight * _position_masses(found, base.length)
                     self._read += found.weights - found.dropped
                     self._dropped += found.dropped
                     self._products += found.sample.products
                     if _lineage(found.sample.products).descends and found.weights:
                         kept = 1 - found.dropped / found.weights
-                        self._alike += kept * position_counts(found.weights, found.offset, base.length)
+                        self._similar_counts += kept * position_counts(found.weights, found.offset, base.length)
                     else:
-                        self._unlike[part.carrier.name] = None
+                        self._dissimilar[part.carrier.name] = None
                     if advance is not None:
                         advance(found.weights)
 
-    def reading(self, found: Collection[str]) -> Reading:
+    def extraction(self, found: Collection[str]) -> Extraction:
         """The reading so far. `found` are the carriers that have a counterpart in the suspect."""
         values, lineage = clip_positions(self._values, self._mass), _lineage(self._products)
-        return Reading(
+        return Extraction(
             values,
             self._mass.copy(),
             len(found),
             self._read,
             self._dropped,
             lineage,
-            self._alike.copy(),
+            self._similar_counts.copy(),
             tuple(carrier.name for carrier in self._base.carriers if carrier.name not in found),
-            tuple(self._unlike),
+            tuple(self._dissimilar),
         )
 
 
-def _counts(found: TensorReading, length: int) -> np.ndarray:
+def _position_masses(found: TensorExtraction, length: int) -> np.ndarray:
     """What counts at each position of a tensor's reading."""
     if found.masses is not None:
         return found.masses
@@ -208,7 +211,7 @@ def _counts(found: TensorReading, length: int) -> np.ndarray:
 def _lineage(products: np.ndarray) -> Lineage:
     both, theirs, ours, distance = products
     cosine = float(both / np.sqrt(theirs * ours)) if theirs > 0 and ours > 0 else 0.0
-    return Lineage(cosine >= DESCENDS, cosine, float(np.sqrt(distance / ours)) if ours > 0 else 0.0)
+    return Lineage(cosine >= MIN_DESCENDANT_COSINE, cosine, float(np.sqrt(distance / ours)) if ours > 0 else 0.0)
 
 
 def clip_positions(values: np.ndarray, mass: np.ndarray) -> np.ndarray:

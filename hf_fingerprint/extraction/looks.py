@@ -13,17 +13,17 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, TensorInfo
 from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
-from hf_fingerprint.extraction.extract import Part, Reading, SuspectSums, check_base_layout
+from hf_fingerprint.extraction.extract import CarrierRows, Extraction, ExtractionSums, check_base_layout
 from hf_fingerprint.extraction.match import match_names
 from hf_fingerprint.vault import Base, Carrier
 
 
-FIRST_WEIGHTS, PER_POSITION = 1 << 18, 4
-PIECE_WEIGHTS = 1 << 22
+FIRST_LOOK_WEIGHTS, WEIGHTS_PER_POSITION = 1 << 18, 4
+MAX_RANGE_WEIGHTS = 1 << 22
 BATCH_BYTES = 1 << 25
 
 
-class Piece(NamedTuple):
+class RowRange(NamedTuple):
     """Some rows of a carrier; the first is a multiple of 8, and so is the last unless it is the tensor's."""
 
     name: str
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     stop: int
 
 
-def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = None) -> list[list[Piece]]:
+def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = None) -> list[list[RowRange]]:
     """The pieces that each look adds.
 
     Args:
@@ -46,8 +46,8 @@ def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = N
             eps[carrier.name] = max(carrier.eps, eps.get(carrier.name, 0.0))
             shapes.setdefault(carrier.name, base.tensors[carrier.name].shape)
     shapes |= {name: info.shape for name, info in (found or {}).items()}
-    end = max(FIRST_WEIGHTS, PER_POSITION * max(base.length for base in bases))
-    looks: list[list[Piece]] = [[]]
+    end = max(FIRST_LOOK_WEIGHTS, WEIGHTS_PER_POSITION * max(base.length for base in bases))
+    looks: list[list[RowRange]] = [[]]
     done = 0
     for name in sorted(eps, key=lambda name: (-eps[name], -int(np.prod(shapes[name])), name)):
         rows, columns, start = shapes[name][0], int(np.prod(shapes[name][1:])), 0
@@ -55,9 +55,9 @@ def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = N
             if done >= end:
                 looks.append([])
                 end *= 2
-            wanted = min(end - done, PIECE_WEIGHTS) / (columns * ROW_MULTIPLE)
+            wanted = min(end - done, MAX_RANGE_WEIGHTS) / (columns * ROW_MULTIPLE)
             stop = min(rows, start + int(np.ceil(wanted)) * ROW_MULTIPLE)
-            looks[-1].append(Piece(name, start, stop))
+            looks[-1].append(RowRange(name, start, stop))
             done, start = done + (stop - start) * columns, stop
     return looks
 
@@ -86,73 +86,75 @@ class Looks:
             matches = match_names(base, suspect)
             self._carriers.append({carrier.name: carrier for carrier in base.carriers if carrier.name in matches})
             self._matches |= matches
-        self._sums = [SuspectSums(base, original, suspect) for base, original in bases]
+        self._sums = [ExtractionSums(base, original, suspect) for base, original in bases]
 
-    def readings(self, advance: Callable[[int], None] | None = None, keep: bool = False) -> Iterator[list[Reading]]:
+    def extractions(
+        self, advance: Callable[[int], None] | None = None, keep_fetched: bool = False
+    ) -> Iterator[list[Extraction]]:
         """Reads on, and after each look gives the reading so far for each base. Ends when everything or as many bytes
         as allowed were read.
 
         Args:
             advance (callable, *optional*): told the weights done.
-            keep (`bool`, *optional*, defaults to `False`): whether the suspect keeps what was fetched.
+            keep_fetched (`bool`, *optional*, defaults to `False`): whether the suspect keeps what was fetched.
         """
         plan = plan_looks(self._bases, self._matches)
         for number, look in enumerate(plan, 1):
-            spent, any_read = False, False
-            for batch in self._batches([piece for piece in look if piece.name in self._matches]):
-                pieces = self._affordable(batch)
-                self._suspect.fetch(map(self._bytes_of, pieces))
-                any_read |= bool(pieces)
+            is_exhausted, any_read = False, False
+            for batch in self._batches([row_range for row_range in look if row_range.name in self._matches]):
+                row_ranges = self._within_budget(batch)
+                self._suspect.fetch(map(self._byte_range, row_ranges))
+                any_read |= bool(row_ranges)
                 for carriers, sums in zip(self._carriers, self._sums, strict=True):
                     sums.add(
                         [
-                            Part(carriers[p.name], self._matches[p.name], slice(p.start, p.stop))
-                            for p in pieces
+                            CarrierRows(carriers[p.name], self._matches[p.name], slice(p.start, p.stop))
+                            for p in row_ranges
                             if p.name in carriers
                         ],
                         advance if sums is self._sums[0] else None,
                     )
-                if not keep:
+                if not keep_fetched:
                     self._suspect.drop()
-                spent = pieces != batch
-                if spent:
+                is_exhausted = row_ranges != batch
+                if is_exhausted:
                     break
-            self.complete = number == len(plan) and not spent
-            if spent and number > 1 and not any_read:
+            self.complete = number == len(plan) and not is_exhausted
+            if is_exhausted and number > 1 and not any_read:
                 return
-            yield [sums.reading(own) for own, sums in zip(self._carriers, self._sums, strict=True)]
-            if spent:
+            yield [sums.extraction(own) for own, sums in zip(self._carriers, self._sums, strict=True)]
+            if is_exhausted:
                 return
 
-    def _bytes_of(self, piece: Piece) -> tuple[TensorInfo, int, int]:
-        info = self._matches[piece.name]
-        return info, piece.start * info.row_bytes, piece.stop * info.row_bytes
+    def _byte_range(self, row_range: RowRange) -> tuple[TensorInfo, int, int]:
+        info = self._matches[row_range.name]
+        return info, row_range.start * info.row_bytes, row_range.stop * info.row_bytes
 
-    def _batches(self, pieces: list[Piece]) -> Iterator[list[Piece]]:
+    def _batches(self, row_ranges: list[RowRange]) -> Iterator[list[RowRange]]:
         """The pieces of a look, as many at a time as memory holds with ease."""
-        batch: list[Piece] = []
-        held = 0
-        for piece in pieces:
-            _, start, stop = self._bytes_of(piece)
-            if batch and held + stop - start > BATCH_BYTES:
+        batch: list[RowRange] = []
+        batch_bytes = 0
+        for row_range in row_ranges:
+            _, start, stop = self._byte_range(row_range)
+            if batch and batch_bytes + stop - start > BATCH_BYTES:
                 yield batch
-                batch, held = [], 0
-            batch.append(piece)
-            held += stop - start
+                batch, batch_bytes = [], 0
+            batch.append(row_range)
+            batch_bytes += stop - start
         if batch:
             yield batch
 
-    def _affordable(self, pieces: list[Piece]) -> list[Piece]:
+    def _within_budget(self, row_ranges: list[RowRange]) -> list[RowRange]:
         """The first of the pieces, as far as the bytes allowed go; of the last one, some rows."""
         if self._suspect.max_bytes is None:
-            return pieces
+            return row_ranges
         left = self._suspect.max_bytes - self._suspect.bytes_fetched
-        found: list[Piece] = []
-        for piece in pieces:
-            info, start, stop = self._bytes_of(piece)
+        found: list[RowRange] = []
+        for row_range in row_ranges:
+            info, start, stop = self._byte_range(row_range)
             if stop - start > left:
                 rows = max(left, 0) // info.row_bytes // ROW_MULTIPLE * ROW_MULTIPLE
-                return [*found, piece._replace(stop=piece.start + rows)] if rows else found
-            found.append(piece)
+                return [*found, row_range._replace(stop=row_range.start + rows)] if rows else found
+            found.append(row_range)
             left -= stop - start
         return found

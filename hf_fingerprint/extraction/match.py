@@ -9,41 +9,41 @@ from functools import lru_cache
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.vault import Base
 
 
 SAMPLE_ROWS = 8
-SIMILAR = 0.2
-_AT_ONCE = 1 << 22  # weights of the suspect that are compared together
+MIN_SIMILAR_COSINE = 0.2
+_CHUNK_WEIGHTS = 1 << 22  # weights of the suspect that are compared together
 
 
-def match_names(base: Base, suspect: Weights) -> dict[str, TensorInfo]:
+def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
     """Carriers to suspect tensors of the same normalised name and the same shape; from the headers alone."""
-    by_name = {normalise(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
+    by_name = {normalize_name(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
     matches = {}
     for carrier in base.carriers:
-        info = by_name.get(normalise(carrier.name))
+        info = by_name.get(normalize_name(carrier.name))
         if info is not None and info.shape == base.tensors[carrier.name].shape:
             matches[carrier.name] = info
     return matches
 
 
-def names_tell(base: Base, suspect: Weights) -> bool:
+def has_unambiguous_names(base: Base, suspect: TensorReader) -> bool:
     """Whether names alone say which tensors the carriers are: half of them have a namesake, and none has two."""
     matches = match_names(base, suspect)
-    wanted = {normalise(name): info.shape for name, info in matches.items()}
+    wanted = {normalize_name(name): info.shape for name, info in matches.items()}
     namesakes = [
-        normalise(name)
+        normalize_name(name)
         for name, info in suspect.tensors.items()
-        if info.dtype in READABLE and wanted.get(normalise(name)) == info.shape
+        if info.dtype in READABLE and wanted.get(normalize_name(name)) == info.shape
     ]
     return len(matches) >= len(base.carriers) / 2 and len(namesakes) == len(set(namesakes))
 
 
-def match_shapes(base: Base, suspect: Weights) -> list[str]:
+def carriers_with_matching_shape(base: Base, suspect: TensorReader) -> list[str]:
     """The carriers that could have a counterpart in the suspect by shape alone, each of its tensors counted once."""
     left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
     found = []
@@ -55,7 +55,7 @@ def match_shapes(base: Base, suspect: Weights) -> list[str]:
     return found
 
 
-def match_tensors(base: Base, original: Checkpoint, suspect: Weights) -> dict[str, TensorInfo]:
+def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> dict[str, TensorInfo]:
     """The counterparts of the carriers in the suspect.
 
     A carrier whose namesake has its shape and looks like it is matched to it. The others are matched within each shape
@@ -64,30 +64,34 @@ def match_tensors(base: Base, original: Checkpoint, suspect: Weights) -> dict[st
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
 
     Returns:
         `dict[str, TensorInfo]`: by the carriers' names.
     """
     by_name = match_names(base, suspect)
-    samples = {carrier.name: _sample(original, original.tensors[carrier.name]) for carrier in base.carriers}
-    matches = {name: i for name, i in by_name.items() if _cosine(samples[name], _sample(suspect, i)) >= SIMILAR}
+    samples = {carrier.name: _sample_weights(original, original.tensors[carrier.name]) for carrier in base.carriers}
+    matches = {
+        name: i
+        for name, i in by_name.items()
+        if _cosine(samples[name], _sample_weights(suspect, i)) >= MIN_SIMILAR_COSINE
+    }
     taken = {info.name for info in matches.values()}
-    open_carriers: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    unmatched_carriers: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for carrier in base.carriers:
         if carrier.name not in matches:
-            open_carriers[base.tensors[carrier.name].shape].append(carrier.name)
+            unmatched_carriers[base.tensors[carrier.name].shape].append(carrier.name)
     by_shape: dict[tuple[int, ...], list[TensorInfo]] = defaultdict(list)
     for info in suspect.tensors.values():
-        if info.shape in open_carriers and info.dtype in READABLE:
+        if info.shape in unmatched_carriers and info.dtype in READABLE:
             by_shape[info.shape].append(info)
-    for shape, names in open_carriers.items():
+    for shape, names in unmatched_carriers.items():
         free = [info for info in by_shape[shape] if info.name not in taken]
         if free:
-            likeness = _likeness([samples[name] for name in names], suspect, free)
-            columns = _likeliest(likeness)
-            for row, column in zip(*linear_sum_assignment(-likeness[:, columns]), strict=True):
-                if likeness[row, columns[column]] >= SIMILAR:
+            similarity = _similarity_matrix([samples[name] for name in names], suspect, free)
+            columns = _best_columns(similarity)
+            for row, column in zip(*linear_sum_assignment(-similarity[:, columns]), strict=True):
+                if similarity[row, columns[column]] >= MIN_SIMILAR_COSINE:
                     matches[names[row]] = free[columns[column]]
                     taken.add(free[columns[column]].name)
     for name, info in by_name.items():
@@ -96,52 +100,52 @@ def match_tensors(base: Base, original: Checkpoint, suspect: Weights) -> dict[st
     return matches
 
 
-def sample_rows(rows: int, count: int) -> list[int]:
+def sample_row_indices(rows: int, count: int) -> list[int]:
     """Up to `count` rows, evenly spread."""
     return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count))})
 
 
-def _likeness(ours: list[np.ndarray], suspect: Weights, infos: list[TensorInfo]) -> np.ndarray:
+def _similarity_matrix(ours: list[np.ndarray], suspect: TensorReader, infos: list[TensorInfo]) -> np.ndarray:
     """The cosines of some carriers' samples with those of tensors of the same shape, `(carriers, tensors)`, `float32`;
     0 for what is not similar. A suspect may have 100,000 tensors of one shape, so they are read block by block."""
-    units = np.stack([_unit(sample) for sample in ours])
+    units = np.stack([_unit_vector(sample) for sample in ours])
     found = np.empty((len(ours), len(infos)), np.float32)
-    at_once = max(1, _AT_ONCE // max(1, units.shape[1]))
-    for start in range(0, len(infos), at_once):
-        theirs = np.stack([_unit(_sample(suspect, info)) for info in infos[start : start + at_once]])
+    chunk = max(1, _CHUNK_WEIGHTS // max(1, units.shape[1]))
+    for start in range(0, len(infos), chunk):
+        theirs = np.stack([_unit_vector(_sample_weights(suspect, info)) for info in infos[start : start + chunk]])
         found[:, start : start + len(theirs)] = units @ theirs.T
-    found[found < SIMILAR] = 0
+    found[found < MIN_SIMILAR_COSINE] = 0
     return found
 
 
-def _likeliest(likeness: np.ndarray) -> np.ndarray:
+def _best_columns(similarity: np.ndarray) -> np.ndarray:
     """The columns that a best assignment of the rows needs: of each row as many of its likeliest as there are rows,
     since the other rows can take no more than the rest of them."""
-    rows, columns = likeness.shape
+    rows, columns = similarity.shape
     if columns <= rows:
         return np.arange(columns)
-    return np.unique(np.argpartition(-likeness, rows - 1)[:, :rows])
+    return np.unique(np.argpartition(-similarity, rows - 1)[:, :rows])
 
 
-def _unit(sample: np.ndarray) -> np.ndarray:
+def _unit_vector(sample: np.ndarray) -> np.ndarray:
     """A sample as a vector of length 1, `float64`; 0 if it is."""
     wide = sample.astype(np.float64)  # squares of float32 may overflow
     length = np.linalg.norm(wide)
     return wide / length if length > 0 else wide
 
 
-def _sample(checkpoint: Weights, info: TensorInfo) -> np.ndarray:
+def _sample_weights(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:
     size = info.row_bytes
     if info.rows <= SAMPLE_ROWS:
         raw = [checkpoint.read(info)]
     else:
-        raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in _rows_of(info.rows)]
+        raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in _sampled_rows(info.rows)]
     return np.nan_to_num(np.concatenate([to_float32(each, info.dtype) for each in raw]), posinf=0, neginf=0)
 
 
 @lru_cache
-def _rows_of(rows: int) -> list[int]:
-    return sample_rows(rows, SAMPLE_ROWS)
+def _sampled_rows(rows: int) -> list[int]:
+    return sample_row_indices(rows, SAMPLE_ROWS)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -16,13 +16,13 @@ import numpy as np
 from scipy.special import expit, logit
 
 
-ROUNDS = 20
-LEAST_ZEROED, MOST_VARIANCE = 0.02, 1 / 16  # of the weights; of the base's mean square
-LEAST_SHARE, LEAST_VARIANCE = 1e-6, 1e-6
+EM_STEPS = 20
+MIN_ZEROED_SHARE, MAX_VARIANCE = 0.02, 1 / 16  # of the weights; of the base's mean square
+MIN_SHARE, MIN_VARIANCE = 1e-6, 1e-6
 
 
 @dataclass(frozen=True)
-class Zeroing:
+class PruningMixture:
     """How a tensor was pruned and trained on.
 
     Attributes:
@@ -49,23 +49,23 @@ class Zeroing:
         return expit(odds)
 
 
-def find_zeroing(ours: np.ndarray, difference: np.ndarray) -> Zeroing | None:
+def fit_pruning_mixture(ours: np.ndarray, difference: np.ndarray) -> PruningMixture | None:
     """Tells from a sample of a tensor's weights whether some were set to 0 and trained on.
 
     Args:
-        ours, difference (`np.ndarray` of one shape): see [`Zeroing.kept`]; weights that are 0 now are left out.
+        ours, difference (`np.ndarray` of one shape): see [`PruningMixture.kept`]; weights that are 0 now are left out.
 
     Returns:
-        [`Zeroing`] or `None`: `None` if that is so of less than one in fifty, or if the spread is more than a quarter
+        [`PruningMixture`] or `None`: `None` if that is so of less than one in fifty, or if the spread is more than a quarter
             of the base's weights: what moves weights that far (noise, a low rank) leaves some near 0 too.
     """
-    kept, zeroed, most = np.square(difference), np.square(difference + ours), MOST_VARIANCE * np.square(ours).mean()
-    if np.mean(zeroed < kept) < LEAST_ZEROED:
+    kept, zeroed, most = np.square(difference), np.square(difference + ours), MAX_VARIANCE * np.square(ours).mean()
+    if np.mean(zeroed < kept) < MIN_ZEROED_SHARE:
         return None
-    found = Zeroing(0.5, max(float(np.minimum(kept, zeroed).mean()), LEAST_VARIANCE))
-    for _ in range(ROUNDS):
+    found = PruningMixture(0.5, max(float(np.minimum(kept, zeroed).mean()), MIN_VARIANCE))
+    for _ in range(EM_STEPS):
         probability = found.kept(ours, difference)
         variance = float((probability * kept + (1 - probability) * zeroed).mean())
-        share = float(np.clip(1 - probability.mean(), LEAST_SHARE, 1 - LEAST_SHARE))
-        found = Zeroing(share, max(variance, LEAST_VARIANCE))
-    return found if found.share >= LEAST_ZEROED and found.variance <= most else None
+        share = float(np.clip(1 - probability.mean(), MIN_SHARE, 1 - MIN_SHARE))
+        found = PruningMixture(share, max(variance, MIN_VARIANCE))
+    return found if found.share >= MIN_ZEROED_SHARE and found.variance <= most else None

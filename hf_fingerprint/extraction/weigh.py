@@ -12,26 +12,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hf_fingerprint.carriers import TensorProjection, fold
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
-from hf_fingerprint.extraction.match import sample_rows
-from hf_fingerprint.extraction.pruning_mixture import Zeroing, find_zeroing
+from hf_fingerprint.extraction.match import sample_row_indices
+from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
 from hf_fingerprint.vault import Base, Carrier
 
 
 SAMPLE_ROWS, COLUMN_ROWS = 16, 256
-CLIP_DEVIATIONS, CLIP_KNOWN = 3.0, 1.5  # a tensor's, and a weight's own
-LEAST_CLIP, MOST_CLIP = 1.5, 1e6
-LEAST_VARIANCE = 0.1
-DRIFTED = 2.0  # amplitudes
-LEAST_DRIFT, LEAST_KEPT = 1e-8, 1e-3
+CLIP_DEVIATIONS, WEIGHT_CLIP_DEVIATIONS = 3.0, 1.5  # a tensor's, and a weight's own
+MIN_CLIP, MAX_CLIP = 1.5, 1e6
+MIN_VARIANCE = 0.1
+DRIFT_THRESHOLD = 2.0  # amplitudes
+MIN_DRIFT, MIN_COUNT = 1e-8, 1e-3
 ROW_PRIOR = 4.0  # weights
 _MAD = 1.4826
 
 
 @dataclass(frozen=True)
-class TensorReading:
+class TensorExtraction:
     """The part of the reading that is one tensor's, or some of its rows'.
 
     Attributes:
@@ -43,7 +43,7 @@ class TensorReading:
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
         weights (`int`): how many weights were compared.
         dropped (`int`): how many were dropped.
-        sample ([`Sample`]): how a sample of its rows compares with the base's.
+        sample ([`SampleStatistics`]): how a sample of its rows compares with the base's.
     """
 
     sums: np.ndarray
@@ -53,11 +53,11 @@ class TensorReading:
     weight: float
     weights: int
     dropped: int
-    sample: "Sample"
+    sample: "SampleStatistics"
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleStatistics:
     """A sample of rows of the suspect's tensor beside the base's.
 
     Attributes:
@@ -66,74 +66,79 @@ class Sample:
         clip (`np.float32`): where to clip the normalised difference.
         columns (`np.ndarray` of shape `(columns,)` or `None`): how far each column drifted beside others, squared and
             about 1, if the tensor drifted by more than the mark, and unevenly, or was pruned and trained on.
-        zeroing ([`Zeroing`] or `None`): how it was pruned and trained on, if it was.
+        mixture ([`PruningMixture`] or `None`): how it was pruned and trained on, if it was.
     """
 
     products: np.ndarray
     clip: np.float32
     columns: np.ndarray | None
-    zeroing: Zeroing | None
+    mixture: PruningMixture | None
 
 
-def read_tensor(
+def extract_tensor(
     base: Base,
     carrier: Carrier,
     original: Checkpoint,
-    suspect: Weights,
+    suspect: TensorReader,
     info: TensorInfo,
     rows: slice | None = None,
-) -> TensorReading:
+) -> TensorExtraction:
     """Reads one carrier of the suspect, or some of its rows, block by block.
 
     Args:
         base ([`Base`]): the registered base.
         carrier ([`Carrier`]): the carrier.
         original ([`Checkpoint`]): the base's open files.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
         info ([`TensorInfo`]): the suspect's tensor, of the carrier's shape.
         rows (`slice`, *optional*): from a row that is a multiple of 8 to another or the last; all by default.
     """
-    own = original.tensors[carrier.name]
-    first, last = (0, own.rows) if rows is None else (rows.start, rows.stop)
-    part = replace(own, shape=(last - first, *own.shape[1:]), nbytes=(last - first) * own.row_bytes)
+    base_info = original.tensors[carrier.name]
+    first, last = (0, base_info.rows) if rows is None else (rows.start, rows.stop)
+    part = replace(base_info, shape=(last - first, *base_info.shape[1:]), nbytes=(last - first) * base_info.row_bytes)
     inverse = np.divide(1, carrier.amplitude, out=np.zeros_like(carrier.amplitude), where=carrier.amplitude > 0)
-    sample = _sample(original, own, suspect, info, inverse, slice(first, last))
-    projection = TensorProjection(base.secret, carrier.name, base.length, first * own.columns)
+    sample = _compare_sample(original, base_info, suspect, info, inverse, slice(first, last))
+    projection = TensorProjection(base.secret, carrier.name, base.length, first * base_info.columns)
     sums, missing = np.zeros(base.length, np.float32), None
     masses = None if sample.columns is None else np.zeros(base.length, np.float32)
     energy, done, dropped = 0.0, 0, 0
-    most = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
-    one, two = np.empty(most * own.row_bytes, np.uint8), np.empty(most * info.row_bytes, np.uint8)
-    scratch = np.empty(most * own.columns, np.float32)  # fresh pages for each block would cost more
+    max_rows = max((rows.stop - rows.start for rows in block_rows(part)), default=0)
+    base_buffer, suspect_buffer = (
+        np.empty(max_rows * base_info.row_bytes, np.uint8),
+        np.empty(max_rows * info.row_bytes, np.uint8),
+    )
+    scratch = np.empty(max_rows * base_info.columns, np.float32)  # fresh pages for each block would cost more
     for block in block_rows(part):
         start, stop = first + block.start, first + block.stop
-        raw = original.read(own, start * own.row_bytes, stop * own.row_bytes, one)
-        theirs = to_float32(suspect.read(info, start * info.row_bytes, stop * info.row_bytes, two), info.dtype)
+        raw = original.read(base_info, start * base_info.row_bytes, stop * base_info.row_bytes, base_buffer)
+        theirs = to_float32(
+            suspect.read(info, start * info.row_bytes, stop * info.row_bytes, suspect_buffer), info.dtype
+        )
         with np.errstate(invalid="ignore", over="ignore"):
-            ours = to_float32(raw, own.dtype)
-            difference = np.subtract(theirs, ours, out=scratch[: len(ours)]).reshape(-1, own.columns)
+            ours = to_float32(raw, base_info.dtype)
+            difference = np.subtract(theirs, ours, out=scratch[: len(ours)]).reshape(-1, base_info.columns)
             difference *= inverse[start:stop, None]
             weights, clip = None, sample.clip
             if sample.columns is not None:
-                lost = _lost(theirs).reshape(difference.shape)
-                difference[lost] = 0
-                np.clip(difference, -MOST_CLIP, MOST_CLIP, out=difference)
-                kept = 1 - lost.astype(np.float32)
-                if sample.zeroing is not None:
-                    kept *= sample.zeroing.kept(ours.reshape(difference.shape) * inverse[start:stop, None], difference)
-                weights = _weights(difference, kept, sample.columns, sample.zeroing)
-                clip = CLIP_KNOWN / np.sqrt(weights)
+                dropped_mask = _dropped_mask(theirs).reshape(difference.shape)
+                difference[dropped_mask] = 0
+                np.clip(difference, -MAX_CLIP, MAX_CLIP, out=difference)
+                kept = 1 - dropped_mask.astype(np.float32)
+                if sample.mixture is not None:
+                    kept *= sample.mixture.kept(ours.reshape(difference.shape) * inverse[start:stop, None], difference)
+                weights = _inverse_variances(difference, kept, sample.columns, sample.mixture)
+                clip = WEIGHT_CLIP_DEVIATIONS / np.sqrt(weights)
                 weights *= kept
             np.clip(difference, -clip, clip, out=difference)
         power = float(np.vdot(difference, difference))
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(power) and np.isfinite(theirs @ theirs)
         if not finite or _any_zero(theirs):
-            lost = _lost(theirs)
-            difference.reshape(-1)[lost] = 0
+            dropped_mask = _dropped_mask(theirs)
+            difference.reshape(-1)[dropped_mask] = 0
             missing = np.zeros(base.length, np.float32) if missing is None else missing
-            fold(lost.astype(np.float32), (projection.offset + done) % base.length, missing)
-            dropped += int(lost.sum())
+            fold(dropped_mask.astype(np.float32), (projection.offset + done) % base.length, missing)
+            dropped += int(dropped_mask.sum())
             power = float(np.vdot(difference, difference))
         energy += power
         if weights is not None and masses is not None:
@@ -142,20 +147,22 @@ def read_tensor(
         projection.read(difference, sums)
         done += difference.size
     if masses is not None:
-        return TensorReading(sums, None, masses, projection.offset, 1.0, done, dropped, sample)
-    weight = 1 / max(energy / max(done - dropped, 1), LEAST_VARIANCE)
-    return TensorReading(sums, missing, None, projection.offset, weight, done, dropped, sample)
+        return TensorExtraction(sums, None, masses, projection.offset, 1.0, done, dropped, sample)
+    weight = 1 / max(energy / max(done - dropped, 1), MIN_VARIANCE)
+    return TensorExtraction(sums, missing, None, projection.offset, weight, done, dropped, sample)
 
 
-def _weights(difference: np.ndarray, kept: np.ndarray, columns: np.ndarray, zeroing: Zeroing | None) -> np.ndarray:
+def _inverse_variances(
+    difference: np.ndarray, kept: np.ndarray, columns: np.ndarray, mixture: PruningMixture | None
+) -> np.ndarray:
     """The inverse of each weight's variance, `float32` of the block's shape: its row's times its column's. Where rows
     were pruned, a row's few weights left are taken together with as many of the tensor's."""
     squares = (kept * np.square(difference) / columns).sum(1, dtype=np.float64)
     counts = kept.sum(1, dtype=np.float64)
-    if zeroing is not None:
-        squares, counts = squares + ROW_PRIOR * zeroing.variance, counts + ROW_PRIOR
-    rows = squares / np.maximum(counts, LEAST_KEPT)
-    return (1 / np.maximum(rows[:, None] * columns, LEAST_VARIANCE)).astype(np.float32)
+    if mixture is not None:
+        squares, counts = squares + ROW_PRIOR * mixture.variance, counts + ROW_PRIOR
+    rows = squares / np.maximum(counts, MIN_COUNT)
+    return (1 / np.maximum(rows[:, None] * columns, MIN_VARIANCE)).astype(np.float32)
 
 
 def _any_zero(values: np.ndarray) -> bool:
@@ -163,75 +170,89 @@ def _any_zero(values: np.ndarray) -> bool:
     return any((part == 0).any() for part in np.array_split(values, 1 + len(values) // 65536))
 
 
-def _lost(values: np.ndarray) -> np.ndarray:
+def _dropped_mask(values: np.ndarray) -> np.ndarray:
     """Which weights say nothing: pruned to exactly 0, or not finite."""
     return (values == 0) | ~np.isfinite(values)
 
 
-def _sample(
-    original: Checkpoint, own: TensorInfo, suspect: Weights, info: TensorInfo, inverse: np.ndarray, rows: slice
-) -> Sample:
+def _compare_sample(
+    original: Checkpoint,
+    base_info: TensorInfo,
+    suspect: TensorReader,
+    info: TensorInfo,
+    inverse: np.ndarray,
+    rows: slice,
+) -> SampleStatistics:
     """Compares up to 16 of some rows, and clips at 3 robust standard deviations of their difference, at least 1.5
     amplitudes."""
     count = rows.stop - rows.start
-    bases, moves, products, chosen = [], [], np.zeros(4), [rows.start + r for r in sample_rows(count, SAMPLE_ROWS)]
+    bases, moves, products, chosen = (
+        [],
+        [],
+        np.zeros(4),
+        [rows.start + r for r in sample_row_indices(count, SAMPLE_ROWS)],
+    )
     for row in chosen:
-        ours, theirs, kept = _compared(original, own, suspect, info, row)
+        ours, theirs, kept = _load_row_pair(original, base_info, suspect, info, row)
         difference = (theirs - ours)[kept]
         ours, theirs = ours[kept], theirs[kept]
         products += (theirs @ ours, theirs @ theirs, ours @ ours, difference @ difference)
         bases.append(ours * inverse[row])
         moves.append(difference * inverse[row])
-    base, moved = np.concatenate(bases), np.clip(np.concatenate(moves), -MOST_CLIP, MOST_CLIP)
+    base, moved = np.concatenate(bases), np.clip(np.concatenate(moves), -MAX_CLIP, MAX_CLIP)
     spread = _MAD * float(np.median(np.abs(moved))) if len(moved) else 0.0
-    zeroing = find_zeroing(base, moved) if len(moved) else None
-    return Sample(
+    mixture = fit_pruning_mixture(base, moved) if len(moved) else None
+    return SampleStatistics(
         products * (count / len(chosen)),
-        np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP)),
-        _column_drift(original, own, suspect, info, inverse, rows, zeroing) if spread > DRIFTED or zeroing else None,
-        zeroing,
+        np.float32(np.clip(CLIP_DEVIATIONS * spread, MIN_CLIP, MAX_CLIP)),
+        _column_drift(original, base_info, suspect, info, inverse, rows, mixture)
+        if spread > DRIFT_THRESHOLD or mixture
+        else None,
+        mixture,
     )
 
 
 def _column_drift(
     original: Checkpoint,
-    own: TensorInfo,
-    suspect: Weights,
+    base_info: TensorInfo,
+    suspect: TensorReader,
     info: TensorInfo,
     inverse: np.ndarray,
     rows: slice,
-    zeroing: Zeroing | None,
+    mixture: PruningMixture | None,
 ) -> np.ndarray | None:
     """How far each column of some rows drifted beside others, squared and about 1, from up to 256 rows. If half of
     what they differ by is what chance makes of columns that drifted alike: `None`, or ones if weights were zeroed."""
-    drift, compared = np.zeros(own.columns), np.zeros(own.columns)
-    for row in sample_rows(rows.stop - rows.start, COLUMN_ROWS):
-        ours, theirs, kept = _compared(original, own, suspect, info, rows.start + row)
+    drift, compared = np.zeros(base_info.columns), np.zeros(base_info.columns)
+    for row in sample_row_indices(rows.stop - rows.start, COLUMN_ROWS):
+        ours, theirs, kept = _load_row_pair(original, base_info, suspect, info, rows.start + row)
         unit = float(inverse[rows.start + row])
-        difference = np.clip((theirs - ours) * unit, -MOST_CLIP, MOST_CLIP)
+        difference = np.clip((theirs - ours) * unit, -MAX_CLIP, MAX_CLIP)
         counts = kept.astype(np.float64)
-        if zeroing is not None:
-            counts *= zeroing.kept(ours * unit, difference)
+        if mixture is not None:
+            counts *= mixture.kept(ours * unit, difference)
         squares = counts * np.square(difference)
-        if energy := float(squares.sum() / max(float(counts.sum()), LEAST_KEPT)):
+        if energy := float(squares.sum() / max(float(counts.sum()), MIN_COUNT)):
             drift += squares / energy
             compared += counts
-    raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > LEAST_KEPT)
+    raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > MIN_COUNT)
     # a mean of n squares of normal numbers varies by 2 / n; where some were zeroed, n differs between columns
-    if zeroing is None:
+    if mixture is None:
         uneven = float(raw.var()) * max(float(compared.mean()), 1.0)
     else:
         uneven = float((compared * np.square(raw - 1)).mean())
     if uneven > 2 * 2:
-        return np.maximum(raw, LEAST_DRIFT).astype(np.float32)
-    return None if zeroing is None else np.ones(own.columns, np.float32)
+        return np.maximum(raw, MIN_DRIFT).astype(np.float32)
+    return None if mixture is None else np.ones(base_info.columns, np.float32)
 
 
-def _compared(
-    original: Checkpoint, own: TensorInfo, suspect: Weights, info: TensorInfo, row: int
+def _load_row_pair(
+    original: Checkpoint, base_info: TensorInfo, suspect: TensorReader, info: TensorInfo, row: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A row of the base's tensor and of the suspect's, `float64`, and which of its weights say something."""
-    ours = to_float32(original.read(own, row * own.row_bytes, (row + 1) * own.row_bytes), own.dtype)
+    ours = to_float32(
+        original.read(base_info, row * base_info.row_bytes, (row + 1) * base_info.row_bytes), base_info.dtype
+    )
     theirs = to_float32(suspect.read(info, row * info.row_bytes, (row + 1) * info.row_bytes), info.dtype)
-    kept = ~_lost(theirs)
+    kept = ~_dropped_mask(theirs)
     return ours.astype(np.float64), np.where(kept, theirs, 0).astype(np.float64), kept

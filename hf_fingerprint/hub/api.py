@@ -5,48 +5,48 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from hf_fingerprint.checkpoints.plain_http import warn_of_hub_token
+from hf_fingerprint.checkpoints.plain_http import warn_plaintext_hub_token
 from hf_fingerprint.errors import FingerprintError, HubError
 
 
 T = TypeVar("T")
-TRIES = 4
-_LONGEST_WAIT = 60.0
-_AGAIN = "run the same command again to go on"
+MAX_ATTEMPTS = 4
+_MAX_WAIT = 60.0
+_RESUME_HINT = "run the same command again to go on"
 
 
 @contextmanager
-def refusals(repo: str) -> Iterator[None]:
+def translate_errors(repo: str) -> Iterator[None]:
     """Turns whatever the client raises into one sentence, without the token, addresses or answers in it. Warns
     of a token that is about to go to the Hub over plain http.
 
     Raises:
         [`HubError`]: what the Hub refuses, or that it can't be reached.
     """
-    warn_of_hub_token()
+    warn_plaintext_hub_token()
     try:
         yield
     except FingerprintError:
         raise
     except Exception as error:
-        raise HubError(_sentence(repo, error)) from None
+        raise HubError(_error_message(repo, error)) from None
 
 
-def patiently(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """What a call returns; again after a while if the Hub is busy or the connection broke. Only for calls that may be
     made twice."""
-    for number in range(TRIES):
+    for attempt in range(MAX_ATTEMPTS):
         try:
             return call()
         except Exception as error:
-            wait = _wait(error, number)
-            if wait is None or number + 1 == TRIES:
+            wait = _retry_delay(error, attempt)
+            if wait is None or attempt + 1 == MAX_ATTEMPTS:
                 raise
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
-def _wait(error: Exception, number: int) -> float | None:
+def _retry_delay(error: Exception, attempt: int) -> float | None:
     """Seconds until another try is worth it; `None` if none is."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -56,18 +56,18 @@ def _wait(error: Exception, number: int) -> float | None:
         status, headers = error.response.status_code, error.response.headers
         if status != 429 and status < 500:
             return None
-        asked = headers.get("Retry-After", "")
-        return min(float(asked), _LONGEST_WAIT) if asked.replace(".", "", 1).isdigit() else 2.0**number
-    return 0.5 * 2.0**number if _is_transport(error) else None
+        retry_after = headers.get("Retry-After", "")
+        return min(float(retry_after), _MAX_WAIT) if retry_after.replace(".", "", 1).isdigit() else 2.0**attempt
+    return 0.5 * 2.0**attempt if _is_transport_error(error) else None
 
 
-def _is_transport(error: Exception) -> bool:
+def _is_transport_error(error: Exception) -> bool:
     """Whether the connection failed; the client's HTTP library changed over its versions."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, ConnectionError | TimeoutError) or bool(names & {"TransportError", "RequestException"})
 
 
-def _sentence(repo: str, error: Exception) -> str:
+def _error_message(repo: str, error: Exception) -> str:
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -78,22 +78,22 @@ def _sentence(repo: str, error: Exception) -> str:
     if isinstance(error, HFValidationError):
         return f"{repo} is not a possible Hub id: give org/name."
     if isinstance(error, LocalTokenNotFoundError):
-        return f"Publishing to {repo} needs a token that may write there: log in (hf auth login), then {_AGAIN}."
+        return f"Publishing to {repo} needs a token that may write there: log in (hf auth login), then {_RESUME_HINT}."
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return f"The Hub rejects the token in use for {repo}: log in again (hf auth login), then {_AGAIN}."
+        return f"The Hub rejects the token in use for {repo}: log in again (hf auth login), then {_RESUME_HINT}."
     if isinstance(error, RepositoryNotFoundError):
         return f"{repo} is not on the Hub, or this token may not see it: check the id and log in (hf auth login)."
     if status == 403:
         return f"The token in use may not write to {repo}: use one of an account with write access there."
     if status == 412:
-        return f"Somebody else committed to {repo} meanwhile: look at what changed there, then {_AGAIN}."
+        return f"Somebody else committed to {repo} meanwhile: look at what changed there, then {_RESUME_HINT}."
     if status == 429:
-        return f"The Hub takes no more requests for {repo} at present: wait some minutes, then {_AGAIN}."
+        return f"The Hub takes no more requests for {repo} at present: wait some minutes, then {_RESUME_HINT}."
     if status is not None and status >= 500:
-        return f"The Hub is out of order for {repo} (status {status}): wait, then {_AGAIN}."
+        return f"The Hub is out of order for {repo} (status {status}): wait, then {_RESUME_HINT}."
     if status is not None:
         return f"The Hub refuses a request for {repo} (status {status}): check the id and the token's rights."
-    if _is_transport(error):
-        return f"The connection to the Hub broke off at {repo} ({type(error).__name__}): {_AGAIN}."
-    return f"Publishing to {repo} failed ({type(error).__name__}): {_AGAIN}."
+    if _is_transport_error(error):
+        return f"The connection to the Hub broke off at {repo} ({type(error).__name__}): {_RESUME_HINT}."
+    return f"Publishing to {repo} failed ({type(error).__name__}): {_RESUME_HINT}."

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 README = "README.md"
 _TEMPLATE = "variant.md"
-_BLANKS = re.compile(r"[\r\n]{50,}")
+_BLANK_LINES = re.compile(r"[\r\n]{50,}")
 
 
 def make_card(
@@ -40,7 +40,7 @@ def make_card(
     content_hash: str,
     base_model: str | None = None,
     commitment: str | None = None,
-    handed: Collection[str] | None = None,
+    readable_files: Collection[str] | None = None,
 ) -> "ModelCard":
     """Renders the card of a copy.
 
@@ -52,15 +52,15 @@ def make_card(
         content_hash (`str`): of the copy's weights.
         base_model (`str`, *optional*): the base's Hub id; by default what the base's own card names.
         commitment (`str`, *optional*): discloses the fingerprint, and dates the publisher's commitment to it.
-        handed (collection of `str`, *optional*): the names of the files that may be read; by default all.
+        readable_files (collection of `str`, *optional*): the names of the files that may be read; by default all.
 
     Raises:
         [`CheckpointError`]: if the base's card can't be read.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    data, about = _base_card(folder) if handed is None or README in handed else ({}, "")
-    config = _config(folder) if handed is None or CONFIG in handed else {}
+    data, about = _base_card(folder) if readable_files is None or README in readable_files else ({}, "")
+    config = _config(folder) if readable_files is None or CONFIG in readable_files else {}
     if base_model is not None:
         data["base_model"] = base_model
     named = data.get("base_model")
@@ -73,7 +73,7 @@ def make_card(
         card_data=written.to_yaml(),
         title=repo.rsplit("/", 1)[-1],
         repo=repo,
-        base_model=_inline(named[0] if isinstance(named, list) and named else named),
+        base_model=_escape_inline(named[0] if isinstance(named, list) and named else named),
         library=library,
         weights={printable(name).replace("`", "'").replace("|", r"\|"): digest for name, digest in weights.items()},
         content_hash=content_hash,
@@ -83,7 +83,7 @@ def make_card(
     return ModelCard(content)
 
 
-def _inline(text: Any) -> Any:
+def _escape_inline(text: Any) -> Any:
     """A name within a line of Markdown, which it can't end or turn into something else; what is no text stays."""
     return re.sub(r"([\\`|\[\]()<>])", r"\\\1", printable(text)) if isinstance(text, str) else text
 
@@ -108,7 +108,9 @@ def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
         return {}, ""
     try:
         text = read_bounded(path, MAX_CARD, "a model card").decode("utf-8")
-        text = _BLANKS.sub("\n\n", text)  # the library's search for the front matter takes the square of their number
+        text = _BLANK_LINES.sub(
+            "\n\n", text
+        )  # the library's search for the front matter takes the square of their number
         if len(text.partition("\n---")[0]) > MAX_FRONT_MATTER and text.lstrip().startswith("---"):
             raise CheckpointError(
                 f"{path}, the base's model card, has a front matter of more than {MAX_FRONT_MATTER} bytes: shorten it."
@@ -120,10 +122,10 @@ def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
         raise CheckpointError(
             f"{path}, the base's model card, can't be read ({type(error).__name__}): mend its front matter."
         ) from None
-    lines, fenced = [], False
+    lines, in_code_block = [], False
     for line in card.text.strip().splitlines():
-        fenced ^= line.startswith("```")
-        lines.append(f"##{line}" if line.startswith("#") and not fenced else line)
+        in_code_block ^= line.startswith("```")
+        lines.append(f"##{line}" if line.startswith("#") and not in_code_block else line)
     return card.data.to_dict(), "\n".join(lines)
 
 

@@ -15,29 +15,29 @@ from typing import TYPE_CHECKING
 
 from hf_fingerprint.checkpoints import (
     Checkpoint,
-    LeftOut,
-    cleared_on_failure,
-    goes_as_it_is,
+    SkippedFile,
+    can_publish_unchanged,
     open_checkpoint,
+    remove_on_failure,
     write_copy,
 )
-from hf_fingerprint.config import Settings, Terms
+from hf_fingerprint.config import FingerprintConfig, PublishConfig
 from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub.api import refusals
-from hf_fingerprint.hub.repos import VariantRepo, holds, moved
+from hf_fingerprint.hub.api import translate_errors
+from hf_fingerprint.hub.repos import VariantRepo, holds_files, relocate_operations
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import Advance, IssuedCopy, Issuer, PreparedCopy
-from hf_fingerprint.registration import find_base, weights_hash
+from hf_fingerprint.registration import lookup_base, weights_hash
 from hf_fingerprint.vault import (
     Base,
     Publication,
     Vault,
+    acquire_lock,
     begin_publication,
-    check_model,
+    canonical_recipient,
+    check_model_folder,
     confirm_publication,
-    hold,
     publications,
-    recipient_name,
     same_recipient,
 )
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 
-AHEAD_BYTES = 1 << 29
+MAX_PREFETCH_BYTES = 1 << 29
 
 
 class Publisher:
@@ -54,17 +54,23 @@ class Publisher:
 
     Args:
         vault ([`Vault`]): the vault.
-        terms ([`Terms`], *optional*): how.
+        publish_config ([`PublishConfig`], *optional*): how.
         work (`Path`, *optional*): where an issued copy is until it is pushed; by default under the Hub client's own
             folder.
         include_code (`bool`, *optional*, defaults to `False`): whether [`Publisher.push`] pushes a copy's `.py` files;
             a copy that is issued goes as its [`Issuer`] makes it.
     """
 
-    def __init__(self, vault: Vault, terms: Terms | None = None, work: Path | None = None, include_code: bool = False):
+    def __init__(
+        self,
+        vault: Vault,
+        publish_config: PublishConfig | None = None,
+        work: Path | None = None,
+        include_code: bool = False,
+    ):
         from huggingface_hub import HfApi, constants
 
-        self.vault, self.terms, self.include_code = vault, terms or Terms(), include_code
+        self.vault, self.publish_config, self.include_code = vault, publish_config or PublishConfig(), include_code
         self._work = work or Path(constants.HF_HOME) / "hf_fingerprint" / "outgoing"
         self._api = HfApi(library_name="hf-fingerprint")
 
@@ -80,28 +86,30 @@ class Publisher:
 
         While a copy of up to 512 MB is pushed, the next is made in memory.
         """
-        assignments = [replace(each, recipient=recipient_name(each.recipient)) for each in assignments]
+        assignments = [replace(each, recipient=canonical_recipient(each.recipient)) for each in assignments]
         assignments = list(dict.fromkeys(assignments))
-        twice = [repo for repo, count in Counter(a.repo for a in assignments).items() if count > 1]
-        if twice:
-            raise HubError(f"{twice[0]} is given to several recipients: give each a repo of their own.")
-        if issuer.copy_bytes > AHEAD_BYTES:
+        duplicate_repos = [repo for repo, count in Counter(a.repo for a in assignments).items() if count > 1]
+        if duplicate_repos:
+            raise HubError(f"{duplicate_repos[0]} is given to several recipients: give each a repo of their own.")
+        if issuer.copy_bytes > MAX_PREFETCH_BYTES:
             yield from (self.issue(issuer, assignment, update, advance) for assignment in assignments)
             return
-        following: Future[_Started] | None = None
+        next_push: Future[_PendingPush] | None = None
         with ThreadPoolExecutor(1) as pool:
             try:
                 for number in range(len(assignments) + 1):
-                    started = following.result() if following is not None else None
-                    following = None
+                    pending = next_push.result() if next_push is not None else None
+                    next_push = None
                     if number < len(assignments):
-                        following = pool.submit(self._start_issue, issuer, assignments[number], update, advance, True)
-                    if started is not None:
-                        yield started.finish()
+                        next_push = pool.submit(
+                            self._prepare_issue, issuer, assignments[number], update, advance, True
+                        )
+                    if pending is not None:
+                        yield pending.finish()
             finally:
-                if following is not None:
+                if next_push is not None:
                     with suppress(Exception):  # what is in its way shows when it is its turn
-                        following.result().drop()
+                        next_push.result().drop()
 
     def issue(
         self,
@@ -122,13 +130,13 @@ class Publisher:
         Raises:
             [`FingerprintError`]: in one sentence, what is in the way; the record stays, for the next attempt.
         """
-        return self._start_issue(issuer, assignment, update, advance, False).finish()
+        return self._prepare_issue(issuer, assignment, update, advance, False).finish()
 
-    def _start_issue(
+    def _prepare_issue(
         self, issuer: Issuer, assignment: Assignment, update: bool, advance: Advance | None, in_memory: bool
-    ) -> "_Started":
+    ) -> "_PendingPush":
         place = self._work / issuer.base.base_id / assignment.repo.replace("/", "--")
-        started = self._start(
+        pending = self._prepare_push(
             issuer.base,
             assignment,
             update,
@@ -137,16 +145,16 @@ class Publisher:
         )
 
         def finish() -> PublishedCopy:
-            done = started.finish()
+            done = pending.finish()
             shutil.rmtree(place, ignore_errors=True)
             return done
 
-        return _Started(finish, started.drop)
+        return _PendingPush(finish, pending.drop)
 
     def push(self, folder: str | Path, repo: str, account: str | None = None, update: bool = False) -> PublishedCopy:
         """Pushes a copy that is in its folder already: issued without a repo, or trained and recorded.
 
-        What goes is what goes with an issued copy, see [`contents_of`]; weights in a pickle, or with notes in their
+        What goes is what goes with an issued copy, see [`list_contents`]; weights in a pickle, or with notes in their
         files that loaders don't read, are written anew on the way.
 
         Args:
@@ -159,18 +167,20 @@ class Publisher:
             [`FingerprintError`]: in one sentence, what is in the way.
         """
         with open_checkpoint(folder) as checkpoint:
-            check_model(checkpoint.source, self.vault.folder)
-            whole = weights_hash(checkpoint, self.vault)
-            record = next((c for c in self.vault.copies() if c.content_hash == whole and c.state == "issued"), None)
+            check_model_folder(checkpoint.source, self.vault.folder)
+            content_hash = weights_hash(checkpoint, self.vault)
+            record = next(
+                (c for c in self.vault.copies() if c.content_hash == content_hash and c.state == "issued"), None
+            )
             if record is None:
                 raise HubError(f"{folder} is no copy on record in {self.vault.folder}: issue or record it first.")
-            base, place = find_base(self.vault, record.base_id), self._work / "pushed" / record.copy_id
+            base, place = lookup_base(self.vault, record.base_id), self._work / "pushed" / record.copy_id
             copy = IssuedCopy(
                 recipient=record.recipient,
                 path=Path(folder),
                 copy_id=record.copy_id,
                 base_id=base.base_id,
-                content_hash=whole,
+                content_hash=content_hash,
                 commitment=str(record.commitment),
                 coalition_certified=base.certified,
                 left_out=(),
@@ -178,97 +188,104 @@ class Publisher:
             )
 
             def make() -> PreparedCopy:
-                return PreparedCopy.of(copy if goes_as_it_is(checkpoint) else self._rewritten(checkpoint, copy, place))
+                return PreparedCopy.of(
+                    copy if can_publish_unchanged(checkpoint) else self._rewrite_weights(checkpoint, copy, place)
+                )
 
             try:
-                return self._start(
+                return self._prepare_push(
                     base, Assignment(record.recipient, repo, account), update, make, self.include_code
                 ).finish()
             finally:
                 shutil.rmtree(place, ignore_errors=True)
 
-    def _rewritten(self, checkpoint: Checkpoint, copy: IssuedCopy, place: Path) -> IssuedCopy:
+    def _rewrite_weights(self, checkpoint: Checkpoint, copy: IssuedCopy, place: Path) -> IssuedCopy:
         """The same copy in another folder, with its weights in files that say nothing else."""
         shutil.rmtree(place, ignore_errors=True)
-        with cleared_on_failure(place):
+        with remove_on_failure(place):
             place.mkdir(parents=True)
             written = write_copy(checkpoint, place, {}, include_code=self.include_code)
         return replace(copy, path=place, left_out=written.left_out)
 
-    def _start(
+    def _prepare_push(
         self,
         base: Base,
         assignment: Assignment,
         update: bool,
         make: Callable[[], PreparedCopy],
         include_code: bool,
-    ) -> "_Started":
+    ) -> "_PendingPush":
         """Opens the repo and makes what is to be pushed, unless that was done before."""
         repo, vault = assignment.repo, self.vault
-        variant = VariantRepo(self._api, repo, self.terms)
-        if assignment.account is not None and self.terms.gated is None:
+        variant = VariantRepo(self._api, repo, self.publish_config)
+        if assignment.account is not None and self.publish_config.gated is None:
             raise HubError(f"Access to {repo} can be given to an account only if it is gated: add --gated.")
         with ExitStack() as locked:
             refusal = f"{repo} is being published by another process: wait for it."
-            locked.callback(hold(vault, base, f"publish {repo}", refusal).release)
+            locked.callback(acquire_lock(vault, base, f"publish {repo}", refusal).release)
             recorded = publications(vault, repo)
-            begun = _begun(base, assignment, recorded, update)
-            if begun is not None and begun.state == "confirmed":
-                before = _result(begun, (), new=False)
-                return _Started(lambda: before)
-            with refusals(repo):
-                head = variant.open(ours=bool(recorded))
-            if begun is not None and holds(head, begun.files):
-                there, held = begun.copy_id, locked.pop_all()
+            publication = _find_publication(base, assignment, recorded, update)
+            if publication is not None and publication.state == "confirmed":
+                before = _published_copy(publication, (), new=False)
+                return _PendingPush(lambda: before)
+            with translate_errors(repo):
+                head = variant.open(on_record=bool(recorded))
+            if publication is not None and holds_files(head, publication.files):
+                copy_id, held = publication.copy_id, locked.pop_all()
 
                 def confirm() -> PublishedCopy:
                     with held:
-                        return self._confirm(variant, assignment, there, str(head.sha), ())
+                        return self._confirm(variant, assignment, copy_id, str(head.sha), ())
 
-                return _Started(confirm, held.close)
+                return _PendingPush(confirm, held.close)
             prepared, held = make(), locked.pop_all()
 
         def finish() -> PublishedCopy:
             operations: list[CommitOperationAdd] = []
             files: dict[str, str] = {}
-            left: list[LeftOut] = []
+            files_left_out: list[SkippedFile] = []
 
             def send(copy: IssuedCopy) -> None:
                 added, left_out = variant.operations(base, copy, include_code)
                 operations.extend(added)
-                left.extend(left_out)
+                files_left_out.extend(left_out)
                 files.update((o.path_in_repo, o.upload_info.sha256.hex()) for o in operations)
-                with refusals(repo):
+                with translate_errors(repo):
                     variant.upload(operations)
 
             with held:
                 copy = prepared.finish(send)  # to the disk and to the Hub at once
                 if copy.path.is_dir():
-                    moved(operations, copy.path)
+                    relocate_operations(operations, copy.path)
                 begin_publication(vault, copy.copy_id, repo, files, assignment.account)
-                with refusals(repo):
+                with translate_errors(repo):
                     revision = variant.commit(head, operations, files)
-                left_out = tuple(dict.fromkeys([*copy.left_out, *left]))
+                left_out = tuple(dict.fromkeys([*copy.left_out, *files_left_out]))
                 return self._confirm(variant, assignment, copy.copy_id, revision, left_out)
 
         def drop() -> None:
             with held:
                 prepared.drop()
 
-        return _Started(finish, drop)
+        return _PendingPush(finish, drop)
 
     def _confirm(
-        self, variant: VariantRepo, assignment: Assignment, copy_id: str, revision: str, left_out: tuple[LeftOut, ...]
+        self,
+        variant: VariantRepo,
+        assignment: Assignment,
+        copy_id: str,
+        revision: str,
+        left_out: tuple[SkippedFile, ...],
     ) -> PublishedCopy:
         """Gives access and confirms the commit."""
-        with refusals(variant.repo):
+        with translate_errors(variant.repo):
             if assignment.account is not None:
                 variant.give_access(assignment.account)
-        return _result(confirm_publication(self.vault, copy_id, revision), left_out, new=True)
+        return _published_copy(confirm_publication(self.vault, copy_id, revision), left_out, new=True)
 
 
 @dataclass(frozen=True)
-class _Started:
+class _PendingPush:
     """A push whose copy is made: call one of the two."""
 
     finish: Callable[[], PublishedCopy]
@@ -280,8 +297,8 @@ def push_to_hub(
     recipient: str,
     repo: str,
     vault: Vault | str | Path,
-    settings: Settings | None = None,
-    terms: Terms | None = None,
+    config: FingerprintConfig | None = None,
+    publish_config: PublishConfig | None = None,
     account: str | None = None,
     include_code: bool = False,
     as_base: bool = False,
@@ -299,8 +316,8 @@ def push_to_hub(
         recipient (`str`): the recipient's name.
         repo (`str`): the variant repo, `org/name`; made if it is missing.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        settings ([`Settings`], *optional*): for a base that isn't registered yet.
-        terms ([`Terms`], *optional*): private by default.
+        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
+        publish_config ([`PublishConfig`], *optional*): private by default.
         account (`str`, *optional*): the recipient's Hub account, to be given access to a gated repo.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
         as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
@@ -309,11 +326,11 @@ def push_to_hub(
         [`FingerprintError`]: in one sentence, what is in the way; the same call again goes on from there.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, settings, include_code=include_code, as_base=as_base) as issuer:
-        return Publisher(vault, terms).issue(issuer, Assignment(recipient, repo, account))
+    with Issuer(model, vault, config, include_code=include_code, as_base=as_base) as issuer:
+        return Publisher(vault, publish_config).issue(issuer, Assignment(recipient, repo, account))
 
 
-def again(vault: Vault, old_base: str | Path) -> list[Assignment]:
+def reissue_assignments(vault: Vault, old_base: str | Path) -> list[Assignment]:
     """The recipients who have a published copy of a base, and where: for a new version of the model.
 
     Args:
@@ -323,12 +340,14 @@ def again(vault: Vault, old_base: str | Path) -> list[Assignment]:
     Raises:
         [`VaultError`]: if the vault holds no such base.
     """
-    base_id = find_base(vault, old_base).base_id
+    base_id = lookup_base(vault, old_base).base_id
     found = {p.repo: Assignment(p.recipient, p.repo, p.account) for p in publications(vault) if p.base_id == base_id}
     return list(found.values())
 
 
-def _begun(base: Base, assignment: Assignment, recorded: Sequence[Publication], update: bool) -> Publication | None:
+def _find_publication(
+    base: Base, assignment: Assignment, recorded: Sequence[Publication], update: bool
+) -> Publication | None:
     """What is on record for this recipient, base and repo; refuses a repo that is on record for another."""
     repo = assignment.repo
     if not all(same_recipient(found.recipient, assignment.recipient) for found in recorded):
@@ -341,5 +360,5 @@ def _begun(base: Base, assignment: Assignment, recorded: Sequence[Publication], 
     return same[-1] if same else None
 
 
-def _result(found: Publication, left_out: tuple[LeftOut, ...], new: bool) -> PublishedCopy:
+def _published_copy(found: Publication, left_out: tuple[SkippedFile, ...], new: bool) -> PublishedCopy:
     return PublishedCopy(found.recipient, found.repo, str(found.revision), found.copy_id, found.base_id, left_out, new)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.checkpoints import LeftOut, contents_of, resolve
-from hf_fingerprint.checkpoints.naming import hub_id
-from hf_fingerprint.config import Terms
+from hf_fingerprint.checkpoints import SkippedFile, list_contents, resolve
+from hf_fingerprint.checkpoints.naming import parse_hub_id
+from hf_fingerprint.config import PublishConfig
 from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub.api import patiently
+from hf_fingerprint.hub.api import with_retries
 from hf_fingerprint.hub.card import README, make_card
 from hf_fingerprint.issuing import IssuedCopy
 from hf_fingerprint.vault import Base
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 
-_NOT_OURS = frozenset([".gitattributes"])
+_IGNORED_FILES = frozenset([".gitattributes"])
 
 
 class VariantRepo:
@@ -27,35 +27,37 @@ class VariantRepo:
     Args:
         api (`HfApi`): the Hub's client.
         repo (`str`): `org/name`.
-        terms ([`Terms`]): how it is published.
+        publish_config ([`PublishConfig`]): how it is published.
     """
 
-    def __init__(self, api: "HfApi", repo: str, terms: Terms):
-        self._api, self.repo, self.terms = api, repo, terms
+    def __init__(self, api: "HfApi", repo: str, publish_config: PublishConfig):
+        self._api, self.repo, self.publish_config = api, repo, publish_config
 
-    def open(self, ours: bool) -> "ModelInfo":
+    def open(self, on_record: bool) -> "ModelInfo":
         """Makes the repo if it is missing, and looks at what it holds; refuses what isn't ours to fill."""
-        terms, repo = self.terms, self.repo
-        patiently(lambda: self._api.create_repo(repo, private=terms.private, exist_ok=True))
-        head = patiently(lambda: self._api.model_info(repo, files_metadata=True))
-        if terms.private and not head.private:
+        publish_config, repo = self.publish_config, self.repo
+        with_retries(lambda: self._api.create_repo(repo, private=publish_config.private, exist_ok=True))
+        head = with_retries(lambda: self._api.model_info(repo, files_metadata=True))
+        if publish_config.private and not head.private:
             raise HubError(f"{repo} is public: make it private in its settings, or publish with --public.")
-        held = {sibling.rfilename for sibling in head.siblings or []} - _NOT_OURS
-        if held and not ours:
-            raise HubError(f"{repo} holds files already ({min(held)}) and is not on record here: choose another repo.")
-        if terms.gated is not None and head.gated != terms.gated:
-            patiently(lambda: self._api.update_repo_settings(repo, gated=terms.gated))
+        existing_files = {sibling.rfilename for sibling in head.siblings or []} - _IGNORED_FILES
+        if existing_files and not on_record:
+            raise HubError(
+                f"{repo} holds files already ({min(existing_files)}) and is not on record here: choose another repo."
+            )
+        if publish_config.gated is not None and head.gated != publish_config.gated:
+            with_retries(lambda: self._api.update_repo_settings(repo, gated=publish_config.gated))
         return head
 
     def operations(
         self, base: Base, copy: IssuedCopy, include_code: bool = False
-    ) -> tuple[list["CommitOperationAdd"], tuple[LeftOut, ...]]:
+    ) -> tuple[list["CommitOperationAdd"], tuple[SkippedFile, ...]]:
         """What is pushed, and what of the copy's folder is not: its weights, the files that go with a copy, its
         card."""
         from huggingface_hub import CommitOperationAdd
 
         source = resolve(copy.path)
-        contents = contents_of(source, include_code)
+        contents = list_contents(source, include_code)
         operations = [CommitOperationAdd(path.name, path) for path in source.weights]
         for operation in operations:
             if operation.path_in_repo in copy.digests:  # or the client reads the whole file for it
@@ -65,23 +67,23 @@ class VariantRepo:
             self.repo,
             {o.path_in_repo: o.upload_info.sha256.hex() for o in operations},
             copy.content_hash,
-            base_model=self.terms.base_model or _repo_of(base),
-            commitment=copy.commitment if self.terms.disclose else None,
-            handed=[each.name for each in contents.handed_on],
+            base_model=self.publish_config.base_model or _base_repo_id(base),
+            commitment=copy.commitment if self.publish_config.disclose else None,
+            readable_files=[each.name for each in contents.included],
         )
-        others = [each for each in contents.handed_on if each.name != README]
+        others = [each for each in contents.included if each.name != README]
         operations += [CommitOperationAdd(each.name, each.content or each.path) for each in others]
         return [*operations, CommitOperationAdd(README, str(card).encode())], contents.left_out
 
     def upload(self, operations: list["CommitOperationAdd"]) -> None:
         """Sends the large files; nobody sees them before they are committed."""
-        patiently(lambda: self._api.preupload_lfs_files(self.repo, operations))
+        with_retries(lambda: self._api.preupload_lfs_files(self.repo, operations))
 
     def commit(self, head: "ModelInfo", operations: list["CommitOperationAdd"], files: dict[str, str]) -> str:
         """One commit on top of the head that was seen; if the answer gets lost, what the repo holds decides."""
         from huggingface_hub import CommitOperationDelete
 
-        stale = {sibling.rfilename for sibling in head.siblings or []} - set(files) - _NOT_OURS
+        stale = {sibling.rfilename for sibling in head.siblings or []} - set(files) - _IGNORED_FILES
         deletions = [CommitOperationDelete(name) for name in sorted(stale)]
 
         def attempt() -> str:
@@ -92,33 +94,35 @@ class VariantRepo:
                 return str(made.oid)
             except Exception:
                 now = self._api.model_info(self.repo, files_metadata=True)
-                if now.sha != head.sha and holds(now, files):
+                if now.sha != head.sha and holds_files(now, files):
                     return str(now.sha)
                 raise
 
-        return patiently(attempt)
+        return with_retries(attempt)
 
     def give_access(self, account: str) -> None:
         """Lets an account in, unless it is."""
-        accepted = patiently(lambda: list(self._api.list_accepted_access_requests(self.repo)))
+        accepted = with_retries(lambda: list(self._api.list_accepted_access_requests(self.repo)))
         if account not in {request.username for request in accepted}:
-            patiently(lambda: self._api.grant_access(self.repo, account))
+            with_retries(lambda: self._api.grant_access(self.repo, account))
 
 
-def _repo_of(base: Base) -> str | None:
+def _base_repo_id(base: Base) -> str | None:
     """The Hub id of a base that was registered from there."""
-    place = hub_id(base.source) if base.revision else None
+    place = parse_hub_id(base.source) if base.revision else None
     return None if place is None else place.repo
 
 
-def holds(info: "ModelInfo", files: dict[str, str]) -> bool:
+def holds_files(info: "ModelInfo", files: dict[str, str]) -> bool:
     """Whether a repo holds all the files that are told apart by their SHA-256, which are those with the weights."""
-    there = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    large = {name: sibling.lfs.sha256 for name, sibling in there.items() if name in files and sibling.lfs is not None}
-    return bool(large) and set(files) <= set(there) and all(files[name] == digest for name, digest in large.items())
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    large = {
+        name: sibling.lfs.sha256 for name, sibling in siblings.items() if name in files and sibling.lfs is not None
+    }
+    return bool(large) and set(files) <= set(siblings) and all(files[name] == digest for name, digest in large.items())
 
 
-def moved(operations: list["CommitOperationAdd"], folder: Path) -> None:
+def relocate_operations(operations: list["CommitOperationAdd"], folder: Path) -> None:
     """Tells them that the copy's folder is now here."""
     for operation in operations:
         if isinstance(operation.path_or_fileobj, str):

@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints import LeftOut
+from hf_fingerprint.checkpoints import SkippedFile
 from hf_fingerprint.checkpoints.limits import MAX_LIST, read_bounded
 from hf_fingerprint.errors import FingerprintError
 
@@ -45,7 +45,7 @@ class PublishedCopy:
     revision: str
     copy_id: str
     base_id: str
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkippedFile, ...]
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def read_assignments(file: Path) -> list[Assignment]:
         [`FingerprintError`]: if the file isn't such a table; it names the line.
     """
     try:
-        content = read_bounded(file, MAX_LIST, "a list of recipients", FingerprintError, pipe=True)
+        content = read_bounded(file, MAX_LIST, "a list of recipients", FingerprintError, allow_pipe=True)
         table = csv.DictReader(StringIO(content.decode("utf-8-sig"), newline=""))
         if not {"name", "repo"} <= set(table.fieldnames or ()):
             raise FingerprintError(f"{file} has no columns name and repo: name them in its first line.")

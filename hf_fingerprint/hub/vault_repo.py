@@ -14,21 +14,21 @@ from pathlib import Path
 
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import HubError, VaultError
-from hf_fingerprint.hub.api import patiently, refusals
+from hf_fingerprint.hub.api import translate_errors, with_retries
 from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.merging import MergeReport, merge, merge_both
+from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
 from hf_fingerprint.vault.packing import open_pack, pack_snapshot
-from hf_fingerprint.vault.sealing import Opener
+from hf_fingerprint.vault.sealing import AgeIdentity
 from hf_fingerprint.vault.snapshots import Snapshot, take_snapshot
 from hf_fingerprint.vault.store import Vault
 
 
-VAULT = "vault.age"
+VAULT_FILE = "vault.age"
 README = "README.md"
-TRIES = 6
-_OURS = frozenset([VAULT, README, ".gitattributes"])
-_TEXT = b"""---
+MAX_ATTEMPTS = 6
+_VAULT_FILES = frozenset([VAULT_FILE, README, ".gitattributes"])
+_README_TEXT = b"""---
 viewer: false
 ---
 # Encrypted
@@ -56,20 +56,20 @@ class PushedVault:
 
 
 @dataclass(frozen=True)
-class _State:
+class _RepoState:
     """The repo at one moment."""
 
     revision: str
     files: frozenset[str]
 
 
-def push_vault(vault: Vault, repo: str, opener: Opener | None = None) -> PushedVault:
+def push_vault(vault: Vault, repo: str, age_identity: AgeIdentity | None = None) -> PushedVault:
     """Pushes a vault to its repo, which is made (private) if there is none, once what is there is merged.
 
     Args:
         vault ([`Vault`]): the vault.
         repo (`str`): `org/name`, a private dataset repo that holds nothing else.
-        opener ([`Opener`], *optional*): the tracing identity or an issuer's key, to open the vault that is there; by
+        age_identity ([`AgeIdentity`], *optional*): the tracing identity or an issuer's key, to open the vault that is there; by
             default the vault's own identity, if it is unlocked. After a rotation, the old identity.
 
     Raises:
@@ -81,31 +81,31 @@ def push_vault(vault: Vault, repo: str, opener: Opener | None = None) -> PushedV
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    if opener is None and vault.unlocked:
-        opener = vault.opener()
+    if age_identity is None and vault.unlocked:
+        age_identity = vault.age_identity()
     api, merged = HfApi(library_name="hf-fingerprint"), MergeReport()
-    _refuse_variants(take_snapshot(vault), repo)
-    with refusals(repo):
-        for number in range(TRIES):
+    _check_not_variant(take_snapshot(vault), repo)
+    with translate_errors(repo):
+        for number in range(MAX_ATTEMPTS):
             try:
-                state = patiently(lambda: _look(repo))
+                state = with_retries(lambda: _inspect_repo(repo))
             except RepositoryNotFoundError:
-                patiently(lambda: api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True))
-                state = patiently(lambda: _look(repo))
-            if VAULT in state.files:
-                remote = _fetch(repo, state, opener)
-                report, snapshot = merge_both(vault, remote, opener, repo)
+                with_retries(lambda: api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True))
+                state = with_retries(lambda: _inspect_repo(repo))
+            if VAULT_FILE in state.files:
+                remote = _fetch_snapshot(repo, state, age_identity)
+                report, snapshot = merge_with_union(vault, remote, age_identity, repo)
                 merged += report
-                _refuse_to_replace(snapshot.faults, repo)
+                _check_replaceable(snapshot.faults, repo)
             else:
                 remote, snapshot = None, take_snapshot(vault)
                 merged += MergeReport(unusable=snapshot.faults)
-            _refuse_variants(snapshot, repo)
+            _check_not_variant(snapshot, repo)
             if remote == snapshot and not remote.faults:
                 return PushedVault(repo, state.revision, False, merged)
-            operations = [CommitOperationAdd(VAULT, pack_snapshot(snapshot))]
+            operations = [CommitOperationAdd(VAULT_FILE, pack_snapshot(snapshot))]
             if README not in state.files:
-                operations.append(CommitOperationAdd(README, _TEXT))
+                operations.append(CommitOperationAdd(README, _README_TEXT))
             try:
                 commit = api.create_commit(
                     repo,
@@ -116,20 +116,20 @@ def push_vault(vault: Vault, repo: str, opener: Opener | None = None) -> PushedV
                 )
                 return PushedVault(repo, commit.oid, True, merged)
             except HfHubHTTPError as error:
-                if error.response.status_code != 412 or number + 1 == TRIES:
+                if error.response.status_code != 412 or number + 1 == MAX_ATTEMPTS:
                     raise
     raise AssertionError("the last try returns or raises")
 
 
 def pull_vault(
-    repo: str, folder: str | Path, opener: Opener, public_key: str | None = None
+    repo: str, folder: str | Path, age_identity: AgeIdentity, public_key: str | None = None
 ) -> tuple[Vault, MergeReport]:
     """Brings the vault of a repo into a folder: a new vault, or what an existing one lacks.
 
     Args:
         repo (`str`): `org/name`.
         folder (`str` or `Path`): the vault's folder, there or not.
-        opener ([`Opener`]): the tracing identity, or an issuer's key.
+        age_identity ([`AgeIdentity`]): the tracing identity, or an issuer's key.
         public_key (`str`, *optional*): the tracing identity's public key, where it is known: everybody who may write
             to the repo could put another vault there, to whose identity a new folder would then seal.
 
@@ -141,35 +141,35 @@ def pull_vault(
         [`VaultError`]: if the vault there doesn't open or can't be merged.
     """
     folder = Path(folder)
-    with refusals(repo):
-        state = patiently(lambda: _look(repo))
-        if VAULT not in state.files:
+    with translate_errors(repo):
+        state = with_retries(lambda: _inspect_repo(repo))
+        if VAULT_FILE not in state.files:
             raise HubError(f"{repo} holds no vault: push one with `hf-fingerprint vault push {repo}`.")
-        remote = _fetch(repo, state, opener)
-    _refuse_variants(remote, repo)
+        remote = _fetch_snapshot(repo, state, age_identity)
+    _check_not_variant(remote, repo)
     if public_key is not None and public_key != remote.public_key:
         raise VaultError(
             f"The vault in {repo} is sealed to {remote.public_key} and not to {public_key}: don't use it."
         )
-    vault = Vault(folder) if (folder / DATABASE).is_file() else Vault.beside_identity(folder, remote.public_key)
-    return vault, merge(vault, remote, opener, repo)
+    vault = Vault(folder) if (folder / DATABASE).is_file() else Vault.create_empty(folder, remote.public_key)
+    return vault, merge(vault, remote, age_identity, repo)
 
 
-def _look(repo: str) -> _State:
+def _inspect_repo(repo: str) -> _RepoState:
     from huggingface_hub import HfApi
 
     info = HfApi(library_name="hf-fingerprint").dataset_info(repo)
     if not info.private:
         raise HubError(f"{repo} is public, and a vault belongs into a private repo: make it private, or take another.")
     files = frozenset(sibling.rfilename for sibling in info.siblings or [])
-    if files - _OURS:
+    if files - _VAULT_FILES:
         raise HubError(
-            f"{repo} holds {sorted(files - _OURS)[0]}, and a vault's repo holds nothing else: take another repo."
+            f"{repo} holds {sorted(files - _VAULT_FILES)[0]}, and a vault's repo holds nothing else: take another repo."
         )
-    return _State(str(info.sha), files)
+    return _RepoState(str(info.sha), files)
 
 
-def _fetch(repo: str, state: _State, opener: Opener | None) -> Snapshot:
+def _fetch_snapshot(repo: str, state: _RepoState, age_identity: AgeIdentity | None) -> Snapshot:
     """The vault in a repo, through memory, if it is not too large for that."""
     from huggingface_hub import HfFileSystem
 
@@ -181,28 +181,28 @@ def _fetch(repo: str, state: _State, opener: Opener | None) -> Snapshot:
         with files.open(path, "rb", block_size=0) as stream:
             return bytes(stream.read(MAX_PACK + 1))
 
-    if opener is None:
+    if age_identity is None:
         raise HubError(f"{repo} holds a vault already: give the tracing identity or an issuer's key to merge with it.")
-    path = f"datasets/{repo}@{state.revision}/{VAULT}"
-    content = patiently(read)
+    path = f"datasets/{repo}@{state.revision}/{VAULT_FILE}"
+    content = with_retries(read)
     if len(content) > MAX_PACK:
         raise _too_large(repo, len(content))
-    return open_pack(content, opener, repo)
+    return open_pack(content, age_identity, repo)
 
 
 def _too_large(repo: str, size: int) -> HubError:
     return HubError(
-        f"The vault in {repo} has {megabytes(size, up=True)} MB, and vaults of at most {megabytes(MAX_PACK)} MB are "
+        f"The vault in {repo} has {megabytes(size, round_up=True)} MB, and vaults of at most {megabytes(MAX_PACK)} MB are "
         f"read: restore an earlier commit of it."
     )
 
 
-def _refuse_variants(snapshot: Snapshot, repo: str) -> None:
+def _check_not_variant(snapshot: Snapshot, repo: str) -> None:
     if any(row.repo.lower() == repo.lower() for row in snapshot.publications.values()):
         raise HubError(f"{repo} is a copy's repo, where no key belongs: take another one for the vault.")
 
 
-def _refuse_to_replace(contradictions: tuple[Fault, ...], repo: str) -> None:
+def _check_replaceable(contradictions: tuple[Fault, ...], repo: str) -> None:
     """What a push would drop from the repo, and that no one can tell is wrong, stays there."""
     first = next((fault for fault in contradictions if fault.table in ("bases", "questions", "copies")), None)
     if first is not None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintError, HubError
-from hf_fingerprint.hub.api import patiently, refusals
+from hf_fingerprint.hub.api import translate_errors, with_retries
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import RecipientScore, trace
 from hf_fingerprint.vault import Publication, Vault, publications
@@ -22,7 +22,7 @@ MAX_BYTES = 10**8
 
 
 @dataclass(frozen=True)
-class Sighting:
+class WatchResult:
     """What was found of one model.
 
     Attributes:
@@ -69,7 +69,7 @@ class Sighting:
 
 def watch(
     names: Sequence[str], vault: Vault, since: datetime | None = None, max_bytes: int | None = MAX_BYTES
-) -> Iterator[Sighting]:
+) -> Iterator[WatchResult]:
     """Traces models, yielding each as it is done; one that can't be read is told of and doesn't end it.
 
     alpha bounds false accusations for each model, so watching m of them accuses an innocent with probability at most
@@ -84,21 +84,21 @@ def watch(
     Raises:
         [`HubError`]: if an author's models can't be listed, or there are none to look at.
     """
-    pushed, seen = publications(vault), set[str]()
+    publications_on_record, seen = publications(vault), set[str]()
     for name in names:
-        for listed in [_Listed(name, None, None)] if "/" in name else _models_of(name):
+        for listed in [_ListedModel(name, None, None)] if "/" in name else _list_models(name):
             if listed.model in seen:
                 continue
             seen.add(listed.model)
-            sighting = _look_at(listed, vault, since, max_bytes)
-            if sighting is not None:
-                yield _held_against(sighting, listed.private, pushed)
+            watch_result = _trace_listed(listed, vault, since, max_bytes)
+            if watch_result is not None:
+                yield _compare_with_record(watch_result, listed.private, publications_on_record)
 
 
-def exit_code_of(sightings: Iterable[Sighting]) -> int:
+def watch_exit_code(results: Iterable[WatchResult]) -> int:
     """The exit code of a watch: 0 if somebody is accused, other than by a variant that is what it is on record for;
     else 2 if nothing could be looked at, for errors; else 3 if of some model nothing can be said; else 1."""
-    found = list(sightings)
+    found = list(results)
     if any(each.accused and not each.expected for each in found):
         return 0
     failed = [each.error is not None for each in found]
@@ -123,7 +123,7 @@ def parse_since(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-class _Listed(NamedTuple):
+class _ListedModel(NamedTuple):
     """A model to look at, and what a listing says of it."""
 
     model: str
@@ -131,55 +131,59 @@ class _Listed(NamedTuple):
     private: bool | None
 
 
-def _models_of(author: str) -> list[_Listed]:
+def _list_models(author: str) -> list[_ListedModel]:
     from huggingface_hub import HfApi
 
-    with refusals(author):
+    with translate_errors(author):
         listed = list(HfApi().list_models(author=author, full=True))  # the client tries again by itself
     if not listed:
         raise HubError(f"{author} has no models on the Hub that this account may see: check the spelling.")
-    return [_Listed(info.id, info.last_modified, info.private) for info in listed]
+    return [_ListedModel(info.id, info.last_modified, info.private) for info in listed]
 
 
-def _held_against(sighting: Sighting, private: bool | None, pushed: Iterable[Publication]) -> Sighting:
+def _compare_with_record(
+    watch_result: WatchResult, private: bool | None, publications_on_record: Iterable[Publication]
+) -> WatchResult:
     """A sighting with what is on record of its repo."""
-    repo = sighting.model.removeprefix("hf-hub:").partition("@")[0].lower()  # the Hub takes any case
-    here = [found for found in pushed if found.repo.lower() == repo]
-    if not here:
-        return sighting
-    recipients = tuple(dict.fromkeys(found.recipient for found in here))
-    accused = {score.copy_id for score in sighting.accusations}
-    expected = bool(accused) and accused <= {found.copy_id for found in here}
+    repo = watch_result.model.removeprefix("hf-hub:").partition("@")[0].lower()  # the Hub takes any case
+    matching = [found for found in publications_on_record if found.repo.lower() == repo]
+    if not matching:
+        return watch_result
+    recipients = tuple(dict.fromkeys(found.recipient for found in matching))
+    accused = {score.copy_id for score in watch_result.accusations}
+    expected = bool(accused) and accused <= {found.copy_id for found in matching}
     note, variant = None, f"It is on record as the variant of {', '.join(recipients)}"
-    if sighting.error is None and not expected:
+    if watch_result.error is None and not expected:
         note = f"{variant}, and does not trace to that copy alone: look at what it holds."
     elif private is False:
         note = f"{variant}, and everybody may read it: make it private if that is not meant."
-    return replace(sighting, variant_of=recipients, expected=expected, note=note)
+    return replace(watch_result, variant_of=recipients, expected=expected, note=note)
 
 
-def _look_at(listed: _Listed, vault: Vault, since: datetime | None, max_bytes: int | None) -> Sighting | None:
+def _trace_listed(
+    listed: _ListedModel, vault: Vault, since: datetime | None, max_bytes: int | None
+) -> WatchResult | None:
     from huggingface_hub import HfApi
 
     model, modified = listed.model, listed.modified
     try:
         if since is not None and modified is None:
             name, _, at = model.partition("@")
-            with refusals(model), hub_errors(name, at or None):
-                modified = patiently(lambda: HfApi().model_info(name, revision=at or None)).last_modified
+            with translate_errors(model), hub_errors(name, at or None):
+                modified = with_retries(lambda: HfApi().model_info(name, revision=at or None)).last_modified
         if since is not None and modified is not None and modified < since:
             return None
         result = trace(model if model.startswith("hf-hub:") else f"hf-hub:{model}", vault, max_bytes=max_bytes)
     except FingerprintError as error:
-        return Sighting(model, None, _iso(modified), error=str(error))
-    surest = result.accused[0].log10_false_accusation if result.accused else None
+        return WatchResult(model, None, _isoformat(modified), error=str(error))
+    lowest_bound = result.accused[0].log10_false_accusation if result.accused else None
     accused = tuple(dict.fromkeys(score.recipient for score in result.accused))
-    return Sighting(
+    return WatchResult(
         model,
         result.revision,
-        _iso(modified),
+        _isoformat(modified),
         accused,
-        surest,
+        lowest_bound,
         result.base,
         result.bytes_fetched,
         str(result.outcome),
@@ -188,5 +192,5 @@ def _look_at(listed: _Listed, vault: Vault, since: datetime | None, max_bytes: i
     )
 
 
-def _iso(time: datetime | None) -> str | None:
+def _isoformat(time: datetime | None) -> str | None:
     return None if time is None else time.astimezone(UTC).isoformat(timespec="seconds")

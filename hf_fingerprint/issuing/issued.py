@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints import LeftOut
+from hf_fingerprint.checkpoints import SkippedFile
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class IssuedCopy:
     content_hash: str
     commitment: str
     coalition_certified: int
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[SkippedFile, ...]
     new: bool
     digests: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -42,7 +42,7 @@ class IssuedCopy:
         return {**shown, "path": str(self.path), "left_out": [each.to_dict() for each in self.left_out]}
 
 
-Meanwhile = Callable[[IssuedCopy], None]
+CopyCallback = Callable[[IssuedCopy], None]
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class PreparedCopy:
         drop (callable): forgets it; its record stays begun, and the next attempt goes on with it.
     """
 
-    finish: Callable[[Meanwhile], IssuedCopy]
+    finish: Callable[[CopyCallback], IssuedCopy]
     drop: Callable[[], None] = lambda: None
 
     @classmethod
     def of(cls, copy: IssuedCopy) -> "PreparedCopy":
         """One that is in its place already."""
 
-        def finish(meanwhile: Meanwhile) -> IssuedCopy:
-            meanwhile(copy)
+        def finish(on_written: CopyCallback) -> IssuedCopy:
+            on_written(copy)
             return copy
 
         return cls(finish)

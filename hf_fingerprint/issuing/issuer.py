@@ -10,29 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import (
-    LeftOut,
+    SkippedFile,
     WrittenCopy,
-    cleared_on_failure,
     content_hash,
-    contents_of,
     digest_tensors,
-    folder_of,
-    full_disk,
-    lacks_room,
+    disk_full_error,
+    is_disk_full_error,
+    list_contents,
     open_checkpoint,
+    remove_on_failure,
+    resolve_parent,
     sync,
     write_copy,
 )
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
-from hf_fingerprint.issuing.destination import checked_name, partial_of
-from hf_fingerprint.issuing.issued import IssuedCopy, Meanwhile, PreparedCopy
+from hf_fingerprint.issuing.destination import checked_name, partial_path
+from hf_fingerprint.issuing.issued import CopyCallback, IssuedCopy, PreparedCopy
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import register
-from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults, hold
+from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
 
 
 Advance = Callable[[int], None]
@@ -43,7 +43,7 @@ def issue(
     recipient: str,
     vault: Vault | str | Path,
     out: str | Path,
-    settings: Settings | None = None,
+    config: FingerprintConfig | None = None,
     include_code: bool = False,
     as_base: bool = False,
 ) -> IssuedCopy:
@@ -54,7 +54,7 @@ def issue(
         recipient (`str`): the recipient's name.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
         out (`str` or `Path`): the copy's folder, which must not exist yet.
-        settings ([`Settings`], *optional*): for a base that isn't registered yet.
+        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
         as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
 
@@ -65,7 +65,7 @@ def issue(
         [`FingerprintError`]: in one sentence, what is in the way.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    with Issuer(model, vault, settings, include_code=include_code, as_base=as_base) as issuer:
+    with Issuer(model, vault, config, include_code=include_code, as_base=as_base) as issuer:
         return issuer.issue(recipient, Path(out))
 
 
@@ -75,7 +75,7 @@ class Issuer:
     Args:
         model (`str` or `Path`): the base.
         vault ([`Vault`]): the vault.
-        settings ([`Settings`], *optional*): for a base that isn't registered yet.
+        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
         report (callable, *optional*): told each step of a registration.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copies.
         as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
@@ -85,7 +85,7 @@ class Issuer:
         self,
         model: str | Path,
         vault: Vault,
-        settings: Settings | None = None,
+        config: FingerprintConfig | None = None,
         report: Callable[[str], None] | None = None,
         include_code: bool = False,
         as_base: bool = False,
@@ -94,21 +94,21 @@ class Issuer:
         self._checkpoint = open_checkpoint(model)
         try:
             self._state = self._checkpoint.state()
-            self.base: Base = register(self._checkpoint, vault, settings, report, as_base=as_base)
+            self.base: Base = register(self._checkpoint, vault, config, report, as_base=as_base)
         except BaseException:
             self._checkpoint.close()
             raise
         self._codebook = self.base.codebook()
-        asked = vault.questions(self.base)
-        self._questions = None if asked is None else Questions.from_bytes(asked)
-        self._open = ExitStack()
-        self._open.enter_context(vault.kept_open())
+        stored_triggers = vault.trigger_set(self.base)
+        self._trigger_set = None if stored_triggers is None else TriggerSet.from_bytes(stored_triggers)
+        self._stack = ExitStack()
+        self._stack.enter_context(vault.keep_open())
 
     def __enter__(self) -> "Issuer":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._open.close()
+        self._stack.close()
         self._checkpoint.close()
 
     @property
@@ -127,7 +127,7 @@ class Issuer:
         with ThreadPoolExecutor(1) as pool:
             before = None
             for recipient in recipients:
-                after = pool.submit(self.prepare(recipient, folder / recipient, advance).finish, _nothing)
+                after = pool.submit(self.prepare(recipient, folder / recipient, advance).finish, _no_callback)
                 if before is not None:
                     yield before.result()
                 before = after
@@ -137,7 +137,7 @@ class Issuer:
     def issue(self, recipient: str, out: Path, advance: Advance | None = None) -> IssuedCopy:
         """Issues one copy; `advance` is told the bytes written. Again with the same arguments, it finds what is
         there."""
-        return self.prepare(recipient, out, advance).finish(_nothing)
+        return self.prepare(recipient, out, advance).finish(_no_callback)
 
     def prepare(
         self,
@@ -150,26 +150,26 @@ class Issuer:
         """Makes a copy beside its place, or with its weights in memory; hashes its files if they will be pushed."""
         recipient, out = checked_name(recipient), out.absolute()
         source = self._checkpoint.source
-        within = folder_of(out)
-        if source.whole_folder and within.is_relative_to(source.folder.resolve()):
+        within = resolve_parent(out)
+        if source.owns_folder and within.is_relative_to(source.folder.resolve()):
             raise CheckpointError(f"{out} is inside the model's own folder: choose a place outside it.")
         check_outside_vaults(out)
-        with ExitStack() as held:
+        with ExitStack() as stack:
             refusal = f"{out} is being issued by another process: wait for it."
-            held.callback(hold(self.vault, self.base, str(out), refusal).release)
-            earlier = self._earlier(recipient, out)
-            free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
-            if earlier is not None and earlier.state == "written" and free:
-                beside = partial_of(out, earlier)
-                if beside.exists():
-                    return PreparedCopy.of(self._publish(earlier, beside, self._left_out()))
+            stack.callback(acquire_lock(self.vault, self.base, str(out), refusal).release)
+            earlier = self._find_earlier(recipient, out)
+            is_free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
+            if earlier is not None and earlier.state == "written" and is_free:
+                partial_dir = partial_path(out, earlier)
+                if partial_dir.exists():
+                    return PreparedCopy.of(self._move_into_place(earlier, partial_dir, self._left_out()))
                 earlier = None
-            if earlier is not None and earlier.state != "begun" and not free:
-                return PreparedCopy.of(self._found(earlier, out))
-            moved = None if free else self._moved(recipient, out)
+            if earlier is not None and earlier.state != "begun" and not is_free:
+                return PreparedCopy.of(self._check_existing(earlier, out))
+            moved = None if is_free else self._find_moved(recipient, out)
             if moved is not None:
-                return PreparedCopy.of(self._result(moved, (), new=False))
-            if not free or out.is_symlink():
+                return PreparedCopy.of(self._to_issued_copy(moved, (), new=False))
+            if not is_free or out.is_symlink():
                 raise CheckpointError(
                     f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
                 )
@@ -184,18 +184,18 @@ class Issuer:
                 file_digests=file_digests,
                 include_code=self.include_code,
             )
-            return self._make(recipient, out, earlier, held, write)
+            return self._write_copy(recipient, out, earlier, stack, write)
 
-    def _left_out(self) -> tuple[LeftOut, ...]:
-        return contents_of(self._checkpoint.source, self.include_code).left_out
+    def _left_out(self) -> tuple[SkippedFile, ...]:
+        return list_contents(self._checkpoint.source, self.include_code).left_out
 
-    def _earlier(self, recipient: str, out: Path) -> CopyRecord | None:
+    def _find_earlier(self, recipient: str, out: Path) -> CopyRecord | None:
         """The last record of this very copy, if an earlier run left one."""
         same = [c for c in self.vault.copies(self.base.base_id, recipient) if c.out == str(out)]
         same = [c for c in same if c.state != "issued" or out.exists()]
         return same[-1] if same else None
 
-    def _moved(self, recipient: str, out: Path) -> CopyRecord | None:
+    def _find_moved(self, recipient: str, out: Path) -> CopyRecord | None:
         """The record of a copy that was issued whole, somewhere else, and now lies here."""
         issued = [c for c in self.vault.copies(self.base.base_id, recipient) if c.state == "issued"]
         if not issued:
@@ -207,54 +207,54 @@ class Issuer:
             return None
         return next((replace(c, out=str(out)) for c in issued if c.content_hash == found), None)
 
-    def _make(
+    def _write_copy(
         self,
         recipient: str,
         out: Path,
-        again: CopyRecord | None,
-        held: ExitStack,
+        earlier: CopyRecord | None,
+        stack: ExitStack,
         write: Callable[..., WrittenCopy],
     ) -> PreparedCopy:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            if lacks_room(error):
-                raise full_disk(out.parent) from None
+            if is_disk_full_error(error):
+                raise disk_full_error(out.parent) from None
             raise CheckpointError(f"{out.parent} can't be made ({error.strerror}): choose another place.") from None
-        record, copy_key = self.vault.begin_copy(self.base, recipient, out, again)
-        beside = partial_of(out, record)
-        if beside.exists():
-            shutil.rmtree(beside)
-        with cleared_on_failure(beside):
-            beside.mkdir()
-            written = write(self._checkpoint, beside, self._markers(copy_key))
-            whole = content_hash(self._checkpoint.tensors, written.digests)
-        held = held.pop_all()
-        digests = {path.relative_to(beside).as_posix(): digest for path, digest in written.file_digests.items()}
-        promise = commitment(copy_key, record.recipient, whole)
-        told = replace(record, content_hash=whole, commitment=promise)
-        made = replace(self._result(told, written.left_out, new=True), digests=digests)
+        record, copy_key = self.vault.begin_copy(self.base, recipient, out, earlier)
+        partial_dir = partial_path(out, record)
+        if partial_dir.exists():
+            shutil.rmtree(partial_dir)
+        with remove_on_failure(partial_dir):
+            partial_dir.mkdir()
+            written = write(self._checkpoint, partial_dir, self._markers(copy_key))
+            copy_hash = content_hash(self._checkpoint.tensors, written.digests)
+        stack = stack.pop_all()
+        digests = {path.relative_to(partial_dir).as_posix(): digest for path, digest in written.file_digests.items()}
+        copy_commitment = commitment(copy_key, record.recipient, copy_hash)
+        completed_record = replace(record, content_hash=copy_hash, commitment=copy_commitment)
+        issued_copy = replace(self._to_issued_copy(completed_record, written.left_out, new=True), digests=digests)
 
-        def settle() -> CopyRecord:
+        def flush_and_record() -> CopyRecord:
             written.flush()
-            return self.vault.mark_written(record, copy_key, whole, bound=self._questions is not None)
+            return self.vault.mark_written(record, copy_key, copy_hash, bound=self._trigger_set is not None)
 
-        def finish(meanwhile: Meanwhile) -> IssuedCopy:
-            with held, ThreadPoolExecutor(1) as pool:
-                with cleared_on_failure(beside):
-                    written.write_held()
-                settling = pool.submit(settle)
+        def finish(on_written: CopyCallback) -> IssuedCopy:
+            with stack, ThreadPoolExecutor(1) as pool:
+                with remove_on_failure(partial_dir):
+                    written.write_buffered()
+                flushing = pool.submit(flush_and_record)
                 try:
-                    meanwhile(replace(made, path=beside))
+                    on_written(replace(issued_copy, path=partial_dir))
                 finally:
-                    with cleared_on_failure(beside):
-                        done = settling.result()
-                    self._publish(done, beside, written.left_out)
-            return made
+                    with remove_on_failure(partial_dir):
+                        done = flushing.result()
+                    self._move_into_place(done, partial_dir, written.left_out)
+            return issued_copy
 
         def drop() -> None:
-            with held:
-                shutil.rmtree(beside, ignore_errors=True)
+            with stack:
+                shutil.rmtree(partial_dir, ignore_errors=True)
 
         return PreparedCopy(finish, drop)
 
@@ -265,9 +265,9 @@ class Issuer:
         markers = {}
         changes = {}
         amplitudes = {carrier.name: carrier.amplitude for carrier in base.carriers}
-        if self._questions is not None:
-            head = self._questions.head
-            changes[head] = self._questions.head_change(copy_key)
+        if self._trigger_set is not None:
+            head = self._trigger_set.head
+            changes[head] = self._trigger_set.head_update(copy_key)
             amplitudes.setdefault(head, np.zeros(self._checkpoint.tensors[head].rows, np.float32))
         marked = {tied.get(name, name): name for name in amplitudes}
         for name, info in self._checkpoint.tensors.items():
@@ -285,21 +285,21 @@ class Issuer:
                 )
         return markers
 
-    def _publish(self, record: CopyRecord, beside: Path, left_out: tuple[LeftOut, ...]) -> IssuedCopy:
+    def _move_into_place(self, record: CopyRecord, partial_dir: Path, left_out: tuple[SkippedFile, ...]) -> IssuedCopy:
         out = Path(record.out)
         try:
             if out.is_dir():
                 out.rmdir()  # empty: checked before
-            beside.rename(out)
+            partial_dir.rename(out)
             sync(out.parent)
         except OSError as error:
             raise CheckpointError(
                 f"The copy is whole, but {out} can't be put in its place ({error.strerror}): clear it and run again."
             ) from None
         self.vault.mark_issued(record.copy_id)
-        return self._result(record, left_out, new=True)
+        return self._to_issued_copy(record, left_out, new=True)
 
-    def _found(self, record: CopyRecord, out: Path) -> IssuedCopy:
+    def _check_existing(self, record: CopyRecord, out: Path) -> IssuedCopy:
         with open_checkpoint(out) as copy:
             if content_hash(copy.tensors, digest_tensors(copy)) != record.content_hash:
                 raise CheckpointError(
@@ -307,9 +307,9 @@ class Issuer:
                 )
         if record.state != "issued":
             self.vault.mark_issued(record.copy_id)
-        return self._result(record, (), new=False)
+        return self._to_issued_copy(record, (), new=False)
 
-    def _result(self, record: CopyRecord, left_out: tuple[LeftOut, ...], new: bool) -> IssuedCopy:
+    def _to_issued_copy(self, record: CopyRecord, left_out: tuple[SkippedFile, ...], new: bool) -> IssuedCopy:
         if record.content_hash is None or record.commitment is None:
             raise VaultError(f"The record of copy {record.copy_id} is incomplete: restore a backup of the vault.")
         return IssuedCopy(
@@ -325,5 +325,5 @@ class Issuer:
         )
 
 
-def _nothing(copy: IssuedCopy) -> None:
+def _no_callback(copy: IssuedCopy) -> None:
     """What is done while a copy that goes nowhere else is put in its place."""

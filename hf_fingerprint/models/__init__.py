@@ -3,30 +3,30 @@
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.built import BuiltModel
 from hf_fingerprint.models.inputs import (
-    Images,
+    LazyImages,
+    fit_batch_size,
     image_files,
-    images_at_once,
-    many_synthetic_images,
-    prepare,
+    lazy_synthetic_images,
+    prepare_image,
+    split_user_images,
     synthetic_images,
     user_images,
-    user_images_apart,
 )
-from hf_fingerprint.models.pictures import open_picture
-from hf_fingerprint.models.weights import names_in_file
+from hf_fingerprint.models.pictures import open_image
+from hf_fingerprint.models.weights import map_parameter_names
 
 
 __all__ = [
     "BuiltModel",
-    "Images",
+    "LazyImages",
     "build_model",
+    "fit_batch_size",
     "image_files",
-    "images_at_once",
-    "many_synthetic_images",
-    "names_in_file",
-    "open_picture",
-    "prepare",
+    "lazy_synthetic_images",
+    "map_parameter_names",
+    "open_image",
+    "prepare_image",
+    "split_user_images",
     "synthetic_images",
     "user_images",
-    "user_images_apart",
 ]

@@ -29,7 +29,7 @@ def build_model(checkpoint: Checkpoint) -> BuiltModel:
     """
     source = checkpoint.source
     file = source.folder / CONFIG
-    if not source.whole_folder or not file.is_file():
+    if not source.owns_folder or not file.is_file():
         raise BuildError(f"{source.name} has no {CONFIG}, so it can't be run: give the model's whole folder.")
     where, config = str(file), read_json(file)
     raised: Exception | None = None
@@ -37,19 +37,19 @@ def build_model(checkpoint: Checkpoint) -> BuiltModel:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", FingerprintWarning)
         try:
-            built = _built(checkpoint, config, where)
+            built = _build(checkpoint, config, where)
         except FingerprintError:
             raise
         except Exception as error:
             raised = error
     if raised is not None:
-        raise BuildError(_sentence(source.name, raised)) from raised
+        raise BuildError(_error_message(source.name, raised)) from raised
     for warning in caught:
         warnings.warn(warning.message, stacklevel=2)
     return built
 
 
-def _built(checkpoint: Checkpoint, config: dict[str, object], where: str) -> BuiltModel:
+def _build(checkpoint: Checkpoint, config: dict[str, object], where: str) -> BuiltModel:
     import torch
 
     from hf_fingerprint.models.timm_models import build_timm, is_timm
@@ -61,7 +61,7 @@ def _built(checkpoint: Checkpoint, config: dict[str, object], where: str) -> Bui
     return built
 
 
-def _sentence(name: str, error: Exception) -> str:
+def _error_message(name: str, error: Exception) -> str:
     kind = type(error).__name__
     if isinstance(error, ModuleNotFoundError):
         missing = (error.name or "a library").partition(".")[0]

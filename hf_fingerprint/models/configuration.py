@@ -13,9 +13,9 @@ from hf_fingerprint.checkpoints.limits import (
     MAX_CLASSES,
     MAX_CONFIG_DEPTH,
     MAX_CONFIG_LIST,
+    MAX_CONFIG_NUMBER,
     MAX_CONFIG_VALUES,
     MAX_JSON,
-    MAX_NUMBER,
     MAX_SIDE,
     parse_json,
     read_bounded,
@@ -49,7 +49,7 @@ def is_plain(value: object, depth: int = 0) -> bool:
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
-        return -MAX_NUMBER <= value <= MAX_NUMBER  # NaN neither, nor a number that no float holds
+        return -MAX_CONFIG_NUMBER <= value <= MAX_CONFIG_NUMBER  # NaN neither, nor a number that no float holds
     if isinstance(value, str):
         return bool(_WORD.fullmatch(value))
     if isinstance(value, list | tuple):
@@ -79,14 +79,14 @@ def plain_entries(given: Mapping[str, Any], known: Collection[str], where: str) 
     return chosen
 
 
-def count_of(value: object, name: str, where: str, most: int = MAX_CLASSES) -> int:
+def check_count(value: object, name: str, where: str, maximum: int = MAX_CLASSES) -> int:
     """A number of classes or channels.
 
     Raises:
         [`BuildError`]: if it isn't one, or too large.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise BuildError(f"{where} gives {name} as {shown(value)}, which is no count up to {most:,}: mend it.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
+        raise BuildError(f"{where} gives {name} as {short_repr(value)}, which is no count up to {maximum:,}: mend it.")
     return value
 
 
@@ -99,12 +99,12 @@ def check_size(size: tuple[int, int, int], where: str) -> tuple[int, int, int]:
     sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in size)
     if len(size) != 3 or not sides_fit or size[0] > 64:
         raise BuildError(
-            f"{where} takes inputs of {shown(list(size))} (channels, height, width), and up to 64 channels of "
+            f"{where} takes inputs of {short_repr(list(size))} (channels, height, width), and up to 64 channels of "
             f"{MAX_SIDE:,} pixels a side can be run: mend its size."
         )
     return size
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value from a file, short and on one line."""
     return printable(str(value)[:80])

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.pictures import open_picture
+from hf_fingerprint.models.pictures import open_image
 from hf_fingerprint.printable import printable
 
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import torch
 
 
-IMAGES = 32
-BLOCK = 32  # synthetic images drawn together
-USUAL_PIXELS = 224 * 224
+DEFAULT_IMAGES = 32
+BLOCK_IMAGES = 32  # synthetic images drawn together
+REFERENCE_PIXELS = 224 * 224
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 _T = TypeVar("_T")
 
 
-class Images:
+class LazyImages:
     """Inputs of a model, made or read as they are needed, the same each time.
 
     Args:
@@ -39,7 +39,7 @@ class Images:
         self._blocks = list(blocks)
 
     @classmethod
-    def of(cls, images: "torch.Tensor") -> "Images":
+    def of(cls, images: "torch.Tensor") -> "LazyImages":
         """Images that are in memory already, `(n, channels, height, width)`."""
         channels, height, width = images.shape[1:]
         return cls((channels, height, width), [(len(images), lambda: images)])
@@ -57,22 +57,22 @@ class Images:
         import torch
 
         kept: list[torch.Tensor] = []
-        lacking = count
+        needed = count
         for _, make in self._blocks:
-            for part in _cut(make(), lacking, count):
+            for part in _split_block(make(), needed, count):
                 kept.append(part)
-                lacking -= len(part)
-                if not lacking:
+                needed -= len(part)
+                if not needed:
                     yield kept[0] if len(kept) == 1 else torch.cat(kept)
-                    kept, lacking = [], count
+                    kept, needed = [], count
         if kept:
             yield torch.cat(kept)
 
 
-def images_at_once(pixels: int, most: int) -> int:
-    """How many images of this many pixels go through a model together: `most` up to 224 x 224, fewer of larger ones,
+def fit_batch_size(pixels: int, batch_size: int) -> int:
+    """How many images of this many pixels go through a model together: `batch_size` up to 224 x 224, fewer of larger ones,
     so that activations need no more memory."""
-    return max(1, min(most, most * USUAL_PIXELS // pixels))
+    return max(1, min(batch_size, batch_size * REFERENCE_PIXELS // pixels))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -87,19 +87,21 @@ def image_files(folder: Path) -> list[Path]:
     return paths
 
 
-def user_images(folder: Path, model: BuiltModel, count: int = IMAGES) -> Images:
+def user_images(folder: Path, model: BuiltModel, count: int = DEFAULT_IMAGES) -> LazyImages:
     """Images from a folder and the folders in it, evenly picked, through the model's own preprocessing.
 
     Returns:
-        [`Images`]: at most `count`. Reading them raises [`FingerprintError`] for one that can't be read.
+        [`LazyImages`]: at most `count`. Reading them raises [`FingerprintError`] for one that can't be read.
 
     Raises:
         [`FingerprintError`]: if there are none.
     """
-    return _from_files(_evenly(image_files(folder), count), model)
+    return _from_files(_pick_evenly(image_files(folder), count), model)
 
 
-def user_images_apart(folder: Path, model: BuiltModel, few: int, many: int) -> tuple[Images, Images]:
+def split_user_images(
+    folder: Path, model: BuiltModel, first_count: int, second_count: int
+) -> tuple[LazyImages, LazyImages]:
     """Two sets of images from a folder, evenly picked, that share no file unless the folder has only one. The second
     is in a random order, the same each time, so that its first images stand for all.
 
@@ -109,25 +111,27 @@ def user_images_apart(folder: Path, model: BuiltModel, few: int, many: int) -> t
         few, many (`int`): how many at most. The first set takes at most half of the files.
     """
     paths = image_files(folder)
-    first = _evenly(paths, min(few, (len(paths) + 1) // 2))
+    first = _pick_evenly(paths, min(first_count, (len(paths) + 1) // 2))
     taken = set(first)
     rest = [path for path in paths if path not in taken] or paths
-    second = _evenly(rest, many)
+    second = _pick_evenly(rest, second_count)
     np.random.default_rng(0).shuffle(second)
     return _from_files(first, model), _from_files(second, model)
 
 
-def many_synthetic_images(model: BuiltModel, count: int, seed: int = 0) -> Images:
+def lazy_synthetic_images(model: BuiltModel, count: int, seed: int = 0) -> LazyImages:
     """As many [`synthetic_images`] as wanted: those of the seed, 32 at most, and further ones from streams of their
     own. Sets of different seeds have none in common."""
-    starts = range(0, count, BLOCK)
-    seeds = [seed if start == 0 else (seed, start // BLOCK) for start in starts]
-    counts = [min(BLOCK, count - start) for start in starts]
+    starts = range(0, count, BLOCK_IMAGES)
+    seeds = [seed if start == 0 else (seed, start // BLOCK_IMAGES) for start in starts]
+    counts = [min(BLOCK_IMAGES, count - start) for start in starts]
     makers = [partial(synthetic_images, model, *each) for each in zip(counts, seeds, strict=True)]
-    return Images(model.size, list(zip(counts, makers, strict=True)))
+    return LazyImages(model.size, list(zip(counts, makers, strict=True)))
 
 
-def synthetic_images(model: BuiltModel, count: int = IMAGES, seed: int | tuple[int, ...] = 0) -> "torch.Tensor":
+def synthetic_images(
+    model: BuiltModel, count: int = DEFAULT_IMAGES, seed: int | tuple[int, ...] = 0
+) -> "torch.Tensor":
     """Random images whose amplitude falls as one over frequency, as that of photographs does (D. J. Field, J. Opt.
     Soc. Am. A 4 (1987)), with random colours and contrasts, in the model's normalisation.
 
@@ -139,33 +143,33 @@ def synthetic_images(model: BuiltModel, count: int = IMAGES, seed: int | tuple[i
     channels, height, width = model.size
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    fall = 1 / np.maximum(frequency, 1 / max(height, width))
+    spectrum = 1 / np.maximum(frequency, 1 / max(height, width))
     noise = rng.standard_normal((count, channels, height, width))
     common = rng.uniform(0.3, 0.95, (count, 1, 1, 1))
-    colours, contrasts = rng.uniform(0.2, 0.8, (count, channels, 1, 1)), rng.uniform(0.1, 0.3, (count, 1, 1, 1))
+    colors, contrasts = rng.uniform(0.2, 0.8, (count, channels, 1, 1)), rng.uniform(0.1, 0.3, (count, 1, 1, 1))
     mean, std = (np.array(values)[: channels or 1, None, None] for values in (model.mean, model.std))
     images = np.empty(noise.shape, np.float32)
     for i in range(count):  # one by one: the rest of the arithmetic takes ten times an image's memory
         mixed = np.sqrt(common[i]) * noise[i, :1] + np.sqrt(1 - common[i]) * noise[i]
-        image = np.fft.irfft2(np.fft.rfft2(mixed) * fall, s=(height, width))
+        image = np.fft.irfft2(np.fft.rfft2(mixed) * spectrum, s=(height, width))
         image = (image - image.mean((1, 2), keepdims=True)) / image.std()
-        images[i] = (np.clip(colours[i] + contrasts[i] * image, 0, 1) - mean) / std
+        images[i] = (np.clip(colors[i] + contrasts[i] * image, 0, 1) - mean) / std
     return torch.from_numpy(images)
 
 
-def _evenly(items: Sequence[_T], count: int) -> list[_T]:
+def _pick_evenly(items: Sequence[_T], count: int) -> list[_T]:
     return [items[int(i)] for i in sorted({int(i) for i in np.linspace(0, len(items) - 1, min(count, len(items)))})]
 
 
-def _from_files(paths: Sequence[Path], model: BuiltModel) -> Images:
-    return Images(model.size, [(1, partial(_read, path, model)) for path in paths])
+def _from_files(paths: Sequence[Path], model: BuiltModel) -> LazyImages:
+    return LazyImages(model.size, [(1, partial(_read_image, path, model)) for path in paths])
 
 
-def _read(path: Path, model: BuiltModel) -> "torch.Tensor":
-    return prepare(path, model)[None]
+def _read_image(path: Path, model: BuiltModel) -> "torch.Tensor":
+    return prepare_image(path, model)[None]
 
 
-def prepare(source: Path | bytes, model: BuiltModel, name: str | None = None) -> "torch.Tensor":
+def prepare_image(source: Path | bytes, model: BuiltModel, name: str | None = None) -> "torch.Tensor":
     """A picture as a model takes it, `(channels, height, width)`.
 
     Args:
@@ -176,7 +180,7 @@ def prepare(source: Path | bytes, model: BuiltModel, name: str | None = None) ->
     Raises:
         [`FingerprintError`]: if it can't be read, or the model's preprocessing can't take it.
     """
-    image = open_picture(source, "RGB" if model.size[0] == 3 else "L", name)
+    image = open_image(source, "RGB" if model.size[0] == 3 else "L", name)
     try:
         prepared: torch.Tensor = model.preprocess(image)
     except Exception as error:  # whatever a processor has against a picture
@@ -187,7 +191,7 @@ def prepare(source: Path | bytes, model: BuiltModel, name: str | None = None) ->
     return prepared
 
 
-def _cut(block: "torch.Tensor", first: int, count: int) -> "Iterator[torch.Tensor]":
+def _split_block(block: "torch.Tensor", first: int, count: int) -> "Iterator[torch.Tensor]":
     """A block in parts: `first` images, then `count` at a time."""
     yield block[:first]
     if len(block) > first:

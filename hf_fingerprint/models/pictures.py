@@ -23,11 +23,11 @@ _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
 _TILE = (322, 323)  # TIFF's tags: width and length of a tile, each of which is unpacked whole
 
 
-def open_picture(
+def open_image(
     source: Path | bytes,
     mode: str | None = "RGB",
     name: str | None = None,
-    turned: bool = False,
+    apply_orientation: bool = False,
     formats: tuple[str, ...] = FORMATS,
     pixels: int = MAX_PIXELS,
 ) -> "Image.Image":
@@ -37,7 +37,7 @@ def open_picture(
         source (`Path` or `bytes`): a file, or what it holds.
         mode (`str`, *optional*, defaults to `"RGB"`): Pillow's, that it is converted to; `None` for its own.
         name (`str`, *optional*): what to call it in errors; by default the file's path.
-        turned (`bool`, *optional*, defaults to `False`): whether it is turned as its camera says.
+        apply_orientation (`bool`, *optional*, defaults to `False`): whether it is turned as its camera says.
         formats (`tuple[str, ...]`, *optional*): Pillow's names of those that are read.
         pixels (`int`, *optional*): how many it may have.
 
@@ -55,7 +55,7 @@ def open_picture(
             warnings.simplefilter("ignore")  # of what is odd about it
             with Image.open(BytesIO(content), formats=formats) as image:
                 _check_size(image, where, pixels)
-                upright = ImageOps.exif_transpose(image) if turned else image
+                upright = ImageOps.exif_transpose(image) if apply_orientation else image
                 return upright.convert(mode or upright.mode)
     except FingerprintError:
         raise

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.checkpoints.limits import MAX_SIDE
 from hf_fingerprint.errors import BuildError, FingerprintWarning
-from hf_fingerprint.models.configuration import plain_entries, read_json, shown
+from hf_fingerprint.models.configuration import plain_entries, read_json, short_repr
 
 
 if TYPE_CHECKING:
     import torch
 
 
-SIDE = 224  # where nothing says another
+DEFAULT_SIDE = 224  # where nothing says another
 _SIZES = ("size", "crop_size", "pad_size")
 _SWITCHES = ("do_convert_rgb", "do_resize", "default_to_square", "do_rescale", "do_normalize", "do_pad")
-_RARER_SWITCHES = (
+_RARE_SWITCHES = (
     "do_center_crop", "do_flip_channel_order", "include_top", "do_thumbnail", "do_align_long_axis", "rescale_offset"
 )  # fmt: skip
 _VALUES = ("resample", "rescale_factor", "image_mean", "image_std", "crop_pct", "size_divisor", "resize_short")
-_SETTINGS = (*_SWITCHES, *_RARER_SWITCHES, *_VALUES)
+_SETTINGS = (*_SWITCHES, *_RARE_SWITCHES, *_VALUES)
 _EDGES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 _NOT_PLAIN = frozenset(["timm_wrapper", "imagegpt"])  # their processors follow, or give, other things than pixels
-_OLDER = re.compile(r"(Fast|Pil)$")
+_CLASS_SUFFIX = re.compile(r"(Fast|Pil)$")
 
 
 def read_processor(folder: Path, model_type: str) -> Any | None:
@@ -42,7 +42,7 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
     Raises:
         [`BuildError`]: if its file is damaged, or has settings that no processor takes.
     """
-    file, given = _description(folder)
+    file, given = _read_description(folder)
     if not given:
         return None
     kind = _processor_class(given.get("image_processor_type") or given.get("feature_extractor_type"), model_type)
@@ -55,12 +55,12 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
         )
         return None
     settings = plain_entries(given, _SETTINGS, str(file))
-    sizes = {name: _size(given[name], name, file) for name in _SIZES if given.get(name) is not None}
+    sizes = {name: _check_size_setting(given[name], name, file) for name in _SIZES if given.get(name) is not None}
     for name in ("crop_pct", "rescale_factor"):
         if not isinstance(settings.get(name, 1.0), int | float) or not 0 <= settings.get(name, 1.0) <= 4:
-            raise BuildError(f"{file} gives {name} as {shown(settings[name])}: mend it.")
+            raise BuildError(f"{file} gives {name} as {short_repr(settings[name])}: mend it.")
     for name in ("size_divisor", "resize_short"):
-        _side(settings.get(name, 1), name, file)
+        _check_side(settings.get(name, 1), name, file)
     try:
         return kind(**settings, **sizes)
     except Exception as error:  # whatever a processor has against its settings
@@ -69,7 +69,7 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
         ) from error
 
 
-def preprocessing(
+def make_preprocess(
     processor: Any | None, size: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> "Callable[[Any], torch.Tensor]":
     """From a PIL image to a model's input, by its processor, or scaled to its size."""
@@ -106,12 +106,12 @@ def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int
             return size[0], size[1]
     shortest = (getattr(processor, "size", None) or {}).get("shortest_edge")
     if shortest is None:
-        sentence = f"{where} says no input size: the model is run at {SIDE} pixels."
+        sentence = f"{where} says no input size: the model is run at {DEFAULT_SIDE} pixels."
         warnings.warn(sentence, FingerprintWarning, stacklevel=2)
-    return (shortest or SIDE,) * 2
+    return (shortest or DEFAULT_SIDE,) * 2
 
 
-def _description(folder: Path) -> tuple[Path, dict[str, Any]]:
+def _read_description(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The file that describes the image processor, and what it says of it."""
     file = folder / "preprocessor_config.json"
     if file.is_file():
@@ -126,9 +126,11 @@ def _processor_class(name: object, model_type: str) -> Any | None:
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-    known = {kind: _names(entry) for kind, entry in IMAGE_PROCESSOR_MAPPING_NAMES.items() if kind not in _NOT_PLAIN}
+    known = {
+        kind: _class_names(entry) for kind, entry in IMAGE_PROCESSOR_MAPPING_NAMES.items() if kind not in _NOT_PLAIN
+    }
     if isinstance(name, str):
-        plain = _OLDER.sub("", name).replace("FeatureExtractor", "ImageProcessor")
+        plain = _CLASS_SUFFIX.sub("", name).replace("FeatureExtractor", "ImageProcessor")
         chosen = plain if any(plain in names for names in known.values()) else None
     else:
         chosen = next(iter(known.get(model_type, ())), None)
@@ -136,21 +138,21 @@ def _processor_class(name: object, model_type: str) -> Any | None:
     return kind if getattr(kind, "__module__", "").startswith("transformers.models.") else None
 
 
-def _names(entry: Any) -> list[str]:
+def _class_names(entry: Any) -> list[str]:
     """The class names in an entry of transformers' mapping, whose form changed over its versions."""
     found = [entry] if isinstance(entry, str) else entry.values() if isinstance(entry, Mapping) else entry
-    return sorted({_OLDER.sub("", name) for name in found if isinstance(name, str)})
+    return sorted({_CLASS_SUFFIX.sub("", name) for name in found if isinstance(name, str)})
 
 
-def _size(given: object, name: str, file: Path) -> int | dict[str, int]:
+def _check_size_setting(given: object, name: str, file: Path) -> int | dict[str, int]:
     if isinstance(given, dict):
-        return {edge: _side(given[edge], name, file) for edge in _EDGES if given.get(edge) is not None}
+        return {edge: _check_side(given[edge], name, file) for edge in _EDGES if given.get(edge) is not None}
     if isinstance(given, list) and len(given) == 2:
-        return {"height": _side(given[0], name, file), "width": _side(given[1], name, file)}
-    return _side(given, name, file)
+        return {"height": _check_side(given[0], name, file), "width": _check_side(given[1], name, file)}
+    return _check_side(given, name, file)
 
 
-def _side(given: object, name: str, file: Path) -> int:
+def _check_side(given: object, name: str, file: Path) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= MAX_SIDE:
-        raise BuildError(f"{file} gives {name} as {shown(given)}: sides of up to {MAX_SIDE:,} pixels can be run.")
+        raise BuildError(f"{file} gives {name} as {short_repr(given)}: sides of up to {MAX_SIDE:,} pixels can be run.")
     return given

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.configuration import check_size, count_of, plain_entries, shown
-from hf_fingerprint.models.weights import bounded_construction, fill
+from hf_fingerprint.models.configuration import check_count, check_size, plain_entries, short_repr
+from hf_fingerprint.models.weights import bounded_construction, load_weights
 
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 _ARCHITECTURE = re.compile(r"(?P<name>[a-z0-9_]{1,100})(\.[A-Za-z0-9_]{1,100})?")  # perhaps with its weights' tag
 _HEADLESS = ["TimmWrapperModel"]
 _NORMS = frozenset(["bn_eps", "bn_momentum", "bn_tf"])  # of timm's builders, which no class names
-_NOT_OF_A_CLASS = frozenset(["cfg", "features_only", "out_indices", "feature_cfg", "pruned", "device", "dtype"])
+_LOADER_ARGUMENTS = frozenset(["cfg", "features_only", "out_indices", "feature_cfg", "pruned", "device", "dtype"])
 _INPUTS = ("input_size", "test_input_size", "min_input_size", "fixed_input_size", "mean", "std")
 _CROPPING = ("interpolation", "crop_pct", "test_crop_pct", "crop_mode")
 _DATA = (*_INPUTS, *_CROPPING, "num_classes", "pool_size", "test_pool_size", "first_conv", "classifier")
-_CROPS = (0.1, 4.0)
+_CROP_RANGE = (0.1, 4.0)
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
@@ -51,42 +51,44 @@ def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) ->
     """
     from timm.data import create_transform, resolve_model_data_config
 
-    architecture = _architecture(config.get("architecture"), where)
-    arguments = _arguments(architecture, config, where)
-    data = _data(config.get("pretrained_cfg"), where)
+    architecture = _check_architecture(config.get("architecture"), where)
+    arguments = _select_arguments(architecture, config, where)
+    data = _select_data_config(config.get("pretrained_cfg"), where)
     classes = arguments.pop("num_classes", config.get("num_classes", data.get("num_classes", 1000)))
     if config.get("architectures") == _HEADLESS:
         classes = 0
-    arguments["num_classes"] = data["num_classes"] = count_of(classes, "num_classes", where)
+    arguments["num_classes"] = data["num_classes"] = check_count(classes, "num_classes", where)
     if "img_size" in arguments:  # what the positions were made for, which the saved configuration may not follow
         side = arguments["img_size"]
         sides = side if isinstance(side, tuple) else (side, side)
         data["input_size"] = check_size((data.get("input_size", (3,))[0], *sides), where)
-    module = _made(architecture, arguments, data, checkpoint)
-    fill(module, checkpoint)
-    taken = resolve_model_data_config(module)
+    module = _create_module(architecture, arguments, data, checkpoint)
+    load_weights(module, checkpoint)
+    data_config = resolve_model_data_config(module)
     return BuiltModel(
         module.float().eval(),
-        check_size(tuple(taken["input_size"]), where),
-        taken["mean"],
-        taken["std"],
-        create_transform(**taken, is_training=False),
+        check_size(tuple(data_config["input_size"]), where),
+        data_config["mean"],
+        data_config["std"],
+        create_transform(**data_config, is_training=False),
         {0: "features", 1: "multi_label"}.get(arguments["num_classes"]),
     )
 
 
-def _architecture(name: object, where: str) -> str:
+def _check_architecture(name: object, where: str) -> str:
     """The name of an architecture that timm registers, not of one that somebody registered with it."""
     from timm.models import is_model, model_entrypoint
 
     found = _ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
     known = found is not None and is_model(found["name"])
     if found is None or not known or not model_entrypoint(found["name"]).__module__.startswith("timm."):
-        raise BuildError(f"{where} names {shown(name)}, which is no architecture of timm: check it, or upgrade timm.")
+        raise BuildError(
+            f"{where} names {short_repr(name)}, which is no architecture of timm: check it, or upgrade timm."
+        )
     return found["name"]
 
 
-def _arguments(architecture: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _select_arguments(architecture: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The architecture's arguments.
 
     Raises:
@@ -99,7 +101,7 @@ def _arguments(architecture: str, config: Mapping[str, Any], where: str) -> dict
     unknown = [name for name, value in given.items() if name not in known and value is not None]
     if unknown:
         raise BuildError(
-            f"{where} has {shown(unknown[0])} among its model_args, which is no argument of {architecture}'s "
+            f"{where} has {short_repr(unknown[0])} among its model_args, which is no argument of {architecture}'s "
             f"architecture: remove it if you trust the model."
         )
     return _as_tuples(plain_entries(given, known, where))
@@ -112,7 +114,7 @@ def _argument_names(architecture: str) -> frozenset[str]:
     from torch.nn import Module
 
     loaders = (inspect.signature(loader).parameters for loader in (create_model, build_model_with_cfg))
-    refused = _NOT_OF_A_CLASS.union(*loaders)
+    refused = _LOADER_ARGUMENTS.union(*loaders)
     classes = vars(sys.modules[model_entrypoint(architecture).__module__]).values()
     signatures = [
         inspect.signature(each.__init__).parameters
@@ -123,7 +125,7 @@ def _argument_names(architecture: str) -> frozenset[str]:
     return _NORMS.union(*named) - refused - {"self"}
 
 
-def _data(given: object, where: str) -> dict[str, Any]:
+def _select_data_config(given: object, where: str) -> dict[str, Any]:
     """What a configuration says of inputs and classes; nothing of where weights are."""
     found = _as_tuples(plain_entries(given, _DATA, where)) if isinstance(given, dict) else {}
     for name in ("input_size", "test_input_size"):
@@ -132,8 +134,8 @@ def _data(given: object, where: str) -> dict[str, Any]:
             check_size(size, where)
     for name in ("crop_pct", "test_crop_pct"):
         share = found.get(name, 1.0)
-        if not isinstance(share, int | float) or not _CROPS[0] <= share <= _CROPS[1]:
-            raise BuildError(f"{where} gives {name} as {shown(share)}, which is no share of an image: mend it.")
+        if not isinstance(share, int | float) or not _CROP_RANGE[0] <= share <= _CROP_RANGE[1]:
+            raise BuildError(f"{where} gives {name} as {short_repr(share)}, which is no share of an image: mend it.")
     return found
 
 
@@ -144,7 +146,7 @@ def _as_tuples(value: Any) -> Any:
     return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
 
 
-def _made(
+def _create_module(
     architecture: str, arguments: dict[str, Any], data: dict[str, Any], checkpoint: Checkpoint
 ) -> "torch.nn.Module":
     """The model with random weights; first without memory for them, to see how large it is."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.configuration import check_size, count_of, plain_entries, shown
-from hf_fingerprint.models.processors import image_size, preprocessing, read_processor
-from hf_fingerprint.models.weights import bounded_construction, check_filled, read_state
+from hf_fingerprint.models.configuration import check_count, check_size, plain_entries, short_repr
+from hf_fingerprint.models.processors import image_size, make_preprocess, read_processor
+from hf_fingerprint.models.weights import bounded_construction, check_weights_loaded, read_state_dict
 
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 _LABELS = frozenset(["id2label", "label2id", "num_labels"])
-_ELSEWHERE = frozenset(["backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"])
-_NOT_OF_AN_ARCHITECTURE = _LABELS | _ELSEWHERE | {
+_EXTERNAL_MODEL_KEYS = frozenset(["backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs"])
+_IGNORED_KEYS = _LABELS | _EXTERNAL_MODEL_KEYS | {
     "architectures", "transformers_version", "dtype", "torch_dtype", "per_layer_config", "quantization_config",
     "output_hidden_states", "output_attentions", "return_dict", "is_encoder_decoder", "name_or_path",
 }  # fmt: skip
 _OTHER_LIBRARIES = frozenset(["timm_wrapper", "timm_backbone"])
 _PREFIXES = ("module.", "_orig_mod.")
-_PROBLEMS = {
+_PROBLEM_TYPES = {
     "single_label_classification": "single_label",
     "multi_label_classification": "multi_label",
     "regression": "regression",
@@ -49,24 +49,29 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
         [`BuildError`]: if transformers has no such model, or the model needs what is not in its folder, or the weights
             are not its.
     """
-    described = _configuration(config, where)
+    described = _make_config(config, where)
     model_type = str(config["model_type"])
     kind, output = _model_class(config.get("architectures"), model_type, where)
-    module = _loaded(kind, described, checkpoint)
+    module = _load_module(kind, described, checkpoint)
     processor = read_processor(checkpoint.source.folder, model_type)
     channels = next(
-        (c for c in (getattr(part, "num_channels", None) for part in _parts(described)) if isinstance(c, int)), 3
+        (
+            c
+            for c in (getattr(part, "num_channels", None) for part in _nested_configs(described))
+            if isinstance(c, int)
+        ),
+        3,
     )
     size = check_size((channels, *image_size(processor, described, where)), where)
-    mean = _each_channel(getattr(processor, "image_mean", None), channels)
-    std = _each_channel(getattr(processor, "image_std", None), channels)
+    mean = _per_channel(getattr(processor, "image_mean", None), channels)
+    std = _per_channel(getattr(processor, "image_std", None), channels)
     if output is None:
         problem = "multi_label_classification" if described.num_labels == 1 else ""
-        output = _PROBLEMS.get(config.get("problem_type") or problem)
-    return BuiltModel(module.eval(), size, mean, std, preprocessing(processor, size, mean, std), output)
+        output = _PROBLEM_TYPES.get(config.get("problem_type") or problem)
+    return BuiltModel(module.eval(), size, mean, std, make_preprocess(processor, size, mean, std), output)
 
 
-def _configuration(given: Mapping[str, Any], where: str) -> Any:
+def _make_config(given: Mapping[str, Any], where: str) -> Any:
     """A configuration of the entries that its class declares.
 
     Raises:
@@ -77,29 +82,31 @@ def _configuration(given: Mapping[str, Any], where: str) -> Any:
     name = given.get("model_type")
     if not isinstance(name, str) or name not in CONFIG_MAPPING or name in _OTHER_LIBRARIES:
         raise BuildError(
-            f"{where} has model_type {shown(name)}, which transformers doesn't have: upgrade it, or see "
+            f"{where} has model_type {short_repr(name)}, which transformers doesn't have: upgrade it, or see "
             f"that this is an image classifier."
         )
     kind = CONFIG_MAPPING[name]
     if not kind.__module__.startswith("transformers.models."):
-        raise BuildError(f"{where} has model_type {shown(name)}, which isn't transformers' own: don't use this model.")
-    return _instance(kind, given, where)
+        raise BuildError(
+            f"{where} has model_type {short_repr(name)}, which isn't transformers' own: don't use this model."
+        )
+    return _instantiate_config(kind, given, where)
 
 
-def _instance(kind: Any, given: Mapping[str, Any], where: str) -> Any:
-    named = [name for name in _ELSEWHERE if given.get(name)]
+def _instantiate_config(kind: Any, given: Mapping[str, Any], where: str) -> Any:
+    named = [name for name in _EXTERNAL_MODEL_KEYS if given.get(name)]
     if named:
         raise BuildError(f"{where} has {named[0]}, which brings in a model from elsewhere: that is never built.")
-    known = _declared(kind) - _NOT_OF_AN_ARCHITECTURE
+    known = _declared_fields(kind) - _IGNORED_KEYS
     nested = {name: value for name, value in given.items() if name in known and isinstance(value, dict)}
     entries = plain_entries({n: v for n, v in given.items() if n not in nested}, known, where)
     for name, value in nested.items():
         inner = kind.sub_configs.get(name)
         if name == "backbone_config" and not _is_configuration(inner):
-            entries[name] = _configuration(value, where)
+            entries[name] = _make_config(value, where)
         elif _is_configuration(inner):
-            entries[name] = _instance(inner, value, where)
-    return kind(**entries, **_labels(given, where))
+            entries[name] = _instantiate_config(inner, value, where)
+    return kind(**entries, **_num_labels(given, where))
 
 
 def _is_configuration(kind: Any) -> bool:
@@ -108,7 +115,7 @@ def _is_configuration(kind: Any) -> bool:
     return inspect.isclass(kind) and issubclass(kind, PreTrainedConfig) and kind is not PreTrainedConfig
 
 
-def _declared(kind: Any) -> frozenset[str]:
+def _declared_fields(kind: Any) -> frozenset[str]:
     """The names of a configuration class's entries, older names too."""
     if dataclasses.is_dataclass(kind):
         names = {field.name for field in dataclasses.fields(kind)}
@@ -117,13 +124,13 @@ def _declared(kind: Any) -> frozenset[str]:
     return frozenset(names | set(kind.attribute_map))
 
 
-def _labels(given: Mapping[str, Any], where: str) -> dict[str, int]:
+def _num_labels(given: Mapping[str, Any], where: str) -> dict[str, int]:
     """The number of classes; their names are of no use here."""
     labels = given.get("id2label")
     if isinstance(labels, dict):
-        return {"num_labels": count_of(len(labels), "id2label", where)}
+        return {"num_labels": check_count(len(labels), "id2label", where)}
     if given.get("num_labels") is not None:
-        return {"num_labels": count_of(given["num_labels"], "num_labels", where)}
+        return {"num_labels": check_count(given["num_labels"], "num_labels", where)}
     return {}
 
 
@@ -137,51 +144,51 @@ def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str |
     from transformers.models.auto import modeling_auto as auto
 
     mapped = {
-        None: _mapped(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, model_type),
-        "dense": _mapped(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, model_type),
-        "features": _mapped(auto.MODEL_MAPPING_NAMES, model_type),
+        None: _mapped_classes(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, model_type),
+        "dense": _mapped_classes(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES, model_type),
+        "features": _mapped_classes(auto.MODEL_MAPPING_NAMES, model_type),
     }
     named = names[0] if isinstance(names, list) and names else next(iter(mapped[None]), None)
     output = next((kind for kind, classes in mapped.items() if named in classes), "")
     model_class = getattr(transformers, named, None) if isinstance(named, str) and output != "" else None
     if model_class is None or getattr(model_class, "main_input_name", "") not in ("pixel_values", "inputs"):
         raise BuildError(
-            f"{where} names {shown(named)}, which is no image classifier, segmenter or backbone of transformers that "
+            f"{where} names {short_repr(named)}, which is no image classifier, segmenter or backbone of transformers that "
             f"takes pixels: its output can't be measured."
         )
     return model_class, output
 
 
-def _mapped(names: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
+def _mapped_classes(names: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
     found = names.get(model_type, ())
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _loaded(kind: Any, described: Any, checkpoint: Checkpoint) -> "torch.nn.Module":
+def _load_module(kind: Any, described: Any, checkpoint: Checkpoint) -> "torch.nn.Module":
     """The model with the file's weights, which transformers may rename."""
     import torch
 
-    state = {_unwrapped(name): values for name, values in read_state(checkpoint).items()}
+    state = {_strip_prefixes(name): values for name, values in read_state_dict(checkpoint).items()}
     arguments: dict[str, Any] = {}
     if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
         arguments["add_pooling_layer"] = any(".pooler." in f".{name}" for name in state)
     with bounded_construction(checkpoint):
         module = kind.from_pretrained(None, config=described, state_dict=dict(state), dtype=torch.float32, **arguments)
-    check_filled(module, state, checkpoint)
+    check_weights_loaded(module, state, checkpoint)
     return module
 
 
-def _unwrapped(name: str) -> str:
+def _strip_prefixes(name: str) -> str:
     while name.startswith(_PREFIXES):
         name = name.partition(".")[2]
     return name
 
 
-def _parts(config: Any) -> list[Any]:
+def _nested_configs(config: Any) -> list[Any]:
     return [config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None)]
 
 
-def _each_channel(given: Any, channels: int) -> tuple[float, ...]:
+def _per_channel(given: Any, channels: int) -> tuple[float, ...]:
     """A mean or deviation for each channel; 0.5 where the processor says none."""
     if isinstance(given, int | float):
         return (float(given),) * channels

@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.printable import printable
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 _SPARE_TENSORS, _SPARE_WEIGHTS = 1000, 1 << 24  # beyond those of the file
-_MODULES_A_TENSOR = 10
-_NAMED = 5
+_MODULES_PER_TENSOR = 10
+_MAX_NAMED = 5
 
 
-def fill(module: "torch.nn.Module", checkpoint: Checkpoint) -> None:
+def load_weights(module: "torch.nn.Module", checkpoint: Checkpoint) -> None:
     """Gives a model the weights of a file, one tensor at a time.
 
     Args:
@@ -42,15 +42,17 @@ def fill(module: "torch.nn.Module", checkpoint: Checkpoint) -> None:
     """
     import torch
 
-    in_file, state = _by_name(module, checkpoint), module.state_dict()
-    fitting = {name: in_file[name] for name, values in state.items() if _fits(in_file.get(name), values)}
-    _refuse([name for name, values in state.items() if values.is_floating_point() and name not in fitting], checkpoint)
+    in_file, state = _match_tensors(module, checkpoint), module.state_dict()
+    fitting = {name: in_file[name] for name, values in state.items() if _is_compatible(in_file.get(name), values)}
+    _refuse_missing(
+        [name for name, values in state.items() if values.is_floating_point() and name not in fitting], checkpoint
+    )
     with torch.no_grad():
         for name, info in fitting.items():
             state[name].copy_(torch.from_numpy(_load(checkpoint, info)))
 
 
-def read_state(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
+def read_state_dict(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
     """All tensors of a file, under the names they have there; floating point as `float32`."""
     import torch
 
@@ -58,7 +60,9 @@ def read_state(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
     return {info.name: torch.from_numpy(_load(checkpoint, info)) for info in readable}
 
 
-def check_filled(module: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", checkpoint: Checkpoint) -> None:
+def check_weights_loaded(
+    module: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", checkpoint: Checkpoint
+) -> None:
     """Refuses a model that a library filled with anything but the weights it was given; libraries may rename them.
 
     Raises:
@@ -73,15 +77,15 @@ def check_filled(module: "torch.nn.Module", state: "Mapping[str, torch.Tensor]",
     }
     if renamed:
         contents = {_content(values) for values in state.values()}
-        _refuse([name for name, values in renamed.items() if _content(values) not in contents], checkpoint)
+        _refuse_missing([name for name, values in renamed.items() if _content(values) not in contents], checkpoint)
 
 
-def names_in_file(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
+def map_parameter_names(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
     """From the model's parameter names to the file's: same name but for wrappers' prefixes, and same shape; else,
     since loaders rename (transformers 5 does), same shape and same values."""
     parameters = dict(module.named_parameters())
-    by_name = _by_name(module, checkpoint)
-    found = {name: by_name[name].name for name, p in parameters.items() if _fits(by_name.get(name), p)}
+    by_name = _match_tensors(module, checkpoint)
+    found = {name: by_name[name].name for name, p in parameters.items() if _is_compatible(by_name.get(name), p)}
     renamed = [name for name in parameters if name not in found]
     left = set(checkpoint.tensors) - set(found.values())
     shapes = {tuple(parameters[name].shape) for name in renamed}
@@ -120,7 +124,7 @@ def bounded_construction(checkpoint: Checkpoint) -> Iterator[None]:
             tensors, weights = tensors + 1, weights + added.numel()
         else:
             modules += 1
-        if tensors > most_tensors or weights > most_weights or modules > _MODULES_A_TENSOR * most_tensors:
+        if tensors > most_tensors or weights > most_weights or modules > _MODULES_PER_TENSOR * most_tensors:
             raise BuildError(
                 f"{checkpoint.source.name} describes a model far larger than its weights: don't use this model."
             )
@@ -137,7 +141,7 @@ def bounded_construction(checkpoint: Checkpoint) -> Iterator[None]:
             handle.remove()
 
 
-def _by_name(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+def _match_tensors(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     """The file's tensor for each of the model's that has its name, whatever wrappers put before it; where two have
     it, the one without wrappers.
 
@@ -147,10 +151,10 @@ def _by_name(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, Ten
     infos = checkpoint.tensors
     wrapped: dict[str, list[TensorInfo]] = defaultdict(list)
     for name, info in infos.items():
-        wrapped[normalise(name)].append(info)
+        wrapped[normalize_name(name)].append(info)
     found = {}
     for name in module.state_dict():
-        candidates = [infos[name]] if name in infos else wrapped[normalise(name)]
+        candidates = [infos[name]] if name in infos else wrapped[normalize_name(name)]
         if len(candidates) > 1:
             both = " and ".join(printable(info.name) for info in candidates[:2])
             raise BuildError(
@@ -161,7 +165,7 @@ def _by_name(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, Ten
     return found
 
 
-def _fits(info: TensorInfo | None, values: "torch.Tensor") -> bool:
+def _is_compatible(info: TensorInfo | None, values: "torch.Tensor") -> bool:
     """Whether a tensor of the file can be what the model has there: numbers of that kind, in that shape."""
     if info is None or info.shape != tuple(values.shape):
         return False
@@ -183,9 +187,9 @@ def _content(values: "torch.Tensor") -> tuple[Any, ...]:
     return tuple(values.shape), _digest(values.detach().contiguous().numpy())
 
 
-def _refuse(missing: list[str], checkpoint: Checkpoint) -> None:
+def _refuse_missing(missing: list[str], checkpoint: Checkpoint) -> None:
     if missing:
-        names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        names = ", ".join(missing[:_MAX_NAMED]) + (", ..." if len(missing) > _MAX_NAMED else "")
         raise BuildError(
             f"{checkpoint.source.name} lacks {len(missing)} of the tensors of the model that its config.json "
             f"describes, or has others in their place ({names}): give the config.json that belongs to these weights."

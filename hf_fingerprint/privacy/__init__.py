@@ -24,60 +24,66 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_fingerprint.privacy.bottleneck import Bottleneck
-    from hf_fingerprint.privacy.calibration import Calibration, calibrate, train_against_adversary
-    from hf_fingerprint.privacy.decoder import Decoder, Reconstruction
+    from hf_fingerprint.privacy.calibration import NoiseCalibration, calibrate_noise, train_against_adversary
+    from hf_fingerprint.privacy.decoder import ImageDecoder, ReconstructionQuality
     from hf_fingerprint.privacy.denoising import Denoiser, release, train_denoiser
-    from hf_fingerprint.privacy.frozen_segment import Lens
-    from hf_fingerprint.privacy.leakage import Membership, matching_auc, membership, reconstruction, train_decoder
-    from hf_fingerprint.privacy.loops import holder_loop, owner_loop, sent_codes
+    from hf_fingerprint.privacy.frozen_segment import FrozenSegment
+    from hf_fingerprint.privacy.leakage import (
+        Membership,
+        matching_auc,
+        measure_membership,
+        reconstruction,
+        train_decoder,
+    )
+    from hf_fingerprint.privacy.loops import data_holder_loop, encode_images, owner_loop
     from hf_fingerprint.privacy.noise import ImageNoise
     from hf_fingerprint.privacy.partition import Partition
-    from hf_fingerprint.privacy.student import Reader, start_with_task_directions
+    from hf_fingerprint.privacy.student import Student, init_task_directions
 
 _HOMES = {
     "Bottleneck": "bottleneck",
-    "Calibration": "calibration",
-    "Decoder": "decoder",
+    "NoiseCalibration": "calibration",
+    "ImageDecoder": "decoder",
     "Denoiser": "denoising",
     "ImageNoise": "noise",
-    "Lens": "frozen_segment",
+    "FrozenSegment": "frozen_segment",
     "Membership": "leakage",
     "Partition": "partition",
-    "Reader": "student",
-    "Reconstruction": "decoder",
-    "calibrate": "calibration",
-    "holder_loop": "loops",
+    "Student": "student",
+    "ReconstructionQuality": "decoder",
+    "calibrate_noise": "calibration",
+    "data_holder_loop": "loops",
     "matching_auc": "leakage",
-    "membership": "leakage",
+    "measure_membership": "leakage",
     "owner_loop": "loops",
     "reconstruction": "leakage",
     "release": "denoising",
-    "sent_codes": "loops",
-    "start_with_task_directions": "student",
+    "encode_images": "loops",
+    "init_task_directions": "student",
     "train_against_adversary": "calibration",
     "train_decoder": "leakage",
     "train_denoiser": "denoising",
 }
 __all__ = [
     "Bottleneck",
-    "Calibration",
-    "Decoder",
     "Denoiser",
+    "FrozenSegment",
+    "ImageDecoder",
     "ImageNoise",
-    "Lens",
     "Membership",
+    "NoiseCalibration",
     "Partition",
-    "Reader",
-    "Reconstruction",
-    "calibrate",
-    "holder_loop",
+    "ReconstructionQuality",
+    "Student",
+    "calibrate_noise",
+    "data_holder_loop",
+    "encode_images",
+    "init_task_directions",
     "matching_auc",
-    "membership",
+    "measure_membership",
     "owner_loop",
     "reconstruction",
     "release",
-    "sent_codes",
-    "start_with_task_directions",
     "train_against_adversary",
     "train_decoder",
     "train_denoiser",

@@ -3,7 +3,7 @@
     z = clip((B x - m) / s) + sigma n
 
 B mixes the channels at each place (a 1x1 convolution without a bias; for tokens, a matrix), or all numbers of all
-places; x are the features at the cut, or further inside ([`Lens`]). m and the number s make what is sent 0 on average
+places; x are the features at the cut, or further inside ([`FrozenSegment`]). m and the number s make what is sent 0 on average
 with mean square 1; the clip bounds the length of z for every image and every front. All of it is on the wire alone:
 the model that is released has neither bottleneck nor noise.
 
@@ -17,11 +17,11 @@ import math
 import torch
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy.frozen_segment import Lens
+from hf_fingerprint.privacy.frozen_segment import FrozenSegment
 
 
-_AT_ONCE = 256
-ROOM = 2.0  # of the mean square of a code; few images are clipped
+_BATCH = 256
+MAX_POWER = 2.0  # of the mean square of a code; few images are clipped
 
 
 class Bottleneck(torch.nn.Module):
@@ -31,9 +31,9 @@ class Bottleneck(torch.nn.Module):
         shape (`tuple[int, ...]`): of one image's features, as [`Partition`] gives it.
         channels (`int`): how many combinations of the features' channels are sent for each place; or of all numbers.
         sigma (`float`, *optional*, defaults to 0): the noise's deviation, in units of a sent number's.
-        whole (`bool`, *optional*, defaults to `False`): whether B mixes the numbers of all places, so that a code has
+        flatten_features (`bool`, *optional*, defaults to `False`): whether B mixes the numbers of all places, so that a code has
             no places of its own and a few dozen numbers do.
-        lens ([`Lens`], *optional*): what the features at the cut are looked at through; with `whole` only.
+        segment ([`FrozenSegment`], *optional*): what the features at the cut are looked at through; with `flatten_features` only.
 
     Attributes:
         squeeze (`torch.nn.Parameter` of shape `(channels, features)`): B.
@@ -54,14 +54,16 @@ class Bottleneck(torch.nn.Module):
         shape: tuple[int, ...],
         channels: int,
         sigma: float = 0.0,
-        whole: bool = False,
-        lens: Lens | None = None,
+        flatten_features: bool = False,
+        segment: FrozenSegment | None = None,
     ):
         super().__init__()
-        if lens is not None and not whole:
+        if segment is not None and not flatten_features:
             raise FingerprintError("Further inside a model places are others than at the cut: give whole=True too.")
-        self.shape, self.whole, self.lens = tuple(shape), whole, lens
-        self.mixed_shape = (math.prod(lens.shape if lens is not None else shape),) if whole else self.shape
+        self.shape, self.flatten_features, self.segment = tuple(shape), flatten_features, segment
+        self.mixed_shape = (
+            (math.prod(segment.shape if segment is not None else shape),) if flatten_features else self.shape
+        )
         self._axis = 1 if len(self.mixed_shape) == 3 else -1
         features = self.mixed_shape[0 if len(self.mixed_shape) == 3 else -1]
         if not 1 <= channels <= features:
@@ -74,7 +76,7 @@ class Bottleneck(torch.nn.Module):
         self.sigma = sigma
 
     def extra_repr(self) -> str:
-        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}, whole={self.whole}"
+        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}, whole={self.flatten_features}"
 
     @property
     def sigma(self) -> float:
@@ -94,22 +96,22 @@ class Bottleneck(torch.nn.Module):
         return (self.channels, *mixed[1:]) if len(mixed) == 3 else (*mixed[:-1], self.channels)
 
     @property
-    def longest(self) -> float:
+    def max_norm(self) -> float:
         """What the length of a code is clipped to: `sqrt(2 n)` for n numbers of mean square 1."""
-        return math.sqrt(ROOM * math.prod(self.code_shape))
+        return math.sqrt(MAX_POWER * math.prod(self.code_shape))
 
     @property
     def bits_per_image(self) -> float:
         """The most that a send can tell about an image, in bits; infinite without noise."""
         if not self.sigma:
             return math.inf
-        return math.prod(self.code_shape) / 2 * math.log2(1 + ROOM / self.sigma**2)
+        return math.prod(self.code_shape) / 2 * math.log2(1 + MAX_POWER / self.sigma**2)
 
     def code(self, features: torch.Tensor) -> torch.Tensor:
         """clip((B x - m) / s), of shape `(batch, *code_shape)`."""
-        code = (self._mixed(self.seen(features)) - self._along(self.centre)) / self.scale
+        code = (self._mix(self.seen(features)) - self._broadcast_channels(self.centre)) / self.scale
         length = code.flatten(1).norm(dim=1).clamp_min(1e-12)
-        shrink = (self.longest / length).clamp_max(1.0)
+        shrink = (self.max_norm / length).clamp_max(1.0)
         return code * shrink.reshape(-1, *(1,) * (code.dim() - 1))
 
     def send(self, features: torch.Tensor, normal: torch.Tensor | None = None) -> torch.Tensor:
@@ -128,18 +130,18 @@ class Bottleneck(torch.nn.Module):
 
     def seen(self, features: torch.Tensor) -> torch.Tensor:
         """What B is applied to: the features at the cut, or what the lens shows of them."""
-        return features if self.lens is None else self.lens(features)
+        return features if self.segment is None else self.segment(features)
 
     @torch.no_grad()
-    def normalise(self, features: torch.Tensor) -> None:
+    def fit_normalization(self, features: torch.Tensor) -> None:
         """Sets m and s by what public images' features give; how power is shared among channels is B's affair."""
-        mixed = torch.cat([self._mixed(self.seen(part)) for part in features.split(_AT_ONCE)])
+        mixed = torch.cat([self._mix(self.seen(part)) for part in features.split(_BATCH)])
         axes = [axis for axis in range(mixed.dim()) if axis != self._axis % mixed.dim()]
         self.centre.copy_(mixed.mean(axes))
         self.scale.copy_(mixed.var(axes).mean().sqrt().clamp_min(1e-6))
 
     @torch.no_grad()
-    def start_with_principal_channels(self, features: torch.Tensor) -> None:
+    def init_principal_components(self, features: torch.Tensor) -> None:
         """Sets B to the principal axes of public images' features, each with the same power, and normalises: of all
         maps to so few channels, those that lose least."""
         rows = self.rows(self.seen(features))
@@ -147,17 +149,17 @@ class Bottleneck(torch.nn.Module):
         powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
         leading = slice(-self.channels, None)
         self.squeeze.copy_((axes[:, leading] / powers[leading].clamp_min(1e-12).sqrt()).T)
-        self.normalise(features)
+        self.fit_normalization(features)
 
     def rows(self, features: torch.Tensor) -> torch.Tensor:
         """Features in rows, as B takes them: one for each image, or for each place of each image."""
-        if self.whole:
+        if self.flatten_features:
             return features.flatten(1)
         return features.reshape(len(features), *self.mixed_shape).movedim(self._axis, -1).flatten(0, -2)
 
-    def _mixed(self, seen: torch.Tensor) -> torch.Tensor:
+    def _mix(self, seen: torch.Tensor) -> torch.Tensor:
         seen = seen.reshape(len(seen), *self.mixed_shape)
         return torch.nn.functional.linear(seen.movedim(self._axis, -1), self.squeeze).movedim(-1, self._axis)
 
-    def _along(self, values: torch.Tensor) -> torch.Tensor:
+    def _broadcast_channels(self, values: torch.Tensor) -> torch.Tensor:
         return values[:, None, None] if len(self.mixed_shape) == 3 else values

@@ -11,31 +11,31 @@ import torch
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
-from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss
+from hf_fingerprint.privacy.decoder import ImageDecoder, ReconstructionQuality, reconstruction_loss
 from hf_fingerprint.privacy.denoising import Denoiser
-from hf_fingerprint.privacy.leakage import reconstruction, seeded, span_of, train_decoder
+from hf_fingerprint.privacy.leakage import pixel_range, reconstruction, seeded, train_decoder
 from hf_fingerprint.privacy.partition import Partition
 
 
-LEAST, MOST, TRIES = 0.25, 32.0, 5
-HELD_OUT = 0.2
-RATE, BATCH, WEIGHT = 2e-3, 32, 0.5
+MIN_SIGMA, MAX_SIGMA, MAX_TRIES = 0.25, 32.0, 5
+HELD_OUT_SHARE = 0.2
+LEARNING_RATE, BATCH, WEIGHT = 2e-3, 32, 0.5
 
 
 @dataclass(frozen=True)
-class Calibration:
+class NoiseCalibration:
     """What a target was met with, measured on public images that the adversary didn't train on.
 
     Attributes:
         target_ssim (`float`): what was asked.
         sigma (`float`): the noise chosen, in units of a sent number's deviation.
-        reconstruction ([`Reconstruction`]): the adversary's drawings at that noise.
+        reconstruction ([`ReconstructionQuality`]): the adversary's drawings at that noise.
         bits_per_image (`float`): the proven bound at that noise.
     """
 
     target_ssim: float
     sigma: float
-    reconstruction: Reconstruction
+    reconstruction: ReconstructionQuality
     bits_per_image: float
 
     def to_dict(self) -> dict[str, object]:
@@ -43,15 +43,15 @@ class Calibration:
         return asdict(self)
 
 
-def calibrate(
+def calibrate_noise(
     bottleneck: Bottleneck,
     features: torch.Tensor,
     images: torch.Tensor,
     target_ssim: float,
     steps: int = 200,
-    tries: int = TRIES,
+    tries: int = MAX_TRIES,
     on_try: Callable[[int], None] | None = None,
-) -> Calibration:
+) -> NoiseCalibration:
     """Sets the smallest noise found at which an adversary's drawings stay under a likeness.
 
     Narrows the noise's deviation between 0.25 and 32, with a decoder trained anew for each try.
@@ -70,46 +70,46 @@ def calibrate(
     """
     if not 0 < target_ssim < 1:
         raise FingerprintError(f"A target of SSIM {target_ssim} can't be met: choose one above 0 and below 1.")
-    apart = max(1, round(len(images) * HELD_OUT))
+    held_out = max(1, round(len(images) * HELD_OUT_SHARE))
 
-    def leak(sigma: float) -> Reconstruction:
+    def measure_leakage(sigma: float) -> ReconstructionQuality:
         bottleneck.sigma = sigma
-        decoder = train_decoder(bottleneck.send, features[apart:], images[apart:], steps)
+        decoder = train_decoder(bottleneck.send, features[held_out:], images[held_out:], steps)
         with seeded(1), torch.no_grad():
-            sent = bottleneck.send(features[:apart])
-        return reconstruction(decoder, sent, images[:apart])
+            sent = bottleneck.send(features[:held_out])
+        return reconstruction(decoder, sent, images[:held_out])
 
-    low: tuple[float, float | None] = (LEAST, None)
-    high: tuple[float, float | None] = (MOST, None)
-    met: tuple[float, Reconstruction] | None = None
+    low: tuple[float, float | None] = (MIN_SIGMA, None)
+    high: tuple[float, float | None] = (MAX_SIGMA, None)
+    accepted: tuple[float, ReconstructionQuality] | None = None
     for attempt in range(tries):
-        sigma = _between(low, high, target_ssim)
-        found = leak(sigma)
+        sigma = _next_sigma(low, high, target_ssim)
+        found = measure_leakage(sigma)
         if found.ssim <= target_ssim:
-            high, met = (sigma, found.ssim), (sigma, found)
+            high, accepted = (sigma, found.ssim), (sigma, found)
         else:
             low = sigma, found.ssim
         if on_try is not None:
             on_try(attempt + 1)
-    if met is None:
-        met = MOST, leak(MOST)
-        if met[1].ssim > target_ssim:
+    if accepted is None:
+        accepted = MAX_SIGMA, measure_leakage(MAX_SIGMA)
+        if accepted[1].ssim > target_ssim:
             raise FingerprintError(
-                f"Noise of {MOST:.3g} still lets SSIM {met[1].ssim:.3f} through, above {target_ssim}: the images "
+                f"Noise of {MAX_SIGMA:.3g} still lets SSIM {accepted[1].ssim:.3f} through, above {target_ssim}: the images "
                 "are too much alike, so state a higher target."
             )
-    bottleneck.sigma = met[0]
-    return Calibration(target_ssim, met[0], met[1], bottleneck.bits_per_image)
+    bottleneck.sigma = accepted[0]
+    return NoiseCalibration(target_ssim, accepted[0], accepted[1], bottleneck.bits_per_image)
 
 
-def _between(
-    low: tuple[float, float | None], high: tuple[float, float | None], target: float, spare: float = 0.02
+def _next_sigma(
+    low: tuple[float, float | None], high: tuple[float, float | None], target: float, margin: float = 0.02
 ) -> float:
     """The next deviation to try: where a straight line in its logarithm meets the target, less a little; the middle as
     long as only one end was measured."""
     share = 0.5
     if low[1] is not None and high[1] is not None:
-        share = (low[1] - (1 - spare) * target) / max(1e-6, low[1] - high[1])
+        share = (low[1] - (1 - margin) * target) / max(1e-6, low[1] - high[1])
     return float(low[0] * (high[0] / low[0]) ** min(0.9, max(0.1, share)))
 
 
@@ -121,10 +121,10 @@ def train_against_adversary(
     images: torch.Tensor,
     steps: int = 200,
     weight: float = WEIGHT,
-    rate: float = RATE,
+    rate: float = LEARNING_RATE,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
-) -> Decoder:
+) -> ImageDecoder:
     """Turns B so that its codes serve the task and not a decoder; m and s follow.
 
     Each step the decoder learns to draw, then B and the denoiser learn to keep what the back makes of the features
@@ -143,36 +143,40 @@ def train_against_adversary(
         on_step (callable, *optional*): called with the number of each finished step, from 1.
 
     Returns:
-        [`Decoder`]: the adversary, as it ended.
+        [`ImageDecoder`]: the adversary, as it ended.
     """
     partition.model.eval()
-    span = span_of(images)
+    value_range = pixel_range(images)
     axes = [i for i in range(features.dim()) if i != (1 if features.dim() == 4 else features.dim() - 1)]
     deviation = features.std(axes, keepdim=True).clamp_min(1e-6)
     squeeze, denoising = bottleneck.squeeze.requires_grad_(True), [*denoiser.requires_grad_(True).train().parameters()]
     with seeded(seed), torch.enable_grad():
-        decoder = Decoder(bottleneck.code_shape, partition.size).to(features.device)
-        ours = torch.optim.AdamW([{"params": [squeeze], "lr": rate}, {"params": denoising}], RATE)
-        theirs = torch.optim.AdamW(decoder.parameters(), RATE)
+        decoder = ImageDecoder(bottleneck.code_shape, partition.size).to(features.device)
+        bottleneck_optimizer = torch.optim.AdamW(
+            [{"params": [squeeze], "lr": rate}, {"params": denoising}], LEARNING_RATE
+        )
+        decoder_optimizer = torch.optim.AdamW(decoder.parameters(), LEARNING_RATE)
         for step in range(steps):
             pick = torch.randint(len(images), (BATCH,))
-            right = features[pick]
+            batch_features = features[pick]
             with torch.no_grad():
-                bottleneck.normalise(right)
-                wanted = partition.back(right)
-            code = bottleneck.send(right)
-            theirs.zero_grad()
-            drawing_loss(decoder(code.detach()), images[pick], span).mean().backward()
-            theirs.step()
-            guess = denoiser(code)
-            kept = (partition.back(guess) - wanted).square().mean() / wanted.var().clamp_min(1e-6)
-            like = ((guess - right) / deviation).square().mean()
-            drawn = drawing_loss(decoder(code), images[pick], span).mean()
-            ours.zero_grad()
-            torch.autograd.backward(kept + like - weight * drawn, inputs=[squeeze, *denoising])
-            ours.step()
+                bottleneck.fit_normalization(batch_features)
+                target_logits = partition.server_part(batch_features)
+            code = bottleneck.send(batch_features)
+            decoder_optimizer.zero_grad()
+            reconstruction_loss(decoder(code.detach()), images[pick], value_range).mean().backward()
+            decoder_optimizer.step()
+            denoised = denoiser(code)
+            task_loss = (
+                partition.server_part(denoised) - target_logits
+            ).square().mean() / target_logits.var().clamp_min(1e-6)
+            feature_loss = ((denoised - batch_features) / deviation).square().mean()
+            reconstructed = reconstruction_loss(decoder(code), images[pick], value_range).mean()
+            bottleneck_optimizer.zero_grad()
+            torch.autograd.backward(task_loss + feature_loss - weight * reconstructed, inputs=[squeeze, *denoising])
+            bottleneck_optimizer.step()
             if on_step is not None:
                 on_step(step + 1)
-    bottleneck.requires_grad_(False).normalise(features)
+    bottleneck.requires_grad_(False).fit_normalization(features)
     denoiser.requires_grad_(False).eval()
     return decoder.eval()

@@ -16,7 +16,7 @@ from hf_fingerprint.privacy.leakage import seeded
 from hf_fingerprint.privacy.partition import Partition
 
 
-STEPS, BATCH, RATE, WIDTH, BLOCKS = 600, 64, 3e-3, 96, 4
+STEPS, BATCH, LEARNING_RATE, WIDTH, BLOCKS = 600, 64, 3e-3, 96, 4
 STATISTICS_BATCH = 250
 
 
@@ -35,46 +35,48 @@ class Denoiser(torch.nn.Module):
         super().__init__()
         self._shrink = 1 / math.sqrt(1 + bottleneck.sigma**2)
         self._shape = bottleneck.shape
-        mixed = (math.prod(self._shape),) if bottleneck.whole else self._shape
+        mixed = (math.prod(self._shape),) if bottleneck.flatten_features else self._shape
         self._maps = len(mixed) == 3
         side = 3 if self._maps else 1
         features = mixed[0] if self._maps else mixed[-1]
         self._linear = torch.nn.Conv2d(bottleneck.channels, features, 1)
-        self._enter = torch.nn.Conv2d(bottleneck.channels, width, side, padding=side // 2)
+        self._stem = torch.nn.Conv2d(bottleneck.channels, width, side, padding=side // 2)
         self._blocks = torch.nn.ModuleList(
             torch.nn.Sequential(
                 torch.nn.BatchNorm2d(width), torch.nn.ReLU(), torch.nn.Conv2d(width, width, side, padding=side // 2)
             )
             for _ in range(BLOCKS)
         )
-        self._leave = torch.nn.Conv2d(width, features, 1)
-        torch.nn.init.zeros_(self._leave.weight)
-        torch.nn.init.zeros_(self._leave.bias)
+        self._head = torch.nn.Conv2d(width, features, 1)
+        torch.nn.init.zeros_(self._head.weight)
+        torch.nn.init.zeros_(self._head.bias)
         self.register_buffer("deviation", torch.ones(features, 1, 1))
 
     def forward(self, code: torch.Tensor) -> torch.Tensor:
         """Features `(batch, *shape)` from codes `(batch, *code_shape)`."""
         grid = code if self._maps else code.reshape(len(code), -1, code.shape[-1]).mT[..., None]
-        hidden = self._enter(grid * self._shrink)
+        hidden = self._stem(grid * self._shrink)
         for block in self._blocks:
             hidden = hidden + block(hidden)
             if not self._maps:
                 hidden = hidden + hidden.mean(2, keepdim=True)
-        features = self.deviation * self._leave(hidden) + self._linear(grid)
+        features = self.deviation * self._head(hidden) + self._linear(grid)
         return features if self._maps else features[..., 0].mT.reshape(len(code), *self._shape)
 
     @torch.no_grad()
-    def start_with_the_linear_guess(self, bottleneck: Bottleneck, features: torch.Tensor) -> None:
+    def init_linear_map(self, bottleneck: Bottleneck, features: torch.Tensor) -> None:
         """Sets the linear map by least squares over public images' features and all noise at once."""
-        wanted, code = bottleneck.rows(features), torch.cat([bottleneck.code(part) for part in features.split(256)])
+        targets, code = bottleneck.rows(features), torch.cat([bottleneck.code(part) for part in features.split(256)])
         code = code.movedim(1 if self._maps else -1, -1).flatten(0, -2)
-        mean, centre = wanted.mean(0), code.mean(0)
-        apart = code - centre
-        power = apart.T @ apart / len(apart) + (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(apart)
-        matrix = torch.linalg.solve(power, apart.T @ (wanted - mean) / len(apart)).T
+        mean, centre = targets.mean(0), code.mean(0)
+        centered = code - centre
+        power = centered.T @ centered / len(centered) + (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(
+            centered
+        )
+        matrix = torch.linalg.solve(power, centered.T @ (targets - mean) / len(centered)).T
         self._linear.weight.copy_(matrix[..., None, None])
         self._linear.bias.copy_(mean - matrix @ centre)
-        self.deviation.copy_(wanted.std(0).clamp_min(1e-6)[:, None, None])
+        self.deviation.copy_(targets.std(0).clamp_min(1e-6)[:, None, None])
 
 
 def train_denoiser(
@@ -100,14 +102,14 @@ def train_denoiser(
     deviation = features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
     with seeded(seed), torch.enable_grad():
         denoiser = Denoiser(bottleneck).to(features.device)
-        denoiser.start_with_the_linear_guess(bottleneck, features)
-        optimizer = torch.optim.AdamW(denoiser.parameters(), RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+        denoiser.init_linear_map(bottleneck, features)
+        optimizer = torch.optim.AdamW(denoiser.parameters(), LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
         for step in range(steps):
-            right = features[torch.randint(len(features), (batch,))]
+            batch_features = features[torch.randint(len(features), (batch,))]
             with torch.no_grad():
-                code = bottleneck.send(right)
-            loss = ((denoiser(code) - right) / deviation).square().mean()
+                code = bottleneck.send(batch_features)
+            loss = ((denoiser(code) - batch_features) / deviation).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -137,7 +139,7 @@ def release(partition: Partition, features: torch.Tensor) -> torch.nn.Module:
         for name, module in model.named_modules()
         if isinstance(module, kind)
         and module.running_mean is not None
-        and f"{name}.running_mean" not in partition.front_names
+        and f"{name}.running_mean" not in partition.client_tensors
     ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -147,7 +149,7 @@ def release(partition: Partition, features: torch.Tensor) -> torch.nn.Module:
     if norms:
         for part in features.split(STATISTICS_BATCH):
             if len(part) > 1:
-                partition.back(part)
+                partition.server_part(part)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()

@@ -14,7 +14,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.partition import Partition
 
 
-class Lens(torch.nn.Module):
+class FrozenSegment(torch.nn.Module):
     """The run of a model from a cut to a deeper module, as it is now, frozen.
 
     Args:
@@ -22,7 +22,7 @@ class Lens(torch.nn.Module):
         at (`str`): the deeper module, as `named_modules` calls it; nothing may lead around it either.
 
     Attributes:
-        deep ([`Partition`]): the copy, cut at that module.
+        deep_partition ([`Partition`]): the copy, cut at that module.
         shape (`tuple[int, ...]`): of one image's features there.
 
     Raises:
@@ -32,19 +32,19 @@ class Lens(torch.nn.Module):
     def __init__(self, partition: Partition, at: str):
         super().__init__()
         self.model = deepcopy(partition.model).eval().requires_grad_(False)
-        self._near, self.deep = (Partition(self.model, name, partition.size) for name in (partition.at, at))
-        if not self._near.front_names < self.deep.front_names:
+        self._near, self.deep_partition = (Partition(self.model, name, partition.size) for name in (partition.at, at))
+        if not self._near.client_tensors < self.deep_partition.client_tensors:
             raise FingerprintError(f"{at} isn't behind {partition.at}: a lens reads on from the cut.")
-        self.shape = self.deep.shape
+        self.shape = self.deep_partition.shape
 
     def extra_repr(self) -> str:
-        return f"from={self._near.at!r}, to={self.deep.at!r}, shape={self.shape}"
+        return f"from={self._near.at!r}, to={self.deep_partition.at!r}, shape={self.shape}"
 
-    def train(self, mode: bool = True) -> "Lens":
+    def train(self, mode: bool = True) -> "FrozenSegment":
         """Nothing: it stays at rest."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features `(batch, *shape)` further inside, for ones at the cut."""
-        return self._near.onward(features, self.deep)
+        return self._near.forward_to_cut(features, self.deep_partition)

@@ -17,12 +17,17 @@ import numpy as np
 import torch
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy.decoder import Decoder, Reconstruction, drawing_loss, structural_similarity
+from hf_fingerprint.privacy.decoder import (
+    ImageDecoder,
+    ReconstructionQuality,
+    reconstruction_loss,
+    structural_similarity,
+)
 from hf_fingerprint.privacy.partition import logits_of
 
 
-STEPS, BATCH, RATE = 400, 32, 4e-3
-_ROUNDS = 200
+STEPS, BATCH, LEARNING_RATE = 400, 32, 4e-3
+_MAX_ITERATIONS = 200
 
 
 @dataclass(frozen=True)
@@ -49,18 +54,18 @@ class Membership:
 
 
 def train_decoder(
-    code_of: Callable[[torch.Tensor], torch.Tensor],
+    encode: Callable[[torch.Tensor], torch.Tensor],
     features: torch.Tensor,
     images: torch.Tensor,
     steps: int = STEPS,
     batch: int = BATCH,
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
-) -> Decoder:
+) -> ImageDecoder:
     """An adversary's decoder.
 
     Args:
-        code_of (callable): from features `(batch, *shape)` to codes as they are sent, with fresh noise at each call.
+        encode (callable): from features `(batch, *shape)` to codes as they are sent, with fresh noise at each call.
         features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
         images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
         steps (`int`, *optional*, defaults to 400): of AdamW.
@@ -68,19 +73,19 @@ def train_decoder(
         seed (`int`, *optional*, defaults to 0): of its weights and batches.
         on_step (callable, *optional*): called with the number of each finished step, from 1.
     """
-    span = span_of(images)
+    value_range = pixel_range(images)
     with seeded(seed), torch.enable_grad():
         with torch.no_grad():
-            shape = tuple(code_of(features[:2]).shape[1:])
+            shape = tuple(encode(features[:2]).shape[1:])
         size = (images.shape[1], images.shape[2], images.shape[3])
-        decoder = Decoder(shape, size).to(features.device)
-        optimizer = torch.optim.AdamW(decoder.parameters(), RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+        decoder = ImageDecoder(shape, size).to(features.device)
+        optimizer = torch.optim.AdamW(decoder.parameters(), LEARNING_RATE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
         for step in range(steps):
             pick = torch.randint(len(images), (batch,))
             with torch.no_grad():
-                code = code_of(features[pick])
-            loss = drawing_loss(decoder(code), images[pick], span).mean()
+                code = encode(features[pick])
+            loss = reconstruction_loss(decoder(code), images[pick], value_range).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -91,22 +96,24 @@ def train_decoder(
 
 
 @torch.no_grad()
-def reconstruction(decoder: Decoder, codes: torch.Tensor, images: torch.Tensor, at_once: int = 128) -> Reconstruction:
+def reconstruction(
+    decoder: ImageDecoder, codes: torch.Tensor, images: torch.Tensor, batch_size: int = 128
+) -> ReconstructionQuality:
     """How like images the decoder's drawings of their codes are.
 
     Args:
-        decoder ([`Decoder`]): trained.
+        decoder ([`ImageDecoder`]): trained.
         codes (`torch.Tensor` of shape `(n, *code_shape)`): as they were sent.
         images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
     """
-    span, low, high = span_of(images), images.min(), images.max()
-    squared, likeness = [], []
-    for code, image in zip(codes.split(at_once), images.split(at_once), strict=True):
-        drawn = decoder(code).clamp(low, high)
-        squared.append(((drawn - image) / span).square().mean((1, 2, 3)))
-        likeness.append(structural_similarity(drawn, image, span))
+    value_range, low, high = pixel_range(images), images.min(), images.max()
+    squared, similarity = [], []
+    for code, image in zip(codes.split(batch_size), images.split(batch_size), strict=True):
+        reconstructed = decoder(code).clamp(low, high)
+        squared.append(((reconstructed - image) / value_range).square().mean((1, 2, 3)))
+        similarity.append(structural_similarity(reconstructed, image, value_range))
     ratio = -10 * torch.cat(squared).clamp_min(1e-12).log10()
-    return Reconstruction(float(ratio.mean()), float(torch.cat(likeness).mean()))
+    return ReconstructionQuality(float(ratio.mean()), float(torch.cat(similarity).mean()))
 
 
 @torch.no_grad()
@@ -120,9 +127,9 @@ def matching_auc(sent: torch.Tensor, members: torch.Tensor, others: torch.Tensor
         sigma (`float`): the noise's deviation.
     """
     sent = sent.flatten(1)
-    apart = sent - sent.mean(0)
-    spread = apart.T @ apart / len(sent) + 1e-3 * sigma**2 * torch.eye(sent.shape[1])
-    some = (apart * torch.linalg.solve(spread, apart.T).T).sum(1) / 2
+    centered = sent - sent.mean(0)
+    spread = centered.T @ centered / len(sent) + 1e-3 * sigma**2 * torch.eye(sent.shape[1])
+    some = (centered * torch.linalg.solve(spread, centered.T).T).sum(1) / 2
     best = [
         torch.cat(
             [
@@ -132,15 +139,15 @@ def matching_auc(sent: torch.Tensor, members: torch.Tensor, others: torch.Tensor
         ).numpy()
         for codes in (members, others)
     ]
-    return area_under_curve(best[0], best[1])
+    return roc_auc(best[0], best[1])
 
 
 @torch.no_grad()
-def membership(
+def measure_membership(
     model: torch.nn.Module,
     members: tuple[torch.Tensor, torch.Tensor],
     others: tuple[torch.Tensor, torch.Tensor],
-    at_once: int = 128,
+    batch_size: int = 128,
 ) -> Membership:
     """How well a released model's answers tell what it was trained on.
 
@@ -155,16 +162,16 @@ def membership(
         raise FingerprintError("Membership is measured on 20 images or more of either kind.")
     tables = []
     for images, labels in (members, others):
-        logits = torch.cat([logits_of(model(part)) for part in images.split(at_once)]).double()
-        chances = logits.log_softmax(1)
-        loss = -chances.gather(1, labels[:, None])
-        tables.append(torch.cat([loss, chances.sort(1, descending=True).values.clamp_min(-30)], 1).numpy())
+        logits = torch.cat([logits_of(model(part)) for part in images.split(batch_size)]).double()
+        probabilities = logits.log_softmax(1)
+        loss = -probabilities.gather(1, labels[:, None])
+        tables.append(torch.cat([loss, probabilities.sort(1, descending=True).values.clamp_min(-30)], 1).numpy())
     inside, outside = tables
-    by_loss = area_under_curve(-inside[:, 0], -outside[:, 0])
+    by_loss = roc_auc(-inside[:, 0], -outside[:, 0])
     return Membership(by_loss, _regression_auc(inside, outside))
 
 
-def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> float:
+def roc_auc(positives: np.ndarray, negatives: np.ndarray) -> float:
     """The chance that a positive scores above a negative, ties for half."""
     from scipy.stats import rankdata
 
@@ -172,12 +179,12 @@ def area_under_curve(positives: np.ndarray, negatives: np.ndarray) -> float:
     return float((ranks - len(positives) * (len(positives) + 1) / 2) / (len(positives) * len(negatives)))
 
 
-def span_of(images: torch.Tensor) -> float:
+def pixel_range(images: torch.Tensor) -> float:
     """The largest value of all pixels less the smallest."""
-    span = float(images.max() - images.min())
-    if not span > 0:
+    value_range = float(images.max() - images.min())
+    if not value_range > 0:
         raise FingerprintError("The images are all of one grey: give ones with something on them.")
-    return span
+    return value_range
 
 
 @contextmanager
@@ -205,6 +212,8 @@ def _regression_auc(inside: np.ndarray, outside: np.ndarray) -> float:
         value = np.logaddexp(0, score).mean() - (truth * score).mean() + 1e-3 * weights[1:] @ weights[1:]
         return float(value), np.concatenate([[wrong.sum()], known.T @ wrong + 2e-3 * weights[1:]])
 
-    weights = minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": _ROUNDS}).x
+    weights = minimize(
+        loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": _MAX_ITERATIONS}
+    ).x
     scores = [((table[half:] - mean) / deviation) @ weights[1:] for table in (inside, outside)]
-    return area_under_curve(*scores)
+    return roc_auc(*scores)

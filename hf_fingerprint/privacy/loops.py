@@ -16,11 +16,11 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.noise import ImageNoise
 from hf_fingerprint.privacy.partition import Partition, logits_of
-from hf_fingerprint.privacy.wire import Kind, Wire
+from hf_fingerprint.privacy.wire import MessageKind, Wire
 
 
 OWNER = 0
-Witness = Callable[[str, bytes], None]
+MessageHook = Callable[[str, bytes], None]
 
 
 def owner_loop(
@@ -29,10 +29,10 @@ def owner_loop(
     restore: Callable[[torch.Tensor], torch.Tensor] | None,
     optimizer: torch.optim.Optimizer,
     steps: int,
-    more_loss: Callable[[], torch.Tensor] | None = None,
+    extra_loss: Callable[[], torch.Tensor] | None = None,
     on_step: Callable[[int], None] | None = None,
-    witness: Witness | None = None,
-    reader: torch.nn.Module | None = None,
+    on_message: MessageHook | None = None,
+    student: torch.nn.Module | None = None,
 ) -> None:
     """Trains the back on what the holders send, or a reader of codes; runs in process 0.
 
@@ -42,57 +42,57 @@ def owner_loop(
         restore (callable): from codes to features for the back: a [`Denoiser`], or the inverse of B without noise;
             `None` with a reader.
         optimizer (`torch.optim.Optimizer`): of `partition.back_parameters()` or the reader's, and perhaps of
-            `more_loss`'s.
+            `extra_loss`'s.
         steps (`int`): how many; the same for all.
-        more_loss (callable, *optional*): added to each step's loss: a mark's ([`DeepMarksLoss`]), or the loss on
+        extra_loss (callable, *optional*): added to each step's loss: a mark's ([`DeepMarksLoss`]), or the loss on
             images of the owner's own.
         on_step (callable, *optional*): called with the number of each finished step, from 1.
-        witness (callable, *optional*): sees every message, for an audit.
-        reader (`torch.nn.Module`, *optional*): from codes to logits, trained in the back's place: a [`Reader`].
+        on_message (callable, *optional*): sees every message, for an audit.
+        student (`torch.nn.Module`, *optional*): from codes to logits, trained in the back's place: a [`Student`].
 
     Raises:
         [`FingerprintError`]: if this isn't process 0 of two or more, there is neither `restore` nor a reader, an
             optimised weight is in the front, or a holder stops or sends what isn't due.
     """
-    if restore is None and reader is None:
+    if restore is None and student is None:
         raise FingerprintError("Nothing would learn from the codes: give owner_loop a denoiser, or a reader.")
-    _check_place(owner=True)
-    front = {id(p) for name, p in partition.model.named_parameters() if name in partition.front_names}
-    if any(id(p) in front for group in optimizer.param_groups for p in group["params"]):
+    _check_role(owner=True)
+    client_part = {id(p) for name, p in partition.model.named_parameters() if name in partition.client_tensors}
+    if any(id(p) in client_part for group in optimizer.param_groups for p in group["params"]):
         raise FingerprintError("The optimiser holds weights of the front, which never trains: give back_parameters().")
-    learner = partition.model if reader is None else reader
+    trained_module = partition.model if student is None else student
 
-    def answer(codes: torch.Tensor) -> torch.Tensor:
-        if reader is not None or restore is None:
-            return logits_of(learner(codes))
+    def compute_logits(codes: torch.Tensor) -> torch.Tensor:
+        if student is not None or restore is None:
+            return logits_of(trained_module(codes))
         with torch.no_grad():
             features = restore(codes)
-        return partition.back(features)
+        return partition.server_part(features)
 
-    wires = [Wire(rank, witness) for rank in range(1, dist.get_world_size())]
-    device = next(learner.parameters()).device
-    learner.train()
+    wires = [Wire(rank, on_message) for rank in range(1, dist.get_world_size())]
+    device = next(trained_module.parameters()).device
+    trained_module.train()
     for step in range(steps):
         optimizer.zero_grad()
-        parts = [wire.receive(Kind.FEATURES, step, (-1, *bottleneck.code_shape)) for wire in wires]
+        parts = [wire.receive(MessageKind.FEATURES, step, (-1, *bottleneck.code_shape)) for wire in wires]
         lengths = [len(part) for part in parts]
-        logits = answer(torch.cat(parts).to(device))
+        logits = compute_logits(torch.cat(parts).to(device))
         for wire, part in zip(wires, logits.split(lengths), strict=True):
-            wire.send(Kind.OUTPUTS, step, part)
+            wire.send(MessageKind.OUTPUTS, step, part)
         gradients = [
-            wire.receive(Kind.GRADIENTS, step, (length, logits.shape[1]))
+            wire.receive(MessageKind.GRADIENTS, step, (length, logits.shape[1]))
             for wire, length in zip(wires, lengths, strict=True)
         ]
         logits.backward(torch.cat(gradients).to(logits) / len(wires))
-        if more_loss is not None:
-            more_loss().backward()
+        if extra_loss is not None:
+            extra_loss().backward()
         optimizer.step()
         if on_step is not None:
             on_step(step + 1)
-    learner.eval()
+    trained_module.eval()
 
 
-def holder_loop(
+def data_holder_loop(
     partition: Partition,
     bottleneck: Bottleneck,
     images: torch.Tensor,
@@ -103,7 +103,7 @@ def holder_loop(
     seed: int = 0,
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.cross_entropy,
     on_step: Callable[[int], None] | None = None,
-    witness: Witness | None = None,
+    on_message: MessageHook | None = None,
 ) -> None:
     """Takes part in a training with images and labels that stay here; runs in any process but 0.
 
@@ -118,43 +118,43 @@ def holder_loop(
         seed (`int`, *optional*, defaults to 0): of the order.
         loss (callable, *optional*): the mean loss of `(logits, labels)`; cross-entropy by default.
         on_step (callable, *optional*): called with the number of each finished step, from 1.
-        witness (callable, *optional*): sees every message, for an audit.
+        on_message (callable, *optional*): sees every message, for an audit.
 
     Raises:
         [`FingerprintError`]: if this is process 0, there are fewer images than a batch, labels are missing, or the
             owner stops or sends what isn't due.
     """
-    _check_place(owner=False)
+    _check_role(owner=False)
     if len(images) != len(labels) or not 1 <= batch <= len(images):
         raise FingerprintError(f"{len(images)} images, {len(labels)} labels and batches of {batch} don't go together.")
-    wire = Wire(OWNER, witness)
-    codes = sent_codes(partition, bottleneck, images, noise)
+    wire = Wire(OWNER, on_message)
+    codes = encode_images(partition, bottleneck, images, noise)
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
     for step in range(steps):
         if len(order) < batch:
             order = torch.randperm(len(images), generator=generator)
         pick, order = order[:batch], order[batch:]
-        wire.send(Kind.FEATURES, step, codes[pick])
-        logits = wire.receive(Kind.OUTPUTS, step, (batch, -1)).requires_grad_(True)
+        wire.send(MessageKind.FEATURES, step, codes[pick])
+        logits = wire.receive(MessageKind.OUTPUTS, step, (batch, -1)).requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(logits, labels[pick].to(logits.device)), logits)
-        wire.send(Kind.GRADIENTS, step, gradient)
+        wire.send(MessageKind.GRADIENTS, step, gradient)
         if on_step is not None:
             on_step(step + 1)
 
 
 @torch.no_grad()
-def sent_codes(
-    partition: Partition, bottleneck: Bottleneck, images: torch.Tensor, noise: ImageNoise, at_once: int = 128
+def encode_images(
+    partition: Partition, bottleneck: Bottleneck, images: torch.Tensor, noise: ImageNoise, batch_size: int = 128
 ) -> torch.Tensor:
     """All that a holder ever sends of its images: their codes, each with its own noise, `(n, *code_shape)`."""
     parts = []
-    for part in images.split(at_once):
+    for part in images.split(batch_size):
         normal = noise.draw(part, bottleneck.code_shape)
-        parts.append(bottleneck.send(partition.front(part), normal).cpu())
+        parts.append(bottleneck.send(partition.client_part(part), normal).cpu())
     return torch.cat(parts)
 
 
-def _check_place(owner: bool) -> None:
+def _check_role(owner: bool) -> None:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
         raise FingerprintError("Private training needs an owner and a data holder or more: launch two processes.")
     if (dist.get_rank() == OWNER) != owner:

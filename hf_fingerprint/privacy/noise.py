@@ -41,9 +41,9 @@ class ImageNoise:
             shape (`tuple[int, ...]`): of one image's code.
         """
         pixels = images.detach().cpu().contiguous().numpy()
-        return torch.stack([self._one(image.tobytes(), shape) for image in pixels]).to(images.device)
+        return torch.stack([self._draw_one(image.tobytes(), shape) for image in pixels]).to(images.device)
 
-    def _one(self, pixels: bytes, shape: tuple[int, ...]) -> torch.Tensor:
+    def _draw_one(self, pixels: bytes, shape: tuple[int, ...]) -> torch.Tensor:
         stream = Stream(derive(self._secret, "image_noise", hashlib.sha256(pixels).hexdigest()))
         count = math.prod(shape)
         radius, angle = (stream.take(8 * count).view("<u4").astype(np.float64).reshape(2, count) + 0.5) / 2**32

@@ -18,7 +18,7 @@ import torch
 from hf_fingerprint.errors import FingerprintError
 
 
-_SAME = 1e-4
+_TOLERANCE = 1e-4
 
 
 class Partition:
@@ -33,7 +33,7 @@ class Partition:
     Attributes:
         shape (`tuple[int, ...]`): of one image's features: `(channels, height, width)`, `(tokens, channels)` or
             `(channels,)`.
-        front_names (`frozenset[str]`): the parameters and buffers that the front runs on.
+        client_tensors (`frozenset[str]`): the parameters and buffers that the front runs on.
 
     Raises:
         [`FingerprintError`]: if there is no such module, its output is no tensor with a row for each image, part of
@@ -47,43 +47,43 @@ class Partition:
             advice = f"near ones are {', '.join(near)}" if near else "see model.named_modules()"
             raise FingerprintError(f"The model has no module {at!r} to be cut at: {advice}.")
         self.model, self.at, self.size = model, at, (size[0], size[1], size[2])
-        self._cut, self._in_front = modules[at], set[torch.nn.Module]()
-        with _all_at_rest(model):
-            self.shape, self.front_names = self._look()
+        self._cut, self._client_modules = modules[at], set[torch.nn.Module]()
+        with _eval_mode_with_gradients(model):
+            self.shape, self.client_tensors = self._inspect_model()
 
     def __repr__(self) -> str:
         return f"Partition(at={self.at!r}, size={self.size}, shape={self.shape})"
 
     @torch.no_grad()
-    def front(self, images: torch.Tensor) -> torch.Tensor:
+    def client_part(self, images: torch.Tensor) -> torch.Tensor:
         """The features `(batch, *shape)` of images `(batch, *size)`, without gradients."""
-        with self._front_at_rest():
-            return self._up_to_cut(images)
+        with self._client_eval_mode():
+            return self._run_to_cut(images)
 
-    def back(self, features: torch.Tensor) -> torch.Tensor:
+    def server_part(self, features: torch.Tensor) -> torch.Tensor:
         """The logits `(batch, classes)` for features `(batch, *shape)`, differentiable in them and in the back's
         weights; in the model's own mode."""
         blank = torch.zeros((1, *self.size), dtype=features.dtype, device=features.device)
-        with self._front_at_rest():
-            return self._from_cut(features, blank)
+        with self._client_eval_mode():
+            return self._run_from_cut(features, blank)
 
-    def onward(self, features: torch.Tensor, to: "Partition") -> torch.Tensor:
+    def forward_to_cut(self, features: torch.Tensor, to: "Partition") -> torch.Tensor:
         """The features at a deeper cut of the same model, for ones at this."""
         blank = torch.zeros((1, *self.size), dtype=features.dtype, device=features.device)
         with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):
-            return to._output(blank)
+            return to._cut_output(blank)
 
-    def back_parameters(self) -> dict[str, torch.nn.Parameter]:
+    def server_parameters(self) -> dict[str, torch.nn.Parameter]:
         """What the owner trains: all parameters that the front doesn't run on, by name."""
-        return {name: p for name, p in self.model.named_parameters() if name not in self.front_names}
+        return {name: p for name, p in self.model.named_parameters() if name not in self.client_tensors}
 
-    def _up_to_cut(self, images: torch.Tensor) -> torch.Tensor:
-        output = self._output(images)
+    def _run_to_cut(self, images: torch.Tensor) -> torch.Tensor:
+        output = self._cut_output(images)
         if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) or len(output) != len(images):
             raise FingerprintError(f"The output of {self.at} isn't one tensor with rows for images: cut elsewhere.")
         return output
 
-    def _output(self, images: torch.Tensor) -> Any:
+    def _cut_output(self, images: torch.Tensor) -> Any:
         """What the cut's module returns."""
 
         def stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -96,46 +96,51 @@ class Partition:
                 return reached.output
         raise FingerprintError(f"{self.at} isn't called when the model runs: cut at a module that is.")
 
-    def _from_cut(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    def _run_from_cut(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):
             return logits_of(self.model(images))
 
     @contextmanager
-    def _front_at_rest(self) -> Iterator[None]:
+    def _client_eval_mode(self) -> Iterator[None]:
         """The front in evaluation mode, so that no batch's statistics get into it."""
-        awake = [module for module in self._in_front if module.training]
-        for module in awake:
+        training_modules = [module for module in self._client_modules if module.training]
+        for module in training_modules:
             module.training = False
         try:
             yield
         finally:
-            for module in awake:
+            for module in training_modules:
                 module.training = True
 
-    def _look(self) -> tuple[tuple[int, ...], frozenset[str]]:
+    def _inspect_model(self) -> tuple[tuple[int, ...], frozenset[str]]:
         noise = torch.randn((2, *self.size), generator=torch.Generator().manual_seed(0))
         images = noise.to(next(self.model.parameters()).device)
         with ExitStack() as hooks, torch.enable_grad():
             for module in self.model.modules():
-                hooks.enter_context(_hook(module.register_forward_hook(lambda m, i, o: self._in_front.add(m))))
-            features = self._up_to_cut(images)
-        front = _parameters_behind(features)
+                hooks.enter_context(_hook(module.register_forward_hook(lambda m, i, o: self._client_modules.add(m))))
+            features = self._run_to_cut(images)
+        client_part = _leaf_tensors(features)
         with torch.enable_grad():
-            past = self._from_cut(features.detach(), images[:1])
+            first_logits = self._run_from_cut(features.detach(), images[:1])
         with torch.no_grad():
-            other, whole = self._from_cut(features.detach(), images[1:]), logits_of(self.model(images))
-        apart = torch.maximum((past.detach() - other).abs(), (past.detach() - whole).abs())
-        if float(apart.max()) > _SAME * float(whole.abs().max()):
+            other_logits, full_logits = (
+                self._run_from_cut(features.detach(), images[1:]),
+                logits_of(self.model(images)),
+            )
+        difference = torch.maximum(
+            (first_logits.detach() - other_logits).abs(), (first_logits.detach() - full_logits).abs()
+        )
+        if float(difference.max()) > _TOLERANCE * float(full_logits.abs().max()):
             raise FingerprintError(f"Part of the image goes past {self.at}: cut where no branch leads round.")
-        shared = front & _parameters_behind(past)
+        shared = client_part & _leaf_tensors(first_logits)
         names, buffers = set(), set()
         for name, parameter in self.model.named_parameters():
             if parameter in shared:
                 raise FingerprintError(f"{name} is used on both sides of {self.at}: cut elsewhere.")
-            if parameter in front:
+            if parameter in client_part:
                 names.add(name)
         for name, module in self.model.named_modules():
-            if module in self._in_front:
+            if module in self._client_modules:
                 buffers |= {f"{name}.{buffer}" for buffer, _ in module.named_buffers(recurse=False)}
         return tuple(features.shape[1:]), frozenset(names | buffers)
 
@@ -164,7 +169,7 @@ def _hook(handle: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _all_at_rest(model: torch.nn.Module) -> Iterator[None]:
+def _eval_mode_with_gradients(model: torch.nn.Module) -> Iterator[None]:
     """In evaluation mode, with gradients for all parameters, and afterwards as it was."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -180,15 +185,15 @@ def _all_at_rest(model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(want)
 
 
-def _parameters_behind(output: torch.Tensor) -> set[torch.Tensor]:
+def _leaf_tensors(output: torch.Tensor) -> set[torch.Tensor]:
     """The leaves that a tensor was computed from."""
-    leaves, seen, left = set(), set(), [output.grad_fn]
-    while left:
-        node = left.pop()
+    leaves, seen, pending = set(), set(), [output.grad_fn]
+    while pending:
+        node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
             leaves.add(node.variable)
-        left.extend(next_node for next_node, _ in node.next_functions)
+        pending.extend(next_node for next_node, _ in node.next_functions)
     return leaves

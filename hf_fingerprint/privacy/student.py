@@ -21,16 +21,16 @@ from hf_fingerprint.privacy.leakage import seeded
 from hf_fingerprint.privacy.partition import Partition
 
 
-AXES = 512  # of the features' spread that directions are looked for in, if there are more
-PROBES, BATCH, RIDGE, REST = 4, 128, 0.1, 0.3
+MAX_AXES = 512  # of the features' spread that directions are looked for in, if there are more
+PROBES, BATCH, RIDGE, RESIDUAL_SCALE = 4, 128, 0.1, 0.3
 NETS, WIDTH, DRAWS = 2, 256, 16
 
 
-def start_with_task_directions(
+def init_task_directions(
     partition: Partition,
     bottleneck: Bottleneck,
     features: torch.Tensor,
-    rest: float = REST,
+    residual_scale: float = RESIDUAL_SCALE,
     probes: int = PROBES,
     seed: int = 0,
 ) -> None:
@@ -42,7 +42,7 @@ def start_with_task_directions(
             has its own.
         bottleneck ([`Bottleneck`]): its B, m and s are set; one over `whole` images tells most with few numbers.
         features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut; a few thousand, no labels.
-        rest (`float`, *optional*, defaults to 0.3): the deviation of the other directions' numbers, in units of the
+        residual_scale (`float`, *optional*, defaults to 0.3): the deviation of the other directions' numbers, in units of the
             discriminants': what is sent of images beyond their classes.
         probes (`int`, *optional*, defaults to 4): random mixtures of the logits whose slopes are taken at each image.
         seed (`int`, *optional*, defaults to 0): of those.
@@ -51,13 +51,13 @@ def start_with_task_directions(
         [`FingerprintError`]: if there are fewer public images than numbers in a code.
     """
     public = features
-    if bottleneck.lens is not None:
-        partition = bottleneck.lens.deep
-        features = torch.cat([bottleneck.lens(part) for part in public.split(BATCH)])
+    if bottleneck.segment is not None:
+        partition = bottleneck.segment.deep_partition
+        features = torch.cat([bottleneck.segment(part) for part in public.split(BATCH)])
     partition.model.eval()
     rows = bottleneck.rows(features)
     rows = rows - rows.mean(0)
-    count = min(len(rows), rows.shape[1], max(AXES, bottleneck.channels))
+    count = min(len(rows), rows.shape[1], max(MAX_AXES, bottleneck.channels))
     if count < bottleneck.channels:
         raise FingerprintError(
             f"{len(features)} public images are too few to choose {bottleneck.channels} directions by: give more."
@@ -65,21 +65,21 @@ def start_with_task_directions(
     axes = _leading_axes(rows, count, seed)
     powers = (rows @ axes).square().mean(0)
     deviations = (powers + RIDGE * rows.square().mean()).clamp_min(1e-12).sqrt()
-    apart = _discriminants(partition, features, rows @ axes / deviations)[: bottleneck.channels]
-    directions = [apart]
-    if others := bottleneck.channels - len(apart):
+    discriminants = _discriminants(partition, features, rows @ axes / deviations)[: bottleneck.channels]
+    directions = [discriminants]
+    if n_others := bottleneck.channels - len(discriminants):
         spread = torch.zeros((count, count)).to(axes)
-        for slopes in _slopes(partition, bottleneck, features, probes, seed):
-            slopes = slopes @ axes * deviations  # of logits, for a step of one deviation along each axis
-            slopes = slopes - slopes @ apart.T @ apart
-            spread += slopes.T @ slopes
-        directions.append(torch.linalg.eigh(spread)[1][:, -others:].T)
+        for gradients in _logit_gradients(partition, bottleneck, features, probes, seed):
+            gradients = gradients @ axes * deviations  # of logits, for a step of one deviation along each axis
+            gradients = gradients - gradients @ discriminants.T @ discriminants
+            spread += gradients.T @ gradients
+        directions.append(torch.linalg.eigh(spread)[1][:, -n_others:].T)
     matrix = torch.cat(directions) / deviations @ axes.T
     matrix /= (rows @ matrix.T).std(0)[:, None].clamp_min(1e-12)
-    matrix[len(apart) :] *= rest
+    matrix[len(discriminants) :] *= residual_scale
     with torch.no_grad():
         bottleneck.squeeze.copy_(matrix)
-    bottleneck.normalise(public)
+    bottleneck.fit_normalization(public)
 
 
 def _leading_axes(rows: torch.Tensor, count: int, seed: int) -> torch.Tensor:
@@ -95,13 +95,15 @@ def _leading_axes(rows: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 def _discriminants(partition: Partition, features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Orthonormal directions of the spread of the classes' means, one fewer than classes; the classes are those that
     the back sees."""
-    chances = torch.cat([partition.back(part).softmax(1) for part in features.split(BATCH)])
-    shares = chances.mean(0).clamp_min(1e-9)
-    means = chances.repeat_interleave(len(rows) // len(features), 0).T @ rows / len(rows) / shares.sqrt()[:, None]
+    probabilities = torch.cat([partition.server_part(part).softmax(1) for part in features.split(BATCH)])
+    shares = probabilities.mean(0).clamp_min(1e-9)
+    means = (
+        probabilities.repeat_interleave(len(rows) // len(features), 0).T @ rows / len(rows) / shares.sqrt()[:, None]
+    )
     return torch.linalg.svd(means, full_matrices=False)[2][: len(shares) - 1]
 
 
-def _slopes(
+def _logit_gradients(
     partition: Partition, bottleneck: Bottleneck, features: torch.Tensor, probes: int, seed: int
 ) -> Iterator[torch.Tensor]:
     """The gradients of random mixtures of the centred logits, as rows for B."""
@@ -109,15 +111,15 @@ def _slopes(
         for part in features.split(BATCH):
             with torch.enable_grad():
                 inputs = part.detach().clone().requires_grad_(True)
-                logits = partition.back(inputs)
+                logits = partition.server_part(inputs)
                 logits = logits - logits.mean(1, keepdim=True)
                 for probe in range(probes):
                     mixture = (logits * torch.randn_like(logits)).sum()
-                    (slope,) = torch.autograd.grad(mixture, inputs, retain_graph=probe + 1 < probes)
-                    yield bottleneck.rows(slope)
+                    (gradient,) = torch.autograd.grad(mixture, inputs, retain_graph=probe + 1 < probes)
+                    yield bottleneck.rows(gradient)
 
 
-class Reader(torch.nn.Module):
+class Student(torch.nn.Module):
     """A small network from codes, with their noise, to logits: it learns in private in the back's place.
 
     Args:
@@ -132,8 +134,8 @@ class Reader(torch.nn.Module):
         self._nets = torch.nn.ModuleList(
             torch.nn.Sequential(
                 torch.nn.Flatten(),
-                *_layer(math.prod(code_shape), width),
-                *_layer(width, width),
+                *_hidden_layer(math.prod(code_shape), width),
+                *_hidden_layer(width, width),
                 torch.nn.Linear(width, classes),
             )
             for _ in range(nets)
@@ -144,7 +146,7 @@ class Reader(torch.nn.Module):
         return torch.stack([net(code) for net in self._nets]).mean(0)
 
     @torch.no_grad()
-    def opinion(
+    def pseudo_labels(
         self, bottleneck: Bottleneck, features: torch.Tensor, draws: int = DRAWS, seed: int = 0
     ) -> torch.Tensor:
         """The chances of each class, `(n, classes)`, on average over draws of the noise; labels for the back.
@@ -165,5 +167,5 @@ class Reader(torch.nn.Module):
         return torch.cat(total)
 
 
-def _layer(inside: int, outside: int) -> list[torch.nn.Module]:
+def _hidden_layer(inside: int, outside: int) -> list[torch.nn.Module]:
     return [torch.nn.Linear(inside, outside), torch.nn.BatchNorm1d(outside), torch.nn.ReLU()]

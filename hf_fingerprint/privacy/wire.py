@@ -21,10 +21,10 @@ from hf_fingerprint.errors import FingerprintError
 
 
 MAGIC = int.from_bytes(b"hffpwir1", "little")
-HEADER_BYTES, AXES = 72, 4
+HEADER_BYTES, MAX_AXES = 72, 4
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message holds."""
 
     FEATURES = 1
@@ -32,22 +32,22 @@ class Kind(IntEnum):
     GRADIENTS = 3
 
 
-def pack(kind: Kind, step: int, tensor: torch.Tensor) -> bytes:
+def pack(kind: MessageKind, step: int, tensor: torch.Tensor) -> bytes:
     """A message.
 
     Args:
-        kind ([`Kind`]): what it is.
+        kind ([`MessageKind`]): what it is.
         step (`int`): of the training, from 0.
         tensor (`torch.Tensor`): up to four axes; sent as `float32`.
     """
-    if tensor.dim() > AXES:
-        raise FingerprintError(f"A tensor of {tensor.dim()} axes can't be sent: {AXES} are the most.")
+    if tensor.dim() > MAX_AXES:
+        raise FingerprintError(f"A tensor of {tensor.dim()} axes can't be sent: {MAX_AXES} are the most.")
     numbers = tensor.detach().cpu().contiguous().numpy().astype("<f4")
-    lengths = [*numbers.shape, *(0,) * (AXES - numbers.ndim)]
+    lengths = [*numbers.shape, *(0,) * (MAX_AXES - numbers.ndim)]
     return np.array([MAGIC, kind, step, numbers.ndim, *lengths, numbers.nbytes], "<i8").tobytes() + numbers.tobytes()
 
 
-def unpack(message: bytes) -> tuple[Kind, int, torch.Tensor]:
+def unpack(message: bytes) -> tuple[MessageKind, int, torch.Tensor]:
     """Kind, step and tensor of a message.
 
     Raises:
@@ -60,7 +60,7 @@ def unpack(message: bytes) -> tuple[Kind, int, torch.Tensor]:
     return kind, step, torch.from_numpy(np.frombuffer(body, "<f4").astype(np.float32)).reshape(shape)
 
 
-def read_header(header: bytes) -> tuple[Kind, int, tuple[int, ...]]:
+def read_header(header: bytes) -> tuple[MessageKind, int, tuple[int, ...]]:
     """Kind, step and shape.
 
     Raises:
@@ -69,11 +69,11 @@ def read_header(header: bytes) -> tuple[Kind, int, tuple[int, ...]]:
     numbers = np.frombuffer(header, "<i8").tolist() if len(header) == HEADER_BYTES else [0] * (HEADER_BYTES // 8)
     magic, kind, step, axes, *lengths, size = numbers
     shape = tuple(lengths[: max(0, axes)])
-    if magic != MAGIC or not 0 <= axes <= AXES or kind not in list(Kind) or min(shape, default=0) < 0:
+    if magic != MAGIC or not 0 <= axes <= MAX_AXES or kind not in list(MessageKind) or min(shape, default=0) < 0:
         raise FingerprintError("What came over the wire is no message of this protocol: check both sides' versions.")
     if any(lengths[axes:]) or size != 4 * math.prod(shape):
         raise FingerprintError("A message's header contradicts itself: check both sides' versions.")
-    return Kind(kind), step, shape
+    return MessageKind(kind), step, shape
 
 
 class Wire:
@@ -81,16 +81,16 @@ class Wire:
 
     Args:
         peer (`int`): the other's rank.
-        witness (callable, *optional*): is shown every message's bytes, with `"sent"` or `"received"`.
+        on_message (callable, *optional*): is shown every message's bytes, with `"sent"` or `"received"`.
     """
 
-    def __init__(self, peer: int, witness: Callable[[str, bytes], None] | None = None):
-        self.peer, self._witness = peer, witness
+    def __init__(self, peer: int, on_message: Callable[[str, bytes], None] | None = None):
+        self.peer, self._witness = peer, on_message
 
     def __repr__(self) -> str:
         return f"Wire(peer={self.peer})"
 
-    def send(self, kind: Kind, step: int, tensor: torch.Tensor) -> None:
+    def send(self, kind: MessageKind, step: int, tensor: torch.Tensor) -> None:
         """Sends a tensor.
 
         Raises:
@@ -99,11 +99,11 @@ class Wire:
         message = bytearray(pack(kind, step, tensor))
         if self._witness is not None:
             self._witness("sent", bytes(message))
-        whole = torch.frombuffer(message, dtype=torch.uint8)
-        self._transfer(dist.send, whole[:HEADER_BYTES], step)
-        self._transfer(dist.send, whole[HEADER_BYTES:], step)
+        message_tensor = torch.frombuffer(message, dtype=torch.uint8)
+        self._transfer(dist.send, message_tensor[:HEADER_BYTES], step)
+        self._transfer(dist.send, message_tensor[HEADER_BYTES:], step)
 
-    def receive(self, kind: Kind, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def receive(self, kind: MessageKind, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Waits for a tensor of a kind, step and shape; a length of -1 stands for any from 1 to a million.
 
         Raises:
@@ -111,25 +111,26 @@ class Wire:
         """
         header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
         self._transfer(dist.recv, header, step)
-        came = read_header(header.numpy().tobytes())
-        fits = len(came[2]) == len(shape) and all(
-            want == have or (want == -1 and 1 <= have <= 1_000_000) for want, have in zip(shape, came[2], strict=True)
+        header_values = read_header(header.numpy().tobytes())
+        fits = len(header_values[2]) == len(shape) and all(
+            want == have or (want == -1 and 1 <= have <= 1_000_000)
+            for want, have in zip(shape, header_values[2], strict=True)
         )
-        if came[:2] != (kind, step) or not fits:
+        if header_values[:2] != (kind, step) or not fits:
             raise FingerprintError(
-                f"Process {self.peer} sent {came[0].name.lower()} of shape {came[2]} for step {came[1]} where "
+                f"Process {self.peer} sent {header_values[0].name.lower()} of shape {header_values[2]} for step {header_values[1]} where "
                 f"{kind.name.lower()} of shape {shape} for step {step} were due: start all with the same settings."
             )
-        body = torch.empty(4 * math.prod(came[2]), dtype=torch.uint8)
+        body = torch.empty(4 * math.prod(header_values[2]), dtype=torch.uint8)
         self._transfer(dist.recv, body, step)
         message = header.numpy().tobytes() + body.numpy().tobytes()
         if self._witness is not None:
             self._witness("received", message)
         return unpack(message)[2]
 
-    def _transfer(self, how: Callable[..., object], buffer: torch.Tensor, step: int) -> None:
+    def _transfer(self, transfer: Callable[..., object], buffer: torch.Tensor, step: int) -> None:
         try:
-            how(buffer, self.peer)
+            transfer(buffer, self.peer)
         except (RuntimeError, ValueError) as error:
             raise FingerprintError(
                 f"The connection to process {self.peer} ended at step {step} ({type(error).__name__}): see what "

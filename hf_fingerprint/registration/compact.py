@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.errors import CarrierError
 
 
-SHARE = 0.045
+MAX_SHARE = 0.045
 
 
 def compact_window(
@@ -33,7 +33,7 @@ def compact_window(
     Raises:
         [`CarrierError`]: if every carrier is larger than that.
     """
-    room = SHARE * sum(info.nbytes for info in tensors.values())
+    max_bytes = MAX_SHARE * sum(info.nbytes for info in tensors.values())
     infos = [tensors[name] for name in names]
     order = sorted(range(len(names)), key=lambda i: (infos[i].file, infos[i].offset))
     best, most = None, 0.0
@@ -41,7 +41,7 @@ def compact_window(
         window = []
         for i in order[first:]:
             span = infos[i].offset + infos[i].nbytes - infos[begin].offset
-            if infos[i].file != infos[begin].file or span > room:
+            if infos[i].file != infos[begin].file or span > max_bytes:
                 break
             window.append(i)
         if window:
@@ -52,6 +52,6 @@ def compact_window(
                 best, most = indices, worth
     if best is None:
         raise CarrierError(
-            f"{where} has no tensor that can carry within {SHARE:.1%} of its bytes: choose --carriers spread."
+            f"{where} has no tensor that can carry within {MAX_SHARE:.1%} of its bytes: choose --carriers spread."
         )
     return best

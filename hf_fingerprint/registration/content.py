@@ -6,7 +6,7 @@ from pathlib import Path
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.source import resolve_cached
 from hf_fingerprint.errors import FingerprintError, VaultError
-from hf_fingerprint.vault import Base, Vault, current
+from hf_fingerprint.vault import Base, Vault, current_bases
 
 
 def weights_hash(checkpoint: Checkpoint, vault: Vault, expected: str | None = None) -> str:
@@ -19,10 +19,10 @@ def weights_hash(checkpoint: Checkpoint, vault: Vault, expected: str | None = No
         expected (`str`, *optional*): the hash that it should have: another is found from the bytes only.
     """
     place, state = checkpoint.source.name, checkpoint.state()
-    known = vault.recall_content(place, state)
+    known = vault.cached_content_hash(place, state)
     if known is None or expected not in (None, known):
         known = content_hash(checkpoint.tensors, digest_tensors(checkpoint))
-        vault.remember_content(place, state, known)
+        vault.cache_content_hash(place, state, known)
     return known
 
 
@@ -46,7 +46,7 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
     return original
 
 
-def open_base_here(base: Base, vault: Vault) -> Checkpoint | None:
+def open_local_base(base: Base, vault: Vault) -> Checkpoint | None:
     """Opens a registered base's files if they are on this machine and are still the base; downloads nothing."""
     original = None
     try:
@@ -60,7 +60,7 @@ def open_base_here(base: Base, vault: Vault) -> Checkpoint | None:
     return None
 
 
-def find_base(vault: Vault, name: str | Path) -> Base:
+def lookup_base(vault: Vault, name: str | Path) -> Base:
     """The registered base of a name: its id, where it was registered from, or a place where its weights are. Where a
     record replaces another of the same weights, only the id leads to the other.
 
@@ -71,13 +71,13 @@ def find_base(vault: Vault, name: str | Path) -> Base:
     for base in bases:
         if str(name) == base.base_id:
             return base
-    bases = current(bases)
+    bases = current_bases(bases)
     for base in bases:
         if str(name) in (base.source, f"{base.source}@{base.revision}"):
             return base
     with open_checkpoint(name, weights_only=True) as checkpoint:
-        whole = weights_hash(checkpoint, vault)
+        model_hash = weights_hash(checkpoint, vault)
     for base in bases:
-        if base.content_hash == whole:
+        if base.content_hash == model_hash:
             return base
     raise VaultError(f"{name} is not a base of {vault.folder}: its weights' hash is not on record.")

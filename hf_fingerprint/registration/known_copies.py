@@ -28,18 +28,18 @@ from hf_fingerprint.carriers import TensorProjection, fold
 from hf_fingerprint.checkpoints import Checkpoint, TensorInfo
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import FingerprintWarning
-from hf_fingerprint.registration.content import open_base_here, weights_hash
+from hf_fingerprint.registration.content import open_local_base, weights_hash
 from hf_fingerprint.vault import Base, Carrier, Vault
 
 
-LOG_CHANCE = math.log(1e-12)  # of refusing a model that was made without the secret, for each base on record
-SURE = 4.0  # times LOG_CHANCE: weights are read until a copy would show that clearly
-MOST_WEIGHTS, LEAST_PER_POSITION = 1 << 22, 4
+MAX_LOG_FALSE_MATCH = math.log(1e-12)  # of refusing a model that was made without the secret, for each base on record
+EARLY_STOP_FACTOR = 4.0  # times LOG_CHANCE: weights are read until a copy would show that clearly
+MAX_WEIGHTS, MIN_PER_POSITION = 1 << 22, 4
 SAMPLED_ROWS = 4
-CLIP_DEVIATIONS, LEAST_CLIP, MOST_CLIP = 3.0, 1.5, 1e6
-QUIET = 0.01  # a variance below that of an average of 100 copies
+CLIP_DEVIATIONS, MIN_CLIP, MAX_CLIP = 3.0, 1.5, 1e6
+MIN_DRIFT = 0.01  # a variance below that of an average of 100 copies
 _MAD = 1.4826
 Matches = dict[str, TensorInfo]
 
@@ -82,34 +82,34 @@ def find_origin(model: Checkpoint, vault: Vault) -> Origin | None:
     Raises:
         [`VaultError`]: if it is a copy on record whose base's record can't be used.
     """
-    whole = weights_hash(model, vault)
+    model_hash = weights_hash(model, vault)
     for copy in vault.copies():
-        if copy.content_hash == whole:
+        if copy.content_hash == model_hash:
             return Origin(vault.base(copy.base_id), copy.recipient)
-    base = _marked_with(model, vault.bases(), vault)
+    base = _find_marked_base(model, vault.bases(), vault)
     return None if base is None else Origin(base)
 
 
-def _marked_with(model: Checkpoint, bases: Sequence[Base], vault: Vault) -> Base | None:
+def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) -> Base | None:
     """The base whose mark shows most clearly, if any does."""
-    by_name = {normalise(name): info for name, info in model.tensors.items() if info.dtype in READABLE}
-    alike: dict[str, list[tuple[Base, Matches]]] = defaultdict(list)
+    by_name = {normalize_name(name): info for name, info in model.tensors.items() if info.dtype in READABLE}
+    records_by_hash: dict[str, list[tuple[Base, Matches]]] = defaultdict(list)
     for base in bases:
         matches = _match(base, by_name)
         if len(matches) >= len(base.carriers) / 2:
-            alike[base.content_hash].append((base, matches))
-    found, lowest = None, LOG_CHANCE
+            records_by_hash[base.content_hash].append((base, matches))
+    found, lowest = None, MAX_LOG_FALSE_MATCH
     unread: list[Base] = []
-    for records in alike.values():  # of the same weights: one look at the files serves all
-        original = next(filter(None, (open_base_here(base, vault) for base, _ in records)), None)
+    for records in records_by_hash.values():  # of the same weights: one look at the files serves all
+        original = next(filter(None, (open_local_base(base, vault) for base, _ in records)), None)
         if original is None:
             unread += [base for base, _ in records]
             continue
         with original:
             for base, matches in records:
-                chance = log_chance(base, original, model, matches)
-                if chance <= lowest:
-                    found, lowest = base, chance
+                log_bound = log_false_match_bound(base, original, model, matches)
+                if log_bound <= lowest:
+                    found, lowest = base, log_bound
     if unread and found is None:
         named = ", ".join(f"{base.base_id} ({base.source})" for base in unread)
         warnings.warn(
@@ -123,11 +123,11 @@ def _marked_with(model: Checkpoint, bases: Sequence[Base], vault: Vault) -> Base
 
 def _match(base: Base, by_name: Matches) -> Matches:
     """Carriers to the model's tensors of the same normalised name and the same shape."""
-    found = {carrier.name: by_name.get(normalise(carrier.name)) for carrier in base.carriers}
+    found = {carrier.name: by_name.get(normalize_name(carrier.name)) for carrier in base.carriers}
     return {name: info for name, info in found.items() if info is not None and info.shape == base.tensors[name].shape}
 
 
-def log_chance(base: Base, original: Checkpoint, model: Checkpoint, matches: Matches) -> float:
+def log_false_match_bound(base: Base, original: Checkpoint, model: Checkpoint, matches: Matches) -> float:
     """A bound on the log-probability that a model made without the base's secret agrees with its projection as well
     as this one; 0 where the weights are too far apart for a mark to be seen.
 
@@ -137,38 +137,44 @@ def log_chance(base: Base, original: Checkpoint, model: Checkpoint, matches: Mat
         model ([`Checkpoint`]): the open model.
         matches (`dict[str, TensorInfo]`): the model's tensors by the names of their carriers.
     """
-    pairs = [_Pair(c, original, model, matches[c.name]) for c in base.carriers if c.name in matches]
-    drift = {pair: pair.sampled() for pair in pairs}
-    loud = sorted((pair for pair in pairs if drift[pair] >= QUIET), key=lambda pair: (drift[pair], -pair.weights))
-    quiet = sorted((pair for pair in pairs if 0 < drift[pair] < QUIET), key=lambda pair: -drift[pair])
-    telling = weights = 0.0
-    for pair in loud:
-        count = min(pair.weights, MOST_WEIGHTS - weights)
-        telling, weights = telling + count / max(drift[pair], 1.0), weights + count
-    if not quiet and _expected(telling, weights, base.length) > LOG_CHANCE / 2:
+    pairs = [_CarrierPair(c, original, model, matches[c.name]) for c in base.carriers if c.name in matches]
+    drift = {pair: pair.sample_drift() for pair in pairs}
+    drifted = sorted(
+        (pair for pair in pairs if drift[pair] >= MIN_DRIFT), key=lambda pair: (drift[pair], -pair.weights)
+    )
+    nearly_equal = sorted((pair for pair in pairs if 0 < drift[pair] < MIN_DRIFT), key=lambda pair: -drift[pair])
+    informative_weights = weights = 0.0
+    for pair in drifted:
+        count = min(pair.weights, MAX_WEIGHTS - weights)
+        informative_weights, weights = informative_weights + count / max(drift[pair], 1.0), weights + count
+    if not nearly_equal and _expected_log_bound(informative_weights, weights, base.length) > MAX_LOG_FALSE_MATCH / 2:
         return 0.0
     y, v = np.zeros(base.length), np.zeros(base.length)
-    telling = weights = 0.0
-    for pair in (*loud, *quiet):
+    informative_weights = weights = 0.0
+    for pair in (*drifted, *nearly_equal):
         projection = TensorProjection(base.secret, pair.carrier.name, base.length)
         start = projection.offset
-        for rows in block_rows(pair.own):
+        for rows in block_rows(pair.base_info):
             x = pair.difference(rows)
             variance = float(np.vdot(x, x)) / x.size
-            x /= max(variance, QUIET)
+            x /= max(variance, MIN_DRIFT)
             fold(np.square(x).reshape(-1), start % base.length, v)
             projection.read(x, y)
             start, weights = start + x.size, weights + x.size
-            telling += x.size / max(variance, 1.0) if variance >= QUIET else 0.0
-            enough = weights >= LEAST_PER_POSITION * base.length
-            if weights >= MOST_WEIGHTS or (enough and _expected(telling, weights, base.length) <= SURE * LOG_CHANCE):
+            informative_weights += x.size / max(variance, 1.0) if variance >= MIN_DRIFT else 0.0
+            enough = weights >= MIN_PER_POSITION * base.length
+            if weights >= MAX_WEIGHTS or (
+                enough
+                and _expected_log_bound(informative_weights, weights, base.length)
+                <= EARLY_STOP_FACTOR * MAX_LOG_FALSE_MATCH
+            ):
                 return _log_bound(y, v)
     return _log_bound(y, v)
 
 
-def _expected(telling: float, weights: float, length: int) -> float:
+def _expected_log_bound(informative_weights: float, weights: float, length: int) -> float:
     """About the bound that a copy's weights would give: of so many weights, as many as so many that did not drift."""
-    excess = telling / length * max(0.0, 1 - length / weights) if weights else 0.0
+    excess = informative_weights / length * max(0.0, 1 - length / weights) if weights else 0.0
     return -length / 2 * (excess - math.log1p(excess))
 
 
@@ -188,7 +194,7 @@ def _log_bound(y: np.ndarray, v: np.ndarray) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class _CarrierPair:
     """A carrier, and its counterpart in the model."""
 
     carrier: Carrier
@@ -197,35 +203,35 @@ class _Pair:
     info: TensorInfo
 
     @property
-    def own(self) -> TensorInfo:
+    def base_info(self) -> TensorInfo:
         return self.original.tensors[self.carrier.name]
 
     @property
     def weights(self) -> int:
-        return self.own.rows * self.own.columns
+        return self.base_info.rows * self.base_info.columns
 
-    def sampled(self) -> float:
+    def sample_drift(self) -> float:
         """The mean square of the difference in a few rows, in amplitudes; 0 if there is none."""
-        rows = sorted({int(row) for row in np.linspace(0, self.own.rows - 1, SAMPLED_ROWS)})
+        rows = sorted({int(row) for row in np.linspace(0, self.base_info.rows - 1, SAMPLED_ROWS)})
         return float(np.mean(np.square(self.difference(*(slice(row, row + 1) for row in rows)))))
 
     def difference(self, *rows: slice) -> np.ndarray:
         """Some rows' difference in amplitudes, clipped: `float32` of shape `(rows, columns)`; 0 where the model's
         weights are pruned or not numbers."""
         ours, theirs = (
-            to_float32(np.concatenate([_read(where, info, part) for part in rows]), info.dtype)
-            for where, info in ((self.original, self.own), (self.model, self.info))
+            to_float32(np.concatenate([_read_rows(where, info, part) for part in rows]), info.dtype)
+            for where, info in ((self.original, self.base_info), (self.model, self.info))
         )
         amplitude = np.concatenate([self.carrier.amplitude[part, None] for part in rows])
         with np.errstate(all="ignore"):
-            x = (theirs - ours).reshape(-1, self.own.columns) / amplitude
-        lost = ((theirs == 0) | ~np.isfinite(theirs)).reshape(x.shape) | ~np.isfinite(x)
-        x[lost] = 0
+            x = (theirs - ours).reshape(-1, self.base_info.columns) / amplitude
+        dropped_mask = ((theirs == 0) | ~np.isfinite(theirs)).reshape(x.shape) | ~np.isfinite(x)
+        x[dropped_mask] = 0
         spread = _MAD * float(np.median(np.abs(x.reshape(-1)[:: 1 + x.size // 65536])))
-        clip = np.float32(np.clip(CLIP_DEVIATIONS * spread, LEAST_CLIP, MOST_CLIP))
+        clip = np.float32(np.clip(CLIP_DEVIATIONS * spread, MIN_CLIP, MAX_CLIP))
         return np.clip(x, -clip, clip, out=x)
 
 
-def _read(where: Checkpoint, info: TensorInfo, rows: slice) -> np.ndarray:
+def _read_rows(where: Checkpoint, info: TensorInfo, rows: slice) -> np.ndarray:
     """The bytes of some rows."""
     return where.read(info, rows.start * info.row_bytes, rows.stop * info.row_bytes)

@@ -7,45 +7,45 @@ import numpy as np
 
 from hf_fingerprint.carriers import can_carry, select_from_model
 from hf_fingerprint.checkpoints import Checkpoint
-from hf_fingerprint.config import REPORTED, Settings
+from hf_fingerprint.config import DEFAULT_CALIBRATION_IMAGES, FingerprintConfig
 from hf_fingerprint.errors import BuildError, CarrierError
 from hf_fingerprint.models import (
     BuiltModel,
-    Images,
+    LazyImages,
     build_model,
-    many_synthetic_images,
-    names_in_file,
-    user_images_apart,
+    lazy_synthetic_images,
+    map_parameter_names,
+    split_user_images,
 )
-from hf_fingerprint.registration.output_comparison import Comparison
+from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.registration.outputs import find_output_kind
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
 from hf_fingerprint.vault import Calibration
 
 
 SUGGESTED_EPS = 0.003
-SEARCHED = 32  # images that the strength is searched on
+SEARCH_IMAGES = 32  # images that the strength is searched on
 _SEARCH_SEED, _REPORT_SEED = 0, 1
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Measurable:
+class MeasurableModel:
     """A model whose output can be measured.
 
     Attributes:
         model ([`BuiltModel`]): ready to run.
         kind (`str`): of its output, one of `KINDS`.
         parameters (`dict[str, str]`): from the names in the file of all that can carry to those in the model.
-        few, many ([`Images`]): to search the strength on, and others to measure the result on.
+        few, many ([`LazyImages`]): to search the strength on, and others to measure the result on.
         inputs (`str`): `"images"` or `"synthetic"`.
     """
 
     model: BuiltModel
     kind: str
     parameters: dict[str, str]
-    few: Images
-    many: Images
+    few: LazyImages
+    many: LazyImages
     inputs: str
 
     def sensitivity(self, selected: list[str], where: str) -> np.ndarray:
@@ -57,13 +57,13 @@ class Measurable:
         names = [self.parameters[name] for name in selected]
         found = measure_sensitivity(self.model.module, self.few, names, self.kind)
         if not np.isfinite(found).all():
-            raise not_measured(CarrierError(f"{where} gives no numbers on the calibration inputs."))
+            raise measurement_error(CarrierError(f"{where} gives no numbers on the calibration inputs."))
         return found
 
 
-def find_measurable(
-    checkpoint: Checkpoint, settings: Settings, built: BuiltModel | None, report: Report
-) -> Measurable | None:
+def make_measurable(
+    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, report: Report
+) -> MeasurableModel | None:
     """What a base's output is measured with; `None` if it can't be measured and a fixed strength is asked for.
 
     Raises:
@@ -73,18 +73,18 @@ def find_measurable(
     """
     report("building the model")
     try:
-        return _measurable(checkpoint, settings, built)
+        return _make_measurable(checkpoint, config, built)
     except (BuildError, CarrierError) as error:
-        if settings.calibration:
+        if config.calibration:
             raise CarrierError(
                 f"{checkpoint.source.name} can't be run, so images can't calibrate it ({_reason(error)})."
             ) from error
-        if settings.eps is None:
-            raise not_measured(error) from error
+        if config.eps is None:
+            raise measurement_error(error) from error
         return None
 
 
-def not_measured(error: BuildError | CarrierError) -> BuildError | CarrierError:
+def measurement_error(error: BuildError | CarrierError) -> BuildError | CarrierError:
     """What is said of a base whose output can't be measured, from the reason."""
     joint = ", or" if isinstance(error, BuildError) else ":"
     return type(error)(
@@ -93,8 +93,8 @@ def not_measured(error: BuildError | CarrierError) -> BuildError | CarrierError:
     )
 
 
-def calibration_of(
-    measured: Comparison | None, measurable: Measurable | None, max_kl: float, eps: float | None
+def make_calibration(
+    measured: OutputComparison | None, measurable: MeasurableModel | None, max_kl: float, eps: float | None
 ) -> Calibration:
     """The record of what was measured."""
     if measured is None or measurable is None:
@@ -117,23 +117,23 @@ def calibration_of(
     )
 
 
-def _measurable(checkpoint: Checkpoint, settings: Settings, built: BuiltModel | None) -> Measurable:
+def _make_measurable(checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None) -> MeasurableModel:
     where = checkpoint.source.name
     model = build_model(checkpoint) if built is None else built
-    many = settings.calibration_images or REPORTED
-    if settings.calibration:
-        inputs, (few, others) = "images", user_images_apart(settings.calibration, model, SEARCHED, many)
+    many = config.calibration_images or DEFAULT_CALIBRATION_IMAGES
+    if config.calibration:
+        inputs, (few, others) = "images", split_user_images(config.calibration, model, SEARCH_IMAGES, many)
     else:
-        inputs, few = "synthetic", many_synthetic_images(model, SEARCHED, _SEARCH_SEED)
-        others = many_synthetic_images(model, many, _REPORT_SEED)
+        inputs, few = "synthetic", lazy_synthetic_images(model, SEARCH_IMAGES, _SEARCH_SEED)
+        others = lazy_synthetic_images(model, many, _REPORT_SEED)
     first = next(few.batches(1))
-    kind = find_output_kind(model, first, settings.output_kind, where)
-    names = names_in_file(model.module, checkpoint)
+    kind = find_output_kind(model, first, config.output_kind, where)
+    names = map_parameter_names(model.module, checkpoint)
     chosen = [n for n in select_from_model(model.module, first, kind) if n in names]
     parameters = {names[n]: n for n in chosen if can_carry(checkpoint.tensors[names[n]])}
     if not parameters:
         raise CarrierError(f"{where} holds none of the weights that the model built from its configuration runs with.")
-    return Measurable(model, kind, parameters, few, others, inputs)
+    return MeasurableModel(model, kind, parameters, few, others, inputs)
 
 
 def _reason(error: Exception) -> str:

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from hf_fingerprint.models import Images, images_at_once
-from hf_fingerprint.registration.outputs import agreeing_positions, divergence, values_of
+from hf_fingerprint.models import LazyImages, fit_batch_size
+from hf_fingerprint.registration.outputs import divergence, output_values, same_decisions
 
 
 if TYPE_CHECKING:
     import torch
 
 BATCH = 8
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OutputComparison:
     """What a mark does to the output.
 
     Attributes:
@@ -55,23 +55,23 @@ class Comparison:
     @property
     def agreement_interval(self) -> tuple[float, float] | None:
         """95 % interval of the agreement. Positions of one image go together, so a map counts as one decision."""
-        return None if self.agreement is None else wilson(self.agreement, self.images)
+        return None if self.agreement is None else wilson_interval(self.agreement, self.images)
 
 
 def compare_outputs(
     module: "torch.nn.Module",
-    images: Images,
+    images: LazyImages,
     marks: Iterable[Mapping[str, np.ndarray]],
     kind: str,
     batch: int = BATCH,
     seconds: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
-) -> Comparison:
+) -> OutputComparison:
     """Compares a model with marked copies of it, each on a batch of images.
 
     Args:
         module (`torch.nn.Module`): the model; it is left as it was.
-        images ([`Images`]): inputs.
+        images ([`LazyImages`]): inputs.
         marks (iterable of mappings): for each batch, parameter names to their values in a copy, `float32` of shape
             `(rows, columns)`.
         kind (`str`): of the output, one of `KINDS`.
@@ -83,34 +83,36 @@ def compare_outputs(
     from torch.func import functional_call
 
     parameters = dict(module.named_parameters())
-    at_once = images_at_once(images.pixels, BATCH)
-    apart: list[np.ndarray] = []
+    at_once = fit_batch_size(images.pixels, BATCH)
+    divergences: list[np.ndarray] = []
     decisions, agreeing, began = 0, 0, clock()
     with torch.no_grad():
-        for shown, marked in zip(images.batches(batch), marks, strict=False):
+        for batch_images, marked in zip(images.batches(batch), marks, strict=False):
             copy = {name: torch.from_numpy(values).reshape(parameters[name].shape) for name, values in marked.items()}
-            own: list[torch.Tensor] = []
-            for part in shown.split(at_once):
-                before = values_of(module(part), kind)
-                after = values_of(functional_call(module, copy, (part,)), kind)
-                own.append(divergence(before, after, kind))
-                same = agreeing_positions(before, after, kind)
+            batch_divergences: list[torch.Tensor] = []
+            for part in batch_images.split(at_once):
+                before = output_values(module(part), kind)
+                after = output_values(functional_call(module, copy, (part,)), kind)
+                batch_divergences.append(divergence(before, after, kind))
+                same = same_decisions(before, after, kind)
                 if same is not None:
                     decisions, agreeing = decisions + same.numel(), agreeing + int(same.sum())
-            apart.append(torch.cat(own).numpy())
+            divergences.append(torch.cat(batch_divergences).numpy())
             if clock() - began >= seconds:
                 break
-    each = np.concatenate(apart)
-    interval = _interval(apart if len(apart) > 1 else list(each[:, None]))
-    return Comparison(float(each.mean()), interval, _scatter(apart), len(each), decisions, agreeing)
+    each = np.concatenate(divergences)
+    interval = _interval(divergences if len(divergences) > 1 else list(each[:, None]))
+    return OutputComparison(
+        float(each.mean()), interval, _between_group_std(divergences), len(each), decisions, agreeing
+    )
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share over so many independent observations in [0, 1].
 
     Of all of them with that mean, zeros and ones spread most, so the interval is wide enough for shares as well.
     """
-    z = float(ndtri(0.5 + LEVEL / 2))
+    z = float(ndtri(0.5 + CONFIDENCE_LEVEL / 2))
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -122,11 +124,11 @@ def _interval(groups: Sequence[np.ndarray]) -> tuple[float, float]:
     if len(groups) < 2:
         return 0.0, mean
     shares = np.array([len(group) for group in groups]) / sum(len(group) for group in groups)
-    half = float(stdtrit(len(groups) - 1, 0.5 + LEVEL / 2)) * sqrt(variance * float((shares**2).sum()))
+    half = float(stdtrit(len(groups) - 1, 0.5 + CONFIDENCE_LEVEL / 2)) * sqrt(variance * float((shares**2).sum()))
     return max(0.0, mean - half), mean + half
 
 
-def _scatter(groups: Sequence[np.ndarray]) -> float:
+def _between_group_std(groups: Sequence[np.ndarray]) -> float:
     """The standard deviation of the groups' true means: that of the means measured, less what chance within the groups
     adds."""
     if len(groups) < 2:

@@ -28,11 +28,11 @@ from hf_fingerprint.models import BuiltModel
 if TYPE_CHECKING:
     import torch
 
-POSITIONS = 256
+MAX_POSITIONS = 256
 _DIMENSIONS = {"single_label": (2,), "multi_label": (2,), "dense": (4,), "features": (2, 3, 4)}
 
 
-def find_output_kind(built: BuiltModel, images: "torch.Tensor", asked: str | None, where: str) -> str:
+def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str | None, where: str) -> str:
     """The kind of a model's output: what its configuration says, else what is asked for, else what its shape says.
 
     Without either, logits `(n, classes)` are `single_label`, one logit is `multi_label`, logits `(n, classes, height,
@@ -41,23 +41,23 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", asked: str | Non
     Args:
         built ([`BuiltModel`]): the model.
         images (`torch.Tensor` of shape `(1, channels, height, width)`): any input.
-        asked (`str`, *optional*): one of `KINDS`.
+        requested (`str`, *optional*): one of `KINDS`.
         where (`str`): the model's name, for errors.
 
     Raises:
-        [`CodeError`]: if the configuration says another kind than `asked`, or one logit is to be `single_label`.
+        [`CodeError`]: if the configuration says another kind than `requested`, or one logit is to be `single_label`.
         [`BuildError`]: if the model can't be run.
         [`CarrierError`]: if the output is of no such kind.
     """
     import torch
 
-    if asked is not None and built.output is not None and asked != built.output:
+    if requested is not None and built.output is not None and requested != built.output:
         raise CodeError(
-            f"{where} has an output of kind {built.output} by its configuration, not {asked}: leave out --output-kind."
+            f"{where} has an output of kind {built.output} by its configuration, not {requested}: leave out --output-kind."
         )
     if built.output == "regression":
         raise CarrierError(f"{where} predicts a quantity (regression), for which there is no budget.")
-    kind = built.output or asked
+    kind = built.output or requested
     try:
         with torch.no_grad():
             output = built.module(images)
@@ -90,7 +90,7 @@ def _kind_by_shape(values: "torch.Tensor") -> str | None:
     return {3: "features", 4: "dense"}.get(values.ndim)
 
 
-def values_of(output: object, kind: str) -> "torch.Tensor":
+def output_values(output: object, kind: str) -> "torch.Tensor":
     """A model's output as `(n, positions, classes)`; with gradients where it has them."""
     import torch
 
@@ -100,9 +100,9 @@ def values_of(output: object, kind: str) -> "torch.Tensor":
     if values.ndim == 4:
         values = values.flatten(2).transpose(1, 2)
     count = values.shape[1]
-    if count <= POSITIONS:
+    if count <= MAX_POSITIONS:
         return values
-    drawn = torch.randperm(count - 1, generator=torch.Generator().manual_seed(0))[: POSITIONS - 1] + 1
+    drawn = torch.randperm(count - 1, generator=torch.Generator().manual_seed(0))[: MAX_POSITIONS - 1] + 1
     return values[
         :, torch.cat([torch.zeros(1, dtype=torch.long), drawn.sort().values])
     ]  # the class token is the first
@@ -115,9 +115,11 @@ def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "tor
     one, two = before.double(), after.double()
     if kind == "features":
         each = (normalize(one, dim=-1) - normalize(two, dim=-1)).square().sum(-1) / 2
-    elif _binary(before, kind):
-        chance = one.sigmoid()
-        terms = chance * (logsigmoid(one) - logsigmoid(two)) + (1 - chance) * (logsigmoid(-one) - logsigmoid(-two))
+    elif _is_binary(before, kind):
+        probability = one.sigmoid()
+        terms = probability * (logsigmoid(one) - logsigmoid(two)) + (1 - probability) * (
+            logsigmoid(-one) - logsigmoid(-two)
+        )
         each = terms.sum(-1)
     else:
         logs = one.log_softmax(-1)
@@ -125,12 +127,12 @@ def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "tor
     return each.mean(-1)
 
 
-def agreeing_positions(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor | None":
+def same_decisions(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor | None":
     """Where two outputs `(n, positions, classes)` decide alike: `bool` of shape `(n, positions)`; `None` for features,
     which decide nothing."""
     if kind == "features":
         return None
-    if _binary(before, kind):
+    if _is_binary(before, kind):
         return ((before > 0) == (after > 0)).all(-1)
     return before.argmax(-1) == after.argmax(-1)
 
@@ -151,16 +153,16 @@ def random_direction(values: "torch.Tensor", kind: str, generator: "torch.Genera
         size = values.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
         unit = values / size
         drawn = (noise - unit * (unit * noise).sum(-1, keepdim=True)) / size
-    elif _binary(values, kind):
-        chance = values.sigmoid()
-        drawn = (chance * (1 - chance)).sqrt() * noise
+    elif _is_binary(values, kind):
+        probability = values.sigmoid()
+        drawn = (probability * (1 - probability)).sqrt() * noise
     else:
-        chance = values.softmax(-1)
-        root = chance.sqrt() * noise
-        drawn = root - chance * root.sum(-1, keepdim=True)
+        probability = values.softmax(-1)
+        root = probability.sqrt() * noise
+        drawn = root - probability * root.sum(-1, keepdim=True)
     return drawn / np.sqrt(values.shape[1])
 
 
-def _binary(values: "torch.Tensor", kind: str) -> bool:
+def _is_binary(values: "torch.Tensor", kind: str) -> bool:
     """Whether each class is a decision of its own."""
     return kind == "multi_label" or values.shape[-1] == 1

@@ -73,15 +73,15 @@ def score_after_drift(codebook: Codebook, counts: np.ndarray, eps: np.ndarray, d
 
 def predicted_score(base: Base, drift: float = DRIFT) -> float:
     """The score that one leaked copy of a base is expected to have after a drift, by formula."""
-    return score_after_drift(base.codebook(), *_counts_and_eps(base), drift)
+    return score_after_drift(base.codebook(), *_carrier_counts_and_eps(base), drift)
 
 
-def averaging_coalition(base: Base, drift: float = DRIFT) -> int:
+def predicted_coalition(base: Base, drift: float = DRIFT) -> int:
     """The number of colluders by averaging that the base's code withstands after a drift, by formula."""
-    noise = drift_noise(*_counts_and_eps(base), base.length, drift)
+    noise = drift_noise(*_carrier_counts_and_eps(base), base.length, drift)
     return coalition_by_formula(base.codebook(), base.recipients_planned, base.alpha, noise).size
 
 
-def _counts_and_eps(base: Base) -> tuple[np.ndarray, np.ndarray]:
+def _carrier_counts_and_eps(base: Base) -> tuple[np.ndarray, np.ndarray]:
     counts = [np.prod(base.tensors[carrier.name].shape) for carrier in base.carriers]
     return np.array(counts), np.array([carrier.eps for carrier in base.carriers])

@@ -11,23 +11,29 @@ from hf_fingerprint.carriers import row_rms, select_by_name, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
-from hf_fingerprint.config import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, Settings
+from hf_fingerprint.config import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.known_copies import find_origin
-from hf_fingerprint.registration.measuring import Report, calibration_of, find_measurable
+from hf_fingerprint.registration.measuring import Report, make_calibration, make_measurable
 from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
-from hf_fingerprint.registration.strength import SECONDS, MarkedModel, any_codewords, carriers_of, measured_strength
-from hf_fingerprint.vault import Base, Compact, TensorRecord, Vault, check_model
+from hf_fingerprint.registration.strength import (
+    MAX_SECONDS,
+    MarkedModel,
+    make_carriers,
+    random_codewords,
+    search_amplitudes,
+)
+from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder
 
 
 def register(
     model: str | Path | Checkpoint,
     vault: Vault,
-    settings: Settings | None = None,
+    config: FingerprintConfig | None = None,
     report: Report | None = None,
     built: BuiltModel | None = None,
     remeasure: bool = False,
@@ -38,7 +44,7 @@ def register(
     Args:
         model (`str`, `Path` or [`Checkpoint`]): a path, a Hub id, or an open checkpoint.
         vault ([`Vault`]): the vault.
-        settings ([`Settings`], *optional*): for a new base; for a known one they must agree with its record.
+        config ([`FingerprintConfig`], *optional*): for a new base; for a known one they must agree with its record.
         report (callable, *optional*): told each step, for progress.
         built ([`BuiltModel`], *optional*): the model, ready to run, where neither timm nor transformers can build it.
         remeasure (`bool`, *optional*, defaults to `False`): registers a base that is known once more, with these
@@ -47,27 +53,29 @@ def register(
             carries the mark of one, as a base of its own; its record says which base that is (`copy_of`).
 
     Raises:
-        [`BuildError`]: if the model can't be built, so that its output can't be measured, and `settings` names no
+        [`BuildError`]: if the model can't be built, so that its output can't be measured, and `config` names no
             fixed strength (`eps`).
         [`CarrierError`]: if the model has too few weights to mark, or its output can't be measured, likewise.
         [`CodeError`]: if the base is registered with other settings.
         [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
-        check_model(checkpoint.source, vault.folder)
+        check_model_folder(checkpoint.source, vault.folder)
         (report or _silent)("hashing the weights")
         known = vault.base_with_hash(weights_hash(checkpoint, vault))
         if known is None or remeasure:
-            copy_of = known.copy_of if known is not None else _copied(checkpoint, vault, report or _silent, as_base)
-            found = examine(checkpoint, digest_tensors(checkpoint), settings or Settings(), report, built)
+            copy_of = (
+                known.copy_of if known is not None else _copy_origin(checkpoint, vault, report or _silent, as_base)
+            )
+            found = analyze_base(checkpoint, digest_tensors(checkpoint), config or FingerprintConfig(), report, built)
             found = replace(found, copy_of=copy_of)
-            return vault.add_base(found) if known is None else _replace(known, found, vault)
-    if settings is not None:
-        _check_same(known, settings)
+            return vault.add_base(found) if known is None else _add_replacement(known, found, vault)
+    if config is not None:
+        _check_config(known, config)
     return known
 
 
-def _copied(checkpoint: Checkpoint, vault: Vault, report: Report, as_base: bool) -> str | None:
+def _copy_origin(checkpoint: Checkpoint, vault: Vault, report: Report, as_base: bool) -> str | None:
     """The id of the base that a model is a copy of, which is refused unless it is to be registered all the same."""
     report("comparing with the bases on record")
     origin = find_origin(checkpoint, vault)
@@ -78,7 +86,7 @@ def _copied(checkpoint: Checkpoint, vault: Vault, report: Report, as_base: bool)
     return origin.base.base_id
 
 
-def _replace(known: Base, found: Base, vault: Vault) -> Base:
+def _add_replacement(known: Base, found: Base, vault: Vault) -> Base:
     """Adds a record that replaces another for new copies."""
     stored = vault.add_base(replace(found, replaces=known.base_id))
     if stored.base_id == known.base_id:
@@ -86,7 +94,7 @@ def _replace(known: Base, found: Base, vault: Vault) -> Base:
     return stored
 
 
-def _check_same(base: Base, settings: Settings) -> None:
+def _check_config(base: Base, config: FingerprintConfig) -> None:
     recorded = {
         "max_kl": base.calibration.max_kl,
         "coalition": base.coalition,
@@ -98,10 +106,10 @@ def _check_same(base: Base, settings: Settings) -> None:
         "output_kind": base.calibration.output,
     }
     for name, value in recorded.items():
-        asked = getattr(settings, name)
-        if asked is not None and asked != value:
+        requested = getattr(config, name)
+        if requested is not None and requested != value:
             raise CodeError(
-                f"Base {base.base_id} is registered with {name} {value}, not {asked}: all copies of a record share "
+                f"Base {base.base_id} is registered with {name} {value}, not {requested}: all copies of a record share "
                 f"it; leave it out, or make a new record for new copies with `hf-fingerprint vault add --remeasure`."
             )
 
@@ -110,10 +118,10 @@ def _silent(step: str) -> None:
     pass
 
 
-def examine(
+def analyze_base(
     checkpoint: Checkpoint,
     digests: dict[str, str],
-    settings: Settings,
+    config: FingerprintConfig,
     report: Report | None = None,
     built: BuiltModel | None = None,
 ) -> Base:
@@ -122,69 +130,69 @@ def examine(
     Args:
         checkpoint ([`Checkpoint`]): the open model.
         digests (`dict[str, str]`): of its tensors, from [`digest_tensors`].
-        settings ([`Settings`]): what is decided by the caller.
+        config ([`FingerprintConfig`]): what is decided by the caller.
         report (callable, *optional*): told each step.
         built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
     """
     report = report or _silent
     where = checkpoint.source.name
-    max_kl, alpha = settings.max_kl or MAX_KL, settings.alpha or ALPHA
-    coalition, planned = settings.coalition or COALITION, settings.recipients_planned or RECIPIENTS_PLANNED
+    max_kl, alpha = config.max_kl or MAX_KL, config.alpha or ALPHA
+    coalition, planned = config.coalition or COALITION, config.recipients_planned or RECIPIENTS_PLANNED
     check_dtypes(checkpoint.tensors, where)
-    measurable = find_measurable(checkpoint, settings, built, report)
+    measurable = make_measurable(checkpoint, config, built, report)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
     report("reading the carriers")
-    rms = {name: _rms(checkpoint, name) for name in selected}
-    counts = sizes = np.array([_weights(checkpoint, name) for name in selected])
+    rms = {name: _tensor_row_rms(checkpoint, name) for name in selected}
+    counts = sizes = np.array([_count_weights(checkpoint, name) for name in selected])
     sensitivity = np.zeros(len(selected))
     if measurable is not None:
         report("measuring what the mark does to the output")
-    if measurable is not None and settings.eps is None:
+    if measurable is not None and config.eps is None:
         sensitivity = measurable.sensitivity(selected, where)
 
     def spend(kept: np.ndarray) -> np.ndarray:
         """`eps` of some of the carriers, if no other is marked."""
-        if settings.eps is not None:
-            return np.full(len(kept), settings.eps)
+        if config.eps is not None:
+            return np.full(len(kept), config.eps)
         return spend_budget(max_kl, sensitivity[kept], sizes[kept])
 
     eps = spend(np.arange(len(selected)))
     secret = new_secret()
-    family = settings.code or (FairSigns.family if coalition <= 2 else Tardos.family)
+    family = config.code or (FairSigns.family if coalition <= 2 else Tardos.family)
     compact = None
-    if settings.carriers == "compact":
+    if config.carriers == "compact":
         kept = compact_window(checkpoint.tensors, selected, spend, where)
         length = code_length(int(counts.sum()), where)
         spread = make_codebook(family, length, coalition, secret)
         differ = sum(checkpoint.tensors[selected[i]].nbytes for i in kept)
         share = differ / sum(info.nbytes for info in checkpoint.tensors.values())
-        compact = Compact(share, score_after_drift(spread, counts, eps))
+        compact = CompactMark(share, score_after_drift(spread, counts, eps))
         selected, counts, eps = [selected[i] for i in kept], sizes[kept], spend(kept)
     length = code_length(int(counts.sum()), where)
     codebook = make_codebook(family, length, coalition, secret)
     measured = None
     if measurable is not None:
         parameters = {name: by_model[name] for name in selected}
-        codewords = any_codewords(codebook)
+        codewords = random_codewords(codebook)
         marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
-        if settings.eps is None:
-            eps, measured = measured_strength(marked, measurable.few, measurable.many, eps, max_kl, report)
+        if config.eps is None:
+            eps, measured = search_amplitudes(marked, measurable.few, measurable.many, eps, max_kl, report)
         else:
             with suppress(CarrierError):  # an output that is not a number: not measured
-                measured = marked.compare(eps, measurable.many, seconds=SECONDS)
-    carriers = carriers_of(selected, eps, rms)
+                measured = marked.compare(eps, measurable.many, seconds=MAX_SECONDS)
+    carriers = make_carriers(selected, eps, rms)
 
     report("working out the certified coalition")
     noise = drift_noise(counts, eps, length)
     certified = coalition_by_simulation(codebook, planned, alpha, noise)
-    whole = content_hash(checkpoint.tensors, digests)
+    model_hash = content_hash(checkpoint.tensors, digests)
     return Base(
-        base_id=whole[:8] + derive(secret, "base").hex()[:4],
+        base_id=model_hash[:8] + derive(secret, "base").hex()[:4],
         source=checkpoint.source.name,
         revision=checkpoint.source.revision,
-        content_hash=whole,
+        content_hash=model_hash,
         tensors={n: TensorRecord(i.dtype, i.shape, digests[n]) for n, i in checkpoint.tensors.items()},
         carriers=carriers,
         family=family,
@@ -194,18 +202,18 @@ def examine(
         certified_by=certified.method,
         alpha=alpha,
         recipients_planned=planned,
-        calibration=calibration_of(measured, measurable, max_kl, settings.eps),
+        calibration=make_calibration(measured, measurable, max_kl, config.eps),
         secret=secret,
         compact=compact,
     )
 
 
-def _weights(checkpoint: Checkpoint, name: str) -> int:
+def _count_weights(checkpoint: Checkpoint, name: str) -> int:
     info = checkpoint.tensors[name]
     return info.rows * info.columns
 
 
-def _rms(checkpoint: Checkpoint, name: str) -> np.ndarray:
+def _tensor_row_rms(checkpoint: Checkpoint, name: str) -> np.ndarray:
     info = checkpoint.tensors[name]
     parts = []
     for _, raw in checkpoint.blocks(info):

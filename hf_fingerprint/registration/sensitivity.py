@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_fingerprint.carriers.amplitude import row_rms
-from hf_fingerprint.models import Images, images_at_once
-from hf_fingerprint.registration.outputs import random_direction, values_of
+from hf_fingerprint.models import LazyImages, fit_batch_size
+from hf_fingerprint.registration.outputs import output_values, random_direction
 
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DRAWS = 2
 
 def measure_sensitivity(
     module: "torch.nn.Module",
-    images: Images,
+    images: LazyImages,
     names: list[str],
     kind: str,
     advance: Callable[[int], None] | None = None,
@@ -37,7 +37,7 @@ def measure_sensitivity(
 
     Args:
         module (`torch.nn.Module`): the model, in evaluation mode.
-        images ([`Images`]): calibration inputs.
+        images ([`LazyImages`]): calibration inputs.
         names (`list[str]`): parameters, the carriers.
         kind (`str`): of the output, one of `KINDS`.
         advance (callable, *optional*): told the images done.
@@ -49,7 +49,7 @@ def measure_sensitivity(
 
     parameters = dict(module.named_parameters())
     chosen = [parameters[name] for name in names]
-    weights = [torch.from_numpy(row_rms(_rows(p))).square() / 2 for p in chosen]
+    weights = [torch.from_numpy(row_rms(_as_rows(p))).square() / 2 for p in chosen]
     frozen = {name: p.requires_grad for name, p in parameters.items()}
     for p in parameters.values():
         p.requires_grad_(False)
@@ -58,8 +58,8 @@ def measure_sensitivity(
     generator = torch.Generator().manual_seed(0)
     total = np.zeros(len(names))
     try:
-        for batch in images.batches(images_at_once(images.pixels, BATCH)):
-            values = values_of(module(batch), kind)
+        for batch in images.batches(fit_batch_size(images.pixels, BATCH)):
+            values = output_values(module(batch), kind)
             for draw in range(DRAWS):
                 direction = random_direction(values, kind, generator)
                 gradients = torch.autograd.grad(
@@ -77,5 +77,5 @@ def measure_sensitivity(
     return total / (DRAWS * len(images))
 
 
-def _rows(parameter: "torch.nn.Parameter") -> np.ndarray:
+def _as_rows(parameter: "torch.nn.Parameter") -> np.ndarray:
     return parameter.detach().float().flatten(1).numpy()

@@ -15,21 +15,21 @@ from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.errors import CarrierError
 from hf_fingerprint.keys import new_secret
-from hf_fingerprint.models import BuiltModel, Images
-from hf_fingerprint.registration.measuring import not_measured
-from hf_fingerprint.registration.output_comparison import BATCH, Comparison, compare_outputs
+from hf_fingerprint.models import BuiltModel, LazyImages
+from hf_fingerprint.registration.measuring import measurement_error
+from hf_fingerprint.registration.output_comparison import BATCH, OutputComparison, compare_outputs
 from hf_fingerprint.vault import Carrier
 
 
-COPIES, FEW_BATCH = 128, 4  # copies that are measured at most; images for each in the search
-SEARCHES, REPORTS = 8, 4  # measurements at most, on few images and on many
-ENOUGH_SEARCHED, ENOUGH_REPORTED = 0.8, 0.5  # of the budget, spent
-SECONDS = 120.0  # for all measurements on many images
-Measure = Callable[[np.ndarray], Comparison]
-Strength = tuple[np.ndarray, Comparison]
+MAX_COPIES, SEARCH_BATCH = 128, 4  # copies that are measured at most; images for each in the search
+MAX_SEARCH_STEPS, MAX_REPORT_STEPS = 8, 4  # measurements at most, on few images and on many
+SEARCH_TARGET, REPORT_TARGET = 0.8, 0.5  # of the budget, spent
+MAX_SECONDS = 120.0  # for all measurements on many images
+Measure = Callable[[np.ndarray], OutputComparison]
+MeasuredAmplitudes = tuple[np.ndarray, OutputComparison]
 
 
-def carriers_of(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -> tuple[Carrier, ...]:
+def make_carriers(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -> tuple[Carrier, ...]:
     """Carriers from each one's share of its rows' root mean squares."""
     return tuple(Carrier(name, float(e), np.float32(e) * rms[name]) for name, e in zip(names, eps, strict=True))
 
@@ -59,24 +59,27 @@ class MarkedModel:
     def compare(
         self,
         eps: np.ndarray,
-        images: Images,
+        images: LazyImages,
         batch: int = BATCH,
         seconds: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
-    ) -> Comparison:
+    ) -> OutputComparison:
         """What marks of these strengths `(T,)` do to the output; see [`compare_outputs`].
 
         Raises:
             [`CarrierError`]: if the output is not a number.
         """
-        carriers = carriers_of(list(self.parameters), eps, self.rms)
-        marks = ({self.parameters[c.name]: self._marked(c, each) for c in carriers} for each in cycle(self.codewords))
+        carriers = make_carriers(list(self.parameters), eps, self.rms)
+        marks = (
+            {self.parameters[c.name]: self._marked_weights(c, each) for c in carriers}
+            for each in cycle(self.codewords)
+        )
         found = compare_outputs(self.model.module, images, marks, self.kind, batch, seconds, clock)
         if not np.isfinite(found.kl):
-            raise not_measured(CarrierError(f"{self.checkpoint.source.name} gives no numbers once it is marked."))
+            raise measurement_error(CarrierError(f"{self.checkpoint.source.name} gives no numbers once it is marked."))
         return found
 
-    def _marked(self, carrier: Carrier, codeword: np.ndarray) -> np.ndarray:
+    def _marked_weights(self, carrier: Carrier, codeword: np.ndarray) -> np.ndarray:
         checkpoint, info = self.checkpoint, self.checkpoint.tensors[carrier.name]
         marker = TensorMarker(
             self.secret, self.secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword
@@ -87,26 +90,26 @@ class MarkedModel:
         return to_float32(raw, info.dtype).reshape(-1, info.columns)
 
 
-def any_codewords(codebook: Codebook) -> np.ndarray:
+def random_codewords(codebook: Codebook) -> np.ndarray:
     """Codewords of copies that nobody has, packed, `(COPIES, V / 8)`."""
-    return codebook.packed([new_secret() for _ in range(COPIES)])
+    return codebook.packed([new_secret() for _ in range(MAX_COPIES)])
 
 
-def measured_strength(
+def search_amplitudes(
     marked: MarkedModel,
-    few: Images,
-    many: Images,
+    few: LazyImages,
+    many: LazyImages,
     eps: np.ndarray,
     max_kl: float,
     report: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
-) -> Strength:
+) -> MeasuredAmplitudes:
     """Scales the amplitudes until a marked model's output keeps the budget and spends most of it: first on few images,
     then on many others, of which the result is told.
 
     Args:
         marked ([`MarkedModel`]): the model.
-        few, many ([`Images`]): calibration inputs, none of them in both.
+        few, many ([`LazyImages`]): calibration inputs, none of them in both.
         eps (`np.ndarray` of shape `(T,)`): where to begin.
         max_kl (`float`): the budget, in nats.
         report (callable): told each step.
@@ -120,25 +123,29 @@ def measured_strength(
         [`CarrierError`]: if no mark keeps the budget.
     """
     where = marked.checkpoint.source.name
-    eps, _ = _spend(lambda eps: marked.compare(eps, few, FEW_BATCH), eps, max_kl, SEARCHES, ENOUGH_SEARCHED, where)
+    eps, _ = _spend_budget(
+        lambda eps: marked.compare(eps, few, SEARCH_BATCH), eps, max_kl, MAX_SEARCH_STEPS, SEARCH_TARGET, where
+    )
     report(f"measuring the marked model on up to {len(many):,} other images")
-    end = clock() + SECONDS
+    end = clock() + MAX_SECONDS
 
-    def measure(eps: np.ndarray) -> Comparison:
+    def measure(eps: np.ndarray) -> OutputComparison:
         return marked.compare(eps, many, BATCH, (end - clock()) / 2, clock)
 
-    return _spend(measure, eps, max_kl, REPORTS, ENOUGH_REPORTED, where)
+    return _spend_budget(measure, eps, max_kl, MAX_REPORT_STEPS, REPORT_TARGET, where)
 
 
-def _spend(measure: Measure, eps: np.ndarray, max_kl: float, times: int, enough: float, where: str) -> Strength:
+def _spend_budget(
+    measure: Measure, eps: np.ndarray, max_kl: float, max_steps: int, target_share: float, where: str
+) -> MeasuredAmplitudes:
     cap = largest_eps(max_kl)
-    best: Strength | None = None
+    best: MeasuredAmplitudes | None = None
     failures = 0
-    for _ in range(times):  # the second order is an estimate; the budget is spent by what is measured
+    for _ in range(max_steps):  # the second order is an estimate; the budget is spent by what is measured
         found = measure(eps)
         if found.kl <= max_kl:
             best = eps, found
-            if failures or found.kl >= enough * max_kl or (eps >= cap).all():
+            if failures or found.kl >= target_share * max_kl or (eps >= cap).all():
                 break
             eps = np.minimum(cap, eps * np.sqrt(0.9 * max_kl / max(found.kl, 0.05 * max_kl)))
         elif best is not None:

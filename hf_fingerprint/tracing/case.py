@@ -7,20 +7,20 @@ from pathlib import Path
 
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.tracing.groups import Found
-from hf_fingerprint.tracing.result import BaseRead
+from hf_fingerprint.tracing.groups import BaseSelection
+from hf_fingerprint.tracing.result import ComparedBase
 from hf_fingerprint.tracing.verdict import Candidates
 from hf_fingerprint.vault import (
     Base,
     Fault,
-    Opened,
+    OpenedCopies,
     RowError,
-    Rows,
     Vault,
+    VaultRows,
     copies_in_training,
+    delivery_states,
     open_copies,
     same_recipient,
-    standings,
 )
 
 
@@ -28,32 +28,32 @@ Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadTarget:
     """A record of a base that a suspect is read against.
 
     Attributes:
         candidates ([`Candidates`]): its copies.
         original ([`Checkpoint`]): the base's open files.
-        why (`str`): what the base has to do with the suspect.
+        reason (`str`): what the base has to do with the suspect.
     """
 
     candidates: Candidates
     original: Checkpoint
-    why: str
+    reason: str
 
-    def describe(self) -> BaseRead:
+    def describe(self) -> ComparedBase:
         """For the result."""
         base = self.candidates.base
-        return BaseRead(base.base_id, base.source, len(self.candidates.copies), self.why)
+        return ComparedBase(base.base_id, base.source, len(self.candidates.copies), self.reason)
 
 
 @dataclass(frozen=True)
-class Case:
+class TraceRequest:
     """One trace of one suspect.
 
     Attributes:
         vault ([`Vault`]): the vault, unlocked.
-        place (`str`, `Path` or `None`): the base, if the caller names it.
+        base_ref (`str`, `Path` or `None`): the base, if the caller names it.
         recipient (`str` or `None`): whose copies alone are tested, as one claim.
         all_scores (`bool`): whether scores of those who are not accused are shown.
         advance (callable or `None`): told `(step, done, total)`.
@@ -61,14 +61,14 @@ class Case:
     """
 
     vault: Vault
-    place: str | Path | None = None
+    base_ref: str | Path | None = None
     recipient: str | None = None
     all_scores: bool = False
     advance: Advance | None = None
-    opened: dict[str, Opened] = field(default_factory=dict, repr=False)
+    opened: dict[str, OpenedCopies] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> VaultRows:
         """The vault's bases and records of copies, and its rows that can't be used."""
         return self.vault.rows()
 
@@ -85,20 +85,20 @@ class Case:
             raise RowError(self.rows.faults[0])
         raise VaultError(f"{self.vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
 
-    def faults(self, every: bool) -> tuple[Fault, ...]:
+    def faults(self, include_unread: bool) -> tuple[Fault, ...]:
         """The rows of the vault that can't be used.
 
         Args:
-            every (`bool`): whether records of bases that were not read are opened too: one that was given another
+            include_unread (`bool`): whether records of bases that were not read are opened too: one that was given another
                 base's id shows only then.
         """
-        if every:
+        if include_unread:
             for base in self.bases:
                 self._open(base.base_id)
-        unopened = [fault for each in self.opened.values() for fault in each.faults]
-        return (*self.rows.faults, *unopened)
+        unopened_faults = [fault for each in self.opened.values() for fault in each.faults]
+        return (*self.rows.faults, *unopened_faults)
 
-    def reads(self, found: Found) -> list[Read]:
+    def targets(self, found: BaseSelection) -> list[ReadTarget]:
         """The records to read, each with the copies to test; of bases without any copies, the first record.
 
         A claim pays for all copies in the vault: whoever makes one may have seen a trace, or know whom a model is
@@ -108,8 +108,8 @@ class Case:
             [`VaultError`]: if a recipient is named who has no copy of these bases.
         """
         training = copies_in_training(self.vault)  # their checkpoints may have left the house before they are recorded
-        everybody = None if self.recipient is None else len(self.rows.copies)
-        reads = []
+        n_copies = None if self.recipient is None else len(self.rows.copies)
+        targets = []
         for group in found.groups:
             for base in group.records:
                 opened = self._open(base.base_id)
@@ -120,16 +120,18 @@ class Case:
                     and (self.recipient is None or same_recipient(copy.recipient, self.recipient))
                 ]
                 copies, keys = [copy for copy, _ in tested], [key for _, key in tested]
-                states = standings(self.vault, copies)
-                reads.append(Read(Candidates(base, copies, keys, everybody, states), group.original, group.why))
-        if self.recipient is not None and not any(each.candidates.copies for each in reads):
+                states = delivery_states(self.vault, copies)
+                targets.append(
+                    ReadTarget(Candidates(base, copies, keys, n_copies, states), group.original, group.reason)
+                )
+        if self.recipient is not None and not any(each.candidates.copies for each in targets):
             raise VaultError(
-                f"{self.vault.folder} has no copy of base {reads[0].candidates.base.base_id} for {self.recipient}, "
+                f"{self.vault.folder} has no copy of base {targets[0].candidates.base.base_id} for {self.recipient}, "
                 f"and this suspect resembles that base: see `hf-fingerprint recipients`, or give another --base."
             )
-        return [each for each in reads if each.candidates.copies] or reads[:1]
+        return [each for each in targets if each.candidates.copies] or targets[:1]
 
-    def _open(self, base_id: str) -> Opened:
+    def _open(self, base_id: str) -> OpenedCopies:
         if base_id not in self.opened:
             self.opened[base_id] = open_copies(self.vault, self.rows.of(base_id))
         return self.opened[base_id]

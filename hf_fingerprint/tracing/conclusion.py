@@ -3,22 +3,30 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hf_fingerprint.checkpoints import RangedCheckpoint, Source, Weights
-from hf_fingerprint.extraction import Lineage, Reading, in_names_of, match_names
-from hf_fingerprint.outcomes import Outcome, joined
-from hf_fingerprint.tracing.case import Read
-from hf_fingerprint.tracing.groups import Found
-from hf_fingerprint.tracing.readability import Hidden, hidden_in, left_out_of, listed, mass_of, turned_in, would_show
-from hf_fingerprint.tracing.result import NotRead, TraceResult
-from hf_fingerprint.tracing.verdict import Level
+from hf_fingerprint.checkpoints import RangedCheckpoint, Source, TensorReader
+from hf_fingerprint.extraction import Extraction, Lineage, match_names, to_base_names
+from hf_fingerprint.outcomes import Outcome, combine_outcomes
+from hf_fingerprint.tracing.case import ReadTarget
+from hf_fingerprint.tracing.groups import BaseSelection
+from hf_fingerprint.tracing.readability import (
+    HiddenTensor,
+    carrier_mass,
+    find_hidden,
+    find_transposed,
+    format_hidden,
+    unreadable_tensors,
+    would_detect_copy,
+)
+from hf_fingerprint.tracing.result import SkippedSource, TraceResult
+from hf_fingerprint.tracing.verdict import AccusationLevel
 from hf_fingerprint.vault import Base
 
 
-CONVERT = "convert them to float tensors in the base's names and shapes, and trace that"
+CONVERT_HINT = "convert them to float tensors in the base's names and shapes, and trace that"
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Conclusion:
     """An outcome and its reason."""
 
     outcome: Outcome
@@ -27,42 +35,50 @@ class _Said:
 
 def conclude(
     result: TraceResult,
-    suspect: Weights,
-    reads: Sequence[Read],
-    readings: Sequence[Reading],
-    level: Level,
-    found: Found,
+    suspect: TensorReader,
+    targets: Sequence[ReadTarget],
+    extractions: Sequence[Extraction],
+    level: AccusationLevel,
+    found: BaseSelection,
     limit: str | None = None,
 ) -> TraceResult:
     """A result with its outcome, the bases that were read, and those that were not.
 
     Args:
         result ([`TraceResult`]): the last look's.
-        suspect ([`Weights`]): the open suspect.
-        reads (sequence of [`Read`]): the bases it was read against.
-        readings (sequence of [`Reading`]): of the last look, one for each.
-        level ([`Level`]): of that look.
-        found ([`Found`]): which bases were looked at.
+        suspect ([`TensorReader`]): the open suspect.
+        targets (sequence of [`ReadTarget`]): the bases it was read against.
+        extractions (sequence of [`Extraction`]): of the last look, one for each.
+        level ([`AccusationLevel`]): of that look.
+        found ([`BaseSelection`]): which bases were looked at.
         limit (`str`, *optional*): why not all of the suspect was read, and what to do.
     """
     result = replace(
         result,
-        bases_read=tuple(each.describe() for each in reads),
-        bases_not_read=(*found.not_read, *found.gone),
-        tensors_left_out=len(left_out_of(suspect)),
+        bases_read=tuple(each.describe() for each in targets),
+        bases_not_read=(*found.not_read, *found.unavailable),
+        tensors_left_out=len(unreadable_tensors(suspect)),
     )
     if result.accused:
         return replace(result, outcome=Outcome.ACCUSED)
-    tested = [(read, reading) for read, reading in zip(reads, readings, strict=True) if read.candidates.copies]
-    said = [_say(read, reading, suspect, level, limit) for read, reading in tested] or [_without_copies(reads)]
-    if found.gone and joined(each.outcome for each in said) is not Outcome.NOT_READABLE:
-        said.append(_Said(Outcome.NOT_READABLE, " ".join(dict.fromkeys(each.reason for each in found.gone))))
-    outcome = joined(each.outcome for each in said)
-    return replace(result, outcome=outcome, reason=next(s.reason for s in said if s.outcome is outcome))
+    tested = [
+        (target, extraction)
+        for target, extraction in zip(targets, extractions, strict=True)
+        if target.candidates.copies
+    ]
+    conclusions = [_conclude_base(target, extraction, suspect, level, limit) for target, extraction in tested] or [
+        _conclude_without_copies(targets)
+    ]
+    if found.unavailable and combine_outcomes(each.outcome for each in conclusions) is not Outcome.NOT_READABLE:
+        conclusions.append(
+            _Conclusion(Outcome.NOT_READABLE, " ".join(dict.fromkeys(each.reason for each in found.unavailable)))
+        )
+    outcome = combine_outcomes(each.outcome for each in conclusions)
+    return replace(result, outcome=outcome, reason=next(s.reason for s in conclusions if s.outcome is outcome))
 
 
-def nothing_read(
-    source: Source, outcome: Outcome, reason: str, alpha: float, not_read: Sequence[NotRead]
+def unread_result(
+    source: Source, outcome: Outcome, reason: str, alpha: float, not_read: Sequence[SkippedSource]
 ) -> TraceResult:
     """The result for a suspect that was read against no base.
 
@@ -71,7 +87,7 @@ def nothing_read(
         outcome ([`Outcome`]): not comparable or not readable.
         reason (`str`): why, and what to do.
         alpha (`float`): the bound, which nothing was spent of.
-        not_read (sequence of [`NotRead`]): the bases.
+        not_read (sequence of [`SkippedSource`]): the bases.
     """
     return TraceResult(
         suspect=source.name,
@@ -96,70 +112,72 @@ def nothing_read(
     )
 
 
-def _say(read: Read, reading: Reading, suspect: Weights, level: Level, limit: str | None) -> _Said:
-    base, recipients, alpha = read.candidates.base, read.candidates.covered, level.alpha / level.share
-    hidden = _hidden(read, reading, suspect)
-    if would_show(base, mass_of(base, {each.carrier for each in hidden}), recipients, alpha):
-        return _Said(
+def _conclude_base(
+    target: ReadTarget, extraction: Extraction, suspect: TensorReader, level: AccusationLevel, limit: str | None
+) -> _Conclusion:
+    base, recipients, alpha = target.candidates.base, target.candidates.covered, level.alpha / level.share
+    hidden = _find_hidden_tensors(target, extraction, suspect)
+    if would_detect_copy(base, carrier_mass(base, {each.carrier for each in hidden}), recipients, alpha):
+        return _Conclusion(
             Outcome.NOT_READABLE,
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be in what can't be "
-            f"read of the suspect: {listed(hidden)}; {CONVERT}.",
+            f"read of the suspect: {format_hidden(hidden)}; {CONVERT_HINT}.",
         )
-    if would_show(base, reading.alike, recipients, alpha):
-        return _Said(Outcome.NOBODY)
-    whole = mass_of(base, [carrier.name for carrier in base.carriers])
-    if not would_show(base, whole, recipients, alpha):
-        return _Said(
+    if would_detect_copy(base, extraction.similar_counts, recipients, alpha):
+        return _Conclusion(Outcome.NOBODY)
+    whole = carrier_mass(base, [carrier.name for carrier in base.carriers])
+    if not would_detect_copy(base, whole, recipients, alpha):
+        return _Conclusion(
             Outcome.NOT_READABLE,
             f"Base {base.base_id} holds too few marked weights to prove even a verbatim copy among {recipients:,} at "
             f"alpha {level.alpha:.0e}: nothing can be said of its copies.",
         )
     if limit is not None:
-        return _Said(Outcome.NOT_READABLE, limit)
-    if reading.weights_dropped > reading.weights_read:
-        return _Said(
+        return _Conclusion(Outcome.NOT_READABLE, limit)
+    if extraction.weights_dropped > extraction.weights_read:
+        return _Conclusion(
             Outcome.NOT_READABLE,
-            f"{reading.weights_dropped:,} of the {reading.weights_dropped + reading.weights_read:,} weights that may "
+            f"{extraction.weights_dropped:,} of the {extraction.weights_dropped + extraction.weights_read:,} weights that may "
             f"hold a mark are exactly 0 or not finite, so the rest says too little: get the model as it is used.",
         )
-    if reading.alike.any():
-        return _Said(
+    if extraction.similar_counts.any():
+        return _Conclusion(
             Outcome.NOT_READABLE,
-            f"Only {int(reading.alike.sum()):,} weights are like those of base {base.base_id}, too few to find even a "
+            f"Only {int(extraction.similar_counts.sum()):,} weights are like those of base {base.base_id}, too few to find even a "
             f"verbatim copy by: get the rest of the model.",
         )
-    compared = f"their weights are unlike the base's (cosine {reading.lineage.cosine:.3f})"
-    if not reading.weights_read:
+    compared = f"their weights are unlike the base's (cosine {extraction.lineage.cosine:.3f})"
+    if not extraction.weights_read:
         compared = "nothing of it can be compared"
-    return _Said(
+    return _Conclusion(
         Outcome.NOT_COMPARABLE,
-        f"Another model than base {base.base_id}: {reading.tensors_matched} of {len(base.carriers)} marked tensors "
+        f"Another model than base {base.base_id}: {extraction.tensors_matched} of {len(base.carriers)} marked tensors "
         f"have a counterpart, and {compared}.",
     )
 
 
-def _hidden(read: Read, reading: Reading, suspect: Weights) -> list[Hidden]:
-    base = read.candidates.base
-    named = in_names_of(base, suspect)
-    hidden = hidden_in(base, named, reading.missing, left_out_of(suspect))
+def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: TensorReader) -> list[HiddenTensor]:
+    base = target.candidates.base
+    named = to_base_names(base, suspect)
+    hidden = find_hidden(base, named, extraction.missing, unreadable_tensors(suspect))
     matches = match_names(base, named)
-    unlike = {name: matches[name] for name in reading.unlike if name in matches}
+    dissimilar = {name: matches[name] for name in extraction.dissimilar if name in matches}
     if isinstance(suspect, RangedCheckpoint):
-        if reading.lineage.descends:  # parts of a descendant that don't line up: only the whole can be put in order
-            hidden += [Hidden(info.name, "unlike where it stands", name) for name, info in unlike.items()]
+        if extraction.lineage.descends:  # parts of a descendant that don't line up: only the whole can be put in order
+            hidden += [HiddenTensor(info.name, "unlike where it stands", name) for name, info in dissimilar.items()]
         return hidden
-    return hidden + list(turned_in(base, read.original, named, unlike))
+    return hidden + list(find_transposed(base, target.original, named, dissimilar))
 
 
-def _without_copies(reads: Sequence[Read]) -> _Said:
-    bases = ", ".join(dict.fromkeys(read.candidates.base.base_id for read in reads))
-    return _Said(
+def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
+    bases = ", ".join(dict.fromkeys(target.candidates.base.base_id for target in targets))
+    return _Conclusion(
         Outcome.NOT_READABLE,
         f"No copy of base {bases}, which the suspect is most like, is on record here, so nobody could be tested: "
         f"bring in the vault that has them (`hf-fingerprint vault merge`), or name another --base.",
     )
 
 
-def could_hold_a_copy(base: Base, carriers: Sequence[str]) -> bool:
+def could_detect_copy(base: Base, carriers: Sequence[str]) -> bool:
     """Whether so many carriers would be enough to find a verbatim copy by, if they are in a suspect."""
-    return would_show(base, mass_of(base, carriers), 1, base.alpha)
+    return would_detect_copy(base, carrier_mass(base, carriers), 1, base.alpha)

@@ -7,55 +7,55 @@ from dataclasses import dataclass, field
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.registration import open_base
-from hf_fingerprint.tracing.result import NotRead
+from hf_fingerprint.tracing.result import SkippedSource
 from hf_fingerprint.vault import Base, Vault
 
 
 @dataclass
-class Group:
+class BaseGroup:
     """The records of one base, and its open files: two issuers may have registered one model apart.
 
     Attributes:
         records (`list[Base]`): at least one.
         original ([`Checkpoint`]): the base's files.
-        why (`str`): what the base has to do with the suspect.
+        reason (`str`): what the base has to do with the suspect.
     """
 
     records: list[Base]
     original: Checkpoint
-    why: str = "the only base that it may come from"
+    reason: str = "the only base that it may come from"
 
 
 @dataclass
-class Found:
+class BaseSelection:
     """The bases that a suspect is read against.
 
     Attributes:
         groups (`list[Group]`): those to read, the likeliest first; none if nothing of the suspect fits any.
         not_read (`list[NotRead]`): the others, and why.
-        gone (`list[NotRead]`): those whose files are not to be had, though they may fit.
+        unavailable (`list[NotRead]`): those whose files are not to be had, though they may fit.
     """
 
-    groups: list[Group] = field(default_factory=list)
-    not_read: list[NotRead] = field(default_factory=list)
-    gone: list[NotRead] = field(default_factory=list)
+    groups: list[BaseGroup] = field(default_factory=list)
+    not_read: list[SkippedSource] = field(default_factory=list)
+    unavailable: list[SkippedSource] = field(default_factory=list)
 
-    def leave(self, records: Sequence[Base], reason: str) -> None:
+    def skip(self, records: Sequence[Base], reason: str) -> None:
         """Lists a base as not read."""
-        self.not_read.extend(NotRead(base.base_id, base.source, reason) for base in records)
+        self.not_read.extend(SkippedSource(base.base_id, base.source, reason) for base in records)
 
 
-def records_of(bases: Sequence[Base], content_hash: str) -> list[Base]:
+def records_with_hash(bases: Sequence[Base], content_hash: str) -> list[Base]:
     """The records of one base."""
     return [base for base in bases if base.content_hash == content_hash]
 
 
-def open_records(records: list[Base], vault: Vault, held: ExitStack) -> Checkpoint:
+def open_base_files(records: list[Base], vault: Vault, stack: ExitStack) -> Checkpoint:
     """The files of a base, from the first of the places it was registered from that still has them."""
-    gone: list[VaultError] = []
+    unavailable: list[VaultError] = []
     for base in records:
         try:
-            return held.enter_context(open_base(base, vault))
+            return stack.enter_context(open_base(base, vault))
         except VaultError as error:
-            gone.append(error)
-    raise gone[0]
+            unavailable.append(error)
+    raise unavailable[0]

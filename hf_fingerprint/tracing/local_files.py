@@ -7,83 +7,87 @@ from typing import Literal
 
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.errors import CheckpointError
-from hf_fingerprint.extraction import Reading, read_suspect
+from hf_fingerprint.extraction import Extraction, extract
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.tracing.case import Case, Read
-from hf_fingerprint.tracing.conclusion import conclude, nothing_read
+from hf_fingerprint.tracing.case import ReadTarget, TraceRequest
+from hf_fingerprint.tracing.conclusion import conclude, unread_result
 from hf_fingerprint.tracing.find_base import find_bases
-from hf_fingerprint.tracing.result import OnRecord, TraceResult
-from hf_fingerprint.tracing.verdict import Level, judge
-from hf_fingerprint.vault import CopyRecord, Vault, standings
+from hf_fingerprint.tracing.result import RecordedCopy, TraceResult
+from hf_fingerprint.tracing.verdict import AccusationLevel, decide
+from hf_fingerprint.vault import CopyRecord, Vault, delivery_states
 
 
-DRIFTED = 0.05
+LARGE_DRIFT = 0.05
 
 
-def trace_files(case: Case, suspect: Checkpoint, looks: int = 0, sets: int = 1) -> TraceResult:
+def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets: int = 1) -> TraceResult:
     """Traces one set of weight files.
 
     Args:
-        case ([`Case`]): what is asked.
+        request ([`TraceRequest`]): what is asked.
         suspect ([`Checkpoint`]): the open suspect.
         looks (`int`, *optional*, defaults to 0): looks that were judged before, by ranges.
         sets (`int`, *optional*, defaults to 1): how many sets of weight files the suspect has; they share alpha.
     """
-    recorded = _on_record(case, suspect)
-    with ExitStack() as held:
-        found = find_bases(case.vault, case.bases, case.place, suspect, held, [copy.base_id for copy in recorded])
+    recorded = _find_recorded(request, suspect)
+    with ExitStack() as stack:
+        found = find_bases(
+            request.vault, request.bases, request.base_ref, suspect, stack, [copy.base_id for copy in recorded]
+        )
         if not found.groups:
-            alpha = min(base.alpha for base in case.bases)
+            alpha = min(base.alpha for base in request.bases)
             reason = "No tensor of it fits a marked tensor of any base on record: another model."
-            return nothing_read(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, found.not_read)
-        reads = case.reads(found)
-        tested = [each.candidates for each in reads]
-        scoring = case.stage("scoring", sum(len(each.keys) for each in tested))
-        readings = _readings(case, reads, suspect)
-        disguised = [_perhaps_disguised(each) for each in readings]
+            return unread_result(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, found.not_read)
+        targets = request.targets(found)
+        tested = [each.candidates for each in targets]
+        scoring = request.stage("scoring", sum(len(each.keys) for each in tested))
+        extractions = _extract_all(request, targets, suspect)
+        disguised = [_may_be_rotated(each) for each in extractions]
         look = looks + 1 if looks or any(disguised) else None
-        result = judge(suspect, readings, tested, look, scoring, sets, case.all_scores)
+        result = decide(suspect, extractions, tested, look, scoring, sets, request.all_scores)
         if any(disguised) and not result.accused:
-            again = _readings(case, [r for r, d in zip(reads, disguised, strict=True) if d], suspect, "always")
+            again = _extract_all(request, [r for r, d in zip(targets, disguised, strict=True) if d], suspect, "always")
             fresh = iter(again)
-            readings = [next(fresh) if d else r for r, d in zip(readings, disguised, strict=True)]
+            extractions = [next(fresh) if d else r for r, d in zip(extractions, disguised, strict=True)]
             look = looks + 2
-            result = judge(suspect, readings, tested, look, scoring, sets, case.all_scores)
-        result = conclude(result, suspect, reads, readings, Level.of(tested, look, sets), found)
-    return replace(result, on_record=tuple(_told(case.vault, recorded)))
+            result = decide(suspect, extractions, tested, look, scoring, sets, request.all_scores)
+        result = conclude(result, suspect, targets, extractions, AccusationLevel.of(tested, look, sets), found)
+    return replace(result, on_record=tuple(_to_recorded_copies(request.vault, recorded)))
 
 
-def _readings(
-    case: Case, reads: Sequence[Read], suspect: Checkpoint, aligned: bool | Literal["always"] = True
-) -> list[Reading]:
+def _extract_all(
+    request: TraceRequest, targets: Sequence[ReadTarget], suspect: Checkpoint, aligned: bool | Literal["always"] = True
+) -> list[Extraction]:
     found = []
-    for each in reads:
-        base, first = each.candidates.base, each is reads[0]
-        reading, aligning = (case.stage(s, base.carrier_weights) if first else None for s in ("reading", "aligning"))
-        found.append(read_suspect(base, each.original, suspect, reading, aligned, aligning))
+    for each in targets:
+        base, first = each.candidates.base, each is targets[0]
+        extraction, aligning = (
+            request.stage(s, base.carrier_weights) if first else None for s in ("reading", "aligning")
+        )
+        found.append(extract(base, each.original, suspect, extraction, aligned, aligning))
     return found
 
 
-def _perhaps_disguised(reading: Reading) -> bool:
+def _may_be_rotated(extraction: Extraction) -> bool:
     """Whether a suspect that lines up drifted so far that a small change of basis could be what moved it."""
-    return reading.lineage.descends and reading.lineage.drift > DRIFTED and not reading.aligned
+    return extraction.lineage.descends and extraction.lineage.drift > LARGE_DRIFT and not extraction.aligned
 
 
-def _on_record(case: Case, suspect: Checkpoint) -> list[CopyRecord]:
+def _find_recorded(request: TraceRequest, suspect: Checkpoint) -> list[CopyRecord]:
     """The copies whose content hash is the suspect's. Only a suspect that is laid out as a base can be one."""
     try:
-        whole = open_checkpoint(suspect.source)  # as a base would be, with every tensor
+        opened = open_checkpoint(suspect.source)  # as a base would be, with every tensor
     except CheckpointError:
         return []
-    with whole:
-        layout = {name: (info.dtype, info.shape) for name, info in whole.tensors.items()}
-        if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in case.bases):
+    with opened:
+        layout = {name: (info.dtype, info.shape) for name, info in opened.tensors.items()}
+        if not any(layout == {n: (t.dtype, t.shape) for n, t in base.tensors.items()} for base in request.bases):
             return []
-        copies = [copy for copy in case.rows.copies if copy.content_hash is not None]
-        found = content_hash(whole.tensors, digest_tensors(whole)) if copies else None
+        copies = [copy for copy in request.rows.copies if copy.content_hash is not None]
+        found = content_hash(opened.tensors, digest_tensors(opened)) if copies else None
     return [copy for copy in copies if copy.content_hash == found]
 
 
-def _told(vault: Vault, copies: Sequence[CopyRecord]) -> list[OnRecord]:
-    states = standings(vault, copies)
-    return [OnRecord(c.recipient, c.copy_id, c.base_id, states[c.copy_id], c.created) for c in copies]
+def _to_recorded_copies(vault: Vault, copies: Sequence[CopyRecord]) -> list[RecordedCopy]:
+    states = delivery_states(vault, copies)
+    return [RecordedCopy(c.recipient, c.copy_id, c.base_id, states[c.copy_id], c.created) for c in copies]

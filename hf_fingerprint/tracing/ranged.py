@@ -6,102 +6,110 @@ from dataclasses import replace
 
 from hf_fingerprint.checkpoints import RangedCheckpoint
 from hf_fingerprint.checkpoints.limits import megabytes
-from hf_fingerprint.extraction import Looks, names_tell
+from hf_fingerprint.extraction import Looks, has_unambiguous_names
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.tracing.base_mixture import CLEARLY
-from hf_fingerprint.tracing.case import Case
-from hf_fingerprint.tracing.conclusion import conclude, could_hold_a_copy, nothing_read
+from hf_fingerprint.tracing.base_mixture import CLEAR_COSINE
+from hf_fingerprint.tracing.case import TraceRequest
+from hf_fingerprint.tracing.conclusion import conclude, could_detect_copy, unread_result
 from hf_fingerprint.tracing.find_base import find_bases
-from hf_fingerprint.tracing.readability import fitting
-from hf_fingerprint.tracing.result import NotRead, TraceResult
-from hf_fingerprint.tracing.verdict import Level, judge
+from hf_fingerprint.tracing.readability import fitting_carriers
+from hf_fingerprint.tracing.result import SkippedSource, TraceResult
+from hf_fingerprint.tracing.verdict import AccusationLevel, decide
 from hf_fingerprint.vault import Base
 
 
-def trace_ranges(case: Case, suspect: RangedCheckpoint) -> tuple[TraceResult | None, int]:
+def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[TraceResult | None, int]:
     """Traces a suspect by ranges.
 
     Args:
-        case ([`Case`]): what is asked.
+        request ([`TraceRequest`]): what is asked.
         suspect ([`RangedCheckpoint`]): the open suspect.
 
     Returns:
         `(result, looks)`: `None` if all of it must be read to find out, and may be; and how many looks were judged.
     """
-    bases = case.bases
-    if not any(names_tell(base, suspect) for base in bases):
-        return _by_headers(suspect, bases), 0
-    with ExitStack() as held:
-        found = find_bases(case.vault, bases, case.place, suspect, held)
-        if not found.groups or not names_tell(found.groups[0].records[0], suspect):
-            return _by_headers(suspect, bases), 0
-        reads = case.reads(found)
-        tested = [each.candidates for each in reads]
-        looks = Looks([(each.candidates.base, each.original) for each in reads], suspect)
+    bases = request.bases
+    if not any(has_unambiguous_names(base, suspect) for base in bases):
+        return _result_from_headers(suspect, bases), 0
+    with ExitStack() as stack:
+        found = find_bases(request.vault, bases, request.base_ref, suspect, stack)
+        if not found.groups or not has_unambiguous_names(found.groups[0].records[0], suspect):
+            return _result_from_headers(suspect, bases), 0
+        targets = request.targets(found)
+        tested = [each.candidates for each in targets]
+        looks = Looks([(each.candidates.base, each.original) for each in targets], suspect)
         total, copies = tested[0].base.carrier_weights, sum(len(each.keys) for each in tested)
-        for look, readings in enumerate(looks.readings(case.stage("reading", total)), 1):
-            scoring = case.stage(f"scoring, look {look}", copies)
-            result = judge(suspect, readings, tested, look, scoring, all_scores=case.all_scores)
+        for look, extractions in enumerate(looks.extractions(request.stage("reading", total)), 1):
+            scoring = request.stage(f"scoring, look {look}", copies)
+            result = decide(suspect, extractions, tested, look, scoring, all_scores=request.all_scores)
             if result.accused:
                 break
-            if result.weights_read and not result.lineage.descends and _whole_allowed(suspect):
+            if result.weights_read and not result.lineage.descends and _may_download_all(suspect):
                 return None, look  # a stranger, or a copy whose tensors were given each other's names
-        doubtful = result.lineage.cosine < CLEARLY or suspect.others or (case.place is None and found.not_read)
-        if not result.accused and doubtful and _whole_allowed(suspect):
+        doubtful = (
+            result.lineage.cosine < CLEAR_COSINE or suspect.others or (request.base_ref is None and found.not_read)
+        )
+        if not result.accused and doubtful and _may_download_all(suspect):
             return (
                 None,
                 look,
             )  # perhaps channels stand in another order, or it lies in another file or comes from a base
             # that had no share in its first rows
-        limit = None if looks.complete else f"Too little was read to find even a verbatim copy: {_limit(suspect)}"
-        result = conclude(result, suspect, reads, readings, Level.of(tested, look), found, limit)
+        limit = None if looks.complete else f"Too little was read to find even a verbatim copy: {_limit_hint(suspect)}"
+        result = conclude(result, suspect, targets, extractions, AccusationLevel.of(tested, look), found, limit)
         if result.outcome is Outcome.NOT_COMPARABLE and result.weights_read:
-            whole = f"All of it is needed to tell whether they were put in another order: {_limit(suspect)}"
+            whole = f"All of it is needed to tell whether they were put in another order: {_limit_hint(suspect)}"
             reason = f"{result.reason} {whole}"
             result = replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
-    return _counted(result, suspect, looks.complete), look
+    return _with_transfer_counts(result, suspect, looks.complete), look
 
 
-def _by_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult | None:
+def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult | None:
     """What can be said without names that tell which tensor is which; `None` if all of it must be read, and may be."""
     alpha, seen = min(base.alpha for base in bases), set()
     for base in bases:
-        carriers = fitting(base, suspect)
+        carriers = fitting_carriers(base, suspect)
         layout = base.length, base.family, tuple(carriers)
-        if layout not in seen and could_hold_a_copy(base, carriers):
+        if layout not in seen and could_detect_copy(base, carriers):
             break
         seen.add(layout)
     else:
-        if suspect.others and _whole_allowed(suspect):
+        if suspect.others and _may_download_all(suspect):
             return None
-        unlike = [NotRead(base.base_id, base.source, "too few of its tensors have a counterpart") for base in bases]
+        unlike = [
+            SkippedSource(base.base_id, base.source, "too few of its tensors have a counterpart") for base in bases
+        ]
         reason = "Too few tensors of it fit the marked tensors of any base on record: another model."
-        return _counted(nothing_read(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, unlike), suspect, False)
-    if _whole_allowed(suspect):
+        return _with_transfer_counts(
+            unread_result(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, unlike), suspect, False
+        )
+    if _may_download_all(suspect):
         return None
-    reason = f"Names don't tell which tensor is which, so all of it must be read: {_limit(suspect)}"
-    unread = [NotRead(base.base_id, base.source, "the suspect was not read") for base in bases]
-    return _counted(nothing_read(suspect.source, Outcome.NOT_READABLE, reason, alpha, unread), suspect, False)
+    reason = f"Names don't tell which tensor is which, so all of it must be read: {_limit_hint(suspect)}"
+    unread = [SkippedSource(base.base_id, base.source, "the suspect was not read") for base in bases]
+    return _with_transfer_counts(
+        unread_result(suspect.source, Outcome.NOT_READABLE, reason, alpha, unread), suspect, False
+    )
 
 
-def _whole_allowed(suspect: RangedCheckpoint) -> bool:
+def _may_download_all(suspect: RangedCheckpoint) -> bool:
     """Whether all weight files may be fetched; one whose size the Hub doesn't tell may not, where there is a limit."""
     sizes = [size for _, size in suspect.others]
     if suspect.max_bytes is None:
         return True
-    return None not in sizes and suspect.bytes_fetched + _all_bytes(suspect) <= suspect.max_bytes
+    return None not in sizes and suspect.bytes_fetched + _total_bytes(suspect) <= suspect.max_bytes
 
 
-def _all_bytes(suspect: RangedCheckpoint) -> int:
+def _total_bytes(suspect: RangedCheckpoint) -> int:
     return suspect.total_bytes + sum(size or 0 for _, size in suspect.others)
 
 
-def _limit(suspect: RangedCheckpoint) -> str:
-    needed, allowed = megabytes(_all_bytes(suspect), up=True), megabytes(suspect.max_bytes or 0)
+def _limit_hint(suspect: RangedCheckpoint) -> str:
+    needed, allowed = megabytes(_total_bytes(suspect), round_up=True), megabytes(suspect.max_bytes or 0)
     return f"that takes {needed} MB, and --max-mb allows {allowed}; allow more, or give its files."
 
 
-def _counted(result: TraceResult, suspect: RangedCheckpoint, complete: bool) -> TraceResult:
+def _with_transfer_counts(result: TraceResult, suspect: RangedCheckpoint, complete: bool) -> TraceResult:
     return replace(
         result,
         bytes_fetched=suspect.bytes_fetched,
@@ -110,7 +118,9 @@ def _counted(result: TraceResult, suspect: RangedCheckpoint, complete: bool) -> 
         complete=complete,
         files=tuple(path.name for path in suspect.source.weights),
         files_not_read=tuple(
-            NotRead(name, suspect.source.name, f"{'' if size is None else f'{megabytes(size)} MB, '}not downloaded")
+            SkippedSource(
+                name, suspect.source.name, f"{'' if size is None else f'{megabytes(size)} MB, '}not downloaded"
+            )
             for name, size in suspect.others
         ),
     )

@@ -12,35 +12,41 @@ from typing import NamedTuple
 import numpy as np
 
 from hf_fingerprint.carriers import keyed_offset, position_counts
-from hf_fingerprint.checkpoints import TensorInfo, Weights
+from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, SIZES, to_float32
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.extraction import cosine, in_names_of, match_names, match_shapes, sample_rows
+from hf_fingerprint.extraction import (
+    carriers_with_matching_shape,
+    match_names,
+    mean_cosine,
+    sample_row_indices,
+    to_base_names,
+)
 from hf_fingerprint.vault import Base
 
 
 NOISE = 1.0  # amplitudes in each weight: more than rounding to half precision leaves
 TRIALS = 3
-SHOWN = 5
-TURNED = 0.5
+MAX_LISTED = 5
+TRANSPOSED_COSINE = 0.5
 
 
-class Hidden(NamedTuple):
+class HiddenTensor(NamedTuple):
     """A tensor of the suspect that may hold a carrier and was not read.
 
     Attributes:
         name (`str`): as the suspect calls it; it may be hostile.
-        why (`str`): what it is, in a few words.
+        reason (`str`): what it is, in a few words.
         carrier (`str`): the carrier it may hold.
     """
 
     name: str
-    why: str
+    reason: str
     carrier: str
 
 
-def would_show(base: Base, mass: np.ndarray, recipients: int, alpha: float) -> bool:
+def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: float) -> bool:
     """Whether a verbatim copy would be accused by so many of its weights at each position.
 
     By simulation with codewords that are nobody's, and with noise as large as the mark in every weight.
@@ -64,7 +70,7 @@ def would_show(base: Base, mass: np.ndarray, recipients: int, alpha: float) -> b
     return True
 
 
-def mass_of(base: Base, carriers: Collection[str]) -> np.ndarray:
+def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
     """How many weights of some carriers belong to each position: `float64` of shape `(V,)`."""
     mass = np.zeros(base.length)
     for carrier in base.carriers:
@@ -74,35 +80,35 @@ def mass_of(base: Base, carriers: Collection[str]) -> np.ndarray:
     return mass
 
 
-def fitting(base: Base, suspect: Weights) -> list[str]:
+def fitting_carriers(base: Base, suspect: TensorReader) -> list[str]:
     """The carriers that may have a counterpart in a suspect, read or hidden, as far as its headers tell.
 
     Args:
         base ([`Base`]): the base.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
     """
-    named = in_names_of(base, suspect)
+    named = to_base_names(base, suspect)
     found = list(match_names(base, named))
-    by_shape = match_shapes(base, suspect)
+    by_shape = carriers_with_matching_shape(base, suspect)
     found = found if len(found) >= len(by_shape) else by_shape
     missing = [carrier.name for carrier in base.carriers if carrier.name not in found]
-    return found + [each.carrier for each in hidden_in(base, named, missing, left_out_of(suspect))]
+    return found + [each.carrier for each in find_hidden(base, named, missing, unreadable_tensors(suspect))]
 
 
-def left_out_of(suspect: Weights) -> Mapping[str, str]:
+def unreadable_tensors(suspect: TensorReader) -> Mapping[str, str]:
     """The tensors of a suspect that could not be opened, and why."""
     return getattr(suspect, "left_out", {})
 
 
-def hidden_in(
-    base: Base, suspect: Weights, missing: Collection[str], left_out: Mapping[str, str] | None = None
-) -> list[Hidden]:
+def find_hidden(
+    base: Base, suspect: TensorReader, missing: Collection[str], left_out: Mapping[str, str] | None = None
+) -> list[HiddenTensor]:
     """What of a suspect may hold the carriers that have no counterpart: tensors of a carrier's size in another shape,
     of a type that can't be read, or of a carrier's module; and what could not be opened at all.
 
     Args:
         base ([`Base`]): the base.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
         missing (collection of `str`): the carriers.
         left_out (mapping of `str` to `str`, *optional*): tensors of the suspect that can't be opened, and why.
     """
@@ -110,26 +116,26 @@ def hidden_in(
     by_module: dict[str, list[TensorInfo]] = defaultdict(list)
     by_size: dict[int, list[TensorInfo]] = defaultdict(list)
     for info in suspect.tensors.values():
-        by_module[_module(info.name)].append(info)
-        by_size[_weights(info)].append(info)
+        by_module[_module_name(info.name)].append(info)
+        by_size[_count_weights(info)].append(info)
     left_out = left_out or {}
     unopened: dict[str, list[str]] = defaultdict(list)
     for name in left_out:
-        unopened[_module(name)].append(name)
+        unopened[_module_name(name)].append(name)
     taken: set[str] = set()
-    found: list[Hidden] = []
+    found: list[HiddenTensor] = []
 
-    def take(carrier: str, name: str, why: str) -> None:
-        found.append(Hidden(name, why, carrier))
+    def take(carrier: str, name: str, reason: str) -> None:
+        found.append(HiddenTensor(name, reason, carrier))
         taken.add(name)
         del left[carrier]
 
     for by_name in (True, False):
         for carrier, shape in list(left.items()):
-            module = _module(carrier)
+            module = _module_name(carrier)
             for info in by_module[module] if by_name else by_size[int(np.prod(shape))]:
-                if info.name not in taken and (why := _why_hidden(shape, info, by_name)):
-                    take(carrier, info.name, why)
+                if info.name not in taken and (reason := _hidden_reason(shape, info, by_name)):
+                    take(carrier, info.name, reason)
                     break
             else:
                 for name in unopened[module] if by_name else ():
@@ -142,65 +148,75 @@ def hidden_in(
     return found
 
 
-def turned_in(base: Base, original: Weights, suspect: Weights, matches: Mapping[str, TensorInfo]) -> Iterator[Hidden]:
+def find_transposed(
+    base: Base, original: TensorReader, suspect: TensorReader, matches: Mapping[str, TensorInfo]
+) -> Iterator[HiddenTensor]:
     """Square matrices whose columns are the base's rows.
 
     Args:
         base ([`Base`]): the base.
-        original ([`Weights`]): its open files.
-        suspect ([`Weights`]): the open suspect.
+        original ([`TensorReader`]): its open files.
+        suspect ([`TensorReader`]): the open suspect.
         matches (mapping of `str` to [`TensorInfo`]): carriers, and what of the suspect is unlike them.
     """
     for name, info in matches.items():
         shape = base.tensors[name].shape
         if len(shape) != 2 or shape[0] != shape[1] or info.shape != shape:
             continue
-        own, rows = original.tensors[name], sample_rows(shape[0], 8)
+        base_info, rows = original.tensors[name], sample_row_indices(shape[0], 8)
         theirs = to_float32(suspect.read(info), info.dtype).reshape(shape)
-        ours = [to_float32(original.read(own, r * own.row_bytes, (r + 1) * own.row_bytes), own.dtype) for r in rows]
-        turned = {str(row): np.nan_to_num(theirs[:, row], posinf=0, neginf=0) for row in rows}
-        if cosine({str(row): line for row, line in zip(rows, ours, strict=True)}, turned) >= TURNED:
-            yield Hidden(info.name, "its axes in another order", name)
+        ours = [
+            to_float32(
+                original.read(base_info, r * base_info.row_bytes, (r + 1) * base_info.row_bytes), base_info.dtype
+            )
+            for r in rows
+        ]
+        transposed = {str(row): np.nan_to_num(theirs[:, row], posinf=0, neginf=0) for row in rows}
+        if (
+            mean_cosine({str(row): line for row, line in zip(rows, ours, strict=True)}, transposed)
+            >= TRANSPOSED_COSINE
+        ):
+            yield HiddenTensor(info.name, "its axes in another order", name)
 
 
-def listed(hidden: Iterable[Hidden]) -> str:
+def format_hidden(hidden: Iterable[HiddenTensor]) -> str:
     """The tensors that were not read, as the part of a sentence: `a (I8), b (I8) and 3 more`."""
-    found = [f"{_printable(each.name)} ({each.why})" for each in hidden]
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return ", ".join(found[:SHOWN]) + more
+    found = [f"{_printable(each.name)} ({each.reason})" for each in hidden]
+    more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+    return ", ".join(found[:MAX_LISTED]) + more
 
 
-def _why_hidden(shape: tuple[int, ...], info: TensorInfo, same_module: bool) -> str | None:
+def _hidden_reason(shape: tuple[int, ...], info: TensorInfo, same_module: bool) -> str | None:
     """Why a tensor that may hold a carrier of this shape was not read; `None` if it can't hold it."""
     if info.dtype not in READABLE:  # packed, it has another size
-        fits = _weights(info) == int(np.prod(shape)) or (same_module and len(info.shape) > 1)
+        fits = _count_weights(info) == int(np.prod(shape)) or (same_module and len(info.shape) > 1)
         return info.dtype if fits else None
-    if info.shape != shape and _weights(info) == int(np.prod(shape)) and _rearranged(info.shape, shape):
+    if info.shape != shape and _count_weights(info) == int(np.prod(shape)) and _is_reshaped(info.shape, shape):
         return f"{info.dtype}, shape {'x'.join(map(str, info.shape))} where {'x'.join(map(str, shape))} is expected"
     return None
 
 
-def _weights(info: TensorInfo) -> int:
+def _count_weights(info: TensorInfo) -> int:
     return info.nbytes // SIZES[info.dtype]
 
 
-def _rearranged(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def _is_reshaped(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two shapes of one size may be the same tensor: its axes in another order, or some of them joined."""
     if sorted(n for n in one if n != 1) == sorted(n for n in other if n != 1):
         return True
     return any(
-        _joins(a, b) for a, b in ((one, other), (other, one), (one[::-1], other[::-1]), (other[::-1], one[::-1]))
+        _joins_axes(a, b) for a, b in ((one, other), (other, one), (one[::-1], other[::-1]), (other[::-1], one[::-1]))
     )
 
 
-def _joins(coarse: tuple[int, ...], fine: tuple[int, ...]) -> bool:
+def _joins_axes(coarse: tuple[int, ...], fine: tuple[int, ...]) -> bool:
     """Whether joining neighbouring axes of one shape gives the other."""
     return set(np.cumprod(coarse).tolist()) <= set(np.cumprod(fine).tolist())
 
 
-def _module(name: str) -> str:
+def _module_name(name: str) -> str:
     """The module that a tensor belongs to; of a name without one, the name."""
-    return normalise(name).rpartition(".")[0] or normalise(name)
+    return normalize_name(name).rpartition(".")[0] or normalize_name(name)
 
 
 def _printable(name: str) -> str:

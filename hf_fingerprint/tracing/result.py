@@ -21,7 +21,7 @@ class RecipientScore:
             vault would score so high in this trace, whatever was done to the suspect.
         accused (`bool`): whether that is at most alpha.
         base (`str`): the base it was made from.
-        state (`str`): how far it got: `"begun"`, `"written"`, `"pushed"` or `"delivered"`; see [`standing`]. That a
+        state (`str`): how far it got: `"begun"`, `"written"`, `"pushed"` or `"delivered"`; see [`delivery_state`]. That a
             copy was made for somebody is not that they leaked it: one that never left the house is `"begun"`.
         created (`str`): when it was made, UTC, ISO 8601.
     """
@@ -37,24 +37,24 @@ class RecipientScore:
 
 
 @dataclass(frozen=True)
-class BaseRead:
+class ComparedBase:
     """A base that the suspect was read against.
 
     Attributes:
         base (`str`): its id.
         source (`str`): where it was registered from.
         copies (`int`): how many of its copies were tested.
-        why (`str`): what it has to do with the suspect.
+        reason (`str`): what it has to do with the suspect.
     """
 
     base: str
     source: str
     copies: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
-class NotRead:
+class SkippedSource:
     """A base, or a file of the suspect, that was not read.
 
     Attributes:
@@ -69,7 +69,7 @@ class NotRead:
 
 
 @dataclass(frozen=True)
-class OnRecord:
+class RecordedCopy:
     """A copy on record with the suspect's very content hash. No evidence: whoever writes records can write any hash.
 
     Attributes:
@@ -150,11 +150,11 @@ class TraceResult:
     complete: bool = True
     tensors_aligned: int = 0
     reason: str | None = None
-    bases_read: tuple[BaseRead, ...] = ()
-    bases_not_read: tuple[NotRead, ...] = ()
-    on_record: tuple[OnRecord, ...] = ()
+    bases_read: tuple[ComparedBase, ...] = ()
+    bases_not_read: tuple[SkippedSource, ...] = ()
+    on_record: tuple[RecordedCopy, ...] = ()
     files: tuple[str, ...] = ()
-    files_not_read: tuple[NotRead, ...] = ()
+    files_not_read: tuple[SkippedSource, ...] = ()
     tensors_left_out: int = 0
     rows_not_used: tuple[Fault, ...] = ()
 

@@ -14,15 +14,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_fingerprint.checkpoints import LeftOut, Source, TooLarge, open_checkpoint, open_ranges, weight_sets
+from hf_fingerprint.checkpoints import (
+    DownloadLimitError,
+    SkippedFile,
+    Source,
+    find_weight_sets,
+    open_checkpoint,
+    open_ranged_checkpoint,
+)
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.outcomes import Outcome, joined
-from hf_fingerprint.tracing.case import Advance, Case
-from hf_fingerprint.tracing.conclusion import nothing_read
+from hf_fingerprint.outcomes import Outcome, combine_outcomes
+from hf_fingerprint.tracing.case import Advance, TraceRequest
+from hf_fingerprint.tracing.conclusion import unread_result
 from hf_fingerprint.tracing.local_files import trace_files
 from hf_fingerprint.tracing.ranged import trace_ranges
-from hf_fingerprint.tracing.result import NotRead, RecipientScore, TraceResult
-from hf_fingerprint.vault import RowError, Vault, hiding, same_recipient
+from hf_fingerprint.tracing.result import RecipientScore, SkippedSource, TraceResult
+from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
 
 
 __all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
@@ -34,7 +41,7 @@ def trace(
     base: str | Path | None = None,
     passphrase: str | None = None,
     advance: Advance | None = None,
-    whole: bool = False,
+    full: bool = False,
     max_bytes: int | None = None,
     recipient: str | None = None,
     all_scores: bool = False,
@@ -48,7 +55,7 @@ def trace(
             vault has several alike; by default all registered bases that the suspect may come from.
         passphrase (`str`, *optional*): unlocks the vault.
         advance (callable, *optional*): told `(step, done, total)`.
-        whole (`bool`, *optional*, defaults to `False`): whether a suspect on the Hub is downloaded and read whole,
+        full (`bool`, *optional*, defaults to `False`): whether a suspect on the Hub is downloaded and read whole,
             which may show further colluders, instead of up to the first proof.
         max_bytes (`int`, *optional*): how many bytes of a suspect on the Hub may be fetched.
         recipient (`str`, *optional*): tests this recipient's copies alone, as one claim; see [`verify`].
@@ -64,40 +71,40 @@ def trace(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
-    case = Case(vault, base, recipient, all_scores, advance)
-    if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in case.rows.copies):
-        unusable = f" {RowError(case.rows.faults[0])}" if case.rows.faults else ""
+    request = TraceRequest(vault, base, recipient, all_scores, advance)
+    if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
+        unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
         raise VaultError(
             f"{vault.folder} has no copy for {recipient}: see `hf-fingerprint recipients` for the names.{unusable}"
         )
-    with vault.kept_open():
-        return _with_faults(_traced(case, suspect, whole, max_bytes), case)
+    with vault.keep_open():
+        return _apply_faults(_trace(request, suspect, full, max_bytes), request)
 
 
-def _traced(case: Case, suspect: str | Path, whole: bool, max_bytes: int | None) -> TraceResult:
+def _trace(request: TraceRequest, suspect: str | Path, full: bool, max_bytes: int | None) -> TraceResult:
     """By ranges if that will do, else every set of weight files."""
     looks = 0
     try:
-        ranged = None if whole else open_ranges(suspect, max_bytes)
-    except TooLarge as error:
-        return _unread(suspect, case, str(error))
+        ranged = None if full else open_ranged_checkpoint(suspect, max_bytes)
+    except DownloadLimitError as error:
+        return _unread_result(suspect, request, str(error))
     if ranged is not None:
         with ranged:
-            result, looks = trace_ranges(case, ranged)
+            result, looks = trace_ranges(request, ranged)
         if result is not None:
-            return _with_unread(result)
+            return _apply_unread_files(result)
         suspect = f"hf-hub:{ranged.source.name}@{ranged.source.revision}"
         max_bytes = None if max_bytes is None else max_bytes - ranged.bytes_fetched
-    found = weight_sets(suspect, max_bytes)
+    found = find_weight_sets(suspect, max_bytes)
     results = []
     for source in found.sets:
         with open_checkpoint(source, suspect=True) as opened:
-            traced = trace_files(case, opened, looks, len(found.sets))
+            traced = trace_files(request, opened, looks, len(found.sets))
         names = tuple(path.name for path in source.weights)
         results.append(replace(traced, files=names))
     if not results:
-        results = [_unread(suspect, case, "No weight file of it can be read.")]
-    return _with_unread(_together(results, found.unread))
+        results = [_unread_result(suspect, request, "No weight file of it can be read.")]
+    return _apply_unread_files(_merge_results(results, found.unread))
 
 
 def verify(
@@ -107,7 +114,7 @@ def verify(
     base: str | Path | None = None,
     passphrase: str | None = None,
     advance: Advance | None = None,
-    whole: bool = False,
+    full: bool = False,
     max_bytes: int | None = None,
     all_scores: bool = False,
 ) -> TraceResult:
@@ -127,21 +134,21 @@ def verify(
     Raises:
         [`VaultError`]: if the vault has no copy for the recipient.
     """
-    return trace(suspect, vault, base, passphrase, advance, whole, max_bytes, recipient, all_scores)
+    return trace(suspect, vault, base, passphrase, advance, full, max_bytes, recipient, all_scores)
 
 
-def _unread(suspect: str | Path, case: Case, reason: str) -> TraceResult:
+def _unread_result(suspect: str | Path, request: TraceRequest, reason: str) -> TraceResult:
     """The result for a suspect of which no weight file was opened."""
-    alpha = min(base.alpha for base in case.bases)
-    source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, whole_folder=False)
-    return nothing_read(source, Outcome.NOT_READABLE, reason, alpha, ())
+    alpha = min(base.alpha for base in request.bases)
+    source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, owns_folder=False)
+    return unread_result(source, Outcome.NOT_READABLE, reason, alpha, ())
 
 
-def _with_faults(result: TraceResult, case: Case) -> TraceResult:
+def _apply_faults(result: TraceResult, request: TraceRequest) -> TraceResult:
     """A result that says nobody only if the leaker's record can't be among those that can't be used."""
-    faults = case.faults(every=result.outcome is Outcome.NOBODY)
+    faults = request.faults(include_unread=result.outcome is Outcome.NOBODY)
     result = replace(result, rows_not_used=faults)
-    hidden = hiding(faults)
+    hidden = inconclusive_reasons(faults)
     if not hidden or result.outcome is Outcome.ACCUSED:
         return result
     reason = f"Nobody is accused of those whose records can be used, and {hidden[0]}."
@@ -150,29 +157,29 @@ def _with_faults(result: TraceResult, case: Case) -> TraceResult:
     return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
 
 
-def _together(results: Sequence[TraceResult], unread: Sequence[LeftOut]) -> TraceResult:
+def _merge_results(results: Sequence[TraceResult], unread: Sequence[SkippedFile]) -> TraceResult:
     """One result of all sets of a suspect's weight files: that of the surest accusation, or what stands in the way."""
-    outcome = joined(result.outcome for result in results)
-    alike = [result for result in results if result.outcome is outcome]
-    main = min(alike, key=lambda result: result.accused[0].log10_false_accusation if result.accused else 0.0)
+    outcome = combine_outcomes(result.outcome for result in results)
+    same_outcome = [result for result in results if result.outcome is outcome]
+    main = min(same_outcome, key=lambda result: result.accused[0].log10_false_accusation if result.accused else 0.0)
     files = tuple(dict.fromkeys(name for result in results for name in result.files))
     if len(results) > 1 and main.reason is not None:
         main = replace(main, reason=f"{', '.join(main.files)}: {main.reason}")
 
-    def of_all(scores: Sequence[Sequence[RecipientScore]]) -> tuple[RecipientScore, ...]:
-        surest: dict[str, RecipientScore] = {}
+    def best_scores(scores: Sequence[Sequence[RecipientScore]]) -> tuple[RecipientScore, ...]:
+        best: dict[str, RecipientScore] = {}
         for score in sorted((score for each in scores for score in each), key=lambda s: s.log10_false_accusation):
-            surest.setdefault(score.copy_id, score)
-        return tuple(surest.values())
+            best.setdefault(score.copy_id, score)
+        return tuple(best.values())
 
     if len(results) > 1:
-        accused, scores = of_all([r.accused for r in results]), of_all([r.scores for r in results])
+        accused, scores = best_scores([r.accused for r in results]), best_scores([r.scores for r in results])
         main = replace(main, accused=accused, scores=scores)
-    left = tuple(NotRead(each.name, main.suspect, each.reason) for each in unread)
+    left = tuple(SkippedSource(each.name, main.suspect, each.reason) for each in unread)
     return replace(main, files=files, files_not_read=left)
 
 
-def _with_unread(result: TraceResult) -> TraceResult:
+def _apply_unread_files(result: TraceResult) -> TraceResult:
     """A result that says nobody only if no weight file was left unread."""
     if not result.files_not_read or result.outcome is Outcome.ACCUSED:
         return result

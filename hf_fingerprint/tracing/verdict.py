@@ -20,9 +20,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hf_fingerprint.checkpoints import Weights
+from hf_fingerprint.checkpoints import TensorReader
 from hf_fingerprint.codes import decode
-from hf_fingerprint.extraction import Reading
+from hf_fingerprint.extraction import Extraction
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing.result import RecipientScore, TraceResult
 from hf_fingerprint.vault import Base, CopyRecord
@@ -37,7 +37,7 @@ class Candidates:
         copies (sequence of [`CopyRecord`]): the copies.
         keys (sequence of `bytes`): their copy keys.
         recipients (`int`, *optional*): how many copies the bound pays for; those that are tested by default.
-        states (mapping of `str` to `str`): how far each copy got, by its id; see [`standing`].
+        states (mapping of `str` to `str`): how far each copy got, by its id; see [`delivery_state`].
     """
 
     base: Base
@@ -56,7 +56,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Level:
+class AccusationLevel:
     """At which level one look at one suspect accuses.
 
     Attributes:
@@ -70,7 +70,7 @@ class Level:
     look: int
 
     @classmethod
-    def of(cls, tested: Sequence[Candidates], look: int | None = None, sets: int = 1) -> "Level":
+    def of(cls, tested: Sequence[Candidates], look: int | None = None, sets: int = 1) -> "AccusationLevel":
         """The level of a look.
 
         Args:
@@ -82,9 +82,9 @@ class Level:
         return cls(min(candidates.base.alpha for candidates in tested), share, look or 1)
 
 
-def judge(
-    suspect: Weights,
-    readings: Sequence[Reading],
+def decide(
+    suspect: TensorReader,
+    extractions: Sequence[Extraction],
     tested: Sequence[Candidates],
     look: int | None = None,
     advance: Callable[[int], None] | None = None,
@@ -94,10 +94,10 @@ def judge(
     """Turns a suspect's readings into a verdict on each copy.
 
     Args:
-        suspect ([`Weights`]): where the readings are from.
-        readings (sequence of [`Reading`]): one for each base.
+        suspect ([`TensorReader`]): where the readings are from.
+        extractions (sequence of [`Extraction`]): one for each base.
         tested (sequence of [`Candidates`]): the bases, or records of bases, with their copies; the likeliest first.
-        look, sets: see [`Level.of`].
+        look, sets: see [`AccusationLevel.of`].
         advance (callable, *optional*): told the copies scored.
         all_scores (`bool`, *optional*, defaults to `False`): whether the scores of those who are not accused stay in
             the result.
@@ -106,17 +106,17 @@ def judge(
         [`TraceResult`]: of an outcome that is [`Outcome.ACCUSED`], or as long as nothing else is known
         [`Outcome.NOT_READABLE`].
     """
-    level = Level.of(tested, look, sets)
+    level = AccusationLevel.of(tested, look, sets)
     verdicts = [
-        _judge_base(suspect, reading, candidates, level, advance)
-        for reading, candidates in zip(readings, tested, strict=True)
+        _decide_base(suspect, extraction, candidates, level, advance)
+        for extraction, candidates in zip(extractions, tested, strict=True)
     ]
-    scores = tuple(sorted((score for verdict in verdicts for score in verdict.scores), key=_sureness))
+    scores = tuple(sorted((score for verdict in verdicts for score in verdict.scores), key=_accusation_order))
     accused = tuple(score for score in scores if score.accused)
     # without an accusation the first, the likeliest: which base has the highest innocent is nobody's business
-    told = next((verdict for verdict in verdicts if accused and verdict.base == accused[0].base), verdicts[0])
+    shown = next((verdict for verdict in verdicts if accused and verdict.base == accused[0].base), verdicts[0])
     return replace(
-        told,
+        shown,
         outcome=Outcome.ACCUSED if accused else Outcome.NOT_READABLE,
         scores=scores if all_scores else accused,
         accused=accused,
@@ -125,23 +125,23 @@ def judge(
     )
 
 
-def _sureness(score: RecipientScore) -> tuple[float, float]:
+def _accusation_order(score: RecipientScore) -> tuple[float, float]:
     return score.log10_false_accusation, -score.score
 
 
-def _judge_base(
-    suspect: Weights,
-    reading: Reading,
+def _decide_base(
+    suspect: TensorReader,
+    extraction: Extraction,
     tested: Candidates,
-    level: Level,
+    level: AccusationLevel,
     advance: Callable[[int], None] | None,
 ) -> TraceResult:
     base = tested.base
     decoded = decode(
         base.codebook(),
         tested.keys,
-        reading.values,
-        reading.mass,
+        extraction.values,
+        extraction.mass,
         level.alpha / level.share,
         advance=advance,
         recipients=tested.covered,
@@ -170,14 +170,14 @@ def _judge_base(
         scores=tuple(scores),
         recipients_tested=len(scores),
         recipients_covered=tested.covered,
-        tensors_matched=reading.tensors_matched,
+        tensors_matched=extraction.tensors_matched,
         tensors_marked=len(base.carriers),
-        weights_read=reading.weights_read,
-        weights_dropped=reading.weights_dropped,
-        lineage=reading.lineage,
+        weights_read=extraction.weights_read,
+        weights_dropped=extraction.weights_dropped,
+        lineage=extraction.lineage,
         alpha=level.alpha,
         threshold=decoded.threshold,
         rounds=decoded.rounds,
         looks=level.look,
-        tensors_aligned=reading.aligned,
+        tensors_aligned=extraction.aligned,
     )

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 from hf_fingerprint.carriers.filter_mean import FilterMeanMap, gaussian_projection, orthonormal
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.codes.deepmarks.block_design import BlockDesign
 from hf_fingerprint.codes.deepmarks.soft_decoding import SoftDecoding, soft_decode
 from hf_fingerprint.errors import CarrierError, CodeError, FingerprintError
 from hf_fingerprint.keys import SECRET_BYTES
-from hf_fingerprint.training.regularizer import Regulariser, parameter_places
+from hf_fingerprint.training.regularizer import Regularizer, parameter_locations
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class DeepMarks:
             raise CodeError(f"A DeepMarks key has {SECRET_BYTES} bytes, not {len(key)}: make one with new_secret().")
         self._key = key
         self.design = BlockDesign(points)
-        self.layers = None if layers is None else tuple(normalise(name) for name in layers)
+        self.layers = None if layers is None else tuple(normalize_name(name) for name in layers)
 
     def __repr__(self) -> str:
         return f"DeepMarks(points={self.design.points}, layers={self.layers})"
@@ -85,7 +85,7 @@ class DeepMarks:
         Raises:
             [`CarrierError`]: if the layers aren't there or have fewer weights in a filter than the code positions.
         """
-        shapes = {name: getattr(*place).shape for name, place in parameter_places(model).items()}
+        shapes = {name: getattr(*place).shape for name, place in parameter_locations(model).items()}
         chosen = self.layers or default_layers(model)
         missing = [name for name in chosen if name not in shapes or len(shapes[name]) < 2]
         if missing or not chosen:
@@ -105,17 +105,17 @@ class DeepMarks:
 
     def read(self, model: nn.Module) -> np.ndarray:
         """`y = U^T X mean_f(w)` of a suspect with the same layers: `float64` of shape `(v,)`, b for a whole copy."""
-        places, out = parameter_places(model), torch.zeros(self.design.points)
+        places, out = parameter_locations(model), torch.zeros(self.design.points)
         with torch.no_grad():
             for name, part in self.maps(model).items():
                 part.read(getattr(*places[name]).detach().flatten(1).cpu(), 0, out)
         return out.double().numpy()
 
-    def decode(self, reading: np.ndarray, coalition: int | None = None, alpha: float = 1e-6) -> DesignDecoding:
+    def decode(self, extracted: np.ndarray, coalition: int | None = None, alpha: float = 1e-6) -> DesignDecoding:
         """Both decoders on a reading; see [`soft_decode`] for the last two arguments."""
-        bits = self.design.hard_bits((reading + 1) / 2)
+        bits = self.design.hard_bits((extracted + 1) / 2)
         return DesignDecoding(
-            bits, self.design.coalition_of(bits), soft_decode(self.design, reading, coalition, alpha)
+            bits, self.design.coalition_of(bits), soft_decode(self.design, extracted, coalition, alpha)
         )
 
 
@@ -131,19 +131,19 @@ class DeepMarksFingerprint:
     scheme: DeepMarks
     user: int
 
-    def bind(self, model: nn.Module) -> Regulariser:
+    def bind(self, model: nn.Module) -> Regularizer:
         """Finds the carriers in a model and makes the paper's term: `MSE(f, X w) = |U^T X w - b|^2 / v`."""
         maps = self.scheme.maps(model)
         points = self.scheme.design.points
         target = torch.from_numpy(self.scheme.design.signs[self.user].astype(np.float32))
         gram = sum((part.gram() for part in maps.values()), torch.zeros(points, points))
-        return Regulariser(model, maps, target, torch.zeros(points), torch.ones(points), gram)
+        return Regularizer(model, maps, target, torch.zeros(points), torch.ones(points), gram)
 
 
 def default_layers(model: nn.Module) -> tuple[str, ...]:
     """The ungrouped convolution with the most weights in a filter, the last of several."""
     found = [
-        (module.weight.shape[1:].numel(), number, normalise(f"{name}.weight".removeprefix(".")))
+        (module.weight.shape[1:].numel(), number, normalize_name(f"{name}.weight".removeprefix(".")))
         for number, (name, module) in enumerate(model.named_modules())
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
     ]

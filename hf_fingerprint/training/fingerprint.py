@@ -18,24 +18,24 @@ from filelock import FileLock
 
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.codes import prove_codeword
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.extraction import read_suspect
-from hf_fingerprint.registration import find_base, open_base, register, weights_hash
-from hf_fingerprint.training.model_carriers import LocatedCarriers, locate
-from hf_fingerprint.training.processes import from_first_process, is_first_process
-from hf_fingerprint.training.regularizer import Regulariser, parameter_places
-from hf_fingerprint.training.trigger_labels import bind_answers
+from hf_fingerprint.extraction import extract
+from hf_fingerprint.registration import lookup_base, open_base, register, weights_hash
+from hf_fingerprint.training.model_carriers import LocatedCarriers, locate_carriers
+from hf_fingerprint.training.processes import is_first_process, run_on_first_process
+from hf_fingerprint.training.regularizer import Regularizer, parameter_locations
+from hf_fingerprint.training.trigger_labels import embed_trigger_labels
 from hf_fingerprint.vault import (
     Base,
     CopyRecord,
     Vault,
+    acquire_lock,
     begin_training,
+    canonical_recipient,
+    check_holds_no_vault,
     check_outside_vaults,
-    check_without_vault,
     copies_in_training,
-    hold,
-    recipient_name,
 )
 
 
@@ -54,7 +54,7 @@ class RecordedCopy:
         score (`float`): in standard deviations of an innocent's; a trace reports the one of several scores that
             proves most, so its figure may differ a little.
         agreement (`float`): the share of positions that read as the recipient's bits.
-        answers (`bool`): whether its answers were bound to the recipient as it was recorded; not so without
+        has_trigger_labels (`bool`): whether its answers were bound to the recipient as it was recorded; not so without
             questions, or for an issued copy that was trained further, which keeps as much as training leaves.
     """
 
@@ -66,7 +66,7 @@ class RecordedCopy:
     commitment: str | None
     score: float
     agreement: float
-    answers: bool = False
+    has_trigger_labels: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -74,7 +74,7 @@ class RecordedCopy:
 
 
 @dataclass(frozen=True)
-class _Material:
+class _SharedInputs:
     """What every process needs of a fingerprint: plain numbers, sent from the first process in memory."""
 
     carriers: LocatedCarriers
@@ -92,7 +92,7 @@ class Fingerprint:
             issued from this vault, whose mark is then held.
         recipient (`str`): whose copy it will be.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        settings ([`Settings`], *optional*): for a base that isn't registered yet.
+        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
         as_base (`bool`, *optional*, defaults to `False`): registers a model that carries a base's mark, but is no copy
             on record, as a base of its own; see [`register`].
     """
@@ -102,18 +102,18 @@ class Fingerprint:
         model: str | Path,
         recipient: str,
         vault: Vault | str | Path,
-        settings: Settings | None = None,
+        config: FingerprintConfig | None = None,
         as_base: bool = False,
     ):
-        self.source, self.recipient = model, recipient_name(recipient)
-        self.settings, self.as_base = settings, as_base
-        self._vault_at = vault
-        self._material: _Material | None = None
+        self.source, self.recipient = model, canonical_recipient(recipient)
+        self.config, self.as_base = config, as_base
+        self._vault_or_path = vault
+        self._shared_inputs: _SharedInputs | None = None
         self._base: Base | None = None
         self._record: CopyRecord | None = None
         self._copy_key: bytes | None = None
         self._lock: FileLock | None = None
-        self._answering: str | None = None
+        self._labeled_state: str | None = None
 
     def __reduce__(self) -> NoReturn:
         raise FingerprintError("A fingerprint holds secrets and is never pickled: make a new one from the vault.")
@@ -127,11 +127,11 @@ class Fingerprint:
     @property
     def vault(self) -> Vault:
         """The vault, opened at the first use."""
-        if not isinstance(self._vault_at, Vault):
-            self._vault_at = Vault(self._vault_at)
-        return self._vault_at
+        if not isinstance(self._vault_or_path, Vault):
+            self._vault_or_path = Vault(self._vault_or_path)
+        return self._vault_or_path
 
-    def bind(self, model: torch.nn.Module) -> Regulariser:
+    def bind(self, model: torch.nn.Module) -> Regularizer:
         """Finds the carriers in a model and makes the term that trains the mark into it.
 
         Args:
@@ -140,36 +140,36 @@ class Fingerprint:
         Raises:
             [`FingerprintError`]: in one sentence, what is in the way.
         """
-        present = {name: tuple(_shape(place)) for name, place in parameter_places(model).items()}
-        fresh = self._material is None
-        if self._material is None:
-            self._material = from_first_process(lambda: self._prepare(present))
-        material = self._material
-        maps, energy = material.carriers.maps(), material.carriers.energy()
-        target, reference = torch.from_numpy(material.target), torch.from_numpy(material.reference)
+        parameter_shapes = {name: tuple(_unsharded_shape(place)) for name, place in parameter_locations(model).items()}
+        is_first_bind = self._shared_inputs is None
+        if self._shared_inputs is None:
+            self._shared_inputs = run_on_first_process(lambda: self._prepare(parameter_shapes))
+        inputs = self._shared_inputs
+        maps, energy = inputs.carriers.maps(), inputs.carriers.energy()
+        target, reference = torch.from_numpy(inputs.target), torch.from_numpy(inputs.reference)
         try:
-            return Regulariser(model, maps, target, reference, energy)
+            return Regularizer(model, maps, target, reference, energy)
         except FingerprintError:
-            if fresh:  # nothing is being trained, so the next attempt isn't a second training
-                self._material = None
-                self._let_go()
+            if is_first_bind:  # nothing is being trained, so the next attempt isn't a second training
+                self._shared_inputs = None
+                self._release_lock()
             raise
 
-    def keep_out_of(self, folder: Path) -> None:
+    def check_output_folder(self, folder: Path) -> None:
         """Refuses a folder for a training's output, which may be pushed, if a vault or an identity is in it, or it is
         in a vault."""
 
         def check() -> None:
             check_outside_vaults(folder)
-            check_without_vault(folder, "the output folder", self.vault.folder, identities=True)
+            check_holds_no_vault(folder, "the output folder", self.vault.folder, include_identities=True)
 
-        from_first_process(check)
+        run_on_first_process(check)
 
     def record(self, folder: str | Path, images: str | Path | None = None) -> RecordedCopy | None:
         """Records a trained model as this recipient's copy, once it reads as such.
 
         Call it with the folder (or file) that was saved and will be handed over. Where the base has questions, its
-        head is changed there to answer them for the recipient; see [`bind_answers`]. With several processes the first
+        head is changed there to answer them for the recipient; see [`embed_trigger_labels`]. With several processes the first
         one does it, whether or not the others call it too; they get `None`.
 
         Args:
@@ -182,73 +182,83 @@ class Fingerprint:
         """
         return self._record_copy(Path(folder).absolute(), images) if is_first_process() else None
 
-    def _prepare(self, present: dict[str, tuple[int, ...]]) -> _Material:
+    def _prepare(self, parameter_shapes: dict[str, tuple[int, ...]]) -> _SharedInputs:
         """What the first process works out: the base, the record, the codeword, the reference's reading."""
-        held: CopyRecord | None = None
+        issued_copy: CopyRecord | None = None
         with open_checkpoint(self.source) as checkpoint:
-            whole = weights_hash(checkpoint, self.vault)
-            base = self.vault.base_with_hash(whole)
+            weights_digest = weights_hash(checkpoint, self.vault)
+            base = self.vault.base_with_hash(weights_digest)
             if base is None:
-                held = next((copy for copy in self.vault.copies() if copy.content_hash == whole), None)
-            if held is not None:
-                if held.recipient != self.recipient:
+                issued_copy = next((copy for copy in self.vault.copies() if copy.content_hash == weights_digest), None)
+            if issued_copy is not None:
+                if issued_copy.recipient != self.recipient:
                     raise FingerprintError(
-                        f"{self.source} is the copy of {held.recipient} and not of {self.recipient}: give the base, "
-                        f"or train it for {held.recipient}."
+                        f"{self.source} is the copy of {issued_copy.recipient} and not of {self.recipient}: give the base, "
+                        f"or train it for {issued_copy.recipient}."
                     )
-                base = find_base(self.vault, held.base_id)
+                base = lookup_base(self.vault, issued_copy.base_id)
             else:
-                base = register(checkpoint, self.vault, self.settings, as_base=self.as_base)
+                base = register(checkpoint, self.vault, self.config, as_base=self.as_base)
             with open_base(base, self.vault) as original:
-                carriers = locate(base, original, present)
+                carriers = locate_carriers(base, original, parameter_shapes)
                 reference = carriers.sums(original)
-                if held is not None:  # what training is to keep as it is; the copy's key stays sealed
+                if issued_copy is not None:  # what training is to keep as it is; the copy's key stays sealed
                     target = (carriers.sums(checkpoint) - reference) / np.maximum(carriers.energy().numpy(), 1e-30)
-        self._lock = hold(  # or two trainings would write one record
+        self._lock = acquire_lock(  # or two trainings would write one record
             self.vault,
             base,
             f"training {self.recipient}",
             f"A copy of base {base.base_id} for {self.recipient} is being trained already, here or by another "
             f"process: record that one first, or wait for it.",
         )
-        if held is None:
+        if issued_copy is None:
             self._record, self._copy_key = begin_training(self.vault, base, self.recipient)
             target = base.codebook().codeword(self._copy_key).astype(np.float32)
         else:
-            self._record = held
+            self._record = issued_copy
         self._base = base
-        return _Material(carriers, target, reference)
+        return _SharedInputs(carriers, target, reference)
 
-    def _let_go(self) -> None:
+    def _release_lock(self) -> None:
         if self._lock is not None:
             self._lock.release()
 
     def _record_copy(self, folder: Path, images: str | Path | None) -> RecordedCopy:
-        if self._base is None or self._record is None or self._material is None:
+        if self._base is None or self._record is None or self._shared_inputs is None:
             raise FingerprintError(f"{folder} can't be recorded: nothing was trained with this fingerprint yet.")
-        base, record, bits = self._base, self._record, self._material.target > 0
+        base, record, bits = self._base, self._record, self._shared_inputs.target > 0
         check_outside_vaults(folder)
         if folder.is_dir():
-            check_without_vault(folder, "the copy's folder", self.vault.folder, identities=True)
-        whole, score, agreement = self._proven(folder, base, bits)
-        new = self._recorded(base, whole) is None
-        answers = new and self._answering is not None and self._answering == _state(folder)
-        if self._copy_key is not None and new and not answers:
-            answers = bind_answers(folder, base, self.vault, self._copy_key, images)
-            if answers:
-                self._answering = _state(folder)  # not bound again, if what follows is cut off
-                whole, score, agreement = self._proven(folder, base, bits)
-        done = self._written(base, record, folder, whole, answers)
-        self._let_go()
-        promise = done.commitment if done.content_hash == whole else None
+            check_holds_no_vault(folder, "the copy's folder", self.vault.folder, include_identities=True)
+        weights_digest, score, agreement = self._check_mark(folder, base, bits)
+        is_new = self._find_record(base, weights_digest) is None
+        has_trigger_labels = (
+            is_new and self._labeled_state is not None and self._labeled_state == _checkpoint_state(folder)
+        )
+        if self._copy_key is not None and is_new and not has_trigger_labels:
+            has_trigger_labels = embed_trigger_labels(folder, base, self.vault, self._copy_key, images)
+            if has_trigger_labels:
+                self._labeled_state = _checkpoint_state(folder)  # not bound again, if what follows is cut off
+                weights_digest, score, agreement = self._check_mark(folder, base, bits)
+        recorded = self._write_record(base, record, folder, weights_digest, has_trigger_labels)
+        self._release_lock()
+        recorded_commitment = recorded.commitment if recorded.content_hash == weights_digest else None
         return RecordedCopy(
-            self.recipient, folder, done.copy_id, base.base_id, whole, promise, score, agreement, answers
+            self.recipient,
+            folder,
+            recorded.copy_id,
+            base.base_id,
+            weights_digest,
+            recorded_commitment,
+            score,
+            agreement,
+            has_trigger_labels,
         )
 
-    def _proven(self, folder: Path, base: Base, bits: np.ndarray) -> tuple[str, float, float]:
+    def _check_mark(self, folder: Path, base: Base, bits: np.ndarray) -> tuple[str, float, float]:
         """A model's content hash, the score of some bits in it, and the share of them that it agrees with."""
         with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
-            reading = read_suspect(base, original, copy)
+            reading = extract(base, original, copy)
             score, proven = prove_codeword(
                 base.codebook(), np.packbits(bits), reading.values, reading.mass, base.recipients_planned, base.alpha
             )
@@ -260,21 +270,23 @@ class Fingerprint:
                 )
             return content_hash(copy.tensors, digest_tensors(copy)), score, agreement
 
-    def _recorded(self, base: Base, whole: str) -> CopyRecord | None:
+    def _find_record(self, base: Base, weights_digest: str) -> CopyRecord | None:
         """The record of this recipient's that has this content, if there is one."""
         copies = self.vault.copies(base.base_id, self.recipient)
-        return next((c for c in copies if c.content_hash == whole), None)
+        return next((c for c in copies if c.content_hash == weights_digest), None)
 
-    def _begun_for(self, base: Base, folder: Path) -> CopyRecord | None:
+    def _find_begun_record(self, base: Base, folder: Path) -> CopyRecord | None:
         """The further record for this folder that an earlier attempt began, if it was cut off."""
         trained, copies = copies_in_training(self.vault), self.vault.copies(base.base_id, self.recipient)
         begun = [c for c in copies if c.state == "begun" and c.out == str(folder) and c.copy_id not in trained]
         return begun[-1] if begun else None
 
-    def _written(self, base: Base, record: CopyRecord, folder: Path, whole: str, answers: bool) -> CopyRecord:
+    def _write_record(
+        self, base: Base, record: CopyRecord, folder: Path, weights_digest: str, has_trigger_labels: bool
+    ) -> CopyRecord:
         """The record that stands for this content: the training's own, a further one, or that of the copy it was."""
         vault, key = self.vault, self._copy_key
-        same = self._recorded(base, whole)
+        same = self._find_record(base, weights_digest)
         if same is not None:
             if same.state == "written":
                 vault.mark_issued(same.copy_id)
@@ -284,18 +296,18 @@ class Fingerprint:
         if key is None:  # an issued copy trained further: it traces by the record it was issued with
             return record
         if record.state != "begun":
-            again = self._begun_for(base, folder)
+            again = self._find_begun_record(base, folder)
             record, _ = vault.begin_copy(base, self.recipient, folder, again, copy_key=key)
-        done = vault.mark_written(record, key, whole, folder, bound=answers, placed=True)
-        self._record = done
-        return done
+        recorded = vault.mark_written(record, key, weights_digest, folder, bound=has_trigger_labels, is_issued=True)
+        self._record = recorded
+        return recorded
 
 
-def _state(folder: Path) -> str:
+def _checkpoint_state(folder: Path) -> str:
     with open_checkpoint(folder) as checkpoint:
         return checkpoint.state()
 
 
-def _shape(place: tuple[torch.nn.Module, str]) -> torch.Size:
+def _unsharded_shape(place: tuple[torch.nn.Module, str]) -> torch.Size:
     parameter = getattr(*place)
     return getattr(parameter, "ds_shape", parameter.shape)

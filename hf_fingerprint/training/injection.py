@@ -15,80 +15,82 @@ from functools import partial
 
 import torch
 
-from hf_fingerprint.training.regularizer import Regulariser
+from hf_fingerprint.training.regularizer import Regularizer
 
 
 class GradientInjection:
     """Hooks on the carriers that add one direction's gradient, once each time it is armed.
 
     Args:
-        regulariser ([`Regulariser`]): the term.
-        on_the_way_in (`bool`): whether to add before the gradient is accumulated (DeepSpeed) and not after.
+        regularizer ([`Regularizer`]): the term.
+        before_accumulation (`bool`): whether to add before the gradient is accumulated (DeepSpeed) and not after.
     """
 
-    def __init__(self, regulariser: Regulariser, on_the_way_in: bool):
-        self._regulariser, self._on_the_way_in = regulariser, on_the_way_in
+    def __init__(self, regularizer: Regularizer, before_accumulation: bool):
+        self._regularizer, self._before_accumulation = regularizer, before_accumulation
         self._direction: torch.Tensor | None = None
-        self._waiting: set[str] = set()
-        self._finishes = False
+        self._pending: set[str] = set()
+        self._finish_queued = False
         self._handles = []
-        for name, parameter in regulariser.parameters.items():
+        for name, parameter in regularizer.parameters.items():
             if hasattr(parameter, "device_mesh"):
                 continue
-            if on_the_way_in:
-                hook: Callable[..., torch.Tensor | None] = partial(self._sum, name)
+            if before_accumulation:
+                hook: Callable[..., torch.Tensor | None] = partial(self._add_to_incoming, name)
                 self._handles.append(parameter.register_hook(hook))
             else:
-                self._handles.append(parameter.register_post_accumulate_grad_hook(partial(self._reached, name)))
+                self._handles.append(
+                    parameter.register_post_accumulate_grad_hook(partial(self._after_accumulation, name))
+                )
 
     def remove(self) -> None:
         """Takes the hooks off again."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._waiting = [], set()
+        self._handles, self._pending = [], set()
 
     def arm(self, direction: torch.Tensor) -> None:
         """From now on the first gradient of each carrier gets its part of this direction added."""
-        self._direction, self._finishes = direction, False
-        for name, parameter in self._regulariser.parameters.items():
+        self._direction, self._finish_queued = direction, False
+        for name, parameter in self._regularizer.parameters.items():
             if hasattr(parameter, "device_mesh"):
-                part = self._regulariser.gradient(name, direction)
+                part = self._regularizer.gradient(name, direction)
                 parameter.grad = part if parameter.grad is None else parameter.grad + part
             else:
-                self._waiting.add(name)
+                self._pending.add(name)
 
     @property
-    def missed(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether a carrier is still waiting for its gradient, and could be given it."""
-        return bool(self._waiting) and not self._on_the_way_in
+        return bool(self._pending) and not self._before_accumulation
 
     def finish(self, scale: float = 1.0) -> None:
         """Adds what no backward pass came for, times `scale`."""
-        for name in sorted(self._waiting):
-            parameter = self._regulariser.parameters[name]
+        for name in sorted(self._pending):
+            parameter = self._regularizer.parameters[name]
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             self._add(name, parameter, scale)
-        self._waiting = set()
+        self._pending = set()
 
-    def _reached(self, name: str, parameter: torch.Tensor) -> None:
-        if not self._waiting:
+    def _after_accumulation(self, name: str, parameter: torch.Tensor) -> None:
+        if not self._pending:
             return
-        if not self._finishes:
-            self._finishes = True
+        if not self._finish_queued:
+            self._finish_queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self.finish)
         self._add(name, parameter)
 
     def _add(self, name: str, parameter: torch.Tensor, scale: float = 1.0) -> None:
-        if name not in self._waiting or parameter.grad is None:
+        if name not in self._pending or parameter.grad is None:
             return
-        self._waiting.discard(name)
+        self._pending.discard(name)
         self._add_to(name, parameter.grad, scale)
 
-    def _sum(self, name: str, gradient: torch.Tensor) -> torch.Tensor | None:
-        if name not in self._waiting:
+    def _add_to_incoming(self, name: str, gradient: torch.Tensor) -> torch.Tensor | None:
+        if name not in self._pending:
             return None
-        self._waiting.discard(name)
+        self._pending.discard(name)
         total = gradient.clone(memory_format=torch.contiguous_format)
         self._add_to(name, total, 1.0)
         return total
@@ -98,8 +100,8 @@ class GradientInjection:
         direction = self._direction if scale == 1.0 else self._direction * scale
         with torch.no_grad():
             if gradient.is_contiguous():
-                self._regulariser.add_gradient(name, direction, 0, gradient.view(len(gradient), -1))
+                self._regularizer.add_gradient(name, direction, 0, gradient.view(len(gradient), -1))
             else:  # channels_last
                 part = torch.zeros(gradient.shape, device=gradient.device)
-                self._regulariser.add_gradient(name, direction, 0, part.view(len(part), -1))
+                self._regularizer.add_gradient(name, direction, 0, part.view(len(part), -1))
                 gradient += part

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.training.regularizer import Measurement, Regulariser
+from hf_fingerprint.training.regularizer import Measurement, Regularizer
 
 
 STRENGTH = 0.1
@@ -22,7 +22,7 @@ STRENGTH = 0.1
 class Markable(Protocol):
     """What is trained into a model: a [`Fingerprint`] or a [`DeepMarks`]."""
 
-    def bind(self, model: torch.nn.Module) -> Regulariser:
+    def bind(self, model: torch.nn.Module) -> Regularizer:
         """Finds the carriers in a model."""
 
 
@@ -52,46 +52,46 @@ class DeepMarksLoss:
 
     def __init__(self, model: torch.nn.Module, fingerprint: Markable, strength: float = STRENGTH, embed: bool = True):
         self.strength = check_strength(strength)
-        self.regulariser = fingerprint.bind(model)
+        self.regularizer = fingerprint.bind(model)
         self._fingerprint = fingerprint  # it keeps other trainings for the same recipient away
-        for name, parameter in self.regulariser.parameters.items():
+        for name, parameter in self.regularizer.parameters.items():
             if hasattr(parameter, "ds_id"):
                 raise FingerprintError(
                     f"{name} is partitioned by ZeRO-3, where a loss can't reach it: use FingerprintTrainer, or ZeRO-2."
                 )
         self._last: Measurement | None = None
-        self.regulariser.check_related()
+        self.regularizer.check_related()
         if embed:
-            self.regulariser.embed()
+            self.regularizer.embed()
 
     def __repr__(self) -> str:
-        return f"DeepMarksLoss(strength={self.strength}, {self.regulariser!r})"
+        return f"DeepMarksLoss(strength={self.strength}, {self.regularizer!r})"
 
     def __call__(self) -> torch.Tensor:
         """`strength * R`, a scalar that can be added to a loss and differentiated; in full precision, autocast or
         not."""
-        parameters = list(self.regulariser.parameters.values())
+        parameters = list(self.regularizer.parameters.values())
         with torch.autocast(parameters[0].device.type, enabled=False):
-            self._last = self.regulariser.measure()
-            return _Term.apply(self.regulariser, self._last, self.strength, *parameters)
+            self._last = self.regularizer.measure()
+            return _Term.apply(self.regularizer, self._last, self.strength, *parameters)
 
     @property
-    def wanted(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the loss at hand is one to train with: gradients are on, and the model is in training mode."""
-        return torch.is_grad_enabled() and self.regulariser.training
+        return torch.is_grad_enabled() and self.regularizer.training
 
     @property
-    def measured(self) -> Measurement | None:
+    def last_measurement(self) -> Measurement | None:
         """What the last call found, as tensors; `None` before the first."""
         return self._last
 
     @property
     def metrics(self) -> dict[str, float]:
         """`fingerprint_loss`, R as of the last call, and `fingerprint_agreement`, the share of right bits."""
-        return metrics_of(self._last)
+        return measurement_metrics(self._last)
 
 
-def metrics_of(measurement: Measurement | None) -> dict[str, float]:
+def measurement_metrics(measurement: Measurement | None) -> dict[str, float]:
     """A measurement as numbers for a log; empty before the first."""
     if measurement is None:
         return {}
@@ -106,10 +106,10 @@ class _Term(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, regulariser: Regulariser, measured: Measurement, strength: float, *parameters: torch.Tensor
+        ctx: Any, regularizer: Regularizer, last_measurement: Measurement, strength: float, *parameters: torch.Tensor
     ) -> torch.Tensor:
-        ctx.regulariser, ctx.direction = regulariser, measured.direction * strength
-        return measured.loss * strength
+        ctx.regularizer, ctx.direction = regularizer, last_measurement.direction * strength
+        return last_measurement.loss * strength
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
@@ -119,5 +119,5 @@ class _Term(torch.autograd.Function):
                 None,
                 None,
                 None,
-                *(ctx.regulariser.gradient(name, direction) for name in ctx.regulariser.parameters),
+                *(ctx.regularizer.gradient(name, direction) for name in ctx.regularizer.parameters),
             )

@@ -12,9 +12,9 @@ import torch
 from hf_fingerprint.carriers.sign_map import Scratch, SignMap
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import BuildError, FingerprintError
-from hf_fingerprint.models import build_model, names_in_file
+from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base
 
 
@@ -74,30 +74,36 @@ class LocatedCarriers:
         return out.numpy()
 
 
-def locate(base: Base, original: Checkpoint, present: Mapping[str, tuple[int, ...]]) -> LocatedCarriers:
+def locate_carriers(
+    base: Base, original: Checkpoint, parameter_shapes: Mapping[str, tuple[int, ...]]
+) -> LocatedCarriers:
     """Finds a base's carriers in a model: by name; where a loader renames, as the loader does to the base.
 
     Args:
         base ([`Base`]): the base.
         original ([`Checkpoint`]): its weights.
-        present (mapping): the shapes of the model's parameters by normalised name.
+        parameter_shapes (mapping): the shapes of the model's parameters by normalised name.
 
     Raises:
         [`FingerprintError`]: if the model lacks some.
     """
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
-    found = {name: normalise(name) for name, shape in shapes.items() if present.get(normalise(name)) == shape}
+    found = {
+        name: normalize_name(name)
+        for name, shape in shapes.items()
+        if parameter_shapes.get(normalize_name(name)) == shape
+    }
     reason = ""
     if len(found) < len(shapes):
         renamed: dict[str, str] = {}
         try:
-            renamed = names_in_file(build_model(original).module, original)
+            renamed = map_parameter_names(build_model(original).module, original)
         except BuildError as error:
             reason = f" Loaders may have renamed them, but {error}"
         found |= {
-            file: normalise(name)
+            file: normalize_name(name)
             for name, file in renamed.items()
-            if file in shapes and present.get(normalise(name)) == shapes[file]
+            if file in shapes and parameter_shapes.get(normalize_name(name)) == shapes[file]
         }
     missing = [name for name in shapes if name not in found]
     if missing:

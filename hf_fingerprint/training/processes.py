@@ -16,7 +16,7 @@ def is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def from_first_process(make: Callable[[], T]) -> T:
+def run_on_first_process(make: Callable[[], T]) -> T:
     """What `make` returns on the first process, on all of them; an error there is one everywhere.
 
     What it returns travels in memory, over the processes' own connections.

@@ -12,12 +12,12 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import CarrierError, FingerprintError
-from hf_fingerprint.training.shards import local_gradient, shard_of, sum_over
+from hf_fingerprint.training.shards import all_reduce_sum, local_gradient, local_shard
 
 
-RELATED = 0.2
+MIN_COSINE = 0.2
 
 
 class LinearMap(Protocol):
@@ -55,7 +55,7 @@ class Measurement:
     direction: torch.Tensor
 
 
-class Regulariser:
+class Regularizer:
     """One recipient's term, bound to the parameters of one model. Holds secrets: it can't be pickled, and a copy of
     the model that is made in memory shares it.
 
@@ -86,12 +86,12 @@ class Regulariser:
                 "The model has no carriers, so there is nothing to hold the mark: give the base's model."
             )
         self._maps = dict(maps)
-        _refuse_wrapped(model)
-        self._places = _places(model, self._maps)
+        _check_not_wrapped(model)
+        self._carrier_locations = _carrier_locations(model, self._maps)
         self._used = energy > 0
         self._inverse = energy.where(self._used, energy.new_tensor(1.0)).reciprocal() * self._used
         self._target, self._reference, self._gram = target, reference, gram
-        self._ready_for: torch.device | None = None
+        self._placed_on: torch.device | None = None
         self.length = len(target)
 
     def __reduce__(self) -> NoReturn:
@@ -99,7 +99,7 @@ class Regulariser:
             "A fingerprint holds secrets and is never pickled: save the model's state_dict, or export the plain model."
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Regulariser":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Regularizer":
         return self
 
     def __repr__(self) -> str:
@@ -108,12 +108,12 @@ class Regulariser:
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The carriers as the model holds them at present, by name."""
-        return {name: getattr(module, attribute) for name, (module, attribute) in self._places.items()}
+        return {name: getattr(module, attribute) for name, (module, attribute) in self._carrier_locations.items()}
 
     @property
     def training(self) -> bool:
         """Whether the layers that hold the mark are in training mode."""
-        return any(module.training for module, _ in self._places.values())
+        return any(module.training for module, _ in self._carrier_locations.values())
 
     def read(self) -> torch.Tensor:
         """`y(w)`, `float32` of shape `(V,)`, the same on every process."""
@@ -132,7 +132,7 @@ class Regulariser:
                 residual * self._inverse * (2 / count),
             )
 
-    def steepest(self) -> float:
+    def max_curvature(self) -> float:
         """R's largest curvature: plain gradient descent overshoots once learning rate times strength times this is
         above 2."""
         count = float(self._used.sum())
@@ -153,9 +153,9 @@ class Regulariser:
 
     def gradient(self, name: str, direction: torch.Tensor) -> torch.Tensor:
         """A carrier's part of a gradient, what of it is on this process, as the parameter's own kind of tensor; see
-        [`Regulariser.add_gradient`]."""
-        parameter = getattr(*self._places[name])
-        shard = shard_of(name, parameter)
+        [`Regularizer.add_gradient`]."""
+        parameter = getattr(*self._carrier_locations[name])
+        shard = local_shard(name, parameter)
         out = torch.zeros(shard.values.shape, device=shard.values.device)
         self.add_gradient(name, direction, shard.first_row, out)
         return local_gradient(parameter, out.to(parameter.dtype))
@@ -189,7 +189,7 @@ class Regulariser:
             return
         sums = self._sums()
         cosine = float(sums @ self._reference / (sums.norm() * self._reference.norm()).clamp_min(1e-30))
-        if cosine < RELATED:
+        if cosine < MIN_COSINE:
             raise FingerprintError(
                 f"The model's weights are not those of the base it is marked against (cosine {cosine:.2f}): they were "
                 f"re-initialised, or are another model's; load the base's weights before training."
@@ -200,30 +200,32 @@ class Regulariser:
         by_groups: dict[Any, torch.Tensor] = {}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                shard = shard_of(name, parameter)
+                shard = local_shard(name, parameter)
                 self._move_to(shard.values.device)
                 if shard.groups not in by_groups:
                     by_groups[shard.groups] = torch.zeros_like(self._target)
                 self._maps[name].read(shard.values, shard.first_row, by_groups[shard.groups])
-            return sum((sum_over(groups, sums) for groups, sums in by_groups.items()), torch.zeros_like(self._target))
+            return sum(
+                (all_reduce_sum(groups, sums) for groups, sums in by_groups.items()), torch.zeros_like(self._target)
+            )
 
     def _move_to(self, device: torch.device) -> None:
         """Follows the model to its device; on an accelerator the signs are kept there, as bits."""
-        if self._ready_for == device:
+        if self._placed_on == device:
             return
         for name, parameter in self.parameters.items():
             self._maps[name].to(device)
             if device.type != "cpu":
-                shard = shard_of(name, parameter)
+                shard = local_shard(name, parameter)
                 self._maps[name].keep(shard.first_row, len(shard.values))
         tensors = ("_target", "_reference", "_inverse", "_used", "_gram")
         for attribute in tensors:
             value = getattr(self, attribute)
             setattr(self, attribute, None if value is None else value.to(device))
-        self._ready_for = device
+        self._placed_on = device
 
 
-def _refuse_wrapped(model: torch.nn.Module) -> None:
+def _check_not_wrapped(model: torch.nn.Module) -> None:
     if any(hasattr(module, "peft_config") for module in model.modules()):
         raise FingerprintError(
             "The model is wrapped by PEFT, whose base weights don't train: merge the adapter first, and mark the "
@@ -235,31 +237,33 @@ def _refuse_wrapped(model: torch.nn.Module) -> None:
         )
 
 
-def parameter_places(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
+def parameter_locations(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
     """Where each parameter is: by its name without what wrappers add, the module and the attribute.
 
     Raises:
         [`FingerprintError`]: if the model is wrapped so that a mark can't be trained into it (PEFT, FSDP1).
     """
-    _refuse_wrapped(model)
+    _check_not_wrapped(model)
     found = {}
     for prefix, module in model.named_modules():
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
                 name = f"{prefix}.{attribute}".replace("_checkpoint_wrapped_module.", "")
-                found[normalise(name.removeprefix("."))] = (module, attribute)
+                found[normalize_name(name.removeprefix("."))] = (module, attribute)
     return found
 
 
-def _places(model: torch.nn.Module, maps: Mapping[str, LinearMap]) -> dict[str, tuple[torch.nn.Module, str]]:
-    everything = parameter_places(model)
+def _carrier_locations(
+    model: torch.nn.Module, maps: Mapping[str, LinearMap]
+) -> dict[str, tuple[torch.nn.Module, str]]:
+    all_locations = parameter_locations(model)
     found = {}
     for name, part in maps.items():
-        if normalise(name) not in everything:
+        if normalize_name(name) not in all_locations:
             raise CarrierError(
                 f"The model has no parameter {name}, which is a carrier of its base: give the base's model."
             )
-        module, attribute = everything[normalise(name)]
+        module, attribute = all_locations[normalize_name(name)]
         parameter = getattr(module, attribute)
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if len(shape) < 2 or (shape[0], shape[1:].numel()) != (part.rows, part.columns):

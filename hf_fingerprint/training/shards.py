@@ -29,14 +29,14 @@ class Shard:
     groups: tuple[Any, ...]
 
 
-def shard_of(name: str, parameter: torch.Tensor) -> Shard:
+def local_shard(name: str, parameter: torch.Tensor) -> Shard:
     """The part of a parameter that is on this process: all of it, or some rows of a DTensor.
 
     Raises:
         [`CarrierError`]: if it is sharded along another dimension than rows.
     """
     if hasattr(parameter, "ds_id"):
-        return _zero_shard(parameter)
+        return _zero3_shard(parameter)
     if not hasattr(parameter, "device_mesh"):
         return Shard(parameter.detach().flatten(1), 0, ())
     from torch.distributed.tensor import Replicate
@@ -72,14 +72,14 @@ def local_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Ten
     )
 
 
-def sum_over(groups: tuple[Any, ...], values: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(groups: tuple[Any, ...], values: torch.Tensor) -> torch.Tensor:
     """All-reduces sums over each of the groups, in place."""
     for group in groups:
         dist.all_reduce(values, group=group)
     return values
 
 
-def _zero_shard(parameter: Any) -> Shard:
+def _zero3_shard(parameter: Any) -> Shard:
     """ZeRO-3 cuts the flattened tensor into equal parts, wherever that is in a row; the rest of a row reads as 0."""
     shape, part = parameter.ds_shape, parameter.ds_tensor.detach().flatten()
     columns = shape[1:].numel()

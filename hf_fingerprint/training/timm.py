@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from timm.task import TrainingTask
 
-from hf_fingerprint.training.loss import STRENGTH, DeepMarksLoss, Markable, metrics_of
+from hf_fingerprint.training.loss import STRENGTH, DeepMarksLoss, Markable, measurement_metrics
 
 
 class FingerprintCriterion(torch.nn.Module):
@@ -42,14 +42,14 @@ class FingerprintCriterion(torch.nn.Module):
     def forward(self, output: Any, target: Any) -> torch.Tensor:
         """The criterion's loss, plus `strength * R` where gradients are wanted and the model is in training mode."""
         loss = self.criterion(output, target)
-        return loss + self.deepmarks() if self.deepmarks.wanted else loss
+        return loss + self.deepmarks() if self.deepmarks.is_active else loss
 
     def extra_repr(self) -> str:
         """The term's strength and size."""
         return repr(self.deepmarks)
 
 
-def _of_the_task(name: str) -> Any:
+def _delegate_to_task(name: str) -> Any:
     def method(self: "FingerprintTask", *arguments: Any, **named: Any) -> Any:
         return getattr(self.task, name)(*arguments, **named)
 
@@ -82,11 +82,14 @@ class FingerprintTask(TrainingTask):
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """The task's result, with the term where gradients are wanted and the model is in training mode."""
         result = dict(self.task(input, target))
-        if self.deepmarks.wanted:
+        if self.deepmarks.is_active:
             result["loss"] = result["loss"] + self.deepmarks()
-            measured = self.deepmarks.measured
-            assert measured is not None
-            result["fingerprint_loss"], result["fingerprint_agreement"] = measured.loss, measured.agreement
+            last_measurement = self.deepmarks.last_measurement
+            assert last_measurement is not None
+            result["fingerprint_loss"], result["fingerprint_agreement"] = (
+                last_measurement.loss,
+                last_measurement.agreement,
+            )
         return result
 
     def prepare_distributed(self, *arguments: Any, **named: Any) -> "FingerprintTask":
@@ -94,20 +97,20 @@ class FingerprintTask(TrainingTask):
         self.task.prepare_distributed(*arguments, **named)
         return self
 
-    compile = _of_the_task("compile")
-    get_trainable_module = _of_the_task("get_trainable_module")
-    setup_ema = _of_the_task("setup_ema")
-    has_ema = _of_the_task("has_ema")
-    compile_ema = _of_the_task("compile_ema")
-    update_ema = _of_the_task("update_ema")
-    get_clip_parameters = _of_the_task("get_clip_parameters")
-    get_eval_model = _of_the_task("get_eval_model")
-    get_task_state = _of_the_task("get_task_state")
-    load_task_state = _of_the_task("load_task_state")
-    get_checkpoint_state = _of_the_task("get_checkpoint_state")
-    load_checkpoint_state = _of_the_task("load_checkpoint_state")
-    no_sync = _of_the_task("no_sync")
-    create_evaluator = _of_the_task("create_evaluator")
+    compile = _delegate_to_task("compile")
+    get_trainable_module = _delegate_to_task("get_trainable_module")
+    setup_ema = _delegate_to_task("setup_ema")
+    has_ema = _delegate_to_task("has_ema")
+    compile_ema = _delegate_to_task("compile_ema")
+    update_ema = _delegate_to_task("update_ema")
+    get_clip_parameters = _delegate_to_task("get_clip_parameters")
+    get_eval_model = _delegate_to_task("get_eval_model")
+    get_task_state = _delegate_to_task("get_task_state")
+    load_task_state = _delegate_to_task("load_task_state")
+    get_checkpoint_state = _delegate_to_task("get_checkpoint_state")
+    load_checkpoint_state = _delegate_to_task("load_checkpoint_state")
+    no_sync = _delegate_to_task("no_sync")
+    create_evaluator = _delegate_to_task("create_evaluator")
 
 
 class FingerprintedModel(torch.nn.Module):
@@ -141,7 +144,7 @@ class FingerprintedModel(torch.nn.Module):
         self.train(model.training)
         self._fingerprint, self._strength = fingerprint, strength
         self._deepmarks: DeepMarksLoss | None = DeepMarksLoss(model, fingerprint, strength, embed)
-        self.register_load_state_dict_pre_hook(_to_the_model)
+        self.register_load_state_dict_pre_hook(_add_model_prefix)
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """The timm model's output, unchanged."""
@@ -166,7 +169,7 @@ class FingerprintedModel(torch.nn.Module):
     def metrics(self) -> dict[str, float]:
         """`fingerprint_loss`, R without its factor, and `fingerprint_agreement`, the share of right bits, read from
         the weights as they are now."""
-        return metrics_of(self.deepmarks.regulariser.measure())
+        return measurement_metrics(self.deepmarks.regularizer.measure())
 
     def export(self) -> torch.nn.Module:
         """The timm model itself, an ordinary one that holds the mark in its weights and nothing else of ours."""
@@ -187,7 +190,7 @@ class FingerprintedModel(torch.nn.Module):
         copied.model = deepcopy(self.model, memo)
         copied.train(self.training)
         copied._fingerprint, copied._strength, copied._deepmarks = self._fingerprint, self._strength, None
-        copied.register_load_state_dict_pre_hook(_to_the_model)
+        copied.register_load_state_dict_pre_hook(_add_model_prefix)
         return copied
 
     def state_dict(self, *arguments: Any, **named: Any) -> Any:
@@ -202,21 +205,21 @@ class FingerprintedModel(torch.nn.Module):
         """Those of the timm model with its names, which timm's optimisers go by."""
         prefix = arguments[0] if arguments else named.get("prefix", "")
         for name, parameter in super().named_parameters(*arguments, **named):
-            yield _without_wrapper(name, prefix), parameter
+            yield _strip_model_prefix(name, prefix), parameter
 
     def named_buffers(self, *arguments: Any, **named: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Those of the timm model with its names."""
         prefix = arguments[0] if arguments else named.get("prefix", "")
         for name, buffer in super().named_buffers(*arguments, **named):
-            yield _without_wrapper(name, prefix), buffer
+            yield _strip_model_prefix(name, prefix), buffer
 
 
-def _without_wrapper(name: str, prefix: str) -> str:
+def _strip_model_prefix(name: str, prefix: str) -> str:
     inside = f"{prefix}.model." if prefix else "model."
     return f"{prefix}.{name.removeprefix(inside)}" if prefix else name.removeprefix(inside)
 
 
-def _to_the_model(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+def _add_model_prefix(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
     """Lets a module around this one (DDP) load the plain keys too."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
         state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)

@@ -26,11 +26,11 @@ from transformers.trainer_callback import CallbackHandler
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.training.fingerprint import Fingerprint
 from hf_fingerprint.training.injection import GradientInjection
-from hf_fingerprint.training.loss import STRENGTH, Markable, check_strength, metrics_of
-from hf_fingerprint.training.regularizer import Measurement, Regulariser
+from hf_fingerprint.training.loss import STRENGTH, Markable, check_strength, measurement_metrics
+from hf_fingerprint.training.regularizer import Measurement, Regularizer
 
 
-HELD = 0.75
+MIN_AGREEMENT = 0.75
 
 
 class FingerprintCallback(TrainerCallback):
@@ -49,10 +49,10 @@ class FingerprintCallback(TrainerCallback):
         self.fingerprint = fingerprint
         self.strength = check_strength(strength)
         self.embed = embed
-        self.regulariser: Regulariser | None = None
+        self.regularizer: Regularizer | None = None
         self._injection: GradientInjection | None = None
         self._measured: Measurement | None = None
-        self._open_window = False
+        self._step_armed = False
 
     def __repr__(self) -> str:
         return f"FingerprintCallback(strength={self.strength}, embed={self.embed})"
@@ -60,7 +60,7 @@ class FingerprintCallback(TrainerCallback):
     @property
     def metrics(self) -> dict[str, float]:
         """`fingerprint_loss`, R at the start of the last step; `fingerprint_agreement`, the share of right bits."""
-        return metrics_of(self._measured)
+        return measurement_metrics(self._measured)
 
     def on_train_begin(
         self,
@@ -75,19 +75,19 @@ class FingerprintCallback(TrainerCallback):
         assert model is not None
         _refuse_deepspeed(self, args, model, deepspeed := _is_deepspeed(args, optimizer))
         if isinstance(self.fingerprint, Fingerprint):
-            self.fingerprint.keep_out_of(Path(args.output_dir))
-        with _models_built_whole():
-            self.regulariser = self.fingerprint.bind(model)
-        self.regulariser.check_related()
-        _warn_of_overshooting(self.regulariser, self.strength, optimizer)
+            self.fingerprint.check_output_folder(Path(args.output_dir))
+        with _without_zero3_init():
+            self.regularizer = self.fingerprint.bind(model)
+        self.regularizer.check_related()
+        _warn_if_overshooting(self.regularizer, self.strength, optimizer)
         # what is resumed has the mark, unless the Trainer didn't find the checkpoint's tensors (5.23: renamed ones)
-        if self.embed and (state.global_step == 0 or self.regulariser.measure().agreement < HELD):
-            self.regulariser.embed()
+        if self.embed and (state.global_step == 0 or self.regularizer.measure().agreement < MIN_AGREEMENT):
+            self.regularizer.embed()
         if self._injection is not None:
             self._injection.remove()
-        self._injection = GradientInjection(self.regulariser, on_the_way_in=deepspeed)
-        self._open_window = False
-        _log_before_reporters(self)
+        self._injection = GradientInjection(self.regularizer, before_accumulation=deepspeed)
+        self._step_armed = False
+        _move_before_reporters(self)
 
     def on_step_begin(
         self,
@@ -98,16 +98,16 @@ class FingerprintCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measures R once for the step and arms its gradient."""
-        if self._open_window:  # the window before ended without an optimiser step: its gradients are still there
+        if self._step_armed:  # the window before ended without an optimiser step: its gradients are still there
             return
-        assert self.regulariser is not None and self._injection is not None
-        self._measured = self.regulariser.measure()
+        assert self.regularizer is not None and self._injection is not None
+        self._measured = self.regularizer.measure()
         strength: Any = self.strength
         scaler = getattr(optimizer, "scaler", None)
         if scaler is not None:
             strength = scaler.scale(torch.tensor(self.strength, device=self._measured.direction.device))
         self._injection.arm(self._measured.direction * strength)
-        self._open_window = True
+        self._step_armed = True
 
     def on_pre_optimizer_step(
         self,
@@ -118,7 +118,7 @@ class FingerprintCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Sees to carriers that no backward pass reached, now that gradients are unscaled."""
-        if self._injection is not None and self._injection.missed:
+        if self._injection is not None and self._injection.has_pending:
             scaler = getattr(optimizer, "scaler", None)
             self._injection.finish(1.0 if scaler is None else 1 / scaler.get_scale())
 
@@ -126,7 +126,7 @@ class FingerprintCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The step is done."""
-        self._open_window = False
+        self._step_armed = False
 
     def on_log(
         self,
@@ -146,9 +146,9 @@ class FingerprintCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Takes the hooks off the model and reads it a last time."""
-        if self._injection is not None and self.regulariser is not None:
+        if self._injection is not None and self.regularizer is not None:
             self._injection.remove()
-            self._measured = self.regulariser.measure()
+            self._measured = self.regularizer.measure()
 
 
 class FingerprintTrainerMixin:
@@ -209,25 +209,25 @@ def _refuse_deepspeed(
         )
 
 
-def _warn_of_overshooting(regulariser: Regulariser, strength: float, optimizer: Any) -> None:
+def _warn_if_overshooting(regularizer: Regularizer, strength: float, optimizer: Any) -> None:
     """Plain gradient descent swings about the mark, or away from it, beyond a learning rate that depends on the term's
     curvature; adaptive optimisers set their own step."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.SGD):
         return
-    steepest = regulariser.steepest()
+    max_curvature = regularizer.max_curvature()
     for group in inner.param_groups:
         rate, limit = group.get("initial_lr", group["lr"]), 2 * (1 + group["momentum"])
-        if float(rate) * strength * steepest > limit:
+        if float(rate) * strength * max_curvature > limit:
             warnings.warn(
                 f"SGD at a learning rate of {float(rate):.3g} overshoots the mark at strength {strength:.3g}: choose "
-                f"a strength of at most {limit / (2 * float(rate) * steepest):.1g}.",
+                f"a strength of at most {limit / (2 * float(rate) * max_curvature):.1g}.",
                 stacklevel=2,
             )
 
 
 @contextmanager
-def _models_built_whole() -> Iterator[None]:
+def _without_zero3_init() -> Iterator[None]:
     """ZeRO-3 has every model partitioned that is built while its configuration stands, over processes that the base's
     is not built on."""
     from transformers.integrations import deepspeed
@@ -240,7 +240,7 @@ def _models_built_whole() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = configuration
 
 
-def _log_before_reporters(callback: FingerprintCallback) -> None:
+def _move_before_reporters(callback: FingerprintCallback) -> None:
     """Moves the callback to the front of the handler that is calling it: reporters come before a user's callbacks and
     would log without its figures. There is no handle on the handler but the calling frame."""
     frame = sys._getframe(1)

@@ -2,7 +2,7 @@
 
 Training moves the features of a base's questions, so that what binds an issued copy's answers would miss. The
 questions are asked once more, of the trained model itself, and its head is changed by what it says; see
-[`Questions.head_change`].
+[`TriggerSet.head_update`].
 """
 
 import warnings
@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.blackbox.trigger_set.build import questions_for
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.trigger_set.build import adapt_trigger_set
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint, replace_tensor
 from hf_fingerprint.errors import FingerprintError, FingerprintWarning
-from hf_fingerprint.models import build_model, names_in_file
+from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base, Vault
 
 
-def bind_answers(folder: Path, base: Base, vault: Vault, copy_key: bytes, images: str | Path | None = None) -> bool:
+def embed_trigger_labels(
+    folder: Path, base: Base, vault: Vault, copy_key: bytes, images: str | Path | None = None
+) -> bool:
     """Changes the head of a saved model so that it answers the base's questions for a recipient.
 
     The one file that holds the head is written beside and renamed.
@@ -29,32 +31,32 @@ def bind_answers(folder: Path, base: Base, vault: Vault, copy_key: bytes, images
         base ([`Base`]): what it was trained from.
         vault ([`Vault`]): it need not be unlocked.
         copy_key (`bytes`): the recipient's.
-        images (`str` or `Path`, *optional*): a folder of ordinary images, see [`prepare_questions`].
+        images (`str` or `Path`, *optional*): a folder of ordinary images, see [`make_trigger_set`].
 
     Returns:
         `bool`: whether it was done. There are no questions, or, with a warning, the model can't be asked them.
     """
-    content = vault.questions(base)
+    content = vault.trigger_set(base)
     if content is None:
         return False
     try:
         with open_checkpoint(folder) as trained:
-            asked = _asked(trained, Questions.from_bytes(content), base, images)
-            info = trained.tensors[asked.head]
+            triggers = _measured_triggers(trained, TriggerSet.from_bytes(content), base, images)
+            info = trained.tensors[triggers.head]
             raw = trained.read(info).copy()
             path = trained.source.weights[info.file]
     except FingerprintError as error:
         warnings.warn(f"{folder} won't answer for its recipient: {error}", FingerprintWarning, stacklevel=2)
         return False
-    nothing, none = np.zeros(info.rows, np.float32), np.zeros(base.length // 8, np.uint8)
-    change = asked.head_change(copy_key)
-    TensorMarker(base.secret, copy_key, info.name, info.dtype, info.columns, nothing, none, change)(raw)
+    no_amplitude, no_codeword = np.zeros(info.rows, np.float32), np.zeros(base.length // 8, np.uint8)
+    change = triggers.head_update(copy_key)
+    TensorMarker(base.secret, copy_key, info.name, info.dtype, info.columns, no_amplitude, no_codeword, change)(raw)
     replace_tensor(path, info, raw)
     return True
 
 
-def _asked(trained: Checkpoint, asked: Questions, base: Base, images: str | Path | None) -> Questions:
+def _measured_triggers(trained: Checkpoint, triggers: TriggerSet, base: Base, images: str | Path | None) -> TriggerSet:
     if trained.source.pickled:
         raise FingerprintError(f"{trained.source.name} is pickled: save it as safetensors.")
     built = build_model(trained)
-    return questions_for(built, names_in_file(built.module, trained), asked, base.secret, images)
+    return adapt_trigger_set(built, map_parameter_names(built.module, trained), triggers, base.secret, images)

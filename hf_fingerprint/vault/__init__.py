@@ -2,11 +2,11 @@
 
 from hf_fingerprint.vault.arrival_times import Arrival, arrivals
 from hf_fingerprint.vault.backup import back_up
-from hf_fingerprint.vault.copy_status import standing, standings
-from hf_fingerprint.vault.faults import Fault, RowError, hiding
+from hf_fingerprint.vault.copy_status import delivery_state, delivery_states
+from hf_fingerprint.vault.faults import Fault, RowError, inconclusive_reasons
 from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, open_issuer_key, remove_issuer
-from hf_fingerprint.vault.locations import check_model, check_outside_vaults, check_without_vault
-from hf_fingerprint.vault.locks import hold
+from hf_fingerprint.vault.locations import check_holds_no_vault, check_model_folder, check_outside_vaults
+from hf_fingerprint.vault.locks import acquire_lock
 from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import open_pack, pack_vault
 from hf_fingerprint.vault.passphrase import find_passphrase
@@ -14,29 +14,29 @@ from hf_fingerprint.vault.publications import (
     Publication,
     begin_publication,
     confirm_publication,
-    publication_of,
+    find_publication,
     publications,
 )
-from hf_fingerprint.vault.record_store import current
+from hf_fingerprint.vault.record_store import current_bases
 from hf_fingerprint.vault.records import (
     Base,
     Calibration,
     Carrier,
-    Compact,
+    CompactMark,
     CopyRecord,
     TensorRecord,
+    canonical_recipient,
     check_recipient,
-    recipient_name,
     same_recipient,
 )
-from hf_fingerprint.vault.rotation import Rotation, rotate
-from hf_fingerprint.vault.rows import Rows
+from hf_fingerprint.vault.rotation import VaultRotation, rotate
+from hf_fingerprint.vault.rows import VaultRows
 from hf_fingerprint.vault.sealing import change_passphrase
 from hf_fingerprint.vault.snapshots import Snapshot, take_snapshot
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.training_copies import begin_training, copies_in_training, forget_copy
-from hf_fingerprint.vault.unsealing import Opened, open_copies, unused_rows
-from hf_fingerprint.vault.untrusted_database import open_folder
+from hf_fingerprint.vault.unsealing import OpenedCopies, find_unusable_rows, open_copies
+from hf_fingerprint.vault.untrusted_database import read_vault_folder
 
 
 __all__ = [
@@ -44,51 +44,51 @@ __all__ = [
     "Base",
     "Calibration",
     "Carrier",
-    "Compact",
+    "CompactMark",
     "CopyRecord",
     "Fault",
     "MergeReport",
-    "Opened",
+    "OpenedCopies",
     "Publication",
-    "Rotation",
     "RowError",
-    "Rows",
     "Snapshot",
     "TensorRecord",
     "Vault",
+    "VaultRotation",
+    "VaultRows",
+    "acquire_lock",
     "add_issuer",
     "arrivals",
     "back_up",
     "begin_publication",
     "begin_training",
+    "canonical_recipient",
     "change_passphrase",
-    "check_model",
+    "check_holds_no_vault",
+    "check_model_folder",
     "check_outside_vaults",
     "check_recipient",
-    "check_without_vault",
     "confirm_publication",
     "copies_in_training",
-    "current",
+    "current_bases",
+    "delivery_state",
+    "delivery_states",
     "find_passphrase",
+    "find_publication",
+    "find_unusable_rows",
     "forget_copy",
-    "hiding",
-    "hold",
+    "inconclusive_reasons",
     "issuers",
     "merge",
     "new_issuer_key",
     "open_copies",
-    "open_folder",
     "open_issuer_key",
     "open_pack",
     "pack_vault",
-    "publication_of",
     "publications",
-    "recipient_name",
+    "read_vault_folder",
     "remove_issuer",
     "rotate",
     "same_recipient",
-    "standing",
-    "standings",
     "take_snapshot",
-    "unused_rows",
 ]

@@ -17,7 +17,10 @@ from hf_fingerprint.vault.store import Vault
 
 _TABLE = "CREATE TABLE IF NOT EXISTS arrivals (copy_id TEXT PRIMARY KEY, arrived TEXT NOT NULL) WITHOUT ROWID"
 _LAST_MERGE = "merged"  # in `meta`
-_LATE, _CLOCKS = timedelta(days=1), timedelta(minutes=10)  # how far dates may lie apart before it is worth a word
+_LATE_TOLERANCE, _CLOCK_TOLERANCE = (
+    timedelta(days=1),
+    timedelta(minutes=10),
+)  # how far dates may lie apart before it is worth a word
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ def record_arrivals(connection: sqlite3.Connection, records: Iterable[CopyRecord
     now = datetime.now(UTC).replace(microsecond=0)
     (last,) = connection.execute("SELECT max(value) FROM meta WHERE key = ?", (_LAST_MERGE,)).fetchone()
     found = [
-        Arrival(r.copy_id, r.recipient, r.base_id, r.created, now.isoformat(), _note(r.created, _time(last), now))
+        Arrival(
+            r.copy_id, r.recipient, r.base_id, r.created, now.isoformat(), _note(r.created, _parse_time(last), now)
+        )
         for r in records
     ]
     if found:
@@ -71,22 +76,24 @@ def record_arrivals(connection: sqlite3.Connection, records: Iterable[CopyRecord
 def arrivals(vault: Vault) -> dict[str, str]:
     """When records arrived here, UTC, ISO 8601, by their copies' ids; those made here did not."""
     with vault.connect() as connection:
-        there = connection.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'arrivals'").fetchone()
-        return dict(connection.execute("SELECT copy_id, arrived FROM arrivals")) if there else {}
+        has_table = connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'arrivals'"
+        ).fetchone()
+        return dict(connection.execute("SELECT copy_id, arrived FROM arrivals")) if has_table else {}
 
 
 def _note(created: str, last: datetime | None, now: datetime) -> str | None:
-    at = _time(created)
+    at = _parse_time(created)
     if at is None:
         return None
-    if at > now + _CLOCKS:
+    if at > now + _CLOCK_TOLERANCE:
         return "its date lies after its arrival, so its issuer's clock or this one is wrong"
-    if last is not None and at < last - _LATE:
+    if last is not None and at < last - _LATE_TOLERANCE:
         return f"its date lies before the merge of {last.isoformat()}: ask its issuer, unless a late push was due"
     return None
 
 
-def _time(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> datetime | None:
     try:
         found = datetime.fromisoformat(text or "")
     except (TypeError, ValueError):

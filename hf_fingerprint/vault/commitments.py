@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from hf_fingerprint.vault.faults import Fault, RowError
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.rotation import resealed
+from hf_fingerprint.vault.rotation import reseal_copy
 from hf_fingerprint.vault.rows import copy_fault
-from hf_fingerprint.vault.sealing import Opener
+from hf_fingerprint.vault.sealing import AgeIdentity
 from hf_fingerprint.vault.snapshots import Snapshot
-from hf_fingerprint.vault.union import Refusals, same_record
-from hf_fingerprint.vault.unsealing import unsealed
+from hf_fingerprint.vault.union import Refusals, same_except_state
+from hf_fingerprint.vault.unsealing import unseal_copy_key
 
 
-def to_this_identity(other: Snapshot, mine: Snapshot, opener: Opener) -> tuple[Snapshot, Refusals]:
+def reseal_snapshot(other: Snapshot, mine: Snapshot, age_identity: AgeIdentity) -> tuple[Snapshot, Refusals]:
     """Another identity's records, sealed to this vault's; those that a rotation brought here before keep the seal that
     it gave them. And those that don't open."""
     copies: dict[str, CopyRecord] = {}
@@ -23,25 +23,25 @@ def to_this_identity(other: Snapshot, mine: Snapshot, opener: Opener) -> tuple[S
     for record in other.copies.values():
         here = mine.copies.get(record.copy_id)
         try:
-            again = resealed(record, opener, mine.public_key)
+            again = reseal_copy(record, age_identity, mine.public_key)
         except RowError as error:
-            copies[record.copy_id], refusals["copies", record.copy_id] = record, error.fault.what
+            copies[record.copy_id], refusals["copies", record.copy_id] = record, error.fault.problem
             continue
         same = here is not None and here.commitment == record.commitment
         copies[record.copy_id] = replace(again, sealed=here.sealed) if here is not None and same else again
     return replace(other, public_key=mine.public_key, copies=copies), refusals
 
 
-def proven(mine: Snapshot, other: Snapshot, opener: Opener) -> tuple[Snapshot, list[Fault]]:
+def drop_disproved_records(mine: Snapshot, other: Snapshot, age_identity: AgeIdentity) -> tuple[Snapshot, list[Fault]]:
     """This vault's snapshot without records that something in the other speaks against and that don't open; a record
     that is not contradicted is not looked at."""
-    promised = {record.commitment: record.copy_id for record in other.copies.values()}
+    commitments = {record.commitment: record.copy_id for record in other.copies.values()}
     faults, copies = [], dict(mine.copies)
     for copy_id, record in mine.copies.items():
         theirs = other.copies.get(copy_id)
-        contradicted = theirs is not None and not same_record(record, theirs)
-        if contradicted or promised.get(record.commitment, copy_id) != copy_id:
-            why = _why_not(record, opener)
+        contradicted = theirs is not None and not same_except_state(record, theirs)
+        if contradicted or commitments.get(record.commitment, copy_id) != copy_id:
+            why = _opening_problem(record, age_identity)
             if why is not None:
                 faults.append(copy_fault(record, why))
                 del copies[copy_id]
@@ -50,16 +50,16 @@ def proven(mine: Snapshot, other: Snapshot, opener: Opener) -> tuple[Snapshot, l
     return replace(mine, copies=copies, bound=bound, publications=published), faults
 
 
-def unopened(mine: Snapshot, other: Snapshot, opener: Opener) -> Refusals:
+def refuse_unopenable(mine: Snapshot, other: Snapshot, age_identity: AgeIdentity) -> Refusals:
     """The other's records that are new and don't open."""
     new = {key: record for key, record in other.copies.items() if key not in mine.copies}
-    found = {("copies", key): _why_not(record, opener) for key, record in new.items()}
+    found = {("copies", key): _opening_problem(record, age_identity) for key, record in new.items()}
     return {row: why for row, why in found.items() if why is not None}
 
 
-def _why_not(record: CopyRecord, opener: Opener) -> str | None:
+def _opening_problem(record: CopyRecord, age_identity: AgeIdentity) -> str | None:
     try:
-        unsealed(record, opener)
+        unseal_copy_key(record, age_identity)
     except RowError as error:
-        return error.fault.what
+        return error.fault.problem
     return None

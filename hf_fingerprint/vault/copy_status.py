@@ -10,7 +10,7 @@ from hf_fingerprint.vault.store import Vault
 BEGUN, WRITTEN, PUSHED, DELIVERED = "begun", "written", "pushed", "delivered"
 
 
-def standing(copy: CopyRecord, publication: Publication | None) -> str:
+def delivery_state(copy: CopyRecord, publication: Publication | None) -> str:
     """How far a copy got: `"begun"` (recorded before it is finished: it was in training, or an issue was cut off),
     `"written"` (whole, on a disk of the owner's), `"pushed"` (in its variant repo) or `"delivered"` (there, and the
     recipient's account was given access). What happened to it off the Hub the vault can't know.
@@ -26,7 +26,7 @@ def standing(copy: CopyRecord, publication: Publication | None) -> str:
     return PUSHED if publication.account is None else DELIVERED
 
 
-def standings(vault: Vault, copies: Iterable[CopyRecord]) -> dict[str, str]:
-    """[`standing`] of several copies, by their ids."""
+def delivery_states(vault: Vault, copies: Iterable[CopyRecord]) -> dict[str, str]:
+    """[`delivery_state`] of several copies, by their ids."""
     pushed = {found.copy_id: found for found in publications(vault)}
-    return {copy.copy_id: standing(copy, pushed.get(copy.copy_id)) for copy in copies}
+    return {copy.copy_id: delivery_state(copy, pushed.get(copy.copy_id)) for copy in copies}

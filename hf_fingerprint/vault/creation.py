@@ -12,17 +12,23 @@ from pathlib import Path
 from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.vault.database import DATABASE, IDENTITY
-from hf_fingerprint.vault.locations import check_new_vault
-from hf_fingerprint.vault.private_files import beside, only_one, publish, sweep, write_private
+from hf_fingerprint.vault.locations import check_outside_models
+from hf_fingerprint.vault.private_files import (
+    exclusive_lock,
+    partial_file,
+    remove_leftovers,
+    rename_into_place,
+    write_private,
+)
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import check_public_key, open_identity
-from hf_fingerprint.vault.storage import database_refusal, file_refusal
+from hf_fingerprint.vault.storage import database_error, file_error
 
 
 _LOGS = tuple(f"{DATABASE}-{kind}" for kind in ("wal", "journal"))
 
 
-def identity_of_begun(folder: Path, passphrase: str) -> str | None:
+def unfinished_public_key(folder: Path, passphrase: str) -> str | None:
     """The public key of the identity that lies in a folder without a database: an earlier run was cut off before it
     made that. `None` if there is none.
 
@@ -57,19 +63,19 @@ def make_vault(folder: Path, public_key: str, sealed: bytes | None) -> None:
             refuses.
     """
     check_public_key(public_key)
-    check_new_vault(folder)
+    check_outside_models(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with only_one(folder):
+        with exclusive_lock(folder):
             for name in (DATABASE, IDENTITY):
-                sweep(folder / name)
+                remove_leftovers(folder / name)
             check_no_vault(folder)
             if sealed is not None:
                 _place_identity(folder / IDENTITY, sealed)
             _make_database(folder / DATABASE, public_key)
         sync(folder.parent)
     except OSError as error:
-        raise file_refusal(f"A vault can't be made in {folder}", folder, error) from None
+        raise file_error(f"A vault can't be made in {folder}", folder, error) from None
 
 
 def check_no_vault(folder: Path) -> None:
@@ -91,19 +97,19 @@ def check_no_vault(folder: Path) -> None:
 def _place_identity(identity: Path, sealed: bytes) -> None:
     if identity.is_file() and identity.stat().st_size == 0:
         identity.unlink()
-    with beside(identity) as partial:
+    with partial_file(identity) as partial:
         write_private(partial, sealed)
         try:
             os.link(partial, identity)  # never takes another one's place, not even where there are no locks
         except FileExistsError:
             raise VaultError(f"{identity} was made by another process meanwhile: run the command again.") from None
         except OSError:
-            publish(partial, identity)  # a disk without links
+            rename_into_place(partial, identity)  # a disk without links
     sync(identity.parent)
 
 
 def _make_database(database: Path, public_key: str) -> None:
-    with beside(database) as partial:
+    with partial_file(database) as partial:
         write_private(partial, b"")
         try:
             with closing(sqlite3.connect(partial, isolation_level=None)) as connection:
@@ -116,6 +122,6 @@ def _make_database(database: Path, public_key: str) -> None:
                 connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
                 connection.execute("SELECT count(*) FROM meta").fetchone()  # there is room for what opening it takes
         except sqlite3.DatabaseError as error:
-            raise database_refusal(database, error) from None
+            raise database_error(database, error) from None
         sync(partial)
-        publish(partial, database)
+        rename_into_place(partial, database)

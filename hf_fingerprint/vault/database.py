@@ -14,8 +14,8 @@ from hf_fingerprint.vault.backup import check_upgradable, keep_original
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.migrations import UPGRADABLE, upgrade
 from hf_fingerprint.vault.schema import FORMAT, TABLES
-from hf_fingerprint.vault.secure_delete import catch_up
-from hf_fingerprint.vault.storage import WAIT_SECONDS, address, check_unchanged, database_refusal, may_write
+from hf_fingerprint.vault.secure_delete import wipe_leftovers
+from hf_fingerprint.vault.storage import WAIT_SECONDS, check_unchanged, database_error, database_uri, is_writable
 
 
 DATABASE = VAULT_DATABASE
@@ -59,11 +59,11 @@ class Database:
                 check_upgradable(self.folder / DATABASE, meta["format"])
                 upgrade(connection, partial(keep_original, self.folder))
                 meta = dict(connection.execute("SELECT key, value FROM meta"))
-            whole = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")} >= _TABLES
+            has_all_tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")} >= _TABLES
         self.meta_faults: list[Fault] = []
         found = str(meta.get("format"))
         if found != str(FORMAT):
-            if found.isdecimal() or not whole:
+            if found.isdecimal() or not has_all_tables:
                 raise VaultError(
                     f"{self.folder} has vault format {printable(found[:20])} and this version reads {FORMAT}: upgrade "
                     f"hf-fingerprint."
@@ -73,7 +73,7 @@ class Database:
         if not self.public_key:
             self.meta_faults.append(Fault("meta", "public key", "is missing, so no copy can be marked"))
         with self.connect() as connection:
-            catch_up(connection, meta)
+            wipe_leftovers(connection, meta)
 
     @contextmanager
     def connect(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -84,11 +84,11 @@ class Database:
                 `False` for what the next run finds out again if the power fails.
 
         Raises:
-            [`StorageError`]: if the disk is full, read-only or in use; see [`database_refusal`].
+            [`StorageError`]: if the disk is full, read-only or in use; see [`database_error`].
             [`VaultError`]: if the database is damaged.
         """
         database = self.folder / DATABASE
-        uri, unchanging = address(database)
+        uri, signature_before = database_uri(database)
         try:
             connection = sqlite3.connect(
                 uri, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
@@ -99,20 +99,20 @@ class Database:
                 except UnicodeDecodeError:  # what SQLite says of a schema that is no text
                     raise VaultError(f"{database} can't be used as a vault (damaged): restore a backup.") from None
                 connection.execute("PRAGMA foreign_keys = ON")
-                connection.text_factory = _text
+                connection.text_factory = _decode_text
                 yield connection
             finally:
                 connection.close()
         except sqlite3.DatabaseError as error:
-            check_unchanged(database, unchanging)
-            raise database_refusal(database, error) from None
-        check_unchanged(database, unchanging)
+            check_unchanged(database, signature_before)
+            raise database_error(database, error) from None
+        check_unchanged(database, signature_before)
 
     @contextmanager
-    def kept_open(self) -> Iterator[None]:
+    def keep_open(self) -> Iterator[None]:
         """While it lasts, a change costs one write to the disk and not several: the journal is not folded into the
         database whenever a connection ends."""
-        if not may_write(self.folder / DATABASE):  # no change will be made, and what others change is no matter
+        if not is_writable(self.folder / DATABASE):  # no change will be made, and what others change is no matter
             yield
             return
         with self.connect() as connection:
@@ -120,7 +120,7 @@ class Database:
             yield
 
 
-def _text(value: bytes) -> str:
+def _decode_text(value: bytes) -> str:
     """Text from a column; bytes that are none show as such, and stop nobody from reading the row."""
     return value.decode(errors="replace")
 

@@ -11,8 +11,8 @@ from typing import Any
 from hf_fingerprint.errors import VaultError
 
 
-HIDING = ("bases", "copies")
-_WAY_OUT = "restore a backup of the vault"
+TRACED_TABLES = ("bases", "copies")
+_REMEDY = "restore a backup of the vault"
 _ROWS = {
     "bases": "The record of base",
     "copies": "The record of copy",
@@ -37,20 +37,20 @@ class Fault:
     Attributes:
         table (`str`): the table.
         key (`str`): the row's key, and its recipient where it names one; printable and short.
-        what (`str`): a clause, such as "does not open its commitment".
+        problem (`str`): a clause, such as "does not open its commitment".
     """
 
     table: str
     key: str
-    what: str
+    problem: str
 
     def describe(self) -> str:
         """In a clause that names the row."""
-        return " ".join(part for part in (_ROWS.get(self.table, self.table), self.key, self.what) if part)
+        return " ".join(part for part in (_ROWS.get(self.table, self.table), self.key, self.problem) if part)
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
-        return {"table": self.table, "key": self.key, "what": self.what}
+        return {"table": self.table, "key": self.key, "what": self.problem}
 
 
 class RowError(VaultError):
@@ -58,26 +58,26 @@ class RowError(VaultError):
 
     Args:
         fault ([`Fault`]): which, and why.
-        way_out (`str`, *optional*): what to do, as a clause.
+        remedy (`str`, *optional*): what to do, as a clause.
     """
 
-    def __init__(self, fault: Fault, way_out: str = _WAY_OUT):
-        super().__init__(f"{fault.describe()}: {way_out}.")
+    def __init__(self, fault: Fault, remedy: str = _REMEDY):
+        super().__init__(f"{fault.describe()}: {remedy}.")
         self.fault = fault
 
 
-def hiding(faults: Iterable[Fault], most: int = 3) -> list[str]:
+def inconclusive_reasons(faults: Iterable[Fault], max_named: int = 3) -> list[str]:
     """Why "nobody" can't be said, in a clause, if among rows that can't be used may be the leaker's; else nothing.
 
     Args:
         faults (iterable of [`Fault`]): the rows.
-        most (`int`, *optional*, defaults to 3): how many are named.
+        max_named (`int`, *optional*, defaults to 3): how many are named.
     """
-    found = [fault.describe() for fault in faults if fault.table in HIDING]
+    found = [fault.describe() for fault in faults if fault.table in TRACED_TABLES]
     if not found:
         return []
-    more = f", and {len(found) - most:,} more" if len(found) > most else ""
+    more = f", and {len(found) - max_named:,} more" if len(found) > max_named else ""
     return [
-        f"the copy may be one whose record can't be used: {'; '.join(found[:most])}{more} (restore a backup of the "
+        f"the copy may be one whose record can't be used: {'; '.join(found[:max_named])}{more} (restore a backup of the "
         f"vault; `hf-fingerprint vault check` lists what is wrong)"
     ]

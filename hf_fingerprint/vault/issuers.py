@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pyrage
 
-from hf_fingerprint.checkpoints import full_disk, lacks_room
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.private_files import write_new
-from hf_fingerprint.vault.sealing import Opener, check_public_key, new_identity
+from hf_fingerprint.vault.private_files import write_new_private
+from hf_fingerprint.vault.sealing import AgeIdentity, check_public_key, new_identity
 from hf_fingerprint.vault.store import Vault
 
 
-VARIABLE = "HF_FINGERPRINT_ISSUER_KEY"
+ISSUER_KEY_VARIABLE = "HF_FINGERPRINT_ISSUER_KEY"
 REMOVED = ""  # the name of a removed issuer; less than all others, as merging wants it
 
 
@@ -32,25 +32,25 @@ def new_issuer_key(file: Path) -> str:
     """
     identity, public_key = new_identity()
     try:
-        write_new(file, f"# public key: {public_key}\n{identity}\n".encode())
+        write_new_private(file, f"# public key: {public_key}\n{identity}\n".encode())
     except OSError as error:
-        if lacks_room(error):
-            raise full_disk(file.parent) from None
+        if is_disk_full_error(error):
+            raise disk_full_error(file.parent) from None
         raise VaultError(f"{file} can't be made ({error.strerror}): give the place of a new file.") from None
     return public_key
 
 
-def open_issuer_key(file: Path | None = None) -> Opener | None:
+def open_issuer_key(file: Path | None = None) -> AgeIdentity | None:
     """An issuer's key from its file, or else from `HF_FINGERPRINT_ISSUER_KEY`; `None` if neither is given.
 
     Raises:
         [`VaultError`]: if what is given is no issuer's key.
     """
-    text, place = os.environ.get(VARIABLE, ""), VARIABLE
+    text, place = os.environ.get(ISSUER_KEY_VARIABLE, ""), ISSUER_KEY_VARIABLE
     if file is not None:
         place = str(file)
         try:
-            text = read_bounded(file, MAX_IDENTITY, "an issuer's key", VaultError, pipe=True).decode()
+            text = read_bounded(file, MAX_IDENTITY, "an issuer's key", VaultError, allow_pipe=True).decode()
         except (OSError, UnicodeDecodeError):
             text = ""
     elif not text:
@@ -58,7 +58,7 @@ def open_issuer_key(file: Path | None = None) -> Opener | None:
     keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     try:
         (key,) = keys
-        return Opener(key)
+        return AgeIdentity(key)
     except (ValueError, pyrage.IdentityError):
         raise VaultError(
             f"{place} holds no issuer's key: give one that `hf-fingerprint vault issuer new` made."
@@ -97,7 +97,7 @@ def add_issuer(vault: Vault, public_key: str, name: str) -> None:
         raise VaultError(f"The issuer's key {public_key} was removed from {vault.folder}: make it a new one.")
 
 
-def remove_issuer(vault: Vault, which: str) -> list[str]:
+def remove_issuer(vault: Vault, name_or_key: str) -> list[str]:
     """Removes issuers by name or public key, for good; what they have pulled before stays with them.
 
     Returns:
@@ -106,9 +106,9 @@ def remove_issuer(vault: Vault, which: str) -> list[str]:
     Raises:
         [`VaultError`]: if there is no such issuer.
     """
-    gone = [public_key for public_key, name in issuers(vault).items() if which in (public_key, name)]
-    if not gone:
-        raise VaultError(f"{vault.folder} has no issuer {which}: see `hf-fingerprint vault issuer list`.")
+    removed = [public_key for public_key, name in issuers(vault).items() if name_or_key in (public_key, name)]
+    if not removed:
+        raise VaultError(f"{vault.folder} has no issuer {name_or_key}: see `hf-fingerprint vault issuer list`.")
     with vault.connect() as connection:
-        connection.executemany("UPDATE issuers SET name = ? WHERE public_key = ?", [(REMOVED, key) for key in gone])
-    return gone
+        connection.executemany("UPDATE issuers SET name = ? WHERE public_key = ?", [(REMOVED, key) for key in removed])
+    return removed

@@ -13,7 +13,7 @@ from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.vault.records import CopyRecord
 
 
-_ENTRY = 2 * SECRET_BYTES
+_ENTRY_BYTES = 2 * SECRET_BYTES
 
 
 def record_digest(record: CopyRecord) -> bytes:
@@ -23,12 +23,12 @@ def record_digest(record: CopyRecord) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode() + b"\0" + sealed).digest()
 
 
-def pack(keys: Mapping[bytes, bytes]) -> bytes:
+def pack_keys(keys: Mapping[bytes, bytes]) -> bytes:
     """A bundle's content from copy keys by record digest."""
     return b"".join(digest + key for digest, key in keys.items())
 
 
-def unpack(content: bytes) -> dict[bytes, bytes]:
+def unpack_keys(content: bytes) -> dict[bytes, bytes]:
     """The copy keys in a bundle's content, by record digest."""
-    starts = range(0, len(content) - _ENTRY + 1, _ENTRY)
-    return {content[i : i + SECRET_BYTES]: content[i + SECRET_BYTES : i + _ENTRY] for i in starts}
+    starts = range(0, len(content) - _ENTRY_BYTES + 1, _ENTRY_BYTES)
+    return {content[i : i + SECRET_BYTES]: content[i + SECRET_BYTES : i + _ENTRY_BYTES] for i in starts}

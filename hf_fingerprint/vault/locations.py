@@ -15,8 +15,8 @@ from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_JSON, parse
 from hf_fingerprint.errors import CheckpointError, VaultError
 
 
-_MOST = 20_000
-_PASSED_OVER = frozenset([".git", ".cache", "__pycache__"])
+_MAX_ENTRIES = 20_000
+_SKIPPED_FOLDERS = frozenset([".git", ".cache", "__pycache__"])
 _WEIGHTS = frozenset(
     [
         "model.safetensors",
@@ -25,27 +25,27 @@ _WEIGHTS = frozenset(
         "pytorch_model.bin.index.json",
     ]
 )
-_SAID_BY_MODELS = frozenset(["model_type", "architectures", "architecture"])
+_MODEL_CONFIG_KEYS = frozenset(["model_type", "architectures", "architecture"])
 
 
-def vault_around(place: Path) -> Path | None:
+def find_enclosing_vault(place: Path) -> Path | None:
     """The vault's folder that a place is, or lies in, links followed; `None` if there is none."""
     resolved = place.resolve()
     return next((folder for folder in (resolved, *resolved.parents) if _is_database(folder / VAULT_DATABASE)), None)
 
 
-def vault_below(folder: Path, identities: bool = False) -> Path | None:
+def find_vault_inside(folder: Path, include_identities: bool = False) -> Path | None:
     """A vault's database in a folder or below it; `None` if none is found among its first 20,000 files, those nearer
     the top first.
 
     Args:
         folder (`Path`): the folder.
-        identities (`bool`, *optional*, defaults to `False`): whether a tracing identity's file alone counts too.
+        include_identities (`bool`, *optional*, defaults to `False`): whether a tracing identity's file alone counts too.
     """
-    for path in islice(_below(folder), _MOST):
+    for path in islice(_walk(folder), _MAX_ENTRIES):
         if path.name == VAULT_DATABASE and _is_database(path):
             return path
-        if identities and path.name.startswith("identity") and path.suffix == ".age":
+        if include_identities and path.name.startswith("identity") and path.suffix == ".age":
             return path
     return None
 
@@ -56,41 +56,41 @@ def check_outside_vaults(place: Path) -> None:
     Raises:
         [`VaultError`]: with the vault.
     """
-    found = vault_around(place)
+    found = find_enclosing_vault(place)
     if found is not None:
         raise VaultError(f"{place} is inside the vault {found}: choose a place outside it.")
 
 
-def check_without_vault(folder: Path, what: str, vault: Path, identities: bool = False) -> None:
+def check_holds_no_vault(folder: Path, what: str, vault: Path, include_identities: bool = False) -> None:
     """Refuses a folder that is handed on if a vault lies in it, this one or another.
 
     Args:
         folder (`Path`): the folder.
         what (`str`): what it is, such as "the model's folder".
         vault (`Path`): the folder of the vault in use.
-        identities (`bool`, *optional*, defaults to `False`): see [`vault_below`].
+        include_identities (`bool`, *optional*, defaults to `False`): see [`find_vault_inside`].
 
     Raises:
         [`VaultError`]: with the vault.
     """
     if vault.resolve().is_relative_to(folder.resolve()):
         raise VaultError(f"{vault} is inside {what} {folder}: move the vault out of it.")
-    found = vault_below(folder, identities) if folder.is_dir() else None
+    found = find_vault_inside(folder, include_identities) if folder.is_dir() else None
     if found is not None:
         raise VaultError(f"{found} is inside {what} {folder}: move the vault out of it.")
 
 
-def check_model(source: Source, vault: Path) -> None:
+def check_model_folder(source: Source, vault: Path) -> None:
     """Refuses a model whose folder holds a vault.
 
     Raises:
         [`VaultError`]: with the vault.
     """
-    if source.whole_folder:
-        check_without_vault(source.folder, "the model's folder", vault)
+    if source.owns_folder:
+        check_holds_no_vault(source.folder, "the model's folder", vault)
 
 
-def check_new_vault(folder: Path) -> None:
+def check_outside_models(folder: Path) -> None:
     """Refuses a folder for a new vault that is a model's, or lies in one.
 
     Raises:
@@ -104,7 +104,7 @@ def check_new_vault(folder: Path) -> None:
         )
 
 
-def _below(top: Path) -> Iterator[Path]:
+def _walk(top: Path) -> Iterator[Path]:
     """All files and folders below a folder, those nearer the top first; links are not followed."""
     waiting = deque([top])
     while waiting:
@@ -113,7 +113,7 @@ def _below(top: Path) -> Iterator[Path]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     yield Path(entry.path)
-                    if entry.is_dir(follow_symlinks=False) and entry.name not in _PASSED_OVER:
+                    if entry.is_dir(follow_symlinks=False) and entry.name not in _SKIPPED_FOLDERS:
                         waiting.append(Path(entry.path))
         except OSError:
             continue
@@ -134,4 +134,4 @@ def _is_model(folder: Path) -> bool:
         config = parse_json(read_bounded(folder / "config.json", MAX_JSON, "a configuration"), MAX_CONFIG_VALUES)
     except (CheckpointError, OSError, ValueError):
         return False
-    return isinstance(config, dict) and not _SAID_BY_MODELS.isdisjoint(config)
+    return isinstance(config, dict) and not _MODEL_CONFIG_KEYS.isdisjoint(config)

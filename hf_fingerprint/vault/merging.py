@@ -20,19 +20,19 @@ from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 from hf_fingerprint.vault.arrival_times import Arrival, record_arrivals
-from hf_fingerprint.vault.commitments import proven, to_this_identity, unopened
+from hf_fingerprint.vault.commitments import drop_disproved_records, refuse_unopenable, reseal_snapshot
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.row_validation import base_row_fault
-from hf_fingerprint.vault.rows import sift
+from hf_fingerprint.vault.row_validation import base_row_problem
+from hf_fingerprint.vault.rows import read_table
 from hf_fingerprint.vault.schema import COPY_COLUMNS, copy_from_row
-from hf_fingerprint.vault.sealing import Opener
-from hf_fingerprint.vault.secure_delete import clear_journal, wipe
-from hf_fingerprint.vault.snapshots import KEYS, Snapshot, insert_rows, read_snapshot, sift_shared
+from hf_fingerprint.vault.sealing import AgeIdentity
+from hf_fingerprint.vault.secure_delete import clear_journal, wipe_training_keys
+from hf_fingerprint.vault.snapshots import TABLE_KEYS, Snapshot, insert_rows, read_shared_table, read_snapshot
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
-from hf_fingerprint.vault.union import Refusals, join, twins, without
+from hf_fingerprint.vault.union import Refusals, drop_refused, find_duplicate_records, join
 
 
 _UPDATE_COPY = (
@@ -106,13 +106,15 @@ class MergeReport:
         )
 
 
-def merge(into: Vault, other: Snapshot, opener: Opener | None = None, where: str = "the other vault") -> MergeReport:
+def merge(
+    into: Vault, other: Snapshot, age_identity: AgeIdentity | None = None, where: str = "the other vault"
+) -> MergeReport:
     """Brings what another vault has into this one, in one transaction: all that enters, or nothing.
 
     Args:
         into ([`Vault`]): this vault; it need not be unlocked.
         other ([`Snapshot`]): the other one's snapshot; see [`open_pack`] and [`open_folder`].
-        opener ([`Opener`], *optional*): the tracing identity. With it, a record that is new must open its commitment,
+        age_identity ([`AgeIdentity`], *optional*): the tracing identity. With it, a record that is new must open its commitment,
             and one sealed to another identity, which this then is, is sealed anew to this vault's.
         where (`str`): what the other vault is called when something is refused.
 
@@ -120,11 +122,11 @@ def merge(into: Vault, other: Snapshot, opener: Opener | None = None, where: str
         [`VaultError`]: if the two have different tracing identities. A single row that can't enter is named in the
             report.
     """
-    return merge_both(into, other, opener, where)[0]
+    return merge_with_union(into, other, age_identity, where)[0]
 
 
-def merge_both(
-    into: Vault, other: Snapshot, opener: Opener | None = None, where: str = "the other vault"
+def merge_with_union(
+    into: Vault, other: Snapshot, age_identity: AgeIdentity | None = None, where: str = "the other vault"
 ) -> tuple[MergeReport, Snapshot]:
     """[`merge`], and what the two vaults hold together, to be pushed.
 
@@ -134,56 +136,58 @@ def merge_both(
     here = str(into.folder)
     # a connection that came upon damage while it read writes no more, so another one reads; nobody else can write
     with into.connect() as reading, into.connect() as connection, transaction(connection):
-        mine, at_hand = read_snapshot(reading), None if opener is None else opener.public_key
-        unusable, refusals = list(mine.faults), _not_new_bases(mine, other)
-        if opener is not None and at_hand == other.public_key != mine.public_key:
-            other, sealed_to_none = to_this_identity(other, mine, opener)
-            refusals |= sealed_to_none
-        elif opener is not None and at_hand == mine.public_key == other.public_key:
-            mine, found = proven(mine, other, opener)
+        mine, identity_key = read_snapshot(reading), None if age_identity is None else age_identity.public_key
+        unusable, refusals = list(mine.faults), _refuse_new_bases(mine, other)
+        if age_identity is not None and identity_key == other.public_key != mine.public_key:
+            other, unopenable = reseal_snapshot(other, mine, age_identity)
+            refusals |= unopenable
+        elif age_identity is not None and identity_key == mine.public_key == other.public_key:
+            mine, found = drop_disproved_records(mine, other, age_identity)
             unusable += found
-            refusals |= unopened(mine, other, opener)
-        verified = without(other, refusals)
-        doubled = twins(mine, verified)
-        both = join(mine, verified, here, where, doubled if at_hand == mine.public_key else None)
-        begun = _begun(reading)
-        not_here = _blocked(reading, mine, begun) | _begun_apart(reading, begun, verified, where)
-        joined = join(mine, verified, here, where, doubled | not_here)
-        counted = _write(connection, mine, joined, begun)
-        ended = [copy_id for copy_id in begun if copy_id in joined.copies]  # in a copy of this folder
-        wiped = [wipe(connection, "copy_id = ?", copy_id) for copy_id in ended]
+            refusals |= refuse_unopenable(mine, other, age_identity)
+        verified = drop_refused(other, refusals)
+        duplicates = find_duplicate_records(mine, verified)
+        both = join(mine, verified, here, where, duplicates if identity_key == mine.public_key else None)
+        begun = _unfinished_copies(reading)
+        blocked = _refuse_unusable_here(reading, mine, begun) | _refuse_finished_elsewhere(
+            reading, begun, verified, where
+        )
+        joined = join(mine, verified, here, where, duplicates | blocked)
+        report = _write(connection, mine, joined, begun)
+        finished = [copy_id for copy_id in begun if copy_id in joined.copies]  # in a copy of this folder
+        wiped = [wipe_training_keys(connection, "copy_id = ?", copy_id) for copy_id in finished]
     if any(wiped):
         with into.connect() as connection:
             clear_journal(connection)
     refused = other.faults + verified.faults + joined.faults
-    return replace(counted, refused=refused, unusable=tuple(unusable)), both
+    return replace(report, refused=refused, unusable=tuple(unusable)), both
 
 
-def _not_new_bases(mine: Snapshot, other: Snapshot) -> Refusals:
+def _refuse_new_bases(mine: Snapshot, other: Snapshot) -> Refusals:
     """The other's bases that a vault of long ago may have and a new one may not; see [`check_base`]."""
     new = {base_id: row for base_id, row in other.bases.items() if base_id not in mine.bases}
-    found = {("bases", base_id): base_row_fault(row, entering=True) for base_id, row in new.items()}
-    return {row: what for row, what in found.items() if what is not None}
+    found = {("bases", base_id): base_row_problem(row, is_new=True) for base_id, row in new.items()}
+    return {row: problem for row, problem in found.items() if problem is not None}
 
 
-def _begun(connection: sqlite3.Connection) -> dict[Any, CopyRecord]:
+def _unfinished_copies(connection: sqlite3.Connection) -> dict[Any, CopyRecord]:
     """The records of copies that were begun here and not written."""
-    rows, _ = sift(connection, "copies", "copy_id", COPY_COLUMNS, "state = 'begun'")
+    rows, _ = read_table(connection, "copies", "copy_id", COPY_COLUMNS, "state = 'begun'")
     return {record.copy_id: record for record in map(copy_from_row, rows)}
 
 
-def _blocked(connection: sqlite3.Connection, mine: Snapshot, begun: Collection[Any]) -> Refusals:
+def _refuse_unusable_here(connection: sqlite3.Connection, mine: Snapshot, begun: Collection[Any]) -> Refusals:
     """The keys of rows that are here and can't be used: they are left as they are."""
     found = {}
-    for table, key in KEYS.items():
-        rows, _ = sift_shared(connection, table, key)
+    for table, key in TABLE_KEYS.items():
+        rows, _ = read_shared_table(connection, table, key)
         for (value,) in rows:
             if value not in getattr(mine, table) and not (key == "copy_id" and value in begun):
                 found[table, value] = "is refused, since the row of this vault in its place can't be used"
     return found
 
 
-def _begun_apart(
+def _refuse_finished_elsewhere(
     connection: sqlite3.Connection, begun: Mapping[Any, CopyRecord], other: Snapshot, where: str
 ) -> Refusals:
     """A record that was begun here and finished elsewhere (in a copy of this folder) moves forward. The key that it
@@ -205,8 +209,8 @@ def _begun_apart(
 def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, begun: Collection[Any]) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
     insert_rows(connection, "bases", bases)
-    asked = [row for key, row in joined.questions.items() if key not in mine.questions]
-    insert_rows(connection, "questions", asked)
+    trigger_sets = [row for key, row in joined.questions.items() if key not in mine.questions]
+    insert_rows(connection, "questions", trigger_sets)
     changed = [record for key, record in joined.copies.items() if mine.copies.get(key) != record]
     new = [record for record in changed if record.copy_id not in mine.copies and record.copy_id not in begun]
     insert_rows(connection, "copies", [astuple(record) for record in new])
@@ -221,10 +225,10 @@ def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, beg
     issuers = {key: name for key, name in joined.issuers.items() if mine.issuers.get(key) != name}
     for public_key, name in issuers.items():
         connection.execute("INSERT OR REPLACE INTO issuers VALUES (?, ?)", (public_key, name))
-    named_anew = [
+    new_issuers = [
         f"{name} ({public_key})"
         for public_key, name in issuers.items()
         if public_key not in mine.issuers and name != REMOVED
     ]
     arrived = record_arrivals(connection, new)
-    return MergeReport(len(bases), len(new), len(moved), len(published), tuple(named_anew), arrived=arrived)
+    return MergeReport(len(bases), len(new), len(moved), len(published), tuple(new_issuers), arrived=arrived)

@@ -22,7 +22,7 @@ from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.vault.issuers import REMOVED
 from hf_fingerprint.vault.schema import FORMAT, TABLES
-from hf_fingerprint.vault.sealing import Opener, seal_pack
+from hf_fingerprint.vault.sealing import AgeIdentity, seal_pack
 from hf_fingerprint.vault.snapshots import Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.untrusted_database import read_pack
@@ -51,22 +51,22 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
         insert_rows(connection, "issuers", snapshot.issuers.items())
         connection.commit()
         content = connection.serialize()
-    openers = [public_key for public_key, name in snapshot.issuers.items() if name != REMOVED]
-    packed = seal_pack(content, [snapshot.public_key, *openers])
+    recipients = [public_key for public_key, name in snapshot.issuers.items() if name != REMOVED]
+    packed = seal_pack(content, [snapshot.public_key, *recipients])
     if len(packed) > MAX_PACK:
         raise VaultError(
-            f"Packed, the vault has {megabytes(len(packed), up=True)} MB, and at most {megabytes(MAX_PACK)} MB "
+            f"Packed, the vault has {megabytes(len(packed), round_up=True)} MB, and at most {megabytes(MAX_PACK)} MB "
             f"are read: register further bases in another vault, and bring this one's folder to where it is needed."
         )
     return packed
 
 
-def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
+def open_pack(content: bytes, age_identity: AgeIdentity, where: str) -> Snapshot:
     """Opens a pack.
 
     Args:
         content (`bytes`): the pack.
-        opener ([`Opener`]): the tracing identity, or an issuer's key.
+        age_identity ([`AgeIdentity`]): the tracing identity, or an issuer's key.
         where (`str`): where it was found, for what is refused.
 
     Raises:
@@ -75,13 +75,13 @@ def open_pack(content: bytes, opener: Opener, where: str) -> Snapshot:
     """
     if len(content) > MAX_PACK:
         raise VaultError(
-            f"The vault in {where} has {megabytes(len(content), up=True)} MB, and packs of at most "
+            f"The vault in {where} has {megabytes(len(content), round_up=True)} MB, and packs of at most "
             f"{megabytes(MAX_PACK)} MB are read: restore an earlier commit of it, or push anew."
         )
-    opened = opener.unseal_pack(content)
+    opened = age_identity.unseal_pack(content)
     if opened is None:
         raise VaultError(
-            f"The vault in {where} does not open with the key of {opener.public_key}: give the tracing identity, or "
+            f"The vault in {where} does not open with the key of {age_identity.public_key}: give the tracing identity, or "
             f"add that key as an issuer's and push again."
         )
     return read_pack(opened, where)

@@ -9,12 +9,12 @@ from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import PassphraseError
 
 
-VARIABLE = "HF_FINGERPRINT_PASSPHRASE"
+PASSPHRASE_VARIABLE = "HF_FINGERPRINT_PASSPHRASE"
 
 
-def is_typed(file: Path | None = None) -> bool:
+def is_prompted(file: Path | None = None) -> bool:
     """Whether [`find_passphrase`] asks the person at the terminal."""
-    return file is None and not os.environ.get(VARIABLE)
+    return file is None and not os.environ.get(PASSPHRASE_VARIABLE)
 
 
 def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
@@ -30,7 +30,7 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
     if file is not None:
         try:
             first = (
-                read_bounded(file, MAX_IDENTITY, "a passphrase file", PassphraseError, pipe=True)
+                read_bounded(file, MAX_IDENTITY, "a passphrase file", PassphraseError, allow_pipe=True)
                 .decode()
                 .split("\n")[0]
                 .removesuffix("\r")
@@ -42,10 +42,12 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
                 f"The passphrase file {file} can't be read or begins with no passphrase: give another."
             )
         return first
-    if not is_typed():
-        return os.environ[VARIABLE]
+    if not is_prompted():
+        return os.environ[PASSPHRASE_VARIABLE]
     if sys.stdin is None or not sys.stdin.isatty():
-        raise PassphraseError(f"A passphrase is needed: set {VARIABLE}, give --passphrase-file, or run in a terminal.")
+        raise PassphraseError(
+            f"A passphrase is needed: set {PASSPHRASE_VARIABLE}, give --passphrase-file, or run in a terminal."
+        )
     try:
         passphrase = getpass.getpass("Passphrase of the tracing identity: ")
         if confirm and getpass.getpass("Once more: ") != passphrase:
@@ -55,7 +57,7 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
     return passphrase
 
 
-def ask_for_another(current: str) -> str:
+def prompt_new_passphrase(current: str) -> str:
     """The passphrase that takes the place of the current one, typed twice; an empty line keeps that one.
 
     Raises:

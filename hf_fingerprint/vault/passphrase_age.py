@@ -27,10 +27,10 @@ from hf_fingerprint.errors import PassphraseError
 
 
 LOG_WORK = 18  # log2 of scrypt's N: 256 MB and about a second for each guess
-MOST_BYTES = 32 << 10  # of a sealed file: less than a chunk, armor included
+MAX_BYTES = 32 << 10  # of a sealed file: less than a chunk, armor included
 _VERSION = b"age-encryption.org/v1"
 _KEY_BYTES, _NONCE_BYTES, _TAG_BYTES = 16, 16, 16
-_ONLY_CHUNK = bytes(11) + b"\x01"  # STREAM's nonce: chunk 0, and the last one
+_FINAL_CHUNK_NONCE = bytes(11) + b"\x01"  # STREAM's nonce: chunk 0, and the last one
 _HEADER = re.compile(
     rb"(age-encryption\.org/v1\n-> scrypt ([A-Za-z0-9+/]{22}) ([1-9][0-9]{0,8})\n([A-Za-z0-9+/]{43})\n---)"
     rb" ([A-Za-z0-9+/]{43})\n"
@@ -63,7 +63,7 @@ def seal_with_passphrase(content: bytes, passphrase: str) -> bytes:
     return _assemble(content, passphrase, LOG_WORK, file_key, salt, nonce)
 
 
-def log_work_of(sealed: bytes) -> int:
+def read_log_work(sealed: bytes) -> int:
     """How hard a file makes guessing its passphrase: log2 of scrypt's N.
 
     Raises:
@@ -76,7 +76,7 @@ def open_with_passphrase(sealed: bytes, passphrase: str, name: str) -> bytes:
     """The content of a passphrase-encrypted age file, armored or not.
 
     Args:
-        sealed (`bytes`): the file, of at most `MOST_BYTES`.
+        sealed (`bytes`): the file, of at most `MAX_BYTES`.
         passphrase (`str`): its passphrase.
         name (`str`): what the file is called when it is refused.
 
@@ -106,7 +106,7 @@ def open_with_passphrase(sealed: bytes, passphrase: str, name: str) -> bytes:
     try:
         if not hmac.compare_digest(parsed.mac, _mac(file_key, parsed.header)):
             raise InvalidTag
-        return ChaCha20Poly1305(_derive(file_key, nonce, b"payload")).decrypt(_ONLY_CHUNK, content, None)
+        return ChaCha20Poly1305(_derive(file_key, nonce, b"payload")).decrypt(_FINAL_CHUNK_NONCE, content, None)
     except InvalidTag:
         raise PassphraseError(f"{name} is damaged: restore a backup of it.") from None
 
@@ -114,12 +114,12 @@ def open_with_passphrase(sealed: bytes, passphrase: str, name: str) -> bytes:
 def _assemble(content: bytes, passphrase: str, log_work: int, file_key: bytes, salt: bytes, nonce: bytes) -> bytes:
     wrapped = _cipher(passphrase, salt, log_work).encrypt(bytes(12), file_key, None)
     header = b"%s\n-> scrypt %s %d\n%s\n---" % (_VERSION, _encode(salt), log_work, _encode(wrapped))
-    payload = ChaCha20Poly1305(_derive(file_key, nonce, b"payload")).encrypt(_ONLY_CHUNK, content, None)
+    payload = ChaCha20Poly1305(_derive(file_key, nonce, b"payload")).encrypt(_FINAL_CHUNK_NONCE, content, None)
     return header + b" " + _encode(_mac(file_key, header)) + b"\n" + nonce + payload
 
 
 def _parse(sealed: bytes) -> _Parsed:
-    if len(sealed) > MOST_BYTES:
+    if len(sealed) > MAX_BYTES:
         raise ValueError("too long")
     armored = _ARMOR.fullmatch(sealed)
     if armored is not None:

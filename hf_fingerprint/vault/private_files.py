@@ -30,16 +30,16 @@ def write_private(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def write_new(path: Path, content: bytes) -> None:
+def write_new_private(path: Path, content: bytes) -> None:
     """Writes a private file whole, where there is none.
 
     Raises:
         [`FileExistsError`]: if there is one.
         [`OSError`]: if it can't be written; then nothing is left of it.
     """
-    with beside(path) as partial:
+    with partial_file(path) as partial:
         write_private(partial, content)
-        publish(partial, path)
+        rename_into_place(partial, path)
 
 
 def replace_private(path: Path, content: bytes) -> None:
@@ -48,14 +48,14 @@ def replace_private(path: Path, content: bytes) -> None:
     Raises:
         [`OSError`]: if it can't be written.
     """
-    with beside(path) as partial:
+    with partial_file(path) as partial:
         write_private(partial, content)
         partial.replace(path)
         sync(path.parent)
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def partial_file(path: Path) -> Iterator[Path]:
     """The name of a file next to a place, to be made and then put there; nothing of it is left afterwards."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -66,7 +66,7 @@ def beside(path: Path) -> Iterator[Path]:
                 partial.with_name(partial.name + ending).unlink(missing_ok=True)
 
 
-def publish(partial: Path, path: Path) -> None:
+def rename_into_place(partial: Path, path: Path) -> None:
     """Gives a complete file its name, and makes that durable.
 
     Raises:
@@ -78,23 +78,23 @@ def publish(partial: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def free_name(path: Path) -> Path:
+def unused_path(path: Path) -> Path:
     """This path, or one like it where there is nothing yet."""
     others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
     return next(place for place in chain([path], others) if not place.exists())
 
 
-def sweep(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Deletes what processes that were killed left when they wrote to a place. Nobody else may be writing to it."""
     endings = "|".join(map(re.escape, _SIDECARS))
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}({endings})")
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}({endings})")
     for found in path.parent.iterdir():
-        if ours.fullmatch(found.name) and not found.is_dir():
+        if leftover.fullmatch(found.name) and not found.is_dir():
             found.unlink(missing_ok=True)
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keeps other processes from making a vault in a folder, or from sealing its identity, at the same time. The lock
     is on the folder itself, so it leaves no file, and goes with its process.
 

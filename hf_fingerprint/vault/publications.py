@@ -12,15 +12,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault
-from hf_fingerprint.vault.rows import sift_copies, sift_keyed
-from hf_fingerprint.vault.storage import damaged
+from hf_fingerprint.vault.rows import read_keyed_table, read_usable_copies
+from hf_fingerprint.vault.storage import is_damaged
 from hf_fingerprint.vault.store import Vault
 
 
-_OTHERS = "p.repo, p.state, p.files, p.revision, p.account, p.created"
-_BAD = (ValueError, TypeError, AttributeError, RecursionError)
+_COLUMNS = "p.repo, p.state, p.files, p.revision, p.account, p.created"
+_PARSE_ERRORS = (ValueError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def begin_publication(
             "WHERE repo = excluded.repo AND state = 'begun'",
             (copy_id, repo, json.dumps(dict(files), sort_keys=True), account, created),
         )
-    kept = publication_of(vault, copy_id)
+    kept = find_publication(vault, copy_id)
     if kept is None or kept.repo != repo:
         raise VaultError(
             f"Copy {copy_id} is on record for {kept.repo if kept else 'another repo'}: publish it "
@@ -89,13 +89,13 @@ def confirm_publication(vault: Vault, copy_id: str, revision: str) -> Publicatio
         connection.execute(
             "UPDATE publications SET state = 'confirmed', revision = ? WHERE copy_id = ?", (revision, copy_id)
         )
-    kept = publication_of(vault, copy_id)
+    kept = find_publication(vault, copy_id)
     if kept is None:
         raise VaultError(f"The publication of copy {copy_id} is gone from {vault.folder}: restore a backup.")
     return kept
 
 
-def publication_of(vault: Vault, copy_id: str) -> Publication | None:
+def find_publication(vault: Vault, copy_id: str) -> Publication | None:
     """The publication of a copy, if there is one."""
     return next(iter(publications(vault, copy_id=copy_id)), None)
 
@@ -106,7 +106,7 @@ def publications(vault: Vault, repo: str | None = None, copy_id: str | None = No
     Rows that can't be used are left out with a warning.
     """
     statement = (
-        f"SELECT p.copy_id, c.base_id, c.recipient, {_OTHERS} FROM publications p JOIN copies c "
+        f"SELECT p.copy_id, c.base_id, c.recipient, {_COLUMNS} FROM publications p JOIN copies c "
         "ON c.copy_id = p.copy_id WHERE p.repo = coalesce(?, p.repo) AND p.copy_id = coalesce(?, p.copy_id) "
         "ORDER BY c.rowid"
     )
@@ -115,31 +115,31 @@ def publications(vault: Vault, repo: str | None = None, copy_id: str | None = No
         try:
             rows = connection.execute(statement, (repo, copy_id)).fetchall()
         except sqlite3.DatabaseError as error:
-            if not damaged(error):
+            if not is_damaged(error):
                 raise
-            rows, faults = _one_by_one(connection, repo, copy_id)
+            rows, faults = _read_damaged(connection, repo, copy_id)
     found = []
     for row in rows:
         try:
-            found.append(_publication(row))
-        except _BAD:
-            faults.append(Fault("publications", f"{shown(row[0])} ({shown(row[2])})", "was damaged"))
+            found.append(_parse_publication(row))
+        except _PARSE_ERRORS:
+            faults.append(Fault("publications", f"{short_repr(row[0])} ({short_repr(row[2])})", "was damaged"))
     vault.warn(faults)
     return found
 
 
 def publication_faults(connection: sqlite3.Connection) -> list[Fault]:
     """The rows of publications that can't be used."""
-    rows, faults = sift_keyed(connection, "publications", "copy_id", f"p.copy_id, {_OTHERS}".replace("p.", ""))
+    rows, faults = read_keyed_table(connection, "publications", "copy_id", f"p.copy_id, {_COLUMNS}".replace("p.", ""))
     for row in rows:
         try:
-            _publication((row[0], "", "", *row[1:]))
-        except _BAD:
-            faults.append(Fault("publications", shown(row[0]), "was damaged"))
+            _parse_publication((row[0], "", "", *row[1:]))
+        except _PARSE_ERRORS:
+            faults.append(Fault("publications", short_repr(row[0]), "was damaged"))
     return faults
 
 
-def _publication(row: Any) -> Publication:
+def _parse_publication(row: Any) -> Publication:
     """The publication in a row; any error there may be if there is none in it."""
     copy, base, recipient, where, state, files, *others = row
     hashes = json.loads(files)
@@ -151,12 +151,12 @@ def _publication(row: Any) -> Publication:
     return Publication(copy, base, recipient, where, state, hashes, *others)
 
 
-def _one_by_one(
+def _read_damaged(
     connection: sqlite3.Connection, repo: str | None, copy_id: str | None
 ) -> tuple[list[Any], list[Fault]]:
     """The same rows out of a damaged database."""
-    copies, _ = sift_copies(connection)
-    rows, faults = sift_keyed(connection, "publications", "copy_id", f"p.copy_id, {_OTHERS}".replace("p.", ""))
+    copies, _ = read_usable_copies(connection)
+    rows, faults = read_keyed_table(connection, "publications", "copy_id", f"p.copy_id, {_COLUMNS}".replace("p.", ""))
     by_id = {row[0]: row for row in rows if repo in (None, row[1]) and copy_id in (None, row[0])}
     joined = [(c.copy_id, c.base_id, c.recipient, *by_id[c.copy_id][1:]) for c in copies if c.copy_id in by_id]
     return joined, faults

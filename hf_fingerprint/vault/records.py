@@ -19,7 +19,7 @@ def check_recipient(recipient: str) -> None:
         raise VaultError(f"A recipient's name must have 1 to {MAX_RECIPIENT} printable characters.")
 
 
-def recipient_name(recipient: str) -> str:
+def canonical_recipient(recipient: str) -> str:
     """A recipient's name as it is recorded: composed (NFC), since keyboards and file systems spell one name in several
     ways, and without blanks around it.
 
@@ -27,21 +27,21 @@ def recipient_name(recipient: str) -> str:
         [`VaultError`]: if it can't be a name.
     """
     check_recipient(recipient)
-    return normal_name(recipient)
+    return normalize_recipient(recipient)
 
 
-def normal_name(recipient: str) -> str:
-    """The one spelling of a name; see [`recipient_name`]."""
+def normalize_recipient(recipient: str) -> str:
+    """The one spelling of a name; see [`canonical_recipient`]."""
     return unicodedata.normalize("NFC", recipient).strip()
 
 
 def same_recipient(one: str, other: str) -> bool:
     """Whether two names are one recipient's, however they are spelled."""
-    return one == other or normal_name(one) == normal_name(other)
+    return one == other or normalize_recipient(one) == normalize_recipient(other)
 
 
-def spellings(recipient: str) -> tuple[str, ...]:
-    """The spellings of a name, without blanks around it, that records from before [`recipient_name`] may have."""
+def recipient_spellings(recipient: str) -> tuple[str, ...]:
+    """The spellings of a name, without blanks around it, that records from before [`canonical_recipient`] may have."""
     forms = (recipient, *(unicodedata.normalize(form, recipient) for form in ("NFC", "NFD")))
     return tuple(dict.fromkeys(form.strip() for form in forms))
 
@@ -104,7 +104,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Compact:
+class CompactMark:
     """A mark in few tensors that lie together.
 
     Attributes:
@@ -138,7 +138,7 @@ class Base:
         recipients_planned (`int`): the number of recipients that `certified` was worked out for.
         calibration ([`Calibration`]): what the mark does to the output.
         secret (`bytes`): the model secret.
-        compact ([`Compact`] or `None`): if it is marked in few tensors only.
+        compact ([`CompactMark`] or `None`): if it is marked in few tensors only.
         replaces (`str` or `None`): the id of the record of the same weights that this one replaces for new copies.
         copy_of (`str` or `None`): the id of the base that these weights are a copy of, if a copy was registered as a
             base on purpose. Its copies carry the marks of both.
@@ -159,7 +159,7 @@ class Base:
     recipients_planned: int
     calibration: Calibration
     secret: bytes = field(repr=False)
-    compact: Compact | None = None
+    compact: CompactMark | None = None
     replaces: str | None = None
     copy_of: str | None = None
 

@@ -25,29 +25,29 @@ from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import PassphraseError, StorageError, VaultError
 from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.private_files import free_name, write_new
+from hf_fingerprint.vault.private_files import unused_path, write_new_private
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.rows import sift_copies
-from hf_fingerprint.vault.sealing import Opener, check_public_key, lock_identity, new_identity, seal
-from hf_fingerprint.vault.storage import damaged, file_refusal
+from hf_fingerprint.vault.rows import read_usable_copies
+from hf_fingerprint.vault.sealing import AgeIdentity, check_public_key, encrypt_identity, new_identity, seal
+from hf_fingerprint.vault.storage import file_error, is_damaged
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
-from hf_fingerprint.vault.unsealing import unsealed
+from hf_fingerprint.vault.unsealing import unseal_copy_key
 
 
 _PREVIOUS = "previous_public_key"
 
 
 @dataclass(frozen=True)
-class Rotation:
+class VaultRotation:
     """A vault with its new tracing identity.
 
     Attributes:
         vault ([`Vault`]): the vault, locked.
         records (`int`): how many records were sealed anew.
         identity (`Path` or `None`): the new identity's file; `None` if it is kept elsewhere.
-        old_identity (`Path` or `None`): where the old one's file is now, if it was in the vault's folder.
-        cleared (`bool`): whether nothing of the records that were sealed anew is left in the database as it was
+        old_identity_file (`Path` or `None`): where the old one's file is now, if it was in the vault's folder.
+        old_seals_erased (`bool`): whether nothing of the records that were sealed anew is left in the database as it was
             sealed before. If not, another process was reading them, the disk is full, or the database is damaged.
         faults (`tuple[Fault, ...]`): records that don't open, which stay as they are.
     """
@@ -55,12 +55,12 @@ class Rotation:
     vault: Vault
     records: int
     identity: Path | None
-    old_identity: Path | None
-    cleared: bool
+    old_identity_file: Path | None
+    old_seals_erased: bool
     faults: tuple[Fault, ...] = ()
 
 
-def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) -> Rotation:
+def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) -> VaultRotation:
     """Gives a vault a new tracing identity.
 
     Args:
@@ -71,61 +71,61 @@ def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) ->
     Raises:
         [`VaultError`]: if the vault can't be written to, or the identity is not its own; nothing is changed.
     """
-    vault.opener()
-    with vault.kept_open():  # so that it can still be opened when the disk has become full
+    vault.age_identity()
+    with vault.keep_open():  # so that it can still be opened when the disk has become full
         return _rotate(vault, passphrase, public_key)
 
 
-def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> Rotation:
-    opener, folder = vault.opener(), vault.folder
-    _settle(Vault(folder), left=False)
+def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> VaultRotation:
+    age_identity, folder = vault.age_identity(), vault.folder
+    _place_identity_files(Vault(folder), kept_elsewhere=False)
     locked = None
     if public_key is None:
         identity, public_key = new_identity()
-        locked = lock_identity(identity, passphrase)
+        locked = encrypt_identity(identity, passphrase)
     check_public_key(public_key)
-    if public_key == opener.public_key:
+    if public_key == age_identity.public_key:
         raise VaultError(f"{public_key} is the tracing identity that {folder} has: give another one's public key.")
-    fresh = folder / identity_name("new", public_key)
+    new_file = folder / identity_name("new", public_key)
     if locked is not None:
         try:
-            write_new(fresh, locked)
+            write_new_private(new_file, locked)
         except OSError as error:
-            raise file_refusal(f"{fresh} can't be written", folder, error) from None
+            raise file_error(f"{new_file} can't be written", folder, error) from None
     try:
-        records, faults = _seal_all(vault, opener, public_key)
+        records, faults = _reseal_copies(vault, age_identity, public_key)
     except BaseException:
         if Vault(folder).public_key != public_key:
-            fresh.unlink(missing_ok=True)
+            new_file.unlink(missing_ok=True)
         raise
-    cleared, renewed = _clear(vault), Vault(folder)
-    old = _settle(renewed, left=locked is None)
+    old_seals_erased, renewed = _erase_old_seals(vault), Vault(folder)
+    old = _place_identity_files(renewed, kept_elsewhere=locked is None)
     identity_file = renewed.identity if locked is not None else None
-    return Rotation(renewed, records, identity_file, old, cleared, tuple(faults))
+    return VaultRotation(renewed, records, identity_file, old, old_seals_erased, tuple(faults))
 
 
-def resealed(record: CopyRecord, opener: Opener, public_key: str) -> CopyRecord:
+def reseal_copy(record: CopyRecord, age_identity: AgeIdentity, public_key: str) -> CopyRecord:
     """A record whose key is sealed to another identity.
 
     Raises:
         [`VaultError`]: if the record was tampered with.
     """
-    key = unsealed(record, opener)
+    key = unseal_copy_key(record, age_identity)
     return replace(record, sealed=seal(key, record.copy_id, record.base_id, record.recipient, public_key))
 
 
-def _seal_all(vault: Vault, opener: Opener, public_key: str) -> tuple[int, list[Fault]]:
+def _reseal_copies(vault: Vault, age_identity: AgeIdentity, public_key: str) -> tuple[int, list[Fault]]:
     with vault.connect() as connection:
         connection.execute("PRAGMA secure_delete = ON")
         with transaction(connection):
             (now,) = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
-            if now != opener.public_key:
+            if now != age_identity.public_key:
                 raise PassphraseError(f"{vault.folder} was given another tracing identity meanwhile: unlock it again.")
-            copies, faults = sift_copies(connection)
+            copies, faults = read_usable_copies(connection)
             sealed_anew = 0
             for record in copies:
                 try:
-                    sealed = resealed(record, opener, public_key).sealed
+                    sealed = reseal_copy(record, age_identity, public_key).sealed
                 except RowError as error:
                     faults.append(error.fault)
                     continue
@@ -133,11 +133,11 @@ def _seal_all(vault: Vault, opener: Opener, public_key: str) -> tuple[int, list[
                 sealed_anew += 1
             connection.execute("DELETE FROM bundles")
             connection.execute("UPDATE meta SET value = ? WHERE key = 'public_key'", (public_key,))
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_PREVIOUS, opener.public_key))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_PREVIOUS, age_identity.public_key))
     return sealed_anew, faults
 
 
-def _clear(vault: Vault) -> bool:
+def _erase_old_seals(vault: Vault) -> bool:
     """Leaves no old seal in the files, those of long ago included; in memory, not in temporary files."""
     try:
         with vault.connect() as connection:
@@ -146,7 +146,7 @@ def _clear(vault: Vault) -> bool:
             try:
                 connection.execute("VACUUM")
             except sqlite3.DatabaseError as error:
-                if not damaged(error):
+                if not is_damaged(error):
                     raise
                 return False
             (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -155,18 +155,18 @@ def _clear(vault: Vault) -> bool:
     return not busy
 
 
-def _settle(vault: Vault, left: bool) -> Path | None:
+def _place_identity_files(vault: Vault, kept_elsewhere: bool) -> Path | None:
     """Gives the identity files their names: what was in use is the old one, what is in use the only one. Again, it
-    does nothing; `left` tells that what is in use lies elsewhere."""
-    current, fresh = vault.folder / IDENTITY, vault.folder / identity_name("new", vault.public_key)
+    does nothing; `kept_elsewhere` tells that what is in use lies elsewhere."""
+    current, new_file = vault.folder / IDENTITY, vault.folder / identity_name("new", vault.public_key)
     old = None
-    if current.is_file() and (fresh.is_file() or left):
+    if current.is_file() and (new_file.is_file() or kept_elsewhere):
         with vault.connect() as connection:
             previous = dict(connection.execute("SELECT key, value FROM meta")).get(_PREVIOUS, "")
-        old = free_name(vault.folder / identity_name("old", previous))
+        old = unused_path(vault.folder / identity_name("old", previous))
         _rename(current, old)
-    if fresh.is_file():
-        _rename(fresh, current)
+    if new_file.is_file():
+        _rename(new_file, current)
     return old
 
 

@@ -15,18 +15,18 @@ from typing import Any
 from hf_fingerprint.checkpoints.limits import MAX_JSON, parse_json
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.keys import SECRET_BYTES
-from hf_fingerprint.vault.base_validation import base_fault, is_line
+from hf_fingerprint.vault.base_validation import base_problem, is_single_line
 from hf_fingerprint.vault.faults import RowError
 from hf_fingerprint.vault.issuers import REMOVED, check_issuer_name
 from hf_fingerprint.vault.records import CopyRecord, check_recipient
-from hf_fingerprint.vault.rows import DIGITS, STATES, is_content_hash
-from hf_fingerprint.vault.schema import base_from_row, check_questions
+from hf_fingerprint.vault.rows import BASE_ID_HASH_DIGITS, STATES, is_content_hash
+from hf_fingerprint.vault.schema import base_from_row, check_trigger_set
 from hf_fingerprint.vault.sealing import check_public_key
 
 
-LONGEST_PLACE = 4096  # characters of where a copy was written
-LARGEST_SEAL = 8192  # bytes; a recipient's name of 200 characters takes 3,500 at most
-MOST_FILES = 10_000  # that one publication may name
+MAX_PLACE_LENGTH = 4096  # characters of where a copy was written
+MAX_SEAL_BYTES = 8192  # bytes; a recipient's name of 200 characters takes 3,500 at most
+MAX_PUBLISHED_FILES = 10_000  # that one publication may name
 _COPY_ID, _BASE_ID = (re.compile(rf"[0-9a-f]{{{digits}}}") for digits in (16, 12))
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
@@ -35,17 +35,17 @@ _PUBLIC_KEY = re.compile(r"age1[0-9a-z]{58}")
 _AGE = b"age-encryption.org/v1\n-> "
 
 
-def base_row_fault(row: tuple[Any, ...], entering: bool = False) -> str | None:
+def base_row_problem(row: tuple[Any, ...], is_new: bool = False) -> str | None:
     """What is wrong with a row of table `bases`.
 
     Args:
         row (`tuple`): its columns, in their order.
-        entering (`bool`, *optional*, defaults to `False`): whether it is new to a vault; see [`check_base`].
+        is_new (`bool`, *optional*, defaults to `False`): whether it is new to a vault; see [`check_base`].
     """
     base_id, content_hash, document, _, secret, _ = row
-    if not _is(_BASE_ID, base_id):
+    if not _fullmatch(_BASE_ID, base_id):
         return "has an id that is not 12 hexadecimal digits"
-    if not is_content_hash(content_hash) or content_hash[:DIGITS] != base_id[:DIGITS]:
+    if not is_content_hash(content_hash) or content_hash[:BASE_ID_HASH_DIGITS] != base_id[:BASE_ID_HASH_DIGITS]:
         return "has a content hash that is none or does not begin as its id"
     if not isinstance(secret, bytes) or len(secret) != SECRET_BYTES:
         return f"has a secret that is not {SECRET_BYTES} bytes"
@@ -54,31 +54,31 @@ def base_row_fault(row: tuple[Any, ...], entering: bool = False) -> str | None:
     try:
         base = base_from_row(row)
     except RowError as error:
-        return error.fault.what
-    found = base_fault(base, entering)
+        return error.fault.problem
+    found = base_problem(base, is_new)
     if found is not None:
         return f"can't be used, {found}"
     for name, other in (("replaces", base.replaces), ("is a copy of", base.copy_of)):
-        if other is not None and (not _is(_BASE_ID, other) or other == base_id):
+        if other is not None and (not _fullmatch(_BASE_ID, other) or other == base_id):
             return f"{name} what is no other base"
     return None
 
 
-def questions_fault(row: tuple[Any, ...], secret: bytes) -> str | None:
+def trigger_set_problem(row: tuple[Any, ...], secret: bytes) -> str | None:
     """What is wrong with a row of table `questions`, given its base's secret."""
     try:
-        check_questions(secret, row)
+        check_trigger_set(secret, row)
     except (VaultError, ValueError):
         return "was tampered with or damaged"
     return None if isinstance(row[1], bytes) else "holds no bytes"
 
 
-def copy_row_fault(record: CopyRecord) -> str | None:
+def copy_row_problem(record: CopyRecord) -> str | None:
     """What is wrong with the record of a copy that was written, as far as its form shows; whether it opens shows with
     the tracing identity alone."""
-    if not _is(_COPY_ID, record.copy_id):
+    if not _fullmatch(_COPY_ID, record.copy_id):
         return "has an id that is not 16 hexadecimal digits"
-    if not _is(_BASE_ID, record.base_id):
+    if not _fullmatch(_BASE_ID, record.base_id):
         return "names what can't be a base"
     try:
         check_recipient(record.recipient)
@@ -87,47 +87,47 @@ def copy_row_fault(record: CopyRecord) -> str | None:
         return "names what can't be a recipient"
     if record.state not in STATES:
         return "is in a state that there is not"
-    if record.out != "" and not is_line(record.out, LONGEST_PLACE):
-        return f"names a place that is not one line of at most {LONGEST_PLACE:,} characters"
+    if record.out != "" and not is_single_line(record.out, MAX_PLACE_LENGTH):
+        return f"names a place that is not one line of at most {MAX_PLACE_LENGTH:,} characters"
     if not is_content_hash(record.content_hash):
         return "has a content hash that is not 64 hexadecimal digits"
     if not is_content_hash(record.commitment):
         return "has a commitment that is not 64 hexadecimal digits"
-    if not is_time(record.created):
+    if not is_timestamp(record.created):
         return "has a date that is no time in UTC"
     sealed = record.sealed
-    if not (isinstance(sealed, bytes) and len(sealed) <= LARGEST_SEAL and sealed.startswith(_AGE)):
-        return f"has a seal that is not age's, or of more than {LARGEST_SEAL:,} bytes"
+    if not (isinstance(sealed, bytes) and len(sealed) <= MAX_SEAL_BYTES and sealed.startswith(_AGE)):
+        return f"has a seal that is not age's, or of more than {MAX_SEAL_BYTES:,} bytes"
     return None
 
 
-def publication_fault(row: Any) -> str | None:
+def publication_problem(row: Any) -> str | None:
     """What is wrong with a row of table `publications`."""
-    if not _is(_COPY_ID, row.copy_id):
+    if not _fullmatch(_COPY_ID, row.copy_id):
         return "names what can't be a copy"
-    if not _is(_REPO, row.repo) or ".." in row.repo or "--" in row.repo:
+    if not _fullmatch(_REPO, row.repo) or ".." in row.repo or "--" in row.repo:
         return "names what can't be a repo"
     if row.state not in ("begun", "confirmed"):
         return "is in a state that there is not"
-    if not (_is(_COMMIT, row.revision) if row.state == "confirmed" else row.revision is None):
+    if not (_fullmatch(_COMMIT, row.revision) if row.state == "confirmed" else row.revision is None):
         return "has a revision that is no commit of 40 hexadecimal digits, or has none when it is confirmed"
-    if not (row.account is None or _is(_ACCOUNT, row.account)):
+    if not (row.account is None or _fullmatch(_ACCOUNT, row.account)):
         return "names what can't be an account"
-    if not is_time(row.created):
+    if not is_timestamp(row.created):
         return "has a date that is no time in UTC"
-    return _files_fault(row.files)
+    return _files_problem(row.files)
 
 
-def issuer_fault(public_key: Any, name: Any) -> str | None:
+def issuer_problem(public_key: Any, name: Any) -> str | None:
     """What is wrong with a row of table `issuers`; a removed one has no name."""
-    if not _is(_PUBLIC_KEY, public_key) or _refused(check_public_key, public_key):
+    if not _fullmatch(_PUBLIC_KEY, public_key) or _fails(check_public_key, public_key):
         return "is no age public key (age1...)"
-    if name != REMOVED and (not isinstance(name, str) or _refused(check_issuer_name, name)):
+    if name != REMOVED and (not isinstance(name, str) or _fails(check_issuer_name, name)):
         return "has a name that is not 1 to 100 printable characters"
     return None
 
 
-def is_time(value: Any) -> bool:
+def is_timestamp(value: Any) -> bool:
     """Whether a value is a time as this package writes it: UTC, ISO 8601, to the second."""
     try:
         return datetime.fromisoformat(value).astimezone(UTC).isoformat(timespec="seconds") == value
@@ -135,32 +135,32 @@ def is_time(value: Any) -> bool:
         return False
 
 
-def _files_fault(text: Any) -> str | None:
+def _files_problem(text: Any) -> str | None:
     if not isinstance(text, str) or len(text) > MAX_JSON:
         return "lists files in what is no text, or too long"
     try:
-        files = parse_json(text, 4 * MOST_FILES, strict=True)
+        files = parse_json(text, 4 * MAX_PUBLISHED_FILES, strict=True)
     except ValueError:
         files = None
-    if not isinstance(files, dict) or len(files) > MOST_FILES:
-        return f"does not list at most {MOST_FILES:,} files with their hashes"
-    if not all(_is_inside(path) and is_content_hash(digest) for path, digest in files.items()):
+    if not isinstance(files, dict) or len(files) > MAX_PUBLISHED_FILES:
+        return f"does not list at most {MAX_PUBLISHED_FILES:,} files with their hashes"
+    if not all(_is_relative_path(path) and is_content_hash(digest) for path, digest in files.items()):
         return "lists a file whose path leaves the repo, or whose hash is none"
     return None
 
 
-def _is_inside(path: str) -> bool:
+def _is_relative_path(path: str) -> bool:
     """Whether a path is relative, on one line, and stays in its folder."""
-    if not is_line(path, 1024) or "\\" in path or PureWindowsPath(path).drive:
+    if not is_single_line(path, 1024) or "\\" in path or PureWindowsPath(path).drive:
         return False
     return not path.startswith("/") and ".." not in PurePosixPath(path).parts
 
 
-def _is(form: re.Pattern[str], value: Any) -> bool:
+def _fullmatch(form: re.Pattern[str], value: Any) -> bool:
     return isinstance(value, str) and form.fullmatch(value) is not None
 
 
-def _refused(check: Callable[[str], None], value: str) -> bool:
+def _fails(check: Callable[[str], None], value: str) -> bool:
     try:
         check(value)
     except VaultError:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.keys import derive
-from hf_fingerprint.vault.base_validation import check_base, refusal, shown
+from hf_fingerprint.vault.base_validation import base_row_error, check_base, short_repr
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.records import Base, Calibration, Carrier, Compact, CopyRecord, TensorRecord
+from hf_fingerprint.vault.records import Base, Calibration, Carrier, CompactMark, CopyRecord, TensorRecord
 
 
 FORMAT = 3
@@ -111,20 +111,22 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
     Raises:
         [`RowError`]: if the row was changed since it was written, or tells of no base.
     """
-    base_id, whole, text, amplitudes, secret, seal = row
+    base_id, content_hash, text, amplitudes, secret, seal = row
     try:
-        genuine = hmac.compare_digest(seal.encode(), _seal(secret, base_id, whole, text, amplitudes).encode())
+        is_authentic = hmac.compare_digest(
+            seal.encode(), _seal(secret, base_id, content_hash, text, amplitudes).encode()
+        )
     except (TypeError, AttributeError, ValueError):  # SQLite keeps whatever type a column was given
-        genuine = False
-    if not genuine:
-        raise RowError(Fault("bases", shown(base_id), "was tampered with or damaged"))
+        is_authentic = False
+    if not is_authentic:
+        raise RowError(Fault("bases", short_repr(base_id), "was tampered with or damaged"))
     try:
-        return _from_document(base_id, whole, json.loads(text), np.frombuffer(amplitudes, "<f4"), secret)
+        return _from_document(base_id, content_hash, json.loads(text), np.frombuffer(amplitudes, "<f4"), secret)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
-        raise refusal(base_id, "its document is not one of a base") from None
+        raise base_row_error(base_id, "its document is not one of a base") from None
 
 
-def _from_document(base_id: str, whole: str, document: dict[str, Any], rows: np.ndarray, secret: bytes) -> Base:
+def _from_document(base_id: str, content_hash: str, document: dict[str, Any], rows: np.ndarray, secret: bytes) -> Base:
     """The base that a document tells of; any error there may be if it tells of none."""
     tensors = {name: TensorRecord(dtype, tuple(shape), digest) for name, dtype, shape, digest in document["tensors"]}
     carriers = []
@@ -139,27 +141,27 @@ def _from_document(base_id: str, whole: str, document: dict[str, Any], rows: np.
     same = ("source", "revision", "family", "length", "coalition", "certified", "certified_by", "alpha")
     return Base(
         base_id=base_id,
-        content_hash=whole,
+        content_hash=content_hash,
         tensors=tensors,
         carriers=tuple(carriers),
         calibration=Calibration(**document["calibration"]),
         recipients_planned=document["recipients_planned"],
         secret=secret,
-        compact=Compact(**document["compact"]) if "compact" in document else None,
+        compact=CompactMark(**document["compact"]) if "compact" in document else None,
         replaces=document.get("replaces"),
         copy_of=document.get("copy_of"),
         **{key: document[key] for key in same},
     )
 
 
-def read_base(row: tuple[str, str, str, bytes, bytes, str], entering: bool = False) -> Base:
+def read_base(row: tuple[str, str, str, bytes, bytes, str], is_new: bool = False) -> Base:
     """The base in a row, if it is one that this package would make; see [`check_base`].
 
     Raises:
         [`VaultError`]: by the base's name, if it is not.
     """
     base = base_from_row(row)
-    check_base(base, entering)
+    check_base(base, is_new)
     return base
 
 
@@ -168,12 +170,12 @@ def copy_from_row(row: tuple[str, str, str, str, str, str | None, str | None, st
     return CopyRecord(*row)
 
 
-def seal_questions(secret: bytes, base_id: str, content: bytes) -> str:
+def seal_trigger_set(secret: bytes, base_id: str, content: bytes) -> str:
     """What shows that a base's questions are those that were laid down."""
     return hmac.new(derive(secret, "questions_record"), base_id.encode() + b"\n" + content, hashlib.sha256).hexdigest()
 
 
-def check_questions(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
+def check_trigger_set(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
     """The content of a row of table `questions`.
 
     Raises:
@@ -181,15 +183,15 @@ def check_questions(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
     """
     base_id, content, seal = row
     try:
-        genuine = hmac.compare_digest(seal.encode(), seal_questions(secret, base_id, content).encode())
+        is_authentic = hmac.compare_digest(seal.encode(), seal_trigger_set(secret, base_id, content).encode())
     except (TypeError, AttributeError):
-        genuine = False
-    if not genuine:
-        raise RowError(Fault("questions", shown(base_id), "was tampered with or damaged"))
+        is_authentic = False
+    if not is_authentic:
+        raise RowError(Fault("questions", short_repr(base_id), "was tampered with or damaged"))
     return content
 
 
-def _seal(secret: bytes, base_id: str, whole: str, text: str, amplitudes: bytes) -> str:
+def _seal(secret: bytes, base_id: str, content_hash: str, text: str, amplitudes: bytes) -> str:
     key = derive(secret, "record")
-    message = f"{base_id}\n{whole}\n{text}\n".encode() + amplitudes
+    message = f"{base_id}\n{content_hash}\n{text}\n".encode() + amplitudes
     return hmac.new(key, message, hashlib.sha256).hexdigest()

@@ -15,11 +15,11 @@ from hf_fingerprint.checkpoints.limits import MAX_IDENTITY, read_bounded
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.vault import passphrase_age
-from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.passphrase_age import log_work_of, open_with_passphrase, seal_with_passphrase
-from hf_fingerprint.vault.private_files import only_one, replace_private, sweep
-from hf_fingerprint.vault.storage import file_refusal
+from hf_fingerprint.vault.passphrase_age import open_with_passphrase, read_log_work, seal_with_passphrase
+from hf_fingerprint.vault.private_files import exclusive_lock, remove_leftovers, replace_private
+from hf_fingerprint.vault.storage import file_error
 
 
 def new_identity() -> tuple[str, str]:
@@ -43,20 +43,20 @@ def check_public_key(public_key: str) -> None:
         ) from None
 
 
-def lock_identity(identity: str, passphrase: str) -> bytes:
+def encrypt_identity(identity: str, passphrase: str) -> bytes:
     """The identity as a passphrase-encrypted age file."""
     return seal_with_passphrase(identity.encode() + b"\n", passphrase)
 
 
-def open_identity(path: Path, passphrase: str) -> "Opener":
+def open_identity(path: Path, passphrase: str) -> "AgeIdentity":
     """Opens an identity file, and warns if its passphrase is quicker to guess than that of a new one.
 
     Raises:
         [`PassphraseError`]: if the passphrase is wrong or the file isn't a passphrase-encrypted identity.
     """
     sealed = _read_identity(path)
-    opener = Opener(_unlock(sealed, passphrase, path))
-    log_work = log_work_of(sealed)
+    age_identity = AgeIdentity(_unlock(sealed, passphrase, path))
+    log_work = read_log_work(sealed)
     if log_work < passphrase_age.LOG_WORK:
         warnings.warn(
             f"Guessing the passphrase of {path} takes 2^{log_work} steps a try, and that of a new identity "
@@ -64,10 +64,10 @@ def open_identity(path: Path, passphrase: str) -> "Opener":
             FingerprintWarning,
             stacklevel=2,
         )
-    return opener
+    return age_identity
 
 
-def change_passphrase(path: Path, passphrase: str, new: str) -> "Opener":
+def change_passphrase(path: Path, passphrase: str, new: str) -> "AgeIdentity":
     """Seals an identity file again, at the work factor of new ones and with the passphrase that is given, the same or
     another. The file is replaced at once; nothing of the old seal is left next to it.
 
@@ -77,19 +77,19 @@ def change_passphrase(path: Path, passphrase: str, new: str) -> "Opener":
     """
     place = path.resolve()  # a link stays one
     identity = _unlock(_read_identity(path), passphrase, path)
-    opener, sealed = Opener(identity), lock_identity(identity, new)
+    age_identity, sealed = AgeIdentity(identity), encrypt_identity(identity, new)
     try:
-        with only_one(place.parent):
-            sweep(place)
+        with exclusive_lock(place.parent):
+            remove_leftovers(place)
             replace_private(place, sealed)
     except OSError as error:
-        raise file_refusal(f"{path} can't be written", place.parent, error) from None
-    return opener
+        raise file_error(f"{path} can't be written", place.parent, error) from None
+    return age_identity
 
 
 def _read_identity(path: Path) -> bytes:
     try:
-        return read_bounded(path, MAX_IDENTITY, "a tracing identity", VaultError, pipe=True)
+        return read_bounded(path, MAX_IDENTITY, "a tracing identity", VaultError, allow_pipe=True)
     except OSError as error:
         raise VaultError(f"The tracing identity {path} can't be read ({error.strerror}): give its place.") from None
 
@@ -99,7 +99,7 @@ def _unlock(sealed: bytes, passphrase: str, path: Path) -> str:
     try:
         lines = [line.strip() for line in content.decode().splitlines()]
         (identity,) = [line for line in lines if line and not line.startswith("#")]  # as age-keygen writes it
-        Opener(identity)
+        AgeIdentity(identity)
     except (pyrage.IdentityError, ValueError):
         raise PassphraseError(
             f"{path} opens, and what is in it is no tracing identity: give the file that `vault init` made."
@@ -113,7 +113,7 @@ def seal(copy_key: bytes, copy_id: str, base_id: str, recipient: str, public_key
     return _encrypt(text.encode(), public_key)
 
 
-def seal_bundle(content: bytes, public_key: str) -> bytes:
+def seal_key_cache(content: bytes, public_key: str) -> bytes:
     """Seals the content of a bundle."""
     return _encrypt(content, public_key)
 
@@ -130,7 +130,7 @@ def _encrypt(content: bytes, *public_keys: str) -> bytes:
         raise VaultError("The vault's public key is damaged: restore a backup of the vault.") from None
 
 
-class Opener:
+class AgeIdentity:
     """The tracing identity, open; or an issuer's key, which opens pushed vaults and no record in them."""
 
     def __init__(self, identity: str):
@@ -144,7 +144,7 @@ class Opener:
         """The public key that goes with it."""
         return str(self._identity.to_public())
 
-    def unseal_bundle(self, sealed: bytes) -> bytes:
+    def unseal_key_cache(self, sealed: bytes) -> bytes:
         """The content of a bundle; empty if it can't be opened, since a bundle is only a shortcut."""
         return self.unseal_pack(sealed) or b""
 
@@ -166,8 +166,8 @@ class Opener:
             key = bytes.fromhex(content["key"])
         except (pyrage.DecryptError, ValueError, KeyError, TypeError, RecursionError):  # of any type, or too deep
             content, key = {}, b""
-        named, belongs = f"{shown(copy_id)} ({shown(recipient)})", (copy_id, base_id, recipient)
-        if (content.get("copy"), content.get("base"), content.get("recipient")) != belongs:
+        named, expected = f"{short_repr(copy_id)} ({short_repr(recipient)})", (copy_id, base_id, recipient)
+        if (content.get("copy"), content.get("base"), content.get("recipient")) != expected:
             raise RowError(Fault("copies", named, "was tampered with or sealed to another identity"))
         if len(key) != SECRET_BYTES:
             raise RowError(Fault("copies", named, "holds no usable key"))

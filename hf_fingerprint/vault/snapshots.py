@@ -9,24 +9,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.row_validation import (
-    base_row_fault,
-    copy_row_fault,
-    issuer_fault,
-    publication_fault,
-    questions_fault,
+    base_row_problem,
+    copy_row_problem,
+    issuer_problem,
+    publication_problem,
+    trigger_set_problem,
 )
-from hf_fingerprint.vault.rows import copy_fault, sift, sift_keyed
+from hf_fingerprint.vault.rows import copy_fault, read_keyed_table, read_table
 from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS
 from hf_fingerprint.vault.store import Vault
 
 
 BaseRow = tuple[str, str, str, bytes, bytes, str]
-QuestionsRow = tuple[str, bytes, str]
-KEYS = {  # the tables that are shared, each with its key; a row depends on rows of tables before its own
+TriggerSetRow = tuple[str, bytes, str]
+TABLE_KEYS = {  # the tables that are shared, each with its key; a row depends on rows of tables before its own
     "bases": "base_id",
     "questions": "base_id",
     "copies": "copy_id",
@@ -34,7 +34,7 @@ KEYS = {  # the tables that are shared, each with its key; a row depends on rows
     "publications": "copy_id",
     "issuers": "public_key",
 }
-IN_ORDER = ("bases", "copies")  # in which rows have an order
+ORDERED_TABLES = ("bases", "copies")  # in which rows have an order
 
 
 class PublicationRow(NamedTuple):
@@ -69,7 +69,7 @@ class Snapshot:
     copies: Mapping[str, CopyRecord] = field(repr=False)
     publications: Mapping[str, PublicationRow] = field(repr=False)
     issuers: Mapping[str, str]
-    questions: Mapping[str, QuestionsRow] = field(default_factory=dict, repr=False)
+    questions: Mapping[str, TriggerSetRow] = field(default_factory=dict, repr=False)
     bound: Mapping[str, tuple[str]] = field(default_factory=dict, repr=False)
     faults: tuple[Fault, ...] = field(default=(), repr=False, compare=False)
 
@@ -90,37 +90,37 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
             whole; by default it has all and may be damaged.
     """
     connection.text_factory = as_text
-    reader = _Reader(connection, tables)
+    reader = _SnapshotReader(connection, tables)
     bases = reader.take(
         "bases",
         BASE_COLUMNS,
         tuple,
-        base_row_fault,
+        base_row_problem,
     )
     missing = "belongs to a base that is not there, or can't be used"
 
-    def asked(row: QuestionsRow) -> str | None:
-        return questions_fault(row, bases[row[0]][4]) if row[0] in bases else missing
+    def trigger_row_problem(row: TriggerSetRow) -> str | None:
+        return trigger_set_problem(row, bases[row[0]][4]) if row[0] in bases else missing
 
-    def copied(record: CopyRecord) -> str | None:
-        return copy_row_fault(record) or (None if record.base_id in bases else missing)
+    def copy_problem(record: CopyRecord) -> str | None:
+        return copy_row_problem(record) or (None if record.base_id in bases else missing)
 
-    questions = reader.take("questions", "base_id, content, seal", tuple, asked)
-    copies = reader.take("copies", COPY_COLUMNS, lambda row: CopyRecord(*row), copied)
+    questions = reader.take("questions", "base_id, content, seal", tuple, trigger_row_problem)
+    copies = reader.take("copies", COPY_COLUMNS, lambda row: CopyRecord(*row), copy_problem)
     begun = reader.begun
 
-    def of_a_copy(copy_id: Any) -> str | None:
+    def reference_problem(copy_id: Any) -> str | None:
         return None if copy_id in copies else "belongs to a copy that is not there, or can't be used"
 
-    bound = reader.take("bound", "copy_id", tuple, lambda row: of_a_copy(row[0]), begun)
+    bound = reader.take("bound", "copy_id", tuple, lambda row: reference_problem(row[0]), begun)
     published = reader.take(
         "publications",
         ", ".join(PublicationRow._fields),
         lambda row: PublicationRow(*row),
-        lambda row: publication_fault(row) or of_a_copy(row.copy_id),
+        lambda row: publication_problem(row) or reference_problem(row.copy_id),
         begun,
     )
-    issuers = reader.take("issuers", "public_key, name", tuple, lambda row: issuer_fault(*row))
+    issuers = reader.take("issuers", "public_key, name", tuple, lambda row: issuer_problem(*row))
     meta = dict(connection.execute("SELECT key, value FROM meta NOT INDEXED"))
     return Snapshot(
         public_key=meta.get("public_key", ""),
@@ -134,9 +134,9 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
     )
 
 
-def sift_shared(connection: sqlite3.Connection, table: str, columns: str) -> tuple[list[Any], list[Fault]]:
-    """The rows of a table that is shared, as far as they can be read, and those that can't; see [`sift`]."""
-    return (sift if table in IN_ORDER else sift_keyed)(connection, table, KEYS[table], columns)
+def read_shared_table(connection: sqlite3.Connection, table: str, columns: str) -> tuple[list[Any], list[Fault]]:
+    """The rows of a table that is shared, as far as they can be read, and those that can't; see [`read_table`]."""
+    return (read_table if table in ORDERED_TABLES else read_keyed_table)(connection, table, TABLE_KEYS[table], columns)
 
 
 def insert_rows(connection: sqlite3.Connection, table: str, rows: Any) -> None:
@@ -150,7 +150,7 @@ def as_text(content: bytes) -> str:
     return content.decode(errors="surrogateescape")
 
 
-class _Reader:
+class _SnapshotReader:
     """Takes the rows of one database, and remembers which it left out.
 
     Attributes:
@@ -169,7 +169,7 @@ class _Reader:
         columns: str,
         make: Callable[[Any], Any],
         fault: Callable[[Any], str | None],
-        besides: Collection[Any] = frozenset(),
+        skipped_keys: Collection[Any] = frozenset(),
     ) -> dict[str, Any]:
         """The rows of a table by their keys; of a whole database one at a time, so that a large one that is left out
         takes no room.
@@ -178,30 +178,32 @@ class _Reader:
             table, columns (`str`): what to read; the key is the first column.
             make (callable): makes a row of the columns.
             fault (callable): what is wrong with it, or `None`.
-            besides (collection): keys of rows that are passed over.
+            skipped_keys (collection): keys of rows that are passed over.
         """
         taken: dict[str, Any] = {}
         for values in self._rows(table, columns):
             row, key = make(values), values[0]
-            if key in besides:
+            if key in skipped_keys:
                 continue
             if isinstance(row, CopyRecord) and row.state == "begun":
                 self.begun.add(key)
                 continue
-            what = "is there twice" if key in taken else fault(row)
-            if what is None:
+            problem = "is there twice" if key in taken else fault(row)
+            if problem is None:
                 taken[key] = row
             else:
-                named = copy_fault(row, what) if isinstance(row, CopyRecord) else Fault(table, shown(key), what)
+                named = (
+                    copy_fault(row, problem) if isinstance(row, CopyRecord) else Fault(table, short_repr(key), problem)
+                )
                 self.faults.append(named)
         return taken
 
     def _rows(self, table: str, columns: str) -> Iterable[tuple[Any, ...]]:
         if self._tables is None:
-            rows, faults = sift_shared(self._connection, table, columns)
+            rows, faults = read_shared_table(self._connection, table, columns)
             self.faults += faults
             return rows
         if table not in self._tables:
             return []
-        order = "ORDER BY rowid" if table in IN_ORDER else ""
+        order = "ORDER BY rowid" if table in ORDERED_TABLES else ""
         return self._connection.execute(f"SELECT {columns} FROM {table} NOT INDEXED {order}")

@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_fingerprint.checkpoints import full_disk, lacks_room
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.errors import StorageError, VaultError
 
 
 WAIT_SECONDS = 60.0  # for another process that writes
 _READ_ONLY = frozenset([errno.EROFS, errno.EACCES, errno.EPERM])
-_LEAST_BYTES = 128 << 10  # SQLite's log and its index take this at once
-_SIGNATURE = tuple[int, int, int]
+_MIN_FREE_BYTES = 128 << 10  # SQLite's log and its index take this at once
+FileSignature = tuple[int, int, int]
 
 
-def database_refusal(database: Path, error: sqlite3.Error) -> VaultError:
+def database_error(database: Path, error: sqlite3.Error) -> VaultError:
     """The sentence for an error of SQLite.
 
     Args:
@@ -37,14 +37,14 @@ def database_refusal(database: Path, error: sqlite3.Error) -> VaultError:
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
         return StorageError(f"{database} is in use by another process: run the command again when that has ended.")
     if primary == sqlite3.SQLITE_FULL:
-        return full_disk(folder)
+        return disk_full_error(folder)
     if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        if not may_write(database):
-            return _not_writable(database, code)
-        if is_full(folder):
-            return full_disk(folder)
+        if not is_writable(database):
+            return _not_writable_error(database, code)
+        if is_disk_full(folder):
+            return disk_full_error(folder)
         if primary == sqlite3.SQLITE_READONLY:
-            return _read_only(database)
+            return _read_only_error(database)
         name = getattr(error, "sqlite_errorname", primary)  # the rights are there, so a file found no room, or worse
         return StorageError(
             f"The disk of {folder} is full or failing ({error}, {name}): make room there, see that it is whole, and "
@@ -53,13 +53,13 @@ def database_refusal(database: Path, error: sqlite3.Error) -> VaultError:
     return VaultError(f"{database} can't be used as a vault ({error}): restore a backup.")
 
 
-def damaged(error: sqlite3.Error) -> bool:
+def is_damaged(error: sqlite3.Error) -> bool:
     """Whether SQLite found that a part of the database is not what it wrote."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
-def file_refusal(what: str, place: Path, error: OSError) -> VaultError:
+def file_error(what: str, place: Path, error: OSError) -> VaultError:
     """The sentence for a file or folder that can't be written.
 
     Args:
@@ -67,39 +67,39 @@ def file_refusal(what: str, place: Path, error: OSError) -> VaultError:
         place (`Path`): the folder.
         error (`OSError`): the reason.
     """
-    if lacks_room(error):
-        return full_disk(place)
+    if is_disk_full_error(error):
+        return disk_full_error(place)
     if error.errno in _READ_ONLY:
         return StorageError(f"{what} ({error.strerror}): {place} is read-only, so make it writable or choose another.")
     return VaultError(f"{what} ({error.strerror}): choose another folder.")
 
 
 @contextmanager
-def writing(what: str, place: Path) -> Iterator[None]:
-    """Says in a sentence what the disk has against a file or folder; see [`file_refusal`]."""
+def translate_disk_errors(what: str, place: Path) -> Iterator[None]:
+    """Says in a sentence what the disk has against a file or folder; see [`file_error`]."""
     try:
         yield
     except OSError as error:
-        raise file_refusal(what, place, error) from None
+        raise file_error(what, place, error) from None
 
 
-def is_full(folder: Path) -> bool:
+def is_disk_full(folder: Path) -> bool:
     """Whether the disk of a folder has hardly any room left, or no room for another file."""
     try:
         disk = os.statvfs(folder)
     except (OSError, AttributeError):
         return False
-    return disk.f_bavail * disk.f_frsize < _LEAST_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
+    return disk.f_bavail * disk.f_frsize < _MIN_FREE_BYTES or (disk.f_files > 0 and disk.f_favail == 0)
 
 
-def may_write(database: Path) -> bool:
+def is_writable(database: Path) -> bool:
     """Whether a database, there or not, and the files that SQLite keeps next to it can be written."""
     database = database.resolve()
     there = os.path.lexists(database)
-    return _allowed(database.parent, os.W_OK | os.X_OK) and (not there or _allowed(database, os.W_OK))
+    return _has_access(database.parent, os.W_OK | os.X_OK) and (not there or _has_access(database, os.W_OK))
 
 
-def address(database: Path) -> tuple[str, _SIGNATURE | None]:
+def database_uri(database: Path) -> tuple[str, FileSignature | None]:
     """The URI that SQLite opens a database by, and for one that is opened as unchangeable, what it is like now.
 
     A database with a log is read with the help of two files next to it, which must be made first if they are not
@@ -110,11 +110,11 @@ def address(database: Path) -> tuple[str, _SIGNATURE | None]:
     """
     database = database.resolve()
     uri = database.as_uri()
-    if may_write(database):
+    if is_writable(database):
         return f"{uri}?mode=rw", None
     if has_log(database):
         return f"{uri}?mode=ro", None
-    return f"{uri}?mode=ro&immutable=1", signature(database)
+    return f"{uri}?mode=ro&immutable=1", file_signature(database)
 
 
 def has_log(database: Path) -> bool:
@@ -129,7 +129,7 @@ def has_log(database: Path) -> bool:
     return False
 
 
-def signature(database: Path) -> _SIGNATURE | None:
+def file_signature(database: Path) -> FileSignature | None:
     """What changes when a database's file does; `None` if there is none."""
     try:
         found = database.stat()
@@ -138,39 +138,39 @@ def signature(database: Path) -> _SIGNATURE | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def check_unchanged(database: Path, before: _SIGNATURE | None) -> None:
+def check_unchanged(database: Path, before: FileSignature | None) -> None:
     """Refuses what was read from a database as unchangeable if it changed meanwhile; `None` if it wasn't opened so.
 
     Raises:
         [`StorageError`]: if it was.
     """
-    if before is not None and (signature(database) != before or has_log(database)):
+    if before is not None and (file_signature(database) != before or has_log(database)):
         raise StorageError(f"{database} was changed while it was read: run the command again.")
 
 
-def _allowed(path: Path, mode: int) -> bool:
+def _has_access(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def _not_writable(database: Path, code: int | None) -> StorageError:
-    if not _allowed(database, os.R_OK):
-        return _out_of_reach(database)
+def _not_writable_error(database: Path, code: int | None) -> StorageError:
+    if not _has_access(database, os.R_OK):
+        return _no_access_error(database)
     if code != sqlite3.SQLITE_READONLY and has_log(database):  # that code alone is an attempt to write
         return StorageError(
             f"The vault {database.parent} is read-only, and its last changes are in a log that can be read only where "
             f"it can be written: copy the folder elsewhere, {database.name}-wal included."
         )
-    return _read_only(database)
+    return _read_only_error(database)
 
 
-def _read_only(database: Path) -> StorageError:
+def _read_only_error(database: Path) -> StorageError:
     return StorageError(
         f"The vault {database.parent} is read-only: it can be listed and traced with; to change it, make the folder "
         f"and {database.name} writable, or copy the folder elsewhere."
     )
 
 
-def _out_of_reach(database: Path) -> StorageError:
+def _no_access_error(database: Path) -> StorageError:
     return StorageError(
         f"{database} can't be opened here: give yourself the right to read and write it, and the folder's other files."
     )

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_fingerprint.errors import PassphraseError, VaultError
-from hf_fingerprint.vault.creation import check_no_vault, identity_of_begun, make_vault
+from hf_fingerprint.vault.creation import check_no_vault, make_vault, unfinished_public_key
 from hf_fingerprint.vault.database import IDENTITY, identity_name
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.record_store import Ledger
+from hf_fingerprint.vault.record_store import RecordStore
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.sealing import Opener, lock_identity, new_identity, open_identity
-from hf_fingerprint.vault.unsealing import open_copies, opens_most, unsealed
+from hf_fingerprint.vault.sealing import AgeIdentity, encrypt_identity, new_identity, open_identity
+from hf_fingerprint.vault.unsealing import open_copies, opens_most_records, unseal_copy_key
 
 
-class Vault(Ledger):
+class Vault(RecordStore):
     """An existing vault, open for issuing; [`unlock`] it to trace.
 
     Args:
@@ -32,7 +32,7 @@ class Vault(Ledger):
 
     def __init__(self, folder: str | Path):
         super().__init__(folder)
-        self._opener: Opener | None = None
+        self._opener: AgeIdentity | None = None
 
     @classmethod
     def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
@@ -54,15 +54,15 @@ class Vault(Ledger):
                     f"another folder; it is left as it is."
                 )
         else:
-            public_key = identity_of_begun(folder, passphrase)
+            public_key = unfinished_public_key(folder, passphrase)
             if public_key is None:
                 identity, public_key = new_identity()
-                sealed = lock_identity(identity, passphrase)
+                sealed = encrypt_identity(identity, passphrase)
         make_vault(folder, public_key, sealed)
         return cls(folder)
 
     @classmethod
-    def beside_identity(cls, folder: str | Path, public_key: str) -> "Vault":
+    def create_empty(cls, folder: str | Path, public_key: str) -> "Vault":
         """Makes an empty vault where there is no database, though its identity may be there already: to fill it with
         what was pushed.
 
@@ -80,17 +80,17 @@ class Vault(Ledger):
             passphrase (`str`): the passphrase it was made with.
             identity (`Path`, *optional*): the identity file, if it isn't in the vault's folder.
         """
-        opener = open_identity(identity or self.identity, passphrase)
-        if opener.public_key != self.public_key:
-            self.check_identity()
-            if not opens_most(self, opener):
+        age_identity = open_identity(identity or self.identity, passphrase)
+        if age_identity.public_key != self.public_key:
+            self.check_identity_unchanged()
+            if not opens_most_records(self, age_identity):
                 raise PassphraseError(
                     f"The identity opened is not the one of {self.folder}: give the one it was made with."
                 )
             self.warn([Fault("meta", "public key", "is not that of the identity that opens its records")])
-        self._opener = opener
+        self._opener = age_identity
 
-    def check_identity(self) -> None:
+    def check_identity_unchanged(self) -> None:
         """Refuses to go on once the vault has another tracing identity than when it was opened.
 
         Raises:
@@ -126,7 +126,7 @@ class Vault(Ledger):
             raise RowError(fault)
         return opened.keys
 
-    def opener(self) -> Opener:
+    def age_identity(self) -> AgeIdentity:
         """The tracing identity, which must be open."""
         if self._opener is None:
             raise PassphraseError(
@@ -140,4 +140,4 @@ class Vault(Ledger):
         Raises:
             [`VaultError`]: if the record was tampered with.
         """
-        return unsealed(record, self.opener())
+        return unseal_copy_key(record, self.age_identity())

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.locks import hold
+from hf_fingerprint.vault.locks import acquire_lock
 from hf_fingerprint.vault.records import Base, CopyRecord
-from hf_fingerprint.vault.secure_delete import clear_journal, wipe
+from hf_fingerprint.vault.secure_delete import clear_journal, wipe_training_keys
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
 
@@ -27,7 +27,7 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
         recipient (`str`): whose copy it will be.
         out (`Path`, *optional*): where it will be, if that is known.
     """
-    known = _keys(vault)
+    known = _training_keys(vault)
     for record in reversed(vault.copies(base.base_id, recipient)):
         if record.copy_id in known and record.state == "begun":
             return record, known[record.copy_id]
@@ -39,7 +39,7 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
 
 def copies_in_training(vault: Vault) -> set[str]:
     """The ids of copies that are being trained, or were and never recorded."""
-    return set(_keys(vault))
+    return set(_training_keys(vault))
 
 
 def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
@@ -66,10 +66,10 @@ def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
     refusal = f"The copy of record {copy_id} ({record.recipient}) is being worked on: wait, or end that process."
     with ExitStack() as held:
         for what in (f"training {record.recipient}", record.out):
-            held.callback(hold(vault, base, what, refusal).release)
+            held.callback(acquire_lock(vault, base, what, refusal).release)
         with vault.connect() as connection:
             with transaction(connection):
-                wipe(connection, "copy_id = ?", copy_id)
+                wipe_training_keys(connection, "copy_id = ?", copy_id)
                 gone = connection.execute(
                     "DELETE FROM copies WHERE copy_id = ? AND state = 'begun'", (copy_id,)
                 ).rowcount
@@ -82,6 +82,6 @@ def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
     return record
 
 
-def _keys(vault: Vault) -> dict[str, bytes]:
+def _training_keys(vault: Vault) -> dict[str, bytes]:
     with vault.connect() as connection:
         return dict(connection.execute("SELECT copy_id, copy_key FROM training").fetchall())

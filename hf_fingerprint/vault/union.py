@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.records import CopyRecord
 from hf_fingerprint.vault.rows import STATES, copy_fault
@@ -42,9 +42,9 @@ def join(
             f"{there} is sealed to another tracing identity than {here}: give that identity, or rotate one first "
             f"(`hf-fingerprint vault rotate`)."
         )
-    joining = _Joining(mine, theirs, here, there, refusals or {})
-    bases, questions = joining.bases(), joining.questions()
-    copies, bound, publications = joining.copies(), joining.bound(), joining.publications()
+    union = _SnapshotUnion(mine, theirs, here, there, refusals or {})
+    bases, questions = union.bases(), union.questions()
+    copies, bound, publications = union.copies(), union.bound(), union.publications()
     return Snapshot(
         public_key=mine.public_key,
         bases=bases,
@@ -52,64 +52,66 @@ def join(
         copies=copies,
         bound=bound,
         publications=publications,
-        issuers=joining.issuers(),
-        faults=tuple(joining.refused),
+        issuers=union.issuers(),
+        faults=tuple(union.refused),
     )
 
 
-def same_record(mine: CopyRecord, theirs: CopyRecord) -> bool:
+def same_except_state(mine: CopyRecord, theirs: CopyRecord) -> bool:
     """Whether two records of one copy differ in nothing but their state."""
     return replace(mine, state=theirs.state) == theirs
 
 
-def without(snapshot: Snapshot, refusals: Refusals) -> Snapshot:
+def drop_refused(snapshot: Snapshot, refusals: Refusals) -> Snapshot:
     """A snapshot without rows that are refused and what depends on them, which are its faults."""
     return join(Snapshot(snapshot.public_key, {}, {}, {}, {}), snapshot, refusals=refusals)
 
 
-def twins(mine: Snapshot, theirs: Snapshot) -> Refusals:
+def find_duplicate_records(mine: Snapshot, theirs: Snapshot) -> Refusals:
     """Records of theirs that say the same as another one under another id, and would count a recipient twice."""
     found: dict[tuple[str, str], str] = {}
     seen = {mark: record for record in mine.copies.values() for mark in (record.commitment, record.sealed)}
     for copy_id, record in theirs.copies.items():
-        twin = seen.get(record.commitment) or seen.get(record.sealed)
-        if twin is None:
+        duplicate = seen.get(record.commitment) or seen.get(record.sealed)
+        if duplicate is None:
             seen |= {record.commitment: record, record.sealed: record}
-        elif twin.copy_id != copy_id:
-            what = "under another id, and is refused"
-            found["copies", copy_id] = f"has the commitment or the seal of copy {copy_fault(twin, what).key} {what}"
+        elif duplicate.copy_id != copy_id:
+            problem = "under another id, and is refused"
+            found["copies", copy_id] = (
+                f"has the commitment or the seal of copy {copy_fault(duplicate, problem).key} {problem}"
+            )
     return found
 
 
 @dataclass
-class _Joining:
+class _SnapshotUnion:
     mine: Snapshot
     theirs: Snapshot
     here: str
     there: str
     refusals: Refusals
     refused: list[Fault] = field(default_factory=list)
-    lost: set[tuple[str, str]] = field(default_factory=set)  # rows of theirs that were refused: table and key
+    refused_keys: set[tuple[str, str]] = field(default_factory=set)  # rows of theirs that were refused: table and key
 
-    def refuse(self, table: str, key: str, what: str, name: str | None = None) -> None:
-        self.refused.append(Fault(table, shown(key) if name is None else name, what))
-        self.lost.add((table, key))
+    def refuse(self, table: str, key: str, problem: str, name: str | None = None) -> None:
+        self.refused.append(Fault(table, short_repr(key) if name is None else name, problem))
+        self.refused_keys.add((table, key))
 
     def bases(self) -> dict[str, BaseRow]:
         joined = dict(self.mine.bases)
         for base_id, row in self.theirs.bases.items():
-            what = self.refusals.get(("bases", base_id))
-            if what is None and joined.get(base_id, row) != row:
-                what = (
+            problem = self.refusals.get(("bases", base_id))
+            if problem is None and joined.get(base_id, row) != row:
+                problem = (
                     f"was registered apart in {self.here} and {self.there}, with different secrets, and is refused: "
                     f"go on with both vaults, and trace with each"
                 )
-            if what is None and base_id not in joined:
-                what = self._wrong_predecessor(row)
-            if what is None:
+            if problem is None and base_id not in joined:
+                problem = self._wrong_predecessor(row)
+            if problem is None:
                 joined[base_id] = row
             else:
-                self.refuse("bases", base_id, what)
+                self.refuse("bases", base_id, problem)
         return joined
 
     def _wrong_predecessor(self, row: BaseRow) -> str | None:
@@ -117,41 +119,41 @@ class _Joining:
         replaces = json.loads(row[2]).get("replaces")
         known = self.mine.bases.get(replaces) or self.theirs.bases.get(replaces)
         if known is not None and known[1] != row[1]:
-            return f"replaces {shown(replaces)}, a base of other weights"
+            return f"replaces {short_repr(replaces)}, a base of other weights"
         return None
 
     def questions(self) -> dict[str, Any]:
         joined = dict(self.mine.questions)
         for base_id, row in self.theirs.questions.items():
-            what = self.refusals.get(("questions", base_id)) or self._without("bases", base_id)
-            if what is None and joined.get(base_id, row) != row:
-                what = (
+            problem = self.refusals.get(("questions", base_id)) or self._refused_parent_problem("bases", base_id)
+            if problem is None and joined.get(base_id, row) != row:
+                problem = (
                     f"was laid down apart in {self.here} and {self.there}, and is refused: copies answer one set or "
                     f"the other, so go on with both vaults, and query with each"
                 )
-            if what is None:
+            if problem is None:
                 joined[base_id] = row
             else:
-                self.refuse("questions", base_id, what)
+                self.refuse("questions", base_id, problem)
         return joined
 
     def copies(self) -> dict[str, CopyRecord]:
         joined = dict(self.mine.copies)
         for copy_id, record in self.theirs.copies.items():
             known = self.mine.copies.get(copy_id)
-            if known is not None and same_record(known, record):
+            if known is not None and same_except_state(known, record):
                 joined[copy_id] = max(known, record, key=lambda each: STATES.index(each.state))
                 continue
-            what = self.refusals.get(("copies", copy_id)) or self._without("bases", record.base_id)
-            if what is None and known is not None:
-                what = (
+            problem = self.refusals.get(("copies", copy_id)) or self._refused_parent_problem("bases", record.base_id)
+            if problem is None and known is not None:
+                problem = (
                     f"is not in {self.there} what it is in {self.here}, and the other is refused: one of the two was "
                     f"tampered with, so restore a backup of that vault"
                 )
-            if what is None:
+            if problem is None:
                 joined[copy_id] = record
             else:
-                self.refuse("copies", copy_id, what, copy_fault(record, what).key)
+                self.refuse("copies", copy_id, problem, copy_fault(record, problem).key)
         return joined
 
     def bound(self) -> dict[str, Any]:
@@ -159,49 +161,49 @@ class _Joining:
         for copy_id, row in self.theirs.bound.items():
             if copy_id in joined:
                 continue
-            what = self.refusals.get(("bound", copy_id)) or self._without("copies", copy_id)
-            if what is None:
-                what = self._without("questions", self.theirs.copies[copy_id].base_id)
-            if what is None:
+            problem = self.refusals.get(("bound", copy_id)) or self._refused_parent_problem("copies", copy_id)
+            if problem is None:
+                problem = self._refused_parent_problem("questions", self.theirs.copies[copy_id].base_id)
+            if problem is None:
                 joined[copy_id] = row
             else:
-                self.refuse("bound", copy_id, what)
+                self.refuse("bound", copy_id, problem)
         return joined
 
     def publications(self) -> dict[str, PublicationRow]:
         joined = dict(self.mine.publications)
         for copy_id, row in self.theirs.publications.items():
-            what = self.refusals.get(("publications", copy_id)) or self._without("copies", copy_id)
-            both = None if what else _further(joined.get(copy_id, row), row)
+            problem = self.refusals.get(("publications", copy_id)) or self._refused_parent_problem("copies", copy_id)
+            both = None if problem else _later_publication(joined.get(copy_id, row), row)
             if both is not None:
                 joined[copy_id] = both
             elif joined.get(copy_id) != row:
                 known = joined.get(copy_id)
                 elsewhere = "" if known is None else f" and in {self.here} with one to {known.repo}"
-                what = what or (
-                    f"is in {self.there} on record with a push to {shown(row.repo)}{elsewhere}, not one and the same, "
+                problem = problem or (
+                    f"is in {self.there} on record with a push to {short_repr(row.repo)}{elsewhere}, not one and the same, "
                     f"and the other is refused: one of the two was tampered with, so restore a backup of that vault"
                 )
-                self.refuse("publications", copy_id, what)
+                self.refuse("publications", copy_id, problem)
         return joined
 
     def issuers(self) -> dict[str, str]:
         joined = dict(self.mine.issuers)
         for public_key, name in self.theirs.issuers.items():
-            what = self.refusals.get(("issuers", public_key))
-            if what is None:
+            problem = self.refusals.get(("issuers", public_key))
+            if problem is None:
                 joined[public_key] = min(joined.get(public_key, name), name)
             else:
-                self.refuse("issuers", public_key, what)
+                self.refuse("issuers", public_key, problem)
         return joined
 
-    def _without(self, table: str, key: str) -> str | None:
+    def _refused_parent_problem(self, table: str, key: str) -> str | None:
         """Why a row is refused that depends on one that was."""
         names = {"bases": "base", "copies": "copy", "questions": "the questions of base"}
-        return f"is refused with {names[table]} {shown(key)}" if (table, key) in self.lost else None
+        return f"is refused with {names[table]} {short_repr(key)}" if (table, key) in self.refused_keys else None
 
 
-def _further(mine: PublicationRow, theirs: PublicationRow) -> PublicationRow | None:
+def _later_publication(mine: PublicationRow, theirs: PublicationRow) -> PublicationRow | None:
     """The further of two records of a copy's publication; `None` if they contradict each other."""
     # a state's name is more the further it is: "begun" < "confirmed"
     first, last = sorted((mine, theirs), key=lambda row: (row.state, row.files, row.revision or ""))

@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault.faults import Fault, RowError
-from hf_fingerprint.vault.key_cache import pack, record_digest, unpack
+from hf_fingerprint.vault.key_cache import pack_keys, record_digest, unpack_keys
 from hf_fingerprint.vault.records import CopyRecord
-from hf_fingerprint.vault.rows import copy_fault, sift_copies
-from hf_fingerprint.vault.sealing import Opener, seal_bundle
+from hf_fingerprint.vault.rows import copy_fault, read_usable_copies
+from hf_fingerprint.vault.sealing import AgeIdentity, seal_key_cache
 
 
 if TYPE_CHECKING:
     from hf_fingerprint.vault.store import Vault
 
 
-BUNDLE_FROM, ASKED = 64, 64
-SAME_KEY = "(SELECT value FROM meta WHERE key = 'public_key') = ?"  # nothing more is sealed to a rotated identity
+KEY_CACHE_MIN, SAMPLED_RECORDS = 64, 64
+SAME_PUBLIC_KEY = (
+    "(SELECT value FROM meta WHERE key = 'public_key') = ?"  # nothing more is sealed to a rotated identity
+)
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedCopies:
     """Records whose keys are known, and those that can't be used.
 
     Attributes:
@@ -40,7 +42,7 @@ class Opened:
     faults: list[Fault]
 
 
-def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> Opened:
+def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> OpenedCopies:
     """Opens the records of one base's copies.
 
     Args:
@@ -50,16 +52,16 @@ def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> Opened:
     Raises:
         [`PassphraseError`]: if the vault is locked, or was given another tracing identity since it was unlocked.
     """
-    opener = vault.opener()
+    age_identity = vault.age_identity()
     if not records:
-        return Opened([], [], [])
-    cached = _cached(vault, opener, records[0].base_id)
-    opened, fresh = Opened([], [], []), 0
+        return OpenedCopies([], [], [])
+    cached = _load_key_cache(vault, age_identity, records[0].base_id)
+    opened, fresh = OpenedCopies([], [], []), 0
     for record in records:
         try:
-            key = _known(cached, record)
+            key = _cached_key(cached, record)
             if key is None:
-                key = unsealed(record, opener)
+                key = unseal_copy_key(record, age_identity)
                 fresh += record.commitment is not None
         except RowError as error:
             opened.faults.append(error.fault)
@@ -67,13 +69,13 @@ def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> Opened:
         opened.copies.append(record)
         opened.keys.append(key)
     if opened.faults:
-        vault.check_identity()
-    if fresh >= BUNDLE_FROM:
-        _cache(vault, opened)
+        vault.check_identity_unchanged()
+    if fresh >= KEY_CACHE_MIN:
+        _store_key_cache(vault, opened)
     return opened
 
 
-def unused_rows(vault: "Vault") -> tuple[Fault, ...]:
+def find_unusable_rows(vault: "Vault") -> tuple[Fault, ...]:
     """All bases and records of copies that can't be used: the vault must be unlocked, and each record is opened."""
     rows = vault.rows()
     return (
@@ -82,25 +84,25 @@ def unused_rows(vault: "Vault") -> tuple[Fault, ...]:
     )
 
 
-def opens_most(vault: "Vault", opener: Opener) -> bool:
+def opens_most_records(vault: "Vault", age_identity: AgeIdentity) -> bool:
     """Whether an identity opens most records of a vault, of the first ones: then it is the vault's, whatever the
     database says of its public key."""
     with vault.connect() as connection:
-        records, _ = sift_copies(connection, "rowid IN (SELECT rowid FROM copies LIMIT ?)", (ASKED,))
+        records, _ = read_usable_copies(connection, "rowid IN (SELECT rowid FROM copies LIMIT ?)", (SAMPLED_RECORDS,))
     opened = 0
     for record in records:
         with suppress(RowError):
-            opened += len(unsealed(record, opener)) > 0
+            opened += len(unseal_copy_key(record, age_identity)) > 0
     return 2 * opened > len(records)
 
 
-def unsealed(record: CopyRecord, opener: Opener) -> bytes:
+def unseal_copy_key(record: CopyRecord, age_identity: AgeIdentity) -> bytes:
     """A record's copy key, checked against its commitment.
 
     Raises:
         [`RowError`]: if the record was tampered with.
     """
-    key = opener.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
+    key = age_identity.unseal(record.sealed, record.copy_id, record.base_id, record.recipient)
     check_commitment(record, key)
     return key
 
@@ -121,7 +123,7 @@ def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
         raise RowError(copy_fault(record, "does not open its commitment"))
 
 
-def _known(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
+def _cached_key(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
     """The key from the cache, which whoever has the public key could have sealed, so only a commitment vouches for it;
     `None` if it isn't there or isn't the record's."""
     key = cached.get(record_digest(record)) if record.commitment is not None else None
@@ -133,17 +135,17 @@ def _known(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
     return key
 
 
-def _cached(vault: "Vault", opener: Opener, base_id: str) -> dict[bytes, bytes]:
+def _load_key_cache(vault: "Vault", age_identity: AgeIdentity, base_id: str) -> dict[bytes, bytes]:
     with vault.connect() as connection:
         row = connection.execute("SELECT sealed FROM bundles WHERE base_id = ?", (base_id,)).fetchone()
-    return unpack(opener.unseal_bundle(row[0])) if row else {}
+    return unpack_keys(age_identity.unseal_key_cache(row[0])) if row else {}
 
 
-def _cache(vault: "Vault", opened: Opened) -> None:
+def _store_key_cache(vault: "Vault", opened: OpenedCopies) -> None:
     keys = {record_digest(record): key for record, key in zip(opened.copies, opened.keys, strict=True)}
-    sealed = seal_bundle(pack(keys), vault.public_key)
+    sealed = seal_key_cache(pack_keys(keys), vault.public_key)
     with suppress(StorageError), vault.connect() as connection:  # only a shortcut
         connection.execute(
-            f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_KEY}",
+            f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_PUBLIC_KEY}",
             (opened.copies[0].base_id, sealed, vault.public_key),
         )

@@ -20,24 +20,24 @@ from typing import Any
 from hf_fingerprint.checkpoints.contents import SQLITE, VAULT_DATABASE
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes, read_bounded
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault.base_validation import shown
+from hf_fingerprint.vault.base_validation import short_repr
 from hf_fingerprint.vault.migrations import UPGRADABLE
 from hf_fingerprint.vault.schema import FORMAT, TABLES
 from hf_fingerprint.vault.sealing import check_public_key
-from hf_fingerprint.vault.snapshots import KEYS, Snapshot, as_text, read_snapshot
+from hf_fingerprint.vault.snapshots import TABLE_KEYS, Snapshot, as_text, read_snapshot
 
 
 MAX_STEPS = 200_000_000  # of SQLite's virtual machine, some seconds; a vault of 100,000 records takes 3 million
 _STEPS_AT_ONCE = 100_000
 _PAGES_AT_ONCE = 256
-_TRIES = 3
-_LATER = {"1": ("publications", "issuers", "questions", "bound"), "2": ("questions", "bound")}
-_PLAIN = re.compile(r"CREATE (TABLE|INDEX|UNIQUE INDEX) ", re.IGNORECASE)  # no view, trigger or virtual table
-_ON_VALUES = re.compile(r"[A-Z-]+ value in ")  # what a check says of a row; each row is looked at by itself
-_Refuse = Callable[[str], VaultError]
+_ATTEMPTS = 3
+_TABLES_ADDED_LATER = {"1": ("publications", "issuers", "questions", "bound"), "2": ("questions", "bound")}
+_PLAIN_SCHEMA = re.compile(r"CREATE (TABLE|INDEX|UNIQUE INDEX) ", re.IGNORECASE)  # no view, trigger or virtual table
+_VALUE_CHECK = re.compile(r"[A-Z-]+ value in ")  # what a check says of a row; each row is looked at by itself
+_MakeError = Callable[[str], VaultError]
 
 
-def open_folder(folder: str | Path) -> Snapshot:
+def read_vault_folder(folder: str | Path) -> Snapshot:
     """What the vault in another folder shares; the folder is left as it is.
 
     Where its database has a log that isn't folded in (another process has it open, or was killed), SQLite reads both,
@@ -55,22 +55,22 @@ def open_folder(folder: str | Path) -> Snapshot:
     if not file.is_file():
         raise VaultError(f"{folder} holds no vault: give the folder that has {VAULT_DATABASE}.")
 
-    def refuse(why: str) -> VaultError:
+    def make_error(why: str) -> VaultError:
         return VaultError(f"{file} is no vault's database that can be merged, {why}: restore a backup of that vault.")
 
-    with _in_memory() as connection:
+    with _memory_database() as connection:
         try:
-            content = _settled(file)
+            content = _read_stable(file)
             if content is None:
-                _copy(file, connection)
+                _back_up_into(file, connection)
             else:
-                _fill(connection, content)
+                _load_bytes(connection, content)
             del content
-            return _read(connection, refuse, str(folder), other_tables=True)
+            return _read_database(connection, make_error, str(folder), allow_other_tables=True)
         except OSError as error:
             raise VaultError(f"{file} can't be read ({error.strerror}): give this account access to it.") from None
         except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
-            raise refuse(_said(error)) from None
+            raise make_error(_describe_error(error)) from None
 
 
 def read_pack(content: bytes, where: str) -> Snapshot:
@@ -81,23 +81,23 @@ def read_pack(content: bytes, where: str) -> Snapshot:
         where (`str`): where the pack was found.
     """
 
-    def refuse(why: str) -> VaultError:
+    def make_error(why: str) -> VaultError:
         return VaultError(
             f"What is encrypted in {where} is no whole vault ({why}): restore an earlier commit of it, or push anew."
         )
 
-    with _in_memory() as connection:
+    with _memory_database() as connection:
         try:
             if not content.startswith(SQLITE):
-                raise refuse("it is no database")
-            _fill(connection, content)
-            return _read(connection, refuse, where, other_tables=False)
+                raise make_error("it is no database")
+            _load_bytes(connection, content)
+            return _read_database(connection, make_error, where, allow_other_tables=False)
         except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
-            raise refuse(_said(error)) from None
+            raise make_error(_describe_error(error)) from None
 
 
 @contextmanager
-def _in_memory() -> Iterator[sqlite3.Connection]:
+def _memory_database() -> Iterator[sqlite3.Connection]:
     """A database in memory that runs nothing it holds and stops after a number of steps."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         left = MAX_STEPS // _STEPS_AT_ONCE
@@ -117,35 +117,35 @@ def _in_memory() -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _fill(connection: sqlite3.Connection, content: bytes) -> None:
+def _load_bytes(connection: sqlite3.Connection, content: bytes) -> None:
     """Puts a file's bytes in memory; one that keeps a log has none that matters there."""
     if content[18:20] != b"\x01\x01":
         content = content[:18] + b"\x01\x01" + content[20:]
     connection.deserialize(content)
 
 
-def _settled(file: Path) -> bytes | None:
+def _read_stable(file: Path) -> bytes | None:
     """The bytes of a database whose log is folded in and that nobody changes meanwhile; `None` if there is no such
     moment."""
-    for _ in range(_TRIES):
-        before = _state(file)
+    for _ in range(_ATTEMPTS):
+        before = _file_state(file)
         if before[-1]:
             return None
         content = read_bounded(file, MAX_PACK, "a vault that is merged", VaultError)
-        if _state(file) == before:
+        if _file_state(file) == before:
             if not content.startswith(SQLITE):
                 raise sqlite3.DatabaseError("file is not a database")
             return content
     return None
 
 
-def _state(file: Path) -> tuple[int, int, int]:
+def _file_state(file: Path) -> tuple[int, int, int]:
     """When it was changed, its size, and that of its log."""
     found, log = file.stat(), Path(f"{file}-wal")
     return found.st_mtime_ns, found.st_size, log.stat().st_size if log.is_file() else 0
 
 
-def _copy(file: Path, connection: sqlite3.Connection) -> None:
+def _back_up_into(file: Path, connection: sqlite3.Connection) -> None:
     """Copies a database with its log into memory, as SQLite reads it, through a connection that can't write."""
 
     def watch(status: int, remaining: int, total: int) -> None:
@@ -157,42 +157,48 @@ def _copy(file: Path, connection: sqlite3.Connection) -> None:
         source.backup(connection, pages=_PAGES_AT_ONCE, progress=watch)
 
 
-def _read(connection: sqlite3.Connection, refuse: _Refuse, where: str, other_tables: bool) -> Snapshot:
+def _read_database(
+    connection: sqlite3.Connection, make_error: _MakeError, where: str, allow_other_tables: bool
+) -> Snapshot:
     schema = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
     tables = {name for name, sql in schema if isinstance(sql, str) and sql.upper().startswith("CREATE TABLE ")}
-    plain = all(sql is None or _PLAIN.match(str(sql)) for _, sql in schema)  # an index that a table has has no text
-    own = _own_tables()
-    if not plain or "meta" not in tables or not _fits(connection, "meta"):
-        raise refuse("its tables are not those of a vault")
+    plain = all(
+        sql is None or _PLAIN_SCHEMA.match(str(sql)) for _, sql in schema
+    )  # an index that a table has has no text
+    own = _vault_tables()
+    if not plain or "meta" not in tables or not _has_vault_columns(connection, "meta"):
+        raise make_error("its tables are not those of a vault")
     meta = dict(connection.execute("SELECT key, value FROM meta WHERE key IN ('format', 'public_key')"))
     found = meta.get("format")
     if found not in (str(FORMAT), *UPGRADABLE):
-        raise refuse("it has no format") if found is None else _newer(where, found)
-    needed = own.keys() - _LATER.get(found, ()) - {"training"}  # format 1 made that table when it was needed
-    more = tables - needed - {"training"} if not other_tables else set()
-    fitting = all(_fits(connection, table) for table in tables & own.keys())
+        raise make_error("it has no format") if found is None else _format_error(where, found)
+    needed = (
+        own.keys() - _TABLES_ADDED_LATER.get(found, ()) - {"training"}
+    )  # format 1 made that table when it was needed
+    more = tables - needed - {"training"} if not allow_other_tables else set()
+    fitting = all(_has_vault_columns(connection, table) for table in tables & own.keys())
     if needed - tables or more or not fitting:
-        raise refuse("its tables are not those of a vault")
+        raise make_error("its tables are not those of a vault")
     for (said,) in connection.execute("PRAGMA quick_check(1000000)"):
-        if said != "ok" and not _ON_VALUES.match(said):
-            raise refuse("it is damaged")
+        if said != "ok" and not _VALUE_CHECK.match(said):
+            raise make_error("it is damaged")
     try:
         check_public_key(str(meta.get("public_key")))
     except VaultError:
-        raise refuse("it has no tracing identity's public key") from None
-    return read_snapshot(connection, KEYS.keys() & tables)
+        raise make_error("it has no tracing identity's public key") from None
+    return read_snapshot(connection, TABLE_KEYS.keys() & tables)
 
 
-def _newer(where: str, found: Any) -> VaultError:
+def _format_error(where: str, found: Any) -> VaultError:
     return VaultError(
-        f"The vault in {where} has format {shown(found)} and this version reads {FORMAT}: upgrade hf-fingerprint "
+        f"The vault in {where} has format {short_repr(found)} and this version reads {FORMAT}: upgrade hf-fingerprint "
         f"everywhere, and push again."
     )
 
 
-def _fits(connection: sqlite3.Connection, table: str) -> bool:
+def _has_vault_columns(connection: sqlite3.Connection, table: str) -> bool:
     """Whether a table has a vault's columns, and none that is worked out when it is read."""
-    return _columns(connection, table) == _own_tables()[table]
+    return _columns(connection, table) == _vault_tables()[table]
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[tuple[str, str, int], ...]:
@@ -201,14 +207,14 @@ def _columns(connection: sqlite3.Connection, table: str) -> tuple[tuple[str, str
 
 
 @cache
-def _own_tables() -> dict[str, tuple[tuple[str, str, int], ...]]:
+def _vault_tables() -> dict[str, tuple[tuple[str, str, int], ...]]:
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(TABLES)
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         return {name: _columns(connection, name) for name in names}
 
 
-def _said(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if "interrupted" in str(error):
         return "it takes too long to read"
     return "it is damaged"

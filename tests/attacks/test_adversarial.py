@@ -2,15 +2,15 @@ import pytest
 import torch
 
 from hf_fingerprint.attacks import AdversarialRemoval, WeightNoise
-from hf_fingerprint.attacks.training_loop import answers, divergence
+from hf_fingerprint.attacks.training_loop import kl_divergence, predict_logits
 from hf_fingerprint.carriers import select_from_model
 from hf_fingerprint.errors import CarrierError, FingerprintError
-from tests.helpers.thieves import CNN, VIT, accuracy, changed, easy_images, fresh, same, taught, thief_of
+from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, make_attacker, make_images, same, trained_state
 
 
 def likely(architecture=CNN):
-    thief = thief_of(architecture)
-    return select_from_model(thief.model(fresh(architecture)), thief.images[:1])
+    attacker = make_attacker(architecture)
+    return select_from_model(attacker.model(fresh(architecture)), attacker.images[:1])
 
 
 def distance(before, after, names):
@@ -22,44 +22,44 @@ def distance(before, after, names):
 
 
 def kl(before, after):
-    images, thief = easy_images(64, seed=9)[0], thief_of(CNN)
-    return float(divergence(*(answers(thief.model(state), images, 64) for state in (after, before))))
+    images, attacker = make_images(64, seed=9)[0], make_attacker(CNN)
+    return float(kl_divergence(*(predict_logits(attacker.model(state), images, 64) for state in (after, before))))
 
 
 @pytest.mark.parametrize("aim", [0.02, 0.3])
 def test_likely_carriers_go_as_far_as_asked_at_any_price(aim):
-    state = taught()
+    state = trained_state()
 
-    after = AdversarialRemoval(aim, None, rounds=2, repair=3)(state, thief_of(CNN))
+    after = AdversarialRemoval(aim, None, rounds=2, repair=3)(state, make_attacker(CNN))
 
-    assert same(state, taught())
+    assert same(state, trained_state())
     assert distance(state, after, likely()) == pytest.approx(aim, rel=0.02)
     assert accuracy(after) > 0.9
 
 
 def test_no_distance_is_no_change():
-    assert not changed(taught(), AdversarialRemoval(0.0)(taught(), thief_of(CNN)))
+    assert not changed(trained_state(), AdversarialRemoval(0.0)(trained_state(), make_attacker(CNN)))
 
 
 def test_the_way_ends_where_the_outputs_notice():
-    state, thief = taught(), thief_of(CNN)
+    state, attacker = trained_state(), make_attacker(CNN)
     allowed = 1e-4
 
-    after = AdversarialRemoval(3.0, allowed, rounds=2, repair=2)(state, thief)
+    after = AdversarialRemoval(3.0, allowed, rounds=2, repair=2)(state, attacker)
 
     reached = distance(state, after, likely())
-    held = thief.images[:16]
-    told, wanted = (answers(thief.model(found), held, 16) for found in (after, state))
-    assert float(divergence(told, wanted)) <= allowed
+    held = attacker.images[:16]
+    student_logits, wanted = (predict_logits(attacker.model(found), held, 16) for found in (after, state))
+    assert float(kl_divergence(student_logits, wanted)) <= allowed
     assert reached < 2.9
-    free = AdversarialRemoval(3.0, None, rounds=2, repair=2)(state, thief)
-    assert float(divergence(answers(thief.model(free), held, 16), wanted)) > allowed
+    free = AdversarialRemoval(3.0, None, rounds=2, repair=2)(state, attacker)
+    assert float(kl_divergence(predict_logits(attacker.model(free), held, 16), wanted)) > allowed
 
 
 def test_it_costs_less_than_noise_as_large():
-    state, names = taught(), likely()
+    state, names = trained_state(), likely()
 
-    clever = AdversarialRemoval(0.4, None, rounds=1, repair=10)(state, thief_of(CNN))
+    clever = AdversarialRemoval(0.4, None, rounds=1, repair=10)(state, make_attacker(CNN))
     noise = [WeightNoise(0.4, seed=seed)(state) for seed in range(3)]
 
     blunt = [{n: noisy[n] if n in names else state[n] for n in state} for noisy in noise]
@@ -67,8 +67,8 @@ def test_it_costs_less_than_noise_as_large():
 
 
 def test_directions_are_seeded():
-    state, thief = fresh(VIT), thief_of(VIT, 16)
-    runs = [AdversarialRemoval(0.1, None, 1, 1, seed=seed)(state, thief) for seed in (0, 0, 1)]
+    state, attacker = fresh(VIT), make_attacker(VIT, 16)
+    runs = [AdversarialRemoval(0.1, None, 1, 1, seed=seed)(state, attacker) for seed in (0, 0, 1)]
 
     assert same(runs[0], runs[1])
     names = likely(VIT)
@@ -77,10 +77,10 @@ def test_directions_are_seeded():
 
 
 def test_rows_of_zeros_do_no_harm():
-    state = taught()
+    state = trained_state()
     state["conv_head.weight"][:5] = 0
 
-    after = AdversarialRemoval(0.1, None, rounds=1, repair=2)(state, thief_of(CNN))
+    after = AdversarialRemoval(0.1, None, rounds=1, repair=2)(state, make_attacker(CNN))
 
     assert all(tensor.isfinite().all() for tensor in after.values())
     others = [name for name in likely() if name != "conv_head.weight"]
@@ -88,11 +88,11 @@ def test_rows_of_zeros_do_no_harm():
 
 
 def test_progress_is_told_in_steps():
-    told = []
+    student_logits = []
 
-    AdversarialRemoval(0.1, None, rounds=2, repair=3)(fresh(CNN), thief_of(CNN, advance=told.append))
+    AdversarialRemoval(0.1, None, rounds=2, repair=3)(fresh(CNN), make_attacker(CNN, advance=student_logits.append))
 
-    assert sum(told) == 6
+    assert sum(student_logits) == 6
 
 
 @pytest.mark.parametrize("wrong", [{"distance": -1.0}, {"rounds": 0}, {"max_kl": 0.0}])
@@ -110,7 +110,7 @@ def test_a_model_without_likely_carriers_has_nothing_to_remove():
         def forward(self, images):
             return self.only(images.flatten(1))
 
-    thief = thief_of(CNN)
-    alone = type(thief)(Constant, thief.images, thief.labels)
+    attacker = make_attacker(CNN)
+    alone = type(attacker)(Constant, attacker.images, attacker.labels)
     with pytest.raises(CarrierError, match="no likely carriers"):
         AdversarialRemoval()(Constant().state_dict(), alone)

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from hf_fingerprint.attacks import (
+    Attacker,
     BatchNormReestimation,
     Collusion,
+    Compose,
     FineTuning,
     MagnitudePruning,
     Quantization,
-    Then,
-    Thief,
 )
 from hf_fingerprint.attacks.attack import Attack, largest
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, fresh, same, thief_of
+from tests.helpers.thieves import CNN, fresh, make_attacker, same
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Doubling(Attack):
     times: float = 1.0
     name: str = "w"
 
-    def __call__(self, state, thief=None):
+    def __call__(self, state, attacker=None):
         return {name: tensor * 2**self.times for name, tensor in state.items()}
 
 
@@ -45,10 +45,10 @@ def test_an_attack_with_one_strength_sweeps_alone():
 
 
 def test_a_chain_does_one_thing_after_another():
-    chain = Then(Doubling(1.0), Quantization(2), Doubling(2.0))
+    chain = Compose(Doubling(1.0), Quantization(2), Doubling(2.0))
 
     assert same(chain(STATE), Doubling(2.0)(Quantization(2)(Doubling(1.0)(STATE))))
-    assert not same(chain(STATE), Then(Quantization(2), Doubling(4.0))(STATE))
+    assert not same(chain(STATE), Compose(Quantization(2), Doubling(4.0))(STATE))
     assert chain.strength == 1
     assert (
         repr(chain) == "Doubling(times=1.0, name='w') then Quantization(bits=2, by_channel=False) then "
@@ -59,17 +59,17 @@ def test_a_chain_does_one_thing_after_another():
 def test_a_chain_may_begin_with_a_collusion():
     copies = [STATE, {name: 3 * tensor for name, tensor in STATE.items()}]
 
-    assert same(Then(Collusion("average"), Doubling(1.0))(copies), Doubling(2.0)(STATE))
+    assert same(Compose(Collusion("average"), Doubling(1.0))(copies), Doubling(2.0)(STATE))
 
 
 def test_a_chain_needs_a_thief_if_a_step_does_and_tells_every_paper_once():
-    plain = Then(MagnitudePruning(0.5), MagnitudePruning(0.5), Quantization(8))
+    plain = Compose(MagnitudePruning(0.5), MagnitudePruning(0.5), Quantization(8))
 
-    assert not plain.needs_thief
-    assert Then(MagnitudePruning(0.5), FineTuning()).needs_thief
+    assert not plain.needs_attacker
+    assert Compose(MagnitudePruning(0.5), FineTuning()).needs_attacker
     assert plain.paper == f"{MagnitudePruning.paper}; {Quantization.paper}"
     with pytest.raises(FingerprintError, match="at least one"):
-        Then()
+        Compose()
 
 
 def test_an_attack_that_runs_the_model_says_what_it_needs():
@@ -78,9 +78,9 @@ def test_an_attack_that_runs_the_model_says_what_it_needs():
 
 
 def test_a_thief_builds_the_model_with_the_weights_given():
-    state, thief = fresh(CNN), thief_of(CNN)
+    state, attacker = fresh(CNN), make_attacker(CNN)
 
-    model, built = thief.model(state), thief.built(state)
+    model, built = attacker.model(state), attacker.built(state)
 
     assert same(dict(model.state_dict()), state)
     assert same(dict(built.module.state_dict()), state)
@@ -88,7 +88,7 @@ def test_a_thief_builds_the_model_with_the_weights_given():
     assert built.size == (3, 32, 32)
     with pytest.raises(FingerprintError, match="preprocessed already"):
         built.preprocess(None)
-    assert isinstance(thief, Thief)
+    assert isinstance(attacker, Attacker)
 
 
 def test_largest_names_weights_by_their_size():

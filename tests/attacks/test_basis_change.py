@@ -3,7 +3,7 @@ import timm
 import torch
 
 from hf_fingerprint import FingerprintError
-from hf_fingerprint.attacks import HeadBasis, StreamRotation, Thief
+from hf_fingerprint.attacks import Attacker, HeadBasisChange, StreamRotation
 
 
 def model(architecture):
@@ -25,7 +25,7 @@ def outputs(made, state=None):
 
 
 @pytest.mark.parametrize(
-    "attack", [HeadBasis(1.0, 2), HeadBasis(0.1, 2, seed=3), StreamRotation(), StreamRotation(0.1)]
+    "attack", [HeadBasisChange(1.0, 2), HeadBasisChange(0.1, 2, seed=3), StreamRotation(), StreamRotation(0.1)]
 )
 @pytest.mark.parametrize("architecture", ["test_vit", "test_vit2"])
 def test_the_function_stays_and_the_weights_do_not(architecture, attack):
@@ -42,17 +42,20 @@ def test_the_function_stays_and_the_weights_do_not(architecture, attack):
 
 def test_the_thiefs_model_says_how_many_heads_there_are():
     made = model("test_vit")
-    thief = Thief(lambda: timm.create_model("test_vit", num_classes=10), torch.zeros(0), torch.zeros(0))
+    attacker = Attacker(lambda: timm.create_model("test_vit", num_classes=10), torch.zeros(0), torch.zeros(0))
     state = made.state_dict()
 
-    known, told = HeadBasis(1.0, made.blocks[0].attn.num_heads)(state), HeadBasis()(state, thief)
+    known, student_logits = (
+        HeadBasisChange(1.0, made.blocks[0].attn.num_heads)(state),
+        HeadBasisChange()(state, attacker),
+    )
 
-    assert all(torch.equal(known[name], told[name]) for name in known)
+    assert all(torch.equal(known[name], student_logits[name]) for name in known)
     with pytest.raises(FingerprintError, match="give heads, or a Thief"):
-        HeadBasis()(state)
+        HeadBasisChange()(state)
 
 
-@pytest.mark.parametrize("attack", [HeadBasis(1.0, 2), StreamRotation()])
+@pytest.mark.parametrize("attack", [HeadBasisChange(1.0, 2), StreamRotation()])
 def test_a_network_of_convolutions_is_refused_in_a_sentence(attack):
     with pytest.raises(FingerprintError, match="timm vision transformer"):
         attack(timm.create_model("test_resnet").state_dict())

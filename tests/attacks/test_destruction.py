@@ -8,12 +8,12 @@ from hf_fingerprint.attacks import (
     CarrierReset,
     Clipping,
     LowRank,
-    Reinitialisation,
+    Reinitialization,
     WeightNoise,
 )
 from hf_fingerprint.attacks.attack import is_weight
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, same, taught, thief_of
+from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, make_attacker, same, trained_state
 
 
 def weights(state):
@@ -26,8 +26,8 @@ NOTHING = [
     Clipping(1.0),
     BatchNormReestimation(0.0),
     CarrierReset(0.0),
-    Reinitialisation(0.0),
-    Reinitialisation(0.0, "anywhere"),
+    Reinitialization(0.0),
+    Reinitialization(0.0, "anywhere"),
 ]
 MUCH = [
     WeightNoise(0.3),
@@ -35,44 +35,46 @@ MUCH = [
     Clipping(0.8),
     BatchNormReestimation(),
     CarrierReset(0.5),
-    Reinitialisation(0.3),
-    Reinitialisation(0.3, "anywhere"),
+    Reinitialization(0.3),
+    Reinitialization(0.3, "anywhere"),
 ]
 
 
 @pytest.fixture
-def thief():
-    return replace(thief_of(CNN), base=fresh(CNN, 7))
+def attacker():
+    return replace(make_attacker(CNN), base=fresh(CNN, 7))
 
 
 @pytest.mark.parametrize("attack", NOTHING, ids=repr)
-def test_the_least_strength_leaves_all_as_it_is(attack, thief):
-    state = taught()
+def test_the_least_strength_leaves_all_as_it_is(attack, attacker):
+    state = trained_state()
 
-    after = attack(state, thief)
+    after = attack(state, attacker)
 
     assert after.keys() == state.keys()
     assert all(torch.allclose(after[name].double(), tensor.double(), atol=1e-5) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("attack", MUCH, ids=repr)
-def test_an_attack_leaves_its_input_alone_and_can_be_repeated(attack, thief):
-    state = taught()
+def test_an_attack_leaves_its_input_alone_and_can_be_repeated(attack, attacker):
+    state = trained_state()
 
-    after = attack(state, thief)
+    after = attack(state, attacker)
 
-    assert same(state, taught())
+    assert same(state, trained_state())
     assert changed(state, after)
-    assert same(after, attack(state, thief))
-    assert not {t.data_ptr() for t in after.values()} & {t.data_ptr() for t in (*state.values(), *thief.base.values())}
-    thief.model(after)
+    assert same(after, attack(state, attacker))
+    assert not {t.data_ptr() for t in after.values()} & {
+        t.data_ptr() for t in (*state.values(), *attacker.base.values())
+    }
+    attacker.model(after)
 
 
 @pytest.mark.parametrize("attack", [MUCH[0], MUCH[1], MUCH[2], MUCH[4], MUCH[5]], ids=repr)
-def test_half_precision_is_kept(attack, thief):
-    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in taught().items()}
+def test_half_precision_is_kept(attack, attacker):
+    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in trained_state().items()}
 
-    after = attack(state, thief)
+    after = attack(state, attacker)
 
     assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in state.items()}
 
@@ -113,11 +115,11 @@ def test_clipping_limits_to_a_quantile():
 
 
 def test_statistics_become_those_of_the_thiefs_images():
-    state = taught()
+    state = trained_state()
     images = 3 + 2 * torch.randn(64, 3, 32, 32)
-    thief = replace(thief_of(CNN), images=images)
+    attacker = replace(make_attacker(CNN), images=images)
 
-    after = BatchNormReestimation()(state, thief)
+    after = BatchNormReestimation()(state, attacker)
 
     first = torch.nn.functional.conv2d(
         torch.nn.functional.pad(images, (0, 1, 0, 1)), state["conv_stem.weight"], stride=2
@@ -130,9 +132,9 @@ def test_statistics_become_those_of_the_thiefs_images():
 
 
 def test_statistics_move_as_far_as_said():
-    state, thief = taught(), thief_of(CNN)
+    state, attacker = trained_state(), make_attacker(CNN)
 
-    half, whole = (BatchNormReestimation(share)(state, thief) for share in (0.5, 1.0))
+    half, whole = (BatchNormReestimation(share)(state, attacker) for share in (0.5, 1.0))
 
     name = "bn2.running_var"
     assert torch.allclose(half[name], (state[name] + whole[name]) / 2, rtol=1e-4)
@@ -141,24 +143,24 @@ def test_statistics_move_as_far_as_said():
 
 def test_a_model_without_batch_normalisation_has_no_statistics():
     with pytest.raises(FingerprintError, match="no batch normalisation"):
-        BatchNormReestimation()(fresh(VIT), thief_of(VIT))
+        BatchNormReestimation()(fresh(VIT), make_attacker(VIT))
 
 
-def test_the_largest_tensors_are_put_back_first(thief):
-    state = taught()
+def test_the_largest_tensors_are_put_back_first(attacker):
+    state = trained_state()
 
-    after = CarrierReset(0.25)(state, thief)
+    after = CarrierReset(0.25)(state, attacker)
 
     back, sizes = changed(state, after), {name: tensor.numel() for name, tensor in weights(state).items()}
     assert len(back) == round(0.25 * len(sizes))
     assert min(sizes[name] for name in back) >= max(size for name, size in sizes.items() if name not in back)
-    assert all(torch.equal(after[name], thief.base[name]) for name in back)
+    assert all(torch.equal(after[name], attacker.base[name]) for name in back)
 
 
-def test_at_a_random_order_others_are_put_back(thief):
-    state = taught()
+def test_at_a_random_order_others_are_put_back(attacker):
+    state = trained_state()
     orders = [
-        changed(state, CarrierReset(0.25, order, seed)(state, thief))
+        changed(state, CarrierReset(0.25, order, seed)(state, attacker))
         for order, seed in (("largest", 0), ("random", 0), ("random", 1))
     ]
 
@@ -166,31 +168,31 @@ def test_at_a_random_order_others_are_put_back(thief):
     assert len({len(names) for names in orders}) == 1
 
 
-def test_all_put_back_is_the_bases_weights(thief):
-    after = CarrierReset(1.0)(taught(), thief)
+def test_all_put_back_is_the_bases_weights(attacker):
+    after = CarrierReset(1.0)(trained_state(), attacker)
 
-    assert all(torch.equal(after[name], thief.base[name]) for name in weights(after))
+    assert all(torch.equal(after[name], attacker.base[name]) for name in weights(after))
 
 
-def test_what_the_base_has_in_another_shape_stays(thief):
-    state = taught()
-    base = {name: tensor for name, tensor in thief.base.items() if name != "conv_head.weight"}
+def test_what_the_base_has_in_another_shape_stays(attacker):
+    state = trained_state()
+    base = {name: tensor for name, tensor in attacker.base.items() if name != "conv_head.weight"}
     base["classifier.weight"] = torch.zeros(10, 3)
 
-    after = CarrierReset(1.0)(state, replace(thief, base=base))
+    after = CarrierReset(1.0)(state, replace(attacker, base=base))
 
     assert not {"conv_head.weight", "classifier.weight"} & changed(state, after)
 
 
 def test_nothing_is_put_back_without_a_base():
     with pytest.raises(FingerprintError, match="give the Thief its state dict as base"):
-        CarrierReset(0.5)(taught(), thief_of(CNN))
+        CarrierReset(0.5)(trained_state(), make_attacker(CNN))
 
 
 def test_layers_are_begun_anew_from_the_end():
-    state = taught()
+    state = trained_state()
 
-    few, more = (changed(state, Reinitialisation(share)(state)) for share in (0.01, 0.2))
+    few, more = (changed(state, Reinitialization(share)(state)) for share in (0.01, 0.2))
 
     assert few == {"classifier.weight", "classifier.bias"}
     assert few < more
@@ -199,11 +201,11 @@ def test_layers_are_begun_anew_from_the_end():
 
 
 def test_a_model_begun_anew_has_forgotten_all():
-    state = taught()
+    state = trained_state()
 
     assert accuracy(state) > 0.9
-    assert accuracy(Reinitialisation(1.0)(state)) < 0.6
-    assert weights(state).keys() <= changed(state, Reinitialisation(1.0)(state))
+    assert accuracy(Reinitialization(1.0)(state)) < 0.6
+    assert weights(state).keys() <= changed(state, Reinitialization(1.0)(state))
 
 
 @pytest.mark.parametrize(
@@ -214,8 +216,8 @@ def test_a_model_begun_anew_has_forgotten_all():
         lambda: BatchNormReestimation(2),
         lambda: CarrierReset(1.1),
         lambda: CarrierReset(0.5, "smallest"),
-        lambda: Reinitialisation(-1),
-        lambda: Reinitialisation(0.5, "middle"),
+        lambda: Reinitialization(-1),
+        lambda: Reinitialization(0.5, "middle"),
     ],
 )
 def test_nonsense_is_refused(wrong):

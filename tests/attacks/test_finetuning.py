@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hf_fingerprint.attacks import FineTuning, TransferLearning
-from hf_fingerprint.attacks.training_loop import answers
+from hf_fingerprint.attacks.training_loop import predict_logits
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, VIT, accuracy, changed, easy_images, fresh, same, taught, thief_of
+from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, make_attacker, make_images, same, trained_state
 
 
 def distance(one, other):
@@ -15,18 +15,18 @@ def distance(one, other):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_training_on_a_thiefs_images_moves_weights_and_keeps_accuracy(optimizer):
-    state = taught()
+    state = trained_state()
     rates = (1e-5, 1e-3)
 
-    after = [FineTuning(lr, 5, optimizer=optimizer)(state, thief_of(CNN)) for lr in rates]
+    after = [FineTuning(lr, 5, optimizer=optimizer)(state, make_attacker(CNN)) for lr in rates]
 
-    assert same(state, taught())
+    assert same(state, trained_state())
     assert 0 < distance(state, after[0]) < distance(state, after[1]) / 10
     assert accuracy(after[1]) > 0.9
 
 
 def test_a_copy_that_has_learnt_nothing_learns():
-    after = FineTuning(3e-3, 20)(fresh(CNN, 3), thief_of(CNN))
+    after = FineTuning(3e-3, 20)(fresh(CNN, 3), make_attacker(CNN))
 
     assert accuracy(fresh(CNN, 3)) < 0.6 < 0.8 < accuracy(after)
 
@@ -35,7 +35,7 @@ def test_a_copy_that_has_learnt_nothing_learns():
 def test_the_last_layer_alone_moves_if_it_alone_is_trained(architecture, head):
     state = fresh(architecture)
 
-    after = FineTuning(1e-2, 2, layers="last")(state, thief_of(architecture))
+    after = FineTuning(1e-2, 2, layers="last")(state, make_attacker(architecture))
 
     assert changed(state, after) == {f"{head}.weight", f"{head}.bias"}
 
@@ -43,7 +43,7 @@ def test_the_last_layer_alone_moves_if_it_alone_is_trained(architecture, head):
 def test_more_layers_may_be_the_last():
     state = fresh(VIT)
 
-    after = FineTuning(1e-2, 2, layers="last", last=2)(state, thief_of(VIT))
+    after = FineTuning(1e-2, 2, layers="last", last=2)(state, make_attacker(VIT))
 
     assert {name.split(".")[0] for name in changed(state, after)} == {"head", "norm", "blocks"}
     assert {n for n in changed(state, after) if n.startswith("blocks")} == {
@@ -53,10 +53,10 @@ def test_more_layers_may_be_the_last():
 
 
 def test_fresh_last_layers_forget_and_then_all_layers_learn():
-    state, thief = taught(), thief_of(CNN)
+    state, attacker = trained_state(), make_attacker(CNN)
 
-    begun = FineTuning(1e-3, 0, layers="reinitialised last")(state, thief)
-    after = FineTuning(1e-3, 5, layers="reinitialised last")(state, thief)
+    begun = FineTuning(1e-3, 0, layers="reinitialised last")(state, attacker)
+    after = FineTuning(1e-3, 5, layers="reinitialised last")(state, attacker)
 
     assert changed(state, begun) == {"classifier.weight", "classifier.bias"}
     assert changed(state, after) > changed(state, begun)
@@ -65,46 +65,46 @@ def test_fresh_last_layers_forget_and_then_all_layers_learn():
 
 
 def test_weight_decay_shrinks():
-    state, thief = taught(), thief_of(CNN)
+    state, attacker = trained_state(), make_attacker(CNN)
 
-    plain, shrunk = (FineTuning(1e-3, 5, weight_decay=decay)(state, thief) for decay in (0.0, 50.0))
+    plain, shrunk = (FineTuning(1e-3, 5, weight_decay=decay)(state, attacker) for decay in (0.0, 50.0))
 
     norms = [after["conv_head.weight"].norm() for after in (plain, shrunk)]
     assert norms[1] < 0.85 * norms[0]
 
 
 def test_another_seed_is_another_order():
-    state, thief = taught(), thief_of(CNN)
-    runs = [FineTuning(1e-3, 2, seed=seed)(state, thief) for seed in (0, 0, 1)]
+    state, attacker = trained_state(), make_attacker(CNN)
+    runs = [FineTuning(1e-3, 2, seed=seed)(state, attacker) for seed in (0, 0, 1)]
 
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
 
 
 def test_another_task_is_learnt_from_a_fresh_last_layer_on():
-    state, (images, labels) = taught(), easy_images(128, 2)
-    thief = thief_of(CNN, 256)
+    state, (images, labels) = trained_state(), make_images(128, 2)
+    attacker = make_attacker(CNN, 256)
 
-    after = TransferLearning(3e-3, 20)(state, thief)
+    after = TransferLearning(3e-3, 20)(state, attacker)
 
-    told = answers(thief.model(after), -images.rot90(1, (2, 3)), 64).argmax(-1)
-    assert float((told == (labels + 1) % 4).double().mean()) > 0.8
+    student_logits = predict_logits(attacker.model(after), -images.rot90(1, (2, 3)), 64).argmax(-1)
+    assert float((student_logits == (labels + 1) % 4).double().mean()) > 0.8
     assert accuracy(after) < 0.6
     assert changed(state, after) >= {"conv_stem.weight", "classifier.weight"}
 
 
 def test_a_thief_may_bring_other_data():
-    state, thief, other = taught(), thief_of(CNN), thief_of(CNN, seed=5)
+    state, attacker, other = trained_state(), make_attacker(CNN), make_attacker(CNN, seed=5)
 
-    brought, made = (TransferLearning(1e-3, 2, other=each)(state, thief) for each in (other, None))
+    brought, made = (TransferLearning(1e-3, 2, other=each)(state, attacker) for each in (other, None))
 
     assert not same(brought, made)
     assert same(brought, FineTuning(1e-3, 2, "reinitialised last")(state, other))
 
 
 def test_labels_that_the_model_does_not_know_are_refused():
-    thief = thief_of(CNN)
-    other = replace(thief, labels=thief.labels + 7)
+    attacker = make_attacker(CNN)
+    other = replace(attacker, labels=attacker.labels + 7)
 
     with pytest.raises(FingerprintError, match="go up to 10, the model has 4 classes"):
         FineTuning(1e-3, 1)(fresh(CNN), other)
@@ -117,11 +117,11 @@ def test_other_ways_to_train_are_refused(wrong):
 
 
 def test_progress_is_told_in_steps():
-    told = []
+    student_logits = []
 
-    FineTuning(1e-3, 4)(fresh(CNN), thief_of(CNN, advance=told.append))
+    FineTuning(1e-3, 4)(fresh(CNN), make_attacker(CNN, advance=student_logits.append))
 
-    assert sum(told) == 4
+    assert sum(student_logits) == 4
 
 
 def test_a_transformers_classifier_is_trained_too():
@@ -129,9 +129,9 @@ def test_a_transformers_classifier_is_trained_too():
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     config = ViTConfig(**small, image_size=32, patch_size=8, num_labels=4)
-    thief = replace(thief_of(CNN), build=lambda: ViTForImageClassification(config).eval())
-    state = thief.build().state_dict()
+    attacker = replace(make_attacker(CNN), build=lambda: ViTForImageClassification(config).eval())
+    state = attacker.build().state_dict()
 
-    after = FineTuning(1e-3, 2, layers="last")(state, thief)
+    after = FineTuning(1e-3, 2, layers="last")(state, attacker)
 
     assert changed(state, after) == {"classifier.weight", "classifier.bias"}

@@ -3,19 +3,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_fingerprint.attacks import Distillation, Extraction
+from hf_fingerprint.attacks import Distillation, ModelExtraction
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, accuracy, fresh, same, taught, thief_of
+from tests.helpers.thieves import CNN, accuracy, fresh, make_attacker, same, trained_state
 
 
-@pytest.mark.parametrize("attack", [Distillation(25, 3e-3), Extraction(25, lr=3e-3)], ids=repr)
+@pytest.mark.parametrize("attack", [Distillation(25, 3e-3), ModelExtraction(25, lr=3e-3)], ids=repr)
 def test_the_function_is_stolen_and_no_weight_is(attack):
-    state = taught()
-    thief = replace(thief_of(CNN, 128), labels=torch.zeros(128, dtype=torch.long))  # of no use
+    state = trained_state()
+    attacker = replace(make_attacker(CNN, 128), labels=torch.zeros(128, dtype=torch.long))  # of no use
 
-    after = attack(state, thief)
+    after = attack(state, attacker)
 
-    assert same(state, taught())
+    assert same(state, trained_state())
     assert accuracy(after) > 0.8
     cosine = torch.nn.functional.cosine_similarity(
         *(found["conv_head.weight"].flatten() - fresh(CNN)["conv_head.weight"].flatten() for found in (after, state)),
@@ -27,29 +27,31 @@ def test_the_function_is_stolen_and_no_weight_is(attack):
 
 
 def test_a_copy_that_knows_nothing_teaches_nothing():
-    after = Extraction(25, lr=3e-3)(fresh(CNN, 5), thief_of(CNN))
+    after = ModelExtraction(25, lr=3e-3)(fresh(CNN, 5), make_attacker(CNN))
 
     assert accuracy(after) < 0.7
 
 
 def test_synthetic_images_may_be_asked_about():
-    state = taught()
+    state = trained_state()
 
-    own, made = (Extraction(2, images, queries=8)(state, thief_of(CNN)) for images in ("thief's", "synthetic"))
+    own, made = (
+        ModelExtraction(2, images, queries=8)(state, make_attacker(CNN)) for images in ("thief's", "synthetic")
+    )
 
     assert not same(own, made)
-    assert same(made, Extraction(2, "synthetic", queries=8)(state, thief_of(CNN)))
+    assert same(made, ModelExtraction(2, "synthetic", queries=8)(state, make_attacker(CNN)))
 
 
 def test_as_many_images_are_asked_about_as_said():
-    state, thief = taught(), thief_of(CNN, 64)
-    first = replace(thief, images=thief.images[:8], labels=thief.labels[:8])
+    state, attacker = trained_state(), make_attacker(CNN, 64)
+    first = replace(attacker, images=attacker.images[:8], labels=attacker.labels[:8])
 
-    assert same(Extraction(2, queries=8)(state, thief), Extraction(2)(state, first))
-    assert not same(Extraction(2, queries=8)(state, thief), Extraction(2)(state, thief))
+    assert same(ModelExtraction(2, queries=8)(state, attacker), ModelExtraction(2)(state, first))
+    assert not same(ModelExtraction(2, queries=8)(state, attacker), ModelExtraction(2)(state, attacker))
 
 
 @pytest.mark.parametrize("wrong", [{"images": "stolen"}, {"queries": 0}])
 def test_nonsense_is_refused(wrong):
     with pytest.raises(FingerprintError, match="choose 1 or more, thief's or synthetic"):
-        Extraction(**wrong)
+        ModelExtraction(**wrong)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hf_fingerprint.attacks.model_layers import layer_of, reinitialised, weighted_layers
+from hf_fingerprint.attacks.model_layers import group_by_layer, layer_of, reinitialize_tensors
 from tests.helpers.thieves import CNN, VIT, changed, fresh
 
 
@@ -11,7 +11,7 @@ from tests.helpers.thieves import CNN, VIT, changed, fresh
 def test_every_tensor_is_in_one_layer_and_the_classifier_is_the_last(architecture):
     state = fresh(architecture)
 
-    layers = weighted_layers(state)
+    layers = group_by_layer(state)
 
     assert [name for layer in layers for name in layer] == list(state)
     assert {layer_of(name) for name in layers[-1]} <= {"head", "classifier", "fc"}
@@ -21,7 +21,7 @@ def test_every_tensor_is_in_one_layer_and_the_classifier_is_the_last(architectur
 def test_what_has_no_weight_goes_with_the_layer_before():
     shapes = {"conv.weight": (4, 3, 3, 3), "bn.weight": (4,), "bn.bias": (4,), "fc.bias": (2,), "fc.weight": (2, 4)}
 
-    layers = weighted_layers({name: torch.ones(shape) for name, shape in shapes.items()})
+    layers = group_by_layer({name: torch.ones(shape) for name, shape in shapes.items()})
 
     assert layers == [["conv.weight", "bn.weight", "bn.bias"], ["fc.bias", "fc.weight"]]
 
@@ -38,7 +38,7 @@ def test_layers_begun_anew_have_fan_in_variance_and_neutral_norms():
         "kept.weight": torch.full((3, 3), 5.0),
     }
 
-    after = reinitialised(state, [name for name in state if name != "kept.weight"], 0)
+    after = reinitialize_tensors(state, [name for name in state if name != "kept.weight"], 0)
 
     assert float(after["conv.weight"].std()) == pytest.approx(math.sqrt(2 / (16 * 9)), rel=0.03)
     assert float(after["fc.weight"].float().std()) == pytest.approx(math.sqrt(2 / 400), rel=0.03)

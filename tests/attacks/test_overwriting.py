@@ -9,7 +9,7 @@ from hf_fingerprint.attacks import Overwriting, overwriting
 from hf_fingerprint.carriers import select_from_model
 from hf_fingerprint.errors import FingerprintError
 from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
-from tests.helpers.thieves import CNN, VIT, changed, fresh, same, thief_of
+from tests.helpers.thieves import CNN, VIT, changed, fresh, make_attacker, same
 
 
 def moved(before, after, names):
@@ -22,16 +22,16 @@ def moved(before, after, names):
 
 @pytest.mark.parametrize(("architecture", "with_model"), [(CNN, True), (CNN, False), (VIT, True)])
 def test_every_carrier_gets_a_mark_as_strong_as_said(architecture, with_model):
-    state, thief = fresh(architecture), thief_of(architecture)
+    state, attacker = fresh(architecture), make_attacker(architecture)
 
-    after = Overwriting(0.01)(state, thief if with_model else None)
+    after = Overwriting(0.01)(state, attacker if with_model else None)
 
     assert same(state, fresh(architecture))
     names = changed(state, after)
     if with_model:
-        assert names == set(select_from_model(thief.model(state), thief.images[:1]))
+        assert names == set(select_from_model(attacker.model(state), attacker.images[:1]))
     assert torch.allclose(moved(state, after, names).abs(), torch.tensor(0.01), rtol=1e-2)
-    thief.model(after)
+    attacker.model(after)
 
 
 def test_marks_add_up_and_are_new_each_time():
@@ -46,9 +46,9 @@ def test_marks_add_up_and_are_new_each_time():
 
 
 def test_the_budget_may_be_spent_instead():
-    state, thief = fresh(CNN), thief_of(CNN)
+    state, attacker = fresh(CNN), make_attacker(CNN)
 
-    after = Overwriting(None)(state, thief)
+    after = Overwriting(None)(state, attacker)
 
     assert 0 < float(moved(state, after, changed(state, after)).abs().max()) < 0.021
     with pytest.raises(FingerprintError, match="give a Thief"):
@@ -73,11 +73,11 @@ def test_nothing_is_left_behind_and_all_lay_in_a_private_folder(monkeypatch, tmp
 
 
 def test_progress_is_told_in_marks():
-    told = []
+    student_logits = []
 
-    Overwriting(0.01, 2)(fresh(CNN), thief_of(CNN, advance=told.append))
+    Overwriting(0.01, 2)(fresh(CNN), make_attacker(CNN, advance=student_logits.append))
 
-    assert sum(told) == 2
+    assert sum(student_logits) == 2
 
 
 def test_a_mark_written_over_still_names_its_recipient(tmp_path):

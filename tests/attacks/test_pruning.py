@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.attacks import MagnitudePruning, StructuredPruning, TwoOfFour
+from hf_fingerprint.attacks import MagnitudePruning, SemiStructuredPruning, StructuredPruning
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -65,7 +65,7 @@ def test_structured_pruning_zeroes_the_weakest_rows_whole(state, sparsity):
 def test_two_of_every_four_weights_go_and_they_are_the_smallest(rows, columns, seed):
     old = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
-    new = TwoOfFour()({"w": old})["w"]
+    new = SemiStructuredPruning()({"w": old})["w"]
 
     whole = columns // 4 * 4
     fours, before = new[:, :whole].reshape(-1, 4), old[:, :whole].reshape(-1, 4)
@@ -75,7 +75,7 @@ def test_two_of_every_four_weights_go_and_they_are_the_smallest(rows, columns, s
 
 
 def test_a_share_of_the_tensors_is_the_largest_of_them(state):
-    after = TwoOfFour(1 / 3)(state)
+    after = SemiStructuredPruning(1 / 3)(state)
 
     assert [name for name in state if not torch.equal(after[name], state[name])] == ["conv.weight"]
 
@@ -87,7 +87,7 @@ def test_a_share_of_the_tensors_is_the_largest_of_them(state):
         lambda: MagnitudePruning(-0.1),
         lambda: MagnitudePruning(0.5, "rows"),
         lambda: StructuredPruning(2),
-        lambda: TwoOfFour(-1),
+        lambda: SemiStructuredPruning(-1),
     ],
 )
 def test_a_share_lies_between_none_and_all(wrong):

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.attacks import Cast, Float8, MagnitudePruning, Quantization, StructuredPruning, TwoOfFour
+from hf_fingerprint.attacks import (
+    Cast,
+    Float8,
+    MagnitudePruning,
+    Quantization,
+    SemiStructuredPruning,
+    StructuredPruning,
+)
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -25,7 +32,7 @@ ATTACKS = [
     MagnitudePruning(0.5),
     MagnitudePruning(0.5, "global"),
     StructuredPruning(0.5),
-    TwoOfFour(),
+    SemiStructuredPruning(),
     Quantization(8),
     Quantization(4, by_channel=True),
     Float8("e4m3"),

@@ -3,7 +3,7 @@ import timm
 import torch
 
 from hf_fingerprint import FingerprintError
-from hf_fingerprint.attacks import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.symmetries import hidden_channels
 
 
@@ -49,7 +49,7 @@ def test_folded_normalisations_are_gone_and_the_convolutions_do_what_both_did(ar
     with torch.no_grad():
         before = made(x)
 
-    attacked = FoldedNorms(eps)(made.state_dict())
+    attacked = BatchNormFolding(eps)(made.state_dict())
 
     assert not [name for name in attacked if name.endswith("running_var")]
     for name, part in list(made.named_modules()):
@@ -65,7 +65,7 @@ def test_folded_normalisations_are_gone_and_the_convolutions_do_what_both_did(ar
         assert made(x) == pytest.approx(before, abs=1e-3)
 
 
-@pytest.mark.parametrize("attack", [FoldedNorms(), DummyUnits()])
+@pytest.mark.parametrize("attack", [BatchNormFolding(), DummyUnits()])
 def test_a_model_without_either_is_refused_in_a_sentence(attack):
     with pytest.raises(FingerprintError, match="found no"):
         attack({"weight": torch.zeros(3, 3)})

@@ -4,10 +4,10 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
-from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, FineTuning, Then, names, sweep
+from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, Compose, FineTuning, attack_names, sweep
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, VIT, fresh, same, thief_of
+from tests.helpers.thieves import CNN, VIT, fresh, make_attacker, same
 
 
 QUICK = {"steps": 2, "repair": 1, "rounds": 1, "queries": 8, "times": 2}
@@ -15,8 +15,8 @@ QUICK = {"steps": 2, "repair": 1, "rounds": 1, "queries": 8, "times": 2}
 
 def quick(step):
     """The same, with as few steps of training and as few marks as will do."""
-    if isinstance(step, Then):
-        return Then(*map(quick, step.steps))
+    if isinstance(step, Compose):
+        return Compose(*map(quick, step.steps))
     if not is_dataclass(step):
         return step
     return replace(step, **{f.name: QUICK[f.name] for f in fields(step) if f.name in QUICK})
@@ -29,23 +29,23 @@ def slightly_different(state, seed):
 
 def attacked(name, architecture, step):
     state = fresh(architecture)
-    thief = replace(thief_of(architecture, 16), batch=8, base=fresh(architecture, 1))
+    attacker = replace(make_attacker(architecture, 16), batch=8, base=fresh(architecture, 1))
     given = [slightly_different(state, i) for i in range(3)] if SUITE[name].group == "collusion" else state
     before = [dict(each) for each in given] if isinstance(given, list) else dict(state)
     kept = [{n: t.clone() for n, t in each.items()} for each in (before if isinstance(before, list) else [before])]
 
-    after = quick(step)(given, thief)
+    after = quick(step)(given, attacker)
 
     now = given if isinstance(given, list) else [given]
     assert all(same(a, b) for a, b in zip(now, kept, strict=True))
-    thief.model(after)
+    attacker.model(after)
     assert after.keys() == state.keys()
     assert all(tensor.isfinite().all() for tensor in after.values())
     return state, after
 
 
 @pytest.mark.parametrize("architecture", [CNN, VIT])
-@pytest.mark.parametrize("name", names("single") + names("collusion"))
+@pytest.mark.parametrize("name", attack_names("single") + attack_names("collusion"))
 def test_every_attack_runs_and_what_it_leaves_loads(name, architecture):
     steps = sweep(name)
     try:
@@ -56,14 +56,14 @@ def test_every_attack_runs_and_what_it_leaves_loads(name, architecture):
         assert not same(state, after)
 
 
-@pytest.mark.parametrize("name", [name for name in names("single") if not sweep(name)[-1].needs_thief])
+@pytest.mark.parametrize("name", [name for name in attack_names("single") if not sweep(name)[-1].needs_attacker])
 def test_ruinous_strengths_leave_numbers_too(name):
     attacked(name, CNN, sweep(name)[-1])
 
 
 def test_names_are_short_lower_case_words_with_hyphens():
     assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+){0,5}", name) for name in SUITE)
-    assert [name for group in GROUPS for name in names(group)] == names() == list(SUITE)
+    assert [name for group in GROUPS for name in attack_names(group)] == attack_names() == list(SUITE)
 
 
 def test_every_step_says_where_it_comes_from_and_how_strong_it_is():
@@ -76,15 +76,15 @@ def test_every_step_says_where_it_comes_from_and_how_strong_it_is():
 
 
 def test_a_sweep_goes_one_way():
-    for name in names("single"):
+    for name in attack_names("single"):
         strengths = [step.strength for step in sweep(name)]
         assert strengths in (sorted(strengths), sorted(strengths, reverse=True)), name
 
 
 def test_what_leaves_the_function_unchanged_is_there_after_fine_tuning_too_in_all_its_strengths():
-    plain = [name for name in names("symmetries") if not name.startswith("finetune-then-")]
+    plain = [name for name in attack_names("symmetries") if not name.startswith("finetune-then-")]
 
-    assert names("symmetries") == plain + [f"finetune-then-{name}" for name in plain]
+    assert attack_names("symmetries") == plain + [f"finetune-then-{name}" for name in plain]
     for name in plain:
         after = sweep(f"finetune-then-{name}")
         assert [step.steps[-1] for step in after] == sweep(name)
@@ -93,10 +93,10 @@ def test_what_leaves_the_function_unchanged_is_there_after_fine_tuning_too_in_al
 
 
 def test_every_strategy_is_there_alone_and_followed():
-    found = [sweep(name)[0] for name in names("collusion")]
+    found = [sweep(name)[0] for name in attack_names("collusion")]
 
     assert len(found) == 4 * len(STRATEGIES)
-    firsts = [step.steps[0] if isinstance(step, Then) else step for step in found]
+    firsts = [step.steps[0] if isinstance(step, Compose) else step for step in found]
     assert all(isinstance(first, Collusion) for first in firsts)
     assert {first.strategy for first in firsts} == set(STRATEGIES)
 

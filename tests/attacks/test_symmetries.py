@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from hf_fingerprint.attacks import ChannelShuffle, HeadShuffle, RowRescaling, StreamShuffle
+from hf_fingerprint.attacks import ChannelPermutation, HeadPermutation, RowRescaling, StreamPermutation
 from hf_fingerprint.attacks.symmetries import hidden_channels
 
 
@@ -21,11 +21,11 @@ MODELS = {name: off_the_start(name) for name in ("test_vit", "test_resnet", "tes
 HEADS = MODELS["test_vit"].blocks[0].attn.num_heads
 NORM_EPS = {"test_resnet": 1e-5, "test_efficientnet": 1e-5}
 CASES = [
-    *[(name, ChannelShuffle()) for name in MODELS],
-    *[(name, ChannelShuffle(strength=0.3, seed=4)) for name in MODELS],
+    *[(name, ChannelPermutation()) for name in MODELS],
+    *[(name, ChannelPermutation(strength=0.3, seed=4)) for name in MODELS],
     *[(name, RowRescaling(flip=flip, eps=eps)) for name, eps in NORM_EPS.items() for flip in (False, True)],
-    ("test_vit", HeadShuffle(HEADS)),
-    ("test_vit", StreamShuffle()),
+    ("test_vit", HeadPermutation(HEADS)),
+    ("test_vit", StreamPermutation()),
 ]
 
 
@@ -62,17 +62,17 @@ def test_strength_is_the_share_of_channels_that_may_move(name):
     channels = next(hidden_channels(state))
     weight = channels.rows[0]
 
-    after = ChannelShuffle(strength=0.5)(state)
+    after = ChannelPermutation(strength=0.5)(state)
 
     moved = sum(not torch.equal(a, b) for a, b in zip(after[weight], state[weight], strict=True))
     assert 0 < moved <= round(0.5 * channels.count)
     assert all(
-        torch.equal(a, b) for a, b in zip(ChannelShuffle(strength=0)(state).values(), state.values(), strict=True)
+        torch.equal(a, b) for a, b in zip(ChannelPermutation(strength=0)(state).values(), state.values(), strict=True)
     )
 
 
 def test_another_seed_is_another_order():
     state = MODELS["test_vit"].state_dict()
-    one, two = ChannelShuffle(seed=1)(state), ChannelShuffle(seed=2)(state)
+    one, two = ChannelPermutation(seed=1)(state), ChannelPermutation(seed=2)(state)
 
     assert any(not torch.equal(one[name], two[name]) for name in state)

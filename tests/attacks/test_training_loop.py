@@ -1,39 +1,44 @@
 import pytest
 import torch
 
-from hf_fingerprint.attacks.training_loop import answers, divergence, optimizer_over, state_of, train
+from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, make_optimizer, predict_logits, train
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, changed, fresh, same, thief_of
+from tests.helpers.thieves import CNN, changed, fresh, make_attacker, same
 
 
 def trained(seed=0, steps=3, lr=1e-3, **others):
-    told = []
-    thief = thief_of(CNN, advance=told.append)
-    model = thief.model(fresh(CNN)).train()
-    loss = others.pop("loss", lambda logits, pick: torch.nn.functional.cross_entropy(logits, thief.labels[pick]))
-    train(model, thief, loss, optimizer_over(model.parameters(), "adamw", lr), steps, seed, **others)
-    return model, told
+    student_logits = []
+    attacker = make_attacker(CNN, advance=student_logits.append)
+    model = attacker.model(fresh(CNN)).train()
+    loss = others.pop("loss", lambda logits, pick: torch.nn.functional.cross_entropy(logits, attacker.labels[pick]))
+    train(model, attacker, loss, make_optimizer(model.parameters(), "adamw", lr), steps, seed, **others)
+    return model, student_logits
 
 
 def test_training_is_the_same_for_the_same_seed():
-    one, again, other = (state_of(trained(seed)[0]) for seed in (0, 0, 1))
+    one, again, other = (cpu_state_dict(trained(seed)[0]) for seed in (0, 0, 1))
 
     assert same(one, again)
     assert changed(one, other)
 
 
 def test_dropout_is_seeded_too_and_the_callers_chance_is_left_alone():
-    thief = thief_of(CNN)
+    attacker = make_attacker(CNN)
     runs = []
     for callers_seed in (1, 2):
-        model = torch.nn.Sequential(thief.model(fresh(CNN)), torch.nn.Dropout(0.5)).train()
+        model = torch.nn.Sequential(attacker.model(fresh(CNN)), torch.nn.Dropout(0.5)).train()
         torch.manual_seed(callers_seed)
         before = torch.get_rng_state()
         train(
-            model, thief, lambda told, pick: told.square().mean(), optimizer_over(model.parameters(), "sgd", 0.1), 2, 0
+            model,
+            attacker,
+            lambda student_logits, pick: student_logits.square().mean(),
+            make_optimizer(model.parameters(), "sgd", 0.1),
+            2,
+            0,
         )
         assert torch.get_rng_state().equal(before)
-        runs.append(state_of(model))
+        runs.append(cpu_state_dict(model))
 
     assert same(*runs)
 
@@ -41,9 +46,9 @@ def test_dropout_is_seeded_too_and_the_callers_chance_is_left_alone():
 def test_each_step_is_told_and_followed_by_what_is_asked():
     done = []
 
-    model, told = trained(after_step=lambda: done.append(1))
+    model, student_logits = trained(after_step=lambda: done.append(1))
 
-    assert sum(told) == len(done) == 3
+    assert sum(student_logits) == len(done) == 3
     assert not model.training
 
 
@@ -51,9 +56,9 @@ def test_other_images_can_be_trained_on():
     images = torch.zeros(5, 3, 32, 32)
     picked = []
 
-    def loss(told, pick):
+    def loss(student_logits, pick):
         picked.extend(pick.tolist())
-        return told.square().mean()
+        return student_logits.square().mean()
 
     trained(images=images, loss=loss)
 
@@ -62,12 +67,12 @@ def test_other_images_can_be_trained_on():
 
 def test_a_training_that_diverges_says_so():
     with pytest.raises(FingerprintError, match="diverged at step 1: choose a smaller learning rate"):
-        trained(loss=lambda told, pick: told.sum() * float("nan"))
+        trained(loss=lambda student_logits, pick: student_logits.sum() * float("nan"))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_optimizers_have_their_rate_and_decay(name, kind):
-    optimizer = optimizer_over([torch.nn.Parameter(torch.ones(1))], name, 0.5, 0.25)
+    optimizer = make_optimizer([torch.nn.Parameter(torch.ones(1))], name, 0.5, 0.25)
 
     assert isinstance(optimizer, kind)
     assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.5, 0.25)
@@ -75,31 +80,31 @@ def test_optimizers_have_their_rate_and_decay(name, kind):
 
 def test_other_optimizers_are_refused():
     with pytest.raises(FingerprintError, match="choose adamw or sgd"):
-        optimizer_over([], "lion", 0.5)
+        make_optimizer([], "lion", 0.5)
 
 
 def test_divergence_is_none_from_oneself_and_that_of_the_probabilities():
     one, other = torch.randn(6, 4), torch.randn(6, 4)
     p, q = other.softmax(-1), one.softmax(-1)
 
-    assert float(divergence(one, one)) == pytest.approx(0, abs=1e-6)
-    assert float(divergence(one, other)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
-    assert float(divergence(2 * one, 2 * other, 2.0)) == pytest.approx(float(divergence(one, other)), rel=1e-4)
+    assert float(kl_divergence(one, one)) == pytest.approx(0, abs=1e-6)
+    assert float(kl_divergence(one, other)) == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), rel=1e-4)
+    assert float(kl_divergence(2 * one, 2 * other, 2.0)) == pytest.approx(float(kl_divergence(one, other)), rel=1e-4)
 
 
 def test_answers_come_batch_by_batch_without_gradients():
-    thief = thief_of(CNN)
-    model = thief.model(fresh(CNN))
+    attacker = make_attacker(CNN)
+    model = attacker.model(fresh(CNN))
 
-    told = answers(model, thief.images, 7)
+    student_logits = predict_logits(model, attacker.images, 7)
 
-    assert not told.requires_grad
-    assert torch.allclose(told, model(thief.images).detach(), atol=1e-4)
+    assert not student_logits.requires_grad
+    assert torch.allclose(student_logits, model(attacker.images).detach(), atol=1e-4)
 
 
 def test_a_models_weights_are_taken_apart_from_it():
-    model = thief_of(CNN).model(fresh(CNN))
-    state = state_of(model)
+    model = make_attacker(CNN).model(fresh(CNN))
+    state = cpu_state_dict(model)
 
     with torch.no_grad():
         for parameter in model.parameters():

@@ -59,8 +59,8 @@ def test_what_readers_take_in_several_ways_is_no_proof(tmp_path, change):
 def test_a_transcript_with_more_lines_than_questions_is_refused(tmp_path):
     path = tmp_path / "transcript"
     path.write_bytes(transcript(5))
-    heading, answers = read_transcript(path)
-    assert len(answers) == 5
+    heading, responses = read_transcript(path)
+    assert len(responses) == 5
 
     path.write_bytes(transcript(5) + b"\n" * 100_000)
     assert "more than its questions' answers" in refused(read_transcript, path)

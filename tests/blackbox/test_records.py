@@ -14,13 +14,21 @@ import pytest
 from hf_fingerprint import register
 from hf_fingerprint.blackbox import check_proof, query, write_proof
 from hf_fingerprint.blackbox.querying import proof
-from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.blackbox.querying.transcript import image_digest
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import CodeError, StorageError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_records import CLASSES, COUNT, DECOYS, Answering, add_copy, add_questions, asked_records
+from tests.helpers.asked_records import (
+    CLASSES,
+    COUNT,
+    DECOYS,
+    SimulatedSuspect,
+    add_copy,
+    add_trigger_set,
+    records_with_triggers,
+)
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
@@ -31,27 +39,27 @@ POOL = COUNT + DECOYS
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once():
     """Images are drawn once for each secret: most of what a questioning takes."""
-    drawn, draw = {}, Questions.images
+    drawn, draw = {}, TriggerSet.images
 
-    def images(questions, secret):
+    def images(trigger_set, secret):
         if secret not in drawn:
-            drawn[secret] = draw(questions, secret)
-        return drawn[secret][: len(questions.patterns)]
+            drawn[secret] = draw(trigger_set, secret)
+        return drawn[secret][: len(trigger_set.patterns)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Questions, "images", images)
+        patch.setattr(TriggerSet, "images", images)
         yield
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     """Two records of one base's weights, and what answers for a copy of each, not always by its labels."""
-    made = asked_records(tmp_path_factory.mktemp("records"))
+    made = records_with_triggers(tmp_path_factory.mktemp("records"))
     leaks = {
-        base.base_id: Answering(made.vault, made.bases, (base, made.recipients[base.base_id][2]), told=0.9)
+        base.base_id: SimulatedSuspect(made.vault, made.bases, (base, made.recipients[base.base_id][2]), recall=0.9)
         for base in made.bases
     }
-    return SimpleNamespace(**vars(made), leaks=leaks, nobody=Answering(made.vault, made.bases, seed=5))
+    return SimpleNamespace(**vars(made), leaks=leaks, nobody=SimulatedSuspect(made.vault, made.bases, seed=5))
 
 
 def another_vault(scene, folder) -> Vault:
@@ -74,9 +82,9 @@ def test_a_copy_of_either_record_is_named_with_its_base_and_nobody_else_is(scene
     ]
     assert result.scores == result.accused
     assert result.base_ids == tuple(each.base_id for each in scene.bases)
-    assert (result.copies, result.alpha, result.left_out) == (12, 1e-6, ())
+    assert (result.copies, result.alpha, result.skipped) == (12, 1e-6, ())
     assert (result.outcome, result.reason) == (Outcome.ACCUSED, None)
-    assert result.questioning.asked < 2 * POOL
+    assert result.stats.queried < 2 * POOL
     assert result.accused[0].log10_bound <= math.log10(result.alpha)
 
 
@@ -86,7 +94,7 @@ def test_an_exact_id_names_that_record_alone(scene):
     result = query(scene.leaks[second.base_id], scene.vault, first.base_id)
 
     assert (result.base_ids, result.copies) == ((first.base_id,), 6)
-    assert result.outcome is Outcome.NOBODY and result.left_out == ()
+    assert result.outcome is Outcome.NOBODY and result.skipped == ()
     found = query(scene.leaks[second.base_id], scene.vault, second.base_id)
     assert [score.base_id for score in found.accused] == [second.base_id]
 
@@ -105,8 +113,8 @@ def test_of_records_that_share_alpha_each_takes_an_equal_part(scene, tmp_path):
 
 
 def test_the_bound_is_over_the_innocents_of_all_records(scene):
-    (alone,) = query(scene.leaks[scene.bases[0].base_id], scene.vault, scene.bases[0].base_id, whole=True).accused
-    (together,) = query(scene.leaks[scene.bases[0].base_id], scene.vault, whole=True).accused
+    (alone,) = query(scene.leaks[scene.bases[0].base_id], scene.vault, scene.bases[0].base_id, exhaustive=True).accused
+    (together,) = query(scene.leaks[scene.bases[0].base_id], scene.vault, exhaustive=True).accused
 
     assert (together.agreeing, together.counted) == (alone.agreeing, alone.counted)
     assert together.log10_bound == pytest.approx(alone.log10_bound + math.log10(2))
@@ -114,18 +122,18 @@ def test_the_bound_is_over_the_innocents_of_all_records(scene):
 
 def test_what_was_stopped_goes_on_for_all_records_within_one_budget(scene, tmp_path):
     leak, base = scene.leaks[scene.bases[1].base_id], scene.bases[1]
-    before = leak.asked
+    before = leak.queried
 
     first = query(leak, scene.vault, transcript=tmp_path / "kept", budget=9)
     second = query(leak, scene.vault, transcript=tmp_path / "kept", budget=14)
-    whole = query(leak, scene.vault, transcript=tmp_path / "kept")
+    exhaustive = query(leak, scene.vault, transcript=tmp_path / "kept")
 
-    assert (first.questioning.asked, second.questioning.asked, second.questioning.resumed) == (9, 14, 9)
-    assert whole.questioning.resumed == 14
-    assert leak.asked - before == whole.questioning.asked
+    assert (first.stats.queried, second.stats.queried, second.stats.resumed) == (9, 14, 9)
+    assert exhaustive.stats.resumed == 14
+    assert leak.queried - before == exhaustive.stats.queried
     lines = [len(path.read_text().splitlines()) - 1 for path in tmp_path.iterdir()]
-    assert len(lines) == 2 and sum(lines) == whole.questioning.asked and min(lines) > 0
-    assert [score.base_id for score in whole.accused] == [base.base_id]
+    assert len(lines) == 2 and sum(lines) == exhaustive.stats.queried and min(lines) > 0
+    assert [score.base_id for score in exhaustive.accused] == [base.base_id]
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -141,18 +149,18 @@ def test_a_proof_has_what_the_bound_of_its_record_needs(scene, tmp_path, which):
     assert proven.log10_bound == pytest.approx(score.log10_bound - math.log10(2))
 
 
-def leak_of_both(scene) -> Answering:
+def leak_of_both(scene) -> SimulatedSuspect:
     """A suspect that answers for a recipient of each base."""
     leaks = [scene.leaks[base.base_id] for base in scene.bases]
-    mixed = Answering(scene.vault, scene.bases)
+    mixed = SimulatedSuspect(scene.vault, scene.bases)
     for leak, base in zip(leaks, scene.bases, strict=True):
-        own = Answering(scene.vault, [base])._answers
-        mixed._answers |= {digest: leak._answers[digest] for digest in own}
+        own = SimulatedSuspect(scene.vault, [base])._responses
+        mixed._responses |= {digest: leak._responses[digest] for digest in own}
     return mixed
 
 
 def test_accused_of_two_records_are_proven_in_a_file_each(scene, tmp_path):
-    result = query(leak_of_both(scene), scene.vault, transcript=tmp_path / "kept", whole=True)
+    result = query(leak_of_both(scene), scene.vault, transcript=tmp_path / "kept", exhaustive=True)
 
     assert {score.base_id for score in result.accused} == {base.base_id for base in scene.bases}
     assert len(result.accused) == 2
@@ -168,7 +176,7 @@ def test_accused_of_two_records_are_proven_in_a_file_each(scene, tmp_path):
 def test_a_disk_that_fills_up_under_the_second_proof_leaves_none_in_the_way_of_the_next_attempt(
     scene, tmp_path, monkeypatch
 ):
-    result = query(leak_of_both(scene), scene.vault, transcript=tmp_path / "kept", whole=True)
+    result = query(leak_of_both(scene), scene.vault, transcript=tmp_path / "kept", exhaustive=True)
     given = (tmp_path / "proof", tmp_path / "kept", result, scene.vault)
     written, write = [], proof.write_private
 
@@ -190,7 +198,7 @@ def test_nobody_is_said_where_all_was_answered(scene):
     result = query(scene.nobody, scene.vault)
 
     assert (result.outcome, result.reason, result.scores) == (Outcome.NOBODY, None, ())
-    assert result.questioning.stopped == "all asked"
+    assert result.stats.stop_reason == "all asked"
 
 
 @pytest.mark.parametrize("budget", [1, 12, 40])
@@ -203,11 +211,11 @@ def test_nobody_is_not_said_after_few_answers(scene, budget):
 
 def test_nobody_is_not_said_where_most_replies_tell_no_class(scene):
     class Mumbling:
-        name, retries, classes, asked = "suspect", 0, CLASSES, 0
+        name, retries, classes, queried = "suspect", 0, CLASSES, 0
 
         def __call__(self, image):
-            self.asked += 1
-            return scene.nobody(image) if self.asked % 4 == 0 else None
+            self.queried += 1
+            return scene.nobody(image) if self.queried % 4 == 0 else None
 
     result = query(Mumbling(), scene.vault)
 
@@ -226,18 +234,18 @@ def test_nobody_is_not_said_of_copies_that_answer_nothing(scene, tmp_path):
 
     assert result.outcome is Outcome.NOT_READABLE
     assert result.reason == "3 of 15 copies answer no questions: trace them by weights"
-    assert result.unbound == ("early",)
-    assert [(each.base_id, each.why) for each in result.left_out] == [(silent.base_id, "it has no questions")]
+    assert result.non_answering == ("early",)
+    assert [(each.base_id, each.reason) for each in result.skipped] == [(silent.base_id, "it has no questions")]
     assert query(scene.nobody, vault, scene.bases[1].base_id).outcome is Outcome.NOBODY
 
 
 def test_nobody_is_not_said_by_questions_that_copies_answer_badly(scene, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
     base = register(scene.model, vault, PLAIN_SETTINGS)
-    add_questions(vault, base, told=0.3)
+    add_trigger_set(vault, base, recall=0.3)
     add_copy(vault, base, "alice")
 
-    result = query(Answering(vault, [base]), vault)
+    result = query(SimulatedSuspect(vault, [base]), vault)
 
     assert result.outcome is Outcome.NOT_READABLE
     assert result.reason == (
@@ -253,14 +261,14 @@ def test_bases_that_are_not_asked_about_are_listed_with_the_reason(scene, tmp_pa
         for seed, name in enumerate(("bare", "unissued", "wider", "older"), 3)
     }
     for name, classes in (("unissued", CLASSES), ("wider", 12), ("older", CLASSES)):
-        add_questions(vault, others[name], classes=classes, count=4)
+        add_trigger_set(vault, others[name], classes=classes, count=4)
     add_copy(vault, others["wider"], "alice")
     add_copy(vault, others["older"], "alice", bound=False)
 
     result = query(scene.leaks[scene.bases[1].base_id], vault)
 
-    why = {each.base_id: each.why for each in result.left_out}
-    assert why == {
+    reason = {each.base_id: each.reason for each in result.skipped}
+    assert reason == {
         others["bare"].base_id: "it has no questions",
         others["unissued"].base_id: "it has no copies, so there is nobody to name",
         others["wider"].base_id: "it tells 12 classes apart, and 10 are named",
@@ -275,12 +283,12 @@ def test_bases_that_are_not_asked_about_are_listed_with_the_reason(scene, tmp_pa
 def test_bases_of_different_classes_are_not_asked_about_at_once_where_nobody_says_how_many(scene, tmp_path):
     vault = another_vault(scene, tmp_path / "vault")
     wider = register(save_plain(tmp_path / "wider", plain_arrays(seed=3)), vault, PLAIN_SETTINGS)
-    add_questions(vault, wider, classes=12, count=4)
+    add_trigger_set(vault, wider, classes=12, count=4)
     add_copy(vault, wider, "alice")
-    suspect = Answering(vault, scene.bases, classes=None)
+    suspect = SimulatedSuspect(vault, scene.bases, classes=None)
 
     assert f"{wider.base_id} (12 classes)" in refused(query, suspect, vault, error=VaultError)
-    assert suspect.asked == 0
+    assert suspect.queried == 0
     assert query(suspect, vault, scene.model, budget=1).base_ids == tuple(base.base_id for base in scene.bases)
     said = refused(query, scene.nobody, vault, wider.base_id, error=VaultError)
     assert "it tells 12 classes apart, and 10 are named" in said and "--labels" in said
@@ -288,13 +296,13 @@ def test_bases_of_different_classes_are_not_asked_about_at_once_where_nobody_say
 
 @pytest.mark.parametrize("alpha", [0.99, 0.06, 0, -1, float("nan"), float("inf")])
 def test_nobody_is_accused_at_such_an_alpha(scene, alpha, monkeypatch):
-    asked = scene.nobody.asked
+    queried = scene.nobody.queried
 
     assert "alpha" in refused(lambda: query(scene.nobody, scene.vault, alpha=alpha), error=CodeError)
     bases = [replace(scene.bases[0], alpha=alpha), scene.bases[1]]
     monkeypatch.setattr(Vault, "bases", lambda vault: bases)
     assert "alpha" in refused(lambda: query(scene.nobody, scene.vault), error=CodeError)
-    assert scene.nobody.asked == asked
+    assert scene.nobody.queried == queried
 
 
 def test_without_being_asked_for_no_score_of_an_innocent_is_told(scene):
@@ -317,10 +325,10 @@ def test_nothing_that_is_told_depends_on_an_innocents_key(tmp_path, monkeypatch,
             monkeypatch.setattr("hf_fingerprint.registration.registering.new_secret", lambda: bytes(32))
             vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
             base = register(model, vault, PLAIN_SETTINGS)
-            add_questions(vault, base)
+            add_trigger_set(vault, base)
             for i, name in enumerate(["mallory", *"abcdef"]):
                 add_copy(vault, base, name, key=bytes([i, number * (i > 0)]) + bytes(30))
-            suspect = Answering(vault, [base], (base, "mallory") if leaked else None)
+            suspect = SimulatedSuspect(vault, [base], (base, "mallory") if leaked else None)
             result = query(suspect, vault, budget=budget, transcript=root / "kept")
             found = result.to_dict()
             for score in (*found["scores"], *found["accused"]):
@@ -339,13 +347,13 @@ def climbed(scene, gained, steps: int) -> set[str]:
     """Whom suspects accuse that nobody leaked: each changes one answer of the one before, and keeps it where what is
     told of it comes to more."""
     base = scene.bases[0]
-    suspect, whom = Answering(scene.vault, [base], seed=1), set()
-    pool = [image_digest(image) for image in questions_of(scene.vault, base).images(base.secret)[:COUNT]]
+    suspect, whom = SimulatedSuspect(scene.vault, [base], seed=1), set()
+    pool = [image_digest(image) for image in load_trigger_set(scene.vault, base).images(base.secret)[:COUNT]]
     tries = iter([(digest, by) for digest in pool for by in range(1, CLASSES)])
     most = gained(query(suspect, scene.vault, base.base_id, alpha=1e-3, all_scores=True))
     for digest, by in islice(tries, steps):
-        kept = suspect._answers[digest]
-        suspect._answers[digest] = (kept + by) % CLASSES
+        kept = suspect._responses[digest]
+        suspect._responses[digest] = (kept + by) % CLASSES
         result = query(suspect, scene.vault, base.base_id, alpha=1e-3, all_scores=gained is of_everybody)
         whom |= {score.recipient for score in result.accused}
         if whom:
@@ -353,7 +361,7 @@ def climbed(scene, gained, steps: int) -> set[str]:
         if gained(result) > most:
             most = gained(result)
         else:
-            suspect._answers[digest] = kept
+            suspect._responses[digest] = kept
     return whom
 
 

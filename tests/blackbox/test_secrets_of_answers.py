@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
-from hf_fingerprint.blackbox.key_images.key_image import fingerprint_of
-from hf_fingerprint.blackbox.querying.query import questions_of
-from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels, owned_questions
+from hf_fingerprint.blackbox.key_images.key_image import derive_fingerprint
+from hf_fingerprint.blackbox.querying.query import load_trigger_set
+from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers, keyed_labels
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.keys import derive
 from tests.helpers.asked_models import COUNT
 from tests.helpers.loopback_suspect import Fault, LoopbackSuspect
-from tests.helpers.secret_forms import held_in, secret_forms
+from tests.helpers.secret_forms import find_secrets, secret_forms
 from tests.helpers.small_models import PASSPHRASE
 
 
@@ -27,18 +27,18 @@ def secrets(asked):
     found = {"the passphrase": PASSPHRASE.encode(), "an identity": b"AGE-SECRET-KEY", "the token": TOKEN.encode()}
     for label, context in (("questions", ""), ("key_images", ""), ("own_covers", "")):
         found[f"the key for {label}"] = derive(base.secret, label, context)
-    pool = questions_of(vault, base)
+    pool = load_trigger_set(vault, base)
     for name in (ASKED, OTHER):
         (record,) = vault.copies(base.base_id, name)
         key = vault.copy_key(record)
         found |= {f"{what}, {name}": secret for what, secret in secret_forms(base, key, name).items()}
         for label, context in (("fingerprint", ""), ("answers", str(pool.classes)), ("owned", "")):
             found[f"the key for {label}, {name}"] = derive(key, label, context)
-        found[f"the fingerprint, {name}"] = fingerprint_of(key, 304)
-        labels, owned = keyed_labels([key], COUNT, pool.classes)[0], owned_questions([key], COUNT, pool.share)[0]
+        found[f"the fingerprint, {name}"] = derive_fingerprint(key, 304)
+        labels, assigned = keyed_labels([key], COUNT, pool.classes)[0], assigned_triggers([key], COUNT, pool.assigned_share)[0]
         found[f"the labels, {name}"] = labels.astype(np.uint8).tobytes()
-        found[f"the labels in a list, {name}"] = ", ".join(map(str, labels[owned].tolist())).encode()
-        found[f"what is owned, {name}"] = ", ".join(map(str, np.flatnonzero(owned).tolist())).encode()
+        found[f"the labels in a list, {name}"] = ", ".join(map(str, labels[assigned].tolist())).encode()
+        found[f"what is owned, {name}"] = ", ".join(map(str, np.flatnonzero(assigned).tolist())).encode()
     return found
 
 
@@ -78,26 +78,26 @@ def outcome(asked, tmp_path, monkeypatch, capfd, caplog):
                 codes.append(type(error).__name__)
                 logging.getLogger("tests").exception("raised")
         assert any(TOKEN in value for seen in server.seen for value in seen.headers.values())
-    told = "".join(capfd.readouterr()) + caplog.text
+    predicted_labels = "".join(capfd.readouterr()) + caplog.text
     files = {str(path.relative_to(work)): path.read_bytes() for path in work.rglob("*") if path.is_file()}
-    return codes, files, told
+    return codes, files, predicted_labels
 
 
 def test_nothing_written_or_said_holds_a_secret(outcome, secrets):
-    codes, files, told = outcome
+    codes, files, predicted_labels = outcome
 
     assert codes[0] == 0 and codes[2] == 3 and codes[5] == 0 and codes[8] == 3 and codes[9] == 3
     assert all(isinstance(codes[i], str) for i in (1, 3, 4, 6, 7, 10)), codes
-    assert "DEBUG" in told and told.count("Traceback") >= 6
-    assert ASKED in told  # whoever has the vault open may see its recipients
+    assert "DEBUG" in predicted_labels and predicted_labels.count("Traceback") >= 6
+    assert ASKED in predicted_labels  # whoever has the vault open may see its recipients
     assert set(files) >= {"log", "set/index.json"} and len(files) > 5
     for name, content in files.items():
-        assert held_in(name.encode() + b"\0" + content, secrets) == [], name
+        assert find_secrets(name.encode() + b"\0" + content, secrets) == [], name
     unnamed = {name: secret for name, secret in secrets.items() if not name.startswith("recipient, ")}
-    assert held_in(told.encode(), unnamed) == []
+    assert find_secrets(predicted_labels.encode(), unnamed) == []
 
 
 def test_the_search_finds_what_it_looks_for(secrets):
     for name, secret in secrets.items():
-        assert name in held_in(b"log: " + secret.hex().encode() + b" ...", secrets)
-        assert name in held_in(b"picture" + secret, secrets)
+        assert name in find_secrets(b"log: " + secret.hex().encode() + b" ...", secrets)
+        assert name in find_secrets(b"picture" + secret, secrets)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hf_fingerprint.carriers import row_rms, spend_budget
-from hf_fingerprint.carriers.amplitude import HIGHEST_CAP, USUAL_CAP, USUAL_KL, largest_eps
+from hf_fingerprint.carriers.amplitude import MAX_CAP, REFERENCE_CAP, REFERENCE_KL, largest_eps
 
 
 def cost(eps, sensitivity):
@@ -84,7 +84,7 @@ def test_a_larger_budget_marks_no_tensor_less(budget):
 def test_insensitive_tensors_are_marked_more_strongly():
     eps = spend_budget(1e-4, np.array([100.0, 1.0, 1e-3]), np.array([1000.0, 1000.0, 1000.0]))
     np.testing.assert_allclose(eps[1] / eps[0], 10, rtol=1e-5)
-    assert eps[2] == USUAL_CAP
+    assert eps[2] == REFERENCE_CAP
 
 
 def test_a_known_budget_gives_the_known_answer():
@@ -99,7 +99,7 @@ SOME_DEAD = np.array([0.0, 50.0, 0.0]), np.array([10.0, 1000.0, 3000.0])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_tensors_that_do_not_move_the_output_are_marked_at_the_cap():
     eps = spend_budget(1e-6, *SOME_DEAD)
-    assert eps[0] == eps[2] == USUAL_CAP
+    assert eps[0] == eps[2] == REFERENCE_CAP
     assert eps[1] ** 2 * 50 == pytest.approx(1e-6)
 
 
@@ -110,17 +110,17 @@ def test_tensors_that_do_not_move_the_output_raise_no_warning(recwarn):
 
 
 def test_a_model_that_nothing_moves_is_marked_at_the_cap():
-    np.testing.assert_array_equal(spend_budget(1e-6, np.zeros(3), np.ones(3)), USUAL_CAP)
+    np.testing.assert_array_equal(spend_budget(1e-6, np.zeros(3), np.ones(3)), REFERENCE_CAP)
 
 
 def test_the_cap_grows_with_the_root_of_an_unusual_budget():
     """As the amplitudes of all other tensors do, so that the shares stay; up to a tenth of a row's size."""
-    assert largest_eps(USUAL_KL / 100) == largest_eps(USUAL_KL) == USUAL_CAP
-    assert largest_eps(4 * USUAL_KL) == pytest.approx(2 * USUAL_CAP)
-    assert largest_eps(1) == HIGHEST_CAP
+    assert largest_eps(REFERENCE_KL / 100) == largest_eps(REFERENCE_KL) == REFERENCE_CAP
+    assert largest_eps(4 * REFERENCE_KL) == pytest.approx(2 * REFERENCE_CAP)
+    assert largest_eps(1) == MAX_CAP
 
 
 def test_four_times_the_usual_budget_is_twice_the_mark_everywhere():
     sensitivity, counts = np.array([100.0, 1.0, 1e-3]), np.array([1000.0, 1000.0, 1000.0])
-    usual, larger = (spend_budget(budget, sensitivity, counts) for budget in (USUAL_KL, 4 * USUAL_KL))
+    usual, larger = (spend_budget(budget, sensitivity, counts) for budget in (REFERENCE_KL, 4 * REFERENCE_KL))
     np.testing.assert_allclose(larger, 2 * usual, rtol=1e-6)

@@ -9,8 +9,8 @@ TIMM = {"architecture": "tf_efficientnet_lite0", "num_classes": 10, "pretrained_
 VIT = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
 
 
-def cleaned(config: object, name: str = "config.json", code: bool = False) -> object:
-    return json.loads(clean_config(name, json.dumps(config).encode(), code))
+def cleaned(config: object, name: str = "config.json", include_code: bool = False) -> object:
+    return json.loads(clean_config(name, json.dumps(config).encode(), include_code))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_number_of_classes_is_said_once(config, mended):
     ],
 )
 def test_what_has_nothing_to_drop_keeps_its_bytes(content):
-    assert clean_config("config.json", content, code=False) == content
+    assert clean_config("config.json", content, include_code=False) == content
 
 
 @pytest.mark.parametrize(
@@ -92,20 +92,20 @@ def test_code_is_pointed_to_only_if_it_goes_along_or_is_elsewhere():
 
     assert cleaned(config) == VIT | {"auto_map": elsewhere}
     assert cleaned(VIT | {"auto_map": own}) == VIT
-    assert cleaned(config, code=True) == config
+    assert cleaned(config, include_code=True) == config
 
 
 def test_cleaning_twice_is_cleaning_once():
     config = TIMM | {"_name_or_path": "x", "model_args": {"num_classes": 10}, "where": "/home/a/b", "ä": "ö"}
-    once = clean_config("config.json", json.dumps(config).encode(), code=False)
+    once = clean_config("config.json", json.dumps(config).encode(), include_code=False)
 
-    assert clean_config("config.json", once, code=False) == once
+    assert clean_config("config.json", once, include_code=False) == once
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\xfd", b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900])
 def test_what_is_no_json_is_no_configuration(content):
     try:
-        assert clean_config("config.json", content, code=False) == content
+        assert clean_config("config.json", content, include_code=False) == content
     except ValueError:
         pass
     else:

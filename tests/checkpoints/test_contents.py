@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_fingerprint.checkpoints import contents as contents_module
-from hf_fingerprint.checkpoints import contents_of, open_checkpoint, replace_tensor, resolve, write_copy
+from hf_fingerprint.checkpoints import list_contents, open_checkpoint, replace_tensor, resolve, write_copy
 from hf_fingerprint.checkpoints.kinds import CODE, NOT_SHOWN, OTHER, SECRET
 from tests.helpers.checkpoint_files import (
     bytes_of,
@@ -18,7 +18,7 @@ from tests.helpers.checkpoint_files import (
     save_shards,
     stranger,
 )
-from tests.helpers.rubbish import litter
+from tests.helpers.rubbish import write_unsafe_files
 
 
 ONE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -59,12 +59,12 @@ def model(folder, **files):
 
 
 def sorted_of(folder, **options) -> tuple[list[str], list[str]]:
-    found = contents_of(resolve(folder), **options)
-    return [each.name for each in found.handed_on], names_of(found.left_out)
+    found = list_contents(resolve(folder), **options)
+    return [each.name for each in found.included], names_of(found.left_out)
 
 
 def reasons_of(folder) -> dict[str, str]:
-    return dict(contents_of(resolve(folder)).left_out)
+    return dict(list_contents(resolve(folder)).left_out)
 
 
 def test_what_a_model_consists_of_is_handed_on(tmp_path):
@@ -75,11 +75,11 @@ def test_what_a_model_consists_of_is_handed_on(tmp_path):
 
 def test_everything_else_is_left_out_with_its_reason(tmp_path):
     model(tmp_path, **{"README.md": "# A model", "config.json": "{}"})
-    told = litter(tmp_path)
+    told = write_unsafe_files(tmp_path)
 
-    found = contents_of(resolve(tmp_path))
+    found = list_contents(resolve(tmp_path))
 
-    assert [each.name for each in found.handed_on] == ["README.md", "config.json"]
+    assert [each.name for each in found.included] == ["README.md", "config.json"]
     assert dict(found.left_out) == told
     assert len(told) > 40
 
@@ -113,7 +113,7 @@ def test_code_goes_along_if_it_is_asked_for(tmp_path):
 
     assert reasons_of(tmp_path) == {"modeling_own.py": CODE, "keys.py": SECRET}
     assert sorted_of(tmp_path, include_code=True) == (["config.json", "modeling_own.py"], ["keys.py"])
-    (without,), (with_code, _) = (contents_of(resolve(tmp_path), code).handed_on for code in (False, True))
+    (without,), (with_code, _) = (list_contents(resolve(tmp_path), code).included for code in (False, True))
     assert json.loads(without.content) == {}
     assert with_code.content is None
 
@@ -137,7 +137,7 @@ def test_a_name_is_not_enough(tmp_path, name, content, reason):
 def test_a_token_in_a_configuration_is_dropped_and_the_rest_handed_on(tmp_path):
     model(tmp_path, **{"config.json": json.dumps({"a": 1, "token": "hf_" + "aB3dE" * 7})})
 
-    (config,) = contents_of(resolve(tmp_path)).handed_on
+    (config,) = list_contents(resolve(tmp_path)).included
     assert json.loads(config.content) == {"a": 1}
 
 
@@ -158,14 +158,14 @@ def test_many_files_are_told_as_how_many(tmp_path):
 
 
 def test_a_folder_with_too_many_files_is_not_looked_into(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents_module, "MAX_IN_FOLDER", 10)
+    monkeypatch.setattr(contents_module, "MAX_FILES_PER_FOLDER", 10)
     model(tmp_path, **{f"data/{i}.txt": b"x" for i in range(12)}, **{f"few/{i}.csv": b"x" for i in range(9)})
 
     assert sorted_of(tmp_path) == ([], ["data/", *(f"few/{i}.csv" for i in range(9))])
 
 
 def test_a_tree_with_too_many_files_is_looked_into_from_the_top(tmp_path, monkeypatch):
-    monkeypatch.setattr(contents_module, "MAX_IN_FOLDERS", 40)
+    monkeypatch.setattr(contents_module, "MAX_FILES_IN_FOLDERS", 40)
     model(tmp_path, **{f"d{i:02}/labels.txt": b"x" for i in range(40)})
 
     handed, left = sorted_of(tmp_path)
@@ -176,7 +176,7 @@ def test_a_tree_with_too_many_files_is_looked_into_from_the_top(tmp_path, monkey
 def test_a_vaults_folder_is_one_line(tmp_path):
     model(tmp_path, **{"v/vault.db": b"SQLite format 3\0", "v/labels.txt": "x", "v/locks/a.lock": ""})
 
-    assert contents_of(resolve(tmp_path)).left_out == (("v/", "a vault"),)
+    assert list_contents(resolve(tmp_path)).left_out == (("v/", "a vault"),)
 
 
 def test_what_may_not_be_read_is_named():
@@ -185,10 +185,10 @@ def test_what_may_not_be_read_is_named():
         (folder / "model").chmod(0o755)
         (folder / "model" / "closed").chmod(0)
         with stranger():
-            assert names_of(contents_of(source).left_out) == ["closed/"]
+            assert names_of(list_contents(source).left_out) == ["closed/"]
         (folder / "model" / "config.json").chmod(0)
         with stranger():
-            assert "config.json can't be read" in refused(contents_of, source)
+            assert "config.json can't be read" in refused(list_contents, source)
         (folder / "model" / "closed").chmod(0o700)
 
 
@@ -225,7 +225,7 @@ class TestACopy:
         path.chmod(0o600)
         (tmp_path / "out").mkdir()
         with open_checkpoint(path.parent) as checkpoint:
-            write_copy(checkpoint, tmp_path / "out", {}, in_memory=True).write_held()
+            write_copy(checkpoint, tmp_path / "out", {}, in_memory=True).write_buffered()
 
         assert stat.S_IMODE((tmp_path / "out" / "model.safetensors").stat().st_mode) == 0o600
 
@@ -256,4 +256,4 @@ class TestACopy:
         with open_checkpoint(tmp_path / "out") as made:
             assert made.read(made.tensors["a"]).tobytes() == ONE["a"].tobytes()
         assert written.left_out == ()
-        assert contents_of(resolve(tmp_path / "out")).handed_on[0].content is None
+        assert list_contents(resolve(tmp_path / "out")).included[0].content is None

@@ -3,13 +3,13 @@ import os
 
 import pytest
 
-from hf_fingerprint.checkpoints import cleared_on_failure, folder_of
+from hf_fingerprint.checkpoints import remove_on_failure, resolve_parent
 from hf_fingerprint.errors import CheckpointError, StorageError
 from tests.helpers.refusals import refused
 
 
 def test_a_folder_that_was_made_stays(tmp_path):
-    with cleared_on_failure(tmp_path / "made"):
+    with remove_on_failure(tmp_path / "made"):
         (tmp_path / "made").mkdir()
 
     assert (tmp_path / "made").is_dir()
@@ -21,7 +21,7 @@ def test_a_folder_that_was_made_stays(tmp_path):
 )
 def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(tmp_path, number, error, what):
     def fill():
-        with cleared_on_failure(tmp_path / "half"):
+        with remove_on_failure(tmp_path / "half"):
             (tmp_path / "half").mkdir()
             (tmp_path / "half" / "file").write_bytes(b"something")
             raise OSError(number, os.strerror(number))
@@ -33,7 +33,7 @@ def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
 def test_any_other_end_leaves_nothing_and_goes_on(tmp_path, stop):
-    with pytest.raises(stop), cleared_on_failure(tmp_path / "half"):
+    with pytest.raises(stop), remove_on_failure(tmp_path / "half"):
         (tmp_path / "half").mkdir()
         raise stop
 
@@ -44,9 +44,9 @@ def test_a_link_is_followed_to_the_folder_that_a_place_is_in(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
 
-    assert folder_of(tmp_path / "link" / "new") == (tmp_path / "real").resolve()
+    assert resolve_parent(tmp_path / "link" / "new") == (tmp_path / "real").resolve()
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_an_impossible_name_is_refused(tmp_path, name):
-    assert "can't be written" in refused(folder_of, tmp_path / name, error=CheckpointError)
+    assert "can't be written" in refused(resolve_parent, tmp_path / name, error=CheckpointError)

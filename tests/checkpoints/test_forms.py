@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_fingerprint.checkpoints import open_checkpoint, weight_sets
+from hf_fingerprint.checkpoints import find_weight_sets, open_checkpoint
 from hf_fingerprint.errors import CheckpointError
 from tests.helpers.checkpoint_files import refused
 from tests.helpers.weight_forms import FORMS, READ, expected_bytes, outcome
@@ -38,7 +38,7 @@ def test_a_suspect_of_each_form_is_read_or_named_for_what_it_is(tmp_path, name):
     make, expected = FORMS[name]
     place = make(tmp_path)
     try:
-        found = weight_sets(place)
+        found = find_weight_sets(place)
     except CheckpointError as error:
         assert expected not in (READ, *NOTHING_ELSE)
         assert expected in str(error)
@@ -66,6 +66,6 @@ def test_a_file_that_is_chosen_and_is_not_there_is_refused_with_those_that_are(t
     assert "leads out of" in refused(lambda: open_checkpoint(folder, file="../a.pth"))
     with open_checkpoint(folder, file="a.pth") as chosen:
         assert chosen.source.name == f"{Path(folder).resolve()}:a.pth"
-        assert chosen.source.whole_folder
+        assert chosen.source.owns_folder
     with open_checkpoint(chosen.source.name) as again:
         assert again.source == chosen.source

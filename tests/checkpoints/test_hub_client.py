@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import hf_hub_download
 from safetensors.numpy import save
 
-from hf_fingerprint.checkpoints import open_checkpoint, open_ranges, resolve, weight_sets, write_copy
+from hf_fingerprint.checkpoints import find_weight_sets, open_checkpoint, open_ranged_checkpoint, resolve, write_copy
 from hf_fingerprint.checkpoints.source import resolve_cached
 from tests.helpers.checkpoint_files import bytes_of, refused, save_model
 from tests.helpers.loopback_hub import LoopbackHub
@@ -47,7 +47,7 @@ def test_a_hub_id_becomes_a_folder_pinned_to_the_commit_of_the_default_branch(hu
 
     assert source.name == "org/name"
     assert source.revision == repo.refs["main"]
-    assert source.whole_folder
+    assert source.owns_folder
     assert bytes_of(source.folder) == PLAIN
     assert source.weights == (source.folder / "model.safetensors",)
 
@@ -371,9 +371,9 @@ def test_one_file_that_the_client_fetched_alone_is_a_model_without_the_hub(hub, 
     found = resolve("org/name" + spelling.replace("commit", repo.refs["main"]))
 
     assert (found.revision, [path.name for path in found.weights]) == (repo.refs["main"], ["model.safetensors"])
-    assert [source.revision for source in weight_sets("org/name" + (f"@{revision}" if revision else "")).sets] == [
-        repo.refs["main"]
-    ]
+    assert [
+        source.revision for source in find_weight_sets("org/name" + (f"@{revision}" if revision else "")).sets
+    ] == [repo.refs["main"]]
 
 
 def test_one_of_several_files_in_a_repo_can_be_chosen(hub):
@@ -392,10 +392,10 @@ def test_one_of_several_files_in_a_repo_can_be_chosen(hub):
     ):
         assert resolve(again) == found
     assert resolve_cached(found.name, str(found.revision)) == found
-    ranged = open_ranges("org/name", file="one.safetensors")
+    ranged = open_ranged_checkpoint("org/name", file="one.safetensors")
     assert ranged is not None
     assert (ranged.source.name, ranged.others) == ("org/name:one.safetensors", ())
-    sets = weight_sets("org/name", file="one.safetensors").sets
+    sets = find_weight_sets("org/name", file="one.safetensors").sets
     assert [[path.name for path in source.weights] for source in sets] == [["one.safetensors"]]
     for missing in ("three.safetensors", "../one.safetensors"):
         assert "choose one of" in refused(resolve, f"org/name:{missing}")

@@ -17,9 +17,9 @@ import torch
 
 from hf_fingerprint.checkpoints import digest_tensors, limits, open_checkpoint
 from hf_fingerprint.checkpoints.formats import inert_pickles
-from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle
+from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError
 from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
-from hf_fingerprint.checkpoints.formats.torch_calls import build
+from hf_fingerprint.checkpoints.formats.torch_calls import build_call
 from tests.helpers.checkpoint_files import refused
 
 
@@ -37,7 +37,7 @@ def call(module: str, name: str, *args: bytes) -> bytes:
 
 
 def described(body: bytes) -> Any:
-    return read_pickle(b"\x80\x02" + body + b".", 0, build, lambda found: found)[0]
+    return read_pickle(b"\x80\x02" + body + b".", 0, build_call, lambda found: found)[0]
 
 
 def with_tensor(path: Path, *evil: bytes) -> Path:
@@ -131,8 +131,8 @@ def test_the_traps_work():
 def test_a_name_is_only_a_name_and_a_call_only_a_record():
     made = described(call("os", "system", text("true")))
 
-    assert isinstance(made, Made)
-    assert isinstance(made.kind, Named)
+    assert isinstance(made, CallRecord)
+    assert isinstance(made.kind, GlobalRef)
     assert (made.kind.module, made.kind.name, made.args) == ("os", "system", ("true",))
     assert made != described(call("os", "system", text("true")))
 
@@ -146,12 +146,12 @@ VALUES: list[Any] = [
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_plain_values_come_out_as_they_are(protocol):
-    found, end = read_pickle(raw := pickle.dumps(VALUES, protocol), 0, build, lambda key: key)
+    found, end = read_pickle(raw := pickle.dumps(VALUES, protocol), 0, build_call, lambda key: key)
 
     assert end == len(raw)
     for value, there in zip(VALUES, found, strict=True):
         plain = bytes(there) if isinstance(there, memoryview) else there
-        if isinstance(value, bytes | bytearray) and isinstance(plain, Made):
+        if isinstance(value, bytes | bytearray) and isinstance(plain, CallRecord):
             assert protocol < 5  # made by a call
         else:
             assert plain == value
@@ -159,8 +159,8 @@ def test_plain_values_come_out_as_they_are(protocol):
 
 def test_every_instruction_there_is_is_known_or_refused():
     for opcode in pickletools.opcodes:
-        with suppress(NotAPickle):
-            read_pickle(b"(NNN" + opcode.code.encode("latin-1") + b"\x01" * 20, 0, build, lambda key: key)
+        with suppress(InvalidPickleError):
+            read_pickle(b"(NNN" + opcode.code.encode("latin-1") + b"\x01" * 20, 0, build_call, lambda key: key)
 
 
 def colliding(form: str, count: int) -> bytes:
@@ -188,13 +188,13 @@ BOMBS = {
 def test_a_bomb_ends_soon_whatever_it_asks_for(name, monkeypatch):
     """Without bounds most of these are hours, or all memory."""
     monkeypatch.setattr(inert_pickles, "MAX_PICKLE_STEPS", 100_000)
-    with suppress(NotAPickle):
+    with suppress(InvalidPickleError):
         described(BOMBS[name])
 
 
 def test_a_pickle_of_too_many_steps_is_refused(monkeypatch):
     monkeypatch.setattr(inert_pickles, "MAX_PICKLE_STEPS", 1000)
-    with pytest.raises(NotAPickle, match="more than 1,000 steps"):
+    with pytest.raises(InvalidPickleError, match="more than 1,000 steps"):
         described(b"N0" * 600)
 
 

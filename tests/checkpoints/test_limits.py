@@ -5,7 +5,7 @@ import os
 import pytest
 
 from hf_fingerprint.checkpoints.limits import MAX_NAME, megabytes, parse_json, read_bounded
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import CheckpointError, FingerprintError
 from tests.helpers.checkpoint_files import refused
 
@@ -75,9 +75,9 @@ def test_refusals_are_of_the_kind_that_is_asked_for(tmp_path):
 
 
 def test_megabytes_never_look_like_what_is_allowed():
-    assert (megabytes(16_000_000), megabytes(16_000_001, up=True)) == ("16", "16.1")
+    assert (megabytes(16_000_000), megabytes(16_000_001, round_up=True)) == ("16", "16.1")
 
 
 def test_a_name_of_a_million_wrappers_takes_a_pass_over_it():
-    assert normalise("module." * 200_000 + "weight") == "weight"
+    assert normalize_name("module." * 200_000 + "weight") == "weight"
     assert len("module." * 200_000) > MAX_NAME

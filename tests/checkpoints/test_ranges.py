@@ -10,9 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranges, ranges, weight_sets
-from hf_fingerprint.checkpoints.ranged_files import TooLarge
-from hf_fingerprint.checkpoints.ranges import GAP, HEADER_GUESS, MAX_RUN, runs
+from hf_fingerprint.checkpoints import (
+    RangedCheckpoint,
+    find_weight_sets,
+    open_checkpoint,
+    open_ranged_checkpoint,
+    ranges,
+)
+from hf_fingerprint.checkpoints.ranged_files import DownloadLimitError
+from hf_fingerprint.checkpoints.ranges import GAP, HEADER_GUESS, MAX_RANGE_BYTES, merge_ranges
 from hf_fingerprint.errors import StorageError
 from tests.helpers.checkpoint_files import entry, raw_safetensors, refused
 from tests.helpers.loopback_hub import Fault, LoopbackHub
@@ -47,7 +53,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
 
 
 def opened(name: str = "org/name") -> RangedCheckpoint:
-    found = open_ranges(name)
+    found = open_ranged_checkpoint(name)
     assert found is not None
     return found
 
@@ -166,7 +172,7 @@ def test_neighbours_come_in_one_request_and_are_kept_until_dropped(hub):
 
 def test_with_a_budget_no_byte_between_two_pieces_is_fetched(hub):
     hub.add("org/name", PLAIN)
-    ranged = open_ranges("org/name", max_bytes=10**6)
+    ranged = open_ranged_checkpoint("org/name", max_bytes=10**6)
     assert ranged is not None
     before, a = ranged.bytes_fetched, ranged.tensors["a"]
 
@@ -175,18 +181,18 @@ def test_with_a_budget_no_byte_between_two_pieces_is_fetched(hub):
     assert ranged.bytes_fetched - before == 250
 
 
-pieces = st.tuples(st.integers(0, 2), st.integers(0, 10 * MAX_RUN), st.integers(1, MAX_RUN // 2))
+pieces = st.tuples(st.integers(0, 2), st.integers(0, 10 * MAX_RANGE_BYTES), st.integers(1, MAX_RANGE_BYTES // 2))
 
 
 @given(st.lists(pieces, max_size=30), st.sampled_from([0, GAP]))
 def test_runs_hold_every_piece_and_little_else(drawn, gap):
     wanted = [(file, begin, begin + count) for file, begin, count in drawn]
 
-    found = list(runs(wanted, gap))
+    found = list(merge_ranges(wanted, gap))
 
     for file, begin, end in wanted:
         assert any(f == file and b <= begin and end <= e for f, b, e in found)
-    assert all(e - b <= MAX_RUN for _, b, e in found)
+    assert all(e - b <= MAX_RANGE_BYTES for _, b, e in found)
     assert found == sorted(found)
     waste = sum(e - b for _, b, e in found) - sum(e - b for _, b, e in wanted)
     assert waste <= gap * len(wanted)
@@ -221,10 +227,10 @@ def test_what_is_to_be_had_whole_is_left_to_the_whole_download(hub, tmp_path, mo
     monkeypatch.chdir(tmp_path)
 
     for name in ("org/bin", "org/cached", "org/shards", "org/plain", "org/lfs", "org/local", "nowhere", "a/b/c"):
-        assert open_ranges(name) is None
-    assert open_ranges(tmp_path) is None
+        assert open_ranged_checkpoint(name) is None
+    assert open_ranged_checkpoint(tmp_path) is None
     hub.stop()
-    assert open_ranges("org/cached") is None
+    assert open_ranged_checkpoint("org/cached") is None
 
 
 def test_a_hub_that_sends_the_whole_file_is_not_listened_to(hub):
@@ -232,7 +238,7 @@ def test_a_hub_that_sends_the_whole_file_is_not_listened_to(hub):
     hub.add("org/name", {"model.safetensors": save(large)}, lfs=True).ranges = False
     hub.faults.append(Fault(match="/lfs-store/", kind="cut within"))
 
-    assert open_ranges("org/name") is None
+    assert open_ranged_checkpoint("org/name") is None
     assert len(hub.calls) == 3
 
 
@@ -284,7 +290,7 @@ def test_what_the_hub_refuses_is_said_as_for_a_download(hub, monkeypatch, what):
         monkeypatch.setenv("HF_TOKEN", "hf_expired")
     name = f"org/{what.replace(' ', '-')}" + ("@nowhere" if what == "revision" else "")
 
-    text = refused(open_ranges, name)
+    text = refused(open_ranged_checkpoint, name)
 
     assert name in text
     assert REFUSALS[what] in text
@@ -293,7 +299,7 @@ def test_what_the_hub_refuses_is_said_as_for_a_download(hub, monkeypatch, what):
 
 def test_a_gated_repo_opens_for_who_was_granted_access(hub, monkeypatch):
     repo = hub.add("org/gated", PLAIN, gated=True, lfs=True)
-    assert f"{hub.url}/org/gated" in refused(open_ranges, "org/gated")
+    assert f"{hub.url}/org/gated" in refused(open_ranged_checkpoint, "org/gated")
     hub.account("reader", token="hf_reader")
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     repo.granted.add("hf_reader")
@@ -343,7 +349,7 @@ def test_a_hub_out_of_reach_is_left_to_the_cache(hub, lost, monkeypatch):
     else:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    assert open_ranges("org/name") is None
+    assert open_ranged_checkpoint("org/name") is None
     assert "org/name" in refused(open_checkpoint, "org/name")
 
 
@@ -379,7 +385,7 @@ HOSTILE = {
 def test_a_hostile_file_is_refused_by_its_own_name(hub, what):
     hub.add("org/name", {"model.safetensors": HOSTILE[what]})
 
-    text = refused(open_ranges, "org/name")
+    text = refused(open_ranged_checkpoint, "org/name")
 
     assert "org/name/model.safetensors" in text
     assert "/tmp" not in text
@@ -388,7 +394,7 @@ def test_a_hostile_file_is_refused_by_its_own_name(hub, what):
 def test_a_header_that_is_too_large_is_not_fetched(hub):
     hub.add("org/name", {"model.safetensors": raw_safetensors(b"{}", bytes(1 << 20), length=200_000_000)})
 
-    refused(open_ranges, "org/name")
+    refused(open_ranged_checkpoint, "org/name")
 
     assert len(hub.calls) == 2
 
@@ -410,23 +416,23 @@ def test_a_hostile_index_is_refused_and_the_files_beside_it_are_left_to_the_whol
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": index})
     hub.add("org/alone", CARD | {"model.safetensors.index.json": index})
 
-    assert open_ranges("org/name") is None
+    assert open_ranged_checkpoint("org/name") is None
     refused(open_checkpoint, "org/name")
-    assert "org/alone/model.safetensors.index.json" in refused(open_ranges, "org/alone")
+    assert "org/alone/model.safetensors.index.json" in refused(open_ranged_checkpoint, "org/alone")
 
 
 def test_an_endless_index_is_not_asked_for(hub):
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": b" " * 10_000_001})
 
-    assert open_ranges("org/name") is None
+    assert open_ranged_checkpoint("org/name") is None
     assert hub.downloads() == set()
 
 
 def test_a_damaged_file_does_not_hide_the_one_beside_it(hub):
     hub.add("org/name", {"model.safetensors": b"decoy", "stolen.safetensors": WEIGHTS})
 
-    assert open_ranges("org/name") is None
-    found = weight_sets("org/name")
+    assert open_ranged_checkpoint("org/name") is None
+    found = find_weight_sets("org/name")
     assert [path.name for source in found.sets for path in source.weights] == ["stolen.safetensors"]
     assert [name for name, _ in found.unread] == ["model.safetensors"]
 
@@ -503,7 +509,7 @@ def test_an_index_in_a_sub_folder_names_shards_beside_it(hub):
 def test_a_repo_without_safetensors_is_left_to_the_whole_download(hub, files):
     hub.add("org/name", files)
 
-    assert open_ranges("org/name") is None
+    assert open_ranged_checkpoint("org/name") is None
 
 
 @pytest.mark.parametrize("max_bytes", [0, 7, 8, 40, 200, 1000, 20_000, 100_000, 140_000, 300_000, 10**7])
@@ -511,11 +517,11 @@ def test_a_repo_without_safetensors_is_left_to_the_whole_download(hub, files):
 def test_headers_and_indexes_count_against_what_may_be_fetched(hub, files, max_bytes):
     hub.add("org/name", files, lfs=True)
     try:
-        with open_ranges("org/name", max_bytes) as ranged:
+        with open_ranged_checkpoint("org/name", max_bytes) as ranged:
             assert set(ranged.tensors) == set(ARRAYS)
             assert ranged.bytes_fetched <= max_bytes
             assert max_bytes >= 1000
-    except TooLarge as error:
+    except DownloadLimitError as error:
         assert max_bytes < 1000
         assert "org/name needs 0." in str(error)
         assert "--max-mb allows 0 MB: allow more." in str(error)
@@ -525,8 +531,8 @@ def test_headers_and_indexes_count_against_what_may_be_fetched(hub, files, max_b
 def test_an_index_larger_than_what_may_be_fetched_is_not_asked_for(hub):
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": json.dumps(INDEX).encode() + b" " * 500_000})
 
-    with pytest.raises(TooLarge, match=r"needs 0\.6 MB or more to be read, and --max-mb allows 0\.4 MB"):
-        open_ranges("org/name", max_bytes=400_000)
+    with pytest.raises(DownloadLimitError, match=r"needs 0\.6 MB or more to be read, and --max-mb allows 0\.4 MB"):
+        open_ranged_checkpoint("org/name", max_bytes=400_000)
     assert hub.downloads() == set()
 
 
@@ -534,18 +540,18 @@ def test_a_header_larger_than_what_may_be_fetched_is_not_asked_for(hub):
     many = {f"{'x' * 60}.{i}": np.full((2, 2), i, np.float32) for i in range(1500)}
     hub.add("org/name", {"model.safetensors": save(many)})
 
-    with pytest.raises(TooLarge, match=r"org/name needs 0\.\d MB or more"):
-        open_ranges("org/name", max_bytes=100_000)
+    with pytest.raises(DownloadLimitError, match=r"org/name needs 0\.\d MB or more"):
+        open_ranged_checkpoint("org/name", max_bytes=100_000)
     assert hub.bytes_sent <= 100_000
 
 
 def test_nothing_is_read_beyond_what_may_be_fetched(hub):
     hub.add("org/name", PLAIN)
-    with open_ranges("org/name", max_bytes=200_000) as ranged:
+    with open_ranged_checkpoint("org/name", max_bytes=200_000) as ranged:
         a = ranged.tensors["a"]
-        with pytest.raises(TooLarge):
+        with pytest.raises(DownloadLimitError):
             ranged.read(a)
-        with pytest.raises(TooLarge):
+        with pytest.raises(DownloadLimitError):
             ranged.fetch([(a, 0, 100_000), (a, 200_000, 300_000)])
         assert ranged.bytes_fetched <= 200_000
 
@@ -570,7 +576,7 @@ def test_an_answer_that_is_another_range_is_not_believed(hub, monkeypatch, told)
     hub.add("org/name", PLAIN)
     answering(monkeypatch, told)
 
-    assert open_ranges("org/name") is None
+    assert open_ranged_checkpoint("org/name") is None
 
 
 @pytest.mark.parametrize("length", [HEADER_GUESS - 1, HEADER_GUESS + 1, 0])
@@ -578,7 +584,7 @@ def test_an_answer_of_another_length_is_refused(hub, monkeypatch, length):
     hub.add("org/name", PLAIN)
     answering(monkeypatch, f"bytes 0-{HEADER_GUESS - 1}/{len(WEIGHTS)}", bytes(length))
 
-    assert "org/name" in refused(open_ranges, "org/name")
+    assert "org/name" in refused(open_ranged_checkpoint, "org/name")
 
 
 @pytest.mark.parametrize("size", [10**15, 10**18, 10**40])
@@ -586,7 +592,7 @@ def test_an_absurd_size_is_refused_and_takes_no_room(hub, monkeypatch, size):
     hub.add("org/name", PLAIN)
     answering(monkeypatch, f"bytes 0-{HEADER_GUESS - 1}/{size}")
 
-    assert "org/name/model.safetensors" in refused(open_ranges, "org/name")
+    assert "org/name/model.safetensors" in refused(open_ranged_checkpoint, "org/name")
 
 
 def test_a_full_temporary_folder_is_not_the_models_fault(hub, monkeypatch):
@@ -597,7 +603,7 @@ def test_a_full_temporary_folder_is_not_the_models_fault(hub, monkeypatch):
 
     monkeypatch.setattr(ranges.tempfile, "NamedTemporaryFile", full)
     with pytest.raises(StorageError, match=f"The disk of {tempfile.gettempdir()} is full: make room"):
-        open_ranges("org/name")
+        open_ranged_checkpoint("org/name")
 
 
 def test_the_hub_package_is_imported_only_when_it_is_needed():

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.checkpoints import TensorInfo, content_hash, digest_tensors, open_checkpoint, resolve
-from tests.helpers.checkpoint_files import UNHURRIED, entry, raw_safetensors, refused, save_model, save_shards
+from tests.helpers.checkpoint_files import NO_DEADLINE, entry, raw_safetensors, refused, save_model, save_shards
 
 
 ARRAYS = {
@@ -72,7 +72,7 @@ def test_a_part_of_a_tensor_is_that_part(tmp_path):
         assert checkpoint.read(checkpoint.tensors["a"], 7, 7).size == 0
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(
     shape=st.lists(st.integers(0, 40), max_size=3).map(tuple),
     dtype=st.sampled_from([np.float64, np.float32, np.float16, np.uint8]),
@@ -276,7 +276,7 @@ def test_the_content_hash_changes_with_name_dtype_and_shape(changed):
     assert content_hash({changed.name: changed}, digest) != content_hash({INFO.name: INFO}, digest)
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(st.data())
 def test_the_content_hash_changes_with_any_byte_of_any_tensor(data):
     name = data.draw(st.sampled_from([name for name, array in ARRAYS.items() if array.nbytes]))

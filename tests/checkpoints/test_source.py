@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_fingerprint.checkpoints import Contents, LeftOut, contents_of, open_checkpoint, resolve
-from hf_fingerprint.checkpoints.choosing import choose_weights, is_weights
+from hf_fingerprint.checkpoints import FolderContents, SkippedFile, list_contents, open_checkpoint, resolve
+from hf_fingerprint.checkpoints.choosing import choose_weights, is_weight_file
 from hf_fingerprint.checkpoints.kinds import UNMARKED
 from hf_fingerprint.checkpoints.source import Source
 from tests.helpers.checkpoint_files import names_of, open_folder, refused, save_model, save_shards, stranger
@@ -38,7 +38,7 @@ def test_a_folder_with_one_file_is_that_model(tmp_path):
         weights=(tmp_path / "model.safetensors",),
         index=None,
         revision=None,
-        whole_folder=True,
+        owns_folder=True,
     )
 
 
@@ -48,8 +48,8 @@ def test_a_single_file_is_a_model_without_its_folder(tmp_path):
 
     source = resolve(path)
 
-    assert (source.name, source.weights, source.whole_folder) == (str(path), (path,), False)
-    assert contents_of(source) == Contents()
+    assert (source.name, source.weights, source.owns_folder) == (str(path), (path,), False)
+    assert list_contents(source) == FolderContents()
 
 
 def test_shards_come_in_the_order_of_their_names(tmp_path):
@@ -59,7 +59,7 @@ def test_shards_come_in_the_order_of_their_names(tmp_path):
 
     assert source.weights == tuple(tmp_path / name for name in SHARDS)
     assert source.index == tmp_path / INDEX
-    assert source.whole_folder
+    assert source.owns_folder
 
 
 def test_an_index_by_itself_is_its_shards_without_the_folder(tmp_path):
@@ -68,7 +68,7 @@ def test_an_index_by_itself_is_its_shards_without_the_folder(tmp_path):
     source = resolve(tmp_path / INDEX)
 
     assert source.weights == tuple(tmp_path / name for name in SHARDS)
-    assert not source.whole_folder
+    assert not source.owns_folder
 
 
 def test_local_dir_spelling_means_the_folder(tmp_path):
@@ -219,7 +219,7 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path, name):
     ],
 )
 def test_every_common_form_of_weights_is_known_by_its_name(name):
-    assert is_weights(name)
+    assert is_weight_file(name)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_every_common_form_of_weights_is_known_by_its_name(name):
     ["config.json", "README.md", ".gitattributes", "labels.txt", "preprocessor_config.json", "logo.png", "binary"],
 )
 def test_a_models_other_files_are_not_weights(name):
-    assert not is_weights(name)
+    assert not is_weight_file(name)
 
 
 BAD_INDEXES = {
@@ -314,7 +314,7 @@ def test_a_link_to_outside_the_folder_is_refused_by_name(tmp_path, link):
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(outside)
 
-    assert str(folder / link) in refused(lambda: contents_of(resolve(folder)))
+    assert str(folder / link) in refused(lambda: list_contents(resolve(folder)))
 
 
 def test_a_shard_that_is_a_link_to_outside_is_refused_by_name(tmp_path):
@@ -353,7 +353,7 @@ def test_links_within_the_folder_are_fine(tmp_path):
 
     with open_checkpoint(source) as checkpoint:
         assert list(checkpoint.tensors) == ["a"]
-    assert [each.path for each in contents_of(source).handed_on] == [
+    assert [each.path for each in list_contents(source).included] == [
         tmp_path / "config.json",
         tmp_path / "labels.json",
     ]
@@ -384,11 +384,11 @@ def test_a_snapshot_in_the_hub_clients_cache_is_a_folder_like_any(tmp_path):
     source = resolve(snapshot)
 
     assert source.weights == (snapshot / "model.safetensors",)
-    assert [each.path for each in contents_of(source).handed_on] == [
+    assert [each.path for each in list_contents(source).included] == [
         snapshot / "config.json",
         snapshot / "sub" / "labels.json",
     ]
-    assert contents_of(source).left_out == ()
+    assert list_contents(source).left_out == ()
 
 
 def test_a_snapshot_may_point_to_its_own_blobs_and_no_further(tmp_path):
@@ -397,7 +397,7 @@ def test_a_snapshot_may_point_to_its_own_blobs_and_no_further(tmp_path):
     (tmp_path / "models--org--other" / "blobs" / "cccc").write_text("{}")
     (snapshot / "stolen.json").symlink_to("../../../models--org--other/blobs/cccc")
 
-    assert "stolen.json" in refused(contents_of, resolve(snapshot))
+    assert "stolen.json" in refused(list_contents, resolve(snapshot))
 
 
 def test_blobs_that_are_themselves_a_link_away_are_outside(tmp_path):
@@ -413,7 +413,7 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
     save_model(tmp_path / "model.safetensors", **ONE)
     (tmp_path / "config.json").symlink_to("gone.json")
 
-    assert "config.json" in refused(contents_of, resolve(tmp_path))
+    assert "config.json" in refused(list_contents, resolve(tmp_path))
 
 
 def test_a_link_that_leads_to_itself_is_named(tmp_path):
@@ -428,7 +428,7 @@ def test_a_folder_that_is_a_link_is_refused_by_name(tmp_path, target):
     (tmp_path / "sub").mkdir()
     (tmp_path / "assets").symlink_to(target, target_is_directory=True)
 
-    assert "assets" in refused(contents_of, resolve(tmp_path))
+    assert "assets" in refused(list_contents, resolve(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "sub/labels.txt"])
@@ -438,7 +438,7 @@ def test_a_pipe_in_the_folder_is_refused_by_name_and_not_waited_for(tmp_path, na
     (tmp_path / name).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / name)
 
-    assert name in refused(lambda: contents_of(resolve(tmp_path)))
+    assert name in refused(lambda: list_contents(resolve(tmp_path)))
 
 
 def test_a_pipe_given_as_the_model_is_refused_and_not_waited_for(tmp_path):
@@ -484,9 +484,9 @@ def test_git_and_cache_folders_are_no_files_of_the_model(tmp_path):
         (tmp_path / hidden).write_bytes(b"x")
     (tmp_path / ".gitattributes").write_text("*.bin lfs\n")
 
-    found = contents_of(resolve(tmp_path))
+    found = list_contents(resolve(tmp_path))
 
-    assert [each.name for each in found.handed_on] == [".gitattributes"]
+    assert [each.name for each in found.included] == [".gitattributes"]
     assert names_of(found.left_out) == [".cache/", ".git/"]
 
 
@@ -498,9 +498,9 @@ def test_weights_in_other_forms_are_told_from_the_files_to_copy(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
 
-    found = contents_of(resolve(tmp_path))
+    found = list_contents(resolve(tmp_path))
 
-    assert [each.name for each in found.handed_on] == copied
+    assert [each.name for each in found.included] == copied
     assert names_of(found.left_out) == sorted([*unmarked, "checkpoint-10/", "training_args.bin"])
 
 
@@ -509,4 +509,6 @@ def test_links_to_weights_elsewhere_are_left_out_and_not_followed(tmp_path):
     save_model(tmp_path / "model" / "model.safetensors", **ONE)
     (tmp_path / "model" / "old.safetensors").symlink_to(outside)
 
-    assert contents_of(resolve(tmp_path / "model")) == Contents((), (LeftOut("old.safetensors", UNMARKED),))
+    assert list_contents(resolve(tmp_path / "model")) == FolderContents(
+        (), (SkippedFile("old.safetensors", UNMARKED),)
+    )

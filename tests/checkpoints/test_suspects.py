@@ -189,7 +189,7 @@ def test_many_views_of_one_memory_out_of_order_take_no_more_than_there_is(tmp_pa
     read, left_out = found_in(path)
 
     assert len(read) + len(left_out) == 40
-    assert sum(map(len, read.values())) <= limits.MAX_EXPANSION + limits.MAX_TIMES * path.stat().st_size
+    assert sum(map(len, read.values())) <= limits.MAX_EXPANSION + limits.MAX_EXPANSION_RATIO * path.stat().st_size
     assert set(left_out.values()) == {"larger than its file"}
 
 

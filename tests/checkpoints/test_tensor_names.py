@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.checkpoints.tensor_names import normalise, to_timm, to_transformers
-from tests.helpers.checkpoint_files import UNHURRIED
+from hf_fingerprint.checkpoints.tensor_names import normalize_name, to_timm, to_transformers
+from tests.helpers.checkpoint_files import NO_DEADLINE
 
 
 PAIRS = {
@@ -67,7 +67,7 @@ def test_names_that_neither_library_gives_stay(name):
     ],
 )
 def test_wrappers_leave_no_trace_in_a_name(decorated, wrapper):
-    assert normalise(decorated) == "blocks.0.attn.qkv.weight", wrapper
+    assert normalize_name(decorated) == "blocks.0.attn.qkv.weight", wrapper
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,16 @@ def test_wrappers_leave_no_trace_in_a_name(decorated, wrapper):
     ["modules.0.weight", "modeling.weight", "backbones.0.weight", "head.module.weight", "stages.model"],
 )
 def test_what_only_looks_like_a_wrapper_stays(name):
-    assert normalise(name) == name
+    assert normalize_name(name) == name
 
 
 def test_names_that_differ_in_more_than_wrappers_stay_apart():
     names = ["blocks.0.weight", "blocks.1.weight", "head.weight", "head.bias", "module.head.gamma"]
 
-    assert len({normalise(name) for name in names}) == len(names)
+    assert len({normalize_name(name) for name in names}) == len(names)
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(
     st.lists(st.sampled_from(["module", "_orig_mod", "timm_model", "model", "blocks", "0", "attn"]), max_size=6),
     st.sampled_from(["weight", "bias", "model.weight", "module.weight"]),
@@ -92,4 +92,4 @@ def test_names_that_differ_in_more_than_wrappers_stay_apart():
 def test_normalising_twice_is_normalising_once(parts, last):
     name = ".".join([*parts, last])
 
-    assert normalise(normalise(name)) == normalise(name)
+    assert normalize_name(normalize_name(name)) == normalize_name(name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from hf_fingerprint.checkpoints import WeightSets, open_checkpoint, weight_sets
+from hf_fingerprint.checkpoints import WeightSets, find_weight_sets, open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_SETS
 from tests.helpers.checkpoint_files import refused, save_model, save_shards
 from tests.helpers.loopback_hub import LoopbackHub
@@ -56,20 +56,20 @@ def test_a_decoy_beside_the_model_is_a_set_of_its_own(tmp_path):
     save_model(tmp_path / "model.safetensors", decoy=A)
     pickled(tmp_path / "stolen.bin", a=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert shown(found, tmp_path) == [["model.safetensors"], ["stolen.bin"]]
     assert opened(found) == [["decoy"], ["a"]]
     assert found.unread == ()
     assert {source.name for source in found.sets} == {str(tmp_path)}
-    assert all(source.whole_folder for source in found.sets)
+    assert all(source.owns_folder for source in found.sets)
 
 
 def test_several_files_that_a_base_may_not_have_are_a_set_each(tmp_path):
     for name in ("x.safetensors", "y.safetensors", "z.pth", "w.ckpt", "v.pt"):
         save_model(tmp_path / name, a=A) if name.endswith("s") else pickled(tmp_path / name, a=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert sorted(source.weights for source in found.sets) == sorted((path,) for path in tmp_path.iterdir())
     assert "several weight files" in refused(open_checkpoint, tmp_path)
@@ -79,7 +79,7 @@ def test_an_index_with_its_shards_is_one_set_and_a_file_beside_it_another(tmp_pa
     save_shards(tmp_path, SHARDS)
     save_model(tmp_path / "more.safetensors", c=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert shown(found, tmp_path) == [list(SHARDS), ["more.safetensors"]]
     assert opened(found) == [["a", "b"], ["c"]]
@@ -91,7 +91,7 @@ def test_files_named_like_shards_without_an_index_are_one_set(tmp_path):
         save_model(tmp_path / shard, **arrays)
     pickled(tmp_path / "pytorch_model-00001-of-00001.bin", c=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert shown(found, tmp_path) == [list(SHARDS), ["pytorch_model-00001-of-00001.bin"]]
     assert opened(found) == [["a", "b"], ["c"]]
@@ -102,13 +102,13 @@ def test_shards_that_are_missing_are_named_and_the_others_are_read(tmp_path):
     save_shards(tmp_path, SHARDS)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert opened(found) == [["a"]]
     ((name, reason),) = found.unread
     assert (name, "get the model again" in reason) == ("model-00002-of-00002.safetensors", True)
     (tmp_path / "model.safetensors.index.json").unlink()
-    ((name, reason),) = weight_sets(tmp_path).unread
+    ((name, reason),) = find_weight_sets(tmp_path).unread
     assert reason == "one of 00002 parts, of which 1 are here: get the others"
 
 
@@ -116,7 +116,7 @@ def test_a_decoy_index_hides_nothing(tmp_path):
     save_shards(tmp_path, SHARDS, a="model-00001-of-00002.safetensors")
     pickled(tmp_path / "model-00003-of-00003.bin", c=A)
 
-    assert sorted(map(sorted, opened(weight_sets(tmp_path)))) == [["a"], ["b"], ["c"]]
+    assert sorted(map(sorted, opened(find_weight_sets(tmp_path)))) == [["a"], ["b"], ["c"]]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_hostile_index_is_named_and_its_shards_are_read(tmp_path, index, reaso
     save_shards(tmp_path, SHARDS)
     (tmp_path / "model.safetensors.index.json").write_text(index)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert opened(found) == [["a", "b"]]
     assert [(name, reason in why) for name, why in found.unread] == [("model.safetensors.index.json", True)]
@@ -146,7 +146,7 @@ def test_an_index_that_mixes_forms_becomes_a_set_of_each(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (tmp_path / "z.h5").write_bytes(b"x")
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert opened(found) == [["a"], ["b"]]
     assert found.unread == (("z.h5", "holds HDF5, which is not read: convert it to safetensors"),)
@@ -157,10 +157,10 @@ def test_what_belongs_to_a_training_is_no_set(tmp_path):
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "checkpoint-5/optimizer.bin"):
         pickled(tmp_path / name, junk=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert (shown(found, tmp_path), found.unread) == ([["model.safetensors"]], ())
-    assert shown(weight_sets(tmp_path / "optimizer.pt"), tmp_path) == [["optimizer.pt"]]  # if it is what is meant
+    assert shown(find_weight_sets(tmp_path / "optimizer.pt"), tmp_path) == [["optimizer.pt"]]  # if it is what is meant
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state_0.pth", "scheduler.bin", "optimizer.safetensors"])
@@ -169,7 +169,7 @@ def test_a_model_that_is_named_as_a_trainings_state_is_read_all_the_same(tmp_pat
     matrix = B.reshape(2, 2)
     save_model(tmp_path / name, w=matrix) if name.endswith("s") else pickled(tmp_path / name, w=matrix)
 
-    assert shown(weight_sets(tmp_path), tmp_path) == [["model.safetensors"], [name]]
+    assert shown(find_weight_sets(tmp_path), tmp_path) == [["model.safetensors"], [name]]
 
 
 UNREAD = {
@@ -205,7 +205,7 @@ def test_each_file_that_cannot_be_read_is_named_with_the_way_out(tmp_path):
     os.mkfifo(folder / "pipe.bin")
     (folder / "config.json").write_text("{}")
 
-    found = weight_sets(folder)
+    found = find_weight_sets(folder)
 
     assert found.sets == ()
     assert {name for name, _ in found.unread} == set(UNREAD)
@@ -227,7 +227,7 @@ def test_sub_folders_are_looked_into_and_those_of_trainings_come_last(tmp_path):
     for name in (".git/model.safetensors", ".cache/x/model.safetensors", "venv/lib/model.safetensors"):
         save_model(tmp_path / name, a=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert shown(found, tmp_path) == [
         ["model.safetensors"],
@@ -237,16 +237,16 @@ def test_sub_folders_are_looked_into_and_those_of_trainings_come_last(tmp_path):
         ["checkpoint-10/model.safetensors"],
     ]
     assert found.sets[1].folder == tmp_path / ".hidden"
-    assert [source.whole_folder for source in found.sets] == [True, False, False, False, False]
+    assert [source.owns_folder for source in found.sets] == [True, False, False, False, False]
 
 
 def test_more_sets_than_the_limit_are_refused_and_the_way_out_is_said(tmp_path):
     for number in range(MAX_SETS):
         save_model(tmp_path / f"{number:02}.safetensors", a=A)
-    assert len(weight_sets(tmp_path).sets) == MAX_SETS
+    assert len(find_weight_sets(tmp_path).sets) == MAX_SETS
     save_model(tmp_path / "more.safetensors", a=A)
 
-    text = refused(weight_sets, tmp_path)
+    text = refused(find_weight_sets, tmp_path)
 
     assert "33 sets" in text
     assert "name the one file to use, such as 00.safetensors" in text
@@ -257,7 +257,7 @@ def test_of_a_trainings_many_checkpoints_as_many_are_looked_at_as_there_is_room_
     for number in range(40):
         save_model(tmp_path / f"checkpoint-{number:02}" / "model.safetensors", a=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert len(found.sets) == MAX_SETS
     assert shown(found, tmp_path)[0] == ["model.safetensors"]
@@ -273,7 +273,7 @@ def test_folders_that_are_not_looked_into_are_named(tmp_path):
     save_model(tmp_path / "kept" / "model.safetensors", a=A)
     (tmp_path / "kept" / "vault.db").touch()
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert shown(found, tmp_path) == [["model.safetensors"]]
     assert [name for name, _ in found.unread] == ["kept/", "many/"]
@@ -284,7 +284,7 @@ def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path):
     save_shards(tmp_path, SHARDS)
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"x")
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert opened(found) == [["b"]]
     assert [name for name, _ in found.unread] == ["model-00001-of-00002.safetensors"]
@@ -296,11 +296,11 @@ def test_a_file_or_an_index_named_directly_is_the_one_set(tmp_path):
     (tmp_path / "y.h5").write_bytes(b"x")
 
     for name, files in [("x.bin", ["x.bin"]), ("model.safetensors.index.json", list(SHARDS))]:
-        found = weight_sets(tmp_path / name)
+        found = find_weight_sets(tmp_path / name)
         assert (shown(found, tmp_path), found.unread) == ([files], ())
-        assert not found.sets[0].whole_folder
+        assert not found.sets[0].owns_folder
         assert found.sets[0].name == str(tmp_path / name)
-    assert weight_sets(tmp_path / "y.h5") == WeightSets(
+    assert find_weight_sets(tmp_path / "y.h5") == WeightSets(
         (), (("y.h5", "holds HDF5, which is not read: convert it to safetensors"),)
     )
 
@@ -308,7 +308,7 @@ def test_a_file_or_an_index_named_directly_is_the_one_set(tmp_path):
 def test_a_damaged_file_named_directly_is_unread(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"x")
 
-    found = weight_sets(tmp_path / "x.safetensors")
+    found = find_weight_sets(tmp_path / "x.safetensors")
 
     assert found.sets == ()
     assert [name for name, _ in found.unread] == ["x.safetensors"]
@@ -319,7 +319,7 @@ def test_where_nothing_is_the_refusal_is_that_of_today(tmp_path):
     (tmp_path / "training_args.bin").write_bytes(b"x")
 
     for name in (tmp_path, tmp_path / "config.json", tmp_path / "gone", "a/b/c"):
-        assert refused(weight_sets, name) == refused(open_checkpoint, name)
+        assert refused(find_weight_sets, name) == refused(open_checkpoint, name)
 
 
 def test_the_same_files_under_two_indexes_are_one_set(tmp_path):
@@ -327,7 +327,7 @@ def test_the_same_files_under_two_indexes_are_one_set(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     (tmp_path / "other.safetensors.index.json").write_bytes(index.read_bytes())
 
-    assert shown(weight_sets(tmp_path), tmp_path) == [list(SHARDS)]
+    assert shown(find_weight_sets(tmp_path), tmp_path) == [list(SHARDS)]
 
 
 # --- on the Hub
@@ -358,21 +358,21 @@ def test_every_set_of_a_repo_is_fetched_and_nothing_else(hub, tmp_path):
         lfs=True,
     )
 
-    found = weight_sets("org/name")
+    found = find_weight_sets("org/name")
 
     assert opened(found) == [["a", "b"], ["c"]]
     assert found.unread == (("tf_model.h5", "not read: convert it to safetensors"),)
     assert {(source.name, source.revision) for source in found.sets} == {("org/name", repo.refs["main"])}
     assert served(hub) == {*SHARDS, "stolen/x.bin"}
     hub.calls.clear()
-    assert weight_sets("hf-hub:org/name") == found
+    assert find_weight_sets("hf-hub:org/name") == found
     assert served(hub) == set()
 
 
 def test_no_more_than_the_limit_is_fetched_and_what_exceeds_it_is_named(hub):
     hub.add("org/name", {"model.safetensors": save({"a": A}), "large.safetensors": LARGE}, lfs=True)
 
-    found = weight_sets("org/name", max_bytes=300_000)
+    found = find_weight_sets("org/name", max_bytes=300_000)
 
     assert opened(found) == [["a"]]
     left = (300_000 - len(save({"a": A}))) // 100_000 / 10
@@ -386,8 +386,8 @@ def test_no_more_than_the_limit_is_fetched_and_what_exceeds_it_is_named(hub):
 def test_the_limit_is_for_all_files_together_and_what_is_cached_costs_nothing(hub):
     hub.add("org/name", {f"{n}.safetensors": LARGE for n in "abc"} | {"more.h5": b"x"})
 
-    first = weight_sets("org/name", max_bytes=2 * len(LARGE))
-    again = weight_sets("org/name", max_bytes=len(LARGE))
+    first = find_weight_sets("org/name", max_bytes=2 * len(LARGE))
+    again = find_weight_sets("org/name", max_bytes=len(LARGE))
 
     assert [len(found.sets) for found in (first, again)] == [2, 3]
     assert first.unread[0] == ("c.safetensors", "needs 0.5 MB, --max-mb allows 0.8 MB, of which 0 MB are left")
@@ -396,7 +396,7 @@ def test_the_limit_is_for_all_files_together_and_what_is_cached_costs_nothing(hu
 def test_a_limit_that_nothing_fits_in_leaves_everything_unread(hub):
     hub.add("org/name", {"model.safetensors": LARGE, "config.json": b"{}"})
 
-    found = weight_sets("org/name", max_bytes=0)
+    found = find_weight_sets("org/name", max_bytes=0)
 
     assert found == WeightSets((), (("model.safetensors", "needs 0.5 MB, --max-mb allows 0 MB"),))
     assert hub.downloads() == set()
@@ -406,19 +406,19 @@ def test_a_size_that_is_not_known_is_too_large_for_a_limit(hub, monkeypatch):
     hub.add("org/name", {"model.safetensors": LARGE})
     monkeypatch.setattr(Blob, "sibling", lambda self, path, blobs: {"rfilename": path})
 
-    found = weight_sets("org/name", max_bytes=10**9)
+    found = find_weight_sets("org/name", max_bytes=10**9)
 
     assert found.sets == ()
     assert "does not tell" in found.unread[0].reason
     assert hub.downloads() == set()
-    assert len(weight_sets("org/name").sets) == 1
+    assert len(find_weight_sets("org/name").sets) == 1
 
 
 def test_a_file_that_is_longer_than_it_was_said_to_be_is_not_read_on(hub, monkeypatch):
     hub.add("org/name", {"model.safetensors": save({"a": np.zeros(10_000_000, np.float32)})}, lfs=True)
     monkeypatch.setattr(Blob, "sibling", lambda self, path, blobs: {"rfilename": path, "size": 1000})
 
-    found = weight_sets("org/name", max_bytes=10**9)
+    found = find_weight_sets("org/name", max_bytes=10**9)
 
     assert found == WeightSets((), (("model.safetensors", "longer than the Hub says it is: not read"),))
 
@@ -426,29 +426,29 @@ def test_a_file_that_is_longer_than_it_was_said_to_be_is_not_read_on(hub, monkey
 def test_more_sets_than_the_limit_are_not_even_fetched(hub):
     hub.add("org/name", {f"{n:02}.safetensors": save({"a": A}) for n in range(MAX_SETS + 1)})
 
-    assert "33 sets" in refused(weight_sets, "org/name")
+    assert "33 sets" in refused(find_weight_sets, "org/name")
     assert served(hub) == set()
 
 
 def test_paths_out_of_the_repo_are_not_asked_for(hub):
     hub.add("org/name", {"model.safetensors": save({"a": A}), "../evil.safetensors": LARGE, "/x.bin": b"x"})
 
-    assert opened(weight_sets("org/name")) == [["a"]]
+    assert opened(find_weight_sets("org/name")) == [["a"]]
     assert served(hub) == {"model.safetensors"}
 
 
 def test_without_the_hub_what_is_cached_is_read_and_the_rest_is_named(hub):
     hub.add("org/name", {"model.safetensors": save({"a": A}), "large.safetensors": LARGE})
-    weight_sets("org/name", max_bytes=300_000)
+    find_weight_sets("org/name", max_bytes=300_000)
     hub.stop()
 
-    found = weight_sets("org/name")
+    found = find_weight_sets("org/name")
 
     assert opened(found) == [["a"]]
     assert [(name, "not in the local cache" in reason) for name, reason in found.unread] == [
         ("large.safetensors", True)
     ]
-    assert "not in the local cache" in refused(weight_sets, "org/other")
+    assert "not in the local cache" in refused(find_weight_sets, "org/other")
 
 
 @pytest.mark.parametrize("what", ["missing", "gated", "empty", "revision"])
@@ -458,29 +458,29 @@ def test_what_the_hub_refuses_is_said_as_for_a_download(hub, what):
     hub.add("org/revision", {"model.safetensors": LARGE})
     name = f"org/{what}" + ("@nowhere" if what == "revision" else "")
 
-    assert refused(weight_sets, name) == refused(open_checkpoint, name)
+    assert refused(find_weight_sets, name) == refused(open_checkpoint, name)
 
 
 def test_a_download_that_breaks_off_is_one_sentence(hub):
     hub.add("org/name", {"model.safetensors": LARGE})
     hub.failing["/resolve/"] = 500
 
-    assert "org/name can't be fetched" in refused(weight_sets, "org/name")
+    assert "org/name can't be fetched" in refused(find_weight_sets, "org/name")
 
 
 def test_a_renamed_repo_is_named_as_it_is_now(hub):
     hub.add("org/new", {"model.safetensors": save({"a": A})})
     hub.moved["model", "org/old"] = "org/new"
 
-    assert weight_sets("org/old").sets[0].name == "org/new"
+    assert find_weight_sets("org/old").sets[0].name == "org/new"
 
 
 def test_sets_whose_headers_would_take_too_long_together_are_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(weight_sets.__globals__, "MAX_HEADERS", 150)
+    monkeypatch.setitem(find_weight_sets.__globals__, "MAX_HEADERS", 150)
     for number in range(4):
         save_model(tmp_path / f"{number}.safetensors", a=A)
 
-    found = weight_sets(tmp_path)
+    found = find_weight_sets(tmp_path)
 
     assert shown(found, tmp_path) == [["0.safetensors"], ["1.safetensors"]]
     assert [(name, "name it" in reason) for name, reason in found.unread] == [

@@ -21,7 +21,7 @@ from hf_fingerprint.checkpoints.dtypes import SIZES, from_float32, to_float32
 from hf_fingerprint.checkpoints.writer import Rewrite
 from hf_fingerprint.errors import CheckpointError, StorageError
 from tests.helpers.checkpoint_files import (
-    UNHURRIED,
+    NO_DEADLINE,
     bytes_of,
     entry,
     names_of,
@@ -105,7 +105,7 @@ def models(draw: st.DrawFn) -> Model:
     return Model(raw_safetensors(text, data), draw(st.sampled_from(names)) if names else None)
 
 
-@settings(UNHURRIED, max_examples=50)
+@settings(NO_DEADLINE, max_examples=50)
 @given(models())
 def test_a_copy_of_one_file_differs_in_the_rewritten_tensor_and_in_not_one_byte_more(model):
     with tempfile.TemporaryDirectory() as folder:
@@ -125,7 +125,7 @@ def test_a_copy_of_one_file_differs_in_the_rewritten_tensor_and_in_not_one_byte_
         assert written.left_out == ()
 
 
-@settings(UNHURRIED, max_examples=25)
+@settings(NO_DEADLINE, max_examples=25)
 @given(st.lists(models(), min_size=1, max_size=3), st.data())
 def test_a_copy_of_shards_differs_in_the_rewritten_tensor_and_in_not_one_byte_more(shards, data):
     with tempfile.TemporaryDirectory() as folder:

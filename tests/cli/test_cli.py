@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer, Vault
 from hf_fingerprint.cli.main import main
-from hf_fingerprint.vault.sealing import lock_identity
+from hf_fingerprint.vault.sealing import encrypt_identity
 from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,
@@ -171,7 +171,7 @@ def hard(shared, tmp_path_factory):
     file = tmp_path_factory.mktemp("hard") / "identity.age"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 18)
-        file.write_bytes(lock_identity(identity, PASSPHRASE))
+        file.write_bytes(encrypt_identity(identity, PASSPHRASE))
     return "--identity", file
 
 
@@ -506,13 +506,13 @@ def test_a_damaged_vault_is_one_sentence(shared, run, tmp_path):
 
 SURPRISES = [
     ("hf_fingerprint.vault.Vault.copies", ["recipients", "--vault", "VAULT"]),
-    ("hf_fingerprint.registration.examine", ["inspect", "MODEL"]),
+    ("hf_fingerprint.registration.analyze_base", ["inspect", "MODEL"]),
     (
         "hf_fingerprint.issuing.issuer.write_copy",
         ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o"],
     ),
     (
-        "hf_fingerprint.tracing.local_files.read_suspect",
+        "hf_fingerprint.tracing.local_files.extract",
         ["trace", "MODEL", "--vault", "VAULT", "--passphrase-file", "PASSPHRASE"],
     ),
 ]

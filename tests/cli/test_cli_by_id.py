@@ -28,7 +28,7 @@ def shared(tmp_path_factory):
 def hub(tmp_path, monkeypatch, shared) -> Iterator[LoopbackHub]:
     """A Hub with alice's copy, the base, and a gated copy, which is read in looks that fit it."""
     monkeypatch.setattr("hf_fingerprint.checkpoints.ranged_files.FIRST_WAIT", 0)
-    monkeypatch.setattr("hf_fingerprint.extraction.looks.FIRST_WEIGHTS", 1 << 14)
+    monkeypatch.setattr("hf_fingerprint.extraction.looks.FIRST_LOOK_WEIGHTS", 1 << 14)
     monkeypatch.setenv("COLUMNS", "200")
     with LoopbackHub() as server:
         server.point_client(monkeypatch, tmp_path / "cache")

@@ -5,8 +5,8 @@ import json
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from hf_fingerprint.blackbox.querying.query import asked_of
-from hf_fingerprint.cli.triggers_command import questions
+from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
+from hf_fingerprint.cli.triggers_command import triggers
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import new_vault, save_vit
 
@@ -19,12 +19,12 @@ def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):
         Image.fromarray(pixels).save(photographs / f"{index}.png")
     folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
 
-    said = refused(lambda: questions(str(folder), vault.folder, covers=photographs, count=3, decoys=1, steps=1))
+    said = refused(lambda: triggers(str(folder), vault.folder, cover_images=photographs, count=3, decoys=1, steps=1))
     assert "holds 3 different photographs" in said
     capsys.readouterr()
-    questions(str(folder), vault.folder, covers=photographs, count=2, decoys=1, steps=1, as_json=True)
+    triggers(str(folder), vault.folder, cover_images=photographs, count=2, decoys=1, steps=1, as_json=True)
 
     told = json.loads(capsys.readouterr().out)
-    _, made = asked_of(vault, None)
+    _, made = find_base_with_triggers(vault, None)
     assert (told["questions"], told["decoys"]) == (2, 1) == (made.count, made.decoys)
-    assert len(made.covers) == 3
+    assert len(made.cover_images) == 3

@@ -8,16 +8,16 @@ from PIL import Image
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox import synthetic_cover
-from hf_fingerprint.blackbox.querying.query import asked_of
+from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import asked_base
+from tests.helpers.asked_models import base_with_triggers
 from tests.helpers.small_models import PASSPHRASE, names_in
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     root = tmp_path_factory.mktemp("key_images")
-    folder, vault, base = asked_base(root, steps=1)
+    folder, vault, base = base_with_triggers(root, steps=1)
     issue(folder, "alice", vault, root / "alice")
     (root / "passphrase").write_text(PASSPHRASE + "\n")
     (root / "wrong").write_text("not it\n")
@@ -82,7 +82,7 @@ def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_
     text.write_text("no image")
     plain = tmp_path / "plain.png"
     vault = Vault(scene.vault)
-    Image.fromarray(asked_of(vault, None)[1].images(scene.base.secret)[0]).save(plain)
+    Image.fromarray(find_base_with_triggers(vault, None)[1].images(scene.base.secret)[0]).save(plain)
 
     code, told, _ = key_images("read", text, image, gone, plain)
     lines = told.splitlines()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hf_fingerprint.blackbox import QueryResult, QueryScore
-from hf_fingerprint.blackbox.querying.candidates import LeftOut
-from hf_fingerprint.blackbox.querying.session import Questioning
+from hf_fingerprint.blackbox.querying.candidates import SkippedRecord
+from hf_fingerprint.blackbox.querying.session import QueryStats
 from hf_fingerprint.cli import output
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import predicted_score
@@ -42,9 +42,9 @@ def text(capsys: pytest.CaptureFixture) -> str:
 
 
 def answers(scores: list[QueryScore], **changes: object) -> QueryResult:
-    went = Questioning(asked=40, answered=39, decoys_asked=4, resumed=0, retries=0, stopped="proven")
+    stats = QueryStats(queried=40, answered=39, decoys_queried=4, resumed=0, retries=0, stop_reason="proven")
     outcome = Outcome.ACCUSED if any(score.accused for score in scores) else Outcome.NOBODY
-    made = QueryResult("https://api.example", ("0123456789ab",), tuple(scores), 8, 10, 1e-6, went, outcome)
+    made = QueryResult("https://api.example", ("0123456789ab",), tuple(scores), 8, 10, 1e-6, stats, outcome)
     return replace(made, **changes)
 
 
@@ -69,9 +69,9 @@ def test_answers_are_shown_with_whom_they_name(capsys):
 
 def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_not_asked_about(capsys):
     scores = [QueryScore("alice", "a" * 16, 17, 18, -12.34, True, "0123456789ab")]
-    left_out = (LeftOut("ba9876543210", "it has no questions", 3),)
+    skipped = (SkippedRecord("ba9876543210", "it has no questions", 3),)
 
-    output.print_query(answers(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), left_out=left_out))
+    output.print_query(answers(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), skipped=skipped))
 
     said = text(capsys)
     assert "https://api.example asked about bases aaaaaaaaaaaa, 0123456789ab" in said
@@ -80,10 +80,10 @@ def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_
 
 
 def test_answers_that_say_nothing_say_why(capsys):
-    went = Questioning(asked=3, answered=3, decoys_asked=0, resumed=0, retries=0, stopped="budget")
+    stats = QueryStats(queried=3, answered=3, decoys_queried=0, resumed=0, retries=0, stop_reason="budget")
     why = "3 of 180 images were answered: ask on with a larger --budget"
 
-    output.print_query(answers([], questioning=went, outcome=Outcome.NOT_READABLE, reason=why))
+    output.print_query(answers([], stats=stats, outcome=Outcome.NOT_READABLE, reason=why))
 
     said = text(capsys)
     assert f"not readable: {why}. 8 copies tested" in said
@@ -91,9 +91,9 @@ def test_answers_that_say_nothing_say_why(capsys):
 
 
 def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could_not_name(capsys):
-    went = Questioning(asked=60, answered=60, decoys_asked=6, resumed=50, retries=3, stopped="budget")
+    stats = QueryStats(queried=60, answered=60, decoys_queried=6, resumed=50, retries=3, stop_reason="budget")
 
-    output.print_query(answers([], questioning=went, unbound=("dora", "[red]e", "dora")))
+    output.print_query(answers([], stats=stats, non_answering=("dora", "[red]e", "dora")))
 
     said = text(capsys)
     assert (
@@ -204,8 +204,8 @@ def test_json_is_strict(capsys):
 
 
 def test_results_go_to_stdout_and_remarks_to_stderr(capsys):
-    output.say("a [bold]result[/bold]")
-    output.remark("a [bold]remark[/bold]")
+    output.echo("a [bold]result[/bold]")
+    output.echo_err("a [bold]remark[/bold]")
 
     assert capsys.readouterr() == ("a [bold]result[/bold]\n", "a [bold]remark[/bold]\n")
 

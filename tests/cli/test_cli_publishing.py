@@ -20,14 +20,14 @@ TOKEN = "hf_the-owner-of-org"
 @pytest.fixture
 def scene(tmp_path, monkeypatch, run):
     """A Hub, a model, a vault, and a way to run commands: `(exit code, stdout, stderr)`."""
-    wait = api._wait
+    wait = api._retry_delay
     with LoopbackHub() as hub:
         hub.point_client(monkeypatch, tmp_path / "cache")
         hub.account("owner", orgs={"org"}, token=TOKEN)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(api, "_wait", lambda error, tried: None if wait(error, tried) is None else 0.0)
+        monkeypatch.setattr(api, "_retry_delay", lambda error, tried: None if wait(error, tried) is None else 0.0)
         model, vault = save_plain(tmp_path / "model"), new_vault(tmp_path / "vault")
 
         yield SimpleNamespace(

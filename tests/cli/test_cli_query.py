@@ -8,8 +8,8 @@ import pytest
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.blackbox.client.class_names import Labels
-from hf_fingerprint.cli.query_command import labels_of_base, open_suspect
-from tests.helpers.loopback_suspect import LoopbackSuspect, picture
+from hf_fingerprint.cli.query_command import load_base_labels, open_suspect
+from tests.helpers.loopback_suspect import LoopbackSuspect, image_of_class
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
@@ -81,8 +81,8 @@ def test_the_labels_are_the_bases_unless_given(scene):
         (None, str(scene.model)),
         (scene.root / "labels", None),
     ]:
-        assert labels_of_base(path, scene.vault, base).names == expected
-    assert "--labels" in refused(labels_of_base, None, scene.vault, str(scene.root / "alice" / "nothing"))
+        assert load_base_labels(path, scene.vault, base).names == expected
+    assert "--labels" in refused(load_base_labels, None, scene.vault, str(scene.root / "alice" / "nothing"))
 
 
 @pytest.mark.parametrize("suspect", ["python:{root}/mine.py:red", "python:mine:red", "{url}"])
@@ -90,10 +90,10 @@ def test_a_suspect_is_asked_as_its_name_says(scene, monkeypatch, suspect):
     monkeypatch.chdir(scene.root)
     with LoopbackSuspect() as server:
         name = suspect.format(root=scene.root, url=server.url)
-        asked = open_suspect(name, Labels.numbered(10), "raw", None, None, None)
+        client = open_suspect(name, Labels.numbered(10), "raw", None, None, None)
 
-        assert [asked(picture(told)) for told in (3, 8)] == [3, 8]
-        assert asked.name == name
+        assert [client(image_of_class(told)) for told in (3, 8)] == [3, 8]
+        assert client.name == name
 
 
 def test_a_folder_is_run(tmp_path):
@@ -102,6 +102,6 @@ def test_a_folder_is_run(tmp_path):
 
     folder = save_timm(tmp_path / "model")
     classes = json.loads((folder / "config.json").read_text())["num_classes"]
-    asked = open_suspect(f"pipeline:{folder}", Labels.numbered(classes), "raw", None, None, None)
+    client = open_suspect(f"pipeline:{folder}", Labels.numbered(classes), "raw", None, None, None)
 
-    assert 0 <= asked(np.zeros((40, 40, 3), np.uint8)) < classes
+    assert 0 <= client(np.zeros((40, 40, 3), np.uint8)) < classes

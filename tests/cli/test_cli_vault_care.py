@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_fingerprint import Vault
-from hf_fingerprint.vault.passphrase_age import log_work_of
+from hf_fingerprint.vault.passphrase_age import read_log_work
 from hf_fingerprint.vault.sealing import new_identity, open_identity
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.small_models import PASSPHRASE, bytes_of, new_vault
@@ -51,11 +51,11 @@ def test_a_weak_seal_is_warned_of_and_mended_with_the_same_passphrase(run, folde
     monkeypatch.setattr("hf_fingerprint.vault.passphrase_age.LOG_WORK", 7)
     monkeypatch.setenv("HF_FINGERPRINT_PASSPHRASE", PASSPHRASE)
     rotated = ["vault", "rotate", "--vault", folder, "--new-passphrase-file", tmp_path / "new"]
-    assert log_work_of((folder / "identity.age").read_bytes()) == 2
+    assert read_log_work((folder / "identity.age").read_bytes()) == 2
 
     out, err = done(run("vault", "passphrase", "--vault", folder))
     assert "with the same passphrase" in out and "Warning" not in err
-    assert log_work_of((folder / "identity.age").read_bytes()) == 7
+    assert read_log_work((folder / "identity.age").read_bytes()) == 7
     _, err = done(run(*rotated))
     assert "Warning" not in err
 

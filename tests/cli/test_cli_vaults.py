@@ -54,7 +54,7 @@ def hub(tmp_path, monkeypatch):
 def run(run, monkeypatch):
     """The same without an issuer's key, and with quick locks."""
     monkeypatch.delenv("HF_FINGERPRINT_ISSUER_KEY", raising=False)
-    monkeypatch.setattr("hf_fingerprint.vault.rotation.lock_identity", lock_quickly)
+    monkeypatch.setattr("hf_fingerprint.vault.rotation.encrypt_identity", lock_quickly)
 
     return run
 

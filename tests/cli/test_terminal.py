@@ -25,9 +25,9 @@ from safetensors.numpy import save_file
 from typer.models import ArgumentInfo
 
 from hf_fingerprint import Issuer
-from hf_fingerprint.blackbox import Proven, QueryResult, QueryScore
-from hf_fingerprint.blackbox.querying.candidates import LeftOut
-from hf_fingerprint.blackbox.querying.session import Questioning
+from hf_fingerprint.blackbox import AccusationCheck, QueryResult, QueryScore
+from hf_fingerprint.blackbox.querying.candidates import SkippedRecord
+from hf_fingerprint.blackbox.querying.session import QueryStats
 from hf_fingerprint.cli import output, terminal
 from hf_fingerprint.cli.main import app, main
 from hf_fingerprint.cli.trace_output import print_trace
@@ -35,7 +35,7 @@ from hf_fingerprint.errors import CheckpointError, FingerprintError, Fingerprint
 from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.printable import printable
-from hf_fingerprint.tracing import BaseRead, NotRead, OnRecord, RecipientScore, TraceResult
+from hf_fingerprint.tracing import ComparedBase, RecipientScore, RecordedCopy, SkippedSource, TraceResult
 from tests.helpers.loopback_suspect import LoopbackSuspect
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, plain_arrays, save_plain
@@ -91,10 +91,10 @@ def test_plain_names_of_any_script_stay_as_they_are():
 
 
 def test_every_way_to_print_a_line_is_filtered(shown):
-    output.say(HOSTILE)
-    output.remark(HOSTILE)
+    output.echo(HOSTILE)
+    output.echo_err(HOSTILE)
     output.print_json({HOSTILE: [HOSTILE, Path("x\x1b")]})
-    output.print_line({HOSTILE: HOSTILE})
+    output.print_json_line({HOSTILE: HOSTILE})
 
     assert len(shown().splitlines()) == 1 + 1 + 6 + 1
 
@@ -129,14 +129,14 @@ def test_bars_and_spinners_on_a_terminal_are_filtered(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
-    with terminal.guarded():
+    with terminal.sanitized_output():
         with output.steps() as step:
             step(HOSTILE)
         with output.progress(HOSTILE, 3) as advance:
             advance(1)
         with output.stages() as stage:
             stage(HOSTILE, 1, 2)
-            output.remark(HOSTILE)
+            output.echo_err(HOSTILE)
 
     seen = screen.getvalue()
     assert OF_RICH.search(seen) and "\\x1b[31mred" in seen and "\x1b[31mred" not in seen
@@ -147,7 +147,7 @@ def test_what_other_packages_write_is_filtered(shown):
     from tqdm import tqdm
 
     logger = logging.getLogger("huggingface_hub.of_a_test")
-    with terminal.guarded():
+    with terminal.sanitized_output():
         handler = logging.StreamHandler()
         logger.addHandler(handler)
         logger.propagate = False
@@ -161,7 +161,7 @@ def test_what_other_packages_write_is_filtered(shown):
         sys.stderr.writelines([HOSTILE.replace("\n", "")])
 
     assert "Warning: \\x1b[31mred" in shown()
-    with terminal.guarded():
+    with terminal.sanitized_output():
         tqdm([1], desc=HOSTILE.replace("\n", ""), disable=False, file=sys.stderr, leave=False).close()
 
 
@@ -170,7 +170,7 @@ def test_bars_of_tqdm_move_and_their_names_do_not(monkeypatch):
 
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
-    with terminal.guarded():
+    with terminal.sanitized_output():
         for position in range(2):
             tqdm([1], desc="\x1b[A\r" + HOSTILE.replace("\n", ""), position=position, file=sys.stderr).close()
 
@@ -201,8 +201,8 @@ def debugging() -> dict[str, str]:
 def test_names_that_an_encoding_does_not_have_are_spelled_out(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict", newline="\n")
     monkeypatch.setattr(sys, "stdout", stream)
-    with terminal.guarded():
-        output.say("艾达")
+    with terminal.sanitized_output():
+        output.echo("艾达")
         terminal.console().print(Text("艾达"))
 
     stream.flush()
@@ -244,23 +244,23 @@ def test_results_of_hostile_texts_alone_are_shown(shown):
         threshold=6.5,
         rounds=2,
         files=("x", "y"),
-        files_not_read=(NotRead("x", "x", "x"),),
-        bases_read=(BaseRead("x", "x", 2, "x"),) * 2,
-        bases_not_read=(NotRead("x", "x", "x"),),
-        on_record=(OnRecord("x", "x", "x", "x", "x"),),
+        files_not_read=(SkippedSource("x", "x", "x"),),
+        bases_read=(ComparedBase("x", "x", 2, "x"),) * 2,
+        bases_not_read=(SkippedSource("x", "x", "x"),),
+        on_record=(RecordedCopy("x", "x", "x", "x", "x"),),
     )
     print_trace(hostile(trace), claim=HOSTILE)
-    went = Questioning(asked=40, answered=39, decoys_asked=4, resumed=0, retries=0, stopped="proven")
+    stats = QueryStats(queried=40, answered=39, decoys_queried=4, resumed=0, retries=0, stop_reason="proven")
     query = QueryResult(
-        "x", ("x", "y"), (QueryScore("x", "x", 17, 18, -12.0, True, "x"),), 8, 10, 1e-6, went, Outcome.ACCUSED
+        "x", ("x", "y"), (QueryScore("x", "x", 17, 18, -12.0, True, "x"),), 8, 10, 1e-6, stats, Outcome.ACCUSED
     )
-    query = replace(hostile(replace(query, left_out=(LeftOut("x", "x", 3),), unbound=("x",))), questioning=went)
+    query = replace(hostile(replace(query, skipped=(SkippedRecord("x", "x", 3),), non_answering=("x",))), stats=stats)
     output.print_query(query)
 
     assert "\\x1b[31mred" in shown().replace("\n", "")
     proven = {"counted": 9, "agreeing": 9, "log10_bound": -9.0, "holds": True, "copies": 3, "alpha": 1e-6}
-    texts = {each.name: "x" for each in fields(Proven) if each.name not in proven}
-    output.print_proof([hostile(Proven(**texts | proven | {"opened": True, "published": True}))])
+    texts = {each.name: "x" for each in fields(AccusationCheck) if each.name not in proven}
+    output.print_proof([hostile(AccusationCheck(**texts | proven | {"opened": True, "published": True}))])
     shown()
 
 
@@ -312,7 +312,7 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_FINGERPRINT_PASSPHRASE", PASSPHRASE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("hf_fingerprint.vault.store.lock_identity", lock_quickly)
+    monkeypatch.setattr("hf_fingerprint.vault.store.encrypt_identity", lock_quickly)
 
 
 @pytest.mark.usefixtures("alone")

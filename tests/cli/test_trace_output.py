@@ -6,7 +6,7 @@ import pytest
 from hf_fingerprint.cli.trace_output import print_trace
 from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.tracing import BaseRead, NotRead, OnRecord, RecipientScore, TraceResult
+from hf_fingerprint.tracing import ComparedBase, RecipientScore, RecordedCopy, SkippedSource, TraceResult
 
 
 def result(accused: list[str] = (), innocent: list[str] = (), **changes: object) -> TraceResult:
@@ -102,7 +102,7 @@ def test_all_the_accused_are_shown_and_of_the_others_some(capsys):
     assert said.count("ACCUSED") == 30
     assert "innocent0 " not in said
     assert "and 50 more, none accused" in said
-    print_trace(result([], [f"innocent{i}" for i in range(50)]), most=7)
+    print_trace(result([], [f"innocent{i}" for i in range(50)]), max_rows=7)
     assert "and 43 more, none accused" in text(capsys)
 
 
@@ -132,10 +132,10 @@ def test_scores_of_innocents_come_with_the_reason_not_to_publish_them(capsys):
 
 
 def test_what_was_not_read_is_named(capsys):
-    read = (BaseRead("b1", "org/one", 20, "a share of 0.98"), BaseRead("b2", "org/two", 5, "a share of 0.21"))
-    unread = tuple(NotRead(f"c{i}", "org/three", "a share of 0.00") for i in range(9))
-    files = (NotRead("model.onnx", "org/suspect", "not read: convert it"),)
-    recorded = (OnRecord("alice", "f" * 16, "b1", "pushed", "2026-01-01"),)
+    read = (ComparedBase("b1", "org/one", 20, "a share of 0.98"), ComparedBase("b2", "org/two", 5, "a share of 0.21"))
+    unread = tuple(SkippedSource(f"c{i}", "org/three", "a share of 0.00") for i in range(9))
+    files = (SkippedSource("model.onnx", "org/suspect", "not read: convert it"),)
+    recorded = (RecordedCopy("alice", "f" * 16, "b1", "pushed", "2026-01-01"),)
     changes = {"bases_read": read, "bases_not_read": unread, "files_not_read": files, "on_record": recorded}
     print_trace(result(["alice"], files=("model.safetensors",), tensors_left_out=3, **changes))
 

@@ -35,7 +35,7 @@ def test_a_bound_of_the_wrong_size_would_show(monkeypatch):
 
 def test_what_pirates_provoke_has_unit_variance_and_likelihood_ratios_among_it():
     codebook = make_codebook("tardos", 512, 5, bytes(32))
-    functions = bench_codes.provoked_functions(codebook)
+    functions = bench_codes.colluder_score_functions(codebook)
     np.testing.assert_allclose((functions**2 * codebook.variance).sum(axis=1), 1)
     assert len(functions) > 2 * 10 + 1
 

@@ -8,10 +8,10 @@ from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_formula, coalit
 from hf_fingerprint.codes.coalition import (
     STRATEGIES,
     accusation_threshold,
-    caught_in_simulation,
+    count_accused_in_simulation,
     expected_score,
 )
-from hf_fingerprint.codes.residual import residual_reading
+from hf_fingerprint.codes.residual import residual_signal
 
 
 SECRET = bytes(range(32))
@@ -79,8 +79,8 @@ def test_the_expected_score_is_the_mean_score_of_those_who_average(family, collu
     scores = []
     for seed in range(8):
         noises = noise * np.random.default_rng(seed).standard_normal(4096)
-        residual = residual_reading(codebook, held.mean(axis=0) + noises, np.ones(4096), np.empty((0, 4096)))
-        function = codebook.standardise(codebook.bank(residual)[:1])
+        residual = residual_signal(codebook, held.mean(axis=0) + noises, np.ones(4096), np.empty((0, 4096)))
+        function = codebook.standardize(codebook.score_functions(residual)[:1])
         scores.append((held - codebook.mean) @ function[0])
     assert np.mean(scores) == pytest.approx(expected_score(codebook, colluders, noise), rel=0.04)
 
@@ -99,8 +99,8 @@ def test_the_expected_score_falls_with_colluders_and_noise(family):
 
 
 def test_the_threshold_for_a_typical_reading_is_near_that_of_a_decoded_one():
-    reading = words(TARDOS, 1)[0] + 2 * np.random.default_rng(1).standard_normal(4096)
-    decoded = decode(TARDOS, keys(100), reading, np.ones(4096), ALPHA)
+    extracted = words(TARDOS, 1)[0] + 2 * np.random.default_rng(1).standard_normal(4096)
+    decoded = decode(TARDOS, keys(100), extracted, np.ones(4096), ALPHA)
     assert accusation_threshold(TARDOS, 100, ALPHA) == pytest.approx(decoded.threshold, abs=0.5)
 
 
@@ -120,7 +120,7 @@ def test_a_coalition_certified_by_formula_is_caught_when_it_averages_and_is_the_
     codebook = CODES[family]
     certified = calculated(codebook)
     assert certified.size > 5
-    assert caught_in_simulation(codebook, certified.size, "average", 100, ALPHA, 0.3, 0) == certified.size
+    assert count_accused_in_simulation(codebook, certified.size, "average", 100, ALPHA, 0.3, 0) == certified.size
     needed = accusation_threshold(codebook, 100, ALPHA) + 3
     assert expected_score(codebook, certified.size, 0.3) >= needed > expected_score(codebook, certified.size + 1, 0.3)
 
@@ -134,20 +134,20 @@ def test_the_simulated_size_is_the_largest_whose_members_are_all_caught(family):
     codebook = CODES[family]
     size = simulated(codebook).size
     assert 0 < size < 16
-    assert all(caught_in_simulation(codebook, size, s, 100, ALPHA, 0.3, 0) == size for s in STRATEGIES)
-    assert any(caught_in_simulation(codebook, size + 1, s, 100, ALPHA, 0.3, 0) <= size for s in STRATEGIES)
+    assert all(count_accused_in_simulation(codebook, size, s, 100, ALPHA, 0.3, 0) == size for s in STRATEGIES)
+    assert any(count_accused_in_simulation(codebook, size + 1, s, 100, ALPHA, 0.3, 0) <= size for s in STRATEGIES)
 
 
 def test_fair_signs_withstand_two_and_tardos_more():
     fair, tardos = simulated(FAIR, noise=0.0), simulated(TARDOS, noise=0.0)
     assert fair.size == 2
     assert tardos.size > 2 * fair.size
-    assert caught_in_simulation(FAIR, 3, "minority", 100, ALPHA, 0.0, 0) == 0
+    assert count_accused_in_simulation(FAIR, 3, "minority", 100, ALPHA, 0.0, 0) == 0
 
 
 @pytest.mark.parametrize("family", CODES)
 def test_a_simulated_coalition_of_one_is_a_leak(family):
-    assert all(caught_in_simulation(CODES[family], 1, s, 100, ALPHA, 0.3, 0) == 1 for s in STRATEGIES)
+    assert all(count_accused_in_simulation(CODES[family], 1, s, 100, ALPHA, 0.3, 0) == 1 for s in STRATEGIES)
 
 
 @pytest.mark.parametrize("family", CODES)
@@ -181,5 +181,5 @@ def test_the_method_says_what_was_computed():
 
 
 def test_simulations_are_repeatable():
-    first, again = (caught_in_simulation(TARDOS, 9, "median", 100, ALPHA, 1.0, 2) for _ in range(2))
+    first, again = (count_accused_in_simulation(TARDOS, 9, "median", 100, ALPHA, 1.0, 2) for _ in range(2))
     assert first == again

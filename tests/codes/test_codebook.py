@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.codes import FAMILIES, FairSigns, Nuida, Tardos, make_codebook
 from hf_fingerprint.codes.biased import FLOOR
-from hf_fingerprint.codes.codebook import BLOCK, MAX_LENGTH, MIN_LENGTH, SUMMED
+from hf_fingerprint.codes.codebook import BLOCK, MAX_LENGTH, MIN_LENGTH, SINGLE_PRECISION_CHUNK
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
@@ -40,7 +40,7 @@ def dense(codebook, copy_keys):
 
 
 def functions(codebook, count=2, seed=0):
-    return codebook.standardise(np.random.default_rng(seed).standard_normal((count, codebook.length)))
+    return codebook.standardize(np.random.default_rng(seed).standard_normal((count, codebook.length)))
 
 
 def test_tardos_thresholds_are_golden():
@@ -99,7 +99,7 @@ def test_scores_agree_with_the_dense_computation(family, count):
 def test_scores_that_could_matter_are_in_double_precision(family):
     codebook, copy_keys = make(family), keys(40)
     words = dense(codebook, copy_keys)
-    scored = codebook.standardise(np.stack([words[3] - codebook.mean, words[20] - codebook.mean]))
+    scored = codebook.standardize(np.stack([words[3] - codebook.mean, words[20] - codebook.mean]))
     expected = (words - codebook.mean) @ scored.T
     packed, least = codebook.packed(copy_keys), np.array([3.0, 1.5])
     high = (expected >= least).any(axis=1)
@@ -111,7 +111,7 @@ def test_scores_that_could_matter_are_in_double_precision(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("length", [64, 1024, 4 * SUMMED])
+@pytest.mark.parametrize("length", [64, 1024, 4 * SINGLE_PRECISION_CHUNK])
 def test_single_precision_is_never_further_off_than_its_error(family, length):
     """Functions of all shapes; the largest weights are where a position is rarest, and sums cancel worst."""
     codebook, rng = make(family, length), np.random.default_rng(0)
@@ -125,7 +125,7 @@ def test_single_precision_is_never_further_off_than_its_error(family, length):
             1e-50 + (np.arange(length) == np.argmin(codebook.variance)),
         ]
     )
-    scored, copy_keys = codebook.standardise(shapes), keys(60)
+    scored, copy_keys = codebook.standardize(shapes), keys(60)
     exact = codebook.packed_scores(codebook.packed(copy_keys), scored)
     error = codebook.screening_error(scored)
     assert (np.abs(codebook.scores(copy_keys, scored) - exact) <= error).all()
@@ -198,7 +198,7 @@ def test_mean_and_variance_are_those_of_the_bits(family):
 def test_standardised_functions_give_scores_of_variance_1_whatever_their_scale(family, seed, scale):
     codebook = make(family, 64)
     raw = np.random.default_rng(seed).standard_normal((3, 64)) * scale
-    scored = codebook.standardise(raw)
+    scored = codebook.standardize(raw)
     np.testing.assert_allclose((scored**2 * codebook.variance).sum(axis=1), 1, rtol=1e-9)
     np.testing.assert_allclose(scored / scored[:, :1], raw / raw[:, :1], rtol=1e-9)
 
@@ -212,7 +212,7 @@ def test_innocents_scores_have_mean_0_and_variance_1():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_function_of_zeros_standardises_to_zeros(family):
-    np.testing.assert_array_equal(make(family).standardise(np.zeros((2, 256))), 0)
+    np.testing.assert_array_equal(make(family).standardize(np.zeros((2, 256))), 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -282,9 +282,9 @@ def test_fair_signs_are_fair():
 
 
 def test_the_bank_of_fair_signs_is_the_reading():
-    reading = np.random.default_rng(0).standard_normal(256)
-    bank = FairSigns(256).bank(reading)
-    np.testing.assert_array_equal(bank, reading[None])
+    extracted = np.random.default_rng(0).standard_normal(256)
+    score_functions = FairSigns(256).score_functions(extracted)
+    np.testing.assert_array_equal(score_functions, extracted[None])
 
 
 @pytest.mark.parametrize("family", ["tardos", "nuida"])
@@ -293,15 +293,15 @@ def test_the_bank_of_biased_codes_has_one_function_for_averages_and_one_for_mino
     """That for averages weighs each position by the energy that is expected of it, copies' and noise's."""
     codebook = make(family, 1 << 14)
     rng = np.random.default_rng(0)
-    reading = rng.standard_normal(1 << 14) * np.sqrt(codebook.variance / 4 + noise**2)
-    average, minority = codebook.bank(reading)
+    extracted = rng.standard_normal(1 << 14) * np.sqrt(codebook.variance / 4 + noise**2)
+    average, minority = codebook.score_functions(extracted)
     expected = codebook.variance / 4 + max(noise**2, FLOOR / 4)
-    np.testing.assert_allclose(average * expected, reading, rtol=0.25 if noise < 1 else 0.08)
-    np.testing.assert_allclose(minority * (codebook.variance + FLOOR), reading)
+    np.testing.assert_allclose(average * expected, extracted, rtol=0.25 if noise < 1 else 0.08)
+    np.testing.assert_allclose(minority * (codebook.variance + FLOOR), extracted)
 
 
 def test_a_reading_of_zeros_has_a_bank_of_zeros():
-    np.testing.assert_array_equal(make("tardos").bank(np.zeros(256)), 0)
+    np.testing.assert_array_equal(make("tardos").score_functions(np.zeros(256)), 0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ import pytest
 from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decoding
 from hf_fingerprint.codes.coalition import STRATEGIES
 from hf_fingerprint.codes.decoding import MAX_ROUNDS
-from hf_fingerprint.codes.residual import residual_reading, unexplained
+from hf_fingerprint.codes.residual import is_unexplained, residual_signal
 
 
 SECRET = bytes(range(32))
@@ -68,8 +68,8 @@ def check(decoded, count, alpha=1e-6):
 def test_all_colluders_are_accused_and_nobody_else(family, length, strategy, colluders, noise):
     codebook, copy_keys = make(family, length), keys(300)
     guilty = list(range(7, 7 + colluders))
-    reading = collude(codebook, [copy_keys[i] for i in guilty], strategy, noise)
-    decoded = decode(codebook, copy_keys, reading, np.ones(length))
+    extracted = collude(codebook, [copy_keys[i] for i in guilty], strategy, noise)
+    decoded = decode(codebook, copy_keys, extracted, np.ones(length))
     assert sorted(decoded.accused) == guilty
     check(decoded, 300)
     assert 5 < decoded.threshold < 9
@@ -134,9 +134,9 @@ def test_without_recipients_nobody_is_accused():
 def test_joint_decoding_catches_those_that_others_hide(family, length, colluders, at_once):
     """The first round alone, at the same level for each of the ten, sees fewer than a third of this average."""
     codebook, copy_keys = make(family, length), keys(300)
-    reading = collude(codebook, copy_keys[:colluders])
-    first = decode(codebook, copy_keys, reading, np.ones(length), alpha=1e-6 / MAX_ROUNDS, max_rounds=1)
-    jointly = decode(codebook, copy_keys, reading, np.ones(length))
+    extracted = collude(codebook, copy_keys[:colluders])
+    first = decode(codebook, copy_keys, extracted, np.ones(length), alpha=1e-6 / MAX_ROUNDS, max_rounds=1)
+    jointly = decode(codebook, copy_keys, extracted, np.ones(length))
     assert 0 < len(first.accused) < at_once
     assert set(jointly.accused) == set(range(colluders))
     assert set(jointly.accused[: len(first.accused)]) == set(first.accused)
@@ -148,10 +148,10 @@ def test_joint_decoding_catches_those_that_others_hide(family, length, colluders
 @pytest.mark.parametrize("colluders", [0, 5, 22])
 def test_deciding_among_the_highest_scorers_only_accuses_the_same(monkeypatch, colluders):
     codebook, copy_keys = make("tardos", 1024), keys(300)
-    reading = collude(codebook, copy_keys[40 : 40 + colluders] or keys(1, "elsewhere"), noise=0.05)
-    whole = decode(codebook, copy_keys, reading, np.ones(1024))
+    extracted = collude(codebook, copy_keys[40 : 40 + colluders] or keys(1, "elsewhere"), noise=0.05)
+    whole = decode(codebook, copy_keys, extracted, np.ones(1024))
     monkeypatch.setattr(decoding, "CANDIDATES", 32)
-    among = decode(codebook, copy_keys, reading, np.ones(1024))
+    among = decode(codebook, copy_keys, extracted, np.ones(1024))
     assert set(whole.accused) == set(range(40, 40 + colluders))
     assert among.accused == whole.accused
     assert among.rounds == whole.rounds
@@ -168,13 +168,13 @@ def test_deciding_among_the_highest_scorers_only_accuses_the_same(monkeypatch, c
 def test_several_suspects_in_one_pass_are_decoded_as_each_alone(monkeypatch, candidates):
     monkeypatch.setattr(decoding, "CANDIDATES", candidates)
     codebook, copy_keys, mass = make("tardos", 1024), keys(200), np.ones(1024)
-    readings = [(collude(codebook, copy_keys[i : i + 3], s), mass) for i, s in enumerate(STRATEGIES)]
-    readings.append((np.zeros(1024), mass))
+    extracted_pairs = [(collude(codebook, copy_keys[i : i + 3], s), mass) for i, s in enumerate(STRATEGIES)]
+    extracted_pairs.append((np.zeros(1024), mass))
     told: list[int] = []
-    together = decode_all(codebook, copy_keys, readings, advance=told.append)
+    together = decode_all(codebook, copy_keys, extracted_pairs, advance=told.append)
     assert sum(told) == 200
-    for found, (reading, _) in zip(together, readings, strict=True):
-        alone = decode(codebook, copy_keys, reading, mass)
+    for found, (extracted, _) in zip(together, extracted_pairs, strict=True):
+        alone = decode(codebook, copy_keys, extracted, mass)
         assert found.accused == alone.accused
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
     assert [set(found.accused) for found in together[:-1]] == [{i, i + 1, i + 2} for i in range(len(STRATEGIES))]
@@ -184,9 +184,9 @@ def test_the_bound_pays_for_every_recipient_and_every_round():
     """Ten times the recipients or the rounds: the same score proves a tenth."""
     codebook = make("fair_signs", 1024)
     copy_keys = keys(400)
-    reading = collude(codebook, copy_keys[:1], noise=3)
-    few, many = (decode(codebook, copy_keys[:n], reading, np.ones(1024)) for n in (40, 400))
-    once = decode(codebook, copy_keys[:40], reading, np.ones(1024), max_rounds=1)
+    extracted = collude(codebook, copy_keys[:1], noise=3)
+    few, many = (decode(codebook, copy_keys[:n], extracted, np.ones(1024)) for n in (40, 400))
+    once = decode(codebook, copy_keys[:40], extracted, np.ones(1024), max_rounds=1)
     assert few.scores[0] == pytest.approx(many.scores[0])
     assert many.log_bounds[0] - few.log_bounds[0] == pytest.approx(math.log(10), abs=0.3)
     assert few.log_bounds[0] - once.log_bounds[0] == pytest.approx(math.log(MAX_ROUNDS), abs=0.3)
@@ -195,9 +195,10 @@ def test_the_bound_pays_for_every_recipient_and_every_round():
 
 def test_a_stricter_alpha_accuses_no_more():
     codebook, copy_keys = make("tardos", 1024), keys(100)
-    reading = collude(codebook, copy_keys[:6], noise=0.6)
+    extracted = collude(codebook, copy_keys[:6], noise=0.6)
     accused = [
-        set(decode(codebook, copy_keys, reading, np.ones(1024), alpha).accused) for alpha in (5e-2, 1e-3, 1e-6, 1e-20)
+        set(decode(codebook, copy_keys, extracted, np.ones(1024), alpha).accused)
+        for alpha in (5e-2, 1e-3, 1e-6, 1e-20)
     ]
     assert accused[0] >= accused[1] >= accused[2] >= accused[3]
     assert len(accused[0]) > len(accused[3])
@@ -205,16 +206,16 @@ def test_a_stricter_alpha_accuses_no_more():
 
 def test_no_more_rounds_are_run_than_are_paid_for():
     codebook, copy_keys = make("fair_signs", 1024), keys(100)
-    reading = collude(codebook, copy_keys[:30])
+    extracted = collude(codebook, copy_keys[:30])
     for most in (1, 2, 3):
-        assert decode(codebook, copy_keys, reading, np.ones(1024), max_rounds=most).rounds == most
+        assert decode(codebook, copy_keys, extracted, np.ones(1024), max_rounds=most).rounds == most
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_strength_of_the_mark_does_not_matter(scale):
     codebook, copy_keys = make("tardos", 1024), keys(100)
-    reading = collude(codebook, copy_keys[:3], noise=0.3)
-    plain, scaled = (decode(codebook, copy_keys, s * reading, np.ones(1024)) for s in (1, scale))
+    extracted = collude(codebook, copy_keys[:3], noise=0.3)
+    plain, scaled = (decode(codebook, copy_keys, s * extracted, np.ones(1024)) for s in (1, scale))
     assert set(plain.accused) == {0, 1, 2}
     assert scaled.accused == plain.accused
     np.testing.assert_allclose(scaled.scores, plain.scores, rtol=1e-4, atol=1e-4)
@@ -226,8 +227,8 @@ def test_uneven_mass_is_taken_into_account():
     rng = np.random.default_rng(0)
     mass = rng.choice([0.0, 0.01, 0.01, 1.0], 2048)
     average = words(codebook, copy_keys[:3]).mean(axis=0)
-    reading = mass * average + np.sqrt(mass) * 0.2 * rng.standard_normal(2048)
-    decoded = decode(codebook, copy_keys, reading, mass)
+    extracted = mass * average + np.sqrt(mass) * 0.2 * rng.standard_normal(2048)
+    decoded = decode(codebook, copy_keys, extracted, mass)
     assert set(decoded.accused) == {0, 1, 2}
     check(decoded, 100)
 
@@ -242,20 +243,20 @@ def test_two_records_of_one_key_are_both_accused():
 
 def test_nothing_but_the_arguments_decides():
     codebook, copy_keys = make("tardos", 1024), keys(50)
-    reading, mass = collude(codebook, copy_keys[:4], noise=0.3), np.ones(1024)
-    kept = reading.copy()
-    first, again = (decode(codebook, copy_keys, reading, mass) for _ in range(2))
+    extracted, mass = collude(codebook, copy_keys[:4], noise=0.3), np.ones(1024)
+    kept = extracted.copy()
+    first, again = (decode(codebook, copy_keys, extracted, mass) for _ in range(2))
     assert first.accused == again.accused
     np.testing.assert_array_equal(first.log_bounds, again.log_bounds)
-    np.testing.assert_array_equal(reading, kept)
+    np.testing.assert_array_equal(extracted, kept)
     np.testing.assert_array_equal(mass, 1)
 
 
 def test_the_most_certain_come_first():
     codebook, copy_keys = make("tardos", 2048), keys(50)
     weights = np.array([0.5, 0.3, 0.2])
-    reading = weights @ words(codebook, copy_keys[:3])
-    assert decode(codebook, copy_keys, reading, np.ones(2048)).accused == (0, 1, 2)
+    extracted = weights @ words(codebook, copy_keys[:3])
+    assert decode(codebook, copy_keys, extracted, np.ones(2048)).accused == (0, 1, 2)
 
 
 @pytest.mark.parametrize("candidates", [decoding.CANDIDATES, 32])
@@ -271,35 +272,35 @@ def test_the_callback_is_told_of_every_recipient(monkeypatch, candidates):
 def test_the_residual_is_that_of_weighted_least_squares(family):
     codebook = make(family, 256)
     rng = np.random.default_rng(0)
-    mass, reading = rng.uniform(0.1, 2, 256), rng.standard_normal(256)
+    mass, extracted = rng.uniform(0.1, 2, 256), rng.standard_normal(256)
     known = (words(codebook, keys(4)) + 1) / 2
     basis = words(codebook, keys(4)) - codebook.mean
     basis = basis if family == "fair_signs" else np.concatenate([basis, codebook.mean[None]])
     root = np.sqrt(mass)
-    fitted, *_ = np.linalg.lstsq((basis * root).T, reading / root, rcond=None)
-    residual = residual_reading(codebook, reading, mass, known)
-    np.testing.assert_allclose(residual, reading - mass * (fitted @ basis), atol=1e-6)
+    fitted, *_ = np.linalg.lstsq((basis * root).T, extracted / root, rcond=None)
+    residual = residual_signal(codebook, extracted, mass, known)
+    np.testing.assert_allclose(residual, extracted - mass * (fitted @ basis), atol=1e-6)
     np.testing.assert_allclose(basis @ residual, 0, atol=1e-5)
 
 
 def test_what_all_copies_share_is_taken_out():
     codebook = make("tardos", 256)
-    reading = np.random.default_rng(0).standard_normal(256)
+    extracted = np.random.default_rng(0).standard_normal(256)
     nobody = np.empty((0, 256))
     plain, shifted = (
-        residual_reading(codebook, y, np.ones(256), nobody) for y in (reading, reading + 50 * codebook.mean)
+        residual_signal(codebook, y, np.ones(256), nobody) for y in (extracted, extracted + 50 * codebook.mean)
     )
     np.testing.assert_allclose(shifted, plain, atol=1e-5)
-    assert np.linalg.norm(residual_reading(codebook, codebook.mean, np.ones(256), nobody)) < 1e-5
+    assert np.linalg.norm(residual_signal(codebook, codebook.mean, np.ones(256), nobody)) < 1e-5
 
 
 @pytest.mark.parametrize(("strategy", "noise"), [("median", 0.0), ("minority", 0.0), ("minimum or maximum", 0.3)])
 def test_those_whom_no_linear_score_shows_are_caught_once_the_strategy_is_inferred(monkeypatch, strategy, noise):
     codebook, copy_keys = make("tardos", 8192), keys(300)
-    reading = collude(codebook, copy_keys[:24], strategy, noise)
-    inferring = decode(codebook, copy_keys, reading, np.ones(8192))
-    monkeypatch.setattr(decoding, "unexplained", lambda *arguments: False)
-    linear = decode(codebook, copy_keys, reading, np.ones(8192))
+    extracted = collude(codebook, copy_keys[:24], strategy, noise)
+    inferring = decode(codebook, copy_keys, extracted, np.ones(8192))
+    monkeypatch.setattr(decoding, "is_unexplained", lambda *arguments: False)
+    linear = decode(codebook, copy_keys, extracted, np.ones(8192))
     assert set(inferring.accused) == set(range(24))
     assert len(linear.accused) < 16
     check(inferring, 300)
@@ -312,23 +313,23 @@ def test_a_reading_is_explained_once_all_who_averaged_are_accused(family):
     bits, mass = (copies + 1) / 2, np.ones(4096)
     noise = np.random.default_rng(0).standard_normal(4096)
     for sd in (0.0, 0.1, 0.5):
-        reading = copies.mean(axis=0) + sd * noise
-        assert not unexplained(codebook, reading, mass, bits)
-        assert unexplained(codebook, reading, mass, bits[:2])
-        assert unexplained(codebook, reading, mass, np.empty((0, 4096)))
-    assert not unexplained(codebook, noise, mass, np.empty((0, 4096)))
+        extracted = copies.mean(axis=0) + sd * noise
+        assert not is_unexplained(codebook, extracted, mass, bits)
+        assert is_unexplained(codebook, extracted, mass, bits[:2])
+        assert is_unexplained(codebook, extracted, mass, np.empty((0, 4096)))
+    assert not is_unexplained(codebook, noise, mass, np.empty((0, 4096)))
 
 
 def test_a_minority_vote_is_not_explained_by_those_who_did_not_cast_it():
     codebook = make("tardos", 4096)
-    reading = collude(codebook, keys(12), "minority", 0.1)
+    extracted = collude(codebook, keys(12), "minority", 0.1)
     bits = (words(codebook, keys(6)) + 1) / 2
-    assert unexplained(codebook, reading, np.ones(4096), bits)
+    assert is_unexplained(codebook, extracted, np.ones(4096), bits)
 
 
 def test_fair_signs_never_call_for_a_strategy():
     codebook = make("fair_signs", 256)
-    assert not unexplained(codebook, collude(codebook, keys(2)), np.ones(256), np.empty((0, 256)))
+    assert not is_unexplained(codebook, collude(codebook, keys(2)), np.ones(256), np.empty((0, 256)))
 
 
 INNOCENTS, POSITIONS = 500, 64
@@ -368,17 +369,17 @@ def test_the_accusation_is_a_theorem(monkeypatch, family, kind):
         codebook.packed = lambda copy_keys, *rest, bits=bits: np.packbits(bits, axis=1)
         if colluders:
             strategy = next((s for s in STRATEGIES if s in kind), "average")
-            reading = STRATEGIES[strategy](2.0 * bits[-colluders:] - 1, rng)
-            reading += (0.5 if "noisy" in kind else 0.02) * rng.standard_normal(POSITIONS)
+            extracted = STRATEGIES[strategy](2.0 * bits[-colluders:] - 1, rng)
+            extracted += (0.5 if "noisy" in kind else 0.02) * rng.standard_normal(POSITIONS)
         else:
-            reading = rng.standard_normal(POSITIONS)
+            extracted = rng.standard_normal(POSITIONS)
         if kind == "rare bits":
             rare = np.argsort(codebook.variance)[:8]
-            reading = np.zeros(POSITIONS)
-            reading[rare] = np.where(codebook.probability[rare] < 0.5, 1.0, -1.0)
+            extracted = np.zeros(POSITIONS)
+            extracted[rare] = np.where(codebook.probability[rare] < 0.5, 1.0, -1.0)
         if kind == "one rare bit in noise":
-            reading[np.argmin(codebook.probability)] = 5.0
-        decoded = decode(codebook, [b""] * len(bits), reading, np.ones(POSITIONS), alpha=0.5, max_rounds=3)
+            extracted[np.argmin(codebook.probability)] = 5.0
+        decoded = decode(codebook, [b""] * len(bits), extracted, np.ones(POSITIONS), alpha=0.5, max_rounds=3)
         check(decoded, len(bits), alpha=0.5)
         lowest[trial] = decoded.log_bounds[:INNOCENTS].min()
         if kind == "collusion" and family == "tardos" and trial == 0:
@@ -395,10 +396,10 @@ def test_the_accusation_is_a_theorem(monkeypatch, family, kind):
 def test_who_is_accused_does_not_depend_on_innocents(family, strategy, alpha):
     """The proof decodes without an innocent: every score function, threshold and round must be what it is with him."""
     codebook, copy_keys = make(family, 1024), keys(14)
-    reading = collude(codebook, copy_keys, strategy, 0.2)
+    extracted = collude(codebook, copy_keys, strategy, 0.2)
     others = keys(200, "innocent")
     alone, among = (
-        decode(codebook, own, reading, np.ones(1024), alpha, recipients=1000)
+        decode(codebook, own, extracted, np.ones(1024), alpha, recipients=1000)
         for own in (copy_keys, [*others[:100], *copy_keys, *others[100:]])
     )
     accused = [i + 100 for i in alone.accused]

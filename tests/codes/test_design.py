@@ -1,7 +1,7 @@
 import pytest
 
 from hf_fingerprint.codes import design_code
-from hf_fingerprint.codes.design import MOST_PER_POSITION, STRATEGIES, WEIGHTS_PER_POSITION
+from hf_fingerprint.codes.design import MAX_WEIGHTS_PER_POSITION, STRATEGIES, WEIGHTS_PER_POSITION
 from hf_fingerprint.errors import CodeError
 
 
@@ -38,7 +38,7 @@ def test_more_colluders_drift_or_certainty_need_more_weights(harder):
 def test_drift_is_outweighed_by_weights_once_positions_run_out():
     best = design_code(10, 1, drift=2000.0, strategies=["average"]).best
     assert best.length == 65536
-    assert WEIGHTS_PER_POSITION < best.weights // best.length <= MOST_PER_POSITION
+    assert WEIGHTS_PER_POSITION < best.weights // best.length <= MAX_WEIGHTS_PER_POSITION
 
 
 def test_what_no_code_withstands_has_no_best():

@@ -13,8 +13,8 @@ from scipy.stats import ortho_group
 from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decoding, prove_codeword
 from hf_fingerprint.codes.deepmarks.block_design import BlockDesign
 from hf_fingerprint.codes.deepmarks.soft_decoding import soft_decode
-from hf_fingerprint.codes.residual import residual_reading, unexplained
-from hf_fingerprint.codes.signals import LARGEST, to_signal
+from hf_fingerprint.codes.residual import is_unexplained, residual_signal
+from hf_fingerprint.codes.signals import MAX_FLOAT, to_signal
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 from hf_fingerprint.errors import CodeError
 
@@ -42,7 +42,7 @@ def words(codebook, copy_keys):
 def scaled(values, scale):
     """Values times a scale, as large as numbers get."""
     with np.errstate(over="ignore"):
-        return np.clip(values * scale, -LARGEST, LARGEST)
+        return np.clip(values * scale, -MAX_FLOAT, MAX_FLOAT)
 
 
 def shapes(codebook, seed):
@@ -87,11 +87,13 @@ def test_innocents_are_accused_no_more_often_than_promised_whatever_the_reading(
     wrong: dict[str, int] = {}
     total = 0
     for run in range(runs):
-        for kind, (reading, mass) in shapes(codebook, run).items():
+        for kind, (extracted, mass) in shapes(codebook, run).items():
             for scale in (1e-162, 1e300):
                 own = keys(recipients, f"{family} {kind} {run} {scale}")
-                found = decode(codebook, own, scaled(reading, scale), mass, ALPHA, max_rounds=1)
-                proven = prove_codeword(codebook, codebook.packed(own[:1])[0], scaled(reading, scale), mass, 1, ALPHA)
+                found = decode(codebook, own, scaled(extracted, scale), mass, ALPHA, max_rounds=1)
+                proven = prove_codeword(
+                    codebook, codebook.packed(own[:1])[0], scaled(extracted, scale), mass, 1, ALPHA
+                )
                 assert np.isfinite(found.log_bounds).all() and np.isfinite(found.scores).all()
                 assert np.isfinite(proven[0])
                 wrong[kind] = wrong.get(kind, 0) + bool(found.accused) + proven[1]
@@ -110,8 +112,8 @@ def test_four_hundred_innocents_at_any_scale(family, scale):
     rng = np.random.default_rng(0)
     signs = rng.choice([-1, 1], LENGTH)
     few = np.where(np.arange(LENGTH) < 4, 1.6, 1.5)
-    for reading in (few * signs, rng.standard_normal(LENGTH), rng.uniform(1.2, 1.58, LENGTH) * signs):
-        found = decode(CODES[family], keys(400), scaled(reading, scale), np.ones(LENGTH), ALPHA)
+    for extracted in (few * signs, rng.standard_normal(LENGTH), rng.uniform(1.2, 1.58, LENGTH) * signs):
+        found = decode(CODES[family], keys(400), scaled(extracted, scale), np.ones(LENGTH), ALPHA)
         assert found.accused == ()
         assert np.abs(found.scores).max() < 6
 
@@ -125,10 +127,10 @@ def test_colluders_are_caught_at_any_scale_as_at_another(scale, mass_scale, stra
     held = words(codebook, copy_keys[:5])
     mass = rng.uniform(0.5, 1.0, 1024)
     mixed = held.mean(axis=0) if strategy == "average" else np.sign(held.sum(axis=0))
-    reading = mass * mixed + np.sqrt(mass) * 0.1 * rng.standard_normal(1024)
-    reading /= np.abs(reading).max()
-    plain = decode(codebook, copy_keys, reading, mass)
-    found = decode(codebook, copy_keys, reading * scale, mass * mass_scale)
+    extracted = mass * mixed + np.sqrt(mass) * 0.1 * rng.standard_normal(1024)
+    extracted /= np.abs(extracted).max()
+    plain = decode(codebook, copy_keys, extracted, mass)
+    found = decode(codebook, copy_keys, extracted * scale, mass * mass_scale)
     assert set(plain.accused) == set(range(5))
     assert found.accused == plain.accused
     tolerance = 1e-3 if scale > 1e-300 else 0.1
@@ -136,7 +138,7 @@ def test_colluders_are_caught_at_any_scale_as_at_another(scale, mass_scale, stra
     for i in (0, 30):
         one, other = (
             prove_codeword(codebook, codebook.packed(copy_keys[i : i + 1])[0], *pair, 60, ALPHA)
-            for pair in ((reading, mass), (reading * scale, mass * mass_scale))
+            for pair in ((extracted, mass), (extracted * scale, mass * mass_scale))
         )
         assert one[1] == other[1]
         assert other[0] == pytest.approx(one[0], rel=tolerance, abs=tolerance)
@@ -147,15 +149,15 @@ def test_a_power_of_two_changes_no_digit(power):
     codebook, copy_keys = Tardos(1024, 5, SECRET), keys(60)
     rng = np.random.default_rng(1)
     mass = rng.uniform(0.5, 1, 1024)
-    reading = words(codebook, copy_keys[:7]).mean(axis=0) * mass + 0.2 * rng.standard_normal(1024)
-    plain = decode(codebook, copy_keys, reading, mass)
-    found = decode(codebook, copy_keys, np.ldexp(reading, power), np.ldexp(mass, -power))
+    extracted = words(codebook, copy_keys[:7]).mean(axis=0) * mass + 0.2 * rng.standard_normal(1024)
+    plain = decode(codebook, copy_keys, extracted, mass)
+    found = decode(codebook, copy_keys, np.ldexp(extracted, power), np.ldexp(mass, -power))
     assert found.accused == plain.accused
     np.testing.assert_array_equal(found.scores, plain.scores)
     np.testing.assert_array_equal(found.log_bounds, plain.log_bounds)
     nobody = np.empty((0, 1024))
-    residual = residual_reading(codebook, reading, mass, nobody)
-    again = residual_reading(codebook, np.ldexp(reading, power), np.ldexp(mass, -power), nobody)
+    residual = residual_signal(codebook, extracted, mass, nobody)
+    again = residual_signal(codebook, np.ldexp(extracted, power), np.ldexp(mass, -power), nobody)
     np.testing.assert_allclose(np.ldexp(again, -power), residual, rtol=1e-12)
 
 
@@ -164,15 +166,19 @@ def test_what_was_done_is_inferred_at_any_scale(scale):
     codebook, rng = Tardos(4096, 5, SECRET), np.random.default_rng(1)
     held, mass = np.zeros(4096, int), np.ones(4096)
     nobody = np.empty((0, 4096))
-    reading = np.sign(words(codebook, keys(7)).sum(axis=0)) + 0.2 * rng.standard_normal(4096)
-    reading /= np.abs(reading).max()
-    plain, found = (infer_strategy(codebook, y, mass, held, 0) for y in (reading, reading * scale))
+    extracted = np.sign(words(codebook, keys(7)).sum(axis=0)) + 0.2 * rng.standard_normal(4096)
+    extracted /= np.abs(extracted).max()
+    plain, found = (infer_strategy(codebook, y, mass, held, 0) for y in (extracted, extracted * scale))
     assert found.unknown == plain.unknown
     tolerance = 1e-3 if scale > 1e-300 else 0.2
     np.testing.assert_allclose(found.means, plain.means, atol=tolerance)
-    ratio = [log_likelihood_ratio(codebook, y, mass, held, s) for y, s in ((reading, plain), (reading * scale, found))]
+    ratio = [
+        log_likelihood_ratio(codebook, y, mass, held, s) for y, s in ((extracted, plain), (extracted * scale, found))
+    ]
     assert np.corrcoef(*ratio)[0, 1] > 1 - tolerance
-    assert unexplained(codebook, reading * scale, mass, nobody) == unexplained(codebook, reading, mass, nobody)
+    assert is_unexplained(codebook, extracted * scale, mass, nobody) == is_unexplained(
+        codebook, extracted, mass, nobody
+    )
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -186,16 +192,16 @@ def test_any_numbers_are_decoded_without_an_error_and_accuse_no_innocent_at_a_le
     pool = data.draw(st.lists(numbers, min_size=1, max_size=6))
     weights = data.draw(st.lists(masses, min_size=1, max_size=3))
     order = np.random.default_rng(data.draw(st.integers(0, 9)))
-    reading, mass = order.choice(pool, 64), order.choice(weights, 64)
+    extracted, mass = order.choice(pool, 64), order.choice(weights, 64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the largest numbers there are over the smallest, too
-        found = decode(codebook, keys(20), reading, mass, alpha=1e-9)
-        score, proven = prove_codeword(codebook, codebook.packed(keys(1))[0], reading, mass, 20, 1e-9)
-        residual = residual_reading(codebook, reading, mass, NOBODY[:, :64])
-        unexplained(codebook, reading, mass, NOBODY[:, :64])
-        strategy = infer_strategy(codebook, reading, mass, np.zeros(64, int), 0)
+        found = decode(codebook, keys(20), extracted, mass, alpha=1e-9)
+        score, proven = prove_codeword(codebook, codebook.packed(keys(1))[0], extracted, mass, 20, 1e-9)
+        residual = residual_signal(codebook, extracted, mass, NOBODY[:, :64])
+        is_unexplained(codebook, extracted, mass, NOBODY[:, :64])
+        strategy = infer_strategy(codebook, extracted, mass, np.zeros(64, int), 0)
         if strategy is not None:
-            ratio = log_likelihood_ratio(codebook, reading, mass, np.zeros(64, int), strategy)
+            ratio = log_likelihood_ratio(codebook, extracted, mass, np.zeros(64, int), strategy)
             assert np.isfinite(ratio).all()
     assert found.accused == () and not proven
     assert np.isfinite([*found.scores, *found.log_bounds, *residual, score]).all()
@@ -204,13 +210,13 @@ def test_any_numbers_are_decoded_without_an_error_and_accuse_no_innocent_at_a_le
 @settings(max_examples=60, deadline=None)
 @given(st.lists(numbers, min_size=7, max_size=7))
 def test_any_numbers_are_decoded_softly_as_on_any_other_scale(numbers):
-    design, reading = BlockDesign(7), np.array(numbers)
+    design, extracted = BlockDesign(7), np.array(numbers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = soft_decode(design, reading, alpha=ALPHA)
+        found = soft_decode(design, extracted, alpha=ALPHA)
     assert np.isfinite([*found.weights, *found.log10_bounds]).all()
-    if np.abs(reading).max(initial=0) > 1e-290:
-        unit = reading / np.abs(reading).max()
+    if np.abs(extracted).max(initial=0) > 1e-290:
+        unit = extracted / np.abs(extracted).max()
         assert found.accused == soft_decode(design, unit, alpha=ALPHA).accused
 
 
@@ -243,18 +249,18 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_no_reading_is_refused_by_everything_that_takes_one(kind):
-    reading, mass, said = BAD[kind]
+    extracted, mass, said = BAD[kind]
     codebook, copy_keys, held = CODES["tardos"], keys(3), np.zeros(LENGTH, int)
     ordinary = np.random.default_rng(0).standard_normal(LENGTH)
     strategy = infer_strategy(codebook, ordinary, np.ones(LENGTH), held, 0)
     for refusing in (
-        lambda: decode(codebook, copy_keys, reading, mass),
-        lambda: decode_all(codebook, copy_keys, [(ordinary, np.ones(LENGTH)), (reading, mass)]),
-        lambda: prove_codeword(codebook, codebook.packed(copy_keys[:1])[0], reading, mass, 3, 1e-6),
-        lambda: residual_reading(codebook, reading, mass, NOBODY),
-        lambda: unexplained(codebook, reading, mass, NOBODY),
-        lambda: infer_strategy(codebook, reading, mass, held, 0),
-        lambda: log_likelihood_ratio(codebook, reading, mass, held, strategy),
+        lambda: decode(codebook, copy_keys, extracted, mass),
+        lambda: decode_all(codebook, copy_keys, [(ordinary, np.ones(LENGTH)), (extracted, mass)]),
+        lambda: prove_codeword(codebook, codebook.packed(copy_keys[:1])[0], extracted, mass, 3, 1e-6),
+        lambda: residual_signal(codebook, extracted, mass, NOBODY),
+        lambda: is_unexplained(codebook, extracted, mass, NOBODY),
+        lambda: infer_strategy(codebook, extracted, mass, held, 0),
+        lambda: log_likelihood_ratio(codebook, extracted, mass, held, strategy),
     ):
         with pytest.raises(CodeError, match=said):
             refusing()
@@ -264,12 +270,14 @@ def test_what_stands_where_nothing_was_read_counts_for_nothing():
     codebook, copy_keys = CODES["tardos"], keys(20)
     rng = np.random.default_rng(0)
     mass = (np.arange(LENGTH) % 2).astype(float)
-    reading = words(codebook, copy_keys[:1])[0] * mass + 0.1 * rng.standard_normal(LENGTH) * mass
-    plain = decode(codebook, copy_keys, reading, mass)
-    found = decode(codebook, copy_keys, np.where(mass > 0, reading, 1e300 * words(codebook, copy_keys[5:6])[0]), mass)
+    extracted = words(codebook, copy_keys[:1])[0] * mass + 0.1 * rng.standard_normal(LENGTH) * mass
+    plain = decode(codebook, copy_keys, extracted, mass)
+    found = decode(
+        codebook, copy_keys, np.where(mass > 0, extracted, 1e300 * words(codebook, copy_keys[5:6])[0]), mass
+    )
     assert plain.accused == found.accused == (0,)
     np.testing.assert_array_equal(found.scores, plain.scores)
-    tiny = decode(codebook, copy_keys, reading, np.where(mass > 0, mass, 1e-100))
+    tiny = decode(codebook, copy_keys, extracted, np.where(mass > 0, mass, 1e-100))
     np.testing.assert_array_equal(tiny.scores, plain.scores)
 
 
@@ -297,7 +305,7 @@ def test_standardised_functions_have_variance_1_at_any_scale_and_nothing_where_n
     codebook, rng = NeverVaries(LENGTH), np.random.default_rng(0)
     giant = np.where(np.arange(LENGTH) < 16, 1.0, 1e-250 * rng.standard_normal(LENGTH))
     raw = np.stack([rng.uniform(-1, 1, LENGTH), giant, (np.arange(LENGTH) < 16).astype(float)])
-    found = codebook.standardise(scaled(raw, scale))
+    found = codebook.standardize(scaled(raw, scale))
     variances = (found**2 * codebook.variance).sum(axis=1)
     assert variances[0] == pytest.approx(1)
     assert variances[1] == pytest.approx(1) or not found[1].any()
@@ -308,16 +316,16 @@ def test_standardised_functions_have_variance_1_at_any_scale_and_nothing_where_n
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_score_function_that_is_not_finite_is_refused(value):
     with pytest.raises(CodeError, match="not finite"):
-        CODES["tardos"].standardise(np.where(np.arange(LENGTH) == 3, value, 1.0)[None])
+        CODES["tardos"].standardize(np.where(np.arange(LENGTH) == 3, value, 1.0)[None])
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1e-6, 0.0500001, 0.99, 1.0, float("nan"), float("inf")])
 def test_nobody_is_accused_at_a_level_above_0_05(alpha):
-    codebook, reading, mass = CODES["tardos"], np.ones(LENGTH), np.ones(LENGTH)
+    codebook, extracted, mass = CODES["tardos"], np.ones(LENGTH), np.ones(LENGTH)
     for refusing in (
-        lambda: decode(codebook, keys(2), reading, mass, alpha),
+        lambda: decode(codebook, keys(2), extracted, mass, alpha),
         lambda: decode_all(codebook, keys(2), [], alpha),
-        lambda: prove_codeword(codebook, codebook.packed(keys(1))[0], reading, mass, 2, alpha),
+        lambda: prove_codeword(codebook, codebook.packed(keys(1))[0], extracted, mass, 2, alpha),
         lambda: soft_decode(BlockDesign(7), np.ones(7), alpha=alpha),
     ):
         with pytest.raises(CodeError, match=r"choose one above 0 and at most 0\.05"):
@@ -328,17 +336,17 @@ def test_nobody_is_accused_at_a_level_above_0_05(alpha):
 def test_the_bound_pays_for_the_recipients_that_it_is_told_of(monkeypatch, candidates):
     monkeypatch.setattr(decoding, "CANDIDATES", candidates)
     codebook, copy_keys = Tardos(1024, 5, SECRET), keys(40)
-    reading = words(codebook, copy_keys[:3]).mean(axis=0) + 0.3 * np.random.default_rng(0).standard_normal(1024)
+    extracted = words(codebook, copy_keys[:3]).mean(axis=0) + 0.3 * np.random.default_rng(0).standard_normal(1024)
     mass = np.ones(1024)
-    own, same, more = (decode(codebook, copy_keys, reading, mass, recipients=n) for n in (None, 40, 40_000))
+    own, same, more = (decode(codebook, copy_keys, extracted, mass, recipients=n) for n in (None, 40, 40_000))
     np.testing.assert_array_equal(own.log_bounds, same.log_bounds)
     np.testing.assert_array_equal(own.scores, more.scores)
     accused = list(own.accused)
     np.testing.assert_allclose(more.log_bounds[accused] - own.log_bounds[accused], math.log(1000), atol=0.3)
     assert more.threshold > own.threshold
-    shared = decode(codebook, copy_keys, reading, mass, 1e-9)
+    shared = decode(codebook, copy_keys, extracted, mass, 1e-9)
     assert more.threshold == pytest.approx(shared.threshold)
-    both = decode_all(codebook, copy_keys, [(reading, mass), (-reading, mass)], recipients=40_000)
+    both = decode_all(codebook, copy_keys, [(extracted, mass), (-extracted, mass)], recipients=40_000)
     np.testing.assert_array_equal(both[0].log_bounds, more.log_bounds)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import eval_legendre
 
 from hf_fingerprint.codes import Nuida, make_codebook
-from hf_fingerprint.codes.nuida import LARGEST, nuida_biases
+from hf_fingerprint.codes.nuida import MAX_COALITION, nuida_biases
 from hf_fingerprint.errors import CodeError
 
 
@@ -76,12 +76,12 @@ def test_biases_depend_on_the_secret_and_are_a_prefix_for_a_shorter_code():
 
 
 def test_the_largest_coalition_leaves_every_position_uncertain():
-    codebook = Nuida(1024, LARGEST, SECRET)
+    codebook = Nuida(1024, MAX_COALITION, SECRET)
     assert codebook.probability.min() >= 2.0**-16
     assert codebook.probability.max() <= 1 - 2.0**-16
 
 
-@pytest.mark.parametrize("coalition", [0, LARGEST + 1])
+@pytest.mark.parametrize("coalition", [0, MAX_COALITION + 1])
 def test_a_coalition_without_biases_is_refused(coalition):
     with pytest.raises(CodeError, match=f"coalition of {coalition}"):
         make_codebook("nuida", 256, coalition, SECRET)

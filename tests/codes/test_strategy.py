@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from hf_fingerprint.codes import FairSigns, Tardos
 from hf_fingerprint.codes.coalition import STRATEGIES
-from hf_fingerprint.codes.strategy import Strategy, infer_strategy, log_likelihood_ratio, most_biased
+from hf_fingerprint.codes.strategy import CollusionStrategy, infer_strategy, log_likelihood_ratio, most_biased
 
 
 SECRET = bytes(range(32))
@@ -72,10 +72,10 @@ def test_mass_is_the_weight_of_a_position():
     rng = np.random.default_rng(0)
     mass = rng.choice([1.0, 1e-4, 0.0], CODE.length)
     noise = np.divide(0.2, np.sqrt(mass), out=np.zeros(CODE.length), where=mass > 0)
-    reading = mass * (collusion("median", 0) + noise * rng.standard_normal(CODE.length))
-    found = infer_strategy(CODE, reading, mass, NOBODY, 0)
+    extracted = mass * (collusion("median", 0) + noise * rng.standard_normal(CODE.length))
+    found = infer_strategy(CODE, extracted, mass, NOBODY, 0)
     assert abs(found.unknown - COPIES) <= 4
-    ratio = log_likelihood_ratio(CODE, reading, mass, NOBODY, found)
+    ratio = log_likelihood_ratio(CODE, extracted, mass, NOBODY, found)
     np.testing.assert_array_equal(ratio[mass == 0], 0)
     assert np.abs(ratio[mass == 1e-4]).mean() < 0.2 * np.abs(ratio[mass == 1]).mean()
 
@@ -83,40 +83,42 @@ def test_mass_is_the_weight_of_a_position():
 def test_the_ratio_is_that_of_all_that_the_others_could_hold():
     codebook = Tardos(64, 3, SECRET)
     rng = np.random.default_rng(0)
-    reading, held = rng.standard_normal(64), rng.integers(0, 3, 64)
-    strategy = Strategy(3, 2.0, np.array([-1, -0.5, -0.1, 0.1, 0.5, 1]), np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]), 0.0)
+    extracted, held = rng.standard_normal(64), rng.integers(0, 3, 64)
+    strategy = CollusionStrategy(
+        3, 2.0, np.array([-1, -0.5, -0.1, 0.1, 0.5, 1]), np.array([0.1, 0.2, 0.3, 0.3, 0.2, 0.1]), 0.0
+    )
     p, likelihood = codebook.probability, np.zeros((2, 64))
     for bit, first, second in itertools.product((0, 1), repeat=3):
         chance = np.where(first, p, 1 - p) * np.where(second, p, 1 - p)
         x = held + bit + first + second
-        likelihood[bit] += chance * norm.pdf(reading / 2, strategy.means[x], np.sqrt(strategy.variances[x]))
+        likelihood[bit] += chance * norm.pdf(extracted / 2, strategy.means[x], np.sqrt(strategy.variances[x]))
     expected = np.log(likelihood[1] / likelihood[0]) / 2
     np.testing.assert_allclose(
-        log_likelihood_ratio(codebook, reading, np.ones(64), held, strategy), expected, rtol=1e-4, atol=1e-5
+        log_likelihood_ratio(codebook, extracted, np.ones(64), held, strategy), expected, rtol=1e-4, atol=1e-5
     )
 
 
 def test_the_score_of_a_pirate_is_high_and_an_innocents_is_not():
-    reading, mass = collusion("minority", 0.5), np.ones(CODE.length)
-    found = infer_strategy(CODE, reading, mass, NOBODY, 0)
-    function = CODE.standardise(log_likelihood_ratio(CODE, reading, mass, NOBODY, found)[None])[0]
+    extracted, mass = collusion("minority", 0.5), np.ones(CODE.length)
+    found = infer_strategy(CODE, extracted, mass, NOBODY, 0)
+    function = CODE.standardize(log_likelihood_ratio(CODE, extracted, mass, NOBODY, found)[None])[0]
     scores = (words(CODE, 60) - CODE.mean) @ function
     assert scores[:COPIES].min() > 15
     assert np.abs(scores[COPIES:]).max() < 4.5
 
 
-@pytest.mark.parametrize("reading", [np.zeros(1024), np.where(np.arange(1024) == 5, 1e30, 0.0)])
-def test_a_reading_without_a_mark_has_no_strategy_or_a_finite_one(reading):
+@pytest.mark.parametrize("extracted", [np.zeros(1024), np.where(np.arange(1024) == 5, 1e30, 0.0)])
+def test_a_reading_without_a_mark_has_no_strategy_or_a_finite_one(extracted):
     codebook, mass = Tardos(1024, 10, SECRET), np.ones(1024)
-    found = infer_strategy(codebook, reading, mass, np.zeros(1024, int), 0)
+    found = infer_strategy(codebook, extracted, mass, np.zeros(1024, int), 0)
     assert found is None or np.isfinite(found.means).all()
-    assert found is None or np.isfinite(log_likelihood_ratio(codebook, reading, mass, NOBODY[:1024], found)).all()
+    assert found is None or np.isfinite(log_likelihood_ratio(codebook, extracted, mass, NOBODY[:1024], found)).all()
 
 
 def test_without_biases_nothing_is_inferred():
     codebook = FairSigns(1024)
-    reading = words(codebook, 3).mean(axis=0)
-    assert infer_strategy(codebook, reading, np.ones(1024), np.zeros(1024, int), 0) is None
+    extracted = words(codebook, 3).mean(axis=0)
+    assert infer_strategy(codebook, extracted, np.ones(1024), np.zeros(1024, int), 0) is None
 
 
 def test_the_most_biased_positions_are_one_in_32():

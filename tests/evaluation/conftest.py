@@ -8,13 +8,13 @@ from unittest.mock import patch
 import pytest
 
 from hf_fingerprint.evaluation import Evaluation
-from tests.helpers.evaluation_runs import run, save_place
+from tests.helpers.evaluation_runs import run, save_model_and_images
 from tests.helpers.quick_age import lock_quickly
 
 
 def opening_quickly() -> AbstractContextManager[object]:
     """Throwaway vaults open in no time."""
-    return patch("hf_fingerprint.vault.store.lock_identity", lock_quickly)
+    return patch("hf_fingerprint.vault.store.encrypt_identity", lock_quickly)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def quick() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Path:
     """A model and images."""
-    return save_place(tmp_path_factory.mktemp("evaluated"))
+    return save_model_and_images(tmp_path_factory.mktemp("evaluated"))
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def evaluation(place) -> Evaluation:
 
 
 @pytest.fixture(scope="session")
-def published(place, evaluation) -> Evaluation:
+def redacted(place, evaluation) -> Evaluation:
     """The same as it is by default."""
     with opening_quickly():
         return run(place, place / "out")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.evaluation.charts import Chart, counts, heatmap, scores, shares
+from hf_fingerprint.evaluation.charts import Chart, count_axis, heatmap, score_axis, share_axis
 from hf_fingerprint.printable import printable
 
 
@@ -19,7 +19,7 @@ def parsed(svg: str) -> ElementTree.Element:
 
 @given(numbers, numbers, st.floats(0.001, 1e4))
 def test_higher_scores_are_never_further_left(one, other, highest):
-    axis = scores("score", highest)
+    axis = score_axis("score", highest)
 
     assert (axis.place(one) - axis.place(other)) * (one - other) >= 0
     assert axis.place(0) == axis.place(1) == 0
@@ -30,7 +30,7 @@ def test_higher_scores_are_never_further_left(one, other, highest):
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_shares_have_room_and_a_few_ticks(one, other):
     low, high = sorted([one, other])
-    axis = shares("share", low, high)
+    axis = share_axis("share", low, high)
 
     assert -1e-6 <= axis.place(low) <= axis.place(high) <= 1 + 1e-6
     assert 2 <= len(axis.ticks) <= 7
@@ -40,7 +40,7 @@ def test_shares_have_room_and_a_few_ticks(one, other):
 
 @given(st.lists(st.integers(2, 100), min_size=1, max_size=6, unique=True))
 def test_coalitions_sizes_lie_inside_in_their_order(sizes):
-    axis = counts("copies", sizes)
+    axis = count_axis("copies", sizes)
     places = [axis.place(size) for size in sorted(sizes)]
 
     assert places == sorted(set(places))
@@ -49,7 +49,7 @@ def test_coalitions_sizes_lie_inside_in_their_order(sizes):
 
 @given(numbers, numbers)
 def test_whatever_is_drawn_is_inside_the_picture(x, y):
-    chart = Chart("a chart", scores("x", 100), shares("y"))
+    chart = Chart("a chart", score_axis("x", 100), share_axis("y"))
     left, top = chart.at(x, y)
 
     assert chart.LEFT <= left <= chart.width - chart.RIGHT
@@ -58,9 +58,9 @@ def test_whatever_is_drawn_is_inside_the_picture(x, y):
 
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"])))
 def test_texts_from_outside_are_texts_in_the_picture(text):
-    chart = Chart(text, scores(text, 100), shares("y"))
+    chart = Chart(text, score_axis(text, 100), share_axis("y"))
     chart.dot(10, 0.5, "accused", text)
-    chart.upright(7, "bound", text, text)
+    chart.vertical_line(7, "bound", text, text)
     chart.bar(1, 2, 0.5, "bar", text)
     chart.shade(1, 7, "free", text)
     drawn = parsed(chart.svg())
@@ -73,7 +73,7 @@ def test_texts_from_outside_are_texts_in_the_picture(text):
 
 
 def test_a_line_goes_through_its_points_and_a_stepped_one_across_first():
-    chart = Chart("a chart", scores("x", 100), shares("y"))
+    chart = Chart("a chart", score_axis("x", 100), share_axis("y"))
     points = [(1.0, 0.0), (10.0, 1.0)]
     chart.line(points, "path")
     chart.line(points, "front", stepped=True)

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from hf_fingerprint.evaluation.coalition_outcomes import Outcome, outcomes
+from hf_fingerprint.evaluation.coalition_outcomes import CoalitionOutcome, outcomes
 from hf_fingerprint.evaluation.trials import COLLUSION
 
 
@@ -16,7 +16,7 @@ def test_runs_are_counted_by_strategy_and_size(evaluation):
     ]
 
     assert outcomes(runs) == [
-        Outcome("layers", 2, runs=4, all_main_givers=2, somebody=3, caught=4, innocents_accused=1),
-        Outcome("average", 2, runs=1, all_main_givers=1, somebody=1, caught=2, innocents_accused=0),
+        CoalitionOutcome("layers", 2, runs=4, all_main_contributors=2, anybody=3, caught=4, innocents_accused=1),
+        CoalitionOutcome("average", 2, runs=1, all_main_contributors=1, anybody=1, caught=2, innocents_accused=0),
     ]
     assert outcomes([]) == []

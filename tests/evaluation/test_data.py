@@ -10,7 +10,7 @@ from PIL import Image as Pictures
 
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.evaluation import Data, load_data
+from hf_fingerprint.evaluation import EvaluationData, load_data
 from hf_fingerprint.models import build_model
 from tests.helpers.evaluation_runs import CLASSES, save_images
 from tests.helpers.loopback_hub import LoopbackHub
@@ -30,10 +30,10 @@ def same_images(one, other):
 def test_a_tenth_is_the_thiefs_and_none_of_it_is_for_testing(place, model):
     data = load_data(place / "images", model)
 
-    assert data.thief[0].shape == (4, 3, 32, 32)
+    assert data.attacker[0].shape == (4, 3, 32, 32)
     assert data.test[0].shape == (36, 3, 32, 32)
-    assert sorted(torch.cat([data.thief[1], data.test[1]]).tolist()) == sorted([0, 1, 2, 3] * 10)
-    assert same_images(data.thief[0], data.test[0]) == 0
+    assert sorted(torch.cat([data.attacker[1], data.test[1]]).tolist()) == sorted([0, 1, 2, 3] * 10)
+    assert same_images(data.attacker[0], data.test[0]) == 0
 
 
 def test_classes_are_numbered_in_the_order_of_their_names_and_images_preprocessed(place, model):
@@ -42,7 +42,7 @@ def test_classes_are_numbered_in_the_order_of_their_names_and_images_preprocesse
         bee = model.preprocess(image)
     labels = [
         label
-        for images, labels in (data.thief, data.test)
+        for images, labels in (data.attacker, data.test)
         for x, label in zip(images, labels, strict=True)
         if torch.equal(x, bee)
     ]
@@ -63,9 +63,9 @@ def test_parts_for_training_and_testing_are_kept_apart(tmp_path, model):
     test = [model.preprocess(Pictures.open(path)) for path in (tmp_path / "val").rglob("*.png")]
 
     assert len(data.test[0]) == 20
-    assert len(data.thief[0]) == 4
+    assert len(data.attacker[0]) == 4
     assert same_images(data.test[0], test) == 20
-    assert same_images(data.thief[0], test) == 0
+    assert same_images(data.attacker[0], test) == 0
 
 
 def test_the_same_images_are_chosen_again_and_their_digest_tells(place, model):
@@ -78,7 +78,7 @@ def test_the_same_images_are_chosen_again_and_their_digest_tells(place, model):
 def test_chance_is_the_share_of_the_commonest_class():
     images = torch.zeros(4, 3, 8, 8)
 
-    assert Data("some", (images, images), (images, torch.tensor([0, 2, 2, 1]))).chance == 0.5
+    assert EvaluationData("some", (images, images), (images, torch.tensor([0, 2, 2, 1]))).chance == 0.5
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,9 @@ def test_a_broken_image_is_named(tmp_path, model):
 def test_as_many_labels_as_images_are_asked_for():
     images = torch.zeros(4, 3, 8, 8)
 
-    assert "4 images and 3 labels" in refused(Data, "some", (images, torch.zeros(4)), (images, torch.zeros(3)))
+    assert "4 images and 3 labels" in refused(
+        EvaluationData, "some", (images, torch.zeros(4)), (images, torch.zeros(3))
+    )
 
 
 class Builder:
@@ -169,7 +171,7 @@ def test_a_dataset_is_read_by_its_columns_of_images_and_classes(monkeypatch, mod
     fake_datasets(monkeypatch, lambda name: {"train": rows, "test": Rows(rows[:8])})
     data = load_data("org/pictures", model)
 
-    assert len(data.thief[0]) == 4
+    assert len(data.attacker[0]) == 4
     assert sorted(data.test[1].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert data.name == "org/pictures"
 
@@ -229,7 +231,7 @@ def test_a_dataset_of_images_on_the_hub_is_read_by_the_real_library(hub, tmp_pat
 
     data = load_data("org/pictures", model)
 
-    assert len(data.thief[1]) + len(data.test[1]) == 40
+    assert len(data.attacker[1]) + len(data.test[1]) == 40
 
 
 @pytest.mark.parametrize("with_images", [False, True])

@@ -9,11 +9,11 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from hf_fingerprint.attacks import Cast, DummyUnits, Then
+from hf_fingerprint.attacks import Cast, Compose, DummyUnits
 from hf_fingerprint.attacks.attack import Attack
-from hf_fingerprint.attacks.suite import SUITE, Sweep
+from hf_fingerprint.attacks.suite import SUITE, SuiteEntry
 from hf_fingerprint.errors import FingerprintError, StorageError
-from hf_fingerprint.evaluation import Data, Scene, evaluate
+from hf_fingerprint.evaluation import EvaluationData, Testbed, evaluate
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, PRIVATE, RESULTS, SINGLE
 from tests.helpers.evaluation_runs import SETTINGS, run
 from tests.helpers.refusals import refused
@@ -25,17 +25,17 @@ class Zeroing(Attack):
     paper = "none"
     amount: float = 1.0
 
-    def __call__(self, state, thief=None):
+    def __call__(self, state, attacker=None):
         return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
 
 
 @dataclass(frozen=True)
 class Refusing(Attack):
     paper = "none"
-    how: Callable[[str], Exception] = FingerprintError
+    attack_step: Callable[[str], Exception] = FingerprintError
 
-    def __call__(self, state, thief=None):
-        raise self.how("This model has nothing to attack.")
+    def __call__(self, state, attacker=None):
+        raise self.attack_step("This model has nothing to attack.")
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,28 @@ class Renaming(Attack):
     paper = "none"
     amount: float = 1.0
 
-    def __call__(self, state, thief=None):
+    def __call__(self, state, attacker=None):
         return {f"another.{name}": tensor for name, tensor in state.items()}
 
 
 def judged(monkeypatch, stop_at=None):
     """Counts the suspects that are judged, and stops before one as a kill would."""
     seen = []
-    judge = Scene.judge
+    trace_suspect = Testbed.trace_suspect
 
-    def counting(self, state, guilty=(0,)):
+    def counting(self, state, colluders=(0,)):
         if len(seen) == stop_at:
             raise KeyboardInterrupt
-        seen.append(tuple(guilty))
-        return judge(self, state, guilty)
+        seen.append(tuple(colluders))
+        return trace_suspect(self, state, colluders)
 
-    monkeypatch.setattr(Scene, "judge", counting)
+    monkeypatch.setattr(Testbed, "trace_suspect", counting)
     return seen
 
 
 def test_every_suspect_is_tried_out_and_judged(evaluation):
-    kinds = [point.kind for point in evaluation.points]
-    sweep = [point.strength for point in evaluation.sweeps["int"]]
+    kinds = [trial.kind for trial in evaluation.trials]
+    sweep = [trial.strength for trial in evaluation.sweeps["int"]]
 
     assert kinds == [BASE, COPY, *[SINGLE] * (len(kinds) - 3), COLLUSION]
     assert sweep == [8, 6, 5, 4, 3, 2][: len(sweep)]
@@ -75,8 +75,8 @@ def test_every_suspect_is_tried_out_and_judged(evaluation):
     assert evaluation.unmarked.scores == ()
     assert not evaluation.unmarked.accused
     assert evaluation.sweeps["int"][-1].score < evaluation.sweeps["int"][0].score < evaluation.copy.score
-    assert all(len(point.layers) == len(evaluation.carriers) for point in evaluation.points)
-    assert (evaluation.images, evaluation.stolen, evaluation.skipped) == (36, 4, {})
+    assert all(len(trial.layers) == len(evaluation.carriers) for trial in evaluation.trials)
+    assert (evaluation.images, evaluation.attacker_image_count, evaluation.skipped) == (36, 4, {})
 
 
 def test_those_who_mixed_copies_are_caught_and_nobody_else(evaluation):
@@ -84,18 +84,18 @@ def test_those_who_mixed_copies_are_caught_and_nobody_else(evaluation):
 
     assert mixed.caught == (True, True)
     assert mixed.shares == (0.5, 0.5)
-    assert mixed.main_givers == (True, True)
-    for point in evaluation.points:
-        assert point.innocents == 300 + 2 - point.colluders
-        assert point.innocents_accused == point.unaligned[0] == 0
-        assert sum(point.histogram) == point.innocents
+    assert mixed.main_contributors == (True, True)
+    for trial in evaluation.trials:
+        assert trial.innocents == 300 + 2 - trial.colluders
+        assert trial.innocents_accused == trial.unaligned[0] == 0
+        assert sum(trial.histogram) == trial.innocents
 
 
-def test_scores_of_those_who_are_not_accused_are_shown_to_who_asks(published, evaluation):
-    assert not published.all_scores
-    assert published.points == tuple(point.published() for point in evaluation.points)
-    assert published.points != evaluation.points
-    assert published.copy.scores == evaluation.copy.scores
+def test_scores_of_those_who_are_not_accused_are_shown_to_who_asks(redacted, evaluation):
+    assert not redacted.all_scores
+    assert redacted.trials == tuple(trial.redacted() for trial in evaluation.trials)
+    assert redacted.trials != evaluation.trials
+    assert redacted.copy.scores == evaluation.copy.scores
 
 
 def test_the_same_again_judges_nothing_again(place, evaluation, monkeypatch):
@@ -128,7 +128,7 @@ def test_an_evaluation_that_was_cut_off_goes_on_where_it_stopped(place, evaluati
 
     assert len(lines) == before + len(cut) == before + 2
     assert len(rest) == 1
-    assert [point.attack for point in found.points[2:]] == ["fp8", "fp8", "bf16"]
+    assert [trial.attack for trial in found.trials[2:]] == ["fp8", "fp8", "bf16"]
     assert run(place, place / "out", ["bf16", "fp8"]) == found
     assert results.read_bytes().startswith(b"".join(lines))
 
@@ -144,8 +144,8 @@ def test_other_images_are_another_evaluation(place, evaluation, monkeypatch):
 
 def test_tensors_may_be_given_in_place_of_a_folder(place, evaluation):
     images, labels = torch.zeros(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
-    data = Data("zeros", (images, labels), (images, labels))
-    found = evaluate(place / "model", data, place / "out", ["half"], settings=SETTINGS, innocents=300)
+    data = EvaluationData("zeros", (images, labels), (images, labels))
+    found = evaluate(place / "model", data, place / "out", ["half"], config=SETTINGS, innocents=300)
 
     assert found.data == "zeros"
     assert found.copy.accuracy == found.chance == 0.25
@@ -154,14 +154,14 @@ def test_tensors_may_be_given_in_place_of_a_folder(place, evaluation):
 def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
     model = save_vit(tmp_path / "model", num_labels=4, num_hidden_layers=2)
     images, labels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
-    data = Data("noise", (images, labels), (images, labels))
-    found = evaluate(model, data, tmp_path / "out", ["int"], settings=SETTINGS, innocents=300)
+    data = EvaluationData("noise", (images, labels), (images, labels))
+    found = evaluate(model, data, tmp_path / "out", ["int"], config=SETTINGS, innocents=300)
 
     assert found.copy.accused
     assert found.unmarked.agreement >= 0.75  # of 8 answers of a model that was never trained
     assert found.sweeps["int"][0].accused
     assert min(found.copy.layers) > 4
-    assert found.points[0].innocents_accused == found.points[1].innocents_accused == 0
+    assert found.trials[0].innocents_accused == found.trials[1].innocents_accused == 0
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
     ],
 )
 def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, evaluation, attack, reason):
-    with patch.dict(SUITE, {"odd": Sweep("single", (attack, attack))}):
+    with patch.dict(SUITE, {"odd": SuiteEntry("single", (attack, attack))}):
         found = run(place, place / "out", ["odd", "half"])
 
     assert found.skipped == {"odd": reason}
@@ -184,13 +184,13 @@ def test_a_full_disk_leaves_no_attack_out(place, evaluation):
     def full(_told):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with patch.dict(SUITE, {"odd": Sweep("single", (Refusing(full),))}):
+    with patch.dict(SUITE, {"odd": SuiteEntry("single", (Refusing(full),))}):
         said = refused(run, place, place / "out", ["odd", "half"], error=StorageError)
     assert f"The disk of {gettempdir()} is full: make room" in said
 
 
 def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):
-    with patch.dict(SUITE, {"wider": Sweep("single", (DummyUnits(),))}):
+    with patch.dict(SUITE, {"wider": SuiteEntry("single", (DummyUnits(),))}):
         found = run(place, place / "out", ["wider"])
 
     assert found.sweeps["wider"][0].agreement == 1
@@ -200,28 +200,28 @@ def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):
 def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(place, name):
     found = run(place, place / "out", [name])
 
-    assert all(point.agreement == 1 for point in found.sweeps[name])
+    assert all(trial.agreement == 1 for trial in found.sweeps[name])
     assert not found.skipped
 
 
 def test_a_thief_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
     alone = run(place, place / "out", ["reset"], quick=True)
-    equipped = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
+    require_attacker = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
 
     assert "base" in alone.skipped["reset"]
-    assert (alone.public_base, equipped.public_base, equipped.skipped) == (False, True, {})
-    assert equipped.sweeps["reset"][-1].score < equipped.copy.score / 2
+    assert (alone.public_base, require_attacker.public_base, require_attacker.skipped) == (False, True, {})
+    assert require_attacker.sweeps["reset"][-1].score < require_attacker.copy.score / 2
 
 
 def test_a_sweep_ends_where_mark_and_model_are_gone(place, evaluation):
     told = []
-    with patch.dict(SUITE, {"zero": Sweep("single", (Zeroing(0.5), Zeroing(1.0)))}):
+    with patch.dict(SUITE, {"zero": SuiteEntry("single", (Zeroing(0.5), Zeroing(1.0)))}):
         found = run(place, place / "out", ["zero"], advance=lambda *step: told.append(step))
-    (point,) = found.sweeps["zero"]
+    (trial,) = found.sweeps["zero"]
 
-    assert not point.accused
-    assert point.threshold is None
-    assert point.accuracy <= found.chance
+    assert not trial.accused
+    assert trial.threshold is None
+    assert trial.accuracy <= found.chance
     assert told.count(("single copies", 1, 2)) == 2
 
 
@@ -240,9 +240,9 @@ def test_coalitions_of_other_holders_are_judged_by_who_was_in_them(place, tmp_pa
 
     mixed = found.of(COLLUSION)
     assert len({tuple(sorted(members)) for members in seen if len(members) == 2}) > 1
-    assert [point.caught for point in mixed] == [(True, True)] * 3
-    assert sum(point.innocents_accused for point in mixed) == 0
-    assert all(point.innocents >= 300 for point in mixed)
+    assert [trial.caught for trial in mixed] == [(True, True)] * 3
+    assert sum(trial.innocents_accused for trial in mixed) == 0
+    assert all(trial.innocents >= 300 for trial in mixed)
 
 
 def test_what_attacks_begin_with_alike_is_done_once(place, tmp_path, monkeypatch):
@@ -253,15 +253,15 @@ def test_what_attacks_begin_with_alike_is_done_once(place, tmp_path, monkeypatch
         paper = "none"
         amount: float = 1.0
 
-        def __call__(self, state, thief=None):
+        def __call__(self, state, attacker=None):
             calls.append(1)
             return {name: 0.5 * tensor for name, tensor in state.items()}
 
-    sweep = Sweep("single", (Then(Counted(), Cast("float16")), Then(Counted(), Cast("bfloat16"))))
+    sweep = SuiteEntry("single", (Compose(Counted(), Cast("float16")), Compose(Counted(), Cast("bfloat16"))))
     monkeypatch.setitem(SUITE, "counted", sweep)
 
     found = run(place, tmp_path / "out", ("counted",))
 
     assert len(found.of(SINGLE)) == 2
     assert len(calls) == 1
-    assert len({point.scores for point in found.of(SINGLE)}) == 2
+    assert len({trial.scores for trial in found.of(SINGLE)}) == 2

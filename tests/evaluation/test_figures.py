@@ -4,15 +4,15 @@ from xml.etree import ElementTree
 import pytest
 
 from hf_fingerprint.evaluation import figures
-from tests.helpers.evaluation_runs import made_up
+from tests.helpers.evaluation_runs import make_trial
 
 
 @pytest.fixture
 def some(evaluation):
     """The copy at 90 %, pruned to 85 % and 30 % with the mark gone, and two coalitions of each of two kinds."""
-    copy = made_up(evaluation.copy, 0.9, 60.0)
-    mild = made_up(evaluation.sweeps["half"][0], 0.85, 40.0, attack="prune", strength=0.5)
-    hard = replace(made_up(mild, 0.3, 2.0, accused=False, strength=0.9), layers=tuple(0.5 for _ in copy.layers))
+    copy = make_trial(evaluation.copy, 0.9, 60.0)
+    mild = make_trial(evaluation.sweeps["half"][0], 0.85, 40.0, attack="prune", strength=0.5)
+    hard = replace(make_trial(mild, 0.3, 2.0, accused=False, strength=0.9), layers=tuple(0.5 for _ in copy.layers))
     (pair,) = evaluation.of("collusion")
     three = replace(
         pair,
@@ -22,7 +22,7 @@ def some(evaluation):
         shares=(0.5, 0.47, 0.03),
     )
     mixed = [replace(p, attack=f"median{after}") for after in ("", "-then-int8") for p in (pair, three)]
-    return replace(evaluation, points=(evaluation.unmarked, copy, mild, hard, *mixed), chance=0.1)
+    return replace(evaluation, trials=(evaluation.unmarked, copy, mild, hard, *mixed), chance=0.1)
 
 
 def circles(svg):
@@ -66,26 +66,26 @@ def test_innocents_are_counted_over_all_suspects_but_the_base(some):
     counted = [int(mark.find("title").text.split()[0].replace(",", "")) for mark in drawn.iter("rect")]
     texts = [text.text for text in drawn.iter("text")]
 
-    assert sum(counted) == sum(point.innocents for point in some.points[1:])
+    assert sum(counted) == sum(trial.innocents for trial in some.trials[1:])
     assert "accused from here on" in texts
-    assert f"highest {max(p.highest_innocent for p in some.points):.1f}" in texts
+    assert f"highest {max(p.highest_innocent for p in some.trials):.1f}" in texts
 
 
 def test_the_highest_without_alignment_is_shown_where_it_differs(some):
-    apart = replace(some.points[1], unaligned=(0, 4.9))
+    apart = replace(some.trials[1], unaligned=(0, 4.9))
 
-    assert "without alignment 4.9" in figures.innocents(replace(some, points=(some.points[0], apart)))
+    assert "without alignment 4.9" in figures.innocents(replace(some, trials=(some.trials[0], apart)))
     assert "without alignment" not in figures.innocents(some)
 
 
 def test_layers_of_those_who_are_not_accused_are_shown_to_who_asks(some):
-    gone = replace(some.points[2], accuracy=0.89, caught=(False,), strength=0.7, scores=(1.0,))
-    points = (*some.points, gone)
+    gone = replace(some.trials[2], accuracy=0.89, caught=(False,), strength=0.7, scores=(1.0,))
+    trials = (*some.trials, gone)
     rows = []
     for all_scores in (True, False):
-        drawn = ElementTree.fromstring(figures.layers(replace(some, points=points, all_scores=all_scores)))
+        drawn = ElementTree.fromstring(figures.layers(replace(some, trials=trials, all_scores=all_scores)))
         rows.append([text.text for text in drawn.iter("text") if text.get("class") is None])
-    unaccused = replace(some, points=(some.points[0], replace(some.copy, caught=(False,))), all_scores=False)
+    unaccused = replace(some, trials=(some.trials[0], replace(some.copy, caught=(False,))), all_scores=False)
 
     assert rows == [["as issued", "prune 0.7"], ["as issued", "prune 0.5"]]
     assert figures.layers(unaccused) == ""

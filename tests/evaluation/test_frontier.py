@@ -3,11 +3,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.evaluation import Point, cheapest, frontier
-from tests.helpers.evaluation_runs import made_up
+from hf_fingerprint.evaluation import Trial, cheapest_escape, frontier
+from tests.helpers.evaluation_runs import make_trial
 
 
-PLAIN = Point(
+PLAIN = Trial(
     kind="single",
     attack="prune",
     what="prune",
@@ -30,9 +30,9 @@ PLAIN = Point(
     layers=(60.0,),
     seconds=1.0,
 )
-points = st.lists(
+trials = st.lists(
     st.builds(
-        lambda accuracy, score: made_up(PLAIN, accuracy / 10, score, score > 5),
+        lambda accuracy, score: make_trial(PLAIN, accuracy / 10, score, score > 5),
         st.integers(0, 10),
         st.integers(0, 10).map(float),
     ),
@@ -41,46 +41,46 @@ points = st.lists(
 )
 
 
-@given(points)
+@given(trials)
 def test_every_point_is_on_the_front_or_beaten_by_one_that_is(found):
     front = frontier(found)
 
-    assert all(point in found for point in front)
-    for point in found:
-        assert any(best.accuracy >= point.accuracy and best.score <= point.score for best in front)
+    assert all(trial in found for trial in front)
+    for trial in found:
+        assert any(best.accuracy >= trial.accuracy and best.score <= trial.score for best in front)
     for better, worse in pairwise(front):
         assert better.accuracy > worse.accuracy
         assert better.score > worse.score
 
 
-@given(points)
+@given(trials)
 def test_the_cost_is_that_of_the_most_accurate_point_under_the_bound(found):
-    cost = cheapest("prune", found, PLAIN)
-    under = [point.accuracy for point in found if not point.accused]
+    cost = cheapest_escape("prune", found, PLAIN)
+    under = [trial.accuracy for trial in found if not trial.accused]
 
     assert (cost.loss is None) == (cost.escape is None) == (not under)
     if cost.escape is not None:
         assert cost.escape.accuracy == max(under)
         assert cost.loss == PLAIN.accuracy - max(under)
-    assert cost.least_score == min(point.score for point in found)
-    assert cost.most_kept == max(point.accuracy for point in found)
+    assert cost.least_score == min(trial.score for trial in found)
+    assert cost.highest_accuracy == max(trial.accuracy for trial in found)
 
 
-@given(points)
+@given(trials)
 def test_scores_of_those_who_are_not_accused_decide_nothing_that_is_published(found):
-    shown = [point.published() for point in found]
-    others = [point if point.accused else made_up(point, point.accuracy, 99.0, accused=False) for point in found]
-    cost = cheapest("prune", shown, PLAIN)
+    shown = [trial.redacted() for trial in found]
+    others = [trial if trial.accused else make_trial(trial, trial.accuracy, 99.0, accused=False) for trial in found]
+    cost = cheapest_escape("prune", shown, PLAIN)
 
-    assert frontier(shown) == frontier([point.published() for point in others])
-    assert cost == cheapest("prune", [point.published() for point in others], PLAIN)
-    assert cost.loss == cheapest("prune", found, PLAIN).loss
-    assert (cost.lowest == "below the bound") == (not all(point.accused for point in found))
+    assert frontier(shown) == frontier([trial.redacted() for trial in others])
+    assert cost == cheapest_escape("prune", [trial.redacted() for trial in others], PLAIN)
+    assert cost.loss == cheapest_escape("prune", found, PLAIN).loss
+    assert (cost.lowest_score_text == "below the bound") == (not all(trial.accused for trial in found))
 
 
 def test_a_mark_that_never_goes_is_not_lost():
-    cost = cheapest("prune", [PLAIN, made_up(PLAIN, 0.2, 9.0)], PLAIN)
+    cost = cheapest_escape("prune", [PLAIN, make_trial(PLAIN, 0.2, 9.0)], PLAIN)
 
-    assert cost.words == "not lost"
-    assert cheapest("prune", [made_up(PLAIN, 0.805, 2.0, accused=False)], PLAIN).words == "9.5 points"
-    assert cheapest("prune", [made_up(PLAIN, 0.95, 2.0, accused=False)], PLAIN).words == "nothing"
+    assert cost.loss_text == "not lost"
+    assert cheapest_escape("prune", [make_trial(PLAIN, 0.805, 2.0, accused=False)], PLAIN).loss_text == "9.5 points"
+    assert cheapest_escape("prune", [make_trial(PLAIN, 0.95, 2.0, accused=False)], PLAIN).loss_text == "nothing"

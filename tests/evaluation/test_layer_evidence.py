@@ -6,7 +6,7 @@ from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes.decoding import prove_codeword
 from hf_fingerprint.evaluation.layer_evidence import evidence_by_layer
-from hf_fingerprint.extraction import read_suspect
+from hf_fingerprint.extraction import extract
 from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
 
 
@@ -31,7 +31,7 @@ def test_every_layer_of_a_copy_tells_and_all_together_tell_most(issued):
     base, model, copy, codeword = issued
     found = evidence(issued, copy)
     with open_checkpoint(model) as original, open_checkpoint(copy) as suspect:
-        reading = read_suspect(base, original, suspect)
+        reading = extract(base, original, suspect)
     whole, _ = prove_codeword(base.codebook(), codeword, reading.values, reading.mass, 1, base.alpha)
 
     assert len(found) == len(base.carriers)

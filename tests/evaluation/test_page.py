@@ -62,7 +62,7 @@ def test_the_page_is_whole_and_has_every_picture(page, evaluation):
     assert reader.found["coalitions"].count("figure") == 1
     for name in ("frontier", "innocents", "layers"):
         assert reader.found[name].count("figure") == reader.found[name].count("svg") == 1
-    assert reader.found["frontier"].count("circle") == len(evaluation.points) - 1
+    assert reader.found["frontier"].count("circle") == len(evaluation.trials) - 1
     assert reader.found["layers"].count("rect") == len(evaluation.carriers) * reader.found["layers"].count("text") - (
         len(evaluation.carriers)
     )
@@ -93,7 +93,7 @@ def test_the_figures_are_those_that_were_measured(page, evaluation):
     assert f"<b>{evaluation.copy.accuracy:.1%}</b>".replace("%", " %") in text
     assert "<b>2 of 2</b><span>colluders caught" in text
     assert f"among 4 recipients, the probability that any innocent one scores as high is at most {1e-6:g}" in text
-    assert f"The highest innocent score was {max(p.highest_innocent for p in evaluation.points):.1f}" in text
+    assert f"The highest innocent score was {max(p.highest_innocent for p in evaluation.trials):.1f}" in text
     assert "No innocent was accused." in text
 
 
@@ -106,8 +106,8 @@ def test_how_coalitions_ended_is_told_by_strategy_and_size(page):
 
 def test_suspects_of_which_nobody_is_accused_are_drawn_at_the_bound_without_their_score(evaluation, tmp_path):
     (pruned,) = [replace(p, caught=(False,), scores=(3.21,)) for p in evaluation.sweeps["half"]]
-    points = (*evaluation.points[:2], pruned)
-    text = page_of(replace(evaluation, points=points, all_scores=False), tmp_path).read_text()
+    trials = (*evaluation.trials[:2], pruned)
+    text = page_of(replace(evaluation, trials=trials, all_scores=False), tmp_path).read_text()
     (svg,) = re.findall(r"<figure><h3>half</h3>(.*?)</figure>", text, re.DOTALL)
     drawn = ElementTree.fromstring(svg)
     (dot,) = [mark for mark in drawn.iter("circle") if mark.get("class") == "escaped"]
@@ -119,21 +119,21 @@ def test_suspects_of_which_nobody_is_accused_are_drawn_at_the_bound_without_thei
     assert "3.2" not in svg
 
 
-def test_without_all_scores_the_page_counts_innocents_and_shows_none_of_their_scores(published, tmp_path):
-    text = page_of(published, tmp_path).read_text()
+def test_without_all_scores_the_page_counts_innocents_and_shows_none_of_their_scores(redacted, tmp_path):
+    text = page_of(redacted, tmp_path).read_text()
     reader = Reader(text)
 
     assert reader.open == []
     assert reader.found["innocents"].count("svg") == 0
     assert reader.found["layers"].count("svg") == 1
-    assert f"{sum(p.innocents for p in published.points[1:]):,} scores of recipients" in text
+    assert f"{sum(p.innocents for p in redacted.trials[1:]):,} scores of recipients" in text
     assert "none reached it" in " ".join(text.split())
 
 
 def test_what_was_lost_and_innocents_accused_are_said_plainly(evaluation, tmp_path):
     lost = replace(evaluation.sweeps["half"][0], caught=(False,), accuracy=0.1, innocents_accused=2)
-    points = [lost if point.attack == "half" else point for point in evaluation.points if point.attack != "int"]
-    text = page_of(replace(evaluation, points=tuple(points), skipped={"prune": "no weights"}), tmp_path).read_text()
+    trials = [lost if trial.attack == "half" else trial for trial in evaluation.trials if trial.attack != "int"]
+    text = page_of(replace(evaluation, trials=tuple(trials), skipped={"prune": "no weights"}), tmp_path).read_text()
     text = " ".join(text.split())
 
     assert "1 of 1 attacks got one copy under the bound. The cheapest of them, half, gave up" in text
@@ -142,12 +142,12 @@ def test_what_was_lost_and_innocents_accused_are_said_plainly(evaluation, tmp_pa
 
 
 def test_nothing_from_outside_is_markup_or_template(evaluation, tmp_path):
-    points = tuple(replace(p, attack=p.attack + HOSTILE, what=HOSTILE) for p in evaluation.points)
+    trials = tuple(replace(p, attack=p.attack + HOSTILE, what=HOSTILE) for p in evaluation.trials)
     named = replace(
         evaluation,
         model=HOSTILE,
         data=HOSTILE,
-        points=points,
+        trials=trials,
         carriers=tuple(HOSTILE for _ in evaluation.carriers),
         skipped={HOSTILE: HOSTILE},
     )
@@ -162,7 +162,7 @@ def test_nothing_from_outside_is_markup_or_template(evaluation, tmp_path):
 
 
 def test_a_page_without_attacks_or_mixes_is_whole(evaluation, tmp_path):
-    bare = replace(evaluation, points=evaluation.points[:2])
+    bare = replace(evaluation, trials=evaluation.trials[:2])
     text = page_of(bare, tmp_path).read_text()
 
     assert Reader(text).open == []

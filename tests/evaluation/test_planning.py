@@ -1,27 +1,27 @@
 import pytest
 
-from hf_fingerprint.attacks.attack import Then
+from hf_fingerprint.attacks.attack import Compose
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
-from hf_fingerprint.evaluation.planning import choose, plan
+from hf_fingerprint.evaluation.planning import plan_jobs, select_attacks
 from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE
 from tests.helpers.refusals import refused
 
 
 def test_attacks_are_chosen_by_name_and_by_group_once_each():
-    assert choose(["int", "prune", "int"]) == ["prune", "int"]
-    assert choose(["symmetries", "int"]) == ["int", *[n for n, s in SUITE.items() if s.group == "symmetries"]]
-    assert choose(None) == choose(GROUPS) == list(SUITE)
+    assert select_attacks(["int", "prune", "int"]) == ["prune", "int"]
+    assert select_attacks(["symmetries", "int"]) == ["int", *[n for n, s in SUITE.items() if s.group == "symmetries"]]
+    assert select_attacks(None) == select_attacks(GROUPS) == list(SUITE)
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    text = refused(choose, ["int", "nothing"])
+    text = refused(select_attacks, ["int", "nothing"])
 
     assert "nothing" in text
     assert all(name in text for name in (*SUITE, *GROUPS))
 
 
 def test_every_strength_of_every_attack_and_every_size_of_every_coalition_is_planned():
-    jobs = plan(choose(None), [3, 2, 3])
+    jobs = plan_jobs(select_attacks(None), [3, 2, 3])
     single = [job for job in jobs if job.kind == SINGLE]
     mixed = [job for job in jobs if job.kind == COLLUSION]
 
@@ -32,15 +32,17 @@ def test_every_strength_of_every_attack_and_every_size_of_every_coalition_is_pla
 
 
 def test_a_quick_plan_keeps_the_ends_of_sweeps_and_plain_mixes():
-    jobs = plan(choose(["prune", "collusion"]), quick=True)
+    jobs = plan_jobs(select_attacks(["prune", "collusion"]), quick=True)
 
     assert [job.step for job in jobs if job.attack == "prune"] == [0, 3, 6]
-    assert not any(isinstance(job.how, Then) for job in jobs)
+    assert not any(isinstance(job.attack_step, Compose) for job in jobs)
     assert {job.colluders for job in jobs if job.kind == COLLUSION} == {3}
 
 
 def test_strengths_beyond_the_usual_are_for_whole_plans():
-    quick, whole = ([job.how.strength for job in plan(["noise"], quick=quick)[2:]] for quick in (True, False))
+    quick, whole = (
+        [job.attack_step.strength for job in plan_jobs(["noise"], quick=quick)[2:]] for quick in (True, False)
+    )
 
     assert quick == [0.003, 0.1, 0.4]
     assert whole == [0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6]
@@ -48,11 +50,11 @@ def test_strengths_beyond_the_usual_are_for_whole_plans():
 
 @pytest.mark.parametrize("size", [1, 0, -3])
 def test_a_coalition_of_fewer_than_two_is_refused(size):
-    assert "2 or more" in refused(plan, ["average"], [3, size])
+    assert "2 or more" in refused(plan_jobs, ["average"], [3, size])
 
 
 def test_each_run_of_a_coalition_has_other_holders_and_another_seed():
-    jobs = [job for job in plan(["random-pick-then-prune"], [2, 3], runs=4) if job.kind == COLLUSION]
+    jobs = [job for job in plan_jobs(["random-pick-then-prune"], [2, 3], runs=4) if job.kind == COLLUSION]
     small, large = ([job for job in jobs if job.colluders == size] for size in (2, 3))
 
     assert (small[0].members, large[0].members) == ((0, 1), (0, 1, 2))
@@ -60,4 +62,4 @@ def test_each_run_of_a_coalition_has_other_holders_and_another_seed():
     assert len({tuple(sorted(job.members)) for job in large}) > 1
     assert all(len(set(job.members)) == job.colluders and max(job.members) < 6 for job in jobs)
     assert len({job.what for job in large}) == 4
-    assert jobs == [job for job in plan(["random-pick-then-prune"], [3, 2], runs=4) if job.kind == COLLUSION]
+    assert jobs == [job for job in plan_jobs(["random-pick-then-prune"], [3, 2], runs=4) if job.kind == COLLUSION]

@@ -10,8 +10,8 @@ import hf_fingerprint
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import report, write_report
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
-from hf_fingerprint.evaluation.report import FILES, costs, markdown, row, summarise, tables
-from tests.helpers.evaluation_runs import made_up
+from hf_fingerprint.evaluation.report import FILES, costs, render_markdown, rich_tables, row, summarize
+from tests.helpers.evaluation_runs import make_trial
 from tests.helpers.refusals import refused
 
 
@@ -26,24 +26,24 @@ def test_all_three_files_are_written_and_written_over(evaluation, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
     assert json.loads(written.results.read_text())["copy_accuracy"] == evaluation.copy.accuracy
     assert written.page.read_text().endswith("</html>\n")
-    assert written.table.read_text() == markdown(evaluation)
+    assert written.table.read_text() == render_markdown(evaluation)
 
 
-def other_figures(point, seed):
+def other_figures(trial, seed):
     """A point whose figures of those who are not accused are others."""
     rng = np.random.default_rng(seed)
 
     def other(values):
-        return tuple(v if caught else float(rng.normal()) for v, caught in zip(values, point.caught, strict=True))
+        return tuple(v if caught else float(rng.normal()) for v, caught in zip(values, trial.caught, strict=True))
 
     return replace(
-        point,
-        scores=other(point.scores),
-        log10_bounds=other(point.log10_bounds),
+        trial,
+        scores=other(trial.scores),
+        log10_bounds=other(trial.log10_bounds),
         highest_innocent=float(rng.normal(4)),
-        histogram=tuple(rng.integers(0, 50, len(point.histogram)).tolist()),
-        unaligned=(point.unaligned[0], float(rng.normal(4))),
-        layers=point.layers if point.caught[:1] == (True,) else tuple(rng.normal(size=len(point.layers)).tolist()),
+        histogram=tuple(rng.integers(0, 50, len(trial.histogram)).tolist()),
+        unaligned=(trial.unaligned[0], float(rng.normal(4))),
+        layers=trial.layers if trial.caught[:1] == (True,) else tuple(rng.normal(size=len(trial.layers)).tolist()),
     )
 
 
@@ -52,7 +52,7 @@ def attacked(evaluation):
     (mixed,) = evaluation.of("collusion")
     gone = replace(evaluation.sweeps["int"][0], caught=(False,), step=9)
     partly = [replace(mixed, caught=caught) for caught in ((False, True), (True, False), (False, False))]
-    return replace(evaluation, points=(*evaluation.points, gone, *partly))
+    return replace(evaluation, trials=(*evaluation.trials, gone, *partly))
 
 
 def written_files(evaluation, folder):
@@ -64,21 +64,21 @@ def written_files(evaluation, folder):
 @pytest.mark.parametrize("copy_accused", [True, False])
 def test_nothing_in_a_report_depends_on_a_score_of_somebody_who_is_not_accused(evaluation, tmp_path, copy_accused):
     some = attacked(evaluation)
-    points = tuple(replace(p, caught=(copy_accused,)) if p.kind == "copy" else p for p in some.points)
+    trials = tuple(replace(p, caught=(copy_accused,)) if p.kind == "copy" else p for p in some.trials)
     reports = [
-        written_files(replace(some, points=made, all_scores=False), tmp_path / str(seed))
+        written_files(replace(some, trials=made, all_scores=False), tmp_path / str(seed))
         for seed in range(3)
-        for made in [points if not seed else tuple(other_figures(point, seed) for point in points)]
+        for made in [trials if not seed else tuple(other_figures(trial, seed) for trial in trials)]
     ]
-    everything = written_files(replace(some, points=points), tmp_path / "all")
+    everything = written_files(replace(some, trials=trials), tmp_path / "all")
 
     assert reports[0] == reports[1] == reports[2]
     for name, text in everything.items():
         assert text != reports[0][name]
 
 
-def test_an_evaluation_with_all_scores_says_that_it_is_not_to_be_published(evaluation, published, tmp_path):
-    full, shown = written_files(evaluation, tmp_path / "all"), written_files(published, tmp_path / "shown")
+def test_an_evaluation_with_all_scores_says_that_it_is_not_to_be_published(evaluation, redacted, tmp_path):
+    full, shown = written_files(evaluation, tmp_path / "all"), written_files(redacted, tmp_path / "shown")
     summary = json.loads(shown["results.json"])
 
     assert NOT_TO_PUBLISH in full["report.html"]
@@ -93,15 +93,15 @@ def test_an_evaluation_with_all_scores_says_that_it_is_not_to_be_published(evalu
 
 
 def test_the_summary_counts_innocents_and_colluders(evaluation):
-    told = json.loads(json.dumps(summarise(evaluation), allow_nan=False))
-    read = evaluation.points[1:]
+    told = json.loads(json.dumps(summarize(evaluation), allow_nan=False))
+    read = evaluation.trials[1:]
 
     assert evaluation.unmarked.threshold is None
-    assert told["innocents"]["scored"] == sum(point.innocents for point in read)
+    assert told["innocents"]["scored"] == sum(trial.innocents for trial in read)
     assert told["innocents"]["accused"] == 0
-    assert told["innocents"]["highest_score"] == max(point.highest_innocent for point in read)
+    assert told["innocents"]["highest_score"] == max(trial.highest_innocent for trial in read)
     assert told["colluders"] == {"mixed": 2, "caught": 2, "gave_a_twentieth": 2, "of_those_caught": 2}
-    assert len(told["points"]) == len(evaluation.points)
+    assert len(told["points"]) == len(evaluation.trials)
     assert told["versions"]["hf_fingerprint"] == hf_fingerprint.__version__
     assert {"torch", "timm", "python"} <= told["versions"].keys()
     assert told["registration"]["recipients_planned"] == 4
@@ -110,7 +110,7 @@ def test_the_summary_counts_innocents_and_colluders(evaluation):
 def test_who_gave_less_than_a_twentieth_is_counted_apart(evaluation):
     (mixed,) = evaluation.of("collusion")
     uneven = replace(mixed, shares=(0.97, 0.03), caught=(True, False), innocents_accused=3)
-    told = summarise(replace(evaluation, points=(*evaluation.points[:-1], uneven)))
+    told = summarize(replace(evaluation, trials=(*evaluation.trials[:-1], uneven)))
 
     assert told["colluders"] == {"mixed": 2, "caught": 1, "gave_a_twentieth": 1, "of_those_caught": 1}
     assert told["innocents"]["accused"] == 3
@@ -118,25 +118,25 @@ def test_who_gave_less_than_a_twentieth_is_counted_apart(evaluation):
 
 def test_the_cheapest_escape_comes_first_and_those_without_last(evaluation):
     plain = evaluation.sweeps["half"][0]
-    copy = made_up(evaluation.copy, 0.9, 60.0)
-    points = [
-        made_up(plain, 0.9, 50.0, attack="never"),
-        made_up(plain, 0.3, 2.0, accused=False, attack="dear"),
-        made_up(plain, 0.8, 2.0, accused=False, attack="cheap"),
+    copy = make_trial(evaluation.copy, 0.9, 60.0)
+    trials = [
+        make_trial(plain, 0.9, 50.0, attack="never"),
+        make_trial(plain, 0.3, 2.0, accused=False, attack="dear"),
+        make_trial(plain, 0.8, 2.0, accused=False, attack="cheap"),
     ]
-    found = costs(replace(evaluation, points=(evaluation.unmarked, copy, *points)))
+    found = costs(replace(evaluation, trials=(evaluation.unmarked, copy, *trials)))
 
     assert [cost.attack for cost in found] == ["cheap", "dear", "never"]
-    assert [cost.words for cost in found] == ["10.0 points", "60.0 points", "not lost"]
+    assert [cost.loss_text for cost in found] == ["10.0 points", "60.0 points", "not lost"]
 
 
 def test_the_tables_have_a_row_for_every_suspect_and_every_attack(evaluation):
-    lines = markdown(evaluation).splitlines()
-    suspects, attacks, coalitions = tables(evaluation)
+    lines = render_markdown(evaluation).splitlines()
+    suspects, attacks, coalitions = rich_tables(evaluation)
 
-    assert suspects.row_count == len(evaluation.points)
+    assert suspects.row_count == len(evaluation.trials)
     assert attacks.row_count == len(evaluation.sweeps)
-    assert len([line for line in lines if line.startswith("|")]) == len(evaluation.points) + len(attacks.rows) + 7
+    assert len([line for line in lines if line.startswith("|")]) == len(evaluation.trials) + len(attacks.rows) + 7
     assert lines[-1] == "| average | 2 | 1 | 1 | 1 | 2 of 2 |"
     assert coalitions.row_count == 1
     assert row(evaluation.copy)[0] == "a copy as issued"
@@ -145,7 +145,7 @@ def test_the_tables_have_a_row_for_every_suspect_and_every_attack(evaluation):
 
 def test_names_from_outside_are_no_markup(evaluation):
     named = replace(evaluation, model=HOSTILE, data=HOSTILE, skipped={HOSTILE: HOSTILE})
-    text = markdown(named)
+    text = render_markdown(named)
 
     assert "<script>" not in text
     assert "\n# big" not in text

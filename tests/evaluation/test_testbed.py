@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_fingerprint.attacks import ChannelShuffle, collude
-from hf_fingerprint.evaluation import Scene
+from hf_fingerprint.attacks import ChannelPermutation, collude
+from hf_fingerprint.evaluation import Testbed
 from hf_fingerprint.evaluation.testbed import BINS, throwaway_vault
 from tests.helpers.evaluation_runs import SETTINGS
 from tests.helpers.refusals import refused
@@ -13,13 +13,13 @@ from tests.helpers.small_models import save_plain
 
 
 @pytest.fixture(scope="module")
-def scene(place, evaluation):
+def testbed(place, evaluation):
     """Three holders, of whom the last is innocent throughout."""
-    with Scene(place / "model", place / "out", 3, SETTINGS, innocents=500) as opened:
+    with Testbed(place / "model", place / "out", 3, SETTINGS, innocents=500) as opened:
         yield opened
 
 
-def test_the_vault_is_for_its_owner_alone_and_its_passphrase_random(place, evaluation, scene):
+def test_the_vault_is_for_its_owner_alone_and_its_passphrase_random(place, evaluation, testbed):
     (vault,) = (place / "out").glob("vault-*")
     passphrase = vault / "passphrase"
 
@@ -28,17 +28,17 @@ def test_the_vault_is_for_its_owner_alone_and_its_passphrase_random(place, evalu
     assert len(passphrase.read_text().strip()) == 64
 
 
-def test_the_same_scene_is_found_again(place, evaluation, scene):
-    with Scene(place / "model", place / "out", 2, SETTINGS) as again:
-        assert again.base.base_id == scene.base.base_id == evaluation.base["base"]
-        assert all(torch.equal(a, b) for a, b in zip(again.copy(1).values(), scene.copy(1).values(), strict=True))
+def test_the_same_scene_is_found_again(place, evaluation, testbed):
+    with Testbed(place / "model", place / "out", 2, SETTINGS) as again:
+        assert again.base.base_id == testbed.base.base_id == evaluation.base["base"]
+        assert all(torch.equal(a, b) for a, b in zip(again.copy(1).values(), testbed.copy(1).values(), strict=True))
 
 
 def test_a_vault_that_was_half_made_is_made_anew(place, tmp_path, monkeypatch):
     with monkeypatch.context() as cut:
         cut.setattr("hf_fingerprint.vault.store.make_vault", None)
         with pytest.raises(TypeError):
-            Scene(place / "model", tmp_path, 1, SETTINGS)
+            Testbed(place / "model", tmp_path, 1, SETTINGS)
     (half,) = tmp_path.glob("vault-*")
     kept = (half / "passphrase").read_text()
 
@@ -46,16 +46,16 @@ def test_a_vault_that_was_half_made_is_made_anew(place, tmp_path, monkeypatch):
     assert (half / "passphrase").read_text() != kept
 
 
-def test_copies_differ_from_the_base_and_from_one_another(scene):
-    clean, one, two = scene.clean(), scene.copy(0), scene.copy(1)
+def test_copies_differ_from_the_base_and_from_one_another(testbed):
+    base_state, one, two = testbed.base_state(), testbed.copy(0), testbed.copy(1)
 
-    assert clean.keys() == one.keys()
-    assert sum(not torch.equal(clean[name], one[name]) for name in clean) >= len(scene.base.carriers)
+    assert base_state.keys() == one.keys()
+    assert sum(not torch.equal(base_state[name], one[name]) for name in base_state) >= len(testbed.base.carriers)
     assert any(not torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_guilty_are_caught_and_a_holder_who_gave_nothing_is_innocent(scene):
-    judged = scene.judge(collude([scene.copy(0), scene.copy(1)]), (0, 1))
+def test_the_guilty_are_caught_and_a_holder_who_gave_nothing_is_innocent(testbed):
+    judged = testbed.trace_suspect(collude([testbed.copy(0), testbed.copy(1)]), (0, 1))
 
     assert judged.caught == (True, True)
     assert judged.innocents == 501
@@ -63,17 +63,17 @@ def test_the_guilty_are_caught_and_a_holder_who_gave_nothing_is_innocent(scene):
     assert judged.highest_innocent < judged.threshold < min(judged.scores)
 
 
-def test_whoever_is_said_to_be_guilty_but_is_not_counts_the_true_one_as_innocent(scene):
-    judged = scene.judge(scene.copy(0), (1,))
+def test_whoever_is_said_to_be_guilty_but_is_not_counts_the_true_one_as_innocent(testbed):
+    judged = testbed.trace_suspect(testbed.copy(0), (1,))
 
     assert judged.caught == (False,)
     assert judged.innocents_accused == 1
     assert judged.highest_innocent > judged.threshold
 
 
-def test_the_bound_is_that_of_the_planned_recipients_however_many_are_scored(place, evaluation, scene):
-    with Scene(place / "model", place / "out", 1, SETTINGS, innocents=20) as few:
-        one, other = few.judge(few.copy(0)), scene.judge(few.copy(0))
+def test_the_bound_is_that_of_the_planned_recipients_however_many_are_scored(place, evaluation, testbed):
+    with Testbed(place / "model", place / "out", 1, SETTINGS, innocents=20) as few:
+        one, other = few.trace_suspect(few.copy(0)), testbed.trace_suspect(few.copy(0))
 
     assert math.isclose(one.threshold, other.threshold, rel_tol=1e-9)
     assert math.isclose(one.log10_bounds[0], other.log10_bounds[0], rel_tol=1e-9)
@@ -81,24 +81,24 @@ def test_the_bound_is_that_of_the_planned_recipients_however_many_are_scored(pla
     assert other.threshold <= math.sqrt(2 * math.log(recipients * rounds / 1e-6)) + 0.3
 
 
-def test_a_suspect_that_is_the_base_accuses_nobody(scene):
-    judged = scene.judge(scene.clean(), ())
+def test_a_suspect_that_is_the_base_accuses_nobody(testbed):
+    judged = testbed.trace_suspect(testbed.base_state(), ())
 
     assert judged.scores == judged.caught == ()
     assert judged.innocents_accused == 0
     assert not np.any(judged.layers)
 
 
-def test_the_histogram_has_everybody_and_the_ends_are_open(scene):
-    judged = scene.judge(scene.copy(0), (1,))  # with the true holder far beyond the last bin
+def test_the_histogram_has_everybody_and_the_ends_are_open(testbed):
+    judged = testbed.trace_suspect(testbed.copy(0), (1,))  # with the true holder far beyond the last bin
 
     assert sum(judged.histogram) == judged.innocents
     assert judged.histogram[-1] == 1
     assert BINS[0] + BINS[1] * BINS[2] < judged.highest_innocent
 
 
-def test_channels_in_another_order_are_read_with_and_without_alignment(scene):
-    judged = scene.judge(ChannelShuffle()(scene.copy(0)))
+def test_channels_in_another_order_are_read_with_and_without_alignment(testbed):
+    judged = testbed.trace_suspect(ChannelPermutation()(testbed.copy(0)))
 
     assert judged.aligned > 0
     assert judged.caught == (True,)
@@ -107,7 +107,7 @@ def test_channels_in_another_order_are_read_with_and_without_alignment(scene):
 
 
 def test_a_model_that_can_not_be_run_is_refused(tmp_path):
-    text = refused(Scene, save_plain(tmp_path / "plain"), tmp_path / "out", 1, SETTINGS)
+    text = refused(Testbed, save_plain(tmp_path / "plain"), tmp_path / "out", 1, SETTINGS)
 
     assert "config.json" in text
     assert not (tmp_path / "out").exists()

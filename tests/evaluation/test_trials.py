@@ -7,9 +7,9 @@ import pytest
 from filelock import FileLock
 
 from hf_fingerprint.errors import StorageError
-from hf_fingerprint.evaluation import Point
-from hf_fingerprint.evaluation.trials import PRIVATE, RESULTS, Ledger, key_of, opened
-from tests.helpers.evaluation_runs import made_up
+from hf_fingerprint.evaluation import Trial
+from hf_fingerprint.evaluation.trials import PRIVATE, RESULTS, ResultStore, open_evaluation_folder, trial_key
+from tests.helpers.evaluation_runs import make_trial
 from tests.helpers.refusals import refused
 
 
@@ -18,50 +18,50 @@ def kept_in(folder):
 
 
 def opens(folder):
-    with opened(folder):
+    with open_evaluation_folder(folder):
         pass
 
 
 def test_a_point_reads_as_it_was_written(evaluation, tmp_path):
-    ledger = Ledger(tmp_path)
-    kept = [ledger.add(str(i), point) for i, point in enumerate(evaluation.points)]
+    store = ResultStore(tmp_path)
+    kept = [store.add(str(i), trial) for i, trial in enumerate(evaluation.trials)]
 
-    assert list(Ledger(tmp_path).points.values()) == kept == list(evaluation.points)
+    assert list(ResultStore(tmp_path).trials.values()) == kept == list(evaluation.trials)
 
 
 def test_what_is_not_finite_is_null_in_the_file(evaluation, tmp_path):
     endless = replace(evaluation.copy, threshold=float("inf"), highest_innocent=float("nan"))
-    kept = Ledger(tmp_path).add("a", endless)
+    kept = ResultStore(tmp_path).add("a", endless)
     told = json.loads(kept_in(tmp_path).read_text())
 
     assert told["threshold"] is None
     assert told["highest_innocent"] is None
-    assert Ledger(tmp_path).points["a"] == kept
-    assert Point.from_dict(told) == kept
+    assert ResultStore(tmp_path).trials["a"] == kept
+    assert Trial.from_dict(told) == kept
 
 
 @pytest.mark.parametrize("cut", [1, 30, -1])
 def test_a_line_that_was_cut_off_is_dropped_and_the_next_is_whole(evaluation, tmp_path, cut):
-    Ledger(tmp_path).add("first", evaluation.copy)
-    Ledger(tmp_path).add("second", evaluation.copy)
+    ResultStore(tmp_path).add("first", evaluation.copy)
+    ResultStore(tmp_path).add("second", evaluation.copy)
     file = kept_in(tmp_path)
     first, second = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(first + second[:cut])
 
-    ledger = Ledger(tmp_path)
-    assert list(ledger.points) == ["first"]
-    ledger.add("third", evaluation.copy)
-    assert list(Ledger(tmp_path).points) == ["first", "third"]
+    store = ResultStore(tmp_path)
+    assert list(store.trials) == ["first"]
+    store.add("third", evaluation.copy)
+    assert list(ResultStore(tmp_path).trials) == ["first", "third"]
 
 
 @pytest.mark.parametrize("line", ["{}", '{"key": "a"}', "[1]", "null", "not JSON", '{"key": "a", "kind": "copy"}'])
 def test_a_line_of_another_version_is_passed_over_and_left(evaluation, tmp_path, line):
     (tmp_path / PRIVATE).mkdir()
     kept_in(tmp_path).write_text(line + "\n")
-    ledger = Ledger(tmp_path)
-    ledger.add("b", evaluation.copy)
+    store = ResultStore(tmp_path)
+    store.add("b", evaluation.copy)
 
-    assert list(Ledger(tmp_path).points) == ["b"]
+    assert list(ResultStore(tmp_path).trials) == ["b"]
     assert kept_in(tmp_path).read_text().startswith(line + "\n")
 
 
@@ -69,17 +69,17 @@ def test_a_full_disk_is_said_to_be_full(evaluation, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    ledger = Ledger(tmp_path)
+    store = ResultStore(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
-    assert f"The disk of {tmp_path / PRIVATE} is full" in refused(ledger.add, "a", evaluation.copy, error=StorageError)
+    assert f"The disk of {tmp_path / PRIVATE} is full" in refused(store.add, "a", evaluation.copy, error=StorageError)
 
 
 def test_whatever_decides_a_figure_is_in_the_key():
     same = {"attack": "prune", "what": "MagnitudePruning(0.5)", "data": "00", "settings": {"alpha": 1e-6}}
     others = [{"attack": "int"}, {"what": "MagnitudePruning(0.6)"}, {"data": "01"}, {"settings": {"alpha": 1e-5}}]
 
-    assert key_of(**same) == key_of(**dict(reversed(same.items())))
-    assert len({key_of(**same | other) for other in [{}, *others]}) == 5
+    assert trial_key(**same) == trial_key(**dict(reversed(same.items())))
+    assert len({trial_key(**same | other) for other in [{}, *others]}) == 5
 
 
 def test_a_folder_is_made_for_its_owner_alone(tmp_path):
@@ -114,36 +114,36 @@ def test_the_evidence_left_is_the_surest_score(evaluation):
 
     assert mixed.score == max(mixed.scores)
     assert mixed.colluders == 2
-    assert made_up(mixed, 0.5, 3.0, accused=False).accused is False
-    assert replace(mixed, shares=(0.97, 0.03)).main_givers == (True, False)
+    assert make_trial(mixed, 0.5, 3.0, accused=False).accused is False
+    assert replace(mixed, shares=(0.97, 0.03)).main_contributors == (True, False)
     assert evaluation.unmarked.score == 0
 
 
 def test_what_is_kept_to_go_on_from_is_for_the_owner_alone(evaluation, tmp_path):
-    Ledger(tmp_path).add("a", evaluation.copy)
+    ResultStore(tmp_path).add("a", evaluation.copy)
 
     assert (tmp_path / PRIVATE).stat().st_mode & 0o777 == 0o700
     assert list(tmp_path.iterdir()) == [tmp_path / PRIVATE]
 
 
 def test_points_that_earlier_versions_left_among_the_reports_are_moved(evaluation, tmp_path):
-    Ledger(tmp_path).add("a", evaluation.copy)
+    ResultStore(tmp_path).add("a", evaluation.copy)
     kept_in(tmp_path).rename(tmp_path / RESULTS)
     opens(tmp_path)
 
-    assert Ledger(tmp_path).points == {"a": evaluation.copy}
+    assert ResultStore(tmp_path).trials == {"a": evaluation.copy}
     assert not (tmp_path / RESULTS).exists()
 
 
 def test_a_published_point_has_figures_of_the_accused_alone(evaluation):
     (mixed,) = evaluation.of("collusion")
-    shown = replace(mixed, caught=(False, True)).published()
+    shown = replace(mixed, caught=(False, True)).redacted()
 
     assert shown.scores == (None, mixed.scores[1])
     assert shown.log10_bounds == (None, mixed.log10_bounds[1])
     assert (shown.highest_innocent, shown.histogram, shown.unaligned[1], shown.layers) == (None, (), None, ())
     assert (shown.score, shown.colluders, shown.accused) == (mixed.scores[1], 2, True)
-    assert shown.published() == shown
+    assert shown.redacted() == shown
     assert (shown.innocents, shown.innocents_accused, shown.unaligned[0]) == (mixed.innocents, 0, 0)
-    assert replace(mixed, caught=(True, False)).published().layers == mixed.layers
-    assert replace(mixed, caught=(False, False)).published().score is None
+    assert replace(mixed, caught=(True, False)).redacted().layers == mixed.layers
+    assert replace(mixed, caught=(False, False)).redacted().score is None

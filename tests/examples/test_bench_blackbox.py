@@ -9,8 +9,8 @@ from examples.benchmarks import blackbox as bench_blackbox
 
 @pytest.mark.slow
 def test_what_thieves_do_to_a_copy_is_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_blackbox, "PHOTOS", 100)
-    monkeypatch.setattr(bench_blackbox, "CHECKED", 50)
+    monkeypatch.setattr(bench_blackbox, "COVER_IMAGE_COUNT", 100)
+    monkeypatch.setattr(bench_blackbox, "ACCURACY_IMAGES", 50)
     monkeypatch.setattr(bench_blackbox, "lite0", lambda: timm.create_model("test_resnet", num_classes=10))
 
     assert bench_blackbox.main(["--task", "digits", "--quick", "--out", str(tmp_path)]) == 0

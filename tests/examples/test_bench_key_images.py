@@ -4,14 +4,14 @@ import sys
 import pytest
 
 from examples.benchmarks import key_images as bench_key_images
-from tests.helpers.asked_models import asked_base
+from tests.helpers.asked_models import base_with_triggers
 
 
 @pytest.fixture(autouse=True)
 def some_suffer(monkeypatch):
     """What all suffer takes a while, and is tested elsewhere."""
-    few = list(bench_key_images.SUFFERED.items())[:3]
-    monkeypatch.setattr(bench_key_images, "SUFFERED", dict(few))
+    few = list(bench_key_images.DISTORTIONS.items())[:3]
+    monkeypatch.setattr(bench_key_images, "DISTORTIONS", dict(few))
 
 
 def run(monkeypatch, capsys, *arguments: object) -> str:
@@ -22,12 +22,12 @@ def run(monkeypatch, capsys, *arguments: object) -> str:
 
 @pytest.mark.slow
 def test_key_images_of_a_base_are_read_back_and_its_copies_asked(tmp_path, monkeypatch, capsys):
-    folder, vault, _ = asked_base(tmp_path)
+    folder, vault, _ = base_with_triggers(tmp_path)
     few = ["--recipients", 2, "--innocents", 5]
     told = run(monkeypatch, capsys, "--vault", vault.folder, "--base", folder, *few)
 
-    assert len(bench_key_images.SUFFERED) == 3
-    for name in bench_key_images.SUFFERED:
+    assert len(bench_key_images.DISTORTIONS) == 3
+    for name in bench_key_images.DISTORTIONS:
         assert re.search(rf"^\| {re.escape(name)} \| 100\.00% \(\d+\) \| 0 \|$", told, re.M)
     assert "innocents matched, of 6 an image" in told
     for name in ("with the mark removed", "with its mark", "with another's"):

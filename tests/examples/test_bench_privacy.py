@@ -13,7 +13,7 @@ from examples.benchmarks import privacy as bench_privacy
 def test_each_training_is_measured_once_and_what_was_measured_is_kept(tmp_path, capsys):
     small = replace(
         bench_privacy.SETTINGS["small"],
-        public=400, private=600, labelled=300, test=300, base_steps=4, steps=12, reading=12, denoising=12,
+        public=400, private=600, labeled_count=300, test=300, base_steps=4, steps=12, student_steps=12, denoising=12,
         attack_steps=12, strengths=(1.0,), share=0.95,
     )  # fmt: skip
     path = tmp_path / "small.json"

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from examples.benchmarks import schemes_report as report
-from examples.benchmarks.schemes import jobs_of, trains
-from examples.benchmarks.schemes_trial import BATCH, is_users, train_in
-from examples.reproduction.arms import DesignArm, ToolboxArm, Verdict
+from examples.benchmarks.schemes import select_jobs, trains_model
+from examples.benchmarks.schemes_trial import BATCH, names_only, train_mark
+from examples.reproduction.arms import ArmVerdict, DesignArm, ToolboxArm
 from hf_fingerprint.attacks import SUITE
-from hf_fingerprint.attacks.suite import names
-from hf_fingerprint.evaluation.planning import plan
+from hf_fingerprint.attacks.suite import attack_names
+from hf_fingerprint.evaluation.planning import plan_jobs
 from tests.helpers.processes import environment, module
 
 
@@ -91,26 +91,26 @@ def test_a_mark_is_trained_in_until_it_reads_right(arm):
     base = small()
     made = arm(base)
 
-    state, steps = train_in(made, base, 0, noise(), 100)
+    state, steps = train_mark(made, base, 0, noise(), 100)
 
     model = small()
     model.load_state_dict(state)
-    assert not is_users(made.judge(base), 0)
-    assert is_users(made.judge(model), 0)
+    assert not names_only(made.decode_suspect(base), 0)
+    assert names_only(made.decode_suspect(model), 0)
     assert 200 <= steps < 1200
     assert steps % 100 == 0
 
 
 def test_a_copy_is_its_users_if_each_decoder_names_nobody_else():
-    assert is_users(Verdict({"a": (3,), "b": (3,)}, 20, 31, 1.0), 3)
-    assert not is_users(Verdict({"a": (3,), "b": ()}, 20, 31, 1.0), 3)
-    assert not is_users(Verdict({"a": (3,), "b": (2, 3)}, 20, 31, 1.0), 3)
-    assert is_users(Verdict({"toolbox": ()}, 0, 31, 1.0), 0)
-    assert not is_users(Verdict({"toolbox": ()}, 1, 31, 1.0), 0)
+    assert names_only(ArmVerdict({"a": (3,), "b": (3,)}, 20, 31, 1.0), 3)
+    assert not names_only(ArmVerdict({"a": (3,), "b": ()}, 20, 31, 1.0), 3)
+    assert not names_only(ArmVerdict({"a": (3,), "b": (2, 3)}, 20, 31, 1.0), 3)
+    assert names_only(ArmVerdict({"toolbox": ()}, 0, 31, 1.0), 0)
+    assert not names_only(ArmVerdict({"toolbox": ()}, 1, 31, 1.0), 0)
 
 
 def test_attacks_that_train_are_those_that_take_minutes():
-    found = {name for name in names() if trains(SUITE[name].attacks[0])}
+    found = {name for name in attack_names() if trains_model(SUITE[name].attacks[0])}
 
     assert {"finetune", "finetune-other-data", "remove", "distil", "prune-then-finetune"} <= found
     assert {"average-then-finetune", "finetune-then-rename"} <= found
@@ -118,22 +118,22 @@ def test_attacks_that_train_are_those_that_take_minutes():
 
 
 def test_a_thrifty_run_leaves_out_the_mildest_of_the_slow_and_the_toolbox_has_no_colluders():
-    jobs = plan(
+    jobs = plan_jobs(
         ["finetune", "prune", "prune-2-of-4-then-finetune", "finetune-then-rename", "average"], (3,), quick=True
     )
     design, toolbox = DesignArm(small(), 0, False), ToolboxArm(small(), 0)
 
-    def steps(arm, attack, thrifty):
-        return [job.step for job in jobs_of(arm, jobs, thrifty) if job.attack == attack]
+    def steps(arm, attack, skip_mild_training):
+        return [job.step for job in select_jobs(arm, jobs, skip_mild_training) if job.attack == attack]
 
-    assert [len(steps(design, "finetune", thrifty)) for thrifty in (False, True)] == [3, 2]
+    assert [len(steps(design, "finetune", skip_mild_training)) for skip_mild_training in (False, True)] == [3, 2]
     assert steps(design, "finetune", True) == steps(design, "finetune", False)[1:]
     assert steps(design, "prune-2-of-4-then-finetune", True) == [1, 2]
     assert steps(design, "prune", True) == steps(design, "prune", False)
     assert steps(design, "finetune-then-rename", True) == [0]
     assert steps(design, "average", True) == [0]
     assert steps(toolbox, "average", True) == []
-    ordered = [trains(job.how) for job in jobs_of(design, jobs, True)]
+    ordered = [trains_model(job.attack_step) for job in select_jobs(design, jobs, True)]
     assert ordered == sorted(ordered)
 
 
@@ -154,7 +154,7 @@ def test_schemes_are_counted_over_the_suspects_that_all_of_them_tried():
         row("deepmarks", "average", colluders=3, innocents={report.PAPERS: 0, report.SOFT: 2}),
     ]
 
-    found = report.summarise(rows)
+    found = report.summarize(rows)
 
     assert found["single"] == {name: {"kept": 2, "of": 2} for name in report.SCHEME_OF}
     assert found["collusion"] == {

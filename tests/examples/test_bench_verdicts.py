@@ -9,12 +9,12 @@ from safetensors.numpy import load_file, save_file
 
 from examples._common.figures import Figure, table, write
 from examples.benchmarks import verdicts as bench_verdicts
-from examples.benchmarks.verdicts_bases import HALF, HEAD, NORMS, price_figure, ties_figure, twin
-from examples.benchmarks.verdicts_claims import claims_figure, figures_of, listening_figure, small_vault
+from examples.benchmarks.verdicts_bases import HALF, HEAD, NORMS, price_figure, sibling_base, ties_figure
+from examples.benchmarks.verdicts_claims import adaptive_attacker_figure, claims_figure, figures_of, small_vault
 from examples.benchmarks.verdicts_extraction import (
     WAYS,
+    sample_carriers,
     save_raw,
-    some_of,
     suspects_of,
     unreadable_figure,
     watching_figure,
@@ -31,7 +31,7 @@ FIGURE = Figure("claims", "what", "3 of 4", "<= 5 %", True, {"confirmed": 3})
 @pytest.fixture(autouse=True)
 def quick():
     """Vaults open in no time."""
-    with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
+    with patch("hf_fingerprint.vault.store.encrypt_identity", lock_quickly):
         yield
 
 
@@ -64,7 +64,7 @@ def test_claims_of_top_scorers_are_counted(tmp_path):
 
 @pytest.mark.slow
 def test_an_attacker_frames_an_innocent_with_all_scores_and_nobody_without(tmp_path):
-    figure = listening_figure(tmp_path, QUICK)
+    figure = adaptive_attacker_figure(tmp_path, QUICK)
 
     assert figure.holds, figure
     assert figure.counts["queries"] == 150
@@ -104,7 +104,7 @@ def test_thirty_suspects_are_of_which_something_can_not_be_read(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_what_is_kept_holds_no_more_than_its_share(share):
     arrays = {f"{i}": np.zeros(i + 1, np.float32) for i in range(30)}
-    kept = some_of(arrays, list(arrays), share, np.random.default_rng(0))
+    kept = sample_carriers(arrays, list(arrays), share, np.random.default_rng(0))
     held = sum(arrays[name].size for name in kept) / sum(array.size for array in arrays.values())
 
     assert share - 0.05 < held <= share
@@ -129,7 +129,7 @@ def close_by(one, other):
 @pytest.mark.parametrize("kind", [HEAD, NORMS, HALF])
 def test_a_twin_has_the_same_backbone(kind):
     model = backbone(QUICK)
-    ours, theirs = model.state_dict(), twin(model, kind).state_dict()
+    ours, theirs = model.state_dict(), sibling_base(model, kind).state_dict()
     same = [name for name in ours if torch.equal(ours[name], theirs[name])]
     close = [n for n in ours if ours[n].shape == theirs[n].shape and close_by(ours[n], theirs[n])]
 

@@ -6,7 +6,7 @@ from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import Renaming
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.tensor_names import to_timm
-from hf_fingerprint.extraction import in_names_of
+from hf_fingerprint.extraction import to_base_names
 from tests.helpers.small_models import SETTINGS, save_timm, save_vit, unlocked_vault
 
 
@@ -32,7 +32,7 @@ def test_what_was_split_is_read_as_one_from_any_byte_to_any(timm_vit, tmp_path):
     save_file(renamed(state), tmp_path / "other.safetensors")
 
     with open_checkpoint(tmp_path / "other.safetensors") as suspect:
-        seen = in_names_of(base, suspect)
+        seen = to_base_names(base, suspect)
         assert seen.tensors.keys() == state.keys()
         for name, values in state.items():
             info, whole = seen.tensors[name], values.tobytes()
@@ -78,4 +78,4 @@ def test_a_suspect_in_the_bases_names_or_in_nobodys_is_left_as_it_is(timm_vit, t
     for content in (state, {f"tensor{i}": values for i, values in enumerate(state.values())}):
         save_file(content, tmp_path / "suspect.safetensors")
         with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-            assert in_names_of(base, suspect) is suspect
+            assert to_base_names(base, suspect) is suspect

@@ -12,9 +12,9 @@ from hf_fingerprint import Issuer
 from hf_fingerprint.carriers import position_counts
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import CheckpointError
-from hf_fingerprint.extraction import Reading, read_suspect
+from hf_fingerprint.extraction import Extraction, extract
 from hf_fingerprint.extraction.extract import clip_positions
-from hf_fingerprint.extraction.weigh import read_tensor
+from hf_fingerprint.extraction.weigh import extract_tensor
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
@@ -35,27 +35,27 @@ def case(tmp_path_factory):
         )
 
 
-def read(case: SimpleNamespace, arrays: dict[str, np.ndarray], tmp_path: Path) -> Reading:
+def read(case: SimpleNamespace, arrays: dict[str, np.ndarray], tmp_path: Path) -> Extraction:
     save_file(arrays, tmp_path / "suspect.safetensors")
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        return read_suspect(case.base, case.original, suspect)
+        return extract(case.base, case.original, suspect)
 
 
 def test_a_whole_mark_reads_as_mass_times_its_codeword(case, tmp_path):
     for arrays, codeword in zip(case.arrays, case.codewords, strict=True):
-        reading = read(case, arrays, tmp_path)
+        extraction = read(case, arrays, tmp_path)
 
-        assert np.allclose(reading.values, reading.mass * codeword, rtol=1e-3)
-        assert reading.mass.min() > 40
+        assert np.allclose(extraction.values, extraction.mass * codeword, rtol=1e-3)
+        assert extraction.mass.min() > 40
     assert not np.array_equal(*case.codewords)
 
 
 def test_the_base_reads_as_nothing(case, tmp_path):
-    reading = read(case, case.own, tmp_path)
+    extraction = read(case, case.own, tmp_path)
 
-    assert not reading.values.any()
-    assert (reading.lineage.descends, reading.lineage.drift) == (True, 0)
-    assert reading.lineage.cosine == pytest.approx(1)
+    assert not extraction.values.any()
+    assert (extraction.lineage.descends, extraction.lineage.drift) == (True, 0)
+    assert extraction.lineage.cosine == pytest.approx(1)
 
 
 def test_a_reading_adds_up_over_tensors(case, tmp_path):
@@ -76,28 +76,28 @@ def test_a_reading_is_the_weighted_sum_of_its_tensors(case, tmp_path):
         n: (a + 0.001 * i * noise.standard_normal(a.shape)).astype(a.dtype) if a.dtype == np.float32 else a
         for i, (n, a) in enumerate(case.arrays[0].items())
     }
-    reading = read(case, arrays, tmp_path)
+    extraction = read(case, arrays, tmp_path)
 
     values, mass, weights = np.zeros(2048), np.zeros(2048), set()
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
         for carrier in case.base.carriers:
-            part = read_tensor(case.base, carrier, case.original, suspect, suspect.tensors[carrier.name])
+            part = extract_tensor(case.base, carrier, case.original, suspect, suspect.tensors[carrier.name])
             values += part.weight * part.sums
             mass += part.weight * position_counts(part.weights, part.offset, 2048)
             weights.add(part.weight)
     assert len(weights) == 17
-    assert np.allclose(reading.mass, mass)
-    assert np.allclose(reading.values, clip_positions(values, mass))
+    assert np.allclose(extraction.mass, mass)
+    assert np.allclose(extraction.values, clip_positions(values, mass))
 
 
 def test_the_average_of_two_copies_reads_as_the_average_of_their_codewords(case, tmp_path):
     mixed = {n: (a + case.arrays[1][n]) / np.float32(2) for n, a in case.arrays[0].items() if a.dtype == np.float32}
 
-    reading = read(case, mixed, tmp_path)
+    extraction = read(case, mixed, tmp_path)
 
     expected = (case.codewords[0] + case.codewords[1]) / 2
     assert set(np.unique(expected)) == {-1, 0, 1}
-    assert np.corrcoef(reading.values / reading.mass, expected)[0, 1] > 0.999
+    assert np.corrcoef(extraction.values / extraction.mass, expected)[0, 1] > 0.999
 
 
 def test_dropped_weights_take_their_mass_with_them(case, tmp_path):
@@ -105,21 +105,21 @@ def test_dropped_weights_take_their_mass_with_them(case, tmp_path):
     pruned = {n: a * (rng.random(a.shape) > 0.5) if a.dtype == np.float32 else a for n, a in case.arrays[0].items()}
     pruned = {n: a.astype(case.arrays[0][n].dtype) for n, a in pruned.items()}
 
-    whole, reading = read(case, case.arrays[0], tmp_path), read(case, pruned, tmp_path)
+    whole, extraction = read(case, case.arrays[0], tmp_path), read(case, pruned, tmp_path)
 
-    assert reading.weights_dropped == pytest.approx(131_328 / 2, rel=0.02)
-    assert reading.weights_read + reading.weights_dropped == 131_328
-    assert reading.mass.sum() == pytest.approx(whole.mass.sum() / 2, rel=0.02)
-    assert np.allclose(reading.values, reading.mass * case.codewords[0], rtol=1e-3, atol=0.1)
+    assert extraction.weights_dropped == pytest.approx(131_328 / 2, rel=0.02)
+    assert extraction.weights_read + extraction.weights_dropped == 131_328
+    assert extraction.mass.sum() == pytest.approx(whole.mass.sum() / 2, rel=0.02)
+    assert np.allclose(extraction.values, extraction.mass * case.codewords[0], rtol=1e-3, atol=0.1)
 
 
 def test_nothing_in_common_is_a_reading_of_nothing(case, tmp_path):
-    reading = read(case, {"x": np.ones((3, 5), np.float32)}, tmp_path)
+    extraction = read(case, {"x": np.ones((3, 5), np.float32)}, tmp_path)
 
-    assert not reading.values.any()
-    assert not reading.mass.any()
-    assert (reading.tensors_matched, reading.weights_read, reading.weights_dropped) == (0, 0, 0)
-    assert (reading.lineage.descends, reading.lineage.cosine, reading.lineage.drift) == (False, 0, 0)
+    assert not extraction.values.any()
+    assert not extraction.mass.any()
+    assert (extraction.tensors_matched, extraction.weights_read, extraction.weights_dropped) == (0, 0, 0)
+    assert (extraction.lineage.descends, extraction.lineage.cosine, extraction.lineage.drift) == (False, 0, 0)
 
 
 def test_strangers_do_not_descend(case, tmp_path):
@@ -137,19 +137,19 @@ def test_readings_of_absurd_weights_are_finite(case, tmp_path, value):
         if i % 2:
             arrays[carrier.name] = np.full_like(arrays[carrier.name], value)
 
-    reading = read(case, arrays, tmp_path)
+    extraction = read(case, arrays, tmp_path)
 
-    assert np.isfinite(reading.values).all()
-    assert np.isfinite(reading.mass).all()
-    assert (reading.mass >= 0).all()
-    assert np.isfinite([reading.lineage.cosine, reading.lineage.drift]).all()
+    assert np.isfinite(extraction.values).all()
+    assert np.isfinite(extraction.mass).all()
+    assert (extraction.mass >= 0).all()
+    assert np.isfinite([extraction.lineage.cosine, extraction.lineage.drift]).all()
 
 
 def test_progress_counts_the_carriers_weights(case, tmp_path):
     save_file(case.arrays[0], tmp_path / "suspect.safetensors")
     told = []
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        read_suspect(case.base, case.original, suspect, told.append)
+        extract(case.base, case.original, suspect, told.append)
 
     assert sum(told) == case.base.carrier_weights
     assert len(told) == 17
@@ -162,7 +162,7 @@ def test_another_file_in_the_bases_place_is_refused(case, tmp_path):
         open_checkpoint(tmp_path / "other.safetensors") as other,
         pytest.raises(CheckpointError, match=r"tensor conv\.weight is missing or differs"),
     ):
-        read_suspect(case.base, other, case.original)
+        extract(case.base, other, case.original)
 
 
 def test_no_codeword_is_looked_at(case, tmp_path):
@@ -170,8 +170,8 @@ def test_no_codeword_is_looked_at(case, tmp_path):
     other_code = replace(case.base, coalition=9, alpha=0.1, recipients_planned=7)
     save_file(case.arrays[0], tmp_path / "suspect.safetensors")
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        one = read_suspect(case.base, case.original, suspect)
-        two = read_suspect(other_code, case.original, suspect)
+        one = extract(case.base, case.original, suspect)
+        two = extract(other_code, case.original, suspect)
 
     assert np.array_equal(one.values, two.values)
     with pytest.raises(FrozenInstanceError):

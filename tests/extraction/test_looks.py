@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from hf_fingerprint.carriers import TensorMarker
-from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranges
+from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranged_checkpoint
 from hf_fingerprint.codes import Tardos
-from hf_fingerprint.extraction import Looks, names_tell, plan_looks, read_suspect
-from hf_fingerprint.extraction.extract import Part, SuspectSums
-from hf_fingerprint.extraction.weigh import read_tensor
+from hf_fingerprint.extraction import Looks, extract, has_unambiguous_names, plan_looks
+from hf_fingerprint.extraction.extract import CarrierRows, ExtractionSums
+from hf_fingerprint.extraction.weigh import extract_tensor
 from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
 from tests.helpers.loopback_hub import LoopbackHub
@@ -76,15 +76,15 @@ def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
 
 def remote(hub: LoopbackHub, arrays: dict[str, np.ndarray], max_bytes: int | None = None) -> RangedCheckpoint:
     hub.add("org/suspect", {"model.safetensors": save(arrays)}, lfs=True)
-    found = open_ranges("org/suspect", max_bytes)
+    found = open_ranged_checkpoint("org/suspect", max_bytes)
     assert found is not None
     return found
 
 
 def small_looks(monkeypatch: pytest.MonkeyPatch, weights: int = 1 << 14, piece: int = 1 << 15) -> None:
     """Looks that fit models of this size."""
-    monkeypatch.setattr("hf_fingerprint.extraction.looks.FIRST_WEIGHTS", weights)
-    monkeypatch.setattr("hf_fingerprint.extraction.looks.PIECE_WEIGHTS", piece)
+    monkeypatch.setattr("hf_fingerprint.extraction.looks.FIRST_LOOK_WEIGHTS", weights)
+    monkeypatch.setattr("hf_fingerprint.extraction.looks.MAX_RANGE_WEIGHTS", piece)
 
 
 def rows_of(base: Base) -> dict[str, list[int]]:
@@ -163,7 +163,7 @@ def test_a_slice_of_rows_reads_as_a_naive_implementation_says(case, name, rows):
     base, ours, theirs = case.base, case.own[name].reshape(99, -1), case.theirs[name].reshape(99, -1)
     (carrier,) = (carrier for carrier in base.carriers if carrier.name == name)
     with open_checkpoint(case.copy) as suspect:
-        found = read_tensor(base, carrier, case.original, suspect, suspect.tensors[name], rows)
+        found = extract_tensor(base, carrier, case.original, suspect, suspect.tensors[name], rows)
 
     first = int(Stream(derive(base.secret, "offset", name)).take(8).view("<u8")[0] % np.uint64(512)) * 8
     signs = 1.0 - 2 * np.unpackbits(Stream(derive(base.secret, "signs", name)).take(2000))[: ours.size]
@@ -183,9 +183,9 @@ def test_slices_of_a_tensor_add_up_to_the_tensor(case):
     (carrier,) = (carrier for carrier in case.base.carriers if carrier.name == "y.weight")
     with open_checkpoint(case.copy) as suspect:
         info = suspect.tensors["y.weight"]
-        whole = read_tensor(case.base, carrier, case.original, suspect, info)
+        whole = extract_tensor(case.base, carrier, case.original, suspect, info)
         parts = [
-            read_tensor(case.base, carrier, case.original, suspect, info, rows)
+            extract_tensor(case.base, carrier, case.original, suspect, info, rows)
             for rows in (slice(0, 8), slice(8, 304), slice(304, 700))
         ]
 
@@ -200,21 +200,21 @@ def test_looks_over_everything_say_what_the_same_slices_say_of_a_file(case, hub,
     small_looks(monkeypatch)
     looks = Looks([(case.base, case.original)], remote(hub, case.theirs))
 
-    readings = [readings[0] for readings in looks.readings()]
+    extractions = [extractions[0] for extractions in looks.extractions()]
 
     carriers = {carrier.name: carrier for carrier in case.base.carriers}
     with open_checkpoint(case.copy) as suspect:
-        sums = SuspectSums(case.base, case.original, suspect)
-        for look, found in zip(plan_looks([case.base]), readings, strict=True):
-            sums.add([Part(carriers[p.name], suspect.tensors[p.name], slice(p.start, p.stop)) for p in look])
-            expected = sums.reading(carriers)
+        sums = ExtractionSums(case.base, case.original, suspect)
+        for look, found in zip(plan_looks([case.base]), extractions, strict=True):
+            sums.add([CarrierRows(carriers[p.name], suspect.tensors[p.name], slice(p.start, p.stop)) for p in look])
+            expected = sums.extraction(carriers)
             assert np.array_equal(found.values, expected.values)
             assert np.array_equal(found.mass, expected.mass)
             assert found.lineage == expected.lineage
-        whole = read_suspect(case.base, case.original, suspect)
-    assert len(readings) == 7
+        whole = extract(case.base, case.original, suspect)
+    assert len(extractions) == 7
     assert looks.complete
-    last = readings[-1]
+    last = extractions[-1]
     assert (last.weights_read, last.weights_dropped) == (whole.weights_read, whole.weights_dropped)
     assert last.tensors_matched == whole.tensors_matched == 4
     assert np.corrcoef(last.values, whole.values)[0, 1] > 0.999
@@ -225,13 +225,13 @@ def test_looks_over_everything_say_what_the_same_slices_say_of_a_file(case, hub,
 
 def test_with_one_look_and_whole_tensors_the_reading_is_that_of_the_file(case, hub, monkeypatch):
     small_looks(monkeypatch, 1 << 20, 1 << 22)
-    (readings,) = Looks([(case.base, case.original)], remote(hub, case.theirs)).readings()
+    (extractions,) = Looks([(case.base, case.original)], remote(hub, case.theirs)).extractions()
 
     with open_checkpoint(case.copy) as suspect:
-        whole = read_suspect(case.base, case.original, suspect)
+        whole = extract(case.base, case.original, suspect)
     # one piece a tensor, in another order: sums of float64 differ by rounding only
-    assert np.allclose(readings[0].values, whole.values, rtol=1e-12, atol=1e-9)
-    assert np.allclose(readings[0].mass, whole.mass, rtol=1e-12)
+    assert np.allclose(extractions[0].values, whole.values, rtol=1e-12, atol=1e-9)
+    assert np.allclose(extractions[0].mass, whole.mass, rtol=1e-12)
 
 
 def test_looks_read_no_byte_twice_and_no_more_than_they_use(case, hub, monkeypatch):
@@ -241,13 +241,13 @@ def test_looks_read_no_byte_twice_and_no_more_than_they_use(case, hub, monkeypat
 
     weights = [
         r[0].weights_read + r[0].weights_dropped
-        for r in Looks([(case.base, case.original)], suspect).readings(told.append)
+        for r in Looks([(case.base, case.original)], suspect).extractions(told.append)
     ]
 
     assert weights == sorted(set(weights))
     assert weights[-1] == sum(told) == case.base.carrier_weights
     assert suspect.bytes_fetched <= suspect.total_bytes + headers
-    assert suspect._kept == []
+    assert suspect._fetched == []
 
 
 @pytest.mark.parametrize("budget", [140_000, 200_000, 1_000_000, 10**9])
@@ -257,32 +257,32 @@ def test_a_budget_is_kept_to_the_byte(case, hub, monkeypatch, budget):
     headers = suspect.bytes_fetched
 
     looks = Looks([(case.base, case.original)], suspect)
-    readings = [readings[0] for readings in looks.readings()]
+    extractions = [extractions[0] for extractions in looks.extractions()]
 
     assert suspect.bytes_fetched <= max(budget, headers)
     assert looks.complete == (budget == 10**9)
-    assert readings
-    assert len({reading.weights_read for reading in readings}) == len(readings)
+    assert extractions
+    assert len({extraction.weights_read for extraction in extractions}) == len(extractions)
     if 0 < budget - headers < 10**8:
         assert budget - suspect.bytes_fetched < 8 * 2000  # of rows that stay together
-    assert (readings[-1].weights_read == 0) == (budget < headers)
+    assert (extractions[-1].weights_read == 0) == (budget < headers)
 
 
 def test_batches_fit_the_memory_and_change_nothing(case, hub, monkeypatch):
     small_looks(monkeypatch, piece=1 << 13)
     suspect = remote(hub, case.theirs)
-    (one,) = list(Looks([(case.base, case.original)], suspect).readings())[-1]
+    (one,) = list(Looks([(case.base, case.original)], suspect).extractions())[-1]
     monkeypatch.setattr("hf_fingerprint.extraction.looks.BATCH_BYTES", 40_000)
     held = []
     fetch = RangedCheckpoint.fetch
 
     def watched(self, pieces):
         fetch(self, pieces)
-        held.append(sum(len(data) for _, _, data in self._kept))
+        held.append(sum(len(data) for _, _, data in self._fetched))
 
     monkeypatch.setattr(RangedCheckpoint, "fetch", watched)
 
-    (two,) = list(Looks([(case.base, case.original)], suspect).readings())[-1]
+    (two,) = list(Looks([(case.base, case.original)], suspect).extractions())[-1]
 
     assert np.array_equal(one.values, two.values)
     assert max(held) <= 40_000 + 8 * 2000
@@ -295,18 +295,22 @@ def test_tensors_are_matched_by_name_and_shape_and_the_missing_left_out(case, hu
     arrays[prefix + "small.weight"] = np.ones((48, 49), np.float32)
     suspect = remote(hub, arrays | {"new": np.ones((900, 300), np.float32)})
 
-    (readings,) = Looks([(case.base, case.original)], suspect).readings()
+    (extractions,) = Looks([(case.base, case.original)], suspect).extractions()
 
-    assert readings[0].tensors_matched == 2
-    assert readings[0].weights_read + readings[0].weights_dropped == 700 * 500 + 99 * 153
-    assert names_tell(case.base, suspect)
+    assert extractions[0].tensors_matched == 2
+    assert extractions[0].weights_read + extractions[0].weights_dropped == 700 * 500 + 99 * 153
+    assert has_unambiguous_names(case.base, suspect)
 
 
 def test_names_tell_nothing_if_there_are_too_few_or_two_of_one(case, hub):
     few = {n: w for n, w in case.theirs.items() if n == "x.weight"}
-    assert not names_tell(case.base, remote(hub, few))
-    assert not names_tell(case.base, remote(hub, case.theirs | {"module.small.weight": case.theirs["small.weight"]}))
-    assert names_tell(case.base, remote(hub, case.theirs | {"module.small.weight": np.ones((2, 2), np.float32)}))
+    assert not has_unambiguous_names(case.base, remote(hub, few))
+    assert not has_unambiguous_names(
+        case.base, remote(hub, case.theirs | {"module.small.weight": case.theirs["small.weight"]})
+    )
+    assert has_unambiguous_names(
+        case.base, remote(hub, case.theirs | {"module.small.weight": np.ones((2, 2), np.float32)})
+    )
 
 
 def test_every_record_of_a_base_is_read_with_its_own_secret(case, hub, tmp_path, monkeypatch):
@@ -314,7 +318,9 @@ def test_every_record_of_a_base_is_read_with_its_own_secret(case, hub, tmp_path,
     other = replace(case.base, secret=b"\7" * 32)
     arrays = marked(other, case.own, b"\2" * 32)
 
-    *_, (first, second) = Looks([(case.base, case.original), (other, case.original)], remote(hub, arrays)).readings()
+    *_, (first, second) = Looks(
+        [(case.base, case.original), (other, case.original)], remote(hub, arrays)
+    ).extractions()
 
     codeword = other.codebook().codeword(b"\2" * 32)
     assert np.corrcoef(second.values / second.mass, codeword)[0, 1] > 0.99

@@ -8,8 +8,8 @@ from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction import match_names, match_shapes
-from hf_fingerprint.extraction.match import _likeliest, match_tensors, sample_rows
+from hf_fingerprint.extraction import carriers_with_matching_shape, match_names
+from hf_fingerprint.extraction.match import _best_columns, match_tensors, sample_row_indices
 from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 
@@ -147,13 +147,13 @@ def test_shapes_match_each_tensor_once(case, tmp_path):
     save_file(arrays, tmp_path / "suspect.safetensors")
 
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        assert len(match_shapes(case.base, suspect)) == 3
-    assert len(match_shapes(case.base, case.original)) == 17
+        assert len(carriers_with_matching_shape(case.base, suspect)) == 3
+    assert len(carriers_with_matching_shape(case.base, case.original)) == 17
 
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 8), (7, 8), (8, 8), (9, 8), (1000, 16), (10**6, 1)])
 def test_sampled_rows_are_spread_from_the_first_to_the_last(rows, count):
-    chosen = sample_rows(rows, count)
+    chosen = sample_row_indices(rows, count)
 
     assert len(chosen) == len(set(chosen)) == min(rows, count)
     assert chosen[0] == 0
@@ -176,14 +176,14 @@ def test_each_carrier_is_found_among_thousands_of_decoys_of_its_shape(case, tmp_
 def test_the_likeliest_columns_hold_a_best_assignment():
     rng = np.random.default_rng(4)
     for rows, columns in ((1, 9), (4, 4), (5, 60), (7, 3)):
-        likeness = rng.random((rows, columns)) ** 4
-        likeness[:, : columns // 2] = likeness[:, [0]]  # as where an attacker repeats a tensor
-        chosen = likeness[:, _likeliest(likeness)]
+        similarity = rng.random((rows, columns)) ** 4
+        similarity[:, : columns // 2] = similarity[:, [0]]  # as where an attacker repeats a tensor
+        chosen = similarity[:, _best_columns(similarity)]
 
         assert chosen.shape[1] <= max(columns, rows) and chosen.shape[1] <= rows * rows + rows
-        assert best(chosen) == pytest.approx(best(likeness))
+        assert best(chosen) == pytest.approx(best(similarity))
 
 
-def best(likeness: np.ndarray) -> float:
+def best(similarity: np.ndarray) -> float:
     """The sum of a best assignment."""
-    return float(likeness[linear_sum_assignment(-likeness)].sum())
+    return float(similarity[linear_sum_assignment(-similarity)].sum())

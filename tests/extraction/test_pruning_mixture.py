@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hf_fingerprint.extraction.pruning_mixture import Zeroing, find_zeroing
+from hf_fingerprint.extraction.pruning_mixture import PruningMixture, fit_pruning_mixture
 
 
 WEIGHTS, SIZE = 20_000, 50.0  # of them, and their root mean square in amplitudes
@@ -24,7 +24,7 @@ def pruned_and_trained(ours: np.ndarray, share: float, spread: float) -> tuple[n
 def test_share_and_spread_are_found(share, spread):
     ours = base()
 
-    found = find_zeroing(ours, pruned_and_trained(ours, share, spread)[0])
+    found = fit_pruning_mixture(ours, pruned_and_trained(ours, share, spread)[0])
 
     # small weights are alike whether pruned or not
     assert found.share == pytest.approx(share, abs=0.1)
@@ -34,7 +34,7 @@ def test_share_and_spread_are_found(share, spread):
 def test_weights_are_told_apart_that_are_large_enough():
     ours = base()
     difference, gone = pruned_and_trained(ours, 0.7, 4.0)
-    found = find_zeroing(ours, difference)
+    found = fit_pruning_mixture(ours, difference)
 
     kept = found.kept(ours, difference)
 
@@ -60,14 +60,14 @@ def test_what_was_not_pruned_is_not_taken_for_it(moved):
     ours = base()
     theirs = moved(ours, np.random.default_rng(2))
 
-    assert find_zeroing(ours[theirs != 0], (theirs - ours)[theirs != 0]) is None
+    assert fit_pruning_mixture(ours[theirs != 0], (theirs - ours)[theirs != 0]) is None
 
 
 def test_a_few_weights_near_zero_are_none():
     ours = base()
     difference = np.where(np.arange(WEIGHTS) % 100 == 0, -ours, 1.0)
 
-    assert find_zeroing(ours, difference) is None
+    assert fit_pruning_mixture(ours, difference) is None
 
 
 numbers = hnp.arrays(np.float32, 8, elements=st.floats(-(2.0**40), 2.0**40, width=32))
@@ -75,11 +75,11 @@ numbers = hnp.arrays(np.float32, 8, elements=st.floats(-(2.0**40), 2.0**40, widt
 
 @given(numbers, numbers, st.floats(1e-6, 1 - 1e-6), st.floats(1e-6, 1e12))
 def test_probabilities_are_probabilities_whatever_the_weights(ours, difference, share, variance):
-    kept = Zeroing(share, variance).kept(ours, difference)
+    kept = PruningMixture(share, variance).kept(ours, difference)
 
     assert kept.dtype == np.float32
     assert ((kept >= 0) & (kept <= 1)).all()
 
 
 def test_halfway_between_the_share_decides():
-    assert Zeroing(0.3, 1.0).kept(np.array([4.0]), np.array([-2.0])) == pytest.approx(0.7)
+    assert PruningMixture(0.3, 1.0).kept(np.array([4.0]), np.array([-2.0])) == pytest.approx(0.7)

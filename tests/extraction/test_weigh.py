@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_fingerprint import Issuer
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction.weigh import TensorReading, read_tensor
+from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
 from hf_fingerprint.keys import Stream, derive
 from hf_fingerprint.vault import Base, Calibration, Carrier, TensorRecord
 from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
@@ -30,10 +30,10 @@ def case(tmp_path_factory):
             yield SimpleNamespace(base=base, carrier=carrier, original=original, own=own, theirs=arrays[NAME])
 
 
-def read(case: SimpleNamespace, theirs: np.ndarray, tmp_path: Path) -> TensorReading:
+def read(case: SimpleNamespace, theirs: np.ndarray, tmp_path: Path) -> TensorExtraction:
     save_file({"x": theirs}, tmp_path / "suspect.safetensors")
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        return read_tensor(case.base, case.carrier, case.original, suspect, suspect.tensors["x"])
+        return extract_tensor(case.base, case.carrier, case.original, suspect, suspect.tensors["x"])
 
 
 def naive(case: SimpleNamespace, theirs: np.ndarray) -> SimpleNamespace:
@@ -146,7 +146,7 @@ def test_rows_without_amplitude_are_not_read(tmp_path, case):
     silent = Carrier(NAME, case.carrier.eps, amplitude)
     save_file({"x": drifted(case, 50)}, tmp_path / "suspect.safetensors")
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        found = read_tensor(case.base, silent, case.original, suspect, suspect.tensors["x"])
+        found = extract_tensor(case.base, silent, case.original, suspect, suspect.tensors["x"])
 
     assert np.isfinite(found.sums).all()
     assert np.isfinite(found.weight)
@@ -185,7 +185,7 @@ def test_memory_stays_small_for_a_tensor_of_64_megabytes(tmp_path):
         open_checkpoint(tmp_path / "suspect.safetensors") as suspect,
     ):
         tracemalloc.start()
-        found = read_tensor(base, carrier, own, suspect, suspect.tensors["w"])
+        found = extract_tensor(base, carrier, own, suspect, suspect.tensors["w"])
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
 
@@ -265,7 +265,7 @@ def test_weights_pruned_before_training_do_not_count(case, tmp_path, share, size
 
     found, expected = read(case, theirs, tmp_path), read(case, without, tmp_path)
 
-    assert found.sample.zeroing.share == pytest.approx(share, abs=0.05)
+    assert found.sample.mixture.share == pytest.approx(share, abs=0.05)
     assert found.dropped == 0
     assert np.corrcoef(found.sums, expected.sums)[0, 1] > 0.9
     assert found.masses.sum() == pytest.approx(stayed.sum() / (1 + size**2), rel=0.5)
@@ -279,7 +279,7 @@ def test_columns_that_no_training_moved_count_for_what_they_say(case, tmp_path):
 
     found = read(case, theirs, tmp_path)
 
-    assert found.sample.zeroing is not None
+    assert found.sample.mixture is not None
     assert np.median(found.sample.columns[idle]) < 0.2 < 1 < np.median(found.sample.columns[~idle])
     idle_alone = np.where(idle, np.where(stayed, case.theirs, 0), 0).astype(np.float32)
     assert np.corrcoef(found.sums, read(case, idle_alone, tmp_path).sums)[0, 1] > 0.9

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_fingerprint.blackbox.trigger_set.build import make_questions
+from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set
 from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.models import BuiltModel, names_in_file
+from hf_fingerprint.models import BuiltModel, map_parameter_names
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, Vault
 from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
@@ -22,29 +22,29 @@ WIDTH = 128
 
 def names_of(folder: Path, model: BuiltModel) -> dict[str, str]:
     with open_checkpoint(folder) as checkpoint:
-        return names_in_file(model.module, checkpoint)
+        return map_parameter_names(model.module, checkpoint)
 
 
-def asked_base(root: Path, steps: int = STEPS) -> tuple[Path, Vault, Base]:
+def base_with_triggers(root: Path, steps: int = STEPS) -> tuple[Path, Vault, Base]:
     """A registered base whose questions are laid down, and its unlocked vault; a step is enough if none is asked."""
     folder, vault = save_vit(root / "base", hidden_size=WIDTH), unlocked_vault(root / "vault")
     base, model = register(folder, vault, SETTINGS), built(folder)
-    made = make_questions(
+    made = build_trigger_set(
         model, names_of(folder, model), base.secret, base.base_id, count=COUNT, decoys=DECOYS, steps=steps
     )
-    vault.add_questions(base, made.to_bytes())
+    vault.add_trigger_set(base, made.to_bytes())
     return folder, vault, base
 
 
-class Served:
+class ModelSuspect:
     """A model's folder as a suspect that tells classes alone."""
 
     retries = 0
 
     def __init__(self, folder: Path):
-        self.name, self._built, self.asked = "suspect", built(folder), 0
+        self.name, self._built, self.queried = "suspect", built(folder), 0
 
     def __call__(self, image: np.ndarray) -> int:
-        self.asked += 1
+        self.queried += 1
         with torch.no_grad():
             return int(logits_of(self._built.module(self._built.preprocess(Image.fromarray(image))[None])).argmax())

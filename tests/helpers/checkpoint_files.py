@@ -19,7 +19,7 @@ from tests.helpers import refusals
 
 
 refused = partial(refusals.refused, error=CheckpointError)
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:

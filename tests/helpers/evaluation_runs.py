@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.config import Settings
-from hf_fingerprint.evaluation import Evaluation, Point, evaluate
+from hf_fingerprint.config import FingerprintConfig
+from hf_fingerprint.evaluation import Evaluation, Trial, evaluate
 from tests.helpers.small_models import save_timm
 
 
-SETTINGS = Settings(coalition=2, recipients_planned=4)
+SETTINGS = FingerprintConfig(coalition=2, recipients_planned=4)
 CLASSES = ["ant", "bee", "cat", "dog"]
 INNOCENTS = 300
 
@@ -28,12 +28,12 @@ def save_images(folder: Path, classes: list[str], each: int = 10, seed: int = 0)
     return folder
 
 
-def save_place(root: Path) -> Path:
+def save_model_and_images(root: Path) -> Path:
     """The folder with both, `model` and `images`."""
     config = save_timm(root / "model", num_classes=4, img_size=32) / "config.json"
-    told = json.loads(config.read_text())
-    told["pretrained_cfg"]["input_size"] = [3, 32, 32]
-    config.write_text(json.dumps(told))
+    config_values = json.loads(config.read_text())
+    config_values["pretrained_cfg"]["input_size"] = [3, 32, 32]
+    config.write_text(json.dumps(config_values))
     save_images(root / "images", CLASSES)
     return root
 
@@ -46,6 +46,6 @@ def run(
     return evaluate(place / "model", place / "images", out, attacks, **given)
 
 
-def made_up(point: Point, accuracy: float, score: float, accused: bool = True, **changes: object) -> Point:
+def make_trial(trial: Trial, accuracy: float, score: float, accused: bool = True, **changes: object) -> Trial:
     """A point like another, with other figures."""
-    return replace(point, accuracy=accuracy, scores=(score,), caught=(accused,), **changes)
+    return replace(trial, accuracy=accuracy, scores=(score,), caught=(accused,), **changes)

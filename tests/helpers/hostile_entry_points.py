@@ -19,14 +19,14 @@ from unittest.mock import patch
 import pytest
 from safetensors.torch import load_file, save_file
 
-from hf_fingerprint import Issuer, Settings, Vault, issue
+from hf_fingerprint import FingerprintConfig, Issuer, Vault, issue
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import Fingerprint
-from hf_fingerprint.training.trigger_labels import bind_answers
+from hf_fingerprint.training.trigger_labels import embed_trigger_labels
 from tests.helpers.evaluation_runs import save_images
-from tests.helpers.hostile_folders import KINDS, PAYLOAD, Watch, lay_out
+from tests.helpers.hostile_folders import KINDS, PAYLOAD, Watch, write_hostile_folder
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.small_models import PASSPHRASE, build, new_vault, save_timm, save_vit
@@ -39,7 +39,7 @@ BUDGET = ("--budget", 2)
 FITTING = ("--count", 2, "--decoys", 0, "--steps", 1)
 
 
-class Ground:
+class HostileFixture:
     """What every kind is tried on: a registered base of each form with trigger images, a copy of it, a suspect whose
     channels are in no order, images, and a Hub."""
 
@@ -52,7 +52,7 @@ class Ground:
         self.labels.write_text("\n".join(CLASSES) + "\n")
         for form, model in self.models.items():
             base, vault = copytree(model, root / f"base-{form}"), new_vault(root / f"vault-{form}").folder
-            register(base, Vault(vault), Settings(coalition=2, recipients_planned=4))
+            register(base, Vault(vault), FingerprintConfig(coalition=2, recipients_planned=4))
             self.run("questions", base, "--vault", vault, *FITTING, "--images", self.images)
             copy = issue(base, "alice", vault, root / f"copy-{form}").path
             self.issuers[form] = Issuer(base, Vault(vault))
@@ -68,8 +68,8 @@ class Ground:
         out, err = StringIO(), StringIO()
         with redirect_stdout(out), redirect_stderr(err):
             code = main([str(argument) for argument in arguments])
-        told = [line for line in err.getvalue().splitlines() if line.startswith("Error: ")]
-        return f"{code} {' '.join(told)}".strip()
+        errors = [line for line in err.getvalue().splitlines() if line.startswith("Error: ")]
+        return f"{code} {' '.join(errors)}".strip()
 
 
 def save_model(folder: Path, form: str) -> Path:
@@ -79,24 +79,24 @@ def save_model(folder: Path, form: str) -> Path:
     return save_vit(folder, num_labels=4, num_hidden_layers=2)
 
 
-def ways_in(ground: Ground, form: str, folder: Path, scratch: Path) -> dict[str, Callable[[], Any]]:
+def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path) -> dict[str, Callable[[], Any]]:
     """Every way, given the hostile folder; those that come later may build on what came before."""
-    run, vault, known = ground.run, scratch / "vault", ground.root / f"vault-{form}"
+    run, vault, vault_path = ground.run, scratch / "vault", ground.root / f"vault-{form}"
     base, copy, suspect = ground.root / f"base-{form}", scratch / "copy", ground.root / f"suspect-{form}"
     new_vault(vault)
 
-    def evaluating() -> str:
+    def evaluate_folder() -> str:
         choice = ("--attacks", "half", "--coalitions", "2", "--quick", *QUICK[:2], "--recipients", 4)
         return run("evaluate", folder, "--data", ground.images, "--out", scratch / "evaluation", *choice)
 
     def training() -> None:
-        fingerprint = Fingerprint(folder, "carol", vault, Settings(coalition=2, recipients_planned=4))
+        fingerprint = Fingerprint(folder, "carol", vault, FingerprintConfig(coalition=2, recipients_planned=4))
         fingerprint.bind(build(ground.models[form]).module)
         fingerprint.record(folder)
 
-    def answering() -> None:
-        opened = Vault(known)
-        bind_answers(folder, opened.bases()[0], opened, bytes(32), ground.images)
+    def embed_labels() -> None:
+        opened = Vault(vault_path)
+        embed_trigger_labels(folder, opened.bases()[0], opened, bytes(32), ground.images)
 
     return {
         "build": lambda: build(folder),
@@ -107,66 +107,70 @@ def ways_in(ground: Ground, form: str, folder: Path, scratch: Path) -> dict[str,
         "push_to_hub": lambda: run(
             "issue", folder, "--vault", vault, "--recipient", "eve", "--push-to", f"org/{scratch.name}", *QUICK
         ),
-        "push": lambda: run("push", copy, f"org/{scratch.name}-copy", "--vault", known),
+        "push": lambda: run("push", copy, f"org/{scratch.name}-copy", "--vault", vault_path),
         "questions": lambda: run("questions", folder, "--vault", vault, *FITTING, "--images", ground.images),
-        "query": lambda: run("query", f"pipeline:{folder}", "--vault", known, "--labels", ground.labels, *BUDGET),
-        "evaluate": evaluating,
-        "trace": lambda: run("trace", suspect, "--vault", known),
-        "trace a hostile suspect": lambda: run("trace", folder, "--vault", known, "--base", base),
+        "query": lambda: run("query", f"pipeline:{folder}", "--vault", vault_path, "--labels", ground.labels, *BUDGET),
+        "evaluate": evaluate_folder,
+        "trace": lambda: run("trace", suspect, "--vault", vault_path),
+        "trace a hostile suspect": lambda: run("trace", folder, "--vault", vault_path, "--base", base),
         "hash its payload": lambda: run("hash", folder, "--file", f"inner/{PAYLOAD}"),
         "add its payload": lambda: run("vault", "add", folder / PAYLOAD, "--vault", vault, "--eps", 0.01),
-        "trace its payload": lambda: run("trace", folder / "inner" / PAYLOAD, "--vault", known, "--base", base),
-        "verify": lambda: run("verify", suspect, "--vault", known, "--recipient", "alice"),
-        "watch": lambda: run("watch", f"org/suspect-{form}", "--vault", known),
+        "trace its payload": lambda: run("trace", folder / "inner" / PAYLOAD, "--vault", vault_path, "--base", base),
+        "verify": lambda: run("verify", suspect, "--vault", vault_path, "--recipient", "alice"),
+        "watch": lambda: run("watch", f"org/suspect-{form}", "--vault", vault_path),
         "Fingerprint": training,
-        "bind_answers": answering,
+        "bind_answers": embed_labels,
     }
 
 
-def try_kind(ground: Ground, watch: Watch, name: str, number: int) -> dict[str, Any]:
+def try_kind(ground: HostileFixture, watch: Watch, name: str, number: int) -> dict[str, Any]:
     """A kind through every way in: the base's folder and a copy's are made hostile too, their weights kept."""
     kind, scratch = KINDS[name], ground.root / f"kind-{number}"
     scratch.mkdir()
-    folder = lay_out(kind, ground.models[kind.form], scratch / "model")
+    folder = write_hostile_folder(kind, ground.models[kind.form], scratch / "model")
     plain = ground.issuers[kind.form].issue(f"recipient {number}", scratch / "plain").path
-    lay_out(kind, plain, scratch / "copy")
+    write_hostile_folder(kind, plain, scratch / "copy")
     base, kept = ground.root / f"base-{kind.form}", ground.root / "kept"
     base.rename(kept)
-    lay_out(kind, kept, base)
+    write_hostile_folder(kind, kept, base)
     found = {}
     with ExitStack() as restored:
         restored.callback(kept.rename, base)
         restored.callback(rmtree, base)
-        for way, go in ways_in(ground, kind.form, folder, scratch).items():
+        for entry_point, go in entry_points(ground, kind.form, folder, scratch).items():
             before = len(ground.hub.calls)
-            with watch.over(scratch) as seen:
+            with watch.over(scratch) as violations:
                 try:
                     ended = str(go())
                 except FingerprintError as error:
                     ended = f"refused: {error}"
                 except Exception as error:
                     ended = f"An unexpected {type(error).__name__}: {error}"
-            seen += [call.path for call in ground.hub.calls[before:] if "evil" in call.path]
-            found[way] = {"seen": seen, "ended": ended}
+            violations += [call.path for call in ground.hub.calls[before:] if "evil" in call.path]
+            found[entry_point] = {"seen": violations, "ended": ended}
     rmtree(scratch)
     return found
 
 
-def tried(root: Path, names: list[str]) -> dict[str, Any]:
+def run_all_kinds(root: Path, names: list[str]) -> dict[str, Any]:
     """All of them."""
     tempfile.tempdir = str(root)
     patches = pytest.MonkeyPatch()
-    with LoopbackHub() as hub, patch("hf_fingerprint.vault.store.lock_identity", lock_quickly), patches.context() as m:
+    with (
+        LoopbackHub() as hub,
+        patch("hf_fingerprint.vault.store.encrypt_identity", lock_quickly),
+        patches.context() as m,
+    ):
         hub.point_client(m, root / "cache")
         hub.account("owner", orgs={"org"}, token=TOKEN)
         m.setenv("HF_TOKEN", TOKEN)
         m.setenv("HF_FINGERPRINT_PASSPHRASE", PASSPHRASE)
         m.setattr("huggingface_hub.constants.HF_HOME", str(root / "cache"))
-        ground = Ground(root, hub, {KINDS[name].form for name in names})
+        ground = HostileFixture(root, hub, {KINDS[name].form for name in names})
         ports = tuple(int(url.rpartition(":")[2]) for url in (hub.url, hub.store_url))
         watch = Watch(root, ports=ports)
         return {name: try_kind(ground, watch, name, number) for number, name in enumerate(names)}
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(tried(Path(sys.argv[1]), sys.argv[2:] or list(KINDS))))
+    sys.stdout.write(json.dumps(run_all_kinds(Path(sys.argv[1]), sys.argv[2:] or list(KINDS))))

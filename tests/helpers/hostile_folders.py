@@ -61,7 +61,7 @@ def _vit(**entries: Any) -> Kind:
     return Kind("vit", entries)
 
 
-def _passed_over(**entries: Any) -> Kind:
+def _ignored(**entries: Any) -> Kind:
     return Kind("vit", entries, builds=True)
 
 
@@ -108,21 +108,21 @@ KINDS = {
     "wrapper without a configuration": Kind(
         "timm", {**_WRAPPER, "pretrained_cfg": None, "model_args": {"pretrained_cfg_overlay": {"url": ADDRESS}}}
     ),
-    "code": _passed_over(auto_map=_MAPS),
+    "code": _ignored(auto_map=_MAPS),
     "code of its own type": _vit(model_type="evil", auto_map=_MAPS),
-    "code elsewhere": _passed_over(auto_map={kind: f"evil/x--{name}" for kind, name in _MAPS.items()}),
-    "trust": _passed_over(trust_remote_code=True, auto_map=_MAPS),
-    "name of a repo": _passed_over(_name_or_path="evil/x", name_or_path="evil/x"),
-    "attention kernel": _passed_over(attn_implementation="evil/kernels", _attn_implementation="evil/kernels"),
-    "attention kernel inside": _passed_over(_attn_implementation_internal="evil/kernels"),
-    "experts kernel": _passed_over(experts_implementation="evil/kernels", _experts_implementation="evil/kernels"),
-    "kernels": _passed_over(use_kernels=True, kernel_config={"Linear": "evil/kernels:x"}),
-    "fusion": _passed_over(fusion_config={"patch_embeddings": True}),
-    "other weights": _passed_over(transformers_weights="../@payload", extra_files=["@payload"]),
-    "quantised": _passed_over(quantization_config={"quant_method": "gptq", "bits": 4, "tokenizer": "evil/x"}),
-    "distributed": _passed_over(distributed_config={"tp_size": 2}, tp_plan="auto"),
-    "layers apart": _passed_over(per_layer_config={"0": {"hidden_size": 1 << 20}}),
-    "type by path": _passed_over(dtype="../@payload", torch_dtype="os"),
+    "code elsewhere": _ignored(auto_map={kind: f"evil/x--{name}" for kind, name in _MAPS.items()}),
+    "trust": _ignored(trust_remote_code=True, auto_map=_MAPS),
+    "name of a repo": _ignored(_name_or_path="evil/x", name_or_path="evil/x"),
+    "attention kernel": _ignored(attn_implementation="evil/kernels", _attn_implementation="evil/kernels"),
+    "attention kernel inside": _ignored(_attn_implementation_internal="evil/kernels"),
+    "experts kernel": _ignored(experts_implementation="evil/kernels", _experts_implementation="evil/kernels"),
+    "kernels": _ignored(use_kernels=True, kernel_config={"Linear": "evil/kernels:x"}),
+    "fusion": _ignored(fusion_config={"patch_embeddings": True}),
+    "other weights": _ignored(transformers_weights="../@payload", extra_files=["@payload"]),
+    "quantised": _ignored(quantization_config={"quant_method": "gptq", "bits": 4, "tokenizer": "evil/x"}),
+    "distributed": _ignored(distributed_config={"tp_size": 2}, tp_plan="auto"),
+    "layers apart": _ignored(per_layer_config={"0": {"hidden_size": 1 << 20}}),
+    "type by path": _ignored(dtype="../@payload", torch_dtype="os"),
     "backbone": _vit(backbone="evil/x", use_pretrained_backbone=True),
     "backbone of timm": _vit(
         model_type="upernet",
@@ -153,7 +153,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def lay_out(kind: Kind, model: Path, folder: Path) -> Path:
+def write_hostile_folder(kind: Kind, model: Path, folder: Path) -> Path:
     """Makes the folder of a kind from that of a model of its form."""
     shutil.copytree(model, folder)
     plant(folder)

@@ -17,12 +17,12 @@ from hf_fingerprint.vault import (
     begin_publication,
     confirm_publication,
     merge,
-    open_folder,
     open_pack,
+    read_vault_folder,
     take_snapshot,
 )
-from hf_fingerprint.vault.sealing import Opener, new_identity, seal_pack
-from hf_fingerprint.vault.unsealing import unsealed
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, seal_pack
+from hf_fingerprint.vault.unsealing import unseal_copy_key
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
@@ -33,19 +33,19 @@ PATHS = ("../../../etc/passwd", "/etc/passwd", "..\\..\\x", "a/../../b")
 
 
 @dataclass(frozen=True)
-class World:
+class MergeFixture:
     """An owner's vault and a colleague's, of one identity, as they are before anything is changed.
 
     Attributes:
         root (`Path`): has `mine`, `theirs`, `model` and `copies`.
-        opener ([`Opener`]): the tracing identity.
+        age_identity ([`AgeIdentity`]): the tracing identity.
         theirs ([`Snapshot`]): the colleague's.
         victim, shared ([`CopyRecord`]): a record that only the colleague has, and one that both have.
         base_id, other_base (`str`): the base of all copies but the victim's second, and that one's.
     """
 
     root: Path
-    opener: Opener
+    age_identity: AgeIdentity
     theirs: Snapshot
     victim: CopyRecord
     shared: CopyRecord
@@ -53,7 +53,7 @@ class World:
     other_base: str
 
 
-def make_world(root: Path) -> World:
+def make_world(root: Path) -> MergeFixture:
     """Makes the two vaults, with real copies."""
     mine = unlocked_vault(root / "mine")
     with Issuer(save_plain(root / "model", plain_arrays(blocks=1)), mine, PLAIN_SETTINGS) as issuer:
@@ -64,7 +64,7 @@ def make_world(root: Path) -> World:
         for name in (*GOOD, "victim"):
             issuer.issue(name, root / "copies" / name)
     other = register(save_plain(root / "other", plain_arrays(seed=5, blocks=1)), theirs, PLAIN_SETTINGS)
-    theirs.add_questions(other, b"which?")
+    theirs.add_trigger_set(other, b"which?")
     record, key = theirs.begin_copy(other, "erin", "/copies/erin")
     theirs.mark_written(record, key, WHOLE, bound=True)
     for copy in theirs.copies():
@@ -75,9 +75,9 @@ def make_world(root: Path) -> World:
     snapshot = take_snapshot(theirs)
     assert snapshot.faults == ()
     records = {copy.recipient: copy for copy in snapshot.copies.values()}
-    return World(
+    return MergeFixture(
         root,
-        mine.opener(),
+        mine.age_identity(),
         snapshot,
         records["victim"],
         records["alice"],
@@ -99,38 +99,38 @@ class Kind:
         loses_all (`bool`): whether all copies go with it.
     """
 
-    change: Callable[[Path, World], None]
+    change: Callable[[Path, MergeFixture], None]
     table: str | None
-    key: Callable[[World], str] = lambda world: ""
+    key: Callable[[MergeFixture], str] = lambda world: ""
     with_identity: bool = False
     loses_all: bool = False
 
 
-def changed(kind: Kind, world: World, folder: Path) -> Path:
+def changed(kind: Kind, world: MergeFixture, folder: Path) -> Path:
     """The colleague's folder, changed."""
     shutil.copytree(world.root / "theirs", folder)
     kind.change(folder / "vault.db", world)
     return folder
 
 
-def packed(folder: Path, world: World) -> bytes:
+def packed(folder: Path, world: MergeFixture) -> bytes:
     """The very bytes of a database as a pack."""
     content = bytearray((folder / "vault.db").read_bytes())
     if len(content) > 19:
         content[18:20] = b"\x01\x01"
-    return seal_pack(bytes(content), [world.opener.public_key])
+    return seal_pack(bytes(content), [world.age_identity.public_key])
 
 
-def ways_in(folder: Path, world: World) -> dict[str, Callable[[], Snapshot]]:
+def entry_points(folder: Path, world: MergeFixture) -> dict[str, Callable[[], Snapshot]]:
     """How a local merge reads a colleague's vault, and how a pull does."""
     return {
-        "folder": partial(open_folder, folder),
-        "pack": partial(open_pack, packed(folder, world), world.opener, "org/keys"),
+        "folder": partial(read_vault_folder, folder),
+        "pack": partial(open_pack, packed(folder, world), world.age_identity, "org/keys"),
     }
 
 
 def check_merge(
-    world: World, mine: Vault, folder: Path, kind: Kind, read: Callable[[], Snapshot]
+    world: MergeFixture, mine: Vault, folder: Path, kind: Kind, read: Callable[[], Snapshot]
 ) -> MergeReport | None:
     """Merges a changed folder with the tracing identity at hand, and holds the merge to what it must do.
 
@@ -139,7 +139,7 @@ def check_merge(
     """
     before, files = take_snapshot(mine), _stamps(folder)
     try:
-        report = merge(mine, read(), world.opener, "the other vault")
+        report = merge(mine, read(), world.age_identity, "the other vault")
     except VaultError as error:
         assert kind.table is None, f"refused whole: {error}"
         assert str(error).isprintable()
@@ -159,7 +159,7 @@ def check_merge(
         assert kind.key(world) in next(fault.key for fault in report.refused if fault.table == kind.table)
     for record in world.theirs.copies.values():
         if record.copy_id in after.copies:
-            unsealed(after.copies[record.copy_id], world.opener)
+            unseal_copy_key(after.copies[record.copy_id], world.age_identity)
         assert kind.loses_all or record.recipient not in GOOD or record.copy_id in after.copies
     return report
 

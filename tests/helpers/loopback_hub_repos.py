@@ -252,9 +252,9 @@ class Received(NamedTuple):
     body: bytes
 
 
-def kind_of(told: str) -> str:
+def kind_of(kind_text: str) -> str:
     """`"model"` or `"dataset"`, of what an address or a request says."""
-    return "dataset" if told.startswith("dataset") else "model"
+    return "dataset" if kind_text.startswith("dataset") else "model"
 
 
 def blob_hash(data: bytes) -> str:

@@ -65,14 +65,14 @@ class ReadingHandler(HttpHandler):
             found = [repo for repo in found if repo.namespace == author]
         for part in self.query("search"):
             found = [repo for repo in found if part.lower() in repo.repo_id.lower()]
-        told = [self.about(repo, repo.at(MAIN)) for repo in found]
+        payload = [self.about(repo, repo.at(MAIN)) for repo in found]
         for key in self.query("sort"):
-            told.sort(key=lambda info: info.get(key) or "", reverse=True)
+            payload.sort(key=lambda info: info.get(key) or "", reverse=True)
         for limit in self.query("limit"):
-            told = told[: int(limit)]
+            payload = payload[: int(limit)]
         if not self.query("expand") and not self.asks_for("full"):
-            told = [{key: value for key, value in info.items() if key in LISTED} for info in told]
-        self.send_json([self.expanded(info) for info in told])
+            payload = [{key: value for key, value in info.items() if key in LISTED} for info in payload]
+        self.send_json([self.expanded(info) for info in payload])
 
     def repo(self, kind: str, repo: str, revision: str | None) -> None:
         """What the Hub tells about a repo at a revision."""
@@ -169,15 +169,15 @@ class ReadingHandler(HttpHandler):
         if not begin < end:
             self.send(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
             return
-        told = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"}
+        payload = {"Accept-Ranges": "bytes", "Content-Range": f"bytes {begin}-{end - 1}/{len(data)}"}
         self.hub.note_sent((end - begin) * (self.command == "GET"))
-        self.send(206, memoryview(data)[begin:end], headers | told)
+        self.send(206, memoryview(data)[begin:end], headers | payload)
 
     def about(self, repo: Repo, commit: Commit | None) -> dict[str, Any]:
         """All that there is to tell about a repo."""
         blobs = {} if commit is None else commit.blobs
         card = card_of(blobs["README.md"]) if "README.md" in blobs else None
-        told = {
+        payload = {
             "_id": hashlib.sha1(repo.repo_id.encode()).hexdigest()[:24],
             "id": repo.repo_id,
             "author": repo.namespace,
@@ -192,12 +192,12 @@ class ReadingHandler(HttpHandler):
             "siblings": [blob.sibling(name, self.asks_for("blobs")) for name, blob in sorted(blobs.items())],
         }
         if repo.kind == "model":
-            told |= {key: card[key] for key in ("library_name", "pipeline_tag") if card and key in card}
-            told["modelId"] = repo.repo_id
+            payload |= {key: card[key] for key in ("library_name", "pipeline_tag") if card and key in card}
+            payload["modelId"] = repo.repo_id
         dates = sorted(known.date for known in repo.commits.values())
         if commit is not None:
-            told |= {"createdAt": written(dates[0]), "lastModified": written(commit.date)}
-        return told
+            payload |= {"createdAt": written(dates[0]), "lastModified": written(commit.date)}
+        return payload
 
     def expanded(self, info: dict[str, Any]) -> dict[str, Any]:
         """Only what the request asks for, if it asks for something."""

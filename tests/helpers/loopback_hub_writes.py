@@ -57,14 +57,14 @@ class HubHandler(ReadingHandler):
         self.check_writer(repo_id.split("/")[0])
         private = asked.get("visibility") == "private" or asked.get("private") is True
         repo = Repo(repo_id, private, kind=kind, store=self.hub.store)
-        told = {"url": self.hub.url + repo.path, "name": repo_id}
+        payload = {"url": self.hub.url + repo.path, "name": repo_id}
         with self.hub.lock:
             if repo_id in self.hub.of_kind(kind):
-                raise Refusal(409, None, f"You already created this {kind} repo", told)
+                raise Refusal(409, None, f"You already created this {kind} repo", payload)
             self.hub.moved.pop((kind, repo_id), None)
             self.hub.of_kind(kind)[repo_id] = repo
             repo.commit({".gitattributes": GIT_ATTRIBUTES}, title="initial commit")
-        self.send_json(told)
+        self.send_json(payload)
 
     def delete(self) -> None:
         """A repo is gone, and so are the names that it had before."""
@@ -154,28 +154,28 @@ class HubHandler(ReadingHandler):
     def preupload(self, kind: str, repo: str, revision: str) -> None:
         """How each of some files is to be uploaded, and what it is like now."""
         now = self.commit_of(self.writable(kind, repo), revision).blobs
-        told = []
+        payload = []
         for file in self.json()["files"]:
             mode = "lfs" if is_lfs(file["path"], file["size"]) else "regular"
             answer = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
             blob = now.get(file["path"])
-            told.append(answer | ({"oid": blob.sha256 or blob.oid} if blob else {}))
-        self.send_json({"files": told})
+            payload.append(answer | ({"oid": blob.sha256 or blob.oid} if blob else {}))
+        self.send_json({"files": payload})
 
     def lfs_batch(self, kind: str | None, repo: str) -> None:
         """Where to upload each of some LFS objects; nowhere, if it is stored already."""
         known, asked = self.writable(kind or "model", repo), self.json()
         if asked.get("operation") != "upload" or "basic" not in asked.get("transfers", ["basic"]):
             raise Refusal(422, None, "Only basic uploads are answered by the loopback hub")
-        told: list[dict[str, Any]] = []
+        payload: list[dict[str, Any]] = []
         for item in asked["objects"]:
             answer = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.hub.store:
                 verify = {"href": f"{self.hub.url}{known.path}.git/info/lfs/objects/verify"}
                 answer["actions"] = {"upload": {"href": self.store_url(item["oid"])}, "verify": verify}
-            told.append(answer)
+            payload.append(answer)
         self.send_json(
-            {"transfer": "basic", "objects": told}, headers={"Content-Type": "application/vnd.git-lfs+json"}
+            {"transfer": "basic", "objects": payload}, headers={"Content-Type": "application/vnd.git-lfs+json"}
         )
 
     def store(self, sha256: str) -> None:

@@ -21,7 +21,7 @@ from tests.helpers.loopback_hub_http import LoopbackServer, cut
 
 
 @dataclass
-class Seen:
+class SeenRequest:
     """A request that came."""
 
     method: str
@@ -49,10 +49,10 @@ class LoopbackSuspect:
     """Answers with `shape(class)` as JSON, where the class is the red of the picture's first pixel; faults come first,
     each once. With `raw`, it answers with these bytes instead."""
 
-    def __init__(self, shape: Callable[[int], Any] = lambda told: told):
+    def __init__(self, shape: Callable[[int], Any] = lambda label: label):
         self.shape = shape
         self.faults: list[Fault] = []
-        self.seen: list[Seen] = []
+        self.seen: list[SeenRequest] = []
         self.raw: bytes | None = None
         self.released = threading.Event()
         self._server = LoopbackServer(type("Handler", (_Handler,), {"suspect": self}))
@@ -73,9 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        told = self._class_of(body)
+        label = self._class_of(body)
         headers = {k.lower(): v for k, v in self.headers.items()}
-        self.suspect.seen.append(Seen(self.command, self.path, headers, told, body))
+        self.suspect.seen.append(SeenRequest(self.command, self.path, headers, label, body))
         if self.suspect.faults:
             fault = self.suspect.faults.pop(0)
             if fault.seconds:
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, fault.body, fault.headers, fault.drip)
             return
         raw = self.suspect.raw
-        self._send(200, json.dumps(self.suspect.shape(told)).encode() if raw is None else raw, {})
+        self._send(200, json.dumps(self.suspect.shape(label)).encode() if raw is None else raw, {})
 
     do_GET = do_POST
 
@@ -129,8 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         return int(np.asarray(Image.open(BytesIO(body)))[0, 0, 0])
 
 
-def picture(told: int, size: int = 8) -> np.ndarray:
-    """An image that a loopback suspect classifies as `told`: `(size, size, 3)`, `uint8`."""
-    image = np.random.default_rng(told).integers(0, 256, (size, size, 3)).astype(np.uint8)
-    image[0, 0, 0] = told
+def image_of_class(label: int, size: int = 8) -> np.ndarray:
+    """An image that a loopback suspect classifies as `label`: `(size, size, 3)`, `uint8`."""
+    image = np.random.default_rng(label).integers(0, 256, (size, size, 3)).astype(np.uint8)
+    image[0, 0, 0] = label
     return image

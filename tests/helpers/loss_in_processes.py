@@ -35,7 +35,7 @@ def register_base(folder: Path, vault: Vault) -> None:
         begin_training(vault, register(checkpoint, vault, SETTINGS), RECIPIENT)
 
 
-class DenseTerm:
+class ReferenceTerm:
     """`mean((y - b)^2)` with `y = X(a (w - w_ref)) / e`; autograd does all else.
 
     Args:
@@ -112,7 +112,7 @@ def train(job: dict[str, Any]) -> dict[str, torch.Tensor]:
     fingerprint = Fingerprint(folder, RECIPIENT, vault)
     term: Any = None
     if job["term"] == "dense":
-        term = DenseTerm(model, folder, vault)
+        term = ReferenceTerm(model, folder, vault)
     elif job["term"] == "ours" and wrap != "fsdp2":
         term = DeepMarksLoss(model, fingerprint, STRENGTH, embed=False)
     trained: Any = model

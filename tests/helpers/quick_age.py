@@ -18,7 +18,7 @@ _LOG_WORK = 2
 
 
 def lock_quickly(identity: str, passphrase: str) -> bytes:
-    """What `lock_identity` returns, but quick to open.
+    """What `encrypt_identity` returns, but quick to open.
 
     Args:
         identity (`str`): the identity in age's spelling.

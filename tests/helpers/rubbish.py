@@ -63,7 +63,7 @@ FOLDERS = {
 }
 
 
-def litter(folder: Path) -> dict[str, str]:
+def write_unsafe_files(folder: Path) -> dict[str, str]:
     """Puts all of it into a model's folder; returns the reason for each name that is to be told."""
     for name, (content, _) in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ def litter(folder: Path) -> dict[str, str]:
     for name in FOLDERS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(CANARY)
-    told = {name: reason for name, (_, reason) in FILES.items()}
+    reasons = {name: reason for name, (_, reason) in FILES.items()}
     for name, reason in FOLDERS.items():
         depth = 2 if name.startswith("sub/") else 1
-        told["/".join(name.split("/")[:depth]) + "/"] = reason
-    return told
+        reasons["/".join(name.split("/")[:depth]) + "/"] = reason
+    return reasons

@@ -34,7 +34,7 @@ def secret_forms(base: Base, key: bytes, recipient: str) -> dict[str, bytes]:
     return found
 
 
-def held_in(content: bytes, secrets: Mapping[str, bytes]) -> list[str]:
+def find_secrets(content: bytes, secrets: Mapping[str, bytes]) -> list[str]:
     """The names of the secrets that some bytes hold, also in hexadecimal, base64 or as a Python literal."""
     found = []
     for name, secret in secrets.items():

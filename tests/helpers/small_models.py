@@ -7,20 +7,20 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.models import BuiltModel, build_model
 from hf_fingerprint.vault import Vault
 from tests.helpers.quick_age import lock_quickly
 
 
 PASSPHRASE = "correct horse battery staple"
-SETTINGS = Settings(coalition=3, recipients_planned=4)
-PLAIN_SETTINGS = Settings(coalition=3, recipients_planned=4, eps=0.003)  # for what no library builds
+SETTINGS = FingerprintConfig(coalition=3, recipients_planned=4)
+PLAIN_SETTINGS = FingerprintConfig(coalition=3, recipients_planned=4, eps=0.003)  # for what no library builds
 
 
 def new_vault(folder: Path, passphrase: str = PASSPHRASE) -> Vault:
     """A vault like any other, but that its identity opens in no time."""
-    with patch("hf_fingerprint.vault.store.lock_identity", lock_quickly):
+    with patch("hf_fingerprint.vault.store.encrypt_identity", lock_quickly):
         return Vault.create(folder, passphrase)
 
 
@@ -31,7 +31,7 @@ def unlocked_vault(folder: Path) -> Vault:
     return vault
 
 
-def everything_in(vault: Vault) -> bytes:
+def vault_bytes(vault: Vault) -> bytes:
     """The bytes of all the vault's files, the database's journals too."""
     return b"".join(path.read_bytes() for path in sorted(vault.folder.rglob("*")) if path.is_file())
 

@@ -4,15 +4,15 @@ from functools import cache, partial
 
 import torch
 
-from hf_fingerprint.attacks import FineTuning, Thief
-from hf_fingerprint.attacks.training_loop import answers
+from hf_fingerprint.attacks import Attacker, FineTuning
+from hf_fingerprint.attacks.training_loop import predict_logits
 
 
 CLASSES = 4
 CNN, VIT = "test_efficientnet", "test_vit"
 
 
-def easy_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise with a bright quarter, which tells the class: `(count, 3, 32, 32)` and `(count,)`."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
@@ -31,9 +31,9 @@ def build(architecture: str) -> torch.nn.Module:
     return timm.create_model(architecture, num_classes=CLASSES, **size).eval()
 
 
-def thief_of(architecture: str, count: int = 64, seed: int = 1, **others: object) -> Thief:
+def make_attacker(architecture: str, count: int = 64, seed: int = 1, **others: object) -> Attacker:
     """A thief with images of his own."""
-    return Thief(partial(build, architecture), *easy_images(count, seed), **{"batch": 16} | others)
+    return Attacker(partial(build, architecture), *make_images(count, seed), **{"batch": 16} | others)
 
 
 def fresh(architecture: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -43,19 +43,19 @@ def fresh(architecture: str, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 @cache
-def _taught() -> dict[str, torch.Tensor]:
-    return FineTuning(3e-3, steps=20)(fresh(CNN), thief_of(CNN, 256, seed=0))
+def _trained_state() -> dict[str, torch.Tensor]:
+    return FineTuning(3e-3, steps=20)(fresh(CNN), make_attacker(CNN, 256, seed=0))
 
 
-def taught() -> dict[str, torch.Tensor]:
+def trained_state() -> dict[str, torch.Tensor]:
     """Weights of `CNN` that have learnt such images."""
-    return {name: tensor.clone() for name, tensor in _taught().items()}
+    return {name: tensor.clone() for name, tensor in _trained_state().items()}
 
 
 def accuracy(state: dict[str, torch.Tensor]) -> float:
     """The share of right answers that `CNN` gives to 128 images nobody trained on."""
-    images, labels = easy_images(128, seed=2)
-    return float((answers(thief_of(CNN).model(state), images, 64).argmax(-1) == labels).double().mean())
+    images, labels = make_images(128, seed=2)
+    return float((predict_logits(make_attacker(CNN).model(state), images, 64).argmax(-1) == labels).double().mean())
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -41,7 +41,7 @@ def save_transformer(folder: Path) -> Path:
     from transformers import ViTForImageClassification
 
     sizes = {"hidden_size": 45, "num_attention_heads": 3, "intermediate_size": 91, "num_hidden_layers": 2}
-    return _off_the_start(save_vit(folder, qkv_bias=False, **sizes), ViTForImageClassification)
+    return _randomize_biases(save_vit(folder, qkv_bias=False, **sizes), ViTForImageClassification)
 
 
 def save_cnn(folder: Path) -> Path:
@@ -54,10 +54,10 @@ def save_cnn(folder: Path) -> Path:
         hidden_sizes=[16, 24, 32, 40], depths=[1, 1, 1, 1], layer_scale_init_value=1.0, image_size=32, num_labels=10
     )
     ConvNextForImageClassification(config).save_pretrained(folder)
-    return _off_the_start(folder, ConvNextForImageClassification)
+    return _randomize_biases(folder, ConvNextForImageClassification)
 
 
-def _off_the_start(folder: Path, kind: Any) -> Path:
+def _randomize_biases(folder: Path, kind: Any) -> Path:
     """Biases that aren't 0, as those of a trained model."""
     model = kind.from_pretrained(folder)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def images(count: int = 16, side: int = 32) -> list[dict[str, Any]]:
     return [{"pixel_values": pixels[i], "labels": i % 10} for i in range(count)]
 
 
-class DenseTerm:
+class ReferenceTerm:
     """R written from its definition: each weight has a position and a sign, autograd does the rest.
 
     Args:
@@ -128,10 +128,10 @@ class DenseTerm:
                 parameters[name] += (signed * self.bits[positions]).view_as(parameters[name])
 
 
-class ByHand(Trainer):
+class ReferenceTrainer(Trainer):
     """`loss + strength * R`, once per optimiser step: in the last micro-batch of its window."""
 
-    term: DenseTerm
+    term: ReferenceTerm
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -140,7 +140,7 @@ class ByHand(Trainer):
         extra: Any = 0.0
         if model.training and self.accelerator.sync_gradients:
             with torch.autocast("cpu", enabled=False):
-                extra = STRENGTH * self.term(bare_parameters(self.model))
+                extra = STRENGTH * self.term(plain_parameters(self.model))
             if not (self.model_accepts_loss_kwargs and num_items_in_batch is not None):
                 extra = extra * self.current_gradient_accumulation_steps  # the Trainer will divide by it
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -159,7 +159,7 @@ class StopAt(TrainerCallback):
         return control
 
 
-def bare_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def plain_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Parameters by their plain names."""
     return {name.replace("_orig_mod.", ""): p for name, p in model.named_parameters()}
 
@@ -211,13 +211,13 @@ def train(
         )
         callback = trainer.fingerprint_callback
     else:
-        trainer = (ByHand if how == "by hand" else Trainer)(**given, callbacks=callbacks)
+        trainer = (ReferenceTrainer if how == "by hand" else Trainer)(**given, callbacks=callbacks)
         if how == "by hand":
-            trainer.term = DenseTerm(folder, vault)
+            trainer.term = ReferenceTerm(folder, vault)
             if embed:
-                trainer.term.embed(bare_parameters(model))
+                trainer.term.embed(plain_parameters(model))
     if scaler is not None:
-        put_scaler(trainer, scaler)
+        install_scaler(trainer, scaler)
     if prepare is not None:
         prepare(trainer)
     try:
@@ -225,12 +225,12 @@ def train(
     finally:
         if fingerprint is not None and fingerprint._lock is not None:
             fingerprint._lock.release()  # the next training of this process is for the same recipient
-    weights = gathered(trainer.model)
+    weights = gather_weights(trainer.model)
     gc.collect()
     return SimpleNamespace(weights=weights, trainer=trainer, callback=callback, fingerprint=fingerprint)
 
 
-def put_scaler(trainer: Trainer, options: dict[str, Any]) -> None:
+def install_scaler(trainer: Trainer, options: dict[str, Any]) -> None:
     """A gradient scaler as accelerate has it on an accelerator, without half precision in the forward pass."""
     from accelerate.utils import AutocastKwargs
 
@@ -241,10 +241,10 @@ def put_scaler(trainer: Trainer, options: dict[str, Any]) -> None:
     accelerator.autocast_handler = AutocastKwargs(enabled=False)
 
 
-def gathered(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+def gather_weights(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     """All of a model's weights, whole, on the first process."""
     found = {}
-    for name, parameter in bare_parameters(model).items():
+    for name, parameter in plain_parameters(model).items():
         if hasattr(parameter, "ds_id"):
             import deepspeed
 
@@ -263,7 +263,9 @@ def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return max(float((one[n] - other[n]).abs().max() / other[n].abs().max().clamp_min(1e-12)) for n in one)
 
 
-def moved_apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], begin: dict[str, torch.Tensor]) -> float:
+def relative_drift(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], begin: dict[str, torch.Tensor]
+) -> float:
     """The norm of the difference, relative to that of what training changed, over all tensors."""
     apart = sum(float((one[n] - other[n]).double().square().sum()) for n in one)
     moved = sum(float((other[n] - begin[n]).double().square().sum()) for n in one)
@@ -311,7 +313,7 @@ def run_job(job: dict[str, Any]) -> None:
         save_file(result.weights, save + ".safetensors")
 
 
-def let_fsdp_run_on_cpus() -> None:
+def enable_fsdp_on_cpu() -> None:
     """Accelerate ignores FSDP where several processes share CPUs; FSDP2 itself runs there."""
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
@@ -329,6 +331,6 @@ def let_fsdp_run_on_cpus() -> None:
 
 
 if __name__ == "__main__":
-    let_fsdp_run_on_cpus()
+    enable_fsdp_on_cpu()
     for next_job in json.loads(Path(sys.argv[1]).read_text()):
         run_job(next_job)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 
-def errors_of_two(script: str, folder: Path) -> list[str]:
+def run_two_and_get_errors(script: str, folder: Path) -> list[str]:
     """Runs a script with a folder and `one` or `two` as arguments, twice at once, and returns what each says on
     stderr. It prints `ready` and reads a line before it begins."""
     workers = [

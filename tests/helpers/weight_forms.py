@@ -93,7 +93,7 @@ def training() -> dict[str, Any]:
     }
 
 
-def timm_saver(folder: Path, name: str) -> Path:
+def save_with_timm(folder: Path, name: str) -> Path:
     """A folder that timm's own training script leaves."""
     model = small()
     model.load_state_dict(STATE)
@@ -130,8 +130,8 @@ form("pickle.dump of NumPy arrays")(
 form("a cache's blob, safetensors")(lambda f: _blob(f, "0" * 64))
 form("a cache's blob, PyTorch")(lambda f: written(f / ("1" * 64), buffered(STATE)))
 form("safetensors named .bin")(lambda f: written(f / "pytorch_model.bin", _safetensors(f)).parent)
-form("a timm training's checkpoint")(lambda f: timm_saver(f, "checkpoint-0.pth.tar"))
-form("a timm training's best")(lambda f: timm_saver(f, "model_best.pth.tar"))
+form("a timm training's checkpoint")(lambda f: save_with_timm(f, "checkpoint-0.pth.tar"))
+form("a timm training's best")(lambda f: save_with_timm(f, "model_best.pth.tar"))
 form("a Lightning checkpoint")(lambda f: saved(f / "epoch=3-step=100.ckpt", training()))
 form("torch.save(model)")(lambda f: saved(f / "model.pt", MODEL))
 form("torch.save(model) before PyTorch 1.6")(
@@ -148,7 +148,7 @@ form("one of several by name")(
         f"{saved(f / 'good.pth', STATE).parent}:{saved(f / 'other.pth', {'a': torch.ones(3)}).parent and 'good.pth'}"
     )
 )
-form("the state of a training beside")(lambda f: _beside_state(f))
+form("the state of a training beside")(lambda f: _with_state_file(f))
 form("a state folder of Accelerate")(lambda f: _accelerate(f))
 
 form("several files", "--file")(lambda f: saved(saved(f / "a.pth", STATE).parent / "b.pth", STATE).parent)
@@ -230,7 +230,7 @@ def _script(path: Path) -> Path:
     return path
 
 
-def _beside_state(folder: Path) -> Path:
+def _with_state_file(folder: Path) -> Path:
     written(folder / "model.safetensors", _safetensors(folder))
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "training_args.bin"):
         saved(folder / name, {"state": {0: {"exp_avg": torch.ones(2)}}, "args": argparse.Namespace(lr=0.1)})

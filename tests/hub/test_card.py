@@ -123,13 +123,13 @@ def test_a_configuration_that_is_none_is_one_sentence(tmp_path):
 
     said = refused(make_card, tmp_path, "org/x", WEIGHTS, CONTENT, error=CheckpointError)
     assert "config.json is not JSON" in said
-    assert "org/x" in str(make_card(tmp_path, "org/x", WEIGHTS, CONTENT, handed=[]))
+    assert "org/x" in str(make_card(tmp_path, "org/x", WEIGHTS, CONTENT, readable_files=[]))
 
 
 def test_a_card_that_does_not_go_along_is_not_quoted(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nMy token is this.\n")
 
-    assert "token" not in str(make_card(tmp_path, "org/x", WEIGHTS, CONTENT, handed=["config.json"]))
+    assert "token" not in str(make_card(tmp_path, "org/x", WEIGHTS, CONTENT, readable_files=["config.json"]))
 
 
 @pytest.mark.parametrize("disclosed", [False, True])

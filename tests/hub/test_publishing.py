@@ -14,15 +14,15 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.checkpoints import WrittenCopy, content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.config import Terms
+from hf_fingerprint.config import PublishConfig
 from hf_fingerprint.errors import HubError
-from hf_fingerprint.hub import Assignment, Publisher, again, push_to_hub
+from hf_fingerprint.hub import Assignment, Publisher, push_to_hub, reissue_assignments
 from hf_fingerprint.vault import publications
 from tests.helpers.loopback_hub_faults import Fault
 from tests.helpers.processes import ROOT
 from tests.helpers.refusals import refused
-from tests.helpers.rubbish import CANARY, litter
-from tests.helpers.secret_forms import held_in, secret_forms
+from tests.helpers.rubbish import CANARY, write_unsafe_files
+from tests.helpers.secret_forms import find_secrets, secret_forms
 from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,
@@ -39,9 +39,11 @@ from tests.helpers.small_models import (
 TOKEN = "hf_the-owner-of-org"
 
 
-def publish(mine, recipient="alice", repo="org/plain-alice", terms=None, model=None, update=False, account=None):
+def publish(
+    mine, recipient="alice", repo="org/plain-alice", publish_config=None, model=None, update=False, account=None
+):
     with Issuer(model or mine.model, mine.vault, None if model is None else PLAIN_SETTINGS) as issuer:
-        publisher = Publisher(mine.vault, terms, mine.work)
+        publisher = Publisher(mine.vault, publish_config, mine.work)
         return publisher.issue(issuer, Assignment(recipient, repo, account), update)
 
 
@@ -143,7 +145,7 @@ class TestWhatLiesAround:
 
     def test_is_not_pushed_when_a_copy_is_issued_to_a_repo(self, hub, mine, tmp_path):
         model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")
-        told = litter(model)
+        told = write_unsafe_files(model)
 
         done = publish(mine, model=model)
 
@@ -154,7 +156,7 @@ class TestWhatLiesAround:
     def test_is_not_pushed_with_a_folder(self, hub, mine, tmp_path):
         with Issuer(mine.model, mine.vault) as issuer:
             copy = issuer.issue("alice", tmp_path / "copy")
-        told = litter(copy.path)
+        told = write_unsafe_files(copy.path)
         (copy.path / "config.json").write_text('{"_name_or_path": "/home/ada/x", "auto_map": {"A": "own.A"}}')
 
         done = Publisher(mine.vault).push(copy.path, "org/late")
@@ -213,14 +215,14 @@ class TestWhatLiesAround:
 
 class TestTheRepo:
     def test_public_only_if_asked(self, hub, mine):
-        publish(mine, terms=Terms(private=False))
+        publish(mine, publish_config=PublishConfig(private=False))
 
         assert not hub.repos["org/plain-alice"].private
 
     def test_gated_with_access_for_the_recipients_account(self, hub, mine):
         hub.account("alice-hf", token="hf_alice")
 
-        publish(mine, terms=Terms(private=False, gated="manual"), account="alice-hf")
+        publish(mine, publish_config=PublishConfig(private=False, gated="manual"), account="alice-hf")
 
         repo = hub.repos["org/plain-alice"]
         assert repo.gated == "manual"
@@ -274,7 +276,7 @@ class TestANewVersion:
         newer = save_plain(tmp_path / "newer", plain_arrays(seed=5))
         assert "--again" in refused(lambda: publish(mine, "alice", "org/alice", model=newer), error=HubError)
 
-        assignments = again(mine.vault, old.base_id)
+        assignments = reissue_assignments(mine.vault, old.base_id)
         with Issuer(newer, mine.vault, PLAIN_SETTINGS) as issuer:
             done = list(Publisher(mine.vault, work=mine.work).issue_all(issuer, assignments, update=True))
 
@@ -441,7 +443,7 @@ def test_a_process_killed_among_several_is_gone_on_with(hub, mine, last, tmp_pat
 
 
 def test_the_next_copy_is_made_ahead_and_two_are_never_on_the_disk(hub, mine, monkeypatch):
-    most, made_ahead, note, write_held = [], [], hub.note, WrittenCopy.write_held
+    most, made_ahead, note, write_buffered = [], [], hub.note, WrittenCopy.write_buffered
 
     def weigh():
         most.append(len(list(mine.work.rglob("*.safetensors"))))
@@ -452,11 +454,11 @@ def test_the_next_copy_is_made_ahead_and_two_are_never_on_the_disk(hub, mine, mo
         return note(call, received)
 
     def write(self):
-        write_held(self)
+        write_buffered(self)
         weigh()
 
     monkeypatch.setattr(hub, "note", watch)
-    monkeypatch.setattr(WrittenCopy, "write_held", write)
+    monkeypatch.setattr(WrittenCopy, "write_buffered", write)
     with Issuer(mine.model, mine.vault) as issuer:
         wanted = [Assignment(f"r{i}", f"org/r{i}") for i in range(6)]
         assert len(list(Publisher(mine.vault, work=mine.work).issue_all(issuer, wanted))) == 6
@@ -492,8 +494,10 @@ def test_what_was_made_ahead_is_forgotten_when_the_one_before_fails(hub, mine, w
 
 
 def test_larger_models_are_made_one_after_another(hub, mine, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.hub.publishing.AHEAD_BYTES", 10)
-    monkeypatch.setattr(WrittenCopy, "write_held", lambda self: pytest.fail("in memory") if self.held else None)
+    monkeypatch.setattr("hf_fingerprint.hub.publishing.MAX_PREFETCH_BYTES", 10)
+    monkeypatch.setattr(
+        WrittenCopy, "write_buffered", lambda self: pytest.fail("in memory") if self.buffered else None
+    )
     with Issuer(mine.model, mine.vault) as issuer:
         wanted = [Assignment(name, f"org/{name}") for name in ("alice", "bob")]
         done = list(Publisher(mine.vault, work=mine.work).issue_all(issuer, wanted))
@@ -551,7 +555,7 @@ def test_nothing_secret_is_sent_left_on_the_disk_logged_or_told(hub, mine, tmp_p
     hub.faults += [] if fault is None else [fault]
     told = ""
     try:
-        publish(mine, NAME, "org/variant-7", Terms(disclose=True))
+        publish(mine, NAME, "org/variant-7", PublishConfig(disclose=True))
     except HubError as error:
         told = "".join(traceback.format_exception(error))
     hub.faults.clear()
@@ -568,7 +572,7 @@ def test_nothing_secret_is_sent_left_on_the_disk_logged_or_told(hub, mine, tmp_p
     left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "vault" not in path.parts]
     names = [str(path.relative_to(tmp_path)).encode() for path in tmp_path.rglob("*")]
     for content in (*sent, *left, *names, told.encode(), caplog.text.encode()):
-        assert held_in(content, secrets) == []
+        assert find_secrets(content, secrets) == []
     if fault is None:
         promise = mine.vault.copies()[0].commitment
         assert promise.encode() in hub.repos["org/variant-7"].history()[0].files["README.md"]

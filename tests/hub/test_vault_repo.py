@@ -23,7 +23,7 @@ from hf_fingerprint.vault.issuers import add_issuer, issuers, new_issuer_key, op
 from hf_fingerprint.vault.merging import MergeReport
 from hf_fingerprint.vault.packing import take_snapshot
 from hf_fingerprint.vault.rotation import rotate
-from hf_fingerprint.vault.sealing import Opener, new_identity, open_identity, seal
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, open_identity, seal
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.refusals import refused
@@ -45,8 +45,8 @@ def hub(tmp_path, monkeypatch):
         server.account("reader", orgs={"org"}, token="hf_reader", role="read")
         server.account("stranger", token="hf_stranger")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        wait = hub_client._wait
-        monkeypatch.setattr(hub_client, "_wait", lambda *told: None if wait(*told) is None else 0.0)
+        wait = hub_client._retry_delay
+        monkeypatch.setattr(hub_client, "_retry_delay", lambda *told: None if wait(*told) is None else 0.0)
         yield server
 
 
@@ -159,7 +159,7 @@ class TestPushing:
 
         assert pushed.merged.copies == rounds
         assert pushed.revision == held(hub).head.sha
-        found, _ = pull_vault(REPO, tmp_path / "found", vault.opener())
+        found, _ = pull_vault(REPO, tmp_path / "found", vault.age_identity())
         theirs = [f"theirs {number + 1}" for number in range(rounds)]
         assert names(found) == sorted(["Ariadne-of-Naxos", "Bartholomew-Ltd", "mine", *theirs])
 
@@ -179,7 +179,7 @@ class TestPushing:
         before = held(hub).head
 
         assert "identity" in refusal(push_vault, locked, REPO)
-        assert "identity" in refusal(push_vault, locked, REPO, Opener(new_identity()[0]))
+        assert "identity" in refusal(push_vault, locked, REPO, AgeIdentity(new_identity()[0]))
         assert held(hub).head == before
 
     def test_without_a_key_it_fills_an_empty_repo(self, hub, vault):
@@ -359,7 +359,7 @@ class TestPulling:
         (tmp_path / "restored").mkdir()
         shutil.copy(vault.folder / "identity.age", tmp_path / "restored")
 
-        found, _ = pull_vault(REPO, tmp_path / "restored", vault.opener())
+        found, _ = pull_vault(REPO, tmp_path / "restored", vault.age_identity())
 
         found.unlock(PASSPHRASE)
         assert found.copy_keys(found.copies()) == vault.copy_keys(vault.copies())
@@ -403,7 +403,7 @@ class TestPulling:
     def test_with_another_key_makes_nothing(self, hub, vault, tmp_path):
         push_vault(vault, REPO)
 
-        refusal(pull_vault, REPO, tmp_path / "new", Opener(new_identity()[0]), error=VaultError)
+        refusal(pull_vault, REPO, tmp_path / "new", AgeIdentity(new_identity()[0]), error=VaultError)
         assert not (tmp_path / "new").exists()
 
     def test_a_removed_issuer_does_not_open_what_is_pushed_from_then_on(self, hub, vault, ci, tmp_path):
@@ -438,7 +438,7 @@ class TestPulling:
         assert take_snapshot(found) == take_snapshot(vault)
 
 
-def open_issuer(vault: Vault, folder: Path) -> Opener:
+def open_issuer(vault: Vault, folder: Path) -> AgeIdentity:
     """A key that opens the vault and, for others' records, nothing."""
     add_issuer(vault, new_issuer_key(folder / "another.key"), "another")
     push_vault(vault, REPO)
@@ -448,12 +448,12 @@ def open_issuer(vault: Vault, folder: Path) -> Opener:
 class TestAfterARotation:
     @pytest.fixture
     def rotated(self, hub, vault, ci, tmp_path, monkeypatch):
-        monkeypatch.setattr("hf_fingerprint.vault.rotation.lock_identity", lock_quickly)
+        monkeypatch.setattr("hf_fingerprint.vault.rotation.encrypt_identity", lock_quickly)
         push_vault(vault, REPO)
         runner, _ = pull_vault(REPO, tmp_path / "runner", ci)
         done = rotate(vault, "new")
         done.vault.unlock("new")
-        return SimpleNamespace(vault=done.vault, runner=runner, old=open_identity(done.old_identity, PASSPHRASE))
+        return SimpleNamespace(vault=done.vault, runner=runner, old=open_identity(done.old_identity_file, PASSPHRASE))
 
     def test_the_vault_there_is_replaced_with_the_old_identity_at_hand(self, hub, rotated, vault, ci, tmp_path):
         written(rotated.runner, "of the runner")
@@ -464,7 +464,7 @@ class TestAfterARotation:
 
         assert pushed.merged == MergeReport(copies=1)
         refusal(pull_vault, REPO, tmp_path / "old", rotated.old, error=VaultError)
-        found, _ = pull_vault(REPO, tmp_path / "found", rotated.vault.opener())
+        found, _ = pull_vault(REPO, tmp_path / "found", rotated.vault.age_identity())
         assert take_snapshot(found) == take_snapshot(rotated.vault)
         found.unlock("new", rotated.vault.folder / "identity.age")
         assert len(found.copy_keys(found.copies())) == 3
@@ -574,13 +574,13 @@ class TestSecrets:
             except FingerprintError as error:
                 errors += traceback.format_exception(error)
         push_vault(vault, REPO)
-        refusal(push_vault, Vault(vault.folder), REPO, Opener(new_identity()[0]))
+        refusal(push_vault, Vault(vault.folder), REPO, AgeIdentity(new_identity()[0]))
         assert names(vault) == sorted([*names(runner), "Dionysos-AG"])
 
         base = vault.bases()[0]
         secrets = [base.secret, key, training_key, runner_key, *vault.copy_keys(vault.copies())]
-        identities = [str(vault.opener()._identity), str(ci._identity)]
-        texts = [*names(vault), *identities, PASSPHRASE, base.base_id, *(c.copy_id for c in vault.copies())]
+        include_identities = [str(vault.age_identity()._identity), str(ci._identity)]
+        texts = [*names(vault), *include_identities, PASSPHRASE, base.base_id, *(c.copy_id for c in vault.copies())]
         texts += [copy.commitment for copy in vault.copies() if copy.commitment] + [
             copy.out for copy in vault.copies()
         ]

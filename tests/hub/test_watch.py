@@ -9,7 +9,7 @@ from hf_fingerprint import Issuer
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub import Assignment, Publisher, watch
-from hf_fingerprint.hub.watch import Sighting, exit_code_of, parse_since
+from hf_fingerprint.hub.watch import WatchResult, parse_since, watch_exit_code
 from tests.helpers.checkpoint_files import entry, raw_safetensors
 from tests.helpers.loopback_hub import Blob, HubHandler, Refusal
 from tests.helpers.loopback_hub_faults import Fault
@@ -53,7 +53,7 @@ def test_a_variant_on_record_is_traced_and_said_to_be_what_it_is(hub, shown):
     (found,) = watch(["org"], shown.vault)
 
     assert (found.accused, found.variant_of, found.expected, found.note) == (("bob",), ("bob",), True, None)
-    assert exit_code_of([found]) == 1
+    assert watch_exit_code([found]) == 1
     hub.repos["org/variant"].private = False
     (found,) = watch(["org"], shown.vault)
     assert found.expected
@@ -71,7 +71,7 @@ def test_a_publication_hides_no_leak_of_another_copy(hub, shown, name):
 
     assert (found.accused, found.variant_of, found.expected) == (("alice",), ("bob",), False)
     assert "on record as the variant of bob" in found.note
-    assert exit_code_of([found]) == 0
+    assert watch_exit_code([found]) == 0
 
 
 def test_a_variant_that_holds_another_model_is_pointed_out(hub, shown, tmp_path):
@@ -102,9 +102,9 @@ def test_each_sighting_says_how_the_look_ended(hub, shown):
     assert found["thief/gated"] is None
 
 
-def sighting(outcome: str | None) -> Sighting:
+def watch_result(outcome: str | None) -> WatchResult:
     accused = ("alice",) if outcome == "accused" else ()
-    return Sighting("org/x", None, None, accused, outcome=outcome, error=None if outcome else "It failed.")
+    return WatchResult("org/x", None, None, accused, outcome=outcome, error=None if outcome else "It failed.")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def sighting(outcome: str | None) -> Sighting:
     ],
 )
 def test_the_exit_code_is_1_only_where_every_look_ended_in_nobody(outcomes, code):
-    assert exit_code_of(sighting(outcome) for outcome in outcomes) == code
+    assert watch_exit_code(watch_result(outcome) for outcome in outcomes) == code
 
 
 def test_an_author_without_models_is_one_sentence_and_not_nobody(hub, shown, tmp_path, capfd):

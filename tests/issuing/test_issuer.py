@@ -15,7 +15,7 @@ from hf_fingerprint import Issuer, Vault, issue, trace, verify
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint, writer
 from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, StorageError, VaultError
 from hf_fingerprint.keys import commitment
-from tests.helpers.rubbish import CANARY, litter
+from tests.helpers.rubbish import CANARY, write_unsafe_files
 from tests.helpers.small_models import (
     PLAIN_CARRIERS,
     PLAIN_SETTINGS,
@@ -437,7 +437,7 @@ def test_the_weights_in_another_form_are_not_handed_on_and_are_named(plain, tmp_
 
 def test_nothing_that_was_lying_around_is_in_a_copy_and_each_is_named(plain, tmp_path):
     model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")
-    told = litter(model)
+    told = write_unsafe_files(model)
 
     copy = issue(model, "of litter", plain.vault, tmp_path / "copy", PLAIN_SETTINGS)
 

@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import BuildError
 from hf_fingerprint.models.building import build_model
-from hf_fingerprint.models.weights import names_in_file
+from hf_fingerprint.models.weights import map_parameter_names
 from tests.helpers.small_models import build, save_plain, save_timm, save_vit
 
 
@@ -364,7 +364,7 @@ def test_building_says_nothing_to_the_user(models, capfd, recwarn):
 def test_parameters_are_found_in_the_file_by_name_and_shape(models):
     with open_checkpoint(models.timm) as checkpoint:
         module = build_model(checkpoint).module
-        found = names_in_file(module, checkpoint)
+        found = map_parameter_names(module, checkpoint)
 
     assert found == {name: name for name, _ in module.named_parameters()}
     assert len(found) > 50
@@ -378,7 +378,7 @@ def test_wrapped_names_are_found_and_other_shapes_are_not(models, tmp_path):
     }
     module = build(models.timm).module
     with open_checkpoint(save_plain(tmp_path / "file", arrays)) as checkpoint:
-        found = names_in_file(module, checkpoint)
+        found = map_parameter_names(module, checkpoint)
 
     assert found == {
         "norm.weight": "timm_model.norm.weight",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_fingerprint.errors import BuildError, FingerprintError
-from tests.helpers.hostile_folders import KINDS, Watch, lay_out
+from tests.helpers.hostile_folders import KINDS, Watch, write_hostile_folder
 from tests.helpers.small_models import build, save_timm, save_vit
 
 
@@ -29,7 +29,7 @@ def watch(tmp_path_factory):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_hostile_folder_makes_nothing_run(models, watch, tmp_path, name):
     kind = KINDS[name]
-    folder = lay_out(kind, models.folders[kind.form], tmp_path / "model")
+    folder = write_hostile_folder(kind, models.folders[kind.form], tmp_path / "model")
     built = refusal = None
 
     with watch.over(folder) as seen:
@@ -55,7 +55,7 @@ def test_there_are_enough_kinds():
 
 def test_the_watch_sees_what_it_is_for(tmp_path):
     watch = Watch(tmp_path / "allowed")
-    lay_out(KINDS["code"], save_vit(tmp_path / "vit"), tmp_path / "model")
+    write_hostile_folder(KINDS["code"], save_vit(tmp_path / "vit"), tmp_path / "model")
     module = tmp_path / "model" / "modeling_evil.py"
 
     with watch.over(tmp_path / "model") as seen:

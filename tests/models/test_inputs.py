@@ -7,7 +7,7 @@ from PIL import Image
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.inputs import Images, many_synthetic_images, synthetic_images
+from hf_fingerprint.models.inputs import LazyImages, lazy_synthetic_images, synthetic_images
 from hf_fingerprint.models.inputs import user_images as lazy_user_images
 from tests.helpers.small_models import build, save_timm, save_vit
 
@@ -163,7 +163,7 @@ def test_the_channels_of_synthetic_images_go_together_but_are_not_grey():
 def test_many_synthetic_images_begin_with_those_of_the_seed_and_go_on_with_others():
     model = shaped(3, 8, 8)
 
-    images = torch.cat(list(many_synthetic_images(model, 70, seed=3).batches(70)))
+    images = torch.cat(list(lazy_synthetic_images(model, 70, seed=3).batches(70)))
 
     assert torch.equal(images[:32], synthetic_images(model, 32, seed=3))
     assert len({image.numpy().tobytes() for image in images}) == 70
@@ -173,7 +173,7 @@ def test_sets_of_synthetic_images_of_two_seeds_have_none_in_common():
     model = shaped(3, 8, 8)
 
     sets = [
-        {image.numpy().tobytes() for image in many_synthetic_images(model, 70, seed).batches(1)} for seed in (0, 1)
+        {image.numpy().tobytes() for image in lazy_synthetic_images(model, 70, seed).batches(1)} for seed in (0, 1)
     ]
 
     assert len(sets[0]) == len(sets[1]) == 70
@@ -183,7 +183,7 @@ def test_sets_of_synthetic_images_of_two_seeds_have_none_in_common():
 @pytest.mark.parametrize("count", [1, 7, 32, 33, 64, 70, 100])
 def test_batches_have_the_size_asked_for_and_the_last_the_rest(count):
     model = shaped(1, 4, 4)
-    images = many_synthetic_images(model, 70)
+    images = lazy_synthetic_images(model, 70)
 
     batches = list(images.batches(count))
 
@@ -195,7 +195,7 @@ def test_batches_have_the_size_asked_for_and_the_last_the_rest(count):
 def test_images_at_hand_are_images_too():
     pixels = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float()
 
-    images = Images.of(pixels)
+    images = LazyImages.of(pixels)
 
     assert (len(images), images.size, images.pixels) == (2, (3, 4, 5), 20)
     assert [batch.tolist() for batch in images.batches(1)] == [pixels[:1].tolist(), pixels[1:].tolist()]

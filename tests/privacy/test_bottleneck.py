@@ -20,11 +20,11 @@ def features_of(shape: tuple[int, ...], count: int = 200, seed: int = 0) -> torc
     return rows.movedim(-1, 1) if len(shape) == 3 else rows
 
 
-@pytest.mark.parametrize(("shape", "whole"), KINDS)
-def test_each_number_sent_is_centred_with_unit_mean_square(shape, whole):
-    bottleneck = Bottleneck(shape, 4, whole=whole)
+@pytest.mark.parametrize(("shape", "flatten_features"), KINDS)
+def test_each_number_sent_is_centred_with_unit_mean_square(shape, flatten_features):
+    bottleneck = Bottleneck(shape, 4, flatten_features=flatten_features)
     features = features_of(shape)
-    bottleneck.start_with_principal_channels(features)
+    bottleneck.init_principal_components(features)
 
     code = bottleneck.code(features)
 
@@ -33,17 +33,17 @@ def test_each_number_sent_is_centred_with_unit_mean_square(shape, whole):
     assert float(code.mean().abs()) < 0.05
 
 
-@pytest.mark.parametrize(("shape", "whole"), KINDS)
+@pytest.mark.parametrize(("shape", "flatten_features"), KINDS)
 @given(factor=st.floats(1e-3, 1e6), seed=st.integers(0, 9))
 @settings(max_examples=20, deadline=None)
-def test_no_image_and_no_front_sends_more_power_than_the_bound_counts_on(shape, whole, factor, seed):
-    bottleneck = Bottleneck(shape, 4, whole=whole)
-    bottleneck.start_with_principal_channels(features_of(shape))
+def test_no_image_and_no_front_sends_more_power_than_the_bound_counts_on(shape, flatten_features, factor, seed):
+    bottleneck = Bottleneck(shape, 4, flatten_features=flatten_features)
+    bottleneck.init_principal_components(features_of(shape))
 
     lengths = bottleneck.code(factor * features_of(shape, 20, seed)).flatten(1).norm(dim=1)
 
-    assert float(lengths.max()) <= bottleneck.longest * (1 + 1e-5)
-    assert bottleneck.longest**2 == pytest.approx(2 * math.prod(bottleneck.code_shape))
+    assert float(lengths.max()) <= bottleneck.max_norm * (1 + 1e-5)
+    assert bottleneck.max_norm**2 == pytest.approx(2 * math.prod(bottleneck.code_shape))
 
 
 def test_the_bound_is_shannons():
@@ -57,7 +57,7 @@ def test_the_bound_is_shannons():
 def test_gaussian_codes_reach_no_more_information_than_the_bound():
     bottleneck = Bottleneck((12,), 4, sigma=1.5)
     features = features_of((12,), 4000)
-    bottleneck.start_with_principal_channels(features)
+    bottleneck.init_principal_components(features)
     torch.manual_seed(0)
     code, sent = bottleneck.code(features), bottleneck.send(features)
 
@@ -79,7 +79,7 @@ def test_noise_is_as_strong_as_stated_and_as_given():
 def test_principal_channels_lose_least():
     features = features_of((12, 5, 7))
     principal, first = Bottleneck((12, 5, 7), 3), Bottleneck((12, 5, 7), 3)
-    principal.start_with_principal_channels(features)
+    principal.init_principal_components(features)
 
     def lost(bottleneck: Bottleneck) -> float:
         rows = features.movedim(1, -1).reshape(-1, 12)
@@ -90,9 +90,9 @@ def test_principal_channels_lose_least():
 
 
 def test_one_over_whole_images_sends_a_few_numbers_mixed_from_all_places():
-    bottleneck = Bottleneck((12, 5, 7), 4, sigma=1.0, whole=True)
+    bottleneck = Bottleneck((12, 5, 7), 4, sigma=1.0, flatten_features=True)
     features = features_of((12, 5, 7))
-    bottleneck.start_with_principal_channels(features)
+    bottleneck.init_principal_components(features)
     bottleneck.squeeze[0] = torch.nn.functional.one_hot(torch.tensor(34), 420)  # first channel, last place
 
     assert bottleneck.code_shape == (4,) and bottleneck.send(features).shape == (200, 4)
@@ -100,12 +100,12 @@ def test_one_over_whole_images_sends_a_few_numbers_mixed_from_all_places():
     first = bottleneck.code(features)[:, 0]
     assert float(torch.corrcoef(torch.stack([first, features[:, 0, 4, 6]]))[0, 1]) > 0.9  # few were clipped
     with pytest.raises(FingerprintError, match="doesn't fit features of 420"):
-        Bottleneck((12, 5, 7), 421, whole=True)
+        Bottleneck((12, 5, 7), 421, flatten_features=True)
 
 
 def test_it_travels_as_ordinary_tensors():
     bottleneck = Bottleneck((12, 5, 7), 3, sigma=2.5)
-    bottleneck.start_with_principal_channels(features_of((12, 5, 7)))
+    bottleneck.init_principal_components(features_of((12, 5, 7)))
     other = Bottleneck((12, 5, 7), 3)
     other.load_state_dict(bottleneck.state_dict())
 

@@ -7,7 +7,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import (
     Bottleneck,
     Partition,
-    calibrate,
+    calibrate_noise,
     reconstruction,
     train_against_adversary,
     train_decoder,
@@ -25,13 +25,13 @@ def scene():
     model = timm.create_model("test_resnet", num_classes=10)
     fine_tune(model, images[:500], labels[:500], 2e-3, 60)
     partition = Partition(model, "layer1", (3, 32, 32))
-    return partition, images, partition.front(images)
+    return partition, images, partition.client_part(images)
 
 
 def narrow(scene: tuple[Partition, torch.Tensor, torch.Tensor]) -> Bottleneck:
     partition, _, features = scene
     bottleneck = Bottleneck(partition.shape, 8)
-    bottleneck.start_with_principal_channels(features[:1000])
+    bottleneck.init_principal_components(features[:1000])
     return bottleneck
 
 
@@ -40,7 +40,7 @@ def test_the_noise_is_what_the_target_needs_on_images_not_seen_before(scene):
     _, images, features = scene
     bottleneck, tries = narrow(scene), []
 
-    found = calibrate(bottleneck, features[:1000], images[:1000], 0.4, steps=60, tries=4, on_try=tries.append)
+    found = calibrate_noise(bottleneck, features[:1000], images[:1000], 0.4, steps=60, tries=4, on_try=tries.append)
     decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 60, seed=3)
     private = reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
 
@@ -65,7 +65,9 @@ def test_training_against_the_adversary_hides_more_and_keeps_the_task(scene):
         drawn = reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
         denoiser = train_denoiser(bottleneck, features[:1000], 50)
         with torch.no_grad():
-            guess, right = (partition.back(f) for f in (denoiser(bottleneck.send(features[1000:])), features[1000:]))
+            guess, right = (
+                partition.server_part(f) for f in (denoiser(bottleneck.send(features[1000:])), features[1000:])
+            )
         return drawn.ssim, float((guess.argmax(1) == right.argmax(1)).double().mean())
 
     before = leak_and_keep()
@@ -82,10 +84,10 @@ def test_training_against_the_adversary_hides_more_and_keeps_the_task(scene):
 @pytest.mark.parametrize("target", [0.0, 1.0, float("nan")])
 def test_a_target_that_is_none_is_refused(scene, target):
     with pytest.raises(FingerprintError, match="choose one above 0 and below 1"):
-        calibrate(narrow(scene), scene[2], scene[1], target)
+        calibrate_noise(narrow(scene), scene[2], scene[1], target)
 
 
 def test_a_target_below_what_images_have_in_common_is_refused(scene):
     _, images, features = scene
     with pytest.raises(FingerprintError, match="the images are too much alike, so state a higher target"):
-        calibrate(narrow(scene), features[:100], images[:100], 0.001, steps=30, tries=2)
+        calibrate_noise(narrow(scene), features[:100], images[:100], 0.001, steps=30, tries=2)

@@ -6,7 +6,7 @@ from timm.models import save_for_hf
 
 from examples._common.real_inputs import digits
 from hf_fingerprint import Issuer, trace
-from hf_fingerprint.privacy import Bottleneck, Denoiser, ImageNoise, Partition, release, sent_codes, train_denoiser
+from hf_fingerprint.privacy import Bottleneck, Denoiser, ImageNoise, Partition, encode_images, release, train_denoiser
 from tests.helpers.small_models import SETTINGS, unlocked_vault
 
 
@@ -25,9 +25,9 @@ def cut(architecture: str = "test_resnet", at: str = "layer1", **arguments: obje
 
 @pytest.mark.parametrize("partition", [cut(), cut("test_vit", "blocks.0", img_size=32)])
 def test_it_comes_nearer_to_the_features_than_the_best_linear_guess(partition, images):
-    features = partition.front(images)
+    features = partition.client_part(images)
     bottleneck = Bottleneck(partition.shape, 8, sigma=2.0)
-    bottleneck.start_with_principal_channels(features)
+    bottleneck.init_principal_components(features)
     denoiser = train_denoiser(bottleneck, features[:500], 100)
 
     torch.manual_seed(1)
@@ -45,9 +45,9 @@ def test_it_comes_nearer_to_the_features_than_the_best_linear_guess(partition, i
 
 def test_it_restores_whole_maps_from_codes_without_places(images):
     partition = cut()
-    features = partition.front(images)
-    bottleneck = Bottleneck(partition.shape, 20, sigma=0.5, whole=True)
-    bottleneck.start_with_principal_channels(features[:500])
+    features = partition.client_part(images)
+    bottleneck = Bottleneck(partition.shape, 20, sigma=0.5, flatten_features=True)
+    bottleneck.init_principal_components(features[:500])
     denoiser = train_denoiser(bottleneck, features[:500], 60)
 
     guess = denoiser(bottleneck.send(features[500:]))
@@ -59,7 +59,7 @@ def test_it_restores_whole_maps_from_codes_without_places(images):
 
 def test_a_denoiser_is_the_same_for_the_same_seed(images):
     partition = cut()
-    features = partition.front(images[:100])
+    features = partition.client_part(images[:100])
     bottleneck = Bottleneck(partition.shape, 4, sigma=1.0)
     torch.manual_seed(5)
     one = train_denoiser(bottleneck, features, 3, seed=7)
@@ -71,7 +71,7 @@ def test_a_denoiser_is_the_same_for_the_same_seed(images):
 
 def test_the_release_is_the_architecture_itself_and_gives_what_the_halves_give(images):
     partition = cut()
-    features = partition.front(images)
+    features = partition.client_part(images)
     bottleneck = Bottleneck(partition.shape, 8, sigma=2.0)
     train_back(partition, Denoiser(bottleneck, 16).eval(), bottleneck, images)
 
@@ -80,44 +80,44 @@ def test_the_release_is_the_architecture_itself_and_gives_what_the_halves_give(i
     ordinary = timm.create_model("test_resnet", num_classes=10).eval()
     ordinary.load_state_dict(model.state_dict())  # same names, same shapes, nothing over
     assert not model.training
-    assert torch.allclose(ordinary(images[:50]), partition.back(features[:50]), atol=1e-4)
+    assert torch.allclose(ordinary(images[:50]), partition.server_part(features[:50]), atol=1e-4)
     assert all(module.momentum == 0.1 for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
 
 
 def test_statistics_are_those_of_public_features_without_noise(images):
     partition = cut()
-    front = {n: t.clone() for n, t in partition.model.state_dict().items() if n in partition.front_names}
+    client_part = {n: t.clone() for n, t in partition.model.state_dict().items() if n in partition.client_tensors}
     first = partition.model.layer2[0].conv1
     seen = []
     first.register_forward_hook(lambda module, inputs, output: seen.append(output))
 
-    model = release(partition, features := partition.front(images[:250]))
+    model = release(partition, features := partition.client_part(images[:250]))
 
     with torch.no_grad():
-        partition.back(features)
+        partition.server_part(features)
     assert torch.allclose(model.layer2[0].bn1.running_mean, seen[-1].mean((0, 2, 3)), atol=1e-4)
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in front.items())
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in client_part.items())
 
 
 def train_back(partition: Partition, restore: torch.nn.Module, bottleneck: Bottleneck, images: torch.Tensor) -> None:
     labels = digits(32)[1][: len(images)]
-    codes = sent_codes(partition, bottleneck, images, ImageNoise(bytes(32)))
-    optimizer = torch.optim.AdamW(partition.back_parameters().values(), 2e-3)
+    codes = encode_images(partition, bottleneck, images, ImageNoise(bytes(32)))
+    optimizer = torch.optim.AdamW(partition.server_parameters().values(), 2e-3)
     partition.model.train()
     for step in range(40):
         pick = slice(15 * step, 15 * step + 15)
         optimizer.zero_grad()
         with torch.no_grad():
             features = restore(codes[pick])
-        torch.nn.functional.cross_entropy(partition.back(features), labels[pick]).backward()
+        torch.nn.functional.cross_entropy(partition.server_part(features), labels[pick]).backward()
         optimizer.step()
 
 
 def test_what_was_trained_in_private_is_issued_and_traced_like_any_other(images, tmp_path):
     partition = cut()
-    features = partition.front(images)
+    features = partition.client_part(images)
     bottleneck = Bottleneck(partition.shape, 8, sigma=2.0)
-    bottleneck.start_with_principal_channels(features)
+    bottleneck.init_principal_components(features)
     train_back(partition, train_denoiser(bottleneck, features, 30), bottleneck, images)
     save_for_hf(release(partition, features), tmp_path / "released", safe_serialization=True)
 
@@ -134,7 +134,7 @@ def test_what_was_trained_in_private_is_issued_and_traced_like_any_other(images,
         for name, tensor in load_file(copies["bob"] / "model.safetensors").items()
         if not torch.equal(tensor, partition.model.state_dict()[name])
     }
-    assert changed & set(partition.back_parameters()), "marks are in the back"
+    assert changed & set(partition.server_parameters()), "marks are in the back"
     again = timm.create_model(f"local-dir:{copies['bob']}", pretrained=True).eval()
     with torch.no_grad():
         agreement = (again(images).argmax(1) == partition.model(images).argmax(1)).double().mean()

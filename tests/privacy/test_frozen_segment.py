@@ -5,7 +5,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from examples._common.real_inputs import digits
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy import Bottleneck, Lens, Partition, start_with_task_directions, train_denoiser
+from hf_fingerprint.privacy import Bottleneck, FrozenSegment, Partition, init_task_directions, train_denoiser
 
 
 SIZE = (3, 32, 32)
@@ -37,31 +37,31 @@ def images(count: int = 4) -> torch.Tensor:
 def test_a_lens_shows_what_the_model_has_further_inside(build, at, deeper):
     model = build().eval()
     partition = Partition(model, at, SIZE)
-    lens = Lens(partition, deeper)
+    segment = FrozenSegment(partition, deeper)
 
-    shown = lens(partition.front(images()))
+    shown = segment(partition.client_part(images()))
 
-    wanted = Partition(model, deeper, SIZE).front(images())
-    assert shown.shape[1:] == lens.shape == wanted.shape[1:]
+    wanted = Partition(model, deeper, SIZE).client_part(images())
+    assert shown.shape[1:] == segment.shape == wanted.shape[1:]
     assert torch.allclose(shown, wanted, atol=1e-5)
 
 
 def test_it_stays_as_the_model_was_while_the_back_trains():
     partition = Partition(resnet(), "act1", SIZE)
-    bottleneck = Bottleneck(partition.shape, 8, whole=True, lens=Lens(partition, "layer2"))
-    features = partition.front(images(20))
+    bottleneck = Bottleneck(partition.shape, 8, flatten_features=True, segment=FrozenSegment(partition, "layer2"))
+    features = partition.client_part(images(20))
     before = bottleneck.code(features)
-    optimizer = torch.optim.SGD(partition.back_parameters().values(), 0.1)
+    optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
 
     partition.model.train()
     bottleneck.train()  # as a loop does with all that it is given
     for _ in range(3):
         optimizer.zero_grad()
-        partition.back(features).square().mean().backward()
+        partition.server_part(features).square().mean().backward()
         optimizer.step()
 
     assert not torch.allclose(
-        Partition(partition.model, "layer2", SIZE).front(images()), bottleneck.seen(features[:4])
+        Partition(partition.model, "layer2", SIZE).client_part(images()), bottleneck.seen(features[:4])
     )
     assert torch.equal(bottleneck.code(features), before)
     assert not any(parameter.requires_grad for parameter in bottleneck.parameters())
@@ -69,13 +69,13 @@ def test_it_stays_as_the_model_was_while_the_back_trains():
 
 def test_it_travels_with_the_bottleneck():
     partition = Partition(resnet(), "act1", SIZE)
-    bottleneck = Bottleneck(partition.shape, 8, whole=True, lens=Lens(partition, "layer1"))
-    features = partition.front(images(30))
-    bottleneck.start_with_principal_channels(features)
+    bottleneck = Bottleneck(partition.shape, 8, flatten_features=True, segment=FrozenSegment(partition, "layer1"))
+    features = partition.client_part(images(30))
+    bottleneck.init_principal_components(features)
     torch.manual_seed(5)
     trained = timm.create_model("test_resnet", num_classes=10)  # of other weights behind the cut
     other = Partition(trained, "act1", SIZE)
-    there = Bottleneck(other.shape, 8, whole=True, lens=Lens(other, "layer1"))
+    there = Bottleneck(other.shape, 8, flatten_features=True, segment=FrozenSegment(other, "layer1"))
 
     there.load_state_dict(bottleneck.state_dict())
 
@@ -88,10 +88,12 @@ def test_codes_through_a_lens_tell_classes_apart_and_guesses_are_of_the_features
     pixels, labels = digits(32)
     model = fine_tune(resnet(), pixels[:500], labels[:500], 2e-3, 60)
     partition = Partition(model, "conv1", SIZE)
-    features = partition.front(pixels)
-    bottleneck = Bottleneck(partition.shape, 9, sigma=0.5, whole=True, lens=Lens(partition, "layer2"))
+    features = partition.client_part(pixels)
+    bottleneck = Bottleneck(
+        partition.shape, 9, sigma=0.5, flatten_features=True, segment=FrozenSegment(partition, "layer2")
+    )
 
-    start_with_task_directions(partition, bottleneck, features[:1200])
+    init_task_directions(partition, bottleneck, features[:1200])
     denoiser = train_denoiser(bottleneck, features[:1200], 20)
 
     with torch.no_grad():
@@ -105,10 +107,10 @@ def test_codes_through_a_lens_tell_classes_apart_and_guesses_are_of_the_features
 
 def test_it_reads_on_from_the_cut_and_not_before_it():
     with pytest.raises(FingerprintError, match="conv1 isn't behind layer1: a lens reads on from the cut"):
-        Lens(Partition(resnet(), "layer1", SIZE), "conv1")
+        FrozenSegment(Partition(resnet(), "layer1", SIZE), "conv1")
 
 
 def test_codes_with_places_have_no_lens():
     partition = Partition(resnet(), "act1", SIZE)
     with pytest.raises(FingerprintError, match="give whole=True too"):
-        Bottleneck(partition.shape, 8, lens=Lens(partition, "layer1"))
+        Bottleneck(partition.shape, 8, segment=FrozenSegment(partition, "layer1"))

@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from examples._common.real_inputs import digits
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy import Decoder, matching_auc, membership, reconstruction, train_decoder
+from hf_fingerprint.privacy import ImageDecoder, matching_auc, measure_membership, reconstruction, train_decoder
 from hf_fingerprint.privacy.decoder import structural_similarity
-from hf_fingerprint.privacy.leakage import area_under_curve
+from hf_fingerprint.privacy.leakage import roc_auc
 
 
 class Constant(torch.nn.Module):
@@ -64,7 +64,7 @@ def test_ssim_is_one_for_the_same_image_alone():
     ],
 )
 def test_a_decoder_draws_from_maps_tokens_and_vectors(code_shape, size):
-    assert Decoder(code_shape, size, 32)(torch.randn(2, *code_shape)).shape == (2, *size)
+    assert ImageDecoder(code_shape, size, 32)(torch.randn(2, *code_shape)).shape == (2, *size)
 
 
 def with_noise(noise: float, code: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_the_adversary_finds_what_is_scattered_over_all_places(shape):
 def test_the_area_is_scikit_learns(positives, negatives):
     truth = [1] * len(positives) + [0] * len(negatives)
 
-    found = area_under_curve(np.array(positives), np.array(negatives))
+    found = roc_auc(np.array(positives), np.array(negatives))
 
     assert found == pytest.approx(roc_auc_score(truth, positives + negatives))
 
@@ -115,14 +115,14 @@ def test_a_model_that_learnt_by_heart_gives_its_members_away():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
     members, others = (images[:100], labels[:100]), (images[100:], labels[100:])
-    untrained = membership(model, members, others)
+    untrained = measure_membership(model, members, others)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(100):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(members[0]), members[1]).backward()
         optimizer.step()
 
-    told = membership(model.eval(), members, others)
+    told = measure_membership(model.eval(), members, others)
 
     assert told.by_loss > 0.95
     assert told.by_confidences > 0.9
@@ -142,7 +142,7 @@ def test_matching_finds_what_was_sent_with_little_noise_and_not_with_much():
 def test_too_little_to_measure_on_is_refused():
     few = torch.zeros(5, 3, 16, 16), torch.zeros(5, dtype=torch.long)
     with pytest.raises(FingerprintError, match="20 images or more"):
-        membership(torch.nn.Identity(), few, few)
+        measure_membership(torch.nn.Identity(), few, few)
     with pytest.raises(FingerprintError, match="all of one grey"):
         reconstruction(Constant(few[0]), few[0], few[0])
     with pytest.raises(FingerprintError, match="too small for SSIM's window"):

@@ -17,12 +17,12 @@ from hf_fingerprint.privacy import (
     Denoiser,
     ImageNoise,
     Partition,
-    Reader,
-    holder_loop,
+    Student,
+    data_holder_loop,
+    encode_images,
     owner_loop,
-    sent_codes,
 )
-from hf_fingerprint.privacy.wire import HEADER_BYTES, Kind, unpack
+from hf_fingerprint.privacy.wire import HEADER_BYTES, MessageKind, unpack
 from tests.helpers.processes import environment
 
 
@@ -34,7 +34,7 @@ def parts() -> tuple[Partition, Bottleneck, Denoiser]:
     torch.manual_seed(0)
     partition = Partition(timm.create_model("test_resnet", num_classes=10), "layer1", SIZE)
     bottleneck = Bottleneck(partition.shape, 4, sigma=2.0)
-    bottleneck.start_with_principal_channels(partition.front(torch.randn(32, *SIZE)))
+    bottleneck.init_principal_components(partition.client_part(torch.randn(32, *SIZE)))
     return partition, bottleneck, Denoiser(bottleneck, 16).requires_grad_(False).eval()
 
 
@@ -56,20 +56,20 @@ def work(folder: Path, fault: str) -> None:
     rank = state.process_index
     partition, bottleneck, denoiser = parts()
 
-    def witness(direction: str, message: bytes) -> None:
+    def on_message(direction: str, message: bytes) -> None:
         with (folder / f"{rank}-{direction}.bin").open("ab") as stream:
             stream.write(message)
 
     try:
         if rank == 0 and fault == "reader instead":
             torch.manual_seed(7)
-            reader = Reader(bottleneck.code_shape, 10)
-            optimizer = torch.optim.SGD(reader.parameters(), 0.1)
-            owner_loop(partition, bottleneck, None, optimizer, STEPS, reader=reader)
-            save_file(reader.state_dict() | partition.model.state_dict(), folder / "trained.safetensors")
+            student = Student(bottleneck.code_shape, 10)
+            optimizer = torch.optim.SGD(student.parameters(), 0.1)
+            owner_loop(partition, bottleneck, None, optimizer, STEPS, student=student)
+            save_file(student.state_dict() | partition.model.state_dict(), folder / "trained.safetensors")
         elif rank == 0:
-            optimizer = torch.optim.SGD(partition.back_parameters().values(), 0.1)
-            owner_loop(partition, bottleneck, denoiser, optimizer, STEPS, witness=witness)
+            optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
+            owner_loop(partition, bottleneck, denoiser, optimizer, STEPS, on_message=on_message)
             save_file(partition.model.state_dict(), folder / "trained.safetensors")
         else:
             if rank == 2 and fault == "leaves":
@@ -78,7 +78,7 @@ def work(folder: Path, fault: str) -> None:
                 bottleneck = Bottleneck(partition.shape, 5)
             images, labels = data(rank)
             noise = ImageNoise(secret_of(rank))
-            holder_loop(partition, bottleneck, images, labels, noise, STEPS, BATCH, rank, witness=witness)
+            data_holder_loop(partition, bottleneck, images, labels, noise, STEPS, BATCH, rank, on_message=on_message)
         state.wait_for_everyone()
     except FingerprintError as error:
         (folder / f"{rank}.txt").write_text(str(error))
@@ -128,16 +128,18 @@ def messages(path: Path) -> list[bytes]:
 def test_features_and_their_gradients_cross_and_not_one_byte_else(run):
     _, bottleneck, _ = parts()
     code = (BATCH, *bottleneck.code_shape)
-    expected_from_holder = [(kind, step) for step in range(STEPS) for kind in (Kind.FEATURES, Kind.GRADIENTS)]
+    expected_from_holder = [
+        (kind, step) for step in range(STEPS) for kind in (MessageKind.FEATURES, MessageKind.GRADIENTS)
+    ]
 
     for rank in (1, 2):
         sent = [unpack(message) for message in messages(run / f"{rank}-sent.bin")]
         came = [unpack(message) for message in messages(run / f"{rank}-received.bin")]
 
         assert [(kind, step) for kind, step, _ in sent] == expected_from_holder
-        assert [(kind, step) for kind, step, _ in came] == [(Kind.OUTPUTS, step) for step in range(STEPS)]
-        assert {tuple(tensor.shape) for kind, _, tensor in sent if kind == Kind.FEATURES} == {code}
-        assert {tuple(t.shape) for kind, _, t in [*sent, *came] if kind != Kind.FEATURES} == {(BATCH, 10)}
+        assert [(kind, step) for kind, step, _ in came] == [(MessageKind.OUTPUTS, step) for step in range(STEPS)]
+        assert {tuple(tensor.shape) for kind, _, tensor in sent if kind == MessageKind.FEATURES} == {code}
+        assert {tuple(t.shape) for kind, _, t in [*sent, *came] if kind != MessageKind.FEATURES} == {(BATCH, 10)}
         bytes_sent = STEPS * (2 * HEADER_BYTES + 4 * (torch.Size(code).numel() + BATCH * 10))
         assert (run / f"{rank}-sent.bin").stat().st_size == bytes_sent
         assert (run / f"{rank}-received.bin").stat().st_size == STEPS * (HEADER_BYTES + 4 * BATCH * 10)
@@ -159,11 +161,11 @@ def test_each_code_is_the_one_that_its_image_always_gets(run):
     for rank in (1, 2):
         images, _ = data(rank)
         noise = ImageNoise(secret_of(rank))
-        allowed = {row.numpy().tobytes() for row in sent_codes(partition, bottleneck, images, noise)}
+        allowed = {row.numpy().tobytes() for row in encode_images(partition, bottleneck, images, noise)}
         rows = [
             row.numpy().tobytes()
             for kind, _, tensor in map(unpack, messages(run / f"{rank}-sent.bin"))
-            if kind == Kind.FEATURES
+            if kind == MessageKind.FEATURES
             for row in tensor
         ]
         assert set(rows) <= allowed
@@ -176,7 +178,7 @@ def test_no_pixels_no_clear_features_no_labels_no_secret_cross(run):
     for rank in (1, 2):
         stream = (run / f"{rank}-sent.bin").read_bytes()
         images, labels = data(rank)
-        features = partition.front(images)
+        features = partition.client_part(images)
         for clear in (images, features, bottleneck.code(features)):
             assert not any(row[:4].numpy().tobytes() in stream for row in clear.flatten(1))
         assert secret_of(rank)[:8] not in stream
@@ -189,16 +191,18 @@ def test_labels_show_in_the_gradients_as_the_documentation_admits(run):
     for rank in (1, 2):
         _, labels = data(rank)
         order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(rank))
-        first = next(t for kind, _, t in map(unpack, messages(run / f"{rank}-sent.bin")) if kind == Kind.GRADIENTS)
+        first = next(
+            t for kind, _, t in map(unpack, messages(run / f"{rank}-sent.bin")) if kind == MessageKind.GRADIENTS
+        )
 
         assert torch.equal(first.argmin(1), labels[order[:BATCH]])
 
 
 def test_three_processes_train_what_one_would(run):
     partition, bottleneck, denoiser = parts()
-    front = {name: tensor.clone() for name, tensor in partition.model.state_dict().items()}
-    optimizer = torch.optim.SGD(partition.back_parameters().values(), 0.1)
-    codes = {rank: sent_codes(partition, bottleneck, data(rank)[0], ImageNoise(secret_of(rank))) for rank in (1, 2)}
+    client_part = {name: tensor.clone() for name, tensor in partition.model.state_dict().items()}
+    optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
+    codes = {rank: encode_images(partition, bottleneck, data(rank)[0], ImageNoise(secret_of(rank))) for rank in (1, 2)}
     generators = {rank: torch.Generator().manual_seed(rank) for rank in (1, 2)}
     orders = {rank: torch.empty(0, dtype=torch.long) for rank in (1, 2)}
     partition.model.train()
@@ -211,21 +215,21 @@ def test_three_processes_train_what_one_would(run):
         features = denoiser(torch.cat([codes[rank][picks[rank]] for rank in (1, 2)]))
         labels = torch.cat([data(rank)[1][picks[rank]] for rank in (1, 2)])
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(partition.back(features), labels).backward()
+        torch.nn.functional.cross_entropy(partition.server_part(features), labels).backward()
         optimizer.step()
 
     trained = load_file(run / "trained.safetensors")
     for name, tensor in partition.model.state_dict().items():
         assert torch.allclose(trained[name], tensor, atol=1e-5), name
-        assert torch.equal(trained[name], front[name]) or name not in partition.front_names
-    assert not torch.equal(trained["fc.weight"], front["fc.weight"])
+        assert torch.equal(trained[name], client_part[name]) or name not in partition.client_tensors
+    assert not torch.equal(trained["fc.weight"], client_part["fc.weight"])
 
 
 def test_a_reader_learns_in_the_backs_place(tmp_path):
     launch(tmp_path, "reader instead")
     partition, bottleneck, _ = parts()
     torch.manual_seed(7)
-    fresh = Reader(bottleneck.code_shape, 10).state_dict()
+    fresh = Student(bottleneck.code_shape, 10).state_dict()
 
     trained = load_file(tmp_path / "trained.safetensors")
     assert all(torch.equal(trained[name], tensor) for name, tensor in partition.model.state_dict().items())
@@ -250,7 +254,7 @@ def test_holders_with_another_bottleneck_are_refused(tmp_path):
 
 def test_with_neither_denoiser_nor_reader_nothing_starts():
     partition, bottleneck, _ = parts()
-    optimizer = torch.optim.SGD(partition.back_parameters().values(), 0.1)
+    optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
 
     with pytest.raises(FingerprintError, match="Nothing would learn from the codes"):
         owner_loop(partition, bottleneck, None, optimizer, 1)
@@ -258,11 +262,11 @@ def test_with_neither_denoiser_nor_reader_nothing_starts():
 
 def test_one_process_alone_is_refused():
     partition, bottleneck, denoiser = parts()
-    optimizer = torch.optim.SGD(partition.back_parameters().values(), 0.1)
+    optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
 
     for loop in (
         lambda: owner_loop(partition, bottleneck, denoiser, optimizer, 1),
-        lambda: holder_loop(partition, bottleneck, *data(1), ImageNoise(secret_of(1)), 1),
+        lambda: data_holder_loop(partition, bottleneck, *data(1), ImageNoise(secret_of(1)), 1),
     ):
         with pytest.raises(FingerprintError, match="needs an owner and a data holder or more"):
             loop()

@@ -26,11 +26,11 @@ def test_it_is_normal_and_differs_from_image_to_image():
 
 
 def test_an_image_gets_the_same_noise_whenever_and_wherever_it_is_sent():
-    whole = ImageNoise(SECRET).draw(images(), SHAPE)
+    flatten_features = ImageNoise(SECRET).draw(images(), SHAPE)
     order = torch.randperm(40)
 
-    assert torch.equal(ImageNoise(SECRET).draw(images()[order], SHAPE), whole[order])
-    assert torch.equal(ImageNoise(SECRET).draw(images()[7:8], SHAPE), whole[7:8])
+    assert torch.equal(ImageNoise(SECRET).draw(images()[order], SHAPE), flatten_features[order])
+    assert torch.equal(ImageNoise(SECRET).draw(images()[7:8], SHAPE), flatten_features[7:8])
 
 
 def test_another_holder_or_another_pixel_draws_other_noise():
@@ -47,7 +47,7 @@ def test_another_holder_or_another_pixel_draws_other_noise():
 def test_averaging_many_sends_gains_nothing_where_fresh_noise_gives_itself_away():
     bottleneck = Bottleneck((4, 6, 6), 4, sigma=3.0)
     features = torch.randn((40, *SHAPE), generator=torch.Generator().manual_seed(1))
-    bottleneck.normalise(features)
+    bottleneck.fit_normalization(features)
     code, noise = bottleneck.code(features), ImageNoise(SECRET)
 
     def error(sends: list[torch.Tensor]) -> float:

@@ -44,47 +44,49 @@ def test_front_and_back_make_the_whole_model(build, at):
     model = build().eval()
     partition = Partition(model, at, SIZE)
 
-    features = partition.front(images())
-    whole = model(images())
+    features = partition.client_part(images())
+    flatten_features = model(images())
 
     assert features.shape[1:] == partition.shape
     assert not features.requires_grad
-    assert torch.allclose(partition.back(features), getattr(whole, "logits", whole), atol=1e-5)
+    assert torch.allclose(
+        partition.server_part(features), getattr(flatten_features, "logits", flatten_features), atol=1e-5
+    )
 
 
 def test_the_halves_share_no_parameter_and_leave_none_out():
     model = resnet()
     partition = Partition(model, "layer1", SIZE)
 
-    front = {name for name, _ in model.named_parameters()} & partition.front_names
-    back = set(partition.back_parameters())
+    client_part = {name for name, _ in model.named_parameters()} & partition.client_tensors
+    server_part = set(partition.server_parameters())
 
-    assert front | back == {name for name, _ in model.named_parameters()}
-    assert not front & back
-    assert {name.split(".")[0] for name in front} == {"conv1", "bn1", "layer1"}
-    assert {"bn1.running_mean", "layer1.0.bn1.running_var"} <= partition.front_names
+    assert client_part | server_part == {name for name, _ in model.named_parameters()}
+    assert not client_part & server_part
+    assert {name.split(".")[0] for name in client_part} == {"conv1", "bn1", "layer1"}
+    assert {"bn1.running_mean", "layer1.0.bn1.running_var"} <= partition.client_tensors
 
 
 def test_the_tokens_added_before_the_cut_belong_to_the_front():
     partition = Partition(timm.create_model("test_vit", img_size=32, num_classes=10), "blocks.0", SIZE)
 
-    assert {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= partition.front_names
-    assert "head.weight" in partition.back_parameters()
+    assert {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= partition.client_tensors
+    assert "head.weight" in partition.server_parameters()
 
 
 def test_training_the_back_leaves_the_front_as_it_is():
     model = resnet()
     partition = Partition(model, "layer1", SIZE)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(partition.back_parameters().values(), 1e-2)
+    optimizer = torch.optim.AdamW(partition.server_parameters().values(), 1e-2)
 
     model.train()
-    features = partition.front(images())
-    partition.back(features).square().mean().backward()
+    features = partition.client_part(images())
+    partition.server_part(features).square().mean().backward()
     optimizer.step()
 
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert not changed & partition.front_names
+    assert not changed & partition.client_tensors
     assert {"layer4.0.bn1.running_mean", "fc.weight"} <= changed
     assert model.bn1.training, "the mode is put back"
 

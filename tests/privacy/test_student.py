@@ -4,7 +4,7 @@ import torch
 
 from examples._common.real_inputs import digits
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy import Bottleneck, Partition, Reader, start_with_task_directions
+from hf_fingerprint.privacy import Bottleneck, Partition, Student, init_task_directions
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def scene():
     model = timm.create_model("test_resnet", num_classes=10)
     fine_tune(model, images[:500], labels[:500], 2e-3, 60)
     partition = Partition(model, "layer1", (3, 32, 32))
-    return partition, partition.front(images), labels
+    return partition, partition.client_part(images), labels
 
 
 def nearest_mean(codes: torch.Tensor, labels: torch.Tensor) -> float:
@@ -29,9 +29,9 @@ def nearest_mean(codes: torch.Tensor, labels: torch.Tensor) -> float:
 def test_few_numbers_tell_the_classes_apart_where_principal_ones_do_not(scene):
     partition, features, labels = scene
     weights = {name: tensor.clone() for name, tensor in partition.model.state_dict().items()}
-    ours, principal = (Bottleneck(partition.shape, 9, whole=True) for _ in range(2))
-    start_with_task_directions(partition, ours, features[:1200])
-    principal.start_with_principal_channels(features[:1200])
+    ours, principal = (Bottleneck(partition.shape, 9, flatten_features=True) for _ in range(2))
+    init_task_directions(partition, ours, features[:1200])
+    principal.init_principal_components(features[:1200])
 
     torch.manual_seed(0)
     right = []
@@ -46,9 +46,9 @@ def test_few_numbers_tell_the_classes_apart_where_principal_ones_do_not(scene):
 @pytest.mark.parametrize("rest", [0.3, 0.6])
 def test_what_is_sent_beyond_the_classes_has_the_power_asked_for(scene, rest):
     partition, features, _ = scene
-    bottleneck = Bottleneck(partition.shape, 20, whole=True)
+    bottleneck = Bottleneck(partition.shape, 20, flatten_features=True)
 
-    start_with_task_directions(partition, bottleneck, features[:1200], rest)
+    init_task_directions(partition, bottleneck, features[:1200], rest)
 
     deviations = (bottleneck.rows(features[:1200]) @ bottleneck.squeeze.T).std(0)
     assert torch.allclose(deviations[:9], torch.ones(9), atol=1e-3)
@@ -59,7 +59,7 @@ def test_it_also_chooses_among_the_channels_of_each_place(scene):
     partition, features, _ = scene
     bottleneck = Bottleneck(partition.shape, 12)
 
-    start_with_task_directions(partition, bottleneck, features[:600])
+    init_task_directions(partition, bottleneck, features[:600])
 
     assert bottleneck.code(features[:5]).shape == (5, 12, 8, 8)
     assert torch.linalg.matrix_rank(bottleneck.squeeze) == 12
@@ -67,33 +67,33 @@ def test_it_also_chooses_among_the_channels_of_each_place(scene):
 
 def test_a_reader_learns_codes_and_says_the_same_of_the_same_features(scene):
     partition, features, labels = scene
-    bottleneck = Bottleneck(partition.shape, 20, sigma=0.5, whole=True)
-    start_with_task_directions(partition, bottleneck, features[:1200])
+    bottleneck = Bottleneck(partition.shape, 20, sigma=0.5, flatten_features=True)
+    init_task_directions(partition, bottleneck, features[:1200])
     torch.manual_seed(0)
-    reader = Reader(bottleneck.code_shape, 10)
-    optimizer = torch.optim.AdamW(reader.parameters(), 3e-3)
+    student = Student(bottleneck.code_shape, 10)
+    optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
     sent = bottleneck.send(features[:1200])
     for _ in range(120):
         pick = torch.randint(1200, (64,))
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(reader(sent[pick]), labels[pick]).backward()
+        torch.nn.functional.cross_entropy(student(sent[pick]), labels[pick]).backward()
         optimizer.step()
 
-    opinion = reader.opinion(bottleneck, features[1200:])
+    pseudo_labels = student.pseudo_labels(bottleneck, features[1200:])
 
-    assert torch.allclose(opinion.sum(1), torch.ones(len(opinion)), atol=1e-4)
-    assert float((opinion.argmax(1) == labels[1200:]).float().mean()) > 0.8
-    assert torch.equal(opinion, reader.opinion(bottleneck, features[1200:]))
+    assert torch.allclose(pseudo_labels.sum(1), torch.ones(len(pseudo_labels)), atol=1e-4)
+    assert float((pseudo_labels.argmax(1) == labels[1200:]).float().mean()) > 0.8
+    assert torch.equal(pseudo_labels, student.pseudo_labels(bottleneck, features[1200:]))
 
 
 def test_directions_are_found_among_more_numbers_than_a_covariance_could_hold(scene):
     model = scene[0].model
     images, labels = digits(64)
     partition = Partition(model, "conv1", (3, 64, 64))
-    features = partition.front(images[::2])
-    bottleneck = Bottleneck(partition.shape, 12, sigma=0.5, whole=True)
+    features = partition.client_part(images[::2])
+    bottleneck = Bottleneck(partition.shape, 12, sigma=0.5, flatten_features=True)
 
-    start_with_task_directions(partition, bottleneck, features[:600])
+    init_task_directions(partition, bottleneck, features[:600])
 
     assert bottleneck.squeeze.shape == (12, 32 * 32 * 32)
     right = told_apart(bottleneck, features, labels[::2])
@@ -118,4 +118,4 @@ def told_apart(bottleneck: Bottleneck, features: torch.Tensor, labels: torch.Ten
 def test_fewer_images_than_numbers_are_refused(scene):
     partition, features, _ = scene
     with pytest.raises(FingerprintError, match="20 public images are too few to choose 33 directions by: give more"):
-        start_with_task_directions(partition, Bottleneck(partition.shape, 33, whole=True), features[:20])
+        init_task_directions(partition, Bottleneck(partition.shape, 33, flatten_features=True), features[:20])

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy.wire import HEADER_BYTES, MAGIC, Kind, pack, unpack
+from hf_fingerprint.privacy.wire import HEADER_BYTES, MAGIC, MessageKind, pack, unpack
 
 
 @given(
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(MessageKind),
     step=st.integers(0, 2**40),
     numbers=arrays("float32", array_shapes(min_dims=1, max_dims=4, max_side=5)),
 )
@@ -28,7 +28,7 @@ def test_a_message_says_what_was_put_in_and_nothing_else(kind, step, numbers):
 
 
 def test_the_header_is_as_written_down():
-    message = pack(Kind.GRADIENTS, 5, torch.zeros((2, 3)))
+    message = pack(MessageKind.GRADIENTS, 5, torch.zeros((2, 3)))
 
     assert struct.unpack("<8s8q", message[:HEADER_BYTES]) == (b"hffpwir1", 3, 5, 2, 2, 3, 0, 0, 24)
     assert int.from_bytes(b"hffpwir1", "little") == MAGIC
@@ -43,8 +43,8 @@ def header(*numbers: int) -> bytes:
     [
         b"",
         b"x" * HEADER_BYTES,
-        pack(Kind.OUTPUTS, 1, torch.zeros(4))[:-1],
-        pack(Kind.OUTPUTS, 1, torch.zeros(4)) + b"x",
+        pack(MessageKind.OUTPUTS, 1, torch.zeros(4))[:-1],
+        pack(MessageKind.OUTPUTS, 1, torch.zeros(4)) + b"x",
         header(MAGIC, 4, 0, 1, 1, 0, 0, 0, 4) + bytes(4),
         header(MAGIC, 1, 0, 5, 1, 0, 0, 0, 4) + bytes(4),
         header(MAGIC, 1, 0, 1, -1, 0, 0, 0, -4),
@@ -65,4 +65,4 @@ def test_no_bytes_do_worse_than_be_refused(message):
 
 def test_a_tensor_of_too_many_axes_is_refused():
     with pytest.raises(FingerprintError, match="5 axes can't be sent"):
-        pack(Kind.FEATURES, 0, torch.zeros((1, 1, 1, 1, 1)))
+        pack(MessageKind.FEATURES, 0, torch.zeros((1, 1, 1, 1, 1)))

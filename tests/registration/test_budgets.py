@@ -14,11 +14,11 @@ from hf_fingerprint import register
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
-from hf_fingerprint.models import BuiltModel, Images, many_synthetic_images, user_images_apart
-from hf_fingerprint.models.pictures import open_picture
-from hf_fingerprint.registration import examine
-from hf_fingerprint.registration.output_comparison import Comparison
-from hf_fingerprint.registration.strength import MarkedModel, any_codewords, measured_strength
+from hf_fingerprint.models import BuiltModel, LazyImages, lazy_synthetic_images, split_user_images
+from hf_fingerprint.models.pictures import open_image
+from hf_fingerprint.registration import analyze_base
+from hf_fingerprint.registration.output_comparison import OutputComparison
+from hf_fingerprint.registration.strength import MarkedModel, random_codewords, search_amplitudes
 from hf_fingerprint.vault import Base, Calibration
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, new_vault
@@ -77,16 +77,16 @@ def network(folder: Path, kind: str, classes: int) -> SimpleNamespace:
 def examined(case: SimpleNamespace, **changes: object) -> Base:
     with open_checkpoint(case.folder) as checkpoint:
         settings = replace(SETTINGS, **changes)
-        return examine(checkpoint, digest_tensors(checkpoint), settings, built=case.built)
+        return analyze_base(checkpoint, digest_tensors(checkpoint), settings, built=case.built)
 
 
-def measured_anew(case: SimpleNamespace, base: Base, images: Images) -> Comparison:
+def measured_anew(case: SimpleNamespace, base: Base, images: LazyImages) -> OutputComparison:
     """What marks of this base's strength do on other images, and for other recipients."""
     eps = np.array([carrier.eps for carrier in base.carriers])
     rms = {carrier.name: carrier.amplitude / np.float32(carrier.eps) for carrier in base.carriers}
     with open_checkpoint(case.folder) as checkpoint:
         names = {carrier.name: carrier.name for carrier in base.carriers}
-        codewords = any_codewords(base.codebook())
+        codewords = random_codewords(base.codebook())
         kind = base.calibration.output
         return MarkedModel(checkpoint, case.built, kind, names, rms, base.secret, codewords).compare(eps, images)
 
@@ -103,7 +103,7 @@ def test_what_is_recorded_is_what_other_images_show(tmp_path, case):
     assert recorded.kl <= 1e-3
     capped = all(carrier.eps == pytest.approx(largest_eps(1e-3)) for carrier in base.carriers)
     assert capped or recorded.kl >= 5e-4
-    anew = measured_anew(model, base, many_synthetic_images(model.built, 1000, seed=7))
+    anew = measured_anew(model, base, lazy_synthetic_images(model.built, 1000, seed=7))
     assert anew.kl == pytest.approx(recorded.kl, rel=0.3)
     if recorded.output == "features":
         assert recorded.agreement is recorded.agreeing is None
@@ -197,7 +197,7 @@ def test_an_output_of_no_known_kind_is_marked_at_a_fixed_strength_alone(tmp_path
 
 def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
     """Of few images chance may say that a strength is right which isn't."""
-    few, many = (Images.of(torch.zeros(count, 3, 4, 4)) for count in (32, 1000))
+    few, many = (LazyImages.of(torch.zeros(count, 3, 4, 4)) for count in (32, 1000))
     tried, steps, allowed, ticks = [], [], [], iter([0.0, 0.0, 60.0])
 
     def clock() -> float:
@@ -206,13 +206,13 @@ def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
     class Marked:
         checkpoint = SimpleNamespace(source=SimpleNamespace(name="org/model"))
 
-        def compare(self, eps: np.ndarray, images: Images, batch: int, *limits: object) -> Comparison:
+        def compare(self, eps: np.ndarray, images: LazyImages, batch: int, *limits: object) -> OutputComparison:
             allowed.append(limits)
             kl = float(eps[0] ** 2) * (1.0 if images is few else 4.0)
             tried.append((len(images), kl))
-            return Comparison(kl, (0.9 * kl, 1.1 * kl), 0.1 * kl, len(images), len(images), len(images))
+            return OutputComparison(kl, (0.9 * kl, 1.1 * kl), 0.1 * kl, len(images), len(images), len(images))
 
-    eps, found = measured_strength(Marked(), few, many, np.array([0.01]), 1e-4, steps.append, clock)
+    eps, found = search_amplitudes(Marked(), few, many, np.array([0.01]), 1e-4, steps.append, clock)
 
     assert [count for count, _ in tried] == [32, 1000, 1000]
     assert allowed == [(), (60.0, clock), (30.0, clock)]  # two minutes in all
@@ -236,12 +236,12 @@ def test_strength_is_searched_on_some_of_the_users_images_and_reported_on_others
 
     def noting(source: Path, *others: object) -> Image.Image:
         read.append(source)
-        return open_picture(source, *others)
+        return open_image(source, *others)
 
-    few, many = user_images_apart(folder, built, 32, 100)
+    few, many = split_user_images(folder, built, 32, 100)
     assert read == []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_fingerprint.models.inputs.open_picture", noting)
+        patch.setattr("hf_fingerprint.models.inputs.open_image", noting)
         counts = [sum(len(batch) for batch in images.batches(16)) for images in (few, many)]
 
     assert tuple(counts) == (len(few), len(many)) == expected
@@ -259,6 +259,6 @@ def test_the_users_images_are_counted(tmp_path):
 def test_a_fixed_strength_of_what_is_not_built_says_that_nothing_is_known(tmp_path):
     model = network(tmp_path / "model", "single_label", 10)
     with open_checkpoint(model.folder) as checkpoint:
-        base = examine(checkpoint, digest_tensors(checkpoint), PLAIN_SETTINGS)
+        base = analyze_base(checkpoint, digest_tensors(checkpoint), PLAIN_SETTINGS)
 
     assert base.calibration == Calibration("none", 0, 1e-4, None, None, eps=0.003)

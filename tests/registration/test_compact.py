@@ -3,15 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint import Issuer, Settings, register, trace
+from hf_fingerprint import FingerprintConfig, Issuer, register, trace
 from hf_fingerprint.checkpoints import TensorInfo, open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
-from hf_fingerprint.registration.compact import SHARE, compact_window
+from hf_fingerprint.registration.compact import MAX_SHARE, compact_window
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
 from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 
-SETTINGS = Settings(coalition=2, recipients_planned=4, carriers="compact", eps=0.003)
+SETTINGS = FingerprintConfig(coalition=2, recipients_planned=4, carriers="compact", eps=0.003)
 
 
 def layout(sizes, files=None):
@@ -31,7 +31,7 @@ def test_what_is_chosen_lies_together_within_the_share(sizes, data):
 
     infos = [tensors[chosen[i]] for i in kept]
     span = max(i.offset + i.nbytes for i in infos) - min(i.offset for i in infos)
-    assert span <= SHARE * sum(info.nbytes for info in tensors.values())
+    assert span <= MAX_SHARE * sum(info.nbytes for info in tensors.values())
     between = [n for n in chosen if infos[0].offset <= tensors[n].offset <= infos[-1].offset]
     assert between == [info.name for info in infos]
 
@@ -65,7 +65,7 @@ def test_copies_differ_in_few_bytes_and_are_told_apart(tmp_path):
 
     base = issuer.base
     assert base.compact is not None
-    assert base.compact.share <= SHARE
+    assert base.compact.share <= MAX_SHARE
     files = [np.frombuffer((copy.path / "model.safetensors").read_bytes(), np.uint8) for copy in copies]
     differ = np.flatnonzero(files[0] != files[1])
     assert differ[-1] - differ[0] <= 0.05 * len(files[0])
@@ -82,11 +82,11 @@ def test_the_layout_is_a_part_of_the_record(tmp_path):
     assert base.compact is not None
     assert base.describe()["compact"]["share"] == base.compact.share
     with pytest.raises(CodeError, match="registered with carriers compact, not spread"):
-        register(model, vault, Settings(carriers="spread"))
+        register(model, vault, FingerprintConfig(carriers="spread"))
     with open_checkpoint(model) as checkpoint:
         assert register(checkpoint, vault) == base
 
 
 def test_another_layout_is_one_sentence():
     with pytest.raises(CodeError, match="spread or compact, not dense"):
-        Settings(carriers="dense")
+        FingerprintConfig(carriers="dense")

@@ -12,7 +12,12 @@ from hf_fingerprint import Issuer, issue, register, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintWarning, VaultError
 from hf_fingerprint.registration import known_copies
-from hf_fingerprint.registration.known_copies import LOG_CHANCE, _log_bound, find_origin, log_chance
+from hf_fingerprint.registration.known_copies import (
+    MAX_LOG_FALSE_MATCH,
+    _log_bound,
+    find_origin,
+    log_false_match_bound,
+)
 from hf_fingerprint.vault import Vault, merge, take_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
 from tests.helpers.loopback_hub import LoopbackHub
@@ -55,7 +60,7 @@ def chance_of(shared, arrays, folder):
     save_plain(folder, arrays)
     with open_checkpoint(folder) as model, open_checkpoint(shared.model) as original:
         matches = {name: model.tensors[name] for name in arrays if is_carrier(name)}
-        return log_chance(shared.base, original, model, matches), find_origin(model, shared.vault)
+        return log_false_match_bound(shared.base, original, model, matches), find_origin(model, shared.vault)
 
 
 def half(arrays):
@@ -135,7 +140,7 @@ OTHERS = {
 def test_a_changed_copy_is_known_by_its_mark(shared, tmp_path, change):
     chance, origin = chance_of(shared, COPIES[change](*shared.weights), tmp_path / "changed")
 
-    assert chance < 2 * LOG_CHANCE
+    assert chance < 2 * MAX_LOG_FALSE_MATCH
     assert origin is not None
     assert (origin.base, origin.recipient) == (shared.base, None)
 
@@ -144,7 +149,7 @@ def test_a_changed_copy_is_known_by_its_mark(shared, tmp_path, change):
 def test_what_was_made_from_the_base_is_no_copy(shared, tmp_path, change):
     chance, origin = chance_of(shared, OTHERS[change](shared.weights[0]), tmp_path / "own")
 
-    assert chance > LOG_CHANCE / 2
+    assert chance > MAX_LOG_FALSE_MATCH / 2
     assert origin is None
 
 
@@ -258,7 +263,7 @@ def test_a_base_from_the_hub_is_opened_from_the_cache_and_never_fetched(tmp_path
 
 
 def test_models_of_other_shapes_are_not_compared_at_all(shared, tmp_path, monkeypatch):
-    monkeypatch.setattr(known_copies, "open_base_here", lambda *given: 1 / 0)
+    monkeypatch.setattr(known_copies, "open_local_base", lambda *given: 1 / 0)
     other = {f"{n}x": v for n, v in plain_arrays(seed=1).items()}
 
     with open_checkpoint(save_plain(tmp_path / "other", other)) as opened:
@@ -322,8 +327,8 @@ class TestAsBase:
         assert (again.replaces, again.copy_of) == (both.base.base_id, both.base.copy_of)
 
     def test_merging_vaults_keeps_it(self, both, monkeypatch):
-        monkeypatch.setattr("hf_fingerprint.vault.store.lock_identity", lock_quickly)
-        other = Vault.beside_identity(both.root / "other", both.vault.public_key)
+        monkeypatch.setattr("hf_fingerprint.vault.store.encrypt_identity", lock_quickly)
+        other = Vault.create_empty(both.root / "other", both.vault.public_key)
 
         merge(other, take_snapshot(both.vault))
 

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 import torch
 
-from hf_fingerprint.models import BuiltModel, images_at_once, many_synthetic_images
+from hf_fingerprint.models import BuiltModel, fit_batch_size, lazy_synthetic_images
 from hf_fingerprint.registration.output_comparison import BATCH
 from tests.helpers.processes import ROOT
 
@@ -18,7 +18,7 @@ def shaped(size: int) -> BuiltModel:
 
 
 def test_a_thousand_synthetic_images_take_the_memory_of_a_block():
-    images = many_synthetic_images(shaped(96), 1000)
+    images = lazy_synthetic_images(shaped(96), 1000)
     one = 3 * 96 * 96 * 4  # bytes
     tracemalloc.start()
     try:
@@ -32,9 +32,9 @@ def test_a_thousand_synthetic_images_take_the_memory_of_a_block():
 
 
 def test_fewer_large_images_go_through_a_model_at_once():
-    assert images_at_once(32 * 32, BATCH) == images_at_once(224 * 224, BATCH) == BATCH
-    assert images_at_once(384 * 384, BATCH) == 2
-    assert images_at_once(4000 * 4000, BATCH) == 1
+    assert fit_batch_size(32 * 32, BATCH) == fit_batch_size(224 * 224, BATCH) == BATCH
+    assert fit_batch_size(384 * 384, BATCH) == 2
+    assert fit_batch_size(4000 * 4000, BATCH) == 1
 
 
 MEASURED = """

@@ -7,22 +7,22 @@ import torch
 from scipy.stats import binomtest
 
 from hf_fingerprint.errors import BuildError, CarrierError, CodeError
-from hf_fingerprint.models import BuiltModel, Images
-from hf_fingerprint.registration.output_comparison import compare_outputs, wilson
+from hf_fingerprint.models import BuiltModel, LazyImages
+from hf_fingerprint.registration.output_comparison import compare_outputs, wilson_interval
 from hf_fingerprint.registration.outputs import (
     KINDS,
-    POSITIONS,
-    agreeing_positions,
+    MAX_POSITIONS,
     divergence,
     find_output_kind,
+    output_values,
     random_direction,
-    values_of,
+    same_decisions,
 )
 from tests.helpers.refusals import refused
 
 
 SHAPES = {"single_label": (2, 5), "multi_label": (2, 5), "dense": (2, 5, 4, 3), "features": (2, 7, 5)}
-IMAGES = Images.of(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+IMAGES = LazyImages.of(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_a_model_that_fails_on_an_image_is_refused_with_its_reason():
 def test_the_classes_of_a_map_are_its_second_axis():
     logits = drawn(2, 5, 4, 3)
 
-    values = values_of(logits, "dense")
+    values = output_values(logits, "dense")
 
     assert values.shape == (2, 12, 5)
     assert torch.equal(values[1, 5], logits[1, :, 1, 2])
@@ -96,12 +96,12 @@ def test_the_classes_of_a_map_are_its_second_axis():
 def test_of_a_large_map_the_same_positions_are_taken_each_time():
     logits = torch.arange(2 * 40 * 40).reshape(2, 1, 40, 40)
 
-    one, two = values_of(logits, "dense"), values_of(logits, "dense")
+    one, two = output_values(logits, "dense"), output_values(logits, "dense")
 
-    assert one.shape == (2, POSITIONS, 1)
+    assert one.shape == (2, MAX_POSITIONS, 1)
     assert torch.equal(one, two)
-    assert torch.equal(one[1] - one[0], torch.full((POSITIONS, 1), 1600))
-    assert len(one[0].unique()) == POSITIONS
+    assert torch.equal(one[1] - one[0], torch.full((MAX_POSITIONS, 1), 1600))
+    assert len(one[0].unique()) == MAX_POSITIONS
     assert one[0, 0] == 0  # where a class token would be
 
 
@@ -116,7 +116,7 @@ def test_the_divergences_are_those_of_the_textbook():
     cosine = torch.nn.functional.cosine_similarity(one, two)
 
     def apart(kind: str) -> torch.Tensor:
-        return divergence(values_of(one, kind), values_of(two, kind), kind)
+        return divergence(output_values(one, kind), output_values(two, kind), kind)
 
     assert torch.allclose(apart("single_label"), categorical)
     assert torch.allclose(apart("multi_label"), bernoulli)
@@ -126,7 +126,7 @@ def test_the_divergences_are_those_of_the_textbook():
 def test_a_map_diverges_by_the_mean_over_its_positions():
     one, two = drawn(2, 5, 4, 3), drawn(2, 5, 4, 3, seed=1)
 
-    found = divergence(values_of(one, "dense"), values_of(two, "dense"), "dense")
+    found = divergence(output_values(one, "dense"), output_values(two, "dense"), "dense")
 
     by_hand = (one.softmax(1) * (one.log_softmax(1) - two.log_softmax(1))).sum(1).mean((1, 2))
     assert torch.allclose(found, by_hand)
@@ -134,36 +134,36 @@ def test_a_map_diverges_by_the_mean_over_its_positions():
 
 def test_a_map_of_one_class_is_a_decision_at_each_position():
     one, two = drawn(2, 1, 4, 3), drawn(2, 1, 4, 3, seed=1)
-    before, after = values_of(one, "dense"), values_of(two, "dense")
+    before, after = output_values(one, "dense"), output_values(two, "dense")
 
     expected = torch.distributions.kl_divergence(
         torch.distributions.Bernoulli(logits=one), torch.distributions.Bernoulli(logits=two)
     )
 
     assert torch.allclose(divergence(before, after, "dense"), expected.mean((1, 2, 3)))
-    assert torch.equal(agreeing_positions(before, after, "dense"), ((one > 0) == (two > 0)).flatten(1))
+    assert torch.equal(same_decisions(before, after, "dense"), ((one > 0) == (two > 0)).flatten(1))
 
 
 def test_one_logit_that_changes_its_mind_is_seen():
     before, after = torch.tensor([[0.2], [-0.2]]), torch.tensor([[-0.2], [-0.3]])
-    one, two = values_of(before, "multi_label"), values_of(after, "multi_label")
+    one, two = output_values(before, "multi_label"), output_values(after, "multi_label")
 
     assert (divergence(one, two, "multi_label") > 1e-3).all()
-    assert agreeing_positions(one, two, "multi_label").flatten().tolist() == [False, True]
+    assert same_decisions(one, two, "multi_label").flatten().tolist() == [False, True]
 
 
 def test_an_image_agrees_if_all_its_labels_do():
     one, two = torch.tensor([[1.0, -1.0, 2.0]] * 2), torch.tensor([[1.0, -1.0, 3.0], [1.0, 1.0, 3.0]])
 
-    assert agreeing_positions(one[:, None], two[:, None], "multi_label").flatten().tolist() == [True, False]
-    assert agreeing_positions(one[:, None], two[:, None], "single_label").flatten().tolist() == [True, True]
-    assert agreeing_positions(one[:, None], two[:, None], "features") is None
+    assert same_decisions(one[:, None], two[:, None], "multi_label").flatten().tolist() == [True, False]
+    assert same_decisions(one[:, None], two[:, None], "single_label").flatten().tolist() == [True, True]
+    assert same_decisions(one[:, None], two[:, None], "features") is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_direction_has_the_divergences_second_derivative_as_covariance(kind):
     output = drawn(*SHAPES[kind])
-    values = values_of(output, kind)
+    values = output_values(output, kind)
     image = values[:1]
 
     def moved(change: torch.Tensor) -> torch.Tensor:
@@ -199,7 +199,7 @@ def test_a_comparison_counts_what_it_measured():
     assert 0 < found.agreeing < found.decisions
     assert found.agreement == found.agreeing / found.decisions
     assert found.kl_interval[0] < found.kl < found.kl_interval[1]
-    assert found.agreement_interval == wilson(found.agreement, 8)
+    assert found.agreement_interval == wilson_interval(found.agreement, 8)
     assert torch.equal(module.layer.weight, torch.from_numpy(weight))
 
 
@@ -215,7 +215,7 @@ def test_features_have_no_agreement():
 
 def test_a_comparison_stops_by_the_clock():
     ticks = iter(range(0, 1000, 50))
-    images = Images.of(torch.randn(200, 3, 8, 8))
+    images = LazyImages.of(torch.randn(200, 3, 8, 8))
     module = Linear(5)
     same = repeat({"layer.weight": module.layer.weight.detach().numpy()})
 
@@ -229,13 +229,13 @@ def test_a_comparison_stops_by_the_clock():
 def test_the_interval_of_a_share_is_wilsons(agreeing, count):
     expected = binomtest(agreeing, count).proportion_ci(0.95, "wilson")
 
-    assert wilson(agreeing / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(agreeing / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_the_mean_is_over_copies_too_and_its_interval_knows_how_they_scatter():
     module, rng = Linear(1), np.random.default_rng(0)
     bias = module.layer.bias.detach().numpy()
-    images = Images.of(torch.randn(640, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    images = LazyImages.of(torch.randn(640, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
     moved = rng.standard_normal(80)  # one direction: a copy's divergence is a square of one normal number
 
     marks = ({"layer.bias": bias[:, None] + np.float32(0.1 * each)} for each in moved)
@@ -255,7 +255,7 @@ def test_the_mean_is_over_copies_too_and_its_interval_knows_how_they_scatter():
 def test_copies_that_are_alike_do_not_scatter():
     module = Linear(5)
     changed = repeat({"layer.weight": 1.01 * module.layer.weight.detach().numpy()})
-    images = Images.of(torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    images = LazyImages.of(torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
 
     found = compare_outputs(module, images, changed, "single_label")
 

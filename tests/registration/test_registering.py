@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from hf_fingerprint import Settings, register
+from hf_fingerprint import FingerprintConfig, register
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
 from hf_fingerprint.errors import BuildError, CarrierError, CheckpointError, CodeError, FingerprintError
-from hf_fingerprint.registration import examine, predicted_score
-from hf_fingerprint.registration.output_comparison import Comparison
+from hf_fingerprint.registration import analyze_base, predicted_score
+from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.registration.prediction import code_length, drift_noise
 from hf_fingerprint.vault import Base
 from tests.helpers.small_models import (
@@ -40,9 +40,9 @@ def models(tmp_path_factory):
     )
 
 
-def examined(model, settings=SETTINGS, **changes) -> Base:
+def examined(model, config=SETTINGS, **changes) -> Base:
     with open_checkpoint(model) as checkpoint:
-        return examine(checkpoint, digest_tensors(checkpoint), replace(settings, **changes))
+        return analyze_base(checkpoint, digest_tensors(checkpoint), replace(config, **changes))
 
 
 def with_weights(model, folder, change):
@@ -104,7 +104,7 @@ def test_half_precision_models_keep_the_budget_that_rounding_spends_too(models, 
 def test_a_budget_that_the_mark_never_keeps_is_not_recorded_as_kept(models, monkeypatch):
     monkeypatch.setattr(
         "hf_fingerprint.registration.strength.compare_outputs",
-        lambda *arguments: Comparison(3e-6, (2e-6, 4e-6), 0.0, 32, 32, 32),
+        lambda *arguments: OutputComparison(3e-6, (2e-6, 4e-6), 0.0, 32, 32, 32),
     )
 
     try:
@@ -212,19 +212,25 @@ def test_the_code_depends_on_the_coalition_stated(models, coalition, family):
 def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_known_one(models, tmp_path):
     vault = new_vault(tmp_path / "vault")
 
-    base = register(models.plain, vault, Settings(recipients_planned=4, eps=0.003))
+    base = register(models.plain, vault, FingerprintConfig(recipients_planned=4, eps=0.003))
 
     assert (base.calibration.max_kl, base.coalition, base.recipients_planned, base.alpha) == (1e-4, 20, 4, 1e-6)
-    for settings in (None, Settings(), Settings(recipients_planned=4), Settings(coalition=20), Settings(alpha=1e-6)):
-        assert register(models.plain, vault, settings) == base
-    for settings in (
-        Settings(recipients_planned=5),
-        Settings(coalition=3),
-        Settings(max_kl=1e-3),
-        Settings(alpha=0.01),
+    for config in (
+        None,
+        FingerprintConfig(),
+        FingerprintConfig(recipients_planned=4),
+        FingerprintConfig(coalition=20),
+        FingerprintConfig(alpha=1e-6),
+    ):
+        assert register(models.plain, vault, config) == base
+    for config in (
+        FingerprintConfig(recipients_planned=5),
+        FingerprintConfig(coalition=3),
+        FingerprintConfig(max_kl=1e-3),
+        FingerprintConfig(alpha=0.01),
     ):
         with pytest.raises(CodeError, match="is registered with"):
-            register(models.plain, vault, settings)
+            register(models.plain, vault, config)
 
 
 def test_drift_hides_a_weak_mark_more_than_a_strong_one(models):
@@ -383,7 +389,7 @@ def test_a_model_with_dead_layers_is_marked_without_a_warning(models, tmp_path):
 )
 def test_settings_that_make_no_sense_are_refused_where_they_are_made(wrong):
     with pytest.raises(CodeError) as caught:
-        Settings(**wrong)
+        FingerprintConfig(**wrong)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -409,7 +415,7 @@ def test_another_code_for_a_known_base_is_refused(models, tmp_path):
     with pytest.raises(CodeError, match="registered with code nuida, not tardos"):
         register(models.plain, vault, replace(PLAIN_SETTINGS, code="tardos"))
     with pytest.raises(CodeError, match="no code called turbo: choose --code tardos, nuida, fair_signs"):
-        Settings(code="turbo")
+        FingerprintConfig(code="turbo")
 
 
 @pytest.mark.parametrize(("dtype", "called"), [(np.float64, "F64"), (np.int8, "I8")])

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hf_fingerprint import Issuer, Settings, issue, register, trace
-from hf_fingerprint.blackbox.querying.query import asked_of
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint import FingerprintConfig, Issuer, issue, register, trace
+from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import CodeError, VaultError
-from hf_fingerprint.registration import find_base
+from hf_fingerprint.registration import lookup_base
 from hf_fingerprint.training import Fingerprint
 from hf_fingerprint.vault import Vault, copies_in_training, merge, open_pack, pack_vault, rotate, take_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
@@ -62,9 +62,9 @@ def test_new_copies_are_made_from_the_second_record(twice):
 
     assert vault.base_with_hash(twice.old.content_hash) == twice.new
     assert register(model, vault) == register(model, vault, STRONGER) == twice.new
-    assert find_base(vault, model) == twice.new
-    assert find_base(vault, twice.new.base_id) == twice.new
-    assert find_base(vault, twice.old.base_id) == twice.old
+    assert lookup_base(vault, model) == twice.new
+    assert lookup_base(vault, twice.new.base_id) == twice.new
+    assert lookup_base(vault, twice.old.base_id) == twice.old
     with pytest.raises(CodeError, match=r"registered with eps 0\.006, not 0\.003"):
         register(model, vault, PLAIN_SETTINGS)
 
@@ -95,7 +95,7 @@ def test_of_two_processes_that_replace_a_record_the_first_is_taken(twice):
 
 
 def test_other_settings_are_refused_with_the_way_out(twice):
-    text = refused(register, twice.model, twice.vault, Settings(coalition=7), error=CodeError)
+    text = refused(register, twice.model, twice.vault, FingerprintConfig(coalition=7), error=CodeError)
 
     assert "make a new record for new copies with `hf-fingerprint vault add --remeasure`" in text
 
@@ -103,17 +103,17 @@ def test_other_settings_are_refused_with_the_way_out(twice):
 def test_each_record_has_questions_of_its_own(twice):
     vault, places = twice.vault, {}
     for base in (twice.old, twice.new):
-        patterns, logits, levers = np.zeros((2, 56, 56, 3), np.int8), np.zeros((1, 2, 3)), np.zeros((1, 2, 4))
-        made = Questions(
-            base.base_id, "head.weight", 2, 0.5, patterns, logits.astype(np.float32), levers.astype(np.float32)
+        patterns, logits, head_updates = np.zeros((2, 56, 56, 3), np.int8), np.zeros((1, 2, 3)), np.zeros((1, 2, 4))
+        made = TriggerSet(
+            base.base_id, "head.weight", 2, 0.5, patterns, logits.astype(np.float32), head_updates.astype(np.float32)
         )
-        vault.add_questions(base, made.to_bytes())
-        places[base.base_id] = asked_of(vault, base.base_id)
+        vault.add_trigger_set(base, made.to_bytes())
+        places[base.base_id] = find_base_with_triggers(vault, base.base_id)
 
     for base_id, (base, asked) in places.items():
         assert base_id == base.base_id == asked.base_id
-    assert asked_of(vault, twice.model)[0] == twice.new
-    text = refused(asked_of, vault, None, error=VaultError)
+    assert find_base_with_triggers(vault, twice.model)[0] == twice.new
+    text = refused(find_base_with_triggers, vault, None, error=VaultError)
     assert twice.old.base_id in text
     assert twice.new.base_id in text
 
@@ -129,10 +129,10 @@ def test_a_training_puts_in_the_mark_of_the_second_record(twice):
 
 
 def test_the_second_record_goes_with_the_vault(twice):
-    opener = open_identity(twice.vault.identity, PASSPHRASE)
+    age_identity = open_identity(twice.vault.identity, PASSPHRASE)
     other = Vault.create(twice.root / "other", public_key=twice.vault.public_key)
 
-    merge(other, open_pack(pack_vault(twice.vault), opener, "the repo"))
+    merge(other, open_pack(pack_vault(twice.vault), age_identity, "the repo"))
 
     assert other.bases() == twice.vault.bases()
     assert other.base_with_hash(twice.old.content_hash) == twice.new
@@ -140,7 +140,7 @@ def test_the_second_record_goes_with_the_vault(twice):
 
 
 def test_the_second_record_stays_when_the_identity_is_rotated(twice, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.rotation.lock_identity", lock_quickly)
+    monkeypatch.setattr("hf_fingerprint.vault.rotation.encrypt_identity", lock_quickly)
 
     rotated = rotate(twice.vault, "another passphrase")
 

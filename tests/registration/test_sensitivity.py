@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from hf_fingerprint.models import Images, many_synthetic_images
+from hf_fingerprint.models import LazyImages, lazy_synthetic_images
 from hf_fingerprint.registration.output_comparison import compare_outputs
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
 from tests.helpers.small_models import build, save_timm
 
 
 KIND = "single_label"
-EIGHT = Images.of(torch.randn(8, 3, 160, 160, generator=torch.Generator().manual_seed(0)))
+EIGHT = LazyImages.of(torch.randn(8, 3, 160, 160, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def vit(tmp_path_factory):
     torch.manual_seed(1)
     with torch.no_grad():
         module.head.weight.normal_(std=0.3)
-    images = many_synthetic_images(built, 32)
+    images = lazy_synthetic_images(built, 32)
     names = [n for n, p in module.named_parameters() if n.startswith("blocks") and p.ndim == 2]
     return SimpleNamespace(
         module=module, images=images, names=names, sensitivity=measure_sensitivity(module, images, names, KIND)
@@ -73,7 +73,7 @@ def test_a_weight_that_reaches_no_output_has_no_sensitivity():
 
     names = ["used.weight", "unused.weight", "dead.weight"]
 
-    found = measure_sensitivity(Half().eval(), Images.of(torch.randn(9, 3, 2, 2)), names, KIND)
+    found = measure_sensitivity(Half().eval(), LazyImages.of(torch.randn(9, 3, 2, 2)), names, KIND)
 
     assert found[0] > 0
     assert list(found[1:]) == [0, 0]
@@ -85,7 +85,7 @@ def test_the_sensitivity_of_a_linear_softmax_is_the_one_on_paper():
     module = torch.nn.Sequential(torch.nn.Flatten(), layer).eval()
     images = torch.randn(4096, 6, 1, 1)
 
-    found = measure_sensitivity(module, Images.of(images), ["1.weight"], KIND)
+    found = measure_sensitivity(module, LazyImages.of(images), ["1.weight"], KIND)
 
     with torch.no_grad():
         p, x = module(images).double().softmax(-1), images.flatten(1).double()
@@ -174,6 +174,6 @@ def test_a_stronger_mark_costs_its_square(vit):
 def test_progress_counts_the_images(vit):
     told = []
 
-    measure_sensitivity(vit.module, Images.of(torch.randn(19, 3, 160, 160)), vit.names[:1], KIND, told.append)
+    measure_sensitivity(vit.module, LazyImages.of(torch.randn(19, 3, 160, 160)), vit.names[:1], KIND, told.append)
 
     assert sum(told) == 19

@@ -195,7 +195,7 @@ def test_a_hash_that_somebody_wrote_down_accuses_nobody(tmp_path):
         issuer.issue("alice", tmp_path / "alice")
         base = issuer.base
     record, key = vault.begin_copy(base, "mallory", tmp_path / "nowhere")
-    vault.mark_written(record, key, base.content_hash, placed=True)
+    vault.mark_written(record, key, base.content_hash, is_issued=True)
 
     result = trace(model, vault)
 
@@ -208,7 +208,7 @@ def test_a_hash_on_record_adds_a_base_and_hides_none(tuned, tmp_path):
     victim, other = (tuned.vault.copies(recipient=name)[0] for name in ("of 2", "of 6"))
     base = next(base for base in tuned.vault.bases() if base.base_id == other.base_id)
     record, key = tuned.vault.begin_copy(base, "mallory", tmp_path / "nowhere")
-    tuned.vault.mark_written(record, key, victim.content_hash, placed=True)
+    tuned.vault.mark_written(record, key, victim.content_hash, is_issued=True)
 
     result = trace(tuned.root / "copy 2", tuned.vault)
 

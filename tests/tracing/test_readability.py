@@ -15,7 +15,7 @@ from safetensors.torch import save_file as save_torch
 from hf_fingerprint import Issuer, TraceResult, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import verify
-from hf_fingerprint.tracing.readability import mass_of, would_show
+from hf_fingerprint.tracing.readability import carrier_mass, would_detect_copy
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
@@ -210,25 +210,25 @@ def test_bfloat16_is_read(case, tmp_path):
 
 
 def test_a_verbatim_copy_shows_in_all_of_a_base_and_in_nothing_of_it(case):
-    whole = mass_of(case.base, carriers(case))
+    whole = carrier_mass(case.base, carriers(case))
 
     assert whole.sum() == case.base.carrier_weights
-    assert would_show(case.base, whole, 1000, 1e-6)
-    assert not would_show(case.base, np.zeros_like(whole), 1000, 1e-6)
+    assert would_detect_copy(case.base, whole, 1000, 1e-6)
+    assert not would_detect_copy(case.base, np.zeros_like(whole), 1000, 1e-6)
 
 
 @given(st.floats(0, 0.03), st.integers(0, 9))
 def test_few_positions_are_never_enough(case, share, seed):
     """Fewer than 62 positions of 2,048, when each says a bit at most: too few for 10^-19 and a thousand recipients."""
     mass = (np.random.default_rng(seed).random(case.base.length) < share).astype(float)
-    assert not would_show(case.base, mass, 1000, 1e-19) or mass.sum() > 60
+    assert not would_detect_copy(case.base, mass, 1000, 1e-19) or mass.sum() > 60
 
 
 def test_more_recipients_and_a_smaller_alpha_need_more(case):
     rng = np.random.default_rng(0)
     masses = [(rng.random(case.base.length) < share).astype(float) for share in (0.01, 0.03, 0.1, 0.3, 1)]
     for recipients, alpha in ((1, 0.05), (1000, 1e-6), (10**6, 1e-12)):
-        shown = [would_show(case.base, mass, recipients, alpha) for mass in masses]
+        shown = [would_detect_copy(case.base, mass, recipients, alpha) for mass in masses]
         assert shown == sorted(shown)
         assert shown[-1]
-    assert not would_show(case.base, masses[0], 10**6, 1e-12)
+    assert not would_detect_copy(case.base, masses[0], 10**6, 1e-12)

@@ -18,13 +18,13 @@ from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.codes import decode
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.extraction import read_suspect
+from hf_fingerprint.extraction import extract
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
 from hf_fingerprint.vault import begin_training, copies_in_training
 from tests.helpers.refusals import refused
-from tests.helpers.small_models import PASSPHRASE, SETTINGS, everything_in, new_vault, save_timm, save_vit
+from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, vault_bytes
 
 
 INNOCENTS = 3000
@@ -114,7 +114,7 @@ class TestATrainedCopy:
         stream = np.random.default_rng(7)
         keys = [*vault.copy_keys(vault.copies()), *(stream.bytes(32) for _ in range(INNOCENTS))]
         with open_checkpoint(tmp_path / "trained") as suspect, open_checkpoint(base) as original:
-            reading = read_suspect(known, original, suspect)
+            reading = extract(known, original, suspect)
         found = decode(known.codebook(), keys, reading.values, reading.mass, known.alpha)
 
         assert list(found.accused) == [0]
@@ -198,8 +198,10 @@ class TestNothingIsRecorded:
     def test_in_an_output_folder_that_holds_the_vault(self, base, vault, tmp_path):
         fingerprint = Fingerprint(base, "alice", vault)
 
-        assert "move the vault out of it" in refused(lambda: fingerprint.keep_out_of(tmp_path), error=VaultError)
-        fingerprint.keep_out_of(tmp_path / "elsewhere")
+        assert "move the vault out of it" in refused(
+            lambda: fingerprint.check_output_folder(tmp_path), error=VaultError
+        )
+        fingerprint.check_output_folder(tmp_path / "elsewhere")
 
     @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 256])
     def test_for_what_is_no_name(self, base, vault, name):
@@ -217,11 +219,11 @@ class TestSecrets:
     def test_the_kept_key_is_gone_from_every_file_once_recorded(self, base, vault, tmp_path):
         fingerprint = trained_for("alice", base, vault, tmp_path / "trained")
         key = kept_key(vault, base, "alice")
-        assert key in everything_in(vault)
+        assert key in vault_bytes(vault)
         fingerprint.record(tmp_path / "trained")
 
-        assert key not in everything_in(vault)
-        assert key.hex().encode() not in everything_in(vault)
+        assert key not in vault_bytes(vault)
+        assert key.hex().encode() not in vault_bytes(vault)
         assert copies_in_training(vault) == set()
 
     def test_nor_does_a_second_connection_keep_it(self, base, vault, tmp_path):
@@ -231,7 +233,7 @@ class TestSecrets:
             other.execute("SELECT * FROM training").fetchall()
             fingerprint.record(tmp_path / "trained")
             assert (vault.folder / "vault.db-wal").exists()
-            assert key not in everything_in(vault)
+            assert key not in vault_bytes(vault)
 
     def test_the_saved_model_holds_neither_key_nor_name(self, base, vault, tmp_path):
         fingerprint = trained_for("Ariadne-of-Naxos", base, vault, tmp_path / "trained")
@@ -288,7 +290,7 @@ class TestACrash:
         "cut",
         [
             "hf_fingerprint.vault.record_store.commitment",
-            "hf_fingerprint.vault.record_store.wipe",
+            "hf_fingerprint.vault.record_store.wipe_training_keys",
             "hf_fingerprint.vault.record_store.clear_journal",
             "hf_fingerprint.training.fingerprint.RecordedCopy",
         ],
@@ -303,10 +305,10 @@ class TestACrash:
             with pytest.raises(ZeroDivisionError):
                 fingerprint.record(tmp_path / "trained")
         (record,) = vault.copies()
-        assert (record.state == "begun") == (key in everything_in(vault)) == cut.endswith(("commitment", "wipe"))
+        assert (record.state == "begun") == (key in vault_bytes(vault)) == cut.endswith(("commitment", "wipe"))
         recorded = fingerprint.record(tmp_path / "trained")
 
-        assert key not in everything_in(vault)
+        assert key not in vault_bytes(vault)
         assert [(copy.copy_id, copy.state) for copy in vault.copies()] == [(recorded.copy_id, "issued")]
         assert accused(tmp_path / "trained", vault) == ["alice"]
         assert Fingerprint(base, "alice", vault).bind(load(base))
@@ -373,14 +375,14 @@ class TestAnIssuedCopyTrainedFurther:
         before = vault.copies()
         model, fingerprint = load(copies / "bob"), Fingerprint(copies / "bob", "bob", vault)
         deepmarks = DeepMarksLoss(model, fingerprint)
-        regulariser = deepmarks.regulariser
-        held = regulariser.read().clone()
+        regularizer = deepmarks.regularizer
+        held = regularizer.read().clone()
         train(model, deepmarks, steps=10)
 
         assert not vault.unlocked
         assert copies_in_training(vault) == set()
-        assert float(regulariser.measure().agreement) == 1.0
-        assert float((regulariser.read() - held).square().mean()) < 5e-3
+        assert float(regularizer.measure().agreement) == 1.0
+        assert float((regularizer.read() - held).square().mean()) < 5e-3
         recorded = fingerprint.record(save(model, tmp_path / "further"))
         assert recorded.commitment is None
         assert recorded.copy_id == before[1].copy_id
@@ -390,12 +392,12 @@ class TestAnIssuedCopyTrainedFurther:
 
     def test_the_mark_would_have_faded_without(self, copies, vault):
         model, fingerprint = load(copies / "bob"), Fingerprint(copies / "bob", "bob", vault)
-        regulariser = fingerprint.bind(model)
-        before = float(regulariser.measure().loss)
+        regularizer = fingerprint.bind(model)
+        before = float(regularizer.measure().loss)
         train(model, None, steps=10)
 
         assert before < 1e-6
-        assert float(regulariser.measure().loss) > 1e-2
+        assert float(regularizer.measure().loss) > 1e-2
 
     def test_an_unlocked_vault_adds_a_committed_record(self, copies, vault, tmp_path):
         vault.unlock(PASSPHRASE)
@@ -408,7 +410,7 @@ class TestAnIssuedCopyTrainedFurther:
         assert key == vault.copy_key(issued)
         assert recorded.commitment == commitment(key, "bob", recorded.content_hash) == further.commitment
         assert set(accused(tmp_path / "further", vault)) == {"bob"}
-        assert key not in everything_in(vault)
+        assert key not in vault_bytes(vault)
 
     def test_untouched_it_is_the_copy_that_was_issued(self, copies, vault):
         fingerprint = Fingerprint(copies / "bob", "bob", vault)
@@ -447,8 +449,8 @@ class TestRenamedParameters:
         fingerprint = Fingerprint(base, "alice", vault, SETTINGS)
         deepmarks = DeepMarksLoss(model, fingerprint)
         (known,) = vault.bases()
-        assert len(deepmarks.regulariser.parameters) == len(known.carriers)
-        assert set(deepmarks.regulariser.parameters) != {carrier.name for carrier in known.carriers}
+        assert len(deepmarks.regularizer.parameters) == len(known.carriers)
+        assert set(deepmarks.regularizer.parameters) != {carrier.name for carrier in known.carriers}
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
         for _ in range(4):
             loss = model(pixel_values=torch.randn(4, 3, 32, 32), labels=torch.arange(4)).loss + deepmarks()

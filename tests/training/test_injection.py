@@ -23,7 +23,7 @@ def scene(request):
     torch.manual_seed(0)
     layers = {"one": torch.nn.Linear(3, 3), "two": torch.nn.Linear(3, 3), "conv": torch.nn.Conv2d(3, 4, 2)}
     model = torch.nn.ModuleDict(layers)
-    return model, GradientInjection(FewWeights(model), on_the_way_in=request.param), request.param
+    return model, GradientInjection(FewWeights(model), before_accumulation=request.param), request.param
 
 
 def gradients(model):
@@ -84,7 +84,7 @@ def test_arming_again_adds_it_again(scene):
 
 def test_a_layer_that_the_pass_skips_gets_it_when_the_pass_ends():
     model = torch.nn.ModuleDict({"one": torch.nn.Linear(3, 3), "two": torch.nn.Linear(3, 3)})
-    injection = GradientInjection(FewWeights(model), on_the_way_in=False)
+    injection = GradientInjection(FewWeights(model), before_accumulation=False)
 
     def skipping(parts):
         return parts["one"](torch.ones(1, 3)).sum()
@@ -93,7 +93,7 @@ def test_a_layer_that_the_pass_skips_gets_it_when_the_pass_ends():
     injection.arm(torch.tensor([2.0]))
     skipping(model).backward()
 
-    assert not injection.missed
+    assert not injection.has_pending
     assert torch.equal(model["two"].weight.grad, torch.full((3, 3), 2.0))
     assert torch.allclose(model["one"].weight.grad, task["one.weight"] + 2.0)
     (model["two"](torch.ones(1, 3)).sum()).backward()
@@ -102,14 +102,14 @@ def test_a_layer_that_the_pass_skips_gets_it_when_the_pass_ends():
 
 def test_carriers_that_no_pass_reached_are_seen_to_in_the_end_with_a_scale():
     model = torch.nn.ModuleDict({"one": torch.nn.Linear(3, 3), "two": torch.nn.Linear(3, 3)})
-    injection = GradientInjection(FewWeights(model), on_the_way_in=False)
+    injection = GradientInjection(FewWeights(model), before_accumulation=False)
 
     injection.arm(torch.tensor([2.0]))
-    assert injection.missed
+    assert injection.has_pending
     injection.finish(0.25)
     injection.finish(0.25)
 
-    assert not injection.missed
+    assert not injection.has_pending
     for layer in model.values():
         assert torch.equal(layer.weight.grad, torch.full((3, 3), 0.5))
         assert layer.bias.grad is None
@@ -117,7 +117,7 @@ def test_carriers_that_no_pass_reached_are_seen_to_in_the_end_with_a_scale():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_in_channels_last_and_half_precision_keep_their_layout_and_type(scene, dtype):
-    model, injection, on_the_way_in = scene
+    model, injection, before_accumulation = scene
     model["conv"].to(memory_format=torch.channels_last)
     model.to(dtype)
 
@@ -132,5 +132,5 @@ def test_gradients_in_channels_last_and_half_precision_keep_their_layout_and_typ
     gradient = model["conv"].weight.grad
     assert gradient.dtype == dtype
     assert torch.equal(gradient, task["conv.weight"] + 2.0)
-    if not on_the_way_in:
+    if not before_accumulation:
         assert gradient.is_contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from hf_fingerprint.training import DeepMarksLoss, Fingerprint
 from tests.helpers.loss_in_processes import (
     RECIPIENT,
     STRENGTH,
-    DenseTerm,
+    ReferenceTerm,
     batch,
     difference,
     load,
@@ -52,7 +52,7 @@ def no_accelerator_is_left():
 def fingerprint(place):
     fingerprint = Fingerprint(place.folder, RECIPIENT, place.vault)
     yield fingerprint
-    fingerprint._let_go()
+    fingerprint._release_lock()
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ class TestTheTerm:
     def test_it_is_strength_times_r_as_the_definition_has_it(self, model, place, fingerprint):
         torch.manual_seed(0)
         deepmarks = DeepMarksLoss(model, fingerprint, STRENGTH, embed=False)
-        dense = DenseTerm(model, place.folder, place.vault)
-        carriers = list(deepmarks.regulariser.parameters.values())
+        dense = ReferenceTerm(model, place.folder, place.vault)
+        carriers = list(deepmarks.regularizer.parameters.values())
         with torch.no_grad():
             for carrier in carriers:
                 carrier += 0.01 * carrier.std() * torch.randn_like(carrier)
@@ -77,15 +77,15 @@ class TestTheTerm:
 
         assert float(ours.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
         found = torch.autograd.grad(ours, carriers)
-        wanted = torch.autograd.grad(expected, carriers)
-        worst = max(float((f - w).abs().max() / w.abs().max()) for f, w in zip(found, wanted, strict=True))
+        is_active = torch.autograd.grad(expected, carriers)
+        worst = max(float((f - w).abs().max() / w.abs().max()) for f, w in zip(found, is_active, strict=True))
         assert worst < 1e-5
 
     def test_a_mark_put_in_leaves_nothing_to_train(self, model, fingerprint):
         deepmarks = DeepMarksLoss(model, fingerprint)
 
         assert deepmarks.metrics == {}
-        assert deepmarks.measured is None
+        assert deepmarks.last_measurement is None
         assert float(deepmarks().detach()) < 1e-9
         assert deepmarks.metrics["fingerprint_agreement"] == 1.0
 
@@ -103,10 +103,10 @@ class TestTheTerm:
     def test_it_is_wanted_where_the_model_trains(self, model, fingerprint):
         deepmarks = DeepMarksLoss(model, fingerprint)
 
-        assert deepmarks.wanted
+        assert deepmarks.is_active
         with torch.no_grad():
-            assert not deepmarks.wanted
-        assert not (model.eval() and deepmarks.wanted)
+            assert not deepmarks.is_active
+        assert not (model.eval() and deepmarks.is_active)
 
 
 class TestOneProcess:
@@ -215,10 +215,10 @@ class TestRefusals:
         assert "give the model of" in self.refusal(lambda: DeepMarksLoss(torch.nn.Linear(3, 3), fingerprint))
 
     def test_no_carriers_at_all(self, model):
-        from hf_fingerprint.training.regularizer import Regulariser
+        from hf_fingerprint.training.regularizer import Regularizer
 
         empty = torch.zeros(8)
-        assert "no carriers" in self.refusal(lambda: Regulariser(model, {}, empty, empty, empty), CarrierError)
+        assert "no carriers" in self.refusal(lambda: Regularizer(model, {}, empty, empty, empty), CarrierError)
 
     def test_a_frozen_carrier(self, model, fingerprint):
         model.requires_grad_(False)
@@ -234,7 +234,7 @@ class TestRefusals:
         model.requires_grad_(True)
 
         assert DeepMarksLoss(model, again)
-        again._let_go()
+        again._release_lock()
 
     def test_re_initialised_weights(self, fingerprint):
         torch.manual_seed(99)
@@ -257,6 +257,6 @@ class TestRefusals:
     def test_weights_that_are_not_finite(self, model, fingerprint):
         deepmarks = DeepMarksLoss(model, fingerprint)
         with torch.no_grad():
-            next(iter(deepmarks.regulariser.parameters.values())).fill_(np.nan)
+            next(iter(deepmarks.regularizer.parameters.values())).fill_(np.nan)
 
         assert math.isnan(float(deepmarks().detach()))  # as the task's loss would be: nothing is hidden

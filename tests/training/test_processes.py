@@ -7,16 +7,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from hf_fingerprint.errors import FingerprintError, VaultError
-from hf_fingerprint.training.processes import from_first_process
+from hf_fingerprint.training.processes import run_on_first_process
 
 
 def test_one_process_calls_and_raises_as_usual():
     def fail():
         raise VaultError("No vault.")
 
-    assert from_first_process(lambda: [1, 2]) == [1, 2]
+    assert run_on_first_process(lambda: [1, 2]) == [1, 2]
     with pytest.raises(VaultError, match=r"^No vault\.$"):
-        from_first_process(fail)
+        run_on_first_process(fail)
 
 
 def test_two_processes_share_what_the_first_made_and_why_it_stopped(tmp_path):
@@ -47,11 +47,11 @@ def _both(rank, folder):
     def fail(error):
         raise error
 
-    tell("value", repr(from_first_process(make)))
+    tell("value", repr(run_on_first_process(make)))
     for name, error in (("refusal", VaultError("No vault.")), ("crash", OSError("/secret/place"))):
         try:
-            from_first_process(lambda error=error: fail(error))
+            run_on_first_process(lambda error=error: fail(error))
         except (FingerprintError, OSError) as caught:
             tell(name, f"{type(caught).__name__}: {caught}")
-    tell("after", from_first_process(lambda: "again"))
+    tell("after", run_on_first_process(lambda: "again"))
     dist.destroy_process_group()

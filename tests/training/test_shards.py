@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 
 from hf_fingerprint.carriers.sign_map import SignMap
 from hf_fingerprint.errors import CarrierError
-from hf_fingerprint.training.shards import local_gradient, shard_of, sum_over
+from hf_fingerprint.training.shards import all_reduce_sum, local_gradient, local_shard
 
 
 def whole(rows, columns=(5,)):
@@ -20,7 +20,7 @@ def whole(rows, columns=(5,)):
 def test_a_plain_parameter_is_all_here_as_rows():
     parameter = torch.nn.Parameter(whole(4, (3, 2, 2)))
 
-    shard = shard_of("conv.weight", parameter)
+    shard = local_shard("conv.weight", parameter)
 
     assert (shard.first_row, shard.groups) == (0, ())
     assert torch.equal(shard.values, parameter.detach().flatten(1))
@@ -31,7 +31,7 @@ def test_a_plain_parameter_is_all_here_as_rows():
 def test_channels_last_reads_in_the_order_of_the_tensor():
     parameter = whole(4, (3, 2, 2)).to(memory_format=torch.channels_last)
 
-    assert torch.equal(shard_of("conv.weight", parameter).values, whole(4, (3, 2, 2)).flatten(1))
+    assert torch.equal(local_shard("conv.weight", parameter).values, whole(4, (3, 2, 2)).flatten(1))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
@@ -46,7 +46,7 @@ def test_the_parts_of_zero_3_add_up_to_the_whole_tensor(processes, shape, monkey
         partitioned = SimpleNamespace(
             ds_id=1, ds_shape=tensor.shape, ds_tensor=padded[rank * part : (rank + 1) * part], ds_process_group="all"
         )
-        shard = shard_of("weight", partitioned)
+        shard = local_shard("weight", partitioned)
         assert shard.groups == ("all",)
         total[shard.first_row : shard.first_row + len(shard.values)] += shard.values
 
@@ -87,17 +87,17 @@ def _both(rank, folder):
     told = {"rows": {}, "first": {}, "sums": {}, "gradient": {}}
     for rows in (7, 1, 2):
         parameter = torch.nn.Parameter(distribute_tensor(whole(rows), mesh, [Shard(0)]))
-        shard = shard_of("mlp.weight", parameter)
+        shard = local_shard("mlp.weight", parameter)
         told["rows"][rows], told["first"][rows] = len(shard.values), shard.first_row
         sums = torch.zeros(16)
         _map(rows).read(shard.values, shard.first_row, sums)
-        told["sums"][rows] = sum_over(shard.groups, sums)
+        told["sums"][rows] = all_reduce_sum(shard.groups, sums)
         parameter.grad = local_gradient(parameter, shard.values.clone())
         told["gradient"][rows] = (parameter.grad + parameter).detach().full_tensor()
-    shard = shard_of("mlp.weight", distribute_tensor(whole(7), mesh, [Replicate()]))
+    shard = local_shard("mlp.weight", distribute_tensor(whole(7), mesh, [Replicate()]))
     told["replicated"] = (len(shard.values), shard.first_row, shard.groups)
     try:
-        shard_of("mlp.weight", distribute_tensor(whole(6), mesh, [Shard(1)]))
+        local_shard("mlp.weight", distribute_tensor(whole(6), mesh, [Shard(1)]))
     except CarrierError as error:
         told["columns"] = str(error)
     torch.save(told, f"{folder}/told{rank}")

@@ -125,7 +125,7 @@ class TestOneStrengthInEveryLoop:
 
     def test_accumulation_divides_the_term_as_it_does_the_loss(self, model, fingerprint):
         deepmarks = DeepMarksLoss(model, fingerprint, 0.5)
-        carriers = list(deepmarks.regulariser.parameters.values())
+        carriers = list(deepmarks.regularizer.parameters.values())
         with torch.no_grad():
             carriers[0].mul_(1.001)
         whole = torch.autograd.grad(deepmarks(), carriers)
@@ -164,7 +164,7 @@ class TestCriterion:
 
     def test_autocast_does_not_touch_the_term(self, model, fingerprint):
         deepmarks = DeepMarksLoss(model, fingerprint, 0.5, embed=False)
-        carriers = list(deepmarks.regulariser.parameters.values())
+        carriers = list(deepmarks.regularizer.parameters.values())
         criterion = FingerprintCriterion(lambda output, target: output.new_zeros(()), deepmarks)
         expected = deepmarks()
         gradients = torch.autograd.grad(expected, carriers)
@@ -178,7 +178,7 @@ class TestCriterion:
 
     def test_autocast_does_not_touch_the_papers_dense_projection_either(self, model):
         deepmarks = DeepMarksLoss(model, DeepMarks(bytes(32)).fingerprint(3), embed=False)
-        (carrier,) = deepmarks.regulariser.parameters.values()
+        (carrier,) = deepmarks.regularizer.parameters.values()
         (expected,) = torch.autograd.grad(deepmarks(), carrier)
         with torch.autocast("cpu", torch.bfloat16):
             (found,) = torch.autograd.grad(deepmarks(), carrier)
@@ -256,7 +256,7 @@ class TestTask:
         result["loss"].backward()
 
         torch.testing.assert_close(result["loss"], expected, rtol=1e-4, atol=1e-5)
-        assert all(p.grad is not None for p in task.deepmarks.regulariser.parameters.values())
+        assert all(p.grad is not None for p in task.deepmarks.regularizer.parameters.values())
 
     def test_distillation_is_a_task_too(self, base, model, fingerprint):
         teacher, criterion = load(base).eval(), torch.nn.CrossEntropyLoss()
@@ -385,7 +385,7 @@ class TestModel:
         out.backward()
 
         assert marked.metrics["fingerprint_agreement"] == 1.0
-        for parameter in marked.deepmarks.regulariser.parameters.values():
+        for parameter in marked.deepmarks.regularizer.parameters.values():
             assert parameter.grad.dtype == parameter.dtype
 
     def test_it_is_never_pickled(self, marked):

@@ -14,12 +14,12 @@ from hf_fingerprint.training import Fingerprint, FingerprintCallback
 from tests.helpers.small_models import new_vault
 from tests.helpers.training_runs import (
     QUIET,
-    DenseTerm,
-    bare_parameters,
+    ReferenceTerm,
     difference,
-    gathered,
-    moved_apart,
+    gather_weights,
+    plain_parameters,
     register_base,
+    relative_drift,
     save_cnn,
     save_transformer,
     train,
@@ -57,7 +57,7 @@ BF16 = WINDOWS | {"bf16": True}
 def ready(folder, save):
     model, vault = save(folder / "model"), new_vault(folder / "vault")
     register_base(model, vault)
-    begin = gathered(AutoModelForImageClassification.from_pretrained(model))
+    begin = gather_weights(AutoModelForImageClassification.from_pretrained(model))
     return SimpleNamespace(model=model, vault=vault, begin=begin, out=folder / "out")
 
 
@@ -81,7 +81,7 @@ def assert_same(base, options):
     called, written = run(base, "callback", **options), run(base, "by hand", **options)
 
     assert difference(called.weights, written.weights) <= OF_WEIGHTS
-    assert moved_apart(called.weights, written.weights, base.begin) <= OF_CHANGE
+    assert relative_drift(called.weights, written.weights, base.begin) <= OF_CHANGE
     return called
 
 
@@ -105,12 +105,12 @@ class Held(TrainerCallback):
         self.other, self.steps, self.apart = other, [], []
 
     def on_step_end(self, args, state, control, model=None, **named):
-        self.steps.append(gathered(model))
+        self.steps.append(gather_weights(model))
         if self.other is not None:
             there = self.other.steps[len(self.steps) - 1]
             self.apart.append(difference(self.steps[-1], there))
             with torch.no_grad():
-                for name, parameter in bare_parameters(model).items():
+                for name, parameter in plain_parameters(model).items():
                     parameter.copy_(there[name])
 
 
@@ -140,7 +140,7 @@ def test_the_comparison_sees_a_term_that_is_missing_or_of_another_strength(name,
 
     for other in (run(base, "plain", **options), run(base, "callback", strength=0.55, **options)):
         assert difference(other.weights, written.weights) > 100 * OF_WEIGHTS
-        assert moved_apart(other.weights, written.weights, base.begin) > 20 * OF_CHANGE
+        assert relative_drift(other.weights, written.weights, base.begin) > 20 * OF_CHANGE
 
 
 def test_a_step_that_overflows_is_skipped_with_its_term(transformer):
@@ -210,10 +210,10 @@ def test_a_resumed_training_is_marked_anew_only_if_its_mark_was_not_loaded(trans
     with torch.no_grad():
         for carrier in fingerprint.bind(model).parameters.values():
             carrier += 1e-4 * torch.randn_like(carrier)
-    drifted = gathered(model)
+    drifted = gather_weights(model)
 
     assert 1e-5 < resume()["fingerprint_loss"] < 1.0
-    assert difference(gathered(model), drifted) == 0.0
+    assert difference(gather_weights(model), drifted) == 0.0
 
 
 def test_what_the_log_says_is_R_at_the_start_of_the_step(transformer):
@@ -221,7 +221,7 @@ def test_what_the_log_says_is_R_at_the_start_of_the_step(transformer):
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, **named):
-            seen.append(float(DenseTerm(transformer.model, transformer.vault)(bare_parameters(model)).detach()))
+            seen.append(float(ReferenceTerm(transformer.model, transformer.vault)(plain_parameters(model)).detach()))
 
     result = run(transformer, "callback", callbacks=[Watch()], max_steps=3)
     logged = [log["fingerprint_loss"] for log in result.trainer.state.log_history if "loss" in log]

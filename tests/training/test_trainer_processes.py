@@ -1,7 +1,7 @@
 """The callback over two processes: DDP, FSDP2, DeepSpeed's ZeRO 1, 2 and 3; all by the Trainer, on CPUs, against the
 loss written by hand.
 
-FSDP2 needs accelerate told that it may run on CPUs (`let_fsdp_run_on_cpus`); the ViT's 45 and 91 rows make uneven
+FSDP2 needs accelerate told that it may run on CPUs (`enable_fsdp_on_cpu`); the ViT's 45 and 91 rows make uneven
 shards. DeepSpeed runs there with the Trainer's own optimiser; its fused CPU Adam, which is compiled, isn't used.
 """
 
@@ -11,7 +11,14 @@ import pytest
 from transformers import AutoModelForImageClassification
 
 from tests.helpers.small_models import new_vault
-from tests.helpers.training_runs import difference, gathered, launch, moved_apart, register_base, save_transformer
+from tests.helpers.training_runs import (
+    difference,
+    gather_weights,
+    launch,
+    register_base,
+    relative_drift,
+    save_transformer,
+)
 
 
 pytestmark = pytest.mark.slow
@@ -43,7 +50,7 @@ def base(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     model = save_transformer(root / "model")
     register_base(model, new_vault(root / "vault"))
-    begin = gathered(AutoModelForImageClassification.from_pretrained(model))
+    begin = gather_weights(AutoModelForImageClassification.from_pretrained(model))
     return SimpleNamespace(root=root, begin=begin, job={"folder": model, "vault": root / "vault"})
 
 
@@ -89,7 +96,7 @@ def test_processes_end_where_the_loss_written_by_hand_takes_them(base, parallel)
         by_hand = options if case != "FSDP2, mark put in" else PARALLEL["DDP, mark put in"]
         called, written = parallel[_key({"how": "callback"} | options)], parallel[_key({"how": "by hand"} | by_hand)]
         assert difference(called, written) <= 1e-6, case
-        assert moved_apart(called, written, base.begin) <= 5e-5, case
+        assert relative_drift(called, written, base.begin) <= 5e-5, case
 
     written = parallel[_key({"how": "by hand"} | WINDOWS)]
     assert difference(parallel[_key({"how": "plain"} | WINDOWS)], written) > 1e-4, "a missing term isn't seen"
@@ -107,7 +114,7 @@ def test_zero_ends_where_the_loss_written_by_hand_takes_it_or_is_refused(base, p
         (three_bites, clipped),
     ):
         assert difference(called, written) <= 1e-6
-        assert moved_apart(called, written, base.begin) <= 5e-5
+        assert relative_drift(called, written, base.begin) <= 5e-5
     assert alone == (
         "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
         "FingerprintTrainer or FingerprintTrainerMixin."

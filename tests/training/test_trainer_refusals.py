@@ -227,18 +227,18 @@ def test_sgd_that_overshoots_the_mark_is_warned_of_with_a_strength_that_works(ba
     if warns:
         largest = float(said[0].rstrip(".").rsplit(" ", 1)[1])
         assert 0 < largest < 0.5
-        assert 0.4 < largest * rate * call.regulariser.steepest() < 2
+        assert 0.4 < largest * rate * call.regularizer.max_curvature() < 2
 
 
 def test_the_steepest_curvature_is_that_of_the_term():
-    regulariser = DeepMarks(bytes(32), 7).fingerprint(0).bind(model := torch.nn.Conv2d(3, 4, 3))
+    regularizer = DeepMarks(bytes(32), 7).fingerprint(0).bind(model := torch.nn.Conv2d(3, 4, 3))
     weights = model.weight.detach().flatten().double().requires_grad_()
     part = DeepMarks(bytes(32), 7).maps(model)["weight"]
 
     def term(w):
         y = part._matrix.double() @ w.view(4, 27).mean(0)
-        return (y - regulariser._target.double()).square().mean()
+        return (y - regularizer._target.double()).square().mean()
 
     hessian = torch.autograd.functional.hessian(term, weights)
 
-    assert regulariser.steepest() == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-4)
+    assert regularizer.max_curvature() == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-4)

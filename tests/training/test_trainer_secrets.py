@@ -17,7 +17,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.vault import begin_training
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.processes import ROOT
-from tests.helpers.secret_forms import held_in, secret_forms
+from tests.helpers.secret_forms import find_secrets, secret_forms
 from tests.helpers.small_models import new_vault
 from tests.helpers.training_runs import RECIPIENT, difference, register_base, save_cnn, train
 
@@ -82,11 +82,11 @@ def scene(tmp_path_factory):
 
 def test_the_search_finds_each_secret(scene):
     for name, secret in scene.secrets.items():
-        assert name in held_in(b"..." + secret + b"...", scene.secrets)
-        assert name in held_in(b"log: " + secret.hex().encode(), scene.secrets)
-        assert name in held_in(pickle.dumps({"key": secret}), scene.secrets)
+        assert name in find_secrets(b"..." + secret + b"...", scene.secrets)
+        assert name in find_secrets(b"log: " + secret.hex().encode(), scene.secrets)
+        assert name in find_secrets(pickle.dumps({"key": secret}), scene.secrets)
     database = b"".join(path.read_bytes() for path in scene.vault.folder.glob("vault.db*"))
-    assert {"model secret", "copy key"} <= set(held_in(database, scene.secrets))
+    assert {"model secret", "copy key"} <= set(find_secrets(database, scene.secrets))
 
 
 @pytest.mark.slow
@@ -97,8 +97,8 @@ def test_no_file_that_the_trainer_writes_holds_a_secret(scene):
     assert {"training_args.bin", "trainer_state.json", "optimizer.pt", "rng_state.pth", "model.safetensors"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     for path in files:
-        assert held_in(path.read_bytes(), scene.secrets) == [], path
-        assert held_in(str(path.relative_to(scene.root)).encode(), scene.secrets) == []
+        assert find_secrets(path.read_bytes(), scene.secrets) == [], path
+        assert find_secrets(str(path.relative_to(scene.root)).encode(), scene.secrets) == []
 
 
 @pytest.mark.slow
@@ -107,9 +107,9 @@ def test_nothing_that_is_pushed_holds_a_secret(scene):
 
     assert {"training_args.bin", "last-checkpoint/trainer_state.json", "last-checkpoint/optimizer.pt"} <= set(pushed)
     for name, data in pushed.items():
-        assert held_in(data + name.encode(), scene.secrets) == [], name
+        assert find_secrets(data + name.encode(), scene.secrets) == [], name
     for body in scene.bodies:
-        assert held_in(body, scene.secrets) == []
+        assert find_secrets(body, scene.secrets) == []
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def test_nothing_logged_printed_or_in_the_state_holds_a_secret(scene):
     for said in scene.said:
         assert b"DEBUG" in said
         assert b"FingerprintCallback(strength=0.5, embed=True)" in said
-        assert held_in(said, scene.secrets) == []
+        assert find_secrets(said, scene.secrets) == []
     state = json.loads((scene.root / "out" / "checkpoint-6" / "trainer_state.json").read_text())
     assert not any("ingerprint" in name for name in state["stateful_callbacks"])
 
@@ -139,7 +139,7 @@ def test_another_process_goes_on_with_the_same_mark_to_the_same_weights(scene):
 
 def test_what_holds_secrets_is_never_pickled_nor_copied(scene):
     callback = scene.straight.callback
-    direct = [callback.fingerprint, callback.regulariser]
+    direct = [callback.fingerprint, callback.regularizer]
 
     for held in [*direct, callback, {"callback": callback}]:
         for save in (pickle.dumps, lambda value: torch.save(value, io.BytesIO())):
@@ -151,9 +151,9 @@ def test_what_holds_secrets_is_never_pickled_nor_copied(scene):
 
 def test_representations_hold_no_secret(scene):
     callback = scene.straight.callback
-    shown = [callback, callback.fingerprint, callback.regulariser, callback._measured, callback._injection]
+    shown = [callback, callback.fingerprint, callback.regularizer, callback._measured, callback._injection]
 
     for value in shown:
-        assert held_in(f"{value!r} {value}".encode(), scene.secrets) == []
-    for part in callback.regulariser._maps.values():
-        assert held_in(f"{part!r} {part}".encode(), scene.secrets) == []
+        assert find_secrets(f"{value!r} {value}".encode(), scene.secrets) == []
+    for part in callback.regularizer._maps.values():
+        assert find_secrets(f"{part!r} {part}".encode(), scene.secrets) == []

@@ -11,8 +11,8 @@ from timm.task import ClassificationTask
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_fingerprint import issue, trace
-from hf_fingerprint.blackbox.querying.query import query, questions_of
-from hf_fingerprint.blackbox.trigger_set.build import make_questions
+from hf_fingerprint.blackbox.querying.query import load_trigger_set, query
+from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set
 from hf_fingerprint.checkpoints import open_checkpoint, replace_tensor
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.registration import register
@@ -23,9 +23,9 @@ from hf_fingerprint.training import (
     FingerprintedModel,
     FingerprintTask,
 )
-from hf_fingerprint.training.trigger_labels import bind_answers
+from hf_fingerprint.training.trigger_labels import embed_trigger_labels
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import Served, asked_base, built, names_of
+from tests.helpers.asked_models import ModelSuspect, base_with_triggers, built, names_of
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, unlocked_vault
 
 
@@ -33,7 +33,7 @@ from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_tim
 def template(tmp_path_factory):
     """A base with questions, and copies of it issued to others."""
     root = tmp_path_factory.mktemp("template")
-    folder, vault, _ = asked_base(root)
+    folder, vault, _ = base_with_triggers(root)
     for name in ("bob", "carol"):
         issue(folder, name, vault, root / name)
     return root
@@ -80,10 +80,10 @@ def test_a_model_trained_in_a_plain_loop_answers_for_its_recipient(asked, tmp_pa
 
     recorded = fingerprint.record(trained(folder, fingerprint, tmp_path / "out"))
 
-    assert recorded.answers
+    assert recorded.has_trigger_labels
     assert recorded.copy_id in vault.bound(base.base_id)
     assert [score.recipient for score in trace(tmp_path / "out", vault).accused] == ["alice"]
-    assert [score.recipient for score in query(Served(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
+    assert [score.recipient for score in query(ModelSuspect(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
 
 
 def test_training_moves_what_the_base_s_levers_would_have_bound(asked, tmp_path):
@@ -93,17 +93,17 @@ def test_training_moves_what_the_base_s_levers_would_have_bound(asked, tmp_path)
     shutil.copytree(out, tmp_path / "by_the_base")
     fingerprint.record(out)
     (record,) = vault.copies(base.base_id, "alice")
-    asked_of, key = questions_of(vault, base), vault.copy_key(record)
-    (labels,), (owned,) = asked_of.answers([key])
+    trigger_set, key = load_trigger_set(vault, base), vault.copy_key(record)
+    (labels,), (assigned,) = trigger_set.assigned_labels([key])
 
     stale = built(tmp_path / "by_the_base").module
     with torch.no_grad():
-        stale.get_parameter("classifier.weight").add_(torch.from_numpy(asked_of.head_change(key)))
+        stale.get_parameter("classifier.weight").add_(torch.from_numpy(trigger_set.head_update(key)))
     stale.save_pretrained(tmp_path / "by_the_base")
 
-    images = asked_of.images(base.secret)[: asked_of.count]
+    images = trigger_set.images(base.secret)[: trigger_set.count]
     kept = [
-        (np.array([Served(path)(image) for image in images]) == labels)[owned].mean()
+        (np.array([ModelSuspect(path)(image) for image in images]) == labels)[assigned].mean()
         for path in (out, tmp_path / "by_the_base")
     ]
     assert kept[0] >= 0.9
@@ -125,8 +125,8 @@ def test_a_trainer_s_model_answers_too(asked, tmp_path):
     trainer.train()
     trainer.save_model(tmp_path / "out")
 
-    assert fingerprint.record(tmp_path / "out").answers
-    assert [score.recipient for score in query(Served(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
+    assert fingerprint.record(tmp_path / "out").has_trigger_labels
+    assert [score.recipient for score in query(ModelSuspect(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
 
 
 def test_a_model_of_timm_s_loop_answers_too(tmp_path):
@@ -136,8 +136,8 @@ def test_a_model_of_timm_s_loop_answers_too(tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     base, model = register(folder, vault, SETTINGS), built(folder)
     names = names_of(folder, model)
-    vault.add_questions(
-        base, make_questions(model, names, base.secret, base.base_id, count=12, decoys=2, steps=4).to_bytes()
+    vault.add_trigger_set(
+        base, build_trigger_set(model, names, base.secret, base.base_id, count=12, decoys=2, steps=4).to_bytes()
     )
     fingerprint = Fingerprint(folder, "alice", vault)
     plain = timm.create_model(f"local-dir:{folder}", pretrained=True).train()
@@ -152,11 +152,11 @@ def test_a_model_of_timm_s_loop_answers_too(tmp_path):
 
     recorded = fingerprint.record(tmp_path / "out")
 
-    asked_of, suspect = questions_of(vault, base), Served(tmp_path / "out")
-    (labels,), (owned,) = asked_of.answers([vault.copy_key(vault.copies(base.base_id, "alice")[0])])
-    told = np.array([suspect(image) for image in asked_of.images(base.secret)[:12]])
-    assert recorded.answers
-    assert (told == labels)[owned].mean() >= 0.8
+    trigger_set, suspect = load_trigger_set(vault, base), ModelSuspect(tmp_path / "out")
+    (labels,), (assigned,) = trigger_set.assigned_labels([vault.copy_key(vault.copies(base.base_id, "alice")[0])])
+    predicted_labels = np.array([suspect(image) for image in trigger_set.images(base.secret)[:12]])
+    assert recorded.has_trigger_labels
+    assert (predicted_labels == labels)[assigned].mean() >= 0.8
 
 
 def test_recording_again_changes_nothing(asked, tmp_path):
@@ -168,7 +168,7 @@ def test_recording_again_changes_nothing(asked, tmp_path):
     again = fingerprint.record(tmp_path / "out")
 
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == content
-    assert (again.content_hash, again.answers) == (first.content_hash, False)
+    assert (again.content_hash, again.has_trigger_labels) == (first.content_hash, False)
 
 
 def test_only_the_head_of_the_saved_model_is_changed(asked, tmp_path):
@@ -188,7 +188,7 @@ def test_a_base_without_questions_leaves_the_model_as_it_is(tmp_path):
     folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
     base = register(folder, vault, SETTINGS)
 
-    assert not bind_answers(folder, base, vault, bytes(32))
+    assert not embed_trigger_labels(folder, base, vault, bytes(32))
 
 
 def test_other_classes_can_t_be_asked_the_base_s_questions(asked, tmp_path):
@@ -197,7 +197,7 @@ def test_other_classes_can_t_be_asked_the_base_s_questions(asked, tmp_path):
     content = (other / "model.safetensors").read_bytes()
 
     with pytest.warns(UserWarning, match="7 classes apart and its base 10"):
-        assert not bind_answers(other, base, vault, bytes(32))
+        assert not embed_trigger_labels(other, base, vault, bytes(32))
     assert (other / "model.safetensors").read_bytes() == content
 
 
@@ -209,7 +209,7 @@ def test_a_pickled_model_is_to_be_saved_otherwise(asked, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), out / "pytorch_model.bin")
 
     with pytest.warns(UserWarning, match="save it as safetensors"):
-        assert not bind_answers(out, base, vault, bytes(32))
+        assert not embed_trigger_labels(out, base, vault, bytes(32))
 
 
 def test_a_tensor_takes_as_many_bytes_as_it_has(asked, tmp_path):

@@ -15,13 +15,13 @@ from hf_fingerprint.vault import (
     Vault,
     arrivals,
     merge,
-    open_folder,
     open_pack,
     pack_vault,
+    read_vault_folder,
     take_snapshot,
 )
 from hf_fingerprint.vault.schema import base_to_row
-from hf_fingerprint.vault.sealing import Opener, new_identity
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity
 from hf_fingerprint.vault.snapshots import insert_rows
 
 
@@ -48,7 +48,7 @@ BASE = Base(
 @pytest.fixture
 def identity():
     secret, public_key = new_identity()
-    return Opener(secret), public_key
+    return AgeIdentity(secret), public_key
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_arrivals_stay_on_this_machine(pair, identity, tmp_path):
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         assert "arrivals" not in tables
         assert {key for (key,) in connection.execute("SELECT key FROM meta")} == {"format", "public_key"}
-    assert open_pack(pack_vault(mine), identity[0], "x") == open_folder(mine.folder) == take_snapshot(mine)
+    assert open_pack(pack_vault(mine), identity[0], "x") == read_vault_folder(mine.folder) == take_snapshot(mine)
     assert arrivals(theirs) == {}
 
 

@@ -61,7 +61,7 @@ def rows(file: Path) -> dict[str, list[tuple]]:
 
 
 def test_a_backup_restores_the_vault_its_log_included(vault, tmp_path):
-    with vault.kept_open():
+    with vault.keep_open():
         record, _ = vault.begin_copy(vault.bases()[0], "alice", "/out")
         assert (vault.folder / "vault.db-wal").stat().st_size
         back_up(vault.folder, tmp_path / "backup.db")

@@ -13,14 +13,23 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.errors import FingerprintWarning, VaultError
 from hf_fingerprint.keys import derive
-from hf_fingerprint.vault import Base, Calibration, Carrier, Compact, TensorRecord, Vault, open_folder, take_snapshot
+from hf_fingerprint.vault import (
+    Base,
+    Calibration,
+    Carrier,
+    CompactMark,
+    TensorRecord,
+    Vault,
+    read_vault_folder,
+    take_snapshot,
+)
 from hf_fingerprint.vault.base_validation import check_base
 from hf_fingerprint.vault.merging import merge
 from hf_fingerprint.vault.packing import open_pack, pack_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row, read_base
-from hf_fingerprint.vault.sealing import Opener, new_identity
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity
 from hf_fingerprint.vault.snapshots import insert_rows
-from tests.helpers.checkpoint_files import UNHURRIED
+from tests.helpers.checkpoint_files import NO_DEADLINE
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE
 
@@ -110,7 +119,7 @@ WRONG = {
     "images below 0": (calibrated(images=-1), "counts -1 images"),
     "inputs with a line break": (calibrated(inputs="a\nb"), "calibration's inputs is a b"),
     "output of another type": (calibrated(output=5), "calibration's output is 5"),
-    "infinite score": ({"compact": Compact(0.1, float("inf"))}, "calibration's spread_score is inf"),
+    "infinite score": ({"compact": CompactMark(0.1, float("inf"))}, "calibration's spread_score is inf"),
     "replaces a page": ({"replaces": "a\nb"}, "it replaces a b"),
     "a copy of a page": ({"copy_of": "a\nb"}, "it is a copy of a b"),
     "a shape below 0": (
@@ -136,11 +145,11 @@ def wrong(kind):
 def test_a_record_as_this_package_makes_it_is_read():
     for base in (
         BASE,
-        replace(BASE, source="/models/ünï côdé/　x", revision=None, compact=Compact(0.03, 50.0), replaces="ab"),
+        replace(BASE, source="/models/ünï côdé/　x", revision=None, compact=CompactMark(0.03, 50.0), replaces="ab"),
         replace(BASE, source="C:\\models\\x", alpha=1e-300, certified=0),
         replace(BASE, calibration=Calibration("none", 0, 1e-4, None, None, eps=0.004)),
     ):
-        found = read_base(base_to_row(base), entering=True)
+        found = read_base(base_to_row(base), is_new=True)
         assert found == base
 
 
@@ -150,7 +159,7 @@ def test_a_record_that_this_package_would_not_make_is_refused_by_its_name(kind):
 
     for refusing in (
         partial(check_base, base),
-        partial(check_base, base, entering=True),
+        partial(check_base, base, is_new=True),
         partial(read_base, base_to_row(base)),
     ):
         text = refusal(refusing)
@@ -177,7 +186,7 @@ def new_vault(folder, public_key):
 @pytest.fixture(scope="module")
 def identity():
     identity, public_key = new_identity()
-    return Opener(str(identity)), public_key
+    return AgeIdentity(str(identity)), public_key
 
 
 @pytest.fixture
@@ -201,7 +210,7 @@ def put(vault, row):
 def test_no_way_into_a_vault_takes_such_a_record(mine, theirs, identity, kind):
     base, said = wrong(kind)
     put(theirs, base_to_row(base))
-    opener, _ = identity
+    age_identity, _ = identity
     row = base_to_row(base)
     snapshot = replace(take_snapshot(theirs), bases={row[0]: row}, faults=())
 
@@ -213,13 +222,13 @@ def test_no_way_into_a_vault_takes_such_a_record(mine, theirs, identity, kind):
     for faults in (
         take_snapshot(theirs).faults,
         merge(mine, take_snapshot(theirs)).refused,
-        merge(mine, open_folder(theirs.folder)).refused,
+        merge(mine, read_vault_folder(theirs.folder)).refused,
         merge(mine, snapshot).refused,
-        open_pack(pack_snapshot(snapshot), opener, "org/keys").faults,
+        open_pack(pack_snapshot(snapshot), age_identity, "org/keys").faults,
     ):
         (fault,) = faults
         assert fault.key == BASE.base_id
-        assert said in fault.what
+        assert said in fault.problem
     assert mine.bases() == []
     assert take_snapshot(mine).bases == {}
 
@@ -253,17 +262,17 @@ ANYTHING = st.recursive(
 )
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(ANYTHING)
 def test_a_document_of_any_kind_is_refused(document):
     assert BASE.base_id in refusal(read_base, sealed_row(document))
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(st.sampled_from(sorted(GENUINE)), ANYTHING)
 def test_a_field_of_any_kind_is_read_or_refused(name, value):
     try:
-        base = read_base(sealed_row({**GENUINE, name: value}), entering=True)
+        base = read_base(sealed_row({**GENUINE, name: value}), is_new=True)
     except VaultError as error:
         assert BASE.base_id in str(error)
         assert str(error).isprintable()

@@ -8,11 +8,11 @@ import pytest
 
 from hf_fingerprint.errors import PassphraseError, VaultError
 from hf_fingerprint.vault import Vault
-from hf_fingerprint.vault.private_files import only_one
-from hf_fingerprint.vault.sealing import lock_identity, new_identity
+from hf_fingerprint.vault.private_files import exclusive_lock
+from hf_fingerprint.vault.sealing import encrypt_identity, new_identity
 from tests.helpers.checkpoint_files import bytes_of
 from tests.helpers.refusals import refused
-from tests.helpers.two_processes import errors_of_two
+from tests.helpers.two_processes import run_two_and_get_errors
 
 
 PASSPHRASE = "correct horse battery staple"
@@ -95,7 +95,7 @@ def test_the_log_of_a_lost_database_is_never_read_into_a_new_one(tmp_path, log, 
     before = bytes_of(tmp_path)
 
     if beside:
-        said = refusal(Vault.beside_identity, tmp_path, new_identity()[1])
+        said = refusal(Vault.create_empty, tmp_path, new_identity()[1])
     else:
         said = refusal(Vault.create, tmp_path, PASSPHRASE)
     assert log in said
@@ -109,7 +109,7 @@ def test_a_complete_vault_is_left_alone_whatever_is_given(begun):
     for action in (
         partial(Vault.create, begun, PASSPHRASE),
         partial(Vault.create, begun, "", new_identity()[1]),
-        partial(Vault.beside_identity, begun, vault.public_key),
+        partial(Vault.create_empty, begun, vault.public_key),
     ):
         assert "already holds a vault" in refusal(action)
     assert bytes_of(begun) == before
@@ -126,11 +126,11 @@ def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path):
 def test_a_vault_is_made_where_an_identity_lies_to_be_filled_by_a_pull(begun, tmp_path):
     public_key = Vault.create(tmp_path / "another", PASSPHRASE).public_key
 
-    assert Vault.beside_identity(begun, public_key).public_key == public_key
+    assert Vault.create_empty(begun, public_key).public_key == public_key
 
 
 def test_while_another_process_makes_one_it_is_said(tmp_path):
-    with only_one(tmp_path):
+    with exclusive_lock(tmp_path):
         assert "Another process" in refusal(Vault.create, tmp_path, PASSPHRASE)
     assert names(tmp_path) == set()
 
@@ -159,7 +159,7 @@ try:
 except VaultError as error:
     print(error, file=sys.stderr)
 """
-    said = errors_of_two(script, tmp_path / "vault")
+    said = run_two_and_get_errors(script, tmp_path / "vault")
 
     assert sum(not each for each in said) == 1, said
     Vault(tmp_path / "vault").unlock(PASSPHRASE)
@@ -174,7 +174,7 @@ def test_the_database_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
         seen.append([path.name for path in source.parent.glob(".vault.db.*")])
         source.rename(target)
 
-    monkeypatch.setattr("hf_fingerprint.vault.creation.publish", copied)
+    monkeypatch.setattr("hf_fingerprint.vault.creation.rename_into_place", copied)
     Vault.create(tmp_path / "vault", PASSPHRASE)
 
     connection = sqlite3.connect(tmp_path / "copy.db")
@@ -194,7 +194,7 @@ def test_a_folder_in_which_nothing_may_be_made_is_refused_by_name(tmp_path, monk
 
 
 def test_an_identity_of_another_kind_is_not_taken_for_one_that_was_begun(tmp_path):
-    (tmp_path / "identity.age").write_bytes(lock_identity("AGE-SECRET-KEY-1NOTREALLY", PASSPHRASE))
+    (tmp_path / "identity.age").write_bytes(encrypt_identity("AGE-SECRET-KEY-1NOTREALLY", PASSPHRASE))
     before = bytes_of(tmp_path)
 
     assert "no tracing identity" in refusal(Vault.create, tmp_path, PASSPHRASE)

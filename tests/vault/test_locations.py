@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 
 from hf_fingerprint import Issuer, Vault
-from hf_fingerprint.blackbox.querying.proof import check_free
+from hf_fingerprint.blackbox.querying.proof import check_proof_path
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.evaluation import evaluate
 from hf_fingerprint.hub import Publisher
 from hf_fingerprint.training import Fingerprint
-from hf_fingerprint.vault.locations import vault_around, vault_below
+from hf_fingerprint.vault.locations import find_enclosing_vault, find_vault_inside
 from hf_fingerprint.vault.sealing import new_identity
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PLAIN_SETTINGS, names_in, new_vault, save_plain
@@ -105,13 +105,13 @@ class TestAModelsFolder:
         assert copy.left_out == (("vault.db", "a secret"),)
 
     def test_that_is_large_is_looked_at_for_a_while_only(self, scene, monkeypatch):
-        monkeypatch.setattr("hf_fingerprint.vault.locations._MOST", 30)
+        monkeypatch.setattr("hf_fingerprint.vault.locations._MAX_ENTRIES", 30)
         for number in range(40):
             (scene / "model" / f"{number}").mkdir()
         (scene / "model" / "39" / "deep").mkdir()
         shutil.copyfile(scene / "vault" / "vault.db", scene / "model" / "39" / "deep" / "vault.db")
 
-        assert vault_below(scene / "model") is None
+        assert find_vault_inside(scene / "model") is None
 
 
 class TestWhatIsHandedOn:
@@ -122,8 +122,8 @@ class TestWhatIsHandedOn:
         with Issuer(scene / "model", vault) as issuer:
             said = [refusal(lambda: issuer.issue("bob", inside))]
         fingerprint = Fingerprint(scene / "model", "bob", vault)
-        said.append(refusal(lambda: fingerprint.keep_out_of(inside)))
-        said.append(refusal(lambda: check_free(inside)))
+        said.append(refusal(lambda: fingerprint.check_output_folder(inside)))
+        said.append(refusal(lambda: check_proof_path(inside)))
         said.append(refusal(lambda: evaluate(scene / "model", scene, inside)))
 
         assert all(f"inside the vault {scene / 'another'}" in each for each in said)
@@ -136,14 +136,14 @@ class TestWhatIsHandedOn:
         shutil.copyfile(scene / "vault" / "vault.db", scene / "out" / name)
         fingerprint = Fingerprint(scene / "model", "bob", Vault(scene / "vault"))
 
-        assert name in refusal(lambda: fingerprint.keep_out_of(scene / "out"))
+        assert name in refusal(lambda: fingerprint.check_output_folder(scene / "out"))
 
 
 def test_a_vault_is_found_from_within_and_through_links(scene):
     (scene / "link").symlink_to(scene / "vault")
 
-    assert vault_around(scene / "vault") == vault_around(scene / "link" / "a" / "b") == scene / "vault"
-    assert vault_around(scene / "model") is None
-    assert vault_around(scene) is None
-    assert vault_below(scene) == scene / "vault" / "vault.db"
-    assert vault_below(scene / "model", identities=True) is None
+    assert find_enclosing_vault(scene / "vault") == find_enclosing_vault(scene / "link" / "a" / "b") == scene / "vault"
+    assert find_enclosing_vault(scene / "model") is None
+    assert find_enclosing_vault(scene) is None
+    assert find_vault_inside(scene) == scene / "vault" / "vault.db"
+    assert find_vault_inside(scene / "model", include_identities=True) is None

@@ -13,11 +13,11 @@ from hf_fingerprint.keys import commitment, new_secret
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, confirm_publication, copies_in_training
 from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
-from hf_fingerprint.vault.merging import MergeReport, merge, merge_both
-from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
+from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
+from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
 from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.union import join
-from tests.helpers.checkpoint_files import UNHURRIED
+from tests.helpers.checkpoint_files import NO_DEADLINE
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
@@ -66,7 +66,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     )
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(snapshots(), snapshots(), snapshots())
 def test_neither_the_order_of_merging_nor_merging_again_makes_a_difference(one, two, three):
     assert join(one, two) == join(two, one)
@@ -75,7 +75,7 @@ def test_neither_the_order_of_merging_nor_merging_again_makes_a_difference(one, 
     assert join(join(one, two), two) == join(one, two)
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(snapshots(), snapshots())
 def test_nothing_is_lost_and_nothing_made_up(one, two):
     both = join(one, two)
@@ -93,7 +93,7 @@ def test_nothing_is_lost_and_nothing_made_up(one, two):
         assert row.account in {source.account for source in sources}
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(
     snapshots(),
     snapshots(),
@@ -110,15 +110,15 @@ def test_of_a_record_that_differs_the_one_that_is_here_stays_and_the_other_is_na
         joined = join(first, second, "vault A", "vault B")
         (fault,) = [fault for fault in joined.faults if fault.table == "copies"]
         assert copy_id in fault.key
-        assert "vault A" in fault.what
-        assert "vault B" in fault.what
+        assert "vault A" in fault.problem
+        assert "vault B" in fault.problem
         assert joined.copies[copy_id] == first.copies[copy_id]
         assert joined.copies.keys() == first.copies.keys() | second.copies.keys()
         below = {fault.key for fault in joined.faults if fault.table != "copies"}
         assert below <= {copy_id}
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(snapshots(), snapshots(), st.integers(1, 5))
 def test_a_base_that_differs_is_refused_by_name_with_all_that_depends_on_it(one, two, column):
     shared = one.bases.keys() & two.bases.keys()
@@ -306,7 +306,7 @@ def test_of_equal_base_ids_with_different_secrets_the_one_that_is_here_stays(tem
     assert report.copies == 0
     assert [fault.table for fault in report.refused] == ["bases", "copies"]
     assert report.refused[0].key == "0123456789ab"
-    assert "go on with both vaults" in report.refused[0].what
+    assert "go on with both vaults" in report.refused[0].problem
     assert "(a)" in report.refused[1].key
     assert take_snapshot(one) == before
 
@@ -324,8 +324,8 @@ def test_what_contradicts_is_refused_and_the_rest_enters(pair):
 
     (fault,) = report.refused
     assert fault.key == f"{record.copy_id} (a)"
-    assert "the vault of ci" in fault.what
-    assert str(one.folder) in fault.what
+    assert "the vault of ci" in fault.problem
+    assert str(one.folder) in fault.problem
     assert not report.complete
     assert one.copies() == [record, two.copies()[-1]]
     assert issuers(one) == issuers(two)
@@ -373,13 +373,13 @@ def test_what_was_begun_stays_where_it_was_begun(pair):
     assert copies_in_training(one) == set()
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_a_copy_begun_here_and_finished_in_a_copy_of_the_folder_moves_forward(pair, tmp_path, again):
+@pytest.mark.parametrize("resumed_record", [False, True])
+def test_a_copy_begun_here_and_finished_in_a_copy_of_the_folder_moves_forward(pair, tmp_path, resumed_record):
     one, _ = pair
     record, key = one.begin_copy(one.bases()[0], "bob", "/out")
     clone = Vault(shutil.copytree(one.folder, tmp_path / "clone"))
-    if again:
-        record, key = clone.begin_copy(clone.bases()[0], "bob", "/out", again=record)
+    if resumed_record:
+        record, key = clone.begin_copy(clone.bases()[0], "bob", "/out", resumed_record=record)
     done = clone.mark_written(record, key, WHOLE)
 
     assert merge(one, take_snapshot(clone)) == MergeReport(moved=1)
@@ -412,13 +412,13 @@ def test_but_never_under_a_training_that_goes_on_with_another_key(pair, tmp_path
     record, key = begin_training(one, one.bases()[0], "bob")
     clone = Vault(shutil.copytree(one.folder, tmp_path / "clone"))
     same = Vault(shutil.copytree(one.folder, tmp_path / "same"))
-    other, forged = clone.begin_copy(clone.bases()[0], "bob", "/out", again=record)
+    other, forged = clone.begin_copy(clone.bases()[0], "bob", "/out", resumed_record=record)
     clone.mark_written(other, forged, WHOLE)
     same.mark_written(record, key, WHOLE)
 
     (fault,) = merge(one, take_snapshot(clone)).refused
     assert record.copy_id in fault.key
-    assert "finish that copy here first" in fault.what
+    assert "finish that copy here first" in fault.problem
     assert one.copies() == [record]
     assert merge(one, take_snapshot(same)).moved == 1
 
@@ -446,13 +446,13 @@ def test_a_vault_of_another_identity_is_refused_unless_that_is_given(pair, tmp_p
     assert "rotate" in refusal(merge, one, take_snapshot(other))
     assert one.copies() == []
     other.unlock(PASSPHRASE)
-    assert merge(one, take_snapshot(other), other.opener()).copies == 1
+    assert merge(one, take_snapshot(other), other.age_identity()).copies == 1
 
     one.unlock(PASSPHRASE)
     (found,) = one.copies()
     assert replace(found, sealed=b"") == replace(done, sealed=b"")
     assert one.copy_key(found) == key
-    assert merge(one, take_snapshot(other), other.opener()) == MergeReport()
+    assert merge(one, take_snapshot(other), other.age_identity()) == MergeReport()
 
 
 def test_a_stranger_s_record_in_a_vault_of_another_identity_is_found_out(pair, tmp_path):
@@ -464,7 +464,7 @@ def test_a_stranger_s_record_in_a_vault_of_another_identity_is_found_out(pair, t
         connection.execute("UPDATE copies SET commitment = ?", (commitment(bytes(32), "dora", WHOLE),))
     other.unlock(PASSPHRASE)
 
-    (fault,) = merge(one, take_snapshot(other), other.opener()).refused
+    (fault,) = merge(one, take_snapshot(other), other.age_identity()).refused
     assert record.copy_id in fault.key
     assert one.copies() == []
 
@@ -477,12 +477,12 @@ def test_with_the_identity_at_hand_a_new_record_that_opens_nothing_is_found_out(
     with two.connect() as connection:
         connection.execute(
             f"UPDATE copies SET {junk} = ?",
-            (seal_bundle(b"junk", new_identity()[1]) if junk == "sealed" else "00" * 32,),
+            (seal_key_cache(b"junk", new_identity()[1]) if junk == "sealed" else "00" * 32,),
         )
     one.unlock(PASSPHRASE)
 
     good = written(two, "emil")
-    report = merge(one, take_snapshot(two), one.opener())
+    report = merge(one, take_snapshot(two), one.age_identity())
     assert [fault.key for fault in report.refused] == [f"{record.copy_id} (dora)"]
     assert one.copies() == [good]
 
@@ -492,7 +492,7 @@ def test_with_the_identity_at_hand_a_genuine_record_is_taken(pair):
     record = written(two, "dora")
     one.unlock(PASSPHRASE)
 
-    assert merge(one, take_snapshot(two), one.opener()).copies == 1
+    assert merge(one, take_snapshot(two), one.age_identity()).copies == 1
     assert one.copies() == [record]
 
 
@@ -522,11 +522,11 @@ def test_a_row_here_that_cannot_be_used_is_left_and_named_and_blocks_nothing(pai
         connection.execute(f"UPDATE copies SET {column} = x'1b5b' WHERE copy_id = ?", (record.copy_id,))
     before = rows_of(one)["copies"]
 
-    report, both = merge_both(one, take_snapshot(two))
+    report, both = merge_with_union(one, take_snapshot(two))
 
     assert [(fault.table, fault.key.split()[0]) for fault in report.unusable] == [("copies", record.copy_id)]
     assert [fault.key for fault in report.refused] == [f"{record.copy_id} (a)"]
-    assert "can't be used" in report.refused[0].what
+    assert "can't be used" in report.refused[0].problem
     assert not report.complete
     assert rows_of(one)["copies"][: len(before)] == before
     assert take_snapshot(one).copies == {good.copy_id: good}
@@ -546,7 +546,7 @@ def test_nor_does_a_row_of_another_table(pair, table):
         connection.execute(f"UPDATE {table} SET {column} = x'1b5b'")
     before = rows_of(one)[table]
 
-    report, both = merge_both(one, take_snapshot(two))
+    report, both = merge_with_union(one, take_snapshot(two))
 
     assert report.unusable[0].table == table
     assert report.refused[0].table == table
@@ -563,7 +563,7 @@ def test_with_the_identity_at_hand_a_record_here_that_does_not_open_replaces_no_
     one.unlock(PASSPHRASE)
     tampered = one.copies()
 
-    report, both = merge_both(one, take_snapshot(two), one.opener())
+    report, both = merge_with_union(one, take_snapshot(two), one.age_identity())
 
     assert [fault.key for fault in report.unusable] == [f"{record.copy_id} (a)"]
     assert [fault.key for fault in report.refused] == [f"{record.copy_id} (a)"]
@@ -592,7 +592,7 @@ def test_a_second_record_of_one_copy_is_refused_by_name(pair, unlocked, copied):
     twin_of(record, two, **{**copied, **({"sealed": record.sealed} if "sealed" in copied else {})})
     one.unlock(PASSPHRASE)
 
-    report = merge(one, take_snapshot(two), one.opener() if unlocked else None)
+    report = merge(one, take_snapshot(two), one.age_identity() if unlocked else None)
 
     assert [fault.key for fault in report.refused] == [f"{'0' * 16} (a)"]
     assert one.copies() == [record]
@@ -607,9 +607,9 @@ def test_one_that_came_first_does_not_keep_the_genuine_one_out(pair):
     merge(one, take_snapshot(rogue))
     assert one.copies() == [twin]
 
-    locked, both = merge_both(one, take_snapshot(two))
+    locked, both = merge_with_union(one, take_snapshot(two))
     one.unlock(PASSPHRASE)
-    report = merge(one, take_snapshot(two), one.opener())
+    report = merge(one, take_snapshot(two), one.age_identity())
 
     assert [fault.key for fault in locked.refused] == [f"{record.copy_id} (a)"]
     assert set(both.copies) == {twin.copy_id, record.copy_id}
@@ -627,7 +627,7 @@ def test_a_base_replaces_one_of_the_same_weights_only(template, pair):
     (fault,) = merge(one, take_snapshot(two)).refused
 
     assert (fault.table, fault.key) == ("bases", "0123456789ab")
-    assert base.base_id in fault.what
+    assert base.base_id in fault.problem
     assert one.bases() == [base]
 
 
@@ -648,7 +648,7 @@ def test_a_page_of_this_vault_that_was_lost_blocks_no_merge_and_is_named(pair):
     content[page : page + 8] = b"\xff" * 8
     (one.folder / "vault.db").write_bytes(bytes(content))
 
-    report, both = merge_both(one, take_snapshot(two))
+    report, both = merge_with_union(one, take_snapshot(two))
 
     lost = [fault for fault in report.unusable if fault.table == "copies"]
     assert lost

@@ -15,7 +15,7 @@ from hf_fingerprint.vault.sealing import new_identity, seal
 from tests.helpers.format_1 import FORMAT_1
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.refusals import refused
-from tests.helpers.two_processes import errors_of_two
+from tests.helpers.two_processes import run_two_and_get_errors
 
 
 PASSPHRASE = "correct horse battery staple"
@@ -75,7 +75,7 @@ def test_an_old_vault_opens_and_gives_all_its_keys_in_order(old):
     assert vault.copy_keys(vault.copies()) == list(KEYS.values())
     (base,) = vault.bases()
     assert (base.base_id, base.secret) == (BASE, bytes(range(32)))
-    assert vault.recall_content("/models/a", "state 1") == HASH
+    assert vault.cached_content_hash("/models/a", "state 1") == HASH
 
 
 def test_no_row_is_lost_or_moved(old):
@@ -212,7 +212,7 @@ sys.stdin.readline()
 vault = Vault(sys.argv[1])
 vault.begin_copy(vault.bases()[0], sys.argv[2], "/out")
 """
-    assert errors_of_two(script, old) == ["", ""]
+    assert run_two_and_get_errors(script, old) == ["", ""]
 
     names = [record.recipient for record in Vault(old).copies()]
     assert names[:3] == list(KEYS)
@@ -244,5 +244,5 @@ def test_a_vault_of_format_2_is_given_questions_and_loses_nothing(old):
     assert after.pop("meta") == [(key, "3" if key == "format" else value) for key, value in before.pop("meta")]
     assert after == before
     (base,) = vault.bases()
-    vault.add_questions(base, b"which?")
-    assert Vault(old).questions(base) == b"which?"
+    vault.add_trigger_set(base, b"which?")
+    assert Vault(old).trigger_set(base) == b"which?"

@@ -22,9 +22,9 @@ from hf_fingerprint.vault.issuers import (
 )
 from hf_fingerprint.vault.merging import merge
 from hf_fingerprint.vault.packing import open_pack, pack_snapshot, pack_vault
-from hf_fingerprint.vault.sealing import Opener, new_identity, seal, seal_bundle, seal_pack
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, seal, seal_key_cache, seal_pack
 from hf_fingerprint.vault.snapshots import take_snapshot
-from hf_fingerprint.vault.union import without
+from hf_fingerprint.vault.union import drop_refused
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, new_vault, save_plain
@@ -46,10 +46,10 @@ def template(tmp_path_factory):
     begin_training(vault, vault.bases()[0], "carol")
     add_issuer(vault, new_issuer_key(root / "ci.key"), "ci")
     begin_publication(vault, vault.copies()[0].copy_id, "org/alice", {"README.md": "0a" * 32})
-    vault.remember_content("/here", "state", WHOLE)
+    vault.cache_content_hash("/here", "state", WHOLE)
     with vault.connect() as connection:
         connection.execute(
-            "INSERT INTO bundles VALUES (?, ?)", (vault.bases()[0].base_id, seal_bundle(b"x", vault.public_key))
+            "INSERT INTO bundles VALUES (?, ?)", (vault.bases()[0].base_id, seal_key_cache(b"x", vault.public_key))
         )
     return root
 
@@ -60,9 +60,9 @@ def vault(template, tmp_path):
 
 
 @pytest.fixture
-def opener(vault):
+def age_identity(vault):
     vault.unlock(PASSPHRASE)
-    return vault.opener()
+    return vault.age_identity()
 
 
 @pytest.fixture
@@ -74,28 +74,28 @@ def ci(template):
 def pulled(vault, ci, tmp_path):
     """What an issuer has on its machine."""
     snapshot = open_pack(pack_vault(vault), ci, "org/keys")
-    found = Vault.beside_identity(tmp_path / "ci", snapshot.public_key)
+    found = Vault.create_empty(tmp_path / "ci", snapshot.public_key)
     merge(found, snapshot)
     return found
 
 
 class TestAPack:
-    def test_opens_for_the_identity_and_for_every_issuer_and_nobody_else(self, vault, opener, ci):
+    def test_opens_for_the_identity_and_for_every_issuer_and_nobody_else(self, vault, age_identity, ci):
         packed = pack_vault(vault)
 
-        assert open_pack(packed, opener, "x") == open_pack(packed, ci, "x") == take_snapshot(vault)
-        stranger = Opener(new_identity()[0])
+        assert open_pack(packed, age_identity, "x") == open_pack(packed, ci, "x") == take_snapshot(vault)
+        stranger = AgeIdentity(new_identity()[0])
         text = refusal(open_pack, packed, stranger, "org/keys")
         assert "org/keys" in text
         assert stranger.public_key in text
 
-    def test_does_not_open_for_a_removed_issuer(self, vault, opener, ci):
+    def test_does_not_open_for_a_removed_issuer(self, vault, age_identity, ci):
         remove_issuer(vault, "ci")
 
         packed = pack_vault(vault)
 
         refusal(open_pack, packed, ci, "org/keys")
-        assert open_pack(packed, opener, "x") == take_snapshot(vault)
+        assert open_pack(packed, age_identity, "x") == take_snapshot(vault)
 
     def test_holds_what_issuers_share_and_nothing_of_this_machine(self, vault, ci):
         training = next(iter(copies_in_training(vault)))
@@ -126,9 +126,9 @@ class TestAPack:
             "issuers": 1,
         }
 
-    def test_is_a_vaults_database_once_decrypted(self, vault, opener, tmp_path):
+    def test_is_a_vaults_database_once_decrypted(self, vault, age_identity, tmp_path):
         (tmp_path / "by hand").mkdir()
-        (tmp_path / "by hand" / "vault.db").write_bytes(opener.unseal_pack(pack_vault(vault)))
+        (tmp_path / "by hand" / "vault.db").write_bytes(age_identity.unseal_pack(pack_vault(vault)))
 
         found = Vault(tmp_path / "by hand")
 
@@ -160,14 +160,14 @@ class TestAPack:
             writer.execute("ROLLBACK")
 
     @pytest.mark.parametrize("cut", [0, 1, 30, 300, -1])
-    def test_that_was_cut_is_refused(self, vault, opener, cut):
-        assert "org/keys" in refusal(open_pack, pack_vault(vault)[:cut], opener, "org/keys")
+    def test_that_was_cut_is_refused(self, vault, age_identity, cut):
+        assert "org/keys" in refusal(open_pack, pack_vault(vault)[:cut], age_identity, "org/keys")
 
 
-def packed_database(vault: Vault, opener: Opener, *statements: str) -> bytes:
+def packed_database(vault: Vault, age_identity: AgeIdentity, *statements: str) -> bytes:
     """A pack as a stranger could make it, who knows the public key."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        connection.deserialize(opener.unseal_pack(pack_vault(vault)))
+        connection.deserialize(age_identity.unseal_pack(pack_vault(vault)))
         for statement in statements:
             connection.execute(statement)
         return seal_pack(connection.serialize(), [vault.public_key])
@@ -175,10 +175,10 @@ def packed_database(vault: Vault, opener: Opener, *statements: str) -> bytes:
 
 class TestAStrangersPack:
     @pytest.mark.parametrize("content", [b"", b"nothing", b"SQLite format 3\0", b"SQLite format 3\0" + bytes(5000)])
-    def test_that_is_no_database_is_refused(self, vault, opener, content):
+    def test_that_is_no_database_is_refused(self, vault, age_identity, content):
         packed = seal_pack(content, [vault.public_key])
 
-        assert "org/keys" in refusal(open_pack, packed, opener, "org/keys")
+        assert "org/keys" in refusal(open_pack, packed, age_identity, "org/keys")
 
     @pytest.mark.parametrize(
         "statement",
@@ -192,15 +192,15 @@ class TestAStrangersPack:
             "UPDATE meta SET value = 'age1x' WHERE key = 'public_key'",
         ],
     )
-    def test_that_is_no_vault_is_refused(self, vault, opener, statement):
-        packed = packed_database(vault, opener, statement)
+    def test_that_is_no_vault_is_refused(self, vault, age_identity, statement):
+        packed = packed_database(vault, age_identity, statement)
 
-        assert "org/keys" in refusal(open_pack, packed, opener, "org/keys")
+        assert "org/keys" in refusal(open_pack, packed, age_identity, "org/keys")
 
-    def test_of_a_newer_format_says_so(self, vault, opener):
-        packed = packed_database(vault, opener, "UPDATE meta SET value = '4' WHERE key = 'format'")
+    def test_of_a_newer_format_says_so(self, vault, age_identity):
+        packed = packed_database(vault, age_identity, "UPDATE meta SET value = '4' WHERE key = 'format'")
 
-        text = refusal(open_pack, packed, opener, "org/keys")
+        text = refusal(open_pack, packed, age_identity, "org/keys")
         assert "format 4" in text
         assert "upgrade" in text
 
@@ -220,17 +220,17 @@ class TestAStrangersPack:
             ("UPDATE issuers SET name = x'00'", ["issuers"]),
         ],
     )
-    def test_gives_no_row_that_no_vault_holds_and_names_it(self, vault, opener, statement, tables):
-        found = open_pack(packed_database(vault, opener, statement), opener, "org/keys")
+    def test_gives_no_row_that_no_vault_holds_and_names_it(self, vault, age_identity, statement, tables):
+        found = open_pack(packed_database(vault, age_identity, statement), age_identity, "org/keys")
 
         assert [fault.table for fault in found.faults] == tables
         assert all(fault.describe().isprintable() for fault in found.faults)
         whole = take_snapshot(vault)
         lost = {*tables, "bases"} if statement == "DELETE FROM bases" else set(tables)
-        rest = without(whole, {(table, key): "is refused" for table in lost for key in getattr(whole, table)})
+        rest = drop_refused(whole, {(table, key): "is refused" for table in lost for key in getattr(whole, table)})
         assert found == rest
 
-    def test_with_a_base_whose_seal_fits_and_whose_document_says_nothing_loses_it(self, vault, opener):
+    def test_with_a_base_whose_seal_fits_and_whose_document_says_nothing_loses_it(self, vault, age_identity):
         snapshot = take_snapshot(vault)
         forged = {}
         for key, (base_id, whole, _, amplitudes, secret, _) in snapshot.bases.items():
@@ -239,7 +239,7 @@ class TestAStrangersPack:
             forged[key] = (base_id, whole, "{}", amplitudes, secret, genuine)
         packed = pack_snapshot(replace(snapshot, bases=forged))
 
-        found = open_pack(packed, opener, "org/keys")
+        found = open_pack(packed, age_identity, "org/keys")
 
         assert found.bases == found.copies == {}
         assert [fault.table for fault in found.faults] == ["bases", "copies", "publications"]
@@ -248,27 +248,27 @@ class TestAStrangersPack:
 class TestAPackOfFormat2:
     """As an issuer who has not upgraded yet pushed it: it has no questions."""
 
-    def test_opens_and_has_all_but_questions(self, vault, opener):
-        packed = packed_database(vault, opener, *FORMAT_2)
+    def test_opens_and_has_all_but_questions(self, vault, age_identity):
+        packed = packed_database(vault, age_identity, *FORMAT_2)
 
-        assert open_pack(packed, opener, "org/keys") == take_snapshot(vault)
+        assert open_pack(packed, age_identity, "org/keys") == take_snapshot(vault)
 
-    def test_with_tables_of_its_own_is_refused(self, vault, opener):
+    def test_with_tables_of_its_own_is_refused(self, vault, age_identity):
         for statements in (FORMAT_2[1:], (*FORMAT_2, "CREATE TABLE more (x)"), (*FORMAT_2, "DROP TABLE issuers")):
-            packed = packed_database(vault, opener, *statements)
+            packed = packed_database(vault, age_identity, *statements)
 
-            assert "no whole vault" in refusal(open_pack, packed, opener, "org/keys")
+            assert "no whole vault" in refusal(open_pack, packed, age_identity, "org/keys")
 
-    def test_takes_no_questions_from_a_vault_that_has_some(self, vault, opener):
-        packed = packed_database(vault, opener, *FORMAT_2)
+    def test_takes_no_questions_from_a_vault_that_has_some(self, vault, age_identity):
+        packed = packed_database(vault, age_identity, *FORMAT_2)
         (base,), (copy, *_) = vault.bases(), vault.copies()
-        vault.add_questions(base, b"which?")
+        vault.add_trigger_set(base, b"which?")
         with vault.connect() as connection:
             connection.execute("INSERT INTO bound VALUES (?)", (copy.copy_id,))
 
-        merge(vault, open_pack(packed, opener, "org/keys"))
+        merge(vault, open_pack(packed, age_identity, "org/keys"))
 
-        assert vault.questions(base) == b"which?"
+        assert vault.trigger_set(base) == b"which?"
         assert vault.bound(base.base_id) == {copy.copy_id}
 
 

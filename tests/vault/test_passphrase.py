@@ -6,7 +6,7 @@ import pytest
 
 from hf_fingerprint.errors import PassphraseError
 from hf_fingerprint.vault import find_passphrase
-from hf_fingerprint.vault.passphrase import VARIABLE
+from hf_fingerprint.vault.passphrase import PASSPHRASE_VARIABLE
 
 
 class Terminal:
@@ -40,7 +40,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
     found = Terminal(monkeypatch)
     found.nobody()
     return found
@@ -85,7 +85,7 @@ def test_a_file_without_a_passphrase_is_refused_by_name(tmp_path, terminal, cont
 
 
 def test_a_missing_file_is_refused_by_name_and_nothing_else_is_tried(tmp_path, terminal, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "from the environment")
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "from the environment")
     terminal.types("typed")
 
     assert str(tmp_path / "gone") in refused(tmp_path / "gone")
@@ -95,13 +95,13 @@ def test_a_missing_file_is_refused_by_name_and_nothing_else_is_tried(tmp_path, t
 
 def test_the_file_comes_before_the_environment(tmp_path, terminal, monkeypatch):
     (tmp_path / "p").write_text("from the file")
-    monkeypatch.setenv(VARIABLE, "from the environment")
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "from the environment")
 
     assert find_passphrase(tmp_path / "p") == "from the file"
 
 
 def test_the_environment_comes_before_the_terminal(terminal, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "from the environment")
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "from the environment")
     terminal.types("typed")
 
     assert find_passphrase(confirm=True) == "from the environment"
@@ -109,7 +109,7 @@ def test_the_environment_comes_before_the_terminal(terminal, monkeypatch):
 
 
 def test_an_empty_variable_is_none(terminal, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "")
     terminal.types("typed")
 
     assert find_passphrase() == "typed"
@@ -118,7 +118,7 @@ def test_an_empty_variable_is_none(terminal, monkeypatch):
 def test_without_file_variable_and_terminal_the_refusal_names_all_three(terminal):
     text = refused()
 
-    assert VARIABLE in text
+    assert PASSPHRASE_VARIABLE in text
     assert "--passphrase-file" in text
     assert "terminal" in text
 
@@ -126,7 +126,7 @@ def test_without_file_variable_and_terminal_the_refusal_names_all_three(terminal
 def test_without_any_standard_input_it_is_refused_all_the_same(terminal, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
 
-    assert VARIABLE in refused()
+    assert PASSPHRASE_VARIABLE in refused()
 
 
 def test_what_is_piped_in_is_not_taken_for_a_passphrase(terminal):

@@ -12,7 +12,7 @@ import pytest
 
 from hf_fingerprint.errors import PassphraseError
 from hf_fingerprint.vault import passphrase_age as module
-from hf_fingerprint.vault.passphrase_age import log_work_of, open_with_passphrase, seal_with_passphrase
+from hf_fingerprint.vault.passphrase_age import open_with_passphrase, read_log_work, seal_with_passphrase
 from tests.helpers.refusals import refused
 
 
@@ -61,7 +61,7 @@ def test_the_work_factor_is_18_on_any_machine():
 def test_the_work_factor_is_written_into_the_file(monkeypatch):
     monkeypatch.setattr(module, "LOG_WORK", 11)
 
-    assert log_work_of(seal_with_passphrase(TEXT, PASSPHRASE)) == 11
+    assert read_log_work(seal_with_passphrase(TEXT, PASSPHRASE)) == 11
 
 
 @pytest.mark.parametrize("log_work", [1, 2, 9, 14, 16])

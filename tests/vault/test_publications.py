@@ -9,7 +9,7 @@ from hf_fingerprint.vault import (
     Vault,
     begin_publication,
     confirm_publication,
-    publication_of,
+    find_publication,
     publications,
 )
 from tests.helpers.refusals import refused
@@ -46,7 +46,7 @@ def test_a_publication_is_on_record_before_the_push(vault):
     assert (begun.base_id, begun.recipient) == (record.base_id, "alice")
     assert (begun.files, begun.revision, begun.account) == (FILES, None, "alice-hf")
     assert begun.created.endswith("+00:00")
-    assert publication_of(Vault(vault.folder), record.copy_id) == begun
+    assert find_publication(Vault(vault.folder), record.copy_id) == begun
 
 
 def test_and_confirmed_after_it(vault):
@@ -102,7 +102,7 @@ def test_publications_are_listed_in_the_order_of_issue_by_repo_and_by_copy(vault
     assert [found.copy_id for found in publications(vault, "org/two")] == [record.copy_id for record in records[:2]]
     assert [found.repo for found in publications(vault, copy_id=records[2].copy_id)] == ["org/one"]
     assert publications(vault, "ORG/ONE") == []
-    assert publication_of(vault, "0" * 16) is None
+    assert find_publication(vault, "0" * 16) is None
 
 
 def test_a_copy_that_is_not_on_record_is_not_published(vault):

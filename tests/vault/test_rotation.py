@@ -15,17 +15,17 @@ from hf_fingerprint.vault import rotation as module
 from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import open_pack, pack_vault, take_snapshot
 from hf_fingerprint.vault.rotation import rotate
-from hf_fingerprint.vault.sealing import Opener, new_identity, open_identity
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, open_identity
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,
     bytes_of,
-    everything_in,
     names_in,
     new_vault,
     save_plain,
+    vault_bytes,
 )
 
 
@@ -36,7 +36,7 @@ refusal = partial(refused, error=VaultError)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "lock_identity", lock_quickly)
+    monkeypatch.setattr(module, "encrypt_identity", lock_quickly)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def digits(public_key: str) -> str:
 
 
 def test_every_record_opens_with_the_new_identity_and_none_with_the_old(vault, template):
-    keys, before, old = vault.copy_keys(vault.copies()), vault.copies(), vault.opener()
+    keys, before, old = vault.copy_keys(vault.copies()), vault.copies(), vault.age_identity()
 
     done = rotate(vault, NEW)
 
@@ -90,7 +90,7 @@ def test_the_old_passphrase_and_the_old_identity_are_refused(vault):
     done = rotate(vault, NEW)
 
     refusal(done.vault.unlock, PASSPHRASE, error=PassphraseError)
-    refusal(done.vault.unlock, PASSPHRASE, done.old_identity, error=PassphraseError)
+    refusal(done.vault.unlock, PASSPHRASE, done.old_identity_file, error=PassphraseError)
     assert not done.vault.unlocked
 
 
@@ -101,8 +101,8 @@ def test_the_identities_files_say_which_is_which(vault):
 
     assert set(names_in(vault.folder)) == {"identity.age", f"identity-old-{digits(old)}.age", "vault.db"}
     assert done.identity == vault.folder / "identity.age"
-    assert done.old_identity == vault.folder / f"identity-old-{digits(old)}.age"
-    assert open_identity(done.old_identity, PASSPHRASE).public_key == old
+    assert done.old_identity_file == vault.folder / f"identity-old-{digits(old)}.age"
+    assert open_identity(done.old_identity_file, PASSPHRASE).public_key == old
     assert open_identity(done.identity, NEW).public_key == done.vault.public_key
     assert {stat.S_IMODE(path.stat().st_mode) for path in vault.folder.iterdir()} == {0o600}
 
@@ -116,8 +116,8 @@ def test_the_new_identity_may_be_kept_elsewhere(vault, tmp_path):
     assert done.identity is None
     assert done.vault.public_key == public_key
     assert not (vault.folder / "identity.age").exists()
-    assert done.old_identity is not None
-    assert identity.encode() not in everything_in(vault)
+    assert done.old_identity_file is not None
+    assert identity.encode() not in vault_bytes(vault)
     done.vault.unlock(NEW, tmp_path / "elsewhere.age")
     assert done.vault.copy_keys(done.vault.copies()) == keys
 
@@ -162,23 +162,23 @@ def test_a_record_that_was_tampered_with_is_named_and_stays_as_it_is(vault, colu
 
 
 def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     base = vault.bases()[0]
     seals = [record.sealed for record in vault.copies()]
     for _ in range(3):  # seals that were replaced long ago, and bundles
-        vault.begin_copy(base, "carol", "/out", again=vault.copies()[2])
+        vault.begin_copy(base, "carol", "/out", resumed_record=vault.copies()[2])
         seals += [record.sealed for record in vault.copies()]
         vault.copy_keys(vault.copies())
         vault.begin_copy(base, "dora", "/out")
         with vault.connect() as connection:
             seals += [sealed for (sealed,) in connection.execute("SELECT sealed FROM bundles")]
     vault.copy_keys(vault.copies())
-    assert any(seal[-64:] in everything_in(vault) for seal in seals)
+    assert any(seal[-64:] in vault_bytes(vault) for seal in seals)
 
     done = rotate(vault, NEW)
 
-    content = everything_in(vault)
-    assert done.cleared
+    content = vault_bytes(vault)
+    assert done.old_seals_erased
     assert done.vault.copies()[0].sealed[-64:] in content
     for seal in seals:
         assert not any(seal[i : i + 24] in content for i in range(100, len(seal) - 24, 24))
@@ -194,7 +194,7 @@ def test_while_another_process_reads_it_says_that_old_seals_are_left(vault, monk
     done = rotate(vault, NEW)
 
     reader.close()
-    assert not done.cleared
+    assert not done.old_seals_erased
     assert keys_of(vault.folder)
 
 
@@ -215,23 +215,23 @@ def test_a_training_goes_on(vault):
 
     done = rotate(vault, NEW)
 
-    again, same = begin_training(done.vault, base, "emil")
-    assert (again.copy_id, same) == (record.copy_id, key)
-    written = done.vault.mark_written(again, key, WHOLE)
+    resumed_record, same = begin_training(done.vault, base, "emil")
+    assert (resumed_record.copy_id, same) == (record.copy_id, key)
+    written = done.vault.mark_written(resumed_record, key, WHOLE)
     assert copies_in_training(done.vault) == set()
     done.vault.unlock(NEW)
     assert done.vault.copy_key(written) == key
 
 
 def test_a_process_that_opened_the_vault_before_seals_nothing_more_to_the_old_identity(vault, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 1)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 1)
     before, records = Vault(vault.folder), vault.copies()
     base, begun = before.bases()[0], before.copies()[2]
     done = rotate(vault, NEW)
     rows = done.vault.copies()
 
     assert str(vault.folder) in refusal(before.begin_copy, base, "emil", "/out")
-    assert begun.copy_id in refusal(lambda: before.begin_copy(base, "carol", "/out", again=begun))
+    assert begun.copy_id in refusal(lambda: before.begin_copy(base, "carol", "/out", resumed_record=begun))
     vault.copy_keys(records)
     with vault.connect() as connection:
         assert connection.execute("SELECT count(*) FROM bundles").fetchone() == (0,)
@@ -315,10 +315,13 @@ def test_killed_anywhere_it_opens_with_one_of_the_two(vault, tmp_path, step, aft
     rotated = opened.public_key != vault.public_key
     assert fitting[0][0] == (NEW if rotated else PASSPHRASE)
 
-    again = rotate(opened, "another passphrase")
+    resumed_record = rotate(opened, "another passphrase")
 
     assert keys_of(vault.folder, "another passphrase") == keys
-    assert open_identity(vault.folder / "identity.age", "another passphrase").public_key == again.vault.public_key
+    assert (
+        open_identity(vault.folder / "identity.age", "another passphrase").public_key
+        == resumed_record.vault.public_key
+    )
     olds = list(vault.folder.glob("identity-old-*.age"))
     opening = []
     for path in olds:
@@ -339,7 +342,7 @@ def test_a_pack_of_before_is_merged_with_the_old_identity(vault, tmp_path):
     issuer = Vault(shutil.copytree(vault.folder, tmp_path / "issuer"))
     record, key = issuer.begin_copy(issuer.bases()[0], "emil", "/out")
     issuer.mark_written(record, key, WHOLE)
-    packed, old = pack_vault(issuer), vault.opener()
+    packed, old = pack_vault(issuer), vault.age_identity()
     done = rotate(vault, NEW)
     snapshot = open_pack(packed, old, "org/keys")
 
@@ -353,11 +356,11 @@ def test_a_pack_of_before_is_merged_with_the_old_identity(vault, tmp_path):
 
 
 def test_the_new_identity_opens_what_is_pushed_from_now_on_and_the_old_does_not(vault):
-    old = vault.opener()
+    old = vault.age_identity()
     done = rotate(vault, NEW)
     packed = pack_vault(done.vault)
 
     done.vault.unlock(NEW)
-    assert open_pack(packed, done.vault.opener(), "x") == take_snapshot(done.vault)
+    assert open_pack(packed, done.vault.age_identity(), "x") == take_snapshot(done.vault)
     refusal(open_pack, packed, old, "x")
-    refusal(open_pack, packed, Opener(new_identity()[0]), "x")
+    refusal(open_pack, packed, AgeIdentity(new_identity()[0]), "x")

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.vault import Base, Calibration, Carrier, Compact, TensorRecord
+from hf_fingerprint.vault import Base, Calibration, Carrier, CompactMark, TensorRecord
 from hf_fingerprint.vault.schema import FORMAT, TABLES, base_from_row, base_to_row
-from tests.helpers.checkpoint_files import UNHURRIED
+from tests.helpers.checkpoint_files import NO_DEADLINE
 
 
 BASE = Base(
@@ -102,7 +102,7 @@ def bases(draw: st.DrawFn) -> Base:
     )
 
 
-@UNHURRIED
+@NO_DEADLINE
 @given(bases())
 def test_every_base_comes_back_from_its_row_and_the_row_from_the_base(base):
     row = base_to_row(base)
@@ -118,7 +118,7 @@ def test_every_field_of_a_base_is_in_its_row(name):
         "carriers": BASE.carriers[:1],
         "calibration": replace(BASE.calibration, images=257),
         "secret": bytes(32),
-        "compact": Compact(0.03, 50.0),
+        "compact": CompactMark(0.03, 50.0),
     }
     value = getattr(BASE, name)
     changed = replace(BASE, **{name: other.get(name, value + 1 if isinstance(value, int | float) else f"{value}x")})

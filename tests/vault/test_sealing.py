@@ -11,11 +11,11 @@ import pyrage
 import pytest
 
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
-from hf_fingerprint.vault.passphrase_age import log_work_of
+from hf_fingerprint.vault.passphrase_age import read_log_work
 from hf_fingerprint.vault.sealing import (
-    Opener,
+    AgeIdentity,
     change_passphrase,
-    lock_identity,
+    encrypt_identity,
     new_identity,
     open_identity,
     seal,
@@ -37,8 +37,8 @@ def identity():
 
 
 @pytest.fixture(scope="module")
-def opener(identity):
-    return Opener(identity[0])
+def age_identity(identity):
+    return AgeIdentity(identity[0])
 
 
 @pytest.fixture
@@ -57,10 +57,10 @@ def sealed_text(content: object, public_key: str) -> bytes:
 refusal = partial(refused, error=VaultError)
 
 
-def test_a_sealed_key_opens_with_the_identity(identity, opener):
+def test_a_sealed_key_opens_with_the_identity(identity, age_identity):
     sealed = seal(KEY, *RECORD, identity[1])
 
-    assert opener.unseal(sealed, *RECORD) == KEY
+    assert age_identity.unseal(sealed, *RECORD) == KEY
     assert sealed.startswith(b"age-encryption.org/v1\n")
     assert KEY not in sealed
     assert KEY.hex().encode() not in sealed
@@ -83,27 +83,27 @@ def test_two_identities_are_never_the_same():
 
 
 def test_another_identity_cannot_open_it(identity):
-    text = refusal(Opener(new_identity()[0]).unseal, seal(KEY, *RECORD, identity[1]), *RECORD)
+    text = refusal(AgeIdentity(new_identity()[0]).unseal, seal(KEY, *RECORD, identity[1]), *RECORD)
 
     assert RECORD[0] in text
     assert RECORD[2] in text
 
 
 @pytest.mark.parametrize("column", range(3))
-def test_a_seal_does_not_fit_another_record(identity, opener, column):
+def test_a_seal_does_not_fit_another_record(identity, age_identity, column):
     sealed = seal(KEY, *RECORD, identity[1])
     other = [value + "x" if number == column else value for number, value in enumerate(RECORD)]
 
-    assert other[0] in refusal(opener.unseal, sealed, *other)
+    assert other[0] in refusal(age_identity.unseal, sealed, *other)
 
 
-def test_not_one_bit_of_a_seal_may_change(identity, opener):
+def test_not_one_bit_of_a_seal_may_change(identity, age_identity):
     sealed = seal(KEY, *RECORD, identity[1])
     for position in range(0, len(sealed), 7):
         damaged = bytearray(sealed)
         damaged[position] ^= 1
         try:
-            found = opener.unseal(bytes(damaged), *RECORD)
+            found = age_identity.unseal(bytes(damaged), *RECORD)
         except VaultError as error:
             assert RECORD[0] in str(error)
         else:
@@ -111,8 +111,8 @@ def test_not_one_bit_of_a_seal_may_change(identity, opener):
 
 
 @pytest.mark.parametrize("length", [0, 1, 21, 100, -1])
-def test_a_truncated_seal_is_refused(identity, opener, length):
-    assert RECORD[0] in refusal(opener.unseal, seal(KEY, *RECORD, identity[1])[:length], *RECORD)
+def test_a_truncated_seal_is_refused(identity, age_identity, length):
+    assert RECORD[0] in refusal(age_identity.unseal, seal(KEY, *RECORD, identity[1])[:length], *RECORD)
 
 
 GOOD = {"v": 1, "copy": RECORD[0], "base": RECORD[1], "recipient": RECORD[2], "key": KEY.hex()}
@@ -141,8 +141,8 @@ GOOD = {"v": 1, "copy": RECORD[0], "base": RECORD[1], "recipient": RECORD[2], "k
     ],
     ids=repr,
 )
-def test_a_seal_around_something_else_is_refused_by_the_records_name(identity, opener, content):
-    text = refusal(opener.unseal, sealed_text(content, identity[1]), *RECORD)
+def test_a_seal_around_something_else_is_refused_by_the_records_name(identity, age_identity, content):
+    text = refusal(age_identity.unseal, sealed_text(content, identity[1]), *RECORD)
 
     assert RECORD[0] in text
     assert KEY.hex()[:-2] not in text
@@ -168,7 +168,7 @@ def test_a_wrong_passphrase_is_refused_by_the_files_name_and_never_repeated(lock
 
 def test_an_empty_passphrase_locks_nothing(identity):
     with pytest.raises(PassphraseError) as caught:
-        lock_identity(identity[0], "")
+        encrypt_identity(identity[0], "")
 
     assert identity[0] not in str(caught.value)
 
@@ -200,8 +200,8 @@ def test_a_passphrase_around_something_else_is_refused_without_showing_it(tmp_pa
     assert "NOTREALLY" not in text
 
 
-def test_an_open_identity_shows_its_public_key_only(identity, opener):
-    shown = f"{opener!r} {opener} {opener!s:>200}"
+def test_an_open_identity_shows_its_public_key_only(identity, age_identity):
+    shown = f"{age_identity!r} {age_identity} {age_identity!s:>200}"
 
     assert identity[1] in shown
     assert identity[0] not in shown
@@ -232,7 +232,7 @@ def test_an_identity_sealed_again_is_as_hard_to_guess_as_a_new_one(locked_file, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_identity(locked_file, new).public_key == identity[1]
-    assert log_work_of(locked_file.read_bytes()) == 9
+    assert read_log_work(locked_file.read_bytes()) == 9
     assert [path.name for path in locked_file.parent.iterdir()] == ["identity.age"], "nothing of the old seal is left"
     assert before != locked_file.read_bytes()
     assert stat.S_IMODE(locked_file.stat().st_mode) == 0o600

@@ -34,7 +34,7 @@ def made(tmp_path_factory) -> Path:
     issue(str(root / "model"), "alice", vault, root / "leak")
     for number in range(RECIPIENTS):
         record, key = vault.begin_copy(base, f"recipient {number}", f"/copies/{number}")
-        vault.mark_written(record, key, f"{number:064x}", placed=True)
+        vault.mark_written(record, key, f"{number:064x}", is_issued=True)
     return root
 
 
@@ -130,7 +130,7 @@ def test_a_read_only_vault_that_changes_under_a_reader_is_read_again(closed):
 def test_a_long_look_at_a_read_only_vault_is_not_spoilt_by_others_changes(closed):
     with stranger():
         vault = Vault(closed)
-        with vault.kept_open():
+        with vault.keep_open():
             os.seteuid(0) if not os.getuid() else (closed / "vault.db").chmod(0o644)
             os.utime(closed / "vault.db")
             assert len(vault.copies()) == RECIPIENTS + 1
@@ -167,7 +167,7 @@ def database(tmp_path) -> Path:
     ],
 )
 def test_what_the_disk_refuses_is_said_and_asks_for_no_backup(database, name, said):
-    found = module.database_refusal(database, failing(name))
+    found = module.database_error(database, failing(name))
 
     assert isinstance(found, StorageError)
     assert said in str(found) and str(database.parent) in str(found)
@@ -176,21 +176,21 @@ def test_what_the_disk_refuses_is_said_and_asks_for_no_backup(database, name, sa
 
 @pytest.mark.parametrize("name", ["SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_INDEX", "SQLITE_ERROR"])
 def test_damage_asks_for_one(database, name):
-    found = module.database_refusal(database, failing(name))
+    found = module.database_error(database, failing(name))
 
     assert not isinstance(found, StorageError)
     assert str(found).endswith("restore a backup.") and str(database) in str(found)
 
 
 def test_an_error_of_a_full_disk_is_known_by_the_disk(database, monkeypatch):
-    monkeypatch.setattr(module, "is_full", lambda folder: True)
+    monkeypatch.setattr(module, "is_disk_full", lambda folder: True)
 
     for name in ("SQLITE_IOERR_SHMSIZE", "SQLITE_CANTOPEN"):
-        assert "is full: make room" in str(module.database_refusal(database, failing(name)))
+        assert "is full: make room" in str(module.database_error(database, failing(name)))
 
 
 def test_an_error_of_the_module_itself_has_no_code(database):
-    assert "restore a backup" in str(module.database_refusal(database, sqlite3.ProgrammingError("closed")))
+    assert "restore a backup" in str(module.database_error(database, sqlite3.ProgrammingError("closed")))
 
 
 def test_a_full_database_is_said_to_be_on_a_full_disk_and_is_as_it_was(made, tmp_path, monkeypatch):
@@ -204,10 +204,10 @@ def test_a_full_database_is_said_to_be_on_a_full_disk_and_is_as_it_was(made, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(sqlite3, "connect", small)
-        said = refusal(vault.add_questions, vault.bases()[0], bytes(100_000))
+        said = refusal(vault.add_trigger_set, vault.bases()[0], bytes(100_000))
     assert f"The disk of {tmp_path / 'vault'} is full" in said
-    assert vault.questions(vault.bases()[0]) is None
-    vault.add_questions(vault.bases()[0], bytes(100_000))
+    assert vault.trigger_set(vault.bases()[0]) is None
+    vault.add_trigger_set(vault.bases()[0], bytes(100_000))
 
 
 def test_a_transaction_that_a_full_disk_ended_shows_the_disk_as_the_reason(made, tmp_path):

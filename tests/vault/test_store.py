@@ -16,16 +16,16 @@ import pytest
 from hf_fingerprint.errors import FingerprintWarning, PassphraseError, VaultError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.vault import Base, Calibration, Carrier, CopyRecord, TensorRecord, Vault
-from hf_fingerprint.vault.key_cache import pack, record_digest
+from hf_fingerprint.vault.key_cache import pack_keys, record_digest
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.schema import base_to_row
-from hf_fingerprint.vault.sealing import new_identity, seal, seal_bundle
-from hf_fingerprint.vault.unsealing import open_copies, unsealed
+from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
+from hf_fingerprint.vault.unsealing import open_copies, unseal_copy_key
 from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
 from tests.helpers.format_1 import FORMAT_1
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.refusals import refused
-from tests.helpers.two_processes import errors_of_two
+from tests.helpers.two_processes import run_two_and_get_errors
 
 
 PASSPHRASE = "correct horse battery staple"
@@ -70,7 +70,7 @@ def made(tmp_path_factory) -> Made:
     mask = os.umask(0)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hf_fingerprint.vault.store.lock_identity", lock_quickly)
+            patch.setattr("hf_fingerprint.vault.store.encrypt_identity", lock_quickly)
             vault = Vault.create(folder, PASSPHRASE)
     finally:
         os.umask(mask)
@@ -118,10 +118,10 @@ def test_a_vault_made_with_a_passphrase_unlocks_with_it(tmp_path):
     vault.add_base(BASE)
     record, key = vault.begin_copy(BASE, "alice", tmp_path)
 
-    again = Vault(tmp_path / "vault")
-    again.unlock(PASSPHRASE)
+    resumed_record = Vault(tmp_path / "vault")
+    resumed_record.unlock(PASSPHRASE)
 
-    assert again.copy_key(record) == key
+    assert resumed_record.copy_key(record) == key
 
 
 def test_a_new_vault_holds_its_database_and_its_identity_for_the_owners_eyes_only(made):
@@ -225,7 +225,7 @@ def test_a_vault_is_never_made_over_another(mine, left):
 
 
 def test_a_vault_is_not_made_where_a_file_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.store.lock_identity", lock_quickly)
+    monkeypatch.setattr("hf_fingerprint.vault.store.encrypt_identity", lock_quickly)
     (tmp_path / "file").write_text("mine")
 
     assert "file" in refusal(Vault.create, tmp_path / "file", PASSPHRASE)
@@ -421,9 +421,9 @@ def test_a_record_that_was_never_written_is_used_again_with_a_new_key(mine):
     vault = mine.open()
     record, key = vault.begin_copy(BASE, "bob", Path("/out"))
 
-    again, new_key = vault.begin_copy(BASE, "bob", Path("/out"), again=record)
+    resumed_record, new_key = vault.begin_copy(BASE, "bob", Path("/out"), resumed_record=record)
 
-    assert again.copy_id == record.copy_id
+    assert resumed_record.copy_id == record.copy_id
     assert new_key != key
     assert len(vault.copies(recipient="bob")) == 1
     assert vault.copy_key(vault.copies(recipient="bob")[0]) == new_key
@@ -437,14 +437,14 @@ def test_a_record_that_was_written_is_never_given_another_key(mine, state):
     if state == "issued":
         vault.mark_issued(record.copy_id)
 
-    assert record.copy_id in refusal(lambda: vault.begin_copy(BASE, "bob", Path("/out"), again=record))
+    assert record.copy_id in refusal(lambda: vault.begin_copy(BASE, "bob", Path("/out"), resumed_record=record))
     assert vault.copy_key(vault.copies(recipient="bob")[0]) == key
 
 
 def test_a_copy_whose_record_was_given_another_key_meanwhile_is_not_marked_written(mine):
     vault = mine.open()
     slow, forgotten_key = vault.begin_copy(BASE, "bob", Path("/out"))
-    record, key = vault.begin_copy(BASE, "bob", Path("/out"), again=slow)
+    record, key = vault.begin_copy(BASE, "bob", Path("/out"), resumed_record=slow)
 
     assert slow.copy_id in refusal(vault.mark_written, slow, forgotten_key, WHOLE)
     vault.mark_written(record, key, WHOLE)
@@ -456,7 +456,7 @@ def test_which_copies_answer_the_questions_is_recorded_as_they_are_written(mine)
     for name, bound in (("bob", True), ("carol", False)):
         vault.mark_written(*vault.begin_copy(BASE, name, Path("/out")), WHOLE, bound=bound)
     slow, forgotten_key = vault.begin_copy(BASE, "dora", Path("/out"))
-    vault.begin_copy(BASE, "dora", Path("/out"), again=slow)
+    vault.begin_copy(BASE, "dora", Path("/out"), resumed_record=slow)
     refusal(lambda: vault.mark_written(slow, forgotten_key, WHOLE, bound=True))
 
     assert vault.bound(BASE.base_id) == {record.copy_id for record in vault.copies(recipient="bob")}
@@ -598,17 +598,17 @@ def many(vault: Vault, count: int) -> list[bytes]:
 
 
 def test_the_keys_of_many_copies_are_those_of_each(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 5)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 5)
     vault = mine.open()
     keys = made.keys + many(vault, 10)
     records = vault.copies()
 
-    def unsealed_again(record, opener):
+    def unsealed_again(record, age_identity):
         assert record.commitment is None, "was unsealed again"
-        return unsealed(record, opener)
+        return unseal_copy_key(record, age_identity)
 
     assert vault.copy_keys(records) == keys
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.unsealed", unsealed_again)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.unseal_copy_key", unsealed_again)
     assert vault.copy_keys(records) == keys
     assert vault.copy_keys(records[::-1]) == keys[::-1]
     assert vault.copy_keys(records[3:5]) == keys[3:5]
@@ -616,7 +616,7 @@ def test_the_keys_of_many_copies_are_those_of_each(mine, made, monkeypatch):
 
 
 def test_copies_issued_after_the_bundle_was_made_are_found_too(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 5)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 5)
     vault = mine.open()
     keys = made.keys + many(vault, 10)
     vault.copy_keys(vault.copies())
@@ -626,10 +626,10 @@ def test_copies_issued_after_the_bundle_was_made_are_found_too(mine, made, monke
 
 
 def test_a_damaged_bundle_only_costs_time(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
-    for damage in (b"", b"x" * 500, seal_bundle(b"odd length", vault.public_key)):
+    for damage in (b"", b"x" * 500, seal_key_cache(b"odd length", vault.public_key)):
         mine.sql("UPDATE bundles SET sealed = ?", damage)
         assert vault.copy_keys(vault.copies()) == made.keys
 
@@ -646,7 +646,7 @@ def test_a_damaged_bundle_only_costs_time(mine, made, monkeypatch):
     ],
 )
 def test_a_bundle_does_not_hide_that_a_record_was_changed(mine, made, monkeypatch, column, value):
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
     mine.sql(f"UPDATE copies SET {column} = ? WHERE copy_id = ?", value, made.records[0].copy_id)
@@ -657,8 +657,8 @@ def test_a_bundle_does_not_hide_that_a_record_was_changed(mine, made, monkeypatc
 def test_a_forged_bundle_does_not_give_a_committed_copy_another_key(mine, made):
     """The public key is enough to seal a bundle, and a machine that issues has it: it must not be able to choose the
     codeword of an earlier recipient."""
-    forged = pack({record_digest(record): bytes(32) for record in made.records})
-    mine.sql("INSERT INTO bundles VALUES (?, ?)", BASE.base_id, seal_bundle(forged, made.vault.public_key))
+    forged = pack_keys({record_digest(record): bytes(32) for record in made.records})
+    mine.sql("INSERT INTO bundles VALUES (?, ?)", BASE.base_id, seal_key_cache(forged, made.vault.public_key))
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
 
@@ -668,16 +668,16 @@ def test_a_forged_bundle_does_not_give_a_committed_copy_another_key(mine, made):
 
 def test_a_content_hash_is_recalled_for_the_same_files_in_the_same_state(mine):
     vault = mine.open()
-    assert vault.recall_content("/models/a", "state 1") is None
+    assert vault.cached_content_hash("/models/a", "state 1") is None
 
-    vault.remember_content("/models/a", "state 1", WHOLE)
+    vault.cache_content_hash("/models/a", "state 1", WHOLE)
 
-    assert mine.open().recall_content("/models/a", "state 1") == WHOLE
-    assert vault.recall_content("/models/a", "state 2") is None
-    assert vault.recall_content("/models/b", "state 1") is None
-    vault.remember_content("/models/a", "state 2", "0d" * 32)
-    assert vault.recall_content("/models/a", "state 1") is None
-    assert vault.recall_content("/models/a", "state 2") == "0d" * 32
+    assert mine.open().cached_content_hash("/models/a", "state 1") == WHOLE
+    assert vault.cached_content_hash("/models/a", "state 2") is None
+    assert vault.cached_content_hash("/models/b", "state 1") is None
+    vault.cache_content_hash("/models/a", "state 2", "0d" * 32)
+    assert vault.cached_content_hash("/models/a", "state 1") is None
+    assert vault.cached_content_hash("/models/a", "state 2") == "0d" * 32
 
 
 # Secrets
@@ -719,12 +719,12 @@ def test_no_secret_shows_in_what_is_refused(mine, made):
 
 
 def test_neither_copy_keys_nor_the_identity_are_in_the_files_in_the_clear(mine, made, monkeypatch):
-    monkeypatch.setattr("hf_fingerprint.vault.unsealing.BUNDLE_FROM", 2)
+    monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     reader = sqlite3.connect(mine.folder / "vault.db")
     reader.execute("BEGIN").execute("SELECT * FROM meta").fetchall()
     vault = mine.open()
     record, key = vault.begin_copy(BASE, "bob", Path("/out"))
-    _, new_key = vault.begin_copy(BASE, "bob", Path("/out"), again=record)
+    _, new_key = vault.begin_copy(BASE, "bob", Path("/out"), resumed_record=record)
     vault.copy_keys(vault.copies())
 
     files = bytes_of(mine.folder)
@@ -760,7 +760,7 @@ for number in range(50):
 
 
 def test_two_processes_that_issue_at_once_lose_nothing(mine):
-    assert errors_of_two(WORKER, mine.folder) == ["", ""]
+    assert run_two_and_get_errors(WORKER, mine.folder) == ["", ""]
 
     vault = mine.open()
     records = vault.copies()[2:]

@@ -9,7 +9,7 @@ import pytest
 from examples.benchmarks import tampered_rows as bench
 from hf_fingerprint import Vault, trace
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.vault import open_copies, store, unused_rows
+from hf_fingerprint.vault import find_unusable_rows, open_copies, store
 from hf_fingerprint.vault.check import check_vault
 from hf_fingerprint.vault.sealing import open_identity
 
@@ -39,7 +39,7 @@ def test_lost_bytes_stop_nobody_elses_trace_and_never_end_in_nobody(tmp_path):
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    yield bench.make_scene(tmp_path_factory.mktemp("scene"), 20)
+    yield bench.make_testbed(tmp_path_factory.mktemp("scene"), 20)
     store.open_identity = open_identity  # a module's fixture is made before a test's, which then keeps the benchmark's
 
 
@@ -74,7 +74,7 @@ def test_rows_that_the_disk_lost_are_named_by_their_index(scene, tmp_path):
     database.write_bytes(content)
     vault = opened(tmp_path / "vault")
 
-    lost = {fault.key.split()[0] for fault in unused_rows(vault) if fault.table == "copies"}
+    lost = {fault.key.split()[0] for fault in find_unusable_rows(vault) if fault.table == "copies"}
     left = {copy.copy_id for copy in vault.rows().copies}
 
     assert scene.copy_id in lost

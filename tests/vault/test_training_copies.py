@@ -10,11 +10,11 @@ from hf_fingerprint import Issuer, Vault, trace
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.errors import FingerprintError, PassphraseError, VaultError
 from hf_fingerprint.registration import register
-from hf_fingerprint.vault import begin_training, copies_in_training, forget_copy, hold, merge, take_snapshot
+from hf_fingerprint.vault import acquire_lock, begin_training, copies_in_training, forget_copy, merge, take_snapshot
 from hf_fingerprint.vault.sealing import new_identity
 from tests.helpers.quick_age import lock_quickly
 from tests.helpers.refusals import refused
-from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, everything_in, new_vault, save_plain
+from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, vault_bytes
 
 
 WHOLE = "f0" * 32
@@ -82,13 +82,13 @@ class TestATraining:
     def test_ends_and_leaves_no_key_in_any_file(self, vault, base):
         record, key = begin_training(vault, base, "alice")
         _, another = begin_training(vault, base, "bob")
-        assert key in everything_in(vault)
-        done = vault.mark_written(record, key, WHOLE, placed=True)
+        assert key in vault_bytes(vault)
+        done = vault.mark_written(record, key, WHOLE, is_issued=True)
 
         assert done.state == "issued"
         assert vault.copies()[0] == done
-        assert key not in everything_in(vault)
-        assert another in everything_in(vault)
+        assert key not in vault_bytes(vault)
+        assert another in vault_bytes(vault)
         assert record.copy_id not in copies_in_training(vault)
         vault.unlock(PASSPHRASE)
         assert vault.copy_key(done) == key
@@ -107,11 +107,11 @@ class TestATraining:
         _, other = begin_training(vault, base, "bob")
         with vault.connect() as connection:
             connection.execute("UPDATE copies SET state = ? WHERE copy_id = ?", (state, record.copy_id))
-        assert key in everything_in(vault)
+        assert key in vault_bytes(vault)
         Vault(vault.folder)
 
-        assert key not in everything_in(vault)
-        assert other in everything_in(vault)
+        assert key not in vault_bytes(vault)
+        assert other in vault_bytes(vault)
         assert record.copy_id not in copies_in_training(vault)
 
     @pytest.mark.parametrize("cut", ["before the transaction ends", "before the journal is cleared"])
@@ -122,24 +122,24 @@ class TestATraining:
             other.execute("SELECT count(*) FROM meta").fetchone()
             with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
                 patched.setattr(f"hf_fingerprint.vault.record_store.{step}", lambda *_: 1 / 0)
-                vault.mark_written(record, key, WHOLE, placed=True)
+                vault.mark_written(record, key, WHOLE, is_issued=True)
             begun = vault.copies()[0].state == "begun"
             assert begun == (step == "wipe") == (record.copy_id in copies_in_training(vault))
             if begun:
-                vault.mark_written(record, key, WHOLE, placed=True)
+                vault.mark_written(record, key, WHOLE, is_issued=True)
             Vault(vault.folder)
 
-            assert key not in everything_in(vault)
+            assert key not in vault_bytes(vault)
 
     def test_that_ended_in_a_copy_of_the_folder_is_ended_here_by_a_merge(self, vault, base, tmp_path):
         record, key = begin_training(vault, base, "alice")
         shutil.copytree(vault.folder, tmp_path / "clone")
         clone = Vault(tmp_path / "clone")
-        clone.mark_written(record, key, WHOLE, placed=True)
+        clone.mark_written(record, key, WHOLE, is_issued=True)
         merge(vault, take_snapshot(clone))
 
         assert [copy.state for copy in vault.copies()] == ["issued"]
-        assert key not in everything_in(vault)
+        assert key not in vault_bytes(vault)
 
     def test_does_not_stop_the_vault_from_issuing_and_tracing(self, vault, base, template, tmp_path):
         begin_training(vault, base, "alice")
@@ -158,7 +158,7 @@ class TestForgetting:
         _, other = begin_training(vault, base, "bob")
         assert forget_copy(vault, record.copy_id) == record
 
-        content = everything_in(vault)
+        content = vault_bytes(vault)
         assert key not in content
         assert record.sealed not in content
         assert other in content
@@ -173,10 +173,10 @@ class TestForgetting:
 
         assert vault.copies() == []
 
-    @pytest.mark.parametrize("placed", [False, True])
-    def test_keeps_what_was_made(self, vault, base, placed):
+    @pytest.mark.parametrize("is_issued", [False, True])
+    def test_keeps_what_was_made(self, vault, base, is_issued):
         record, key = begin_training(vault, base, "alice")
-        done = vault.mark_written(record, key, WHOLE, placed=placed)
+        done = vault.mark_written(record, key, WHOLE, is_issued=is_issued)
 
         assert "may be in somebody's hands" in refusal(lambda: forget_copy(vault, record.copy_id))
         assert vault.copies() == [done]
@@ -184,10 +184,10 @@ class TestForgetting:
     @pytest.mark.parametrize("what", ["training alice", "/out/alice"])
     def test_waits_for_who_works_on_it(self, vault, base, what):
         record, key = begin_training(vault, base, "alice", "/out/alice")
-        lock = hold(vault, base, what, "busy")
+        lock = acquire_lock(vault, base, what, "busy")
 
         assert "being worked on" in refusal(lambda: forget_copy(vault, record.copy_id))
-        assert key in everything_in(vault)
+        assert key in vault_bytes(vault)
         lock.release()
         forget_copy(vault, record.copy_id)
 
@@ -202,10 +202,10 @@ class TestForgetting:
         merge(vault, take_snapshot(clone))
         assert vault.copies() == []
 
-        done = clone.mark_written(record, key, WHOLE, placed=True)  # it was finished after all: it must trace
+        done = clone.mark_written(record, key, WHOLE, is_issued=True)  # it was finished after all: it must trace
         merge(vault, take_snapshot(clone))
         assert vault.copies() == [done]
-        assert key not in everything_in(vault)
+        assert key not in vault_bytes(vault)
 
     def test_by_the_command_line(self, vault, base, capsys):
         record, key = begin_training(vault, base, "alice")
@@ -213,7 +213,7 @@ class TestForgetting:
         assert main(["vault", "forget", record.copy_id, "--vault", str(vault.folder)]) == 0
         assert f"{record.copy_id} (alice)" in capsys.readouterr().out
         assert main(["vault", "forget", record.copy_id, "--vault", str(vault.folder)]) == 2
-        assert key not in everything_in(vault)
+        assert key not in vault_bytes(vault)
 
 
 class TestAVaultForAnIdentityElsewhere:
@@ -270,10 +270,10 @@ class TestAVaultForAnIdentityElsewhere:
         assert not (tmp_path / "marking").exists()
 
     def test_an_existing_vault_is_left_alone(self, identity, vault):
-        before = everything_in(vault)
+        before = vault_bytes(vault)
 
         assert "already holds a vault" in refusal(lambda: Vault.create(vault.folder, public_key=identity[1]))
-        assert everything_in(vault) == before
+        assert vault_bytes(vault) == before
 
 
 class TestTheCommand:

@@ -16,14 +16,14 @@ from hf_fingerprint.vault import (
     MergeReport,
     Vault,
     merge,
-    open_folder,
     open_pack,
     packing,
+    read_vault_folder,
     take_snapshot,
     untrusted_database,
 )
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
-from hf_fingerprint.vault.sealing import Opener, new_identity, seal
+from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, seal
 from tests.helpers.format_1 import FORMAT_1
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import bytes_of, names_in
@@ -41,9 +41,9 @@ refusal = partial(refused, error=VaultError)
 
 
 @pytest.fixture(scope="module")
-def identity() -> tuple[Opener, str]:
+def identity() -> tuple[AgeIdentity, str]:
     secret, public_key = new_identity()
-    return Opener(secret), public_key
+    return AgeIdentity(secret), public_key
 
 
 def made(folder: Path, public_key: str, more: str = "") -> Path:
@@ -91,11 +91,11 @@ def test_an_older_vault_is_merged_and_stays_of_its_format(tmp_path, mine, identi
     old = made(tmp_path / "old", identity[1], more)
     before = bytes_of(old)
 
-    report = merge(mine, open_folder(old), identity[0])
+    report = merge(mine, read_vault_folder(old), identity[0])
 
     assert report == MergeReport(bases=1, copies=1)
     assert bytes_of(old) == before
-    assert merge(mine, open_folder(old), identity[0]) == MergeReport()
+    assert merge(mine, read_vault_folder(old), identity[0]) == MergeReport()
     assert take_snapshot(upgraded(old)) == take_snapshot(mine)
 
 
@@ -105,7 +105,7 @@ def test_a_vault_in_use_is_read_with_what_its_log_holds(theirs, mine):
     before = bytes_of(theirs)
     assert before["vault.db-wal"]
 
-    merge(mine, open_folder(theirs))
+    merge(mine, read_vault_folder(theirs))
 
     assert mine.copies()[0].out == "/elsewhere"
     assert {name: content for name, content in bytes_of(theirs).items() if name != "vault.db-shm"} == {
@@ -124,7 +124,7 @@ def test_a_vault_whose_process_was_killed_is_read_with_what_its_log_holds(theirs
     (theirs / "vault.db-shm").unlink()
     before = bytes_of(theirs)
 
-    merge(mine, open_folder(theirs))
+    merge(mine, read_vault_folder(theirs))
 
     assert mine.copies()[0].out == "/elsewhere"
     after = bytes_of(theirs)
@@ -135,7 +135,7 @@ def test_a_vault_whose_process_was_killed_is_read_with_what_its_log_holds(theirs
 def test_nothing_appears_next_to_a_vault_at_rest(theirs):
     before = names_in(theirs)
 
-    open_folder(theirs)
+    read_vault_folder(theirs)
 
     assert names_in(theirs) == before == ["vault.db"]
 
@@ -143,23 +143,23 @@ def test_nothing_appears_next_to_a_vault_at_rest(theirs):
 def test_a_log_that_is_none_is_passed_over_as_sqlite_does(theirs, mine):
     (theirs / "vault.db-wal").write_bytes(bytes(range(256)) * 100)
 
-    assert merge(mine, open_folder(theirs)).copies == 1
+    assert merge(mine, read_vault_folder(theirs)).copies == 1
 
 
 def test_what_is_no_vaults_folder_is_refused(tmp_path, theirs):
     (tmp_path / "file").write_bytes(b"x")
     for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
-        assert str(folder) in refusal(open_folder, folder)
+        assert str(folder) in refusal(read_vault_folder, folder)
     (theirs / "vault.db").unlink()
     os.mkfifo(theirs / "vault.db")
-    refusal(open_folder, theirs)
+    refusal(read_vault_folder, theirs)
 
 
 def test_a_database_that_takes_too_long_is_refused(theirs, monkeypatch):
     monkeypatch.setattr(untrusted_database, "MAX_STEPS", 100)
     monkeypatch.setattr(untrusted_database, "_STEPS_AT_ONCE", 10)
 
-    assert "takes too long" in refusal(open_folder, theirs)
+    assert "takes too long" in refusal(read_vault_folder, theirs)
 
 
 def test_a_vault_beyond_the_limit_is_refused_and_none_is_packed(theirs, identity, monkeypatch):
@@ -167,13 +167,13 @@ def test_a_vault_beyond_the_limit_is_refused_and_none_is_packed(theirs, identity
     monkeypatch.setattr(untrusted_database, "MAX_PACK", 5000)
     monkeypatch.setattr(packing, "MAX_PACK", 5000)
 
-    assert "MB" in refusal(open_folder, theirs)
+    assert "MB" in refusal(read_vault_folder, theirs)
     assert "MB" in refusal(open_pack, content, identity[0], "org/keys")
     assert "MB" in refusal(packing.pack_vault, Vault(theirs))
     with sqlite3.connect(theirs / "vault.db") as writer:
         writer.execute("UPDATE copies SET out = '/elsewhere'")
         writer.commit()
-        assert "MB" in refusal(open_folder, theirs)
+        assert "MB" in refusal(read_vault_folder, theirs)
     writer.close()
 
 
@@ -182,8 +182,8 @@ def test_tables_of_a_later_version_in_a_folder_are_passed_over(theirs, mine):
         connection.execute("CREATE TABLE later (x)")
     connection.close()
 
-    assert merge(mine, open_folder(theirs)).copies == 1
+    assert merge(mine, read_vault_folder(theirs)).copies == 1
 
 
 def test_a_folder_reads_as_the_vault_itself_does(theirs, tmp_path):
-    assert open_folder(theirs) == take_snapshot(Vault(shutil.copytree(theirs, tmp_path / "again")))
+    assert read_vault_folder(theirs) == take_snapshot(Vault(shutil.copytree(theirs, tmp_path / "again")))

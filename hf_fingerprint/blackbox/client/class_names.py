@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_LIST, parse
 from hf_fingerprint.errors import FingerprintError
 
 
-MOST_CLASSES = 1 << 16
+MAX_CLASSES = 1 << 16
 _NUMBERED = re.compile(r"(?:label_)?([0-9]{1,9})")
 
 
@@ -28,11 +28,11 @@ class Labels:
     """
 
     def __init__(self, names: Sequence[str]):
-        if not 2 <= len(names) <= MOST_CLASSES:
+        if not 2 <= len(names) <= MAX_CLASSES:
             raise FingerprintError(f"{len(names)} labels are none of a classifier: give the names of all its classes.")
         self.names = tuple(names)
         self._indices: dict[str, int | None] = {}
-        for index, name in enumerate(map(_normal, self.names)):
+        for index, name in enumerate(map(_normalize, self.names)):
             self._indices[name] = None if name in self._indices else index
 
     @classmethod
@@ -46,7 +46,7 @@ class Labels:
     def __repr__(self) -> str:
         return f"Labels({len(self)} classes, the first {self.names[0]!r})"
 
-    def index(self, told: int | str) -> int | None:
+    def index(self, predicted: int | str) -> int | None:
         """The class that is meant: a number, a name whatever its case and the space around it, `"LABEL_3"` or `"3"`.
 
         A name comes before a number in words, so that classes that are named by numbers are found by their names.
@@ -54,15 +54,15 @@ class Labels:
         Returns:
             `int` or `None`: `None` if no class is, or several are.
         """
-        if isinstance(told, str):
-            name = _normal(told)
+        if isinstance(predicted, str):
+            name = _normalize(predicted)
             if name in self._indices:
                 return self._indices[name]
             number = _NUMBERED.fullmatch(name)
             if number is None:
                 return None
-            told = int(number[1])
-        return told if 0 <= told < len(self) else None
+            predicted = int(number[1])
+        return predicted if 0 <= predicted < len(self) else None
 
 
 def read_labels(path: str | Path) -> Labels:
@@ -76,7 +76,7 @@ def read_labels(path: str | Path) -> Labels:
         [`FingerprintError`]: if it can't be read or holds no labels.
     """
     try:
-        text = read_bounded(path, MAX_LIST, "a list of labels", FingerprintError, pipe=True).decode("utf-8-sig")
+        text = read_bounded(path, MAX_LIST, "a list of labels", FingerprintError, allow_pipe=True).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "is not text"
         raise FingerprintError(f"The labels in {path} can't be read ({why}): give a text or JSON file.") from None
@@ -85,7 +85,7 @@ def read_labels(path: str | Path) -> Labels:
     except ValueError:
         content = None
     if isinstance(content, list | dict):
-        found = _from_json(content)
+        found = _labels_from_json(content)
         if found is None:
             raise FingerprintError(
                 f"{path} holds no labels: give a list of names, an object from numbers to names or a config.json."
@@ -94,12 +94,12 @@ def read_labels(path: str | Path) -> Labels:
     return Labels([line.strip() for line in text.splitlines() if line.strip()])
 
 
-def _from_json(content: Any) -> Labels | None:
+def _labels_from_json(content: Any) -> Labels | None:
     if isinstance(content, dict):
         names = content.get("id2label") or content.get("label_names")
         inner = content.get("pretrained_cfg")
         classes = content.get("num_classes", inner.get("num_classes") if isinstance(inner, dict) else None)
-        if names is None and type(classes) is int and 2 <= classes <= MOST_CLASSES:
+        if names is None and type(classes) is int and 2 <= classes <= MAX_CLASSES:
             return Labels.numbered(classes)
         content = content if names is None else names
     if isinstance(content, dict):
@@ -109,5 +109,5 @@ def _from_json(content: Any) -> Labels | None:
     return Labels(content)
 
 
-def _normal(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.strip().casefold()

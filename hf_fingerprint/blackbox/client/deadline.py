@@ -12,43 +12,43 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
-_OPENED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
+_CONNECT_EVENTS = ("connection.connect_tcp.complete", "connection.start_tls.complete")
 
 
 class Deadline:
     """Watches the connections of one client.
 
-    `note` is the callable for a request's `trace` extension, by which it learns of the client's connections.
+    `on_trace_event` is the callable for a request's `trace` extension, by which it learns of the client's connections.
     """
 
     def __init__(self) -> None:
         self._sockets: deque[socket.socket] = deque(maxlen=8)  # an exchange has one, and one for each redirect
 
-    def note(self, event: str, info: Mapping[str, Any]) -> None:
+    def on_trace_event(self, event: str, info: Mapping[str, Any]) -> None:
         """Takes notice of a connection that was opened."""
-        if event in _OPENED:
+        if event in _CONNECT_EVENTS:
             opened = info["return_value"].get_extra_info("socket")
             if isinstance(opened, socket.socket):
                 self._sockets.append(opened)
 
     @contextmanager
-    def within(self, seconds: float) -> Iterator[threading.Event]:
+    def limit(self, seconds: float) -> Iterator[threading.Event]:
         """Shuts the connections down if the block isn't left within so many seconds.
 
         Yields:
             `threading.Event`: set once that has happened.
         """
-        over = threading.Event()
-        timer = threading.Timer(seconds, self._end, [over])
+        expired = threading.Event()
+        timer = threading.Timer(seconds, self._shut_down_sockets, [expired])
         timer.daemon = True
         timer.start()
         try:
-            yield over
+            yield expired
         finally:
             timer.cancel()
 
-    def _end(self, over: threading.Event) -> None:
-        over.set()
+    def _shut_down_sockets(self, expired: threading.Event) -> None:
+        expired.set()
         for each in list(self._sockets):
             with suppress(OSError):  # closed since
                 socket.socket.shutdown(each, socket.SHUT_RDWR)  # below TLS, which would wait for the other side

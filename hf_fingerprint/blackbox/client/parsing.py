@@ -11,14 +11,22 @@ from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.errors import FingerprintError
 
 
-NAMED = ("label", "class", "prediction", "predictions", "probabilities", "scores", "logits")  # the first one counts
-WEIGHTS = ("score", "probability", "confidence")
-DEEPEST = 8
-PATIENCE = 3  # replies without a class, before anything else was understood
-_SHOWN = 60
+LABEL_KEYS = (
+    "label",
+    "class",
+    "prediction",
+    "predictions",
+    "probabilities",
+    "scores",
+    "logits",
+)  # the first one counts
+SCORE_KEYS = ("score", "probability", "confidence")
+MAX_DEPTH = 8
+MAX_UNPARSED = 3  # replies without a class, before anything else was understood
+_MAX_SHOWN = 60
 
 
-def class_told(reply: Any, labels: Labels | Sequence[str], field: str | None = None) -> int | None:
+def parse_response(response: Any, labels: Labels | Sequence[str], field: str | None = None) -> int | None:
     """The class that a reply tells.
 
     Args:
@@ -34,111 +42,117 @@ def class_told(reply: Any, labels: Labels | Sequence[str], field: str | None = N
     """
     labels = labels if isinstance(labels, Labels) else Labels(labels)
     try:
-        return _index(_part(reply, field), labels)
-    except _NoClass:
+        return _parse_label(_select_field(response, field), labels)
+    except _UnparsableResponse:
         return None
 
 
-class Reader:
+class ResponseParser:
     """Reads one suspect's replies, and gives up when the first of them all tell no class.
 
     Args:
         suspect (`str`): its name, without secrets.
         labels ([`Labels`] or sequence of `str`): the base's classes.
-        field (`str`, *optional*): as for [`class_told`].
+        field (`str`, *optional*): as for [`parse_response`].
     """
 
     def __init__(self, suspect: str, labels: Labels | Sequence[str], field: str | None = None):
         self._suspect, self._field = suspect, field
         self._labels = labels if isinstance(labels, Labels) else Labels(labels)
-        self._strange: int | None = 0
+        self._unparsed: int | None = 0
 
-    def __call__(self, reply: Any) -> int | None:
+    def __call__(self, response: Any) -> int | None:
         """The class that a reply tells, or `None`.
 
         Raises:
             [`FingerprintError`]: if none of the first three replies told a class of the base's.
         """
         try:
-            index = _index(_part(reply, self._field), self._labels)
-        except _NoClass as why:
-            if self._strange is None:
+            index = _parse_label(_select_field(response, self._field), self._labels)
+        except _UnparsableResponse as why:
+            if self._unparsed is None:
                 return None
-            self._strange += 1
-            if self._strange == PATIENCE:
+            self._unparsed += 1
+            if self._unparsed == MAX_UNPARSED:
                 raise FingerprintError(
-                    f"None of the first {PATIENCE} answers of {self._suspect} tells a class of the base, which has "
+                    f"None of the first {MAX_UNPARSED} answers of {self._suspect} tells a class of the base, which has "
                     f"{len(self._labels)}; the last {why}."
                 ) from None
             return None
-        self._strange = None
+        self._unparsed = None
         return index
 
 
-class _NoClass(Exception):
+class _UnparsableResponse(Exception):
     """Why a reply tells no class, and what to do, as the end of a sentence."""
 
 
-def _part(reply: Any, field: str | None) -> Any:
+def _select_field(response: Any, field: str | None) -> Any:
     for step in field.split(".") if field else ():
         try:
-            reply = reply[int(step)] if isinstance(reply, list | tuple) else reply[step]
+            response = response[int(step)] if isinstance(response, list | tuple) else response[step]
         except (LookupError, TypeError, ValueError):
-            raise _NoClass(f"has no field {field!r}: name the field that holds the class") from None
-    return reply
+            raise _UnparsableResponse(f"has no field {field!r}: name the field that holds the class") from None
+    return response
 
 
-def _index(reply: Any, labels: Labels, depth: int = 0) -> int:
-    if depth > DEEPEST:
-        raise _NoClass("is lists within lists: name the field that holds the class")
-    if hasattr(reply, "tolist"):  # numpy's and torch's, wherever the tensor is
-        reply = reply.tolist()
-    if isinstance(reply, str) or type(reply) is int:
-        return _known(reply, labels)
-    if isinstance(reply, dict):
-        return _in_object(reply, labels, depth)
-    if isinstance(reply, list | tuple) and reply:
-        return _in_list(list(reply), labels, depth)
-    raise _NoClass(f"is {_shown(reply)}: name the field that holds the class")
+def _parse_label(response: Any, labels: Labels, depth: int = 0) -> int:
+    if depth > MAX_DEPTH:
+        raise _UnparsableResponse("is lists within lists: name the field that holds the class")
+    if hasattr(response, "tolist"):  # numpy's and torch's, wherever the tensor is
+        response = response.tolist()
+    if isinstance(response, str) or type(response) is int:
+        return _label_index(response, labels)
+    if isinstance(response, dict):
+        return _parse_object(response, labels, depth)
+    if isinstance(response, list | tuple) and response:
+        return _parse_list(list(response), labels, depth)
+    raise _UnparsableResponse(f"is {_abbreviate(response)}: name the field that holds the class")
 
 
-def _in_object(reply: dict[Any, Any], labels: Labels, depth: int) -> int:
-    for name in NAMED:
-        if name in reply:
-            return _index(reply[name], labels, depth + 1)
-    if reply and all(_is_number(score) for score in reply.values()):
-        return _highest(list(reply.items()), labels)
-    raise _NoClass(f"has the fields {_shown(sorted(map(str, reply)))}: name the one that holds the class")
+def _parse_object(response: dict[Any, Any], labels: Labels, depth: int) -> int:
+    for name in LABEL_KEYS:
+        if name in response:
+            return _parse_label(response[name], labels, depth + 1)
+    if response and all(_is_number(score) for score in response.values()):
+        return _top_label(list(response.items()), labels)
+    raise _UnparsableResponse(
+        f"has the fields {_abbreviate(sorted(map(str, response)))}: name the one that holds the class"
+    )
 
 
-def _in_list(reply: list[Any], labels: Labels, depth: int) -> int:
-    if len(reply) > 1 and all(map(_is_number, reply)):
-        if len(reply) != len(labels):
-            raise _NoClass(f"has {len(reply)} scores: give --labels of this suspect's classes, or ask another")
-        return _highest(list(enumerate(reply)), labels)
-    if all(isinstance(each, dict) for each in reply):
-        weighed = [(each.get("label"), next((each[w] for w in WEIGHTS if w in each), None)) for each in reply]
-        if all(_is_number(weight) and _is_name(name) for name, weight in weighed):
-            return _highest(weighed, labels)
-    elif len(reply) > 1 and not all(isinstance(each, str) for each in reply):
-        raise _NoClass(f"is {_shown(reply)}: name the field that holds the class")
-    return _index(reply[0], labels, depth + 1)
+def _parse_list(response: list[Any], labels: Labels, depth: int) -> int:
+    if len(response) > 1 and all(map(_is_number, response)):
+        if len(response) != len(labels):
+            raise _UnparsableResponse(
+                f"has {len(response)} scores: give --labels of this suspect's classes, or ask another"
+            )
+        return _top_label(list(enumerate(response)), labels)
+    if all(isinstance(each, dict) for each in response):
+        scored = [(each.get("label"), next((each[w] for w in SCORE_KEYS if w in each), None)) for each in response]
+        if all(_is_number(weight) and _is_name(name) for name, weight in scored):
+            return _top_label(scored, labels)
+    elif len(response) > 1 and not all(isinstance(each, str) for each in response):
+        raise _UnparsableResponse(f"is {_abbreviate(response)}: name the field that holds the class")
+    return _parse_label(response[0], labels, depth + 1)
 
 
-def _highest(weighed: list[tuple[Any, Any]], labels: Labels) -> int:
+def _top_label(scored: list[tuple[Any, Any]], labels: Labels) -> int:
     """The class with the highest score; of several, the first in the base's order, in whatever order they came."""
-    best = max((score for _, score in weighed if score == score), default=None)
+    best = max((score for _, score in scored if score == score), default=None)
     if best is None:
-        raise _NoClass("has no scores but NaN: ask a model that works")
-    names = [name for name, score in weighed if score == best]
+        raise _UnparsableResponse("has no scores but NaN: ask a model that works")
+    names = [name for name, score in scored if score == best]
     found = [index for name in names if (index := labels.index(name)) is not None]
-    return min(found) if found else _known(names[0], labels)
+    return min(found) if found else _label_index(names[0], labels)
 
 
-def _known(told: int | str, labels: Labels) -> int:
-    index = labels.index(told)
+def _label_index(predicted: int | str, labels: Labels) -> int:
+    index = labels.index(predicted)
     if index is None:
-        raise _NoClass(f"tells {_shown(told)}: give --labels with the suspect's names of the base's classes")
+        raise _UnparsableResponse(
+            f"tells {_abbreviate(predicted)}: give --labels with the suspect's names of the base's classes"
+        )
     return index
 
 
@@ -150,10 +164,10 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     """As a person may see it who doesn't trust it: short, on one line."""
     try:
         text = ascii(value)
     except (ValueError, RecursionError):  # a number or a nesting without end
         text = type(value).__name__
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

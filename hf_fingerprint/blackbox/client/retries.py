@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RATE = 5.0  # requests a second
-TRIES = 5
-FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
-GIVING_UP = 3  # images in a row
-PASSING = frozenset([408, 425, 429])
+MAX_ATTEMPTS = 5
+INITIAL_WAIT, MAX_WAIT = 0.5, 60.0  # seconds
+MAX_CONSECUTIVE_FAILURES = 3  # images in a row
+TRANSIENT_STATUSES = frozenset([408, 425, 429])
 
 
-class Passing(Exception):
+class TransientError(Exception):
     """What may be well at another try.
 
     Args:
@@ -34,12 +34,12 @@ class Passing(Exception):
         self.wait = wait
 
 
-class Politeness:
+class RetryPolicy:
     """Calls at a moderate pace, and again after what may pass.
 
     Args:
         rate (`float`, *optional*, defaults to 5): requests a second at most, tries after the first among them.
-        tries (`int`, *optional*, defaults to 5): at most, for each image.
+        max_attempts (`int`, *optional*, defaults to 5): at most, for each image.
         clock, sleep (callable, *optional*): seconds of a clock that never goes back, and what waits for seconds.
 
     Attributes:
@@ -52,27 +52,27 @@ class Politeness:
     def __init__(
         self,
         rate: float = RATE,
-        tries: int = TRIES,
+        max_attempts: int = MAX_ATTEMPTS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        if not 0 < rate < float("inf") or tries < 1:
+        if not 0 < rate < float("inf") or max_attempts < 1:
             raise FingerprintError(
-                f"Nothing can be asked at {rate} requests a second and {tries} tries: choose more than 0 of both."
+                f"Nothing can be asked at {rate} requests a second and {max_attempts} tries: choose more than 0 of both."
             )
-        needs("tenacity")
+        require_library("tenacity")
         self.retries = 0
-        self._gap, self._tries, self._clock, self._sleep = 1 / rate, tries, clock, sleep
-        self._next, self._failed = 0.0, 0
+        self._interval, self._max_attempts, self._clock, self._sleep = 1 / rate, max_attempts, clock, sleep
+        self._next_request_at, self._consecutive_failures = 0.0, 0
 
     def __repr__(self) -> str:
-        return f"Politeness({1 / self._gap:g} requests a second, {self._tries} tries)"
+        return f"Politeness({1 / self._interval:g} requests a second, {self._max_attempts} tries)"
 
     def __call__(self, call: Callable[[], T], suspect: str) -> T | None:
-        """What a call returns, or `None` if it raises [`Passing`] at every try.
+        """What a call returns, or `None` if it raises [`TransientError`] at every try.
 
         Args:
-            call (callable): to be made again if it raises [`Passing`].
+            call (callable): to be made again if it raises [`TransientError`].
             suspect (`str`): whom it asks, without secrets.
 
         Raises:
@@ -80,36 +80,36 @@ class Politeness:
         """
         import tenacity
 
-        trying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._tries),
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._max_attempts),
             wait=_wait,
-            retry=tenacity.retry_if_exception_type(Passing),
+            retry=tenacity.retry_if_exception_type(TransientError),
             sleep=self._sleep,
-            before=self._keep_pace,
+            before=self._limit_rate,
             reraise=True,
         )
         try:
-            told = trying(call)
-        except Passing as last:
-            self._failed += 1
-            if self._failed < GIVING_UP:
+            result = retrying(call)
+        except TransientError as last_error:
+            self._consecutive_failures += 1
+            if self._consecutive_failures < MAX_CONSECUTIVE_FAILURES:
                 return None
             raise FingerprintError(
-                f"{suspect} answered none of {GIVING_UP} images in a row, tried {self._tries} times each; the last "
-                f"time, {last}: wait, then run the same command again to go on."
+                f"{suspect} answered none of {MAX_CONSECUTIVE_FAILURES} images in a row, tried {self._max_attempts} times each; the last "
+                f"time, {last_error}: wait, then run the same command again to go on."
             ) from None
-        self._failed = 0
-        return told
+        self._consecutive_failures = 0
+        return result
 
-    def _keep_pace(self, state: "tenacity.RetryCallState") -> None:
+    def _limit_rate(self, state: "tenacity.RetryCallState") -> None:
         now = self._clock()
-        if now < self._next:
-            self._sleep(self._next - now)
-        self._next = max(now, self._next) + self._gap
+        if now < self._next_request_at:
+            self._sleep(self._next_request_at - now)
+        self._next_request_at = max(now, self._next_request_at) + self._interval
         self.retries += state.attempt_number > 1
 
 
-def needs(library: str) -> None:
+def require_library(library: str) -> None:
     """Says how to get a library that asking over a network needs, if it isn't installed.
 
     Raises:
@@ -123,9 +123,9 @@ def needs(library: str) -> None:
         ) from None
 
 
-def is_passing(status: int) -> bool:
+def is_transient(status: int) -> bool:
     """Whether an HTTP status may be another at the next try."""
-    return status in PASSING or status >= 500
+    return status in TRANSIENT_STATUSES or status >= 500
 
 
 def retry_after(value: str | None, now: float | None = None) -> float | None:
@@ -137,13 +137,13 @@ def retry_after(value: str | None, now: float | None = None) -> float | None:
     """
     text = (value or "").strip()
     try:
-        seconds = float(text) if text.isascii() and text.isdigit() else _until(text, now)
+        seconds = float(text) if text.isascii() and text.isdigit() else _seconds_until(text, now)
     except (ValueError, OverflowError):
         return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
+    return min(max(seconds, 0.0), MAX_WAIT)
 
 
-def _until(date: str, now: float | None) -> float:
+def _seconds_until(date: str, now: float | None) -> float:
     return parsedate_to_datetime(date).timestamp() - (time.time() if now is None else now)
 
 
@@ -153,7 +153,7 @@ def _wait(state: "tenacity.RetryCallState") -> float:
     import tenacity
 
     error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, Passing) and error.wait is not None:
+    if isinstance(error, TransientError) and error.wait is not None:
         return error.wait
-    growing = tenacity.wait_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
-    return growing(state) + tenacity.wait_random(0, FIRST_WAIT)(state)
+    backoff = tenacity.wait_exponential(multiplier=INITIAL_WAIT, max=MAX_WAIT)
+    return backoff(state) + tenacity.wait_random(0, INITIAL_WAIT)(state)

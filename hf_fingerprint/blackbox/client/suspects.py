@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from hf_fingerprint.blackbox.client.class_names import Labels
-from hf_fingerprint.blackbox.client.parsing import Reader
-from hf_fingerprint.blackbox.client.retries import Politeness
+from hf_fingerprint.blackbox.client.parsing import ResponseParser
+from hf_fingerprint.blackbox.client.retries import RetryPolicy
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -50,27 +50,27 @@ class Suspect(Protocol):
         ...
 
 
-class Asked:
+class SuspectClient:
     """A suspect that is asked in one way and whose replies are read in one way.
 
     Args:
         name (`str`): for people and transcripts, without secrets.
-        ask (callable): from an image `(height, width, 3)`, `uint8`, to a reply that [`class_told`] reads.
+        predict (callable): from an image `(height, width, 3)`, `uint8`, to a reply that [`parse_response`] reads.
         labels ([`Labels`] or sequence of `str`): the base's classes.
-        field (`str`, *optional*): where in the reply the class is, as for [`class_told`].
-        politeness ([`Politeness`], *optional*): for what is asked over a network; none by default.
+        field (`str`, *optional*): where in the reply the class is, as for [`parse_response`].
+        retry_policy ([`RetryPolicy`], *optional*): for what is asked over a network; none by default.
     """
 
     def __init__(
         self,
         name: str,
-        ask: Callable[[np.ndarray], Any],
+        predict: Callable[[np.ndarray], Any],
         labels: Labels | Sequence[str],
         field: str | None = None,
-        politeness: Politeness | None = None,
+        retry_policy: RetryPolicy | None = None,
     ):
         self.name = name
-        self._ask, self._read, self._politeness = ask, Reader(name, labels, field), politeness
+        self._predict, self._parse, self._retry_policy = predict, ResponseParser(name, labels, field), retry_policy
         self.classes = len(labels)
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class Asked:
     @property
     def retries(self) -> int:
         """Requests made again so far."""
-        return 0 if self._politeness is None else self._politeness.retries
+        return 0 if self._retry_policy is None else self._retry_policy.retries
 
     def __call__(self, image: np.ndarray) -> int | None:
         """The class told of an image `(height, width, 3)`, `uint8`; `None` if there was no usable answer.
@@ -88,23 +88,25 @@ class Asked:
             [`FingerprintError`]: if it can't be asked, or the first answers all tell no class of the base's.
         """
         check_image(image)
-        if self._politeness is None:
-            return self._read(self._ask(image))
-        answered = self._politeness(lambda: [self._ask(image)], self.name)
-        return None if answered is None else self._read(answered[0])
+        if self._retry_policy is None:
+            return self._parse(self._predict(image))
+        answered = self._retry_policy(lambda: [self._predict(image)], self.name)
+        return None if answered is None else self._parse(answered[0])
 
 
-def from_callable(function: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None) -> Asked:
+def from_callable(
+    function: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None
+) -> SuspectClient:
     """Asks a function.
 
     Args:
-        function (callable): from a PIL image, RGB, to a class or scores in any shape that [`class_told`] reads.
+        function (callable): from a PIL image, RGB, to a class or scores in any shape that [`parse_response`] reads.
         labels ([`Labels`] or sequence of `str`): the base's classes.
         name (`str`, *optional*): of the suspect; by default the function's.
     """
     called = name or f"python:{getattr(function, '__qualname__', type(function).__name__)}"
 
-    def ask(image: np.ndarray) -> Any:
+    def predict(image: np.ndarray) -> Any:
         from PIL import Image
 
         try:
@@ -116,10 +118,12 @@ def from_callable(function: Callable[[Any], Any], labels: Labels | Sequence[str]
                 f"{called} failed on an image ({type(error).__name__}): see that it classifies RGB images of PIL."
             ) from error
 
-    return Asked(called, ask, labels)
+    return SuspectClient(called, predict, labels)
 
 
-def from_pipeline(pipeline: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None) -> Asked:
+def from_pipeline(
+    pipeline: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None
+) -> SuspectClient:
     """Asks a transformers image-classification pipeline. Loading one from a suspect's folder follows what its files
     say: for a folder use [`from_folder`].
 
@@ -132,7 +136,7 @@ def from_pipeline(pipeline: Callable[[Any], Any], labels: Labels | Sequence[str]
     return from_callable(pipeline, labels, name or f"pipeline:{where}")
 
 
-def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> Asked:
+def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectClient:
     """Asks a model on this machine, a folder or file of timm or transformers; never with code that came with it.
 
     Raises:
@@ -149,7 +153,7 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> Asked:
 
         with torch.inference_mode():
             given = model.preprocess(image.convert("L" if model.size[0] == 1 else "RGB"))
-            return getattr(told := model.module(given[None]), "logits", told)
+            return getattr(outputs := model.module(given[None]), "logits", outputs)
 
     return from_callable(scores, labels, f"pipeline:{folder}")
 

@@ -3,7 +3,7 @@
     export_key_images("org/model", "alice", vault, "alice_key_images")
 
 Where the bits lie hangs on the model secret and not on the copy key, so that one reading of an image that turns up is
-compared with all recipients at once; see [`read_image`]. The mark plays no part in how a copy answers: that is fitted
+compared with all recipients at once; see [`identify_key_image`]. The mark plays no part in how a copy answers: that is fitted
 to the plain questions, so nothing about the mark can become the trigger.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.blackbox.key_images.key_image import KeyImage, fingerprint_of, make_key_image
-from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS, coded_bits
-from hf_fingerprint.blackbox.querying.query import Advance, asked_of
-from hf_fingerprint.checkpoints import cleared_on_failure, folder_of, sync
+from hf_fingerprint.blackbox.key_images.key_image import KeyImage, derive_fingerprint, make_key_image
+from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits
+from hf_fingerprint.blackbox.querying.query import Advance, find_base_with_triggers
+from hf_fingerprint.checkpoints import remove_on_failure, resolve_parent, sync
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
@@ -34,7 +34,7 @@ INDEX, SUFFIX = "index.json", ".png"
 
 
 @dataclass(frozen=True)
-class KeySet:
+class KeyImageSet:
     """A recipient's key images, as they were written.
 
     Attributes:
@@ -69,9 +69,9 @@ def export_key_images(
     recipient: str,
     vault: Vault | str | Path,
     out: str | Path,
-    bits: int = USUAL_BITS,
+    bits: int = DEFAULT_BITS,
     advance: Advance | None = None,
-) -> KeySet:
+) -> KeyImageSet:
     """Writes a recipient's key images into a new folder, as PNG files, with an `index.json` of their names, digests
     and likeness to the plain questions. Neither holds a key or a label.
 
@@ -87,40 +87,42 @@ def export_key_images(
         [`FingerprintError`]: in one sentence, what is in the way; nothing is left in the folder then.
     """
     vault, out = vault if isinstance(vault, Vault) else Vault(vault), Path(out)
-    known, questions = asked_of(vault, base)
+    base_record, trigger_set = find_base_with_triggers(vault, base)
     coded_bits(bits)
-    check_bits(bits, max(known.recipients_planned, len(vault.copies(known.base_id))), known.alpha)
-    copy = _copy_of(vault, known, recipient)
-    _check_place(out)
+    check_bits(bits, max(base_record.recipients_planned, len(vault.copies(base_record.base_id))), base_record.alpha)
+    copy = _find_copy(vault, base_record, recipient)
+    _check_output_folder(out)
     key = vault.copy_key(copy)
-    _, (owned,) = questions.answers([key])
-    images, listed, left_out = questions.images(known.secret), [], 0
-    with _new_folder(out) as beside:
-        for done, (index, made) in enumerate(mark_questions(images, owned, known.secret, key, bits), 1):
-            if made is None:
+    _, (assigned,) = trigger_set.assigned_labels([key])
+    images, listed, left_out = trigger_set.images(base_record.secret), [], 0
+    with _atomic_folder(out) as partial:
+        for done, (index, key_image) in enumerate(mark_triggers(images, assigned, base_record.secret, key, bits), 1):
+            if key_image is None:
                 left_out += 1
             else:
-                listed.append(_write(beside / f"{index:03}{SUFFIX}", made))
+                listed.append(_write_png(partial / f"{index:03}{SUFFIX}", key_image))
             if advance is not None:
-                advance("marking", done, int(owned.sum()))
+                advance("marking", done, int(assigned.sum()))
         if not listed:
             raise FingerprintError(
                 f"None of the {left_out} questions of {copy.recipient} has room for {bits} bits: choose fewer bits."
             )
-        described = {"base": known.base_id, "bits": bits, "left_out": left_out, "images": listed}
-        write_private(beside / INDEX, json.dumps(described, indent=1).encode())
+        described = {"base": base_record.base_id, "bits": bits, "left_out": left_out, "images": listed}
+        write_private(partial / INDEX, json.dumps(described, indent=1).encode())
     psnr, ssim = (min(float(each[name]) for each in listed) for name in ("psnr", "ssim"))
-    return KeySet(str(out), known.base_id, copy.recipient, copy.copy_id, bits, len(listed), left_out, psnr, ssim)
+    return KeyImageSet(
+        str(out), base_record.base_id, copy.recipient, copy.copy_id, bits, len(listed), left_out, psnr, ssim
+    )
 
 
-def mark_questions(
-    images: np.ndarray, owned: np.ndarray, secret: bytes, copy_key: bytes, bits: int = USUAL_BITS
+def mark_triggers(
+    images: np.ndarray, assigned: np.ndarray, secret: bytes, copy_key: bytes, bits: int = DEFAULT_BITS
 ) -> Iterator[tuple[int, KeyImage | None]]:
     """A recipient's key images, one after another.
 
     Args:
         images (`np.ndarray` of shape `(n, height, width, 3)`): the base's questions, `uint8`; more may follow.
-        owned (`np.ndarray` of shape `(count,)`): which of them are the recipient's, `bool`.
+        assigned (`np.ndarray` of shape `(count,)`): which of them are the recipient's, `bool`.
         secret (`bytes`): the model secret.
         copy_key (`bytes`): the recipient's.
         bits (`int`, *optional*, defaults to 304): of the fingerprint.
@@ -128,15 +130,15 @@ def mark_questions(
     Yields:
         `(index, image)`: the question's number and its key image, `None` where it has no room.
     """
-    fingerprint, places = fingerprint_of(copy_key, bits), places_key(secret)
-    for index in np.flatnonzero(owned).tolist():
+    fingerprint, placement = derive_fingerprint(copy_key, bits), placement_key(secret)
+    for index in np.flatnonzero(assigned).tolist():
         try:
-            yield index, make_key_image(images[index], fingerprint, places, index)
+            yield index, make_key_image(images[index], fingerprint, placement, index)
         except CodeError:
             yield index, None
 
 
-def places_key(secret: bytes) -> bytes:
+def placement_key(secret: bytes) -> bytes:
     """What the places of the bits hang on: the same for all recipients of a model secret."""
     return derive(secret, "key_images")
 
@@ -162,7 +164,7 @@ def check_bits(bits: int, copies: int, alpha: float) -> None:
         )
 
 
-def _copy_of(vault: Vault, base: Base, recipient: str) -> CopyRecord:
+def _find_copy(vault: Vault, base: Base, recipient: str) -> CopyRecord:
     copies = vault.copies(base.base_id, begun=False)
     found = [copy for copy in copies if copy.recipient == recipient]
     found = found or [copy for copy in copies if copy.copy_id == recipient]
@@ -177,31 +179,31 @@ def _copy_of(vault: Vault, base: Base, recipient: str) -> CopyRecord:
     return found[0]
 
 
-def _check_place(out: Path) -> None:
-    folder_of(out)
+def _check_output_folder(out: Path) -> None:
+    resolve_parent(out)
     check_outside_vaults(out)
     if out.exists() or out.is_symlink():
         raise FingerprintError(f"{out} is there already: name a new folder for the key images.")
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def _atomic_folder(out: Path) -> Iterator[Path]:
     """A folder beside the one asked for, which takes its place once all is on the disk, and is removed otherwise."""
-    beside = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
-    with cleared_on_failure(beside):
-        beside.mkdir(parents=True)
-        yield beside
-        sync(beside)
-        beside.rename(out)
+    partial = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
+    with remove_on_failure(partial):
+        partial.mkdir(parents=True)
+        yield partial
+        sync(partial)
+        partial.rename(out)
         sync(out.parent)
 
 
-def _write(path: Path, made: KeyImage) -> dict[str, str | float]:
+def _write_png(path: Path, key_image: KeyImage) -> dict[str, str | float]:
     from PIL import Image
 
     file = BytesIO()
-    Image.fromarray(made.image).save(file, "PNG")
+    Image.fromarray(key_image.image).save(file, "PNG")
     content = file.getvalue()
     write_private(path, content)
     digest = hashlib.sha256(content).hexdigest()
-    return {"file": path.name, "psnr": round(made.psnr, 3), "ssim": round(made.ssim, 5), "sha256": digest}
+    return {"file": path.name, "psnr": round(key_image.psnr, 3), "ssim": round(key_image.ssim, 5), "sha256": digest}

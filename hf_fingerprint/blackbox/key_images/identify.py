@@ -10,28 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.blackbox.key_images.export import check_bits, log10_false_match, places_key
-from hf_fingerprint.blackbox.key_images.key_image import BAND, fingerprint_of, read_key_image
-from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS, coded_bits
-from hf_fingerprint.blackbox.querying.candidates import candidates
-from hf_fingerprint.blackbox.trigger_set.covers import LEAST_SIZE, read_picture
+from hf_fingerprint.blackbox.key_images.export import check_bits, log10_false_match, placement_key
+from hf_fingerprint.blackbox.key_images.key_image import BAND, derive_fingerprint, extract_payload
+from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits
+from hf_fingerprint.blackbox.querying.candidates import find_candidates
+from hf_fingerprint.blackbox.trigger_set.covers import MIN_SIZE, load_image
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.vault import Vault, hiding, open_copies, unused_rows
+from hf_fingerprint.vault import Vault, find_unusable_rows, inconclusive_reasons, open_copies
 
 
-LEAST_READ = int(BAND[1] * LEAST_SIZE)  # pixels; in fewer than these not all the frequencies that carry bits are left
-SMALL, TRIED = 28, 3  # pixels by which covers are told apart; how many of the likest are tried
-LEAST_ALIKE = 0.5  # correlation in these; what is less alike was not made from a cover
+MIN_IMAGE_SIZE = int(
+    BAND[1] * MIN_SIZE
+)  # pixels; in fewer than these not all the frequencies that carry bits are left
+THUMBNAIL_SIZE, MAX_COVERS_TRIED = 28, 3  # pixels by which covers are told apart; how many of the likest are tried
+MIN_CORRELATION = 0.5  # correlation in these; what is less alike was not made from a cover
 
 
 @dataclass(frozen=True)
-class ReadImage:
+class KeyImageMatch:
     """What an image carries.
 
     Attributes:
         name (`str`): the image's.
-        question (`int` or `None`): which question it was made from; `None` if no fingerprint could be read.
+        trigger_index (`int` or `None`): which question it was made from; `None` if no fingerprint could be read.
         recipients (`tuple[str, ...]`): whose fingerprint it is, equal in every bit; empty if it is nobody's.
         bits (`int`): that were read and compared.
         copies (`int`): whose fingerprints they were compared with.
@@ -44,7 +46,7 @@ class ReadImage:
     """
 
     name: str
-    question: int | None
+    trigger_index: int | None
     recipients: tuple[str, ...]
     bits: int
     copies: int
@@ -58,40 +60,44 @@ class ReadImage:
         return asdict(self)
 
 
-class CoverReader:
+class CoverMatcher:
     """Reads images against the covers that they may have been made from.
 
     Args:
-        covers (`np.ndarray` of shape `(n, height, width, 3)`): `uint8`; a base's questions.
+        cover_images (`np.ndarray` of shape `(n, height, width, 3)`): `uint8`; a base's questions.
         secret (`bytes`): the model secret.
         bits (`int`, *optional*, defaults to 304): of the fingerprint.
     """
 
-    def __init__(self, covers: np.ndarray, secret: bytes, bits: int = USUAL_BITS):
+    def __init__(self, cover_images: np.ndarray, secret: bytes, bits: int = DEFAULT_BITS):
         coded_bits(bits)
-        self._covers, self._key, self.bits = covers, places_key(secret), bits
-        self._small = np.stack([_small(cover) for cover in covers])
+        self._cover_images, self._key, self.bits = cover_images, placement_key(secret), bits
+        self._thumbnail = np.stack([_thumbnail(cover) for cover in cover_images])
 
-    def alike(self, image: np.ndarray) -> list[int]:
+    def similar_covers(self, image: np.ndarray) -> list[int]:
         """The covers that an image may have been made from, the likest first.
 
         Args:
             image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, of any size: whole, not a part.
         """
-        alike = self._small @ _small(image)
-        return [i for i in np.argsort(-alike, kind="stable")[:TRIED].tolist() if alike[i] >= LEAST_ALIKE]
+        similar_covers = self._thumbnail @ _thumbnail(image)
+        return [
+            i
+            for i in np.argsort(-similar_covers, kind="stable")[:MAX_COVERS_TRIED].tolist()
+            if similar_covers[i] >= MIN_CORRELATION
+        ]
 
     def read(self, image: np.ndarray) -> tuple[int, bytes] | None:
-        """The cover's index and the fingerprint of an image, as for `alike`; `None` if there is none to be read."""
-        for index in self.alike(image):
-            payload = read_key_image(image, self._covers[index], self._key, index, self.bits)
+        """The cover's index and the fingerprint of an image, as for `similar_covers`; `None` if there is none to be read."""
+        for index in self.similar_covers(image):
+            payload = extract_payload(image, self._cover_images[index], self._key, index, self.bits)
             if payload is not None:
                 return index, payload
         return None
 
 
-class KeyImageReader:
-    """Reads images for a vault: one for many images is faster than [`read_image`] for each.
+class KeyImageIdentifier:
+    """Reads images for a vault: one for many images is faster than [`identify_key_image`] for each.
 
     Args:
         vault ([`Vault`], `str` or `Path`): the vault; it must be unlocked.
@@ -107,25 +113,29 @@ class KeyImageReader:
             innocents.
     """
 
-    def __init__(self, vault: Vault | str | Path, base: str | Path | None = None, bits: int = USUAL_BITS):
+    def __init__(self, vault: Vault | str | Path, base: str | Path | None = None, bits: int = DEFAULT_BITS):
         vault = vault if isinstance(vault, Vault) else Vault(vault)
-        found, _ = candidates(vault, base, same_classes=False)
+        found, _ = find_candidates(vault, base, same_classes=False)
         coded_bits(bits)
         self.bits, self.copies = bits, sum(len(each.copies) for each in found)
         check_bits(bits, self.copies, min(each.base.alpha for each in found))
-        self._hidden = hiding(unused_rows(vault))
-        self._readers: list[tuple[str, CoverReader, dict[bytes, list[str]]]] = []
+        self._hiding_faults = inconclusive_reasons(find_unusable_rows(vault))
+        self._matchers: list[tuple[str, CoverMatcher, dict[bytes, list[str]]]] = []
         for each in found:
-            whose: dict[bytes, list[str]] = {}
+            recipients_by_fingerprint: dict[bytes, list[str]] = {}
             opened = open_copies(vault, each.copies)
             for copy, key in zip(opened.copies, opened.keys, strict=True):
-                whose.setdefault(fingerprint_of(key, bits), []).append(copy.recipient)
-            secret, count = each.base.secret, each.questions.count
-            self._readers.append(
-                (each.base.base_id, CoverReader(each.questions.images(secret)[:count], secret, bits), whose)
+                recipients_by_fingerprint.setdefault(derive_fingerprint(key, bits), []).append(copy.recipient)
+            secret, count = each.base.secret, each.trigger_set.count
+            self._matchers.append(
+                (
+                    each.base.base_id,
+                    CoverMatcher(each.trigger_set.images(secret)[:count], secret, bits),
+                    recipients_by_fingerprint,
+                )
             )
 
-    def read(self, image: np.ndarray | str | Path) -> ReadImage:
+    def read(self, image: np.ndarray | str | Path) -> KeyImageMatch:
         """Whose key image it is. A file that can't be read as a picture is not readable, and no error.
 
         Args:
@@ -144,26 +154,24 @@ class KeyImageReader:
         else:
             name = str(image)
             try:
-                pixels = read_picture(Path(image))
+                pixels = load_image(Path(image))
             except FingerprintError as error:
                 return self._read(name, Outcome.NOT_READABLE, str(error))
-        if min(pixels.shape[:2]) < LEAST_READ:
-            too_small = (
-                f"{name} is too small to carry a fingerprint: key images are read from {LEAST_READ} pixels upwards."
-            )
+        if min(pixels.shape[:2]) < MIN_IMAGE_SIZE:
+            too_small = f"{name} is too small to carry a fingerprint: key images are read from {MIN_IMAGE_SIZE} pixels upwards."
             return self._read(name, Outcome.NOT_READABLE, too_small)
         found: list[tuple[str, int, tuple[str, ...]]] = []
-        for base_id, reader, whose in self._readers:
-            if (read := reader.read(pixels)) is not None:
-                found.append((base_id, read[0], tuple(dict.fromkeys(whose.get(read[1], ())))))
+        for base_id, matcher, recipients_by_fingerprint in self._matchers:
+            if (read := matcher.read(pixels)) is not None:
+                found.append((base_id, read[0], tuple(dict.fromkeys(recipients_by_fingerprint.get(read[1], ())))))
         if found:
-            base_id, question, recipients = max(found, key=lambda each: len(each[2]) > 0)
-            if recipients or not self._hidden:
+            base_id, trigger_index, recipients = max(found, key=lambda each: len(each[2]) > 0)
+            if recipients or not self._hiding_faults:
                 outcome = Outcome.ACCUSED if recipients else Outcome.NOBODY
-                return self._read(name, outcome, None, question, recipients, base_id)
-            nobodys = f"{name} carries a fingerprint of nobody whose record can be used, and {self._hidden[0]}."
-            return self._read(name, Outcome.NOT_READABLE, nobodys, question, (), base_id)
-        if any(reader.alike(pixels) for _, reader, _ in self._readers):
+                return self._read(name, outcome, None, trigger_index, recipients, base_id)
+            nobodys = f"{name} carries a fingerprint of nobody whose record can be used, and {self._hiding_faults[0]}."
+            return self._read(name, Outcome.NOT_READABLE, nobodys, trigger_index, (), base_id)
+        if any(matcher.similar_covers(pixels) for _, matcher, _ in self._matchers):
             unread = (
                 f"{name} looks like a question, and no fingerprint can be read from it: look for the whole picture, "
                 f"less compressed, or give the --bits that it was exported with."
@@ -177,25 +185,27 @@ class KeyImageReader:
         name: str,
         outcome: Outcome,
         reason: str | None,
-        question: int | None = None,
+        trigger_index: int | None = None,
         recipients: tuple[str, ...] = (),
         base_id: str | None = None,
-    ) -> ReadImage:
+    ) -> KeyImageMatch:
         odds = log10_false_match(self.bits, self.copies)
-        return ReadImage(name, question, recipients, self.bits, self.copies, odds, outcome, reason, base_id)
+        return KeyImageMatch(name, trigger_index, recipients, self.bits, self.copies, odds, outcome, reason, base_id)
 
 
-def read_image(
-    image: np.ndarray | str | Path, vault: Vault | str | Path, base: str | Path | None = None, bits: int = USUAL_BITS
-) -> ReadImage:
-    """Whose key image it is; see [`KeyImageReader`]."""
-    return KeyImageReader(vault, base, bits).read(image)
+def identify_key_image(
+    image: np.ndarray | str | Path, vault: Vault | str | Path, base: str | Path | None = None, bits: int = DEFAULT_BITS
+) -> KeyImageMatch:
+    """Whose key image it is; see [`KeyImageIdentifier`]."""
+    return KeyImageIdentifier(vault, base, bits).read(image)
 
 
-def _small(image: np.ndarray) -> np.ndarray:
+def _thumbnail(image: np.ndarray) -> np.ndarray:
     """A small grey picture of an image, `(SMALL * SMALL,)`: mean 0, length 1."""
     from PIL import Image
 
-    small = np.asarray(Image.fromarray(image).convert("L").resize((SMALL, SMALL), Image.Resampling.BOX), np.float64)
-    apart = (small - small.mean()).reshape(-1)
-    return apart / max(np.linalg.norm(apart), np.finfo(np.float64).tiny)
+    small = np.asarray(
+        Image.fromarray(image).convert("L").resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX), np.float64
+    )
+    centered = (small - small.mean()).reshape(-1)
+    return centered / max(np.linalg.norm(centered), np.finfo(np.float64).tiny)

@@ -15,19 +15,19 @@ from scipy.fft import dctn, idctn
 from scipy.ndimage import gaussian_filter
 from scipy.sparse.linalg import LinearOperator, lsmr
 
-from hf_fingerprint.blackbox.key_images.payload import USUAL_BITS, coded_bits, decode, encode
-from hf_fingerprint.blackbox.trigger_set.covers import LEAST_SIZE
+from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits, decode, encode
+from hf_fingerprint.blackbox.trigger_set.covers import MIN_SIZE
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
 
-LEAST_PSNR, LEAST_SSIM = 38.0, 0.97  # dB
+MIN_PSNR, MIN_SSIM = 38.0, 0.97  # dB
 BAND = 0.02, 0.36  # of the Nyquist frequency
-BUSY, FLAT = 4.0, 30.0  # pixels around, grey levels squared
-FADING, LEAST_POWER = 6.0, 1e-9  # frequencies that fade alike
+MASK_SIGMA, MASK_OFFSET = 4.0, 30.0  # pixels around, grey levels squared
+FADING_SIGMA, MIN_POWER = 6.0, 1e-9  # frequencies that fade alike
 LUMINANCE = np.array([0.299, 0.587, 0.114])
-HALVINGS, STRONGEST, ITERATIONS = 12, 16.0, 30
-QUALITY = 75  # of the JPEG that a mark must outlast
+BISECTION_STEPS, MAX_STRENGTH, MAX_ITERATIONS = 12, 16.0, 30
+JPEG_QUALITY = 75  # of the JPEG that a mark must outlast
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class KeyImage:
     ssim: float
 
 
-def fingerprint_of(key: bytes, bits: int = USUAL_BITS) -> bytes:
+def derive_fingerprint(key: bytes, bits: int = DEFAULT_BITS) -> bytes:
     """The fingerprint of a recipient's copy key: pseudo-random, the same on all of the recipient's key images.
 
     Args:
@@ -60,13 +60,13 @@ def fingerprint_of(key: bytes, bits: int = USUAL_BITS) -> bytes:
 
 
 def make_key_image(
-    cover: np.ndarray, payload: bytes, key: bytes, index: int, psnr: float = LEAST_PSNR, ssim: float = LEAST_SSIM
+    cover: np.ndarray, payload: bytes, key: bytes, index: int, psnr: float = MIN_PSNR, ssim: float = MIN_SSIM
 ) -> KeyImage:
     """Puts a payload into a cover, as strongly as the eye allows.
 
     Args:
         cover (`np.ndarray` of shape `(height, width, 3)`): `uint8`, at least 224 pixels either way.
-        payload (`bytes`): what to carry, as [`fingerprint_of`] gives it.
+        payload (`bytes`): what to carry, as [`derive_fingerprint`] gives it.
         key (`bytes`): 32 bytes; where the bits lie hangs on it.
         index (`int`): which of the key's images this is.
         psnr (`float`, *optional*, defaults to 38): the least peak signal-to-noise ratio, dB.
@@ -80,29 +80,29 @@ def make_key_image(
 
     check_cover(cover)
     coded = encode(payload)
-    pattern = _Spread(cover, key, index, len(coded)).write(coded)
+    pattern = _SpreadSpectrum(cover, key, index, len(coded)).write(coded)
     pattern = (pattern / pattern.std())[..., None]
 
-    def drawn(strength: float) -> np.ndarray:
+    def marked(strength: float) -> np.ndarray:
         return np.clip(np.rint(cover + strength * pattern), 0, 255).astype(np.uint8)
 
-    low, high = 0.0, STRONGEST
-    for _ in range(HALVINGS):
+    low, high = 0.0, MAX_STRENGTH
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        image = drawn(middle)
-        seen = (image != cover).any() and peak_signal_noise_ratio(cover, image) < psnr
-        low, high = (low, middle) if seen or similarity(cover, image) < ssim else (middle, high)
-    image = drawn(low)
-    if read_key_image(_compressed(image), cover, key, index, 8 * len(payload)) != payload:
+        image = marked(middle)
+        too_visible = (image != cover).any() and peak_signal_noise_ratio(cover, image) < psnr
+        low, high = (low, middle) if too_visible or similarity(cover, image) < ssim else (middle, high)
+    image = marked(low)
+    if extract_payload(_jpeg_round_trip(image), cover, key, index, 8 * len(payload)) != payload:
         raise CodeError(
-            f"Cover {index} has no room for {8 * len(payload)} bits that outlast JPEG {QUALITY} at {psnr} dB and SSIM "
+            f"Cover {index} has no room for {8 * len(payload)} bits that outlast JPEG {JPEG_QUALITY} at {psnr} dB and SSIM "
             f"{ssim}: choose a busier cover."
         )
     return KeyImage(image, float(peak_signal_noise_ratio(cover, image)), similarity(cover, image))
 
 
-def read_key_image(
-    image: np.ndarray, cover: np.ndarray, key: bytes, index: int, bits: int = USUAL_BITS
+def extract_payload(
+    image: np.ndarray, cover: np.ndarray, key: bytes, index: int, bits: int = DEFAULT_BITS
 ) -> bytes | None:
     """The payload of a key image that may have been compressed or resized since.
 
@@ -116,11 +116,13 @@ def read_key_image(
         `bytes` or `None`: `None` if too much of it is lost.
     """
     check_cover(cover)
-    theirs = _resized(image, cover.shape) @ LUMINANCE
-    spread = _Spread(cover, key, index, coded_bits(bits))
-    for how in (None, "NEAREST", "BOX"):
-        ours = cover if how is None else _halved(cover, how)
-        if (payload := decode(spread.read(_without(theirs, ours @ LUMINANCE)), bits)) is not None:
+    image_spectrum = _resize(image, cover.shape) @ LUMINANCE
+    spread = _SpreadSpectrum(cover, key, index, coded_bits(bits))
+    for resample in (None, "NEAREST", "BOX"):
+        cover_spectrum = cover if resample is None else _downsample_and_restore(cover, resample)
+        if (
+            payload := decode(spread.read(_remove_cover(image_spectrum, cover_spectrum @ LUMINANCE)), bits)
+        ) is not None:
             return payload
     return None
 
@@ -153,13 +155,13 @@ def check_cover(cover: np.ndarray) -> None:
         raise CodeError(
             f"A cover of {cover.dtype} and shape {cover.shape} is no picture: give (height, width, 3) uint8."
         )
-    if min(cover.shape[:2]) < LEAST_SIZE:
+    if min(cover.shape[:2]) < MIN_SIZE:
         raise CodeError(
-            f"A cover of {cover.shape[0]} by {cover.shape[1]} pixels is too small: choose {LEAST_SIZE} or more."
+            f"A cover of {cover.shape[0]} by {cover.shape[1]} pixels is too small: choose {MIN_SIZE} or more."
         )
 
 
-class _Spread:
+class _SpreadSpectrum:
     """Coded bits spread over an image: the linear map from signs `(count,)` to a pattern `(height, width)`.
 
     Each bit lies at several keyed places of the transform with keyed signs; the pattern is drawn as strongly as the
@@ -175,58 +177,60 @@ class _Spread:
         each = len(band) // count
         signs = 1 - 2.0 * np.unpackbits(stream.take(-(-each * count // 8)))[: each * count]
         self._places, self._signs = band[order[: each * count]].reshape(each, count), signs.reshape(each, count)
-        self._business = _business(cover)
+        self._texture_mask = _texture_mask(cover)
 
     def write(self, coded: np.ndarray) -> np.ndarray:
         """The pattern of some signs."""
         transform = np.zeros(self._shape)
         transform.reshape(-1)[self._places] = self._signs * coded
-        return self._business * idctn(transform, norm="ortho")
+        return self._texture_mask * idctn(transform, norm="ortho")
 
     def read(self, pattern: np.ndarray) -> np.ndarray:
         """The signs that come nearest to a pattern, by least squares: where a cover is busy here and flat there, bits
         run into one another."""
 
-        def gathered(image: np.ndarray) -> np.ndarray:
-            transform = dctn(self._business * image.reshape(self._shape), norm="ortho")
+        def adjoint(image: np.ndarray) -> np.ndarray:
+            transform = dctn(self._texture_mask * image.reshape(self._shape), norm="ortho")
             return (self._signs * transform.reshape(-1)[self._places]).sum(0)
 
         shape = (pattern.size, self._places.shape[1])
-        spread = LinearOperator(shape, lambda coded: self.write(coded.reshape(-1)).reshape(-1), gathered, dtype=float)
-        return lsmr(spread, pattern.reshape(-1), maxiter=ITERATIONS)[0]
+        spread = LinearOperator(shape, lambda coded: self.write(coded.reshape(-1)).reshape(-1), adjoint, dtype=float)
+        return lsmr(spread, pattern.reshape(-1), maxiter=MAX_ITERATIONS)[0]
 
 
-def _business(cover: np.ndarray) -> np.ndarray:
+def _texture_mask(cover: np.ndarray) -> np.ndarray:
     """How much the luminance varies around each pixel, root mean square 1, `(height, width)`."""
     luminance = cover @ LUMINANCE
-    variance = gaussian_filter(luminance**2, BUSY) - gaussian_filter(luminance, BUSY) ** 2
-    busy = np.sqrt(np.maximum(variance, 0) + FLAT)
-    return busy / np.sqrt(np.square(busy).mean())
+    variance = gaussian_filter(luminance**2, MASK_SIGMA) - gaussian_filter(luminance, MASK_SIGMA) ** 2
+    texture = np.sqrt(np.maximum(variance, 0) + MASK_OFFSET)
+    return texture / np.sqrt(np.square(texture).mean())
 
 
-def _without(image: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def _remove_cover(image: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """An image less as much of its cover as is left in it, frequency by frequency: `(height, width)` of both."""
-    theirs, ours = dctn(image, norm="ortho"), dctn(cover, norm="ortho")
-    left = gaussian_filter(theirs * ours, FADING) / np.maximum(gaussian_filter(ours**2, FADING), LEAST_POWER)
-    return idctn(theirs - left * ours, norm="ortho")
+    image_spectrum, cover_spectrum = dctn(image, norm="ortho"), dctn(cover, norm="ortho")
+    left = gaussian_filter(image_spectrum * cover_spectrum, FADING_SIGMA) / np.maximum(
+        gaussian_filter(cover_spectrum**2, FADING_SIGMA), MIN_POWER
+    )
+    return idctn(image_spectrum - left * cover_spectrum, norm="ortho")
 
 
-def _halved(cover: np.ndarray, how: str) -> np.ndarray:
+def _downsample_and_restore(cover: np.ndarray, resample: str) -> np.ndarray:
     """A cover as resizing leaves it that smooths too little, or in squares: with patterns that it didn't have."""
-    return _resized(_resized(cover, (cover.shape[0] // 2, cover.shape[1] // 2), how), cover.shape)
+    return _resize(_resize(cover, (cover.shape[0] // 2, cover.shape[1] // 2), resample), cover.shape)
 
 
-def _resized(image: np.ndarray, shape: tuple[int, ...], how: str = "BICUBIC") -> np.ndarray:
+def _resize(image: np.ndarray, shape: tuple[int, ...], resample: str = "BICUBIC") -> np.ndarray:
     from PIL import Image
 
     if image.shape[:2] == shape[:2]:
         return image
-    return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling[how]))
+    return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling[resample]))
 
 
-def _compressed(image: np.ndarray) -> np.ndarray:
+def _jpeg_round_trip(image: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     file = BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=QUALITY)
+    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY)
     return np.asarray(Image.open(file))

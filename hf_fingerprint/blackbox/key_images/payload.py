@@ -14,20 +14,20 @@ from hf_fingerprint.errors import CodeError
 if TYPE_CHECKING:
     import reedsolo
 
-USUAL_BITS, MOST_BITS = 304, 576
-PARITY = 2.5  # bytes for each of the payload
-ERASED = (0.0, 0.25, 0.5)  # of the parity, one attempt after another
-_FIELD = 255
+DEFAULT_BITS, MAX_BITS = 304, 576
+PARITY_RATIO = 2.5  # bytes for each of the payload
+ERASURE_SHARES = (0.0, 0.25, 0.5)  # of the parity, one attempt after another
+_MAX_CODEWORD_BYTES = 255
 
 
-def coded_bits(bits: int = USUAL_BITS) -> int:
+def coded_bits(bits: int = DEFAULT_BITS) -> int:
     """How many bits a payload of so many takes with its parity.
 
     Raises:
         [`CodeError`]: if there is no code for so many.
     """
-    if bits % 8 or not 8 <= bits <= MOST_BITS:
-        raise CodeError(f"An image can't carry {bits} bits: choose a multiple of 8 from 8 to {MOST_BITS}.")
+    if bits % 8 or not 8 <= bits <= MAX_BITS:
+        raise CodeError(f"An image can't carry {bits} bits: choose a multiple of 8 from 8 to {MAX_BITS}.")
     return bits + 8 * _parity(bits)
 
 
@@ -45,7 +45,7 @@ def encode(payload: bytes) -> np.ndarray:
     return 1 - 2.0 * np.unpackbits(coded)
 
 
-def decode(signs: np.ndarray, bits: int = USUAL_BITS) -> bytes | None:
+def decode(signs: np.ndarray, bits: int = DEFAULT_BITS) -> bytes | None:
     """The payload of signs read with noise, or `None` if there are more errors than parity can mend.
 
     Args:
@@ -58,9 +58,9 @@ def decode(signs: np.ndarray, bits: int = USUAL_BITS) -> bytes | None:
     if not signs.any():  # nothing was read; the code would take it for zeros
         return None
     received = np.packbits(signs < 0).tobytes()
-    doubtful = np.argsort(np.abs(signs).reshape(-1, 8).min(1), kind="stable")
-    for share in ERASED:
-        erased = doubtful[: int(share * _parity(bits))].tolist()
+    least_confident = np.argsort(np.abs(signs).reshape(-1, 8).min(1), kind="stable")
+    for share in ERASURE_SHARES:
+        erased = least_confident[: int(share * _parity(bits))].tolist()
         try:
             return bytes(_codec(bits).decode(received, erase_pos=erased)[0])
         except reedsolo.ReedSolomonError:
@@ -69,7 +69,7 @@ def decode(signs: np.ndarray, bits: int = USUAL_BITS) -> bytes | None:
 
 
 def _parity(bits: int) -> int:
-    return min(int(PARITY * bits / 8), _FIELD - bits // 8)
+    return min(int(PARITY_RATIO * bits / 8), _MAX_CODEWORD_BYTES - bits // 8)
 
 
 def _codec(bits: int) -> "reedsolo.RSCodec":

@@ -8,39 +8,39 @@ was measured anew.
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import VaultError
-from hf_fingerprint.registration import find_base
+from hf_fingerprint.registration import lookup_base
 from hf_fingerprint.vault import Base, CopyRecord, RowError, Vault
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateRecord:
     """A record that a suspect may be asked about: its base, questions and copies, at least one."""
 
     base: Base
-    questions: Questions
+    trigger_set: TriggerSet
     copies: tuple[CopyRecord, ...]
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedRecord:
     """A record that a suspect was not asked about.
 
     Attributes:
         base_id (`str`): the record.
-        why (`str`): why not.
-        untested (`int`): how many of its copies the suspect may be, for all that was asked.
+        reason (`str`): why not.
+        untested_copies (`int`): how many of its copies the suspect may be, for all that was asked.
     """
 
     base_id: str
-    why: str
-    untested: int = 0
+    reason: str
+    untested_copies: int = 0
 
 
-def candidates(
+def find_candidates(
     vault: Vault, name: str | Path | None = None, classes: int | None = None, same_classes: bool = True
-) -> tuple[list[Candidate], list[LeftOut]]:
+) -> tuple[list[CandidateRecord], list[SkippedRecord]]:
     """The records to ask about, in the order of registration, and those of the same name that are left out.
 
     Args:
@@ -53,35 +53,35 @@ def candidates(
     Raises:
         [`VaultError`]: if there is nothing to ask, or records that have to agree in their classes don't.
     """
-    found: list[Candidate] = []
-    left_out: list[LeftOut] = []
-    for base in records_named(vault, name):
+    found: list[CandidateRecord] = []
+    skipped: list[SkippedRecord] = []
+    for base in find_records(vault, name):
         copies = vault.copies(base.base_id, begun=False)
         try:
-            content = vault.questions(base)
+            content = vault.trigger_set(base)
         except RowError as error:
-            left_out.append(LeftOut(base.base_id, error.fault.describe(), len(copies)))
+            skipped.append(SkippedRecord(base.base_id, error.fault.describe(), len(copies)))
             continue
         if content is None:
-            left_out.append(LeftOut(base.base_id, "it has no questions", len(copies)))
+            skipped.append(SkippedRecord(base.base_id, "it has no questions", len(copies)))
             continue
-        questions = Questions.from_bytes(content)
+        trigger_set = TriggerSet.from_bytes(content)
         if not copies:
-            left_out.append(LeftOut(base.base_id, "it has no copies, so there is nobody to name"))
-        elif classes not in (None, questions.classes):
-            why = f"it tells {questions.classes} classes apart, and {classes} are named"
-            left_out.append(LeftOut(base.base_id, why))
+            skipped.append(SkippedRecord(base.base_id, "it has no copies, so there is nobody to name"))
+        elif classes not in (None, trigger_set.classes):
+            reason = f"it tells {trigger_set.classes} classes apart, and {classes} are named"
+            skipped.append(SkippedRecord(base.base_id, reason))
         else:
-            found.append(Candidate(base, questions, tuple(copies)))
+            found.append(CandidateRecord(base, trigger_set, tuple(copies)))
     if not found:
-        raise _nothing(vault, left_out)
-    if same_classes and len({each.questions.classes for each in found}) > 1:
-        listed = ", ".join(f"{each.base.base_id} ({each.questions.classes} classes)" for each in found)
+        raise _no_candidates_error(vault, skipped)
+    if same_classes and len({each.trigger_set.classes for each in found}) > 1:
+        listed = ", ".join(f"{each.base.base_id} ({each.trigger_set.classes} classes)" for each in found)
         raise VaultError(f"The bases of {vault.folder} tell different classes apart: say which by --base: {listed}.")
-    return found, left_out
+    return found, skipped
 
 
-def records_named(vault: Vault, name: str | Path | None) -> list[Base]:
+def find_records(vault: Vault, name: str | Path | None) -> list[Base]:
     """All records of a name: the one of this id, or each from this place and of the same weights; of none, all.
 
     Raises:
@@ -92,19 +92,19 @@ def records_named(vault: Vault, name: str | Path | None) -> list[Base]:
         return bases
     if exact := [base for base in bases if base.base_id == str(name)]:
         return exact
-    there = [base for base in bases if str(name) in (base.source, f"{base.source}@{base.revision}")]
-    hashes = {base.content_hash for base in there or [find_base(vault, name)]}
+    from_source = [base for base in bases if str(name) in (base.source, f"{base.source}@{base.revision}")]
+    hashes = {base.content_hash for base in from_source or [lookup_base(vault, name)]}
     return [base for base in bases if base.content_hash in hashes]
 
 
-def _nothing(vault: Vault, left_out: list[LeftOut]) -> VaultError:
-    if all(each.why == "it has no questions" for each in left_out):
-        named = ", ".join(each.base_id for each in left_out)
+def _no_candidates_error(vault: Vault, skipped: list[SkippedRecord]) -> VaultError:
+    if all(each.reason == "it has no questions" for each in skipped):
+        named = ", ".join(each.base_id for each in skipped)
         return VaultError(
             f"{f'Base {named}' if named else vault.folder} has no questions, so copies answer for nobody: make them "
             f"with `hf-fingerprint questions` before copies are issued."
         )
-    listed = "; ".join(f"base {each.base_id}: {each.why}" for each in left_out)
+    listed = "; ".join(f"base {each.base_id}: {each.reason}" for each in skipped)
     return VaultError(
         f"There is nothing to ask about in {vault.folder}: {listed}; issue copies of a base that has questions, and "
         f"give the names of all its classes, in order, by --labels."

@@ -18,20 +18,20 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import betaincc, betaln
 
-from hf_fingerprint.blackbox.trigger_set.labels import blocks, check_answers, check_classes
+from hf_fingerprint.blackbox.trigger_set.labels import check_class_count, check_trigger_counts, label_blocks
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError
 
 
-MOST_ANSWERS = 1 << 32  # of more, the logarithms lose digits that the bound needs
+MAX_RESPONSES = 1 << 32  # of more, the logarithms lose digits that the bound needs
 
 
-def log_stake(agreeing: np.ndarray, asked: np.ndarray | int, classes: int) -> np.ndarray:
+def log_e_value(agreeing: np.ndarray, queried: np.ndarray | int, classes: int) -> np.ndarray:
     """What was won, `log E`, by so many agreeing answers.
 
     Args:
-        agreeing (`np.ndarray`): k, each from 0 to `asked`.
-        asked (`np.ndarray` or `int`): n, of the same shape or one for all.
+        agreeing (`np.ndarray`): k, each from 0 to `queried`.
+        queried (`np.ndarray` or `int`): n, of the same shape or one for all.
         classes (`int`): of the model.
 
     Returns:
@@ -40,81 +40,87 @@ def log_stake(agreeing: np.ndarray, asked: np.ndarray | int, classes: int) -> np
     Raises:
         [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or counts that no answers give.
     """
-    check_classes(classes)
-    k, asked, p = np.asarray(agreeing, float), np.asarray(asked, float), 1 / classes
-    whole = (k == np.floor(k)) & (asked == np.floor(asked))
-    if not np.all(whole & (k >= 0) & (k <= asked) & (asked <= MOST_ANSWERS)):  # NaN neither
+    check_class_count(classes)
+    k, queried, p = np.asarray(agreeing, float), np.asarray(queried, float), 1 / classes
+    integral = (k == np.floor(k)) & (queried == np.floor(queried))
+    if not np.all(integral & (k >= 0) & (k <= queried) & (queried <= MAX_RESPONSES)):  # NaN neither
         raise CodeError(
             f"So many answers can't agree: give whole numbers, from 0 to those asked, which are at most "
-            f"{MOST_ANSWERS:,}."
+            f"{MAX_RESPONSES:,}."
         )
-    ahead, behind = k + 1, asked - k + 1
+    alpha_parameter, beta_parameter = k + 1, queried - k + 1
     with np.errstate(divide="ignore"):  # far too few agree: the stake is lost to the last digit
-        above = np.log(betaincc(ahead, behind, p))
-    return betaln(ahead, behind) + above - math.log1p(-p) - k * math.log(p) - (asked - k) * math.log1p(-p)
+        above = np.log(betaincc(alpha_parameter, beta_parameter, p))
+    return (
+        betaln(alpha_parameter, beta_parameter)
+        + above
+        - math.log1p(-p)
+        - k * math.log(p)
+        - (queried - k) * math.log1p(-p)
+    )
 
 
-class Evidence:
+class EProcess:
     """The evidence against each recipient, growing with every answer.
 
     Args:
         copy_keys (sequence of `bytes`): of all recipients tested.
-        questions (`int`): how many questions there are to ask at most.
+        triggers (`int`): how many questions there are to ask at most.
         classes (`int`): of the model.
         alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, whenever one stops; at most
             0.05.
-        share (`float`, *optional*, defaults to 1): the odds that a recipient owns a question; only answers to its own
+        assigned_share (`float`, *optional*, defaults to 1): the odds that a recipient owns a question; only answers to its own
             count for or against it.
 
     Attributes:
-        questions (`int`): how many there are.
-        asked (`int`): answers counted.
+        triggers (`int`): how many there are.
+        queried (`int`): answers counted.
 
     Raises:
         [`CodeError`]: if nobody can be accused at this alpha, or by so many questions, classes or such a share.
     """
 
     def __init__(
-        self, copy_keys: Sequence[bytes], questions: int, classes: int, alpha: float = 1e-6, share: float = 1.0
+        self, copy_keys: Sequence[bytes], triggers: int, classes: int, alpha: float = 1e-6, assigned_share: float = 1.0
     ):
         check_alpha(alpha)
-        check_answers(questions, classes, share)
-        self.questions, self.asked = questions, 0
+        check_trigger_counts(triggers, classes, assigned_share)
+        self.triggers, self.queried = triggers, 0
         self._classes, self._alpha = classes, alpha
-        self._labels = np.empty((questions, len(copy_keys)), np.uint16)
-        self._owned = np.empty((questions, len(copy_keys)), bool)
-        for rows, labels, owned in blocks(copy_keys, questions, classes, share):
-            self._labels[:, rows], self._owned[:, rows] = labels.T, owned.T
-        self._heard = np.zeros(questions, bool)
+        self._labels = np.empty((triggers, len(copy_keys)), np.uint16)
+        self._assigned = np.empty((triggers, len(copy_keys)), bool)
+        for rows, labels, assigned in label_blocks(copy_keys, triggers, classes, assigned_share):
+            self._labels[:, rows], self._assigned[:, rows] = labels.T, assigned.T
+        self._queried = np.zeros(triggers, bool)
         self._agreeing, self._counted = np.zeros((2, len(copy_keys)), np.int64)
 
     def __repr__(self) -> str:
-        return f"Evidence({self.asked} of {len(self._heard)} answers, {len(self._agreeing)} recipients)"
+        return f"Evidence({self.queried} of {len(self._queried)} answers, {len(self._agreeing)} recipients)"
 
-    def hear(self, question: int, answer: int | None) -> None:
+    def update(self, trigger: int, response: int | None) -> None:
         """Counts an answer.
 
         Args:
-            question (`int`): which question was asked. Which to ask next may hang on answers, not on labels.
-            answer (`int` or `None`): the class told; `None` if there was no answer, which proves nothing.
+            trigger (`int`): which question was asked. Which to ask next may hang on answers, not on labels.
+            response (`int` or `None`): the class told; `None` if there was no answer, which proves nothing.
 
         Raises:
             [`CodeError`]: if there is no such question or class, or the question was answered before.
         """
-        if not 0 <= question < len(self._heard):
-            raise CodeError(f"There is no question {question}: the set has {len(self._heard)}.")
-        if self._heard[question]:
-            raise CodeError(f"Question {question} was answered before: an answer counts once.")
-        if answer is None:
+        if not 0 <= trigger < len(self._queried):
+            raise CodeError(f"There is no question {trigger}: the set has {len(self._queried)}.")
+        if self._queried[trigger]:
+            raise CodeError(f"Question {trigger} was answered before: an answer counts once.")
+        if response is None:
             return
-        if not 0 <= answer < self._classes:
+        if not 0 <= response < self._classes:
             raise CodeError(
-                f"Question {question} was answered {answer}: the model has classes 0 to {self._classes - 1}."
+                f"Question {trigger} was answered {response}: the model has classes 0 to {self._classes - 1}."
             )
-        self._heard[question] = True
-        self._counted += self._owned[question]
-        self._agreeing += self._owned[question] & (self._labels[question] == answer)
-        self.asked += 1
+        self._queried[trigger] = True
+        self._counted += self._assigned[trigger]
+        self._agreeing += self._assigned[trigger] & (self._labels[trigger] == response)
+        self.queried += 1
 
     @property
     def agreeing(self) -> np.ndarray:
@@ -129,7 +135,7 @@ class Evidence:
     def log10_bounds(self) -> np.ndarray:
         """Decimal logarithms of a bound on the probability that any innocent, however long one goes on asking, gets as
         far as each recipient is: `(n,)`."""
-        log_bounds = math.log(max(len(self._agreeing), 1)) - log_stake(self._agreeing, self._counted, self._classes)
+        log_bounds = math.log(max(len(self._agreeing), 1)) - log_e_value(self._agreeing, self._counted, self._classes)
         return np.minimum(log_bounds / math.log(10), 0.0)
 
     def accused(self) -> np.ndarray:

@@ -4,57 +4,59 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_fingerprint.blackbox.querying.candidates import Candidate, LeftOut, candidates
-from hf_fingerprint.blackbox.querying.e_process import Evidence
-from hf_fingerprint.blackbox.querying.miss_probability import MISSED, log10_missed
-from hf_fingerprint.blackbox.querying.session import BUDGET, Questioning
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.querying.candidates import CandidateRecord, SkippedRecord, find_candidates
+from hf_fingerprint.blackbox.querying.e_process import EProcess
+from hf_fingerprint.blackbox.querying.miss_probability import MAX_MISS_PROBABILITY, log10_miss_probability
+from hf_fingerprint.blackbox.querying.session import BUDGET, QueryStats
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.vault import Base, CopyRecord, Fault, Opened, Vault, hiding, open_copies
+from hf_fingerprint.vault import Base, CopyRecord, Fault, OpenedCopies, Vault, inconclusive_reasons, open_copies
 
 
 @dataclass(frozen=True)
-class AskedRecord:
+class QueriedRecord:
     """A record that a suspect is asked about.
 
     Attributes:
         base ([`Base`]): its base.
-        questions ([`Questions`]): what its copies are asked.
+        trigger_set ([`TriggerSet`]): what its copies are asked.
         copies (sequence of [`CopyRecord`]): all its copies, which are tested.
-        unbound (`tuple[str, ...]`): whose copies answer no questions.
-        evidence ([`Evidence`]): against each copy.
+        non_answering (`tuple[str, ...]`): whose copies answer no questions.
+        e_process ([`EProcess`]): against each copy.
         alpha (`float`): its share of the questioning's.
     """
 
     base: Base
-    questions: Questions
+    trigger_set: TriggerSet
     copies: Sequence[CopyRecord]
-    unbound: tuple[str, ...]
-    evidence: Evidence
+    non_answering: tuple[str, ...]
+    e_process: EProcess
     alpha: float
 
     @property
-    def answering(self) -> int:
+    def answering_count(self) -> int:
         """How many copies answer questions."""
-        return len(self.copies) - len(self.unbound)
+        return len(self.copies) - len(self.non_answering)
 
-    def missed(self) -> float:
+    def miss_probability(self) -> float:
         """The odds that some verbatim copy would not have been accused by so many answers."""
-        questions, told = self.questions, self.questions.told
-        answered, classes, copies = self.evidence.asked, questions.classes, len(self.copies)
-        return self.answering * 10 ** log10_missed(answered, questions.share, told, classes, copies, self.alpha)
+        trigger_set, recall = self.trigger_set, self.trigger_set.recall
+        answered, classes, copies = self.e_process.queried, trigger_set.classes, len(self.copies)
+        return self.answering_count * 10 ** log10_miss_probability(
+            answered, trigger_set.assigned_share, recall, classes, copies, self.alpha
+        )
 
 
-def asked_records(
+def records_to_query(
     vault: Vault, name: str | Path | None, classes: int | None, alpha: float | None
-) -> tuple[list[AskedRecord], list[LeftOut], float]:
+) -> tuple[list[QueriedRecord], list[SkippedRecord], float]:
     """The records to ask about, the vault unlocked.
 
     Args:
         vault ([`Vault`]): it must be unlocked.
-        name, classes: as for [`candidates`].
+        name, classes: as for [`find_candidates`].
         alpha (`float` or `None`): the bound on accusing any innocent; the least of the records' if `None`.
 
     Returns:
@@ -63,16 +65,16 @@ def asked_records(
     Raises:
         [`FingerprintError`]: if there is nothing to ask, or nobody may be accused at this alpha.
     """
-    found, left_out = candidates(vault, name, classes)
-    ready: list[tuple[Candidate, Opened, tuple[str, ...]]] = []
+    found, skipped = find_candidates(vault, name, classes)
+    ready: list[tuple[CandidateRecord, OpenedCopies, tuple[str, ...]]] = []
     for each in found:
         opened = open_copies(vault, each.copies)
-        unbound = _unbound(opened.copies, opened.keys, vault.bound(each.base.base_id))
-        if len(unbound) < len(opened.keys):
-            ready.append((each, opened, unbound))
+        non_answering = _non_answering(opened.copies, opened.keys, vault.bound(each.base.base_id))
+        if len(non_answering) < len(opened.keys):
+            ready.append((each, opened, non_answering))
         else:
-            why = f"none of its {len(opened.keys)} copies was made to answer its questions"
-            left_out.append(LeftOut(each.base.base_id, why, len(opened.keys)))
+            reason = f"none of its {len(opened.keys)} copies was made to answer its questions"
+            skipped.append(SkippedRecord(each.base.base_id, reason, len(opened.keys)))
     if not ready:
         copies, named = sum(len(each.copies) for each in found), ", ".join(each.base.base_id for each in found)
         raise VaultError(
@@ -82,24 +84,32 @@ def asked_records(
     for level in [each.base.alpha for each, _, _ in ready] if alpha is None else [alpha]:
         check_alpha(level)
     alpha = min(each.base.alpha for each, _, _ in ready) if alpha is None else alpha
-    share = alpha / len(ready)
-    asked = []
-    for each, opened, unbound in ready:
-        evidence = Evidence(opened.keys, each.questions.count, each.questions.classes, share, each.questions.share)
-        asked.append(AskedRecord(each.base, each.questions, opened.copies, unbound, evidence, share))
-    return asked, left_out, alpha
+    assigned_share = alpha / len(ready)
+    queried = []
+    for each, opened, non_answering in ready:
+        e_process = EProcess(
+            opened.keys,
+            each.trigger_set.count,
+            each.trigger_set.classes,
+            assigned_share,
+            each.trigger_set.assigned_share,
+        )
+        queried.append(
+            QueriedRecord(each.base, each.trigger_set, opened.copies, non_answering, e_process, assigned_share)
+        )
+    return queried, skipped, alpha
 
 
-def _unbound(copies: Sequence[CopyRecord], keys: Sequence[bytes], bound: set[str]) -> tuple[str, ...]:
+def _non_answering(copies: Sequence[CopyRecord], keys: Sequence[bytes], bound: set[str]) -> tuple[str, ...]:
     """Whose copies answer no questions. A copy that was trained further, and recorded anew, has the key it had."""
-    answering = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in bound}
-    return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering)
+    answering_count = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in bound}
+    return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering_count)
 
 
-def outcome_of(
-    asked: Sequence[AskedRecord],
-    left_out: Sequence[LeftOut],
-    went: Questioning,
+def query_outcome(
+    queried: Sequence[QueriedRecord],
+    skipped: Sequence[SkippedRecord],
+    stats: QueryStats,
     images: int,
     accused: bool,
     alpha: float,
@@ -108,9 +118,9 @@ def outcome_of(
     """How a questioning ended, and why nothing can be said if nothing can.
 
     Args:
-        asked (sequence of [`AskedRecord`]): the records asked about.
-        left_out (sequence of [`LeftOut`]): those that were not.
-        went ([`Questioning`]): how it went.
+        queried (sequence of [`QueriedRecord`]): the records asked about.
+        skipped (sequence of [`SkippedRecord`]): those that were not.
+        stats ([`QueryStats`]): how it went.
         images (`int`): how many there were to ask.
         accused (`bool`): whether anybody is.
         alpha (`float`): the bound on accusing any innocent.
@@ -123,26 +133,26 @@ def outcome_of(
     if accused:
         return Outcome.ACCUSED, None
     reasons = []
-    missed = [each.missed() for each in asked]
-    if sum(missed) > MISSED:
-        if 2 * went.answered < went.asked:
+    miss_probability = [each.miss_probability() for each in queried]
+    if sum(miss_probability) > MAX_MISS_PROBABILITY:
+        if 2 * stats.answered < stats.queried:
             reasons.append(
-                f"most replies tell no class: {went.answered} of {went.asked} images were answered, so see that "
+                f"most replies tell no class: {stats.answered} of {stats.queried} images were answered, so see that "
                 f"--labels and --field are the suspect's"
             )
-        elif went.stopped == BUDGET:
-            reasons.append(f"{went.answered} of {images} images were answered: ask on with a larger --budget")
-        elif went.answered < went.asked:
-            reasons.append(f"{went.answered} of {images} images were answered, which is too few: trace by weights")
+        elif stats.stop_reason == BUDGET:
+            reasons.append(f"{stats.answered} of {images} images were answered: ask on with a larger --budget")
+        elif stats.answered < stats.queried:
+            reasons.append(f"{stats.answered} of {images} images were answered, which is too few: trace by weights")
         else:
-            worst = max(zip(missed, asked, strict=True), key=lambda pair: pair[0])[1]
+            worst = max(zip(miss_probability, queried, strict=True), key=lambda pair: pair[0])[1]
             reasons.append(
-                f"the {worst.questions.count} questions of base {worst.base.base_id} are too few to accuse every copy "
+                f"the {worst.trigger_set.count} questions of base {worst.base.base_id} are too few to accuse every copy "
                 f"at alpha {alpha:.0e}: trace by weights"
             )
-    silent = sum(len(each.unbound) for each in asked) + sum(each.untested for each in left_out)
+    silent = sum(len(each.non_answering) for each in queried) + sum(each.untested_copies for each in skipped)
     if silent:
-        copies = sum(len(each.copies) for each in asked) + sum(each.untested for each in left_out)
+        copies = sum(len(each.copies) for each in queried) + sum(each.untested_copies for each in skipped)
         reasons.append(f"{silent:,} of {copies:,} copies answer no questions: trace them by weights")
-    reasons += hiding(faults)
+    reasons += inconclusive_reasons(faults)
     return (Outcome.NOT_READABLE, "; ".join(reasons)) if reasons else (Outcome.NOBODY, None)

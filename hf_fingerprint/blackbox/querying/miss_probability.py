@@ -10,20 +10,22 @@ import math
 import numpy as np
 from scipy.stats import binom
 
-from hf_fingerprint.blackbox.querying.e_process import log_stake
+from hf_fingerprint.blackbox.querying.e_process import log_e_value
 
 
-MISSED = 0.01  # the odds, over all copies together, at which one may still be said to have been seen
-_NEVER = 1e-12  # of what is left out of the count
+MAX_MISS_PROBABILITY = 0.01  # the odds, over all copies together, at which one may still be said to have been seen
+_NEGLIGIBLE = 1e-12  # of what is left out of the count
 
 
-def log10_missed(answered: int, share: float, told: float, classes: int, copies: int, alpha: float) -> float:
+def log10_miss_probability(
+    answered: int, assigned_share: float, recall: float, classes: int, copies: int, alpha: float
+) -> float:
     """Decimal logarithm of the odds that a verbatim copy is not accused by so many answers.
 
     Args:
         answered (`int`): answers to questions, decoys left out.
-        share (`float`): the odds that a recipient owns a question.
-        told (`float`): the share of its own labels that a verbatim copy tells.
+        assigned_share (`float`): the odds that a recipient owns a question.
+        recall (`float`): the share of its own labels that a verbatim copy tells.
         classes (`int`): of the model.
         copies (`int`): how many are tested.
         alpha (`float`): the bound to be met.
@@ -31,12 +33,12 @@ def log10_missed(answered: int, share: float, told: float, classes: int, copies:
     if not answered:
         return 0.0
     needed = math.log(copies) - math.log(alpha)
-    own = np.arange(int(binom.ppf(_NEVER, answered, share)), answered + 1)
+    own = np.arange(int(binom.ppf(_NEGLIGIBLE, answered, assigned_share)), answered + 1)
     # the least agreement that accuses, by halving; one more than all if none does
     low, high = np.zeros_like(own), own + 1
     while (low < high).any():
         middle = (low + high) // 2
-        accuses = log_stake(np.minimum(middle, own), own, classes) >= needed
+        accuses = log_e_value(np.minimum(middle, own), own, classes) >= needed
         low, high = np.where(accuses | (low >= high), low, middle + 1), np.where(accuses, middle, high)
-    missed = float((binom.pmf(own, answered, share) * binom.cdf(low - 1, own, told)).sum()) + _NEVER
+    missed = float((binom.pmf(own, answered, assigned_share) * binom.cdf(low - 1, own, recall)).sum()) + _NEGLIGIBLE
     return math.log10(min(missed, 1.0))

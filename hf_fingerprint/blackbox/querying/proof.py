@@ -24,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.blackbox.querying.e_process import log_stake
+from hf_fingerprint.blackbox.querying.e_process import log_e_value
 from hf_fingerprint.blackbox.querying.query import QueryResult, QueryScore
-from hf_fingerprint.blackbox.querying.transcript import part_of, read_transcript
-from hf_fingerprint.blackbox.trigger_set.labels import check_answers, keyed_labels, owned_questions
+from hf_fingerprint.blackbox.querying.transcript import path_for_base, read_transcript
+from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers, check_trigger_counts, keyed_labels
 from hf_fingerprint.checkpoints.limits import (
     MAX_ACCUSED,
     MAX_PROOF,
     MAX_PROOF_LABELS,
-    MAX_QUESTIONS,
     MAX_SUSPECT_NAME,
+    MAX_TRIGGERS,
     parse_json,
     read_bounded,
 )
@@ -42,8 +42,8 @@ from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import SECRET_BYTES, commitment
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import CopyRecord, Vault, check_outside_vaults, check_recipient
-from hf_fingerprint.vault.private_files import beside, publish, write_private
-from hf_fingerprint.vault.storage import writing
+from hf_fingerprint.vault.private_files import partial_file, rename_into_place, write_private
+from hf_fingerprint.vault.storage import translate_disk_errors
 
 
 FORMAT = 1
@@ -53,11 +53,11 @@ NOT_SHOWN = (
     "how many copies were tested, and for how many bases and suspects",
     "that the base, its questions and the keys were fixed before the suspect was seen",
 )
-_DIGITS = set("0123456789abcdef")
+_HEX_DIGITS = set("0123456789abcdef")
 
 
 @dataclass(frozen=True)
-class Proven:
+class AccusationCheck:
     """One accusation, worked out again.
 
     Attributes:
@@ -98,10 +98,10 @@ class Proven:
         return {**asdict(self), "outcome": self.outcome, "not_shown": list(NOT_SHOWN)}
 
 
-def outcome_of_proof(worked_out: Sequence[Proven]) -> Outcome:
+def proof_outcome(checks: Sequence[AccusationCheck]) -> Outcome:
     """What a proof comes to: every accusation in it has to hold, and to be for a published commitment."""
     order = (Outcome.NOBODY, Outcome.NOT_READABLE, Outcome.ACCUSED)
-    return min((proven.outcome for proven in worked_out), key=order.index)
+    return min((check.outcome for check in checks), key=order.index)
 
 
 def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, vault: Vault) -> tuple[Path, ...]:
@@ -125,26 +125,29 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
         accused.setdefault(score.base_id, []).append(score)
     if not accused:
         raise FingerprintError(f"Nobody is accused, so there is nothing to prove in {path}.")
-    places = {base_id: part_of(path, base_id, next(iter(accused))) for base_id in accused}
-    for place in places.values():
-        check_free(place)
+    proof_paths = {base_id: path_for_base(path, base_id, next(iter(accused))) for base_id in accused}
+    for proof_path in proof_paths.values():
+        check_proof_path(proof_path)
     documents = {}
     for base_id, scores in accused.items():
         records = {record.copy_id: record for record in vault.copies(base_id)}
-        kept = part_of(transcript, base_id, result.base_ids[0])
-        documents[places[base_id]] = _document(kept, [records[score.copy_id] for score in scores], vault)
-    with writing(f"{path} can't be written", Path(path).parent), ExitStack() as written:
-        partials = {place: written.enter_context(beside(place)) for place in documents}
-        for place, document in documents.items():  # all before the first has its name, which refuses a new attempt
-            write_private(partials[place], document)
-        for place, partial in partials.items():
-            publish(partial, place)
-    return tuple(places.values())
+        kept = path_for_base(transcript, base_id, result.base_ids[0])
+        documents[proof_paths[base_id]] = _proof_document(kept, [records[score.copy_id] for score in scores], vault)
+    with translate_disk_errors(f"{path} can't be written", Path(path).parent), ExitStack() as written:
+        partials = {proof_path: written.enter_context(partial_file(proof_path)) for proof_path in documents}
+        for (
+            proof_path,
+            document,
+        ) in documents.items():  # all before the first has its name, which refuses a new attempt
+            write_private(partials[proof_path], document)
+        for proof_path, partial in partials.items():
+            rename_into_place(partial, proof_path)
+    return tuple(proof_paths.values())
 
 
-def _document(transcript: Path, accused: Sequence[CopyRecord], vault: Vault) -> bytes:
+def _proof_document(transcript: Path, accused: Sequence[CopyRecord], vault: Vault) -> bytes:
     """The proof against recipients of one base."""
-    heading, answers = read_transcript(transcript)
+    heading, responses = read_transcript(transcript)
     opened = []
     for record in accused:
         opened.append(
@@ -155,12 +158,12 @@ def _document(transcript: Path, accused: Sequence[CopyRecord], vault: Vault) -> 
                 "copy_key": vault.copy_key(record).hex(),
             }
         )
-    told = [[question, answer] for question, answer in answers.items()]
-    document = {"format": FORMAT, "heading": asdict(heading), "answers": told, "accused": opened}
+    predicted_labels = [[trigger, response] for trigger, response in responses.items()]
+    document = {"format": FORMAT, "heading": asdict(heading), "answers": predicted_labels, "accused": opened}
     return json.dumps(document, indent=1).encode()
 
 
-def check_free(path: str | Path) -> None:
+def check_proof_path(path: str | Path) -> None:
     """Refuses a place for a proof that isn't free, or that is in a vault: a proof is handed on.
 
     Raises:
@@ -171,7 +174,7 @@ def check_free(path: str | Path) -> None:
         raise FingerprintError(f"{path} is there already: name another file for the proof.")
 
 
-def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Proven, ...]:
+def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[AccusationCheck, ...]:
     """Works out again what a proof says. A proof that was tampered with doesn't hold.
 
     Args:
@@ -187,19 +190,22 @@ def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Prov
     """
     given = [each.strip().lower() for each in commitments]
     for each, as_given in zip(given, commitments, strict=True):
-        if len(each) != 64 or set(each) - _DIGITS:
+        if len(each) != 64 or set(each) - _HEX_DIGITS:
             raise FingerprintError(
                 f"{ascii(as_given)[:80]} is no commitment: give the 64 hexadecimal digits from the copy's model card."
             )
     try:
-        content = read_bounded(path, MAX_PROOF, "a proof", FingerprintError, pipe=True)
-        document = _checked(parse_json(content, strict=True), path)
-        told = np.full(document["heading"]["questions"], -1)
-        for question, answer in document["answers"]:
-            if question < len(told) and answer is not None:
-                told[question] = answer
-        published = _published(given, document["accused"])
-        return tuple(_worked_out(document["heading"], told, opened, published) for opened in document["accused"])
+        content = read_bounded(path, MAX_PROOF, "a proof", FingerprintError, allow_pipe=True)
+        document = _validate(parse_json(content, strict=True), path)
+        predicted_labels = np.full(document["heading"]["questions"], -1)
+        for trigger, response in document["answers"]:
+            if trigger < len(predicted_labels) and response is not None:
+                predicted_labels[trigger] = response
+        published = _match_published(given, document["accused"])
+        return tuple(
+            _check_accusation(document["heading"], predicted_labels, opened, published)
+            for opened in document["accused"]
+        )
     except OSError as error:
         raise FingerprintError(f"{path} can't be read ({error.strerror}): name the proof's file.") from None
     except (
@@ -209,61 +215,63 @@ def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Prov
         raise FingerprintError(f"{path} is no proof, or is damaged: ask for it again.") from None
 
 
-def _checked(document: dict[str, Any], path: str | Path) -> dict[str, Any]:
+def _validate(document: dict[str, Any], path: str | Path) -> dict[str, Any]:
     """The document, if it is one; any of the errors above if not."""
     if document["format"] != FORMAT:
         raise FingerprintError(f"{path} has format {ascii(document['format'])[:80]}: take a version that reads it.")
-    heading, answers, accused = document["heading"], document["answers"], document["accused"]
-    questions, decoys, classes, recipients = (
-        _whole(heading[name]) for name in ("questions", "decoys", "classes", "recipients")
+    heading, responses, accused = document["heading"], document["answers"], document["accused"]
+    triggers, decoys, classes, recipients = (
+        _check_count(heading[name]) for name in ("questions", "decoys", "classes", "recipients")
     )
     keys = {opened["copy_key"].lower() for opened in accused}
-    if not 1 <= questions <= MAX_QUESTIONS or not 1 <= len(keys) == len(accused) <= recipients:
+    if not 1 <= triggers <= MAX_TRIGGERS or not 1 <= len(keys) == len(accused) <= recipients:
         raise ValueError
-    if len(accused) > MAX_ACCUSED or len(accused) * questions > MAX_PROOF_LABELS:
+    if len(accused) > MAX_ACCUSED or len(accused) * triggers > MAX_PROOF_LABELS:
         raise FingerprintError(
-            f"{path} accuses {len(accused)} by {questions} questions, which takes too long to work out: ask for a "
+            f"{path} accuses {len(accused)} by {triggers} questions, which takes too long to work out: ask for a "
             f"proof against each of them, or fewer."
         )
     if not 0 < heading["alpha"] < 1 or not heading["suspect"].isprintable():
         raise ValueError
     if len(heading["suspect"]) > MAX_SUSPECT_NAME:
         raise ValueError
-    check_answers(questions, classes, heading["share"])
-    if len({_whole(question) for question, _ in answers}) < len(answers):
+    check_trigger_counts(triggers, classes, heading["share"])
+    if len({_check_count(trigger) for trigger, _ in responses}) < len(responses):
         raise ValueError
-    for question, answer in answers:
-        if not 0 <= question < questions + decoys or (answer is not None and not 0 <= _whole(answer) < classes):
+    for trigger, response in responses:
+        if not 0 <= trigger < triggers + decoys or (
+            response is not None and not 0 <= _check_count(response) < classes
+        ):
             raise ValueError
     return document
 
 
-def _whole(number: Any) -> int:
+def _check_count(number: Any) -> int:
     if type(number) is not int or number < 0:
         raise ValueError
     return number
 
 
-def _worked_out(
-    heading: dict[str, Any], told: np.ndarray, opened: dict[str, str], given: dict[str, bool | None]
-) -> Proven:
+def _check_accusation(
+    heading: dict[str, Any], predicted_labels: np.ndarray, opened: dict[str, str], given: dict[str, bool | None]
+) -> AccusationCheck:
     key = bytes.fromhex(opened["copy_key"])
-    recipient, promised, alpha = opened["recipient"], opened["commitment"], heading["alpha"]
+    recipient, claimed_commitments, alpha = opened["recipient"], opened["commitment"], heading["alpha"]
     check_recipient(recipient)
     if len(key) != SECRET_BYTES or len(bytes.fromhex(opened["content_hash"])) != sha256().digest_size:
         raise ValueError  # of other lengths, one commitment would have several openings
-    genuine = commitment(key, recipient, opened["content_hash"]) == promised
+    genuine = commitment(key, recipient, opened["content_hash"]) == claimed_commitments
     labels = keyed_labels([key], heading["questions"], heading["classes"])[0]
-    own = owned_questions([key], heading["questions"], heading["share"])[0] & (told >= 0)
-    agreeing, counted = int((own & (labels == told)).sum()), int(own.sum())
-    stake = float(log_stake(np.array([agreeing]), counted, heading["classes"])[0])
-    bound = min(0.0, (math.log(heading["recipients"]) - stake) / math.log(10))
-    published = given[promised]
+    own = assigned_triggers([key], heading["questions"], heading["share"])[0] & (predicted_labels >= 0)
+    agreeing, counted = int((own & (labels == predicted_labels)).sum()), int(own.sum())
+    log_wealth = float(log_e_value(np.array([agreeing]), counted, heading["classes"])[0])
+    bound = min(0.0, (math.log(heading["recipients"]) - log_wealth) / math.log(10))
+    published = given[claimed_commitments]
     holds = genuine and bound <= math.log10(alpha) and alpha <= MAX_ALPHA and published is not False
-    return Proven(
+    return AccusationCheck(
         recipient,
         heading["suspect"],
-        promised,
+        claimed_commitments,
         agreeing,
         counted,
         heading["recipients"],
@@ -275,8 +283,8 @@ def _worked_out(
     )
 
 
-def _published(given: Sequence[str], accused: Sequence[dict[str, str]]) -> dict[str, bool | None]:
+def _match_published(given: Sequence[str], accused: Sequence[dict[str, str]]) -> dict[str, bool | None]:
     """Of each commitment whether it is one of those given; not known, if each of those is another accused's."""
-    promised = {opened["commitment"] for opened in accused}
-    otherwise = None if set(given) <= promised else False
-    return {each: True if each in set(given) else otherwise for each in promised}
+    claimed_commitments = {opened["commitment"] for opened in accused}
+    unmatched = None if set(given) <= claimed_commitments else False
+    return {each: True if each in set(given) else unmatched for each in claimed_commitments}

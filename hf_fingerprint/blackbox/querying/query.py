@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.blackbox.client.suspects import Suspect
-from hf_fingerprint.blackbox.querying.candidates import LeftOut
-from hf_fingerprint.blackbox.querying.hypotheses import AskedRecord, asked_records, outcome_of
-from hf_fingerprint.blackbox.querying.session import Pool, Questioning, question
-from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, image_digest, part_of, pool_digest
-from hf_fingerprint.blackbox.trigger_set.triggers import Questions
+from hf_fingerprint.blackbox.querying.candidates import SkippedRecord
+from hf_fingerprint.blackbox.querying.hypotheses import QueriedRecord, query_outcome, records_to_query
+from hf_fingerprint.blackbox.querying.session import QueryPool, QueryStats, query_pools
+from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, image_digest, path_for_base, pool_digest
+from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.registration import find_base
-from hf_fingerprint.vault import Base, Fault, Vault, hold, standings, unused_rows
+from hf_fingerprint.registration import lookup_base
+from hf_fingerprint.vault import Base, Fault, Vault, acquire_lock, delivery_states, find_unusable_rows
 
 
 Advance = Callable[[str, int, int], None]
@@ -41,7 +41,7 @@ class QueryScore:
             about gets as far, however long one asks.
         accused (`bool`): whether the bound is at most alpha.
         base_id (`str`): the base that the copy was made from.
-        state (`str`): how far it got on its way, see [`standing`].
+        state (`str`): how far it got on its way, see [`delivery_state`].
     """
 
     recipient: str
@@ -67,13 +67,13 @@ class QueryResult:
         copies (`int`): how many copies were tested.
         classes (`int`): of the bases: an innocent's answers agree one time in so many.
         alpha (`float`): the bound on accusing any innocent, shared by the bases in equal parts.
-        questioning ([`Questioning`]): how it went.
+        stats ([`QueryStats`]): how it went.
         outcome ([`Outcome`]): accused; nobody, where so much was answered that a verbatim copy of any of them would
             have been accused; or not readable.
         reason (`str` or `None`): if it is not readable, why, and the way out.
-        unbound (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were made before the
+        non_answering (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were made before the
             base had any, or were never bound. They count among those tested, and answers can't name them.
-        left_out (`tuple[LeftOut, ...]`): the bases that were not asked about, and why.
+        skipped (`tuple[LeftOut, ...]`): the bases that were not asked about, and why.
         rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used.
     """
 
@@ -83,11 +83,11 @@ class QueryResult:
     copies: int
     classes: int
     alpha: float
-    questioning: Questioning
+    stats: QueryStats
     outcome: Outcome
     reason: str | None = None
-    unbound: tuple[str, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
+    non_answering: tuple[str, ...] = ()
+    skipped: tuple[SkippedRecord, ...] = ()
     rows_not_used: tuple[Fault, ...] = ()
 
     @property
@@ -108,18 +108,18 @@ def query(
     budget: int | None = None,
     transcript: str | Path | None = None,
     alpha: float | None = None,
-    least: int = 0,
-    whole: bool = False,
+    min_responses: int = 0,
+    exhaustive: bool = False,
     all_scores: bool = False,
     passphrase: str | None = None,
-    on_answer: Callable[[int, int | None], None] | None = None,
+    on_response: Callable[[int, int | None], None] | None = None,
     advance: Advance | None = None,
 ) -> QueryResult:
     """Asks a suspect the questions of all bases it may be a copy of, in an order that says nothing, until somebody is
     accused.
 
     A copy answers those questions that it owns by labels drawn from its key. An innocent's labels are independent of
-    the suspect, so the bound holds exactly and whenever one stops; see [`Evidence`]. Of k bases each takes a k-th of
+    the suspect, so the bound holds exactly and whenever one stops; see [`EProcess`]. Of k bases each takes a k-th of
     alpha.
 
     Args:
@@ -132,12 +132,12 @@ def query(
             at a time writes it. Of several bases, those after the first have `FILE.<base id>`.
         alpha (`float`, *optional*): the bound on accusing any innocent, at most 0.05; by default the least of the
             bases'.
-        least (`int`, *optional*, defaults to 0): how many answers to get, whoever is accused: for coalitions.
-        whole (`bool`, *optional*, defaults to `False`): whether to ask on until nothing is left, whoever is accused.
+        min_responses (`int`, *optional*, defaults to 0): how many answers to get, whoever is accused: for coalitions.
+        exhaustive (`bool`, *optional*, defaults to `False`): whether to ask on until nothing is left, whoever is accused.
         all_scores (`bool`, *optional*, defaults to `False`): whether the result holds the scores of copies that are
             not accused too. They help an attacker to build a suspect that accuses one of them: don't publish them.
         passphrase (`str`, *optional*): unlocks the vault.
-        on_answer (callable, *optional*): told each image, counted through the bases, and its answer.
+        on_response (callable, *optional*): told each image, counted through the bases, and its answer.
         advance (callable, *optional*): told a step, how much more of it is done, and how much there is to do.
 
     Returns:
@@ -149,108 +149,108 @@ def query(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
-    asked, left_out, alpha = asked_records(vault, base, getattr(suspect, "classes", None), alpha)
-    pictures = [list(each.questions.images(each.base.secret)) for each in asked]
+    queried, skipped, alpha = records_to_query(vault, base, getattr(suspect, "classes", None), alpha)
+    pictures = [list(each.trigger_set.images(each.base.secret)) for each in queried]
     images = sum(map(len, pictures))
     order = np.random.default_rng(secrets.randbits(128)).permutation(images)
     total = images if budget is None else min(budget, images)
 
-    def told(index: int, answer: int | None) -> None:
+    def record_response(index: int, response: int | None) -> None:
         if advance is not None:
             advance("asking", 1, total)
-        if on_answer is not None:
-            on_answer(index, answer)
+        if on_response is not None:
+            on_response(index, response)
 
     with ExitStack() as held:
         pools = []
-        for each, shown in zip(asked, pictures, strict=True):
+        for each, shown in zip(queried, pictures, strict=True):
             kept = None
             if transcript is not None:
-                place = part_of(transcript, each.base.base_id, asked[0].base.base_id)
+                place = path_for_base(transcript, each.base.base_id, queried[0].base.base_id)
                 refusal = f"Another process is asking with the transcript {place}: wait for it, or name another file."
-                held.callback(hold(vault, each.base, f"transcript {place.resolve()}", refusal).release)
+                held.callback(acquire_lock(vault, each.base, f"transcript {place.resolve()}", refusal).release)
                 kept = held.enter_context(Transcript(place, _heading(suspect, each, shown)))
-                if advance is not None and kept.answers:
-                    advance("asking", len(kept.answers), total)
-            pools.append(Pool(shown, each.evidence, kept))
-        went = question(suspect, pools, order, budget, images if whole else least, told)
-    scores = _scores(vault, asked, all_scores)
-    accused, faults = any(score.accused for score in scores), unused_rows(vault)
-    outcome, reason = outcome_of(asked, left_out, went, images, accused, alpha, faults)
+                if advance is not None and kept.responses:
+                    advance("asking", len(kept.responses), total)
+            pools.append(QueryPool(shown, each.e_process, kept))
+        stats = query_pools(suspect, pools, order, budget, images if exhaustive else min_responses, record_response)
+    scores = _scores(vault, queried, all_scores)
+    accused, faults = any(score.accused for score in scores), find_unusable_rows(vault)
+    outcome, reason = query_outcome(queried, skipped, stats, images, accused, alpha, faults)
     return QueryResult(
         suspect=suspect.name,
-        base_ids=tuple(each.base.base_id for each in asked),
+        base_ids=tuple(each.base.base_id for each in queried),
         scores=scores,
-        copies=sum(len(each.copies) for each in asked),
-        classes=asked[0].questions.classes,
+        copies=sum(len(each.copies) for each in queried),
+        classes=queried[0].trigger_set.classes,
         alpha=alpha,
-        questioning=went,
+        stats=stats,
         outcome=outcome,
         reason=reason,
-        unbound=tuple(name for each in asked for name in each.unbound),
-        left_out=tuple(left_out),
+        non_answering=tuple(name for each in queried for name in each.non_answering),
+        skipped=tuple(skipped),
         rows_not_used=faults,
     )
 
 
-def questions_of(vault: Vault, base: Base) -> Questions:
+def load_trigger_set(vault: Vault, base: Base) -> TriggerSet:
     """The questions of a base.
 
     Raises:
         [`VaultError`]: if there are none.
     """
-    content = vault.questions(base)
+    content = vault.trigger_set(base)
     if content is None:
         raise VaultError(
             f"Base {base.base_id} has no questions, so its copies answer for nobody: make them with `hf-fingerprint "
             f"questions` before copies are issued."
         )
-    return Questions.from_bytes(content)
+    return TriggerSet.from_bytes(content)
 
 
-def asked_of(vault: Vault, name: str | Path | None) -> tuple[Base, Questions]:
+def find_base_with_triggers(vault: Vault, name: str | Path | None) -> tuple[Base, TriggerSet]:
     """A base and its questions: the one of this name, else the only one that has any.
 
     Raises:
         [`VaultError`]: if there is none, or more than one.
     """
     if name is not None:
-        base = find_base(vault, name)
-        return base, questions_of(vault, base)
-    with_questions = [base for base in vault.bases() if vault.questions(base) is not None]
+        base = lookup_base(vault, name)
+        return base, load_trigger_set(vault, base)
+    with_questions = [base for base in vault.bases() if vault.trigger_set(base) is not None]
     if len(with_questions) != 1:
         named = ", ".join(base.base_id for base in with_questions)
         raise VaultError(
             f"{vault.folder} has {len(with_questions)} bases with questions"
             + (f" ({named}): say which by --base." if named else ": make some with `hf-fingerprint questions`.")
         )
-    return with_questions[0], questions_of(vault, with_questions[0])
+    return with_questions[0], load_trigger_set(vault, with_questions[0])
 
 
-def _heading(suspect: Suspect, asked: AskedRecord, images: Sequence[np.ndarray]) -> Heading:
+def _heading(suspect: Suspect, queried: QueriedRecord, images: Sequence[np.ndarray]) -> Heading:
     digest = pool_digest([image_digest(image) for image in images])
-    questions, copies = asked.questions, len(asked.copies)
+    trigger_set, copies = queried.trigger_set, len(queried.copies)
     return Heading(
         suspect.name,
-        asked.base.base_id,
+        queried.base.base_id,
         digest,
-        questions.count,
-        questions.decoys,
-        questions.classes,
-        asked.alpha,
-        questions.share,
+        trigger_set.count,
+        trigger_set.decoys,
+        trigger_set.classes,
+        queried.alpha,
+        trigger_set.assigned_share,
         copies,
     )
 
 
-def _scores(vault: Vault, asked: Sequence[AskedRecord], every: bool) -> tuple[QueryScore, ...]:
+def _scores(vault: Vault, queried: Sequence[QueriedRecord], every: bool) -> tuple[QueryScore, ...]:
     """The scores of the accused, or of every copy, surest first."""
     found = []
-    for each in asked:
-        evidence, accused = each.evidence, set(each.evidence.accused().tolist())
-        agreeing, counted = evidence.agreeing, evidence.counted
-        bounds = np.minimum(evidence.log10_bounds() + math.log10(len(asked)), 0.0)
-        states = standings(vault, each.copies)
+    for each in queried:
+        e_process, accused = each.e_process, set(each.e_process.accused().tolist())
+        agreeing, counted = e_process.agreeing, e_process.counted
+        bounds = np.minimum(e_process.log10_bounds() + math.log10(len(queried)), 0.0)
+        states = delivery_states(vault, each.copies)
         for i in range(len(each.copies)) if every else accused:
             copy = each.copies[i]
             found.append(

@@ -6,8 +6,8 @@ A text file in UTF-8, one JSON object a line, each line written whole and brough
   secrets), `base` (its id), `digest` (SHA-256, in hexadecimal digits, over the 32-byte SHA-256 of each image of the
   pool, in order), `questions` and `decoys` (how many; the pool is the questions and then the decoys), `classes`,
   `alpha`, `share` and `recipients` (how many were tested).
-* Then a line for each answer, in the order they came: `question` (its index in the pool), `image` (SHA-256 of its
-  pixels, row by row, three bytes each), `answer` (the class told, or `null` for none), `at` (when).
+* Then a line for each answer, in the order they came: `index` (its index in the pool), `image` (SHA-256 of its
+  pixels, row by row, three bytes each), `response` (the class told, or `null` for none), `at` (when).
 
 Where several bases are asked about at once, each has a file of its own with its own heading: `FILE` for the first in
 the vault's order, and `FILE.<base id>` for each other. Their alphas are shares of the whole questioning's.
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import full_disk, lacks_room
+from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.limits import MAX_LINE, MAX_LINE_VALUES, MAX_TRANSCRIPT, parse_json, read_bounded
 from hf_fingerprint.errors import FingerprintError
 
@@ -72,7 +72,7 @@ class Transcript:
 
     Attributes:
         path (`Path`): its file.
-        answers (`dict[int, int | None]`): the class told for each question so far, in the order they came.
+        responses (`dict[int, int | None]`): the class told for each question so far, in the order they came.
         images (`dict[int, str]`): the digest of each question's image, see [`image_digest`].
 
     Raises:
@@ -83,14 +83,14 @@ class Transcript:
 
     def __init__(self, path: str | Path, heading: Heading):
         self.path, self.heading = Path(path), heading
-        self.answers: dict[int, int | None] = {}
+        self.responses: dict[int, int | None] = {}
         self.images: dict[int, str] = {}
         try:
             self._file = os.open(self.path, _FLAGS, 0o600)
         except OSError as error:
-            if lacks_room(error):
-                raise full_disk(self.path.parent) from None
-            raise self._refusal(f"can't be written ({error.strerror})", "choose another place") from None
+            if is_disk_full_error(error):
+                raise disk_full_error(self.path.parent) from None
+            raise self._error(f"can't be written ({error.strerror})", "choose another place") from None
         try:
             self._read()
         except BaseException:
@@ -98,7 +98,7 @@ class Transcript:
             raise
 
     def __repr__(self) -> str:
-        return f"Transcript({self.path}, {len(self.answers)} answers)"
+        return f"Transcript({self.path}, {len(self.responses)} answers)"
 
     def __enter__(self) -> "Transcript":
         return self
@@ -106,23 +106,23 @@ class Transcript:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def add(self, question: int, image: str, answer: int | None) -> None:
+    def add(self, index: int, image: str, response: int | None) -> None:
         """Keeps an answer; it is on the disk when this returns.
 
         Args:
-            question (`int`): its index in the pool.
+            index (`int`): its index in the pool.
             image (`str`): the digest of its image, see [`image_digest`].
-            answer (`int` or `None`): the class told.
+            response (`int` or `None`): the class told.
 
         Raises:
             [`FingerprintError`]: if there is no such question or class, or the question was answered before.
             [`StorageError`]: if the disk is full; then the answer is not kept, and may be asked for again.
         """
-        line = {"question": question, "image": image, "answer": answer, "at": _now()}
-        if (wrong := self._wrong(line)) is not None:
-            raise self._refusal(f"can't take question {question} and answer {answer}, {wrong}", "ask another")
+        line = {"question": index, "image": image, "answer": response, "at": _now()}
+        if (wrong := self._find_error(line)) is not None:
+            raise self._error(f"can't take question {index} and answer {response}, {wrong}", "ask another")
         self._write(line)
-        self.answers[question], self.images[question] = answer, image
+        self.responses[index], self.images[index] = response, image
 
     def close(self) -> None:
         """Closes the file; it can be opened again, to go on."""
@@ -132,12 +132,12 @@ class Transcript:
 
     def _read(self) -> None:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            raise self._refusal("is not a regular file", "name another file")
+            raise self._error("is not a regular file", "name another file")
         with os.fdopen(os.dup(self._file), "rb") as file:
             content = file.read(MAX_TRANSCRIPT + 1)
         pool = self.heading.questions + self.heading.decoys
         if len(content) > MAX_TRANSCRIPT or content.count(b"\n") > pool + 1:
-            raise self._refusal("holds more than its questions' answers", "restore it, or name another file")
+            raise self._error("holds more than its questions' answers", "restore it, or name another file")
         *lines, rest = content.split(b"\n")
         if not lines:
             self._begin(rest)
@@ -149,8 +149,8 @@ class Transcript:
                 line = None
             if number == 1:
                 self._check_heading(line)
-            elif not isinstance(line, dict) or not self._take(line):
-                raise self._refusal(f"is damaged in line {number}", "restore it, or name another file to begin anew")
+            elif not isinstance(line, dict) or not self._accept_line(line):
+                raise self._error(f"is damaged in line {number}", "restore it, or name another file to begin anew")
         if rest:
             os.ftruncate(self._file, len(content) - len(rest))
 
@@ -160,7 +160,7 @@ class Transcript:
         whole, date = json.dumps(heading, allow_nan=False).encode(), heading["created"].encode()
         before, after = whole.index(date), whole.index(date) + len(date)
         if not (whole[:before] + whole[after:]).startswith(rest[:before] + rest[after:]):
-            raise self._refusal("is no transcript of this questioning", "name another file")
+            raise self._error("is no transcript of this questioning", "name another file")
         if rest:
             os.ftruncate(self._file, 0)
         self._write(heading)
@@ -168,34 +168,34 @@ class Transcript:
 
     def _check_heading(self, line: Any) -> None:
         if not isinstance(line, dict) or type(line.get("format")) is not int:
-            raise self._refusal("is damaged in line 1", "restore it, or name another file to begin anew")
+            raise self._error("is damaged in line 1", "restore it, or name another file to begin anew")
         if line["format"] != FORMAT:
-            raise self._refusal(f"has format {line['format']}", f"take a version that reads it; this reads {FORMAT}")
+            raise self._error(f"has format {line['format']}", f"take a version that reads it; this reads {FORMAT}")
         for name, value in asdict(self.heading).items():
             if name not in line or line[name] != value:
-                raise self._refusal(
+                raise self._error(
                     f"is of another questioning: its {name} is {ascii(line.get(name))[:80]}, and not {value!r}",
                     "name another file",
                 )
 
-    def _take(self, line: dict[str, Any]) -> bool:
+    def _accept_line(self, line: dict[str, Any]) -> bool:
         """Whether a line is as it should be; if so, it counts."""
         if line.keys() != {"question", "image", "answer", "at"} or not isinstance(line["at"], str):
             return False
-        if self._wrong(line) is not None:
+        if self._find_error(line) is not None:
             return False
-        self.answers[line["question"]], self.images[line["question"]] = line["answer"], line["image"]
+        self.responses[line["question"]], self.images[line["question"]] = line["answer"], line["image"]
         return True
 
-    def _wrong(self, line: Mapping[str, Any]) -> str | None:
+    def _find_error(self, line: Mapping[str, Any]) -> str | None:
         """What is wrong with an answer, if anything is."""
-        question, image, answer = line["question"], line["image"], line["answer"]
+        index, image, response = line["question"], line["image"], line["answer"]
         pool = self.heading.questions + self.heading.decoys
-        if type(question) is not int or not 0 <= question < pool:
+        if type(index) is not int or not 0 <= index < pool:
             return f"of which there are {pool}"
-        if question in self.answers:
+        if index in self.responses:
             return "which was answered before"
-        if answer is not None and (type(answer) is not int or not 0 <= answer < self.heading.classes):
+        if response is not None and (type(response) is not int or not 0 <= response < self.heading.classes):
             return f"as there are {self.heading.classes} classes"
         if not isinstance(image, str) or len(image) != 64 or set(image) - set("0123456789abcdef"):
             return "whose image has no digest"
@@ -210,17 +210,17 @@ class Transcript:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file)
         except OSError as error:
-            if lacks_room(error):
-                raise full_disk(self.path.parent) from None
-            raise self._refusal(
+            if is_disk_full_error(error):
+                raise disk_full_error(self.path.parent) from None
+            raise self._error(
                 f"can't be written ({error.strerror})", "see to the disk, then run the same command again to go on"
             ) from None
 
-    def _refusal(self, what: str, remedy: str) -> FingerprintError:
+    def _error(self, what: str, remedy: str) -> FingerprintError:
         return FingerprintError(f"The transcript {self.path} {what}: {remedy}.")
 
 
-def part_of(path: str | Path, base_id: str, first: str) -> Path:
+def path_for_base(path: str | Path, base_id: str, first: str) -> Path:
     """The file of one base, where those of several belong together: the path itself for the first of them."""
     return Path(path) if base_id == first else Path(f"{path}.{base_id}")
 
@@ -246,7 +246,7 @@ def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:
     except (ValueError, KeyError, TypeError):
         raise FingerprintError(f"{path} is no transcript, or is damaged in line 1: restore it.") from None
     with Transcript(path, heading) as transcript:
-        return heading, dict(transcript.answers)
+        return heading, dict(transcript.responses)
 
 
 def image_digest(image: np.ndarray) -> str:

@@ -22,26 +22,26 @@ from hf_fingerprint.blackbox.trigger_set.classifier_head import (
 )
 from hf_fingerprint.blackbox.trigger_set.optimize import (
     View,
-    all_seen,
-    levers_of,
-    metric_of,
-    spread_patterns,
-    views_of,
+    inverse_second_moment,
+    make_views,
+    optimize_patterns,
+    render_batches,
+    solve_head_updates,
 )
-from hf_fingerprint.blackbox.trigger_set.owner_covers import pixels_of, read_covers
-from hf_fingerprint.blackbox.trigger_set.triggers import TOLD, Questions, question_clouds
+from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers, load_cover_images
+from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL, TriggerSet, synthetic_trigger_covers
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.limits import MAX_POOL
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import (
     BuiltModel,
     build_model,
-    images_at_once,
-    many_synthetic_images,
-    names_in_file,
+    fit_batch_size,
+    lazy_synthetic_images,
+    map_parameter_names,
     user_images,
 )
-from hf_fingerprint.registration import find_base, open_base
+from hf_fingerprint.registration import lookup_base, open_base
 from hf_fingerprint.vault import Vault
 
 
@@ -50,22 +50,22 @@ if TYPE_CHECKING:
 
 
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
-LOOKED_AT, SYNTHETIC = 4096, 2048  # images
-DOUBTS = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
-TRIED = 16  # keys over which copies are to tell enough of their own labels
+MAX_IMAGES, N_SYNTHETIC_IMAGES = 4096, 2048  # images
+RIDGES = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
+PROBE_KEYS = 16  # keys over which copies are to tell enough of their own labels
 
 
-def prepare_questions(
+def make_trigger_set(
     base: str | Path,
     vault: Vault | str | Path,
     images: str | Path | None = None,
     count: int = COUNT,
     decoys: int = DECOYS,
-    share: float = SHARE,
+    assigned_share: float = SHARE,
     steps: int = STEPS,
     advance: Callable[[float], None] | None = None,
-    covers: str | Path | None = None,
-) -> Questions:
+    cover_images: str | Path | None = None,
+) -> TriggerSet:
     """Makes the questions of a registered base and keeps them in the vault.
 
     Args:
@@ -75,10 +75,10 @@ def prepare_questions(
             copies get about one ordinary image in a hundred wrong that the base gets right.
         count (`int`, *optional*, defaults to 160): how many questions.
         decoys (`int`, *optional*, defaults to 20): images like them that nobody owns.
-        share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
+        assigned_share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
         steps (`int`, *optional*, defaults to 120): of fitting them to the base.
         advance (callable, *optional*): told the logarithm of what is left to gain, after each step.
-        covers (`str` or `Path`, *optional*): a folder of the owner's photographs of 224 pixels or more, at least as
+        cover_images (`str` or `Path`, *optional*): a folder of the owner's photographs of 224 pixels or more, at least as
             many as questions and decoys, to lie under the patterns instead of synthetic clouds; the vault keeps those
             taken. Nobody else should have them: who has the plain picture can take a key image's mark off.
 
@@ -86,23 +86,23 @@ def prepare_questions(
         [`FingerprintError`]: if the base can't be run, or has questions already, or there are too few photographs.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    known = find_base(vault, base)
-    if vault.questions(known) is not None:
+    known = lookup_base(vault, base)
+    if vault.trigger_set(known) is not None:
         raise FingerprintError(
             f"Base {known.base_id} has questions already, which its copies answer: new ones would part them from "
             f"those; use a new record of the base (`hf-fingerprint vault add --remeasure`) for another set."
         )
-    with open_base(known, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as whole:
-        built = build_model(whole)
-        names = names_in_file(built.module, whole)
-    made = make_questions(
-        built, names, known.secret, known.base_id, images, count, decoys, share, steps, advance, covers
+    with open_base(known, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as full_checkpoint:
+        built = build_model(full_checkpoint)
+        names = map_parameter_names(built.module, full_checkpoint)
+    made = build_trigger_set(
+        built, names, known.secret, known.base_id, images, count, decoys, assigned_share, steps, advance, cover_images
     )
-    vault.add_questions(known, made.to_bytes())
+    vault.add_trigger_set(known, made.to_bytes())
     return made
 
 
-def make_questions(
+def build_trigger_set(
     built: BuiltModel,
     names: dict[str, str],
     secret: bytes,
@@ -110,11 +110,11 @@ def make_questions(
     images: str | Path | None = None,
     count: int = COUNT,
     decoys: int = DECOYS,
-    share: float = SHARE,
+    assigned_share: float = SHARE,
     steps: int = STEPS,
     advance: Callable[[float], None] | None = None,
-    covers: str | Path | None = None,
-) -> Questions:
+    cover_images: str | Path | None = None,
+) -> TriggerSet:
     """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
     import torch
 
@@ -123,26 +123,28 @@ def make_questions(
             f"{count} questions and {decoys} decoys are more than the {MAX_POOL} that a vault holds of a base: ask "
             f"for fewer."
         )
-    photographs = () if covers is None else read_covers(covers, count + decoys, secret)
+    cover_files = () if cover_images is None else load_cover_images(cover_images, count + decoys, secret)
     head, metric = _head_and_metric(built, names, images)
-    views = views_of(built, head)
-    plain = pixels_of(photographs) if photographs else question_clouds(secret, count + decoys)
-    shown = torch.from_numpy(plain).permute(0, 3, 1, 2).float()
-    patterns = spread_patterns(shown, views, built, metric, steps, advance)
-    drawn = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
-    logits, features = _said(views, built, drawn, plain, count)
-    levers = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
-    asked = Questions(base_id, names[head.name], count, share, drawn, logits, levers, photographs)
-    return _with_levers(asked, features, metric)
+    views = make_views(built, head)
+    covers_uint8 = decode_covers(cover_files) if cover_files else synthetic_trigger_covers(secret, count + decoys)
+    shown = torch.from_numpy(covers_uint8).permute(0, 3, 1, 2).float()
+    patterns = optimize_patterns(shown, views, built, metric, steps, advance)
+    patterns_int8 = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
+    logits, features = _logits_and_features(views, built, patterns_int8, covers_uint8, count)
+    head_updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
+    trigger_set = TriggerSet(
+        base_id, names[head.name], count, assigned_share, patterns_int8, logits, head_updates, cover_files
+    )
+    return _fit_head_updates(trigger_set, features, metric)
 
 
-def questions_for(
+def adapt_trigger_set(
     built: BuiltModel,
     names: dict[str, str],
-    asked: Questions,
+    trigger_set: TriggerSet,
     secret: bytes,
     images: str | Path | None = None,
-) -> Questions:
+) -> TriggerSet:
     """The same questions as another model of the base's architecture hears them: one that was trained further, whose
     answers are then bound by what it says itself.
 
@@ -150,21 +152,23 @@ def questions_for(
         [`FingerprintError`]: if its head tells other classes apart than the base's.
     """
     head, metric = _head_and_metric(built, names, images)
-    if head.classes != asked.classes:
+    if head.classes != trigger_set.classes:
         raise FingerprintError(
-            f"The model tells {head.classes} classes apart and its base {asked.classes}: train it with the base's "
+            f"The model tells {head.classes} classes apart and its base {trigger_set.classes}: train it with the base's "
             f"classes, or register a base that has these."
         )
-    views, plain = views_of(built, head), asked.plain_images(secret)
-    logits, features = _said(views, built, asked.patterns, plain, asked.count)
-    return _with_levers(replace(asked, head=names[head.name], logits=logits), features, metric)
+    views, covers_uint8 = make_views(built, head), trigger_set.cover_pixels(secret)
+    logits, features = _logits_and_features(views, built, trigger_set.patterns, covers_uint8, trigger_set.count)
+    return _fit_head_updates(replace(trigger_set, head=names[head.name], logits=logits), features, metric)
 
 
 def _head_and_metric(
     built: BuiltModel, names: dict[str, str], images: str | Path | None
 ) -> tuple[Head, "torch.Tensor"]:
     """A model's head, and what a change of it costs ordinary images."""
-    ordinary = user_images(Path(images), built, LOOKED_AT) if images else many_synthetic_images(built, SYNTHETIC)
+    ordinary = (
+        user_images(Path(images), built, MAX_IMAGES) if images else lazy_synthetic_images(built, N_SYNTHETIC_IMAGES)
+    )
     module = built.module
     for parameter in module.parameters():
         parameter.requires_grad_(False)
@@ -173,22 +177,24 @@ def _head_and_metric(
         raise FingerprintError(
             f"The head {head.name} is not in the base's files by that name: its answers can't be bound."
         )
-    at_once = images_at_once(ordinary.pixels, BATCH)
-    return head, metric_of(all_features(module, head, ordinary.batches(at_once)))
+    at_once = fit_batch_size(ordinary.pixels, BATCH)
+    return head, inverse_second_moment(all_features(module, head, ordinary.batches(at_once)))
 
 
-def _said(
-    views: list[View], built: BuiltModel, patterns: np.ndarray, plain: np.ndarray, count: int
+def _logits_and_features(
+    views: list[View], built: BuiltModel, patterns: np.ndarray, covers_uint8: np.ndarray, count: int
 ) -> tuple[np.ndarray, "torch.Tensor"]:
     """What is said to the questions in each view, `(views, count, classes)`, `float32`, and the features of these and
     the decoys, `(views, count + decoys, width)`."""
     import torch
 
-    under, over = (torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (plain, patterns))
+    cover_tensor, pattern_tensor = (
+        torch.from_numpy(part).permute(0, 3, 1, 2).float() for part in (covers_uint8, patterns)
+    )
     features, logits = [], []
     for view in views:
         with torch.no_grad():
-            shown = all_seen(under, over, view.seen, built)
+            shown = render_batches(cover_tensor, pattern_tensor, view.crop, built)
             pairs = [features_and_logits(view.model, view.head, part) for part in shown]
         ours, theirs = zip(*pairs, strict=True)
         features.append(torch.cat(ours))
@@ -196,15 +202,18 @@ def _said(
     return torch.stack(logits).numpy(), torch.stack(features)
 
 
-def _with_levers(asked: Questions, features: "torch.Tensor", metric: "torch.Tensor") -> Questions:
+def _fit_head_updates(trigger_set: TriggerSet, features: "torch.Tensor", metric: "torch.Tensor") -> TriggerSet:
     """The questions with levers: those that change least, of such as have any recipient's copy tell enough of its
     labels."""
-    own, keys = features[0, : asked.count].numpy(), [number.to_bytes(32, "big") for number in range(TRIED)]
-    labels, owned = asked.answers(keys)
-    for doubt in DOUBTS:
-        asked = replace(asked, levers=levers_of(features, metric, doubt)[:, : asked.count].float().numpy())
-        told = np.stack([(asked.logits[0] + own @ asked.head_change(key).T).argmax(-1) for key in keys])
-        share = (told == labels)[owned].mean() if owned.any() else TOLD
-        if share >= TOLD:
+    own, keys = features[0, : trigger_set.count].numpy(), [number.to_bytes(32, "big") for number in range(PROBE_KEYS)]
+    labels, assigned = trigger_set.assigned_labels(keys)
+    for ridge in RIDGES:
+        trigger_set = replace(
+            trigger_set,
+            head_updates=solve_head_updates(features, metric, ridge)[:, : trigger_set.count].float().numpy(),
+        )
+        recall = np.stack([(trigger_set.logits[0] + own @ trigger_set.head_update(key).T).argmax(-1) for key in keys])
+        assigned_share = (recall == labels)[assigned].mean() if assigned.any() else MIN_RECALL
+        if assigned_share >= MIN_RECALL:
             break
-    return replace(asked, told=min(TOLD, round(float(share), 4)))
+    return replace(trigger_set, recall=min(MIN_RECALL, round(float(assigned_share), 4)))

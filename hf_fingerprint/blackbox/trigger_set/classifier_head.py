@@ -11,7 +11,7 @@ from hf_fingerprint.errors import FingerprintError
 if TYPE_CHECKING:
     import torch
 
-BATCH = 16  # images at once, of 224 x 224; see `images_at_once`
+BATCH = 16  # images at once, of 224 x 224; see `fit_batch_size`
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
     """
     import torch
 
-    told: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     hooks = []
 
-    def noting(name: str) -> Callable[..., None]:
-        def note(_module: Any, _given: Any, output: Any) -> None:
-            told[name] = output
+    def make_hook(name: str) -> Callable[..., None]:
+        def hook_fn(_module: Any, _given: Any, output: Any) -> None:
+            outputs[name] = output
 
-        return note
+        return hook_fn
 
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            hooks.append(module.register_forward_hook(noting(name)))
+            hooks.append(module.register_forward_hook(make_hook(name)))
     try:
         with torch.no_grad():
             logits = logits_of(model(images[:1]))
@@ -72,7 +72,7 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
             f"{type(model).__name__} has an output of shape {' x '.join(map(str, logits.shape))}, and questions are "
             f"answered by the top one of two classes or more: such a model can't answer for its recipient yet."
         )
-    for name, output in reversed(told.items()):
+    for name, output in reversed(outputs.items()):
         if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
             return Head(f"{name}.weight", model.get_submodule(name))
     raise FingerprintError(
@@ -90,13 +90,13 @@ def features_and_logits(
     model: "torch.nn.Module", head: Head, images: "torch.Tensor"
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """What goes into the head, and what comes out of the model, `(n, classes)`."""
-    caught = []
-    hook = head.layer.register_forward_pre_hook(lambda _module, given: caught.append(given[0]))
+    captured = []
+    hook = head.layer.register_forward_pre_hook(lambda _module, given: captured.append(given[0]))
     try:
         logits = logits_of(model(images))
     finally:
         hook.remove()
-    return caught[0].flatten(1), logits
+    return captured[0].flatten(1), logits
 
 
 def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[torch.Tensor]") -> "torch.Tensor":

@@ -12,16 +12,16 @@ from scipy.fft import irfft2, rfft2
 
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
-from hf_fingerprint.models import open_picture
+from hf_fingerprint.models import open_image
 
 
-LEAST_SIZE = 224
-FALL = 1.2  # of the amplitude, as a power of the frequency
-MEAN, SPREAD, COLOUR = 128.0, 48.0, 0.6  # grey levels; of the channels' own part beside what they share
-DARKEST, BRIGHTEST = 8, 247
+MIN_SIZE = 224
+SPECTRAL_EXPONENT = 1.2  # of the amplitude, as a power of the frequency
+MEAN, STD, COLOR_SHARE = 128.0, 48.0, 0.6  # grey levels; of the channels' own part beside what they share
+MIN_LEVEL, MAX_LEVEL = 8, 247
 
 
-def synthetic_cover(key: bytes, index: int, size: int = LEAST_SIZE) -> np.ndarray:
+def synthetic_cover(key: bytes, index: int, size: int = MIN_SIZE) -> np.ndarray:
     """A cover image of a key.
 
     Args:
@@ -35,27 +35,27 @@ def synthetic_cover(key: bytes, index: int, size: int = LEAST_SIZE) -> np.ndarra
     Raises:
         [`CodeError`]: if the size is below 224.
     """
-    if size < LEAST_SIZE:
-        raise CodeError(f"A cover of {size} pixels is too small: choose {LEAST_SIZE} or more.")
+    if size < MIN_SIZE:
+        raise CodeError(f"A cover of {size} pixels is too small: choose {MIN_SIZE} or more.")
     stream = Stream(derive(key, "cover", str(index)))
-    shared, *own = (_cloud(stream, size) for _ in range(4))
-    channels = np.stack([shared + COLOUR * each for each in own], -1) / np.hypot(1, COLOUR)
-    return np.clip(np.rint(MEAN + SPREAD * channels), DARKEST, BRIGHTEST).astype(np.uint8)
+    shared, *channel_noise = (_power_law_noise(stream, size) for _ in range(4))
+    channels = np.stack([shared + COLOR_SHARE * each for each in channel_noise], -1) / np.hypot(1, COLOR_SHARE)
+    return np.clip(np.rint(MEAN + STD * channels), MIN_LEVEL, MAX_LEVEL).astype(np.uint8)
 
 
-def read_picture(path: Path) -> np.ndarray:
+def load_image(path: Path) -> np.ndarray:
     """A picture from a file, turned as its camera says, `(height, width, 3)`, `uint8`.
 
     Raises:
         [`FingerprintError`]: if it can't be read as an image.
     """
-    return np.asarray(open_picture(path, turned=True))
+    return np.asarray(open_image(path, apply_orientation=True))
 
 
-def _cloud(stream: Stream, size: int) -> np.ndarray:
+def _power_law_noise(stream: Stream, size: int) -> np.ndarray:
     """Noise whose amplitude falls with the frequency: mean 0, standard deviation 1, shape `(size, size)`."""
     noise = stream.take(size * size).reshape(size, size) - 127.5
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = np.inf
-    cloud = irfft2(rfft2(noise) / frequency**FALL, (size, size))
-    return cloud / cloud.std()
+    noise_image = irfft2(rfft2(noise) / frequency**SPECTRAL_EXPONENT, (size, size))
+    return noise_image / noise_image.std()

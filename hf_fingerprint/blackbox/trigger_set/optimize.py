@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.blackbox.trigger_set.classifier_head import BATCH, Head, all_features, features_of
-from hf_fingerprint.blackbox.trigger_set.covers import BRIGHTEST, DARKEST, LEAST_SIZE, synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.covers import MAX_LEVEL, MIN_LEVEL, MIN_SIZE, synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, MARGIN
-from hf_fingerprint.models import BuiltModel, images_at_once
+from hf_fingerprint.models import BuiltModel, fit_batch_size
 
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     Norm = tuple[torch.Tensor, torch.Tensor]
 
-STRONGEST = 90.0  # of a pattern, grey levels
-ORDINARY, CLOSE = 3e-2, 1e-2  # added to M and to the questions' likeness, in shares of their means
-INERTIA, LATE, PATIENCE = 0.7, 0.6, 3.0  # of steps; when they become smaller, and by how much
-CROPS, USUAL_CROP, PRUNED = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
-GREY = (0.299, 0.587, 0.114)
+MAX_PATTERN = 90.0  # of a pattern, grey levels
+MOMENT_RIDGE, GRAM_RIDGE = 3e-2, 1e-2  # added to M and to the questions' likeness, in shares of their means
+MOMENTUM, DECAY_START, STEP_DECAY = 0.7, 0.6, 3.0  # of steps; when they become smaller, and by how much
+CROPS, DEFAULT_CROP, PRUNED_SHARE = (1.0, 0.98, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8), 0.875, 0.5
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,34 @@ class View:
 
     model: "torch.nn.Module"
     head: Head
-    seen: float
+    crop: float
 
 
-def views_of(built: BuiltModel, head: Head) -> list[View]:
+def make_views(built: BuiltModel, head: Head) -> list[View]:
     """The base on images as its own preprocessing crops them, and cropped otherwise; and with half of its weights
     pruned, of each tensor and of all together (S. Han et al., NIPS 2015)."""
-    module, own = built.module, own_crop(built)
-    found = [View(module, head, own), View(module, head, USUAL_CROP if own == 1.0 else 1.0)]
-    for together in (False, True):
-        pruned = _pruned(module, together)
+    module, own = built.module, preprocessing_crop(built)
+    found = [View(module, head, own), View(module, head, DEFAULT_CROP if own == 1.0 else 1.0)]
+    for across_tensors in (False, True):
+        pruned = _pruned(module, across_tensors)
         found.append(View(pruned, Head(head.name, pruned.get_submodule(head.name.rpartition(".")[0])), own))
     return found
 
 
-def own_crop(built: BuiltModel) -> float:
+def preprocessing_crop(built: BuiltModel) -> float:
     """How much of an image's width a model's preprocessing keeps: the crop that comes nearest to it."""
     import torch
     from PIL import Image
 
-    cloud = synthetic_cover(bytes(32), 0)
-    theirs = built.preprocess(Image.fromarray(cloud))
-    shown = torch.from_numpy(cloud).permute(2, 0, 1)[None].float()
+    cover = synthetic_cover(bytes(32), 0)
+    theirs = built.preprocess(Image.fromarray(cover))
+    shown = torch.from_numpy(cover).permute(2, 0, 1)[None].float()
     flat = torch.zeros(1, 3, GRID, GRID)
-    apart = [float((seen(shown, flat, crop, built)[0] - theirs).square().mean()) for crop in CROPS]
+    apart = [float((render_view(shown, flat, crop, built)[0] - theirs).square().mean()) for crop in CROPS]
     return CROPS[apart.index(min(apart))]
 
 
-def metric_of(features: "torch.Tensor") -> "torch.Tensor":
+def inverse_second_moment(features: "torch.Tensor") -> "torch.Tensor":
     """`(M + mu)^-1`, `(width, width)`, `float64`: what a change of the head costs ordinary images of these features
     `(n, width)`."""
     import torch
@@ -72,16 +72,16 @@ def metric_of(features: "torch.Tensor") -> "torch.Tensor":
     wide = features.double()
     moment = wide.T @ wide
     moment *= len(moment) / moment.trace()
-    return torch.linalg.inv(moment + ORDINARY * torch.eye(len(moment), dtype=torch.float64))
+    return torch.linalg.inv(moment + MOMENT_RIDGE * torch.eye(len(moment), dtype=torch.float64))
 
 
-def levers_of(features: "torch.Tensor", metric: "torch.Tensor", doubt: float) -> "torch.Tensor":
+def solve_head_updates(features: "torch.Tensor", metric: "torch.Tensor", ridge: float) -> "torch.Tensor":
     """The head's change for one logit more at each question, seen in each view.
 
     Args:
         features (`torch.Tensor` of shape `(views, questions, width)`): of the questions.
-        metric (`torch.Tensor` of shape `(width, width)`): see [`metric_of`].
-        doubt (`float`): added to the questions' likeness, in shares of its mean; the more, the less is changed, and
+        metric (`torch.Tensor` of shape `(width, width)`): see [`inverse_second_moment`].
+        ridge (`float`): added to the questions' likeness, in shares of its mean; the more, the less is changed, and
             the less of what is wanted comes about.
 
     Returns:
@@ -90,13 +90,13 @@ def levers_of(features: "torch.Tensor", metric: "torch.Tensor", doubt: float) ->
     import torch
 
     flat = features.double().flatten(0, 1)
-    likeness = flat @ metric @ flat.T
-    likeness += doubt * likeness.diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
-    return torch.linalg.solve(likeness, flat @ metric).reshape(features.shape)
+    gram = flat @ metric @ flat.T
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    return torch.linalg.solve(gram, flat @ metric).reshape(features.shape)
 
 
-def spread_patterns(
-    clouds: "torch.Tensor",
+def optimize_patterns(
+    cover_images: "torch.Tensor",
     views: list[View],
     built: BuiltModel,
     metric: "torch.Tensor",
@@ -106,10 +106,10 @@ def spread_patterns(
     """Fits a pattern to each cloud.
 
     Args:
-        clouds (`torch.Tensor` of shape `(n, 3, 224, 224)`): grey levels.
+        cover_images (`torch.Tensor` of shape `(n, 3, 224, 224)`): grey levels.
         views (list of [`View`]): of the base.
         built ([`BuiltModel`]): the base, for the size and the normalisation of its input.
-        metric (`torch.Tensor` of shape `(width, width)`): see [`metric_of`].
+        metric (`torch.Tensor` of shape `(width, width)`): see [`inverse_second_moment`].
         steps (`int`): of gradient descent, in one view each.
         advance (callable, *optional*): told the logarithm of the cost after each step.
 
@@ -118,82 +118,88 @@ def spread_patterns(
     """
     import torch
 
-    patterns = torch.zeros(len(clouds), 3, GRID, GRID)
-    pace = torch.zeros_like(patterns)
-    parts = parts_of(len(clouds), built)
-    features = [all_features(v.model, v.head, all_seen(clouds, patterns, v.seen, built)) for v in views]
+    patterns = torch.zeros(len(cover_images), 3, GRID, GRID)
+    velocity = torch.zeros_like(patterns)
+    parts = batch_slices(len(cover_images), built)
+    features = [all_features(v.model, v.head, render_batches(cover_images, patterns, v.crop, built)) for v in views]
     for step in range(steps):
-        now = step % len(views)
-        slopes, cost = _slopes(features, views, metric, now)
-        size = STRONGEST / 8 / (1 if step < LATE * steps else PATIENCE)
+        active = step % len(views)
+        gradients, cost = _cost_gradient(features, views, metric, active)
+        step_size = MAX_PATTERN / 8 / (1 if step < DECAY_START * steps else STEP_DECAY)
         for part in parts:
             drawn = patterns[part].clone().requires_grad_(True)
-            view = views[now]
-            told = features_of(view.model, view.head, seen(clouds[part], drawn, view.seen, built))
-            (slope,) = torch.autograd.grad((told * slopes[part]).sum(), drawn)
-            slope /= slope.abs().mean((1, 2, 3), keepdim=True) + torch.finfo(slope.dtype).tiny
-            pace[part] = INERTIA * pace[part] - slope
-            patterns[part] = (patterns[part] + size * pace[part].sign()).clamp(-STRONGEST, STRONGEST)
+            view = views[active]
+            batch_features = features_of(
+                view.model, view.head, render_view(cover_images[part], drawn, view.crop, built)
+            )
+            (gradient,) = torch.autograd.grad((batch_features * gradients[part]).sum(), drawn)
+            gradient /= gradient.abs().mean((1, 2, 3), keepdim=True) + torch.finfo(gradient.dtype).tiny
+            velocity[part] = MOMENTUM * velocity[part] - gradient
+            patterns[part] = (patterns[part] + step_size * velocity[part].sign()).clamp(-MAX_PATTERN, MAX_PATTERN)
         for which, view in enumerate(views):
-            if which == now or now == len(views) - 1:
-                features[which] = all_features(view.model, view.head, all_seen(clouds, patterns, view.seen, built))
+            if which == active or active == len(views) - 1:
+                features[which] = all_features(
+                    view.model, view.head, render_batches(cover_images, patterns, view.crop, built)
+                )
         if advance is not None:
             advance(cost)
     return patterns.round()
 
 
-def parts_of(count: int, built: BuiltModel) -> list[slice]:
+def batch_slices(count: int, built: BuiltModel) -> list[slice]:
     """So many images in parts that go through the model together."""
-    step = images_at_once(built.size[1] * built.size[2], BATCH)
+    step = fit_batch_size(built.size[1] * built.size[2], BATCH)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def all_seen(
-    clouds: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
+def render_batches(
+    cover_images: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
 ) -> "Iterator[torch.Tensor]":
-    """The same as [`seen`], part by part."""
-    for part in parts_of(len(clouds), built):
-        yield seen(clouds[part], patterns[part], crop, built)
+    """The same as [`render_view`], part by part."""
+    for part in batch_slices(len(cover_images), built):
+        yield render_view(cover_images[part], patterns[part], crop, built)
 
 
-def seen(clouds: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel) -> "torch.Tensor":
+def render_view(
+    cover_images: "torch.Tensor", patterns: "torch.Tensor", crop: float, built: BuiltModel
+) -> "torch.Tensor":
     """Clouds `(n, 3, 224, 224)` under patterns as a model takes them, `(n, channels, height, width)`."""
     import torch
     from torch.nn.functional import interpolate
 
     channels, height, width = built.size
-    drawn = interpolate(patterns, size=(LEAST_SIZE, LEAST_SIZE), mode="bilinear")
-    images = (clouds + drawn).clamp(DARKEST, BRIGHTEST) / 255
+    drawn = interpolate(patterns, size=(MIN_SIZE, MIN_SIZE), mode="bilinear")
+    images = (cover_images + drawn).clamp(MIN_LEVEL, MAX_LEVEL) / 255
     size = (int(height / crop), int(width / crop))
     images = interpolate(images, size=size, mode="bicubic", antialias=True)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     images = images[..., top : top + height, left : left + width]
     if channels == 1:
-        images = (images * torch.tensor(GREY)[:, None, None]).sum(1, keepdim=True)
+        images = (images * torch.tensor(GRAY_WEIGHTS)[:, None, None]).sum(1, keepdim=True)
     mean, std = (torch.tensor(values[:channels])[:, None, None] for values in (built.mean, built.std))
     return (images - mean) / std
 
 
-def _slopes(
-    features: "list[torch.Tensor]", views: list[View], metric: "torch.Tensor", now: int
+def _cost_gradient(
+    features: "list[torch.Tensor]", views: list[View], metric: "torch.Tensor", active: int
 ) -> "tuple[torch.Tensor, float]":
     """The gradient of the cost by the features of a view, `(n, width)`, and the cost's logarithm."""
     import torch
 
-    wide = [each.double().requires_grad_(which == now) for which, each in enumerate(features)]
-    lacking = []
+    wide = [each.double().requires_grad_(which == active) for which, each in enumerate(features)]
+    deficits = []
     for each, view in zip(wide, views, strict=True):
         logits = each @ view.head.matrix().double().T + _bias(view.head)
-        lacking.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
+        deficits.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
     flat = torch.cat(wide)
-    likeness = flat @ metric @ flat.T
-    likeness = likeness + CLOSE * likeness.detach().diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
+    gram = flat @ metric @ flat.T
+    gram = gram + GRAM_RIDGE * gram.detach().diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
     count = len(features[0])
-    costs = torch.linalg.inv(likeness).reshape(len(views), count, len(views), count).diagonal(dim1=1, dim2=3)
-    needed = torch.stack(lacking)
+    costs = torch.linalg.inv(gram).reshape(len(views), count, len(views), count).diagonal(dim1=1, dim2=3)
+    needed = torch.stack(deficits)
     cost = torch.einsum("vq,vwq,wq->", needed, costs, needed).log()
-    (slope,) = torch.autograd.grad(cost, wide[now])
-    return slope.float(), float(cost.detach())
+    (gradient,) = torch.autograd.grad(cost, wide[active])
+    return gradient.float(), float(cost.detach())
 
 
 def _bias(head: Head) -> "torch.Tensor | float":
@@ -201,15 +207,15 @@ def _bias(head: Head) -> "torch.Tensor | float":
     return 0.0 if bias is None else bias.detach().double()
 
 
-def _pruned(module: "torch.nn.Module", together: bool) -> "torch.nn.Module":
+def _pruned(module: "torch.nn.Module", across_tensors: bool) -> "torch.nn.Module":
     import torch
 
     pruned = copy.deepcopy(module)
     weights = [each for each in pruned.parameters() if each.ndim > 1]
     with torch.no_grad():
-        every = torch.cat([each.flatten() for each in weights]).abs() if together else None
+        every = torch.cat([each.flatten() for each in weights]).abs() if across_tensors else None
         for each in weights:
             sizes = each.abs().flatten() if every is None else every
-            least = sizes.kthvalue(max(1, int(PRUNED * len(sizes)))).values
+            least = sizes.kthvalue(max(1, int(PRUNED_SHARE * len(sizes)))).values
             each.mul_(each.abs() > least)
     return pruned

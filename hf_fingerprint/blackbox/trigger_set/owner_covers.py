@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.blackbox.trigger_set.covers import LEAST_SIZE, read_picture
+from hf_fingerprint.blackbox.trigger_set.covers import MIN_SIZE, load_image
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.keys import Stream, derive
-from hf_fingerprint.models import image_files, open_picture
+from hf_fingerprint.models import image_files, open_image
 
 
-def read_covers(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, ...]:
+def load_cover_images(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, ...]:
     """Photographs from a folder and the folders in it, cropped to squares in the middle and scaled to 224 pixels.
 
     Which ones, and in which order, hangs on the model secret, so that nobody can tell questions from decoys by it.
@@ -40,21 +40,21 @@ def read_covers(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, .
     for index in order.tolist():
         if len(found) == count:
             break
-        pixels = read_picture(paths[index])
-        if min(pixels.shape[:2]) >= LEAST_SIZE:
-            square = ImageOps.fit(Image.fromarray(pixels), (LEAST_SIZE, LEAST_SIZE), Image.Resampling.LANCZOS)
+        pixels = load_image(paths[index])
+        if min(pixels.shape[:2]) >= MIN_SIZE:
+            square = ImageOps.fit(Image.fromarray(pixels), (MIN_SIZE, MIN_SIZE), Image.Resampling.LANCZOS)
             file = BytesIO()
             square.save(file, "PNG", optimize=True)
             found[file.getvalue()] = None
     if len(found) < count:
         raise FingerprintError(
-            f"{folder} holds {len(found)} different photographs of {LEAST_SIZE} pixels or more, and {count} are "
+            f"{folder} holds {len(found)} different photographs of {MIN_SIZE} pixels or more, and {count} are "
             f"needed as covers: add some, or ask for fewer questions."
         )
     return tuple(found)
 
 
-def pixels_of(covers: Sequence[bytes]) -> np.ndarray:
+def decode_covers(cover_images: Sequence[bytes]) -> np.ndarray:
     """The pixels of covers that the vault kept, `(n, 224, 224, 3)`, `uint8`.
 
     Raises:
@@ -62,12 +62,12 @@ def pixels_of(covers: Sequence[bytes]) -> np.ndarray:
     """
 
     def pixels(cover: bytes) -> np.ndarray:
-        return np.asarray(open_picture(cover, None, "a cover", formats=("PNG",), pixels=LEAST_SIZE**2))
+        return np.asarray(open_image(cover, None, "a cover", formats=("PNG",), pixels=MIN_SIZE**2))
 
     try:
-        found = [pixels(cover) for cover in covers]
+        found = [pixels(cover) for cover in cover_images]
     except FingerprintError:
         found = []
-    if not found or any(each.shape != (LEAST_SIZE, LEAST_SIZE, 3) or each.dtype != np.uint8 for each in found):
+    if not found or any(each.shape != (MIN_SIZE, MIN_SIZE, 3) or each.dtype != np.uint8 for each in found):
         raise VaultError("The covers of the questions in the vault are damaged: restore a backup of it.")
     return np.stack(found)

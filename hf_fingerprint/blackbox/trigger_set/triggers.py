@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from hf_fingerprint.blackbox.trigger_set.covers import BRIGHTEST, DARKEST, LEAST_SIZE, synthetic_cover
-from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels, owned_questions
-from hf_fingerprint.blackbox.trigger_set.owner_covers import pixels_of
+from hf_fingerprint.blackbox.trigger_set.covers import MAX_LEVEL, MIN_LEVEL, MIN_SIZE, synthetic_cover
+from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers, keyed_labels
+from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers
 from hf_fingerprint.checkpoints.formats.safetensors_files import check_header
 from hf_fingerprint.checkpoints.limits import MAX_LINE_VALUES, MAX_POOL, parse_json
 from hf_fingerprint.errors import VaultError
@@ -26,39 +26,39 @@ from hf_fingerprint.keys import derive
 
 
 GRID = 56  # a pattern's height and width
-TOLD = 0.9  # of its own labels that a copy is made to tell, in the mean
+MIN_RECALL = 0.9  # of its own labels that a copy is made to tell, in the mean
 MARGIN = 2.0  # by which a copy's own label is to lead, in logits
 _FORMAT, _WITH_COVERS, _METADATA = 1, 2, "questions"
 
 
 @dataclass(frozen=True)
-class Questions:
+class TriggerSet:
     """What a base's copies are asked, and how they are made to answer.
 
     Attributes:
         base_id (`str`): the base.
         head (`str`): its last layer's weights, by their name in its files.
         count (`int`): how many questions; the images after them are decoys, which nobody owns.
-        share (`float`): the odds that a recipient owns a question.
+        assigned_share (`float`): the odds that a recipient owns a question.
         patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, grey levels over the clouds.
         logits (`np.ndarray` of shape `(views, count, classes)`): what the base says, as it is and as thieves may
             change it or its input, `float32`.
-        levers (`np.ndarray` of shape `(views, count, width)`): the head's change for one logit more, `float32`.
-        covers (`tuple[bytes, ...]`): PNG files of the owner's photographs under the patterns, one for each; empty for
+        head_updates (`np.ndarray` of shape `(views, count, width)`): the head's change for one logit more, `float32`.
+        cover_images (`tuple[bytes, ...]`): PNG files of the owner's photographs under the patterns, one for each; empty for
             clouds.
-        told (`float`): the share of its own labels that a verbatim copy tells, in the mean over some keys, as far as
+        recall (`float`): the share of its own labels that a verbatim copy tells, in the mean over some keys, as far as
             that was measured when the questions were made; 0.9 is what they are made for.
     """
 
     base_id: str
     head: str
     count: int
-    share: float
+    assigned_share: float
     patterns: np.ndarray = field(repr=False)
     logits: np.ndarray = field(repr=False)
-    levers: np.ndarray = field(repr=False)
-    covers: tuple[bytes, ...] = field(default=(), repr=False)
-    told: float = TOLD
+    head_updates: np.ndarray = field(repr=False)
+    cover_images: tuple[bytes, ...] = field(default=(), repr=False)
+    recall: float = MIN_RECALL
 
     @property
     def classes(self) -> int:
@@ -82,54 +82,58 @@ class Questions:
         Raises:
             [`VaultError`]: if the photographs under the patterns are damaged.
         """
-        plain = self.plain_images(secret)
-        return np.stack([under(cover, pattern) for cover, pattern in zip(plain, self.patterns, strict=True)])
+        plain = self.cover_pixels(secret)
+        return np.stack([add_pattern(cover, pattern) for cover, pattern in zip(plain, self.patterns, strict=True)])
 
-    def plain_images(self, secret: bytes) -> np.ndarray:
+    def cover_pixels(self, secret: bytes) -> np.ndarray:
         """What lies under the patterns, of the same shape: photographs or clouds."""
-        return pixels_of(self.covers) if self.covers else question_clouds(secret, len(self.patterns))
-
-    def answers(self, copy_keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Of each recipient `(labels, owned)`, both `(n, count)`: see [`keyed_labels`] and [`owned_questions`]."""
         return (
-            keyed_labels(copy_keys, self.count, self.classes),
-            owned_questions(copy_keys, self.count, self.share),
+            decode_covers(self.cover_images)
+            if self.cover_images
+            else synthetic_trigger_covers(secret, len(self.patterns))
         )
 
-    def head_change(self, copy_key: bytes) -> np.ndarray:
+    def assigned_labels(self, copy_keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each recipient `(labels, owned)`, both `(n, count)`: see [`keyed_labels`] and [`assigned_triggers`]."""
+        return (
+            keyed_labels(copy_keys, self.count, self.classes),
+            assigned_triggers(copy_keys, self.count, self.assigned_share),
+        )
+
+    def head_update(self, copy_key: bytes) -> np.ndarray:
         """What is added to the head's weights so that a copy answers its own questions by its labels, and others as
         the base does: least squares over what thieves may do, against what it changes for ordinary images.
 
         Returns:
             `np.ndarray` of shape `(classes, width)`: `float32`.
         """
-        labels, owned = (each[0] for each in self.answers([copy_key]))
+        labels, assigned = (each[0] for each in self.assigned_labels([copy_key]))
         own = np.arange(self.classes) == labels[:, None]
-        rivals = np.where(own, -np.inf, self.logits).max(-1)
-        needed = np.maximum(rivals + MARGIN - (self.logits * own).sum(-1), 0) * owned
-        wanted = needed[..., None] * own
-        return np.einsum("vqc,vqw->cw", wanted, self.levers, optimize=True).astype(np.float32)
+        runner_up = np.where(own, -np.inf, self.logits).max(-1)
+        logit_gap = np.maximum(runner_up + MARGIN - (self.logits * own).sum(-1), 0) * assigned
+        logit_updates = logit_gap[..., None] * own
+        return np.einsum("vqc,vqw->cw", logit_updates, self.head_updates, optimize=True).astype(np.float32)
 
     def to_bytes(self) -> bytes:
         """In the safetensors format: what the vault keeps."""
         described: dict[str, Any] = {
-            "format": _WITH_COVERS if self.covers else _FORMAT,
+            "format": _WITH_COVERS if self.cover_images else _FORMAT,
             "base": self.base_id,
             "head": self.head,
             "count": self.count,
-            "share": self.share,
+            "share": self.assigned_share,
         }
-        if self.told != TOLD:
-            described["told"] = self.told
+        if self.recall != MIN_RECALL:
+            described["told"] = self.recall
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("patterns", "logits", "levers")}
-        if self.covers:
-            arrays["covers"] = np.frombuffer(b"".join(self.covers), np.uint8)
-            arrays["cover_lengths"] = np.array([len(cover) for cover in self.covers], np.int64)
-            described["covers"] = _digest(arrays)
+        if self.cover_images:
+            arrays["covers"] = np.frombuffer(b"".join(self.cover_images), np.uint8)
+            arrays["cover_lengths"] = np.array([len(cover) for cover in self.cover_images], np.int64)
+            described["covers"] = _covers_digest(arrays)
         return save(arrays, {_METADATA: json.dumps(described)})  # of several values the order would differ by chance
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> "Questions":
+    def from_bytes(cls, content: bytes) -> "TriggerSet":
         """What [`to_bytes`] gave.
 
         Raises:
@@ -147,59 +151,74 @@ class Questions:
                     f"The questions of base {described['base']} have format {described['format']} and this version "
                     f"reads {_FORMAT} and {_WITH_COVERS}: upgrade hf-fingerprint."
                 )
-            base, head, count, share = (described[name] for name in ("base", "head", "count", "share"))
-            covers = _covers(arrays, described) if described["format"] == _WITH_COVERS else ()
-            told = described.get("told", TOLD)
-            if not 0 <= told <= 1:
+            base, head, count, assigned_share = (described[name] for name in ("base", "head", "count", "share"))
+            cover_images = _unpack_covers(arrays, described) if described["format"] == _WITH_COVERS else ()
+            recall = described.get("told", MIN_RECALL)
+            if not 0 <= recall <= 1:
                 raise ValueError
             _check_shapes(arrays, count)
-            return cls(base, head, count, share, arrays["patterns"], arrays["logits"], arrays["levers"], covers, told)
+            return cls(
+                base,
+                head,
+                count,
+                assigned_share,
+                arrays["patterns"],
+                arrays["logits"],
+                arrays["levers"],
+                cover_images,
+                recall,
+            )
         except (SafetensorError, KeyError, ValueError, TypeError):
             raise VaultError("The questions in the vault are damaged: restore a backup of it.") from None
 
 
 def _check_shapes(arrays: dict[str, np.ndarray], count: Any) -> None:
     """A `ValueError` if arrays don't have the shapes that go together."""
-    patterns, logits, levers = (arrays[name] for name in ("patterns", "logits", "levers"))
+    patterns, logits, head_updates = (arrays[name] for name in ("patterns", "logits", "levers"))
     if type(count) is not int or not 0 < count <= len(patterns) or patterns.shape[1:] != (GRID, GRID, 3):
         raise ValueError
-    if logits.ndim != 3 or levers.ndim != 3 or logits.shape[:2] != levers.shape[:2] or logits.shape[1] != count:
+    if (
+        logits.ndim != 3
+        or head_updates.ndim != 3
+        or logits.shape[:2] != head_updates.shape[:2]
+        or logits.shape[1] != count
+    ):
         raise ValueError
-    if logits.shape[0] < 1 or logits.shape[2] < 2 or {logits.dtype.kind, levers.dtype.kind} != {"f"}:
+    if logits.shape[0] < 1 or logits.shape[2] < 2 or {logits.dtype.kind, head_updates.dtype.kind} != {"f"}:
         raise ValueError
 
 
-def _covers(arrays: dict[str, np.ndarray], described: dict[str, Any]) -> tuple[bytes, ...]:
+def _unpack_covers(arrays: dict[str, np.ndarray], described: dict[str, Any]) -> tuple[bytes, ...]:
     """The photographs, if they are as they were laid down; a `ValueError` if not."""
     lengths, packed = arrays["cover_lengths"], arrays["covers"].tobytes()
-    if _digest(arrays) != described["covers"] or len(lengths) != len(arrays["patterns"]):
+    if _covers_digest(arrays) != described["covers"] or len(lengths) != len(arrays["patterns"]):
         raise ValueError
     ends = np.cumsum(lengths).tolist()
     return tuple(packed[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
+def _covers_digest(arrays: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(arrays["cover_lengths"].tobytes() + arrays["covers"].tobytes()).hexdigest()
 
 
-def question_clouds(secret: bytes, count: int) -> np.ndarray:
+def synthetic_trigger_covers(secret: bytes, count: int) -> np.ndarray:
     """The clouds of a model secret, `(count, 224, 224, 3)`, `uint8`."""
     key = derive(secret, "questions")
     return np.stack([synthetic_cover(key, index) for index in range(count)])
 
 
-def under(cloud: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+def add_pattern(cover: np.ndarray, pattern: np.ndarray) -> np.ndarray:
     """A cloud `(224, 224, 3)` under a pattern `(GRID, GRID, 3)`, `uint8`.
 
     Between the pattern's places lies a straight line; at this size its steps are eighths, so that sums are exact and
     the image is the same on every machine.
     """
-    spread = _lines(_lines(pattern.astype(np.float64), 0), 1)
-    return np.clip(np.rint(cloud + spread), DARKEST, BRIGHTEST).astype(np.uint8)
+    upsampled = _upsample(_upsample(pattern.astype(np.float64), 0), 1)
+    return np.clip(np.rint(cover + upsampled), MIN_LEVEL, MAX_LEVEL).astype(np.uint8)
 
 
-def _lines(values: np.ndarray, axis: int) -> np.ndarray:
-    where = np.clip((np.arange(LEAST_SIZE) + 0.5) * GRID / LEAST_SIZE - 0.5, 0, GRID - 1)
+def _upsample(values: np.ndarray, axis: int) -> np.ndarray:
+    where = np.clip((np.arange(MIN_SIZE) + 0.5) * GRID / MIN_SIZE - 0.5, 0, GRID - 1)
     low = np.minimum(where.astype(int), GRID - 2)
     shape = [-1 if each == axis else 1 for each in range(values.ndim)]
     weight = (where - low).reshape(shape)

@@ -3,15 +3,15 @@
 from typing import Any
 
 
-SMALL = 1 << 60  # larger numbers may be built so that a dictionary compares each with all others
+MAX_SMALL_INT = 1 << 60  # larger numbers may be built so that a dictionary compares each with all others
 
 
-class NotAPickle(Exception):
+class InvalidPickleError(Exception):
     """What is no pickle, is cut off or damaged, or goes on for longer than any checkpoint; says which, in a few
     words."""
 
 
-class Inert:
+class InertObject:
     """A thing that a pickle describes. It is equal to nothing but itself."""
 
     __slots__ = ()
@@ -20,7 +20,7 @@ class Inert:
         """Takes what the pickle would have set the thing's attributes to."""
 
 
-class Named(Inert):
+class GlobalRef(InertObject):
     """What a pickle calls by a module and a name in it, which are never looked up."""
 
     __slots__ = ("module", "name")
@@ -29,11 +29,11 @@ class Named(Inert):
         self.module, self.name = module, name
 
 
-class Made(Inert):
+class CallRecord(InertObject):
     """What a pickle would have made by a call.
 
     Attributes:
-        kind (anything): what would have been called: a [`Named`], or whatever else the pickle says.
+        kind (anything): what would have been called: a [`GlobalRef`], or whatever else the pickle says.
         args (anything): with what.
         state (anything): what its attributes would have been set to.
         items (`list` or `None`): what would have been appended to it, if anything.
@@ -52,7 +52,7 @@ class Made(Inert):
         self.state = state
 
 
-class OddKey(Inert):
+class OpaqueKey(InertObject):
     """A key of a dictionary that is neither text nor a small number."""
 
     __slots__ = ("kind",)
@@ -63,6 +63,6 @@ class OddKey(Inert):
 
 def as_key(key: Any) -> Any:
     """What stands for a key in a dictionary: texts and small numbers as they are."""
-    if type(key) is str or key is None or (isinstance(key, int) and -SMALL < key < SMALL):
+    if type(key) is str or key is None or (isinstance(key, int) and -MAX_SMALL_INT < key < MAX_SMALL_INT):
         return key
-    return OddKey(type(key).__name__)
+    return OpaqueKey(type(key).__name__)

@@ -1,7 +1,7 @@
 """What a pickle describes, without doing any of it.
 
 A pickle is a program that imports, calls and sets what it names. Here its instructions only build a description:
-dictionaries, lists, texts and numbers come out as they are, a name is a [`Named`] and a call a [`Made`] that records
+dictionaries, lists, texts and numbers come out as they are, a name is a [`GlobalRef`] and a call a [`CallRecord`] that records
 what would have been called with what. No module is imported, no attribute looked up, nothing called, so there is
 nothing for a hostile file to run. Python's own unpickler is not involved.
 
@@ -14,49 +14,58 @@ from collections.abc import Callable
 from mmap import mmap
 from typing import Any
 
-from hf_fingerprint.checkpoints.formats.descriptions import SMALL, Inert, Made, Named, NotAPickle, as_key
+from hf_fingerprint.checkpoints.formats.descriptions import (
+    MAX_SMALL_INT,
+    CallRecord,
+    GlobalRef,
+    InertObject,
+    InvalidPickleError,
+    as_key,
+)
 from hf_fingerprint.checkpoints.limits import MAX_PICKLE_STEPS, MAX_PICKLE_TEXT
 
 
-_MOST_DIGITS = 64  # bytes of a number, and characters of one in decimals
-_LONGEST_LINE = 1 << 20
-_KEPT_APART = 4096  # bytes objects up to this size are copied out of the file
+_MAX_DIGITS = 64  # bytes of a number, and characters of one in decimals
+_MAX_LINE_BYTES = 1 << 20
+_MAX_COPIED_BYTES = 4096  # bytes objects up to this size are copied out of the file
 
 
 Build = Callable[[Any, Any], Any]
 
 
-def read_pickle(data: bytes | mmap, start: int, build: Build, persistent: Callable[[Any], Any]) -> tuple[Any, int]:
+def read_pickle(
+    data: bytes | mmap, start: int, build: Build, persistent_load: Callable[[Any], Any]
+) -> tuple[Any, int]:
     """Reads one pickle.
 
     Args:
         data (`bytes` or `mmap`): the file.
         start (`int`): where the pickle begins in it.
-        build (callable): what stands for a call of the first argument with the second: a [`Made`], or for what is
+        build (callable): what stands for a call of the first argument with the second: a [`CallRecord`], or for what is
             known something more telling.
-        persistent (callable): what stands for a persistent id, such as a storage.
+        persistent_load (callable): what stands for a persistent id, such as a storage.
 
     Returns:
         `(described, end)`: what it describes, and where it ends.
 
     Raises:
-        [`NotAPickle`]: if it can't be read.
+        [`InvalidPickleError`]: if it can't be read.
     """
-    machine = _Machine(data, start, build, persistent)
+    machine = _Machine(data, start, build, persistent_load)
     try:
         return machine.run(), machine.at
-    except NotAPickle:
+    except InvalidPickleError:
         raise
     except (LookupError, ValueError, TypeError, AttributeError, struct.error, OverflowError, RecursionError):
-        raise NotAPickle("a pickle that is cut off or damaged") from None
+        raise InvalidPickleError("a pickle that is cut off or damaged") from None
 
 
 class _Machine:
     """The state of one reading: a stack of stacks, as marks open new ones, and the memo."""
 
-    def __init__(self, data: bytes | mmap, start: int, build: Build, persistent: Callable[[Any], Any]):
+    def __init__(self, data: bytes | mmap, start: int, build: Build, persistent_load: Callable[[Any], Any]):
         self.data, self.at, self.end = data, start, len(data)
-        self.build, self.persistent = build, persistent
+        self.build, self.persistent_load = build, persistent_load
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -70,13 +79,13 @@ class _Machine:
             if code == _STOP:
                 return self.stack.pop()
             instructions[code](self)
-        raise NotAPickle(f"a pickle of more than {MAX_PICKLE_STEPS:,} steps")
+        raise InvalidPickleError(f"a pickle of more than {MAX_PICKLE_STEPS:,} steps")
 
     def take(self, count: int) -> bytes:
         """The next bytes."""
         begin = self.at
         if count > self.end - begin:
-            raise NotAPickle("a pickle that is cut off or damaged")
+            raise InvalidPickleError("a pickle that is cut off or damaged")
         self.at = begin + count
         return self.data[begin : self.at]
 
@@ -85,24 +94,24 @@ class _Machine:
 
     def line(self, encoding: str = "utf-8") -> str:
         """The text up to the end of the line."""
-        stop = self.data.find(b"\n", self.at, self.at + _LONGEST_LINE)
+        stop = self.data.find(b"\n", self.at, self.at + _MAX_LINE_BYTES)
         if stop < 0:
-            raise NotAPickle("a pickle that is cut off or damaged")
+            raise InvalidPickleError("a pickle that is cut off or damaged")
         found = self.take(stop - self.at)
         self.at += 1
         return found.decode(encoding, "surrogatepass")
 
     def digits(self) -> str:
         found = self.line()
-        if len(found) > _MOST_DIGITS:
-            raise NotAPickle("a number of too many digits")
+        if len(found) > _MAX_DIGITS:
+            raise InvalidPickleError("a number of too many digits")
         return found
 
     def words(self, count: int) -> str:
         """A text of so many bytes; of one that is not in UTF-8, as Python 2 wrote them, each byte is a character."""
         self.text -= count
         if self.text < 0:
-            raise NotAPickle(f"more than {MAX_PICKLE_TEXT >> 20} MB of text")
+            raise InvalidPickleError(f"more than {MAX_PICKLE_TEXT >> 20} MB of text")
         raw = self.take(count)
         try:
             return raw.decode("utf-8", "surrogatepass")
@@ -110,10 +119,10 @@ class _Machine:
             return raw.decode("latin-1")
 
     def raw(self, count: int) -> None:
-        if count <= _KEPT_APART:
+        if count <= _MAX_COPIED_BYTES:
             self.stack.append(self.take(count))
         elif count > self.end - self.at:
-            raise NotAPickle("a pickle that is cut off or damaged")
+            raise InvalidPickleError("a pickle that is cut off or damaged")
         else:
             self.at += count
             self.stack.append(memoryview(self.data)[self.at - count : self.at])
@@ -132,7 +141,7 @@ class _Machine:
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Made):
+        if isinstance(target, CallRecord):
             target.items = target.items or []
             target = target.items
         if isinstance(target, list):
@@ -140,7 +149,7 @@ class _Machine:
 
     def set_items(self, flat: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Made):
+        if isinstance(target, CallRecord):
             target.pairs = target.pairs or {}
             target = target.pairs
         if isinstance(target, dict):
@@ -154,15 +163,15 @@ def _number(machine: _Machine) -> None:
 
 
 def _long(machine: _Machine, count: int) -> None:
-    if count > _MOST_DIGITS:
-        raise NotAPickle("a number of too many digits")
+    if count > _MAX_DIGITS:
+        raise InvalidPickleError("a number of too many digits")
     machine.stack.append(int.from_bytes(machine.take(count), "little", signed=True))
 
 
 def _tuple(machine: _Machine, count: int) -> None:
     stack = machine.stack
     if len(stack) < count:
-        raise NotAPickle("a pickle that is cut off or damaged")
+        raise InvalidPickleError("a pickle that is cut off or damaged")
     stack[-count:] = [tuple(stack[-count:])]
 
 
@@ -210,8 +219,8 @@ def _pop(machine: _Machine) -> None:
 
 
 def _memoize(machine: _Machine, place: int) -> None:
-    if place >= SMALL:
-        raise NotAPickle("a pickle that is cut off or damaged")
+    if place >= MAX_SMALL_INT:
+        raise InvalidPickleError("a pickle that is cut off or damaged")
     machine.memo[place] = machine.stack[-1]
 
 
@@ -228,20 +237,20 @@ def _call_with_names(machine: _Machine) -> None:
 def _set_state(machine: _Machine) -> None:
     state = machine.stack.pop()
     target = machine.stack[-1]
-    if isinstance(target, Inert):
+    if isinstance(target, InertObject):
         target.set_state(state)
 
 
 def _name(machine: _Machine) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     named = isinstance(module, str) and isinstance(name, str)
-    machine.stack.append(Named(module, name) if named else Made(module, name))
+    machine.stack.append(GlobalRef(module, name) if named else CallRecord(module, name))
 
 
 def _instance(machine: _Machine) -> None:
     module, name = machine.line(), machine.line()
     args = machine.marked()
-    machine.make(Named(module, name), tuple(args))
+    machine.make(GlobalRef(module, name), tuple(args))
 
 
 def _object(machine: _Machine) -> None:
@@ -251,11 +260,11 @@ def _object(machine: _Machine) -> None:
 
 def _extension(machine: _Machine, count: int) -> None:
     """A name that each process would look up in a list of its own."""
-    machine.stack.append(Named("extension", str(machine.number(count))))
+    machine.stack.append(GlobalRef("extension", str(machine.number(count))))
 
 
 def _refuse(machine: _Machine) -> None:
-    raise NotAPickle("a pickle that is cut off or damaged")
+    raise InvalidPickleError("a pickle that is cut off or damaged")
 
 
 _STOP = ord(".")
@@ -312,7 +321,7 @@ _CODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"q": lambda m: _memoize(m, m.number(1)),
     b"r": lambda m: _memoize(m, m.number(4)),
     b"\x94": lambda m: _memoize(m, len(m.memo)),
-    b"c": lambda m: m.stack.append(Named(m.line(), m.line())),
+    b"c": lambda m: m.stack.append(GlobalRef(m.line(), m.line())),
     b"\x93": _name,
     b"R": _call,
     b"\x81": _call,
@@ -323,7 +332,7 @@ _CODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x82": lambda m: _extension(m, 1),
     b"\x83": lambda m: _extension(m, 2),
     b"\x84": lambda m: _extension(m, 4),
-    b"P": lambda m: m.stack.append(m.persistent(m.line())),
-    b"Q": lambda m: m.stack.append(m.persistent(m.stack.pop())),
+    b"P": lambda m: m.stack.append(m.persistent_load(m.line())),
+    b"Q": lambda m: m.stack.append(m.persistent_load(m.stack.pop())),
 }
 _INSTRUCTIONS: list[Callable[[_Machine], Any]] = [_CODES.get(bytes([code]), _refuse) for code in range(256)]

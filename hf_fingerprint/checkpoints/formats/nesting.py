@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle, OddKey
-from hf_fingerprint.checkpoints.formats.torch_tensors import Tensor
-from hf_fingerprint.checkpoints.limits import MAX_NESTED, MAX_TENSORS
+from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError, OpaqueKey
+from hf_fingerprint.checkpoints.formats.torch_tensors import LazyTensor
+from hf_fingerprint.checkpoints.limits import MAX_NESTED_PARTS, MAX_TENSORS
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
 
-DEPTH, MOST_TENSORS = 8, MAX_TENSORS
+MAX_DEPTH, MAX_NESTED_TENSORS = 8, MAX_TENSORS
 _MODULE_DEPTH = 64
-_NESTS = (dict, list, tuple, Made)
+_NESTS = (dict, list, tuple, CallRecord)
 _COST_OF_OBJECT = 4
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "module", "net")
 _STATE = re.compile(
@@ -29,7 +29,7 @@ _STATE = re.compile(
 _SHOWN = 3
 
 
-def only_tensors(loaded: Any, path: Path) -> dict[Any, Tensor]:
+def model_tensors(loaded: Any, path: Path) -> dict[Any, LazyTensor]:
     """The tensors of a base's file: those of the dictionary or module, or of the one under a known key (`state_dict`,
     ...). The state of a training and single numbers beside it are passed over, and so are arrays of numpy's beside
     tensors.
@@ -42,28 +42,30 @@ def only_tensors(loaded: Any, path: Path) -> dict[Any, Tensor]:
         [`CheckpointError`]: if it holds no tensors, or others beside these: then which ones are the model's is
         anybody's guess.
     """
-    walk = _Walk()
-    is_kind = _is_torchs if walk.holds(loaded, _is_torchs, set()) else _is_tensor
+    walk = _BoundedWalk()
+    is_kind = _is_torch_tensor if walk.contains(loaded, _is_torch_tensor, set()) else _is_tensor
     wrapper = _wrapper_of(loaded)
-    nest = walk.opened(loaded if wrapper is None else loaded[wrapper])
+    nest = walk.as_state_dict(loaded if wrapper is None else loaded[wrapper])
     if not isinstance(nest, dict):
-        raise CheckpointError(f"{path} holds {_called(nest)}, not a dictionary of tensors: export its weights.")
+        raise CheckpointError(
+            f"{path} holds {_describe_value(nest)}, not a dictionary of tensors: export its weights."
+        )
     tensors = {name: value for name, value in nest.items() if is_kind(value)}
     seen: set[int] = set()
     nested = [
         name
         for name, value in nest.items()
-        if not (wrapper is None and _is_state(name)) and walk.holds(value, is_kind, seen)
+        if not (wrapper is None and _is_state(name)) and walk.contains(value, is_kind, seen)
     ]
     if wrapper is not None:
-        nested = [f"{wrapper}.{_spelled(name)}" for name in nested]
+        nested = [f"{wrapper}.{_key_text(name)}" for name in nested]
         for name, value in loaded.items():
             if name in _WRAPPERS or _is_state(name):
                 continue
-            if value.numel() > 1 if is_kind(value) else walk.holds(value, is_kind, seen):
+            if value.numel() > 1 if is_kind(value) else walk.contains(value, is_kind, seen):
                 nested.append(name)
     if nested:
-        names = [printable(_spelled(name))[:80] for name in nested]
+        names = [printable(_key_text(name))[:80] for name in nested]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         place = "" if wrapper is None else f" beside those in {wrapper}" if tensors else f", and none in {wrapper}"
         place = place or (" beside those at its top" if tensors else ", and none at its top")
@@ -75,17 +77,17 @@ def only_tensors(loaded: Any, path: Path) -> dict[Any, Tensor]:
     return tensors
 
 
-def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, LazyTensor]]:
     """Every tensor of a suspect's file with its name: the keys on the way to it, joined by dots. Those under a known
     key keep their own names. A name that is taken is given a number.
 
     Args:
         loaded (anything): what the file holds.
-        left_out (`dict[str, str]`): takes what lies deeper than [`DEPTH`], and how many there are above
-            [`MOST_TENSORS`].
+        left_out (`dict[str, str]`): takes what lies deeper than [`MAX_DEPTH`], and how many there are above
+            [`MAX_NESTED_TENSORS`].
     """
-    walk, own = _Walk(), loaded
-    for _ in range(DEPTH):
+    walk, own = _BoundedWalk(), loaded
+    for _ in range(MAX_DEPTH):
         wrapper = _wrapper_of(own)
         if wrapper is None:
             break
@@ -101,20 +103,20 @@ def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, Te
             continue
         seen.add(id(nest))
         for key, value in walk.items(nest) if _is_nest(nest) else [("tensor", nest)]:
-            name = prefix + _spelled(key)
+            name = prefix + _key_text(key)
             if _is_tensor(value):
                 count += 1
-                if count <= MOST_TENSORS:
-                    yield free_name(name, taken), value
-            elif _is_nest(value) and depth + 1 < DEPTH:
+                if count <= MAX_NESTED_TENSORS:
+                    yield unique_name(name, taken), value
+            elif _is_nest(value) and depth + 1 < MAX_DEPTH:
                 waiting.append((f"{name}.", value, depth + 1))
-            elif walk.holds(value, _is_tensor, beyond):
-                left_out[printable(name)] = f"nested deeper than {DEPTH}"
-    if count > MOST_TENSORS:
-        left_out["..."] = f"{count - MOST_TENSORS} tensors more than the {MOST_TENSORS} that are read"
+            elif walk.contains(value, _is_tensor, beyond):
+                left_out[printable(name)] = f"nested deeper than {MAX_DEPTH}"
+    if count > MAX_NESTED_TENSORS:
+        left_out["..."] = f"{count - MAX_NESTED_TENSORS} tensors more than the {MAX_NESTED_TENSORS} that are read"
 
 
-def free_name(name: str, taken: dict[str, int]) -> str:
+def unique_name(name: str, taken: dict[str, int]) -> str:
     """The name, or with a number if it is taken. `taken` holds each name and the number to try next."""
     found, number = name, taken.get(name, 2)
     while found in taken:
@@ -124,30 +126,30 @@ def free_name(name: str, taken: dict[str, int]) -> str:
     return found
 
 
-class _Walk:
+class _BoundedWalk:
     """A way through what a file describes, which ends where its parts are named more often than any checkpoint's: a
     few that stand in each other many times would be looked at without end."""
 
     def __init__(self) -> None:
-        self._left = MAX_NESTED
+        self._left = MAX_NESTED_PARTS
 
     def items(self, nest: Any) -> Iterator[tuple[Any, Any]]:
         """What is in a nest, by keys or numbers; of an object in its arguments, its state and what was put into it."""
         if isinstance(nest, dict):
-            yield from self._counted(nest.items())
-        elif not isinstance(nest, Made):
-            yield from self._counted(enumerate(nest))
+            yield from self._spend_each(nest.items())
+        elif not isinstance(nest, CallRecord):
+            yield from self._spend_each(enumerate(nest))
         elif _is_module(nest):
-            yield from self._of_module(nest)
+            yield from self._module_tensors(nest)
         else:
             self._spend(_COST_OF_OBJECT)
             for part in (nest.kind, nest.args, nest.state, nest.items, nest.pairs):
-                if isinstance(part, Made):
+                if isinstance(part, CallRecord):
                     yield "made", part
                 elif part and isinstance(part, _NESTS):
                     yield from self.items(part)
 
-    def holds(self, value: Any, is_kind: Callable[[Any], bool], seen: set[int]) -> bool:
+    def contains(self, value: Any, is_kind: Callable[[Any], bool], seen: set[int]) -> bool:
         """Whether there is a tensor anywhere in a nest, but for what was looked through before."""
         waiting = [value] if _is_nest(value) else []
         while waiting:
@@ -162,22 +164,22 @@ class _Walk:
                     waiting.append(inner)
         return False
 
-    def opened(self, value: Any) -> Any:
+    def as_state_dict(self, value: Any) -> Any:
         """The state dict of a module; anything else as it is."""
-        return dict(self._of_module(value)) if _is_module(value) else value
+        return dict(self._module_tensors(value)) if _is_module(value) else value
 
-    def _of_module(self, top: Made) -> Iterator[tuple[str, Tensor]]:
+    def _module_tensors(self, top: CallRecord) -> Iterator[tuple[str, LazyTensor]]:
         """The tensors of a module by the names that its state dict has for them."""
-        waiting: deque[tuple[str, Made, int]] = deque([("", top, 0)])
+        waiting: deque[tuple[str, CallRecord, int]] = deque([("", top, 0)])
         while waiting:
             prefix, module, depth = waiting.popleft()
-            for key, value in self._counted(_parts_of(module)):
-                if isinstance(value, Tensor):
-                    yield prefix + _spelled(key), value
+            for key, value in self._spend_each(_module_entries(module)):
+                if isinstance(value, LazyTensor):
+                    yield prefix + _key_text(key), value
                 elif depth < _MODULE_DEPTH and _is_module(value):
-                    waiting.append((f"{prefix}{_spelled(key)}.", value, depth + 1))
+                    waiting.append((f"{prefix}{_key_text(key)}.", value, depth + 1))
 
-    def _counted(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    def _spend_each(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         for each in items:
             self._spend(1)
             yield each
@@ -185,7 +187,7 @@ class _Walk:
     def _spend(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise NotAPickle(f"parts that are named more than {MAX_NESTED:,} times")
+            raise InvalidPickleError(f"parts that are named more than {MAX_NESTED_PARTS:,} times")
 
 
 def _wrapper_of(loaded: Any) -> str | None:
@@ -197,14 +199,14 @@ def _wrapper_of(loaded: Any) -> str | None:
 
 def _is_module(value: Any) -> bool:
     """Whether it is a module saved whole: PyTorch's, or TorchScript's."""
-    if not isinstance(value, Made) or not isinstance(value.state, dict):
+    if not isinstance(value, CallRecord) or not isinstance(value.state, dict):
         return False
-    if isinstance(value.kind, Named) and value.kind.module.startswith("__torch__"):
+    if isinstance(value.kind, GlobalRef) and value.kind.module.startswith("__torch__"):
         return True
     return all(isinstance(value.state.get(part), dict) for part in ("_parameters", "_buffers", "_modules"))
 
 
-def _parts_of(module: Made) -> Iterator[tuple[Any, Any]]:
+def _module_entries(module: CallRecord) -> Iterator[tuple[Any, Any]]:
     """What a module's state dict takes from it: parameters, buffers but for those that are not saved, and modules."""
     state = module.state
     if not isinstance(state.get("_modules"), dict):  # TorchScript's have them among their attributes
@@ -218,30 +220,32 @@ def _parts_of(module: Made) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+    return isinstance(value, LazyTensor)
 
 
-def _is_torchs(value: Any) -> bool:
+def _is_torch_tensor(value: Any) -> bool:
     """Whether it is a tensor and no array of numpy's."""
-    return type(value) is Tensor
+    return type(value) is LazyTensor
 
 
 def _is_nest(value: Any) -> bool:
     return isinstance(value, _NESTS)
 
 
-def _spelled(key: Any) -> str:
+def _key_text(key: Any) -> str:
     return (
-        str(key) if isinstance(key, str | int) else f"<{key.kind if isinstance(key, OddKey) else type(key).__name__}>"
+        str(key)
+        if isinstance(key, str | int)
+        else f"<{key.kind if isinstance(key, OpaqueKey) else type(key).__name__}>"
     )
 
 
-def _called(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     """What a thing that is no dictionary is, with its article."""
-    if isinstance(value, Made | Named):
-        named = value.kind if isinstance(value, Made) else value
-        return f"an object ({printable(named.name)[:80]})" if isinstance(named, Named) else "an object"
-    return "a tensor alone" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if isinstance(value, CallRecord | GlobalRef):
+        named = value.kind if isinstance(value, CallRecord) else value
+        return f"an object ({printable(named.name)[:80]})" if isinstance(named, GlobalRef) else "an object"
+    return "a tensor alone" if isinstance(value, LazyTensor) else f"a {type(value).__name__}"
 
 
 def _is_state(name: Any) -> bool:

@@ -5,15 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_fingerprint.checkpoints.formats.descriptions import NotAPickle
-from hf_fingerprint.checkpoints.formats.torch_files import members_of
+from hf_fingerprint.checkpoints.formats.descriptions import InvalidPickleError
+from hf_fingerprint.checkpoints.formats.torch_files import list_members
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
 
 SAFETENSORS, PYTORCH = "safetensors", "PyTorch"
-NAMES = re.compile(r"\.(safetensors|bin|pth|pt|ckpt|th|pkl|pickle)(\.tar)?$", re.IGNORECASE)
-_PEEK = 512
+WEIGHT_SUFFIXES = re.compile(r"\.(safetensors|bin|pth|pt|ckpt|th|pkl|pickle)(\.tar)?$", re.IGNORECASE)
+_HEAD_BYTES = 512
 _OLD_PICKLE = re.compile(rb"\((dp|lp|i?d)\d|c[\w.]+\n[\w.]+\n")
 _CONVERT = "convert it to safetensors"
 _UNPACK = "unpack it"
@@ -22,48 +22,48 @@ _NOT_WHOLE = "is neither safetensors nor a file of PyTorch's, or is not whole: g
 _NO_WEIGHTS = "is not a weight file: give a .safetensors file, a file of PyTorch's, a model folder or a Hub id"
 
 
-class _Sign(NamedTuple):
+class _Magic(NamedTuple):
     """How a kind of file is known.
 
     Attributes:
         at (`int`): where the bytes stand.
         magic (`re.Pattern`): them.
-        says (`str`): what is said of it, after its name.
+        message (`str`): what is said of it, after its name.
     """
 
     at: int
     magic: re.Pattern[bytes]
-    says: str
+    message: str
 
 
-def _sign(magic: bytes, says: str, at: int = 0) -> _Sign:
-    return _Sign(at, re.compile(magic, re.DOTALL | re.IGNORECASE), says)
+def _magic(magic: bytes, message: str, at: int = 0) -> _Magic:
+    return _Magic(at, re.compile(magic, re.DOTALL | re.IGNORECASE), message)
 
 
-_SIGNS = (
-    _sign(
+_MAGICS = (
+    _magic(
         rb"version https://git-lfs\.github\.com/spec|version https://hawser",
         "is a pointer of git-LFS and not the file itself: run `git lfs pull` there, or download the file",
     ),
-    _sign(
+    _magic(
         rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|!--)",
         "is a web page and not the file: download it by its direct link (on the Hub, /resolve/ and not /blob/)",
     ),
-    _sign(rb"\s*<(\?xml|Error)", "is an XML text and not weights: download the file again"),
-    _sign(rb"\x1f\x8b", f"is packed (gzip): {_UNPACK}"),
-    _sign(rb"BZh\d", f"is packed (bzip2): {_UNPACK}"),
-    _sign(rb"\xfd7zXZ\x00", f"is packed (xz): {_UNPACK}"),
-    _sign(rb"\x28\xb5\x2f\xfd", f"is packed (zstd): {_UNPACK}"),
-    _sign(rb"7z\xbc\xaf\x27\x1c", f"is packed (7z): {_UNPACK}"),
-    _sign(rb"ustar", f"is packed (tar): {_UNPACK}", 257),
-    _sign(rb"\x89HDF\r\n\x1a\n", f"holds HDF5, as Keras and TensorFlow write it, {_NOT_READ}"),
-    _sign(rb"gguf|ggml|ggjt|tjgg|lmgg", f"holds GGUF, {_NOT_READ}"),
-    _sign(rb"\x93NUMPY", f"holds one NumPy array, {_NOT_READ}"),
-    _sign(rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}", 4),
-    _sign(rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
-    _sign(rb"SQLite format 3\x00", "is a database and not weights: check that it is the right file"),
-    _sign(rb"age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
-    _sign(rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is a picture and not weights: check that it is the right file"),
+    _magic(rb"\s*<(\?xml|Error)", "is an XML text and not weights: download the file again"),
+    _magic(rb"\x1f\x8b", f"is packed (gzip): {_UNPACK}"),
+    _magic(rb"BZh\d", f"is packed (bzip2): {_UNPACK}"),
+    _magic(rb"\xfd7zXZ\x00", f"is packed (xz): {_UNPACK}"),
+    _magic(rb"\x28\xb5\x2f\xfd", f"is packed (zstd): {_UNPACK}"),
+    _magic(rb"7z\xbc\xaf\x27\x1c", f"is packed (7z): {_UNPACK}"),
+    _magic(rb"ustar", f"is packed (tar): {_UNPACK}", 257),
+    _magic(rb"\x89HDF\r\n\x1a\n", f"holds HDF5, as Keras and TensorFlow write it, {_NOT_READ}"),
+    _magic(rb"gguf|ggml|ggjt|tjgg|lmgg", f"holds GGUF, {_NOT_READ}"),
+    _magic(rb"\x93NUMPY", f"holds one NumPy array, {_NOT_READ}"),
+    _magic(rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}", 4),
+    _magic(rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
+    _magic(rb"SQLite format 3\x00", "is a database and not weights: check that it is the right file"),
+    _magic(rb"age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
+    _magic(rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is a picture and not weights: check that it is the right file"),
 )  # fmt: skip
 _BY_NAME = {
     ".h5": "HDF5",
@@ -82,7 +82,7 @@ _BY_NAME = {
     ".trt": "TensorRT",
     ".distcp": "a part of a distributed checkpoint",
 }
-_ZIPS: tuple[tuple[Callable[[str], bool], str], ...] = (
+_ZIP_FORMATS: tuple[tuple[Callable[[str], bool], str], ...] = (
     (lambda name: name.endswith(".npy"), f"holds NumPy arrays (.npz), which are not read: {_CONVERT}"),
     (
         lambda name: bool(
@@ -95,7 +95,7 @@ _ZIPS: tuple[tuple[Callable[[str], bool], str], ...] = (
 )
 
 
-def form_of(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """[`SAFETENSORS`] or [`PYTORCH`].
 
     Args:
@@ -104,27 +104,27 @@ def form_of(path: Path) -> str:
     Raises:
         [`CheckpointError`]: if it is neither, with what it is and the way out.
     """
-    found = look_at(path)
+    found = inspect_file(path)
     if found in (SAFETENSORS, PYTORCH):
         return found
     raise CheckpointError(f"{path.parent / printable(path.name)} {found}.")
 
 
-def is_read(path: Path) -> bool:
+def is_supported(path: Path) -> bool:
     """Whether a file is of a kind that is read, whatever its name; not one that can't be opened."""
     try:
-        return path.is_file() and look_at(path) in (SAFETENSORS, PYTORCH)
+        return path.is_file() and inspect_file(path) in (SAFETENSORS, PYTORCH)
     except CheckpointError:
         return False
 
 
-def said_of(path: Path) -> str | None:
+def unsupported_reason(path: Path) -> str | None:
     """What is said of a file, after its name, that is of a known kind which is not read; nothing of others."""
-    found = look_at(path)
+    found = inspect_file(path)
     return None if found in (SAFETENSORS, PYTORCH, _NOT_WHOLE, _NO_WEIGHTS) else found
 
 
-def look_at(path: Path) -> str:
+def inspect_file(path: Path) -> str:
     """The kind of a file that is read, or what is said of it after its name.
 
     Raises:
@@ -132,7 +132,7 @@ def look_at(path: Path) -> str:
     """
     try:
         with path.open("rb") as stream:
-            head = stream.read(_PEEK)
+            head = stream.read(_HEAD_BYTES)
         size = path.stat().st_size
     except OSError as error:
         raise CheckpointError(
@@ -146,23 +146,23 @@ def look_at(path: Path) -> str:
         return SAFETENSORS
     if head[:4] == b"PK\x03\x04":
         first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
-        return PYTORCH if first.endswith(b"/data.pkl") and first.count(b"/") == 1 else _zip(path)
+        return PYTORCH if first.endswith(b"/data.pkl") and first.count(b"/") == 1 else _describe_zip(path)
     if (head[0] == 0x80 and head[1:2] in b"\x02\x03\x04\x05") or _OLD_PICKLE.match(head):
         return PYTORCH
-    for sign in _SIGNS:
+    for sign in _MAGICS:
         if sign.magic.match(head, sign.at):
-            return _of_old_pytorch(head) or sign.says
-    return _by_name(path, head)
+            return _legacy_tar_message(head) or sign.message
+    return _describe_by_name(path, head)
 
 
-def _of_old_pytorch(head: bytes) -> str | None:
+def _legacy_tar_message(head: bytes) -> str | None:
     """PyTorch's form before 0.2 was a tar of these."""
     if head[257:262] == b"ustar" and head.startswith((b"sys_info", b"pickle", b"storages", b"tensors")):
         return "is in PyTorch's form of before 2017: load it with PyTorch and save it again"
     return None
 
 
-def _by_name(path: Path, head: bytes) -> str:
+def _describe_by_name(path: Path, head: bytes) -> str:
     """What is said of a file that its first bytes don't tell."""
     suffix = path.suffix.lower()
     described = next((p for p in (path.with_suffix(".xml"),) if p != path and p.is_file()), None)
@@ -174,19 +174,19 @@ def _by_name(path: Path, head: bytes) -> str:
         return SAFETENSORS  # whose reader says what is wrong with it
     if not any(head):
         return "begins with zeros and nothing else, as downloads do that broke off: get it again"
-    if NAMES.search(path.name):
+    if WEIGHT_SUFFIXES.search(path.name):
         return _NOT_WHOLE
     return _NO_WEIGHTS
 
 
-def _zip(path: Path) -> str:
+def _describe_zip(path: Path) -> str:
     try:
-        names = members_of(path)
-    except NotAPickle:
+        names = list_members(path)
+    except InvalidPickleError:
         return PYTORCH  # whose reader says what is wrong with it
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
     if any(name.endswith("/data.pkl") and name.count("/") == 1 for name in names):
         return PYTORCH
-    said = (says for fits, says in _ZIPS if any(map(fits, names)))
-    return next(said, f"is packed (zip): {_UNPACK}")
+    messages = (message for fits, message in _ZIP_FORMATS if any(map(fits, names)))
+    return next(messages, f"is packed (zip): {_UNPACK}")

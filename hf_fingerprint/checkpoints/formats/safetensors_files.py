@@ -22,7 +22,7 @@ from hf_fingerprint.checkpoints.limits import (
     MAX_DIMENSIONS,
     MAX_HEADER,
     MAX_TENSORS,
-    check_values,
+    check_json_values,
     megabytes,
     parse_json,
 )
@@ -31,8 +31,8 @@ from hf_fingerprint.printable import printable
 
 
 EMPTY = "no elements"
-_MOST_KEPT = 1 << 20  # bytes of a header whose layout is remembered
-_MOST_BYTES = 1 << 63
+_MAX_CACHED_HEADER = 1 << 20  # bytes of a header whose layout is remembered
+_MAX_OFFSET = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
     """
     refusal: SafetensorError | None = None
     try:
-        raw = _header(path)
+        raw = _read_header(path)
         try:
             with safe_open(path, framework="numpy"):
                 pass
@@ -98,17 +98,17 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
             refusal = error
         length = len(raw)
         start = 8 + length
-        if refusal is None and left_out is None and length <= _MOST_KEPT:
-            tensors, unreadable = _layout_of(raw, file)
+        if refusal is None and left_out is None and length <= _MAX_CACHED_HEADER:
+            tensors, unreadable = _cached_layout(raw, file)
         else:
             header = parse_json(raw)
-            if refusal is not None and not _only_dtypes_are_new(header, path.stat().st_size - start):
+            if refusal is not None and not _has_only_unknown_dtypes(header, path.stat().st_size - start):
                 raise refusal
             if left_out is None and len(header) > MAX_TENSORS + 1:
                 raise CheckpointError(
                     f"{path} holds {len(header)} tensors, and {MAX_TENSORS} are read: split the model."
                 )
-            tensors, unreadable = _tensors(header, file, start, empty=left_out is None)
+            tensors, unreadable = _parse_tensors(header, file, start, empty=left_out is None)
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not a whole, well-formed safetensors file ({refusal or error}): get it again."
@@ -126,12 +126,12 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
 
 
 @lru_cache(4)
-def _layout_of(raw: bytes, file: int) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
-    """[`_tensors`] of a header that the library has checked: fine-tunes of one model have one header, parsed once."""
-    return _tensors(parse_json(raw), file, 8 + len(raw), empty=True)
+def _cached_layout(raw: bytes, file: int) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
+    """[`_parse_tensors`] of a header that the library has checked: fine-tunes of one model have one header, parsed once."""
+    return _parse_tensors(parse_json(raw), file, 8 + len(raw), empty=True)
 
 
-def _header(path: Path) -> bytes:
+def _read_header(path: Path) -> bytes:
     """A file's header, which can be parsed at a bounded cost.
 
     Raises:
@@ -141,13 +141,13 @@ def _header(path: Path) -> bytes:
     length = header_length(path)
     if length > MAX_HEADER:
         raise CheckpointError(
-            f"{path} has a header of {megabytes(length, up=True)} MB, and no model's is larger than "
+            f"{path} has a header of {megabytes(length, round_up=True)} MB, and no model's is larger than "
             f"{megabytes(MAX_HEADER)} MB: get the file again."
         )
     with path.open("rb") as stream:
         stream.seek(8)
         raw = stream.read(length)
-    check_values(raw)
+    check_json_values(raw)
     return raw
 
 
@@ -160,7 +160,7 @@ def check_header(content: bytes) -> None:
     length = int.from_bytes(content[:8], "little")
     if length > MAX_HEADER:
         raise ValueError("its header is too large")
-    check_values(content[8 : 8 + length])
+    check_json_values(content[8 : 8 + length])
 
 
 def header_length(path: Path) -> int:
@@ -177,7 +177,7 @@ def header_length(path: Path) -> int:
     return length
 
 
-def headers_length(paths: Iterable[Path]) -> int:
+def total_header_length(paths: Iterable[Path]) -> int:
     """How many bytes the headers of several files have together; none of those that have no whole one."""
     total = 0
     for path in paths:
@@ -186,7 +186,7 @@ def headers_length(paths: Iterable[Path]) -> int:
     return total
 
 
-def most_of(tensors: Iterable[TensorInfo], left_out: dict[str, str]) -> set[str] | None:
+def largest_tensors(tensors: Iterable[TensorInfo], left_out: dict[str, str]) -> set[str] | None:
     """Which of a suspect's tensors are read where it has more than [`MAX_TENSORS`]: the largest, since those are the
     dearest to hide others behind. `left_out` takes how many are not. `None` for all of them."""
     found = list(tensors)
@@ -197,7 +197,7 @@ def most_of(tensors: Iterable[TensorInfo], left_out: dict[str, str]) -> set[str]
     return {info.name for info in found[:MAX_TENSORS]}
 
 
-def _tensors(
+def _parse_tensors(
     header: dict[str, Any], file: int, start: int, empty: bool
 ) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
     """The tensors of a well-formed header, in the order of their bytes, and those that can't be read, with the reason;
@@ -216,7 +216,7 @@ def _tensors(
     return sorted(tensors, key=lambda tensor: tensor.offset), unreadable
 
 
-def _only_dtypes_are_new(header: Any, size: int) -> bool:
+def _has_only_unknown_dtypes(header: Any, size: int) -> bool:
     """Whether a header is well-formed for `size` bytes of data but for dtypes that nobody here knows: every byte
     belongs to one tensor, and to as many elements as its shape has."""
     if not isinstance(header, dict):
@@ -246,7 +246,7 @@ def _sizes(value: Any) -> list[int] | None:
     """A list of numbers that may be sizes, or nothing."""
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         return None
-    return value if all(type(each) is int and 0 <= each < _MOST_BYTES for each in value) else None
+    return value if all(type(each) is int and 0 <= each < _MAX_OFFSET for each in value) else None
 
 
 def _is_text(value: Any) -> bool:

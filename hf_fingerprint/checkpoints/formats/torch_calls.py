@@ -1,11 +1,18 @@
 """What stands for the calls in PyTorch's pickles: those that rebuild a tensor are known by name and become a
-[`Tensor`]; whatever else a pickle would call stays a record of that."""
+[`LazyTensor`]; whatever else a pickle would call stays a record of that."""
 
 from collections.abc import Callable
 from typing import Any
 
-from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle, as_key
-from hf_fingerprint.checkpoints.formats.torch_tensors import NO_DATA, NumpyArray, Storage, Tensor, is_size, sizes_of
+from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError, as_key
+from hf_fingerprint.checkpoints.formats.torch_tensors import (
+    NO_DATA,
+    LazyTensor,
+    NumpyArray,
+    Storage,
+    is_size,
+    parse_sizes,
+)
 from hf_fingerprint.printable import printable
 
 
@@ -31,27 +38,27 @@ _STORAGES = {
 }
 
 
-def storage_of(found: Any) -> Storage:
+def parse_storage(found: Any) -> Storage:
     """The storage that a persistent id names: `("storage", type, key, location, count[, view])`.
 
     Raises:
-        [`NotAPickle`]: if it names none.
+        [`InvalidPickleError`]: if it names none.
     """
-    if not isinstance(found, tuple) or len(found) < 5 or found[0] != "storage" or not isinstance(found[1], Named):
-        raise NotAPickle("a pickle with ids of things outside it that are no tensors")
+    if not isinstance(found, tuple) or len(found) < 5 or found[0] != "storage" or not isinstance(found[1], GlobalRef):
+        raise InvalidPickleError("a pickle with ids of things outside it that are no tensors")
     _, kind, key, location, count, *view = found
     dtype = _STORAGES.get(kind.name)
     if dtype is None or not kind.module.startswith("torch") or not isinstance(key, str) or not is_size(count):
-        raise NotAPickle("a pickle with ids of things outside it that are no tensors")
+        raise InvalidPickleError("a pickle with ids of things outside it that are no tensors")
     start = 0
     if view and isinstance(view[0], tuple) and len(view[0]) == 3 and is_size(view[0][1]) and is_size(view[0][2]):
         _, start, count = view[0]
     return Storage("" if location == "meta" else key, dtype, count, start)
 
 
-def build(kind: Any, args: Any) -> Any:
+def build_call(kind: Any, args: Any) -> Any:
     """What stands for a call in a pickle of PyTorch's."""
-    known = _KNOWN.get((kind.module, kind.name)) if isinstance(kind, Named) else None
+    known = _KNOWN.get((kind.module, kind.name)) if isinstance(kind, GlobalRef) else None
     if known is not None and isinstance(args, tuple):
         try:
             found = known(*args)
@@ -59,56 +66,56 @@ def build(kind: Any, args: Any) -> Any:
             found = None
         if found is not None:
             return found
-    return Made(kind, args)
+    return CallRecord(kind, args)
 
 
-def _view(
+def _rebuild(
     storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None, signs: Any = None
-) -> Tensor:
-    shape, strides = sizes_of(shape), sizes_of(strides)
+) -> LazyTensor:
+    shape, strides = parse_sizes(shape), parse_sizes(strides)
     if not isinstance(storage, Storage) or shape is None or strides is None or not is_size(offset):
-        return Tensor("", reason="impossible sizes")
+        return LazyTensor("", reason="impossible sizes")
     if len(shape) != len(strides):
-        return Tensor("", reason="impossible sizes")
+        return LazyTensor("", reason="impossible sizes")
     waiting = isinstance(signs, dict) and any(signs.get(key) for key in ("conj", "neg"))
     reason = "signs still to be applied" if waiting else None if storage.key else NO_DATA
-    return Tensor(dtype or storage.dtype, shape, strides, offset, storage, reason)
+    return LazyTensor(dtype or storage.dtype, shape, strides, offset, storage, reason)
 
 
-def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-    return _view(storage, offset, shape, strides, signs=rest[2] if len(rest) > 2 else None)
+def _rebuild_v2(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
+    return _rebuild(storage, offset, shape, strides, signs=rest[2] if len(rest) > 2 else None)
 
 
-def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
+def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> LazyTensor:
     _, _, dtype, *more = rest
-    named = dtype.name if isinstance(dtype, Named) else ""
-    return _view(storage, offset, shape, strides, dtype=named, signs=more[0] if more else None)
+    named = dtype.name if isinstance(dtype, GlobalRef) else ""
+    return _rebuild(storage, offset, shape, strides, dtype=named, signs=more[0] if more else None)
 
 
-def _of_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
     """A tensor of a class of its own, which is a tensor like others."""
-    if isinstance(function, Named) and (function.module, function.name) in _REBUILD and isinstance(args, tuple):
-        return build(function, args)
+    if isinstance(function, GlobalRef) and (function.module, function.name) in _REBUILD and isinstance(args, tuple):
+        return build_call(function, args)
     return None
 
 
 def _first(data: Any, *rest: Any) -> Any:
-    return data if isinstance(data, Tensor) else None
+    return data if isinstance(data, LazyTensor) else None
 
 
-def _unreadable(reason: str) -> Callable[..., Tensor]:
-    return lambda *args: Tensor("", reason=reason)
+def _unreadable(reason: str) -> Callable[..., LazyTensor]:
+    return lambda *args: LazyTensor("", reason=reason)
 
 
-def _quantized(storage: Any, *rest: Any) -> Tensor:
-    return Tensor("", reason=f"dtype {storage.dtype}" if isinstance(storage, Storage) else "quantized")
+def _rebuild_quantized(storage: Any, *rest: Any) -> LazyTensor:
+    return LazyTensor("", reason=f"dtype {storage.dtype}" if isinstance(storage, Storage) else "quantized")
 
 
-def _sparse(layout: Any, *rest: Any) -> Tensor:
+def _rebuild_sparse(layout: Any, *rest: Any) -> LazyTensor:
     """A tensor whose layout is given by a call with its name."""
-    args = layout.args if isinstance(layout, Made) else None
+    args = layout.args if isinstance(layout, CallRecord) else None
     named = args[0] if isinstance(args, tuple) and args and isinstance(args[0], str) else "sparse"
-    return Tensor("", reason=f"layout {printable(named.removeprefix('torch.'))[:20]}")
+    return LazyTensor("", reason=f"layout {printable(named.removeprefix('torch.'))[:20]}")
 
 
 def _dictionary(*args: Any) -> Any:
@@ -144,15 +151,15 @@ def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any, *rest: Any) -> An
 
 
 _REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor"): _view,
+    ("torch._utils", "_rebuild_tensor"): _rebuild,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): _first,
-    ("torch._utils", "_rebuild_qtensor"): _quantized,
-    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
-    ("torch._utils", "_rebuild_sparse_csr_tensor"): _sparse,
+    ("torch._utils", "_rebuild_qtensor"): _rebuild_quantized,
+    ("torch._utils", "_rebuild_sparse_tensor"): _rebuild_sparse,
+    ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuild_sparse,
     ("torch._utils", "_rebuild_nested_tensor"): _unreadable("layout nested"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _unreadable(NO_DATA),
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): _unreadable("of another device"),
@@ -160,7 +167,7 @@ _REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
 }
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     **_REBUILD,
-    ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
     ("torch", "Size"): lambda sizes=(): sizes if isinstance(sizes, tuple | list) else None,
     ("collections", "OrderedDict"): _dictionary,
     ("collections", "defaultdict"): lambda *args: {},

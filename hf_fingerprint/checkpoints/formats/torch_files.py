@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_fingerprint.checkpoints.formats.descriptions import Made, Named, NotAPickle
+from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, GlobalRef, InvalidPickleError
 from hf_fingerprint.checkpoints.formats.inert_pickles import read_pickle
-from hf_fingerprint.checkpoints.formats.torch_calls import build, storage_of
+from hf_fingerprint.checkpoints.formats.torch_calls import build_call, parse_storage
 from hf_fingerprint.checkpoints.formats.torch_tensors import Storage
 from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY, MAX_EXPANSION, MAX_ZIP_RATIO
 
@@ -26,10 +26,10 @@ _PROTOCOL = 1001
 _LOCAL_HEADER = 30
 _LARGEST_PICKLE = 1 << 29
 _DATA, _CONSTANTS = "data.pkl", "constants.pkl"
-_CUT = "a file that is cut off or damaged"
+_TRUNCATED = "a file that is cut off or damaged"
 
 
-class Loaded(NamedTuple):
+class LoadedFile(NamedTuple):
     """What a file of PyTorch's describes.
 
     Attributes:
@@ -41,35 +41,35 @@ class Loaded(NamedTuple):
     constants: Any = None
 
 
-def load(path: Path) -> Loaded:
+def load_torch_file(path: Path) -> LoadedFile:
     """What a file describes, its storages with their bytes.
 
     Raises:
-        [`NotAPickle`]: why it can't be read, in a few words.
+        [`InvalidPickleError`]: why it can't be read, in a few words.
         [`OSError`]: if it can't be opened.
     """
     with path.open("rb") as stream:
         try:
             data = mmap(stream.fileno(), 0, access=ACCESS_READ)
         except ValueError:
-            raise NotAPickle("an empty file") from None
+            raise InvalidPickleError("an empty file") from None
     if data[:4] == b"PK\x03\x04":
         with path.open("rb", buffering=0) as opened:
-            return _from_zip(_Members(opened, data))
-    return Loaded(_from_pickles(data))
+            return _from_zip(_ZipMembers(opened, data))
+    return LoadedFile(_from_pickles(data))
 
 
-def members_of(path: Path) -> list[str]:
+def list_members(path: Path) -> list[str]:
     """The names of what a zip holds.
 
     Raises:
-        [`NotAPickle`]: if it is none, or has too many.
+        [`InvalidPickleError`]: if it is none, or has too many.
     """
     with path.open("rb", buffering=0) as stream:
-        return [member.filename for member in _directory(stream)]
+        return [member.filename for member in _zip_directory(stream)]
 
 
-class _Bounded(io.RawIOBase):
+class _BoundedFile(io.RawIOBase):
     """A file of which the library reads no more at once than a list of members may have."""
 
     def __init__(self, stream: io.FileIO):
@@ -87,27 +87,27 @@ class _Bounded(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         found = self._stream.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1)) or b""
         if len(found) > MAX_DIRECTORY:
-            raise NotAPickle(f"a zip with a list of more than {MAX_DIRECTORY >> 20} MB")
+            raise InvalidPickleError(f"a zip with a list of more than {MAX_DIRECTORY >> 20} MB")
         return found
 
 
-def _directory(stream: Any) -> list[zipfile.ZipInfo]:
+def _zip_directory(stream: Any) -> list[zipfile.ZipInfo]:
     try:
-        return zipfile.ZipFile(_Bounded(stream)).infolist()
+        return zipfile.ZipFile(_BoundedFile(stream)).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, UnicodeDecodeError, OverflowError):
-        raise NotAPickle(_CUT) from None
+        raise InvalidPickleError(_TRUNCATED) from None
 
 
-class _Members:
+class _ZipMembers:
     """What a zip holds, by name."""
 
     def __init__(self, stream: Any, data: mmap):
         self._data, self._bytes = data, np.frombuffer(data, np.uint8)
-        self._room = len(data) * MAX_ZIP_RATIO + MAX_EXPANSION
+        self._unpack_budget = len(data) * MAX_ZIP_RATIO + MAX_EXPANSION
         self._found: dict[str, zipfile.ZipInfo] = {}
-        for info in _directory(stream):
+        for info in _zip_directory(stream):
             if info.filename in self._found:
-                raise NotAPickle("a zip with two members of one name")
+                raise InvalidPickleError("a zip with two members of one name")
             self._found[info.filename] = info
 
     def __iter__(self) -> Any:
@@ -120,107 +120,107 @@ class _Members:
             return None
         head = self._data[info.header_offset : info.header_offset + _LOCAL_HEADER]
         if len(head) < _LOCAL_HEADER or head[:4] != b"PK\x03\x04" or info.flag_bits & 1:
-            raise NotAPickle(_CUT)
+            raise InvalidPickleError(_TRUNCATED)
         lengths = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
         begin = info.header_offset + _LOCAL_HEADER + lengths
         raw = self._bytes[begin : begin + info.compress_size]
         if len(raw) != info.compress_size:
-            raise NotAPickle(_CUT)
+            raise InvalidPickleError(_TRUNCATED)
         if info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size:
             return raw
         if info.compress_type != zipfile.ZIP_DEFLATED:
-            raise NotAPickle("a zip that is packed in a way of its own")
-        if info.file_size > min(self._room, info.compress_size * MAX_ZIP_RATIO + (MAX_EXPANSION >> 4)):
-            raise NotAPickle("a zip that unpacks to many times its size")
-        self._room -= info.file_size
+            raise InvalidPickleError("a zip that is packed in a way of its own")
+        if info.file_size > min(self._unpack_budget, info.compress_size * MAX_ZIP_RATIO + (MAX_EXPANSION >> 4)):
+            raise InvalidPickleError("a zip that unpacks to many times its size")
+        self._unpack_budget -= info.file_size
         try:
             unpacked = zlib.decompressobj(-15).decompress(raw, info.file_size)
         except zlib.error:
-            raise NotAPickle(_CUT) from None
+            raise InvalidPickleError(_TRUNCATED) from None
         if len(unpacked) != info.file_size:
-            raise NotAPickle(_CUT)
+            raise InvalidPickleError(_TRUNCATED)
         return np.frombuffer(unpacked, np.uint8)
 
 
-def _from_zip(members: _Members) -> Loaded:
+def _from_zip(members: _ZipMembers) -> LoadedFile:
     tops = [name.removesuffix(_DATA) for name in members if name.endswith(f"/{_DATA}") and name.count("/") == 1]
     if len(tops) != 1:
-        raise NotAPickle("a zip without a model of PyTorch's")
+        raise InvalidPickleError("a zip without a model of PyTorch's")
     top = tops[0]
     order = members.read(f"{top}byteorder")
     if order is not None and order[:8].tobytes() == b"big":
-        raise NotAPickle("a file of a machine with the other order of bytes")
+        raise InvalidPickleError("a file of a machine with the other order of bytes")
     content = _from_member(members, f"{top}{_DATA}", f"{top}data/")
     constants = _from_member(members, f"{top}{_CONSTANTS}", f"{top}constants/")
-    return Loaded(content, constants)
+    return LoadedFile(content, constants)
 
 
-def _from_member(members: _Members, name: str, folder: str) -> Any:
+def _from_member(members: _ZipMembers, name: str, folder: str) -> Any:
     raw = members.read(name)
     if raw is None:
         return None
     if len(raw) > _LARGEST_PICKLE:
-        raise NotAPickle("a pickle that is larger than any")
+        raise InvalidPickleError("a pickle that is larger than any")
     known: dict[str, np.ndarray | None] = {}
 
-    def persistent(found: Any) -> Storage:
-        storage = storage_of(found)
+    def persistent_load(found: Any) -> Storage:
+        storage = parse_storage(found)
         if storage.key not in known:
             known[storage.key] = members.read(f"{folder}{storage.key}") if storage.key else None
         storage.data = known[storage.key]
         if storage.key and storage.data is None:
-            raise NotAPickle(_CUT)
+            raise InvalidPickleError(_TRUNCATED)
         return storage
 
-    return read_pickle(raw.tobytes(), 0, _builder(1), persistent)[0]
+    return read_pickle(raw.tobytes(), 0, _make_builder(1), persistent_load)[0]
 
 
 def _from_pickles(data: bytes | mmap, nested: bool = False) -> Any:
     """The thing in a file of the format before PyTorch 1.6, or of pickle alone."""
     storages: list[Storage] = []
 
-    def persistent(found: Any) -> Any:
+    def persistent_load(found: Any) -> Any:
         if isinstance(found, tuple) and len(found) == 4 and found[0] == "module":  # a class, with its source text
             return found[1]
-        storages.append(storage_of(found))
+        storages.append(parse_storage(found))
         return storages[-1]
 
-    content, at = read_pickle(data, 0, _builder(0 if nested else 1), persistent)
+    content, at = read_pickle(data, 0, _make_builder(0 if nested else 1), persistent_load)
     if type(content) is not int or content != MAGIC:
         return content
-    _, at = read_pickle(data, at, build, persistent)
-    machine, at = read_pickle(data, at, build, persistent)
+    _, at = read_pickle(data, at, build_call, persistent_load)
+    machine, at = read_pickle(data, at, build_call, persistent_load)
     if isinstance(machine, dict) and machine.get("little_endian") is False:
-        raise NotAPickle("a file of a machine with the other order of bytes")
-    content, at = read_pickle(data, at, _builder(0 if nested else 1), persistent)
-    keys, at = read_pickle(data, at, build, persistent)
+        raise InvalidPickleError("a file of a machine with the other order of bytes")
+    content, at = read_pickle(data, at, _make_builder(0 if nested else 1), persistent_load)
+    keys, at = read_pickle(data, at, build_call, persistent_load)
     sizes = {storage.key: storage.element_bytes for storage in reversed(storages)}
     whole, found = np.frombuffer(data, np.uint8), {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in sizes or key in found:
-            raise NotAPickle(_CUT)
+            raise InvalidPickleError(_TRUNCATED)
         count = int.from_bytes(whole[at : at + 8].tobytes(), "little") * sizes[key]
         at += 8
         if count > len(whole) - at:
-            raise NotAPickle(_CUT)
+            raise InvalidPickleError(_TRUNCATED)
         found[key] = whole[at : at + count]
         at += count
     for storage in storages:
         storage.data = found.get(storage.key)
         if storage.key and storage.data is None:
-            raise NotAPickle(_CUT)
+            raise InvalidPickleError(_TRUNCATED)
     return content
 
 
-def _builder(nesting: int) -> Callable[[Any, Any], Any]:
+def _make_builder(nesting: int) -> Callable[[Any, Any], Any]:
     """What stands for calls; with `nesting`, storages that were pickled as files of their own are read too."""
 
     def built(kind: Any, args: Any) -> Any:
-        if not nesting or not isinstance(kind, Named) or (kind.module, kind.name) != _FROM_BYTES:
-            return build(kind, args)
+        if not nesting or not isinstance(kind, GlobalRef) or (kind.module, kind.name) != _FROM_BYTES:
+            return build_call(kind, args)
         raw = args[0] if isinstance(args, tuple) and len(args) == 1 else None
         found = _from_pickles(bytes(raw), nested=True) if isinstance(raw, bytes | memoryview) else None
-        return found if isinstance(found, Storage) else Made(kind, args)
+        return found if isinstance(found, Storage) else CallRecord(kind, args)
 
     return built
 

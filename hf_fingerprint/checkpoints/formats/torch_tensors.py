@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.dtypes import SIZES
-from hf_fingerprint.checkpoints.formats.descriptions import Inert, Made
+from hf_fingerprint.checkpoints.formats.descriptions import CallRecord, InertObject
 from hf_fingerprint.checkpoints.limits import MAX_DIMENSIONS
 from hf_fingerprint.printable import printable
 
@@ -36,7 +36,7 @@ _LARGEST = 1 << 62
 NO_DATA = "no data"
 
 
-class Storage(Inert):
+class Storage(InertObject):
     """A stretch of bytes that tensors are views of.
 
     Attributes:
@@ -57,7 +57,7 @@ class Storage(Inert):
         return element_bytes(self.dtype)
 
 
-class Tensor(Inert):
+class LazyTensor(InertObject):
     """A tensor that is read in rows, without ever being laid out whole.
 
     Attributes:
@@ -109,7 +109,7 @@ class Tensor(Inert):
         extent = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) + 1
         return begin + self.offset * size, begin + (self.offset + (extent if self.numel() else 0)) * size
 
-    def why_not(self) -> str | None:
+    def unreadable_reason(self) -> str | None:
         """Why its bytes can't be had, if there is a reason."""
         if self.reason is not None:
             return self.reason
@@ -139,7 +139,7 @@ class Tensor(Inert):
         return rows.reshape(-1).view(np.uint8)[start - first * row : stop - first * row]
 
 
-class NumpyArray(Tensor):
+class NumpyArray(LazyTensor):
     """An array of numpy's, of which a pickle first says that it is one and then what is in it."""
 
     __slots__ = ()
@@ -153,7 +153,7 @@ class NumpyArray(Tensor):
 
     def fill(self, shape: Any, dtype: Any, columns_first: Any, raw: Any) -> None:
         """Takes the array's bytes, in the order of its shape or of the shape read backwards."""
-        sizes, named = sizes_of(shape), _numpy_dtype(dtype)
+        sizes, named = parse_sizes(shape), _numpy_dtype(dtype)
         raw = raw.encode("latin-1", "replace") if isinstance(raw, str) else raw  # as Python 2 wrote it
         if sizes is None or named is None or not isinstance(raw, bytes | memoryview):
             self.reason = "a numpy array of another dtype"
@@ -175,7 +175,7 @@ def element_bytes(dtype: str) -> int:
 
 def _numpy_dtype(dtype: Any) -> str | None:
     """PyTorch's word for a dtype of numpy's, in the order of bytes that is read here."""
-    if not isinstance(dtype, Made) or not isinstance(dtype.args, tuple) or not dtype.args:
+    if not isinstance(dtype, CallRecord) or not isinstance(dtype.args, tuple) or not dtype.args:
         return None
     state = dtype.state if isinstance(dtype.state, tuple) else ()
     if len(state) > 1 and state[1] == ">":
@@ -183,7 +183,7 @@ def _numpy_dtype(dtype: Any) -> str | None:
     return _NUMPY.get(dtype.args[0]) if isinstance(dtype.args[0], str) else None
 
 
-def sizes_of(value: Any) -> tuple[int, ...] | None:
+def parse_sizes(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS or not all(map(is_size, value)):
         return None
     return tuple(value)

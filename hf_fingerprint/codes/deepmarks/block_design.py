@@ -123,14 +123,14 @@ class BlockDesign:
         signs.flags.writeable = False
         return signs
 
-    def hard_bits(self, reading: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+    def hard_bits(self, extracted: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
         """The bits of a suspect, 1 where the reading is above the threshold.
 
         Args:
-            reading (`np.ndarray` of shape `(v,)`): 0 or 1 for one copy, between them for an average of copies.
+            extracted (`np.ndarray` of shape `(v,)`): 0 or 1 for one copy, between them for an average of copies.
             threshold (`float`): the paper's 0.85 keeps the AND of an average of up to 6.
         """
-        return self.check_reading(reading) > threshold
+        return self.check_extracted(extracted) > threshold
 
     def covered_by(self, word: np.ndarray) -> tuple[int, ...]:
         """Whoever has all zeros of the codeword among those of the word: accusing them all asks for no consistency.
@@ -173,15 +173,15 @@ class BlockDesign:
             raise CodeError("A word of this code is of zeros and ones alone: get them from a reading with hard_bits.")
         return word.astype(bool)
 
-    def check_reading(self, reading: np.ndarray) -> np.ndarray:
+    def check_extracted(self, extracted: np.ndarray) -> np.ndarray:
         """A reading as `float64` of shape `(v,)`.
 
         Raises:
             [`CodeError`]: if it has another shape, or values that are not finite.
         """
-        reading = np.asarray(reading, dtype=np.float64)
-        if reading.shape != (self.points,):
-            raise CodeError(f"A reading of this code has {self.points} numbers, not the shape {reading.shape}.")
-        if not np.isfinite(reading).all():
+        extracted = np.asarray(extracted, dtype=np.float64)
+        if extracted.shape != (self.points,):
+            raise CodeError(f"A reading of this code has {self.points} numbers, not the shape {extracted.shape}.")
+        if not np.isfinite(extracted).all():
             raise CodeError("The reading has values that are not finite, so it can't be decoded.")
-        return reading
+        return extracted

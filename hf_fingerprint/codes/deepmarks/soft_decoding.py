@@ -12,11 +12,11 @@ from scipy.special import betainc, betaln
 
 from hf_fingerprint.codes.bounds import check_alpha
 from hf_fingerprint.codes.deepmarks.block_design import BlockDesign
-from hf_fingerprint.codes.signals import from_order_1, to_order_1
+from hf_fingerprint.codes.signals import from_unit_scale, to_unit_scale
 from hf_fingerprint.errors import CodeError
 
 
-BUDGET = 200_000
+MAX_COALITIONS = 200_000
 _ROUNDING = 1e-10  # share of the reading's energy below which nothing is believed
 _UNDERFLOW = 1e-290
 
@@ -39,7 +39,7 @@ class SoftDecoding:
 
 
 def soft_decode(
-    design: BlockDesign, reading: np.ndarray, coalition: int | None = None, alpha: float = 1e-6
+    design: BlockDesign, extracted: np.ndarray, coalition: int | None = None, alpha: float = 1e-6
 ) -> SoftDecoding:
     """Accuses from real numbers, with a proven bound: anybody innocent is accused with probability at most alpha.
 
@@ -68,19 +68,19 @@ def soft_decode(
 
     Args:
         design (`BlockDesign`): the code.
-        reading (`np.ndarray` of shape `(v,)`): y, on any scale.
+        extracted (`np.ndarray` of shape `(v,)`): y, on any scale.
         coalition (`int`, *optional*): K, the largest number of pirates that the bound shall hold for. It needn't be
             within the design's resilience. By default the largest that is, and is feasible.
         alpha (`float`): the probability of accusing anybody innocent, at most 0.05.
 
     Raises:
         [`CodeError`]: if the reading is not v finite numbers, alpha no level to accuse at, or K makes no sense or has
-            more than `BUDGET` coalitions.
+            more than `MAX_COALITIONS` coalitions.
     """
-    y = design.check_reading(reading)
+    y = design.check_extracted(extracted)
     size = _coalition_size(design.points, design.resilience, coalition)
     check_alpha(alpha)
-    y, exponent = to_order_1(y)
+    y, exponent = to_unit_scale(y)
     if not y.any():
         return SoftDecoding((), np.zeros(design.points), np.zeros(design.points), size)
     inner = design.signs @ y
@@ -100,7 +100,7 @@ def soft_decode(
     bounds = np.empty(design.points)
     weights = np.empty(design.points)
     bounds[order] = ranked
-    weights[order] = from_order_1(refuter.weights(), exponent)
+    weights[order] = from_unit_scale(refuter.weights(), exponent)
     level = math.log10(alpha)
     accused = np.flatnonzero(bounds <= level) if highest > level else np.empty(0, dtype=int)
     return SoftDecoding(tuple(accused.tolist()), weights, bounds, size)
@@ -108,15 +108,15 @@ def soft_decode(
 
 def _coalition_size(points: int, resilience: int, coalition: int | None) -> int:
     if coalition is None:
-        return max(s for s in range(1, resilience + 1) if s == 1 or math.comb(points, s) <= BUDGET)
+        return max(s for s in range(1, resilience + 1) if s == 1 or math.comb(points, s) <= MAX_COALITIONS)
     if not 1 <= coalition < points / 2:
         raise CodeError(
             f"A coalition of {coalition} can't be refuted among {points} recipients: choose 1 to {(points - 1) // 2}."
         )
-    if math.comb(points, coalition) > BUDGET:
+    if math.comb(points, coalition) > MAX_COALITIONS:
         raise CodeError(
             f"There are {math.comb(points, coalition):,} coalitions of {coalition} among {points} recipients, more "
-            f"than the {BUDGET:,} that are tried: choose a smaller coalition."
+            f"than the {MAX_COALITIONS:,} that are tried: choose a smaller coalition."
         )
     return coalition
 
@@ -143,10 +143,10 @@ class _Refuter:
         total = np.cumsum(self._inner) / (self._own + count * self._common)
         # the positive ones are the first so many: as long as the last of them stays positive
         used = int(np.count_nonzero(np.logical_and.accumulate(self._inner > self._common * total)))
-        left = self._inner - self._common * total[used - 1] if used else np.zeros_like(self._inner)
-        return np.where(count <= used, left, 0.0) / self._own
+        residual_energy = self._inner - self._common * total[used - 1] if used else np.zeros_like(self._inner)
+        return np.where(count <= used, residual_energy, 0.0) / self._own
 
-    def left(self, total: np.ndarray, squares: np.ndarray, number: np.ndarray | int) -> np.ndarray:
+    def residual_energy(self, total: np.ndarray, squares: np.ndarray, number: np.ndarray | int) -> np.ndarray:
         """The energy of y outside the span of `number` of the `b_j`, given the sums of `<y, b_j>` and squares."""
         return self._energy - (squares - self._common / (self._own + number * self._common) * total**2) / self._own
 
@@ -155,7 +155,7 @@ class _Refuter:
         points, number = len(self._inner), sets.shape[1]
         d = points - number
         total, squares = self._inner[sets].sum(axis=1), np.square(self._inner[sets]).sum(axis=1)
-        before = np.maximum(self.left(total, squares, number), _ROUNDING * self._energy)
+        before = np.maximum(self.residual_energy(total, squares, number), _ROUNDING * self._energy)
         price = np.array([math.log10(self._size * math.comb(d, a)) for a in range(1, self._size + 1)])
         others = np.zeros(len(sets), dtype=np.intp)
         best = np.zeros(len(sets))
@@ -165,7 +165,7 @@ class _Refuter:
             total[rows] += self._inner[rank]
             squares[rows] += self._inner[rank] ** 2
             a = others[rows]
-            after = np.maximum(self.left(total[rows], squares[rows], number + a), _ROUNDING * self._energy)
+            after = np.maximum(self.residual_energy(total[rows], squares[rows], number + a), _ROUNDING * self._energy)
             tail = _log_tail(np.minimum(after / before[rows], 1.0), a, d) / math.log(10)
             best[rows] = np.minimum(best[rows], price[a - 1] + tail)
         return best

@@ -3,7 +3,7 @@
 Nothing here sees a codeword, so a wrong alignment costs evidence and can't make any.
 """
 
-from hf_fingerprint.extraction.alignment.align import Alignment, align_suspect
+from hf_fingerprint.extraction.alignment.align import AlignedWeights, align_suspect
 
 
-__all__ = ["Alignment", "align_suspect"]
+__all__ = ["AlignedWeights", "align_suspect"]

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 
-FEWEST, MOST_IMAGES, BATCH = 16, 256, 8
-PIXELS = FEWEST * 224 * 224  # of smaller images there are more: a late layer sees each in a place or two
+MIN_IMAGES, MAX_IMAGES, BATCH = 16, 256, 8
+PIXELS = MIN_IMAGES * 224 * 224  # of smaller images there are more: a late layer sees each in a place or two
 SAMPLES = 768
-MOST = 1e12
+MAX_ABS = 1e12
 
 
 class Activations(NamedTuple):
@@ -40,7 +40,7 @@ class Activations(NamedTuple):
     scale: np.ndarray | None = None
 
 
-def compare_activations(
+def record_activation_pairs(
     ours: BuiltModel, theirs: "torch.nn.Module", modules: dict[str, str]
 ) -> dict[str, tuple[Activations, Activations]]:
     """Runs two models on the same synthetic images.
@@ -54,28 +54,30 @@ def compare_activations(
         for each of the base's names that ran in both, `(ours, theirs)`.
     """
     _, height, width = ours.size
-    images = synthetic_images(ours, min(MOST_IMAGES, max(FEWEST, PIXELS // (height * width))))
-    one = _record(ours.module, images, list(modules))
+    images = synthetic_images(ours, min(MAX_IMAGES, max(MIN_IMAGES, PIXELS // (height * width))))
+    one = _record_activations(ours.module, images, list(modules))
     try:
-        two = _record(theirs, images, list(modules.values()))
+        two = _record_activations(theirs, images, list(modules.values()))
     except RuntimeError:  # widths that don't go together
         return {}
     return {a: (one[a], two[b]) for a, b in modules.items() if a in one and b in two}
 
 
-def _record(module: "torch.nn.Module", images: "torch.Tensor", names: list[str]) -> dict[str, Activations]:
+def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names: list[str]) -> dict[str, Activations]:
     import torch
 
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
     norms: dict[str, dict[str, np.ndarray]] = {}
     wanted = set(names)
-    places = -(-SAMPLES * BATCH // len(images))
+    n_places = -(-SAMPLES * BATCH // len(images))
     normed: tuple[torch.Tensor, torch.nn.Module] | None = None
     latest: tuple[torch.Tensor, str] | None = None
 
-    def note_other(called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor") -> None:
+    def record_norm_or_scale(
+        called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor"
+    ) -> None:
         nonlocal normed
-        scale = _scale(called)
+        scale = _layer_scale(called)
         if scale is None:
             normed = output, called
         elif latest is not None and inputs[0].data_ptr() == latest[0].data_ptr():
@@ -86,19 +88,21 @@ def _record(module: "torch.nn.Module", images: "torch.Tensor", names: list[str])
             nonlocal latest
             latest = output, name
             if inputs:
-                found[name].append((_sample(inputs[0], called, places), _sample(output, called, places)))
+                found[name].append(
+                    (_sample_channels(inputs[0], called, n_places), _sample_channels(output, called, n_places))
+                )
                 if normed is not None and inputs[0] is normed[0]:
-                    norms.setdefault(name, {}).update(_affine(normed[1], inputs[0].shape[-1]))
+                    norms.setdefault(name, {}).update(_norm_affine(normed[1], inputs[0].shape[-1]))
 
         return note
 
     kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
     hooks = [
-        part.register_forward_hook(hook(name) if isinstance(part, kinds) else note_other)
+        part.register_forward_hook(hook(name) if isinstance(part, kinds) else record_norm_or_scale)
         for name, part in module.named_modules()
         if (name in wanted and isinstance(part, kinds))
         or isinstance(part, torch.nn.LayerNorm)
-        or _scale(part) is not None
+        or _layer_scale(part) is not None
     ]
     try:
         with torch.no_grad():
@@ -114,7 +118,7 @@ def _record(module: "torch.nn.Module", images: "torch.Tensor", names: list[str])
     }
 
 
-def _affine(norm: "torch.nn.Module", channels: int) -> dict[str, np.ndarray]:
+def _norm_affine(norm: "torch.nn.Module", channels: int) -> dict[str, np.ndarray]:
     """The gain and the shift of a layer normalisation."""
     gain, shift = (getattr(norm, kind, None) for kind in ("weight", "bias"))
     return {
@@ -123,7 +127,7 @@ def _affine(norm: "torch.nn.Module", channels: int) -> dict[str, np.ndarray]:
     }
 
 
-def _scale(part: "torch.nn.Module") -> np.ndarray | None:
+def _layer_scale(part: "torch.nn.Module") -> np.ndarray | None:
     """What a layer scale (timm's `gamma`, transformers' `lambda1`) multiplies with."""
     own = dict(part.named_parameters(recurse=False))
     if len(own) != 1 or not own.keys() <= {"gamma", "lambda1"}:
@@ -132,18 +136,18 @@ def _scale(part: "torch.nn.Module") -> np.ndarray | None:
     return values.detach().double().numpy()
 
 
-def _sample(values: "torch.Tensor", module: "torch.nn.Module", places: int) -> np.ndarray:
+def _sample_channels(values: "torch.Tensor", module: "torch.nn.Module", n_places: int) -> np.ndarray:
     """Channels first, at so many places that are the same in both models."""
     import torch
 
     convolution = isinstance(module, torch.nn.modules.conv._ConvNd)
     shape = (values.shape[0], *values.shape[2:]) if convolution else values.shape[:-1]
-    chosen = torch.randperm(int(np.prod(shape)), generator=torch.Generator().manual_seed(0))[:places]
+    chosen = torch.randperm(int(np.prod(shape)), generator=torch.Generator().manual_seed(0))[:n_places]
     index = torch.unravel_index(chosen, shape)
     picked = values[index[0], :, *index[1:]] if convolution else values[index]
-    return usable(picked.T.float().numpy())
+    return zero_unusable(picked.T.float().numpy())
 
 
-def usable(values: np.ndarray) -> np.ndarray:
+def zero_unusable(values: np.ndarray) -> np.ndarray:
     """The values, with 0 for those whose products wouldn't be numbers."""
-    return np.where(np.abs(values) < MOST, values, np.float32(0))
+    return np.where(np.abs(values) < MAX_ABS, values, np.float32(0))

@@ -6,71 +6,71 @@ from threading import Lock
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import TensorInfo, Weights
+from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import to_float32
-from hf_fingerprint.extraction.alignment.activation_matching import usable
+from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.vault import Base
 
 
-KEPT = 4
-Change = Callable[[np.ndarray], np.ndarray]  # the suspect's `(rows, channels in, kernel)` to the base's
+CACHED_TENSORS = 4
+Transform = Callable[[np.ndarray], np.ndarray]  # the suspect's `(rows, channels in, kernel)` to the base's
 
 
-class Alignment:
+class AlignedWeights:
     """A suspect whose tensors stand in the base's order where that makes them more like the base's.
 
     Attributes:
         source ([`Source`]): the suspect's.
         tensors (`dict[str, TensorInfo]`): the suspect's tensors; those put in order are `float32` and have the shape
             of the carrier.
-        moved (`dict[str, TensorInfo]`): the carriers that were put in order, by their names.
+        aligned_tensors (`dict[str, TensorInfo]`): the carriers that were put in order, by their names.
     """
 
-    def __init__(self, base: Base, suspect: Weights, found: dict[str, tuple[TensorInfo, Change]]):
+    def __init__(self, base: Base, suspect: TensorReader, found: dict[str, tuple[TensorInfo, Transform]]):
         self.source, self.tensors = suspect.source, dict(suspect.tensors)
-        self.moved: dict[str, TensorInfo] = {}
+        self.aligned_tensors: dict[str, TensorInfo] = {}
         self._suspect = suspect
-        self._found: dict[str, tuple[TensorInfo, Change]] = {}
-        self._kept: dict[str, np.ndarray] = {}
+        self._transforms: dict[str, tuple[TensorInfo, Transform]] = {}
+        self._cache: dict[str, np.ndarray] = {}
         self._lock = Lock()
-        for carrier, (info, rearrangement) in found.items():
+        for carrier, (info, transform) in found.items():
             shape = base.tensors[carrier].shape
-            seen = replace(info, dtype="F32", shape=shape, nbytes=4 * int(np.prod(shape)))
-            self.tensors[info.name] = self.moved[carrier] = seen
-            self._found[info.name] = (info, rearrangement)
+            aligned_info = replace(info, dtype="F32", shape=shape, nbytes=4 * int(np.prod(shape)))
+            self.tensors[info.name] = self.aligned_tensors[carrier] = aligned_info
+            self._transforms[info.name] = (info, transform)
 
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
         """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given."""
-        if info.name not in self._found:
+        if info.name not in self._transforms:
             return self._suspect.read(info, start, stop, out)
-        values = self._whole(info.name)
+        values = self._transformed_bytes(info.name)
         piece = values[start:stop]
         if out is None:
             return piece
         out[: len(piece)] = piece
         return out[: len(piece)]
 
-    def _whole(self, name: str) -> np.ndarray:
+    def _transformed_bytes(self, name: str) -> np.ndarray:
         """A tensor's bytes; the last few are kept, since it is asked for piece by piece."""
         with self._lock:
-            if name not in self._kept:
-                info, rearrangement = self._found[name]
-                values = np.ascontiguousarray(rearrangement(load(self._suspect, info)), np.float32)
-                self._kept[name] = values.reshape(-1).view(np.uint8)
-            kept = self._kept[name]
-            for oldest in list(self._kept)[:-KEPT]:
-                del self._kept[oldest]
+            if name not in self._cache:
+                info, transform = self._transforms[name]
+                values = np.ascontiguousarray(transform(load(self._suspect, info)), np.float32)
+                self._cache[name] = values.reshape(-1).view(np.uint8)
+            kept = self._cache[name]
+            for oldest in list(self._cache)[:-CACHED_TENSORS]:
+                del self._cache[oldest]
             return kept
 
 
-def load(checkpoint: Weights, info: TensorInfo) -> np.ndarray:
+def load(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:
     """A whole tensor as `float32`, `(rows, channels in, kernel)`; what is not finite, or absurd, is 0."""
-    return usable(to_float32(checkpoint.read(info), info.dtype)).reshape(info.shape[0], info.shape[1], -1)
+    return zero_unusable(to_float32(checkpoint.read(info), info.dtype)).reshape(info.shape[0], info.shape[1], -1)
 
 
-def load_rows(checkpoint: Weights, info: TensorInfo, chosen: list[int]) -> np.ndarray:
+def load_rows(checkpoint: TensorReader, info: TensorInfo, chosen: list[int]) -> np.ndarray:
     """Some rows as `float32`, `(rows, columns)`; what is not finite, or absurd, is 0."""
     raw = [checkpoint.read(info, row * info.row_bytes, (row + 1) * info.row_bytes) for row in chosen]
-    return usable(np.stack([to_float32(row, info.dtype) for row in raw]))
+    return zero_unusable(np.stack([to_float32(row, info.dtype) for row in raw]))

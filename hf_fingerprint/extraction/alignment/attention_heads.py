@@ -12,35 +12,35 @@ from scipy.linalg import LinAlgError, solve_sylvester
 from scipy.optimize import linear_sum_assignment
 
 
-STEPS, LONGEST, SETTLED = 16, 0.5, 1e-3  # of the steps' sizes
+STEPS, MAX_STEP, TOLERANCE = 16, 0.5, 1e-3  # of the steps' sizes
 _TINY = 1e-9
 
 
-class HeadBases(NamedTuple):
+class HeadBasisChange(NamedTuple):
     """How heads are put back.
 
     Attributes:
         order (`np.ndarray` of shape `(heads,)`): for each head of the base, the suspect's.
-        forth (`np.ndarray` of shape `(heads, width, width)`): what its first weights are multiplied with (queries,
+        basis_change (`np.ndarray` of shape `(heads, width, width)`): what its first weights are multiplied with (queries,
             values).
-        back (`np.ndarray` of shape `(heads, width, width)`): the same for the second (keys, output columns): the
+        dual_basis_change (`np.ndarray` of shape `(heads, width, width)`): the same for the second (keys, output columns): the
             transposed inverse.
     """
 
     order: np.ndarray
-    forth: np.ndarray
-    back: np.ndarray
+    basis_change: np.ndarray
+    dual_basis_change: np.ndarray
 
     def first(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's first weights, `(heads, width, n)`, as the base has them."""
-        return self.forth @ theirs[self.order]
+        return self.basis_change @ theirs[self.order]
 
     def second(self, theirs: np.ndarray) -> np.ndarray:
         """The same of the second weights."""
-        return self.back @ theirs[self.order]
+        return self.dual_basis_change @ theirs[self.order]
 
 
-def likeness_of_heads(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def head_similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """How much of each head of the base lies in the row space of each of the suspect's, whatever its basis.
 
     Args:
@@ -57,12 +57,12 @@ def likeness_of_heads(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 def match_heads(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """For each head of the base, the suspect's, by all weights that they have."""
-    return linear_sum_assignment(-sum(likeness_of_heads(ours, theirs) for ours, theirs in pairs))[1]
+    return linear_sum_assignment(-sum(head_similarity(ours, theirs) for ours, theirs in pairs))[1]
 
 
-def head_bases(
+def fit_head_bases(
     order: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> HeadBases:
+) -> HeadBasisChange:
     """The changes of basis that make a suspect's heads most like the base's.
 
     Least squares on the first weights or on the second starts; then both decide, `|a - G a'|^2 + |b - G^-T b'|^2`
@@ -75,27 +75,36 @@ def head_bases(
             and the columns of the output projection.
     """
     (a, a_theirs), (b, b_theirs) = ((ours, theirs[order]) for ours, theirs in (first, second))
-    pairs = [_basis(*head) for head in zip(a, a_theirs, b, b_theirs, strict=True)]
-    return HeadBases(order, np.array([forth for forth, _ in pairs]), np.array([back for _, back in pairs]))
+    pairs = [_fit_basis(*head) for head in zip(a, a_theirs, b, b_theirs, strict=True)]
+    return HeadBasisChange(
+        order,
+        np.array([basis_change for basis_change, _ in pairs]),
+        np.array([dual_basis_change for _, dual_basis_change in pairs]),
+    )
 
 
-def _basis(a: np.ndarray, a_theirs: np.ndarray, b: np.ndarray, b_theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fit_basis(
+    a: np.ndarray, a_theirs: np.ndarray, b: np.ndarray, b_theirs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     identity = np.eye(len(a))
 
-    def left(forth: np.ndarray) -> float:
-        return float(np.square(a - forth @ a_theirs).sum() + np.square(b - np.linalg.inv(forth).T @ b_theirs).sum())
+    def residual_energy(basis_change: np.ndarray) -> float:
+        return float(
+            np.square(a - basis_change @ a_theirs).sum()
+            + np.square(b - np.linalg.inv(basis_change).T @ b_theirs).sum()
+        )
 
     try:
         starts = _least_squares(a, a_theirs), np.linalg.inv(_least_squares(b, b_theirs)).T
-        forth = min(starts, key=left)
+        basis_change = min(starts, key=residual_energy)
         for _ in range(STEPS):
-            p, r = forth @ a_theirs, np.linalg.inv(forth).T @ b_theirs
+            p, r = basis_change @ a_theirs, np.linalg.inv(basis_change).T @ b_theirs
             step = solve_sylvester(r @ r.T, p @ p.T, (a - p) @ p.T - r @ (b - r).T)
             size = float(np.linalg.norm(step))
-            forth = (identity + step * min(1.0, LONGEST / max(size, _TINY))) @ forth
-            if size < SETTLED:
+            basis_change = (identity + step * min(1.0, MAX_STEP / max(size, _TINY))) @ basis_change
+            if size < TOLERANCE:
                 break
-        return forth, np.linalg.inv(forth).T
+        return basis_change, np.linalg.inv(basis_change).T
     except (LinAlgError, np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to put back
         return identity, identity
 

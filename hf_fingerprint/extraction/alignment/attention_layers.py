@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _INPUTS = (("qkv",), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"))
 _OUTPUTS = ("proj", "o_proj", "out_proj", "to_out")
-_BESIDE = "output.dense"  # of the parent, as BERT has it
+_PARENT_OUTPUT = "output.dense"  # of the parent, as BERT has it
 
 
 class Attention(NamedTuple):
@@ -41,7 +41,7 @@ def find_attentions(module: "torch.nn.Module") -> Iterator[Attention]:
         heads = getattr(part, "num_heads", None) or getattr(part, "num_attention_heads", None)
         if not isinstance(heads, int):
             continue
-        outputs = [f"{name}.{last}" for last in _OUTPUTS] + [f"{name.rpartition('.')[0]}.{_BESIDE}"]
+        outputs = [f"{name}.{last}" for last in _OUTPUTS] + [f"{name.rpartition('.')[0]}.{_PARENT_OUTPUT}"]
         for first in _INPUTS:
             inputs = tuple(f"{name}.{each}" for each in first)
             output = next((each for each in outputs if each in layers), None)

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 
-SAME, SAME_ROWS = 0.9999, 0.999999
-SAMPLES, MOVES = 8, 1e-4  # in how many samples a channel moves, and by what share of its energy
-WRITES = 0.5  # of the channels that are one by what they carry
+MIN_SAME_COSINE, MIN_SAME_ROW_COSINE = 0.9999, 0.999999
+SAMPLES, MIN_VARIATION = 8, 1e-4  # in how many samples a channel moves, and by what share of its energy
+MIN_WRITER_SHARE = 0.5  # of the channels that are one by what they carry
 _TINY = 1e-20
 
 
-class Merged(NamedTuple):
+class DuplicateUnits(NamedTuple):
     """Input channels that always carry the same, up to a factor.
 
     Attributes:
@@ -35,7 +35,7 @@ class Merged(NamedTuple):
         return sums
 
 
-def channels_that_are_one(inputs: np.ndarray, writers: Iterable[np.ndarray] = ()) -> Merged | None:
+def find_duplicate_units(inputs: np.ndarray, writers: Iterable[np.ndarray] = ()) -> DuplicateUnits | None:
     """Finds them; `None` if each is by itself.
 
     Args:
@@ -45,15 +45,15 @@ def channels_that_are_one(inputs: np.ndarray, writers: Iterable[np.ndarray] = ()
     """
     moving = inputs - inputs.mean(1, keepdims=True)
     norms, energy = np.linalg.norm(inputs, axis=1), (moving**2).sum(1)
-    moves = (energy > MOVES * norms**2) & (energy**2 >= SAMPLES * (moving**4).sum(1))
-    same = (np.abs(cosines(inputs, inputs)) > SAME) & (np.abs(cosines(moving, moving)) > SAME)
+    moves = (energy > MIN_VARIATION * norms**2) & (energy**2 >= SAMPLES * (moving**4).sum(1))
+    same = (np.abs(cosines(inputs, inputs)) > MIN_SAME_COSINE) & (np.abs(cosines(moving, moving)) > MIN_SAME_COSINE)
     same &= moves[:, None] & moves
     np.fill_diagonal(same, False)
     for rows in writers if same.any() else ():
-        alike = cosines(rows, rows) > SAME_ROWS
-        np.fill_diagonal(alike, False)
-        if float(alike[same].mean()) >= WRITES:
-            same |= alike & ~(moves[:, None] | moves)
+        same_rows = cosines(rows, rows) > MIN_SAME_ROW_COSINE
+        np.fill_diagonal(same_rows, False)
+        if float(same_rows[same].mean()) >= MIN_WRITER_SHARE:
+            same |= same_rows & ~(moves[:, None] | moves)
             break
     np.fill_diagonal(same, True)
     one = same.argmax(1)
@@ -61,14 +61,14 @@ def channels_that_are_one(inputs: np.ndarray, writers: Iterable[np.ndarray] = ()
         return None
     signs = np.where(np.einsum("cs,cs->c", inputs, inputs[one]) < 0, -1.0, 1.0)
     ratios = np.divide(norms, norms[one], out=np.ones_like(norms), where=moves & (norms[one] > _TINY))
-    return Merged(one, np.where(moves, signs * ratios, 1.0))
+    return DuplicateUnits(one, np.where(moves, signs * ratios, 1.0))
 
 
-def first_alike(rows: np.ndarray) -> np.ndarray:
+def first_duplicate_rows(rows: np.ndarray) -> np.ndarray:
     """For each row the first that is a positive multiple of it, perhaps itself: `(rows,)`."""
-    alike = cosines(rows, rows) > SAME_ROWS
-    np.fill_diagonal(alike, True)
-    return alike.argmax(1)
+    same_rows = cosines(rows, rows) > MIN_SAME_ROW_COSINE
+    np.fill_diagonal(same_rows, True)
+    return same_rows.argmax(1)
 
 
 def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

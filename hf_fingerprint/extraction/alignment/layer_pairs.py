@@ -7,17 +7,17 @@ from typing import TypeVar
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, Weights, open_checkpoint, resolve
+from hf_fingerprint.checkpoints import Checkpoint, Source, TensorInfo, TensorReader, open_checkpoint, resolve
 from hf_fingerprint.checkpoints.dtypes import READABLE
-from hf_fingerprint.checkpoints.tensor_names import normalise
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning
-from hf_fingerprint.extraction.alignment.activation_matching import Activations, compare_activations
+from hf_fingerprint.extraction.alignment.activation_matching import Activations, record_activation_pairs
 from hf_fingerprint.extraction.alignment.aligned import load
 from hf_fingerprint.extraction.alignment.attention_layers import Attention, find_attentions
-from hf_fingerprint.extraction.alignment.duplicate_units import Merged, channels_that_are_one
-from hf_fingerprint.extraction.alignment.residual_rotation import Turned, turn_back
-from hf_fingerprint.extraction.alignment.suspect_model import as_base
-from hf_fingerprint.models import build_model, names_in_file
+from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, find_duplicate_units
+from hf_fingerprint.extraction.alignment.residual_rotation import RotationTransform, fit_rotation_transforms
+from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
+from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base
 
 
@@ -25,50 +25,54 @@ SOME_ATTENTIONS, SOME_OTHERS = 2, 3  # of all, to tell a stranger by
 T = TypeVar("T")
 
 
-class Pairs:
+class LayerPairs:
     """The carriers and their counterparts, and what they do.
 
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
         matches (`dict[str, TensorInfo]`): the counterparts that similarity found.
     """
 
-    def __init__(self, base: Base, original: Checkpoint, suspect: Weights, matches: dict[str, TensorInfo]):
+    def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader, matches: dict[str, TensorInfo]):
         self._original, self._suspect = original, suspect
-        named = {normalise(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
-        namesakes = {c.name: named[normalise(c.name)] for c in base.carriers if normalise(c.name) in named}
+        named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE and len(i.shape) > 1}
+        namesakes = {c.name: named[normalize_name(c.name)] for c in base.carriers if normalize_name(c.name) in named}
         self.counterparts = {**matches, **namesakes}
-        self.seen: dict[str, tuple[Activations, Activations]] = {}
+        self.activations: dict[str, tuple[Activations, Activations]] = {}
         self._attentions: list[Attention] = []
-        self._merged: dict[str, Merged | None] = {}
-        self._run()
+        self._duplicates: dict[str, DuplicateUnits | None] = {}
+        self._run_models()
 
     def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The base's tensor and the suspect's, each `(rows, channels in, kernel)`."""
         ours = load(self._original, self._original.tensors[name])
         return ours, load(self._suspect, self.counterparts[name])
 
-    def merged(self, name: str) -> Merged | None:
+    def duplicates(self, name: str) -> DuplicateUnits | None:
         """Which input channels of the suspect's are one, if it has more of them than the base."""
         channels = self.counterparts[name].shape[1]
-        if name not in self.seen or channels <= self._original.tensors[name].shape[1]:
+        if name not in self.activations or channels <= self._original.tensors[name].shape[1]:
             return None
-        inputs = self.seen[name][1].inputs
-        if name not in self._merged and len(inputs) == channels:  # not of a depthwise convolution
+        inputs = self.activations[name][1].inputs
+        if name not in self._duplicates and len(inputs) == channels:  # not of a depthwise convolution
             writers = (load(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == channels)
-            self._merged[name] = channels_that_are_one(inputs, writers)
-        return self._merged.get(name)
+            self._duplicates[name] = find_duplicate_units(inputs, writers)
+        return self._duplicates.get(name)
 
-    def turned(self, names: set[str]) -> dict[str, Turned]:
+    def fit_rotations(self, names: set[str]) -> dict[str, RotationTransform]:
         """How these are put back if the stream or heads were turned; whole attentions are looked at together."""
         attentions = [each for each in self._attentions if names & {*each.inputs, each.output}]
         together = names.union(*({*each.inputs, each.output} for each in attentions))
         matrices = [name for name in sorted(together & self.counterparts.keys()) if self._is_matrix(name)]
-        return {n: t for n, t in turn_back(matrices, attentions, self.seen, self.load).items() if n in names}
+        return {
+            n: t
+            for n, t in fit_rotation_transforms(matrices, attentions, self.activations, self.load).items()
+            if n in names
+        }
 
-    def some_of(self, names: set[str]) -> set[str]:
+    def sample_layers(self, names: set[str]) -> set[str]:
         """Some attentions and some other layers, spread over the depth."""
         attentions = [{*each.inputs, each.output} for each in self._attentions if names & {*each.inputs, each.output}]
         others = sorted(names.difference(*attentions))
@@ -79,10 +83,10 @@ class Pairs:
             self._original.tensors[name].shape == self.counterparts[name].shape
         )
 
-    def _run(self) -> None:
+    def _run_models(self) -> None:
         """Runs the base and the suspect on the same inputs, if both can be run."""
         try:
-            source = _whole(self._original.source)
+            source = _with_config(self._original.source)
             known = source is self._original.source
             with nullcontext(self._original) if known else open_checkpoint(source) as whole:
                 ours = build_model(whole)
@@ -93,13 +97,15 @@ class Pairs:
                 stacklevel=2,
             )
             return
-        in_file = names_in_file(ours.module, self._original)
-        theirs = as_base(ours, in_file, self._suspect)
+        file_names = map_parameter_names(ours.module, self._original)
+        theirs = load_into_base_model(ours, file_names, self._suspect)
         if theirs is None:
             return
-        carriers = {name.rpartition(".")[0]: in_file[name] for name in in_file if in_file[name] in self.counterparts}
-        found = compare_activations(ours, theirs, {module: module for module in carriers})
-        self.seen = {carrier: found[module] for module, carrier in carriers.items() if module in found}
+        carriers = {
+            name.rpartition(".")[0]: file_names[name] for name in file_names if file_names[name] in self.counterparts
+        }
+        found = record_activation_pairs(ours, theirs, {module: module for module in carriers})
+        self.activations = {carrier: found[module] for module, carrier in carriers.items() if module in found}
         self._attentions = [
             Attention(tuple(carriers[name] for name in each.inputs), carriers[each.output], each.heads)
             for each in find_attentions(ours.module)
@@ -112,7 +118,7 @@ def _spread(items: Sequence[T], count: int) -> Sequence[T]:
     return items[:: max(1, -(-len(items) // count))]
 
 
-def _whole(source: Source) -> Source:
+def _with_config(source: Source) -> Source:
     """The source with its configuration, which a base from the Hub may have been opened without."""
     if source.revision is None or (source.folder / "config.json").is_file():
         return source

@@ -9,34 +9,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_fingerprint.extraction.alignment.weight_matching import Rearrangement, assign
+from hf_fingerprint.extraction.alignment.weight_matching import ScaledPermutation, assign
 
 
-AGREE = 0.7
-SURE = 0.7
-DOUBT = 0.5  # how sure it is that what stayed in most places stayed in all
+MIN_AGREEMENT = 0.7
+MIN_CONFIDENCE = 0.7
+IDENTITY_CONFIDENCE = 0.5  # how sure it is that what stayed in most places stayed in all
 
 
 @dataclass
-class Side:
+class AxisOrder:
     """The rows or the input channels of one tensor.
 
     Attributes:
         name (`str`): the carrier's.
         axis (`int`): 0 for rows, 1 for input channels.
         order (`np.ndarray` of shape `(channels,)`): for each of the base's, the suspect's.
-        sure (`np.ndarray` of shape `(channels,)`): how like each other the two are, 0 to 1.
-        of (`int`): how many the suspect has.
+        confidence (`np.ndarray` of shape `(channels,)`): how like each other the two are, 0 to 1.
+        suspect_size (`int`): how many the suspect has.
     """
 
     name: str
     axis: int
     order: np.ndarray
-    sure: np.ndarray
-    of: int
+    confidence: np.ndarray
+    suspect_size: int
 
 
-def sides_of(name: str, found: Rearrangement, ours: np.ndarray, theirs: np.ndarray) -> list[Side]:
+def axis_orders(name: str, found: ScaledPermutation, ours: np.ndarray, theirs: np.ndarray) -> list[AxisOrder]:
     """Both sides of a tensor; of a depthwise convolution only the rows."""
     after = found(theirs)
     sides = []
@@ -45,52 +45,54 @@ def sides_of(name: str, found: Rearrangement, ours: np.ndarray, theirs: np.ndarr
             one, two = (np.moveaxis(values, axis, 0).reshape(len(order), -1) for values in (ours, after))
             norms = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
             products = np.abs(np.einsum("rc,rc->r", one, two))
-            sure = np.divide(products, norms, out=np.zeros(len(order)), where=norms > 0)
-            sides.append(Side(name, axis, order, sure, theirs.shape[axis]))
+            confidence = np.divide(products, norms, out=np.zeros(len(order)), where=norms > 0)
+            sides.append(AxisOrder(name, axis, order, confidence, theirs.shape[axis]))
     return sides
 
 
-def agree(sides: Iterable[Side]) -> dict[tuple[str, int], np.ndarray]:
+def find_consensus(sides: Iterable[AxisOrder]) -> dict[tuple[str, int], np.ndarray]:
     """One order for all sides that stand in nearly the same, each channel's place by those that are surest.
 
     Args:
-        sides (iterable of [`Side`]): of all tensors that were put in order.
+        sides (iterable of [`AxisOrder`]): of all tensors that were put in order.
 
     Returns:
         `dict[tuple[str, int], np.ndarray]`: by name and axis, the orders that changed.
     """
-    groups: list[list[Side]] = []
-    for side in sorted(sides, key=lambda each: -float(each.sure.mean())):
+    groups: list[list[AxisOrder]] = []
+    for axis_order in sorted(sides, key=lambda each: -float(each.confidence.mean())):
         for group in groups:
-            if _alike(group[0], side):
-                group.append(side)
+            if _agree(group[0], axis_order):
+                group.append(axis_order)
                 break
         else:
-            groups.append([side])
+            groups.append([axis_order])
     changed = {}
     for group in groups:
-        order = _consensus(group)
-        for side in group:
-            if not np.array_equal(order, side.order):
-                changed[side.name, side.axis] = order
+        order = _consensus_order(group)
+        for axis_order in group:
+            if not np.array_equal(order, axis_order.order):
+                changed[axis_order.name, axis_order.axis] = order
     return changed
 
 
-def _alike(one: Side, other: Side) -> bool:
+def _agree(one: AxisOrder, other: AxisOrder) -> bool:
     """Whether two sides stand in nearly the same order, above all in what moved: that little did says nothing."""
-    if (len(one.order), one.of) != (len(other.order), other.of):
+    if (len(one.order), one.suspect_size) != (len(other.order), other.suspect_size):
         return False
     same, places = one.order == other.order, np.arange(len(one.order))
-    moved = ((one.order != places) | (other.order != places)) & (np.minimum(one.sure, other.sure) >= SURE)
-    return float(same[moved].mean() if moved.any() else same.mean()) >= AGREE
+    moved = ((one.order != places) | (other.order != places)) & (
+        np.minimum(one.confidence, other.confidence) >= MIN_CONFIDENCE
+    )
+    return float(same[moved].mean() if moved.any() else same.mean()) >= MIN_AGREEMENT
 
 
-def _consensus(group: Sequence[Side]) -> np.ndarray:
-    count, of = len(group[0].order), group[0].of
-    likeness = np.zeros((count, of))
+def _consensus_order(group: Sequence[AxisOrder]) -> np.ndarray:
+    count, suspect_size = len(group[0].order), group[0].suspect_size
+    similarity = np.zeros((count, suspect_size))
     places = np.arange(count)
-    for side in group:
-        np.maximum.at(likeness, (places, side.order), side.sure)
-    if float((group[0].order == places).mean()) >= AGREE:
-        likeness[places, places] = np.maximum(likeness[places, places], DOUBT)
-    return assign(likeness)
+    for axis_order in group:
+        np.maximum.at(similarity, (places, axis_order.order), axis_order.confidence)
+    if float((group[0].order == places).mean()) >= MIN_AGREEMENT:
+        similarity[places, places] = np.maximum(similarity[places, places], IDENTITY_CONFIDENCE)
+    return assign(similarity)

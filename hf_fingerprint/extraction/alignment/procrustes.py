@@ -12,15 +12,15 @@ import numpy as np
 from hf_fingerprint.extraction.alignment.activation_matching import Activations
 
 
-ALIKE = 0.7
+MIN_EXPLAINED = 0.7
 _TINY = 1e-12
 
 
-def stream_basis(seen: Iterable[tuple[Activations, Activations]]) -> np.ndarray | None:
+def fit_stream_rotation(activations: Iterable[tuple[Activations, Activations]]) -> np.ndarray | None:
     """The orthogonal matrix between the streams of two models: `theirs = basis @ ours`.
 
     Args:
-        seen (iterable of pairs of [`Activations`]): of modules that read a normalised stream, the base's and the
+        activations (iterable of pairs of [`Activations`]): of modules that read a normalised stream, the base's and the
             suspect's.
 
     Returns:
@@ -28,8 +28,8 @@ def stream_basis(seen: Iterable[tuple[Activations, Activations]]) -> np.ndarray 
     """
     products: dict[int, np.ndarray] = {}
     energies: dict[int, np.ndarray] = {}
-    for ours, theirs in seen:
-        one, two = _plain_inputs(ours), _plain_inputs(theirs)
+    for ours, theirs in activations:
+        one, two = _normalized_inputs(ours), _normalized_inputs(theirs)
         if one is not None and two is not None and one.shape == two.shape:
             width = len(one)
             products[width] = products.get(width, np.zeros((width, width))) + two @ one.T
@@ -38,28 +38,28 @@ def stream_basis(seen: Iterable[tuple[Activations, Activations]]) -> np.ndarray 
         return None
     widest = max(energies, key=lambda width: float(energies[width][0]))
     explained = np.linalg.norm(products[widest], "nuc")
-    if explained < ALIKE * np.sqrt(energies[widest].prod()):
+    if explained < MIN_EXPLAINED * np.sqrt(energies[widest].prod()):
         return None
-    return nearest_basis(products[widest])
+    return nearest_orthogonal(products[widest])
 
 
-def _plain_inputs(seen: Activations) -> np.ndarray | None:
+def _normalized_inputs(activations: Activations) -> np.ndarray | None:
     """A module's inputs as the normalisation before it left them, without its gain and shift, about their mean over
     the samples; `float64`."""
-    if seen.gain is None or seen.shift is None:
+    if activations.gain is None or activations.shift is None:
         return None
-    usable = np.abs(seen.gain) > _TINY
+    usable = np.abs(activations.gain) > _TINY
     inputs = np.divide(
-        seen.inputs - seen.shift[:, None],
-        seen.gain[:, None],
-        out=np.zeros(seen.inputs.shape, np.float64),
+        activations.inputs - activations.shift[:, None],
+        activations.gain[:, None],
+        out=np.zeros(activations.inputs.shape, np.float64),
         where=usable[:, None],
     )
     inputs -= inputs.mean(0)
     return inputs - inputs.mean(1, keepdims=True)
 
 
-def nearest_basis(product: np.ndarray) -> np.ndarray:
+def nearest_orthogonal(product: np.ndarray) -> np.ndarray:
     """The orthogonal matrix nearest to a sum of `theirs ours^T` (P. Schönemann, Psychometrika 31 (1966))."""
     left, _, right = np.linalg.svd(product)
     return left @ right

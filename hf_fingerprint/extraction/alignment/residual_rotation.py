@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_fingerprint.extraction.alignment.activation_matching import Activations
-from hf_fingerprint.extraction.alignment.attention_heads import head_bases, match_heads
+from hf_fingerprint.extraction.alignment.attention_heads import fit_head_bases, match_heads
 from hf_fingerprint.extraction.alignment.attention_layers import Attention
-from hf_fingerprint.extraction.alignment.procrustes import nearest_basis, stream_basis
-from hf_fingerprint.extraction.alignment.weight_matching import SIMPLER, rearrange
+from hf_fingerprint.extraction.alignment.procrustes import fit_stream_rotation, nearest_orthogonal
+from hf_fingerprint.extraction.alignment.weight_matching import SIMPLER_RATIO, match_weights
 
 
 PASSES = 2
-Load = Callable[[str], tuple[np.ndarray, np.ndarray]]
-Seen = Mapping[str, tuple[Activations, Activations]]
-Other = Callable[[np.ndarray], np.ndarray]  # puts the side in order that isn't the stream's
-LEAST_LEFT = 0.5  # of a gain
+LoadPair = Callable[[str], tuple[np.ndarray, np.ndarray]]
+ActivationPairs = Mapping[str, tuple[Activations, Activations]]
+OtherSide = Callable[[np.ndarray], np.ndarray]  # puts the side in order that isn't the stream's
+MIN_GAIN_RATIO = 0.5  # of a gain
 _TINY = 1e-12
 
 
@@ -29,7 +29,7 @@ class StreamSide:
     """The side of a weight that touches the stream.
 
     Attributes:
-        basis (`np.ndarray` of shape `(channels, channels)`): see [`stream_basis`].
+        basis (`np.ndarray` of shape `(channels, channels)`): see [`fit_stream_rotation`].
         gains (pair of `np.ndarray`, *optional*): of the normalisations before a weight that reads the stream, the
             base's and the suspect's.
         scales (pair of `np.ndarray`, *optional*): of the layer scales after a weight that writes to it, likewise.
@@ -42,19 +42,19 @@ class StreamSide:
     def theirs(self, values: np.ndarray) -> np.ndarray:
         """The suspect's weights, `(rows, columns)`, with the stream turned back, and without its mean."""
         if self.gains is not None:
-            return _without_mean((values * self.gains[1]) @ self.basis, 1) * _inverse(self.gains[0])
+            return _remove_mean((values * self.gains[1]) @ self.basis, 1) * _safe_inverse(self.gains[0])
         if self.scales is not None:
             scaled = self.basis.T @ (values * self.scales[1][:, None])
-            return _without_mean(scaled, 0) * _inverse(self.scales[0])[:, None]
+            return _remove_mean(scaled, 0) * _safe_inverse(self.scales[0])[:, None]
         return values
 
     def ours(self, values: np.ndarray) -> np.ndarray:
         """The base's weights without what [`theirs`] leaves out."""
         if self.gains is not None:
-            return _without_mean(values * self.gains[0], 1) * _inverse(self.gains[0])
+            return _remove_mean(values * self.gains[0], 1) * _safe_inverse(self.gains[0])
         if self.scales is not None:
             own = self.scales[0][:, None]
-            return _without_mean(values * own, 0) * _inverse(own)
+            return _remove_mean(values * own, 0) * _safe_inverse(own)
         return values
 
     def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
@@ -67,9 +67,9 @@ class StreamSide:
             return np.ones((1, 1))
         axis = 0 if self.gains is not None else 1
         power, products = ((ours * each).sum(axis, keepdims=True) for each in (ours, back))
-        return np.divide(power, products, out=np.ones_like(power), where=products > LEAST_LEFT * power)
+        return np.divide(power, products, out=np.ones_like(power), where=products > MIN_GAIN_RATIO * power)
 
-    def what_is_left(self, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    def residual_product(self, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         """`theirs ours^T` of the stream's channels, once both are in order."""
         if self.gains is not None:
             return (theirs * self.gains[0]).T @ (ours * self.gains[0])
@@ -80,12 +80,12 @@ class StreamSide:
 
 
 @dataclass(frozen=True)
-class Turned:
+class RotationTransform:
     """How a suspect's tensor is put back: its stream side, then the other, then the gains; the base's own weights
     stand where a normalisation takes away whatever there is."""
 
     side: StreamSide
-    other: Other
+    other: OtherSide
     drift: np.ndarray
     base: Callable[[], np.ndarray]
 
@@ -96,91 +96,93 @@ class Turned:
         return (back + (ours - self.side.ours(ours)))[:, :, None].astype(np.float32)
 
 
-def turn_back(names: Iterable[str], attentions: Iterable[Attention], seen: Seen, load: Load) -> dict[str, Turned]:
+def fit_rotation_transforms(
+    names: Iterable[str], attentions: Iterable[Attention], activations: ActivationPairs, load: LoadPair
+) -> dict[str, RotationTransform]:
     """Finds how the layers of a transformer are put back.
 
     Args:
         names (iterable of `str`): the carriers, all of them matrices.
         attentions (iterable of [`Attention`]): with the carriers' names.
-        seen (mapping): what the modules of the carriers do in both models.
+        activations (mapping): what the modules of the carriers do in both models.
         load (callable): gives the base's and the suspect's weights of a carrier, each `(rows, columns, 1)`.
 
     Returns:
         `dict[str, Turned]`: by the carriers' names; empty if nothing reads a stream.
     """
     names = list(names)
-    found = stream_basis(seen[name] for name in names if name in seen)
+    found = fit_stream_rotation(activations[name] for name in names if name in activations)
     if found is None:
         return {}
     basis: np.ndarray = found
-    whole = [each for each in attentions if {*each.inputs, each.output} <= set(names)]
-    in_heads = {name for each in whole for name in (*each.inputs, each.output)}
+    complete = [each for each in attentions if {*each.inputs, each.output} <= set(names)]
+    in_heads = {name for each in complete for name in (*each.inputs, each.output)}
 
     def pair(name: str) -> tuple[StreamSide, np.ndarray, np.ndarray]:
         ours, theirs = (values[:, :, 0].astype(np.float64) for values in load(name))
-        side = _side(basis, seen.get(name), len(ours))
+        side = _stream_side(basis, activations.get(name), len(ours))
         return side, side.ours(ours), side.theirs(theirs)
 
     for _ in range(PASSES):
-        others: dict[str, Other] = {}
-        for each in whole:
-            others |= _heads(each, {name: pair(name)[1:] for name in (*each.inputs, each.output)})
+        others: dict[str, OtherSide] = {}
+        for each in complete:
+            others |= _align_heads(each, {name: pair(name)[1:] for name in (*each.inputs, each.output)})
         left = np.zeros_like(basis)
         for name in names:
             side, ours, theirs = pair(name)
             if name not in in_heads:
-                others[name] = _units(ours, theirs)
-            left += side.what_is_left(ours, others[name](theirs))
-        basis = basis @ nearest_basis(left)
-    found_for: dict[str, Turned] = {}
+                others[name] = _match_units(ours, theirs)
+            left += side.residual_product(ours, others[name](theirs))
+        basis = basis @ nearest_orthogonal(left)
+    transforms: dict[str, RotationTransform] = {}
     for name, other in others.items():
         side, ours, theirs = pair(name)
-        found_for[name] = Turned(side, other, side.drift(ours, other(theirs)), _base(load, name))
-    return found_for
+        transforms[name] = RotationTransform(side, other, side.drift(ours, other(theirs)), _base_loader(load, name))
+    return transforms
 
 
-def _side(basis: np.ndarray, seen: tuple[Activations, Activations] | None, rows: int) -> StreamSide:
+def _stream_side(basis: np.ndarray, activations: tuple[Activations, Activations] | None, rows: int) -> StreamSide:
     gains = scales = None
-    if seen is not None and seen[0].gain is not None and seen[1].gain is not None:
-        gains = seen[0].gain, seen[1].gain
+    if activations is not None and activations[0].gain is not None and activations[1].gain is not None:
+        gains = activations[0].gain, activations[1].gain
     elif rows == len(basis):
         one = np.ones(rows)
-        ours, theirs = (None, None) if seen is None else (seen[0].scale, seen[1].scale)
+        ours, theirs = (None, None) if activations is None else (activations[0].scale, activations[1].scale)
         scales = one if ours is None else ours, one if theirs is None else theirs
     return StreamSide(basis, gains, scales)
 
 
-def _without_mean(values: np.ndarray, axis: int) -> np.ndarray:
+def _remove_mean(values: np.ndarray, axis: int) -> np.ndarray:
     """A normalisation takes the stream's mean away, so a turned copy needn't have it."""
     return values - values.mean(axis, keepdims=True)
 
 
-def _inverse(values: np.ndarray) -> np.ndarray:
+def _safe_inverse(values: np.ndarray) -> np.ndarray:
     return np.divide(1.0, values, out=np.zeros_like(values), where=np.abs(values) > _TINY)
 
 
-def _units(ours: np.ndarray, theirs: np.ndarray) -> Other:
+def _match_units(ours: np.ndarray, theirs: np.ndarray) -> OtherSide:
     """Hidden units moved or rescaled, by the weights alone."""
-    found = rearrange(ours[:, :, None].astype(np.float32), theirs[:, :, None].astype(np.float32), None)
+    found = match_weights(ours[:, :, None].astype(np.float32), theirs[:, :, None].astype(np.float32), None)
     return lambda values: found(values[:, :, None])[:, :, 0]
 
 
-def _heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Other]:
+def _align_heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, OtherSide]:
     """Heads moved or in another basis, if that explains more than so many free numbers would of any drift: they take
     along what the mark is there."""
     heads = attention.heads
     ours, theirs = ([pairs[name][which] for name in attention.inputs] for which in (0, 1))
     (q, k, v), (q2, k2, v2) = (
-        _split(np.concatenate(each), 3 * heads).reshape(3, heads, -1, each[0].shape[1]) for each in (ours, theirs)
+        _split_rows(np.concatenate(each), 3 * heads).reshape(3, heads, -1, each[0].shape[1]) for each in (ours, theirs)
     )
-    o, o2 = (_split(each.T, heads) for each in pairs[attention.output])
+    o, o2 = (_split_rows(each.T, heads) for each in pairs[attention.output])
     order = match_heads((q, q2), (k, k2), (v, v2), (o, o2))
-    scores, values = head_bases(order, (q, q2), (k, k2)), head_bases(order, (v, v2), (o, o2))
+    scores, values = fit_head_bases(order, (q, q2), (k, k2)), fit_head_bases(order, (v, v2), (o, o2))
 
     def output(weights: np.ndarray) -> np.ndarray:
-        return values.second(_split(weights.T, heads)).reshape(weights.T.shape).T
+        return values.second(_split_rows(weights.T, heads)).reshape(weights.T.shape).T
 
-    parts = [_rows(scores.first, heads), _rows(scores.second, heads), _rows(values.first, heads)]
+    parts = [_per_head(scores.first, heads), _per_head(scores.second, heads), _per_head(values.first, heads)]
 
     def fused(weights: np.ndarray) -> np.ndarray:
         return np.concatenate([part(each) for part, each in zip(parts, np.split(weights, 3), strict=True)])
@@ -188,28 +190,28 @@ def _heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.ndarray]]
     inputs = parts if len(attention.inputs) == 3 else [fused]
     others = {**dict(zip(attention.inputs, inputs, strict=True)), attention.output: output}
     share = len(q[0]) / (2 * q.shape[-1])  # 2 matrices for each head's 4
-    stood, left = (
+    residual_before, left = (
         sum(float(np.square(back - pairs[name][0]).sum()) for name, back in each)
         for each in (
             [(name, pairs[name][1]) for name in others],
             [(name, other(pairs[name][1])) for name, other in others.items()],
         )
     )
-    return dict.fromkeys(others, _as_it_is) if (1 - share) * stood <= SIMPLER * left else others
+    return dict.fromkeys(others, _identity) if (1 - share) * residual_before <= SIMPLER_RATIO * left else others
 
 
-def _as_it_is(weights: np.ndarray) -> np.ndarray:
+def _identity(weights: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _rows(change: Callable[[np.ndarray], np.ndarray], heads: int) -> Other:
-    return lambda weights: change(_split(weights, heads)).reshape(weights.shape)
+def _per_head(transform: Callable[[np.ndarray], np.ndarray], heads: int) -> OtherSide:
+    return lambda weights: transform(_split_rows(weights, heads)).reshape(weights.shape)
 
 
-def _split(weights: np.ndarray, parts: int) -> np.ndarray:
+def _split_rows(weights: np.ndarray, parts: int) -> np.ndarray:
     """`(rows, n)` as `(parts, rows / parts, n)`."""
     return weights.reshape(parts, -1, weights.shape[-1])
 
 
-def _base(load: Load, name: str) -> Callable[[], np.ndarray]:
+def _base_loader(load: LoadPair, name: str) -> Callable[[], np.ndarray]:
     return lambda: load(name)[0][:, :, 0].astype(np.float64)

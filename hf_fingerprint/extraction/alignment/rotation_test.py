@@ -11,22 +11,24 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, Weights
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, TensorReader
 from hf_fingerprint.extraction.alignment.aligned import load_rows
-from hf_fingerprint.extraction.match import sample_rows
+from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.vault import Base, Carrier
 
 
-ROWS, PARTS = 32, 2  # of a tensor, and into how many parts they are taken apart
-TENSORS = 4  # with rows of one length, at least: with fewer there are no pairs to tell by
-LOOKED_AT = 3
-MARK = 2.0  # energies of a mark: what drifted less lost next to nothing
-SURE = 4.0  # standard deviations
+ROWS, PARTS_PER_TENSOR = 32, 2  # of a tensor, and into how many parts they are taken apart
+MIN_TENSORS = 4  # with rows of one length, at least: with fewer there are no pairs to tell by
+PROBED_TENSORS = 3
+MIN_DRIFT = 2.0  # energies of a mark: what drifted less lost next to nothing
+MIN_STATISTIC = 4.0  # standard deviations
 _TINY = 1e-20
-Pair = tuple[np.ndarray, np.ndarray]
+RowPair = tuple[np.ndarray, np.ndarray]
 
 
-def turned_alike(base: Base, original: Checkpoint, suspect: Weights, matches: dict[str, TensorInfo]) -> bool:
+def has_common_rotation(
+    base: Base, original: Checkpoint, suspect: TensorReader, matches: dict[str, TensorInfo]
+) -> bool:
     """Whether a suspect's weights, beside the base's, were all turned by one small rotation.
 
     Reads some rows of a few tensors, and if these drifted by more than a mark, of all that could read a stream.
@@ -34,7 +36,7 @@ def turned_alike(base: Base, original: Checkpoint, suspect: Weights, matches: di
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
-        suspect ([`Weights`]): the open suspect.
+        suspect ([`TensorReader`]): the open suspect.
         matches (`dict[str, TensorInfo]`): the carriers' counterparts, of those that line up.
     """
     widths: dict[int, list[Carrier]] = defaultdict(list)
@@ -43,16 +45,16 @@ def turned_alike(base: Base, original: Checkpoint, suspect: Weights, matches: di
         if info is not None and len(info.shape) == 2:
             widths[info.shape[1]].append(carrier)
     readers = max(widths.values(), key=len, default=[])
-    if len(readers) < TENSORS:
+    if len(readers) < MIN_TENSORS:
         return False
-    pairs = _samples(original, suspect, readers, matches)
-    looked_at = [next(pairs) for _ in range(LOOKED_AT)]
-    if np.median([_drift(carrier, *pair) for carrier, pair in zip(readers, looked_at, strict=False)]) < MARK:
+    pairs = _sampled_rows(original, suspect, readers, matches)
+    probed = [next(pairs) for _ in range(PROBED_TENSORS)]
+    if np.median([_drift(carrier, *pair) for carrier, pair in zip(readers, probed, strict=False)]) < MIN_DRIFT:
         return False
-    return signs_of_a_turn([*looked_at, *pairs]) > SURE
+    return rotation_statistic([*probed, *pairs]) > MIN_STATISTIC
 
 
-def signs_of_a_turn(pairs: list[Pair]) -> float:
+def rotation_statistic(pairs: list[RowPair]) -> float:
     """How sure it is that rows were turned alike.
 
     Args:
@@ -62,25 +64,25 @@ def signs_of_a_turn(pairs: list[Pair]) -> float:
     Returns:
         `float`: in standard deviations, as parts of different tensors spread; about normal if nothing was turned.
     """
-    sides = [_unit_rows(ours, _gained(ours, theirs)) for ours, theirs in pairs]
-    ours, gained = (np.concatenate(side) for side in zip(*sides, strict=True))
-    products = gained @ ours.T
+    sides = [_unit_rows(ours, _row_changes(ours, theirs)) for ours, theirs in pairs]
+    ours, changes = (np.concatenate(side) for side in zip(*sides, strict=True))
+    products = changes @ ours.T
     products *= -products.T
-    parts = [len(part) for side, _ in sides for part in np.array_split(side, PARTS)]
+    parts = [len(part) for side, _ in sides for part in np.array_split(side, PARTS_PER_TENSOR)]
     starts = np.cumsum([0, *parts])[:-1]
     by_parts = np.add.reduceat(np.add.reduceat(products, starts, 0), starts, 1).astype(np.float64)
-    tensor = np.arange(len(parts)) // PARTS
+    tensor = np.arange(len(parts)) // PARTS_PER_TENSOR
     found = by_parts[tensor[:, None] < tensor]
     spread = float(np.sqrt(np.square(found).sum()))
     return float(found.sum()) / spread if spread > _TINY else 0.0
 
 
-def _samples(
-    original: Checkpoint, suspect: Weights, readers: list[Carrier], matches: dict[str, TensorInfo]
-) -> Iterator[Pair]:
+def _sampled_rows(
+    original: Checkpoint, suspect: TensorReader, readers: list[Carrier], matches: dict[str, TensorInfo]
+) -> Iterator[RowPair]:
     """Rows of each; spread, since those beside one another may drift together."""
     for carrier in readers:
-        chosen = sample_rows(original.tensors[carrier.name].rows, ROWS)
+        chosen = sample_row_indices(original.tensors[carrier.name].rows, ROWS)
         yield (
             load_rows(original, original.tensors[carrier.name], chosen),
             load_rows(suspect, matches[carrier.name], chosen),
@@ -89,17 +91,17 @@ def _samples(
 
 def _drift(carrier: Carrier, ours: np.ndarray, theirs: np.ndarray) -> float:
     """The energy of what rows gained, in units of a mark's."""
-    amplitude = carrier.amplitude[sample_rows(len(carrier.amplitude), ROWS)]
+    amplitude = carrier.amplitude[sample_row_indices(len(carrier.amplitude), ROWS)]
     mark = float(np.square(amplitude, dtype=np.float64).sum()) * ours.shape[1]
     return float(np.square(np.where(theirs != 0, theirs - ours, 0)).sum()) / max(mark, _TINY)
 
 
-def _gained(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def _row_changes(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """What rows gained but for factors of their columns; of what was pruned, nothing."""
-    gained = np.where(theirs != 0, theirs - ours, np.float32(0))
+    changes = np.where(theirs != 0, theirs - ours, np.float32(0))
     power = np.einsum("rc,rc->c", ours, ours)
-    factors = np.divide(np.einsum("rc,rc->c", ours, gained), power, out=np.zeros_like(power), where=power > _TINY)
-    return gained - factors * ours
+    factors = np.divide(np.einsum("rc,rc->c", ours, changes), power, out=np.zeros_like(power), where=power > _TINY)
+    return changes - factors * ours
 
 
 def _unit_rows(*sides: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_fingerprint.checkpoints import TensorInfo, Weights
+from hf_fingerprint.checkpoints import TensorInfo, TensorReader
 from hf_fingerprint.checkpoints.dtypes import READABLE, to_float32
-from hf_fingerprint.checkpoints.tensor_names import normalise
-from hf_fingerprint.extraction.alignment.activation_matching import usable
+from hf_fingerprint.checkpoints.tensor_names import normalize_name
+from hf_fingerprint.extraction.alignment.activation_matching import zero_unusable
 from hf_fingerprint.models import BuiltModel
 
 
@@ -20,53 +20,55 @@ if TYPE_CHECKING:
     import torch
 
 
-CLASSIFIER = 2  # its weight and bias may be gone
+MAX_MISSING = 2  # its weight and bias may be gone
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-def as_base(ours: BuiltModel, in_file: dict[str, str], suspect: Weights) -> "torch.nn.Module | None":
+def load_into_base_model(
+    ours: BuiltModel, file_names: dict[str, str], suspect: TensorReader
+) -> "torch.nn.Module | None":
     """The base's architecture with the suspect's weights, if they fit.
 
     Args:
         ours ([`BuiltModel`]): the base.
-        in_file (`dict[str, str]`): from its parameters' names to those of its file, where they differ.
-        suspect ([`Weights`]): the open suspect.
+        file_names (`dict[str, str]`): from its parameters' names to those of its file, where they differ.
+        suspect ([`TensorReader`]): the open suspect.
     """
     module = deepcopy(ours.module)
-    named = {normalise(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE}
-    filling = _Filling(named, in_file, suspect, ours.size[0])
+    named = {normalize_name(n): i for n, i in suspect.tensors.items() if i.dtype in READABLE}
+    loader = _WeightLoader(named, file_names, suspect, ours.size[0])
     for name, part in module.named_modules():
-        filling.fill(name, part)
-    return module if len(filling.missing) <= CLASSIFIER else None
+        loader.load_module(name, part)
+    return module if len(loader.missing) <= MAX_MISSING else None
 
 
-class _Filling:
+class _WeightLoader:
     """What was found in the suspect so far, and what was not."""
 
-    def __init__(self, named: dict[str, TensorInfo], in_file: dict[str, str], suspect: Weights, channels: int):
+    def __init__(self, named: dict[str, TensorInfo], file_names: dict[str, str], suspect: TensorReader, channels: int):
         self.missing: list[str] = []
-        self._named, self._in_file, self._suspect, self._channels = named, in_file, suspect, channels
+        self._named, self._file_names, self._suspect, self._channels = named, file_names, suspect, channels
         self._bias: np.ndarray | None = None  # of the last convolution, if the base's has none
 
-    def fill(self, name: str, part: "torch.nn.Module") -> None:
+    def load_module(self, name: str, part: "torch.nn.Module") -> None:
         """Gives one module, and none of those in it, the suspect's weights."""
         import torch
 
         dot = f"{name}." if name else ""
-        normalises = isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
-        if normalises and self._bias is not None and not self._find(f"{dot}weight"):
-            self._unfold(part)
+        is_batch_norm = isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+        if is_batch_norm and self._bias is not None and not self._find(f"{dot}weight"):
+            self._unfold_norm(part)
             return
         convolution = isinstance(part, torch.nn.modules.conv._ConvNd)
         for kind, values in [*part._parameters.items(), *part._buffers.items()]:
             if values is None or not values.is_floating_point():
                 continue
             info = self._find(dot + kind)
-            content = None if info is None else self._fitting(part, self._load(info), tuple(values.shape))
+            content = None if info is None else self._fit_shape(part, self._load(info), tuple(values.shape))
             if content is None:
                 self.missing.append(dot + kind)
             else:
-                _put(part, kind, content)
+                _set_tensor(part, kind, content)
         if convolution:
             bias = self._find(f"{dot}bias")
             self._bias = self._load(bias) if bias is not None and part.bias is None else None
@@ -75,20 +77,20 @@ class _Filling:
                 part.in_channels = part.out_channels = part.groups
 
     def _find(self, name: str) -> TensorInfo | None:
-        return self._named.get(normalise(self._in_file.get(name, name)))
+        return self._named.get(normalize_name(self._file_names.get(name, name)))
 
     def _load(self, info: TensorInfo) -> np.ndarray:
-        return usable(to_float32(self._suspect.read(info), info.dtype)).reshape(info.shape)
+        return zero_unusable(to_float32(self._suspect.read(info), info.dtype)).reshape(info.shape)
 
-    def _unfold(self, norm: Any) -> None:
+    def _unfold_norm(self, norm: Any) -> None:
         """Makes a normalisation that was folded into the convolution before it do nothing but add that one's bias."""
         assert self._bias is not None
         one, zero = np.ones_like(self._bias), np.zeros_like(self._bias)
         for kind, values in zip(_STATISTICS, (one, self._bias, zero, one * np.float32(1 - norm.eps)), strict=True):
-            _put(norm, kind, values)
+            _set_tensor(norm, kind, values)
         self._bias = None
 
-    def _fitting(self, part: "torch.nn.Module", values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    def _fit_shape(self, part: "torch.nn.Module", values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """The values in a shape that this module can run with."""
         import torch
 
@@ -101,10 +103,10 @@ class _Filling:
             if values.ndim > 2 and shape[1] == self._channels and values.shape[1] != shape[1]:
                 return np.repeat(values.sum(1, keepdims=True) / shape[1], shape[1], 1)
             return values
-        return _resized(values, shape)
+        return _resize_position_embedding(values, shape)
 
 
-def _put(part: "torch.nn.Module", kind: str, values: np.ndarray) -> None:
+def _set_tensor(part: "torch.nn.Module", kind: str, values: np.ndarray) -> None:
     import torch
 
     content = torch.from_numpy(np.array(values, np.float32))
@@ -114,7 +116,7 @@ def _put(part: "torch.nn.Module", kind: str, values: np.ndarray) -> None:
         part._buffers[kind] = content
 
 
-def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _resize_position_embedding(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """Position embeddings of another grid, `(1, tokens, channels)`, square but for the class tokens before it."""
     import torch
 

@@ -11,126 +11,134 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from hf_fingerprint.extraction.alignment.activation_matching import Activations
-from hf_fingerprint.extraction.alignment.duplicate_units import Merged, cosines
+from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, cosines
 
 
 PASSES = 2
-ROUNDS = 20
-SETTLED = 1e-5
-UNLIKE = 0.3
-SIMPLER = 1.1  # a factor for each row and column must explain so much more
-LARGE = 1 << 20  # weights: with fewer an assignment takes no time, and chance looks like something
-CHANCE = 20.0  # standard deviations; strangers have more in common than chance, as activations chose what to compare
-BY_CHANCE = 1.5  # times the greatest likeness that strangers have by chance
+MAX_FACTOR_STEPS = 20
+TOLERANCE = 1e-5
+MAX_UNRELATED_SIMILARITY = 0.3
+SIMPLER_RATIO = 1.1  # a factor for each row and column must explain so much more
+LARGE_TENSOR = 1 << 20  # weights: with fewer an assignment takes no time, and chance looks like something
+CHANCE_DEVIATIONS = (
+    20.0  # standard deviations; strangers have more in common than chance, as activations chose what to compare
+)
+CHANCE_FACTOR = 1.5  # times the greatest likeness that strangers have by chance
 _TINY = 1e-20
 
 
 @dataclass(frozen=True)
-class Rearrangement:
+class ScaledPermutation:
     """How a suspect's tensor is put in the base's order.
 
     Attributes:
         rows (`np.ndarray` of shape `(rows,)`): for each row of the base, the suspect's.
         columns (`np.ndarray` of shape `(channels in,)`): for each input channel of the base, the suspect's.
         row_factors, column_factors (`np.ndarray`): what they are multiplied with.
-        merged ([`Merged`], *optional*): input channels of the suspect that are one.
+        duplicates ([`DuplicateUnits`], *optional*): input channels of the suspect that are one.
     """
 
     rows: np.ndarray
     columns: np.ndarray
     row_factors: np.ndarray
     column_factors: np.ndarray
-    merged: Merged | None = None
+    duplicates: DuplicateUnits | None = None
 
     def __call__(self, theirs: np.ndarray) -> np.ndarray:
         """The suspect's tensor in the base's order, `(rows, channels in, kernel)`."""
-        theirs = theirs if self.merged is None else self.merged(theirs)
+        theirs = theirs if self.duplicates is None else self.duplicates(theirs)
         return theirs[self.rows][:, self.columns] * self.row_factors[:, None, None] * self.column_factors[:, None]
 
 
-def rearrange(
+def match_weights(
     ours: np.ndarray,
     theirs: np.ndarray,
-    seen: tuple[Activations, Activations] | None,
-    merged: Merged | None = None,
-) -> Rearrangement:
+    activations: tuple[Activations, Activations] | None,
+    duplicates: DuplicateUnits | None = None,
+) -> ScaledPermutation:
     """Finds the rearrangement that makes a suspect's tensor most like the base's.
 
     Args:
         ours (`np.ndarray` of shape `(rows, channels in, kernel)`): the base's weights, `float32`.
         theirs (`np.ndarray` of the same shape, or larger): the suspect's.
-        seen (pair of [`Activations`], *optional*): what the module does in both; without, rows or columns must have
+        activations (pair of [`Activations`], *optional*): what the module does in both; without, rows or columns must have
             stayed.
-        merged ([`Merged`], *optional*): input channels of the suspect's that are one.
+        duplicates ([`DuplicateUnits`], *optional*): input channels of the suspect's that are one.
     """
     channels = ours.shape[1]
-    if seen is None:
-        return rearrange_by(ours, theirs, [np.arange(len(ours))], [np.arange(channels)])
-    outputs = _centred(seen[0].outputs, seen[1].outputs)
-    inputs = _centred(seen[0].inputs, seen[1].inputs) if len(seen[0].inputs) == channels else None  # if not depthwise
-    row_likeness, column_likeness = cosines(*outputs), None if inputs is None else cosines(*inputs)
-    if column_likeness is not None and ours.shape == theirs.shape and ours.size >= LARGE:
-        at_once = _at_once(row_likeness, column_likeness)
-        if _likeness(ours, at_once(theirs)) < CHANCE / np.sqrt(ours.size):
-            return at_once
-    rows, row_factors = _first(row_likeness, *outputs)
+    if activations is None:
+        return match_weights_given_orders(ours, theirs, [np.arange(len(ours))], [np.arange(channels)])
+    outputs = _centered(activations[0].outputs, activations[1].outputs)
+    inputs = (
+        _centered(activations[0].inputs, activations[1].inputs) if len(activations[0].inputs) == channels else None
+    )  # if not depthwise
+    row_similarity, column_similarity = cosines(*outputs), None if inputs is None else cosines(*inputs)
+    if column_similarity is not None and ours.shape == theirs.shape and ours.size >= LARGE_TENSOR:
+        greedy = _match_greedily(row_similarity, column_similarity)
+        if _cosine(ours, greedy(theirs)) < CHANCE_DEVIATIONS / np.sqrt(ours.size):
+            return greedy
+    rows, row_factors = _initial_order(row_similarity, *outputs)
     columns, factors = np.arange(channels), np.ones(channels)
-    if inputs is not None and column_likeness is not None:
-        columns, factors = _first(column_likeness, *inputs)
-        if merged is not None:
-            columns, theirs = merged.one[columns], merged(theirs)
-    found = _by_weights(ours, theirs, Rearrangement(rows, columns, row_factors, 1 / factors), True)
-    return replace(_simplest(ours, theirs, found), merged=merged)
+    if inputs is not None and column_similarity is not None:
+        columns, factors = _initial_order(column_similarity, *inputs)
+        if duplicates is not None:
+            columns, theirs = duplicates.one[columns], duplicates(theirs)
+    found = _refine_by_weights(ours, theirs, ScaledPermutation(rows, columns, row_factors, 1 / factors), True)
+    return replace(_simplify_factors(ours, theirs, found), duplicates=duplicates)
 
 
-def _at_once(*likeness: np.ndarray) -> Rearrangement:
+def _match_greedily(*similarity: np.ndarray) -> ScaledPermutation:
     """Each channel by the one that does most alike, whether or not another took it: of what is one model's, enough are
     right to tell it from a stranger's, where an assignment takes longest."""
-    rows, columns = (np.abs(each).argmax(1) for each in likeness)
+    rows, columns = (np.abs(each).argmax(1) for each in similarity)
     row_signs, column_signs = (
         np.where(each[np.arange(len(order)), order] < 0, np.float32(-1), np.float32(1))
-        for each, order in zip(likeness, (rows, columns), strict=True)
+        for each, order in zip(similarity, (rows, columns), strict=True)
     )
-    return Rearrangement(rows, columns, row_signs, column_signs)
+    return ScaledPermutation(rows, columns, row_signs, column_signs)
 
 
-def rearrange_by(
+def match_weights_given_orders(
     ours: np.ndarray,
     theirs: np.ndarray,
     rows: Sequence[np.ndarray],
     columns: Sequence[np.ndarray],
-    merged: Merged | None = None,
-) -> Rearrangement:
+    duplicates: DuplicateUnits | None = None,
+) -> ScaledPermutation:
     """Finds it by the weights alone, where the order of one side is among some that are known.
 
     Args:
-        ours, theirs (`np.ndarray` of shape `(rows, channels in, kernel)`): see [`rearrange`].
+        ours, theirs (`np.ndarray` of shape `(rows, channels in, kernel)`): see [`match_weights`].
         rows (sequence of `np.ndarray` of shape `(rows,)`): for each row of the base, perhaps, the suspect's.
         columns (sequence of `np.ndarray` of shape `(channels in,)`): the same of the input channels; at least one
             order of either.
-        merged ([`Merged`], *optional*): input channels of the suspect's that are one.
+        duplicates ([`DuplicateUnits`], *optional*): input channels of the suspect's that are one.
     """
     count, channels, _ = ours.shape
-    if merged is not None:
-        columns, theirs = [merged.one[order] for order in columns], merged(theirs)
+    if duplicates is not None:
+        columns, theirs = [duplicates.one[order] for order in columns], duplicates(theirs)
     ones = np.ones(count), np.ones(channels)
-    starts = [(Rearrangement(order, np.arange(channels), *ones), True) for order in rows]
-    starts += [(Rearrangement(np.arange(count), order, *ones), False) for order in columns]
-    tried = [_by_weights(ours, theirs, start, columns_first, known=True) for start, columns_first in starts]
-    best = max(tried, key=lambda one: _likeness(ours, one(theirs)))
-    return replace(_simplest(ours, theirs, best), merged=merged)
+    starts = [(ScaledPermutation(order, np.arange(channels), *ones), True) for order in rows]
+    starts += [(ScaledPermutation(np.arange(count), order, *ones), False) for order in columns]
+    tried = [_refine_by_weights(ours, theirs, start, columns_first, known=True) for start, columns_first in starts]
+    best = max(tried, key=lambda one: _cosine(ours, one(theirs)))
+    return replace(_simplify_factors(ours, theirs, best), duplicates=duplicates)
 
 
-def in_order(
-    ours: np.ndarray, theirs: np.ndarray, rows: np.ndarray, columns: np.ndarray, merged: Merged | None = None
-) -> Rearrangement:
+def fit_scaled_permutation(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    duplicates: DuplicateUnits | None = None,
+) -> ScaledPermutation:
     """The rearrangement with these orders, and the factors that go with them."""
-    theirs = theirs if merged is None else merged(theirs)
-    found = Rearrangement(rows, columns, np.ones(len(rows)), np.ones(len(columns)))
-    return replace(_simplest(ours, theirs, _with_factors(ours, theirs, found, False)), merged=merged)
+    theirs = theirs if duplicates is None else duplicates(theirs)
+    found = ScaledPermutation(rows, columns, np.ones(len(rows)), np.ones(len(columns)))
+    return replace(_simplify_factors(ours, theirs, _fit_factors(ours, theirs, found, False)), duplicates=duplicates)
 
 
-def _simplest(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement) -> Rearrangement:
+def _simplify_factors(ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation) -> ScaledPermutation:
     """The same without factors of rows or columns that explain next to nothing: of weights that drifted, they would
     take along what the mark is."""
     placed = theirs[found.rows][:, found.columns].astype(np.float64)
@@ -146,7 +154,9 @@ def _simplest(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement) -> Rea
     left = [
         _unexplained(np.square(placed * r[:, None, None] * c[:, None] - reference).sum(2), power) for r, c in choices
     ]
-    rows, columns = next(choice for choice, each in zip(choices, left, strict=True) if each <= SIMPLER * min(left))
+    rows, columns = next(
+        choice for choice, each in zip(choices, left, strict=True) if each <= SIMPLER_RATIO * min(left)
+    )
     return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
 
 
@@ -155,9 +165,9 @@ def _unexplained(left: np.ndarray, power: np.ndarray) -> float:
     return min(float(np.minimum(left.sum(axis), power.sum(axis)).sum()) for axis in (0, 1))
 
 
-def _by_weights(
-    ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool, known: bool = False
-) -> Rearrangement:
+def _refine_by_weights(
+    ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation, columns_first: bool, known: bool = False
+) -> ScaledPermutation:
     """Corrects columns by rows and rows by columns until neither changes; `known` gives up at once if the side that is
     said to be right makes the other no more alike than chance does."""
     for half in range(2 * PASSES):
@@ -167,52 +177,54 @@ def _by_weights(
             one, two = ours.swapaxes(0, 1), placed.swapaxes(0, 1)
         else:
             one, two = ours, theirs[:, found.columns] * found.column_factors.astype(np.float32)[:, None]
-        likeness = np.abs(cosines(one, two))
-        if known and not half and np.median(likeness.max(1)) < _by_chance(one.size // len(one), len(two)):
+        similarity = np.abs(cosines(one, two))
+        if known and not half and np.median(similarity.max(1)) < _chance_similarity(one.size // len(one), len(two)):
             return found
-        order = assign(likeness)
-        settled = half > 0 and np.array_equal(order, found.columns if columns else found.rows)
+        order = assign(similarity)
+        is_converged = half > 0 and np.array_equal(order, found.columns if columns else found.rows)
         if columns:
             found = replace(found, columns=order, column_factors=np.ones(len(order)))
         else:
             found = replace(found, rows=order, row_factors=np.ones(len(order)))
-        found = _with_factors(ours, theirs, found, columns)
-        if settled:
+        found = _fit_factors(ours, theirs, found, columns)
+        if is_converged:
             break
     return found
 
 
-def _by_chance(length: int, candidates: int) -> float:
+def _chance_similarity(length: int, candidates: int) -> float:
     """What the likeliest of so many vectors of this length may be like by chance."""
-    return min(UNLIKE, BY_CHANCE * float(np.sqrt(2 * np.log(max(candidates, 2)) / length)))
+    return min(MAX_UNRELATED_SIMILARITY, CHANCE_FACTOR * float(np.sqrt(2 * np.log(max(candidates, 2)) / length)))
 
 
-def _likeness(ours: np.ndarray, theirs: np.ndarray) -> float:
+def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
     scale = float(np.linalg.norm(ours)) * float(np.linalg.norm(theirs))
     return float(np.vdot(ours, theirs)) / scale if scale > 0 else 0.0
 
 
-def _centred(*activations: np.ndarray) -> tuple[np.ndarray, ...]:
+def _centered(*activations: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(values - values.mean(1, keepdims=True) for values in activations)
 
 
-def _first(likeness: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _initial_order(similarity: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The order of their activations that is ours, and what they are to be multiplied with to give ours."""
-    order = assign(np.abs(likeness))
+    order = assign(np.abs(similarity))
     products, power = np.einsum("cs,cs->c", ours, theirs[order]), np.einsum("cs,cs->c", ours, ours)
     return order, np.divide(power, products, out=np.ones(len(order)), where=np.abs(products) > _TINY)
 
 
-def assign(likeness: np.ndarray) -> np.ndarray:
+def assign(similarity: np.ndarray) -> np.ndarray:
     """For each row the column that it is most like, no column twice, unless nothing is like anything: `(rows,)` for
     `(rows, columns >= rows)`."""
-    best = likeness.argmax(1)
-    if len(np.unique(best)) == len(best) or np.median(likeness.max(1)) < UNLIKE:
+    best = similarity.argmax(1)
+    if len(np.unique(best)) == len(best) or np.median(similarity.max(1)) < MAX_UNRELATED_SIMILARITY:
         return best
-    return linear_sum_assignment(-likeness)[1]
+    return linear_sum_assignment(-similarity)[1]
 
 
-def _with_factors(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, columns_first: bool) -> Rearrangement:
+def _fit_factors(
+    ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation, columns_first: bool
+) -> ScaledPermutation:
     """The factors of rows and columns, each in turn, that fit the weights; weights that are exactly 0 don't count.
 
     `theirs = ours / factor + noise` is fitted, and not the other way round: noise in what is fitted does no harm,
@@ -224,16 +236,16 @@ def _with_factors(ours: np.ndarray, theirs: np.ndarray, found: Rearrangement, co
     power, products = (reference**2).sum(2), (placed * reference).sum(2)
     row_power, column_power = power.sum(1), power.sum(0)
     rows, columns = found.row_factors.astype(np.float64), found.column_factors.astype(np.float64)
-    for _ in range(ROUNDS):
+    for _ in range(MAX_FACTOR_STEPS):
         before = rows, columns
         if columns_first:
             columns = _ratio(column_power, rows @ products, columns)
         rows = _ratio(row_power, products @ columns, rows)
         columns = _ratio(column_power, rows @ products, columns)
-        if all(np.allclose(a, b, rtol=SETTLED) for a, b in zip(before, (rows, columns), strict=True)):
+        if all(np.allclose(a, b, rtol=TOLERANCE) for a, b in zip(before, (rows, columns), strict=True)):
             break
     return replace(found, row_factors=rows.astype(np.float32), column_factors=columns.astype(np.float32))
 
 
-def _ratio(power: np.ndarray, products: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    return np.divide(power, products, out=otherwise.copy(), where=np.abs(products) > _TINY)
+def _ratio(power: np.ndarray, products: np.ndarray, default: np.ndarray) -> np.ndarray:
+    return np.divide(power, products, out=default.copy(), where=np.abs(products) > _TINY)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
-from hf_fingerprint.blackbox.client.parsing import Reader, class_told
+from hf_fingerprint.blackbox.client.parsing import ResponseParser, parse_response
 from tests.helpers.refusals import refused
 
 
@@ -51,7 +51,7 @@ SCORES = [0.1, 0.05, 0.6, 0.2, 0.05]
     ids=str,
 )
 def test_the_usual_shapes_are_understood(reply):
-    assert class_told(reply, NAMES) == 2
+    assert parse_response(reply, NAMES) == 2
 
 
 @pytest.mark.parametrize(
@@ -83,39 +83,39 @@ def test_the_usual_shapes_are_understood(reply):
     ids=lambda reply: ascii(reply)[:20],
 )
 def test_what_tells_no_class_is_no_answer(reply):
-    assert class_told(reply, NAMES) is None
+    assert parse_response(reply, NAMES) is None
 
 
 def test_tensors_are_understood():
     torch = pytest.importorskip("torch")
 
-    assert class_told(torch.tensor([SCORES], requires_grad=True), NAMES) == 2
+    assert parse_response(torch.tensor([SCORES], requires_grad=True), NAMES) == 2
 
 
 def test_a_name_comes_before_a_number_and_a_name_of_two_classes_is_none():
-    assert class_told("7", NAMES) == 3
-    assert class_told(3, NAMES) == 3
-    assert class_told("crane", ["crane", "dog", "Crane"]) is None
-    assert class_told("LABEL_2", ["crane", "dog", "Crane"]) == 2
+    assert parse_response("7", NAMES) == 3
+    assert parse_response(3, NAMES) == 3
+    assert parse_response("crane", ["crane", "dog", "Crane"]) is None
+    assert parse_response("LABEL_2", ["crane", "dog", "Crane"]) == 2
 
 
 @pytest.mark.parametrize("field", ["result.top.0", "result.top", "result.all.2.name"])
 def test_the_class_is_found_where_one_says(field):
     reply = {"label": "cat", "result": {"top": ["owl"], "all": [{}, {}, {"name": "owl"}]}}
 
-    assert class_told(reply, NAMES, field) == 4
-    assert class_told(reply, NAMES, field + ".nowhere") is None
+    assert parse_response(reply, NAMES, field) == 4
+    assert parse_response(reply, NAMES, field + ".nowhere") is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20), st.data())
 def test_the_highest_score_counts_in_whatever_order_they_come(scores, data):
     names = [f"class {index}" for index in range(len(scores))]
-    told = [{"label": name, "score": score} for name, score in zip(names, scores, strict=True)]
+    predicted_labels = [{"label": name, "score": score} for name, score in zip(names, scores, strict=True)]
     best = int(np.argmax(scores))
 
-    assert class_told(data.draw(st.permutations(told)), names) == best
-    assert class_told(scores, names) == class_told(np.array(scores), names) == best
-    assert class_told(dict(data.draw(st.permutations(list(zip(names, scores, strict=True))))), names) == best
+    assert parse_response(data.draw(st.permutations(predicted_labels)), names) == best
+    assert parse_response(scores, names) == parse_response(np.array(scores), names) == best
+    assert parse_response(dict(data.draw(st.permutations(list(zip(names, scores, strict=True))))), names) == best
 
 
 JSON = st.recursive(
@@ -127,24 +127,24 @@ JSON = st.recursive(
 
 @given(JSON | st.fixed_dictionaries({"predictions": JSON}) | st.lists(st.fixed_dictionaries({"label": JSON})))
 def test_no_reply_is_more_than_a_class_or_none(reply):
-    told = class_told(reply, NAMES)
+    predicted_labels = parse_response(reply, NAMES)
 
-    assert told is None or (type(told) is int and 0 <= told < len(NAMES))
+    assert predicted_labels is None or (type(predicted_labels) is int and 0 <= predicted_labels < len(NAMES))
 
 
 def test_three_strange_replies_in_the_beginning_are_refused_and_later_ones_are_none():
-    patient = Reader("hf:org/name", NAMES)
+    patient = ResponseParser("hf:org/name", NAMES)
     assert [patient("lynx"), patient("lynx"), patient("owl")] == [None, None, 4]
     assert [patient("lynx") for _ in range(5)] == [None] * 5
 
-    hasty = Reader("hf:org/name", NAMES)
+    hasty = ResponseParser("hf:org/name", NAMES)
     assert [hasty("lynx"), hasty({"error": 1})] == [None, None]
     said = refused(hasty, "ly\x1b[31mnx" + "x" * 500)
     assert "hf:org/name" in said and "ly\\x1b[31mnx" in said and "--labels" in said and len(said) < 350
 
 
 def test_scores_of_another_number_of_classes_are_told_by_their_number():
-    reader = Reader("hf:org/name", NAMES)
+    reader = ResponseParser("hf:org/name", NAMES)
     reader([0.1] * 4)
     reader([0.1] * 4)
 

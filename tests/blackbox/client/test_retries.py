@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.blackbox.client.retries import LONGEST_WAIT, Passing, Politeness, is_passing, retry_after
+from hf_fingerprint.blackbox.client.retries import MAX_WAIT, RetryPolicy, TransientError, is_transient, retry_after
 from tests.helpers.refusals import refused
 
 
@@ -21,9 +21,9 @@ class Clock:
         self.now += seconds
 
 
-def polite(rate: float = 5.0, tries: int = 5) -> tuple[Politeness, Clock]:
+def polite(rate: float = 5.0, max_attempts: int = 5) -> tuple[RetryPolicy, Clock]:
     clock = Clock()
-    return Politeness(rate, tries, lambda: clock.now, clock.sleep), clock
+    return RetryPolicy(rate, max_attempts, lambda: clock.now, clock.sleep), clock
 
 
 def failing(times: int, wait: float | None = None):
@@ -32,7 +32,7 @@ def failing(times: int, wait: float | None = None):
     def call() -> str:
         left[0] -= 1
         if left[0] >= 0:
-            raise Passing("it is busy", wait)
+            raise TransientError("it is busy", wait)
         return "told"
 
     return call
@@ -40,51 +40,51 @@ def failing(times: int, wait: float | None = None):
 
 @given(st.floats(0.1, 50), st.lists(st.floats(0, 3), min_size=2, max_size=30))
 def test_no_two_requests_come_sooner_than_the_rate_allows(rate, pauses):
-    politeness, clock = polite(rate)
+    retry_policy, clock = polite(rate)
     began = []
     for pause in pauses:
-        politeness(lambda: began.append(clock.now), "x")
+        retry_policy(lambda: began.append(clock.now), "x")
         clock.now += pause
 
     assert all(b - a >= 1 / rate - 1e-9 for a, b in pairwise(began))
 
 
 def test_what_passes_is_tried_again_after_longer_and_longer_waits():
-    politeness, clock = polite(rate=1e6)
+    retry_policy, clock = polite(rate=1e6)
 
-    assert politeness(failing(4), "x") == "told"
-    assert politeness.retries == 4
+    assert retry_policy(failing(4), "x") == "told"
+    assert retry_policy.retries == 4
     waits = [wait for wait in clock.waits if wait > 1e-3]
     assert all(0.5 * 2**i <= wait <= 0.5 * 2**i + 0.5 for i, wait in enumerate(waits)) and len(waits) == 4
 
 
 def test_the_other_sides_wish_comes_before_ours():
-    politeness, clock = polite(rate=1e6)
-    politeness(failing(2, 7.0), "x")
+    retry_policy, clock = polite(rate=1e6)
+    retry_policy(failing(2, 7.0), "x")
 
     assert [wait for wait in clock.waits if wait > 1e-3] == [7.0, 7.0]
 
 
 def test_one_image_without_an_answer_is_none_and_three_in_a_row_are_refused():
-    politeness, _ = polite(tries=2)
-    assert [politeness(failing(9), "x") for _ in range(2)] == [None, None]
-    assert politeness(failing(1), "x") == "told"
-    assert [politeness(failing(9), "x") for _ in range(2)] == [None, None]
+    retry_policy, _ = polite(max_attempts=2)
+    assert [retry_policy(failing(9), "x") for _ in range(2)] == [None, None]
+    assert retry_policy(failing(1), "x") == "told"
+    assert [retry_policy(failing(9), "x") for _ in range(2)] == [None, None]
 
-    said = refused(politeness, failing(9), "https://api.example/v1")
+    said = refused(retry_policy, failing(9), "https://api.example/v1")
     assert "https://api.example/v1" in said and "it is busy" in said and "to go on" in said
-    assert politeness.retries == 6
+    assert retry_policy.retries == 6
 
 
 def test_what_does_not_pass_is_not_tried_again():
-    politeness, _ = polite()
+    retry_policy, _ = polite()
 
     def call():
         raise KeyError("once")
 
     with pytest.raises(KeyError):
-        politeness(call, "x")
-    assert politeness.retries == 0
+        retry_policy(call, "x")
+    assert retry_policy.retries == 0
 
 
 NOW = 1_800_000_000
@@ -95,15 +95,15 @@ NOW = 1_800_000_000
     [
         ("0", 0.0),
         (" 12 ", 12.0),
-        ("86400", LONGEST_WAIT),
+        ("86400", MAX_WAIT),
         (format_datetime(datetime.fromtimestamp(NOW + 20, UTC), usegmt=True), 20.0),
         (format_datetime(datetime.fromtimestamp(NOW - 20, UTC), usegmt=True), 0.0),
-        (format_datetime(datetime.fromtimestamp(NOW + 9999, UTC), usegmt=True), LONGEST_WAIT),
+        (format_datetime(datetime.fromtimestamp(NOW + 9999, UTC), usegmt=True), MAX_WAIT),
         ("", None),
         (None, None),
         ("soon", None),
         ("-3", None),
-        ("9" * 400, LONGEST_WAIT),
+        ("9" * 400, MAX_WAIT),
         ("nan", None),
     ],
 )
@@ -115,13 +115,13 @@ def test_retry_after_is_seconds_or_a_date(header, seconds):
 def test_no_header_makes_one_wait_for_ever(header):
     seconds = retry_after(header, NOW)
 
-    assert seconds is None or 0 <= seconds <= LONGEST_WAIT
+    assert seconds is None or 0 <= seconds <= MAX_WAIT
 
 
 def test_which_statuses_pass():
-    assert [status for status in range(400, 600) if is_passing(status)] == [408, 425, 429, *range(500, 600)]
+    assert [status for status in range(400, 600) if is_transient(status)] == [408, 425, 429, *range(500, 600)]
 
 
-@pytest.mark.parametrize(("rate", "tries"), [(0, 5), (-1, 5), (float("nan"), 5), (float("inf"), 5), (1, 0)])
-def test_an_impossible_pace_is_refused(rate, tries):
-    refused(Politeness, rate, tries)
+@pytest.mark.parametrize(("rate", "max_attempts"), [(0, 5), (-1, 5), (float("nan"), 5), (float("inf"), 5), (1, 0)])
+def test_an_impossible_pace_is_refused(rate, max_attempts):
+    refused(RetryPolicy, rate, max_attempts)

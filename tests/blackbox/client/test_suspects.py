@@ -3,7 +3,7 @@ import pytest
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
 from hf_fingerprint.blackbox.client.suspects import from_callable, from_folder, from_pipeline
-from tests.helpers.loopback_suspect import picture
+from tests.helpers.loopback_suspect import image_of_class
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import build, save_timm
 
@@ -30,7 +30,7 @@ def red(image) -> int:
 def test_a_function_is_asked_with_a_pil_image(function):
     suspect = from_callable(function, NAMES)
 
-    assert [suspect(picture(told)) for told in (3, 9, 0)] == [3, 9, 0]
+    assert [suspect(image_of_class(predicted_labels)) for predicted_labels in (3, 9, 0)] == [3, 9, 0]
     assert suspect.retries == 0
 
 
@@ -38,23 +38,23 @@ def test_scores_in_torch_are_understood():
     torch = pytest.importorskip("torch")
     suspect = from_callable(lambda image: torch.eye(10)[red(image)][None], NAMES)
 
-    assert suspect(picture(7)) == 7
+    assert suspect(image_of_class(7)) == 7
 
 
 def test_a_function_that_fails_is_named_with_its_cause():
     def broken(image):
         raise ZeroDivisionError("deep inside")
 
-    said = refused(from_callable(broken, NAMES, "python:mine:broken"), picture(1))
+    said = refused(from_callable(broken, NAMES, "python:mine:broken"), image_of_class(1))
 
     assert "python:mine:broken" in said and "ZeroDivisionError" in said
 
 
 def test_a_function_without_a_name_of_the_bases_is_refused_in_the_beginning():
     suspect = from_callable(lambda image: f"Klasse {red(image)}", NAMES)
-    assert suspect(picture(1)) is suspect(picture(2)) is None
+    assert suspect(image_of_class(1)) is suspect(image_of_class(2)) is None
 
-    assert "Klasse 3" in refused(suspect, picture(3))
+    assert "Klasse 3" in refused(suspect, image_of_class(3))
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from hf_fingerprint.blackbox.key_images.export import (
     check_bits,
     export_key_images,
     log10_false_match,
-    mark_questions,
-    places_key,
+    mark_triggers,
+    placement_key,
 )
-from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import Served, asked_base
+from tests.helpers.asked_models import ModelSuspect, base_with_triggers
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new_vault, save_plain
 
@@ -32,20 +32,28 @@ SECRET = bytes(range(32))
 def scene(tmp_path_factory):
     """A base with questions, three recipients' copies, and the key images of one."""
     root = tmp_path_factory.mktemp("key_sets")
-    folder, vault, base = asked_base(root)
+    folder, vault, base = base_with_triggers(root)
     copies = {name: issue(folder, name, vault, root / name) for name in NAMES}
     keys = {name: vault.copy_key(vault.copies(base.base_id, name)[0]) for name in NAMES}
     steps = []
     made = export_key_images(folder, "alice", vault, root / "set", advance=lambda *step: steps.append(step))
-    asked = questions_of(vault, base)
-    images = asked.images(base.secret)
+    trigger_set = load_trigger_set(vault, base)
+    images = trigger_set.images(base.secret)
     return SimpleNamespace(
-        root=root, vault=vault, base=base, copies=copies, keys=keys, made=made, steps=steps, asked=asked, images=images
+        root=root,
+        vault=vault,
+        base=base,
+        copies=copies,
+        keys=keys,
+        made=made,
+        steps=steps,
+        trigger_set=trigger_set,
+        images=images,
     )
 
 
 def owned_by(scene, name: str) -> np.ndarray:
-    return scene.asked.answers([scene.keys[name]])[1][0]
+    return scene.trigger_set.assigned_labels([scene.keys[name]])[1][0]
 
 
 def picture(path) -> np.ndarray:
@@ -53,18 +61,18 @@ def picture(path) -> np.ndarray:
 
 
 def test_a_set_holds_what_the_recipient_owns_and_looks_like_it(scene):
-    owned = np.flatnonzero(owned_by(scene, "alice")).tolist()
+    assigned = np.flatnonzero(owned_by(scene, "alice")).tolist()
     folder = scene.root / "set"
 
-    assert names_in(folder) == [*(f"{index:03}.png" for index in owned), "index.json"]
-    assert (scene.made.images, scene.made.left_out, scene.made.bits) == (len(owned), 0, 304)
+    assert names_in(folder) == [*(f"{index:03}.png" for index in assigned), "index.json"]
+    assert (scene.made.images, scene.made.left_out, scene.made.bits) == (len(assigned), 0, 304)
     assert (scene.made.recipient, scene.made.base_id) == ("alice", scene.base.base_id)
     assert scene.made.copy_id == scene.copies["alice"].copy_id
-    for index in owned:
+    for index in assigned:
         apart = picture(folder / f"{index:03}.png") - scene.images[index].astype(float)
         assert apart.any() and 10 * math.log10(255**2 / np.square(apart).mean()) >= 38
     assert scene.made.psnr >= 38 and scene.made.ssim >= 0.97
-    assert scene.steps == [("marking", done, len(owned)) for done in range(1, len(owned) + 1)]
+    assert scene.steps == [("marking", done, len(assigned)) for done in range(1, len(assigned) + 1)]
 
 
 def test_the_index_lists_the_files_and_tells_no_secret(scene):
@@ -83,40 +91,44 @@ def test_the_index_lists_the_files_and_tells_no_secret(scene):
 
 def test_the_mark_is_no_trigger(scene):
     """With the mark, without it, and with another's in its place: the copy answers by its labels alike."""
-    (labels,), _ = scene.asked.answers([scene.keys["alice"]])
-    owned = np.flatnonzero(owned_by(scene, "alice"))
-    suspect = Served(scene.copies["alice"].path)
+    (labels,), _ = scene.trigger_set.assigned_labels([scene.keys["alice"]])
+    assigned = np.flatnonzero(owned_by(scene, "alice"))
+    suspect = ModelSuspect(scene.copies["alice"].path)
 
-    def answers(images) -> np.ndarray:
+    def assigned_labels(images) -> np.ndarray:
         return np.array([suspect(image) for image in images])
 
     def marked_for(name: str) -> list[np.ndarray]:
-        every = mark_questions(scene.images, owned_by(scene, "alice"), scene.base.secret, scene.keys[name])
+        every = mark_triggers(scene.images, owned_by(scene, "alice"), scene.base.secret, scene.keys[name])
         return [made.image for _, made in every]
 
-    plain, own, others = answers(scene.images[owned]), answers(marked_for("alice")), answers(marked_for("bob"))
+    plain, own, others = (
+        assigned_labels(scene.images[assigned]),
+        assigned_labels(marked_for("alice")),
+        assigned_labels(marked_for("bob")),
+    )
 
-    assert (plain == labels[owned]).mean() >= 0.9
+    assert (plain == labels[assigned]).mean() >= 0.9
     assert (own == plain).all()
     assert (others == plain).all()
 
 
 def test_the_mark_makes_no_question_ones_own(scene):
     """To a question that it doesn't own a copy says no more of its labels where the question carries its mark."""
-    (labels,), _ = scene.asked.answers([scene.keys["alice"]])
+    (labels,), _ = scene.trigger_set.assigned_labels([scene.keys["alice"]])
     rest = np.flatnonzero(~owned_by(scene, "alice"))
-    suspect = Served(scene.copies["alice"].path)
-    marked = mark_questions(scene.images, ~owned_by(scene, "alice"), scene.base.secret, scene.keys["alice"])
+    suspect = ModelSuspect(scene.copies["alice"].path)
+    marked = mark_triggers(scene.images, ~owned_by(scene, "alice"), scene.base.secret, scene.keys["alice"])
 
-    told = np.array([suspect(made.image) for _, made in marked])
+    predicted_labels = np.array([suspect(made.image) for _, made in marked])
     plain = np.array([suspect(scene.images[index]) for index in rest])
 
-    assert (told == labels[rest]).sum() <= (plain == labels[rest]).sum()
-    assert (told == plain).mean() >= 0.8
+    assert (predicted_labels == labels[rest]).sum() <= (plain == labels[rest]).sum()
+    assert (predicted_labels == plain).mean() >= 0.8
 
 
 def test_the_places_are_the_secrets_for_ever():
-    assert places_key(SECRET).hex() == "f68207f052cde1c74adac5b3b5165cafdcebdb80fad42541d486168953ce2bcc"
+    assert placement_key(SECRET).hex() == "f68207f052cde1c74adac5b3b5165cafdcebdb80fad42541d486168953ce2bcc"
 
 
 @pytest.mark.parametrize(("bits", "copies", "expected"), [(304, 1, -91.51), (304, 1000, -88.51), (8, 1000, 0)])
@@ -140,17 +152,17 @@ def test_capacity_is_a_parameter(scene, bits):
 
 
 def test_a_question_without_room_is_left_out_and_counted(scene, monkeypatch):
-    really, owned = export.make_key_image, np.flatnonzero(owned_by(scene, "carol"))
+    really, assigned = export.make_key_image, np.flatnonzero(owned_by(scene, "carol"))
 
     def some(cover, payload, key, index):
-        return really(cover, payload, key, index, psnr=38 if index in owned[:2] else 58)
+        return really(cover, payload, key, index, psnr=38 if index in assigned[:2] else 58)
 
     monkeypatch.setattr(export, "make_key_image", some)
     made = export_key_images(None, "carol", scene.vault, scene.root / "some")
 
-    assert (made.images, made.left_out) == (2, len(owned) - 2)
+    assert (made.images, made.left_out) == (2, len(assigned) - 2)
     assert len(names_in(scene.root / "some")) == 3
-    owned = owned[:0]
+    assigned = assigned[:0]
     said = refused(export_key_images, None, "carol", scene.vault, scene.root / "none")
     assert "has room for 304 bits" in said and not (scene.root / "none").exists()
 

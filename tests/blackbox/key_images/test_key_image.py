@@ -8,21 +8,21 @@ from sklearn.datasets import load_sample_images
 from hf_fingerprint.blackbox import (
     KeyImage,
     coded_bits,
-    fingerprint_of,
+    derive_fingerprint,
+    extract_payload,
     make_key_image,
-    read_key_image,
     synthetic_cover,
 )
-from hf_fingerprint.blackbox.key_images.key_image import LUMINANCE, _Spread
+from hf_fingerprint.blackbox.key_images.key_image import LUMINANCE, _SpreadSpectrum
 from hf_fingerprint.errors import CodeError
 
 
 KEY = bytes(range(32))
-FINGERPRINT = fingerprint_of(KEY)
+FINGERPRINT = derive_fingerprint(KEY)
 HOW = Image.Resampling
 
 
-def covers() -> dict[str, np.ndarray]:
+def cover_images() -> dict[str, np.ndarray]:
     """Clouds, and pieces of two photographs, one with much sky."""
     china, flower = load_sample_images().images
     return {
@@ -35,7 +35,7 @@ def covers() -> dict[str, np.ndarray]:
     }
 
 
-COVERS = covers()
+COVERS = cover_images()
 
 
 @pytest.fixture(scope="module")
@@ -84,28 +84,28 @@ def test_the_eye_sees_nothing(made, name):
 def test_304_bits_are_read_back_after(made, name, suffered):
     image = SUFFERED[suffered](made[name].image)
 
-    assert read_key_image(image, COVERS[name], KEY, list(COVERS).index(name)) == FINGERPRINT
+    assert extract_payload(image, COVERS[name], KEY, list(COVERS).index(name)) == FINGERPRINT
 
 
 @pytest.mark.parametrize(
     ("key", "index", "cover"), [(bytes(32), 0, "clouds"), (KEY, 1, "clouds"), (KEY, 0, "sky")], ids=str
 )
 def test_with_another_key_place_or_cover_nothing_is_read(made, key, index, cover):
-    assert read_key_image(made["clouds"].image, COVERS[cover], key, index) is None
+    assert extract_payload(made["clouds"].image, COVERS[cover], key, index) is None
 
 
 def test_a_cover_carries_nothing():
-    assert read_key_image(COVERS["clouds"], COVERS["clouds"], KEY, 0) is None
-    assert read_key_image(jpeg(COVERS["clouds"], 75), COVERS["clouds"], KEY, 0) is None
+    assert extract_payload(COVERS["clouds"], COVERS["clouds"], KEY, 0) is None
+    assert extract_payload(jpeg(COVERS["clouds"], 75), COVERS["clouds"], KEY, 0) is None
 
 
 @pytest.mark.parametrize("bits", [8, 64, 576])
 def test_capacity_is_a_parameter(bits):
-    payload = fingerprint_of(KEY, bits)
+    payload = derive_fingerprint(KEY, bits)
     image = make_key_image(COVERS["clouds"], payload, KEY, 0).image
 
     assert len(payload) == bits // 8
-    assert read_key_image(jpeg(image, 75), COVERS["clouds"], KEY, 0, bits) == payload
+    assert extract_payload(jpeg(image, 75), COVERS["clouds"], KEY, 0, bits) == payload
 
 
 def test_a_stricter_eye_is_obeyed():
@@ -113,11 +113,11 @@ def test_a_stricter_eye_is_obeyed():
 
     assert strict.psnr >= 44
     assert strict.ssim >= 0.995
-    assert read_key_image(strict.image, COVERS["clouds"], KEY, 0) == FINGERPRINT
+    assert extract_payload(strict.image, COVERS["clouds"], KEY, 0) == FINGERPRINT
 
 
 def test_places_and_signs_are_the_keys_for_ever():
-    spread = _Spread(COVERS["clouds"], KEY, 0, coded_bits())
+    spread = _SpreadSpectrum(COVERS["clouds"], KEY, 0, coded_bits())
 
     assert spread._places.shape == (4, 1064)
     assert spread._places[0, :8].tolist() == [11454, 505, 15046, 9651, 14595, 15695, 2529, 6284]
@@ -130,7 +130,7 @@ def test_the_fingerprint_is_the_keys_for_ever():
 
 
 def test_reading_undoes_writing(made):
-    spread = _Spread(COVERS["sky"], KEY, 3, coded_bits())
+    spread = _SpreadSpectrum(COVERS["sky"], KEY, 3, coded_bits())
     coded = np.random.default_rng(0).choice([-1.0, 1.0], coded_bits())
 
     assert np.allclose(spread.read(spread.write(coded)), coded, atol=0.2)

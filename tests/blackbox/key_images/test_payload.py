@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.blackbox.key_images.payload import MOST_BITS, coded_bits, decode, encode
+from hf_fingerprint.blackbox.key_images.payload import MAX_BITS, coded_bits, decode, encode
 from hf_fingerprint.errors import CodeError
 
 
@@ -30,7 +30,7 @@ def test_the_code_gives_the_golden_vector():
     assert len(signs) == coded_bits() == 1064
 
 
-@given(st.binary(min_size=1, max_size=MOST_BITS // 8))
+@given(st.binary(min_size=1, max_size=MAX_BITS // 8))
 def test_what_is_encoded_is_decoded(payload):
     signs = encode(payload)
 
@@ -57,7 +57,7 @@ def test_nothing_read_is_no_payload_of_zeros():
     assert decode(np.zeros(coded_bits())) is None
 
 
-@pytest.mark.parametrize("bits", [0, 7, -8, MOST_BITS + 8])
+@pytest.mark.parametrize("bits", [0, 7, -8, MAX_BITS + 8])
 def test_capacities_that_cannot_be_are_refused(bits):
     with pytest.raises(CodeError, match=f"can't carry {bits} bits"):
         coded_bits(bits)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom
 
-from hf_fingerprint.blackbox.querying.e_process import MOST_ANSWERS, Evidence, log_stake
+from hf_fingerprint.blackbox.querying.e_process import MAX_RESPONSES, EProcess, log_e_value
 from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import new_secret
@@ -15,19 +15,19 @@ KEYS = [i.to_bytes(32, "big") for i in range(1000)]
 
 
 @given(st.integers(1, 400), st.integers(2, 1000))
-def test_the_game_is_fair(asked, classes):
+def test_the_game_is_fair(queried, classes):
     """What an innocent has on average is what they began with."""
-    k = np.arange(asked + 1)
-    log_chance = binom(asked, 1 / classes).logpmf(k)
+    k = np.arange(queried + 1)
+    log_chance = binom(queried, 1 / classes).logpmf(k)
 
-    assert np.exp(log_chance + log_stake(k, asked, classes)).sum() == pytest.approx(1, rel=1e-6)
+    assert np.exp(log_chance + log_e_value(k, queried, classes)).sum() == pytest.approx(1, rel=1e-6)
 
 
 @given(st.integers(1, 60), st.integers(2, 50), st.data())
-def test_each_answer_is_a_fair_game_of_its_own(asked, classes, data):
-    k = data.draw(st.integers(0, asked))
-    now = np.exp(log_stake(k, asked, classes))
-    won, lost = (np.exp(log_stake(after, asked + 1, classes)) for after in (k + 1, k))
+def test_each_answer_is_a_fair_game_of_its_own(queried, classes, data):
+    k = data.draw(st.integers(0, queried))
+    now = np.exp(log_e_value(k, queried, classes))
+    won, lost = (np.exp(log_e_value(after, queried + 1, classes)) for after in (k + 1, k))
 
     assert won / classes + lost * (1 - 1 / classes) == pytest.approx(now, rel=1e-6, abs=1e-12)
 
@@ -37,54 +37,54 @@ def test_the_stake_is_the_integral(k, n, classes):
     p = 1 / classes
     integral = quad(lambda t: t**k * (1 - t) ** (n - k) / (p**k * (1 - p) ** (n - k)), p, 1)[0] / (1 - p)
 
-    assert np.exp(log_stake(k, n, classes)) == pytest.approx(integral, rel=1e-6)
+    assert np.exp(log_e_value(k, n, classes)) == pytest.approx(integral, rel=1e-6)
 
 
 def test_nothing_asked_proves_nothing():
-    evidence = Evidence(KEYS, 200, 10)
+    e_process = EProcess(KEYS, 200, 10)
 
-    assert np.array_equal(evidence.log10_bounds(), np.zeros(1000))
-    assert not len(evidence.accused())
+    assert np.array_equal(e_process.log10_bounds(), np.zeros(1000))
+    assert not len(e_process.accused())
 
 
-@pytest.mark.parametrize(("share", "within"), [(1.0, 20), (0.6, 70), (0.45, 120)])
-def test_a_copy_that_gives_its_own_answers_is_named_among_a_thousand(share, within):
+@pytest.mark.parametrize(("assigned_share", "within"), [(1.0, 20), (0.6, 70), (0.45, 120)])
+def test_a_copy_that_gives_its_own_answers_is_named_among_a_thousand(assigned_share, within):
     rng = np.random.default_rng(0)
     own = keyed_labels(KEYS[7:8], 200, 10)[0]
-    answers = np.where(rng.random(200) < share, own, rng.integers(0, 10, 200))
-    evidence = Evidence(KEYS, 200, 10)
+    responses = np.where(rng.random(200) < assigned_share, own, rng.integers(0, 10, 200))
+    e_process = EProcess(KEYS, 200, 10)
 
-    while not len(evidence.accused()):
-        evidence.hear(evidence.asked, int(answers[evidence.asked]))
+    while not len(e_process.accused()):
+        e_process.update(e_process.queried, int(responses[e_process.queried]))
 
-    assert evidence.accused().tolist() == [7]
-    assert evidence.asked <= within
-    assert evidence.log10_bounds()[7] <= -6
+    assert e_process.accused().tolist() == [7]
+    assert e_process.queried <= within
+    assert e_process.log10_bounds()[7] <= -6
 
 
 def test_givers_of_an_average_are_named_together_if_it_answers_for_both():
     rng = np.random.default_rng(1)
     one, two = keyed_labels(KEYS[:2], 200, 10)
-    answers = np.where(rng.random(200) < 0.5, one, two)
-    evidence = Evidence(KEYS, 200, 10)
-    for question, answer in enumerate(answers):
-        evidence.hear(question, int(answer))
+    responses = np.where(rng.random(200) < 0.5, one, two)
+    e_process = EProcess(KEYS, 200, 10)
+    for question, response in enumerate(responses):
+        e_process.update(question, int(response))
 
-    assert set(evidence.accused()) == {0, 1}
+    assert set(e_process.accused()) == {0, 1}
 
 
-@pytest.mark.parametrize("answers", ["one class", "at random", "another's"])
-def test_innocents_stay_under_the_bound_at_every_stop(answers):
+@pytest.mark.parametrize("responses", ["one class", "at random", "another's"])
+def test_innocents_stay_under_the_bound_at_every_stop(responses):
     """The largest stake of each of 5,000 innocents over 200 answers, against what the bound allows."""
     rng = np.random.default_rng(2)
-    told = {
+    predicted_labels = {
         "one class": np.full(200, 3),
         "at random": rng.integers(0, 10, 200),
         "another's": keyed_labels([bytes(32)], 200, 10)[0],
-    }[answers]
+    }[responses]
     labels = keyed_labels([new_secret() for _ in range(5_000)], 200, 10)
-    agreeing = np.cumsum(labels == told, axis=1)
-    highest = np.max([log_stake(agreeing[:, n - 1], n, 10) for n in range(1, 201)], axis=0)
+    agreeing = np.cumsum(labels == predicted_labels, axis=1)
+    highest = np.max([log_e_value(agreeing[:, n - 1], n, 10) for n in range(1, 201)], axis=0)
 
     for level in (0.5, 0.1, 1e-2, 1e-3):
         reached, allowed = (highest >= -np.log(level)).mean(), level
@@ -93,30 +93,34 @@ def test_innocents_stay_under_the_bound_at_every_stop(answers):
 
 
 def test_no_answer_proves_nothing_and_may_be_asked_again():
-    evidence = Evidence(KEYS, 200, 10)
-    evidence.hear(0, None)
-    evidence.hear(0, 4)
+    e_process = EProcess(KEYS, 200, 10)
+    e_process.update(0, None)
+    e_process.update(0, 4)
 
-    assert evidence.asked == 1
-    assert evidence.agreeing.sum() == (keyed_labels(KEYS, 1, 10)[:, 0] == 4).sum()
+    assert e_process.queried == 1
+    assert e_process.agreeing.sum() == (keyed_labels(KEYS, 1, 10)[:, 0] == 4).sum()
 
 
 def test_what_is_no_answer_is_refused_and_changes_nothing():
-    evidence = Evidence(KEYS, 5, 10)
-    evidence.hear(0, 1)
-    before = evidence.agreeing
+    e_process = EProcess(KEYS, 5, 10)
+    e_process.update(0, 1)
+    before = e_process.agreeing
 
-    for question, answer, sentence in ((5, 1, "no question 5"), (0, 1, "answered before"), (1, 10, "classes 0 to 9")):
+    for question, response, sentence in (
+        (5, 1, "no question 5"),
+        (0, 1, "answered before"),
+        (1, 10, "classes 0 to 9"),
+    ):
         with pytest.raises(CodeError, match=sentence):
-            evidence.hear(question, answer)
+            e_process.update(question, response)
     with pytest.raises(CodeError, match="alpha 0"):
-        Evidence(KEYS, 5, 10, 0)
-    assert np.array_equal(before, evidence.agreeing)
-    assert evidence.asked == 1
+        EProcess(KEYS, 5, 10, 0)
+    assert np.array_equal(before, e_process.agreeing)
+    assert e_process.queried == 1
 
 
 def test_keys_do_not_show():
-    assert repr(Evidence(KEYS, 5, 10)) == "Evidence(0 of 5 answers, 1000 recipients)"
+    assert repr(EProcess(KEYS, 5, 10)) == "Evidence(0 of 5 answers, 1000 recipients)"
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000, 65_535, 65_536])
@@ -125,7 +129,7 @@ def test_the_bound_is_never_below_the_exact_probability(classes):
     mpmath = pytest.importorskip("mpmath")
     with mpmath.workdps(60):
         for n in (1, 2, 7, 60, 400):
-            stakes = log_stake(np.arange(n + 1), n, classes)
+            stakes = log_e_value(np.arange(n + 1), n, classes)
             assert not np.isnan(stakes).any()
             p = mpmath.mpf(1) / classes
             tail = mpmath.mpf(0)
@@ -135,15 +139,15 @@ def test_the_bound_is_never_below_the_exact_probability(classes):
 
 
 @pytest.mark.parametrize("classes", [2, 10, 65_536])
-@pytest.mark.parametrize("n", [65_536, 10**6, MOST_ANSWERS])
+@pytest.mark.parametrize("n", [65_536, 10**6, MAX_RESPONSES])
 def test_huge_counts_keep_their_digits(n, classes):
     """Around chance, where millions cancel to a few, against Laplace's integral of the same."""
     chance = n // classes
     for k in (0, chance, min(n, chance + 2), n):
-        (stake,) = log_stake(np.array([k]), n, classes)
+        (stake,) = log_e_value(np.array([k]), n, classes)
         assert not np.isnan(stake)
         assert stake <= k * np.log(classes) + 1e-3  # nobody wins more than who stakes all on every answer
-    (at_chance,) = log_stake(np.array([chance]), n, classes)
+    (at_chance,) = log_e_value(np.array([chance]), n, classes)
     p = 1 / classes
     half = np.log(np.sqrt(2 * np.pi * p * (1 - p) / n) / 2 / (1 - p))
     assert at_chance == pytest.approx(half, abs=0.8)
@@ -153,8 +157,8 @@ def test_huge_counts_keep_their_digits(n, classes):
 @pytest.mark.parametrize("classes", [0, 1, -3, 65_537, 10**12, float("nan")])
 def test_no_such_classes_prove_anything(classes):
     for call in (
-        lambda: log_stake(np.array([3]), 3, classes),
-        lambda: Evidence(KEYS[:3], 5, classes),
+        lambda: log_e_value(np.array([3]), 3, classes),
+        lambda: EProcess(KEYS[:3], 5, classes),
         lambda: keyed_labels(KEYS[:3], 5, classes),
     ):
         with pytest.raises(CodeError, match="2 to 65,536"):
@@ -167,36 +171,36 @@ def test_no_such_classes_prove_anything(classes):
 )
 def test_counts_that_no_answers_give_are_refused(k, n):
     with pytest.raises(CodeError, match="can't agree"):
-        log_stake(np.array([k]), np.array([n]), 10)
+        log_e_value(np.array([k]), np.array([n]), 10)
 
 
 @pytest.mark.parametrize("alpha", [0, -1e-6, 0.0501, 0.99, 1, 2, float("nan"), float("inf")])
 def test_nobody_is_accused_at_such_an_alpha(alpha):
     with pytest.raises(CodeError, match=r"at most 0\.05"):
-        Evidence(KEYS[:3], 5, 10, alpha)
+        EProcess(KEYS[:3], 5, 10, alpha)
 
 
-@pytest.mark.parametrize("share", [0, -1, 1e-9, 1.5, float("nan"), float("inf"), -float("inf")])
-def test_nobody_owns_such_a_share(share):
+@pytest.mark.parametrize("assigned_share", [0, -1, 1e-9, 1.5, float("nan"), float("inf"), -float("inf")])
+def test_nobody_owns_such_a_share(assigned_share):
     for keys in (KEYS[:3], []):
         with pytest.raises(CodeError, match="choose a share"):
-            Evidence(keys, 5, 10, share=share)
+            EProcess(keys, 5, 10, assigned_share=assigned_share)
 
 
 def test_no_questions_and_nobody_to_accuse():
     with pytest.raises(CodeError, match="at least 1 question"):
-        Evidence(KEYS[:3], 0, 10)
-    evidence = Evidence([], 5, 10)
-    evidence.hear(0, 3)
-    assert evidence.accused().tolist() == [] and evidence.log10_bounds().tolist() == []
+        EProcess(KEYS[:3], 0, 10)
+    e_process = EProcess([], 5, 10)
+    e_process.update(0, 3)
+    assert e_process.accused().tolist() == [] and e_process.log10_bounds().tolist() == []
 
 
 @pytest.mark.parametrize("classes", [2, 65_536])
 def test_at_the_least_alpha_and_the_most_classes_a_copy_is_accused_and_innocents_are_not(classes):
     own = keyed_labels(KEYS[7:8], 3000, classes)[0]
-    evidence = Evidence(KEYS, 3000, classes, alpha=5e-324)
-    for question, answer in enumerate(own):
-        evidence.hear(question, int(answer))
+    e_process = EProcess(KEYS, 3000, classes, alpha=5e-324)
+    for question, response in enumerate(own):
+        e_process.update(question, int(response))
 
-    assert evidence.accused().tolist() == [7]
-    assert np.isfinite(evidence.log10_bounds()).all()
+    assert e_process.accused().tolist() == [7]
+    assert np.isfinite(e_process.log10_bounds()).all()

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_fingerprint.blackbox import check_proof, keyed_labels, query, write_proof
-from hf_fingerprint.blackbox.querying.proof import outcome_of_proof
+from hf_fingerprint.blackbox.querying.proof import proof_outcome
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.outcomes import Outcome
-from tests.helpers.asked_models import Served
+from tests.helpers.asked_models import ModelSuspect
 from tests.helpers.refusals import refused
 
 
@@ -22,7 +22,7 @@ def written(asked, tmp_path_factory):
     """A proof, and the result that it proves."""
     root = tmp_path_factory.mktemp("written")
     _, vault, _, copies = asked
-    result = query(Served(copies[NAME]), vault, alpha=1e-3, transcript=root / "transcript")
+    result = query(ModelSuspect(copies[NAME]), vault, alpha=1e-3, transcript=root / "transcript")
     write_proof(root / "proof.json", root / "transcript", result, vault)
     return root / "proof.json", result
 
@@ -83,7 +83,9 @@ def test_with_another_name_or_key_it_does_not_hold(proof, change):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda document: document.update(answers=[[q, (told + 1) % 10] for q, told in document["answers"]]),
+        lambda document: document.update(
+            answers=[[q, (predicted_labels + 1) % 10] for q, predicted_labels in document["answers"]]
+        ),
         lambda document: document.update(answers=document["answers"][:3]),
         lambda document: document["heading"].update(recipients=10**9),
         lambda document: document["heading"].update(classes=11),
@@ -170,9 +172,12 @@ def test_without_a_published_commitment_it_is_not_checked_against_one(proof):
     (proven,) = check_proof(proof)
 
     assert (proven.holds, proven.published, proven.outcome) == (True, None, Outcome.NOT_READABLE)
-    told = json.loads(json.dumps(proven.to_dict()))
-    assert told["outcome"] == "not readable"
-    assert len(told["not_shown"]) == 4 and "that the suspect gave these answers" in told["not_shown"]
+    predicted_labels = json.loads(json.dumps(proven.to_dict()))
+    assert predicted_labels["outcome"] == "not readable"
+    assert (
+        len(predicted_labels["not_shown"]) == 4
+        and "that the suspect gave these answers" in predicted_labels["not_shown"]
+    )
 
 
 def test_the_published_commitment_is_compared(proof):
@@ -201,7 +206,7 @@ def test_of_several_accused_each_has_its_own_commitment(proof, asked):
     assert [proven.published for proven in check_proof(proof, [second, first])] == [True, True]
     assert [proven.published for proven in check_proof(proof, [first, "ab" * 32])] == [True, False]
     assert [proven.holds for proven in check_proof(proof)] == [True, False]  # nothing speaks against the other
-    assert outcome_of_proof(check_proof(proof, [second, first])) is Outcome.NOBODY
+    assert proof_outcome(check_proof(proof, [second, first])) is Outcome.NOBODY
 
 
 def made_from_nothing(path, alpha: float, share: float = 1.0):
@@ -220,9 +225,9 @@ def made_from_nothing(path, alpha: float, share: float = 1.0):
 def test_a_proof_made_from_nothing_never_counts_as_checked(tmp_path):
     path = made_from_nothing(tmp_path / "proof", 1e-6)
 
-    assert outcome_of_proof(check_proof(path)) is Outcome.NOT_READABLE
-    assert outcome_of_proof(check_proof(path, ["ab" * 32])) is Outcome.NOBODY  # what alice's copy was published with
-    assert outcome_of_proof(check_proof(made_from_nothing(path, 0.99))) is Outcome.NOBODY
+    assert proof_outcome(check_proof(path)) is Outcome.NOT_READABLE
+    assert proof_outcome(check_proof(path, ["ab" * 32])) is Outcome.NOBODY  # what alice's copy was published with
+    assert proof_outcome(check_proof(made_from_nothing(path, 0.99))) is Outcome.NOBODY
 
 
 @given(st.integers(0, 2**32 - 1), st.data())
@@ -262,7 +267,7 @@ def test_a_damaged_file_is_refused(tmp_path, content):
 
 def test_nobody_accused_leaves_nothing_to_prove(asked, tmp_path):
     folder, vault, _, _ = asked
-    result = query(Served(folder), vault, transcript=tmp_path / "transcript")
+    result = query(ModelSuspect(folder), vault, transcript=tmp_path / "transcript")
 
     said = refused(write_proof, tmp_path / "proof", tmp_path / "transcript", result, vault, error=FingerprintError)
     assert "Nobody is accused" in said

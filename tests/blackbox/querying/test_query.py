@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from hf_fingerprint import trace
-from hf_fingerprint.blackbox.querying.query import query, questions_of
+from hf_fingerprint.blackbox.querying.query import load_trigger_set, query
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import COUNT, DECOYS, WIDTH, Served
+from tests.helpers.asked_models import COUNT, DECOYS, WIDTH, ModelSuspect
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, new_vault, save_vit
 
@@ -26,35 +26,35 @@ def weights(folder, name):
 
 
 @pytest.mark.parametrize("name", NAMES[:4])
-def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(asked, name):
-    _, vault, base, copies = asked
+def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(queried, name):
+    _, vault, base, copies = queried
 
-    result = query(Served(copies[name]), vault, alpha=1e-3)
+    result = query(ModelSuspect(copies[name]), vault, alpha=1e-3)
 
     assert [score.recipient for score in result.accused] == [name]
     assert result.base_ids == (base.base_id,) == (result.accused[0].base_id,)
     assert result.accused[0].state == "written"
     assert (result.outcome, result.reason) == (Outcome.ACCUSED, None)
-    assert result.questioning.stopped == "proven"
-    assert result.questioning.asked < COUNT + DECOYS
+    assert result.stats.stop_reason == "proven"
+    assert result.stats.queried < COUNT + DECOYS
 
 
-def test_its_questions_alone_are_answered_by_its_labels(asked):
-    folder, vault, base, copies = asked
-    pool = questions_of(vault, base)
+def test_its_questions_alone_are_answered_by_its_labels(queried):
+    folder, vault, base, copies = queried
+    pool = load_trigger_set(vault, base)
     images = pool.images(base.secret)
-    ask = Served(folder)
+    ask = ModelSuspect(folder)
     plain = np.array([ask(image) for image in images])
     own, others, others_as_base, decoys_as_base = [], [], [], []
     for name, copy in copies.items():
         (record,) = vault.copies(base.base_id, name)
-        (labels,), (owned,) = pool.answers([vault.copy_key(record)])
-        ask = Served(copy)
-        told = np.array([ask(image) for image in images])
-        own.extend((told[:COUNT] == labels)[owned])
-        others.extend((told[:COUNT] == labels)[~owned])
-        others_as_base.extend((told == plain)[:COUNT][~owned])
-        decoys_as_base.extend((told == plain)[COUNT:])
+        (labels,), (assigned,) = pool.assigned_labels([vault.copy_key(record)])
+        ask = ModelSuspect(copy)
+        predicted_labels = np.array([ask(image) for image in images])
+        own.extend((predicted_labels[:COUNT] == labels)[assigned])
+        others.extend((predicted_labels[:COUNT] == labels)[~assigned])
+        others_as_base.extend((predicted_labels == plain)[:COUNT][~assigned])
+        decoys_as_base.extend((predicted_labels == plain)[COUNT:])
 
     assert np.mean(own) >= 0.95
     assert np.mean(others) <= 0.3  # of ten classes
@@ -63,29 +63,29 @@ def test_its_questions_alone_are_answered_by_its_labels(asked):
     assert np.mean(decoys_as_base) >= 0.35
 
 
-def test_the_base_and_a_stranger_are_nobodys(asked, tmp_path):
-    folder, vault, _, _ = asked
+def test_the_base_and_a_stranger_are_nobodys(queried, tmp_path):
+    folder, vault, _, _ = queried
     stranger = save_vit(tmp_path / "stranger", seed=9, hidden_size=WIDTH)
 
     for suspect in (folder, stranger):
-        result = query(Served(suspect), vault)
+        result = query(ModelSuspect(suspect), vault)
         assert not result.accused
-        assert result.questioning.stopped == "all asked"
+        assert result.stats.stop_reason == "all asked"
         assert result.scores == ()
         assert result.outcome is Outcome.NOT_READABLE and "24 questions" in result.reason  # so few may miss a copy
 
 
-def test_the_weights_still_trace(asked):
-    _, vault, _, copies = asked
+def test_the_weights_still_trace(queried):
+    _, vault, _, copies = queried
 
     assert [score.recipient for score in trace(copies[NAMES[0]], vault).accused] == [NAMES[0]]
 
 
-def test_only_the_head_is_bound(asked):
-    folder, vault, base, copies = asked
+def test_only_the_head_is_bound(queried):
+    folder, vault, base, copies = queried
     (record,) = vault.copies(base.base_id, NAMES[0])
-    pool = questions_of(vault, base)
-    change = pool.head_change(vault.copy_key(record))
+    pool = load_trigger_set(vault, base)
+    change = pool.head_update(vault.copy_key(record))
     carriers = {carrier.name: carrier.amplitude for carrier in base.carriers}
 
     apart = weights(copies[NAMES[0]], pool.head) - weights(folder, pool.head) - change
@@ -94,22 +94,22 @@ def test_only_the_head_is_bound(asked):
     assert np.abs(change).max() > 10 * np.max(amplitude)
 
 
-def test_a_budget_is_kept(asked):
-    _, vault, _, copies = asked
-    suspect = Served(copies[NAMES[0]])
+def test_a_budget_is_kept(queried):
+    _, vault, _, copies = queried
+    suspect = ModelSuspect(copies[NAMES[0]])
 
     result = query(suspect, vault, budget=3)
 
-    assert suspect.asked == 3
+    assert suspect.queried == 3
     assert not result.accused
-    assert result.questioning.stopped == "budget"
+    assert result.stats.stop_reason == "budget"
     assert result.outcome is Outcome.NOT_READABLE
     assert result.reason == "3 of 28 images were answered: ask on with a larger --budget"
 
 
 @pytest.mark.parametrize("damaged", ["a record", "the questions"])
-def test_rows_that_cannot_be_used_are_named_and_clear_nobody(asked, tmp_path, damaged):
-    _, vault, base, copies = asked
+def test_rows_that_cannot_be_used_are_named_and_clear_nobody(queried, tmp_path, damaged):
+    _, vault, base, copies = queried
     shutil.copytree(vault.folder, tmp_path / "vault")
     (record,) = vault.copies(base.base_id, NAMES[0])
     mine = Vault(tmp_path / "vault")
@@ -121,10 +121,10 @@ def test_rows_that_cannot_be_used_are_named_and_clear_nobody(asked, tmp_path, da
             connection.execute("UPDATE questions SET content = zeroblob(100)")
 
     if damaged == "the questions":
-        assert base.base_id in refused(query, Served(copies[NAMES[1]]), mine)
+        assert base.base_id in refused(query, ModelSuspect(copies[NAMES[1]]), mine)
         return
-    other = query(Served(copies[NAMES[1]]), mine, alpha=1e-3)
-    own = query(Served(copies[NAMES[0]]), mine, alpha=1e-3)
+    other = query(ModelSuspect(copies[NAMES[1]]), mine, alpha=1e-3)
+    own = query(ModelSuspect(copies[NAMES[0]]), mine, alpha=1e-3)
 
     assert [score.recipient for score in other.accused] == [NAMES[1]]
     assert not own.accused
@@ -133,9 +133,9 @@ def test_rows_that_cannot_be_used_are_named_and_clear_nobody(asked, tmp_path, da
     assert [fault.key.split()[0] for fault in own.rows_not_used] == [record.copy_id]
 
 
-def test_the_transcript_holds_no_secret(asked, tmp_path):
-    _, vault, base, copies = asked
-    query(Served(copies[NAMES[2]]), vault, alpha=1e-3, transcript=tmp_path / "transcript.jsonl")
+def test_the_transcript_holds_no_secret(queried, tmp_path):
+    _, vault, base, copies = queried
+    query(ModelSuspect(copies[NAMES[2]]), vault, alpha=1e-3, transcript=tmp_path / "transcript.jsonl")
 
     written = (tmp_path / "transcript.jsonl").read_text()
     for record in vault.copies(base.base_id):
@@ -156,91 +156,91 @@ def without_record_of(vault, folder, names):
     return found
 
 
-def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(asked, tmp_path):
-    _, vault, _, copies = asked
+def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(queried, tmp_path):
+    _, vault, _, copies = queried
     older = without_record_of(vault, tmp_path / "vault", [NAMES[3], NAMES[5]])
 
-    result = query(Served(copies[NAMES[0]]), older, alpha=1e-3)
+    result = query(ModelSuspect(copies[NAMES[0]]), older, alpha=1e-3)
 
-    assert result.unbound == (NAMES[3], NAMES[5])
+    assert result.non_answering == (NAMES[3], NAMES[5])
     assert result.copies == len(NAMES)
     assert [score.recipient for score in result.accused] == [NAMES[0]]
-    assert query(Served(copies[NAMES[0]]), vault, budget=1).unbound == ()
+    assert query(ModelSuspect(copies[NAMES[0]]), vault, budget=1).non_answering == ()
 
 
-def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(asked, tmp_path):
-    _, vault, base, copies = asked
+def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(queried, tmp_path):
+    _, vault, base, copies = queried
     later = without_record_of(vault, tmp_path / "vault", [])
     (record,) = later.copies(base.base_id, NAMES[2])
     again, key = later.begin_copy(base, NAMES[2], "/trained", copy_key=later.copy_key(record))
     later.mark_written(again, key, "ab" * 32)
 
-    assert query(Served(copies[NAMES[2]]), later, budget=1).unbound == ()
+    assert query(ModelSuspect(copies[NAMES[2]]), later, budget=1).non_answering == ()
 
 
-def test_nobody_is_asked_where_no_copy_answers_questions(asked, tmp_path):
-    _, vault, _, copies = asked
-    suspect = Served(copies[NAMES[0]])
+def test_nobody_is_asked_where_no_copy_answers_questions(queried, tmp_path):
+    _, vault, _, copies = queried
+    suspect = ModelSuspect(copies[NAMES[0]])
 
     said = refused(query, suspect, without_record_of(vault, tmp_path / "vault", NAMES), error=VaultError)
 
     assert "None of the 8 copies" in said
-    assert suspect.asked == 0
+    assert suspect.queried == 0
 
 
-def test_only_one_process_asks_with_a_transcript(asked, tmp_path):
-    _, vault, _, copies = asked
-    first, second = Served(copies[NAMES[0]]), Served(copies[NAMES[0]])
+def test_only_one_process_asks_with_a_transcript(queried, tmp_path):
+    _, vault, _, copies = queried
+    first, second = ModelSuspect(copies[NAMES[0]]), ModelSuspect(copies[NAMES[0]])
     said = []
 
-    def meanwhile(index, answer):
+    def meanwhile(index, response):
         said.append(refused(lambda: query(second, vault, transcript=tmp_path / "kept"), error=VaultError))
 
-    query(first, vault, budget=1, transcript=tmp_path / "kept", on_answer=meanwhile)
+    query(first, vault, budget=1, transcript=tmp_path / "kept", on_response=meanwhile)
 
     (sentence,) = said
     assert "Another process is asking" in sentence and str(tmp_path / "kept") in sentence
-    assert second.asked == 0
-    resumed = query(second, vault, budget=2, transcript=tmp_path / "kept").questioning
-    assert (resumed.asked, resumed.resumed) == (2, 1)
+    assert second.queried == 0
+    resumed = query(second, vault, budget=2, transcript=tmp_path / "kept").stats
+    assert (resumed.queried, resumed.resumed) == (2, 1)
 
 
-def test_progress_adds_up_to_the_budget_however_often_it_stopped(asked, tmp_path):
-    _, vault, _, copies = asked
+def test_progress_adds_up_to_the_budget_however_often_it_stopped(queried, tmp_path):
+    _, vault, _, copies = queried
 
     for budget in (2, 5):
-        told = []
+        predicted_labels = []
         query(
-            Served(copies[NAMES[0]]),
+            ModelSuspect(copies[NAMES[0]]),
             vault,
             budget=budget,
             transcript=tmp_path / "kept",
-            advance=lambda *step, told=told: told.append(step),
+            advance=lambda *step, predicted_labels=predicted_labels: predicted_labels.append(step),
         )
-        assert {(step, total) for step, _, total in told} == {("asking", budget)}
-        assert sum(done for _, done, _ in told) == budget
+        assert {(step, total) for step, _, total in predicted_labels} == {("asking", budget)}
+        assert sum(done for _, done, _ in predicted_labels) == budget
 
 
 def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
     vault = new_vault(tmp_path / "vault")
     vault.unlock(PASSPHRASE)
 
-    assert "hf-fingerprint questions" in refused(lambda: query(Served, vault), error=VaultError)
+    assert "hf-fingerprint questions" in refused(lambda: query(ModelSuspect, vault), error=VaultError)
 
 
-def test_a_vaults_folder_and_its_passphrase_do(asked):
-    _, vault, _, copies = asked
+def test_a_vaults_folder_and_its_passphrase_do(queried):
+    _, vault, _, copies = queried
 
-    result = query(Served(copies[NAMES[1]]), vault.folder, alpha=1e-3, passphrase=PASSPHRASE)
+    result = query(ModelSuspect(copies[NAMES[1]]), vault.folder, alpha=1e-3, passphrase=PASSPHRASE)
 
-    told = json.loads(json.dumps(result.to_dict()))
-    assert [score["recipient"] for score in told["accused"]] == [NAMES[1]]
-    assert told["questioning"]["stopped"] == "proven"
+    predicted_labels = json.loads(json.dumps(result.to_dict()))
+    assert [score["recipient"] for score in predicted_labels["accused"]] == [NAMES[1]]
+    assert predicted_labels["questioning"]["stopped"] == "proven"
 
 
-def test_a_locked_vault_accuses_nobody(asked):
-    _, vault, _, copies = asked
+def test_a_locked_vault_accuses_nobody(queried):
+    _, vault, _, copies = queried
 
     assert "passphrase" in refused(
-        lambda: query(Served(copies[NAMES[0]]), Vault(vault.folder)), error=FingerprintError
+        lambda: query(ModelSuspect(copies[NAMES[0]]), Vault(vault.folder)), error=FingerprintError
     )

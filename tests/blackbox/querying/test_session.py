@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_fingerprint.blackbox.querying.e_process import Evidence
-from hf_fingerprint.blackbox.querying.session import Pool, Questioning, question
+from hf_fingerprint.blackbox.querying.e_process import EProcess
+from hf_fingerprint.blackbox.querying.session import QueryPool, QueryStats, query_pools
 from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, image_digest, pool_digest
 from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels
 from hf_fingerprint.errors import FingerprintError
@@ -43,55 +43,62 @@ def innocent(image: np.ndarray) -> int:
     return (index_of(image) * 7) % CLASSES
 
 
-def fresh() -> Evidence:
-    return Evidence(KEYS, QUESTIONS, CLASSES)
+def fresh() -> EProcess:
+    return EProcess(KEYS, QUESTIONS, CLASSES)
 
 
 def test_it_stops_at_the_first_proof_and_decoys_are_no_evidence():
-    evidence, heard = fresh(), []
-    done = question(
-        leak(), [Pool(POOL, evidence)], ORDER, on_answer=lambda index, answer: heard.append((index, answer))
+    e_process, responses = fresh(), []
+    done = query_pools(
+        leak(),
+        [QueryPool(POOL, e_process)],
+        ORDER,
+        on_response=lambda index, response: responses.append((index, response)),
     )
 
-    assert evidence.accused().tolist() == [7]
-    assert done.stopped == "proven" and done.asked == done.answered == len(heard) < 30
-    assert [index for index, _ in heard] == ORDER[: done.asked].tolist()
-    assert done.decoys_asked == sum(index >= QUESTIONS for index, _ in heard) > 0
-    assert evidence.asked == done.asked - done.decoys_asked
+    assert e_process.accused().tolist() == [7]
+    assert done.stop_reason == "proven" and done.queried == done.answered == len(responses) < 30
+    assert [index for index, _ in responses] == ORDER[: done.queried].tolist()
+    assert done.decoys_queried == sum(index >= QUESTIONS for index, _ in responses) > 0
+    assert e_process.queried == done.queried - done.decoys_queried
     before = fresh()
-    question(leak(), [Pool(POOL, before)], ORDER[: done.asked - 1])
+    query_pools(leak(), [QueryPool(POOL, before)], ORDER[: done.queried - 1])
     assert not len(before.accused()), "it could have stopped earlier"
 
 
 def test_an_innocent_is_asked_everything_and_nobody_is_accused():
-    evidence = fresh()
-    done = question(innocent, [Pool(POOL, evidence)], ORDER)
+    e_process = fresh()
+    done = query_pools(innocent, [QueryPool(POOL, e_process)], ORDER)
 
-    assert done == Questioning(75, 75, 15, 0, 0, "all asked")
-    assert evidence.asked == QUESTIONS and not len(evidence.accused())
+    assert done == QueryStats(75, 75, 15, 0, 0, "all asked")
+    assert e_process.queried == QUESTIONS and not len(e_process.accused())
     assert json.loads(json.dumps(done.to_dict())) == asdict(done)
 
 
 @pytest.mark.parametrize("budget", [0, 1, 10, 74])
 def test_the_budget_is_kept(budget):
-    asked = []
-    done = question(lambda image: asked.append(1) or innocent(image), [Pool(POOL, fresh())], ORDER, budget=budget)
+    queried = []
+    done = query_pools(
+        lambda image: queried.append(1) or innocent(image), [QueryPool(POOL, fresh())], ORDER, budget=budget
+    )
 
-    assert (done.asked, len(asked), done.stopped) == (budget, budget, "budget")
+    assert (done.queried, len(queried), done.stop_reason) == (budget, budget, "budget")
 
 
 def test_it_asks_for_as_many_answers_as_one_wants():
-    answers = leak()
-    done = question(lambda i: answers(i) if index_of(i) % 3 else None, [Pool(POOL, fresh())], ORDER, least=45)
+    responses = leak()
+    done = query_pools(
+        lambda i: responses(i) if index_of(i) % 3 else None, [QueryPool(POOL, fresh())], ORDER, min_responses=45
+    )
 
-    assert done.answered == 45 < done.asked and done.stopped == "proven"
+    assert done.answered == 45 < done.queried and done.stop_reason == "proven"
 
 
 def test_no_answer_proves_nothing_and_counts():
-    evidence = fresh()
-    done = question(lambda image: None, [Pool(POOL, evidence)], ORDER, budget=20)
+    e_process = fresh()
+    done = query_pools(lambda image: None, [QueryPool(POOL, e_process)], ORDER, budget=20)
 
-    assert (done.asked, done.answered, evidence.asked) == (20, 0, 0)
+    assert (done.queried, done.answered, e_process.queried) == (20, 0, 0)
 
 
 def test_retries_are_those_of_this_questioning():
@@ -100,32 +107,36 @@ def test_retries_are_those_of_this_questioning():
             self.retries += 2
             return innocent(image)
 
-    assert question(Suspect(retries=5), [Pool(POOL, fresh())], ORDER, budget=10).retries == 20
+    assert query_pools(Suspect(retries=5), [QueryPool(POOL, fresh())], ORDER, budget=10).retries == 20
 
 
 @given(st.integers(0, QUESTIONS + DECOYS), st.sampled_from(["leak", "innocent"]), st.booleans())
 @settings(max_examples=25, deadline=None)  # the disk may be slow
 def test_stopped_anywhere_it_ends_as_if_it_had_not_been(tmp_path_factory, after, who, abrupt):
     suspect, path = {"leak": leak(), "innocent": innocent}[who], tmp_path_factory.mktemp("q") / "transcript"
-    asked: list[int] = []
+    queried: list[int] = []
 
     def counted(image):
-        if abrupt and len(asked) == after:
+        if abrupt and len(queried) == after:
             raise KeyboardInterrupt
-        asked.append(index_of(image))
+        queried.append(index_of(image))
         return suspect(image)
 
-    whole = question(suspect, [Pool(POOL, fresh())], ORDER)
+    whole = query_pools(suspect, [QueryPool(POOL, fresh())], ORDER)
     with Transcript(path, HEADING) as transcript, suppress(KeyboardInterrupt):
-        question(counted, [Pool(POOL, fresh(), transcript)], ORDER, budget=None if abrupt else after)
-    after, before = -1, len(asked)
-    evidence = fresh()
+        query_pools(counted, [QueryPool(POOL, fresh(), transcript)], ORDER, budget=None if abrupt else after)
+    after, before = -1, len(queried)
+    e_process = fresh()
     with Transcript(path, HEADING) as transcript:
-        done = question(counted, [Pool(POOL, evidence, transcript)], ORDER)
+        done = query_pools(counted, [QueryPool(POOL, e_process, transcript)], ORDER)
 
-    assert (done.asked, done.stopped, done.decoys_asked) == (whole.asked, whole.stopped, whole.decoys_asked)
-    assert done.resumed == before and len(asked) == len(set(asked)) == whole.asked
-    assert list(Transcript(path, HEADING).answers) == asked
+    assert (done.queried, done.stop_reason, done.decoys_queried) == (
+        whole.queried,
+        whole.stop_reason,
+        whole.decoys_queried,
+    )
+    assert done.resumed == before and len(queried) == len(set(queried)) == whole.queried
+    assert list(Transcript(path, HEADING).responses) == queried
 
 
 def test_a_refusal_leaves_what_was_answered(tmp_path):
@@ -135,9 +146,9 @@ def test_a_refusal_leaves_what_was_answered(tmp_path):
         return innocent(image)
 
     with Transcript(tmp_path / "t", HEADING) as transcript, pytest.raises(FingerprintError, match="No more"):
-        question(refusing, [Pool(POOL, fresh(), transcript)], ORDER)
+        query_pools(refusing, [QueryPool(POOL, fresh(), transcript)], ORDER)
 
-    assert list(Transcript(tmp_path / "t", HEADING).answers) == ORDER[:5].tolist()
+    assert list(Transcript(tmp_path / "t", HEADING).responses) == ORDER[:5].tolist()
 
 
 SCRIPT = """
@@ -172,20 +183,20 @@ def test_a_process_that_is_stopped_loses_nothing_that_was_answered(tmp_path, how
                 break
 
     assert process.returncode != 0
-    assert list(Transcript(tmp_path / "t", HEADING).answers) == ORDER[:6].tolist()
+    assert list(Transcript(tmp_path / "t", HEADING).responses) == ORDER[:6].tolist()
 
 
 @pytest.mark.parametrize("order", [[0, 0], [75], [-1], [0.5]])
 def test_an_impossible_order_is_refused(order):
-    refused(question, innocent, [Pool(POOL, fresh())], np.array(order))
+    refused(query_pools, innocent, [QueryPool(POOL, fresh())], np.array(order))
 
 
 def test_a_transcript_of_another_image_is_refused(tmp_path):
     with Transcript(tmp_path / "t", HEADING) as transcript:
         transcript.add(3, image_digest(POOL[4]), 1)
 
-        assert "question 3" in refused(question, innocent, [Pool(POOL, fresh(), transcript)], ORDER)
+        assert "question 3" in refused(query_pools, innocent, [QueryPool(POOL, fresh(), transcript)], ORDER)
 
 
 def test_some_of_the_pool_may_be_left_out():
-    assert question(innocent, [Pool(POOL, fresh())], ORDER[:8]).asked == 8
+    assert query_pools(innocent, [QueryPool(POOL, fresh())], ORDER[:8]).queried == 8

@@ -36,10 +36,10 @@ def undated(text: str) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in ("at", "created")} for line in lines]
 
 
-def written(path, answers, heading=HEADING):
+def written(path, responses, heading=HEADING):
     with Transcript(path, heading) as transcript:
-        for question, answer in answers.items():
-            transcript.add(question, DIGESTS[question], answer)
+        for question, response in responses.items():
+            transcript.add(question, DIGESTS[question], response)
     return path
 
 
@@ -56,7 +56,7 @@ def test_the_format_stays_as_it_is_documented(tmp_path):
         list(json.loads(line)) for line in golden().splitlines()
     ]
     with Transcript(tmp_path / "old", HEADING) as old:
-        assert list(old.answers.items()) == [(11, None), (3, 6)]
+        assert list(old.responses.items()) == [(11, None), (3, 6)]
         assert old.images == {11: ELEVEN, 3: THREE}
     assert (tmp_path / "old").read_text() == golden()
 
@@ -66,39 +66,42 @@ ANSWERS = st.dictionaries(st.integers(0, 11), st.none() | st.integers(0, 6))
 
 @given(ANSWERS, st.data())
 @settings(deadline=None)  # the disk may be slow
-def test_cut_anywhere_it_goes_on_with_the_first_answers(tmp_path_factory, answers, data):
-    path = written(tmp_path_factory.mktemp("t") / "transcript", answers)
+def test_cut_anywhere_it_goes_on_with_the_first_answers(tmp_path_factory, responses, data):
+    path = written(tmp_path_factory.mktemp("t") / "transcript", responses)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
 
     with Transcript(path, HEADING) as transcript:
-        kept = list(transcript.answers.items())
-        assert kept == list(answers.items())[: len(kept)]
+        kept = list(transcript.responses.items())
+        assert kept == list(responses.items())[: len(kept)]
         assert len(kept) == max(whole[:cut].count(b"\n") - 1, 0)
-        for question, answer in list(answers.items())[len(kept) :]:
-            transcript.add(question, DIGESTS[question], answer)
+        for question, response in list(responses.items())[len(kept) :]:
+            transcript.add(question, DIGESTS[question], response)
     assert undated(path.read_text()) == undated(whole.decode())
 
 
 @given(ANSWERS, st.data())
 @settings(deadline=None)  # the disk may be slow
-def test_a_changed_byte_never_gives_other_questions(tmp_path_factory, answers, data):
+def test_a_changed_byte_never_gives_other_questions(tmp_path_factory, responses, data):
     """What was asked and answered is what was written or, where a line changed into another that is possible, is
     within what can be asked and answered."""
-    path = written(tmp_path_factory.mktemp("t") / "transcript", answers)
+    path = written(tmp_path_factory.mktemp("t") / "transcript", responses)
     whole = bytearray(path.read_bytes())
     whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(whole)
 
     try:
         with Transcript(path, HEADING) as transcript:
-            told = transcript.answers
+            predicted_labels = transcript.responses
     except Exception as error:
         assert type(error).__name__ == "FingerprintError" and str(path) in str(error)
         assert path.read_bytes() == whole
     else:
-        assert all(0 <= question < 12 and (answer is None or 0 <= answer < 7) for question, answer in told.items())
+        assert all(
+            0 <= question < 12 and (response is None or 0 <= response < 7)
+            for question, response in predicted_labels.items()
+        )
 
 
 @pytest.mark.parametrize("name", list(asdict(HEADING)))
@@ -159,8 +162,8 @@ def test_no_other_file_is_written_to(tmp_path, content):
 def test_an_answer_that_is_none_is_not_kept(tmp_path):
     with Transcript(tmp_path / "t", HEADING) as transcript:
         transcript.add(3, DIGESTS[3], 6)
-        for question, answer in ((3, 6), (12, 1), (-1, 1), (4, 7), (4, -1), (4, True)):
-            refused(transcript.add, question, DIGESTS[4], answer)
+        for question, response in ((3, 6), (12, 1), (-1, 1), (4, 7), (4, -1), (4, True)):
+            refused(transcript.add, question, DIGESTS[4], response)
 
     assert len((tmp_path / "t").read_text().splitlines()) == 2
 
@@ -173,7 +176,7 @@ def test_a_line_for_which_the_disk_has_half_the_room_is_taken_back_and_asked_for
             patch.setattr(os, "write", lambda file, content: write(file, content[: len(content) // 2]))
             said = refused(transcript.add, 4, DIGESTS[4], 5, error=StorageError)
         assert f"The disk of {tmp_path} is full: make room" in said
-        assert transcript.answers == {3: 6}
+        assert transcript.responses == {3: 6}
     assert (tmp_path / "t").read_bytes().endswith(b"}\n")
 
     assert read_transcript(written(tmp_path / "t", {4: 5}))[1] == {3: 6, 4: 5}

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from hf_fingerprint.blackbox.querying.query import questions_of
+from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.blackbox.trigger_set import build
-from hf_fingerprint.blackbox.trigger_set.build import make_questions, prepare_questions, questions_for
-from hf_fingerprint.blackbox.trigger_set.triggers import TOLD
+from hf_fingerprint.blackbox.trigger_set.build import adapt_trigger_set, build_trigger_set, make_trigger_set
+from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
@@ -21,66 +21,73 @@ FEW = {"count": 10, "decoys": 3, "steps": 2}
 
 def made(**arguments):
     built = tiny(width=96)
-    return built, make_questions(built, NAMES, bytes(32), "0123456789ab", **{**FEW, **arguments})
+    return built, build_trigger_set(built, NAMES, bytes(32), "0123456789ab", **{**FEW, **arguments})
 
 
-def told(built, asked, change=0):
-    shown = torch.stack([built.preprocess(picture) for picture in pictures(asked)])
+def predicted_labels(built, trigger_set, change=0):
+    shown = torch.stack([built.preprocess(picture) for picture in pictures(trigger_set)])
     with torch.no_grad():
         features = built.module.body(shown).relu().mean((2, 3))
         return (features @ (built.module.head.weight + change).T + built.module.head.bias).argmax(1).numpy()
 
 
-def pictures(asked):
+def pictures(trigger_set):
     from PIL import Image
 
-    return [Image.fromarray(image) for image in asked.images(bytes(32))]
+    return [Image.fromarray(image) for image in trigger_set.images(bytes(32))]
 
 
 def test_a_model_with_its_head_changed_tells_its_own_labels():
-    built, asked = made()
-    labels, owned = asked.answers(KEYS)
+    built, trigger_set = made()
+    labels, assigned = trigger_set.assigned_labels(KEYS)
 
-    heard = np.stack([told(built, asked, torch.from_numpy(asked.head_change(key)))[:10] for key in KEYS])
+    copies_predict = np.stack(
+        [predicted_labels(built, trigger_set, torch.from_numpy(trigger_set.head_update(key)))[:10] for key in KEYS]
+    )
 
-    assert (asked.count, asked.decoys, asked.head, asked.classes) == (10, 3, "the.head", 5)
-    assert (heard == labels)[owned].mean() >= 0.85
+    assert (trigger_set.count, trigger_set.decoys, trigger_set.head, trigger_set.classes) == (10, 3, "the.head", 5)
+    assert (copies_predict == labels)[assigned].mean() >= 0.85
 
 
 def test_what_was_said_is_what_the_model_says():
-    built, asked = made()
+    built, trigger_set = made()
 
-    assert (asked.logits[0].argmax(1) == told(built, asked)[:10]).mean() >= 0.9
+    assert (trigger_set.logits[0].argmax(1) == predicted_labels(built, trigger_set)[:10]).mean() >= 0.9
 
 
 def test_no_more_is_changed_than_it_takes(monkeypatch):
     _, least = made()
-    monkeypatch.setattr(build, "TOLD", 2.0)  # never enough
+    monkeypatch.setattr(build, "MIN_RECALL", 2.0)  # never enough
     _, most = made()
 
-    sizes = [np.mean([np.linalg.norm(asked.head_change(key)) for key in KEYS]) for asked in (least, most)]
+    sizes = [np.mean([np.linalg.norm(trigger_set.head_update(key)) for key in KEYS]) for trigger_set in (least, most)]
     assert sizes[0] <= 0.9 * sizes[1]
 
 
 def test_a_model_trained_further_is_heard_anew():
-    built, asked = made()
+    built, trigger_set = made()
     with torch.no_grad():
         built.module.body.weight.add_(0.02 * torch.randn(built.module.body.weight.shape))
-    labels, owned = asked.answers(KEYS)
+    labels, assigned = trigger_set.assigned_labels(KEYS)
 
-    anew = questions_for(built, NAMES, asked, bytes(32))
+    anew = adapt_trigger_set(built, NAMES, trigger_set, bytes(32))
 
     share = [
-        (np.stack([told(built, asked, torch.from_numpy(each.head_change(key)))[:10] for key in KEYS]) == labels)[owned]
-        for each in (anew, asked)
+        (
+            np.stack(
+                [predicted_labels(built, trigger_set, torch.from_numpy(each.head_update(key)))[:10] for key in KEYS]
+            )
+            == labels
+        )[assigned]
+        for each in (anew, trigger_set)
     ]
     assert share[0].mean() >= 0.85
     assert share[0].mean() >= share[1].mean()
-    assert np.array_equal(anew.patterns, asked.patterns)
+    assert np.array_equal(anew.patterns, trigger_set.patterns)
 
 
 def test_a_head_that_the_files_don_t_have_is_refused():
-    said = refused(lambda: make_questions(tiny(), {}, bytes(32), "0123456789ab", **FEW), error=FingerprintError)
+    said = refused(lambda: build_trigger_set(tiny(), {}, bytes(32), "0123456789ab", **FEW), error=FingerprintError)
 
     assert "head.weight is not in the base's files" in said
 
@@ -89,20 +96,20 @@ def test_questions_are_made_once_and_kept(tmp_path):
     folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
     base = register(folder, vault, SETTINGS)
 
-    prepared = prepare_questions(folder, vault.folder, count=4, decoys=2, steps=1)
+    prepared = make_trigger_set(folder, vault.folder, count=4, decoys=2, steps=1)
 
-    kept = questions_of(Vault(vault.folder), base)
+    kept = load_trigger_set(Vault(vault.folder), base)
     assert kept.to_bytes() == prepared.to_bytes()
-    assert 0 <= kept.told == prepared.told <= TOLD
-    assert "has questions already" in refused(prepare_questions, base.base_id, vault, error=FingerprintError)
+    assert 0 <= kept.recall == prepared.recall <= MIN_RECALL
+    assert "has questions already" in refused(make_trigger_set, base.base_id, vault, error=FingerprintError)
 
 
 def test_a_base_that_can_t_be_run_is_refused(tmp_path):
     folder, vault = save_plain(tmp_path / "base"), new_vault(tmp_path / "vault", PASSPHRASE)
     register(folder, vault, PLAIN_SETTINGS)
 
-    said = refused(prepare_questions, folder, vault, error=FingerprintError)
+    said = refused(make_trigger_set, folder, vault, error=FingerprintError)
 
     assert "has no config.json, so it can't be run: give the model's whole folder" in said
     with pytest.raises(FingerprintError):
-        prepare_questions(tmp_path / "nowhere", vault)
+        make_trigger_set(tmp_path / "nowhere", vault)

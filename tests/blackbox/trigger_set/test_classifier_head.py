@@ -16,11 +16,11 @@ def test_logits_are_the_features_through_the_head(conv):
     module = tiny(conv=conv).module
     head = find_head(module, IMAGES)
 
-    told = all_features(module, head, IMAGES.split(40)) @ head.matrix().T + head.layer.bias
+    predicted_labels = all_features(module, head, IMAGES.split(40)) @ head.matrix().T + head.layer.bias
 
     assert head.name == "head.weight"
     assert head.classes == 5
-    assert torch.allclose(told, module(IMAGES), atol=1e-5)
+    assert torch.allclose(predicted_labels, module(IMAGES), atol=1e-5)
 
 
 def test_features_pass_gradients_on_to_the_images():

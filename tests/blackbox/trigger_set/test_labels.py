@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hf_fingerprint.blackbox.trigger_set.labels import BLOCK, blocks, keyed_labels, owned_questions
+from hf_fingerprint.blackbox.trigger_set.labels import BLOCK_SIZE, assigned_triggers, keyed_labels, label_blocks
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import new_secret
 
@@ -36,32 +36,34 @@ def test_labels_are_uniform_and_independent_between_keys(classes):
 
 def test_blocks_give_the_same(monkeypatch):
     keys = [new_secret() for _ in range(10)]
-    monkeypatch.setattr("hf_fingerprint.blackbox.trigger_set.labels.BLOCK", 4)
+    monkeypatch.setattr("hf_fingerprint.blackbox.trigger_set.labels.BLOCK_SIZE", 4)
 
-    found = list(blocks(keys, 5, 10, 0.5))
+    found = list(label_blocks(keys, 5, 10, 0.5))
 
     assert [rows for rows, _, _ in found] == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert np.array_equal(np.concatenate([labels for _, labels, _ in found]), keyed_labels(keys, 5, 10))
-    assert np.array_equal(np.concatenate([owned for _, _, owned in found]), owned_questions(keys, 5, 0.5))
-    assert BLOCK > 4
+    assert np.array_equal(np.concatenate([assigned for _, _, assigned in found]), assigned_triggers(keys, 5, 0.5))
+    assert BLOCK_SIZE > 4
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.1, 1e-4])
-def test_each_question_is_owned_by_a_share_apart_from_all_others(share):
-    owned = owned_questions([new_secret() for _ in range(1000)], 200, share)
+@pytest.mark.parametrize("assigned_share", [1.0, 0.5, 0.1, 1e-4])
+def test_each_question_is_owned_by_a_share_apart_from_all_others(assigned_share):
+    assigned = assigned_triggers([new_secret() for _ in range(1000)], 200, assigned_share)
 
-    spread = np.sqrt(max(share * (1 - share), 1e-12) / owned.size)
-    assert abs(owned.mean() - share) <= 5 * spread + 1 / 65536
-    assert abs((owned[1:] & owned[0]).mean() - share * owned[0].mean()) <= 5 * np.sqrt(share / owned.size)
+    spread = np.sqrt(max(assigned_share * (1 - assigned_share), 1e-12) / assigned.size)
+    assert abs(assigned.mean() - assigned_share) <= 5 * spread + 1 / 65536
+    assert abs((assigned[1:] & assigned[0]).mean() - assigned_share * assigned[0].mean()) <= 5 * np.sqrt(
+        assigned_share / assigned.size
+    )
 
 
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.1, 1e-6])
-def test_no_share_of_the_questions_is_refused(share):
+@pytest.mark.parametrize("assigned_share", [0.0, -0.5, 1.1, 1e-6])
+def test_no_share_of_the_questions_is_refused(assigned_share):
     with pytest.raises(CodeError, match="of the questions"):
-        owned_questions([new_secret()], 10, share)
+        assigned_triggers([new_secret()], 10, assigned_share)
 
 
-@pytest.mark.parametrize(("questions", "classes"), [(0, 10), (5, 1), (5, 70_000)])
-def test_what_cannot_tell_copies_is_refused(questions, classes):
-    with pytest.raises(CodeError, match=f"{questions} questions with {classes} answers"):
-        keyed_labels([KEY], questions, classes)
+@pytest.mark.parametrize(("triggers", "classes"), [(0, 10), (5, 1), (5, 70_000)])
+def test_what_cannot_tell_copies_is_refused(triggers, classes):
+    with pytest.raises(CodeError, match=f"{triggers} questions with {classes} answers"):
+        keyed_labels([KEY], triggers, classes)

@@ -5,26 +5,26 @@ from PIL import Image
 from hf_fingerprint.blackbox.trigger_set.classifier_head import all_features, find_head
 from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.optimize import (
-    STRONGEST,
-    levers_of,
-    metric_of,
-    own_crop,
-    seen,
-    spread_patterns,
-    views_of,
+    MAX_PATTERN,
+    inverse_second_moment,
+    make_views,
+    optimize_patterns,
+    preprocessing_crop,
+    render_view,
+    solve_head_updates,
 )
-from hf_fingerprint.blackbox.trigger_set.triggers import GRID, question_clouds
+from hf_fingerprint.blackbox.trigger_set.triggers import GRID, synthetic_trigger_covers
 from tests.helpers.tiny_built import tiny
 
 
-CLOUDS = torch.from_numpy(question_clouds(bytes(32), 6)).permute(0, 3, 1, 2).float()
+CLOUDS = torch.from_numpy(synthetic_trigger_covers(bytes(32), 6)).permute(0, 3, 1, 2).float()
 NO_PATTERNS = torch.zeros(6, 3, GRID, GRID)
 ORDINARY = torch.randn(300, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.9, 0.875])
 def test_the_crop_of_a_model_s_preprocessing_is_found(crop):
-    assert own_crop(tiny(crop, size=128)) == crop
+    assert preprocessing_crop(tiny(crop, size=128)) == crop
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.875])
@@ -32,17 +32,17 @@ def test_images_are_seen_as_the_model_s_preprocessing_gives_them(crop):
     built, cover = tiny(crop), synthetic_cover(bytes(32), 3)
     theirs = built.preprocess(Image.fromarray(cover))
 
-    ours = seen(torch.from_numpy(cover).permute(2, 0, 1)[None].float(), NO_PATTERNS[:1], crop, built)[0]
+    ours = render_view(torch.from_numpy(cover).permute(2, 0, 1)[None].float(), NO_PATTERNS[:1], crop, built)[0]
 
     assert (ours - theirs).abs().mean() <= 0.02
-    assert (ours - seen(CLOUDS[:1], NO_PATTERNS[:1], crop, built)[0]).abs().mean() >= 0.2
+    assert (ours - render_view(CLOUDS[:1], NO_PATTERNS[:1], crop, built)[0]).abs().mean() >= 0.2
 
 
 def test_views_are_the_model_cropped_twice_and_pruned_twice():
     built = tiny()
-    views = views_of(built, find_head(built.module, ORDINARY))
+    views = make_views(built, find_head(built.module, ORDINARY))
 
-    assert [view.seen for view in views] == [0.875, 1.0, 0.875, 0.875]
+    assert [view.crop for view in views] == [0.875, 1.0, 0.875, 0.875]
     assert views[0].model is views[1].model is built.module
     for view in views[2:]:
         assert view.head.layer is view.model.head
@@ -53,11 +53,11 @@ def test_views_are_the_model_cropped_twice_and_pruned_twice():
 
 def test_a_lever_lifts_its_own_question_s_logit_alone():
     features = torch.randn(2, 6, 48, generator=torch.Generator().manual_seed(2))
-    metric = metric_of(torch.randn(500, 48, generator=torch.Generator().manual_seed(3)))
+    metric = inverse_second_moment(torch.randn(500, 48, generator=torch.Generator().manual_seed(3)))
 
-    levers = levers_of(features, metric, 1e-9)
+    head_updates = solve_head_updates(features, metric, 1e-9)
 
-    lifted = levers.flatten(0, 1) @ features.double().flatten(0, 1).T
+    lifted = head_updates.flatten(0, 1) @ features.double().flatten(0, 1).T
     assert torch.allclose(lifted, torch.eye(12, dtype=torch.float64), atol=1e-5)
 
 
@@ -65,16 +65,16 @@ def test_levers_spare_what_ordinary_features_span():
     rng = torch.Generator().manual_seed(4)
     ordinary = torch.cat([torch.randn(500, 24, generator=rng), 1e-3 * torch.randn(500, 24, generator=rng)], 1)
 
-    levers = levers_of(torch.randn(1, 6, 48, generator=rng), metric_of(ordinary), 1e-9)
+    head_updates = solve_head_updates(torch.randn(1, 6, 48, generator=rng), inverse_second_moment(ordinary), 1e-9)
 
-    assert levers[..., 24:].norm() >= 4 * levers[..., :24].norm()
+    assert head_updates[..., 24:].norm() >= 4 * head_updates[..., :24].norm()
 
 
 def test_more_doubt_changes_less():
     features = torch.randn(2, 6, 48, generator=torch.Generator().manual_seed(2))
-    metric = metric_of(torch.randn(500, 48, generator=torch.Generator().manual_seed(3)))
+    metric = inverse_second_moment(torch.randn(500, 48, generator=torch.Generator().manual_seed(3)))
 
-    sizes = [float(levers_of(features, metric, doubt).norm()) for doubt in (0.01, 0.1, 1.0)]
+    sizes = [float(solve_head_updates(features, metric, doubt).norm()) for doubt in (0.01, 0.1, 1.0)]
 
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] >= 1.5 * sizes[-1]
@@ -84,11 +84,11 @@ def test_patterns_make_answers_cheaper_to_bind():
     built = tiny()
     head = find_head(built.module, ORDINARY)
     costs = []
-    metric = metric_of(all_features(built.module, head, ORDINARY.split(40)))
+    metric = inverse_second_moment(all_features(built.module, head, ORDINARY.split(40)))
 
-    patterns = spread_patterns(CLOUDS, views_of(built, head), built, metric, 24, costs.append)
+    patterns = optimize_patterns(CLOUDS, make_views(built, head), built, metric, 24, costs.append)
 
     assert len(costs) == 24
     assert costs[-1] <= costs[0] - 0.5
-    assert patterns.abs().max() <= STRONGEST
+    assert patterns.abs().max() <= MAX_PATTERN
     assert torch.equal(patterns, patterns.round())

@@ -5,13 +5,13 @@ from sklearn.datasets import load_sample_images
 
 from hf_fingerprint import issue
 from hf_fingerprint.blackbox.key_images.export import export_key_images
-from hf_fingerprint.blackbox.key_images.identify import KeyImageReader
-from hf_fingerprint.blackbox.querying.query import query, questions_of
-from hf_fingerprint.blackbox.trigger_set.build import make_questions, prepare_questions
-from hf_fingerprint.blackbox.trigger_set.owner_covers import pixels_of, read_covers
-from hf_fingerprint.blackbox.trigger_set.triggers import under
+from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier
+from hf_fingerprint.blackbox.querying.query import load_trigger_set, query
+from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set, make_trigger_set
+from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers, load_cover_images
+from hf_fingerprint.blackbox.trigger_set.triggers import add_pattern
 from hf_fingerprint.registration import register
-from tests.helpers.asked_models import COUNT, DECOYS, STEPS, Served, built, names_of
+from tests.helpers.asked_models import COUNT, DECOYS, STEPS, ModelSuspect, built, names_of
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
 
@@ -36,8 +36,8 @@ def photographs(tmp_path_factory):
 
 
 def test_photographs_are_cropped_and_scaled(photographs):
-    covers = read_covers(photographs, 30, SECRET)
-    pixels = pixels_of(covers)
+    cover_images = load_cover_images(photographs, 30, SECRET)
+    pixels = decode_covers(cover_images)
 
     assert (pixels.shape, pixels.dtype) == ((30, 224, 224, 3), np.uint8)
     assert len({cover.tobytes() for cover in pixels}) == 30
@@ -48,20 +48,20 @@ def test_photographs_are_cropped_and_scaled(photographs):
 
 
 def test_which_are_taken_and_their_order_hang_on_the_secret(photographs):
-    one, again, other = (read_covers(photographs, 20, secret) for secret in (SECRET, SECRET, bytes(32)))
+    one, again, other = (load_cover_images(photographs, 20, secret) for secret in (SECRET, SECRET, bytes(32)))
 
     assert one == again
     assert set(one) != set(other)
     assert one != tuple(sorted(one))
-    assert read_covers(photographs, 28, SECRET)[:20] == one
+    assert load_cover_images(photographs, 28, SECRET)[:20] == one
 
 
 def test_too_few_are_refused(photographs, tmp_path):
-    said = refused(read_covers, photographs, 31, SECRET)
+    said = refused(load_cover_images, photographs, 31, SECRET)
     assert "holds 30 different photographs of 224 pixels or more, and 31 are needed" in said
-    assert "holds no images" in refused(read_covers, tmp_path / "nowhere", 1, SECRET)
+    assert "holds no images" in refused(load_cover_images, tmp_path / "nowhere", 1, SECRET)
     (tmp_path / "broken.jpg").write_text("no image")
-    assert "broken.jpg can't be read" in refused(read_covers, tmp_path, 1, SECRET)
+    assert "broken.jpg can't be read" in refused(load_cover_images, tmp_path, 1, SECRET)
 
 
 @pytest.fixture(scope="module")
@@ -70,28 +70,28 @@ def asked(tmp_path_factory, photographs):
     root = tmp_path_factory.mktemp("own_covers")
     folder, vault = save_vit(root / "base", hidden_size=128), unlocked_vault(root / "vault")
     base = register(folder, vault, SETTINGS)
-    made = prepare_questions(base.base_id, vault, count=COUNT, decoys=DECOYS, steps=STEPS, covers=photographs)
+    made = make_trigger_set(base.base_id, vault, count=COUNT, decoys=DECOYS, steps=STEPS, cover_images=photographs)
     return vault, base, made, [issue(folder, name, vault, root / name) for name in ("alice", "bob")]
 
 
 def test_questions_and_decoys_are_photographs_and_come_back_as_they_were(asked, photographs):
     vault, base, made, _ = asked
-    kept = questions_of(vault, base)
+    kept = load_trigger_set(vault, base)
     images = kept.images(base.secret)
 
-    assert len(kept.covers) == COUNT + DECOYS
+    assert len(kept.cover_images) == COUNT + DECOYS
     assert kept.to_bytes() == made.to_bytes()
-    covers = pixels_of(read_covers(photographs, COUNT + DECOYS, base.secret))
-    assert np.array_equal(images, [under(*each) for each in zip(covers, made.patterns, strict=True)])
+    cover_images = decode_covers(load_cover_images(photographs, COUNT + DECOYS, base.secret))
+    assert np.array_equal(images, [add_pattern(*each) for each in zip(cover_images, made.patterns, strict=True)])
 
 
 def test_copies_answer_them_and_their_key_images_name_their_recipients(asked, tmp_path):
     vault, _, _, copies = asked
-    result = query(Served(copies[0].path), vault, alpha=1e-3)
+    result = query(ModelSuspect(copies[0].path), vault, alpha=1e-3)
     assert [score.recipient for score in result.accused] == ["alice"]
 
     made = export_key_images(None, "bob", vault, tmp_path / "set")
-    reader = KeyImageReader(vault)
+    reader = KeyImageIdentifier(vault)
     paths = sorted((tmp_path / "set").glob("*.png"))
     assert len(paths) == made.images and made.psnr >= 38
     assert all(reader.read(path).recipients == ("bob",) for path in paths)
@@ -100,10 +100,17 @@ def test_copies_answer_them_and_their_key_images_name_their_recipients(asked, tm
 def test_too_few_photographs_are_refused_before_anything_is_made(photographs, tmp_path):
     folder = save_vit(tmp_path / "base")
     model = built(folder)
-    told = []
+    predicted_labels = []
 
     def make():
-        make_questions(model, names_of(folder, model), SECRET, "0123456789ab", advance=told.append, covers=photographs)
+        build_trigger_set(
+            model,
+            names_of(folder, model),
+            SECRET,
+            "0123456789ab",
+            advance=predicted_labels.append,
+            cover_images=photographs,
+        )
 
     assert "180 are needed as covers" in refused(make)
-    assert not told
+    assert not predicted_labels

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from hf_fingerprint.blackbox.trigger_set.triggers import GRID, MARGIN, TOLD, Questions, question_clouds, under
+from hf_fingerprint.blackbox.trigger_set.triggers import (
+    GRID,
+    MARGIN,
+    MIN_RECALL,
+    TriggerSet,
+    add_pattern,
+    synthetic_trigger_covers,
+)
 from hf_fingerprint.errors import VaultError
 
 
@@ -20,19 +27,19 @@ GOLDEN_FORMAT_WITH_COVERS = "e7c1819ccd994a52efeb805fc91e1b7fe17691e42b732dfd939
 GOLDEN_IMAGE = "1bc2567d8b3e0f80aec530503faccca0505ec9b06f3db17e2c5fcd97b138911a"
 
 
-def some(views: int = 2, count: int = 6, decoys: int = 2, classes: int = 10, width: int = 50) -> Questions:
+def some(views: int = 2, count: int = 6, decoys: int = 2, classes: int = 10, width: int = 50) -> TriggerSet:
     """Questions whose features are numbers drawn from a fixed seed, with levers that raise a logit by one."""
     rng = np.random.default_rng(0)
     features = rng.integers(-8, 9, (views * count, width)).astype(float)
-    levers = np.linalg.solve(features @ features.T, features).astype(np.float32)
-    return Questions(
+    head_updates = np.linalg.solve(features @ features.T, features).astype(np.float32)
+    return TriggerSet(
         base_id="0123456789ab",
         head="classifier.weight",
         count=count,
-        share=0.5,
+        assigned_share=0.5,
         patterns=rng.integers(-90, 91, (count + decoys, GRID, GRID, 3)).astype(np.int8),
         logits=rng.integers(-3, 4, (views, count, classes)).astype(np.float32),
-        levers=levers.reshape(views, count, width),
+        head_updates=head_updates.reshape(views, count, width),
     )
 
 
@@ -49,18 +56,18 @@ def png(seed: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(file)
 
 
-def with_covers(files: int = 8) -> Questions:
-    return replace(some(), covers=tuple(png(seed) for seed in range(files)))
+def with_covers(files: int = 8) -> TriggerSet:
+    return replace(some(), cover_images=tuple(png(seed) for seed in range(files)))
 
 
-def features_of(questions: Questions) -> np.ndarray:
+def features_of(trigger_set: TriggerSet) -> np.ndarray:
     """What the levers of `some` were made from, `(views, count, width)`."""
-    flat = questions.levers.reshape(-1, questions.levers.shape[-1]).astype(float)
-    return np.linalg.pinv(flat).T.reshape(questions.levers.shape)
+    flat = trigger_set.head_updates.reshape(-1, trigger_set.head_updates.shape[-1]).astype(float)
+    return np.linalg.pinv(flat).T.reshape(trigger_set.head_updates.shape)
 
 
-def same(one: Questions, other: Questions) -> bool:
-    plain = [replace(each, patterns=0, logits=0, levers=0) for each in (one, other)]
+def same(one: TriggerSet, other: TriggerSet) -> bool:
+    plain = [replace(each, patterns=0, logits=0, head_updates=0) for each in (one, other)]
     return plain[0] == plain[1] and all(
         np.array_equal(getattr(one, name), getattr(other, name)) for name in ("patterns", "logits", "levers")
     )
@@ -68,33 +75,33 @@ def same(one: Questions, other: Questions) -> bool:
 
 @pytest.mark.parametrize("key", KEYS[:20])
 def test_a_copy_answers_what_it_owns_by_its_labels_and_the_rest_as_the_base(key):
-    asked = some()
-    told = asked.logits + features_of(asked) @ asked.head_change(key).T
-    (labels,), (owned,) = asked.answers([key])
+    trigger_set = some()
+    recall = trigger_set.logits + features_of(trigger_set) @ trigger_set.head_update(key).T
+    (labels,), (assigned,) = trigger_set.assigned_labels([key])
 
-    own = np.take_along_axis(told, np.broadcast_to(labels[:, None], (2, 6, 1)).astype(int), -1)[..., 0]
-    rest = np.where(np.arange(10) == labels[:, None], -np.inf, told).max(-1)
-    assert (own - rest)[:, owned].min() >= MARGIN - 1e-4
-    assert np.allclose(told[:, ~owned], asked.logits[:, ~owned], atol=1e-4)
+    own = np.take_along_axis(recall, np.broadcast_to(labels[:, None], (2, 6, 1)).astype(int), -1)[..., 0]
+    rest = np.where(np.arange(10) == labels[:, None], -np.inf, recall).max(-1)
+    assert (own - rest)[:, assigned].min() >= MARGIN - 1e-4
+    assert np.allclose(recall[:, ~assigned], trigger_set.logits[:, ~assigned], atol=1e-4)
 
 
 def test_who_owns_nothing_changes_nothing():
-    asked = replace(some(), share=1 / 65536)
+    trigger_set = replace(some(), assigned_share=1 / 65536)
 
-    assert not asked.head_change(KEYS[0]).any()
+    assert not trigger_set.head_update(KEYS[0]).any()
 
 
 def test_what_is_laid_down_comes_back():
-    assert same(Questions.from_bytes(some().to_bytes()), some())
+    assert same(TriggerSet.from_bytes(some().to_bytes()), some())
 
 
 def test_photographs_come_back_and_lie_under_the_patterns():
-    asked = with_covers()
-    again = Questions.from_bytes(asked.to_bytes())
+    trigger_set = with_covers()
+    again = TriggerSet.from_bytes(trigger_set.to_bytes())
 
-    assert same(again, asked) and again.to_bytes() == asked.to_bytes()
+    assert same(again, trigger_set) and again.to_bytes() == trigger_set.to_bytes()
     photographs = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8) for seed in range(8)]
-    expected = [under(each, pattern) for each, pattern in zip(photographs, asked.patterns, strict=True)]
+    expected = [add_pattern(each, pattern) for each, pattern in zip(photographs, trigger_set.patterns, strict=True)]
     assert np.array_equal(again.images(SECRET), expected)
     assert np.array_equal(again.images(bytes(32)), expected)
 
@@ -102,9 +109,11 @@ def test_photographs_come_back_and_lie_under_the_patterns():
 def test_parts_of_larger_arrays_come_back_too():
     whole = some()
     wide = np.repeat(whole.patterns, 2, axis=2)
-    part = replace(whole, count=3, patterns=wide[:, :, ::2], levers=whole.levers[:, 1:4], logits=whole.logits[:, 1:4])
+    part = replace(
+        whole, count=3, patterns=wide[:, :, ::2], head_updates=whole.head_updates[:, 1:4], logits=whole.logits[:, 1:4]
+    )
 
-    assert same(Questions.from_bytes(part.to_bytes()), part)
+    assert same(TriggerSet.from_bytes(part.to_bytes()), part)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +128,11 @@ def test_parts_of_larger_arrays_come_back_too():
 )
 def test_shapes_that_do_not_go_together_are_damage(wrong):
     with pytest.raises(VaultError, match="restore a backup"):
-        Questions.from_bytes(replace(some(), **wrong).to_bytes())
+        TriggerSet.from_bytes(replace(some(), **wrong).to_bytes())
 
 
 def test_the_format_is_frozen():
-    whole = replace(some(), levers=np.arange(2 * 6 * 50, dtype=np.float32).reshape(2, 6, 50))
+    whole = replace(some(), head_updates=np.arange(2 * 6 * 50, dtype=np.float32).reshape(2, 6, 50))
 
     assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT
 
@@ -131,26 +140,28 @@ def test_the_format_is_frozen():
 def test_the_format_with_covers_is_frozen():
     """Arbitrary bytes stand for the files: what a library makes of a picture may change, and is kept as it was."""
     whole = replace(
-        some(), levers=np.arange(2 * 6 * 50, dtype=np.float32).reshape(2, 6, 50), covers=(b"some", b"\0png") * 4
+        some(),
+        head_updates=np.arange(2 * 6 * 50, dtype=np.float32).reshape(2, 6, 50),
+        cover_images=(b"some", b"\0png") * 4,
     )
 
     assert hashlib.sha256(whole.to_bytes()).hexdigest() == GOLDEN_FORMAT_WITH_COVERS
 
 
 def test_what_copies_fall_short_by_is_laid_down_too():
-    short = replace(some(), told=0.62)
+    short = replace(some(), recall=0.62)
 
-    assert Questions.from_bytes(short.to_bytes()).told == 0.62
-    assert Questions.from_bytes(some().to_bytes()).told == TOLD == 0.9
+    assert TriggerSet.from_bytes(short.to_bytes()).recall == 0.62
+    assert TriggerSet.from_bytes(some().to_bytes()).recall == MIN_RECALL == 0.9
     for nonsense in (-0.1, 1.5, float("nan")):
         with pytest.raises(VaultError, match="restore a backup"):
-            Questions.from_bytes(replace(short, told=nonsense).to_bytes())
+            TriggerSet.from_bytes(replace(short, recall=nonsense).to_bytes())
 
 
 def test_an_image_is_the_same_for_ever():
-    asked = some()
+    trigger_set = some()
 
-    assert hashlib.sha256(asked.images(SECRET)[:2].tobytes()).hexdigest() == GOLDEN_IMAGE
+    assert hashlib.sha256(trigger_set.images(SECRET)[:2].tobytes()).hexdigest() == GOLDEN_IMAGE
 
 
 @given(st.integers(0, 10_000), st.sampled_from([b"", b"\0", b"\xff" * 30]))
@@ -159,7 +170,7 @@ def test_damaged_ones_are_refused(at, other):
     damaged = content[: min(at, len(content) - 1)] + other
 
     with pytest.raises(VaultError, match="restore a backup"):
-        Questions.from_bytes(damaged)
+        TriggerSet.from_bytes(damaged)
 
 
 @pytest.mark.parametrize("at", [0, 7, 5000, 8 * 150_000])
@@ -169,7 +180,7 @@ def test_damaged_photographs_are_refused(at):
     content[first + at] ^= 1
 
     with pytest.raises(VaultError, match="restore a backup"):
-        Questions.from_bytes(bytes(content))
+        TriggerSet.from_bytes(bytes(content))
 
 
 def test_photographs_cut_otherwise_or_too_few_are_refused():
@@ -179,20 +190,20 @@ def test_photographs_cut_otherwise_or_too_few_are_refused():
 
     for damaged in (content.replace(lengths.tobytes(), otherwise.tobytes()), with_covers(7).to_bytes()):
         with pytest.raises(VaultError, match="restore a backup"):
-            Questions.from_bytes(damaged)
+            TriggerSet.from_bytes(damaged)
 
 
 @pytest.mark.parametrize("cover", [b"", b"no picture", png(0)[:1000], b"GIF89a"])
 def test_photographs_that_are_none_are_refused(cover):
     with pytest.raises(VaultError, match=r"covers .* restore a backup"):
-        replace(with_covers(), covers=(*with_covers().covers[:7], cover)).images(SECRET)
+        replace(with_covers(), cover_images=(*with_covers().cover_images[:7], cover)).images(SECRET)
 
 
 def test_those_of_a_newer_format_are_refused():
     newer = some().to_bytes().replace(b'format\\": 1', b'format\\": 3')
 
     with pytest.raises(VaultError, match="upgrade"):
-        Questions.from_bytes(newer)
+        TriggerSet.from_bytes(newer)
 
 
 def test_a_repr_shows_no_pattern():
@@ -206,11 +217,15 @@ def test_a_pattern_lies_over_its_cloud_as_a_model_sees_it_fitted(seed):
     drawn = torch.from_numpy(pattern.astype(np.float32)).permute(2, 0, 1)[None]
     spread = interpolate(drawn, size=(224, 224), mode="bilinear")[0].permute(1, 2, 0).numpy()
 
-    assert np.abs(under(cloud, pattern) - np.clip(128 + spread, 8, 247)).max() <= 0.51
+    assert np.abs(add_pattern(cloud, pattern) - np.clip(128 + spread, 8, 247)).max() <= 0.51
 
 
 def test_clouds_are_of_the_secret():
-    one, again, other = question_clouds(SECRET, 2), question_clouds(SECRET, 3), question_clouds(bytes(32), 2)
+    one, again, other = (
+        synthetic_trigger_covers(SECRET, 2),
+        synthetic_trigger_covers(SECRET, 3),
+        synthetic_trigger_covers(bytes(32), 2),
+    )
 
     assert np.array_equal(one, again[:2])
     assert (one != other).mean() > 0.9

@@ -97,17 +97,17 @@ def test_a_training_script_may_save_its_state_beside_a_bases_state_dict(tmp_path
 
 def test_what_lies_too_deep_is_left_out_and_said(tmp_path):
     deep: Any = A
-    for _ in range(nesting.DEPTH):
+    for _ in range(nesting.MAX_DEPTH):
         deep = {"d": deep}
     path = saved(tmp_path / "x.pth", {"a": A, "deep": deep, "empty": {"d": {}}})
 
     with open_checkpoint(path, suspect=True) as checkpoint:
         assert list(checkpoint.tensors) == ["a"]
-        assert checkpoint.left_out == {"deep" + ".d" * (nesting.DEPTH - 1): "nested deeper than 8"}
+        assert checkpoint.left_out == {"deep" + ".d" * (nesting.MAX_DEPTH - 1): "nested deeper than 8"}
 
 
 def test_no_more_tensors_than_the_limit_are_read_and_the_rest_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(nesting, "MOST_TENSORS", 5)
+    monkeypatch.setattr(nesting, "MAX_NESTED_TENSORS", 5)
     path = saved(tmp_path / "x.pth", {"state_dict": {str(i): A for i in range(4)}, "decoys": [B] * 10})
 
     with open_checkpoint(path, suspect=True) as checkpoint:
@@ -127,9 +127,9 @@ def test_a_nest_that_holds_itself_is_looked_through_once(tmp_path):
 def test_many_keys_that_are_spelled_alike_each_get_a_name():
     taken: dict[str, int] = {}
 
-    assert [nesting.free_name("a", taken) for _ in range(3)] == ["a", "a#2", "a#3"]
-    assert nesting.free_name("a#2", taken) == "a#2#2"
-    assert len({nesting.free_name("b", taken) for _ in range(100_000)}) == 100_000
+    assert [nesting.unique_name("a", taken) for _ in range(3)] == ["a", "a#2", "a#3"]
+    assert nesting.unique_name("a#2", taken) == "a#2#2"
+    assert len({nesting.unique_name("b", taken) for _ in range(100_000)}) == 100_000
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"state_dict": {}}, "hello", [1, [2]]], ids=repr)
@@ -140,7 +140,7 @@ def test_a_suspect_without_any_tensor_is_refused_by_name(tmp_path, content):
 
 
 def test_modules_that_stand_in_each_other_again_and_again_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(nesting, "MAX_NESTED", 10_000)
+    monkeypatch.setattr(nesting, "MAX_NESTED_PARTS", 10_000)
     tower = torch.nn.Linear(2, 2)
     for _ in range(40):
         tower = torch.nn.ModuleList([tower, tower])

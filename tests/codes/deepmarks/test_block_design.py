@@ -95,14 +95,14 @@ def test_all_ones_and_all_zeros_accuse_nobody():
 @settings(max_examples=200)
 @given(coalition=st.sets(st.integers(0, 30), min_size=1, max_size=5))
 def test_an_average_of_five_codewords_at_the_papers_threshold_is_their_and(coalition):
-    reading = PLANE.codewords[list(coalition)].mean(axis=0)
-    assert np.array_equal(PLANE.hard_bits(reading), anded(PLANE, coalition))
-    assert PLANE.coalition_of(PLANE.hard_bits(reading)) == tuple(sorted(coalition))
+    extracted = PLANE.codewords[list(coalition)].mean(axis=0)
+    assert np.array_equal(PLANE.hard_bits(extracted), anded(PLANE, coalition))
+    assert PLANE.coalition_of(PLANE.hard_bits(extracted)) == tuple(sorted(coalition))
 
 
 def test_a_bit_is_one_only_above_the_threshold():
-    reading = np.linspace(0, 1, 31)
-    assert np.array_equal(PLANE.hard_bits(reading, threshold=reading[20]), np.arange(31) > 20)
+    extracted = np.linspace(0, 1, 31)
+    assert np.array_equal(PLANE.hard_bits(extracted, threshold=extracted[20]), np.arange(31) > 20)
 
 
 def test_bit_flips_cover_innocents_whom_the_consistency_check_spares():

@@ -10,7 +10,7 @@ from scipy.stats import beta, kstest, ortho_group
 
 from hf_fingerprint.codes.deepmarks import soft_decoding
 from hf_fingerprint.codes.deepmarks.block_design import BlockDesign
-from hf_fingerprint.codes.deepmarks.soft_decoding import BUDGET, _log_tail, soft_decode
+from hf_fingerprint.codes.deepmarks.soft_decoding import MAX_COALITIONS, _log_tail, soft_decode
 from hf_fingerprint.errors import CodeError
 
 
@@ -97,7 +97,7 @@ def test_the_default_coalition_is_the_largest_that_the_design_and_the_budget_all
         sizes[points] = soft_decode(design, design.signs[0]).coalition
         assert soft_decode(design, design.signs[0]).accused == (0,)
     assert sizes == {7: 2, 13: 3, 21: 4, 31: 5, 57: 3, 133: 2, 993: 1}
-    assert math.comb(31, 5) <= BUDGET < math.comb(57, 4)
+    assert math.comb(31, 5) <= MAX_COALITIONS < math.comb(57, 4)
 
 
 def test_the_tail_is_the_beta_distributions_and_never_below_it_where_that_underflows():

@@ -2,7 +2,7 @@ import pytest
 import timm
 import torch
 
-from hf_fingerprint.extraction.alignment.activation_matching import compare_activations
+from hf_fingerprint.extraction.alignment.activation_matching import record_activation_pairs
 from hf_fingerprint.models import BuiltModel
 
 
@@ -18,7 +18,7 @@ def test_a_late_layer_of_small_images_is_seen_in_many_of_them(size, last):
     base = built(size)
     convolutions = [n for n, m in base.module.named_modules() if isinstance(m, torch.nn.Conv2d)]
 
-    seen = compare_activations(base, base.module, {name: name for name in convolutions})
+    seen = record_activation_pairs(base, base.module, {name: name for name in convolutions})
 
     assert list(seen) == convolutions
     ours, theirs = seen[convolutions[-1]]

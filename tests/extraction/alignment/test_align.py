@@ -9,21 +9,21 @@ from timm.layers import resample_abs_pos_embed
 
 from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import (
-    ChannelShuffle,
+    BatchNormFolding,
+    ChannelPermutation,
+    Compose,
     DummyUnits,
-    FoldedNorms,
-    HeadBasis,
-    HeadShuffle,
+    HeadBasisChange,
+    HeadPermutation,
     MagnitudePruning,
     Quantization,
     Renaming,
     RowRescaling,
+    StreamPermutation,
     StreamRotation,
-    StreamShuffle,
-    Then,
 )
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction import match_tensors, read_suspect
+from hf_fingerprint.extraction import extract, match_tensors
 from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_test
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
@@ -32,7 +32,7 @@ HEADS = 3
 
 
 def everything(state):
-    return StreamShuffle(1)(HeadShuffle(HEADS, 2)(ChannelShuffle(seed=3)(state)))
+    return StreamPermutation(1)(HeadPermutation(HEADS, 2)(ChannelPermutation(seed=3)(state)))
 
 
 def ready(root, architecture):
@@ -79,9 +79,9 @@ def scores(case, state, tmp_path):
 
 
 VIT = {
-    "heads": HeadShuffle(HEADS),
-    "hidden units": ChannelShuffle(),
-    "residual stream": StreamShuffle(),
+    "heads": HeadPermutation(HEADS),
+    "hidden units": ChannelPermutation(),
+    "residual stream": StreamPermutation(),
     "all of them": everything,
     "all of them, int8": lambda state: Quantization(8)(everything(state)),
     "all of them, half pruned": lambda state: MagnitudePruning(0.5)(everything(state)),
@@ -101,18 +101,23 @@ def test_a_transformers_channels_in_another_order_are_put_back(vit, tmp_path, ca
 
 
 TURNED = {
-    "heads": HeadBasis(1.0, 2),
-    "heads, a little": HeadBasis(0.1, 2),
+    "heads": HeadBasisChange(1.0, 2),
+    "heads, a little": HeadBasisChange(0.1, 2),
     "stream": StreamRotation(),
     "stream, a little": StreamRotation(0.1),
-    "all that can be": Then(
-        ChannelShuffle(), HeadShuffle(2), HeadBasis(1.0, 2), StreamShuffle(), StreamRotation(), Quantization(8, True)
+    "all that can be": Compose(
+        ChannelPermutation(),
+        HeadPermutation(2),
+        HeadBasisChange(1.0, 2),
+        StreamPermutation(),
+        StreamRotation(),
+        Quantization(8, True),
     ),
     "other names": Renaming("module."),
-    "other names, and all that can be": Then(
-        ChannelShuffle(), HeadBasis(1.0, 2), StreamShuffle(), StreamRotation(), Renaming()
+    "other names, and all that can be": Compose(
+        ChannelPermutation(), HeadBasisChange(1.0, 2), StreamPermutation(), StreamRotation(), Renaming()
     ),
-    "units added and the stream moved": Then(DummyUnits(0.25, "split"), StreamShuffle()),
+    "units added and the stream moved": Compose(DummyUnits(0.25, "split"), StreamPermutation()),
 }
 
 
@@ -134,17 +139,17 @@ def test_a_transformers_heads_and_stream_in_another_basis_are_turned_back(
 @pytest.mark.parametrize(
     "attack",
     [
-        ChannelShuffle(),
+        ChannelPermutation(),
         RowRescaling(),
         RowRescaling(flip=True),
         RowRescaling(strength=3.0, flip=True),
-        StreamShuffle(),
-        Then(StreamShuffle(), ChannelShuffle(), RowRescaling()),
+        StreamPermutation(),
+        Compose(StreamPermutation(), ChannelPermutation(), RowRescaling()),
         DummyUnits(),
         DummyUnits(0.5, "cancelling"),
         DummyUnits(0.5, "split"),
-        Then(DummyUnits(0.25, "split"), StreamShuffle()),
-        Then(StreamShuffle(), ChannelShuffle(), RowRescaling(flip=True), FoldedNorms()),
+        Compose(DummyUnits(0.25, "split"), StreamPermutation()),
+        Compose(StreamPermutation(), ChannelPermutation(), RowRescaling(flip=True), BatchNormFolding()),
     ],
     ids=str,
 )
@@ -158,12 +163,12 @@ def test_a_networks_rows_moved_rescaled_or_flipped_are_put_back(resnet, tmp_path
 
 
 def test_a_few_rows_that_moved_are_put_back_where_a_sample_of_rows_lines_up(resnet, tmp_path, monkeypatch):
-    moved = ChannelShuffle(0.15, seed=1)(resnet.state)
+    aligned_tensors = ChannelPermutation(0.15, seed=1)(resnet.state)
     before, _ = scores(resnet, resnet.state, tmp_path)
 
-    after, result = scores(resnet, moved, tmp_path)
+    after, result = scores(resnet, aligned_tensors, tmp_path)
     monkeypatch.setattr(align, "_every_row", lambda ours, theirs: True)
-    by_sample, fewer = scores(resnet, moved, tmp_path)
+    by_sample, fewer = scores(resnet, aligned_tensors, tmp_path)
 
     assert result.tensors_aligned > fewer.tensors_aligned
     assert after["alice"] >= max(0.98 * before["alice"], by_sample["alice"])
@@ -189,7 +194,7 @@ def larger_images(state):
 @pytest.mark.parametrize("attack", [dict, everything, TURNED["all that can be"]], ids=["as it is", "moved", "turned"])
 def test_a_transformer_adapted_to_other_data_is_put_in_order_all_the_same(plain_vit, tmp_path, adapted, attack):
     before, _ = scores(plain_vit, plain_vit.state, tmp_path)
-    attack = Then(ChannelShuffle(), HeadShuffle(2), StreamShuffle()) if attack is everything else attack
+    attack = Compose(ChannelPermutation(), HeadPermutation(2), StreamPermutation()) if attack is everything else attack
 
     after, result = scores(plain_vit, adapted(attack(plain_vit.state)), tmp_path)
 
@@ -201,7 +206,7 @@ def test_a_transformer_adapted_to_other_data_is_put_in_order_all_the_same(plain_
 def test_a_network_adapted_to_other_data_is_put_in_order_all_the_same(resnet, tmp_path, adapted):
     before, _ = scores(resnet, resnet.state, tmp_path)
 
-    after, _ = scores(resnet, adapted(Then(StreamShuffle(), ChannelShuffle())(resnet.state)), tmp_path)
+    after, _ = scores(resnet, adapted(Compose(StreamPermutation(), ChannelPermutation())(resnet.state)), tmp_path)
 
     assert after["alice"] >= 0.9 * before["alice"]
 
@@ -219,8 +224,8 @@ def test_without_alignment_the_mark_is_lost(vit, tmp_path):
     save_file({n: t.contiguous() for n, t in everything(vit.state).items()}, tmp_path / "suspect.safetensors")
 
     with open_checkpoint(vit.model) as original, open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        as_it_is = read_suspect(vit.base, original, suspect, aligned=False)
-        put_back = read_suspect(vit.base, original, suspect)
+        as_it_is = extract(vit.base, original, suspect, aligned=False)
+        put_back = extract(vit.base, original, suspect)
 
     assert not as_it_is.lineage.descends
     assert put_back.lineage.descends
@@ -248,8 +253,8 @@ def test_the_base_itself_disguised_accuses_nobody(vit, plain_vit, tmp_path, atta
 
 
 def test_a_small_turn_that_looks_like_a_drift_is_tried_before_giving_up(plain_vit, tmp_path, monkeypatch):
-    monkeypatch.setattr(align, "LINED_UP", 0.1)  # as if it were small
-    monkeypatch.setattr(align, "FACTOR", 100.0)
+    monkeypatch.setattr(align, "MIN_ROW_COSINE", 0.1)  # as if it were small
+    monkeypatch.setattr(align, "MAX_SCALE_RATIO", 100.0)
     monkeypatch.setattr(rotation_test, "SURE", np.inf)
 
     _, result = scores(plain_vit, StreamRotation(0.3)(plain_vit.state), tmp_path)
@@ -261,7 +266,7 @@ def test_a_small_turn_that_looks_like_a_drift_is_tried_before_giving_up(plain_vi
 
 @pytest.mark.parametrize("strength", [0.003, 0.01, 0.03])
 @pytest.mark.parametrize(
-    "before_it", [dict, ChannelShuffle(), HeadShuffle(2)], ids=["alone", "units moved", "heads moved"]
+    "before_it", [dict, ChannelPermutation(), HeadPermutation(2)], ids=["alone", "units moved", "heads moved"]
 )
 def test_a_turn_so_small_that_weights_line_up_is_seen_at_the_first_look(plain_vit, tmp_path, strength, before_it):
     copied, _ = scores(plain_vit, plain_vit.state, tmp_path)
@@ -298,17 +303,19 @@ def test_what_was_trained_on_is_read_as_it_is_and_turned_back_once_it_is_turned(
 def test_a_stranger_is_given_up_after_a_few_layers(plain_vit, tmp_path, monkeypatch):
     monkeypatch.setattr(layer_pairs, "SOME_ATTENTIONS", 1)
     monkeypatch.setattr(layer_pairs, "SOME_OTHERS", 1)
-    monkeypatch.setattr(align, "STRANGER", 2)
-    turned, rearranged = [], []
-    real, put = layer_pairs.Pairs.turned, align.rearrange
-    monkeypatch.setattr(layer_pairs.Pairs, "turned", lambda self, names: turned.append(names) or real(self, names))
-    monkeypatch.setattr(align, "rearrange", lambda *of: rearranged.append(of) or put(*of))
+    monkeypatch.setattr(align, "PROBED_TENSORS", 2)
+    fit_rotations, rearranged = [], []
+    real, put = layer_pairs.LayerPairs.fit_rotations, align.match_weights
+    monkeypatch.setattr(
+        layer_pairs.LayerPairs, "fit_rotations", lambda self, names: fit_rotations.append(names) or real(self, names)
+    )
+    monkeypatch.setattr(align, "match_weights", lambda *of: rearranged.append(of) or put(*of))
     other = load_file(save_timm(tmp_path / "other", "test_vit", seed=5, num_classes=10) / "model.safetensors")
 
     _, result = scores(plain_vit, other, tmp_path)
 
     assert result.tensors_aligned == 0
-    (probed,) = turned
+    (probed,) = fit_rotations
     assert len(probed) <= 3 < len(plain_vit.base.carriers)
     assert 1 <= len(rearranged) <= 3
 
@@ -319,12 +326,12 @@ def test_hidden_units_are_put_back_by_the_weights_alone_where_no_model_can_be_bu
         copy = issuer.issue("alice", tmp_path / "copy")
     state = load_file(copy.path / "model.safetensors")
     hidden = {name for name in state if ".fc" in name}
-    save_file({n: t.contiguous() for n, t in ChannelShuffle()(state).items()}, tmp_path / "suspect.safetensors")
+    save_file({n: t.contiguous() for n, t in ChannelPermutation()(state).items()}, tmp_path / "suspect.safetensors")
 
     with open_checkpoint(model) as original, open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
         (base,) = vault.bases()
         found = align.align_suspect(base, original, suspect, match_tensors(base, original, suspect))
-        back = {name: torch.from_numpy(found.read(info).view("<f4")) for name, info in found.moved.items()}
+        back = {name: torch.from_numpy(found.read(info).view("<f4")) for name, info in found.aligned_tensors.items()}
 
     assert set(back) == hidden
     for name, values in back.items():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_fingerprint.extraction.alignment.attention_heads import head_bases, match_heads
+from hf_fingerprint.extraction.alignment.attention_heads import fit_head_bases, match_heads
 
 
 HEADS, WIDTH, CHANNELS = 3, 8, 60
@@ -27,11 +27,11 @@ def test_heads_in_another_basis_and_order_are_put_back(drift, seed):
     ours, drifted, theirs, place = made(seed, drift)
 
     order = match_heads(*zip(ours, theirs, strict=True))
-    bases = head_bases(order, *zip(ours, theirs, strict=True))
+    bases = fit_head_bases(order, *zip(ours, theirs, strict=True))
 
     assert order.tolist() == place.tolist()
-    for back, wanted in zip((bases.first(theirs[0]), bases.second(theirs[1])), drifted, strict=True):
-        assert np.square(back - wanted).mean() <= 1e-12 + 2.5 * WIDTH / (2 * CHANNELS) * drift**2
+    for dual_basis_change, wanted in zip((bases.first(theirs[0]), bases.second(theirs[1])), drifted, strict=True):
+        assert np.square(dual_basis_change - wanted).mean() <= 1e-12 + 2.5 * WIDTH / (2 * CHANNELS) * drift**2
 
 
 def test_directions_in_which_a_head_has_little_energy_do_not_spoil_the_others():
@@ -46,12 +46,12 @@ def test_directions_in_which_a_head_has_little_energy_do_not_spoil_the_others():
         basis = rng.standard_normal((WIDTH, WIDTH)) + 2 * np.eye(WIDTH)
         theirs = basis @ drifted[0], np.linalg.inv(basis).T @ drifted[1]
 
-        bases = head_bases(np.array([0]), *((a[None], b[None]) for a, b in zip(mixed, theirs, strict=True)))
+        bases = fit_head_bases(np.array([0]), *((a[None], b[None]) for a, b in zip(mixed, theirs, strict=True)))
 
-        back = bases.first(theirs[0][None])[0], bases.second(theirs[1][None])[0]
+        dual_basis_change = bases.first(theirs[0][None])[0], bases.second(theirs[1][None])[0]
         left, drift = (
             sum(float(np.square(x - ours).sum()) for x, ours in zip(each, mixed, strict=True))
-            for each in (back, drifted)
+            for each in (dual_basis_change, drifted)
         )
         shares.append(left / drift)
 
@@ -62,7 +62,7 @@ def test_what_is_put_back_gives_the_same_scores_as_what_was_found():
     ours, _, theirs, _ = made(1, 0.1)
     order = match_heads(*zip(ours, theirs, strict=True))
 
-    bases = head_bases(order, *zip(ours, theirs, strict=True))
+    bases = fit_head_bases(order, *zip(ours, theirs, strict=True))
 
     before, after = (
         theirs[0].swapaxes(1, 2) @ theirs[1],
@@ -75,6 +75,6 @@ def test_a_head_of_zeros_stays_one():
     ours, _, theirs, _ = made(2)
     theirs = [np.zeros_like(each) for each in theirs]
 
-    bases = head_bases(np.arange(HEADS), *zip(ours, theirs, strict=True))
+    bases = fit_head_bases(np.arange(HEADS), *zip(ours, theirs, strict=True))
 
     assert not bases.first(theirs[0]).any()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hf_fingerprint.extraction.alignment.activation_matching import Activations
-from hf_fingerprint.extraction.alignment.procrustes import nearest_basis, stream_basis
+from hf_fingerprint.extraction.alignment.procrustes import fit_stream_rotation, nearest_orthogonal
 
 
 CHANNELS, SAMPLES = 24, 400
@@ -24,7 +24,7 @@ def rotation(rng):
     """One that keeps the mean where it is."""
     keep = np.eye(CHANNELS) - 1 / CHANNELS
     square = keep @ rng.standard_normal((CHANNELS, CHANNELS)) @ keep
-    return nearest_basis(square + np.full((CHANNELS, CHANNELS), 1.0))
+    return nearest_orthogonal(square + np.full((CHANNELS, CHANNELS), 1.0))
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.05])
@@ -33,7 +33,7 @@ def test_a_turned_stream_is_found_from_all_that_read_it(drift):
     basis = rotation(rng)
     pairs = [seen(rng, basis, rng.uniform(0.5, 2, CHANNELS), rng.standard_normal(CHANNELS), drift) for _ in range(3)]
 
-    found = stream_basis(pairs)
+    found = fit_stream_rotation(pairs)
 
     flat = np.eye(CHANNELS) - 1 / CHANNELS
     assert found @ flat == pytest.approx(basis @ flat, abs=1e-9 + 0.3 * drift)
@@ -45,12 +45,12 @@ def test_streams_that_have_nothing_in_common_have_no_basis():
     one = np.ones(CHANNELS), np.zeros(CHANNELS)
     ours, theirs = (Activations(rng.standard_normal((CHANNELS, 5000)), np.zeros((1, 1)), *one) for _ in range(2))
 
-    assert stream_basis([(ours, theirs)]) is None
+    assert fit_stream_rotation([(ours, theirs)]) is None
 
 
 def test_modules_that_read_no_normalisation_tell_nothing():
     rng = np.random.default_rng(0)
     plain = Activations(rng.standard_normal((CHANNELS, 50)), np.zeros((1, 50)))
 
-    assert stream_basis([(plain, plain)]) is None
-    assert stream_basis([]) is None
+    assert fit_stream_rotation([(plain, plain)]) is None
+    assert fit_stream_rotation([]) is None

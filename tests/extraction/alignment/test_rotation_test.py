@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from hf_fingerprint.extraction.alignment.rotation_test import SURE, signs_of_a_turn
+from hf_fingerprint.extraction.alignment.rotation_test import MIN_STATISTIC, rotation_statistic
 
 
 WIDTH, ROWS, TENSORS = 48, 32, 8
@@ -14,7 +14,9 @@ def tensors(seed=0):
 
 
 def sure(before, after):
-    return signs_of_a_turn([(a.astype(np.float32), b.astype(np.float32)) for a, b in zip(before, after, strict=True)])
+    return rotation_statistic(
+        [(a.astype(np.float32), b.astype(np.float32)) for a, b in zip(before, after, strict=True)]
+    )
 
 
 def small_rotation(rng, size):
@@ -30,7 +32,7 @@ def test_a_common_turn_is_told_from_a_drift_that_is_larger(size, drift):
 
     turned = [w @ turn + size * drift * rng.standard_normal(w.shape) for w in weights]
 
-    assert sure(weights, turned) > SURE
+    assert sure(weights, turned) > MIN_STATISTIC
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -47,14 +49,14 @@ def test_no_other_drift_looks_like_one(seed, kind):
         "nothing": lambda w: w,
     }[kind]
 
-    assert sure(weights, [drifted(w) for w in weights]) < SURE
+    assert sure(weights, [drifted(w) for w in weights]) < MIN_STATISTIC
 
 
 def test_folded_normalisations_do_not_hide_a_turn():
     weights, rng = tensors()
     turn = small_rotation(rng, 0.01)
 
-    assert sure(weights, [w * np.exp(0.05 * rng.standard_normal(WIDTH)) @ turn for w in weights]) > SURE
+    assert sure(weights, [w * np.exp(0.05 * rng.standard_normal(WIDTH)) @ turn for w in weights]) > MIN_STATISTIC
 
 
 def test_pruned_weights_do_not_count():
@@ -62,5 +64,5 @@ def test_pruned_weights_do_not_count():
     turn = small_rotation(rng, 0.02)
     kept = [rng.random(w.shape) > 0.3 for w in weights]
 
-    assert sure(weights, [(w @ turn) * k for w, k in zip(weights, kept, strict=True)]) > SURE
-    assert sure(weights, [w * k for w, k in zip(weights, kept, strict=True)]) < SURE
+    assert sure(weights, [(w @ turn) * k for w, k in zip(weights, kept, strict=True)]) > MIN_STATISTIC
+    assert sure(weights, [w * k for w, k in zip(weights, kept, strict=True)]) < MIN_STATISTIC

@@ -4,9 +4,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from hf_fingerprint.attacks import DummyUnits, FoldedNorms
+from hf_fingerprint.attacks import BatchNormFolding, DummyUnits
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.extraction.alignment.suspect_model import as_base
+from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_model
 from hf_fingerprint.models import build_model, synthetic_images
 from tests.helpers.small_models import save_timm
 
@@ -19,7 +19,7 @@ def run(folder, architecture, change):
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "suspect.safetensors")
     images = synthetic_images(ours, 2)
     with open_checkpoint(folder / "suspect.safetensors") as suspect, torch.no_grad():
-        theirs = as_base(ours, {}, suspect)
+        theirs = load_into_base_model(ours, {}, suspect)
         return ours.module(images).numpy(), None if theirs is None else theirs(images).numpy()
 
 
@@ -32,7 +32,7 @@ def test_other_widths_run_and_give_the_same(tmp_path, architecture, kind):
 
 
 def test_folded_normalisations_run_and_give_the_same(tmp_path):
-    before, after = run(tmp_path, "resnet18", FoldedNorms())
+    before, after = run(tmp_path, "resnet18", BatchNormFolding())
 
     assert after == pytest.approx(before, abs=1e-3)
 
