@@ -19,7 +19,7 @@ from hf_fingerprint.blackbox import check_proof
 from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.blackbox.querying.transcript import read_transcript
 from hf_fingerprint.evaluation import testbed
-from tests.helpers.asked_records import CLASSES, SimulatedSuspect, add_copy, add_trigger_set
+from tests.helpers.records_with_triggers import CLASSES, SimulatedSuspect, add_copy, add_trigger_set
 from tests.helpers.evaluation_runs import save_model_and_images
 
 
