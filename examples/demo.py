@@ -41,7 +41,7 @@ def main() -> None:
     model = save_timm(lite0(), out / "model")
     vault = Vault.create(out / "vault", "a passphrase for the demo")
     with steps() as report:
-        issuer = Issuer(model, vault, FingerprintConfig(recipients_planned=len(RECIPIENTS)), report)
+        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=len(RECIPIENTS)), report)
     print("\n".join(describe_base(issuer.base)))
 
     print("\n2. One marked copy for each of five recipients\n")

@@ -645,7 +645,7 @@ def test_a_trace_leaves_suspect_base_and_copies_as_they_are(case, tmp_path):
 
 def test_a_code_of_fair_signs_traces_too(case, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
-    with Issuer(case.model, vault, FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003)) as issuer:
+    with Issuer(case.model, vault, FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003)) as issuer:
         copies = {copy.recipient: copy.path for copy in issuer.issue_all(["one", "two", "three"], tmp_path / "copies")}
     assert issuer.base.family == "fair_signs"
     states = [load_file(copies[name] / "model.safetensors") for name in ("one", "two")]

@@ -87,7 +87,7 @@ def main() -> None:
             arguments.out / arguments.model,
             arguments.attacks,
             arguments.coalitions,
-            FingerprintConfig(arguments.max_kl, recipients_planned=RECIPIENTS),
+            FingerprintConfig(arguments.max_kl, expected_recipients=RECIPIENTS),
             quick=arguments.quick,
             runs=arguments.runs,
             public_base=True,

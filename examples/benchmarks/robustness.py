@@ -70,7 +70,7 @@ class Testbed:
     def __init__(self, out: Path, base: Path):
         vault = Vault.create(out / "vault_robustness", PASSPHRASE)
         self.names = [f"recipient-{i}" for i in range(10)]
-        with Issuer(base, vault, FingerprintConfig(recipients_planned=RECIPIENTS)) as issuer:
+        with Issuer(base, vault, FingerprintConfig(expected_recipients=RECIPIENTS)) as issuer:
             self.folders = {c.recipient: c.path for c in issuer.issue_all(self.names, out / "copies_robustness")}
             self.base: Base = issuer.base
         vault.unlock(PASSPHRASE)
@@ -207,7 +207,7 @@ def hostile_suspects(testbed: Testbed, base: Path, out: Path) -> Iterator[tuple[
     other = lite0().state_dict()
     yield "another model", {name: tensor for name, tensor in other.items() if not name.startswith("classifier")}
     with Issuer(
-        base, Vault.create(out / "vault_other", PASSPHRASE), FingerprintConfig(recipients_planned=10)
+        base, Vault.create(out / "vault_other", PASSPHRASE), FingerprintConfig(expected_recipients=10)
     ) as issuer:
         stranger = issuer.issue("stranger", out / "copy_of_another_vault").path
     theirs = load_file(stranger / "model.safetensors")

@@ -76,7 +76,7 @@ def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
     chosen = [attack for attack in select_attacks(arguments.attacks) if attack not in without]
     jobs, config = (
         plan_jobs(chosen, arguments.coalitions, quick=True),
-        FingerprintConfig(recipients_planned=RECIPIENTS),
+        FingerprintConfig(expected_recipients=RECIPIENTS),
     )
     digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
     found: list[Row] = []

@@ -23,7 +23,7 @@ from tests.helpers.records_with_triggers import CLASSES, SimulatedSuspect, add_c
 from tests.helpers.evaluation_runs import save_model_and_images
 
 
-SETTINGS = FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003, calibration_images=32)
+SETTINGS = FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003, calibration_images=32)
 COUNT, IN_A_SET = 22, 4  # questions of a base
 SUSPECTS = 3  # the base, the copy as issued, and attacked
 

@@ -45,7 +45,7 @@ class Overwriting(Attack):
     eps: float | None = 0.003
     times: int = 1
     config: FingerprintConfig = field(
-        default=FingerprintConfig(coalition=1, recipients_planned=1, calibration_images=32)
+        default=FingerprintConfig(coalition=1, expected_recipients=1, calibration_images=32)
     )
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class Overwriting(Attack):
     def _overwrite_once(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:
         """A copy of the weights in a file, in another in the folder."""
         vault = Vault.create(folder / "vault", public_key=new_identity()[1])
-        register(model, vault, replace(self.config, eps=self.eps), built=built)
+        register(model, vault, replace(self.config, amplitude=self.eps), built=built)
         with Issuer(model, vault) as issuer:
             copy = issuer.issue("whoever", folder / "copy")
         return next(copy.path.glob("*.safetensors"))

@@ -14,9 +14,9 @@ def inspect(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.ExpectedRecipients = None,
+    expected_recipients: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Amplitude = None,
+    amplitude: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     output_kind: options.OutputKind = None,
@@ -29,7 +29,16 @@ def inspect(
     from hf_fingerprint.registration import analyze_base, predicted_score
 
     config = FingerprintConfig(
-        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
+        max_kl,
+        calibration,
+        coalition,
+        expected_recipients,
+        alpha,
+        amplitude,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
     )
     with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.steps() as report:
         base = analyze_base(checkpoint, digest_tensors(checkpoint), config, report)

@@ -62,9 +62,9 @@ def issue(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.ExpectedRecipients = None,
+    expected_recipients: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Amplitude = None,
+    amplitude: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     include_code: IncludeCode = False,
@@ -88,7 +88,16 @@ def issue(
         raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
     publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
     config = FingerprintConfig(
-        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
+        max_kl,
+        calibration,
+        coalition,
+        expected_recipients,
+        alpha,
+        amplitude,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
     )
     known = {base.base_id for base in opened.bases()}
     with output.steps() as report:

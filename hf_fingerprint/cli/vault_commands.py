@@ -58,9 +58,9 @@ def add(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.ExpectedRecipients = None,
+    expected_recipients: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Amplitude = None,
+    amplitude: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     output_kind: options.OutputKind = None,
@@ -78,7 +78,16 @@ def add(
     from hf_fingerprint.vault import Vault
 
     config = FingerprintConfig(
-        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
+        max_kl,
+        calibration,
+        coalition,
+        expected_recipients,
+        alpha,
+        amplitude,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
     )
     with output.steps() as report:
         place = options.model_reference(model, file)

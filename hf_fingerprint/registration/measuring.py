@@ -23,7 +23,7 @@ from hf_fingerprint.registration.sensitivity import measure_sensitivity
 from hf_fingerprint.vault import Calibration
 
 
-SUGGESTED_EPS = 0.003
+SUGGESTED_AMPLITUDE = 0.003
 SEARCH_IMAGES = 32  # images that the strength is searched on
 _SEARCH_SEED, _REPORT_SEED = 0, 1
 Report = Callable[[str], None]
@@ -79,7 +79,7 @@ def make_measurable(
             raise CarrierError(
                 f"{checkpoint.source.name} can't be run, so images can't calibrate it ({_reason(error)})."
             ) from error
-        if config.eps is None:
+        if config.amplitude is None:
             raise measurement_error(error) from error
         return None
 
@@ -88,8 +88,8 @@ def measurement_error(error: BuildError | CarrierError) -> BuildError | CarrierE
     """What is said of a base whose output can't be measured, from the reason."""
     joint = ", or" if isinstance(error, BuildError) else ":"
     return type(error)(
-        f"{_reason(error)}{joint} mark it at a fixed strength with --eps {SUGGESTED_EPS} "
-        f"(Settings(eps={SUGGESTED_EPS})), without knowing what the mark does to the output."
+        f"{_reason(error)}{joint} mark it at a fixed strength with --amplitude {SUGGESTED_AMPLITUDE} "
+        f"(FingerprintConfig(amplitude={SUGGESTED_AMPLITUDE})), without knowing what the mark does to the output."
     )
 
 

@@ -11,7 +11,7 @@ from hf_fingerprint.carriers import row_rms, select_by_name, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
-from hf_fingerprint.config import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, FingerprintConfig
+from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
@@ -98,9 +98,9 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
     recorded = {
         "max_kl": base.calibration.max_kl,
         "coalition": base.coalition,
-        "recipients_planned": base.recipients_planned,
+        "expected_recipients": base.recipients_planned,
         "alpha": base.alpha,
-        "eps": max(carrier.eps for carrier in base.carriers),
+        "amplitude": max(carrier.eps for carrier in base.carriers),
         "carriers": "spread" if base.compact is None else "compact",
         "code": base.family,
         "output_kind": base.calibration.output,
@@ -109,8 +109,8 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
         requested = getattr(config, name)
         if requested is not None and requested != value:
             raise CodeError(
-                f"Base {base.base_id} is registered with {name} {value}, not {requested}: all copies of a record share "
-                f"it; leave it out, or make a new record for new copies with `hf-fingerprint vault add --remeasure`."
+                f"Base {base.base_id} is registered with {name} {value}, not {requested}: all copies of a record "
+                f"share it. Leave it out, or make a new record with `hf-fingerprint vault add --remeasure`."
             )
 
 
@@ -137,7 +137,7 @@ def analyze_base(
     report = report or _silent
     where = checkpoint.source.name
     max_kl, alpha = config.max_kl or MAX_KL, config.alpha or ALPHA
-    coalition, planned = config.coalition or COALITION, config.recipients_planned or RECIPIENTS_PLANNED
+    coalition, planned = config.coalition or COALITION, config.expected_recipients or EXPECTED_RECIPIENTS
     check_dtypes(checkpoint.tensors, where)
     measurable = make_measurable(checkpoint, config, built, report)
     by_model = {} if measurable is None else measurable.parameters
@@ -149,13 +149,13 @@ def analyze_base(
     sensitivity = np.zeros(len(selected))
     if measurable is not None:
         report("measuring what the mark does to the output")
-    if measurable is not None and config.eps is None:
+    if measurable is not None and config.amplitude is None:
         sensitivity = measurable.sensitivity(selected, where)
 
     def spend(kept: np.ndarray) -> np.ndarray:
         """`eps` of some of the carriers, if no other is marked."""
-        if config.eps is not None:
-            return np.full(len(kept), config.eps)
+        if config.amplitude is not None:
+            return np.full(len(kept), config.amplitude)
         return spend_budget(max_kl, sensitivity[kept], sizes[kept])
 
     eps = spend(np.arange(len(selected)))
@@ -177,7 +177,7 @@ def analyze_base(
         parameters = {name: by_model[name] for name in selected}
         codewords = random_codewords(codebook)
         marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
-        if config.eps is None:
+        if config.amplitude is None:
             eps, measured = search_amplitudes(marked, measurable.few, measurable.many, eps, max_kl, report)
         else:
             with suppress(CarrierError):  # an output that is not a number: not measured
@@ -202,7 +202,7 @@ def analyze_base(
         certified_by=certified.method,
         alpha=alpha,
         recipients_planned=planned,
-        calibration=make_calibration(measured, measurable, max_kl, config.eps),
+        calibration=make_calibration(measured, measurable, max_kl, config.amplitude),
         secret=secret,
         compact=compact,
     )

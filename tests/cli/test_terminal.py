@@ -51,7 +51,7 @@ NASTY = (
     "[red]x[/red][link=http://evil.example]y[/link]:bomb:",
 )
 HOSTILE = "".join(NASTY)
-FEW = ["--eps", "0.003", "--coalition", "3", "--recipients-planned", "4"]
+FEW = ["--amplitude", "0.003", "--coalition", "3", "--expected-recipients", "4"]
 OF_RICH = re.compile(r"\x1b\[(\d+(;\d+)*)?[mAK]|\x1b\[\?25[lh]|\r")
 
 
