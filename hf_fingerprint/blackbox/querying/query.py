@@ -21,11 +21,9 @@ from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, ima
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.registration import lookup_base
 from hf_fingerprint.vault import Base, Fault, Vault, acquire_lock, delivery_states, find_unusable_rows
-
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def query(
     all_scores: bool = False,
     passphrase: str | None = None,
     on_response: Callable[[int, int | None], None] | None = None,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
 ) -> QueryResult:
     """Asks a suspect the questions of all bases it may be a copy of, in an order that says nothing, until somebody is
     accused.
@@ -138,7 +136,7 @@ def query(
             not accused too. They help an attacker to build a suspect that accuses one of them: don't publish them.
         passphrase (`str`, *optional*): unlocks the vault.
         on_response (callable, *optional*): told each image, counted through the bases, and its answer.
-        advance (callable, *optional*): told a step, how much more of it is done, and how much there is to do.
+        progress (callable, *optional*): a [`Progress`].
 
     Returns:
         [`QueryResult`]
@@ -153,11 +151,10 @@ def query(
     pictures = [list(each.trigger_set.images(each.base.secret)) for each in queried]
     images = sum(map(len, pictures))
     order = np.random.default_rng(secrets.randbits(128)).permutation(images)
-    total = images if budget is None else min(budget, images)
+    count = counting(progress, "querying", images if budget is None else min(budget, images))
 
     def record_response(index: int, response: int | None) -> None:
-        if advance is not None:
-            advance("asking", 1, total)
+        count(1)
         if on_response is not None:
             on_response(index, response)
 
@@ -170,8 +167,8 @@ def query(
                 refusal = f"Another process is asking with the transcript {place}: wait for it, or name another file."
                 held.callback(acquire_lock(vault, each.base, f"transcript {place.resolve()}", refusal).release)
                 kept = held.enter_context(Transcript(place, _heading(suspect, each, shown)))
-                if advance is not None and kept.responses:
-                    advance("asking", len(kept.responses), total)
+                if kept.responses:
+                    count(len(kept.responses))
             pools.append(QueryPool(shown, each.e_process, kept))
         stats = query_pools(suspect, pools, order, budget, images if exhaustive else min_responses, record_response)
     scores = _scores(vault, queried, all_scores)

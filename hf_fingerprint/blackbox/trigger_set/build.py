@@ -6,7 +6,6 @@ The images are ordinary ones, of the kind that the model is for, without labels;
 features ordinary images have, and nothing of them is kept but that the questions avoid those.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +40,7 @@ from hf_fingerprint.models import (
     map_parameter_names,
     user_images,
 )
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration import lookup_base, open_base
 from hf_fingerprint.vault import Vault
 
@@ -63,7 +63,7 @@ def make_trigger_set(
     decoys: int = DECOYS,
     assigned_share: float = SHARE,
     steps: int = STEPS,
-    advance: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     cover_images: str | Path | None = None,
 ) -> TriggerSet:
     """Makes the questions of a registered base and keeps them in the vault.
@@ -77,7 +77,7 @@ def make_trigger_set(
         decoys (`int`, *optional*, defaults to 20): images like them that nobody owns.
         assigned_share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
         steps (`int`, *optional*, defaults to 120): of fitting them to the base.
-        advance (callable, *optional*): told the logarithm of what is left to gain, after each step.
+        progress (callable, *optional*): a [`Progress`].
         cover_images (`str` or `Path`, *optional*): a folder of the owner's photographs of 224 pixels or more, at least as
             many as questions and decoys, to lie under the patterns instead of synthetic clouds; the vault keeps those
             taken. Nobody else should have them: who has the plain picture can take a key image's mark off.
@@ -96,7 +96,7 @@ def make_trigger_set(
         built = build_model(full_checkpoint)
         names = map_parameter_names(built.module, full_checkpoint)
     made = build_trigger_set(
-        built, names, known.secret, known.base_id, images, count, decoys, assigned_share, steps, advance, cover_images
+        built, names, known.secret, known.base_id, images, count, decoys, assigned_share, steps, progress, cover_images
     )
     vault.add_trigger_set(known, made.to_bytes())
     return made
@@ -112,7 +112,7 @@ def build_trigger_set(
     decoys: int = DECOYS,
     assigned_share: float = SHARE,
     steps: int = STEPS,
-    advance: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     cover_images: str | Path | None = None,
 ) -> TriggerSet:
     """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
@@ -128,7 +128,7 @@ def build_trigger_set(
     views = make_views(built, head)
     covers_uint8 = decode_covers(cover_files) if cover_files else synthetic_trigger_covers(secret, count + decoys)
     shown = torch.from_numpy(covers_uint8).permute(0, 3, 1, 2).float()
-    patterns = optimize_patterns(shown, views, built, metric, steps, advance)
+    patterns = optimize_patterns(shown, views, built, metric, steps, progress)
     patterns_int8 = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
     logits, features = _logits_and_features(views, built, patterns_int8, covers_uint8, count)
     head_updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
