@@ -36,7 +36,7 @@ def scene(tmp_path_factory):
     copies = {name: issue(folder, name, vault, root / name) for name in NAMES}
     keys = {name: vault.copy_key(vault.copies(base.base_id, name)[0]) for name in NAMES}
     steps = []
-    made = export_key_images(folder, "alice", vault, root / "set", advance=lambda *step: steps.append(step))
+    made = export_key_images(folder, "alice", vault, root / "set", progress=lambda *step: steps.append(step))
     trigger_set = load_trigger_set(vault, base)
     images = trigger_set.images(base.secret)
     return SimpleNamespace(
