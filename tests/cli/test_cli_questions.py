@@ -13,7 +13,6 @@ from tests.helpers.asked_models import COUNT, DECOYS, STEPS, WIDTH
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
 
 
-pytestmark = pytest.mark.slow
 SERVING = """
 from pathlib import Path
 
