@@ -11,9 +11,9 @@ from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
-from tests.helpers.trigger_models import COUNT, DECOYS, WIDTH, ModelSuspect
 from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, new_vault, save_vit
+from tests.helpers.trigger_models import COUNT, DECOYS, WIDTH, ModelSuspect
 
 
 NAMES = [f"recipient {i}" for i in range(8)]
