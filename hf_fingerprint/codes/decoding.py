@@ -20,7 +20,7 @@ tracing. Alpha is for one trace of one suspect.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from hf_fingerprint.codes.residual import is_unexplained, residual_signal
 from hf_fingerprint.codes.signals import Signal, to_signal, to_unit_scale
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 from hf_fingerprint.errors import CodeError
+from hf_fingerprint.progress import Progress
 
 
 MAX_ROUNDS = 10
@@ -65,7 +66,7 @@ def decode(
     mass: np.ndarray,
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     recipients: int | None = None,
 ) -> Decoding:
     """Accuses the recipients whose codewords are in an extracted signal.
@@ -78,7 +79,7 @@ def decode(
         alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that any innocent is accused, at
             most 0.05.
         max_rounds (`int`, *optional*, defaults to 10): R; the bound pays for each round, run or not.
-        advance (callable, *optional*): told the number of recipients after each block of the first round.
+        progress (callable, *optional*): a [`Progress`].
         recipients (`int`, *optional*): n, how many recipients the bound pays for, at least the number of keys, which
             is the default.
 
@@ -89,7 +90,7 @@ def decode(
         [`CodeError`]: if the signal can't be decoded, see [`to_signal`], alpha isn't above 0 and at most 0.05, or
             there are more keys than recipients.
     """
-    return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, advance, recipients)[0]
+    return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, progress, recipients)[0]
 
 
 def decode_all(
@@ -98,7 +99,7 @@ def decode_all(
     extracted_pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     recipients: int | None = None,
 ) -> list[Decoding]:
     """[`decode`] for several suspects in one pass over the codewords; alpha is for each suspect.
@@ -115,7 +116,7 @@ def decode_all(
     screened_scores = [np.full(n, -np.inf) for _ in signals]
     packed = None
     if n > CANDIDATES and banks:  # keep those above a cut that depends on the signal alone, not on codewords
-        screened = codebook.scores(copy_keys, np.concatenate(banks), advance)
+        screened = codebook.scores(copy_keys, np.concatenate(banks), progress)
         for i, (score_functions, bank_scores) in enumerate(
             zip(banks, np.split(screened, len(banks), axis=1), strict=True)
         ):
@@ -126,7 +127,7 @@ def decode_all(
             )
             screened_scores[i] = bank_scores.max(axis=1)
     else:
-        packed = codebook.packed(copy_keys, advance)
+        packed = codebook.packed(copy_keys, progress)
     return [
         _decode_candidates(
             codebook,

@@ -135,7 +135,7 @@ def test_readings_and_words_of_another_length_are_refused():
         PLANE.hard_bits(np.zeros((31, 1)))
     with pytest.raises(CodeError, match=r"A word of this code has 31 bits, not the shape \(7,\)\."):
         PLANE.coalition_of(np.zeros(7, dtype=bool))
-    with pytest.raises(CodeError, match="get them from a reading with hard_bits"):
+    with pytest.raises(CodeError, match="call `hard_bits` on the signal first"):
         PLANE.covered_by(np.full(31, 0.5))
 
 
