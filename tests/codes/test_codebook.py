@@ -153,11 +153,11 @@ def test_exact_scores_do_not_depend_on_who_else_is_scored():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_callback_is_told_of_every_recipient(family):
-    told = []
-    codebook = make(family)
-    codebook.scores(keys(3 * BLOCK + 5), functions(codebook), told.append)
-    assert told == [BLOCK] * 3 + [5]
+def test_progress_counts_every_recipient(family):
+    steps = []
+    codebook, count = make(family), 3 * BLOCK + 5
+    codebook.scores(keys(count), functions(codebook), lambda *step: steps.append(step))
+    assert steps == [("scoring", done, count) for done in (BLOCK, 2 * BLOCK, 3 * BLOCK, count)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -307,7 +307,7 @@ def test_a_reading_of_zeros_has_a_bank_of_zeros():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length", [0, -8, 8, MIN_LENGTH - 8, MIN_LENGTH + 1, 1001, MAX_LENGTH + 8])
 def test_lengths_that_make_no_sense_are_refused(family, length):
-    with pytest.raises(CodeError, match=f"{length} positions"):
+    with pytest.raises(CodeError, match=f"got {length}"):
         make(family, length)
 
 
@@ -319,7 +319,7 @@ def test_lengths_at_the_limits_are_accepted(family, length):
 
 @pytest.mark.parametrize("coalition", [0, -3])
 def test_a_coalition_of_nobody_is_refused(coalition):
-    with pytest.raises(CodeError, match=f"coalition of {coalition}"):
+    with pytest.raises(CodeError, match=f"at least 1, got {coalition}"):
         Tardos(256, coalition, SECRET)
 
 

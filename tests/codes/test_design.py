@@ -54,14 +54,14 @@ def test_sizes_are_told_as_they_are_tried():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"coalition": 0}, "coalition of 0"),
-        ({"coalition": 11}, "coalition of 11"),
-        ({"alpha": 0.0}, "at alpha 0.0"),
-        ({"alpha": 0.06}, "at alpha 0.06"),
-        ({"drift": float("nan")}, "drift of nan"),
-        ({"drift": -1.0}, "drift of -1.0"),
+        ({"coalition": 0}, "recipients, 10, got 0"),
+        ({"coalition": 11}, "recipients, 10, got 11"),
+        ({"alpha": 0.0}, "at most 0.05, got 0.0"),
+        ({"alpha": 0.06}, "at most 0.05, got 0.06"),
+        ({"drift": float("nan")}, "got nan"),
+        ({"drift": -1.0}, "at least 0, got -1.0"),
         ({"strategies": ["tie-dye"]}, "tie-dye"),
-        ({"strategies": []}, "choose among"),
+        ({"strategies": []}, "choose from"),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong, said):

@@ -328,7 +328,7 @@ def test_nobody_is_accused_at_a_level_above_0_05(alpha):
         lambda: prove_codeword(codebook, codebook.packed(keys(1))[0], extracted, mass, 2, alpha),
         lambda: soft_decode(BlockDesign(7), np.ones(7), alpha=alpha),
     ):
-        with pytest.raises(CodeError, match=r"choose one above 0 and at most 0\.05"):
+        with pytest.raises(CodeError, match=r"must be above 0 and at most 0\.05"):
             refusing()
 
 

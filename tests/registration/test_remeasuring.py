@@ -97,7 +97,7 @@ def test_of_two_processes_that_replace_a_record_the_first_is_taken(twice):
 def test_other_settings_are_refused_with_the_way_out(twice):
     text = refused(register, twice.model, twice.vault, FingerprintConfig(coalition=7), error=CodeError)
 
-    assert "make a new record for new copies with `hf-fingerprint vault add --remeasure`" in text
+    assert "make a new record with `hf-fingerprint vault add --remeasure`" in text
 
 
 def test_each_record_has_questions_of_its_own(twice):

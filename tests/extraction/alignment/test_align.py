@@ -167,7 +167,7 @@ def test_a_few_rows_that_moved_are_put_back_where_a_sample_of_rows_lines_up(resn
     before, _ = scores(resnet, resnet.state, tmp_path)
 
     after, result = scores(resnet, aligned_tensors, tmp_path)
-    monkeypatch.setattr(align, "_every_row", lambda ours, theirs: True)
+    monkeypatch.setattr(align, "_all_rows_similar", lambda ours, theirs: True)
     by_sample, fewer = scores(resnet, aligned_tensors, tmp_path)
 
     assert result.tensors_aligned > fewer.tensors_aligned
@@ -255,7 +255,7 @@ def test_the_base_itself_disguised_accuses_nobody(vit, plain_vit, tmp_path, atta
 def test_a_small_turn_that_looks_like_a_drift_is_tried_before_giving_up(plain_vit, tmp_path, monkeypatch):
     monkeypatch.setattr(align, "MIN_ROW_COSINE", 0.1)  # as if it were small
     monkeypatch.setattr(align, "MAX_SCALE_RATIO", 100.0)
-    monkeypatch.setattr(rotation_test, "SURE", np.inf)
+    monkeypatch.setattr(rotation_test, "MIN_STATISTIC", np.inf)
 
     _, result = scores(plain_vit, StreamRotation(0.3)(plain_vit.state), tmp_path)
 
