@@ -36,6 +36,7 @@ from hf_fingerprint.checkpoints.files import (
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
 from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
 from hf_fingerprint.errors import CheckpointError, StorageError
+from hf_fingerprint.progress import Progress, counting
 
 
 Rewrite = Callable[[np.ndarray], None]
@@ -83,7 +84,7 @@ def write_copy(
     checkpoint: Checkpoint,
     folder: Path,
     rewrites: Mapping[str, Rewrite],
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     in_memory: bool = False,
     file_digests: bool = False,
     include_code: bool = False,
@@ -95,7 +96,7 @@ def write_copy(
         folder (`Path`): an existing, empty folder.
         rewrites (mapping): for each tensor to change, a function that changes its bytes (`uint8`) in place. It gets
             the tensor's blocks of rows in order.
-        advance (callable, *optional*): called with the number of bytes written.
+        progress (callable, *optional*): a [`Progress`].
         in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until `flush()`.
         file_digests (`bool`, *optional*, defaults to `False`): whether to hash the weight files too.
         include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
@@ -119,6 +120,7 @@ def write_copy(
         make_folders(target.parent, folder, source.folder)
         copy_file(each.path, target, each.content)
     mode = reduce(int.__and__, map(file_mode, source.weights))
+    count = counting(progress, "writing the copy", sum(info.nbytes for info in checkpoint.tensors.values()))
     digests: dict[str, str] = {}
     whole: dict[Path, str] = {}
     buffered: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
@@ -143,8 +145,7 @@ def write_copy(
                         rewrites[info.name](block)
                     end += stop - start
                 pipe.put(buffer[:end], [(info.name, stop - start) for info, start, stop in run])
-                if advance is not None:
-                    advance(end)
+                count(end)
         digests |= pipe.digests
         if file_digests:
             whole[target] = pipe.digest
