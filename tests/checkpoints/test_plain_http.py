@@ -6,10 +6,8 @@ from hf_fingerprint.errors import FingerprintWarning
 from hf_fingerprint.hub.api import translate_errors
 
 
-WAYS = [
-    lambda: hub_errors("org/name", None),
-    lambda: translate_errors("org/name"),
-]  # all that asks the Hub is within one
+# every call to the Hub runs within one of these two
+WAYS = [lambda: hub_errors("org/name", None), lambda: translate_errors("org/name")]
 
 
 @pytest.mark.parametrize("entered", WAYS, ids=["reading", "publishing"])
