@@ -58,15 +58,15 @@ class Overwriting(Attack):
         if self.eps is None:
             self.require_attacker(attacker)
         found = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-        for _ in range(self.times):
+        for number in range(1, self.times + 1):
             built = None if attacker is None else attacker.built(found)
             with TemporaryDirectory(prefix="overwriting-") as folder:
                 model = Path(folder, "model", FILE)  # no vault is made next to a model
                 model.parent.mkdir()
                 model.write_bytes(save({name: tensor.contiguous() for name, tensor in found.items()}))
                 found = load_file(self._overwrite_once(Path(folder), model, built))
-                if attacker is not None and attacker.advance is not None:
-                    attacker.advance(1)
+                if attacker is not None:
+                    attacker.progress("overwriting", number, self.times)
         return found
 
     def _overwrite_once(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:

@@ -40,8 +40,8 @@ def inspect(
         output_kind,
         calibration_images,
     )
-    with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.steps() as report:
-        base = analyze_base(checkpoint, digest_tensors(checkpoint), config, report)
+    with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.progress_bars() as progress:
+        base = analyze_base(checkpoint, digest_tensors(checkpoint), config, progress)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
@@ -126,12 +126,12 @@ def _trace(
     opened_vault = Vault(vault)
     opened_vault.unlock(find_passphrase(passphrase_file), identity)
     max_bytes = None if max_mb is None else options.megabytes_to_bytes(max_mb)
-    with output.stages() as advance:
+    with output.progress_bars() as progress:
         result = trace_suspect(
             suspect,
             opened_vault,
             base,
-            advance=advance,
+            progress=progress,
             full=full,
             max_bytes=max_bytes,
             recipient=recipient,

@@ -89,9 +89,9 @@ def add(
         output_kind,
         calibration_images,
     )
-    with output.steps() as report:
+    with output.progress_bars() as progress:
         place = options.model_reference(model, file)
-        base = register(place, Vault(vault), config, report, remeasure=remeasure, as_base=as_base)
+        base = register(place, Vault(vault), config, progress, remeasure=remeasure, as_base=as_base)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())

@@ -8,7 +8,7 @@ after a crash.
 """
 
 from hf_fingerprint.issuing.issued import IssuedCopy, PreparedCopy
-from hf_fingerprint.issuing.issuer import Advance, Issuer, issue
+from hf_fingerprint.issuing.issuer import Issuer, issue
 
 
-__all__ = ["Advance", "IssuedCopy", "Issuer", "PreparedCopy", "issue"]
+__all__ = ["IssuedCopy", "Issuer", "PreparedCopy", "issue"]

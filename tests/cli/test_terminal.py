@@ -130,12 +130,10 @@ def test_bars_and_spinners_on_a_terminal_are_filtered(monkeypatch):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     with terminal.sanitized_output():
-        with output.steps() as step:
-            step(HOSTILE)
-        with output.progress(HOSTILE, 3) as advance:
-            advance(1)
-        with output.stages() as stage:
-            stage(HOSTILE, 1, 2)
+        with output.progress_bars() as progress:
+            progress(HOSTILE, 0, None)
+        with output.progress_bars() as progress:
+            progress(HOSTILE, 1, 2)
             output.echo_err(HOSTILE)
 
     seen = screen.getvalue()

@@ -21,11 +21,12 @@ import numpy as np
 
 from hf_fingerprint.blackbox.key_images.key_image import KeyImage, derive_fingerprint, make_key_image
 from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits
-from hf_fingerprint.blackbox.querying.query import Advance, find_base_with_triggers
+from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.checkpoints import remove_on_failure, resolve_parent, sync
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
+from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults
 from hf_fingerprint.vault.private_files import write_private
 
@@ -70,7 +71,7 @@ def export_key_images(
     vault: Vault | str | Path,
     out: str | Path,
     bits: int = DEFAULT_BITS,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
 ) -> KeyImageSet:
     """Writes a recipient's key images as PNG files into a new folder, with an `index.json` of their names, digests and
     similarity to the trigger images. Neither holds a key or a label.
@@ -82,7 +83,7 @@ def export_key_images(
         vault ([`Vault`], `str` or `Path`): the vault; it must be unlocked.
         out (`str` or `Path`): a folder that doesn't exist yet, outside the vault.
         bits (`int`, *optional*, defaults to 304): the length of the fingerprint.
-        advance (callable, *optional*): told a step, and how much of it is done and is to do.
+        progress (callable, *optional*): a [`Progress`].
 
     Raises:
         [`FingerprintError`]: if the key images can't be made or written. No folder is left then.
@@ -93,7 +94,7 @@ def export_key_images(
     check_bits(bits, max(base_record.recipients_planned, len(vault.copies(base_record.base_id))), base_record.alpha)
     copy = _find_copy(vault, base_record, recipient)
     _check_output_folder(out)
-    key = vault.copy_key(copy)
+    key, progress = vault.copy_key(copy), progress or silent
     _, (assigned,) = trigger_set.assigned_labels([key])
     images, listed, left_out = trigger_set.images(base_record.secret), [], 0
     with _atomic_folder(out) as partial:
@@ -102,8 +103,7 @@ def export_key_images(
                 left_out += 1
             else:
                 listed.append(_write_png(partial / f"{index:03}{SUFFIX}", key_image))
-            if advance is not None:
-                advance("marking", done, int(assigned.sum()))
+            progress("marking", done, int(assigned.sum()))
         if not listed:
             raise FingerprintError(
                 f"None of the {left_out} triggers of {copy.recipient} has capacity for {bits} bits: choose fewer bits."

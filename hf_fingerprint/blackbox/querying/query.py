@@ -21,11 +21,9 @@ from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, ima
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.registration import lookup_base
 from hf_fingerprint.vault import Base, Fault, Vault, acquire_lock, delivery_states, find_unusable_rows
-
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def query(
     all_scores: bool = False,
     passphrase: str | None = None,
     on_response: Callable[[int, int | None], None] | None = None,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
 ) -> QueryResult:
     """Queries a suspect with the trigger sets of all bases it may be a copy of, until somebody is accused.
 
@@ -139,7 +137,7 @@ def query(
             not accused. They help an attacker to build a suspect that accuses one of them: don't publish them.
         passphrase (`str`, *optional*): unlocks the vault.
         on_response (callable, *optional*): called with the index of each image, over all bases, and its response.
-        advance (callable, *optional*): told a step, how much more of it is done, and how much there is to do.
+        progress (callable, *optional*): a [`Progress`].
 
     Returns:
         [`QueryResult`]
@@ -152,13 +150,12 @@ def query(
         vault.unlock(passphrase)
     queried, skipped, alpha = records_to_query(vault, base, getattr(suspect, "classes", None), alpha)
     images = [list(each.trigger_set.images(each.base.secret)) for each in queried]
-    count = sum(map(len, images))
-    order = np.random.default_rng(secrets.randbits(128)).permutation(count)
-    total = count if budget is None else min(budget, count)
+    image_count = sum(map(len, images))
+    order = np.random.default_rng(secrets.randbits(128)).permutation(image_count)
+    count = counting(progress, "querying", image_count if budget is None else min(budget, image_count))
 
     def record_response(index: int, response: int | None) -> None:
-        if advance is not None:
-            advance("asking", 1, total)
+        count(1)
         if on_response is not None:
             on_response(index, response)
 
@@ -171,13 +168,15 @@ def query(
                 locked = f"Another process writes the transcript {path}: wait for it, or name another file."
                 held.callback(acquire_lock(vault, each.base, f"transcript {path.resolve()}", locked).release)
                 pool_transcript = held.enter_context(Transcript(path, _heading(suspect, each, pool_images)))
-                if advance is not None and pool_transcript.responses:
-                    advance("asking", len(pool_transcript.responses), total)
+                if pool_transcript.responses:
+                    count(len(pool_transcript.responses))
             pools.append(QueryPool(pool_images, each.e_process, pool_transcript))
-        stats = query_pools(suspect, pools, order, budget, count if exhaustive else min_responses, record_response)
+        stats = query_pools(
+            suspect, pools, order, budget, image_count if exhaustive else min_responses, record_response
+        )
     scores = _scores(vault, queried, all_scores)
     accused, faults = any(score.accused for score in scores), find_unusable_rows(vault)
-    outcome, reason = query_outcome(queried, skipped, stats, count, accused, alpha, faults)
+    outcome, reason = query_outcome(queried, skipped, stats, image_count, accused, alpha, faults)
     return QueryResult(
         suspect=suspect.name,
         base_ids=tuple(each.base.base_id for each in queried),

@@ -6,7 +6,6 @@
 ordinary images, which the trigger images avoid; none of them is stored.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +40,7 @@ from hf_fingerprint.models import (
     map_parameter_names,
     user_images,
 )
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration import lookup_base, open_base
 from hf_fingerprint.vault import Vault
 
@@ -63,7 +63,7 @@ def make_trigger_set(
     decoys: int = DECOYS,
     assigned_share: float = SHARE,
     steps: int = STEPS,
-    advance: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     cover_images: str | Path | None = None,
 ) -> TriggerSet:
     """Builds the trigger set of a registered base and stores it in the vault.
@@ -78,7 +78,7 @@ def make_trigger_set(
         assigned_share (`float`, *optional*, defaults to 0.5): the probability that a trigger image is assigned to a
             recipient.
         steps (`int`, *optional*, defaults to 120): optimization steps of the patterns.
-        advance (callable, *optional*): called after each step with the logarithm of the cost.
+        progress (callable, *optional*): a [`Progress`].
         cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
             many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those
             used. Keep them private: the cover is what removes the mark from a key image.
@@ -106,7 +106,7 @@ def make_trigger_set(
         decoys,
         assigned_share,
         steps,
-        advance,
+        progress,
         cover_images,
     )
     vault.add_trigger_set(record, trigger_set.to_bytes())
@@ -123,7 +123,7 @@ def build_trigger_set(
     decoys: int = DECOYS,
     assigned_share: float = SHARE,
     steps: int = STEPS,
-    advance: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     cover_images: str | Path | None = None,
 ) -> TriggerSet:
     """The trigger set of a model in memory; see [`make_trigger_set`].
@@ -133,7 +133,7 @@ def build_trigger_set(
         names (`dict[str, str]`): from the model's parameters to the tensors of its files.
         secret (`bytes`): the model secret.
         base_id (`str`): the base's id in the vault.
-        images, count, decoys, assigned_share, steps, advance, cover_images: see [`make_trigger_set`].
+        images, count, decoys, assigned_share, steps, progress, cover_images: see [`make_trigger_set`].
     """
     import torch
 
@@ -147,7 +147,7 @@ def build_trigger_set(
     views = make_views(built, head)
     covers_uint8 = decode_covers(cover_files) if cover_files else synthetic_trigger_covers(secret, count + decoys)
     cover_tensor = torch.from_numpy(covers_uint8).permute(0, 3, 1, 2).float()
-    patterns = optimize_patterns(cover_tensor, views, built, metric, steps, advance)
+    patterns = optimize_patterns(cover_tensor, views, built, metric, steps, progress)
     patterns_int8 = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
     logits, features = _logits_and_features(views, built, patterns_int8, covers_uint8, count)
     head_updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)

@@ -11,7 +11,7 @@ model that an attacker may leave: images cropped, weights pruned.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from hf_fingerprint.blackbox.trigger_set.classifier_head import BATCH, Head, all
 from hf_fingerprint.blackbox.trigger_set.covers import MAX_LEVEL, MIN_LEVEL, MIN_SIZE, synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.triggers import GRID, MARGIN
 from hf_fingerprint.models import BuiltModel, fit_batch_size
+from hf_fingerprint.progress import Progress, silent
 
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def optimize_patterns(
     built: BuiltModel,
     metric: "torch.Tensor",
     steps: int,
-    advance: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> "torch.Tensor":
     """Optimizes the pattern of each trigger image.
 
@@ -124,20 +125,21 @@ def optimize_patterns(
         built ([`BuiltModel`]): the base, for the size and normalization of its input.
         metric (`torch.Tensor` of shape `(width, width)`): see [`inverse_second_moment`].
         steps (`int`): steps of gradient descent, in one view each.
-        advance (callable, *optional*): called after each step with the logarithm of the cost.
+        progress (callable, *optional*): a [`Progress`].
 
     Returns:
         `torch.Tensor` of shape `(n, 3, GRID, GRID)`: integral gray levels.
     """
     import torch
 
+    progress = progress or silent
     patterns = torch.zeros(len(cover_images), 3, GRID, GRID)
     velocity = torch.zeros_like(patterns)
     parts = batch_slices(len(cover_images), built)
     features = [all_features(v.model, v.head, render_batches(cover_images, patterns, v.crop, built)) for v in views]
     for step in range(steps):
         active = step % len(views)
-        gradients, cost = _cost_gradient(features, views, metric, active)
+        gradients = _cost_gradient(features, views, metric, active)
         step_size = MAX_PATTERN / 8 / (1 if step < DECAY_START * steps else STEP_DECAY)
         for part in parts:
             pattern = patterns[part].clone().requires_grad_(True)
@@ -154,8 +156,7 @@ def optimize_patterns(
                 features[which] = all_features(
                     view.model, view.head, render_batches(cover_images, patterns, view.crop, built)
                 )
-        if advance is not None:
-            advance(cost)
+        progress("fitting trigger images", step + 1, steps)
     return patterns.round()
 
 
@@ -195,8 +196,8 @@ def render_view(
 
 def _cost_gradient(
     features: "list[torch.Tensor]", views: list[View], metric: "torch.Tensor", active: int
-) -> "tuple[torch.Tensor, float]":
-    """The gradient of the log cost with respect to the features of the active view, `(n, width)`, and the log cost."""
+) -> "torch.Tensor":
+    """The gradient of the log cost with respect to the features of the active view, `(n, width)`."""
     import torch
 
     wide = [each.double().requires_grad_(which == active) for which, each in enumerate(features)]
@@ -212,7 +213,7 @@ def _cost_gradient(
     missing = torch.stack(deficits)
     cost = torch.einsum("vq,vwq,wq->", missing, costs, missing).log()
     (gradient,) = torch.autograd.grad(cost, wide[active])
-    return gradient.float(), float(cost.detach())
+    return gradient.float()
 
 
 def _bias(head: Head) -> "torch.Tensor | float":
