@@ -331,7 +331,7 @@ def test_no_secret_is_in_names_errors_or_logs(server, fault, caplog):
     ):
         server.shape = SHAPES["pipeline"]
         server.faults = [fault] * 3 if fault is not None else []
-        predicted_labels = suspect.name + repr(suspect) + str(vars(suspect)) + str(suspect._read_body.__dict__)
+        predicted_labels = suspect.name + repr(suspect) + str(vars(suspect)) + str(suspect._parse.__dict__)
         try:
             for _ in range(3):
                 suspect(image_of_class(1))
