@@ -143,7 +143,7 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectCl
         [`FingerprintError`]: if there is none, or it can't be run here.
     """
     from hf_fingerprint.checkpoints import open_checkpoint
-    from hf_fingerprint.models import build_model
+    from hf_fingerprint.models import build_model, logits_of
 
     with open_checkpoint(f"local-dir:{folder}") as opened:
         model = build_model(opened)
@@ -153,7 +153,7 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectCl
 
         with torch.inference_mode():
             given = model.preprocess(image.convert("L" if model.size[0] == 1 else "RGB"))
-            return getattr(outputs := model.module(given[None]), "logits", outputs)
+            return logits_of(model.module(given[None]))
 
     return from_callable(scores, labels, f"pipeline:{folder}")
 
