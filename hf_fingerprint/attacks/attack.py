@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.progress import Progress, silent
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Attacker:
             run on the device of this tensor.
         labels (`torch.Tensor` of shape `(n,)`): the classes of the images.
         batch (`int`, *optional*, defaults to 64): images per step.
-        advance (callable, *optional*): called with the number of finished steps.
+        progress (callable, *optional*): a [`Progress`] for the steps of an attack.
         base (mapping of `str` to `torch.Tensor`, *optional*): the base's state dict, if the base is public.
     """
 
@@ -33,7 +34,7 @@ class Attacker:
     images: "torch.Tensor"
     labels: "torch.Tensor"
     batch: int = 64
-    advance: Callable[[int], None] | None = None
+    progress: Progress = silent
     base: "State | None" = None
 
     def model(self, state: "State") -> "torch.nn.Module":

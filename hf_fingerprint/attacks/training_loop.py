@@ -31,7 +31,7 @@ def train(
 
     Args:
         model (`torch.nn.Module`): the model.
-        attacker ([`Attacker`]): its batch size and progress callback are used.
+        attacker ([`Attacker`]): its `batch` and `progress` are used.
         loss (callable): maps logits `(batch, classes)` and the images' indices `(batch,)` to a scalar.
         optimizer (`torch.optim.Optimizer`): over the parameters to train.
         steps (`int`): the number of steps.
@@ -58,8 +58,7 @@ def train(
             optimizer.step()
             if after_step is not None:
                 after_step()
-            if attacker.advance is not None:
-                attacker.advance(1)
+            attacker.progress("training", step + 1, steps)
     return model.eval()
 
 

@@ -7,7 +7,8 @@ write_report(evaluation, Path("evaluation"))
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,7 @@ from hf_fingerprint.evaluation.trials import (
     trial_key,
 )
 from hf_fingerprint.models import logits_of
+from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.vault import check_outside_vaults
 
 
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     import torch
 
     State = dict[str, torch.Tensor]
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ def evaluate(
     quick: bool = False,
     runs: int = 1,
     public_base: bool = False,
-    report: Callable[[str], None] | None = None,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     all_scores: bool = False,
 ) -> Evaluation:
     """Attacks copies of a model and measures the accuracy and the evidence that remain.
@@ -136,8 +135,7 @@ def evaluate(
             without follow-ups.
         runs (`int`, *optional*, defaults to 1): runs of each coalition, with other recipients each time.
         public_base (`bool`, *optional*, defaults to `False`): give the attacker the unmarked base too.
-        report (callable, *optional*): told each step before the attacks.
-        advance (callable, *optional*): told `(step, done, total)`.
+        progress (callable, *optional*): a [`Progress`].
         all_scores (`bool`, *optional*, defaults to `False`): include scores of recipients who are not accused. Do not
             publish such a result.
 
@@ -149,11 +147,11 @@ def evaluate(
     folder, recipient_count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
     with (
         open_evaluation_folder(folder),
-        Testbed(model, folder, recipient_count, config, innocents, report) as testbed,
+        Testbed(model, folder, recipient_count, config, innocents, progress) as testbed,
     ):
         dataset = data if isinstance(data, EvaluationData) else load_data(data, testbed.built, images)
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
-        trials = list(runner.trials(jobs, advance or _silent))
+        trials = list(runner.trials(jobs, progress or silent))
         return Evaluation(
             model=testbed.base.source,
             base=testbed.base.describe(),
@@ -183,9 +181,10 @@ class _TrialRunner:
         self._first_step_result: tuple[str, State] | None = None
         self.skipped: dict[str, str] = {}
 
-    def trials(self, jobs: Sequence[Job], advance: Advance) -> Iterator[Trial]:
+    def trials(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Trial]:
         """The trial of each job. A sweep ends once nobody is accused and accuracy is at chance."""
         ended: set[str] = set()
+        done: Counter[str] = Counter()
         for job in jobs:
             if job.attack not in ended:
                 try:
@@ -198,7 +197,9 @@ class _TrialRunner:
                     if job.kind == SINGLE and not trial.accused and trial.accuracy <= self._data.chance:
                         ended.add(job.attack)
             job_count = sum(other.kind == job.kind for other in jobs)
-            advance({SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack), 1, job_count)
+            done[job.kind] += 1
+            step = {SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack)
+            progress(step, done[job.kind], job_count)
 
     def _trial(self, job: Job) -> Trial:
         testbed = self._testbed
@@ -295,7 +296,3 @@ class _TrialRunner:
                 return torch.cat([logits_of(model(part)).argmax(-1) for part in images.split(self._attacker.batch)])
         except RuntimeError:
             raise _CannotAttackError("The attack changes the model's widths, so accuracy can't be measured.") from None
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    pass

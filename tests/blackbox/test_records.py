@@ -20,7 +20,7 @@ from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import CodeError, StorageError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_records import (
+from tests.helpers.records_with_triggers import (
     CLASSES,
     COUNT,
     DECOYS,

@@ -11,10 +11,10 @@ from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers, keyed_labels
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.keys import derive
-from tests.helpers.asked_models import COUNT
 from tests.helpers.loopback_suspect import Fault, LoopbackSuspect
 from tests.helpers.secret_forms import find_secrets, secret_forms
 from tests.helpers.small_models import PASSPHRASE
+from tests.helpers.trigger_models import COUNT
 
 
 ASKED, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"
@@ -35,7 +35,10 @@ def secrets(asked):
         for label, context in (("fingerprint", ""), ("answers", str(pool.classes)), ("owned", "")):
             found[f"the key for {label}, {name}"] = derive(key, label, context)
         found[f"the fingerprint, {name}"] = derive_fingerprint(key, 304)
-        labels, assigned = keyed_labels([key], COUNT, pool.classes)[0], assigned_triggers([key], COUNT, pool.assigned_share)[0]
+        labels, assigned = (
+            keyed_labels([key], COUNT, pool.classes)[0],
+            assigned_triggers([key], COUNT, pool.assigned_share)[0],
+        )
         found[f"the labels, {name}"] = labels.astype(np.uint8).tobytes()
         found[f"the labels in a list, {name}"] = ", ".join(map(str, labels[assigned].tolist())).encode()
         found[f"what is owned, {name}"] = ", ".join(map(str, np.flatnonzero(assigned).tolist())).encode()

@@ -25,8 +25,8 @@ from tests.helpers.small_models import (
 )
 
 
-MEASURED = ["--coalition", "3", "--recipients-planned", "4"]
-FEW = [*MEASURED, "--eps", "0.003"]  # of what no library builds
+MEASURED = ["--coalition", "3", "--expected-recipients", "4"]
+FEW = [*MEASURED, "--amplitude", "0.003"]  # of what no library builds
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,6 @@ def in_a_process(*arguments: object, **variables: str) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.slow
 def test_the_whole_way_from_a_vault_to_a_verdict(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_plain(Path("model"))
@@ -317,7 +316,7 @@ def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_on
     issuing = ["issue", shared.model, "--recipient", "x", *to, "--out", tmp_path / "x"]
 
     for command in (["inspect", shared.model], ["vault", "add", shared.model, *to], issuing):
-        assert "mark it at a fixed strength with --eps 0.003" in failed(run(*command, *MEASURED))
+        assert "mark it at a fixed strength with --amplitude 0.003" in failed(run(*command, *MEASURED))
     assert vault.bases() == []
 
     code, _, err = run(*issuing, *FEW)
@@ -331,10 +330,10 @@ def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_on
 def test_vault_add_remeasures_a_known_base(shared, run, tmp_path):
     vault = new_vault(tmp_path / "vault")
     add = ["vault", "add", shared.model, "--vault", vault.folder, *MEASURED]
-    assert run(*add, "--eps", "0.003")[0] == 0
-    assert "--remeasure" in failed(run(*add, "--eps", "0.006"))
+    assert run(*add, "--amplitude", "0.003")[0] == 0
+    assert "--remeasure" in failed(run(*add, "--amplitude", "0.006"))
 
-    code, out, _ = run(*add, "--eps", "0.006", "--remeasure", "--json")
+    code, out, _ = run(*add, "--amplitude", "0.006", "--remeasure", "--json")
 
     old, new = vault.bases()
     assert code == 0
@@ -547,7 +546,6 @@ def test_an_unexpected_exception_is_one_line_that_keeps_its_text_to_itself(
         connection.execute("DELETE FROM copies WHERE recipient = 'x'")
 
 
-@pytest.mark.slow
 def test_a_wish_for_the_traceback_is_granted_in_a_process(shared):
     arguments = ["trace", "nowhere", "--vault", shared.vault, "--passphrase-file", shared.passphrase]
 
@@ -614,7 +612,6 @@ def test_help_names_every_command_and_the_exit_codes(run):
     )
 
 
-@pytest.mark.slow
 def test_the_script_and_its_exit_codes(shared):
     common = ["--vault", shared.vault, "--passphrase-file", shared.passphrase]
 

@@ -30,7 +30,6 @@ def is_a_picture(path: Path) -> bool:
     return image.format == "PNG" and min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
-@pytest.mark.slow
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     command = module("examples.demo", "--out", tmp_path / "demo", "--steps", 8)
 
@@ -188,7 +187,6 @@ def test_every_example_says_what_it_is_and_compiles(script):
     assert ast.get_docstring(tree)
 
 
-@pytest.mark.slow
 def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(tmp_path):
     command = module("examples.benchmarks.attacks", "resnet", "--scale", 0.01, "--coalitions", 3)
 

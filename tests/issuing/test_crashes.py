@@ -25,7 +25,7 @@ from pathlib import Path
 import hf_fingerprint.checkpoints.writer as writer
 import hf_fingerprint.registration.registering as registering
 from hf_fingerprint.issuing import Issuer, issue
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.vault import Vault
 
 writer._RUN_BYTES = 1  # a write for each tensor
@@ -71,7 +71,7 @@ def run(job):
     seen = arm_events(job.get("event", 0))
     if "kill" in job:
         arm(*job["kill"])
-    settings = Settings(coalition=3, recipients_planned=4, eps=0.003)
+    settings = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)
     if "several" in job:
         with Issuer(job["model"], Vault(job["vault"]), settings) as issuer:
             list(issuer.issue_all(job["several"], Path(job["out"])))
@@ -169,7 +169,6 @@ def test_a_process_killed_while_issuing_is_mended_by_the_same_call(place, tmp_pa
     check_mended(place, recipient, out)
 
 
-@pytest.mark.slow
 def test_a_process_killed_at_any_change_to_the_disk_is_mended_by_the_same_call(place, tmp_path):
     (tmp_path / "counted").mkdir()
     assert place.run(event=0, recipient="counted", out=tmp_path / "counted" / "copy") == 0
@@ -285,13 +284,13 @@ ISSUE_SEVERAL = """
 import sys, time
 from pathlib import Path
 from hf_fingerprint.issuing import Issuer
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.vault import Vault
 model, vault, out, go, *names = sys.argv[1:]
 Path(f"{go} {names[0]}").touch()
 while not Path(go).exists():
     time.sleep(0.01)
-with Issuer(model, Vault(vault), Settings(coalition=3, recipients_planned=4, eps=0.003)) as issuer:
+with Issuer(model, Vault(vault), FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)) as issuer:
     for copy in issuer.issue_all(names, Path(out)):
         print(copy.recipient, copy.new, flush=True)
 """
@@ -320,7 +319,6 @@ def issue_at_once(
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
-@pytest.mark.slow
 def test_two_processes_issue_into_one_vault_at_once(place, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
     names = [[f"{process} {i}" for i in range(10)] for process in "ab"]
