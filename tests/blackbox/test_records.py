@@ -29,7 +29,7 @@ from tests.helpers.asked_records import (
     add_trigger_set,
     records_with_triggers,
 )
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 

@@ -35,7 +35,10 @@ def secrets(asked):
         for label, context in (("fingerprint", ""), ("answers", str(pool.classes)), ("owned", "")):
             found[f"the key for {label}, {name}"] = derive(key, label, context)
         found[f"the fingerprint, {name}"] = derive_fingerprint(key, 304)
-        labels, assigned = keyed_labels([key], COUNT, pool.classes)[0], assigned_triggers([key], COUNT, pool.assigned_share)[0]
+        labels, assigned = (
+            keyed_labels([key], COUNT, pool.classes)[0],
+            assigned_triggers([key], COUNT, pool.assigned_share)[0],
+        )
         found[f"the labels, {name}"] = labels.astype(np.uint8).tobytes()
         found[f"the labels in a list, {name}"] = ", ".join(map(str, labels[assigned].tolist())).encode()
         found[f"what is owned, {name}"] = ", ".join(map(str, np.flatnonzero(assigned).tolist())).encode()

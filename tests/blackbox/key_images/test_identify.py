@@ -17,7 +17,7 @@ from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
 from tests.helpers.asked_models import COUNT, base_with_triggers
 from tests.helpers.asked_records import add_copy, add_trigger_set, records_with_triggers
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,

@@ -11,7 +11,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.outcomes import Outcome
 from tests.helpers.asked_models import ModelSuspect
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 NAME = "recipient 1"

@@ -12,7 +12,7 @@ from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
 from tests.helpers.asked_models import COUNT, DECOYS, WIDTH, ModelSuspect
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, new_vault, save_vit
 
 

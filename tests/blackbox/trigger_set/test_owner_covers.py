@@ -12,7 +12,7 @@ from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers, load
 from hf_fingerprint.blackbox.trigger_set.triggers import add_pattern
 from hf_fingerprint.registration import register
 from tests.helpers.asked_models import COUNT, DECOYS, STEPS, ModelSuspect, built, names_of
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
 
 
