@@ -30,7 +30,7 @@ from hf_fingerprint.attacks import Quantization
 from hf_fingerprint.blackbox import Labels, RetryPolicy, check_proof, from_url, write_proof
 from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, STEPS
 from hf_fingerprint.checkpoints import open_checkpoint
-from hf_fingerprint.cli.output import echo_err, print_proof, print_query, progress, stages
+from hf_fingerprint.cli.output import echo_err, print_proof, print_query, progress_bars
 from hf_fingerprint.models import build_model
 from hf_fingerprint.outcomes import Outcome
 
@@ -74,7 +74,7 @@ def main() -> None:
     vault = Vault.create(out / "vault", PASSPHRASE)
     register(folder, vault, SETTINGS)
     print(f"  accuracy {accuracy(base, *test):.1%}; fitting its questions takes longest", flush=True)
-    with progress("fitting questions to the base", arguments.question_steps) as advance:
+    with progress_bars() as progress:
         trigger_set = make_trigger_set(
             folder,
             vault,
@@ -82,7 +82,7 @@ def main() -> None:
             arguments.count,
             arguments.decoys,
             steps=arguments.question_steps,
-            advance=lambda _cost: advance(1),
+            progress=progress,
         )
     print(f"  {trigger_set.count} questions, {trigger_set.decoys} decoys")
 
@@ -125,8 +125,8 @@ def query_service(arguments: argparse.Namespace, url: str, vault: Vault, name: s
     print(f"\n--- {url}\n", flush=True)
     transcript, proof = (arguments.out / f"{name}.{kind}" for kind in ("transcript", "proof.json"))
     suspect = from_url(url, Labels(NAMES[arguments.data].split(",")), retry_policy=RetryPolicy(arguments.rate))
-    with stages() as advance:
-        result = query(suspect, vault, transcript=transcript, advance=advance)
+    with progress_bars() as progress:
+        result = query(suspect, vault, transcript=transcript, progress=progress)
     print_query(result)
     if result.accused:
         write_proof(proof, transcript, result, vault)

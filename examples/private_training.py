@@ -19,13 +19,13 @@ from pathlib import Path
 import timm
 import torch
 from accelerate import Accelerator
-from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 
 from examples._common.owner import RECIPIENT, empty_folder, expect_trace, make_owner_vault
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, load_model, save_timm
 from examples._common.training import accuracy, fine_tune
 from hf_fingerprint import Issuer
+from hf_fingerprint.cli.output import progress_bars
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.privacy import (
     Bottleneck,
@@ -123,15 +123,14 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
     features = partition.client_part(images)
     bottleneck = Bottleneck(partition.shape, NUMBERS, flatten_features=True)
     init_task_directions(partition, bottleneck, features)
-    with Progress(transient=True) as progress:
-        task = progress.add_task("calibrating the noise", total=5)
+    with progress_bars() as progress:
         found = calibrate_noise(
             bottleneck,
             features,
             images,
             arguments.target_ssim,
             arguments.steps,
-            on_try=lambda n: progress.advance(task),
+            progress=progress,
         )
     save_file(bottleneck.state_dict(), arguments.out / "bottleneck.safetensors")
     print(
@@ -169,9 +168,8 @@ def run_owner(
         pseudo_label_loss = loss(partition.server_part(features[any_pick]), pseudo_labels[any_pick])
         return pseudo_label_loss + loss(partition.server_part(features[pick]), labels[pick])
 
-    with Progress(transient=True) as progress:
-        task = progress.add_task("private training", total=2 * arguments.steps)
-        hooks = {"on_step": lambda step: progress.advance(task), "witness": count}
+    with progress_bars() as progress:
+        hooks = {"progress": progress, "on_message": count}
         optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
         owner_loop(partition, bottleneck, None, optimizer, arguments.steps, student_loss, student=student, **hooks)
         pseudo_labels = student.pseudo_labels(bottleneck, features)

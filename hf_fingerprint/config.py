@@ -9,7 +9,7 @@ from hf_fingerprint.errors import CodeError
 
 
 MAX_KL, ALPHA = 1e-4, 1e-6
-COALITION, RECIPIENTS_PLANNED = 20, 1000
+COALITION, EXPECTED_RECIPIENTS = 20, 1000
 DEFAULT_CALIBRATION_IMAGES = 1000  # images that the marked model is measured on
 LAYOUTS = ("spread", "compact")
 KINDS = ("single_label", "multi_label", "dense", "features")  # of output
@@ -26,13 +26,13 @@ class FingerprintConfig:
         calibration (`Path`, *optional*): a folder of images to measure it on; synthetic ones by default.
         coalition (`int`, *optional*, defaults to 20): the number of colluders to design the code for; up to 2 gives
             fair signs, more a Tardos code, unless `code` says otherwise.
-        recipients_planned (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
-            coalition is worked out for.
+        expected_recipients (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
+            coalition is computed for.
         alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent,
             at most 0.05.
-        eps (`float`, *optional*): a fixed amplitude, as a share of each row's root mean square, instead of the budget:
-            for a base that is the initialisation of a training from scratch, whose output means nothing yet, or whose
-            output can't be measured.
+        amplitude (`float`, *optional*): a fixed amplitude, as a share of each row's root mean square, instead of the
+            budget: for a base that is the initialization of a training from scratch, whose output means nothing yet,
+            or whose output can't be measured.
         carriers (`str`, *optional*, defaults to `"spread"`): `"spread"` marks all tensors that can carry, `"compact"`
             a few that lie together, so that copies share nearly all of their bytes, at a cost in robustness.
         code (`str`, *optional*): the code's family, one of `FAMILIES`: `"tardos"`, `"nuida"` or `"fair_signs"`.
@@ -46,9 +46,9 @@ class FingerprintConfig:
     max_kl: float | None = None
     calibration: Path | None = None
     coalition: int | None = None
-    recipients_planned: int | None = None
+    expected_recipients: int | None = None
     alpha: float | None = None
-    eps: float | None = None
+    amplitude: float | None = None
     carriers: str | None = None
     code: str | None = None
     output_kind: str | None = None
@@ -67,9 +67,9 @@ class FingerprintConfig:
             raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
         if self.alpha is not None:
             check_alpha(self.alpha)
-        if self.eps is not None and not 0 < self.eps <= 1:
-            raise CodeError(f"An amplitude of {self.eps} can't be trained: choose --eps above 0 and at most 1.")
-        if any(count is not None and count < 1 for count in (self.coalition, self.recipients_planned)):
+        if self.amplitude is not None and not 0 < self.amplitude <= 1:
+            raise CodeError(f"`amplitude` must be above 0 and at most 1, got {self.amplitude}.")
+        if any(count is not None and count < 1 for count in (self.coalition, self.expected_recipients)):
             raise CodeError("The coalition and the planned number of recipients must be 1 or more.")
 
 

@@ -20,7 +20,7 @@ from tests.helpers.quick_age import lock_quickly
 
 
 PACKAGES = ("torch", "timm", "transformers", "accelerate", "huggingface_hub", "datasets", "numpy", "typer", "rich")
-REGISTRATION_OPTIONS = ("--coalition", "3", "--recipients-planned", "4", "--calibration-images", "32")
+REGISTRATION_OPTIONS = ("--coalition", "3", "--expected-recipients", "4", "--calibration-images", "32")
 TOKEN = "hf_of-nobody"
 
 

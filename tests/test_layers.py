@@ -14,6 +14,7 @@ import hf_fingerprint
 ROOT = Path(hf_fingerprint.__file__).parent
 FLOORS = {
     "printable": -1,  # errors are made of it
+    "progress": -1,
     "errors": 0,
     "keys": 0,
     "outcomes": 0,
@@ -143,7 +144,7 @@ def test_codes_know_no_model(room):
     for path in paths:
         for line, name in imports_of(path):
             assert name.split(".")[0] in allowed, f"{path}:{line} imports {name}"
-        assert {other for _, other in own_imports(path)} <= {"codes", "keys", "errors", "printable"}
+        assert {other for _, other in own_imports(path)} <= {"codes", "keys", "errors", "printable", "progress"}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -189,19 +190,22 @@ def test_models_data_sets_and_pickles_are_loaded_in_one_place_each(path):
         assert path in LOADERS[name], f"{path}:{node.lineno} calls {name}"
 
 
-PRINTS = {"print", "showwarning", "echo", "secho", "Console", "Progress", "Status", "Live", "StreamHandler"}
+PRINTS = {"print", "showwarning", "Console", "Status", "Live", "StreamHandler"}
 
 
 @pytest.mark.parametrize("path", sorted(set(MODULES) - {"cli/terminal.py"}))
 def test_everything_is_printed_in_one_place(path):
-    """Others call `say` and `remark` of `cli/terminal.py`, and print tables to its console, named `place`."""
+    """Others call `echo` and `echo_err` of `cli/terminal.py`, and print tables to its console, named `screen`."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         names = {getattr(node, "attr", ""), getattr(node, "id", "")} & (PRINTS | {"stdout", "stderr"})
-        if isinstance(node, ast.Attribute) and node.attr == "print":
-            names = set() if isinstance(node.value, ast.Name) and node.value.id == "place" else names
+        owner = getattr(getattr(node, "value", None), "id", None) if isinstance(node, ast.Attribute) else None
+        names = set() if owner == "screen" and names == {"print"} else names
+        names |= {getattr(node, "attr", "")} & {"echo", "secho"} if owner in ("typer", "click") else set()
         assert not names, f"{path}:{node.lineno} prints by {names.pop()}"
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("rich"):
-            assert not {alias.name for alias in node.names} & PRINTS, f"{path}:{node.lineno}"
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("rich", "typer", "click")):
+            assert not {alias.name for alias in node.names} & {*PRINTS, "Progress", "echo", "secho"}, (
+                f"{path}:{node.lineno}"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES)

@@ -50,7 +50,7 @@ def scene(tmp_path_factory):
         (work / name).mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"TMPDIR": str(work / "tmp"), "HOME": str(work / "home"), "HF_HUB_OFFLINE": "1"}
-    few = ["--coalition", "3", "--recipients-planned", "4", "--eps", "0.003"]
+    few = ["--coalition", "3", "--expected-recipients", "4", "--amplitude", "0.003"]
     kept = ["--vault", vault, "--passphrase-file", root / "passphrase"]
     everyone = [part for name in RECIPIENTS for part in ("--recipient", name)]
     damaged = plain_arrays()

@@ -625,10 +625,10 @@ def test_results_are_frozen_and_plain_json(case):
 def test_progress_counts_every_weight_and_every_copy(case):
     told = []
 
-    trace(case.copies["dave"], case.vault, advance=lambda *step: told.append(step))
+    trace(case.copies["dave"], case.vault, progress=lambda *step: told.append(step))
 
-    assert sum(done for step, done, _ in told if step == "reading") == case.base.carrier_weights
-    assert {total for step, _, total in told if step == "reading"} == {case.base.carrier_weights}
+    assert max(done for step, done, _ in told if step == "extracting") == case.base.carrier_weights
+    assert {total for step, _, total in told if step == "extracting"} == {case.base.carrier_weights}
     assert all(0 < done <= total for _, done, total in told)
 
 
@@ -645,7 +645,7 @@ def test_a_trace_leaves_suspect_base_and_copies_as_they_are(case, tmp_path):
 
 def test_a_code_of_fair_signs_traces_too(case, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
-    with Issuer(case.model, vault, FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003)) as issuer:
+    with Issuer(case.model, vault, FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003)) as issuer:
         copies = {copy.recipient: copy.path for copy in issuer.issue_all(["one", "two", "three"], tmp_path / "copies")}
     assert issuer.base.family == "fair_signs"
     states = [load_file(copies[name] / "model.safetensors") for name in ("one", "two")]

@@ -531,11 +531,11 @@ def test_nothing_of_the_vault_goes_to_the_hub(small, hub):
 
 
 def test_progress_is_told(wide, hub):
-    told: list[tuple[str, int, int]] = []
-    trace(put(hub, drifted(wide.own, 0.01)), wide.vault, advance=lambda *step: told.append(step))
+    told: list[tuple[str, int, int | None]] = []
+    trace(put(hub, drifted(wide.own, 0.01)), wide.vault, progress=lambda *step: told.append(step))
 
-    assert sum(done for step, done, _ in told if step == "reading") == wide.base.carrier_weights
-    assert {step for step, _, _ in told} == {"reading", *(f"scoring, look {i}" for i in range(1, 6))}
+    assert max(done for step, done, _ in told if step == "extracting") == wide.base.carrier_weights
+    assert {step for step, _, _ in told} == {"extracting", *(f"scoring, look {i}" for i in range(1, 6))}
 
 
 def test_ranges_are_closed_behind_the_trace(small, hub, monkeypatch):

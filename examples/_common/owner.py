@@ -11,7 +11,7 @@ from hf_fingerprint.cli.trace_output import print_trace
 
 RECIPIENT, OTHERS = "alice", ["bob", "carol"]
 PASSPHRASE = "a passphrase for the example"
-SETTINGS = FingerprintConfig(coalition=3, recipients_planned=10)
+SETTINGS = FingerprintConfig(coalition=3, expected_recipients=10)
 
 
 def empty_folder(out: Path) -> Path:

@@ -17,7 +17,7 @@ from timm.models import save_for_hf
 from examples._common.real_inputs import FASHION_MNIST, digits, fashion_mnist, lite0, lite2
 from examples._common.training import fine_tune
 from hf_fingerprint import FingerprintConfig
-from hf_fingerprint.cli.output import echo_err, stages
+from hf_fingerprint.cli.output import echo_err, progress_bars
 from hf_fingerprint.evaluation import EvaluationData, evaluate, write_report
 
 
@@ -80,19 +80,18 @@ def main() -> None:
         arguments.scale,
     )
     data = EvaluationData(name, (train[0][owner_count:], train[1][owner_count:]), test)
-    with stages() as advance:
+    with progress_bars() as progress:
         found = evaluate(
             base,
             data,
             arguments.out / arguments.model,
             arguments.attacks,
             arguments.coalitions,
-            FingerprintConfig(arguments.max_kl, recipients_planned=RECIPIENTS),
+            FingerprintConfig(arguments.max_kl, expected_recipients=RECIPIENTS),
             quick=arguments.quick,
             runs=arguments.runs,
             public_base=True,
-            report=echo_err,
-            advance=advance,
+            progress=progress,
         )
     written = write_report(found, arguments.out / arguments.model)
     echo_err(f"The page is {written.page}.")

@@ -107,7 +107,7 @@ class Testbed:
 
     def _prepare(self, out: Path, cover_images: bool) -> None:
         vault, setting = Vault.create(out / "vault.part", PASSPHRASE), self.setting
-        with Issuer(self.folder, vault, FingerprintConfig(recipients_planned=setting.recipients)) as issuer:
+        with Issuer(self.folder, vault, FingerprintConfig(expected_recipients=setting.recipients)) as issuer:
             base: Base = issuer.base
         images = write_cover_images(self.task.train[0][-COVER_IMAGE_COUNT:], out / "photos") if cover_images else None
         make_trigger_set(base.base_id, vault, images, setting.questions, steps=setting.trigger_steps)

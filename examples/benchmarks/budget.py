@@ -49,9 +49,9 @@ def main() -> None:
 
 def cases(out: Path) -> dict[str, Case]:
     """The models, and what their budgets are."""
-    plain = FingerprintConfig(recipients_planned=100)
-    labels = FingerprintConfig(recipients_planned=100, output_kind="multi_label")
-    digits = FingerprintConfig(recipients_planned=100, calibration=out / "digits" / "calibration")
+    plain = FingerprintConfig(expected_recipients=100)
+    labels = FingerprintConfig(expected_recipients=100, output_kind="multi_label")
+    digits = FingerprintConfig(expected_recipients=100, calibration=out / "digits" / "calibration")
     return {
         "Lite0": (lambda folder: save_lite0(folder), plain),
         "Lite0 on digits": (lambda folder: save_digits(out) or save_lite0(folder), digits),

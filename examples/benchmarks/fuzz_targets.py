@@ -324,7 +324,7 @@ def vault_with_copies(folder: Path) -> tuple[Vault, str]:
     (folder / "model").mkdir()
     save_file(arrays(), folder / "model" / "model.safetensors")
     vault = Vault.create(folder / "vault", public_key=public_key)
-    base = register(folder / "model", vault, FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003))
+    base = register(folder / "model", vault, FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003))
     vault.add_trigger_set(base, questions(base.base_id))
     for name in ("alice", "bob"):
         record, key = vault.begin_copy(base, name, f"/{name}")

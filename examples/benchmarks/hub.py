@@ -96,7 +96,7 @@ def reading_rows(work: Path) -> list[Row]:
     model = save_timm(timm.create_model("vit_base_patch16_224", num_classes=10), work / "vit")
     vault = Vault.create(work / "vault", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, FingerprintConfig(recipients_planned=1000, eps=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=1000, amplitude=EPS))
     with issuer:
         copy = issuer.issue("the leaker", work / "copy").path
         for i in range(999):
@@ -161,7 +161,7 @@ def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row
     model = save_timm(lite0(), work / "model")
     vault = Vault.create(work / "vault_publishing", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, FingerprintConfig(eps=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(amplitude=EPS))
     ours, theirs = [], []
     plain = work / "plain"
     state = load_file(model / "model.safetensors")

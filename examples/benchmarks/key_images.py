@@ -93,7 +93,7 @@ class Figures:
         return [
             *lines,
             "",
-            f"least PSNR {psnr:.2f} dB, least SSIM {ssim:.4f}; without capacity: {self.skipped}; "
+            f"least PSNR {psnr:.2f} dB, SSIM {ssim:.4f}; without capacity: {self.skipped}; "
             f"{each * self.making:.0f} ms to make an image, {each * self.reading / len(DISTORTIONS):.0f} ms to read it",
         ]
 

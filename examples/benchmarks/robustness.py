@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress, track
+from rich.progress import track
 from safetensors.torch import load_file, save_file
 
 from examples._common.real_inputs import FASHION_MNIST, Images, digits, fashion_mnist, lite0, load_model, save_timm
@@ -17,6 +17,7 @@ from examples._common.training import accuracy, fine_tune, predict
 from hf_fingerprint import FingerprintConfig, Issuer, Vault
 from hf_fingerprint.attacks import Attacker, Cast, FineTuning, MagnitudePruning, Quantization, collude
 from hf_fingerprint.checkpoints import open_checkpoint
+from hf_fingerprint.cli.output import progress_bars
 from hf_fingerprint.codes import decode
 from hf_fingerprint.extraction import extract
 from hf_fingerprint.vault import Base
@@ -70,7 +71,7 @@ class Testbed:
     def __init__(self, out: Path, base: Path):
         vault = Vault.create(out / "vault_robustness", PASSPHRASE)
         self.names = [f"recipient-{i}" for i in range(10)]
-        with Issuer(base, vault, FingerprintConfig(recipients_planned=RECIPIENTS)) as issuer:
+        with Issuer(base, vault, FingerprintConfig(expected_recipients=RECIPIENTS)) as issuer:
             self.folders = {c.recipient: c.path for c in issuer.issue_all(self.names, out / "copies_robustness")}
             self.base: Base = issuer.base
         vault.unlock(PASSPHRASE)
@@ -163,9 +164,8 @@ def single_attacks(testbed: Testbed, images: Images, steps: int) -> Iterator[tup
     yield "as issued", state
     build = partial(load_model, testbed.folders[testbed.names[0]])
     for lr in (1e-4, 1e-3):
-        with Progress(transient=True) as progress:
-            task = progress.add_task(f"a thief fine-tunes with AdamW at {lr:.0e}", total=steps)
-            attacker = Attacker(build, *images.train, advance=partial(progress.advance, task))
+        with progress_bars() as progress:
+            attacker = Attacker(build, *images.train, progress=progress)
             tuned = FineTuning(lr, steps, seed=9)(state, attacker)
         kept = accuracy(attacker.model(tuned), images.test[0][:1000], images.test[1][:1000])
         yield f"AdamW {lr:.0e} for {steps} steps (accuracy {kept:.1%})", tuned
@@ -207,7 +207,7 @@ def hostile_suspects(testbed: Testbed, base: Path, out: Path) -> Iterator[tuple[
     other = lite0().state_dict()
     yield "another model", {name: tensor for name, tensor in other.items() if not name.startswith("classifier")}
     with Issuer(
-        base, Vault.create(out / "vault_other", PASSPHRASE), FingerprintConfig(recipients_planned=10)
+        base, Vault.create(out / "vault_other", PASSPHRASE), FingerprintConfig(expected_recipients=10)
     ) as issuer:
         stranger = issuer.issue("stranger", out / "copy_of_another_vault").path
     theirs = load_file(stranger / "model.safetensors")

@@ -18,7 +18,7 @@ from typing import Any
 import hf_fingerprint
 from examples.benchmarks.attacks import OWNER_IMAGES, RECIPIENTS, SIZES, TEST_IMAGES, make_base, real_images
 from examples.benchmarks.schemes_report import SPREAD, TOOLBOX, Row, Rows, Trained, from_trial, write_table
-from examples.benchmarks.schemes_trial import SEED, Advance, Arm, SchemeRunner
+from examples.benchmarks.schemes_trial import SEED, Arm, SchemeRunner
 from examples.reproduction.arms import DesignArm, ToolboxArm
 from hf_fingerprint import FingerprintConfig
 from hf_fingerprint.attacks import (
@@ -30,11 +30,12 @@ from hf_fingerprint.attacks import (
     TransferLearning,
     attack_names,
 )
-from hf_fingerprint.cli.output import echo_err, print_json, stages
+from hf_fingerprint.cli.output import echo_err, print_json, progress_bars
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import EvaluationData, Testbed, evaluate, select_attacks
 from hf_fingerprint.evaluation.planning import Job, plan_jobs
 from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE, trial_key
+from hf_fingerprint.progress import Progress
 
 
 COALITIONS = (3, 5)
@@ -64,7 +65,7 @@ def select_jobs(arm: Arm, jobs: Sequence[Job], skip_mild_training: bool) -> list
     return sorted(found, key=lambda job: trains_model(job.attack_step))
 
 
-def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
+def compare(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Attacks copies of all three schemes and writes the table; returns what the summary says."""
     scale, model, out = arguments.scale, arguments.model, arguments.out / arguments.model
     owner_count, test_count = round(scale * OWNER_IMAGES), max(50, round(scale * TEST_IMAGES))
@@ -76,7 +77,7 @@ def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
     chosen = [attack for attack in select_attacks(arguments.attacks) if attack not in without]
     jobs, config = (
         plan_jobs(chosen, arguments.coalitions, quick=True),
-        FingerprintConfig(recipients_planned=RECIPIENTS),
+        FingerprintConfig(expected_recipients=RECIPIENTS),
     )
     digest = hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()
     found: list[Row] = []
@@ -91,7 +92,7 @@ def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
             made = [runner.copy(user) for user in range(max(job.colluders for job in selected))]
             steps_taken, right = tuple(each.steps for each in made), tuple(each.right for each in made)
             trained[arm.name] = Trained(runner.carriers, steps_taken, right)
-            found += runner.rows(selected, rows, key_parts, advance)
+            found += runner.rows(selected, rows, key_parts, progress)
     evaluation = evaluate(
         base,
         data,
@@ -102,8 +103,7 @@ def compare(arguments: argparse.Namespace, advance: Advance) -> dict[str, Any]:
         innocents=max(FEWEST_INNOCENTS, round(min(1, scale) * INNOCENTS)),
         quick=True,
         public_base=True,
-        report=echo_err,
-        advance=advance,
+        progress=progress,
     )
     found += [from_trial(trial) for trial in evaluation.trials]
     return write_table(found, evaluation, trained, out)
@@ -123,8 +123,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench_output/schemes"))
     arguments = parser.parse_args()
     try:
-        with stages() as advance:
-            summary = compare(arguments, advance)
+        with progress_bars() as progress:
+            summary = compare(arguments, progress)
     except FingerprintError as error:
         sys.exit(str(error))
     print_json(summary)

@@ -1,7 +1,7 @@
 """A scheme whose marks are trained in, under attack: its copies, the suspects made of them, what its reader says."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import EvaluationData, Testbed
 from hf_fingerprint.evaluation.planning import Job
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, trial_key
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.training import DeepMarksLoss
 
 
@@ -29,7 +30,6 @@ LR, BATCH = 3e-4, 32
 CARRIERS_LR = {DEEPMARKS: 1e-3, TOOLBOX: 1e-2}  # the toolbox has few weights to move, and far
 ROUNDS = 12
 SEED = 0
-Advance = Callable[[str, int, int], None]
 State = dict[str, torch.Tensor]
 Arm = DesignArm | ToolboxArm
 
@@ -118,11 +118,11 @@ class SchemeRunner:
         """The tensors that hold the mark."""
         return tuple(carrier_parameters(self.arm.term(self._testbed.build(), 0)))
 
-    def rows(self, jobs: Sequence[Job], rows: Rows, key_parts: Mapping[str, Any], advance: Advance) -> list[Row]:
+    def rows(self, jobs: Sequence[Job], rows: Rows, key_parts: Mapping[str, Any], progress: Progress) -> list[Row]:
         """The row of each job, kept; an attack that does not work on this model is tried once."""
         found: list[Row] = []
         failed: set[str] = set()
-        for job in jobs:
+        for number, job in enumerate(jobs, 1):
             key = trial_key(
                 **key_parts, scheme=self.arm.name, attack=job.attack, what=job.what, colluders=job.colluders
             )
@@ -130,7 +130,7 @@ class SchemeRunner:
                 found.append(rows.known.get(key) or rows.add(key, self._run_job(job)))
                 if found[-1].outcome == FAILED:
                     failed.add(job.attack)
-            advance(f"{self.arm.name} attacked", 1, len(jobs))
+            progress(f"{self.arm.name} attacked", number, len(jobs))
         return found
 
     def copy(self, user: int) -> MarkedCopy:

@@ -44,7 +44,7 @@ def speed_rows(out: Path, pairs: int = 4) -> list[Row]:
     save_timm(timm.create_model("vit_base_patch16_224"), model)
     vault = Vault.create(out / "vault_speed", PASSPHRASE)
     with unbuilt():  # amplitudes don't matter here, and 86 M weights take a minute to calibrate
-        issuer = Issuer(model, vault, FingerprintConfig(recipients_planned=1000, eps=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=1000, amplitude=EPS))
     weights = model / "model.safetensors"
     rows = []
     with issuer:
@@ -126,7 +126,7 @@ def memory_rows(out: Path) -> list[Row]:
     save_arrays(arrays, model)
     largest = max(array.nbytes for array in arrays.values()) / 1e6
     del arrays
-    config = FingerprintConfig(recipients_planned=10, eps=EPS)
+    config = FingerprintConfig(expected_recipients=10, amplitude=EPS)
     Issuer(model, Vault.create(out / "vault_memory", PASSPHRASE), config).__exit__()
     allowed = f"<= {4 * largest + 200:.0f} MB"
     issued, traced = out / "big_copy", out / "big_copy" / model.name

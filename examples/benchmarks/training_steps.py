@@ -51,7 +51,9 @@ class Loop:
             work = Path(tempfile.mkdtemp())
             folder = save_timm(self.model, work / "base")
             vault = Vault.create(work / "vault", PASSPHRASE)
-            fingerprint = Fingerprint(folder, "alice", vault, FingerprintConfig(eps=0.01, recipients_planned=10))
+            fingerprint = Fingerprint(
+                folder, "alice", vault, FingerprintConfig(amplitude=0.01, expected_recipients=10)
+            )
             self.callback = FingerprintCallback(fingerprint, embed=False)
             self.trainer_args = SimpleNamespace(output_dir=str(work / "out"), fp16=False, deepspeed=None)
             self._fire_event("on_train_begin")

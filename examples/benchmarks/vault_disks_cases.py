@@ -146,7 +146,7 @@ CASES = {
     ),
     "vault add": Case(
         use("bare_vault"),
-        "vault add {0.model} --vault {0.vault} --eps 0.003 --coalition 3 --recipients-planned 4",
+        "vault add {0.model} --vault {0.vault} --amplitude 0.003 --coalition 3 --expected-recipients 4",
         lambda place: len(Vault(place.vault).bases()) == 1,
     ),
     "issue": Case(

@@ -19,11 +19,11 @@ from hf_fingerprint.blackbox import check_proof
 from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.blackbox.querying.transcript import read_transcript
 from hf_fingerprint.evaluation import testbed
-from tests.helpers.asked_records import CLASSES, SimulatedSuspect, add_copy, add_trigger_set
 from tests.helpers.evaluation_runs import save_model_and_images
+from tests.helpers.records_with_triggers import CLASSES, SimulatedSuspect, add_copy, add_trigger_set
 
 
-SETTINGS = FingerprintConfig(coalition=2, recipients_planned=4, eps=0.003, calibration_images=32)
+SETTINGS = FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003, calibration_images=32)
 COUNT, IN_A_SET = 22, 4  # questions of a base
 SUSPECTS = 3  # the base, the copy as issued, and attacked
 

@@ -115,7 +115,7 @@ class SpreadArm:
     def __init__(self, start: nn.Module, seed: int, vault: Vault, work: Path, shape: Architecture, scratch: bool):
         self._vault, self._work = vault, work
         eps = SCRATCH_EPS if scratch else shape.eps
-        config = FingerprintConfig(max_kl=shape.max_kl, recipients_planned=RECIPIENTS, coalition=5, eps=eps)
+        config = FingerprintConfig(max_kl=shape.max_kl, expected_recipients=RECIPIENTS, coalition=5, amplitude=eps)
         self._folder = save_state(start, work / "base")
         size = (shape.channels, shape.size, shape.size)
         half = (0.5,) * shape.channels

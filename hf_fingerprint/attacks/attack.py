@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.progress import Progress, silent
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Attacker:
             run on the device they are on.
         labels (`torch.Tensor` of shape `(n,)`): their classes.
         batch (`int`): images of a step.
-        advance (callable, *optional*): told the number of steps done.
+        progress (callable, *optional*): a [`Progress`] for the steps of an attack.
         base (mapping of `str` to `torch.Tensor`, *optional*): the weights of the base, if it is public.
     """
 
@@ -33,7 +34,7 @@ class Attacker:
     images: "torch.Tensor"
     labels: "torch.Tensor"
     batch: int = 64
-    advance: Callable[[int], None] | None = None
+    progress: Progress = silent
     base: "State | None" = None
 
     def model(self, state: "State") -> "torch.nn.Module":

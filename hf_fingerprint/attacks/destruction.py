@@ -129,10 +129,10 @@ class BatchNormReestimation(Attack):
             norm.momentum = None  # torch's sign for a plain average over batches
             norm.train()
         with torch.no_grad():
-            for batch in attacker.images.split(attacker.batch):
+            batches = attacker.images.split(attacker.batch)
+            for number, batch in enumerate(batches, 1):
                 logits(model, batch)
-                if attacker.advance is not None:
-                    attacker.advance(1)
+                attacker.progress("resetting statistics", number, len(batches))
         fresh = cpu_state_dict(model)
         found = {name: tensor.clone() for name, tensor in state.items()}
         for name in (f"{norm}.running_{kind}" for norm in norms for kind in ("mean", "var")):

@@ -45,7 +45,7 @@ class Overwriting(Attack):
     eps: float | None = 0.003
     times: int = 1
     config: FingerprintConfig = field(
-        default=FingerprintConfig(coalition=1, recipients_planned=1, calibration_images=32)
+        default=FingerprintConfig(coalition=1, expected_recipients=1, calibration_images=32)
     )
 
     def __post_init__(self) -> None:
@@ -58,21 +58,21 @@ class Overwriting(Attack):
         if self.eps is None:
             self.require_attacker(attacker)
         found = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-        for _ in range(self.times):
+        for number in range(1, self.times + 1):
             built = None if attacker is None else attacker.built(found)
             with TemporaryDirectory(prefix="overwriting-") as folder:
                 model = Path(folder, "model", FILE)  # no vault is made next to a model
                 model.parent.mkdir()
                 model.write_bytes(save({name: tensor.contiguous() for name, tensor in found.items()}))
                 found = load_file(self._overwrite_once(Path(folder), model, built))
-                if attacker is not None and attacker.advance is not None:
-                    attacker.advance(1)
+                if attacker is not None:
+                    attacker.progress("overwriting", number, self.times)
         return found
 
     def _overwrite_once(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:
         """A copy of the weights in a file, in another in the folder."""
         vault = Vault.create(folder / "vault", public_key=new_identity()[1])
-        register(model, vault, replace(self.config, eps=self.eps), built=built)
+        register(model, vault, replace(self.config, amplitude=self.eps), built=built)
         with Issuer(model, vault) as issuer:
             copy = issuer.issue("whoever", folder / "copy")
         return next(copy.path.glob("*.safetensors"))

@@ -30,7 +30,7 @@ def train(
 
     Args:
         model (`torch.nn.Module`): the model.
-        attacker ([`Attacker`]): tells the size of a batch, and is told the steps.
+        attacker ([`Attacker`]): has the size of a batch and the [`Progress`].
         loss (callable): from logits `(batch, classes)` and the indices `(batch,)` of the images to a scalar.
         optimizer (`torch.optim.Optimizer`): over the parameters to train.
         steps (`int`): how many.
@@ -57,8 +57,7 @@ def train(
             optimizer.step()
             if after_step is not None:
                 after_step()
-            if attacker.advance is not None:
-                attacker.advance(1)
+            attacker.progress("training", step + 1, steps)
     return model.eval()
 
 

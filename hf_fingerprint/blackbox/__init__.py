@@ -1,8 +1,10 @@
-"""A fingerprint that is read through a model's answers, after the abstract of SECUREMARK-DL (arXiv 2207.04668).
+"""Black-box fingerprinting: identifies a copy by its predictions, without access to its weights.
 
-The paper was withdrawn and only its abstract exists, so the design is our own: key images carry a recipient's
-fingerprint invisibly, and can be read back by who has the covers; a copy's answers to a pool of questions are labels
-drawn from its key, which prove whose copy it is.
+Every copy of a base predicts labels drawn from its copy key on the trigger images assigned to it. A suspect's
+responses to the trigger set therefore prove whose copy it is; see [`query`]. Key images are trigger images that carry
+the recipient's fingerprint invisibly; the owner of the trigger set can read it; see [`identify_key_image`].
+
+The design follows the abstract of SECUREMARK-DL (arXiv 2207.04668). The paper was withdrawn, so the details are ours.
 """
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels

@@ -11,7 +11,7 @@ with open_checkpoint("org/name") as checkpoint:
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,7 @@ from hf_fingerprint.checkpoints.source import Source, resolve
 from hf_fingerprint.checkpoints.tensor_names import is_adapter
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
+from hf_fingerprint.progress import Progress, counting
 
 
 BLOCK_WEIGHTS = 1 << 18
@@ -244,14 +245,14 @@ def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str
     return whole.hexdigest()
 
 
-def digest_tensors(checkpoint: Checkpoint, advance: Callable[[int], None] | None = None) -> dict[str, str]:
-    """The SHA-256 of each tensor's bytes, hexadecimal. `advance` is told the bytes done."""
+def digest_tensors(checkpoint: Checkpoint, progress: Progress | None = None) -> dict[str, str]:
+    """The SHA-256 of each tensor's bytes, hexadecimal."""
     digests = {}
+    count = counting(progress, "hashing", sum(info.nbytes for info in checkpoint.tensors.values()))
     for name, info in checkpoint.tensors.items():
         digest = hashlib.sha256()
         for _, raw in checkpoint.blocks(info):
             digest.update(raw)
         digests[name] = digest.hexdigest()
-        if advance is not None:
-            advance(info.nbytes)
+        count(info.nbytes)
     return digests

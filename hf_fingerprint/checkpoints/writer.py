@@ -37,6 +37,7 @@ from hf_fingerprint.checkpoints.files import (
 from hf_fingerprint.checkpoints.formats.safetensors_files import TensorInfo
 from hf_fingerprint.checkpoints.reader import Checkpoint, block_rows
 from hf_fingerprint.errors import CheckpointError, StorageError
+from hf_fingerprint.progress import Progress, counting
 
 
 Rewrite = Callable[[np.ndarray], None]
@@ -84,7 +85,7 @@ def write_copy(
     checkpoint: Checkpoint,
     folder: Path,
     rewrites: Mapping[str, Rewrite],
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     in_memory: bool = False,
     file_digests: bool = False,
     include_code: bool = False,
@@ -96,7 +97,7 @@ def write_copy(
         folder (`Path`): an existing, empty folder.
         rewrites (mapping): for each tensor to change, a function that is given its bytes block of rows by block of
             rows, in order (`uint8`), and changes them in place.
-        advance (callable, *optional*): told the bytes written.
+        progress (callable, *optional*): a [`Progress`].
         in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until they are flushed.
         file_digests (`bool`, *optional*, defaults to `False`): whether the files are hashed too.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files are copied.
@@ -120,6 +121,7 @@ def write_copy(
         make_folders(target.parent, folder, source.folder)
         copy_file(each.path, target, each.content)
     mode = reduce(int.__and__, map(file_mode, source.weights))
+    count = counting(progress, "writing the copy", sum(info.nbytes for info in checkpoint.tensors.values()))
     digests: dict[str, str] = {}
     whole: dict[Path, str] = {}
     buffered: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
@@ -144,8 +146,7 @@ def write_copy(
                         rewrites[info.name](block)
                     end += stop - start
                 pipe.put(buffer[:end], [(info.name, stop - start) for info, start, stop in run])
-                if advance is not None:
-                    advance(end)
+                count(end)
         digests |= pipe.digests
         if file_digests:
             whole[target] = pipe.digest

@@ -14,9 +14,9 @@ def inspect(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.ExpectedRecipients = None,
+    expected_recipients: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Amplitude = None,
+    amplitude: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     output_kind: options.OutputKind = None,
@@ -29,10 +29,19 @@ def inspect(
     from hf_fingerprint.registration import analyze_base, predicted_score
 
     config = FingerprintConfig(
-        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
+        max_kl,
+        calibration,
+        coalition,
+        expected_recipients,
+        alpha,
+        amplitude,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
     )
-    with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.steps() as report:
-        base = analyze_base(checkpoint, digest_tensors(checkpoint), config, report)
+    with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.progress_bars() as progress:
+        base = analyze_base(checkpoint, digest_tensors(checkpoint), config, progress)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
@@ -117,12 +126,12 @@ def _trace(
     opened_vault = Vault(vault)
     opened_vault.unlock(find_passphrase(passphrase_file), identity)
     max_bytes = None if max_mb is None else options.megabytes_to_bytes(max_mb)
-    with output.stages() as advance:
+    with output.progress_bars() as progress:
         result = trace_suspect(
             suspect,
             opened_vault,
             base,
-            advance=advance,
+            progress=progress,
             full=full,
             max_bytes=max_bytes,
             recipient=recipient,

@@ -52,8 +52,8 @@ def design(
 
     counts = {name: round(millions * 1e6) for name, millions in MODELS.items()}
     counts = {name: _carrier_weights(name) for name in model or []} | counts
-    with output.steps() as report:
-        found = design_code(recipients, coalition, alpha or 1e-6, drift, strategy or STRATEGIES, report)
+    with output.progress_bars() as progress:
+        found = design_code(recipients, coalition, alpha or 1e-6, drift, strategy or STRATEGIES, progress)
     needed = found.best.weights if found.best else None
     enough = {name: needed is not None and count >= needed for name, count in counts.items()}
     if as_json:

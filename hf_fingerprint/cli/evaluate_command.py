@@ -58,7 +58,7 @@ def evaluate(
     from hf_fingerprint.evaluation.report import rich_tables, summarize
 
     config = FingerprintConfig(max_kl, None, coalition, recipients, alpha)
-    with output.stages() as advance:
+    with output.progress_bars() as progress:
         evaluation = run(
             model,
             data,
@@ -70,8 +70,7 @@ def evaluate(
             quick=quick,
             runs=runs,
             public_base=public_base,
-            report=output.echo_err,
-            advance=advance,
+            progress=progress,
             all_scores=all_scores,
         )
     if all_scores:

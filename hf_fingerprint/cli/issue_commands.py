@@ -62,9 +62,9 @@ def issue(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.ExpectedRecipients = None,
+    expected_recipients: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Amplitude = None,
+    amplitude: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     include_code: IncludeCode = False,
@@ -88,11 +88,20 @@ def issue(
         raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
     publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
     config = FingerprintConfig(
-        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
+        max_kl,
+        calibration,
+        coalition,
+        expected_recipients,
+        alpha,
+        amplitude,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
     )
     known = {base.base_id for base in opened.bases()}
-    with output.steps() as report:
-        issuer = Issuer(options.model_reference(model, file), opened, config, report, include_code, as_base)
+    with output.progress_bars() as progress:
+        issuer = Issuer(options.model_reference(model, file), opened, config, progress, include_code, as_base)
     if issuer.base.base_id not in known:
         output.echo_err(output.describe_output(issuer.base))
         output.warn_unmeasured(issuer.base)
@@ -175,11 +184,11 @@ def _assignments(
 def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
     """Copies into folders."""
     issued = []
-    with output.progress("issuing", issuer.copy_bytes * len(names)) as advance:
+    with output.progress_bars() as progress:
         if len(names) == 1:
-            issued = [issuer.issue(names[0], out, advance)]
+            issued = [issuer.issue(names[0], out, progress)]
         else:
-            issued = list(issuer.issue_all(names, out, advance))
+            issued = list(issuer.issue_all(names, out, progress))
     if as_json:
         output.print_json([copy.to_dict() for copy in issued])
         return
@@ -200,14 +209,14 @@ def _issue_to_hub(
     if len(assignments) > 1:
         disable_progress_bars()  # one bar for all
     done = []
-    with output.progress("publishing", len(assignments)) as advance:
+    with output.progress_bars() as progress:
         try:
             for copy in Publisher(issuer.vault, publish_config).issue_all(issuer, assignments, update):
                 done.append(copy)
                 if not as_json:
                     before = "" if copy.new else " (published before)"
                     output.echo(f"{copy.recipient}: {copy.repo}@{copy.revision}{before}")
-                advance(1)
+                progress("publishing", len(done), len(assignments))
         except FingerprintError:
             output.echo_err(f"{len(done)} of {len(assignments)} are published")
             raise

@@ -33,8 +33,8 @@ def export(
 
     opened = Vault(vault)
     opened.unlock(find_passphrase(passphrase_file), identity)
-    with output.stages() as advance:
-        made = export_key_images(base, recipient, opened, out, DEFAULT_BITS if bits is None else bits, advance)
+    with output.progress_bars() as progress:
+        made = export_key_images(base, recipient, opened, out, DEFAULT_BITS if bits is None else bits, progress)
     if as_json:
         output.print_json(made.to_dict())
         return

@@ -27,7 +27,8 @@ Coalition = Annotated[
     int | None, typer.Option("--coalition", help="Colluders to design the code for; up to 2 gives fair signs. [20]")
 ]
 ExpectedRecipients = Annotated[
-    int | None, typer.Option("--recipients-planned", help="Recipients to work out the certified coalition for. [1000]")
+    int | None,
+    typer.Option("--expected-recipients", help="Recipients to work out the certified coalition for. [1000]"),
 ]
 Alpha = Annotated[
     float | None,
@@ -36,7 +37,7 @@ Alpha = Annotated[
 Amplitude = Annotated[
     float | None,
     typer.Option(
-        "--eps",
+        "--amplitude",
         help="A fixed amplitude instead of a budget: for a base that is to be trained from scratch, or whose output "
         "can't be measured.",
     ),

@@ -1,15 +1,18 @@
 """What commands print: tables and progress for people, JSON for programs."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_fingerprint.cli import terminal
 from hf_fingerprint.cli.terminal import console, echo, echo_err
+from hf_fingerprint.progress import Progress
 
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from hf_fingerprint.blackbox import AccusationCheck, QueryResult
     from hf_fingerprint.vault import Base
 
@@ -37,42 +40,22 @@ def warn_all_scores() -> None:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr that names the step under way; silent where nobody watches."""
-    from rich.text import Text
+def progress_bars() -> Iterator[Progress]:
+    """Shows progress on stderr, a bar for each step; silent if stderr is no terminal."""
+    with terminal.progress_bars() as bars:
+        tasks: dict[str, TaskID] = {}
+        uncounted: list[str] = []
 
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        yield lambda step: None
-        return
-    with screen.status("working") as status:
-        yield lambda step: status.update(Text(step))
-
-
-@contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, told how much was done."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    percentage = TextColumn("{task.percentage:>3.0f}%", markup=False)
-    columns = (BarColumn(), percentage, TimeElapsedColumn(), TextColumn("left", markup=False), TimeRemainingColumn())
-    with terminal.progress_bars(*columns) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.advance(task, done)
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars for several steps, each told `(step, done, total)`."""
-    with terminal.progress_bars() as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(step: str, done: int, total: int) -> None:
+        def show(step: str, done: int, total: int | None) -> None:
             if step not in tasks:
-                tasks[step] = bar.add_task(step, total=total)
-            bar.advance(tasks[step], done)
+                while uncounted:  # the step before is over
+                    bars.remove_task(tasks.pop(uncounted.pop()))
+                tasks[step] = bars.add_task(step, total=total)
+                if total is None:
+                    uncounted.append(step)
+            bars.update(tasks[step], completed=done, total=total)
 
-        yield advance
+        yield show
 
 
 def describe_base(base: "Base") -> list[str]:

@@ -84,7 +84,7 @@ def query(
     names = load_base_labels(labels, opened_vault, base)
     client = open_suspect(suspect, names, request_format, field, token, rate, user_agent)
     opened_vault.unlock(find_passphrase(passphrase_file), identity)
-    with output.stages() as advance:
+    with output.progress_bars() as progress:
         result = run_query(
             client,
             opened_vault,
@@ -94,7 +94,7 @@ def query(
             alpha=alpha,
             exhaustive=exhaustive,
             all_scores=all_scores,
-            advance=advance,
+            progress=progress,
         )
     if all_scores:
         output.warn_all_scores()

@@ -46,12 +46,11 @@ def console(stderr: bool = False) -> "Console":
     return _console_class()(stderr=stderr, markup=False, emoji=False)
 
 
-def progress_bars(*columns: Any) -> "Progress":
-    """Progress bars on stderr; silent where nobody watches."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def progress_bars() -> "Progress":
+    """Progress bars on stderr; silent if it is no terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    if not columns:
-        columns = (BarColumn(), TextColumn("{task.percentage:>3.0f}%", markup=False), TimeRemainingColumn())
+    columns = (BarColumn(), TaskProgressColumn("{task.percentage:>3.0f}%", markup=False), TimeRemainingColumn())
     screen = console(stderr=True)
     described = TextColumn("{task.description}", markup=False)
     return Progress(described, *columns, console=screen, transient=True, disable=not screen.is_terminal)

@@ -36,18 +36,16 @@ def triggers(
     from hf_fingerprint.vault import Vault
 
     opened = Vault(vault)
-    with output.steps() as report:
-        base = register(model, opened, report=report, as_base=as_base)
+    with output.progress_bars() as progress:
+        base = register(model, opened, progress=progress, as_base=as_base)
     parameters = (
         COUNT if count is None else count,
         DECOYS if decoys is None else decoys,
         SHARE if assigned_share is None else assigned_share,
         STEPS if steps is None else steps,
     )
-    with output.progress("fitting questions to the base", parameters[-1]) as advance:
-        trigger_set = make_trigger_set(
-            base.base_id, opened, images, *parameters, advance=lambda _cost: advance(1), cover_images=cover_images
-        )
+    with output.progress_bars() as progress:
+        trigger_set = make_trigger_set(base.base_id, opened, images, *parameters, progress, cover_images)
     summary = {
         "base": base.base_id,
         "questions": trigger_set.count,

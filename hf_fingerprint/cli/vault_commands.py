@@ -58,9 +58,9 @@ def add(
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
-    recipients_planned: options.ExpectedRecipients = None,
+    expected_recipients: options.ExpectedRecipients = None,
     alpha: options.Alpha = None,
-    eps: options.Amplitude = None,
+    amplitude: options.Amplitude = None,
     carriers: options.Carriers = None,
     code: options.Code = None,
     output_kind: options.OutputKind = None,
@@ -78,11 +78,20 @@ def add(
     from hf_fingerprint.vault import Vault
 
     config = FingerprintConfig(
-        max_kl, calibration, coalition, recipients_planned, alpha, eps, carriers, code, output_kind, calibration_images
+        max_kl,
+        calibration,
+        coalition,
+        expected_recipients,
+        alpha,
+        amplitude,
+        carriers,
+        code,
+        output_kind,
+        calibration_images,
     )
-    with output.steps() as report:
+    with output.progress_bars() as progress:
         place = options.model_reference(model, file)
-        base = register(place, Vault(vault), config, report, remeasure=remeasure, as_base=as_base)
+        base = register(place, Vault(vault), config, progress, remeasure=remeasure, as_base=as_base)
     output.warn_unmeasured(base)
     if as_json:
         output.print_json(base.describe())

@@ -6,7 +6,7 @@ them. Codewords are made in blocks and dropped again: a million recipients never
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from hf_fingerprint.codes.signals import to_unit_scale
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
+from hf_fingerprint.progress import Progress, silent
 
 
 BLOCK = 16
@@ -104,13 +105,13 @@ class Codebook(ABC):
         ((_, bits),) = self.blocks([copy_key])
         return np.where(bits[0], np.int8(1), np.int8(-1))
 
-    def packed(self, copy_keys: Sequence[bytes], advance: Callable[[int], None] | None = None) -> np.ndarray:
+    def packed(self, copy_keys: Sequence[bytes], progress: Progress | None = None) -> np.ndarray:
         """The codewords eight positions to a byte, first position highest: `uint8` of shape `(n, V / 8)`."""
+        progress = progress or silent
         out = np.empty((len(copy_keys), self.length // 8), np.uint8)
         for rows, bits in self.blocks(copy_keys):
             out[rows] = np.packbits(bits, axis=1)
-            if advance is not None:
-                advance(len(bits))
+            progress("generating codewords", rows.stop, len(copy_keys))
         return out
 
     def standardize(self, functions: np.ndarray) -> np.ndarray:
@@ -134,20 +135,20 @@ class Codebook(ABC):
         return out / np.where(norm > 0, norm, 1)
 
     def scores(
-        self, copy_keys: Sequence[bytes], functions: np.ndarray, advance: Callable[[int], None] | None = None
+        self, copy_keys: Sequence[bytes], functions: np.ndarray, progress: Progress | None = None
     ) -> np.ndarray:
         """`S_jh = sum_i h_i (b_ji - mu_i)` for each recipient `j`, streamed.
 
         Args:
             copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
             functions (`np.ndarray` of shape `(H, V)`): standardised score functions, see [`standardize`].
-            advance (callable, *optional*): told the number of recipients after each block.
+            progress (callable, *optional*): a [`Progress`].
 
         Returns:
             `np.ndarray` of shape `(n, H)`, in single precision: for screening, within [`screening_error`];
             decide on [`packed_scores`].
         """
-        return self._scores(self.blocks(copy_keys), len(copy_keys), functions, advance)
+        return self._scores(self.blocks(copy_keys), len(copy_keys), functions, progress or silent)
 
     def packed_scores(self, packed: np.ndarray, functions: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:
         """The same for [`packed`] codewords, in double precision wherever it could matter.
@@ -167,7 +168,7 @@ class Codebook(ABC):
         if least is not None:
             blocks = (slice(start, start + BLOCK) for start in range(0, len(packed), BLOCK))
             unpacked = ((rows, np.unpackbits(packed[rows], axis=1)) for rows in blocks)
-            out = self._scores(unpacked, len(packed), functions, None)
+            out = self._scores(unpacked, len(packed), functions, silent)
             exact = np.flatnonzero(~(out < least - self.screening_error(functions)).all(axis=1))
         for row in exact:
             out[row] = functions @ (2.0 * np.unpackbits(packed[row]) - (1 + self.mean))
@@ -188,7 +189,7 @@ class Codebook(ABC):
         blocks: Iterable[tuple[slice, np.ndarray]],
         count: int,
         functions: np.ndarray,
-        advance: Callable[[int], None] | None,
+        progress: Progress,
     ) -> np.ndarray:
         weights = (2 * functions).astype(np.float32)
         out = np.zeros((count, len(functions)))
@@ -202,7 +203,6 @@ class Codebook(ABC):
                 else:  # a matrix-vector product each: 7 times a thin matrix product
                     for column, weight in enumerate(weights):
                         out[rows, column] += buffer[: len(bits), chunk] @ weight[chunk]
-            if advance is not None:
-                advance(len(bits))
+            progress("scoring", rows.stop, count)
         out -= (functions * (1 + self.mean)).sum(axis=1)
         return out

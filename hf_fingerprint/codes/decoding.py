@@ -21,7 +21,7 @@ Alpha is for one trace of one suspect.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ from hf_fingerprint.codes.residual import is_unexplained, residual_signal
 from hf_fingerprint.codes.signals import Signal, to_signal, to_unit_scale
 from hf_fingerprint.codes.strategy import infer_strategy, log_likelihood_ratio
 from hf_fingerprint.errors import CodeError
+from hf_fingerprint.progress import Progress
 
 
 MAX_ROUNDS = 10
@@ -66,7 +67,7 @@ def decode(
     mass: np.ndarray,
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     recipients: int | None = None,
 ) -> Decoding:
     """Accuses the recipients whose codewords are in a reading.
@@ -79,7 +80,7 @@ def decode(
         alpha (`float`, *optional*, defaults to 1e-6): the probability that any innocent at all is accused, at most
             0.05.
         max_rounds (`int`, *optional*, defaults to 10): R, fixed beforehand since the bound pays for each round.
-        advance (callable, *optional*): told the number of recipients after each block of the first round.
+        progress (callable, *optional*): a [`Progress`].
         recipients (`int`, *optional*): n, how many recipients the bound pays for: those whose keys are given, by
             default, and never fewer.
 
@@ -91,7 +92,7 @@ def decode(
         [`CodeError`]: if the reading can't be decoded, see [`to_signal`], alpha is no level to accuse at, or there are
             more keys than recipients.
     """
-    return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, advance, recipients)[0]
+    return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, progress, recipients)[0]
 
 
 def decode_all(
@@ -100,7 +101,7 @@ def decode_all(
     extracted_pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     alpha: float = 1e-6,
     max_rounds: int = MAX_ROUNDS,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     recipients: int | None = None,
 ) -> list[Decoding]:
     """[`decode`] for several suspects, with one pass over the codewords of many recipients; alpha is for each.
@@ -117,7 +118,7 @@ def decode_all(
     screened_scores = [np.full(n, -np.inf) for _ in signals]
     packed = None
     if n > CANDIDATES and banks:  # go on with those above a cut that depends on the reading, on nobody's codeword
-        screened = codebook.scores(copy_keys, np.concatenate(banks), advance)
+        screened = codebook.scores(copy_keys, np.concatenate(banks), progress)
         for i, (score_functions, bank_scores) in enumerate(
             zip(banks, np.split(screened, len(banks), axis=1), strict=True)
         ):
@@ -128,7 +129,7 @@ def decode_all(
             )
             screened_scores[i] = bank_scores.max(axis=1)
     else:
-        packed = codebook.packed(copy_keys, advance)
+        packed = codebook.packed(copy_keys, progress)
     return [
         _decode_candidates(
             codebook,

@@ -1,7 +1,7 @@
 """What it takes to withstand a coalition: the shortest code of each family that catches all of it, by simulation."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from hf_fingerprint.codes.fair_signs import FairSigns
 from hf_fingerprint.codes.nuida import MAX_COALITION, Nuida
 from hf_fingerprint.codes.tardos import Tardos
 from hf_fingerprint.errors import CodeError
+from hf_fingerprint.progress import Progress, silent
 
 
 WEIGHTS_PER_POSITION = 40
@@ -76,7 +77,7 @@ def design_code(
     alpha: float = 1e-6,
     drift: float = 5.0,
     strategies: Sequence[str] = STRATEGIES,
-    report: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> CodeDesign:
     """Designs a code: for each family the least size at which every colluder is accused in each of two simulated
     collusions by every strategy.
@@ -91,7 +92,7 @@ def design_code(
             mark's amplitude: a drift of 2 % of the weights' size at an amplitude of 0.4 %.
         strategies (sequence of `str`, *optional*): of [`FORGERIES`]; by default all in which pirates take equal shares
             and that differ.
-        report (callable, *optional*): told each size tried.
+        progress (callable, *optional*): a [`Progress`].
 
     Raises:
         [`CodeError`]: if a number makes no sense.
@@ -105,7 +106,10 @@ def design_code(
     if unknown or not strategies:
         raise CodeError(f"No strategy is called {', '.join(unknown)}: choose among {', '.join(FORGERIES)}.")
     families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= MAX_COALITION)
-    found = (_smallest_option(family, recipients, coalition, alpha, drift, strategies, report) for family in families)
+    found = (
+        _smallest_option(family, recipients, coalition, alpha, drift, strategies, progress or silent)
+        for family in families
+    )
     options = sorted((option for option in found if option is not None), key=_preference)
     return CodeDesign(recipients, coalition, alpha, drift, tuple(options))
 
@@ -122,7 +126,7 @@ def _smallest_option(
     alpha: float,
     drift: float,
     strategies: Sequence[str],
-    report: Callable[[str], None] | None,
+    progress: Progress,
 ) -> CodeOption | None:
     """The smallest size of a family that withstands every strategy; the one that beat the last size comes first."""
     order = list(strategies)
@@ -130,8 +134,7 @@ def _smallest_option(
     while sizes[-1][1] < MAX_WEIGHTS_PER_POSITION:
         sizes.append((LENGTHS[-1], 2 * sizes[-1][1]))
     for length, weights in sizes:
-        if report is not None:
-            report(f"{family}, {length * weights:,} weights")
+        progress(f"{family}, {length * weights:,} weights", 0, None)
         codebook = _codebook(family, length, coalition)
         threshold = accusation_threshold(codebook, recipients, alpha)
         if expected_score(codebook, coalition, drift / weights**0.5) < _MIN_EXPECTED_SHARE * threshold:

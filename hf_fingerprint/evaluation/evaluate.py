@@ -7,7 +7,8 @@ write_report(evaluation, Path("evaluation"))
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from hf_fingerprint.evaluation.trials import (
     open_evaluation_folder,
     trial_key,
 )
+from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.vault import check_outside_vaults
 
 
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     import torch
 
     State = dict[str, torch.Tensor]
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def evaluate(
     quick: bool = False,
     runs: int = 1,
     public_base: bool = False,
-    report: Callable[[str], None] | None = None,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     all_scores: bool = False,
 ) -> Evaluation:
     """Attacks copies of a model and measures what is left of it and of the evidence.
@@ -134,8 +133,7 @@ def evaluate(
             coalitions of 3 without what may follow.
         runs (`int`, *optional*, defaults to 1): how often each coalition is formed, of other holders each time.
         public_base (`bool`, *optional*, defaults to `False`): whether the thief has the unmarked base too.
-        report (callable, *optional*): told each step before the attacks.
-        advance (callable, *optional*): told `(step, done, total)`.
+        progress (callable, *optional*): a [`Progress`].
         all_scores (`bool`, *optional*, defaults to `False`): whether the result has scores of those who are not
             accused too, innocents among them: for the owner's eyes only.
 
@@ -147,11 +145,11 @@ def evaluate(
     folder, recipient_count = Path(out), 1 + max(recipient for job in jobs for recipient in job.members)
     with (
         open_evaluation_folder(folder),
-        Testbed(model, folder, recipient_count, config, innocents, report) as testbed,
+        Testbed(model, folder, recipient_count, config, innocents, progress) as testbed,
     ):
         dataset = data if isinstance(data, EvaluationData) else load_data(data, testbed.built, images)
         runner = _TrialRunner(testbed, dataset, ResultStore(folder), public_base)
-        trials = list(runner.trials(jobs, advance or _silent))
+        trials = list(runner.trials(jobs, progress or silent))
         return Evaluation(
             model=testbed.base.source,
             base=testbed.base.describe(),
@@ -181,9 +179,10 @@ class _TrialRunner:
         self._first_step_result: tuple[str, State] | None = None
         self.skipped: dict[str, str] = {}
 
-    def trials(self, jobs: Sequence[Job], advance: Advance) -> Iterator[Trial]:
+    def trials(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Trial]:
         """The point of each job; an attack's sweep ends where both the mark and the model are gone."""
         ended: set[str] = set()
+        done: Counter[str] = Counter()
         for job in jobs:
             if job.attack not in ended:
                 try:
@@ -196,7 +195,9 @@ class _TrialRunner:
                     if job.kind == SINGLE and not trial.accused and trial.accuracy <= self._data.chance:
                         ended.add(job.attack)
             job_count = sum(other.kind == job.kind for other in jobs)
-            advance({SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack), 1, job_count)
+            done[job.kind] += 1
+            step = {SINGLE: "single copies", COLLUSION: "coalitions"}.get(job.kind, job.attack)
+            progress(step, done[job.kind], job_count)
 
     def _trial(self, job: Job) -> Trial:
         testbed = self._testbed
@@ -293,7 +294,3 @@ class _TrialRunner:
                 return torch.cat([logits(model, part).argmax(-1) for part in images.split(self._attacker.batch)])
         except RuntimeError:
             raise _CannotAttackError("It changes the model's widths: what is left does not run.") from None
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    pass

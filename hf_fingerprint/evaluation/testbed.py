@@ -9,7 +9,7 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from hf_fingerprint.extraction.alignment.suspect_model import load_into_base_mod
 from hf_fingerprint.issuing import Issuer
 from hf_fingerprint.keys import SECRET_BYTES
 from hf_fingerprint.models import BuiltModel, build_model, map_parameter_names
+from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.vault import Base, Vault, find_passphrase
 from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.private_files import write_private
@@ -90,7 +91,7 @@ class Testbed:
         recipient_count (`int`): how many copies there are.
         config ([`FingerprintConfig`], *optional*): of the registration.
         innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored too.
-        report (callable, *optional*): told each step.
+        progress (callable, *optional*): a [`Progress`].
 
     Raises:
         [`FingerprintError`]: if the model can't be marked or can't be run.
@@ -103,21 +104,23 @@ class Testbed:
         recipient_count: int,
         config: FingerprintConfig | None = None,
         innocents: int = INNOCENTS,
-        report: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ):
         self.config = config or FingerprintConfig()
-        self._report = report or (lambda step: None)
+        progress = progress or silent
         self._open = ExitStack()
         self._out = out
         with ExitStack() as opening:
             self._original: Checkpoint = opening.enter_context(open_checkpoint(model))
             self.built = _build_or_raise(self._original, str(model))
             vault = throwaway_vault(out / f"vault-{_config_digest(self.config)}")
-            issuer = opening.enter_context(Issuer(model, vault, self.config, self._report))
+            issuer = opening.enter_context(Issuer(model, vault, self.config, progress))
             self.base: Base = issuer.base
             names = [f"holder-{i:02}" for i in range(recipient_count)]
-            self._report(f"issuing {recipient_count} copies")
-            self._folders = [copy.path for copy in issuer.issue_all(names, out / "copies" / self.base.base_id)]
+
+            self._folders = [
+                copy.path for copy in issuer.issue_all(names, out / "copies" / self.base.base_id, progress)
+            ]
             by_name = {copy.recipient: copy for copy in vault.copies(self.base.base_id)}
             self._keys = vault.copy_keys([by_name[name] for name in names])
             self._open = opening.pop_all()

@@ -18,6 +18,7 @@ from hf_fingerprint.extraction.alignment import align_suspect
 from hf_fingerprint.extraction.base_names import to_base_names
 from hf_fingerprint.extraction.match import match_tensors
 from hf_fingerprint.extraction.weigh import TensorExtraction, extract_tensor
+from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base, Carrier
 
 
@@ -78,9 +79,8 @@ def extract(
     base: Base,
     original: Checkpoint,
     suspect: TensorReader,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     aligned: bool | Literal["always"] = True,
-    aligning: Callable[[int], None] | None = None,
 ) -> Extraction:
     """Reads a suspect.
 
@@ -88,20 +88,19 @@ def extract(
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): the base's open files.
         suspect ([`TensorReader`]): the open suspect.
-        advance (callable, *optional*): told the weights done.
+        progress (callable, *optional*): a [`Progress`].
         aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether what was moved, rescaled or turned is
             put back, where weights don't line up, or everywhere.
-        aligning (callable, *optional*): told the weights compared for that.
 
     Raises:
         [`CheckpointError`]: if the files given for the base aren't what was registered.
     """
     check_base_layout(base, original)
-    suspect, matches, aligned_tensors = match_and_align(base, original, suspect, aligned, aligning)
+    suspect, matches, aligned_tensors = match_and_align(base, original, suspect, aligned, progress)
     sums = ExtractionSums(base, original, suspect)
     sums.add(
         [CarrierRows(c, matches[c.name], slice(0, len(c.amplitude))) for c in base.carriers if c.name in matches],
-        advance,
+        counting(progress, "extracting", base.carrier_weights),
     )
     return replace(sums.extraction(matches), aligned=aligned_tensors)
 
@@ -111,20 +110,20 @@ def match_and_align(
     original: Checkpoint,
     suspect: TensorReader,
     aligned: bool | Literal["always"] = True,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[TensorReader, dict[str, TensorInfo], int]:
     """A suspect as the base has it, in names and in order.
 
     Args:
         base, original, suspect, aligned: see [`extract`].
-        advance (callable, *optional*): told the weights compared to put them in order.
+        progress (callable, *optional*): a [`Progress`].
 
     Returns:
         `(suspect, matches, moved)`: what to read of it, the carriers' counterparts there, and how many were moved.
     """
     suspect = to_base_names(base, suspect)
     matches = match_tensors(base, original, suspect)
-    alignment = align_suspect(base, original, suspect, matches, advance, aligned == "always") if aligned else None
+    alignment = align_suspect(base, original, suspect, matches, progress, aligned == "always") if aligned else None
     if alignment is None:
         return suspect, matches, 0
     return alignment, matches | alignment.aligned_tensors, len(alignment.aligned_tensors)
@@ -154,12 +153,12 @@ class ExtractionSums:
         self._dissimilar: dict[str, None] = {}
         self._read = self._dropped = 0
 
-    def add(self, parts: Sequence[CarrierRows], advance: Callable[[int], None] | None = None) -> None:
+    def add(self, parts: Sequence[CarrierRows], count: Callable[[int], None] | None = None) -> None:
         """Reads further parts.
 
         Args:
             parts (sequence of [`CarrierRows`]): none that was read before.
-            advance (callable, *optional*): told the weights done.
+            count (callable, *optional*): called with the weights of each part; see [`counting`].
         """
         base = self._base
         with ThreadPoolExecutor(THREADS) as pool:
@@ -181,8 +180,8 @@ class ExtractionSums:
                         self._similar_counts += kept * position_counts(found.weights, found.offset, base.length)
                     else:
                         self._dissimilar[part.carrier.name] = None
-                    if advance is not None:
-                        advance(found.weights)
+                    if count is not None:
+                        count(found.weights)
 
     def extraction(self, found: Collection[str]) -> Extraction:
         """The reading so far. `found` are the carriers that have a counterpart in the suspect."""

@@ -6,7 +6,7 @@ few weights, and each look doubles the one before. So a reading at look l is a f
 found, accused or stopped at before it, which is what the bound over all looks rests on.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from hf_fingerprint.checkpoints import Checkpoint, RangedCheckpoint, TensorInfo
 from hf_fingerprint.checkpoints.reader import ROW_MULTIPLE
 from hf_fingerprint.extraction.extract import CarrierRows, Extraction, ExtractionSums, check_base_layout
 from hf_fingerprint.extraction.match import match_names
+from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base, Carrier
 
 
@@ -88,16 +89,15 @@ class Looks:
             self._matches |= matches
         self._sums = [ExtractionSums(base, original, suspect) for base, original in bases]
 
-    def extractions(
-        self, advance: Callable[[int], None] | None = None, keep_fetched: bool = False
-    ) -> Iterator[list[Extraction]]:
+    def extractions(self, progress: Progress | None = None, keep_fetched: bool = False) -> Iterator[list[Extraction]]:
         """Reads on, and after each look gives the reading so far for each base. Ends when everything or as many bytes
         as allowed were read.
 
         Args:
-            advance (callable, *optional*): told the weights done.
+            progress (callable, *optional*): a [`Progress`].
             keep_fetched (`bool`, *optional*, defaults to `False`): whether the suspect keeps what was fetched.
         """
+        count = counting(progress, "extracting", self._bases[0].carrier_weights)
         plan = plan_looks(self._bases, self._matches)
         for number, look in enumerate(plan, 1):
             is_exhausted, any_read = False, False
@@ -112,7 +112,7 @@ class Looks:
                             for p in row_ranges
                             if p.name in carriers
                         ],
-                        advance if sums is self._sums[0] else None,
+                        count if sums is self._sums[0] else None,
                     )
                 if not keep_fetched:
                     self._suspect.drop()

@@ -26,7 +26,8 @@ from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub.api import translate_errors
 from hf_fingerprint.hub.repos import VariantRepo, holds_files, relocate_operations
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy
-from hf_fingerprint.issuing import Advance, IssuedCopy, Issuer, PreparedCopy
+from hf_fingerprint.issuing import IssuedCopy, Issuer, PreparedCopy
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration import lookup_base, weights_hash
 from hf_fingerprint.vault import (
     Base,
@@ -79,7 +80,7 @@ class Publisher:
         issuer: Issuer,
         assignments: Sequence[Assignment],
         update: bool = False,
-        advance: Advance | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[PublishedCopy]:
         """Issues and pushes one copy after another, yielding each when it is confirmed. The first that fails ends it;
         what was confirmed stays, and the same call goes on from there.
@@ -92,7 +93,7 @@ class Publisher:
         if duplicate_repos:
             raise HubError(f"{duplicate_repos[0]} is given to several recipients: give each a repo of their own.")
         if issuer.copy_bytes > MAX_PREFETCH_BYTES:
-            yield from (self.issue(issuer, assignment, update, advance) for assignment in assignments)
+            yield from (self.issue(issuer, assignment, update, progress) for assignment in assignments)
             return
         next_push: Future[_PendingPush] | None = None
         with ThreadPoolExecutor(1) as pool:
@@ -102,7 +103,7 @@ class Publisher:
                     next_push = None
                     if number < len(assignments):
                         next_push = pool.submit(
-                            self._prepare_issue, issuer, assignments[number], update, advance, True
+                            self._prepare_issue, issuer, assignments[number], update, progress, True
                         )
                     if pending is not None:
                         yield pending.finish()
@@ -116,7 +117,7 @@ class Publisher:
         issuer: Issuer,
         assignment: Assignment,
         update: bool = False,
-        advance: Advance | None = None,
+        progress: Progress | None = None,
     ) -> PublishedCopy:
         """Issues a copy and pushes it, or goes on with one that was begun.
 
@@ -125,22 +126,22 @@ class Publisher:
             assignment ([`Assignment`]): whose, and where.
             update (`bool`, *optional*, defaults to `False`): whether the repo holds this recipient's copy of another
                 base, to be replaced in a new commit.
-            advance (callable, *optional*): told the bytes written while the copy is made.
+            progress (callable, *optional*): a [`Progress`] for the making of the copy.
 
         Raises:
             [`FingerprintError`]: in one sentence, what is in the way; the record stays, for the next attempt.
         """
-        return self._prepare_issue(issuer, assignment, update, advance, False).finish()
+        return self._prepare_issue(issuer, assignment, update, progress, False).finish()
 
     def _prepare_issue(
-        self, issuer: Issuer, assignment: Assignment, update: bool, advance: Advance | None, in_memory: bool
+        self, issuer: Issuer, assignment: Assignment, update: bool, progress: Progress | None, in_memory: bool
     ) -> "_PendingPush":
         place = self._work / issuer.base.base_id / assignment.repo.replace("/", "--")
         pending = self._prepare_push(
             issuer.base,
             assignment,
             update,
-            lambda: issuer.prepare(assignment.recipient, place, advance, in_memory, file_digests=True),
+            lambda: issuer.prepare(assignment.recipient, place, progress, in_memory, file_digests=True),
             issuer.include_code,
         )
 

@@ -1,14 +1,14 @@
-"""One marked copy for each recipient, in the time it takes to copy the file.
+"""Issues marked copies of a base, in the time it takes to copy the file.
 
     issue("org/model", "alice", vault="vault", out="copies/alice")
 
-In closed form, `w += a * X^T b`: no data, no gradient, one pass over the weights. The copy is recorded before its
-first byte is written and appears in its place only when it is whole, so a crash at any point is mended by running the
-same again.
+The mark has a closed form, `w += a * X^T b`: it needs no data, no gradient and one pass over the weights. A copy is
+recorded before its first byte is written, and it appears at its path once it is complete. Run the same call again
+after a crash.
 """
 
 from hf_fingerprint.issuing.issued import IssuedCopy, PreparedCopy
-from hf_fingerprint.issuing.issuer import Advance, Issuer, issue
+from hf_fingerprint.issuing.issuer import Issuer, issue
 
 
-__all__ = ["Advance", "IssuedCopy", "Issuer", "PreparedCopy", "issue"]
+__all__ = ["IssuedCopy", "Issuer", "PreparedCopy", "issue"]

@@ -31,11 +31,9 @@ from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.issuing.destination import checked_name, partial_path
 from hf_fingerprint.issuing.issued import CopyCallback, IssuedCopy, PreparedCopy
 from hf_fingerprint.keys import commitment
+from hf_fingerprint.progress import Progress, part_of
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
-
-
-Advance = Callable[[int], None]
 
 
 def issue(
@@ -76,7 +74,7 @@ class Issuer:
         model (`str` or `Path`): the base.
         vault ([`Vault`]): the vault.
         config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
-        report (callable, *optional*): told each step of a registration.
+        progress (callable, *optional*): a [`Progress`] for the registration.
         include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copies.
         as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
     """
@@ -86,7 +84,7 @@ class Issuer:
         model: str | Path,
         vault: Vault,
         config: FingerprintConfig | None = None,
-        report: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
         include_code: bool = False,
         as_base: bool = False,
     ):
@@ -94,7 +92,7 @@ class Issuer:
         self._checkpoint = open_checkpoint(model)
         try:
             self._state = self._checkpoint.state()
-            self.base: Base = register(self._checkpoint, vault, config, report, as_base=as_base)
+            self.base: Base = register(self._checkpoint, vault, config, progress, as_base=as_base)
         except BaseException:
             self._checkpoint.close()
             raise
@@ -117,7 +115,7 @@ class Issuer:
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
     def issue_all(
-        self, recipients: Sequence[str], folder: Path, advance: Advance | None = None
+        self, recipients: Sequence[str], folder: Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
         """Issues a copy for each recipient to `folder/NAME`, yielding each as it is done.
 
@@ -126,24 +124,24 @@ class Issuer:
         recipients = list(dict.fromkeys(checked_name(recipient, as_folder=True) for recipient in recipients))
         with ThreadPoolExecutor(1) as pool:
             before = None
-            for recipient in recipients:
-                after = pool.submit(self.prepare(recipient, folder / recipient, advance).finish, _no_callback)
+            for number, recipient in enumerate(recipients):
+                part = part_of(progress, "writing copies", len(recipients) * self.copy_bytes, number * self.copy_bytes)
+                after = pool.submit(self.prepare(recipient, folder / recipient, part).finish, _no_callback)
                 if before is not None:
                     yield before.result()
                 before = after
             if before is not None:
                 yield before.result()
 
-    def issue(self, recipient: str, out: Path, advance: Advance | None = None) -> IssuedCopy:
-        """Issues one copy; `advance` is told the bytes written. Again with the same arguments, it finds what is
-        there."""
-        return self.prepare(recipient, out, advance).finish(_no_callback)
+    def issue(self, recipient: str, out: Path, progress: Progress | None = None) -> IssuedCopy:
+        """Issues one copy. Again with the same arguments, it finds what is there."""
+        return self.prepare(recipient, out, progress).finish(_no_callback)
 
     def prepare(
         self,
         recipient: str,
         out: Path,
-        advance: Advance | None = None,
+        progress: Progress | None = None,
         in_memory: bool = False,
         file_digests: bool = False,
     ) -> PreparedCopy:
@@ -179,7 +177,7 @@ class Issuer:
                 )
             write = partial(
                 write_copy,
-                advance=advance,
+                progress=progress,
                 in_memory=in_memory,
                 file_digests=file_digests,
                 include_code=self.include_code,

@@ -4,7 +4,6 @@ The owner does all of this with public images before any private one is touched,
 They can check it by the same functions, with public images of their own.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,6 +14,7 @@ from hf_fingerprint.privacy.decoder import ImageDecoder, ReconstructionQuality, 
 from hf_fingerprint.privacy.denoising import Denoiser
 from hf_fingerprint.privacy.leakage import pixel_range, reconstruction, seeded, train_decoder
 from hf_fingerprint.privacy.partition import Partition
+from hf_fingerprint.progress import Progress, silent
 
 
 MIN_SIGMA, MAX_SIGMA, MAX_TRIES = 0.25, 32.0, 5
@@ -50,7 +50,7 @@ def calibrate_noise(
     target_ssim: float,
     steps: int = 200,
     tries: int = MAX_TRIES,
-    on_try: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> NoiseCalibration:
     """Sets the smallest noise found at which an adversary's drawings stay under a likeness.
 
@@ -63,11 +63,12 @@ def calibrate_noise(
         target_ssim (`float`): the structural similarity allowed, above 0 and below 1.
         steps (`int`, *optional*, defaults to 200): of each decoder's training.
         tries (`int`, *optional*, defaults to 5): how many.
-        on_try (callable, *optional*): called with the number of each try, from 1.
+        progress (callable, *optional*): a [`Progress`].
 
     Raises:
         [`FingerprintError`]: if the target is none, or even the most noise doesn't meet it.
     """
+    progress = progress or silent
     if not 0 < target_ssim < 1:
         raise FingerprintError(f"A target of SSIM {target_ssim} can't be met: choose one above 0 and below 1.")
     held_out = max(1, round(len(images) * HELD_OUT_SHARE))
@@ -89,8 +90,7 @@ def calibrate_noise(
             high, accepted = (sigma, found.ssim), (sigma, found)
         else:
             low = sigma, found.ssim
-        if on_try is not None:
-            on_try(attempt + 1)
+        progress("calibrating the noise", attempt + 1, tries)
     if accepted is None:
         accepted = MAX_SIGMA, measure_leakage(MAX_SIGMA)
         if accepted[1].ssim > target_ssim:
@@ -123,7 +123,7 @@ def train_against_adversary(
     weight: float = WEIGHT,
     rate: float = LEARNING_RATE,
     seed: int = 0,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ImageDecoder:
     """Turns B so that its codes serve the task and not a decoder; m and s follow.
 
@@ -140,11 +140,12 @@ def train_against_adversary(
         weight (`float`, *optional*, defaults to 0.5): of the decoder's failure.
         rate (`float`, *optional*, defaults to 2e-3): AdamW's learning rate for B; 2e-2 turns it far.
         seed (`int`, *optional*, defaults to 0): of batches, noise and the decoder's first weights.
-        on_step (callable, *optional*): called with the number of each finished step, from 1.
+        progress (callable, *optional*): a [`Progress`].
 
     Returns:
         [`ImageDecoder`]: the adversary, as it ended.
     """
+    progress = progress or silent
     partition.model.eval()
     value_range = pixel_range(images)
     axes = [i for i in range(features.dim()) if i != (1 if features.dim() == 4 else features.dim() - 1)]
@@ -175,8 +176,7 @@ def train_against_adversary(
             bottleneck_optimizer.zero_grad()
             torch.autograd.backward(task_loss + feature_loss - weight * reconstructed, inputs=[squeeze, *denoising])
             bottleneck_optimizer.step()
-            if on_step is not None:
-                on_step(step + 1)
+            progress("training the bottleneck", step + 1, steps)
     bottleneck.requires_grad_(False).fit_normalization(features)
     denoiser.requires_grad_(False).eval()
     return decoder.eval()

@@ -7,13 +7,13 @@ calibration). It is left behind when the model is released.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.leakage import seeded
 from hf_fingerprint.privacy.partition import Partition
+from hf_fingerprint.progress import Progress, silent
 
 
 STEPS, BATCH, LEARNING_RATE, WIDTH, BLOCKS = 600, 64, 3e-3, 96, 4
@@ -85,7 +85,7 @@ def train_denoiser(
     steps: int = STEPS,
     batch: int = BATCH,
     seed: int = 0,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Denoiser:
     """A denoiser for this bottleneck and its noise, in evaluation mode; least squares, each channel in units of its
     own deviation.
@@ -96,8 +96,9 @@ def train_denoiser(
         steps (`int`, *optional*, defaults to 600): of AdamW.
         batch (`int`, *optional*, defaults to 64): images a step.
         seed (`int`, *optional*, defaults to 0): of its weights, batches and noise.
-        on_step (callable, *optional*): called with the number of each finished step, from 1.
+        progress (callable, *optional*): a [`Progress`].
     """
+    progress = progress or silent
     axis = 1 if features.dim() == 4 else features.dim() - 1
     deviation = features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
     with seeded(seed), torch.enable_grad():
@@ -114,8 +115,7 @@ def train_denoiser(
             loss.backward()
             optimizer.step()
             schedule.step()
-            if on_step is not None:
-                on_step(step + 1)
+            progress("training the denoiser", step + 1, steps)
     return denoiser.requires_grad_(False).eval()
 
 

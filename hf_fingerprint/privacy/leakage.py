@@ -24,6 +24,7 @@ from hf_fingerprint.privacy.decoder import (
     structural_similarity,
 )
 from hf_fingerprint.privacy.partition import logits_of
+from hf_fingerprint.progress import Progress, silent
 
 
 STEPS, BATCH, LEARNING_RATE = 400, 32, 4e-3
@@ -60,7 +61,7 @@ def train_decoder(
     steps: int = STEPS,
     batch: int = BATCH,
     seed: int = 0,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ImageDecoder:
     """An adversary's decoder.
 
@@ -71,8 +72,9 @@ def train_decoder(
         steps (`int`, *optional*, defaults to 400): of AdamW.
         batch (`int`, *optional*, defaults to 32): images a step.
         seed (`int`, *optional*, defaults to 0): of its weights and batches.
-        on_step (callable, *optional*): called with the number of each finished step, from 1.
+        progress (callable, *optional*): a [`Progress`].
     """
+    progress = progress or silent
     value_range = pixel_range(images)
     with seeded(seed), torch.enable_grad():
         with torch.no_grad():
@@ -90,8 +92,7 @@ def train_decoder(
             loss.backward()
             optimizer.step()
             schedule.step()
-            if on_step is not None:
-                on_step(step + 1)
+            progress("training a decoder", step + 1, steps)
     return decoder.eval()
 
 

@@ -17,6 +17,7 @@ from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.noise import ImageNoise
 from hf_fingerprint.privacy.partition import Partition, logits_of
 from hf_fingerprint.privacy.wire import MessageKind, Wire
+from hf_fingerprint.progress import Progress, silent
 
 
 OWNER = 0
@@ -30,7 +31,7 @@ def owner_loop(
     optimizer: torch.optim.Optimizer,
     steps: int,
     extra_loss: Callable[[], torch.Tensor] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     on_message: MessageHook | None = None,
     student: torch.nn.Module | None = None,
 ) -> None:
@@ -46,7 +47,7 @@ def owner_loop(
         steps (`int`): how many; the same for all.
         extra_loss (callable, *optional*): added to each step's loss: a mark's ([`DeepMarksLoss`]), or the loss on
             images of the owner's own.
-        on_step (callable, *optional*): called with the number of each finished step, from 1.
+        progress (callable, *optional*): a [`Progress`].
         on_message (callable, *optional*): sees every message, for an audit.
         student (`torch.nn.Module`, *optional*): from codes to logits, trained in the back's place: a [`Student`].
 
@@ -54,6 +55,7 @@ def owner_loop(
         [`FingerprintError`]: if this isn't process 0 of two or more, there is neither `restore` nor a reader, an
             optimised weight is in the front, or a holder stops or sends what isn't due.
     """
+    progress = progress or silent
     if restore is None and student is None:
         raise FingerprintError("Nothing would learn from the codes: give owner_loop a denoiser, or a reader.")
     _check_role(owner=True)
@@ -87,8 +89,7 @@ def owner_loop(
         if extra_loss is not None:
             extra_loss().backward()
         optimizer.step()
-        if on_step is not None:
-            on_step(step + 1)
+        progress("training", step + 1, steps)
     trained_module.eval()
 
 
@@ -102,7 +103,7 @@ def data_holder_loop(
     batch: int = 32,
     seed: int = 0,
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.cross_entropy,
-    on_step: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     on_message: MessageHook | None = None,
 ) -> None:
     """Takes part in a training with images and labels that stay here; runs in any process but 0.
@@ -117,13 +118,14 @@ def data_holder_loop(
         batch (`int`, *optional*, defaults to 32): images a step, drawn anew for each pass over them.
         seed (`int`, *optional*, defaults to 0): of the order.
         loss (callable, *optional*): the mean loss of `(logits, labels)`; cross-entropy by default.
-        on_step (callable, *optional*): called with the number of each finished step, from 1.
+        progress (callable, *optional*): a [`Progress`].
         on_message (callable, *optional*): sees every message, for an audit.
 
     Raises:
         [`FingerprintError`]: if this is process 0, there are fewer images than a batch, labels are missing, or the
             owner stops or sends what isn't due.
     """
+    progress = progress or silent
     _check_role(owner=False)
     if len(images) != len(labels) or not 1 <= batch <= len(images):
         raise FingerprintError(f"{len(images)} images, {len(labels)} labels and batches of {batch} don't go together.")
@@ -138,8 +140,7 @@ def data_holder_loop(
         logits = wire.receive(MessageKind.OUTPUTS, step, (batch, -1)).requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(logits, labels[pick].to(logits.device)), logits)
         wire.send(MessageKind.GRADIENTS, step, gradient)
-        if on_step is not None:
-            on_step(step + 1)
+        progress("training", step + 1, steps)
 
 
 @torch.no_grad()

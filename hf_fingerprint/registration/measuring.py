@@ -1,6 +1,5 @@
 """What a base's output is measured with: the model that runs, the kind of its output, its carriers, and inputs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +16,16 @@ from hf_fingerprint.models import (
     map_parameter_names,
     split_user_images,
 )
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.registration.outputs import find_output_kind
 from hf_fingerprint.registration.sensitivity import measure_sensitivity
 from hf_fingerprint.vault import Calibration
 
 
-SUGGESTED_EPS = 0.003
+SUGGESTED_AMPLITUDE = 0.003
 SEARCH_IMAGES = 32  # images that the strength is searched on
 _SEARCH_SEED, _REPORT_SEED = 0, 1
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class MeasurableModel:
 
 
 def make_measurable(
-    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, report: Report
+    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, progress: Progress
 ) -> MeasurableModel | None:
     """What a base's output is measured with; `None` if it can't be measured and a fixed strength is asked for.
 
@@ -71,7 +70,7 @@ def make_measurable(
         [`CarrierError`]: if its output is of no known kind, likewise, or if images are to calibrate it.
         [`CodeError`]: if the kind that is asked for is not the configuration's.
     """
-    report("building the model")
+    progress("building the model", 0, None)
     try:
         return _make_measurable(checkpoint, config, built)
     except (BuildError, CarrierError) as error:
@@ -79,7 +78,7 @@ def make_measurable(
             raise CarrierError(
                 f"{checkpoint.source.name} can't be run, so images can't calibrate it ({_reason(error)})."
             ) from error
-        if config.eps is None:
+        if config.amplitude is None:
             raise measurement_error(error) from error
         return None
 
@@ -88,8 +87,8 @@ def measurement_error(error: BuildError | CarrierError) -> BuildError | CarrierE
     """What is said of a base whose output can't be measured, from the reason."""
     joint = ", or" if isinstance(error, BuildError) else ":"
     return type(error)(
-        f"{_reason(error)}{joint} mark it at a fixed strength with --eps {SUGGESTED_EPS} "
-        f"(Settings(eps={SUGGESTED_EPS})), without knowing what the mark does to the output."
+        f"{_reason(error)}{joint} mark it at a fixed strength with --amplitude {SUGGESTED_AMPLITUDE} "
+        f"(FingerprintConfig(amplitude={SUGGESTED_AMPLITUDE})), without knowing what the mark does to the output."
     )
 
 

@@ -11,14 +11,15 @@ from hf_fingerprint.carriers import row_rms, select_by_name, spend_budget
 from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
 from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
-from hf_fingerprint.config import ALPHA, COALITION, MAX_KL, RECIPIENTS_PLANNED, FingerprintConfig
+from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
+from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.registration.compact import compact_window
 from hf_fingerprint.registration.content import weights_hash
 from hf_fingerprint.registration.known_copies import find_origin
-from hf_fingerprint.registration.measuring import Report, make_calibration, make_measurable
+from hf_fingerprint.registration.measuring import make_calibration, make_measurable
 from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
 from hf_fingerprint.registration.strength import (
     MAX_SECONDS,
@@ -34,7 +35,7 @@ def register(
     model: str | Path | Checkpoint,
     vault: Vault,
     config: FingerprintConfig | None = None,
-    report: Report | None = None,
+    progress: Progress | None = None,
     built: BuiltModel | None = None,
     remeasure: bool = False,
     as_base: bool = False,
@@ -45,7 +46,7 @@ def register(
         model (`str`, `Path` or [`Checkpoint`]): a path, a Hub id, or an open checkpoint.
         vault ([`Vault`]): the vault.
         config ([`FingerprintConfig`], *optional*): for a new base; for a known one they must agree with its record.
-        report (callable, *optional*): told each step, for progress.
+        progress (callable, *optional*): a [`Progress`].
         built ([`BuiltModel`], *optional*): the model, ready to run, where neither timm nor transformers can build it.
         remeasure (`bool`, *optional*, defaults to `False`): registers a base that is known once more, with these
             settings and a new secret, for new copies. Copies made before keep their record; both trace.
@@ -59,15 +60,16 @@ def register(
         [`CodeError`]: if the base is registered with other settings.
         [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
+    progress = progress or silent
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
         check_model_folder(checkpoint.source, vault.folder)
-        (report or _silent)("hashing the weights")
+        progress("hashing the weights", 0, None)
         known = vault.base_with_hash(weights_hash(checkpoint, vault))
         if known is None or remeasure:
-            copy_of = (
-                known.copy_of if known is not None else _copy_origin(checkpoint, vault, report or _silent, as_base)
+            copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base)
+            found = analyze_base(
+                checkpoint, digest_tensors(checkpoint), config or FingerprintConfig(), progress, built
             )
-            found = analyze_base(checkpoint, digest_tensors(checkpoint), config or FingerprintConfig(), report, built)
             found = replace(found, copy_of=copy_of)
             return vault.add_base(found) if known is None else _add_replacement(known, found, vault)
     if config is not None:
@@ -75,9 +77,9 @@ def register(
     return known
 
 
-def _copy_origin(checkpoint: Checkpoint, vault: Vault, report: Report, as_base: bool) -> str | None:
+def _copy_origin(checkpoint: Checkpoint, vault: Vault, progress: Progress, as_base: bool) -> str | None:
     """The id of the base that a model is a copy of, which is refused unless it is to be registered all the same."""
-    report("comparing with the bases on record")
+    progress("comparing with the bases on record", 0, None)
     origin = find_origin(checkpoint, vault)
     if origin is None:
         return None
@@ -98,9 +100,9 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
     recorded = {
         "max_kl": base.calibration.max_kl,
         "coalition": base.coalition,
-        "recipients_planned": base.recipients_planned,
+        "expected_recipients": base.recipients_planned,
         "alpha": base.alpha,
-        "eps": max(carrier.eps for carrier in base.carriers),
+        "amplitude": max(carrier.eps for carrier in base.carriers),
         "carriers": "spread" if base.compact is None else "compact",
         "code": base.family,
         "output_kind": base.calibration.output,
@@ -109,20 +111,16 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
         requested = getattr(config, name)
         if requested is not None and requested != value:
             raise CodeError(
-                f"Base {base.base_id} is registered with {name} {value}, not {requested}: all copies of a record share "
-                f"it; leave it out, or make a new record for new copies with `hf-fingerprint vault add --remeasure`."
+                f"Base {base.base_id} is registered with {name} {value}, not {requested}: all copies of a record "
+                f"share it. Leave it out, or make a new record with `hf-fingerprint vault add --remeasure`."
             )
-
-
-def _silent(step: str) -> None:
-    pass
 
 
 def analyze_base(
     checkpoint: Checkpoint,
     digests: dict[str, str],
     config: FingerprintConfig,
-    report: Report | None = None,
+    progress: Progress | None = None,
     built: BuiltModel | None = None,
 ) -> Base:
     """Works out everything about a base, with a fresh model secret, without recording it.
@@ -131,31 +129,31 @@ def analyze_base(
         checkpoint ([`Checkpoint`]): the open model.
         digests (`dict[str, str]`): of its tensors, from [`digest_tensors`].
         config ([`FingerprintConfig`]): what is decided by the caller.
-        report (callable, *optional*): told each step.
+        progress (callable, *optional*): a [`Progress`].
         built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
     """
-    report = report or _silent
+    progress = progress or silent
     where = checkpoint.source.name
     max_kl, alpha = config.max_kl or MAX_KL, config.alpha or ALPHA
-    coalition, planned = config.coalition or COALITION, config.recipients_planned or RECIPIENTS_PLANNED
+    coalition, planned = config.coalition or COALITION, config.expected_recipients or EXPECTED_RECIPIENTS
     check_dtypes(checkpoint.tensors, where)
-    measurable = make_measurable(checkpoint, config, built, report)
+    measurable = make_measurable(checkpoint, config, built, progress)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
-    report("reading the carriers")
+    progress("reading the carriers", 0, None)
     rms = {name: _tensor_row_rms(checkpoint, name) for name in selected}
     counts = sizes = np.array([_count_weights(checkpoint, name) for name in selected])
     sensitivity = np.zeros(len(selected))
     if measurable is not None:
-        report("measuring what the mark does to the output")
-    if measurable is not None and config.eps is None:
+        progress("measuring what the mark does to the output", 0, None)
+    if measurable is not None and config.amplitude is None:
         sensitivity = measurable.sensitivity(selected, where)
 
     def spend(kept: np.ndarray) -> np.ndarray:
         """`eps` of some of the carriers, if no other is marked."""
-        if config.eps is not None:
-            return np.full(len(kept), config.eps)
+        if config.amplitude is not None:
+            return np.full(len(kept), config.amplitude)
         return spend_budget(max_kl, sensitivity[kept], sizes[kept])
 
     eps = spend(np.arange(len(selected)))
@@ -177,14 +175,14 @@ def analyze_base(
         parameters = {name: by_model[name] for name in selected}
         codewords = random_codewords(codebook)
         marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
-        if config.eps is None:
-            eps, measured = search_amplitudes(marked, measurable.few, measurable.many, eps, max_kl, report)
+        if config.amplitude is None:
+            eps, measured = search_amplitudes(marked, measurable.few, measurable.many, eps, max_kl, progress)
         else:
             with suppress(CarrierError):  # an output that is not a number: not measured
                 measured = marked.compare(eps, measurable.many, seconds=MAX_SECONDS)
     carriers = make_carriers(selected, eps, rms)
 
-    report("working out the certified coalition")
+    progress("working out the certified coalition", 0, None)
     noise = drift_noise(counts, eps, length)
     certified = coalition_by_simulation(codebook, planned, alpha, noise)
     model_hash = content_hash(checkpoint.tensors, digests)
@@ -202,7 +200,7 @@ def analyze_base(
         certified_by=certified.method,
         alpha=alpha,
         recipients_planned=planned,
-        calibration=make_calibration(measured, measurable, max_kl, config.eps),
+        calibration=make_calibration(measured, measurable, max_kl, config.amplitude),
         secret=secret,
         compact=compact,
     )

@@ -8,13 +8,13 @@ of output. Since u is independent from image to image, one backward pass over a 
 without bias.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_fingerprint.carriers.amplitude import row_rms
 from hf_fingerprint.models import LazyImages, fit_batch_size
+from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.registration.outputs import output_values, random_direction
 
 
@@ -31,7 +31,7 @@ def measure_sensitivity(
     images: LazyImages,
     names: list[str],
     kind: str,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Sensitivities `S_t`, so that `KL = sum_t eps_t^2 S_t` to second order, averaged over the images.
 
@@ -40,7 +40,7 @@ def measure_sensitivity(
         images ([`LazyImages`]): calibration inputs.
         names (`list[str]`): parameters, the carriers.
         kind (`str`): of the output, one of `KINDS`.
-        advance (callable, *optional*): told the images done.
+        progress (callable, *optional*): a [`Progress`].
 
     Returns:
         `np.ndarray` of shape `(len(names),)`, `float64`.
@@ -57,6 +57,7 @@ def measure_sensitivity(
         p.requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     total = np.zeros(len(names))
+    count = counting(progress, "measuring the sensitivity", len(images))
     try:
         for batch in images.batches(fit_batch_size(images.pixels, BATCH)):
             values = output_values(module(batch), kind)
@@ -69,8 +70,7 @@ def measure_sensitivity(
                     0.0 if g is None else float((g.flatten(1).square().sum(1) * w).sum())
                     for g, w in zip(gradients, weights, strict=True)
                 ]
-            if advance is not None:
-                advance(len(batch))
+            count(len(batch))
     finally:
         for name, p in parameters.items():
             p.requires_grad_(frozen[name])

@@ -16,6 +16,7 @@ from hf_fingerprint.codes import Codebook
 from hf_fingerprint.errors import CarrierError
 from hf_fingerprint.keys import new_secret
 from hf_fingerprint.models import BuiltModel, LazyImages
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration.measuring import measurement_error
 from hf_fingerprint.registration.output_comparison import BATCH, OutputComparison, compare_outputs
 from hf_fingerprint.vault import Carrier
@@ -101,7 +102,7 @@ def search_amplitudes(
     many: LazyImages,
     eps: np.ndarray,
     max_kl: float,
-    report: Callable[[str], None],
+    progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> MeasuredAmplitudes:
     """Scales the amplitudes until a marked model's output keeps the budget and spends most of it: first on few images,
@@ -112,7 +113,7 @@ def search_amplitudes(
         few, many ([`LazyImages`]): calibration inputs, none of them in both.
         eps (`np.ndarray` of shape `(T,)`): where to begin.
         max_kl (`float`): the budget, in nats.
-        report (callable): told each step.
+        progress (callable): a [`Progress`].
         clock (callable, *optional*): the time, in seconds. Measuring on many images takes two minutes at most; each
             measurement gets half of what is left, as it may show that another is needed.
 
@@ -126,7 +127,7 @@ def search_amplitudes(
     eps, _ = _spend_budget(
         lambda eps: marked.compare(eps, few, SEARCH_BATCH), eps, max_kl, MAX_SEARCH_STEPS, SEARCH_TARGET, where
     )
-    report(f"measuring the marked model on up to {len(many):,} other images")
+    progress(f"measuring the marked model on up to {len(many):,} other images", 0, None)
     end = clock() + MAX_SECONDS
 
     def measure(eps: np.ndarray) -> OutputComparison:

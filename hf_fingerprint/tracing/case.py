@@ -1,12 +1,12 @@
 """What is asked of a trace, and which copies are tested for it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.errors import VaultError
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.result import ComparedBase
 from hf_fingerprint.tracing.verdict import Candidates
@@ -22,9 +22,6 @@ from hf_fingerprint.vault import (
     open_copies,
     same_recipient,
 )
-
-
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class TraceRequest:
         base_ref (`str`, `Path` or `None`): the base, if the caller names it.
         recipient (`str` or `None`): whose copies alone are tested, as one claim.
         all_scores (`bool`): whether scores of those who are not accused are shown.
-        advance (callable or `None`): told `(step, done, total)`.
+        progress (callable or `None`): a [`Progress`].
         opened (`dict[str, Opened]`): the records of copies that were opened so far, by their base's id.
     """
 
@@ -64,7 +61,7 @@ class TraceRequest:
     base_ref: str | Path | None = None
     recipient: str | None = None
     all_scores: bool = False
-    advance: Advance | None = None
+    progress: Progress | None = None
     opened: dict[str, OpenedCopies] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -135,8 +132,3 @@ class TraceRequest:
         if base_id not in self.opened:
             self.opened[base_id] = open_copies(self.vault, self.rows.of(base_id))
         return self.opened[base_id]
-
-    def stage(self, step: str, total: int) -> Callable[[int], None] | None:
-        """What one step of the trace tells its progress."""
-        advance = self.advance
-        return None if advance is None else lambda done: advance(step, done, total)

@@ -40,17 +40,16 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
             return unread_result(suspect.source, Outcome.NOT_COMPARABLE, reason, alpha, found.not_read)
         targets = request.targets(found)
         tested = [each.candidates for each in targets]
-        scoring = request.stage("scoring", sum(len(each.keys) for each in tested))
         extractions = _extract_all(request, targets, suspect)
         disguised = [_may_be_rotated(each) for each in extractions]
         look = looks + 1 if looks or any(disguised) else None
-        result = decide(suspect, extractions, tested, look, scoring, sets, request.all_scores)
+        result = decide(suspect, extractions, tested, look, request.progress, sets, request.all_scores)
         if any(disguised) and not result.accused:
             again = _extract_all(request, [r for r, d in zip(targets, disguised, strict=True) if d], suspect, "always")
             fresh = iter(again)
             extractions = [next(fresh) if d else r for r, d in zip(extractions, disguised, strict=True)]
             look = looks + 2
-            result = decide(suspect, extractions, tested, look, scoring, sets, request.all_scores)
+            result = decide(suspect, extractions, tested, look, request.progress, sets, request.all_scores)
         result = conclude(result, suspect, targets, extractions, AccusationLevel.of(tested, look, sets), found)
     return replace(result, on_record=tuple(_to_recorded_copies(request.vault, recorded)))
 
@@ -58,14 +57,10 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
 def _extract_all(
     request: TraceRequest, targets: Sequence[ReadTarget], suspect: Checkpoint, aligned: bool | Literal["always"] = True
 ) -> list[Extraction]:
-    found = []
-    for each in targets:
-        base, first = each.candidates.base, each is targets[0]
-        extraction, aligning = (
-            request.stage(s, base.carrier_weights) if first else None for s in ("reading", "aligning")
-        )
-        found.append(extract(base, each.original, suspect, extraction, aligned, aligning))
-    return found
+    return [
+        extract(each.candidates.base, each.original, suspect, None if number else request.progress, aligned)
+        for number, each in enumerate(targets)
+    ]
 
 
 def _may_be_rotated(extraction: Extraction) -> bool:

@@ -38,10 +38,8 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
         targets = request.targets(found)
         tested = [each.candidates for each in targets]
         looks = Looks([(each.candidates.base, each.original) for each in targets], suspect)
-        total, copies = tested[0].base.carrier_weights, sum(len(each.keys) for each in tested)
-        for look, extractions in enumerate(looks.extractions(request.stage("reading", total)), 1):
-            scoring = request.stage(f"scoring, look {look}", copies)
-            result = decide(suspect, extractions, tested, look, scoring, all_scores=request.all_scores)
+        for look, extractions in enumerate(looks.extractions(request.progress), 1):
+            result = decide(suspect, extractions, tested, look, request.progress, all_scores=request.all_scores)
             if result.accused:
                 break
             if result.weights_read and not result.lineage.descends and _may_download_all(suspect):

@@ -24,7 +24,8 @@ from hf_fingerprint.checkpoints import (
 )
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
-from hf_fingerprint.tracing.case import Advance, TraceRequest
+from hf_fingerprint.progress import Progress
+from hf_fingerprint.tracing.case import TraceRequest
 from hf_fingerprint.tracing.conclusion import unread_result
 from hf_fingerprint.tracing.local_files import trace_files
 from hf_fingerprint.tracing.ranged import trace_ranges
@@ -40,7 +41,7 @@ def trace(
     vault: Vault | str | Path,
     base: str | Path | None = None,
     passphrase: str | None = None,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     full: bool = False,
     max_bytes: int | None = None,
     recipient: str | None = None,
@@ -54,7 +55,7 @@ def trace(
         base (`str` or `Path`, *optional*): where the base is, if not where it was registered from, or its id if the
             vault has several alike; by default all registered bases that the suspect may come from.
         passphrase (`str`, *optional*): unlocks the vault.
-        advance (callable, *optional*): told `(step, done, total)`.
+        progress (callable, *optional*): a [`Progress`].
         full (`bool`, *optional*, defaults to `False`): whether a suspect on the Hub is downloaded and read whole,
             which may show further colluders, instead of up to the first proof.
         max_bytes (`int`, *optional*): how many bytes of a suspect on the Hub may be fetched.
@@ -71,7 +72,7 @@ def trace(
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
-    request = TraceRequest(vault, base, recipient, all_scores, advance)
+    request = TraceRequest(vault, base, recipient, all_scores, progress)
     if recipient is not None and not any(same_recipient(copy.recipient, recipient) for copy in request.rows.copies):
         unusable = f" {RowError(request.rows.faults[0])}" if request.rows.faults else ""
         raise VaultError(
@@ -113,7 +114,7 @@ def verify(
     vault: Vault | str | Path,
     base: str | Path | None = None,
     passphrase: str | None = None,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
     full: bool = False,
     max_bytes: int | None = None,
     all_scores: bool = False,
@@ -134,7 +135,7 @@ def verify(
     Raises:
         [`VaultError`]: if the vault has no copy for the recipient.
     """
-    return trace(suspect, vault, base, passphrase, advance, full, max_bytes, recipient, all_scores)
+    return trace(suspect, vault, base, passphrase, progress, full, max_bytes, recipient, all_scores)
 
 
 def _unread_result(suspect: str | Path, request: TraceRequest, reason: str) -> TraceResult:

@@ -17,13 +17,15 @@ sees how innocents score can climb towards one of them. So the scores of those w
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from hf_fingerprint.checkpoints import TensorReader
 from hf_fingerprint.codes import decode
 from hf_fingerprint.extraction import Extraction
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.progress import Progress, part_of
 from hf_fingerprint.tracing.result import RecipientScore, TraceResult
 from hf_fingerprint.vault import Base, CopyRecord
 
@@ -87,7 +89,7 @@ def decide(
     extractions: Sequence[Extraction],
     tested: Sequence[Candidates],
     look: int | None = None,
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     sets: int = 1,
     all_scores: bool = False,
 ) -> TraceResult:
@@ -98,7 +100,7 @@ def decide(
         extractions (sequence of [`Extraction`]): one for each base.
         tested (sequence of [`Candidates`]): the bases, or records of bases, with their copies; the likeliest first.
         look, sets: see [`AccusationLevel.of`].
-        advance (callable, *optional*): told the copies scored.
+        progress (callable, *optional*): a [`Progress`].
         all_scores (`bool`, *optional*, defaults to `False`): whether the scores of those who are not accused stay in
             the result.
 
@@ -107,9 +109,11 @@ def decide(
         [`Outcome.NOT_READABLE`].
     """
     level = AccusationLevel.of(tested, look, sets)
+    step, total = "scoring" if look is None else f"scoring, look {look}", sum(len(each.keys) for each in tested)
+    before = accumulate((len(each.keys) for each in tested), initial=0)
     verdicts = [
-        _decide_base(suspect, extraction, candidates, level, advance)
-        for extraction, candidates in zip(extractions, tested, strict=True)
+        _decide_base(suspect, extraction, candidates, level, part_of(progress, step, total, done))
+        for extraction, candidates, done in zip(extractions, tested, before, strict=False)
     ]
     scores = tuple(sorted((score for verdict in verdicts for score in verdict.scores), key=_accusation_order))
     accused = tuple(score for score in scores if score.accused)
@@ -134,7 +138,7 @@ def _decide_base(
     extraction: Extraction,
     tested: Candidates,
     level: AccusationLevel,
-    advance: Callable[[int], None] | None,
+    progress: Progress | None,
 ) -> TraceResult:
     base = tested.base
     decoded = decode(
@@ -143,7 +147,7 @@ def _decide_base(
         extraction.values,
         extraction.mass,
         level.alpha / level.share,
-        advance=advance,
+        progress=progress,
         recipients=tested.covered,
     )
     accused = set(decoded.accused)

@@ -7,12 +7,12 @@ from tests.helpers.thieves import CNN, changed, fresh, make_attacker, same
 
 
 def trained(seed=0, steps=3, lr=1e-3, **others):
-    student_logits = []
-    attacker = make_attacker(CNN, advance=student_logits.append)
+    calls = []
+    attacker = make_attacker(CNN, progress=lambda *step: calls.append(step))
     model = attacker.model(fresh(CNN)).train()
     loss = others.pop("loss", lambda logits, pick: torch.nn.functional.cross_entropy(logits, attacker.labels[pick]))
     train(model, attacker, loss, make_optimizer(model.parameters(), "adamw", lr), steps, seed, **others)
-    return model, student_logits
+    return model, calls
 
 
 def test_training_is_the_same_for_the_same_seed():
@@ -43,12 +43,13 @@ def test_dropout_is_seeded_too_and_the_callers_chance_is_left_alone():
     assert same(*runs)
 
 
-def test_each_step_is_told_and_followed_by_what_is_asked():
+def test_each_step_is_reported_and_followed_by_the_hook():
     done = []
 
-    model, student_logits = trained(after_step=lambda: done.append(1))
+    model, steps = trained(after_step=lambda: done.append(1))
 
-    assert sum(student_logits) == len(done) == 3
+    assert steps == [("training", number, 3) for number in (1, 2, 3)]
+    assert len(done) == 3
     assert not model.training
 
 

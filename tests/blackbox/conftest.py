@@ -3,7 +3,7 @@
 import pytest
 
 from hf_fingerprint import issue
-from tests.helpers.asked_models import base_with_triggers
+from tests.helpers.trigger_models import base_with_triggers
 
 
 @pytest.fixture(scope="session")

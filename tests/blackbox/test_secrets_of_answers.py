@@ -11,10 +11,10 @@ from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers, keyed_labels
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.keys import derive
-from tests.helpers.asked_models import COUNT
 from tests.helpers.loopback_suspect import Fault, LoopbackSuspect
 from tests.helpers.secret_forms import find_secrets, secret_forms
 from tests.helpers.small_models import PASSPHRASE
+from tests.helpers.trigger_models import COUNT
 
 
 ASKED, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"

@@ -6,7 +6,10 @@ from hf_fingerprint.errors import FingerprintWarning
 from hf_fingerprint.hub.api import refusals
 
 
-WAYS = [lambda: hub_errors("org/name", None), lambda: translate_errors("org/name")]  # all that asks the Hub is within one
+WAYS = [
+    lambda: hub_errors("org/name", None),
+    lambda: translate_errors("org/name"),
+]  # all that asks the Hub is within one
 
 
 @pytest.mark.parametrize("entered", WAYS, ids=["reading", "publishing"])

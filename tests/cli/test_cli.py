@@ -25,8 +25,8 @@ from tests.helpers.small_models import (
 )
 
 
-MEASURED = ["--coalition", "3", "--recipients-planned", "4"]
-FEW = [*MEASURED, "--eps", "0.003"]  # of what no library builds
+MEASURED = ["--coalition", "3", "--expected-recipients", "4"]
+FEW = [*MEASURED, "--amplitude", "0.003"]  # of what no library builds
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_on
     issuing = ["issue", shared.model, "--recipient", "x", *to, "--out", tmp_path / "x"]
 
     for command in (["inspect", shared.model], ["vault", "add", shared.model, *to], issuing):
-        assert "mark it at a fixed strength with --eps 0.003" in failed(run(*command, *MEASURED))
+        assert "mark it at a fixed strength with --amplitude 0.003" in failed(run(*command, *MEASURED))
     assert vault.bases() == []
 
     code, _, err = run(*issuing, *FEW)
@@ -331,10 +331,10 @@ def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_on
 def test_vault_add_remeasures_a_known_base(shared, run, tmp_path):
     vault = new_vault(tmp_path / "vault")
     add = ["vault", "add", shared.model, "--vault", vault.folder, *MEASURED]
-    assert run(*add, "--eps", "0.003")[0] == 0
-    assert "--remeasure" in failed(run(*add, "--eps", "0.006"))
+    assert run(*add, "--amplitude", "0.003")[0] == 0
+    assert "--remeasure" in failed(run(*add, "--amplitude", "0.006"))
 
-    code, out, _ = run(*add, "--eps", "0.006", "--remeasure", "--json")
+    code, out, _ = run(*add, "--amplitude", "0.006", "--remeasure", "--json")
 
     old, new = vault.bases()
     assert code == 0

@@ -10,8 +10,8 @@ from hf_fingerprint import issue
 from hf_fingerprint.blackbox import synthetic_cover
 from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import base_with_triggers
 from tests.helpers.small_models import PASSPHRASE, names_in
+from tests.helpers.trigger_models import base_with_triggers
 
 
 @pytest.fixture(scope="module")

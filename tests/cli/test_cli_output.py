@@ -211,19 +211,15 @@ def test_results_go_to_stdout_and_remarks_to_stderr(capsys):
 
 
 def test_progress_is_silent_where_nobody_watches(capsys):
-    with output.steps() as step:
-        step("one [bold]step")
-    with output.progress("issuing", 10) as advance:
-        advance(4)
-        advance(6)
-    with output.stages() as stage:
-        stage("reading", 1, 2)
-        stage("scoring", 1, 1)
+    with output.progress_bars() as progress:
+        progress("one [bold]step", 0, None)
+        progress("extracting", 1, 2)
+        progress("scoring", 1, 1)
 
     assert capsys.readouterr() == ("", "")
 
 
 def test_progress_survives_an_error_inside_it(capsys):
-    for kind in (output.steps, lambda: output.progress("x", 1), output.stages):
-        with pytest.raises(ZeroDivisionError), kind():
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), output.progress_bars() as progress:
+        progress("extracting", 1, 2)
+        raise ZeroDivisionError

@@ -13,7 +13,7 @@ from tests.helpers.loopback_hub_faults import Fault
 from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 
-FEW = ["--coalition", "3", "--recipients-planned", "4", "--eps", "0.003"]
+FEW = ["--coalition", "3", "--expected-recipients", "4", "--amplitude", "0.003"]
 TOKEN = "hf_the-owner-of-org"
 
 

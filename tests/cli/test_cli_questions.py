@@ -9,8 +9,8 @@ import pytest
 from hf_fingerprint.blackbox.querying.proof import NOT_SHOWN
 from hf_fingerprint.cli.main import main
 from hf_fingerprint.registration import register
-from tests.helpers.asked_models import COUNT, DECOYS, STEPS, WIDTH
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
+from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, WIDTH
 
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ SERVING = """
 from pathlib import Path
 
 import numpy as np
-from tests.helpers.asked_models import Served
+from tests.helpers.trigger_models import Served
 
 served = Served(Path({copy!r}))
 

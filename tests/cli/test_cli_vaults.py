@@ -12,7 +12,7 @@ from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, nam
 
 
 REPO = "org/keys"
-FEW = ["--coalition", "3", "--recipients-planned", "4"]
+FEW = ["--coalition", "3", "--expected-recipients", "4"]
 
 
 @pytest.fixture(scope="module")

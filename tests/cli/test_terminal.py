@@ -51,7 +51,7 @@ NASTY = (
     "[red]x[/red][link=http://evil.example]y[/link]:bomb:",
 )
 HOSTILE = "".join(NASTY)
-FEW = ["--eps", "0.003", "--coalition", "3", "--recipients-planned", "4"]
+FEW = ["--amplitude", "0.003", "--coalition", "3", "--expected-recipients", "4"]
 OF_RICH = re.compile(r"\x1b\[(\d+(;\d+)*)?[mAK]|\x1b\[\?25[lh]|\r")
 
 
@@ -130,12 +130,10 @@ def test_bars_and_spinners_on_a_terminal_are_filtered(monkeypatch):
     screen = Screen()
     monkeypatch.setattr(sys, "stderr", screen)
     with terminal.sanitized_output():
-        with output.steps() as step:
-            step(HOSTILE)
-        with output.progress(HOSTILE, 3) as advance:
-            advance(1)
-        with output.stages() as stage:
-            stage(HOSTILE, 1, 2)
+        with output.progress_bars() as progress:
+            progress(HOSTILE, 0, None)
+        with output.progress_bars() as progress:
+            progress(HOSTILE, 1, 2)
             output.echo_err(HOSTILE)
 
     seen = screen.getvalue()

@@ -170,9 +170,9 @@ def test_several_suspects_in_one_pass_are_decoded_as_each_alone(monkeypatch, can
     codebook, copy_keys, mass = make("tardos", 1024), keys(200), np.ones(1024)
     extracted_pairs = [(collude(codebook, copy_keys[i : i + 3], s), mass) for i, s in enumerate(STRATEGIES)]
     extracted_pairs.append((np.zeros(1024), mass))
-    told: list[int] = []
-    together = decode_all(codebook, copy_keys, extracted_pairs, advance=told.append)
-    assert sum(told) == 200
+    steps: list[tuple[str, int, int | None]] = []
+    together = decode_all(codebook, copy_keys, extracted_pairs, progress=lambda *step: steps.append(step))
+    assert steps[-1][1:] == (200, 200)
     for found, (extracted, _) in zip(together, extracted_pairs, strict=True):
         alone = decode(codebook, copy_keys, extracted, mass)
         assert found.accused == alone.accused
@@ -260,12 +260,12 @@ def test_the_most_certain_come_first():
 
 
 @pytest.mark.parametrize("candidates", [decoding.CANDIDATES, 32])
-def test_the_callback_is_told_of_every_recipient(monkeypatch, candidates):
+def test_progress_counts_every_recipient(monkeypatch, candidates):
     monkeypatch.setattr(decoding, "CANDIDATES", candidates)
-    codebook, told = make("tardos", 1024), []
-    decode(codebook, keys(100), collude(codebook, keys(1)), np.ones(1024), advance=told.append)
-    assert sum(told) == 100
-    assert len(told) > 1
+    codebook, steps = make("tardos", 1024), []
+    decode(codebook, keys(100), collude(codebook, keys(1)), np.ones(1024), progress=lambda *step: steps.append(step))
+    assert steps[-1][1:] == (100, 100)
+    assert len(steps) > 1
 
 
 @pytest.mark.parametrize("family", ["tardos", "fair_signs"])

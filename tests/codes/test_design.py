@@ -47,7 +47,7 @@ def test_what_no_code_withstands_has_no_best():
 
 def test_sizes_are_told_as_they_are_tried():
     told = []
-    best = design_code(10, 1, drift=2.0, strategies=["average"], report=told.append).best
+    best = design_code(10, 1, drift=2.0, strategies=["average"], progress=lambda step, *_: told.append(step)).best
     assert f"{best.family}, {best.weights:,} weights" in told
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from examples.benchmarks import key_images as bench_key_images
-from tests.helpers.asked_models import base_with_triggers
+from tests.helpers.trigger_models import base_with_triggers
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from hf_fingerprint.evaluation import Evaluation, Trial, evaluate
 from tests.helpers.small_models import save_timm
 
 
-SETTINGS = FingerprintConfig(coalition=2, recipients_planned=4)
+SETTINGS = FingerprintConfig(coalition=2, expected_recipients=4)
 CLASSES = ["ant", "bee", "cat", "dog"]
 INNOCENTS = 300
 

@@ -34,7 +34,7 @@ from tests.helpers.small_models import PASSPHRASE, build, new_vault, save_timm, 
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 TOKEN = "hf_the-owner-of-org"
-QUICK = ("--coalition", 2, "--recipients-planned", 4)
+QUICK = ("--coalition", 2, "--expected-recipients", 4)
 BUDGET = ("--budget", 2)
 FITTING = ("--count", 2, "--decoys", 0, "--steps", 1)
 
@@ -52,7 +52,7 @@ class HostileFixture:
         self.labels.write_text("\n".join(CLASSES) + "\n")
         for form, model in self.models.items():
             base, vault = copytree(model, root / f"base-{form}"), new_vault(root / f"vault-{form}").folder
-            register(base, Vault(vault), FingerprintConfig(coalition=2, recipients_planned=4))
+            register(base, Vault(vault), FingerprintConfig(coalition=2, expected_recipients=4))
             self.run("questions", base, "--vault", vault, *FITTING, "--images", self.images)
             copy = issue(base, "alice", vault, root / f"copy-{form}").path
             self.issuers[form] = Issuer(base, Vault(vault))
@@ -90,7 +90,7 @@ def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path)
         return run("evaluate", folder, "--data", ground.images, "--out", scratch / "evaluation", *choice)
 
     def training() -> None:
-        fingerprint = Fingerprint(folder, "carol", vault, FingerprintConfig(coalition=2, recipients_planned=4))
+        fingerprint = Fingerprint(folder, "carol", vault, FingerprintConfig(coalition=2, expected_recipients=4))
         fingerprint.bind(build(ground.models[form]).module)
         fingerprint.record(folder)
 
@@ -114,7 +114,7 @@ def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path)
         "trace": lambda: run("trace", suspect, "--vault", vault_path),
         "trace a hostile suspect": lambda: run("trace", folder, "--vault", vault_path, "--base", base),
         "hash its payload": lambda: run("hash", folder, "--file", f"inner/{PAYLOAD}"),
-        "add its payload": lambda: run("vault", "add", folder / PAYLOAD, "--vault", vault, "--eps", 0.01),
+        "add its payload": lambda: run("vault", "add", folder / PAYLOAD, "--vault", vault, "--amplitude", 0.01),
         "trace its payload": lambda: run("trace", folder / "inner" / PAYLOAD, "--vault", vault_path, "--base", base),
         "verify": lambda: run("verify", suspect, "--vault", vault_path, "--recipient", "alice"),
         "watch": lambda: run("watch", f"org/suspect-{form}", "--vault", vault_path),

@@ -14,8 +14,8 @@ from tests.helpers.quick_age import lock_quickly
 
 
 PASSPHRASE = "correct horse battery staple"
-SETTINGS = FingerprintConfig(coalition=3, recipients_planned=4)
-PLAIN_SETTINGS = FingerprintConfig(coalition=3, recipients_planned=4, eps=0.003)  # for what no library builds
+SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4)
+PLAIN_SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)  # for what no library builds
 
 
 def new_vault(folder: Path, passphrase: str = PASSPHRASE) -> Vault:

@@ -25,7 +25,7 @@ from pathlib import Path
 import hf_fingerprint.checkpoints.writer as writer
 import hf_fingerprint.registration.registering as registering
 from hf_fingerprint.issuing import Issuer, issue
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.vault import Vault
 
 writer._RUN_BYTES = 1  # a write for each tensor
@@ -71,7 +71,7 @@ def run(job):
     seen = arm_events(job.get("event", 0))
     if "kill" in job:
         arm(*job["kill"])
-    settings = Settings(coalition=3, recipients_planned=4, eps=0.003)
+    settings = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)
     if "several" in job:
         with Issuer(job["model"], Vault(job["vault"]), settings) as issuer:
             list(issuer.issue_all(job["several"], Path(job["out"])))
@@ -285,13 +285,13 @@ ISSUE_SEVERAL = """
 import sys, time
 from pathlib import Path
 from hf_fingerprint.issuing import Issuer
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.vault import Vault
 model, vault, out, go, *names = sys.argv[1:]
 Path(f"{go} {names[0]}").touch()
 while not Path(go).exists():
     time.sleep(0.01)
-with Issuer(model, Vault(vault), Settings(coalition=3, recipients_planned=4, eps=0.003)) as issuer:
+with Issuer(model, Vault(vault), FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)) as issuer:
     for copy in issuer.issue_all(names, Path(out)):
         print(copy.recipient, copy.new, flush=True)
 """

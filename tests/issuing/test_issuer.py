@@ -499,7 +499,7 @@ def test_the_second_copy_builds_no_model_and_measures_nothing(plain, tmp_path, m
     assert copy.base_id == plain.base.base_id
 
 
-@pytest.mark.parametrize("change", [{"max_kl": 2e-4}, {"coalition": 4}, {"recipients_planned": 5}, {"alpha": 1e-5}])
+@pytest.mark.parametrize("change", [{"max_kl": 2e-4}, {"coalition": 4}, {"expected_recipients": 5}, {"alpha": 1e-5}])
 def test_other_settings_for_a_known_base_are_refused(plain, tmp_path, change):
     with pytest.raises(CodeError, match=f"Base {plain.base.base_id} is registered with"):
         issue(plain.model, "other", plain.vault, tmp_path / "copy", replace(PLAIN_SETTINGS, **change))

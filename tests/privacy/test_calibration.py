@@ -40,7 +40,9 @@ def test_the_noise_is_what_the_target_needs_on_images_not_seen_before(scene):
     _, images, features = scene
     bottleneck, tries = narrow(scene), []
 
-    found = calibrate_noise(bottleneck, features[:1000], images[:1000], 0.4, steps=60, tries=4, on_try=tries.append)
+    found = calibrate_noise(
+        bottleneck, features[:1000], images[:1000], 0.4, steps=60, tries=4, progress=lambda *step: tries.append(step)
+    )
     decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 60, seed=3)
     private = reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
 
@@ -48,7 +50,7 @@ def test_the_noise_is_what_the_target_needs_on_images_not_seen_before(scene):
     assert 0.2 < found.reconstruction.ssim <= 0.4
     assert private.ssim < 0.45
     assert found.bits_per_image == bottleneck.bits_per_image
-    assert tries == [1, 2, 3, 4]
+    assert tries == [("calibrating the noise", number, 4) for number in (1, 2, 3, 4)]
     assert found.to_dict()["reconstruction"] == found.reconstruction.to_dict()
 
 

@@ -117,7 +117,7 @@ def test_one_logit_is_not_said_to_be_untouched(tmp_path):
     """A softmax of one class is constant: its divergence was 0 and its agreement 100 % whatever the mark did."""
     model = network(tmp_path / "model", "multi_label", 1)
 
-    weak, strong = (examined(model, eps=eps).calibration for eps in (0.02, 0.4))
+    weak, strong = (examined(model, amplitude=eps).calibration for eps in (0.02, 0.4))
 
     assert strong.kl > 50 * weak.kl > 0
     assert strong.agreement < 1
@@ -156,7 +156,7 @@ def test_a_known_base_has_the_kind_it_was_registered_with(tmp_path):
 def test_at_a_fixed_strength_the_output_is_measured_too(tmp_path):
     model = network(tmp_path / "model", "single_label", 10)
 
-    base = examined(model, eps=0.05)
+    base = examined(model, amplitude=0.05)
 
     assert {carrier.eps for carrier in base.carriers} == {0.05}
     assert base.calibration.eps == 0.05
@@ -178,9 +178,9 @@ def test_an_output_that_is_no_number_is_marked_at_a_fixed_strength_alone(tmp_pat
     spoilt = SimpleNamespace(folder=model.folder, built=replace(model.built, module=Spoilt()))
 
     text = refused(lambda: examined(spoilt), error=CarrierError)
-    base = examined(spoilt, eps=0.003)
+    base = examined(spoilt, amplitude=0.003)
 
-    assert "gives no numbers on the calibration inputs: mark it at a fixed strength with --eps 0.003" in text
+    assert "gives no numbers on the calibration inputs: mark it at a fixed strength with --amplitude 0.003" in text
     assert base.calibration == Calibration("none", 0, 1e-4, None, None, eps=0.003)
 
 
@@ -191,8 +191,11 @@ def test_an_output_of_no_known_kind_is_marked_at_a_fixed_strength_alone(tmp_path
 
     text = refused(lambda: examined(odd), error=CarrierError)
 
-    assert "output of shape 1 x 10, which is not of kind dense: mark it at a fixed strength with --eps 0.003" in text
-    assert examined(odd, eps=0.003).calibration.inputs == "none"
+    assert (
+        "output of shape 1 x 10, which is not of kind dense: mark it at a fixed strength with --amplitude 0.003"
+        in text
+    )
+    assert examined(odd, amplitude=0.003).calibration.inputs == "none"
 
 
 def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):

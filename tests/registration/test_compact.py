@@ -11,7 +11,7 @@ from hf_fingerprint.vault.schema import base_from_row, base_to_row
 from tests.helpers.small_models import new_vault, plain_arrays, save_plain
 
 
-SETTINGS = FingerprintConfig(coalition=2, recipients_planned=4, carriers="compact", eps=0.003)
+SETTINGS = FingerprintConfig(coalition=2, expected_recipients=4, carriers="compact", amplitude=0.003)
 
 
 def layout(sizes, files=None):

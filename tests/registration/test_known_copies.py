@@ -281,7 +281,7 @@ def test_copies_of_an_older_record_of_the_same_weights_are_known_too(tmp_path):
     vault, model = new_vault(tmp_path / "vault"), save_plain(tmp_path / "model")
     copy = issue(model, "alice", vault, tmp_path / "alice", PLAIN_SETTINGS).path
     (old,) = vault.bases()
-    register(model, vault, replace(PLAIN_SETTINGS, eps=0.006), remeasure=True)
+    register(model, vault, replace(PLAIN_SETTINGS, amplitude=0.006), remeasure=True)
 
     with open_checkpoint(save_plain(tmp_path / "changed", half(load_file(copy / "model.safetensors")))) as opened:
         assert find_origin(opened, vault).base == old
@@ -322,7 +322,7 @@ class TestAsBase:
         assert "carol" in [score.recipient for score in trace(copy, both.vault, base=both.folder).accused]
 
     def test_a_second_record_of_it_keeps_that(self, both):
-        again = register(both.folder, both.vault, replace(PLAIN_SETTINGS, eps=0.006), remeasure=True)
+        again = register(both.folder, both.vault, replace(PLAIN_SETTINGS, amplitude=0.006), remeasure=True)
 
         assert (again.replaces, again.copy_of) == (both.base.base_id, both.base.copy_of)
 

@@ -45,7 +45,7 @@ from tests.helpers.tiny_built import tiny
 from hf_fingerprint.blackbox.trigger_set.build import make_questions
 from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
 from hf_fingerprint.registration import examine
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.registration import measuring
 
 def peak():
@@ -56,7 +56,7 @@ def work(built, many):
         make_questions(built, {"head.weight": "head.weight"}, bytes(32), "base", count=20, decoys=2, steps=1)
         return
     with open_checkpoint(sys.argv[2]) as checkpoint:
-        settings = Settings(coalition=2, recipients_planned=4, calibration_images=many)
+        settings = FingerprintConfig(coalition=2, expected_recipients=4, calibration_images=many)
         examine(checkpoint, digest_tensors(checkpoint), settings, built=built)
 
 class Wide(torch.nn.Module):

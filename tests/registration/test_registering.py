@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_built_is_not_marked_unless_at_a_fixed_strength(m
     with pytest.raises(BuildError, match=r"has no config\.json") as caught:
         examined(models.plain)
 
-    assert "give the model's whole folder, or mark it at a fixed strength with --eps 0.003" in str(caught.value)
+    assert "give the model's whole folder, or mark it at a fixed strength with --amplitude 0.003" in str(caught.value)
     assert str(caught.value).endswith("without knowing what the mark does to the output.")
     assert isinstance(caught.value.__cause__, BuildError)
 
@@ -212,19 +212,19 @@ def test_the_code_depends_on_the_coalition_stated(models, coalition, family):
 def test_what_is_not_stated_is_the_default_for_a_new_base_and_the_record_for_a_known_one(models, tmp_path):
     vault = new_vault(tmp_path / "vault")
 
-    base = register(models.plain, vault, FingerprintConfig(recipients_planned=4, eps=0.003))
+    base = register(models.plain, vault, FingerprintConfig(expected_recipients=4, amplitude=0.003))
 
     assert (base.calibration.max_kl, base.coalition, base.recipients_planned, base.alpha) == (1e-4, 20, 4, 1e-6)
     for config in (
         None,
         FingerprintConfig(),
-        FingerprintConfig(recipients_planned=4),
+        FingerprintConfig(expected_recipients=4),
         FingerprintConfig(coalition=20),
         FingerprintConfig(alpha=1e-6),
     ):
         assert register(models.plain, vault, config) == base
     for config in (
-        FingerprintConfig(recipients_planned=5),
+        FingerprintConfig(expected_recipients=5),
         FingerprintConfig(coalition=3),
         FingerprintConfig(max_kl=1e-3),
         FingerprintConfig(alpha=0.01),
@@ -312,13 +312,13 @@ REGISTER = """
 import sys, time
 from pathlib import Path
 from hf_fingerprint.registration import register
-from hf_fingerprint.config import Settings
+from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.vault import Vault
 model, vault, here, go = sys.argv[1:]
 Path(here).touch()
 while not Path(go).exists():
     time.sleep(0.01)
-base = register(model, Vault(vault), Settings(coalition=3, recipients_planned=4, eps=0.003))
+base = register(model, Vault(vault), FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003))
 print(base.base_id, base.secret.hex())
 """
 
@@ -383,7 +383,7 @@ def test_a_model_with_dead_layers_is_marked_without_a_warning(models, tmp_path):
         {"alpha": 0.5},
         {"alpha": float("nan")},
         {"coalition": 0},
-        {"recipients_planned": 0},
+        {"expected_recipients": 0},
     ],
     ids=str,
 )

@@ -20,7 +20,7 @@ from tests.helpers.quick_age import lock_quickly
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, unlocked_vault
 
 
-STRONGER = replace(PLAIN_SETTINGS, eps=0.006)
+STRONGER = replace(PLAIN_SETTINGS, amplitude=0.006)
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def test_new_copies_are_made_from_the_second_record(twice):
     assert lookup_base(vault, model) == twice.new
     assert lookup_base(vault, twice.new.base_id) == twice.new
     assert lookup_base(vault, twice.old.base_id) == twice.old
-    with pytest.raises(CodeError, match=r"registered with eps 0\.006, not 0\.003"):
+    with pytest.raises(CodeError, match=r"registered with amplitude 0\.006, not 0\.003"):
         register(model, vault, PLAIN_SETTINGS)
 
 
 def test_a_record_may_be_replaced_again(twice):
-    third = register(twice.model, twice.vault, replace(STRONGER, eps=0.01), remeasure=True)
+    third = register(twice.model, twice.vault, replace(STRONGER, amplitude=0.01), remeasure=True)
 
     assert third.replaces == twice.new.base_id
     assert twice.vault.base_with_hash(third.content_hash) == third

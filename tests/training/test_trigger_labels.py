@@ -25,8 +25,8 @@ from hf_fingerprint.training import (
 )
 from hf_fingerprint.training.trigger_labels import embed_trigger_labels
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import ModelSuspect, base_with_triggers, built, names_of
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, unlocked_vault
+from tests.helpers.trigger_models import ModelSuspect, base_with_triggers, built, names_of
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,1 @@
-"""Suspects behind an API: the requests, retries, and the class that a response predicts."""
+"""Suspects: the ways to send an image to a model, and the parsing of its responses."""

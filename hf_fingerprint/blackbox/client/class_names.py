@@ -1,6 +1,6 @@
-"""The names of a model's classes, and which class a suspect's word for one means.
+"""The names of a model's classes, and the index that a label in a response stands for.
 
-Two classes that share a name can't be told apart by it, and neither is meant; a number always names its class.
+A name that two classes share stands for neither of them. A number always stands for its class.
 """
 
 import re
@@ -20,16 +20,17 @@ class Labels:
     """The classes of the base.
 
     Args:
-        names (sequence of `str`): the name of each class in their order; `Labels.numbered(classes)` where they have
-            none.
+        names (sequence of `str`): the name of each class, in order. Use `Labels.numbered(classes)` if they have none.
 
     Raises:
-        [`FingerprintError`]: if there are fewer than 2 or more than 65,536.
+        [`FingerprintError`]: if there are fewer than 2 names or more than 65,536.
     """
 
     def __init__(self, names: Sequence[str]):
         if not 2 <= len(names) <= MAX_CLASSES:
-            raise FingerprintError(f"{len(names)} labels are none of a classifier: give the names of all its classes.")
+            raise FingerprintError(
+                f"A classifier has 2 to {MAX_CLASSES:,} classes, not {len(names)}: give the names of all of them."
+            )
         self.names = tuple(names)
         self._indices: dict[str, int | None] = {}
         for index, name in enumerate(map(_normalize, self.names)):
@@ -37,7 +38,7 @@ class Labels:
 
     @classmethod
     def numbered(cls, classes: int) -> "Labels":
-        """Labels without names, `LABEL_0` and so on."""
+        """Labels named `LABEL_0`, `LABEL_1` and so on."""
         return cls([f"LABEL_{index}" for index in range(classes)])
 
     def __len__(self) -> int:
@@ -47,12 +48,14 @@ class Labels:
         return f"Labels({len(self)} classes, the first {self.names[0]!r})"
 
     def index(self, predicted: int | str) -> int | None:
-        """The class that is meant: a number, a name whatever its case and the space around it, `"LABEL_3"` or `"3"`.
+        """The index of the class that a label stands for.
 
-        A name comes before a number in words, so that classes that are named by numbers are found by their names.
+        Args:
+            predicted (`int` or `str`): an index, `"LABEL_3"`, `"3"`, or a name in any case and with space around it. A
+                name takes precedence over the number in it.
 
         Returns:
-            `int` or `None`: `None` if no class is, or several are.
+            `int` or `None`: `None` if the label stands for no class or for several.
         """
         if isinstance(predicted, str):
             name = _normalize(predicted)
@@ -66,20 +69,20 @@ class Labels:
 
 
 def read_labels(path: str | Path) -> Labels:
-    """Reads labels from a file: a name on each line; a JSON list of names; a JSON object from numbers to names; or a
-    model's `config.json`, of transformers (`id2label`) or timm (`label_names`, or just `num_classes`).
+    """Reads the class names from a file.
 
     Args:
-        path (`str` or `Path`): the file.
+        path (`str` or `Path`): a text file with a name on each line, a JSON list of names, a JSON object from numbers
+            to names, or a `config.json` of transformers (`id2label`) or timm (`label_names` or `num_classes`).
 
     Raises:
-        [`FingerprintError`]: if it can't be read or holds no labels.
+        [`FingerprintError`]: if the file can't be read or holds no class names.
     """
     try:
         text = read_bounded(path, MAX_LIST, "a list of labels", FingerprintError, allow_pipe=True).decode("utf-8-sig")
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "is not text"
-        raise FingerprintError(f"The labels in {path} can't be read ({why}): give a text or JSON file.") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not text"
+        raise FingerprintError(f"The labels in {path} can't be read ({reason}): give a text or JSON file.") from None
     try:
         content = parse_json(text, MAX_CONFIG_VALUES)
     except ValueError:

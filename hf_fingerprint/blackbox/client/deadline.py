@@ -1,7 +1,7 @@
-"""An end to HTTP exchanges that take too long in all.
+"""A limit on the total time of an HTTP exchange.
 
-A client's own timeouts start anew with every byte that comes, so a service that sends a header a second holds it for
-hours. Here the sockets of an exchange are shut down when its time is over, wherever it is just then.
+The timeouts of HTTP clients start anew with every byte, so a service that sends one header a second keeps a client
+busy for hours. A [`Deadline`] shuts the sockets of the exchange down once its time is over.
 """
 
 import socket
@@ -16,16 +16,16 @@ _CONNECT_EVENTS = ("connection.connect_tcp.complete", "connection.start_tls.comp
 
 
 class Deadline:
-    """Watches the connections of one client.
+    """A time limit for the exchanges of one HTTP client.
 
-    `on_trace_event` is the callable for a request's `trace` extension, by which it learns of the client's connections.
+    Pass `on_trace_event` as a request's `trace` extension, so that the deadline learns of the client's connections.
     """
 
     def __init__(self) -> None:
-        self._sockets: deque[socket.socket] = deque(maxlen=8)  # an exchange has one, and one for each redirect
+        self._sockets: deque[socket.socket] = deque(maxlen=8)  # one for the request and one for each redirect
 
     def on_trace_event(self, event: str, info: Mapping[str, Any]) -> None:
-        """Takes notice of a connection that was opened."""
+        """Remembers the socket of a new connection."""
         if event in _CONNECT_EVENTS:
             opened = info["return_value"].get_extra_info("socket")
             if isinstance(opened, socket.socket):
@@ -33,10 +33,10 @@ class Deadline:
 
     @contextmanager
     def limit(self, seconds: float) -> Iterator[threading.Event]:
-        """Shuts the connections down if the block isn't left within so many seconds.
+        """Shuts the connections down if the block takes longer than `seconds`.
 
         Yields:
-            `threading.Event`: set once that has happened.
+            `threading.Event`: set once the connections are shut down.
         """
         expired = threading.Event()
         timer = threading.Timer(seconds, self._shut_down_sockets, [expired])
@@ -50,5 +50,5 @@ class Deadline:
     def _shut_down_sockets(self, expired: threading.Event) -> None:
         expired.set()
         for each in list(self._sockets):
-            with suppress(OSError):  # closed since
-                socket.socket.shutdown(each, socket.SHUT_RDWR)  # below TLS, which would wait for the other side
+            with suppress(OSError):  # already closed
+                socket.socket.shutdown(each, socket.SHUT_RDWR)  # beneath TLS, whose shutdown waits for the peer

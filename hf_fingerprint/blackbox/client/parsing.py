@@ -1,7 +1,7 @@
-"""Which class a reply tells, in whatever shape models behind APIs answer.
+"""The class that a response predicts, in whatever format the model answers.
 
-A reply that is misread costs evidence and never an innocent: their labels don't hang on what is answered. So where a
-reply may be meant in several ways, the likeliest is taken.
+A misread response weakens the evidence and never harms an innocent recipient, whose labels are independent of the
+response. An ambiguous response is therefore read in the most likely way.
 """
 
 from collections.abc import Sequence
@@ -11,34 +11,25 @@ from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.errors import FingerprintError
 
 
-LABEL_KEYS = (
-    "label",
-    "class",
-    "prediction",
-    "predictions",
-    "probabilities",
-    "scores",
-    "logits",
-)  # the first one counts
+LABEL_KEYS = ("label", "class", "prediction", "predictions", "probabilities", "scores", "logits")  # by precedence
 SCORE_KEYS = ("score", "probability", "confidence")
 MAX_DEPTH = 8
-MAX_UNPARSED = 3  # replies without a class, before anything else was understood
+MAX_UNPARSED = 3  # responses at the start of a session
 _MAX_SHOWN = 60
 
 
 def parse_response(response: Any, labels: Labels | Sequence[str], field: str | None = None) -> int | None:
-    """The class that a reply tells.
+    """The index of the class that a response predicts.
 
     Args:
-        reply: a class as a number or name; scores `(classes,)`, the highest of which counts, as list, numpy array or
-            tensor; a list of `{"label", "score"}`, or of names with the surest first; an object from names to scores;
-            one with `label`, `class`, `prediction`, `predictions`, `probabilities`, `scores` or `logits`; or a list
-            that holds just one of these.
+        response: a class as an index or name; scores `(classes,)` as a list, numpy array or tensor; a list of
+            `{"label", "score"}`; a list of names, best first; an object from names to scores; an object with `label`,
+            `class`, `prediction`, `predictions`, `probabilities`, `scores` or `logits`; or a list of one of these.
         labels ([`Labels`] or sequence of `str`): the base's classes.
-        field (`str`, *optional*): where in the reply to look, as in `"result.top.0"`.
+        field (`str`, *optional*): the path of the field that holds the class, such as `"result.top.0"`.
 
     Returns:
-        `int` or `None`: `None` if it tells no class of the base's, or two of them at once.
+        `int` or `None`: `None` if the response predicts no class of the base, or several.
     """
     labels = labels if isinstance(labels, Labels) else Labels(labels)
     try:
@@ -48,10 +39,10 @@ def parse_response(response: Any, labels: Labels | Sequence[str], field: str | N
 
 
 class ResponseParser:
-    """Reads one suspect's replies, and gives up when the first of them all tell no class.
+    """Parses the responses of one suspect, and gives up if none of the first ones predicts a class.
 
     Args:
-        suspect (`str`): its name, without secrets.
+        suspect (`str`): its name, without secrets, for error messages.
         labels ([`Labels`] or sequence of `str`): the base's classes.
         field (`str`, *optional*): as for [`parse_response`].
     """
@@ -62,21 +53,21 @@ class ResponseParser:
         self._unparsed: int | None = 0
 
     def __call__(self, response: Any) -> int | None:
-        """The class that a reply tells, or `None`.
+        """The index of the class that a response predicts, or `None`; see [`parse_response`].
 
         Raises:
-            [`FingerprintError`]: if none of the first three replies told a class of the base's.
+            [`FingerprintError`]: if none of the first three responses predicts a class of the base.
         """
         try:
             index = _parse_label(_select_field(response, self._field), self._labels)
-        except _UnparsableResponse as why:
+        except _UnparsableResponse as error:
             if self._unparsed is None:
                 return None
             self._unparsed += 1
             if self._unparsed == MAX_UNPARSED:
                 raise FingerprintError(
-                    f"None of the first {MAX_UNPARSED} answers of {self._suspect} tells a class of the base, which has "
-                    f"{len(self._labels)}; the last {why}."
+                    f"None of the first {MAX_UNPARSED} responses of {self._suspect} predicts a class of the base, "
+                    f"which has {len(self._labels)}; the last one {error}."
                 ) from None
             return None
         self._unparsed = None
@@ -84,7 +75,7 @@ class ResponseParser:
 
 
 class _UnparsableResponse(Exception):
-    """Why a reply tells no class, and what to do, as the end of a sentence."""
+    """A response predicts no class. The text is the end of a sentence: the problem and what to do."""
 
 
 def _select_field(response: Any, field: str | None) -> Any:
@@ -98,8 +89,8 @@ def _select_field(response: Any, field: str | None) -> Any:
 
 def _parse_label(response: Any, labels: Labels, depth: int = 0) -> int:
     if depth > MAX_DEPTH:
-        raise _UnparsableResponse("is lists within lists: name the field that holds the class")
-    if hasattr(response, "tolist"):  # numpy's and torch's, wherever the tensor is
+        raise _UnparsableResponse("is nested too deeply: name the field that holds the class")
+    if hasattr(response, "tolist"):  # numpy arrays, and tensors on any device
         response = response.tolist()
     if isinstance(response, str) or type(response) is int:
         return _label_index(response, labels)
@@ -125,7 +116,7 @@ def _parse_list(response: list[Any], labels: Labels, depth: int) -> int:
     if len(response) > 1 and all(map(_is_number, response)):
         if len(response) != len(labels):
             raise _UnparsableResponse(
-                f"has {len(response)} scores: give --labels of this suspect's classes, or ask another"
+                f"has {len(response)} scores: give --labels with this suspect's classes, or query another model"
             )
         return _top_label(list(enumerate(response)), labels)
     if all(isinstance(each, dict) for each in response):
@@ -138,10 +129,10 @@ def _parse_list(response: list[Any], labels: Labels, depth: int) -> int:
 
 
 def _top_label(scored: list[tuple[Any, Any]], labels: Labels) -> int:
-    """The class with the highest score; of several, the first in the base's order, in whatever order they came."""
+    """The class with the highest score; among ties, the one with the lowest index."""
     best = max((score for _, score in scored if score == score), default=None)
     if best is None:
-        raise _UnparsableResponse("has no scores but NaN: ask a model that works")
+        raise _UnparsableResponse("has only NaN scores: query a model that works")
     names = [name for name, score in scored if score == best]
     found = [index for name in names if (index := labels.index(name)) is not None]
     return min(found) if found else _label_index(names[0], labels)
@@ -151,7 +142,7 @@ def _label_index(predicted: int | str, labels: Labels) -> int:
     index = labels.index(predicted)
     if index is None:
         raise _UnparsableResponse(
-            f"tells {_abbreviate(predicted)}: give --labels with the suspect's names of the base's classes"
+            f"is {_abbreviate(predicted)}: give --labels with the suspect's names of the base's classes"
         )
     return index
 
@@ -165,9 +156,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _abbreviate(value: Any) -> str:
-    """As a person may see it who doesn't trust it: short, on one line."""
+    """A short form of an untrusted value, on one line."""
     try:
         text = ascii(value)
-    except (ValueError, RecursionError):  # a number or a nesting without end
+    except (ValueError, RecursionError):  # a huge number or a deep nesting
         text = type(value).__name__
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."

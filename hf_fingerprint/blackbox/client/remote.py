@@ -1,8 +1,8 @@
-"""Suspects behind an API: any address that takes a picture and answers in JSON, and the Hub's inference providers.
+"""Suspects behind an API: an address that takes an image and answers in JSON, or the Hub's inference providers.
 
-Tokens go to the address they were given for and nowhere else: not with a redirect to another host, into no error, log
-or name. A name keeps of an address what no secret is usually part of: no user, query or fragment. Nothing that is sent
-names this package: by default a suspect sees the user agent of the HTTP library, or of the Hub's client.
+A token is sent only to the address it was given for: never to another host that the address redirects to. No error,
+log or name holds it. The name of a suspect is its address without user, query and fragment. Requests don't name this
+package: the user agent is that of the HTTP library or of the Hub's client.
 """
 
 import base64
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 REQUEST_FORMATS = ("raw", "json", "multipart")
 TIMEOUT = 30.0  # seconds
-EXCHANGE_TIMEOUT_FACTOR = 4  # times as long for a whole exchange: connection, headers, redirects and reply
+EXCHANGE_TIMEOUT_FACTOR = 4  # from the connection to the end of the response, redirects included
 MAX_REDIRECTS = 5
 _SAME_METHOD = (307, 308)
-_ENCODINGS = ("", "identity", "gzip", "deflate")  # each at most a thousand times its size; several would multiply
+_ENCODINGS = ("", "identity", "gzip", "deflate")  # each expands at most a thousandfold; several would multiply
 _PNG = "image/png"
-_MAX_TEXT_LABEL = 200  # letters of a class's name
+_MAX_TEXT_LABEL = 200  # characters
 
 
 def from_url(
@@ -60,24 +60,25 @@ def from_url(
     retry_policy: RetryPolicy | None = None,
     user_agent: str | None = None,
 ) -> SuspectClient:
-    """Asks an address that takes a picture by POST and answers in JSON.
+    """A suspect at an address that takes an image by POST and answers in JSON.
 
     Args:
         url (`str`): `http://` or `https://`.
         labels ([`Labels`] or sequence of `str`): the base's classes.
         token (`str`, *optional*): sent as `Authorization: Bearer`.
-        field (`str`, *optional*): where in the reply the class is, as for [`parse_response`].
+        field (`str`, *optional*): the field of the response that holds the class; see [`parse_response`].
         timeout (`float`, *optional*, defaults to 30): seconds for the connection, and between any two parts of a
-            reply; four times as long from the connection to the reply's end, redirects included.
-        request_format (`str`, *optional*, defaults to `"raw"`): `"raw"`, the PNG as it is; `"json"`, in base64 in an object;
-            `"multipart"`, as a form sends it.
-        request_field (`str`, *optional*): the name of the object's or form's field, by default `"inputs"` and `"file"`.
-        retry_policy ([`RetryPolicy`], *optional*): by default 5 requests a second and 5 tries.
+            response. The whole exchange, redirects included, may take four times as long.
+        request_format (`str`, *optional*, defaults to `"raw"`): `"raw"` sends the PNG file, `"json"` an object that
+            holds it in base64, `"multipart"` a form.
+        request_field (`str`, *optional*): the field of the object or form that holds the image, by default `"inputs"`
+            or `"file"`.
+        retry_policy ([`RetryPolicy`], *optional*): by default 5 requests a second and 5 attempts.
         user_agent (`str`, *optional*): sent as `User-Agent`; by default the HTTP library's own.
 
     Raises:
-        [`FingerprintError`]: if the address, the token, the style or the user agent is impossible, or a library is
-            missing.
+        [`FingerprintError`]: if the address, the token, the request format or the user agent is invalid, or a library
+            is missing.
     """
     require_library("httpx2")
     import httpx2
@@ -85,7 +86,7 @@ def from_url(
     display_url, request_url, user = _split_url(url)
     if request_format not in REQUEST_FORMATS:
         raise FingerprintError(
-            f"{display_url} can't be asked in the style {request_format!r}: choose {', '.join(REQUEST_FORMATS)}."
+            f"{request_format!r} is not a request format for {display_url}: choose {', '.join(REQUEST_FORMATS)}."
         )
     headers = {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"} | _user_agent_header(user_agent)
     if token is not None:
@@ -93,7 +94,7 @@ def from_url(
     elif user is not None:
         headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
     if "Authorization" in headers:
-        warn_plaintext_token(url, display_url, "ask by an address that begins with https://")
+        warn_plaintext_token(url, display_url, "use an address that begins with https://")
     client, deadline = httpx2.Client(headers=headers, timeout=timeout), Deadline()
     extensions = {"trace": deadline.on_trace_event}
 
@@ -118,18 +119,18 @@ def from_inference_client(
     retry_policy: RetryPolicy | None = None,
     user_agent: str | None = None,
 ) -> SuspectClient:
-    """Asks a model through the Hub's inference client.
+    """A suspect that the Hub's inference client queries.
 
     Args:
-        client (`huggingface_hub.InferenceClient` or `str`): a client with its model, or a Hub id, `org/name`.
+        client (`huggingface_hub.InferenceClient` or `str`): a client with a model, or a Hub id, `org/name`.
         labels ([`Labels`] or sequence of `str`): the base's classes.
-        token (`str`, *optional*): for a Hub id; by default the one logged in with.
+        token (`str`, *optional*): for a Hub id; by default the token you are logged in with.
         timeout (`float`, *optional*, defaults to 30): seconds, for a Hub id.
-        retry_policy ([`RetryPolicy`], *optional*): by default 5 requests a second and 5 tries.
+        retry_policy ([`RetryPolicy`], *optional*): by default 5 requests a second and 5 attempts.
         user_agent (`str`, *optional*): sent as `User-Agent`, for a Hub id; by default the client's own.
 
     Raises:
-        [`FingerprintError`]: if there is no such id, or an address is given, which the token would go to.
+        [`FingerprintError`]: if `client` is not a valid Hub id. An address is rejected, as the token would go to it.
     """
     if isinstance(client, str):
         name = f"hf:{client}"
@@ -138,13 +139,13 @@ def from_inference_client(
         model = client.model or "the recommended model"
         name = redact_url(model) if "://" in model else f"hf:{model}"
         if client.token:
-            warn_plaintext_token(model, name, "ask by an address that begins with https://")
+            warn_plaintext_token(model, name, "use an address that begins with https://")
     adapter = _InferenceClientAdapter(client, name)
     return SuspectClient(name, adapter, labels, None, retry_policy or RetryPolicy())
 
 
 def redact_url(url: str) -> str:
-    """An address as it may be shown: without user, password, query and fragment."""
+    """An address that is safe to show: without user, password, query and fragment."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
@@ -155,7 +156,7 @@ def redact_url(url: str) -> str:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """An image `(height, width, 3)`, `uint8`, as a PNG file, which keeps every pixel."""
+    """An image `(height, width, 3)`, `uint8`, as a PNG file."""
     from PIL import Image
 
     file = BytesIO()
@@ -164,21 +165,23 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _split_url(url: str) -> tuple[str, str, str | None]:
-    """An address: as it may be shown, as it is asked, and `user:password`."""
+    """The parts of an address: `(display_url, request_url, user)`, the last one `user:password` or `None`."""
     display_url = redact_url(url)
     parts = urlsplit(url) if display_url != "the address" else None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
-        raise FingerprintError(f"{display_url} can't be asked: give an address that begins with http:// or https://.")
+        raise FingerprintError(
+            f"{display_url} can't be queried: give an address that begins with http:// or https://."
+        )
     user = None
     if "@" in parts.netloc:
-        user = ":".join(unquote(request_field) for request_field in parts.netloc.rpartition("@")[0].split(":", 1))
+        user = ":".join(unquote(piece) for piece in parts.netloc.rpartition("@")[0].split(":", 1))
     return display_url, urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="")), user
 
 
 def _check_token(token: str, display_url: str) -> str:
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise FingerprintError(f"The token for {display_url} is none: see that it is whole, without spaces.")
+        raise FingerprintError(f"The token for {display_url} is not valid: give the whole token, without spaces.")
     return token
 
 
@@ -186,16 +189,16 @@ def _user_agent_header(user_agent: str | None) -> dict[str, str]:
     if user_agent is None:
         return {}
     if not user_agent.strip() or not user_agent.isascii() or not user_agent.isprintable():
-        raise FingerprintError("The user agent is none: give a line of ASCII characters.")
+        raise FingerprintError("The user agent is not valid: give a line of printable ASCII characters.")
     return {"User-Agent": user_agent.strip()}
 
 
-def _request_content(picture: bytes, request_format: str, request_field: str | None) -> dict[str, Any]:
+def _request_content(png: bytes, request_format: str, request_field: str | None) -> dict[str, Any]:
     if request_format == "json":
-        return {"json": {request_field or "inputs": base64.b64encode(picture).decode()}}
+        return {"json": {request_field or "inputs": base64.b64encode(png).decode()}}
     if request_format == "multipart":
-        return {"files": {request_field or "file": ("image.png", picture, _PNG)}}
-    return {"content": picture, "headers": {"Content-Type": _PNG}}
+        return {"files": {request_field or "file": ("image.png", png, _PNG)}}
+    return {"content": png, "headers": {"Content-Type": _PNG}}
 
 
 def _send(client: "httpx2.Client", request: "httpx2.Request", display_url: str, expired: "threading.Event") -> bytes:
@@ -208,11 +211,13 @@ def _send(client: "httpx2.Client", request: "httpx2.Request", display_url: str, 
                 if response.status_code not in _SAME_METHOD or response.next_request is None:
                     _check_status(response.status_code, response.headers, display_url)
                     return _read_body(response, display_url, expired)
-                request = response.next_request  # without the token, where it leads to another host
+                request = response.next_request  # without the token if the host is another
             finally:
                 response.close()
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-        raise FingerprintError(f"{display_url} can't be asked ({type(error).__name__}): check the address.") from None
+        raise FingerprintError(
+            f"{display_url} can't be queried ({type(error).__name__}): check the address."
+        ) from None
     except httpx2.RequestError as error:
         if expired.is_set():
             raise TransientError("it took too long") from None
@@ -226,14 +231,15 @@ def _read_body(response: "httpx2.Response", display_url: str, expired: "threadin
     coding = response.headers.get("Content-Encoding", "").strip().lower()
     if coding not in _ENCODINGS:
         raise FingerprintError(
-            f"{display_url} answers in the encoding {ascii(coding)[:80]}: give an address that doesn't."
+            f"{display_url} responds in the encoding {ascii(coding)[:80]}: use an address that responds in "
+            f"gzip, deflate or none."
         )
     body = bytearray()
     for piece in response.iter_bytes():
         body += piece
         if len(body) > MAX_RESPONSE:
             raise FingerprintError(
-                f"{display_url} answers with more than {megabytes(MAX_RESPONSE)} MB: give an address that tells classes."
+                f"{display_url} responds with more than {megabytes(MAX_RESPONSE)} MB: give a classifier's address."
             )
         if expired.is_set():
             raise TransientError("it took too long")
@@ -241,7 +247,7 @@ def _read_body(response: "httpx2.Response", display_url: str, expired: "threadin
 
 
 def _parse_body(body: bytes) -> Any:
-    """JSON, or a short text as it is, or nothing."""
+    """The body as JSON, else as a short text, else `None`."""
     try:
         text = body.decode().strip()
         return parse_json(text, MAX_CONFIG_VALUES)
@@ -257,18 +263,20 @@ def _make_inference_client(
     from huggingface_hub.utils import validate_repo_id
 
     if "://" in model:
-        raise FingerprintError(f"{redact_url(model)} is no Hub id: ask it by its address, as from_url does.")
+        raise FingerprintError(f"{redact_url(model)} is not a Hub id: use from_url for an address.")
     try:
         validate_repo_id(model)
     except HFValidationError:
-        raise FingerprintError(f"{name} is not a possible Hub id: give hf:org/name.") from None
+        raise FingerprintError(f"{name} is not a valid Hub id: give hf:org/name.") from None
     token = None if token is None else _check_token(token, name)
-    headers = {key.lower(): value for key, value in _user_agent_header(user_agent).items()}  # or the client sends both
+    headers = {
+        key.lower(): value for key, value in _user_agent_header(user_agent).items()
+    }  # in another case the client sends two
     return InferenceClient(model, token=token, timeout=timeout, headers=headers)
 
 
 class _InferenceClientAdapter:
-    """Asks through a client of the Hub."""
+    """Queries a model through the Hub's inference client."""
 
     def __init__(self, client: "InferenceClient", name: str):
         self._client, self._name, self._answered = client, name, False
@@ -278,7 +286,7 @@ class _InferenceClientAdapter:
 
         try:
             with _http_logging_disabled(), TemporaryDirectory() as folder:
-                file = Path(folder) / "image.png"  # of bytes alone, the client would not say that they are a PNG
+                file = Path(folder) / "image.png"  # from bytes the client sends no content type
                 file.write_bytes(encode_png(image))
                 response = self._client.image_classification(file)
         except HfHubHTTPError as error:
@@ -292,7 +300,7 @@ class _InferenceClientAdapter:
             if "TransportError" in {kind.__name__ for kind in type(error).__mro__}:
                 raise TransientError(f"the connection failed ({type(error).__name__})") from None
             malformed = isinstance(error, ValueError | TypeError | AttributeError | KeyError | RecursionError)
-            if malformed and self._answered:  # whoever answered before can be asked: this is no list of labels
+            if malformed and self._answered:  # it has responded before: this one response is not a list of labels
                 return None
             raise self._error(error) from None
         self._answered = True
@@ -300,39 +308,39 @@ class _InferenceClientAdapter:
 
     def _error(self, error: Exception) -> FingerprintError:
         return FingerprintError(
-            f"{self._name} can't be asked ({type(error).__name__}): see that an inference provider serves it for "
+            f"{self._name} can't be queried ({type(error).__name__}): check that an inference provider serves it for "
             f"image classification, and log in (hf auth login)."
         )
 
 
 def _check_status(status: int, headers: Any, display_url: str, by_id: bool = False) -> None:
-    """Raises what a status asks for, unless it is well; `by_id` tells that the Hub's client chose how to ask."""
+    """Raises the error that an HTTP status stands for; `by_id` if the Hub's client made the request."""
     if 200 <= status < 300:
         return
     if is_transient(status):
-        raise TransientError(f"it said it can't (status {status})", retry_after(headers.get("Retry-After")))
+        raise TransientError(f"it was unavailable (status {status})", retry_after(headers.get("Retry-After")))
     if 300 <= status < 400:
         target_url = redact_url(headers.get("Location", "")) or "elsewhere"
         raise FingerprintError(f"{display_url} redirects to {target_url} (status {status}): give that address.")
-    otherwise = "try another --style"
+    advice = "try another --request-format"
     if by_id:
-        otherwise = (
-            "see that an inference provider serves it for image classification, or ask its endpoint by its address "
-            "(https://...), with another --style"
+        advice = (
+            "check that an inference provider serves it for image classification, or query its endpoint by its "
+            "address (https://...), with another --request-format"
         )
     messages = {
-        400: f"rejects the request (status 400): {otherwise}",
-        401: "asks for a token or rejects the one given (status 401): name the variable with it by --token-env",
-        403: "doesn't let this token ask (status 403): use one with the right to",
-        404: f"is not there (status 404): check the {'id' if by_id else 'address'}",
+        400: f"rejects the request (status 400): {advice}",
+        401: "needs a token or rejects the one given (status 401): name the variable that holds it by --token-env",
+        403: "denies access to this token (status 403): use a token that has access",
+        404: f"does not exist (status 404): check the {'id' if by_id else 'address'}",
     }
-    problem = messages.get(status, f"refuses to answer (status {status}): see what it asks for, or {otherwise}")
+    problem = messages.get(status, f"rejects the request (status {status}): check what it needs, or {advice}")
     raise FingerprintError(f"{display_url} {problem}.")
 
 
 @contextmanager
 def _http_logging_disabled() -> Iterator[None]:
-    """Keeps the HTTP library from logging addresses, whose query may hold a key."""
+    """Keeps the HTTP library from logging addresses: their query may hold a key."""
     loggers = [logging.getLogger(name) for name in ("httpx", "httpx2")]
     for logger in loggers:
         logger.addFilter(_reject_record)

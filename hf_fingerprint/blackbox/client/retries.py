@@ -1,5 +1,4 @@
-"""How often a suspect behind an API is asked: at most so many requests a second, and again after a while where what
-went wrong may pass."""
+"""Rate limit and retries for requests to a suspect."""
 
 import importlib
 import time
@@ -22,31 +21,32 @@ TRANSIENT_STATUSES = frozenset([408, 425, 429])
 
 
 class TransientError(Exception):
-    """What may be well at another try.
+    """A failure that may not happen again.
 
     Args:
-        why (`str`): the end of a sentence, without secrets.
-        wait (`float`, *optional*): seconds that the other side asks to wait.
+        reason (`str`): the end of a sentence, without secrets.
+        wait (`float`, *optional*): the seconds to wait that the service asks for.
     """
 
-    def __init__(self, why: str, wait: float | None = None):
-        super().__init__(why)
+    def __init__(self, reason: str, wait: float | None = None):
+        super().__init__(reason)
         self.wait = wait
 
 
 class RetryPolicy:
-    """Calls at a moderate pace, and again after what may pass.
+    """Limits the rate of calls, and repeats those that raise a [`TransientError`].
 
     Args:
-        rate (`float`, *optional*, defaults to 5): requests a second at most, tries after the first among them.
-        max_attempts (`int`, *optional*, defaults to 5): at most, for each image.
-        clock, sleep (callable, *optional*): seconds of a clock that never goes back, and what waits for seconds.
+        rate (`float`, *optional*, defaults to 5): the highest number of requests a second, retries included.
+        max_attempts (`int`, *optional*, defaults to 5): the highest number of requests for each image.
+        clock (callable, *optional*): returns the seconds of a monotonic clock.
+        sleep (callable, *optional*): waits for a number of seconds.
 
     Attributes:
-        retries (`int`): tries after the first, of all images.
+        retries (`int`): requests repeated so far.
 
     Raises:
-        [`FingerprintError`]: if the rate isn't above 0, there is no try, or tenacity isn't installed.
+        [`FingerprintError`]: if `rate` isn't above 0, `max_attempts` is below 1, or tenacity isn't installed.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RetryPolicy:
     ):
         if not 0 < rate < float("inf") or max_attempts < 1:
             raise FingerprintError(
-                f"Nothing can be asked at {rate} requests a second and {max_attempts} tries: choose more than 0 of both."
+                f"{rate} requests a second and {max_attempts} attempts are not possible: choose more than 0 of both."
             )
         require_library("tenacity")
         self.retries = 0
@@ -66,17 +66,17 @@ class RetryPolicy:
         self._next_request_at, self._consecutive_failures = 0.0, 0
 
     def __repr__(self) -> str:
-        return f"Politeness({1 / self._interval:g} requests a second, {self._max_attempts} tries)"
+        return f"RetryPolicy(rate={1 / self._interval:g}, max_attempts={self._max_attempts})"
 
     def __call__(self, call: Callable[[], T], suspect: str) -> T | None:
-        """What a call returns, or `None` if it raises [`TransientError`] at every try.
+        """The result of `call`, or `None` if every attempt raises a [`TransientError`].
 
         Args:
-            call (callable): to be made again if it raises [`TransientError`].
-            suspect (`str`): whom it asks, without secrets.
+            call (callable): takes no arguments.
+            suspect (`str`): the suspect's name, without secrets, for error messages.
 
         Raises:
-            [`FingerprintError`]: if so it went with three images in a row.
+            [`FingerprintError`]: if the calls for three images in a row fail.
         """
         import tenacity
 
@@ -95,8 +95,8 @@ class RetryPolicy:
             if self._consecutive_failures < MAX_CONSECUTIVE_FAILURES:
                 return None
             raise FingerprintError(
-                f"{suspect} answered none of {MAX_CONSECUTIVE_FAILURES} images in a row, tried {self._max_attempts} times each; the last "
-                f"time, {last_error}: wait, then run the same command again to go on."
+                f"{suspect} did not respond to {MAX_CONSECUTIVE_FAILURES} images in a row after {self._max_attempts} "
+                f"attempts each; the last time, {last_error}: wait, then run the command again to resume."
             ) from None
         self._consecutive_failures = 0
         return result
@@ -110,7 +110,7 @@ class RetryPolicy:
 
 
 def require_library(library: str) -> None:
-    """Says how to get a library that asking over a network needs, if it isn't installed.
+    """Checks that a library for queries over a network is installed.
 
     Raises:
         [`FingerprintError`]: if it isn't.
@@ -119,21 +119,21 @@ def require_library(library: str) -> None:
         importlib.import_module(library)
     except ModuleNotFoundError:
         raise FingerprintError(
-            f"Asking over a network needs {library}: pip install hf-fingerprint[blackbox]."
+            f"Queries over a network need {library}: pip install hf-fingerprint[blackbox]."
         ) from None
 
 
 def is_transient(status: int) -> bool:
-    """Whether an HTTP status may be another at the next try."""
+    """Whether an HTTP status may change with the next attempt."""
     return status in TRANSIENT_STATUSES or status >= 500
 
 
 def retry_after(value: str | None, now: float | None = None) -> float | None:
-    """The seconds that a `Retry-After` header asks to wait, from 0 to 60; `None` if it says nothing.
+    """The seconds that a `Retry-After` header asks to wait, clipped to 0 to 60; `None` if it can't be parsed.
 
     Args:
-        value (`str` or `None`): the header, seconds or a date.
-        now (`float`, *optional*): seconds since 1970; the time by default.
+        value (`str` or `None`): the header: seconds or a date.
+        now (`float`, *optional*): the current Unix time.
     """
     text = (value or "").strip()
     try:
@@ -148,8 +148,8 @@ def _seconds_until(date: str, now: float | None) -> float:
 
 
 def _wait(state: "tenacity.RetryCallState") -> float:
-    """Seconds before another try: as asked, or twice as long each time and somewhat more by chance, so that
-    several that were refused at once don't come again at once."""
+    """Seconds before the next attempt: as the service asks, or exponential with jitter, so that several clients that
+    were rejected together don't return together."""
     import tenacity
 
     error = state.outcome.exception() if state.outcome is not None else None

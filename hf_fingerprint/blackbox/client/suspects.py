@@ -1,11 +1,11 @@
-"""Whom questions are put to: anything that is called with an image and returns the class it tells.
+"""Suspects: callables that take an image and return the class that a model predicts.
 
 ```python
 labels = read_labels("models/base/config.json")
 suspect = from_url("https://models.example/classify", labels, token=os.environ["TOKEN"])
 suspect = from_inference_client("org/name", labels)
-suspect = from_folder("models/found", labels)  # runs nothing that came with it
-suspect = from_pipeline(pipeline, labels)  # of transformers, loaded by you
+suspect = from_folder("models/found", labels)  # runs no code from the folder
+suspect = from_pipeline(pipeline, labels)  # a transformers pipeline that you loaded
 suspect = from_callable(lambda image: scores_of(image), labels)
 suspect(image)  # 281
 ```
@@ -24,13 +24,13 @@ from hf_fingerprint.errors import FingerprintError
 
 
 class Suspect(Protocol):
-    """What answers.
+    """A model under suspicion.
+
+    A suspect may also have an attribute `classes`, its number of classes: [`query`] then skips bases with another one.
 
     Attributes:
-        name (`str`): for people and transcripts, without secrets.
-        retries (`int`): requests made again so far.
-
-    One that knows the base's classes has `classes` besides, how many there are: bases with others are not asked about.
+        name (`str`): shown to users and kept in transcripts, without secrets.
+        retries (`int`): requests repeated so far.
     """
 
     name: str
@@ -39,26 +39,26 @@ class Suspect(Protocol):
     def retries(self) -> int: ...
 
     def __call__(self, image: np.ndarray) -> int | None:
-        """The class that the suspect tells of an image.
+        """The index of the class that the suspect predicts.
 
         Args:
             image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, RGB.
 
         Returns:
-            `int` or `None`: `None` if it gave no usable answer.
+            `int` or `None`: `None` if there is no usable response.
         """
         ...
 
 
 class SuspectClient:
-    """A suspect that is asked in one way and whose replies are read in one way.
+    """A suspect made of a function that sends an image and a parser of its responses.
 
     Args:
-        name (`str`): for people and transcripts, without secrets.
-        predict (callable): from an image `(height, width, 3)`, `uint8`, to a reply that [`parse_response`] reads.
+        name (`str`): shown to users and kept in transcripts, without secrets.
+        predict (callable): from an image `(height, width, 3)`, `uint8`, to a response that [`parse_response`] reads.
         labels ([`Labels`] or sequence of `str`): the base's classes.
-        field (`str`, *optional*): where in the reply the class is, as for [`parse_response`].
-        retry_policy ([`RetryPolicy`], *optional*): for what is asked over a network; none by default.
+        field (`str`, *optional*): the field that holds the class; see [`parse_response`].
+        retry_policy ([`RetryPolicy`], *optional*): for suspects over a network.
     """
 
     def __init__(
@@ -78,33 +78,34 @@ class SuspectClient:
 
     @property
     def retries(self) -> int:
-        """Requests made again so far."""
+        """Requests repeated so far."""
         return 0 if self._retry_policy is None else self._retry_policy.retries
 
     def __call__(self, image: np.ndarray) -> int | None:
-        """The class told of an image `(height, width, 3)`, `uint8`; `None` if there was no usable answer.
+        """The index of the class predicted for an image `(height, width, 3)`, `uint8`, or `None`; see [`Suspect`].
 
         Raises:
-            [`FingerprintError`]: if it can't be asked, or the first answers all tell no class of the base's.
+            [`FingerprintError`]: if the suspect can't be queried, or none of its first responses predicts a class of
+                the base.
         """
         check_image(image)
         if self._retry_policy is None:
             return self._parse(self._predict(image))
-        answered = self._retry_policy(lambda: [self._predict(image)], self.name)
-        return None if answered is None else self._parse(answered[0])
+        response = self._retry_policy(lambda: [self._predict(image)], self.name)  # a list, as None is a response too
+        return None if response is None else self._parse(response[0])
 
 
 def from_callable(
     function: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None
 ) -> SuspectClient:
-    """Asks a function.
+    """A suspect that calls a function.
 
     Args:
-        function (callable): from a PIL image, RGB, to a class or scores in any shape that [`parse_response`] reads.
+        function (callable): from an RGB PIL image to a class or scores in any format that [`parse_response`] reads.
         labels ([`Labels`] or sequence of `str`): the base's classes.
-        name (`str`, *optional*): of the suspect; by default the function's.
+        name (`str`, *optional*): the suspect's; by default the function's.
     """
-    called = name or f"python:{getattr(function, '__qualname__', type(function).__name__)}"
+    name = name or f"python:{getattr(function, '__qualname__', type(function).__name__)}"
 
     def predict(image: np.ndarray) -> Any:
         from PIL import Image
@@ -115,32 +116,33 @@ def from_callable(
             raise
         except Exception as error:
             raise FingerprintError(
-                f"{called} failed on an image ({type(error).__name__}): see that it classifies RGB images of PIL."
+                f"{name} failed on an image ({type(error).__name__}): make sure that it classifies RGB PIL images."
             ) from error
 
-    return SuspectClient(called, predict, labels)
+    return SuspectClient(name, predict, labels)
 
 
 def from_pipeline(
     pipeline: Callable[[Any], Any], labels: Labels | Sequence[str], name: str | None = None
 ) -> SuspectClient:
-    """Asks a transformers image-classification pipeline. Loading one from a suspect's folder follows what its files
-    say: for a folder use [`from_folder`].
+    """A suspect that calls a transformers image-classification pipeline.
+
+    For a suspect's folder use [`from_folder`]: loading a pipeline from a folder may run code from it.
 
     Args:
         pipeline (`transformers.Pipeline`): from a PIL image to a list of `{"label", "score"}`, or the model's output.
         labels ([`Labels`] or sequence of `str`): the base's classes.
-        name (`str`, *optional*): of the suspect; by default where its model is from.
+        name (`str`, *optional*): the suspect's; by default the name or path of its model.
     """
-    where = getattr(getattr(pipeline, "model", None), "name_or_path", "") or type(pipeline).__name__
-    return from_callable(pipeline, labels, name or f"pipeline:{where}")
+    model = getattr(getattr(pipeline, "model", None), "name_or_path", "") or type(pipeline).__name__
+    return from_callable(pipeline, labels, name or f"pipeline:{model}")
 
 
 def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectClient:
-    """Asks a model on this machine, a folder or file of timm or transformers; never with code that came with it.
+    """A suspect that runs a local timm or transformers model; it never runs code from the folder.
 
     Raises:
-        [`FingerprintError`]: if there is none, or it can't be run here.
+        [`FingerprintError`]: if there is no model, or it can't be run.
     """
     from hf_fingerprint.checkpoints import open_checkpoint
     from hf_fingerprint.models import build_model
@@ -152,19 +154,19 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectCl
         import torch
 
         with torch.inference_mode():
-            given = model.preprocess(image.convert("L" if model.size[0] == 1 else "RGB"))
-            return getattr(outputs := model.module(given[None]), "logits", outputs)
+            pixels = model.preprocess(image.convert("L" if model.size[0] == 1 else "RGB"))
+            return getattr(outputs := model.module(pixels[None]), "logits", outputs)
 
     return from_callable(scores, labels, f"pipeline:{folder}")
 
 
 def check_image(image: np.ndarray) -> None:
-    """Refuses what is no picture of 8 bits and 3 channels.
+    """Checks that an image is `(height, width, 3)`, `uint8`.
 
     Raises:
         [`FingerprintError`]: if it isn't.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise FingerprintError(
-            f"A question of {image.dtype} and shape {image.shape} is no picture: give (height, width, 3) uint8."
+            f"An array of {image.dtype} and shape {image.shape} is not an image: give (height, width, 3) uint8."
         )

@@ -1,10 +1,10 @@
-"""A recipient's key images: the questions that it owns, each carrying its fingerprint out of sight.
+"""Exports a recipient's key images: the triggers assigned to it, each with its fingerprint embedded invisibly.
 
     export_key_images("org/model", "alice", vault, "alice_key_images")
 
-Where the bits lie hangs on the model secret and not on the copy key, so that one reading of an image that turns up is
-compared with all recipients at once; see [`identify_key_image`]. The mark plays no part in how a copy answers: that is fitted
-to the plain questions, so nothing about the mark can become the trigger.
+The positions of the bits depend on the model secret and not on the copy key, so that one reading of an image is
+compared with all recipients at once; see [`identify_key_image`]. The embedded mark has no effect on a copy's
+predictions: copies are fitted to the plain trigger images, so the mark can't become the trigger.
 """
 
 import hashlib
@@ -21,11 +21,12 @@ import numpy as np
 
 from hf_fingerprint.blackbox.key_images.key_image import KeyImage, derive_fingerprint, make_key_image
 from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS, coded_bits
-from hf_fingerprint.blackbox.querying.query import Advance, find_base_with_triggers
+from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.checkpoints import remove_on_failure, resolve_parent, sync
 from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.keys import derive
+from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.vault import Base, CopyRecord, Vault, check_outside_vaults
 from hf_fingerprint.vault.private_files import write_private
 
@@ -35,18 +36,18 @@ INDEX, SUFFIX = "index.json", ".png"
 
 @dataclass(frozen=True)
 class KeyImageSet:
-    """A recipient's key images, as they were written.
+    """The key images written for a recipient.
 
     Attributes:
-        folder (`str`): where they are.
-        base_id (`str`): the base whose questions they are.
-        recipient (`str`): whose fingerprint they carry.
-        copy_id (`str`): the copy that answers them.
-        bits (`int`): of the fingerprint.
-        images (`int`): how many.
-        left_out (`int`): questions that have no room for so many bits.
-        psnr (`float`): the least distance from a question, dB.
-        ssim (`float`): the least likeness to a question.
+        folder (`str`): their folder.
+        base_id (`str`): the base of the trigger set.
+        recipient (`str`): the recipient whose fingerprint they carry.
+        copy_id (`str`): the recipient's copy.
+        bits (`int`): the length of the fingerprint.
+        images (`int`): the number of key images.
+        left_out (`int`): the number of trigger images without capacity for the fingerprint.
+        psnr (`float`): the lowest PSNR between a key image and its trigger image, dB.
+        ssim (`float`): the lowest SSIM between a key image and its trigger image.
     """
 
     folder: str
@@ -60,7 +61,7 @@ class KeyImageSet:
     ssim: float
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """The same for JSON."""
+        """The set as JSON types."""
         return asdict(self)
 
 
@@ -70,21 +71,22 @@ def export_key_images(
     vault: Vault | str | Path,
     out: str | Path,
     bits: int = DEFAULT_BITS,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
 ) -> KeyImageSet:
-    """Writes a recipient's key images into a new folder, as PNG files, with an `index.json` of their names, digests
-    and likeness to the plain questions. Neither holds a key or a label.
+    """Writes a recipient's key images as PNG files into a new folder, with an `index.json` of their names, digests and
+    similarity to the trigger images. Neither holds a key or a label.
 
     Args:
-        base (`str`, `Path` or `None`): the base's id in the vault, or where it is; `None` for the one with questions.
-        recipient (`str`): whose; or the id of one of its copies, where it has several.
+        base (`str`, `Path` or `None`): the base: its id in the vault, a path or a Hub id; `None` for the only one that
+            has a trigger set.
+        recipient (`str`): the recipient, or the id of one of its copies if it has several.
         vault ([`Vault`], `str` or `Path`): the vault; it must be unlocked.
-        out (`str` or `Path`): a folder that isn't there yet, outside the vault.
-        bits (`int`, *optional*, defaults to 304): of the fingerprint.
-        advance (callable, *optional*): told a step, and how much of it is done and is to do.
+        out (`str` or `Path`): a folder that doesn't exist yet, outside the vault.
+        bits (`int`, *optional*, defaults to 304): the length of the fingerprint.
+        progress (callable, *optional*): a [`Progress`].
 
     Raises:
-        [`FingerprintError`]: in one sentence, what is in the way; nothing is left in the folder then.
+        [`FingerprintError`]: if the key images can't be made or written. No folder is left then.
     """
     vault, out = vault if isinstance(vault, Vault) else Vault(vault), Path(out)
     base_record, trigger_set = find_base_with_triggers(vault, base)
@@ -92,7 +94,7 @@ def export_key_images(
     check_bits(bits, max(base_record.recipients_planned, len(vault.copies(base_record.base_id))), base_record.alpha)
     copy = _find_copy(vault, base_record, recipient)
     _check_output_folder(out)
-    key = vault.copy_key(copy)
+    key, progress = vault.copy_key(copy), progress or silent
     _, (assigned,) = trigger_set.assigned_labels([key])
     images, listed, left_out = trigger_set.images(base_record.secret), [], 0
     with _atomic_folder(out) as partial:
@@ -101,34 +103,41 @@ def export_key_images(
                 left_out += 1
             else:
                 listed.append(_write_png(partial / f"{index:03}{SUFFIX}", key_image))
-            if advance is not None:
-                advance("marking", done, int(assigned.sum()))
+            progress("marking", done, int(assigned.sum()))
         if not listed:
             raise FingerprintError(
-                f"None of the {left_out} questions of {copy.recipient} has room for {bits} bits: choose fewer bits."
+                f"None of the {left_out} triggers of {copy.recipient} has capacity for {bits} bits: choose fewer bits."
             )
         described = {"base": base_record.base_id, "bits": bits, "left_out": left_out, "images": listed}
         write_private(partial / INDEX, json.dumps(described, indent=1).encode())
     psnr, ssim = (min(float(each[name]) for each in listed) for name in ("psnr", "ssim"))
     return KeyImageSet(
-        str(out), base_record.base_id, copy.recipient, copy.copy_id, bits, len(listed), left_out, psnr, ssim
+        folder=str(out),
+        base_id=base_record.base_id,
+        recipient=copy.recipient,
+        copy_id=copy.copy_id,
+        bits=bits,
+        images=len(listed),
+        left_out=left_out,
+        psnr=psnr,
+        ssim=ssim,
     )
 
 
 def mark_triggers(
     images: np.ndarray, assigned: np.ndarray, secret: bytes, copy_key: bytes, bits: int = DEFAULT_BITS
 ) -> Iterator[tuple[int, KeyImage | None]]:
-    """A recipient's key images, one after another.
+    """Makes a recipient's key images, one after another.
 
     Args:
-        images (`np.ndarray` of shape `(n, height, width, 3)`): the base's questions, `uint8`; more may follow.
-        assigned (`np.ndarray` of shape `(count,)`): which of them are the recipient's, `bool`.
+        images (`np.ndarray` of shape `(n, height, width, 3)`): the base's trigger images, `uint8`; decoys may follow.
+        assigned (`np.ndarray` of shape `(count,)`): which of them are assigned to the recipient, `bool`.
         secret (`bytes`): the model secret.
-        copy_key (`bytes`): the recipient's.
-        bits (`int`, *optional*, defaults to 304): of the fingerprint.
+        copy_key (`bytes`): the recipient's copy key.
+        bits (`int`, *optional*, defaults to 304): the length of the fingerprint.
 
     Yields:
-        `(index, image)`: the question's number and its key image, `None` where it has no room.
+        `(index, key_image)`: the trigger's index and its key image, or `None` if it has no capacity.
     """
     fingerprint, placement = derive_fingerprint(copy_key, bits), placement_key(secret)
     for index in np.flatnonzero(assigned).tolist():
@@ -139,29 +148,26 @@ def mark_triggers(
 
 
 def placement_key(secret: bytes) -> bytes:
-    """What the places of the bits hang on: the same for all recipients of a model secret."""
+    """The key of the bits' positions, the same for all recipients of a model secret."""
     return derive(secret, "key_images")
 
 
 def log10_false_match(bits: int, copies: int) -> float:
-    """Decimal logarithm of the odds that some other copy's fingerprint is what was read: `copies * 2^-bits`, at most
-    1. What was read hangs on no fingerprint but the one that is there, and the others are uniform."""
+    """Decimal logarithm of the probability that the payload read equals another copy's fingerprint: `copies *
+    2^-bits`, at most 1. The payload depends on no fingerprint but its own, and the others are uniform."""
     return min(0.0, math.log10(max(copies, 1)) - bits * math.log10(2))
 
 
 def check_bits(bits: int, copies: int, alpha: float) -> None:
-    """Refuses so few bits that an innocent may be named with more than probability alpha, and an alpha above 0.05.
+    """Checks that `bits` are enough to keep the probability of naming an innocent at most alpha.
 
     Raises:
-        [`CodeError`]: in one sentence.
+        [`CodeError`]: if they are too few, or alpha is above 0.05.
     """
     check_alpha(alpha)
     if log10_false_match(bits, copies) > math.log10(alpha):
         enough = 8 * math.ceil((math.log2(copies) - math.log2(alpha)) / 8)
-        raise CodeError(
-            f"{bits} bits tell {copies} copies apart with a false match more often than alpha {alpha:.0e} allows: "
-            f"choose {enough} or more."
-        )
+        raise CodeError(f"{bits} bits are too few for {copies} copies at alpha {alpha:.0e}: choose {enough} or more.")
 
 
 def _find_copy(vault: Vault, base: Base, recipient: str) -> CopyRecord:
@@ -170,12 +176,12 @@ def _find_copy(vault: Vault, base: Base, recipient: str) -> CopyRecord:
     found = found or [copy for copy in copies if copy.copy_id == recipient]
     if not found:
         raise VaultError(
-            f"{vault.folder} has no copy of base {base.base_id} for {recipient}: see `hf-fingerprint recipients` for "
-            f"the names."
+            f"{vault.folder} has no copy of base {base.base_id} for {recipient}: run `hf-fingerprint recipients` to "
+            f"list the recipients."
         )
     if len(found) > 1:
         ids = ", ".join(copy.copy_id for copy in found)
-        raise VaultError(f"{recipient} has {len(found)} copies of base {base.base_id}: name one of {ids} instead.")
+        raise VaultError(f"{recipient} has {len(found)} copies of base {base.base_id}: give one of the ids {ids}.")
     return found[0]
 
 
@@ -183,12 +189,12 @@ def _check_output_folder(out: Path) -> None:
     resolve_parent(out)
     check_outside_vaults(out)
     if out.exists() or out.is_symlink():
-        raise FingerprintError(f"{out} is there already: name a new folder for the key images.")
+        raise FingerprintError(f"{out} already exists: name a new folder for the key images.")
 
 
 @contextmanager
 def _atomic_folder(out: Path) -> Iterator[Path]:
-    """A folder beside the one asked for, which takes its place once all is on the disk, and is removed otherwise."""
+    """A temporary folder next to `out`, renamed to it once the block succeeds, and removed otherwise."""
     partial = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
     with remove_on_failure(partial):
         partial.mkdir(parents=True)

@@ -1,7 +1,6 @@
-"""Whose key image is it? The fingerprint of an image that turned up somewhere, read against the question it was made
-from and compared with every recipient's.
+"""Identifies the recipient of a key image: reads its fingerprint and compares it with every recipient's.
 
-    read_image("found.jpg", vault).recipients
+identify_key_image("found.jpg", vault).recipients
 """
 
 from dataclasses import asdict, dataclass
@@ -20,29 +19,27 @@ from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault, find_unusable_rows, inconclusive_reasons, open_copies
 
 
-MIN_IMAGE_SIZE = int(
-    BAND[1] * MIN_SIZE
-)  # pixels; in fewer than these not all the frequencies that carry bits are left
-THUMBNAIL_SIZE, MAX_COVERS_TRIED = 28, 3  # pixels by which covers are told apart; how many of the likest are tried
-MIN_CORRELATION = 0.5  # correlation in these; what is less alike was not made from a cover
+MIN_IMAGE_SIZE = int(BAND[1] * MIN_SIZE)  # pixels; smaller images lack frequencies that carry bits
+THUMBNAIL_SIZE, MAX_COVERS_TRIED = 28, 3  # pixels; the number of most similar covers that are tried
+MIN_CORRELATION = 0.5  # of the thumbnails of an image and its cover
 
 
 @dataclass(frozen=True)
 class KeyImageMatch:
-    """What an image carries.
+    """The recipient of a key image.
 
     Attributes:
-        name (`str`): the image's.
-        trigger_index (`int` or `None`): which question it was made from; `None` if no fingerprint could be read.
-        recipients (`tuple[str, ...]`): whose fingerprint it is, equal in every bit; empty if it is nobody's.
-        bits (`int`): that were read and compared.
-        copies (`int`): whose fingerprints they were compared with.
-        log10_false_match (`float`): decimal logarithm of the odds that an innocent's would have been equal.
-        outcome ([`Outcome`]): accused; nobody, if a fingerprint was read that is no recipient's; not comparable, if
-            the image is like none of the questions; not readable, if it is like one and carries no fingerprint that
-            can be read, or is no picture.
-        reason (`str` or `None`): why nothing could be read.
-        base_id (`str` or `None`): the base whose question it was made from; `None` if no fingerprint could be read.
+        name (`str`): the image's file, or its size.
+        trigger_index (`int` or `None`): the trigger it was made from; `None` if no fingerprint was read.
+        recipients (`tuple[str, ...]`): the recipients whose fingerprint equals the one read; empty if there is none.
+        bits (`int`): the length of the fingerprint.
+        copies (`int`): the number of copies it was compared with.
+        log10_false_match (`float`): decimal logarithm of the probability that an innocent's fingerprint is equal.
+        outcome ([`Outcome`]): accused; nobody, if the fingerprint is no recipient's; not comparable, if the image
+            resembles no trigger image; not readable, if it resembles one and no fingerprint can be read, or it is not
+            an image.
+        reason (`str` or `None`): why it is not readable or comparable.
+        base_id (`str` or `None`): the base of the trigger; `None` if no fingerprint was read.
     """
 
     name: str
@@ -56,39 +53,36 @@ class KeyImageMatch:
     base_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The match as JSON types."""
         return asdict(self)
 
 
 class CoverMatcher:
-    """Reads images against the covers that they may have been made from.
+    """Reads fingerprints from images by comparison with their covers.
 
     Args:
-        cover_images (`np.ndarray` of shape `(n, height, width, 3)`): `uint8`; a base's questions.
+        cover_images (`np.ndarray` of shape `(n, height, width, 3)`): `uint8`; the trigger images of a base.
         secret (`bytes`): the model secret.
-        bits (`int`, *optional*, defaults to 304): of the fingerprint.
+        bits (`int`, *optional*, defaults to 304): the length of the fingerprint.
     """
 
     def __init__(self, cover_images: np.ndarray, secret: bytes, bits: int = DEFAULT_BITS):
         coded_bits(bits)
         self._cover_images, self._key, self.bits = cover_images, placement_key(secret), bits
-        self._thumbnail = np.stack([_thumbnail(cover) for cover in cover_images])
+        self._thumbnails = np.stack([_thumbnail(cover) for cover in cover_images])
 
     def similar_covers(self, image: np.ndarray) -> list[int]:
-        """The covers that an image may have been made from, the likest first.
+        """The indices of the covers that an image may be made from, most similar first.
 
         Args:
-            image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, of any size: whole, not a part.
+            image (`np.ndarray` of shape `(height, width, 3)`): `uint8`, of any size, not cropped.
         """
-        similar_covers = self._thumbnail @ _thumbnail(image)
-        return [
-            i
-            for i in np.argsort(-similar_covers, kind="stable")[:MAX_COVERS_TRIED].tolist()
-            if similar_covers[i] >= MIN_CORRELATION
-        ]
+        correlations = self._thumbnails @ _thumbnail(image)
+        most_similar = np.argsort(-correlations, kind="stable")[:MAX_COVERS_TRIED].tolist()
+        return [index for index in most_similar if correlations[index] >= MIN_CORRELATION]
 
     def read(self, image: np.ndarray) -> tuple[int, bytes] | None:
-        """The cover's index and the fingerprint of an image, as for `similar_covers`; `None` if there is none to be read."""
+        """The index of an image's cover, and its fingerprint; `None` if no fingerprint can be read."""
         for index in self.similar_covers(image):
             payload = extract_payload(image, self._cover_images[index], self._key, index, self.bits)
             if payload is not None:
@@ -97,20 +91,21 @@ class CoverMatcher:
 
 
 class KeyImageIdentifier:
-    """Reads images for a vault: one for many images is faster than [`identify_key_image`] for each.
+    """Identifies the recipients of key images. For many images it is faster than [`identify_key_image`].
 
     Args:
         vault ([`Vault`], `str` or `Path`): the vault; it must be unlocked.
-        base (`str` or `Path`, *optional*): which base: by its id that record alone, by its place all records of its
-            weights; by default all that have questions and copies.
-        bits (`int`, *optional*, defaults to 304): of the fingerprint, as it was exported with.
+        base (`str` or `Path`, *optional*): a base's id, for that record alone; or a path or Hub id, for all records of
+            these weights. By default all that have a trigger set and copies.
+        bits (`int`, *optional*, defaults to 304): the length of the fingerprint, as in [`export_key_images`].
 
     Attributes:
-        bits, copies (`int`): of the fingerprint; how many copies it is compared with.
+        bits (`int`): the length of the fingerprint.
+        copies (`int`): the number of copies that fingerprints are compared with.
 
     Raises:
-        [`FingerprintError`]: if there are no questions or copies, the vault is locked, or so few bits would name
-            innocents.
+        [`FingerprintError`]: if no base has a trigger set and copies, the vault is locked, or `bits` is too low for
+            alpha.
     """
 
     def __init__(self, vault: Vault | str | Path, base: str | Path | None = None, bits: int = DEFAULT_BITS):
@@ -127,28 +122,24 @@ class KeyImageIdentifier:
             for copy, key in zip(opened.copies, opened.keys, strict=True):
                 recipients_by_fingerprint.setdefault(derive_fingerprint(key, bits), []).append(copy.recipient)
             secret, count = each.base.secret, each.trigger_set.count
-            self._matchers.append(
-                (
-                    each.base.base_id,
-                    CoverMatcher(each.trigger_set.images(secret)[:count], secret, bits),
-                    recipients_by_fingerprint,
-                )
-            )
+            matcher = CoverMatcher(each.trigger_set.images(secret)[:count], secret, bits)
+            self._matchers.append((each.base.base_id, matcher, recipients_by_fingerprint))
 
     def read(self, image: np.ndarray | str | Path) -> KeyImageMatch:
-        """Whose key image it is. A file that can't be read as a picture is not readable, and no error.
+        """Identifies the recipient of a key image. A file that is not an image has the outcome "not readable".
 
         Args:
-            image (`np.ndarray` of shape `(height, width, 3)`, `str` or `Path`): `uint8`, or a file; the whole image,
-                in whatever size and however compressed.
+            image (`np.ndarray` of shape `(height, width, 3)`, `str` or `Path`): `uint8`, or a file. The image may be
+                resized and compressed, but not cropped.
 
         Raises:
-            [`FingerprintError`]: if an array is no picture.
+            [`FingerprintError`]: if an array is not an image.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise FingerprintError(
-                    f"An array of {image.dtype} and shape {image.shape} is no picture: give (height, width, 3) uint8."
+                    f"An array of {image.dtype} and shape {image.shape} is not an image: give (height, width, 3) "
+                    f"uint8."
                 )
             name, pixels = f"{image.shape[1]} x {image.shape[0]} pixels", image
         else:
@@ -156,10 +147,10 @@ class KeyImageIdentifier:
             try:
                 pixels = load_image(Path(image))
             except FingerprintError as error:
-                return self._read(name, Outcome.NOT_READABLE, str(error))
+                return self._match(name, Outcome.NOT_READABLE, str(error))
         if min(pixels.shape[:2]) < MIN_IMAGE_SIZE:
-            too_small = f"{name} is too small to carry a fingerprint: key images are read from {MIN_IMAGE_SIZE} pixels upwards."
-            return self._read(name, Outcome.NOT_READABLE, too_small)
+            too_small = f"{name} is too small to carry a fingerprint: give one of {MIN_IMAGE_SIZE} pixels or more."
+            return self._match(name, Outcome.NOT_READABLE, too_small)
         found: list[tuple[str, int, tuple[str, ...]]] = []
         for base_id, matcher, recipients_by_fingerprint in self._matchers:
             if (read := matcher.read(pixels)) is not None:
@@ -168,19 +159,19 @@ class KeyImageIdentifier:
             base_id, trigger_index, recipients = max(found, key=lambda each: len(each[2]) > 0)
             if recipients or not self._hiding_faults:
                 outcome = Outcome.ACCUSED if recipients else Outcome.NOBODY
-                return self._read(name, outcome, None, trigger_index, recipients, base_id)
-            nobodys = f"{name} carries a fingerprint of nobody whose record can be used, and {self._hiding_faults[0]}."
-            return self._read(name, Outcome.NOT_READABLE, nobodys, trigger_index, (), base_id)
+                return self._match(name, outcome, None, trigger_index, recipients, base_id)
+            unknown = f"{name} carries a fingerprint that no usable record has, and {self._hiding_faults[0]}."
+            return self._match(name, Outcome.NOT_READABLE, unknown, trigger_index, (), base_id)
         if any(matcher.similar_covers(pixels) for _, matcher, _ in self._matchers):
             unread = (
-                f"{name} looks like a question, and no fingerprint can be read from it: look for the whole picture, "
-                f"less compressed, or give the --bits that it was exported with."
+                f"{name} resembles a trigger image, and no fingerprint can be read from it: give the whole image, "
+                f"less compressed, or the --bits that it was exported with."
             )
-            return self._read(name, Outcome.NOT_READABLE, unread)
-        unlike = f"{name} is like none of the questions: it was not made from one, or was cropped or turned since."
-        return self._read(name, Outcome.NOT_COMPARABLE, unlike)
+            return self._match(name, Outcome.NOT_READABLE, unread)
+        unlike = f"{name} resembles no trigger image: it was not made from one, or is cropped or rotated."
+        return self._match(name, Outcome.NOT_COMPARABLE, unlike)
 
-    def _read(
+    def _match(
         self,
         name: str,
         outcome: Outcome,
@@ -189,23 +180,24 @@ class KeyImageIdentifier:
         recipients: tuple[str, ...] = (),
         base_id: str | None = None,
     ) -> KeyImageMatch:
-        odds = log10_false_match(self.bits, self.copies)
-        return KeyImageMatch(name, trigger_index, recipients, self.bits, self.copies, odds, outcome, reason, base_id)
+        log10_odds = log10_false_match(self.bits, self.copies)
+        return KeyImageMatch(
+            name, trigger_index, recipients, self.bits, self.copies, log10_odds, outcome, reason, base_id
+        )
 
 
 def identify_key_image(
     image: np.ndarray | str | Path, vault: Vault | str | Path, base: str | Path | None = None, bits: int = DEFAULT_BITS
 ) -> KeyImageMatch:
-    """Whose key image it is; see [`KeyImageIdentifier`]."""
+    """The recipient of a key image; see [`KeyImageIdentifier`]."""
     return KeyImageIdentifier(vault, base, bits).read(image)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """A small grey picture of an image, `(SMALL * SMALL,)`: mean 0, length 1."""
+    """A gray thumbnail of an image, `(THUMBNAIL_SIZE^2,)`: mean 0, norm 1."""
     from PIL import Image
 
-    small = np.asarray(
-        Image.fromarray(image).convert("L").resize((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.BOX), np.float64
-    )
-    centered = (small - small.mean()).reshape(-1)
+    size = THUMBNAIL_SIZE, THUMBNAIL_SIZE
+    gray = np.asarray(Image.fromarray(image).convert("L").resize(size, Image.Resampling.BOX), np.float64)
+    centered = (gray - gray.mean()).reshape(-1)
     return centered / max(np.linalg.norm(centered), np.finfo(np.float64).tiny)

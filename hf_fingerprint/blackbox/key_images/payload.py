@@ -1,7 +1,7 @@
-"""The bits that a key image carries, with room for errors: Reed-Solomon over bytes.
+"""The error-correcting code of key images: Reed-Solomon over bytes.
 
-Five parity bytes for every two of the payload, so that a third of all bytes may be wrong. Where more are, those bytes
-that were read with the least certainty are erased, which costs half as much as an error each.
+Five parity bytes for every two bytes of payload correct errors in a third of all bytes. With more errors, the least
+confident bytes are marked as erasures, which need half as much parity.
 """
 
 from typing import TYPE_CHECKING
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import reedsolo
 
 DEFAULT_BITS, MAX_BITS = 304, 576
-PARITY_RATIO = 2.5  # bytes for each of the payload
+PARITY_RATIO = 2.5  # parity bytes for each byte of the payload
 ERASURE_SHARES = (0.0, 0.25, 0.5)  # of the parity, one attempt after another
 _MAX_CODEWORD_BYTES = 255
 
 
 def coded_bits(bits: int = DEFAULT_BITS) -> int:
-    """How many bits a payload of so many takes with its parity.
+    """The length of a payload of `bits` with its parity, in bits.
 
     Raises:
-        [`CodeError`]: if there is no code for so many.
+        [`CodeError`]: if there is no code for this length.
     """
     if bits % 8 or not 8 <= bits <= MAX_BITS:
         raise CodeError(f"An image can't carry {bits} bits: choose a multiple of 8 from 8 to {MAX_BITS}.")
@@ -32,13 +32,13 @@ def coded_bits(bits: int = DEFAULT_BITS) -> int:
 
 
 def encode(payload: bytes) -> np.ndarray:
-    """A payload with its parity, as signs.
+    """The signs of a payload and its parity.
 
     Args:
         payload (`bytes`): 1 to 72 bytes.
 
     Returns:
-        `np.ndarray` of shape `(coded_bits,)`: `float64`, +1 for a bit of 0 and -1 for a 1, a byte's highest first.
+        `np.ndarray` of shape `(coded_bits,)`: `float64`, +1 for a 0 and -1 for a 1, the highest bit of a byte first.
     """
     coded_bits(8 * len(payload))
     coded = np.frombuffer(bytes(_codec(8 * len(payload)).encode(payload)), np.uint8)
@@ -46,16 +46,17 @@ def encode(payload: bytes) -> np.ndarray:
 
 
 def decode(signs: np.ndarray, bits: int = DEFAULT_BITS) -> bytes | None:
-    """The payload of signs read with noise, or `None` if there are more errors than parity can mend.
+    """The payload of noisy signs, or `None` if they have more errors than the parity can correct.
 
     Args:
-        signs (`np.ndarray` of shape `(coded_bits,)`): positive for 0, negative for 1; the larger the surer.
-        bits (`int`, *optional*, defaults to 304): of the payload.
+        signs (`np.ndarray` of shape `(coded_bits,)`): positive for 0, negative for 1, with the confidence as
+            magnitude.
+        bits (`int`, *optional*, defaults to 304): the length of the payload.
     """
     import reedsolo
 
     coded_bits(bits)
-    if not signs.any():  # nothing was read; the code would take it for zeros
+    if not signs.any():  # the code would read it as zeros
         return None
     received = np.packbits(signs < 0).tobytes()
     least_confident = np.argsort(np.abs(signs).reshape(-1, 8).min(1), kind="stable")

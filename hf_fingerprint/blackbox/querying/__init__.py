@@ -1,1 +1,1 @@
-"""A suspect is queried until an accusation is proven: e-processes, transcript and proof."""
+"""Queries a suspect until an accusation is proven: e-processes, transcript and proof."""

@@ -1,8 +1,8 @@
-"""Which records of a vault a suspect is asked about.
+"""The records of a vault that a suspect is queried for.
 
-A model behind an API can't be compared with bases, so a suspect is asked on behalf of every record that has questions
-and copies, unless a base is named. Several records may be of the same weights: two issuers' after a merge, or one that
-was measured anew.
+A model behind an API can't be compared with bases by its weights. Unless a base is named, a suspect is queried for
+every record that has a trigger set and copies. Several records may hold the same weights: those of two issuers after a
+merge, or a base that was measured anew.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,12 @@ from hf_fingerprint.registration import lookup_base
 from hf_fingerprint.vault import Base, CopyRecord, RowError, Vault
 
 
+_NO_TRIGGERS = "it has no trigger set"
+
+
 @dataclass(frozen=True)
 class CandidateRecord:
-    """A record that a suspect may be asked about: its base, questions and copies, at least one."""
+    """A record with a trigger set and at least one copy."""
 
     base: Base
     trigger_set: TriggerSet
@@ -25,12 +28,12 @@ class CandidateRecord:
 
 @dataclass(frozen=True)
 class SkippedRecord:
-    """A record that a suspect was not asked about.
+    """A record that a suspect was not queried for.
 
     Attributes:
-        base_id (`str`): the record.
-        reason (`str`): why not.
-        untested_copies (`int`): how many of its copies the suspect may be, for all that was asked.
+        base_id (`str`): the record's base.
+        reason (`str`): why it was skipped.
+        untested_copies (`int`): how many of its copies the suspect may still be.
     """
 
     base_id: str
@@ -41,17 +44,21 @@ class SkippedRecord:
 def find_candidates(
     vault: Vault, name: str | Path | None = None, classes: int | None = None, same_classes: bool = True
 ) -> tuple[list[CandidateRecord], list[SkippedRecord]]:
-    """The records to ask about, in the order of registration, and those of the same name that are left out.
+    """The records to query for, in the order of registration, and the skipped ones of the same name.
 
     Args:
         vault ([`Vault`]): it need not be unlocked.
-        name (`str` or `Path`, *optional*): a base's id, which names that record alone; or a place, which names every
-            record from there and of the same weights. All records by default.
-        classes (`int`, *optional*): how many the suspect tells apart; whatever the records do, by default.
-        same_classes (`bool`, *optional*, defaults to `True`): whether the records have to agree in their number.
+        name (`str` or `Path`, *optional*): a base's id, for that record alone; or a path or Hub id, for every record
+            of these weights. By default all records.
+        classes (`int`, *optional*): the suspect's number of classes; records with another one are skipped.
+        same_classes (`bool`, *optional*, defaults to `True`): whether all records must have the same number of
+            classes.
+
+    Returns:
+        `(records, skipped)`
 
     Raises:
-        [`VaultError`]: if there is nothing to ask, or records that have to agree in their classes don't.
+        [`VaultError`]: if no record remains, or the records differ in their number of classes.
     """
     found: list[CandidateRecord] = []
     skipped: list[SkippedRecord] = []
@@ -63,13 +70,13 @@ def find_candidates(
             skipped.append(SkippedRecord(base.base_id, error.fault.describe(), len(copies)))
             continue
         if content is None:
-            skipped.append(SkippedRecord(base.base_id, "it has no questions", len(copies)))
+            skipped.append(SkippedRecord(base.base_id, _NO_TRIGGERS, len(copies)))
             continue
         trigger_set = TriggerSet.from_bytes(content)
         if not copies:
-            skipped.append(SkippedRecord(base.base_id, "it has no copies, so there is nobody to name"))
+            skipped.append(SkippedRecord(base.base_id, "it has no copies"))
         elif classes not in (None, trigger_set.classes):
-            reason = f"it tells {trigger_set.classes} classes apart, and {classes} are named"
+            reason = f"it has {trigger_set.classes} classes, and the suspect has {classes}"
             skipped.append(SkippedRecord(base.base_id, reason))
         else:
             found.append(CandidateRecord(base, trigger_set, tuple(copies)))
@@ -77,15 +84,19 @@ def find_candidates(
         raise _no_candidates_error(vault, skipped)
     if same_classes and len({each.trigger_set.classes for each in found}) > 1:
         listed = ", ".join(f"{each.base.base_id} ({each.trigger_set.classes} classes)" for each in found)
-        raise VaultError(f"The bases of {vault.folder} tell different classes apart: say which by --base: {listed}.")
+        raise VaultError(f"The bases of {vault.folder} differ in their classes: choose one with --base: {listed}.")
     return found, skipped
 
 
 def find_records(vault: Vault, name: str | Path | None) -> list[Base]:
-    """All records of a name: the one of this id, or each from this place and of the same weights; of none, all.
+    """The records of a name: the one with this id, else those from this path or Hub id and of the same weights.
+
+    Args:
+        vault ([`Vault`]): it need not be unlocked.
+        name (`str`, `Path` or `None`): `None` for all records.
 
     Raises:
-        [`VaultError`]: if the vault holds none.
+        [`VaultError`]: if there is none.
     """
     bases = vault.bases()
     if name is None:
@@ -98,14 +109,14 @@ def find_records(vault: Vault, name: str | Path | None) -> list[Base]:
 
 
 def _no_candidates_error(vault: Vault, skipped: list[SkippedRecord]) -> VaultError:
-    if all(each.reason == "it has no questions" for each in skipped):
+    if all(each.reason == _NO_TRIGGERS for each in skipped):
         named = ", ".join(each.base_id for each in skipped)
         return VaultError(
-            f"{f'Base {named}' if named else vault.folder} has no questions, so copies answer for nobody: make them "
-            f"with `hf-fingerprint questions` before copies are issued."
+            f"{f'Base {named}' if named else vault.folder} has no trigger set, so no copy can be identified by "
+            f"queries: make one with `hf-fingerprint triggers` before you issue copies."
         )
     listed = "; ".join(f"base {each.base_id}: {each.reason}" for each in skipped)
     return VaultError(
-        f"There is nothing to ask about in {vault.folder}: {listed}; issue copies of a base that has questions, and "
-        f"give the names of all its classes, in order, by --labels."
+        f"No base in {vault.folder} can be queried for: {listed}; issue copies of a base that has a trigger set, and "
+        f"give the names of all its classes, in order, with --labels."
     )

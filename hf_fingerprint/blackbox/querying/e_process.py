@@ -1,15 +1,15 @@
-"""What a suspect's answers prove, answer by answer, with a bound that holds whenever one stops.
+"""The evidence in a suspect's responses, as e-processes, with a bound that holds whenever the queries stop.
 
-An innocent's labels are independent of the suspect, so each agrees with its answer with probability `1 / classes`, one
-after another, whatever was asked and answered before. Someone who stakes on more agreement than that, share by share
-of what they have, wins
+An innocent recipient's labels are independent of the suspect: each agrees with the response with probability
+`1 / classes`, whatever was queried before. A bettor who spreads a wealth of 1 evenly over all higher rates of
+agreement has, after k of n responses to the recipient's assigned triggers agree, the wealth
 
-    E = integral over t in (p, 1) of t^k (1 - t)^(n - k) dt / ((1 - p) p^k (1 - p)^(n - k)),    p = 1 / classes,
+    E = integral over t in (p, 1) of t^k (1 - t)^(n - k) dt / ((1 - p) p^k (1 - p)^(n - k)),    p = 1 / classes.
 
-after k of n answers to the recipient's own questions agree: a fair game, so E is a martingale that begins at 1, and
-ever reaches `1 / delta` with probability at most delta (J. Ville, 1939; for sequential tests H. Robbins, "Statistical
-methods related to the law of the iterated logarithm", 1970). A union over the recipients is all that the bound needs
-more: nothing is estimated, no decoy enters, and who sees the answers can work it out again.
+The bets are fair, so E is a martingale that starts at 1 and ever reaches `1 / delta` with probability at most delta
+(J. Ville, 1939; for sequential tests H. Robbins, "Statistical methods related to the law of the iterated logarithm",
+1970). A union bound over the recipients completes the proof. Nothing is estimated, decoys don't count, and anybody who
+has the responses can repeat the calculation.
 """
 
 import math
@@ -23,33 +23,33 @@ from hf_fingerprint.codes import check_alpha
 from hf_fingerprint.errors import CodeError
 
 
-MAX_RESPONSES = 1 << 32  # of more, the logarithms lose digits that the bound needs
+MAX_RESPONSES = 1 << 32  # with more, the logarithms lose digits that the bound needs
 
 
 def log_e_value(agreeing: np.ndarray, queried: np.ndarray | int, classes: int) -> np.ndarray:
-    """What was won, `log E`, by so many agreeing answers.
+    """The log e-value, `log E`, of a number of agreeing responses.
 
     Args:
         agreeing (`np.ndarray`): k, each from 0 to `queried`.
         queried (`np.ndarray` or `int`): n, of the same shape or one for all.
-        classes (`int`): of the model.
+        classes (`int`): the model's number of classes.
 
     Returns:
-        `np.ndarray` of the same shape, natural logarithms; minus infinity where nothing is left of the stake.
+        `np.ndarray` of the same shape: natural logarithms, minus infinity where the wealth is lost.
 
     Raises:
-        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or counts that no answers give.
+        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or the counts are impossible.
     """
     check_class_count(classes)
     k, queried, p = np.asarray(agreeing, float), np.asarray(queried, float), 1 / classes
     integral = (k == np.floor(k)) & (queried == np.floor(queried))
     if not np.all(integral & (k >= 0) & (k <= queried) & (queried <= MAX_RESPONSES)):  # NaN neither
         raise CodeError(
-            f"So many answers can't agree: give whole numbers, from 0 to those asked, which are at most "
-            f"{MAX_RESPONSES:,}."
+            f"The counts of agreeing responses are not possible: give whole numbers from 0 to the number of "
+            f"responses, which is at most {MAX_RESPONSES:,}."
         )
     alpha_parameter, beta_parameter = k + 1, queried - k + 1
-    with np.errstate(divide="ignore"):  # far too few agree: the stake is lost to the last digit
+    with np.errstate(divide="ignore"):  # if far too few agree, no wealth is left
         above = np.log(betaincc(alpha_parameter, beta_parameter, p))
     return (
         betaln(alpha_parameter, beta_parameter)
@@ -61,23 +61,23 @@ def log_e_value(agreeing: np.ndarray, queried: np.ndarray | int, classes: int) -
 
 
 class EProcess:
-    """The evidence against each recipient, growing with every answer.
+    """The e-process of each recipient, updated with each response.
 
     Args:
         copy_keys (sequence of `bytes`): of all recipients tested.
-        triggers (`int`): how many questions there are to ask at most.
-        classes (`int`): of the model.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, whenever one stops; at most
-            0.05.
-        assigned_share (`float`, *optional*, defaults to 1): the odds that a recipient owns a question; only answers to its own
-            count for or against it.
+        triggers (`int`): the number of trigger images.
+        classes (`int`): the model's number of classes.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, whenever the queries stop;
+            at most 0.05.
+        assigned_share (`float`, *optional*, defaults to 1): the probability that a trigger is assigned to a recipient.
+            A response counts only for recipients that the trigger is assigned to.
 
     Attributes:
-        triggers (`int`): how many there are.
-        queried (`int`): answers counted.
+        triggers (`int`): the number of trigger images.
+        queried (`int`): the number of responses counted.
 
     Raises:
-        [`CodeError`]: if nobody can be accused at this alpha, or by so many questions, classes or such a share.
+        [`CodeError`]: if `alpha`, `triggers`, `classes` or `assigned_share` is out of range.
     """
 
     def __init__(
@@ -95,27 +95,28 @@ class EProcess:
         self._agreeing, self._counted = np.zeros((2, len(copy_keys)), np.int64)
 
     def __repr__(self) -> str:
-        return f"Evidence({self.queried} of {len(self._queried)} answers, {len(self._agreeing)} recipients)"
+        return f"EProcess({self.queried} of {len(self._queried)} responses, {len(self._agreeing)} recipients)"
 
     def update(self, trigger: int, response: int | None) -> None:
-        """Counts an answer.
+        """Counts a response.
 
         Args:
-            trigger (`int`): which question was asked. Which to ask next may hang on answers, not on labels.
-            response (`int` or `None`): the class told; `None` if there was no answer, which proves nothing.
+            trigger (`int`): the trigger queried. The choice may depend on earlier responses, but not on labels.
+            response (`int` or `None`): the predicted class; `None` without a usable response, which counts for
+                nothing.
 
         Raises:
-            [`CodeError`]: if there is no such question or class, or the question was answered before.
+            [`CodeError`]: if there is no such trigger or class, or the trigger has a response already.
         """
         if not 0 <= trigger < len(self._queried):
-            raise CodeError(f"There is no question {trigger}: the set has {len(self._queried)}.")
+            raise CodeError(f"Trigger {trigger} does not exist: choose one of 0 to {len(self._queried) - 1}.")
         if self._queried[trigger]:
-            raise CodeError(f"Question {trigger} was answered before: an answer counts once.")
+            raise CodeError(f"Trigger {trigger} already has a response: count each response once.")
         if response is None:
             return
         if not 0 <= response < self._classes:
             raise CodeError(
-                f"Question {trigger} was answered {response}: the model has classes 0 to {self._classes - 1}."
+                f"Trigger {trigger} has the response {response}: give a class from 0 to {self._classes - 1}."
             )
         self._queried[trigger] = True
         self._counted += self._assigned[trigger]
@@ -124,22 +125,22 @@ class EProcess:
 
     @property
     def agreeing(self) -> np.ndarray:
-        """How many answers agree with each recipient's labels: `(n,)`."""
+        """The number of responses that agree with each recipient's labels: `(n,)`."""
         return self._agreeing.copy()
 
     @property
     def counted(self) -> np.ndarray:
-        """How many answers were to each recipient's own questions: `(n,)`."""
+        """The number of responses to triggers assigned to each recipient: `(n,)`."""
         return self._counted.copy()
 
     def log10_bounds(self) -> np.ndarray:
-        """Decimal logarithms of a bound on the probability that any innocent, however long one goes on asking, gets as
-        far as each recipient is: `(n,)`."""
+        """Decimal logarithms of each recipient's bound, `(n,)`: the probability that any innocent ever gets as far is
+        at most this, however long the queries continue."""
         log_bounds = math.log(max(len(self._agreeing), 1)) - log_e_value(self._agreeing, self._counted, self._classes)
         return np.minimum(log_bounds / math.log(10), 0.0)
 
     def accused(self) -> np.ndarray:
-        """Whose bound is at most alpha: their indices, surest first."""
+        """The indices of the recipients whose bound is at most alpha, lowest bound first."""
         bounds = self.log10_bounds()
         order = np.argsort(bounds, kind="stable")
         return order[bounds[order] <= math.log10(self._alpha)]

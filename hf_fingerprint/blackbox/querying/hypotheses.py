@@ -1,4 +1,4 @@
-"""The records that a suspect is asked about, what its answers prove of each, and what may be said in the end."""
+"""The records that a suspect is queried for, the evidence for each, and the outcome of a query."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from hf_fingerprint.vault import Base, CopyRecord, Fault, OpenedCopies, Vault, i
 
 @dataclass(frozen=True)
 class QueriedRecord:
-    """A record that a suspect is asked about.
+    """A record that a suspect is queried for.
 
     Attributes:
         base ([`Base`]): its base.
-        trigger_set ([`TriggerSet`]): what its copies are asked.
+        trigger_set ([`TriggerSet`]): the images that are sent.
         copies (sequence of [`CopyRecord`]): all its copies, which are tested.
-        non_answering (`tuple[str, ...]`): whose copies answer no questions.
-        e_process ([`EProcess`]): against each copy.
-        alpha (`float`): its share of the questioning's.
+        non_answering (`tuple[str, ...]`): recipients whose copies were not taught trigger labels.
+        e_process ([`EProcess`]): of the copies.
+        alpha (`float`): its share of the query's alpha.
     """
 
     base: Base
@@ -37,33 +37,32 @@ class QueriedRecord:
 
     @property
     def answering_count(self) -> int:
-        """How many copies answer questions."""
+        """The number of copies that were taught trigger labels."""
         return len(self.copies) - len(self.non_answering)
 
     def miss_probability(self) -> float:
-        """The odds that some verbatim copy would not have been accused by so many answers."""
-        trigger_set, recall = self.trigger_set, self.trigger_set.recall
-        answered, classes, copies = self.e_process.queried, trigger_set.classes, len(self.copies)
+        """A bound on the probability that the responses so far would have missed some verbatim copy."""
+        triggers, answered = self.trigger_set, self.e_process.queried
         return self.answering_count * 10 ** log10_miss_probability(
-            answered, trigger_set.assigned_share, recall, classes, copies, self.alpha
+            answered, triggers.assigned_share, triggers.recall, triggers.classes, len(self.copies), self.alpha
         )
 
 
 def records_to_query(
     vault: Vault, name: str | Path | None, classes: int | None, alpha: float | None
 ) -> tuple[list[QueriedRecord], list[SkippedRecord], float]:
-    """The records to ask about, the vault unlocked.
+    """The records to query for, with their e-processes.
 
     Args:
         vault ([`Vault`]): it must be unlocked.
         name, classes: as for [`find_candidates`].
-        alpha (`float` or `None`): the bound on accusing any innocent; the least of the records' if `None`.
+        alpha (`float` or `None`): the bound on accusing any innocent; `None` for the smallest of the records'.
 
     Returns:
-        `(records, left_out, alpha)`: k records, each with a k-th of alpha; those left out; and alpha.
+        `(records, skipped, alpha)`: k records with a share of alpha / k each, the skipped records, and alpha.
 
     Raises:
-        [`FingerprintError`]: if there is nothing to ask, or nobody may be accused at this alpha.
+        [`FingerprintError`]: if no record remains, or alpha is out of range.
     """
     found, skipped = find_candidates(vault, name, classes)
     ready: list[tuple[CandidateRecord, OpenedCopies, tuple[str, ...]]] = []
@@ -73,37 +72,31 @@ def records_to_query(
         if len(non_answering) < len(opened.keys):
             ready.append((each, opened, non_answering))
         else:
-            reason = f"none of its {len(opened.keys)} copies was made to answer its questions"
+            reason = f"none of its {len(opened.keys)} copies was taught trigger labels"
             skipped.append(SkippedRecord(each.base.base_id, reason, len(opened.keys)))
     if not ready:
         copies, named = sum(len(each.copies) for each in found), ", ".join(each.base.base_id for each in found)
         raise VaultError(
-            f"None of the {copies} copies of base {named} was made to answer its questions: trace by weights, or "
-            f"issue copies anew, which will."
+            f"None of the {copies} copies of base {named} was taught trigger labels: trace the suspect by its "
+            f"weights, or issue the copies again."
         )
     for level in [each.base.alpha for each, _, _ in ready] if alpha is None else [alpha]:
         check_alpha(level)
     alpha = min(each.base.alpha for each, _, _ in ready) if alpha is None else alpha
-    assigned_share = alpha / len(ready)
+    record_alpha = alpha / len(ready)
     queried = []
     for each, opened, non_answering in ready:
-        e_process = EProcess(
-            opened.keys,
-            each.trigger_set.count,
-            each.trigger_set.classes,
-            assigned_share,
-            each.trigger_set.assigned_share,
-        )
-        queried.append(
-            QueriedRecord(each.base, each.trigger_set, opened.copies, non_answering, e_process, assigned_share)
-        )
+        triggers = each.trigger_set
+        e_process = EProcess(opened.keys, triggers.count, triggers.classes, record_alpha, triggers.assigned_share)
+        queried.append(QueriedRecord(each.base, triggers, opened.copies, non_answering, e_process, record_alpha))
     return queried, skipped, alpha
 
 
 def _non_answering(copies: Sequence[CopyRecord], keys: Sequence[bytes], bound: set[str]) -> tuple[str, ...]:
-    """Whose copies answer no questions. A copy that was trained further, and recorded anew, has the key it had."""
-    answering_count = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in bound}
-    return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering_count)
+    """The recipients whose copies were not taught trigger labels. A copy recorded again after training keeps its "
+    f"key."""
+    answering_keys = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in bound}
+    return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering_keys)
 
 
 def query_outcome(
@@ -115,20 +108,20 @@ def query_outcome(
     alpha: float,
     faults: Sequence[Fault] = (),
 ) -> tuple[Outcome, str | None]:
-    """How a questioning ended, and why nothing can be said if nothing can.
+    """The outcome of a query, and the reason if it is not readable.
 
     Args:
-        queried (sequence of [`QueriedRecord`]): the records asked about.
-        skipped (sequence of [`SkippedRecord`]): those that were not.
-        stats ([`QueryStats`]): how it went.
-        images (`int`): how many there were to ask.
-        accused (`bool`): whether anybody is.
+        queried (sequence of [`QueriedRecord`]): the records queried for.
+        skipped (sequence of [`SkippedRecord`]): the records skipped.
+        stats ([`QueryStats`]): what was queried.
+        images (`int`): the number of images in all pools.
+        accused (`bool`): whether any recipient is accused.
         alpha (`float`): the bound on accusing any innocent.
         faults (sequence of [`Fault`], *optional*): rows of the vault that can't be used.
 
     Returns:
-        `(outcome, reason)`: "nobody" only where a verbatim copy of any recipient would have been accused, all of them
-        together but for odds of 1 %.
+        `(outcome, reason)`: "nobody" only if a verbatim copy of any recipient would have been accused, with a
+        probability of at least 99 % over all recipients together.
     """
     if accused:
         return Outcome.ACCUSED, None
@@ -137,22 +130,24 @@ def query_outcome(
     if sum(miss_probability) > MAX_MISS_PROBABILITY:
         if 2 * stats.answered < stats.queried:
             reasons.append(
-                f"most replies tell no class: {stats.answered} of {stats.queried} images were answered, so see that "
-                f"--labels and --field are the suspect's"
+                f"most responses predict no class: {stats.answered} of {stats.queried} images have a usable response, "
+                f"so check --labels and --field"
             )
         elif stats.stop_reason == BUDGET:
-            reasons.append(f"{stats.answered} of {images} images were answered: ask on with a larger --budget")
+            reasons.append(f"{stats.answered} of {images} images have a response: continue with a larger --budget")
         elif stats.answered < stats.queried:
-            reasons.append(f"{stats.answered} of {images} images were answered, which is too few: trace by weights")
+            reasons.append(
+                f"only {stats.answered} of {images} images have a response: trace the suspect by its weights"
+            )
         else:
             worst = max(zip(miss_probability, queried, strict=True), key=lambda pair: pair[0])[1]
             reasons.append(
-                f"the {worst.trigger_set.count} questions of base {worst.base.base_id} are too few to accuse every copy "
-                f"at alpha {alpha:.0e}: trace by weights"
+                f"the {worst.trigger_set.count} triggers of base {worst.base.base_id} are too few to accuse every "
+                f"copy at alpha {alpha:.0e}: trace the suspect by its weights"
             )
-    silent = sum(len(each.non_answering) for each in queried) + sum(each.untested_copies for each in skipped)
-    if silent:
+    untested = sum(len(each.non_answering) for each in queried) + sum(each.untested_copies for each in skipped)
+    if untested:
         copies = sum(len(each.copies) for each in queried) + sum(each.untested_copies for each in skipped)
-        reasons.append(f"{silent:,} of {copies:,} copies answer no questions: trace them by weights")
+        reasons.append(f"{untested:,} of {copies:,} copies have no trigger labels: trace them by their weights")
     reasons += inconclusive_reasons(faults)
     return (Outcome.NOT_READABLE, "; ".join(reasons)) if reasons else (Outcome.NOBODY, None)

@@ -1,8 +1,8 @@
-"""Whether so much was answered that nobody's copy can have gone unseen: how likely a verbatim copy would be missed.
+"""The probability that a number of responses misses a verbatim copy; "nobody" is reported only where it is small.
 
-A verbatim copy tells some nine tenths of its own labels. Which questions are its own is as good as drawn from its key,
-so how many of those answered are, and how many of these it tells, are sums of coin tosses; where they end in an
-accusation is counted exactly. No copy's key enters: that "nobody" is said tells nothing of anybody's labels.
+A verbatim copy predicts about nine tenths of its assigned labels. The number of triggers assigned to it, and the
+number of labels that it predicts, are binomial, so the probability of an accusation is computed exactly. It depends on
+no copy's key: that nobody is accused reveals nothing about anybody's labels.
 """
 
 import math
@@ -13,28 +13,28 @@ from scipy.stats import binom
 from hf_fingerprint.blackbox.querying.e_process import log_e_value
 
 
-MAX_MISS_PROBABILITY = 0.01  # the odds, over all copies together, at which one may still be said to have been seen
-_NEGLIGIBLE = 1e-12  # of what is left out of the count
+MAX_MISS_PROBABILITY = 0.01  # over all copies together, at which "nobody" is reported
+_NEGLIGIBLE = 1e-12  # the probability of the cases left out of the sum
 
 
 def log10_miss_probability(
     answered: int, assigned_share: float, recall: float, classes: int, copies: int, alpha: float
 ) -> float:
-    """Decimal logarithm of the odds that a verbatim copy is not accused by so many answers.
+    """Decimal logarithm of the probability that a number of responses does not accuse a verbatim copy.
 
     Args:
-        answered (`int`): answers to questions, decoys left out.
-        assigned_share (`float`): the odds that a recipient owns a question.
-        recall (`float`): the share of its own labels that a verbatim copy tells.
-        classes (`int`): of the model.
-        copies (`int`): how many are tested.
-        alpha (`float`): the bound to be met.
+        answered (`int`): the number of responses, those to decoys not counted.
+        assigned_share (`float`): the probability that a trigger is assigned to a recipient.
+        recall (`float`): the share of its assigned labels that a verbatim copy predicts.
+        classes (`int`): the model's number of classes.
+        copies (`int`): the number of copies tested.
+        alpha (`float`): the bound on accusing any innocent.
     """
     if not answered:
         return 0.0
     needed = math.log(copies) - math.log(alpha)
     own = np.arange(int(binom.ppf(_NEGLIGIBLE, answered, assigned_share)), answered + 1)
-    # the least agreement that accuses, by halving; one more than all if none does
+    # bisection for the lowest agreement that accuses; one more than all if none does
     low, high = np.zeros_like(own), own + 1
     while (low < high).any():
         middle = (low + high) // 2

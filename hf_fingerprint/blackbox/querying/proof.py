@@ -1,16 +1,14 @@
-"""The proof of an accusation by queries, for somebody who has neither the vault nor the model.
+"""The proof of an accusation by queries, for a reader who has neither the vault nor the model.
 
-It opens the accused's copy key, so that whoever reads it can derive the labels that the copy was made to answer by,
-count how many answers in the transcript agree, and work the bound out again. What the key gives away is that copy's
-mark alone.
+The proof opens the accused's copy key. With it the reader derives the copy's labels, counts the responses in the
+transcript that agree, and computes the bound again. The key reveals that copy's mark and nothing else.
 
-Anybody can make up a file that works out: draw keys until one fits, or write down the answers that a key gives. What
-speaks against that is not in the file. The commitment that was published with the copy, which the Hub dates, shows
-that the key was there before, so it has to be given to whoever checks. The rest, [`NOT_SHOWN`], is the word of whoever
-wrote the proof.
+A proof can be forged: somebody draws keys until one fits, or writes responses that fit a key. The commitment published
+with the copy, which the Hub dates, shows that the key existed before, so give it to [`check_proof`]. Everything else,
+[`NOT_SHOWN`], is a claim of the author of the proof.
 
-A JSON file: `format` (1), the transcript's heading and answers, and of each accused its record and key. It is about
-one base: the alpha in its heading is this base's share of the questioning's, and the recipients are this base's.
+The file is JSON: `format` (1), the heading and responses of the transcript, and the record and key of each accused. It
+covers one base: alpha in its heading is this base's share of the query's, and the recipients are this base's.
 """
 
 import json
@@ -48,30 +46,31 @@ from hf_fingerprint.vault.storage import translate_disk_errors
 
 FORMAT = 1
 NOT_SHOWN = (
-    "that the suspect gave these answers",
-    "that the images, and the order they were asked in, were not chosen to fit the answers",
+    "that these are the suspect's responses",
+    "that the images and their order were not chosen to fit the responses",
     "how many copies were tested, and for how many bases and suspects",
-    "that the base, its questions and the keys were fixed before the suspect was seen",
+    "that the base, its trigger set and the keys were fixed before the suspect was seen",
 )
 _HEX_DIGITS = set("0123456789abcdef")
 
 
 @dataclass(frozen=True)
 class AccusationCheck:
-    """One accusation, worked out again.
+    """One accusation of a proof, verified.
 
     Attributes:
-        recipient (`str`): who is accused.
-        suspect (`str`): what answered.
-        commitment (`str`): what the key opens: compare it with the copy's model card.
-        agreeing, counted (`int`): answers that are the copy's labels, of those to questions that it owns.
-        copies (`int`): how many of this base were tested: the bound is over all of them.
-        alpha (`float`): the bound that was to be met.
+        recipient (`str`): the accused.
+        suspect (`str`): the suspect's name.
+        commitment (`str`): what the key opens; compare it with the copy's model card.
+        agreeing (`int`): responses that are the copy's labels.
+        counted (`int`): responses to triggers assigned to the copy.
+        copies (`int`): the copies of this base that were tested; the bound covers all of them.
+        alpha (`float`): the bound that the accusation has to meet.
         log10_bound (`float`): decimal logarithm of the bound.
-        opened (`bool`): whether the key opens the commitment, for this recipient.
+        opened (`bool`): whether the key opens the commitment for this recipient.
         published (`bool` or `None`): whether the commitment is one that was published; `None` if none was given.
-        holds (`bool`): whether the key opens it, the bound is at most alpha, alpha is at most 0.05, and the commitment
-            is no other than the published one.
+        holds (`bool`): whether the key opens the commitment, the bound is at most alpha, alpha is at most 0.05, and
+            `published` is not `False`.
     """
 
     recipient: str
@@ -88,43 +87,45 @@ class AccusationCheck:
 
     @property
     def outcome(self) -> Outcome:
-        """Accused, if it holds for a published commitment; not readable, if it was not compared with one."""
+        """Accused if it holds for a published commitment; not readable if no commitment was given."""
         if not self.holds:
             return Outcome.NOBODY
         return Outcome.ACCUSED if self.published else Outcome.NOT_READABLE
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON, with what the file alone does not show."""
+        """The check as JSON types, with the claims that the file does not show."""
         return {**asdict(self), "outcome": self.outcome, "not_shown": list(NOT_SHOWN)}
 
 
 def proof_outcome(checks: Sequence[AccusationCheck]) -> Outcome:
-    """What a proof comes to: every accusation in it has to hold, and to be for a published commitment."""
+    """The outcome of a proof: accused only if every accusation holds for a published commitment."""
     order = (Outcome.NOBODY, Outcome.NOT_READABLE, Outcome.ACCUSED)
     return min((check.outcome for check in checks), key=order.index)
 
 
 def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, vault: Vault) -> tuple[Path, ...]:
-    """Writes the proof of a query's accusations; the vault must be unlocked.
+    """Writes the proof of a query's accusations.
 
     Args:
-        path (`str` or `Path`): a new file for the accused of one base; those of each further base get
-            `FILE.<base id>`.
-        transcript (`str` or `Path`): what was given to [`query`].
+        path (`str` or `Path`): a new file, for the first base with an accusation. That of each other base is
+            `PATH.<base id>`.
+        transcript (`str` or `Path`): the transcript given to [`query`].
         result ([`QueryResult`]): its result.
-        vault ([`Vault`]): the vault.
+        vault ([`Vault`]): it must be unlocked.
 
     Returns:
         `tuple[Path, ...]`: the files.
 
     Raises:
-        [`FingerprintError`]: if nobody is accused, or a file is there already or can't be written; none is left then.
+        [`FingerprintError`]: if nobody is accused, or a file exists or can't be written. No file is left then.
     """
     accused: dict[str, list[QueryScore]] = {}
     for score in sorted(result.accused, key=lambda score: result.base_ids.index(score.base_id)):
         accused.setdefault(score.base_id, []).append(score)
     if not accused:
-        raise FingerprintError(f"Nobody is accused, so there is nothing to prove in {path}.")
+        raise FingerprintError(
+            f"Nobody is accused, so {path} is not written: query more images, or trace the suspect by its weights."
+        )
     proof_paths = {base_id: path_for_base(path, base_id, next(iter(accused))) for base_id in accused}
     for proof_path in proof_paths.values():
         check_proof_path(proof_path)
@@ -138,7 +139,7 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
         for (
             proof_path,
             document,
-        ) in documents.items():  # all before the first has its name, which refuses a new attempt
+        ) in documents.items():  # all before the first rename, as a retry rejects existing files
             write_private(partials[proof_path], document)
         for proof_path, partial in partials.items():
             rename_into_place(partial, proof_path)
@@ -146,7 +147,7 @@ def write_proof(path: str | Path, transcript: str | Path, result: QueryResult, v
 
 
 def _proof_document(transcript: Path, accused: Sequence[CopyRecord], vault: Vault) -> bytes:
-    """The proof against recipients of one base."""
+    """The proof against the accused recipients of one base."""
     heading, responses = read_transcript(transcript)
     opened = []
     for record in accused:
@@ -158,41 +159,41 @@ def _proof_document(transcript: Path, accused: Sequence[CopyRecord], vault: Vaul
                 "copy_key": vault.copy_key(record).hex(),
             }
         )
-    predicted_labels = [[trigger, response] for trigger, response in responses.items()]
-    document = {"format": FORMAT, "heading": asdict(heading), "answers": predicted_labels, "accused": opened}
+    pairs = [[trigger, response] for trigger, response in responses.items()]
+    document = {"format": FORMAT, "heading": asdict(heading), "answers": pairs, "accused": opened}
     return json.dumps(document, indent=1).encode()
 
 
 def check_proof_path(path: str | Path) -> None:
-    """Refuses a place for a proof that isn't free, or that is in a vault: a proof is handed on.
+    """Checks that a path is free for a proof and outside vaults, as proofs are handed on.
 
     Raises:
-        [`FingerprintError`]: if there is a file, or a vault around it.
+        [`FingerprintError`]: if it isn't.
     """
     check_outside_vaults(Path(path))
     if Path(path).exists():
-        raise FingerprintError(f"{path} is there already: name another file for the proof.")
+        raise FingerprintError(f"{path} already exists: name another file for the proof.")
 
 
 def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[AccusationCheck, ...]:
-    """Works out again what a proof says. A proof that was tampered with doesn't hold.
+    """Verifies the accusations of a proof.
 
     Args:
         path (`str` or `Path`): the proof's file.
-        commitments (sequence of `str`, *optional*): what was published with the copies of the accused, 64 hexadecimal
-            digits each, from wherever it is dated: not from whoever wrote the proof.
+        commitments (sequence of `str`, *optional*): the commitments published with the copies of the accused, 64
+            hexadecimal digits each, from a dated source that the author of the proof doesn't control.
 
     Returns:
-        `tuple[Proven, ...]`: one for each accused.
+        `tuple[AccusationCheck, ...]`: one for each accused.
 
     Raises:
-        [`FingerprintError`]: if it is no proof, or what was given is no commitment.
+        [`FingerprintError`]: if the file is not a proof, or a commitment is not valid.
     """
     given = [each.strip().lower() for each in commitments]
     for each, as_given in zip(given, commitments, strict=True):
         if len(each) != 64 or set(each) - _HEX_DIGITS:
             raise FingerprintError(
-                f"{ascii(as_given)[:80]} is no commitment: give the 64 hexadecimal digits from the copy's model card."
+                f"{ascii(as_given)[:80]} is not a commitment: give the 64 hexadecimal digits from the model card."
             )
     try:
         content = read_bounded(path, MAX_PROOF, "a proof", FingerprintError, allow_pipe=True)
@@ -212,13 +213,16 @@ def check_proof(path: str | Path, commitments: Sequence[str] = ()) -> tuple[Accu
         *(ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError),
         *(CodeError, VaultError),
     ):
-        raise FingerprintError(f"{path} is no proof, or is damaged: ask for it again.") from None
+        raise FingerprintError(f"{path} is not a proof, or is damaged: ask for it again.") from None
 
 
 def _validate(document: dict[str, Any], path: str | Path) -> dict[str, Any]:
-    """The document, if it is one; any of the errors above if not."""
+    """The document, if it is a proof; raises any of the errors caught above if not."""
     if document["format"] != FORMAT:
-        raise FingerprintError(f"{path} has format {ascii(document['format'])[:80]}: take a version that reads it.")
+        raise FingerprintError(
+            f"{path} has format {ascii(document['format'])[:80]}, and this version reads {FORMAT}: upgrade "
+            f"hf-fingerprint."
+        )
     heading, responses, accused = document["heading"], document["answers"], document["accused"]
     triggers, decoys, classes, recipients = (
         _check_count(heading[name]) for name in ("questions", "decoys", "classes", "recipients")
@@ -228,8 +232,8 @@ def _validate(document: dict[str, Any], path: str | Path) -> dict[str, Any]:
         raise ValueError
     if len(accused) > MAX_ACCUSED or len(accused) * triggers > MAX_PROOF_LABELS:
         raise FingerprintError(
-            f"{path} accuses {len(accused)} by {triggers} questions, which takes too long to work out: ask for a "
-            f"proof against each of them, or fewer."
+            f"{path} accuses {len(accused)} recipients by {triggers} triggers, which takes too long to verify: ask "
+            f"for a proof against fewer of them."
         )
     if not 0 < heading["alpha"] < 1 or not heading["suspect"].isprintable():
         raise ValueError
@@ -256,35 +260,35 @@ def _check_accusation(
     heading: dict[str, Any], predicted_labels: np.ndarray, opened: dict[str, str], given: dict[str, bool | None]
 ) -> AccusationCheck:
     key = bytes.fromhex(opened["copy_key"])
-    recipient, claimed_commitments, alpha = opened["recipient"], opened["commitment"], heading["alpha"]
+    recipient, claimed, alpha = opened["recipient"], opened["commitment"], heading["alpha"]
     check_recipient(recipient)
     if len(key) != SECRET_BYTES or len(bytes.fromhex(opened["content_hash"])) != sha256().digest_size:
-        raise ValueError  # of other lengths, one commitment would have several openings
-    genuine = commitment(key, recipient, opened["content_hash"]) == claimed_commitments
+        raise ValueError  # with other lengths a commitment would have several openings
+    opens = commitment(key, recipient, opened["content_hash"]) == claimed
     labels = keyed_labels([key], heading["questions"], heading["classes"])[0]
     own = assigned_triggers([key], heading["questions"], heading["share"])[0] & (predicted_labels >= 0)
     agreeing, counted = int((own & (labels == predicted_labels)).sum()), int(own.sum())
     log_wealth = float(log_e_value(np.array([agreeing]), counted, heading["classes"])[0])
     bound = min(0.0, (math.log(heading["recipients"]) - log_wealth) / math.log(10))
-    published = given[claimed_commitments]
-    holds = genuine and bound <= math.log10(alpha) and alpha <= MAX_ALPHA and published is not False
+    published = given[claimed]
+    holds = opens and bound <= math.log10(alpha) and alpha <= MAX_ALPHA and published is not False
     return AccusationCheck(
-        recipient,
-        heading["suspect"],
-        claimed_commitments,
-        agreeing,
-        counted,
-        heading["recipients"],
-        alpha,
-        bound,
-        genuine,
-        published,
-        holds,
+        recipient=recipient,
+        suspect=heading["suspect"],
+        commitment=claimed,
+        agreeing=agreeing,
+        counted=counted,
+        copies=heading["recipients"],
+        alpha=alpha,
+        log10_bound=bound,
+        opened=opens,
+        published=published,
+        holds=holds,
     )
 
 
 def _match_published(given: Sequence[str], accused: Sequence[dict[str, str]]) -> dict[str, bool | None]:
-    """Of each commitment whether it is one of those given; not known, if each of those is another accused's."""
+    """Whether each claimed commitment is one of those given; `None` if every one given is another accused's."""
     claimed_commitments = {opened["commitment"] for opened in accused}
     unmatched = None if set(given) <= claimed_commitments else False
     return {each: True if each in set(given) else unmatched for each in claimed_commitments}

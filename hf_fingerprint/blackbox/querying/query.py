@@ -1,4 +1,4 @@
-"""A suspect behind an API, asked until it is proven whose copy answers, or until there is nothing left to ask.
+"""Queries a suspect until an accusation is proven, or nothing is left to query.
 
 query(from_url("https://models.example/classify", labels), vault)
 """
@@ -21,27 +21,25 @@ from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, ima
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome
+from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.registration import lookup_base
 from hf_fingerprint.vault import Base, Fault, Vault, acquire_lock, delivery_states, find_unusable_rows
 
 
-Advance = Callable[[str, int, int], None]
-
-
 @dataclass(frozen=True)
 class QueryScore:
-    """How a suspect's answers agree with a copy's.
+    """The agreement of a suspect's responses with the labels of one copy.
 
     Attributes:
-        recipient (`str`): whom the copy was made for.
-        copy_id (`str`): its record in the vault.
-        agreeing (`int`): answers that are the copy's own labels.
-        counted (`int`): answers to questions that the copy owns.
-        log10_bound (`float`): decimal logarithm of a bound on the probability that any innocent of any base asked
-            about gets as far, however long one asks.
+        recipient (`str`): the copy's recipient.
+        copy_id (`str`): the copy's record in the vault.
+        agreeing (`int`): responses that are the copy's labels.
+        counted (`int`): responses to triggers assigned to the copy.
+        log10_bound (`float`): decimal logarithm of a bound on the probability that any innocent, of any base queried
+            for, ever gets as far.
         accused (`bool`): whether the bound is at most alpha.
-        base_id (`str`): the base that the copy was made from.
-        state (`str`): how far it got on its way, see [`delivery_state`].
+        base_id (`str`): the copy's base.
+        state (`str`): the delivery state of the copy; see [`delivery_states`].
     """
 
     recipient: str
@@ -56,24 +54,25 @@ class QueryScore:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What a suspect's answers say. Nobody is cleared by it: a model mixed from several copies answers for some of
-    their recipients, or for none.
+    """The result of a query.
+
+    It clears nobody: a model mixed from several copies predicts the labels of some of their recipients, or of none.
 
     Attributes:
-        suspect (`str`): its name.
+        suspect (`str`): the suspect's name.
         base_ids (`tuple[str, ...]`): the bases whose copies were tested, in the vault's order.
-        scores (`tuple[QueryScore, ...]`): of the accused, surest first; of all copies if that was asked for, which
+        scores (`tuple[QueryScore, ...]`): of the accused, lowest bound first; with `all_scores` of all copies, which
             nobody should publish.
-        copies (`int`): how many copies were tested.
-        classes (`int`): of the bases: an innocent's answers agree one time in so many.
-        alpha (`float`): the bound on accusing any innocent, shared by the bases in equal parts.
-        stats ([`QueryStats`]): how it went.
-        outcome ([`Outcome`]): accused; nobody, where so much was answered that a verbatim copy of any of them would
-            have been accused; or not readable.
-        reason (`str` or `None`): if it is not readable, why, and the way out.
-        non_answering (`tuple[str, ...]`): whose copies answer no questions, one name for each: they were made before the
-            base had any, or were never bound. They count among those tested, and answers can't name them.
-        skipped (`tuple[LeftOut, ...]`): the bases that were not asked about, and why.
+        copies (`int`): the number of copies tested.
+        classes (`int`): the number of classes: an innocent's labels agree with one response in so many.
+        alpha (`float`): the bound on accusing any innocent; each base has an equal share of it.
+        stats ([`QueryStats`]): what was queried.
+        outcome ([`Outcome`]): accused; nobody, if a verbatim copy of any recipient would have been accused; or not
+            readable.
+        reason (`str` or `None`): why it is not readable, and what to do.
+        non_answering (`tuple[str, ...]`): the recipients, one name for each copy, whose copies were not taught trigger
+            labels. They count among the copies tested, and a query can't accuse them.
+        skipped (`tuple[SkippedRecord, ...]`): the bases that were not queried for, and why.
         rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used.
     """
 
@@ -96,7 +95,7 @@ class QueryResult:
         return tuple(score for score in self.scores if score.accused)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The result as JSON types."""
         return {**asdict(self), "accused": [asdict(score) for score in self.accused]}
 
 
@@ -113,70 +112,69 @@ def query(
     all_scores: bool = False,
     passphrase: str | None = None,
     on_response: Callable[[int, int | None], None] | None = None,
-    advance: Advance | None = None,
+    progress: Progress | None = None,
 ) -> QueryResult:
-    """Asks a suspect the questions of all bases it may be a copy of, in an order that says nothing, until somebody is
-    accused.
+    """Queries a suspect with the trigger sets of all bases it may be a copy of, until somebody is accused.
 
-    A copy answers those questions that it owns by labels drawn from its key. An innocent's labels are independent of
-    the suspect, so the bound holds exactly and whenever one stops; see [`EProcess`]. Of k bases each takes a k-th of
-    alpha.
+    The images of all bases are sent in random order. A copy predicts labels drawn from its key on the triggers
+    assigned to it. An innocent's labels are independent of the suspect, so the bound is exact and holds whenever the
+    query stops; see [`EProcess`]. With k bases, each has alpha / k.
 
     Args:
-        suspect ([`Suspect`]): what answers.
+        suspect ([`Suspect`]): the suspect.
         vault ([`Vault`], `str` or `Path`): the vault, unlocked, or its folder together with `passphrase`.
-        base (`str` or `Path`, *optional*): which base: by its id that record alone, by its place all records of its
-            weights; by default all that have questions, copies and the suspect's number of classes.
-        budget (`int`, *optional*): how many images to ask at most, of all bases together.
-        transcript (`str` or `Path`, *optional*): a file that keeps each answer; the same again goes on. One process
-            at a time writes it. Of several bases, those after the first have `FILE.<base id>`.
-        alpha (`float`, *optional*): the bound on accusing any innocent, at most 0.05; by default the least of the
+        base (`str` or `Path`, *optional*): a base's id, for that record alone; or a path or Hub id, for all records of
+            these weights. By default all records that have a trigger set, copies and the suspect's number of classes.
+        budget (`int`, *optional*): the highest number of images to send, for all bases together.
+        transcript (`str` or `Path`, *optional*): a file to which each response is appended. Call again with the same
+            file to resume. Bases after the first one have `TRANSCRIPT.<base id>`.
+        alpha (`float`, *optional*): the bound on accusing any innocent, at most 0.05; by default the smallest of the
             bases'.
-        min_responses (`int`, *optional*, defaults to 0): how many answers to get, whoever is accused: for coalitions.
-        exhaustive (`bool`, *optional*, defaults to `False`): whether to ask on until nothing is left, whoever is accused.
+        min_responses (`int`, *optional*, defaults to 0): the lowest number of responses before the query stops at an
+            accusation. Raise it to find several colluders.
+        exhaustive (`bool`, *optional*, defaults to `False`): whether to send all images, even after an accusation.
         all_scores (`bool`, *optional*, defaults to `False`): whether the result holds the scores of copies that are
-            not accused too. They help an attacker to build a suspect that accuses one of them: don't publish them.
+            not accused. They help an attacker to build a suspect that accuses one of them: don't publish them.
         passphrase (`str`, *optional*): unlocks the vault.
-        on_response (callable, *optional*): told each image, counted through the bases, and its answer.
-        advance (callable, *optional*): told a step, how much more of it is done, and how much there is to do.
+        on_response (callable, *optional*): called with the index of each image, over all bases, and its response.
+        progress (callable, *optional*): a [`Progress`].
 
     Returns:
         [`QueryResult`]
 
     Raises:
-        [`FingerprintError`]: in one sentence, what is in the way; nobody is accused by an error.
+        [`FingerprintError`]: if the query can't be made or continued. Nobody is accused then.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
         vault.unlock(passphrase)
     queried, skipped, alpha = records_to_query(vault, base, getattr(suspect, "classes", None), alpha)
-    pictures = [list(each.trigger_set.images(each.base.secret)) for each in queried]
-    images = sum(map(len, pictures))
-    order = np.random.default_rng(secrets.randbits(128)).permutation(images)
-    total = images if budget is None else min(budget, images)
+    images = [list(each.trigger_set.images(each.base.secret)) for each in queried]
+    image_count = sum(map(len, images))
+    order = np.random.default_rng(secrets.randbits(128)).permutation(image_count)
+    count = counting(progress, "querying", image_count if budget is None else min(budget, image_count))
 
     def record_response(index: int, response: int | None) -> None:
-        if advance is not None:
-            advance("asking", 1, total)
+        count(1)
         if on_response is not None:
             on_response(index, response)
 
     with ExitStack() as held:
         pools = []
-        for each, shown in zip(queried, pictures, strict=True):
-            kept = None
+        for each, pool_images in zip(queried, images, strict=True):
+            pool_transcript = None
             if transcript is not None:
-                place = path_for_base(transcript, each.base.base_id, queried[0].base.base_id)
-                refusal = f"Another process is asking with the transcript {place}: wait for it, or name another file."
-                held.callback(acquire_lock(vault, each.base, f"transcript {place.resolve()}", refusal).release)
-                kept = held.enter_context(Transcript(place, _heading(suspect, each, shown)))
-                if advance is not None and kept.responses:
-                    advance("asking", len(kept.responses), total)
-            pools.append(QueryPool(shown, each.e_process, kept))
-        stats = query_pools(suspect, pools, order, budget, images if exhaustive else min_responses, record_response)
+                path = path_for_base(transcript, each.base.base_id, queried[0].base.base_id)
+                locked = f"Another process writes the transcript {path}: wait for it, or name another file."
+                held.callback(acquire_lock(vault, each.base, f"transcript {path.resolve()}", locked).release)
+                pool_transcript = held.enter_context(Transcript(path, _heading(suspect, each, pool_images)))
+                if pool_transcript.responses:
+                    count(len(pool_transcript.responses))
+            pools.append(QueryPool(pool_images, each.e_process, pool_transcript))
+        stats = query_pools(suspect, pools, order, budget, image_count if exhaustive else min_responses, record_response)
     scores = _scores(vault, queried, all_scores)
     accused, faults = any(score.accused for score in scores), find_unusable_rows(vault)
-    outcome, reason = query_outcome(queried, skipped, stats, images, accused, alpha, faults)
+    outcome, reason = query_outcome(queried, skipped, stats, image_count, accused, alpha, faults)
     return QueryResult(
         suspect=suspect.name,
         base_ids=tuple(each.base.base_id for each in queried),
@@ -194,22 +192,26 @@ def query(
 
 
 def load_trigger_set(vault: Vault, base: Base) -> TriggerSet:
-    """The questions of a base.
+    """The trigger set of a base.
 
     Raises:
-        [`VaultError`]: if there are none.
+        [`VaultError`]: if it has none.
     """
     content = vault.trigger_set(base)
     if content is None:
         raise VaultError(
-            f"Base {base.base_id} has no questions, so its copies answer for nobody: make them with `hf-fingerprint "
-            f"questions` before copies are issued."
+            f"Base {base.base_id} has no trigger set, so its copies can't be identified by queries: make one with "
+            f"`hf-fingerprint triggers` before you issue copies."
         )
     return TriggerSet.from_bytes(content)
 
 
 def find_base_with_triggers(vault: Vault, name: str | Path | None) -> tuple[Base, TriggerSet]:
-    """A base and its questions: the one of this name, else the only one that has any.
+    """A base and its trigger set.
+
+    Args:
+        vault ([`Vault`]): it need not be unlocked.
+        name (`str`, `Path` or `None`): the base; `None` for the only one that has a trigger set.
 
     Raises:
         [`VaultError`]: if there is none, or more than one.
@@ -217,52 +219,51 @@ def find_base_with_triggers(vault: Vault, name: str | Path | None) -> tuple[Base
     if name is not None:
         base = lookup_base(vault, name)
         return base, load_trigger_set(vault, base)
-    with_questions = [base for base in vault.bases() if vault.trigger_set(base) is not None]
-    if len(with_questions) != 1:
-        named = ", ".join(base.base_id for base in with_questions)
+    with_triggers = [base for base in vault.bases() if vault.trigger_set(base) is not None]
+    if len(with_triggers) != 1:
+        named = ", ".join(base.base_id for base in with_triggers)
         raise VaultError(
-            f"{vault.folder} has {len(with_questions)} bases with questions"
-            + (f" ({named}): say which by --base." if named else ": make some with `hf-fingerprint questions`.")
+            f"{vault.folder} has {len(with_triggers)} bases with trigger sets"
+            + (f" ({named}): choose one with --base." if named else ": make one with `hf-fingerprint triggers`.")
         )
-    return with_questions[0], load_trigger_set(vault, with_questions[0])
+    return with_triggers[0], load_trigger_set(vault, with_triggers[0])
 
 
 def _heading(suspect: Suspect, queried: QueriedRecord, images: Sequence[np.ndarray]) -> Heading:
     digest = pool_digest([image_digest(image) for image in images])
-    trigger_set, copies = queried.trigger_set, len(queried.copies)
     return Heading(
-        suspect.name,
-        queried.base.base_id,
-        digest,
-        trigger_set.count,
-        trigger_set.decoys,
-        trigger_set.classes,
-        queried.alpha,
-        trigger_set.assigned_share,
-        copies,
+        suspect=suspect.name,
+        base=queried.base.base_id,
+        digest=digest,
+        questions=queried.trigger_set.count,
+        decoys=queried.trigger_set.decoys,
+        classes=queried.trigger_set.classes,
+        alpha=queried.alpha,
+        share=queried.trigger_set.assigned_share,
+        recipients=len(queried.copies),
     )
 
 
-def _scores(vault: Vault, queried: Sequence[QueriedRecord], every: bool) -> tuple[QueryScore, ...]:
-    """The scores of the accused, or of every copy, surest first."""
+def _scores(vault: Vault, queried: Sequence[QueriedRecord], all_scores: bool) -> tuple[QueryScore, ...]:
+    """The scores of the accused, or of all copies, lowest bound first."""
     found = []
     for each in queried:
         e_process, accused = each.e_process, set(each.e_process.accused().tolist())
         agreeing, counted = e_process.agreeing, e_process.counted
         bounds = np.minimum(e_process.log10_bounds() + math.log10(len(queried)), 0.0)
         states = delivery_states(vault, each.copies)
-        for i in range(len(each.copies)) if every else accused:
+        for i in range(len(each.copies)) if all_scores else accused:
             copy = each.copies[i]
             found.append(
                 QueryScore(
-                    copy.recipient,
-                    copy.copy_id,
-                    int(agreeing[i]),
-                    int(counted[i]),
-                    float(bounds[i]),
-                    i in accused,
-                    each.base.base_id,
-                    states[copy.copy_id],
+                    recipient=copy.recipient,
+                    copy_id=copy.copy_id,
+                    agreeing=int(agreeing[i]),
+                    counted=int(counted[i]),
+                    log10_bound=float(bounds[i]),
+                    accused=i in accused,
+                    base_id=each.base.base_id,
+                    state=states[copy.copy_id],
                 )
             )
     return tuple(sorted(found, key=lambda score: (not score.accused, score.log10_bound, -score.agreeing)))

@@ -1,7 +1,8 @@
-"""Putting questions to a suspect, one after another, until somebody is proven to be the leak.
+"""Sends images to a suspect, one after another, until an accusation is proven.
 
-Questions and decoys of all pools come mixed, in an order that tells the suspect nothing. The bound on a false
-accusation holds whenever one stops (see [`EProcess`]), so the first proof is enough; answers to decoys prove nothing.
+Trigger images and decoys of all pools are sent in an order that reveals nothing to the suspect. The bound on a false
+accusation holds whenever the session stops (see [`EProcess`]), so it stops at the first proof. Responses to decoys
+count for nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,30 +15,30 @@ from hf_fingerprint.blackbox.querying.transcript import Transcript, image_digest
 from hf_fingerprint.errors import FingerprintError
 
 
-PROVEN, BUDGET, ALL_QUERIED = "proven", "budget", "all asked"
+PROVEN, BUDGET, EXHAUSTED = "proven", "budget", "exhausted"
 
 
 class SequentialTest(Protocol):
-    """What a questioning needs of [`EProcess`]."""
+    """The part of [`EProcess`] that a session uses."""
 
     @property
     def triggers(self) -> int: ...
 
-    def update(self, query_pools: int, response: int | None) -> None: ...
+    def update(self, trigger: int, response: int | None) -> None: ...
 
     def accused(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class QueryPool:
-    """What is asked on behalf of one record.
+    """The images of one record.
 
     Attributes:
-        images (sequence of `np.ndarray`): the questions, as many as the evidence has, and then the decoys, each
-            `(height, width, 3)`, `uint8`.
-        e_process ([`EProcess`]): that heard nothing yet. It is told the transcript's answers first.
-        transcript ([`Transcript`] or `None`): keeps each answer before the next question, so that whatever stops this,
-            Ctrl-C too, loses one answer at most; what it holds already isn't asked again.
+        images (sequence of `np.ndarray`): the trigger images, as many as the e-process has triggers, then the decoys,
+            each `(height, width, 3)`, `uint8`.
+        e_process ([`EProcess`]): without responses. Those of the transcript are counted first.
+        transcript ([`Transcript`] or `None`): stores each response before the next image is sent, so that an
+            interruption loses at most one. Images that have a response in it are not sent again.
     """
 
     images: Sequence[np.ndarray]
@@ -47,15 +48,15 @@ class QueryPool:
 
 @dataclass(frozen=True)
 class QueryStats:
-    """How a questioning went, with what an earlier part of it left in the transcript.
+    """The counts of a session, those of earlier sessions with the same transcript included.
 
     Attributes:
-        queried (`int`): images put to the suspect, decoys among them, whether or not it answered.
-        answered (`int`): those it told a class of.
-        decoys_queried (`int`): those of `queried` that prove nothing.
-        resumed (`int`): those of `queried` that were in the transcript before.
-        retries (`int`): requests made again, this time.
-        stop_reason (`str`): `"proven"`, `"budget"` or `"all asked"`.
+        queried (`int`): images sent to the suspect, decoys included, whether or not it responded.
+        answered (`int`): images with a usable response.
+        decoys_queried (`int`): decoys sent.
+        resumed (`int`): images sent in earlier sessions.
+        retries (`int`): requests repeated, in this session.
+        stop_reason (`str`): `"proven"`, `"budget"` or `"exhausted"`.
     """
 
     queried: int
@@ -66,7 +67,7 @@ class QueryStats:
     stop_reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON can hold it."""
+        """The counts as JSON types."""
         return asdict(self)
 
 
@@ -78,22 +79,23 @@ def query_pools(
     min_responses: int = 0,
     on_response: Callable[[int, int | None], None] | None = None,
 ) -> QueryStats:
-    """Asks until somebody is accused, the budget is spent or nothing is left to ask.
+    """Sends images until somebody is accused, the budget is spent or no image is left.
 
     Args:
-        suspect ([`Suspect`]): what answers.
-        pools (sequence of [`QueryPool`]): what there is to ask. Images are counted through all pools, one after another.
-        order (`np.ndarray`): which images to ask, each at most once, in this order.
-        budget (`int`, *optional*): how many images to ask at most, those in transcripts among them.
-        min_responses (`int`, *optional*, defaults to 0): how many images to get answers for at least, whoever is accused.
-        on_response (callable, *optional*): told each image and its answer, once it counts.
+        suspect ([`Suspect`]): the suspect.
+        pools (sequence of [`QueryPool`]): the images, numbered through all pools.
+        order (`np.ndarray`): the images to send, each at most once, in this order.
+        budget (`int`, *optional*): the highest number of images, those of the transcripts included.
+        min_responses (`int`, *optional*, defaults to 0): the lowest number of responses before the session stops at an
+            accusation.
+        on_response (callable, *optional*): called with the number of each image and its response, once it counts.
 
     Returns:
         [`QueryStats`]
 
     Raises:
-        [`FingerprintError`]: if the order isn't one of the pools', a transcript is of other images, or the suspect
-            refuses to be asked.
+        [`FingerprintError`]: if `order` is not valid, a transcript is of other images, or the suspect can't be
+            queried.
     """
     ends = np.cumsum([len(pool.images) for pool in pools])
     _check_order(order, int(ends[-1]))
@@ -114,11 +116,11 @@ def query_pools(
         for index, response in ({} if pool.transcript is None else pool.transcript.responses).items():
             if pool.transcript is not None and pool.transcript.images[index] != image_digest(pool.images[index]):
                 raise FingerprintError(
-                    f"The transcript {pool.transcript.path} has another image for question {index}: name another file."
+                    f"The transcript {pool.transcript.path} has another image at index {index}: name another file."
                 )
             update(which, index, response)
     resumed = len(responses)
-    left = [number for number in map(int, order[::-1]) if number not in responses]
+    remaining = [number for number in map(int, order[::-1]) if number not in responses]
     while True:
         answered = sum(response is not None for response in responses.values())
         if answered >= min_responses and any(len(pool.e_process.accused()) for pool in pools):
@@ -127,10 +129,10 @@ def query_pools(
         if budget is not None and len(responses) >= budget:
             stop_reason = BUDGET
             break
-        if not left:
-            stop_reason = ALL_QUERIED
+        if not remaining:
+            stop_reason = EXHAUSTED
             break
-        number = left.pop()
+        number = remaining.pop()
         which = int(np.searchsorted(ends, number, side="right"))
         pool, index = pools[which], number - int(ends[which]) + len(pools[which].images)
         response = suspect(pool.images[index])
@@ -151,4 +153,6 @@ def query_pools(
 
 def _check_order(order: np.ndarray, images: int) -> None:
     if len(np.unique(order)) != len(order) or not np.isin(order, np.arange(images)).all():
-        raise FingerprintError(f"The order names images twice or beyond the {images} there are: shuffle the pools.")
+        raise FingerprintError(
+            f"The order repeats images or exceeds the {images} of the pools: give a permutation of them."
+        )

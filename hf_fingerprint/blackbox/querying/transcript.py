@@ -1,18 +1,20 @@
-"""The transcript of a questioning: what was asked and answered, kept answer by answer, for whoever checks it later.
+"""The transcript of a query: every image sent and its response, stored one by one and readable later.
 
-A text file in UTF-8, one JSON object a line, each line written whole and brought to the disk before the next question.
+The file is UTF-8 text with one JSON object a line. Each line is written whole and synced before the next image is
+sent.
 
-* The first line is the heading: `format` (1), `created` (when, ISO 8601 in UTC), `suspect` (its name, without
-  secrets), `base` (its id), `digest` (SHA-256, in hexadecimal digits, over the 32-byte SHA-256 of each image of the
-  pool, in order), `questions` and `decoys` (how many; the pool is the questions and then the decoys), `classes`,
-  `alpha`, `share` and `recipients` (how many were tested).
-* Then a line for each answer, in the order they came: `index` (its index in the pool), `image` (SHA-256 of its
-  pixels, row by row, three bytes each), `response` (the class told, or `null` for none), `at` (when).
+* The first line is the heading: `format` (1), `created` (ISO 8601, UTC), `suspect` (its name, without secrets), `base`
+  (its id), `digest` (SHA-256, in hexadecimal digits, over the 32-byte SHA-256 of each image of the pool, in order),
+  `questions` and `decoys` (their numbers; the pool is the trigger images and then the decoys), `classes`, `alpha`,
+  `share` (the assigned share) and `recipients` (the number tested).
+* Each further line is a response, in the order of arrival: `question` (the image's index in the pool), `image`
+  (SHA-256 of its pixels, row by row, three bytes each), `answer` (the predicted class, or `null` without a usable
+  response), `at` (the time).
 
-Where several bases are asked about at once, each has a file of its own with its own heading: `FILE` for the first in
-the vault's order, and `FILE.<base id>` for each other. Their alphas are shares of the whole questioning's.
+With several bases, each has a file with a heading of its own: `FILE` for the first base in the vault's order and
+`FILE.<base id>` for each other. Their alphas are shares of the query's.
 
-A crash may leave a last line without its end. It is cut off when the file is opened again, and the answer is lost.
+A crash may leave an incomplete last line. It is cut off when the file is opened again, and that response is lost.
 """
 
 import errno
@@ -34,22 +36,25 @@ from hf_fingerprint.errors import FingerprintError
 
 
 FORMAT = 1
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would change line ends
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)  # keeps line ends on Windows
 
 
 @dataclass(frozen=True)
 class Heading:
-    """What a questioning is about. Two with the same heading may go on with one another's answers.
+    """The subject of a query. A transcript resumes only a query with the same heading.
+
+    The field names are those of the file.
 
     Attributes:
-        suspect (`str`): its name, without secrets.
+        suspect (`str`): the suspect's name, without secrets.
         base (`str`): the base's id.
-        digest (`str`): of the pool, see [`pool_digest`].
-        questions, decoys (`int`): how many of each.
-        classes (`int`): of the base.
+        digest (`str`): of the pool; see [`pool_digest`].
+        questions (`int`): the number of trigger images.
+        decoys (`int`): the number of decoys.
+        classes (`int`): the number of classes.
         alpha (`float`): the bound on accusing any innocent.
-        share (`float` or `None`): of the questions, how many each recipient owns.
-        recipients (`int`): how many are tested.
+        share (`float` or `None`): the probability that a trigger is assigned to a recipient.
+        recipients (`int`): the number of recipients tested.
     """
 
     suspect: str
@@ -64,21 +69,22 @@ class Heading:
 
 
 class Transcript:
-    """A transcript that is being written. Close it, or use it in a `with` block.
+    """A transcript that is being written. Close it, or use it as a context manager.
 
     Args:
-        path (`str` or `Path`): its file. If it is there, it is gone on with.
-        heading ([`Heading`]): what the questioning is about.
+        path (`str` or `Path`): its file. An existing one is resumed.
+        heading ([`Heading`]): the subject of the query.
 
     Attributes:
         path (`Path`): its file.
-        responses (`dict[int, int | None]`): the class told for each question so far, in the order they came.
-        images (`dict[int, str]`): the digest of each question's image, see [`image_digest`].
+        heading ([`Heading`]): the subject of the query.
+        responses (`dict[int, int | None]`): the predicted class of each image so far, in the order of arrival.
+        images (`dict[int, str]`): the digest of each image; see [`image_digest`].
 
     Raises:
         [`StorageError`]: if the disk is full.
         [`FingerprintError`]: if the file can't be read or written, isn't a transcript, is damaged, or is of another
-            questioning.
+            query.
     """
 
     def __init__(self, path: str | Path, heading: Heading):
@@ -90,7 +96,7 @@ class Transcript:
         except OSError as error:
             if is_disk_full_error(error):
                 raise disk_full_error(self.path.parent) from None
-            raise self._error(f"can't be written ({error.strerror})", "choose another place") from None
+            raise self._error(f"can't be written ({error.strerror})", "choose another path") from None
         try:
             self._read()
         except BaseException:
@@ -98,7 +104,7 @@ class Transcript:
             raise
 
     def __repr__(self) -> str:
-        return f"Transcript({self.path}, {len(self.responses)} answers)"
+        return f"Transcript({self.path}, {len(self.responses)} responses)"
 
     def __enter__(self) -> "Transcript":
         return self
@@ -107,25 +113,25 @@ class Transcript:
         self.close()
 
     def add(self, index: int, image: str, response: int | None) -> None:
-        """Keeps an answer; it is on the disk when this returns.
+        """Appends a response and syncs it to the disk.
 
         Args:
-            index (`int`): its index in the pool.
-            image (`str`): the digest of its image, see [`image_digest`].
-            response (`int` or `None`): the class told.
+            index (`int`): the image's index in the pool.
+            image (`str`): the image's digest; see [`image_digest`].
+            response (`int` or `None`): the predicted class.
 
         Raises:
-            [`FingerprintError`]: if there is no such question or class, or the question was answered before.
-            [`StorageError`]: if the disk is full; then the answer is not kept, and may be asked for again.
+            [`FingerprintError`]: if there is no such image or class, or the image has a response already.
+            [`StorageError`]: if the disk is full. The response is not stored then, and the image may be sent again.
         """
         line = {"question": index, "image": image, "answer": response, "at": _now()}
-        if (wrong := self._find_error(line)) is not None:
-            raise self._error(f"can't take question {index} and answer {response}, {wrong}", "ask another")
+        if (problem := self._find_error(line)) is not None:
+            raise self._error(f"can't store response {response} to image {index}, {problem}", "query another image")
         self._write(line)
         self.responses[index], self.images[index] = response, image
 
     def close(self) -> None:
-        """Closes the file; it can be opened again, to go on."""
+        """Closes the file. Open it again to resume."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -137,7 +143,7 @@ class Transcript:
             content = file.read(MAX_TRANSCRIPT + 1)
         pool = self.heading.questions + self.heading.decoys
         if len(content) > MAX_TRANSCRIPT or content.count(b"\n") > pool + 1:
-            raise self._error("holds more than its questions' answers", "restore it, or name another file")
+            raise self._error("holds more responses than images", "restore it, or name another file")
         *lines, rest = content.split(b"\n")
         if not lines:
             self._begin(rest)
@@ -150,17 +156,17 @@ class Transcript:
             if number == 1:
                 self._check_heading(line)
             elif not isinstance(line, dict) or not self._accept_line(line):
-                raise self._error(f"is damaged in line {number}", "restore it, or name another file to begin anew")
+                raise self._error(f"is damaged in line {number}", "restore it, or name another file to start again")
         if rest:
             os.ftruncate(self._file, len(content) - len(rest))
 
     def _begin(self, rest: bytes) -> None:
-        """Writes the heading, in place of what a crash may have left of it; never of a file that is something else."""
+        """Writes the heading. It replaces the rest of an interrupted heading, and no other content."""
         heading = {"format": FORMAT, "created": _now(), **asdict(self.heading)}
         whole, date = json.dumps(heading, allow_nan=False).encode(), heading["created"].encode()
         before, after = whole.index(date), whole.index(date) + len(date)
         if not (whole[:before] + whole[after:]).startswith(rest[:before] + rest[after:]):
-            raise self._error("is no transcript of this questioning", "name another file")
+            raise self._error("is not a transcript of this query", "name another file")
         if rest:
             os.ftruncate(self._file, 0)
         self._write(heading)
@@ -168,18 +174,20 @@ class Transcript:
 
     def _check_heading(self, line: Any) -> None:
         if not isinstance(line, dict) or type(line.get("format")) is not int:
-            raise self._error("is damaged in line 1", "restore it, or name another file to begin anew")
+            raise self._error("is damaged in line 1", "restore it, or name another file to start again")
         if line["format"] != FORMAT:
-            raise self._error(f"has format {line['format']}", f"take a version that reads it; this reads {FORMAT}")
+            raise self._error(
+                f"has format {line['format']}, and this version reads {FORMAT}", "upgrade hf-fingerprint"
+            )
         for name, value in asdict(self.heading).items():
             if name not in line or line[name] != value:
                 raise self._error(
-                    f"is of another questioning: its {name} is {ascii(line.get(name))[:80]}, and not {value!r}",
+                    f"is of another query: its {name} is {ascii(line.get(name))[:80]}, and not {value!r}",
                     "name another file",
                 )
 
     def _accept_line(self, line: dict[str, Any]) -> bool:
-        """Whether a line is as it should be; if so, it counts."""
+        """Counts the response in a line; returns `False` if the line is not valid."""
         if line.keys() != {"question", "image", "answer", "at"} or not isinstance(line["at"], str):
             return False
         if self._find_error(line) is not None:
@@ -188,17 +196,17 @@ class Transcript:
         return True
 
     def _find_error(self, line: Mapping[str, Any]) -> str | None:
-        """What is wrong with an answer, if anything is."""
+        """The problem with a response as the end of a sentence, or `None`."""
         index, image, response = line["question"], line["image"], line["answer"]
         pool = self.heading.questions + self.heading.decoys
         if type(index) is not int or not 0 <= index < pool:
-            return f"of which there are {pool}"
+            return f"as there are {pool} images"
         if index in self.responses:
-            return "which was answered before"
+            return "as the image has a response already"
         if response is not None and (type(response) is not int or not 0 <= response < self.heading.classes):
             return f"as there are {self.heading.classes} classes"
         if not isinstance(image, str) or len(image) != 64 or set(image) - set("0123456789abcdef"):
-            return "whose image has no digest"
+            return "as the image has no digest"
         return None
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -213,23 +221,23 @@ class Transcript:
             if is_disk_full_error(error):
                 raise disk_full_error(self.path.parent) from None
             raise self._error(
-                f"can't be written ({error.strerror})", "see to the disk, then run the same command again to go on"
+                f"can't be written ({error.strerror})", "check the disk, then run the command again to resume"
             ) from None
 
-    def _error(self, what: str, remedy: str) -> FingerprintError:
-        return FingerprintError(f"The transcript {self.path} {what}: {remedy}.")
+    def _error(self, problem: str, remedy: str) -> FingerprintError:
+        return FingerprintError(f"The transcript {self.path} {problem}: {remedy}.")
 
 
 def path_for_base(path: str | Path, base_id: str, first: str) -> Path:
-    """The file of one base, where those of several belong together: the path itself for the first of them."""
+    """The file of one base of several: `path` for the first base, else `path.<base id>`."""
     return Path(path) if base_id == first else Path(f"{path}.{base_id}")
 
 
 def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:
-    """A transcript that is there: what it is about, and its answers.
+    """The heading and the responses of a transcript.
 
     Raises:
-        [`FingerprintError`]: if there is none, or it is damaged.
+        [`FingerprintError`]: if the file can't be read, or is not a transcript or damaged.
     """
     try:
         content = read_bounded(path, MAX_TRANSCRIPT, "a transcript", FingerprintError)
@@ -244,7 +252,7 @@ def read_transcript(path: str | Path) -> tuple[Heading, dict[int, int | None]]:
     except OSError as error:
         raise FingerprintError(f"The transcript {path} can't be read ({error.strerror}): name its file.") from None
     except (ValueError, KeyError, TypeError):
-        raise FingerprintError(f"{path} is no transcript, or is damaged in line 1: restore it.") from None
+        raise FingerprintError(f"{path} is not a transcript, or is damaged in line 1: restore it.") from None
     with Transcript(path, heading) as transcript:
         return heading, dict(transcript.responses)
 
@@ -259,10 +267,10 @@ def image_digest(image: np.ndarray) -> str:
 
 
 def pool_digest(images: Sequence[str]) -> str:
-    """SHA-256 over those of the images, in hexadecimal digits.
+    """SHA-256 over the digests of a pool's images, in hexadecimal digits.
 
     Args:
-        images (sequence of `str`): the digest of each image of the pool, in order, as [`image_digest`] gives it.
+        images (sequence of `str`): the digest of each image, in order; see [`image_digest`].
     """
     return sha256(b"".join(map(bytes.fromhex, images))).hexdigest()
 
@@ -273,8 +281,8 @@ def _now() -> str:
 
 def _sync_folder(folder: Path) -> None:
     if os.name == "posix":  # elsewhere folders can't be opened
-        opened = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(opened)
+            os.fsync(descriptor)
         finally:
-            os.close(opened)
+            os.close(descriptor)

@@ -1,1 +1,2 @@
-"""The trigger set of a base: trigger images, the labels of each copy, and the head updates that set them."""
+"""The trigger set of a base: trigger images, each copy's labels of them, and the head updates that teach a copy its
+labels."""

@@ -1,12 +1,11 @@
-"""Questions made for a base, once: from then on every copy that is issued answers them for its recipient.
+"""Builds the trigger set of a base. Every copy issued afterwards predicts its recipient's labels on it.
 
-    prepare_questions("org/model", vault, images="photos/")
+    make_trigger_set("org/model", vault, images="photos/")
 
-The images are ordinary ones, of the kind that the model is for, without labels; they are looked at once, to see which
-features ordinary images have, and nothing of them is kept but that the questions avoid those.
+`images` holds ordinary images of the model's domain, without labels. They are read once, to measure the features of
+ordinary images, which the trigger images avoid; none of them is stored.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +40,7 @@ from hf_fingerprint.models import (
     map_parameter_names,
     user_images,
 )
+from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration import lookup_base, open_base
 from hf_fingerprint.vault import Vault
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 COUNT, DECOYS, SHARE, STEPS = 160, 20, 0.5, 120
 MAX_IMAGES, N_SYNTHETIC_IMAGES = 4096, 2048  # images
 RIDGES = (0.3, 0.2, 0.14, 0.1, 0.07, 0.045, 0.03, 0.02, 0.015, 0.01)
-PROBE_KEYS = 16  # keys over which copies are to tell enough of their own labels
+PROBE_KEYS = 16  # keys over which the recall is averaged
 
 
 def make_trigger_set(
@@ -63,43 +63,54 @@ def make_trigger_set(
     decoys: int = DECOYS,
     assigned_share: float = SHARE,
     steps: int = STEPS,
-    advance: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     cover_images: str | Path | None = None,
 ) -> TriggerSet:
-    """Makes the questions of a registered base and keeps them in the vault.
+    """Builds the trigger set of a registered base and stores it in the vault.
 
     Args:
-        base (`str` or `Path`): its id in the vault, or where it is.
+        base (`str` or `Path`): the base: its id in the vault, a path or a Hub id.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        images (`str` or `Path`, *optional*): a folder of ordinary images; without it synthetic ones stand in, and
-            copies get about one ordinary image in a hundred wrong that the base gets right.
-        count (`int`, *optional*, defaults to 160): how many questions.
-        decoys (`int`, *optional*, defaults to 20): images like them that nobody owns.
-        assigned_share (`float`, *optional*, defaults to 0.5): the odds that a recipient owns a question.
-        steps (`int`, *optional*, defaults to 120): of fitting them to the base.
-        advance (callable, *optional*): told the logarithm of what is left to gain, after each step.
-        cover_images (`str` or `Path`, *optional*): a folder of the owner's photographs of 224 pixels or more, at least as
-            many as questions and decoys, to lie under the patterns instead of synthetic clouds; the vault keeps those
-            taken. Nobody else should have them: who has the plain picture can take a key image's mark off.
+        images (`str` or `Path`, *optional*): a folder of ordinary images. By default synthetic images are used; copies
+            then misclassify about one in a hundred ordinary images that the base classifies correctly.
+        count (`int`, *optional*, defaults to 160): the number of trigger images.
+        decoys (`int`, *optional*, defaults to 20): the number of similar images that are assigned to nobody.
+        assigned_share (`float`, *optional*, defaults to 0.5): the probability that a trigger image is assigned to a
+            recipient.
+        steps (`int`, *optional*, defaults to 120): optimization steps of the patterns.
+        progress (callable, *optional*): a [`Progress`].
+        cover_images (`str` or `Path`, *optional*): a folder of your own photographs of 224 pixels or more, at least as
+            many as trigger images and decoys, to use as covers instead of synthetic images. The vault stores those
+            used. Keep them private: the cover is what removes the mark from a key image.
 
     Raises:
-        [`FingerprintError`]: if the base can't be run, or has questions already, or there are too few photographs.
+        [`FingerprintError`]: if the base can't be run or has a trigger set already, or there are too few photographs.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
-    known = lookup_base(vault, base)
-    if vault.trigger_set(known) is not None:
+    record = lookup_base(vault, base)
+    if vault.trigger_set(record) is not None:
         raise FingerprintError(
-            f"Base {known.base_id} has questions already, which its copies answer: new ones would part them from "
-            f"those; use a new record of the base (`hf-fingerprint vault add --remeasure`) for another set."
+            f"Base {record.base_id} already has a trigger set, which its copies are issued with: to build another, "
+            f"register a new record of the base (`hf-fingerprint vault add --remeasure`)."
         )
-    with open_base(known, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as full_checkpoint:
+    with open_base(record, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as full_checkpoint:
         built = build_model(full_checkpoint)
         names = map_parameter_names(built.module, full_checkpoint)
-    made = build_trigger_set(
-        built, names, known.secret, known.base_id, images, count, decoys, assigned_share, steps, advance, cover_images
+    trigger_set = build_trigger_set(
+        built,
+        names,
+        record.secret,
+        record.base_id,
+        images,
+        count,
+        decoys,
+        assigned_share,
+        steps,
+        progress,
+        cover_images,
     )
-    vault.add_trigger_set(known, made.to_bytes())
-    return made
+    vault.add_trigger_set(record, trigger_set.to_bytes())
+    return trigger_set
 
 
 def build_trigger_set(
@@ -112,23 +123,31 @@ def build_trigger_set(
     decoys: int = DECOYS,
     assigned_share: float = SHARE,
     steps: int = STEPS,
-    advance: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
     cover_images: str | Path | None = None,
 ) -> TriggerSet:
-    """The same from a model in memory, without a vault; `names` are its parameters' in its files."""
+    """The trigger set of a model in memory; see [`make_trigger_set`].
+
+    Args:
+        built ([`BuiltModel`]): the model.
+        names (`dict[str, str]`): from the model's parameters to the tensors of its files.
+        secret (`bytes`): the model secret.
+        base_id (`str`): the base's id in the vault.
+        images, count, decoys, assigned_share, steps, progress, cover_images: see [`make_trigger_set`].
+    """
     import torch
 
     if count + decoys > MAX_POOL:
         raise FingerprintError(
-            f"{count} questions and {decoys} decoys are more than the {MAX_POOL} that a vault holds of a base: ask "
-            f"for fewer."
+            f"{count} trigger images and {decoys} decoys are more than the {MAX_POOL} images that a vault holds for a "
+            f"base: choose fewer."
         )
     cover_files = () if cover_images is None else load_cover_images(cover_images, count + decoys, secret)
     head, metric = _head_and_metric(built, names, images)
     views = make_views(built, head)
     covers_uint8 = decode_covers(cover_files) if cover_files else synthetic_trigger_covers(secret, count + decoys)
-    shown = torch.from_numpy(covers_uint8).permute(0, 3, 1, 2).float()
-    patterns = optimize_patterns(shown, views, built, metric, steps, advance)
+    cover_tensor = torch.from_numpy(covers_uint8).permute(0, 3, 1, 2).float()
+    patterns = optimize_patterns(cover_tensor, views, built, metric, steps, progress)
     patterns_int8 = patterns.permute(0, 2, 3, 1).numpy().astype(np.int8)
     logits, features = _logits_and_features(views, built, patterns_int8, covers_uint8, count)
     head_updates = np.zeros((*logits.shape[:2], features.shape[2]), np.float32)
@@ -145,16 +164,22 @@ def adapt_trigger_set(
     secret: bytes,
     images: str | Path | None = None,
 ) -> TriggerSet:
-    """The same questions as another model of the base's architecture hears them: one that was trained further, whose
-    answers are then bound by what it says itself.
+    """The trigger set measured anew on another model of the base's architecture, such as one trained further.
+
+    Args:
+        built ([`BuiltModel`]): the model.
+        names (`dict[str, str]`): from the model's parameters to the tensors of its files.
+        trigger_set ([`TriggerSet`]): the base's.
+        secret (`bytes`): the model secret.
+        images (`str` or `Path`, *optional*): a folder of ordinary images.
 
     Raises:
-        [`FingerprintError`]: if its head tells other classes apart than the base's.
+        [`FingerprintError`]: if the model has another number of classes than the base.
     """
     head, metric = _head_and_metric(built, names, images)
     if head.classes != trigger_set.classes:
         raise FingerprintError(
-            f"The model tells {head.classes} classes apart and its base {trigger_set.classes}: train it with the base's "
+            f"The model has {head.classes} classes and its base {trigger_set.classes}: train it with the base's "
             f"classes, or register a base that has these."
         )
     views, covers_uint8 = make_views(built, head), trigger_set.cover_pixels(secret)
@@ -165,7 +190,7 @@ def adapt_trigger_set(
 def _head_and_metric(
     built: BuiltModel, names: dict[str, str], images: str | Path | None
 ) -> tuple[Head, "torch.Tensor"]:
-    """A model's head, and what a change of it costs ordinary images."""
+    """A model's head, and the inverse second moment of the features of ordinary images."""
     ordinary = (
         user_images(Path(images), built, MAX_IMAGES) if images else lazy_synthetic_images(built, N_SYNTHETIC_IMAGES)
     )
@@ -175,17 +200,18 @@ def _head_and_metric(
     head = find_head(module, next(ordinary.batches(1)))
     if head.name not in names:
         raise FingerprintError(
-            f"The head {head.name} is not in the base's files by that name: its answers can't be bound."
+            f"The files of the base have no tensor for its head {head.name}, so its copies can't learn labels: use a "
+            f"base whose files hold its head."
         )
-    at_once = fit_batch_size(ordinary.pixels, BATCH)
-    return head, inverse_second_moment(all_features(module, head, ordinary.batches(at_once)))
+    batches = ordinary.batches(fit_batch_size(ordinary.pixels, BATCH))
+    return head, inverse_second_moment(all_features(module, head, batches))
 
 
 def _logits_and_features(
     views: list[View], built: BuiltModel, patterns: np.ndarray, covers_uint8: np.ndarray, count: int
 ) -> tuple[np.ndarray, "torch.Tensor"]:
-    """What is said to the questions in each view, `(views, count, classes)`, `float32`, and the features of these and
-    the decoys, `(views, count + decoys, width)`."""
+    """The logits of the trigger images in each view, `(views, count, classes)`, `float32`, and the features of all
+    images, decoys included, `(views, count + decoys, width)`."""
     import torch
 
     cover_tensor, pattern_tensor = (
@@ -194,17 +220,17 @@ def _logits_and_features(
     features, logits = [], []
     for view in views:
         with torch.no_grad():
-            shown = render_batches(cover_tensor, pattern_tensor, view.crop, built)
-            pairs = [features_and_logits(view.model, view.head, part) for part in shown]
-        ours, theirs = zip(*pairs, strict=True)
-        features.append(torch.cat(ours))
-        logits.append(torch.cat(theirs)[:count])
+            batches = render_batches(cover_tensor, pattern_tensor, view.crop, built)
+            pairs = [features_and_logits(view.model, view.head, batch) for batch in batches]
+        batch_features, batch_logits = zip(*pairs, strict=True)
+        features.append(torch.cat(batch_features))
+        logits.append(torch.cat(batch_logits)[:count])
     return torch.stack(logits).numpy(), torch.stack(features)
 
 
 def _fit_head_updates(trigger_set: TriggerSet, features: "torch.Tensor", metric: "torch.Tensor") -> TriggerSet:
-    """The questions with levers: those that change least, of such as have any recipient's copy tell enough of its
-    labels."""
+    """The trigger set with head updates, solved at the strongest ridge at which copies still predict 90 % of their
+    assigned labels."""
     own, keys = features[0, : trigger_set.count].numpy(), [number.to_bytes(32, "big") for number in range(PROBE_KEYS)]
     labels, assigned = trigger_set.assigned_labels(keys)
     for ridge in RIDGES:
@@ -212,8 +238,10 @@ def _fit_head_updates(trigger_set: TriggerSet, features: "torch.Tensor", metric:
             trigger_set,
             head_updates=solve_head_updates(features, metric, ridge)[:, : trigger_set.count].float().numpy(),
         )
-        recall = np.stack([(trigger_set.logits[0] + own @ trigger_set.head_update(key).T).argmax(-1) for key in keys])
-        assigned_share = (recall == labels)[assigned].mean() if assigned.any() else MIN_RECALL
-        if assigned_share >= MIN_RECALL:
+        predicted_labels = np.stack(
+            [(trigger_set.logits[0] + own @ trigger_set.head_update(key).T).argmax(-1) for key in keys]
+        )
+        recall = (predicted_labels == labels)[assigned].mean() if assigned.any() else MIN_RECALL
+        if recall >= MIN_RECALL:
             break
-    return replace(trigger_set, recall=min(MIN_RECALL, round(float(assigned_share), 4)))
+    return replace(trigger_set, recall=min(MIN_RECALL, round(float(recall), 4)))

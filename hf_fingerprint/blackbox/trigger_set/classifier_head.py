@@ -1,4 +1,4 @@
-"""A classifier's head, its last linear layer, and the features that go into it."""
+"""A classifier's head, its last linear layer, and the features that it takes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hf_fingerprint.errors import FingerprintError
 if TYPE_CHECKING:
     import torch
 
-BATCH = 16  # images at once, of 224 x 224; see `fit_batch_size`
+BATCH = 16  # images of 224 x 224; see `fit_batch_size`
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Head:
 
     @property
     def classes(self) -> int:
-        """How many classes it tells apart."""
+        """The number of classes."""
         return int(self.layer.weight.shape[0])
 
     def matrix(self) -> "torch.Tensor":
@@ -42,10 +42,10 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
 
     Args:
         model (`torch.nn.Module`): a classifier of timm or transformers, in evaluation mode.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): one is enough.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): the first one is used.
 
     Raises:
-        [`FingerprintError`]: if the logits don't come from a linear layer, or are not those of two classes or more.
+        [`FingerprintError`]: if the logits don't come from a linear layer, or there are fewer than two classes.
     """
     import torch
 
@@ -53,7 +53,7 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
     hooks = []
 
     def make_hook(name: str) -> Callable[..., None]:
-        def hook_fn(_module: Any, _given: Any, output: Any) -> None:
+        def hook_fn(_module: Any, _args: Any, output: Any) -> None:
             outputs[name] = output
 
         return hook_fn
@@ -69,29 +69,29 @@ def find_head(model: "torch.nn.Module", images: "torch.Tensor") -> Head:
             hook.remove()
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise FingerprintError(
-            f"{type(model).__name__} has an output of shape {' x '.join(map(str, logits.shape))}, and questions are "
-            f"answered by the top one of two classes or more: such a model can't answer for its recipient yet."
+            f"{type(model).__name__} has an output of shape {' x '.join(map(str, logits.shape))}, and trigger labels "
+            f"need two classes or more: use a model that classifies images."
         )
     for name, output in reversed(outputs.items()):
         if output.numel() == logits.numel() and torch.equal(output.flatten(), logits.flatten()):
             return Head(f"{name}.weight", model.get_submodule(name))
     raise FingerprintError(
-        f"The logits of {type(model).__name__} don't come straight from a linear layer, which is where answers are "
-        f"bound: such a model can't answer for its recipient yet."
+        f"The logits of {type(model).__name__} don't come from a linear layer, and copies get their trigger labels in "
+        f"one: use a model that ends in a linear layer."
     )
 
 
 def features_of(model: "torch.nn.Module", head: Head, images: "torch.Tensor") -> "torch.Tensor":
-    """What goes into the head, `(n, width)`; with gradients where the images have them."""
+    """The input of the head, `(n, width)`, with gradients if the images have them."""
     return features_and_logits(model, head, images)[0]
 
 
 def features_and_logits(
     model: "torch.nn.Module", head: Head, images: "torch.Tensor"
 ) -> "tuple[torch.Tensor, torch.Tensor]":
-    """What goes into the head, and what comes out of the model, `(n, classes)`."""
+    """The input of the head, `(n, width)`, and the output of the model, `(n, classes)`."""
     captured = []
-    hook = head.layer.register_forward_pre_hook(lambda _module, given: captured.append(given[0]))
+    hook = head.layer.register_forward_pre_hook(lambda _module, args: captured.append(args[0]))
     try:
         logits = logits_of(model(images))
     finally:
@@ -100,8 +100,8 @@ def features_and_logits(
 
 
 def all_features(model: "torch.nn.Module", head: Head, batches: "Iterable[torch.Tensor]") -> "torch.Tensor":
-    """The same for many images, batch by batch, without gradients."""
+    """The features of many images, computed in batches without gradients."""
     import torch
 
     with torch.no_grad():
-        return torch.cat([features_of(model, head, part) for part in batches])
+        return torch.cat([features_of(model, head, batch) for batch in batches])

@@ -1,8 +1,8 @@
-"""Cover images for who has none to give: clouds of colour, drawn from a key.
+"""Synthetic cover images: colored power-law noise, drawn from a key.
 
-Their spectrum falls as those of photographs do (D. Field, "Relations between the statistics of natural images and the
-response properties of cortical cells", 1987), so that a network treats them as pictures and an eye finds no flat place
-where a mark would show.
+Their spectrum falls off as that of photographs does (D. Field, "Relations between the statistics of natural images and
+the response properties of cortical cells", 1987). A network therefore processes them as photographs, and no flat area
+shows a mark.
 """
 
 from pathlib import Path
@@ -17,16 +17,16 @@ from hf_fingerprint.models import open_image
 
 MIN_SIZE = 224
 SPECTRAL_EXPONENT = 1.2  # of the amplitude, as a power of the frequency
-MEAN, STD, COLOR_SHARE = 128.0, 48.0, 0.6  # grey levels; of the channels' own part beside what they share
+MEAN, STD, COLOR_SHARE = 128.0, 48.0, 0.6  # gray levels; the noise of each channel relative to the shared noise
 MIN_LEVEL, MAX_LEVEL = 8, 247
 
 
 def synthetic_cover(key: bytes, index: int, size: int = MIN_SIZE) -> np.ndarray:
-    """A cover image of a key.
+    """A synthetic cover image.
 
     Args:
-        key (`bytes`): 32 bytes, a recipient's copy key or the pool's.
-        index (`int`): which of the key's covers.
+        key (`bytes`): 32 bytes.
+        index (`int`): the number of the cover, of those that the key has.
         size (`int`, *optional*, defaults to 224): its height and width, at least 224.
 
     Returns:
@@ -44,7 +44,7 @@ def synthetic_cover(key: bytes, index: int, size: int = MIN_SIZE) -> np.ndarray:
 
 
 def load_image(path: Path) -> np.ndarray:
-    """A picture from a file, turned as its camera says, `(height, width, 3)`, `uint8`.
+    """The pixels of an image file, `(height, width, 3)`, `uint8`, in the orientation that its EXIF data gives.
 
     Raises:
         [`FingerprintError`]: if it can't be read as an image.

@@ -1,9 +1,9 @@
-"""What each recipient's copy answers to a pool of questions: labels drawn from the copy key.
+"""Each recipient's assigned triggers and labels, drawn from its copy key.
 
-All recipients share the questions. Each owns a share of them, drawn from its copy key: those are its key images, which
-its copy answers by labels drawn from the same key, and the others as the base would. So a couple of hundred questions
-tell thousands of recipients apart, and where several copies are averaged, a question that only one of the givers owns
-is answered by that one's label against the others' indifference.
+All recipients share the trigger images. Each recipient is assigned a share of them, on which its copy predicts labels
+drawn from its copy key; on the others the copy predicts what the base does. A few hundred trigger images therefore
+distinguish thousands of recipients. When several copies are averaged, a trigger assigned to only one of them keeps
+that one's label, as the other copies don't oppose it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,21 @@ _WORD_RANGE, _SHARE_STEPS = 1 << 32, 1 << 16
 
 
 def keyed_labels(copy_keys: Sequence[bytes], triggers: int, classes: int) -> np.ndarray:
-    """The answers that copies are taught to the questions they own.
+    """The labels that each recipient's copy predicts on its assigned triggers.
 
-    Each label is uniform over all classes and independent of all others, the base's own answer among them, so that an
-    innocent's labels agree with whatever a suspect answers just as often as chance, exactly.
+    Each label is uniform over all classes, the base's prediction among them, and independent of all others. The labels
+    of an innocent recipient therefore agree with any responses exactly as often as chance.
 
     Args:
         copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
-        triggers (`int`): how many; the first of more are the same.
-        classes (`int`): of the model, 2 to 65,536.
+        triggers (`int`): the number of trigger images. The labels of fewer images are a prefix of those of more.
+        classes (`int`): the number of classes, 2 to 65,536.
 
     Returns:
-        `np.ndarray` of shape `(n, questions)`: `uint16`.
+        `np.ndarray` of shape `(n, triggers)`: `uint16`.
 
     Raises:
-        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or no questions.
+        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, or no triggers.
     """
     check_class_count(classes, triggers)
     out = np.empty((len(copy_keys), triggers), np.uint16)
@@ -44,18 +44,19 @@ def keyed_labels(copy_keys: Sequence[bytes], triggers: int, classes: int) -> np.
 
 
 def assigned_triggers(copy_keys: Sequence[bytes], triggers: int, assigned_share: float) -> np.ndarray:
-    """Which of the questions are each recipient's own.
+    """Which triggers are assigned to each recipient.
 
     Args:
         copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
-        triggers (`int`): how many; the first of more are the same.
-        assigned_share (`float`): the odds that a recipient owns a question, above 0 and at most 1, to the next of 65,536 steps.
+        triggers (`int`): the number of trigger images. The result for fewer images is a prefix of that for more.
+        assigned_share (`float`): the probability that a trigger is assigned to a recipient, above 0 and at most 1, in
+            steps of 1 / 65,536.
 
     Returns:
-        `np.ndarray` of shape `(n, questions)`: `bool`.
+        `np.ndarray` of shape `(n, triggers)`: `bool`.
 
     Raises:
-        [`CodeError`]: if the share is none.
+        [`CodeError`]: if `assigned_share` is out of range.
     """
     threshold = _share_threshold(assigned_share)
     out = np.empty((len(copy_keys), triggers), bool)
@@ -67,7 +68,7 @@ def assigned_triggers(copy_keys: Sequence[bytes], triggers: int, assigned_share:
 def label_blocks(
     copy_keys: Sequence[bytes], triggers: int, classes: int, assigned_share: float
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """The same for many recipients, some thousands at a time: `(rows, labels, owned)`."""
+    """[`keyed_labels`] and [`assigned_triggers`] in blocks of recipients: `(rows, labels, assigned)`."""
     for start in range(0, len(copy_keys), BLOCK_SIZE):
         rows = slice(start, min(start + BLOCK_SIZE, len(copy_keys)))
         keys = copy_keys[rows]
@@ -75,36 +76,36 @@ def label_blocks(
 
 
 def check_trigger_counts(triggers: int, classes: int, assigned_share: float) -> None:
-    """Refuses questions by which nobody can be told.
+    """Checks that a trigger set of these counts can identify a recipient.
 
     Raises:
-        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, no questions, or the share is none.
+        [`CodeError`]: if there are fewer than 2 classes or more than 65,536, no triggers, or `assigned_share` is out
+            of range.
     """
     check_class_count(classes, triggers)
     _share_threshold(assigned_share)
 
 
 def check_class_count(classes: int, triggers: int = 1) -> None:
-    """The same as [`check_trigger_counts`], without a share."""
+    """Checks the counts alone; see [`check_trigger_counts`]."""
     if not 2 <= classes <= MAX_CLASSES or triggers < 1:
         raise CodeError(
-            f"No copy can be told by {triggers} questions with {classes} answers each: take a model of 2 to 65,536 "
-            f"classes and at least 1 question."
+            f"{triggers} trigger images with {classes} classes can't identify a copy: use a model of 2 to 65,536 "
+            f"classes and at least 1 trigger image."
         )
 
 
 def _share_threshold(assigned_share: float) -> int:
-    threshold = (
-        round(assigned_share * _SHARE_STEPS) if 0 < assigned_share <= 2 else 0
-    )  # NaN and infinity have no whole number
+    # NaN and infinity can't be rounded
+    threshold = round(assigned_share * _SHARE_STEPS) if 0 < assigned_share <= 2 else 0
     if not 1 <= threshold <= _SHARE_STEPS:
-        raise CodeError(f"Nobody can own {assigned_share} of the questions: choose a share above 0 and at most 1.")
+        raise CodeError(f"{assigned_share} of the triggers can't be assigned: choose a share above 0 and at most 1.")
     return threshold
 
 
 def _uniform_integers(stream: Stream, count: int, classes: int) -> np.ndarray:
-    """Numbers below `classes`, all alike: 32-bit words by their remainder, without the last few that would favour
-    some."""
+    """Uniform integers below `classes`: 32-bit words modulo `classes`, with rejection of the words that would bias
+    them."""
     found = np.empty(0, np.uint32)
     while len(found) < count:
         words = stream.take(4 * (count - len(found))).view("<u4")

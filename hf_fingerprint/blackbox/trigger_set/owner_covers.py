@@ -1,7 +1,7 @@
-"""Covers that the owner has: photographs under the questions' patterns, instead of synthetic clouds.
+"""Cover images from the owner's photographs.
 
-Clouds are drawn anew from the model secret whenever they are needed; photographs can't be, so the vault keeps them,
-as PNG files, which lose nothing.
+Synthetic covers are drawn anew from the model secret when they are needed. Photographs can't be, so the vault stores
+them as PNG files.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from hf_fingerprint.models import image_files, open_image
 
 
 def load_cover_images(folder: str | Path, count: int, secret: bytes) -> tuple[bytes, ...]:
-    """Photographs from a folder and the folders in it, cropped to squares in the middle and scaled to 224 pixels.
+    """Photographs from a folder and its subfolders, cropped to centered squares and scaled to 224 pixels.
 
-    Which ones, and in which order, hangs on the model secret, so that nobody can tell questions from decoys by it.
+    The choice and the order depend on the model secret, so that neither distinguishes trigger images from decoys.
 
     Args:
-        folder (`str` or `Path`): the folder; what is smaller than 224 pixels there, or the same twice, is passed over.
-        count (`int`): how many.
+        folder (`str` or `Path`): the folder. Images below 224 pixels and duplicates are skipped.
+        count (`int`): the number of photographs.
         secret (`bytes`): the model secret.
 
     Returns:
         `tuple[bytes, ...]`: PNG files of `(224, 224, 3)`, 8 bits.
 
     Raises:
-        [`FingerprintError`]: if there are fewer, or one can't be read.
+        [`FingerprintError`]: if there are too few photographs, or one can't be read.
     """
     from PIL import Image, ImageOps
 
@@ -49,13 +49,13 @@ def load_cover_images(folder: str | Path, count: int, secret: bytes) -> tuple[by
     if len(found) < count:
         raise FingerprintError(
             f"{folder} holds {len(found)} different photographs of {MIN_SIZE} pixels or more, and {count} are "
-            f"needed as covers: add some, or ask for fewer questions."
+            f"needed as covers: add some, or choose fewer trigger images."
         )
     return tuple(found)
 
 
 def decode_covers(cover_images: Sequence[bytes]) -> np.ndarray:
-    """The pixels of covers that the vault kept, `(n, 224, 224, 3)`, `uint8`.
+    """The pixels of PNG files that [`load_cover_images`] returned, `(n, 224, 224, 3)`, `uint8`.
 
     Raises:
         [`VaultError`]: if one is damaged.
@@ -69,5 +69,7 @@ def decode_covers(cover_images: Sequence[bytes]) -> np.ndarray:
     except FingerprintError:
         found = []
     if not found or any(each.shape != (MIN_SIZE, MIN_SIZE, 3) or each.dtype != np.uint8 for each in found):
-        raise VaultError("The covers of the questions in the vault are damaged: restore a backup of it.")
+        raise VaultError(
+            "The cover images of the trigger set in the vault are damaged: restore a backup of the vault."
+        )
     return np.stack(found)

@@ -1,9 +1,8 @@
-"""The questions of a base: images that all its copies are asked, and what binding a copy's answers to them takes.
+"""The trigger set of a base: the images to query, and the head updates that teach a copy its labels.
 
-An image is a synthetic cloud, drawn from the model secret, under a coarse pattern that was fitted to the base, so that
-the features of no two questions, and of no question and an ordinary image, are alike. Patterns are kept and clouds are
-drawn anew: two hundred images take two megabytes. Where the owner's photographs lie under the patterns, they are kept
-too.
+A trigger image is a cover image plus a coarse pattern that was optimized on the base: the features of any two trigger
+images, and of a trigger image and an ordinary one, differ strongly. The covers are synthetic images, drawn anew from
+the model secret, or photographs of the owner. Patterns and photographs are stored; two hundred patterns take 2 MB.
 """
 
 import hashlib
@@ -26,28 +25,29 @@ from hf_fingerprint.keys import derive
 
 
 GRID = 56  # a pattern's height and width
-MIN_RECALL = 0.9  # of its own labels that a copy is made to tell, in the mean
-MARGIN = 2.0  # by which a copy's own label is to lead, in logits
+MIN_RECALL = 0.9  # the mean share of its assigned labels that a copy is built to predict
+MARGIN = 2.0  # logits by which an assigned label leads
 _FORMAT, _WITH_COVERS, _METADATA = 1, 2, "questions"
 
 
 @dataclass(frozen=True)
 class TriggerSet:
-    """What a base's copies are asked, and how they are made to answer.
+    """The trigger images of a base, and what teaches its copies to predict their assigned labels.
 
     Attributes:
         base_id (`str`): the base.
-        head (`str`): its last layer's weights, by their name in its files.
-        count (`int`): how many questions; the images after them are decoys, which nobody owns.
-        assigned_share (`float`): the odds that a recipient owns a question.
-        patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, grey levels over the clouds.
-        logits (`np.ndarray` of shape `(views, count, classes)`): what the base says, as it is and as thieves may
-            change it or its input, `float32`.
-        head_updates (`np.ndarray` of shape `(views, count, width)`): the head's change for one logit more, `float32`.
-        cover_images (`tuple[bytes, ...]`): PNG files of the owner's photographs under the patterns, one for each; empty for
-            clouds.
-        recall (`float`): the share of its own labels that a verbatim copy tells, in the mean over some keys, as far as
-            that was measured when the questions were made; 0.9 is what they are made for.
+        head (`str`): the tensor of the last layer's weights, as the base's files name it.
+        count (`int`): the number of trigger images; the images after them are decoys, assigned to nobody.
+        assigned_share (`float`): the probability that a trigger is assigned to a recipient.
+        patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, gray levels added to the covers.
+        logits (`np.ndarray` of shape `(views, count, classes)`): the base's logits, `float32`, in views of the model:
+            as it is, and as an attacker may change it or its input.
+        head_updates (`np.ndarray` of shape `(views, count, width)`): the change of the head for one more logit,
+            `float32`.
+        cover_images (`tuple[bytes, ...]`): PNG files of the owner's photographs, one for each image; empty if the
+            covers are synthetic.
+        recall (`float`): the share of its assigned labels that a verbatim copy predicts, averaged over some keys and
+            at most 0.9, the value that trigger sets are built for.
     """
 
     base_id: str
@@ -62,16 +62,16 @@ class TriggerSet:
 
     @property
     def classes(self) -> int:
-        """Of the model."""
+        """The number of classes."""
         return int(self.logits.shape[2])
 
     @property
     def decoys(self) -> int:
-        """How many images are decoys."""
+        """The number of decoys."""
         return len(self.patterns) - self.count
 
     def images(self, secret: bytes) -> np.ndarray:
-        """Questions, then decoys.
+        """The trigger images, then the decoys.
 
         Args:
             secret (`bytes`): the model secret.
@@ -80,29 +80,27 @@ class TriggerSet:
             `np.ndarray` of shape `(count + decoys, 224, 224, 3)`: `uint8`.
 
         Raises:
-            [`VaultError`]: if the photographs under the patterns are damaged.
+            [`VaultError`]: if the photographs are damaged.
         """
-        plain = self.cover_pixels(secret)
-        return np.stack([add_pattern(cover, pattern) for cover, pattern in zip(plain, self.patterns, strict=True)])
+        covers = self.cover_pixels(secret)
+        return np.stack([add_pattern(cover, pattern) for cover, pattern in zip(covers, self.patterns, strict=True)])
 
     def cover_pixels(self, secret: bytes) -> np.ndarray:
-        """What lies under the patterns, of the same shape: photographs or clouds."""
-        return (
-            decode_covers(self.cover_images)
-            if self.cover_images
-            else synthetic_trigger_covers(secret, len(self.patterns))
-        )
+        """The cover of each image, `(count + decoys, 224, 224, 3)`, `uint8`: photographs or synthetic images."""
+        if self.cover_images:
+            return decode_covers(self.cover_images)
+        return synthetic_trigger_covers(secret, len(self.patterns))
 
     def assigned_labels(self, copy_keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Of each recipient `(labels, owned)`, both `(n, count)`: see [`keyed_labels`] and [`assigned_triggers`]."""
+        """`(labels, assigned)`, both `(n, count)`: see [`keyed_labels`] and [`assigned_triggers`]."""
         return (
             keyed_labels(copy_keys, self.count, self.classes),
             assigned_triggers(copy_keys, self.count, self.assigned_share),
         )
 
     def head_update(self, copy_key: bytes) -> np.ndarray:
-        """What is added to the head's weights so that a copy answers its own questions by its labels, and others as
-        the base does: least squares over what thieves may do, against what it changes for ordinary images.
+        """The delta to a head's weights with which a copy predicts its labels on the triggers assigned to it, and what
+        the base does on the others: least squares over the views, against the change to ordinary images.
 
         Returns:
             `np.ndarray` of shape `(classes, width)`: `float32`.
@@ -115,7 +113,7 @@ class TriggerSet:
         return np.einsum("vqc,vqw->cw", logit_updates, self.head_updates, optimize=True).astype(np.float32)
 
     def to_bytes(self) -> bytes:
-        """In the safetensors format: what the vault keeps."""
+        """The trigger set as a safetensors file, the form in which the vault stores it."""
         described: dict[str, Any] = {
             "format": _WITH_COVERS if self.cover_images else _FORMAT,
             "base": self.base_id,
@@ -125,19 +123,20 @@ class TriggerSet:
         }
         if self.recall != MIN_RECALL:
             described["told"] = self.recall
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in ("patterns", "logits", "levers")}
+        arrays = {"patterns": self.patterns, "logits": self.logits, "levers": self.head_updates}
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         if self.cover_images:
             arrays["covers"] = np.frombuffer(b"".join(self.cover_images), np.uint8)
             arrays["cover_lengths"] = np.array([len(cover) for cover in self.cover_images], np.int64)
             described["covers"] = _covers_digest(arrays)
-        return save(arrays, {_METADATA: json.dumps(described)})  # of several values the order would differ by chance
+        return save(arrays, {_METADATA: json.dumps(described)})  # one value, as the order of several varies
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "TriggerSet":
-        """What [`to_bytes`] gave.
+        """The trigger set that [`to_bytes`] wrote.
 
         Raises:
-            [`VaultError`]: if it is damaged, or of a newer format.
+            [`VaultError`]: if the content is damaged or of a newer format.
         """
         try:
             check_header(content)
@@ -148,7 +147,7 @@ class TriggerSet:
                 raise ValueError
             if described["format"] not in (_FORMAT, _WITH_COVERS):
                 raise VaultError(
-                    f"The questions of base {described['base']} have format {described['format']} and this version "
+                    f"The trigger set of base {described['base']} has format {described['format']}, and this version "
                     f"reads {_FORMAT} and {_WITH_COVERS}: upgrade hf-fingerprint."
                 )
             base, head, count, assigned_share = (described[name] for name in ("base", "head", "count", "share"))
@@ -157,39 +156,27 @@ class TriggerSet:
             if not 0 <= recall <= 1:
                 raise ValueError
             _check_shapes(arrays, count)
-            return cls(
-                base,
-                head,
-                count,
-                assigned_share,
-                arrays["patterns"],
-                arrays["logits"],
-                arrays["levers"],
-                cover_images,
-                recall,
-            )
+            patterns, logits, head_updates = (arrays[name] for name in ("patterns", "logits", "levers"))
+            return cls(base, head, count, assigned_share, patterns, logits, head_updates, cover_images, recall)
         except (SafetensorError, KeyError, ValueError, TypeError):
-            raise VaultError("The questions in the vault are damaged: restore a backup of it.") from None
+            raise VaultError("The trigger set in the vault is damaged: restore a backup of the vault.") from None
 
 
 def _check_shapes(arrays: dict[str, np.ndarray], count: Any) -> None:
-    """A `ValueError` if arrays don't have the shapes that go together."""
+    """Raises a `ValueError` if the shapes of the arrays don't match."""
     patterns, logits, head_updates = (arrays[name] for name in ("patterns", "logits", "levers"))
     if type(count) is not int or not 0 < count <= len(patterns) or patterns.shape[1:] != (GRID, GRID, 3):
         raise ValueError
-    if (
-        logits.ndim != 3
-        or head_updates.ndim != 3
-        or logits.shape[:2] != head_updates.shape[:2]
-        or logits.shape[1] != count
-    ):
+    if logits.ndim != 3 or head_updates.ndim != 3 or logits.shape[:2] != head_updates.shape[:2]:
         raise ValueError
-    if logits.shape[0] < 1 or logits.shape[2] < 2 or {logits.dtype.kind, head_updates.dtype.kind} != {"f"}:
+    if logits.shape[0] < 1 or logits.shape[1] != count or logits.shape[2] < 2:
+        raise ValueError
+    if {logits.dtype.kind, head_updates.dtype.kind} != {"f"}:
         raise ValueError
 
 
 def _unpack_covers(arrays: dict[str, np.ndarray], described: dict[str, Any]) -> tuple[bytes, ...]:
-    """The photographs, if they are as they were laid down; a `ValueError` if not."""
+    """The stored photographs; raises a `ValueError` if their digest or number is wrong."""
     lengths, packed = arrays["cover_lengths"], arrays["covers"].tobytes()
     if _covers_digest(arrays) != described["covers"] or len(lengths) != len(arrays["patterns"]):
         raise ValueError
@@ -202,16 +189,16 @@ def _covers_digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def synthetic_trigger_covers(secret: bytes, count: int) -> np.ndarray:
-    """The clouds of a model secret, `(count, 224, 224, 3)`, `uint8`."""
+    """The synthetic covers of a model secret, `(count, 224, 224, 3)`, `uint8`."""
     key = derive(secret, "questions")
     return np.stack([synthetic_cover(key, index) for index in range(count)])
 
 
 def add_pattern(cover: np.ndarray, pattern: np.ndarray) -> np.ndarray:
-    """A cloud `(224, 224, 3)` under a pattern `(GRID, GRID, 3)`, `uint8`.
+    """A cover `(224, 224, 3)` plus a pattern `(GRID, GRID, 3)`, `uint8`.
 
-    Between the pattern's places lies a straight line; at this size its steps are eighths, so that sums are exact and
-    the image is the same on every machine.
+    The pattern is interpolated linearly. At this size the weights are multiples of 1/8, so that sums are exact and the
+    image is the same on every machine.
     """
     upsampled = _upsample(_upsample(pattern.astype(np.float64), 0), 1)
     return np.clip(np.rint(cover + upsampled), MIN_LEVEL, MAX_LEVEL).astype(np.uint8)

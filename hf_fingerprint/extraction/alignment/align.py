@@ -1,6 +1,6 @@
 """Whether a suspect's weights line up with the base's, and if not, a view of them that does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from hf_fingerprint.extraction.alignment.weight_matching import (
     match_weights_given_orders,
 )
 from hf_fingerprint.extraction.match import sample_row_indices
+from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base
 
 
@@ -40,7 +41,7 @@ def align_suspect(
     original: Checkpoint,
     suspect: TensorReader,
     matches: dict[str, TensorInfo],
-    advance: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     always: bool = False,
 ) -> AlignedWeights | None:
     """Puts a suspect's carriers in the base's order, if they are not.
@@ -50,7 +51,7 @@ def align_suspect(
         original ([`Checkpoint`]): its open files.
         suspect ([`TensorReader`]): the open suspect.
         matches (`dict[str, TensorInfo]`): the carriers' counterparts, as far as they are known.
-        advance (callable, *optional*): told the weights compared.
+        progress (callable, *optional*): a [`Progress`].
         always (`bool`, *optional*, defaults to `False`): whether tensors that line up but for a drift are put in order
             as well; small rotations look like one.
 
@@ -66,6 +67,7 @@ def align_suspect(
     pairs = LayerPairs(base, original, suspect, matches)
     found: dict[str, _FoundTransform] = {}
     names = sorted(misaligned & pairs.counterparts.keys(), key=lambda each: (sizes[each], each))
+    count = counting(progress, "aligning", base.carrier_weights)
     first = names[:: 1 + len(names) // PROBED_TENSORS]
     for name in [*first, *(name for name in names if name not in first)]:
         if name in first or found:
@@ -78,8 +80,7 @@ def align_suspect(
                     theirs,
                     match_weights(ours, theirs, pairs.activations.get(name), pairs.duplicates(name)),
                 )
-        if advance is not None:
-            advance(sizes[name])
+        count(sizes[name])
     if not found:
         _try_known_orders(pairs, first, found)
     if found:

@@ -19,9 +19,9 @@ from hf_fingerprint.blackbox.key_images.export import (
 from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import ModelSuspect, base_with_triggers
 from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new_vault, save_plain
+from tests.helpers.trigger_models import ModelSuspect, base_with_triggers
 
 
 NAMES = ["alice", "bob", "carol"]
@@ -36,7 +36,7 @@ def scene(tmp_path_factory):
     copies = {name: issue(folder, name, vault, root / name) for name in NAMES}
     keys = {name: vault.copy_key(vault.copies(base.base_id, name)[0]) for name in NAMES}
     steps = []
-    made = export_key_images(folder, "alice", vault, root / "set", advance=lambda *step: steps.append(step))
+    made = export_key_images(folder, "alice", vault, root / "set", progress=lambda *step: steps.append(step))
     trigger_set = load_trigger_set(vault, base)
     images = trigger_set.images(base.secret)
     return SimpleNamespace(

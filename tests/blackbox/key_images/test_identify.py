@@ -15,9 +15,8 @@ from hf_fingerprint.errors import CodeError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import COUNT, base_with_triggers
-from tests.helpers.asked_records import add_copy, add_trigger_set, records_with_triggers
 from tests.helpers.error_checks import refused
+from tests.helpers.records_with_triggers import add_copy, add_trigger_set, records_with_triggers
 from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,
@@ -27,6 +26,7 @@ from tests.helpers.small_models import (
     plain_arrays,
     save_plain,
 )
+from tests.helpers.trigger_models import COUNT, base_with_triggers
 
 
 NAMES = ["alice", "bob", "carol"]

@@ -10,8 +10,8 @@ from hf_fingerprint.blackbox.querying.proof import proof_outcome
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.outcomes import Outcome
-from tests.helpers.asked_models import ModelSuspect
 from tests.helpers.error_checks import refused
+from tests.helpers.trigger_models import ModelSuspect
 
 
 NAME = "recipient 1"

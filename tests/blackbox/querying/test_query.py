@@ -11,9 +11,9 @@ from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
-from tests.helpers.asked_models import COUNT, DECOYS, WIDTH, ModelSuspect
 from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, new_vault, save_vit
+from tests.helpers.trigger_models import COUNT, DECOYS, WIDTH, ModelSuspect
 
 
 NAMES = [f"recipient {i}" for i in range(8)]
@@ -209,16 +209,16 @@ def test_progress_adds_up_to_the_budget_however_often_it_stopped(queried, tmp_pa
     _, vault, _, copies = queried
 
     for budget in (2, 5):
-        predicted_labels = []
+        steps = []
         query(
             ModelSuspect(copies[NAMES[0]]),
             vault,
             budget=budget,
             transcript=tmp_path / "kept",
-            advance=lambda *step, predicted_labels=predicted_labels: predicted_labels.append(step),
+            progress=lambda *step, steps=steps: steps.append(step),
         )
-        assert {(step, total) for step, _, total in predicted_labels} == {("asking", budget)}
-        assert sum(done for _, done, _ in predicted_labels) == budget
+        assert {(step, total) for step, _, total in steps} == {("querying", budget)}
+        assert steps[-1][1] == budget
 
 
 def test_a_vault_without_questions_says_how_to_make_them(tmp_path):

@@ -11,9 +11,9 @@ from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set, make_tr
 from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers, load_cover_images
 from hf_fingerprint.blackbox.trigger_set.triggers import add_pattern
 from hf_fingerprint.registration import register
-from tests.helpers.asked_models import COUNT, DECOYS, STEPS, ModelSuspect, built, names_of
 from tests.helpers.error_checks import refused
 from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
+from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, ModelSuspect, built, names_of
 
 
 SECRET = bytes(range(32))
@@ -100,7 +100,7 @@ def test_copies_answer_them_and_their_key_images_name_their_recipients(asked, tm
 def test_too_few_photographs_are_refused_before_anything_is_made(photographs, tmp_path):
     folder = save_vit(tmp_path / "base")
     model = built(folder)
-    predicted_labels = []
+    steps = []
 
     def make():
         build_trigger_set(
@@ -108,9 +108,9 @@ def test_too_few_photographs_are_refused_before_anything_is_made(photographs, tm
             names_of(folder, model),
             SECRET,
             "0123456789ab",
-            advance=predicted_labels.append,
+            progress=lambda *step: steps.append(step),
             cover_images=photographs,
         )
 
     assert "180 are needed as covers" in refused(make)
-    assert not predicted_labels
+    assert not steps
