@@ -94,7 +94,7 @@ class Figures:
             *lines,
             "",
             f"least PSNR {psnr:.2f} dB, SSIM {ssim:.4f}; without capacity: {self.skipped}; "
-            f"{each * self.making:.0f} ms to make an image, {each * self.reading / len(DISTORTIONS):.0f} ms to read it",
+            f"{each * self.making:.0f} ms to make one, {each * self.reading / len(DISTORTIONS):.0f} ms to read it",
         ]
 
 
