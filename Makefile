@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 EXTRAS := models,plot,blackbox,datasets
 CODE := hf_fingerprint tests examples
 TIMINGS ?= --durations=10
+# One file stays in one process, so that its fixtures are made once; files are taken in the order of their names.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TIMINGS)
 
-.PHONY: demo test test-versions style quality bench evaluate reproduce clean
+.PHONY: demo test test-fast test-slow test-versions style quality bench evaluate reproduce clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,7 +20,15 @@ demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo --out demo_output
 
 test: $(VENV)/installed quality
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(TIMINGS)
+	$(PYTEST) -m "not slow"
+
+# For the working day: under two minutes.
+test-fast: $(VENV)/installed
+	$(PYTEST) -m "not slow and not integration"
+
+# Before a release: what takes long and rarely finds anything, and ten times as many examples of each property.
+test-slow: $(VENV)/installed
+	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile thorough
 
 # In environments of their own, with torches of their own: several GB each.
 test-versions: .venv-lowest/installed .venv-newest/installed

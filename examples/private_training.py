@@ -151,7 +151,7 @@ def run_owner(
     """Trains the server part, releases the model, issues copies, traces a leaked one, and measures the leakage."""
     test = load_share(arguments, arguments.data_holders + 1)
     print(
-        f"2. {arguments.data_holders} data holders train it further, and keep their images and labels\n",
+        f"2. {arguments.data_holders} data holders train it further and keep their data\n",
         flush=True,
     )
     print(f"  accuracy before: {accuracy(partition.model, *test):.1%}")

@@ -1,6 +1,7 @@
 """Shared by all tests: no network, no accelerator, nothing read from or written to this user's caches, and the same
 keys on every run, so that a test whose figures hang on keys passes or fails for good."""
 
+import gc
 import os
 import secrets
 from collections.abc import Iterator
@@ -8,12 +9,24 @@ from hashlib import shake_256
 from itertools import count
 
 import pytest
+from hypothesis import settings
 
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.pop("HF_FINGERPRINT_PASSPHRASE", None)
+
+settings.register_profile("quick", max_examples=50, deadline=None)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.load_profile("quick")  # `--hypothesis-profile thorough` replaces it, as in `make test-slow`
+
+
+def pytest_collection_finish():
+    """Exempts all that was imported from garbage collection, which Trainers ask for several times a training: a second
+    each with torch and transformers in memory."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

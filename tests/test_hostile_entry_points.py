@@ -23,13 +23,13 @@ def is_reading_of_weights(event: str) -> bool:
     return event.startswith("open (") and f"/inner/{PAYLOAD}', 'r')" in event
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["timm", "vit"])
-@pytest.mark.parametrize("options", [[], ["-O"]], ids=["plain", "optimised"])
-def test_a_hostile_folder_makes_nothing_happen_whichever_way_it_comes_in(tmp_path, options, form):
+# one that fetches, one that unpickles, one that builds all the same and one that imports code
+SOME = ["overlay url", "checkpoint path", "url", "code of its own type"]
+
+
+def try_kinds(folder, options, names):
     quiet = dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
-    names = [name for name, kind in KINDS.items() if kind.form == form]
-    command = [sys.executable, *options, "-m", "tests.helpers.hostile_entry_points", str(tmp_path), *names]
+    command = [sys.executable, *options, "-m", "tests.helpers.hostile_entry_points", str(folder), *names]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(HF_HUB_OFFLINE="0", **quiet))
     assert done.returncode == 0, done.stderr[-2000:]
     tried = json.loads(done.stdout.splitlines()[-1])
@@ -44,3 +44,15 @@ def test_a_hostile_folder_makes_nothing_happen_whichever_way_it_comes_in(tmp_pat
             assert seen == [], (name, way, result)
             assert "unexpected" not in result["ended"], (name, way, result)
         assert found["issue"]["ended"].startswith("0") or not KINDS[name].builds, (name, found["issue"])
+
+
+@pytest.mark.integration
+def test_some_hostile_folders_make_nothing_happen_at_any_entry_point(tmp_path):
+    try_kinds(tmp_path, ["-O"], SOME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["timm", "vit"])
+@pytest.mark.parametrize("options", [[], ["-O"]], ids=["plain", "optimized"])
+def test_no_hostile_folder_makes_anything_happen_at_any_entry_point(tmp_path, options, form):
+    try_kinds(tmp_path, options, [name for name, kind in KINDS.items() if kind.form == form])

@@ -1,9 +1,12 @@
-"""The floors of the design: each module imports from its own package and from floors under it, and nothing heavy."""
+"""The layers of the design: a module imports from its own package and from layers under it, and nothing heavy."""
 
 import ast
 import json
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,8 @@ import hf_fingerprint
 
 
 ROOT = Path(hf_fingerprint.__file__).parent
-FLOORS = {
-    "printable": -1,  # errors are made of it
+LAYERS = {
+    "printable": -1,  # error messages are escaped by it
     "progress": -1,
     "errors": 0,
     "keys": 0,
@@ -48,22 +51,27 @@ HEAVY = {
     "skimage",
     "diffusers",
 }
-TORCH = {"training", "privacy"}  # rooms whose modules are loaded when a name of theirs is first asked for
-MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
-
-
+TORCH = {"training", "privacy"}  # their modules are imported when a name of theirs is first used
 LOADERS = {
     "create_model": {"models/timm_models.py"},
     "from_pretrained": {"models/transformers_models.py"},
     "pipeline": set(),
     "load_dataset": set(),
     "load_dataset_builder": {"evaluation/data.py"},
-    "load": set(),  # of torch and pickle: what a pickle says is described, and never done
+    "load": set(),  # of torch and pickle: pickles are described and never loaded
     "Unpickler": set(),
 }
+PRINTS = {"print", "showwarning", "echo", "secho", "Console", "Progress", "Status", "Live", "StreamHandler"}
+PRINTS |= {"stdout", "stderr"}
+MODULES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 
 
-def room_of(path: str) -> str:
+@cache
+def tree_of(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text())
+
+
+def package_of(path: str) -> str:
     return path.split("/")[0].removesuffix(".py")
 
 
@@ -71,6 +79,7 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+@cache
 def imports_of(path: str, run_at_import: bool = False) -> list[tuple[int, str]]:
     """All modules named in import statements, with their lines; `run_at_import` leaves out functions' bodies."""
     found = []
@@ -82,63 +91,90 @@ def imports_of(path: str, run_at_import: bool = False) -> list[tuple[int, str]]:
             found.extend((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno} imports relatively"
-            if node.module == "hf_fingerprint":
-                found.extend((node.lineno, f"hf_fingerprint.{alias.name}") for alias in node.names)
-            else:
-                found.append((node.lineno, node.module))
+            found.append((node.lineno, node.module))
+            found.extend((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse((ROOT / path).read_text()))
+    visit(tree_of(path))
     return found
 
 
 def own_imports(path: str) -> list[tuple[int, str]]:
-    return [(line, name.split(".")[1]) for line, name in imports_of(path) if name.startswith("hf_fingerprint.")]
+    """Packages and top-level modules of this project that a module imports from, with their lines."""
+    names = [(line, name.split(".")) for line, name in imports_of(path)]
+    return [(line, name[1]) for line, name in names if name[0] == "hf_fingerprint" and name[1:]]
 
 
-def test_every_module_is_on_a_floor():
-    assert {room_of(path) for path in MODULES} - {"__init__"} <= FLOORS.keys()
+def test_every_module_has_a_layer():
+    assert {package_of(path) for path in MODULES} - {"__init__"} <= LAYERS.keys()
     assert {"errors", "keys", "codes", "carriers", "vault", "issuing", "tracing", "cli"} <= {
-        room_of(p) for p in MODULES
+        package_of(path) for path in MODULES
     }
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path != "__init__.py"])
-def test_a_module_imports_from_its_own_package_and_lower_floors_alone(path):
-    room = room_of(path)
+def test_a_module_imports_from_its_own_package_and_lower_layers_alone():
+    upward = [
+        f"{path}:{line} of layer {LAYERS[package_of(path)]} imports {other}"
+        for path in MODULES
+        if path != "__init__.py"
+        for line, other in own_imports(path)
+        if other not in (package_of(path), "__version__") and LAYERS[other] >= LAYERS[package_of(path)]
+    ]
 
-    for line, other in own_imports(path):
-        if other != room and other != "__version__":
-            assert FLOORS[other] < FLOORS[room], f"{path}:{line} of floor {FLOORS[room]} imports {other}"
-
-
-@pytest.mark.parametrize(
-    ("one", "other"), [("carriers", "vault"), ("registration", "extraction"), ("issuing", "tracing")]
-)
-def test_rooms_of_one_floor_do_not_know_each_other(one, other):
-    for path in MODULES:
-        if room_of(path) in {one, other}:
-            strangers = {name for _, name in own_imports(path)} & ({one, other} - {room_of(path)})
-            assert not strangers, f"{path} imports {strangers}"
+    assert not upward
 
 
 def test_some_imports_are_seen():
-    seen = {(room_of(path), other) for path in MODULES for _, other in own_imports(path)}
+    seen = {(package_of(path), other) for path in MODULES for _, other in own_imports(path)}
 
     assert {("issuing", "registration"), ("tracing", "extraction"), ("carriers", "keys"), ("cli", "issuing")} <= seen
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) not in TORCH or "__init__" in path])
-def test_nothing_heavy_is_imported_before_it_is_needed(path):
-    for line, name in imports_of(path, run_at_import=True):
-        assert name.split(".")[0] not in HEAVY, f"{path}:{line} imports {name}"
+def test_no_modules_import_one_another_in_a_circle():
+    def module(path: str) -> str:
+        return f"hf_fingerprint.{path.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__")
+
+    paths = {module(path): path for path in MODULES}
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name, path in paths.items():
+        wanted = [imported for _, imported in imports_of(path, run_at_import=True) if imported in paths]
+        graph[name] = {each for each in wanted if each != name}
+    # `from package import module` names the package too, which the module's own `__init__` may import in turn
+    for name, needed in graph.items():
+        graph[name] = {each for each in needed if not any(other.startswith(f"{each}.") for other in needed)}
+
+    assert sum(map(len, graph.values())) > len(MODULES)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("room", ["codes", "keys", "errors", "printable"])
-def test_codes_know_no_model(room):
+@pytest.mark.parametrize("root", [ROOT, ROOT.parent / "tests"], ids=["package", "tests"])
+def test_no_two_files_have_one_name(root):
+    names = Counter(path.name for path in root.rglob("*.py"))
+    twins = {name for name, count in names.items() if count > 1} - {"__init__.py", "conftest.py"}
+
+    assert not twins
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    heavy = [
+        f"{path}:{line} imports {name}"
+        for path in MODULES
+        if package_of(path) not in TORCH or "__init__" in path
+        for line, name in imports_of(path, run_at_import=True)
+        if name.split(".")[0] in HEAVY
+    ]
+
+    assert not heavy
+
+
+@pytest.mark.parametrize("package", ["codes", "keys", "errors", "printable"])
+def test_codes_know_no_model(package):
     allowed = set(sys.stdlib_module_names) | {"numpy", "scipy", "cryptography", "hf_fingerprint"}
-    paths = [path for path in MODULES if room_of(path) == room]
+    paths = [path for path in MODULES if package_of(path) == package]
 
     assert paths
     for path in paths:
@@ -154,16 +190,19 @@ def modules_after(statement: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize(
-    "module", ["codes", "carriers", "blackbox", "issuing", "tracing", "training", "privacy", "cli.main"]
-)
-def test_importing_a_module_loads_nothing_heavy(module):
-    loaded = modules_after(f"import hf_fingerprint.{module}")
+def test_importing_the_packages_loads_nothing_heavy():
+    names = ["carriers", "blackbox", "issuing", "tracing", "training", "privacy", "cli.main"]
+    loaded = modules_after("\n".join(f"import hf_fingerprint.{name}" for name in names))
 
-    assert "hf_fingerprint" in loaded
+    assert {"hf_fingerprint", "typer"} <= loaded
     assert not loaded & HEAVY
-    if module == "codes":
-        assert not loaded & {"safetensors", "huggingface_hub", "pyrage", "typer", "rich", "filelock"}
+
+
+def test_importing_codes_loads_numpy_and_little_else():
+    loaded = modules_after("import hf_fingerprint.codes")
+
+    assert "numpy" in loaded
+    assert not loaded & (HEAVY | {"safetensors", "huggingface_hub", "pyrage", "typer", "rich", "filelock"})
 
 
 def test_importing_the_package_loads_next_to_nothing():
@@ -179,35 +218,43 @@ def test_the_packages_names_are_what_they_say():
         hf_fingerprint.nothing_of_the_kind
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_models_data_sets_and_pickles_are_loaded_in_one_place_each(path):
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        called = getattr(node, "func", None) if isinstance(node, ast.Call) else None
+def test_models_data_sets_and_pickles_are_loaded_in_one_place_each():
+    calls = [(path, node) for path in MODULES for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    found = []
+    for path, call in calls:
+        called = call.func
         owner = called.value.id if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) else ""
         name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
-        if name not in LOADERS or (name == "load" and owner not in ("torch", "pickle")):
-            continue
-        assert path in LOADERS[name], f"{path}:{node.lineno} calls {name}"
+        if name in LOADERS and (name != "load" or owner in ("torch", "pickle")):
+            found.append((path, name, call.lineno))
+
+    assert {path for path, _, _ in found} == set().union(*LOADERS.values())
+    assert not [f"{path}:{line} calls {name}" for path, name, line in found if path not in LOADERS[name]]
 
 
-PRINTS = {"print", "showwarning", "Console", "Status", "Live", "StreamHandler"}
-
-
-@pytest.mark.parametrize("path", sorted(set(MODULES) - {"cli/terminal.py"}))
-def test_everything_is_printed_in_one_place(path):
+def test_everything_is_printed_in_one_place():
     """Others call `echo` and `echo_err` of `cli/terminal.py`, and print tables to its console, named `screen`."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        names = {getattr(node, "attr", ""), getattr(node, "id", "")} & (PRINTS | {"stdout", "stderr"})
-        owner = getattr(getattr(node, "value", None), "id", None) if isinstance(node, ast.Attribute) else None
-        names = set() if owner == "screen" and names == {"print"} else names
-        names |= {getattr(node, "attr", "")} & {"echo", "secho"} if owner in ("typer", "click") else set()
-        assert not names, f"{path}:{node.lineno} prints by {names.pop()}"
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("rich", "typer", "click")):
-            assert not {alias.name for alias in node.names} & {*PRINTS, "Progress", "echo", "secho"}, (
-                f"{path}:{node.lineno}"
-            )
+    found = []
+    for path in sorted(set(MODULES) - {"cli/terminal.py", "progress.py"}):
+        nodes = list(ast.walk(tree_of(path)))
+        from_here = [n for n in nodes if isinstance(n, ast.ImportFrom) and str(n.module).startswith("hf_fingerprint")]
+        ours = {alias.name for node in from_here for alias in node.names} | {"screen"}
+        for node in nodes:
+            names = set()
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) not in ours:
+                names = {node.attr}
+            elif isinstance(node, ast.Name):
+                names = {node.id} - ours - {"echo"}  # `click` and `typer` have one of this name, and is not ours
+            elif isinstance(node, ast.ImportFrom) and node not in from_here:
+                names = {alias.name for alias in node.names}
+            found += [f"{path}:{node.lineno} prints by {name}" for name in names & PRINTS]
+
+    assert not found
 
 
-@pytest.mark.parametrize("path", MODULES)
-def test_no_module_has_pythons_unpickler(path):
-    assert not {name.split(".")[0] for _, name in imports_of(path)} & {"pickle", "_pickle", "dill", "cloudpickle"}
+def test_no_module_has_pythons_unpickler():
+    unpicklers = {"pickle", "_pickle", "dill", "cloudpickle"}
+
+    assert not [
+        f"{path}:{line}" for path in MODULES for line, name in imports_of(path) if name.split(".")[0] in unpicklers
+    ]

@@ -812,7 +812,6 @@ def test_many_clients_write_at_once(hub, alice):
     assert all(files[f"{n}.bin"] == bytes([n]) * 1000 and files[f"{n}.txt"] == b"%d" % n for n in range(8))
 
 
-@pytest.mark.slow
 def test_timm_pushes_a_model_and_loads_it_again(hub, monkeypatch):
     import timm
     import torch
@@ -831,7 +830,6 @@ def test_timm_pushes_a_model_and_loads_it_again(hub, monkeypatch):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.slow
 def test_transformers_pushes_a_model_and_loads_it_again(hub, monkeypatch):
     import torch
     from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification

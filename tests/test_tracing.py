@@ -684,7 +684,6 @@ def adversarial_readings(length: int, codebook: Tardos | FairSigns) -> dict[str,
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["tardos", "fair_signs"])
 def test_no_innocent_of_a_hundred_thousand_is_accused_whatever_the_reading_says(family):
     length, recipients = 1024, 15_000

@@ -3,7 +3,6 @@ from huggingface_hub import constants
 
 from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintWarning
-from hf_fingerprint.hub.api import refusals
 
 
 WAYS = [

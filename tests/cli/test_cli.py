@@ -75,7 +75,6 @@ def in_a_process(*arguments: object, **variables: str) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.slow
 def test_the_whole_way_from_a_vault_to_a_verdict(tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_plain(Path("model"))
@@ -547,7 +546,6 @@ def test_an_unexpected_exception_is_one_line_that_keeps_its_text_to_itself(
         connection.execute("DELETE FROM copies WHERE recipient = 'x'")
 
 
-@pytest.mark.slow
 def test_a_wish_for_the_traceback_is_granted_in_a_process(shared):
     arguments = ["trace", "nowhere", "--vault", shared.vault, "--passphrase-file", shared.passphrase]
 
@@ -614,7 +612,6 @@ def test_help_names_every_command_and_the_exit_codes(run):
     )
 
 
-@pytest.mark.slow
 def test_the_script_and_its_exit_codes(shared):
     common = ["--vault", shared.vault, "--passphrase-file", shared.passphrase]
 

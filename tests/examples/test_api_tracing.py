@@ -1,8 +1,6 @@
 import re
 import subprocess
 
-import pytest
-
 from hf_fingerprint.blackbox import check_proof
 from tests.helpers.processes import environment, module
 
@@ -11,7 +9,6 @@ QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--
 FEW = ["--count", "60", "--decoys", "4", "--trigger-steps", "12"]
 
 
-@pytest.mark.slow
 def test_copies_behind_a_service_are_accused_and_an_independent_model_is_not(tmp_path):
     out = tmp_path / "out"
     command = module("examples.api_tracing", "--out", out, *QUICK, *FEW)

@@ -1,13 +1,11 @@
 import json
 import re
 
-import pytest
 import timm
 
 from examples.benchmarks import blackbox as bench_blackbox
 
 
-@pytest.mark.slow
 def test_what_thieves_do_to_a_copy_is_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_blackbox, "COVER_IMAGE_COUNT", 100)
     monkeypatch.setattr(bench_blackbox, "ACCURACY_IMAGES", 50)

@@ -20,7 +20,6 @@ def run(monkeypatch, capsys, *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_key_images_of_a_base_are_read_back_and_its_copies_asked(tmp_path, monkeypatch, capsys):
     folder, vault, _ = base_with_triggers(tmp_path)
     few = ["--recipients", 2, "--innocents", 5]

@@ -8,7 +8,6 @@ from examples._common.real_inputs import FASHION_MNIST
 from examples.benchmarks import privacy as bench_privacy
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_each_training_is_measured_once_and_what_was_measured_is_kept(tmp_path, capsys):
     small = replace(

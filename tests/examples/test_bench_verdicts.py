@@ -35,7 +35,6 @@ def quick():
         yield
 
 
-@pytest.mark.slow
 def test_leakers_of_bases_that_tie_are_named_with_their_base(tmp_path):
     figure = ties_figure(tmp_path, QUICK)
 
@@ -45,7 +44,6 @@ def test_leakers_of_bases_that_tie_are_named_with_their_base(tmp_path):
     assert figure.measured == "18 of 18 named, 18 with their base; 0 others"
 
 
-@pytest.mark.slow
 def test_the_price_of_many_bases_is_timed_in_pairs_and_names_the_leaker_in_both_vaults(tmp_path):
     figure = price_figure(tmp_path, QUICK)
 
@@ -54,7 +52,6 @@ def test_the_price_of_many_bases_is_timed_in_pairs_and_names_the_leaker_in_both_
     assert figure.counts["bases_read"] + figure.counts["left"] == 3
 
 
-@pytest.mark.slow
 def test_claims_of_top_scorers_are_counted(tmp_path):
     figure = claims_figure(tmp_path, QUICK)
 
@@ -62,7 +59,6 @@ def test_claims_of_top_scorers_are_counted(tmp_path):
     assert figure.counts["suspects"] == 6
 
 
-@pytest.mark.slow
 def test_an_attacker_frames_an_innocent_with_all_scores_and_nobody_without(tmp_path):
     figure = adaptive_attacker_figure(tmp_path, QUICK)
 
@@ -73,7 +69,6 @@ def test_an_attacker_frames_an_innocent_with_all_scores_and_nobody_without(tmp_p
     assert not any("innocent" in kind for kind in figure.counts["figures_heard"])
 
 
-@pytest.mark.slow
 def test_a_suspect_that_can_not_be_read_never_ends_in_nobody_if_that_may_be_a_miss(tmp_path):
     figure = unreadable_figure(tmp_path, QUICK)
 
@@ -82,7 +77,6 @@ def test_a_suspect_that_can_not_be_read_never_ends_in_nobody_if_that_may_be_a_mi
     json.dumps(figure.counts)
 
 
-@pytest.mark.slow
 def test_an_author_of_large_models_is_watched_for_little_and_a_leak_is_named(tmp_path):
     figure = watching_figure(tmp_path, QUICK)
 

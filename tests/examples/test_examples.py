@@ -37,7 +37,6 @@ def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("bob: score 2")
 
 
-@pytest.mark.slow
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     command = module("examples.demo", "--out", tmp_path / "demo", "--steps", 8)
 
@@ -195,7 +194,6 @@ def test_every_example_says_what_it_is_and_compiles(script):
     assert ast.get_docstring(tree)
 
 
-@pytest.mark.slow
 def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(tmp_path):
     command = module("examples.benchmarks.attacks", "resnet", "--scale", 0.01, "--coalitions", 3)
 

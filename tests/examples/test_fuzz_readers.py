@@ -10,7 +10,6 @@ from hf_fingerprint.errors import FingerprintError
 IN_ALL = 1000  # a hundredth of what the script feeds; the bombs are the script's alone
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "model"])
 def test_no_spoiled_input_ends_in_anything_but_a_sentence(tmp_path, name):
     (target,) = targets_in(tmp_path, [name])

@@ -1,12 +1,9 @@
 import re
 import subprocess
 
-import pytest
-
 from tests.helpers.processes import environment, module
 
 
-@pytest.mark.slow
 def test_an_owner_and_two_data_holders_train_in_private_and_the_leaked_copy_is_traced(tmp_path):
     arguments = ["--out", tmp_path / "out", "--data", "digits", "--images", "400", "--steps", "60"]
     command = module("examples.private_training", *arguments)

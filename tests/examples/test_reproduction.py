@@ -32,7 +32,6 @@ def rows(unmarked, marked, **others):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_one_command_makes_the_table_and_its_plots_and_goes_on_where_it_stopped(tmp_path):
     command = module(

@@ -13,7 +13,6 @@ def run(script: str, folder: Path, *arguments: object) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", ["trainer_callback", "timm_finetune", "accelerate_loop"])
 def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path):
     done = run(script, tmp_path, "--steps", "12")
@@ -32,7 +31,6 @@ def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path
     assert b"fingerprint" not in config.read_bytes() + weights.read_bytes()
 
 
-@pytest.mark.slow
 def test_the_accelerate_loop_runs_alone_too(tmp_path):
     done = run("accelerate_loop", tmp_path, "--steps", "8", "--processes", "1")
 

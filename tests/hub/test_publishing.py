@@ -505,7 +505,6 @@ def test_larger_models_are_made_one_after_another(hub, mine, monkeypatch):
     assert [accused(mine, copy.repo) for copy in done] == [["alice"], ["bob"]]
 
 
-@pytest.mark.slow
 def test_of_200_issues_with_a_fault_at_a_random_request_none_is_lost_and_none_doubled(hub, mine):
     rng = random.Random(7)
     kinds = [

@@ -169,7 +169,6 @@ def test_a_process_killed_while_issuing_is_mended_by_the_same_call(place, tmp_pa
     check_mended(place, recipient, out)
 
 
-@pytest.mark.slow
 def test_a_process_killed_at_any_change_to_the_disk_is_mended_by_the_same_call(place, tmp_path):
     (tmp_path / "counted").mkdir()
     assert place.run(event=0, recipient="counted", out=tmp_path / "counted" / "copy") == 0
@@ -320,7 +319,6 @@ def issue_at_once(
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
 
 
-@pytest.mark.slow
 def test_two_processes_issue_into_one_vault_at_once(place, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
     names = [[f"{process} {i}" for i in range(10)] for process in "ab"]

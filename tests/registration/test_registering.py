@@ -68,7 +68,6 @@ def test_the_mark_spends_the_budget_measured_and_no_more(models, max_kl):
     assert 0.5 < base.calibration.agreement <= 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_efficientnet"])
 def test_convolutional_models_keep_the_budget_too(tmp_path, architecture):
     model = save_timm(tmp_path / "model", architecture)
@@ -323,7 +322,6 @@ print(base.base_id, base.secret.hex())
 """
 
 
-@pytest.mark.slow
 def test_two_processes_that_register_one_base_agree_on_it(models, tmp_path):
     vault = new_vault(tmp_path / "vault")
     processes = [

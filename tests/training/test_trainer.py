@@ -85,13 +85,11 @@ def assert_same(base, options):
     return called
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", BOTH | TRANSFORMER)
 def test_a_transformer_ends_where_the_loss_written_by_hand_takes_it(transformer, case):
     assert_same(transformer, (BOTH | TRANSFORMER)[case])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", BOTH | CNN)
 def test_a_cnn_ends_where_the_loss_written_by_hand_takes_it(cnn, case):
     assert_same(cnn, (BOTH | CNN)[case])
@@ -123,7 +121,6 @@ def steps_apart(base, how, **options):
     return max(other.apart)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer", "cnn"])
 def test_in_bf16_each_step_ends_where_the_loss_written_by_hand_takes_it(name, request):
     base = request.getfixturevalue(name)

@@ -89,7 +89,6 @@ def test_the_search_finds_each_secret(scene):
     assert {"model secret", "copy key"} <= set(find_secrets(database, scene.secrets))
 
 
-@pytest.mark.slow
 def test_no_file_that_the_trainer_writes_holds_a_secret(scene):
     files = [path for path in (scene.root / "out").rglob("*") if path.is_file()]
     names = {path.name for path in files}
@@ -101,7 +100,6 @@ def test_no_file_that_the_trainer_writes_holds_a_secret(scene):
         assert find_secrets(str(path.relative_to(scene.root)).encode(), scene.secrets) == []
 
 
-@pytest.mark.slow
 def test_nothing_that_is_pushed_holds_a_secret(scene):
     pushed = {name: data for commit in scene.commits.values() for name, data in commit.files.items()}
 
@@ -112,7 +110,6 @@ def test_nothing_that_is_pushed_holds_a_secret(scene):
         assert find_secrets(body, scene.secrets) == []
 
 
-@pytest.mark.slow
 def test_nothing_logged_printed_or_in_the_state_holds_a_secret(scene):
     for said in scene.said:
         assert b"DEBUG" in said
@@ -122,7 +119,6 @@ def test_nothing_logged_printed_or_in_the_state_holds_a_secret(scene):
     assert not any("ingerprint" in name for name in state["stateful_callbacks"])
 
 
-@pytest.mark.slow
 def test_another_process_goes_on_with_the_same_mark_to_the_same_weights(scene):
     resumed = AutoModelForImageClassification.from_pretrained(scene.root / "out" / "checkpoint-6")
     weights = {name: p.detach() for name, p in resumed.named_parameters()}

@@ -20,7 +20,6 @@ def identity_as_it_is(monkeypatch):
     monkeypatch.setattr(store, "open_identity", open_identity)
 
 
-@pytest.mark.slow
 def test_one_value_changed_stops_nobody_elses_trace_and_never_ends_in_nobody(tmp_path):
     figure = bench.rows_figure(tmp_path, 20, every=13)
 
@@ -29,7 +28,6 @@ def test_one_value_changed_stops_nobody_elses_trace_and_never_ends_in_nobody(tmp
     assert figure.counts["named"] >= figure.counts["damages"] // 2
 
 
-@pytest.mark.slow
 def test_lost_bytes_stop_nobody_elses_trace_and_never_end_in_nobody(tmp_path):
     figure = bench.pages_figure(tmp_path, 20, 10)
 

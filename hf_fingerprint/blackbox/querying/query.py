@@ -171,7 +171,9 @@ def query(
                 if pool_transcript.responses:
                     count(len(pool_transcript.responses))
             pools.append(QueryPool(pool_images, each.e_process, pool_transcript))
-        stats = query_pools(suspect, pools, order, budget, image_count if exhaustive else min_responses, record_response)
+        stats = query_pools(
+            suspect, pools, order, budget, image_count if exhaustive else min_responses, record_response
+        )
     scores = _scores(vault, queried, all_scores)
     accused, faults = any(score.accused for score in scores), find_unusable_rows(vault)
     outcome, reason = query_outcome(queried, skipped, stats, image_count, accused, alpha, faults)
