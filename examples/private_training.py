@@ -137,7 +137,8 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
     save_file(bottleneck.state_dict(), arguments.out / "bottleneck.safetensors")
     print(
         f"  cut at {AT}; noise {found.sigma:.2f}; reconstructions of public images: "
-        f"SSIM {found.reconstruction.ssim:.2f} (allowed {found.target_ssim}); at most {found.bits_per_image:.0f} bits per image\n"
+        f"SSIM {found.reconstruction.ssim:.2f} "
+        f"(allowed {found.target_ssim}); at most {found.bits_per_image:.0f} bits per image\n"
     )
 
 
