@@ -30,7 +30,7 @@ from hf_fingerprint.vault.schema import base_from_row, base_to_row, read_base
 from hf_fingerprint.vault.sealing import AgeIdentity, new_identity
 from hf_fingerprint.vault.snapshots import insert_rows
 from tests.helpers.checkpoint_files import NO_DEADLINE
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE
 
 

@@ -16,8 +16,8 @@ from hf_fingerprint.blackbox.client import remote
 from hf_fingerprint.blackbox.client.remote import encode_png, from_inference_client, from_url, redact_url
 from hf_fingerprint.blackbox.client.retries import RetryPolicy
 from hf_fingerprint.errors import FingerprintError, FingerprintWarning, StorageError
+from tests.helpers.error_checks import refused
 from tests.helpers.loopback_suspect import Fault, LoopbackSuspect, image_of_class
-from tests.helpers.refusals import refused
 
 
 NAMES = [f"class {index}" for index in range(10)]
