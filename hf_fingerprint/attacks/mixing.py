@@ -142,7 +142,7 @@ class Collusion:
                 found[name] = first.clone()
         return found
 
-    def shares(self, states: "Sequence[State]") -> tuple[float, ...]:
+    def contributions(self, states: "Sequence[State]") -> tuple[float, ...]:
         """The share that each colluder gave, of the weights in which the copies differ: counted where whole tensors
         are dealt, else the weight in the mixture, which is equal unless said otherwise."""
         _check_states(states)

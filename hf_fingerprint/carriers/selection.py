@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
+from hf_fingerprint.models.logits import logits_of
 
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _STEM = re.compile(r"(^|\.)(stem\.0|patch_embed\w*|conv_stem|embedder)(\.|$)|^(f
 _CLASSIFIER = re.compile(
     r"(classifier|(^|\.)head(_dist)?|(^|\.)fc|last_linear|(^|\.)head(_dist)?\.(fc|linear|l))(\.\d+)?\.weight$", re.I
 )
-EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")  # of transformers' outputs
 _IMAGE_CHANNELS = (3, 4)
 _CLASSIFIER_DEPTH = 4
 
@@ -118,16 +118,6 @@ def _used_parameters(
             parameter.requires_grad_(required)
     classes = {"features": None, "dense": logits.shape[1]}.get(kind, logits.shape[-1])
     return {p for p, g in zip(parameters, gradients, strict=True) if g is not None}, classes
-
-
-def logits_of(output: Any, kind: str | None = None) -> "torch.Tensor":
-    """The logits in whatever a model returns: a tensor, a transformers output, or a tuple that starts with them. Where
-    there are none, or the kind is `"features"`, the pooled features, else the tokens."""
-    if isinstance(output, tuple | list):
-        output = output[0]
-    names = (*EMBEDDINGS, "logits") if kind == "features" else ("logits", *EMBEDDINGS)
-    found = (getattr(output, name, None) for name in names)
-    return next((each for each in found if each is not None), output)
 
 
 def _timm_ends(model: "torch.nn.Module") -> set["torch.nn.Module"]:
