@@ -531,7 +531,7 @@ def test_a_base_without_copies_accuses_nobody(case, tmp_path):
 
     assert (result.accused, result.scores, result.recipients_tested) == ((), (), 0)
     assert result.outcome is Outcome.NOT_READABLE
-    assert "No copy of base" in result.reason
+    assert "has no copy of base" in result.reason
     json.dumps(result.to_dict(), allow_nan=False)
 
 
