@@ -45,7 +45,9 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
             if result.weights_read and not result.lineage.descends and _may_download_all(suspect):
                 return None, look  # a stranger, or a copy whose tensors were given each other's names
         doubtful = (
-            result.lineage.cosine < CLEAR_COSINE or suspect.unread_files or (request.base_ref is None and found.not_read)
+            result.lineage.cosine < CLEAR_COSINE
+            or suspect.unread_files
+            or (request.base_ref is None and found.not_read)
         )
         if not result.accused and doubtful and _may_download_all(suspect):
             return (

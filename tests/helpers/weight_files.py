@@ -1,6 +1,6 @@
 """Files and folders that users have, made by the tools that make them, and what becomes of each as a base.
 
-python tests/helpers/weight_forms.py     # prints what is read, and what is said of the rest
+python tests/helpers/weight_files.py     # prints what is read, and what is said of the rest
 """
 
 import argparse
