@@ -134,7 +134,9 @@ def test_an_impossible_user_agent_is_refused(name):
 )
 def test_a_token_over_plain_http_is_warned_of_before_it_is_sent(url):
     token = None if "@" in url else TOKEN
-    with pytest.warns(FingerprintWarning, match="goes over plain http, where anyone on the network can read it") as warned:
+    with pytest.warns(
+        FingerprintWarning, match="goes over plain http, where anyone on the network can read it"
+    ) as warned:
         from_url(url, NAMES, token)
 
     assert redact_url(url) in str(warned[0].message) and "esame" not in str(warned[0].message) and len(warned) == 1
