@@ -196,7 +196,7 @@ def test_a_copy_as_issued_is_refused_by_its_recipients_name(shared):
 
     assert str(caught.value) == (
         f"{shared.copy} is alice's copy of base {shared.base.base_id} ({shared.model}): give that base itself, or "
-        f"register the copy as a base all the same with --as-base (as_base=True)."
+        f"register the copy as a base with --as-base (as_base=True)."
     )
     assert shared.vault.bases() == [shared.base]
 
@@ -208,7 +208,7 @@ def test_a_changed_copy_is_refused_by_its_bases_name(shared, tmp_path):
         issue(changed, "carol", shared.vault, tmp_path / "out", PLAIN_SETTINGS)
 
     assert str(caught.value).startswith(
-        f"{changed} carries the mark of base {shared.base.base_id} ({shared.model}), so it is a copy that was changed:"
+        f"{changed} carries the mark of base {shared.base.base_id} ({shared.model}), so it is a changed copy:"
     )
     assert "alice" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -239,7 +239,7 @@ def test_a_base_whose_files_are_gone_or_changed_is_left_out_by_name(tmp_path, re
         assert find_origin(opened, vault) is None
 
     (model / "model.safetensors").unlink()
-    with open_checkpoint(changed) as opened, pytest.warns(FingerprintWarning, match="not here or have changed"):
+    with open_checkpoint(changed) as opened, pytest.warns(FingerprintWarning, match="missing or have changed"):
         assert find_origin(opened, vault) is None
     with open_checkpoint(copy) as opened:  # the hash alone tells
         assert find_origin(opened, vault).recipient == "alice"

@@ -102,7 +102,7 @@ def test_half_precision_models_keep_the_budget_that_rounding_spends_too(models, 
 
 def test_a_budget_that_the_mark_never_keeps_is_not_recorded_as_kept(models, monkeypatch):
     monkeypatch.setattr(
-        "hf_fingerprint.registration.strength.compare_outputs",
+        "hf_fingerprint.registration.amplitude_search.compare_outputs",
         lambda *arguments: OutputComparison(3e-6, (2e-6, 4e-6), 0.0, 32, 32, 32),
     )
 
@@ -171,8 +171,8 @@ def test_a_model_that_cannot_be_built_is_not_marked_unless_at_a_fixed_strength(m
     with pytest.raises(BuildError, match=r"has no config\.json") as caught:
         examined(models.plain)
 
-    assert "give the model's whole folder, or mark it at a fixed strength with --amplitude 0.003" in str(caught.value)
-    assert str(caught.value).endswith("without knowing what the mark does to the output.")
+    assert "give the model's whole folder, or mark it at a fixed amplitude with --amplitude 0.003" in str(caught.value)
+    assert str(caught.value).endswith("without measuring the effect on the output.")
     assert isinstance(caught.value.__cause__, BuildError)
 
 
@@ -288,7 +288,7 @@ def test_steps_are_reported(models, tmp_path):
         "building the model",
         "measuring what the mark does to the output",
         "measuring the marked model on up to 64 other images",
-        "working out the certified coalition",
+        "computing the certified coalition",
     ]
 
 
@@ -421,5 +421,5 @@ def test_a_base_whose_weights_are_of_another_dtype_is_refused_for_that(tmp_path,
     path.parent.mkdir()
     save_file({name: array.astype(dtype) for name, array in plain_arrays(1).items()}, path)
 
-    with pytest.raises(CarrierError, match=rf"has its weights as {called}.*\bsave the model in one of these"):
+    with pytest.raises(CarrierError, match=rf"has weights of dtype {called}.*convert the model"):
         register(path, new_vault(tmp_path / "vault"), PLAIN_SETTINGS)
