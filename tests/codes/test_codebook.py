@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_fingerprint.codes import FAMILIES, FairSigns, Nuida, Tardos, make_codebook
-from hf_fingerprint.codes.biased import FLOOR
+from hf_fingerprint.codes.biased import REGULARIZATION
 from hf_fingerprint.codes.codebook import BLOCK, MAX_LENGTH, MIN_LENGTH, SINGLE_PRECISION_CHUNK
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
@@ -195,7 +195,7 @@ def test_mean_and_variance_are_those_of_the_bits(family):
 
 
 @given(st.sampled_from(FAMILIES), st.integers(0, 2**32), st.floats(1e-6, 1e6))
-def test_standardised_functions_give_scores_of_variance_1_whatever_their_scale(family, seed, scale):
+def test_standardized_functions_give_scores_of_variance_1_whatever_their_scale(family, seed, scale):
     codebook = make(family, 64)
     raw = np.random.default_rng(seed).standard_normal((3, 64)) * scale
     scored = codebook.standardize(raw)
@@ -211,7 +211,7 @@ def test_innocents_scores_have_mean_0_and_variance_1():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_function_of_zeros_standardises_to_zeros(family):
+def test_a_function_of_zeros_standardizes_to_zeros(family):
     np.testing.assert_array_equal(make(family).standardize(np.zeros((2, 256))), 0)
 
 
@@ -295,9 +295,9 @@ def test_the_bank_of_biased_codes_has_one_function_for_averages_and_one_for_mino
     rng = np.random.default_rng(0)
     extracted = rng.standard_normal(1 << 14) * np.sqrt(codebook.variance / 4 + noise**2)
     average, minority = codebook.score_functions(extracted)
-    expected = codebook.variance / 4 + max(noise**2, FLOOR / 4)
+    expected = codebook.variance / 4 + max(noise**2, REGULARIZATION / 4)
     np.testing.assert_allclose(average * expected, extracted, rtol=0.25 if noise < 1 else 0.08)
-    np.testing.assert_allclose(minority * (codebook.variance + FLOOR), extracted)
+    np.testing.assert_allclose(minority * (codebook.variance + REGULARIZATION), extracted)
 
 
 def test_a_reading_of_zeros_has_a_bank_of_zeros():
@@ -324,7 +324,7 @@ def test_a_coalition_of_nobody_is_refused(coalition):
 
 
 @pytest.mark.parametrize(("family", "kind"), [("tardos", Tardos), ("nuida", Nuida), ("fair_signs", FairSigns)])
-def test_make_codebook_makes_the_family_it_is_asked_for(family, kind):
+def test_make_codebook_makes_the_requested_family(family, kind):
     codebook = make(family)
     assert type(codebook) is kind
     assert codebook.family == family

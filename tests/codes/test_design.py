@@ -31,8 +31,8 @@ def test_three_colluders_erase_fair_signs_and_two_do_not(three):
     [{"coalition": 5}, {"drift": 20.0}, {"recipients": 10**9, "alpha": 1e-30}],
 )
 def test_more_colluders_drift_or_certainty_need_more_weights(harder):
-    asked = {"recipients": 100, "coalition": 1, "drift": 2.0, "strategies": ["average"]}
-    assert design_code(**asked).best.weights < design_code(**(asked | harder)).best.weights
+    requested = {"recipients": 100, "coalition": 1, "drift": 2.0, "strategies": ["average"]}
+    assert design_code(**requested).best.weights < design_code(**(requested | harder)).best.weights
 
 
 def test_drift_is_outweighed_by_weights_once_positions_run_out():
@@ -45,10 +45,10 @@ def test_what_no_code_withstands_has_no_best():
     assert design_code(10, 1, drift=1e9, strategies=["average"]).best is None
 
 
-def test_sizes_are_told_as_they_are_tried():
-    told = []
-    best = design_code(10, 1, drift=2.0, strategies=["average"], progress=lambda step, *_: told.append(step)).best
-    assert f"{best.family}, {best.weights:,} weights" in told
+def test_progress_names_each_size_tried():
+    steps = []
+    best = design_code(10, 1, drift=2.0, strategies=["average"], progress=lambda step, *_: steps.append(step)).best
+    assert f"{best.family}, {best.weights:,} weights" in steps
 
 
 @pytest.mark.parametrize(

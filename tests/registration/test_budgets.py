@@ -132,7 +132,7 @@ def test_the_shape_says_the_kind_where_the_configuration_does_not(tmp_path):
     assert "choose multi_label" in text
 
 
-def test_the_kind_that_is_asked_for_is_measured(tmp_path):
+def test_the_requested_kind_is_measured(tmp_path):
     model = network(tmp_path / "model", "multi_label", 12)
     unsaid = SimpleNamespace(folder=model.folder, built=replace(model.built, output=None))
 

@@ -102,10 +102,10 @@ COPIES = {
     "halfway to the base": lambda base, alice, bob: {
         n: (v + base[n]) / 2 if is_carrier(n) else v for n, v in alice.items()
     },
-    "half of the carriers put back": lambda base, alice, bob: {
+    "half of the carriers restored": lambda base, alice, bob: {
         n: base[n] if n.startswith(("blocks.0", "blocks.1")) else v for n, v in alice.items()
     },
-    "half of the carriers put back and rounded": lambda base, alice, bob: {
+    "half of the carriers restored and rounded": lambda base, alice, bob: {
         n: base[n] * np.float32(1 + 1e-6) if n.startswith(("blocks.0", "blocks.1")) else v for n, v in alice.items()
     },
     "one weight blown up and one lost": lambda base, alice, bob: (
@@ -241,7 +241,7 @@ def test_a_base_whose_files_are_gone_or_changed_is_left_out_by_name(tmp_path, re
     (model / "model.safetensors").unlink()
     with open_checkpoint(changed) as opened, pytest.warns(FingerprintWarning, match="missing or have changed"):
         assert find_origin(opened, vault) is None
-    with open_checkpoint(copy) as opened:  # the hash alone tells
+    with open_checkpoint(copy) as opened:  # only the hash shows it
         assert find_origin(opened, vault).recipient == "alice"
 
 

@@ -238,7 +238,7 @@ def test_drift_hides_a_weak_mark_more_than_a_strong_one(models):
 
     noise = drift_noise(counts, eps, 17 * 100, drift=0.003)
 
-    assert noise == pytest.approx(1)  # a weight a position, drifting as far as it is marked
+    assert noise == pytest.approx(1)  # a weight a position, with a drift as large as the mark
     assert drift_noise(counts, eps, 17 * 25, drift=0.003) == pytest.approx(0.5)
     assert drift_noise(np.zeros(0), np.zeros(0), 64) == np.inf
 
@@ -253,7 +253,7 @@ def test_every_registration_draws_its_own_secret(models):
     assert one.base_id != two.base_id  # so that two issuers' registrations can stand in one vault
 
 
-def test_a_base_that_is_registered_is_returned_as_it_is_recorded(models, tmp_path):
+def test_a_registered_base_is_returned_from_its_record(models, tmp_path):
     vault = new_vault(tmp_path / "vault")
 
     first = register(models.plain, vault, PLAIN_SETTINGS)
@@ -396,10 +396,10 @@ def test_a_model_that_is_not_there_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("coalition", "asked", "family"), [(2, None, "fair_signs"), (5, None, "tardos"), (5, "nuida", "nuida")]
+    ("coalition", "requested", "family"), [(2, None, "fair_signs"), (5, None, "tardos"), (5, "nuida", "nuida")]
 )
-def test_the_code_is_the_one_asked_for_or_the_one_the_coalition_asks_for(models, coalition, asked, family):
-    base = examined(models.plain, PLAIN_SETTINGS, coalition=coalition, code=asked)
+def test_the_code_is_the_requested_one_or_that_of_the_coalition(models, coalition, requested, family):
+    base = examined(models.plain, PLAIN_SETTINGS, coalition=coalition, code=requested)
 
     assert base.family == family
     assert base.certified >= 1
