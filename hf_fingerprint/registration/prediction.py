@@ -9,12 +9,11 @@ from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
 from hf_fingerprint.codes import Codebook, coalition_by_formula
 from hf_fingerprint.codes.coalition import expected_score
+from hf_fingerprint.codes.design import LENGTHS, WEIGHTS_PER_POSITION
 from hf_fingerprint.errors import CarrierError
 from hf_fingerprint.vault import Base
 
 
-MAX_LENGTH = 65536
-WEIGHTS_PER_POSITION = 40
 DRIFT = 0.02
 
 
@@ -29,7 +28,7 @@ def code_length(weights: int, where: str) -> int:
             f"{where} has {weights} convolution and linear weights outside its stem and classifier, and a mark needs "
             f"{64 * WEIGHTS_PER_POSITION}: the model is too small."
         )
-    return min(MAX_LENGTH, 1 << (weights // WEIGHTS_PER_POSITION).bit_length() - 1)
+    return min(LENGTHS[-1], 1 << (weights // WEIGHTS_PER_POSITION).bit_length() - 1)
 
 
 def check_dtypes(tensors: Mapping[str, TensorInfo], where: str) -> None:

@@ -156,7 +156,7 @@ def analyze_base(
     for name, values in rms.items():
         if not np.isfinite(values).all():
             raise CarrierError(f"{where}: tensor {name} holds NaN or infinite weights: mark a model that works.")
-    counts = sizes = np.array([_count_weights(checkpoint, name) for name in selected])
+    counts = sizes = np.array([int(np.prod(checkpoint.tensors[name].shape)) for name in selected])
     sensitivity = np.zeros(len(selected))
     if measurable is not None:
         progress("measuring what the mark does to the output", 0, None)
@@ -218,8 +218,3 @@ def analyze_base(
         secret=secret,
         compact=compact,
     )
-
-
-def _count_weights(checkpoint: Checkpoint, name: str) -> int:
-    info = checkpoint.tensors[name]
-    return info.rows * info.columns

@@ -35,9 +35,6 @@ from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
 
 
-__all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
-
-
 def trace(
     suspect: str | Path,
     vault: Vault | str | Path,

@@ -120,7 +120,7 @@ def test_bit_flips_cover_innocents_whom_the_consistency_check_spares():
 
 
 def test_flipped_bits_can_frame_an_innocent_even_so():
-    """Why the rule for bits has no bound: all of an innocent's zeros on top of the colluders' are another coalition."""
+    """The rule for bits has no bound: an innocent's zeros on top of the colluders' are another coalition."""
     assert PLANE.coalition_of(anded(PLANE, (3,)) & PLANE.codewords[8]) == (3, 8)
 
 
