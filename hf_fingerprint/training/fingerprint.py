@@ -260,7 +260,7 @@ class Fingerprint:
         with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
             reading = extract(base, original, copy)
             score, proven = prove_codeword(
-                base.codebook(), np.packbits(bits), reading.values, reading.mass, base.recipients_planned, base.alpha
+                base.codebook(), np.packbits(bits), reading.values, reading.mass, base.expected_recipients, base.alpha
             )
             agreement = float(((reading.values > 0) == bits)[reading.mass > 0].mean()) if reading.mass.any() else 0.0
             if not proven:
@@ -298,7 +298,9 @@ class Fingerprint:
         if record.state != "begun":
             again = self._find_begun_record(base, folder)
             record, _ = vault.begin_copy(base, self.recipient, folder, again, copy_key=key)
-        recorded = vault.mark_written(record, key, weights_digest, folder, is_answering=has_trigger_labels, is_issued=True)
+        recorded = vault.mark_written(
+            record, key, weights_digest, folder, is_answering=has_trigger_labels, is_issued=True
+        )
         self._record = recorded
         return recorded
 

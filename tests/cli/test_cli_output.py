@@ -29,7 +29,7 @@ def base(**changes: object) -> Base:
         certified=5,
         certified_by="simulation, 3 trials",
         alpha=1e-6,
-        recipients_planned=1000,
+        expected_recipients=1000,
         calibration=calibration,
         secret=b"\x01" * 32,
     )

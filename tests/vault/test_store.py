@@ -42,7 +42,7 @@ BASE = Base(
     certified=12,
     certified_by="simulated: minority",
     alpha=1e-6,
-    recipients_planned=1000,
+    expected_recipients=1000,
     calibration=Calibration("none", 0, 1e-3, None, None),
     secret=bytes(range(32)),
 )
@@ -831,7 +831,7 @@ def test_a_vault_made_long_ago_lists_its_base_exactly(golden):
         "certified": 12,
         "certified_by": "simulated: minority",
         "alpha": 1e-6,
-        "recipients_planned": 1000,
+        "expected_recipients": 1000,
         "calibration": Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
         "secret": bytes(range(32)),
         "compact": None,
