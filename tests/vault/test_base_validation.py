@@ -169,7 +169,7 @@ def test_a_record_that_this_package_would_not_make_is_refused_by_its_name(kind):
         assert BASE.secret.hex() not in text
 
 
-def test_a_negative_amplitude_of_long_ago_is_read_and_a_new_one_is_refused():
+def test_an_old_negative_amplitude_is_read_and_a_new_one_is_refused():
     base = replace(BASE, **carrying([0.5, -0.25]))
 
     read_base(base_to_row(base))
