@@ -17,8 +17,8 @@ from hf_fingerprint.vault import backup as module
 from hf_fingerprint.vault.backup import back_up
 from hf_fingerprint.vault.sealing import new_identity
 from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
+from tests.helpers.error_checks import refused
 from tests.helpers.format_1 import FORMAT_1
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, save_plain, unlocked_vault
 
 

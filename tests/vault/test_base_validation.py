@@ -30,7 +30,7 @@ from hf_fingerprint.vault.schema import base_from_row, base_to_row, read_base
 from hf_fingerprint.vault.sealing import AgeIdentity, new_identity
 from hf_fingerprint.vault.snapshots import insert_rows
 from tests.helpers.checkpoint_files import NO_DEADLINE
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE
 
 
@@ -101,7 +101,7 @@ WRONG = {
     "revision of another type": ({"revision": 5}, "its revision 5"),
     "unknown family": ({"family": "riddle"}, "its code is invalid (The code riddle is not known"),
     "family of another type": ({"family": 5}, "its code is invalid"),
-    "odd length": ({"length": 4095}, "A code of 4095 positions can't be made"),
+    "odd length": ({"length": 4095}, "a multiple of 8 from 64 to 1048576, got 4095"),
     "huge length": ({"length": 1 << 30}, "can't be made"),
     "length not whole": ({"length": 4096.0}, "its length is 4096.0"),
     "no coalition": ({"coalition": 0}, "its coalition is 0"),

@@ -11,7 +11,7 @@ from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.private_files import exclusive_lock
 from hf_fingerprint.vault.sealing import encrypt_identity, new_identity
 from tests.helpers.checkpoint_files import bytes_of
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.two_processes import run_two_and_get_errors
 
 

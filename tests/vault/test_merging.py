@@ -18,7 +18,7 @@ from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
 from hf_fingerprint.vault.snapshots import TABLE_KEYS, PublicationRow, Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.union import union_snapshots
 from tests.helpers.checkpoint_files import NO_DEADLINE
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 

@@ -25,8 +25,8 @@ from hf_fingerprint.vault.packing import open_pack, pack_snapshot, pack_vault
 from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, seal, seal_key_cache, seal_pack
 from hf_fingerprint.vault.snapshots import take_snapshot
 from hf_fingerprint.vault.union import drop_refused
+from tests.helpers.error_checks import refused
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, new_vault, save_plain
 
 

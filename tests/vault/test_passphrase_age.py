@@ -13,7 +13,7 @@ import pytest
 from hf_fingerprint.errors import PassphraseError
 from hf_fingerprint.vault import passphrase_age as module
 from hf_fingerprint.vault.passphrase_age import open_with_passphrase, read_log_work, seal_with_passphrase
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 PASSPHRASE = "Größe, horse, battery"

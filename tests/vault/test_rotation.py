@@ -16,8 +16,8 @@ from hf_fingerprint.vault.merging import MergeReport, merge
 from hf_fingerprint.vault.packing import open_pack, pack_vault, take_snapshot
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, open_identity
+from tests.helpers.error_checks import refused
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,

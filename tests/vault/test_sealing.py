@@ -21,8 +21,8 @@ from hf_fingerprint.vault.sealing import (
     seal,
 )
 from tests.helpers.checkpoint_files import bytes_of
+from tests.helpers.error_checks import refused
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 
 
 KEY = bytes(range(32))

@@ -17,7 +17,7 @@ from hf_fingerprint.vault.issuers import add_issuer
 from hf_fingerprint.vault.sealing import change_passphrase, new_identity
 from hf_fingerprint.vault.transactions import transaction
 from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, save_plain, unlocked_vault
 
 

@@ -22,9 +22,9 @@ from hf_fingerprint.vault.schema import base_to_row
 from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
 from hf_fingerprint.vault.unsealing import open_copies, unseal_copy_key
 from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
+from tests.helpers.error_checks import refused
 from tests.helpers.format_1 import FORMAT_1
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 from tests.helpers.two_processes import run_two_and_get_errors
 
 

@@ -12,8 +12,8 @@ from hf_fingerprint.errors import FingerprintError, PassphraseError, VaultError
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import acquire_lock, begin_training, copies_in_training, forget_copy, merge, take_snapshot
 from hf_fingerprint.vault.sealing import new_identity
+from tests.helpers.error_checks import refused
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, vault_bytes
 
 
