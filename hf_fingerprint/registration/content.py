@@ -1,12 +1,46 @@
 """Which registered base, if any, a checkpoint is: by its content hash, computed in full once for files that stand
 still."""
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
+import numpy as np
+
+from hf_fingerprint.carriers import can_carry, row_rms
+from hf_fingerprint.checkpoints import Checkpoint, TensorInfo, content_hash, digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.checkpoints.source import resolve_cached
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.vault import Base, Vault, current_bases
+
+
+@dataclass(frozen=True)
+class WeightScan:
+    """What registration needs of a base's bytes, from one pass over its files.
+
+    Attributes:
+        content_hash (`str`): see [`content_hash`].
+        digests (`dict[str, str]`): hexadecimal SHA-256 of each tensor's bytes.
+        row_rms (`dict[str, np.ndarray]`): root mean square of each row of every tensor that can carry the mark.
+    """
+
+    content_hash: str
+    digests: dict[str, str] = field(repr=False)
+    row_rms: dict[str, np.ndarray] = field(repr=False)
+
+
+def scan_weights(checkpoint: Checkpoint) -> WeightScan:
+    """The hashes of a checkpoint and the size of its weights, from one pass over its files."""
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+
+    def visit(info: TensorInfo, raw: np.ndarray) -> None:
+        if can_carry(info):
+            parts[info.name].append(row_rms(to_float32(raw, info.dtype).reshape(-1, info.columns)))
+
+    digests = digest_tensors(checkpoint, visit=visit)
+    rms = {name: np.concatenate(found) for name, found in parts.items()}
+    return WeightScan(content_hash(checkpoint.tensors, digests), digests, rms)
 
 
 def weights_hash(checkpoint: Checkpoint, vault: Vault, expected: str | None = None) -> str:

@@ -61,7 +61,11 @@ class MeasurableModel:
 
 
 def make_measurable(
-    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, progress: Progress
+    checkpoint: Checkpoint,
+    config: FingerprintConfig,
+    built: BuiltModel | None,
+    progress: Progress,
+    digests: dict[str, str],
 ) -> MeasurableModel | None:
     """What a base's output is measured with; `None` if it can't be measured and a fixed strength is asked for.
 
@@ -72,7 +76,7 @@ def make_measurable(
     """
     progress("building the model", 0, None)
     try:
-        return _make_measurable(checkpoint, config, built)
+        return _make_measurable(checkpoint, config, built, digests)
     except (BuildError, CarrierError) as error:
         if config.calibration:
             raise CarrierError(
@@ -116,7 +120,9 @@ def make_calibration(
     )
 
 
-def _make_measurable(checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None) -> MeasurableModel:
+def _make_measurable(
+    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, digests: dict[str, str]
+) -> MeasurableModel:
     where = checkpoint.source.name
     model = build_model(checkpoint) if built is None else built
     many = config.calibration_images or DEFAULT_CALIBRATION_IMAGES
@@ -127,7 +133,7 @@ def _make_measurable(checkpoint: Checkpoint, config: FingerprintConfig, built: B
         others = lazy_synthetic_images(model, many, _REPORT_SEED)
     first = next(few.batches(1))
     kind = find_output_kind(model, first, config.output_kind, where)
-    names = map_parameter_names(model.module, checkpoint)
+    names = map_parameter_names(model.module, checkpoint, digests)
     chosen = [n for n in select_from_model(model.module, first, kind) if n in names]
     parameters = {names[n]: n for n in chosen if can_carry(checkpoint.tensors[names[n]])}
     if not parameters:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.carriers import row_rms, select_by_name, spend_budget
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.carriers import select_by_name, spend_budget
+from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
@@ -17,7 +16,7 @@ from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.registration.compact import compact_window
-from hf_fingerprint.registration.content import weights_hash
+from hf_fingerprint.registration.content import WeightScan, scan_weights
 from hf_fingerprint.registration.known_copies import find_origin
 from hf_fingerprint.registration.measuring import make_calibration, make_measurable
 from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
@@ -64,12 +63,16 @@ def register(
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
         check_model_folder(checkpoint.source, vault.folder)
         progress("hashing the weights", 0, None)
-        known = vault.base_with_hash(weights_hash(checkpoint, vault))
+        place, state, scan = checkpoint.source.name, checkpoint.state(), None
+        model_hash = vault.cached_content_hash(place, state)
+        if model_hash is None:
+            scan = scan_weights(checkpoint)
+            model_hash = scan.content_hash
+            vault.cache_content_hash(place, state, model_hash)
+        known = vault.base_with_hash(model_hash)
         if known is None or remeasure:
             copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base)
-            found = analyze_base(
-                checkpoint, digest_tensors(checkpoint), config or FingerprintConfig(), progress, built
-            )
+            found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan)
             found = replace(found, copy_of=copy_of)
             return vault.add_base(found) if known is None else _add_replacement(known, found, vault)
     if config is not None:
@@ -118,31 +121,37 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
 
 def analyze_base(
     checkpoint: Checkpoint,
-    digests: dict[str, str],
     config: FingerprintConfig,
     progress: Progress | None = None,
     built: BuiltModel | None = None,
+    scan: WeightScan | None = None,
 ) -> Base:
     """Works out everything about a base, with a fresh model secret, without recording it.
 
     Args:
         checkpoint ([`Checkpoint`]): the open model.
-        digests (`dict[str, str]`): of its tensors, from [`digest_tensors`].
         config ([`FingerprintConfig`]): what is decided by the caller.
         progress (callable, *optional*): a [`Progress`].
         built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
+        scan ([`WeightScan`], *optional*): result of [`scan_weights`], if the caller has it.
     """
     progress = progress or silent
     where = checkpoint.source.name
     max_kl, alpha = config.max_kl or MAX_KL, config.alpha or ALPHA
     coalition, planned = config.coalition or COALITION, config.expected_recipients or EXPECTED_RECIPIENTS
     check_dtypes(checkpoint.tensors, where)
-    measurable = make_measurable(checkpoint, config, built, progress)
+    if scan is None:
+        progress("hashing the weights", 0, None)
+        scan = scan_weights(checkpoint)
+    digests = scan.digests
+    measurable = make_measurable(checkpoint, config, built, progress, digests)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
-    progress("reading the carriers", 0, None)
-    rms = {name: _tensor_row_rms(checkpoint, name) for name in selected}
+    rms = {name: scan.row_rms[name] for name in selected}
+    for name, values in rms.items():
+        if not np.isfinite(values).all():
+            raise CarrierError(f"{where}: tensor {name} holds NaN or infinite weights: mark a model that works.")
     counts = sizes = np.array([_count_weights(checkpoint, name) for name in selected])
     sensitivity = np.zeros(len(selected))
     if measurable is not None:
@@ -185,12 +194,11 @@ def analyze_base(
     progress("working out the certified coalition", 0, None)
     noise = drift_noise(counts, eps, length)
     certified = coalition_by_simulation(codebook, planned, alpha, noise)
-    model_hash = content_hash(checkpoint.tensors, digests)
     return Base(
-        base_id=model_hash[:8] + derive(secret, "base").hex()[:4],
+        base_id=scan.content_hash[:8] + derive(secret, "base").hex()[:4],
         source=checkpoint.source.name,
         revision=checkpoint.source.revision,
-        content_hash=model_hash,
+        content_hash=scan.content_hash,
         tensors={n: TensorRecord(i.dtype, i.shape, digests[n]) for n, i in checkpoint.tensors.items()},
         carriers=carriers,
         family=family,
@@ -209,17 +217,3 @@ def analyze_base(
 def _count_weights(checkpoint: Checkpoint, name: str) -> int:
     info = checkpoint.tensors[name]
     return info.rows * info.columns
-
-
-def _tensor_row_rms(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    info = checkpoint.tensors[name]
-    parts = []
-    for _, raw in checkpoint.blocks(info):
-        values = to_float32(raw, info.dtype).reshape(-1, info.columns)
-        parts.append(row_rms(values))
-    rms = np.concatenate(parts)
-    if not np.isfinite(rms).all():
-        raise CarrierError(
-            f"{checkpoint.source.name}: tensor {name} holds NaN or infinite weights: mark a model that works."
-        )
-    return rms

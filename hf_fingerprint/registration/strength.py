@@ -10,7 +10,7 @@ import numpy as np
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import Checkpoint
-from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.dtypes import from_float32, to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.errors import CarrierError
@@ -81,11 +81,12 @@ class MarkedModel:
         return found
 
     def _marked_weights(self, carrier: Carrier, codeword: np.ndarray) -> np.ndarray:
-        checkpoint, info = self.checkpoint, self.checkpoint.tensors[carrier.name]
+        info = self.checkpoint.tensors[carrier.name]
         marker = TensorMarker(
             self.secret, self.secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword
         )
-        raw = checkpoint.read(info, out=np.empty(info.nbytes, np.uint8))
+        parameter = self.model.module.get_parameter(self.parameters[carrier.name]).detach().float().cpu()
+        raw = from_float32(parameter.numpy(), info.dtype).copy()
         for rows in block_rows(info):
             marker(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
         return to_float32(raw, info.dtype).reshape(-1, info.columns)

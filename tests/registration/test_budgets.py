@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from hf_fingerprint import register
 from hf_fingerprint.carriers.amplitude import largest_eps
-from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
+from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel, LazyImages, lazy_synthetic_images, split_user_images
 from hf_fingerprint.models.pictures import open_image
@@ -77,7 +77,7 @@ def network(folder: Path, kind: str, classes: int) -> SimpleNamespace:
 def examined(case: SimpleNamespace, **changes: object) -> Base:
     with open_checkpoint(case.folder) as checkpoint:
         settings = replace(SETTINGS, **changes)
-        return analyze_base(checkpoint, digest_tensors(checkpoint), settings, built=case.built)
+        return analyze_base(checkpoint, settings, built=case.built)
 
 
 def measured_anew(case: SimpleNamespace, base: Base, images: LazyImages) -> OutputComparison:
@@ -262,6 +262,6 @@ def test_the_users_images_are_counted(tmp_path):
 def test_a_fixed_strength_of_what_is_not_built_says_that_nothing_is_known(tmp_path):
     model = network(tmp_path / "model", "single_label", 10)
     with open_checkpoint(model.folder) as checkpoint:
-        base = analyze_base(checkpoint, digest_tensors(checkpoint), PLAIN_SETTINGS)
+        base = analyze_base(checkpoint, PLAIN_SETTINGS)
 
     assert base.calibration == Calibration("none", 0, 1e-4, None, None, eps=0.003)
