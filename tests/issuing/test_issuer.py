@@ -15,7 +15,6 @@ from hf_fingerprint import Issuer, Vault, issue, trace, verify
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint, writer
 from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, StorageError, VaultError
 from hf_fingerprint.keys import commitment
-from tests.helpers.rubbish import CANARY, write_unsafe_files
 from tests.helpers.small_models import (
     PLAIN_CARRIERS,
     PLAIN_SETTINGS,
@@ -29,6 +28,7 @@ from tests.helpers.small_models import (
     save_vit,
     unlocked_vault,
 )
+from tests.helpers.unsafe_files import CANARY, write_unsafe_files
 
 
 OTHERS = {"README_md": "# A model\n", "config_json": "{}", "labels__classes_txt": "cat\ndog\n"}
