@@ -80,7 +80,7 @@ def describe_base(base: "Base") -> list[str]:
             f"would be {base.compact.spread_score:.0f}"
         )
     lines.append(
-        f"certified coalition: {base.certified} among {base.recipients_planned:,} recipients at alpha {base.alpha:.0e}"
+        f"certified coalition: {base.certified} among {base.expected_recipients:,} recipients at alpha {base.alpha:.0e}"
     )
     lines.append(f"  by {base.certified_by}")
     lines.append(f"  against averaging alone: {predicted_coalition(base)}, by formula")
@@ -145,7 +145,7 @@ def print_query(result: "QueryResult") -> None:
         screen.print(table)
     made = (f"the copy made for {score.recipient} ({score.copy_id}, {score.state})" for score in result.accused)
     names = ", ".join(dict.fromkeys(made))
-    stop_reason = {"proven": "at the proof", "budget": "at the budget", "all asked": "as nothing is left to ask"}
+    stop_reason = {"proven": "at the proof", "budget": "at the budget", "exhausted": "as nothing is left to ask"}
     verdict = f"accused: {names}" if names else "nobody is accused"
     if result.reason is not None:
         verdict = f"not readable: {result.reason}"

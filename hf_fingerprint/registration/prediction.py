@@ -78,7 +78,7 @@ def predicted_score(base: Base, drift: float = DRIFT) -> float:
 def predicted_coalition(base: Base, drift: float = DRIFT) -> int:
     """The largest averaging coalition that the base's code withstands after a drift, by formula."""
     noise = drift_noise(*_carrier_counts_and_eps(base), base.length, drift)
-    return coalition_by_formula(base.codebook(), base.recipients_planned, base.alpha, noise).size
+    return coalition_by_formula(base.codebook(), base.expected_recipients, base.alpha, noise).size
 
 
 def _carrier_counts_and_eps(base: Base) -> tuple[np.ndarray, np.ndarray]:

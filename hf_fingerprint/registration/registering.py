@@ -107,7 +107,7 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
     recorded = {
         "max_kl": base.calibration.max_kl,
         "coalition": base.coalition,
-        "expected_recipients": base.recipients_planned,
+        "expected_recipients": base.expected_recipients,
         "alpha": base.alpha,
         "amplitude": max(carrier.eps for carrier in base.carriers),
         "carriers": "spread" if base.compact is None else "compact",
@@ -213,7 +213,7 @@ def analyze_base(
         certified=certified.size,
         certified_by=certified.method,
         alpha=alpha,
-        recipients_planned=planned,
+        expected_recipients=planned,
         calibration=make_calibration(measured, measurable, max_kl, config.amplitude),
         secret=secret,
         compact=compact,

@@ -260,7 +260,7 @@ class Fingerprint:
         with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
             reading = extract(base, original, copy)
             score, proven = prove_codeword(
-                base.codebook(), np.packbits(bits), reading.values, reading.mass, base.recipients_planned, base.alpha
+                base.codebook(), np.packbits(bits), reading.values, reading.mass, base.expected_recipients, base.alpha
             )
             agreement = float(((reading.values > 0) == bits)[reading.mass > 0].mean()) if reading.mass.any() else 0.0
             if not proven:

@@ -104,7 +104,7 @@ def test_the_summary_counts_innocents_and_colluders(evaluation):
     assert len(told["trials"]) == len(evaluation.trials)
     assert told["versions"]["hf_fingerprint"] == hf_fingerprint.__version__
     assert {"torch", "timm", "python"} <= told["versions"].keys()
-    assert told["registration"]["recipients_planned"] == 4
+    assert told["registration"]["expected_recipients"] == 4
 
 
 def test_who_gave_less_than_a_twentieth_is_counted_apart(evaluation):

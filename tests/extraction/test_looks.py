@@ -142,7 +142,7 @@ def test_the_first_look_gives_every_position_a_few_weights():
 
 def test_the_order_is_of_the_record_alone(case):
     """The order depends neither on the suspect nor on the secret or the recipients."""
-    other = replace(case.base, secret=b"\7" * 32, alpha=0.1, recipients_planned=9)
+    other = replace(case.base, secret=b"\7" * 32, alpha=0.1, expected_recipients=9)
 
     assert plan_looks([case.base]) == plan_looks([other])
     assert plan_looks.__code__.co_varnames[: plan_looks.__code__.co_argcount] == ("bases", "found")

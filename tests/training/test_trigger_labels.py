@@ -196,7 +196,7 @@ def test_other_classes_can_t_be_asked_the_base_s_questions(asked, tmp_path):
     other = save_vit(tmp_path / "other", hidden_size=128, num_labels=7)
     content = (other / "model.safetensors").read_bytes()
 
-    with pytest.warns(UserWarning, match="7 classes apart and its base 10"):
+    with pytest.warns(UserWarning, match="has 7 classes and its base 10"):
         assert not embed_trigger_labels(other, base, vault, bytes(32))
     assert (other / "model.safetensors").read_bytes() == content
 
