@@ -186,7 +186,7 @@ def test_a_dataset_without_classes_is_refused(monkeypatch, model):
     rows.features = {"picture": Image(False)}
     fake_datasets(monkeypatch, lambda name: {"train": rows})
 
-    assert "class labels" in refused(load_data, "org/pictures", model)
+    assert "no class label column" in refused(load_data, "org/pictures", model)
 
 
 def test_a_dataset_that_can_not_be_had_is_named(monkeypatch, model):
@@ -209,7 +209,7 @@ def test_datasets_need_their_library(monkeypatch, model):
 def test_a_library_that_may_run_scripts_is_refused(monkeypatch, model):
     fake_datasets(monkeypatch, pytest.fail, version="3.6.0")
 
-    assert "may run a script that comes with org/pictures" in refused(load_data, "org/pictures", model)
+    assert "may run scripts of org/pictures" in refused(load_data, "org/pictures", model)
 
 
 @pytest.mark.parametrize("reader", ["pandas", "webdataset", "json"])

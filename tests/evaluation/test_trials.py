@@ -106,7 +106,7 @@ def test_a_file_can_not_be_a_folder(tmp_path):
 def test_two_can_not_work_in_one_folder(tmp_path):
     opens(tmp_path)
     with FileLock(tmp_path / ".lock"):
-        assert "at work" in refused(opens, tmp_path)
+        assert "is running in" in refused(opens, tmp_path)
 
 
 def test_the_evidence_left_is_the_surest_score(evaluation):

@@ -106,11 +106,11 @@ def test_codes_through_a_lens_tell_classes_apart_and_guesses_are_of_the_features
 
 
 def test_it_reads_on_from_the_cut_and_not_before_it():
-    with pytest.raises(FingerprintError, match="conv1 isn't behind layer1: a lens reads on from the cut"):
+    with pytest.raises(FingerprintError, match="conv1 does not come after layer1: choose a deeper module"):
         FrozenSegment(Partition(resnet(), "layer1", SIZE), "conv1")
 
 
 def test_codes_with_places_have_no_lens():
     partition = Partition(resnet(), "act1", SIZE)
-    with pytest.raises(FingerprintError, match="give whole=True too"):
+    with pytest.raises(FingerprintError, match="needs flatten_features=True"):
         Bottleneck(partition.shape, 8, segment=FrozenSegment(partition, "layer1"))

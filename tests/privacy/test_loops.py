@@ -246,8 +246,8 @@ def test_holders_with_another_bottleneck_are_refused(tmp_path):
     launch(tmp_path, "other bottleneck")
 
     assert (tmp_path / "0.txt").read_text() == (
-        "Process 2 sent features of shape (8, 5, 8, 8) for step 0 where features of shape (-1, 4, 8, 8) for step 0 "
-        "were due: start all with the same settings."
+        "Process 2 sent features of shape (8, 5, 8, 8) for step 0, expected features of shape (-1, 4, 8, 8) for step "
+        "0: start all processes with the same arguments."
     )
     assert not (tmp_path / "trained.safetensors").exists()
 
@@ -256,7 +256,7 @@ def test_with_neither_denoiser_nor_reader_nothing_starts():
     partition, bottleneck, _ = parts()
     optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
 
-    with pytest.raises(FingerprintError, match="Nothing would learn from the codes"):
+    with pytest.raises(FingerprintError, match="nothing to train on the codes"):
         owner_loop(partition, bottleneck, None, optimizer, 1)
 
 
@@ -268,5 +268,5 @@ def test_one_process_alone_is_refused():
         lambda: owner_loop(partition, bottleneck, denoiser, optimizer, 1),
         lambda: data_holder_loop(partition, bottleneck, *data(1), ImageNoise(secret_of(1)), 1),
     ):
-        with pytest.raises(FingerprintError, match="needs an owner and a data holder or more"):
+        with pytest.raises(FingerprintError, match="needs an owner and at least one data holder"):
             loop()

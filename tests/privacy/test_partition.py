@@ -125,10 +125,10 @@ class Stub(torch.nn.Module):
 @pytest.mark.parametrize(
     ("fault", "at", "sentence"),
     [
-        ("none", "on", "The model has no module 'on' to be cut at: near ones are one"),
+        ("none", "on", "The model has no module 'on' to cut at: choose one"),
         ("none", "", "no module ''"),
-        ("none", "idle", "idle isn't called when the model runs"),
-        ("around", "one", "Part of the image goes past one: cut where no branch leads round"),
+        ("none", "idle", "idle is not called when the model runs"),
+        ("around", "one", "A branch bypasses one"),
         ("maps", "one", "The model returns no logits"),
     ],
 )
@@ -141,5 +141,5 @@ def test_a_parameter_of_both_sides_is_refused():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 12), torch.nn.ReLU(), torch.nn.Linear(12, 12))
     model[3].weight = model[1].weight
 
-    with pytest.raises(FingerprintError, match=r"1\.weight is used on both sides of 2: cut elsewhere"):
+    with pytest.raises(FingerprintError, match=r"1\.weight is used on both sides of 2: choose another module"):
         Partition(model, "2", (3, 2, 2))

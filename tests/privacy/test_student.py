@@ -117,5 +117,5 @@ def told_apart(bottleneck: Bottleneck, features: torch.Tensor, labels: torch.Ten
 
 def test_fewer_images_than_numbers_are_refused(scene):
     partition, features, _ = scene
-    with pytest.raises(FingerprintError, match="20 public images are too few to choose 33 directions by: give more"):
+    with pytest.raises(FingerprintError, match="20 public images are too few to choose 33 directions: give more"):
         init_task_directions(partition, Bottleneck(partition.shape, 33, flatten_features=True), features[:20])

@@ -115,7 +115,9 @@ def test_zero_ends_where_the_loss_written_by_hand_takes_it_or_is_refused(base, p
         assert difference(called, written) <= 1e-6
         assert relative_drift(called, written, base.begin) <= 5e-5
     assert alone == (
-        "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
+        "The model is partitioned by ZeRO-3, where a callback alone can't train the mark: use "
         "FingerprintTrainer or FingerprintTrainerMixin."
     )
-    assert put_in.startswith("DeepSpeed keeps weights of its own, so a mark can't be put in at once: ")
+    assert put_in.startswith(
+        "DeepSpeed keeps its own copy of the weights, so the mark can't be embedded before training: "
+    )
