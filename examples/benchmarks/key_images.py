@@ -71,7 +71,7 @@ class Figures:
     seconds of processor time."""
 
     images: int = 0
-    left_out: int = 0
+    skipped: int = 0
     read: Counter[str] = field(default_factory=Counter)
     innocents: Counter[str] = field(default_factory=Counter)
     psnr: list[float] = field(default_factory=list)
@@ -93,9 +93,8 @@ class Figures:
         return [
             *lines,
             "",
-            f"least PSNR {psnr:.2f} dB, least SSIM {ssim:.4f}; questions without room: "
-            f"{self.left_out}; {each * self.making:.0f} ms to make one, {each * self.reading / len(DISTORTIONS):.0f} ms "
-            f"to read it",
+            f"least PSNR {psnr:.2f} dB, SSIM {ssim:.4f}; without capacity: {self.skipped}; "
+            f"{each * self.making:.0f} ms to make one, {each * self.reading / len(DISTORTIONS):.0f} ms to read it",
         ]
 
 
@@ -117,7 +116,7 @@ def measured(
         every = list(mark_triggers(images, assigned[row], secret, key, bits))
         figures.making += time.process_time() - started
         own = [(index, image) for index, image in every if image is not None]
-        figures.left_out += len(every) - len(own)
+        figures.skipped += len(every) - len(own)
         figures.images += len(own)
         figures.psnr += [image.psnr for _, image in own]
         figures.ssim += [image.ssim for _, image in own]

@@ -1,14 +1,14 @@
-"""What private training costs, and what leaks: every figure of the README's section, and its picture.
+"""Measures what private training costs and what leaks: every figure of the README's section, and its picture.
 
-A base that the owner trained on images of its own, some of them with labels, learns on from images that stay with
-their holders, over the cut, at several strengths of noise. Each released model is measured beside two others: the
-plain split, where features go over the wire as they are, and the owner's own images alone. Adversaries have public
-images of the same kind, the front, the bottleneck and the law of the noise; what one draws who has nothing but labels,
-which leak anyway, is the floor. The holders' codes serve twice: a reader learns from them first, and what it says of
-the owner's public images is what the back learns from besides.
+The owner trains a base on its own images, some of them labeled. The base is then trained further on images that stay
+with their data holders, over the cut, at several noise strengths. Each released model is compared with two others:
+the plain split, which sends features without noise, and training on the owner's images alone. The adversary has public
+images of the same kind, the client part, the bottleneck and the noise distribution. The baseline is an adversary who
+has only the labels, which leak anyway. The data holders' codes are used twice: a student learns from them first, and
+its pseudo-labels for the owner's public images then train the server part too.
 
-The loop here is that of `owner_loop` and `data_holder_loop` in one process, with each image's noise drawn as a holder draws
-it.
+The loop is that of `owner_loop` and `data_holder_loop` in one process. Each image's noise is drawn as a data holder
+draws it.
 """
 
 import argparse

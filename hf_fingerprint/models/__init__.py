@@ -1,4 +1,4 @@
-"""Models that run, and inputs to run them on."""
+"""Build models safely, and make inputs for them."""
 
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.built import BuiltModel

@@ -12,9 +12,9 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation import EvaluationData, load_data
 from hf_fingerprint.models import build_model
+from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import CLASSES, save_images
 from tests.helpers.loopback_hub import LoopbackHub
-from tests.helpers.refusals import refused
 
 
 @pytest.fixture(scope="module")

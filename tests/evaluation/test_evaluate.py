@@ -15,8 +15,8 @@ from hf_fingerprint.attacks.suite import SUITE, SuiteEntry
 from hf_fingerprint.errors import FingerprintError, StorageError
 from hf_fingerprint.evaluation import EvaluationData, Testbed, evaluate
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, PRIVATE, RESULTS, SINGLE
+from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import SETTINGS, run
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import save_vit
 
 

@@ -4,7 +4,7 @@ from hf_fingerprint.attacks.attack import Compose
 from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_sweep
 from hf_fingerprint.evaluation.planning import plan_jobs, select_attacks
 from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 def test_attacks_are_chosen_by_name_and_by_group_once_each():

@@ -11,8 +11,8 @@ from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import report, write_report
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
 from hf_fingerprint.evaluation.report import FILES, costs, render_markdown, rich_tables, summarize, trial_row
+from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import make_trial
-from tests.helpers.refusals import refused
 
 
 HOSTILE = "org/<script>alert(1)</script>|`x`\n# big\x1b[2J\u202e"

@@ -30,6 +30,13 @@ def is_a_picture(path: Path) -> bool:
     return image.format == "PNG" and min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
+def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
+    from examples import quickstart
+
+    assert quickstart.main(tmp_path) == ["bob"]
+    assert capsys.readouterr().out.startswith("bob: score 2")
+
+
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     command = module("examples.demo", "--out", tmp_path / "demo", "--steps", 8)
 
