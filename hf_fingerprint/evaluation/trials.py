@@ -1,4 +1,4 @@
-"""The results of an evaluation, each stored as soon as it is measured, so that an interrupted evaluation can resume.
+"""The results of an evaluation, stored one by one so that an interrupted evaluation can resume.
 
 Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them. Resuming needs
 these scores, so they are stored in the folder `private`, which only the owner can read. Reports leave them out

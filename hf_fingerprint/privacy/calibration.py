@@ -128,7 +128,7 @@ def train_against_adversary(
     """Trains B so that its codes keep the task's information while a decoder fails on them, and sets m and s.
 
     In each step the decoder learns to reconstruct images. Then B and the denoiser learn to keep the server part's
-    logits and to raise the decoder's loss. Sigma stays as it is set.
+    logits and to raise the decoder's loss. Sigma does not change.
 
     Args:
         partition ([`Partition`]): its server part defines the task. No weight of it changes.

@@ -171,8 +171,8 @@ class Regularizer:
             for name, parameter in self.parameters.items():
                 if hasattr(parameter, "ds_id"):
                     raise FingerprintError(
-                        f"{name} is partitioned by ZeRO-3, where a mark can't be put in at once: choose embed=False, "
-                        f"or begin from an issued copy."
+                        f"{name} is partitioned by ZeRO-3, where the mark can't be embedded before training: choose "
+                        f"embed=False, or begin from an issued copy."
                     )
                 parameter.add_(self.gradient(name, step))
 

@@ -68,7 +68,7 @@ def test_parts_for_training_and_testing_are_kept_apart(tmp_path, model):
     assert same_images(data.attacker[0], test) == 0
 
 
-def test_the_same_images_are_chosen_again_and_their_digest_tells(place, model):
+def test_the_same_images_are_chosen_again_and_their_digest_differs_with_them(place, model):
     one, two, fewer = (load_data(place / "images", model, images=n) for n in (36, 36, 20))
 
     assert one.digest == two.digest != fewer.digest

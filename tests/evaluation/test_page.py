@@ -68,7 +68,7 @@ def test_the_page_is_whole_and_has_every_picture(page, evaluation):
     )
 
 
-def test_the_page_asks_for_nothing_from_anywhere(page):
+def test_the_page_loads_nothing(page):
     text = page.read_text()
     reader = Reader(text)
 
@@ -97,7 +97,7 @@ def test_the_figures_are_those_that_were_measured(page, evaluation):
     assert "No innocent was accused." in text
 
 
-def test_how_coalitions_ended_is_told_by_strategy_and_size(page):
+def test_outcomes_of_coalitions_are_listed_by_strategy_and_size(page):
     text = page.read_text()
 
     assert "1 coalitions, by their runs" in text

@@ -36,7 +36,7 @@ def test_each_number_sent_is_centred_with_unit_mean_square(shape, flatten_featur
 @pytest.mark.parametrize(("shape", "flatten_features"), KINDS)
 @given(factor=st.floats(1e-3, 1e6), seed=st.integers(0, 9))
 @settings(max_examples=20, deadline=None)
-def test_no_image_and_no_front_sends_more_power_than_the_bound_counts_on(shape, flatten_features, factor, seed):
+def test_no_image_and_no_client_part_sends_more_power_than_the_bound_assumes(shape, flatten_features, factor, seed):
     bottleneck = Bottleneck(shape, 4, flatten_features=flatten_features)
     bottleneck.init_principal_components(features_of(shape))
 

@@ -82,7 +82,7 @@ def test_training_against_the_adversary_hides_more_and_keeps_the_task(scene):
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, float("nan")])
-def test_a_target_that_is_none_is_refused(scene, target):
+def test_a_target_out_of_range_is_refused(scene, target):
     with pytest.raises(FingerprintError, match="target_ssim must be between 0 and 1"):
         calibrate_noise(narrow(scene), scene[2], scene[1], target)
 

@@ -1,8 +1,8 @@
-"""The callback over two processes: DDP, FSDP2, DeepSpeed's ZeRO 1, 2 and 3; all by the Trainer, on CPUs, against the
-loss written by hand.
+"""The callback over two processes: DDP, FSDP2 and DeepSpeed's ZeRO 1, 2 and 3, all with the Trainer on CPUs, against
+a reference loss.
 
-FSDP2 needs accelerate told that it may run on CPUs (`enable_fsdp_on_cpu`); the ViT's 45 and 91 rows make uneven
-shards. DeepSpeed runs there with the Trainer's own optimiser; its fused CPU Adam, which is compiled, isn't used.
+FSDP2 on CPUs needs a patch of accelerate (`enable_fsdp_on_cpu`). The ViT's 45 and 91 rows make uneven
+shards. DeepSpeed uses the Trainer's own optimizer here, not its compiled fused CPU Adam.
 """
 
 from types import SimpleNamespace

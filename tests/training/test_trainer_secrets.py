@@ -119,7 +119,7 @@ def test_nothing_logged_printed_or_in_the_state_holds_a_secret(scene):
     assert not any("ingerprint" in name for name in state["stateful_callbacks"])
 
 
-def test_another_process_goes_on_with_the_same_mark_to_the_same_weights(scene):
+def test_another_process_resumes_with_the_same_mark_to_the_same_weights(scene):
     resumed = AutoModelForImageClassification.from_pretrained(scene.root / "out" / "checkpoint-6")
     weights = {name: p.detach() for name, p in resumed.named_parameters()}
 
@@ -133,7 +133,7 @@ def test_another_process_goes_on_with_the_same_mark_to_the_same_weights(scene):
     assert begin_training(scene.vault, *scene.vault.bases(), RECIPIENT)[1] == scene.key
 
 
-def test_what_holds_secrets_is_never_pickled_nor_copied(scene):
+def test_objects_with_secrets_are_never_pickled_nor_copied(scene):
     callback = scene.straight.callback
     direct = [callback.fingerprint, callback.regularizer]
 
