@@ -64,9 +64,8 @@ class Bottleneck(torch.nn.Module):
                 "A segment needs flatten_features=True, since its positions differ from those at the cut."
             )
         self.shape, self.flatten_features, self.segment = tuple(shape), flatten_features, segment
-        self.mixed_shape = (
-            (math.prod(segment.shape if segment is not None else shape),) if flatten_features else self.shape
-        )
+        inner = self.shape if segment is None else segment.shape
+        self.mixed_shape = (math.prod(inner),) if flatten_features else self.shape
         self._axis = 1 if len(self.mixed_shape) == 3 else -1
         features = self.mixed_shape[0 if len(self.mixed_shape) == 3 else -1]
         if not 1 <= channels <= features:

@@ -11,7 +11,7 @@ import torch
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.decoder import ImageDecoder, ReconstructionQuality, reconstruction_loss
-from hf_fingerprint.privacy.denoising import Denoiser
+from hf_fingerprint.privacy.denoising import Denoiser, channel_deviation
 from hf_fingerprint.privacy.leakage import measure_reconstruction, pixel_range, seeded, train_decoder
 from hf_fingerprint.privacy.partition import Partition
 from hf_fingerprint.progress import Progress, silent
@@ -148,8 +148,7 @@ def train_against_adversary(
     progress = progress or silent
     partition.model.eval()
     value_range = pixel_range(images)
-    axes = [i for i in range(features.dim()) if i != (1 if features.dim() == 4 else features.dim() - 1)]
-    deviation = features.std(axes, keepdim=True).clamp_min(1e-6)
+    deviation = channel_deviation(features)
     squeeze, denoising = bottleneck.squeeze.requires_grad_(True), [*denoiser.requires_grad_(True).train().parameters()]
     with seeded(seed), torch.enable_grad():
         decoder = ImageDecoder(bottleneck.code_shape, partition.size).to(features.device)
@@ -168,9 +167,8 @@ def train_against_adversary(
             reconstruction_loss(decoder(code.detach()), images[pick], value_range).mean().backward()
             decoder_optimizer.step()
             denoised = denoiser(code)
-            task_loss = (
-                partition.server_part(denoised) - target_logits
-            ).square().mean() / target_logits.var().clamp_min(1e-6)
+            logits = partition.server_part(denoised)
+            task_loss = (logits - target_logits).square().mean() / target_logits.var().clamp_min(1e-6)
             feature_loss = ((denoised - batch_features) / deviation).square().mean()
             reconstructed = reconstruction_loss(decoder(code), images[pick], value_range).mean()
             bottleneck_optimizer.zero_grad()

@@ -82,12 +82,8 @@ class ImageDecoder(torch.nn.Module):
         if max(self._grid) < MIN_GRID:
             hidden = interpolate(hidden, size=(MIN_GRID, MIN_GRID))
         hidden = hidden + interpolate(self._see_all(pooled), size=hidden.shape[2:])
-        reconstructed = self._upsample(torch.relu(hidden))
-        return (
-            reconstructed
-            if reconstructed.shape[2:] == self.size[1:]
-            else interpolate(reconstructed, size=self.size[1:], mode="bilinear")
-        )
+        images = self._upsample(torch.relu(hidden))
+        return images if images.shape[2:] == self.size[1:] else interpolate(images, self.size[1:], mode="bilinear")
 
 
 def _conv_block(inside: int, outside: int) -> list[torch.nn.Module]:

@@ -70,13 +70,18 @@ class Denoiser(torch.nn.Module):
         code = code.movedim(1 if self._maps else -1, -1).flatten(0, -2)
         mean, centre = targets.mean(0), code.mean(0)
         centered = code - centre
-        power = centered.T @ centered / len(centered) + (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(
-            centered
-        )
+        noise = (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(centered)
+        power = centered.T @ centered / len(centered) + noise
         matrix = torch.linalg.solve(power, centered.T @ (targets - mean) / len(centered)).T
         self._linear.weight.copy_(matrix[..., None, None])
         self._linear.bias.copy_(mean - matrix @ centre)
         self.deviation.copy_(targets.std(0).clamp_min(1e-6)[:, None, None])
+
+
+def channel_deviation(features: torch.Tensor) -> torch.Tensor:
+    """The standard deviation of each channel, over images and positions, shaped to divide the features."""
+    axis = 1 if features.dim() == 4 else features.dim() - 1
+    return features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
 
 
 def train_denoiser(
@@ -99,8 +104,7 @@ def train_denoiser(
         progress (callable, *optional*): a [`Progress`].
     """
     progress = progress or silent
-    axis = 1 if features.dim() == 4 else features.dim() - 1
-    deviation = features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
+    deviation = channel_deviation(features)
     with seeded(seed), torch.enable_grad():
         denoiser = Denoiser(bottleneck).to(features.device)
         denoiser.init_linear_map(bottleneck, features)
@@ -134,13 +138,9 @@ def release(partition: Partition, features: torch.Tensor) -> torch.nn.Module:
     """
     model = partition.model.eval()
     kind = torch.nn.modules.batchnorm._BatchNorm
-    norms = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, kind)
-        and module.running_mean is not None
-        and f"{name}.running_mean" not in partition.client_tensors
-    ]
+    found = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+    running = {f"{name}.running_mean": norm for name, norm in found.items() if norm.running_mean is not None}
+    norms = [norm for name, norm in running.items() if name not in partition.client_tensors]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

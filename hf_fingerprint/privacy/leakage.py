@@ -137,16 +137,12 @@ def matching_auc(sent: torch.Tensor, members: torch.Tensor, others: torch.Tensor
     centered = sent - sent.mean(0)
     spread = centered.T @ centered / len(sent) + 1e-3 * sigma**2 * torch.eye(sent.shape[1])
     some = (centered * torch.linalg.solve(spread, centered.T).T).sum(1) / 2
-    best = [
-        torch.cat(
-            [
-                (some - torch.cdist(part, sent).square() / (2 * sigma**2)).max(1).values
-                for part in codes.flatten(1).split(256)
-            ]
-        ).numpy()
-        for codes in (members, others)
-    ]
-    return roc_auc(best[0], best[1])
+
+    def largest_ratios(codes: torch.Tensor) -> np.ndarray:
+        ratios = (some - torch.cdist(part, sent).square() / (2 * sigma**2) for part in codes.flatten(1).split(256))
+        return torch.cat([part.max(1).values for part in ratios]).numpy()
+
+    return roc_auc(largest_ratios(members), largest_ratios(others))
 
 
 @torch.no_grad()

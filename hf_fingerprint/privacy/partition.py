@@ -127,14 +127,9 @@ class Partition:
         with torch.enable_grad():
             first_logits = self._run_from_cut(features.detach(), images[:1])
         with torch.no_grad():
-            other_logits, full_logits = (
-                self._run_from_cut(features.detach(), images[1:]),
-                class_logits(self.model(images)),
-            )
-        difference = torch.maximum(
-            (first_logits.detach() - other_logits).abs(), (first_logits.detach() - full_logits).abs()
-        )
-        if float(difference.max()) > _TOLERANCE * float(full_logits.abs().max()):
+            full_logits, first = class_logits(self.model(images)), first_logits.detach()
+            others = torch.stack([self._run_from_cut(features.detach(), images[1:]), full_logits])
+        if float((first - others).abs().max()) > _TOLERANCE * float(full_logits.abs().max()):
             raise FingerprintError(
                 f"A branch bypasses {self.at}: choose a module that the whole image passes through."
             )

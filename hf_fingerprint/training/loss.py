@@ -95,10 +95,7 @@ def measurement_metrics(measurement: Measurement | None) -> dict[str, float]:
     """A measurement as values for a log; empty for `None`."""
     if measurement is None:
         return {}
-    return {
-        "fingerprint_loss": float(measurement.loss),
-        "fingerprint_agreement": float(measurement.agreement),
-    }
+    return {"fingerprint_loss": float(measurement.loss), "fingerprint_agreement": float(measurement.agreement)}
 
 
 class _Term(torch.autograd.Function):
@@ -106,18 +103,14 @@ class _Term(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, regularizer: Regularizer, last_measurement: Measurement, strength: float, *parameters: torch.Tensor
+        ctx: Any, regularizer: Regularizer, measurement: Measurement, strength: float, *parameters: torch.Tensor
     ) -> torch.Tensor:
-        ctx.regularizer, ctx.direction = regularizer, last_measurement.direction * strength
-        return last_measurement.loss * strength
+        ctx.regularizer, ctx.direction = regularizer, measurement.direction * strength
+        return measurement.loss * strength
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         with torch.autocast(ctx.direction.device.type, enabled=False):
             direction = ctx.direction * gradients[0]
-            return (
-                None,
-                None,
-                None,
-                *(ctx.regularizer.gradient(name, direction) for name in ctx.regularizer.parameters),
-            )
+            found = (ctx.regularizer.gradient(name, direction) for name in ctx.regularizer.parameters)
+            return None, None, None, *found

@@ -84,12 +84,9 @@ class FingerprintTask(TrainingTask):
         result = dict(self.task(input, target))
         if self.deepmarks.is_active:
             result["loss"] = result["loss"] + self.deepmarks()
-            last_measurement = self.deepmarks.last_measurement
-            assert last_measurement is not None
-            result["fingerprint_loss"], result["fingerprint_agreement"] = (
-                last_measurement.loss,
-                last_measurement.agreement,
-            )
+            last = self.deepmarks.last_measurement
+            assert last is not None
+            result["fingerprint_loss"], result["fingerprint_agreement"] = last.loss, last.agreement
         return result
 
     def prepare_distributed(self, *arguments: Any, **named: Any) -> "FingerprintTask":

@@ -206,11 +206,11 @@ def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(pla
 
 def test_the_attacker_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
     alone = run(place, place / "out", ["reset"], quick=True)
-    require_attacker = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
+    with_base = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
 
     assert "base" in alone.skipped["reset"]
-    assert (alone.public_base, require_attacker.public_base, require_attacker.skipped) == (False, True, {})
-    assert require_attacker.sweeps["reset"][-1].score < require_attacker.copy.score / 2
+    assert (alone.public_base, with_base.public_base, with_base.skipped) == (False, True, {})
+    assert with_base.sweeps["reset"][-1].score < with_base.copy.score / 2
 
 
 def test_a_sweep_ends_where_mark_and_model_are_gone(place, evaluation):
