@@ -301,7 +301,7 @@ class RangedCheckpoint:
             found = np.empty(0, np.uint8)
         if len(found) != end - begin:
             raise CheckpointError(
-                f"{self.source.name} can no longer be read by ranges: have the whole model fetched (--whole)."
+                f"{self.source.name} can no longer be read by ranges: download the whole model with --full."
             )
         return found
 

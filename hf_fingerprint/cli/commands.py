@@ -59,7 +59,8 @@ Suspect = Annotated[
     str, typer.Argument(help="A folder, a weight file or a Hub id, org/name[@revision].", show_default=False)
 ]
 Full = Annotated[
-    bool, typer.Option("--whole", help="Read a suspect on the Hub whole, not just up to the first proof.")
+    bool,
+    typer.Option("--full", help="Read all of a suspect on the Hub, not only up to the first accusation."),
 ]
 MaxMb = Annotated[
     float | None, typer.Option("--max-mb", min=0, help="Fetch no more than this of a suspect on the Hub, in MB.")

@@ -22,14 +22,12 @@ def evaluate(
     attacks: Annotated[
         str | None, typer.Option("--attacks", help="Names or groups, by commas; all if not given. See --list.")
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=2, help="Images to test on, at most.")] = 1000,
+    max_images: Annotated[int, typer.Option("--max-images", min=2, help="Maximum number of test images.")] = 1000,
     coalitions: Annotated[
         str | None, typer.Option("--coalitions", help="How many copies are mixed, by commas. [3,5,10]")
     ] = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="How often each coalition is formed.")] = 1,
-    recipients: Annotated[
-        int | None, typer.Option("--recipients", help="Recipients that the bound is for. [1000]")
-    ] = None,
+    expected_recipients: options.ExpectedRecipients = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Three strengths of each attack, and three colluders alone.")
     ] = False,
@@ -57,7 +55,7 @@ def evaluate(
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
     from hf_fingerprint.evaluation.report import rich_tables, summarize
 
-    config = FingerprintConfig(max_kl, None, coalition, recipients, alpha)
+    config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
     with output.progress_bars() as progress:
         evaluation = run(
             model,
@@ -66,7 +64,7 @@ def evaluate(
             attacks=None if attacks is None else attacks.split(","),
             coalitions=None if coalitions is None else _parse_integers(coalitions),
             config=config,
-            images=images,
+            images=max_images,
             quick=quick,
             runs=runs,
             public_base=public_base,

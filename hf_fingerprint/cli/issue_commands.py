@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,16 +19,6 @@ if TYPE_CHECKING:
 
 
 Public = Annotated[bool, typer.Option("--public", help="Public variant repos; private ones by default.")]
-Gated = Annotated[
-    str | None, typer.Option("--gated", help="Gated repos: auto or manual; needed to give accounts access.")
-]
-Disclose = Annotated[
-    bool, typer.Option("--disclose", help="Tell of the fingerprint in the card, with the commitment to it.")
-]
-BaseModel = Annotated[
-    str | None, typer.Option("--base-model", help="The base's Hub id for the card, if it was not taken from there.")
-]
-
 IncludeCode = Annotated[bool, typer.Option("--include-code", help="Hand the model's .py files on with the copies.")]
 
 
@@ -49,16 +39,20 @@ def issue(
         list[str] | None, typer.Option("--account", help="The recipient's Hub account; one for each --recipient.")
     ] = None,
     recipients: Annotated[
-        Path | None, typer.Option("--recipients", help="A CSV file with the columns name, repo and perhaps account.")
+        Path | None,
+        typer.Option("--recipients-file", help="CSV file with the columns name, repo and, optionally, account."),
     ] = None,
     reissue_from: Annotated[
         str | None,
-        typer.Option("--again", help="Replace the copies of this older base in everybody's variant repo."),
+        typer.Option(
+            "--reissue-from",
+            help="Replace the published copies of this older base, in the variant repo of each recipient.",
+        ),
     ] = None,
     public: Public = False,
-    gated: Gated = None,
-    disclose: Disclose = False,
-    base_model: BaseModel = None,
+    gated: options.Gated = None,
+    disclose: options.Disclose = False,
+    base_model: options.BaseModel = None,
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
@@ -82,11 +76,13 @@ def issue(
     names, opened = list(dict.fromkeys(map(canonical_recipient, recipient or []))), Vault(vault)
     pushed = bool(push_to or recipients or reissue_from)
     if pushed == (out is not None):
-        raise FingerprintError("Say where the copies go: --out for folders, or --push-to, --recipients or --again.")
+        raise FingerprintError(
+            "Say where the copies go: --out for folders, or --push-to, --recipients-file or --reissue-from."
+        )
     assignments = _assignments(recipient or [], push_to or [], account or [], recipients, reissue_from, opened)
     if not names and not assignments:
-        raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
-    publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
+        raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients-file FILE.")
+    publish_config = PublishConfig(not public, gated, disclose, base_model)
     config = FingerprintConfig(
         max_kl,
         calibration,
@@ -119,9 +115,9 @@ def push(
     account: Annotated[str | None, typer.Option("--account", help="The recipient's Hub account.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the recipient's older copy there.")] = False,
     public: Public = False,
-    gated: Gated = None,
-    disclose: Disclose = False,
-    base_model: BaseModel = None,
+    gated: options.Gated = None,
+    disclose: options.Disclose = False,
+    base_model: options.BaseModel = None,
     include_code: IncludeCode = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -130,7 +126,7 @@ def push(
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
-    publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
+    publish_config = PublishConfig(not public, gated, disclose, base_model)
     done = Publisher(Vault(vault), publish_config, include_code=include_code).push(copy, repo, account, replace)
     if as_json:
         output.print_json(done.to_dict())
@@ -147,12 +143,6 @@ def content_hash(model: options.Model, file: options.File = None) -> None:
         output.echo(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
 
 
-def _check_gated(value: str | None) -> Literal["auto", "manual"] | None:
-    if value not in (None, "auto", "manual"):
-        raise FingerprintError(f"--gated {value} is neither auto nor manual: choose one.")
-    return cast('Literal["auto", "manual"] | None', value)
-
-
 def _assignments(
     names: list[str], repos: list[str], accounts: list[str], file: Path | None, old_base: str | None, vault: "Vault"
 ) -> "list[Assignment]":
@@ -161,7 +151,9 @@ def _assignments(
 
     if old_base is not None:
         if names or repos or file is not None:
-            raise FingerprintError("--again takes everybody from the record: leave out recipients and repos.")
+            raise FingerprintError(
+                "--reissue-from takes recipients and repos from the vault: leave out --recipient, --push-to and --recipients-file."
+            )
         found = reissue_assignments(vault, old_base)
         if not found:
             raise FingerprintError(
@@ -170,7 +162,7 @@ def _assignments(
         return found
     if file is not None:
         if names or repos:
-            raise FingerprintError("Give recipients either by --recipients FILE or by --recipient and --push-to.")
+            raise FingerprintError("Give recipients either by --recipients-file FILE or by --recipient and --push-to.")
         return read_assignments(file)
     if repos and len(repos) != len(names):
         raise FingerprintError(f"There are {len(names)} --recipient and {len(repos)} --push-to: give one for each.")

@@ -39,7 +39,7 @@ app = typer.Typer(
 app.add_typer(vault_care_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
-app.command("questions")(triggers_command.triggers)
+app.command("triggers")(triggers_command.triggers)
 app.command("issue")(issue_commands.issue)
 app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)

@@ -2,9 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from hf_fingerprint.config import FingerprintConfig, PublishConfig, help_texts
 
 
 Model = Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)]
@@ -13,56 +15,26 @@ File = Annotated[
 ]
 VaultFolder = Annotated[Path, typer.Option("--vault", help="The vault's folder.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-MaxKl = Annotated[
-    float | None,
-    typer.Option(
-        "--max-kl", help="Output budget in nats: the largest KL divergence between base and copies, on average. [1e-4]"
-    ),
-]
-Calibration = Annotated[
-    Path | None,
-    typer.Option("--calibration", help="A folder of images to measure the budget on; synthetic ones if not given."),
-]
-Coalition = Annotated[
-    int | None, typer.Option("--coalition", help="Colluders to design the code for; up to 2 gives fair signs. [20]")
-]
-ExpectedRecipients = Annotated[
-    int | None,
-    typer.Option("--expected-recipients", help="Recipients to work out the certified coalition for. [1000]"),
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option("--alpha", help="Bound on the probability that a trace accuses any innocent, at most 0.05. [1e-6]"),
-]
-Amplitude = Annotated[
-    float | None,
-    typer.Option(
-        "--amplitude",
-        help="A fixed amplitude instead of a budget: for a base that is to be trained from scratch, or whose output "
-        "can't be measured.",
-    ),
-]
-Carriers = Annotated[
-    str | None,
-    typer.Option(
-        "--carriers", help="spread over all layers, or compact: copies share nearly all bytes, and withstand less."
-    ),
-]
-Code = Annotated[
-    str | None,
-    typer.Option("--code", help="tardos, nuida or fair_signs; by default as the coalition asks for, see `design`."),
-]
-OutputKind = Annotated[
-    str | None,
-    typer.Option(
-        "--output-kind",
-        help="single_label, multi_label, dense or features: what the output is, where the configuration doesn't say.",
-    ),
-]
-CalibrationImages = Annotated[
-    int | None,
-    typer.Option("--calibration-images", help="Images to measure the marked model on, at most. [1000]"),
-]
+
+
+def config_option(config: Any, name: str) -> Any:
+    """The option for a field of a config class, with the field's help text."""
+    return typer.Option(f"--{name.replace('_', '-')}", help=help_texts(config)[name])
+
+
+MaxKl = Annotated[float | None, config_option(FingerprintConfig, "max_kl")]
+Calibration = Annotated[Path | None, config_option(FingerprintConfig, "calibration")]
+Coalition = Annotated[int | None, config_option(FingerprintConfig, "coalition")]
+ExpectedRecipients = Annotated[int | None, config_option(FingerprintConfig, "expected_recipients")]
+Alpha = Annotated[float | None, config_option(FingerprintConfig, "alpha")]
+Amplitude = Annotated[float | None, config_option(FingerprintConfig, "amplitude")]
+Carriers = Annotated[str | None, config_option(FingerprintConfig, "carriers")]
+Code = Annotated[str | None, config_option(FingerprintConfig, "code")]
+OutputKind = Annotated[str | None, config_option(FingerprintConfig, "output_kind")]
+CalibrationImages = Annotated[int | None, config_option(FingerprintConfig, "calibration_images")]
+Gated = Annotated[str | None, config_option(PublishConfig, "gated")]
+Disclose = Annotated[bool, config_option(PublishConfig, "disclose")]
+BaseModel = Annotated[str | None, config_option(PublishConfig, "base_model")]
 AsBase = Annotated[
     bool,
     typer.Option("--as-base", help="Register the model as a base even if it is a copy of a base in the vault."),

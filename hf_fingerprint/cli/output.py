@@ -155,7 +155,7 @@ def print_query(result: "QueryResult") -> None:
             f"{result.alpha:.0e}; stopped {stop_reason[stats.stop_reason]}, after {stats.queried} images"
         )
     )
-    rest = "; --whole asks on, for further colluders" if stats.stop_reason == "proven" else ""
+    rest = "; --exhaustive queries all images, to find further colluders" if stats.stop_reason == "proven" else ""
     screen.print(
         f"a model mixed from several copies answers for some of their recipients, or for none: nobody is cleared{rest}"
     )

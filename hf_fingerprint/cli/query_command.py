@@ -35,7 +35,7 @@ def query(
         typer.Option("--labels", help="A file with the base's class names in order; by default the base's config."),
     ] = None,
     request_format: Annotated[
-        str, typer.Option("--style", help="How an address takes a picture: raw, json or multipart.")
+        str, typer.Option("--request-format", help="How the service takes an image: raw, json or multipart.")
     ] = "raw",
     field: Annotated[
         str | None, typer.Option("--field", help="Where an address's answer holds the class, as in result.top.")
@@ -52,7 +52,10 @@ def query(
         int | None, typer.Option("--budget", min=1, help="Images to ask at most; all by default.")
     ] = None,
     exhaustive: Annotated[
-        bool, typer.Option("--whole", help="Ask on after the first proof, for further colluders.")
+        bool,
+        typer.Option(
+            "--exhaustive", help="Query on after the first accusation, to find further colluders."
+        ),
     ] = False,
     transcript: Annotated[
         Path | None, typer.Option("--transcript", help="A file that keeps each answer; the same again goes on.")

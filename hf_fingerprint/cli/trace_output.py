@@ -47,7 +47,7 @@ def print_trace(result: "TraceResult", max_rows: int = 20, claim: str | None = N
     if result.bytes_total:
         rest = ""
         if not result.complete:
-            rest = "; --whole looks for further colluders" if result.accused else "; a larger --max-mb may tell more"
+            rest = "; --full looks for further colluders" if result.accused else "; a larger --max-mb may tell more"
         echo(
             f"{result.bytes_fetched / 1e6:,.1f} of {result.bytes_total / 1e6:,.1f} MB fetched in {result.requests:,} "
             f"requests and judged in {result.looks} look{'s' * (result.looks > 1)}{rest}"

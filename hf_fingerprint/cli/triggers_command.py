@@ -17,14 +17,14 @@ def triggers(
     ] = None,
     cover_images: Annotated[
         Path | None,
-        typer.Option("--covers", help="A folder of your own photographs to make them of; clouds if not given."),
+        typer.Option("--cover-images", help="A folder of your own photographs to make them of; clouds if not given."),
     ] = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="How many questions. [160]")] = None,
     decoys: Annotated[
         int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")
     ] = None,
     assigned_share: Annotated[
-        float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")
+        float | None, typer.Option("--assigned-share", help="The share that each recipient owns. [0.5]")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of fitting them to the base. [120]")] = None,
     as_base: options.AsBase = False,
@@ -48,9 +48,9 @@ def triggers(
         trigger_set = make_trigger_set(base.base_id, opened, images, *parameters, progress, cover_images)
     summary = {
         "base": base.base_id,
-        "questions": trigger_set.count,
+        "triggers": trigger_set.count,
         "decoys": trigger_set.decoys,
-        "share": trigger_set.assigned_share,
+        "assigned_share": trigger_set.assigned_share,
     }
     if as_json:
         output.print_json(summary)

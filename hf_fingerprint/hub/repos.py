@@ -1,7 +1,7 @@
 """What is done to a variant repo: opened, filled by one commit, made accessible."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 from hf_fingerprint.checkpoints import SkippedFile, list_contents, resolve
 from hf_fingerprint.checkpoints.naming import parse_hub_id
@@ -46,7 +46,8 @@ class VariantRepo:
                 f"{repo} holds files already ({min(existing_files)}) and is not on record here: choose another repo."
             )
         if publish_config.gated is not None and head.gated != publish_config.gated:
-            with_retries(lambda: self._api.update_repo_settings(repo, gated=publish_config.gated))
+            gated = cast('Literal["auto", "manual"]', publish_config.gated)
+            with_retries(lambda: self._api.update_repo_settings(repo, gated=gated))
         return head
 
     def operations(

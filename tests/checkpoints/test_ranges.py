@@ -358,7 +358,7 @@ def test_a_server_that_no_longer_answers_ranges_is_one_sentence(hub):
     with opened() as ranged:
         repo.ranges = False
 
-        assert "--whole" in refused(values, ranged, "a")
+        assert "--full" in refused(values, ranged, "a")
 
 
 HOSTILE = {

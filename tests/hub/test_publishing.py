@@ -274,7 +274,7 @@ class TestANewVersion:
             publish(mine, name, f"org/{name}")
         (old,) = mine.vault.bases()
         newer = save_plain(tmp_path / "newer", plain_arrays(seed=5))
-        assert "--again" in refused(lambda: publish(mine, "alice", "org/alice", model=newer), error=HubError)
+        assert "--reissue-from" in refused(lambda: publish(mine, "alice", "org/alice", model=newer), error=HubError)
 
         assignments = reissue_assignments(mine.vault, old.base_id)
         with Issuer(newer, mine.vault, PLAIN_SETTINGS) as issuer:

@@ -421,7 +421,7 @@ def test_a_client_of_the_hub_is_told_in_a_sentence_what_does_not_pass(server, st
     said = refused(from_inference_client(client(server), NAMES, retry_policy=quick()), image_of_class(5))
 
     assert server.url in said and str(status) in said and "esame" not in said and len(server.seen) == 1
-    assert ("by its address" in said) == ("--style" in said) == (status in (400, 422))
+    assert ("by its address" in said) == ("--request-format" in said) == (status in (400, 422))
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"\xff\xfe", b"{}", b"3", b"[3]", b"null", b'{"error": "x"}', b"[" * 9999])

@@ -1,4 +1,4 @@
-"""`questions`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
+"""`triggers`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def scene(tmp_path_factory):
     few = ["--count", COUNT, "--decoys", DECOYS, "--steps", STEPS]
     for arguments in (
         ["issue", model, "--recipient", "early", "--vault", vault.folder, "--out", root / "early"],
-        ["questions", model, "--vault", vault.folder, *few],
+        ["triggers", model, "--vault", vault.folder, *few],
         ["issue", model, "--recipient", "alice", "--recipient", "bob", "--vault", vault.folder, "--out", root],
     ):
         assert main([str(argument) for argument in arguments]) == 0
@@ -61,7 +61,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
 
 
 def test_questions_are_made_once_and_told(run, scene):
-    assert "has questions already" in failed(run("questions", scene.model, "--vault", scene.vault))
+    assert "has questions already" in failed(run("triggers", scene.model, "--vault", scene.vault))
 
 
 def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
@@ -93,10 +93,10 @@ def test_a_function_of_ones_own_is_asked_and_told_to_programs(run, scene, tmp_pa
     assert (first[0], again[0]) == (0, 0)
     told, later = json.loads(first[1]), json.loads(again[1])
     assert [score["recipient"] for score in told["accused"]] == ["bob"]
-    assert told["unbound"] == ["early"]
+    assert told["non_answering"] == ["early"]
     assert told["copies"] == 3
-    assert told["questioning"]["resumed"] == 0
-    assert later["questioning"] == {**told["questioning"], "resumed": told["questioning"]["asked"]}
+    assert told["stats"]["resumed"] == 0
+    assert later["stats"] == {**told["stats"], "resumed": told["stats"]["queried"]}
 
 
 @pytest.mark.parametrize("suspect", ["model", "early"])
@@ -205,12 +205,12 @@ def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
 
 
 def test_all_is_asked_where_further_colluders_are_looked_for(run, scene):
-    code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--whole", "--json")
+    code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--exhaustive", "--json")
 
     told = json.loads(out)
     assert code == 0
     assert [score["recipient"] for score in told["accused"]] == ["bob"]
-    assert told["questioning"]["answered"] - told["questioning"]["decoys_asked"] == COUNT
+    assert told["stats"]["answered"] - told["stats"]["decoys_queried"] == COUNT
 
 
 def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):
