@@ -30,6 +30,13 @@ def is_a_picture(path: Path) -> bool:
     return image.format == "PNG" and min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
+def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
+    from examples import quickstart
+
+    assert quickstart.main(tmp_path) == ["bob"]
+    assert capsys.readouterr().out.startswith("bob: score 2")
+
+
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     command = module("examples.demo", "--out", tmp_path / "demo", "--steps", 8)
 
@@ -210,7 +217,7 @@ def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(
     )
 
     results = json.loads((tmp_path / "resnet" / "results.json").read_text())
-    half, average = (next(p for p in results["points"] if p["attack"] == name) for name in ("half", "average"))
+    half, average = (next(p for p in results["trials"] if p["attack"] == name) for name in ("half", "average"))
     assert table.returncode == 0, table.stderr
     assert f"| half | {100 * half['accuracy']:.0f}, {half['scores'][0]:.0f} |" in table.stdout
     assert f"| nine that take from all alike | 1, 1 of 1; {sum(average['caught']) / 3:.0%} |" in table.stdout

@@ -19,11 +19,11 @@ def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    said = " ".join(done.stdout.split())
-    assert re.search(r"accused: the copy made for alice \([^)]*\)\. 3 copies tested", said)
-    assert said.count("ACCUSED") == 1
-    assert "recorded: " in said
-    assert "fingerprint_agreement 1" in said
+    printed = " ".join(done.stdout.split())
+    assert re.search(r"accused: the copy made for alice \([^)]*\)\. 3 copies tested", printed)
+    assert printed.count("ACCUSED") == 1
+    assert "recorded: " in printed
+    assert "fingerprint_agreement 1" in printed
     out = tmp_path / "out"
     assert {"base", "copies", "trained", "vault"} <= {path.name for path in out.iterdir()}
     assert list(tmp_path.iterdir()) == [out]
