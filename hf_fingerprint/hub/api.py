@@ -1,17 +1,16 @@
 """The Hub's client as publishing uses it: refusals in one sentence, patience with what passes."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from hf_fingerprint.checkpoints.plain_http import warn_plaintext_hub_token
 from hf_fingerprint.errors import FingerprintError, HubError
+from hf_fingerprint.retrying import retry, retry_after
 
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 4
-_MAX_WAIT = 60.0
 _RESUME_HINT = "run the same command again to go on"
 
 
@@ -33,21 +32,13 @@ def translate_errors(repo: str) -> Iterator[None]:
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """What a call returns; again after a while if the Hub is busy or the connection broke. Only for calls that may be
-    made twice."""
-    for attempt in range(MAX_ATTEMPTS):
-        try:
-            return call()
-        except Exception as error:
-            wait = _retry_delay(error, attempt)
-            if wait is None or attempt + 1 == MAX_ATTEMPTS:
-                raise
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    """The result of a call to the Hub, which is repeated if the Hub is busy or the connection fails. The call must be
+    safe to repeat."""
+    return retry(call, MAX_ATTEMPTS, _delay)
 
 
-def _retry_delay(error: Exception, attempt: int) -> float | None:
-    """Seconds until another try is worth it; `None` if none is."""
+def _delay(error: Exception, attempt: int) -> float | None:
+    """Seconds before the next attempt; `None` for a failure that will not pass."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if isinstance(error, FingerprintError | HFValidationError):
@@ -56,9 +47,9 @@ def _retry_delay(error: Exception, attempt: int) -> float | None:
         status, headers = error.response.status_code, error.response.headers
         if status != 429 and status < 500:
             return None
-        retry_after = headers.get("Retry-After", "")
-        return min(float(retry_after), _MAX_WAIT) if retry_after.replace(".", "", 1).isdigit() else 2.0**attempt
-    return 0.5 * 2.0**attempt if _is_transport_error(error) else None
+        requested = retry_after(headers.get("Retry-After"))
+        return 2.0 ** (attempt - 1) if requested is None else requested
+    return 0.5 * 2.0 ** (attempt - 1) if _is_transport_error(error) else None
 
 
 def _is_transport_error(error: Exception) -> bool:

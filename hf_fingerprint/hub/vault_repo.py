@@ -15,6 +15,7 @@ from pathlib import Path
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import HubError, VaultError
 from hf_fingerprint.hub.api import translate_errors, with_retries
+from hf_fingerprint.retrying import retry
 from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
@@ -79,46 +80,48 @@ def push_vault(vault: Vault, repo: str, age_identity: AgeIdentity | None = None)
             the report, and not pushed again.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     if age_identity is None and vault.unlocked:
         age_identity = vault.age_identity()
     api, merged = HfApi(library_name="hf-fingerprint"), MergeReport()
     _check_not_variant(take_snapshot(vault), repo)
+
+    def attempt() -> PushedVault:
+        nonlocal merged
+        try:
+            state = with_retries(lambda: _inspect_repo(repo))
+        except RepositoryNotFoundError:
+            with_retries(lambda: api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True))
+            state = with_retries(lambda: _inspect_repo(repo))
+        if VAULT_FILE in state.files:
+            remote = _fetch_snapshot(repo, state, age_identity)
+            report, snapshot = merge_with_union(vault, remote, age_identity, repo)
+            merged += report
+            _check_replaceable(snapshot.faults, repo)
+        else:
+            remote, snapshot = None, take_snapshot(vault)
+            merged += MergeReport(unusable=snapshot.faults)
+        _check_not_variant(snapshot, repo)
+        if remote == snapshot and not remote.faults:
+            return PushedVault(repo, state.revision, False, merged)
+        operations = [CommitOperationAdd(VAULT_FILE, pack_snapshot(snapshot))]
+        if README not in state.files:
+            operations.append(CommitOperationAdd(README, _README_TEXT))
+        commit = api.create_commit(
+            repo, operations, commit_message="Update", repo_type="dataset", parent_commit=state.revision
+        )
+        return PushedVault(repo, commit.oid, True, merged)
+
     with translate_errors(repo):
-        for number in range(MAX_ATTEMPTS):
-            try:
-                state = with_retries(lambda: _inspect_repo(repo))
-            except RepositoryNotFoundError:
-                with_retries(lambda: api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True))
-                state = with_retries(lambda: _inspect_repo(repo))
-            if VAULT_FILE in state.files:
-                remote = _fetch_snapshot(repo, state, age_identity)
-                report, snapshot = merge_with_union(vault, remote, age_identity, repo)
-                merged += report
-                _check_replaceable(snapshot.faults, repo)
-            else:
-                remote, snapshot = None, take_snapshot(vault)
-                merged += MergeReport(unusable=snapshot.faults)
-            _check_not_variant(snapshot, repo)
-            if remote == snapshot and not remote.faults:
-                return PushedVault(repo, state.revision, False, merged)
-            operations = [CommitOperationAdd(VAULT_FILE, pack_snapshot(snapshot))]
-            if README not in state.files:
-                operations.append(CommitOperationAdd(README, _README_TEXT))
-            try:
-                commit = api.create_commit(
-                    repo,
-                    operations,
-                    commit_message="Update",
-                    repo_type="dataset",
-                    parent_commit=state.revision,
-                )
-                return PushedVault(repo, commit.oid, True, merged)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 412 or number + 1 == MAX_ATTEMPTS:
-                    raise
-    raise AssertionError("the last try returns or raises")
+        return retry(attempt, MAX_ATTEMPTS, _delay_after_conflict)
+
+
+def _delay_after_conflict(error: Exception, attempt: int) -> float | None:
+    """No delay if another machine committed first; `None`, so no further attempt, after any other error."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return 0.0 if isinstance(error, HfHubHTTPError) and error.response.status_code == 412 else None
 
 
 def pull_vault(
