@@ -9,11 +9,9 @@ import typer
 from hf_fingerprint.config import FingerprintConfig, PublishConfig, help_texts
 
 
-Model = Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.", show_default=False)]
-File = Annotated[
-    str | None, typer.Option("--file", help="Which weight file of the folder or repo, where it has several.")
-]
-VaultFolder = Annotated[Path, typer.Option("--vault", help="The vault's folder.", show_default=False)]
+Model = Annotated[str, typer.Argument(help="Folder, weight file or Hub id of a model.", show_default=False)]
+File = Annotated[str | None, typer.Option("--file", help="Weight file to read, if the folder or repo has several.")]
+VaultFolder = Annotated[Path, typer.Option("--vault", help="Folder of the vault.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -37,38 +35,40 @@ Disclose = Annotated[bool, config_option(PublishConfig, "disclose")]
 BaseModel = Annotated[str | None, config_option(PublishConfig, "base_model")]
 AsBase = Annotated[
     bool,
-    typer.Option("--as-base", help="Register the model as a base even if it is a copy of a base in the vault."),
+    typer.Option("--as-base", help="Register the model as a base even if it is a copy of a registered base."),
 ]
 AllScores = Annotated[
     bool,
     typer.Option(
         "--all-scores",
-        help="Show the scores of those who are not accused too. They help an attacker: do not publish them.",
+        help="Show the scores of recipients who are not accused, too. They help an attacker: do not publish them.",
     ),
 ]
-KnownBase = Annotated[str | None, typer.Option("--base", help="Where the base is, if it moved, or which one.")]
+KnownBase = Annotated[
+    str | None, typer.Option("--base", help="Id or location of the base, if it moved or if the vault has several.")
+]
 Identity = Annotated[
-    Path | None, typer.Option("--identity", help="The tracing identity, if it isn't in the vault's folder.")
+    Path | None, typer.Option("--identity", help="File of the tracing identity, if it is not in the vault's folder.")
 ]
 PassphraseFile = Annotated[
     Path | None,
-    typer.Option("--passphrase-file", help="A file whose first line is the passphrase of the tracing identity."),
+    typer.Option("--passphrase-file", help="File whose first line is the passphrase of the tracing identity."),
 ]
 
 
 def model_reference(model: str, file: str | None) -> str:
-    """The name of a model, or of the one of its files that is chosen."""
+    """The name of a model, or of one file of it."""
     from hf_fingerprint.checkpoints.naming import format_model_name
 
     return str(format_model_name(model, file))
 
 
 def megabytes_to_bytes(megabytes: float) -> int:
-    """What a limit in MB is in bytes.
+    """Converts MB to bytes.
 
     Raises:
-        [`typer.BadParameter`]: for what is no number.
+        [`typer.BadParameter`]: if the value is not finite.
     """
     if not math.isfinite(megabytes):
-        raise typer.BadParameter(f"{megabytes} is not a number of MB.")
+        raise typer.BadParameter(f"{megabytes} is not a finite number of MB.")
     return int(megabytes * 1e6)

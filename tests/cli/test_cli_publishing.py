@@ -149,7 +149,7 @@ def test_what_makes_no_sense_is_one_sentence(scene, case):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"recipient,repo\nalice,org/a\n", "no columns name and repo"),
+        (b"recipient,repo\nalice,org/a\n", "lacks a column name or repo"),
         (b"name,repo\nalice,\n", "row 1 lacks a name or a repo"),
         (b"name,repo\nalice,org/a\nbob,org/a\n", "org/a is given to several recipients"),
         (b"name,repo\nalice,\xff\xfe\n", "can't be read as CSV"),
