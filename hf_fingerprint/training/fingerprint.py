@@ -260,7 +260,7 @@ class Fingerprint:
         with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
             found = extract(base, original, copy)
             score, proven = prove_codeword(
-                base.codebook(), np.packbits(bits), found.values, found.mass, base.recipients_planned, base.alpha
+                base.codebook(), np.packbits(bits), found.values, found.mass, base.expected_recipients, base.alpha
             )
             agreement = float(((found.values > 0) == bits)[found.mass > 0].mean()) if found.mass.any() else 0.0
             if not proven:

@@ -167,7 +167,7 @@ def test_another_file_in_the_bases_place_is_refused(case, tmp_path):
 
 def test_no_codeword_is_looked_at(case, tmp_path):
     """The bound relies on it: extractions don't depend on the recipients."""
-    other_code = replace(case.base, coalition=9, alpha=0.1, recipients_planned=7)
+    other_code = replace(case.base, coalition=9, alpha=0.1, expected_recipients=7)
     save_file(case.arrays[0], tmp_path / "suspect.safetensors")
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
         one = extract(case.base, case.original, suspect)
