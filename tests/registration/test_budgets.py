@@ -139,7 +139,7 @@ def test_the_requested_kind_is_measured(tmp_path):
     assert examined(unsaid).calibration.output == "single_label"
     assert examined(unsaid, output_kind="multi_label").calibration.output == "multi_label"
     assert "leave out --output-kind" in refused(lambda: examined(model, output_kind="dense"), error=CodeError)
-    with pytest.raises(CodeError, match="no output of kind logits: choose --output-kind single_label, multi_label"):
+    with pytest.raises(CodeError, match="`output_kind` must be one of single_label, multi_label, dense, features, got logits"):
         replace(SETTINGS, output_kind="logits")
 
 

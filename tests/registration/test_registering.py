@@ -411,7 +411,7 @@ def test_another_code_for_a_known_base_is_refused(models, tmp_path):
 
     with pytest.raises(CodeError, match="registered with code nuida, not tardos"):
         register(models.plain, vault, replace(PLAIN_SETTINGS, code="tardos"))
-    with pytest.raises(CodeError, match="no code called turbo: choose --code tardos, nuida, fair_signs"):
+    with pytest.raises(CodeError, match="`code` must be one of tardos, nuida, fair_signs, got turbo"):
         FingerprintConfig(code="turbo")
 
 
