@@ -463,7 +463,7 @@ def test_what_the_hub_refuses_is_said_as_for_a_download(hub, what):
 
 def test_a_download_that_breaks_off_is_one_sentence(hub):
     hub.add("org/name", {"model.safetensors": LARGE})
-    hub.failing["/resolve/"] = 500
+    hub.failing["/resolve/"] = 403  # after 500 the client would try for 20 seconds
 
     assert "org/name can't be fetched" in refused(find_weight_sets, "org/name")
 

@@ -1,22 +1,19 @@
 import re
-import subprocess
+
+import pytest
 
 from hf_fingerprint.blackbox import check_proof
-from tests.helpers.processes import environment, module
+from tests.helpers.processes import run_here
 
 
 QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--steps", "80", "--rate", "500"]
 FEW = ["--count", "60", "--decoys", "4", "--question-steps", "12"]
 
 
+@pytest.mark.integration
 def test_copies_behind_a_service_are_named_and_a_stranger_is_not(tmp_path):
     out = tmp_path / "out"
-    command = module("examples.api_tracing", "--out", out, *QUICK, *FEW)
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    said = " ".join(done.stdout.split())
+    said = " ".join(run_here("api_tracing", tmp_path, "--out", out, *QUICK, *FEW)[0].split())
     assert said.count("ACCUSED") == 2
     assert "accused: the copy made for alice (" in said.partition("/service-2")[0]
     assert "accused: the copy made for bob (" in said.partition("/service-2")[2]

@@ -1,5 +1,4 @@
 import json
-import subprocess
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from examples.reproduction.arms import ArmVerdict, DesignArm, ToolboxArm
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import attack_names
 from hf_fingerprint.evaluation.planning import plan_jobs
-from tests.helpers.processes import environment, module
+from tests.helpers.processes import run_here
 
 
 ATTACKS = ("half", "shuffle-channels", "average")
@@ -44,16 +43,12 @@ def noise():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-    command = module(
-        "examples.benchmarks.schemes", "resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out
-    )
-    done = subprocess.run(
-        [*command, "--attacks", *ATTACKS], cwd=out, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out / "resnet", json.loads(done.stdout)
+    chosen = ["resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out, "--attacks", *ATTACKS]
+    printed, _ = run_here("benchmarks.schemes", out, *chosen)
+    return out / "resnet", json.loads(printed)
 
 
+@pytest.mark.integration
 def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     out, summary = compared
     rows = [report.Row(**told) for told in json.loads((out / "results.json").read_text())["rows"]]
@@ -74,6 +69,7 @@ def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     assert all(f"\n| {attack} | " in table for attack in (*ATTACKS, "the base, unmarked", "a copy as issued"))
 
 
+@pytest.mark.integration
 def test_every_suspect_is_a_line_on_the_disk(compared):
     out, _ = compared
     lines = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]

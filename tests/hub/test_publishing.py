@@ -505,7 +505,8 @@ def test_larger_models_are_made_one_after_another(hub, mine, monkeypatch):
     assert [accused(mine, copy.repo) for copy in done] == [["alice"], ["bob"]]
 
 
-def test_of_200_issues_with_a_fault_at_a_random_request_none_is_lost_and_none_doubled(hub, mine):
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_of_issues_with_a_fault_at_a_random_request_none_is_lost_and_none_doubled(hub, mine, count):
     rng = random.Random(7)
     kinds = [
         {"kind": "cut before"}, {"kind": "cut after"}, {"kind": "cut within"}, {"status": 500}, {"status": 401},
@@ -514,7 +515,7 @@ def test_of_200_issues_with_a_fault_at_a_random_request_none_is_lost_and_none_do
     failed = 0
     with Issuer(mine.model, mine.vault) as issuer:
         publisher = Publisher(mine.vault, work=mine.work)
-        for number in range(200):
+        for number in range(count):
             wanted = Assignment(f"recipient-{number}", f"org/variant-{number}")
             fault = Fault(request=len(hub.calls) + rng.randint(1, 11), times=1, **rng.choice(kinds))
             hub.faults.append(fault)
@@ -525,16 +526,16 @@ def test_of_200_issues_with_a_fault_at_a_random_request_none_is_lost_and_none_do
             hub.faults.clear()
             publisher.issue(issuer, wanted)
 
-    assert failed > 20
-    assert len(hub.repos) == 200
+    assert failed > count / 10
+    assert len(hub.repos) == count
     assert all(len(repo.history()) == 2 for repo in hub.repos.values())
     copies = mine.vault.copies()
-    assert sorted(copy.recipient for copy in copies) == sorted(f"recipient-{number}" for number in range(200))
+    assert sorted(copy.recipient for copy in copies) == sorted(f"recipient-{number}" for number in range(count))
     assert {copy.state for copy in copies} == {"issued"}
     found = publications(mine.vault)
-    assert len(found) == 200
+    assert len(found) == count
     hashes = {copy.copy_id: copy.content_hash for copy in copies}
-    for one in rng.sample(found, 20):
+    for one in rng.sample(found, count // 10):
         assert hub.repos[one.repo].refs["main"] == one.revision
         with open_checkpoint(one.repo) as variant:
             assert content_hash(variant.tensors, digest_tensors(variant)) == hashes[one.copy_id]
