@@ -8,13 +8,6 @@ from hf_fingerprint.errors import CheckpointError, StorageError
 from tests.helpers.refusals import refused
 
 
-def test_a_folder_that_was_made_stays(tmp_path):
-    with remove_on_failure(tmp_path / "made"):
-        (tmp_path / "made").mkdir()
-
-    assert (tmp_path / "made").is_dir()
-
-
 @pytest.mark.parametrize(
     ("number", "error", "what"),
     [(errno.ENOSPC, StorageError, "is full: make room"), (errno.EROFS, CheckpointError, "Read-only file system")],
@@ -32,12 +25,14 @@ def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
-def test_any_other_end_leaves_nothing_and_goes_on(tmp_path, stop):
+def test_a_folder_stays_once_it_is_made_and_any_other_end_leaves_nothing(tmp_path, stop):
+    with remove_on_failure(tmp_path / "made"):
+        (tmp_path / "made").mkdir()
     with pytest.raises(stop), remove_on_failure(tmp_path / "half"):
         (tmp_path / "half").mkdir()
         raise stop
 
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "made"]
 
 
 def test_a_link_is_followed_to_the_folder_that_a_place_is_in(tmp_path):

@@ -6,11 +6,11 @@ from hf_fingerprint.blackbox import check_proof
 from tests.helpers.processes import run_here
 
 
+pytestmark = pytest.mark.integration
 QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--steps", "80", "--rate", "500"]
 FEW = ["--count", "60", "--decoys", "4", "--question-steps", "12"]
 
 
-@pytest.mark.integration
 def test_copies_behind_a_service_are_named_and_a_stranger_is_not(tmp_path):
     out = tmp_path / "out"
     said = " ".join(run_here("api_tracing", tmp_path, "--out", out, *QUICK, *FEW)[0].split())

@@ -13,6 +13,7 @@ from hf_fingerprint.evaluation.planning import plan_jobs
 from tests.helpers.processes import run_here
 
 
+pytestmark = pytest.mark.integration
 ATTACKS = ("half", "shuffle-channels", "average")
 
 
@@ -48,7 +49,6 @@ def compared(tmp_path_factory):
     return out / "resnet", json.loads(printed)
 
 
-@pytest.mark.integration
 def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     out, summary = compared
     rows = [report.Row(**told) for told in json.loads((out / "results.json").read_text())["rows"]]
@@ -69,7 +69,6 @@ def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     assert all(f"\n| {attack} | " in table for attack in (*ATTACKS, "the base, unmarked", "a copy as issued"))
 
 
-@pytest.mark.integration
 def test_every_suspect_is_a_line_on_the_disk(compared):
     out, _ = compared
     lines = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]

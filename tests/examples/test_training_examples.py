@@ -7,13 +7,15 @@ import pytest
 from tests.helpers.processes import environment, module, run_here
 
 
+pytestmark = pytest.mark.integration
+
+
 def run(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """An example as a user runs it, on one core and without the Hub."""
     command = module(f"examples.{script}", "--out", folder / "out", *arguments)
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("script", ["trainer_callback", "timm_finetune"])
 def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path):
     out, _ = run_here(script, tmp_path, "--out", tmp_path / "out", "--steps", 12)
@@ -21,7 +23,6 @@ def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path
     check_training(tmp_path, out)
 
 
-@pytest.mark.integration
 def test_the_accelerate_loop_trains_a_copy_in_two_processes_that_traces_to_its_recipient(tmp_path):
     done = run("accelerate_loop", tmp_path, "--steps", "12")
 

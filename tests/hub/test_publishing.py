@@ -36,6 +36,7 @@ from tests.helpers.small_models import (
 )
 
 
+pytestmark = pytest.mark.integration
 TOKEN = "hf_the-owner-of-org"
 
 
@@ -386,7 +387,7 @@ with Issuer({model!r}, vault) as issuer:
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_process_that_ends_at_any_request_is_gone_on_with(hub, mine, seed, tmp_path):
     """A real process, whose connection is cut once the Hub has done what its n-th request asks, ends there."""
     rng = random.Random(seed)
@@ -411,7 +412,7 @@ SEVERAL = ISSUE.replace(
 )
 
 
-@pytest.mark.parametrize("last", [2, 5, 7, 9, 12, 14])
+@pytest.mark.parametrize("last", [5, 12, *(pytest.param(last, marks=pytest.mark.slow) for last in (2, 7, 9, 14))])
 def test_a_process_killed_among_several_is_gone_on_with(hub, mine, last, tmp_path):
     """SIGKILL at any request, while the copy after the one that is pushed is being made."""
     names = ["alice", "bob", "carol"]

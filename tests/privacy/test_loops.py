@@ -26,6 +26,7 @@ from hf_fingerprint.privacy.wire import HEADER_BYTES, MessageKind, unpack
 from tests.helpers.processes import environment
 
 
+pytestmark = pytest.mark.integration
 SIZE, STEPS, BATCH, COUNT = (3, 32, 32), 5, 8, 20
 
 
