@@ -1,1 +1,1 @@
-"""What a user of hf_fingerprint reads first, and what its figures come from."""
+"""Examples of every use of hf_fingerprint, and the benchmarks behind its figures."""

@@ -1,10 +1,10 @@
-"""A loop written by hand with Accelerate, in two processes: `loss + deepmarks()` is all that is added.
+"""Trains a recipient's mark with a hand-written Accelerate loop in two processes: add `deepmarks()` to the loss.
 
-A small transformer is trained on real handwritten digits and becomes the base. Then two processes (DDP over gloo)
-train it further for alice, with gradient accumulation and clipping; only the first of them ever opens the vault. The
-saved folder is recorded and traced, among copies issued to others.
+A small transformer, trained on handwritten digits, becomes the base. Two processes (DDP over gloo) then train it
+further for alice, with gradient accumulation and clipping. Only the main process opens the vault. The saved folder is
+recorded, and traced among copies issued to other recipients.
 
-Started by itself it starts its processes; under `torchrun` or `accelerate launch` it is one of theirs.
+The script starts its own processes. It also runs under `torchrun` and `accelerate launch`.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("accelerate_output"))
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=30, help="steps of each training")
-    parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint's term")
+    parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint term in the loss")
     arguments = parser.parse_args()
     if "RANK" in os.environ:
-        work(arguments)
+        run_rank(arguments)
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -44,25 +44,25 @@ def main() -> None:
 
 
 def run_spawned(rank: int, arguments: argparse.Namespace) -> None:
-    """What torchrun tells a process that it starts."""
+    """Sets the environment that torchrun sets, and runs one process."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    work(arguments)
+    run_rank(arguments)
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """One process."""
+def run_rank(arguments: argparse.Namespace) -> None:
+    """Runs one process of the training."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     out: Path = arguments.out
     images, labels = digits(32)
     if accelerator.is_main_process:
         empty_folder(out)
-        print("1. The base: a small transformer, trained a little\n", flush=True)
+        print("1. The base: a small transformer, trained for a few steps\n", flush=True)
         torch.manual_seed(0)
         model = timm.create_model("test_vit", num_classes=10, img_size=32)
         fine_tune(model, images, labels, lr=2e-3, steps=arguments.steps, batch=32, label="the owner trains the base")
         make_owner_vault(save_timm(model, out / "base"), out)
-        print(f"2. {accelerator.num_processes} processes train it further, for {RECIPIENT}\n", flush=True)
+        print(f"2. {accelerator.num_processes} processes train it further for {RECIPIENT}\n", flush=True)
     accelerator.wait_for_everyone()
 
     fingerprint = Fingerprint(out / "base", RECIPIENT, out / "vault")

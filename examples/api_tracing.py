@@ -1,10 +1,10 @@
-"""A stolen copy behind an API that tells labels and nothing else, and how its owner finds out whose it is.
+"""Traces stolen copies behind an API that returns labels only.
 
-The owner trains a classifier, makes the questions that its copies will answer for their recipients, and issues copies.
-One recipient's is fine-tuned by whoever got hold of it, another's is quantised to 8 bits; a third service runs a model
-of the same architecture that descends from no copy. A process of its own serves the three over HTTP on loopback: a PNG
-comes in, the name of a class goes out. The owner asks each politely, names the leakers with a bound, and writes proofs
-that somebody else checks with nothing but the file.
+The owner trains a classifier, makes its trigger set, and issues copies. One recipient's copy is fine-tuned by an
+attacker, and another's is quantized to 8 bits. A third service runs an independent model of the same architecture. A
+separate process serves the three models over HTTP on loopback: it receives a PNG and returns the name of a class. The
+owner queries each service with rate limit and retries, names the leakers with a bound, and writes proofs that anyone
+can check with nothing but the file.
 """
 
 import argparse
@@ -39,24 +39,25 @@ NAMES = {
     "fashion_mnist": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot",
     "digits": "zero,one,two,three,four,five,six,seven,eight,nine",
 }
-TUNED, QUANTIZED, STRANGER = "alice", "bob", "nobody"
-RECIPIENTS = [TUNED, QUANTIZED, "carol", "dave", "erin"]
+FINE_TUNED, QUANTIZED, STRANGER = "alice", "bob", "nobody"
+RECIPIENTS = [FINE_TUNED, QUANTIZED, "carol", "dave", "erin"]
 
 
 def main() -> None:
-    """Runs the example; the exit code is 0 if each service is traced to whose copy it runs, and the stranger's to
-    nobody's."""
+    """Runs the example; the exit code is 0 if each copy is traced to its recipient, and the third model to nobody."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("api_output"))
-    parser.add_argument("--model", default="lite0", help="lite0, with its ImageNet weights, or one of timm's")
+    parser.add_argument("--model", default="lite0", help="lite0 (with its ImageNet weights) or a timm architecture")
     parser.add_argument("--data", choices=[*NAMES], default="fashion_mnist" if FASHION_MNIST.is_dir() else "digits")
     parser.add_argument("--size", type=int, default=64, help="height and width of the model's input")
-    parser.add_argument("--steps", type=int, default=200, help="of the owner's training; the thief takes a quarter")
-    parser.add_argument("--theft-lr", type=float, default=1e-4, help="the thief's learning rate")
-    parser.add_argument("--count", type=int, default=COUNT, help="how many questions")
-    parser.add_argument("--decoys", type=int, default=DECOYS)
-    parser.add_argument("--question-steps", type=int, default=STEPS, help="of fitting the questions")
-    parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="steps of the owner's training; the attacker takes a quarter"
+    )
+    parser.add_argument("--attacker-lr", type=float, default=1e-4, help="the attacker's learning rate")
+    parser.add_argument("--count", type=int, default=COUNT, help="number of trigger images")
+    parser.add_argument("--decoys", type=int, default=DECOYS, help="number of decoys")
+    parser.add_argument("--trigger-steps", type=int, default=STEPS, help="optimization steps of the trigger images")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests per second")
     parser.add_argument("--serve", type=Path, nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -64,27 +65,25 @@ def main() -> None:
         return
     out = empty_folder(arguments.out)
     train, test = data(arguments)
-    owners, attackers_data = [(images, labels) for images, labels in split_between_owner_and_attacker(*train)]
+    owner_data, attacker_data = split_between_owner_and_attacker(*train)
 
-    print(
-        f"1. The base: {arguments.model}, trained on {arguments.data}; its copies will answer questions\n", flush=True
-    )
-    base = train_classifier(arguments, *owners, seed=0, label="the owner trains the base")
+    print(f"1. The base: {arguments.model}, trained on {arguments.data}, with a trigger set\n", flush=True)
+    base = train_classifier(arguments, *owner_data, seed=0, label="the owner trains the base")
     folder = save(base, out / "base", arguments)
     vault = Vault.create(out / "vault", PASSPHRASE)
     register(folder, vault, SETTINGS)
-    print(f"  accuracy {accuracy(base, *test):.1%}; fitting its questions takes longest", flush=True)
+    print(f"  accuracy {accuracy(base, *test):.1%}; the trigger images take longest to optimize", flush=True)
     with progress_bars() as progress:
         trigger_set = make_trigger_set(
             folder,
             vault,
-            write_images(owners[0][:1000], out / "ordinary images"),
+            write_images(owner_data[0][:1000], out / "cover images"),
             arguments.count,
             arguments.decoys,
-            steps=arguments.question_steps,
+            steps=arguments.trigger_steps,
             progress=progress,
         )
-    print(f"  {trigger_set.count} questions, {trigger_set.decoys} decoys")
+    print(f"  {trigger_set.count} trigger images, {trigger_set.decoys} decoys")
 
     print("\n2. A copy for each recipient; nothing is trained\n", flush=True)
     predicted = predict(base, test[0])
@@ -92,22 +91,22 @@ def main() -> None:
         for copy in issuer.issue_all(RECIPIENTS, out / "copies"):
             model = load_model(copy.path)
             same = float((predict(model, test[0]) == predicted).double().mean())
-            print(f"  {copy.recipient}: accuracy {accuracy(model, *test):.1%}, {same:.1%} of the base's answers")
+            print(f"  {copy.recipient}: accuracy {accuracy(model, *test):.1%}, {same:.1%} of the base's labels")
 
-    print("\n3. Two leak, and a stranger's model is served beside them\n", flush=True)
-    suspects = make_suspects(arguments, out, attackers_data)
+    print("\n3. Two copies leak; an independent model is served too\n", flush=True)
+    suspects = make_suspects(arguments, out, attacker_data)
     for name, suspect in suspects.items():
         print(f"  {name}'s: accuracy {accuracy(load_model(suspect), *test):.1%}")
 
-    print("\n4. The owner asks the three services")
+    print("\n4. The owner queries the three services")
     vault.unlock(PASSPHRASE)
     with service(list(suspects.values())) as addresses:
         found = {
             name: query_service(arguments, url, vault, name) for name, url in zip(suspects, addresses, strict=True)
         }
 
-    print("\n5. Somebody else checks the proofs, with their files and what was published with the copies\n")
-    published = [copy.commitment for copy in vault.copies() if copy.recipient in (TUNED, QUANTIZED)]
+    print("\n5. Anyone can check the proofs, with the files and the published commitments\n")
+    published = [copy.commitment for copy in vault.copies() if copy.recipient in (FINE_TUNED, QUANTIZED)]
     for path in sorted(out.glob("*.proof.json")):
         print_proof(check_proof(path, published))
 
@@ -115,13 +114,13 @@ def main() -> None:
     accused = {name: [score.recipient for score in result.accused] for name, result in found.items()}
     checked = [proven for path in sorted(out.glob("*.proof.json")) for proven in check_proof(path, published)]
     verified_names = [proven.recipient for proven in checked if proven.outcome is Outcome.ACCUSED]
-    if accused != expected or verified_names != [TUNED, QUANTIZED]:
+    if accused != expected or verified_names != [FINE_TUNED, QUANTIZED]:
         echo_err(f"The example expected {expected} and found {accused}, proven: {verified_names}.")
         sys.exit(1)
 
 
 def query_service(arguments: argparse.Namespace, url: str, vault: Vault, name: str) -> QueryResult:
-    """Asks one service, prints what its answers say, and writes the proof if they accuse somebody."""
+    """Queries one service, prints the result, and writes a proof if a recipient is accused."""
     print(f"\n--- {url}\n", flush=True)
     transcript, proof = (arguments.out / f"{name}.{kind}" for kind in ("transcript", "proof.json"))
     suspect = from_url(url, Labels(NAMES[arguments.data].split(",")), retry_policy=RetryPolicy(arguments.rate))
@@ -136,22 +135,28 @@ def query_service(arguments: argparse.Namespace, url: str, vault: Vault, name: s
 def make_suspects(
     arguments: argparse.Namespace, out: Path, data: tuple[torch.Tensor, torch.Tensor]
 ) -> dict[str, Path]:
-    """What the three services run: a copy that was fine-tuned, one in 8 bits, and a model that descends from none."""
-    fine_tuned = load_model(out / "copies" / TUNED)
+    """Returns what the services run: a fine-tuned copy, a copy in 8 bits, and an independent model."""
+    fine_tuned = load_model(out / "copies" / FINE_TUNED)
     fine_tune(
-        fine_tuned, *data, lr=arguments.attacker_lr, steps=arguments.steps // 4, batch=32, seed=1, label="the thief's"
+        fine_tuned,
+        *data,
+        lr=arguments.attacker_lr,
+        steps=arguments.steps // 4,
+        batch=32,
+        seed=1,
+        label="the attacker fine-tunes",
     )
     quantized = load_model(out / "copies" / QUANTIZED)
     quantized.load_state_dict(Quantization(bits=8)(quantized.state_dict()))
-    stranger = train_classifier(arguments, *data, seed=2, label="a stranger trains another")
-    models = {TUNED: fine_tuned, QUANTIZED: quantized, STRANGER: stranger}
+    stranger = train_classifier(arguments, *data, seed=2, label="an independent model")
+    models = {FINE_TUNED: fine_tuned, QUANTIZED: quantized, STRANGER: stranger}
     return {name: save(model, out / "served" / name, arguments) for name, model in models.items()}
 
 
 def train_classifier(
     arguments: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor, seed: int, label: str
 ) -> torch.nn.Module:
-    """A classifier of ten classes, from ImageNet weights if it has any."""
+    """Returns a classifier of ten classes, trained from ImageNet weights if `lite0` is chosen."""
     torch.manual_seed(seed)
     model = lite0() if arguments.model == "lite0" else timm.create_model(arguments.model)
     model.reset_classifier(10)
@@ -159,7 +164,7 @@ def train_classifier(
 
 
 def save(model: torch.nn.Module, folder: Path, arguments: argparse.Namespace) -> Path:
-    """Saves a model as a folder, with the size of its input and the names of its classes."""
+    """Saves a model as a folder, with its input size and class names."""
     half, size = (0.5, 0.5, 0.5), (3, arguments.size, arguments.size)
     model.pretrained_cfg = model.pretrained_cfg | {"input_size": size, "crop_pct": 1.0, "mean": half, "std": half}
     names = {"label_names": NAMES[arguments.data].split(",")}
@@ -170,7 +175,7 @@ def save(model: torch.nn.Module, folder: Path, arguments: argparse.Namespace) ->
 def data(
     arguments: argparse.Namespace,
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Images and labels, to train and to test on."""
+    """Returns `(images, labels)` to train and to test on."""
     if arguments.data == "digits":
         images, labels = digits(arguments.size)
         return (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
@@ -179,14 +184,13 @@ def data(
 
 def split_between_owner_and_attacker(
     images: torch.Tensor, labels: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What the owner has, and what a thief has."""
-    for part in (slice(0, None, 2), slice(1, None, 2)):
-        yield images[part], labels[part]
+) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Returns one half of the data for the owner and the other for the attacker."""
+    return tuple((images[start::2], labels[start::2]) for start in (0, 1))
 
 
 def write_images(images: torch.Tensor, folder: Path) -> Path:
-    """Images as PNG files, without labels: what the model is for, which its copies are to answer as the base does."""
+    """Writes unlabeled images as PNG files: the copies must keep the base's labels on images like these."""
     folder.mkdir()
     for index, image in enumerate(((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()):
         Image.fromarray(image).save(folder / f"{index:04}.png")
@@ -195,7 +199,7 @@ def write_images(images: torch.Tensor, folder: Path) -> Path:
 
 @contextmanager
 def service(folders: list[Path]) -> Iterator[list[str]]:
-    """The addresses of models that are served by a process of its own."""
+    """Serves models from a separate process, and yields their URLs."""
     command = [sys.executable, "-m", "examples.api_tracing", "--serve", *map(str, folders)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -206,7 +210,7 @@ def service(folders: list[Path]) -> Iterator[list[str]]:
 
 
 def serve(folders: list[Path]) -> None:
-    """Serves models on loopback, each at an address of its own; a PNG comes in, the name of a class goes out."""
+    """Serves models on loopback, each at its own URL: receives a PNG, returns the name of a class."""
     torch.set_num_threads(1)
     models = {}
     for number, folder in enumerate(folders, 1):
@@ -229,8 +233,8 @@ def serve(folders: list[Path]) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *predicted: object) -> None:
-            """Keeps quiet."""
+        def log_message(self, format: str, *values: object) -> None:
+            """Logs nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     print(json.dumps([f"http://127.0.0.1:{server.server_port}{path}" for path in models]), flush=True)

@@ -1,8 +1,8 @@
-"""The main job on real input, in a few minutes on two cores.
+"""Issues five copies of EfficientNet-Lite0, attacks them in three ways, and traces each leak.
 
-EfficientNet-Lite0 with its real ImageNet weights becomes a base; five recipients get a copy; three leaks turn up (one
-copy pruned and quantised, one fine-tuned on real handwritten digits, the average of three), and a clean model as a
-control.
+The base has its ImageNet weights. The leaks are a copy that was pruned and quantized, a copy that was fine-tuned on
+handwritten digits, and the average of three copies. The control is the base itself, fine-tuned.
+The demo takes about three minutes on two cores.
 """
 
 import argparse
@@ -26,14 +26,14 @@ RECIPIENTS = ["alice", "bob", "carol", "dave", "erin"]
 
 
 def main() -> None:
-    """Runs the demo and checks that it found what it should."""
+    """Runs the demo; exits with 1 unless each trace accuses the right recipients."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--steps", type=int, default=60, help="steps of fine-tuning")
     arguments = parser.parse_args()
     out: Path = arguments.out
     if out.exists() and any(out.iterdir()) and not (out / "vault").is_dir():
-        sys.exit(f"{out} holds something else than an earlier demo: choose another folder with --out.")
+        sys.exit(f"{out} is not the folder of an earlier demo: choose another folder with --out.")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
 
@@ -49,16 +49,18 @@ def main() -> None:
         for copy in issuer.issue_all(RECIPIENTS, out / "copies"):
             print(f"  {copy.recipient}: {copy.path}, commitment {copy.commitment[:16]}...")
 
-    print("\n3. Three leaks and a control turn up")
+    print("\n3. Three leaks and a control are traced")
     vault.unlock("a passphrase for the demo")
     suspects = make_suspects(out, arguments.steps)
     results: dict[str, TraceResult] = {}
     for title, suspect in suspects.items():
         print(f"\n--- {title}\n")
-        results[title] = trace(suspect, vault, all_scores=True)  # of a vault that guards nothing; else keep them
+        results[title] = trace(
+            suspect, vault, all_scores=True
+        )  # for the plot; in practice keep the scores of the innocent private
         print_trace(results[title])
     picture = plot_traces(results, out / "scores.png")
-    print(f"\nAll recipients' scores against the bound: {picture}")
+    print(f"\nAll scores against the bound: {picture}")
 
     expected = [{"alice"}, {"bob"}, {"carol", "dave", "erin"}, set()]
     found = [{score.recipient for score in result.accused} for result in results.values()]
@@ -67,32 +69,34 @@ def main() -> None:
         sys.exit(1)
 
 
-def make_suspects(out: Path, steps_of_training: int) -> dict[str, Path]:
-    """The leaks and the control, as files and folders."""
+def make_suspects(out: Path, training_steps: int) -> dict[str, Path]:
+    """Returns the leaks and the control: title to file or folder."""
     states = {name: load_file(out / "copies" / name / "model.safetensors") for name in RECIPIENTS}
-    squeezed = Quantization(bits=8)(MagnitudePruning(0.5)(states["alice"]))
-    save_file(squeezed, out / "leak_squeezed.safetensors")
+    compressed = Quantization(bits=8)(MagnitudePruning(0.5)(states["alice"]))
+    save_file(compressed, out / "leak_compressed.safetensors")
 
     torch.manual_seed(0)
     images, labels = digits(64)
-    tuned = load_model(out / "copies" / "bob")
-    tuned.reset_classifier(10)
-    fine_tune(tuned, images, labels, lr=1e-3, steps=steps_of_training, batch=32, label="a thief fine-tunes bob's copy")
-    save_timm(tuned, out / "leak_tuned")
+    fine_tuned = load_model(out / "copies" / "bob")
+    fine_tuned.reset_classifier(10)
+    fine_tune(
+        fine_tuned, images, labels, lr=1e-3, steps=training_steps, batch=32, label="an attacker fine-tunes bob's copy"
+    )
+    save_timm(fine_tuned, out / "leak_fine_tuned")
 
     control = load_model(out / "model")
     control.reset_classifier(10)
-    fine_tune(control, images, labels, lr=1e-3, steps=steps_of_training // 2, batch=32, label="an honest user's model")
+    fine_tune(control, images, labels, lr=1e-3, steps=training_steps // 2, batch=32, label="an honest user's model")
     save_timm(control, out / "control")
 
     average = collude([states[name] for name in ("carol", "dave", "erin")], "average")
     save_file(average, out / "leak_average.safetensors")
 
     return {
-        "alice's copy, pruned to 50 % and quantised to 8 bits": out / "leak_squeezed.safetensors",
-        "bob's copy with a new head, fine-tuned on handwritten digits": out / "leak_tuned",
+        "alice's copy, pruned to 50 % and quantized to 8 bits": out / "leak_compressed.safetensors",
+        "bob's copy with a new head, fine-tuned on handwritten digits": out / "leak_fine_tuned",
         "the average of carol's, dave's and erin's copies": out / "leak_average.safetensors",
-        "control: the clean base, fine-tuned likewise": out / "control",
+        "control: the base, fine-tuned in the same way": out / "control",
     }
 
 

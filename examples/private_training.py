@@ -1,13 +1,13 @@
-"""Private training in processes of Accelerate: an owner, and data holders whose images and labels stay where they are.
+"""Trains privately in Accelerate processes: an owner, and data holders whose images and labels never leave them.
 
-The owner's small base has learnt from a few images of its own. It is cut at a named module; the bottleneck and its
-noise are set on public images so that an adversary's drawings stay under a stated likeness. Then each holder sends
-codes, gets logits and answers with their gradients: first to a reader of codes, then, the same codes again, to the
-back, which also learns from what the reader says of the owner's public images. What is released is an ordinary timm
-model: copies of it are issued, and a leaked one is traced. At the end the leakage is measured, with the partition and
-without.
+The owner's small base is trained on a few images of its own and cut at a named module. The bottleneck and its noise
+are calibrated on public images, so that an adversary's reconstructions stay below a stated SSIM. Each data holder then
+sends codes, receives logits and returns their gradients. The codes train a student first. The same codes then train
+the server part, together with the student's pseudo-labels for the owner's public images. The released model is an
+ordinary timm model: copies are issued, and a leaked one is traced. At the end the leakage is measured with and without
+the partition.
 
-Started by itself it starts its processes; under `torchrun` or `accelerate launch` it is one of theirs.
+The script starts its own processes. It also runs under `torchrun` and `accelerate launch`.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from hf_fingerprint.privacy import (
     encode_images,
     init_task_directions,
     measure_membership,
+    measure_reconstruction,
     owner_loop,
-    reconstruction,
     release,
     train_decoder,
     train_denoiser,
@@ -49,46 +49,48 @@ AT, SIZE, NUMBERS = "layer1", (3, 32, 32), 33
 
 
 def main() -> None:
-    """Runs the example; the exit code is 0 if the leaked copy's trace names alice and nobody else."""
+    """Runs the example; the exit code is 0 if the trace of the leaked copy names alice and nobody else."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("private_output"))
-    parser.add_argument("--holders", type=int, default=2)
-    parser.add_argument("--images", type=int, default=3000, help="the owner's, and each holder's")
-    parser.add_argument("--steps", type=int, default=300, help="of each training")
-    parser.add_argument("--target-ssim", type=float, default=0.4, help="how like an adversary's drawings may be")
+    parser.add_argument("--data-holders", type=int, default=2, help="number of data holders")
+    parser.add_argument("--images", type=int, default=3000, help="images of the owner, and of each data holder")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each training")
+    parser.add_argument(
+        "--target-ssim", type=float, default=0.4, help="the highest SSIM of an adversary's reconstructions"
+    )
     parser.add_argument("--data", choices=["fashion_mnist", "digits"], default=None)
     arguments = parser.parse_args()
     if "RANK" in os.environ:
-        work(arguments)
+        run_rank(arguments)
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = arguments.holders + 1
+    processes = arguments.data_holders + 1
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     method = "fork" if sys.platform == "linux" else "spawn"  # nothing ran yet, so a fork is safe, and imports once
     torch.multiprocessing.start_processes(run_spawned, (arguments,), nprocs=processes, start_method=method)
 
 
 def run_spawned(rank: int, arguments: argparse.Namespace) -> None:
-    """What torchrun tells a process that it starts."""
+    """Sets the environment that torchrun sets, and runs one process."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    work(arguments)
+    run_rank(arguments)
 
 
 def load_share(arguments: argparse.Namespace, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images and labels of one process: the owner's public ones, or a holder's."""
+    """Returns the images and labels of one process: the owner's public ones, or a data holder's."""
     if arguments.data == "digits" or not FASHION_MNIST.is_dir():
         images, labels = digits(SIZE[1])
     else:
-        images, labels = fashion_mnist(True, arguments.images * (arguments.holders + 2), SIZE[1])
+        images, labels = fashion_mnist(True, arguments.images * (arguments.data_holders + 2), SIZE[1])
     part = slice(rank * arguments.images, (rank + 1) * arguments.images)
     return images[part], labels[part]
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """One process."""
+def run_rank(arguments: argparse.Namespace) -> None:
+    """Runs one process: the owner or a data holder."""
     accelerator = Accelerator(cpu=True)
     images, labels = load_share(arguments, accelerator.process_index)
     if accelerator.is_main_process:
@@ -102,7 +104,7 @@ def work(arguments: argparse.Namespace) -> None:
         run_owner(arguments, partition, bottleneck, images, labels)
     else:
         noise = ImageNoise(new_secret())
-        for _ in ("reader", "back"):
+        for _ in ("student", "server part"):
             data_holder_loop(
                 partition, bottleneck, images, labels, noise, arguments.steps, seed=accelerator.process_index
             )
@@ -111,9 +113,9 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """The owner's base, and a bottleneck that lets no more through than was stated."""
+    """Trains the owner's base, and calibrates a bottleneck to the stated leakage."""
     empty_folder(arguments.out)
-    print("1. The base: a small network, trained on a few images of the owner's own\n", flush=True)
+    print("1. The base: a small network, trained on a few of the owner's images\n", flush=True)
     torch.manual_seed(0)
     few = len(images) // 4
     base = timm.create_model("test_resnet", num_classes=10)
@@ -134,8 +136,9 @@ def prepare(arguments: argparse.Namespace, images: torch.Tensor, labels: torch.T
         )
     save_file(bottleneck.state_dict(), arguments.out / "bottleneck.safetensors")
     print(
-        f"  cut at {AT}; noise {found.sigma:.2f}; drawings of public images: SSIM {found.reconstruction.ssim:.2f} "
-        f"(allowed {found.target_ssim}); at most {found.bits_per_image:.0f} bits an image\n"
+        f"  cut at {AT}; noise {found.sigma:.2f}; reconstructions of public images: "
+        f"SSIM {found.reconstruction.ssim:.2f} "
+        f"(allowed {found.target_ssim}); at most {found.bits_per_image:.0f} bits per image\n"
     )
 
 
@@ -146,9 +149,12 @@ def run_owner(
     images: torch.Tensor,
     labels: torch.Tensor,
 ) -> None:
-    """The owner trains the back, releases the model, issues copies, traces a leaked one; then leakage is measured."""
-    test = load_share(arguments, arguments.holders + 1)
-    print(f"2. {arguments.holders} holders train it on; their images and labels stay with them\n", flush=True)
+    """Trains the server part, releases the model, issues copies, traces a leaked one, and measures the leakage."""
+    test = load_share(arguments, arguments.data_holders + 1)
+    print(
+        f"2. {arguments.data_holders} data holders train it further and keep their data\n",
+        flush=True,
+    )
     print(f"  accuracy before: {accuracy(partition.model, *test):.1%}")
     features, few = partition.client_part(images), len(images) // 4
     denoiser = train_denoiser(bottleneck, features, arguments.steps)
@@ -164,7 +170,7 @@ def run_owner(
         return loss(student(bottleneck.send(features[pick])), labels[pick])
 
     def server_loss() -> torch.Tensor:
-        pick, any_pick = (torch.randint(count, (32,), generator=generator) for count in (few, len(features)))
+        pick, any_pick = (torch.randint(size, (32,), generator=generator) for size in (few, len(features)))
         pseudo_label_loss = loss(partition.server_part(features[any_pick]), pseudo_labels[any_pick])
         return pseudo_label_loss + loss(partition.server_part(features[pick]), labels[pick])
 
@@ -179,19 +185,19 @@ def run_owner(
     print(f"  accuracy after: {accuracy(model, *test):.1%}")
     print(f"  over the wire: {bytes_on_wire['received']:,} bytes to the owner, {bytes_on_wire['sent']:,} back\n")
 
-    print("3. The released model is an ordinary one: copies are issued, one leaks\n", flush=True)
+    print("3. Copies of the released model are issued, and one leaks\n", flush=True)
     vault = make_owner_vault(save_timm(model, arguments.out / "released"), arguments.out)
     with Issuer(arguments.out / "released", vault) as issuer:
         issuer.issue(RECIPIENT, arguments.out / "copies" / RECIPIENT)
     expect_trace(arguments.out / "copies" / RECIPIENT, arguments.out / "vault")
 
-    print("4. What leaked of the first holder's images\n", flush=True)
+    print("4. What leaks of the first data holder's images\n", flush=True)
     private = load_share(arguments, 1)
     plain = train_decoder(lambda clear: clear, features, images, arguments.steps)
     noisy = train_decoder(bottleneck.send, features, images, arguments.steps)
     codes = encode_images(partition, bottleneck, private[0], ImageNoise(new_secret()))
-    clear = reconstruction(plain, partition.client_part(private[0]), private[0])
-    hidden = reconstruction(noisy, codes, private[0])
+    clear = measure_reconstruction(plain, partition.client_part(private[0]), private[0])
+    hidden = measure_reconstruction(noisy, codes, private[0])
     print(f"  plain split: PSNR {clear.psnr:.1f} dB, SSIM {clear.ssim:.3f}")
     print(f"  partitioned: PSNR {hidden.psnr:.1f} dB, SSIM {hidden.ssim:.3f}, {hidden.ssim / clear.ssim:.2f} of that")
     seen = min(len(private[1]), len(test[1]))

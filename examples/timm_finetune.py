@@ -1,8 +1,8 @@
-"""timm's own loop, with its task, EMA and gradient accumulation, for a model that carries a recipient's mark.
+"""Trains a recipient's mark with timm's own loop: its task, EMA, gradient accumulation and clipping.
 
-A small ResNet is trained on real handwritten digits and becomes the base. Then it is trained further for alice, as
-timm's train.py does it; the exponential moving average is saved as an ordinary timm folder, recorded and traced, among
-copies issued to others.
+A small ResNet, trained on handwritten digits, becomes the base. It is then trained further for alice, as in timm's
+train.py. The exponential moving average is saved as an ordinary timm folder, recorded, and traced among copies issued
+to other recipients.
 """
 
 import argparse
@@ -24,18 +24,18 @@ def main() -> None:
     """Runs the example; the exit code is 0 if the trace names alice and nobody else."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("timm_output"))
-    parser.add_argument("--model", default="test_resnet", help="one of timm's architectures")
+    parser.add_argument("--model", default="test_resnet", help="a timm architecture")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images")
     parser.add_argument(
         "--steps", type=int, default=20, help="steps of the second training; the first takes twice as many"
     )
-    parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint's term")
+    parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint term in the loss")
     arguments = parser.parse_args()
     out = empty_folder(arguments.out)
     images, labels = digits(arguments.size)
     train, test = (images[:1500], labels[:1500]), (images[1500:], labels[1500:])
 
-    print(f"1. The base: {arguments.model}, trained a little\n")
+    print(f"1. The base: {arguments.model}, trained for a few steps\n")
     torch.manual_seed(0)
     model = timm.create_model(arguments.model, num_classes=10)
     fine_tune(model, *train, lr=1e-3, steps=2 * arguments.steps, batch=16, label="the owner trains the base")
@@ -43,7 +43,7 @@ def main() -> None:
     base = save_timm(model, out / "base")
     vault = make_owner_vault(base, out)
 
-    print(f"\n2. Trained further, for {RECIPIENT}\n")
+    print(f"\n2. Trained further for {RECIPIENT}\n")
     fingerprint = Fingerprint(base, RECIPIENT, vault)
     plain = load_model(base).train()
     model = FingerprintedModel(plain, fingerprint, arguments.strength)
@@ -60,7 +60,7 @@ def main() -> None:
 def train_with_timm(
     model: FingerprintedModel, images: torch.Tensor, labels: torch.Tensor, steps: int, accumulation: int = 2
 ) -> FingerprintedModel:
-    """timm's loop: a task, accumulation, clipping, an exponential moving average, which it returns."""
+    """Trains with timm's task, accumulation and clipping, and returns the exponential moving average."""
     task = FingerprintTask(ClassificationTask(model, LabelSmoothingCrossEntropy(0.1), verbose=False), model.deepmarks)
     optimizer = create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.02)
     ema = task.setup_ema(decay=0.9)

@@ -1,7 +1,7 @@
-"""An unmodified transformers Trainer that trains one recipient's mark into a model: one more entry in `callbacks`.
+"""Trains a recipient's mark with an unmodified transformers Trainer: add one entry to `callbacks`.
 
-A small ViT is trained on real handwritten digits and becomes the base. Then an ordinary Trainer trains it further for
-alice, with `FingerprintCallback`; the saved folder is recorded and traced, among copies issued to others.
+A small ViT, trained on handwritten digits, becomes the base. A Trainer with `FingerprintCallback` then trains it
+further for alice. The saved folder is recorded, and traced among copies issued to other recipients.
 """
 
 import argparse
@@ -24,14 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("trainer_output"))
     parser.add_argument("--steps", type=int, default=40, help="steps of each training")
-    parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint's term")
+    parser.add_argument("--strength", type=float, default=0.1, help="the factor of the fingerprint term in the loss")
     arguments = parser.parse_args()
     out = empty_folder(arguments.out)
     logging.disable_progress_bar()
     images, labels = digits(32)
     data = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
 
-    print("1. The base: a small ViT, trained a little\n")
+    print("1. The base: a small ViT, trained for a few steps\n")
     torch.manual_seed(0)
     config = ViTConfig(**SMALL, image_size=32, patch_size=8, num_labels=10)
     base = make_trainer(AutoModelForImageClassification.from_config(config), data, out, arguments.steps)
@@ -39,7 +39,7 @@ def main() -> None:
     base.save_model(out / "base")
     vault = make_owner_vault(out / "base", out)
 
-    print(f"\n2. Trained further, for {RECIPIENT}\n")
+    print(f"\n2. Trained further for {RECIPIENT}\n")
     fingerprint = Fingerprint(out / "base", RECIPIENT, vault)
     callback = FingerprintCallback(fingerprint, arguments.strength)
     model = load_model(out / "base")
@@ -60,8 +60,8 @@ def main() -> None:
 def make_trainer(
     model: torch.nn.Module, data: list[dict[str, torch.Tensor]], out: Path, steps: int, callbacks: list | None = None
 ) -> Trainer:
-    """A Trainer like any other."""
-    settings = TrainingArguments(
+    """Returns an ordinary Trainer."""
+    training_arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=32,
@@ -72,7 +72,7 @@ def make_trainer(
         disable_tqdm=True,
         use_cpu=True,
     )
-    return Trainer(model=model, args=settings, train_dataset=data, callbacks=callbacks)
+    return Trainer(model=model, args=training_arguments, train_dataset=data, callbacks=callbacks)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from hf_fingerprint.tracing import verify
 from hf_fingerprint.vault import Vault
 from hf_fingerprint.vault.merging import merge
 from hf_fingerprint.vault.snapshots import read_snapshot
+from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub import Fault, LoopbackHub
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 

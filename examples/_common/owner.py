@@ -1,4 +1,4 @@
-"""What every example of training does besides training: a vault, two other recipients' copies, and the verdict."""
+"""Steps that all examples share: an empty output folder, an owner's vault with two copies, and a checked trace."""
 
 import shutil
 import sys
@@ -15,16 +15,16 @@ SETTINGS = FingerprintConfig(coalition=3, expected_recipients=10)
 
 
 def empty_folder(out: Path) -> Path:
-    """A folder for an example's files; one with an earlier run's is emptied, any other is left alone."""
+    """Returns an empty folder. Deletes an earlier run of the example; exits if the folder holds anything else."""
     if out.exists() and any(out.iterdir()) and not (out / "vault").is_dir():
-        sys.exit(f"{out} holds something else than an earlier run: choose another folder with --out.")
+        sys.exit(f"{out} is not the folder of an earlier run: choose another folder with --out.")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     return out
 
 
 def make_owner_vault(base: Path, out: Path) -> Vault:
-    """A vault that knows the base, with a copy issued in closed form to everybody but the recipient."""
+    """Returns a vault with the base registered and a copy issued to each of the other recipients."""
     vault = Vault.create(out / "vault", PASSPHRASE)
     with Issuer(base, vault, SETTINGS) as issuer:
         list(issuer.issue_all(OTHERS, out / "copies"))
@@ -32,7 +32,7 @@ def make_owner_vault(base: Path, out: Path) -> Vault:
 
 
 def expect_trace(suspect: Path, vault: Vault | Path, recipient: str = RECIPIENT) -> None:
-    """Traces a suspect and prints what was found; exits with 1 unless it is this recipient and nobody else."""
+    """Traces a suspect and prints the result; exits with 1 unless exactly this recipient is accused."""
     result = trace(suspect, vault, passphrase=PASSPHRASE)
     print_trace(result)
     accused = [score.recipient for score in result.accused]

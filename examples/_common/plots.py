@@ -1,4 +1,4 @@
-"""Pictures of what was found."""
+"""Plots of traces, of attacks and of what private training leaks."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +23,10 @@ KINDS = {
 
 
 def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
-    """One panel a suspect: each score that the result has, and the score from which on the bound allows an accusation.
-    Traced with `all_scores`, those are everybody's: a picture for the owner's eyes."""
+    """Plots one panel for each suspect: its scores, and the score above which the bound allows an accusation.
+
+    Results traced with `all_scores` show every recipient's score: keep such a plot private.
+    """
     figure, panels = plt.subplots(1, len(results), figsize=(3.6 * len(results), 3.8), squeeze=False)
     for panel, (title, result) in zip(panels[0], results.items(), strict=True):
         scores = sorted(result.scores, key=lambda score: score.recipient)
@@ -56,8 +58,10 @@ def plot_traces(results: Mapping[str, TraceResult], path: Path) -> Path:
 
 
 def plot_frontiers(models: Mapping[str, Sequence[Trial]], path: Path) -> Path:
-    """One panel a model: accuracy kept against evidence left, a dot for each suspect; open ones accuse nobody, and
-    lie at the bound where their score is withheld."""
+    """Plots one panel for each model: accuracy against score, with a dot for each suspect.
+
+    Open dots are suspects that accuse nobody; they lie at the bound where their score is withheld.
+    """
     figure, panels = plt.subplots(1, len(models), figsize=(3.4 * len(models), 3.6), squeeze=False, sharey=True)
     for panel, (name, trials) in zip(panels[0], models.items(), strict=True):
         bound = min(p.threshold for p in trials if p.threshold is not None)
@@ -91,8 +95,12 @@ def plot_frontiers(models: Mapping[str, Sequence[Trial]], path: Path) -> Path:
 
 
 def plot_privacy(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Path:
-    """One row a model: what leaks (SSIM, PSNR, membership) against the accuracy of the released model."""
-    shown = {"ssim": "SSIM of drawings", "psnr": "PSNR of drawings, dB", "membership_auc": "membership AUC"}
+    """Plots one row for each model: what leaks (SSIM, PSNR, membership) against the released model's accuracy."""
+    shown = {
+        "ssim": "SSIM of reconstructions",
+        "psnr": "PSNR of reconstructions, dB",
+        "membership_auc": "membership AUC",
+    }
     figure, panels = plt.subplots(len(models), 3, figsize=(10.5, 3.1 * len(models)), squeeze=False)
     for row, (name, trials) in zip(panels, models.items(), strict=True):
         for panel, (key, label) in zip(row, shown.items(), strict=True):
@@ -102,7 +110,7 @@ def plot_privacy(models: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) 
                 [trial[key] for trial in noisy],
                 "o-",
                 color="#1a66b0",
-                label="partitioned, more noise to less leakage",
+                label="partitioned, at several noise strengths",
             )
             for trial in (trial for trial in trials if trial["accuracy"] is None and trial[key] is not None):
                 panel.axhline(trial[key], color="#888888", linestyle=":", linewidth=1, label=trial["name"])

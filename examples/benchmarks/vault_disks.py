@@ -111,9 +111,9 @@ def build(work: Path, small: Path, suspect: LoopbackSuspect) -> Place:
     rng = np.random.default_rng(0)
     arrays = {f"blocks.{i}.attn.qkv.weight": rng.standard_normal((144, 48)).astype(np.float32) for i in range(8)}
     arrays["head.weight"] = rng.standard_normal((10, 48)).astype(np.float32)
-    names = ("model", "leak", "full", "bare", "old", "sibling", "work", "others", "asked")
+    names = ("model", "leak", "full", "bare", "old", "sibling", "work", "others", "blackbox")
     place = Place(small, *(work / name for name in names), suspect=suspect)
-    for folder in (place.model, place.old_vault, place.work, place.asked / "noted"):
+    for folder in (place.model, place.old_vault, place.work, place.blackbox / "noted"):
         folder.mkdir(parents=True)
     save_file(arrays, place.model / "model.safetensors")
     (place.work / "new").write_text(NEW + "\n")
@@ -122,7 +122,7 @@ def build(work: Path, small: Path, suspect: LoopbackSuspect) -> Place:
     base = register(str(place.model), vault, SETTINGS)
     issue(str(place.model), "alice", vault, place.leak)
     leaked = load_file(place.leak / "model.safetensors")
-    save_file(leaked, place.asked / "noted" / "model.safetensors", {"note": "which loaders don't read"})
+    save_file(leaked, place.blackbox / "noted" / "model.safetensors", {"note": "which loaders don't read"})
     for number in range(RECIPIENTS):
         record, key = vault.begin_copy(base, f"recipient {number}", f"/copies/{number}")
         vault.mark_written(record, key, f"{number:064x}", is_issued=True)

@@ -36,7 +36,7 @@ class Place:
     sibling: Path
     work: Path
     others: Path
-    asked: Path
+    blackbox: Path
     suspect: LoopbackSuspect
 
     @property
@@ -224,7 +224,7 @@ CASES = {
     ),
     "push of what is written anew": Case(
         elsewhere,
-        "push {0.asked}/noted org/zoe --vault {0.others}/vault",
+        "push {0.blackbox}/noted org/zoe --vault {0.others}/vault",
         lambda place: published(place.others / "vault", "org/zoe") and work_is_gone(place),
     ),
     "issue --push-to": Case(

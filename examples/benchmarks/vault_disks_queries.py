@@ -31,7 +31,7 @@ SUSPECTS = 3  # the base, the copy as issued, and attacked
 def has_both_proofs(place: Place) -> bool:
     """Whether each question was answered once, and asked once but for one that was not kept, and each of the two
     bases has a proof that holds."""
-    vault = Vault(place.asked / "vault")
+    vault = Vault(place.blackbox / "vault")
     kept = sorted(place.small.glob("answers*"))
     proofs = sorted(place.small.glob("proof*"))
     answers = sum(len(read_transcript(each)[1]) for each in kept)
@@ -61,7 +61,7 @@ def is_evaluated(place: Place) -> bool:
     lines = (out / "private" / "results.jsonl").read_text().splitlines()
     return (
         len(lines) == len({json.loads(line)["key"] for line in lines}) == SUSPECTS
-        and len(json.loads((out / "results.json").read_text())["points"]) == SUSPECTS
+        and len(json.loads((out / "results.json").read_text())["trials"]) == SUSPECTS
         and [copy.state for copy in Vault(vault).copies()] == ["issued"]
         and {path.name for path in out.iterdir()} - {".lock"}
         == {vault.name, "copies", "private", "results.json", "table.md", "report.html"}
@@ -71,26 +71,26 @@ def is_evaluated(place: Place) -> bool:
 CASES = {
     "query": Case(
         lambda place: None,
-        "query {0.suspect.url} --vault {0.asked}/vault --labels {0.asked}/labels --rate 10000 --whole "
+        "query {0.suspect.url} --vault {0.blackbox}/vault --labels {0.blackbox}/labels --rate 10000 --whole "
         "--transcript {0.small}/answers --proof {0.small}/proof",
         has_both_proofs,
         most=64 << 10,
     ),
     "key-images export": Case(
         lambda place: None,
-        "key-images export alice {0.small}/set --vault {0.asked}/set_vault",
+        "key-images export alice {0.small}/set --vault {0.blackbox}/set_vault",
         key_images_are_complete,
         most=600 << 10,
     ),
     "questions": Case(
-        lambda place: shutil.copytree(place.asked / "bare_vault", place.vault),
-        "questions {0.asked}/model --vault {0.vault} --images {0.asked}/images --count 8 --decoys 1 --steps 1",
+        lambda place: shutil.copytree(place.blackbox / "bare_vault", place.vault),
+        "questions {0.blackbox}/model --vault {0.vault} --images {0.blackbox}/images --count 8 --decoys 1 --steps 1",
         lambda place: load_trigger_set(Vault(place.vault), Vault(place.vault).bases()[0]).count == 8 and opened(place),
         torch=True,
     ),
     "evaluate": Case(
         lambda place: None,
-        "evaluate {0.asked}/model --data {0.asked}/images --out {0.small}/out --attacks half --json",
+        "evaluate {0.blackbox}/model --data {0.blackbox}/images --out {0.small}/out --attacks half --json",
         is_evaluated,
         most=3 << 20,
         torch=True,
@@ -100,9 +100,9 @@ CASES = {
 
 def build_blackbox_files(place: Place, with_model: bool) -> None:
     """Vaults with questions, the suspect that answers them for a recipient of each base, and a model that runs."""
-    (place.asked / "labels").write_text("\n".join(map(str, range(CLASSES))))
+    (place.blackbox / "labels").write_text("\n".join(map(str, range(CLASSES))))
     for name, count, bases in (("vault", COUNT, 2), ("set_vault", IN_A_SET, 1)):
-        vault = Vault(shutil.copytree(place.bare_vault, place.asked / name))
+        vault = Vault(shutil.copytree(place.bare_vault, place.blackbox / name))
         vault.unlock(OLD)
         for number in range(bases):
             base = register(str(place.model), vault, SETTINGS, remeasure=number > 0)
@@ -113,9 +113,9 @@ def build_blackbox_files(place: Place, with_model: bool) -> None:
             simulated = [SimulatedSuspect(vault, [base], (base, "alice")) for base in vault.bases()]
             place.suspect.shape = partial(_respond, place, simulated)
     if with_model:
-        save_model_and_images(place.asked)
-        bare = Vault(shutil.copytree(place.bare_vault, place.asked / "bare_vault"))
-        register(str(place.asked / "model"), bare, SETTINGS)
+        save_model_and_images(place.blackbox)
+        bare = Vault(shutil.copytree(place.bare_vault, place.blackbox / "bare_vault"))
+        register(str(place.blackbox / "model"), bare, SETTINGS)
 
 
 def _respond(place: Place, simulated: list[SimulatedSuspect], _red: int) -> int:

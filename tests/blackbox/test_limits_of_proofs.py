@@ -9,7 +9,7 @@ from hf_fingerprint.blackbox import check_proof
 from hf_fingerprint.blackbox.querying import proof as proof_module
 from hf_fingerprint.blackbox.querying.transcript import Transcript, read_transcript
 from hf_fingerprint.checkpoints.limits import MAX_PROOF, MAX_TRANSCRIPT
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 def test_answers_are_laid_out_once_however_many_are_accused(tmp_path):

@@ -20,6 +20,7 @@ from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
 from hf_fingerprint.errors import CodeError, StorageError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
+from tests.helpers.error_checks import refused
 from tests.helpers.records_with_triggers import (
     CLASSES,
     COUNT,
@@ -29,7 +30,6 @@ from tests.helpers.records_with_triggers import (
     add_trigger_set,
     records_with_triggers,
 )
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 

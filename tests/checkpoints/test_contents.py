@@ -18,7 +18,7 @@ from tests.helpers.checkpoint_files import (
     save_shards,
     stranger,
 )
-from tests.helpers.rubbish import write_unsafe_files
+from tests.helpers.unsafe_files import write_unsafe_files
 
 
 ONE = {"a": np.arange(6, dtype=np.float32).reshape(2, 3)}

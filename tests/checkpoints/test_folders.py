@@ -5,7 +5,7 @@ import pytest
 
 from hf_fingerprint.checkpoints import remove_on_failure, resolve_parent
 from hf_fingerprint.errors import CheckpointError, StorageError
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hf_fingerprint.checkpoints import find_weight_sets, open_checkpoint
 from hf_fingerprint.errors import CheckpointError
 from tests.helpers.checkpoint_files import refused
-from tests.helpers.weight_forms import FORMS, READ, expected_bytes, outcome
+from tests.helpers.weight_files import FORMS, READ, expected_bytes, outcome
 
 
 NOTHING_ELSE = ("several files", "an optimizer's state alone", "views that overlap in part")  # suspects may have these

@@ -8,7 +8,7 @@ from sklearn.datasets import load_sample_images
 
 from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.cli.triggers_command import triggers
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import new_vault, save_vit
 
 

@@ -9,8 +9,8 @@ import pytest
 from hf_fingerprint import Issuer
 from hf_fingerprint.blackbox.client.class_names import Labels
 from hf_fingerprint.cli.query_command import load_base_labels, open_suspect
+from tests.helpers.error_checks import refused
 from tests.helpers.loopback_suspect import LoopbackSuspect, image_of_class
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
 
 

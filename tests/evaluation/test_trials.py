@@ -9,8 +9,8 @@ from filelock import FileLock
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import Trial
 from hf_fingerprint.evaluation.trials import PRIVATE, RESULTS, ResultStore, open_evaluation_folder, trial_key
+from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import make_trial
-from tests.helpers.refusals import refused
 
 
 def kept_in(folder):

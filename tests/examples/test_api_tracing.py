@@ -8,23 +8,23 @@ from tests.helpers.processes import run_here
 
 pytestmark = pytest.mark.integration
 QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--steps", "80", "--rate", "500"]
-FEW = ["--count", "60", "--decoys", "4", "--question-steps", "12"]
+FEW = ["--count", "60", "--decoys", "4", "--trigger-steps", "12"]
 
 
-def test_copies_behind_a_service_are_named_and_a_stranger_is_not(tmp_path):
+def test_copies_behind_a_service_are_accused_and_an_independent_model_is_not(tmp_path):
     out = tmp_path / "out"
-    said = " ".join(run_here("api_tracing", tmp_path, "--out", out, *QUICK, *FEW)[0].split())
-    assert said.count("ACCUSED") == 2
-    assert "accused: the copy made for alice (" in said.partition("/service-2")[0]
-    assert "accused: the copy made for bob (" in said.partition("/service-2")[2]
-    stranger = said.partition("/service-3")[2]
+    printed = " ".join(run_here("api_tracing", tmp_path, "--out", out, *QUICK, *FEW)[0].split())
+    assert printed.count("ACCUSED") == 2
+    assert "accused: the copy made for alice (" in printed.partition("/service-2")[0]
+    assert "accused: the copy made for bob (" in printed.partition("/service-2")[2]
+    stranger = printed.partition("/service-3")[2]
     assert "nobody is accused. 5 copies tested" in stranger
     assert "stopped as nothing is left to ask, after 64 images" in stranger
-    kept = [float(share) for share in re.findall(r": accuracy [\d.]+%, ([\d.]+)% of the base's answers", said)]
+    kept = [float(share) for share in re.findall(r": accuracy [\d.]+%, ([\d.]+)% of the base's labels", printed)]
     assert len(kept) == 5
     assert min(kept) >= 95
-    assert said.count("the file works out: answers of http://127.0.0.1:") == 2
-    assert said.count("the proof holds for what was published") == 2
+    assert printed.count("the file works out: answers of http://127.0.0.1:") == 2
+    assert printed.count("the proof holds for what was published") == 2
     for name in ("alice", "bob"):
         (proven,) = check_proof(out / f"{name}.proof.json")
         assert proven.holds

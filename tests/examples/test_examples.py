@@ -29,6 +29,13 @@ def is_a_picture(path: Path) -> bool:
     return image.format == "PNG" and min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
 
 
+def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
+    from examples import quickstart
+
+    assert quickstart.main(tmp_path) == ["bob"]
+    assert capsys.readouterr().out.startswith("bob: score 2")
+
+
 @pytest.mark.integration
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
     out, err = run_here("demo", tmp_path, "--out", tmp_path / "demo", "--steps", 8)
@@ -195,7 +202,7 @@ def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(
     table, _ = run_here("benchmarks.attacks_table", tmp_path, *shown)
 
     results = json.loads((tmp_path / "resnet" / "results.json").read_text())
-    half, average = (next(p for p in results["points"] if p["attack"] == name) for name in ("half", "average"))
+    half, average = (next(p for p in results["trials"] if p["attack"] == name) for name in ("half", "average"))
     assert f"| half | {100 * half['accuracy']:.0f}, {half['scores'][0]:.0f} |" in table
     assert f"| nine that take from all alike | 1, 1 of 1; {sum(average['caught']) / 3:.0%} |" in table
     assert "innocents accused: 0 of 30," in table

@@ -32,11 +32,11 @@ def test_the_accelerate_loop_trains_a_copy_in_two_processes_that_traces_to_its_r
 
 
 def check_training(tmp_path: Path, out: str) -> None:
-    said = " ".join(out.split())
-    assert re.search(r"accused: the copy made for alice \([^)]*\)\. 3 copies tested", said)
-    assert said.count("ACCUSED") == 1
-    assert "recorded: " in said
-    assert "fingerprint_agreement 1" in said
+    printed = " ".join(out.split())
+    assert re.search(r"accused: the copy made for alice \([^)]*\)\. 3 copies tested", printed)
+    assert printed.count("ACCUSED") == 1
+    assert "recorded: " in printed
+    assert "fingerprint_agreement 1" in printed
     out = tmp_path / "out"
     assert {"base", "copies", "trained", "vault"} <= {path.name for path in out.iterdir()}
     assert list(tmp_path.iterdir()) == [out]

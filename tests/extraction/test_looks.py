@@ -329,7 +329,7 @@ def test_every_record_of_a_base_is_read_with_its_own_secret(case, hub, tmp_path,
 
 def test_a_base_that_is_another_one_is_refused(case, hub, tmp_path: Path):
     from hf_fingerprint.errors import CheckpointError
-    from tests.helpers.refusals import refused
+    from tests.helpers.error_checks import refused
 
     save_file({"x.weight": np.ones((2, 2), np.float32)}, tmp_path / "other.safetensors")
     with open_checkpoint(tmp_path / "other.safetensors") as other:

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 
 from hf_fingerprint.errors import CheckpointError
-from tests.helpers import refusals
+from tests.helpers import error_checks
 
 
-refused = partial(refusals.refused, error=CheckpointError)
+refused = partial(error_checks.refused, error=CheckpointError)
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, ModelCard
 import hf_fingerprint
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.hub.card import make_card
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 EXAMPLES = Path(hf_fingerprint.__file__).parents[1] / "model_cards"

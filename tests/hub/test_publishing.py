@@ -18,10 +18,9 @@ from hf_fingerprint.config import PublishConfig
 from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub import Assignment, Publisher, push_to_hub, reissue_assignments
 from hf_fingerprint.vault import publications
+from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub_faults import Fault
 from tests.helpers.processes import ROOT
-from tests.helpers.refusals import refused
-from tests.helpers.rubbish import CANARY, write_unsafe_files
 from tests.helpers.secret_forms import find_secrets, secret_forms
 from tests.helpers.small_models import (
     PASSPHRASE,
@@ -34,6 +33,7 @@ from tests.helpers.small_models import (
     save_timm,
     save_vit,
 )
+from tests.helpers.unsafe_files import CANARY, write_unsafe_files
 
 
 pytestmark = pytest.mark.integration
@@ -142,7 +142,7 @@ class TestAVariant:
 
 
 class TestWhatLiesAround:
-    """A model's or a copy's folder with more than twenty kinds of secret and rubbish in it."""
+    """A model's or a copy's folder with more than twenty kinds of secret and unsafe file in it."""
 
     def test_is_not_pushed_when_a_copy_is_issued_to_a_repo(self, hub, mine, tmp_path):
         model = save_plain(tmp_path / "littered", plain_arrays(7), README_md="# hi", config_json="{}")

@@ -24,9 +24,9 @@ from hf_fingerprint.vault.merging import MergeReport
 from hf_fingerprint.vault.packing import take_snapshot
 from hf_fingerprint.vault.rotation import rotate
 from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, open_identity, seal
+from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub import Fault, LoopbackHub
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, bytes_of, names_in, new_vault, save_plain
 
 

@@ -11,9 +11,9 @@ from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub import Assignment, Publisher, watch
 from hf_fingerprint.hub.watch import WatchResult, parse_since, watch_exit_code
 from tests.helpers.checkpoint_files import entry, raw_safetensors
+from tests.helpers.error_checks import refused
 from tests.helpers.loopback_hub import Blob, HubHandler, Refusal
 from tests.helpers.loopback_hub_faults import Fault
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, bytes_of, plain_arrays, save_plain
 
 

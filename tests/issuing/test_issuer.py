@@ -15,7 +15,6 @@ from hf_fingerprint import Issuer, Vault, issue, trace, verify
 from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint, writer
 from hf_fingerprint.errors import CarrierError, CheckpointError, CodeError, FingerprintError, StorageError, VaultError
 from hf_fingerprint.keys import commitment
-from tests.helpers.rubbish import CANARY, write_unsafe_files
 from tests.helpers.small_models import (
     PLAIN_CARRIERS,
     PLAIN_SETTINGS,
@@ -29,6 +28,7 @@ from tests.helpers.small_models import (
     save_vit,
     unlocked_vault,
 )
+from tests.helpers.unsafe_files import CANARY, write_unsafe_files
 
 
 OTHERS = {"README_md": "# A model\n", "config_json": "{}", "labels__classes_txt": "cat\ndog\n"}
@@ -487,7 +487,7 @@ def test_the_second_copy_builds_no_model_and_measures_nothing(plain, tmp_path, m
     def never(*arguments, **options):
         raise AssertionError("a registered base is registered again")
 
-    for name in ("find_measurable", "examine", "measured_strength", "digest_tensors"):
+    for name in ("make_measurable", "analyze_base", "MeasuredStrength", "digest_tensors"):
         monkeypatch.setattr(f"hf_fingerprint.registration.registering.{name}", never)
     for name in ("build_model", "measure_sensitivity"):
         monkeypatch.setattr(f"hf_fingerprint.registration.measuring.{name}", never)

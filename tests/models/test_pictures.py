@@ -14,7 +14,7 @@ from hf_fingerprint.checkpoints.limits import MAX_IMAGE, MAX_PIXELS, MAX_SCANS
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import open_image
 from hf_fingerprint.models.pictures import _check_size
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3)).astype(np.uint8)

@@ -20,7 +20,7 @@ from hf_fingerprint.registration import analyze_base
 from hf_fingerprint.registration.output_comparison import OutputComparison
 from hf_fingerprint.registration.strength import MarkedModel, random_codewords, search_amplitudes
 from hf_fingerprint.vault import Base, Calibration
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, new_vault
 
 

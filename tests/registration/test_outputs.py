@@ -18,7 +18,7 @@ from hf_fingerprint.registration.outputs import (
     random_direction,
     same_decisions,
 )
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 SHAPES = {"single_label": (2, 5), "multi_label": (2, 5), "dense": (2, 5, 4, 3), "features": (2, 7, 5)}

@@ -15,8 +15,8 @@ from hf_fingerprint.training import Fingerprint
 from hf_fingerprint.vault import Vault, copies_in_training, merge, open_pack, pack_vault, rotate, take_snapshot
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
 from hf_fingerprint.vault.sealing import open_identity
+from tests.helpers.error_checks import refused
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, unlocked_vault
 
 

@@ -23,7 +23,7 @@ from hf_fingerprint.keys import commitment
 from hf_fingerprint.registration import register
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
 from hf_fingerprint.vault import begin_training, copies_in_training
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, vault_bytes
 
 

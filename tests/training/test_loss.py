@@ -10,6 +10,7 @@ import torch
 
 from hf_fingerprint.errors import CarrierError, FingerprintError
 from hf_fingerprint.training import DeepMarksLoss, Fingerprint
+from tests.helpers.error_checks import refused
 from tests.helpers.loss_in_processes import (
     RECIPIENT,
     STRENGTH,
@@ -21,7 +22,6 @@ from tests.helpers.loss_in_processes import (
     run_in_processes,
     train,
 )
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import new_vault, save_timm
 
 

@@ -13,7 +13,7 @@ from hf_fingerprint.hub import Publisher
 from hf_fingerprint.training import Fingerprint
 from hf_fingerprint.vault.locations import find_enclosing_vault, find_vault_inside
 from hf_fingerprint.vault.sealing import new_identity
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PLAIN_SETTINGS, names_in, new_vault, save_plain
 
 
@@ -77,7 +77,7 @@ class TestANewVault:
         key = new_identity()[1]
 
         assert main(["vault", "init", str(scene / "model" / "vault"), "--public-key", key]) == 2
-        assert "is inside the folder of a model" in capsys.readouterr().err
+        assert "is inside the model folder" in capsys.readouterr().err
 
 
 class TestAModelsFolder:

@@ -12,9 +12,9 @@ from hf_fingerprint.vault import Vault, begin_publication, begin_training, copie
 from hf_fingerprint.vault import migrations as module
 from hf_fingerprint.vault.schema import TABLES
 from hf_fingerprint.vault.sealing import new_identity, seal
+from tests.helpers.error_checks import refused
 from tests.helpers.format_1 import FORMAT_1
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 from tests.helpers.two_processes import run_two_and_get_errors
 
 

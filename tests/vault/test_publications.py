@@ -12,7 +12,7 @@ from hf_fingerprint.vault import (
     find_publication,
     publications,
 )
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PLAIN_SETTINGS, new_vault, save_plain
 
 

@@ -21,8 +21,8 @@ from hf_fingerprint.vault.sealing import (
     seal,
 )
 from tests.helpers.checkpoint_files import bytes_of
+from tests.helpers.error_checks import refused
 from tests.helpers.quick_age import lock_quickly
-from tests.helpers.refusals import refused
 
 
 KEY = bytes(range(32))
@@ -286,4 +286,4 @@ def test_two_identities_in_a_file_are_refused_without_showing_them(tmp_path, ide
     (tmp_path / "identity.age").write_bytes(lock_quickly(f"{identity[0]}\n{new_identity()[0]}", PASSPHRASE))
 
     said = refusal(open_identity, tmp_path / "identity.age", PASSPHRASE)
-    assert "no tracing identity" in said and "SECRET" not in said
+    assert "not hold a tracing identity" in said and "SECRET" not in said

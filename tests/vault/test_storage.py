@@ -17,7 +17,7 @@ from hf_fingerprint.vault.issuers import add_issuer
 from hf_fingerprint.vault.sealing import change_passphrase, new_identity
 from hf_fingerprint.vault.transactions import transaction
 from tests.helpers.checkpoint_files import bytes_of, open_folder, stranger
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, save_plain, unlocked_vault
 
 
@@ -114,7 +114,7 @@ def test_a_log_that_nobody_folds_in_is_read_with_it_or_refused(closed):
             with Vault(closed).connect() as connection:
                 assert connection.execute("SELECT name FROM issuers").fetchall() == [("b",)]
             said = refusal(Vault, copied)
-        assert "read-only" in said and "vault.db-wal included" in said
+        assert "read-only" in said and "including vault.db-wal" in said
     copied.chmod(0o755)
 
 

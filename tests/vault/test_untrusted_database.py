@@ -24,8 +24,8 @@ from hf_fingerprint.vault import (
 )
 from hf_fingerprint.vault.schema import base_from_row, base_to_row
 from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, seal
+from tests.helpers.error_checks import refused
 from tests.helpers.format_1 import FORMAT_1
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import bytes_of, names_in
 
 

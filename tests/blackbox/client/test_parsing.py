@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
 from hf_fingerprint.blackbox.client.parsing import ResponseParser, parse_response
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 NAMES = ["cat", "Dog ", "tabby, cat", "7", "owl"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_fingerprint.blackbox.client.retries import MAX_WAIT, RetryPolicy, TransientError, is_transient, retry_after
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 class Clock:

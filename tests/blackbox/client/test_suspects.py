@@ -3,8 +3,8 @@ import pytest
 
 from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
 from hf_fingerprint.blackbox.client.suspects import from_callable, from_folder, from_pipeline
+from tests.helpers.error_checks import refused
 from tests.helpers.loopback_suspect import image_of_class
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import build, save_timm
 
 

@@ -19,7 +19,7 @@ from hf_fingerprint.blackbox.key_images.export import (
 from hf_fingerprint.blackbox.querying.query import load_trigger_set
 from hf_fingerprint.errors import CodeError, FingerprintError, VaultError
 from hf_fingerprint.vault import Vault
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new_vault, save_plain
 from tests.helpers.trigger_models import ModelSuspect, base_with_triggers
 

@@ -15,8 +15,8 @@ from hf_fingerprint.errors import CodeError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
+from tests.helpers.error_checks import refused
 from tests.helpers.records_with_triggers import add_copy, add_trigger_set, records_with_triggers
-from tests.helpers.refusals import refused
 from tests.helpers.small_models import (
     PASSPHRASE,
     PLAIN_SETTINGS,

@@ -10,7 +10,7 @@ from hf_fingerprint.blackbox.querying.proof import proof_outcome
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.outcomes import Outcome
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.trigger_models import ModelSuspect
 
 

@@ -11,7 +11,7 @@ from hf_fingerprint.checkpoints.dtypes import to_float32
 from hf_fingerprint.errors import FingerprintError, VaultError
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.vault import Vault
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, new_vault, save_vit
 from tests.helpers.trigger_models import COUNT, DECOYS, WIDTH, ModelSuspect
 

@@ -16,8 +16,8 @@ from hf_fingerprint.blackbox.querying.session import QueryPool, QueryStats, quer
 from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, image_digest, pool_digest
 from hf_fingerprint.blackbox.trigger_set.labels import keyed_labels
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.error_checks import refused
 from tests.helpers.processes import ROOT
-from tests.helpers.refusals import refused
 
 
 KEYS = [i.to_bytes(32, "big") for i in range(50)]
@@ -158,7 +158,7 @@ sys.path[:0] = [sys.argv[2]]
 from tests.blackbox.querying.test_session import HEADING, ORDER, POOL, Pool, fresh, innocent, question, Transcript
 
 def suspect(image):
-    print(len(transcript.answers), flush=True)
+    print(len(transcript.responses), flush=True)
     sys.stdin.readline()
     return innocent(image)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_fingerprint.blackbox.querying.transcript import Heading, Transcript, image_digest, pool_digest, read_transcript
 from hf_fingerprint.errors import StorageError
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 
 
 IMAGES = [np.full((2, 3, 3), value, np.uint8) for value in range(12)]

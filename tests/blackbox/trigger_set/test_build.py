@@ -9,7 +9,7 @@ from hf_fingerprint.blackbox.trigger_set.triggers import MIN_RECALL
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Vault
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, new_vault, save_plain, save_vit
 from tests.helpers.tiny_built import tiny
 

@@ -11,7 +11,7 @@ from hf_fingerprint.blackbox.trigger_set.build import build_trigger_set, make_tr
 from hf_fingerprint.blackbox.trigger_set.owner_covers import decode_covers, load_cover_images
 from hf_fingerprint.blackbox.trigger_set.triggers import add_pattern
 from hf_fingerprint.registration import register
-from tests.helpers.refusals import refused
+from tests.helpers.error_checks import refused
 from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
 from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, ModelSuspect, built, names_of
 
