@@ -1,9 +1,13 @@
 import json
 import re
 
+import pytest
 import timm
 
 from examples.benchmarks import blackbox as bench_blackbox
+
+
+pytestmark = pytest.mark.integration
 
 
 def test_what_thieves_do_to_a_copy_is_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):

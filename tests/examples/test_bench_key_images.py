@@ -7,6 +7,9 @@ from examples.benchmarks import key_images as bench_key_images
 from tests.helpers.trigger_models import base_with_triggers
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(autouse=True)
 def some_suffer(monkeypatch):
     """What all suffer takes a while, and is tested elsewhere."""
@@ -20,6 +23,7 @@ def run(monkeypatch, capsys, *arguments: object) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_key_images_of_a_base_are_read_back_and_its_copies_asked(tmp_path, monkeypatch, capsys):
     folder, vault, _ = base_with_triggers(tmp_path)
     few = ["--recipients", 2, "--innocents", 5]

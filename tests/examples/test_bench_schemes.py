@@ -1,5 +1,4 @@
 import json
-import subprocess
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ from examples.reproduction.arms import ArmVerdict, DesignArm, ToolboxArm
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import attack_names
 from hf_fingerprint.evaluation.planning import plan_jobs
-from tests.helpers.processes import environment, module
+from tests.helpers.processes import run_here
 
 
+pytestmark = pytest.mark.integration
 ATTACKS = ("half", "shuffle-channels", "average")
 
 
@@ -44,14 +44,9 @@ def noise():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-    command = module(
-        "examples.benchmarks.schemes", "resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out
-    )
-    done = subprocess.run(
-        [*command, "--attacks", *ATTACKS], cwd=out, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out / "resnet", json.loads(done.stdout)
+    chosen = ["resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out, "--attacks", *ATTACKS]
+    printed, _ = run_here("benchmarks.schemes", out, *chosen)
+    return out / "resnet", json.loads(printed)
 
 
 def test_one_command_attacks_three_schemes_and_writes_their_table(compared):

@@ -25,6 +25,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from tests.helpers.quick_age import lock_quickly
 
 
+pytestmark = pytest.mark.integration
 FIGURE = Figure("claims", "what", "3 of 4", "<= 5 %", True, {"confirmed": 3})
 
 
@@ -44,6 +45,7 @@ def test_leakers_of_bases_that_tie_are_named_with_their_base(tmp_path):
     assert figure.measured == "18 of 18 named, 18 with their base; 0 others"
 
 
+@pytest.mark.slow
 def test_the_price_of_many_bases_is_timed_in_pairs_and_names_the_leaker_in_both_vaults(tmp_path):
     figure = price_figure(tmp_path, QUICK)
 
@@ -59,6 +61,7 @@ def test_claims_of_top_scorers_are_counted(tmp_path):
     assert figure.counts["suspects"] == 6
 
 
+@pytest.mark.slow
 def test_an_attacker_frames_an_innocent_with_all_scores_and_nobody_without(tmp_path):
     figure = adaptive_attacker_figure(tmp_path, QUICK)
 
