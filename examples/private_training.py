@@ -37,8 +37,8 @@ from hf_fingerprint.privacy import (
     encode_images,
     init_task_directions,
     measure_membership,
+    measure_reconstruction,
     owner_loop,
-    reconstruction,
     release,
     train_decoder,
     train_denoiser,
@@ -196,8 +196,8 @@ def run_owner(
     plain = train_decoder(lambda clear: clear, features, images, arguments.steps)
     noisy = train_decoder(bottleneck.send, features, images, arguments.steps)
     codes = encode_images(partition, bottleneck, private[0], ImageNoise(new_secret()))
-    clear = reconstruction(plain, partition.client_part(private[0]), private[0])
-    hidden = reconstruction(noisy, codes, private[0])
+    clear = measure_reconstruction(plain, partition.client_part(private[0]), private[0])
+    hidden = measure_reconstruction(noisy, codes, private[0])
     print(f"  plain split: PSNR {clear.psnr:.1f} dB, SSIM {clear.ssim:.3f}")
     print(f"  partitioned: PSNR {hidden.psnr:.1f} dB, SSIM {hidden.ssim:.3f}, {hidden.ssim / clear.ssim:.2f} of that")
     seen = min(len(private[1]), len(test[1]))

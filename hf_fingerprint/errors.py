@@ -1,21 +1,21 @@
-"""The errors a caller may meet: one sentence each, with the file, tensor or repo it is about and what to do."""
+"""The package's exceptions. Each message is one sentence: the file, tensor or repo, what is wrong, what to do."""
 
 from hf_fingerprint.printable import printable
 
 
 class _OneLineError(Exception):
-    """Shows as one line, whatever the names in it hold."""
+    """An exception whose text is always one printable line."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
 
 
 class FingerprintError(_OneLineError):
-    """Anything this package refuses to do. The text is one sentence meant for the user."""
+    """Base class of all errors of this package."""
 
 
 class FingerprintWarning(_OneLineError, UserWarning):
-    """Something that is done all the same, but not as well as it could be. One sentence, as an error's."""
+    """A result is usable but worse than it could be."""
 
 
 class CheckpointError(FingerprintError):
@@ -23,28 +23,28 @@ class CheckpointError(FingerprintError):
 
 
 class CarrierError(FingerprintError):
-    """A model has no weights that could hold the mark."""
+    """A model has no weights that can hold the mark."""
 
 
 class BuildError(FingerprintError):
-    """A model can't be built to run here. `__cause__` is what the library raised, if it raised something."""
+    """A model can't be built. `__cause__` is the library's exception, if there is one."""
 
 
 class VaultError(FingerprintError):
-    """A vault is missing, damaged, of a newer format, or was asked for something it doesn't hold."""
+    """A vault is missing or damaged, has a newer format, or lacks the requested record."""
 
 
 class StorageError(VaultError):
-    """A disk is full, read-only, in use by another process or failing; a vault on it is as it was."""
+    """A disk is full, read-only, failing or in use by another process; the vault on it is unchanged."""
 
 
 class HubError(FingerprintError):
-    """The Hub refuses something, or can't be reached."""
+    """The Hub refuses a request or can't be reached."""
 
 
 class PassphraseError(VaultError):
-    """The tracing identity can't be opened with what was given."""
+    """The passphrase does not open the tracing identity."""
 
 
 class CodeError(FingerprintError):
-    """A code was asked for with parameters that make no sense."""
+    """A code's parameters are invalid."""

@@ -1,7 +1,7 @@
-"""Every derivation of key material, in one place, versioned.
+"""All key derivations, versioned.
 
-A copy issued today must trace in ten years: what is here is frozen by golden vectors in ``tests/test_keys.py``. A
-change of any of it is a new version beside the old one, never an edit.
+A copy issued today must trace in ten years, so golden vectors in ``tests/test_keys.py`` freeze every function here. To
+change a derivation, add a new version and keep the old one.
 
 * `derive`: HKDF-SHA256 (RFC 5869), one label and one context for each purpose.
 * `Stream`: AES-256 in counter mode over zeros, the source of all pseudo-random bits.
@@ -24,17 +24,17 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 def new_secret() -> bytes:
-    """A fresh secret of 32 bytes from the operating system: a model secret or a copy key."""
+    """32 random bytes from the operating system, for a model secret or a copy key."""
     return secrets.token_bytes(SECRET_BYTES)
 
 
 def derive(secret: bytes, label: str, context: str = "") -> bytes:
-    """Derives a 32-byte key for one purpose.
+    """A 32-byte key for one purpose.
 
     Args:
-        secret (`bytes`): a model secret or a copy key, 32 bytes.
+        secret (`bytes`): model secret or copy key, 32 bytes.
         label (`str`): the purpose, such as `"signs"`.
-        context (`str`, *optional*): what the key is for, such as a tensor's name.
+        context (`str`, *optional*): what the key belongs to, such as a tensor's name.
 
     Returns:
         `bytes`: HKDF-SHA256 with an empty salt and info `hf_fingerprint/1/<label>\\0<context>`.
@@ -44,11 +44,11 @@ def derive(secret: bytes, label: str, context: str = "") -> bytes:
 
 
 class Stream:
-    """The pseudo-random bytes of a key: AES-256-CTR over zeros from counter 0, taken in order.
+    """Pseudo-random bytes of a key: AES-256-CTR over zeros from counter 0, taken in order.
 
     Args:
         key (`bytes`): 32 bytes from [`derive`].
-        start (`int`, *optional*, defaults to 0): how many bytes to leave out, at no cost.
+        start (`int`, *optional*, defaults to 0): number of leading bytes to skip, at no cost.
     """
 
     def __init__(self, key: bytes, start: int = 0):
@@ -58,11 +58,11 @@ class Stream:
         self._encryptor.update(bytes(rest))
 
     def take(self, count: int) -> np.ndarray:
-        """The next `count` bytes as a writable `uint8` array of shape `(count,)`."""
+        """Next `count` bytes as a writable `uint8` array of shape `(count,)`."""
         return self.fill(np.empty(count, np.uint8))
 
     def fill(self, out: np.ndarray) -> np.ndarray:
-        """The next `len(out)` bytes into a contiguous `uint8` array, which is returned."""
+        """Fills `out`, a contiguous `uint8` array, with the next `len(out)` bytes and returns it."""
         view = memoryview(out)
         for start in range(0, len(out), len(_ZEROS)):
             piece = view[start : start + len(_ZEROS)]
@@ -71,16 +71,16 @@ class Stream:
 
 
 def commitment(copy_key: bytes, recipient: str, content_hash: str) -> str:
-    """The commitment that can be shown at once and opened later.
+    """Commitment to a copy's key and recipient, publishable at once and opened later.
 
     Args:
-        copy_key (`bytes`): the 32 bytes that make the copy's codeword.
-        recipient (`str`): the recipient's name.
+        copy_key (`bytes`): 32 bytes that determine the copy's codeword.
+        recipient (`str`): recipient name.
         content_hash (`str`): the copy's content hash, hexadecimal.
 
     Returns:
-        `str`: SHA-256 over the domain, the key, the length of the name (8 bytes, big-endian), the name in UTF-8 and
-        the 32 bytes of the hash, in hexadecimal.
+        `str`: hexadecimal SHA-256 over the domain, the key, the length of the name (8 bytes, big-endian), the name in
+        UTF-8 and the 32 bytes of the hash.
     """
     name = recipient.encode()
     digest = hashlib.sha256(_DOMAIN + b"commitment\0")

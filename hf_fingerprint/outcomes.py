@@ -1,32 +1,32 @@
-"""What a look at a suspect can end in: "nobody" only where enough was read to have found a verbatim copy."""
+"""Outcomes of a test of a suspect: "nobody" only if the test would have found a verbatim copy."""
 
 from collections.abc import Iterable
 from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How a trace, a query or a look at key images ended."""
+    """Outcome of a trace, a query or a key image test."""
 
     ACCUSED = "accused"
-    """Somebody is accused, with a bound."""
+    """At least one recipient is accused, with a bound on false accusation."""
     NOBODY = "nobody"
-    """Nobody is accused, and so much was read that a verbatim copy would have been found."""
+    """Nobody is accused, and the test would have found a verbatim copy."""
     NOT_COMPARABLE = "not comparable"
-    """The suspect is another model: nothing of it is like anything on record."""
+    """The suspect is another model: it resembles no base in the vault."""
     NOT_READABLE = "not readable"
-    """Too little could be read to have found a verbatim copy; the reason and the way out are told with it."""
+    """Too little was read to find even a verbatim copy. The result says why and what to do."""
 
     @property
     def exit_code(self) -> int:
-        """Of a command that ends so: 0 accused, 1 nobody or not comparable, 3 not readable (2 is an error)."""
+        """Exit code of a command: 0 accused, 1 nobody or not comparable, 3 not readable (2 is an error)."""
         return {Outcome.ACCUSED: 0, Outcome.NOT_READABLE: 3}.get(self, 1)
 
 
 def combine_outcomes(outcomes: Iterable[Outcome]) -> Outcome:
-    """The outcome of several looks together: accused if any is, else not readable if any is, else nobody if any is.
+    """The joint outcome of several tests: accused if any is, else not readable if any is, else nobody if any is.
 
     Args:
-        outcomes (iterable of [`Outcome`]): at least one.
+        outcomes (iterable of [`Outcome`]): at least one outcome.
     """
     order = (Outcome.ACCUSED, Outcome.NOT_READABLE, Outcome.NOBODY, Outcome.NOT_COMPARABLE)
     return min(outcomes, key=order.index)

@@ -1,14 +1,13 @@
-"""Text as a person may see it who doesn't trust where it comes from."""
+"""Untrusted text made safe to display."""
 
 import unicodedata
 
 
 def printable(text: str) -> str:
-    r"""The same text with whatever does not show as itself spelled out, as in `\x1b` or `\u202e`.
+    r"""The text with every non-printing character escaped, as in `\x1b` or `\u202e`.
 
-    Control characters (line ends and tabs among them), marks that turn the direction of writing, characters without
-    width, separators of lines, halves of surrogate pairs, and what Unicode has not assigned. Spaces of any width stay.
-    What comes out goes in and stays as it is.
+    Escapes control characters (line ends and tabs too), direction marks, zero-width characters, line separators,
+    surrogates and unassigned code points. Spaces of any width stay. Idempotent.
     """
     if text.isprintable():
         return text

@@ -156,7 +156,7 @@ def evaluation_of_a_model(place: Path, hub: LoopbackHub) -> None:
     scene = save_model_and_images(place / "evaluated")
     chosen = ("--attacks", "half,average", "--coalitions", "2", "--recipients", 4, "--coalition", 2)
     run("evaluate", scene / "model", "--data", scene / "images", "--out", scene / "out", *chosen)
-    assert json.loads((scene / "out" / "results.json").read_text())["points"]
+    assert json.loads((scene / "out" / "results.json").read_text())["trials"]
     assert datasets.Dataset.from_dict({"label": np.arange(3)}).num_rows == 3
 
 

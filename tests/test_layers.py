@@ -26,7 +26,7 @@ LAYERS = {
     "checkpoints": 2,
     "carriers": 3,
     "vault": 3,
-    "models": 3,
+    "models": 2.5,  # a layer-3 package that carriers run models through
     "registration": 4,
     "extraction": 4,
     "blackbox": 5,

@@ -193,7 +193,7 @@ def test_no_representation_shows_a_secret(scene, tmp_path):
     result = trace(copy.path, scene.vault)
     records = scene.vault.copies()
     shown += [result, result.to_dict(), *records, *(record.describe() for record in records)]
-    shown += [scene.vault.bases(), scene.base.describe(), scene.vault._opener]
+    shown += [scene.vault.bases(), scene.base.describe(), scene.vault._age_identity]
 
     for value in shown:
         assert find_secrets(repr(value).encode() + str(value).encode(), scene) == []

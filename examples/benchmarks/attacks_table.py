@@ -36,9 +36,9 @@ from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE, ResultStor
 UNEVEN, EVEN = ("weighted-average", "layers", "blocks"), "nine that take from all alike"
 NOT_COMPARABLE = (
     "finetune-other-data",
-    "distil",
-    "extract",
-    "extract-synthetic",
+    "distill",
+    "steal",
+    "steal-synthetic",
 )  # another task's accuracy, other weights
 
 

@@ -369,7 +369,7 @@ def _vault(folder: Path) -> Any:
         (place / "vault.db").write_bytes(content)
         opened = Vault(place)
         bases = opened.bases()
-        return bases, opened.copies(), [opened.questions(base) for base in bases], take_snapshot(opened)
+        return bases, opened.copies(), [opened.trigger_set(base) for base in bases], take_snapshot(opened)
 
     return [content], spoil.of_database, read
 

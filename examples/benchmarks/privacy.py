@@ -37,7 +37,7 @@ from hf_fingerprint.privacy import (
     init_task_directions,
     matching_auc,
     measure_membership,
-    reconstruction,
+    measure_reconstruction,
     release,
     train_decoder,
     train_denoiser,
@@ -217,7 +217,7 @@ class Bench:
                     ]
                 )
                 codes = tuple(
-                    torch.cat([bottleneck.code(part) for part in features[:seen].split(512)])
+                    torch.cat([bottleneck.encode(part) for part in features[:seen].split(512)])
                     for features in (self.private_features, self.test_features)
                 )
             match = matching_auc(sent, *codes, bottleneck.sigma)
@@ -227,11 +227,11 @@ class Bench:
                 restored = torch.cat([restore(part) for part in sent.split(512)])
             self.train(restored, self.labels, setting.steps, pseudo_labels)
             decoder = train_decoder(bottleneck.send, self.public_features, self.public, setting.attack_steps)
-            drawn = reconstruction(decoder, sent[:seen], self.private[:seen])
+            drawn = measure_reconstruction(decoder, sent[:seen], self.private[:seen])
         elif sends:
             self.train(self.private_features, self.labels, setting.steps)
             decoder = train_decoder(lambda features: features, self.public_features, self.public, setting.attack_steps)
-            drawn = reconstruction(decoder, self.private_features[:seen], self.private[:seen])
+            drawn = measure_reconstruction(decoder, self.private_features[:seen], self.private[:seen])
         else:
             self.train(None, None, setting.steps)
         model = release(self.partition, self.public_features)
@@ -255,7 +255,7 @@ class Bench:
         """What an adversary draws who has the label of an image, which leaks anyway, and nothing else."""
         public, private = (one_hot(labels, 10).float() for labels in (self.public_labels, self.labels[:2000]))
         decoder = train_decoder(lambda label: label, public, self.public, self.setting.attack_steps)
-        drawn = reconstruction(decoder, private, self.private[:2000])
+        drawn = measure_reconstruction(decoder, private, self.private[:2000])
         row = Row("the label alone", None, None, None, drawn.psnr, drawn.ssim, None, None)
         print(" ", row, flush=True)
         return row

@@ -1,7 +1,7 @@
 """The suite of attacks on three schemes side by side: `spread`, the `deepmarks` preset, the public toolbox's variant.
 
     python -m examples.benchmarks.schemes resnet           # three strengths of each attack, coalitions of 3, 5
-    python -m examples.benchmarks.schemes vit --attacks prune symmetries --without turn-stream
+    python -m examples.benchmarks.schemes vit --attacks prune symmetries --without rotate-stream
 
 The base, the images and the thief are those of `bench_attacks.py`. `spread` marks copies in closed form; the marks of
 the other two are trained in on the owner's images until they read without a mistake. Every suspect is a line of JSON

@@ -61,7 +61,7 @@ def is_evaluated(place: Place) -> bool:
     lines = (out / "private" / "results.jsonl").read_text().splitlines()
     return (
         len(lines) == len({json.loads(line)["key"] for line in lines}) == SUSPECTS
-        and len(json.loads((out / "results.json").read_text())["points"]) == SUSPECTS
+        and len(json.loads((out / "results.json").read_text())["trials"]) == SUSPECTS
         and [copy.state for copy in Vault(vault).copies()] == ["issued"]
         and {path.name for path in out.iterdir()} - {".lock"}
         == {vault.name, "copies", "private", "results.json", "table.md", "report.html"}

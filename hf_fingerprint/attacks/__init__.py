@@ -1,9 +1,11 @@
-"""What thieves do to weights: small classes that take a state dict, and what a thief has, and return another.
+"""Attacks on marked copies: small classes that take a state dict and an [`Attacker`], and return another state dict.
 
-    suspect = MagnitudePruning(0.5)(copy)
-    suspect = Then(Collusion("median"), FineTuning(1e-4))(copies, Thief(build, images, labels))
+```python
+suspect = MagnitudePruning(0.5)(copy)
+suspect = Compose(Collusion("median"), FineTuning(1e-4))(copies, Attacker(build, images, labels))
+```
 
-Each says where it comes from and what its strength is; `SUITE` has all of them by name.
+Each class names its paper and its strength. `SUITE` lists all of them by name.
 """
 
 from hf_fingerprint.attacks.adversarial import AdversarialRemoval
@@ -26,7 +28,7 @@ from hf_fingerprint.attacks.quantization import Cast, Float8, Quantization
 from hf_fingerprint.attacks.redundant_units import BatchNormFolding, DummyUnits
 from hf_fingerprint.attacks.renaming import Renaming
 from hf_fingerprint.attacks.stream_permutation import StreamPermutation
-from hf_fingerprint.attacks.suite import SUITE, attack_names, sweep
+from hf_fingerprint.attacks.suite import SUITE, attack_names, attack_sweep
 from hf_fingerprint.attacks.symmetries import ChannelPermutation, HeadPermutation, RowRescaling
 
 
@@ -65,6 +67,6 @@ __all__ = [
     "TransferLearning",
     "WeightNoise",
     "attack_names",
+    "attack_sweep",
     "collude",
-    "sweep",
 ]

@@ -1,10 +1,10 @@
-"""Adversarial removal: a thief who has this library's code and one copy, and lacks only the keys.
+"""Adversarial removal: the attacker has this library's code and one copy, and lacks only the keys.
 
-He knows which tensors are marked and that each weight moved by some share of its row's root mean square, either way.
-What he can do is move those weights as far as the outputs allow. To second order a change d costs `d^T F d / 2` nats,
-F being the Fisher information, so he goes where F is small, in random directions, farthest in the tensors that the
-library marks most, and repairs what that costs by teaching the model the copy's own answers, at the distance reached:
-of all models so far from the copy, the one that answers most alike.
+Such an attacker knows which tensors are marked, and that each weight moved up or down by a share of its row's root
+mean square. The attack moves those weights as far as the outputs allow. To second order, a change d costs
+`d^T F d / 2` nats, where F is the Fisher information. The attack therefore moves in random directions, farther where
+F is small and in the tensors that the library marks most. After each move it trains the model on the copy's own
+outputs, at a fixed distance from the copy, to find the most similar model at that distance.
 """
 
 import math
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_fingerprint.attacks.attack import Attack, Attacker, logits
+from hf_fingerprint.attacks.attack import Attack, Attacker
 from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, make_optimizer, predict_logits, train
 from hf_fingerprint.carriers import select_from_model, spend_budget
 from hf_fingerprint.config import MAX_KL
 from hf_fingerprint.errors import CarrierError, FingerprintError
+from hf_fingerprint.models import logits_of
 
 
 if TYPE_CHECKING:
@@ -35,29 +36,30 @@ HELD_OUT_PARTS = 4
 
 @dataclass(frozen=True)
 class AdversarialRemoval(Attack):
-    """Moves the likely carriers as far as asked, or as far as the outputs allow.
+    """Moves the likely carriers by `distance`, or as far as the outputs allow.
 
-    A quarter of the thief's images is held back to measure the outputs on. Labels aren't used, and normalisations
-    keep their statistics, so that a short way costs little.
+    A quarter of the attacker's images is held out to measure the outputs. Labels are not used. Normalization layers
+    keep their statistics, so that small distances cost little.
 
     Args:
-        distance (`float`, *optional*, defaults to 0.1): the strength: how far the weights of likely carriers shall
-            move, root mean square, in units of their rows' root mean squares; the mark itself is some 0.004.
-        max_kl (`float`, *optional*, defaults to 0.05): the largest mean KL divergence, in nats, from the copy's
-            answers; the way ends where it's spent. `None` goes all the way at any price.
-        rounds (`int`, *optional*, defaults to 4): steps outwards.
-        repair (`int`, *optional*, defaults to 25): steps of training after each; up to three times as many where
-            the answers are still too different.
-        lr (`float`, *optional*, defaults to 3e-4): AdamW's learning rate in them.
-        seed (`int`, *optional*, defaults to 0): of directions and the order of images.
+        distance (`float`, *optional*, defaults to 0.1): the strength: how far the weights of likely carriers move,
+            root mean square, in units of their rows' root mean squares. The mark itself is about 0.004.
+        max_kl (`float`, *optional*, defaults to 0.05): the largest mean KL divergence from the copy's outputs, in
+            nats. The attack stops where it is spent. `None` sets no limit.
+        rounds (`int`, *optional*, defaults to 4): moves outwards.
+        repair (`int`, *optional*, defaults to 25): training steps after each move; up to three times as many while
+            the outputs still differ too much.
+        lr (`float`, *optional*, defaults to 3e-4): AdamW's learning rate.
+        seed (`int`, *optional*, defaults to 0): seed of the directions and the order of images.
 
     Raises:
         [`CarrierError`]: if the model has no likely carriers.
+        [`FingerprintError`]: if `distance`, `rounds` or `max_kl` is out of range.
     """
 
     paper = (
         "after N. Lukas et al., arXiv 2108.04974 (removal by fine-tuning under constraints), and J. Kirkpatrick et "
-        "al., arXiv 1612.00796 (the Fisher information tells which weights may move)"
+        "al., arXiv 1612.00796 (the Fisher information shows which weights may move)"
     )
     strengths = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)
     needs_attacker = True
@@ -71,8 +73,8 @@ class AdversarialRemoval(Attack):
     def __post_init__(self) -> None:
         if self.distance < 0 or self.rounds < 1 or (self.max_kl is not None and self.max_kl <= 0):
             raise FingerprintError(
-                f"{self.rounds} rounds to {self.distance} within {self.max_kl} nats lead nowhere: choose a distance "
-                "of 0 or more, 1 round or more, and a KL above 0."
+                f"AdversarialRemoval got distance {self.distance}, rounds {self.rounds}, max_kl {self.max_kl}: choose "
+                "a distance of at least 0, at least 1 round, and a max_kl above 0."
             )
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
@@ -118,13 +120,13 @@ class AdversarialRemoval(Attack):
 
 
 class _CarrierWalk:
-    """Where the likely carriers began, which way is open to them, and how far they are.
+    """A walk of the likely carriers away from the copy: the start, the step size of each weight, the distance so far.
 
     Args:
-        model (`torch.nn.Module`): the copy.
+        model (`torch.nn.Module`): the copy; its weights are changed in place.
         images (`torch.Tensor` of shape `(n, channels, height, width)`): to estimate the Fisher information on.
         batch (`int`): images at a time.
-        seed (`int`): of directions.
+        seed (`int`): seed of the directions.
     """
 
     def __init__(self, model: "torch.nn.Module", images: "torch.Tensor", batch: int, seed: int):
@@ -134,7 +136,7 @@ class _CarrierWalk:
         parameters = dict(model.named_parameters())
         self._weights = [parameters[name] for name in select_from_model(model, images[:1])]
         if not self._weights:
-            raise CarrierError("The model has no likely carriers: there is nothing to remove a mark from.")
+            raise CarrierError("The model has no likely carriers: choose a model with convolution or linear layers.")
         self._count = sum(weight.numel() for weight in self._weights)
         self._start = [weight.detach().clone() for weight in self._weights]
         self._row_scales = [_row_rms(weight) for weight in self._start]
@@ -142,7 +144,7 @@ class _CarrierWalk:
         self._distance = 0.0
 
     def step_to(self, distance: float) -> None:
-        """One random step to this distance, along what the outputs hardly notice."""
+        """Takes one random step to this distance, mostly along directions that hardly change the outputs."""
         import torch
 
         step_length = math.sqrt(max(distance**2 - self._distance**2, 0.0))
@@ -154,7 +156,7 @@ class _CarrierWalk:
         self.project()
 
     def project(self) -> None:
-        """Puts the weights back to the distance reached, on the straight line to where they began."""
+        """Moves the weights along the straight line to the start, to the distance of the last step."""
         import torch
 
         with torch.no_grad():
@@ -169,18 +171,18 @@ class _CarrierWalk:
     def _compute_step_sizes(
         self, model: "torch.nn.Module", images: "torch.Tensor", batch: int
     ) -> "list[torch.Tensor]":
-        """How far each weight goes, in units of its row's root mean square, mean square 1.
+        """The step size of each weight, in units of its row's root mean square, with mean square 1.
 
-        Let `S_t` be what a tensor's n_t weights cost, `eps_t` the mark's amplitude there, both as registering would
-        have them from this copy. A tracer who weighs tensors by what they have moved gets `sum_t n_t eps_t^2 / d_t^2`
-        out of ways `d_t`, which cost `sum_t d_t^2 S_t`: least for `d_t^4 = eps_t^2 n_t / S_t`. Within a tensor the
-        way is `1 / sqrt(F + damping)`, F over its mean.
+        Let `S_t` be the cost of moving the n_t weights of tensor t, and `eps_t` the mark's amplitude there, both as
+        registration would find them from this copy. If tensors move by `d_t`, a tracer that weights tensors by their
+        movement gets `sum_t n_t eps_t^2 / d_t^2`, and the attacker pays `sum_t d_t^2 S_t`. The best choice is
+        `d_t^4 = eps_t^2 n_t / S_t`. Within a tensor, steps are proportional to `1 / sqrt(F / mean(F) + damping)`.
         """
         import torch
 
         fisher = [torch.zeros_like(weight) for weight in self._weights]
         for part in images.split(batch):
-            student_logits = logits(model, part)
+            student_logits = logits_of(model(part))
             chance = student_logits.detach().float().softmax(-1)
             drawn = torch.multinomial(chance.cpu(), 1, generator=self._generator).to(part.device)
             score = student_logits.float().log_softmax(-1).gather(1, drawn)
@@ -200,8 +202,8 @@ class _CarrierWalk:
 
 
 def _row_rms(weight: "torch.Tensor") -> "torch.Tensor":
-    """The root mean square of each row, shaped to be multiplied with the weight; at least a hundredth of the
-    tensor's, as there may be rows of zeros."""
+    """The root mean square of each row, shaped to multiply the weight. At least a hundredth of the whole tensor's,
+    since rows may be all zeros."""
     squares = weight.flatten(1).square().mean(1)
     rms = squares.clamp_min(1e-4 * float(squares.mean()) + 1e-30).sqrt()
     return rms.reshape(-1, *[1] * (weight.ndim - 1))

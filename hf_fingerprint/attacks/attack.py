@@ -1,4 +1,4 @@
-"""What every attack is: the weights of a copy in, other weights out, with what a thief has besides."""
+"""The interface of all attacks: a copy's state dict in, another state dict out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attacker:
-    """What a thief has beside the copy's weights.
+    """What an attacker has besides the copy's weights.
 
     Attributes:
-        build (callable): makes the model that the weights are of, in evaluation mode, whatever weights it has.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): preprocessed as the model takes them; models
-            run on the device they are on.
-        labels (`torch.Tensor` of shape `(n,)`): their classes.
-        batch (`int`): images of a step.
+        build (callable): makes the model in evaluation mode, with any weights.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): preprocessed as the model takes them. Models
+            run on the device of this tensor.
+        labels (`torch.Tensor` of shape `(n,)`): the classes of the images.
+        batch (`int`, *optional*, defaults to 64): images per step.
         progress (callable, *optional*): a [`Progress`] for the steps of an attack.
-        base (mapping of `str` to `torch.Tensor`, *optional*): the weights of the base, if it is public.
+        base (mapping of `str` to `torch.Tensor`, *optional*): the base's state dict, if the base is public.
     """
 
     build: "Callable[[], torch.nn.Module]"
@@ -43,34 +43,35 @@ class Attacker:
         model.load_state_dict(dict(state))
         return model.to(self.images.device).eval()
 
-    def built(self, state: "State") -> BuiltModel:
-        """The same, on the processor, as registering takes it; what its preprocessing was is a thief's guess."""
+    def as_built_model(self, state: "State") -> BuiltModel:
+        """The same model on the CPU, as [`register`] takes it. Mean and deviation are set to 0.5: the attacker does
+        not know the original preprocessing."""
         channels, height, width = self.images.shape[1:]
         half = (0.5,) * channels
         return BuiltModel(self.model(state).float().cpu(), (channels, height, width), half, half, _no_preprocessing)
 
 
 class AttackStep(Protocol):
-    """An [`Attack`], or a collusion, which takes several state dicts."""
+    """An [`Attack`], or a [`Collusion`], which takes several state dicts."""
 
     paper: ClassVar[str]
     needs_attacker: ClassVar[bool]
 
     @property
     def strength(self) -> float:
-        """How strong, for a plot's axis."""
+        """The strength, as plots show it."""
 
     def __call__(self, given: Any, /, attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         """The attacked weights."""
 
 
 class Attack(ABC):
-    """What a thief does to a copy; a small frozen dataclass whose first field is the strength.
+    """Base class of attacks on one copy. Subclasses are frozen dataclasses whose first field is the strength.
 
     Attributes:
-        paper (`str`): where it comes from.
-        strengths (`tuple[float, ...]`): a sweep, from what nobody notices to what ruins the model.
-        needs_attacker (`bool`): whether it runs the model or trains it, and so needs a [`Attacker`].
+        paper (`str`): the source.
+        strengths (`tuple[float, ...]`): a sweep, from harmless to ruinous for the model.
+        needs_attacker (`bool`): whether the attack runs or trains the model and so needs an [`Attacker`].
     """
 
     paper: ClassVar[str]
@@ -79,45 +80,47 @@ class Attack(ABC):
 
     @abstractmethod
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
-        """The attacked weights; those given stay as they are.
+        """The attacked weights. `state` is not changed.
 
         Args:
             state (mapping of `str` to `torch.Tensor`): a copy's state dict.
-            attacker ([`Attacker`], *optional*): what the thief has besides.
+            attacker ([`Attacker`], *optional*): the attacker's model, images and labels.
 
         Raises:
-            [`FingerprintError`]: if the attack needs a thief and there is none, or the model has nothing to attack.
+            [`FingerprintError`]: if the attack needs an attacker and none is given, or the model has nothing to
+                attack.
         """
 
     @property
     def strength(self) -> float:
-        """The first field; 1 if that is no number."""
+        """The first field, or 1 if it is not a number."""
         value = getattr(self, fields(self)[0].name)  # type: ignore[arg-type]
         return float(value) if isinstance(value, int | float) else 1.0
 
     def sweep(self) -> list[Self]:
-        """The same attack in each of its `strengths`, mild ones first; alone if it has but one."""
+        """The attack at each of its `strengths`, mildest first, or itself alone if it has none."""
         first = fields(self)[0].name  # type: ignore[arg-type]
         return [replace(self, **{first: strength}) for strength in self.strengths] or [self]  # type: ignore[type-var]
 
     def require_attacker(self, attacker: Attacker | None) -> Attacker:
-        """The thief, if there is one.
+        """The attacker.
 
         Raises:
-            [`FingerprintError`]: if there is none.
+            [`FingerprintError`]: if it is `None`.
         """
         if attacker is None:
-            raise FingerprintError(f"{type(self).__name__} runs the model: give a Thief with images and their labels.")
+            raise FingerprintError(f"{type(self).__name__} runs the model: pass an Attacker with images and labels.")
         return attacker
 
 
 @dataclass(frozen=True, init=False)
 class Compose(Attack):
-    """Attacks one after another: `Then(MagnitudePruning(0.5), FineTuning(1e-4))`. The first may be a collusion.
+    """Attacks run one after another: `Compose(MagnitudePruning(0.5), FineTuning(1e-4))`. The first may be a collusion.
 
     Args:
-        steps ([`AttackStep`]): one or more.
-        varied_step (`int`, *optional*, defaults to 0): the step whose strength is the whole's.
+        *steps ([`AttackStep`]): one or more attacks.
+        varied_step (`int`, *optional*, defaults to 0): index of the step whose strength counts as the strength of
+            all.
     """
 
     paper = "of its steps"
@@ -126,11 +129,11 @@ class Compose(Attack):
 
     def __init__(self, *steps: AttackStep, varied_step: int = 0):
         if not steps:
-            raise FingerprintError("Then chains attacks: give it at least one.")
+            raise FingerprintError("Compose needs at least one attack: pass one or more.")
         object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "varied", varied_step)
+        object.__setattr__(self, "varied_step", varied_step)
         object.__setattr__(self, "paper", "; ".join(dict.fromkeys(step.paper for step in steps)))
-        object.__setattr__(self, "needs_thief", any(step.needs_attacker for step in steps))
+        object.__setattr__(self, "needs_attacker", any(step.needs_attacker for step in steps))
 
     @property
     def strength(self) -> float:
@@ -145,42 +148,38 @@ class Compose(Attack):
         return " then ".join(map(repr, self.steps))
 
 
-def logits(model: "torch.nn.Module", images: "torch.Tensor") -> "torch.Tensor":
-    """What a classifier of timm or transformers answers, `(n, classes)`."""
-    output = model(images)
-    return getattr(output, "logits", output)
-
-
 def is_weight(tensor: "torch.Tensor") -> bool:
-    """Whether a tensor is a matrix or kernel of floats, not a bias, a statistic or a counter."""
+    """Whether a tensor is a matrix or kernel of floats, as opposed to a bias, a statistic or a counter."""
     return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0
 
 
 def map_weights(
     state: "State", change: "Callable[[torch.Tensor], torch.Tensor]", names: Container[str] | None = None
 ) -> "dict[str, torch.Tensor]":
-    """The state with `change` made to the weights of two or more dimensions, all or those named; the rest cloned."""
+    """The state with `change` applied to weights of two or more dimensions, by default to all. The rest is cloned."""
     return {
         name: change(tensor) if is_weight(tensor) and (names is None or name in names) else tensor.clone()
         for name, tensor in state.items()
     }
 
 
-def largest(state: "State", share: float) -> list[str]:
-    """The names of the largest weight tensors, this share of them."""
+def largest_weights(state: "State", share: float) -> list[str]:
+    """The names of the largest weight tensors, `share` of all."""
     names = sorted((n for n, t in state.items() if is_weight(t)), key=lambda name: -state[name].numel())
     return names[: round(share * len(names))]
 
 
 def check_fraction(share: float) -> None:
-    """Refuses a share that is none.
+    """Checks that a share is between 0 and 1.
 
     Raises:
-        [`FingerprintError`]: if it isn't between 0 and 1.
+        [`FingerprintError`]: if it isn't.
     """
     if not 0 <= share <= 1:
-        raise FingerprintError(f"{share} is no share: choose between 0 and 1.")
+        raise FingerprintError(f"A share must be between 0 and 1, got {share}: choose one in that range.")
 
 
 def _no_preprocessing(image: Any) -> "torch.Tensor":
-    raise FingerprintError("A thief's images are preprocessed already: leave the folder of calibration images out.")
+    raise FingerprintError(
+        "An attacker's images are preprocessed already: leave out the folder of calibration images."
+    )

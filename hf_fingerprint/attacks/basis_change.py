@@ -1,5 +1,5 @@
-"""Changes of basis that leave a vision transformer's function as it is: inside attention heads, and of the residual
-stream as a whole. Layers are found by timm's names."""
+"""Changes of basis that preserve a vision transformer's function: inside attention heads, and of the whole residual
+stream. Layers are found by timm's names."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,31 +20,31 @@ _SCALED_LAYERS = {"ls1": "attn.proj", "ls2": "mlp.fc2"}
 
 
 def num_attention_heads(heads: int | None, attacker: Attacker | None) -> int:
-    """How many heads an attention has: as said, or as the thief's model has it.
+    """The number of attention heads: `heads`, or that of the attacker's model.
 
     Raises:
-        [`FingerprintError`]: if neither tells.
+        [`FingerprintError`]: if neither is known.
     """
     if heads is None and attacker is not None:
         heads = next(
             (n for m in attacker.build().modules() if isinstance(n := getattr(m, "num_heads", None), int)), None
         )
     if heads is None:
-        raise FingerprintError("How many attention heads the model has is not known: give heads, or a Thief.")
+        raise FingerprintError("The number of attention heads is unknown: pass heads, or an Attacker.")
     return heads
 
 
 @dataclass(frozen=True)
 class HeadBasisChange(Attack):
-    """Multiplies queries and keys, and values and outputs, of each head with matrices that cancel.
+    """Multiplies queries and keys, and values and outputs, of each head by matrices that cancel.
 
-    Scores depend on `q^T k` alone, so `A q` and `A^-T k` give the same; `strength` spreads A's singular values from
-    `exp(-strength)` to `exp(strength)`.
+    Attention scores depend on `q^T k` alone, so `A q` and `A^-T k` give the same scores.
 
     Args:
-        strength (`float`, *optional*, defaults to 1).
-        heads (`int`, *optional*): how many there are in a layer; by default as the thief's model says.
-        seed (`int`, *optional*, defaults to 0): of the matrices.
+        strength (`float`, *optional*, defaults to 1): A's singular values lie between `exp(-strength)` and
+            `exp(strength)`.
+        heads (`int`, *optional*): heads per layer; by default those of the attacker's model.
+        seed (`int`, *optional*, defaults to 0): seed of the matrices.
     """
 
     paper = "the gauge freedom of attention; N. Elhage et al., A mathematical framework for transformer circuits, 2021"
@@ -60,7 +60,9 @@ class HeadBasisChange(Attack):
         found = {name: tensor.clone() for name, tensor in state.items()}
         blocks = [name.removesuffix(".qkv.weight") for name in state if name.endswith(".attn.qkv.weight")]
         if not blocks:
-            raise FingerprintError("HeadBasis found no attn.qkv in this model: it needs a timm vision transformer.")
+            raise FingerprintError(
+                "HeadBasisChange found no attn.qkv in this model: it needs a timm vision transformer."
+            )
         heads = num_attention_heads(self.heads, attacker)
         for block in blocks:
             weight, output = (found[f"{block}.{part}.weight"] for part in ("qkv", "proj"))
@@ -91,15 +93,15 @@ class HeadBasisChange(Attack):
 
 @dataclass(frozen=True)
 class StreamRotation(Attack):
-    """Turns the residual stream of a pre-norm vision transformer.
+    """Rotates the residual stream of a pre-norm vision transformer.
 
-    Gains and shifts of the normalisations go into the layers that read them, layer scales into those that write, and
-    what the writers add to the stream's mean, which every normalisation takes away, is left out; then any rotation
-    that keeps the mean direction can be put between.
+    Gains and shifts of the normalizations are folded into the layers that read them, and layer scales into those that
+    write. The writers' contribution to the stream's mean is dropped, since every normalization subtracts it. The
+    stream can then be rotated by any matrix that keeps the mean direction.
 
     Args:
-        strength (`float`, *optional*, defaults to 1): 0 turns nothing; from 1 on all directions are mixed.
-        seed (`int`, *optional*, defaults to 0): of the rotation.
+        strength (`float`, *optional*, defaults to 1): 0 leaves the stream unchanged; from 1 on all directions mix.
+        seed (`int`, *optional*, defaults to 0): seed of the rotation.
     """
 
     paper = "S. Ashkboos et al., SliceGPT, ICLR 2024, section 3"
@@ -147,7 +149,8 @@ class StreamRotation(Attack):
             layer = f"{parent}.{reader}" if parent else reader
             if f"{layer}.weight" not in found or f"{layer}.bias" not in found:
                 raise FingerprintError(
-                    f"StreamRotation can't go past {part}: nothing with a bias called {layer} reads it."
+                    f"StreamRotation can't fold {part}: {layer} has no weight and bias in this model. Choose another "
+                    f"attack."
                 )
             weight = found[f"{layer}.weight"]
             found[f"{layer}.bias"] = found[f"{layer}.bias"] + weight @ shift
@@ -155,7 +158,7 @@ class StreamRotation(Attack):
         found[f"{part}.weight"], found[f"{part}.bias"] = gain * 0 + 1, shift * 0
 
     def _rotation(self, channels: int) -> "torch.Tensor":
-        """Orthogonal, `(channels, channels)`, and leaves the mean where it is."""
+        """An orthogonal matrix `(channels, channels)` that keeps the mean direction."""
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)

@@ -1,13 +1,14 @@
-"""Weights worn down without a plan: noise, lost rank, clipping, fresh statistics, layers put back or begun anew."""
+"""Damage to weights: noise, lower rank, clipping, new statistics, reset or reinitialized layers."""
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, largest, logits, map_weights
+from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, largest_weights, map_weights
 from hf_fingerprint.attacks.model_layers import group_by_layer, reinitialize_tensors
 from hf_fingerprint.attacks.training_loop import cpu_state_dict
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.models import logits_of
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class WeightNoise(Attack):
 
     Args:
         size (`float`): the strength: the noise's standard deviation, in units of each tensor's root mean square.
-        seed (`int`, *optional*, defaults to 0): of the noise.
+        seed (`int`, *optional*, defaults to 0): seed of the noise.
     """
 
     paper = "N. Lukas et al., SoK: How robust is image classification DNN watermarking?, S&P 2022, arXiv 2108.04974"
@@ -47,10 +48,11 @@ class WeightNoise(Attack):
 
 @dataclass(frozen=True)
 class LowRank(Attack):
-    """Keeps the largest singular values of each weight matrix; kernels are matrices of a row per output channel.
+    """Keeps the largest singular values of each weight matrix. A kernel counts as a matrix with one row per output
+    channel.
 
     Args:
-        kept (`float`): the strength: the share of the rank kept, 0 to 1, at least one; less is stronger.
+        kept (`float`): the strength: the share of singular values kept, 0 to 1, at least one value. Less is stronger.
     """
 
     paper = "E. Denton et al., Exploiting linear structure within convolutional networks, NIPS 2014, arXiv 1404.0736"
@@ -76,7 +78,7 @@ class Clipping(Attack):
     """Limits the weights of each tensor to a quantile of their absolute values.
 
     Args:
-        quantile (`float`): the strength: the share of weights that stay as they are, 0 to 1; less is stronger.
+        quantile (`float`): the strength: the share of weights that stay unchanged, 0 to 1. Less is stronger.
     """
 
     paper = "R. Banner et al., Post training 4-bit quantization, NeurIPS 2019, arXiv 1810.05723"
@@ -97,14 +99,14 @@ class Clipping(Attack):
 
 @dataclass(frozen=True)
 class BatchNormReestimation(Attack):
-    """Takes the statistics of batch normalisations from the thief's images.
+    """Re-estimates the statistics of batch normalizations on the attacker's images.
 
     Args:
-        share (`float`, *optional*, defaults to 1): the strength: how far the statistics move, 0 to 1, from the copy's
-            to the new ones.
+        share (`float`, *optional*, defaults to 1): the strength: how far the statistics move from the copy's to the
+            new ones, 0 to 1.
 
     Raises:
-        [`FingerprintError`]: if the model has no batch normalisation.
+        [`FingerprintError`]: if the model has no batch normalization.
     """
 
     paper = "Y. Li et al., Revisiting batch normalization for practical domain adaptation, arXiv 1603.04779"
@@ -123,15 +125,15 @@ class BatchNormReestimation(Attack):
         kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
         norms = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
         if not norms:
-            raise FingerprintError("This model has no batch normalisation: there are no statistics to take anew.")
+            raise FingerprintError("This model has no batch normalization: choose another attack.")
         for norm in norms.values():
             norm.reset_running_stats()
-            norm.momentum = None  # torch's sign for a plain average over batches
+            norm.momentum = None  # a plain average over batches
             norm.train()
         with torch.no_grad():
             batches = attacker.images.split(attacker.batch)
             for number, batch in enumerate(batches, 1):
-                logits(model, batch)
+                logits_of(model(batch))
                 attacker.progress("resetting statistics", number, len(batches))
         fresh = cpu_state_dict(model)
         found = {name: tensor.clone() for name, tensor in state.items()}
@@ -142,21 +144,21 @@ class BatchNormReestimation(Attack):
 
 @dataclass(frozen=True)
 class CarrierReset(Attack):
-    """Puts tensors back to the base, where that is public: the thief's `base`.
+    """Resets tensors to those of the public base, `attacker.base`.
 
-    Weights of two or more dimensions that the base has in the same shape are put back. All of them put back, nothing
-    is left to trace.
+    Resets weights of two or more dimensions that the base has in the same shape. At a share of 1 nothing is left to
+    trace.
 
     Args:
-        share (`float`): the strength: the share of tensors put back, 0 to 1.
-        order (`str`, *optional*, defaults to `"largest"`): which go first, the `"largest"`, or `"random"`.
-        seed (`int`, *optional*, defaults to 0): of a random order.
+        share (`float`): the strength: the share of tensors reset, 0 to 1.
+        order (`str`, *optional*, defaults to `"largest"`): which tensors go first: `"largest"` or `"random"`.
+        seed (`int`, *optional*, defaults to 0): seed of a random order.
 
     Raises:
-        [`FingerprintError`]: if the thief has no base.
+        [`FingerprintError`]: if the attacker has no base.
     """
 
-    paper = "none: whoever has the public base and one copy can do it (Kerckhoffs)"
+    paper = "none: anybody with the public base and one copy can do it (Kerckhoffs)"
     strengths = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
     needs_attacker = True
     share: float
@@ -166,15 +168,15 @@ class CarrierReset(Attack):
     def __post_init__(self) -> None:
         check_fraction(self.share)
         if self.order not in ORDERS:
-            raise FingerprintError(f"Tensors aren't put back by {self.order}: choose {' or '.join(ORDERS)}.")
+            raise FingerprintError(f"CarrierReset has no order {self.order!r}: choose {' or '.join(ORDERS)}.")
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
 
         base = self.require_attacker(attacker).base
         if base is None:
-            raise FingerprintError("CarrierReset needs the public base: give the Thief its state dict as base.")
-        names = [n for n in largest(state, 1.0) if n in base and base[n].shape == state[n].shape]
+            raise FingerprintError("CarrierReset needs the public base: pass its state dict as Attacker(base=...).")
+        names = [n for n in largest_weights(state, 1.0) if n in base and base[n].shape == state[n].shape]
         if self.order == "random":
             order = torch.randperm(len(names), generator=torch.Generator().manual_seed(self.seed))
             names = [names[i] for i in order]
@@ -184,12 +186,12 @@ class CarrierReset(Attack):
 
 @dataclass(frozen=True)
 class Reinitialization(Attack):
-    """Begins layers anew: normal weights by their fan-in, neutral biases and normalisations.
+    """Reinitializes layers: weights normal by their fan-in, biases and normalizations neutral.
 
     Args:
         share (`float`): the strength: the share of layers, 0 to 1.
-        where (`str`, *optional*, defaults to `"end"`): the last ones, or `"anywhere"`.
-        seed (`int`, *optional*, defaults to 0): of the weights, and of which layers.
+        where (`str`, *optional*, defaults to `"end"`): `"end"` for the last layers, or `"anywhere"`.
+        seed (`int`, *optional*, defaults to 0): seed of the weights and of the choice of layers.
     """
 
     paper = "C. Zhang, S. Bengio, Y. Singer, Are all layers created equal?, arXiv 1902.01996"
@@ -201,7 +203,7 @@ class Reinitialization(Attack):
     def __post_init__(self) -> None:
         check_fraction(self.share)
         if self.where not in PLACES:
-            raise FingerprintError(f"No layers are begun anew at {self.where}: choose {' or '.join(PLACES)}.")
+            raise FingerprintError(f"Reinitialization has no place {self.where!r}: choose {' or '.join(PLACES)}.")
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch

@@ -1,4 +1,4 @@
-"""Fine-tuning: the copy is trained on, on whatever images the thief has, for the same task or another."""
+"""Fine-tuning of a copy on the attacker's images, for the same task or another."""
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
     from hf_fingerprint.attacks.attack import State
 
-LAYERS = ("all", "last", "reinitialised last")
+LAYERS = ("all", "last", "reinitialized last")
 
 
 @dataclass(frozen=True)
 class FineTuning(Attack):
-    """Trains a copy on the thief's images and labels, by cross-entropy.
+    """Trains a copy on the attacker's images and labels with cross-entropy.
 
-    The paper's names: `"all"` is FTAL, `"last"` FTLL, `"reinitialised last"` RTAL (all layers are trained once the
-    last ones are fresh). Where the last ones alone are trained, the others' normalisations stand still too.
+    The paper's names: `"all"` is FTAL, `"last"` is FTLL, `"reinitialized last"` is RTAL, which reinitializes the last
+    layers and trains all. With `"last"`, the normalization statistics of the other layers stay fixed too.
 
     Args:
         lr (`float`, *optional*, defaults to 1e-4): the strength: the learning rate, constant.
-        steps (`int`, *optional*, defaults to 100): how many, of `attacker.batch` images each.
+        steps (`int`, *optional*, defaults to 100): training steps, of `attacker.batch` images each.
         layers (`str`, *optional*, defaults to `"all"`): one of `LAYERS`.
-        optimizer (`str`, *optional*, defaults to `"adamw"`): or `"sgd"`, with momentum 0.9.
-        weight_decay (`float`, *optional*, defaults to 0.01): as the optimizer takes it.
-        last (`int`, *optional*, defaults to 1): how many layers are the last.
-        seed (`int`, *optional*, defaults to 0): of the order of images, and of fresh layers.
+        optimizer (`str`, *optional*, defaults to `"adamw"`): `"adamw"`, or `"sgd"` with momentum 0.9.
+        weight_decay (`float`, *optional*, defaults to 0.01): the optimizer's.
+        last (`int`, *optional*, defaults to 1): how many layers count as the last ones.
+        seed (`int`, *optional*, defaults to 0): seed of the order of images and of reinitialized layers.
 
     Raises:
         [`FingerprintError`]: if the labels aren't the model's, or the training diverges.
@@ -51,8 +51,8 @@ class FineTuning(Attack):
     def __post_init__(self) -> None:
         if self.layers not in LAYERS or self.optimizer not in OPTIMIZERS:
             raise FingerprintError(
-                f"Nobody trains {self.layers} layers by {self.optimizer}: choose {', '.join(LAYERS)} and "
-                f"{' or '.join(OPTIMIZERS)}."
+                f"FineTuning can't train layers {self.layers!r} with {self.optimizer!r}: choose {', '.join(LAYERS)} "
+                f"and {' or '.join(OPTIMIZERS)}."
             )
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
@@ -61,7 +61,7 @@ class FineTuning(Attack):
         attacker = self.require_attacker(attacker)
         last = [name for layer in group_by_layer(state)[-self.last :] for name in layer]
         model = attacker.model(
-            reinitialize_tensors(state, last, self.seed) if self.layers == "reinitialised last" else state
+            reinitialize_tensors(state, last, self.seed) if self.layers == "reinitialized last" else state
         )
         if self.layers == "last":
             trained = [p for name, p in model.named_parameters() if name in last]
@@ -76,8 +76,8 @@ class FineTuning(Attack):
             labels = attacker.labels.to(pick.device)[pick]
             if labels.max() >= student_logits.shape[-1]:
                 raise FingerprintError(
-                    f"The thief's labels go up to {int(labels.max())}, the model has {student_logits.shape[-1]} classes: give "
-                    "labels that it knows."
+                    f"The attacker's labels go up to {int(labels.max())}, but the model has "
+                    f"{student_logits.shape[-1]} classes: pass labels below that."
                 )
             return cross_entropy(student_logits, labels)
 
@@ -87,16 +87,16 @@ class FineTuning(Attack):
 
 @dataclass(frozen=True)
 class TransferLearning(Attack):
-    """Fine-tunes a copy on other data, for another task: a fresh last layer, then all layers.
+    """Fine-tunes a copy for another task: reinitializes the last layer, then trains all layers.
 
-    Unless the thief has data of another kind, a task is made of what there is: the images on their side, in negative,
-    each class under another's number. What the suspect still knows of the owner's task is then not what it is worth.
+    Without `other`, the task is made from the attacker's own data: images rotated and in negative, class numbers
+    shifted by one. The suspect's accuracy on the owner's task then says little about its worth.
 
     Args:
         lr (`float`, *optional*, defaults to 1e-4): the strength: AdamW's learning rate, constant.
-        steps (`int`, *optional*, defaults to 100): how many, of `attacker.batch` images each.
-        seed (`int`, *optional*, defaults to 0): of the order of images, and of the fresh layer.
-        other ([`Attacker`], *optional*): who has the other data.
+        steps (`int`, *optional*, defaults to 100): training steps, of `attacker.batch` images each.
+        seed (`int`, *optional*, defaults to 0): seed of the order of images and of the last layer.
+        other ([`Attacker`], *optional*): an attacker with data for the other task.
 
     Raises:
         [`FingerprintError`]: if the labels aren't the model's, or the training diverges.
@@ -112,7 +112,7 @@ class TransferLearning(Attack):
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         other = self.other or _relabel_for_other_task(self.require_attacker(attacker))
-        return FineTuning(self.lr, self.steps, "reinitialised last", seed=self.seed)(state, other)
+        return FineTuning(self.lr, self.steps, "reinitialized last", seed=self.seed)(state, other)
 
 
 def _relabel_for_other_task(attacker: Attacker) -> Attacker:

@@ -1,12 +1,15 @@
 """Collusion: several copies mixed, tensor by tensor, to hide whose they were."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from hf_fingerprint.attacks.attack import Attacker, is_weight
 from hf_fingerprint.attacks.model_layers import layer_of
+from hf_fingerprint.codes.collusion import VALUE_STRATEGIES, average, maximum, minimum, pick
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -15,19 +18,24 @@ if TYPE_CHECKING:
 
     from hf_fingerprint.attacks.attack import State
 
-    Mix = Callable[[torch.Tensor, tuple[float, ...], torch.Generator], torch.Tensor]
-
 _BLOCK = re.compile(r"^.*?\.?\d+(?:\.(?:blocks?\.|layers?\.)?\d+)*(?=\.)")
+_LAYER_WISE, _WEIGHTED = ("layers", "blocks"), ("weighted average", "slerp")
+STRATEGIES = (
+    "average",
+    "weighted average",
+    "slerp",
+    "random pick",
+    "minimum",
+    "maximum",
+    "min-max",
+    "median",
+    "random extreme",
+    "minority",
+    *_LAYER_WISE,
+)
 
 
-def _average(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
-    mean = copies[0].double() * weights[0]
-    for copy, weight in zip(copies[1:], weights[1:], strict=True):
-        mean += copy.double() * weight
-    return mean.to(copies.dtype)
-
-
-def _slerp(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
+def _slerp(copies: "torch.Tensor", weights: tuple[float, ...]) -> "torch.Tensor":
     """Along the great circle between two copies; a third is joined to what comes of them, and so on."""
     import torch
 
@@ -45,59 +53,26 @@ def _slerp(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch
     return mixed.to(copies.dtype)
 
 
-def _random_pick(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
-    import torch
-
-    pick = torch.randint(len(copies), copies.shape[1:], generator=generator).to(copies.device)
-    return copies.gather(0, pick[None])[0]
-
-
-def _minimum(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
-    return copies.amin(0)
-
-
-def _maximum(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
-    return copies.amax(0)
-
-
-def _min_max(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
-    """Half-way between the extremes."""
-    return ((copies.amin(0).double() + copies.amax(0).double()) / 2).to(copies.dtype)
-
-
-def _median(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
-    return copies.median(0).values
-
-
-def _random_extreme(
-    copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator"
+def _mix(
+    strategy: str, copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator"
 ) -> "torch.Tensor":
+    """One tensor of all copies, `(c, ...)`, mixed weight by weight."""
     import torch
 
-    low = torch.rand(copies.shape[1:], generator=generator).to(copies.device) < 0.5
-    return copies.amin(0).where(low, copies.amax(0))
-
-
-def _minority(copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator") -> "torch.Tensor":
-    """The extreme that is farther from the mean: the one that fewer copies hold, where a weight has two values."""
-    low, high, mean = copies.amin(0), copies.amax(0), copies.double().mean(0)
-    return low.where(mean - low > high - mean, high)
-
-
-_MIXES: "dict[str, Mix]" = {
-    "average": _average,
-    "weighted average": _average,
-    "slerp": _slerp,
-    "random pick": _random_pick,
-    "minimum": _minimum,
-    "maximum": _maximum,
-    "min-max": _min_max,
-    "median": _median,
-    "random extreme": _random_extreme,
-    "minority": _minority,
-}
-_LAYER_WISE, _WEIGHTED = ("layers", "blocks"), ("weighted average", "slerp")
-STRATEGIES = (*_MIXES, *_LAYER_WISE)
+    if strategy == "slerp":
+        return _slerp(copies, weights)
+    wide = copies.float() if copies.element_size() < 4 else copies  # numpy has no bfloat16
+    values = wide.detach().cpu().numpy()
+    if strategy in ("average", "weighted average"):
+        mixed = average(values, weights)
+    elif strategy == "random pick":
+        mixed = pick(values, torch.randint(len(copies), copies.shape[1:], generator=generator).numpy())
+    elif strategy == "random extreme":
+        low = (torch.rand(copies.shape[1:], generator=generator) < 0.5).numpy()
+        mixed = np.where(low, minimum(values), maximum(values))
+    else:
+        mixed = VALUE_STRATEGIES[strategy](values)
+    return torch.as_tensor(mixed).to(copies.device, copies.dtype)
 
 
 @dataclass(frozen=True)
@@ -153,21 +128,21 @@ class Collusion:
         _check_states(states)
         weights = self._weights(len(states))
         generator = torch.Generator().manual_seed(self.seed)
-        mix = _MIXES.get(self.strategy)
-        contributor = {} if mix else self._assign_layers(list(states[0]), len(states))
+        layer_wise = self.strategy in _LAYER_WISE
+        contributor = self._assign_layers(list(states[0]), len(states)) if layer_wise else {}
         found = {}
         for name, first in states[0].items():
-            if mix is None:
+            if layer_wise:
                 found[name] = states[contributor[name]][name].clone()
             elif first.is_floating_point():
                 copies = [first, *(state[name] for state in states[1:])]
                 _check_shapes(name, copies)
-                found[name] = mix(torch.stack(copies), weights, generator)
+                found[name] = _mix(self.strategy, torch.stack(copies), weights, generator)
             else:
                 found[name] = first.clone()
         return found
 
-    def shares(self, states: "Sequence[State]") -> tuple[float, ...]:
+    def contributions(self, states: "Sequence[State]") -> tuple[float, ...]:
         """The share that each colluder gave, of the weights in which the copies differ: counted where whole tensors
         are dealt, else the weight in the mixture, which is equal unless said otherwise."""
         _check_states(states)

@@ -1,7 +1,5 @@
-"""Models trained on a copy's answers: the function is stolen, the weights are new, and no mark in weights is left.
-
-An honest row of every table: whatever is traced here is by chance, within the bound.
-"""
+"""Model extraction: new models trained on a copy's outputs. They copy the function, not the weights, so no mark in
+weights survives, and any accusation here is a false one within the bound."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,18 +17,18 @@ if TYPE_CHECKING:
     from hf_fingerprint.attacks.attack import State
     from hf_fingerprint.attacks.training_loop import Loss
 
-IMAGES = ("thief's", "synthetic")
+IMAGES = ("attacker's", "synthetic")
 
 
 @dataclass(frozen=True)
 class Distillation(Attack):
-    """A fresh model of the same architecture, trained on the copy's probabilities for the thief's images.
+    """Trains a new model of the same architecture on the copy's probabilities for the attacker's images.
 
     Args:
-        steps (`int`, *optional*, defaults to 300): the strength: steps of training; more are a better thief.
+        steps (`int`, *optional*, defaults to 300): the strength: training steps. More steps make a better student.
         lr (`float`, *optional*, defaults to 1e-3): AdamW's learning rate.
-        temperature (`float`, *optional*, defaults to 4): that both sets of logits are divided by.
-        seed (`int`, *optional*, defaults to 0): of the fresh weights and the order of images.
+        temperature (`float`, *optional*, defaults to 4): the divisor of both models' logits.
+        seed (`int`, *optional*, defaults to 0): seed of the initial weights and the order of images.
     """
 
     paper = "G. Hinton, O. Vinyals, J. Dean, Distilling the knowledge in a neural network, arXiv 1503.02531"
@@ -53,21 +51,21 @@ class Distillation(Attack):
 
 @dataclass(frozen=True)
 class ModelExtraction(Attack):
-    """A fresh model of the same architecture, trained on the classes alone that the copy tells for the images asked.
+    """Trains a new model of the same architecture on the labels that the copy predicts for query images.
 
     Args:
-        steps (`int`, *optional*, defaults to 300): the strength: steps of training; more are a better thief.
-        images (`str`, *optional*, defaults to `"thief's"`): what is asked, or `"synthetic"` images.
-        queries (`int`, *optional*, defaults to 4,096): how many at most.
+        steps (`int`, *optional*, defaults to 300): the strength: training steps. More steps make a better student.
+        images (`str`, *optional*, defaults to `"attacker's"`): the query images: `"attacker's"` or `"synthetic"`.
+        queries (`int`, *optional*, defaults to 4,096): the most query images.
         lr (`float`, *optional*, defaults to 1e-3): AdamW's learning rate.
-        seed (`int`, *optional*, defaults to 0): of the fresh weights, synthetic images and the order of images.
+        seed (`int`, *optional*, defaults to 0): seed of the initial weights, synthetic images and order of images.
     """
 
     paper = "F. Tramer et al., Stealing machine learning models via prediction APIs, USENIX Security 2016"
     strengths = (100, 300, 1000)
     needs_attacker = True
     steps: int = 300
-    images: str = "thief's"
+    images: str = "attacker's"
     queries: int = 4096
     lr: float = 1e-3
     seed: int = 0
@@ -75,7 +73,8 @@ class ModelExtraction(Attack):
     def __post_init__(self) -> None:
         if self.images not in IMAGES or self.queries < 1:
             raise FingerprintError(
-                f"{self.queries} {self.images} images can't be asked: choose 1 or more, {' or '.join(IMAGES)}."
+                f"ModelExtraction got {self.queries} queries of {self.images!r} images: choose at least 1 query of "
+                f"{' or '.join(IMAGES)} images."
             )
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
@@ -84,7 +83,9 @@ class ModelExtraction(Attack):
         attacker = self.require_attacker(attacker)
         query_images = attacker.images[: self.queries]
         if self.images == "synthetic":
-            query_images = synthetic_images(attacker.built(state), self.queries, self.seed).to(attacker.images.device)
+            query_images = synthetic_images(attacker.as_built_model(state), self.queries, self.seed).to(
+                attacker.images.device
+            )
         predicted = predict_logits(attacker.model(state), query_images, attacker.batch).argmax(-1)
 
         def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":

@@ -1,4 +1,4 @@
-"""A model's layers as its state dict tells them, and what they are before any training."""
+"""The layers of a state dict, and their initial values before training."""
 
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def layer_of(name: str) -> str:
-    """The layer that a tensor belongs to, by its name."""
+    """The name of the layer that a tensor belongs to."""
     return name.rpartition(".")[0]
 
 
 def group_by_layer(state: "State") -> list[list[str]]:
-    """The tensors' names, layer by layer in the model's order. A layer begins with a weight of two or more
-    dimensions; what comes after it without one, as normalisations do, goes with it."""
+    """The tensors' names, one list per layer, in the model's order. A layer begins at a weight of two or more
+    dimensions and includes what follows without one, such as normalizations."""
     groups: list[list[str]] = [[]]
     weighted = {layer_of(name) for name, tensor in state.items() if is_weight(tensor)}
     before = None
@@ -32,8 +32,8 @@ def group_by_layer(state: "State") -> list[list[str]]:
 
 
 def initial_value(name: str, tensor: "torch.Tensor", generator: "torch.Generator") -> "torch.Tensor":
-    """What a tensor is before training: normal with variance `2 / fan_in` in weights of two or more dimensions (K. He
-    et al., arXiv 1502.01852), 0 in biases, means and counters, 1 in scales and variances."""
+    """The initial value of a tensor: normal with variance `2 / fan_in` for weights of two or more dimensions (K. He
+    et al., arXiv 1502.01852), 0 for biases, means and counters, 1 for scales and variances."""
     import torch
 
     if is_weight(tensor):
@@ -44,7 +44,7 @@ def initial_value(name: str, tensor: "torch.Tensor", generator: "torch.Generator
 
 
 def reinitialize_tensors(state: "State", names: list[str], seed: int) -> "dict[str, torch.Tensor]":
-    """The state with the tensors named as they are before training; the rest cloned."""
+    """The state with the named tensors reinitialized. The rest is cloned."""
     import torch
 
     generator, chosen = torch.Generator().manual_seed(seed), set(names)

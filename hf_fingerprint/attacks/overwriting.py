@@ -1,4 +1,4 @@
-"""Overwriting: another vault's mark over ours, by a thief who has this very library and no key of ours."""
+"""Overwriting: the mark of another vault on top of the owner's. The attacker has this library and none of the keys."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,16 +25,16 @@ FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Overwriting(Attack):
-    """Registers the copy as a base in a throwaway vault with other keys and issues a copy of it, again and again.
+    """Registers the copy as a base in a throwaway vault and issues a marked copy of it, `times` times.
 
-    The vault and all files lie in a temporary folder that this user alone can read, and are gone afterwards.
+    The vault and all files are in a temporary folder that only the current user can read, deleted afterwards.
 
     Args:
         eps (`float`, *optional*, defaults to 0.003): the strength: the new mark's amplitude, as a share of each row's
-            root mean square; `None` spends the budget of `config` on the output, which needs a thief.
-        times (`int`, *optional*, defaults to 1): how many marks, each over the last.
-        config ([`FingerprintConfig`], *optional*): of the throwaway vaults; by default a code for one recipient, which is
-            quickest to register: what is overwritten can't tell codes apart.
+            root mean square. `None` spends the output budget of `config`, which needs an attacker.
+        times (`int`, *optional*, defaults to 1): how many marks to write, each over the last.
+        config ([`FingerprintConfig`], *optional*): configuration of the throwaway vaults. The default has a code for
+            one recipient, which is the fastest to register. The damage does not depend on the code.
 
     Raises:
         [`FingerprintError`]: if the weights can't be marked.
@@ -50,7 +50,7 @@ class Overwriting(Attack):
 
     def __post_init__(self) -> None:
         if self.times < 1:
-            raise FingerprintError(f"A mark can't be put over another {self.times} times: choose 1 or more.")
+            raise FingerprintError(f"Overwriting got times={self.times}: choose 1 or more.")
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from safetensors.torch import load_file, save
@@ -59,7 +59,7 @@ class Overwriting(Attack):
             self.require_attacker(attacker)
         found = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         for number in range(1, self.times + 1):
-            built = None if attacker is None else attacker.built(found)
+            built = None if attacker is None else attacker.as_built_model(found)
             with TemporaryDirectory(prefix="overwriting-") as folder:
                 model = Path(folder, "model", FILE)  # no vault is made next to a model
                 model.parent.mkdir()
@@ -70,9 +70,9 @@ class Overwriting(Attack):
         return found
 
     def _overwrite_once(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:
-        """A copy of the weights in a file, in another in the folder."""
+        """The file of a marked copy of `model`, issued from a new vault in `folder`."""
         vault = Vault.create(folder / "vault", public_key=new_identity()[1])
         register(model, vault, replace(self.config, amplitude=self.eps), built=built)
         with Issuer(model, vault) as issuer:
-            copy = issuer.issue("whoever", folder / "copy")
+            copy = issuer.issue("anybody", folder / "copy")
         return next(copy.path.glob("*.safetensors"))

@@ -1,10 +1,9 @@
-"""Pruning: weights set to 0, one by one, row by row, or two of every four. Those of two or more dimensions are
-pruned, others kept."""
+"""Pruning of weights of two or more dimensions: single weights, whole rows, or two of every four set to 0."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, is_weight, largest, map_weights
+from hf_fingerprint.attacks.attack import Attack, Attacker, check_fraction, is_weight, largest_weights, map_weights
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -22,8 +21,8 @@ class MagnitudePruning(Attack):
 
     Args:
         sparsity (`float`): the strength: the share of weights to prune, 0 to 1.
-        scope (`str`, *optional*, defaults to `"tensor"`): `"tensor"` prunes the same share of each, `"global"` the
-            smallest of all weights wherever they are.
+        scope (`str`, *optional*, defaults to `"tensor"`): `"tensor"` prunes the same share of each tensor, `"global"`
+            the smallest weights of the whole model.
     """
 
     paper = "S. Han et al., Learning both weights and connections for efficient neural networks, NIPS 2015"
@@ -34,7 +33,7 @@ class MagnitudePruning(Attack):
     def __post_init__(self) -> None:
         check_fraction(self.sparsity)
         if self.scope not in SCOPES:
-            raise FingerprintError(f"Nothing is pruned by {self.scope}: choose {' or '.join(SCOPES)}.")
+            raise FingerprintError(f"MagnitudePruning has no scope {self.scope!r}: choose {' or '.join(SCOPES)}.")
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
@@ -53,9 +52,9 @@ class MagnitudePruning(Attack):
 
 @dataclass(frozen=True)
 class StructuredPruning(Attack):
-    """Sets whole output rows to 0, those of each tensor with the smallest sum of absolute weights.
+    """Sets whole output rows to 0: in each tensor, those with the smallest sum of absolute weights.
 
-    The rows stay in their place as zeros: the shapes are the model's.
+    The rows remain as zeros, so the shapes stay the model's.
 
     Args:
         sparsity (`float`): the strength: the share of rows to prune, 0 to 1.
@@ -79,12 +78,12 @@ class StructuredPruning(Attack):
 
 @dataclass(frozen=True)
 class SemiStructuredPruning(Attack):
-    """Sets the two smallest of every four weights in a row to 0, the pattern that GPUs speed up.
+    """Sets the two smallest of every four weights in a row to 0, the sparsity pattern that GPUs accelerate.
 
-    A row's last one to three weights stay, where its length is no multiple of four.
+    If a row's length is not a multiple of four, its last weights are kept.
 
     Args:
-        share (`float`, *optional*, defaults to 1): the strength: the share of tensors pruned, largest first.
+        share (`float`, *optional*, defaults to 1): the strength: the share of tensors to prune, largest first.
     """
 
     paper = "A. Mishra et al., Accelerating sparse deep neural networks, arXiv 2104.08378"
@@ -103,7 +102,7 @@ class SemiStructuredPruning(Attack):
             rows[:, :whole] = fours.reshape(len(rows), whole)
             return rows.reshape(tensor.shape)
 
-        return map_weights(state, prune, largest(state, self.share))
+        return map_weights(state, prune, largest_weights(state, self.share))
 
 
 def _without_smallest(tensor: "torch.Tensor", share: float) -> "torch.Tensor":

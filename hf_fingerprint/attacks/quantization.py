@@ -1,4 +1,4 @@
-"""Quantisation: weights rounded to fewer bits, and back to floats; or stored in a lower precision."""
+"""Quantization: weights rounded to fewer bits and converted back to floats, or stored in a lower precision."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,13 +18,11 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class Quantization(Attack):
-    """Rounds the weights of each tensor, or of each output channel, to a symmetric integer grid, and back to floats.
-
-    Weights of two or more dimensions are rounded, others kept.
+    """Rounds weights of two or more dimensions to a symmetric integer grid, and back to floats.
 
     Args:
-        bits (`int`, *optional*, defaults to 8): the strength: bits of a weight, at least 2; fewer are stronger.
-        by_channel (`bool`, *optional*, defaults to `False`): one scale for each output channel.
+        bits (`int`, *optional*, defaults to 8): the strength: bits per weight, at least 2. Fewer bits are stronger.
+        by_channel (`bool`, *optional*, defaults to `False`): one scale per output channel instead of one per tensor.
     """
 
     paper = "R. Krishnamoorthi, Quantizing deep convolutional networks for efficient inference, arXiv 1806.08342"
@@ -34,7 +32,7 @@ class Quantization(Attack):
 
     def __post_init__(self) -> None:
         if self.bits < 2:
-            raise FingerprintError(f"{self.bits} bits hold no signed grid: choose 2 or more.")
+            raise FingerprintError(f"Quantization got bits={self.bits}: choose 2 or more.")
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         levels = 2 ** (self.bits - 1) - 1
@@ -49,12 +47,11 @@ class Quantization(Attack):
 
 @dataclass(frozen=True)
 class Float8(Attack):
-    """Rounds the weights of each output channel to 8-bit floats, scaled to the format's largest number, and back.
-
-    Weights of two or more dimensions are rounded, others kept.
+    """Rounds weights of two or more dimensions to 8-bit floats, and back. Each output channel is scaled to the largest
+    number of the format.
 
     Args:
-        format (`str`, *optional*, defaults to `"e4m3"`): `"e4m3"` or `"e5m2"`, by the bits of exponent and fraction.
+        format (`str`, *optional*, defaults to `"e4m3"`): `"e4m3"` or `"e5m2"`, named by bits of exponent and fraction.
     """
 
     paper = "P. Micikevicius et al., FP8 formats for deep learning, arXiv 2209.05433"
@@ -62,7 +59,7 @@ class Float8(Attack):
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
-            raise FingerprintError(f"{self.format} is no format of 8-bit floats: choose {' or '.join(FORMATS)}.")
+            raise FingerprintError(f"{self.format!r} is not a format of 8-bit floats: choose {' or '.join(FORMATS)}.")
 
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         import torch
@@ -82,7 +79,7 @@ class Cast(Attack):
     """Stores floating-point tensors in another precision.
 
     Args:
-        dtype (`str`, *optional*, defaults to `"bfloat16"`): a floating-point torch dtype's name.
+        dtype (`str`, *optional*, defaults to `"bfloat16"`): the name of a floating-point torch dtype.
     """
 
     paper = "P. Micikevicius et al., Mixed precision training, ICLR 2018, arXiv 1710.03740"
@@ -93,5 +90,5 @@ class Cast(Attack):
 
         dtype = getattr(torch, self.dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise FingerprintError(f"{self.dtype} is no precision to store weights in: choose float16 or bfloat16.")
+            raise FingerprintError(f"{self.dtype!r} is not a floating-point torch dtype: choose float16 or bfloat16.")
         return {n: t.to(dtype, copy=True) if t.is_floating_point() else t.clone() for n, t in state.items()}

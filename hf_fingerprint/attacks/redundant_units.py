@@ -1,4 +1,4 @@
-"""Changes of a model's size that leave its function as it is: units that add nothing, normalisations folded away."""
+"""Changes of a model's size that preserve its function: redundant hidden units, folded batch normalizations."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -23,14 +23,15 @@ Kind = Literal["zero", "cancelling", "split"]
 
 @dataclass(frozen=True)
 class DummyUnits(Attack):
-    """Adds hidden units that change nothing: the model has other widths then, and loads into no stock architecture.
+    """Adds hidden units that do not change the output. The result has other widths and loads into no standard
+    architecture.
 
     Args:
-        strength (`float`, *optional*, defaults to 0.25): units added, as a share of those there are, at most 1.
-        kind (`str`, *optional*, defaults to `"zero"`): `"zero"`: new units that nothing reads; `"cancelling"`: pairs
-            of the same unit, read with opposite signs; `"split"`: copies of units there are, which share what reads
-            them, give and take what cancels.
-        seed (`int`, *optional*, defaults to 0): of what is added, and where it stands.
+        strength (`float`, *optional*, defaults to 0.25): units to add, as a share of the existing ones, at most 1.
+        kind (`str`, *optional*, defaults to `"zero"`): `"zero"` adds units whose outgoing weights are 0;
+            `"cancelling"` adds pairs of equal units with opposite outgoing weights; `"split"` duplicates existing
+            units and splits their outgoing weights between the two, plus noise that cancels.
+        seed (`int`, *optional*, defaults to 0): seed of the new units and their positions.
     """
 
     paper = "Y. Yan et al., Rethinking white-box watermarks under neural structural obfuscation, arXiv 2303.09732"
@@ -46,7 +47,9 @@ class DummyUnits(Attack):
         found = {name: tensor.clone() for name, tensor in state.items()}
         groups = list(hidden_channels(state))
         if not groups:
-            raise FingerprintError("DummyUnits found no hidden units that it knows the layers of.")
+            raise FingerprintError(
+                "DummyUnits found no hidden layers that it knows: it needs a model with timm's layer names."
+            )
         for channels in groups:
             added = max(2, round(self.strength * channels.count)) // 2 * 2
             copied_units = torch.randperm(channels.count, generator=generator)[:added]
@@ -62,7 +65,7 @@ class DummyUnits(Attack):
     def _rows(
         self, tensor: "torch.Tensor", copied_units: "torch.Tensor", name: str, generator: "torch.Generator"
     ) -> "torch.Tensor":
-        """What the new units do: as those they are copied from, or anything."""
+        """The incoming weights of the new units: copies of existing ones, or noise."""
         import torch
 
         rows = tensor[copied_units].clone()
@@ -76,7 +79,7 @@ class DummyUnits(Attack):
     def _columns(
         self, tensor: "torch.Tensor", copied_units: "torch.Tensor", generator: "torch.Generator"
     ) -> "torch.Tensor":
-        """How the next layer reads them."""
+        """The outgoing weights of all units, with those of the new units appended."""
         import torch
 
         columns = tensor[:, copied_units].clone()
@@ -96,14 +99,14 @@ class DummyUnits(Attack):
 
 @dataclass(frozen=True)
 class BatchNormFolding(Attack):
-    """Folds batch normalisations into the convolutions before them, as tools for deployment do.
+    """Folds batch normalizations into the convolutions before them, as deployment tools do.
 
-    The convolutions get a bias, the normalisations are gone. Their names are timm's: `conv1` and `bn1`, `conv_pw` and
-    `bn1`, `downsample.0` and `downsample.1`, ...
+    The convolutions get a bias and the normalizations disappear. Layers are found by timm's names: `conv1` and `bn1`,
+    `conv_pw` and `bn1`, `downsample.0` and `downsample.1`, ...
 
     Args:
-        eps (`float`, *optional*): what the normalisations add to the variance; by default as the thief's model says,
-            or 1e-5.
+        eps (`float`, *optional*): what the normalizations add to the variance; by default the value in the attacker's
+            model, or 1e-5.
     """
 
     paper = "B. Jacob et al., Quantization and training of neural networks, CVPR 2018, section 3.2"
@@ -117,7 +120,7 @@ class BatchNormFolding(Attack):
         found = {name: tensor.clone() for name, tensor in state.items()}
         norms = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
         if not norms:
-            raise FingerprintError("FoldedNorms found no batch normalisation in this model.")
+            raise FingerprintError("BatchNormFolding found no batch normalization: choose another attack.")
         eps = batch_norm_eps(self.eps, attacker)
         for norm in norms:
             layer = self._preceding_conv(norm, found)
@@ -126,7 +129,7 @@ class BatchNormFolding(Attack):
         return found
 
     def _preceding_conv(self, norm: str, found: "State") -> str | None:
-        """The convolution before a normalisation, if it is known and has no bias yet."""
+        """The convolution before a normalization, if it is known and has no bias yet."""
         block, _, last = norm.rpartition(".")
         dot = f"{block}." if block else ""
         inverted = f"{dot}conv_pwl.weight" in found

@@ -1,4 +1,4 @@
-"""The same tensors under other names."""
+"""Renaming: the same tensors under other names."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,10 +18,10 @@ _QKV = ".attn.qkv."
 
 @dataclass(frozen=True)
 class Renaming(Attack):
-    """Names a timm model's tensors as transformers does, with queries, keys and values apart; nothing else changes.
+    """Renames a timm model's tensors as transformers does, and splits `qkv` into queries, keys and values.
 
     Args:
-        prefix (`str`, *optional*, defaults to `""`): put before each name, as wrappers do.
+        prefix (`str`, *optional*, defaults to `""`): prefix of every name, as wrappers add it.
     """
 
     paper = "conversion scripts of the transformers library"
@@ -36,5 +36,7 @@ class Renaming(Attack):
             else:
                 found[to_transformers(name)] = tensor.clone()
         if found.keys() == state.keys():
-            raise FingerprintError("Renaming knows timm's names of vision transformers and residual networks alone.")
+            raise FingerprintError(
+                "Renaming found no tensor that it knows: it needs a timm vision transformer or residual network."
+            )
         return {self.prefix + name: tensor for name, tensor in found.items()}

@@ -1,5 +1,5 @@
-"""The channels of the residual stream in another order, in every layer alike: of a vision transformer, and of the
-stages of residual networks and EfficientNets. Layers are found by timm's names."""
+"""Permutation of the residual stream, consistently in all layers: of a vision transformer, or of each stage of a
+residual network or EfficientNet. Layers are found by timm's names."""
 
 import re
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ _BLOCK = re.compile(r"^(layer(\d+)\.(\d+)|blocks\.(\d+)\.(\d+))\.")
 
 @dataclass(frozen=True)
 class StreamPermutation(Attack):
-    """Puts the channels of the residual stream in another order.
+    """Permutes the channels of the residual stream.
 
     Args:
-        strength (`float`, *optional*, defaults to 1): the share of the channels that move.
-        seed (`int`, *optional*, defaults to 0): of the order.
+        strength (`float`, *optional*, defaults to 1): the share of channels that move.
+        seed (`int`, *optional*, defaults to 0): seed of the permutation.
     """
 
     paper = "Y. Yan et al., Cracking white-box DNN watermarks via invariant neuron transforms, arXiv 2205.00199"
@@ -55,7 +55,10 @@ class StreamPermutation(Attack):
                 found[name] = found[name][:, order]
             moved += 1
         if not moved:
-            raise FingerprintError("StreamShuffle found no residual stream whose layers it knows in this model.")
+            raise FingerprintError(
+                "StreamPermutation found no residual stream: it needs a timm vision transformer, residual network or "
+                "EfficientNet."
+            )
         return found
 
     def _permutation(self, count: int, generator: "torch.Generator") -> "torch.Tensor":
@@ -83,7 +86,7 @@ class StreamPermutation(Attack):
 
 
 def _stage_tensors(state: "State") -> Iterator[tuple[list[str], list[str]]]:
-    """For each stage of a network of convolutions, what has a row and what has a column for each of its channels."""
+    """For each stage of a convolutional network, the tensors with a row, and those with a column, per channel."""
     blocks: dict[tuple[int, int], str] = {}
     for name in state:
         if match := _BLOCK.match(name):
@@ -118,7 +121,7 @@ def _stage_tensors(state: "State") -> Iterator[tuple[list[str], list[str]]]:
 
 
 def _output_layer(state: "State", block: str) -> tuple[str, str]:
-    """The last convolution of a block and its normalisation."""
+    """The last convolution of a block and its normalization."""
     for layer, norm in (
         ("conv_pwl", "bn3"),
         ("conv_pwl", "bn2"),
@@ -132,8 +135,10 @@ def _output_layer(state: "State", block: str) -> tuple[str, str]:
 
 
 def _input_tensors(state: "State", block: str) -> tuple[list[str], list[str]]:
-    """What of a block's first layers has a row, and what a column, for each channel that comes in."""
-    if f"{block}.conv_dw.weight" in state and f"{block}.conv_pwl.weight" not in state:  # it filters each by itself
+    """The tensors of a block's first layers with a row, and those with a column, per input channel."""
+    if (
+        f"{block}.conv_dw.weight" in state and f"{block}.conv_pwl.weight" not in state
+    ):  # depthwise: one filter per channel
         through = _layer_and_norm_tensors(state, f"{block}.conv_dw", f"{block}.bn1")
         excited = [f"{block}.se.conv_expand.{kind}" for kind in ("weight", "bias")]
         reduced = [f"{block}.conv_pw.weight", f"{block}.se.conv_reduce.weight"]

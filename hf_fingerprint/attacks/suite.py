@@ -1,7 +1,9 @@
-"""All attacks by name, each with a sweep from mild to ruinous: what an evaluation lists, chooses from and runs.
+"""All attacks by name, each with a sweep from mild to ruinous strengths. An evaluation chooses from these.
 
-for attack in sweep("int8-channel"):
-    suspect = attack(copy, thief)
+```python
+for attack in attack_sweep("int-channel"):
+    suspect = attack(copy, attacker)
+```
 """
 
 from dataclasses import dataclass
@@ -40,10 +42,10 @@ class SuiteEntry:
     """An attack of the suite.
 
     Attributes:
-        group (`str`): `"single"`, `"symmetries"` or `"collusion"`; those of the last take a sequence of state dicts
-            where the others take one.
-        attacks (`tuple[Step, ...]`): mild ones first.
-        stronger (`tuple[Step, ...]`): still stronger ones, for models that bear those with the mark left.
+        group (`str`): `"single"`, `"symmetries"` or `"collusion"`. A collusion takes a sequence of state dicts, the
+            others take one.
+        attacks (`tuple[AttackStep, ...]`): mildest first.
+        stronger (`tuple[AttackStep, ...]`): further strengths, for models whose mark survives all of `attacks`.
     """
 
     group: str
@@ -55,7 +57,7 @@ _SINGLE: dict[str, list[AttackStep]] = {
     "finetune": [*FineTuning().sweep()],
     "finetune-sgd": [FineTuning(lr, optimizer="sgd") for lr in SGD_RATES],
     "finetune-last": [*FineTuning(layers="last").sweep()],
-    "finetune-fresh-last": [*FineTuning(layers="reinitialised last").sweep()],
+    "finetune-fresh-last": [*FineTuning(layers="reinitialized last").sweep()],
     "finetune-decay": [*FineTuning(weight_decay=1.0).sweep()],
     "finetune-other-data": [*TransferLearning().sweep()],
     "prune": [*MagnitudePruning(0.5).sweep()],
@@ -78,13 +80,13 @@ _SINGLE: dict[str, list[AttackStep]] = {
     "overwrite-ten-times": [Overwriting(eps, 10) for eps in TEN_TIMES],
     "reset": [*CarrierReset(0.5).sweep()],
     "reset-random": [*CarrierReset(0.5, "random").sweep()],
-    "reinitialise-end": [*Reinitialization(0.1).sweep()],
-    "reinitialise-anywhere": [*Reinitialization(0.1, "anywhere").sweep()],
+    "reinitialize-end": [*Reinitialization(0.1).sweep()],
+    "reinitialize-anywhere": [*Reinitialization(0.1, "anywhere").sweep()],
     "remove": [*AdversarialRemoval().sweep()],
-    "remove-at-any-price": [*AdversarialRemoval(max_kl=None).sweep()],
-    "distil": [*Distillation().sweep()],
-    "extract": [*ModelExtraction().sweep()],
-    "extract-synthetic": [*ModelExtraction(images="synthetic").sweep()],
+    "remove-unconstrained": [*AdversarialRemoval(max_kl=None).sweep()],
+    "distill": [*Distillation().sweep()],
+    "steal": [*ModelExtraction().sweep()],
+    "steal-synthetic": [*ModelExtraction(images="synthetic").sweep()],
 }
 _STRONGER: dict[str, list[AttackStep]] = {
     "finetune": [FineTuning(3e-2), FineTuning(1e-1)],
@@ -92,7 +94,7 @@ _STRONGER: dict[str, list[AttackStep]] = {
     "noise": [WeightNoise(0.8), WeightNoise(1.6)],
     "overwrite": [Overwriting(1.0)],
     "overwrite-ten-times": [Overwriting(eps, 10) for eps in (0.3, 0.5, 0.7, 1.0)],
-    "remove-at-any-price": [AdversarialRemoval(far, max_kl=None) for far in (1.6, 3.2, 6.4, 12.8, 25.6, 51.2)],
+    "remove-unconstrained": [AdversarialRemoval(far, max_kl=None) for far in (1.6, 3.2, 6.4, 12.8, 25.6, 51.2)],
 }
 _SYMMETRIES: dict[str, list[AttackStep]] = {
     "shuffle-channels": [*ChannelPermutation().sweep()],
@@ -100,8 +102,8 @@ _SYMMETRIES: dict[str, list[AttackStep]] = {
     "flip-rows": [*RowRescaling(flip=True).sweep()],
     "shuffle-heads": [HeadPermutation()],
     "shuffle-stream": [StreamPermutation()],
-    "turn-heads": [*HeadBasisChange().sweep()],
-    "turn-stream": [*StreamRotation().sweep()],
+    "rotate-heads": [*HeadBasisChange().sweep()],
+    "rotate-stream": [*StreamRotation().sweep()],
     "dummy-zero": [*DummyUnits().sweep()],
     "dummy-cancelling": [*DummyUnits(kind="cancelling").sweep()],
     "dummy-split": [*DummyUnits(kind="split").sweep()],
@@ -111,7 +113,7 @@ _SYMMETRIES: dict[str, list[AttackStep]] = {
 
 
 def _after_fine_tuning() -> dict[str, list[AttackStep]]:
-    """What leaves the function unchanged, done to a copy that was fine-tuned before."""
+    """The symmetries, each after a fine-tuning."""
     return {
         f"finetune-then-{name}": [Compose(FineTuning(1e-3), attack, varied_step=1) for attack in attacks]
         for name, attacks in _SYMMETRIES.items()
@@ -119,7 +121,7 @@ def _after_fine_tuning() -> dict[str, list[AttackStep]]:
 
 
 def _collusion_attacks() -> dict[str, list[AttackStep]]:
-    """Each strategy alone, and with what may follow it."""
+    """Each collusion strategy, alone and with each follow-up."""
     follow_ups: dict[str, list[AttackStep]] = {
         "": [],
         "-then-finetune": [FineTuning(1e-4)],
@@ -141,12 +143,12 @@ SUITE: dict[str, SuiteEntry] = {
 
 
 def attack_names(group: str | None = None) -> list[str]:
-    """The attacks of a group, or all of them, in the suite's order."""
+    """The names of a group's attacks, or of all, in the suite's order."""
     return [name for name, sweep in SUITE.items() if group in (None, sweep.group)]
 
 
-def sweep(name: str) -> list[AttackStep]:
-    """An attack in all its strengths, mild ones first.
+def attack_sweep(name: str) -> list[AttackStep]:
+    """An attack at all its strengths, mildest first.
 
     Args:
         name (`str`): one of `SUITE`.

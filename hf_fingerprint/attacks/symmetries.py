@@ -1,9 +1,9 @@
-"""Changes that leave a model's function as it is: channels shuffled, rows rescaled or flipped where the next layer or
-the normalisation takes it back (Y. Yan et al., "Cracking White-box DNN Watermarks via Invariant Neuron Transforms",
+"""Symmetries: changes that preserve a model's function, such as permuted hidden channels, or rows rescaled or flipped
+where a normalization undoes it (Y. Yan et al., "Cracking White-box DNN Watermarks via Invariant Neuron Transforms",
 arXiv 2205.00199).
 
-The hidden channels are found by timm's names for them: of perceptrons, attention heads, bottlenecks and inverted
-residuals. Those of the residual stream stay as they are; `streams.py` moves them.
+Hidden channels of perceptrons, attention heads, bottlenecks and inverted residuals are found by timm's names. For the
+residual stream, see `stream_permutation.py`.
 """
 
 from collections.abc import Iterator
@@ -33,13 +33,14 @@ _CHAINS = (
 
 @dataclass(frozen=True)
 class HiddenChannels:
-    """Channels between two layers.
+    """The hidden channels between two layers.
 
     Attributes:
-        rows (`tuple[str, ...]`): tensors with a row, or a number, for each.
-        columns (`tuple[str, ...]`): weights with a column for each.
-        norm_pairs (`tuple[tuple[str, str], ...]`): the layers among them that a batch normalisation follows, and it.
-        count (`int`): how many there are.
+        rows (`tuple[str, ...]`): tensors with a row, or a number, per channel.
+        columns (`tuple[str, ...]`): weights with a column per channel.
+        norm_pairs (`tuple[tuple[str, str], ...]`): each layer that a batch normalization follows, and that
+            normalization.
+        count (`int`): the number of channels.
     """
 
     rows: tuple[str, ...]
@@ -49,7 +50,7 @@ class HiddenChannels:
 
 
 def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
-    """All that timm's names tell of."""
+    """All hidden channels that timm's names identify."""
     firsts = {f".{parts[0]}.weight" for parts, _ in _CHAINS}
     for block in sorted({name.removesuffix(first) for name in state for first in firsts if name.endswith(first)}):
         for parts, last in _CHAINS:
@@ -68,7 +69,7 @@ def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
 
 
 def batch_norm_eps(eps: float | None, attacker: Attacker | None) -> float:
-    """What batch normalisations add to the variance: as said, or as the thief's model has it, or 1e-5."""
+    """What batch normalizations add to the variance: `eps`, or the value in the attacker's model, or 1e-5."""
     import torch
 
     if eps is None and attacker is not None:
@@ -79,11 +80,11 @@ def batch_norm_eps(eps: float | None, attacker: Attacker | None) -> float:
 
 @dataclass(frozen=True)
 class ChannelPermutation(Attack):
-    """Puts hidden channels in another order.
+    """Permutes hidden channels.
 
     Args:
-        strength (`float`, *optional*, defaults to 1): the share of the channels between two layers that move.
-        seed (`int`, *optional*, defaults to 0): of the order.
+        strength (`float`, *optional*, defaults to 1): the share of channels that move.
+        seed (`int`, *optional*, defaults to 0): seed of the permutation.
     """
 
     paper = _PAPER
@@ -109,11 +110,11 @@ class ChannelPermutation(Attack):
 
 @dataclass(frozen=True)
 class HeadPermutation(Attack):
-    """Puts attention heads in another order.
+    """Permutes attention heads.
 
     Args:
-        heads (`int`, *optional*): how many there are in a layer; by default as the thief's model says.
-        seed (`int`, *optional*, defaults to 0): of the order.
+        heads (`int`, *optional*): heads per layer; by default those of the attacker's model.
+        seed (`int`, *optional*, defaults to 0): seed of the permutation.
     """
 
     paper = _PAPER
@@ -131,7 +132,9 @@ class HeadPermutation(Attack):
         found = {name: tensor.clone() for name, tensor in state.items()}
         layers = [name for name in state if name.endswith(".attn.qkv.weight")]
         if not layers:
-            raise FingerprintError("HeadShuffle found no attn.qkv in this model: it needs a timm vision transformer.")
+            raise FingerprintError(
+                "HeadPermutation found no attn.qkv in the model: it needs a timm vision transformer."
+            )
         heads = num_attention_heads(self.heads, attacker)
         for name in layers:
             block = name.removesuffix(".qkv.weight")
@@ -147,14 +150,14 @@ class HeadPermutation(Attack):
 
 @dataclass(frozen=True)
 class RowRescaling(Attack):
-    """Multiplies the rows before a batch normalisation, whose statistics take it back.
+    """Multiplies the rows before a batch normalization by random factors, and its statistics to match.
 
     Args:
         strength (`float`, *optional*, defaults to 1): factors lie between `exp(-strength)` and `exp(strength)`.
-        flip (`bool`, *optional*, defaults to `False`): whether half of them are negative.
-        eps (`float`, *optional*): what the normalisations add to the variance; by default as the thief's model says,
-            or 1e-5.
-        seed (`int`, *optional*, defaults to 0): of the factors.
+        flip (`bool`, *optional*, defaults to `False`): whether half of the factors are negative.
+        eps (`float`, *optional*): what the normalizations add to the variance; by default the value in the attacker's
+            model, or 1e-5.
+        seed (`int`, *optional*, defaults to 0): seed of the factors.
     """
 
     paper = _PAPER

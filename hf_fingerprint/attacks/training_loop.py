@@ -1,10 +1,11 @@
-"""A plain training loop: what thieves do with images of their own."""
+"""The training loop of attackers who have images."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from hf_fingerprint.attacks.attack import Attacker, logits
+from hf_fingerprint.attacks.attack import Attacker
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.models import logits_of
 
 
 if TYPE_CHECKING:
@@ -26,20 +27,20 @@ def train(
     images: "torch.Tensor | None" = None,
     after_step: Callable[[], None] | None = None,
 ) -> "torch.nn.Module":
-    """Trains a model in place, in the mode it is in, on batches picked at random, and returns it in evaluation mode.
+    """Trains a model in place on random batches, without changing its mode, and returns it in evaluation mode.
 
     Args:
         model (`torch.nn.Module`): the model.
-        attacker ([`Attacker`]): has the size of a batch and the [`Progress`].
-        loss (callable): from logits `(batch, classes)` and the indices `(batch,)` of the images to a scalar.
+        attacker ([`Attacker`]): its `batch` and `progress` are used.
+        loss (callable): maps logits `(batch, classes)` and the images' indices `(batch,)` to a scalar.
         optimizer (`torch.optim.Optimizer`): over the parameters to train.
-        steps (`int`): how many.
-        seed (`int`): of the picks, and of dropout.
-        images (`torch.Tensor`, *optional*): to train on instead of the thief's.
-        after_step (callable, *optional*): what is done to the weights after each step.
+        steps (`int`): the number of steps.
+        seed (`int`): seed of the batches and of dropout.
+        images (`torch.Tensor`, *optional*): images to train on, by default the attacker's.
+        after_step (callable, *optional*): called after each step, for example to project the weights.
 
     Raises:
-        [`FingerprintError`]: if the loss is no number any more.
+        [`FingerprintError`]: if the loss becomes infinite or NaN.
     """
     import torch
 
@@ -49,7 +50,7 @@ def train(
         torch.manual_seed(seed)
         for step in range(steps):
             pick = torch.randint(len(images), (attacker.batch,), generator=generator).to(images.device)
-            value = loss(logits(model, images[pick]), pick)
+            value = loss(logits_of(model(images[pick])), pick)
             if not value.isfinite():
                 raise FingerprintError(f"Training diverged at step {step + 1}: choose a smaller learning rate.")
             optimizer.zero_grad()
@@ -67,7 +68,7 @@ def make_optimizer(
     """AdamW, or SGD with momentum 0.9.
 
     Raises:
-        [`FingerprintError`]: if the name is another one.
+        [`FingerprintError`]: if `name` is neither.
     """
     import torch
 
@@ -75,11 +76,11 @@ def make_optimizer(
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, weight_decay=weight_decay)
-    raise FingerprintError(f"There is no optimizer {name} here: choose {' or '.join(OPTIMIZERS)}.")
+    raise FingerprintError(f"There is no optimizer called {name!r}: choose {' or '.join(OPTIMIZERS)}.")
 
 
 def cpu_state_dict(model: "torch.nn.Module") -> "dict[str, torch.Tensor]":
-    """A model's weights, on the processor, apart from it."""
+    """A copy of the model's state dict on the CPU."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
@@ -88,13 +89,13 @@ def predict_logits(model: "torch.nn.Module", images: "torch.Tensor", batch: int)
     import torch
 
     with torch.no_grad():
-        return torch.cat([logits(model, part) for part in images.split(batch)])
+        return torch.cat([logits_of(model(part)) for part in images.split(batch)])
 
 
 def kl_divergence(
     student_logits: "torch.Tensor", expected: "torch.Tensor", temperature: float = 1.0
 ) -> "torch.Tensor":
-    """Mean KL divergence from the expected logits to those told, both `(n, classes)`, in nats."""
+    """The mean KL divergence of the student's logits from the expected ones, both `(n, classes)`, in nats."""
     from torch.nn.functional import kl_div
 
     student_logits, expected = (

@@ -1,4 +1,4 @@
-"""The weights that hold the mark: which tensors, how strong, and the keyed projection that reads and writes it."""
+"""The weights that carry the mark: which tensors, at what amplitude, and the keyed projection that embeds it."""
 
 from hf_fingerprint.carriers.amplitude import row_rms, spend_budget
 from hf_fingerprint.carriers.marking import TensorMarker

@@ -1,7 +1,7 @@
-"""Where and how strong: the mark's amplitude row by row, and a budget on the output spent over tensors.
+"""The mark's amplitude in each row, from a budget on the change of the output.
 
-A weight's amplitude is `a_k = eps_t * rms(row of k)`, a row being an output channel. To second order the mark changes
-the output by `KL = sum_t eps_t^2 S_t`, S_t being the tensor's sensitivity.
+A weight's amplitude is `a_k = eps_t * rms(row of k)`, where a row is an output channel. To second order the mark
+changes the output by `KL = sum_t eps_t^2 S_t`, where S_t is the tensor's sensitivity.
 """
 
 import numpy as np
@@ -19,26 +19,25 @@ def row_rms(values: np.ndarray) -> np.ndarray:
 
 
 def largest_eps(max_kl: float) -> float:
-    """The largest `eps_t` that a budget pays for: 0.02 up to the usual 1e-4 nats, growing with its root, at most 0.1.
+    """The largest `eps_t` under a budget: 0.02 up to the default 1e-4 nats, then growing with its root, at most 0.1.
 
-    A second-order estimate on a few inputs would mark an insensitive tensor as strongly as anything; who allows a
-    larger change of the outputs gets a stronger mark there too.
+    Without a cap, a second-order estimate on a few inputs would allow any amplitude in an insensitive tensor.
     """
     return min(MAX_CAP, REFERENCE_CAP * max(1.0, max_kl / REFERENCE_KL) ** 0.5)
 
 
 def spend_budget(max_kl: float, sensitivity: np.ndarray, counts: np.ndarray, cap: float | None = None) -> np.ndarray:
-    """Spends the output budget over tensors: the same share for each weight, up to a cap.
+    """Divides the output budget among tensors: the same share for each weight, up to a cap.
 
-    Maximises `sum_t n_t log eps_t` under `sum_t eps_t^2 S_t <= max_kl` and `eps_t <= cap`, which gives
-    `eps_t^2 = min(cap^2, u n_t / S_t)`. Insensitive tensors are marked strongly, none is left out, so a copy
-    put together layer by layer from several still shows everyone who gave a layer.
+    Maximizes `sum_t n_t log eps_t` under `sum_t eps_t^2 S_t <= max_kl` and `eps_t <= cap`, which gives
+    `eps_t^2 = min(cap^2, u n_t / S_t)`. Insensitive tensors are marked strongly and none is left out, so a model put
+    together from layers of several copies still shows all of them.
 
     Args:
         max_kl (`float`): the budget, in nats.
-        sensitivity (`np.ndarray` of shape `(T,)`): S_t, KL for `eps_t = 1` to second order.
-        counts (`np.ndarray` of shape `(T,)`): n_t, weights in each tensor.
-        cap (`float`, *optional*): the largest `eps_t`; by default what [`largest_eps`] gives.
+        sensitivity (`np.ndarray` of shape `(T,)`): S_t, the KL for `eps_t = 1` to second order.
+        counts (`np.ndarray` of shape `(T,)`): n_t, the number of weights in each tensor.
+        cap (`float`, *optional*): the largest `eps_t`, by default [`largest_eps`].
 
     Returns:
         `np.ndarray` of shape `(T,)`: `eps_t`.

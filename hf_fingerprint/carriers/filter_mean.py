@@ -2,8 +2,8 @@
 
     y = U^T X mean_f(w)         so that the paper's MSE(f, X w) with f = U b is |y - b|^2 / v
 
-with X Gaussian of mean 0 and U orthonormal, both from a key (arXiv 1804.03648; two public implementations agree on
-it). Several convolutions are one longer vector, so the reading is additive over them, and over shards of rows.
+with X Gaussian of mean 0 and U orthonormal, both from a key (arXiv 1804.03648; two public implementations agree).
+Several convolutions are one longer vector, so the extracted signal is additive over them, and over shards of rows.
 """
 
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def orthonormal(key: bytes, points: int) -> np.ndarray:
     """U: an orthonormal matrix from a key, uniform (Haar), `float64` of shape `(points, points)`.
 
     F. Mezzadri, "How to generate random matrices from the classical compact groups", Notices AMS 54 (2007): QR of a
-    Gaussian matrix with the signs of R's diagonal put right.
+    Gaussian matrix, with R's diagonal made positive.
     """
     q, r = np.linalg.qr(gaussian_projection(derive(key, "orthonormal"), "", points, points))
     return q * np.sign(np.diag(r))
@@ -56,10 +56,10 @@ class FilterMeanMap:
         self._matrix = self._matrix.to(device)
 
     def keep(self, first_row: int, rows: int) -> None:
-        """Nothing: the matrix is kept anyway."""
+        """Does nothing: the matrix always stays in memory."""
 
     def gram(self) -> "torch.Tensor":
-        """`A A^T` of the map from the tensor's weights to the reading, shape `(v, v)`."""
+        """`A A^T` of the map from the tensor's weights to the extracted signal, shape `(v, v)`."""
         return self._matrix @ self._matrix.T / self.rows
 
     def read(self, weights: "torch.Tensor", first_row: int, out: "torch.Tensor") -> None:

@@ -1,4 +1,4 @@
-"""One recipient's mark put into one tensor, block after block, in whatever dtype it is stored."""
+"""Writes one recipient's mark into one tensor, block by block, in the tensor's dtype."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class TensorMarker:
         columns (`int`): weights in a row.
         amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each row.
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits of b.
-        delta (`np.ndarray` of shape `(rows, columns)`, *optional*): added besides, `float32`.
+        delta (`np.ndarray` of shape `(rows, columns)`, *optional*): a further change to add, `float32`.
     """
 
     def __init__(

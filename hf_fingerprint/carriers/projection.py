@@ -1,9 +1,9 @@
 """The keyed sparse projection X and its adjoint, one streaming pass each.
 
-X has one non-zero, a sign, in every column (M. Charikar, K. Chen, M. Farach-Colton, "Finding frequent items in data
-streams", 2002: a count sketch). Weight `k` of a tensor belongs to position `(offset + k) mod V`; the signs are the
-bits of the tensor's key stream, the offset too is keyed. Rows of X have disjoint support, so they are orthogonal, and
-the reading is additive over tensors, shards and ranks:
+Every column of X has one non-zero, a sign (M. Charikar, K. Chen, M. Farach-Colton, "Finding frequent items in data
+streams", 2002: a count sketch). Weight `k` of a tensor belongs to position `(offset + k) mod V`. The signs are the
+bits of the tensor's key stream, and the offset is keyed too. Rows of X have disjoint support, so they are orthogonal,
+and the extracted signal is additive over tensors, shards and ranks:
 
     read:   y_i = sum over the weights k of position i of s_k d_k        (y = X d)
     write:  w_k += a_k s_k b_i                                           (w += a * X^T b)
@@ -18,7 +18,7 @@ SIGNS = (1 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).
 
 
 class TensorProjection:
-    """X restricted to one tensor, applied block after block in the order of its weights.
+    """X restricted to one tensor, applied block by block in the order of its weights.
 
     Every block but the last must hold a multiple of 8 weights. Make a new one for each pass.
 
@@ -38,12 +38,12 @@ class TensorProjection:
         self._scratch, self._flags = np.empty((0, 8), np.float32), np.empty(0, bool)
 
     def write(self, values: np.ndarray, amplitude: np.ndarray, codeword: np.ndarray) -> None:
-        """Adds the mark to the next block, in place; weights that are exactly 0 stay 0.
+        """Adds the mark to the next block in place; weights that are exactly 0 stay 0.
 
         Args:
             values (`np.ndarray` of shape `(rows, columns)`): `float32`.
             amplitude (`np.ndarray` of shape `(rows,)`): `float32`, the mark's size in each output channel.
-            codeword (`np.ndarray` of shape `(V / 8,)`): the packed bits of b, as [`Codebook.packed`] gives them.
+            codeword (`np.ndarray` of shape `(V / 8,)`): the packed bits of b, see [`Codebook.packed`].
         """
         mark = self._signs_of(self._take(values.size, pattern=~codeword), values.size).reshape(values.shape)
         mark *= amplitude[:, None]
@@ -65,8 +65,10 @@ class TensorProjection:
         fold(signed, start % self.length, out)
 
     def _signs_of(self, packed: np.ndarray, count: int) -> np.ndarray:
-        """Bits to signs, `float32` of shape `(count,)`: 0 is +1, 1 is -1, the highest bit of a byte first. The memory
-        is used again by the next call: fresh pages for every block would take longer than the sums."""
+        """Bits to signs, `float32` of shape `(count,)`: 0 is +1, 1 is -1, the highest bit of a byte first.
+
+        The next call overwrites the result, since fresh memory pages for every block would take longer than the sums.
+        """
         if len(self._scratch) < len(packed):
             self._scratch, self._flags = np.empty((len(packed), 8), np.float32), np.empty(8 * len(packed), bool)
         return np.take(SIGNS, packed, axis=0, out=self._scratch[: len(packed)], mode="clip").reshape(-1)[:count]
@@ -87,11 +89,11 @@ def keyed_offset(secret: bytes, name: str, length: int) -> int:
 
 
 def fold(values: np.ndarray, start: int, out: np.ndarray) -> None:
-    """Adds consecutive values to positions `start, start + 1, ...`, around and around.
+    """Adds consecutive values to positions `start, start + 1, ...`, modulo their number.
 
     Args:
         values (`np.ndarray` of shape `(n,)`): any number of values.
-        start (`int`): position of the first.
+        start (`int`): the position of the first value.
         out (`np.ndarray` of shape `(V,)`): sums, changed in place.
     """
     length = len(out)

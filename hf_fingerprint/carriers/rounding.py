@@ -1,8 +1,8 @@
-"""Stochastic rounding with a key: what a half-precision weight can't hold it holds on average.
+"""Keyed stochastic rounding, which keeps the mark in half precision on average.
 
 A mark below half a unit in the last place vanishes under rounding to nearest. Rounding up with the probability of the
-remainder keeps its mean, and the reading is a mean. See M. P. Connolly, N. J. Higham, T. Mary, "Stochastic rounding
-and its probabilistic backward error analysis", SIAM J. Sci. Comput. 43 (2021).
+remainder keeps its mean, and an extracted signal is a mean. See M. P. Connolly, N. J. Higham, T. Mary, "Stochastic
+rounding and its probabilistic backward error analysis", SIAM J. Sci. Comput. 43 (2021).
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _HALF_NORMAL, _HALF_STEP = 2.0**-14, 2.0**-24
 
 
 def round_stochastically(values: np.ndarray, dtype: str, stream: Stream) -> np.ndarray:
-    """Rounds to a dtype's grid, up or down with the odds that keep the mean.
+    """Rounds to a dtype's grid, up or down with probabilities that keep the mean.
 
     Args:
         values (`np.ndarray`): `float32`, finite and within the dtype's range.

@@ -1,7 +1,7 @@
-"""Which tensors carry the mark: all convolution and linear weights, except the stem and the classifier.
+"""Selects the tensors that carry the mark: all convolution and linear weights, except the stem and the classifier.
 
-Loaders adapt the stem (other input channels) and drop the classifier (other classes), so neither is a carrier. What
-they are is taken from the model when it can be built, and guessed from names and shapes when it can't.
+Loaders adapt the stem (other input channels) and drop the classifier (other classes), so neither is a carrier. They
+are found by running the model if it can be built, else by names and shapes.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
+from hf_fingerprint.models.logits import logits_of
 
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _STEM = re.compile(r"(^|\.)(stem\.0|patch_embed\w*|conv_stem|embedder)(\.|$)|^(f
 _CLASSIFIER = re.compile(
     r"(classifier|(^|\.)head(_dist)?|(^|\.)fc|last_linear|(^|\.)head(_dist)?\.(fc|linear|l))(\.\d+)?\.weight$", re.I
 )
-EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")  # of transformers' outputs
 _IMAGE_CHANNELS = (3, 4)
 _CLASSIFIER_DEPTH = 4
 
@@ -38,10 +38,11 @@ def can_carry(info: TensorInfo) -> bool:
 
 
 def select_by_name(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """Carriers by names and shapes alone, in file order.
+    """Selects carriers by names and shapes alone, in file order.
 
-    A weight of two to five dimensions is a convolution or linear weight unless its name says embedding or norm. The
-    stem is named so, or reads 3 or 4 channels; the classifier is named so near the root, or is the last matrix of all.
+    A weight of two to five dimensions counts as a convolution or linear weight unless its name is that of an embedding
+    or a norm. The stem has a stem's name, or 3 or 4 input channels. The classifier has a classifier's name near the
+    root of the model, or is the last matrix.
     """
     found = [n for n, i in tensors.items() if can_carry(i) and _WEIGHT.search(n) and not _NOT_LINEAR.search(n)]
     found = [n for n in found if not _is_stem(n, tensors[n])]
@@ -57,18 +58,19 @@ def _is_stem(name: str, info: TensorInfo) -> bool:
 
 
 def select_from_model(model: "torch.nn.Module", images: "torch.Tensor", kind: str = "single_label") -> list[str]:
-    """Carriers from a model that runs: the weights of all convolution and linear modules that take part in a forward
-    pass, but the first to run, those that make the classes, and what timm's configuration calls the stem and the
-    classifier.
+    """Selects carriers by running a model.
+
+    These are the weights of all convolution and linear modules that take part in a forward pass, except the first to
+    run, those that output the classes, and those that timm's configuration calls the stem and the classifier.
 
     Args:
-        model (`torch.nn.Module`): in evaluation mode.
+        model (`torch.nn.Module`): a model in evaluation mode.
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): any input.
-        kind (`str`, *optional*, defaults to `"single_label"`): of its output: `"dense"` has its classes on the second
-            axis, `"features"` has none.
+        kind (`str`, *optional*, defaults to `"single_label"`): the kind of its output: `"dense"` has its classes on
+            the second axis, `"features"` has none.
 
     Returns:
-        `list[str]`: parameter names in the model's own spelling.
+        `list[str]`: parameter names as the model spells them.
     """
     from torch import nn
 
@@ -76,11 +78,11 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor", kind: st
     named = {module: name for name, module in model.named_modules() if isinstance(module, kinds)}
     ran: dict[nn.Module, int] = {}
 
-    def note(module: Any, inputs: object, output: object) -> None:
+    def record(module: Any, inputs: object, output: object) -> None:
         ran.pop(module, None)
         ran[module] = module.weight.shape[0]
 
-    hooks = [module.register_forward_hook(note) for module in named]
+    hooks = [module.register_forward_hook(record) for module in named]
     try:
         used, classes = _used_parameters(model, images, kind)
     finally:
@@ -100,7 +102,7 @@ def select_from_model(model: "torch.nn.Module", images: "torch.Tensor", kind: st
 def _used_parameters(
     model: "torch.nn.Module", images: "torch.Tensor", kind: str
 ) -> tuple[set["torch.nn.Parameter"], int | None]:
-    """The parameters that the output depends on, called by their module or not, and the number of classes."""
+    """The parameters that the output depends on, and the number of classes."""
     import torch
 
     parameters = list(model.parameters())
@@ -116,16 +118,6 @@ def _used_parameters(
             parameter.requires_grad_(required)
     classes = {"features": None, "dense": logits.shape[1]}.get(kind, logits.shape[-1])
     return {p for p, g in zip(parameters, gradients, strict=True) if g is not None}, classes
-
-
-def logits_of(output: Any, kind: str | None = None) -> "torch.Tensor":
-    """The logits in whatever a model returns: a tensor, a transformers output, or a tuple that starts with them. Where
-    there are none, or the kind is `"features"`, the pooled features, else the tokens."""
-    if isinstance(output, tuple | list):
-        output = output[0]
-    names = (*EMBEDDINGS, "logits") if kind == "features" else ("logits", *EMBEDDINGS)
-    found = (getattr(output, name, None) for name in names)
-    return next((each for each in found if each is not None), output)
 
 
 def _timm_ends(model: "torch.nn.Module") -> set["torch.nn.Module"]:

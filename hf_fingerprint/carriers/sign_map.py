@@ -1,13 +1,13 @@
-"""The keyed sparse projection on torch parameters: the reading, and its gradient.
+"""The keyed sparse projection on torch parameters: the extracted signal and its gradient.
 
-The same X as in `projection.py`, sign for sign, for weights that live in a model under training: whole or some of its
+X is that of `projection.py`, sign for sign, for parameters of a model in training: whole tensors or some of their
 rows, on any device. With the amplitude `a` of each row
 
     read:     y_i += sum over the weights k of position i of s_k a_k w_k
     adjoint:  g_k  = s_k a_k u_i
 
-so that a step along the adjoint has the direction of the closed form, `w += a * X^T b`. The signs are derived anew at
-each pass, block by block, or kept on the device as bits.
+so a step along the adjoint has the direction of the closed form, `w += a * X^T b`. The signs are derived anew in each
+pass, block by block, or kept on the device as bits.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,10 @@ BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 23
 
 
 class Scratch:
-    """Memory that the passes of one model's maps use in turn: fresh pages for every tensor would take longer than the
-    sums. Not for two threads at once."""
+    """Memory that the maps of one model share, since fresh pages for every tensor would take longer than the sums.
+
+    Not safe for two threads at once.
+    """
 
     def __init__(self) -> None:
         self._signs: torch.Tensor | None = None
@@ -57,7 +59,7 @@ class SignMap:
         amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each output channel.
         columns (`int`): weights in a row.
         length (`int`): V, a multiple of 8.
-        scratch ([`Scratch`], *optional*): shared by the maps of one model.
+        scratch ([`Scratch`], *optional*): memory shared by the maps of one model.
     """
 
     def __init__(
@@ -84,12 +86,11 @@ class SignMap:
         return f"SignMap(rows={self.rows}, columns={self.columns}, length={self.length})"
 
     def to(self, device: "torch.device") -> None:
-        """Moves what is not secret to a device."""
+        """Moves amplitudes and tables, but no secrets, to a device."""
         self._amplitude, self._table = self._amplitude.to(device), self._table.to(device)
 
     def keep(self, first_row: int, rows: int) -> None:
-        """Keeps the signs of some rows on the device, one bit for each weight, instead of deriving them at each
-        pass."""
+        """Keeps the signs of some rows on the device, one bit per weight, instead of deriving them in each pass."""
         import torch
 
         self._kept_from = first_row * self.columns // 8
@@ -98,7 +99,7 @@ class SignMap:
         self._kept = torch.from_numpy(signs).to(self._amplitude.device)
 
     def energy(self, out: "torch.Tensor") -> None:
-        """Adds the squared amplitudes of all weights to `out`, position by position; shape `(V,)`."""
+        """Adds the squared amplitudes of the weights of each position to `out`, shape `(V,)`."""
         for row, count in self._blocks(0, self.rows):
             squares = self._amplitude[row : row + count, None].square()
             _fold(squares.expand(count, self.columns).reshape(-1), self._position(row), out)
@@ -108,7 +109,7 @@ class SignMap:
 
         Args:
             weights (`torch.Tensor` of shape `(rows, columns)`): the tensor or some of its rows, of any float type.
-            first_row (`int`): which row of the tensor comes first.
+            first_row (`int`): the index of the first row in the tensor.
             out (`torch.Tensor` of shape `(V,)`): `float32` sums, changed in place.
         """
         signs = self._signs(first_row)
@@ -123,7 +124,7 @@ class SignMap:
 
         Args:
             direction (`torch.Tensor` of shape `(V,)`): u, `float32`.
-            first_row (`int`): which row of the tensor comes first.
+            first_row (`int`): the index of the first row in the tensor.
             out (`torch.Tensor` of shape `(rows, columns)`): some rows of a gradient, changed in place.
         """
         signs = self._signs(first_row)
@@ -155,7 +156,7 @@ class SignMap:
 
 
 class _Signs:
-    """The signs of consecutive rows, block by block, in memory used again by the next block."""
+    """The signs of consecutive rows, block by block; each block overwrites the last."""
 
     def __init__(
         self,
@@ -178,7 +179,7 @@ class _Signs:
         return self._scratch.signs(self._bytes(first, stop), self._table)[self._shift : self._shift + count]
 
     def _bytes(self, first: int, stop: int) -> "torch.Tensor":
-        """Bytes `first` to `stop`; blocks that start within a byte take it a second time."""
+        """Bytes `first` to `stop`; a block that starts within a byte includes that byte again."""
         import torch
 
         if self._stream is None:
@@ -191,8 +192,11 @@ class _Signs:
 
 
 def _wrapped_slices(count: int, start: int, length: int) -> Iterator[tuple[slice, slice]]:
-    """Consecutive values laid on positions `start, start + 1, ...`, around and around: the rest of the first turn, all
-    whole turns together, the beginning of the last; each as a slice of the values and one of the positions."""
+    """Splits values at positions `start, start + 1, ...` modulo `length` where they wrap.
+
+    Yields:
+        `(values, positions)`: slices for the rest of the first round, all whole rounds together, and the last one.
+    """
     head = min(count, length - start)
     whole = (count - head) // length * length
     for first, stop, position in ((0, head, start), (head, head + whole, 0), (head + whole, count, 0)):
@@ -201,7 +205,7 @@ def _wrapped_slices(count: int, start: int, length: int) -> Iterator[tuple[slice
 
 
 def _fold(values: "torch.Tensor", start: int, out: "torch.Tensor") -> None:
-    """Adds consecutive values to positions, around and around."""
+    """Adds consecutive values to positions `start, start + 1, ...`, modulo their number."""
     for part, positions in _wrapped_slices(len(values), start, len(out)):
-        turns = values[part].view(-1, positions.stop - positions.start)
-        out[positions] += turns[0] if len(turns) == 1 else turns.sum(0)
+        rounds = values[part].view(-1, positions.stop - positions.start)
+        out[positions] += rounds[0] if len(rounds) == 1 else rounds.sum(0)

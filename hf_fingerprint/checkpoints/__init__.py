@@ -1,4 +1,4 @@
-"""Checkpoints in every form, read and copied block by block."""
+"""Checkpoints in all supported formats, read and copied block by block."""
 
 from hf_fingerprint.checkpoints.contents import FolderContents, SkippedFile, list_contents
 from hf_fingerprint.checkpoints.files import sync

@@ -1,4 +1,4 @@
-"""Which of a model's files hold its weights, by their names."""
+"""Choose a model's weight files by name."""
 
 import re
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ PREFERRED_FILES = (
 )
 ADAPTER_FILES = "adapter_model.*"
 ADAPTER_MESSAGE = (
-    "holds an adapter and not a model: merge it into its base (peft: merge_and_unload) and save the whole model"
+    "holds an adapter, not a model: merge it into its base (peft: merge_and_unload) and save the full model"
 )
 INDEX_SUFFIX = ".index.json"
 _MAX_LISTED = 8
@@ -51,18 +51,22 @@ NOT_MODELS = (*TRAINING_STATE_FILES, ADAPTER_FILES, "openvino_*")
 
 
 def is_weight_file(name: str) -> bool:
-    """Whether a file of this name may hold weights, in whatever form."""
+    """Whether a file of this name may hold weights, in any format."""
     return bool(_WEIGHTS.search(name))
 
 
 def matches(name: str, patterns: str | Iterable[str]) -> bool:
-    """Whether the last part of a path is one of these, whatever its case."""
+    """Whether the last part of a path matches one of the patterns, ignoring case."""
     patterns = (patterns,) if isinstance(patterns, str) else patterns
     return any(PurePosixPath(name.lower()).match(pattern) for pattern in patterns)
 
 
 def choose_weights(names: Iterable[str], where: str) -> str:
-    """Which of a model's files holds its weights: safetensors before pickles, a standard name before another."""
+    """The file with the model's weights: safetensors before pickles, standard names first.
+
+    Raises:
+        [`CheckpointError`]: if no file or more than one qualifies. `where` names the folder or repo.
+    """
     names = list(names)
     candidates = [n for n in names if not matches(n, NOT_MODELS)]
     for pattern in PREFERRED_FILES:
@@ -72,13 +76,14 @@ def choose_weights(names: Iterable[str], where: str) -> str:
         indexed = not pattern.endswith(INDEX_SUFFIX) and any(n.lower().endswith(INDEX_SUFFIX) for n in candidates)
         if found and not indexed:
             raise CheckpointError(
-                f"{where} has several weight files ({format_names(found)}): name the one to use, as --file {min(found)}."
+                f"{where} has several weight files ({format_names(found)}): choose one with --file, such as "
+                f"--file {min(found)}."
             )
     raise no_weights_error(where, names)
 
 
 def format_names(names: Iterable[str]) -> str:
-    """Names of files, the first of them if they are many."""
+    """File names, sorted, as one line of text; long lists are truncated."""
     found = [printable(name) for name in sorted(names)]
     return ", ".join(found[:_MAX_LISTED]) + (
         f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
@@ -86,14 +91,15 @@ def format_names(names: Iterable[str]) -> str:
 
 
 def no_weights_error(where: str, names: Iterable[str] = ()) -> CheckpointError:
-    """What is said of a folder or a repo without weights, from the names of what is there."""
+    """The error for a folder or repo without weights. `names` lists its files."""
     names = list(names)
     if any(matches(name, ADAPTER_FILES) for name in names):
         return CheckpointError(f"{where} {ADAPTER_MESSAGE}.")
     others = [name for name in names if is_weight_file(name) and not matches(name, NOT_MODELS)]
     if others:
         return CheckpointError(
-            f"{where} has no model weights in a form that is read ({format_names(others)}): convert them to safetensors."
+            f"{where} has no model weights in a supported format ({format_names(others)}): convert them to "
+            f"safetensors."
         )
     return CheckpointError(
         f"{where} has no model weights (.safetensors, or .bin and .pth): is it the right folder or repo?"
@@ -101,7 +107,7 @@ def no_weights_error(where: str, names: Iterable[str] = ()) -> CheckpointError:
 
 
 def missing_file_error(where: str, file: str, there: Iterable[str]) -> CheckpointError:
-    """What is said of a file that is chosen and isn't there, with those that are."""
+    """The error for a chosen file that does not exist. `there` lists the files that do."""
     found = format_names(there)
     return CheckpointError(
         f"{where} has no file {printable(file)}: choose one of {found}."

@@ -1,8 +1,7 @@
-"""What a model's JSON says without the traces of the machine and the account that it was saved on.
+"""Model JSON files without traces of the machine and the account that saved them.
 
-Libraries note where a model was loaded from, with which token and at which commit. No loader needs these, and they
-say things of the owner, or of the unmarked base, that a recipient is not meant to read. Everything else stays as it
-is: a file in which nothing is dropped keeps its bytes.
+Libraries record the path a model was loaded from, the token and the commit. No loader needs them, and they reveal the
+owner or the unmarked base to a recipient. A file in which nothing is dropped keeps its bytes.
 """
 
 import json
@@ -36,19 +35,19 @@ _PATH_WITHIN = re.compile(rf"(^|[\s\"'=:(\[,]){_HOMES}")
 
 
 def clean_config(name: str, content: bytes, include_code: bool) -> bytes:
-    """A configuration of a model, a preprocessor or a tokenizer as it is handed on.
+    """The configuration of a model, preprocessor or tokenizer, cleaned for recipients.
 
     Args:
-        name (`str`): the file's name; of `config.json`, what timm writes twice is said once, so that transformers
-            loads it too.
-        content (`bytes`): what the file holds.
-        include_code (`bool`): whether the model's code is handed on, so that `auto_map` may point to it.
+        name (`str`): file name. In `config.json`, values that timm writes twice are deduplicated, so that transformers
+            can load it too.
+        content (`bytes`): content of the file.
+        include_code (`bool`): whether the model's code goes along, so that `auto_map` may point to it.
 
     Returns:
-        `bytes`: the same bytes, if there is nothing to drop.
+        `bytes`: the same bytes if there is nothing to drop.
 
     Raises:
-        [`ValueError`]: if it is not JSON.
+        [`ValueError`]: if `content` is not JSON.
     """
     found = parse_json(content, MAX_CONFIG_VALUES)
     try:
@@ -61,10 +60,10 @@ def clean_config(name: str, content: bytes, include_code: bool) -> bytes:
 
 
 def clean_index(content: bytes) -> bytes:
-    """The index of sharded weights as it is handed on: where each tensor is, and how large all are.
+    """An index of sharded weights, reduced to the weight map and the total sizes.
 
     Raises:
-        [`ValueError`]: if it is not such an index.
+        [`ValueError`]: if `content` is not such an index.
     """
     found = parse_json(content)
     if not isinstance(found, dict) or not isinstance(found.get("weight_map"), dict):
@@ -77,9 +76,9 @@ def clean_index(content: bytes) -> bytes:
 
 
 def clean_header(text: bytes) -> bytes:
-    """The JSON of a safetensors header whose `__metadata__` says nothing but the `format`, which loaders read.
+    """A safetensors header's JSON with nothing but `format` in its `__metadata__`.
 
-    The tensors' entries stay in their order, and their offsets as they are, since these count from the header's end.
+    The tensors' entries keep their order and their offsets, which count from the header's end.
     """
     header = parse_json(text)
     metadata = header.get("__metadata__")
@@ -93,7 +92,7 @@ def clean_header(text: bytes) -> bytes:
 
 
 def check_json(content: bytes) -> None:
-    """Refuses what is not JSON.
+    """Checks that `content` is JSON.
 
     Raises:
         [`ValueError`]: if it is not.
@@ -102,12 +101,12 @@ def check_json(content: bytes) -> None:
 
 
 def names_local_files(content: bytes) -> bool:
-    """Whether a list, of labels for instance, holds paths of somebody's machine."""
+    """Whether a file, such as a list of labels, contains local file paths."""
     return bool(_PATH_WITHIN.search(content.decode("utf-8", "replace")))
 
 
 def _clean(value: Any, include_code: bool, key: str = "") -> Any:
-    """A value without the keys that are dropped and without strings that are paths."""
+    """The value without dropped keys and without strings that are paths."""
     if isinstance(value, list) and key in _LABEL_KEYS:
         return [_clean_label(each) for each in value]
     if isinstance(value, list):
@@ -137,22 +136,22 @@ def _is_path(value: Any) -> bool:
 
 
 def _clean_label(value: Any) -> Any:
-    """A class's name; of one that is a path on somebody's machine, the last part."""
+    """The class name; for a local path, its last part."""
     if isinstance(value, str) and _PATH_WITHIN.search(value):
         return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
     return value
 
 
 def _external_auto_map(auto_map: Any) -> Any:
-    """The entries that name code in a repo of its own (`org/name--module.Class`), which is there for the recipient."""
+    """The entries that point to code in another repo (`org/name--module.Class`), which the recipient can load."""
     if isinstance(auto_map, dict):
         return {name: each for name, each in auto_map.items() if "--" in str(each)}
     return auto_map if "--" in str(auto_map) else None
 
 
 def _deduplicate_num_classes(config: dict[str, Any]) -> dict[str, Any]:
-    """timm 1.0.31 and later repeat the number of classes among the model's arguments, which transformers then passes
-    twice."""
+    """The configuration with `num_classes` once: timm >= 1.0.31 repeats it in `model_args`, and transformers would
+    pass it twice."""
     arguments = config.get("model_args")
     if "architecture" not in config or not isinstance(arguments, dict) or "num_classes" not in arguments:
         return config

@@ -1,8 +1,8 @@
-"""What of a model's folder is handed on with a copy, and why the rest is not.
+"""Which files of a model's folder go with a copy, and why the others don't.
 
-A folder that a model was trained in holds more than the model: the vault's identity, tokens, the training's state,
-the same weights unmarked. So what is handed on is a list of what loaders and readers of a model look for, by name and
-then by content, and everything else stays behind with a reason. Copies in folders and pushes ask here.
+A training folder holds more than the model: the vault's identity, tokens, training state, unmarked weights. So an
+allow-list of names and a check of the content decide what is copied. Every other file is skipped with a reason. Local
+copies and pushes to the Hub both use this module.
 """
 
 import os
@@ -40,7 +40,7 @@ _MOST_NAMED = 20
 _CARD = "README.md"
 
 
-# what must not leave whatever the file's name: keys, ciphertexts to a vault's identity, tokens
+# never copied, whatever the file's name: keys, ciphertexts to a vault's identity, tokens
 _SECRET_PATTERN = re.compile(
     rb"(?i:age-secret-key-1)|BEGIN [A-Z0-9 ]{0,60}PRIVATE KEY|BEGIN AGE ENCRYPTED|age-encryption\.org/v1"
     rb"|PuTTY-User-Key-File|\bhf_(?=[a-zA-Z0-9]*[A-Z])(?=[a-zA-Z0-9]*[a-z])[A-Za-z0-9]{30,}|\bAKIA[0-9A-Z]{16}\b"
@@ -57,18 +57,18 @@ _IMAGE_LINKS = re.compile(  # every repeat is bounded: a hostile card must not t
 
 
 class SkippedFile(NamedTuple):
-    """What stays behind.
+    """A file or folder that is skipped.
 
     Attributes:
-        name (`str`): the file's path in the folder, `/` at the end of a folder's; it may be hostile.
-        reason (`str`): why, in a few words.
+        name (`str`): path in the model's folder, with a final `/` for a folder; may be hostile.
+        reason (`str`): why it is skipped, in a few words.
     """
 
     name: str
     reason: str
 
     def to_dict(self) -> dict[str, str]:
-        """The same for JSON."""
+        """As a JSON-serializable dictionary."""
         return self._asdict()
 
 
@@ -77,9 +77,9 @@ class IncludedFile:
     """A file that goes with a copy.
 
     Attributes:
-        path (`Path`): where it is.
-        name (`str`): its path in the folder, with `/`.
-        content (`bytes` or `None`): what is handed on in its place; `None` for its own bytes.
+        path (`Path`): the file on disk.
+        name (`str`): path in the model's folder, with `/`.
+        content (`bytes` or `None`): cleaned content to write instead; `None` to copy the file unchanged.
     """
 
     path: Path
@@ -89,11 +89,11 @@ class IncludedFile:
 
 @dataclass(frozen=True)
 class FolderContents:
-    """A model's folder, sorted; without the weights that were chosen.
+    """Files of a model's folder other than the chosen weights, sorted by name.
 
     Attributes:
-        included (`tuple[HandedOn, ...]`): by name.
-        left_out (`tuple[LeftOut, ...]`): by name.
+        included (`tuple[IncludedFile, ...]`): files that go with a copy.
+        left_out (`tuple[SkippedFile, ...]`): files and folders that don't.
     """
 
     included: tuple[IncludedFile, ...] = ()
@@ -101,18 +101,17 @@ class FolderContents:
 
 
 def list_contents(source: Source, include_code: bool = False) -> FolderContents:
-    """Sorts a model's folder into what goes with a copy and what stays behind.
+    """Files of a model's folder that go with a copy, and those that don't.
 
-    A folder of a kind that holds nothing of a model (`.git`, `checkpoint-10`), or too many files, is named as one and
-    not looked into.
+    Folders that are not part of a model (`.git`, `checkpoint-10`) or hold too many files are skipped as a whole.
 
     Args:
-        source ([`Source`]): the model; of one given by a file, the neighbours are not its own.
+        source ([`Source`]): the model. If it was given as a single file, its neighbors are not considered.
         include_code (`bool`, *optional*, defaults to `False`): whether `.py` files go along.
 
     Raises:
-        [`CheckpointError`]: if a file that might go along is missing, can't be read, is not a regular file or lies
-        outside the folder.
+        [`CheckpointError`]: if a file that may go along is missing, unreadable, not a regular file or outside the
+            folder.
     """
     included_files: list[IncludedFile] = []
     skipped: list[SkippedFile] = []
@@ -139,7 +138,7 @@ def list_contents(source: Source, include_code: bool = False) -> FolderContents:
 
 
 def holds_secret(content: bytes) -> bool:
-    """Whether a file's bytes hold a key, a token, an age ciphertext, or a database such as a vault's."""
+    """Whether a file's bytes contain a key, a token, an age ciphertext or an SQLite database."""
     return content.startswith(SQLITE) or bool(_SECRET_PATTERN.search(content.replace(b"\0", b"")))
 
 
@@ -156,7 +155,7 @@ def _classify_file(
         return SkippedFile(name, _exclusion_reason(path))
     limit = MAX_JSON if kinds.is_config(base) else MAX_FILE
     if path.stat().st_size > limit:
-        return SkippedFile(name, f"larger than the {megabytes(limit)} MB that such a file may have")
+        return SkippedFile(name, f"larger than {megabytes(limit)} MB")
     content = _read(path, limit)
     try:
         kept = _clean_content(base, content, include_code)
@@ -165,7 +164,7 @@ def _classify_file(
     if holds_secret(kept):
         return SkippedFile(name, kinds.SECRET)
     if kinds.is_labels(base) and names_local_files(kept):
-        return SkippedFile(name, "names files of somebody's machine")
+        return SkippedFile(name, "contains local file paths")
     return IncludedFile(path, name, None if kept == content else kept)
 
 
@@ -178,7 +177,7 @@ def _clean_content(base: str, content: bytes, include_code: bool) -> bytes:
 
 
 def _exclusion_reason(path: Path) -> str:
-    """Why a file of no known kind is left out: it may be a secret all the same."""
+    """Why a file of unknown kind is skipped; it may still hold a secret."""
     try:
         with path.open("rb") as stream:
             if holds_secret(stream.read(1 << 16)):
@@ -195,12 +194,12 @@ def _included_index(path: Path) -> IncludedFile:
     try:
         kept = clean_index(content)
     except ValueError:
-        raise CheckpointError(f"{path} is not an index of weight files: get it again.") from None
+        raise CheckpointError(f"{path} is not an index of weight files: download it again.") from None
     return IncludedFile(path, path.name, None if kept == content else kept)
 
 
 def _linked_images(card: Path) -> set[str]:
-    """The paths in the folder of what a model card links to as a picture."""
+    """Paths, relative to the folder, of the images that a model card shows."""
     if not card.is_file() or card.stat().st_size > MAX_CARD:
         return set()
     text = _read(card, MAX_CARD).decode("utf-8", "replace")
@@ -211,8 +210,12 @@ def _linked_images(card: Path) -> set[str]:
 def walk_folder(
     top: Path, exclusion_reason: Callable[[str], str | None] = kinds.folder_exclusion_reason
 ) -> Iterator[tuple[Path, str | None]]:
-    """What lies in a folder, folders nearer the top first: files, and folders with the reason why they are not looked
-    into, which `exclusion_reason` gives by their names."""
+    """Yields the files below a folder with `None`, and the skipped folders with a reason, breadth first.
+
+    Args:
+        top (`Path`): the folder.
+        exclusion_reason (callable, *optional*): from a folder's name to the reason to skip it, or `None`.
+    """
     waiting, seen = deque([top]), 0
     while waiting:
         folder = waiting.popleft()
@@ -225,7 +228,7 @@ def walk_folder(
             continue
         seen += len(listed)
         if folder != top and (len(listed) > MAX_FILES_PER_FOLDER or seen > MAX_FILES_IN_FOLDERS):
-            yield folder, f"{kinds.OTHER}; too many files to look at"
+            yield folder, f"{kinds.OTHER}; too many files"
             continue
         if folder != top and any(entry.name == VAULT_DATABASE for entry in listed):
             yield folder, "a vault"
@@ -243,7 +246,7 @@ def walk_folder(
 
 
 def truncate_skipped(skipped: list[SkippedFile]) -> Iterator[SkippedFile]:
-    """All of them, but of many in one folder for one reason the first ones and how many more there are."""
+    """Yields the skipped files; of many in one folder with one reason, the first 20 and the count of the others."""
     count: Counter[tuple[str, str]] = Counter()
     for each in skipped:
         kind = (posixpath.dirname(each.name.rstrip("/")), each.reason)
@@ -261,6 +264,6 @@ def _read(path: Path, limit: int) -> bytes:
     except OSError as error:
         linked = path.parent / printable(path.name)
         raise CheckpointError(
-            f"{linked} can't be read ({error.strerror or error}): give yourself the right to, or move it out of the "
-            f"model's folder."
+            f"{linked} can't be read ({error.strerror or error}): fix its permissions, or move it out of the model's "
+            f"folder."
         ) from None

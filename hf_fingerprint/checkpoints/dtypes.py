@@ -1,4 +1,4 @@
-"""Raw tensor bytes to float32 and back, by the names that safetensors gives to dtypes."""
+"""Conversion of raw tensor bytes to float32 and back, by safetensors dtype."""
 
 import numpy as np
 
@@ -41,7 +41,7 @@ _FLOAT8 = {"F8_E4M3": _float8_table(4, "fn"), "F8_E5M2": _float8_table(5, "ieee"
 
 
 def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """Raw bytes (`uint8`, one dimension) of a [`READABLE`] dtype as `float32`; for F32 a view of the same memory."""
+    """`float32` values of raw bytes (`uint8`, one dimension) of a [`READABLE`] dtype; a view for F32."""
     if dtype == "F32":
         return raw.view("<f4")
     if dtype == "BF16":
@@ -53,7 +53,7 @@ def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
-    """`float32` values that are exact in a [`WRITABLE`] dtype, as raw bytes (`uint8`, one dimension)."""
+    """Raw bytes (`uint8`, one dimension) of `float32` values that a [`WRITABLE`] dtype represents exactly."""
     flat = np.ascontiguousarray(values).reshape(-1)
     if dtype == "BF16":
         flat = (flat.view(np.uint32) >> 16).astype("<u2")

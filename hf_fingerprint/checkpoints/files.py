@@ -1,4 +1,4 @@
-"""New files and folders with the rights of those that they are copies of, written whole and seen on the disk."""
+"""Create, copy and sync files and folders, keeping the permissions of their sources."""
 
 import os
 import shutil
@@ -14,20 +14,20 @@ _BLOCK = 1 << 20
 
 
 def file_mode(path: Path) -> int:
-    """The rights to a file or folder, links followed."""
+    """Permission bits of a file or folder; follows links."""
     return stat.S_IMODE(path.stat().st_mode) & 0o777
 
 
 def create_file(path: Path, mode: int) -> FileIO:
-    """A new file with these rights before anything is in it."""
+    """A new, empty file with these permissions, open for writing."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with suppress(PermissionError):  # some disks know no rights
-        os.fchmod(descriptor, mode)  # the umask may have taken some
+    with suppress(PermissionError):  # some file systems have no permissions
+        os.fchmod(descriptor, mode)  # undoes the umask
     return FileIO(descriptor, "wb")
 
 
 def copy_file(source: Path, target: Path, content: bytes | None = None) -> None:
-    """A copy of a file with its rights, and with other content if that is given."""
+    """Copies a file with its permissions, and with `content` instead of its own if given."""
     with create_file(target, file_mode(source)) as stream:
         if content is not None:
             write_all(stream, memoryview(content))
@@ -37,13 +37,13 @@ def copy_file(source: Path, target: Path, content: bytes | None = None) -> None:
 
 
 def copy_mode(source: Path, folder: Path) -> None:
-    """Gives a folder the rights that another one has; its owner may still write into it."""
+    """Gives `folder` the permissions of `source`; its owner can always write into it."""
     with suppress(PermissionError):
         folder.chmod(file_mode(source) | stat.S_IRWXU)
 
 
 def make_folders(place: Path, top: Path, source: Path) -> None:
-    """Makes the folders from `top` down to a place, with the rights of their namesakes in `source`."""
+    """Creates the folders from `top` down to `place`, with the permissions of the same folders in `source`."""
     parts = place.relative_to(top).parts
     for count in range(1, len(parts) + 1):
         folder = top.joinpath(*parts[:count])
@@ -53,20 +53,20 @@ def make_folders(place: Path, top: Path, source: Path) -> None:
 
 
 def allocate(stream: FileIO, count: int) -> None:
-    """Has the disk keep room for a file: a full one shows at once, and writing is faster."""
+    """Reserves disk space for a file, so that a full disk fails early and writing is faster."""
     if hasattr(os, "posix_fallocate") and count:
         os.posix_fallocate(stream.fileno(), 0, count)
 
 
 def write_all(stream: FileIO | BytesIO, block: np.ndarray | memoryview) -> None:
-    """Writes all of a block, in as many writes as it takes."""
+    """Writes a whole block, in several writes if needed."""
     view = memoryview(block)
     while view:
         view = view[stream.write(view) :]
 
 
 def sync(path: Path) -> None:
-    """Makes a file, or the names in a folder, durable."""
+    """Flushes a file, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,4 @@
-"""Where a folder is made and put: beside its place first, and cleared away if making it fails; what a full disk is
-called."""
+"""Write a partial folder safely: remove it on failure, and report a full disk in one sentence."""
 
 import errno
 import shutil
@@ -14,18 +13,18 @@ _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 
 
 def is_disk_full_error(error: OSError) -> bool:
-    """Whether this is what a full disk raises."""
+    """Whether a full disk raised this error."""
     return error.errno in _FULL
 
 
 def disk_full_error(folder: Path) -> StorageError:
-    """The sentence for a full disk."""
-    return StorageError(f"The disk of {folder.absolute()} is full: make room there, and run the same command again.")
+    """The error for a full disk."""
+    return StorageError(f"The disk of {folder.absolute()} is full: make room there and run the command again.")
 
 
 @contextmanager
 def remove_on_failure(partial: Path) -> Iterator[None]:
-    """Removes a partial folder when making it fails, and says in a sentence what the disk had against it."""
+    """Removes a partial folder if the block fails, and turns disk errors into one sentence."""
     try:
         yield
     except OSError as error:
@@ -33,7 +32,7 @@ def remove_on_failure(partial: Path) -> Iterator[None]:
         if is_disk_full_error(error):
             raise disk_full_error(partial.parent) from None
         raise CheckpointError(
-            f"{partial.parent} can't be written to ({error.strerror or error}): make room or choose another place."
+            f"{partial.parent} can't be written ({error.strerror or error}): choose another folder."
         ) from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -41,10 +40,10 @@ def remove_on_failure(partial: Path) -> Iterator[None]:
 
 
 def resolve_parent(out: Path) -> Path:
-    """The folder that a place is in, links followed.
+    """The parent folder of an output path; follows links.
 
     Raises:
-        [`CheckpointError`]: if no place can have this name.
+        [`CheckpointError`]: if the path's name is invalid.
     """
     try:
         out.exists()  # fails for a name that is too long,
@@ -53,5 +52,5 @@ def resolve_parent(out: Path) -> Path:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "impossible name"
         raise CheckpointError(
-            f"{out.name[:80]}... can't be written in {out.parent} ({reason}): choose another."
+            f"{out.name[:80]}... can't be written in {out.parent} ({reason}): choose another name."
         ) from None

@@ -1,4 +1,4 @@
-"""A model from the Hugging Face Hub, pinned to a commit, through the real client and its cache."""
+"""Fetch a model from the Hugging Face Hub, pinned to a commit, with huggingface_hub and its cache."""
 
 import glob
 from collections.abc import Callable, Iterator
@@ -11,19 +11,19 @@ from hf_fingerprint.errors import CheckpointError
 
 
 def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]]) -> tuple[Path, str]:
-    """Downloads the files of one commit that are wanted, or finds them in the cache when the Hub can't be reached.
+    """The snapshot folder of a commit with the wanted files: downloaded, or cached if the Hub can't be reached.
 
     Args:
         repo (`str`): `org/name`.
         revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
-        wanted (callable): from the names of all files of the repo, those to fetch.
+        wanted (callable): from the names of all files in the repo to those to fetch.
 
     Returns:
         `(folder, commit)`: the snapshot's folder and the commit's hash.
 
     Raises:
-        [`CheckpointError`]: if the repo doesn't exist, isn't open to this account, or can't be reached and isn't
-        cached.
+        [`CheckpointError`]: if the repo doesn't exist, isn't accessible to this account, or can't be reached and isn't
+            cached.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -37,21 +37,22 @@ def fetch_snapshot(repo: str, revision: str | None, wanted: Callable[[list[str]]
             return folder, str(info.sha)
     except CheckpointError:
         raise
-    except Exception as error:  # the client's transport errors have no common class over its versions
+    except Exception as error:  # the client's transport errors share no base class across its versions
         return fetch_cached_snapshot(repo, revision, wanted, type(error).__name__)
 
 
 @contextmanager
 def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns what the Hub refuses for good into one sentence. Errors of transport pass as they are. Warns of a
-    token that is about to go to the Hub over plain http.
+    """Turns the Hub's permanent errors into [`CheckpointError`]; transport errors pass through.
+
+    Warns first if a token is about to go to the Hub over plain http.
 
     Args:
         repo (`str`): `org/name`.
-        revision (`str` or `None`): what was asked for of it.
+        revision (`str` or `None`): the requested revision.
 
     Raises:
-        [`CheckpointError`]: for a repo or revision that does not exist or is not open to this account.
+        [`CheckpointError`]: for a repo or revision that does not exist or is not accessible to this account.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -94,7 +95,7 @@ def format_repo(repo: str, revision: str | None) -> str:
 def fetch_cached_snapshot(
     repo: str, revision: str | None, wanted: Callable[[list[str]], list[str]], reason: str
 ) -> tuple[Path, str]:
-    """The same from the local cache alone, for a Hub that can't be reached, or isn't to be asked for this `reason`."""
+    """Like [`fetch_snapshot`], from the local cache alone. `reason` says why the Hub is not queried."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -110,6 +111,6 @@ def fetch_cached_snapshot(
         raise
     except Exception:
         raise CheckpointError(
-            f"{format_repo(repo, revision)} can't be fetched ({reason}) and is not whole in the local cache: check the "
-            f"connection."
+            f"{format_repo(repo, revision)} can't be fetched ({reason}) and is not complete in the local cache: check "
+            f"the connection."
         ) from None

@@ -1,4 +1,4 @@
-"""Files of a suspect on the Hub, downloaded whole into the client's cache, and never more bytes than allowed."""
+"""Download a suspect's files from the Hub into the cache, within a byte limit."""
 
 import glob
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from hf_fingerprint.checkpoints.limits import MAX_INDEX, megabytes, read_bounded
 from hf_fingerprint.errors import CheckpointError
 
 
-_OVERSIZED = "longer than the Hub says it is: not read"
+_OVERSIZED = "longer than the size on the Hub: not read"
 NOT_CACHED = "not in the local cache, and the Hub can't be reached: check the connection"
 
 
 class OversizedDownload(Exception):
-    """More bytes come of a file than the Hub said it has."""
+    """A download is longer than the file's size on the Hub."""
 
 
 class HubFiles:
@@ -25,18 +25,18 @@ class HubFiles:
     Args:
         repo (`str`): `org/name`.
         revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
-        max_bytes (`int` or `None`): how many bytes may be fetched, all files together.
+        max_bytes (`int` or `None`): maximum number of bytes to fetch, over all files.
 
     Attributes:
-        repo (`str`): the repo's name now, which for a renamed repo is the new one.
+        repo (`str`): current name of the repo, which differs from the given one if it was renamed.
         commit (`str`): the commit's hash.
-        sizes (`dict[str, int | None]`): all files, with their sizes in bytes as far as they are known.
-        folder (`Path`): where those that were fetched are.
-        bytes_left (`int` or `None`): how many bytes may still be fetched.
+        sizes (`dict[str, int | None]`): all files with their sizes in bytes, `None` where unknown.
+        folder (`Path`): folder of the fetched files.
+        bytes_left (`int` or `None`): number of bytes that may still be fetched.
 
     Raises:
-        [`CheckpointError`]: if there is no such repo or revision, it is not open to this account, or it can't be
-        reached and is not in the cache.
+        [`CheckpointError`]: if there is no such repo or revision, it is not accessible to this account, or it can't be
+            reached and is not in the cache.
     """
 
     def __init__(self, repo: str, revision: str | None, max_bytes: int | None):
@@ -53,11 +53,11 @@ class HubFiles:
             self.folder = Path()
         except CheckpointError:
             raise
-        except Exception as error:  # the client's transport errors have no common class over its versions
+        except Exception as error:  # the client's transport errors share no base class across its versions
             self._from_cache(repo, type(error).__name__)
 
     def fetch_problem(self, names: Iterable[str]) -> str | None:
-        """Why these can't be fetched, if there is a reason."""
+        """Why these files can't be fetched, or `None` if they can."""
         wanted = [name for name in names if not self._is_cached(name)]
         if not self._online:
             return NOT_CACHED if wanted else None
@@ -68,12 +68,12 @@ class HubFiles:
         if self.bytes_left != self._max_bytes:
             allowed += f", of which {megabytes(self.bytes_left)} MB are left"
         if None in sizes:
-            return f"needs MB that the Hub does not tell the number of, {allowed}"
+            return f"has no size on the Hub, {allowed}"
         needed = sum(size for size in sizes if size is not None)
         return None if needed <= self.bytes_left else f"needs {megabytes(needed, round_up=True)} MB, {allowed}"
 
     def fetch_small(self, names: list[str]) -> None:
-        """Downloads configurations and indexes, and sets up the cache for what follows."""
+        """Downloads configurations and indexes, and sets `folder`."""
         from huggingface_hub import snapshot_download
 
         if not self._online:
@@ -92,11 +92,11 @@ class HubFiles:
         self.folder = folder
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Downloads files that [`fetch_problem`] has nothing against.
+        """Downloads files for which [`fetch_problem`] returns `None`.
 
         Raises:
-            [`OversizedDownload`]: if one is longer than the Hub said.
-            [`CheckpointError`]: if one can't be had.
+            [`OversizedDownload`]: if one is longer than its size on the Hub.
+            [`CheckpointError`]: if one can't be fetched.
         """
         from huggingface_hub import hf_hub_download
 
@@ -114,18 +114,18 @@ class HubFiles:
                 raise self._fetch_error(error) from None
 
     def read_small(self, name: str, fetched: Iterable[str]) -> bytes:
-        """What one of the small files holds.
+        """Content of a small file.
 
         Raises:
-            [`ValueError`]: why it was not fetched.
+            [`ValueError`]: with the reason, if it was not fetched.
         """
         path = self.folder / name
         if name not in fetched or not path.is_file():
-            raise ValueError(self.fetch_problem([name]) or f"has not the size of an index, up to {MAX_INDEX} bytes")
+            raise ValueError(self.fetch_problem([name]) or f"is larger than an index may be ({MAX_INDEX} bytes)")
         try:
             return read_bounded(path, MAX_INDEX, "an index of weight files")
         except (CheckpointError, OSError):
-            raise ValueError(f"has not the size of an index, up to {MAX_INDEX} bytes") from None
+            raise ValueError(f"is larger than an index may be ({MAX_INDEX} bytes)") from None
 
     def _spend(self, names: Iterable[str]) -> None:
         if self.bytes_left is not None:
@@ -148,20 +148,21 @@ class HubFiles:
             )
         except Exception:
             raise CheckpointError(
-                f"{self._display_name} can't be fetched ({reason}) and is not in the local cache: check the connection."
+                f"{self._display_name} can't be fetched ({reason}) and is not in the local cache: check the "
+                f"connection."
             ) from None
         self._online = False
         self.repo, self.commit = repo, self.folder.name
 
     def _fetch_error(self, error: Exception) -> CheckpointError:
         return CheckpointError(
-            f"{self._display_name} can't be fetched ({type(error).__name__}): check the connection, and run the same command "
-            f"again."
+            f"{self._display_name} can't be fetched ({type(error).__name__}): check the connection and run the "
+            f"command again."
         )
 
 
 def _bounded_progress_bar(size: int) -> type:
-    """A progress bar for the client that ends a download which is longer than it was said to be."""
+    """A progress bar class that aborts a download once it exceeds `size` bytes."""
     from huggingface_hub.utils import tqdm
 
     class Counter(tqdm):

@@ -1,4 +1,4 @@
-"""What the Hub's client does in one way from version 1 on and in another before."""
+"""Differences between huggingface_hub 1.x and earlier versions."""
 
 import inspect
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ _BUSY = (429, 500, 502, 503, 504)
 
 
 def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int | None]]:
-    """The files of a commit that the local cache knows of, with their sizes, without asking the Hub.
+    """The files of a commit in the local cache with their sizes, without querying the Hub.
 
     Returns:
-        `(whole, sizes)`: whether these are all that the repo has; where nothing but single files was ever fetched, or
-        by a client that keeps no lists, it is those that are there.
+        `(complete, sizes)`: whether `sizes` lists all files of the repo. Without a cached list of the repo, as older
+        clients leave it, `sizes` holds the files that happen to be cached.
 
     Raises:
-        `Exception`: the client's own, if nothing of it is in the cache.
+        `Exception`: the client's own, if nothing of the repo is cached.
     """
     import huggingface_hub
 
@@ -32,7 +32,7 @@ def cached_files(repo: str, revision: str | None) -> tuple[bool, dict[str, int |
 
 
 def cached_folder(repo: str, revision: str | None) -> Path:
-    """The folder of a commit in the local cache, whole or not."""
+    """The folder of a commit in the local cache, complete or not."""
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(repo, revision=revision, local_files_only=True))
@@ -40,13 +40,13 @@ def cached_folder(repo: str, revision: str | None) -> Path:
 
 @contextmanager
 def stream(url: str, retries: int, first_wait: float, **options: Any) -> Iterator[Any]:
-    """An answer whose body is still to come, by its `iter_bytes()`; asked for again while the Hub is busy.
+    """Yields the streaming response of a GET request, retried while the Hub is busy. Read it with `iter_bytes()`.
 
     Args:
-        url (`str`): what is asked, by GET.
-        retries (`int`): how often it is asked again at most.
-        first_wait (`float`): seconds before that, twice as long each time.
-        options: of the client's HTTP library: `headers`, `timeout`.
+        url (`str`): the address.
+        retries (`int`): maximum number of retries.
+        first_wait (`float`): seconds before the first retry; doubles with each one.
+        options: `headers` and `timeout`, passed to the HTTP library.
     """
     from huggingface_hub import utils
 
@@ -63,8 +63,8 @@ def stream(url: str, retries: int, first_wait: float, **options: Any) -> Iterato
 
 
 def progress_bar_options(progress_bar: type | None) -> dict[str, Any]:
-    """The option by which a download of one file tells a progress bar how much came; none in older clients, which end
-    a download that is longer than it was said to be only when it is there."""
+    """Options of `hf_hub_download` that set its progress bar. Empty for older clients, which detect an oversized
+    download only at its end."""
     from huggingface_hub import hf_hub_download
 
     known = "tqdm_class" in inspect.signature(hf_hub_download).parameters

@@ -1,19 +1,19 @@
-"""What a file's name says of its part in a model's folder.
+"""Classify the files of a model's folder by name.
 
-One list of what loaders and readers of a model look for, which may be handed on; and lists of what else is found
-beside a model, which give the reason why it is not.
+One list names what loaders and users of a model look for, which may be copied. The other lists name what else is found
+next to a model, with the reason why it is skipped.
 """
 
 import re
 
 
-UNMARKED = "weights in another form, unmarked"
+UNMARKED = "weights in another format, unmarked"
 SECRET = "a secret"
-STATE = "a training's state"
+STATE = "training state"
 SIGNED = "a signature or checksum of the base's files"
-CODE = "code; --include-code hands it on"
-NOT_SHOWN = "a picture that the model card does not show"
-CHECKPOINTS = "checkpoints of a training, unmarked"
+CODE = "code; --include-code copies it"
+NOT_SHOWN = "an image that the model card does not show"
+CHECKPOINTS = "training checkpoints, unmarked"
 OTHER = "not part of a model's folder"
 
 
@@ -77,31 +77,31 @@ _LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (_SECRETS, SECRET),
     (_STATES, STATE),
     (_SIGNATURES, SIGNED),
-    (_any_of(r".*\.index\.json"), "an index of weights that are not handed on"),
+    (_any_of(r".*\.index\.json"), "an index of weights that are not copied"),
 )
 _FOLDERS: tuple[tuple[re.Pattern[str], str], ...] = (
     (_any_of(r"checkpoints?([-_.].*)?", r"(epoch|step)s?[-_]?\d+"), CHECKPOINTS),
     (_any_of(r"runs", r"wandb", r"mlruns", r"lightning_logs", r"tensorboard", r"logs?"), STATE),
     (_any_of(r"\.(ssh|aws|gnupg|azure|kube|docker|config)", r"secrets?", r"credentials?"), SECRET),
-    (_any_of(r"\.git"), "git's history, with all that was ever in it"),
+    (_any_of(r"\.git"), "the git history"),
     (_any_of(r"\.cache", r"__pycache__", r".*_cache"), "a cache"),
     (_any_of(r"\..*"), "a hidden folder"),
 )
 
 
 def is_model_file(name: str) -> bool:
-    """Whether a file of this name belongs to a model, apart from weights, code and pictures."""
+    """Whether a file of this name belongs to a model, other than weights, code and images."""
     patterns = (_CONFIGS, _VOCABULARIES, _DOCUMENTS, _MORE_DOCUMENTS)
     return any(pattern.fullmatch(name) for pattern in patterns) or is_labels(name)
 
 
 def is_config(name: str) -> bool:
-    """Whether it configures a model, a preprocessor or a tokenizer, in JSON."""
+    """Whether a file of this name is the JSON configuration of a model, preprocessor or tokenizer."""
     return bool(_CONFIGS.fullmatch(name))
 
 
 def is_labels(name: str) -> bool:
-    """Whether it lists a model's classes, and not the labels of somebody's data."""
+    """Whether a file of this name lists a model's classes rather than the labels of a dataset."""
     return bool(_LABELS.fullmatch(name)) and not _DATA.fullmatch(name)
 
 
@@ -114,10 +114,10 @@ def is_code(name: str) -> bool:
 
 
 def exclusion_reason(name: str) -> str | None:
-    """Why a file of this name is left out without a look into it, if there is a reason."""
+    """Why a file of this name is skipped unread, or `None`."""
     return next((reason for pattern, reason in _LEFT_OUT if pattern.fullmatch(name)), None)
 
 
 def folder_exclusion_reason(name: str) -> str | None:
-    """Why a folder of this name is left out whole, if there is a reason."""
+    """Why a folder of this name is skipped, or `None`."""
     return next((reason for pattern, reason in _FOLDERS if pattern.fullmatch(name)), None)

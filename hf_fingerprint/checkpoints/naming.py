@@ -1,4 +1,4 @@
-"""What a model's name says, before anybody looks there: a path, a Hub id, or a file chosen in either."""
+"""Parse model names: a path, a Hub id, or a chosen file in either."""
 
 import errno
 import re
@@ -15,12 +15,12 @@ HUB_ID = re.compile(
 
 
 def format_model_name(name: str | Path, file: str | None) -> str | Path:
-    """The name of a model of which one file is chosen."""
+    """The model's name, with `:file` appended if one is chosen."""
     return name if file is None else f"{name}:{file}"
 
 
 class HubId(NamedTuple):
-    """A repo on the Hub, the revision that is asked for, if one is, and the file, if one is chosen."""
+    """A repo on the Hub, with an optional revision and an optional chosen file."""
 
     repo: str
     revision: str | None
@@ -28,12 +28,12 @@ class HubId(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to record, apart from the revision."""
+        """The name to record, without the revision."""
         return str(format_model_name(self.repo, self.file))
 
 
 class LocalFile(NamedTuple):
-    """A folder here, and the one of its files that is chosen."""
+    """A local folder and a chosen file in it."""
 
     folder: Path
     file: str
@@ -44,11 +44,10 @@ class LocalFile(NamedTuple):
 
 
 def parse_model_name(name: str | Path) -> Path | LocalFile | HubId:
-    """Where a model is, by its name, without a look at it: an absolute path here, or a repo on the Hub, or a file
-    chosen in either.
+    """The place that a model name refers to: an absolute local path, a repo on the Hub, or a file chosen in either.
 
     Raises:
-        [`CheckpointError`]: if it is none of these.
+        [`CheckpointError`]: if the name is none of these.
     """
     text = str(name)
     bare = text.removeprefix("local-dir:")
@@ -70,7 +69,7 @@ def parse_model_name(name: str | Path) -> Path | LocalFile | HubId:
 
 
 def parse_hub_id(text: str) -> HubId | None:
-    """What a Hub id says, if it is one."""
+    """The parts of a Hub id, or `None` if `text` is not one."""
     match = HUB_ID.fullmatch(text.removeprefix("hf-hub:"))
     if match is None:
         return None
@@ -79,7 +78,7 @@ def parse_hub_id(text: str) -> HubId | None:
 
 
 def _check_inner_path(file: str) -> str:
-    """The path of a chosen file in its folder or repo."""
+    """The normalized path of a chosen file in its folder or repo."""
     parts = PurePosixPath(file).parts
     if ".." in parts or file.startswith("/") or "\\" in file:
         raise CheckpointError(f"{printable(file)} leads out of the model's folder: choose one of its files.")

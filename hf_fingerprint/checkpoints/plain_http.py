@@ -1,4 +1,4 @@
-"""Tokens that go to an address without encryption: done as asked, and warned of before anything is sent."""
+"""Warnings, before anything is sent, about tokens that go over an unencrypted connection."""
 
 import warnings
 from ipaddress import ip_address
@@ -8,20 +8,20 @@ from hf_fingerprint.errors import FingerprintWarning
 
 
 def warn_plaintext_token(url: str, place: str, remedy: str) -> None:
-    """Warns if whoever is on the way to an address can read a token that is sent there.
+    """Warns if a token is sent to `url` unencrypted.
 
     Args:
         url (`str`): the address.
-        place (`str`): the same as it may be shown.
+        place (`str`): its name in the warning.
         remedy (`str`): what to do about it.
     """
     if _is_unencrypted(url):
-        text = f"The token for {place} goes over plain http, where anyone on the way can read it: {remedy}."
-        warnings.warn(text, FingerprintWarning, stacklevel=1)  # from here, so that one address is named once
+        text = f"The token for {place} goes over plain http, where anyone on the network can read it: {remedy}."
+        warnings.warn(text, FingerprintWarning, stacklevel=1)  # this location, so that each text is shown once
 
 
 def warn_plaintext_hub_token() -> None:
-    """The same of the Hub's token, where `HF_ENDPOINT` has such an address and somebody is logged in."""
+    """Warns if the Hub's token is sent unencrypted, because `HF_ENDPOINT` is a plain http address."""
     from huggingface_hub import constants, get_token
 
     if not _is_unencrypted(constants.ENDPOINT):
@@ -34,7 +34,7 @@ def warn_plaintext_hub_token() -> None:
 
 
 def _is_unencrypted(url: str) -> bool:
-    """Whether an address is reached without encryption and not on this machine."""
+    """Whether an address is plain http and not on this machine."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

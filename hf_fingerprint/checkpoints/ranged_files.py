@@ -1,7 +1,7 @@
-"""Files of one commit on the Hub, a range of bytes at a time.
+"""Fetch byte ranges of the files of one commit on the Hub.
 
-A file that the Hub keeps elsewhere is redirected to. Where to is remembered, so that later ranges cost one exchange
-each; the token stays with the Hub, as the client drops it on the way.
+The Hub may redirect a file to another host. The target is remembered, so that each later range costs one exchange. The
+client drops the token on the redirect, so only the Hub sees it.
 """
 
 import re
@@ -18,45 +18,45 @@ from hf_fingerprint.errors import CheckpointError
 
 RETRIES, FIRST_WAIT = 3, 0.5
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
-_CONNECTION_ERRORS = frozenset(
+_CONNECTION_ERRORS = frozenset(  # names, since they differ between client versions
     {"RemoteProtocolError", "ReadError", "ConnectionError", "ChunkedEncodingError"}
-)  # by versions
+)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PAST_END = re.compile(r"bytes \*/(\d+)")
 
 
 class RangesUnavailable(Exception):
-    """The model may be had, but by ranges it can't or needn't be."""
+    """The model can't or need not be read by ranges: download it instead."""
 
 
 class DownloadLimitError(CheckpointError):
-    """So few bytes may be fetched that not even the headers, which say what is in the weights, are among them."""
+    """The byte limit is too small even for the headers of the weight files."""
 
     def __init__(self, repo: str, needed: int, allowed: int):
         super().__init__(
             f"{repo} needs {megabytes(needed, round_up=True)} MB or more to be read, and --max-mb allows "
-            f"{megabytes(allowed)} MB: allow more."
+            f"{megabytes(allowed)} MB: raise --max-mb."
         )
 
 
 class RangedFiles:
-    """The files of one commit.
+    """The files of one commit, read by byte ranges.
 
     Args:
         repo (`str`): `org/name`.
         revision (`str` or `None`): branch, tag or commit; `None` for the default branch.
-        max_bytes (`int`, *optional*): how many bytes of files may come at most, repeated ones among them.
+        max_bytes (`int`, *optional*): maximum number of file bytes to fetch, retries included.
 
     Attributes:
-        repo (`str`): the repo's name now, which for a renamed repo is the new one.
+        repo (`str`): current name of the repo, which differs from the given one if it was renamed.
         commit (`str`): the commit's hash.
         names (`list[str]`): all files.
-        sizes (`dict[str, int | None]`): theirs in bytes, as far as the Hub tells them.
-        bytes_fetched (`int`): bytes of files that came so far.
-        requests (`int`): HTTP exchanges so far, redirects included; those that the client repeated count once.
+        sizes (`dict[str, int | None]`): their sizes in bytes, `None` where unknown.
+        bytes_fetched (`int`): file bytes received so far.
+        requests (`int`): HTTP exchanges so far, redirects included; the client's own retries are not counted.
 
     Raises:
-        [`CheckpointError`]: if there is no such repo or revision, or it is not open to this account.
+        [`CheckpointError`]: if there is no such repo or revision, or it is not accessible to this account.
         [`RangesUnavailable`]: if the Hub can't be reached.
     """
 
@@ -74,21 +74,22 @@ class RangedFiles:
             raise RangesUnavailable
 
     def get(self, name: str, begin: int, end: int, whole: bool = False) -> tuple[np.ndarray, int]:
-        """Bytes of a file, and the file's size.
+        """Bytes `begin` to `end` of a file, and the file's size.
 
         Args:
             name (`str`): the file.
-            begin (`int`), end (`int`): which bytes; fewer come if the file ends before.
-            whole (`bool`, *optional*, defaults to `False`): whether an answer with all of the file will do, if the
+            begin (`int`): first byte.
+            end (`int`): end of the range; the result is shorter if the file ends before.
+            whole (`bool`, *optional*, defaults to `False`): whether a response with the whole file is accepted, if the
                 file ends before `end`.
 
         Returns:
             `(data, size)`: `uint8`, and the file's size in bytes.
 
         Raises:
-            [`CheckpointError`]: if they can't be had.
-            [`RangesUnavailable`]: if the answer isn't that range.
-            [`DownloadLimitError`]: if they are more than may still come.
+            [`CheckpointError`]: if the bytes can't be fetched.
+            [`RangesUnavailable`]: if the response isn't that range.
+            [`DownloadLimitError`]: if they exceed the byte limit.
         """
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
@@ -135,12 +136,13 @@ class RangedFiles:
             wait = next(waits, None)
             if wait is None:
                 raise CheckpointError(
-                    f"{self._display_name} can't be fetched ({reason}): check the connection, and run the same command again."
+                    f"{self._display_name} can't be fetched ({reason}): check the connection and run the command "
+                    f"again."
                 )
             time.sleep(wait)
 
     def _read_body(self, response: Any, count: int) -> np.ndarray | None:
-        """An answer's body, or `None` if it broke off or is not as long as it was said to be."""
+        """A response's body, or `None` if it was cut off or has not `count` bytes."""
         body = bytearray()
         try:
             for part in response.iter_bytes():
@@ -148,7 +150,7 @@ class RangedFiles:
                 self.bytes_fetched += len(part)
                 if len(body) > count:
                     return None
-        except Exception:  # cut; the client's helper can't try again from within
+        except Exception:  # cut off; the client's helper can't retry from within
             return None
         return np.frombuffer(body, np.uint8) if len(body) == count else None
 
@@ -168,12 +170,12 @@ def _model_info(repo: str, revision: str | None) -> Any:
             status = getattr(getattr(error, "response", None), "status_code", 0)
             is_transient = status == 429 or status >= 500 or type(error).__name__ in _CONNECTION_ERRORS
             if wait is None or not is_transient:
-                raise RangesUnavailable from None  # the whole may be in the cache; the way there has the sentences
+                raise RangesUnavailable from None  # the model may be cached; the download reports the error if not
             time.sleep(wait)
 
 
 def _parse_content_range(response: Any, begin: int, end: int, whole: bool) -> tuple[int, int]:
-    """How many bytes an answer says it holds, and the file's size."""
+    """The number of bytes that a response declares, and the file's size."""
     if response.status_code == 200 and whole:
         size = response.headers.get("Content-Length", "")
         if size.isdigit() and int(size) <= end:

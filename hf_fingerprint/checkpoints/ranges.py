@@ -1,8 +1,8 @@
-"""A model on the Hub read by byte ranges: the headers, and then only those tensors' bytes that are asked for.
+"""Read a model on the Hub by byte ranges: the headers first, then only the requested tensors.
 
 ```python
-with open_ranges("org/name") as checkpoint:  # None: download it instead
-    checkpoint.fetch([(info, start, stop)])  # neighbours in one request
+with open_ranged_checkpoint("org/name") as checkpoint:  # None: download it instead
+    checkpoint.fetch([(info, start, stop)])  # one request for adjacent pieces
     checkpoint.read(info, start, stop)       # as from a file
 ```
 """
@@ -42,11 +42,11 @@ from hf_fingerprint.printable import printable
 
 
 HEADER_GUESS = 1 << 17
-GAP, GAP_SHARE = 1 << 16, 256  # bytes between two pieces, and share of the model, that cost less than a request
+GAP, GAP_SHARE = 1 << 16, 256  # a gap of so many bytes, or so small a share of the model, costs less than a request
 
 
 class TensorReader(Protocol):
-    """What the readers of a suspect need of it: a [`Checkpoint`], or a [`RangedCheckpoint`]."""
+    """Interface of [`Checkpoint`] and [`RangedCheckpoint`] for code that reads a suspect."""
 
     source: Source
     tensors: dict[str, TensorInfo]
@@ -58,11 +58,11 @@ class TensorReader(Protocol):
 
 
 class UnreadFile(NamedTuple):
-    """A weight file beside those that are read.
+    """A weight file in the repo that is not read.
 
     Attributes:
-        name (`str`): its path in the repo, which may be hostile.
-        size (`int` or `None`): in bytes, if the Hub tells it.
+        name (`str`): path in the repo; may be hostile.
+        size (`int` or `None`): size in bytes, `None` if unknown.
     """
 
     name: str
@@ -75,18 +75,17 @@ def open_ranged_checkpoint(
     """Opens a model on the Hub for reading by ranges.
 
     Args:
-        name (`str` or `Path`): what [`resolve`] takes.
-        max_bytes (`int`, *optional*): how many bytes are to be fetched at most, headers and indexes among them.
-        file (`str`, *optional*): which of the files in the repo is read alone.
+        name (`str` or `Path`): a model name as for [`resolve`].
+        max_bytes (`int`, *optional*): maximum number of bytes to fetch, headers and indexes included.
+        file (`str`, *optional*): the only file of the repo to read.
 
     Returns:
-        [`RangedCheckpoint`], or `None` if it is to be had by [`find_weight_sets`]: a path, a model that is in the local
-        cache, has no weights as safetensors, or damaged ones beside others, a Hub that can't be reached or does not
-        answer ranges.
+        [`RangedCheckpoint`], or `None` if the model has to be read with [`find_weight_sets`]: it is a local path or in
+        the cache, has no readable safetensors weights, or the Hub can't be reached or doesn't serve ranges.
 
     Raises:
-        [`CheckpointError`]: if there is no such model, or it is not open to this account, or not well-formed.
-        [`DownloadLimitError`]: if more than `max_bytes` are needed to know what is in it.
+        [`CheckpointError`]: if there is no such model, it is not accessible to this account, or it is malformed.
+        [`DownloadLimitError`]: if its headers alone exceed `max_bytes`.
     """
     text = str(format_model_name(name, file))
     place = parse_hub_id(text)
@@ -99,15 +98,15 @@ def open_ranged_checkpoint(
 
 
 class RangedCheckpoint:
-    """A suspect on the Hub, pinned to a commit. Made by [`open_ranged_checkpoint`].
+    """A suspect on the Hub, pinned to a commit. Open it with [`open_ranged_checkpoint`].
 
     Attributes:
-        source ([`Source`]): its name on the Hub, which for a renamed repo is the new one, and its commit.
-        tensors (`dict[str, TensorInfo]`): all tensors, in the order of the files and of the bytes in them.
-        left_out (`dict[str, str]`): those that can't be read, each with a short reason.
-        others (`tuple[OtherFile, ...]`): weight files of the repo that are not among those read.
+        source ([`Source`]): its current name on the Hub and its commit.
+        tensors (`dict[str, TensorInfo]`): all tensors, ordered by file and by offset.
+        left_out (`dict[str, str]`): unreadable tensors, each with a short reason.
+        unread_files (`tuple[UnreadFile, ...]`): weight files of the repo that are not read.
         total_bytes (`int`): size of all weight files that are read.
-        max_bytes (`int` or `None`): how many bytes are to be fetched at most.
+        max_bytes (`int` or `None`): maximum number of bytes to fetch.
     """
 
     def __init__(self, place: HubId, max_bytes: int | None = None):
@@ -126,7 +125,7 @@ class RangedCheckpoint:
         except DownloadLimitError:
             raise
         except CheckpointError:
-            if any(may_hold_model(name) and name != chosen for name in hub.names):  # which may be the model
+            if any(may_hold_model(name) and name != chosen for name in hub.names):  # another file may be the model
                 raise RangesUnavailable from None
             raise
         if is_adapter(self.tensors):
@@ -135,7 +134,7 @@ class RangedCheckpoint:
         self.source = Source(name, Path(), tuple(map(Path, self._files)), None, hub.commit, owns_folder=False)
         files = set(self._files if place.file is None else hub.names)
         others = [name for name in hub.names if may_hold_model(name) and name not in files]
-        self.others = tuple(UnreadFile(name, hub.sizes[name]) for name in others)
+        self.unread_files = tuple(UnreadFile(name, hub.sizes[name]) for name in others)
 
     def __enter__(self) -> "RangedCheckpoint":
         return self
@@ -147,7 +146,7 @@ class RangedCheckpoint:
 
     @property
     def bytes_fetched(self) -> int:
-        """Bytes of files that came so far."""
+        """File bytes received so far."""
         return self._hub.bytes_fetched
 
     @property
@@ -156,13 +155,13 @@ class RangedCheckpoint:
         return self._hub.requests
 
     def fetch(self, pieces: Iterable[tuple[TensorInfo, int, int]]) -> None:
-        """Fetches pieces of tensors and keeps them for [`read`]; neighbours in one file come in one request.
+        """Fetches pieces of tensors and keeps them for [`read`]. Adjacent pieces of a file share a request.
 
         Args:
             pieces (iterable of `(info, start, stop)`): bytes `start` to `stop` of each tensor.
 
         Raises:
-            [`CheckpointError`]: if they can't be had.
+            [`CheckpointError`]: if they can't be fetched.
         """
         wanted = [
             (info.file, info.offset + start, info.offset + stop)
@@ -174,14 +173,16 @@ class RangedCheckpoint:
             self._fetched.append((file, begin, self._fetch_range(file, begin, end)))
 
     def drop(self) -> None:
-        """Forgets what [`fetch`] kept."""
+        """Releases what [`fetch`] kept."""
         self._fetched = []
 
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given (which must be large enough): from
-        what was fetched, else by a request of its own."""
+        """Bytes `start` to `stop` of a tensor as `uint8`, from what was fetched or by a new request.
+
+        With `out`, which must be large enough, the result is a view of it.
+        """
         begin, end = info.offset + start, info.offset + (info.nbytes if stop is None else stop)
         found = self._find(info.file, begin, end)
         if found is None:
@@ -198,7 +199,7 @@ class RangedCheckpoint:
         return None
 
     def _read_headers(self, chosen: str) -> None:
-        """Finds out which tensors there are, and where, from the headers of a file or of all that an index names."""
+        """Lists the tensors from the header of the chosen file, or of all files that the chosen index names."""
         weight_map = self._weight_map(chosen) if chosen.endswith(INDEX_SUFFIX) else {}
         self._files = sorted(set(weight_map.values())) or [chosen]
         taken: dict[str, int] = {}
@@ -225,13 +226,13 @@ class RangedCheckpoint:
         )
 
     def _weight_map(self, index: str) -> dict[str, str]:
-        """Which shard holds which tensor, as the index says."""
+        """Maps each tensor name in an index to its shard."""
         where = f"{self._hub.repo}/{index}"
         size = self._hub.sizes[index]
         if size is None or size <= MAX_INDEX:
             raw, size = self._hub.get(index, 0, MAX_INDEX, whole=True)
         if size > MAX_INDEX:
-            raise CheckpointError(f"{where} has {size} bytes, which no index has: don't use this model.")
+            raise CheckpointError(f"{where} has {size} bytes, too many for an index: don't use this model.")
         try:
             weight_map = {str(name): str(shard) for name, shard in parse_json(bytes(raw))["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -248,37 +249,36 @@ class RangedCheckpoint:
         for shard in shards:
             if "/" in shard or not shard.endswith(".safetensors") or posixpath.join(folder, shard) not in there:
                 raise CheckpointError(
-                    f"{where} points to {printable(shard)}, which is not a weight file beside it: don't use this "
+                    f"{where} points to {printable(shard)}, which is not a weight file next to it: don't use this "
                     f"model."
                 )
         return {name: posixpath.join(folder, shard) for name, shard in weight_map.items()}
 
     def _read_layout(self, number: int) -> list[TensorInfo]:
-        """The tensors of one file, from its header alone, checked as a file's would be."""
+        """The tensors of one file, from its header alone, with the checks of [`read_layout`]."""
         name = self._files[number]
         where = f"{self._hub.repo}/{name}"
         guess = HEADER_GUESS
-        if self.max_bytes is not None:  # which a guess must not use up
+        if self.max_bytes is not None:  # the guess must not use up the limit
             guess = min(HEADER_GUESS, max(8, (self.max_bytes - self.bytes_fetched) // 4))
         head, size = self._hub.get(name, 0, guess)
         end = 8 + int.from_bytes(head[:8].tobytes(), "little")
         if end > 8 + MAX_HEADER or end > size:
             raise CheckpointError(
-                f"{where} has a header of {end - 8} bytes in a file of {size}, which no model has: don't use this "
-                f"model."
+                f"{where} has an impossible header of {end - 8} bytes in a file of {size}: don't use this model."
             )
         self._headers += end
         if self._headers > MAX_HEADERS:
             raise CheckpointError(
-                f"{self._hub.repo} has weight files whose headers have more than {megabytes(MAX_HEADERS)} MB "
-                f"together, which no model has: don't use this model."
+                f"{self._hub.repo} has weight files whose headers take more than {megabytes(MAX_HEADERS)} MB "
+                f"together: don't use this model."
             )
         if end > len(head):
             head = np.concatenate([head, self._hub.get(name, len(head), end)[0]])
         self.total_bytes += size
         self._header_bytes.append((number, 0, head))
         try:
-            with tempfile.NamedTemporaryFile(suffix=".safetensors") as sparse:  # holds the header alone
+            with tempfile.NamedTemporaryFile(suffix=".safetensors") as sparse:  # only its header takes disk space
                 try:
                     sparse.write(head[:end])
                     sparse.truncate(size)
@@ -287,28 +287,30 @@ class RangedCheckpoint:
                 except CheckpointError as error:
                     raise CheckpointError(str(error).replace(sparse.name, where)) from None
         except (OSError, OverflowError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # not EFBIG, which is the size's fault
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):  # not EFBIG: the size itself is wrong
                 raise disk_full_error(Path(tempfile.gettempdir())) from None
             raise CheckpointError(
-                f"{where} is said to have {size} bytes, which fit nowhere here: don't use this model."
+                f"{where} claims a size of {size} bytes, more than any disk here holds: don't use this model."
             ) from None
 
     def _fetch_range(self, file: int, begin: int, end: int) -> np.ndarray:
-        """Bytes of a weight file whose size is known."""
+        """Bytes `begin` to `end` of a weight file."""
         try:
             found, _ = self._hub.get(self._files[file], begin, end)
         except RangesUnavailable:
             found = np.empty(0, np.uint8)
         if len(found) != end - begin:
             raise CheckpointError(
-                f"{self.source.name} can no longer be read by ranges: have the whole model fetched (--whole)."
+                f"{self.source.name} can no longer be read by ranges: download the full model with --full."
             )
         return found
 
 
 def merge_ranges(wanted: Iterable[tuple[int, int, int]], gap: int) -> Iterator[tuple[int, int, int]]:
-    """Merges pieces `(file, begin, end)` of files: those that overlap or have at most `gap` bytes between them become
-    one, up to a size that memory holds with ease."""
+    """Merges pieces `(file, begin, end)` that overlap or lie at most `gap` bytes apart.
+
+    A merged piece has at most [`MAX_RANGE_BYTES`] bytes.
+    """
     last: tuple[int, int, int] | None = None
     for file, begin, end in sorted(wanted):
         if last and last[0] == file and begin <= last[2] + gap and max(end, last[2]) - last[1] <= MAX_RANGE_BYTES:

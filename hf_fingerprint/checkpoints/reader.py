@@ -1,4 +1,4 @@
-"""One reader for every form of checkpoint: tensor by tensor, block of rows by block of rows, never the whole model.
+"""Read checkpoints of all formats in blocks of rows, without loading the whole model.
 
 ```python
 with open_checkpoint("org/name") as checkpoint:
@@ -55,10 +55,11 @@ class Checkpoint:
 
     Attributes:
         source ([`Source`]): where it came from.
-        tensors (`dict[str, TensorInfo]`): all tensors, in the order of the files and of the bytes in them.
-        data_starts (`list[int]`): where the data begin in each safetensors file.
-        left_out (`dict[str, str]`): of a suspect, the tensors that can't be read, each with a short reason: a dtype
-            that is not known, a sparse layout, no elements.
+        tensors (`dict[str, TensorInfo]`): all tensors, ordered by file and by offset.
+        data_starts (`list[int]`): offset of the data in each safetensors file.
+        left_out (`dict[str, str]`): unreadable tensors of a suspect, each with a short reason: an unknown dtype, a
+            sparse layout, no elements.
+        tied (`dict[str, str]`): for a pickle, names of tensors that share memory, each with the first name.
     """
 
     def __init__(self, source: Source, suspect: bool = False):
@@ -72,7 +73,7 @@ class Checkpoint:
         forms = {detect_format(path) for path in source.weights}
         self._sizes = [path.stat().st_size for path in source.weights]
         if len(forms) > 1:
-            raise CheckpointError(f"{source.name} is part safetensors, part PyTorch's files: get the model again.")
+            raise CheckpointError(f"{source.name} mixes safetensors and PyTorch files: download the model again.")
         if source.pickled:
             infos, self._memory, self.tied = load_pickled(source.weights, self.left_out if suspect else None)
             self._add(infos)
@@ -88,7 +89,7 @@ class Checkpoint:
             self.tensors = {name: info for name, info in self.tensors.items() if name in most}
         if len(self.tensors) > MAX_TENSORS:
             raise CheckpointError(
-                f"{source.name} holds {len(self.tensors)} tensors, and {MAX_TENSORS} are read: split the model."
+                f"{source.name} holds {len(self.tensors)} tensors, and the limit is {MAX_TENSORS}: split the model."
             )
         if not suspect and is_adapter(self.tensors):
             raise CheckpointError(f"{source.name} {ADAPTER_MESSAGE}.")
@@ -101,7 +102,7 @@ class Checkpoint:
                 name = unique_name(info.name[:MAX_NAME], taken)
                 info = info if name == info.name else replace(info, name=name)
             if info.name in self.tensors:
-                raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: get the model again.")
+                raise CheckpointError(f"{self.source.name} holds tensor {info.name} twice: download the model again.")
             if taken is None and len(info.name) > MAX_NAME:
                 raise CheckpointError(
                     f"{self.source.weights[info.file]} has a tensor whose name begins with {info.name[:80]!r} and is "
@@ -110,12 +111,12 @@ class Checkpoint:
             self.tensors[info.name] = info
 
     def _check_headers(self) -> None:
-        """Refuses files whose headers, which are read together, are too large together."""
+        """Refuses files whose headers, which are in memory at once, are too large together."""
         total = total_header_length(self.source.weights)
         if total > MAX_HEADERS:
             raise CheckpointError(
                 f"{self.source.name} has weight files whose headers have {megabytes(total)} MB together, and no model "
-                f"has more than {megabytes(MAX_HEADERS)} MB: get the model again."
+                f"has more than {megabytes(MAX_HEADERS)} MB: download the model again."
             )
 
     def _open(self) -> None:
@@ -140,7 +141,7 @@ class Checkpoint:
                 self.left_out.setdefault(printable(name), f"not in {printable(shard)}")
             elif not suspect and (info is None or info.file != shards[shard]):
                 raise CheckpointError(
-                    f"{self.source.index} places tensor {name} in {shard}, which lacks it: get it again."
+                    f"{self.source.index} places tensor {name} in {shard}, which lacks it: download it again."
                 )
 
     def __enter__(self) -> "Checkpoint":
@@ -158,14 +159,14 @@ class Checkpoint:
         self._descriptors = []
 
     def state(self) -> str:
-        """Name, size, times of change and inode of each weight file, as JSON: equal as long as nobody changed them."""
+        """Name, size, times and inode of each weight file as JSON, which changes whenever a file does."""
         found = [(path.name, path.stat()) for path in self.source.weights]
         return json.dumps([(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found])
 
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given (which must be large enough)."""
+        """Bytes `start` to `stop` of a tensor as `uint8`. With `out`, which must be large enough, a view of it."""
         count = (info.nbytes if stop is None else stop) - start
         if self._memory:
             if self.source.weights[info.file].stat().st_size < self._sizes[info.file]:  # reading on would be fatal
@@ -179,7 +180,7 @@ class Checkpoint:
         return self.read_file(info.file, info.offset + start, buffer)
 
     def read_file(self, file: int, offset: int, buffer: np.ndarray) -> np.ndarray:
-        """Fills `buffer` (`uint8`) with the bytes of a weight file from `offset` on."""
+        """Fills `buffer` (`uint8`) with bytes of a weight file from `offset`, and returns it."""
         view, done = memoryview(buffer), 0
         while done < len(view):
             got = os.preadv(self._descriptors[file], [view[done:]], offset + done)
@@ -189,10 +190,10 @@ class Checkpoint:
         return buffer
 
     def blocks(self, info: TensorInfo) -> Iterator[tuple[slice, np.ndarray]]:
-        """A tensor in blocks of whole rows, about 1 MB each, every block but the last a multiple of 8 rows.
+        """Reads a tensor in blocks of about 1 MB; see [`block_rows`].
 
         Yields:
-            `(rows, raw)`: which rows, and their bytes as `uint8`, overwritten by the next block.
+            `(rows, raw)`: the rows, and their bytes as `uint8`, which the next block overwrites.
         """
         buffer = np.empty(0, np.uint8)
         for rows in block_rows(info):
@@ -202,7 +203,7 @@ class Checkpoint:
 
 
 def block_rows(info: TensorInfo) -> Iterator[slice]:
-    """The rows of each block of a tensor: about 1 MB of them, and in every block but the last a multiple of 8."""
+    """Yields the row slices of a tensor's blocks: about 1 MB each, a multiple of 8 rows in all but the last."""
     if info.nbytes:
         rows = max(ROW_MULTIPLE, BLOCK_WEIGHTS // max(info.columns, 1) // ROW_MULTIPLE * ROW_MULTIPLE)
         for start in range(0, info.rows, rows):
@@ -215,12 +216,12 @@ def open_checkpoint(
     """Opens a model.
 
     Args:
-        name (`str`, `Path` or [`Source`]): see [`resolve`] for what a name may be.
-        weights_only (`bool`, *optional*, defaults to `False`): from the Hub, fetch the weights and no other file.
-        suspect (`bool`, *optional*, defaults to `False`): for a model that is only looked at: what can't be read of it
-            is left out and listed in `left_out`, and pickles may nest their tensors as they like. A base is refused
-            for it, since copies need every tensor.
-        file (`str`, *optional*): which of the weight files in the folder or repo.
+        name (`str`, `Path` or [`Source`]): a model name as for [`resolve`], or its result.
+        weights_only (`bool`, *optional*, defaults to `False`): whether to download only the weights from the Hub.
+        suspect (`bool`, *optional*, defaults to `False`): whether to open the model as a suspect: unreadable tensors
+            are listed in `left_out`, and pickles may nest their tensors freely. A base must be fully readable, since
+            copies need every tensor.
+        file (`str`, *optional*): weight file to use in the folder or repo.
 
     Raises:
         [`CheckpointError`]: if there is no such model, or it can't be read.
@@ -229,11 +230,11 @@ def open_checkpoint(
 
 
 def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str:
-    """The hash of a model's weights, the same in one file or in shards and whatever the metadata.
+    """Hash of a model's weights, independent of sharding and metadata.
 
     Args:
         tensors (`dict[str, TensorInfo]`): the tensors.
-        digests (`dict[str, str]`): the SHA-256 of each tensor's bytes, hexadecimal.
+        digests (`dict[str, str]`): hexadecimal SHA-256 of each tensor's bytes.
 
     Returns:
         `str`: SHA-256 of one JSON line `[name, dtype, shape, digest]` for each tensor, sorted by name; hexadecimal.
@@ -246,7 +247,7 @@ def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str
 
 
 def digest_tensors(checkpoint: Checkpoint, progress: Progress | None = None) -> dict[str, str]:
-    """The SHA-256 of each tensor's bytes, hexadecimal."""
+    """Hexadecimal SHA-256 of each tensor's bytes."""
     digests = {}
     count = counting(progress, "hashing", sum(info.nbytes for info in checkpoint.tensors.values()))
     for name, info in checkpoint.tensors.items():

@@ -1,14 +1,15 @@
-"""What a model's name means: a folder, a file or a Hub id, and which files hold its weights.
+"""Resolve a model name (a folder, a file or a Hub id) to the files with its weights.
 
 ```python
 resolve("models/lite0")  # a timm or transformers folder
 resolve("model.safetensors")  # one file
 resolve("org/name"), resolve("org/name@v2"), resolve("hf-hub:org/name")
 resolve("local-dir:models/lite0")
-resolve("models/lite0", file="old.pth")  # one of several; the same as "models/lite0:old.pth", "org/name:old.pth@v2"
+resolve("models/lite0", file="old.pth")  # one of several; the same as "models/lite0:old.pth"
+resolve("org/name:old.pth@v2")
 ```
 
-What a file is, its content says and not its name.
+The format of a file is detected from its content, not its name.
 """
 
 from contextlib import suppress
@@ -44,12 +45,12 @@ class Source:
     """A model on this machine.
 
     Attributes:
-        name (`str`): what to record: an absolute path, or `org/name`.
-        folder (`Path`): where its files are.
-        weights (`tuple[Path, ...]`): the files with its weights, in order.
-        index (`Path` or `None`): the index of sharded weights.
-        revision (`str` or `None`): the commit, for a model from the Hub.
-        owns_folder (`bool`): whether the folder is the model's own, or just where one file happens to be.
+        name (`str`): name to record: an absolute path, or `org/name`.
+        folder (`Path`): folder of its files.
+        weights (`tuple[Path, ...]`): files with its weights, in order.
+        index (`Path` or `None`): index of sharded weights.
+        revision (`str` or `None`): commit, for a model from the Hub.
+        owns_folder (`bool`): whether the whole folder belongs to the model; `False` if it was given as a single file.
     """
 
     name: str
@@ -61,30 +62,26 @@ class Source:
 
     @cached_property
     def pickled(self) -> bool:
-        """Whether the weights are in PyTorch's format: by what is in the first file; by its name, if it is not here or
-        can't be read."""
+        """Whether the weights are in PyTorch's format, judged by the first file's content, or by its name if it is
+        remote or unreadable."""
         first = self.weights[0]
         with suppress(CheckpointError):
-            if self.folder != Path():  # which stands for one on the Hub, read by ranges
+            if self.folder != Path():  # Path() stands for a model on the Hub that is read by ranges
                 return inspect_file(first) == PYTORCH
         return not first.name.lower().endswith(".safetensors")
 
 
 def resolve(name: str | Path, weights_only: bool = False, file: str | None = None) -> Source:
-    """Finds a model by path or Hub id, downloading it if need be.
+    """The local files of a model given by path or Hub id; downloads them if needed.
 
     Args:
         name (`str` or `Path`): a folder, a weight file, `org/name[@revision]`, `hf-hub:org/name` or
-            `local-dir:folder`. An existing path wins over a Hub id of the same spelling.
-        weights_only (`bool`, *optional*, defaults to `False`): from the Hub, fetch the weights and no other file.
-        file (`str`, *optional*): which of the weight files in the folder or repo, or an index of them.
-
-    Returns:
-        [`Source`]
+            `local-dir:folder`. An existing path takes precedence over a Hub id.
+        weights_only (`bool`, *optional*, defaults to `False`): whether to download only the weights from the Hub.
+        file (`str`, *optional*): weight file, or index of weight files, to use in the folder or repo.
 
     Raises:
-        [`CheckpointError`]: if there is no such model, it has no weights that can be read, or its files point
-        elsewhere.
+        [`CheckpointError`]: if there is no such model, it has no readable weights, or its files point elsewhere.
     """
     place = parse_model_name(format_model_name(name, file))
     if isinstance(place, HubId):
@@ -96,14 +93,14 @@ def resolve(name: str | Path, weights_only: bool = False, file: str | None = Non
 
 
 def resolve_cached(repo: str, revision: str) -> Source:
-    """Finds the weights of a commit on the Hub in the local cache, without asking the Hub; `repo` is a source's name.
+    """The weights of a commit from the local cache, without querying the Hub. `repo` is a [`Source`]'s name.
 
     Raises:
-        [`CheckpointError`]: if they are not whole in the cache.
+        [`CheckpointError`]: if they are not complete in the cache.
     """
     hub = parse_hub_id(repo) or HubId(repo, None)
     folder, commit = fetch_cached_snapshot(
-        hub.repo, revision, lambda names: _select_files(names, hub, True), "not asked for"
+        hub.repo, revision, lambda names: _select_files(names, hub, True), "not requested"
     )
     return _from_snapshot(folder, hub, commit)
 
@@ -120,7 +117,7 @@ def _from_path(path: Path) -> Source:
 
 
 def _from_chosen_file(place: LocalFile) -> Source:
-    """One file of a folder that is the model's own."""
+    """A file chosen in a model's folder."""
     folder, name = place.folder, str(format_model_name(place.folder, place.file))
     if not exists(place.path):
         there = sorted(entry.name for entry in folder.iterdir() if is_weight_file(entry.name))
@@ -142,7 +139,7 @@ def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
 
 
 def _from_file(folder: Path, file: str, name: str, revision: str | None) -> Source:
-    """A file of a model's folder, or those that an index names."""
+    """One weight file of a model's folder, or the shards that an index names."""
     path = folder / file
     if file.lower().endswith(INDEX_SUFFIX):
         return _from_index(path, name, revision, owns_folder=path.parent == folder)
@@ -155,7 +152,7 @@ def _from_index(index: Path, name: str, revision: str | None, owns_folder: bool)
     try:
         shards = parse_shards(read_bounded(index, MAX_INDEX, "an index of weight files"))
     except OSError:
-        raise CheckpointError(f"{index} is not an index of weight files: get it again.") from None
+        raise CheckpointError(f"{index} is not an index of weight files: download it again.") from None
     except ValueError as error:
         raise CheckpointError(f"{index} {error}.") from None
     for shard in shards:
@@ -164,22 +161,24 @@ def _from_index(index: Path, name: str, revision: str | None, owns_folder: bool)
 
 
 def parse_shards(index: bytes) -> list[str]:
-    """The files that an index of sharded weights names, all of them beside it.
+    """The shard names in an index of sharded weights, all of them in the index's folder.
 
     Raises:
-        [`ValueError`]: what is wrong with it and what to do, to be said after its name.
+        [`ValueError`]: with the problem and the remedy, to follow the index's name.
     """
     try:
         shards = sorted({str(shard) for shard in parse_json(index.decode())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError("is not an index of weight files: get it again") from None
+        raise ValueError("is not an index of weight files: download it again") from None
     if not shards:
-        raise ValueError("names no weight files: get it again")
+        raise ValueError("names no weight files: download it again")
     if len(shards) > MAX_SHARDS:
-        raise ValueError(f"names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: get it again")
+        raise ValueError(
+            f"names {len(shards)} weight files, and no model has more than {MAX_SHARDS}: download it again"
+        )
     for shard in shards:
         if len(shard) > 255:
-            raise ValueError("names a file that no disk has a name for: don't use this model")
+            raise ValueError("names a file whose name is too long for any disk: don't use this model")
         if PurePosixPath(shard).name != shard or "\\" in shard:
             raise ValueError(f"points to {printable(shard)}, outside its folder: don't use this model")
         if not is_weight_file(shard):
@@ -188,11 +187,10 @@ def parse_shards(index: bytes) -> list[str]:
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Refuses a model's file that is missing, not a regular file, or a link out of its folder (the Hub cache's blobs
-    are in).
+    """Checks that a model's file is a regular file inside its folder. Links to the Hub cache's blobs are allowed.
 
     Raises:
-        [`CheckpointError`]: by its name.
+        [`CheckpointError`]: with the file's name, if it is not.
     """
     reason = path_problem(path, folder)
     if reason is not None:
@@ -200,16 +198,16 @@ def check_inside(path: Path, folder: Path) -> None:
 
 
 def path_problem(path: Path, folder: Path) -> str | None:
-    """Why a model's file is not one to read, to be said after its name, if there is a reason; see [`check_inside`]."""
+    """What [`check_inside`] finds wrong with a file, to follow its name, or `None`."""
     if not exists(path):
-        return "is missing: get the model again, all of its files"
+        return "is missing: download the model again, all of its files"
     if not path.is_file():
-        return "is not a regular file: remove it or put the file itself in its place"
+        return "is not a regular file: remove it or replace it with the file itself"
     target, roots = path.resolve(), [folder.resolve()]
     if folder.parent.name == "snapshots":
         roots.append(folder.resolve().parent.parent / "blobs")
     if not any(target.is_relative_to(root) for root in roots):
-        return "is a link to outside its folder: put the file itself in its place"
+        return "is a link to outside its folder: replace it with the file itself"
     return None
 
 

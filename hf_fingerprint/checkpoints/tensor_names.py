@@ -1,6 +1,6 @@
-"""Tensor names: without what wrappers put before them, and as timm and as transformers call the same tensors.
+"""Normalize tensor names: strip wrappers' prefixes, and translate between timm and transformers.
 
-timm's names are the common ones; queries, keys and values are one tensor there (`qkv`) and three in transformers.
+Queries, keys and values are one tensor in timm (`qkv`) and three in transformers.
 """
 
 import re
@@ -50,20 +50,20 @@ _RESNET = (
     ("layer#.#.downsample.1", "encoder.stages.#.layers.#.shortcut.normalization"),
     ("fc", "classifier.1"),
 )
-_ONE_BASED = "layer#.#."  # timm counts a residual network's stages, convolutions and normalisations from 1
+_ONE_BASED = "layer#.#."  # timm counts a ResNet's stages, convolutions and normalizations from 1
 
 
 def is_adapter(names: Collection[str]) -> bool:
-    """Whether tensors of these names are an adapter's (peft's LoRA and the like), and no model's."""
+    """Whether tensors of these names belong to an adapter (LoRA and others in peft) rather than a model."""
     own = sum(bool(_ADAPTER.search(name)) for name in names)
     return own > 0 and all(_ADAPTER.search(name) or _SAVED_ALONG.match(name) for name in names)
 
 
 @lru_cache(1 << 14)
 def normalize_name(name: str) -> str:
-    """The name without what wrappers put before it (DDP, compile, transformers' TimmWrapper, PEFT, EMA)."""
+    """The name without wrappers' prefixes (DDP, compile, transformers' TimmWrapper, PEFT, EMA)."""
     begin, stripped = 0, True
-    while stripped:  # of a hostile name a million times, so nothing is copied
+    while stripped:  # copies nothing, since a hostile name may have a million prefixes
         stripped = False
         for prefix in _WRAPPERS:
             if name.startswith(prefix, begin):
@@ -75,7 +75,7 @@ def normalize_name(name: str) -> str:
 
 
 def to_timm(name: str) -> str:
-    """A tensor's name as timm has it; other names stay as they are."""
+    """The timm name of a transformers tensor; other names unchanged."""
     bare = _PREFIX.sub("", name)
     for timm, theirs in (*_RESNET, *_VIT, *_NEWER_VIT):
         if match := _pattern(theirs).fullmatch(bare):
@@ -84,7 +84,7 @@ def to_timm(name: str) -> str:
 
 
 def to_transformers(name: str) -> str:
-    """A tensor's name of timm as transformers' files have it; other names stay as they are."""
+    """The transformers name of a timm tensor; other names unchanged."""
     for library, rules in (("vit.", _VIT), ("resnet.", _RESNET)):
         for timm, theirs in rules:
             if match := _pattern(timm).fullmatch(name):
@@ -99,7 +99,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _fill_template(template: str, match: re.Match[str], more: int) -> str:
-    """The template with the numbers; `more` is what its first and third are more than those matched."""
+    """Fills the matched numbers into the template, with `more` added to the first and third."""
     *numbers, rest = match.groups()
     for place, number in enumerate(numbers):
         template = template.replace("#", str(int(number) + (more if place != 1 else 0)), 1)

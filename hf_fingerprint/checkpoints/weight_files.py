@@ -1,7 +1,7 @@
-"""Which of a folder's files belong together as one model's weights, by their names and by the indexes among them.
+"""Group a folder's weight files into models, by their names and indexes.
 
-A suspect's folder may hold several: a decoy beside the model, another form of it, a model in a sub-folder. Each is a
-group of its own; what is in no form that is read here is named with the way out.
+A suspect's folder may hold several models: a decoy, the same model in another format, a model in a subfolder. Each is
+a group. Files in unsupported formats are listed with a reason and a remedy.
 """
 
 import posixpath
@@ -27,7 +27,7 @@ from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.printable import printable
 
 
-MISSING = "missing: get the model again, all of its files"
+MISSING = "missing: download the model again, all of its files"
 _PART = re.compile(r"(?P<stem>.*?)[-_.]?\d+[-_]of[-_](?P<total>\d+)(?P<end>.*)", re.DOTALL)
 _RENAMED = re.compile(r"\.(safetensors|bin|pth|pt|ckpt)(\.[\w-]+)?$", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(tar|tgz|gz|bz2|xz|zst|zip|7z|mar)$", re.IGNORECASE)
@@ -35,11 +35,11 @@ _ARCHIVE = re.compile(r"\.(tar|tgz|gz|bz2|xz|zst|zip|7z|mar)$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class WeightFileGroup:
-    """Files that hold one model's weights together.
+    """Files that together hold one model's weights.
 
     Attributes:
-        files (`tuple[str, ...]`): their paths in the model's folder, with `/`; safetensors alone, or pickles alone.
-        index (`str` or `None`): the index that says so.
+        files (`tuple[str, ...]`): paths in the model's folder, with `/`; all safetensors or all pickles.
+        index (`str` or `None`): the index that names them.
     """
 
     files: tuple[str, ...]
@@ -47,30 +47,31 @@ class WeightFileGroup:
 
     @property
     def name(self) -> str:
-        """What it is called by: its index, or its first file."""
+        """Name of the group: its index, or its first file."""
         return self.index or self.files[0]
 
     @property
     def is_training_checkpoint(self) -> bool:
-        """Whether it lies in a folder of a training's checkpoints, of which there may be many."""
+        """Whether the group lies in a training checkpoint folder, of which there may be many."""
         return any(
             kinds.folder_exclusion_reason(part) == kinds.CHECKPOINTS for part in PurePosixPath(self.name).parts[:-1]
         )
 
 
 def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | None:
-    """Which safetensors file of a suspect's repo is read first, or its index: what loaders take; where they can't
-    tell, the largest of those nearest the top.
+    """The safetensors file or index of a suspect's repo to read first.
+
+    This is the file that loaders take. If that is ambiguous, it is the largest of those nearest the top.
 
     Args:
-        sizes (mapping of `str` to `int` or `None`): all files of the repo, with their sizes as far as they are known.
-        where (`str`): the repo, for what is said of it.
+        sizes (mapping of `str` to `int` or `None`): all files of the repo with their sizes, `None` where unknown.
+        where (`str`): the repo, for errors.
 
     Returns:
-        `str`, or `None` if the weights are in another form.
+        `str`, or `None` if the weights are in another format.
 
     Raises:
-        [`CheckpointError`]: if nothing there may hold weights.
+        [`CheckpointError`]: if no file may hold weights.
     """
     try:
         chosen = choose_weights([name for name in sizes if "/" not in name], where)
@@ -87,17 +88,17 @@ def choose_safetensors(sizes: Mapping[str, int | None], where: str) -> str | Non
 
 
 def may_hold_model(name: str) -> bool:
-    """Whether a file of this name may hold a model's weights, in whatever form; not a training's state."""
+    """Whether a file of this name may hold a model's weights, in any format, rather than training state."""
     return is_weight_file(name) and not is_training_state(name)
 
 
 def is_index(name: str) -> bool:
-    """Whether a file of this name is an index of weight files that can be read."""
+    """Whether a file of this name is an index of weight files in a supported format."""
     return name.endswith(INDEX_SUFFIX) and format_by_name(name.removesuffix(INDEX_SUFFIX)) is not None
 
 
 def format_by_name(name: str) -> str | None:
-    """The form of weights that a file's name promises, if it is one that is read."""
+    """The supported weight format that a file name stands for, or `None`."""
     if not WEIGHT_SUFFIXES.search(name):
         return None
     return SAFETENSORS if name.lower().endswith(".safetensors") else PYTORCH
@@ -112,19 +113,19 @@ def group_files(
 ) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
     """Sorts the files of a model's folder into groups.
 
+    The callables take a file's path in the folder. By default, the last three judge it by its name.
+
     Args:
         names (iterable of `str`): the files' paths in the folder, with `/`.
-        read (callable): what an index of this path holds; a `ValueError` says what is wrong with it.
-        get_format (callable, *optional*): the form of the weights in a file of this path, if it is one that is read; by
-            default what its name promises.
-        unreadable_reason (callable, *optional*): why a weight file of this path, which has no such form, is not read, and what
-            to do; by default what its name says of that.
-        is_state (callable, *optional*): whether a file of this path holds a training's own state beside the model; by
-            default what its name says of that.
+        read (callable): returns the content of an index; raises `ValueError` with the reason if it can't.
+        get_format (callable, *optional*): returns the weight format of a file, `None` if it is not supported.
+        unreadable_reason (callable, *optional*): returns why a weight file in an unsupported format is not read, and
+            what to do.
+        is_state (callable, *optional*): returns whether a file holds training state rather than the model.
 
     Returns:
-        `(groups, unread)`: groups in the order of the folder's depth, training's checkpoints last, and then of what
-        loaders prefer; and the files that may hold weights and can't be read, with why.
+        `(groups, unread)`: the groups, ordered by depth (training checkpoints last), then by loaders' preference; and
+        the files that may hold weights but can't be read, with the reason.
     """
     folders: dict[str, list[str]] = defaultdict(list)
     for name in sorted(set(names)):
@@ -152,7 +153,7 @@ def _groups_of(
     is_state: Callable[[str], bool],
     unread: list[SkippedFile],
 ) -> list[WeightFileGroup]:
-    """The groups among the files of one folder."""
+    """The groups among the files of one folder. Appends unreadable files to `unread`."""
     there = set(names)
     groups: list[WeightFileGroup] = []
     grouped: set[str] = set()
@@ -179,15 +180,13 @@ def _groups_of(
             groups.append(WeightFileGroup((name,)))
     for (_, total, _), found in parts.items():
         if total.lstrip("0") != str(len(found)):
-            unread.append(
-                SkippedFile(found[0], f"one of {total} parts, of which {len(found)} are here: get the others")
-            )
+            unread.append(SkippedFile(found[0], f"{len(found)} of {total} parts are here: download the others"))
         groups.append(WeightFileGroup(tuple(found)))
     return groups
 
 
 def _split_by_format(names: Iterable[str], get_format: Callable[[str], str | None]) -> list[list[str]]:
-    """Safetensors and pickles apart."""
+    """The files, separated into safetensors and pickles."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if (there := get_format(name)) is not None:
@@ -203,21 +202,21 @@ def _group_order(group: WeightFileGroup) -> tuple[bool, int, int, str]:
 
 
 def is_safetensors(name: str) -> bool:
-    """Whether a file, or those that an index names, are safetensors."""
+    """Whether a file or an index of this name stands for safetensors."""
     return format_by_name(name.removesuffix(INDEX_SUFFIX)) == SAFETENSORS
 
 
 def is_training_state(name: str) -> bool:
-    """Whether a file of this name is a training's own, beside the model: no training writes safetensors for that."""
+    """Whether a file of this name holds training state. Safetensors files never do."""
     return matches(name, TRAINING_STATE_FILES) and format_by_name(name) != SAFETENSORS
 
 
 def unreadable_reason_by_name(name: str) -> str | None:
-    """Why a weight file of this name is not read, and what to do; nothing for one that is, or is no weight file."""
+    """Why a weight file of this name is not read, and what to do; `None` if it is read or no weight file."""
     if format_by_name(name) is not None or not is_weight_file(name):
         return None
     if _ARCHIVE.search(name):
         return "an archive, not read: unpack it"
     if _RENAMED.search(name):
-        return f"not read for its ending {printable(PurePosixPath(name).suffix)}: name it .safetensors or .bin"
+        return f"not read, since it ends in {printable(PurePosixPath(name).suffix)}: rename it to .safetensors or .bin"
     return "not read: convert it to safetensors"

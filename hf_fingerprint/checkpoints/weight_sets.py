@@ -1,10 +1,10 @@
-"""Every set of weight files that a suspect's name could mean: in a folder, its sub-folders, or a repo on the Hub.
+"""Find every set of weight files of a suspect: in a folder, its subfolders, or a repo on the Hub.
 
 ```python
-found = weight_sets("org/name", max_bytes=10**9)
-for source in found.sets:      # each opens alone
+found = find_weight_sets("org/name", max_bytes=10**9)
+for source in found.sets:      # each set is a model
     open_checkpoint(source, suspect=True)
-found.unread                   # what may hold weights and can't be read, with why and the way out
+found.unread                   # files that may hold weights but can't be read, with reason and remedy
 ```
 """
 
@@ -47,18 +47,17 @@ _CONFIG = "config.json"
 _NOT_SEARCHED = "holds no model"
 _SKIPPED_FOLDERS = re.compile(r"\.git|\.cache|\.?venv|__pycache__|node_modules|site-packages|.*_cache", re.IGNORECASE)
 _OPTIMIZER_STATE = re.compile(r"(^|\.)state\.\d+\.\w+$")
-_HEADERS = f"with it the folder's headers are larger than the {megabytes(MAX_HEADERS)} MB that are read: name it"
+_HEADERS = f"beyond the limit of {megabytes(MAX_HEADERS)} MB for all headers of the folder: choose it with --file"
 
 
 @dataclass(frozen=True)
 class WeightSets:
-    """What of a model can be read, and what can't.
+    """The sets of weights of a suspect that can be read, and the files that can't.
 
     Attributes:
-        sets (`tuple[Source, ...]`): each opens alone; all have the model's name, and `weights` says which files. At
-            most [`MAX_SETS`], the likeliest first.
-        unread (`tuple[LeftOut, ...]`): files (their paths in the folder, which may be hostile) that may hold weights
-            and can't be read here, each with why and the way out.
+        sets (`tuple[Source, ...]`): one [`Source`] per set, all with the model's name. At most [`MAX_SETS`], the
+            likeliest first.
+        unread (`tuple[SkippedFile, ...]`): files that may hold weights but can't be read, with reason and remedy.
     """
 
     sets: tuple[Source, ...]
@@ -66,27 +65,27 @@ class WeightSets:
 
 
 def find_weight_sets(name: str | Path, max_bytes: int | None = None, file: str | None = None) -> WeightSets:
-    """Finds every set of weight files that a model's name could mean, downloading them if need be.
+    """Every set of weight files that a model name may refer to; downloads them if needed.
 
     Args:
-        name (`str` or `Path`): what [`resolve`] takes. A file or an index named directly is the one set.
-        max_bytes (`int`, *optional*): how many bytes are fetched at most from the Hub, all files together; what does
-            not fit is named in `unread`.
-        file (`str`, *optional*): which of the files in the folder or repo is read alone.
+        name (`str` or `Path`): a model name as for [`resolve`]. A file or an index given directly is the only set.
+        max_bytes (`int`, *optional*): maximum number of bytes to fetch from the Hub, over all files. Files beyond it
+            are listed in `unread`.
+        file (`str`, *optional*): the only file of the folder or repo to read.
 
     Returns:
-        [`WeightSets`]: perhaps without sets, if what is there can't be read.
+        [`WeightSets`]: without sets if no weights can be read.
 
     Raises:
-        [`CheckpointError`]: if there is no such model or nothing in it that may hold weights, or if it holds more than
-        [`MAX_SETS`] sets.
+        [`CheckpointError`]: if there is no such model, no file may hold weights, or there are more than [`MAX_SETS`]
+            sets.
     """
     place = parse_model_name(format_model_name(name, file))
     if isinstance(place, HubId):
         return _from_hub(place, max_bytes)
     try:
         if isinstance(place, LocalFile):
-            resolve(place.folder, file=place.file)  # says what is wrong with it
+            resolve(place.folder, file=place.file)  # raises if it can't be used
             return _from_file(place.path)
         return _from_folder(place) if place.is_dir() else _from_file(place)
     except OSError as error:
@@ -100,7 +99,7 @@ def _from_file(path: Path) -> WeightSets:
         groups, unread = _group_folder(folder, _filter_inside(folder, siblings, []))
         groups = [group for group in groups if group.index == path.name]
         if not groups:
-            resolve(path)  # says what is wrong with it
+            resolve(path)  # raises with the reason
         missing = tuple(each for each in unread if each.reason == MISSING)
         return _open_groups(str(path), folder, None, groups, missing, owns_folder=False)
     if path.is_file() and not is_supported(path) and (reason := _unreadable_reason(folder, path.name)) is not None:
@@ -116,13 +115,13 @@ def _from_folder(folder: Path) -> WeightSets:
         if reason is None and (is_weight_file(name) or is_index(name) or is_supported(path)):
             names.append(name)
         elif reason is not None and reason != _NOT_SEARCHED:
-            unread.append(SkippedFile(f"{name}/", f"not looked into ({reason}): name it"))
+            unread.append(SkippedFile(f"{name}/", f"not searched ({reason}): give its path"))
     groups, more = _group_folder(folder, _filter_inside(folder, names, unread))
     return _open_groups(str(folder), folder, None, groups, (*unread, *more))
 
 
 def _group_folder(folder: Path, names: list[str]) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
-    """The groups among files of a folder, by what is in them."""
+    """The groups among the files of a folder, by their content."""
 
     def get_format(name: str) -> str | None:
         try:
@@ -141,7 +140,7 @@ def _group_folder(folder: Path, names: list[str]) -> tuple[list[WeightFileGroup]
 
 
 def _is_disguised(path: Path) -> bool:
-    """Whether a file that is named as a training's state holds more weights than what an optimizer keeps of them."""
+    """Whether a file named like training state holds weights other than an optimizer's."""
     try:
         with open_checkpoint(Source(str(path), path.parent, (path,), None, None, False), suspect=True) as opened:
             tensors = opened.tensors.items()
@@ -153,7 +152,7 @@ def _is_disguised(path: Path) -> bool:
 
 
 def _unreadable_reason(folder: Path, name: str) -> str | None:
-    """Why a weight file of a form that is not read is not, and what to do."""
+    """Why a weight file is not read, and what to do, or `None`."""
     if not is_weight_file(name):
         return None
     try:
@@ -163,7 +162,7 @@ def _unreadable_reason(folder: Path, name: str) -> str | None:
 
 
 def _filter_inside(folder: Path, names: Iterable[str], unread: list[SkippedFile]) -> list[str]:
-    """Those of a folder's files that are its own; the others go to `unread`."""
+    """The files that lie inside the folder. Appends the others to `unread`."""
     found = []
     for name in names:
         reason = path_problem(folder / name, folder)
@@ -175,14 +174,18 @@ def _filter_inside(folder: Path, names: Iterable[str], unread: list[SkippedFile]
 
 
 def _read(index: Path) -> bytes:
-    """What an index holds, up to the size that one may have."""
+    """Content of an index.
+
+    Raises:
+        [`ValueError`]: with the reason, if it can't be read or is too large.
+    """
     try:
         with index.open("rb") as stream:
             content = stream.read(MAX_INDEX + 1)
     except OSError as error:
         raise ValueError(f"can't be read ({error.strerror or error})") from None
     if len(content) > MAX_INDEX:
-        raise ValueError(f"has more than the {megabytes(MAX_INDEX)} MB that an index may have: get it again")
+        raise ValueError(f"has more than the {megabytes(MAX_INDEX)} MB that an index may have: download it again")
     return content
 
 
@@ -215,7 +218,7 @@ def _from_hub(place: HubId, max_bytes: int | None) -> WeightSets:
 def _select_chosen(
     place: HubId, groups: list[WeightFileGroup], unread: list[SkippedFile], names: list[str]
 ) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
-    """What of a repo is in the one file that is chosen, or in those that it names."""
+    """The groups and unreadable files of a repo that belong to the chosen file."""
     if place.file not in names:
         raise missing_file_error(place.repo, str(place.file), names)
     found = [group for group in groups if group.index == place.file]
@@ -224,7 +227,7 @@ def _select_chosen(
 
 
 def _is_model_path(name: str) -> bool:
-    """Whether a path in a repo stays in it, and out of folders that hold no model."""
+    """Whether a path stays inside the repo and outside folders that hold no model."""
     parts = PurePosixPath(name).parts
     return ".." not in parts and not name.startswith("/") and not any(map(_SKIPPED_FOLDERS.fullmatch, parts[:-1]))
 
@@ -232,15 +235,17 @@ def _is_model_path(name: str) -> bool:
 def _limit_groups(
     groups: Sequence[WeightFileGroup], where: str, unread: list[SkippedFile]
 ) -> Sequence[WeightFileGroup]:
-    """The groups, if they are not too many; of a training's checkpoints, as many as there is room for."""
+    """The groups within [`MAX_SETS`]. Only training checkpoints may be dropped, which appends them to `unread`."""
     own = sum(not group.is_training_checkpoint for group in groups)
     if own > MAX_SETS:
         raise CheckpointError(
-            f"{where} holds {own} sets of weights, and no more than {MAX_SETS} are looked at: name the one file to "
-            f"use, such as {printable(groups[0].name)}."
+            f"{where} holds {own} sets of weights, and the limit is {MAX_SETS}: choose one with --file, such as "
+            f"--file {printable(groups[0].name)}."
         )
     for group in groups[MAX_SETS:]:
-        unread.append(SkippedFile(group.name, f"one more than {MAX_SETS} sets of weights: name it"))
+        unread.append(
+            SkippedFile(group.name, f"beyond the limit of {MAX_SETS} sets of weights: choose it with --file")
+        )
     return groups[:MAX_SETS]
 
 
@@ -252,7 +257,7 @@ def _open_groups(
     unread: Iterable[SkippedFile],
     owns_folder: bool = True,
 ) -> WeightSets:
-    """The groups as sources, but for those that don't open."""
+    """The groups that open, as sources. The others are listed in `unread`."""
     sets: list[Source] = []
     left, headers = list(unread), 0
     for group in _limit_groups(groups, name, left):
@@ -274,7 +279,7 @@ def _open_groups(
 
 
 def _readable_parts(source: Source, folder: Path, left: list[SkippedFile]) -> Source | None:
-    """A source without those of its files that don't open, if any are left."""
+    """The source without the files that don't open, or `None` if none opens. Appends those files to `left`."""
     whole = []
     for path in source.weights:
         reason = _opening_problem(replace(source, weights=(path,), index=None))
@@ -286,7 +291,7 @@ def _readable_parts(source: Source, folder: Path, left: list[SkippedFile]) -> So
 
 
 def _opening_problem(source: Source) -> str | None:
-    """Why it doesn't open, if it doesn't."""
+    """Why a source doesn't open, or `None`."""
     try:
         with open_checkpoint(source, suspect=True) as opened:
             return ADAPTER_MESSAGE if is_adapter(opened.tensors) else None

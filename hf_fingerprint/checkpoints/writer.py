@@ -1,9 +1,8 @@
-"""A copy of a model folder with the bytes of some tensors replaced and everything else as it was.
+"""Write a copy of a model folder with the bytes of some tensors replaced.
 
-Names, shapes, dtypes and order are the source's, and so are the rights to each file. Of the other files those are
-copied that [`list_contents`] hands on; what stays behind is named with its reason. What loaders don't read (paths of the
-owner's machine in a configuration, notes in a header) is dropped, and a file in which nothing is dropped is copied
-byte for byte. A pickled model becomes `model.safetensors`.
+Tensor names, shapes, dtypes and order are kept, and so are file permissions. [`list_contents`] decides which other
+files are copied; skipped files are reported with a reason. What loaders don't read (local paths in a configuration,
+notes in a header) is dropped; all other files are copied byte for byte. A pickled model becomes `model.safetensors`.
 """
 
 import hashlib
@@ -48,15 +47,15 @@ _RUN_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class WrittenCopy:
-    """What was written, perhaps not yet all on the disk, perhaps held in memory until it is flushed.
+    """A written copy, not yet synced to disk; its weights may be in memory until [`flush`].
 
     Attributes:
         digests (`dict[str, str]`): SHA-256 of each tensor's bytes in the copy.
-        file_digests (`dict[Path, str]`): SHA-256 of each weight file, if that was asked for.
-        left_out (`tuple[LeftOut, ...]`): what of the source was not copied, and why.
+        file_digests (`dict[Path, str]`): SHA-256 of each weight file, if requested.
+        left_out (`tuple[SkippedFile, ...]`): files of the source that were not copied, with the reason.
         files (`tuple[Path, ...]`): the files written.
-        buffered (`dict[Path, BytesIO]`): those of them that are in memory.
-        mode (`int`): the rights that the held ones will have.
+        buffered (`dict[Path, BytesIO]`): files that are still in memory.
+        mode (`int`): permissions of the buffered files once written.
     """
 
     digests: dict[str, str]
@@ -67,7 +66,7 @@ class WrittenCopy:
     mode: int = 0o600
 
     def write_buffered(self) -> None:
-        """Writes what is held, to be seen by everybody but perhaps not yet on the disk."""
+        """Writes the buffered files, without syncing them to disk."""
         for path in list(self.buffered):
             content = self.buffered.pop(path).getbuffer()
             with create_file(path, self.mode) as stream:
@@ -75,7 +74,7 @@ class WrittenCopy:
                 write_all(stream, content)
 
     def flush(self) -> None:
-        """Waits until every file, and every folder's list of them, is on the disk."""
+        """Writes the buffered files and syncs all files and their folders to disk."""
         self.write_buffered()
         for path in (*self.files, *dict.fromkeys(path.parent for path in self.files)):
             sync(path)
@@ -90,17 +89,17 @@ def write_copy(
     file_digests: bool = False,
     include_code: bool = False,
 ) -> WrittenCopy:
-    """Writes a copy into an empty folder. Call `flush()` on what it returns before relying on it.
+    """Writes a copy into an empty folder. Call `flush()` on the result before relying on it.
 
     Args:
         checkpoint ([`Checkpoint`]): the open source.
         folder (`Path`): an existing, empty folder.
-        rewrites (mapping): for each tensor to change, a function that is given its bytes block of rows by block of
-            rows, in order (`uint8`), and changes them in place.
+        rewrites (mapping): for each tensor to change, a function that changes its bytes (`uint8`) in place. It gets
+            the tensor's blocks of rows in order.
         progress (callable, *optional*): a [`Progress`].
-        in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until they are flushed.
-        file_digests (`bool`, *optional*, defaults to `False`): whether the files are hashed too.
-        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files are copied.
+        in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until `flush()`.
+        file_digests (`bool`, *optional*, defaults to `False`): whether to hash the weight files too.
+        include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
 
     Raises:
         [`CheckpointError`]: if the source can't be copied faithfully.
@@ -109,7 +108,7 @@ def write_copy(
     source = checkpoint.source
     if not set(rewrites) <= set(checkpoint.tensors):
         missing = ", ".join(sorted(set(rewrites) - set(checkpoint.tensors)))
-        raise CheckpointError(f"{source.name} lacks the tensors {missing}, which were to be marked: give the base.")
+        raise CheckpointError(f"{source.name} lacks the tensors {missing}, which carry the mark: give the base.")
     contents = list_contents(source, include_code)
     targets = _targets(checkpoint, folder)
     if not in_memory:
@@ -155,7 +154,7 @@ def write_copy(
 
 
 def can_publish_unchanged(checkpoint: Checkpoint) -> bool:
-    """Whether the weights' files may be handed on as they are: no pickles, and nothing but tensors in them."""
+    """Whether the weight files may be published unchanged: safetensors with nothing to drop from their headers."""
     source = checkpoint.source
     if source.pickled or not all(map(_is_named_safetensors, source.weights)):
         return False
@@ -164,12 +163,12 @@ def can_publish_unchanged(checkpoint: Checkpoint) -> bool:
 
 
 def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
-    """Gives a tensor of a safetensors file other bytes; the file is written beside and takes the old one's place.
+    """Replaces a tensor's bytes in a safetensors file, atomically: a new file is written and renamed.
 
     Args:
         path (`Path`): the file.
-        info ([`TensorInfo`]): the tensor, as an open checkpoint tells it.
-        raw (`np.ndarray`): its bytes, `uint8`, as many as it has.
+        info ([`TensorInfo`]): the tensor, from an open checkpoint.
+        raw (`np.ndarray`): its new bytes, `uint8`, of the same length.
 
     Raises:
         [`CheckpointError`]: if the file can't be written.
@@ -188,11 +187,13 @@ def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
         sync(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} can't be written ({error.strerror}): make room, or give it rights.") from None
+        raise CheckpointError(
+            f"{path} can't be written ({error.strerror}): free disk space, or fix its permissions."
+        ) from None
 
 
 def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
-    """Blocks of rows that are written together, about 1 MB: many small tensors, or a part of a large one.
+    """Groups blocks of rows into writes of about 1 MB: many small tensors, or a part of a large one.
 
     Yields:
         a list of `(info, start, stop)`, `start` and `stop` in bytes.
@@ -212,7 +213,7 @@ def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]
 
 
 class _HashingWriter:
-    """Writes blocks and hashes them in two threads of their own, while the next are made in buffers used in turn."""
+    """Writes and hashes blocks in two background threads, while the caller fills the next of several buffers."""
 
     def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo], whole: bool):
         self._stream = stream
@@ -236,16 +237,16 @@ class _HashingWriter:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The digests of all tensors, once the pipe is closed."""
+        """The digests of all tensors, once the writer is closed."""
         return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     @property
     def digest(self) -> str:
-        """The digest of the whole file, once the pipe is closed."""
+        """The digest of the whole file, once the writer is closed."""
         return "" if self._file_hash is None else self._file_hash.hexdigest()
 
     def buffer(self, count: int) -> np.ndarray:
-        """At least `count` bytes to make the next block in."""
+        """A buffer of at least `count` bytes for the next block."""
         if not self._buffers:
             self._wait()
         found = self._buffers.pop()
@@ -253,8 +254,12 @@ class _HashingWriter:
         return self._filling
 
     def put(self, block: np.ndarray, parts: list[tuple[str, int]]) -> None:
-        """Takes the block made in the last buffer, which nobody may change any more: the bytes of these tensors, in
-        their order."""
+        """Queues the block in the last buffer, which must not change any more.
+
+        Args:
+            block (`np.ndarray`): the bytes, `uint8`.
+            parts (`list`): `(name, count)` of each tensor in the block, in order.
+        """
         jobs: list[Future[Any]] = [self._writer.submit(self._write, block)]
         jobs.append(self._hasher.submit(self._hash, block, parts))
         self._waiting.append((self._filling, jobs))
@@ -282,7 +287,7 @@ def _targets(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     if source.pickled or (len(source.weights) == 1 and not _is_named_safetensors(source.weights[0])):
         return [folder / CONVERTED_FILE]
     for path in filterfalse(_is_named_safetensors, source.weights):
-        raise CheckpointError(f"{path} holds safetensors, which no loader expects by its name: name it .safetensors.")
+        raise CheckpointError(f"{path} holds safetensors, but its name doesn't end in .safetensors: rename it.")
     return [folder / path.relative_to(source.folder) for path in source.weights]
 
 
@@ -294,11 +299,13 @@ def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
     needed = sum(info.nbytes for info in checkpoint.tensors.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise StorageError(f"{folder} has {free >> 20} MB free and the copy needs {-(-needed >> 20)}: make room.")
+        raise StorageError(
+            f"{folder} has {free >> 20} MB free and the copy needs {-(-needed >> 20)}: free disk space."
+        )
 
 
 def _header(checkpoint: Checkpoint, number: int) -> bytes:
-    """The bytes before the data: the source's own without what no loader reads, or for a pickled model new ones."""
+    """The bytes before the data: the source's, without what loaders don't read, or new ones for a pickled model."""
     if not checkpoint.source.pickled:
         content = _read_head(checkpoint, number)
         text = clean_header(content[8:])
@@ -317,6 +324,6 @@ def _read_head(checkpoint: Checkpoint, number: int) -> bytes:
 
 
 def _frame_header(text: bytes) -> bytes:
-    """A header's JSON with its length before it, filled up with spaces to a multiple of 8 bytes."""
+    """A header's JSON after its length, padded with spaces to a multiple of 8 bytes."""
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

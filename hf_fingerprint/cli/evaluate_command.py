@@ -88,10 +88,10 @@ def evaluate(
 
 
 def _print_attacks() -> None:
-    from hf_fingerprint.attacks import SUITE, sweep
+    from hf_fingerprint.attacks import SUITE, attack_sweep
 
     for name, found in SUITE.items():
-        strengths = f"  {', '.join(f'{a.strength:g}' for a in sweep(name))}" * (len(found.attacks) > 1)
+        strengths = f"  {', '.join(f'{a.strength:g}' for a in attack_sweep(name))}" * (len(found.attacks) > 1)
         output.echo(f"{found.group:10}  {name:32}{strengths}".rstrip())
 
 

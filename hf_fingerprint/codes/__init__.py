@@ -1,5 +1,7 @@
-"""Codes for recipients: codewords from copy keys, scores, bounds on false accusation, joint decoding. Knows no
-model."""
+"""Codes for recipients: codewords from copy keys, scores, bounds on false accusation, joint decoding.
+
+Nothing here knows what a model is.
+"""
 
 from hf_fingerprint.codes.bounds import MAX_ALPHA, check_alpha
 from hf_fingerprint.codes.coalition import CertifiedCoalition, coalition_by_formula, coalition_by_simulation
@@ -17,11 +19,11 @@ FAMILIES = (Tardos.family, Nuida.family, FairSigns.family)
 
 
 def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Codebook:
-    """The codebook of a base from what the vault records of it.
+    """Makes the codebook of a base from its record in the vault.
 
     Args:
         family (`str`): `"tardos"`, `"nuida"` or `"fair_signs"`.
-        length (`int`): V.
+        length (`int`): V, the number of positions.
         coalition (`int`): the number of colluders that the code is designed for.
         secret (`bytes`): the model secret.
 
@@ -34,7 +36,7 @@ def make_codebook(family: str, length: int, coalition: int, secret: bytes) -> Co
         return Nuida(length, coalition, secret)
     if family == FairSigns.family:
         return FairSigns(length)
-    raise CodeError(f"The code {family} is not known to this version of hf-fingerprint: upgrade it.")
+    raise CodeError(f"This version of hf-fingerprint doesn't know the code {family}: upgrade it.")
 
 
 __all__ = [

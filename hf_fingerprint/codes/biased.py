@@ -1,8 +1,8 @@
 """Codes with biased positions: position `i` is +1 with a secret probability `p_i`, a multiple of 2^-16.
 
-With biased positions no strategy that picks among the pirates' values can hide all of them: where all hold the same
-value it must show, and where one stands out it is worth more than a fair coin. The families differ in how the biases
-are drawn. The scores are our own, for readings that are sums and not bits.
+With biased positions no strategy that picks among the colluders' values can hide all of them: a value that all of
+them hold must show, and one that stands out is worth more than a fair coin. The families differ in how the biases are
+drawn. The scores are our own: an extracted signal is a sum and not a bit.
 """
 
 from abc import abstractmethod
@@ -31,14 +31,14 @@ class BiasedCodebook(Codebook):
     def __init__(self, length: int, coalition: int, secret: bytes):
         super().__init__(length)
         if coalition < 1:
-            raise CodeError(f"A coalition of {coalition} can't be designed for: choose 1 or more.")
+            raise CodeError(f"`coalition` must be at least 1, got {coalition}.")
         self.coalition = coalition
         self._secret = secret
 
     @property
     @abstractmethod
     def thresholds(self) -> np.ndarray:
-        """`2^16 p_i` as `uint16`, shape `(V,)`: a position is +1 where 16 bits of the stream fall below it."""
+        """`2^16 p_i` as `uint16`, shape `(V,)`: a position is +1 if 16 bits of the stream are below it."""
 
     @property
     def probability(self) -> np.ndarray:
@@ -52,8 +52,8 @@ class BiasedCodebook(Codebook):
         np.less(stream.view("<u2"), self.thresholds, out=out)
 
     def score_functions(self, residual: np.ndarray) -> np.ndarray:
-        """Two functions: `y / (a var + b)`, with the reading's energy fitted by `y^2 = a var + b`, is best on averages
-        in whatever noise, and `y / (var + 0.05)` on minority votes."""
+        """Two functions: `y / (a var + b)`, with `y^2 = a var + b` fitted to the signal's energy, is best on averages
+        in any noise; `y / (var + 0.05)` is best on minority votes."""
         order = np.argsort(self.variance, kind="stable")
         energy, variance = (
             [float(part.mean()) for part in np.array_split(values[order], 2)]
@@ -67,11 +67,11 @@ class BiasedCodebook(Codebook):
         return np.stack([average, residual / (self.variance + FLOOR)])
 
     def uniforms(self) -> np.ndarray:
-        """One number in [0, 1) for each position from the model secret, `float64` of shape `(V,)`."""
+        """A number in [0, 1) for each position, derived from the model secret: `float64` of shape `(V,)`."""
         raw = Stream(derive(self._secret, "biases", self.family)).take(8 * self.length).view("<u8")
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def to_thresholds(probability: np.ndarray) -> np.ndarray:
-    """The nearest multiples of 2^-16 that leave a position uncertain, times 2^16: `uint16`."""
+    """Rounds to multiples of 2^-16 other than 0 and 1; returns them times 2^16, as `uint16`."""
     return np.clip(np.rint(probability * SCALE), 1, SCALE - 1).astype(np.uint16)

@@ -1,13 +1,13 @@
-"""How unlikely a score is for an innocent: exact tail bounds, no Gaussian approximation.
+"""Bounds on the probability of an innocent's score: exact tail bounds, no Gaussian approximation.
 
-An innocent's codeword is independent of the suspect and of everything computed from it, because the pirates never saw
-it. So given the score function h, computed from the suspect alone, the score `S = sum_i h_i (b_i - mu_i)` is a sum of
-independent terms with known distributions, whatever was done to the suspect without feedback from tracing, and
+An innocent's codeword is independent of the suspect and of everything computed from it, because the colluders never
+saw it. So given the score function h, computed from the suspect alone, the score `S = sum_i h_i (b_i - mu_i)` is a
+sum of independent terms with known distributions, whatever was done to the suspect without feedback from tracing.
 Chernoff's inequality bounds its tail:
 
     P(S >= t) <= exp(K(s) - s t)   for every s > 0,   K(s) = sum_i log E exp(s h_i (b_i - mu_i))
 
-It rests on the keyed generator that codewords come from being pseudo-random. The level is for one trace.
+The proof assumes that the keyed generator of the codewords is pseudo-random. The level is for one trace.
 
 H. Chernoff, Ann. Math. Statist. 23 (1952); W. Hoeffding, JASA 58 (1963), theorem 2, for fair signs.
 """
@@ -26,17 +26,17 @@ _LARGE = 50.0
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuses an alpha that no accusation may rest on; asked wherever somebody is accused.
+    """Checks the bound on the probability of a false accusation; called wherever anybody is accused.
 
     Raises:
         [`CodeError`]: if it isn't a number above 0 and at most 0.05.
     """
-    if not 0 < alpha <= MAX_ALPHA:  # NaN neither
-        raise CodeError(f"Nobody is accused at alpha {alpha}: choose one above 0 and at most {MAX_ALPHA}.")
+    if not 0 < alpha <= MAX_ALPHA:  # also refuses NaN
+        raise CodeError(f"`alpha` must be above 0 and at most {MAX_ALPHA}, got {alpha}.")
 
 
 def hoeffding_log_p(score: np.ndarray | float) -> np.ndarray:
-    """`log P(S >= score)` for standardised fair signs, bounded by `-score^2 / 2`; 0 for scores below 0."""
+    """The bound `-score^2 / 2` on `log P(S >= score)` for standardized fair signs; 0 for scores below 0."""
     return -np.square(np.maximum(score, 0.0)) / 2
 
 
@@ -44,7 +44,7 @@ class ChernoffBound:
     """The Chernoff bound of one score function under one code.
 
     Args:
-        function (`np.ndarray` of shape `(V,)`): h, standardised so that the score has variance 1.
+        function (`np.ndarray` of shape `(V,)`): h, standardized so that the score has variance 1.
         probability (`np.ndarray` of shape `(V,)`): `P(b_i = +1)`.
     """
 
@@ -53,11 +53,11 @@ class ChernoffBound:
         up = np.where(function > 0, probability, 1 - probability)[used]
         self._step = 2 * np.abs(function[used])
         self._up = up
-        self._below = self._step * up  # |h| (1 + mu), mu turned to the sign of h
+        self._below = self._step * up  # |h| (1 + mu), where mu takes the sign of h
         self._best: dict[float, tuple[float, float]] = {}
 
     def cumulant(self, s: float) -> float:
-        """`K(s)`, for `s >= 0`. Terms beyond exp(50) are replaced by something larger, so the bound stays a bound."""
+        """`K(s)`, for `s >= 0`. Terms beyond exp(50) are replaced by larger ones, so the bound holds."""
         x = s * self._step
         inner = np.minimum(x, _LARGE)
         return float(np.sum(np.log1p(self._up * np.expm1(inner)) + (x - inner)) - s * self._below.sum())
@@ -67,11 +67,11 @@ class ChernoffBound:
         return self._optimum(log_p)[0]
 
     def log_p(self, scores: np.ndarray, at: float) -> np.ndarray:
-        """Bounds `log P(S >= score)` for each score; 0 where nothing better than certainty is proven.
+        """Bounds on `log P(S >= score)` for each score; 0 where nothing better than certainty is proven.
 
         Args:
-            scores (`np.ndarray` of shape `(n,)`): standardised scores.
-            at (`float`): a level of [`threshold`] to be exact at; elsewhere the bound is looser by a hair.
+            scores (`np.ndarray` of shape `(n,)`): standardized scores.
+            at (`float`): the level of [`threshold`] at which the bound is exact; elsewhere it is slightly looser.
 
         Returns:
             `np.ndarray` of shape `(n,)`.
@@ -87,7 +87,7 @@ class ChernoffBound:
         return best
 
     def _optimum(self, log_p: float) -> tuple[float, float]:
-        """The threshold and the s that proves it: the least of `(K(s) - log_p) / s`."""
+        """The threshold, which is the minimum of `(K(s) - log_p) / s`, and the s that attains it."""
         if not len(self._step):
             return math.inf, 1.0
         if log_p not in self._best:

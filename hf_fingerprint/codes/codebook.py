@@ -1,8 +1,8 @@
-"""What a code is: bit strings for recipients from their copy keys, and their scores against a reading.
+"""Codewords of recipients from their copy keys, and their scores against an extracted signal.
 
-A codeword is `b` in {-1, +1}^V, position `i` being +1 with probability `p_i`, independently, drawn from the stream of
-the recipient's copy key. The probabilities are multiples of 2^-16, so that they are exact and so is the bound built on
-them. Codewords are made in blocks and dropped again: a million recipients never stand in memory together.
+A codeword is `b` in {-1, +1}^V. Position `i` is +1 with probability `p_i`, independently, drawn from the stream of
+the recipient's copy key. The probabilities are multiples of 2^-16, so they and the bounds built on them are exact.
+Codewords are made in blocks, so that a million recipients never are in memory together.
 """
 
 from abc import ABC, abstractmethod
@@ -25,15 +25,15 @@ MIN_LENGTH, MAX_LENGTH = 64, 1 << 20
 
 
 class Codebook(ABC):
-    """A family of codewords of one length; all that is shared by the recipients of one base.
+    """A family of codewords of one length: what all recipients of a base share.
 
     Args:
         length (`int`): V, the number of positions; a multiple of 8.
 
     Attributes:
         family (`str`): its name in vaults.
-        functions_per_round (`int`): H, how many score functions a round of decoding may try: those of [`score_functions`], and of a biased
-            code the likelihood ratio. The bound pays for each.
+        functions_per_round (`int`): H, how many score functions a round of decoding may try: those of
+            [`score_functions`] and, for a biased code, the likelihood ratio. The bound pays for each.
     """
 
     family: str
@@ -42,8 +42,7 @@ class Codebook(ABC):
     def __init__(self, length: int):
         if length % 8 or not MIN_LENGTH <= length <= MAX_LENGTH:
             raise CodeError(
-                f"A code of {length} positions can't be made: choose a multiple of 8 from {MIN_LENGTH} to "
-                f"{MAX_LENGTH}."
+                f"The length of a code must be a multiple of 8 from {MIN_LENGTH} to {MAX_LENGTH}, got {length}."
             )
         self.length = length
 
@@ -55,19 +54,19 @@ class Codebook(ABC):
     @property
     @abstractmethod
     def stream_bytes(self) -> int:
-        """How many bytes of a copy key's stream make one codeword."""
+        """Bytes of a copy key's stream per codeword."""
 
     @abstractmethod
     def bits_from(self, stream: np.ndarray, out: np.ndarray) -> None:
-        """Turns streams (`uint8`, shape `(n, stream_bytes)`) into bits (`out`, `bool`, shape `(n, V)`): true is +1."""
+        """Fills `out` (`bool`, shape `(n, V)`, true is +1) from streams (`uint8`, shape `(n, stream_bytes)`)."""
 
     @abstractmethod
     def score_functions(self, residual: np.ndarray) -> np.ndarray:
-        """Score functions for a centred reading: `float64` of shape `(H, V)`, a function of the reading alone.
+        """Score functions for a centered signal: `float64` of shape `(H, V)`, which depend on the signal alone.
 
         Args:
-            residual (`np.ndarray` of shape `(V,)`): the reading less what is common to all copies and what the
-                recipients already accused explain; of order 1, see [`to_unit_scale`].
+            residual (`np.ndarray` of shape `(V,)`): the extracted signal without what all copies share and what the
+                recipients accused so far explain, scaled by [`to_unit_scale`].
         """
 
     @cached_property
@@ -81,14 +80,14 @@ class Codebook(ABC):
         return 4 * self.probability * (1 - self.probability)
 
     def blocks(self, copy_keys: Sequence[bytes]) -> Iterator[tuple[slice, np.ndarray]]:
-        """The codewords, block by block.
+        """Yields the codewords, block by block.
 
         Args:
             copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
 
         Yields:
-            `(rows, bits)`: which keys, and their bits as `bool` of shape `(len(rows), V)`, overwritten by the next
-            block.
+            `(rows, bits)`: a slice of the keys, and their bits as `bool` of shape `(len(rows), V)`. The next block
+            overwrites the bits.
         """
         count = min(BLOCK, len(copy_keys))
         stream = np.empty((count, self.stream_bytes), np.uint8)
@@ -106,7 +105,7 @@ class Codebook(ABC):
         return np.where(bits[0], np.int8(1), np.int8(-1))
 
     def packed(self, copy_keys: Sequence[bytes], progress: Progress | None = None) -> np.ndarray:
-        """The codewords eight positions to a byte, first position highest: `uint8` of shape `(n, V / 8)`."""
+        """The codewords as packed bits, first position highest: `uint8` of shape `(n, V / 8)`."""
         progress = progress or silent
         out = np.empty((len(copy_keys), self.length // 8), np.uint8)
         for rows, bits in self.blocks(copy_keys):
@@ -121,14 +120,14 @@ class Codebook(ABC):
             functions (`np.ndarray` of shape `(H, V)`): finite h.
 
         Returns:
-            `np.ndarray` of shape `(H, V)`: zeros for a function that tells nothing, and where all recipients hold the
-            same bit.
+            `np.ndarray` of shape `(H, V)`: zeros for a function without information, and at positions where all
+            recipients hold the same bit.
 
         Raises:
             [`CodeError`]: if a function has values that are not finite.
         """
         if not np.isfinite(functions).all():
-            raise CodeError("A score function has values that are not finite, so nobody can be scored by it.")
+            raise CodeError("A score function has values that are not finite: extract the signal again.")
         informative = np.where(self.variance > 0, functions, 0.0)
         out = np.stack([to_unit_scale(function)[0] for function in informative]) if len(informative) else informative
         norm = np.sqrt((out**2 * self.variance).sum(axis=1, keepdims=True))
@@ -141,27 +140,27 @@ class Codebook(ABC):
 
         Args:
             copy_keys (sequence of `bytes`): n copy keys of 32 bytes.
-            functions (`np.ndarray` of shape `(H, V)`): standardised score functions, see [`standardize`].
+            functions (`np.ndarray` of shape `(H, V)`): standardized score functions, see [`standardize`].
             progress (callable, *optional*): a [`Progress`].
 
         Returns:
-            `np.ndarray` of shape `(n, H)`, in single precision: for screening, within [`screening_error`];
-            decide on [`packed_scores`].
+            `np.ndarray` of shape `(n, H)`, in single precision and exact up to [`screening_error`]: use it to screen
+            recipients, and decide by [`packed_scores`].
         """
         return self._scores(self.blocks(copy_keys), len(copy_keys), functions, progress or silent)
 
     def packed_scores(self, packed: np.ndarray, functions: np.ndarray, least: np.ndarray | None = None) -> np.ndarray:
-        """The same for [`packed`] codewords, in double precision wherever it could matter.
+        """[`scores`] of [`packed`] codewords, in double precision wherever it could matter.
 
         Args:
             packed (`np.ndarray` of shape `(n, V / 8)`): codewords.
             functions (`np.ndarray` of shape `(H, V)`): score functions.
-            least (`np.ndarray` of shape `(H,)`, *optional*): the least score by each function that matters; by default
-                all do. A recipient whose score in single precision is within its error of one of them, or above it,
-                gets exact scores.
+            least (`np.ndarray` of shape `(H,)`, *optional*): the lowest score by each function that matters; by
+                default all scores do. A recipient whose score in single precision reaches one of them, or misses it
+                by no more than its error, gets exact scores.
 
         Returns:
-            `np.ndarray` of shape `(n, H)`. No recipient's exact scores depend on who else is scored.
+            `np.ndarray` of shape `(n, H)`. A recipient's exact scores don't depend on the other recipients.
         """
         exact = np.arange(len(packed))
         out = np.empty((len(packed), len(functions)))
@@ -175,10 +174,11 @@ class Codebook(ABC):
         return out
 
     def screening_error(self, functions: np.ndarray) -> np.ndarray:
-        """How far [`scores`] in single precision can be from the exact ones, at most: shape `(H,)`.
+        """The largest error of [`scores`] in single precision, shape `(H,)`.
 
-        Weights are rounded once, and up to `SINGLE_PRECISION_CHUNK` of them added up with one rounding each, in whatever order; the
-        sums are added in double precision. N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 4.2.
+        Weights are rounded once. Up to `SINGLE_PRECISION_CHUNK` of them are added with one rounding each, in any
+        order, and these sums are added in double precision. N. J. Higham, "Accuracy and Stability of Numerical
+        Algorithms", 4.2.
         """
         roundings = min(SINGLE_PRECISION_CHUNK, self.length) + 1
         unit, slack, smallest = 2.0**-24, 1.01, self.length * 2.0**-126
@@ -200,7 +200,7 @@ class Codebook(ABC):
                 chunk = slice(start, start + SINGLE_PRECISION_CHUNK)
                 if len(weights) > MAX_VECTOR_FUNCTIONS:
                     out[rows] += buffer[: len(bits), chunk] @ weights[:, chunk].T
-                else:  # a matrix-vector product each: 7 times a thin matrix product
+                else:  # matrix-vector products are 7 times as fast as a thin matrix product
                     for column, weight in enumerate(weights):
                         out[rows, column] += buffer[: len(bits), chunk] @ weight[chunk]
             progress("scoring", rows.stop, count)

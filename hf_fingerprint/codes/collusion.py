@@ -1,12 +1,15 @@
-"""What pirates who hold c copies make of them, weight by weight, simulated at the positions of a code.
+"""Collusion strategies: what c colluders do to the values of one weight, and what that does to a position of the code.
 
-The m weights of a position carry its bit under keyed signs, fair and independent, so the pirates see in each weight
-one of two values and not which is which. What they put there depends on how many of them have which, and the sum over
-the m weights has a known distribution, binomial where they or the signs leave it to chance. So a forgery of N weights
-is drawn exactly, from V positions. Drift adds noise to every weight, which is Gaussian in the sum.
+The first functions take values of any kind, `(c, ...)`, and are what `attacks/mixing.py` does to real weights.
+
+The m weights of a position carry its bit under keyed signs, fair and independent, so colluders see one of two values
+in each weight and not which is which. In half of the weights they see the bits b, in half -b: a strategy f that
+looks at values alone leaves `(f(b) - f(-b)) / 2` at the position ([`collude_at_positions`]). Where the choice or the
+signs leave it to chance, the sum over the m weights is binomial, so a forgery of N weights is drawn exactly from V
+positions ([`forge`]). Drift adds noise to every weight, which is Gaussian in the sum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,85 +17,136 @@ from hf_fingerprint.errors import CodeError
 
 
 LAYERS = 27
-_Mix = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
-def _equal(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    return copies.mean(axis=0)
+def average(values: np.ndarray, shares: Sequence[float] | None = None) -> np.ndarray:
+    """The mean, or in double precision the weighted sum by `shares`, one for each copy."""
+    if shares is None:
+        return values.mean(axis=0)
+    mixed = values[0].astype(np.float64) * shares[0]
+    for value, share in zip(values[1:], shares[1:], strict=True):
+        mixed += value.astype(np.float64) * share
+    return mixed
 
 
-def _mean_of_random_signs(chance: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    """The mean of m signs that are +1 with these probabilities."""
-    return 2 * rng.binomial(weights, chance) / weights - 1
+def minimum(values: np.ndarray) -> np.ndarray:
+    """The lowest value."""
+    return values.min(axis=0)
 
 
-def _random_pick(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    return _mean_of_random_signs((copies > 0).mean(axis=0), weights, rng)
+def maximum(values: np.ndarray) -> np.ndarray:
+    """The highest value."""
+    return values.max(axis=0)
 
 
-def _where_agreed(copies: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    return np.where((copies == copies[0]).all(axis=0), copies[0], otherwise)
+def min_max(values: np.ndarray) -> np.ndarray:
+    """Half-way between the extremes, in double precision."""
+    return (minimum(values).astype(np.float64) + maximum(values)) / 2
 
 
-def _one_extreme(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    """The lowest or the highest value is +1 or -1 by the weight's sign."""
-    return _where_agreed(copies, _mean_of_random_signs(np.full(copies.shape[1], 0.5), weights, rng))
+def median(values: np.ndarray) -> np.ndarray:
+    """The median; of an even number of copies, the lower of the two in the middle."""
+    middle = (len(values) - 1) // 2
+    return np.partition(values, middle, axis=0)[middle]
 
 
-def _both_extremes(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    return _where_agreed(copies, np.zeros(copies.shape[1]))
+def minority(values: np.ndarray) -> np.ndarray:
+    """The extreme that is farther from the mean: where a weight has two values, the one that fewer copies hold."""
+    low, high, mean = minimum(values), maximum(values), values.mean(axis=0, dtype=np.float64)
+    return np.where(mean - low > high - mean, low, high)
 
 
-def _median(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    return np.sign(copies.sum(axis=0))
+def pick(values: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """Each value of the copy that `copy` names for it."""
+    return np.take_along_axis(values, copy[None], axis=0)[0]
 
 
-def _minority(copies: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
-    return _where_agreed(copies, -np.sign(copies.sum(axis=0)))
-
-
-_EQUAL_SHARES: dict[str, _Mix] = {
-    "average": _equal,
-    "block interleaving": _random_pick,
-    "random pick": _random_pick,
-    "minimum": _one_extreme,
-    "maximum": _one_extreme,
-    "min-max": _both_extremes,
-    "median": _median,
-    "random extreme": _one_extreme,
-    "minority": _minority,
+VALUE_STRATEGIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "average": average,
+    "minimum": minimum,
+    "maximum": maximum,
+    "min-max": min_max,
+    "median": median,
+    "minority": minority,
 }
-FORGERIES = ("weighted average", "layer interleaving", *_EQUAL_SHARES)
+POSITION_STRATEGIES = ("average", "min-max", "random pick", "median", "minority")
+FORGERIES = (
+    "weighted average",
+    "layer interleaving",
+    "average",
+    "block interleaving",
+    "random pick",
+    "minimum",
+    "maximum",
+    "min-max",
+    "median",
+    "random extreme",
+    "minority",
+)
+
+
+def collude_at_positions(strategy: str, codewords: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What a strategy leaves at each position, as the mean over its weights.
+
+    Args:
+        strategy (`str`): one of `POSITION_STRATEGIES`; a random pick takes all weights of a position from one copy.
+            Of one weight, the minimum, the maximum and a random extreme have the mean of `"min-max"`.
+        codewords (`np.ndarray` of shape `(c, V)`): the colluders' codewords, -1 and +1.
+        rng (`np.random.Generator`): the source of random picks.
+
+    Returns:
+        `np.ndarray` of shape `(V,)`.
+    """
+    if strategy == "random pick":
+        copy = np.asarray(rng.integers(len(codewords), size=codewords.shape[1]))
+        return pick(codewords, copy)
+    mix = VALUE_STRATEGIES[strategy]
+    return (mix(codewords) - mix(-codewords)) / 2
 
 
 def forge(
-    strategy: str, copies: np.ndarray, weights: int, drift: float, rng: np.random.Generator
+    strategy: str, codewords: np.ndarray, weights: int, drift: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A forgery's reading, in units of the mark's amplitude.
+    """Draws the signal extracted from a forgery, in units of the mark's amplitude.
 
     Args:
         strategy (`str`): one of `FORGERIES`. A weighted average has shares from a Dirichlet distribution of parameter
-            2; layers are 27, of log-normal sizes, each from one pirate; blocks are so small that each weight of a
-            position comes from a pirate of its own. Extremes and votes are as in [`collude`].
-        copies (`np.ndarray` of shape `(c, V)`): the pirates' codewords, -1 and +1.
-        weights (`int`): m, the weights of a position.
+            2; layers are 27, of log-normal sizes, each from one colluder; blocks are so small that each weight of a
+            position may come from another colluder. Extremes and votes are as in [`collude`].
+        codewords (`np.ndarray` of shape `(c, V)`): the colluders' codewords, -1 and +1.
+        weights (`int`): m, the number of weights per position.
         drift (`float`): standard deviation of the noise in each weight, in units of the mark's amplitude.
-        rng (`np.random.Generator`): what is left to chance.
+        rng (`np.random.Generator`): the source of all random choices.
 
     Returns:
-        `(reading, shares)`: the reading, shape `(V,)`, for a mass of 1, and how much of the forgery each pirate gave,
-        shape `(c,)`.
+        `(extracted, shares)`: the extracted signal, shape `(V,)`, for a mass of 1, and each colluder's share of the
+        forgery, shape `(c,)`.
+
+    Raises:
+        [`CodeError`]: if there is no such strategy.
     """
-    count, length = copies.shape
+    if strategy not in FORGERIES:
+        raise CodeError(f"There is no forgery {strategy}: choose one of {', '.join(FORGERIES)}.")
+    count, length = codewords.shape
     shares = np.full(count, 1 / count)
     if strategy == "weighted average":
         shares = rng.dirichlet(np.full(count, 2.0))
+        forged = shares @ codewords
     elif strategy == "layer interleaving":
         sizes = rng.lognormal(size=LAYERS)
         contributors = np.resize(rng.permutation(count), LAYERS)
         shares = np.bincount(contributors, sizes / sizes.sum(), count)
-    elif strategy not in _EQUAL_SHARES:
-        raise CodeError(f"No forgery is called {strategy}: choose one of {', '.join(FORGERIES)}.")
-    mix = _EQUAL_SHARES.get(strategy)
-    forged = shares @ copies if mix is None else mix(copies, weights, rng)
+        forged = shares @ codewords
+    elif strategy in ("block interleaving", "random pick"):
+        forged = _mean_of_random_signs((codewords > 0).mean(axis=0), weights, rng)
+    elif strategy in ("minimum", "maximum", "random extreme"):  # -1 or +1 by the weight's sign where copies differ
+        signs = _mean_of_random_signs(np.full(length, 0.5), weights, rng)
+        forged = np.where((codewords == codewords[0]).all(axis=0), codewords[0], signs)
+    else:
+        forged = collude_at_positions(strategy, codewords, rng)
     return forged + drift / np.sqrt(weights) * rng.standard_normal(length), shares
+
+
+def _mean_of_random_signs(probability: np.ndarray, weights: int, rng: np.random.Generator) -> np.ndarray:
+    """The mean of m signs that are +1 with these probabilities."""
+    return 2 * rng.binomial(weights, probability) / weights - 1

@@ -1,23 +1,22 @@
-"""From a reading to accusations: joint decoding in rounds, each accusation a theorem.
+"""Decodes an extracted signal into accusations: joint decoding in rounds, with a proven bound for each accusation.
 
-Round by round: project out what is common to all copies and what the recipients accused so far explain, score
-everybody on the rest, accuse whoever the bound allows. Where that accuses nobody and the reading holds more than is
-explained, what the pirates did is inferred, with the accused's codewords known, and everybody is scored by the
-likelihood ratio. With n recipients, R rounds and H score functions in each, a recipient is accused iff his score by
-one of them is at or above the threshold at which `n R H p` is alpha. Then any innocent is accused with probability at
-most alpha:
+Each round projects out what all copies share and what the recipients accused so far explain, scores all recipients on
+the rest, and accuses those whom the bound allows. If a round accuses nobody and the signal holds more than the
+accused explain, the colluders' strategy is inferred, given the accused's codewords, and all recipients are scored by
+the likelihood ratio. With n recipients, R rounds and H score functions in each, a recipient is accused iff one of the
+scores reaches the threshold at which `n R H p` is alpha. Then any innocent is accused with probability at most alpha:
 
-Take an innocent j. His codeword is independent of the suspect and of all other codewords. Decode without him, through
-all R rounds, whether or not anybody is left: that yields at most R H score functions, and with each its threshold, all
-of them without a look at j's codeword. So he reaches any of these thresholds with probability at most `R H p`. With j
-among the recipients nothing changes before he reaches one: a score function depends on the reading and on who is
-accused already; a threshold depends on its function; the likelihood ratio comes in where nobody reached a threshold;
-the cut of the screening depends on the reading. So j is accused with probability at most `R H p`, and any of up to n
-innocents with n times that, whether or not another innocent was accused before. Scores, bounds and the order of
-accusation are reported and decide nothing.
+Take an innocent j. Their codeword is independent of the suspect and of all other codewords. Decode without j, through
+all R rounds, even if nobody is left to accuse: this yields at most R H score functions and their thresholds, none of
+which depends on j's codeword. So j reaches any of these thresholds with probability at most `R H p`. With j among the
+recipients nothing changes until j reaches one: a score function depends on the signal and on who is accused already;
+a threshold depends on its function; the likelihood ratio is used where nobody reached a threshold; the cut of the
+screening depends on the signal. So j is accused with probability at most `R H p`, and any of up to n innocents with n
+times that, whether or not another innocent was accused before. Reported scores, bounds and the order of accusation
+decide nothing.
 
-It rests on the keyed generator being pseudo-random, and is for suspects that were made without feedback from tracing.
-Alpha is for one trace of one suspect.
+The proof assumes that the keyed generator is pseudo-random and that the suspect was made without feedback from
+tracing. Alpha is for one trace of one suspect.
 """
 
 import math
@@ -37,19 +36,19 @@ from hf_fingerprint.progress import Progress
 
 MAX_ROUNDS = 10
 CANDIDATES = 16384
-MIN_EXACT_SCORE = 3.0  # scores from here on are told in double precision, whether or not they could accuse
+MIN_EXACT_SCORE = 3.0  # scores from here on are reported in double precision, even if they can't accuse
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What the scores of n recipients say.
+    """The scores of n recipients, and the accused among them.
 
     Attributes:
         accused (`tuple[int, ...]`): indices of the accused, in the order of accusation.
         scores (`np.ndarray` of shape `(n,)`): the score that proves most, in standard deviations of an innocent's.
         log_bounds (`np.ndarray` of shape `(n,)`): natural logarithm of the bound on the probability that any innocent
             of the n would score so high in any round; at most 0.
-        threshold (`float`): the score beyond which the first round accuses (of the bank, the highest).
+        threshold (`float`): the score from which the first round accuses: the highest over its score functions.
         rounds (`int`): rounds run.
     """
 
@@ -70,27 +69,26 @@ def decode(
     progress: Progress | None = None,
     recipients: int | None = None,
 ) -> Decoding:
-    """Accuses the recipients whose codewords are in a reading.
+    """Accuses the recipients whose codewords are in an extracted signal.
 
     Args:
         codebook ([`Codebook`]): the code of the base.
         copy_keys (sequence of `bytes`): one for each of the n recipients.
         extracted (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
-        alpha (`float`, *optional*, defaults to 1e-6): the probability that any innocent at all is accused, at most
-            0.05.
-        max_rounds (`int`, *optional*, defaults to 10): R, fixed beforehand since the bound pays for each round.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that any innocent is accused, at
+            most 0.05.
+        max_rounds (`int`, *optional*, defaults to 10): R; the bound pays for each round, run or not.
         progress (callable, *optional*): a [`Progress`].
-        recipients (`int`, *optional*): n, how many recipients the bound pays for: those whose keys are given, by
-            default, and never fewer.
+        recipients (`int`, *optional*): n, how many recipients the bound pays for, at least the number of keys, which
+            is the default.
 
     Returns:
-        [`Decoding`]: the same whatever the unit of the reading or of the mass. Where nothing was read nobody is
-        accused.
+        [`Decoding`]: it doesn't depend on the unit of the signal or of the mass. An empty signal accuses nobody.
 
     Raises:
-        [`CodeError`]: if the reading can't be decoded, see [`to_signal`], alpha is no level to accuse at, or there are
-            more keys than recipients.
+        [`CodeError`]: if the signal can't be decoded, see [`to_signal`], alpha isn't above 0 and at most 0.05, or
+            there are more keys than recipients.
     """
     return decode_all(codebook, copy_keys, [(extracted, mass)], alpha, max_rounds, progress, recipients)[0]
 
@@ -104,10 +102,10 @@ def decode_all(
     progress: Progress | None = None,
     recipients: int | None = None,
 ) -> list[Decoding]:
-    """[`decode`] for several suspects, with one pass over the codewords of many recipients; alpha is for each.
+    """[`decode`] for several suspects in one pass over the codewords; alpha is for each suspect.
 
     Args:
-        extracted_pairs (sequence of pairs): `(reading, mass)` of each suspect.
+        extracted_pairs (sequence of pairs): `(extracted, mass)` of each suspect.
     """
     n = len(copy_keys)
     check_alpha(alpha)
@@ -117,7 +115,7 @@ def decode_all(
     candidates = [np.arange(n)] * len(signals)
     screened_scores = [np.full(n, -np.inf) for _ in signals]
     packed = None
-    if n > CANDIDATES and banks:  # go on with those above a cut that depends on the reading, on nobody's codeword
+    if n > CANDIDATES and banks:  # keep those above a cut that depends on the signal alone, not on codewords
         screened = codebook.scores(copy_keys, np.concatenate(banks), progress)
         for i, (score_functions, bank_scores) in enumerate(
             zip(banks, np.split(screened, len(banks), axis=1), strict=True)
@@ -159,7 +157,7 @@ def _decode_candidates(
     alpha: float,
     max_rounds: int,
 ) -> Decoding:
-    """The rounds, among the candidates; `scores` has what the screening gave, and `functions` the first bank."""
+    """Runs the rounds among the candidates, from the scores of the screening and the first round's functions."""
     n = len(scores)
     log_bounds = np.zeros(n)
     if n == 0 or not np.any(signal.values):
@@ -185,7 +183,7 @@ def _decode_candidates(
 
 
 class Decoder:
-    """Scores the candidates by one score function after another and keeps what proves most of each."""
+    """Scores the candidates by one score function after another and keeps each one's strongest score."""
 
     def __init__(self, codebook: Codebook, packed: np.ndarray, log_union: float, alpha: float):
         self._codebook = codebook
@@ -198,7 +196,7 @@ class Decoder:
         self.threshold = math.inf
 
     def find_crossings(self, functions: np.ndarray, accused: list[int], first: bool = False) -> list[int]:
-        """Who reaches a threshold of standardised functions, the most certain first, beside those who are accused."""
+        """The candidates, other than the accused, who reach a threshold of standardized functions, surest first."""
         bounds = [ChernoffBound(function, self._codebook.probability) for function in functions]
         thresholds = np.array([bound.threshold(self._target) for bound in bounds])
         scores = self._codebook.packed_scores(self._packed, functions, np.minimum(thresholds, MIN_EXACT_SCORE))
@@ -213,7 +211,7 @@ class Decoder:
         return [int(i) for i in crossed[np.argsort(self.log_bounds[crossed], kind="stable")]]
 
     def _keep_best(self, scores: np.ndarray, bounds: list[ChernoffBound], reached: np.ndarray, first: bool) -> None:
-        """Keeps what proves most; a bound is at most alpha for those who reached a threshold, and for nobody else."""
+        """Keeps the strongest scores. A bound is at most alpha only for those who reached a threshold."""
         proven = np.stack([b.log_p(scores[:, h], at=self._target) for h, b in enumerate(bounds)]) + self._log_union
         best, proven = proven.argmin(axis=0), np.minimum(proven.min(axis=0), 0.0)
         beyond = np.maximum(proven, np.nextafter(self._log_alpha, 0.0))
@@ -226,20 +224,20 @@ class Decoder:
 def prove_codeword(
     codebook: Codebook, packed: np.ndarray, extracted: np.ndarray, mass: np.ndarray, recipients: int, alpha: float
 ) -> tuple[float, bool]:
-    """One known codeword's score, and whether the first round of [`decode`] would accuse it among n recipients.
+    """The score of one known codeword, and whether the first round of [`decode`] would accuse it among n recipients.
 
     Args:
         codebook ([`Codebook`]): the code of the base.
-        packed (`np.ndarray` of shape `(V / 8,)`): its bits.
-        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
+        packed (`np.ndarray` of shape `(V / 8,)`): the codeword's bits.
+        extracted, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         recipients (`int`): n.
-        alpha (`float`): the probability that any innocent at all is accused, at most 0.05.
+        alpha (`float`): the bound on the probability that any innocent is accused, at most 0.05.
 
     Returns:
         `(score, proven)`
 
     Raises:
-        [`CodeError`]: as [`decode`] does.
+        [`CodeError`]: as in [`decode`].
     """
     check_alpha(alpha)
     target = math.log(alpha) - log_union(codebook, recipients, MAX_ROUNDS)
@@ -254,14 +252,14 @@ def prove_codeword(
 
 
 def _standardized_functions(codebook: Codebook, signal: Signal, packed: np.ndarray | None) -> np.ndarray:
-    """The bank of score functions once the accused, `packed` codewords, are projected out."""
+    """The round's score functions, after the accused's codewords (`packed`) are projected out."""
     known = np.empty((0, codebook.length)) if packed is None else np.unpackbits(packed, axis=1)
     residual, _ = to_unit_scale(residual_signal(codebook, signal.values, signal.mass, known))
     return codebook.standardize(codebook.score_functions(residual))
 
 
 def _likelihood_ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) -> np.ndarray | None:
-    """The likelihood ratio for what the pirates are inferred to have done, if anybody is left to look for."""
+    """The likelihood ratio under the inferred strategy, or `None` if the accused explain the signal."""
     known = np.unpackbits(packed, axis=1)
     if not is_unexplained(codebook, signal.values, signal.mass, known):
         return None
@@ -273,7 +271,7 @@ def _likelihood_ratio(codebook: Codebook, signal: Signal, packed: np.ndarray) ->
 
 
 def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) -> float:
-    """The logarithm of how many scores the bound pays for.
+    """The logarithm of the number of scores that the bound pays for.
 
     Args:
         codebook ([`Codebook`]): the code.
@@ -282,10 +280,10 @@ def log_union(codebook: Codebook, recipients: int, rounds: int, least: int = 1) 
         least (`int`, *optional*, defaults to 1): how many recipients are tested.
 
     Raises:
-        [`CodeError`]: if fewer recipients or rounds are paid for than there are.
+        [`CodeError`]: if there are fewer recipients than are tested, or fewer rounds than 1.
     """
     if recipients < least:
-        raise CodeError(f"The bound can't pay for {recipients} recipients where {least} are tested: give all of them.")
+        raise CodeError(f"`recipients` must count all {least} recipients that are tested, got {recipients}.")
     if rounds < 1:
-        raise CodeError(f"The bound can't pay for {rounds} rounds of decoding: choose 1 or more.")
+        raise CodeError(f"`max_rounds` must be at least 1, got {rounds}.")
     return math.log(max(recipients, 1) * rounds * codebook.functions_per_round)

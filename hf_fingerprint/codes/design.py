@@ -1,4 +1,4 @@
-"""What it takes to withstand a coalition: the shortest code of each family that catches all of it, by simulation."""
+"""Designs a code for a coalition: the shortest of each family that accuses all colluders, by simulation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ MAX_WEIGHTS_PER_POSITION = WEIGHTS_PER_POSITION << 10
 TRIALS = 2
 STRATEGIES = ("average", "random pick", "minority", "median", "min-max", "minimum", "random extreme")
 _SECRET = bytes(32)
-_MIN_EXPECTED_SHARE = 0.8  # of the threshold: an average that is expected to score less is not simulated
+_MIN_EXPECTED_SHARE = 0.8  # of the threshold: codes with lower expected scores are not simulated
 
 
 @dataclass(frozen=True)
 class CodeOption:
-    """A code that withstands what was asked for.
+    """A code that withstands the coalition.
 
     Attributes:
         family (`str`): its family.
         length (`int`): V.
-        weights (`int`): N, the carrier weights that it needs at least.
-        threshold (`float`): the score that accuses, for a typical reading.
-        scores (`dict[str, float]`): for each strategy, the mean score that proves most of each colluder.
+        weights (`int`): N, the number of carrier weights that it needs.
+        threshold (`float`): the score that accuses, for a typical signal.
+        scores (`dict[str, float]`): for each strategy, the mean over the colluders of their strongest scores.
     """
 
     family: str
@@ -48,15 +48,15 @@ class CodeOption:
 
 @dataclass(frozen=True)
 class CodeDesign:
-    """What was asked for, and the codes that withstand it.
+    """The requirements, and the codes that meet them.
 
     Attributes:
-        recipients (`int`): n, how many the bound has to cover.
-        coalition (`int`): c.
-        alpha (`float`): the bound on accusing any innocent.
+        recipients (`int`): n, how many recipients the bound covers.
+        coalition (`int`): c, the number of colluders.
+        alpha (`float`): the bound on the probability of accusing any innocent.
         drift (`float`): standard deviation of the noise in each weight, in units of the mark's amplitude.
-        options (`tuple[CodeOption, ...]`): at most one of each family, those that need fewest weights first, and of
-            these the one with the widest margin.
+        options (`tuple[CodeOption, ...]`): at most one of each family, sorted by the weights they need and then by
+            their margin, widest first.
     """
 
     recipients: int
@@ -67,7 +67,7 @@ class CodeDesign:
 
     @property
     def best(self) -> CodeOption | None:
-        """The code that needs fewest weights, if any withstands the coalition."""
+        """The code that needs fewest weights, or `None` if none withstands the coalition."""
         return self.options[0] if self.options else None
 
 
@@ -79,32 +79,32 @@ def design_code(
     strategies: Sequence[str] = STRATEGIES,
     progress: Progress | None = None,
 ) -> CodeDesign:
-    """Designs a code: for each family the least size at which every colluder is accused in each of two simulated
-    collusions by every strategy.
+    """Finds, for each family, the smallest size at which two simulations of every strategy accuse every colluder.
 
-    Sizes double: up to 65,536 positions of 40 weights each, then 65,536 positions of up to 40,960.
+    Sizes double: up to 65,536 positions of 40 weights each, then 65,536 positions of up to 40,960 weights each.
 
     Args:
         recipients (`int`): n.
         coalition (`int`): c, up to n.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on accusing any innocent, at most 0.05.
+        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability of accusing any innocent, at most
+            0.05.
         drift (`float`, *optional*, defaults to 5): standard deviation of the noise in each weight, in units of the
-            mark's amplitude: a drift of 2 % of the weights' size at an amplitude of 0.4 %.
-        strategies (sequence of `str`, *optional*): of [`FORGERIES`]; by default all in which pirates take equal shares
-            and that differ.
+            mark's amplitude; 5 is a drift of 2 % of the weights' size at an amplitude of 0.4 %.
+        strategies (sequence of `str`, *optional*): names from `FORGERIES`; by default all distinct ones with equal
+            shares.
         progress (callable, *optional*): a [`Progress`].
 
     Raises:
-        [`CodeError`]: if a number makes no sense.
+        [`CodeError`]: if a number is out of range, or a strategy is unknown.
     """
     if not 1 <= coalition <= recipients:
-        raise CodeError(f"A coalition of {coalition} among {recipients} recipients makes no sense: choose 1 or more.")
+        raise CodeError(f"`coalition` must be from 1 to the number of recipients, {recipients}, got {coalition}.")
     check_alpha(alpha)
     if not (np.isfinite(drift) and drift >= 0):
-        raise CodeError(f"A drift of {drift} is none: choose 0 or more, in units of the mark's amplitude.")
+        raise CodeError(f"`drift` must be finite and at least 0, got {drift}.")
     unknown = set(strategies) - set(FORGERIES)
     if unknown or not strategies:
-        raise CodeError(f"No strategy is called {', '.join(unknown)}: choose among {', '.join(FORGERIES)}.")
+        raise CodeError(f"There is no strategy {', '.join(unknown)}: choose from {', '.join(FORGERIES)}.")
     families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= MAX_COALITION)
     found = (
         _smallest_option(family, recipients, coalition, alpha, drift, strategies, progress or silent)
@@ -128,7 +128,7 @@ def _smallest_option(
     strategies: Sequence[str],
     progress: Progress,
 ) -> CodeOption | None:
-    """The smallest size of a family that withstands every strategy; the one that beat the last size comes first."""
+    """The smallest size of a family that withstands every strategy; the one that beat the last size runs first."""
     order = list(strategies)
     sizes = [(length, WEIGHTS_PER_POSITION) for length in LENGTHS]
     while sizes[-1][1] < MAX_WEIGHTS_PER_POSITION:
@@ -170,7 +170,7 @@ def _simulate_collusion(
     drift: float,
     trial: int,
 ) -> Decoding:
-    """One simulated collusion, decoded; the bound pays for all recipients, though the innocents are not drawn."""
+    """Decodes one simulated collusion. The bound pays for all recipients, though no innocents are drawn."""
     keys = [hashlib.sha256(f"designed for {trial} {i}".encode()).digest() for i in range(coalition)]
     copies = 2.0 * np.unpackbits(codebook.packed(keys), axis=1) - 1
     extracted, _ = forge(strategy, copies, weights, drift, np.random.default_rng([trial, coalition]))

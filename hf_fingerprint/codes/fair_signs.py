@@ -1,4 +1,4 @@
-"""Fair signs: every position +1 or -1 with equal odds. The shortest code for one or two colluders; three erase it."""
+"""Fair signs: positions are +1 or -1 with equal odds. The shortest code for up to two colluders; three erase it."""
 
 import numpy as np
 

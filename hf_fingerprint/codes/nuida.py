@@ -1,9 +1,9 @@
-"""Nuida's code: the biases are a few numbers, the Gauss-Legendre points for the coalition.
+"""Nuida's code: the biases are the few Gauss-Legendre points for the coalition.
 
 K. Nuida, S. Fujitsu, M. Hagiwara, T. Kitagawa, H. Watanabe, K. Ogawa, H. Imai, "An improvement of discrete Tardos
-fingerprinting codes", Designs, Codes and Cryptography 52 (2009). With ceil(c / 2) points, the fewest there can be, a
-quadrature exact up to degree c - 1 (Nuida, Hagiwara, Watanabe, Imai, arXiv cs/0610036), nothing that c pirates do
-makes a difference between these biases and the continuous ones.
+fingerprinting codes", Designs, Codes and Cryptography 52 (2009). The quadrature has ceil(c / 2) points, the fewest
+possible, and is exact up to degree c - 1 (Nuida, Hagiwara, Watanabe, Imai, arXiv cs/0610036). So against c colluders
+these biases are as good as the continuous ones.
 """
 
 from functools import cached_property
@@ -14,11 +14,11 @@ from hf_fingerprint.codes.biased import BiasedCodebook, to_thresholds
 from hf_fingerprint.errors import CodeError
 
 
-MAX_COALITION = 600  # the outermost of the points for more lies under 2^-16
+MAX_COALITION = 600  # for more, the outermost point lies below 2^-16
 
 
 def nuida_biases(coalition: int) -> tuple[np.ndarray, np.ndarray]:
-    """The biases for coalitions of up to c and how often each is drawn.
+    """The biases for coalitions of up to c, and the probability that each is drawn.
 
     Args:
         coalition (`int`): c, 1 to `MAX_COALITION`.
@@ -35,7 +35,7 @@ def nuida_biases(coalition: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Nuida(BiasedCodebook):
-    """Gauss-Legendre biases for c colluders; for the arguments see [`BiasedCodebook`].
+    """A code with Gauss-Legendre biases for c colluders; for the arguments see [`BiasedCodebook`].
 
     Raises:
         [`CodeError`]: if c is more than `MAX_COALITION`.
@@ -47,8 +47,8 @@ class Nuida(BiasedCodebook):
         super().__init__(length, coalition, secret)
         if coalition > MAX_COALITION:
             raise CodeError(
-                f"Nuida's biases for a coalition of {coalition} are finer than 2^-16: choose {MAX_COALITION} or fewer, or a "
-                f"Tardos code."
+                f"Nuida's biases for a coalition of {coalition} are finer than 2^-16: choose {MAX_COALITION} or "
+                f"fewer, or a Tardos code."
             )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a reading holds beside what is known: the codes' mean, which all copies share, and the recipients accused."""
+"""The part of an extracted signal that the codes' mean, which all copies share, and the accused don't explain."""
 
 import math
 
@@ -10,24 +10,24 @@ from hf_fingerprint.codes.strategy import most_biased
 
 
 _RIDGE = 1e-9
-_EXPLAINED, _SLIGHT = 4.0, 0.01  # standard errors, and a share: within either a reading is explained by the accused
+_EXPLAINED, _SLIGHT = 4.0, 0.01  # standard errors, and a share: within either, the accused explain the signal
 
 
 def residual_signal(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> np.ndarray:
-    """The reading less its least-squares fit by the codes' mean and the accused codewords.
+    """The extracted signal minus its least-squares fit by the codes' mean and the accused's codewords.
 
     Args:
         codebook ([`Codebook`]): the code.
-        extracted (`np.ndarray` of shape `(V,)`): weighted sums; a mark of strength 1 reads as `mass * b`.
-        mass (`np.ndarray` of shape `(V,)`): the weight behind each position, inverse to the variance of `reading /
-            mass`.
-        accused (`np.ndarray` of shape `(k, V)`): their bits.
+        extracted (`np.ndarray` of shape `(V,)`): y, weighted sums; a mark of strength 1 gives `mass * b`.
+        mass (`np.ndarray` of shape `(V,)`): the weight of each position, inverse to the variance of
+            `extracted / mass`.
+        accused (`np.ndarray` of shape `(k, V)`): the bits of the accused.
 
     Returns:
-        `np.ndarray` of shape `(V,)`: `y - mass * (beta mu + sum_a gamma_a (b_a - mu))`, in the unit of the reading.
+        `np.ndarray` of shape `(V,)`: `y - mass * (beta mu + sum_a gamma_a (b_a - mu))`, in the unit of `extracted`.
 
     Raises:
-        [`CodeError`]: if the reading can't be decoded, see [`to_signal`].
+        [`CodeError`]: if the signal can't be decoded, see [`to_signal`].
     """
     signal = to_signal(extracted, mass, codebook.length)
     basis, coefficients, _ = _fit(codebook, signal, accused)
@@ -35,18 +35,18 @@ def residual_signal(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray,
 
 
 def is_unexplained(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, accused: np.ndarray) -> bool:
-    """Whether a reading holds something else than the accused.
+    """Whether a signal holds more than the copies of the accused.
 
-    Every copy carries the codes' mean. So its coefficient is the sum of the shares of all copies in an average, and
-    where positions are so biased that copies mostly agree, of any mixture. If either is not the sum of the shares of
-    the accused, somebody else has one, or the copies were not averaged.
+    Every copy carries the codes' mean. So in an average, the mean's coefficient is the sum of the shares of all
+    copies; at positions so biased that copies mostly agree, this holds for any mixture. If either differs from the
+    sum of the shares of the accused, another copy is in the suspect, or the copies were not averaged.
 
     Args:
-        codebook, reading, mass, accused: see [`residual_signal`].
+        codebook, extracted, mass, accused: see [`residual_signal`].
 
     Returns:
-        `bool`: whether they differ by more than 4 standard errors and by more than 1 %; of fair signs, which have no
-        mean, and where nothing was read, never.
+        `bool`: whether they differ by more than 4 standard errors and by more than 1 %. Always false for fair signs,
+        which have no mean, and for an empty signal.
     """
     signal = to_signal(extracted, mass, codebook.length)
     read = signal.mass > 0
@@ -70,7 +70,7 @@ def is_unexplained(codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, 
 
 
 def _fit(codebook: Codebook, signal: Signal, accused: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares by the codes' mean and the accused, centred: `(basis, coefficients, gram)`."""
+    """Least-squares fit by the codes' mean and the accused's centered codewords: `(basis, coefficients, gram)`."""
     mean = codebook.mean
     basis = np.concatenate([mean[None, :], 2.0 * accused - 1 - mean]) if len(accused) else mean[None, :]
     gram = (basis * signal.mass) @ basis.T

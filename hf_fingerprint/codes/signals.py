@@ -1,8 +1,7 @@
-"""What a suspect's weights say, as it enters the codes: checked, and brought to numbers of order 1.
+"""Checks and scales an extracted signal before it is decoded.
 
-What is decided must not depend on the unit of a reading or of its mass, and the square of 1e-162 is 0. So whatever
-takes a reading brings it here first. The factors are powers of two: they change no digit, however small or large the
-numbers.
+Decisions must not depend on the unit of a signal or of its mass, and the square of 1e-162 is 0. So every function
+that takes a signal first scales it to numbers of order 1. The factors are powers of two, which change no digit.
 """
 
 from typing import NamedTuple
@@ -12,18 +11,19 @@ import numpy as np
 from hf_fingerprint.errors import CodeError
 
 
-MIN_MASS = 2.0**-60  # of the largest: below it nothing was read
+MIN_MASS = 2.0**-60  # share of the largest mass; a position below it counts as not read
 MAX_FLOAT = float(np.finfo(np.float64).max)
 
 
 class Signal(NamedTuple):
-    """A reading and its mass, brought to numbers of order 1.
+    """An extracted signal and its mass, scaled to numbers of order 1.
 
     Attributes:
-        values (`np.ndarray` of shape `(V,)`): the reading over `2^exponent`, the largest magnitude in [1, 2) or all 0.
-        mass (`np.ndarray` of shape `(V,)`): likewise, with an exponent of its own.
-        exponent (`int`): of the reading.
-        mass_exponent (`int`): of the mass.
+        values (`np.ndarray` of shape `(V,)`): the signal over `2^exponent`; the largest magnitude is in [1, 2), or
+            all are 0.
+        mass (`np.ndarray` of shape `(V,)`): the mass over `2^mass_exponent`.
+        exponent (`int`): the signal's exponent.
+        mass_exponent (`int`): the mass's exponent.
     """
 
     values: np.ndarray
@@ -33,7 +33,7 @@ class Signal(NamedTuple):
 
 
 def to_unit_scale(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """`(values / 2^exponent, exponent)`, the largest magnitude in [1, 2); zeros stay as they are.
+    """`(values / 2^exponent, exponent)`, with the largest magnitude in [1, 2); zeros stay 0.
 
     Args:
         values (`np.ndarray`): finite numbers, of any shape.
@@ -44,29 +44,29 @@ def to_unit_scale(values: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def from_unit_scale(values: np.ndarray, exponent: int) -> np.ndarray:
-    """`values * 2^exponent`; what is too large for a number becomes the largest there is."""
+    """`values * 2^exponent`, clipped to the range of `float64`."""
     with np.errstate(over="ignore"):
         scaled = np.ldexp(values, exponent)
     return np.clip(scaled, -MAX_FLOAT, MAX_FLOAT)
 
 
 def to_signal(extracted: np.ndarray, mass: np.ndarray, length: int) -> Signal:
-    """Checks a reading of V positions and brings it to order 1; what is of order 1 comes back as it is.
+    """Checks an extracted signal of V positions and scales it to order 1.
 
-    A position without mass, or with less than `2^-60` of the largest, was not read: its value is taken for 0. One
-    value that dwarfs the rest is left, since the bound holds for it too; it then speaks alone.
+    A position without mass, or with less than `2^-60` of the largest, counts as not read: its value becomes 0. A
+    value that dwarfs the rest stays, since the bound holds for it too.
 
     Args:
         extracted (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
-        mass (`np.ndarray` of shape `(V,)`): likewise.
+        mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         length (`int`): V.
 
     Raises:
         [`CodeError`]: if either is not V finite real numbers, or a mass is negative.
     """
-    values, weight = _check_numbers(extracted, "reading", length), _check_numbers(mass, "mass", length)
+    values, weight = _check_numbers(extracted, "extracted signal", length), _check_numbers(mass, "mass", length)
     if (weight < 0).any():
-        raise CodeError("The reading has positions of negative mass, so it can't be decoded: read the suspect again.")
+        raise CodeError("The mass of the extracted signal has negative values: extract it from the suspect again.")
     weight, mass_exponent = to_unit_scale(weight)
     read = weight >= MIN_MASS
     values, exponent = to_unit_scale(np.where(read, values, 0.0))
@@ -76,10 +76,10 @@ def to_signal(extracted: np.ndarray, mass: np.ndarray, length: int) -> Signal:
 def _check_numbers(values: np.ndarray, name: str, length: int) -> np.ndarray:
     found = np.asarray(values)
     if found.shape != (length,):
-        raise CodeError(f"A {name} of this code has {length} numbers, not the shape {found.shape}.")
+        raise CodeError(f"The {name} must have the code's shape ({length},), got {found.shape}.")
     if found.dtype.kind not in "fiub":
-        raise CodeError(f"A {name} is of real numbers, not of {found.dtype}, so it can't be decoded.")
+        raise CodeError(f"The {name} must hold real numbers, got {found.dtype}.")
     found = found.astype(np.float64)
     if not np.isfinite(found).all():
-        raise CodeError(f"The {name} has values that are not finite, so it can't be decoded: read the suspect again.")
+        raise CodeError(f"The {name} has values that are not finite: extract it from the suspect again.")
     return found

@@ -1,16 +1,16 @@
-"""What the pirates did, inferred from a reading, and the score function that tells most against it.
+"""Infers the colluders' strategy from an extracted signal, and derives the best score function against it.
 
-Where pirates treat their c copies alike, the reading at a position depends on x, the number of copies that hold +1
-there. Keyed signs hide from them which value is which, so its mean is odd, `theta_(c-x) = -theta_x`, and its variance
-even. Average, median, minority and whatever else are then nothing but different `theta`, and these are fitted to the
-reading by expectation maximisation (A. P. Dempster, N. M. Laird, D. B. Rubin, J. Roy. Statist. Soc. B 39 (1977)): of
-the c copies k are known, those of the recipients accused already, and of the u others each holds +1 with probability
-`p_i`, so that x is k_i plus a binomial number.
+If colluders treat their c copies alike, the signal at a position depends on x, the number of copies that hold +1
+there. Keyed signs hide which value is which, so its mean is odd, `theta_(c-x) = -theta_x`, and its variance is even.
+Average, median, minority and all other strategies differ only in `theta`, which is fitted to the signal by
+expectation maximization (A. P. Dempster, N. M. Laird, D. B. Rubin, J. Roy. Statist. Soc. B 39 (1977)). Of the c
+copies, the k of the accused are known, and each of the u others holds +1 with probability `p_i`, so x is the number
+of accused who hold +1 plus a binomial number.
 
-The score is the logarithm of the likelihood ratio of +1 and -1 in one of the u copies: the best for a single copy
+The score is the log-likelihood ratio of +1 and -1 in one of the u copies, which is optimal for a single copy
 (P. Meerwald, T. Furon, "Toward practical joint decoding of binary Tardos fingerprinting codes", IEEE Trans.
-Information Forensics and Security 7 (2012)). Everything follows from the reading, the biases and the codewords of the
-accused, so the bound of `decoding.py` holds however wrong the fit may be.
+Information Forensics and Security 7 (2012)). It depends only on the signal, the biases and the codewords of the
+accused, so the bound of `decoding.py` holds even if the fit is wrong.
 """
 
 from collections.abc import Iterator
@@ -24,22 +24,22 @@ from hf_fingerprint.codes.signals import Signal, to_signal
 
 
 UNKNOWN_COUNTS = (1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135)
-SAMPLES = 2048, 16384  # positions, for each start and for the best of them
+SAMPLES = 2048, 16384  # positions, for each start and for the best start
 _BLOCK = 8192
-_STEPS = 4, 12  # the same
+_STEPS = 4, 12  # for each start and for the best start
 _EXTREME = 32
 _MEAN_PRIOR, _VARIANCE_PRIOR = 5.0, 20.0  # positions
-_FLOOR, _OUTLIER = 1e-3, 100.0  # the least variance and the largest value, in units of the scale
+_FLOOR, _OUTLIER = 1e-3, 100.0  # the smallest variance and the largest value, in units of the scale
 
 
 @dataclass(frozen=True, eq=False)
 class CollusionStrategy:
-    """What c pirates did, as far as a reading tells.
+    """The inferred strategy of c colluders.
 
     Attributes:
-        unknown (`int`): u, how many pirates there are beside those accused.
-        scale (`float`): what a bit reads as where all pirates agree; the unit of the rest.
-        means (`np.ndarray` of shape `(c + 1,)`): `theta_x`, the mean of `reading / mass` where x copies hold +1.
+        unknown (`int`): u, the number of colluders who are not accused yet.
+        scale (`float`): the magnitude of `extracted / mass` where all colluders agree; the unit of the rest.
+        means (`np.ndarray` of shape `(c + 1,)`): `theta_x`, the mean of `extracted / mass` where x copies hold +1.
         variances (`np.ndarray` of shape `(c + 1,)`): `v_x`, at a position of average mass.
         log_likelihood (`float`): of the positions that it was fitted to.
     """
@@ -54,20 +54,20 @@ class CollusionStrategy:
 def infer_strategy(
     codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, held: np.ndarray, known: int
 ) -> CollusionStrategy | None:
-    """The strategy and the number of pirates that make a reading likeliest, of `UNKNOWN_COUNTS` further pirates.
+    """The maximum-likelihood strategy and number of colluders, trying each of `UNKNOWN_COUNTS` unknown ones.
 
     Args:
         codebook ([`Codebook`]): the code.
-        reading, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
+        extracted, mass (`np.ndarray` of shape `(V,)`): see [`residual_signal`].
         held (`np.ndarray` of shape `(V,)`): how many of the accused hold +1.
         known (`int`): k, how many are accused.
 
     Returns:
-        [`CollusionStrategy`] or `None`: nothing, where no mark shows, no position is biased, or what a bit reads as in the
-        caller's unit is too large or small for a number.
+        [`CollusionStrategy`] or `None`: `None` if no mark shows, no position is biased, or the scale in the caller's
+        unit overflows or underflows.
 
     Raises:
-        [`CodeError`]: if the reading can't be decoded, see [`to_signal`].
+        [`CodeError`]: if the signal can't be decoded, see [`to_signal`].
     """
     signal = to_signal(extracted, mass, codebook.length)
     used, unit = np.flatnonzero(signal.mass > 0), _scale(codebook, signal)
@@ -95,15 +95,15 @@ def infer_strategy(
 def log_likelihood_ratio(
     codebook: Codebook, extracted: np.ndarray, mass: np.ndarray, held: np.ndarray, strategy: CollusionStrategy
 ) -> np.ndarray:
-    """Half the logarithm of the likelihood ratio of +1 and -1 in one unknown copy, the others left to chance.
+    """Half the log-likelihood ratio of +1 and -1 in one unknown copy, averaged over the other unknown copies.
 
     Args:
         codebook ([`Codebook`]): the code.
-        reading, mass, held (`np.ndarray` of shape `(V,)`): see [`infer_strategy`].
-        strategy ([`CollusionStrategy`]): what was inferred.
+        extracted, mass, held (`np.ndarray` of shape `(V,)`): see [`infer_strategy`].
+        strategy ([`CollusionStrategy`]): the inferred strategy.
 
     Returns:
-        `np.ndarray` of shape `(V,)`: a score function, not standardised; 0 where there is no mass.
+        `np.ndarray` of shape `(V,)`: a score function, not standardized; 0 where there is no mass.
     """
     signal = to_signal(extracted, mass, codebook.length)
     unit = float(np.ldexp(strategy.scale, signal.mass_exponent - signal.exponent))
@@ -118,7 +118,7 @@ def log_likelihood_ratio(
 
 
 class _Positions:
-    """Some positions: what is read there, how well, how many of the accused hold +1, and the bias."""
+    """Values, precisions, counts of accused who hold +1, and biases of some positions."""
 
     def __init__(self, codebook: Codebook, signal: Signal, held: np.ndarray, scale: float, which: np.ndarray):
         mass, limit = signal.mass, _OUTLIER * scale
@@ -135,19 +135,19 @@ def _blocks(positions: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def most_biased(codebook: Codebook) -> np.ndarray:
-    """The most biased positions, one in 32: there copies agree more than anywhere."""
+    """The most biased 1/32 of the positions, where copies agree most."""
     return np.argsort(codebook.variance, kind="stable")[: -(-codebook.length // _EXTREME)]
 
 
 def _scale(codebook: Codebook, signal: Signal) -> float:
-    """What a bit reads as where the pirates agree."""
+    """The magnitude of `extracted / mass` where the colluders agree."""
     agreed = most_biased(codebook)
     total = signal.mass[agreed].sum()
     return abs(float((signal.values * np.sign(codebook.mean))[agreed].sum() / total)) if total > 0 else 0.0
 
 
 def _initial_means(copies: int) -> list[np.ndarray]:
-    """`theta` of the average, of half minimum and half maximum, of the median and of the minority."""
+    """`theta` of the average, min-max, median and minority."""
     average = 2 * np.arange(copies + 1) / copies - 1
     agreed = np.zeros(copies + 1)
     agreed[[0, -1]] = -1, 1
@@ -166,9 +166,9 @@ def _log_binomial(probability: np.ndarray, number: int) -> np.ndarray:
 def _posterior(
     strategy: CollusionStrategy, positions: _Positions, prior: np.ndarray, more: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The log-likelihood of each position, and how likely each number of the prior is there; `more` copies hold +1.
+    """The log-likelihood of each position and the posterior of the prior's counts, if `more` further copies hold +1.
 
-    In single precision, which costs a score function nothing that matters and is several times as fast.
+    Single precision is several times as fast and accurate enough for a score function.
     """
     x = (positions.held + more)[:, None] + np.arange(prior.shape[1])
     means, half = strategy.means.astype(np.float32)[x], (0.5 / strategy.variances).astype(np.float32)[x]
@@ -181,7 +181,7 @@ def _posterior(
 
 
 def _maximize(strategy: CollusionStrategy, positions: _Positions, prior: np.ndarray, steps: int) -> CollusionStrategy:
-    """Some steps of expectation maximisation."""
+    """Runs some steps of expectation maximization."""
     copies = len(strategy.means) - 1
     x = (positions.held[:, None] + np.arange(strategy.unknown + 1)).ravel()
     for _ in range(steps):

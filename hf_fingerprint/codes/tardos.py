@@ -1,6 +1,6 @@
-"""The Tardos code: the biases are drawn from the arcsine distribution.
+"""The Tardos code: biases from the arcsine distribution.
 
-G. Tardos, "Optimal probabilistic fingerprint codes", STOC 2003; the cut-off 1/(300 c) is his.
+G. Tardos, "Optimal probabilistic fingerprint codes", STOC 2003, with its cut-off 1/(300 c).
 """
 
 import math

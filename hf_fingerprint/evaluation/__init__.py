@@ -1,4 +1,4 @@
-"""What a model's fingerprint withstands: attacks run over their sweeps, suspects judged, innocents counted."""
+"""Evaluation of a fingerprint's robustness: runs attacks over their sweeps, traces the suspects, counts innocents."""
 
 from hf_fingerprint.evaluation.data import EvaluationData, load_data
 from hf_fingerprint.evaluation.evaluate import Evaluation, evaluate

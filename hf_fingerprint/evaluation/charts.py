@@ -1,4 +1,9 @@
-"""Small pictures as SVG text, coloured by the page's style sheet, every mark with a `<title>` to point at."""
+"""Small charts as SVG text: colored by the page's style sheet, with a `<title>` to hover over on every mark.
+
+These are hand-written because the page needs no scripts, follows dark mode through CSS classes, and shows its figures
+on hover. Neither library gives that: matplotlib's SVG has inline colors and no titles, and is 4 to 9 times the size;
+altair's tooltips need 900 kB of script, and its static SVG has no titles.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,12 +20,12 @@ MIN_SCORE = 1.0
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: where values lie on it, from 0 to 1, and which are written there.
+    """An axis: its label, its scale and its ticks.
 
     Attributes:
-        label (`str`): what it shows.
-        place (callable): from a value to its place; places outside are moved to the ends.
-        ticks (`tuple[tuple[float, str], ...]`): values and how they are written.
+        label (`str`): the text along the axis.
+        place (callable): maps a value to its position, 0 to 1 along the axis. Positions outside are clamped.
+        ticks (`tuple[tuple[float, str], ...]`): values and their labels.
     """
 
     label: str
@@ -29,14 +34,14 @@ class Axis:
 
 
 def score_axis(label: str, highest: float) -> Axis:
-    """A logarithmic axis from a score of 1, or less, up."""
+    """A logarithmic axis from a score of 1 up to `highest`. Lower scores are drawn at 1."""
     top = math.log(max(highest, 10.0) * 1.15)
     ticks = tuple((float(t), f"{t:g}") for t in _TICKS_LOG if math.log(t) <= top)
     return Axis(label, lambda score: math.log(max(score, MIN_SCORE)) / top, ticks)
 
 
 def share_axis(label: str, lowest: float = 0.0, highest: float = 1.0) -> Axis:
-    """A linear axis in percent, from a multiple of a step below the lowest to one above the highest value."""
+    """A linear axis in percent that covers `lowest` to `highest` in whole steps."""
     span = max(highest - lowest, 0.01)
     step = next(s for s in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0) if span / s <= 5 or s == 1.0)
     first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)
@@ -59,12 +64,12 @@ def count_axis(label: str, values: Sequence[int]) -> Axis:
 
 @dataclass
 class Chart:
-    """A picture with two axes.
+    """A chart with two axes. Draw on it with its methods, then call [`Chart.svg`].
 
     Args:
-        title (`str`): read out in place of the picture.
+        title (`str`): the text for screen readers.
         x, y ([`Axis`]): the axes.
-        width, height (`int`): in pixels at the size it is drawn for; the page scales it.
+        width, height (`int`): the size in pixels, which the page scales.
     """
 
     title: str
@@ -77,7 +82,7 @@ class Chart:
     LEFT, RIGHT, TOP, BOTTOM = 57, 12, 10, 38
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies, in pixels."""
+        """The position of a point, in pixels."""
         inside = [min(1.0, max(0.0, axis.place(value))) for axis, value in ((self.x, x), (self.y, y))]
         return (
             round(self.LEFT + inside[0] * (self.width - self.LEFT - self.RIGHT), 1),
@@ -85,7 +90,7 @@ class Chart:
         )
 
     def line(self, points: Sequence[tuple[float, float]], kind: str, stepped: bool = False) -> None:
-        """A line through points; `stepped` goes across before it goes down."""
+        """Draws a line through points. A `stepped` line goes across before it goes down."""
         placed = [self.at(*point) for point in points]
         path = "".join(
             (f"H{x:g}V{y:g}" if stepped else f"L{x:g},{y:g}") if i else f"M{x:g},{y:g}"
@@ -94,14 +99,14 @@ class Chart:
         self._marks.append(f'<path class="{kind}" d="{path}"/>')
 
     def dot(self, x: float, y: float, kind: str, title: str, radius: float = 3.5) -> None:
-        """A dot with a text to point at."""
+        """Draws a dot that shows `title` on hover."""
         left, top = self.at(x, y)
         self._marks.append(
             f'<circle class="{kind}" cx="{left:g}" cy="{top:g}" r="{radius:g}"><title>{escape(title)}</title></circle>'
         )
 
     def vertical_line(self, x: float, kind: str, label: str, title: str, before: bool = False, row: int = 0) -> None:
-        """A vertical line with a label at its head, right of it or `before` it."""
+        """Draws a vertical line with a label at its top, to the right or, if `before`, to the left."""
         left, _ = self.at(x, 0)
         end, shift, top = ("end", -4, self.TOP) if before else ("start", 4, self.TOP)
         self._marks.append(
@@ -111,7 +116,7 @@ class Chart:
         )
 
     def shade(self, first: float, last: float, kind: str, title: str) -> None:
-        """A band from one value of x to another."""
+        """Shades the band between two values of x."""
         (left, _), (right, _) = self.at(first, 0), self.at(last, 0)
         self._marks.append(
             f'<rect class="{kind}" x="{left:g}" y="{self.TOP}" width="{max(0.0, right - left):g}" '
@@ -119,7 +124,7 @@ class Chart:
         )
 
     def bar(self, first: float, last: float, y: float, kind: str, title: str) -> None:
-        """A bar from the x axis up to y."""
+        """Draws a bar from the x axis up to y."""
         (left, top), (right, _) = self.at(first, y), self.at(last, y)
         self._marks.append(
             f'<rect class="{kind}" x="{left:g}" y="{top:g}" width="{max(1.0, right - left - 0.5):g}" '
@@ -127,7 +132,7 @@ class Chart:
         )
 
     def svg(self) -> str:
-        """The picture."""
+        """The chart as an `<svg>` element."""
         bottom, right = self.height - self.BOTTOM, self.width - self.RIGHT
         parts = []
         for value, text in self.x.ticks:
@@ -156,12 +161,12 @@ class Chart:
 def heatmap(
     title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], full: float
 ) -> str:
-    """Rows of cells, darker for higher values, `full` the darkest; logarithmic from 1.
+    """A heatmap as an `<svg>` element: darker for higher values, on a logarithmic scale from 1 to `full`.
 
     Args:
-        title (`str`): read out in place of the picture.
-        rows, columns (sequence of `str`): what they are.
-        values (sequence of sequences of `float`): by row.
+        title (`str`): the text for screen readers.
+        rows, columns (sequence of `str`): the labels.
+        values (sequence of sequences of `float`): the values of each row.
         full (`float`): the value of the darkest cells.
     """
     left, top, row_height, width = 130, 4, 18, 720
@@ -173,10 +178,10 @@ def heatmap(
         parts.append(f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{escape(row)}</text>')
         for j, (column, value) in enumerate(zip(columns, cells, strict=True)):
             strength = min(1.0, math.log(max(value, MIN_SCORE)) / scale)
+            label = escape(f"{row}, {column}: {value:.1f}")
             parts.append(
                 f'<rect class="cell" x="{left + j * cell_width:.1f}" y="{y}" width="{max(0.5, cell_width - 0.6):.1f}" '
-                f'height="{row_height - 1.5}" fill-opacity="{strength:.2f}"><title>{escape(f"{row}, {column}: {value:.1f}")}'
-                f"</title></rect>"
+                f'height="{row_height - 1.5}" fill-opacity="{strength:.2f}"><title>{label}</title></rect>'
             )
     height = top + row_height * len(rows) + 22
     parts.append(
@@ -190,5 +195,5 @@ def heatmap(
 
 
 def escape(text: str) -> str:
-    """A text within SVG, on one line, with nothing in it that a browser would obey."""
+    """A text made safe for SVG: one line, without markup."""
     return escape_html(printable(text))

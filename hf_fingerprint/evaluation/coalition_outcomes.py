@@ -1,4 +1,4 @@
-"""How coalitions ended, over their runs."""
+"""Outcomes of coalitions, summed over their runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,16 +8,17 @@ from hf_fingerprint.evaluation.trials import Trial
 
 @dataclass(frozen=True)
 class CoalitionOutcome:
-    """A coalition of one size by one strategy, formed once or more.
+    """The outcome of all runs of one collusion strategy at one size.
 
     Attributes:
         attack (`str`): the collusion's name in the suite.
         size (`int`): how many copies were mixed.
-        runs (`int`): how often.
-        all_main_contributors (`int`): runs in which everybody was caught who gave a twentieth of the weights or more.
-        anybody (`int`): runs in which anybody was caught whose copy was in it.
-        caught (`int`): those caught, of `runs * size`.
-        innocents_accused (`int`): over all runs.
+        runs (`int`): how many runs there were.
+        all_main_contributors (`int`): runs in which every main contributor was caught; see
+            [`Trial.main_contributors`].
+        anybody (`int`): runs in which at least one colluder was caught.
+        caught (`int`): colluders caught over all runs, of `runs * size`.
+        innocents_accused (`int`): innocents accused over all runs.
     """
 
     attack: str
@@ -30,7 +31,7 @@ class CoalitionOutcome:
 
 
 def outcomes(mixed: Iterable[Trial]) -> list[CoalitionOutcome]:
-    """The outcomes of coalitions, in the order of their first points."""
+    """The outcomes of coalitions, in the order of their first trials."""
     runs: dict[tuple[str, int], list[Trial]] = {}
     for trial in mixed:
         runs.setdefault((trial.attack, trial.colluders), []).append(trial)

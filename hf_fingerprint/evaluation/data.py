@@ -1,7 +1,7 @@
-"""Labelled images to evaluate on: a folder with a sub-folder for each class, an id of the `datasets` library, or
-tensors that the caller has.
+"""Labeled images to evaluate on: a folder with one subfolder per class, a dataset id of the `datasets` library, or
+tensors.
 
-A thief has some images too, though fewer than the owner: at most a tenth of those to train on.
+The attacker gets images too, but fewer than the owner: at most a tenth of those to train on.
 """
 
 import hashlib
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_fingerprint.attacks.attack import logits
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.models import BuiltModel, prepare_image
+from hf_fingerprint.models import BuiltModel, logits_of, prepare_image
 
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ MIN_IMAGES = 2 * ATTACKER_SHARE
 _WITHOUT_SCRIPTS = 4  # the first version of datasets that loads none
 _BUILDER_MODULES, _ALLOWED_BUILDERS = "datasets.packaged_modules.", frozenset(["imagefolder", "parquet", "arrow"])
 _TRAIN, _TEST = ("train", "training"), ("test", "validation", "val", "valid", "eval")
-Samples = list[tuple[Any, int]]  # paths, or functions that get a picture and its name, each with its class
+Samples = list[tuple[Any, int]]  # paths, or functions that return an image and its name, each with its class
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class EvaluationData:
     """Preprocessed images, `(n, channels, height, width)`, and their classes, `(n,)`.
 
     Attributes:
-        name (`str`): what they are, for the report.
-        attacker (`tuple[torch.Tensor, torch.Tensor]`): what the thief has to attack with.
-        test (`tuple[torch.Tensor, torch.Tensor]`): what accuracy is measured on.
+        name (`str`): their name in the report.
+        attacker (`tuple[torch.Tensor, torch.Tensor]`): the attacker's images and labels.
+        test (`tuple[torch.Tensor, torch.Tensor]`): images and labels to measure accuracy on.
     """
 
     name: str
@@ -48,15 +47,14 @@ class EvaluationData:
         for images, labels in (self.attacker, self.test):
             if not len(images) or len(images) != len(labels):
                 raise FingerprintError(
-                    f"{self.name} has {len(images)} images and {len(labels)} labels: give as many of one as of the "
-                    f"other."
+                    f"{self.name} has {len(images)} images and {len(labels)} labels: give one label per image."
                 )
         if len(self.test[1].unique()) < 2:
-            raise FingerprintError(f"{self.name} has test images of one class alone: give images of several.")
+            raise FingerprintError(f"{self.name} has test images of only one class: give images of several classes.")
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all of it: results on other images are other results."""
+        """The SHA-256 digest of all images and labels, a part of each trial's key."""
         hasher = hashlib.sha256()
         for tensor in (*self.attacker, *self.test):
             hasher.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -65,25 +63,25 @@ class EvaluationData:
 
     @property
     def chance(self) -> float:
-        """The accuracy of always naming the commonest class."""
+        """The accuracy of always predicting the most frequent class."""
         return float(self.test[1].bincount().max()) / len(self.test[1])
 
 
 def load_data(folder_or_id: str | Path, model: BuiltModel, images: int = IMAGES, seed: int = 0) -> EvaluationData:
-    """Labelled images through the model's own preprocessing.
+    """Loads labeled images with the model's own preprocessing.
 
-    A folder has a sub-folder for each class, perhaps under `train` and `test` (or `val`). Classes are numbered by
-    the sub-folders' names if these are numbers, else in the names' order. Without a `test` part, the thief gets a
-    tenth of the images and the rest is for testing.
+    A folder has one subfolder per class, directly or under `train` and `test` (or `val`). If the subfolders' names
+    are numbers, these are the class numbers; otherwise classes are numbered in the order of their names. Without a
+    `test` part, the attacker gets a tenth of the images and the rest is for testing.
 
     Args:
         folder_or_id (`str` or `Path`): a folder, or the id of a dataset with images and class labels.
         model ([`BuiltModel`]): the classifier.
-        images (`int`, *optional*, defaults to 1,000): how many to test on, at most; the thief gets at most as many.
-        seed (`int`, *optional*, defaults to 0): of the choice.
+        images (`int`, *optional*, defaults to 1,000): the most images to test on, and the most for the attacker.
+        seed (`int`, *optional*, defaults to 0): seed of the choice of images.
 
     Raises:
-        [`FingerprintError`]: if there are no such images, too few, or their classes are not the model's.
+        [`FingerprintError`]: if images are missing or too few, or their classes do not fit the model.
     """
     import torch
 
@@ -92,7 +90,7 @@ def load_data(folder_or_id: str | Path, model: BuiltModel, images: int = IMAGES,
     train, test = (next((splits[name] for name in names if splits.get(name)), []) for names in (_TRAIN, _TEST))
     labeled = train or test or [pair for split in splits.values() for pair in split]
     if len(labeled) < MIN_IMAGES:
-        raise FingerprintError(f"{folder_or_id} holds {len(labeled)} labelled images: give {MIN_IMAGES} or more.")
+        raise FingerprintError(f"{folder_or_id} has {len(labeled)} labeled images: give at least {MIN_IMAGES}.")
     _check_classes(str(folder_or_id), classes, {label for _, label in test + labeled}, model)
     rng = np.random.default_rng(seed)
     order = [labeled[i] for i in rng.permutation(len(labeled))]
@@ -109,7 +107,7 @@ def load_data(folder_or_id: str | Path, model: BuiltModel, images: int = IMAGES,
 
 
 def _read_folder(root: Path) -> tuple[dict[str, Samples], int | None]:
-    """The images of each part of a folder, and how many classes there are, unless folders' names number them."""
+    """The samples of each split of a folder, and how many classes there are, `None` if folder names number them."""
     from torchvision.datasets import ImageFolder
 
     below = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
@@ -121,7 +119,7 @@ def _read_folder(root: Path) -> tuple[dict[str, Samples], int | None]:
             read = ImageFolder(path, allow_empty=True)
         except (FileNotFoundError, OSError):
             raise FingerprintError(
-                f"{path} has no class folders: put the images of each class into a folder of its own."
+                f"{path} has no class folders: put the images of each class into their own folder."
             ) from None
         numbered = all(each.isdecimal() for each in read.classes)
         found[name] = [(Path(image), int(read.classes[c]) if numbered else c) for image, c in read.samples]
@@ -130,37 +128,38 @@ def _read_folder(root: Path) -> tuple[dict[str, Samples], int | None]:
 
 
 def _read_dataset(name: str) -> tuple[dict[str, Samples], int | None]:
-    """The same for a dataset of the `datasets` library, whose images are read when they are needed.
+    """The samples of each split of a dataset of the `datasets` library, and the number of classes. Images are read
+    when they are needed.
 
-    Neither scripts nor pickles are loaded: the library has run none since version 4, and only its own readers of
-    images and tables are used.
+    No scripts or pickles are loaded: since version 4 the library runs none, and only its own readers of images and
+    tables are allowed here.
     """
     try:
         import datasets
     except ImportError:
         raise FingerprintError(
-            f"{name} is not a folder, and datasets need the library: give a folder of images, or `pip install "
-            f"'datasets>=4'`."
+            f"{name} is not a folder, and dataset ids need the datasets library: give a folder of images, or "
+            f"`pip install 'datasets>=4'`."
         ) from None
     if int(datasets.__version__.partition(".")[0]) < _WITHOUT_SCRIPTS:
         raise FingerprintError(
-            f"datasets {datasets.__version__} may run a script that comes with {name}: `pip install 'datasets>=4'`."
+            f"datasets {datasets.__version__} may run scripts of {name}: `pip install 'datasets>=4'`."
         )
     try:
         builder = datasets.load_dataset_builder(name)
         readers = {part.__module__.removeprefix(_BUILDER_MODULES).partition(".")[0] for part in type(builder).__mro__}
         if not readers & _ALLOWED_BUILDERS:
             raise FingerprintError(
-                f"{name} is not stored as images or as parquet or arrow tables: give a folder of its images."
+                f"{name} is not stored as images, parquet or arrow tables: give a folder of its images."
             )
         builder.download_and_prepare()
         loaded = builder.as_dataset()
     except FingerprintError:
         raise
-    except Exception as error:  # whatever that library, or the Hub behind it, has against it
+    except Exception as error:  # the library raises many kinds of errors
         raise FingerprintError(
-            f"{name} is neither a folder nor a dataset that can be had ({type(error).__name__}): check the spelling "
-            f"and the network."
+            f"{name} is neither a folder nor an available dataset ({type(error).__name__}): check the spelling and "
+            f"the network."
         ) from None
     found: dict[str, Samples] = {}
     classes: int | None = None
@@ -169,7 +168,7 @@ def _read_dataset(name: str) -> tuple[dict[str, Samples], int | None]:
         image, label = (next((c for c, k in kinds.items() if k == kind), None) for kind in ("Image", "ClassLabel"))
         if image is None or label is None:
             raise FingerprintError(
-                f"{name} has no column of images and one of class labels: give a dataset for image classification."
+                f"{name} has no image column or no class label column: give a dataset for image classification."
             )
         classes = rows.features[label].num_classes
         rows = rows.cast_column(image, datasets.Image(decode=False))
@@ -180,27 +179,27 @@ def _read_dataset(name: str) -> tuple[dict[str, Samples], int | None]:
 
 
 def _image_of(rows: Any, index: int, column: str) -> tuple[Path | bytes, str]:
-    """An image's file, or what it holds, and what to call it."""
+    """An image's path or content, and its name in errors."""
     image = rows[index][column] or {}
     content, path = image.get("bytes"), image.get("path")
     return content if content is not None else Path(path or ""), f"image {index} of the dataset"
 
 
 def _check_classes(name: str, classes: int | None, labels: set[int], model: BuiltModel) -> None:
-    """Refuses images whose classes can't be the model's."""
+    """Raises an error if the classes do not fit the model."""
     import torch
 
     with torch.inference_mode():
-        labeled = logits(model.module, torch.zeros(1, *model.size)).shape[-1]
+        labeled = logits_of(model.module(torch.zeros(1, *model.size))).shape[-1]
     if classes is not None and classes != labeled:
         raise FingerprintError(
             f"{name} has {classes} classes and the model {labeled}: name the class folders by the model's class "
-            f"numbers, or give the data that it was trained for."
+            f"numbers, or give data for the model's task."
         )
     if max(labels) >= labeled:
         raise FingerprintError(
-            f"{name} has a class {max(labels)} and the model's end at {labeled - 1}: give the data that it was trained "
-            f"for."
+            f"{name} has a class {max(labels)}, but the model's classes end at {labeled - 1}: give data for the "
+            f"model's task."
         )
 
 

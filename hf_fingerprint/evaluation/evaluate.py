@@ -1,4 +1,4 @@
-"""Attacks run over their sweeps and coalitions mixed, each suspect tried out and judged, one after another.
+"""Evaluation of a model: attacks over their sweeps and collusions, each suspect measured and traced.
 
 ```python
 evaluation = evaluate("org/model", "photos/", "evaluation", attacks=["prune", "collusion"])
@@ -16,7 +16,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import hf_fingerprint
-from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose, logits
+from hf_fingerprint.attacks.attack import Attacker, AttackStep, Compose
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import FingerprintError, StorageError
@@ -33,6 +33,7 @@ from hf_fingerprint.evaluation.trials import (
     open_evaluation_folder,
     trial_key,
 )
+from hf_fingerprint.models import logits_of
 from hf_fingerprint.progress import Progress, silent
 from hf_fingerprint.vault import check_outside_vaults
 
@@ -45,21 +46,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured on a model.
+    """The results of an evaluation.
 
     Attributes:
-        model (`str`): where it is from.
-        base (`dict`): what may be told of its registration.
-        carriers (`tuple[str, ...]`): the marked tensors, in the order of the points' `layers`.
-        data (`str`): what it was tried out on.
+        model (`str`): the model's folder or Hub id.
+        base (`dict`): the public facts of its registration; see [`Base.describe`].
+        carriers (`tuple[str, ...]`): the marked tensors, in the order of the trials' `layers`.
+        data (`str`): the name of the test data.
         images (`int`): how many images accuracy was measured on.
-        attacker_image_count (`int`): how many the thief had.
-        public_base (`bool`): whether the thief had the unmarked base too.
-        chance (`float`): the accuracy of naming the commonest class.
-        trials (`tuple[Point, ...]`): one for each suspect: the base, a copy, then as the suite has them.
-        skipped (`dict[str, str]`): attacks that could not be made on this model, and why.
-        all_scores (`bool`): whether the points have the scores of those who are not accused too. Without, they are
-            taken out of the points as they come in, so that no report of it can show them.
+        attacker_image_count (`int`): how many images the attacker had.
+        public_base (`bool`): whether the attacker had the unmarked base.
+        chance (`float`): the accuracy of always predicting the most frequent class.
+        trials (`tuple[Trial, ...]`): one per suspect: the base, a copy as issued, then the attacks in the suite's
+            order.
+        skipped (`dict[str, str]`): attacks that do not work on this model, and why.
+        all_scores (`bool`, *optional*, defaults to `False`): whether trials include scores of recipients who are not
+            accused. If not, the constructor redacts all trials, so that no report can show these scores.
     """
 
     model: str
@@ -76,25 +78,25 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if not self.all_scores:
-            object.__setattr__(self, "points", tuple(trial.redacted() for trial in self.trials))
+            object.__setattr__(self, "trials", tuple(trial.redacted() for trial in self.trials))
 
     def of(self, kind: str) -> list[Trial]:
-        """The points of one kind."""
+        """The trials of one kind."""
         return [trial for trial in self.trials if trial.kind == kind]
 
     @property
     def unmarked(self) -> Trial:
-        """The base itself, which is nobody's copy."""
+        """The trial of the base itself."""
         return self.of(BASE)[0]
 
     @property
     def copy(self) -> Trial:
-        """The copy as issued, which attacks are compared with."""
+        """The trial of the copy as issued, the reference for attacks."""
         return self.of(COPY)[0]
 
     @property
     def sweeps(self) -> dict[str, list[Trial]]:
-        """The points of each attack on a single copy, mild ones first."""
+        """The trials of each attack on a single copy, mildest first."""
         names = dict.fromkeys(trial.attack for trial in self.of(SINGLE))
         return {name: [trial for trial in self.of(SINGLE) if trial.attack == name] for name in names}
 
@@ -114,31 +116,31 @@ def evaluate(
     progress: Progress | None = None,
     all_scores: bool = False,
 ) -> Evaluation:
-    """Attacks copies of a model and measures what is left of it and of the evidence.
+    """Attacks copies of a model and measures the accuracy and the evidence that remain.
 
-    The result has scores of the accused alone, since scores of others help an attacker to build a suspect that accuses
-    one of them, and a report is made to be published. `out` keeps all of them, in its folders `private` (to go on
-    from) and `vault-...` (with the keys): hand on the report, never the folder.
+    The result has scores of the accused only, so its report can be published: scores of others help an attacker to
+    build a suspect that accuses one of them. The folder `out` keeps all scores in `private` and the keys in
+    `vault-...`. Share the report, never the folder.
 
     Args:
-        model (`str` or `Path`): a folder or a Hub id of a classifier of timm or transformers.
-        data ([`EvaluationData`], `str` or `Path`): what to try it out on; see [`load_data`].
-        out (`str` or `Path`): a folder for copies and results; run again with the same, it goes on where it stopped.
+        model (`str` or `Path`): a folder or Hub id of a timm or transformers classifier.
+        data ([`EvaluationData`], `str` or `Path`): the labeled images; see [`load_data`].
+        out (`str` or `Path`): a folder for copies and results. Call again with the same folder to resume.
         attacks (sequence of `str`, *optional*): names or groups of `SUITE`; all by default.
-        coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): how many copies are mixed.
-        config ([`FingerprintConfig`], *optional*): of the registration.
-        images (`int`, *optional*, defaults to 1,000): how many images to test on, at most.
-        innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored.
-        quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, and
-            coalitions of 3 without what may follow.
-        runs (`int`, *optional*, defaults to 1): how often each coalition is formed, of other holders each time.
-        public_base (`bool`, *optional*, defaults to `False`): whether the thief has the unmarked base too.
+        coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): coalition sizes.
+        config ([`FingerprintConfig`], *optional*): the registration's configuration.
+        images (`int`, *optional*, defaults to 1,000): the most images to test on.
+        innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy to score.
+        quick (`bool`, *optional*, defaults to `False`): use three strengths of each attack, and coalitions of 3
+            without follow-ups.
+        runs (`int`, *optional*, defaults to 1): runs of each coalition, with other recipients each time.
+        public_base (`bool`, *optional*, defaults to `False`): give the attacker the unmarked base too.
         progress (callable, *optional*): a [`Progress`].
-        all_scores (`bool`, *optional*, defaults to `False`): whether the result has scores of those who are not
-            accused too, innocents among them: for the owner's eyes only.
+        all_scores (`bool`, *optional*, defaults to `False`): include scores of recipients who are not accused. Do not
+            publish such a result.
 
     Raises:
-        [`FingerprintError`]: in one sentence, what is in the way.
+        [`FingerprintError`]: if the model can't be marked or run, the images do not fit it, or a name is unknown.
     """
     jobs = plan_jobs(select_attacks(attacks), coalitions, quick, runs)
     check_outside_vaults(Path(out))
@@ -166,11 +168,11 @@ def evaluate(
 
 
 class _CannotAttackError(FingerprintError):
-    """An attack that can't be made on this model, and why."""
+    """An attack does not work on this model."""
 
 
 class _TrialRunner:
-    """Suspects made, tried out and judged."""
+    """Makes suspects, measures their accuracy and traces them."""
 
     def __init__(self, testbed: Testbed, data: EvaluationData, store: ResultStore, public_base: bool):
         self._testbed, self._data, self._store = testbed, data, store
@@ -180,7 +182,7 @@ class _TrialRunner:
         self.skipped: dict[str, str] = {}
 
     def trials(self, jobs: Sequence[Job], progress: Progress) -> Iterator[Trial]:
-        """The point of each job; an attack's sweep ends where both the mark and the model are gone."""
+        """The trial of each job. A sweep ends once nobody is accused and accuracy is at chance."""
         ended: set[str] = set()
         done: Counter[str] = Counter()
         for job in jobs:
@@ -240,7 +242,7 @@ class _TrialRunner:
         )
 
     def _make_suspect(self, job: Job) -> "tuple[State, tuple[float, ...]]":
-        """A suspect, and how much of it is from each of those it was made from."""
+        """A suspect's state dict, and each colluder's share of it."""
         if job.kind == BASE:
             return self._testbed.base_state(), ()
         if job.attack_step is None:
@@ -250,7 +252,7 @@ class _TrialRunner:
         mixed: Any = steps[0]
         try:
             if job.kind == COLLUSION:
-                return job.attack_step(states, self._attacker), mixed.shares(states)
+                return job.attack_step(states, self._attacker), mixed.contributions(states)
             state = self._after_first_step(steps[0], states[0])
             for step in steps[1:]:
                 state = step(state, self._attacker)
@@ -259,19 +261,19 @@ class _TrialRunner:
             raise
         except FingerprintError as error:
             raise _CannotAttackError(str(error)) from None
-        except Exception as error:  # one attack's mistake is no reason to do without the others
+        except Exception as error:  # one failing attack must not stop the others
             if isinstance(error, OSError) and is_disk_full_error(error):
                 raise disk_full_error(Path(gettempdir())) from None
-            raise _CannotAttackError(f"{type(error).__name__}: it does not work on this model.") from error
+            raise _CannotAttackError(f"{type(error).__name__}: the attack does not work on this model.") from error
 
     def _after_first_step(self, step: AttackStep, state: "State") -> "State":
-        """The first copy after an attack's first step, kept for the next attack that begins alike."""
+        """The first copy after an attack's first step, cached for the next attack with the same first step."""
         if self._first_step_result is None or self._first_step_result[0] != repr(step):
             self._first_step_result = (repr(step), step(state, self._attacker))
         return self._first_step_result[1]
 
     def _copy(self, recipient: int) -> "State":
-        """A holder's copy, kept in memory."""
+        """A recipient's copy, cached in memory."""
         if recipient not in self._copy_cache:
             self._copy_cache[recipient] = self._testbed.copy(recipient)
         return self._copy_cache[recipient]
@@ -281,16 +283,16 @@ class _TrialRunner:
         return self._predict(self._copy(0))
 
     def _predict(self, state: "State") -> "torch.Tensor":
-        """The classes that the test images are given, `(n,)`."""
+        """The predicted classes of the test images, `(n,)`."""
         import torch
 
         images = self._data.test[0]
         model = self._testbed.model_of(state)
         if model is None:
-            raise _CannotAttackError("It changes the model's tensors: what is left can't be tried out.")
+            raise _CannotAttackError("The attack changes the model's tensors, so accuracy can't be measured.")
         model = model.to(images.device)
         try:
             with torch.inference_mode():
-                return torch.cat([logits(model, part).argmax(-1) for part in images.split(self._attacker.batch)])
+                return torch.cat([logits_of(model(part)).argmax(-1) for part in images.split(self._attacker.batch)])
         except RuntimeError:
-            raise _CannotAttackError("It changes the model's widths: what is left does not run.") from None
+            raise _CannotAttackError("The attack changes the model's widths, so accuracy can't be measured.") from None

@@ -1,4 +1,4 @@
-"""The five pictures of an evaluation: each attack's path, the frontier, coalitions, innocents, layers."""
+"""The figures of an evaluation: each attack's sweep, the frontier, coalitions, innocents, layers."""
 
 import math
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from hf_fingerprint.evaluation.trials import COLLUSION, Trial
 
 
 FOLLOW_UP_SEPARATOR = "-then-"
-MIN_ACCURACY_KEPT = 0.9  # of the accuracy above chance: what a thief may want to keep
+MIN_ACCURACY_KEPT = 0.9  # share of the accuracy above chance: below it a suspect is of little use
 
 
-def attacks(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """For each attack on a single copy: accuracy kept against evidence left, along its sweep."""
+def draw_attacks(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """For each attack on a single copy, its name and a chart of accuracy against evidence along its sweep."""
     copy = evaluation.copy
     bound, highest, axis = _lowest_threshold(evaluation), _highest(evaluation), _accuracy_axis(evaluation)
     found = []
@@ -31,11 +31,11 @@ def attacks(evaluation: Evaluation) -> list[tuple[str, str]]:
     return found
 
 
-def frontier(evaluation: Evaluation) -> str:
-    """All suspects, and the best that a thief can have: with one copy, and with several."""
+def draw_frontier(evaluation: Evaluation) -> str:
+    """A chart of all suspects, with the Pareto fronts of attacks on one copy and of collusions."""
     chart = Chart(
-        "what it costs to get under the accusation bound",
-        score_axis("evidence left (score of the surest accusation)", _highest(evaluation)),
+        "accuracy against evidence, all suspects",
+        score_axis("evidence left (highest score)", _highest(evaluation)),
         _accuracy_axis(evaluation),
         520,
         330,
@@ -55,19 +55,19 @@ def frontier(evaluation: Evaluation) -> str:
 
 
 def follow_ups(evaluation: Evaluation) -> list[str]:
-    """What was done to the coalitions' mixes, in the order of the colours."""
+    """What followed the collusions, in the order of the colors."""
     return list(dict.fromkeys(_split_name(trial)[1] for trial in evaluation.of(COLLUSION)))
 
 
-def coalitions(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """For each strategy: the share of the recipients who are caught against the coalition's size."""
+def draw_coalitions(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """For each strategy, its name and a chart of the share of colluders caught against the coalition's size."""
     mixed = evaluation.of(COLLUSION)
     after = follow_ups(evaluation)
     sizes = sorted({trial.colluders for trial in mixed})
     found = []
     for strategy in dict.fromkeys(_split_name(trial)[0] for trial in mixed):
         chart = Chart(
-            f"{strategy}: recipients caught", count_axis("copies mixed", sizes), share_axis("recipients caught")
+            f"{strategy}: colluders caught", count_axis("copies mixed", sizes), share_axis("colluders caught")
         )
         for place, follow_up in enumerate(after):
             trials = [trial for trial in mixed if _split_name(trial) == (strategy, follow_up)]
@@ -86,13 +86,12 @@ def coalitions(evaluation: Evaluation) -> list[tuple[str, str]]:
     return found
 
 
-def innocents(evaluation: Evaluation) -> str:
-    """How often innocents' scores were what they were, over all suspects, against the bound; of an evaluation with all
-    scores."""
+def draw_innocents(evaluation: Evaluation) -> str:
+    """A histogram of innocents' scores over all suspects, with the bound. Needs an evaluation with all scores."""
     read = [trial for trial in evaluation.trials if trial.threshold is not None]
     first, width, count = BINS
     totals = [sum(trial.histogram[i] for trial in read) for i in range(count)]
-    decades = math.ceil(math.log10(30 * max([*totals, 10])))  # with room for words above the bars
+    decades = math.ceil(math.log10(30 * max([*totals, 10])))  # leaves space for labels above the bars
     top = max((trial.highest_innocent or 0.0 for trial in read), default=0.0)
     plain = max((trial.unaligned[1] or 0.0 for trial in read), default=0.0)
     lowest, highest = -6.0, max(9.0, top + 1, (_lowest_threshold(evaluation) or 0.0) + 5)
@@ -110,18 +109,18 @@ def innocents(evaluation: Evaluation) -> str:
             chart.bar(low, low + width, total, "bar", title)
     bound = _lowest_threshold(evaluation)
     if bound is not None:
-        text = f"the lowest score that accuses in any trace here: {bound:.2f}"
-        chart.vertical_line(bound, "bound", "accused from here on", text)
+        text = f"the lowest accusing score of any trace here: {bound:.2f}"
+        chart.vertical_line(bound, "bound", "accused from here", text)
     chart.vertical_line(top, "highest", f"highest {top:.1f}", f"the highest innocent: {top:.2f}", before=True)
     if plain != top:
-        text = f"the highest innocent if channels are not put in order: {plain:.2f}"
+        text = f"the highest innocent if channels are not aligned: {plain:.2f}"
         chart.vertical_line(plain, "highest", f"without alignment {plain:.1f}", text, before=True, row=1)
     return chart.svg()
 
 
-def layers(evaluation: Evaluation) -> str:
-    """Where the evidence is: in a copy as issued, and after the hardest of each attack that leaves the model most of
-    what it can do; of those whose evidence is not withheld. Empty if there is none."""
+def draw_layers(evaluation: Evaluation) -> str:
+    """A heatmap of evidence by layer: of the copy as issued, and after each attack at its strongest that keeps most of
+    the accuracy. Empty if all evidence is withheld."""
     copy = evaluation.copy
     least = evaluation.chance + MIN_ACCURACY_KEPT * (copy.accuracy - evaluation.chance)
     rows = [("as issued", copy.layers)] if copy.layers else []
@@ -142,24 +141,24 @@ def layers(evaluation: Evaluation) -> str:
 
 
 def _split_name(trial: Trial) -> tuple[str, str]:
-    """A collusion's strategy, and what followed."""
+    """A collusion's strategy and its follow-up."""
     strategy, _, after = trial.attack.partition(FOLLOW_UP_SEPARATOR)
-    return strategy, after or "nothing more"
+    return strategy, after or "no follow-up"
 
 
 def _lowest_threshold(evaluation: Evaluation) -> float | None:
-    """The lowest score from which on any trace accuses in its first round."""
+    """The lowest score that accuses in the first round of any trace."""
     return min((p.threshold for p in evaluation.trials if p.threshold is not None), default=None)
 
 
 def _draw_bound(chart: Chart, bound: float | None) -> None:
     if bound is not None:
         chart.shade(MIN_SCORE, bound, "free", "under the bound: nobody is accused")
-        chart.vertical_line(bound, "bound", "bound", f"from a score of {bound:.2f} on a recipient is accused")
+        chart.vertical_line(bound, "bound", "bound", f"a recipient is accused from a score of {bound:.2f}")
 
 
 def _shown_score(trial: Trial, bound: float | None) -> float:
-    """Where a point lies: at its score, or at the bound if that is withheld."""
+    """The score to draw: the trial's own, or the bound if it is withheld."""
     return (MIN_SCORE if bound is None else bound) if trial.score is None else trial.score
 
 
@@ -177,13 +176,13 @@ def _css_class(trial: Trial) -> str:
 
 
 def _describe(trial: Trial) -> str:
-    """A point in a sentence."""
+    """A trial in one sentence."""
     who = "nobody is accused"
     if trial.accused:
         who = f"{sum(trial.caught)} of {trial.colluders} accused" if trial.colluders > 1 else "accused"
     main = sum(trial.main_contributors)
     if main < trial.colluders:
-        who += f", {sum(map(min, trial.main_contributors, trial.caught))} of the {main} who gave a twentieth or more"
+        who += f", {sum(map(min, trial.main_contributors, trial.caught))} of {main} main contributors"
     return f"{trial.what}: accuracy {trial.accuracy:.1%}, score {format_score(trial.score)}, {who}"
 
 
@@ -193,7 +192,7 @@ def _linear_axis(label: str, lowest: float, highest: float) -> Axis:
 
 
 def _log_axis(label: str, decades: int) -> Axis:
-    """A logarithmic axis from a half to so many powers of ten."""
+    """A logarithmic axis from 0.5 to `10**decades`."""
     low = math.log10(0.5)
     ticks = tuple((10.0**i, f"{10**i:,}" if i < 4 else f"1e{i}") for i in range(decades + 1))
     return Axis(label, lambda n: (math.log10(max(n, 0.5)) - low) / (decades - low), ticks)

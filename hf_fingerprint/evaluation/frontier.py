@@ -1,5 +1,4 @@
-"""What it costs to get under the accusation bound: the least accuracy that each attack gives up for it, and the best
-that all attacks together allow."""
+"""The cost of escaping accusation: the least accuracy that each attack loses, and the Pareto front of all attacks."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,15 +9,14 @@ from hf_fingerprint.evaluation.trials import Trial
 
 @dataclass(frozen=True)
 class AttackCost:
-    """What an attack has to give up.
+    """The accuracy that an attack loses to escape accusation.
 
     Attributes:
         attack (`str`): its name.
-        escape ([`Trial`] or `None`): of its points at which nobody is accused, the most accurate; `None` if somebody
-            always is.
-        loss (`float` or `None`): the accuracy lost there, against the copy's.
-        highest_accuracy (`float`): the highest accuracy of all its points.
-        least_score (`float` or `None`): the lowest score of all its points; `None` where that is withheld.
+        escape ([`Trial`] or `None`): the most accurate trial in which nobody is accused; `None` if there is none.
+        loss (`float` or `None`): the accuracy lost there, relative to the copy as issued.
+        highest_accuracy (`float`): the highest accuracy of all its trials.
+        least_score (`float` or `None`): the lowest score of all its trials; `None` if withheld.
     """
 
     attack: str
@@ -29,23 +27,23 @@ class AttackCost:
 
     @property
     def lowest_score_text(self) -> str:
-        """The lowest score for people."""
+        """The lowest score as text."""
         return format_score(self.least_score)
 
     @property
     def loss_text(self) -> str:
-        """The loss for people: in points of a hundred."""
+        """The loss as text, in percentage points."""
         if self.loss is None:
-            return "not lost"
+            return "no escape"
         return f"{100 * self.loss:.1f} points" if self.loss > 0 else "nothing"
 
 
 def cheapest_escape(attack: str, trials: Sequence[Trial], copy: Trial) -> AttackCost:
-    """The cheapest way of an attack under the bound.
+    """The cost of an attack's most accurate escape.
 
     Args:
         attack (`str`): its name.
-        trials (sequence of [`Trial`]): its sweep, one point or more.
+        trials (sequence of [`Trial`]): its sweep, one trial or more.
         copy ([`Trial`]): the copy as issued.
     """
     escape = max((trial for trial in trials if not trial.accused), key=lambda p: p.accuracy, default=None)
@@ -59,20 +57,21 @@ def cheapest_escape(attack: str, trials: Sequence[Trial], copy: Trial) -> Attack
 
 
 def evidence_score(trial: Trial) -> float:
-    """A point's score to compare points by: one that is withheld is below any that accuses."""
+    """A trial's score for comparisons: a withheld score counts as minus infinity."""
     return -math.inf if trial.score is None else trial.score
 
 
 def format_score(score: float | None) -> str:
-    """A score for people."""
+    """A score as text."""
     return "below the bound" if score is None else f"{score:.1f}"
 
 
 def frontier(trials: Iterable[Trial]) -> list[Trial]:
-    """The Pareto front, as a thief sees it: points to which no other is at least as accurate with less evidence.
+    """The Pareto front of accuracy and evidence, as an attacker sees it.
 
     Returns:
-        `list` of [`Trial`]: by falling accuracy and falling score.
+        `list` of [`Trial`]: by falling accuracy and falling score. No other trial is at least as accurate with less
+            evidence.
     """
     found: list[Trial] = []
     for trial in sorted(trials, key=lambda p: (-p.accuracy, evidence_score(p))):

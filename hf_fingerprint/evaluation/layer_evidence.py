@@ -1,4 +1,4 @@
-"""Where the evidence is: a codeword's score by each marked tensor alone."""
+"""Evidence by layer: a codeword's score in each marked tensor alone."""
 
 import numpy as np
 
@@ -12,20 +12,21 @@ from hf_fingerprint.vault import Base
 def evidence_by_layer(
     base: Base, original: Checkpoint, suspect: TensorReader, codeword: np.ndarray, aligned: bool = True
 ) -> tuple[float, ...]:
-    """The score that a codeword would have if the suspect had one marked tensor only, for each in turn.
+    """The score of a codeword in each marked tensor alone.
 
-    Tensors are read as a trace reads them. An innocent's score has mean 0 and variance 1; scores of a copy's tensors
-    add up by their squares, roughly. They describe; nobody is accused by them.
+    The mark is extracted as in a trace. An innocent's scores have mean 0 and variance 1; the squares of a copy's
+    scores roughly add up over tensors. These scores only describe and never accuse.
 
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
         suspect ([`TensorReader`]): the open suspect.
         codeword (`np.ndarray` of shape `(V / 8,)`): packed bits.
-        aligned (`bool`, *optional*, defaults to `True`): whether channels in another order are put back first.
+        aligned (`bool`, *optional*, defaults to `True`): whether to align permuted channels first.
 
     Returns:
-        `tuple[float, ...]`: in the order of `base.carriers`; 0 for tensors that the suspect lacks.
+        `tuple[float, ...]`: one score per carrier, in the order of `base.carriers`; 0 for tensors that the suspect
+            lacks.
     """
     codebook = base.codebook()
     suspect, matches, _ = match_and_align(base, original, suspect, aligned)
@@ -41,7 +42,7 @@ def evidence_by_layer(
 
 
 def _score(codebook: Codebook, codeword: np.ndarray, extraction: Extraction) -> float:
-    """By the first function of the bank, the best one for a single copy and for averages."""
+    """The score by the first score function, the best one for single copies and averages."""
     if not np.any(extraction.values):
         return 0.0
     nobody = np.empty((0, codebook.length))

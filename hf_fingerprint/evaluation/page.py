@@ -1,5 +1,4 @@
-"""The page of an evaluation: what it found in a few sentences, five pictures, the figures. It asks for nothing from
-anywhere."""
+"""The evaluation's HTML page: a summary, five figures and the tables, in one file that loads nothing else."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -27,18 +26,18 @@ def render(evaluation: Evaluation, costs: Sequence[AttackCost], summary: dict[st
 
     Args:
         evaluation ([`Evaluation`]): what was measured.
-        costs (sequence of [`AttackCost`]): what each attack has to give up.
-        summary (`dict`): the figures, from [`summarise`].
+        costs (sequence of [`AttackCost`]): the cost of each attack, cheapest first.
+        summary (`dict`): the result of [`summarize`].
         tables (sequence): headings and rows of each table.
     """
     from markupsafe import Markup
 
     drawn = {
-        "attacks": [(name, Markup(svg)) for name, svg in figures.attacks(evaluation)],
-        "frontier": Markup(figures.frontier(evaluation)),
-        "coalitions": [(name, Markup(svg)) for name, svg in figures.coalitions(evaluation)],
-        "innocents": Markup(figures.innocents(evaluation)) if evaluation.all_scores else None,
-        "layers": Markup(figures.layers(evaluation)),
+        "attacks": [(name, Markup(svg)) for name, svg in figures.draw_attacks(evaluation)],
+        "frontier": Markup(figures.draw_frontier(evaluation)),
+        "coalitions": [(name, Markup(svg)) for name, svg in figures.draw_coalitions(evaluation)],
+        "innocents": Markup(figures.draw_innocents(evaluation)) if evaluation.all_scores else None,
+        "layers": Markup(figures.draw_layers(evaluation)),
     }
     return _template().render(
         drawn=drawn,
@@ -65,6 +64,6 @@ def _template() -> "Template":
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # what is markup is ours
+        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup passes unchanged
     )
     return kept.from_string(text)

@@ -1,4 +1,4 @@
-"""Which suspects an evaluation makes: attacks by name or group, in some strengths, by coalitions of some sizes."""
+"""The jobs of an evaluation: attacks by name or group, at chosen strengths and coalition sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_fingerprint.attacks.attack import AttackStep, Compose
 from hf_fingerprint.attacks.mixing import Collusion
-from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
+from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_sweep
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.evaluation.trials import BASE, COLLUSION, COPY, SINGLE
 
@@ -16,7 +16,7 @@ COALITIONS, QUICK_COALITIONS = (3, 5, 10), (3,)
 
 
 def select_attacks(selection: Sequence[str] | None) -> list[str]:
-    """Attacks by their names and their groups' names, in the suite's order; all of them by default.
+    """The names of the selected attacks, in the suite's order. A selection lists attacks and groups; `None` means all.
 
     Raises:
         [`FingerprintError`]: if there is no such attack or group.
@@ -33,14 +33,14 @@ def select_attacks(selection: Sequence[str] | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """A suspect to be made.
+    """A suspect to make.
 
     Attributes:
-        kind (`str`): as a [`Trial`]'s.
-        attack (`str`): the name in the suite, or what else it is.
-        step (`int`): its place in the sweep.
-        attack_step ([`AttackStep`] or `None`): makes it, if anything is to be made.
-        members (`tuple[int, ...]`): the holders whose copies it is made from.
+        kind (`str`): see [`Trial`].
+        attack (`str`): the attack's name in the suite, or a description of the base or copy.
+        step (`int`): the index in the sweep.
+        attack_step ([`AttackStep`] or `None`): the attack; `None` for the base and the copy as issued.
+        members (`tuple[int, ...]`): indices of the recipients whose copies are used.
     """
 
     kind: str
@@ -51,37 +51,37 @@ class Job:
 
     @property
     def colluders(self) -> int:
-        """How many copies it is made from."""
+        """The number of copies used."""
         return len(self.members)
 
     @property
     def what(self) -> str:
-        """The attack with all its settings."""
+        """The attack with all its parameters."""
         return self.attack if self.attack_step is None else repr(self.attack_step)
 
 
 def plan_jobs(
     chosen: Sequence[str], coalitions: Sequence[int] | None = None, quick: bool = False, runs: int = 1
 ) -> list[Job]:
-    """All suspects to be made: the base, a copy, the copy attacked, copies mixed.
+    """The jobs of an evaluation: the base, a copy as issued, attacks on that copy, collusions.
 
     Args:
         chosen (sequence of `str`): names of attacks, from [`select_attacks`].
-        coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): how many copies are mixed.
-        quick (`bool`, *optional*, defaults to `False`): whether three strengths of each attack are enough, none of
-            those beyond, and coalitions of 3 without what may follow.
-        runs (`int`, *optional*, defaults to 1): how often each coalition is formed: the first holders at first, then
-            others at random out of twice as many as the largest needs, mixed by another seed.
+        coalitions (sequence of `int`, *optional*, defaults to 3, 5 and 10): coalition sizes.
+        quick (`bool`, *optional*, defaults to `False`): use three strengths of each attack, and coalitions of 3
+            without follow-ups.
+        runs (`int`, *optional*, defaults to 1): runs of each coalition. The first run takes the first recipients; the
+            others draw from twice the largest size and use another seed.
 
     Raises:
         [`FingerprintError`]: if a coalition has fewer than 2 members.
     """
     sizes = sorted(set(coalitions or (QUICK_COALITIONS if quick else COALITIONS)))
     if sizes[0] < 2:
-        raise FingerprintError(f"A coalition of {sizes[0]} mixes nothing: choose --coalitions of 2 or more.")
+        raise FingerprintError(f"A coalition needs 2 copies or more, got {sizes[0]}: choose other --coalitions.")
     jobs = [Job(BASE, "the base, unmarked", 0, None, ()), Job(COPY, "a copy as issued", 0, None, (0,))]
     for name in chosen:
-        steps = sweep(name)
+        steps = attack_sweep(name)
         if SUITE[name].group != COLLUSION:
             kept = range(len(steps)) if not quick else quick_steps(len(SUITE[name].attacks))
             jobs += [Job(SINGLE, name, i, steps[i], (0,)) for i in kept]
@@ -96,19 +96,19 @@ def plan_jobs(
 
 
 def quick_steps(count: int) -> list[int]:
-    """The places of three strengths in a sweep of so many: the mildest, one between, the most ruinous."""
+    """The indices of three strengths in a sweep of `count`: the mildest, a middle one, the strongest."""
     return sorted({0, count // 2, count - 1})
 
 
 def _coalition_members(size: int, recipient_count: int, run: int) -> tuple[int, ...]:
-    """A run's coalition."""
+    """The members of one run's coalition."""
     if not run:
         return tuple(range(size))
     return tuple(np.random.default_rng([size, run]).choice(recipient_count, size, replace=False).tolist())
 
 
 def _with_seed(step: AttackStep, run: int) -> AttackStep:
-    """The same collusion, what is random in it by the run's seed."""
+    """The same collusion with the run as its seed."""
     if isinstance(step, Compose):
         return Compose(_with_seed(step.steps[0], run), *step.steps[1:], varied_step=step.varied_step)
     return replace(step, seed=run) if isinstance(step, Collusion) else step

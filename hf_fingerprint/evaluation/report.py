@@ -1,7 +1,7 @@
-"""An evaluation written down: JSON for programs, a table and one self-contained page for people.
+"""The report of an evaluation: JSON, Markdown tables and one self-contained HTML page.
 
-Reports are made to be published. They hold scores, bounds and evidence by layer of the accused alone, and counts of
-everybody else, unless the evaluation was asked for all scores.
+Reports can be published. They hold scores, bounds and evidence by layer of the accused only, and counts of everybody
+else, unless the evaluation has all scores.
 """
 
 import json
@@ -35,11 +35,11 @@ RUN_HEADINGS = (
     "coalition",
     "copies mixed",
     "runs",
-    "all who gave a twentieth caught",
-    "somebody caught",
+    "all main contributors caught",
+    "anybody caught",
     "caught of all",
 )
-COST_HEADINGS = ("attack", "accuracy lost to get under the bound", "lowest score")
+COST_HEADINGS = ("attack", "accuracy lost to escape", "lowest score")
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class ReportFiles:
     """The files of a report.
 
     Attributes:
-        results (`Path`): all of it, as JSON.
-        table (`Path`): the figures, as Markdown.
-        page (`Path`): the page.
+        results (`Path`): all results, as JSON.
+        table (`Path`): the tables, as Markdown.
+        page (`Path`): the HTML page.
     """
 
     results: Path
@@ -58,7 +58,7 @@ class ReportFiles:
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> ReportFiles:
-    """Writes `results.json`, `table.md` and `report.html` into a folder, over those of an earlier run."""
+    """Writes `results.json`, `table.md` and `report.html` into a folder, replacing those of an earlier run."""
     written = ReportFiles(*(folder / name for name in FILES))
     summary = summarize(evaluation)
     content = json.dumps(summary, indent=1, allow_nan=False) + "\n"
@@ -80,27 +80,26 @@ def write_report(evaluation: Evaluation, folder: Path) -> ReportFiles:
 
 
 def costs(evaluation: Evaluation) -> list[AttackCost]:
-    """What each attack on a single copy has to give up to get under the bound: the cheapest first, then those that
-    never get there."""
+    """The cost of each attack on a single copy: cheapest first, those without an escape last."""
     found = [cheapest_escape(name, trials, evaluation.copy) for name, trials in evaluation.sweeps.items()]
     return sorted(found, key=lambda cost: (cost.loss is None, cost.loss or 0.0))
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Any]:
-    """All of it as values for JSON; what is withheld is `None`, or empty if it is a list."""
+    """All results as values for JSON. Withheld values are `None` or empty lists."""
     trials = evaluation.trials
-    read = [trial for trial in trials if trial.threshold is not None]  # whoever is the base says nothing of anybody
+    read = [trial for trial in trials if trial.threshold is not None]  # all but the base
     mixed = [trial for trial in trials if trial.colluders > 1]
     return {
-        "format": 2,
+        "format": 3,
         "all_scores": evaluation.all_scores,
         "model": evaluation.model,
         "registration": evaluation.base,
         "data": {
             "name": evaluation.data,
             "test_images": evaluation.images,
-            "thief_images": evaluation.attacker_image_count,
-            "thief_has_base": evaluation.public_base,
+            "attacker_images": evaluation.attacker_image_count,
+            "attacker_has_base": evaluation.public_base,
             "chance": evaluation.chance,
         },
         "versions": versions(),
@@ -117,8 +116,8 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         "colluders": {
             "mixed": sum(trial.colluders for trial in mixed),
             "caught": sum(sum(trial.caught) for trial in mixed),
-            "gave_a_twentieth": sum(sum(trial.main_contributors) for trial in mixed),
-            "of_those_caught": sum(sum(map(min, trial.main_contributors, trial.caught)) for trial in mixed),
+            "main_contributors": sum(sum(trial.main_contributors) for trial in mixed),
+            "main_contributors_caught": sum(sum(map(min, trial.main_contributors, trial.caught)) for trial in mixed),
         },
         "coalitions": [asdict(outcome) for outcome in outcomes(mixed)],
         "costs": [
@@ -136,7 +135,7 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
         ],
         "skipped": evaluation.skipped,
         "carriers": evaluation.carriers,
-        "points": [trial.to_dict() for trial in trials],
+        "trials": [trial.to_dict() for trial in trials],
     }
 
 
@@ -145,7 +144,7 @@ def _highest(scores: Iterable[float | None]) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python and the libraries that decide what a model answers."""
+    """The versions of this package, Python and the libraries that influence a model's outputs."""
     found = {"hf_fingerprint": hf_fingerprint.__version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -155,9 +154,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def row(trial: Trial) -> tuple[str, ...]:
-    """A point in words, in the order of `HEADINGS`."""
-    caught = f"{sum(trial.caught)} of {trial.colluders}" if trial.colluders else "nobody to catch"
+def trial_row(trial: Trial) -> tuple[str, ...]:
+    """A trial as table cells, in the order of `HEADINGS`."""
+    caught = f"{sum(trial.caught)} of {trial.colluders}" if trial.colluders else "-"
     return (
         trial.attack,
         f"{trial.strength:g}",
@@ -171,31 +170,30 @@ def row(trial: Trial) -> tuple[str, ...]:
 
 
 def report_tables(evaluation: Evaluation) -> Tables:
-    """The tables, each with its headings: every suspect, what each attack has to give up, how coalitions ended."""
+    """The tables with their headings: all suspects, the cost of each attack, the outcomes of coalitions."""
     coalition_rows = [
         (o.attack, *map(str, (o.size, o.runs, o.all_main_contributors, o.anybody)), f"{o.caught} of {o.runs * o.size}")
         for o in outcomes(evaluation.of(COLLUSION))
     ]
     cost_rows = [(cost.attack, cost.loss_text, cost.lowest_score_text) for cost in costs(evaluation)]
-    found: Tables = [(HEADINGS, [row(trial) for trial in evaluation.trials]), (COST_HEADINGS, cost_rows)]
+    found: Tables = [(HEADINGS, [trial_row(trial) for trial in evaluation.trials]), (COST_HEADINGS, cost_rows)]
     return [*found, (RUN_HEADINGS, coalition_rows)] if coalition_rows else found
 
 
 def render_markdown(evaluation: Evaluation) -> str:
     """The tables as Markdown."""
-    lines = [
-        f"**{_escape_markdown(evaluation.model)}** on {evaluation.images:,} images of {_escape_markdown(evaluation.data)}"
-    ]
+    model, data = _escape_markdown(evaluation.model), _escape_markdown(evaluation.data)
+    lines = [f"**{model}** on {evaluation.images:,} images of {data}"]
     for headings, rows in report_tables(evaluation):
         lines += ["", *(_markdown_row(cells) for cells in (headings, ["---"] * len(headings), *rows))]
     lines += [
-        f"\n{_escape_markdown(name)} was left out: {_escape_markdown(why)}" for name, why in evaluation.skipped.items()
+        f"\n{_escape_markdown(name)} was skipped: {_escape_markdown(why)}" for name, why in evaluation.skipped.items()
     ]
     return "\n".join(lines) + "\n"
 
 
 def rich_tables(evaluation: Evaluation) -> "list[Table]":
-    """The tables for a terminal."""
+    """The tables as rich renderables."""
     from rich.table import Table
     from rich.text import Text
 
@@ -212,5 +210,5 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """A text from outside, with nothing in it that Markdown or HTML would obey."""
+    """An untrusted text made safe for Markdown: one line, without markup."""
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", escape(printable(" ".join(text.split())), quote=False))

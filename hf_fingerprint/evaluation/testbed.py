@@ -1,7 +1,7 @@
-"""A throwaway vault with copies of a model, and the means to judge suspects as a trace would.
+"""A throwaway vault with copies of a model, and traces of suspects made from them.
 
-A suspect is judged among the holders of the copies and 10,000 innocents, each at the bound that they would have among
-the planned number of recipients (1,000 by default), so an evaluation's verdicts are those of a real trace.
+Suspects are traced among the copies' recipients and 10,000 innocents. Each gets the bound that it would have among the
+expected number of recipients (1,000 by default), so the verdicts are those of a real trace.
 """
 
 import hashlib
@@ -41,29 +41,28 @@ if TYPE_CHECKING:
     State = Mapping[str, torch.Tensor]
 
 INNOCENTS = 10_000
-BINS = (-8.0, 0.25, 80)  # of innocents' scores: the first one's lower edge, the width, how many
+BINS = (-8.0, 0.25, 80)  # of innocents' scores: first lower edge, width, count
 _PASSPHRASE = "passphrase"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a trace says of a suspect whose makers are known.
+    """The result of tracing a suspect whose colluders are known.
 
     Attributes:
-        scores (`tuple[float, ...]`): the guilty's, in standard deviations of an innocent's.
-        log10_bounds (`tuple[float, ...]`): decimal logarithms of the bounds on a false accusation, for each.
-        caught (`tuple[bool, ...]`): which of them are accused.
-        threshold (`float`): the score from which on the first round accuses.
+        scores (`tuple[float, ...]`): the colluders' scores, in standard deviations of an innocent's.
+        log10_bounds (`tuple[float, ...]`): decimal logarithms of the colluders' bounds on a false accusation.
+        caught (`tuple[bool, ...]`): which colluders are accused.
+        threshold (`float`): the lowest score that accuses in the first round.
         innocents (`int`): how many innocents were scored.
-        innocents_accused (`int`): how many of them were accused.
-        highest_innocent (`float`): the highest score among them.
-        histogram (`tuple[int, ...]`): of their scores, over `BINS`, the ends open.
-        unaligned (`tuple[int, float]`): innocents accused and the highest of their scores if channels stay in the
-            suspect's order.
-        aligned (`int`): carriers that were put in order.
-        weights_read (`int`): weights compared.
-        cosine, drift (`float`): of the suspect's weights and the base's; see [`Lineage`].
-        layers (`tuple[float, ...]`): the first guilty's score by each carrier alone.
+        innocents_accused (`int`): how many innocents were accused.
+        highest_innocent (`float`): the highest score of an innocent.
+        histogram (`tuple[int, ...]`): of innocents' scores over `BINS`; the first and last bins are open.
+        unaligned (`tuple[int, float]`): innocents accused and their highest score without alignment.
+        aligned (`int`): how many carriers were aligned.
+        weights_read (`int`): how many weights were compared.
+        cosine, drift (`float`): see [`Lineage`].
+        layers (`tuple[float, ...]`): the first colluder's score in each carrier alone.
     """
 
     scores: tuple[float, ...]
@@ -83,14 +82,14 @@ class Verdict:
 
 
 class Testbed:
-    """A model, copies of it, and a judge.
+    """A registered model with issued copies, and traces of suspects. Use it as a context manager.
 
     Args:
-        model (`str` or `Path`): a folder or a Hub id, which timm or transformers builds.
-        out (`Path`): where to keep the vault and the copies; the same scene is found there again.
-        recipient_count (`int`): how many copies there are.
-        config ([`FingerprintConfig`], *optional*): of the registration.
-        innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy are scored too.
+        model (`str` or `Path`): a folder or Hub id of a model that timm or transformers builds.
+        out (`Path`): the folder for the vault and the copies. They are reused if they exist.
+        recipient_count (`int`): the number of copies.
+        config ([`FingerprintConfig`], *optional*): the registration's configuration.
+        innocents (`int`, *optional*, defaults to 10,000): how many recipients without a copy to score.
         progress (callable, *optional*): a [`Progress`].
 
     Raises:
@@ -137,18 +136,18 @@ class Testbed:
 
     @property
     def innocents(self) -> int:
-        """How many recipients without a copy are scored."""
+        """The number of recipients without a copy."""
         return len(self._innocents)
 
     def build(self) -> "torch.nn.Module":
-        """The model, with the base's weights, in evaluation mode."""
+        """The base's model in evaluation mode."""
         from copy import deepcopy
 
         return deepcopy(self.built.module)
 
     def model_of(self, state: "State") -> "torch.nn.Module | None":
-        """The model with these weights, in evaluation mode; layers may have other widths, normalisations may be folded
-        away, names may be the other library's. `None` if that is not what the weights are."""
+        """The model with these weights in evaluation mode, or `None` if they do not fit it. Layers may have other
+        widths, normalizations may be folded, and names may be those of timm or transformers."""
         with self._open_as_file(state) as suspect:
             found = load_into_base_model(self.built, {}, suspect)
             if found is None:
@@ -158,11 +157,11 @@ class Testbed:
 
     @contextmanager
     def _open_as_file(self, state: "State") -> Iterator[Checkpoint]:
-        """A suspect on the disk, for as long as it is looked at."""
+        """Opens a state dict as a temporary checkpoint file."""
         from safetensors.torch import save
 
         with ExitStack() as kept:
-            with translate_disk_errors(f"A suspect can't be written in {self._out}", self._out):
+            with translate_disk_errors(f"A suspect can't be written to {self._out}", self._out):
                 scratch = kept.enter_context(TemporaryDirectory(dir=self._out))
                 file = Path(scratch) / "suspect.safetensors"
                 file.write_bytes(
@@ -172,11 +171,11 @@ class Testbed:
                 yield suspect
 
     def base_state(self) -> "dict[str, torch.Tensor]":
-        """The base's weights."""
+        """The base's state dict."""
         return {name: tensor.clone() for name, tensor in self.built.module.state_dict().items()}
 
     def copy(self, recipient: int) -> "dict[str, torch.Tensor]":
-        """The weights of one holder's copy, as the model names them, in single precision."""
+        """The state dict of one recipient's copy, by the model's names, in float32."""
         with open_checkpoint(self._folders[recipient]) as issued:
             return _build_or_raise(issued, str(self._folders[recipient])).module.state_dict()
 
@@ -185,7 +184,8 @@ class Testbed:
 
         Args:
             state (mapping of `str` to `torch.Tensor`): its weights.
-            colluders (sequence of `int`): the holders it was made from; nobody else is guilty.
+            colluders (sequence of `int`, *optional*, defaults to the first): indices of the recipients whose copies it
+                was made from. Everybody else counts as innocent.
         """
         with self._open_as_file(state) as suspect:
             extraction = extract(self.base, self._original, suspect)
@@ -207,7 +207,7 @@ class Testbed:
 
     def _decode(self, extraction: Extraction, colluders: Sequence[int]) -> dict[str, Any]:
         keys = [*self._keys, *self._innocents]
-        extra = math.log(len(keys) / self.base.recipients_planned)  # as if there were so many recipients alone
+        extra = math.log(len(keys) / self.base.recipients_planned)  # bounds as among the expected recipients
         alpha = math.exp(math.log(self.base.alpha) + extra)
         found = decode(self._codebook, keys, extraction.values, extraction.mass, alpha)
         others = np.setdiff1d(np.arange(len(keys)), colluders)
@@ -230,11 +230,11 @@ def _build_or_raise(checkpoint: Checkpoint, name: str) -> BuiltModel:
     try:
         return build_model(checkpoint)
     except BuildError as error:
-        raise FingerprintError(f"{name} can't be run here, and attacks need that: {error}") from error
+        raise FingerprintError(f"{name} can't be run, which attacks need: {error}") from error
 
 
 def _log10(bound: float, extra: float) -> float:
-    """A bound among so many more recipients, as it is without them."""
+    """The decimal logarithm of a bound, corrected for the `extra` log of recipients."""
     return min(0.0, float(bound - extra) / math.log(10)) if bound < 0 else 0.0
 
 
@@ -244,11 +244,11 @@ def _config_digest(config: FingerprintConfig) -> str:
 
 
 def throwaway_vault(folder: Path) -> Vault:
-    """The throwaway vault, unlocked. Its random passphrase lies beside it: it guards nothing that leaves the
-    folder."""
+    """A throwaway vault, created if missing, and unlocked. Its random passphrase is stored next to it, since it
+    protects nothing outside the folder."""
     file = folder / _PASSPHRASE
     if not (folder / DATABASE).exists():
-        shutil.rmtree(folder, ignore_errors=True)  # perhaps half made
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted run
         passphrase = secrets.token_hex(32)
         with translate_disk_errors(f"{file} can't be written", folder.parent):
             folder.mkdir(parents=True, mode=0o700)

@@ -1,8 +1,8 @@
-"""What was measured, each point on the disk as soon as it is known: an evaluation that was cut off goes on there.
+"""The results of an evaluation, each stored as soon as it is measured, so that an interrupted evaluation can resume.
 
 Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them. Resuming needs
-them, so they are kept in a folder of their own, `private`, which only its owner can read; what is written for people
-has none of them ([`Trial.redacted`]).
+these scores, so they are stored in the folder `private`, which only the owner can read. Reports leave them out
+([`Trial.redacted`]).
 """
 
 import hashlib
@@ -29,32 +29,32 @@ _OWN_FILES = {PRIVATE, RESULTS, "results.json", "table.md", "report.html", "copi
 
 @dataclass(frozen=True)
 class Trial:
-    """One suspect: how it was made, what it is worth, and what a trace says of it.
+    """One suspect: how it was made, its accuracy, and the result of tracing it.
 
     Attributes:
-        kind (`str`): `"base"` (the unmarked model), `"copy"` (one as issued), `"single"` (a copy attacked) or
+        kind (`str`): `"base"` (the unmarked model), `"copy"` (a copy as issued), `"single"` (an attacked copy) or
             `"collusion"`.
-        attack (`str`): the name in the suite.
-        what (`str`): the attack with all its settings.
-        step (`int`): its place in the sweep, mild ones first.
-        strength (`float`): the attack's, or the number of colluders.
+        attack (`str`): the attack's name in the suite.
+        what (`str`): the attack with all its parameters.
+        step (`int`): the index in the sweep, mildest first.
+        strength (`float`): the attack's strength, or the number of colluders.
         accuracy (`float`): on the test images.
-        agreement (`float`): share of the test images on which it predicts what the copy does.
-        scores (`tuple[float or None, ...]`): of those it was made from, in standard deviations of an innocent's;
-            `None` where withheld.
-        log10_bounds (`tuple[float or None, ...]`): decimal logarithms of their bounds on a false accusation.
-        caught (`tuple[bool, ...]`): which of them are accused.
-        shares (`tuple[float, ...]`): how much of it came from each.
-        threshold (`float` or `None`): the score from which on the first round accuses; `None` if nothing does.
-        innocents (`int`): innocents scored.
-        innocents_accused (`int`): innocents accused; whoever accuses rightly has 0.
-        highest_innocent (`float` or `None`): the highest of their scores; `None` where withheld.
-        histogram (`tuple[int, ...]`): of their scores; empty where withheld.
-        unaligned (`tuple[int, float or None]`): innocents accused and the highest of their scores, without alignment.
-        aligned (`int`): carriers that alignment put in order.
+        agreement (`float`): the share of test images with the same prediction as the copy.
+        scores (`tuple[float or None, ...]`): the colluders' scores, in standard deviations of an innocent's; `None`
+            if withheld. A single copy has one "colluder".
+        log10_bounds (`tuple[float or None, ...]`): decimal logarithms of the colluders' bounds on a false accusation.
+        caught (`tuple[bool, ...]`): which colluders are accused.
+        shares (`tuple[float, ...]`): each colluder's share of the suspect.
+        threshold (`float` or `None`): the lowest score that accuses in the first round; `None` if none does.
+        innocents (`int`): how many innocents were scored.
+        innocents_accused (`int`): how many innocents were accused; should be 0.
+        highest_innocent (`float` or `None`): the highest score of an innocent; `None` if withheld.
+        histogram (`tuple[int, ...]`): of innocents' scores; empty if withheld.
+        unaligned (`tuple[int, float or None]`): innocents accused and their highest score without alignment.
+        aligned (`int`): how many carriers were aligned.
         drift (`float`): norm of the difference to the base, relative to the base's weights.
-        layers (`tuple[float, ...]`): the first one's score by each carrier alone; empty where withheld.
-        seconds (`float`): how long it took.
+        layers (`tuple[float, ...]`): the first colluder's score in each carrier alone; empty if withheld.
+        seconds (`float`): how long the trial took.
     """
 
     kind: str
@@ -81,28 +81,28 @@ class Trial:
 
     @property
     def colluders(self) -> int:
-        """How many it was made from."""
+        """The number of copies it was made from."""
         return len(self.scores)
 
     @property
     def score(self) -> float | None:
-        """The highest of those it was made from, the evidence left; 0 if from nobody, `None` where withheld."""
+        """The highest score of a colluder; 0 for the base, `None` if withheld."""
         shown = [score for score in self.scores if score is not None]
         return max(shown, default=None if self.scores else 0.0)
 
     @property
     def main_contributors(self) -> tuple[bool, ...]:
-        """Whether at least a twentieth of its weights, as they differ between copies, came from each."""
+        """For each colluder, whether at least a twentieth of the suspect came from its copy."""
         return tuple(share >= MAIN_SHARE for share in self.shares)
 
     @property
     def accused(self) -> bool:
-        """Whether anybody it was made from is."""
+        """Whether any colluder is accused."""
         return any(self.caught)
 
     def redacted(self) -> "Trial":
-        """The point with scores, bounds and evidence of those who are accused alone: nothing in it depends on the
-        codeword of anybody else."""
+        """The trial with scores, bounds and evidence of the accused only. Nothing in it depends on anybody else's
+        codeword."""
         return replace(
             self,
             scores=_only_accused(self.scores, self.caught),
@@ -114,17 +114,14 @@ class Trial:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON; what is not finite is `None`."""
+        """The fields as values for JSON. Values that are not finite become `None`."""
         return {name: _json_finite(value) for name, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> "Trial":
-        """The point that was told so; anything else is a `TypeError` or a `KeyError`."""
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            value = told[field.name]
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+    def from_dict(cls, values: Mapping[str, Any]) -> "Trial":
+        """The trial that [`Trial.to_dict`] wrote. Raises `TypeError` or `KeyError` for anything else."""
+        found = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 
 def _only_accused(values: tuple[float | None, ...], caught: tuple[bool, ...]) -> tuple[float | None, ...]:
@@ -138,44 +135,44 @@ def _json_finite(value: Any) -> Any:
 
 
 def trial_key(**key_parts: Any) -> str:
-    """What tells a point from others: a digest of everything that decides its figures."""
+    """A trial's key: a digest of everything that determines its results."""
     return hashlib.sha256(json.dumps(key_parts, sort_keys=True, default=repr).encode()).hexdigest()[:24]
 
 
 class _JsonRecord(Protocol):
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The record as values for JSON."""
 
 
 R = TypeVar("R", bound=_JsonRecord)
 
 
 class JsonLinesStore(Generic[R]):
-    """Records by their keys, each a line of a file as soon as it is known.
+    """Records by key in a file of JSON lines. Each record is on disk when [`JsonLinesStore.add`] returns.
 
     Args:
-        file (`Path`): lines of JSON; one that was cut off goes, one of another version is left alone.
-        told (callable): makes a record of what one says as JSON; anything else is a `TypeError` or a `KeyError`.
+        file (`Path`): the file. An incomplete last line is removed; lines of other versions are ignored.
+        parse (callable): makes a record from a line's values, and raises `TypeError` or `KeyError` if it can't.
 
     Attributes:
-        known (`dict`): the records by their keys.
+        known (`dict`): the records by key.
     """
 
-    def __init__(self, file: Path, told: Callable[[Mapping[str, Any]], R]):
-        self._file, self._parse = file, told
+    def __init__(self, file: Path, parse: Callable[[Mapping[str, Any]], R]):
+        self._file, self._parse = file, parse
         self.known: dict[str, R] = {}
         with translate_disk_errors(f"{file} can't be used", file.parent):
             content = file.read_bytes() if file.exists() else b""
             complete_size = content.rfind(b"\n") + 1
             if complete_size < len(content):
-                os.truncate(file, complete_size)  # a line that was cut off
+                os.truncate(file, complete_size)  # an incomplete last line
         for line in content[:complete_size].splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a line of another version: measured again
+            with suppress(ValueError, KeyError, TypeError):  # a line of another version
                 values = json.loads(line)
-                self.known[values["key"]] = told(values)
+                self.known[values["key"]] = parse(values)
 
     def add(self, key: str, record: R) -> R:
-        """Keeps a record, on the disk when this returns; gives it back as it will be read."""
+        """Stores a record and returns it as it will be read."""
         values = record.to_dict()
         line = json.dumps({"key": key} | values, allow_nan=False).encode() + b"\n"
         with (
@@ -189,10 +186,10 @@ class JsonLinesStore(Generic[R]):
 
 
 class ResultStore(JsonLinesStore[Trial]):
-    """The points of an evaluation's folder, with all scores, in its part that is not handed on.
+    """The trials of an evaluation's folder, with all scores, in its `private` part.
 
     Args:
-        folder (`Path`): the folder, which [`open_evaluation_folder`] has made sure of.
+        folder (`Path`): the folder, opened by [`open_evaluation_folder`].
     """
 
     def __init__(self, folder: Path):
@@ -201,21 +198,21 @@ class ResultStore(JsonLinesStore[Trial]):
         with translate_disk_errors(f"{private} can't be used", folder):
             private.mkdir(exist_ok=True, mode=0o700)
             if earlier.exists() and not (private / RESULTS).exists():
-                earlier.replace(private / RESULTS)  # earlier versions left it among what is handed on
+                earlier.replace(private / RESULTS)  # where earlier versions wrote it
         super().__init__(private / RESULTS, Trial.from_dict)
 
     @property
     def trials(self) -> dict[str, Trial]:
-        """The points by their keys."""
+        """The trials by key."""
         return self.known
 
 
 @contextmanager
 def open_evaluation_folder(folder: Path) -> Iterator[None]:
-    """Makes an evaluation's folder, for its owner's eyes only, or goes on in one, alone.
+    """Creates or reopens an evaluation's folder and locks it. Only the owner can read it.
 
     Raises:
-        [`FingerprintError`]: if it holds something else, or another process is at work there.
+        [`FingerprintError`]: if the folder has other contents or another process is using it.
     """
     from filelock import FileLock, Timeout
 
@@ -230,14 +227,14 @@ def open_evaluation_folder(folder: Path) -> Iterator[None]:
         raise FingerprintError(f"{folder} can't be used ({error.strerror}): choose another --out.") from None
     if others:
         raise FingerprintError(
-            f"{folder} holds something else ({', '.join(sorted(others)[:3])}): choose an empty folder, or that of an "
+            f"{folder} has other contents ({', '.join(sorted(others)[:3])}): choose an empty folder, or that of an "
             f"earlier evaluation, for --out."
         )
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise FingerprintError(f"Another evaluation is at work in {folder}: wait for it.") from None
+        raise FingerprintError(f"Another evaluation is running in {folder}: wait for it.") from None
     except OSError as error:
         raise file_error(f"{folder} can't be used", folder, error) from None
     try:

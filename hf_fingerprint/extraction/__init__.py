@@ -1,4 +1,7 @@
-"""Reading a suspect: match its tensors to the base's, weigh what they say, and sum it up."""
+"""Extraction of the signal from a suspect: match its tensors to the base's, weigh the differences, and add them up.
+
+Nothing here sees a codeword.
+"""
 
 from hf_fingerprint.extraction.base_names import to_base_names
 from hf_fingerprint.extraction.extract import MIN_DESCENDANT_COSINE, Extraction, Lineage, extract, match_and_align

@@ -1,7 +1,7 @@
-"""A suspect in the base's names, where it has those of the other library.
+"""Presents a suspect under the base's tensor names, if it has those of the other library.
 
-timm and transformers call the same tensors otherwise, and what is one tensor in timm (`qkv`) is three in transformers;
-the bytes are the same, so nothing is copied.
+timm and transformers have different names for the same tensors, and one tensor in timm (`qkv`) is three in
+transformers. The bytes are the same, so nothing is copied.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from hf_fingerprint.vault import Base
 
 
 _FUSED, _SPLIT = ".attn.qkv.", (".attn.q.", ".attn.k.", ".attn.v.")
-ByteRange = tuple[TensorInfo, int, int]  # a tensor of the file, and from which byte to which
+ByteRange = tuple[TensorInfo, int, int]  # a tensor of the file, its first byte and the end
 
 
 class RenamedWeights:
-    """A suspect whose tensors are called as the base's are.
+    """A suspect under the base's tensor names.
 
     Attributes:
-        source ([`Source`]): the suspect's.
-        tensors (`dict[str, TensorInfo]`): its tensors; those that the base calls otherwise by the base's names.
+        source ([`Source`]): the suspect's source.
+        tensors (`dict[str, TensorInfo]`): its tensors by the base's names, or by their own if the base has none.
     """
 
     def __init__(self, suspect: TensorReader, byte_ranges: dict[str, list[ByteRange]]):
@@ -39,7 +39,7 @@ class RenamedWeights:
     def read(
         self, info: TensorInfo, start: int = 0, stop: int | None = None, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Bytes `start` to `stop` of a tensor as `uint8`, into `out` if it is given."""
+        """Bytes `start` to `stop` of a tensor as `uint8`, written to `out` if given."""
         if info.name not in self._byte_ranges:
             return self._suspect.read(info, start, stop, out)
         stop = info.nbytes if stop is None else stop
@@ -48,14 +48,14 @@ class RenamedWeights:
         for part, first, last in self._byte_ranges[info.name]:
             low, high = max(start - begin, 0), min(stop - begin, last - first)
             if low < high:
-                place = slice(begin + low - start, begin + high - start)
-                out[place] = self._suspect.read(part, first + low, first + high)
+                target = slice(begin + low - start, begin + high - start)
+                out[target] = self._suspect.read(part, first + low, first + high)
             begin += last - first
         return out[: stop - start]
 
 
 def to_base_names(base: Base, suspect: TensorReader) -> TensorReader:
-    """The suspect as the base would call its tensors, if it has another library's names.
+    """The suspect under the base's tensor names, or unchanged if it already has them or has too few of the tensors.
 
     Args:
         base ([`Base`]): the registered base.
@@ -71,7 +71,7 @@ def to_base_names(base: Base, suspect: TensorReader) -> TensorReader:
 
 
 def _byte_ranges(name: str, by_timm_name: dict[str, TensorInfo]) -> Iterator[ByteRange]:
-    """The bytes of the suspect that are the tensor which timm calls so."""
+    """The bytes of the suspect that hold the tensor of this name in timm."""
     if name in by_timm_name:
         yield by_timm_name[name], 0, by_timm_name[name].nbytes
         return
@@ -79,8 +79,8 @@ def _byte_ranges(name: str, by_timm_name: dict[str, TensorInfo]) -> Iterator[Byt
     if split is not None:
         whole = by_timm_name.get(name.replace(split, _FUSED))
         if whole is not None and whole.rows % 3 == 0:
-            third, place = whole.nbytes // 3, _SPLIT.index(split)
-            yield whole, place * third, (place + 1) * third
+            third, index = whole.nbytes // 3, _SPLIT.index(split)
+            yield whole, index * third, (index + 1) * third
     elif _FUSED in name:
         parts = [by_timm_name.get(name.replace(_FUSED, each)) for each in _SPLIT]
         if all(part is not None and parts[0] is not None and _same_layout(part, parts[0]) for part in parts):

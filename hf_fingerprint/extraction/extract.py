@@ -1,7 +1,7 @@
-"""A suspect read against a base: match, align, weigh, and add up to V numbers.
+"""Extracts the signal of a suspect with respect to a base: match, align, weigh, and add up to V numbers.
 
-Alignment, the undoing of what leaves the function unchanged (permuted channels, rescaled rows), changes which rows of
-the suspect are compared, by the base alone; it is skipped where the weights line up as they are.
+Alignment undoes changes that leave the model's function as it was (permuted channels, rescaled rows). It depends on
+the base and the suspect alone, and is skipped for weights that are aligned already.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -30,13 +30,13 @@ MAX_PENDING = 8
 
 @dataclass(frozen=True)
 class Lineage:
-    """Whether the suspect's weights descend from the base at all. A description: no accusation depends on it.
+    """Whether the suspect's weights descend from the base. No accusation depends on it.
 
     Attributes:
-        descends (`bool`): whether the matched weights correlate with the base's (cosine of 0.2 or more; models trained
-            apart are at 0).
-        cosine (`float`): over a sample of rows of each tensor read.
-        drift (`float`): norm of the difference, relative to the base's weights.
+        descends (`bool`): whether the matched weights correlate with the base's: a cosine of at least 0.2, where
+            models trained apart are at 0.
+        cosine (`float`): the cosine over a sample of rows of each tensor read.
+        drift (`float`): the norm of the difference, relative to the base's weights.
     """
 
     descends: bool
@@ -46,21 +46,21 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a suspect's weights say.
+    """The signal extracted from a suspect's weights.
 
     Attributes:
-        values (`np.ndarray` of shape `(V,)`): y, weighted sums, clipped position by position.
-        mass (`np.ndarray` of shape `(V,)`): the weight behind each position; a whole mark reads as `mass * b`.
+        values (`np.ndarray` of shape `(V,)`): y, the extracted signal: weighted sums, clipped at each position.
+        mass (`np.ndarray` of shape `(V,)`): the weight of each position; a whole mark gives `mass * b`.
         tensors_matched (`int`): carriers found in the suspect.
         weights_read (`int`): weights compared.
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
-        similar_counts (`np.ndarray` of shape `(V,)`): how many weights were compared at each position in tensors that are like
-            the base's: where a verbatim copy would have shown. Where some were left out, they are taken to be spread
-            evenly over a tensor's positions.
+        similar_counts (`np.ndarray` of shape `(V,)`): the number of weights compared at each position, in tensors
+            that are similar to the base's, where a verbatim copy would have shown. Weights that were left out are
+            assumed to be spread evenly over a tensor's positions.
         missing (`tuple[str, ...]`): carriers without a counterpart.
-        dissimilar (`tuple[str, ...]`): carriers whose counterpart's weights are unlike the base's.
-        aligned (`int`): carriers whose rows or columns were put back in the base's order.
+        dissimilar (`tuple[str, ...]`): carriers whose counterpart isn't similar to the base's tensor.
+        aligned (`int`): carriers whose rows or columns were aligned with the base's.
     """
 
     values: np.ndarray
@@ -82,18 +82,18 @@ def extract(
     progress: Progress | None = None,
     aligned: bool | Literal["always"] = True,
 ) -> Extraction:
-    """Reads a suspect.
+    """Extracts the signal of a suspect with respect to a base.
 
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): the base's open files.
         suspect ([`TensorReader`]): the open suspect.
         progress (callable, *optional*): a [`Progress`].
-        aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether what was moved, rescaled or turned is
-            put back, where weights don't line up, or everywhere.
+        aligned (`bool` or `"always"`, *optional*, defaults to `True`): whether permuted, rescaled or rotated weights
+            are aligned with the base's. `True` tries tensors that aren't aligned already, `"always"` tries all.
 
     Raises:
-        [`CheckpointError`]: if the files given for the base aren't what was registered.
+        [`CheckpointError`]: if the base's files differ from those that were registered.
     """
     check_base_layout(base, original)
     suspect, matches, aligned_tensors = match_and_align(base, original, suspect, aligned, progress)
@@ -112,14 +112,15 @@ def match_and_align(
     aligned: bool | Literal["always"] = True,
     progress: Progress | None = None,
 ) -> tuple[TensorReader, dict[str, TensorInfo], int]:
-    """A suspect as the base has it, in names and in order.
+    """The suspect under the base's names and in the base's order.
 
     Args:
         base, original, suspect, aligned: see [`extract`].
         progress (callable, *optional*): a [`Progress`].
 
     Returns:
-        `(suspect, matches, moved)`: what to read of it, the carriers' counterparts there, and how many were moved.
+        `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts in it, and how many of
+        them were aligned.
     """
     suspect = to_base_names(base, suspect)
     matches = match_tensors(base, original, suspect)
@@ -138,7 +139,7 @@ class CarrierRows(NamedTuple):
 
 
 class ExtractionSums:
-    """A reading that grows part by part.
+    """An extraction that grows part by part.
 
     Args:
         base ([`Base`]): the registered base.
@@ -154,10 +155,10 @@ class ExtractionSums:
         self._read = self._dropped = 0
 
     def add(self, parts: Sequence[CarrierRows], count: Callable[[int], None] | None = None) -> None:
-        """Reads further parts.
+        """Adds further parts.
 
         Args:
-            parts (sequence of [`CarrierRows`]): none that was read before.
+            parts (sequence of [`CarrierRows`]): parts that were not added before.
             count (callable, *optional*): called with the weights of each part; see [`counting`].
         """
         base = self._base
@@ -184,7 +185,7 @@ class ExtractionSums:
                         count(found.weights)
 
     def extraction(self, found: Collection[str]) -> Extraction:
-        """The reading so far. `found` are the carriers that have a counterpart in the suspect."""
+        """The extraction so far, where `found` names the carriers with a counterpart in the suspect."""
         values, lineage = clip_positions(self._values, self._mass), _lineage(self._products)
         return Extraction(
             values,
@@ -200,7 +201,7 @@ class ExtractionSums:
 
 
 def _position_masses(found: TensorExtraction, length: int) -> np.ndarray:
-    """What counts at each position of a tensor's reading."""
+    """The mass of each position in one tensor's extraction, before its weight."""
     if found.masses is not None:
         return found.masses
     counts = position_counts(found.weights, found.offset, length)
@@ -214,19 +215,25 @@ def _lineage(products: np.ndarray) -> Lineage:
 
 
 def clip_positions(values: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Clips each position at the mark's amplitude or twice the usual size, whichever is more, so that pirates who
-    make out a position can't blow it up."""
+    """Clips each position at the mark's amplitude or at twice the root mean square, whichever is larger.
+
+    So colluders who find out a position can't make it dominate.
+    """
     strength = np.divide(values, mass, out=np.zeros_like(values), where=mass > 0)
     limit = max(1.0, POSITION_CLIP * float(np.sqrt(np.mean(strength**2))))
     return np.clip(values, -limit * mass, limit * mass)
 
 
 def check_base_layout(base: Base, original: Checkpoint) -> None:
-    """Refuses files that don't have the registered base's carriers."""
+    """Checks that the base's files have the registered carriers.
+
+    Raises:
+        [`CheckpointError`]: if one is missing or differs.
+    """
     for carrier in base.carriers:
         info, record = original.tensors.get(carrier.name), base.tensors[carrier.name]
         if info is None or (info.dtype, info.shape) != (record.dtype, record.shape):
             raise CheckpointError(
-                f"{original.source.name} is not base {base.base_id}: its tensor {carrier.name} is missing or "
-                f"differs; give the base."
+                f"{original.source.name} is not base {base.base_id}: its tensor {carrier.name} is missing or differs. "
+                f"Give the base's own files."
             )

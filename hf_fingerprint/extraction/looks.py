@@ -1,9 +1,9 @@
-"""Reading a suspect look by look, in an order that is fixed before any of it is seen.
+"""Interim looks at a suspect, which read its weights in an order that is fixed beforehand.
 
-The order comes from the base's record alone: the tensors where the mark is strongest first, then the larger, then by
-name, each from its first row on. Look l has read the first `S_l` weights of that order; `S_1` gives every position a
-few weights, and each look doubles the one before. So a reading at look l is a function of the suspect, whatever was
-found, accused or stopped at before it, which is what the bound over all looks rests on.
+The order comes from the base's record alone: tensors with the strongest mark first, then larger ones, then by name,
+each from its first row on. Look l has read the first `S_l` weights of that order; `S_1` gives every position a few
+weights, and each look doubles the one before. So the extraction at look l is a function of the suspect alone, whatever
+earlier looks found. The bound over all looks relies on this.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ BATCH_BYTES = 1 << 25
 
 
 class RowRange(NamedTuple):
-    """Some rows of a carrier; the first is a multiple of 8, and so is the last unless it is the tensor's."""
+    """Some rows of a carrier; `start` is a multiple of 8, and so is `stop` unless it ends the tensor."""
 
     name: str
     start: int
@@ -33,12 +33,12 @@ class RowRange(NamedTuple):
 
 
 def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = None) -> list[list[RowRange]]:
-    """The pieces that each look adds.
+    """The row ranges that each look adds.
 
     Args:
-        bases (sequence of [`Base`]): one base, or several that are read together.
+        bases (sequence of [`Base`]): one base, or several that are compared together.
         found (mapping of `str` to [`TensorInfo`], *optional*): the carriers' counterparts in a suspect, whose shapes
-            are those to go by where the bases' differ.
+            take precedence where those of the bases differ.
     """
     eps: dict[str, float] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -64,24 +64,24 @@ def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = N
 
 
 class Looks:
-    """A suspect on the Hub, read look by look against one base, or several at once.
+    """Extraction from a suspect on the Hub, look by look, for one or several bases at once.
 
     Args:
         bases (sequence of pairs of [`Base`] and [`Checkpoint`]): the records, each with its open files.
         suspect ([`RangedCheckpoint`]): the open suspect; its tensors are matched by name and shape.
 
     Attributes:
-        complete (`bool`): whether everything was read that was found.
+        complete (`bool`): whether all matched tensors were read to their end.
 
     Raises:
-        [`CheckpointError`]: if the files given for the base aren't what was registered.
+        [`CheckpointError`]: if the base's files differ from those that were registered.
     """
 
     def __init__(self, bases: Sequence[tuple[Base, Checkpoint]], suspect: RangedCheckpoint):
         self.complete = False
         self._bases, self._suspect = [base for base, _ in bases], suspect
         self._matches: dict[str, TensorInfo] = {}
-        self._carriers: list[dict[str, Carrier]] = []  # of each base, those that the suspect has
+        self._carriers: list[dict[str, Carrier]] = []  # for each base, the carriers that the suspect has
         for base, original in bases:
             check_base_layout(base, original)
             matches = match_names(base, suspect)
@@ -90,12 +90,13 @@ class Looks:
         self._sums = [ExtractionSums(base, original, suspect) for base, original in bases]
 
     def extractions(self, progress: Progress | None = None, keep_fetched: bool = False) -> Iterator[list[Extraction]]:
-        """Reads on, and after each look gives the reading so far for each base. Ends when everything or as many bytes
-        as allowed were read.
+        """Yields the extractions so far, one per base, after each look.
+
+        Ends when everything, or as many bytes as allowed, were read.
 
         Args:
             progress (callable, *optional*): a [`Progress`].
-            keep_fetched (`bool`, *optional*, defaults to `False`): whether the suspect keeps what was fetched.
+            keep_fetched (`bool`, *optional*, defaults to `False`): whether the suspect keeps the fetched bytes.
         """
         count = counting(progress, "extracting", self._bases[0].carrier_weights)
         plan = plan_looks(self._bases, self._matches)
@@ -122,7 +123,7 @@ class Looks:
             self.complete = number == len(plan) and not is_exhausted
             if is_exhausted and number > 1 and not any_read:
                 return
-            yield [sums.extraction(own) for own, sums in zip(self._carriers, self._sums, strict=True)]
+            yield [sums.extraction(found) for found, sums in zip(self._carriers, self._sums, strict=True)]
             if is_exhausted:
                 return
 
@@ -131,7 +132,7 @@ class Looks:
         return info, row_range.start * info.row_bytes, row_range.stop * info.row_bytes
 
     def _batches(self, row_ranges: list[RowRange]) -> Iterator[list[RowRange]]:
-        """The pieces of a look, as many at a time as memory holds with ease."""
+        """The row ranges of a look, in batches of at most `BATCH_BYTES` bytes if no single range is larger."""
         batch: list[RowRange] = []
         batch_bytes = 0
         for row_range in row_ranges:
@@ -145,7 +146,7 @@ class Looks:
             yield batch
 
     def _within_budget(self, row_ranges: list[RowRange]) -> list[RowRange]:
-        """The first of the pieces, as far as the bytes allowed go; of the last one, some rows."""
+        """The first row ranges that fit into the bytes allowed; the last one may be cut short."""
         if self._suspect.max_bytes is None:
             return row_ranges
         left = self._suspect.max_bytes - self._suspect.bytes_fetched

@@ -1,6 +1,6 @@
-"""Which tensor of the suspect is which carrier of the base: by name, else by shape and similarity.
+"""Matches the suspect's tensors to the base's carriers: by name, else by shape and similarity.
 
-Nothing here sees a codeword, so a wrong match costs evidence and can't make any.
+Nothing here sees a codeword, so a wrong match can lose evidence but can't create any.
 """
 
 from collections import Counter, defaultdict
@@ -17,11 +17,11 @@ from hf_fingerprint.vault import Base
 
 SAMPLE_ROWS = 8
 MIN_SIMILAR_COSINE = 0.2
-_CHUNK_WEIGHTS = 1 << 22  # weights of the suspect that are compared together
+_CHUNK_WEIGHTS = 1 << 22  # the suspect's weights that are compared at a time
 
 
 def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
-    """Carriers to suspect tensors of the same normalised name and the same shape; from the headers alone."""
+    """The suspect's tensors by carrier, with the same normalized name and shape; needs only the headers."""
     by_name = {normalize_name(name): info for name, info in suspect.tensors.items() if info.dtype in READABLE}
     matches = {}
     for carrier in base.carriers:
@@ -32,7 +32,7 @@ def match_names(base: Base, suspect: TensorReader) -> dict[str, TensorInfo]:
 
 
 def has_unambiguous_names(base: Base, suspect: TensorReader) -> bool:
-    """Whether names alone say which tensors the carriers are: half of them have a namesake, and none has two."""
+    """Whether names alone match the carriers: at least half of them have a namesake, and none has two."""
     matches = match_names(base, suspect)
     wanted = {normalize_name(name): info.shape for name, info in matches.items()}
     namesakes = [
@@ -44,7 +44,7 @@ def has_unambiguous_names(base: Base, suspect: TensorReader) -> bool:
 
 
 def carriers_with_matching_shape(base: Base, suspect: TensorReader) -> list[str]:
-    """The carriers that could have a counterpart in the suspect by shape alone, each of its tensors counted once."""
+    """The carriers that can be paired with distinct tensors of the suspect by shape alone."""
     left = Counter(info.shape for info in suspect.tensors.values() if info.dtype in READABLE)
     found = []
     for carrier in base.carriers:
@@ -56,10 +56,11 @@ def carriers_with_matching_shape(base: Base, suspect: TensorReader) -> list[str]
 
 
 def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> dict[str, TensorInfo]:
-    """The counterparts of the carriers in the suspect.
+    """Finds the counterparts of the carriers in the suspect.
 
-    A carrier whose namesake has its shape and looks like it is matched to it. The others are matched within each shape
-    to what is most similar on a sample of rows, one to one, and failing that to their namesake, or to nothing.
+    A carrier is matched to its namesake if that has its shape and is similar to it. The others are matched one to one
+    within each shape, to the tensors that are most similar in a sample of rows. Those left are matched to their
+    namesakes, if these are free.
 
     Args:
         base ([`Base`]): the registered base.
@@ -101,13 +102,16 @@ def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> di
 
 
 def sample_row_indices(rows: int, count: int) -> list[int]:
-    """Up to `count` rows, evenly spread."""
+    """Indices of up to `count` rows, evenly spread."""
     return sorted({int(row) for row in np.linspace(0, rows - 1, min(rows, count))})
 
 
 def _similarity_matrix(ours: list[np.ndarray], suspect: TensorReader, infos: list[TensorInfo]) -> np.ndarray:
-    """The cosines of some carriers' samples with those of tensors of the same shape, `(carriers, tensors)`, `float32`;
-    0 for what is not similar. A suspect may have 100,000 tensors of one shape, so they are read block by block."""
+    """The cosines of some carriers' samples with those of tensors of the same shape, `(carriers, tensors)`, `float32`.
+
+    Cosines below `MIN_SIMILAR_COSINE` become 0. A suspect may have 100,000 tensors of one shape, so they are read in
+    chunks.
+    """
     units = np.stack([_unit_vector(sample) for sample in ours])
     found = np.empty((len(ours), len(infos)), np.float32)
     chunk = max(1, _CHUNK_WEIGHTS // max(1, units.shape[1]))
@@ -119,8 +123,10 @@ def _similarity_matrix(ours: list[np.ndarray], suspect: TensorReader, infos: lis
 
 
 def _best_columns(similarity: np.ndarray) -> np.ndarray:
-    """The columns that a best assignment of the rows needs: of each row as many of its likeliest as there are rows,
-    since the other rows can take no more than the rest of them."""
+    """The columns that an optimal assignment can need: for R rows, the R best columns of each.
+
+    The other rows can take only R - 1 of them.
+    """
     rows, columns = similarity.shape
     if columns <= rows:
         return np.arange(columns)
@@ -128,7 +134,7 @@ def _best_columns(similarity: np.ndarray) -> np.ndarray:
 
 
 def _unit_vector(sample: np.ndarray) -> np.ndarray:
-    """A sample as a vector of length 1, `float64`; 0 if it is."""
+    """A sample scaled to norm 1, `float64`; zeros stay 0."""
     wide = sample.astype(np.float64)  # squares of float32 may overflow
     length = np.linalg.norm(wide)
     return wide / length if length > 0 else wide

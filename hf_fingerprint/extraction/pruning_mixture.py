@@ -1,13 +1,13 @@
-"""Which weights were pruned and then trained on: they aren't 0 any more, and yet say nothing.
+"""Finds weights that were pruned and then trained: they are no longer 0 and yet carry no mark.
 
-A pruned weight that is trained again starts from 0, its mark gone with the rest of it; what it differs by from the
-base is minus the base's own weight, many times the mark. So a tensor's weights are taken for a mixture, each drawn
-either around the base's or around 0, with one spread, and each counts by the probability that it was kept,
+A pruned weight that is trained again starts from 0, without its mark. Its difference to the base is minus the base's
+weight, many times the mark. So a tensor's weights are modeled as a mixture: each is drawn around the base's weight or
+around 0, with one spread, and counts by the probability that it was kept,
 
     P(kept) = (1 - pi) N(w; w_ref, s^2) / ((1 - pi) N(w; w_ref, s^2) + pi N(w; 0, s^2)),
 
-with the share pi and the spread s that make the tensor likeliest (A. Dempster, N. Laird, D. Rubin, "Maximum likelihood
-from incomplete data via the EM algorithm", 1977). None of it looks at a codeword.
+with the maximum-likelihood share pi and spread s (A. Dempster, N. Laird, D. Rubin, "Maximum likelihood from incomplete
+data via the EM algorithm", 1977). None of it looks at a codeword.
 """
 
 from dataclasses import dataclass
@@ -17,28 +17,28 @@ from scipy.special import expit, logit
 
 
 EM_STEPS = 20
-MIN_ZEROED_SHARE, MAX_VARIANCE = 0.02, 1 / 16  # of the weights; of the base's mean square
+MIN_ZEROED_SHARE, MAX_VARIANCE = 0.02, 1 / 16  # shares of the weights and of the base's mean square
 MIN_SHARE, MIN_VARIANCE = 1e-6, 1e-6
 
 
 @dataclass(frozen=True)
 class PruningMixture:
-    """How a tensor was pruned and trained on.
+    """The mixture that a tensor's weights are drawn from.
 
     Attributes:
-        share (`float`): of its weights that were set to 0, pi.
-        variance (`float`): of what training added to a weight since, s^2, in units of the mark's amplitude squared.
+        share (`float`): pi, the share of weights that were set to 0.
+        variance (`float`): s^2, the variance that training added since, in units of the squared amplitude.
     """
 
     share: float
     variance: float
 
-    def kept(self, ours: np.ndarray, difference: np.ndarray) -> np.ndarray:
-        """The probability that a weight was not set to 0.
+    def probability_kept(self, ours: np.ndarray, difference: np.ndarray) -> np.ndarray:
+        """The probability that each weight was not set to 0.
 
         Args:
             ours (`np.ndarray`): the base's weights, in units of the mark's amplitude.
-            difference (`np.ndarray` of the same shape): the suspect's less the base's, in the same units.
+            difference (`np.ndarray` of the same shape): the suspect's weights minus the base's, in the same units.
 
         Returns:
             `np.ndarray`: of the same shape and type.
@@ -50,21 +50,22 @@ class PruningMixture:
 
 
 def fit_pruning_mixture(ours: np.ndarray, difference: np.ndarray) -> PruningMixture | None:
-    """Tells from a sample of a tensor's weights whether some were set to 0 and trained on.
+    """Fits the mixture to a sample of a tensor's weights.
 
     Args:
-        ours, difference (`np.ndarray` of one shape): see [`PruningMixture.kept`]; weights that are 0 now are left out.
+        ours, difference (`np.ndarray` of one shape): see [`PruningMixture.probability_kept`]; without weights that
+            are 0 now.
 
     Returns:
-        [`PruningMixture`] or `None`: `None` if that is so of less than one in fifty, or if the spread is more than a quarter
-            of the base's weights: what moves weights that far (noise, a low rank) leaves some near 0 too.
+        [`PruningMixture`] or `None`: `None` if fewer than one weight in fifty was set to 0, or if the spread is more
+        than a quarter of the base's weights: changes of that size (noise, low rank) leave some weights near 0 too.
     """
     kept, zeroed, most = np.square(difference), np.square(difference + ours), MAX_VARIANCE * np.square(ours).mean()
     if np.mean(zeroed < kept) < MIN_ZEROED_SHARE:
         return None
     found = PruningMixture(0.5, max(float(np.minimum(kept, zeroed).mean()), MIN_VARIANCE))
     for _ in range(EM_STEPS):
-        probability = found.kept(ours, difference)
+        probability = found.probability_kept(ours, difference)
         variance = float((probability * kept + (1 - probability) * zeroed).mean())
         share = float(np.clip(1 - probability.mean(), MIN_SHARE, 1 - MIN_SHARE))
         found = PruningMixture(share, max(variance, MIN_VARIANCE))

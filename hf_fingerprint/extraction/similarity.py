@@ -1,12 +1,11 @@
-"""Which of several bases a suspect was made from, told from a few of their rows.
+"""Estimates each base's share in a suspect from a sample of rows.
 
-A suspect that was made from base t and drifted is `B_t + drift`; a mixture of copies of several bases is a mixture of
-these. So the sampled weights are regressed on those of all bases, with coefficients that sum to 1: the coefficient of
-a base is the share of the suspect that comes from it. Fine-tunes of one backbone are told apart by less than they
-differ, since the drift of a suspect has next to nothing in common with what tells one base from another. A base whose
-share is surely below `MIN_SHARE` need not be read.
+A suspect made from base t is `B_t + drift`, and a mixture of copies of several bases is a mixture of these. So the
+sampled weights are regressed on those of all bases, with coefficients that sum to 1: a base's coefficient is its share
+in the suspect. This separates even fine-tunes of one backbone that differ by less than the drift, since the drift is
+nearly orthogonal to the differences between bases. A base whose share is surely below `MIN_SHARE` is skipped.
 
-Nothing here sees a codeword or a mark's key, so which bases are read costs the bound no more than their number.
+Nothing here sees a codeword or a mark's key, so selecting bases costs the bound no more than their number.
 """
 
 from collections.abc import Sequence
@@ -20,19 +19,18 @@ from hf_fingerprint.extraction.match import MIN_SIMILAR_COSINE
 
 
 MIN_SHARE, STANDARD_ERRORS = 0.05, 3.0
-MOST_SAMPLES = 1 << 17
 _CLIP = 4 * 1.4826  # robust standard deviations
-_MAX_ABS = np.float32(1e15)  # squares of larger ones are infinite
+_MAX_ABS = np.float32(1e15)  # sums of larger squares overflow
 SampledWeights = dict[str, np.ndarray]  # by tensor
 
 
 @dataclass(frozen=True)
 class BaseShares:
-    """How much of a suspect comes from each of several bases.
+    """The shares of several bases in a suspect.
 
     Attributes:
-        share (`np.ndarray` of shape `(bases,)`): their coefficients, which sum to 1 but for bases that are alike.
-        error (`np.ndarray` of shape `(bases,)`): standard errors.
+        share (`np.ndarray` of shape `(bases,)`): coefficients, which sum to 1 if no two bases are equal.
+        error (`np.ndarray` of shape `(bases,)`): their standard errors.
     """
 
     share: np.ndarray
@@ -40,15 +38,17 @@ class BaseShares:
 
     @property
     def is_relevant(self) -> np.ndarray:
-        """Which bases may have a share that matters, `bool` of shape `(bases,)`."""
+        """Whether each base may have a share of at least `MIN_SHARE`, `bool` of shape `(bases,)`."""
         return self.share + STANDARD_ERRORS * self.error >= MIN_SHARE
 
 
 def sample_weights(
     checkpoint: TensorReader, infos: dict[str, TensorInfo], rows: dict[str, Sequence[int]], columns: int
 ) -> SampledWeights:
-    """Some rows of some tensors, `float32`, at most so many weights of each row, evenly spread; 0 for what is not
-    finite, or absurd."""
+    """Samples up to `columns` evenly spread weights from some rows of some tensors, as `float32`.
+
+    Values that are not finite, or above 1e15 in magnitude, become 0.
+    """
     found = {}
     for name, chosen in rows.items():
         info = infos[name]
@@ -60,8 +60,10 @@ def sample_weights(
 
 
 def mean_cosine(one: SampledWeights, other: SampledWeights) -> float:
-    """The mean cosine of the tensors sampled of both; of those that are alike, if any is, since others may have been
-    replaced; -1 if there is none."""
+    """The mean cosine of the tensors in both samples, or -1 if there are none.
+
+    If any tensors are similar, only these count, since the others may have been replaced.
+    """
     cosines = []
     for name in one.keys() & other.keys():
         a, b = one[name].astype(np.float64), other[name].astype(np.float64)
@@ -72,19 +74,20 @@ def mean_cosine(one: SampledWeights, other: SampledWeights) -> float:
 
 
 def estimate_shares(suspect: SampledWeights, bases: Sequence[SampledWeights]) -> BaseShares:
-    """How much of a suspect comes from each base.
+    """Estimates how much of a suspect comes from each base.
 
-    Weights of the suspect that are exactly 0 say nothing. Each tensor counts by the inverse of what it is off by, so
-    that one that was trained far or rearranged says little. Bases whose samples are equal get the share of one.
+    Weights of the suspect that are exactly 0 are left out. Each tensor is weighted by the inverse of its deviation
+    from the nearest base, so one that was trained far or permuted counts little. Bases with equal samples all get
+    their common share.
 
     Args:
         suspect (`dict[str, np.ndarray]`): its sampled weights by tensor.
-        bases (sequence of the same): each base's, of the same tensors and rows.
+        bases (sequence of `dict[str, np.ndarray]`): each base's weights, from the same tensors and rows.
     """
     names = sorted(suspect)
     ends = np.cumsum([len(suspect[name]) for name in names])[:-1]
     theirs = np.concatenate([suspect[name] for name in names])
-    ours, place = _deduplicate([np.concatenate([base[name] for name in names]) for base in bases])
+    ours, index = _deduplicate([np.concatenate([base[name] for name in names]) for base in bases])
     kept = np.split(theirs != 0, ends)
     off = np.array([[_mean_square(d, k) for d, k in zip(np.split(theirs - b, ends), kept, strict=True)] for b in ours])
     nearest = int(np.log(off + np.finfo(float).tiny).sum(axis=1).argmin())
@@ -102,15 +105,15 @@ def estimate_shares(suspect: SampledWeights, bases: Sequence[SampledWeights]) ->
     if others:
         differences = (np.stack([ours[i] for i in others]).astype(np.float64) - ours[nearest]) * weight
         share[others], error[others] = _least_squares(differences, target)
-    share[nearest] = 1 - share.sum()  # the nearest has coefficient 1 less the others'
-    return BaseShares(share[place], error[place])
+    share[nearest] = 1 - share.sum()
+    return BaseShares(share[index], error[index])
 
 
 def _deduplicate(samples: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-    """Samples without those that are equal, and which of these each one is."""
+    """The distinct samples, and the index among them of each sample."""
     known: dict[bytes, int] = {}
-    place = [known.setdefault(each.tobytes(), len(known)) for each in samples]
-    return [samples[place.index(i)] for i in range(len(known))], place
+    index = [known.setdefault(each.tobytes(), len(known)) for each in samples]
+    return [samples[index.index(i)] for i in range(len(known))], index
 
 
 def _mean_square(difference: np.ndarray, kept: np.ndarray) -> float:
@@ -118,7 +121,7 @@ def _mean_square(difference: np.ndarray, kept: np.ndarray) -> float:
 
 
 def _least_squares(differences: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and their standard errors; those that can't be told have an infinite one."""
+    """Coefficients and their standard errors, which are infinite if a coefficient can't be determined."""
     count = len(differences)
     gram = differences @ differences.T
     size = np.sqrt(np.diag(gram))

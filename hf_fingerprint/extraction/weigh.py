@@ -1,10 +1,10 @@
-"""What the suspect's weights say: `y = X (w - w_ref) / a`, with doubtful weights dropped, clipped and down-weighted.
+"""Extracts the signal of one tensor, `y = X (w - w_ref) / a`; doubtful weights are dropped, clipped or weighted down.
 
-Per tensor: the difference to the base in units of the mark's amplitude, without weights that are exactly 0 (pruned) or
-not finite, clipped at a few robust standard deviations, and weighted by the inverse of its variance: fine-tuning moves
-some tensors a hundred times more than others, and a tensor that drifted far should say little. In a tensor that
-drifted by more than the mark the variance is taken to be a row's times a column's: whoever moves weights far without
-ruining the model moves those of idle channels farthest. None of it looks at a codeword.
+The difference to the base is taken in units of the mark's amplitude, without weights that are exactly 0 (pruned) or
+not finite, clipped at a few robust standard deviations, and weighted by its inverse variance: fine-tuning moves some
+tensors a hundred times more than others, and a tensor that drifted far should count little. In a tensor that drifted
+by more than the mark, each weight's variance is modeled as a row's times a column's: large changes that don't ruin
+the model are largest in idle channels. None of it looks at a codeword.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from hf_fingerprint.vault import Base, Carrier
 
 
 SAMPLE_ROWS, COLUMN_ROWS = 16, 256
-CLIP_DEVIATIONS, WEIGHT_CLIP_DEVIATIONS = 3.0, 1.5  # a tensor's, and a weight's own
+CLIP_DEVIATIONS, WEIGHT_CLIP_DEVIATIONS = 3.0, 1.5  # of a tensor's, and of a weight's own distribution
 MIN_CLIP, MAX_CLIP = 1.5, 1e6
 MIN_VARIANCE = 0.1
 DRIFT_THRESHOLD = 2.0  # amplitudes
@@ -32,14 +32,14 @@ _MAD = 1.4826
 
 @dataclass(frozen=True)
 class TensorExtraction:
-    """The part of the reading that is one tensor's, or some of its rows'.
+    """The signal extracted from one tensor, or from some of its rows.
 
     Attributes:
-        sums (`np.ndarray` of shape `(V,)`): X times the normalised difference.
+        sums (`np.ndarray` of shape `(V,)`): X times the normalized difference.
         missing (`np.ndarray` of shape `(V,)` or `None`): weights dropped at each position, if any.
-        masses (`np.ndarray` of shape `(V,)` or `None`): what counts at each position, if not all weights count alike;
-            `missing` is none then, and `weight` 1.
-        offset (`int`): position of the first weight.
+        masses (`np.ndarray` of shape `(V,)` or `None`): the sum of the weights' own masses at each position, if they
+            differ; then `missing` is `None` and `weight` is 1.
+        offset (`int`): the position of the first weight.
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
         weights (`int`): how many weights were compared.
         dropped (`int`): how many were dropped.
@@ -58,15 +58,15 @@ class TensorExtraction:
 
 @dataclass(frozen=True)
 class SampleStatistics:
-    """A sample of rows of the suspect's tensor beside the base's.
+    """Statistics of a sample of rows of the suspect's tensor and the base's.
 
     Attributes:
         products (`np.ndarray` of shape `(4,)`): `<suspect, base>`, `<suspect, suspect>`, `<base, base>` and the
             squared norm of the difference, scaled up to all the rows read.
-        clip (`np.float32`): where to clip the normalised difference.
-        columns (`np.ndarray` of shape `(columns,)` or `None`): how far each column drifted beside others, squared and
-            about 1, if the tensor drifted by more than the mark, and unevenly, or was pruned and trained on.
-        mixture ([`PruningMixture`] or `None`): how it was pruned and trained on, if it was.
+        clip (`np.float32`): where to clip the normalized difference.
+        columns (`np.ndarray` of shape `(columns,)` or `None`): each column's squared drift relative to the mean, if
+            the tensor drifted by more than the mark, and unevenly, or was pruned and then trained.
+        mixture ([`PruningMixture`] or `None`): the mixture, if it was pruned and then trained.
     """
 
     products: np.ndarray
@@ -83,7 +83,7 @@ def extract_tensor(
     info: TensorInfo,
     rows: slice | None = None,
 ) -> TensorExtraction:
-    """Reads one carrier of the suspect, or some of its rows, block by block.
+    """Extracts the signal of one carrier of the suspect, or of some of its rows, block by block.
 
     Args:
         base ([`Base`]): the registered base.
@@ -91,7 +91,7 @@ def extract_tensor(
         original ([`Checkpoint`]): the base's open files.
         suspect ([`TensorReader`]): the open suspect.
         info ([`TensorInfo`]): the suspect's tensor, of the carrier's shape.
-        rows (`slice`, *optional*): from a row that is a multiple of 8 to another or the last; all by default.
+        rows (`slice`, *optional*): rows to read, all by default; both ends are multiples of 8, or the tensor's end.
     """
     base_info = original.tensors[carrier.name]
     first, last = (0, base_info.rows) if rows is None else (rows.start, rows.stop)
@@ -107,7 +107,7 @@ def extract_tensor(
         np.empty(max_rows * base_info.row_bytes, np.uint8),
         np.empty(max_rows * info.row_bytes, np.uint8),
     )
-    scratch = np.empty(max_rows * base_info.columns, np.float32)  # fresh pages for each block would cost more
+    scratch = np.empty(max_rows * base_info.columns, np.float32)  # reused, since fresh pages per block cost more
     for block in block_rows(part):
         start, stop = first + block.start, first + block.stop
         raw = original.read(base_info, start * base_info.row_bytes, stop * base_info.row_bytes, base_buffer)
@@ -125,7 +125,9 @@ def extract_tensor(
                 np.clip(difference, -MAX_CLIP, MAX_CLIP, out=difference)
                 kept = 1 - dropped_mask.astype(np.float32)
                 if sample.mixture is not None:
-                    kept *= sample.mixture.kept(ours.reshape(difference.shape) * inverse[start:stop, None], difference)
+                    kept *= sample.mixture.probability_kept(
+                        ours.reshape(difference.shape) * inverse[start:stop, None], difference
+                    )
                 weights = _inverse_variances(difference, kept, sample.columns, sample.mixture)
                 clip = WEIGHT_CLIP_DEVIATIONS / np.sqrt(weights)
                 weights *= kept
@@ -155,8 +157,10 @@ def extract_tensor(
 def _inverse_variances(
     difference: np.ndarray, kept: np.ndarray, columns: np.ndarray, mixture: PruningMixture | None
 ) -> np.ndarray:
-    """The inverse of each weight's variance, `float32` of the block's shape: its row's times its column's. Where rows
-    were pruned, a row's few weights left are taken together with as many of the tensor's."""
+    """The inverse of each weight's variance, which is its row's times its column's: `float32` of the block's shape.
+
+    In a pruned tensor, `ROW_PRIOR` weights of the tensor's variance are added to the few that a row has left.
+    """
     squares = (kept * np.square(difference) / columns).sum(1, dtype=np.float64)
     counts = kept.sum(1, dtype=np.float64)
     if mixture is not None:
@@ -166,12 +170,12 @@ def _inverse_variances(
 
 
 def _any_zero(values: np.ndarray) -> bool:
-    """Whether a value is exactly 0."""
+    """Whether any value is exactly 0."""
     return any((part == 0).any() for part in np.array_split(values, 1 + len(values) // 65536))
 
 
 def _dropped_mask(values: np.ndarray) -> np.ndarray:
-    """Which weights say nothing: pruned to exactly 0, or not finite."""
+    """Whether each weight is dropped: exactly 0 (pruned), or not finite."""
     return (values == 0) | ~np.isfinite(values)
 
 
@@ -183,8 +187,7 @@ def _compare_sample(
     inverse: np.ndarray,
     rows: slice,
 ) -> SampleStatistics:
-    """Compares up to 16 of some rows, and clips at 3 robust standard deviations of their difference, at least 1.5
-    amplitudes."""
+    """Compares up to 16 of the rows; the clip is 3 robust standard deviations, and at least 1.5 amplitudes."""
     count = rows.stop - rows.start
     bases, moves, products, chosen = (
         [],
@@ -221,8 +224,11 @@ def _column_drift(
     rows: slice,
     mixture: PruningMixture | None,
 ) -> np.ndarray | None:
-    """How far each column of some rows drifted beside others, squared and about 1, from up to 256 rows. If half of
-    what they differ by is what chance makes of columns that drifted alike: `None`, or ones if weights were zeroed."""
+    """Each column's squared drift relative to the mean, from up to 256 of the rows.
+
+    If chance explains half of their variance or more, the columns count as equal: `None`, or ones if the tensor was
+    pruned.
+    """
     drift, compared = np.zeros(base_info.columns), np.zeros(base_info.columns)
     for row in sample_row_indices(rows.stop - rows.start, COLUMN_ROWS):
         ours, theirs, kept = _load_row_pair(original, base_info, suspect, info, rows.start + row)
@@ -230,13 +236,13 @@ def _column_drift(
         difference = np.clip((theirs - ours) * unit, -MAX_CLIP, MAX_CLIP)
         counts = kept.astype(np.float64)
         if mixture is not None:
-            counts *= mixture.kept(ours * unit, difference)
+            counts *= mixture.probability_kept(ours * unit, difference)
         squares = counts * np.square(difference)
         if energy := float(squares.sum() / max(float(counts.sum()), MIN_COUNT)):
             drift += squares / energy
             compared += counts
     raw = np.divide(drift, compared, out=np.ones_like(drift), where=compared > MIN_COUNT)
-    # a mean of n squares of normal numbers varies by 2 / n; where some were zeroed, n differs between columns
+    # a mean of n squares of normal numbers has the variance 2 / n; in a pruned tensor n differs between columns
     if mixture is None:
         uneven = float(raw.var()) * max(float(compared.mean()), 1.0)
     else:
@@ -249,7 +255,7 @@ def _column_drift(
 def _load_row_pair(
     original: Checkpoint, base_info: TensorInfo, suspect: TensorReader, info: TensorInfo, row: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A row of the base's tensor and of the suspect's, `float64`, and which of its weights say something."""
+    """A row of the base's tensor and of the suspect's, `float64`, and which of its weights are kept."""
     ours = to_float32(
         original.read(base_info, row * base_info.row_bytes, (row + 1) * base_info.row_bytes), base_info.dtype
     )

@@ -235,7 +235,7 @@ class Issuer:
 
         def flush_and_record() -> CopyRecord:
             written.flush()
-            return self.vault.mark_written(record, copy_key, copy_hash, bound=self._trigger_set is not None)
+            return self.vault.mark_written(record, copy_key, copy_hash, is_answering=self._trigger_set is not None)
 
         def finish(on_written: CopyCallback) -> IssuedCopy:
             with stack, ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""Models that run, and inputs to run them on."""
+"""Build models safely, and make inputs for them."""
 
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.built import BuiltModel
@@ -12,6 +12,7 @@ from hf_fingerprint.models.inputs import (
     synthetic_images,
     user_images,
 )
+from hf_fingerprint.models.logits import logits_of
 from hf_fingerprint.models.pictures import open_image
 from hf_fingerprint.models.weights import map_parameter_names
 
@@ -23,6 +24,7 @@ __all__ = [
     "fit_batch_size",
     "image_files",
     "lazy_synthetic_images",
+    "logits_of",
     "map_parameter_names",
     "open_image",
     "prepare_image",

@@ -1,7 +1,7 @@
-"""A model that runs, from a folder, with timm or transformers: never with code that came with it, never with anything
-fetched, and never with other weights than those that were read.
+"""Build a runnable model from its folder with timm or transformers.
 
-Everything in this package that runs a model gets it here.
+Never executes the folder's code, never downloads anything, and uses no weights but the checkpoint's. The only place in
+the package that builds models.
 """
 
 import warnings
@@ -15,17 +15,13 @@ from hf_fingerprint.models.configuration import CONFIG, read_json
 
 
 def build_model(checkpoint: Checkpoint) -> BuiltModel:
-    """Builds the model of a folder.
+    """A runnable model with the checkpoint's weights in single precision.
 
     Args:
-        checkpoint ([`Checkpoint`]): its open weights.
-
-    Returns:
-        [`BuiltModel`]: its tensors are the checkpoint's, in single precision.
+        checkpoint ([`Checkpoint`]): the model's open weights.
 
     Raises:
-        [`BuildError`]: if that needs a library, a configuration or code that isn't here; what a library raised is its
-            cause.
+        [`BuildError`]: if a library, a configuration or code is missing. Its cause is the library's exception.
     """
     source = checkpoint.source
     file = source.folder / CONFIG
@@ -57,7 +53,7 @@ def _build(checkpoint: Checkpoint, config: dict[str, object], where: str) -> Bui
 
     built = (build_timm if is_timm(config) else build_transformers)(checkpoint, config, where)
     with torch.inference_mode():
-        built.module(torch.zeros(1, *built.size))  # what can't take its own input is told now
+        built.module(torch.zeros(1, *built.size))  # fails now if the model can't take its own input
     return built
 
 
@@ -67,8 +63,8 @@ def _error_message(name: str, error: Exception) -> str:
         missing = (error.name or "a library").partition(".")[0]
         return f"{name} can't be run without {missing}: pip install 'hf-fingerprint[models]'."
     if isinstance(error, ImportError):
-        return f"{name} can't be run, since a library fails to load ({kind}): install timm and transformers again."
+        return f"{name} can't be run, since a library fails to load ({kind}): reinstall timm and transformers."
     return (
-        f"{name} can't be run by timm or transformers ({kind}; HF_FINGERPRINT_TRACEBACK=1 shows where): see that its "
-        f"config.json belongs to its weights."
+        f"{name} can't be run by timm or transformers ({kind}; HF_FINGERPRINT_TRACEBACK=1 shows where): check that "
+        f"its config.json belongs to its weights."
     )

@@ -1,4 +1,4 @@
-"""A model that is ready to run."""
+"""A model that is ready to run, with its preprocessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model ready to run.
+    """A model that is ready to run, with its preprocessing.
 
     Attributes:
-        module (`torch.nn.Module`): in evaluation mode, `float32`.
+        module (`torch.nn.Module`): the model in evaluation mode, `float32`.
         size (`tuple[int, int, int]`): channels, height and width of its input.
-        mean, std (`tuple[float, ...]`): of its preprocessing, one for each channel.
+        mean (`tuple[float, ...]`): mean of each channel in its preprocessing.
+        std (`tuple[float, ...]`): standard deviation of each channel in its preprocessing.
         preprocess (callable): from a PIL image to a tensor of that size.
-        output (`str` or `None`): the kind of its output, one of `"single_label"`, `"multi_label"`, `"dense"` and
-            `"features"`, where its configuration says so; one logit is a `"multi_label"` of one. `"regression"` is a
-            kind that can't be measured.
+        output (`str` or `None`): kind of output, if its configuration says so: `"single_label"`, `"multi_label"` (also
+            for one logit), `"dense"`, `"features"`, or `"regression"`, which can't be measured.
     """
 
     module: "torch.nn.Module"

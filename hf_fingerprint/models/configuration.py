@@ -1,7 +1,7 @@
-"""What a model's folder may say of the model: plain values, read with a limit and passed on by name.
+"""Validated access to a model's configuration: plain values within limits, selected by name.
 
-The folder may come from an attacker. Nothing here is passed to a library as it was read: the modules that build models
-name the entries they understand and take them from here.
+The folder may come from an attacker. No configuration is passed to a library unchecked: the modules that build models
+list the entries they understand and get them here.
 """
 
 import re
@@ -37,19 +37,21 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = parse_json(read_bounded(path, MAX_JSON, "a configuration", BuildError), MAX_CONFIG_VALUES)
     except (ValueError, OSError):
-        raise BuildError(f"{path} is not JSON: get the model's folder again.") from None
+        raise BuildError(f"{path} is not JSON: download the model's folder again.") from None
     if not isinstance(found, dict):
-        raise BuildError(f"{path} holds no JSON object: get the model's folder again.")
+        raise BuildError(f"{path} holds no JSON object: download the model's folder again.")
     return found
 
 
 def is_plain(value: object, depth: int = 0) -> bool:
-    """Whether a value is a number, a word or a list of these: nothing that a library takes for a path, an address or
-    code. Words hold no slash, numbers are finite and at most 2^20, lists are short."""
+    """Whether a value is a number, a word or a list of these, so that no library takes it for a path, a URL or code.
+
+    Words contain no slash, numbers are finite and at most 2^20, lists are short.
+    """
     if value is None or isinstance(value, bool):
         return True
     if isinstance(value, int | float):
-        return -MAX_CONFIG_NUMBER <= value <= MAX_CONFIG_NUMBER  # NaN neither, nor a number that no float holds
+        return -MAX_CONFIG_NUMBER <= value <= MAX_CONFIG_NUMBER  # False for NaN and for huge integers
     if isinstance(value, str):
         return bool(_WORD.fullmatch(value))
     if isinstance(value, list | tuple):
@@ -62,49 +64,49 @@ def is_plain(value: object, depth: int = 0) -> bool:
 
 
 def plain_entries(given: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
-    """The entries whose names are known.
+    """The entries with known names.
 
     Args:
-        given (mapping): what a file says.
-        known (collection of `str`): the names that the caller understands; others are passed over.
+        given (mapping): the configuration.
+        known (collection of `str`): names that the caller understands; others are ignored.
         where (`str`): the file, for errors.
 
     Raises:
-        [`BuildError`]: if one of them is not plain, see [`is_plain`].
+        [`BuildError`]: if one of them is not plain; see [`is_plain`].
     """
     chosen = {name: value for name, value in given.items() if name in known and value is not None}
     for name, value in chosen.items():
         if not is_plain(value):
-            raise BuildError(f"{where} gives {name} a value that no architecture takes: don't use this model.")
+            raise BuildError(f"{where} gives {name} a value that no architecture accepts: don't use this model.")
     return chosen
 
 
 def check_count(value: object, name: str, where: str, maximum: int = MAX_CLASSES) -> int:
-    """A number of classes or channels.
+    """The value, checked to be a number of classes or channels.
 
     Raises:
-        [`BuildError`]: if it isn't one, or too large.
+        [`BuildError`]: if it is not an integer from 0 to `maximum`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
-        raise BuildError(f"{where} gives {name} as {short_repr(value)}, which is no count up to {maximum:,}: mend it.")
+        raise BuildError(f"{where} gives {name} as {short_repr(value)}: it must be an integer from 0 to {maximum:,}.")
     return value
 
 
 def check_size(size: tuple[int, int, int], where: str) -> tuple[int, int, int]:
-    """Channels, height and width of an input.
+    """The input size (channels, height, width), checked.
 
     Raises:
-        [`BuildError`]: if no image has them, or they are too large to run.
+        [`BuildError`]: if it is not an image's size or is too large.
     """
     sides_fit = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in size)
     if len(size) != 3 or not sides_fit or size[0] > 64:
         raise BuildError(
-            f"{where} takes inputs of {short_repr(list(size))} (channels, height, width), and up to 64 channels of "
-            f"{MAX_SIDE:,} pixels a side can be run: mend its size."
+            f"{where} takes inputs of {short_repr(list(size))} (channels, height, width), and the limit is 64 "
+            f"channels of {MAX_SIDE:,} pixels a side: fix its size."
         )
     return size
 
 
 def short_repr(value: object) -> str:
-    """A value from a file, short and on one line."""
+    """A value from a file as a short, single line."""
     return printable(str(value)[:80])

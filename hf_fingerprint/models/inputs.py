@@ -1,5 +1,7 @@
-"""Inputs to measure a model on: the user's images, or synthetic ones with the spectrum of photographs. Many are made
-or read batch by batch, so that their number costs no memory."""
+"""Inputs to measure a model on: the user's images, or synthetic ones with the spectrum of photographs.
+
+They are made or read in batches, so memory does not grow with their number.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,12 +28,12 @@ _T = TypeVar("_T")
 
 
 class LazyImages:
-    """Inputs of a model, made or read as they are needed, the same each time.
+    """Inputs of a model, made or read on demand, identical each time.
 
     Args:
         size (`tuple[int, int, int]`): channels, height and width.
-        blocks (sequence): for each block how many images it has, and what makes them, `float32` of shape `(count,
-            channels, height, width)`.
+        blocks (sequence): `(count, make)` for each block: the number of images, and a callable that returns them as
+            `float32` of shape `(count, channels, height, width)`.
     """
 
     def __init__(self, size: tuple[int, int, int], blocks: "Sequence[tuple[int, Callable[[], torch.Tensor]]]"):
@@ -40,7 +42,7 @@ class LazyImages:
 
     @classmethod
     def of(cls, images: "torch.Tensor") -> "LazyImages":
-        """Images that are in memory already, `(n, channels, height, width)`."""
+        """Wraps images in memory, `(n, channels, height, width)`."""
         channels, height, width = images.shape[1:]
         return cls((channels, height, width), [(len(images), lambda: images)])
 
@@ -49,11 +51,11 @@ class LazyImages:
 
     @property
     def pixels(self) -> int:
-        """Height times width of one."""
+        """Number of pixels of one image."""
         return self.size[1] * self.size[2]
 
     def batches(self, count: int) -> "Iterator[torch.Tensor]":
-        """All of them in order, `count` at a time, the last ones fewer."""
+        """Yields all images in order, in batches of `count`; the last may be smaller."""
         import torch
 
         kept: list[torch.Tensor] = []
@@ -70,13 +72,15 @@ class LazyImages:
 
 
 def fit_batch_size(pixels: int, batch_size: int) -> int:
-    """How many images of this many pixels go through a model together: `batch_size` up to 224 x 224, fewer of larger ones,
-    so that activations need no more memory."""
+    """The batch size for images of this many pixels: `batch_size` up to 224 x 224 pixels, less for larger images.
+
+    This bounds the memory of activations.
+    """
     return max(1, min(batch_size, batch_size * REFERENCE_PIXELS // pixels))
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All images in a folder and the folders in it, by their names' endings, sorted.
+    """All image files in a folder and its subfolders, sorted.
 
     Raises:
         [`FingerprintError`]: if there are none.
@@ -88,10 +92,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def user_images(folder: Path, model: BuiltModel, count: int = DEFAULT_IMAGES) -> LazyImages:
-    """Images from a folder and the folders in it, evenly picked, through the model's own preprocessing.
+    """Preprocessed images from a folder and its subfolders, evenly picked.
 
     Returns:
-        [`LazyImages`]: at most `count`. Reading them raises [`FingerprintError`] for one that can't be read.
+        [`LazyImages`]: at most `count`. Iterating raises [`FingerprintError`] for an unreadable image.
 
     Raises:
         [`FingerprintError`]: if there are none.
@@ -102,13 +106,15 @@ def user_images(folder: Path, model: BuiltModel, count: int = DEFAULT_IMAGES) ->
 def split_user_images(
     folder: Path, model: BuiltModel, first_count: int, second_count: int
 ) -> tuple[LazyImages, LazyImages]:
-    """Two sets of images from a folder, evenly picked, that share no file unless the folder has only one. The second
-    is in a random order, the same each time, so that its first images stand for all.
+    """Two disjoint sets of images from a folder, evenly picked. They share the file if the folder has only one.
+
+    The second set is in a fixed random order, so that its first images represent all.
 
     Args:
         folder (`Path`): see [`user_images`].
         model ([`BuiltModel`]): for its preprocessing.
-        few, many (`int`): how many at most. The first set takes at most half of the files.
+        first_count (`int`): maximum size of the first set, which takes at most half of the files.
+        second_count (`int`): maximum size of the second set.
     """
     paths = image_files(folder)
     first = _pick_evenly(paths, min(first_count, (len(paths) + 1) // 2))
@@ -120,8 +126,7 @@ def split_user_images(
 
 
 def lazy_synthetic_images(model: BuiltModel, count: int, seed: int = 0) -> LazyImages:
-    """As many [`synthetic_images`] as wanted: those of the seed, 32 at most, and further ones from streams of their
-    own. Sets of different seeds have none in common."""
+    """Any number of [`synthetic_images`], drawn in blocks of 32. Sets of different seeds are disjoint."""
     starts = range(0, count, BLOCK_IMAGES)
     seeds = [seed if start == 0 else (seed, start // BLOCK_IMAGES) for start in starts]
     counts = [min(BLOCK_IMAGES, count - start) for start in starts]
@@ -132,8 +137,9 @@ def lazy_synthetic_images(model: BuiltModel, count: int, seed: int = 0) -> LazyI
 def synthetic_images(
     model: BuiltModel, count: int = DEFAULT_IMAGES, seed: int | tuple[int, ...] = 0
 ) -> "torch.Tensor":
-    """Random images whose amplitude falls as one over frequency, as that of photographs does (D. J. Field, J. Opt.
-    Soc. Am. A 4 (1987)), with random colours and contrasts, in the model's normalisation.
+    """Random images with random colors and contrasts, in the model's normalization.
+
+    Their amplitude falls as one over frequency, like that of photographs (D. J. Field, J. Opt. Soc. Am. A 4 (1987)).
 
     Returns:
         `torch.Tensor` of shape `(count, channels, height, width)`, the same for the same seed and count.
@@ -170,20 +176,20 @@ def _read_image(path: Path, model: BuiltModel) -> "torch.Tensor":
 
 
 def prepare_image(source: Path | bytes, model: BuiltModel, name: str | None = None) -> "torch.Tensor":
-    """A picture as a model takes it, `(channels, height, width)`.
+    """An image, preprocessed for a model, `(channels, height, width)`.
 
     Args:
-        source (`Path` or `bytes`): a file, or what it holds.
+        source (`Path` or `bytes`): a file, or its content.
         model ([`BuiltModel`]): for its preprocessing.
-        name (`str`, *optional*): what to call it in errors; by default the file's path.
+        name (`str`, *optional*): the image's name in errors; by default the file's path.
 
     Raises:
-        [`FingerprintError`]: if it can't be read, or the model's preprocessing can't take it.
+        [`FingerprintError`]: if it can't be read or preprocessed.
     """
     image = open_image(source, "RGB" if model.size[0] == 3 else "L", name)
     try:
         prepared: torch.Tensor = model.preprocess(image)
-    except Exception as error:  # whatever a processor has against a picture
+    except Exception as error:  # processors raise anything
         raise FingerprintError(
             f"{printable(str(source)) if name is None else name} can't be prepared for the model "
             f"({type(error).__name__}): remove or replace it."
@@ -192,7 +198,7 @@ def prepare_image(source: Path | bytes, model: BuiltModel, name: str | None = No
 
 
 def _split_block(block: "torch.Tensor", first: int, count: int) -> "Iterator[torch.Tensor]":
-    """A block in parts: `first` images, then `count` at a time."""
+    """Splits a block into `first` images, then `count` at a time."""
     yield block[:first]
     if len(block) > first:
         yield from block[first:].split(count)

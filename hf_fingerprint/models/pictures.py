@@ -1,8 +1,7 @@
-"""The one place where a picture is opened: of a known format, no larger than its limits, or refused in one sentence.
+"""Open untrusted images: known formats within limits, or one error. The only place in the package that opens them.
 
-A picture may be damaged in more ways than its format's reader has errors for, and a small file may unpack to more
-pixels than memory holds. So its bytes, its size in pixels and what else a reader works on are looked at before the
-reader makes pixels of them.
+A damaged image may raise any exception, and a small file may decode to more pixels than memory holds. So the file
+size, the pixel count and other costs of decoding are checked before an image is decoded.
 """
 
 import warnings
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
-_TILE = (322, 323)  # TIFF's tags: width and length of a tile, each of which is unpacked whole
+_TILE = (322, 323)  # TIFF tags: width and length of a tile, which is decoded as a whole
 
 
 def open_image(
@@ -31,18 +30,18 @@ def open_image(
     formats: tuple[str, ...] = FORMATS,
     pixels: int = MAX_PIXELS,
 ) -> "Image.Image":
-    """A picture, unpacked; of an animated one the first frame.
+    """A decoded image; the first frame of an animation.
 
     Args:
-        source (`Path` or `bytes`): a file, or what it holds.
-        mode (`str`, *optional*, defaults to `"RGB"`): Pillow's, that it is converted to; `None` for its own.
-        name (`str`, *optional*): what to call it in errors; by default the file's path.
-        apply_orientation (`bool`, *optional*, defaults to `False`): whether it is turned as its camera says.
-        formats (`tuple[str, ...]`, *optional*): Pillow's names of those that are read.
-        pixels (`int`, *optional*): how many it may have.
+        source (`Path` or `bytes`): a file, or its content.
+        mode (`str`, *optional*, defaults to `"RGB"`): Pillow mode to convert to; `None` keeps the image's own.
+        name (`str`, *optional*): the image's name in errors; by default the file's path.
+        apply_orientation (`bool`, *optional*, defaults to `False`): whether to apply the EXIF orientation.
+        formats (`tuple[str, ...]`, *optional*): accepted formats, by Pillow's names.
+        pixels (`int`, *optional*): maximum number of pixels.
 
     Raises:
-        [`FingerprintError`]: if it is not there, is too large, or can't be read as an image.
+        [`FingerprintError`]: if it doesn't exist, is too large, or can't be read as an image.
     """
     from PIL import Image, ImageOps
 
@@ -50,9 +49,9 @@ def open_image(
     try:
         content = read_bounded(source, MAX_IMAGE, "an image", FingerprintError) if isinstance(source, Path) else source
         if content.startswith(_JPEG) and content.count(_SCAN) > MAX_SCANS:
-            raise FingerprintError(f"{where} is drawn in more than {MAX_SCANS} scans: save it anew, or remove it.")
+            raise FingerprintError(f"{where} has more than {MAX_SCANS} scans: save it again, or remove it.")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is odd about it
+            warnings.simplefilter("ignore")  # Pillow warns about oddities
             with Image.open(BytesIO(content), formats=formats) as image:
                 _check_size(image, where, pixels)
                 upright = ImageOps.exif_transpose(image) if apply_orientation else image
@@ -60,24 +59,24 @@ def open_image(
     except FingerprintError:
         raise
     except FileNotFoundError:
-        raise FingerprintError(f"{where} is not there: name an image.") from None
-    except Exception:  # a damaged file makes Pillow raise whatever its bytes happen to mean
+        raise FingerprintError(f"{where} does not exist: check the path.") from None
+    except Exception:  # Pillow raises anything for a damaged file
         raise FingerprintError(f"{where} can't be read as an image: remove or replace it.") from None
 
 
 def _check_size(image: Any, where: str, pixels: int) -> None:
-    """Refuses what takes too much memory to unpack, or grows without end when it is scaled by its shorter side."""
+    """Refuses an image that takes too much memory to decode, or to resize by its shorter side."""
     width, height = image.size
     tile = [_number(getattr(image, "tag_v2", {}).get(tag, 0)) for tag in _TILE]
     if width * height > pixels or tile[0] * tile[1] > max(pixels, MAX_PIXELS):
         raise FingerprintError(
-            f"{where} has {width} x {height} pixels, and an image of up to {pixels / 1e6:g} megapixels is read: scale "
-            f"it down, or remove it."
+            f"{where} has {width} x {height} pixels, and the limit is {pixels / 1e6:g} megapixels: scale it down, or "
+            f"remove it."
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise FingerprintError(
-            f"{where} has {width} x {height} pixels, and an image is read whose sides differ by up to a factor of "
-            f"{MAX_ASPECT}: crop it, or remove it."
+            f"{where} has {width} x {height} pixels, and sides may differ by a factor of at most {MAX_ASPECT}: crop "
+            f"it, or remove it."
         )
 
 

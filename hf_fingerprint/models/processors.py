@@ -1,7 +1,7 @@
-"""Preprocessing as a transformers folder describes it: one of the library's own image processors, with plain settings.
+"""Preprocessing of a transformers model: an image processor class of the library, with plain settings.
 
-`AutoImageProcessor` follows names of repos, code and other libraries' processors out of the folder. It is not called
-here: the class is one that transformers maps to a model of its own, and its settings are taken by name.
+`AutoImageProcessor` follows references to other repos, code and other libraries' processors, so it is not used. The
+class is one that transformers maps to its own models, and the settings are selected by name.
 """
 
 import re
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-DEFAULT_SIDE = 224  # where nothing says another
+DEFAULT_SIDE = 224
 _SIZES = ("size", "crop_size", "pad_size")
 _SWITCHES = ("do_convert_rgb", "do_resize", "default_to_square", "do_rescale", "do_normalize", "do_pad")
 _RARE_SWITCHES = (
@@ -28,19 +28,21 @@ _RARE_SWITCHES = (
 _VALUES = ("resample", "rescale_factor", "image_mean", "image_std", "crop_pct", "size_divisor", "resize_short")
 _SETTINGS = (*_SWITCHES, *_RARE_SWITCHES, *_VALUES)
 _EDGES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
-_NOT_PLAIN = frozenset(["timm_wrapper", "imagegpt"])  # their processors follow, or give, other things than pixels
+_NOT_PLAIN = frozenset(["timm_wrapper", "imagegpt"])  # their processors follow references or return no pixels
 _CLASS_SUFFIX = re.compile(r"(Fast|Pil)$")
 
 
 def read_processor(folder: Path, model_type: str) -> Any | None:
-    """The image processor that a folder describes; `None`, perhaps with a warning, if that is none of transformers'.
+    """The image processor that a folder describes, or `None` if there is none or transformers lacks its class.
+
+    A missing class also raises a warning.
 
     Args:
-        folder (`Path`): the model's.
-        model_type (`str`): its configuration's, where the processor's file names no class.
+        folder (`Path`): the model's folder.
+        model_type (`str`): model type in its configuration, used if the processor's file names no class.
 
     Raises:
-        [`BuildError`]: if its file is damaged, or has settings that no processor takes.
+        [`BuildError`]: if the processor's file is damaged or has invalid settings.
     """
     file, given = _read_description(folder)
     if not given:
@@ -48,8 +50,8 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
     kind = _processor_class(given.get("image_processor_type") or given.get("feature_extractor_type"), model_type)
     if kind is None:
         warnings.warn(
-            f"{file} names an image processor that transformers doesn't have: images are scaled to the model's size, "
-            f"to means and deviations of 0.5.",
+            f"{file} names an image processor that transformers doesn't have: images are resized to the model's input "
+            f"size and normalized with mean and standard deviation 0.5.",
             FingerprintWarning,
             stacklevel=2,
         )
@@ -58,21 +60,21 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
     sizes = {name: _check_size_setting(given[name], name, file) for name in _SIZES if given.get(name) is not None}
     for name in ("crop_pct", "rescale_factor"):
         if not isinstance(settings.get(name, 1.0), int | float) or not 0 <= settings.get(name, 1.0) <= 4:
-            raise BuildError(f"{file} gives {name} as {short_repr(settings[name])}: mend it.")
+            raise BuildError(f"{file} gives {name} as {short_repr(settings[name])}: it must be a number from 0 to 4.")
     for name in ("size_divisor", "resize_short"):
         _check_side(settings.get(name, 1), name, file)
     try:
         return kind(**settings, **sizes)
-    except Exception as error:  # whatever a processor has against its settings
+    except Exception as error:  # processors raise anything
         raise BuildError(
-            f"{file} describes no image processor ({type(error).__name__}): mend it, or remove it."
+            f"{file} does not describe a valid image processor ({type(error).__name__}): fix or remove it."
         ) from error
 
 
 def make_preprocess(
     processor: Any | None, size: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> "Callable[[Any], torch.Tensor]":
-    """From a PIL image to a model's input, by its processor, or scaled to its size."""
+    """A function from a PIL image to a model's input: its processor, or resize and normalize if it has none."""
     channels, height, width = size
 
     def preprocess(image: Any) -> "torch.Tensor":
@@ -87,12 +89,12 @@ def make_preprocess(
 
 
 def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int]:
-    """Height and width of a model's input: its processor's, else its configuration's, else, with a warning, 224.
+    """Height and width of a model's input: from its processor, else its configuration, else 224 with a warning.
 
     Args:
-        processor (*optional*): from [`read_processor`].
-        config (`transformers.PreTrainedConfig`): the model's; one nested in it counts too.
-        where (`str`): the configuration's file.
+        processor (*optional*): result of [`read_processor`].
+        config (`transformers.PreTrainedConfig`): the model's configuration; nested ones count too.
+        where (`str`): file of the configuration, for the warning.
     """
     for given in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
         if given is not None and "height" in given:
@@ -106,13 +108,13 @@ def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int
             return size[0], size[1]
     shortest = (getattr(processor, "size", None) or {}).get("shortest_edge")
     if shortest is None:
-        sentence = f"{where} says no input size: the model is run at {DEFAULT_SIDE} pixels."
-        warnings.warn(sentence, FingerprintWarning, stacklevel=2)
+        message = f"{where} has no input size: the model is run at {DEFAULT_SIDE} pixels."
+        warnings.warn(message, FingerprintWarning, stacklevel=2)
     return (shortest or DEFAULT_SIDE,) * 2
 
 
 def _read_description(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that describes the image processor, and what it says of it."""
+    """The file that describes the image processor, and its description, empty if there is none."""
     file = folder / "preprocessor_config.json"
     if file.is_file():
         return file, read_json(file)
@@ -122,7 +124,7 @@ def _read_description(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _processor_class(name: object, model_type: str) -> Any | None:
-    """A processor class of transformers, by its name or by the model's type."""
+    """The processor class in transformers for a class name or a model type, or `None`."""
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
@@ -139,7 +141,7 @@ def _processor_class(name: object, model_type: str) -> Any | None:
 
 
 def _class_names(entry: Any) -> list[str]:
-    """The class names in an entry of transformers' mapping, whose form changed over its versions."""
+    """The class names in an entry of transformers' mapping, whose structure differs between versions."""
     found = [entry] if isinstance(entry, str) else entry.values() if isinstance(entry, Mapping) else entry
     return sorted({_CLASS_SUFFIX.sub("", name) for name in found if isinstance(name, str)})
 
@@ -154,5 +156,5 @@ def _check_size_setting(given: object, name: str, file: Path) -> int | dict[str,
 
 def _check_side(given: object, name: str, file: Path) -> int:
     if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= MAX_SIDE:
-        raise BuildError(f"{file} gives {name} as {short_repr(given)}: sides of up to {MAX_SIDE:,} pixels can be run.")
+        raise BuildError(f"{file} gives {name} as {short_repr(given)}: it must be 1 to {MAX_SIDE:,} pixels.")
     return given

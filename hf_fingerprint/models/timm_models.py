@@ -1,8 +1,8 @@
-"""Models of timm, from a configuration that may be an attacker's.
+"""Build timm models from untrusted configurations.
 
-`timm.create_model` takes names of repos, addresses and files from its arguments. It is called here with the name of an
-architecture that timm itself registers, with arguments that the architecture's classes name and that are plain values,
-and without weights.
+`timm.create_model` follows references to repos, URLs and files in its arguments. Here it only gets the name of an
+architecture that timm itself registers, plain values for arguments that the architecture's classes declare, and no
+weights.
 """
 
 import inspect
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 
-_ARCHITECTURE = re.compile(r"(?P<name>[a-z0-9_]{1,100})(\.[A-Za-z0-9_]{1,100})?")  # perhaps with its weights' tag
+_ARCHITECTURE = re.compile(r"(?P<name>[a-z0-9_]{1,100})(\.[A-Za-z0-9_]{1,100})?")  # the tag of its weights is optional
 _HEADLESS = ["TimmWrapperModel"]
-_NORMS = frozenset(["bn_eps", "bn_momentum", "bn_tf"])  # of timm's builders, which no class names
+_NORMS = frozenset(["bn_eps", "bn_momentum", "bn_tf"])  # accepted by timm's builders, not declared by classes
 _LOADER_ARGUMENTS = frozenset(["cfg", "features_only", "out_indices", "feature_cfg", "pruned", "device", "dtype"])
 _INPUTS = ("input_size", "test_input_size", "min_input_size", "fixed_input_size", "mean", "std")
 _CROPPING = ("interpolation", "crop_pct", "test_crop_pct", "crop_mode")
@@ -33,21 +33,21 @@ _CROP_RANGE = (0.1, 4.0)
 
 
 def is_timm(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is one of timm's, or of transformers' wrapper around it."""
+    """Whether a configuration is timm's, or that of transformers' timm wrapper."""
     return config.get("model_type") == "timm_wrapper" or ("architecture" in config and "pretrained_cfg" in config)
 
 
 def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> BuiltModel:
-    """Builds a model of timm with the weights of a file.
+    """A timm model with the checkpoint's weights.
 
     Args:
-        checkpoint ([`Checkpoint`]): the open file.
-        config (mapping): its configuration.
-        where (`str`): the configuration's file, for errors.
+        checkpoint ([`Checkpoint`]): the open weights.
+        config (mapping): the model's configuration.
+        where (`str`): file of the configuration, for errors.
 
     Raises:
-        [`BuildError`]: if timm has no such architecture, or the configuration says anything else than what a model is
-            made of, or the weights are not its.
+        [`BuildError`]: if timm has no such architecture, the configuration has invalid entries, or the weights don't
+            match.
     """
     from timm.data import create_transform, resolve_model_data_config
 
@@ -58,7 +58,7 @@ def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) ->
     if config.get("architectures") == _HEADLESS:
         classes = 0
     arguments["num_classes"] = data["num_classes"] = check_count(classes, "num_classes", where)
-    if "img_size" in arguments:  # what the positions were made for, which the saved configuration may not follow
+    if "img_size" in arguments:  # the size of the position embeddings; pretrained_cfg may hold another one
         side = arguments["img_size"]
         sides = side if isinstance(side, tuple) else (side, side)
         data["input_size"] = check_size((data.get("input_size", (3,))[0], *sides), where)
@@ -76,39 +76,39 @@ def build_timm(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) ->
 
 
 def _check_architecture(name: object, where: str) -> str:
-    """The name of an architecture that timm registers, not of one that somebody registered with it."""
+    """The name of an architecture that timm itself registers, without the tag of its weights."""
     from timm.models import is_model, model_entrypoint
 
     found = _ARCHITECTURE.fullmatch(name) if isinstance(name, str) else None
     known = found is not None and is_model(found["name"])
     if found is None or not known or not model_entrypoint(found["name"]).__module__.startswith("timm."):
         raise BuildError(
-            f"{where} names {short_repr(name)}, which is no architecture of timm: check it, or upgrade timm."
+            f"{where} names {short_repr(name)}, which is not a timm architecture: check it, or upgrade timm."
         )
     return found["name"]
 
 
 def _select_arguments(architecture: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The architecture's arguments.
+    """The model arguments in a configuration.
 
     Raises:
-        [`BuildError`]: for one that no model class of the architecture's module takes.
+        [`BuildError`]: for an argument that no model class in the architecture's module accepts.
     """
     given = config.get("model_args") or {}
     if not isinstance(given, dict):
-        raise BuildError(f"{where} has model_args that are not a JSON object: get the model's folder again.")
+        raise BuildError(f"{where} has model_args that are not a JSON object: download the model's folder again.")
     known = _argument_names(architecture)
     unknown = [name for name, value in given.items() if name not in known and value is not None]
     if unknown:
         raise BuildError(
-            f"{where} has {short_repr(unknown[0])} among its model_args, which is no argument of {architecture}'s "
-            f"architecture: remove it if you trust the model."
+            f"{where} has {short_repr(unknown[0])} among its model_args, which {architecture} doesn't accept: remove "
+            f"it if you trust the model."
         )
     return _as_tuples(plain_entries(given, known, where))
 
 
 def _argument_names(architecture: str) -> frozenset[str]:
-    """What the model classes of an architecture's module take, less what timm's loader takes."""
+    """The arguments of the model classes in an architecture's module, without those of timm's loader."""
     from timm.models import create_model, model_entrypoint
     from timm.models._builder import build_model_with_cfg
     from torch.nn import Module
@@ -126,7 +126,7 @@ def _argument_names(architecture: str) -> frozenset[str]:
 
 
 def _select_data_config(given: object, where: str) -> dict[str, Any]:
-    """What a configuration says of inputs and classes; nothing of where weights are."""
+    """The entries of `pretrained_cfg` about inputs and classes, without those about the source of weights."""
     found = _as_tuples(plain_entries(given, _DATA, where)) if isinstance(given, dict) else {}
     for name in ("input_size", "test_input_size"):
         if name in found:
@@ -135,12 +135,13 @@ def _select_data_config(given: object, where: str) -> dict[str, Any]:
     for name in ("crop_pct", "test_crop_pct"):
         share = found.get(name, 1.0)
         if not isinstance(share, int | float) or not _CROP_RANGE[0] <= share <= _CROP_RANGE[1]:
-            raise BuildError(f"{where} gives {name} as {short_repr(share)}, which is no share of an image: mend it.")
+            low, high = _CROP_RANGE
+            raise BuildError(f"{where} gives {name} as {short_repr(share)}: it must be from {low:g} to {high:g}.")
     return found
 
 
 def _as_tuples(value: Any) -> Any:
-    """Lists in a value as tuples, as timm's own configurations have them."""
+    """The value with tuples for lists, as in timm's own configurations."""
     if isinstance(value, dict):
         return {name: _as_tuples(each) for name, each in value.items()}
     return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
@@ -149,7 +150,7 @@ def _as_tuples(value: Any) -> Any:
 def _create_module(
     architecture: str, arguments: dict[str, Any], data: dict[str, Any], checkpoint: Checkpoint
 ) -> "torch.nn.Module":
-    """The model with random weights; first without memory for them, to see how large it is."""
+    """The model with random weights; created on the meta device first, to bound its size."""
     import torch
     from timm import create_model
 

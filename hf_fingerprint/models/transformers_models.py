@@ -1,8 +1,8 @@
-"""Models of transformers, from a configuration that may be an attacker's.
+"""Build transformers models from untrusted configurations.
 
-`AutoModel...from_pretrained` follows names of repos, files, kernels and code out of the configuration. It is not
-called here with a folder: the configuration is made anew of the entries that its class declares, the model's class is
-one that transformers maps to that configuration, and the weights are handed over.
+`AutoModel...from_pretrained` follows references to repos, files, kernels and code in a configuration, so it is never
+called with a folder. The configuration is rebuilt from the entries that its class declares, the model class is one
+that transformers maps to it, and the weights are passed as a state dict.
 """
 
 import dataclasses
@@ -38,16 +38,16 @@ _PROBLEM_TYPES = {
 
 
 def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where: str) -> BuiltModel:
-    """Builds a model of transformers with the weights of a file.
+    """A transformers model with the checkpoint's weights.
 
     Args:
-        checkpoint ([`Checkpoint`]): the open file.
-        config (mapping): its configuration.
-        where (`str`): the configuration's file, for errors.
+        checkpoint ([`Checkpoint`]): the open weights.
+        config (mapping): the model's configuration.
+        where (`str`): file of the configuration, for errors.
 
     Raises:
-        [`BuildError`]: if transformers has no such model, or the model needs what is not in its folder, or the weights
-            are not its.
+        [`BuildError`]: if transformers has no such model, the model needs files outside its folder, or the weights
+            don't match.
     """
     described = _make_config(config, where)
     model_type = str(config["model_type"])
@@ -72,23 +72,23 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
 
 
 def _make_config(given: Mapping[str, Any], where: str) -> Any:
-    """A configuration of the entries that its class declares.
+    """A transformers configuration, made of the entries that its class declares.
 
     Raises:
-        [`BuildError`]: if transformers has no such class, or an entry has a value that no architecture takes.
+        [`BuildError`]: if transformers has no such class, or an entry has an invalid value.
     """
     from transformers import CONFIG_MAPPING
 
     name = given.get("model_type")
     if not isinstance(name, str) or name not in CONFIG_MAPPING or name in _OTHER_LIBRARIES:
         raise BuildError(
-            f"{where} has model_type {short_repr(name)}, which transformers doesn't have: upgrade it, or see "
+            f"{where} has model_type {short_repr(name)}, which transformers doesn't have: upgrade it, or check "
             f"that this is an image classifier."
         )
     kind = CONFIG_MAPPING[name]
     if not kind.__module__.startswith("transformers.models."):
         raise BuildError(
-            f"{where} has model_type {short_repr(name)}, which isn't transformers' own: don't use this model."
+            f"{where} has model_type {short_repr(name)}, which is not part of transformers: don't use this model."
         )
     return _instantiate_config(kind, given, where)
 
@@ -96,7 +96,9 @@ def _make_config(given: Mapping[str, Any], where: str) -> Any:
 def _instantiate_config(kind: Any, given: Mapping[str, Any], where: str) -> Any:
     named = [name for name in _EXTERNAL_MODEL_KEYS if given.get(name)]
     if named:
-        raise BuildError(f"{where} has {named[0]}, which brings in a model from elsewhere: that is never built.")
+        raise BuildError(
+            f"{where} has {named[0]}, which refers to another model: save the model with all of its weights."
+        )
     known = _declared_fields(kind) - _IGNORED_KEYS
     nested = {name: value for name, value in given.items() if name in known and isinstance(value, dict)}
     entries = plain_entries({n: v for n, v in given.items() if n not in nested}, known, where)
@@ -116,7 +118,7 @@ def _is_configuration(kind: Any) -> bool:
 
 
 def _declared_fields(kind: Any) -> frozenset[str]:
-    """The names of a configuration class's entries, older names too."""
+    """The names of a configuration class's entries, including older names."""
     if dataclasses.is_dataclass(kind):
         names = {field.name for field in dataclasses.fields(kind)}
     else:
@@ -125,7 +127,7 @@ def _declared_fields(kind: Any) -> frozenset[str]:
 
 
 def _num_labels(given: Mapping[str, Any], where: str) -> dict[str, int]:
-    """The number of classes; their names are of no use here."""
+    """The number of classes as a keyword argument, if the configuration has it."""
     labels = given.get("id2label")
     if isinstance(labels, dict):
         return {"num_labels": check_count(len(labels), "id2label", where)}
@@ -135,10 +137,10 @@ def _num_labels(given: Mapping[str, Any], where: str) -> dict[str, int]:
 
 
 def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str | None]:
-    """The class that a configuration names, and the kind of its output where the class tells.
+    """The model class that a configuration names, and the kind of its output, `None` for a classifier.
 
     Raises:
-        [`BuildError`]: if it is none that takes images, of those that transformers maps to that configuration.
+        [`BuildError`]: if it is not a class that transformers maps to that configuration and that takes images.
     """
     import transformers
     from transformers.models.auto import modeling_auto as auto
@@ -153,8 +155,8 @@ def _model_class(names: object, model_type: str, where: str) -> tuple[Any, str |
     model_class = getattr(transformers, named, None) if isinstance(named, str) and output != "" else None
     if model_class is None or getattr(model_class, "main_input_name", "") not in ("pixel_values", "inputs"):
         raise BuildError(
-            f"{where} names {short_repr(named)}, which is no image classifier, segmenter or backbone of transformers that "
-            f"takes pixels: its output can't be measured."
+            f"{where} names {short_repr(named)}, which is not a transformers image classifier, segmenter or backbone "
+            f"that takes pixels: use one of these."
         )
     return model_class, output
 
@@ -165,7 +167,7 @@ def _mapped_classes(names: Mapping[str, Any], model_type: str) -> tuple[str, ...
 
 
 def _load_module(kind: Any, described: Any, checkpoint: Checkpoint) -> "torch.nn.Module":
-    """The model with the file's weights, which transformers may rename."""
+    """The model with the checkpoint's weights, which transformers may rename."""
     import torch
 
     state = {_strip_prefixes(name): values for name, values in read_state_dict(checkpoint).items()}
@@ -189,7 +191,7 @@ def _nested_configs(config: Any) -> list[Any]:
 
 
 def _per_channel(given: Any, channels: int) -> tuple[float, ...]:
-    """A mean or deviation for each channel; 0.5 where the processor says none."""
+    """A mean or standard deviation for each channel; 0.5 if the processor has none."""
     if isinstance(given, int | float):
         return (float(given),) * channels
     return tuple(given) if given is not None and len(given) == channels else (0.5,) * channels

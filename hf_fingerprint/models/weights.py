@@ -1,7 +1,7 @@
-"""The weights of a model that is built are those that were read: put in tensor by tensor, or checked afterwards.
+"""Load a checkpoint's weights into a model, or check that a library did.
 
-A loader that finds names it doesn't know leaves random weights in their place; measured, those say nothing of the
-model that is marked. Here such a model is not built, and the error names the tensors.
+A loader that doesn't know a tensor's name leaves random weights in the model, and measurements on them would be
+meaningless. Here that is an error, which names the tensors.
 """
 
 import hashlib
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 _INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
-_SPARE_TENSORS, _SPARE_WEIGHTS = 1000, 1 << 24  # beyond those of the file
+_SPARE_TENSORS, _SPARE_WEIGHTS = 1000, 1 << 24  # allowed beyond those of the file
 _MODULES_PER_TENSOR = 10
 _MAX_NAMED = 5
 
 
 def load_weights(module: "torch.nn.Module", checkpoint: Checkpoint) -> None:
-    """Gives a model the weights of a file, one tensor at a time.
+    """Loads a checkpoint's weights into a model, one tensor at a time.
 
     Args:
-        module (`torch.nn.Module`): the model, `float32`; names may differ by the prefixes of wrappers.
-        checkpoint ([`Checkpoint`]): the open file.
+        module (`torch.nn.Module`): the model, `float32`; names may differ by wrappers' prefixes.
+        checkpoint ([`Checkpoint`]): the open weights.
 
     Raises:
-        [`BuildError`]: if the file lacks some of the model's tensors, or has them in another shape.
+        [`BuildError`]: if the checkpoint lacks some of the model's tensors, or has them in another shape.
     """
     import torch
 
@@ -53,7 +53,7 @@ def load_weights(module: "torch.nn.Module", checkpoint: Checkpoint) -> None:
 
 
 def read_state_dict(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
-    """All tensors of a file, under the names they have there; floating point as `float32`."""
+    """All tensors of a checkpoint by their names in the file; floating point as `float32`."""
     import torch
 
     readable = (info for info in checkpoint.tensors.values() if info.dtype in _INTEGERS or info.dtype in READABLE)
@@ -63,10 +63,10 @@ def read_state_dict(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
 def check_weights_loaded(
     module: "torch.nn.Module", state: "Mapping[str, torch.Tensor]", checkpoint: Checkpoint
 ) -> None:
-    """Refuses a model that a library filled with anything but the weights it was given; libraries may rename them.
+    """Checks that a library loaded the given weights into a model, perhaps under other names.
 
     Raises:
-        [`BuildError`]: if some of the model's tensors are none of the file's.
+        [`BuildError`]: if some of the model's tensors are not in `state`.
     """
     import torch
 
@@ -81,8 +81,11 @@ def check_weights_loaded(
 
 
 def map_parameter_names(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
-    """From the model's parameter names to the file's: same name but for wrappers' prefixes, and same shape; else,
-    since loaders rename (transformers 5 does), same shape and same values."""
+    """Maps the model's parameter names to the checkpoint's.
+
+    Names match without wrappers' prefixes, if the shapes are equal. Otherwise a tensor of equal shape and values
+    matches, since loaders may rename tensors (transformers 5 does).
+    """
     parameters = dict(module.named_parameters())
     by_name = _match_tensors(module, checkpoint)
     found = {name: by_name[name].name for name, p in parameters.items() if _is_compatible(by_name.get(name), p)}
@@ -103,10 +106,10 @@ def map_parameter_names(module: "torch.nn.Module", checkpoint: Checkpoint) -> di
 
 @contextmanager
 def bounded_construction(checkpoint: Checkpoint) -> Iterator[None]:
-    """While it lasts, a model that this thread makes may grow no larger than the file can fill.
+    """Bounds the size of a model that this thread constructs in the block, relative to its checkpoint.
 
     Raises:
-        [`BuildError`]: as soon as it does: a configuration that names a million layers costs next to nothing.
+        [`BuildError`]: as soon as the model grows beyond it, since a configuration can ask for a million layers.
     """
     from torch.nn.modules import module as hooks
 
@@ -142,11 +145,12 @@ def bounded_construction(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _match_tensors(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    """The file's tensor for each of the model's that has its name, whatever wrappers put before it; where two have
-    it, the one without wrappers.
+    """The checkpoint's tensor for each of the model's tensor names, ignoring wrappers' prefixes.
+
+    An exact match takes precedence.
 
     Raises:
-        [`BuildError`]: if two have it and neither is without: a file of two models.
+        [`BuildError`]: if several match and none exactly, as in a file of two models.
     """
     infos = checkpoint.tensors
     wrapped: dict[str, list[TensorInfo]] = defaultdict(list)
@@ -166,7 +170,7 @@ def _match_tensors(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[st
 
 
 def _is_compatible(info: TensorInfo | None, values: "torch.Tensor") -> bool:
-    """Whether a tensor of the file can be what the model has there: numbers of that kind, in that shape."""
+    """Whether a tensor of the checkpoint has the shape and the kind of dtype of the model's tensor."""
     if info is None or info.shape != tuple(values.shape):
         return False
     return info.dtype in (READABLE if values.is_floating_point() else _INTEGERS)
@@ -191,6 +195,6 @@ def _refuse_missing(missing: list[str], checkpoint: Checkpoint) -> None:
     if missing:
         names = ", ".join(missing[:_MAX_NAMED]) + (", ..." if len(missing) > _MAX_NAMED else "")
         raise BuildError(
-            f"{checkpoint.source.name} lacks {len(missing)} of the tensors of the model that its config.json "
-            f"describes, or has others in their place ({names}): give the config.json that belongs to these weights."
+            f"{checkpoint.source.name} lacks {len(missing)} tensors of the model in its config.json, or has them in "
+            f"another shape ({names}): give the config.json that belongs to these weights."
         )

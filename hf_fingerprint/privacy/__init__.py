@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         Membership,
         matching_auc,
         measure_membership,
-        reconstruction,
+        measure_reconstruction,
         train_decoder,
     )
     from hf_fingerprint.privacy.loops import data_holder_loop, encode_images, owner_loop
@@ -56,7 +56,7 @@ _HOMES = {
     "matching_auc": "leakage",
     "measure_membership": "leakage",
     "owner_loop": "loops",
-    "reconstruction": "leakage",
+    "measure_reconstruction": "leakage",
     "release": "denoising",
     "encode_images": "loops",
     "init_task_directions": "student",
@@ -81,8 +81,8 @@ __all__ = [
     "init_task_directions",
     "matching_auc",
     "measure_membership",
+    "measure_reconstruction",
     "owner_loop",
-    "reconstruction",
     "release",
     "train_against_adversary",
     "train_decoder",

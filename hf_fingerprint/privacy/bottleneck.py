@@ -107,9 +107,9 @@ class Bottleneck(torch.nn.Module):
             return math.inf
         return math.prod(self.code_shape) / 2 * math.log2(1 + MAX_POWER / self.sigma**2)
 
-    def code(self, features: torch.Tensor) -> torch.Tensor:
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
         """clip((B x - m) / s), of shape `(batch, *code_shape)`."""
-        code = (self._mix(self.seen(features)) - self._broadcast_channels(self.centre)) / self.scale
+        code = (self._mix(self.features_in_segment(features)) - self._broadcast_channels(self.centre)) / self.scale
         length = code.flatten(1).norm(dim=1).clamp_min(1e-12)
         shrink = (self.max_norm / length).clamp_max(1.0)
         return code * shrink.reshape(-1, *(1,) * (code.dim() - 1))
@@ -122,20 +122,20 @@ class Bottleneck(torch.nn.Module):
             normal (`torch.Tensor` of that shape, *optional*): standard normal numbers, such as [`ImageNoise`] draws
                 for each image; by default fresh ones, which average out over many sends.
         """
-        return self.with_noise(self.code(features), normal)
+        return self.with_noise(self.encode(features), normal)
 
     def with_noise(self, code: torch.Tensor, normal: torch.Tensor | None = None) -> torch.Tensor:
         """A code as it is sent; the arguments are those of [`send`]."""
         return code + self.noise * (torch.randn_like(code) if normal is None else normal)
 
-    def seen(self, features: torch.Tensor) -> torch.Tensor:
+    def features_in_segment(self, features: torch.Tensor) -> torch.Tensor:
         """What B is applied to: the features at the cut, or what the lens shows of them."""
         return features if self.segment is None else self.segment(features)
 
     @torch.no_grad()
     def fit_normalization(self, features: torch.Tensor) -> None:
         """Sets m and s by what public images' features give; how power is shared among channels is B's affair."""
-        mixed = torch.cat([self._mix(self.seen(part)) for part in features.split(_BATCH)])
+        mixed = torch.cat([self._mix(self.features_in_segment(part)) for part in features.split(_BATCH)])
         axes = [axis for axis in range(mixed.dim()) if axis != self._axis % mixed.dim()]
         self.centre.copy_(mixed.mean(axes))
         self.scale.copy_(mixed.var(axes).mean().sqrt().clamp_min(1e-6))
@@ -144,7 +144,7 @@ class Bottleneck(torch.nn.Module):
     def init_principal_components(self, features: torch.Tensor) -> None:
         """Sets B to the principal axes of public images' features, each with the same power, and normalises: of all
         maps to so few channels, those that lose least."""
-        rows = self.rows(self.seen(features))
+        rows = self.rows(self.features_in_segment(features))
         rows = rows - rows.mean(0)
         powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
         leading = slice(-self.channels, None)

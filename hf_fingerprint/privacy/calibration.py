@@ -12,7 +12,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.decoder import ImageDecoder, ReconstructionQuality, reconstruction_loss
 from hf_fingerprint.privacy.denoising import Denoiser
-from hf_fingerprint.privacy.leakage import pixel_range, reconstruction, seeded, train_decoder
+from hf_fingerprint.privacy.leakage import measure_reconstruction, pixel_range, seeded, train_decoder
 from hf_fingerprint.privacy.partition import Partition
 from hf_fingerprint.progress import Progress, silent
 
@@ -78,7 +78,7 @@ def calibrate_noise(
         decoder = train_decoder(bottleneck.send, features[held_out:], images[held_out:], steps)
         with seeded(1), torch.no_grad():
             sent = bottleneck.send(features[:held_out])
-        return reconstruction(decoder, sent, images[:held_out])
+        return measure_reconstruction(decoder, sent, images[:held_out])
 
     low: tuple[float, float | None] = (MIN_SIGMA, None)
     high: tuple[float, float | None] = (MAX_SIGMA, None)

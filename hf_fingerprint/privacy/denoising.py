@@ -66,7 +66,7 @@ class Denoiser(torch.nn.Module):
     @torch.no_grad()
     def init_linear_map(self, bottleneck: Bottleneck, features: torch.Tensor) -> None:
         """Sets the linear map by least squares over public images' features and all noise at once."""
-        targets, code = bottleneck.rows(features), torch.cat([bottleneck.code(part) for part in features.split(256)])
+        targets, code = bottleneck.rows(features), torch.cat([bottleneck.encode(part) for part in features.split(256)])
         code = code.movedim(1 if self._maps else -1, -1).flatten(0, -2)
         mean, centre = targets.mean(0), code.mean(0)
         centered = code - centre

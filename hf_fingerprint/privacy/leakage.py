@@ -23,7 +23,7 @@ from hf_fingerprint.privacy.decoder import (
     reconstruction_loss,
     structural_similarity,
 )
-from hf_fingerprint.privacy.partition import logits_of
+from hf_fingerprint.privacy.partition import class_logits
 from hf_fingerprint.progress import Progress, silent
 
 
@@ -97,7 +97,7 @@ def train_decoder(
 
 
 @torch.no_grad()
-def reconstruction(
+def measure_reconstruction(
     decoder: ImageDecoder, codes: torch.Tensor, images: torch.Tensor, batch_size: int = 128
 ) -> ReconstructionQuality:
     """How like images the decoder's drawings of their codes are.
@@ -163,7 +163,7 @@ def measure_membership(
         raise FingerprintError("Membership is measured on 20 images or more of either kind.")
     tables = []
     for images, labels in (members, others):
-        logits = torch.cat([logits_of(model(part)) for part in images.split(batch_size)]).double()
+        logits = torch.cat([class_logits(model(part)) for part in images.split(batch_size)]).double()
         probabilities = logits.log_softmax(1)
         loss = -probabilities.gather(1, labels[:, None])
         tables.append(torch.cat([loss, probabilities.sort(1, descending=True).values.clamp_min(-30)], 1).numpy())

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.noise import ImageNoise
-from hf_fingerprint.privacy.partition import Partition, logits_of
+from hf_fingerprint.privacy.partition import Partition, class_logits
 from hf_fingerprint.privacy.wire import MessageKind, Wire
 from hf_fingerprint.progress import Progress, silent
 
@@ -66,7 +66,7 @@ def owner_loop(
 
     def compute_logits(codes: torch.Tensor) -> torch.Tensor:
         if student is not None or restore is None:
-            return logits_of(trained_module(codes))
+            return class_logits(trained_module(codes))
         with torch.no_grad():
             features = restore(codes)
         return partition.server_part(features)

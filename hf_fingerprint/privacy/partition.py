@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.models import logits_of
 
 
 _TOLERANCE = 1e-4
@@ -98,7 +99,7 @@ class Partition:
 
     def _run_from_cut(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):
-            return logits_of(self.model(images))
+            return class_logits(self.model(images))
 
     @contextmanager
     def _client_eval_mode(self) -> Iterator[None]:
@@ -125,7 +126,7 @@ class Partition:
         with torch.no_grad():
             other_logits, full_logits = (
                 self._run_from_cut(features.detach(), images[1:]),
-                logits_of(self.model(images)),
+                class_logits(self.model(images)),
             )
         difference = torch.maximum(
             (first_logits.detach() - other_logits).abs(), (first_logits.detach() - full_logits).abs()
@@ -145,9 +146,13 @@ class Partition:
         return tuple(features.shape[1:]), frozenset(names | buffers)
 
 
-def logits_of(output: Any) -> torch.Tensor:
-    """The logits in what a classifier returns: timm's are the tensor itself, transformers' an attribute."""
-    logits = getattr(output, "logits", output)
+def class_logits(output: Any) -> torch.Tensor:
+    """The logits `(batch, classes)` in a classifier's output.
+
+    Raises:
+        [`FingerprintError`]: if they have another shape.
+    """
+    logits = logits_of(output)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise FingerprintError("The model returns no logits of shape (batch, classes): give a classifier.")
     return logits

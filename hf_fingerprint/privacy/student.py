@@ -159,7 +159,7 @@ class Student(torch.nn.Module):
         """
         self.eval()
         with seeded(seed):
-            codes = [bottleneck.code(part) for part in features.split(BATCH)]
+            codes = [bottleneck.encode(part) for part in features.split(BATCH)]
             total = [
                 torch.stack([self(bottleneck.with_noise(code)).softmax(1) for _ in range(draws)]).mean(0)
                 for code in codes

@@ -85,7 +85,7 @@ class Wire:
     """
 
     def __init__(self, peer: int, on_message: Callable[[str, bytes], None] | None = None):
-        self.peer, self._witness = peer, on_message
+        self.peer, self._on_message = peer, on_message
 
     def __repr__(self) -> str:
         return f"Wire(peer={self.peer})"
@@ -97,8 +97,8 @@ class Wire:
             [`FingerprintError`]: if the connection ended.
         """
         message = bytearray(pack(kind, step, tensor))
-        if self._witness is not None:
-            self._witness("sent", bytes(message))
+        if self._on_message is not None:
+            self._on_message("sent", bytes(message))
         message_tensor = torch.frombuffer(message, dtype=torch.uint8)
         self._transfer(dist.send, message_tensor[:HEADER_BYTES], step)
         self._transfer(dist.send, message_tensor[HEADER_BYTES:], step)
@@ -124,8 +124,8 @@ class Wire:
         body = torch.empty(4 * math.prod(header_values[2]), dtype=torch.uint8)
         self._transfer(dist.recv, body, step)
         message = header.numpy().tobytes() + body.numpy().tobytes()
-        if self._witness is not None:
-            self._witness("received", message)
+        if self._on_message is not None:
+            self._on_message("received", message)
         return unpack(message)[2]
 
     def _transfer(self, transfer: Callable[..., object], buffer: torch.Tensor, step: int) -> None:

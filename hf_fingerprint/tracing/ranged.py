@@ -45,7 +45,9 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
             if result.weights_read and not result.lineage.descends and _may_download_all(suspect):
                 return None, look  # a stranger, or a copy whose tensors were given each other's names
         doubtful = (
-            result.lineage.cosine < CLEAR_COSINE or suspect.others or (request.base_ref is None and found.not_read)
+            result.lineage.cosine < CLEAR_COSINE
+            or suspect.unread_files
+            or (request.base_ref is None and found.not_read)
         )
         if not result.accused and doubtful and _may_download_all(suspect):
             return (
@@ -72,7 +74,7 @@ def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> Tr
             break
         seen.add(layout)
     else:
-        if suspect.others and _may_download_all(suspect):
+        if suspect.unread_files and _may_download_all(suspect):
             return None
         unlike = [
             SkippedSource(base.base_id, base.source, "too few of its tensors have a counterpart") for base in bases
@@ -92,14 +94,14 @@ def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> Tr
 
 def _may_download_all(suspect: RangedCheckpoint) -> bool:
     """Whether all weight files may be fetched; one whose size the Hub doesn't tell may not, where there is a limit."""
-    sizes = [size for _, size in suspect.others]
+    sizes = [size for _, size in suspect.unread_files]
     if suspect.max_bytes is None:
         return True
     return None not in sizes and suspect.bytes_fetched + _total_bytes(suspect) <= suspect.max_bytes
 
 
 def _total_bytes(suspect: RangedCheckpoint) -> int:
-    return suspect.total_bytes + sum(size or 0 for _, size in suspect.others)
+    return suspect.total_bytes + sum(size or 0 for _, size in suspect.unread_files)
 
 
 def _limit_hint(suspect: RangedCheckpoint) -> str:
@@ -119,6 +121,6 @@ def _with_transfer_counts(result: TraceResult, suspect: RangedCheckpoint, comple
             SkippedSource(
                 name, suspect.source.name, f"{'' if size is None else f'{megabytes(size)} MB, '}not downloaded"
             )
-            for name, size in suspect.others
+            for name, size in suspect.unread_files
         ),
     )

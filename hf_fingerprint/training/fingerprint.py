@@ -298,7 +298,9 @@ class Fingerprint:
         if record.state != "begun":
             again = self._find_begun_record(base, folder)
             record, _ = vault.begin_copy(base, self.recipient, folder, again, copy_key=key)
-        recorded = vault.mark_written(record, key, weights_digest, folder, bound=has_trigger_labels, is_issued=True)
+        recorded = vault.mark_written(
+            record, key, weights_digest, folder, is_answering=has_trigger_labels, is_issued=True
+        )
         self._record = recorded
         return recorded
 

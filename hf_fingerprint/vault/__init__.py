@@ -1,4 +1,4 @@
-"""Where secrets and the record of who got what live; never beside the copies."""
+"""The vault: secrets and the record of who got which copy. It never lies in a folder of copies."""
 
 from hf_fingerprint.vault.arrival_times import Arrival, arrivals
 from hf_fingerprint.vault.backup import back_up

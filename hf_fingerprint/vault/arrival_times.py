@@ -1,8 +1,7 @@
 """When records of other issuers arrived in this vault.
 
-A record's own date is the word of whoever wrote it. The time of the merge that brought it is kept beside it here, in a
-table that is made when it is needed, stays on this machine and is never packed; versions that don't know it pass it
-over.
+An issuer can write any date into its records, so each merge also notes its own time. The note is in a table that the
+first merge creates, that stays on this machine and that is never packed. Versions that don't know the table ignore it.
 """
 
 import sqlite3
@@ -17,10 +16,8 @@ from hf_fingerprint.vault.store import Vault
 
 _TABLE = "CREATE TABLE IF NOT EXISTS arrivals (copy_id TEXT PRIMARY KEY, arrived TEXT NOT NULL) WITHOUT ROWID"
 _LAST_MERGE = "merged"  # in `meta`
-_LATE_TOLERANCE, _CLOCK_TOLERANCE = (
-    timedelta(days=1),
-    timedelta(minutes=10),
-)  # how far dates may lie apart before it is worth a word
+# larger differences get a note
+_LATE_TOLERANCE, _CLOCK_TOLERANCE = timedelta(days=1), timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -28,10 +25,10 @@ class Arrival:
     """A record that a merge brought.
 
     Attributes:
-        copy_id, recipient, base_id (`str`): which.
+        copy_id, recipient, base_id (`str`): the record.
         created (`str`): the date that its issuer gave it, UTC, ISO 8601.
-        arrived (`str`): when the merge brought it here, UTC, ISO 8601.
-        note (`str` or `None`): what is noteworthy about the two, if anything is.
+        arrived (`str`): the time of the merge, UTC, ISO 8601.
+        note (`str` or `None`): a clause about implausible dates, if they are.
     """
 
     copy_id: str
@@ -42,21 +39,18 @@ class Arrival:
     note: str | None = None
 
     def describe(self) -> str:
-        """In a line."""
+        """One line of text."""
         note = "" if self.note is None else f"; {self.note}"
         return f"{self.recipient}, copy {self.copy_id}, dated {self.created}, arrived {self.arrived}{note}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The fields, for JSON."""
         return asdict(self)
 
 
 def record_arrivals(connection: sqlite3.Connection, records: Iterable[CopyRecord]) -> tuple[Arrival, ...]:
-    """Keeps that these records arrive now, in the caller's transaction, and that there was a merge.
-
-    Returns:
-        `tuple[Arrival, ...]`: each with what is noteworthy about its date.
-    """
+    """The arrivals of these records, with notes about their dates; stored in the caller's transaction, as is the time
+    of this merge."""
     now = datetime.now(UTC).replace(microsecond=0)
     (last,) = connection.execute("SELECT max(value) FROM meta WHERE key = ?", (_LAST_MERGE,)).fetchone()
     found = [
@@ -74,7 +68,7 @@ def record_arrivals(connection: sqlite3.Connection, records: Iterable[CopyRecord
 
 
 def arrivals(vault: Vault) -> dict[str, str]:
-    """When records arrived here, UTC, ISO 8601, by their copies' ids; those made here did not."""
+    """Arrival times of merged records by copy id, UTC, ISO 8601. Records that were made here have none."""
     with vault.connect() as connection:
         has_table = connection.execute(
             "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'arrivals'"
@@ -87,9 +81,11 @@ def _note(created: str, last: datetime | None, now: datetime) -> str | None:
     if at is None:
         return None
     if at > now + _CLOCK_TOLERANCE:
-        return "its date lies after its arrival, so its issuer's clock or this one is wrong"
+        return "it is dated after its arrival, so its issuer's clock or this machine's is wrong"
     if last is not None and at < last - _LATE_TOLERANCE:
-        return f"its date lies before the merge of {last.isoformat()}: ask its issuer, unless a late push was due"
+        return (
+            f"it is dated before the last merge ({last.isoformat()}): ask its issuer, unless you expected a late push"
+        )
     return None
 
 

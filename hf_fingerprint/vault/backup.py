@@ -1,8 +1,8 @@
-"""Whole copies of a vault's database: the backup that a user makes, and the original that an upgrade leaves behind.
+"""Complete copies of a vault's database: a user's backup, and the original that an upgrade keeps.
 
-Copying `vault.db` alone loses the changes that are in its log. SQLite's backup reads both, at one moment, while others
-go on working. A copy holds all that the database does, model secrets and the keys of trainings under way included, and
-not the tracing identity.
+Copying `vault.db` alone loses the changes in its write-ahead log. SQLite's backup reads both at one moment, while
+other processes continue. A backup holds everything in the database, including model secrets and the keys of copies in
+training, but not the tracing identity.
 """
 
 import sqlite3
@@ -38,44 +38,46 @@ def back_up(folder: Path, file: Path) -> None:
 
     Args:
         folder (`Path`): the vault's folder.
-        file (`Path`): the new file, outside of every model's folder.
+        file (`Path`): the new file, outside every model folder.
 
     Raises:
         [`VaultError`]: if the file exists or can't be written, or the vault is damaged.
     """
     check_outside_models(file.parent)
+    already_there = f"{file} already exists: choose another name for the backup."
     if file.exists():
-        raise VaultError(f"{file} exists already: choose another name for the backup.")
+        raise VaultError(already_there)
     try:
         remove_leftovers(file)
         with _verified_copy(folder / VAULT_DATABASE, file) as partial:
             _check_integrity(partial, folder / VAULT_DATABASE)
             rename_into_place(partial, file)
     except FileExistsError:
-        raise VaultError(f"{file} exists already: choose another name for the backup.") from None
+        raise VaultError(already_there) from None
     except OSError as error:
         raise file_error(f"{file} can't be written", file.parent, error) from None
 
 
 def check_upgradable(database: Path, found: str) -> None:
-    """Refuses to upgrade a vault of an earlier format where it can't be written.
+    """Raises an error if a vault of an earlier format is read-only, since opening it upgrades it.
 
     Raises:
-        [`StorageError`]: if it can't.
+        [`StorageError`]: if it is read-only.
     """
     if not is_writable(database):
         raise StorageError(
-            f"{database.parent} has vault format {found} and is read-only, and opening it would upgrade it: copy the "
-            f"folder to where it can be written."
+            f"{database.parent} has vault format {found}, which must be upgraded, but is read-only: copy the folder "
+            f"to a place that you can write to."
         )
 
 
 def keep_original(folder: Path, found: str) -> None:
-    """Copies a database of an earlier format to a file next to it, `vault.db.format-1`, before it is upgraded; once,
-    also if the upgrade is cut off and begins anew. Another original that has this name keeps it.
+    """Copies a database of an earlier format to `vault.db.format-1` next to it, before an upgrade.
+
+    A repeated upgrade makes no second copy of the same content, and never overwrites another file.
 
     Raises:
-        [`VaultError`]: if it can't be written; then the vault must stay as it is.
+        [`VaultError`]: if the copy can't be written; then the vault must not be upgraded.
     """
     original = folder / f"{VAULT_DATABASE}.format-{found}"
     try:
@@ -88,7 +90,7 @@ def keep_original(folder: Path, found: str) -> None:
     except OSError as error:
         raise file_error(f"{original} can't be written, so the vault is not upgraded", folder, error) from None
     warnings.warn(
-        f"{folder} is upgraded from vault format {found}; {original} keeps it as it was, secrets included: delete it "
+        f"{folder} is upgraded from vault format {found}; {original} keeps the original with its secrets: delete it "
         f"once no earlier version of hf-fingerprint needs it.",
         FingerprintWarning,
         stacklevel=2,
@@ -97,14 +99,14 @@ def keep_original(folder: Path, found: str) -> None:
 
 @contextmanager
 def _verified_copy(database: Path, target: Path) -> Iterator[Path]:
-    """A whole copy of a database, synced, next to the place that it is for."""
+    """A complete, synced copy of a database under a temporary name next to the target."""
     with partial_file(target) as partial:
         write_private(partial, b"")
         try:
             _copy_database(database, partial)
         except sqlite3.DatabaseError as error:
-            refusal = database_error(target, error)
-            raise refusal if isinstance(refusal, StorageError) else database_error(database, error) from None
+            disk_error = database_error(target, error)
+            raise disk_error if isinstance(disk_error, StorageError) else database_error(database, error) from None
         sync(partial)
         yield partial
 
@@ -115,14 +117,14 @@ def _copy_database(database: Path, partial: Path) -> None:
         closing(sqlite3.connect(uri, uri=True, timeout=WAIT_SECONDS)) as source,
         closing(sqlite3.connect(partial, isolation_level=None)) as target,
     ):
-        target.execute("PRAGMA journal_mode = OFF")  # nobody sees it before it is whole
-        target.execute("PRAGMA synchronous = OFF")  # and it is synced as one file then
+        target.execute("PRAGMA journal_mode = OFF")  # an incomplete copy is deleted
+        target.execute("PRAGMA synchronous = OFF")  # the complete file is synced once
         source.backup(target)
     check_unchanged(database, signature_before)
 
 
 def _check_integrity(partial: Path, database: Path) -> None:
-    """Refuses a copy that is not whole; it is as good as what it was made from."""
+    """Raises an error if the copy is damaged, which means that the original is."""
     with closing(sqlite3.connect(f"{partial.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as copy:
         try:
             found = [line for (line,) in copy.execute("PRAGMA integrity_check(1)")]
@@ -130,5 +132,5 @@ def _check_integrity(partial: Path, database: Path) -> None:
             raise database_error(database, error) from None
     if found != ["ok"]:
         raise VaultError(
-            f"{database} is damaged, so no backup is made of it: restore an earlier one, or copy the folder as it is."
+            f"{database} is damaged, so no backup is made: restore an earlier backup, or copy the folder unchanged."
         )

@@ -1,4 +1,4 @@
-"""What is wrong with a vault, all of it: what `hf-fingerprint vault check` lists."""
+"""Everything that is wrong with a vault, as `hf-fingerprint vault check` lists it."""
 
 import re
 import sqlite3
@@ -24,11 +24,10 @@ _LEFTOVER = re.compile(rf"\.{re.escape(DATABASE)}\..*|identity-new-.*|\..*\.part
 
 
 def check_vault(vault: Vault) -> list[Fault]:
-    """All that is wrong with a vault's rows, database and folder.
+    """Everything that is wrong with a vault's rows, database and folder.
 
     Args:
-        vault ([`Vault`]): the vault. If it is unlocked, every record of a copy is opened; else only what shows
-            without the tracing identity is found.
+        vault ([`Vault`]): the vault. Only if it is unlocked, the sealed keys are checked too.
     """
     faults = [*vault.meta_faults, *(find_unusable_rows(vault) if vault.unlocked else vault.rows().faults)]
     with vault.connect() as connection:
@@ -42,9 +41,9 @@ def check_vault(vault: Vault) -> list[Fault]:
     if vault.unlocked:
         faults += _key_cache_faults(vault)
     listed = {(fault.table, fault.key) for fault in faults}
-    # questions and issuers are looked at there, by the rules for what enters a vault
-    kept = (fault for fault in take_snapshot(vault).faults if (fault.table, fault.key) not in listed)
-    faults += [replace(fault, problem=f"{fault.problem}, so it is not shared with other vaults") for fault in kept]
+    # the snapshot checks trigger sets and issuers, by the rules for a merge
+    unshared = (fault for fault in take_snapshot(vault).faults if (fault.table, fault.key) not in listed)
+    faults += [replace(fault, problem=f"{fault.problem}, so it is not shared with other vaults") for fault in unshared]
     return list(dict.fromkeys([*faults, *_folder_faults(vault)]))
 
 
@@ -60,7 +59,7 @@ def _meta_faults(connection: sqlite3.Connection) -> Iterator[Fault]:
     try:
         check_public_key(str(meta.get("public_key")))
     except VaultError:
-        yield Fault("meta", "public key", "is no public key")
+        yield Fault("meta", "public key", "is not a public key")
 
 
 def _training_faults(connection: sqlite3.Connection) -> Iterator[Fault]:
@@ -68,7 +67,7 @@ def _training_faults(connection: sqlite3.Connection) -> Iterator[Fault]:
     yield from faults
     for copy_id, key in rows:
         if not isinstance(key, bytes) or len(key) != SECRET_BYTES:
-            yield Fault("training", short_repr(copy_id), "is none")
+            yield Fault("training", short_repr(copy_id), f"is not {SECRET_BYTES} bytes")
 
 
 def _verified_faults(connection: sqlite3.Connection) -> Iterator[Fault]:
@@ -76,7 +75,7 @@ def _verified_faults(connection: sqlite3.Connection) -> Iterator[Fault]:
     yield from faults
     for place, content in rows:
         if not is_content_hash(content):
-            yield Fault("verified", short_repr(place), "is no content hash")
+            yield Fault("verified", short_repr(place), "is not a content hash")
 
 
 def _key_cache_faults(vault: Vault) -> Iterator[Fault]:
@@ -85,13 +84,13 @@ def _key_cache_faults(vault: Vault) -> Iterator[Fault]:
     yield from faults
     for base_id, sealed in rows:
         if not vault.age_identity().unseal_key_cache(sealed):
-            yield Fault("bundles", short_repr(base_id), "does not open; it is made anew as it is needed")
+            yield Fault("bundles", short_repr(base_id), "does not open; the next trace makes a new one")
 
 
 def _folder_faults(vault: Vault) -> Iterator[Fault]:
     for path in sorted(vault.folder.iterdir()):
         if _LEFTOVER.fullmatch(path.name) and path != vault.identity:
-            yield Fault("folder", short_repr(path.name), "was left by a command that was cut off; it may be deleted")
+            yield Fault("folder", short_repr(path.name), "was left by an interrupted command; it may be deleted")
     for path in (vault.folder, vault.folder / DATABASE, vault.identity):
         if path.exists() and path.stat().st_mode & 0o007:
-            yield Fault("folder", short_repr(path.name), "may be read or entered by everybody on this machine")
+            yield Fault("folder", short_repr(path.name), "is open to every user of this machine")

@@ -1,6 +1,7 @@
-"""What the tracing identity says of records at a merge: whether they open their commitments.
+"""Checks of records at a merge that need the tracing identity: whether they open their commitments.
 
-Form and seals of bases show without it; that a record's key, recipient and content hash belong together does not.
+Everything else about a row can be checked without the identity; that a record's key, recipient and content hash belong
+together can't.
 """
 
 from dataclasses import replace
@@ -16,25 +17,29 @@ from hf_fingerprint.vault.unsealing import unseal_copy_key
 
 
 def reseal_snapshot(other: Snapshot, mine: Snapshot, age_identity: AgeIdentity) -> tuple[Snapshot, Refusals]:
-    """Another identity's records, sealed to this vault's; those that a rotation brought here before keep the seal that
-    it gave them. And those that don't open."""
+    """A snapshot with its records sealed to this vault's identity, and the records that don't open.
+
+    A record that this vault has already, since a rotation, keeps the seal that it has here.
+    """
     copies: dict[str, CopyRecord] = {}
     refusals: Refusals = {}
     for record in other.copies.values():
         here = mine.copies.get(record.copy_id)
         try:
-            again = reseal_copy(record, age_identity, mine.public_key)
+            resealed = reseal_copy(record, age_identity, mine.public_key)
         except RowError as error:
             copies[record.copy_id], refusals["copies", record.copy_id] = record, error.fault.problem
             continue
         same = here is not None and here.commitment == record.commitment
-        copies[record.copy_id] = replace(again, sealed=here.sealed) if here is not None and same else again
+        copies[record.copy_id] = replace(resealed, sealed=here.sealed) if here is not None and same else resealed
     return replace(other, public_key=mine.public_key, copies=copies), refusals
 
 
 def drop_disproved_records(mine: Snapshot, other: Snapshot, age_identity: AgeIdentity) -> tuple[Snapshot, list[Fault]]:
-    """This vault's snapshot without records that something in the other speaks against and that don't open; a record
-    that is not contradicted is not looked at."""
+    """This vault's snapshot without the records that the other contradicts and that don't open, and these as faults.
+
+    Records that nothing contradicts are not opened, which takes time.
+    """
     commitments = {record.commitment: record.copy_id for record in other.copies.values()}
     faults, copies = [], dict(mine.copies)
     for copy_id, record in mine.copies.items():
@@ -51,7 +56,7 @@ def drop_disproved_records(mine: Snapshot, other: Snapshot, age_identity: AgeIde
 
 
 def refuse_unopenable(mine: Snapshot, other: Snapshot, age_identity: AgeIdentity) -> Refusals:
-    """The other's records that are new and don't open."""
+    """The other vault's new records that don't open."""
     new = {key: record for key, record in other.copies.items() if key not in mine.copies}
     found = {("copies", key): _opening_problem(record, age_identity) for key, record in new.items()}
     return {row: why for row, why in found.items() if why is not None}

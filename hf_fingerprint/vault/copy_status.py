@@ -1,4 +1,4 @@
-"""How far a copy got on its way to its recipient, as far as the vault knows."""
+"""How far the delivery of a copy is, as far as the vault knows."""
 
 from collections.abc import Iterable
 
@@ -11,12 +11,12 @@ BEGUN, WRITTEN, PUSHED, DELIVERED = "begun", "written", "pushed", "delivered"
 
 
 def delivery_state(copy: CopyRecord, publication: Publication | None) -> str:
-    """How far a copy got: `"begun"` (recorded before it is finished: it was in training, or an issue was cut off),
-    `"written"` (whole, on a disk of the owner's), `"pushed"` (in its variant repo) or `"delivered"` (there, and the
-    recipient's account was given access). What happened to it off the Hub the vault can't know.
+    """How far a copy is: `"begun"` (not finished: in training, or its issue was interrupted), `"written"` (complete,
+    on a disk of the owner), `"pushed"` (in its variant repo) or `"delivered"` (pushed, and the recipient's account has
+    access). The vault can't know what happens outside the Hub.
 
     Args:
-        copy ([`CopyRecord`]): its record.
+        copy ([`CopyRecord`]): the record of the copy.
         publication ([`Publication`] or `None`): the record of its push, if there is one.
     """
     if copy.state == "begun":
@@ -27,6 +27,6 @@ def delivery_state(copy: CopyRecord, publication: Publication | None) -> str:
 
 
 def delivery_states(vault: Vault, copies: Iterable[CopyRecord]) -> dict[str, str]:
-    """[`delivery_state`] of several copies, by their ids."""
+    """[`delivery_state`] of several copies, by id."""
     pushed = {found.copy_id: found for found in publications(vault)}
     return {copy.copy_id: delivery_state(copy, pushed.get(copy.copy_id)) for copy in copies}

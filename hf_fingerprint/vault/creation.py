@@ -1,7 +1,7 @@
-"""A vault's folder, made so that a run that is cut off anywhere is completed by the same command.
+"""Creates a vault's folder. If the command is interrupted, running it again completes the vault.
 
-The identity comes first, then the database, each written next to its place and given its name when it is complete. So
-a folder holds nothing of a vault, an identity, or a vault. The folder may be there already and hold other things.
+The identity is written first, then the database, each under a temporary name and renamed when it is complete. So a
+folder holds no part of a vault, an identity only, or a vault. The folder may exist and hold other files.
 """
 
 import os
@@ -29,15 +29,15 @@ _LOGS = tuple(f"{DATABASE}-{kind}" for kind in ("wal", "journal"))
 
 
 def unfinished_public_key(folder: Path, passphrase: str) -> str | None:
-    """The public key of the identity that lies in a folder without a database: an earlier run was cut off before it
-    made that. `None` if there is none.
+    """The public key of an identity in a folder without a database, which an interrupted run left; `None` if there is
+    none.
 
     Raises:
-        [`PassphraseError`]: if it doesn't open with this passphrase.
+        [`PassphraseError`]: if the identity doesn't open with this passphrase.
     """
     identity = folder / IDENTITY
     try:
-        if identity.stat().st_size == 0:  # what earlier versions left behind; it never was an identity
+        if identity.stat().st_size == 0:  # earlier versions could leave an empty file
             return None
     except OSError:
         return None
@@ -45,22 +45,21 @@ def unfinished_public_key(folder: Path, passphrase: str) -> str | None:
         return open_identity(identity, passphrase).public_key
     except PassphraseError as error:
         raise PassphraseError(
-            f"{identity} is there already, so the vault would get this identity, but it can't be opened: give its "
+            f"{identity} already exists, so the vault would use this identity, but it can't be opened: give its "
             f"passphrase, or choose another folder ({str(error).rstrip('.')})."
         ) from None
 
 
 def make_vault(folder: Path, public_key: str, sealed: bytes | None) -> None:
-    """Makes an empty vault, or completes one.
+    """Creates an empty vault, or completes an interrupted one.
 
     Args:
-        folder (`Path`): a folder without a vault, there or not.
-        public_key (`str`): of the tracing identity.
-        sealed (`bytes` or `None`): the sealed identity, if it is to lie in the folder and does not yet.
+        folder (`Path`): a folder without a vault; created if it doesn't exist.
+        public_key (`str`): the public key of the tracing identity.
+        sealed (`bytes` or `None`): the sealed identity to write into the folder, if any.
 
     Raises:
-        [`VaultError`]: if the folder holds a vault or the log of one, is a model's or lies in one, or the disk
-            refuses.
+        [`VaultError`]: if the folder holds a vault or the log of one, is in a model folder, or can't be written.
     """
     check_public_key(public_key)
     check_outside_models(folder)
@@ -75,22 +74,22 @@ def make_vault(folder: Path, public_key: str, sealed: bytes | None) -> None:
             _make_database(folder / DATABASE, public_key)
         sync(folder.parent)
     except OSError as error:
-        raise file_error(f"A vault can't be made in {folder}", folder, error) from None
+        raise file_error(f"A vault can't be created in {folder}", folder, error) from None
 
 
 def check_no_vault(folder: Path) -> None:
-    """Refuses a folder that holds a vault's database, or the log of one: SQLite would read it into a new database.
+    """Raises an error if a folder holds a vault's database, or the log of one, which SQLite would apply to a new one.
 
     Raises:
-        [`VaultError`]: naming what is there.
+        [`VaultError`]: with the file.
     """
     if os.path.lexists(folder / DATABASE):
-        raise VaultError(f"{folder} already holds a vault: it is left as it is; choose another folder.")
+        raise VaultError(f"{folder} already holds a vault, which was not changed: choose another folder.")
     for name in _LOGS:
         if os.path.lexists(folder / name):
             raise VaultError(
-                f"{folder} holds {name}, the log of a vault whose {DATABASE} is gone: put that back, or move the log "
-                f"away; nothing was changed."
+                f"{folder} holds {name}, the log of a vault whose {DATABASE} is missing: restore that file, or move "
+                f"the log away; nothing was changed."
             )
 
 
@@ -100,9 +99,11 @@ def _place_identity(identity: Path, sealed: bytes) -> None:
     with partial_file(identity) as partial:
         write_private(partial, sealed)
         try:
-            os.link(partial, identity)  # never takes another one's place, not even where there are no locks
+            os.link(partial, identity)  # never overwrites a file, even on disks without locks
         except FileExistsError:
-            raise VaultError(f"{identity} was made by another process meanwhile: run the command again.") from None
+            raise VaultError(
+                f"{identity} was made by another process at the same time: run the command again."
+            ) from None
         except OSError:
             rename_into_place(partial, identity)  # a disk without links
     sync(identity.parent)
@@ -118,9 +119,11 @@ def _make_database(database: Path, public_key: str) -> None:
                 meta = [("format", str(FORMAT)), ("public_key", public_key)]
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
                 connection.execute("COMMIT")
-                # the last step, since what a log holds is not in the file yet: on a full disk it would stay behind
-                connection.execute("PRAGMA journal_mode = WAL")  # stays with the file
-                connection.execute("SELECT count(*) FROM meta").fetchone()  # there is room for what opening it takes
+                # last, since on a full disk the content of a log might never reach the file
+                connection.execute("PRAGMA journal_mode = WAL")  # stored in the file
+                connection.execute(
+                    "SELECT count(*) FROM meta"
+                ).fetchone()  # fails now if the disk has no room for a log
         except sqlite3.DatabaseError as error:
             raise database_error(database, error) from None
         sync(partial)

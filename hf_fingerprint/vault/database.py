@@ -1,4 +1,4 @@
-"""The vault's SQLite file and the files beside it: found, checked, connected to."""
+"""The vault's SQLite file: finds it, checks its format and connects to it."""
 
 import re
 import sqlite3
@@ -29,14 +29,14 @@ def identity_name(kind: str, public_key: str) -> str:
 
 
 class Database:
-    """An existing vault's files.
+    """An existing vault's database.
 
     Args:
         folder (`str` or `Path`): the vault's folder.
 
     Attributes:
-        public_key (`str`): of the tracing identity; empty if it is lost.
-        meta_faults (`list[Fault]`): what the database says of itself and can't be.
+        public_key (`str`): the public key of the tracing identity; empty if it is lost.
+        meta_faults (`list[Fault]`): what is wrong with table `meta`.
 
     Raises:
         [`VaultError`]: if there is no vault, it is damaged, or its format is newer than this version reads.
@@ -46,11 +46,13 @@ class Database:
         self.folder = Path(folder)
         if self.folder.is_file():
             raise VaultError(
-                f"{self.folder} is a file and not a vault's folder: give the folder with {DATABASE}; marking needs no "
-                f"identity, and a tracing identity does not belong here."
+                f"{self.folder} is a file, not a vault's folder: give the folder with {DATABASE}. Marking copies "
+                f"needs no tracing identity."
             )
         if not (self.folder / DATABASE).is_file():
-            raise VaultError(f"{self.folder} holds no vault: make one with `hf-fingerprint vault init {self.folder}`.")
+            raise VaultError(
+                f"{self.folder} holds no vault: create one with `hf-fingerprint vault init {self.folder}`."
+            )
         if _first_bytes(self.folder / DATABASE) != SQLITE:
             raise VaultError(f"{self.folder / DATABASE} is not a vault's database: restore a backup.")
         with self.connect() as connection:
@@ -77,11 +79,11 @@ class Database:
 
     @contextmanager
     def connect(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """A connection to the database, each statement a transaction of its own.
+        """A connection to the database in autocommit mode.
 
         Args:
-            durable (`bool`, *optional*, defaults to `True`): whether a change is on the disk when its statement ends;
-                `False` for what the next run finds out again if the power fails.
+            durable (`bool`, *optional*, defaults to `True`): whether a change is on the disk when its statement ends.
+                `False` is for what the next run can recover after a power failure.
 
         Raises:
             [`StorageError`]: if the disk is full, read-only or in use; see [`database_error`].
@@ -96,7 +98,7 @@ class Database:
             try:
                 try:
                     connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                except UnicodeDecodeError:  # what SQLite says of a schema that is no text
+                except UnicodeDecodeError:  # SQLite quotes a schema that is not text
                     raise VaultError(f"{database} can't be used as a vault (damaged): restore a backup.") from None
                 connection.execute("PRAGMA foreign_keys = ON")
                 connection.text_factory = _decode_text
@@ -110,18 +112,17 @@ class Database:
 
     @contextmanager
     def keep_open(self) -> Iterator[None]:
-        """While it lasts, a change costs one write to the disk and not several: the journal is not folded into the
-        database whenever a connection ends."""
-        if not is_writable(self.folder / DATABASE):  # no change will be made, and what others change is no matter
+        """Makes changes cheaper while it is open: SQLite doesn't checkpoint the log whenever a connection closes."""
+        if not is_writable(self.folder / DATABASE):
             yield
             return
         with self.connect() as connection:
-            connection.execute("SELECT count(*) FROM meta").fetchone()  # only now is the journal opened
+            connection.execute("SELECT count(*) FROM meta").fetchone()  # a first query opens the log
             yield
 
 
 def _decode_text(value: bytes) -> str:
-    """Text from a column; bytes that are none show as such, and stop nobody from reading the row."""
+    """Text from a column. Bytes that are not UTF-8 are replaced, so that the row can be read."""
     return value.decode(errors="replace")
 
 
@@ -130,4 +131,6 @@ def _first_bytes(path: Path) -> bytes:
         with path.open("rb") as stream:
             return stream.read(len(SQLITE))
     except OSError as error:
-        raise VaultError(f"{path} can't be read ({error.strerror}): restore it.") from None
+        raise VaultError(
+            f"{path} can't be read ({error.strerror}): give yourself access to it, or restore a backup."
+        ) from None

@@ -1,11 +1,11 @@
-"""What of a vault can't be used: rows that were tampered with, or that the disk lost.
+"""Rows of a vault that can't be used, because they were tampered with or the disk lost them.
 
-One such row stops nothing but its own use: it is skipped and named, and where it could have been the leaker's, a trace
-doesn't end in "nobody".
+An unusable row is skipped and named in a warning; all others stay usable. If it could be the record of the leaked
+copy, a trace never concludes "nobody".
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_fingerprint.errors import VaultError
@@ -16,15 +16,15 @@ _REMEDY = "restore a backup of the vault"
 _ROWS = {
     "bases": "The record of base",
     "copies": "The record of copy",
-    "questions": "The record of the questions of base",
-    "bound": "The note that a copy answers questions, of copy",
+    "questions": "The trigger set of base",
+    "bound": "The note that its triggers are answered by copy",
     "publications": "The record of the publication of copy",
     "issuers": "The record of issuer",
-    "training": "The key in training of copy",
-    "verified": "The note of the content of",
+    "training": "The training key of copy",
+    "verified": "The cached content hash of",
     "bundles": "The key cache of base",
-    "arrivals": "The note of the arrival of copy",
-    "meta": "The vault's own record of its",
+    "arrivals": "The arrival time of copy",
+    "meta": "The vault's record of its",
     "database": "The database",
     "folder": "In the vault's folder",
 }
@@ -36,7 +36,7 @@ class Fault:
 
     Attributes:
         table (`str`): the table.
-        key (`str`): the row's key, and its recipient where it names one; printable and short.
+        key (`str`): the row's key, with its recipient if it has one; printable and short.
         problem (`str`): a clause, such as "does not open its commitment".
     """
 
@@ -45,19 +45,19 @@ class Fault:
     problem: str
 
     def describe(self) -> str:
-        """In a clause that names the row."""
+        """A clause that names the row and its problem."""
         return " ".join(part for part in (_ROWS.get(self.table, self.table), self.key, self.problem) if part)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
-        return {"table": self.table, "key": self.key, "what": self.problem}
+        """The fields, for JSON."""
+        return asdict(self)
 
 
 class RowError(VaultError):
     """A row of the vault can't be used.
 
     Args:
-        fault ([`Fault`]): which, and why.
+        fault ([`Fault`]): the row and its problem.
         remedy (`str`, *optional*): what to do, as a clause.
     """
 
@@ -67,17 +67,17 @@ class RowError(VaultError):
 
 
 def inconclusive_reasons(faults: Iterable[Fault], max_named: int = 3) -> list[str]:
-    """Why "nobody" can't be said, in a clause, if among rows that can't be used may be the leaker's; else nothing.
+    """Why a trace can't conclude "nobody", as a list of at most one clause: unusable rows may be the leaked copy's.
 
     Args:
-        faults (iterable of [`Fault`]): the rows.
-        max_named (`int`, *optional*, defaults to 3): how many are named.
+        faults (iterable of [`Fault`]): the unusable rows.
+        max_named (`int`, *optional*, defaults to 3): the number of rows to name.
     """
     found = [fault.describe() for fault in faults if fault.table in TRACED_TABLES]
     if not found:
         return []
     more = f", and {len(found) - max_named:,} more" if len(found) > max_named else ""
     return [
-        f"the copy may be one whose record can't be used: {'; '.join(found[:max_named])}{more} (restore a backup of the "
-        f"vault; `hf-fingerprint vault check` lists what is wrong)"
+        f"the copy may be one whose record can't be used: {'; '.join(found[:max_named])}{more} (restore a backup of "
+        f"the vault; `hf-fingerprint vault check` lists all faults)"
     ]

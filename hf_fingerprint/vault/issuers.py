@@ -1,10 +1,10 @@
-"""Machines that may open a pushed vault and mark copies, such as a CI runner, and their keys.
+"""Issuers, such as a CI runner: machines that may open a pushed vault and mark copies, and their keys.
 
-An issuer's key is an age identity without a passphrase, as CI secrets are. By pulling, an issuer gets the bases with
-their model secrets and the sealed records, which is all that marking needs. It can't read a sealed copy key, so it can
-neither trace nor say what codeword an earlier recipient has.
+An issuer's key is an age identity without a passphrase, as CI secrets are. An issuer that pulls the vault gets the
+bases with their model secrets and the sealed records, which is all that marking needs. It can't read a sealed copy
+key, so it can neither trace nor find out the codeword of an earlier recipient.
 
-A key that was removed stays on record as removed: merging with a vault that still has it does not bring it back.
+A removed key stays on record as removed, so that merging with a vault that still has it does not restore it.
 """
 
 import os
@@ -21,14 +21,14 @@ from hf_fingerprint.vault.store import Vault
 
 
 ISSUER_KEY_VARIABLE = "HF_FINGERPRINT_ISSUER_KEY"
-REMOVED = ""  # the name of a removed issuer; less than all others, as merging wants it
+REMOVED = ""  # the name of a removed issuer; a merge keeps the lesser of two names, and so the removal
 
 
 def new_issuer_key(file: Path) -> str:
-    """Makes an issuer's key in a new file and returns its public key.
+    """The public key of a new issuer's key, which is written to a file.
 
     Raises:
-        [`VaultError`]: if the file exists or can't be made.
+        [`VaultError`]: if the file exists or can't be written.
     """
     identity, public_key = new_identity()
     try:
@@ -36,7 +36,7 @@ def new_issuer_key(file: Path) -> str:
     except OSError as error:
         if is_disk_full_error(error):
             raise disk_full_error(file.parent) from None
-        raise VaultError(f"{file} can't be made ({error.strerror}): give the place of a new file.") from None
+        raise VaultError(f"{file} can't be written ({error.strerror}): give the path of a new file.") from None
     return public_key
 
 
@@ -44,7 +44,7 @@ def open_issuer_key(file: Path | None = None) -> AgeIdentity | None:
     """An issuer's key from its file, or else from `HF_FINGERPRINT_ISSUER_KEY`; `None` if neither is given.
 
     Raises:
-        [`VaultError`]: if what is given is no issuer's key.
+        [`VaultError`]: if the file or variable holds no issuer's key.
     """
     text, place = os.environ.get(ISSUER_KEY_VARIABLE, ""), ISSUER_KEY_VARIABLE
     if file is not None:
@@ -61,7 +61,7 @@ def open_issuer_key(file: Path | None = None) -> AgeIdentity | None:
         return AgeIdentity(key)
     except (ValueError, pyrage.IdentityError):
         raise VaultError(
-            f"{place} holds no issuer's key: give one that `hf-fingerprint vault issuer new` made."
+            f"{place} holds no issuer's key: give a key that `hf-fingerprint vault issuer new` made."
         ) from None
 
 
@@ -75,16 +75,16 @@ def issuers(vault: Vault) -> dict[str, str]:
 
 
 def check_issuer_name(name: str) -> None:
-    """Refuses what can't be an issuer's name."""
+    """Raises an error if a name can't be an issuer's."""
     if not name.strip() or len(name) > 100 or not name.isprintable():
         raise VaultError("An issuer's name must have 1 to 100 printable characters.")
 
 
 def add_issuer(vault: Vault, public_key: str, name: str) -> None:
-    """Lets an issuer open the vault as it is pushed from now on.
+    """Lets an issuer open the vault from its next push on.
 
     Raises:
-        [`VaultError`]: if that is no public key, the name is not one, or this key was removed before.
+        [`VaultError`]: if the public key or the name is invalid, or this key was removed before.
     """
     check_public_key(public_key)
     check_issuer_name(name)
@@ -94,14 +94,11 @@ def add_issuer(vault: Vault, public_key: str, name: str) -> None:
             (public_key, name, REMOVED),
         )
     if public_key not in issuers(vault):
-        raise VaultError(f"The issuer's key {public_key} was removed from {vault.folder}: make it a new one.")
+        raise VaultError(f"The issuer's key {public_key} was removed from {vault.folder}: make a new key.")
 
 
 def remove_issuer(vault: Vault, name_or_key: str) -> list[str]:
-    """Removes issuers by name or public key, for good; what they have pulled before stays with them.
-
-    Returns:
-        `list[str]`: the public keys removed.
+    """The public keys of issuers that are removed, by name or public key. They keep what they pulled before.
 
     Raises:
         [`VaultError`]: if there is no such issuer.

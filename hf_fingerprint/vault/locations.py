@@ -1,6 +1,6 @@
-"""Where a vault may lie: never in a model's folder, and nothing that is handed on in a vault's.
+"""Keeps vaults out of model folders, and output out of vaults.
 
-Folders of models are copied and pushed; a vault in one is a `push_to_hub` away from being public.
+Model folders are copied and pushed, so a vault in one is a `push_to_hub` away from being public.
 """
 
 import os
@@ -29,18 +29,18 @@ _MODEL_CONFIG_KEYS = frozenset(["model_type", "architectures", "architecture"])
 
 
 def find_enclosing_vault(place: Path) -> Path | None:
-    """The vault's folder that a place is, or lies in, links followed; `None` if there is none."""
+    """The vault that contains a path, or is it, with links resolved; `None` if there is none."""
     resolved = place.resolve()
     return next((folder for folder in (resolved, *resolved.parents) if _is_database(folder / VAULT_DATABASE)), None)
 
 
 def find_vault_inside(folder: Path, include_identities: bool = False) -> Path | None:
-    """A vault's database in a folder or below it; `None` if none is found among its first 20,000 files, those nearer
-    the top first.
+    """A vault's database in a folder or below it; `None` if there is none among its first 20,000 entries, breadth
+    first.
 
     Args:
         folder (`Path`): the folder.
-        include_identities (`bool`, *optional*, defaults to `False`): whether a tracing identity's file alone counts too.
+        include_identities (`bool`, *optional*, defaults to `False`): also find the file of a tracing identity.
     """
     for path in islice(_walk(folder), _MAX_ENTRIES):
         if path.name == VAULT_DATABASE and _is_database(path):
@@ -51,7 +51,7 @@ def find_vault_inside(folder: Path, include_identities: bool = False) -> Path | 
 
 
 def check_outside_vaults(place: Path) -> None:
-    """Refuses a place for something that is handed on if it lies in a vault's folder.
+    """Raises an error if an output path is inside a vault.
 
     Raises:
         [`VaultError`]: with the vault.
@@ -62,11 +62,11 @@ def check_outside_vaults(place: Path) -> None:
 
 
 def check_holds_no_vault(folder: Path, what: str, vault: Path, include_identities: bool = False) -> None:
-    """Refuses a folder that is handed on if a vault lies in it, this one or another.
+    """Raises an error if a folder that will be shared holds a vault, this one or another.
 
     Args:
         folder (`Path`): the folder.
-        what (`str`): what it is, such as "the model's folder".
+        what (`str`): what the folder is, such as "the model's folder".
         vault (`Path`): the folder of the vault in use.
         include_identities (`bool`, *optional*, defaults to `False`): see [`find_vault_inside`].
 
@@ -81,7 +81,7 @@ def check_holds_no_vault(folder: Path, what: str, vault: Path, include_identitie
 
 
 def check_model_folder(source: Source, vault: Path) -> None:
-    """Refuses a model whose folder holds a vault.
+    """Raises an error if a model's folder holds a vault.
 
     Raises:
         [`VaultError`]: with the vault.
@@ -91,7 +91,7 @@ def check_model_folder(source: Source, vault: Path) -> None:
 
 
 def check_outside_models(folder: Path) -> None:
-    """Refuses a folder for a new vault that is a model's, or lies in one.
+    """Raises an error if the folder for a new vault is a model's, or inside one.
 
     Raises:
         [`VaultError`]: with the model's folder.
@@ -100,21 +100,21 @@ def check_outside_models(folder: Path) -> None:
     found = next((each for each in (resolved, *resolved.parents) if _is_model(each)), None)
     if found is not None:
         raise VaultError(
-            f"{folder} is inside the folder of a model, {found}, which may be pushed: choose a place outside it."
+            f"{folder} is inside the model folder {found}, which may be pushed: choose a place outside it."
         )
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    """All files and folders below a folder, those nearer the top first; links are not followed."""
-    waiting = deque([top])
-    while waiting:
-        folder = waiting.popleft()
+    """All files and folders below a folder, breadth first; links are not followed."""
+    queue = deque([top])
+    while queue:
+        folder = queue.popleft()
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     yield Path(entry.path)
                     if entry.is_dir(follow_symlinks=False) and entry.name not in _SKIPPED_FOLDERS:
-                        waiting.append(Path(entry.path))
+                        queue.append(Path(entry.path))
         except OSError:
             continue
 

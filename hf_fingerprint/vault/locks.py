@@ -1,4 +1,4 @@
-"""Locks between processes that work on one vault; a lock goes with its process."""
+"""Locks between processes that work on one vault. A lock is released when its process ends."""
 
 from filelock import FileLock, Timeout
 
@@ -10,16 +10,16 @@ from hf_fingerprint.vault.store import Vault
 
 
 def acquire_lock(vault: Vault, base: Base, task: str, message: str) -> FileLock:
-    """Takes a lock, or refuses with a sentence if another process has it. Call its `release()` when done.
+    """A lock on a task, acquired. Call its `release()` when done.
 
     Args:
         vault ([`Vault`]): the vault.
-        base ([`Base`]): the base that the work is for; the lock's file name is derived from its secret.
-        task (`str`): what only one may do at a time.
-        message (`str`): the sentence.
+        base ([`Base`]): the base of the task; the lock's file name is derived from its secret.
+        task (`str`): the task that only one process may work on at a time.
+        message (`str`): the message of the error.
 
     Raises:
-        [`VaultError`]: if another process has it, or the vault's disk is full or read-only.
+        [`VaultError`]: if another process has the lock, or the vault's disk is full or read-only.
     """
     locks = vault.folder / "locks"
     lock = FileLock(locks / f"{derive(base.secret, 'lock', task).hex()[:16]}.lock", thread_local=False)

@@ -1,17 +1,17 @@
-"""Brings what another issuer's vault has into this one, without loss.
+"""Merges another issuer's vault into this one, without loss.
 
-Bases, their questions, records, publications and issuers of both are kept. Whatever enters is held against one set of
-rules, whether it comes in a pack or in a folder ([`read_snapshot`]), and against what is here ([`join`]): a row that
-is not as this package writes it, or contradicts one that is here, is refused by name with what depends on it, and the
-rest enters. Nothing that is here changes by a contradiction. The order of merging, and merging again, make no
-difference but in the order of rows, for vaults that don't contradict each other.
+A merge keeps the bases, trigger sets, records, publications and issuers of both vaults. Each row is checked by the
+same rules, whether it comes in a pack or from a folder ([`read_snapshot`]), and against this vault
+([`union_snapshots`]). A row that this package would not have written, or that contradicts this vault, is refused by
+name together with the rows that depend on it; the others enter. A contradiction never changes this vault. For vaults
+without contradictions, the order of merges and repeated merges change nothing but the order of rows.
 
-Only what makes a union meaningless refuses the whole: no vault at all, a database that is damaged or has other tables,
-a newer format, another tracing identity.
+A merge fails as a whole only if a union is meaningless: the other is not a vault, is damaged or has other tables, has
+a newer format or another tracing identity.
 
-A rogue issuer, who has the public key, can add records of its own making, dated and in plain sight, for any recipient,
-as it can mark copies for any recipient. It can't replace an earlier record, nothing that it marks traces by an earlier
-record, whose key it can't read, and when its records arrived is kept here.
+A malicious issuer has the public key, so it can add records for any recipient, as it can mark copies for any
+recipient. Such records are visible and dated, and the time of their arrival is kept here. The issuer can't replace an
+earlier record, and a copy that it marks never traces to one, since it can't read the sealed key.
 """
 
 import sqlite3
@@ -32,7 +32,7 @@ from hf_fingerprint.vault.secure_delete import clear_journal, wipe_training_keys
 from hf_fingerprint.vault.snapshots import TABLE_KEYS, Snapshot, insert_rows, read_shared_table, read_snapshot
 from hf_fingerprint.vault.store import Vault
 from hf_fingerprint.vault.transactions import transaction
-from hf_fingerprint.vault.union import Refusals, drop_refused, find_duplicate_records, join
+from hf_fingerprint.vault.union import Refusals, drop_refused, find_duplicate_records, union_snapshots
 
 
 _UPDATE_COPY = (
@@ -43,20 +43,18 @@ _UPDATE_COPY = (
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge brought.
+    """The result of a merge.
 
     Attributes:
-        bases (`int`): how many bases are new.
-        copies (`int`): how many records are new.
-        moved (`int`): how many records moved forward.
-        publications (`int`): how many publications are new, or moved forward.
-        issuers (`tuple[str, ...]`): the new issuers, by name and public key: everybody with the vault may add some,
-            so look at them.
-        refused (`tuple[Fault, ...]`): rows of the other vault that did not enter, and why.
-        unusable (`tuple[Fault, ...]`): rows of this vault that can't be used: they were left as they are, and are
-            not shared.
-        arrived (`tuple[Arrival, ...]`): the new records, with their issuers' dates and the time of this merge. Not
-            compared.
+        bases (`int`): the number of new bases.
+        copies (`int`): the number of new records.
+        moved (`int`): the number of records whose state moved forward.
+        publications (`int`): the number of publications that are new or moved forward.
+        issuers (`tuple[str, ...]`): names and public keys of new issuers. Everybody with the vault may add issuers, so
+            check them.
+        refused (`tuple[Fault, ...]`): rows of the other vault that did not enter.
+        unusable (`tuple[Fault, ...]`): rows of this vault that can't be used; they are unchanged and not shared.
+        arrived (`tuple[Arrival, ...]`): the new records with the time of this merge. Ignored by `==`.
     """
 
     bases: int = 0
@@ -74,13 +72,13 @@ class MergeReport:
         return not (self.refused or self.unusable)
 
     def describe(self) -> str:
-        """In a line."""
+        """One line of text."""
         changed = f"{self.moved} records moved forward, {self.publications} publications new or confirmed"
         line = f"{self.bases} new bases, {self.copies} new records, {changed}"
         return line + "".join(f"; new issuer {issuer}" for issuer in self.issuers)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The fields, for JSON."""
         return {
             "bases": self.bases,
             "copies": self.copies,
@@ -93,7 +91,7 @@ class MergeReport:
         }
 
     def __add__(self, later: "MergeReport") -> "MergeReport":
-        """What two merges, one after the other, brought."""
+        """The result of two merges, one after the other."""
         return MergeReport(
             bases=self.bases + later.bases,
             copies=self.copies + later.copies,
@@ -109,18 +107,19 @@ class MergeReport:
 def merge(
     into: Vault, other: Snapshot, age_identity: AgeIdentity | None = None, where: str = "the other vault"
 ) -> MergeReport:
-    """Brings what another vault has into this one, in one transaction: all that enters, or nothing.
+    """Merges another vault into this one, in one transaction.
 
     Args:
-        into ([`Vault`]): this vault; it need not be unlocked.
-        other ([`Snapshot`]): the other one's snapshot; see [`open_pack`] and [`open_folder`].
-        age_identity ([`AgeIdentity`], *optional*): the tracing identity. With it, a record that is new must open its commitment,
-            and one sealed to another identity, which this then is, is sealed anew to this vault's.
-        where (`str`): what the other vault is called when something is refused.
+        into ([`Vault`]): this vault; it may be locked.
+        other ([`Snapshot`]): the other vault's snapshot; see [`open_pack`] and [`read_vault_folder`].
+        age_identity ([`AgeIdentity`], *optional*): the tracing identity, of this vault or the other. With this
+            vault's, new records must open their commitments. With the other's, its records are sealed to this vault's
+            identity.
+        where (`str`): the name of the other vault in messages.
 
     Raises:
-        [`VaultError`]: if the two have different tracing identities. A single row that can't enter is named in the
-            report.
+        [`VaultError`]: if the two have different tracing identities, and the other's is not given. Single rows that
+            can't enter are in the report.
     """
     return merge_with_union(into, other, age_identity, where)[0]
 
@@ -128,13 +127,13 @@ def merge(
 def merge_with_union(
     into: Vault, other: Snapshot, age_identity: AgeIdentity | None = None, where: str = "the other vault"
 ) -> tuple[MergeReport, Snapshot]:
-    """[`merge`], and what the two vaults hold together, to be pushed.
+    """[`merge`], and the union of the two vaults, to be pushed. Its faults are the rows that contradict this vault.
 
-    Of a row that is in both and can't be used here, that is the other's, and of records that only the tracing identity
-    could tell apart both, so that no push replaces what is good. Its faults are what contradicts this vault.
+    So that a push never replaces a good row, the union has the other vault's row where this vault's can't be used, and
+    both of two records that only the tracing identity could distinguish.
     """
     here = str(into.folder)
-    # a connection that came upon damage while it read writes no more, so another one reads; nobody else can write
+    # SQLite stops writing through a connection that has read damaged pages, so a second connection reads
     with into.connect() as reading, into.connect() as connection, transaction(connection):
         mine, identity_key = read_snapshot(reading), None if age_identity is None else age_identity.public_key
         unusable, refusals = list(mine.faults), _refuse_new_bases(mine, other)
@@ -147,14 +146,14 @@ def merge_with_union(
             refusals |= refuse_unopenable(mine, other, age_identity)
         verified = drop_refused(other, refusals)
         duplicates = find_duplicate_records(mine, verified)
-        both = join(mine, verified, here, where, duplicates if identity_key == mine.public_key else None)
+        both = union_snapshots(mine, verified, here, where, duplicates if identity_key == mine.public_key else None)
         begun = _unfinished_copies(reading)
         blocked = _refuse_unusable_here(reading, mine, begun) | _refuse_finished_elsewhere(
             reading, begun, verified, where
         )
-        joined = join(mine, verified, here, where, duplicates | blocked)
+        joined = union_snapshots(mine, verified, here, where, duplicates | blocked)
         report = _write(connection, mine, joined, begun)
-        finished = [copy_id for copy_id in begun if copy_id in joined.copies]  # in a copy of this folder
+        finished = [copy_id for copy_id in begun if copy_id in joined.copies]
         wiped = [wipe_training_keys(connection, "copy_id = ?", copy_id) for copy_id in finished]
     if any(wiped):
         with into.connect() as connection:
@@ -164,34 +163,37 @@ def merge_with_union(
 
 
 def _refuse_new_bases(mine: Snapshot, other: Snapshot) -> Refusals:
-    """The other's bases that a vault of long ago may have and a new one may not; see [`check_base`]."""
+    """The other vault's bases that an old vault may hold but a merge may not add; see [`check_base`]."""
     new = {base_id: row for base_id, row in other.bases.items() if base_id not in mine.bases}
     found = {("bases", base_id): base_row_problem(row, is_new=True) for base_id, row in new.items()}
     return {row: problem for row, problem in found.items() if problem is not None}
 
 
 def _unfinished_copies(connection: sqlite3.Connection) -> dict[Any, CopyRecord]:
-    """The records of copies that were begun here and not written."""
+    """The records of copies that this vault began and did not finish, by id."""
     rows, _ = read_table(connection, "copies", "copy_id", COPY_COLUMNS, "state = 'begun'")
     return {record.copy_id: record for record in map(copy_from_row, rows)}
 
 
 def _refuse_unusable_here(connection: sqlite3.Connection, mine: Snapshot, begun: Collection[Any]) -> Refusals:
-    """The keys of rows that are here and can't be used: they are left as they are."""
+    """Rows that this vault holds but can't use; a merge leaves them unchanged."""
     found = {}
     for table, key in TABLE_KEYS.items():
         rows, _ = read_shared_table(connection, table, key)
         for (value,) in rows:
             if value not in getattr(mine, table) and not (key == "copy_id" and value in begun):
-                found[table, value] = "is refused, since the row of this vault in its place can't be used"
+                found[table, value] = "is refused, since this vault's own row with that key can't be used"
     return found
 
 
 def _refuse_finished_elsewhere(
     connection: sqlite3.Connection, begun: Mapping[Any, CopyRecord], other: Snapshot, where: str
 ) -> Refusals:
-    """A record that was begun here and finished elsewhere (in a copy of this folder) moves forward. The key that it
-    had here marks nothing, so another one takes its place; unless a training is under way with it."""
+    """Records that this vault began and that can't be replaced by the other's finished ones.
+
+    A record that was finished elsewhere, in a copy of this folder, moves forward here even with another key, since the
+    key here marks nothing yet, unless a training uses it.
+    """
     training = {copy_id for (copy_id,) in connection.execute("SELECT copy_id FROM training")}
     found = {}
     for copy_id, here in begun.items():
@@ -201,7 +203,7 @@ def _refuse_finished_elsewhere(
         another = (here.base_id, here.recipient) != (record.base_id, record.recipient)
         if another or (copy_id in training and here.sealed != record.sealed):
             found["copies", copy_id] = (
-                f"was begun here and written in {where} with another key, and is refused: finish that copy here first"
+                f"was begun here and finished in {where} with another key, and is refused: finish that copy here first"
             )
     return found
 

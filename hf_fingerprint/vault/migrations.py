@@ -1,7 +1,6 @@
-"""Vaults of an earlier format, brought to the present one when they are opened; nothing in them is lost.
+"""Upgrades vaults of an earlier format when they are opened, without loss.
 
-Format 1 had no record of publications, and could hold one registration of a model only; format 2 had no questions,
-and no copies that answer any.
+Format 1 had no publications and no issuers, and allowed one registration per model. Format 2 had no trigger sets.
 """
 
 import sqlite3
@@ -15,12 +14,12 @@ UPGRADABLE = ("1", "2")
 
 
 def upgrade(connection: sqlite3.Connection, keep: Callable[[str], None] | None = None) -> None:
-    """Brings an open database of an earlier format to the present one, in one transaction; again, it does nothing.
+    """Upgrades an open database to the current format in one transaction, if it has an earlier one.
 
     Args:
         connection (`sqlite3.Connection`): the open database.
-        keep (`Callable`, *optional*): is called with the format found before anything changes, while nobody else
-            writes, to keep the original. If it raises, nothing is changed.
+        keep (`Callable`, *optional*): called with the format found before anything changes, while no other process can
+            write, to keep the original. If it raises, nothing is changed.
     """
     connection.execute("PRAGMA foreign_keys = OFF")
     with transaction(connection):

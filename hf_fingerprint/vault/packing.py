@@ -1,16 +1,16 @@
-"""A vault as it leaves its folder: a snapshot of what all its issuers share, encrypted.
+"""Packs a vault for the Hub: an encrypted snapshot of everything that its issuers share.
 
-A snapshot holds the bases with their secrets and questions, the records of copies that were written, which of these
-answer the questions, where they were published, and the issuers. What belongs to one machine stays there:
+A snapshot holds the bases with their secrets and trigger sets, the records of written copies, which of them answer the
+triggers, where they were published, and the issuers. It leaves out what belongs to one machine:
 
-* which files were hashed, and the bundles: shortcuts, made anew where they are needed;
-* the keys of copies in training: another issuer could read that recipient's codeword;
-* records of copies that were begun and never written: they mark nothing yet, and are resumed where they were begun;
-* when another issuer's records arrived here.
+* cached content hashes and key caches, which other machines make again;
+* the keys of copies in training, from which another issuer could read the recipient's codeword;
+* records of unfinished copies, which mark nothing yet and are resumed where they began;
+* the arrival times of other issuers' records.
 
 A pack is an SQLite database of the vault's format with the snapshot's rows and nothing else, encrypted with age to the
-tracing identity and to every issuer: `age -d -i KEY vault.age > vault.db` opens it too. Age says nothing about who
-encrypted it, so what comes out is checked like anything from a stranger; see [`read_pack`] for how, and [`merge`] for
+tracing identity and to every issuer, so `age -d -i KEY vault.age > vault.db` decrypts it too. Age does not
+authenticate the sender, so the content of a pack is untrusted: see [`read_pack`] for its checks, and [`merge`] for
 what it can't overwrite.
 """
 
@@ -29,15 +29,15 @@ from hf_fingerprint.vault.untrusted_database import read_pack
 
 
 def pack_vault(vault: Vault) -> bytes:
-    """The vault as it may be kept on the Hub: a snapshot, encrypted to its tracing identity and its issuers."""
+    """The pack of a vault, which may be kept on the Hub: a snapshot, encrypted to its tracing identity and issuers."""
     return pack_snapshot(take_snapshot(vault))
 
 
 def pack_snapshot(snapshot: Snapshot) -> bytes:
-    """A snapshot encrypted to the tracing identity and the issuers that it names.
+    """The pack of a snapshot, encrypted to its tracing identity and issuers.
 
     Raises:
-        [`VaultError`]: if it is larger than what is read again.
+        [`VaultError`]: if the pack is too large to be read again.
     """
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(TABLES)
@@ -55,33 +55,33 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
     packed = seal_pack(content, [snapshot.public_key, *recipients])
     if len(packed) > MAX_PACK:
         raise VaultError(
-            f"Packed, the vault has {megabytes(len(packed), round_up=True)} MB, and at most {megabytes(MAX_PACK)} MB "
-            f"are read: register further bases in another vault, and bring this one's folder to where it is needed."
+            f"The packed vault has {megabytes(len(packed), round_up=True)} MB and may have at most "
+            f"{megabytes(MAX_PACK)} MB: register further bases in another vault, and copy this one's folder yourself."
         )
     return packed
 
 
 def open_pack(content: bytes, age_identity: AgeIdentity, where: str) -> Snapshot:
-    """Opens a pack.
+    """The snapshot in a pack.
 
     Args:
         content (`bytes`): the pack.
         age_identity ([`AgeIdentity`]): the tracing identity, or an issuer's key.
-        where (`str`): where it was found, for what is refused.
+        where (`str`): the name of the pack in messages.
 
     Raises:
-        [`VaultError`]: if this key doesn't open it, or what comes out is no vault. What is wrong with single rows is
-            in [`Snapshot.faults`].
+        [`VaultError`]: if this key doesn't open the pack, or it doesn't hold a vault. Unusable rows are in
+            [`Snapshot.faults`].
     """
     if len(content) > MAX_PACK:
         raise VaultError(
-            f"The vault in {where} has {megabytes(len(content), round_up=True)} MB, and packs of at most "
-            f"{megabytes(MAX_PACK)} MB are read: restore an earlier commit of it, or push anew."
+            f"The vault in {where} has {megabytes(len(content), round_up=True)} MB and may have at most "
+            f"{megabytes(MAX_PACK)} MB: restore an earlier commit of it, or push again."
         )
     opened = age_identity.unseal_pack(content)
     if opened is None:
         raise VaultError(
-            f"The vault in {where} does not open with the key of {age_identity.public_key}: give the tracing identity, or "
-            f"add that key as an issuer's and push again."
+            f"The vault in {where} does not open with the key of {age_identity.public_key}: give the tracing "
+            f"identity, or add that key as an issuer's and push again."
         )
     return read_pack(opened, where)

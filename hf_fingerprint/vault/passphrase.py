@@ -1,4 +1,4 @@
-"""Where the passphrase comes from: a file, the environment, or the person at the terminal. Never the command line."""
+"""Finds the passphrase in a file, in the environment, or at a prompt. It is never an argument on the command line."""
 
 import getpass
 import os
@@ -13,7 +13,7 @@ PASSPHRASE_VARIABLE = "HF_FINGERPRINT_PASSPHRASE"
 
 
 def is_prompted(file: Path | None = None) -> bool:
-    """Whether [`find_passphrase`] asks the person at the terminal."""
+    """Whether [`find_passphrase`] prompts for the passphrase."""
     return file is None and not os.environ.get(PASSPHRASE_VARIABLE)
 
 
@@ -22,10 +22,10 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
 
     Args:
         file (`Path`, *optional*): a file whose first line is the passphrase.
-        confirm (`bool`, *optional*, defaults to `False`): when a person types it, ask twice.
+        confirm (`bool`, *optional*, defaults to `False`): prompt twice.
 
     Raises:
-        [`PassphraseError`]: if there is none, or the two differ.
+        [`PassphraseError`]: if there is no passphrase, or the two entries differ.
     """
     if file is not None:
         try:
@@ -39,7 +39,7 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
             first = ""
         if not first:
             raise PassphraseError(
-                f"The passphrase file {file} can't be read or begins with no passphrase: give another."
+                f"The passphrase file {file} can't be read, or its first line is empty: give another file."
             )
         return first
     if not is_prompted():
@@ -58,10 +58,10 @@ def find_passphrase(file: Path | None = None, confirm: bool = False) -> str:
 
 
 def prompt_new_passphrase(current: str) -> str:
-    """The passphrase that takes the place of the current one, typed twice; an empty line keeps that one.
+    """A new passphrase, prompted for twice, or the current one if the first entry is empty.
 
     Raises:
-        [`PassphraseError`]: if the two differ.
+        [`PassphraseError`]: if the two entries differ.
     """
     try:
         passphrase = getpass.getpass("New passphrase (empty: the same one): ")

@@ -1,11 +1,13 @@
 """Passphrase-encrypted age files with a fixed work factor, in the format that the `age` command line reads.
 
 The format is https://age-encryption.org/v1: a header with one `scrypt` stanza, which wraps a file key; an HMAC over
-the header; a nonce; and the content, encrypted in chunks of 64 KiB. The primitives come from `cryptography`. Other age
-libraries choose scrypt's work factor by timing the machine, so that a busy one makes seals that are quick to guess,
-and declines to open what an idle one made. Here it is a constant when sealing, and any up to a limit opens.
+the header; a nonce; and the content, encrypted in chunks of 64 KiB. The primitives come from `cryptography`.
 
-Only contents of less than one chunk are read and written, since a tracing identity is a single line.
+Other age libraries choose scrypt's work factor by timing the machine, so a busy machine makes files whose passphrase
+is quick to guess, and refuses files that an idle one made. Here the work factor is constant when sealing, and any
+value up to a limit opens.
+
+The content must be shorter than one chunk, which a tracing identity is.
 """
 
 import base64
@@ -26,7 +28,7 @@ from hf_fingerprint.checkpoints.limits import MAX_LOG_WORK
 from hf_fingerprint.errors import PassphraseError
 
 
-LOG_WORK = 18  # log2 of scrypt's N: 256 MB and about a second for each guess
+LOG_WORK = 18  # log2 of scrypt's N: 256 MB and about a second per guess
 MAX_BYTES = 32 << 10  # of a sealed file: less than a chunk, armor included
 _VERSION = b"age-encryption.org/v1"
 _KEY_BYTES, _NONCE_BYTES, _TAG_BYTES = 16, 16, 16
@@ -41,7 +43,8 @@ _ARMOR = re.compile(
 
 
 class _Parsed(NamedTuple):
-    """A file, taken apart: what the MAC is over, the stanza's two values and body, the MAC, nonce and ciphertext."""
+    """The parts of a file: the header that the MAC covers, the stanza's salt, work factor and body, the MAC, and the
+    nonce with the ciphertext."""
 
     header: bytes
     salt: bytes
@@ -52,7 +55,7 @@ class _Parsed(NamedTuple):
 
 
 def seal_with_passphrase(content: bytes, passphrase: str) -> bytes:
-    """Encrypts a short content with a passphrase, at work factor `LOG_WORK`.
+    """A passphrase-encrypted age file of a short content, at work factor `LOG_WORK`.
 
     Raises:
         [`PassphraseError`]: if the passphrase is empty.
@@ -64,10 +67,10 @@ def seal_with_passphrase(content: bytes, passphrase: str) -> bytes:
 
 
 def read_log_work(sealed: bytes) -> int:
-    """How hard a file makes guessing its passphrase: log2 of scrypt's N.
+    """The work factor of a file: log2 of scrypt's N.
 
     Raises:
-        [`ValueError`]: if it is no age file with a passphrase.
+        [`ValueError`]: if it is not a passphrase-encrypted age file.
     """
     return _parse(sealed).log_work
 
@@ -76,23 +79,23 @@ def open_with_passphrase(sealed: bytes, passphrase: str, name: str) -> bytes:
     """The content of a passphrase-encrypted age file, armored or not.
 
     Args:
-        sealed (`bytes`): the file, of at most `MAX_BYTES`.
+        sealed (`bytes`): the file, at most `MAX_BYTES` long.
         passphrase (`str`): its passphrase.
-        name (`str`): what the file is called when it is refused.
+        name (`str`): the name of the file in messages.
 
     Raises:
-        [`PassphraseError`]: if it is no such file, asks for more work than `MAX_LOG_WORK`, is damaged, or the
+        [`PassphraseError`]: if it is not such a file, has a work factor above `MAX_LOG_WORK`, is damaged, or the
             passphrase is wrong.
     """
     try:
         parsed = _parse(sealed)
     except ValueError:
         raise PassphraseError(
-            f"{name} is not an age file that a passphrase opens: give the identity file that `vault init` made."
+            f"{name} is not a passphrase-encrypted age file: give the identity file that `vault init` made."
         ) from None
     if parsed.log_work > MAX_LOG_WORK:
         raise PassphraseError(
-            f"{name} asks for 2^{parsed.log_work} steps of work and at most 2^{MAX_LOG_WORK} are done: seal it again "
+            f"{name} has the work factor 2^{parsed.log_work}, above the limit of 2^{MAX_LOG_WORK}: encrypt it again "
             f"with the tool that made it, or restore a backup of it."
         )
     try:
@@ -101,7 +104,7 @@ def open_with_passphrase(sealed: bytes, passphrase: str, name: str) -> bytes:
         raise PassphraseError(f"{name} does not open with this passphrase: try again; nothing was changed.") from None
     except MemoryError:
         needed = (128 * 8 << parsed.log_work) >> 20
-        raise PassphraseError(f"{name} takes {needed:,} MB of memory to open: free some, and try again.") from None
+        raise PassphraseError(f"Opening {name} takes {needed:,} MB of memory: free some, and try again.") from None
     nonce, content = parsed.payload[:_NONCE_BYTES], parsed.payload[_NONCE_BYTES:]
     try:
         if not hmac.compare_digest(parsed.mac, _mac(file_key, parsed.header)):
@@ -132,7 +135,7 @@ def _parse(sealed: bytes) -> _Parsed:
 
 
 def _cipher(passphrase: str, salt: bytes, log_work: int) -> ChaCha20Poly1305:
-    """The cipher that wraps the file key. Bytes of the environment that are no text count as they are."""
+    """The cipher that wraps the file key. A passphrase from the environment may hold bytes that are not UTF-8."""
     scrypt = Scrypt(salt=_VERSION + b"/scrypt" + salt, length=32, n=1 << log_work, r=8, p=1)
     return ChaCha20Poly1305(scrypt.derive(passphrase.encode("utf-8", "surrogateescape")))
 
@@ -151,7 +154,7 @@ def _encode(data: bytes) -> bytes:
 
 
 def _decode(text: bytes) -> bytes:
-    """The bytes of an unpadded base64 text; its unused bits must be zero, so that each value has one spelling."""
+    """The bytes of an unpadded base64 text; unused bits must be zero, so that each value has one encoding."""
     data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     if _encode(data) != text:
         raise binascii.Error("not canonical")

@@ -1,7 +1,7 @@
-"""Files for their owner's eyes only, that are there whole or not at all: written next to their place, synced, renamed.
+"""Private files that are complete or absent: written under a temporary name, synced, then renamed.
 
-What a killed process leaves is a file whose name begins with a dot and ends in eight hexadecimal digits. The next one
-that writes to the same place deletes it.
+A killed process may leave a temporary file, whose name begins with a dot and ends in eight hexadecimal digits. The
+next process that writes the same file deletes it.
 """
 
 import errno
@@ -18,11 +18,11 @@ from hf_fingerprint.checkpoints import sync
 from hf_fingerprint.errors import VaultError
 
 
-_SIDECARS = ("", "-journal", "-wal", "-shm")  # what SQLite adds to a database
+_SIDECARS = ("", "-journal", "-wal", "-shm")  # SQLite's files next to a database
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Writes a new file for its owner's eyes only, and sees it on the disk."""
+    """Writes a new file that only its owner can read, and syncs it."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
@@ -31,11 +31,11 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def write_new_private(path: Path, content: bytes) -> None:
-    """Writes a private file whole, where there is none.
+    """Writes a new private file, completely or not at all.
 
     Raises:
-        [`FileExistsError`]: if there is one.
-        [`OSError`]: if it can't be written; then nothing is left of it.
+        [`FileExistsError`]: if the file exists.
+        [`OSError`]: if it can't be written.
     """
     with partial_file(path) as partial:
         write_private(partial, content)
@@ -43,7 +43,7 @@ def write_new_private(path: Path, content: bytes) -> None:
 
 
 def replace_private(path: Path, content: bytes) -> None:
-    """Puts a private file in the place of one that is there, or leaves that one.
+    """Replaces a private file, completely or not at all.
 
     Raises:
         [`OSError`]: if it can't be written.
@@ -56,7 +56,7 @@ def replace_private(path: Path, content: bytes) -> None:
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """The name of a file next to a place, to be made and then put there; nothing of it is left afterwards."""
+    """A temporary name next to a path, to write to and then rename; what is left of it is deleted."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         yield partial
@@ -67,10 +67,10 @@ def partial_file(path: Path) -> Iterator[Path]:
 
 
 def rename_into_place(partial: Path, path: Path) -> None:
-    """Gives a complete file its name, and makes that durable.
+    """Renames a complete file to its final name, and syncs the folder.
 
     Raises:
-        [`FileExistsError`]: if something has this name.
+        [`FileExistsError`]: if the name is taken.
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -79,13 +79,13 @@ def rename_into_place(partial: Path, path: Path) -> None:
 
 
 def unused_path(path: Path) -> Path:
-    """This path, or one like it where there is nothing yet."""
+    """This path, or the first like it (`name-2`, `name-3`) that doesn't exist."""
     others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
     return next(place for place in chain([path], others) if not place.exists())
 
 
 def remove_leftovers(path: Path) -> None:
-    """Deletes what processes that were killed left when they wrote to a place. Nobody else may be writing to it."""
+    """Deletes the temporary files that killed processes left for a path. No other process may be writing it."""
     endings = "|".join(map(re.escape, _SIDECARS))
     leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}({endings})")
     for found in path.parent.iterdir():
@@ -95,11 +95,12 @@ def remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keeps other processes from making a vault in a folder, or from sealing its identity, at the same time. The lock
-    is on the folder itself, so it leaves no file, and goes with its process.
+    """Keeps other processes from creating a vault in a folder, or sealing its identity, at the same time.
+
+    The lock is on the folder itself, so it leaves no file, and is released when its process ends.
 
     Raises:
-        [`VaultError`]: if another one has it.
+        [`VaultError`]: if another process has the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -107,10 +108,10 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise VaultError(
-                f"Another process is making a vault in {folder}, or sealing its identity: try again when it has ended."
+                f"Another process is creating a vault in {folder}, or sealing its identity: wait, then try again."
             ) from None
         except OSError:
-            pass  # a disk that knows no locks
+            pass  # this disk has no locks
         yield
     finally:
         os.close(descriptor)

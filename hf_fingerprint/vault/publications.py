@@ -1,7 +1,7 @@
-"""Which copy goes to which Hub repo: recorded before the push, confirmed with the commit after it.
+"""Publications: which copy goes to which Hub repo, recorded before the push and confirmed with the commit after it.
 
-A push that was cut off at any point is so resumed by what is on record: a copy is never marked twice, and a commit
-that was made is found again by its files' hashes.
+So an interrupted push can be resumed: no copy is marked twice, and a commit that was made is found by the hashes of
+its files.
 """
 
 import json
@@ -25,16 +25,15 @@ _PARSE_ERRORS = (ValueError, TypeError, AttributeError, RecursionError)
 
 @dataclass(frozen=True)
 class Publication:
-    """A copy on its way to a Hub repo, or there.
+    """The push of a copy to a Hub repo.
 
     Attributes:
-        copy_id (`str`): the copy's record.
-        base_id, recipient (`str`): what that says.
+        copy_id, base_id, recipient (`str`): the record of the copy.
         repo (`str`): `org/name`.
         state (`str`): `"begun"`, or `"confirmed"` once the commit is known.
-        files (`dict[str, str]`): the SHA-256 of each file pushed, hexadecimal, by its path in the repo.
+        files (`dict[str, str]`): the SHA-256 of each file, hexadecimal, by its path in the repo.
         revision (`str` or `None`): the commit.
-        account (`str` or `None`): the Hub account that is given access.
+        account (`str` or `None`): the Hub account that gets access.
         created (`str`): UTC, ISO 8601.
     """
 
@@ -50,21 +49,21 @@ class Publication:
 
     @property
     def place(self) -> str:
-        """Where the copy is, or will be."""
+        """The repo and commit, as text."""
         return f"{self.repo}@{self.revision}" if self.revision else f"{self.repo} (not confirmed)"
 
     def describe(self) -> dict[str, Any]:
-        """What may be shown of it beside its copy."""
+        """The fields to show next to its copy's."""
         return {"repo": self.repo, "revision": self.revision, "published": self.state, "account": self.account}
 
 
 def begin_publication(
     vault: Vault, copy_id: str, repo: str, files: Mapping[str, str], account: str | None = None
 ) -> Publication:
-    """Records that a copy is about to be pushed.
+    """The publication of a copy, recorded before its push.
 
     Raises:
-        [`VaultError`]: if the copy is on record for another repo.
+        [`VaultError`]: if the copy is recorded for another repo.
     """
     created = datetime.now(UTC).isoformat(timespec="seconds")
     with vault.connect() as connection:
@@ -77,33 +76,33 @@ def begin_publication(
     kept = find_publication(vault, copy_id)
     if kept is None or kept.repo != repo:
         raise VaultError(
-            f"Copy {copy_id} is on record for {kept.repo if kept else 'another repo'}: publish it "
-            f"there, or issue another copy."
+            f"Copy {copy_id} is recorded for {kept.repo if kept else 'another repo'}: publish it there, or issue "
+            f"another copy."
         )
     return kept
 
 
 def confirm_publication(vault: Vault, copy_id: str, revision: str) -> Publication:
-    """Records the commit that a copy was pushed with, which the next run would find too."""
-    with vault.connect(durable=False) as connection:
+    """The publication of a copy, with the commit of its push recorded."""
+    with vault.connect(durable=False) as connection:  # the next run can find the commit again
         connection.execute(
             "UPDATE publications SET state = 'confirmed', revision = ? WHERE copy_id = ?", (revision, copy_id)
         )
     kept = find_publication(vault, copy_id)
     if kept is None:
-        raise VaultError(f"The publication of copy {copy_id} is gone from {vault.folder}: restore a backup.")
+        raise VaultError(f"The publication of copy {copy_id} is missing in {vault.folder}: restore a backup.")
     return kept
 
 
 def find_publication(vault: Vault, copy_id: str) -> Publication | None:
-    """The publication of a copy, if there is one."""
+    """The publication of a copy, or `None`."""
     return next(iter(publications(vault, copy_id=copy_id)), None)
 
 
 def publications(vault: Vault, repo: str | None = None, copy_id: str | None = None) -> list[Publication]:
-    """The publications on record, of one repo, one copy or all, in the order in which their copies were begun.
+    """The recorded publications, of one repo, one copy or all, in the order of their copies' records.
 
-    Rows that can't be used are left out with a warning.
+    Unusable rows are left out with a warning.
     """
     statement = (
         f"SELECT p.copy_id, c.base_id, c.recipient, {_COLUMNS} FROM publications p JOIN copies c "
@@ -129,7 +128,7 @@ def publications(vault: Vault, repo: str | None = None, copy_id: str | None = No
 
 
 def publication_faults(connection: sqlite3.Connection) -> list[Fault]:
-    """The rows of publications that can't be used."""
+    """The unusable rows of table `publications`."""
     rows, faults = read_keyed_table(connection, "publications", "copy_id", f"p.copy_id, {_COLUMNS}".replace("p.", ""))
     for row in rows:
         try:
@@ -140,21 +139,21 @@ def publication_faults(connection: sqlite3.Connection) -> list[Fault]:
 
 
 def _parse_publication(row: Any) -> Publication:
-    """The publication in a row; any error there may be if there is none in it."""
-    copy, base, recipient, where, state, files, *others = row
+    """The publication in a row; raises any of `_PARSE_ERRORS` if the row is invalid."""
+    copy, base, recipient, repo, state, files, *others = row
     hashes = json.loads(files)
-    texts = (copy, base, recipient, where, others[2], *hashes.keys(), *hashes.values())
+    texts = (copy, base, recipient, repo, others[2], *hashes.keys(), *hashes.values())
     if not all(isinstance(text, str) for text in texts) or state not in ("begun", "confirmed"):
         raise ValueError(copy)
     if not all(text is None or isinstance(text, str) for text in others[:2]):
         raise ValueError(copy)
-    return Publication(copy, base, recipient, where, state, hashes, *others)
+    return Publication(copy, base, recipient, repo, state, hashes, *others)
 
 
 def _read_damaged(
     connection: sqlite3.Connection, repo: str | None, copy_id: str | None
 ) -> tuple[list[Any], list[Fault]]:
-    """The same rows out of a damaged database."""
+    """The rows that [`publications`] selects, as far as a damaged database has them."""
     copies, _ = read_usable_copies(connection)
     rows, faults = read_keyed_table(connection, "publications", "copy_id", f"p.copy_id, {_COLUMNS}".replace("p.", ""))
     by_id = {row[0]: row for row in rows if repo in (None, row[1]) and copy_id in (None, row[0])}

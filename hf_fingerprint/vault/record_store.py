@@ -1,6 +1,6 @@
-"""The rows of a vault: bases, the record of who got what, and what is noted of both. No identity is needed.
+"""The rows of a vault: bases, records of copies, and what belongs to them. No identity is needed.
 
-A row that can't be used is left out with a warning, once.
+Unusable rows are left out with a warning, once per row.
 """
 
 import secrets
@@ -41,29 +41,26 @@ class RecordStore(Database):
         self.warn(self.meta_faults)
 
     def warn(self, faults: Iterable[Fault]) -> None:
-        """Names rows that can't be used, each once, and goes on without them."""
+        """Warns of unusable rows, once per row."""
         for fault in faults:
             if fault not in self._warned:
                 self._warned.add(fault)
                 warnings.warn(FingerprintWarning(f"{RowError(fault)} It is left out."), stacklevel=3)
 
     def rows(self) -> VaultRows:
-        """All bases and records of copies that can be used, and the rows that can't, without a warning."""
+        """All usable bases and records of copies, and the unusable rows, without a warning."""
         with self.connect() as connection:
             return read_rows(connection)
 
     def bases(self) -> list[Base]:
-        """All registered bases, in the order of registration.
-
-        Those whose record was changed since, or holds what this package would not record, are left out with a warning.
-        """
+        """All registered bases, in the order of registration; unusable ones are left out with a warning."""
         with self.connect() as connection:
             bases, faults = read_usable_bases(connection)
         self.warn(faults)
         return bases
 
     def base(self, base_id: str) -> Base:
-        """The base of this id.
+        """The base with this id.
 
         Raises:
             [`VaultError`]: if there is none, or its record can't be used.
@@ -78,10 +75,10 @@ class RecordStore(Database):
         raise VaultError(f"{self.folder} has no base {base_id}: see `hf-fingerprint recipients` for those it has.")
 
     def base_with_hash(self, content_hash: str) -> Base | None:
-        """The base with this content, if it is registered: the record for new copies, which no other replaces.
+        """The current base with this content, for new copies; `None` if it is not registered.
 
         Raises:
-            [`RowError`]: if a record of this content, or one whose content can't be told, can't be used.
+            [`RowError`]: if an unusable record has this content, or may have it.
         """
         with self.connect() as connection:
             bases, faults = read_usable_bases(connection)
@@ -90,12 +87,12 @@ class RecordStore(Database):
         return next((base for base in current_bases(bases) if base.content_hash == content_hash), None)
 
     def add_base(self, base: Base) -> Base:
-        """Registers a base, or returns the one that another process registered with the same content first.
+        """The registered base: this one, or the one that another process registered with the same content first.
 
-        A record that replaces another is added beside it, unless that one is replaced already.
+        A record that replaces another is added next to it, unless that one is replaced already.
 
         Raises:
-            [`VaultError`]: if it holds what could not be read again.
+            [`VaultError`]: if the base has invalid values, or its id is taken.
         """
         check_base(base, is_new=True)
         with self.connect() as connection:
@@ -108,15 +105,15 @@ class RecordStore(Database):
         stored = self.base_with_hash(base.content_hash)
         if stored is None:
             raise VaultError(
-                f"{self.folder}: base {base.base_id} clashes with another one's digits: use another vault."
+                f"{self.folder} has another base with the id {base.base_id}: register this one in another vault."
             )
         return stored
 
     def trigger_set(self, base: Base) -> bytes | None:
-        """What a base's copies are asked, as it was laid down; `None` if there are no questions.
+        """The stored trigger set of a base; `None` if it has none.
 
         Raises:
-            [`VaultError`]: if it was changed since.
+            [`VaultError`]: if it was tampered with.
         """
         with self.connect() as connection:
             statement = "SELECT base_id, content, seal FROM questions WHERE base_id = ?"
@@ -124,10 +121,10 @@ class RecordStore(Database):
         return None if row is None else check_trigger_set(base.secret, row)
 
     def add_trigger_set(self, base: Base, content: bytes) -> None:
-        """Lays down what a base's copies are asked, once and for all.
+        """Stores the trigger set of a base, which can't be changed afterwards.
 
         Raises:
-            [`VaultError`]: if other questions are laid down.
+            [`VaultError`]: if the base has another trigger set.
         """
         with self.connect() as connection:
             connection.execute(
@@ -135,7 +132,9 @@ class RecordStore(Database):
                 (base.base_id, content, seal_trigger_set(base.secret, base.base_id, content)),
             )
         if self.trigger_set(base) != content:
-            raise VaultError(f"Base {base.base_id} has other questions already: all its copies share one set.")
+            raise VaultError(
+                f"Base {base.base_id} already has another trigger set: use that one, which all copies share."
+            )
 
     def begin_copy(
         self,
@@ -145,18 +144,18 @@ class RecordStore(Database):
         resumed_record: CopyRecord | None = None,
         copy_key: bytes | None = None,
     ) -> tuple[CopyRecord, bytes]:
-        """Records a copy before its first byte is written.
+        """The record and key of a new copy, recorded before its first byte is written.
 
         Args:
             base ([`Base`]): the registered base.
-            recipient (`str`): whose copy it will be.
-            out (`Path`): where it will be.
-            resumed_record ([`CopyRecord`], *optional*): a record in state `"begun"` that was never written; it is used again,
-                with a new key, since its old one is forgotten and marked nothing.
-            copy_key (`bytes`, *optional*): the key of a mark that is in the weights already; a new one by default.
+            recipient (`str`): the recipient.
+            out (`Path`): where the copy will be.
+            resumed_record ([`CopyRecord`], *optional*): a record in state `"begun"` to use again. It gets a new key,
+                since nothing is marked with its old one.
+            copy_key (`bytes`, *optional*): the key of a mark that the weights already hold; a new key by default.
 
         Returns:
-            `(record, copy_key)`: the key is stored sealed only; forget it when the copy is written.
+            `(record, copy_key)`: the vault stores the key sealed only.
         """
         copy_id = resumed_record.copy_id if resumed_record else secrets.token_hex(8)
         recipient = resumed_record.recipient if resumed_record else normalize_recipient(recipient)
@@ -167,11 +166,14 @@ class RecordStore(Database):
         with self.connect() as connection:
             if resumed_record:
                 changed = connection.execute(
-                    f"UPDATE copies SET sealed = ?, created = ? WHERE copy_id = ? AND state = 'begun' AND {SAME_PUBLIC_KEY}",
+                    "UPDATE copies SET sealed = ?, created = ? "
+                    f"WHERE copy_id = ? AND state = 'begun' AND {SAME_PUBLIC_KEY}",
                     (sealed, created, copy_id, self.public_key),
                 ).rowcount
                 if changed != 1:
-                    raise VaultError(f"The record of copy {copy_id} changed meanwhile: run the command again.")
+                    raise VaultError(
+                        f"The record of copy {copy_id} was changed by another process: run the command again."
+                    )
             else:
                 values = (copy_id, base.base_id, recipient, "begun", str(out), None, None, created, sealed)
                 added = connection.execute(
@@ -180,7 +182,7 @@ class RecordStore(Database):
                 ).rowcount
                 if added != 1:
                     raise VaultError(
-                        f"{self.folder} was given another tracing identity meanwhile: run the command again."
+                        f"{self.folder} has a new tracing identity since you opened it: run the command again."
                     )
         return record, copy_key
 
@@ -190,22 +192,20 @@ class RecordStore(Database):
         copy_key: bytes,
         content_hash: str,
         out: Path | None = None,
-        bound: bool = False,
+        is_answering: bool = False,
         is_issued: bool = False,
     ) -> CopyRecord:
-        """Records that a copy is complete on the disk, and commits to it. If it was trained, its key in the clear is
-        wiped with the same transaction.
+        """The updated record of a copy that is complete on the disk, with its commitment.
+
+        The same transaction wipes the copy's training key, which is not encrypted.
 
         Args:
-            record ([`CopyRecord`]): the record that was begun.
+            record ([`CopyRecord`]): the record in state `"begun"`.
             copy_key (`bytes`): the copy's key.
-            content_hash (`str`): of its weights.
-            out (`Path`, *optional*): where it is, if that wasn't known before.
-            bound (`bool`, *optional*, defaults to `False`): whether it was made to answer its base's questions.
-            is_issued (`bool`, *optional*, defaults to `False`): whether it is in its place already, and so issued.
-
-        Returns:
-            [`CopyRecord`]: the record as it is now.
+            content_hash (`str`): the content hash of its weights.
+            out (`Path`, *optional*): where the copy is, if that wasn't known before.
+            is_answering (`bool`, *optional*, defaults to `False`): whether it answers its base's triggers.
+            is_issued (`bool`, *optional*, defaults to `False`): whether it is at its final path, and so issued.
         """
         new_commitment, place = commitment(copy_key, record.recipient, content_hash), str(out or record.out)
         state = "issued" if is_issued else "written"
@@ -216,30 +216,34 @@ class RecordStore(Database):
                     " WHERE copy_id = ? AND sealed = ?",
                     (state, content_hash, new_commitment, place, record.copy_id, record.sealed),
                 ).rowcount
-                if changed == 1 and bound:
+                if changed == 1 and is_answering:
                     connection.execute("INSERT OR IGNORE INTO bound VALUES (?)", (record.copy_id,))
                 wiped = changed == 1 and wipe_training_keys(connection, "copy_id = ?", record.copy_id)
             if wiped:
                 clear_journal(connection)
         if changed != 1:
             raise VaultError(
-                f"The record of copy {record.copy_id} changed while it was written: run the command again."
+                f"The record of copy {record.copy_id} was changed by another process: run the command again."
             )
         return replace(record, state=state, content_hash=content_hash, commitment=new_commitment, out=place)
 
     def mark_issued(self, copy_id: str) -> None:
-        """Records that a copy is in its place, where the next run would find it too."""
-        with self.connect(durable=False) as connection:
+        """Records that a copy is at its final path."""
+        with self.connect(durable=False) as connection:  # the next run can find the copy there
             changed = connection.execute("UPDATE copies SET state = 'issued' WHERE copy_id = ?", (copy_id,)).rowcount
         if changed != 1:
             raise VaultError(
-                f"The record of copy {copy_id} is gone from {self.folder}: restore a backup of the vault."
+                f"The record of copy {copy_id} is missing in {self.folder}: restore a backup of the vault."
             )
 
     def copies(self, base_id: str | None = None, recipient: str | None = None, begun: bool = True) -> list[CopyRecord]:
-        """The record of copies, of one base or recipient or of all, in the order of issue; with those that were begun
-        and never written, or without; a recipient's name in any spelling. Records that can't be used are left out with
-        a warning."""
+        """The records of copies in the order of issue; unusable ones are left out with a warning.
+
+        Args:
+            base_id (`str`, *optional*): only copies of this base.
+            recipient (`str`, *optional*): only copies of this recipient, in any spelling of the name.
+            begun (`bool`, *optional*, defaults to `True`): include unfinished copies.
+        """
         names = () if recipient is None else recipient_spellings(recipient)
         where = "base_id = coalesce(?, base_id) AND (? OR state != 'begun')"
         where += f" AND trim(recipient) IN ({', '.join('?' * len(names))})" if names else ""
@@ -248,14 +252,14 @@ class RecordStore(Database):
         self.warn(faults)
         return copies
 
-    def bound(self, base_id: str) -> set[str]:
-        """The ids of a base's copies that were made to answer its questions."""
+    def answering_ids(self, base_id: str) -> set[str]:
+        """The ids of a base's copies that answer its triggers."""
         statement = "SELECT copy_id FROM bound WHERE copy_id IN (SELECT copy_id FROM copies WHERE base_id = ?)"
         with self.connect() as connection:
             return {copy_id for (copy_id,) in connection.execute(statement, (base_id,))}
 
     def cached_content_hash(self, place: str, state: str) -> str | None:
-        """The content hash of files hashed before, if their state is what it was; see [`Checkpoint.state`]."""
+        """The cached content hash of files whose state is unchanged, or `None`; see [`Checkpoint.state`]."""
         with self.connect() as connection:
             row = connection.execute(
                 "SELECT content_hash FROM verified WHERE place = ? AND state = ?", (place, state)
@@ -263,12 +267,12 @@ class RecordStore(Database):
         return row[0] if row and is_content_hash(row[0]) else None
 
     def cache_content_hash(self, place: str, state: str, content_hash: str) -> None:
-        """Notes the content hash of files that were hashed in full, if the disk lets it."""
+        """Caches the content hash of files, if the vault can be written."""
         with suppress(StorageError), self.connect() as connection:
             connection.execute("INSERT OR REPLACE INTO verified VALUES (?, ?, ?)", (place, state, content_hash))
 
 
 def current_bases(bases: Sequence[Base]) -> list[Base]:
-    """Those that new copies are made from: which no other record of the same weights replaces."""
+    """The bases for new copies: those that no other record of the same weights replaces."""
     replaced = {base.replaces for base in bases}
     return [base for base in bases if base.base_id not in replaced]

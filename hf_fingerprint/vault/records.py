@@ -1,4 +1,4 @@
-"""What the vault remembers: bases and copies, as frozen dataclasses. Secrets never show in a `repr`."""
+"""Bases and records of copies, as frozen dataclasses. No `repr` shows a secret."""
 
 import unicodedata
 from dataclasses import asdict, dataclass, field
@@ -10,18 +10,18 @@ from hf_fingerprint.codes import Codebook, make_codebook
 from hf_fingerprint.errors import VaultError
 
 
-MAX_RECIPIENT = 255  # characters, as many as a folder's name has bytes
+MAX_RECIPIENT = 255  # characters; a folder's name may have as many bytes
 
 
 def check_recipient(recipient: str) -> None:
-    """Refuses what can't be a recipient's name."""
+    """Raises an error if a name can't be a recipient's."""
     if not recipient.strip() or len(recipient) > MAX_RECIPIENT or not recipient.isprintable():
         raise VaultError(f"A recipient's name must have 1 to {MAX_RECIPIENT} printable characters.")
 
 
 def canonical_recipient(recipient: str) -> str:
-    """A recipient's name as it is recorded: composed (NFC), since keyboards and file systems spell one name in several
-    ways, and without blanks around it.
+    """A recipient's name as it is recorded: in Unicode form NFC, since keyboards and file systems encode a name in
+    several ways, and stripped.
 
     Raises:
         [`VaultError`]: if it can't be a name.
@@ -31,17 +31,17 @@ def canonical_recipient(recipient: str) -> str:
 
 
 def normalize_recipient(recipient: str) -> str:
-    """The one spelling of a name; see [`canonical_recipient`]."""
+    """[`canonical_recipient`] without the check."""
     return unicodedata.normalize("NFC", recipient).strip()
 
 
 def same_recipient(one: str, other: str) -> bool:
-    """Whether two names are one recipient's, however they are spelled."""
+    """Whether two names are the same after normalization."""
     return one == other or normalize_recipient(one) == normalize_recipient(other)
 
 
 def recipient_spellings(recipient: str) -> tuple[str, ...]:
-    """The spellings of a name, without blanks around it, that records from before [`canonical_recipient`] may have."""
+    """The encodings of a name, stripped, that old records may have; see [`canonical_recipient`]."""
     forms = (recipient, *(unicodedata.normalize(form, recipient) for form in ("NFC", "NFD")))
     return tuple(dict.fromkeys(form.strip() for form in forms))
 
@@ -60,8 +60,8 @@ class Carrier:
 
     Attributes:
         name (`str`): its name in the base's files.
-        eps (`float`): amplitude relative to the rows' root mean square.
-        amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each output channel, `float32`.
+        eps (`float`): the amplitude relative to the rows' root mean square.
+        amplitude (`np.ndarray` of shape `(rows,)`): the amplitude in each output channel, `float32`.
     """
 
     name: str
@@ -71,20 +71,20 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the mark does to the output, measured once when the base was registered.
+    """The effect of the mark on the output, measured when the base was registered.
 
     Attributes:
-        inputs (`str`): `"images"` (the user's), `"synthetic"`, or `"none"` when the output could not be measured.
-        images (`int`): how many.
+        inputs (`str`): `"images"` (the user's), `"synthetic"`, or `"none"` if the output could not be measured.
+        images (`int`): the number of images.
         max_kl (`float`): the budget, in nats.
-        kl (`float` or `None`): measured mean divergence between base and marked copies, for its kind of output.
-        agreement (`float` or `None`): measured share of equal decisions.
-        output (`str` or `None`): the kind of output that was measured; `None` in records made before there were kinds,
-            when every output counted as the logits of a softmax.
-        decisions, agreeing (`int` or `None`): how many decisions were compared, and how many are the same.
+        kl (`float` or `None`): the mean divergence between the base and marked copies, for its kind of output.
+        agreement (`float` or `None`): the share of equal decisions.
+        output (`str` or `None`): the kind of output; `None` in old records, which took every output for the logits of
+            a softmax.
+        decisions, agreeing (`int` or `None`): the number of decisions, and of equal ones.
         kl_low, kl_high, agreement_low, agreement_high (`float` or `None`): 95 % intervals.
-        kl_scatter (`float` or `None`): standard deviation of one copy's divergence about the mean.
-        eps (`float` or `None`): the fixed strength that was asked for instead of a budget.
+        kl_scatter (`float` or `None`): the standard deviation of single copies' divergences.
+        eps (`float` or `None`): the fixed relative amplitude, if one was chosen instead of a budget.
     """
 
     inputs: str
@@ -105,12 +105,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CompactMark:
-    """A mark in few tensors that lie together.
+    """A mark in few tensors that are adjacent in the file.
 
     Attributes:
         share (`float`): the share of the weights' bytes that may differ between copies.
-        spread_score (`float`): the score that a leak of the same model marked everywhere is expected to have after a
-            drift of 2 %, by formula.
+        spread_score (`float`): the expected score, by formula, of a leaked copy with all tensors marked, after a drift
+            of 2 %.
     """
 
     share: float
@@ -122,26 +122,26 @@ class Base:
     """A registered model: everything that its copies share.
 
     Attributes:
-        base_id (`str`): the first 8 digits of its content hash, and 4 that tell this registration from another
-            issuer's of the same model.
+        base_id (`str`): the first 8 digits of its content hash, and 4 that distinguish registrations of the same
+            model.
         source (`str`): the path or Hub id it was registered from.
         revision (`str` or `None`): the pinned commit, for a model from the Hub.
         content_hash (`str`): see [`content_hash`].
-        tensors (`dict[str, TensorRecord]`): all its tensors.
-        carriers (`tuple[Carrier, ...]`): those that hold the mark.
+        tensors (`dict[str, TensorRecord]`): all tensors.
+        carriers (`tuple[Carrier, ...]`): the tensors that hold the mark.
         family (`str`): the code's family.
-        length (`int`): V.
+        length (`int`): the code's length V.
         coalition (`int`): the number of colluders that the code is designed for.
         certified (`int`): the coalition size that it withstands.
-        certified_by (`str`): how that is known.
-        alpha (`float`): the bound on accusing any innocent, for each trace.
-        recipients_planned (`int`): the number of recipients that `certified` was worked out for.
-        calibration ([`Calibration`]): what the mark does to the output.
+        certified_by (`str`): how `certified` was determined.
+        alpha (`float`): the bound on accusing any innocent recipient, per trace.
+        recipients_planned (`int`): the number of recipients that `certified` holds for.
+        calibration ([`Calibration`]): the effect of the mark on the output.
         secret (`bytes`): the model secret.
-        compact ([`CompactMark`] or `None`): if it is marked in few tensors only.
+        compact ([`CompactMark`] or `None`): set if only few tensors are marked.
         replaces (`str` or `None`): the id of the record of the same weights that this one replaces for new copies.
-        copy_of (`str` or `None`): the id of the base that these weights are a copy of, if a copy was registered as a
-            base on purpose. Its copies carry the marks of both.
+        copy_of (`str` or `None`): the id of the base that these weights are a copy of, if a copy was deliberately
+            registered as a base. Its copies carry both marks.
     """
 
     base_id: str
@@ -169,11 +169,11 @@ class Base:
 
     @property
     def carrier_weights(self) -> int:
-        """N, the number of weights that hold the mark."""
+        """The number N of weights that hold the mark."""
         return sum(int(np.prod(self.tensors[carrier.name].shape)) for carrier in self.carriers)
 
     def describe(self) -> dict[str, Any]:
-        """What may be shown of it: no secret, no amplitudes."""
+        """The fields to show: no secret, no amplitudes."""
         measured = asdict(self.calibration)
         optional: dict[str, Any] = {} if self.compact is None else {"compact": asdict(self.compact)}
         if self.replaces is not None:
@@ -193,10 +193,10 @@ class Base:
             "coalition_certified": self.certified,
             "certified_by": self.certified_by,
             "alpha": self.alpha,
-            "recipients_planned": self.recipients_planned,
+            "expected_recipients": self.recipients_planned,
             "calibration_inputs": measured.pop("inputs"),
             "calibration_images": measured.pop("images"),
-            "fixed_eps": measured.pop("eps"),
+            "fixed_amplitude": measured.pop("eps"),
             **measured,
             **optional,
         }
@@ -204,14 +204,14 @@ class Base:
 
 @dataclass(frozen=True)
 class CopyRecord:
-    """Who got what.
+    """The record of a copy: who got what.
 
     Attributes:
-        copy_id (`str`): random, 16 hexadecimal digits.
-        base_id (`str`): the base it was made from.
-        recipient (`str`): whose it is.
-        state (`str`): `"begun"`, `"written"` (complete, not yet in its place) or `"issued"`.
-        out (`str`): where it was written.
+        copy_id (`str`): 16 random hexadecimal digits.
+        base_id (`str`): the base of the copy.
+        recipient (`str`): the recipient.
+        state (`str`): `"begun"`, `"written"` (complete, but not at its final path) or `"issued"`.
+        out (`str`): the path of the copy.
         content_hash (`str` or `None`): the hash of its weights, once written.
         commitment (`str` or `None`): see [`commitment`].
         created (`str`): UTC, ISO 8601.
@@ -229,7 +229,7 @@ class CopyRecord:
     sealed: bytes = field(repr=False)
 
     def describe(self) -> dict[str, Any]:
-        """What may be shown of it."""
+        """The fields to show: no key."""
         return {
             "recipient": self.recipient,
             "copy": self.copy_id,

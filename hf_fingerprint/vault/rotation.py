@@ -1,20 +1,20 @@
-"""A new tracing identity for a vault whose old one may have leaked.
+"""Rotates the tracing identity of a vault, in case the old one leaked.
 
-Every record's key is unsealed with the old identity, checked against its commitment and sealed to the new one; bundles
-are dropped. A record that does not open is named and stays as it is. All of it happens in one transaction, so every
-moment has one identity that opens every record:
+The key of every record is unsealed with the old identity, checked against its commitment and sealed to the new one;
+key caches are dropped. A record that does not open is reported and stays unchanged. One transaction does all of this,
+so at every moment a single identity opens every record:
 
-1. the new identity is written beside the old one, as `identity-new-<digits>.age`;
-2. the records are sealed to it and the vault's public key becomes its own, at once;
-3. the old file becomes `identity-old-<digits>.age` and the new one `identity.age`.
+1. the new identity is written next to the old one, as `identity-new-<digits>.age`;
+2. one transaction seals the records to it and replaces the vault's public key;
+3. the old file is renamed to `identity-old-<digits>.age` and the new one to `identity.age`.
 
-Between 2 and 3 the vault opens the new file by itself; see [`Vault.identity`]. A file of step 1 that no step 2
-followed opens nothing and may be deleted.
+Between steps 2 and 3 the vault uses the new file; see [`Vault.identity`]. If step 2 never happens, the file of step 1
+opens nothing and may be deleted.
 
-What can't be undone: whoever has the old identity and an old copy of the vault (a backup, another issuer's folder, an
-earlier commit of the repo it is pushed to) reads the codewords that were on record then. So delete those copies, and
-push the vault to a new repo. The old identity file is kept, since packs and folders from before can be merged with it
-alone; it opens nothing in the rotated vault, and may be deleted when there are none left.
+A rotation can't protect old copies of the vault (a backup, another issuer's folder, an earlier commit of its repo):
+with one of these and the old identity, an attacker reads the codewords in it. So delete those copies, and push the
+vault to a new repo. The old identity file is kept, since it is needed to merge packs and folders from before the
+rotation. It opens nothing in the rotated vault; delete it when no such packs and folders are left.
 """
 
 import sqlite3
@@ -40,16 +40,16 @@ _PREVIOUS = "previous_public_key"
 
 @dataclass(frozen=True)
 class VaultRotation:
-    """A vault with its new tracing identity.
+    """The result of a rotation.
 
     Attributes:
         vault ([`Vault`]): the vault, locked.
-        records (`int`): how many records were sealed anew.
-        identity (`Path` or `None`): the new identity's file; `None` if it is kept elsewhere.
-        old_identity_file (`Path` or `None`): where the old one's file is now, if it was in the vault's folder.
-        old_seals_erased (`bool`): whether nothing of the records that were sealed anew is left in the database as it was
-            sealed before. If not, another process was reading them, the disk is full, or the database is damaged.
-        faults (`tuple[Fault, ...]`): records that don't open, which stay as they are.
+        records (`int`): the number of records that were sealed again.
+        identity (`Path` or `None`): the file of the new identity; `None` if it is kept elsewhere.
+        old_identity_file (`Path` or `None`): the file of the old identity, if it was in the vault's folder.
+        old_seals_erased (`bool`): whether the database file holds no trace of the old seals. It may if another process
+            was reading it, the disk is full, or the database is damaged.
+        faults (`tuple[Fault, ...]`): records that don't open; they are unchanged.
     """
 
     vault: Vault
@@ -61,18 +61,18 @@ class VaultRotation:
 
 
 def rotate(vault: Vault, passphrase: str = "", public_key: str | None = None) -> VaultRotation:
-    """Gives a vault a new tracing identity.
+    """The vault with a new tracing identity.
 
     Args:
-        vault ([`Vault`]): the vault, unlocked; open it again afterwards.
-        passphrase (`str`): guards the new identity.
+        vault ([`Vault`]): the vault, unlocked; use the one in the result afterwards.
+        passphrase (`str`): the passphrase of the new identity.
         public_key (`str`, *optional*): the public key (`age1...`) of a new identity that is kept elsewhere.
 
     Raises:
-        [`VaultError`]: if the vault can't be written to, or the identity is not its own; nothing is changed.
+        [`VaultError`]: if the vault can't be written, or the open identity is not its current one; nothing is changed.
     """
     vault.age_identity()
-    with vault.keep_open():  # so that it can still be opened when the disk has become full
+    with vault.keep_open():  # so that a disk that fills up doesn't keep the vault from being opened again
         return _rotate(vault, passphrase, public_key)
 
 
@@ -85,7 +85,7 @@ def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> VaultRotat
         locked = encrypt_identity(identity, passphrase)
     check_public_key(public_key)
     if public_key == age_identity.public_key:
-        raise VaultError(f"{public_key} is the tracing identity that {folder} has: give another one's public key.")
+        raise VaultError(f"{public_key} is the current tracing identity of {folder}: give the public key of another.")
     new_file = folder / identity_name("new", public_key)
     if locked is not None:
         try:
@@ -105,7 +105,7 @@ def _rotate(vault: Vault, passphrase: str, public_key: str | None) -> VaultRotat
 
 
 def reseal_copy(record: CopyRecord, age_identity: AgeIdentity, public_key: str) -> CopyRecord:
-    """A record whose key is sealed to another identity.
+    """The record with its key sealed to another identity.
 
     Raises:
         [`VaultError`]: if the record was tampered with.
@@ -120,9 +120,11 @@ def _reseal_copies(vault: Vault, age_identity: AgeIdentity, public_key: str) -> 
         with transaction(connection):
             (now,) = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
             if now != age_identity.public_key:
-                raise PassphraseError(f"{vault.folder} was given another tracing identity meanwhile: unlock it again.")
+                raise PassphraseError(
+                    f"{vault.folder} has a new tracing identity since you unlocked it: unlock it again."
+                )
             copies, faults = read_usable_copies(connection)
-            sealed_anew = 0
+            count = 0
             for record in copies:
                 try:
                     sealed = reseal_copy(record, age_identity, public_key).sealed
@@ -130,18 +132,18 @@ def _reseal_copies(vault: Vault, age_identity: AgeIdentity, public_key: str) -> 
                     faults.append(error.fault)
                     continue
                 connection.execute("UPDATE copies SET sealed = ? WHERE copy_id = ?", (sealed, record.copy_id))
-                sealed_anew += 1
+                count += 1
             connection.execute("DELETE FROM bundles")
             connection.execute("UPDATE meta SET value = ? WHERE key = 'public_key'", (public_key,))
             connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_PREVIOUS, age_identity.public_key))
-    return sealed_anew, faults
+    return count, faults
 
 
 def _erase_old_seals(vault: Vault) -> bool:
-    """Leaves no old seal in the files, those of long ago included; in memory, not in temporary files."""
+    """Erases old seals from the database's files, and returns whether that succeeded."""
     try:
         with vault.connect() as connection:
-            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("PRAGMA temp_store = MEMORY")  # no seals in temporary files
             connection.execute("PRAGMA secure_delete = ON")
             try:
                 connection.execute("VACUUM")
@@ -150,14 +152,18 @@ def _erase_old_seals(vault: Vault) -> bool:
                     raise
                 return False
             (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except StorageError:  # the vault is rotated all the same
+    except StorageError:  # the rotation itself is complete
         return False
     return not busy
 
 
 def _place_identity_files(vault: Vault, kept_elsewhere: bool) -> Path | None:
-    """Gives the identity files their names: what was in use is the old one, what is in use the only one. Again, it
-    does nothing; `kept_elsewhere` tells that what is in use lies elsewhere."""
+    """Renames the identity files after a rotation, unless that is done; returns the new path of the old identity.
+
+    Args:
+        vault ([`Vault`]): the rotated vault.
+        kept_elsewhere (`bool`): whether the new identity is not in the vault's folder.
+    """
     current, new_file = vault.folder / IDENTITY, vault.folder / identity_name("new", vault.public_key)
     old = None
     if current.is_file() and (new_file.is_file() or kept_elsewhere):
@@ -176,5 +182,5 @@ def _rename(source: Path, target: Path) -> None:
         sync(source.parent)
     except OSError as error:
         raise VaultError(
-            f"The vault is rotated, but {source} can't be renamed to {target} ({error.strerror}): make room and do so."
+            f"The vault is rotated, but {source} can't be renamed to {target} ({error.strerror}): rename it yourself."
         ) from None

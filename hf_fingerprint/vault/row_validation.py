@@ -1,9 +1,8 @@
-"""What a row of a vault may hold, table by table: exactly what this package writes.
+"""The rules for each row that enters a vault: it must be what this package writes.
 
-Packs and folders come from colleagues, and whoever has the vault's public key can write any row. So each row that is
-to enter a vault is held against these rules, and one that breaks them is refused by name, as a [`Fault`]; the rest
-enters. Each function returns what is wrong as a clause, to follow the row's name, or `None`. Nothing is taken for
-granted of a value's type: SQLite keeps whatever type it was given.
+Packs and folders come from other people, and everybody with the vault's public key can write any row. A row that
+breaks the rules is refused by name, as a [`Fault`]; the others enter. Each function returns what is wrong, as a clause
+that follows the row's name, or `None`. Values may have any type, since SQLite does not enforce column types.
 """
 
 import re
@@ -24,9 +23,9 @@ from hf_fingerprint.vault.schema import base_from_row, check_trigger_set
 from hf_fingerprint.vault.sealing import check_public_key
 
 
-MAX_PLACE_LENGTH = 4096  # characters of where a copy was written
-MAX_SEAL_BYTES = 8192  # bytes; a recipient's name of 200 characters takes 3,500 at most
-MAX_PUBLISHED_FILES = 10_000  # that one publication may name
+MAX_PLACE_LENGTH = 4096
+MAX_SEAL_BYTES = 8192  # a recipient's name of 200 characters takes 3,500 at most
+MAX_PUBLISHED_FILES = 10_000
 _COPY_ID, _BASE_ID = (re.compile(rf"[0-9a-f]{{{digits}}}") for digits in (16, 12))
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
@@ -39,18 +38,18 @@ def base_row_problem(row: tuple[Any, ...], is_new: bool = False) -> str | None:
     """What is wrong with a row of table `bases`.
 
     Args:
-        row (`tuple`): its columns, in their order.
-        is_new (`bool`, *optional*, defaults to `False`): whether it is new to a vault; see [`check_base`].
+        row (`tuple`): its columns.
+        is_new (`bool`, *optional*, defaults to `False`): whether the base is new to a vault; see [`check_base`].
     """
     base_id, content_hash, document, _, secret, _ = row
     if not _fullmatch(_BASE_ID, base_id):
         return "has an id that is not 12 hexadecimal digits"
     if not is_content_hash(content_hash) or content_hash[:BASE_ID_HASH_DIGITS] != base_id[:BASE_ID_HASH_DIGITS]:
-        return "has a content hash that is none or does not begin as its id"
+        return "has a content hash that is invalid or does not match its id"
     if not isinstance(secret, bytes) or len(secret) != SECRET_BYTES:
         return f"has a secret that is not {SECRET_BYTES} bytes"
     if not isinstance(document, str) or len(document) > MAX_JSON:
-        return "has a document that is no text, or too long"
+        return "has a document that is not text, or too long"
     try:
         base = base_from_row(row)
     except RowError as error:
@@ -60,7 +59,7 @@ def base_row_problem(row: tuple[Any, ...], is_new: bool = False) -> str | None:
         return f"can't be used, {found}"
     for name, other in (("replaces", base.replaces), ("is a copy of", base.copy_of)):
         if other is not None and (not _fullmatch(_BASE_ID, other) or other == base_id):
-            return f"{name} what is no other base"
+            return f"{name} what is not another base's id"
     return None
 
 
@@ -70,65 +69,64 @@ def trigger_set_problem(row: tuple[Any, ...], secret: bytes) -> str | None:
         check_trigger_set(secret, row)
     except (VaultError, ValueError):
         return "was tampered with or damaged"
-    return None if isinstance(row[1], bytes) else "holds no bytes"
+    return None if isinstance(row[1], bytes) else "is not bytes"
 
 
 def copy_row_problem(record: CopyRecord) -> str | None:
-    """What is wrong with the record of a copy that was written, as far as its form shows; whether it opens shows with
-    the tracing identity alone."""
+    """What is wrong with the record of a written copy, as far as that shows without the tracing identity."""
     if not _fullmatch(_COPY_ID, record.copy_id):
         return "has an id that is not 16 hexadecimal digits"
     if not _fullmatch(_BASE_ID, record.base_id):
-        return "names what can't be a base"
+        return "has an invalid base id"
     try:
         check_recipient(record.recipient)
         record.recipient.encode()
     except (VaultError, ValueError, TypeError, AttributeError):
-        return "names what can't be a recipient"
+        return "has an invalid recipient"
     if record.state not in STATES:
-        return "is in a state that there is not"
+        return "has an unknown state"
     if record.out != "" and not is_single_line(record.out, MAX_PLACE_LENGTH):
-        return f"names a place that is not one line of at most {MAX_PLACE_LENGTH:,} characters"
+        return f"has a path that is not one line of at most {MAX_PLACE_LENGTH:,} characters"
     if not is_content_hash(record.content_hash):
         return "has a content hash that is not 64 hexadecimal digits"
     if not is_content_hash(record.commitment):
         return "has a commitment that is not 64 hexadecimal digits"
     if not is_timestamp(record.created):
-        return "has a date that is no time in UTC"
+        return "has a date that is not a time in UTC"
     sealed = record.sealed
     if not (isinstance(sealed, bytes) and len(sealed) <= MAX_SEAL_BYTES and sealed.startswith(_AGE)):
-        return f"has a seal that is not age's, or of more than {MAX_SEAL_BYTES:,} bytes"
+        return f"has a seal that is not an age file of at most {MAX_SEAL_BYTES:,} bytes"
     return None
 
 
 def publication_problem(row: Any) -> str | None:
     """What is wrong with a row of table `publications`."""
     if not _fullmatch(_COPY_ID, row.copy_id):
-        return "names what can't be a copy"
+        return "has an invalid copy id"
     if not _fullmatch(_REPO, row.repo) or ".." in row.repo or "--" in row.repo:
-        return "names what can't be a repo"
+        return "has an invalid repo name"
     if row.state not in ("begun", "confirmed"):
-        return "is in a state that there is not"
+        return "has an unknown state"
     if not (_fullmatch(_COMMIT, row.revision) if row.state == "confirmed" else row.revision is None):
-        return "has a revision that is no commit of 40 hexadecimal digits, or has none when it is confirmed"
+        return "has a revision that is not a commit of 40 hexadecimal digits, or does not fit its state"
     if not (row.account is None or _fullmatch(_ACCOUNT, row.account)):
-        return "names what can't be an account"
+        return "has an invalid account name"
     if not is_timestamp(row.created):
-        return "has a date that is no time in UTC"
+        return "has a date that is not a time in UTC"
     return _files_problem(row.files)
 
 
 def issuer_problem(public_key: Any, name: Any) -> str | None:
     """What is wrong with a row of table `issuers`; a removed one has no name."""
     if not _fullmatch(_PUBLIC_KEY, public_key) or _fails(check_public_key, public_key):
-        return "is no age public key (age1...)"
+        return "is not an age public key (age1...)"
     if name != REMOVED and (not isinstance(name, str) or _fails(check_issuer_name, name)):
         return "has a name that is not 1 to 100 printable characters"
     return None
 
 
 def is_timestamp(value: Any) -> bool:
-    """Whether a value is a time as this package writes it: UTC, ISO 8601, to the second."""
+    """Whether a value is a time in UTC, ISO 8601, with seconds."""
     try:
         return datetime.fromisoformat(value).astimezone(UTC).isoformat(timespec="seconds") == value
     except (TypeError, ValueError, OverflowError):
@@ -137,7 +135,7 @@ def is_timestamp(value: Any) -> bool:
 
 def _files_problem(text: Any) -> str | None:
     if not isinstance(text, str) or len(text) > MAX_JSON:
-        return "lists files in what is no text, or too long"
+        return "has a list of files that is not text, or too long"
     try:
         files = parse_json(text, 4 * MAX_PUBLISHED_FILES, strict=True)
     except ValueError:
@@ -145,19 +143,19 @@ def _files_problem(text: Any) -> str | None:
     if not isinstance(files, dict) or len(files) > MAX_PUBLISHED_FILES:
         return f"does not list at most {MAX_PUBLISHED_FILES:,} files with their hashes"
     if not all(_is_relative_path(path) and is_content_hash(digest) for path, digest in files.items()):
-        return "lists a file whose path leaves the repo, or whose hash is none"
+        return "lists a file with a path outside the repo, or an invalid hash"
     return None
 
 
 def _is_relative_path(path: str) -> bool:
-    """Whether a path is relative, on one line, and stays in its folder."""
+    """Whether a path is relative, on one line, and inside its folder."""
     if not is_single_line(path, 1024) or "\\" in path or PureWindowsPath(path).drive:
         return False
     return not path.startswith("/") and ".." not in PurePosixPath(path).parts
 
 
-def _fullmatch(form: re.Pattern[str], value: Any) -> bool:
-    return isinstance(value, str) and form.fullmatch(value) is not None
+def _fullmatch(pattern: re.Pattern[str], value: Any) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
 
 
 def _fails(check: Callable[[str], None], value: str) -> bool:

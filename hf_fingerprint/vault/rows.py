@@ -1,7 +1,6 @@
-"""The vault's rows as they are read: each for itself, so that one that can't be used is left out, named, and stops
-nobody else's.
+"""Reads the vault's rows one by one, so that an unusable row is reported and the others stay usable.
 
-What a row says is checked as far as that takes no identity; whether a record's seal opens, [`open_copies`] finds out.
+The checks here need no identity; [`open_copies`] checks whether a record's seal opens.
 """
 
 import re
@@ -20,7 +19,7 @@ from hf_fingerprint.vault.schema import BASE_COLUMNS, COPY_COLUMNS, copy_from_ro
 from hf_fingerprint.vault.storage import is_damaged
 
 
-BASE_ID_HASH_DIGITS = 8  # of its content hash, with which a base's id begins
+BASE_ID_HASH_DIGITS = 8  # a base's id begins with so many of its content hash
 MAX_NAMED = 1000
 CHILD_TABLES = (
     ("questions", "base_id", "bases"),
@@ -38,12 +37,12 @@ _COLUMN_TYPES = (*(_TEXT,) * 5, _OPTIONAL_TEXT, _OPTIONAL_TEXT, _TEXT, (bytes,))
 
 @dataclass(frozen=True)
 class VaultRows:
-    """The bases and records of copies that can be used, in their order, and what can't.
+    """The usable bases and records of copies, in order, and the unusable rows.
 
     Attributes:
         bases (`list[Base]`): the bases.
         copies (`list[CopyRecord]`): records of copies of these bases.
-        faults (`list[Fault]`): rows that can't be used.
+        faults (`list[Fault]`): the unusable rows.
     """
 
     bases: list[Base]
@@ -63,30 +62,30 @@ def read_rows(connection: sqlite3.Connection) -> VaultRows:
         copies, faults = read_usable_copies(connection)
         faults += orphan_faults(connection)
     finally:
-        with suppress(sqlite3.DatabaseError):  # nothing was written, and a damaged one can't end well
+        with suppress(sqlite3.DatabaseError):  # nothing was written; a damaged database may fail here
             connection.execute("ROLLBACK")
     known = {base.base_id for base in bases}
     orphan_counts = Counter(copy.base_id for copy in copies if copy.base_id not in known)
     named = [
-        replace(bad, problem=f"{bad.problem}, so its {orphan_counts[bad.key]} copies can't be tested")
+        replace(bad, problem=f"{bad.problem}, so its {orphan_counts[bad.key]} copies can't be traced")
         if orphan_counts[bad.key]
         else bad
         for bad in bad_bases
     ]
     lost = {bad.key for bad in bad_bases}
     orphans = [copy for copy in copies if copy.base_id not in known and copy.base_id not in lost]
-    faults += [copy_fault(copy, f"is of base {short_repr(copy.base_id)}, which is not on record") for copy in orphans]
+    faults += [copy_fault(copy, f"belongs to base {short_repr(copy.base_id)}, which is missing") for copy in orphans]
     return VaultRows(bases, [copy for copy in copies if copy.base_id in known], named + faults)
 
 
 def orphan_faults(connection: sqlite3.Connection) -> list[Fault]:
-    """What is noted of bases or copies that are not on record: its key was changed, or theirs was."""
+    """The rows that belong to bases or copies that are missing: a key was changed."""
     found = []
     for table, key, parent in CHILD_TABLES:
         try:
             statement = f"SELECT {key} FROM {table} WHERE {key} NOT IN (SELECT {key} FROM {parent}) LIMIT {MAX_NAMED}"
             found += [
-                Fault(table, short_repr(name), "is of none on record") for (name,) in connection.execute(statement)
+                Fault(table, short_repr(name), "belongs to no record") for (name,) in connection.execute(statement)
             ]
         except sqlite3.DatabaseError as error:
             if not is_damaged(error):
@@ -96,7 +95,7 @@ def orphan_faults(connection: sqlite3.Connection) -> list[Fault]:
 
 
 def read_usable_bases(connection: sqlite3.Connection) -> tuple[list[Base], list[Fault]]:
-    """The bases that can be used, and the rows that can't."""
+    """The usable bases, and the unusable rows."""
     rows, faults = read_table(connection, "bases", "base_id", BASE_COLUMNS)
     bases = []
     for row in rows:
@@ -110,7 +109,7 @@ def read_usable_bases(connection: sqlite3.Connection) -> tuple[list[Base], list[
 def read_usable_copies(
     connection: sqlite3.Connection, where: str = "1", values: tuple[Any, ...] = ()
 ) -> tuple[list[CopyRecord], list[Fault]]:
-    """The records of copies that can be used as far as that shows without the identity, and the rows that can't."""
+    """The usable records of copies, as far as that shows without the identity, and the unusable rows."""
     rows, faults = read_table(connection, "copies", "copy_id", COPY_COLUMNS, where, values)
     copies = []
     for record in map(copy_from_row, rows):
@@ -123,7 +122,7 @@ def read_usable_copies(
 
 
 def copy_fault(record: CopyRecord, problem: str) -> Fault:
-    """What is wrong with the record of a copy."""
+    """A fault of a copy's record."""
     return Fault("copies", f"{short_repr(record.copy_id)} ({short_repr(record.recipient)})", problem)
 
 
@@ -135,17 +134,14 @@ def read_table(
     where: str = "1",
     values: tuple[Any, ...] = (),
 ) -> tuple[list[Any], list[Fault]]:
-    """Rows of a table in the order of their making, all at once; one by one if the database is damaged.
+    """The rows of a table in the order of insertion, and faults for those of the whole table that can't be read.
 
     Args:
-        connection (`sqlite3.Connection`): the database.
-        table (`str`): one that has row ids.
-        key (`str`): the column that names a row.
-        columns (`str`): what is read, in SQL.
-        where (`str`, *optional*): a condition, in SQL, with its `values`.
-
-    Returns:
-        `(rows, faults)`: those that could be read, and those of the whole table that could not.
+        connection (`sqlite3.Connection`): the database; if it is damaged, rows are read one by one.
+        table (`str`): a table with row ids.
+        key (`str`): its key column.
+        columns (`str`): the columns to read, in SQL.
+        where, values (*optional*): a condition in SQL, and its parameters.
     """
     try:
         found = connection.execute(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY rowid", values)
@@ -164,20 +160,26 @@ def read_table(
                 raise
             faults.append(Fault(table, short_repr(name) if name is not None else f"number {number}", _LOST))
     if not complete:
-        faults.append(Fault(table, "(and perhaps more)", _LOST))
+        faults.append(Fault(table, "(and possibly more)", _LOST))
     return rows, faults
 
 
 def is_content_hash(value: Any) -> bool:
-    """Whether a value is a SHA-256 as content hashes are written."""
+    """Whether a value is a SHA-256 in hexadecimal."""
     return isinstance(value, str) and _HASH.fullmatch(value) is not None
 
 
 def read_keyed_table(
     connection: sqlite3.Connection, table: str, key: str, columns: str
 ) -> tuple[list[Any], list[Fault]]:
-    """Rows of a table without row ids, `key` the first of `columns`: all, or as far as they can be read from both of
-    its ends."""
+    """The rows of a table without row ids, and a fault if some can't be read.
+
+    Args:
+        connection (`sqlite3.Connection`): the database; a damaged table is read from both ends.
+        table (`str`): a table without row ids.
+        key (`str`): its key column.
+        columns (`str`): the columns to read, in SQL; the first must be `key`.
+    """
     rows: dict[Any, Any] = {}
     complete = False
     for order in ("ASC", "DESC"):
@@ -193,14 +195,14 @@ def read_keyed_table(
 
 
 def _list_row_ids(connection: sqlite3.Connection, table: str, key: str) -> tuple[dict[int, str | None], bool]:
-    """The row ids of a table with their keys, from its index and from itself, as far as each can be read; and whether
-    one of the two could be read to the end."""
+    """The readable row ids of a damaged table with their keys, from the table and its index, and whether one of the
+    two could be read completely."""
     names: dict[int, str | None] = {}
     complete = False
     index = f"INDEXED BY sqlite_autoindex_{table}_1"
-    for problem, source, by in ((f"rowid, {key}", index, key), ("rowid, NULL", "NOT INDEXED", "rowid")):
-        for order in ("ASC", "DESC"):  # each as far as it can be read, from its two ends
-            statement = f"SELECT {problem} FROM {table} {source} ORDER BY {by} {order}"
+    for columns, source, by in ((f"rowid, {key}", index, key), ("rowid, NULL", "NOT INDEXED", "rowid")):
+        for order in ("ASC", "DESC"):
+            statement = f"SELECT {columns} FROM {table} {source} ORDER BY {by} {order}"
             try:
                 for number, name in connection.execute(statement):
                     names[number] = names.get(number) or name
@@ -212,25 +214,25 @@ def _list_row_ids(connection: sqlite3.Connection, table: str, key: str) -> tuple
 
 
 def _record_problem(record: CopyRecord) -> str | None:
-    """What is wrong with a record of a copy, if that shows without the identity."""
+    """What is wrong with a copy's record, if that shows without the identity, or `None`."""
     if not all(isinstance(value, kind) for value, kind in zip(astuple(record), _COLUMN_TYPES, strict=True)):
-        return "holds values of other kinds than a record has"
+        return "has values of the wrong type"
     if record.state not in STATES:
-        return f"has the state {short_repr(record.state)}, which is none"
+        return f"has the unknown state {short_repr(record.state)}"
     finished = record.content_hash is not None or record.commitment is not None
     if record.state == "begun" and finished:
-        return "says that its copy was never finished, and holds what only finished ones do"
+        return "is of an unfinished copy, but has the content hash or commitment of a finished one"
     if record.state != "begun" and (record.content_hash is None or record.commitment is None):
         return "does not open its commitment"
     try:
         datetime.fromisoformat(record.created)
     except ValueError:
-        return "has a date that is none"
+        return "has an invalid date"
     return None
 
 
 def check_readable(connection: sqlite3.Connection, faults: Sequence[Fault], content_hash: str) -> None:
-    """Refuses to go on as if a base were not on record when it is, in a row that can't be used.
+    """Raises an error if an unusable row may be the base with a content hash, so that it is not registered twice.
 
     Raises:
         [`RowError`]: with the row.

@@ -1,4 +1,4 @@
-"""The vault's file format: one SQLite database, its tables, and how a base is laid down in a row."""
+"""The vault's file format: the tables of its SQLite database, and bases as rows."""
 
 import hashlib
 import hmac
@@ -15,6 +15,7 @@ from hf_fingerprint.vault.records import Base, Calibration, Carrier, CompactMark
 
 
 FORMAT = 3
+# Frozen, comments included. `questions` holds trigger sets, `bundles` key caches, `bound` copies that answer triggers.
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE bases (
@@ -72,13 +73,13 @@ CREATE TABLE bound (             -- copies that were made to answer the question
 ) WITHOUT ROWID;
 CREATE INDEX copies_of_base ON copies (base_id, recipient);
 """
-_MEASURED = ("kl", "agreement")  # told in every record, measured or not
+_MEASURED = ("kl", "agreement")  # in every document, even if null
 BASE_COLUMNS = "base_id, content_hash, document, amplitudes, secret, seal"
 COPY_COLUMNS = "copy_id, base_id, recipient, state, out, content_hash, commitment, created, sealed"
 
 
 def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
-    """A base as the values of its row."""
+    """The row of a base."""
     document = {
         "source": base.source,
         "revision": base.revision,
@@ -109,25 +110,25 @@ def base_from_row(row: tuple[str, str, str, bytes, bytes, str]) -> Base:
     """The base in a row.
 
     Raises:
-        [`RowError`]: if the row was changed since it was written, or tells of no base.
+        [`RowError`]: if the row was tampered with, or its document is invalid.
     """
     base_id, content_hash, text, amplitudes, secret, seal = row
     try:
         is_authentic = hmac.compare_digest(
             seal.encode(), _seal(secret, base_id, content_hash, text, amplitudes).encode()
         )
-    except (TypeError, AttributeError, ValueError):  # SQLite keeps whatever type a column was given
+    except (TypeError, AttributeError, ValueError):  # SQLite does not enforce column types
         is_authentic = False
     if not is_authentic:
         raise RowError(Fault("bases", short_repr(base_id), "was tampered with or damaged"))
     try:
         return _from_document(base_id, content_hash, json.loads(text), np.frombuffer(amplitudes, "<f4"), secret)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
-        raise base_row_error(base_id, "its document is not one of a base") from None
+        raise base_row_error(base_id, "its document is invalid") from None
 
 
 def _from_document(base_id: str, content_hash: str, document: dict[str, Any], rows: np.ndarray, secret: bytes) -> Base:
-    """The base that a document tells of; any error there may be if it tells of none."""
+    """The base in a document; raises any of the errors that [`base_from_row`] catches if it is invalid."""
     tensors = {name: TensorRecord(dtype, tuple(shape), digest) for name, dtype, shape, digest in document["tensors"]}
     carriers = []
     for name, eps in document["carriers"]:
@@ -155,10 +156,10 @@ def _from_document(base_id: str, content_hash: str, document: dict[str, Any], ro
 
 
 def read_base(row: tuple[str, str, str, bytes, bytes, str], is_new: bool = False) -> Base:
-    """The base in a row, if it is one that this package would make; see [`check_base`].
+    """The base in a row, checked with [`check_base`].
 
     Raises:
-        [`VaultError`]: by the base's name, if it is not.
+        [`VaultError`]: with the base's id and what is wrong.
     """
     base = base_from_row(row)
     check_base(base, is_new)
@@ -171,7 +172,7 @@ def copy_from_row(row: tuple[str, str, str, str, str, str | None, str | None, st
 
 
 def seal_trigger_set(secret: bytes, base_id: str, content: bytes) -> str:
-    """What shows that a base's questions are those that were laid down."""
+    """The seal of a base's trigger set, hexadecimal."""
     return hmac.new(derive(secret, "questions_record"), base_id.encode() + b"\n" + content, hashlib.sha256).hexdigest()
 
 
@@ -179,7 +180,7 @@ def check_trigger_set(secret: bytes, row: tuple[str, bytes, str]) -> bytes:
     """The content of a row of table `questions`.
 
     Raises:
-        [`RowError`]: if the row was changed since it was written.
+        [`RowError`]: if the row was tampered with.
     """
     base_id, content, seal = row
     try:

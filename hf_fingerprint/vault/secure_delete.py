@@ -1,8 +1,8 @@
-"""Keys of copies in training, wiped from the database and from its journal.
+"""Wipes the keys of copies in training from the database and its write-ahead log.
 
-A deleted row is overwritten (`secure_delete`), but the journal beside the database keeps the page as it was until it
-is folded in and cut off. That comes after the transaction, so the transaction leaves a note that it is due: a process
-that ends in between is caught up on when the vault is opened next.
+SQLite overwrites a deleted row (`secure_delete`), but the log keeps the old page until it is checkpointed and
+truncated. That happens after the transaction, so the transaction notes in table `meta` that it is pending. If the
+process ends in between, opening the vault completes it.
 """
 
 import sqlite3
@@ -18,14 +18,14 @@ _WIPE_PENDING = "forgetting"
 
 
 def wipe_training_keys(connection: sqlite3.Connection, condition: str, *values: str) -> bool:
-    """Deletes training keys, in the caller's transaction.
+    """Deletes training keys in the caller's transaction.
 
     Args:
-        connection (`sqlite3.Connection`): with a transaction under way.
-        condition (`str`): the condition, in SQL, with its `values`.
+        connection (`sqlite3.Connection`): a connection with an open transaction.
+        condition, *values: a condition in SQL, and its parameters.
 
     Returns:
-        `bool`: whether there were any; then call [`clear_journal`] when the transaction is committed.
+        `bool`: whether any were deleted; then call [`clear_journal`] after the transaction.
     """
     connection.execute("PRAGMA secure_delete = ON")
     found = connection.execute(f"DELETE FROM training WHERE {condition}", values).rowcount > 0
@@ -35,8 +35,7 @@ def wipe_training_keys(connection: sqlite3.Connection, condition: str, *values: 
 
 
 def clear_journal(connection: sqlite3.Connection) -> None:
-    """Leaves nothing of what was wiped in the journal. While another process reads it, or the disk is full, that stays
-    due."""
+    """Removes wiped keys from the log. This stays pending while another process reads the log or the disk is full."""
     with suppress(sqlite3.OperationalError):
         (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if not busy:
@@ -44,17 +43,16 @@ def clear_journal(connection: sqlite3.Connection) -> None:
 
 
 def wipe_leftovers(connection: sqlite3.Connection, meta: Mapping[str, str]) -> None:
-    """Wipes the keys of copies that are recorded, which earlier versions left where they were cut off, and what is due
-    of the journal."""
+    """Completes pending wipes, and wipes keys of recorded copies that an interrupted earlier version left."""
     try:
-        left = connection.execute(f"SELECT 1 FROM training WHERE {RECORDED_COPIES}").fetchone()
-        if left is None and _WIPE_PENDING not in meta:
+        leftover = connection.execute(f"SELECT 1 FROM training WHERE {RECORDED_COPIES}").fetchone()
+        if leftover is None and _WIPE_PENDING not in meta:
             return
         with transaction(connection):
             wipe_training_keys(connection, RECORDED_COPIES)
         clear_journal(connection)
     except sqlite3.OperationalError:
-        pass  # a vault that can't be written to now is read all the same
+        pass  # the vault can't be written now, but it can be read
     except sqlite3.DatabaseError as error:
-        if not is_damaged(error):  # what is left of a damaged one is read, too
+        if not is_damaged(error):  # a damaged vault is read as far as possible
             raise

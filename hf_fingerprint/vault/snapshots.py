@@ -1,7 +1,6 @@
-"""What all the issuers of a vault share, at one moment, read row by row.
+"""Snapshots: everything that the issuers of a vault share, at one moment.
 
-A row that this package would not have written is left out and named: in a vault of one's own it stays where it is, and
-of what is to enter it is refused. Either way the rest goes on. The rules: [`hf_fingerprint.vault.row_validation`].
+A row that this package would not have written is left out and reported; see [`hf_fingerprint.vault.row_validation`].
 """
 
 import sqlite3
@@ -26,7 +25,7 @@ from hf_fingerprint.vault.store import Vault
 
 BaseRow = tuple[str, str, str, bytes, bytes, str]
 TriggerSetRow = tuple[str, bytes, str]
-TABLE_KEYS = {  # the tables that are shared, each with its key; a row depends on rows of tables before its own
+TABLE_KEYS = {  # the shared tables with their keys; rows depend only on rows of earlier tables
     "bases": "base_id",
     "questions": "base_id",
     "copies": "copy_id",
@@ -34,7 +33,7 @@ TABLE_KEYS = {  # the tables that are shared, each with its key; a row depends o
     "publications": "copy_id",
     "issuers": "public_key",
 }
-ORDERED_TABLES = ("bases", "copies")  # in which rows have an order
+ORDERED_TABLES = ("bases", "copies")  # the order of rows matters
 
 
 class PublicationRow(NamedTuple):
@@ -51,16 +50,16 @@ class PublicationRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the issuers of a vault share, by its keys; two are equal whatever the order of their rows.
+    """The shared rows of a vault by key. Equality ignores the order of rows. Fields have the names of the tables.
 
     Attributes:
-        public_key (`str`): of the tracing identity.
+        public_key (`str`): the public key of the tracing identity.
         bases (`dict[str, tuple]`): rows of table `bases`, model secrets included.
-        copies (`dict[str, CopyRecord]`): the records of copies that were written.
-        publications (`dict[str, PublicationRow]`): where these were published.
-        issuers (`dict[str, str]`): the issuers' names by public key; the removed ones have none.
-        questions (`dict[str, tuple]`): rows of table `questions`.
-        bound (`dict[str, tuple]`): rows of table `bound`, of these copies.
+        copies (`dict[str, CopyRecord]`): the records of written copies.
+        publications (`dict[str, PublicationRow]`): the publications of these copies.
+        issuers (`dict[str, str]`): the issuers' names by public key; empty for removed issuers.
+        questions (`dict[str, tuple]`): the trigger sets, as rows of table `questions`.
+        bound (`dict[str, tuple]`): the copies that answer triggers, as rows of table `bound`.
         faults (`tuple[Fault, ...]`): the rows that were left out.
     """
 
@@ -75,29 +74,24 @@ class Snapshot:
 
 
 def take_snapshot(vault: Vault) -> Snapshot:
-    """What the vault shares, at one moment, while others go on issuing."""
+    """A snapshot of a vault, at one moment, while other processes may issue."""
     with vault.connect() as connection:
         connection.execute("BEGIN")
         return read_snapshot(connection)
 
 
 def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None = None) -> Snapshot:
-    """The same from an open database, in the caller's transaction.
+    """A snapshot of an open database, in the caller's transaction.
 
     Args:
-        connection (`sqlite3.Connection`): the database. From here on it gives text that is no UTF-8 as text too.
-        tables (collection of `str`, *optional*): those that its format has, of a database that was checked to be
-            whole; by default it has all and may be damaged.
+        connection (`sqlite3.Connection`): the database. Its `text_factory` is set to [`as_text`].
+        tables (collection of `str`, *optional*): the tables that its format has, if the database was checked to be
+            undamaged. By default it has all tables and may be damaged.
     """
     connection.text_factory = as_text
     reader = _SnapshotReader(connection, tables)
-    bases = reader.take(
-        "bases",
-        BASE_COLUMNS,
-        tuple,
-        base_row_problem,
-    )
-    missing = "belongs to a base that is not there, or can't be used"
+    bases = reader.take("bases", BASE_COLUMNS, tuple, base_row_problem)
+    missing = "belongs to a base that is missing or can't be used"
 
     def trigger_row_problem(row: TriggerSetRow) -> str | None:
         return trigger_set_problem(row, bases[row[0]][4]) if row[0] in bases else missing
@@ -110,7 +104,7 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
     begun = reader.begun
 
     def reference_problem(copy_id: Any) -> str | None:
-        return None if copy_id in copies else "belongs to a copy that is not there, or can't be used"
+        return None if copy_id in copies else "belongs to a copy that is missing or can't be used"
 
     bound = reader.take("bound", "copy_id", tuple, lambda row: reference_problem(row[0]), begun)
     published = reader.take(
@@ -135,27 +129,27 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
 
 
 def read_shared_table(connection: sqlite3.Connection, table: str, columns: str) -> tuple[list[Any], list[Fault]]:
-    """The rows of a table that is shared, as far as they can be read, and those that can't; see [`read_table`]."""
+    """The readable rows of a shared table, and faults for the others; see [`read_table`]."""
     return (read_table if table in ORDERED_TABLES else read_keyed_table)(connection, table, TABLE_KEYS[table], columns)
 
 
 def insert_rows(connection: sqlite3.Connection, table: str, rows: Any) -> None:
-    """Inserts rows, each with a value for every column of a table."""
+    """Inserts rows into a table; each has a value for every column."""
     for row in rows:
         connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", tuple(row))
 
 
 def as_text(content: bytes) -> str:
-    """Text from a database, which holds whatever bytes were written as such."""
+    """Text from a column; bytes that are not UTF-8 become surrogates, so that different values stay different."""
     return content.decode(errors="surrogateescape")
 
 
 class _SnapshotReader:
-    """Takes the rows of one database, and remembers which it left out.
+    """Reads the rows of one database.
 
     Attributes:
-        faults (`list[Fault]`): those.
-        begun (`set[str]`): the copies that were begun and not written, which are nobody else's concern.
+        faults (`list[Fault]`): the rows that were left out.
+        begun (`set[str]`): the ids of unfinished copies, which are not shared.
     """
 
     def __init__(self, connection: sqlite3.Connection, tables: Collection[str] | None):
@@ -168,17 +162,17 @@ class _SnapshotReader:
         table: str,
         columns: str,
         make: Callable[[Any], Any],
-        fault: Callable[[Any], str | None],
+        find_problem: Callable[[Any], str | None],
         skipped_keys: Collection[Any] = frozenset(),
     ) -> dict[str, Any]:
-        """The rows of a table by their keys; of a whole database one at a time, so that a large one that is left out
-        takes no room.
+        """The valid rows of a table by key. They are read one at a time, so that a large invalid row is not kept in
+        memory.
 
         Args:
-            table, columns (`str`): what to read; the key is the first column.
-            make (callable): makes a row of the columns.
-            fault (callable): what is wrong with it, or `None`.
-            skipped_keys (collection): keys of rows that are passed over.
+            table, columns (`str`): what to read; the first column must be the key.
+            make (callable): makes a row from its columns.
+            find_problem (callable): what is wrong with a row, or `None`.
+            skipped_keys (collection): keys of rows to ignore.
         """
         taken: dict[str, Any] = {}
         for values in self._rows(table, columns):
@@ -188,14 +182,13 @@ class _SnapshotReader:
             if isinstance(row, CopyRecord) and row.state == "begun":
                 self.begun.add(key)
                 continue
-            problem = "is there twice" if key in taken else fault(row)
+            problem = "has a key that another row has" if key in taken else find_problem(row)
             if problem is None:
                 taken[key] = row
+            elif isinstance(row, CopyRecord):
+                self.faults.append(copy_fault(row, problem))
             else:
-                named = (
-                    copy_fault(row, problem) if isinstance(row, CopyRecord) else Fault(table, short_repr(key), problem)
-                )
-                self.faults.append(named)
+                self.faults.append(Fault(table, short_repr(key), problem))
         return taken
 
     def _rows(self, table: str, columns: str) -> Iterable[tuple[Any, ...]]:

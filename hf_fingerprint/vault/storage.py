@@ -1,8 +1,8 @@
-"""What a vault's disk refuses, said as what it is: full, read-only, in use, out of reach, failing, or damaged.
+"""Turns errors of SQLite and the file system into ours: disk full, read-only, in use, no access, failing, or damaged.
 
-Only damage calls for a backup. Everything else leaves the vault as it was, and the same command works once the disk
-does. SQLite names some of it by side effects (a full disk may show as an I/O error of the log's index), so the disk is
-asked too.
+Only damage calls for a backup. All other errors leave the vault unchanged, and the same command works once the disk
+does. SQLite reports some of them indirectly (a full disk may appear as an I/O error of the log's index), so the file
+system is checked too.
 """
 
 import errno
@@ -16,26 +16,25 @@ from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.errors import StorageError, VaultError
 
 
-WAIT_SECONDS = 60.0  # for another process that writes
+WAIT_SECONDS = 60.0  # for another process to finish writing
 _READ_ONLY = frozenset([errno.EROFS, errno.EACCES, errno.EPERM])
-_MIN_FREE_BYTES = 128 << 10  # SQLite's log and its index take this at once
+_MIN_FREE_BYTES = 128 << 10  # the initial size of SQLite's log and its index
 FileSignature = tuple[int, int, int]
 
 
 def database_error(database: Path, error: sqlite3.Error) -> VaultError:
-    """The sentence for an error of SQLite.
+    """The error to raise for an error of SQLite: a [`StorageError`] for problems of the disk, else a [`VaultError`].
 
     Args:
         database (`Path`): the vault's database.
-        error (`sqlite3.Error`): what it raised.
-
-    Returns:
-        [`StorageError`] for what the disk refuses, a plain [`VaultError`] for damage and the rest.
+        error (`sqlite3.Error`): the error.
     """
-    code = getattr(error, "sqlite_errorcode", None)  # absent from what the module itself raises
+    code = getattr(error, "sqlite_errorcode", None)  # errors of Python's module have none
     primary, folder = (code or 0) & 0xFF, database.parent
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL):
-        return StorageError(f"{database} is in use by another process: run the command again when that has ended.")
+        return StorageError(
+            f"{database} is in use by another process: wait until it ends, then run the command again."
+        )
     if primary == sqlite3.SQLITE_FULL:
         return disk_full_error(folder)
     if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
@@ -45,25 +44,25 @@ def database_error(database: Path, error: sqlite3.Error) -> VaultError:
             return disk_full_error(folder)
         if primary == sqlite3.SQLITE_READONLY:
             return _read_only_error(database)
-        name = getattr(error, "sqlite_errorname", primary)  # the rights are there, so a file found no room, or worse
+        name = getattr(error, "sqlite_errorname", primary)
         return StorageError(
-            f"The disk of {folder} is full or failing ({error}, {name}): make room there, see that it is whole, and "
-            f"run the same command again."
+            f"The disk of {folder} is full or failing ({error}, {name}): make room, check the disk, and run the same "
+            f"command again."
         )
     return VaultError(f"{database} can't be used as a vault ({error}): restore a backup.")
 
 
 def is_damaged(error: sqlite3.Error) -> bool:
-    """Whether SQLite found that a part of the database is not what it wrote."""
+    """Whether SQLite found the database to be damaged."""
     code = getattr(error, "sqlite_errorcode", None)
     return code is not None and code & 0xFF == sqlite3.SQLITE_CORRUPT
 
 
 def file_error(what: str, place: Path, error: OSError) -> VaultError:
-    """The sentence for a file or folder that can't be written.
+    """The error to raise for a file or folder that can't be written.
 
     Args:
-        what (`str`): what can't be done, as the start of a sentence.
+        what (`str`): what failed, as the start of the message.
         place (`Path`): the folder.
         error (`OSError`): the reason.
     """
@@ -76,7 +75,7 @@ def file_error(what: str, place: Path, error: OSError) -> VaultError:
 
 @contextmanager
 def translate_disk_errors(what: str, place: Path) -> Iterator[None]:
-    """Says in a sentence what the disk has against a file or folder; see [`file_error`]."""
+    """Turns an `OSError` within the context into one of our errors; see [`file_error`]."""
     try:
         yield
     except OSError as error:
@@ -84,7 +83,7 @@ def translate_disk_errors(what: str, place: Path) -> Iterator[None]:
 
 
 def is_disk_full(folder: Path) -> bool:
-    """Whether the disk of a folder has hardly any room left, or no room for another file."""
+    """Whether the disk of a folder has hardly any free space, or no free inode."""
     try:
         disk = os.statvfs(folder)
     except (OSError, AttributeError):
@@ -93,20 +92,19 @@ def is_disk_full(folder: Path) -> bool:
 
 
 def is_writable(database: Path) -> bool:
-    """Whether a database, there or not, and the files that SQLite keeps next to it can be written."""
+    """Whether a database, which may not exist yet, and the files that SQLite keeps next to it can be written."""
     database = database.resolve()
-    there = os.path.lexists(database)
-    return _has_access(database.parent, os.W_OK | os.X_OK) and (not there or _has_access(database, os.W_OK))
+    exists = os.path.lexists(database)
+    return _has_access(database.parent, os.W_OK | os.X_OK) and (not exists or _has_access(database, os.W_OK))
 
 
 def database_uri(database: Path) -> tuple[str, FileSignature | None]:
-    """The URI that SQLite opens a database by, and for one that is opened as unchangeable, what it is like now.
+    """The URI to open a database with, and its signature if it is opened as immutable.
 
-    A database with a log is read with the help of two files next to it, which must be made first if they are not
-    there. Where nothing may be made, SQLite reads the database alone if it is told that nobody changes it
-    (`immutable`). That is so only if there is no log: one that holds something belongs to the content, and then SQLite
-    reads both (`mode=ro`), or refuses. Somebody else, with the right to, may still start to write after that look, so
-    the caller compares what the database is like before and after.
+    SQLite reads a database in WAL mode through two files next to it, which it creates if they are missing. If the
+    folder is read-only, SQLite can read the database file alone, as `immutable`. That is correct only if the log is
+    missing or empty. Otherwise the log is part of the content, and SQLite must read both (`mode=ro`) or fail. Since a
+    process with write access may still start to write, the caller must call [`check_unchanged`] afterwards.
     """
     database = database.resolve()
     uri = database.as_uri()
@@ -118,7 +116,7 @@ def database_uri(database: Path) -> tuple[str, FileSignature | None]:
 
 
 def has_log(database: Path) -> bool:
-    """Whether there is a log or a journal next to a database that holds something."""
+    """Whether a database has a log or journal that is not empty."""
     database = database.resolve()
     for ending in ("-wal", "-journal"):
         try:
@@ -130,7 +128,7 @@ def has_log(database: Path) -> bool:
 
 
 def file_signature(database: Path) -> FileSignature | None:
-    """What changes when a database's file does; `None` if there is none."""
+    """The inode, size and modification time of a database's file; `None` if it doesn't exist."""
     try:
         found = database.stat()
     except OSError:
@@ -139,13 +137,17 @@ def file_signature(database: Path) -> FileSignature | None:
 
 
 def check_unchanged(database: Path, before: FileSignature | None) -> None:
-    """Refuses what was read from a database as unchangeable if it changed meanwhile; `None` if it wasn't opened so.
+    """Raises an error if a database that was opened as immutable has changed.
+
+    Args:
+        database (`Path`): the database.
+        before (`tuple` or `None`): its signature from [`database_uri`]; `None` if it wasn't opened as immutable.
 
     Raises:
-        [`StorageError`]: if it was.
+        [`StorageError`]: if it has changed.
     """
     if before is not None and (file_signature(database) != before or has_log(database)):
-        raise StorageError(f"{database} was changed while it was read: run the command again.")
+        raise StorageError(f"{database} changed while it was read: run the command again.")
 
 
 def _has_access(path: Path, mode: int) -> bool:
@@ -155,22 +157,22 @@ def _has_access(path: Path, mode: int) -> bool:
 def _not_writable_error(database: Path, code: int | None) -> StorageError:
     if not _has_access(database, os.R_OK):
         return _no_access_error(database)
-    if code != sqlite3.SQLITE_READONLY and has_log(database):  # that code alone is an attempt to write
+    if code != sqlite3.SQLITE_READONLY and has_log(database):  # the plain code means an attempt to write
         return StorageError(
-            f"The vault {database.parent} is read-only, and its last changes are in a log that can be read only where "
-            f"it can be written: copy the folder elsewhere, {database.name}-wal included."
+            f"The vault {database.parent} is read-only, and its last changes are in a log that SQLite can't read "
+            f"there: copy the folder, including {database.name}-wal, to a place that you can write to."
         )
     return _read_only_error(database)
 
 
 def _read_only_error(database: Path) -> StorageError:
     return StorageError(
-        f"The vault {database.parent} is read-only: it can be listed and traced with; to change it, make the folder "
+        f"The vault {database.parent} is read-only, which allows listing and tracing: to change it, make the folder "
         f"and {database.name} writable, or copy the folder elsewhere."
     )
 
 
 def _no_access_error(database: Path) -> StorageError:
     return StorageError(
-        f"{database} can't be opened here: give yourself the right to read and write it, and the folder's other files."
+        f"{database} can't be opened: give yourself read and write access to it and the other files in the folder."
     )

@@ -1,10 +1,10 @@
-"""The vault: one SQLite file with the model secrets and the record of who got what, beside its locked identity.
+"""The vault: an SQLite file with the model secrets and the records of copies, and the encrypted tracing identity.
 
     vault = Vault.create("vault", passphrase)     # on the machine that will trace
     vault = Vault("vault")                        # to issue: no passphrase
     vault.unlock(passphrase)                      # to trace
 
-Issuing needs `vault.db` only; `identity.age` may live elsewhere. Several processes may issue at once.
+Issuing needs `vault.db` only; `identity.age` may be kept elsewhere. Several processes may issue at once.
 """
 
 from collections.abc import Sequence
@@ -32,26 +32,26 @@ class Vault(RecordStore):
 
     def __init__(self, folder: str | Path):
         super().__init__(folder)
-        self._opener: AgeIdentity | None = None
+        self._age_identity: AgeIdentity | None = None
 
     @classmethod
     def create(cls, folder: str | Path, passphrase: str = "", public_key: str | None = None) -> "Vault":
-        """Makes a vault with a new tracing identity, or one sealed to an identity that is kept elsewhere.
+        """A new vault with a new tracing identity, or with one that is kept elsewhere.
 
         Args:
-            folder (`str` or `Path`): a folder that holds no vault yet. If an identity lies there, since an earlier
-                run was cut off, the vault is completed with that one.
-            passphrase (`str`): guards the new tracing identity; it can't be recovered.
-            public_key (`str`, *optional*): the public key (`age1...`) of an identity kept elsewhere; this vault then
-                marks copies, in a build or a training, and traces only where that identity is.
+            folder (`str` or `Path`): a folder without a vault. If an interrupted run left an identity there, the new
+                vault uses it.
+            passphrase (`str`): the passphrase of the tracing identity; it can't be recovered.
+            public_key (`str`, *optional*): the public key (`age1...`) of an identity that is kept elsewhere. The vault
+                then marks copies, and traces only where that identity is.
         """
         folder, sealed = Path(folder), None
         check_no_vault(folder)
         if public_key is not None:
             if (folder / IDENTITY).exists():
                 raise VaultError(
-                    f"{folder / IDENTITY} is there already: give its passphrase instead of a public key, or choose "
-                    f"another folder; it is left as it is."
+                    f"{folder / IDENTITY} already exists: give its passphrase instead of a public key, or choose "
+                    f"another folder; nothing was changed."
                 )
         else:
             public_key = unfinished_public_key(folder, passphrase)
@@ -63,63 +63,65 @@ class Vault(RecordStore):
 
     @classmethod
     def create_empty(cls, folder: str | Path, public_key: str) -> "Vault":
-        """Makes an empty vault where there is no database, though its identity may be there already: to fill it with
-        what was pushed.
+        """A new empty vault, to merge a pushed vault into.
 
         Args:
-            folder (`str` or `Path`): a folder without a database.
-            public_key (`str`): the public key (`age1...`) of the vault that was pushed.
+            folder (`str` or `Path`): a folder without a database; it may hold the identity already.
+            public_key (`str`): the public key (`age1...`) of the pushed vault.
         """
         make_vault(Path(folder), public_key, None)
         return cls(folder)
 
     def unlock(self, passphrase: str, identity: Path | None = None) -> None:
-        """Opens the tracing identity, which reading copy keys needs.
+        """Opens the tracing identity, so that copy keys can be read.
 
         Args:
-            passphrase (`str`): the passphrase it was made with.
+            passphrase (`str`): the passphrase of the identity.
             identity (`Path`, *optional*): the identity file, if it isn't in the vault's folder.
+
+        Raises:
+            [`PassphraseError`]: if the passphrase is wrong, or the identity is not this vault's.
         """
         age_identity = open_identity(identity or self.identity, passphrase)
         if age_identity.public_key != self.public_key:
             self.check_identity_unchanged()
             if not opens_most_records(self, age_identity):
                 raise PassphraseError(
-                    f"The identity opened is not the one of {self.folder}: give the one it was made with."
+                    f"The tracing identity is not that of {self.folder}: give the file that `vault init` made with it."
                 )
             self.warn([Fault("meta", "public key", "is not that of the identity that opens its records")])
-        self._opener = age_identity
+        self._age_identity = age_identity
 
     def check_identity_unchanged(self) -> None:
-        """Refuses to go on once the vault has another tracing identity than when it was opened.
+        """Raises an error if the vault was rotated since it was opened.
 
         Raises:
-            [`PassphraseError`]: if a rotation came between.
+            [`PassphraseError`]: if it was.
         """
         with self.connect() as connection:
             row = connection.execute("SELECT value FROM meta WHERE key = 'public_key'").fetchone()
         if (str(row[0]) if row else "") != self.public_key:
             raise PassphraseError(
-                f"{self.folder} was given another tracing identity meanwhile: run the command again, with that one."
+                f"{self.folder} has a new tracing identity since you opened it: run the command again with that one."
             )
 
     @property
     def identity(self) -> Path:
-        """Where this vault's tracing identity lies, if it lies in its folder: beside the old one's file when a
-        rotation was cut off before it put the new one into its place."""
+        """The path of the tracing identity, unless it is kept elsewhere. After an interrupted rotation, this is the
+        new identity's file."""
         renewed = self.folder / identity_name("new", self.public_key)
         return renewed if renewed.is_file() else self.folder / IDENTITY
 
     @property
     def unlocked(self) -> bool:
         """Whether copy keys can be read."""
-        return self._opener is not None
+        return self._age_identity is not None
 
     def copy_keys(self, records: Sequence[CopyRecord]) -> list[bytes]:
-        """The copy keys of records of one base, in their order; the vault must be unlocked.
+        """The copy keys of records of one base, in order; the vault must be unlocked.
 
         Raises:
-            [`RowError`]: with the first that doesn't open; [`open_copies`] goes on without it.
+            [`RowError`]: for the first record that doesn't open; [`open_copies`] skips such records.
         """
         opened = open_copies(self, records)
         for fault in opened.faults:
@@ -127,12 +129,12 @@ class Vault(RecordStore):
         return opened.keys
 
     def age_identity(self) -> AgeIdentity:
-        """The tracing identity, which must be open."""
-        if self._opener is None:
+        """The open tracing identity; the vault must be unlocked."""
+        if self._age_identity is None:
             raise PassphraseError(
-                f"{self.folder} is locked: reading copy keys needs the tracing identity's passphrase."
+                f"{self.folder} is locked: unlock it with the passphrase of the tracing identity to read copy keys."
             )
-        return self._opener
+        return self._age_identity
 
     def copy_key(self, record: CopyRecord) -> bytes:
         """The copy key of a record; the vault must be unlocked.

@@ -1,9 +1,9 @@
-"""Copies in training: their keys are kept in the vault until the copy is recorded, and then forgotten.
+"""Copies in training, whose keys stay in the vault until the copy is recorded.
 
-A training may take days and be resumed by another process, which must go on with the same codeword. Whoever has the
-vault, the base and a checkpoint of the training could read the codeword off the weights, so keeping the key beside
-the model secret until then gives nothing away; afterwards it is in the sealed record alone: [`Vault.mark_written`]
-wipes it in the transaction that records the copy.
+A training may take days and be resumed by another process, which needs the same codeword. So the vault keeps the copy
+key, unencrypted. That reveals nothing new: with the model secret and a checkpoint of the training, the codeword can be
+read from the weights anyway. [`Vault.mark_written`] wipes the key in the transaction that records the copy; then only
+the sealed record holds it.
 """
 
 from contextlib import ExitStack
@@ -18,14 +18,13 @@ from hf_fingerprint.vault.transactions import transaction
 
 
 def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "") -> tuple[CopyRecord, bytes]:
-    """The record and key of this recipient's copy in training: those of a training that was not finished, else new
-    ones.
+    """The record and key of a recipient's copy in training: those of an unfinished training, else new ones.
 
     Args:
-        vault ([`Vault`]): the vault; it need not be unlocked.
+        vault ([`Vault`]): the vault; it may be locked.
         base ([`Base`]): the registered base.
-        recipient (`str`): whose copy it will be.
-        out (`Path`, *optional*): where it will be, if that is known.
+        recipient (`str`): the recipient.
+        out (`Path`, *optional*): where the copy will be, if that is known.
     """
     known = _training_keys(vault)
     for record in reversed(vault.copies(base.base_id, recipient)):
@@ -38,46 +37,42 @@ def begin_training(vault: Vault, base: Base, recipient: str, out: Path | str = "
 
 
 def copies_in_training(vault: Vault) -> set[str]:
-    """The ids of copies that are being trained, or were and never recorded."""
+    """The ids of copies in training, including abandoned ones."""
     return set(_training_keys(vault))
 
 
 def forget_copy(vault: Vault, copy_id: str) -> CopyRecord:
-    """Ends a record that was begun and whose copy will never be finished, such as a training's that was given up.
+    """The record of an unfinished copy, such as an abandoned training's, which is deleted with its key.
 
-    Its key is wiped and the record is deleted, sealed key and all, so that no trace tests it any more: whatever a
-    checkpoint of that training says of it can't be read again. A merge brings the record back only if it was finished
-    in a copy of this vault's folder: then it names a copy that was made, and traces as such.
+    Checkpoints of that training can't be traced any more. A merge restores the record only if the copy was finished in
+    another copy of the vault's folder; then it traces like any other.
 
     Args:
-        vault ([`Vault`]): the vault; it need not be unlocked.
-        copy_id (`str`): the record's id, as `hf-fingerprint recipients` shows it.
-
-    Returns:
-        [`CopyRecord`]: what was on record.
+        vault ([`Vault`]): the vault; it may be locked.
+        copy_id (`str`): the id of the record, as `hf-fingerprint recipients` shows it.
 
     Raises:
-        [`VaultError`]: if there is no such record, its copy is written, or it is being made right now.
+        [`VaultError`]: if there is no such record, its copy is finished, or a process is working on it.
     """
     record = next((copy for copy in vault.copies() if copy.copy_id == copy_id), None)
     if record is None:
         raise VaultError(f"{vault.folder} has no record {copy_id}: see `hf-fingerprint recipients` for the ids.")
     base = vault.base(record.base_id)
-    refusal = f"The copy of record {copy_id} ({record.recipient}) is being worked on: wait, or end that process."
-    with ExitStack() as held:
-        for what in (f"training {record.recipient}", record.out):
-            held.callback(acquire_lock(vault, base, what, refusal).release)
+    message = f"Another process is working on copy {copy_id} ({record.recipient}): wait, or end that process."
+    with ExitStack() as locks:
+        for task in (f"training {record.recipient}", record.out):
+            locks.callback(acquire_lock(vault, base, task, message).release)
         with vault.connect() as connection:
             with transaction(connection):
                 wipe_training_keys(connection, "copy_id = ?", copy_id)
-                gone = connection.execute(
+                deleted = connection.execute(
                     "DELETE FROM copies WHERE copy_id = ? AND state = 'begun'", (copy_id,)
                 ).rowcount
             clear_journal(connection)
-    if not gone:
+    if not deleted:
         raise VaultError(
-            f"Record {copy_id} ({record.recipient}) names a copy that was made and may be in somebody's hands: it is "
-            f"kept, or that copy would not trace."
+            f"Copy {copy_id} ({record.recipient}) is finished and may have been delivered, so its record is kept: "
+            f"only unfinished copies can be forgotten."
         )
     return record
 

@@ -1,4 +1,4 @@
-"""All of several changes to the vault's database, or nothing of them."""
+"""Transactions on the vault's database."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Within it nobody else writes; what was done in it is undone if it ends by an error."""
+    """Runs several changes in one transaction: all or none, and no other process writes meanwhile."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        with suppress(sqlite3.OperationalError):  # SQLite has ended it by itself, on a full disk for one
+        with suppress(sqlite3.OperationalError):  # SQLite may have rolled back already, as on a full disk
             connection.execute("ROLLBACK")
         raise

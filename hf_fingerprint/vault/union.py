@@ -1,8 +1,8 @@
-"""The union of two vaults' snapshots, row by row; what contradicts is refused by name, with all that depends on it.
+"""The union of two snapshots, row by row. Contradicting rows are refused, with the rows that depend on them.
 
-Where both hold the same world, the union is commutative, associative and idempotent. Where they contradict each other,
-what is here stays as it is: a record never changes once its copy is written, but for its state, so one of the two was
-tampered with, and which one the rows don't show.
+Without contradictions, the union is commutative, associative and idempotent. If the two contradict each other, this
+vault's row is kept. The record of a written copy never changes except for its state, so one of the two was tampered
+with, and the rows don't show which.
 """
 
 import json
@@ -20,19 +20,19 @@ from hf_fingerprint.vault.snapshots import BaseRow, PublicationRow, Snapshot
 Refusals = dict[tuple[str, str], str]  # what is wrong with a row, by its table and key
 
 
-def join(
+def union_snapshots(
     mine: Snapshot,
     theirs: Snapshot,
     here: str = "this vault",
     there: str = "the other vault",
     refusals: Refusals | None = None,
 ) -> Snapshot:
-    """The union of two snapshots, with what of theirs is refused as its faults.
+    """The union of two snapshots. Its faults are the refused rows of the second.
 
     Args:
-        mine, theirs ([`Snapshot`]): the two.
-        here, there (`str`): what their vaults are called.
-        refusals (`dict`, *optional*): rows of theirs that are refused in any case, and why.
+        mine, theirs ([`Snapshot`]): the two snapshots.
+        here, there (`str`): the names of their vaults in messages.
+        refusals (`dict`, *optional*): rows of `theirs` to refuse in any case, with the reasons.
 
     Raises:
         [`VaultError`]: if they are sealed to different tracing identities.
@@ -58,17 +58,17 @@ def join(
 
 
 def same_except_state(mine: CopyRecord, theirs: CopyRecord) -> bool:
-    """Whether two records of one copy differ in nothing but their state."""
+    """Whether two records of a copy are equal except for their state."""
     return replace(mine, state=theirs.state) == theirs
 
 
 def drop_refused(snapshot: Snapshot, refusals: Refusals) -> Snapshot:
-    """A snapshot without rows that are refused and what depends on them, which are its faults."""
-    return join(Snapshot(snapshot.public_key, {}, {}, {}, {}), snapshot, refusals=refusals)
+    """A snapshot without refused rows and the rows that depend on them, which are its faults."""
+    return union_snapshots(Snapshot(snapshot.public_key, {}, {}, {}, {}), snapshot, refusals=refusals)
 
 
 def find_duplicate_records(mine: Snapshot, theirs: Snapshot) -> Refusals:
-    """Records of theirs that say the same as another one under another id, and would count a recipient twice."""
+    """The records of `theirs` that repeat another one under another id, which would count a recipient twice."""
     found: dict[tuple[str, str], str] = {}
     seen = {mark: record for record in mine.copies.values() for mark in (record.commitment, record.sealed)}
     for copy_id, record in theirs.copies.items():
@@ -91,7 +91,7 @@ class _SnapshotUnion:
     there: str
     refusals: Refusals
     refused: list[Fault] = field(default_factory=list)
-    refused_keys: set[tuple[str, str]] = field(default_factory=set)  # rows of theirs that were refused: table and key
+    refused_keys: set[tuple[str, str]] = field(default_factory=set)  # table and key of each refused row
 
     def refuse(self, table: str, key: str, problem: str, name: str | None = None) -> None:
         self.refused.append(Fault(table, short_repr(key) if name is None else name, problem))
@@ -103,8 +103,8 @@ class _SnapshotUnion:
             problem = self.refusals.get(("bases", base_id))
             if problem is None and joined.get(base_id, row) != row:
                 problem = (
-                    f"was registered apart in {self.here} and {self.there}, with different secrets, and is refused: "
-                    f"go on with both vaults, and trace with each"
+                    f"was registered separately in {self.here} and {self.there}, with different secrets, and is "
+                    f"refused: keep both vaults, and trace with each"
                 )
             if problem is None and base_id not in joined:
                 problem = self._wrong_predecessor(row)
@@ -115,7 +115,7 @@ class _SnapshotUnion:
         return joined
 
     def _wrong_predecessor(self, row: BaseRow) -> str | None:
-        """A record replaces one of the same weights, or new copies would be made from other weights than asked for."""
+        """What is wrong if a base replaces one of other weights, from which new copies would then be made."""
         replaces = json.loads(row[2]).get("replaces")
         known = self.mine.bases.get(replaces) or self.theirs.bases.get(replaces)
         if known is not None and known[1] != row[1]:
@@ -128,8 +128,8 @@ class _SnapshotUnion:
             problem = self.refusals.get(("questions", base_id)) or self._refused_parent_problem("bases", base_id)
             if problem is None and joined.get(base_id, row) != row:
                 problem = (
-                    f"was laid down apart in {self.here} and {self.there}, and is refused: copies answer one set or "
-                    f"the other, so go on with both vaults, and query with each"
+                    f"was made separately in {self.here} and {self.there}, and is refused: copies answer one set or "
+                    f"the other, so keep both vaults, and query with each"
                 )
             if problem is None:
                 joined[base_id] = row
@@ -147,7 +147,7 @@ class _SnapshotUnion:
             problem = self.refusals.get(("copies", copy_id)) or self._refused_parent_problem("bases", record.base_id)
             if problem is None and known is not None:
                 problem = (
-                    f"is not in {self.there} what it is in {self.here}, and the other is refused: one of the two was "
+                    f"differs between {self.there} and {self.here}, and the other is refused: one of the two was "
                     f"tampered with, so restore a backup of that vault"
                 )
             if problem is None:
@@ -181,8 +181,8 @@ class _SnapshotUnion:
                 known = joined.get(copy_id)
                 elsewhere = "" if known is None else f" and in {self.here} with one to {known.repo}"
                 problem = problem or (
-                    f"is in {self.there} on record with a push to {short_repr(row.repo)}{elsewhere}, not one and the same, "
-                    f"and the other is refused: one of the two was tampered with, so restore a backup of that vault"
+                    f"is recorded in {self.there} with a push to {short_repr(row.repo)}{elsewhere}, which differ, and "
+                    f"the other is refused: one of the two was tampered with, so restore a backup of that vault"
                 )
                 self.refuse("publications", copy_id, problem)
         return joined
@@ -198,14 +198,14 @@ class _SnapshotUnion:
         return joined
 
     def _refused_parent_problem(self, table: str, key: str) -> str | None:
-        """Why a row is refused that depends on one that was."""
-        names = {"bases": "base", "copies": "copy", "questions": "the questions of base"}
+        """Why a row is refused if the row that it depends on was."""
+        names = {"bases": "base", "copies": "copy", "questions": "the trigger set of base"}
         return f"is refused with {names[table]} {short_repr(key)}" if (table, key) in self.refused_keys else None
 
 
 def _later_publication(mine: PublicationRow, theirs: PublicationRow) -> PublicationRow | None:
-    """The further of two records of a copy's publication; `None` if they contradict each other."""
-    # a state's name is more the further it is: "begun" < "confirmed"
+    """The later of two records of a copy's publication; `None` if they contradict each other."""
+    # states sort in order: "begun" < "confirmed"
     first, last = sorted((mine, theirs), key=lambda row: (row.state, row.files, row.revision or ""))
     settled = first.state == "confirmed" and first[3:5] != last[3:5]
     if mine.repo != theirs.repo or settled:

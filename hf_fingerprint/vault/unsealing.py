@@ -1,6 +1,6 @@
-"""Copy keys out of their seals: with the tracing identity, each checked against its record's commitment.
+"""Unseals copy keys with the tracing identity and checks each against its record's commitment.
 
-Keys that were unsealed once are sealed again as one, for each base, which makes the next trace faster; see bundles.py.
+The unsealed keys of a base are cached, which makes the next trace faster; see [`hf_fingerprint.vault.key_cache`].
 """
 
 from collections.abc import Sequence
@@ -22,19 +22,18 @@ if TYPE_CHECKING:
 
 
 KEY_CACHE_MIN, SAMPLED_RECORDS = 64, 64
-SAME_PUBLIC_KEY = (
-    "(SELECT value FROM meta WHERE key = 'public_key') = ?"  # nothing more is sealed to a rotated identity
-)
+# a condition for inserts, so that nothing is sealed to an old identity after a rotation
+SAME_PUBLIC_KEY = "(SELECT value FROM meta WHERE key = 'public_key') = ?"
 
 
 @dataclass(frozen=True)
 class OpenedCopies:
-    """Records whose keys are known, and those that can't be used.
+    """Records with their copy keys.
 
     Attributes:
-        copies (`list[CopyRecord]`): in their order.
-        keys (`list[bytes]`): theirs.
-        faults (`list[Fault]`): of the records that don't open.
+        copies (`list[CopyRecord]`): the records, in order.
+        keys (`list[bytes]`): their copy keys.
+        faults (`list[Fault]`): the records that don't open.
     """
 
     copies: list[CopyRecord]
@@ -43,14 +42,14 @@ class OpenedCopies:
 
 
 def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> OpenedCopies:
-    """Opens the records of one base's copies.
+    """The copy keys of records of one base.
 
     Args:
         vault ([`Vault`]): the vault, unlocked.
-        records (sequence of [`CopyRecord`]): of one base.
+        records (sequence of [`CopyRecord`]): the records.
 
     Raises:
-        [`PassphraseError`]: if the vault is locked, or was given another tracing identity since it was unlocked.
+        [`PassphraseError`]: if the vault is locked, or was rotated since it was unlocked.
     """
     age_identity = vault.age_identity()
     if not records:
@@ -76,7 +75,7 @@ def open_copies(vault: "Vault", records: Sequence[CopyRecord]) -> OpenedCopies:
 
 
 def find_unusable_rows(vault: "Vault") -> tuple[Fault, ...]:
-    """All bases and records of copies that can't be used: the vault must be unlocked, and each record is opened."""
+    """All unusable bases and records of copies. The vault must be unlocked, since every record is opened."""
     rows = vault.rows()
     return (
         *rows.faults,
@@ -85,8 +84,8 @@ def find_unusable_rows(vault: "Vault") -> tuple[Fault, ...]:
 
 
 def opens_most_records(vault: "Vault", age_identity: AgeIdentity) -> bool:
-    """Whether an identity opens most records of a vault, of the first ones: then it is the vault's, whatever the
-    database says of its public key."""
+    """Whether an identity opens most of the vault's first records. Then it is the vault's, even if the public key in
+    the database was changed."""
     with vault.connect() as connection:
         records, _ = read_usable_copies(connection, "rowid IN (SELECT rowid FROM copies LIMIT ?)", (SAMPLED_RECORDS,))
     opened = 0
@@ -108,7 +107,7 @@ def unseal_copy_key(record: CopyRecord, age_identity: AgeIdentity) -> bytes:
 
 
 def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
-    """Refuses a record whose key, recipient and content hash don't open its commitment.
+    """Raises an error if a record's key, recipient and content hash don't open its commitment.
 
     Raises:
         [`RowError`]: with the record.
@@ -124,8 +123,8 @@ def check_commitment(record: CopyRecord, copy_key: bytes) -> None:
 
 
 def _cached_key(cached: dict[bytes, bytes], record: CopyRecord) -> bytes | None:
-    """The key from the cache, which whoever has the public key could have sealed, so only a commitment vouches for it;
-    `None` if it isn't there or isn't the record's."""
+    """The cached key of a record, or `None`. Anyone with the public key can seal a cache, so the key must open the
+    record's commitment."""
     key = cached.get(record_digest(record)) if record.commitment is not None else None
     if key is not None:
         try:
@@ -144,7 +143,7 @@ def _load_key_cache(vault: "Vault", age_identity: AgeIdentity, base_id: str) -> 
 def _store_key_cache(vault: "Vault", opened: OpenedCopies) -> None:
     keys = {record_digest(record): key for record, key in zip(opened.copies, opened.keys, strict=True)}
     sealed = seal_key_cache(pack_keys(keys), vault.public_key)
-    with suppress(StorageError), vault.connect() as connection:  # only a shortcut
+    with suppress(StorageError), vault.connect() as connection:  # the cache is optional
         connection.execute(
             f"INSERT OR REPLACE INTO bundles SELECT ?, ? WHERE {SAME_PUBLIC_KEY}",
             (opened.copies[0].base_id, sealed, vault.public_key),

@@ -1,12 +1,12 @@
-"""The database of somebody else's vault, read as what a stranger may have made.
+"""Reads the database of another vault as untrusted input.
 
-A pack and a folder come the same way: the file's bytes, never more than a limit, become a database in memory that
-nothing is written to. It is refused whole if it is no vault's: damaged, of another schema (a view or a virtual table
-in the place of a table would be code that runs), of a format that isn't known, or one that takes too long to read. Of
-a vault's database each row then enters or is refused by itself; see [`read_snapshot`].
+Packs and folders are handled alike: the file's bytes, up to a limit, become a read-only database in memory. It is
+refused as a whole if it is damaged, has another schema (a view or virtual table in place of a table would run code),
+has an unknown format, or takes too long to read. Otherwise each row enters or is refused on its own; see
+[`read_snapshot`].
 
-Another vault's folder is never written to and never upgraded: formats 1 and 2 are read as they are, since they lack
-tables and nothing else.
+The other vault's folder is never written to or upgraded. Formats 1 and 2 are read directly, since they only lack
+tables.
 """
 
 import re
@@ -27,28 +27,27 @@ from hf_fingerprint.vault.sealing import check_public_key
 from hf_fingerprint.vault.snapshots import TABLE_KEYS, Snapshot, as_text, read_snapshot
 
 
-MAX_STEPS = 200_000_000  # of SQLite's virtual machine, some seconds; a vault of 100,000 records takes 3 million
+MAX_STEPS = 200_000_000  # of SQLite's virtual machine: some seconds; a vault of 100,000 records takes 3 million
 _STEPS_AT_ONCE = 100_000
 _PAGES_AT_ONCE = 256
 _ATTEMPTS = 3
 _TABLES_ADDED_LATER = {"1": ("publications", "issuers", "questions", "bound"), "2": ("questions", "bound")}
 _PLAIN_SCHEMA = re.compile(r"CREATE (TABLE|INDEX|UNIQUE INDEX) ", re.IGNORECASE)  # no view, trigger or virtual table
-_VALUE_CHECK = re.compile(r"[A-Z-]+ value in ")  # what a check says of a row; each row is looked at by itself
+_VALUE_CHECK = re.compile(r"[A-Z-]+ value in ")  # a violated constraint of a row, which is validated later
 _MakeError = Callable[[str], VaultError]
 
 
 def read_vault_folder(folder: str | Path) -> Snapshot:
-    """What the vault in another folder shares; the folder is left as it is.
+    """The snapshot of the vault in another folder, which is not changed.
 
-    Where its database has a log that isn't folded in (another process has it open, or was killed), SQLite reads both,
+    If the database has a log that is not checkpointed (another process has it open, or was killed), SQLite reads both,
     and may leave its index of the log, `vault.db-shm`, next to it.
 
     Args:
         folder (`str` or `Path`): the other vault's folder.
 
     Raises:
-        [`VaultError`]: if there is no vault that can be read. What is wrong with single rows is in
-            [`Snapshot.faults`].
+        [`VaultError`]: if there is no vault that can be read. Unusable rows are in [`Snapshot.faults`].
     """
     folder = Path(folder)
     file = folder / VAULT_DATABASE
@@ -56,7 +55,7 @@ def read_vault_folder(folder: str | Path) -> Snapshot:
         raise VaultError(f"{folder} holds no vault: give the folder that has {VAULT_DATABASE}.")
 
     def make_error(why: str) -> VaultError:
-        return VaultError(f"{file} is no vault's database that can be merged, {why}: restore a backup of that vault.")
+        return VaultError(f"{file} can't be merged, {why}: restore a backup of that vault.")
 
     with _memory_database() as connection:
         try:
@@ -69,43 +68,43 @@ def read_vault_folder(folder: str | Path) -> Snapshot:
             return _read_database(connection, make_error, str(folder), allow_other_tables=True)
         except OSError as error:
             raise VaultError(f"{file} can't be read ({error.strerror}): give this account access to it.") from None
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes a schema that is not text
             raise make_error(_describe_error(error)) from None
 
 
 def read_pack(content: bytes, where: str) -> Snapshot:
-    """The same of a pack's database, decrypted.
+    """The snapshot in a decrypted pack.
 
     Args:
-        content (`bytes`): the database.
-        where (`str`): where the pack was found.
+        content (`bytes`): the pack's database.
+        where (`str`): the name of the pack in messages.
     """
 
     def make_error(why: str) -> VaultError:
         return VaultError(
-            f"What is encrypted in {where} is no whole vault ({why}): restore an earlier commit of it, or push anew."
+            f"The pack {where} does not hold a complete vault ({why}): restore an earlier commit of it, or push again."
         )
 
     with _memory_database() as connection:
         try:
             if not content.startswith(SQLITE):
-                raise make_error("it is no database")
+                raise make_error("it is not a database")
             _load_bytes(connection, content)
             return _read_database(connection, make_error, where, allow_other_tables=False)
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # of a schema, which SQLite quotes as it is
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite quotes a schema that is not text
             raise make_error(_describe_error(error)) from None
 
 
 @contextmanager
 def _memory_database() -> Iterator[sqlite3.Connection]:
-    """A database in memory that runs nothing it holds and stops after a number of steps."""
+    """An empty database in memory that runs no code from its content and stops after `MAX_STEPS`."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        left = MAX_STEPS // _STEPS_AT_ONCE
+        calls_left = MAX_STEPS // _STEPS_AT_ONCE
 
         def stop() -> bool:
-            nonlocal left
-            left -= 1
-            return left < 0
+            nonlocal calls_left
+            calls_left -= 1
+            return calls_left < 0
 
         connection.set_progress_handler(stop, _STEPS_AT_ONCE)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_PACK)
@@ -118,15 +117,14 @@ def _memory_database() -> Iterator[sqlite3.Connection]:
 
 
 def _load_bytes(connection: sqlite3.Connection, content: bytes) -> None:
-    """Puts a file's bytes in memory; one that keeps a log has none that matters there."""
+    """Loads a database file into memory, out of WAL mode, which a database in memory can't have."""
     if content[18:20] != b"\x01\x01":
         content = content[:18] + b"\x01\x01" + content[20:]
     connection.deserialize(content)
 
 
 def _read_stable(file: Path) -> bytes | None:
-    """The bytes of a database whose log is folded in and that nobody changes meanwhile; `None` if there is no such
-    moment."""
+    """The bytes of a database, or `None` if it has a log or keeps changing."""
     for _ in range(_ATTEMPTS):
         before = _file_state(file)
         if before[-1]:
@@ -140,17 +138,19 @@ def _read_stable(file: Path) -> bytes | None:
 
 
 def _file_state(file: Path) -> tuple[int, int, int]:
-    """When it was changed, its size, and that of its log."""
+    """The modification time and size of a database, and the size of its log."""
     found, log = file.stat(), Path(f"{file}-wal")
     return found.st_mtime_ns, found.st_size, log.stat().st_size if log.is_file() else 0
 
 
 def _back_up_into(file: Path, connection: sqlite3.Connection) -> None:
-    """Copies a database with its log into memory, as SQLite reads it, through a connection that can't write."""
+    """Copies a database with its log into memory through a read-only connection."""
 
     def watch(status: int, remaining: int, total: int) -> None:
         if total * page > MAX_PACK:
-            raise VaultError(f"{file} has more than {megabytes(MAX_PACK)} MB: so much can't be merged at once.")
+            raise VaultError(
+                f"{file} has more than {megabytes(MAX_PACK)} MB and can't be merged: trace with it as it is."
+            )
 
     with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as source:
         (page,) = source.execute("PRAGMA page_size").fetchone()
@@ -162,9 +162,7 @@ def _read_database(
 ) -> Snapshot:
     schema = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
     tables = {name for name, sql in schema if isinstance(sql, str) and sql.upper().startswith("CREATE TABLE ")}
-    plain = all(
-        sql is None or _PLAIN_SCHEMA.match(str(sql)) for _, sql in schema
-    )  # an index that a table has has no text
+    plain = all(sql is None or _PLAIN_SCHEMA.match(str(sql)) for _, sql in schema)  # automatic indexes have no SQL
     own = _vault_tables()
     if not plain or "meta" not in tables or not _has_vault_columns(connection, "meta"):
         raise make_error("its tables are not those of a vault")
@@ -172,15 +170,13 @@ def _read_database(
     found = meta.get("format")
     if found not in (str(FORMAT), *UPGRADABLE):
         raise make_error("it has no format") if found is None else _format_error(where, found)
-    needed = (
-        own.keys() - _TABLES_ADDED_LATER.get(found, ()) - {"training"}
-    )  # format 1 made that table when it was needed
+    needed = own.keys() - _TABLES_ADDED_LATER.get(found, ()) - {"training"}  # format 1 made `training` when needed
     more = tables - needed - {"training"} if not allow_other_tables else set()
     fitting = all(_has_vault_columns(connection, table) for table in tables & own.keys())
     if needed - tables or more or not fitting:
         raise make_error("its tables are not those of a vault")
-    for (said,) in connection.execute("PRAGMA quick_check(1000000)"):
-        if said != "ok" and not _VALUE_CHECK.match(said):
+    for (line,) in connection.execute("PRAGMA quick_check(1000000)"):
+        if line != "ok" and not _VALUE_CHECK.match(line):
             raise make_error("it is damaged")
     try:
         check_public_key(str(meta.get("public_key")))
@@ -197,7 +193,7 @@ def _format_error(where: str, found: Any) -> VaultError:
 
 
 def _has_vault_columns(connection: sqlite3.Connection, table: str) -> bool:
-    """Whether a table has a vault's columns, and none that is worked out when it is read."""
+    """Whether a table has exactly a vault's columns, and no generated ones."""
     return _columns(connection, table) == _vault_tables()[table]
 
 

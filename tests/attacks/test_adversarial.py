@@ -5,7 +5,7 @@ from hf_fingerprint.attacks import AdversarialRemoval, WeightNoise
 from hf_fingerprint.attacks.training_loop import kl_divergence, predict_logits
 from hf_fingerprint.carriers import select_from_model
 from hf_fingerprint.errors import CarrierError, FingerprintError
-from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, make_attacker, make_images, same, trained_state
+from tests.helpers.attackers import CNN, VIT, accuracy, changed, fresh, make_attacker, make_images, same, trained_state
 
 
 def likely(architecture=CNN):

@@ -12,9 +12,9 @@ from hf_fingerprint.attacks import (
     MagnitudePruning,
     Quantization,
 )
-from hf_fingerprint.attacks.attack import Attack, largest
+from hf_fingerprint.attacks.attack import Attack, largest_weights
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, fresh, make_attacker, same
+from tests.helpers.attackers import CNN, fresh, make_attacker, same
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def test_a_chain_may_begin_with_a_collusion():
     assert same(Compose(Collusion("average"), Doubling(1.0))(copies), Doubling(2.0)(STATE))
 
 
-def test_a_chain_needs_a_thief_if_a_step_does_and_tells_every_paper_once():
+def test_a_chain_needs_an_attacker_if_a_step_does_and_names_every_paper_once():
     plain = Compose(MagnitudePruning(0.5), MagnitudePruning(0.5), Quantization(8))
 
     assert not plain.needs_attacker
@@ -73,14 +73,14 @@ def test_a_chain_needs_a_thief_if_a_step_does_and_tells_every_paper_once():
 
 
 def test_an_attack_that_runs_the_model_says_what_it_needs():
-    with pytest.raises(FingerprintError, match="BatchNormReestimation runs the model: give a Thief"):
+    with pytest.raises(FingerprintError, match="BatchNormReestimation runs the model: pass an Attacker"):
         BatchNormReestimation()(STATE)
 
 
-def test_a_thief_builds_the_model_with_the_weights_given():
+def test_an_attacker_builds_the_model_with_the_weights_given():
     state, attacker = fresh(CNN), make_attacker(CNN)
 
-    model, built = attacker.model(state), attacker.built(state)
+    model, built = attacker.model(state), attacker.as_built_model(state)
 
     assert same(dict(model.state_dict()), state)
     assert same(dict(built.module.state_dict()), state)
@@ -94,6 +94,6 @@ def test_a_thief_builds_the_model_with_the_weights_given():
 def test_largest_names_weights_by_their_size():
     state = {"a": torch.ones(2, 2), "b": torch.ones(99), "c": torch.ones(3, 3), "d": torch.ones(4, 4, dtype=int)}
 
-    assert largest(state, 1.0) == ["c", "a"]
-    assert largest(state, 0.5) == ["c"]
-    assert largest(state, 0) == []
+    assert largest_weights(state, 1.0) == ["c", "a"]
+    assert largest_weights(state, 0.5) == ["c"]
+    assert largest_weights(state, 0) == []

@@ -7,7 +7,7 @@ from hf_fingerprint.attacks import Attacker, HeadBasisChange, StreamRotation
 
 
 def model(architecture):
-    """One whose normalisations do something."""
+    """One whose normalizations do something."""
     torch.manual_seed(0)
     made = timm.create_model(architecture, num_classes=10).eval()
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_the_function_stays_and_the_weights_do_not(architecture, attack):
     assert all(torch.equal(state[name], tensor) for name, tensor in model(architecture).state_dict().items())
 
 
-def test_the_thiefs_model_says_how_many_heads_there_are():
+def test_the_attackers_model_says_how_many_heads_there_are():
     made = model("test_vit")
     attacker = Attacker(lambda: timm.create_model("test_vit", num_classes=10), torch.zeros(0), torch.zeros(0))
     state = made.state_dict()
@@ -51,7 +51,7 @@ def test_the_thiefs_model_says_how_many_heads_there_are():
     )
 
     assert all(torch.equal(known[name], student_logits[name]) for name in known)
-    with pytest.raises(FingerprintError, match="give heads, or a Thief"):
+    with pytest.raises(FingerprintError, match="pass heads, or an Attacker"):
         HeadBasisChange()(state)
 
 

@@ -13,7 +13,7 @@ from hf_fingerprint.attacks import (
 )
 from hf_fingerprint.attacks.attack import is_weight
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, make_attacker, same, trained_state
+from tests.helpers.attackers import CNN, VIT, accuracy, changed, fresh, make_attacker, same, trained_state
 
 
 def weights(state):
@@ -114,7 +114,7 @@ def test_clipping_limits_to_a_quantile():
     assert torch.equal(new.sign(), state["w"].sign())
 
 
-def test_statistics_become_those_of_the_thiefs_images():
+def test_statistics_become_those_of_the_attackers_images():
     state = trained_state()
     images = 3 + 2 * torch.randn(64, 3, 32, 32)
     attacker = replace(make_attacker(CNN), images=images)
@@ -141,8 +141,8 @@ def test_statistics_move_as_far_as_said():
     assert accuracy(whole) > 0.9
 
 
-def test_a_model_without_batch_normalisation_has_no_statistics():
-    with pytest.raises(FingerprintError, match="no batch normalisation"):
+def test_a_model_without_batch_normalization_has_no_statistics():
+    with pytest.raises(FingerprintError, match="no batch normalization"):
         BatchNormReestimation()(fresh(VIT), make_attacker(VIT))
 
 
@@ -185,7 +185,7 @@ def test_what_the_base_has_in_another_shape_stays(attacker):
 
 
 def test_nothing_is_put_back_without_a_base():
-    with pytest.raises(FingerprintError, match="give the Thief its state dict as base"):
+    with pytest.raises(FingerprintError, match="pass its state dict as Attacker"):
         CarrierReset(0.5)(trained_state(), make_attacker(CNN))
 
 

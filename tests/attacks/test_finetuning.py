@@ -6,7 +6,7 @@ import torch
 from hf_fingerprint.attacks import FineTuning, TransferLearning
 from hf_fingerprint.attacks.training_loop import predict_logits
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, VIT, accuracy, changed, fresh, make_attacker, make_images, same, trained_state
+from tests.helpers.attackers import CNN, VIT, accuracy, changed, fresh, make_attacker, make_images, same, trained_state
 
 
 def distance(one, other):
@@ -14,7 +14,7 @@ def distance(one, other):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_training_on_a_thiefs_images_moves_weights_and_keeps_accuracy(optimizer):
+def test_training_on_a_attackers_images_moves_weights_and_keeps_accuracy(optimizer):
     state = trained_state()
     rates = (1e-5, 1e-3)
 
@@ -55,8 +55,8 @@ def test_more_layers_may_be_the_last():
 def test_fresh_last_layers_forget_and_then_all_layers_learn():
     state, attacker = trained_state(), make_attacker(CNN)
 
-    begun = FineTuning(1e-3, 0, layers="reinitialised last")(state, attacker)
-    after = FineTuning(1e-3, 5, layers="reinitialised last")(state, attacker)
+    begun = FineTuning(1e-3, 0, layers="reinitialized last")(state, attacker)
+    after = FineTuning(1e-3, 5, layers="reinitialized last")(state, attacker)
 
     assert changed(state, begun) == {"classifier.weight", "classifier.bias"}
     assert changed(state, after) > changed(state, begun)
@@ -93,26 +93,26 @@ def test_another_task_is_learnt_from_a_fresh_last_layer_on():
     assert changed(state, after) >= {"conv_stem.weight", "classifier.weight"}
 
 
-def test_a_thief_may_bring_other_data():
+def test_an_attacker_may_bring_other_data():
     state, attacker, other = trained_state(), make_attacker(CNN), make_attacker(CNN, seed=5)
 
     brought, made = (TransferLearning(1e-3, 2, other=each)(state, attacker) for each in (other, None))
 
     assert not same(brought, made)
-    assert same(brought, FineTuning(1e-3, 2, "reinitialised last")(state, other))
+    assert same(brought, FineTuning(1e-3, 2, "reinitialized last")(state, other))
 
 
 def test_labels_that_the_model_does_not_know_are_refused():
     attacker = make_attacker(CNN)
     other = replace(attacker, labels=attacker.labels + 7)
 
-    with pytest.raises(FingerprintError, match="go up to 10, the model has 4 classes"):
+    with pytest.raises(FingerprintError, match="go up to 10, but the model has 4 classes"):
         FineTuning(1e-3, 1)(fresh(CNN), other)
 
 
 @pytest.mark.parametrize("wrong", [{"layers": "first"}, {"optimizer": "lion"}])
 def test_other_ways_to_train_are_refused(wrong):
-    with pytest.raises(FingerprintError, match="choose all, last, reinitialised last and adamw or sgd"):
+    with pytest.raises(FingerprintError, match="choose all, last, reinitialized last and adamw or sgd"):
         FineTuning(**wrong)
 
 

@@ -187,14 +187,14 @@ def test_shares_count_the_weights_that_tell_copies_apart(strategy):
     mixed = collusion(copies)
 
     weights = torch.cat([tensor.flatten() for name, tensor in mixed.items() if ".fc" in name and tensor.ndim == 2])
-    assert collusion.shares(copies) == pytest.approx([float((weights == i).double().mean()) for i in range(3)])
-    assert sum(collusion.shares(copies)) == pytest.approx(1)
+    assert collusion.contributions(copies) == pytest.approx([float((weights == i).double().mean()) for i in range(3)])
+    assert sum(collusion.contributions(copies)) == pytest.approx(1)
 
 
 def test_shares_of_mixtures_are_their_weights():
-    assert Collusion("median").shares(states([1], [2])) == (0.5, 0.5)
-    assert Collusion("weighted average", (3.0, 1.0)).shares(states([1], [2])) == (0.75, 0.25)
-    assert Collusion("layers").shares(states([1], [1])) == (0.5, 0.5)
+    assert Collusion("median").contributions(states([1], [2])) == (0.5, 0.5)
+    assert Collusion("weighted average", (3.0, 1.0)).contributions(states([1], [2])) == (0.75, 0.25)
+    assert Collusion("layers").contributions(states([1], [1])) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

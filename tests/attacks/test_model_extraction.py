@@ -5,7 +5,7 @@ import torch
 
 from hf_fingerprint.attacks import Distillation, ModelExtraction
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, accuracy, fresh, make_attacker, same, trained_state
+from tests.helpers.attackers import CNN, accuracy, fresh, make_attacker, same, trained_state
 
 
 @pytest.mark.parametrize("attack", [Distillation(25, 3e-3), ModelExtraction(25, lr=3e-3)], ids=repr)
@@ -36,7 +36,7 @@ def test_synthetic_images_may_be_asked_about():
     state = trained_state()
 
     own, made = (
-        ModelExtraction(2, images, queries=8)(state, make_attacker(CNN)) for images in ("thief's", "synthetic")
+        ModelExtraction(2, images, queries=8)(state, make_attacker(CNN)) for images in ("attacker's", "synthetic")
     )
 
     assert not same(own, made)
@@ -53,5 +53,5 @@ def test_as_many_images_are_asked_about_as_said():
 
 @pytest.mark.parametrize("wrong", [{"images": "stolen"}, {"queries": 0}])
 def test_nonsense_is_refused(wrong):
-    with pytest.raises(FingerprintError, match="choose 1 or more, thief's or synthetic"):
+    with pytest.raises(FingerprintError, match="choose at least 1 query of attacker's or synthetic images"):
         ModelExtraction(**wrong)

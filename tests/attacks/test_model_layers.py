@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_fingerprint.attacks.model_layers import group_by_layer, layer_of, reinitialize_tensors
-from tests.helpers.thieves import CNN, VIT, changed, fresh
+from tests.helpers.attackers import CNN, VIT, changed, fresh
 
 
 @pytest.mark.parametrize("architecture", [CNN, VIT, "test_resnet"])

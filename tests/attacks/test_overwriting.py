@@ -8,8 +8,8 @@ from hf_fingerprint import Issuer, trace
 from hf_fingerprint.attacks import Overwriting, overwriting
 from hf_fingerprint.carriers import select_from_model
 from hf_fingerprint.errors import FingerprintError
+from tests.helpers.attackers import CNN, VIT, changed, fresh, make_attacker, same
 from tests.helpers.small_models import PLAIN_SETTINGS, save_plain, unlocked_vault
-from tests.helpers.thieves import CNN, VIT, changed, fresh, make_attacker, same
 
 
 def moved(before, after, names):
@@ -51,7 +51,7 @@ def test_the_budget_may_be_spent_instead():
     after = Overwriting(None)(state, attacker)
 
     assert 0 < float(moved(state, after, changed(state, after)).abs().max()) < 0.021
-    with pytest.raises(FingerprintError, match="give a Thief"):
+    with pytest.raises(FingerprintError, match="pass an Attacker"):
         Overwriting(None)(state)
 
 

@@ -27,7 +27,7 @@ def test_added_units_change_nothing(kind, strength):
     assert attacked.keys() == state.keys()
 
 
-def test_the_channels_of_a_residual_network_grow_with_their_normalisations():
+def test_the_channels_of_a_residual_network_grow_with_their_normalizations():
     state = timm.create_model("test_resnet").state_dict()
 
     attacked = DummyUnits(0.5)(state)
@@ -38,7 +38,7 @@ def test_the_channels_of_a_residual_network_grow_with_their_normalisations():
 
 
 @pytest.mark.parametrize(("architecture", "eps"), [("resnet18", 1e-5), ("tf_efficientnet_lite0", 1e-3)])
-def test_folded_normalisations_are_gone_and_the_convolutions_do_what_both_did(architecture, eps):
+def test_folded_normalizations_are_gone_and_the_convolutions_do_what_both_did(architecture, eps):
     torch.manual_seed(0)
     made = timm.create_model(architecture, num_classes=10).eval()
     with torch.no_grad():

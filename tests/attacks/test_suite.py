@@ -4,10 +4,10 @@ from dataclasses import fields, is_dataclass, replace
 import pytest
 import torch
 
-from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, Compose, FineTuning, attack_names, sweep
+from hf_fingerprint.attacks import STRATEGIES, SUITE, Collusion, Compose, FineTuning, attack_names, attack_sweep
 from hf_fingerprint.attacks.suite import GROUPS
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, VIT, fresh, make_attacker, same
+from tests.helpers.attackers import CNN, VIT, fresh, make_attacker, same
 
 
 QUICK = {"steps": 2, "repair": 1, "rounds": 1, "queries": 8, "times": 2}
@@ -47,18 +47,20 @@ def attacked(name, architecture, step):
 @pytest.mark.parametrize("architecture", [CNN, VIT])
 @pytest.mark.parametrize("name", attack_names("single") + attack_names("collusion"))
 def test_every_attack_runs_and_what_it_leaves_loads(name, architecture):
-    steps = sweep(name)
+    steps = attack_sweep(name)
     try:
         state, after = attacked(name, architecture, steps[len(steps) // 2])
     except FingerprintError as error:
-        assert "no batch normalisation" in str(error)
+        assert "no batch normalization" in str(error)
     else:
         assert not same(state, after)
 
 
-@pytest.mark.parametrize("name", [name for name in attack_names("single") if not sweep(name)[-1].needs_attacker])
+@pytest.mark.parametrize(
+    "name", [name for name in attack_names("single") if not attack_sweep(name)[-1].needs_attacker]
+)
 def test_ruinous_strengths_leave_numbers_too(name):
-    attacked(name, CNN, sweep(name)[-1])
+    attacked(name, CNN, attack_sweep(name)[-1])
 
 
 def test_names_are_short_lower_case_words_with_hyphens():
@@ -68,16 +70,16 @@ def test_names_are_short_lower_case_words_with_hyphens():
 
 def test_every_step_says_where_it_comes_from_and_how_strong_it_is():
     for name in SUITE:
-        for step in sweep(name):
+        for step in attack_sweep(name):
             assert len(step.paper) > 10, name
             assert step.strength >= 0
-    reprs = [repr(step) for name in SUITE for step in sweep(name)]
+    reprs = [repr(step) for name in SUITE for step in attack_sweep(name)]
     assert len(reprs) == len(set(reprs))
 
 
 def test_a_sweep_goes_one_way():
     for name in attack_names("single"):
-        strengths = [step.strength for step in sweep(name)]
+        strengths = [step.strength for step in attack_sweep(name)]
         assert strengths in (sorted(strengths), sorted(strengths, reverse=True)), name
 
 
@@ -86,14 +88,14 @@ def test_what_leaves_the_function_unchanged_is_there_after_fine_tuning_too_in_al
 
     assert attack_names("symmetries") == plain + [f"finetune-then-{name}" for name in plain]
     for name in plain:
-        after = sweep(f"finetune-then-{name}")
-        assert [step.steps[-1] for step in after] == sweep(name)
-        assert [step.strength for step in after] == [step.strength for step in sweep(name)]
+        after = attack_sweep(f"finetune-then-{name}")
+        assert [step.steps[-1] for step in after] == attack_sweep(name)
+        assert [step.strength for step in after] == [step.strength for step in attack_sweep(name)]
         assert {repr(step.steps[0]) for step in after} == {repr(FineTuning(1e-3))}
 
 
 def test_every_strategy_is_there_alone_and_followed():
-    found = [sweep(name)[0] for name in attack_names("collusion")]
+    found = [attack_sweep(name)[0] for name in attack_names("collusion")]
 
     assert len(found) == 4 * len(STRATEGIES)
     firsts = [step.steps[0] if isinstance(step, Compose) else step for step in found]
@@ -102,11 +104,11 @@ def test_every_strategy_is_there_alone_and_followed():
 
 
 def test_changing_a_sweep_changes_nothing_in_the_suite():
-    sweep("prune").clear()
+    attack_sweep("prune").clear()
 
-    assert sweep("prune")
+    assert attack_sweep("prune")
 
 
 def test_an_unknown_attack_is_an_error():
     with pytest.raises(FingerprintError, match=r"no attack called magic.*prune"):
-        sweep("magic")
+        attack_sweep("magic")

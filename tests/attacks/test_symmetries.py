@@ -7,7 +7,7 @@ from hf_fingerprint.attacks.symmetries import hidden_channels
 
 
 def off_the_start(name):
-    """A model whose normalisations have statistics and whose last ones in a block aren't 0."""
+    """A model whose normalizations have statistics and whose last ones in a block aren't 0."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10)
     with torch.no_grad():

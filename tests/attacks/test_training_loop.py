@@ -3,7 +3,7 @@ import torch
 
 from hf_fingerprint.attacks.training_loop import cpu_state_dict, kl_divergence, make_optimizer, predict_logits, train
 from hf_fingerprint.errors import FingerprintError
-from tests.helpers.thieves import CNN, changed, fresh, make_attacker, same
+from tests.helpers.attackers import CNN, changed, fresh, make_attacker, same
 
 
 def trained(seed=0, steps=3, lr=1e-3, **others):

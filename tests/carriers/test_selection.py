@@ -1,5 +1,4 @@
 import functools
-import types
 
 import pytest
 import timm
@@ -7,7 +6,6 @@ import torch
 from torch import nn
 
 from hf_fingerprint.carriers import can_carry, select_by_name, select_from_model
-from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import SIZES
 
@@ -264,19 +262,6 @@ def test_what_makes_the_features_is_no_classifier():
     assert select_from_model(Headless().eval(), images, "single_label") == ["body.weight"]
 
 
-def test_features_are_found_in_whatever_a_model_returns():
-    pooled, tokens, logits = torch.zeros(2, 8), torch.zeros(2, 5, 8), torch.zeros(2, 3)
-
-    def returned(**given):
-        return types.SimpleNamespace(**given)
-
-    assert logits_of(returned(pooler_output=pooled, last_hidden_state=tokens)) is pooled
-    assert logits_of(returned(pooler_output=None, last_hidden_state=tokens)) is tokens
-    assert logits_of(returned(logits=logits, pooler_output=pooled)) is logits
-    assert logits_of(returned(logits=logits, pooler_output=pooled), "features") is pooled
-    assert logits_of(returned(logits=logits), "features") is logits
-
-
 def test_the_input_projection_of_torchs_own_attention_is_chosen():
     chosen = select_from_model(TorchAttention().eval(), torch.zeros(2, 3, 32, 32))
     assert {"attention.in_proj_weight", "mlp.weight"} <= set(chosen)
@@ -300,16 +285,6 @@ def test_layers_whose_weights_are_used_without_calling_them_are_chosen():
     model = Beit(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=5).eval()
     chosen = select_from_model(model, torch.zeros(1, 3, 32, 32))
     assert set(chosen) == layers(model) - {"patch_embed.proj.weight", "head.weight"}
-
-
-def test_logits_are_found_in_whatever_a_classifier_returns():
-    logits = torch.zeros(2, 5)
-    assert logits_of(logits) is logits
-    assert logits_of((logits, torch.ones(1))) is logits
-    assert logits_of([logits]) is logits
-    model, size, _, _ = built("vit")
-    assert logits_of(model(torch.zeros(1, 3, size, size))).shape == (1, 5)
-    assert logits_of(model(torch.zeros(1, 3, size, size), return_dict=False)).shape == (1, 5)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

@@ -394,7 +394,7 @@ def test_one_of_several_files_in_a_repo_can_be_chosen(hub):
     assert resolve_cached(found.name, str(found.revision)) == found
     ranged = open_ranged_checkpoint("org/name", file="one.safetensors")
     assert ranged is not None
-    assert (ranged.source.name, ranged.others) == ("org/name:one.safetensors", ())
+    assert (ranged.source.name, ranged.unread_files) == ("org/name:one.safetensors", ())
     sets = find_weight_sets("org/name", file="one.safetensors").sets
     assert [[path.name for path in source.weights] for source in sets] == [["one.safetensors"]]
     for missing in ("three.safetensors", "../one.safetensors"):

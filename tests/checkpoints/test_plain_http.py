@@ -3,12 +3,11 @@ from huggingface_hub import constants
 
 from hf_fingerprint.checkpoints.hub_client import hub_errors
 from hf_fingerprint.errors import FingerprintWarning
+from hf_fingerprint.hub.api import translate_errors
 
 
-WAYS = [
-    lambda: hub_errors("org/name", None),
-    lambda: translate_errors("org/name"),
-]  # all that asks the Hub is within one
+# every call to the Hub runs within one of these two
+WAYS = [lambda: hub_errors("org/name", None), lambda: translate_errors("org/name")]
 
 
 @pytest.mark.parametrize("entered", WAYS, ids=["reading", "publishing"])

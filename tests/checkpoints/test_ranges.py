@@ -358,7 +358,7 @@ def test_a_server_that_no_longer_answers_ranges_is_one_sentence(hub):
     with opened() as ranged:
         repo.ranges = False
 
-        assert "--whole" in refused(values, ranged, "a")
+        assert "--full" in refused(values, ranged, "a")
 
 
 HOSTILE = {
@@ -470,7 +470,7 @@ def test_the_other_weight_files_are_told_with_their_sizes(hub):
     hub.add("org/name", SHARDED | others | {"training_args.bin": b"x", "optimizer.pt": b"x"}, lfs=True)
 
     with opened() as ranged:
-        assert dict(ranged.others) == {name: len(data) for name, data in others.items()}
+        assert dict(ranged.unread_files) == {name: len(data) for name, data in others.items()}
         assert len(ranged.source.weights) == 2
 
 
@@ -492,7 +492,7 @@ def test_where_loaders_cannot_tell_the_largest_nearest_the_top_is_read_and_the_o
 
     with opened() as ranged:
         assert [str(path) for path in ranged.source.weights] == [chosen]
-        assert {name for name, _ in ranged.others} == files.keys() - {chosen}
+        assert {name for name, _ in ranged.unread_files} == files.keys() - {chosen}
 
 
 def test_an_index_in_a_sub_folder_names_shards_beside_it(hub):
@@ -524,7 +524,7 @@ def test_headers_and_indexes_count_against_what_may_be_fetched(hub, files, max_b
     except DownloadLimitError as error:
         assert max_bytes < 1000
         assert "org/name needs 0." in str(error)
-        assert "--max-mb allows 0 MB: allow more." in str(error)
+        assert "--max-mb allows 0 MB: raise --max-mb." in str(error)
     assert hub.bytes_sent <= max_bytes
 
 
@@ -610,5 +610,5 @@ def test_the_hub_package_is_imported_only_when_it_is_needed():
     import subprocess
     import sys
 
-    code = "import sys, hf_fingerprint.checkpoints as c\nassert c.open_ranges('/tmp') is None\n"
+    code = "import sys, hf_fingerprint.checkpoints as c\nassert c.open_ranged_checkpoint('/tmp') is None\n"
     subprocess.run([sys.executable, "-c", code + "assert 'huggingface_hub' not in sys.modules"], check=True)

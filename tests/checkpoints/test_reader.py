@@ -302,10 +302,12 @@ def test_the_content_hash_tells_where_one_tensor_ends_and_the_next_begins(tmp_pa
 
 def test_progress_adds_up_to_all_bytes(tmp_path):
     save_shards(tmp_path, SHARDS)
-    told: list[int] = []
+    steps = []
 
     with open_checkpoint(tmp_path) as checkpoint:
-        digests = digest_tensors(checkpoint, told.append)
+        digests = digest_tensors(checkpoint, lambda *step: steps.append(step))
 
-    assert sum(told) == sum(array.nbytes for array in ARRAYS.values())
+    total = sum(array.nbytes for array in ARRAYS.values())
+    assert steps[-1][1:] == (total, total)
+    assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
     assert digests == {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in ARRAYS.items()}

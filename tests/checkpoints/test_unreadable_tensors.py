@@ -196,7 +196,7 @@ def test_many_views_of_one_memory_out_of_order_take_no_more_than_there_is(tmp_pa
 def test_what_is_left_out_is_named_on_one_line(tmp_path):
     path = saved(tmp_path / "x.bin", {"a\nb": torch.ones(1, dtype=torch.uint16), "\ud800": torch.ones(1)})
 
-    assert found_in(path)[1] == {"a\\nb": "dtype uint16", "\\ud800": "an impossible name"}
+    assert found_in(path)[1] == {"a\\nb": "dtype uint16", "\\ud800": "an invalid name"}
     (tmp_path / "m.safetensors").write_bytes(raw_safetensors({"a\nb": entry([8], 0, 8, "Q\n9")}, bytes(8)))
     assert found_in(tmp_path / "m.safetensors")[1] == {"a\\nb": "dtype Q\\n9"}
 

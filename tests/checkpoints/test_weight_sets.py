@@ -106,10 +106,10 @@ def test_shards_that_are_missing_are_named_and_the_others_are_read(tmp_path):
 
     assert opened(found) == [["a"]]
     ((name, reason),) = found.unread
-    assert (name, "get the model again" in reason) == ("model-00002-of-00002.safetensors", True)
+    assert (name, "download the model again" in reason) == ("model-00002-of-00002.safetensors", True)
     (tmp_path / "model.safetensors.index.json").unlink()
     ((name, reason),) = find_weight_sets(tmp_path).unread
-    assert reason == "one of 00002 parts, of which 1 are here: get the others"
+    assert reason == "1 of 00002 parts are here: download the others"
 
 
 def test_a_decoy_index_hides_nothing(tmp_path):
@@ -149,7 +149,7 @@ def test_an_index_that_mixes_forms_becomes_a_set_of_each(tmp_path):
     found = find_weight_sets(tmp_path)
 
     assert opened(found) == [["a"], ["b"]]
-    assert found.unread == (("z.h5", "holds HDF5, which is not read: convert it to safetensors"),)
+    assert found.unread == (("z.h5", "holds HDF5, which is not supported: convert it to safetensors"),)
 
 
 def test_what_belongs_to_a_training_is_no_set(tmp_path):
@@ -183,11 +183,11 @@ UNREAD = {
     "model.mlpackage/Data/weights": "convert it to safetensors",
     "stolen.zip": "unpack it",
     "model.tar.gz": "unpack it",
-    "model.safetensors.bak": "name it .safetensors",
-    "OLD.SAFETENSORS": "get it again",
-    "adapter_model.safetensors": "get it again",
-    "broken.safetensors": "get it again",
-    "broken.bin": "get it again",
+    "model.safetensors.bak": "rename it to .safetensors",
+    "OLD.SAFETENSORS": "download it again",
+    "adapter_model.safetensors": "download it again",
+    "broken.safetensors": "download it again",
+    "broken.bin": "download it again",
     "link.safetensors": "link to outside its folder",
     "lost.bin": "is missing",
     "pipe.bin": "not a regular file",
@@ -249,7 +249,7 @@ def test_more_sets_than_the_limit_are_refused_and_the_way_out_is_said(tmp_path):
     text = refused(find_weight_sets, tmp_path)
 
     assert "33 sets" in text
-    assert "name the one file to use, such as 00.safetensors" in text
+    assert "choose one with --file, such as --file 00.safetensors" in text
 
 
 def test_of_a_trainings_many_checkpoints_as_many_are_looked_at_as_there_is_room_for(tmp_path):
@@ -262,7 +262,10 @@ def test_of_a_trainings_many_checkpoints_as_many_are_looked_at_as_there_is_room_
     assert len(found.sets) == MAX_SETS
     assert shown(found, tmp_path)[0] == ["model.safetensors"]
     assert len(found.unread) == 9
-    assert found.unread[0] == ("checkpoint-31/model.safetensors", "one more than 32 sets of weights: name it")
+    assert found.unread[0] == (
+        "checkpoint-31/model.safetensors",
+        "beyond the limit of 32 sets of weights: choose it with --file",
+    )
 
 
 def test_folders_that_are_not_looked_into_are_named(tmp_path):
@@ -277,7 +280,7 @@ def test_folders_that_are_not_looked_into_are_named(tmp_path):
 
     assert shown(found, tmp_path) == [["model.safetensors"]]
     assert [name for name, _ in found.unread] == ["kept/", "many/"]
-    assert all("not looked into" in reason and "name it" in reason for _, reason in found.unread)
+    assert all("not searched" in reason and "give its path" in reason for _, reason in found.unread)
 
 
 def test_a_damaged_shard_is_named_and_the_others_are_read(tmp_path):
@@ -301,7 +304,7 @@ def test_a_file_or_an_index_named_directly_is_the_one_set(tmp_path):
         assert not found.sets[0].owns_folder
         assert found.sets[0].name == str(tmp_path / name)
     assert find_weight_sets(tmp_path / "y.h5") == WeightSets(
-        (), (("y.h5", "holds HDF5, which is not read: convert it to safetensors"),)
+        (), (("y.h5", "holds HDF5, which is not supported: convert it to safetensors"),)
     )
 
 
@@ -409,7 +412,7 @@ def test_a_size_that_is_not_known_is_too_large_for_a_limit(hub, monkeypatch):
     found = find_weight_sets("org/name", max_bytes=10**9)
 
     assert found.sets == ()
-    assert "does not tell" in found.unread[0].reason
+    assert "has no size on the Hub" in found.unread[0].reason
     assert hub.downloads() == set()
     assert len(find_weight_sets("org/name").sets) == 1
 
@@ -420,7 +423,7 @@ def test_a_file_that_is_longer_than_it_was_said_to_be_is_not_read_on(hub, monkey
 
     found = find_weight_sets("org/name", max_bytes=10**9)
 
-    assert found == WeightSets((), (("model.safetensors", "longer than the Hub says it is: not read"),))
+    assert found == WeightSets((), (("model.safetensors", "longer than the size on the Hub: not read"),))
 
 
 def test_more_sets_than_the_limit_are_not_even_fetched(hub):
@@ -483,7 +486,7 @@ def test_sets_whose_headers_would_take_too_long_together_are_named(tmp_path, mon
     found = find_weight_sets(tmp_path)
 
     assert shown(found, tmp_path) == [["0.safetensors"], ["1.safetensors"]]
-    assert [(name, "name it" in reason) for name, reason in found.unread] == [
+    assert [(name, "choose it with --file" in reason) for name, reason in found.unread] == [
         ("2.safetensors", True),
         ("3.safetensors", True),
     ]

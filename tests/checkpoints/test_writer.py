@@ -217,12 +217,14 @@ def test_the_digests_are_of_what_was_written(tmp_path):
 def test_progress_adds_up_to_all_bytes(tmp_path):
     path = save_model(tmp_path / "m.safetensors", **ARRAYS)
     (tmp_path / "out").mkdir()
-    told: list[int] = []
+    steps = []
 
     with open_checkpoint(path) as checkpoint:
-        write_copy(checkpoint, tmp_path / "out", {}, told.append)
+        write_copy(checkpoint, tmp_path / "out", {}, lambda *step: steps.append(step))
 
-    assert sum(told) == sum(array.nbytes for array in ARRAYS.values())
+    total = sum(array.nbytes for array in ARRAYS.values())
+    assert steps[-1][1:] == (total, total)
+    assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
 
 
 def test_other_files_are_copied_byte_for_byte_wherever_they_are(tmp_path):

@@ -217,7 +217,7 @@ def test_issue_prints_what_programs_need(shared, run, tmp_path):
     assert code == 0
     assert [copy["recipient"] for copy in told] == ["a", "b"]
     assert [copy["path"] for copy in told] == [str(tmp_path / "out" / name) for name in "ab"]
-    unmarked = {"name": "pytorch_model.bin", "reason": "weights in another form, unmarked"}
+    unmarked = {"name": "pytorch_model.bin", "reason": "weights in another format, unmarked"}
     assert [copy["left_out"] for copy in told] == [[unmarked]] * 2
     assert [copy["new"] for copy in told] == [True, True]
     assert {copy["commitment"] for copy in told} == {copy.commitment for copy in vault.copies()}
@@ -235,9 +235,9 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
     arguments = ["issue", model, "--recipient", "a", "--vault", vault.folder, "--out", tmp_path / "a", *FEW]
 
     _, out, err = run(*arguments)
-    assert "left out: tf_model.h5 (weights in another form, unmarked)" in err
+    assert "left out: tf_model.h5 (weights in another format, unmarked)" in err
     assert "left out: \\x1b[2J\\nAll is well.env (a secret)" in err
-    assert "left out: own.py (code; --include-code hands it on)" in err
+    assert "left out: own.py (code; --include-code copies it)" in err
     assert "\x1b" not in err
     assert "tf_model.h5" not in out
     assert "(issued before, found whole)" in run(*arguments)[1]

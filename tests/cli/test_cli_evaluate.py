@@ -46,7 +46,7 @@ def test_a_model_is_evaluated_and_again_in_no_time(place, run, monkeypatch):
     assert "a copy as issued" in out
     assert str(place / "out" / "report.html") in out.replace("\n", "")
     assert json.loads((place / "out" / "results.json").read_text()) == summary
-    assert [trial["attack"] for trial in summary["points"]][2:] == ["half", "average", "average"]
+    assert [trial["attack"] for trial in summary["trials"]][2:] == ["half", "average", "average"]
     assert summary["data"]["test_images"] == 20
     assert len((place / "out" / "private" / "results.jsonl").read_text().splitlines()) == 5
 
@@ -56,7 +56,7 @@ def test_scores_of_those_who_are_not_accused_are_printed_to_who_asks(place, run,
     arguments = [place / "model", "--data", place / "images", "--out", place / "out", *FEW, "--attacks", "int"]
     shown, full = (json.loads(run(*arguments, "--json", *more)[1]) for more in ([], ["--all-scores"]))
     code, table, err = run(*arguments, "--all-scores")
-    lost = [i for i, trial in enumerate(full["points"]) if trial["caught"] == [False]]
+    lost = [i for i, trial in enumerate(full["trials"]) if trial["caught"] == [False]]
 
     assert lost
     assert code == 0
@@ -64,7 +64,7 @@ def test_scores_of_those_who_are_not_accused_are_printed_to_who_asks(place, run,
     assert "do not publish" not in run(*arguments)[2]
     assert "below the bound" in run(*arguments)[1]
     assert "below the bound" not in table
-    for trial, whole in zip(shown["points"], full["points"], strict=True):
+    for trial, whole in zip(shown["trials"], full["trials"], strict=True):
         assert trial["scores"] == [s if c else None for s, c in zip(whole["scores"], whole["caught"], strict=True)]
         assert trial["highest_innocent"] is None
         assert trial["histogram"] == []

@@ -6,11 +6,11 @@ import pytest
 
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_formula, coalition_by_simulation, decode
 from hf_fingerprint.codes.coalition import (
-    STRATEGIES,
     accusation_threshold,
     count_accused_in_simulation,
     expected_score,
 )
+from hf_fingerprint.codes.collusion import POSITION_STRATEGIES, collude_at_positions
 from hf_fingerprint.codes.residual import residual_signal
 
 
@@ -41,7 +41,7 @@ def simulated(codebook, recipients=100, noise=0.3, limit=16):
     ("strategy", "expected"),
     [
         ("average", [1, 1 / 3, -1 / 3, -1]),
-        ("minimum or maximum", [1, 0, 0, -1]),
+        ("min-max", [1, 0, 0, -1]),
         ("median", [1, 1, -1, -1]),
         ("minority", [1, -1, 1, -1]),
     ],
@@ -49,21 +49,21 @@ def simulated(codebook, recipients=100, noise=0.3, limit=16):
 def test_strategies_do_what_they_are_called(strategy, expected):
     """Three pirates, positions where 3, 2, 1 and 0 of them hold +1."""
     values = np.array([[1.0, 1, 1, -1], [1, 1, -1, -1], [1, -1, -1, -1]])
-    np.testing.assert_allclose(STRATEGIES[strategy](values, np.random.default_rng(0)), expected)
+    np.testing.assert_allclose(collude_at_positions(strategy, values, np.random.default_rng(0)), expected)
 
 
 def test_a_random_pick_takes_a_value_that_somebody_has_as_often_as_it_is_there():
     values = np.repeat([[1.0, 1, 1, -1], [1, 1, -1, -1], [1, -1, -1, -1]], 3000, axis=1)
-    picked = STRATEGIES["random pick"](values, np.random.default_rng(0)).reshape(4, 3000)
+    picked = collude_at_positions("random pick", values, np.random.default_rng(0)).reshape(4, 3000)
     assert set(np.unique(picked)) == {-1.0, 1.0}
     np.testing.assert_allclose((picked > 0).mean(axis=1), [1, 2 / 3, 1 / 3, 0], atol=0.05)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", POSITION_STRATEGIES)
 @pytest.mark.parametrize("colluders", [1, 2, 5])
 def test_every_strategy_shows_what_all_pirates_agree_on(strategy, colluders):
     held = words(TARDOS, colluders)
-    forged = STRATEGIES[strategy](held, np.random.default_rng(0))
+    forged = collude_at_positions(strategy, held, np.random.default_rng(0))
     unanimous = np.abs(held.sum(axis=0)) == colluders
     assert unanimous.any()
     np.testing.assert_allclose(forged[unanimous], held[0, unanimous])
@@ -134,8 +134,10 @@ def test_the_simulated_size_is_the_largest_whose_members_are_all_caught(family):
     codebook = CODES[family]
     size = simulated(codebook).size
     assert 0 < size < 16
-    assert all(count_accused_in_simulation(codebook, size, s, 100, ALPHA, 0.3, 0) == size for s in STRATEGIES)
-    assert any(count_accused_in_simulation(codebook, size + 1, s, 100, ALPHA, 0.3, 0) <= size for s in STRATEGIES)
+    assert all(count_accused_in_simulation(codebook, size, s, 100, ALPHA, 0.3, 0) == size for s in POSITION_STRATEGIES)
+    assert any(
+        count_accused_in_simulation(codebook, size + 1, s, 100, ALPHA, 0.3, 0) <= size for s in POSITION_STRATEGIES
+    )
 
 
 def test_fair_signs_withstand_two_and_tardos_more():
@@ -147,7 +149,7 @@ def test_fair_signs_withstand_two_and_tardos_more():
 
 @pytest.mark.parametrize("family", CODES)
 def test_a_simulated_coalition_of_one_is_a_leak(family):
-    assert all(count_accused_in_simulation(CODES[family], 1, s, 100, ALPHA, 0.3, 0) == 1 for s in STRATEGIES)
+    assert all(count_accused_in_simulation(CODES[family], 1, s, 100, ALPHA, 0.3, 0) == 1 for s in POSITION_STRATEGIES)
 
 
 @pytest.mark.parametrize("family", CODES)
@@ -177,7 +179,7 @@ def test_the_method_says_what_was_computed():
     assert "simulation" in simulation and "formula" not in simulation
     assert "0.25" in formula and "0.25" in simulation
     assert "1 trials" in simulation
-    assert all(strategy in simulation for strategy in STRATEGIES)
+    assert all(strategy in simulation for strategy in POSITION_STRATEGIES)
 
 
 def test_simulations_are_repeatable():

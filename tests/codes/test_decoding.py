@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hf_fingerprint.codes import FairSigns, Nuida, Tardos, decode, decode_all, decoding
-from hf_fingerprint.codes.coalition import STRATEGIES
+from hf_fingerprint.codes.collusion import POSITION_STRATEGIES, collude_at_positions
 from hf_fingerprint.codes.decoding import MAX_ROUNDS
 from hf_fingerprint.codes.residual import is_unexplained, residual_signal
 
@@ -30,7 +30,9 @@ def words(codebook, copy_keys):
 
 def collude(codebook, copy_keys, strategy="average", noise=0.0, seed=1):
     rng = np.random.default_rng(seed)
-    return STRATEGIES[strategy](words(codebook, copy_keys), rng) + noise * rng.standard_normal(codebook.length)
+    return collude_at_positions(strategy, words(codebook, copy_keys), rng) + noise * rng.standard_normal(
+        codebook.length
+    )
 
 
 def check(decoded, count, alpha=1e-6):
@@ -55,7 +57,7 @@ def check(decoded, count, alpha=1e-6):
         ("tardos", 4096, "average", 1, 3.0),
         ("tardos", 4096, "average", 5, 0.3),
         ("tardos", 16384, "average", 20, 0.3),
-        ("tardos", 4096, "minimum or maximum", 5, 0.3),
+        ("tardos", 4096, "min-max", 5, 0.3),
         ("tardos", 4096, "random pick", 5, 0.3),
         ("tardos", 4096, "median", 5, 0.3),
         ("tardos", 4096, "minority", 5, 0.3),
@@ -168,7 +170,7 @@ def test_deciding_among_the_highest_scorers_only_accuses_the_same(monkeypatch, c
 def test_several_suspects_in_one_pass_are_decoded_as_each_alone(monkeypatch, candidates):
     monkeypatch.setattr(decoding, "CANDIDATES", candidates)
     codebook, copy_keys, mass = make("tardos", 1024), keys(200), np.ones(1024)
-    extracted_pairs = [(collude(codebook, copy_keys[i : i + 3], s), mass) for i, s in enumerate(STRATEGIES)]
+    extracted_pairs = [(collude(codebook, copy_keys[i : i + 3], s), mass) for i, s in enumerate(POSITION_STRATEGIES)]
     extracted_pairs.append((np.zeros(1024), mass))
     steps: list[tuple[str, int, int | None]] = []
     together = decode_all(codebook, copy_keys, extracted_pairs, progress=lambda *step: steps.append(step))
@@ -177,7 +179,9 @@ def test_several_suspects_in_one_pass_are_decoded_as_each_alone(monkeypatch, can
         alone = decode(codebook, copy_keys, extracted, mass)
         assert found.accused == alone.accused
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
-    assert [set(found.accused) for found in together[:-1]] == [{i, i + 1, i + 2} for i in range(len(STRATEGIES))]
+    assert [set(found.accused) for found in together[:-1]] == [
+        {i, i + 1, i + 2} for i in range(len(POSITION_STRATEGIES))
+    ]
 
 
 def test_the_bound_pays_for_every_recipient_and_every_round():
@@ -294,7 +298,7 @@ def test_what_all_copies_share_is_taken_out():
     assert np.linalg.norm(residual_signal(codebook, codebook.mean, np.ones(256), nobody)) < 1e-5
 
 
-@pytest.mark.parametrize(("strategy", "noise"), [("median", 0.0), ("minority", 0.0), ("minimum or maximum", 0.3)])
+@pytest.mark.parametrize(("strategy", "noise"), [("median", 0.0), ("minority", 0.0), ("min-max", 0.3)])
 def test_those_whom_no_linear_score_shows_are_caught_once_the_strategy_is_inferred(monkeypatch, strategy, noise):
     codebook, copy_keys = make("tardos", 8192), keys(300)
     extracted = collude(codebook, copy_keys[:24], strategy, noise)
@@ -368,8 +372,8 @@ def test_the_accusation_is_a_theorem(monkeypatch, family, kind):
         bits = rng.random((INNOCENTS + colluders, POSITIONS)) < codebook.probability
         codebook.packed = lambda copy_keys, *rest, bits=bits: np.packbits(bits, axis=1)
         if colluders:
-            strategy = next((s for s in STRATEGIES if s in kind), "average")
-            extracted = STRATEGIES[strategy](2.0 * bits[-colluders:] - 1, rng)
+            strategy = next((s for s in POSITION_STRATEGIES if s in kind), "average")
+            extracted = collude_at_positions(strategy, 2.0 * bits[-colluders:] - 1, rng)
             extracted += (0.5 if "noisy" in kind else 0.02) * rng.standard_normal(POSITIONS)
         else:
             extracted = rng.standard_normal(POSITIONS)

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 
 from hf_fingerprint.codes import FairSigns, Tardos
-from hf_fingerprint.codes.coalition import STRATEGIES
+from hf_fingerprint.codes.collusion import collude_at_positions
 from hf_fingerprint.codes.strategy import CollusionStrategy, infer_strategy, log_likelihood_ratio, most_biased
 
 
@@ -16,7 +16,7 @@ COPIES = 8
 NOBODY = np.zeros(CODE.length, int)
 MEANS = {
     "average": 2 * np.arange(COPIES + 1) / COPIES - 1,
-    "minimum or maximum": np.array([-1, *[0] * (COPIES - 1), 1.0]),
+    "min-max": np.array([-1, *[0] * (COPIES - 1), 1.0]),
     "median": np.sign(np.arange(COPIES + 1) - COPIES / 2),
     "minority": np.array([-1, 1, 1, 1, 0, -1, -1, -1, 1.0]),
 }
@@ -29,7 +29,7 @@ def words(codebook, count):
 
 def collusion(strategy, noise=0.2, scale=1.0):
     rng = np.random.default_rng(0)
-    forged = STRATEGIES[strategy](words(CODE, COPIES), rng)
+    forged = collude_at_positions(strategy, words(CODE, COPIES), rng)
     return scale * (forged + noise * rng.standard_normal(CODE.length))
 
 

@@ -27,7 +27,7 @@ def same_images(one, other):
     return sum(any(torch.equal(a, b) for b in other) for a in one)
 
 
-def test_a_tenth_is_the_thiefs_and_none_of_it_is_for_testing(place, model):
+def test_a_tenth_is_the_attackers_and_none_of_it_is_for_testing(place, model):
     data = load_data(place / "images", model)
 
     assert data.attacker[0].shape == (4, 3, 32, 32)
@@ -83,7 +83,12 @@ def test_chance_is_the_share_of_the_commonest_class():
 
 @pytest.mark.parametrize(
     ("classes", "each", "said"),
-    [([], 0, "no class folders"), (CLASSES, 4, "16 labelled images"), (["0"], 30, "one class"), (["7", "1"], 20, "7")],
+    [
+        ([], 0, "no class folders"),
+        (CLASSES, 4, "16 labeled images"),
+        (["0"], 30, "only one class"),
+        (["7", "1"], 20, "7"),
+    ],
 )
 def test_images_that_tell_nothing_are_refused(tmp_path, model, classes, each, said):
     (tmp_path / "images").mkdir()

@@ -168,8 +168,8 @@ def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
     ("attack", "reason"),
     [
         (Refusing(), "This model has nothing to attack."),
-        (Refusing(StopIteration), "StopIteration: it does not work on this model."),
-        (Renaming(), "It changes the model's tensors: what is left can't be tried out."),
+        (Refusing(StopIteration), "StopIteration: the attack does not work on this model."),
+        (Renaming(), "The attack changes the model's tensors, so accuracy can't be measured."),
     ],
 )
 def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, evaluation, attack, reason):
@@ -196,7 +196,7 @@ def test_a_suspect_with_wider_layers_is_tried_out_as_it_is(place, evaluation):
     assert found.sweeps["wider"][0].agreement == 1
 
 
-@pytest.mark.parametrize("name", ["turn-heads", "rename"])
+@pytest.mark.parametrize("name", ["rotate-heads", "rename"])
 def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(place, name):
     found = run(place, place / "out", [name])
 
@@ -204,7 +204,7 @@ def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(pla
     assert not found.skipped
 
 
-def test_a_thief_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
+def test_the_attacker_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
     alone = run(place, place / "out", ["reset"], quick=True)
     require_attacker = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
 

@@ -30,7 +30,7 @@ def circles(svg):
 
 
 def test_an_attacks_path_begins_at_the_copy_and_tells_who_is_accused(some):
-    ((name, svg),) = figures.attacks(some)
+    ((name, svg),) = figures.draw_attacks(some)
     kinds, told = zip(*circles(svg), strict=True)
 
     assert name == "prune"
@@ -40,7 +40,7 @@ def test_an_attacks_path_begins_at_the_copy_and_tells_who_is_accused(some):
 
 
 def test_the_frontier_has_every_suspect_that_somebody_made(some):
-    marks = circles(figures.frontier(some))
+    marks = circles(figures.draw_frontier(some))
 
     assert [kind for kind, _ in marks] == [
         "accused single",
@@ -51,31 +51,31 @@ def test_the_frontier_has_every_suspect_that_somebody_made(some):
 
 
 def test_coalitions_are_drawn_by_strategy_and_coloured_by_what_followed(some):
-    ((name, svg),) = figures.coalitions(some)
+    ((name, svg),) = figures.draw_coalitions(some)
     marks = circles(svg)
 
     assert name == "median"
-    assert figures.follow_ups(some) == ["nothing more", "int8"]
+    assert figures.follow_ups(some) == ["no follow-up", "int8"]
     assert [kind for kind, _ in marks] == ["mark s0", "mark s0", "mark s1", "mark s1"]
     assert "2 of 2 accused" in marks[0][1]
-    assert marks[1][1].endswith("2 of 3 accused, 2 of the 2 who gave a twentieth or more")
+    assert marks[1][1].endswith("2 of 3 accused, 2 of 2 main contributors")
 
 
 def test_innocents_are_counted_over_all_suspects_but_the_base(some):
-    drawn = ElementTree.fromstring(figures.innocents(some))
+    drawn = ElementTree.fromstring(figures.draw_innocents(some))
     counted = [int(mark.find("title").text.split()[0].replace(",", "")) for mark in drawn.iter("rect")]
     texts = [text.text for text in drawn.iter("text")]
 
     assert sum(counted) == sum(trial.innocents for trial in some.trials[1:])
-    assert "accused from here on" in texts
+    assert "accused from here" in texts
     assert f"highest {max(p.highest_innocent for p in some.trials):.1f}" in texts
 
 
 def test_the_highest_without_alignment_is_shown_where_it_differs(some):
     apart = replace(some.trials[1], unaligned=(0, 4.9))
 
-    assert "without alignment 4.9" in figures.innocents(replace(some, trials=(some.trials[0], apart)))
-    assert "without alignment" not in figures.innocents(some)
+    assert "without alignment 4.9" in figures.draw_innocents(replace(some, trials=(some.trials[0], apart)))
+    assert "without alignment" not in figures.draw_innocents(some)
 
 
 def test_layers_of_those_who_are_not_accused_are_shown_to_who_asks(some):
@@ -83,16 +83,16 @@ def test_layers_of_those_who_are_not_accused_are_shown_to_who_asks(some):
     trials = (*some.trials, gone)
     rows = []
     for all_scores in (True, False):
-        drawn = ElementTree.fromstring(figures.layers(replace(some, trials=trials, all_scores=all_scores)))
+        drawn = ElementTree.fromstring(figures.draw_layers(replace(some, trials=trials, all_scores=all_scores)))
         rows.append([text.text for text in drawn.iter("text") if text.get("class") is None])
     unaccused = replace(some, trials=(some.trials[0], replace(some.copy, caught=(False,))), all_scores=False)
 
     assert rows == [["as issued", "prune 0.7"], ["as issued", "prune 0.5"]]
-    assert figures.layers(unaccused) == ""
+    assert figures.draw_layers(unaccused) == ""
 
 
 def test_layers_are_shown_for_the_hardest_attack_that_leaves_most_of_the_model(some):
-    drawn = ElementTree.fromstring(figures.layers(some))
+    drawn = ElementTree.fromstring(figures.draw_layers(some))
     rows = [text.text for text in drawn.iter("text") if text.get("class") is None]
 
     assert rows == ["as issued", "prune 0.5"]

@@ -81,6 +81,6 @@ def test_scores_of_those_who_are_not_accused_decide_nothing_that_is_published(fo
 def test_a_mark_that_never_goes_is_not_lost():
     cost = cheapest_escape("prune", [PLAIN, make_trial(PLAIN, 0.2, 9.0)], PLAIN)
 
-    assert cost.loss_text == "not lost"
+    assert cost.loss_text == "no escape"
     assert cheapest_escape("prune", [make_trial(PLAIN, 0.805, 2.0, accused=False)], PLAIN).loss_text == "9.5 points"
     assert cheapest_escape("prune", [make_trial(PLAIN, 0.95, 2.0, accused=False)], PLAIN).loss_text == "nothing"

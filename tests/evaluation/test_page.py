@@ -136,7 +136,7 @@ def test_what_was_lost_and_innocents_accused_are_said_plainly(evaluation, tmp_pa
     text = page_of(replace(evaluation, trials=tuple(trials), skipped={"prune": "no weights"}), tmp_path).read_text()
     text = " ".join(text.split())
 
-    assert "1 of 1 attacks got one copy under the bound. The cheapest of them, half, gave up" in text
+    assert "1 of 1 attacks on one copy escaped accusation. The cheapest of them, half, lost" in text
     assert "2 innocents were accused, which should not be" in text
     assert "<li>prune: no weights</li>" in text
 

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_fingerprint.attacks.attack import Compose
-from hf_fingerprint.attacks.suite import GROUPS, SUITE, sweep
+from hf_fingerprint.attacks.suite import GROUPS, SUITE, attack_sweep
 from hf_fingerprint.evaluation.planning import plan_jobs, select_attacks
 from hf_fingerprint.evaluation.trials import COLLUSION, SINGLE
 from tests.helpers.error_checks import refused
@@ -25,7 +25,7 @@ def test_every_strength_of_every_attack_and_every_size_of_every_coalition_is_pla
     single = [job for job in jobs if job.kind == SINGLE]
     mixed = [job for job in jobs if job.kind == COLLUSION]
 
-    assert len(single) == sum(len(sweep(name)) for name, s in SUITE.items() if s.group != COLLUSION)
+    assert len(single) == sum(len(attack_sweep(name)) for name, s in SUITE.items() if s.group != COLLUSION)
     assert {job.colluders for job in mixed} == {2, 3}
     assert len(mixed) == 2 * sum(len(s.attacks) for s in SUITE.values() if s.group == COLLUSION)
     assert len({(job.attack, job.what, job.colluders) for job in jobs}) == len(jobs)

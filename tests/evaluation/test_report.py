@@ -10,7 +10,7 @@ import hf_fingerprint
 from hf_fingerprint.errors import StorageError
 from hf_fingerprint.evaluation import report, write_report
 from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
-from hf_fingerprint.evaluation.report import FILES, costs, render_markdown, rich_tables, row, summarize
+from hf_fingerprint.evaluation.report import FILES, costs, render_markdown, rich_tables, summarize, trial_row
 from tests.helpers.error_checks import refused
 from tests.helpers.evaluation_runs import make_trial
 
@@ -100,8 +100,8 @@ def test_the_summary_counts_innocents_and_colluders(evaluation):
     assert told["innocents"]["scored"] == sum(trial.innocents for trial in read)
     assert told["innocents"]["accused"] == 0
     assert told["innocents"]["highest_score"] == max(trial.highest_innocent for trial in read)
-    assert told["colluders"] == {"mixed": 2, "caught": 2, "gave_a_twentieth": 2, "of_those_caught": 2}
-    assert len(told["points"]) == len(evaluation.trials)
+    assert told["colluders"] == {"mixed": 2, "caught": 2, "main_contributors": 2, "main_contributors_caught": 2}
+    assert len(told["trials"]) == len(evaluation.trials)
     assert told["versions"]["hf_fingerprint"] == hf_fingerprint.__version__
     assert {"torch", "timm", "python"} <= told["versions"].keys()
     assert told["registration"]["recipients_planned"] == 4
@@ -112,7 +112,7 @@ def test_who_gave_less_than_a_twentieth_is_counted_apart(evaluation):
     uneven = replace(mixed, shares=(0.97, 0.03), caught=(True, False), innocents_accused=3)
     told = summarize(replace(evaluation, trials=(*evaluation.trials[:-1], uneven)))
 
-    assert told["colluders"] == {"mixed": 2, "caught": 1, "gave_a_twentieth": 1, "of_those_caught": 1}
+    assert told["colluders"] == {"mixed": 2, "caught": 1, "main_contributors": 1, "main_contributors_caught": 1}
     assert told["innocents"]["accused"] == 3
 
 
@@ -127,7 +127,7 @@ def test_the_cheapest_escape_comes_first_and_those_without_last(evaluation):
     found = costs(replace(evaluation, trials=(evaluation.unmarked, copy, *trials)))
 
     assert [cost.attack for cost in found] == ["cheap", "dear", "never"]
-    assert [cost.loss_text for cost in found] == ["10.0 points", "60.0 points", "not lost"]
+    assert [cost.loss_text for cost in found] == ["10.0 points", "60.0 points", "no escape"]
 
 
 def test_the_tables_have_a_row_for_every_suspect_and_every_attack(evaluation):
@@ -139,8 +139,8 @@ def test_the_tables_have_a_row_for_every_suspect_and_every_attack(evaluation):
     assert len([line for line in lines if line.startswith("|")]) == len(evaluation.trials) + len(attacks.rows) + 7
     assert lines[-1] == "| average | 2 | 1 | 1 | 1 | 2 of 2 |"
     assert coalitions.row_count == 1
-    assert row(evaluation.copy)[0] == "a copy as issued"
-    assert row(evaluation.copy)[6:] == ("1 of 1", "0 of 301")
+    assert trial_row(evaluation.copy)[0] == "a copy as issued"
+    assert trial_row(evaluation.copy)[6:] == ("1 of 1", "0 of 301")
 
 
 def test_names_from_outside_are_no_markup(evaluation):

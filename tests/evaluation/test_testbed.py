@@ -54,7 +54,7 @@ def test_copies_differ_from_the_base_and_from_one_another(testbed):
     assert any(not torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_guilty_are_caught_and_a_holder_who_gave_nothing_is_innocent(testbed):
+def test_colluders_are_caught_and_a_recipient_outside_the_coalition_is_innocent(testbed):
     judged = testbed.trace_suspect(collude([testbed.copy(0), testbed.copy(1)]), (0, 1))
 
     assert judged.caught == (True, True)

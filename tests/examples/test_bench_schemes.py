@@ -110,7 +110,7 @@ def test_a_copy_is_its_users_if_each_decoder_names_nobody_else():
 def test_attacks_that_train_are_those_that_take_minutes():
     found = {name for name in attack_names() if trains_model(SUITE[name].attacks[0])}
 
-    assert {"finetune", "finetune-other-data", "remove", "distil", "prune-then-finetune"} <= found
+    assert {"finetune", "finetune-other-data", "remove", "distill", "prune-then-finetune"} <= found
     assert {"average-then-finetune", "finetune-then-rename"} <= found
     assert not found & {"prune", "reset", "shuffle-channels", "average", "average-then-prune", "batch-norm"}
 

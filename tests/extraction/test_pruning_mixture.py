@@ -36,7 +36,7 @@ def test_weights_are_told_apart_that_are_large_enough():
     difference, gone = pruned_and_trained(ours, 0.7, 4.0)
     found = fit_pruning_mixture(ours, difference)
 
-    kept = found.kept(ours, difference)
+    kept = found.probability_kept(ours, difference)
 
     large = np.abs(ours) > 8 * 4
     assert gone[large].any()
@@ -75,11 +75,11 @@ numbers = hnp.arrays(np.float32, 8, elements=st.floats(-(2.0**40), 2.0**40, widt
 
 @given(numbers, numbers, st.floats(1e-6, 1 - 1e-6), st.floats(1e-6, 1e12))
 def test_probabilities_are_probabilities_whatever_the_weights(ours, difference, share, variance):
-    kept = PruningMixture(share, variance).kept(ours, difference)
+    kept = PruningMixture(share, variance).probability_kept(ours, difference)
 
     assert kept.dtype == np.float32
     assert ((kept >= 0) & (kept <= 1)).all()
 
 
 def test_halfway_between_the_share_decides():
-    assert PruningMixture(0.3, 1.0).kept(np.array([4.0]), np.array([-2.0])) == pytest.approx(0.7)
+    assert PruningMixture(0.3, 1.0).probability_kept(np.array([4.0]), np.array([-2.0])) == pytest.approx(0.7)

@@ -42,7 +42,7 @@ def run(
     place: Path, out: Path, attacks: tuple[str, ...] = ("half", "int", "average"), **changes: object
 ) -> Evaluation:
     """An evaluation of it."""
-    given = {"coalitions": [2], "settings": SETTINGS, "innocents": INNOCENTS} | changes
+    given = {"coalitions": [2], "config": SETTINGS, "innocents": INNOCENTS} | changes
     return evaluate(place / "model", place / "images", out, attacks, **given)
 
 

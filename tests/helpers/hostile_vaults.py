@@ -66,7 +66,7 @@ def make_world(root: Path) -> MergeFixture:
     other = register(save_plain(root / "other", plain_arrays(seed=5, blocks=1)), theirs, PLAIN_SETTINGS)
     theirs.add_trigger_set(other, b"which?")
     record, key = theirs.begin_copy(other, "erin", "/copies/erin")
-    theirs.mark_written(record, key, WHOLE, bound=True)
+    theirs.mark_written(record, key, WHOLE, is_answering=True)
     for copy in theirs.copies():
         begin_publication(theirs, copy.copy_id, f"org/{copy.recipient}", {"model.safetensors": WHOLE}, "someone")
         confirm_publication(theirs, copy.copy_id, COMMIT)

@@ -30,7 +30,7 @@ def add_trigger_set(
 def add_copy(vault: Vault, base: Base, recipient: str, bound: bool = True, key: bytes | None = None) -> None:
     """A copy on record, made to answer questions or not."""
     record, key = vault.begin_copy(base, recipient, f"/{recipient}", copy_key=key)
-    vault.mark_written(record, key, sha256(key).hexdigest(), bound=bound, is_issued=True)
+    vault.mark_written(record, key, sha256(key).hexdigest(), is_answering=bound, is_issued=True)
 
 
 class SimulatedSuspect:

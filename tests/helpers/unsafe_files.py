@@ -49,13 +49,13 @@ FILES = {
     "train_labels.csv": (b"a.png,3\n", OTHER),
     "trace.ipynb": (b"{}", OTHER),
     "labels.json": (b'{"/home/ada/x.png": "cat", ', "not valid JSON"),
-    "class_names.txt": (b"/home/ada/photos/cat\n", "names files of somebody's machine"),
+    "class_names.txt": (b"/home/ada/photos/cat\n", "contains local file paths"),
     "\x1b[2Jhidden.bin.\nx": (b"", OTHER),
 }
 FOLDERS = {
-    ".git/HEAD": "git's history, with all that was ever in it",
+    ".git/HEAD": "the git history",
     ".cache/huggingface/token": "a cache",
-    "checkpoint-500/model.safetensors": "checkpoints of a training, unmarked",
+    "checkpoint-500/model.safetensors": "training checkpoints, unmarked",
     ".ssh/config": SECRET,
     "runs/host/events.out.tfevents": STATE,
     "sub/__pycache__/x.pyc": "a cache",

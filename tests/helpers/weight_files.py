@@ -176,7 +176,7 @@ form("GGUF", "GGUF")(lambda f: written(f / "model.gguf", b"GGUF\x03" + bytes(100
 form("NumPy's npz", "NumPy")(lambda f: _npz(f / "weights.npz"))
 form("torch.export", "state dict")(lambda f: _exported(f / "model.pt2"))
 form("an empty file", "empty")(lambda f: written(f / "model.safetensors", b""))
-form("a download that broke off", "get it again")(lambda f: written(f / "model.pth", buffered(STATE)[:5000]))
+form("a download that broke off", "download it again")(lambda f: written(f / "model.pth", buffered(STATE)[:5000]))
 form("a LoRA folder", "merge_and_unload")(lambda f: _lora(f))
 form("a LoRA file", "merge_and_unload")(lambda f: _lora(f) / "adapter_model.safetensors")
 form("an optimizer's state alone", "holds tensors in state")(

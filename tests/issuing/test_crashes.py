@@ -267,7 +267,11 @@ def test_a_process_killed_among_several_copies_is_mended(place, tmp_path, call):
 
 @pytest.mark.parametrize(
     "point",
-    [("registering", "examine", "after", 1), ("Vault", "add_base", "before", 1), ("Vault", "add_base", "after", 1)],
+    [
+        ("registering", "analyze_base", "after", 1),
+        ("Vault", "add_base", "before", 1),
+        ("Vault", "add_base", "after", 1),
+    ],
     ids=lambda p: f"{p[2]} {p[1]}",
 )
 def test_a_process_killed_while_registering_is_mended(place, tmp_path, point):

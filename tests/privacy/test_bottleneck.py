@@ -26,7 +26,7 @@ def test_each_number_sent_is_centred_with_unit_mean_square(shape, flatten_featur
     features = features_of(shape)
     bottleneck.init_principal_components(features)
 
-    code = bottleneck.code(features)
+    code = bottleneck.encode(features)
 
     assert code.shape[1:] == bottleneck.code_shape
     assert float(code.square().mean()) == pytest.approx(1, abs=0.15)  # a few long ones are clipped
@@ -40,7 +40,7 @@ def test_no_image_and_no_front_sends_more_power_than_the_bound_counts_on(shape, 
     bottleneck = Bottleneck(shape, 4, flatten_features=flatten_features)
     bottleneck.init_principal_components(features_of(shape))
 
-    lengths = bottleneck.code(factor * features_of(shape, 20, seed)).flatten(1).norm(dim=1)
+    lengths = bottleneck.encode(factor * features_of(shape, 20, seed)).flatten(1).norm(dim=1)
 
     assert float(lengths.max()) <= bottleneck.max_norm * (1 + 1e-5)
     assert bottleneck.max_norm**2 == pytest.approx(2 * math.prod(bottleneck.code_shape))
@@ -59,7 +59,7 @@ def test_gaussian_codes_reach_no_more_information_than_the_bound():
     features = features_of((12,), 4000)
     bottleneck.init_principal_components(features)
     torch.manual_seed(0)
-    code, sent = bottleneck.code(features), bottleneck.send(features)
+    code, sent = bottleneck.encode(features), bottleneck.send(features)
 
     joint = torch.cov(torch.cat([code, sent], 1).T)
     bits = float(torch.logdet(joint[:4, :4]) + torch.logdet(joint[4:, 4:]) - torch.logdet(joint)) / (2 * math.log(2))
@@ -72,8 +72,8 @@ def test_noise_is_as_strong_as_stated_and_as_given():
     features = features_of((12, 5, 7))
     normal = torch.ones((200, 3, 5, 7))
 
-    assert float((bottleneck.send(features) - bottleneck.code(features)).std()) == pytest.approx(2.5, rel=0.05)
-    assert torch.allclose(bottleneck.send(features, normal), bottleneck.code(features) + 2.5)
+    assert float((bottleneck.send(features) - bottleneck.encode(features)).std()) == pytest.approx(2.5, rel=0.05)
+    assert torch.allclose(bottleneck.send(features, normal), bottleneck.encode(features) + 2.5)
 
 
 def test_principal_channels_lose_least():
@@ -97,7 +97,7 @@ def test_one_over_whole_images_sends_a_few_numbers_mixed_from_all_places():
 
     assert bottleneck.code_shape == (4,) and bottleneck.send(features).shape == (200, 4)
     assert bottleneck.bits_per_image == pytest.approx(2 * math.log2(3))
-    first = bottleneck.code(features)[:, 0]
+    first = bottleneck.encode(features)[:, 0]
     assert float(torch.corrcoef(torch.stack([first, features[:, 0, 4, 6]]))[0, 1]) > 0.9  # few were clipped
     with pytest.raises(FingerprintError, match="doesn't fit features of 420"):
         Bottleneck((12, 5, 7), 421, flatten_features=True)
@@ -111,7 +111,7 @@ def test_it_travels_as_ordinary_tensors():
 
     features = features_of((12, 5, 7), 5, 3)
     assert other.sigma == 2.5
-    assert torch.equal(other.code(features), bottleneck.code(features))
+    assert torch.equal(other.encode(features), bottleneck.encode(features))
 
 
 @pytest.mark.parametrize("channels", [0, 13])

@@ -8,7 +8,7 @@ from hf_fingerprint.privacy import (
     Bottleneck,
     Partition,
     calibrate_noise,
-    reconstruction,
+    measure_reconstruction,
     train_against_adversary,
     train_decoder,
     train_denoiser,
@@ -43,7 +43,7 @@ def test_the_noise_is_what_the_target_needs_on_images_not_seen_before(scene):
         bottleneck, features[:1000], images[:1000], 0.4, steps=60, tries=4, progress=lambda *step: tries.append(step)
     )
     decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 60, seed=3)
-    private = reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
+    private = measure_reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
 
     assert found.sigma == pytest.approx(bottleneck.sigma) and 0.25 < found.sigma < 32
     assert 0.2 < found.reconstruction.ssim <= 0.4
@@ -62,7 +62,7 @@ def test_training_against_the_adversary_hides_more_and_keeps_the_task(scene):
     def leak_and_keep() -> tuple[float, float]:
         torch.manual_seed(4)
         decoder = train_decoder(bottleneck.send, features[:1000], images[:1000], 60, seed=3)
-        drawn = reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
+        drawn = measure_reconstruction(decoder, bottleneck.send(features[1000:]), images[1000:])
         denoiser = train_denoiser(bottleneck, features[:1000], 50)
         with torch.no_grad():
             guess, right = (

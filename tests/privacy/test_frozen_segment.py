@@ -50,7 +50,7 @@ def test_it_stays_as_the_model_was_while_the_back_trains():
     partition = Partition(resnet(), "act1", SIZE)
     bottleneck = Bottleneck(partition.shape, 8, flatten_features=True, segment=FrozenSegment(partition, "layer2"))
     features = partition.client_part(images(20))
-    before = bottleneck.code(features)
+    before = bottleneck.encode(features)
     optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
 
     partition.model.train()
@@ -61,9 +61,9 @@ def test_it_stays_as_the_model_was_while_the_back_trains():
         optimizer.step()
 
     assert not torch.allclose(
-        Partition(partition.model, "layer2", SIZE).client_part(images()), bottleneck.seen(features[:4])
+        Partition(partition.model, "layer2", SIZE).client_part(images()), bottleneck.features_in_segment(features[:4])
     )
-    assert torch.equal(bottleneck.code(features), before)
+    assert torch.equal(bottleneck.encode(features), before)
     assert not any(parameter.requires_grad for parameter in bottleneck.parameters())
 
 
@@ -79,7 +79,7 @@ def test_it_travels_with_the_bottleneck():
 
     there.load_state_dict(bottleneck.state_dict())
 
-    assert torch.equal(there.code(features), bottleneck.code(features))
+    assert torch.equal(there.encode(features), bottleneck.encode(features))
 
 
 def test_codes_through_a_lens_tell_classes_apart_and_guesses_are_of_the_features_at_the_cut():

@@ -11,7 +11,13 @@ from sklearn.metrics import roc_auc_score
 
 from examples._common.real_inputs import digits
 from hf_fingerprint.errors import FingerprintError
-from hf_fingerprint.privacy import ImageDecoder, matching_auc, measure_membership, reconstruction, train_decoder
+from hf_fingerprint.privacy import (
+    ImageDecoder,
+    matching_auc,
+    measure_membership,
+    measure_reconstruction,
+    train_decoder,
+)
 from hf_fingerprint.privacy.decoder import structural_similarity
 from hf_fingerprint.privacy.leakage import roc_auc
 
@@ -31,7 +37,7 @@ def test_psnr_and_ssim_are_scikit_images():
     images = digits(32)[0][:6]
     drawn = (images + 0.3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
 
-    found = reconstruction(Constant(drawn), torch.zeros(6, 1), images)
+    found = measure_reconstruction(Constant(drawn), torch.zeros(6, 1), images)
     pairs = [(image.numpy(), other.numpy()) for image, other in zip(images, drawn, strict=True)]
     ssim = [
         skimage_similarity(
@@ -79,7 +85,7 @@ def test_the_adversary_draws_from_clear_codes_and_less_from_noise():
     found = []
     for noise in (0.0, 4.0):
         decoder = train_decoder(partial(with_noise, noise), shrunk[:1200], public, 120)
-        found.append(reconstruction(decoder, shrunk[1200:1400] + noise * torch.randn(200, 3, 8, 8), private))
+        found.append(measure_reconstruction(decoder, shrunk[1200:1400] + noise * torch.randn(200, 3, 8, 8), private))
 
     assert found[0].ssim > 0.8
     assert found[1].ssim < 0.5 * found[0].ssim
@@ -93,7 +99,7 @@ def test_the_adversary_finds_what_is_scattered_over_all_places(shape):
     codes = (torch.nn.functional.avg_pool2d(images, 4)[:, 0].flatten(1) @ mixing).reshape(-1, *shape)
     decoder = train_decoder(lambda code: code, codes[:1200], images[:1200], 200)
 
-    assert reconstruction(decoder, codes[1200:1400], images[1200:1400]).ssim > 0.6
+    assert measure_reconstruction(decoder, codes[1200:1400], images[1200:1400]).ssim > 0.6
 
 
 @given(
@@ -144,6 +150,6 @@ def test_too_little_to_measure_on_is_refused():
     with pytest.raises(FingerprintError, match="20 images or more"):
         measure_membership(torch.nn.Identity(), few, few)
     with pytest.raises(FingerprintError, match="all of one grey"):
-        reconstruction(Constant(few[0]), few[0], few[0])
+        measure_reconstruction(Constant(few[0]), few[0], few[0])
     with pytest.raises(FingerprintError, match="too small for SSIM's window"):
         structural_similarity(torch.rand(1, 1, 8, 20), torch.rand(1, 1, 8, 20), 1.0)

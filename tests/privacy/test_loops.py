@@ -179,7 +179,7 @@ def test_no_pixels_no_clear_features_no_labels_no_secret_cross(run):
         stream = (run / f"{rank}-sent.bin").read_bytes()
         images, labels = data(rank)
         features = partition.client_part(images)
-        for clear in (images, features, bottleneck.code(features)):
+        for clear in (images, features, bottleneck.encode(features)):
             assert not any(row[:4].numpy().tobytes() in stream for row in clear.flatten(1))
         assert secret_of(rank)[:8] not in stream
         for width in (torch.int64, torch.int32, torch.float32, torch.uint8):

@@ -48,7 +48,7 @@ def test_averaging_many_sends_gains_nothing_where_fresh_noise_gives_itself_away(
     bottleneck = Bottleneck((4, 6, 6), 4, sigma=3.0)
     features = torch.randn((40, *SHAPE), generator=torch.Generator().manual_seed(1))
     bottleneck.fit_normalization(features)
-    code, noise = bottleneck.code(features), ImageNoise(SECRET)
+    code, noise = bottleneck.encode(features), ImageNoise(SECRET)
 
     def error(sends: list[torch.Tensor]) -> float:
         return float((torch.stack(sends).mean(0) - code).square().mean())

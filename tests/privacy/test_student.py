@@ -61,7 +61,7 @@ def test_it_also_chooses_among_the_channels_of_each_place(scene):
 
     init_task_directions(partition, bottleneck, features[:600])
 
-    assert bottleneck.code(features[:5]).shape == (5, 12, 8, 8)
+    assert bottleneck.encode(features[:5]).shape == (5, 12, 8, 8)
     assert torch.linalg.matrix_rank(bottleneck.squeeze) == 12
 
 

@@ -81,7 +81,7 @@ def test_a_model_trained_in_a_plain_loop_answers_for_its_recipient(asked, tmp_pa
     recorded = fingerprint.record(trained(folder, fingerprint, tmp_path / "out"))
 
     assert recorded.has_trigger_labels
-    assert recorded.copy_id in vault.bound(base.base_id)
+    assert recorded.copy_id in vault.answering_ids(base.base_id)
     assert [score.recipient for score in trace(tmp_path / "out", vault).accused] == ["alice"]
     assert [score.recipient for score in query(ModelSuspect(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
 

@@ -94,7 +94,7 @@ def test_new_records_are_listed_with_their_own_date_and_the_time_of_the_merge(pa
 @pytest.mark.parametrize(
     ("age", "said"),
     [
-        ({"days": 3}, "before the merge of"),
+        ({"days": 3}, "before the last merge"),
         ({"hours": 20}, None),
         ({"hours": -1}, "after its arrival"),
         ({"minutes": -5}, None),

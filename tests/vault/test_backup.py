@@ -94,14 +94,14 @@ def test_a_backup_never_takes_the_place_of_a_file(vault, tmp_path):
     for place in (tmp_path / "notes.txt", vault.folder / "vault.db"):
         place.touch()
         before = place.read_bytes()
-        assert "exists already" in refusal(back_up, vault.folder, place)
+        assert "already exists" in refusal(back_up, vault.folder, place)
         assert place.read_bytes() == before
 
 
 def test_a_backup_is_not_made_where_it_would_be_handed_on(vault, tmp_path):
     model = save_plain(tmp_path / "model")
 
-    assert "inside the folder of a model" in refusal(back_up, vault.folder, model / "backup.db")
+    assert "inside the model folder" in refusal(back_up, vault.folder, model / "backup.db")
 
 
 def test_a_backup_in_no_folder_is_refused_by_name(vault, tmp_path):
@@ -131,7 +131,7 @@ def test_a_backup_that_does_not_fit_leaves_nothing(vault, tmp_path, monkeypatch)
 
 
 def test_the_original_of_an_upgraded_vault_is_kept_its_log_included(old):
-    with pytest.warns(FingerprintWarning, match=r"vault\.db\.format-1 keeps it as it was"):
+    with pytest.warns(FingerprintWarning, match=r"vault\.db\.format-1 keeps the original"):
         vault = Vault(old)
 
     kept = rows(old / "vault.db.format-1")

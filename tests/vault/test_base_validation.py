@@ -77,15 +77,15 @@ WRONG = {
     "alpha not a number": ({"alpha": float("nan")}, "its alpha is nan"),
     "alpha in words": ({"alpha": "0.01"}, "its alpha is 0.01"),
     "alpha true": ({"alpha": True}, "its alpha is True"),
-    "infinite amplitude": (carrying([0.5, np.inf]), "amplitudes that no mark has"),
-    "amplitude not a number": (carrying([np.nan, 0.5]), "amplitudes that no mark has"),
-    "huge amplitude": (carrying([3e38, 0.5], 0.004), "amplitudes that no mark has"),
-    "more than half precision holds": (carrying([70.0, 0.5], 0.001, "half.weight"), "amplitudes that no mark has"),
-    "eps 0": (carrying([0.5, 0.5], 0.0), "is 0.0 of its rows' size"),
-    "eps above 1": (carrying([0.5, 0.5], 1.5), "is 1.5 of its rows' size"),
-    "eps not a number": (carrying([0.5, 0.5], float("nan")), "is nan of its rows' size"),
-    "eps in words": (carrying([0.5, 0.5], "0.1"), "is 0.1 of its rows' size"),
-    "a carrier twice": ({"carriers": (BASE.carriers[0], BASE.carriers[0])}, "named twice"),
+    "infinite amplitude": (carrying([0.5, np.inf]), "impossible amplitudes"),
+    "amplitude not a number": (carrying([np.nan, 0.5]), "impossible amplitudes"),
+    "huge amplitude": (carrying([3e38, 0.5], 0.004), "impossible amplitudes"),
+    "more than half precision holds": (carrying([70.0, 0.5], 0.001, "half.weight"), "impossible amplitudes"),
+    "eps 0": (carrying([0.5, 0.5], 0.0), "is 0.0, not above 0"),
+    "eps above 1": (carrying([0.5, 0.5], 1.5), "is 1.5, not above 0"),
+    "eps not a number": (carrying([0.5, 0.5], float("nan")), "is nan, not above 0"),
+    "eps in words": (carrying([0.5, 0.5], "0.1"), "is 0.1, not above 0"),
+    "a carrier twice": ({"carriers": (BASE.carriers[0], BASE.carriers[0])}, "a carrier twice"),
     "a carrier of integers": (carrying([], 0.1, "count"), "can't carry a mark"),
     "source with a line break": ({"source": "org/model\nAccused: mallory"}, "its source org/model Accused: mallory"),
     "source with an escape": ({"source": "/models/\x1b[2Jx"}, "its source /models/"),
@@ -99,9 +99,9 @@ WRONG = {
     "revision with a line break": ({"revision": "main\nx"}, "its revision main x"),
     "endless revision": ({"revision": "a" * 300}, "its revision"),
     "revision of another type": ({"revision": 5}, "its revision 5"),
-    "unknown family": ({"family": "riddle"}, "its code is none (The code riddle is not known"),
-    "family of another type": ({"family": 5}, "its code is none"),
-    "odd length": ({"length": 4095}, "A code of 4095 positions can't be made"),
+    "unknown family": ({"family": "riddle"}, "its code is invalid (The code riddle is not known"),
+    "family of another type": ({"family": 5}, "its code is invalid"),
+    "odd length": ({"length": 4095}, "a multiple of 8 from 64 to 1048576, got 4095"),
     "huge length": ({"length": 1 << 30}, "can't be made"),
     "length not whole": ({"length": 4096.0}, "its length is 4096.0"),
     "no coalition": ({"coalition": 0}, "its coalition is 0"),
@@ -110,13 +110,13 @@ WRONG = {
     "nobody planned": ({"recipients_planned": 0, "certified": 0}, "its recipients_planned is 0"),
     "certified beyond all": ({"certified": 1001}, "certified for 1001 colluders"),
     "certified below 0": ({"certified": -1}, "certified for -1"),
-    "certified by a page": ({"certified_by": "x\ny"}, "how it was certified"),
+    "certified by a page": ({"certified_by": "x\ny"}, "its certification"),
     "infinite kl": (calibrated(kl=float("inf")), "calibration's kl is inf"),
     "kl not a number": (calibrated(kl_high=float("nan")), "calibration's kl_high is nan"),
     "kl in words": (calibrated(kl="little"), "calibration's kl is little"),
     "a budget in words": (calibrated(max_kl="all"), "calibration's max_kl is all"),
     "a budget of everything": (calibrated(max_kl=2.0), "its budget is 2.0"),
-    "images below 0": (calibrated(images=-1), "counts -1 images"),
+    "images below 0": (calibrated(images=-1), "count of images is -1"),
     "inputs with a line break": (calibrated(inputs="a\nb"), "calibration's inputs is a b"),
     "output of another type": (calibrated(output=5), "calibration's output is 5"),
     "infinite score": ({"compact": CompactMark(0.1, float("inf"))}, "calibration's spread_score is inf"),
@@ -130,7 +130,7 @@ WRONG = {
         {"tensors": {**BASE.tensors, "x": TensorRecord("F32", (1.5,), "0d" * 32)}},
         "its tensor x has the shape [1.5]",
     ),
-    "an endless name": ({"tensors": {**BASE.tensors, "x" * 2000: TensorRecord("F32", (1,), "")}}, "names a tensor"),
+    "an endless name": ({"tensors": {**BASE.tensors, "x" * 2000: TensorRecord("F32", (1,), "")}}, "has a tensor with"),
 }
 
 
@@ -173,7 +173,7 @@ def test_a_negative_amplitude_of_long_ago_is_read_and_a_new_one_is_refused():
     base = replace(BASE, **carrying([0.5, -0.25]))
 
     read_base(base_to_row(base))
-    assert "amplitudes that no mark has" in refusal(read_base, base_to_row(base), True)
+    assert "impossible amplitudes" in refusal(read_base, base_to_row(base), True)
 
 
 # Where records come in

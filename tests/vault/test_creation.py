@@ -46,7 +46,7 @@ def test_another_passphrase_completes_nothing_and_is_told_what_is_there(begun):
 
     said = refusal(Vault.create, begun, "another passphrase", error=PassphraseError)
 
-    assert f"{begun / 'identity.age'} is there already" in said
+    assert f"{begun / 'identity.age'} already exists" in said
     assert "another passphrase" not in said
     assert bytes_of(begun) == before
 
@@ -197,5 +197,5 @@ def test_an_identity_of_another_kind_is_not_taken_for_one_that_was_begun(tmp_pat
     (tmp_path / "identity.age").write_bytes(encrypt_identity("AGE-SECRET-KEY-1NOTREALLY", PASSPHRASE))
     before = bytes_of(tmp_path)
 
-    assert "no tracing identity" in refusal(Vault.create, tmp_path, PASSPHRASE)
+    assert "not hold a tracing identity" in refusal(Vault.create, tmp_path, PASSPHRASE)
     assert bytes_of(tmp_path) == before

@@ -77,7 +77,7 @@ class TestANewVault:
         key = new_identity()[1]
 
         assert main(["vault", "init", str(scene / "model" / "vault"), "--public-key", key]) == 2
-        assert "is inside the folder of a model" in capsys.readouterr().err
+        assert "is inside the model folder" in capsys.readouterr().err
 
 
 class TestAModelsFolder:

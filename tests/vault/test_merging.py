@@ -16,7 +16,7 @@ from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
 from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
 from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
 from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, insert_rows, take_snapshot
-from hf_fingerprint.vault.union import join
+from hf_fingerprint.vault.union import union_snapshots
 from tests.helpers.checkpoint_files import NO_DEADLINE
 from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain
@@ -69,16 +69,16 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
 @NO_DEADLINE
 @given(snapshots(), snapshots(), snapshots())
 def test_neither_the_order_of_merging_nor_merging_again_makes_a_difference(one, two, three):
-    assert join(one, two) == join(two, one)
-    assert join(join(one, two), three) == join(one, join(two, three))
-    assert join(one, one) == one
-    assert join(join(one, two), two) == join(one, two)
+    assert union_snapshots(one, two) == union_snapshots(two, one)
+    assert union_snapshots(union_snapshots(one, two), three) == union_snapshots(one, union_snapshots(two, three))
+    assert union_snapshots(one, one) == one
+    assert union_snapshots(union_snapshots(one, two), two) == union_snapshots(one, two)
 
 
 @NO_DEADLINE
 @given(snapshots(), snapshots())
 def test_nothing_is_lost_and_nothing_made_up(one, two):
-    both = join(one, two)
+    both = union_snapshots(one, two)
 
     for name in ("bases", "copies", "bound", "publications", "issuers"):
         assert getattr(both, name).keys() == getattr(one, name).keys() | getattr(two, name).keys()
@@ -107,7 +107,7 @@ def test_of_a_record_that_differs_the_one_that_is_here_stays_and_the_other_is_na
     forged = replace(two, copies={**two.copies, copy_id: replace(two.copies[copy_id], **{column: other})})
 
     for first, second in ((one, forged), (forged, one)):
-        joined = join(first, second, "vault A", "vault B")
+        joined = union_snapshots(first, second, "vault A", "vault B")
         (fault,) = [fault for fault in joined.faults if fault.table == "copies"]
         assert copy_id in fault.key
         assert "vault A" in fault.problem
@@ -129,7 +129,7 @@ def test_a_base_that_differs_is_refused_by_name_with_all_that_depends_on_it(one,
     forged = replace(two, bases={**two.bases, base_id: tuple(row)})
 
     for first, second in ((one, forged), (forged, one)):
-        joined = join(first, second)
+        joined = union_snapshots(first, second)
         assert joined.bases == {**second.bases, **first.bases}
         new = {key for key, copy in second.copies.items() if copy.base_id == base_id and key not in first.copies}
         assert not new & joined.copies.keys()
@@ -154,7 +154,7 @@ def test_a_publication_elsewhere_is_refused_and_the_one_that_is_here_stays(one, 
     first, second = (replace(snapshot, publications={row.copy_id: row._replace(**some)}) for some in (one, other))
 
     for mine, theirs in ((first, second), (second, first)):
-        joined = join(mine, theirs)
+        joined = union_snapshots(mine, theirs)
         assert [(fault.table, fault.key) for fault in joined.faults] == [("publications", row.copy_id)]
         assert joined.publications == mine.publications
 
@@ -162,7 +162,7 @@ def test_a_publication_elsewhere_is_refused_and_the_one_that_is_here_stays(one, 
 def test_other_tracing_identities_are_refused_with_the_way_out():
     empty = Snapshot(KEY, {}, {}, {}, {})
 
-    text = refusal(join, empty, replace(empty, public_key="age1other"), "vault A", "vault B")
+    text = refusal(union_snapshots, empty, replace(empty, public_key="age1other"), "vault A", "vault B")
 
     assert "vault A" in text
     assert "rotate" in text
@@ -248,7 +248,7 @@ def test_three_vaults_hold_the_same_in_whatever_order_they_merge(template, tmp_p
         into = Vault(shutil.copytree(template / "empty", tmp_path / f"into {number}"))
         for part in order:
             merge(into, part)
-        assert take_snapshot(into) == reduce(join, parts)
+        assert take_snapshot(into) == reduce(union_snapshots, parts)
 
 
 def test_a_record_moves_forward_and_never_back(pair):
@@ -306,7 +306,7 @@ def test_of_equal_base_ids_with_different_secrets_the_one_that_is_here_stays(tem
     assert report.copies == 0
     assert [fault.table for fault in report.refused] == ["bases", "copies"]
     assert report.refused[0].key == "0123456789ab"
-    assert "go on with both vaults" in report.refused[0].problem
+    assert "keep both vaults" in report.refused[0].problem
     assert "(a)" in report.refused[1].key
     assert take_snapshot(one) == before
 
@@ -394,17 +394,17 @@ def test_which_copies_answer_the_questions_is_merged_with_their_records(pair, tm
     base = two.bases()[0]
     begun, begun_key = one.begin_copy(base, "begun here", "/out")
     clone = Vault(shutil.copytree(one.folder, tmp_path / "clone"))
-    done = clone.mark_written(begun, begun_key, WHOLE, bound=True)
+    done = clone.mark_written(begun, begun_key, WHOLE, is_answering=True)
     merge(two, take_snapshot(clone))
     plain, bound = (two.begin_copy(base, name, "/out") for name in ("plain", "bound"))
     two.mark_written(*plain, WHOLE)
-    two.mark_written(*bound, WHOLE, bound=True)
+    two.mark_written(*bound, WHOLE, is_answering=True)
 
     for _ in range(2):
         merge(one, take_snapshot(two))
-        assert one.bound(base.base_id) == {done.copy_id, bound[0].copy_id}
+        assert one.answering_ids(base.base_id) == {done.copy_id, bound[0].copy_id}
         assert {record.recipient for record in one.copies()} == {"begun here", "plain", "bound"}
-    assert one.bound("another base") == set()
+    assert one.answering_ids("another base") == set()
 
 
 def test_but_never_under_a_training_that_goes_on_with_another_key(pair, tmp_path):

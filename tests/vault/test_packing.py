@@ -257,7 +257,7 @@ class TestAPackOfFormat2:
         for statements in (FORMAT_2[1:], (*FORMAT_2, "CREATE TABLE more (x)"), (*FORMAT_2, "DROP TABLE issuers")):
             packed = packed_database(vault, age_identity, *statements)
 
-            assert "no whole vault" in refusal(open_pack, packed, age_identity, "org/keys")
+            assert "not hold a complete vault" in refusal(open_pack, packed, age_identity, "org/keys")
 
     def test_takes_no_questions_from_a_vault_that_has_some(self, vault, age_identity):
         packed = packed_database(vault, age_identity, *FORMAT_2)
@@ -269,7 +269,7 @@ class TestAPackOfFormat2:
         merge(vault, open_pack(packed, age_identity, "org/keys"))
 
         assert vault.trigger_set(base) == b"which?"
-        assert vault.bound(base.base_id) == {copy.copy_id}
+        assert vault.answering_ids(base.base_id) == {copy.copy_id}
 
 
 class TestAnIssuer:
@@ -380,7 +380,7 @@ class TestAnIssuersKey:
     def test_shows_its_public_key_only(self, tmp_path):
         public_key = new_issuer_key(tmp_path / "ci.key")
 
-        assert repr(open_issuer_key(tmp_path / "ci.key")) == f"Opener({public_key})"
+        assert repr(open_issuer_key(tmp_path / "ci.key")) == f"AgeIdentity({public_key})"
 
 
 class TestTheListOfIssuers:

@@ -99,7 +99,7 @@ def test_a_wrong_passphrase_and_a_damaged_file_are_told_apart(sealed):
         damaged = bytearray(sealed)
         damaged[place] ^= 1
         said = refusal(open_with_passphrase, bytes(damaged), PASSPHRASE, "a.age")
-        assert "a.age is damaged" in said or "not an age file" in said
+        assert "a.age is damaged" in said or "not a passphrase-encrypted age file" in said
 
 
 HEADER = b"age-encryption.org/v1\n-> scrypt AAECAwQFBgcICQoLDA0ODw 10\n"
@@ -124,11 +124,11 @@ HEADER = b"age-encryption.org/v1\n-> scrypt AAECAwQFBgcICQoLDA0ODw 10\n"
     ids=range(12),
 )
 def test_what_is_no_such_file_is_refused_by_name(content):
-    assert "a.age is not an age file" in refusal(open_with_passphrase, content, PASSPHRASE, "a.age")
+    assert "a.age is not a passphrase-encrypted" in refusal(open_with_passphrase, content, PASSPHRASE, "a.age")
 
 
 def test_a_longer_file_than_an_identity_is_not_read(sealed):
-    assert "not an age file" in refusal(open_with_passphrase, sealed + bytes(40_000), PASSPHRASE, "a.age")
+    assert "not a passphrase-encrypted" in refusal(open_with_passphrase, sealed + bytes(40_000), PASSPHRASE, "a.age")
 
 
 def test_a_passphrase_of_bytes_that_are_no_text_opens_what_it_sealed():

@@ -114,7 +114,7 @@ def test_a_log_that_nobody_folds_in_is_read_with_it_or_refused(closed):
             with Vault(closed).connect() as connection:
                 assert connection.execute("SELECT name FROM issuers").fetchall() == [("b",)]
             said = refusal(Vault, copied)
-        assert "read-only" in said and "vault.db-wal included" in said
+        assert "read-only" in said and "including vault.db-wal" in said
     copied.chmod(0o755)
 
 

@@ -204,7 +204,7 @@ def test_a_vault_that_is_rotated_meanwhile_says_so_and_not_that_records_were_tam
         text = refusal(vault.unlock, PASSPHRASE, error=PassphraseError)
         assert "tampered" not in text
     text = refusal(unlocked.copy_keys, unlocked.copies(), error=PassphraseError)
-    assert "another tracing identity meanwhile" in text
+    assert "a new tracing identity since" in text
 
 
 def test_an_empty_passphrase_makes_no_vault(tmp_path):
@@ -453,13 +453,13 @@ def test_a_copy_whose_record_was_given_another_key_meanwhile_is_not_marked_writt
 
 def test_which_copies_answer_the_questions_is_recorded_as_they_are_written(mine):
     vault = mine.open()
-    for name, bound in (("bob", True), ("carol", False)):
-        vault.mark_written(*vault.begin_copy(BASE, name, Path("/out")), WHOLE, bound=bound)
+    for name, is_answering in (("bob", True), ("carol", False)):
+        vault.mark_written(*vault.begin_copy(BASE, name, Path("/out")), WHOLE, is_answering=is_answering)
     slow, forgotten_key = vault.begin_copy(BASE, "dora", Path("/out"))
     vault.begin_copy(BASE, "dora", Path("/out"), resumed_record=slow)
-    refusal(lambda: vault.mark_written(slow, forgotten_key, WHOLE, bound=True))
+    refusal(lambda: vault.mark_written(slow, forgotten_key, WHOLE, is_answering=True))
 
-    assert vault.bound(BASE.base_id) == {record.copy_id for record in vault.copies(recipient="bob")}
+    assert vault.answering_ids(BASE.base_id) == {record.copy_id for record in vault.copies(recipient="bob")}
 
 
 def test_a_copy_whose_record_is_gone_is_not_marked_in_silence(mine):
@@ -686,7 +686,7 @@ def test_a_content_hash_is_recalled_for_the_same_files_in_the_same_state(mine):
 def test_no_secret_shows_in_anything_that_is_printed(mine, made):
     vault = mine.open()
     record, key = vault.begin_copy(BASE, "bob", Path("/out"))
-    shown = [f"{vault!r} {vault} {vault._opener!r}"]
+    shown = [f"{vault!r} {vault} {vault._age_identity!r}"]
     for thing in (*vault.bases(), *vault.copies(), record, vault.mark_written(record, key, WHOLE)):
         shown += [repr(thing), str(thing), str(thing.describe())]
     secrets = [key, *made.keys, BASE.secret, *(copy.sealed for copy in vault.copies())]
@@ -866,8 +866,8 @@ def test_a_vault_made_long_ago_opens_with_its_passphrase_and_gives_its_copys_key
     )
     assert vault.copy_key(record) == GOLDEN_KEY
     assert vault.copy_keys([record]) == [GOLDEN_KEY]
-    assert vault._opener is not None
-    assert str(vault._opener._identity) == GOLDEN_IDENTITY
+    assert vault._age_identity is not None
+    assert str(vault._age_identity._identity) == GOLDEN_IDENTITY
 
 
 def test_a_vault_made_long_ago_takes_new_copies(golden):

@@ -145,7 +145,7 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectCl
         [`FingerprintError`]: if there is no model, or it can't be run.
     """
     from hf_fingerprint.checkpoints import open_checkpoint
-    from hf_fingerprint.models import build_model
+    from hf_fingerprint.models import build_model, logits_of
 
     with open_checkpoint(f"local-dir:{folder}") as opened:
         model = build_model(opened)
@@ -155,7 +155,7 @@ def from_folder(folder: str | Path, labels: Labels | Sequence[str]) -> SuspectCl
 
         with torch.inference_mode():
             pixels = model.preprocess(image.convert("L" if model.size[0] == 1 else "RGB"))
-            return getattr(outputs := model.module(pixels[None]), "logits", outputs)
+            return logits_of(model.module(pixels[None]))
 
     return from_callable(scores, labels, f"pipeline:{folder}")
 

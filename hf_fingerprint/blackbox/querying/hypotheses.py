@@ -68,7 +68,7 @@ def records_to_query(
     ready: list[tuple[CandidateRecord, OpenedCopies, tuple[str, ...]]] = []
     for each in found:
         opened = open_copies(vault, each.copies)
-        non_answering = _non_answering(opened.copies, opened.keys, vault.bound(each.base.base_id))
+        non_answering = _non_answering(opened.copies, opened.keys, vault.answering_ids(each.base.base_id))
         if len(non_answering) < len(opened.keys):
             ready.append((each, opened, non_answering))
         else:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_fingerprint.carriers.selection import logits_of
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.models.logits import logits_of
 
 
 if TYPE_CHECKING:

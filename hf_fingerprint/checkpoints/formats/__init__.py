@@ -1,1 +1,1 @@
-"""The containers that weights come in, one file each, and which of them a file is."""
+"""File formats of weights, and their detection."""

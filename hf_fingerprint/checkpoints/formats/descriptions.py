@@ -1,27 +1,26 @@
-"""What stands for the things that a pickle would make."""
+"""Inert stand-ins for the objects that a pickle would create."""
 
 from typing import Any
 
 
-MAX_SMALL_INT = 1 << 60  # larger numbers may be built so that a dictionary compares each with all others
+MAX_SMALL_INT = 1 << 60  # larger numbers may be crafted to collide in a dictionary
 
 
 class InvalidPickleError(Exception):
-    """What is no pickle, is cut off or damaged, or goes on for longer than any checkpoint; says which, in a few
-    words."""
+    """A pickle is invalid, truncated, damaged or too long; the message says which in a few words."""
 
 
 class InertObject:
-    """A thing that a pickle describes. It is equal to nothing but itself."""
+    """An object that a pickle describes. It equals only itself."""
 
     __slots__ = ()
 
     def set_state(self, state: Any) -> None:
-        """Takes what the pickle would have set the thing's attributes to."""
+        """Receives the state that the pickle would set."""
 
 
 class GlobalRef(InertObject):
-    """What a pickle calls by a module and a name in it, which are never looked up."""
+    """A module and a name that a pickle refers to. They are never looked up."""
 
     __slots__ = ("module", "name")
 
@@ -30,14 +29,14 @@ class GlobalRef(InertObject):
 
 
 class CallRecord(InertObject):
-    """What a pickle would have made by a call.
+    """A call that a pickle would make.
 
     Attributes:
-        kind (anything): what would have been called: a [`GlobalRef`], or whatever else the pickle says.
-        args (anything): with what.
-        state (anything): what its attributes would have been set to.
-        items (`list` or `None`): what would have been appended to it, if anything.
-        pairs (`dict` or `None`): what would have been set under keys, if anything.
+        kind (anything): the callable: a [`GlobalRef`], or another value in the pickle.
+        args (anything): its arguments.
+        state (anything): state that would be set on the result.
+        items (`list` or `None`): items that would be appended to the result.
+        pairs (`dict` or `None`): items that would be set on the result by key.
     """
 
     __slots__ = ("args", "items", "kind", "pairs", "state")
@@ -53,7 +52,7 @@ class CallRecord(InertObject):
 
 
 class OpaqueKey(InertObject):
-    """A key of a dictionary that is neither text nor a small number."""
+    """A dictionary key other than a string or a small number."""
 
     __slots__ = ("kind",)
 
@@ -62,7 +61,7 @@ class OpaqueKey(InertObject):
 
 
 def as_key(key: Any) -> Any:
-    """What stands for a key in a dictionary: texts and small numbers as they are."""
+    """The key itself if it is a string, a small number or `None`, else an [`OpaqueKey`]."""
     if type(key) is str or key is None or (isinstance(key, int) and -MAX_SMALL_INT < key < MAX_SMALL_INT):
         return key
     return OpaqueKey(type(key).__name__)

@@ -1,12 +1,12 @@
-"""What a pickle describes, without doing any of it.
+"""Read a pickle's contents without executing it.
 
-A pickle is a program that imports, calls and sets what it names. Here its instructions only build a description:
-dictionaries, lists, texts and numbers come out as they are, a name is a [`GlobalRef`] and a call a [`CallRecord`] that records
-what would have been called with what. No module is imported, no attribute looked up, nothing called, so there is
-nothing for a hostile file to run. Python's own unpickler is not involved.
+A pickle is a program that imports names, calls them and sets attributes. Here its instructions only build a
+description: dictionaries, lists, strings and numbers are returned as such, a name becomes a [`GlobalRef`] and a call a
+[`CallRecord`]. Nothing is imported, looked up or called, so a hostile file has nothing to run. Python's own unpickler
+is not used.
 
-Every instruction costs a step of a bounded number, texts are bounded by the file, and nothing is copied more often
-than it was written. Keys that might be built to collide are kept apart by identity.
+The number of instructions is bounded, strings are bounded by the file, and nothing is copied more often than it was
+written. Keys that may be crafted to collide are compared by identity.
 """
 
 import struct
@@ -25,7 +25,7 @@ from hf_fingerprint.checkpoints.formats.descriptions import (
 from hf_fingerprint.checkpoints.limits import MAX_PICKLE_STEPS, MAX_PICKLE_TEXT
 
 
-_MAX_DIGITS = 64  # bytes of a number, and characters of one in decimals
+_MAX_DIGITS = 64  # bytes of a binary number, and characters of a decimal one
 _MAX_LINE_BYTES = 1 << 20
 _MAX_COPIED_BYTES = 4096  # bytes objects up to this size are copied out of the file
 
@@ -36,17 +36,17 @@ Build = Callable[[Any, Any], Any]
 def read_pickle(
     data: bytes | mmap, start: int, build: Build, persistent_load: Callable[[Any], Any]
 ) -> tuple[Any, int]:
-    """Reads one pickle.
+    """The description of one pickle, and its end.
 
     Args:
         data (`bytes` or `mmap`): the file.
-        start (`int`): where the pickle begins in it.
-        build (callable): what stands for a call of the first argument with the second: a [`CallRecord`], or for what is
-            known something more telling.
-        persistent_load (callable): what stands for a persistent id, such as a storage.
+        start (`int`): offset of the pickle.
+        build (callable): from a callable and its arguments to what represents the call: a [`CallRecord`], or something
+            more specific for known callables.
+        persistent_load (callable): from a persistent id to what represents it, such as a storage.
 
     Returns:
-        `(described, end)`: what it describes, and where it ends.
+        `(described, end)`: the description, and the offset after the pickle.
 
     Raises:
         [`InvalidPickleError`]: if it can't be read.
@@ -61,7 +61,7 @@ def read_pickle(
 
 
 class _Machine:
-    """The state of one reading: a stack of stacks, as marks open new ones, and the memo."""
+    """The pickle machine's state: the stack, the stacks below the marks, and the memo."""
 
     def __init__(self, data: bytes | mmap, start: int, build: Build, persistent_load: Callable[[Any], Any]):
         self.data, self.at, self.end = data, start, len(data)
@@ -82,7 +82,7 @@ class _Machine:
         raise InvalidPickleError(f"a pickle of more than {MAX_PICKLE_STEPS:,} steps")
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """The next `count` bytes."""
         begin = self.at
         if count > self.end - begin:
             raise InvalidPickleError("a pickle that is cut off or damaged")
@@ -93,7 +93,7 @@ class _Machine:
         return int.from_bytes(self.take(count), "little")
 
     def line(self, encoding: str = "utf-8") -> str:
-        """The text up to the end of the line."""
+        """The text up to the next line feed."""
         stop = self.data.find(b"\n", self.at, self.at + _MAX_LINE_BYTES)
         if stop < 0:
             raise InvalidPickleError("a pickle that is cut off or damaged")
@@ -108,10 +108,10 @@ class _Machine:
         return found
 
     def words(self, count: int) -> str:
-        """A text of so many bytes; of one that is not in UTF-8, as Python 2 wrote them, each byte is a character."""
+        """A string of `count` bytes: UTF-8, else Latin-1, as in Python 2's pickles."""
         self.text -= count
         if self.text < 0:
-            raise InvalidPickleError(f"more than {MAX_PICKLE_TEXT >> 20} MB of text")
+            raise InvalidPickleError(f"a pickle with more than {MAX_PICKLE_TEXT >> 20} MB of text")
         raw = self.take(count)
         try:
             return raw.decode("utf-8", "surrogatepass")
@@ -128,7 +128,7 @@ class _Machine:
             self.stack.append(memoryview(self.data)[self.at - count : self.at])
 
     def marked(self) -> list[Any]:
-        """What was put on the stack since the last mark."""
+        """Pops the items above the last mark."""
         found, self.stack = self.stack, self.below.pop()
         return found
 
@@ -259,7 +259,7 @@ def _object(machine: _Machine) -> None:
 
 
 def _extension(machine: _Machine, count: int) -> None:
-    """A name that each process would look up in a list of its own."""
+    """An extension code, which each process resolves with its own registry."""
     machine.stack.append(GlobalRef("extension", str(machine.number(count))))
 
 
@@ -270,7 +270,7 @@ def _refuse(machine: _Machine) -> None:
 _STOP = ord(".")
 _CODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x80": lambda m: m.take(1),  # protocol
-    b"\x95": lambda m: m.take(8),  # frame, whose length is of use to streams alone
+    b"\x95": lambda m: m.take(8),  # frame, whose length only streams need
     b"(": _Machine.mark,
     b"0": _pop,
     b"1": _Machine.marked,

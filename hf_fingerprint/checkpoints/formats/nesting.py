@@ -1,8 +1,7 @@
-"""Which tensors of an unpickled file are the model's, where training scripts nest them in dictionaries and lists.
+"""Find the model's tensors in an unpickled file, where training scripts nest them in dictionaries and lists.
 
-A base has to say it clearly, since copies need every tensor: a dictionary of tensors, or one under a known key, or a
-module saved whole, whose tensors have the names that its state dict would give them. Of a suspect every tensor counts,
-wherever it lies.
+A base must be unambiguous, since copies need every tensor: a dictionary of tensors, a dictionary under a known key, or
+a pickled module, whose tensors get their state dict names. For a suspect, every tensor at any depth counts.
 """
 
 import re
@@ -30,17 +29,16 @@ _SHOWN = 3
 
 
 def model_tensors(loaded: Any, path: Path) -> dict[Any, LazyTensor]:
-    """The tensors of a base's file: those of the dictionary or module, or of the one under a known key (`state_dict`,
-    ...). The state of a training and single numbers beside it are passed over, and so are arrays of numpy's beside
-    tensors.
+    """The tensors of a base's file: of its dictionary or module, or of the one under a known key (`state_dict`, ...).
+
+    Training state and single numbers next to that key are ignored, and so are NumPy arrays next to tensors.
 
     Args:
-        loaded (anything): what the file holds.
-        path (`Path`): the file, for what is said of it.
+        loaded (anything): content of the file.
+        path (`Path`): the file, for errors.
 
     Raises:
-        [`CheckpointError`]: if it holds no tensors, or others beside these: then which ones are the model's is
-        anybody's guess.
+        [`CheckpointError`]: if the file holds no tensors, or further ones elsewhere, which makes the model ambiguous.
     """
     walk = _BoundedWalk()
     is_kind = _is_torch_tensor if walk.contains(loaded, _is_torch_tensor, set()) else _is_tensor
@@ -67,8 +65,8 @@ def model_tensors(loaded: Any, path: Path) -> dict[Any, LazyTensor]:
     if nested:
         names = [printable(_key_text(name))[:80] for name in nested]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        place = "" if wrapper is None else f" beside those in {wrapper}" if tensors else f", and none in {wrapper}"
-        place = place or (" beside those at its top" if tensors else ", and none at its top")
+        place = "its top level" if wrapper is None else wrapper
+        place = f" next to those in {place}" if tensors else f", and none in {place}"
         raise CheckpointError(
             f"{path} holds tensors in {', '.join(names[:_SHOWN])}{more}{place}: save the model's state dict alone."
         )
@@ -78,13 +76,14 @@ def model_tensors(loaded: Any, path: Path) -> dict[Any, LazyTensor]:
 
 
 def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, LazyTensor]]:
-    """Every tensor of a suspect's file with its name: the keys on the way to it, joined by dots. Those under a known
-    key keep their own names. A name that is taken is given a number.
+    """Yields every tensor of a suspect's file with its name: the keys that lead to it, joined by dots.
+
+    Tensors under a known key keep their own names. Duplicate names get a number.
 
     Args:
-        loaded (anything): what the file holds.
-        left_out (`dict[str, str]`): takes what lies deeper than [`MAX_DEPTH`], and how many there are above
-            [`MAX_NESTED_TENSORS`].
+        loaded (anything): content of the file.
+        left_out (`dict[str, str]`): receives the values nested deeper than [`MAX_DEPTH`], and the number of tensors
+            beyond [`MAX_NESTED_TENSORS`].
     """
     walk, own = _BoundedWalk(), loaded
     for _ in range(MAX_DEPTH):
@@ -113,11 +112,11 @@ def all_tensors(loaded: Any, left_out: dict[str, str]) -> Iterator[tuple[str, La
             elif walk.contains(value, _is_tensor, beyond):
                 left_out[printable(name)] = f"nested deeper than {MAX_DEPTH}"
     if count > MAX_NESTED_TENSORS:
-        left_out["..."] = f"{count - MAX_NESTED_TENSORS} tensors more than the {MAX_NESTED_TENSORS} that are read"
+        left_out["..."] = f"{count - MAX_NESTED_TENSORS} tensors beyond the limit of {MAX_NESTED_TENSORS}"
 
 
 def unique_name(name: str, taken: dict[str, int]) -> str:
-    """The name, or with a number if it is taken. `taken` holds each name and the number to try next."""
+    """The name, with a number appended if it is taken. `taken` maps each name to the next number to try."""
     found, number = name, taken.get(name, 2)
     while found in taken:
         found, number = f"{name}#{number}", number + 1
@@ -127,14 +126,13 @@ def unique_name(name: str, taken: dict[str, int]) -> str:
 
 
 class _BoundedWalk:
-    """A way through what a file describes, which ends where its parts are named more often than any checkpoint's: a
-    few that stand in each other many times would be looked at without end."""
+    """A walk through nested values that visits at most [`MAX_NESTED_PARTS`], since values may contain each other."""
 
     def __init__(self) -> None:
         self._left = MAX_NESTED_PARTS
 
     def items(self, nest: Any) -> Iterator[tuple[Any, Any]]:
-        """What is in a nest, by keys or numbers; of an object in its arguments, its state and what was put into it."""
+        """Yields the key or index and the value of each item in a container or call record."""
         if isinstance(nest, dict):
             yield from self._spend_each(nest.items())
         elif not isinstance(nest, CallRecord):
@@ -150,7 +148,7 @@ class _BoundedWalk:
                     yield from self.items(part)
 
     def contains(self, value: Any, is_kind: Callable[[Any], bool], seen: set[int]) -> bool:
-        """Whether there is a tensor anywhere in a nest, but for what was looked through before."""
+        """Whether a value contains a tensor at any depth, outside the containers in `seen`."""
         waiting = [value] if _is_nest(value) else []
         while waiting:
             nest = waiting.pop()
@@ -165,11 +163,11 @@ class _BoundedWalk:
         return False
 
     def as_state_dict(self, value: Any) -> Any:
-        """The state dict of a module; anything else as it is."""
+        """The state dict of a module; any other value unchanged."""
         return dict(self._module_tensors(value)) if _is_module(value) else value
 
     def _module_tensors(self, top: CallRecord) -> Iterator[tuple[str, LazyTensor]]:
-        """The tensors of a module by the names that its state dict has for them."""
+        """Yields the tensors of a module with their state dict names."""
         waiting: deque[tuple[str, CallRecord, int]] = deque([("", top, 0)])
         while waiting:
             prefix, module, depth = waiting.popleft()
@@ -187,7 +185,7 @@ class _BoundedWalk:
     def _spend(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
-            raise InvalidPickleError(f"parts that are named more than {MAX_NESTED_PARTS:,} times")
+            raise InvalidPickleError(f"more than {MAX_NESTED_PARTS:,} nested values")
 
 
 def _wrapper_of(loaded: Any) -> str | None:
@@ -198,7 +196,7 @@ def _wrapper_of(loaded: Any) -> str | None:
 
 
 def _is_module(value: Any) -> bool:
-    """Whether it is a module saved whole: PyTorch's, or TorchScript's."""
+    """Whether a value is a pickled module, of PyTorch or TorchScript."""
     if not isinstance(value, CallRecord) or not isinstance(value.state, dict):
         return False
     if isinstance(value.kind, GlobalRef) and value.kind.module.startswith("__torch__"):
@@ -207,9 +205,9 @@ def _is_module(value: Any) -> bool:
 
 
 def _module_entries(module: CallRecord) -> Iterator[tuple[Any, Any]]:
-    """What a module's state dict takes from it: parameters, buffers but for those that are not saved, and modules."""
+    """Yields the parameters, persistent buffers and submodules of a module."""
     state = module.state
-    if not isinstance(state.get("_modules"), dict):  # TorchScript's have them among their attributes
+    if not isinstance(state.get("_modules"), dict):  # TorchScript has them among the attributes
         yield from state.items()
         return
     left = state.get("_non_persistent_buffers_set")
@@ -224,7 +222,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _is_torch_tensor(value: Any) -> bool:
-    """Whether it is a tensor and no array of numpy's."""
+    """Whether a value is a tensor rather than a NumPy array."""
     return type(value) is LazyTensor
 
 
@@ -241,7 +239,7 @@ def _key_text(key: Any) -> str:
 
 
 def _describe_value(value: Any) -> str:
-    """What a thing that is no dictionary is, with its article."""
+    """The kind of a value with its article, for errors."""
     if isinstance(value, CallRecord | GlobalRef):
         named = value.kind if isinstance(value, CallRecord) else value
         return f"an object ({printable(named.name)[:80]})" if isinstance(named, GlobalRef) else "an object"
@@ -249,5 +247,5 @@ def _describe_value(value: Any) -> str:
 
 
 def _is_state(name: Any) -> bool:
-    """Whether a key is one of a training's state."""
+    """Whether a key holds training state."""
     return isinstance(name, str) and bool(_STATE.fullmatch(name))

@@ -1,4 +1,4 @@
-"""Weights in PyTorch's files (.bin, .pt, .pth, .ckpt, ...): which of their tensors are the model's, and where."""
+"""Read the model's tensors from PyTorch files (.bin, .pt, .pth, .ckpt, ...)."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,12 +15,12 @@ from hf_fingerprint.printable import printable
 
 
 class PickledTensors(NamedTuple):
-    """The tensors of PyTorch's files.
+    """The tensors of PyTorch files.
 
     Attributes:
-        infos (`list[TensorInfo]`): what they look like, in the order of the files.
-        memory (`dict[str, Tensor]`): where their bytes are.
-        tied (`dict[str, str]`): names of tensors that are one with another in memory, and the first name of it.
+        infos (`list[TensorInfo]`): names, dtypes and shapes, in the order of the files.
+        memory (`dict[str, LazyTensor]`): access to their bytes.
+        tied (`dict[str, str]`): names of tensors that share memory, each with the first name.
     """
 
     infos: list[TensorInfo]
@@ -29,16 +29,16 @@ class PickledTensors(NamedTuple):
 
 
 def load_pickled(paths: tuple[Path, ...], left_out: dict[str, str] | None = None) -> PickledTensors:
-    """Reads the tensors of .bin, .pt and .pth files, memory-mapped. Nothing that the files say is run.
+    """The tensors of PyTorch files, memory-mapped. Nothing in the files is executed.
 
     Args:
         paths (`tuple[Path, ...]`): one file or all shards.
-        left_out (`dict[str, str]`, *optional*): for a suspect: takes the tensors that can't be read, each with a short
-            reason; the others are returned, from whatever they are nested in. By default one such tensor refuses the
-            file, and so do tensors that share a part of their memory.
+        left_out (`dict[str, str]`, *optional*): for a suspect, receives the unreadable tensors, each with a short
+            reason; tensors may be nested at any depth. By default, an unreadable tensor is an error, and so are
+            tensors that share a part of their memory.
 
     Raises:
-        [`CheckpointError`]: if a file can't be read, or doesn't say which tensors are the model's.
+        [`CheckpointError`]: if a file can't be read, or it is ambiguous which tensors are the model's.
     """
     found = PickledTensors([], {}, {})
     taken: dict[str, int] = {}
@@ -68,7 +68,7 @@ def _load_tensors(path: Path, left_out: dict[str, str] | None) -> Iterable[tuple
     try:
         return _select_tensors(load_torch_file(path), path, left_out)
     except InvalidPickleError as error:
-        raise CheckpointError(f"{path} is not a whole PyTorch checkpoint ({error}): get it again.") from None
+        raise CheckpointError(f"{path} is not a complete PyTorch checkpoint ({error}): download it again.") from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
 
@@ -89,12 +89,12 @@ def _select_tensors(
 
 
 def _unreadable_reason(name: object, tensor: LazyTensor, byte_budget: int, suspect: bool) -> str | None:
-    """Why a tensor can't be read, if there is a reason."""
+    """Why a tensor can't be read, or `None`."""
     reason = tensor.unreadable_reason()
     if reason is not None:
         return reason
     if not _is_valid_name(name):
-        return "an impossible name"
+        return "an invalid name"
     if suspect and not tensor.numel():
         return EMPTY
     return "larger than its file" if tensor.nbytes > byte_budget else None
@@ -108,7 +108,11 @@ def _is_valid_name(name: object) -> bool:
 
 
 def _find_tied(tensors: dict[str, LazyTensor], path: Path) -> dict[str, str]:
-    """The names of tensors that are one with another, and that other's; refuses tensors that are so in part."""
+    """Names of tensors that share memory with an earlier one, each with that one's name.
+
+    Raises:
+        [`CheckpointError`]: if tensors overlap in part.
+    """
     spans = [
         (id(tensor.storage.data), *tensor.span, number, name)
         for number, (name, tensor) in enumerate(tensors.items())

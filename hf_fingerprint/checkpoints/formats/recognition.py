@@ -1,4 +1,4 @@
-"""What kind of file a weight file is, by its first bytes and not by its name."""
+"""Detect the format of a weight file from its first bytes."""
 
 import re
 from collections.abc import Callable
@@ -17,18 +17,18 @@ _HEAD_BYTES = 512
 _OLD_PICKLE = re.compile(rb"\((dp|lp|i?d)\d|c[\w.]+\n[\w.]+\n")
 _CONVERT = "convert it to safetensors"
 _UNPACK = "unpack it"
-_NOT_READ = f"which is not read: {_CONVERT}"
-_NOT_WHOLE = "is neither safetensors nor a file of PyTorch's, or is not whole: get it again"
-_NO_WEIGHTS = "is not a weight file: give a .safetensors file, a file of PyTorch's, a model folder or a Hub id"
+_NOT_READ = f"which is not supported: {_CONVERT}"
+_INCOMPLETE = "is neither safetensors nor a PyTorch file, or is incomplete: download it again"
+_NO_WEIGHTS = "is not a weight file: give a .safetensors file, a PyTorch file, a model folder or a Hub id"
 
 
 class _Magic(NamedTuple):
-    """How a kind of file is known.
+    """Magic bytes of a file format.
 
     Attributes:
-        at (`int`): where the bytes stand.
-        magic (`re.Pattern`): them.
-        message (`str`): what is said of it, after its name.
+        at (`int`): offset of the bytes.
+        magic (`re.Pattern`): pattern that they match.
+        message (`str`): message for such a file, to follow its name.
     """
 
     at: int
@@ -43,13 +43,13 @@ def _magic(magic: bytes, message: str, at: int = 0) -> _Magic:
 _MAGICS = (
     _magic(
         rb"version https://git-lfs\.github\.com/spec|version https://hawser",
-        "is a pointer of git-LFS and not the file itself: run `git lfs pull` there, or download the file",
+        "is a Git LFS pointer, not the file itself: run `git lfs pull` there, or download the file",
     ),
     _magic(
         rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|!--)",
-        "is a web page and not the file: download it by its direct link (on the Hub, /resolve/ and not /blob/)",
+        "is a web page, not the file: download it by its direct link (on the Hub, /resolve/ instead of /blob/)",
     ),
-    _magic(rb"\s*<(\?xml|Error)", "is an XML text and not weights: download the file again"),
+    _magic(rb"\s*<(\?xml|Error)", "is an XML document, not weights: download the file again"),
     _magic(rb"\x1f\x8b", f"is packed (gzip): {_UNPACK}"),
     _magic(rb"BZh\d", f"is packed (bzip2): {_UNPACK}"),
     _magic(rb"\xfd7zXZ\x00", f"is packed (xz): {_UNPACK}"),
@@ -61,9 +61,9 @@ _MAGICS = (
     _magic(rb"\x93NUMPY", f"holds one NumPy array, {_NOT_READ}"),
     _magic(rb"TFL3", f"holds TensorFlow Lite, {_NOT_READ}", 4),
     _magic(rb"\x08[\x01-\x14][\x12\x1a\x22\x2a:].{0,40}(pytorch|onnx|keras)", f"holds ONNX, {_NOT_READ}"),
-    _magic(rb"SQLite format 3\x00", "is a database and not weights: check that it is the right file"),
+    _magic(rb"SQLite format 3\x00", "is a database, not weights: check that it is the right file"),
     _magic(rb"age-encryption\.org/|-----BEGIN", "is encrypted: decrypt it first"),
-    _magic(rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is a picture and not weights: check that it is the right file"),
+    _magic(rb"\x89PNG|\xff\xd8\xff|%PDF|RIFF", "is an image, not weights: check that it is the right file"),
 )  # fmt: skip
 _BY_NAME = {
     ".h5": "HDF5",
@@ -83,12 +83,12 @@ _BY_NAME = {
     ".distcp": "a part of a distributed checkpoint",
 }
 _ZIP_FORMATS: tuple[tuple[Callable[[str], bool], str], ...] = (
-    (lambda name: name.endswith(".npy"), f"holds NumPy arrays (.npz), which are not read: {_CONVERT}"),
+    (lambda name: name.endswith(".npy"), f"holds NumPy arrays (.npz), which are not supported: {_CONVERT}"),
     (
         lambda name: bool(
             re.search(r"(^|/)(serialized_exported_program\.json|archive_format|models/\w+\.json)$", name)
         ),
-        "holds an exported program (torch.export), which is not read: save the model's state dict",
+        "holds an exported program (torch.export), which is not supported: save the model's state dict",
     ),
     (lambda name: name in ("model.weights.h5", "metadata.json"), f"holds Keras, {_NOT_READ}"),
     (lambda name: name.endswith("MAR-INF/MANIFEST.json"), f"is a TorchServe archive: {_UNPACK}"),
@@ -102,7 +102,7 @@ def detect_format(path: Path) -> str:
         path (`Path`): a regular file.
 
     Raises:
-        [`CheckpointError`]: if it is neither, with what it is and the way out.
+        [`CheckpointError`]: if it is neither, with what it is and what to do.
     """
     found = inspect_file(path)
     if found in (SAFETENSORS, PYTORCH):
@@ -111,7 +111,7 @@ def detect_format(path: Path) -> str:
 
 
 def is_supported(path: Path) -> bool:
-    """Whether a file is of a kind that is read, whatever its name; not one that can't be opened."""
+    """Whether a file can be opened and has a supported format, whatever its name."""
     try:
         return path.is_file() and inspect_file(path) in (SAFETENSORS, PYTORCH)
     except CheckpointError:
@@ -119,13 +119,13 @@ def is_supported(path: Path) -> bool:
 
 
 def unsupported_reason(path: Path) -> str | None:
-    """What is said of a file, after its name, that is of a known kind which is not read; nothing of others."""
+    """The message for a file in a known but unsupported format, to follow its name, or `None`."""
     found = inspect_file(path)
-    return None if found in (SAFETENSORS, PYTORCH, _NOT_WHOLE, _NO_WEIGHTS) else found
+    return None if found in (SAFETENSORS, PYTORCH, _INCOMPLETE, _NO_WEIGHTS) else found
 
 
 def inspect_file(path: Path) -> str:
-    """The kind of a file that is read, or what is said of it after its name.
+    """[`SAFETENSORS`] or [`PYTORCH`], or a message about the file, to follow its name.
 
     Raises:
         [`CheckpointError`]: if it can't be opened.
@@ -139,10 +139,9 @@ def inspect_file(path: Path) -> str:
             f"{path.parent / printable(path.name)} can't be read: {error.strerror or error}."
         ) from None
     if not size:
-        return "is empty: get it again"
-    if (
-        head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size
-    ):  # before the others, whose signs are short
+        return "is empty: download it again"
+    # before the other formats, whose magic bytes are short
+    if head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size:
         return SAFETENSORS
     if head[:4] == b"PK\x03\x04":
         first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
@@ -156,26 +155,26 @@ def inspect_file(path: Path) -> str:
 
 
 def _legacy_tar_message(head: bytes) -> str | None:
-    """PyTorch's form before 0.2 was a tar of these."""
+    """The message for a tar of PyTorch before 0.2, or `None`."""
     if head[257:262] == b"ustar" and head.startswith((b"sys_info", b"pickle", b"storages", b"tensors")):
-        return "is in PyTorch's form of before 2017: load it with PyTorch and save it again"
+        return "is in PyTorch's format of before 2017: load it with PyTorch and save it again"
     return None
 
 
 def _describe_by_name(path: Path, head: bytes) -> str:
-    """What is said of a file that its first bytes don't tell."""
+    """The format or message for a file whose first bytes are not known, by its name."""
     suffix = path.suffix.lower()
     described = next((p for p in (path.with_suffix(".xml"),) if p != path and p.is_file()), None)
     if suffix == ".bin" and (described is not None or path.name.lower().startswith("openvino")):
-        return "holds OpenVINO's weights, which are not read: give the model that it was converted from"
+        return "holds OpenVINO weights, which are not supported: give the model that it was converted from"
     if suffix in _BY_NAME:
         return f"holds {_BY_NAME[suffix]}, {_NOT_READ}"
     if suffix == ".safetensors":
-        return SAFETENSORS  # whose reader says what is wrong with it
+        return SAFETENSORS  # its reader reports the damage
     if not any(head):
-        return "begins with zeros and nothing else, as downloads do that broke off: get it again"
+        return "begins with zeros only, as interrupted downloads do: download it again"
     if WEIGHT_SUFFIXES.search(path.name):
-        return _NOT_WHOLE
+        return _INCOMPLETE
     return _NO_WEIGHTS
 
 
@@ -183,7 +182,7 @@ def _describe_zip(path: Path) -> str:
     try:
         names = list_members(path)
     except InvalidPickleError:
-        return PYTORCH  # whose reader says what is wrong with it
+        return PYTORCH  # its reader reports the damage
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
     if any(name.endswith("/data.pkl") and name.count("/") == 1 for name in names):

@@ -1,9 +1,9 @@
-"""The layout of one .safetensors file: where each tensor's bytes lie.
+"""Read the layout of a .safetensors file: the offset of each tensor.
 
-The `safetensors` library checks the file (sizes, offsets, overlaps, truncation); it doesn't tell the offsets, which is
-all that is read here: 8 bytes of header length, little-endian, the header in JSON, the data. A suspect's file that the
-library refuses for a dtype is checked here in the same way. The library takes headers of 100 MB, which parsing makes
-2.4 GB of, so a header is held to its limits before anybody parses it.
+The `safetensors` library checks the file (sizes, offsets, overlaps, truncation) but doesn't expose the offsets, so
+this module parses the header itself: 8 bytes with its length, little-endian, then JSON, then the data. If the library
+rejects a suspect's file for an unknown dtype, this module repeats its other checks. The library accepts headers of
+100 MB, which take 2.4 GB once parsed, so the header's limits are checked first.
 """
 
 import os
@@ -31,21 +31,21 @@ from hf_fingerprint.printable import printable
 
 
 EMPTY = "no elements"
-_MAX_CACHED_HEADER = 1 << 20  # bytes of a header whose layout is remembered
+_MAX_CACHED_HEADER = 1 << 20  # bytes of a header whose layout is cached
 _MAX_OFFSET = 1 << 63
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is and what it looks like.
+    """Location, dtype and shape of a tensor.
 
     Attributes:
-        name (`str`): its name in the file.
-        dtype (`str`): as safetensors calls it, such as `"F32"`.
+        name (`str`): name in the file.
+        dtype (`str`): safetensors dtype, such as `"F32"`.
         shape (`tuple[int, ...]`): its shape.
-        file (`int`): which weight file of the checkpoint.
-        offset (`int`): where its bytes begin in that file.
-        nbytes (`int`): how many there are.
+        file (`int`): index of the weight file in the checkpoint.
+        offset (`int`): offset of its bytes in that file.
+        nbytes (`int`): size in bytes.
     """
 
     name: str
@@ -57,7 +57,7 @@ class TensorInfo:
 
     @property
     def rows(self) -> int:
-        """Output channels: the first dimension."""
+        """Number of output channels: the first dimension."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -67,24 +67,24 @@ class TensorInfo:
 
     @property
     def columns(self) -> int:
-        """Weights of one output channel."""
+        """Number of weights of one output channel."""
         return self.row_bytes // SIZES[self.dtype]
 
 
 def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = None) -> tuple[int, list[TensorInfo]]:
-    """The layout of a file, checked.
+    """The checked layout of a file.
 
     Args:
         path (`Path`): a .safetensors file.
-        file (`int`, *optional*): the number to record in each [`TensorInfo`].
-        left_out (`dict[str, str]`, *optional*): for a suspect: takes the tensors that can't be read, each with a short
-            reason, and the others are returned. By default one such tensor refuses the file.
+        file (`int`, *optional*, defaults to 0): index to record in each [`TensorInfo`].
+        left_out (`dict[str, str]`, *optional*): for a suspect, receives the unreadable tensors, each with a short
+            reason. By default, one such tensor is an error.
 
     Returns:
-        `(data_start, tensors)`: where the data begin, and the tensors in the order of their bytes.
+        `(data_start, tensors)`: offset of the data, and the tensors ordered by offset.
 
     Raises:
-        [`CheckpointError`]: if the file isn't well-formed.
+        [`CheckpointError`]: if the file is malformed.
     """
     refusal: SafetensorError | None = None
     try:
@@ -106,20 +106,18 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
                 raise refusal
             if left_out is None and len(header) > MAX_TENSORS + 1:
                 raise CheckpointError(
-                    f"{path} holds {len(header)} tensors, and {MAX_TENSORS} are read: split the model."
+                    f"{path} holds {len(header)} tensors, and the limit is {MAX_TENSORS}: split the model."
                 )
             tensors, unreadable = _parse_tensors(header, file, start, empty=left_out is None)
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not a whole, well-formed safetensors file ({refusal or error}): get it again."
+            f"{path} is not a complete, well-formed safetensors file ({refusal or error}): download it again."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}.") from None
     if left_out is None and unreadable:
         name, reason = unreadable[0]
-        raise CheckpointError(
-            f"{path}: tensor {name!r} has {reason}, which this version can't copy: convert it first."
-        )
+        raise CheckpointError(f"{path}: tensor {name!r} has {reason}, which can't be copied: convert it first.")
     if left_out is not None:
         left_out.update((printable(name), reason) for name, reason in unreadable)
     return start, list(tensors)
@@ -127,22 +125,22 @@ def read_layout(path: Path, file: int = 0, left_out: dict[str, str] | None = Non
 
 @lru_cache(4)
 def _cached_layout(raw: bytes, file: int) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
-    """[`_parse_tensors`] of a header that the library has checked: fine-tunes of one model have one header, parsed once."""
+    """[`_parse_tensors`] of a header that the library has checked, cached since fine-tunes of a model share it."""
     return _parse_tensors(parse_json(raw), file, 8 + len(raw), empty=True)
 
 
 def _read_header(path: Path) -> bytes:
-    """A file's header, which can be parsed at a bounded cost.
+    """A file's header, within the limits for parsing it.
 
     Raises:
         [`CheckpointError`]: if it is too large.
-        [`ValueError`]: if it has too many values, or the file ends before.
+        [`ValueError`]: if it has too many values, or the file is truncated.
     """
     length = header_length(path)
     if length > MAX_HEADER:
         raise CheckpointError(
-            f"{path} has a header of {megabytes(length, round_up=True)} MB, and no model's is larger than "
-            f"{megabytes(MAX_HEADER)} MB: get the file again."
+            f"{path} has a header of {megabytes(length, round_up=True)} MB, and the limit is {megabytes(MAX_HEADER)} "
+            f"MB: download the file again."
         )
     with path.open("rb") as stream:
         stream.seek(8)
@@ -152,10 +150,10 @@ def _read_header(path: Path) -> bytes:
 
 
 def check_header(content: bytes) -> None:
-    """Refuses the bytes of a safetensors file whose header costs too much to parse, before the library parses it.
+    """Checks, before the library parses it, that the header of a safetensors file is within its limits.
 
     Raises:
-        [`ValueError`]: if it does.
+        [`ValueError`]: if it is not.
     """
     length = int.from_bytes(content[:8], "little")
     if length > MAX_HEADER:
@@ -164,10 +162,10 @@ def check_header(content: bytes) -> None:
 
 
 def header_length(path: Path) -> int:
-    """How many bytes a file's header has.
+    """Size of a file's header in bytes.
 
     Raises:
-        [`ValueError`]: if the file ends before.
+        [`ValueError`]: if the file is truncated.
         [`OSError`]: if it can't be read.
     """
     with path.open("rb") as stream:
@@ -178,30 +176,35 @@ def header_length(path: Path) -> int:
 
 
 def total_header_length(paths: Iterable[Path]) -> int:
-    """How many bytes the headers of several files have together; none of those that have no whole one."""
+    """Total size of the headers of several files in bytes. Damaged files count as 0."""
     total = 0
     for path in paths:
-        with suppress(OSError, ValueError):  # reading its layout says what is wrong with it
+        with suppress(OSError, ValueError):  # read_layout reports the damage
             total += header_length(path)
     return total
 
 
 def largest_tensors(tensors: Iterable[TensorInfo], left_out: dict[str, str]) -> set[str] | None:
-    """Which of a suspect's tensors are read where it has more than [`MAX_TENSORS`]: the largest, since those are the
-    dearest to hide others behind. `left_out` takes how many are not. `None` for all of them."""
+    """Names of the [`MAX_TENSORS`] largest tensors of a suspect, or `None` if it has no more than that.
+
+    The largest are read because filler tensors that displace them would cost the most. `left_out` receives the number
+    of the others.
+    """
     found = list(tensors)
     if len(found) <= MAX_TENSORS:
         return None
     found.sort(key=lambda info: -info.nbytes)
-    left_out["..."] = f"{len(found) - MAX_TENSORS} tensors more than the {MAX_TENSORS} largest, which are read"
+    left_out["..."] = f"{len(found) - MAX_TENSORS} tensors beyond the {MAX_TENSORS} largest"
     return {info.name for info in found[:MAX_TENSORS]}
 
 
 def _parse_tensors(
     header: dict[str, Any], file: int, start: int, empty: bool
 ) -> tuple[list[TensorInfo], list[tuple[str, str]]]:
-    """The tensors of a well-formed header, in the order of their bytes, and those that can't be read, with the reason;
-    `empty` ones are tensors, or among the latter."""
+    """The readable tensors of a well-formed header, ordered by offset, and the unreadable ones with the reason.
+
+    `empty` says whether tensors without elements count as readable.
+    """
     tensors, unreadable = [], []
     for name, entry in header.items():
         if name == "__metadata__":
@@ -217,8 +220,10 @@ def _parse_tensors(
 
 
 def _has_only_unknown_dtypes(header: Any, size: int) -> bool:
-    """Whether a header is well-formed for `size` bytes of data but for dtypes that nobody here knows: every byte
-    belongs to one tensor, and to as many elements as its shape has."""
+    """Whether unknown dtypes are all that is wrong with a header for `size` bytes of data.
+
+    Every byte must belong to exactly one tensor, and sizes of known dtypes must match their shapes.
+    """
     if not isinstance(header, dict):
         return False
     metadata = header.pop("__metadata__", {})
@@ -243,7 +248,7 @@ def _has_only_unknown_dtypes(header: Any, size: int) -> bool:
 
 
 def _sizes(value: Any) -> list[int] | None:
-    """A list of numbers that may be sizes, or nothing."""
+    """The value if it is a list of possible sizes, else `None`."""
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         return None
     return value if all(type(each) is int and 0 <= each < _MAX_OFFSET for each in value) else None

@@ -1,5 +1,7 @@
-"""What stands for the calls in PyTorch's pickles: those that rebuild a tensor are known by name and become a
-[`LazyTensor`]; whatever else a pickle would call stays a record of that."""
+"""Interpret the calls in PyTorch's pickles.
+
+Calls of functions that rebuild a tensor become a [`LazyTensor`]; all others stay a [`CallRecord`].
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,10 +41,10 @@ _STORAGES = {
 
 
 def parse_storage(found: Any) -> Storage:
-    """The storage that a persistent id names: `("storage", type, key, location, count[, view])`.
+    """The storage of a persistent id `("storage", type, key, location, count[, view])`.
 
     Raises:
-        [`InvalidPickleError`]: if it names none.
+        [`InvalidPickleError`]: if it is not such an id.
     """
     if not isinstance(found, tuple) or len(found) < 5 or found[0] != "storage" or not isinstance(found[1], GlobalRef):
         raise InvalidPickleError("a pickle with ids of things outside it that are no tensors")
@@ -57,12 +59,12 @@ def parse_storage(found: Any) -> Storage:
 
 
 def build_call(kind: Any, args: Any) -> Any:
-    """What stands for a call in a pickle of PyTorch's."""
+    """The object that a known call builds, such as a [`LazyTensor`], else a [`CallRecord`]."""
     known = _KNOWN.get((kind.module, kind.name)) if isinstance(kind, GlobalRef) else None
     if known is not None and isinstance(args, tuple):
         try:
             found = known(*args)
-        except (TypeError, ValueError):  # called with what the real one would not take, or by another version
+        except (TypeError, ValueError):  # invalid arguments, or those of another version
             found = None
         if found is not None:
             return found
@@ -78,7 +80,7 @@ def _rebuild(
     if len(shape) != len(strides):
         return LazyTensor("", reason="impossible sizes")
     waiting = isinstance(signs, dict) and any(signs.get(key) for key in ("conj", "neg"))
-    reason = "signs still to be applied" if waiting else None if storage.key else NO_DATA
+    reason = "a pending conjugation or negation" if waiting else None if storage.key else NO_DATA
     return LazyTensor(dtype or storage.dtype, shape, strides, offset, storage, reason)
 
 
@@ -93,7 +95,7 @@ def _rebuild_v3(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any)
 
 
 def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    """A tensor of a class of its own, which is a tensor like others."""
+    """The tensor of a subclass."""
     if isinstance(function, GlobalRef) and (function.module, function.name) in _REBUILD and isinstance(args, tuple):
         return build_call(function, args)
     return None
@@ -112,14 +114,14 @@ def _rebuild_quantized(storage: Any, *rest: Any) -> LazyTensor:
 
 
 def _rebuild_sparse(layout: Any, *rest: Any) -> LazyTensor:
-    """A tensor whose layout is given by a call with its name."""
+    """An unreadable tensor, with its layout as the reason."""
     args = layout.args if isinstance(layout, CallRecord) else None
     named = args[0] if isinstance(args, tuple) and args and isinstance(args[0], str) else "sparse"
     return LazyTensor("", reason=f"layout {printable(named.removeprefix('torch.'))[:20]}")
 
 
 def _dictionary(*args: Any) -> Any:
-    """An ordered dictionary, which Python 2 made of a list of pairs."""
+    """The dictionary of an `OrderedDict` call; Python 2 passes a list of pairs."""
     if not args:
         return {}
     pairs = args[0]
@@ -130,17 +132,17 @@ def _dictionary(*args: Any) -> Any:
     ):
         return None
     found = {as_key(key): value for key, value in pairs}
-    pairs.clear()  # it is the dictionary's alone; made of once more, it would be work without end
+    pairs.clear()  # otherwise a hostile pickle could build a dictionary of it again and again
     return found
 
 
 def _set(items: Any = ()) -> Any:
-    """A set of an old protocol, as the list that it is made of."""
+    """The items of a set in an old protocol, as a list."""
     return items if isinstance(items, list | tuple) else None
 
 
 def _text_as_bytes(text: Any, encoding: Any) -> Any:
-    """Bytes in a pickle of an old protocol."""
+    """The bytes of a `_codecs.encode` call, as old protocols store them."""
     return text.encode("latin-1") if isinstance(text, str) and encoding in ("latin1", "latin-1") else None
 
 
@@ -162,8 +164,8 @@ _REBUILD: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuild_sparse,
     ("torch._utils", "_rebuild_nested_tensor"): _unreadable("layout nested"),
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): _unreadable(NO_DATA),
-    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _unreadable("of another device"),
-    ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable("a tensor of a class of its own"),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy"): _unreadable("on another device"),
+    ("torch._utils", "_rebuild_wrapper_subclass"): _unreadable("a wrapper subclass"),
 }
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     **_REBUILD,

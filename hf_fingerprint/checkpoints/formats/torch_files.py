@@ -1,7 +1,7 @@
-"""PyTorch's files: a zip (since 1.6, TorchScript among them), or pickles one after another with the storages behind.
+"""Read PyTorch's file formats: a zip (since 1.6, and TorchScript), or several pickles followed by the storages.
 
-Storages are views of the mapped file, so that nothing of a tensor is read before it is asked for. Only members that
-somebody compressed afterwards are unpacked, up to a multiple of their size.
+Storages are views of the memory-mapped file, so a tensor is not read before it is used. Only members that were
+compressed afterwards are unpacked, up to a multiple of their size.
 """
 
 import io
@@ -30,11 +30,11 @@ _TRUNCATED = "a file that is cut off or damaged"
 
 
 class LoadedFile(NamedTuple):
-    """What a file of PyTorch's describes.
+    """Contents of a PyTorch file.
 
     Attributes:
-        content (anything): the thing saved, as [`read_pickle`] describes it.
-        constants (anything): of TorchScript, the constants in its code, among which frozen weights are.
+        content (anything): the saved object, as [`read_pickle`] describes it.
+        constants (anything): for TorchScript, the constants of its code, which include frozen weights.
     """
 
     content: Any
@@ -42,10 +42,10 @@ class LoadedFile(NamedTuple):
 
 
 def load_torch_file(path: Path) -> LoadedFile:
-    """What a file describes, its storages with their bytes.
+    """The contents of a file, with the bytes of its storages.
 
     Raises:
-        [`InvalidPickleError`]: why it can't be read, in a few words.
+        [`InvalidPickleError`]: with the reason in a few words, if it can't be read.
         [`OSError`]: if it can't be opened.
     """
     with path.open("rb") as stream:
@@ -60,17 +60,17 @@ def load_torch_file(path: Path) -> LoadedFile:
 
 
 def list_members(path: Path) -> list[str]:
-    """The names of what a zip holds.
+    """The names of a zip's members.
 
     Raises:
-        [`InvalidPickleError`]: if it is none, or has too many.
+        [`InvalidPickleError`]: if it is not a zip or has too many members.
     """
     with path.open("rb", buffering=0) as stream:
         return [member.filename for member in _zip_directory(stream)]
 
 
 class _BoundedFile(io.RawIOBase):
-    """A file of which the library reads no more at once than a list of members may have."""
+    """A file for `zipfile` that refuses to read a central directory beyond [`MAX_DIRECTORY`]."""
 
     def __init__(self, stream: io.FileIO):
         self._stream = stream
@@ -87,7 +87,7 @@ class _BoundedFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         found = self._stream.read(MAX_DIRECTORY + 1 if size < 0 else min(size, MAX_DIRECTORY + 1)) or b""
         if len(found) > MAX_DIRECTORY:
-            raise InvalidPickleError(f"a zip with a list of more than {MAX_DIRECTORY >> 20} MB")
+            raise InvalidPickleError(f"a zip with a directory of more than {MAX_DIRECTORY >> 20} MB")
         return found
 
 
@@ -99,7 +99,7 @@ def _zip_directory(stream: Any) -> list[zipfile.ZipInfo]:
 
 
 class _ZipMembers:
-    """What a zip holds, by name."""
+    """The members of a zip by name."""
 
     def __init__(self, stream: Any, data: mmap):
         self._data, self._bytes = data, np.frombuffer(data, np.uint8)
@@ -114,7 +114,7 @@ class _ZipMembers:
         return iter(self._found)
 
     def read(self, name: str) -> np.ndarray | None:
-        """The bytes of a member as `uint8`, a view of the file where they are not compressed."""
+        """The bytes of a member as `uint8`, a view of the file unless compressed; `None` if it doesn't exist."""
         info = self._found.get(name)
         if info is None:
             return None
@@ -129,7 +129,7 @@ class _ZipMembers:
         if info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size:
             return raw
         if info.compress_type != zipfile.ZIP_DEFLATED:
-            raise InvalidPickleError("a zip that is packed in a way of its own")
+            raise InvalidPickleError("a zip with an unsupported compression method")
         if info.file_size > min(self._unpack_budget, info.compress_size * MAX_ZIP_RATIO + (MAX_EXPANSION >> 4)):
             raise InvalidPickleError("a zip that unpacks to many times its size")
         self._unpack_budget -= info.file_size
@@ -145,7 +145,7 @@ class _ZipMembers:
 def _from_zip(members: _ZipMembers) -> LoadedFile:
     tops = [name.removesuffix(_DATA) for name in members if name.endswith(f"/{_DATA}") and name.count("/") == 1]
     if len(tops) != 1:
-        raise InvalidPickleError("a zip without a model of PyTorch's")
+        raise InvalidPickleError("a zip without a PyTorch model")
     top = tops[0]
     order = members.read(f"{top}byteorder")
     if order is not None and order[:8].tobytes() == b"big":
@@ -160,7 +160,7 @@ def _from_member(members: _ZipMembers, name: str, folder: str) -> Any:
     if raw is None:
         return None
     if len(raw) > _LARGEST_PICKLE:
-        raise InvalidPickleError("a pickle that is larger than any")
+        raise InvalidPickleError("a pickle that is too large")
     known: dict[str, np.ndarray | None] = {}
 
     def persistent_load(found: Any) -> Storage:
@@ -176,11 +176,11 @@ def _from_member(members: _ZipMembers, name: str, folder: str) -> Any:
 
 
 def _from_pickles(data: bytes | mmap, nested: bool = False) -> Any:
-    """The thing in a file of the format before PyTorch 1.6, or of pickle alone."""
+    """The object in a file of PyTorch's format before 1.6, or in a plain pickle."""
     storages: list[Storage] = []
 
     def persistent_load(found: Any) -> Any:
-        if isinstance(found, tuple) and len(found) == 4 and found[0] == "module":  # a class, with its source text
+        if isinstance(found, tuple) and len(found) == 4 and found[0] == "module":  # a class with its source code
             return found[1]
         storages.append(parse_storage(found))
         return storages[-1]
@@ -213,7 +213,7 @@ def _from_pickles(data: bytes | mmap, nested: bool = False) -> Any:
 
 
 def _make_builder(nesting: int) -> Callable[[Any, Any], Any]:
-    """What stands for calls; with `nesting`, storages that were pickled as files of their own are read too."""
+    """A builder for [`read_pickle`]. With `nesting`, it also reads storages that were pickled as nested files."""
 
     def built(kind: Any, args: Any) -> Any:
         if not nesting or not isinstance(kind, GlobalRef) or (kind.module, kind.name) != _FROM_BYTES:

@@ -1,5 +1,4 @@
-"""Tensors as pickles describe them: a shape and strides over a storage's bytes, read when asked for. PyTorch is not
-needed."""
+"""Lazy tensors as pickles describe them: a shape and strides over a storage's bytes. Needs no PyTorch."""
 
 from math import prod
 from typing import Any
@@ -37,14 +36,14 @@ NO_DATA = "no data"
 
 
 class Storage(InertObject):
-    """A stretch of bytes that tensors are views of.
+    """A block of bytes that tensors are views of.
 
     Attributes:
-        key (`str`): its name in the file; empty for one that has no bytes.
-        dtype (`str`): PyTorch's word for what it holds.
-        count (`int`): of how many elements.
-        start (`int`): the element at which it begins in the stretch of that name, if it is a view of it.
-        data (`np.ndarray` or `None`): the bytes, `uint8`, once they are found.
+        key (`str`): name in the file; empty for a storage without bytes.
+        dtype (`str`): PyTorch dtype.
+        count (`int`): number of elements.
+        start (`int`): first element, if the storage is a view of another one of that name.
+        data (`np.ndarray` or `None`): the bytes, `uint8`, once located.
     """
 
     __slots__ = ("count", "data", "dtype", "key", "start")
@@ -58,15 +57,15 @@ class Storage(InertObject):
 
 
 class LazyTensor(InertObject):
-    """A tensor that is read in rows, without ever being laid out whole.
+    """A tensor that is read in rows, without a copy of the whole.
 
     Attributes:
-        dtype (`str`): PyTorch's word for it.
+        dtype (`str`): PyTorch dtype.
         shape (`tuple[int, ...]`): its shape.
         strides (`tuple[int, ...]`): in elements.
-        offset (`int`): the element of the storage that it begins at.
-        storage ([`Storage`] or `None`): where its bytes are.
-        reason (`str` or `None`): why it can't be read, if it can't.
+        offset (`int`): its first element in the storage.
+        storage ([`Storage`] or `None`): storage of its bytes.
+        reason (`str` or `None`): why it can't be read, or `None`.
     """
 
     __slots__ = ("dtype", "offset", "reason", "shape", "storage", "strides")
@@ -84,7 +83,7 @@ class LazyTensor(InertObject):
         self.storage, self.reason = storage, reason
 
     def numel(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return prod(self.shape)
 
     @property
@@ -93,7 +92,7 @@ class LazyTensor(InertObject):
 
     @property
     def contiguous(self) -> bool:
-        """Whether its bytes lie together in the order of its shape."""
+        """Whether its elements are contiguous in row-major order."""
         expected = 1
         for size, stride in zip(self.shape[::-1], self.strides[::-1], strict=True):
             if size != 1 and stride != expected:
@@ -103,14 +102,14 @@ class LazyTensor(InertObject):
 
     @property
     def span(self) -> tuple[int, int]:
-        """The bytes of the storage's stretch that it lies in."""
+        """Begin and end of its bytes in the storage's data."""
         assert self.storage is not None
         size, begin = element_bytes(self.dtype), self.storage.start * self.storage.element_bytes
         extent = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) + 1
         return begin + self.offset * size, begin + (self.offset + (extent if self.numel() else 0)) * size
 
     def unreadable_reason(self) -> str | None:
-        """Why its bytes can't be had, if there is a reason."""
+        """Why it can't be read, or `None`."""
         if self.reason is not None:
             return self.reason
         if self.dtype not in DTYPES:
@@ -122,7 +121,7 @@ class LazyTensor(InertObject):
         return None
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Bytes `start` to `stop` of it, in the order of its shape, as `uint8`."""
+        """Bytes `start` to `stop` in row-major order, as `uint8`."""
         stop = self.nbytes if stop is None else stop
         if start >= stop or self.storage is None or self.storage.data is None:
             return np.empty(0, np.uint8)
@@ -140,7 +139,7 @@ class LazyTensor(InertObject):
 
 
 class NumpyArray(LazyTensor):
-    """An array of numpy's, of which a pickle first says that it is one and then what is in it."""
+    """A NumPy array, which a pickle creates empty and fills afterwards."""
 
     __slots__ = ()
 
@@ -152,11 +151,11 @@ class NumpyArray(LazyTensor):
             self.fill(*state[-4:])
 
     def fill(self, shape: Any, dtype: Any, columns_first: Any, raw: Any) -> None:
-        """Takes the array's bytes, in the order of its shape or of the shape read backwards."""
+        """Receives the array's bytes, in row-major order or, with `columns_first`, in column-major order."""
         sizes, named = parse_sizes(shape), _numpy_dtype(dtype)
         raw = raw.encode("latin-1", "replace") if isinstance(raw, str) else raw  # as Python 2 wrote it
         if sizes is None or named is None or not isinstance(raw, bytes | memoryview):
-            self.reason = "a numpy array of another dtype"
+            self.reason = "a NumPy array of unsupported dtype"
             return
         count, strides = 1, []
         for size in sizes if columns_first else sizes[::-1]:
@@ -169,12 +168,12 @@ class NumpyArray(LazyTensor):
 
 
 def element_bytes(dtype: str) -> int:
-    """The bytes of one element; 1 for what is not known."""
+    """Size of one element in bytes; 1 for an unknown dtype."""
     return SIZES[DTYPES[dtype]] if dtype in DTYPES else _OTHER_SIZES.get(dtype, 1)
 
 
 def _numpy_dtype(dtype: Any) -> str | None:
-    """PyTorch's word for a dtype of numpy's, in the order of bytes that is read here."""
+    """The PyTorch dtype of a little-endian NumPy dtype, or `None`."""
     if not isinstance(dtype, CallRecord) or not isinstance(dtype.args, tuple) or not dtype.args:
         return None
     state = dtype.state if isinstance(dtype.state, tuple) else ()

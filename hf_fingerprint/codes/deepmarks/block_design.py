@@ -1,12 +1,12 @@
-"""Anti-collusion codes from projective planes, as in DeepMarks: each coalition of at most k - 1 leaves its own AND.
+"""Anti-collusion codes from projective planes, as in DeepMarks: each coalition of at most k - 1 has a unique AND.
 
 H. Chen, B. D. Rouhani, C. Fu, J. Zhao, F. Koushanfar, "DeepMarks", arXiv 1804.03648, after W. Trappe, M. Wu,
 Z. J. Wang, K. J. R. Liu, "Anti-collusion fingerprinting for multimedia", IEEE Trans. Signal Processing 51 (2003).
 Recipients are the blocks of a symmetric (v, k, 1) design, positions its points. A recipient's bit is 0 at the points
 of the block and 1 elsewhere; the design is developed modulo v from a perfect difference set.
 
-[`BlockDesign.coalition_of`] is the rule of that code, for bits. `soft_decoding.py` reads the same fingerprints without
-thresholds and proves a bound on accusing anybody innocent, which the rule for bits has only where no bit is wrong.
+[`BlockDesign.coalition_of`] is that code's rule for bits, which is proven only if no bit is wrong. `soft_decoding.py`
+decodes the same fingerprints without thresholds, with a proven bound on accusing any innocent.
 """
 
 import itertools
@@ -35,8 +35,8 @@ SIZES = tuple(q * q + q + 1 for q in range(2, _LARGEST_ORDER + 1) if _prime_powe
 def _field(prime: int, degree: int) -> np.ndarray:
     """The powers of a generator of GF(prime^degree), from 1 on: `(prime^degree - 1, degree)` coefficients.
 
-    Searches the `x^degree = constant + ...` for one by which x has the full order. All non-zero residues are then
-    powers of x, so they have inverses and this is the field. The norm of a generator generates GF(prime).
+    Searches for a polynomial `x^degree = constant + ...` modulo which x has the full order. All non-zero residues are
+    then powers of x, so they have inverses and form the field. The norm of a generator generates GF(prime).
     """
     one = (1,) + (0,) * (degree - 1)
     full = prime**degree - 1
@@ -58,10 +58,10 @@ def _field(prime: int, degree: int) -> np.ndarray:
 
 @lru_cache(maxsize=len(SIZES))
 def difference_set(points: int) -> tuple[int, ...]:
-    """A perfect difference set: every number but 0 modulo `points` is a difference of two members in just one way.
+    """A perfect difference set: every non-zero number modulo `points` is the difference of exactly one ordered pair.
 
     J. Singer, Trans. AMS 43 (1938): for a generator x of GF(q^3), the i with `x^i` of trace 0 over GF(q), modulo
-    `v = q^2 + q + 1`. Of its translates this is the one with 0 and 1 in it.
+    `v = q^2 + q + 1`. This returns the translate that contains 0 and 1.
 
     Args:
         points (`int`): v, one of `SIZES`.
@@ -75,9 +75,8 @@ def difference_set(points: int) -> tuple[int, ...]:
     if points not in SIZES:
         near = sorted(sorted(SIZES, key=lambda size: abs(size - points))[:3])
         raise CodeError(
-            f"No projective plane with {points} points can be made: "
-            f"choose {near[0]}, {near[1]} or {near[2]}, or another q^2 + q + 1 with a prime power q up to "
-            f"{_LARGEST_ORDER}."
+            f"There is no projective plane with {points} points: choose {near[0]}, {near[1]} or {near[2]}, or another "
+            f"q^2 + q + 1 with a prime power q up to {_LARGEST_ORDER}."
         )
     q = math.isqrt(points)
     prime, exponent = _prime_power(q) or (q, 1)
@@ -109,7 +108,7 @@ class BlockDesign:
 
     @cached_property
     def codewords(self) -> np.ndarray:
-        """`bool`, shape `(v, v)`: row j is what recipient j gets, False at the points of block j."""
+        """`bool`, shape `(v, v)`: row j is the codeword of recipient j, False at the points of block j."""
         shift = np.arange(self.points)[:, None]
         words = np.ones((self.points, self.points), dtype=bool)
         words[shift, (np.array(self._base) + shift) % self.points] = False
@@ -124,16 +123,16 @@ class BlockDesign:
         return signs
 
     def hard_bits(self, extracted: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-        """The bits of a suspect, 1 where the reading is above the threshold.
+        """The bits of a suspect, 1 where the extracted signal is above the threshold.
 
         Args:
-            extracted (`np.ndarray` of shape `(v,)`): 0 or 1 for one copy, between them for an average of copies.
-            threshold (`float`): the paper's 0.85 keeps the AND of an average of up to 6.
+            extracted (`np.ndarray` of shape `(v,)`): 0 or 1 for one copy, in between for an average of copies.
+            threshold (`float`): the paper's 0.85 keeps the AND of an average of up to 6 copies.
         """
         return self.check_extracted(extracted) > threshold
 
     def covered_by(self, word: np.ndarray) -> tuple[int, ...]:
-        """Whoever has all zeros of the codeword among those of the word: accusing them all asks for no consistency.
+        """Recipients whose codeword's zeros all are zeros of the word, whether or not they explain the whole word.
 
         Args:
             word (`np.ndarray` of shape `(v,)`): bits.
@@ -145,8 +144,8 @@ class BlockDesign:
 
         The zeros of an AND are the union of the coalition's blocks, so each colluder is covered. Nobody else is: two
         blocks meet in exactly one point, so K <= k - 1 blocks hold at most K < k of the k points of another block. So
-        the covered recipients are the coalition itself; where they are more than k - 1 or have a different AND, the
-        word is nobody's. The all-ones word covers nobody.
+        the covered recipients are the coalition. If they are more than k - 1 or have another AND, the word belongs to
+        no coalition. The all-ones word covers nobody.
 
         Args:
             word (`np.ndarray` of shape `(v,)`): bits.
@@ -170,18 +169,18 @@ class BlockDesign:
         if word.shape != (self.points,):
             raise CodeError(f"A word of this code has {self.points} bits, not the shape {word.shape}.")
         if word.dtype != bool and not np.isin(word, (0, 1)).all():
-            raise CodeError("A word of this code is of zeros and ones alone: get them from a reading with hard_bits.")
+            raise CodeError("A word of this code must hold only zeros and ones: call `hard_bits` on the signal first.")
         return word.astype(bool)
 
     def check_extracted(self, extracted: np.ndarray) -> np.ndarray:
-        """A reading as `float64` of shape `(v,)`.
+        """The extracted signal as `float64` of shape `(v,)`.
 
         Raises:
             [`CodeError`]: if it has another shape, or values that are not finite.
         """
         extracted = np.asarray(extracted, dtype=np.float64)
         if extracted.shape != (self.points,):
-            raise CodeError(f"A reading of this code has {self.points} numbers, not the shape {extracted.shape}.")
+            raise CodeError(f"The extracted signal must have the shape ({self.points},), got {extracted.shape}.")
         if not np.isfinite(extracted).all():
-            raise CodeError("The reading has values that are not finite, so it can't be decoded.")
+            raise CodeError("The extracted signal has values that are not finite: extract it again.")
         return extracted

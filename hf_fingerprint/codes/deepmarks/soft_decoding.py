@@ -1,6 +1,6 @@
-"""Decoding of the block design's fingerprints from real numbers, with a proven bound on false accusation.
+"""Decodes the block design's fingerprints from real numbers, with a proven bound on false accusation.
 
-Beside the paper's own rule for bits, [`BlockDesign.coalition_of`], which has no bound where a bit is wrong.
+The paper's own rule for bits, [`BlockDesign.coalition_of`], has no bound if a bit is wrong.
 """
 
 import itertools
@@ -17,17 +17,17 @@ from hf_fingerprint.errors import CodeError
 
 
 MAX_COALITIONS = 200_000
-_ROUNDING = 1e-10  # share of the reading's energy below which nothing is believed
+_ROUNDING = 1e-10  # share of the signal's energy that counts as rounding error
 _UNDERFLOW = 1e-290
 
 
 @dataclass(frozen=True, eq=False)
 class SoftDecoding:
-    """What [`soft_decode`] found.
+    """The result of [`soft_decode`].
 
     Attributes:
         accused (`tuple[int, ...]`): recipients, ascending.
-        weights (`np.ndarray` of shape `(v,)`): how much of each copy explains the reading best, none negative.
+        weights (`np.ndarray` of shape `(v,)`): the non-negative least-squares weight of each copy in the signal.
         log10_bounds (`np.ndarray` of shape `(v,)`): the largest `log10 p_T` among the coalitions T without j.
         coalition (`int`): K, the largest coalition that the bound holds for.
     """
@@ -41,27 +41,28 @@ class SoftDecoding:
 def soft_decode(
     design: BlockDesign, extracted: np.ndarray, coalition: int | None = None, alpha: float = 1e-6
 ) -> SoftDecoding:
-    """Accuses from real numbers, with a proven bound: anybody innocent is accused with probability at most alpha.
+    """Accuses from real numbers; the probability of accusing any innocent is proven to be at most alpha.
 
-    Recipient j's weights carry `U b_j`, where `b_j` is the codeword as signs and U secret, Haar-random, with v
-    orthonormal columns. A suspect z is read as `y = U^T z`.
+    Recipient j's weights carry `U b_j`, where `b_j` is the codeword as signs and U is secret, Haar-random, with v
+    orthonormal columns. The signal extracted from a suspect z is `y = U^T z`.
 
-    The pirates T hold nothing that depends on U but `U b_i` for i in T. Given those, U on the orthogonal complement
-    of `span{b_i: i in T}` is still Haar-random and independent of z. So y, with that span projected out, has a
-    uniform direction in `d = v - |T|` dimensions, whatever the pirates did, and the share of its energy that lies in
-    a fixed subspace of dimension a is Beta(a / 2, (d - a) / 2). For any other recipients A, a of them, let x be the
-    share in the span of what is left of their `b_j`, and
+    All that the colluders T know of U is `U b_i` for i in T. Given this, U on the orthogonal complement of
+    `span{b_i: i in T}` is still Haar-random and independent of z. So y, with that span projected out, has a uniform
+    direction in `d = v - |T|` dimensions, whatever the colluders did, and the share of its energy in a fixed subspace
+    of dimension a is Beta(a / 2, (d - a) / 2). For any set A of a other recipients, let x be the share of energy in
+    the span of their projected `b_j`, and
 
         p_T = K C(d, a) P(Beta(a / 2, (d - a) / 2) >= x),   at most 1.
 
     The binomial and K pay for choosing A from y, among all sets of 1 to K recipients outside T, so for the true T
-    `P(p_T <= alpha) <= alpha`. Here A is whatever of the recipients with the highest `<y, b_j>` gives the lowest p.
+    `P(p_T <= alpha) <= alpha`. A is chosen among the recipients with the highest `<y, b_j>`, for the lowest p.
 
-    j is accused iff every T of at most K recipients without j, the empty T too, has `p_T <= alpha`. An innocent is
-    not in the true T, so accusing any needs that one event: no union over recipients or coalitions. It rests on the
-    keyed generator that U comes from being pseudo-random, and is for suspects made without feedback. (Trying only the
-    T of exactly K would not do: a smaller coalition lies in many of them, each of which spares different innocents.)
-    If all T are refuted, the pirates were more than K, which the proof excludes, and nobody is accused.
+    j is accused iff every T of at most K recipients without j, also the empty T, has `p_T <= alpha`. An innocent is
+    not in the true T, so accusing any innocent requires that one event: there is no union over recipients or
+    coalitions. The proof assumes that the keyed generator of U is pseudo-random and that the suspect was made without
+    feedback. (Trying only the T of exactly K would not do: a smaller coalition lies in many of them, each of which
+    spares different innocents.) If all T are refuted, there were more than K colluders, which the proof excludes, and
+    nobody is accused.
 
     All `b_j` have the same inner product with each other and are independent, so the energy of y in the span of any
     of them follows from the sum and the sum of squares of their `<y, b_j>`.
@@ -69,13 +70,13 @@ def soft_decode(
     Args:
         design (`BlockDesign`): the code.
         extracted (`np.ndarray` of shape `(v,)`): y, on any scale.
-        coalition (`int`, *optional*): K, the largest number of pirates that the bound shall hold for. It needn't be
-            within the design's resilience. By default the largest that is, and is feasible.
-        alpha (`float`): the probability of accusing anybody innocent, at most 0.05.
+        coalition (`int`, *optional*): K, the largest number of colluders that the bound holds for. It may exceed the
+            design's resilience. Defaults to the largest number within it that is feasible.
+        alpha (`float`): the bound on the probability of accusing any innocent, at most 0.05.
 
     Raises:
-        [`CodeError`]: if the reading is not v finite numbers, alpha no level to accuse at, or K makes no sense or has
-            more than `MAX_COALITIONS` coalitions.
+        [`CodeError`]: if the signal is not v finite numbers, alpha isn't above 0 and at most 0.05, or K is out of
+            range or has more than `MAX_COALITIONS` coalitions.
     """
     y = design.check_extracted(extracted)
     size = _coalition_size(design.points, design.resilience, coalition)
@@ -110,13 +111,11 @@ def _coalition_size(points: int, resilience: int, coalition: int | None) -> int:
     if coalition is None:
         return max(s for s in range(1, resilience + 1) if s == 1 or math.comb(points, s) <= MAX_COALITIONS)
     if not 1 <= coalition < points / 2:
-        raise CodeError(
-            f"A coalition of {coalition} can't be refuted among {points} recipients: choose 1 to {(points - 1) // 2}."
-        )
+        raise CodeError(f"`coalition` must be from 1 to {(points - 1) // 2} for {points} recipients, got {coalition}.")
     if math.comb(points, coalition) > MAX_COALITIONS:
         raise CodeError(
-            f"There are {math.comb(points, coalition):,} coalitions of {coalition} among {points} recipients, more "
-            f"than the {MAX_COALITIONS:,} that are tried: choose a smaller coalition."
+            f"There are {math.comb(points, coalition):,} coalitions of {coalition} among {points} recipients, and at "
+            f"most {MAX_COALITIONS:,} are tried: choose a smaller coalition."
         )
     return coalition
 
@@ -128,27 +127,30 @@ def _subsets(points: int, number: int) -> np.ndarray:
 
 
 class _Refuter:
-    """Refutes coalitions of recipients who are ranked by their inner product with y, highest first."""
+    """Refutes coalitions of recipients, who are ranked by their inner product with y, highest first."""
 
     def __init__(self, design: BlockDesign, inner: np.ndarray, energy: float, coalition: int):
         self._inner = inner
         self._energy = energy
         self._size = coalition
-        self._own = 4 * design.resilience  # the Gram matrix of the b_j is own I + common J
-        self._common = design.points - self._own
+        self._diagonal = 4 * design.resilience  # the Gram matrix of the b_j is diagonal I + common J
+        self._common = design.points - self._diagonal
 
     def weights(self) -> np.ndarray:
         """The non-negative least squares fit of y by the `b_j`: `n w_j = max(0, <y, b_j> - common sum w)`."""
         count = np.arange(1, len(self._inner) + 1)
-        total = np.cumsum(self._inner) / (self._own + count * self._common)
-        # the positive ones are the first so many: as long as the last of them stays positive
+        total = np.cumsum(self._inner) / (self._diagonal + count * self._common)
+        # the positive weights are the longest prefix whose last weight is positive
         used = int(np.count_nonzero(np.logical_and.accumulate(self._inner > self._common * total)))
         residual_energy = self._inner - self._common * total[used - 1] if used else np.zeros_like(self._inner)
-        return np.where(count <= used, residual_energy, 0.0) / self._own
+        return np.where(count <= used, residual_energy, 0.0) / self._diagonal
 
     def residual_energy(self, total: np.ndarray, squares: np.ndarray, number: np.ndarray | int) -> np.ndarray:
         """The energy of y outside the span of `number` of the `b_j`, given the sums of `<y, b_j>` and squares."""
-        return self._energy - (squares - self._common / (self._own + number * self._common) * total**2) / self._own
+        return (
+            self._energy
+            - (squares - self._common / (self._diagonal + number * self._common) * total**2) / self._diagonal
+        )
 
     def log10_p(self, sets: np.ndarray) -> np.ndarray:
         """`log10 p_T` for each row of ranks."""
@@ -172,7 +174,7 @@ class _Refuter:
 
 
 def _log_tail(rest: np.ndarray, a: np.ndarray, d: int) -> np.ndarray:
-    """`log P(Beta(a / 2, (d - a) / 2) >= 1 - rest)`; where that underflows, something a little larger."""
+    """`log P(Beta(a / 2, (d - a) / 2) >= 1 - rest)`, or a slightly larger bound where that underflows."""
     p, q = (d - a) / 2, a / 2
     tail = betainc(p, q, rest)
     low = tail < _UNDERFLOW

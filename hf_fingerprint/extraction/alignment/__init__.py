@@ -1,6 +1,6 @@
-"""What leaves a model's function unchanged is undone before it is read: channels in another order, rescaled, flipped.
+"""Alignment undoes changes that leave a model's function unchanged: permuted, rescaled, flipped or rotated channels.
 
-Nothing here sees a codeword, so a wrong alignment costs evidence and can't make any.
+Nothing here sees a codeword, so a wrong alignment can lose evidence but can't create any.
 """
 
 from hf_fingerprint.extraction.alignment.align import AlignedWeights, align_suspect

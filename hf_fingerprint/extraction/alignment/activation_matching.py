@@ -1,7 +1,7 @@
-"""What goes into and comes out of the modules of two models on the same inputs.
+"""Records the inputs and outputs of the modules of two models on the same images.
 
-A channel is known by what it does: the same inputs give the same activations, up to a factor, wherever it was moved to
-(S. K. Ainsworth, J. Hayase, S. Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1, for permutations).
+A channel is identified by its function: the same inputs give the same activations, up to a factor, wherever it was
+moved (S. K. Ainsworth, J. Hayase, S. Srinivasa, "Git Re-Basin", ICLR 2023, section 3.1, for permutations).
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 MIN_IMAGES, MAX_IMAGES, BATCH = 16, 256, 8
-PIXELS = MIN_IMAGES * 224 * 224  # of smaller images there are more: a late layer sees each in a place or two
+PIXELS = MIN_IMAGES * 224 * 224  # smaller images are more in number, since late layers have few places in each
 SAMPLES = 768
 MAX_ABS = 1e12
 
 
 class Activations(NamedTuple):
-    """One module's, on a sample of images and places in them.
+    """One module's activations, on a sample of images and places in them.
 
     Attributes:
         inputs (`np.ndarray` of shape `(channels in, samples)`): `float32`.
         outputs (`np.ndarray` of shape `(channels out, samples)`): `float32`.
-        gain, shift (`np.ndarray` of shape `(channels in,)`, *optional*): of the layer normalisation whose output the
-            inputs are.
-        scale (`np.ndarray` of shape `(channels out,)`, *optional*): what a layer scale multiplies the outputs with.
+        gain, shift (`np.ndarray` of shape `(channels in,)`, *optional*): those of the layer normalization that outputs
+            the inputs.
+        scale (`np.ndarray` of shape `(channels out,)`, *optional*): the layer scale that multiplies the outputs.
     """
 
     inputs: np.ndarray
@@ -51,14 +51,14 @@ def record_activation_pairs(
         modules (`dict[str, str]`): the names of modules of the base, and of their counterparts in the suspect.
 
     Returns:
-        for each of the base's names that ran in both, `(ours, theirs)`.
+        `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` for each module of the base that ran in both.
     """
     _, height, width = ours.size
     images = synthetic_images(ours, min(MAX_IMAGES, max(MIN_IMAGES, PIXELS // (height * width))))
     one = _record_activations(ours.module, images, list(modules))
     try:
         two = _record_activations(theirs, images, list(modules.values()))
-    except RuntimeError:  # widths that don't go together
+    except RuntimeError:  # the suspect's widths don't fit each other
         return {}
     return {a: (one[a], two[b]) for a, b in modules.items() if a in one and b in two}
 
@@ -84,7 +84,7 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
             norms.setdefault(latest[1], {})["scale"] = scale
 
     def hook(name: str) -> Callable[..., None]:
-        def note(called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor") -> None:
+        def record(called: "torch.nn.Module", inputs: tuple["torch.Tensor", ...], output: "torch.Tensor") -> None:
             nonlocal latest
             latest = output, name
             if inputs:
@@ -94,7 +94,7 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
                 if normed is not None and inputs[0] is normed[0]:
                     norms.setdefault(name, {}).update(_norm_affine(normed[1], inputs[0].shape[-1]))
 
-        return note
+        return record
 
     kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
     hooks = [
@@ -119,7 +119,7 @@ def _record_activations(module: "torch.nn.Module", images: "torch.Tensor", names
 
 
 def _norm_affine(norm: "torch.nn.Module", channels: int) -> dict[str, np.ndarray]:
-    """The gain and the shift of a layer normalisation."""
+    """The gain and the shift of a layer normalization."""
     gain, shift = (getattr(norm, kind, None) for kind in ("weight", "bias"))
     return {
         "gain": np.ones(channels) if gain is None else gain.detach().double().numpy(),
@@ -128,7 +128,7 @@ def _norm_affine(norm: "torch.nn.Module", channels: int) -> dict[str, np.ndarray
 
 
 def _layer_scale(part: "torch.nn.Module") -> np.ndarray | None:
-    """What a layer scale (timm's `gamma`, transformers' `lambda1`) multiplies with."""
+    """The factors of a layer scale (timm's `gamma`, transformers' `lambda1`), or `None` for another module."""
     own = dict(part.named_parameters(recurse=False))
     if len(own) != 1 or not own.keys() <= {"gamma", "lambda1"}:
         return None
@@ -137,7 +137,7 @@ def _layer_scale(part: "torch.nn.Module") -> np.ndarray | None:
 
 
 def _sample_channels(values: "torch.Tensor", module: "torch.nn.Module", n_places: int) -> np.ndarray:
-    """Channels first, at so many places that are the same in both models."""
+    """Samples values at `n_places` places, the same in both models: `(channels, places)`."""
     import torch
 
     convolution = isinstance(module, torch.nn.modules.conv._ConvNd)
@@ -149,5 +149,5 @@ def _sample_channels(values: "torch.Tensor", module: "torch.nn.Module", n_places
 
 
 def zero_unusable(values: np.ndarray) -> np.ndarray:
-    """The values, with 0 for those whose products wouldn't be numbers."""
+    """The values, with 0 for those that are not finite, or so large that products would overflow."""
     return np.where(np.abs(values) < MAX_ABS, values, np.float32(0))

@@ -1,4 +1,4 @@
-"""Whether a suspect's weights line up with the base's, and if not, a view of them that does."""
+"""Aligns a suspect's weights with the base's, if they aren't aligned already."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,13 +27,13 @@ SAMPLE_ROWS = 8
 MIN_ROW_COSINE, MAX_SCALE_RATIO = 0.97, 1.05
 MIN_COSINE, IMPROVED_RATIO = 0.5, 0.8
 MIN_MISALIGNED_SHARE = 0.02
-PROBED_TENSORS = 8  # so many tensors of all sizes that nothing lines up are a model of its own
+PROBED_TENSORS = 8  # if none of so many tensors of all sizes can be aligned, the models are unrelated
 PASSES = 16
 SHORT_ROW = 64  # weights in a row
 MAX_CONSENSUS_RATIO = 1.5
-MAX_EXACT_RESIDUAL = 0.01  # share of a tensor's energy: more than a mark leaves, less than a wrong order does
-BARELY_IMPROVED_RATIO = 0.99  # where all lean alike, the turn that they have in common needs no more evidence
-MUCH_IMPROVED_RATIO = 0.5  # a basis has more freedom than an order, so it must explain this much more
+MAX_EXACT_RESIDUAL = 0.01  # share of a tensor's energy: more than a mark leaves, less than a wrong order
+BARELY_IMPROVED_RATIO = 0.99  # a rotation common to all tensors needs no further evidence
+MUCH_IMPROVED_RATIO = 0.5  # a basis has more freedom than an order, so it must explain more
 
 
 def align_suspect(
@@ -44,7 +44,7 @@ def align_suspect(
     progress: Progress | None = None,
     always: bool = False,
 ) -> AlignedWeights | None:
-    """Puts a suspect's carriers in the base's order, if they are not.
+    """Aligns a suspect's carriers with the base's, where they aren't.
 
     Args:
         base ([`Base`]): the registered base.
@@ -52,11 +52,11 @@ def align_suspect(
         suspect ([`TensorReader`]): the open suspect.
         matches (`dict[str, TensorInfo]`): the carriers' counterparts, as far as they are known.
         progress (callable, *optional*): a [`Progress`].
-        always (`bool`, *optional*, defaults to `False`): whether tensors that line up but for a drift are put in order
-            as well; small rotations look like one.
+        always (`bool`, *optional*, defaults to `False`): whether to try tensors too that look aligned but drifted,
+            since a small rotation looks like drift.
 
     Returns:
-        [`AlignedWeights`], or `None` if the weights line up as they are, or nothing lines them up better.
+        [`AlignedWeights`], or `None` if the weights are aligned already, or nothing improves them.
     """
     misaligned = {c.name for c in base.carriers if always or not is_aligned(original, suspect, c.name, matches)}
     aligned_matches = {name: info for name, info in matches.items() if name not in misaligned}
@@ -71,7 +71,7 @@ def align_suspect(
     first = names[:: 1 + len(names) // PROBED_TENSORS]
     for name in [*first, *(name for name in names if name not in first)]:
         if name in first or found:
-            ours, theirs = pairs.load(name)
+            ours, theirs = pairs.load_pair(name)
             if ours.shape[2] == theirs.shape[2] and all(np.less_equal(ours.shape, theirs.shape)):
                 _keep_if_better(
                     found,
@@ -85,7 +85,7 @@ def align_suspect(
         _try_known_orders(pairs, first, found)
     if found:
         _try_known_orders(
-            pairs, [*names, *(n for n in aligned_matches if not _all_rows_similar(*pairs.load(n)))], found
+            pairs, [*names, *(n for n in aligned_matches if not _all_rows_similar(*pairs.load_pair(n)))], found
         )
     _apply_consensus(pairs, found)
     if found:
@@ -98,7 +98,7 @@ def align_suspect(
     if found or rotated or _any_rotated(pairs, unexplained):
         enough = (BARELY_IMPROVED_RATIO, BARELY_IMPROVED_RATIO) if rotated else (IMPROVED_RATIO, MUCH_IMPROVED_RATIO)
         for name, transform in pairs.fit_rotations(unexplained | rotated).items():
-            _keep_if_better(found, name, *pairs.load(name), transform, *enough)
+            _keep_if_better(found, name, *pairs.load_pair(name), transform, *enough)
     if not found:
         return None
     return _aligned_weights(base, suspect, pairs, found)
@@ -113,20 +113,20 @@ def _aligned_weights(
 
 
 def _any_rotated(pairs: LayerPairs, names: set[str]) -> bool:
-    """Whether turning back makes any of a few layers more like the base's; a stranger's stay as unlike."""
+    """Whether undoing a rotation makes any of a few layers more similar to the base's, as it can't in other models."""
     found: dict[str, _FoundTransform] = {}
     for name, transform in pairs.fit_rotations(pairs.sample_layers(names)).items():
-        _keep_if_better(found, name, *pairs.load(name), transform)
+        _keep_if_better(found, name, *pairs.load_pair(name), transform)
     return bool(found)
 
 
 def _try_known_orders(pairs: LayerPairs, names: Sequence[str], found: "dict[str, _FoundTransform]") -> None:
-    """Tries those that are not found yet in the orders of others, since what one layer writes another reads."""
+    """Tries the orders of aligned tensors on the others, since the channels that one layer writes another reads."""
     for _ in range(PASSES):
         before = len(found)
-        for name in sorted(names):  # about as the layers follow one another
+        for name in sorted(names):  # roughly in the order of the layers
             if name not in found:
-                ours, theirs = pairs.load(name)
+                ours, theirs = pairs.load_pair(name)
                 if ours.shape[2] == theirs.shape[2] and all(np.less_equal(ours.shape, theirs.shape)):
                     orders = [
                         [np.arange(count), *_known_orders(found, (count, len(np.moveaxis(theirs, axis, 0))))]
@@ -139,19 +139,19 @@ def _try_known_orders(pairs: LayerPairs, names: Sequence[str], found: "dict[str,
 
 
 def _apply_consensus(pairs: LayerPairs, found: "dict[str, _FoundTransform]") -> None:
-    """Gives tensors that stand in nearly the same order the same; see `agreeing.py`."""
+    """Gives tensors with nearly the same order one common order; see `permutation_consensus.py`."""
     permuted = {name: each.transform for name, each in found.items() if isinstance(each.transform, ScaledPermutation)}
     for name, transform in permuted.items():
-        ours, theirs = pairs.load(name)
+        ours, theirs = pairs.load_pair(name)
         if len(theirs) > len(ours):
             permuted[name] = replace(transform, rows=first_duplicate_rows(theirs)[transform.rows])
     orders = find_consensus(
-        side for name, transform in permuted.items() for side in axis_orders(name, transform, *pairs.load(name))
+        side for name, transform in permuted.items() for side in axis_orders(name, transform, *pairs.load_pair(name))
     )
     for name, transform in permuted.items():
         rows, columns = orders.get((name, 0), transform.rows), orders.get((name, 1), transform.columns)
         if rows is not transform.rows or columns is not transform.columns:
-            ours, theirs = pairs.load(name)
+            ours, theirs = pairs.load_pair(name)
             other = fit_scaled_permutation(ours, theirs, rows, columns, transform.duplicates)
             residual = _residual_share(ours, other(theirs))
             if residual <= MAX_CONSENSUS_RATIO * found[name].residual:
@@ -159,7 +159,7 @@ def _apply_consensus(pairs: LayerPairs, found: "dict[str, _FoundTransform]") -> 
 
 
 def _known_orders(found: "dict[str, _FoundTransform]", counts: tuple[int, int]) -> list[np.ndarray]:
-    """The orders of rows and columns that tensors with long rows stand in, of so many channels of so many."""
+    """The distinct orders of `counts` (base, suspect) channels that were found in tensors with long rows."""
     orders: dict[bytes, np.ndarray] = {}
     for each in found.values():
         if isinstance(each.transform, ScaledPermutation) and each.counts[1][0] > SHORT_ROW:
@@ -170,12 +170,12 @@ def _known_orders(found: "dict[str, _FoundTransform]", counts: tuple[int, int]) 
 
 
 class _FoundTransform(NamedTuple):
-    """How a tensor is put back.
+    """The transform that aligns a tensor.
 
     Attributes:
-        transform ([`Transform`]): from the suspect's to the base's.
-        residual (`float`): the share of the base's energy that it differs by then.
-        counts (pair of `tuple[int, int]`): how many rows the base has and how many the suspect, and input channels.
+        transform ([`Transform`]): from the suspect's tensor to the base's.
+        residual (`float`): the energy of the remaining difference, as a share of the base's.
+        counts (pair of `tuple[int, int]`): the numbers of rows of the base and the suspect, and of input channels.
     """
 
     transform: Transform
@@ -192,7 +192,7 @@ def _keep_if_better(
     ratio_to_before: float = IMPROVED_RATIO,
     ratio_to_found: float = MUCH_IMPROVED_RATIO,
 ) -> None:
-    """Keeps a change if it makes a tensor like the base's, and clearly more so than before."""
+    """Keeps a transform if it makes a tensor similar to the base's, and clearly more so than before."""
     after = transform(theirs)
     reference = np.where(after != 0, ours, 0)
     power = float(np.vdot(reference, reference))
@@ -211,14 +211,14 @@ def _keep_if_better(
 
 
 def _residual_share(ours: np.ndarray, after: np.ndarray) -> float:
-    """What a tensor differs by, as a share of the base's energy; weights that are exactly 0 don't count."""
+    """The energy of a tensor's difference, as a share of the base's; weights that are exactly 0 don't count."""
     reference = np.where(after != 0, ours, 0)
     power = float(np.vdot(reference, reference))
     return float(np.square(after - reference).sum()) / power if power else np.inf
 
 
 def is_aligned(original: Checkpoint, suspect: TensorReader, name: str, matches: dict[str, TensorInfo]) -> bool:
-    """Whether most of a sample of a tensor's rows look like the base's, in direction and in size."""
+    """Whether most of a sample of a tensor's rows are similar to the base's, in direction and in size."""
     if name not in matches:
         return False
     chosen = sample_row_indices(original.tensors[name].rows, SAMPLE_ROWS)
@@ -228,14 +228,14 @@ def is_aligned(original: Checkpoint, suspect: TensorReader, name: str, matches: 
 
 
 def _all_rows_similar(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether all rows of a tensor are like the base's; of a shuffled few a sample may see none."""
+    """Whether all rows of a tensor are similar to the base's; a sample may miss the few that were permuted."""
     return ours.shape == theirs.shape and bool(
         _similar_rows(*(each.reshape(len(each), -1) for each in (ours, theirs))).all()
     )
 
 
 def _similar_rows(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Which rows are like the base's in direction and in size, or empty: `(rows,)` for `(rows, columns)`."""
+    """Whether each row is similar to the base's in direction and in size, or zero: `(rows,)` for `(rows, columns)`."""
     kept = theirs != 0
     products, powers = np.einsum("rc,rc->r", theirs, ours), np.einsum("rc,rc->r", kept, ours**2)
     scales = np.sqrt(powers * np.einsum("rc,rc->r", theirs, theirs))

@@ -1,8 +1,8 @@
-"""Attention heads whose queries and keys, or values and outputs, were written in another basis, or stand elsewhere.
+"""Aligns attention heads that were permuted, or whose weights were changed to another basis.
 
 A head's scores are `q^T k`, so `q' = A q`, `k' = A^-T k` gives the same for any invertible A; likewise values and the
-output projection. The base tells A, up to what the mark itself has in the directions of that freedom, where it cannot
-be read.
+output projection. A is fitted to the base's weights. The fit absorbs the part of the mark that looks like a change of
+basis.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ _TINY = 1e-9
 
 
 class HeadBasisChange(NamedTuple):
-    """How heads are put back.
+    """The transform that aligns heads.
 
     Attributes:
-        order (`np.ndarray` of shape `(heads,)`): for each head of the base, the suspect's.
-        basis_change (`np.ndarray` of shape `(heads, width, width)`): what its first weights are multiplied with (queries,
-            values).
-        dual_basis_change (`np.ndarray` of shape `(heads, width, width)`): the same for the second (keys, output columns): the
-            transposed inverse.
+        order (`np.ndarray` of shape `(heads,)`): for each head of the base, the index of the suspect's head.
+        basis_change (`np.ndarray` of shape `(heads, width, width)`): the matrices that multiply the first weights
+            (queries, values).
+        dual_basis_change (`np.ndarray` of shape `(heads, width, width)`): the matrices that multiply the second
+            weights (keys, output columns), their transposed inverses.
     """
 
     order: np.ndarray
@@ -32,22 +32,22 @@ class HeadBasisChange(NamedTuple):
     dual_basis_change: np.ndarray
 
     def first(self, theirs: np.ndarray) -> np.ndarray:
-        """The suspect's first weights, `(heads, width, n)`, as the base has them."""
+        """The suspect's first weights, `(heads, width, n)`, aligned with the base's."""
         return self.basis_change @ theirs[self.order]
 
     def second(self, theirs: np.ndarray) -> np.ndarray:
-        """The same of the second weights."""
+        """The suspect's second weights, `(heads, width, n)`, aligned with the base's."""
         return self.dual_basis_change @ theirs[self.order]
 
 
 def head_similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """How much of each head of the base lies in the row space of each of the suspect's, whatever its basis.
+    """The share of energy of each of the base's heads in the row space of each of the suspect's, in any basis.
 
     Args:
         ours, theirs (`np.ndarray` of shape `(heads, width, n)`): weights.
 
     Returns:
-        `np.ndarray` of shape `(heads, heads)`: shares of the energy.
+        `np.ndarray` of shape `(heads, heads)`.
     """
     spaces = np.linalg.qr(theirs.swapaxes(1, 2))[0]  # (heads, n, width)
     inside = np.einsum("hwn,gnv->hgwv", ours, spaces, optimize=True)
@@ -56,23 +56,23 @@ def head_similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def match_heads(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """For each head of the base, the suspect's, by all weights that they have."""
+    """For each head of the base, the index of the suspect's head, by the similarity of all their weights."""
     return linear_sum_assignment(-sum(head_similarity(ours, theirs) for ours, theirs in pairs))[1]
 
 
 def fit_head_bases(
     order: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
 ) -> HeadBasisChange:
-    """The changes of basis that make a suspect's heads most like the base's.
+    """Fits the changes of basis that make a suspect's heads most similar to the base's.
 
-    Least squares on the first weights or on the second starts; then both decide, `|a - G a'|^2 + |b - G^-T b'|^2`
-    falling by Gauss-Newton steps `G <- (1 + X) G`, each of them a Sylvester equation. Of a copy that drifted the start
-    is poor where a head has little energy, so long steps are cut short.
+    The start is the better least-squares fit of the first or the second weights. Then Gauss-Newton steps
+    `G <- (1 + X) G`, each the solution of a Sylvester equation, minimize `|a - G a'|^2 + |b - G^-T b'|^2`. Steps are
+    limited in length, since the start is poor for heads of little energy in a copy that drifted.
 
     Args:
         order (`np.ndarray` of shape `(heads,)`): see [`match_heads`].
-        first, second (pair of `np.ndarray` of shape `(heads, width, n)`): ours and theirs; queries and keys, or values
-            and the columns of the output projection.
+        first, second (pair of `np.ndarray` of shape `(heads, width, n)`): the base's weights and the suspect's:
+            queries and keys, or values and the columns of the output projection.
     """
     (a, a_theirs), (b, b_theirs) = ((ours, theirs[order]) for ours, theirs in (first, second))
     pairs = [_fit_basis(*head) for head in zip(a, a_theirs, b, b_theirs, strict=True)]
@@ -105,7 +105,7 @@ def _fit_basis(
             if size < TOLERANCE:
                 break
         return basis_change, np.linalg.inv(basis_change).T
-    except (LinAlgError, np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to put back
+    except (LinAlgError, np.linalg.LinAlgError, ValueError):  # a head of zeros has no basis to fit
         return identity, identity
 
 

@@ -1,4 +1,4 @@
-"""The self-attentions of a model of timm or transformers, found by the names of their layers."""
+"""Finds the self-attentions of a timm or transformers model by the names of their layers."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 _INPUTS = (("qkv",), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"))
 _OUTPUTS = ("proj", "o_proj", "out_proj", "to_out")
-_PARENT_OUTPUT = "output.dense"  # of the parent, as BERT has it
+_PARENT_OUTPUT = "output.dense"  # below the parent, as in BERT
 
 
 class Attention(NamedTuple):
     """One self-attention.
 
     Attributes:
-        inputs (`tuple[str, ...]`): the names of the layers that make queries, keys and values, or of the one that
-            makes all three.
+        inputs (`tuple[str, ...]`): the names of the layers that compute queries, keys and values, or of the one layer
+            that computes all three.
         output (`str`): the name of the output projection.
-        heads (`int`): how many heads there are.
+        heads (`int`): the number of heads.
     """
 
     inputs: tuple[str, ...]
@@ -29,10 +29,10 @@ class Attention(NamedTuple):
 
 
 def find_attentions(module: "torch.nn.Module") -> Iterator[Attention]:
-    """All that are found.
+    """Yields the self-attentions of a model.
 
     Args:
-        module (`torch.nn.Module`): a model that was built.
+        module (`torch.nn.Module`): the model.
     """
     import torch
 

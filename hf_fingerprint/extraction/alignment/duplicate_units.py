@@ -1,8 +1,8 @@
-"""Which input channels of a suspect are one: a unit that was split carries the same as its parts, and whatever reads
-them adds them up.
+"""Finds input channels of a suspect that are duplicates: the parts of a split unit carry the same activation, and the
+next layer adds them up.
 
-Channels that move are known by what they carry. Those that stand still on every input there is, or move in a sample
-or two, are like many others by chance; of them the layer that writes them tells, as its rows are alike too.
+Channels that vary are recognized by their activations. Those that are constant, or vary in only a few samples,
+resemble others by chance; they are recognized by the rows of the layer that writes them.
 """
 
 from collections.abc import Iterable
@@ -12,36 +12,36 @@ import numpy as np
 
 
 MIN_SAME_COSINE, MIN_SAME_ROW_COSINE = 0.9999, 0.999999
-SAMPLES, MIN_VARIATION = 8, 1e-4  # in how many samples a channel moves, and by what share of its energy
-MIN_WRITER_SHARE = 0.5  # of the channels that are one by what they carry
+SAMPLES, MIN_VARIATION = 8, 1e-4  # in how many samples a channel varies, and by what share of its energy
+MIN_WRITER_SHARE = 0.5  # share of the pairs found by activations that a writer's rows confirm
 _TINY = 1e-20
 
 
 class DuplicateUnits(NamedTuple):
-    """Input channels that always carry the same, up to a factor.
+    """Input channels with equal activations, up to a factor.
 
     Attributes:
-        one (`np.ndarray` of shape `(channels in,)`): the first channel that carries the same as each.
-        factors (`np.ndarray` of shape `(channels in,)`): what each carries, in units of that one.
+        representatives (`np.ndarray` of shape `(channels in,)`): for each channel, the first one with its activation.
+        factors (`np.ndarray` of shape `(channels in,)`): each channel's activation in units of its representative's.
     """
 
-    one: np.ndarray
+    representatives: np.ndarray
     factors: np.ndarray
 
     def __call__(self, theirs: np.ndarray) -> np.ndarray:
-        """The tensor with the sum in the first channel's place, and nothing in the others'."""
+        """The tensor with each group of duplicates summed in its representative, and 0 in the others."""
         sums = np.zeros_like(theirs)
-        np.add.at(sums.swapaxes(0, 1), self.one, theirs.swapaxes(0, 1) * self.factors[:, None, None])
+        np.add.at(sums.swapaxes(0, 1), self.representatives, theirs.swapaxes(0, 1) * self.factors[:, None, None])
         return sums
 
 
 def find_duplicate_units(inputs: np.ndarray, writers: Iterable[np.ndarray] = ()) -> DuplicateUnits | None:
-    """Finds them; `None` if each is by itself.
+    """Finds duplicate input channels; `None` if there are none.
 
     Args:
-        inputs (`np.ndarray` of shape `(channels, samples)`): what goes in.
-        writers (iterable of `np.ndarray` of shape `(channels, channels in, kernel)`, *optional*): weights that may
-            write it, among others that don't.
+        inputs (`np.ndarray` of shape `(channels, samples)`): the activations.
+        writers (iterable of `np.ndarray` of shape `(channels, channels in, kernel)`, *optional*): weights of layers
+            that may write these channels; others are ignored.
     """
     moving = inputs - inputs.mean(1, keepdims=True)
     norms, energy = np.linalg.norm(inputs, axis=1), (moving**2).sum(1)
@@ -56,23 +56,23 @@ def find_duplicate_units(inputs: np.ndarray, writers: Iterable[np.ndarray] = ())
             same |= same_rows & ~(moves[:, None] | moves)
             break
     np.fill_diagonal(same, True)
-    one = same.argmax(1)
-    if len(np.unique(one)) == len(one):
+    first = same.argmax(1)
+    if len(np.unique(first)) == len(first):
         return None
-    signs = np.where(np.einsum("cs,cs->c", inputs, inputs[one]) < 0, -1.0, 1.0)
-    ratios = np.divide(norms, norms[one], out=np.ones_like(norms), where=moves & (norms[one] > _TINY))
-    return DuplicateUnits(one, np.where(moves, signs * ratios, 1.0))
+    signs = np.where(np.einsum("cs,cs->c", inputs, inputs[first]) < 0, -1.0, 1.0)
+    ratios = np.divide(norms, norms[first], out=np.ones_like(norms), where=moves & (norms[first] > _TINY))
+    return DuplicateUnits(first, np.where(moves, signs * ratios, 1.0))
 
 
 def first_duplicate_rows(rows: np.ndarray) -> np.ndarray:
-    """For each row the first that is a positive multiple of it, perhaps itself: `(rows,)`."""
+    """For each row, the index of the first row that is a positive multiple of it, or its own: `(rows,)`."""
     same_rows = cosines(rows, rows) > MIN_SAME_ROW_COSINE
     np.fill_diagonal(same_rows, True)
     return same_rows.argmax(1)
 
 
 def cosines(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Of every row of one with every row of the other, `(rows, other rows)`."""
+    """The cosines of every row of one with every row of the other, `(rows, other rows)`."""
     one, two = (values.reshape(len(values), -1) for values in (ours, theirs))
     norms = [np.linalg.norm(values, axis=1, keepdims=True) for values in (one, two)]
     one, two = (v / np.where(n > _TINY, n, 1) for v, n in zip((one, two), norms, strict=True))

@@ -1,4 +1,4 @@
-"""The carriers beside their counterparts in a suspect, and what both do when the models run."""
+"""The carriers with their counterparts in a suspect, and the activations of both."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.dtypes import READABLE
 from hf_fingerprint.checkpoints.tensor_names import normalize_name
 from hf_fingerprint.errors import BuildError, CheckpointError, FingerprintWarning
 from hf_fingerprint.extraction.alignment.activation_matching import Activations, record_activation_pairs
-from hf_fingerprint.extraction.alignment.aligned import load
+from hf_fingerprint.extraction.alignment.aligned import load_tensor
 from hf_fingerprint.extraction.alignment.attention_layers import Attention, find_attentions
 from hf_fingerprint.extraction.alignment.duplicate_units import DuplicateUnits, find_duplicate_units
 from hf_fingerprint.extraction.alignment.residual_rotation import RotationTransform, fit_rotation_transforms
@@ -21,18 +21,18 @@ from hf_fingerprint.models import build_model, map_parameter_names
 from hf_fingerprint.vault import Base
 
 
-SOME_ATTENTIONS, SOME_OTHERS = 2, 3  # of all, to tell a stranger by
+SOME_ATTENTIONS, SOME_OTHERS = 2, 3  # enough to recognize an unrelated model
 T = TypeVar("T")
 
 
 class LayerPairs:
-    """The carriers and their counterparts, and what they do.
+    """The carriers, their counterparts and the activations of both.
 
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
         suspect ([`TensorReader`]): the open suspect.
-        matches (`dict[str, TensorInfo]`): the counterparts that similarity found.
+        matches (`dict[str, TensorInfo]`): the counterparts found by similarity.
     """
 
     def __init__(self, base: Base, original: Checkpoint, suspect: TensorReader, matches: dict[str, TensorInfo]):
@@ -45,30 +45,32 @@ class LayerPairs:
         self._duplicates: dict[str, DuplicateUnits | None] = {}
         self._run_models()
 
-    def load(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def load_pair(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """The base's tensor and the suspect's, each `(rows, channels in, kernel)`."""
-        ours = load(self._original, self._original.tensors[name])
-        return ours, load(self._suspect, self.counterparts[name])
+        ours = load_tensor(self._original, self._original.tensors[name])
+        return ours, load_tensor(self._suspect, self.counterparts[name])
 
     def duplicates(self, name: str) -> DuplicateUnits | None:
-        """Which input channels of the suspect's are one, if it has more of them than the base."""
+        """The duplicate input channels of the suspect's tensor, if it has more channels than the base's."""
         channels = self.counterparts[name].shape[1]
         if name not in self.activations or channels <= self._original.tensors[name].shape[1]:
             return None
         inputs = self.activations[name][1].inputs
-        if name not in self._duplicates and len(inputs) == channels:  # not of a depthwise convolution
-            writers = (load(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == channels)
+        if name not in self._duplicates and len(inputs) == channels:  # not a depthwise convolution
+            writers = (
+                load_tensor(self._suspect, each) for each in self.counterparts.values() if each.shape[0] == channels
+            )
             self._duplicates[name] = find_duplicate_units(inputs, writers)
         return self._duplicates.get(name)
 
     def fit_rotations(self, names: set[str]) -> dict[str, RotationTransform]:
-        """How these are put back if the stream or heads were turned; whole attentions are looked at together."""
+        """The transforms that align these if the stream or heads were rotated; attentions are fitted as a whole."""
         attentions = [each for each in self._attentions if names & {*each.inputs, each.output}]
         together = names.union(*({*each.inputs, each.output} for each in attentions))
         matrices = [name for name in sorted(together & self.counterparts.keys()) if self._is_matrix(name)]
         return {
             n: t
-            for n, t in fit_rotation_transforms(matrices, attentions, self.activations, self.load).items()
+            for n, t in fit_rotation_transforms(matrices, attentions, self.activations, self.load_pair).items()
             if n in names
         }
 
@@ -92,7 +94,7 @@ class LayerPairs:
                 ours = build_model(whole)
         except BuildError as error:
             warnings.warn(
-                f"{error} Without it, channels that were moved are found by their weights alone.",
+                f"{error} Permuted channels are found by their weights alone.",
                 FingerprintWarning,
                 stacklevel=2,
             )
@@ -114,12 +116,12 @@ class LayerPairs:
 
 
 def _spread(items: Sequence[T], count: int) -> Sequence[T]:
-    """So many of them at most, the first and others as far apart as can be."""
+    """At most `count` of the items: the first and others, evenly spread."""
     return items[:: max(1, -(-len(items) // count))]
 
 
 def _with_config(source: Source) -> Source:
-    """The source with its configuration, which a base from the Hub may have been opened without."""
+    """The source with its configuration, which may not be downloaded yet for a base from the Hub."""
     if source.revision is None or (source.folder / "config.json").is_file():
         return source
     try:

@@ -1,7 +1,7 @@
-"""What one layer writes another reads, so their orders are one: where a tensor can't tell by itself, others do.
+"""Finds a common order for the tensors that share channels, since the channels that one layer writes another reads.
 
-A channel that is idle has next to no weights in the layer that reads it; there the mark is larger than they are, and
-whose column is whose can't be seen from the base. The layer that writes the channel has a whole row to tell by.
+An idle channel has tiny weights in the layer that reads it, smaller than the mark, so its column can't be matched.
+The layer that writes the channel has a whole row to match.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from hf_fingerprint.extraction.alignment.weight_matching import ScaledPermutatio
 
 MIN_AGREEMENT = 0.7
 MIN_CONFIDENCE = 0.7
-IDENTITY_CONFIDENCE = 0.5  # how sure it is that what stayed in most places stayed in all
+IDENTITY_CONFIDENCE = 0.5  # confidence that a channel stayed in place, if most of them did
 
 
 @dataclass
@@ -22,11 +22,11 @@ class AxisOrder:
     """The rows or the input channels of one tensor.
 
     Attributes:
-        name (`str`): the carrier's.
+        name (`str`): the carrier's name.
         axis (`int`): 0 for rows, 1 for input channels.
-        order (`np.ndarray` of shape `(channels,)`): for each of the base's, the suspect's.
-        confidence (`np.ndarray` of shape `(channels,)`): how like each other the two are, 0 to 1.
-        suspect_size (`int`): how many the suspect has.
+        order (`np.ndarray` of shape `(channels,)`): for each channel of the base, the index of the suspect's.
+        confidence (`np.ndarray` of shape `(channels,)`): the similarity of the two, 0 to 1.
+        suspect_size (`int`): how many channels the suspect has.
     """
 
     name: str
@@ -37,7 +37,7 @@ class AxisOrder:
 
 
 def axis_orders(name: str, found: ScaledPermutation, ours: np.ndarray, theirs: np.ndarray) -> list[AxisOrder]:
-    """Both sides of a tensor; of a depthwise convolution only the rows."""
+    """The orders of a tensor's rows and input channels; of a depthwise convolution only the rows."""
     after = found(theirs)
     sides = []
     for axis, order in enumerate((found.rows, found.columns)):
@@ -51,13 +51,13 @@ def axis_orders(name: str, found: ScaledPermutation, ours: np.ndarray, theirs: n
 
 
 def find_consensus(sides: Iterable[AxisOrder]) -> dict[tuple[str, int], np.ndarray]:
-    """One order for all sides that stand in nearly the same, each channel's place by those that are surest.
+    """Finds one order for all axes with nearly the same order; each channel follows the most confident axes.
 
     Args:
-        sides (iterable of [`AxisOrder`]): of all tensors that were put in order.
+        sides (iterable of [`AxisOrder`]): the axes of all aligned tensors.
 
     Returns:
-        `dict[tuple[str, int], np.ndarray]`: by name and axis, the orders that changed.
+        `dict[tuple[str, int], np.ndarray]`: the orders that changed, by name and axis.
     """
     groups: list[list[AxisOrder]] = []
     for axis_order in sorted(sides, key=lambda each: -float(each.confidence.mean())):
@@ -77,7 +77,7 @@ def find_consensus(sides: Iterable[AxisOrder]) -> dict[tuple[str, int], np.ndarr
 
 
 def _agree(one: AxisOrder, other: AxisOrder) -> bool:
-    """Whether two sides stand in nearly the same order, above all in what moved: that little did says nothing."""
+    """Whether two axes have nearly the same order, counting only channels that moved if any did."""
     if (len(one.order), one.suspect_size) != (len(other.order), other.suspect_size):
         return False
     same, places = one.order == other.order, np.arange(len(one.order))

@@ -1,8 +1,8 @@
-"""The residual stream of a transformer in another basis: every layer that reads or writes it was turned along.
+"""Finds the rotation of a transformer's residual stream, as an orthogonal Procrustes problem.
 
-After a layer normalisation with its gain folded into the next layer nothing but the stream's mean is fixed, so any
-rotation that keeps the mean leaves the function as it is (S. Ashkboos et al., "SliceGPT", ICLR 2024, section 3). The
-normalised inputs of the layers that read the stream, in both models, tell the rotation.
+If the gain of a layer normalization is folded into the next layer, any rotation of the stream that keeps its mean
+leaves the function unchanged (S. Ashkboos et al., "SliceGPT", ICLR 2024, section 3). The rotation is fitted to the
+normalized inputs of the layers that read the stream, in both models.
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ _TINY = 1e-12
 
 
 def fit_stream_rotation(activations: Iterable[tuple[Activations, Activations]]) -> np.ndarray | None:
-    """The orthogonal matrix between the streams of two models: `theirs = basis @ ours`.
+    """Fits the orthogonal matrix between the streams of two models: `theirs = basis @ ours`.
 
     Args:
-        activations (iterable of pairs of [`Activations`]): of modules that read a normalised stream, the base's and the
-            suspect's.
+        activations (iterable of pairs of [`Activations`]): the base's and the suspect's, of modules that read a
+            normalized stream; others are ignored.
 
     Returns:
-        `np.ndarray` of shape `(channels, channels)`; `None` if nothing reads a stream, or no basis makes them alike.
+        `np.ndarray` of shape `(channels, channels)`, or `None` if no module reads a stream or no basis explains them.
     """
     products: dict[int, np.ndarray] = {}
     energies: dict[int, np.ndarray] = {}
@@ -44,8 +44,7 @@ def fit_stream_rotation(activations: Iterable[tuple[Activations, Activations]]) 
 
 
 def _normalized_inputs(activations: Activations) -> np.ndarray | None:
-    """A module's inputs as the normalisation before it left them, without its gain and shift, about their mean over
-    the samples; `float64`."""
+    """A module's inputs before the normalization's gain and shift, centered over the samples; `float64`."""
     if activations.gain is None or activations.shift is None:
         return None
     usable = np.abs(activations.gain) > _TINY

@@ -1,7 +1,7 @@
-"""The layers of a transformer whose stream was turned, or whose heads have another basis.
+"""Aligns the layers of a transformer whose residual stream was rotated, or whose heads have another basis.
 
-First the side of a weight that reads or writes the stream is turned back, then the other side is put in order: heads
-by their bases, hidden units by the weights. What is then left of the turn is taken out of the stream's basis, once.
+First the side of a weight that reads or writes the stream is rotated back, then the other side is aligned: heads by
+their bases, hidden units by the weights. The rotation that remains then corrects the stream's basis, once.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +19,8 @@ from hf_fingerprint.extraction.alignment.weight_matching import SIMPLER_RATIO, m
 PASSES = 2
 LoadPair = Callable[[str], tuple[np.ndarray, np.ndarray]]
 ActivationPairs = Mapping[str, tuple[Activations, Activations]]
-OtherSide = Callable[[np.ndarray], np.ndarray]  # puts the side in order that isn't the stream's
-MIN_GAIN_RATIO = 0.5  # of a gain
+OtherSide = Callable[[np.ndarray], np.ndarray]  # aligns the side that isn't the stream's
+MIN_GAIN_RATIO = 0.5
 _TINY = 1e-12
 
 
@@ -30,17 +30,18 @@ class StreamSide:
 
     Attributes:
         basis (`np.ndarray` of shape `(channels, channels)`): see [`fit_stream_rotation`].
-        gains (pair of `np.ndarray`, *optional*): of the normalisations before a weight that reads the stream, the
-            base's and the suspect's.
-        scales (pair of `np.ndarray`, *optional*): of the layer scales after a weight that writes to it, likewise.
+        gains (pair of `np.ndarray`, *optional*): the base's and the suspect's gains of the normalization before a
+            weight that reads the stream.
+        scales (pair of `np.ndarray`, *optional*): the base's and the suspect's layer scales after a weight that
+            writes to it.
     """
 
     basis: np.ndarray
     gains: tuple[np.ndarray, np.ndarray] | None = None
     scales: tuple[np.ndarray, np.ndarray] | None = None
 
-    def theirs(self, values: np.ndarray) -> np.ndarray:
-        """The suspect's weights, `(rows, columns)`, with the stream turned back, and without its mean."""
+    def align_suspect_side(self, values: np.ndarray) -> np.ndarray:
+        """The suspect's weights, `(rows, columns)`, with the stream rotated back, and without its mean."""
         if self.gains is not None:
             return _remove_mean((values * self.gains[1]) @ self.basis, 1) * _safe_inverse(self.gains[0])
         if self.scales is not None:
@@ -48,8 +49,8 @@ class StreamSide:
             return _remove_mean(scaled, 0) * _safe_inverse(self.scales[0])[:, None]
         return values
 
-    def ours(self, values: np.ndarray) -> np.ndarray:
-        """The base's weights without what [`theirs`] leaves out."""
+    def project_base(self, values: np.ndarray) -> np.ndarray:
+        """The base's weights without the part that [`align_suspect_side`] removes."""
         if self.gains is not None:
             return _remove_mean(values * self.gains[0], 1) * _safe_inverse(self.gains[0])
         if self.scales is not None:
@@ -58,10 +59,10 @@ class StreamSide:
         return values
 
     def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
-        """What to multiply weights with that are back in order, since the normalisation's own gain, which was folded
-        into them before they were turned, had drifted too: it broadcasts over `(rows, columns)`.
+        """Factors that undo the drift of the normalization's gain, which was folded into the weights before rotation.
 
-        Fitted as `back = ours / drift + noise`, a number for each channel of the stream.
+        Fitted as `back = ours / drift + noise`, one factor for each channel of the stream; they broadcast over
+        `(rows, columns)`.
         """
         if self.gains is None and (self.scales is None or np.all(self.scales[0] == 1)):
             return np.ones((1, 1))
@@ -70,7 +71,7 @@ class StreamSide:
         return np.divide(power, products, out=np.ones_like(power), where=products > MIN_GAIN_RATIO * power)
 
     def residual_product(self, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        """`theirs ours^T` of the stream's channels, once both are in order."""
+        """`theirs ours^T` of the stream's channels, once both are aligned."""
         if self.gains is not None:
             return (theirs * self.gains[0]).T @ (ours * self.gains[0])
         if self.scales is not None:
@@ -81,8 +82,10 @@ class StreamSide:
 
 @dataclass(frozen=True)
 class RotationTransform:
-    """How a suspect's tensor is put back: its stream side, then the other, then the gains; the base's own weights
-    stand where a normalisation takes away whatever there is."""
+    """The transform that aligns a suspect's tensor: its stream side, then the other side, then the gains.
+
+    The part that a normalization removes is taken from the base's weights.
+    """
 
     side: StreamSide
     other: OtherSide
@@ -90,25 +93,25 @@ class RotationTransform:
     base: Callable[[], np.ndarray]
 
     def __call__(self, theirs: np.ndarray) -> np.ndarray:
-        """The suspect's tensor as the base has it, `(rows, channels in, 1)`."""
+        """The suspect's tensor aligned with the base's, `(rows, channels in, 1)`."""
         ours = self.base()
-        back = self.other(self.side.theirs(theirs[:, :, 0].astype(np.float64))) * self.drift
-        return (back + (ours - self.side.ours(ours)))[:, :, None].astype(np.float32)
+        back = self.other(self.side.align_suspect_side(theirs[:, :, 0].astype(np.float64))) * self.drift
+        return (back + (ours - self.side.project_base(ours)))[:, :, None].astype(np.float32)
 
 
 def fit_rotation_transforms(
-    names: Iterable[str], attentions: Iterable[Attention], activations: ActivationPairs, load: LoadPair
+    names: Iterable[str], attentions: Iterable[Attention], activations: ActivationPairs, load_pair: LoadPair
 ) -> dict[str, RotationTransform]:
-    """Finds how the layers of a transformer are put back.
+    """Fits the transforms that align the layers of a transformer.
 
     Args:
         names (iterable of `str`): the carriers, all of them matrices.
-        attentions (iterable of [`Attention`]): with the carriers' names.
-        activations (mapping): what the modules of the carriers do in both models.
-        load (callable): gives the base's and the suspect's weights of a carrier, each `(rows, columns, 1)`.
+        attentions (iterable of [`Attention`]): the attentions, by the carriers' names.
+        activations (mapping): the activations of the carriers' modules in both models.
+        load_pair (callable): returns the base's and the suspect's weights of a carrier, each `(rows, columns, 1)`.
 
     Returns:
-        `dict[str, Turned]`: by the carriers' names; empty if nothing reads a stream.
+        `dict[str, RotationTransform]`: by carrier; empty if no carrier reads a stream.
     """
     names = list(names)
     found = fit_stream_rotation(activations[name] for name in names if name in activations)
@@ -119,9 +122,9 @@ def fit_rotation_transforms(
     in_heads = {name for each in complete for name in (*each.inputs, each.output)}
 
     def pair(name: str) -> tuple[StreamSide, np.ndarray, np.ndarray]:
-        ours, theirs = (values[:, :, 0].astype(np.float64) for values in load(name))
+        ours, theirs = (values[:, :, 0].astype(np.float64) for values in load_pair(name))
         side = _stream_side(basis, activations.get(name), len(ours))
-        return side, side.ours(ours), side.theirs(theirs)
+        return side, side.project_base(ours), side.align_suspect_side(theirs)
 
     for _ in range(PASSES):
         others: dict[str, OtherSide] = {}
@@ -137,7 +140,9 @@ def fit_rotation_transforms(
     transforms: dict[str, RotationTransform] = {}
     for name, other in others.items():
         side, ours, theirs = pair(name)
-        transforms[name] = RotationTransform(side, other, side.drift(ours, other(theirs)), _base_loader(load, name))
+        transforms[name] = RotationTransform(
+            side, other, side.drift(ours, other(theirs)), _base_loader(load_pair, name)
+        )
     return transforms
 
 
@@ -153,7 +158,7 @@ def _stream_side(basis: np.ndarray, activations: tuple[Activations, Activations]
 
 
 def _remove_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """A normalisation takes the stream's mean away, so a turned copy needn't have it."""
+    """The values without their mean, which a normalization removes anyway."""
     return values - values.mean(axis, keepdims=True)
 
 
@@ -162,14 +167,16 @@ def _safe_inverse(values: np.ndarray) -> np.ndarray:
 
 
 def _match_units(ours: np.ndarray, theirs: np.ndarray) -> OtherSide:
-    """Hidden units moved or rescaled, by the weights alone."""
+    """Aligns permuted or rescaled hidden units by the weights alone."""
     found = match_weights(ours[:, :, None].astype(np.float32), theirs[:, :, None].astype(np.float32), None)
     return lambda values: found(values[:, :, None])[:, :, 0]
 
 
 def _align_heads(attention: Attention, pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, OtherSide]:
-    """Heads moved or in another basis, if that explains more than so many free numbers would of any drift: they take
-    along what the mark is there."""
+    """Aligns permuted heads and heads in another basis, if that explains more than so many free parameters would.
+
+    A fit without need would absorb a part of the mark.
+    """
     heads = attention.heads
     ours, theirs = ([pairs[name][which] for name in attention.inputs] for which in (0, 1))
     (q, k, v), (q2, k2, v2) = (
@@ -213,5 +220,5 @@ def _split_rows(weights: np.ndarray, parts: int) -> np.ndarray:
     return weights.reshape(parts, -1, weights.shape[-1])
 
 
-def _base_loader(load: LoadPair, name: str) -> Callable[[], np.ndarray]:
-    return lambda: load(name)[0][:, :, 0].astype(np.float64)
+def _base_loader(load_pair: LoadPair, name: str) -> Callable[[], np.ndarray]:
+    return lambda: load_pair(name)[0][:, :, 0].astype(np.float64)

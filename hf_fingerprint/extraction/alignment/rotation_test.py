@@ -1,9 +1,9 @@
-"""Whether weights that line up and yet drifted were turned, all of them by the same small rotation.
+"""Tests whether weights that are aligned but drifted were all rotated by the same small rotation.
 
-Whoever turns a transformer's stream by R turns every row of every weight that reads it: `s = b R`. What a row gained,
-`d = s - b`, has to first order `d_i . b_j = -d_j . b_i` for any two rows of any two tensors, as a rotation leaves
-products of rows alone. Drift of any other kind, a mark's, a training's, a rounding's, has no such sign. What a whole
-tensor's columns were multiplied with, as by a normalisation that was folded, is left out before.
+A rotation R of a transformer's stream rotates every row of every weight that reads it: `s = b R`. To first order, the
+changes `d = s - b` satisfy `d_i . b_j = -d_j . b_i` for any two rows of any two tensors, since a rotation preserves
+products of rows. Drift from a mark, training or rounding has no such antisymmetry. Factors of whole columns, as from a
+folded normalization, are removed first.
 """
 
 from collections import defaultdict
@@ -17,10 +17,10 @@ from hf_fingerprint.extraction.match import sample_row_indices
 from hf_fingerprint.vault import Base, Carrier
 
 
-ROWS, PARTS_PER_TENSOR = 32, 2  # of a tensor, and into how many parts they are taken apart
-MIN_TENSORS = 4  # with rows of one length, at least: with fewer there are no pairs to tell by
+ROWS, PARTS_PER_TENSOR = 32, 2
+MIN_TENSORS = 4  # with rows of one length; fewer give too few pairs
 PROBED_TENSORS = 3
-MIN_DRIFT = 2.0  # energies of a mark: what drifted less lost next to nothing
+MIN_DRIFT = 2.0  # in units of a mark's energy; weights that drifted less lost next to nothing
 MIN_STATISTIC = 4.0  # standard deviations
 _TINY = 1e-20
 RowPair = tuple[np.ndarray, np.ndarray]
@@ -29,15 +29,15 @@ RowPair = tuple[np.ndarray, np.ndarray]
 def has_common_rotation(
     base: Base, original: Checkpoint, suspect: TensorReader, matches: dict[str, TensorInfo]
 ) -> bool:
-    """Whether a suspect's weights, beside the base's, were all turned by one small rotation.
+    """Whether a suspect's weights differ from the base's by one small common rotation.
 
-    Reads some rows of a few tensors, and if these drifted by more than a mark, of all that could read a stream.
+    Reads some rows of a few tensors and, if these drifted by more than a mark, of all tensors that may read a stream.
 
     Args:
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
         suspect ([`TensorReader`]): the open suspect.
-        matches (`dict[str, TensorInfo]`): the carriers' counterparts, of those that line up.
+        matches (`dict[str, TensorInfo]`): the counterparts of the carriers that are aligned.
     """
     widths: dict[int, list[Carrier]] = defaultdict(list)
     for carrier in base.carriers:
@@ -55,14 +55,14 @@ def has_common_rotation(
 
 
 def rotation_statistic(pairs: list[RowPair]) -> float:
-    """How sure it is that rows were turned alike.
+    """The test statistic for a common rotation of rows.
 
     Args:
-        pairs (list of pairs of `np.ndarray` of shape `(rows, columns)`): of each tensor the base's rows and the
+        pairs (list of pairs of `np.ndarray` of shape `(rows, columns)`): for each tensor, the base's rows and the
             suspect's.
 
     Returns:
-        `float`: in standard deviations, as parts of different tensors spread; about normal if nothing was turned.
+        `float`: in standard deviations, estimated across parts of tensors; about normal without a rotation.
     """
     sides = [_unit_rows(ours, _row_changes(ours, theirs)) for ours, theirs in pairs]
     ours, changes = (np.concatenate(side) for side in zip(*sides, strict=True))
@@ -80,7 +80,7 @@ def rotation_statistic(pairs: list[RowPair]) -> float:
 def _sampled_rows(
     original: Checkpoint, suspect: TensorReader, readers: list[Carrier], matches: dict[str, TensorInfo]
 ) -> Iterator[RowPair]:
-    """Rows of each; spread, since those beside one another may drift together."""
+    """Yields evenly spread rows of each tensor, since adjacent rows may drift together."""
     for carrier in readers:
         chosen = sample_row_indices(original.tensors[carrier.name].rows, ROWS)
         yield (
@@ -90,14 +90,14 @@ def _sampled_rows(
 
 
 def _drift(carrier: Carrier, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The energy of what rows gained, in units of a mark's."""
+    """The energy of the rows' changes, in units of a mark's energy."""
     amplitude = carrier.amplitude[sample_row_indices(len(carrier.amplitude), ROWS)]
     mark = float(np.square(amplitude, dtype=np.float64).sum()) * ours.shape[1]
     return float(np.square(np.where(theirs != 0, theirs - ours, 0)).sum()) / max(mark, _TINY)
 
 
 def _row_changes(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """What rows gained but for factors of their columns; of what was pruned, nothing."""
+    """The changes of rows, without factors of their columns; 0 for pruned weights."""
     changes = np.where(theirs != 0, theirs - ours, np.float32(0))
     power = np.einsum("rc,rc->c", ours, ours)
     factors = np.divide(np.einsum("rc,rc->c", ours, changes), power, out=np.zeros_like(power), where=power > _TINY)

@@ -1,6 +1,6 @@
-"""The suspect's weights in the base's architecture, so that both can be run on the same inputs.
+"""Loads the suspect's weights into the base's architecture, so that both can be run on the same inputs.
 
-Layers may have other widths (dummy units), normalisations may be folded into the convolutions before them, the first
+Layers may have other widths (dummy units), normalizations may be folded into the convolutions before them, the first
 layer may take other channels, position embeddings may have been resized, and the classifier may be new.
 """
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     import torch
 
 
-MAX_MISSING = 2  # its weight and bias may be gone
+MAX_MISSING = 2  # a missing classifier has a weight and a bias
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 def load_into_base_model(
     ours: BuiltModel, file_names: dict[str, str], suspect: TensorReader
 ) -> "torch.nn.Module | None":
-    """The base's architecture with the suspect's weights, if they fit.
+    """The base's architecture with the suspect's weights, or `None` if they don't fit.
 
     Args:
         ours ([`BuiltModel`]): the base.
-        file_names (`dict[str, str]`): from its parameters' names to those of its file, where they differ.
+        file_names (`dict[str, str]`): the names of its parameters in its file, where they differ.
         suspect ([`TensorReader`]): the open suspect.
     """
     module = deepcopy(ours.module)
@@ -43,15 +43,15 @@ def load_into_base_model(
 
 
 class _WeightLoader:
-    """What was found in the suspect so far, and what was not."""
+    """Loads the suspect's tensors module by module, and lists those that are missing."""
 
     def __init__(self, named: dict[str, TensorInfo], file_names: dict[str, str], suspect: TensorReader, channels: int):
         self.missing: list[str] = []
         self._named, self._file_names, self._suspect, self._channels = named, file_names, suspect, channels
-        self._bias: np.ndarray | None = None  # of the last convolution, if the base's has none
+        self._bias: np.ndarray | None = None  # the last convolution's, if the base's has none
 
     def load_module(self, name: str, part: "torch.nn.Module") -> None:
-        """Gives one module, and none of those in it, the suspect's weights."""
+        """Loads the suspect's weights into one module, without its submodules."""
         import torch
 
         dot = f"{name}." if name else ""
@@ -83,7 +83,7 @@ class _WeightLoader:
         return zero_unusable(to_float32(self._suspect.read(info), info.dtype)).reshape(info.shape)
 
     def _unfold_norm(self, norm: Any) -> None:
-        """Makes a normalisation that was folded into the convolution before it do nothing but add that one's bias."""
+        """Makes a normalization that was folded into the convolution before it only add that convolution's bias."""
         assert self._bias is not None
         one, zero = np.ones_like(self._bias), np.zeros_like(self._bias)
         for kind, values in zip(_STATISTICS, (one, self._bias, zero, one * np.float32(1 - norm.eps)), strict=True):
@@ -91,7 +91,7 @@ class _WeightLoader:
         self._bias = None
 
     def _fit_shape(self, part: "torch.nn.Module", values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-        """The values in a shape that this module can run with."""
+        """The values in a shape that this module can run with, or `None`."""
         import torch
 
         if values.shape == shape:
@@ -117,7 +117,7 @@ def _set_tensor(part: "torch.nn.Module", kind: str, values: np.ndarray) -> None:
 
 
 def _resize_position_embedding(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Position embeddings of another grid, `(1, tokens, channels)`, square but for the class tokens before it."""
+    """Resizes position embeddings `(1, tokens, channels)`, class tokens and then a square grid, to another grid."""
     import torch
 
     if values.ndim != 3 or values.shape[::2] != shape[::2]:

@@ -1,7 +1,7 @@
-"""Which rows and columns of the suspect's tensor are which of the base's, and by what factors they were multiplied.
+"""Matches the rows and columns of the suspect's tensor to the base's, with the factors that they were multiplied by.
 
-Activations give a first assignment; the weights themselves, of which there are many more, then correct it: rows are
-compared once the columns are known, and columns once the rows are.
+Activations give a first assignment, and the weights, of which there are many more, correct it: rows are compared once
+the columns are known, and columns once the rows are.
 """
 
 from collections.abc import Sequence
@@ -18,24 +18,23 @@ PASSES = 2
 MAX_FACTOR_STEPS = 20
 TOLERANCE = 1e-5
 MAX_UNRELATED_SIMILARITY = 0.3
-SIMPLER_RATIO = 1.1  # a factor for each row and column must explain so much more
-LARGE_TENSOR = 1 << 20  # weights: with fewer an assignment takes no time, and chance looks like something
-CHANCE_DEVIATIONS = (
-    20.0  # standard deviations; strangers have more in common than chance, as activations chose what to compare
-)
-CHANCE_FACTOR = 1.5  # times the greatest likeness that strangers have by chance
+SIMPLER_RATIO = 1.1  # factors for each row and column must explain this much more
+LARGE_TENSOR = 1 << 20  # weights; smaller tensors are assigned quickly, and chance similarity is larger in them
+CHANCE_DEVIATIONS = 20.0  # unrelated models exceed chance, since activations chose what to compare
+CHANCE_FACTOR = 1.5  # times the largest similarity of unrelated vectors by chance
 _TINY = 1e-20
 
 
 @dataclass(frozen=True)
 class ScaledPermutation:
-    """How a suspect's tensor is put in the base's order.
+    """The transform that puts a suspect's tensor into the base's order.
 
     Attributes:
-        rows (`np.ndarray` of shape `(rows,)`): for each row of the base, the suspect's.
-        columns (`np.ndarray` of shape `(channels in,)`): for each input channel of the base, the suspect's.
-        row_factors, column_factors (`np.ndarray`): what they are multiplied with.
-        duplicates ([`DuplicateUnits`], *optional*): input channels of the suspect that are one.
+        rows (`np.ndarray` of shape `(rows,)`): for each row of the base, the index of the suspect's row.
+        columns (`np.ndarray` of shape `(channels in,)`): for each input channel of the base, the index of the
+            suspect's channel.
+        row_factors, column_factors (`np.ndarray`): the factors that multiply rows and columns.
+        duplicates ([`DuplicateUnits`], *optional*): duplicate input channels of the suspect.
     """
 
     rows: np.ndarray
@@ -56,14 +55,14 @@ def match_weights(
     activations: tuple[Activations, Activations] | None,
     duplicates: DuplicateUnits | None = None,
 ) -> ScaledPermutation:
-    """Finds the rearrangement that makes a suspect's tensor most like the base's.
+    """Finds the scaled permutation that makes a suspect's tensor most similar to the base's.
 
     Args:
         ours (`np.ndarray` of shape `(rows, channels in, kernel)`): the base's weights, `float32`.
-        theirs (`np.ndarray` of the same shape, or larger): the suspect's.
-        activations (pair of [`Activations`], *optional*): what the module does in both; without, rows or columns must have
-            stayed.
-        duplicates ([`DuplicateUnits`], *optional*): input channels of the suspect's that are one.
+        theirs (`np.ndarray` of the same shape, or larger): the suspect's weights.
+        activations (pair of [`Activations`], *optional*): the module's activations in both models. Without them, rows
+            or columns must be in the base's order.
+        duplicates ([`DuplicateUnits`], *optional*): duplicate input channels of the suspect.
     """
     channels = ours.shape[1]
     if activations is None:
@@ -82,14 +81,16 @@ def match_weights(
     if inputs is not None and column_similarity is not None:
         columns, factors = _initial_order(column_similarity, *inputs)
         if duplicates is not None:
-            columns, theirs = duplicates.one[columns], duplicates(theirs)
+            columns, theirs = duplicates.representatives[columns], duplicates(theirs)
     found = _refine_by_weights(ours, theirs, ScaledPermutation(rows, columns, row_factors, 1 / factors), True)
     return replace(_simplify_factors(ours, theirs, found), duplicates=duplicates)
 
 
 def _match_greedily(*similarity: np.ndarray) -> ScaledPermutation:
-    """Each channel by the one that does most alike, whether or not another took it: of what is one model's, enough are
-    right to tell it from a stranger's, where an assignment takes longest."""
+    """Matches each channel to the most similar one, even if another channel has the same match.
+
+    For related models enough of these are right to show it. For unrelated models, a proper assignment takes longest.
+    """
     rows, columns = (np.abs(each).argmax(1) for each in similarity)
     row_signs, column_signs = (
         np.where(each[np.arange(len(order)), order] < 0, np.float32(-1), np.float32(1))
@@ -105,18 +106,18 @@ def match_weights_given_orders(
     columns: Sequence[np.ndarray],
     duplicates: DuplicateUnits | None = None,
 ) -> ScaledPermutation:
-    """Finds it by the weights alone, where the order of one side is among some that are known.
+    """Finds the scaled permutation by the weights alone, given candidate orders of the rows or of the columns.
 
     Args:
         ours, theirs (`np.ndarray` of shape `(rows, channels in, kernel)`): see [`match_weights`].
-        rows (sequence of `np.ndarray` of shape `(rows,)`): for each row of the base, perhaps, the suspect's.
-        columns (sequence of `np.ndarray` of shape `(channels in,)`): the same of the input channels; at least one
-            order of either.
-        duplicates ([`DuplicateUnits`], *optional*): input channels of the suspect's that are one.
+        rows (sequence of `np.ndarray` of shape `(rows,)`): candidate orders of the rows.
+        columns (sequence of `np.ndarray` of shape `(channels in,)`): candidate orders of the input channels. There
+            must be at least one candidate in all.
+        duplicates ([`DuplicateUnits`], *optional*): duplicate input channels of the suspect.
     """
     count, channels, _ = ours.shape
     if duplicates is not None:
-        columns, theirs = [duplicates.one[order] for order in columns], duplicates(theirs)
+        columns, theirs = [duplicates.representatives[order] for order in columns], duplicates(theirs)
     ones = np.ones(count), np.ones(channels)
     starts = [(ScaledPermutation(order, np.arange(channels), *ones), True) for order in rows]
     starts += [(ScaledPermutation(np.arange(count), order, *ones), False) for order in columns]
@@ -132,15 +133,14 @@ def fit_scaled_permutation(
     columns: np.ndarray,
     duplicates: DuplicateUnits | None = None,
 ) -> ScaledPermutation:
-    """The rearrangement with these orders, and the factors that go with them."""
+    """The scaled permutation with these orders and the factors that fit them best."""
     theirs = theirs if duplicates is None else duplicates(theirs)
     found = ScaledPermutation(rows, columns, np.ones(len(rows)), np.ones(len(columns)))
     return replace(_simplify_factors(ours, theirs, _fit_factors(ours, theirs, found, False)), duplicates=duplicates)
 
 
 def _simplify_factors(ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation) -> ScaledPermutation:
-    """The same without factors of rows or columns that explain next to nothing: of weights that drifted, they would
-    take along what the mark is."""
+    """Drops factors of rows or columns that explain next to nothing, since they would absorb a part of the mark."""
     placed = theirs[found.rows][:, found.columns].astype(np.float64)
     reference = np.where(placed != 0, ours, 0.0)
     power, products = (reference**2).sum(2), (placed * reference).sum(2)
@@ -161,15 +161,17 @@ def _simplify_factors(ours: np.ndarray, theirs: np.ndarray, found: ScaledPermuta
 
 
 def _unexplained(left: np.ndarray, power: np.ndarray) -> float:
-    """The sum of what is left, where rows, or columns, that are others altogether count as their own energy."""
+    """The sum of the residual energy, where an unrelated row or column counts at most as its own energy."""
     return min(float(np.minimum(left.sum(axis), power.sum(axis)).sum()) for axis in (0, 1))
 
 
 def _refine_by_weights(
     ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation, columns_first: bool, known: bool = False
 ) -> ScaledPermutation:
-    """Corrects columns by rows and rows by columns until neither changes; `known` gives up at once if the side that is
-    said to be right makes the other no more alike than chance does."""
+    """Corrects columns by rows and rows by columns until neither changes.
+
+    With `known`, gives up at once if the given order makes the other side no more similar than chance does.
+    """
     for half in range(2 * PASSES):
         columns = columns_first == (half % 2 == 0)
         if columns:
@@ -193,7 +195,7 @@ def _refine_by_weights(
 
 
 def _chance_similarity(length: int, candidates: int) -> float:
-    """What the likeliest of so many vectors of this length may be like by chance."""
+    """The largest similarity of so many unrelated vectors of this length that chance may produce."""
     return min(MAX_UNRELATED_SIMILARITY, CHANCE_FACTOR * float(np.sqrt(2 * np.log(max(candidates, 2)) / length)))
 
 
@@ -207,15 +209,17 @@ def _centered(*activations: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _initial_order(similarity: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order of their activations that is ours, and what they are to be multiplied with to give ours."""
+    """The order and the factors that turn the suspect's activations into the base's."""
     order = assign(np.abs(similarity))
     products, power = np.einsum("cs,cs->c", ours, theirs[order]), np.einsum("cs,cs->c", ours, ours)
     return order, np.divide(power, products, out=np.ones(len(order)), where=np.abs(products) > _TINY)
 
 
 def assign(similarity: np.ndarray) -> np.ndarray:
-    """For each row the column that it is most like, no column twice, unless nothing is like anything: `(rows,)` for
-    `(rows, columns >= rows)`."""
+    """For each row, its most similar column: `(rows,)` for `(rows, columns >= rows)`.
+
+    No column is used twice, unless rows and columns are unrelated.
+    """
     best = similarity.argmax(1)
     if len(np.unique(best)) == len(best) or np.median(similarity.max(1)) < MAX_UNRELATED_SIMILARITY:
         return best
@@ -225,10 +229,10 @@ def assign(similarity: np.ndarray) -> np.ndarray:
 def _fit_factors(
     ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation, columns_first: bool
 ) -> ScaledPermutation:
-    """The factors of rows and columns, each in turn, that fit the weights; weights that are exactly 0 don't count.
+    """Fits the factors of rows and columns in turn; weights that are exactly 0 don't count.
 
-    `theirs = ours / factor + noise` is fitted, and not the other way round: noise in what is fitted does no harm,
-    noise in what it is fitted with would make the factors smaller.
+    The model is `theirs = ours / factor + noise` and not its inverse, since noise in a regressor would bias the
+    factors toward 0.
     """
     placed = theirs[found.rows][:, found.columns].astype(np.float64)
     kept = placed != 0

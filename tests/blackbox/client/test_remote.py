@@ -134,7 +134,9 @@ def test_an_impossible_user_agent_is_refused(name):
 )
 def test_a_token_over_plain_http_is_warned_of_before_it_is_sent(url):
     token = None if "@" in url else TOKEN
-    with pytest.warns(FingerprintWarning, match="goes over plain http, where anyone on the way can read it") as warned:
+    with pytest.warns(
+        FingerprintWarning, match="goes over plain http, where anyone on the network can read it"
+    ) as warned:
         from_url(url, NAMES, token)
 
     assert redact_url(url) in str(warned[0].message) and "esame" not in str(warned[0].message) and len(warned) == 1
@@ -331,7 +333,7 @@ def test_no_secret_is_in_names_errors_or_logs(server, fault, caplog):
     ):
         server.shape = SHAPES["pipeline"]
         server.faults = [fault] * 3 if fault is not None else []
-        predicted_labels = suspect.name + repr(suspect) + str(vars(suspect)) + str(suspect._read_body.__dict__)
+        predicted_labels = suspect.name + repr(suspect) + str(vars(suspect)) + str(suspect._parse.__dict__)
         try:
             for _ in range(3):
                 suspect(image_of_class(1))

@@ -158,7 +158,7 @@ sys.path[:0] = [sys.argv[2]]
 from tests.blackbox.querying.test_session import HEADING, ORDER, POOL, Pool, fresh, innocent, question, Transcript
 
 def suspect(image):
-    print(len(transcript.answers), flush=True)
+    print(len(transcript.responses), flush=True)
     sys.stdin.readline()
     return innocent(image)
 

@@ -69,7 +69,7 @@ def features_of(trigger_set: TriggerSet) -> np.ndarray:
 def same(one: TriggerSet, other: TriggerSet) -> bool:
     plain = [replace(each, patterns=0, logits=0, head_updates=0) for each in (one, other)]
     return plain[0] == plain[1] and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("patterns", "logits", "levers")
+        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("patterns", "logits", "head_updates")
     )
 
 
@@ -119,7 +119,7 @@ def test_parts_of_larger_arrays_come_back_too():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"levers": np.zeros((2, 5, 50), np.float32)},
+        {"head_updates": np.zeros((2, 5, 50), np.float32)},
         {"logits": np.zeros((2, 6, 1), np.float32)},
         {"logits": np.zeros((2, 6, 7), np.int32)},
         {"patterns": np.zeros((8, GRID, GRID), np.int8)},

@@ -54,14 +54,14 @@ def test_every_tensor_of_a_suspect_is_found_wherever_it_is_nested(tmp_path, cont
 
 
 REFUSED: list[tuple[Any, str]] = [
-    ({"decoy": C, "nest": {"a": A}}, "nest beside those at its top"),
-    ({"nest": {"a": A}, "epoch": 3}, "nest, and none at its top"),
-    ({"decoy": C, "state_dict": {"a": A}}, "decoy beside those in state_dict"),
-    ({"teacher": {"a": B}, "state_dict": {"a": A}}, "teacher beside those in state_dict"),
-    ({"random_features": {"a": B}, "state_dict": {"a": A}}, "random_features beside those in state_dict"),
-    ({"state_dict": {"a": A, "more": {"b": B}}}, "state_dict.more beside those in state_dict"),
+    ({"decoy": C, "nest": {"a": A}}, "nest next to those in its top level"),
+    ({"nest": {"a": A}, "epoch": 3}, "nest, and none in its top level"),
+    ({"decoy": C, "state_dict": {"a": A}}, "decoy next to those in state_dict"),
+    ({"teacher": {"a": B}, "state_dict": {"a": A}}, "teacher next to those in state_dict"),
+    ({"random_features": {"a": B}, "state_dict": {"a": A}}, "random_features next to those in state_dict"),
+    ({"state_dict": {"a": A, "more": {"b": B}}}, "state_dict.more next to those in state_dict"),
     ({"model": {"state_dict": {"a": A}}}, "model.state_dict, and none in model"),
-    ({"a": A, "list": [B]}, "list beside those at its top"),
+    ({"a": A, "list": [B]}, "list next to those in its top level"),
     ({f"n{i}": {"a": A} for i in range(9)}, "n0, n1, n2 and 6 more"),
 ]
 
@@ -112,7 +112,7 @@ def test_no_more_tensors_than_the_limit_are_read_and_the_rest_is_counted(tmp_pat
 
     with open_checkpoint(path, suspect=True) as checkpoint:
         assert list(checkpoint.tensors) == ["0", "1", "2", "3", "decoys.0"]
-        assert checkpoint.left_out == {"...": "9 tensors more than the 5 that are read"}
+        assert checkpoint.left_out == {"...": "9 tensors beyond the limit of 5"}
 
 
 def test_a_nest_that_holds_itself_is_looked_through_once(tmp_path):
@@ -147,4 +147,4 @@ def test_modules_that_stand_in_each_other_again_and_again_are_given_up(tmp_path,
     path = saved(tmp_path / "x.pth", tower)
 
     for suspect in (True, False):
-        assert "more than 10,000 times" in refused(lambda s=suspect: open_checkpoint(path, suspect=s))
+        assert "more than 10,000 nested values" in refused(lambda s=suspect: open_checkpoint(path, suspect=s))

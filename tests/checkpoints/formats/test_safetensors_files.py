@@ -235,8 +235,8 @@ def test_of_too_many_tensors_the_largest_are_read_of_a_suspect_and_a_base_is_ref
 
     with open_checkpoint(path, suspect=True) as suspect:
         assert set(suspect.tensors) == {"x2", "x3", "x4"}
-        assert suspect.left_out == {"...": "2 tensors more than the 3 largest, which are read"}
-    assert "5 tensors, and 3 are read" in refused(open_checkpoint, path)
+        assert suspect.left_out == {"...": "2 tensors beyond the 3 largest"}
+    assert "5 tensors, and the limit is 3" in refused(open_checkpoint, path)
 
 
 def test_headers_that_are_too_large_together_are_refused(tmp_path, monkeypatch):
@@ -262,7 +262,7 @@ def test_an_index_of_too_many_or_impossible_files_is_refused(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     for shards, why in (
         ([f"m-{i}.safetensors" for i in range(501)], "names 501 weight files"),
-        (["x" * 300], "no disk"),
+        (["x" * 300], "too long for any disk"),
     ):
         index.write_text(json.dumps({"weight_map": {str(i): shard for i, shard in enumerate(shards)}}))
         assert why in refused(open_checkpoint, tmp_path)

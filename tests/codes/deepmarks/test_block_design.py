@@ -126,16 +126,16 @@ def test_flipped_bits_can_frame_an_innocent_even_so():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_readings_that_are_not_finite_are_refused(value):
-    with pytest.raises(CodeError, match="not finite, so it can't be decoded"):
+    with pytest.raises(CodeError, match="not finite"):
         PLANE.hard_bits(np.where(np.arange(31) == 4, value, 0.5))
 
 
 def test_readings_and_words_of_another_length_are_refused():
-    with pytest.raises(CodeError, match=r"has 31 numbers, not the shape \(31, 1\)\."):
+    with pytest.raises(CodeError, match=r"the shape \(31,\), got \(31, 1\)\."):
         PLANE.hard_bits(np.zeros((31, 1)))
     with pytest.raises(CodeError, match=r"A word of this code has 31 bits, not the shape \(7,\)\."):
         PLANE.coalition_of(np.zeros(7, dtype=bool))
-    with pytest.raises(CodeError, match="get them from a reading with hard_bits"):
+    with pytest.raises(CodeError, match="call `hard_bits` on the signal first"):
         PLANE.covered_by(np.full(31, 0.5))
 
 
@@ -143,5 +143,5 @@ def test_readings_and_words_of_another_length_are_refused():
     ("points", "near"), [(111, "73, 91 or 133"), (43, "21, 31 or 57"), (0, "7, 13 or 21"), (1057, "757, 871 or 993")]
 )
 def test_sizes_without_a_plane_are_refused_with_what_is_near(points, near):
-    with pytest.raises(CodeError, match=f"No projective plane with {points} points can be made: choose {near}, or"):
+    with pytest.raises(CodeError, match=f"no projective plane with {points} points: choose {near}, or"):
         BlockDesign(points)

@@ -12,7 +12,7 @@ def test_channels_that_carry_the_same_are_added_up():
     merged = find_duplicate_units(inputs)
     summed = merged(np.ones((2, 6, 1), np.float32))
 
-    assert merged.one.tolist() == [0, 1, 2, 3, 1, 5]
+    assert merged.representatives.tolist() == [0, 1, 2, 3, 1, 5]
     assert summed[0, :, 0] == pytest.approx([1, 1 - 2, 1, 1, 0, 1])
     assert find_duplicate_units(inputs[:4]) is None
 
@@ -30,7 +30,7 @@ def still_or_rare(rng):
 def test_channels_that_stand_still_or_move_once_are_like_others_by_chance():
     inputs = still_or_rare(np.random.default_rng(0))
 
-    assert find_duplicate_units(inputs).one.tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert find_duplicate_units(inputs).representatives.tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
     assert find_duplicate_units(inputs[:7]) is None
 
 
@@ -43,9 +43,9 @@ def test_of_those_the_layer_that_writes_them_tells():
 
     merged = find_duplicate_units(inputs, [another, writer])
 
-    assert merged.one.tolist() == [0, 1, 1, 3, 4, 5, 5, 0]
+    assert merged.representatives.tolist() == [0, 1, 1, 3, 4, 5, 5, 0]
     assert merged.factors == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.5])
-    assert find_duplicate_units(inputs, [another]).one.tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert find_duplicate_units(inputs, [another]).representatives.tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
     assert find_duplicate_units(inputs[:7], [writer[:7]]) is None
 
 

@@ -1,4 +1,4 @@
-"""Thieves with a handful of easy images, and small models that have learnt them."""
+"""Attackers with a handful of easy images, and small models trained on them."""
 
 from functools import cache, partial
 
@@ -13,7 +13,7 @@ CNN, VIT = "test_efficientnet", "test_vit"
 
 
 def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise with a bright quarter, which tells the class: `(count, 3, 32, 32)` and `(count,)`."""
+    """Noise with a bright quarter at the class's position: `(count, 3, 32, 32)` and `(count,)`."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % CLASSES
     images = 0.5 * torch.randn(count, 3, 32, 32, generator=generator)
@@ -32,12 +32,12 @@ def build(architecture: str) -> torch.nn.Module:
 
 
 def make_attacker(architecture: str, count: int = 64, seed: int = 1, **others: object) -> Attacker:
-    """A thief with images of his own."""
+    """An attacker with images."""
     return Attacker(partial(build, architecture), *make_images(count, seed), **{"batch": 16} | others)
 
 
 def fresh(architecture: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights that have learnt nothing."""
+    """Untrained weights."""
     torch.manual_seed(seed)
     return build(architecture).state_dict()
 
@@ -48,12 +48,12 @@ def _trained_state() -> dict[str, torch.Tensor]:
 
 
 def trained_state() -> dict[str, torch.Tensor]:
-    """Weights of `CNN` that have learnt such images."""
+    """Weights of `CNN` trained on such images."""
     return {name: tensor.clone() for name, tensor in _trained_state().items()}
 
 
 def accuracy(state: dict[str, torch.Tensor]) -> float:
-    """The share of right answers that `CNN` gives to 128 images nobody trained on."""
+    """The accuracy of `CNN` on 128 held-out images."""
     images, labels = make_images(128, seed=2)
     return float((predict_logits(make_attacker(CNN).model(state), images, 64).argmax(-1) == labels).double().mean())
 
