@@ -390,7 +390,7 @@ class TestPulling:
         pull_vault("org/again", tmp_path / "runner", ci, vault.public_key)
 
     def test_a_large_vault_goes_as_lfs(self, hub, vault, ci, tmp_path, monkeypatch):
-        monkeypatch.setattr("loopback_hub_repos.LFS_SIZE", 1000)
+        monkeypatch.setattr("tests.helpers.loopback_hub_repos.LFS_SIZE", 1000)
         push_vault(vault, REPO)
         written(vault, "new")
         push_vault(vault, REPO)
