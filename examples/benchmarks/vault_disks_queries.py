@@ -71,7 +71,7 @@ def is_evaluated(place: Place) -> bool:
 CASES = {
     "query": Case(
         lambda place: None,
-        "query {0.suspect.url} --vault {0.blackbox}/vault --labels {0.blackbox}/labels --rate 10000 --whole "
+        "query {0.suspect.url} --vault {0.blackbox}/vault --labels {0.blackbox}/labels --rate 10000 --exhaustive "
         "--transcript {0.small}/answers --proof {0.small}/proof",
         has_both_proofs,
         most=64 << 10,
@@ -84,7 +84,7 @@ CASES = {
     ),
     "questions": Case(
         lambda place: shutil.copytree(place.blackbox / "bare_vault", place.vault),
-        "questions {0.blackbox}/model --vault {0.vault} --images {0.blackbox}/images --count 8 --decoys 1 --steps 1",
+        "triggers {0.blackbox}/model --vault {0.vault} --images {0.blackbox}/images --count 8 --decoys 1 --steps 1",
         lambda place: load_trigger_set(Vault(place.vault), Vault(place.vault).bases()[0]).count == 8 and opened(place),
         torch=True,
     ),

@@ -62,7 +62,7 @@ class DesignArm:
 
     def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
         """Reads a suspect."""
-        extracted = self.scheme.read(suspect)
+        extracted = self.scheme.extract(suspect)
         found, truth = self.scheme.decode(extracted), self.scheme.design.codewords[0]
         agreement = float(np.mean(extracted * self.scheme.design.signs[0]))
         named = {"deepmarks, 0.85 and AND": found.coalition, "deepmarks, soft decoder": found.soft.accused}

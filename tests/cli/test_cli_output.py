@@ -29,7 +29,7 @@ def base(**changes: object) -> Base:
         certified=5,
         certified_by="simulation, 3 trials",
         alpha=1e-6,
-        recipients_planned=1000,
+        expected_recipients=1000,
         calibration=calibration,
         secret=b"\x01" * 32,
     )
@@ -64,24 +64,24 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
     assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; any innocent" in said
     assert "stopped at the proof, after 40 images" in said
-    assert said.endswith("nobody is cleared; --whole asks on, for further colluders")
+    assert said.endswith("nobody is cleared; --exhaustive queries all images, to find further colluders")
 
 
 def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_not_asked_about(capsys):
     scores = [QueryScore("alice", "a" * 16, 17, 18, -12.34, True, "0123456789ab")]
-    skipped = (SkippedRecord("ba9876543210", "it has no questions", 3),)
+    skipped = (SkippedRecord("ba9876543210", "it has no trigger set", 3),)
 
     output.print_query(answers(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), skipped=skipped))
 
     said = text(capsys)
     assert "https://api.example asked about bases aaaaaaaaaaaa, 0123456789ab" in said
     assert "│ alice │ 0123456789ab │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
-    assert said.endswith("not asked about base ba9876543210: it has no questions")
+    assert said.endswith("not asked about base ba9876543210: it has no trigger set")
 
 
 def test_answers_that_say_nothing_say_why(capsys):
     stats = QueryStats(queried=3, answered=3, decoys_queried=0, resumed=0, retries=0, stop_reason="budget")
-    why = "3 of 180 images were answered: ask on with a larger --budget"
+    why = "3 of 180 images have a response: continue with a larger --budget"
 
     output.print_query(answers([], stats=stats, outcome=Outcome.NOT_READABLE, reason=why))
 

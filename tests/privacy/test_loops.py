@@ -39,7 +39,7 @@ def parts() -> tuple[Partition, Bottleneck, Denoiser]:
 
 
 def data(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A holder's images and labels."""
+    """A data holder's images and labels."""
     generator = torch.Generator().manual_seed(100 + rank)
     return torch.randn((COUNT, *SIZE), generator=generator), torch.randint(10, (COUNT,), generator=generator)
 
@@ -49,7 +49,7 @@ def secret_of(rank: int) -> bytes:
 
 
 def work(folder: Path, fault: str) -> None:
-    """One process; faults are the second holder's."""
+    """One process; faults are the second data holder's."""
     from accelerate import PartialState
 
     state = PartialState(cpu=True)
@@ -225,7 +225,7 @@ def test_three_processes_train_what_one_would(run):
     assert not torch.equal(trained["fc.weight"], client_part["fc.weight"])
 
 
-def test_a_reader_learns_in_the_backs_place(tmp_path):
+def test_a_student_learns_instead_of_the_server_part(tmp_path):
     launch(tmp_path, "reader instead")
     partition, bottleneck, _ = parts()
     torch.manual_seed(7)
@@ -236,27 +236,27 @@ def test_a_reader_learns_in_the_backs_place(tmp_path):
     assert not any(torch.equal(trained[name], fresh[name]) for name in fresh if name.endswith("weight"))
 
 
-def test_a_holder_that_leaves_is_named(tmp_path):
+def test_a_data_holder_that_leaves_is_named(tmp_path):
     launch(tmp_path, "leaves")
 
     assert (tmp_path / "0.txt").read_text().startswith("The connection to process 2 ended at step 0 (")
 
 
-def test_holders_with_another_bottleneck_are_refused(tmp_path):
+def test_data_holders_with_another_bottleneck_are_refused(tmp_path):
     launch(tmp_path, "other bottleneck")
 
     assert (tmp_path / "0.txt").read_text() == (
-        "Process 2 sent features of shape (8, 5, 8, 8) for step 0 where features of shape (-1, 4, 8, 8) for step 0 "
-        "were due: start all with the same settings."
+        "Process 2 sent features of shape (8, 5, 8, 8) for step 0, expected features of shape (-1, 4, 8, 8) for step "
+        "0: start all processes with the same arguments."
     )
     assert not (tmp_path / "trained.safetensors").exists()
 
 
-def test_with_neither_denoiser_nor_reader_nothing_starts():
+def test_with_neither_denoiser_nor_student_nothing_starts():
     partition, bottleneck, _ = parts()
     optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
 
-    with pytest.raises(FingerprintError, match="Nothing would learn from the codes"):
+    with pytest.raises(FingerprintError, match="nothing to train on the codes"):
         owner_loop(partition, bottleneck, None, optimizer, 1)
 
 
@@ -268,5 +268,5 @@ def test_one_process_alone_is_refused():
         lambda: owner_loop(partition, bottleneck, denoiser, optimizer, 1),
         lambda: data_holder_loop(partition, bottleneck, *data(1), ImageNoise(secret_of(1)), 1),
     ):
-        with pytest.raises(FingerprintError, match="needs an owner and a data holder or more"):
+        with pytest.raises(FingerprintError, match="needs an owner and at least one data holder"):
             loop()

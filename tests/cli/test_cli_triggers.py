@@ -1,4 +1,4 @@
-"""`questions`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
+"""`triggers`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def scene(tmp_path_factory):
     few = ["--count", COUNT, "--decoys", DECOYS, "--steps", STEPS]
     for arguments in (
         ["issue", model, "--recipient", "early", "--vault", vault.folder, "--out", root / "early"],
-        ["questions", model, "--vault", vault.folder, *few],
+        ["triggers", model, "--vault", vault.folder, *few],
         ["issue", model, "--recipient", "alice", "--recipient", "bob", "--vault", vault.folder, "--out", root],
     ):
         assert main([str(argument) for argument in arguments]) == 0
@@ -61,7 +61,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
 
 
 def test_questions_are_made_once_and_told(run, scene):
-    assert "has questions already" in failed(run("questions", scene.model, "--vault", scene.vault))
+    assert "already has a trigger set" in failed(run("triggers", scene.model, "--vault", scene.vault))
 
 
 def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
@@ -93,10 +93,10 @@ def test_a_function_of_ones_own_is_asked_and_told_to_programs(run, scene, tmp_pa
     assert (first[0], again[0]) == (0, 0)
     told, later = json.loads(first[1]), json.loads(again[1])
     assert [score["recipient"] for score in told["accused"]] == ["bob"]
-    assert told["unbound"] == ["early"]
+    assert told["non_answering"] == ["early"]
     assert told["copies"] == 3
-    assert told["questioning"]["resumed"] == 0
-    assert later["questioning"] == {**told["questioning"], "resumed": told["questioning"]["asked"]}
+    assert told["stats"]["resumed"] == 0
+    assert later["stats"] == {**told["stats"], "resumed": told["stats"]["queried"]}
 
 
 @pytest.mark.parametrize("suspect", ["model", "early"])
@@ -109,7 +109,7 @@ def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path
     assert code == 3
     assert "ACCUSED" not in said and "│" not in said
     assert f"not readable: the {COUNT} questions of base" in said
-    assert "1 of 3 copies answer no questions: trace them by weights. 3 copies tested" in said
+    assert "1 of 3 copies have no trigger labels: trace them by their weights. 3 copies tested" in said
     assert f"stopped as nothing is left to ask, after {COUNT + DECOYS} images" in said
     assert not proof.exists()
     assert "proof" not in err
@@ -174,7 +174,9 @@ def test_few_answers_say_nothing(run, scene):
 
     said = " ".join(out.split())
     assert code == 3
-    assert f"not readable: 1 of {COUNT + DECOYS} images were answered: ask on with a larger --budget; 1 of 3" in said
+    assert (
+        f"not readable: 1 of {COUNT + DECOYS} images have a response: continue with a larger --budget; 1 of 3" in said
+    )
 
 
 def test_a_proof_that_was_tampered_with_does_not_hold(run, proof):
@@ -192,7 +194,7 @@ def test_a_proof_that_was_tampered_with_does_not_hold(run, proof):
         assert out.splitlines()[-1] == "the proof does not hold"
         assert json.loads(run("check-proof", proof, "--json")[1])[0]["holds"] is False
     proof.write_text("no proof")
-    assert "no proof" in failed(run("check-proof", proof))
+    assert "not a proof" in failed(run("check-proof", proof))
 
 
 def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
@@ -205,12 +207,12 @@ def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
 
 
 def test_all_is_asked_where_further_colluders_are_looked_for(run, scene):
-    code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--whole", "--json")
+    code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--exhaustive", "--json")
 
     told = json.loads(out)
     assert code == 0
     assert [score["recipient"] for score in told["accused"]] == ["bob"]
-    assert told["questioning"]["answered"] - told["questioning"]["decoys_asked"] == COUNT
+    assert told["stats"]["answered"] - told["stats"]["decoys_queried"] == COUNT
 
 
 def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):
@@ -218,4 +220,4 @@ def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):
 
     said = failed(run("query", "https://nowhere.example", *scene.options, "--labels", tmp_path / "labels"))
 
-    assert "it tells 10 classes apart, and 2 are named" in said and "--labels" in said
+    assert "it has 10 classes, and the suspect has 2" in said and "--labels" in said

@@ -1,4 +1,4 @@
-"""`questions --covers`: the owner's photographs under the patterns."""
+"""`triggers --cover-images`: the owner's photographs under the patterns."""
 
 import json
 
@@ -26,5 +26,5 @@ def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):
 
     told = json.loads(capsys.readouterr().out)
     _, made = find_base_with_triggers(vault, None)
-    assert (told["questions"], told["decoys"]) == (2, 1) == (made.count, made.decoys)
+    assert (told["triggers"], told["decoys"]) == (2, 1) == (made.count, made.decoys)
     assert len(made.cover_images) == 3
