@@ -23,6 +23,7 @@ from tests.helpers.loopback_hub import Fault, LoopbackHub
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 NAMES = ("alice", "bob", "carol")
 Arrays = dict[str, np.ndarray]
 

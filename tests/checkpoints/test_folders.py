@@ -8,13 +8,6 @@ from hf_fingerprint.errors import CheckpointError, StorageError
 from tests.helpers.error_checks import refused
 
 
-def test_a_folder_that_was_made_stays(tmp_path):
-    with remove_on_failure(tmp_path / "made"):
-        (tmp_path / "made").mkdir()
-
-    assert (tmp_path / "made").is_dir()
-
-
 @pytest.mark.parametrize(
     ("number", "error", "what"),
     [(errno.ENOSPC, StorageError, "is full: make room"), (errno.EROFS, CheckpointError, "Read-only file system")],
@@ -32,12 +25,14 @@ def test_a_disk_error_is_one_sentence_and_leaves_nothing(tmp_path, number, error
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
-def test_any_other_exception_leaves_nothing_and_propagates(tmp_path, stop):
+def test_a_folder_stays_once_it_is_made_and_any_other_end_leaves_nothing(tmp_path, stop):
+    with remove_on_failure(tmp_path / "made"):
+        (tmp_path / "made").mkdir()
     with pytest.raises(stop), remove_on_failure(tmp_path / "half"):
         (tmp_path / "half").mkdir()
         raise stop
 
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "made"]
 
 
 def test_resolve_parent_follows_links(tmp_path):

@@ -13,6 +13,7 @@ from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
 from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, WIDTH
 
 
+pytestmark = pytest.mark.integration
 SERVING = """
 from pathlib import Path
 

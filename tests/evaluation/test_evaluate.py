@@ -20,6 +20,9 @@ from tests.helpers.evaluation_runs import SETTINGS, run
 from tests.helpers.small_models import save_vit
 
 
+pytestmark = pytest.mark.integration
+
+
 @dataclass(frozen=True)
 class Zeroing(Attack):
     paper = "none"

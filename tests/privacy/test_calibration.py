@@ -15,6 +15,9 @@ from hf_fingerprint.privacy import (
 )
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def scene():
     """A model that knows digits a little, cut; the features of public images; a bottleneck."""

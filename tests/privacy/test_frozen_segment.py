@@ -8,6 +8,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import Bottleneck, FrozenSegment, Partition, init_task_directions, train_denoiser
 
 
+pytestmark = pytest.mark.integration
 SIZE = (3, 32, 32)
 
 

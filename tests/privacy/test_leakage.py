@@ -22,6 +22,9 @@ from hf_fingerprint.privacy.decoder import structural_similarity
 from hf_fingerprint.privacy.leakage import roc_auc
 
 
+pytestmark = pytest.mark.integration
+
+
 class Constant(torch.nn.Module):
     """A decoder with a constant output."""
 

@@ -7,6 +7,9 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import Bottleneck, Partition, Student, init_task_directions
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def scene():
     """A model that knows digits a little, cut; images' features and labels."""

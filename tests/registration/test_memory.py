@@ -13,6 +13,9 @@ from hf_fingerprint.registration.output_comparison import BATCH
 from tests.helpers.processes import ROOT
 
 
+pytestmark = pytest.mark.integration
+
+
 def shaped(size: int) -> BuiltModel:
     return BuiltModel(torch.nn.Identity(), (3, size, size), (0.5,) * 3, (0.5,) * 3, None)
 

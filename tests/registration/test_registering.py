@@ -29,6 +29,9 @@ from tests.helpers.small_models import (
 )
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Small models, made once."""
@@ -65,7 +68,7 @@ def test_the_mark_spends_the_budget_measured_and_no_more(models, max_kl):
     assert kl >= max_kl / 2 or all(c.eps == pytest.approx(largest_eps(max_kl)) for c in base.carriers)
     assert base.calibration.inputs == "synthetic"
     assert base.calibration.images == 64
-    assert 0.5 < base.calibration.agreement <= 1
+    assert base.calibration.agreement > 0.9
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_efficientnet"])

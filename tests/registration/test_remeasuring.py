@@ -20,6 +20,7 @@ from tests.helpers.quick_age import lock_quickly
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 STRONGER = replace(PLAIN_SETTINGS, amplitude=0.006)
 
 

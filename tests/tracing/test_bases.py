@@ -15,6 +15,9 @@ from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
+
+
 Arrays = dict[str, np.ndarray]
 
 

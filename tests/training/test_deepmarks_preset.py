@@ -11,6 +11,7 @@ from hf_fingerprint.training import DeepMarks, DeepMarksLoss
 from hf_fingerprint.training.deepmarks_preset import default_layers
 
 
+pytestmark = pytest.mark.integration
 KEY = bytes(range(32))
 
 

@@ -27,6 +27,7 @@ from tests.helpers.error_checks import refused
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_timm, save_vit, vault_bytes
 
 
+pytestmark = pytest.mark.integration
 INNOCENTS = 3000
 
 

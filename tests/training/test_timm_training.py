@@ -24,6 +24,9 @@ from hf_fingerprint.training.deepmarks_preset import DeepMarks
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, bytes_of, new_vault, save_timm
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_timm(tmp_path_factory.mktemp("base") / "model", "test_resnet")

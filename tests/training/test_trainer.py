@@ -33,6 +33,7 @@ from tests.helpers.training_runs import (
 )
 
 
+pytestmark = pytest.mark.integration
 OF_WEIGHTS, OF_CHANGE = 1e-6, 5e-5
 # a fine-tuning's rate: at 1e-3 Adam blows up the rounding of gradients near 0 to 7e-6 in a step or two
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-4, "adam_epsilon": 1e-6}

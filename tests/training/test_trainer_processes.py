@@ -21,6 +21,7 @@ from tests.helpers.training_runs import (
 )
 
 
+pytestmark = pytest.mark.integration
 WINDOWS = {"gradient_accumulation_steps": 3}
 BITES = WINDOWS | {"max_grad_norm": 0.05, "learning_rate": 0.05}
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": "ViTLayer"}}

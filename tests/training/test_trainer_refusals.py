@@ -13,6 +13,7 @@ from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, new_vault
 from tests.helpers.training_runs import QUIET, RECIPIENT, images, register_base, save_cnn, save_transformer
 
 
+pytestmark = pytest.mark.integration
 CARRIER = "vit.layers.1.mlp.fc1.weight"
 
 

@@ -22,6 +22,9 @@ from tests.helpers.small_models import new_vault
 from tests.helpers.training_runs import RECIPIENT, difference, register_base, save_cnn, train
 
 
+pytestmark = pytest.mark.integration
+
+
 # trains for a while with everything that Trainers write and push, all of it logged
 SCRIPT = """
 import json, logging, sys

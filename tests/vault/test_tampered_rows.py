@@ -14,6 +14,9 @@ from hf_fingerprint.vault.check import check_vault
 from hf_fingerprint.vault.sealing import open_identity
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(autouse=True)
 def identity_as_it_is(monkeypatch):
     """The benchmark opens the identity once and keeps it: put it back afterwards."""

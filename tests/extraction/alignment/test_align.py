@@ -28,6 +28,7 @@ from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_tes
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 HEADS = 3
 
 
