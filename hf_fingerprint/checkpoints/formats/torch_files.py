@@ -22,7 +22,6 @@ from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY, MAX_EXPANSION, MAX_
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
 _LOCAL_HEADER = 30
 _LARGEST_PICKLE = 1 << 29
 _DATA, _CONSTANTS = "data.pkl", "constants.pkl"
