@@ -17,9 +17,9 @@ SERVING = """
 from pathlib import Path
 
 import numpy as np
-from tests.helpers.trigger_models import Served
+from tests.helpers.trigger_models import ModelSuspect
 
-served = Served(Path({copy!r}))
+served = ModelSuspect(Path({copy!r}))
 
 
 def classify(image):

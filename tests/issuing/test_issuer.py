@@ -705,7 +705,6 @@ def test_a_copy_being_made_keeps_others_from_its_place(plain, tmp_path):
     assert [c.copy_id for c in plain.vault.copies(recipient="slow")] == [copy.copy_id]
 
 
-@pytest.mark.parametrize("what", ["a file", "a folder with a file"])
 def test_a_prepared_copy_that_is_not_finished_is_discarded_and_resumed(plain, tmp_path):
     with plain.issuer.prepare("discarded", tmp_path / "copy"):
         assert names_in(tmp_path) != []
@@ -716,6 +715,7 @@ def test_a_prepared_copy_that_is_not_finished_is_discarded_and_resumed(plain, tm
     assert accused(tmp_path / "copy", plain.vault) == ["discarded"]
 
 
+@pytest.mark.parametrize("what", ["a file", "a folder with a file"])
 def test_a_place_taken_while_the_copy_is_made_is_an_error_in_a_sentence(plain, tmp_path, what):
     out, recipient = tmp_path / "copy", f"overtaken by {what}"
     with plain.issuer.prepare(recipient, out) as finish:
