@@ -1,11 +1,14 @@
-"""What is decided when a base is registered and when copies are published, with the defaults."""
+"""What you choose when you register a base and when you publish copies, with the defaults.
 
-from dataclasses import dataclass
+Each field carries its help text, from which the class's documentation and the options of the command line are made.
+"""
+
+import inspect
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, TypeVar
 
-from hf_fingerprint.codes import FAMILIES, check_alpha
-from hf_fingerprint.errors import CodeError
+from hf_fingerprint.errors import CodeError, HubError
 
 
 MAX_KL, ALPHA = 1e-4, 1e-6
@@ -13,79 +16,122 @@ COALITION, EXPECTED_RECIPIENTS = 20, 1000
 DEFAULT_CALIBRATION_IMAGES = 1000  # images that the marked model is measured on
 LAYOUTS = ("spread", "compact")
 KINDS = ("single_label", "multi_label", "dense", "features")  # of output
+_Class = TypeVar("_Class", bound=type)
 
 
+def help_texts(config: Any) -> dict[str, str]:
+    """The help text of each field of a config class."""
+    return {each.name: each.metadata["help"] for each in fields(config)}
+
+
+def _document_fields(config: _Class) -> _Class:
+    """Adds the fields' types and help texts to a config class's docstring."""
+    texts = help_texts(config)
+    types = {each.name: inspect.formatannotation(each.type).removeprefix("pathlib.") for each in fields(config)}
+    lines = [f"    {name} (`{types[name]}`): {text}" for name, text in texts.items()]
+    config.__doc__ = "\n".join([str(config.__doc__), "", "Attributes:", *lines])
+    return config
+
+
+@_document_fields
 @dataclass(frozen=True)
 class FingerprintConfig:
-    """What is decided when a base is registered; `None` stands for the default, and for a known base for its record.
+    """How a base is marked. `None` stands for the default, and for a registered base for what its record holds."""
 
-    Attributes:
-        max_kl (`float`, *optional*, defaults to 1e-4): the output budget: the largest KL divergence between base and
-            copy, in nats, as the mean over images and copies; one copy's own scatters about it, and how much is
-            measured too.
-        calibration (`Path`, *optional*): a folder of images to measure it on; synthetic ones by default.
-        coalition (`int`, *optional*, defaults to 20): the number of colluders to design the code for; up to 2 gives
-            fair signs, more a Tardos code, unless `code` says otherwise.
-        expected_recipients (`int`, *optional*, defaults to 1,000): the number of recipients that the certified
-            coalition is computed for.
-        alpha (`float`, *optional*, defaults to 1e-6): the bound on the probability that a trace accuses any innocent,
-            at most 0.05.
-        amplitude (`float`, *optional*): a fixed amplitude, as a share of each row's root mean square, instead of the
-            budget: for a base that is the initialization of a training from scratch, whose output means nothing yet,
-            or whose output can't be measured.
-        carriers (`str`, *optional*, defaults to `"spread"`): `"spread"` marks all tensors that can carry, `"compact"`
-            a few that lie together, so that copies share nearly all of their bytes, at a cost in robustness.
-        code (`str`, *optional*): the code's family, one of `FAMILIES`: `"tardos"`, `"nuida"` or `"fair_signs"`.
-        output_kind (`str`, *optional*): what the model's output is, one of `KINDS`, where its configuration doesn't
-            say: `"single_label"`, `"multi_label"`, `"dense"` or `"features"`; see `registration/outputs.py` for what
-            `max_kl` bounds then.
-        calibration_images (`int`, *optional*, defaults to 1,000): how many images to measure the marked model on, at
-            most, besides the 32 that its strength is searched on.
-    """
-
-    max_kl: float | None = None
-    calibration: Path | None = None
-    coalition: int | None = None
-    expected_recipients: int | None = None
-    alpha: float | None = None
-    amplitude: float | None = None
-    carriers: str | None = None
-    code: str | None = None
-    output_kind: str | None = None
-    calibration_images: int | None = None
+    max_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "Output budget: the largest KL divergence between base and copy, in nats, as the mean over images "
+            "and copies. Defaults to 1e-4."
+        },
+    )
+    calibration: Path | None = field(
+        default=None,
+        metadata={"help": "Folder of images to measure the output on. Defaults to synthetic images."},
+    )
+    coalition: int | None = field(
+        default=None,
+        metadata={"help": "Number of colluders that the code is designed for. Defaults to 20."},
+    )
+    expected_recipients: int | None = field(
+        default=None,
+        metadata={"help": "Number of recipients that the certified coalition is computed for. Defaults to 1000."},
+    )
+    alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound on the probability that a trace accuses any innocent, above 0 and at most 0.05. Defaults "
+            "to 1e-6."
+        },
+    )
+    amplitude: float | None = field(
+        default=None,
+        metadata={
+            "help": "Fixed amplitude of the mark, as a share of each row's root mean square, instead of a budget. Use "
+            "it for a base that will be trained from scratch, or whose output can't be measured."
+        },
+    )
+    carriers: str | None = field(
+        default=None,
+        metadata={
+            "help": "spread marks all tensors that can carry; compact marks a few adjacent ones, so that copies share "
+            "nearly all bytes but withstand less. Defaults to spread."
+        },
+    )
+    code: str | None = field(
+        default=None,
+        metadata={
+            "help": "Family of the code: tardos, nuida or fair_signs. Defaults to fair_signs for up to 2 colluders, "
+            "and to tardos for more."
+        },
+    )
+    output_kind: str | None = field(
+        default=None,
+        metadata={
+            "help": "Kind of the model's output: single_label, multi_label, dense or features. Defaults to what the "
+            "model's configuration says."
+        },
+    )
+    calibration_images: int | None = field(
+        default=None,
+        metadata={"help": "Maximum number of images to measure the marked model on. Defaults to 1000."},
+    )
 
     def __post_init__(self) -> None:
-        if self.carriers not in (None, *LAYOUTS):
-            raise CodeError(f"Carriers are laid out {' or '.join(LAYOUTS)}, not {self.carriers}: choose --carriers.")
-        if self.code not in (None, *FAMILIES):
-            raise CodeError(f"There is no code called {self.code}: choose --code {', '.join(FAMILIES)}.")
-        if self.output_kind not in (None, *KINDS):
-            raise CodeError(f"There is no output of kind {self.output_kind}: choose --output-kind {', '.join(KINDS)}.")
-        if self.calibration_images is not None and self.calibration_images < 1:
-            raise CodeError("The marked model must be measured on 1 image or more: choose --calibration-images.")
-        if self.max_kl is not None and not 0 < self.max_kl <= 1:
-            raise CodeError(f"A budget of {self.max_kl} nats can't be spent: choose --max-kl above 0 and at most 1.")
+        from hf_fingerprint.codes import FAMILIES, check_alpha  # scipy takes long to import
+
+        for name, choices in (("carriers", LAYOUTS), ("code", FAMILIES), ("output_kind", KINDS)):
+            if getattr(self, name) not in (None, *choices):
+                raise CodeError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)}.")
+        for name in ("coalition", "expected_recipients", "calibration_images"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise CodeError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("max_kl", "amplitude"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) <= 1:
+                raise CodeError(f"`{name}` must be above 0 and at most 1, got {getattr(self, name)}.")
         if self.alpha is not None:
             check_alpha(self.alpha)
-        if self.amplitude is not None and not 0 < self.amplitude <= 1:
-            raise CodeError(f"`amplitude` must be above 0 and at most 1, got {self.amplitude}.")
-        if any(count is not None and count < 1 for count in (self.coalition, self.expected_recipients)):
-            raise CodeError("The coalition and the planned number of recipients must be 1 or more.")
 
 
+@_document_fields
 @dataclass(frozen=True)
 class PublishConfig:
-    """How variants are published.
+    """How copies are published on the Hub."""
 
-    Attributes:
-        private (`bool`, *optional*, defaults to `True`): whether the repos are private.
-        gated (`str`, *optional*): `"auto"` or `"manual"`: access is asked for on the repo's page.
-        disclose (`bool`, *optional*, defaults to `False`): whether the card tells of the fingerprint, with the
-            commitment to it.
-        base_model (`str`, *optional*): the base's Hub id for the card, if it was not registered from there.
-    """
+    private: bool = field(default=True, metadata={"help": "Whether the variant repos are private."})
+    gated: str | None = field(
+        default=None,
+        metadata={"help": "Gate the variant repos: auto or manual approval. Needed to give accounts access."},
+    )
+    disclose: bool = field(
+        default=False,
+        metadata={"help": "Disclose the fingerprint in the model card, together with the commitment to it."},
+    )
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "Hub id of the base for the model card. Defaults to where the base was registered from."},
+    )
 
-    private: bool = True
-    gated: Literal["auto", "manual"] | None = None
-    disclose: bool = False
-    base_model: str | None = None
+    def __post_init__(self) -> None:
+        if self.gated not in (None, "auto", "manual"):
+            raise HubError(f"`gated` must be auto or manual, got {self.gated}.")

@@ -72,7 +72,7 @@ def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
     model, vault = save_vit(place / "model"), ("--vault", place / "vault")
     run("vault", "init", place / "vault")
     run("vault", "add", model, *vault, *REGISTRATION_OPTIONS)
-    run("questions", model, *vault, "--count", 40, "--decoys", 4, "--steps", 8)
+    run("triggers", model, *vault, "--count", 40, "--decoys", 4, "--steps", 8)
     run("issue", model, "--recipient", "alice", "--recipient", "bob", "--out", place / "copies", *vault)
     run("trace", place / "copies" / "alice", *vault)
     run("verify", place / "copies" / "bob", "--recipient", "bob", *vault)
@@ -81,7 +81,7 @@ def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
     with LoopbackSuspect(lambda label: label % 10) as suspect:
         run("query", suspect.url, *vault, "--rate", 1000, code=1)
         assert suspect.seen
-    run("query", f"pipeline:{place / 'copies' / 'alice'}", *vault, "--whole")
+    run("query", f"pipeline:{place / 'copies' / 'alice'}", *vault, "--exhaustive")
     run("key-images", "export", "alice", place / "keys", *vault, "--bits", 64)
     run("key-images", "read", next((place / "keys").rglob("*.png")), *vault, "--bits", 64)
 
@@ -94,7 +94,7 @@ def copies_on_the_hub(place: Path, hub: LoopbackHub) -> None:
     run("vault", "pull", "org/vault", place / "pulled", "--identity", place / "vault" / "identity.age")
     hub.add("leaker/leak", place / "copies" / "bob", lfs=True)
     run("watch", "leaker", *vault)
-    run("trace", "leaker/leak", *vault, "--whole")
+    run("trace", "leaker/leak", *vault, "--full")
 
 
 def trained_by_the_trainer(place: Path, hub: LoopbackHub) -> None:
@@ -114,6 +114,7 @@ def trained_by_the_trainer(place: Path, hub: LoopbackHub) -> None:
         callbacks=[callback],
     )
     trainer.train()
+    assert trainer.callback_handler.callbacks[0] is callback, "reporters come before the callback"
     losses = [entry["fingerprint_loss"] for entry in trainer.state.log_history if "fingerprint_loss" in entry]
     assert len(losses) >= 4 and max(losses) < 0.1, losses
 
@@ -154,7 +155,7 @@ def evaluation_of_a_model(place: Path, hub: LoopbackHub) -> None:
 
     (place / "evaluated").mkdir()
     scene = save_model_and_images(place / "evaluated")
-    chosen = ("--attacks", "half,average", "--coalitions", "2", "--recipients", 4, "--coalition", 2)
+    chosen = ("--attacks", "half,average", "--coalitions", "2", "--expected-recipients", 4, "--coalition", 2)
     run("evaluate", scene / "model", "--data", scene / "images", "--out", scene / "out", *chosen)
     assert json.loads((scene / "out" / "results.json").read_text())["trials"]
     assert datasets.Dataset.from_dict({"label": np.arange(3)}).num_rows == 3

@@ -18,6 +18,7 @@ ROOT = Path(hf_fingerprint.__file__).parent
 LAYERS = {
     "printable": -1,  # error messages are escaped by it
     "progress": -1,
+    "retrying": -1,
     "errors": 0,
     "keys": 0,
     "outcomes": 0,

@@ -5,7 +5,6 @@ client drops the token on the redirect, so only the Hub sees it.
 """
 
 import re
-import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from hf_fingerprint.checkpoints.hub_client import format_repo, hub_errors
 from hf_fingerprint.checkpoints.hub_versions import stream
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.errors import CheckpointError
+from hf_fingerprint.retrying import retry
 
 
 RETRIES, FIRST_WAIT = 3, 0.5
@@ -23,6 +23,10 @@ _CONNECTION_ERRORS = frozenset(  # names, since they differ between client versi
 )
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _PAST_END = re.compile(r"bytes \*/(\d+)")
+
+
+class _CutOffError(Exception):
+    """A response body that broke off, or is not as long as its headers say."""
 
 
 class RangesUnavailable(Exception):
@@ -91,55 +95,54 @@ class RangedFiles:
             [`RangesUnavailable`]: if the response isn't that range.
             [`DownloadLimitError`]: if they exceed the byte limit.
         """
+        try:
+            return retry(lambda: self._fetch_once(name, begin, end, whole), 1 + RETRIES, _delay)
+        except (CheckpointError, RangesUnavailable):
+            raise
+        except Exception as error:  # the client's transport errors have no common class over its versions
+            reason = "the connection broke off" if isinstance(error, _CutOffError) else type(error).__name__
+            raise CheckpointError(
+                f"{self._display_name} can't be fetched ({reason}): check the connection and run the command again."
+            ) from None
+
+    def _fetch_once(self, name: str, begin: int, end: int, whole: bool) -> tuple[np.ndarray, int]:
         from huggingface_hub import constants, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-        waits = iter([FIRST_WAIT * 2**i for i in range(RETRIES)])
-        reason = "the connection broke off"
         known = self.sizes.get(name)
         wanted = (end if known is None else min(end, known)) - begin
-        while True:
-            if self._max_bytes is not None and self.bytes_fetched + wanted > self._max_bytes:
-                raise DownloadLimitError(self.repo, self.bytes_fetched + wanted, self._max_bytes)
-            url, with_token = self._redirects.get(name, ("", True))
-            headers = build_hf_headers(token=None if with_token else False)
-            headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-            body = None
-            try:
-                with (
-                    hub_errors(self.repo, self.commit),
-                    stream(
-                        url or hf_hub_url(self.repo, name, revision=self.commit),
-                        RETRIES,
-                        FIRST_WAIT,
-                        headers=headers,
-                        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-                    ) as response,
-                ):
-                    self.requests += 1 + len(response.history)
-                    if url and response.status_code in _EXPIRED:  # a signed address expires
-                        del self._redirects[name]
-                        continue
-                    if response.status_code == 416 and (past_end := _PAST_END.fullmatch(_content_range(response))):
-                        return np.empty(0, np.uint8), int(past_end[1])
-                    hf_raise_for_status(response)
-                    if response.history:
-                        self._redirects[name] = str(response.url), "authorization" in response.request.headers
-                    count, size = _parse_content_range(response, begin, end, whole)
-                    body = self._read_body(response, count)
-            except (CheckpointError, RangesUnavailable):
-                raise
-            except Exception as error:  # the client's transport errors have no common class over its versions
-                waits, reason = iter(()), type(error).__name__
-            if body is not None:
-                return body, size
-            wait = next(waits, None)
-            if wait is None:
-                raise CheckpointError(
-                    f"{self._display_name} can't be fetched ({reason}): check the connection and run the command "
-                    f"again."
-                )
-            time.sleep(wait)
+        if self._max_bytes is not None and self.bytes_fetched + wanted > self._max_bytes:
+            raise DownloadLimitError(self.repo, self.bytes_fetched + wanted, self._max_bytes)
+        url, with_token = self._redirects.get(name, ("", True))
+        headers = build_hf_headers(token=None if with_token else False)
+        headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+        body = None
+        with (
+            hub_errors(self.repo, self.commit),
+            stream(
+                url or hf_hub_url(self.repo, name, revision=self.commit),
+                RETRIES,
+                FIRST_WAIT,
+                headers=headers,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            ) as response,
+        ):
+            self.requests += 1 + len(response.history)
+            expired = bool(url) and response.status_code in _EXPIRED
+            if not expired:
+                if response.status_code == 416 and (past_end := _PAST_END.fullmatch(_content_range(response))):
+                    return np.empty(0, np.uint8), int(past_end[1])
+                hf_raise_for_status(response)
+                if response.history:
+                    self._redirects[name] = str(response.url), "authorization" in response.request.headers
+                count, size = _parse_content_range(response, begin, end, whole)
+                body = self._read_body(response, count)
+        if expired:  # as signed addresses do
+            del self._redirects[name]
+            return self._fetch_once(name, begin, end, whole)
+        if body is None:  # raised out here, since `stream` can't resume from within
+            raise _CutOffError
+        return body, size
 
     def _read_body(self, response: Any, count: int) -> np.ndarray | None:
         """A response's body, or `None` if it was cut off or has not `count` bytes."""
@@ -158,20 +161,29 @@ class RangedFiles:
 def _model_info(repo: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi, constants
 
-    for wait in (FIRST_WAIT, 2 * FIRST_WAIT, None):
-        try:
-            with hub_errors(repo, revision):
-                return HfApi().model_info(
-                    repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, files_metadata=True
-                )
-        except CheckpointError:
-            raise
-        except Exception as error:
-            status = getattr(getattr(error, "response", None), "status_code", 0)
-            is_transient = status == 429 or status >= 500 or type(error).__name__ in _CONNECTION_ERRORS
-            if wait is None or not is_transient:
-                raise RangesUnavailable from None  # the model may be cached; the download reports the error if not
-            time.sleep(wait)
+    def call() -> Any:
+        with hub_errors(repo, revision):
+            return HfApi().model_info(
+                repo, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, files_metadata=True
+            )
+
+    try:
+        return retry(call, 3, _model_info_delay)
+    except CheckpointError:
+        raise
+    except Exception:
+        raise RangesUnavailable from None  # the model may be cached; the download reports the error if not
+
+
+def _delay(error: Exception, attempt: int) -> float | None:
+    """Seconds before the next attempt; `None` for a failure that will not pass."""
+    return FIRST_WAIT * 2 ** (attempt - 1) if isinstance(error, _CutOffError) else None
+
+
+def _model_info_delay(error: Exception, attempt: int) -> float | None:
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    is_transient = status == 429 or status >= 500 or type(error).__name__ in _CONNECTION_ERRORS
+    return FIRST_WAIT * 2 ** (attempt - 1) if is_transient and not isinstance(error, CheckpointError) else None
 
 
 def _parse_content_range(response: Any, begin: int, end: int, whole: bool) -> tuple[int, int]:

@@ -23,8 +23,8 @@ def inspect(
     calibration_images: options.CalibrationImages = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a model's carriers, capacity, predicted score and certified coalition, without recording anything."""
-    from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
+    """Show a model's carriers, capacity, predicted score and certified coalition. Nothing is recorded."""
+    from hf_fingerprint.checkpoints import open_checkpoint
     from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.registration import analyze_base, predicted_score
 
@@ -41,28 +41,32 @@ def inspect(
         calibration_images,
     )
     with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.progress_bars() as progress:
-        base = analyze_base(checkpoint, digest_tensors(checkpoint), config, progress)
+        base = analyze_base(checkpoint, config, progress)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:
-        keys = ("name", "shape", "dtype", "eps")
+        keys = ("name", "shape", "dtype", "amplitude")
         listed = [dict(zip(keys, tensor, strict=True)) for tensor in tensors]
         output.print_json({**base.describe(), "predicted_score": predicted_score(base), "tensors": listed})
         return
-    for name, shape, dtype, eps in tensors:
-        output.echo(f"  {eps:8.3%}  {dtype:>4}  {'x'.join(map(str, shape)):>16}  {name}")
+    for name, shape, dtype, amplitude in tensors:
+        output.echo(f"  {amplitude:8.3%}  {dtype:>4}  {'x'.join(map(str, shape)):>16}  {name}")
     for line in output.describe_base(base):
         output.echo(line)
 
 
 Suspect = Annotated[
-    str, typer.Argument(help="A folder, a weight file or a Hub id, org/name[@revision].", show_default=False)
+    str,
+    typer.Argument(
+        help="Folder, weight file or Hub id (org/name[@revision]) of the suspect model.", show_default=False
+    ),
 ]
 Full = Annotated[
-    bool, typer.Option("--whole", help="Read a suspect on the Hub whole, not just up to the first proof.")
+    bool,
+    typer.Option("--full", help="Read all of a suspect on the Hub, not only up to the first accusation."),
 ]
 MaxMb = Annotated[
-    float | None, typer.Option("--max-mb", min=0, help="Fetch no more than this of a suspect on the Hub, in MB.")
+    float | None, typer.Option("--max-mb", min=0, help="Maximum download of a suspect on the Hub, in MB.")
 ]
 
 
@@ -78,9 +82,9 @@ def trace(
     all_scores: options.AllScores = False,
     as_json: options.AsJson = False,
 ) -> int:
-    """Trace a suspect to the recipients it came from.
+    """Trace a suspect model to the recipients whose copies it comes from.
 
-    Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable.
+    Exit code 0: somebody is accused, 1: nobody, or the model is not comparable, 2: an error, 3: not readable.
     """
     suspect = options.model_reference(suspect, file)
     return _trace(suspect, vault, base, identity, passphrase_file, full, max_mb, all_scores, as_json)
@@ -88,7 +92,9 @@ def trace(
 
 def verify(
     suspect: Suspect,
-    recipient: Annotated[str, typer.Option("--recipient", help="Whose copy it is said to be.", show_default=False)],
+    recipient: Annotated[
+        str, typer.Option("--recipient", help="Recipient whose copy the suspect is claimed to be.", show_default=False)
+    ],
     vault: options.VaultFolder,
     file: options.File = None,
     base: options.KnownBase = None,
@@ -99,9 +105,9 @@ def verify(
     all_scores: options.AllScores = False,
     as_json: options.AsJson = False,
 ) -> int:
-    """Test one claim: a suspect comes from this recipient's copy. The bound pays for all copies in the vault.
+    """Test the claim that a suspect model comes from one recipient's copy. The bound covers all copies in the vault.
 
-    Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable.
+    Exit code 0: confirmed, 1: not confirmed, or the model is not comparable, 2: an error, 3: not readable.
     """
     suspect = options.model_reference(suspect, file)
     return _trace(suspect, vault, base, identity, passphrase_file, full, max_mb, all_scores, as_json, recipient)
@@ -149,21 +155,19 @@ def _trace(
 def watch(
     names: Annotated[
         list[str],
-        typer.Argument(help="Hub ids, org/name, or authors, whose models are all looked at.", show_default=False),
+        typer.Argument(help="Hub ids (org/name), or authors, for all models of an author.", show_default=False),
     ],
     vault: options.VaultFolder,
     since: Annotated[
-        str | None, typer.Option("--since", help="Pass over what did not change since: 2026-11-01, 7d, 12h.")
+        str | None, typer.Option("--since", help="Skip models that have not changed since then: 2026-11-01, 7d, 12h.")
     ] = None,
-    max_mb: Annotated[
-        float, typer.Option("--max-mb", min=0, help="Fetch no more than this of each model, in MB.")
-    ] = 100,
+    max_mb: Annotated[float, typer.Option("--max-mb", min=0, help="Maximum download of each model, in MB.")] = 100,
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
 ) -> int:
-    """Trace models on the Hub as they turn up, one line of JSON each. Variants on record are traced too, and marked as
-    expected where they are what they are on record for. Exit code 0: someone is accused by another repo, 1: nobody (or
-    other models), 2: an error, or nothing but errors, 3: some model is not readable."""
+    """Trace models on the Hub, and print one line of JSON for each. Recorded variants are traced too, and marked as
+    expected if they trace to the recorded copy alone. Exit code 0: somebody is accused by a model that is not an
+    expected variant, 1: nobody, 2: an error, or only errors, 3: a model is not readable."""
     from hf_fingerprint.hub.watch import parse_since, watch_exit_code
     from hf_fingerprint.hub.watch import watch as watch_models
     from hf_fingerprint.vault import Vault, find_passphrase
@@ -176,12 +180,12 @@ def watch(
         output.print_json_line(watch_result.to_dict())
         results.append(watch_result)
     if not results:
-        output.echo_err("Nothing was looked at: none of it changed since.")
+        output.echo_err(f"No model was traced: none has changed since {since}.")
     return watch_exit_code(results)
 
 
 def recipients(vault: options.VaultFolder, as_json: options.AsJson = False) -> None:
-    """List who got which copy, and when."""
+    """List the copies in the vault, with their recipients and dates."""
     from hf_fingerprint.vault import Vault, arrivals, delivery_state, publications
 
     opened_vault = Vault(vault)

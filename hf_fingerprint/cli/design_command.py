@@ -1,4 +1,4 @@
-"""`design`: which code, how long, and which models are too small for it."""
+"""`design`: chooses a code and its length, and shows which models are too small for it."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -28,25 +28,31 @@ MODELS = {  # millions of carrier weights, counted in timm 1.0.31 by the rule of
 
 
 def design(
-    recipients: Annotated[int, typer.Option("--recipients", min=1, help="Recipients to cover.", show_default=False)],
-    coalition: Annotated[int, typer.Option("--coalition", min=1, help="Colluders to catch.", show_default=False)],
+    recipients: Annotated[int, typer.Option("--recipients", min=1, help="Number of recipients.", show_default=False)],
+    coalition: Annotated[
+        int,
+        typer.Option("--coalition", min=1, help="Number of colluders that must all be accused.", show_default=False),
+    ],
     alpha: options.Alpha = None,
     drift: Annotated[
         float,
         typer.Option(
-            "--drift", min=0, help="Noise in each weight, in amplitudes of the mark; 5 is about a fine-tuning."
+            "--drift", min=0, help="Noise in each weight, in amplitudes of the mark; fine-tuning adds about 5."
         ),
     ] = 5.0,
     strategy: Annotated[
         list[str] | None,
-        typer.Option("--strategy", help="What colluders may do, by default anything; several for several."),
+        typer.Option(
+            "--strategy", help="Collusion strategy to withstand. Repeat the option for several; defaults to all."
+        ),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="A model to count the carrier weights of; several for several.")
+        list[str] | None,
+        typer.Option("--model", help="Model whose carrier weights are counted. Repeat the option for several models."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Design a code: its length, the weights it needs, the scores to expect, and which models are too small."""
+    """Design a code: show its length, the weights it needs, the expected scores, and which models are too small."""
     from hf_fingerprint.codes import design_code
     from hf_fingerprint.codes.design import STRATEGIES
 
@@ -67,7 +73,7 @@ def design(
 
 
 def _carrier_weights(name: str) -> int:
-    """The weights that could hold a mark, from names and shapes."""
+    """The number of weights that can carry a mark, from names and shapes."""
     from hf_fingerprint.carriers import select_by_name
     from hf_fingerprint.checkpoints import open_checkpoint
 
@@ -77,16 +83,16 @@ def _carrier_weights(name: str) -> int:
 
 
 def _describe(design: "CodeDesign") -> list[str]:
-    """A design in words and a table."""
-    asked = (
+    """A design as lines of text."""
+    wanted = (
         f"{design.coalition} colluders among {design.recipients:,} recipients at alpha {design.alpha:.0e}, drift "
         f"{design.drift:g} amplitudes a weight"
     )
     if design.best is None:
-        return [f"no code catches all of {asked}, however large the model", "carrier weights of some models:"]
+        return [f"no code catches all of {wanted}, whatever the model's size", "carrier weights of some models:"]
     best = design.best
     lines = [
-        f"best for {asked}: {best.family}, {best.length:,} positions, in {best.weights:,} carrier weights or more",
+        f"best for {wanted}: {best.family}, {best.length:,} positions, in {best.weights:,} carrier weights or more",
         f"  {'code':10}  {'positions':>9}  {'weights':>13}  {'accuses at':>10}  mean score of a colluder by strategy",
     ]
     for option in design.options:
@@ -94,4 +100,4 @@ def _describe(design: "CodeDesign") -> list[str]:
         lines.append(
             f"  {option.family:10}  {option.length:>9,}  {option.weights:>13,}  {option.threshold:>10.1f}  {scores}"
         )
-    return [*lines, "carrier weights of some models, beside this code's need:"]
+    return [*lines, "carrier weights of some models, compared with what this code needs:"]

@@ -1,4 +1,4 @@
-"""`evaluate`: what a model's fingerprint withstands."""
+"""`evaluate`: measures which attacks a model's fingerprint withstands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,54 +10,62 @@ from hf_fingerprint.errors import FingerprintError
 
 
 def evaluate(
-    model: Annotated[
-        str | None, typer.Argument(help="A folder or a Hub id of a timm or transformers classifier.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="Folder or Hub id of a timm or transformers classifier.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="A folder with a sub-folder for each class, or the id of a dataset.")
+        str | None, typer.Option("--data", help="Folder with a subfolder for each class, or Hub id of a dataset.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="A folder for copies and results; the same again goes on.")
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for copies and results. Run the command again with the same folder to resume."
+        ),
     ] = None,
     attacks: Annotated[
-        str | None, typer.Option("--attacks", help="Names or groups, by commas; all if not given. See --list.")
+        str | None,
+        typer.Option(
+            "--attacks", help="Names or groups of attacks, separated by commas; defaults to all. See --list."
+        ),
     ] = None,
-    images: Annotated[int, typer.Option("--images", min=2, help="Images to test on, at most.")] = 1000,
+    max_images: Annotated[int, typer.Option("--max-images", min=2, help="Maximum number of test images.")] = 1000,
     coalitions: Annotated[
-        str | None, typer.Option("--coalitions", help="How many copies are mixed, by commas. [3,5,10]")
+        str | None, typer.Option("--coalitions", help="Numbers of colluders, separated by commas. Defaults to 3,5,10.")
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="How often each coalition is formed.")] = 1,
-    recipients: Annotated[
-        int | None, typer.Option("--recipients", help="Recipients that the bound is for. [1000]")
-    ] = None,
+    runs: Annotated[
+        int, typer.Option("--runs", min=1, help="Number of different coalitions for each number of colluders.")
+    ] = 1,
+    expected_recipients: options.ExpectedRecipients = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three strengths of each attack, and three colluders alone.")
+        bool, typer.Option("--quick", help="Run three strengths of each attack, and coalitions of three only.")
     ] = False,
-    public_base: Annotated[bool, typer.Option("--public-base", help="The thief has the unmarked base too.")] = False,
+    public_base: Annotated[
+        bool, typer.Option("--public-base", help="Give the attacker the unmarked base, too.")
+    ] = False,
     all_scores: options.AllScores = False,
-    listed: Annotated[bool, typer.Option("--list", help="List the attacks and stop.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the attacks and exit.")] = False,
     max_kl: options.MaxKl = None,
     coalition: options.Coalition = None,
     alpha: options.Alpha = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Attack copies of a model and report what is left of it and of the evidence, as JSON, a table and a page.
+    """Attack copies of a model, and report the remaining accuracy and evidence as JSON, a table and a page.
 
-    The report has scores of the accused alone. The --out folder keeps all of them, the copies and their keys: publish
-    the page, the table or results.json, never the folder.
+    The report has the scores of accused recipients only. The --out folder also holds the other scores, the copies and
+    their keys: publish the page, the table or results.json, never the folder.
     """
     if listed:
         _print_attacks()
         return
     if model is None or data is None or out is None:
-        raise FingerprintError("Say what to evaluate: MODEL, --data for its images and --out for the results.")
+        raise FingerprintError(
+            "MODEL, --data or --out is missing: give the model, its images and a folder for the results."
+        )
     from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.evaluation import evaluate as run
     from hf_fingerprint.evaluation import write_report
     from hf_fingerprint.evaluation.page import NOT_TO_PUBLISH
     from hf_fingerprint.evaluation.report import rich_tables, summarize
 
-    config = FingerprintConfig(max_kl, None, coalition, recipients, alpha)
+    config = FingerprintConfig(max_kl, None, coalition, expected_recipients, alpha)
     with output.progress_bars() as progress:
         evaluation = run(
             model,
@@ -66,7 +74,7 @@ def evaluate(
             attacks=None if attacks is None else attacks.split(","),
             coalitions=None if coalitions is None else _parse_integers(coalitions),
             config=config,
-            images=images,
+            images=max_images,
             quick=quick,
             runs=runs,
             public_base=public_base,
@@ -83,7 +91,7 @@ def evaluate(
     for table in rich_tables(evaluation):
         screen.print(table)
     for name, why in evaluation.skipped.items():
-        output.echo_err(f"{name} was left out: {why}")
+        output.echo_err(f"{name} was skipped: {why}")
     output.echo(f"the page: {written.page}")
 
 
@@ -99,4 +107,6 @@ def _parse_integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise FingerprintError(f"--coalitions {text} are no numbers: give some like 3,5,10.") from None
+        raise FingerprintError(
+            f"--coalitions {text} is not a list of numbers: give numbers separated by commas, such as 3,5,10."
+        ) from None

@@ -1,8 +1,8 @@
-"""`issue`, `push` and `hash`: copies into folders and onto the Hub."""
+"""`issue`, `push` and `hash`: make copies and publish them."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,47 +18,43 @@ if TYPE_CHECKING:
     from hf_fingerprint.vault import Vault
 
 
-Public = Annotated[bool, typer.Option("--public", help="Public variant repos; private ones by default.")]
-Gated = Annotated[
-    str | None, typer.Option("--gated", help="Gated repos: auto or manual; needed to give accounts access.")
-]
-Disclose = Annotated[
-    bool, typer.Option("--disclose", help="Tell of the fingerprint in the card, with the commitment to it.")
-]
-BaseModel = Annotated[
-    str | None, typer.Option("--base-model", help="The base's Hub id for the card, if it was not taken from there.")
-]
-
-IncludeCode = Annotated[bool, typer.Option("--include-code", help="Hand the model's .py files on with the copies.")]
+Public = Annotated[bool, typer.Option("--public", help="Make the variant repos public. They are private by default.")]
+IncludeCode = Annotated[bool, typer.Option("--include-code", help="Include the model's .py files in the copies.")]
 
 
 def issue(
     model: options.Model,
     vault: options.VaultFolder,
     recipient: Annotated[
-        list[str] | None, typer.Option("--recipient", help="Whose copy; several times for several.")
+        list[str] | None, typer.Option("--recipient", help="Recipient name. Repeat the option for several recipients.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The copy's folder; with several recipients DIR/NAME each.")
+        Path | None,
+        typer.Option("--out", help="Folder of the copy; with several recipients, the parent of a folder for each."),
     ] = None,
     file: options.File = None,
     push_to: Annotated[
-        list[str] | None, typer.Option("--push-to", help="The variant repo, org/name; one for each --recipient.")
+        list[str] | None, typer.Option("--push-to", help="Variant repo, org/name. Give one for each --recipient.")
     ] = None,
     account: Annotated[
-        list[str] | None, typer.Option("--account", help="The recipient's Hub account; one for each --recipient.")
+        list[str] | None,
+        typer.Option("--account", help="Hub account of the recipient. Give one for each --recipient."),
     ] = None,
     recipients: Annotated[
-        Path | None, typer.Option("--recipients", help="A CSV file with the columns name, repo and perhaps account.")
+        Path | None,
+        typer.Option("--recipients-file", help="CSV file with the columns name, repo and, optionally, account."),
     ] = None,
     reissue_from: Annotated[
         str | None,
-        typer.Option("--again", help="Replace the copies of this older base in everybody's variant repo."),
+        typer.Option(
+            "--reissue-from",
+            help="Replace the published copies of this older base, in the variant repo of each recipient.",
+        ),
     ] = None,
     public: Public = False,
-    gated: Gated = None,
-    disclose: Disclose = False,
-    base_model: BaseModel = None,
+    gated: options.Gated = None,
+    disclose: options.Disclose = False,
+    base_model: options.BaseModel = None,
     max_kl: options.MaxKl = None,
     calibration: options.Calibration = None,
     coalition: options.Coalition = None,
@@ -73,8 +69,8 @@ def issue(
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Issue one marked copy per recipient, into folders or variant repos on the Hub, registering the base at the
-    first."""
+    """Issue one marked copy for each recipient, into folders or variant repos on the Hub. The first copy registers the
+    base."""
     from hf_fingerprint.config import FingerprintConfig, PublishConfig
     from hf_fingerprint.issuing import Issuer
     from hf_fingerprint.vault import Vault, canonical_recipient
@@ -82,11 +78,13 @@ def issue(
     names, opened = list(dict.fromkeys(map(canonical_recipient, recipient or []))), Vault(vault)
     pushed = bool(push_to or recipients or reissue_from)
     if pushed == (out is not None):
-        raise FingerprintError("Say where the copies go: --out for folders, or --push-to, --recipients or --again.")
+        raise FingerprintError(
+            "Give either --out, for folders, or one of --push-to, --recipients-file and --reissue-from, for the Hub."
+        )
     assignments = _assignments(recipient or [], push_to or [], account or [], recipients, reissue_from, opened)
     if not names and not assignments:
-        raise FingerprintError("Say whose copies to make: --recipient NAME, or --recipients FILE.")
-    publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
+        raise FingerprintError("No recipient is given: add --recipient NAME or --recipients-file FILE.")
+    publish_config = PublishConfig(not public, gated, disclose, base_model)
     config = FingerprintConfig(
         max_kl,
         calibration,
@@ -113,24 +111,26 @@ def issue(
 
 
 def push(
-    copy: Annotated[Path, typer.Argument(help="The folder of a copy on record.", show_default=False)],
-    repo: Annotated[str, typer.Argument(help="The variant repo, org/name.", show_default=False)],
+    copy: Annotated[Path, typer.Argument(help="Folder of a recorded copy.", show_default=False)],
+    repo: Annotated[str, typer.Argument(help="Variant repo, org/name.", show_default=False)],
     vault: options.VaultFolder,
-    account: Annotated[str | None, typer.Option("--account", help="The recipient's Hub account.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the recipient's older copy there.")] = False,
+    account: Annotated[str | None, typer.Option("--account", help="Hub account of the recipient.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the recipient's older copy in the repo.")
+    ] = False,
     public: Public = False,
-    gated: Gated = None,
-    disclose: Disclose = False,
-    base_model: BaseModel = None,
+    gated: options.Gated = None,
+    disclose: options.Disclose = False,
+    base_model: options.BaseModel = None,
     include_code: IncludeCode = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Push a copy that is in its folder already, issued or trained, to a variant repo."""
+    """Push an existing copy, issued or trained, to a variant repo."""
     from hf_fingerprint.config import PublishConfig
     from hf_fingerprint.hub import Publisher
     from hf_fingerprint.vault import Vault
 
-    publish_config = PublishConfig(not public, _check_gated(gated), disclose, base_model)
+    publish_config = PublishConfig(not public, gated, disclose, base_model)
     done = Publisher(Vault(vault), publish_config, include_code=include_code).push(copy, repo, account, replace)
     if as_json:
         output.print_json(done.to_dict())
@@ -140,37 +140,36 @@ def push(
 
 
 def content_hash(model: options.Model, file: options.File = None) -> None:
-    """Print a model's content hash, by which its holder can tell which weights they hold."""
+    """Print a model's content hash, which identifies its weights."""
     from hf_fingerprint.checkpoints import content_hash, digest_tensors, open_checkpoint
 
     with open_checkpoint(model, weights_only=True, file=file) as checkpoint:
         output.echo(content_hash(checkpoint.tensors, digest_tensors(checkpoint)))
 
 
-def _check_gated(value: str | None) -> Literal["auto", "manual"] | None:
-    if value not in (None, "auto", "manual"):
-        raise FingerprintError(f"--gated {value} is neither auto nor manual: choose one.")
-    return cast('Literal["auto", "manual"] | None', value)
-
-
 def _assignments(
     names: list[str], repos: list[str], accounts: list[str], file: Path | None, old_base: str | None, vault: "Vault"
 ) -> "list[Assignment]":
-    """Whose copy goes to which repo, by options, by a file, or by what is on record."""
+    """The recipients and their repos, from options, a file or the vault."""
     from hf_fingerprint.hub import Assignment, read_assignments, reissue_assignments
 
     if old_base is not None:
         if names or repos or file is not None:
-            raise FingerprintError("--again takes everybody from the record: leave out recipients and repos.")
+            raise FingerprintError(
+                "--reissue-from takes recipients and repos from the vault: leave out --recipient, "
+                "--push-to and --recipients-file."
+            )
         found = reissue_assignments(vault, old_base)
         if not found:
             raise FingerprintError(
-                f"Nobody has a published copy of base {old_base}: `hf-fingerprint recipients` lists the bases."
+                f"Base {old_base} has no published copies: list the copies with `hf-fingerprint recipients`."
             )
         return found
     if file is not None:
         if names or repos:
-            raise FingerprintError("Give recipients either by --recipients FILE or by --recipient and --push-to.")
+            raise FingerprintError(
+                "--recipients-file can't be combined with --recipient or --push-to: use one of them."
+            )
         return read_assignments(file)
     if repos and len(repos) != len(names):
         raise FingerprintError(f"There are {len(names)} --recipient and {len(repos)} --push-to: give one for each.")
@@ -182,7 +181,7 @@ def _assignments(
 
 
 def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bool) -> None:
-    """Copies into folders."""
+    """Issues copies into folders."""
     issued = []
     with output.progress_bars() as progress:
         if len(names) == 1:
@@ -193,7 +192,7 @@ def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bo
         output.print_json([copy.to_dict() for copy in issued])
         return
     for copy in issued:
-        output.echo(f"{copy.recipient}: {copy.path}" + ("" if copy.new else " (issued before, found whole)"))
+        output.echo(f"{copy.recipient}: {copy.path}" + ("" if copy.new else " (issued before, complete)"))
     _print_left_out(each for copy in issued for each in copy.left_out)
     _print_summary(issuer, len(issued))
 
@@ -201,7 +200,7 @@ def _issue_to_folders(issuer: "Issuer", names: list[str], out: Path, as_json: bo
 def _issue_to_hub(
     issuer: "Issuer", assignments: "list[Assignment]", publish_config: "PublishConfig", update: bool, as_json: bool
 ) -> None:
-    """Copies into variant repos, each told as it is confirmed, so that an interruption loses no line."""
+    """Publishes copies in variant repos, and prints each as soon as it is confirmed."""
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_fingerprint.hub import Publisher
@@ -218,14 +217,14 @@ def _issue_to_hub(
                     output.echo(f"{copy.recipient}: {copy.repo}@{copy.revision}{before}")
                 progress("publishing", len(done), len(assignments))
         except FingerprintError:
-            output.echo_err(f"{len(done)} of {len(assignments)} are published")
+            output.echo_err(f"{len(done)} of {len(assignments)} copies are published")
             raise
     if as_json:
         output.print_json([copy.to_dict() for copy in done])
         return
     _print_left_out(each for copy in done for each in copy.left_out)
     new = sum(copy.new for copy in done)
-    output.echo(f"{new} published, {len(done) - new} were published before")
+    output.echo(f"{new} copies published, {len(done) - new} were published before")
     _print_summary(issuer, len(done))
 
 
@@ -238,6 +237,6 @@ def _print_summary(issuer: "Issuer", count: int) -> None:
     base = issuer.base
     output.echo(
         f"{count} of base {base.base_id}; code {base.family}, designed for {base.coalition} colluders, certified "
-        f"against {base.certified} colluders among {base.recipients_planned:,} recipients (by "
+        f"against {base.certified} colluders among {base.expected_recipients:,} recipients (by "
         f"{base.certified_by.split(',')[0]})"
     )

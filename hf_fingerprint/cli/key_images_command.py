@@ -1,4 +1,4 @@
-"""`hf-fingerprint key-images ...`: images that carry a recipient's fingerprint, made and read."""
+"""`hf-fingerprint key-images ...`: exports and reads images that carry a recipient's fingerprint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,17 +8,20 @@ import typer
 from hf_fingerprint.cli import options, output
 
 
-app = typer.Typer(help="Make a recipient's key images; say whose an image is.", no_args_is_help=True)
+app = typer.Typer(
+    help="Export a recipient's key images, and identify the recipient of an image.", no_args_is_help=True
+)
 
-Bits = Annotated[int | None, typer.Option("--bits", help="Of the fingerprint, a multiple of 8. [304]")]
+Bits = Annotated[int | None, typer.Option("--bits", help="Bits of the fingerprint, a multiple of 8. Defaults to 304.")]
 
 
 @app.command()
 def export(
     recipient: Annotated[
-        str, typer.Argument(help="Whose, or a copy's id where the recipient has several.", show_default=False)
+        str,
+        typer.Argument(help="Recipient name, or the id of a copy if the recipient has several.", show_default=False),
     ],
-    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder for the images.", show_default=False)],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     bits: Bits = None,
@@ -26,7 +29,7 @@ def export(
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write the questions that a recipient's copy answers by its key, each with its fingerprint out of sight."""
+    """Export the trigger images that are assigned to a recipient, each with the recipient's fingerprint embedded."""
     from hf_fingerprint.blackbox.key_images.export import export_key_images
     from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS
     from hf_fingerprint.vault import Vault, find_passphrase
@@ -40,15 +43,15 @@ def export(
         return
     output.echo(
         f"{out} has {made.images} key images of {made.recipient}, {made.bits} bits each; at least {made.psnr:.1f} dB "
-        f"and SSIM {made.ssim:.3f} from the plain questions"
+        f"and SSIM {made.ssim:.3f} from the unmarked trigger images"
     )
     if made.left_out:
-        output.echo(f"{made.left_out} questions have no room for so many bits and are left out")
+        output.echo(f"{made.left_out} trigger images have too little capacity for {made.bits} bits and are left out")
 
 
 @app.command()
 def read(
-    images: Annotated[list[Path], typer.Argument(help="Images that turned up.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Images to identify.", show_default=False)],
     vault: options.VaultFolder,
     base: options.KnownBase = None,
     bits: Bits = None,
@@ -56,8 +59,8 @@ def read(
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Say whose key images these are. Exit code 0: somebody's, one of them at least; 1: nobody's; 2: an error; 3:
-    nobody's that can be read, and one of them at least can't."""
+    """Identify the recipients of key images. Exit code 0: an image has a recipient's fingerprint, 1: none has, 2: an
+    error, 3: none has, and an image is not readable."""
     from hf_fingerprint.blackbox.key_images.identify import KeyImageIdentifier
     from hf_fingerprint.blackbox.key_images.payload import DEFAULT_BITS
     from hf_fingerprint.outcomes import combine_outcomes
@@ -74,12 +77,12 @@ def read(
             if each.recipients:
                 output.echo(f"{each.name}: a key image of {', '.join(each.recipients)}")
             elif each.reason is None:
-                output.echo(f"{each.name}: a fingerprint that is no recipient's")
+                output.echo(f"{each.name}: a fingerprint of no recipient in the vault")
             else:
                 output.echo(f"{each.outcome}: {each.reason}")
         compared = f"{reader.copies:,} {'copy' if reader.copies == 1 else 'copies'}"
         output.echo(
-            f"{reader.bits} bits compared with {compared}; an innocent's are equal with probability at most "
+            f"{reader.bits} bits compared with {compared}; an innocent's bits match with probability at most "
             f"10^{found[0].log10_false_match:.0f}"
         )
     return combine_outcomes(each.outcome for each in found).exit_code

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. Exit codes: 0 done or someone accused, 1 nobody accused, 2 an error."""
+"""The command line. Exit codes: 0 done or somebody accused, 1 nobody accused, 2 an error, 3 not readable."""
 
 import os
 import sys
@@ -21,12 +21,12 @@ from hf_fingerprint.cli import (
 from hf_fingerprint.errors import FingerprintError
 
 
-# recent typer brings its own click and older versions use the public one, so the class is found through typer
+# recent versions of typer bundle click, older ones import it, so the class is found through typer
 _UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 _TRACEBACK_VARIABLE = "HF_FINGERPRINT_TRACEBACK"
 _INTERRUPTED_EXIT_CODE = 130
-_INTERRUPTED_MESSAGE = "Stopped before the end; run the same command again to go on."
-EPILOG = f"Set {_TRACEBACK_VARIABLE}=1 to see where an error came from."
+_INTERRUPTED_MESSAGE = "Interrupted: run the command again to resume."
+EPILOG = f"Set {_TRACEBACK_VARIABLE}=1 for the traceback of an error."
 
 app = typer.Typer(
     name="hf-fingerprint",
@@ -39,7 +39,7 @@ app = typer.Typer(
 app.add_typer(vault_care_commands.app, name="vault")
 app.command("design")(design_command.design)
 app.command("inspect")(commands.inspect)
-app.command("questions")(triggers_command.triggers)
+app.command("triggers")(triggers_command.triggers)
 app.command("issue")(issue_commands.issue)
 app.command("push")(issue_commands.push)
 app.command("trace")(commands.trace)
@@ -54,7 +54,7 @@ app.command("hash")(issue_commands.content_hash)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line and returns the exit code; errors and warnings are one line each on stderr."""
+    """Runs the command line and returns the exit code. Errors and warnings are printed to stderr, one line each."""
     with terminal.sanitized_output():
         return _run(arguments)
 
@@ -72,14 +72,15 @@ def _run(arguments: list[str] | None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except _UsageError as error:
-        if not error.format_message():  # no command: the help was printed
+        if not error.format_message():  # without a command, the help was printed
             return 2
         return _fail(f"{error.format_message()} Try `hf-fingerprint --help`.")
-    except UnicodeEncodeError as error:  # bytes in an argument, or in the name of a file, that are no text
-        return _fail(f"{error.object[:200]} holds bytes that are not UTF-8: give another name.", error)
-    except Exception as error:  # a mistake of ours; its text may hold anything, so only its kind is shown
+    except UnicodeEncodeError as error:  # an argument or file name that is not UTF-8
+        return _fail(f"{error.object[:200]} is not valid UTF-8: use another name.", error)
+    except Exception as error:  # a bug; its message may hold secrets, so only its class is shown
         return _fail(
-            f"An unexpected {type(error).__name__}: run again with {_TRACEBACK_VARIABLE}=1 and report what it shows.",
+            f"Unexpected {type(error).__name__}: run the command again with {_TRACEBACK_VARIABLE}=1 "
+            "and report the output.",
             error,
         )
 

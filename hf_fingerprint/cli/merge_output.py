@@ -1,4 +1,4 @@
-"""What `vault merge`, `pull` and `push` print of a merge."""
+"""Output of `vault merge`, `pull` and `push`."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -14,15 +14,15 @@ MAX_LISTED = 20
 
 
 def print_merge(done: str, report: "MergeReport", as_json: bool = False) -> int:
-    """A merge in words, or as JSON.
+    """Prints a merge, as text or JSON.
 
     Args:
-        done (`str`): what was done, such as `"from org/keys"`.
-        report ([`MergeReport`]): what it brought.
-        as_json (`bool`, *optional*, defaults to `False`): whether to print all of it as JSON instead.
+        done (`str`): how the first line starts, such as `"from org/keys"`.
+        report ([`MergeReport`]): the result of the merge.
+        as_json (`bool`, *optional*, defaults to `False`): whether to print JSON.
 
     Returns:
-        `int`: the exit code: 0, or 1 if a row of either vault could not be used.
+        `int`: the exit code: 1 if a row of either vault can't be used, else 0.
     """
     if as_json:
         output.print_json(report.to_dict())
@@ -34,7 +34,7 @@ def print_merge(done: str, report: "MergeReport", as_json: bool = False) -> int:
         unusable = (f"not usable here: {fault.describe()}" for fault in report.unusable)
         _print_lines(unusable, len(report.unusable), "rows here not usable", echo_err=True)
         if report.unusable:
-            output.echo_err("These rows were left as they are and are not shared: restore a backup of this vault.")
+            output.echo_err("These rows are unchanged and not shared: restore a backup of this vault.")
     return 0 if report.complete else 1
 
 

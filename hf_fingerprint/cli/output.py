@@ -1,4 +1,4 @@
-"""What commands print: tables and progress for people, JSON for programs."""
+"""Output of the commands: text, tables, progress and JSON."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,19 +20,19 @@ __all__ = ["console", "echo", "echo_err"]
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """Prints a JSON value to stdout."""
     for line in json.dumps(value, indent=2, allow_nan=False, default=str).split("\n"):
         echo(line)
 
 
 def print_json_line(value: Any) -> None:
-    """One JSON value on a line of stdout, at once, for whoever reads along."""
+    """Prints a JSON value to stdout, on one line, and flushes."""
     echo(json.dumps(value, allow_nan=False, default=str))
     terminal.flush()
 
 
 def warn_all_scores() -> None:
-    """Says on stderr why the scores of those who are not accused stay in the house."""
+    """Warns on stderr not to publish the scores of recipients who are not accused."""
     echo_err(
         "Warning: Scores of recipients who are not accused help an attacker to build a suspect that accuses one of "
         "them: do not publish them."
@@ -59,7 +59,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 def describe_base(base: "Base") -> list[str]:
-    """A base in a few lines."""
+    """Describes a base in a few lines."""
     from hf_fingerprint.registration import predicted_coalition, predicted_score
 
     lines = [
@@ -70,7 +70,9 @@ def describe_base(base: "Base") -> list[str]:
     ]
     lines.append(describe_output(base))
     if base.replaces is not None:
-        lines.append(f"replaces record {base.replaces} of the same weights for new copies; copies of both trace")
+        lines.append(
+            f"replaces record {base.replaces} of the same weights for new copies; copies of both can be traced"
+        )
     if base.copy_of is not None:
         lines.append(f"is a copy of base {base.copy_of}, registered as a base: its copies carry the marks of both")
     lines.append(f"predicted score of one leaked copy after a drift of 2 %: {predicted_score(base):.0f}")
@@ -80,7 +82,7 @@ def describe_base(base: "Base") -> list[str]:
             f"would be {base.compact.spread_score:.0f}"
         )
     lines.append(
-        f"certified coalition: {base.certified} among {base.recipients_planned:,} recipients at alpha {base.alpha:.0e}"
+        f"certified coalition: {base.certified} among {base.expected_recipients:,} recipients at alpha {base.alpha:.0e}"
     )
     lines.append(f"  by {base.certified_by}")
     lines.append(f"  against averaging alone: {predicted_coalition(base)}, by formula")
@@ -88,30 +90,29 @@ def describe_base(base: "Base") -> list[str]:
 
 
 def warn_unmeasured(base: "Base") -> None:
-    """Says on stderr what is not known of a base that was registered at a fixed strength without measuring it."""
+    """Warns on stderr if the effect of a base's mark on the output was not measured."""
     if base.calibration.kl is None:
         share = max(carrier.eps for carrier in base.carriers)
         echo_err(
-            f"Warning: nothing is known about what the mark does to the output of {base.source}: it could not be "
-            f"measured, and each marked row changes by {share:.1%} of its size. Compare a copy with the base yourself "
-            f"before you hand it out."
+            f"Warning: the effect of the mark on the output of {base.source} could not be measured. Each marked row "
+            f"changes by {share:.1%} of its root mean square: compare a copy with the base before you release it."
         )
 
 
 def describe_output(base: "Base") -> str:
-    """What the mark was measured to do, in a line."""
+    """Describes the measured effect of the mark on the output, in one line."""
     found = base.calibration
     share = max(carrier.eps for carrier in base.carriers)
     if found.kl is None:
-        return f"output: not measured; the mark has {share:.1%} of each row's size"
+        return f"output: not measured; amplitude {share:.1%} of each row's root mean square"
     on = f"{found.images:,} " * (found.output is None or found.output in ("dense", "features"))
     on += "images" if found.inputs == "images" else "synthetic images"
     spread = "" if found.kl_low is None else f" ({found.kl_low:.1e} to {found.kl_high:.1e})"
-    allowed = f"of {found.max_kl:.0e} allowed" if found.eps is None else f"at a fixed strength of {found.eps:.1%}"
+    allowed = f"of {found.max_kl:.0e} allowed" if found.eps is None else f"at a fixed amplitude of {found.eps:.1%}"
     name = "" if found.output is None else f" ({found.output.replace('_', ' ')})"
     text = f"output{name}: {'1 - cosine' if found.output == 'features' else 'KL'} {found.kl:.1e}{spread} {allowed}"
     if found.kl_scatter is not None and found.kl:
-        text += f", one copy's own +- {found.kl_scatter / found.kl:.0%}"
+        text += f"; single copies vary by {found.kl_scatter / found.kl:.0%}"
     if found.agreement is None:
         return f"{text}, mean cosine {1 - found.kl:.6f} on {on}"
     what = {"multi_label": "all labels agree on", "dense": "agreement of positions"}.get(
@@ -124,19 +125,20 @@ def describe_output(base: "Base") -> str:
 
 
 def print_query(result: "QueryResult") -> None:
-    """What a suspect's answers say, as a table and a verdict in words."""
+    """Prints the result of a query: a table and a verdict."""
     from rich.table import Column, Table
     from rich.text import Text
 
     screen, stats, several = console(), result.stats, len(result.base_ids) > 1
-    screen.print(Text(f"{result.suspect} asked about base{'s' * several} {', '.join(result.base_ids)}"))
-    before = f", {stats.resumed} of these in the transcript before" if stats.resumed else ""
-    again = f", {stats.retries} requests made again" if stats.retries else ""
+    screen.print(Text(f"{result.suspect} queried for base{'s' * several} {', '.join(result.base_ids)}"))
+    before = f", {stats.resumed} of them earlier, as the transcript shows" if stats.resumed else ""
+    again = f", {stats.retries} requests repeated" if stats.retries else ""
     screen.print(
-        f"{stats.queried} images asked{before}, {stats.decoys_queried} decoys among them; {stats.answered} answered{again}"
+        f"{stats.queried} images queried{before}, including {stats.decoys_queried} decoys; {stats.answered} "
+        f"responses{again}"
     )
     if result.scores:
-        columns = ["base"] * several + ["answers that agree", "bound on a false accusation", "verdict"]
+        columns = ["base"] * several + ["matching labels", "bound on a false accusation", "verdict"]
         table = Table(Column("made for", overflow="fold"), *columns)
         for score in result.scores:
             agree, bound = f"{score.agreeing} of {score.counted}", format_probability(score.log10_bound)
@@ -145,36 +147,36 @@ def print_query(result: "QueryResult") -> None:
         screen.print(table)
     made = (f"the copy made for {score.recipient} ({score.copy_id}, {score.state})" for score in result.accused)
     names = ", ".join(dict.fromkeys(made))
-    stop_reason = {"proven": "at the proof", "budget": "at the budget", "exhausted": "as nothing is left to ask"}
+    stop_reason = {"proven": "at the proof", "budget": "at the budget", "exhausted": "at the last image"}
     verdict = f"accused: {names}" if names else "nobody is accused"
     if result.reason is not None:
         verdict = f"not readable: {result.reason}"
     screen.print(
         Text(
-            f"{verdict}. {result.copies:,} copies tested; any innocent accused with probability at most "
-            f"{result.alpha:.0e}; stopped {stop_reason[stats.stop_reason]}, after {stats.queried} images"
+            f"{verdict}. {result.copies:,} copies tested; the probability that any innocent is accused is at "
+            f"most {result.alpha:.0e}; stopped {stop_reason[stats.stop_reason]}, after {stats.queried} images"
         )
     )
-    rest = "; --whole asks on, for further colluders" if stats.stop_reason == "proven" else ""
+    rest = "; --exhaustive queries all images, to find further colluders" if stats.stop_reason == "proven" else ""
     screen.print(
-        f"a model mixed from several copies answers for some of their recipients, or for none: nobody is cleared{rest}"
+        f"a mixture of several copies may show only some of their recipients, or none: nobody is cleared{rest}"
     )
     for skipped in result.skipped:
-        screen.print(Text(f"not asked about base {skipped.base_id}: {skipped.reason}"))
+        screen.print(Text(f"not queried for base {skipped.base_id}: {skipped.reason}"))
     if result.non_answering:
         shown = ", ".join(dict.fromkeys(result.non_answering[:20])) + (
             ", ..." if len(result.non_answering) > 20 else ""
         )
         screen.print(
             Text(
-                f"answers can't name {len(result.non_answering):,} of these copies, made before the base had questions or "
-                f"never bound to answer them: {shown}"
+                f"queries can't trace {len(result.non_answering):,} of these copies, which have no "
+                f"trigger labels: {shown}"
             )
         )
 
 
 def print_proof(checks: "Sequence[AccusationCheck]") -> None:
-    """A proof as it was worked out again, and what is left to check."""
+    """Prints the result of a check of a proof, and what remains to be checked."""
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -182,7 +184,7 @@ def print_proof(checks: "Sequence[AccusationCheck]") -> None:
     from hf_fingerprint.outcomes import Outcome
 
     screen, outcome = console(), proof_outcome(checks)
-    table = Table(Column("recipient", overflow="fold"), "answers that agree", "bound on a false accusation", "verdict")
+    table = Table(Column("recipient", overflow="fold"), "matching labels", "bound on a false accusation", "verdict")
     for check in checks:
         verdict = "holds" if check.holds else "no proof" if check.opened else "wrong key"
         verdict = "wrong commitment" if check.opened and check.published is False else verdict
@@ -199,21 +201,21 @@ def print_proof(checks: "Sequence[AccusationCheck]") -> None:
     first = checks[0]
     screen.print(
         Text(
-            f"the file works out: answers of {first.suspect}, {first.copies:,} copies tested (alpha "
-            f"{first.alpha:.0e}). It does not show, and is the word of whoever wrote it:"
+            f"the proof is consistent: responses of {first.suspect}, {first.copies:,} copies tested (alpha "
+            f"{first.alpha:.0e}). It does not show, so its author vouches for it:"
         )
     )
     for each in NOT_SHOWN:
         screen.print(f"- {each}")
     if outcome is Outcome.NOT_READABLE:
         screen.print(
-            "not checked against a published commitment, so the keys may be made up: take it from the card of the "
-            "copy (pushed with --disclose), and give it by --commitment"
+            "not checked against a published commitment, so the keys may be invented: give the commitment from the "
+            "copy's model card (published with --disclose) by --commitment"
         )
     else:
-        screen.print("the proof holds for what was published")
+        screen.print("the proof holds for the published commitments")
 
 
 def format_probability(log10_bound: float) -> str:
-    """A bound on a probability, as people read it."""
+    """Formats a bound on a probability."""
     return "1" if log10_bound > -0.05 else f"10^{log10_bound:.1f}"

@@ -1,4 +1,4 @@
-"""`query` and `check-proof`: whose copy answers behind an API, and for whoever doubts it."""
+"""`query` and `check-proof`: trace a model behind an API, and check the proof of an accusation."""
 
 import importlib
 import importlib.util
@@ -24,7 +24,7 @@ def query(
     suspect: Annotated[
         str,
         typer.Argument(
-            help="An address (https://...), hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION.",
+            help="URL (https://...), hf:org/name, pipeline:FOLDER or python:MODULE_OR_FILE:FUNCTION.",
             show_default=False,
         ),
     ],
@@ -32,36 +32,41 @@ def query(
     base: options.KnownBase = None,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="A file with the base's class names in order; by default the base's config."),
+        typer.Option("--labels", help="File with the class names in order. Defaults to the base's config."),
     ] = None,
     request_format: Annotated[
-        str, typer.Option("--style", help="How an address takes a picture: raw, json or multipart.")
+        str, typer.Option("--request-format", help="How the service takes an image: raw, json or multipart.")
     ] = "raw",
     field: Annotated[
-        str | None, typer.Option("--field", help="Where an address's answer holds the class, as in result.top.")
+        str | None, typer.Option("--field", help="Path to the class in the service's response, such as result.top.")
     ] = None,
     token_env: Annotated[
-        str | None, typer.Option("--token-env", help="The environment variable with the token to ask with.")
+        str | None, typer.Option("--token-env", help="Environment variable that holds the access token.")
     ] = None,
     user_agent: Annotated[
         str | None,
-        typer.Option("--user-agent", help="What to send as User-Agent; by default the HTTP library's own."),
+        typer.Option("--user-agent", help="User-Agent header. Defaults to that of the HTTP library."),
     ] = None,
-    rate: Annotated[float | None, typer.Option("--rate", min=0, help="Requests a second at most. [5]")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0, help="Maximum number of requests a second. Defaults to 5.")
+    ] = None,
     budget: Annotated[
-        int | None, typer.Option("--budget", min=1, help="Images to ask at most; all by default.")
+        int | None, typer.Option("--budget", min=1, help="Maximum number of images to query. Defaults to all.")
     ] = None,
     exhaustive: Annotated[
-        bool, typer.Option("--whole", help="Ask on after the first proof, for further colluders.")
+        bool,
+        typer.Option("--exhaustive", help="Query on after the first accusation, to find further colluders."),
     ] = False,
     transcript: Annotated[
-        Path | None, typer.Option("--transcript", help="A file that keeps each answer; the same again goes on.")
+        Path | None,
+        typer.Option("--transcript", help="Append each response to this file. Run the command again to resume."),
     ] = None,
     proof: Annotated[
         Path | None,
         typer.Option(
             "--proof",
-            help="A file for the proof, if someone is accused; without --transcript, one is kept in FILE.transcript.",
+            help="File for the proof, if somebody is accused. Without --transcript, the transcript is "
+            "FILE.transcript.",
         ),
     ] = None,
     alpha: options.Alpha = None,
@@ -70,8 +75,8 @@ def query(
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Ask a model behind an API whose copy it is, of all bases that have questions or of those named by --base. Exit
-    code 0: someone is accused, 1: nobody, 2: an error, 3: not readable."""
+    """Trace a model behind an API by its predictions on trigger images, of all bases that have a trigger set or of
+    --base. Exit code 0: somebody is accused, 1: nobody, 2: an error, 3: not readable."""
     token = _read_token(token_env, suspect)
     from hf_fingerprint.blackbox import query as run_query
     from hf_fingerprint.blackbox.querying.proof import check_proof_path, write_proof
@@ -105,24 +110,24 @@ def query(
     if proof is not None and transcript is not None and result.accused:
         for place in write_proof(proof, transcript, result, opened_vault):
             output.echo_err(
-                f"proof: {place}; it opens the accused's copy keys, so give it to whoever is to check it alone"
+                f"proof: {place}; it reveals the copy keys of the accused, so give it only to those who check it"
             )
     return result.outcome.exit_code
 
 
 def check_proof(
-    proof: Annotated[Path, typer.Argument(help="The file that `query --proof` wrote.", show_default=False)],
+    proof: Annotated[Path, typer.Argument(help="File that `query --proof` wrote.", show_default=False)],
     commitment: Annotated[
         list[str] | None,
         typer.Option(
             "--commitment",
-            help="What was published with the accused's copy, from its model card; several times for several accused.",
+            help="Commitment from the model card of the accused's copy. Repeat the option for several copies.",
         ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Work a proof out again; needs neither vault nor model. Exit code 0: it holds for the published commitments, 1:
-    it doesn't, 2: an error, 3: not checked against a published commitment."""
+    """Check a proof, without a vault or a model. Exit code 0: it holds for the published commitments, 1: it does not,
+    2: an error, 3: not checked against a published commitment."""
     from hf_fingerprint.blackbox.querying.proof import check_proof as run_check
     from hf_fingerprint.blackbox.querying.proof import proof_outcome
 
@@ -143,10 +148,10 @@ def open_suspect(
     rate: float | None,
     user_agent: str | None = None,
 ) -> "SuspectClient":
-    """What a suspect's name on the command line means.
+    """The client for a suspect that is named on the command line.
 
     Raises:
-        [`FingerprintError`]: if it means nothing, or can't be asked.
+        [`FingerprintError`]: if the name is not valid, or the suspect can't be queried.
     """
     from hf_fingerprint.blackbox.client.remote import from_inference_client, from_url
     from hf_fingerprint.blackbox.client.retries import RATE, RetryPolicy
@@ -165,13 +170,13 @@ def open_suspect(
     if kind == "python" and rest:
         return from_callable(_load_function(rest), labels, text)
     raise FingerprintError(
-        f"{_redact_suspect(text)} is no suspect: give https://..., hf:org/name, pipeline:FOLDER or "
+        f"{_redact_suspect(text)} is not a suspect: give https://..., hf:org/name, pipeline:FOLDER or "
         f"python:MODULE_OR_FILE:FUNCTION."
     )
 
 
 def _load_function(text: str) -> Callable[[Any], Any]:
-    """A function of the user's own, from a module or a file."""
+    """Imports the user's function from a module or file."""
     where, _, name = text.rpartition(":")
     try:
         if where.endswith(".py"):
@@ -182,7 +187,7 @@ def _load_function(text: str) -> Callable[[Any], Any]:
             spec.loader.exec_module(module)
         elif where:
             if "" not in sys.path:
-                sys.path.insert(0, "")  # the console script alone doesn't look in the folder it runs in
+                sys.path.insert(0, "")  # a console script does not search the current folder
             module = importlib.import_module(where)
         else:
             raise ImportError
@@ -193,15 +198,15 @@ def _load_function(text: str) -> Callable[[Any], Any]:
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise FingerprintError(f"{where} has no function {name}: name the one that takes a PIL image.")
+        raise FingerprintError(f"{where} has no function {name}: give a function that takes a PIL image.")
     return found
 
 
 def load_base_labels(path: Path | None, vault: "Vault", base: str | None) -> "Labels":
-    """The labels of a file, else of the config of the base.
+    """The class names from a file, or else from the base's config.
 
     Raises:
-        [`FingerprintError`]: if there are none.
+        [`FingerprintError`]: if there are none, or the bases differ.
     """
     from hf_fingerprint.blackbox.client.class_names import Labels, read_labels
     from hf_fingerprint.checkpoints.source import resolve
@@ -221,18 +226,18 @@ def load_base_labels(path: Path | None, vault: "Vault", base: str | None) -> "La
             if config.is_file():
                 labels = read_labels(config)
                 found[labels.names] = labels
-        except FingerprintError:  # the base moved, or has no names for its classes
+        except FingerprintError:  # the base moved, or its config has no class names
             pass
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
         raise FingerprintError(
-            f"The bases of {vault.folder} have {len(found)} sets of class names: give those that the suspect answers "
-            f"by with --labels, or name one base by --base."
+            f"The bases of {vault.folder} have {len(found)} different sets of class names: give those of the suspect "
+            f"by --labels, or choose a base by --base."
         )
     raise FingerprintError(
-        f"The class names of the base are not known from {vault.folder}: give them by --labels, or name its folder by "
-        f"--base."
+        f"The class names of the base are not found from {vault.folder}: give them by --labels, or the base's folder "
+        f"by --base."
     )
 
 
@@ -240,13 +245,15 @@ def _read_token(variable: str | None, suspect: str) -> str | None:
     if variable is None:
         return None
     if not suspect.startswith(("http://", "https://", "hf:")):
-        raise FingerprintError("Only an address or hf:org/name is asked with a token: leave --token-env out.")
+        raise FingerprintError("--token-env is only for a URL or hf:org/name: leave it out.")
     token = os.environ.get(variable, "").strip()
     if not token:
-        raise FingerprintError(f"There is no token in the variable {variable}: set it, or leave --token-env out.")
+        raise FingerprintError(
+            f"The environment variable {variable} holds no token: set it, or leave --token-env out."
+        )
     return token
 
 
 def _redact_suspect(text: str) -> str:
-    """As much of a mistyped suspect as surely holds no password."""
+    """A mistyped suspect, without parts that may hold a password."""
     return text.partition("://")[0] if "@" in text or "?" in text else text

@@ -1,8 +1,8 @@
-"""The one way to a terminal: nothing that a name, file, repo or service says reaches it as it is.
+"""Writes to the terminal. Text from names, files, repos and services is filtered first.
 
-Lines and tables of this package go through [`printable`], and so does what other packages write while a command runs:
-warnings, logs, progress bars with file names. `rich` alone writes escape sequences of its own, round text that was
-filtered before it was laid out.
+Lines and tables of this package pass through [`printable`], and so does what other packages write while a command
+runs: warnings, logs, and progress bars with file names. Only `rich` writes escape sequences, around text that is
+filtered before it is laid out.
 """
 
 import re
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-_CURSOR_MOVES = re.compile(r"(\n|\x1b\[A)*")  # all that tqdm writes to move between its bars
+_CURSOR_MOVES = re.compile(r"(\n|\x1b\[A)*")  # what tqdm writes to move between its bars
 
 
 def echo(line: str) -> None:
-    """A line for a person, on stdout."""
+    """Prints a line to stdout."""
     sys.stdout.write(printable(line) + "\n")
 
 
 def echo_err(line: str) -> None:
-    """A line for a person, on stderr, out of the way of results."""
+    """Prints a line to stderr, apart from results."""
     sys.stderr.write(printable(line) + "\n")
 
 
 def flush() -> None:
-    """What was said so far is seen at once, by whoever reads along."""
+    """Flushes stdout."""
     sys.stdout.flush()
 
 
 def console(stderr: bool = False) -> "Console":
-    """A console for tables, on stdout or stderr; strings mean what they say, without markup or emoji codes."""
+    """A console for tables, on stdout or stderr, without markup and emoji codes."""
     return _console_class()(stderr=stderr, markup=False, emoji=False)
 
 
@@ -58,7 +58,7 @@ def progress_bars() -> "Progress":
 
 @contextmanager
 def sanitized_output() -> Iterator[None]:
-    """While a command runs: filters what anybody writes to stdout and stderr, and shows warnings in one line."""
+    """Filters everything written to stdout and stderr within the context, and shows warnings in one line."""
     original_streams = sys.stdout, sys.stderr
     with ExitStack() as stack:
         for stream in original_streams:
@@ -73,15 +73,15 @@ def sanitized_output() -> Iterator[None]:
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback, filtered; for `sys.excepthook`."""
+    """Prints a filtered traceback; for `sys.excepthook`."""
     _write_lines(sys.stderr, traceback.format_exception(kind, error, trace))
 
 
 class SanitizedStream:
-    """A text stream that spells out what would not show as itself, save ends of lines and a return at the very start,
-    as progress bars begin with.
+    """A text stream that escapes unprintable characters, except line ends and a leading carriage return, which
+    progress bars write.
 
-    `rich` finds the stream behind it by `rich_proxied_file`.
+    `rich` finds the original stream by `rich_proxied_file`.
     """
 
     def __init__(self, stream: TextIO):
@@ -105,13 +105,13 @@ class SanitizedStream:
 
 @cache
 def _console_class() -> "Callable[..., Console]":
-    """`rich` is imported when something is shown by it."""
+    """The console class, made when it is first needed, since `rich` takes long to import."""
     from rich.console import Console
     from rich.segment import Segment
     from rich.text import Text
 
     class SanitizedConsole(Console):
-        """Filters texts before they are measured and folded, and once more whatever is to be written."""
+        """Filters text before it is measured and wrapped, and again before it is written."""
 
         def render_str(self, text: str, *args: Any, **options: Any) -> Text:
             return super().render_str(printable(text), *args, **options)
@@ -130,7 +130,7 @@ def _console_class() -> "Callable[..., Console]":
 
 
 def _escape_unencodable(stream: Any, stack: ExitStack) -> None:
-    """Lets a stream spell out what its encoding does not have, rather than refuse it."""
+    """Makes a stream escape characters that its encoding lacks, instead of raising an error."""
     if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="backslashreplace")
         stack.callback(stream.reconfigure, errors="strict")
@@ -144,7 +144,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """This package's own warnings as a line for a person, and others as Python shows them."""
+    """Shows this package's warnings in one line, and others as Python does."""
     if issubclass(category, FingerprintWarning):
         echo_err(f"Warning: {message}")
     else:

@@ -1,4 +1,4 @@
-"""What `trace` and `verify` print for people."""
+"""Output of `trace` and `verify`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ _MAX_NOT_READ = 5
 
 
 def print_trace(result: "TraceResult", max_rows: int = 20, claim: str | None = None) -> None:
-    """A trace as a table and a verdict in words; of one claim, whether it is confirmed.
+    """Prints the result of a trace: a table of scores and a verdict.
 
     Args:
-        result ([`TraceResult`]): what was found.
-        max_rows (`int`, *optional*, defaults to 20): how many rows of the table there are, beyond the accused.
-        claim (`str`, *optional*): the recipient whom a claim names.
+        result ([`TraceResult`]): the result.
+        max_rows (`int`, *optional*, defaults to 20): the maximum number of rows; the accused are always shown.
+        claim (`str`, *optional*): the recipient that `verify` tested.
     """
     from rich.text import Text
 
@@ -34,30 +34,30 @@ def print_trace(result: "TraceResult", max_rows: int = 20, claim: str | None = N
         echo(f"and {len(result.scores) - shown:,} more, none accused")
     for found in result.on_record:
         echo(
-            f"its content hash is on record: copy {found.copy_id}, made for {found.recipient} of base {found.base} on "
-            f"{found.created}. A record is no proof; a score is"
+            f"its content hash is that of copy {found.copy_id}, made for {found.recipient} from base {found.base} on "
+            f"{found.created}. The record is not a proof; a score is"
         )
     for row in result.rows_not_used[:_MAX_NOT_READ]:
         echo(f"not used: {row.describe()}")
     if len(result.rows_not_used) > _MAX_NOT_READ:
-        echo(f"and {len(result.rows_not_used) - _MAX_NOT_READ} more rows of the vault; `vault check` lists them")
+        echo(f"and {len(result.rows_not_used) - _MAX_NOT_READ} more rows of the vault; list them with `vault check`")
     echo(_verdict(result, claim))
     if result.reason is not None:
         echo(result.reason)
     if result.bytes_total:
         rest = ""
         if not result.complete:
-            rest = "; --whole looks for further colluders" if result.accused else "; a larger --max-mb may tell more"
+            rest = "; --full looks for further colluders" if result.accused else "; a larger --max-mb may show more"
         echo(
             f"{result.bytes_fetched / 1e6:,.1f} of {result.bytes_total / 1e6:,.1f} MB fetched in {result.requests:,} "
-            f"requests and judged in {result.looks} look{'s' * (result.looks > 1)}{rest}"
+            f"requests, tested in {result.looks} look{'s' * (result.looks > 1)}{rest}"
         )
     if len(result.scores) > len(result.accused):
         warn_all_scores()
 
 
 def _print_suspect(result: "TraceResult", echo: Any) -> None:
-    """What was read, and what was not."""
+    """Prints which files and bases were read."""
     at = f"@{result.revision}" if result.revision else ""
     against = "no base" if result.base is None else f"base {result.base} ({result.base_source})"
     echo(f"{result.suspect}{at} against {against}")
@@ -70,21 +70,21 @@ def _print_suspect(result: "TraceResult", echo: Any) -> None:
     if result.base is not None:
         lineage = result.lineage
         descent = "descends from the base" if lineage.descends else "does not look like a descendant of the base"
-        left = f", {result.tensors_left_out} tensors that can't be read left out" if result.tensors_left_out else ""
+        left = f", {result.tensors_left_out} unreadable tensors left out" if result.tensors_left_out else ""
         echo(
             f"{result.tensors_matched} of {result.tensors_marked} marked tensors matched, {result.weights_read:,} "
             f"weights read, {result.weights_dropped:,} dropped{left}; the suspect {descent} (cosine "
             f"{lineage.cosine:.3f}, drift {lineage.drift:.1%})"
         )
     if result.tensors_aligned:
-        echo(f"channels of {result.tensors_aligned} tensors were put back in the base's order and scale")
+        echo(f"channels of {result.tensors_aligned} tensors were aligned to the base's order and scale")
     if len(result.bases_read) > 1:
         for read in result.bases_read:
-            echo(f"read against base {read.base} ({read.source}), {read.copies:,} copies: {read.reason}")
+            echo(f"compared with base {read.base} ({read.source}), {read.copies:,} copies: {read.reason}")
     for base in result.bases_not_read[:_MAX_NOT_READ] if result.base is not None else ():
-        echo(f"not read against base {base.name} ({base.source}): {base.reason}")
+        echo(f"not compared with base {base.name} ({base.source}): {base.reason}")
     if result.base is not None and len(result.bases_not_read) > _MAX_NOT_READ:
-        echo(f"and {len(result.bases_not_read) - _MAX_NOT_READ} more bases not read; --json lists them")
+        echo(f"and {len(result.bases_not_read) - _MAX_NOT_READ} more bases not compared; --json lists them")
 
 
 def _table(result: "TraceResult", max_rows: int) -> Any:
@@ -109,14 +109,15 @@ def _verdict(result: "TraceResult", claim: str | None) -> str:
         conclusion = "nobody is accused" if claim is None else f"not confirmed: a copy made for {claim}"
     else:
         conclusion = f"{result.outcome.value}: nobody is accused, and nobody is cleared"
-    covered = "" if claim is None else f", and the bound pays for all {result.recipients_covered:,} in the vault"
+    covered = "" if claim is None else f", and the bound covers all {result.recipients_covered:,} in the vault"
     return (
-        f"{conclusion}. {result.recipients_tested:,} copies tested{covered}; any innocent accused with probability at most "
-        f"{result.alpha:.0e}, if the suspect was made without seeing scores of ours"
+        f"{conclusion}. {result.recipients_tested:,} copies tested{covered}; the probability that "
+        "any innocent is accused "
+        f"is at most {result.alpha:.0e}, if the suspect was made without knowledge of scores"
     )
 
 
 def _made_for(score: "RecipientScore") -> str:
-    """A copy in words, which don't say that the recipient leaked it."""
-    never = ", never finished: a training's checkpoint" if score.state == "begun" else ""
+    """Describes a copy, without the claim that its recipient leaked it."""
+    never = ", unfinished: a checkpoint of a training" if score.state == "begun" else ""
     return f"the copy made for {score.recipient} ({score.copy_id}, {score.state}{never})"

@@ -1,4 +1,4 @@
-"""`triggers`: what all copies of a base will be asked, made once before they are issued."""
+"""`triggers`: makes the trigger set of a base, once, before its copies are issued."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,24 +13,33 @@ def triggers(
     vault: options.VaultFolder,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="A folder of ordinary images, without labels; synthetic ones if not given."),
+        typer.Option("--images", help="Folder of ordinary images, without labels. Defaults to synthetic images."),
     ] = None,
     cover_images: Annotated[
         Path | None,
-        typer.Option("--covers", help="A folder of your own photographs to make them of; clouds if not given."),
+        typer.Option(
+            "--cover-images",
+            help="Folder of photographs to make the trigger images from. Defaults to synthetic images.",
+        ),
     ] = None,
-    count: Annotated[int | None, typer.Option("--count", min=1, help="How many questions. [160]")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="Number of trigger images. Defaults to 160.")
+    ] = None,
     decoys: Annotated[
-        int | None, typer.Option("--decoys", min=0, help="Images like them that prove nothing. [20]")
+        int | None,
+        typer.Option("--decoys", min=0, help="Number of similar images that are assigned to nobody. Defaults to 20."),
     ] = None,
     assigned_share: Annotated[
-        float | None, typer.Option("--share", help="The share that each recipient owns. [0.5]")
+        float | None,
+        typer.Option(
+            "--assigned-share", help="Share of the trigger images that is assigned to each recipient. Defaults to 0.5."
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of fitting them to the base. [120]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimization steps. Defaults to 120.")] = None,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Make the questions by which copies are traced behind an API. Copies that are issued afterwards answer them."""
+    """Make the trigger set by which copies are traced behind an API. It is built into copies that are issued later."""
     from hf_fingerprint.blackbox.trigger_set.build import COUNT, DECOYS, SHARE, STEPS, make_trigger_set
     from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
@@ -48,15 +57,15 @@ def triggers(
         trigger_set = make_trigger_set(base.base_id, opened, images, *parameters, progress, cover_images)
     summary = {
         "base": base.base_id,
-        "questions": trigger_set.count,
+        "triggers": trigger_set.count,
         "decoys": trigger_set.decoys,
-        "share": trigger_set.assigned_share,
+        "assigned_share": trigger_set.assigned_share,
     }
     if as_json:
         output.print_json(summary)
         return
     output.echo(
-        f"base {base.base_id} has {trigger_set.count} questions and {trigger_set.decoys} decoys; each recipient owns "
-        f"{trigger_set.assigned_share:.0%} of the questions"
+        f"base {base.base_id} has {trigger_set.count} trigger images and {trigger_set.decoys} decoys; "
+        f"{trigger_set.assigned_share:.0%} of the trigger images are assigned to each recipient"
     )
-    output.echo("copies issued from now on answer for their recipients; ask a suspect with `hf-fingerprint query`")
+    output.echo("copies issued from now on can be traced behind an API, with `hf-fingerprint query`")

@@ -1,4 +1,4 @@
-"""`hf-fingerprint vault ...`: what keeps a vault safe and whole."""
+"""`hf-fingerprint vault ...`: changes the passphrase, backs up and checks a vault."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +16,13 @@ def passphrase(
     passphrase_file: options.PassphraseFile = None,
     new_passphrase_file: Annotated[
         Path | None,
-        typer.Option("--new-passphrase-file", help="A file whose first line is the new passphrase. [the same one]"),
+        typer.Option(
+            "--new-passphrase-file",
+            help="File whose first line is the new passphrase. Defaults to the same passphrase.",
+        ),
     ] = None,
 ) -> None:
-    """Seal the tracing identity again, with another passphrase or the same one, as hard to guess as a new one."""
+    """Encrypt the tracing identity again, with a new passphrase or the same one, at today's work factor."""
     from hf_fingerprint.vault import Vault, find_passphrase
     from hf_fingerprint.vault.passphrase import is_prompted, prompt_new_passphrase
     from hf_fingerprint.vault.sealing import change_passphrase
@@ -32,29 +35,29 @@ def passphrase(
     elif is_prompted(passphrase_file):
         new = prompt_new_passphrase(current)
     age_identity = change_passphrase(file, current, new)
-    output.echo(f"{file} is sealed again with {'the same' if new == current else 'the new'} passphrase.")
+    output.echo(f"{file} is encrypted again with {'the same' if new == current else 'the new'} passphrase.")
     if age_identity.public_key != opened.public_key:
         output.echo_err(f"It is not the identity of {vault}, which is sealed to {opened.public_key}.")
-    output.echo_err("Copies of the file from before still open with the passphrase of then: delete or replace them.")
+    output.echo_err("Older copies of the file still open with the old passphrase: delete or replace them.")
     output.echo(f"public key: {age_identity.public_key}")
 
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="A new file for the backup.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="New file for the backup.", show_default=False)],
     vault: options.VaultFolder,
 ) -> None:
-    """Copy the vault's database to a file, its log included, while others go on working, and check the copy.
+    """Copy the vault's database to a file, and check the copy. Other processes can use the vault meanwhile.
 
-    The tracing identity is not in it: keep a copy of that elsewhere, apart from this one. To restore, move the vault's
-    folder away, make a new one, and put the backup there as vault.db and the identity as identity.age.
+    The backup does not hold the tracing identity: back that up separately. To restore, move the vault's folder away,
+    make a new one, and put the backup there as vault.db and the identity as identity.age.
     """
     from hf_fingerprint.vault import Vault
     from hf_fingerprint.vault.backup import back_up
 
     back_up(Vault(vault).folder, file)
-    output.echo(f"{file} is a backup of the vault's database, model secrets included: guard it like the vault.")
-    output.echo("To restore, put it as vault.db into a new folder. It lacks the tracing identity: back that up, too.")
+    output.echo(f"{file} is a backup of the vault's database, including model secrets: protect it like the vault.")
+    output.echo("To restore, copy it to vault.db in a new folder. It lacks the tracing identity: back that up, too.")
 
 
 @app.command()
@@ -63,13 +66,13 @@ def check(
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     locked: Annotated[
-        bool, typer.Option("--locked", help="Look only for what shows without the tracing identity.")
+        bool, typer.Option("--locked", help="Check only what can be checked without the tracing identity.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> int:
-    """List what is wrong with the vault: rows that can't be used, damage, files left over. Exit code 1 if anything is.
+    """List the faults of a vault: rows that can't be used, damage, leftover files. Exit code 1 if there are any.
 
-    With the identity, every record of a copy is opened and held against its commitment.
+    With the identity, every record of a copy is opened and checked against its commitment.
     """
     from hf_fingerprint.vault import Vault, find_passphrase
     from hf_fingerprint.vault.check import check_vault
@@ -83,6 +86,6 @@ def check(
     else:
         for fault in faults:
             output.echo(fault.describe())
-        looked = "what shows without the identity" if locked else "every record, opened"
-        output.echo(f"{vault}: {len(faults)} things are wrong ({looked})")
+        scope = "without the identity" if locked else "every record opened"
+        output.echo(f"{vault}: {len(faults)} faults ({scope})")
     return 1 if faults else 0

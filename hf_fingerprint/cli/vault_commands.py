@@ -1,4 +1,4 @@
-"""`hf-fingerprint vault ...`"""
+"""`hf-fingerprint vault ...`: makes vaults, registers bases and shares vaults."""
 
 import os
 from pathlib import Path
@@ -13,39 +13,52 @@ if TYPE_CHECKING:
     from hf_fingerprint.vault.sealing import AgeIdentity
 
 
-app = typer.Typer(help="Make a vault; register bases; share it with other machines.", no_args_is_help=True)
-issuer_app = typer.Typer(help="Machines that may open the pushed vault, mark copies and never trace.")
+app = typer.Typer(help="Make a vault, register bases, and share the vault with other machines.", no_args_is_help=True)
+issuer_app = typer.Typer(
+    help="Manage issuers: machines that can open the pushed vault and mark copies, but can't trace."
+)
 app.add_typer(issuer_app, name="issuer", no_args_is_help=True)
 
-Repo = Annotated[str, typer.Argument(help="A private dataset repo of its own: org/name.", show_default=False)]
+Repo = Annotated[
+    str, typer.Argument(help="Private dataset repo, org/name, that holds only the vault.", show_default=False)
+]
 IssuerKey = Annotated[
     Path | None,
-    typer.Option("--issuer-key", help="An issuer's key instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."),
+    typer.Option(
+        "--issuer-key", help="File of an issuer's key, instead of the identity (or set HF_FINGERPRINT_ISSUER_KEY)."
+    ),
 ]
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="A folder for the vault.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder for the vault.", show_default=False)],
     passphrase_file: options.PassphraseFile = None,
     public_key: Annotated[
         str | None,
-        typer.Option("--public-key", help="Of a tracing identity kept elsewhere; this vault then only marks copies."),
+        typer.Option(
+            "--public-key",
+            help="Public key of a tracing identity that is kept elsewhere. The vault then only marks copies.",
+        ),
     ] = None,
 ) -> None:
-    """Make a vault and its tracing identity, guarded by a passphrase (prompt, file or HF_FINGERPRINT_PASSPHRASE)."""
+    """Make a vault and its tracing identity, which is encrypted with a passphrase (from a prompt, a file or
+    HF_FINGERPRINT_PASSPHRASE)."""
     from hf_fingerprint.vault import Vault, find_passphrase
 
     if public_key is not None:
         Vault.create(folder, public_key=public_key)
-        output.echo(f"{folder} is a vault that marks copies; tracing them needs the identity of that public key.")
+        output.echo(
+            f"Created the vault {folder}, which marks copies. To trace them, use the identity of this public key."
+        )
         return
     begun = (folder / "identity.age").exists()
     vault = Vault.create(folder, find_passphrase(passphrase_file, confirm=not begun))
     if begun:
-        output.echo(f"{folder / 'identity.age'} was there already: it is the vault's identity.")
+        output.echo(f"Using the existing identity {folder / 'identity.age'}.")
     output.echo(
-        f"{folder} is a vault. Tracing needs {folder / 'identity.age'} and its passphrase: back both up, apart."
+        f"Created the vault {folder}. Tracing needs {folder / 'identity.age'} and its passphrase: "
+        "back up both, separately."
     )
     output.echo(f"public key: {vault.public_key}")
 
@@ -67,12 +80,12 @@ def add(
     calibration_images: options.CalibrationImages = None,
     remeasure: Annotated[
         bool,
-        typer.Option("--remeasure", help="Register a known base once more, with these settings, for new copies."),
+        typer.Option("--remeasure", help="Register a known base again, with these settings, for new copies."),
     ] = False,
     as_base: options.AsBase = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Register a base: measure it, choose its carriers and code, once for all its copies."""
+    """Register a base: measure it, and choose its carriers and code, once for all copies."""
     from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.registration import register
     from hf_fingerprint.vault import Vault
@@ -108,9 +121,9 @@ def push(
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
 ) -> int:
-    """Merge the vault with the one in the repo and push it there, encrypted to the identity and the issuers.
+    """Merge the vault with the one in the repo, and push it, encrypted to the identity and the issuers.
 
-    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    Exit code 0: done, 1: done, except for the listed rows, which were refused or can't be used, 2: an error.
     """
     from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.hub.vault_repo import push_vault
@@ -120,7 +133,7 @@ def push(
     age_identity = _unlock_identity(opened.identity, identity, passphrase_file, issuer_key)
     pushed = push_vault(opened, repo, age_identity)
     code = print_merge(f"from {repo}", pushed.merged)
-    done = "is in" if pushed.new else "was already in"
+    done = "is now in" if pushed.new else "was already in"
     output.echo(f"{vault} {done} {repo} at {pushed.revision}")
     return code
 
@@ -128,19 +141,22 @@ def push(
 @app.command()
 def pull(
     repo: Repo,
-    folder: Annotated[Path, typer.Argument(help="The vault's folder, new or not.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder of the vault, new or existing.", show_default=False)],
     identity: options.Identity = None,
     passphrase_file: options.PassphraseFile = None,
     issuer_key: IssuerKey = None,
     public_key: Annotated[
         str | None,
-        typer.Option("--public-key", help="Refuse a vault of any tracing identity but this one's: for new folders."),
+        typer.Option(
+            "--public-key",
+            help="Public key of the expected tracing identity, to refuse a vault of any other. For new folders.",
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Bring the vault in the repo into a folder: a new vault, or what the one there lacks.
+    """Merge the vault in the repo into the vault in a folder, which is created if it is missing.
 
-    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    Exit code 0: done, 1: done, except for the listed rows, which were refused or can't be used, 2: an error.
     """
     from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.errors import VaultError
@@ -153,23 +169,27 @@ def pull(
     if age_identity is None:
         raise VaultError(f"{repo} can't be opened without a key: give --identity FILE or --issuer-key FILE.")
     _, report = pull_vault(repo, folder, age_identity, public_key)
-    return print_merge(f"{folder} has the vault of {repo}", report, as_json)
+    return print_merge(f"merged {repo} into {folder}", report, as_json)
 
 
 @app.command()
 def merge(
-    other: Annotated[Path, typer.Argument(help="The folder of the other vault.", show_default=False)],
+    other: Annotated[Path, typer.Argument(help="Folder of the other vault.", show_default=False)],
     vault: options.VaultFolder,
     identity: Annotated[
         Path | None,
-        typer.Option("--identity", help="Check new records with it; needed if the other vault has another one."),
+        typer.Option(
+            "--identity",
+            help="File of the tracing identity, to check new records. Required if the other vault has "
+            "another identity.",
+        ),
     ] = None,
     passphrase_file: options.PassphraseFile = None,
     as_json: options.AsJson = False,
 ) -> int:
-    """Bring what the vault in another folder has into this one; the other is only read.
+    """Merge the vault in another folder into this one. The other vault is not changed.
 
-    Exit code 0: done, 1: done but for rows that were refused or can't be used, which are named, 2: an error.
+    Exit code 0: done, 1: done, except for the listed rows, which were refused or can't be used, 2: an error.
     """
     from hf_fingerprint.cli.merge_output import print_merge
     from hf_fingerprint.vault import Vault, read_vault_folder
@@ -177,21 +197,21 @@ def merge(
 
     age_identity = None if identity is None else _unlock_identity(identity, identity, passphrase_file, None)
     report = merge_vaults(Vault(vault), read_vault_folder(other), age_identity, str(other))
-    return print_merge(f"{vault} has what {other} has", report, as_json)
+    return print_merge(f"merged {other} into {vault}", report, as_json)
 
 
 @app.command()
 def forget(
     record: Annotated[
-        str, typer.Argument(help="The record's id, as `recipients --json` shows it.", show_default=False)
+        str, typer.Argument(help="Id of the record, as `recipients --json` shows it.", show_default=False)
     ],
     vault: options.VaultFolder,
 ) -> None:
-    """End a record that was begun and will never be finished, such as a training's that was given up."""
+    """Delete the record of an unfinished copy, such as that of an abandoned training."""
     from hf_fingerprint.vault import Vault, forget_copy
 
     gone = forget_copy(Vault(vault), record)
-    output.echo(f"{gone.copy_id} ({gone.recipient}): the record and its key are gone; no trace tests it any more")
+    output.echo(f"{gone.copy_id} ({gone.recipient}): the record and its key are deleted; no trace tests it any more")
 
 
 @app.command()
@@ -201,13 +221,13 @@ def rotate(
     passphrase_file: options.PassphraseFile = None,
     new_passphrase_file: Annotated[
         Path | None,
-        typer.Option("--new-passphrase-file", help="A file whose first line is the new identity's passphrase."),
+        typer.Option("--new-passphrase-file", help="File whose first line is the passphrase of the new identity."),
     ] = None,
     public_key: Annotated[
-        str | None, typer.Option("--public-key", help="Of a new tracing identity that is kept elsewhere.")
+        str | None, typer.Option("--public-key", help="Public key of a new tracing identity that is kept elsewhere.")
     ] = None,
 ) -> None:
-    """Give the vault a new tracing identity, when the old one may have leaked, and seal all records to it."""
+    """Give the vault a new tracing identity, after the old one may have leaked, and seal all records to it."""
     from hf_fingerprint.vault import Vault, find_passphrase
     from hf_fingerprint.vault.rotation import rotate as rotate_vault
 
@@ -215,47 +235,47 @@ def rotate(
     opened.unlock(find_passphrase(passphrase_file), identity)
     passphrase = "" if public_key is not None else _new_passphrase(new_passphrase_file)
     rotation = rotate_vault(opened, passphrase, public_key)
-    output.echo(f"{vault}: {rotation.records} records are sealed to a new identity.")
+    output.echo(f"{vault}: {rotation.records} records are sealed to the new identity.")
     for fault in rotation.faults:
-        output.echo_err(f"Warning: {fault.describe()}: it stays as it is.")
+        output.echo_err(f"Warning: {fault.describe()}: it is not changed.")
     if rotation.identity is not None:
-        output.echo(f"Tracing needs {rotation.identity} and its new passphrase: back both up, apart.")
+        output.echo(f"Tracing needs {rotation.identity} and its new passphrase: back up both, separately.")
     if rotation.old_identity_file is not None:
-        output.echo(f"{rotation.old_identity_file} opens backups and pushed vaults from before, and nothing here.")
+        output.echo(f"{rotation.old_identity_file} opens only older backups and pushed vaults.")
     if not rotation.old_seals_erased:
         output.echo_err(
-            "Old seals are still in the database's files, since another process reads them, the disk is full or the "
-            "database is damaged: rotate again once that is over."
+            "Old seals remain in the database's files, since another process reads them, the disk is full or the "
+            "database is damaged: solve that, then rotate again."
         )
     output.echo_err(
-        "Who has the old identity and an old copy of the vault still reads the codewords in it: delete old copies, "
-        "and push to a new repo."
+        "Anybody with the old identity and an old copy of the vault can still read the codewords in it: delete old "
+        "copies, and push to a new repo."
     )
     output.echo(f"public key: {rotation.vault.public_key}")
 
 
 @issuer_app.command()
-def new(file: Annotated[Path, typer.Argument(help="A new file for the key.", show_default=False)]) -> None:
-    """Make an issuer's key, without a passphrase: keep it as a secret of the machine that marks copies."""
+def new(file: Annotated[Path, typer.Argument(help="New file for the key.", show_default=False)]) -> None:
+    """Make an issuer's key, without a passphrase. Keep it as a secret of the machine that marks copies."""
     from hf_fingerprint.vault.issuers import new_issuer_key
 
     public_key = new_issuer_key(file)
-    output.echo(f"{file} opens pushed vaults once `hf-fingerprint vault issuer add {public_key}` is done.")
+    output.echo(f"To let {file} open pushed vaults, run `hf-fingerprint vault issuer add {public_key}`.")
     output.echo(f"public key: {public_key}")
 
 
 @issuer_app.command("add")
 def add_issuer(
-    public_key: Annotated[str, typer.Argument(help="The public key, age1...", show_default=False)],
+    public_key: Annotated[str, typer.Argument(help="Public key of the issuer, age1...", show_default=False)],
     vault: options.VaultFolder,
-    name: Annotated[str, typer.Option("--name", help="What to call it, such as ci.", show_default=False)],
+    name: Annotated[str, typer.Option("--name", help="Name of the issuer, such as ci.", show_default=False)],
 ) -> None:
-    """Let an issuer open the vault as it is pushed from now on: the bases, never a copy's key."""
+    """Let an issuer open the vault that is pushed from now on: the bases, but no copy's key."""
     from hf_fingerprint.vault import Vault
     from hf_fingerprint.vault.issuers import add_issuer as allow
 
     allow(Vault(vault), public_key, name)
-    output.echo(f"{name} can open {vault} as it is pushed from now on.")
+    output.echo(f"{name} can open {vault} after the next push.")
 
 
 @issuer_app.command("list")
@@ -275,21 +295,21 @@ def list_issuers(vault: options.VaultFolder, as_json: options.AsJson = False) ->
 
 @issuer_app.command("remove")
 def remove(
-    which: Annotated[str, typer.Argument(help="The issuer's name or public key.", show_default=False)],
+    which: Annotated[str, typer.Argument(help="Name or public key of the issuer.", show_default=False)],
     vault: options.VaultFolder,
 ) -> None:
-    """Remove an issuer for good; what it has pulled before stays with it."""
+    """Remove an issuer permanently. It keeps what it has pulled before."""
     from hf_fingerprint.vault import Vault
     from hf_fingerprint.vault.issuers import remove_issuer
 
     remove_issuer(Vault(vault), which)
-    output.echo(f"{which} can't open {vault} as it is pushed from now on; push it to make that so.")
+    output.echo(f"{which} can't open {vault} after the next push: push it now.")
 
 
 def _unlock_identity(
     own: Path, identity: Path | None, passphrase_file: Path | None, issuer_key: Path | None
 ) -> "AgeIdentity | None":
-    """The key that the command line gives; `None` if there is none to be found."""
+    """The identity or issuer's key that the options give, or `None`."""
     from hf_fingerprint.vault import find_passphrase
     from hf_fingerprint.vault.issuers import open_issuer_key
     from hf_fingerprint.vault.sealing import open_identity

@@ -1,4 +1,4 @@
-"""Copies on their way to the Hub: publishing, model cards, the vault's own repo."""
+"""Publish copies on the Hub, share the vault through a repo, and watch for leaks."""
 
 from hf_fingerprint.hub.publishing import Publisher, push_to_hub, reissue_assignments
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy, read_assignments

@@ -1,27 +1,26 @@
-"""The Hub's client as publishing uses it: refusals in one sentence, patience with what passes."""
+"""Calls to the Hub: errors in one sentence, and retries."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from hf_fingerprint.checkpoints.plain_http import warn_plaintext_hub_token
 from hf_fingerprint.errors import FingerprintError, HubError
+from hf_fingerprint.retrying import retry, retry_after
 
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 4
-_MAX_WAIT = 60.0
-_RESUME_HINT = "run the same command again to go on"
+_RESUME_HINT = "run the command again to resume"
 
 
 @contextmanager
 def translate_errors(repo: str) -> Iterator[None]:
-    """Turns whatever the client raises into one sentence, without the token, addresses or answers in it. Warns
-    of a token that is about to go to the Hub over plain http.
+    """Turns errors of the Hub client into one sentence that holds no token, URL or response. Warns if a token would be
+    sent to the Hub over plain http.
 
     Raises:
-        [`HubError`]: what the Hub refuses, or that it can't be reached.
+        [`HubError`]: if the Hub refuses a request or can't be reached.
     """
     warn_plaintext_hub_token()
     try:
@@ -33,21 +32,13 @@ def translate_errors(repo: str) -> Iterator[None]:
 
 
 def with_retries(call: Callable[[], T]) -> T:
-    """What a call returns; again after a while if the Hub is busy or the connection broke. Only for calls that may be
-    made twice."""
-    for attempt in range(MAX_ATTEMPTS):
-        try:
-            return call()
-        except Exception as error:
-            wait = _retry_delay(error, attempt)
-            if wait is None or attempt + 1 == MAX_ATTEMPTS:
-                raise
-            time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    """The result of a call to the Hub, which is repeated if the Hub is busy or the connection fails. The call must be
+    safe to repeat."""
+    return retry(call, MAX_ATTEMPTS, _delay)
 
 
-def _retry_delay(error: Exception, attempt: int) -> float | None:
-    """Seconds until another try is worth it; `None` if none is."""
+def _delay(error: Exception, attempt: int) -> float | None:
+    """Seconds before the next attempt; `None` for a failure that will not pass."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if isinstance(error, FingerprintError | HFValidationError):
@@ -56,13 +47,13 @@ def _retry_delay(error: Exception, attempt: int) -> float | None:
         status, headers = error.response.status_code, error.response.headers
         if status != 429 and status < 500:
             return None
-        retry_after = headers.get("Retry-After", "")
-        return min(float(retry_after), _MAX_WAIT) if retry_after.replace(".", "", 1).isdigit() else 2.0**attempt
-    return 0.5 * 2.0**attempt if _is_transport_error(error) else None
+        requested = retry_after(headers.get("Retry-After"))
+        return 2.0 ** (attempt - 1) if requested is None else requested
+    return 0.5 * 2.0 ** (attempt - 1) if _is_transport_error(error) else None
 
 
 def _is_transport_error(error: Exception) -> bool:
-    """Whether the connection failed; the client's HTTP library changed over its versions."""
+    """Whether the connection failed. Compares class names, since the client's HTTP library depends on its version."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, ConnectionError | TimeoutError) or bool(names & {"TransportError", "RequestException"})
 
@@ -76,24 +67,24 @@ def _error_message(repo: str, error: Exception) -> str:
     )
 
     if isinstance(error, HFValidationError):
-        return f"{repo} is not a possible Hub id: give org/name."
+        return f"{repo} is not a valid Hub id: give org/name."
     if isinstance(error, LocalTokenNotFoundError):
-        return f"Publishing to {repo} needs a token that may write there: log in (hf auth login), then {_RESUME_HINT}."
+        return f"Publishing to {repo} needs a token with write access: log in (hf auth login), then {_RESUME_HINT}."
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return f"The Hub rejects the token in use for {repo}: log in again (hf auth login), then {_RESUME_HINT}."
+        return f"The Hub rejects the token for {repo}: log in again (hf auth login), then {_RESUME_HINT}."
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo} is not on the Hub, or this token may not see it: check the id and log in (hf auth login)."
+        return f"{repo} is not on the Hub, or this token can't read it: check the id and log in (hf auth login)."
     if status == 403:
-        return f"The token in use may not write to {repo}: use one of an account with write access there."
+        return f"The token can't write to {repo}: use a token with write access."
     if status == 412:
-        return f"Somebody else committed to {repo} meanwhile: look at what changed there, then {_RESUME_HINT}."
+        return f"Another commit to {repo} came first: check what changed, then {_RESUME_HINT}."
     if status == 429:
-        return f"The Hub takes no more requests for {repo} at present: wait some minutes, then {_RESUME_HINT}."
+        return f"The Hub's rate limit is reached for {repo}: wait some minutes, then {_RESUME_HINT}."
     if status is not None and status >= 500:
-        return f"The Hub is out of order for {repo} (status {status}): wait, then {_RESUME_HINT}."
+        return f"The Hub fails for {repo} (status {status}): wait, then {_RESUME_HINT}."
     if status is not None:
         return f"The Hub refuses a request for {repo} (status {status}): check the id and the token's rights."
     if _is_transport_error(error):
-        return f"The connection to the Hub broke off at {repo} ({type(error).__name__}): {_RESUME_HINT}."
+        return f"The connection to the Hub failed for {repo} ({type(error).__name__}): {_RESUME_HINT}."
     return f"Publishing to {repo} failed ({type(error).__name__}): {_RESUME_HINT}."

@@ -1,6 +1,7 @@
-"""The model card of a published copy: the base's licence and tags, what it is, how its holder can confirm it.
+"""Makes the model card of a published copy, from the base's card and the template `model_cards/variant.md`.
 
-Never the recipient's name or anything secret. The template is `model_cards/variant.md`.
+The card holds the base's license and tags, the hashes of the weights, and how to check them. It never holds the
+recipient's name or a secret.
 """
 
 import re
@@ -42,17 +43,18 @@ def make_card(
     commitment: str | None = None,
     readable_files: Collection[str] | None = None,
 ) -> "ModelCard":
-    """Renders the card of a copy.
+    """Renders the model card of a copy.
 
     Args:
-        folder (`Path`): the copy's folder; the `README.md` that it has from the base gives licence, tags and the text
-            about the model.
-        repo (`str`): where the copy goes.
-        weights (mapping): the SHA-256 of each weight file, by its name.
-        content_hash (`str`): of the copy's weights.
-        base_model (`str`, *optional*): the base's Hub id; by default what the base's own card names.
-        commitment (`str`, *optional*): discloses the fingerprint, and dates the publisher's commitment to it.
-        readable_files (collection of `str`, *optional*): the names of the files that may be read; by default all.
+        folder (`Path`): the copy's folder. Its `README.md`, which comes from the base, provides the license, the tags
+            and the description.
+        repo (`str`): the variant repo.
+        weights (mapping): the SHA-256 of each weight file, by file name.
+        content_hash (`str`): the content hash of the copy's weights.
+        base_model (`str`, *optional*): the base's Hub id. Defaults to the one in the base's card.
+        commitment (`str`, *optional*): the commitment to the fingerprint. The card discloses the fingerprint if it is
+            given.
+        readable_files (collection of `str`, *optional*): the names of the files that may be read. Defaults to all.
 
     Raises:
         [`CheckpointError`]: if the base's card can't be read.
@@ -67,7 +69,7 @@ def make_card(
     library = "timm" if "architecture" in config and "pretrained_cfg" in config else "transformers"
     data.setdefault("library_name", library)
     data.setdefault("pipeline_tag", "image-classification")
-    data.pop("model-index", None)  # the base's own results, and named after it
+    data.pop("model-index", None)  # evaluation results, which belong to the base
     written = ModelCardData(**{key: value for key, value in data.items() if value is not None})
     content = _template().render(
         card_data=written.to_yaml(),
@@ -84,13 +86,13 @@ def make_card(
 
 
 def _escape_inline(text: Any) -> Any:
-    """A name within a line of Markdown, which it can't end or turn into something else; what is no text stays."""
+    """Escapes a name for use within a line of Markdown. A value that is not text is returned unchanged."""
     return re.sub(r"([\\`|\[\]()<>])", r"\\\1", printable(text)) if isinstance(text, str) else text
 
 
 @cache
 def _template() -> "Template":
-    """The template: in a checkout at the top, in an installed package inside it."""
+    """The template, which is inside an installed package and at the top of a checkout."""
     from jinja2 import Template
 
     package = Path(hf_fingerprint.__file__).parent
@@ -100,7 +102,7 @@ def _template() -> "Template":
 
 
 def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
-    """The metadata and the text of the card that came with the base; headings one level down."""
+    """The metadata and the text of the base's card, with headings one level deeper."""
     from huggingface_hub import ModelCard
 
     path = folder / README
@@ -108,19 +110,17 @@ def _base_card(folder: Path) -> tuple[dict[str, Any], str]:
         return {}, ""
     try:
         text = read_bounded(path, MAX_CARD, "a model card").decode("utf-8")
-        text = _BLANK_LINES.sub(
-            "\n\n", text
-        )  # the library's search for the front matter takes the square of their number
+        text = _BLANK_LINES.sub("\n\n", text)  # the library's search for the front matter is quadratic in them
         if len(text.partition("\n---")[0]) > MAX_FRONT_MATTER and text.lstrip().startswith("---"):
             raise CheckpointError(
-                f"{path}, the base's model card, has a front matter of more than {MAX_FRONT_MATTER} bytes: shorten it."
+                f"{path}, the base's model card, has more than {MAX_FRONT_MATTER} bytes of front matter: shorten it."
             )
         card = ModelCard(text, ignore_metadata_errors=False)
     except CheckpointError:
         raise
-    except Exception as error:  # YAML that means something else than a card makes the library raise whatever it means
+    except Exception as error:  # the library raises errors of any class for unexpected YAML
         raise CheckpointError(
-            f"{path}, the base's model card, can't be read ({type(error).__name__}): mend its front matter."
+            f"{path}, the base's model card, can't be read ({type(error).__name__}): correct its front matter."
         ) from None
     lines, in_code_block = [], False
     for line in card.text.strip().splitlines():
@@ -134,5 +134,5 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         found = parse_json(read_bounded(path, MAX_JSON, "a configuration"), MAX_CONFIG_VALUES) if path.exists() else {}
     except (ValueError, OSError):
-        raise CheckpointError(f"{path} is not JSON: get the model's folder again.") from None
+        raise CheckpointError(f"{path} is not valid JSON: download the model again.") from None
     return found if isinstance(found, dict) else {}

@@ -354,7 +354,8 @@ def _find_publication(
     same = [found for found in recorded if found.base_id == base.base_id]
     if not same and not update and any(found.state == "confirmed" for found in recorded):
         raise HubError(
-            f"{repo} holds a copy of another base: say --again with that base to replace it, or choose another repo."
+            f"{repo} holds a copy of another base: add --reissue-from with that base to replace it, "
+            "or choose another repo."
         )
     return same[-1] if same else None
 

@@ -1,7 +1,7 @@
-"""What is done to a variant repo: opened, filled by one commit, made accessible."""
+"""Creates a variant repo, fills it in one commit, and gives access to it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 from hf_fingerprint.checkpoints import SkippedFile, list_contents, resolve
 from hf_fingerprint.checkpoints.naming import parse_hub_id
@@ -22,19 +22,26 @@ _IGNORED_FILES = frozenset([".gitattributes"])
 
 
 class VariantRepo:
-    """One recipient's repo; what the client raises comes through.
+    """One recipient's repo on the Hub. Errors of the Hub client are raised as they are.
 
     Args:
         api (`HfApi`): the Hub's client.
         repo (`str`): `org/name`.
-        publish_config ([`PublishConfig`]): how it is published.
+        publish_config ([`PublishConfig`]): visibility and access.
     """
 
     def __init__(self, api: "HfApi", repo: str, publish_config: PublishConfig):
         self._api, self.repo, self.publish_config = api, repo, publish_config
 
     def open(self, on_record: bool) -> "ModelInfo":
-        """Makes the repo if it is missing, and looks at what it holds; refuses what isn't ours to fill."""
+        """Creates the repo if it is missing, and returns its state.
+
+        Args:
+            on_record (`bool`): whether the vault records this repo as a variant.
+
+        Raises:
+            [`HubError`]: if the repo is public and should not be, or holds files of somebody else.
+        """
         publish_config, repo = self.publish_config, self.repo
         with_retries(lambda: self._api.create_repo(repo, private=publish_config.private, exist_ok=True))
         head = with_retries(lambda: self._api.model_info(repo, files_metadata=True))
@@ -43,24 +50,25 @@ class VariantRepo:
         existing_files = {sibling.rfilename for sibling in head.siblings or []} - _IGNORED_FILES
         if existing_files and not on_record:
             raise HubError(
-                f"{repo} holds files already ({min(existing_files)}) and is not on record here: choose another repo."
+                f"{repo} already holds files ({min(existing_files)}) and is not recorded in this vault: "
+                "choose another repo."
             )
         if publish_config.gated is not None and head.gated != publish_config.gated:
-            with_retries(lambda: self._api.update_repo_settings(repo, gated=publish_config.gated))
+            gated = cast('Literal["auto", "manual"]', publish_config.gated)
+            with_retries(lambda: self._api.update_repo_settings(repo, gated=gated))
         return head
 
     def operations(
         self, base: Base, copy: IssuedCopy, include_code: bool = False
     ) -> tuple[list["CommitOperationAdd"], tuple[SkippedFile, ...]]:
-        """What is pushed, and what of the copy's folder is not: its weights, the files that go with a copy, its
-        card."""
+        """The files to push (weights, other files, model card), and the files of the copy's folder to leave out."""
         from huggingface_hub import CommitOperationAdd
 
         source = resolve(copy.path)
         contents = list_contents(source, include_code)
         operations = [CommitOperationAdd(path.name, path) for path in source.weights]
         for operation in operations:
-            if operation.path_in_repo in copy.digests:  # or the client reads the whole file for it
+            if operation.path_in_repo in copy.digests:  # else the client reads the file to hash it
                 operation.upload_info.sha256 = bytes.fromhex(copy.digests[operation.path_in_repo])
         card = make_card(
             source.folder,
@@ -76,11 +84,12 @@ class VariantRepo:
         return [*operations, CommitOperationAdd(README, str(card).encode())], contents.left_out
 
     def upload(self, operations: list["CommitOperationAdd"]) -> None:
-        """Sends the large files; nobody sees them before they are committed."""
+        """Uploads the large files. They are not visible before the commit."""
         with_retries(lambda: self._api.preupload_lfs_files(self.repo, operations))
 
     def commit(self, head: "ModelInfo", operations: list["CommitOperationAdd"], files: dict[str, str]) -> str:
-        """One commit on top of the head that was seen; if the answer gets lost, what the repo holds decides."""
+        """Commits on top of `head` and returns the revision. If the response is lost, the repo's files show whether
+        the commit was made."""
         from huggingface_hub import CommitOperationDelete
 
         stale = {sibling.rfilename for sibling in head.siblings or []} - set(files) - _IGNORED_FILES
@@ -101,20 +110,20 @@ class VariantRepo:
         return with_retries(attempt)
 
     def give_access(self, account: str) -> None:
-        """Lets an account in, unless it is."""
+        """Gives an account access to the repo."""
         accepted = with_retries(lambda: list(self._api.list_accepted_access_requests(self.repo)))
         if account not in {request.username for request in accepted}:
             with_retries(lambda: self._api.grant_access(self.repo, account))
 
 
 def _base_repo_id(base: Base) -> str | None:
-    """The Hub id of a base that was registered from there."""
+    """The Hub id of a base that was registered from the Hub."""
     place = parse_hub_id(base.source) if base.revision else None
     return None if place is None else place.repo
 
 
 def holds_files(info: "ModelInfo", files: dict[str, str]) -> bool:
-    """Whether a repo holds all the files that are told apart by their SHA-256, which are those with the weights."""
+    """Whether a repo holds these files. Only the weights are compared by their SHA-256."""
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
     large = {
         name: sibling.lfs.sha256 for name, sibling in siblings.items() if name in files and sibling.lfs is not None
@@ -123,7 +132,7 @@ def holds_files(info: "ModelInfo", files: dict[str, str]) -> bool:
 
 
 def relocate_operations(operations: list["CommitOperationAdd"], folder: Path) -> None:
-    """Tells them that the copy's folder is now here."""
+    """Points the operations to a copy's new folder."""
     for operation in operations:
         if isinstance(operation.path_or_fileobj, str):
             operation.path_or_fileobj = str(folder / operation.path_in_repo)

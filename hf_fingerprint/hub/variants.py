@@ -1,4 +1,4 @@
-"""What is said of a variant repo: whose copy it holds, at which commit."""
+"""Which recipient's copy goes to which variant repo, and at which revision it is published."""
 
 import csv
 from dataclasses import asdict, dataclass
@@ -13,12 +13,12 @@ from hf_fingerprint.errors import FingerprintError
 
 @dataclass(frozen=True)
 class Assignment:
-    """Whose copy goes where.
+    """A recipient and the variant repo of their copy.
 
     Attributes:
         recipient (`str`): the recipient's name.
         repo (`str`): the variant repo, `org/name`.
-        account (`str`, *optional*): the recipient's Hub account, to be given access.
+        account (`str`, *optional*): the recipient's Hub account, which is given access.
     """
 
     recipient: str
@@ -28,16 +28,17 @@ class Assignment:
 
 @dataclass(frozen=True)
 class PublishedCopy:
-    """A copy in its repo.
+    """A copy that is published in a variant repo.
 
     Attributes:
-        recipient (`str`): whose it is.
-        repo (`str`): where it is.
+        recipient (`str`): the recipient's name.
+        repo (`str`): the variant repo.
         revision (`str`): the commit.
-        copy_id (`str`): its record in the vault.
-        base_id (`str`): the base it was made from.
-        left_out (`tuple[LeftOut, ...]`): what of the model's folder was not handed on, each with its reason.
-        new (`bool`): `False` if it had been published before.
+        copy_id (`str`): the id of the copy's record in the vault.
+        base_id (`str`): the id of the base.
+        left_out (`tuple[SkippedFile, ...]`): the files of the model's folder that are not in the copy, and
+            why.
+        new (`bool`): whether the copy was published by this call.
     """
 
     recipient: str
@@ -49,21 +50,21 @@ class PublishedCopy:
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """A dictionary for JSON."""
         return {**asdict(self), "left_out": [each.to_dict() for each in self.left_out]}
 
 
 def read_assignments(file: Path) -> list[Assignment]:
-    """Whose copy goes where, from a CSV file with the columns `name`, `repo` and perhaps `account`.
+    """Reads recipients and their repos from a CSV file with the columns `name`, `repo` and, optionally, `account`.
 
     Raises:
-        [`FingerprintError`]: if the file isn't such a table; it names the line.
+        [`FingerprintError`]: if the file is not such a table.
     """
     try:
         content = read_bounded(file, MAX_LIST, "a list of recipients", FingerprintError, allow_pipe=True)
         table = csv.DictReader(StringIO(content.decode("utf-8-sig"), newline=""))
         if not {"name", "repo"} <= set(table.fieldnames or ()):
-            raise FingerprintError(f"{file} has no columns name and repo: name them in its first line.")
+            raise FingerprintError(f"{file} lacks a column name or repo: add a header line with both.")
         rows = [{key: (row.get(key) or "").strip() for key in ("name", "repo", "account")} for row in table]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FingerprintError(f"{file} can't be read as CSV ({type(error).__name__}): save it as UTF-8.") from None

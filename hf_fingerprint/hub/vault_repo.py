@@ -1,12 +1,12 @@
-"""The vault in a private dataset repo of its own, encrypted, shared by those who trace and those who issue.
+"""Shares a vault, encrypted, through a private dataset repo between machines that issue and machines that trace.
 
-The repo holds one file, `vault.age` (see [`pack_vault`]), and a short README. Pushing first merges what is there, so
-no issuer's records are lost; a push by somebody else at the same moment is noticed by the Hub (`parent_commit`) and
-merged in turn. Whatever is cut off is mended by doing the same again: the vault changes in one transaction, the repo
-in one commit, and a commit that was made already holds what a second push would bring.
+The repo holds one file, `vault.age` (see [`pack_snapshot`]), and a short README. A push first merges the vault in the
+repo, so that no issuer's records are lost. If another machine pushes at the same time, the Hub rejects the second
+commit (`parent_commit`), and the push is repeated. An interrupted push or pull is repeated as a whole: the vault
+changes in one transaction and the repo in one commit.
 
-What leaves this machine is age ciphertext, its size and the repo's name. A removed issuer, or a leaked identity, still
-opens the repo's earlier commits.
+Only age ciphertext leaves this machine. A removed issuer, or anybody with a leaked identity, can still open the repo's
+earlier commits.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pathlib import Path
 from hf_fingerprint.checkpoints.limits import MAX_PACK, megabytes
 from hf_fingerprint.errors import HubError, VaultError
 from hf_fingerprint.hub.api import translate_errors, with_retries
+from hf_fingerprint.retrying import retry
 from hf_fingerprint.vault.database import DATABASE
 from hf_fingerprint.vault.faults import Fault
 from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
@@ -40,13 +41,13 @@ private, and keep nothing else in it.
 
 @dataclass(frozen=True)
 class PushedVault:
-    """Where a vault was pushed.
+    """The result of a push.
 
     Attributes:
-        repo (`str`): `org/name`.
-        revision (`str`): the commit that holds it.
-        new (`bool`): whether that commit was made now; `False` if the repo held all of it already.
-        merged ([`MergeReport`]): what came from the repo.
+        repo (`str`): the repo, `org/name`.
+        revision (`str`): the commit that holds the vault.
+        new (`bool`): whether the push made a commit; `False` if the repo was up to date.
+        merged ([`MergeReport`]): what was merged from the repo.
     """
 
     repo: str
@@ -57,88 +58,90 @@ class PushedVault:
 
 @dataclass(frozen=True)
 class _RepoState:
-    """The repo at one moment."""
+    """A revision of the repo and the files in it."""
 
     revision: str
     files: frozenset[str]
 
 
 def push_vault(vault: Vault, repo: str, age_identity: AgeIdentity | None = None) -> PushedVault:
-    """Pushes a vault to its repo, which is made (private) if there is none, once what is there is merged.
+    """Merges the vault in a repo into this vault, and pushes the union. A missing repo is created, private.
 
     Args:
         vault ([`Vault`]): the vault.
-        repo (`str`): `org/name`, a private dataset repo that holds nothing else.
-        age_identity ([`AgeIdentity`], *optional*): the tracing identity or an issuer's key, to open the vault that is there; by
-            default the vault's own identity, if it is unlocked. After a rotation, the old identity.
+        repo (`str`): a private dataset repo, `org/name`, that holds nothing else.
+        age_identity ([`AgeIdentity`], *optional*): the tracing identity or an issuer's key, which opens the vault in
+            the repo. Defaults to this vault's identity, if it is unlocked. After a rotation, give the old identity.
 
     Raises:
-        [`HubError`]: if the repo is public, is a copy's or holds other files, or the Hub refuses.
-        [`VaultError`]: if the vault there doesn't open or is none, or a base or record there contradicts this vault's:
-            what does not is merged, and the repo is left as it is. Any other row there that can't be used is named in
-            the report, and not pushed again.
+        [`HubError`]: if the repo is public, is a variant repo or holds other files, or the Hub refuses the request.
+        [`VaultError`]: if the file in the repo is not a vault or can't be opened, or if a base or record in it
+            contradicts this vault. In the last case the other rows are merged, and the repo is not changed. Other rows
+            that can't be used are listed in the report and are not pushed again.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     if age_identity is None and vault.unlocked:
         age_identity = vault.age_identity()
     api, merged = HfApi(library_name="hf-fingerprint"), MergeReport()
     _check_not_variant(take_snapshot(vault), repo)
+
+    def attempt() -> PushedVault:
+        nonlocal merged
+        try:
+            state = with_retries(lambda: _inspect_repo(repo))
+        except RepositoryNotFoundError:
+            with_retries(lambda: api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True))
+            state = with_retries(lambda: _inspect_repo(repo))
+        if VAULT_FILE in state.files:
+            remote = _fetch_snapshot(repo, state, age_identity)
+            report, snapshot = merge_with_union(vault, remote, age_identity, repo)
+            merged += report
+            _check_replaceable(snapshot.faults, repo)
+        else:
+            remote, snapshot = None, take_snapshot(vault)
+            merged += MergeReport(unusable=snapshot.faults)
+        _check_not_variant(snapshot, repo)
+        if remote == snapshot and not remote.faults:
+            return PushedVault(repo, state.revision, False, merged)
+        operations = [CommitOperationAdd(VAULT_FILE, pack_snapshot(snapshot))]
+        if README not in state.files:
+            operations.append(CommitOperationAdd(README, _README_TEXT))
+        commit = api.create_commit(
+            repo, operations, commit_message="Update", repo_type="dataset", parent_commit=state.revision
+        )
+        return PushedVault(repo, commit.oid, True, merged)
+
     with translate_errors(repo):
-        for number in range(MAX_ATTEMPTS):
-            try:
-                state = with_retries(lambda: _inspect_repo(repo))
-            except RepositoryNotFoundError:
-                with_retries(lambda: api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True))
-                state = with_retries(lambda: _inspect_repo(repo))
-            if VAULT_FILE in state.files:
-                remote = _fetch_snapshot(repo, state, age_identity)
-                report, snapshot = merge_with_union(vault, remote, age_identity, repo)
-                merged += report
-                _check_replaceable(snapshot.faults, repo)
-            else:
-                remote, snapshot = None, take_snapshot(vault)
-                merged += MergeReport(unusable=snapshot.faults)
-            _check_not_variant(snapshot, repo)
-            if remote == snapshot and not remote.faults:
-                return PushedVault(repo, state.revision, False, merged)
-            operations = [CommitOperationAdd(VAULT_FILE, pack_snapshot(snapshot))]
-            if README not in state.files:
-                operations.append(CommitOperationAdd(README, _README_TEXT))
-            try:
-                commit = api.create_commit(
-                    repo,
-                    operations,
-                    commit_message="Update",
-                    repo_type="dataset",
-                    parent_commit=state.revision,
-                )
-                return PushedVault(repo, commit.oid, True, merged)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 412 or number + 1 == MAX_ATTEMPTS:
-                    raise
-    raise AssertionError("the last try returns or raises")
+        return retry(attempt, MAX_ATTEMPTS, _delay_after_conflict)
+
+
+def _delay_after_conflict(error: Exception, attempt: int) -> float | None:
+    """No delay if another machine committed first; `None`, so no further attempt, after any other error."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return 0.0 if isinstance(error, HfHubHTTPError) and error.response.status_code == 412 else None
 
 
 def pull_vault(
     repo: str, folder: str | Path, age_identity: AgeIdentity, public_key: str | None = None
 ) -> tuple[Vault, MergeReport]:
-    """Brings the vault of a repo into a folder: a new vault, or what an existing one lacks.
+    """Merges the vault in a repo into the vault in a folder, which is created if it is missing.
 
     Args:
-        repo (`str`): `org/name`.
-        folder (`str` or `Path`): the vault's folder, there or not.
+        repo (`str`): the repo, `org/name`.
+        folder (`str` or `Path`): the folder of the vault.
         age_identity ([`AgeIdentity`]): the tracing identity, or an issuer's key.
-        public_key (`str`, *optional*): the tracing identity's public key, where it is known: everybody who may write
-            to the repo could put another vault there, to whose identity a new folder would then seal.
+        public_key (`str`, *optional*): the expected public key of the tracing identity. Give it for a new folder:
+            anybody who can write to the repo could replace the vault by one that is sealed to another identity.
 
     Returns:
         `(vault, report)`
 
     Raises:
-        [`HubError`]: if the repo is public, holds no vault, or the Hub refuses.
-        [`VaultError`]: if the vault there doesn't open or can't be merged.
+        [`HubError`]: if the repo is public or holds no vault, or the Hub refuses the request.
+        [`VaultError`]: if the vault in the repo can't be opened or merged.
     """
     folder = Path(folder)
     with translate_errors(repo):
@@ -160,17 +163,21 @@ def _inspect_repo(repo: str) -> _RepoState:
 
     info = HfApi(library_name="hf-fingerprint").dataset_info(repo)
     if not info.private:
-        raise HubError(f"{repo} is public, and a vault belongs into a private repo: make it private, or take another.")
+        raise HubError(
+            f"{repo} is public, and a vault must be in a private repo: make it private or choose another repo."
+        )
     files = frozenset(sibling.rfilename for sibling in info.siblings or [])
     if files - _VAULT_FILES:
         raise HubError(
-            f"{repo} holds {sorted(files - _VAULT_FILES)[0]}, and a vault's repo holds nothing else: take another repo."
+            f"{repo} holds {min(files - _VAULT_FILES)}, and the repo of a vault must hold nothing "
+            "else: choose another "
+            f"repo."
         )
     return _RepoState(str(info.sha), files)
 
 
 def _fetch_snapshot(repo: str, state: _RepoState, age_identity: AgeIdentity | None) -> Snapshot:
-    """The vault in a repo, through memory, if it is not too large for that."""
+    """Downloads the vault in a repo into memory."""
     from huggingface_hub import HfFileSystem
 
     def read() -> bytes:
@@ -182,7 +189,7 @@ def _fetch_snapshot(repo: str, state: _RepoState, age_identity: AgeIdentity | No
             return bytes(stream.read(MAX_PACK + 1))
 
     if age_identity is None:
-        raise HubError(f"{repo} holds a vault already: give the tracing identity or an issuer's key to merge with it.")
+        raise HubError(f"{repo} already holds a vault: give the tracing identity or an issuer's key, to merge it.")
     path = f"datasets/{repo}@{state.revision}/{VAULT_FILE}"
     content = with_retries(read)
     if len(content) > MAX_PACK:
@@ -192,19 +199,21 @@ def _fetch_snapshot(repo: str, state: _RepoState, age_identity: AgeIdentity | No
 
 def _too_large(repo: str, size: int) -> HubError:
     return HubError(
-        f"The vault in {repo} has {megabytes(size, round_up=True)} MB, and vaults of at most {megabytes(MAX_PACK)} MB are "
-        f"read: restore an earlier commit of it."
+        f"The vault in {repo} has {megabytes(size, round_up=True)} MB, above the limit of {megabytes(MAX_PACK)} MB: "
+        f"restore an earlier commit."
     )
 
 
 def _check_not_variant(snapshot: Snapshot, repo: str) -> None:
     if any(row.repo.lower() == repo.lower() for row in snapshot.publications.values()):
-        raise HubError(f"{repo} is a copy's repo, where no key belongs: take another one for the vault.")
+        raise HubError(f"{repo} is a variant repo, where no key belongs: choose another repo for the vault.")
 
 
 def _check_replaceable(contradictions: tuple[Fault, ...], repo: str) -> None:
-    """What a push would drop from the repo, and that no one can tell is wrong, stays there."""
+    """Refuses to replace a vault in the repo that holds rows which contradict this vault."""
     first = next((fault for fault in contradictions if fault.table in ("bases", "questions", "copies")), None)
     if first is not None:
         more = f" (and {len(contradictions) - 1} more rows)" if len(contradictions) > 1 else ""
-        raise VaultError(f"{repo} is left as it is, what it adds is merged here. {first.describe()}{more}.")
+        raise VaultError(
+            f"{repo} is not changed; its other rows are merged into this vault. {first.describe()}{more}."
+        )

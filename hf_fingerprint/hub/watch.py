@@ -1,8 +1,8 @@
-"""Models on the Hub looked at as they turn up: a list of ids, or all that an author has.
+"""Traces models on the Hub: those given by id, or all models of an author.
 
-Each is traced by ranges, so a look costs a few megabytes, and never more than a limit. A repo that is on record as the
-variant of a copy is traced like any other: a record, which a colleague may have added, hides nothing. If the trace
-accuses that very copy and no other, the repo is what it is on record for.
+Each model is read by byte ranges, up to a limit, which takes a few megabytes. A repo that the vault records as a
+variant is traced too, since anybody who writes to the vault can add a record. If the trace accuses the recorded copy
+and no other, the result is marked as expected.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,26 +23,24 @@ MAX_BYTES = 10**8
 
 @dataclass(frozen=True)
 class WatchResult:
-    """What was found of one model.
+    """The result for one model.
 
     Attributes:
-        model (`str`): its Hub id.
+        model (`str`): the model's Hub id.
         revision (`str` or `None`): the commit that was read.
-        modified (`str` or `None`): when the repo last changed, UTC, ISO 8601.
-        accused (`tuple[str, ...]`): recipients for whom copies were made that it comes from, each with a bound of at
-            most the base's alpha for this model.
-        accusations (`tuple[RecipientScore, ...]`): the same with each copy's record, base, state and bound.
-        log10_false_accusation (`float` or `None`): the surest one's bound.
-        base (`str` or `None`): the base it was read against.
-        bytes_fetched (`int`): of its weights.
-        outcome (`str` or `None`): which of the four ways the trace ended in, see [`Outcome`]; `None` after an error.
-        reason (`str` or `None`): one sentence, where nothing can be said of it: why, and the way out.
-        error (`str` or `None`): one sentence, if it could not be looked at.
-        variant_of (`tuple[str, ...]`): the recipients whose copies are on record as published in this repo; of one
-            that was updated, several.
-        expected (`bool`): whether it is what it is on record for: the trace accuses a copy on record there, and no
-            other.
-        note (`str` or `None`): one sentence, if a variant on record is not that, or is public.
+        modified (`str` or `None`): when the repo last changed, in UTC, ISO 8601.
+        accused (`tuple[str, ...]`): the recipients whose copies the model comes from. The probability of a false
+            accusation is at most the base's alpha for each model.
+        accusations (`tuple[RecipientScore, ...]`): the same, with the record, base, state and bound of each copy.
+        log10_false_accusation (`float` or `None`): the lowest bound of the accusations.
+        base (`str` or `None`): the base that the model was compared with.
+        bytes_fetched (`int`): how many bytes of the weights were downloaded.
+        outcome (`str` or `None`): how the trace ended, see [`Outcome`]; `None` after an error.
+        reason (`str` or `None`): why the trace gives no result, and what to do.
+        error (`str` or `None`): the error that stopped the trace.
+        variant_of (`tuple[str, ...]`): the recipients whose copies the vault records as published in this repo.
+        expected (`bool`): whether the trace accuses only copies that the vault records as published in this repo.
+        note (`str` or `None`): a remark on a recorded variant that is not as expected, or is public.
     """
 
     model: str
@@ -61,7 +59,7 @@ class WatchResult:
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """A dictionary for JSON."""
         found = asdict(self)
         lists = ("accused", "accusations", "variant_of")
         return {**found, **{name: list(found[name]) for name in lists}}
@@ -70,19 +68,19 @@ class WatchResult:
 def watch(
     names: Sequence[str], vault: Vault, since: datetime | None = None, max_bytes: int | None = MAX_BYTES
 ) -> Iterator[WatchResult]:
-    """Traces models, yielding each as it is done; one that can't be read is told of and doesn't end it.
+    """Traces models one after another, and yields the result of each. A model that can't be read yields an error.
 
-    alpha bounds false accusations for each model, so watching m of them accuses an innocent with probability at most
-    `m * alpha`.
+    alpha bounds false accusations for each model, so the probability that watching m models accuses an innocent is at
+    most `m * alpha`.
 
     Args:
-        names (sequence of `str`): Hub ids `org/name`, and authors, whose models are all looked at.
-        vault ([`Vault`]): unlocked.
-        since (`datetime`, *optional*): passes over what did not change since.
-        max_bytes (`int`, *optional*, defaults to 100 MB): how many bytes are fetched of each model at most.
+        names (sequence of `str`): Hub ids `org/name`, or authors, for all models of an author.
+        vault ([`Vault`]): the vault, unlocked.
+        since (`datetime`, *optional*): skips models that have not changed since then.
+        max_bytes (`int`, *optional*, defaults to 100 MB): the maximum download for each model.
 
     Raises:
-        [`HubError`]: if an author's models can't be listed, or there are none to look at.
+        [`HubError`]: if an author's models can't be listed, or there are none.
     """
     publications_on_record, seen = publications(vault), set[str]()
     for name in names:
@@ -96,8 +94,8 @@ def watch(
 
 
 def watch_exit_code(results: Iterable[WatchResult]) -> int:
-    """The exit code of a watch: 0 if somebody is accused, other than by a variant that is what it is on record for;
-    else 2 if nothing could be looked at, for errors; else 3 if of some model nothing can be said; else 1."""
+    """The exit code of `watch`: 0 if somebody is accused, other than by an expected variant; else 2 if every model
+    failed with an error; else 3 if a model is not readable; else 1."""
     found = list(results)
     if any(each.accused and not each.expected for each in found):
         return 0
@@ -108,10 +106,10 @@ def watch_exit_code(results: Iterable[WatchResult]) -> int:
 
 
 def parse_since(text: str) -> datetime:
-    """A time from `2026-11-01`, `2026-11-01T12:00` (UTC unless it says otherwise) or `7d`, `12h` ago.
+    """Parses a date or time (`2026-11-01`, `2026-11-01T12:00`, UTC by default) or an age (`7d`, `12h`).
 
     Raises:
-        [`HubError`]: if it is neither.
+        [`HubError`]: if the text is neither.
     """
     number, unit = text[:-1], {"d": "days", "h": "hours"}.get(text[-1:])
     try:
@@ -119,12 +117,12 @@ def parse_since(text: str) -> datetime:
             return datetime.now(UTC) - timedelta(**{unit: int(number)})
         found = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise HubError(f"{text} is no time: give a date such as 2026-11-01, or 7d or 12h for as long ago.") from None
+        raise HubError(f"{text} is not a time: give a date such as 2026-11-01, or an age such as 7d or 12h.") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 class _ListedModel(NamedTuple):
-    """A model to look at, and what a listing says of it."""
+    """A model and its metadata from a listing."""
 
     model: str
     modified: datetime | None
@@ -135,28 +133,28 @@ def _list_models(author: str) -> list[_ListedModel]:
     from huggingface_hub import HfApi
 
     with translate_errors(author):
-        listed = list(HfApi().list_models(author=author, full=True))  # the client tries again by itself
+        listed = list(HfApi().list_models(author=author, full=True))  # the client retries by itself
     if not listed:
-        raise HubError(f"{author} has no models on the Hub that this account may see: check the spelling.")
+        raise HubError(f"{author} has no models on the Hub that this account can read: check the spelling.")
     return [_ListedModel(info.id, info.last_modified, info.private) for info in listed]
 
 
 def _compare_with_record(
     watch_result: WatchResult, private: bool | None, publications_on_record: Iterable[Publication]
 ) -> WatchResult:
-    """A sighting with what is on record of its repo."""
-    repo = watch_result.model.removeprefix("hf-hub:").partition("@")[0].lower()  # the Hub takes any case
+    """Adds what the vault records about the repo."""
+    repo = watch_result.model.removeprefix("hf-hub:").partition("@")[0].lower()  # the Hub ignores case
     matching = [found for found in publications_on_record if found.repo.lower() == repo]
     if not matching:
         return watch_result
     recipients = tuple(dict.fromkeys(found.recipient for found in matching))
     accused = {score.copy_id for score in watch_result.accusations}
     expected = bool(accused) and accused <= {found.copy_id for found in matching}
-    note, variant = None, f"It is on record as the variant of {', '.join(recipients)}"
+    note, variant = None, f"The vault records this repo as the variant of {', '.join(recipients)}"
     if watch_result.error is None and not expected:
-        note = f"{variant}, and does not trace to that copy alone: look at what it holds."
+        note = f"{variant}, but it does not trace to that copy alone: check what it holds."
     elif private is False:
-        note = f"{variant}, and everybody may read it: make it private if that is not meant."
+        note = f"{variant}, and the repo is public: make it private unless that is intended."
     return replace(watch_result, variant_of=recipients, expected=expected, note=note)
 
 

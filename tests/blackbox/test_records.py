@@ -33,6 +33,7 @@ from tests.helpers.records_with_triggers import (
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 POOL = COUNT + DECOYS
 
 

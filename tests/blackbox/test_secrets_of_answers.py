@@ -17,6 +17,7 @@ from tests.helpers.small_models import PASSPHRASE
 from tests.helpers.trigger_models import COUNT
 
 
+pytestmark = pytest.mark.integration
 ASKED, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"
 
 

@@ -316,7 +316,7 @@ def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_on
     issuing = ["issue", shared.model, "--recipient", "x", *to, "--out", tmp_path / "x"]
 
     for command in (["inspect", shared.model], ["vault", "add", shared.model, *to], issuing):
-        assert "mark it at a fixed strength with --amplitude 0.003" in failed(run(*command, *MEASURED))
+        assert "mark it at a fixed amplitude with --amplitude 0.003" in failed(run(*command, *MEASURED))
     assert vault.bases() == []
 
     code, _, err = run(*issuing, *FEW)
@@ -355,7 +355,7 @@ def test_a_copy_is_a_base_only_if_that_is_meant(run, tmp_path):
     assert f"{changed} carries the mark of base {base.base_id} ({model})" in refusal
     assert "--as-base" in refusal
     assert "is alice's copy" in failed(run("vault", "add", tmp_path / "alice", *to, *FEW))
-    assert "is alice's copy" in failed(run("questions", tmp_path / "alice", *to))
+    assert "is alice's copy" in failed(run("triggers", tmp_path / "alice", *to))
     assert not (tmp_path / "bob").exists()
 
     assert run(*issuing, *FEW, "--as-base")[0] == 0
@@ -375,8 +375,8 @@ def test_the_kind_of_output_and_the_number_of_images_are_options(run, tmp_path):
 
     assert (told["output"], told["calibration_images"], told["decisions"]) == ("single_label", 20, 20)
     assert told["agreement_low"] <= told["agreement"] <= told["agreement_high"]
-    assert "choose --output-kind" in failed(run("inspect", model, "--output-kind", "logits"))
-    assert "choose --calibration-images" in failed(run("inspect", model, "--calibration-images", "0"))
+    assert "`output_kind` must be one of" in failed(run("inspect", model, "--output-kind", "logits"))
+    assert "`calibration_images` must be at least 1" in failed(run("inspect", model, "--calibration-images", "0"))
 
 
 def test_vault_add_prints_a_base_as_json_and_again_the_same(shared, run, tmp_path):
@@ -465,7 +465,10 @@ def test_no_command_shows_the_help_and_no_empty_error(run, arguments):
             "name a folder",
         ),
         (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "MODEL"], "exists and is not this"),
-        (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--max-kl", "0"], "can't be spent"),
+        (
+            ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--max-kl", "0"],
+            "`max_kl` must be above 0",
+        ),
         (["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--alpha", "2"], "at most 0.05"),
         (
             ["issue", "MODEL", "--recipient", "x", "--vault", "VAULT", "--out", "o", "--coalition", "9"],

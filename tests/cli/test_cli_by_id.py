@@ -51,7 +51,7 @@ def test_a_suspect_on_the_hub_is_traced_and_told_with_its_revision(hub, run):
     assert (code, err.strip()) == (0, "")
     assert f"org/leak@{hub.repos['org/leak'].refs['main']} against base" in said
     assert "accused: the copy made for alice (" in said
-    assert f"in {len(hub.calls)} requests and judged in 1 look; --whole looks for further colluders" in said
+    assert f"in {len(hub.calls)} requests and judged in 1 look; --full looks for further colluders" in said
 
 
 def test_a_suspect_that_proves_nothing_was_read_to_the_end(hub, run):
@@ -61,11 +61,11 @@ def test_a_suspect_that_proves_nothing_was_read_to_the_end(hub, run):
     assert code == 1
     assert "nobody is accused" in said
     assert "judged in 4 looks" in said
-    assert "--whole" not in said
+    assert "--full" not in said
 
 
 def test_whole_reads_the_whole(hub, run):
-    code, out, _ = run("trace", "org/leak", "--whole")
+    code, out, _ = run("trace", "org/leak", "--full")
 
     assert code == 0
     assert "MB fetched" not in out
@@ -160,4 +160,4 @@ def test_help_names_the_exit_codes(capfd):
     assert main(["verify", "--help"]) == 0
     said = " ".join(capfd.readouterr().out.split())
     assert "Exit code 0: confirmed, 1: not, or another model, 2: an error, 3: not readable" in said
-    assert all(option in said for option in ("--recipient", "--whole", "--max-mb", "--json"))
+    assert all(option in said for option in ("--recipient", "--full", "--max-mb", "--json"))

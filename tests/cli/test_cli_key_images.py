@@ -14,6 +14,9 @@ from tests.helpers.small_models import PASSPHRASE, names_in
 from tests.helpers.trigger_models import base_with_triggers
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     root = tmp_path_factory.mktemp("key_images")

@@ -29,7 +29,7 @@ def base(**changes: object) -> Base:
         certified=5,
         certified_by="simulation, 3 trials",
         alpha=1e-6,
-        recipients_planned=1000,
+        expected_recipients=1000,
         calibration=calibration,
         secret=b"\x01" * 32,
     )
@@ -64,7 +64,7 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
     assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; any innocent" in said
     assert "stopped at the proof, after 40 images" in said
-    assert said.endswith("nobody is cleared; --whole asks on, for further colluders")
+    assert said.endswith("nobody is cleared; --exhaustive queries all images, to find further colluders")
 
 
 def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_not_asked_about(capsys):

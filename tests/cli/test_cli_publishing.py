@@ -68,13 +68,13 @@ def test_several_by_options_and_again_for_a_new_version(scene):
     told(scene.run("issue", scene.model, *pairs, *FEW))
     newer = save_plain(scene.root / "newer", plain_arrays(seed=3))
 
-    done = json.loads(told(scene.run("issue", newer, "--again", scene.model, "--json", *FEW)))
+    done = json.loads(told(scene.run("issue", newer, "--reissue-from", scene.model, "--json", *FEW)))
 
     assert [(one["recipient"], one["repo"], one["new"]) for one in done] == [
         ("alice", "org/a", True), ("bob", "org/b", True)
     ]  # fmt: skip
     assert all(len(scene.hub.repos[repo].history()) == 3 for repo in ("org/a", "org/b"))
-    again = told(scene.run("issue", newer, "--again", scene.model, *FEW))
+    again = told(scene.run("issue", newer, "--reissue-from", scene.model, *FEW))
     assert "0 published, 2 were published before" in again
 
 
@@ -83,7 +83,7 @@ def test_a_table_of_recipients_with_accounts(scene):
     table = scene.root / "recipients.csv"
     table.write_text("name,repo,account\nalice,org/a,alice-hf\nbob, org/b ,\n")
 
-    told(scene.run("issue", scene.model, "--recipients", table, "--gated", "manual", "--public", *FEW))
+    told(scene.run("issue", scene.model, "--recipients-file", table, "--gated", "manual", "--public", *FEW))
 
     assert {found.repo: found.account for found in publications(scene.vault)} == {"org/a": "alice-hf", "org/b": None}
     assert {repo.gated for repo in scene.hub.repos.values()} == {"manual"}
@@ -93,14 +93,14 @@ def test_a_batch_that_breaks_off_says_how_far_it_came_and_goes_on(scene):
     table = scene.root / "recipients.csv"
     table.write_text("name,repo\n" + "".join(f"r{i},org/v{i}\n" for i in range(4)))
     scene.hub.faults.append(Fault(match=r"POST /api/models/org/v2/commit/", status=401, times=9))
-    code, out, err = scene.run("issue", scene.model, "--recipients", table, *FEW)
+    code, out, err = scene.run("issue", scene.model, "--recipients-file", table, *FEW)
     assert code == 2
     assert "org/v1@" in out
     assert "2 of 4 are published" in err
     assert "log in again" in err
     scene.hub.faults.clear()
 
-    out = told(scene.run("issue", scene.model, "--recipients", table, *FEW))
+    out = told(scene.run("issue", scene.model, "--recipients-file", table, *FEW))
 
     assert "2 published, 2 were published before" in out
     assert len(scene.vault.copies()) == 4
@@ -131,9 +131,9 @@ BAD = {
     "nobody": (["--push-to", "org/a"], "give one for each"),
     "unequal": (["--recipient", "a", "--recipient", "b", "--push-to", "org/a"], "2 --recipient and 1 --push-to"),
     "accounts": (["--recipient", "a", "--push-to", "org/a", "--account", "x", "--account", "y"], "2 --account"),
-    "gate": (["--recipient", "a", "--push-to", "org/a", "--gated", "maybe"], "neither auto nor manual"),
-    "again with names": (["--again", "x", "--recipient", "a"], "leave out recipients"),
-    "again of nothing": (["--again", "0123456789ab"], "0123456789ab"),
+    "gate": (["--recipient", "a", "--push-to", "org/a", "--gated", "maybe"], "`gated` must be auto or manual"),
+    "again with names": (["--reissue-from", "x", "--recipient", "a"], "leave out --recipient"),
+    "again of nothing": (["--reissue-from", "0123456789ab"], "0123456789ab"),
 }
 
 
@@ -149,7 +149,7 @@ def test_what_makes_no_sense_is_one_sentence(scene, case):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"recipient,repo\nalice,org/a\n", "no columns name and repo"),
+        (b"recipient,repo\nalice,org/a\n", "lacks a column name or repo"),
         (b"name,repo\nalice,\n", "row 1 lacks a name or a repo"),
         (b"name,repo\nalice,org/a\nbob,org/a\n", "org/a is given to several recipients"),
         (b"name,repo\nalice,\xff\xfe\n", "can't be read as CSV"),
@@ -160,5 +160,5 @@ def test_a_table_that_is_none_is_one_sentence(scene, content, sentence):
     table = scene.root / "recipients.csv"
     table.write_bytes(content)
 
-    assert sentence in failed(scene.run("issue", scene.model, "--recipients", table, *FEW))
+    assert sentence in failed(scene.run("issue", scene.model, "--recipients-file", table, *FEW))
     assert not scene.vault.copies()

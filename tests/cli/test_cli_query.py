@@ -41,7 +41,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
         ("hf:", [], "no suspect"),
         ("hf:org/name/more", [], "Hub id"),
         ("http://", [], "http://"),
-        ("https://api.example", ["--style", "xml"], "raw, json, multipart"),
+        ("https://api.example", ["--request-format", "xml"], "raw, json, multipart"),
         ("https://api.example", ["--rate", "0"], "0 requests"),
         ("https://api.example", ["--budget", "0"], "--budget"),
         ("https://api.example", ["--token-env", "NOT_SET"], "NOT_SET"),

@@ -53,7 +53,7 @@ class HostileFixture:
         for form, model in self.models.items():
             base, vault = copytree(model, root / f"base-{form}"), new_vault(root / f"vault-{form}").folder
             register(base, Vault(vault), FingerprintConfig(coalition=2, expected_recipients=4))
-            self.run("questions", base, "--vault", vault, *FITTING, "--images", self.images)
+            self.run("triggers", base, "--vault", vault, *FITTING, "--images", self.images)
             copy = issue(base, "alice", vault, root / f"copy-{form}").path
             self.issuers[form] = Issuer(base, Vault(vault))
             suspect = root / f"suspect-{form}"
@@ -86,7 +86,7 @@ def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path)
     new_vault(vault)
 
     def evaluate_folder() -> str:
-        choice = ("--attacks", "half", "--coalitions", "2", "--quick", *QUICK[:2], "--recipients", 4)
+        choice = ("--attacks", "half", "--coalitions", "2", "--quick", *QUICK[:2], "--expected-recipients", 4)
         return run("evaluate", folder, "--data", ground.images, "--out", scratch / "evaluation", *choice)
 
     def training() -> None:
@@ -108,7 +108,7 @@ def entry_points(ground: HostileFixture, form: str, folder: Path, scratch: Path)
             "issue", folder, "--vault", vault, "--recipient", "eve", "--push-to", f"org/{scratch.name}", *QUICK
         ),
         "push": lambda: run("push", copy, f"org/{scratch.name}-copy", "--vault", vault_path),
-        "questions": lambda: run("questions", folder, "--vault", vault, *FITTING, "--images", ground.images),
+        "questions": lambda: run("triggers", folder, "--vault", vault, *FITTING, "--images", ground.images),
         "query": lambda: run("query", f"pipeline:{folder}", "--vault", vault_path, "--labels", ground.labels, *BUDGET),
         "evaluate": evaluate_folder,
         "trace": lambda: run("trace", suspect, "--vault", vault_path),

@@ -115,14 +115,14 @@ def test_rendered_cards_pass_the_hubs_validation(tmp_path, hub):
 def test_a_base_card_that_cannot_be_read_is_one_sentence(tmp_path, card):
     folder = folder_with(tmp_path, VIT, card)
 
-    assert "mend its front matter" in refused(make_card, folder, "org/x", WEIGHTS, CONTENT, error=CheckpointError)
+    assert "correct its front matter" in refused(make_card, folder, "org/x", WEIGHTS, CONTENT, error=CheckpointError)
 
 
 def test_a_configuration_that_is_none_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text("{")
 
     said = refused(make_card, tmp_path, "org/x", WEIGHTS, CONTENT, error=CheckpointError)
-    assert "config.json is not JSON" in said
+    assert "config.json is not valid JSON" in said
     assert "org/x" in str(make_card(tmp_path, "org/x", WEIGHTS, CONTENT, readable_files=[]))
 
 

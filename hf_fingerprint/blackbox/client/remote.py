@@ -24,13 +24,13 @@ from hf_fingerprint.blackbox.client.retries import (
     TransientError,
     is_transient,
     require_library,
-    retry_after,
 )
 from hf_fingerprint.blackbox.client.suspects import SuspectClient
 from hf_fingerprint.checkpoints import disk_full_error, is_disk_full_error
 from hf_fingerprint.checkpoints.limits import MAX_CONFIG_VALUES, MAX_RESPONSE, megabytes, parse_json
 from hf_fingerprint.checkpoints.plain_http import warn_plaintext_token
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.retrying import retry_after
 
 
 if TYPE_CHECKING:

@@ -1,21 +1,19 @@
 """Rate limit and retries for requests to a suspect."""
 
 import importlib
+import random
 import time
 from collections.abc import Callable
-from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from hf_fingerprint.errors import FingerprintError
+from hf_fingerprint.retrying import MAX_WAIT, retry
 
-
-if TYPE_CHECKING:
-    import tenacity
 
 T = TypeVar("T")
 RATE = 5.0  # requests a second
 MAX_ATTEMPTS = 5
-INITIAL_WAIT, MAX_WAIT = 0.5, 60.0  # seconds
+INITIAL_WAIT = 0.5  # seconds
 MAX_CONSECUTIVE_FAILURES = 3  # images in a row
 TRANSIENT_STATUSES = frozenset([408, 425, 429])
 
@@ -46,7 +44,7 @@ class RetryPolicy:
         retries (`int`): requests repeated so far.
 
     Raises:
-        [`FingerprintError`]: if `rate` isn't above 0, `max_attempts` is below 1, or tenacity isn't installed.
+        [`FingerprintError`]: if `rate` isn't above 0 or `max_attempts` is below 1.
     """
 
     def __init__(
@@ -60,7 +58,6 @@ class RetryPolicy:
             raise FingerprintError(
                 f"{rate} requests a second and {max_attempts} attempts are not possible: choose more than 0 of both."
             )
-        require_library("tenacity")
         self.retries = 0
         self._interval, self._max_attempts, self._clock, self._sleep = 1 / rate, max_attempts, clock, sleep
         self._next_request_at, self._consecutive_failures = 0.0, 0
@@ -78,18 +75,8 @@ class RetryPolicy:
         Raises:
             [`FingerprintError`]: if the calls for three images in a row fail.
         """
-        import tenacity
-
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._max_attempts),
-            wait=_wait,
-            retry=tenacity.retry_if_exception_type(TransientError),
-            sleep=self._sleep,
-            before=self._limit_rate,
-            reraise=True,
-        )
         try:
-            result = retrying(call)
+            result = retry(call, self._max_attempts, _delay, self._limit_rate, self._sleep)
         except TransientError as last_error:
             self._consecutive_failures += 1
             if self._consecutive_failures < MAX_CONSECUTIVE_FAILURES:
@@ -101,12 +88,12 @@ class RetryPolicy:
         self._consecutive_failures = 0
         return result
 
-    def _limit_rate(self, state: "tenacity.RetryCallState") -> None:
+    def _limit_rate(self, attempt: int) -> None:
         now = self._clock()
         if now < self._next_request_at:
             self._sleep(self._next_request_at - now)
         self._next_request_at = max(now, self._next_request_at) + self._interval
-        self.retries += state.attempt_number > 1
+        self.retries += attempt > 1
 
 
 def require_library(library: str) -> None:
@@ -128,32 +115,11 @@ def is_transient(status: int) -> bool:
     return status in TRANSIENT_STATUSES or status >= 500
 
 
-def retry_after(value: str | None, now: float | None = None) -> float | None:
-    """The seconds that a `Retry-After` header asks to wait, clipped to 0 to 60; `None` if it can't be parsed.
-
-    Args:
-        value (`str` or `None`): the header: seconds or a date.
-        now (`float`, *optional*): the current Unix time.
-    """
-    text = (value or "").strip()
-    try:
-        seconds = float(text) if text.isascii() and text.isdigit() else _seconds_until(text, now)
-    except (ValueError, OverflowError):
-        return None
-    return min(max(seconds, 0.0), MAX_WAIT)
-
-
-def _seconds_until(date: str, now: float | None) -> float:
-    return parsedate_to_datetime(date).timestamp() - (time.time() if now is None else now)
-
-
-def _wait(state: "tenacity.RetryCallState") -> float:
+def _delay(error: Exception, attempt: int) -> float | None:
     """Seconds before the next attempt: as the service asks, or exponential with jitter, so that several clients that
     were rejected together don't return together."""
-    import tenacity
-
-    error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, TransientError) and error.wait is not None:
+    if not isinstance(error, TransientError):
+        return None
+    if error.wait is not None:
         return error.wait
-    backoff = tenacity.wait_exponential(multiplier=INITIAL_WAIT, max=MAX_WAIT)
-    return backoff(state) + tenacity.wait_random(0, INITIAL_WAIT)(state)
+    return min(INITIAL_WAIT * 2.0 ** min(attempt - 1, 10), MAX_WAIT) + random.uniform(0, INITIAL_WAIT)

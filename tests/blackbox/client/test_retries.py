@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.blackbox.client.retries import MAX_WAIT, RetryPolicy, TransientError, is_transient, retry_after
+from hf_fingerprint.blackbox.client.retries import RetryPolicy, TransientError, is_transient
+from hf_fingerprint.retrying import MAX_WAIT, retry_after
 from tests.helpers.error_checks import refused
 
 

@@ -24,6 +24,7 @@ from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new
 from tests.helpers.trigger_models import ModelSuspect, base_with_triggers
 
 
+pytestmark = pytest.mark.integration
 NAMES = ["alice", "bob", "carol"]
 SECRET = bytes(range(32))
 

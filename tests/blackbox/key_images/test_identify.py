@@ -29,6 +29,7 @@ from tests.helpers.small_models import (
 from tests.helpers.trigger_models import COUNT, base_with_triggers
 
 
+pytestmark = pytest.mark.integration
 NAMES = ["alice", "bob", "carol"]
 HOW = Image.Resampling
 

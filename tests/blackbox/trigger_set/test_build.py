@@ -14,6 +14,7 @@ from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, SETTINGS, new
 from tests.helpers.tiny_built import tiny
 
 
+pytestmark = pytest.mark.integration
 NAMES = {"body.weight": "body.weight", "head.weight": "the.head"}
 KEYS = [bytes([number]) * 32 for number in range(1, 13)]
 FEW = {"count": 10, "decoys": 3, "steps": 2}

@@ -16,6 +16,7 @@ from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
 from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, ModelSuspect, built, names_of
 
 
+pytestmark = pytest.mark.integration
 SECRET = bytes(range(32))
 
 

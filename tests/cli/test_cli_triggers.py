@@ -1,4 +1,4 @@
-"""`questions`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
+"""`triggers`, `query` and `check-proof`: from a base to a proof that somebody else checks."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
 from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, WIDTH
 
 
+pytestmark = pytest.mark.integration
 SERVING = """
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def scene(tmp_path_factory):
     few = ["--count", COUNT, "--decoys", DECOYS, "--steps", STEPS]
     for arguments in (
         ["issue", model, "--recipient", "early", "--vault", vault.folder, "--out", root / "early"],
-        ["questions", model, "--vault", vault.folder, *few],
+        ["triggers", model, "--vault", vault.folder, *few],
         ["issue", model, "--recipient", "alice", "--recipient", "bob", "--vault", vault.folder, "--out", root],
     ):
         assert main([str(argument) for argument in arguments]) == 0
@@ -61,7 +62,7 @@ def failed(outcome: tuple[int, str, str]) -> str:
 
 
 def test_questions_are_made_once_and_told(run, scene):
-    assert "already has a trigger set" in failed(run("questions", scene.model, "--vault", scene.vault))
+    assert "already has a trigger set" in failed(run("triggers", scene.model, "--vault", scene.vault))
 
 
 def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
@@ -207,7 +208,7 @@ def test_a_proof_in_the_way_is_left_and_nothing_is_asked(run, scene, proof):
 
 
 def test_all_is_asked_where_further_colluders_are_looked_for(run, scene):
-    code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--whole", "--json")
+    code, out, _ = run("query", f"pipeline:{scene.root / 'bob'}", *scene.options, "--exhaustive", "--json")
 
     told = json.loads(out)
     assert code == 0
