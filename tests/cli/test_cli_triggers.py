@@ -18,9 +18,9 @@ SERVING = """
 from pathlib import Path
 
 import numpy as np
-from tests.helpers.trigger_models import Served
+from tests.helpers.trigger_models import ModelSuspect
 
-served = Served(Path({copy!r}))
+served = ModelSuspect(Path({copy!r}))
 
 
 def classify(image):
@@ -109,7 +109,7 @@ def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path
     said = " ".join(out.split())
     assert code == 3
     assert "ACCUSED" not in said and "│" not in said
-    assert f"not readable: the {COUNT} questions of base" in said
+    assert f"not readable: the {COUNT} triggers of base" in said
     assert "1 of 3 copies have no trigger labels: trace them by their weights. 3 copies tested" in said
     assert f"stopped as nothing is left to ask, after {COUNT + DECOYS} images" in said
     assert not proof.exists()
