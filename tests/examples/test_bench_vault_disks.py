@@ -30,8 +30,12 @@ def may_mount(tmp_path):
         pytest.skip("mounting a disk needs root, or `unshare --user --map-root-user --mount`")
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("sizes", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_commands_on_a_full_disk_say_so_and_do_it_once_there_is_room(sizes):
+=======
+def test_commands_on_10_sizes_of_a_full_disk_report_it_and_complete_with_free_space():
+>>>>>>> docs
     quick = [name for name, case in bench.CASES.items() if name not in SLOW and not case.torch]
 
     assert bench.measure(sizes, quick, 200 << 10) == Counter({(name, "right"): sizes for name in quick})
@@ -39,7 +43,7 @@ def test_commands_on_a_full_disk_say_so_and_do_it_once_there_is_room(sizes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", sorted(set(SLOW.values())))
-def test_commands_that_register_issue_and_ask_do_so_too(sizes):
+def test_commands_that_register_issue_and_query_do_so_too(sizes):
     names = [name for name, count in SLOW.items() if count == sizes]
 
     assert bench.measure(sizes, names, 100 << 10) == Counter({(name, "right"): sizes for name in names})
