@@ -114,6 +114,7 @@ def trained_by_the_trainer(place: Path, hub: LoopbackHub) -> None:
         callbacks=[callback],
     )
     trainer.train()
+    assert trainer.callback_handler.callbacks[0] is callback, "reporters come before the callback"
     losses = [entry["fingerprint_loss"] for entry in trainer.state.log_history if "fingerprint_loss" in entry]
     assert len(losses) >= 4 and max(losses) < 0.1, losses
 

@@ -19,7 +19,7 @@ from hf_fingerprint.keys import SECRET_BYTES, Stream, commitment, derive, new_se
 SECRET = bytes(range(32))
 CONTENT = "ab" * 32
 
-# Frozen for ever: a copy issued today must trace in ten years. Never edit one; a change is a new version beside it.
+# Frozen forever: a copy issued today must trace in ten years. Never edit one; a change is a new version next to it.
 DERIVED = {
     ("signs", "blocks.0.weight"): "7678cad4e33f9e9c99337d540db56a9f8fb15374f126aed1a8aa5d2aeed01d1d",
     ("offset", "blocks.0.weight"): "73b6de3d0aced0fef46a51dc3ee172422d5430541e759c74116cfb316072b3c8",
@@ -140,7 +140,7 @@ def test_commitment_gives_the_golden_vectors(recipient, expected):
 
 
 @given(st.binary(min_size=32, max_size=32), st.text(max_size=30), st.binary(min_size=32, max_size=32))
-def test_commitment_is_the_hash_it_says(key, recipient, content):
+def test_commitment_is_the_documented_hash(key, recipient, content):
     name = recipient.encode("utf-8")
     message = b"hf_fingerprint/1/commitment\0" + key + len(name).to_bytes(8, "big") + name + content
     assert commitment(key, recipient, content.hex()) == hashlib.sha256(message).hexdigest()

@@ -1,4 +1,4 @@
-"""The four outcomes: what a command exits with, and what several looks come to together."""
+"""The four outcomes: exit codes, and the joint outcome of several tests."""
 
 import pytest
 
@@ -21,5 +21,5 @@ def test_only_an_accusation_exits_with_0_and_only_what_was_not_read_with_3():
         ([NOT_COMPARABLE, NOT_COMPARABLE], NOT_COMPARABLE),
     ],
 )
-def test_nobody_is_not_said_of_several_looks_of_which_one_read_too_little(outcomes, together):
+def test_several_tests_are_not_nobody_if_one_read_too_little(outcomes, together):
     assert combine_outcomes(outcomes) is together

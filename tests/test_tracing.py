@@ -121,13 +121,11 @@ def test_the_average_of_three_copies_traces_to_all_three(case, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["minimum", "maximum", "median", "minority"])
-def test_two_and_three_colluders_are_caught_whatever_they_mix(case, tmp_path, strategy):
-    mixed = collude([case.states[name] for name in ("bob", "dave", "frank")], strategy)
+@pytest.mark.parametrize("colluders", [["bob", "frank"], ["bob", "dave", "frank"]], ids=["two", "three"])
+def test_all_of_two_or_three_colluders_are_accused_whatever_they_mix(case, tmp_path, colluders, strategy):
+    mixed = collude([case.states[name] for name in colluders], strategy)
 
-    caught = set(names(traced(case, mixed, tmp_path)))
-
-    assert caught
-    assert caught <= {"bob", "dave", "frank"}
+    assert sorted(names(traced(case, mixed, tmp_path))) == colluders
 
 
 def test_layers_from_two_copies_trace_to_both(case, tmp_path):
@@ -174,7 +172,7 @@ TREATMENTS: dict[str, Callable[[State, State], State]] = {
     "new head": lambda s, b: s | {"head.weight": torch.randn(37, 48), "head.bias": torch.zeros(37)},
     "no head": lambda s, b: {n: t for n, t in s.items() if "head" not in n},
     "resized positions": lambda s, b: s | {"pos_embed": torch.randn(1, 65, 48)},
-    "grey stem": lambda s, b: s | {"patch_embed.proj.weight": s["patch_embed.proj.weight"].sum(1, keepdim=True)},
+    "gray stem": lambda s, b: s | {"patch_embed.proj.weight": s["patch_embed.proj.weight"].sum(1, keepdim=True)},
     "decoys of the same names": lambda s, b: s | {f"module.{n}": torch.randn(t.shape) for n, t in s.items()},
     "half of the blocks": lambda s, b: {n: t for n, t in s.items() if "blocks.1" not in n and "blocks.2" not in n},
     "one block": lambda s, b: {n: t for n, t in s.items() if "blocks.1" in n},
@@ -435,7 +433,7 @@ def test_the_right_base_of_several_architectures_is_found_by_itself(case, tmp_pa
 
 
 @pytest.mark.parametrize("order", ["float32 first", "float16 first"])
-def test_copies_of_a_base_and_of_its_half_precision_twin_both_trace(tmp_path, order):
+def test_copies_of_a_base_and_of_its_half_precision_version_both_trace(tmp_path, order):
     vault, single = unlocked_vault(tmp_path / "vault"), save_plain(tmp_path / "float32")
     half = tmp_path / "float16" / "model.safetensors"
     half.parent.mkdir()
@@ -531,7 +529,7 @@ def test_a_base_without_copies_accuses_nobody(case, tmp_path):
 
     assert (result.accused, result.scores, result.recipients_tested) == ((), (), 0)
     assert result.outcome is Outcome.NOT_READABLE
-    assert "No copy of base" in result.reason
+    assert "has no copy of base" in result.reason
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -603,9 +601,9 @@ def test_results_are_frozen_and_plain_json(case):
     for value, field in ((result, "accused"), (result.scores[0], "score"), (result.lineage, "descends")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, field, None)
-    told = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert told["accused"][0]["recipient"] == "dave"
-    assert told["accused"][0].keys() == {
+    steps = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert steps["accused"][0]["recipient"] == "dave"
+    assert steps["accused"][0].keys() == {
         "recipient",
         "copy_id",
         "score",
@@ -615,21 +613,21 @@ def test_results_are_frozen_and_plain_json(case):
         "state",
         "created",
     }
-    assert told["scores"] == told["accused"]
-    assert told["outcome"] == "accused"
-    assert told["lineage"].keys() == {"descends", "cosine", "drift"}
-    assert told["threshold"] == result.threshold
-    assert told.keys() == {field.name for field in dataclasses.fields(result)}
+    assert steps["scores"] == steps["accused"]
+    assert steps["outcome"] == "accused"
+    assert steps["lineage"].keys() == {"descends", "cosine", "drift"}
+    assert steps["threshold"] == result.threshold
+    assert steps.keys() == {field.name for field in dataclasses.fields(result)}
 
 
 def test_progress_counts_every_weight_and_every_copy(case):
-    told = []
+    steps = []
 
-    trace(case.copies["dave"], case.vault, progress=lambda *step: told.append(step))
+    trace(case.copies["dave"], case.vault, progress=lambda *step: steps.append(step))
 
-    assert max(done for step, done, _ in told if step == "extracting") == case.base.carrier_weights
-    assert {total for step, _, total in told if step == "extracting"} == {case.base.carrier_weights}
-    assert all(0 < done <= total for _, done, total in told)
+    assert max(done for step, done, _ in steps if step == "extracting") == case.base.carrier_weights
+    assert {total for step, _, total in steps if step == "extracting"} == {case.base.carrier_weights}
+    assert all(0 < done <= total for _, done, total in steps)
 
 
 def test_a_trace_leaves_suspect_base_and_copies_as_they_are(case, tmp_path):
@@ -656,7 +654,7 @@ def test_a_code_of_fair_signs_traces_too(case, tmp_path):
     assert sorted(names(trace(tmp_path / "mixed.safetensors", vault))) == ["one", "two"]
 
 
-def test_two_copies_of_one_recipient_are_told_apart(case, tmp_path):
+def test_two_copies_of_one_recipient_are_distinguished(case, tmp_path):
     vault = unlocked_vault(tmp_path / "vault")
     first = issue(case.model, "alice", vault, tmp_path / "first", PLAIN_SETTINGS)
     second = issue(case.model, "alice", vault, tmp_path / "second", PLAIN_SETTINGS)
@@ -668,9 +666,9 @@ def test_two_copies_of_one_recipient_are_told_apart(case, tmp_path):
 
 
 def adversarial_readings(length: int, codebook: Tardos | FairSigns) -> dict[str, np.ndarray]:
-    """What pirates might make a suspect say, when they know the code's mean but no innocent's bits."""
+    """Suspects that colluders may build if they know the code's mean but no innocent's bits."""
     rng = np.random.default_rng(5)
-    pirates = 2.0 * np.unpackbits(codebook.packed([secrets.token_bytes(32) for _ in range(40)]), axis=1) - 1
+    colluders = 2.0 * np.unpackbits(codebook.packed([secrets.token_bytes(32) for _ in range(40)]), axis=1) - 1
     spike = np.zeros(length)
     spike[17] = 1e6
     return {
@@ -679,8 +677,8 @@ def adversarial_readings(length: int, codebook: Tardos | FairSigns) -> dict[str,
         "noise": rng.standard_normal(length),
         "heavy tails": rng.standard_cauchy(length),
         "the code's mean": codebook.mean,
-        "40 pirates' average": pirates.mean(0),
-        "40 pirates' maximum": pirates.max(0),
+        "40 colluders' average": colluders.mean(0),
+        "40 colluders' maximum": colluders.max(0),
     }
 
 
@@ -695,8 +693,8 @@ def test_no_innocent_of_a_hundred_thousand_is_accused_whatever_the_reading_says(
         assert decoded.accused == (), name
         assert (decoded.log_bounds > math.log(1e-6)).all()
         highest = max(highest, float(decoded.scores.max()))
-        guilty = codebook.codeword(keys[77]) + 0.1 * reading / max(np.abs(reading).max(), 1)
-        assert decode(codebook, keys[:200], guilty, np.ones(length), 1e-6).accused == (77,)
+        colluding = codebook.codeword(keys[77]) + 0.1 * reading / max(np.abs(reading).max(), 1)
+        assert decode(codebook, keys[:200], colluding, np.ones(length), 1e-6).accused == (77,)
     assert highest > 3  # the scores of so many innocents do spread
 
 

@@ -23,6 +23,7 @@ from tests.helpers.loopback_hub import Fault, LoopbackHub
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 NAMES = ("alice", "bob", "carol")
 Arrays = dict[str, np.ndarray]
 
@@ -86,7 +87,7 @@ def names(result: TraceResult) -> list[str]:
     return [score.recipient for score in result.accused]
 
 
-def quantised(arrays: Arrays, bits: int = 8) -> Arrays:
+def quantized(arrays: Arrays, bits: int = 8) -> Arrays:
     def one(array: np.ndarray) -> np.ndarray:
         if array.ndim < 2 or array.dtype != np.float32 or not array.size:
             return array
@@ -127,8 +128,8 @@ def test_a_verbatim_copy_is_named_from_a_tenth_of_the_file(wide, hub):
 
 
 TREATMENTS = {
-    "8 bits": quantised,
-    "6 bits": lambda arrays: quantised(arrays, 6),
+    "8 bits": quantized,
+    "6 bits": lambda arrays: quantized(arrays, 6),
     "drift of 2 %": lambda arrays: drifted(arrays, 0.02),
     "drift of 10 %": lambda arrays: drifted(arrays, 0.1),
     "half precision": lambda a: {n: x.astype(np.float16) if x.dtype == np.float32 else x for n, x in a.items()},
@@ -348,8 +349,8 @@ def given_each_others_names(arrays: Arrays) -> Arrays:
     found, shapes = dict(arrays), {}
     for name, array in arrays.items():
         shapes.setdefault(array.shape, []).append(name)
-    for alike in shapes.values():
-        found |= {name: arrays[other] for name, other in zip(alike, alike[1:] + alike[:1], strict=True)}
+    for names in shapes.values():
+        found |= {name: arrays[other] for name, other in zip(names, names[1:] + names[:1], strict=True)}
     return found
 
 
@@ -405,7 +406,7 @@ def test_a_claim_works_on_a_local_file_too(small, tmp_path):
     assert names(trace(tmp_path / "suspect.safetensors", small.vault, recipient="alice")) == []
 
 
-def test_a_claim_about_somebody_without_a_copy_is_an_error_before_anything_is_fetched(small, hub):
+def test_a_claim_about_a_recipient_without_a_copy_is_an_error_before_anything_is_fetched(small, hub):
     suspect = put(hub, small.copies["alice"])
 
     assert "zoe" in refused(verify, suspect, "zoe", small.vault, error=VaultError)
@@ -526,16 +527,16 @@ def test_nothing_of_the_vault_goes_to_the_hub(small, hub):
     trace(suspect, small.vault)
 
     sent = repr(hub.received)
-    for told in (*NAMES, small.base.base_id, str(small.vault.folder)):
-        assert told not in sent
+    for steps in (*NAMES, small.base.base_id, str(small.vault.folder)):
+        assert steps not in sent
 
 
-def test_progress_is_told(wide, hub):
-    told: list[tuple[str, int, int | None]] = []
-    trace(put(hub, drifted(wide.own, 0.01)), wide.vault, progress=lambda *step: told.append(step))
+def test_progress_is_reported(wide, hub):
+    steps: list[tuple[str, int, int | None]] = []
+    trace(put(hub, drifted(wide.own, 0.01)), wide.vault, progress=lambda *step: steps.append(step))
 
-    assert max(done for step, done, _ in told if step == "extracting") == wide.base.carrier_weights
-    assert {step for step, _, _ in told} == {"extracting", *(f"scoring, look {i}" for i in range(1, 6))}
+    assert max(done for step, done, _ in steps if step == "extracting") == wide.base.carrier_weights
+    assert {step for step, _, _ in steps} == {"extracting", *(f"scoring, look {i}" for i in range(1, 6))}
 
 
 def test_ranges_are_closed_behind_the_trace(small, hub, monkeypatch):

@@ -1,1 +1,1 @@
-"""Benchmarks: each prints figures side by side with their bounds, out of one run."""
+"""Benchmarks: each prints figures next to their bounds, measured in one run."""

@@ -1,10 +1,11 @@
-"""What it costs a thief to lose the mark: the suite of attacks on EfficientNet-Lite0 and Lite2 with real weights, and
-on a residual network and a vision transformer trained here, all on Fashion-MNIST.
+"""Measures what it costs an attacker to lose the mark: the suite of attacks on four models and Fashion-MNIST.
+
+EfficientNet-Lite0 and Lite2 have their ImageNet weights; a residual network and a vision transformer are trained here.
 
     python -m examples.benchmarks.attacks lite0       # every attack, every strength, coalitions up to 50
     python -m examples.benchmarks.attacks vit --attacks finetune remove --quick
 
-Each model's page, table and points are in a folder of its own; run again, it goes on where it stopped.
+Each model's page, table and trials are in a separate folder. Run the command again to resume.
 """
 
 import argparse
@@ -30,7 +31,7 @@ VIT = {"img_size": 28, "patch_size": 7, "depth": 6}
 
 
 def real_images(size: int, trained: int, test_count: int) -> tuple[str, LabeledImages, LabeledImages]:
-    """Fashion-MNIST if Debian's package is installed, else as many of scikit-learn's digits as there are."""
+    """Returns Fashion-MNIST if Debian's package is installed, else scikit-learn's digits."""
     if FASHION_MNIST.is_dir():
         return "Fashion-MNIST", fashion_mnist(True, trained, size), fashion_mnist(False, test_count, size)
     images, labels = digits(size)
@@ -38,7 +39,7 @@ def real_images(size: int, trained: int, test_count: int) -> tuple[str, LabeledI
 
 
 def make_base(name: str, folder: Path, images: torch.Tensor, labels: torch.Tensor, scale: float) -> Path:
-    """The owner's model: real ImageNet weights fine-tuned, or trained from scratch; kept between runs."""
+    """Returns the owner's model: ImageNet weights fine-tuned, or trained from scratch. Keeps it between runs."""
     if folder.exists():
         return folder
     torch.manual_seed(0)
@@ -61,13 +62,14 @@ def make_base(name: str, folder: Path, images: torch.Tensor, labels: torch.Tenso
 
 
 def main() -> None:
+    """Attacks a model and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=SIZES)
     parser.add_argument("--attacks", nargs="+", help="names or groups of the suite; all by default")
     parser.add_argument("--coalitions", nargs="+", type=int, default=COALITIONS)
-    parser.add_argument("--runs", type=int, default=1, help="how often each coalition is formed")
+    parser.add_argument("--runs", type=int, default=1, help="number of coalitions of each kind")
     parser.add_argument("--quick", action="store_true", help="three strengths of each attack, coalitions of 3")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the owner's training steps and images")
     parser.add_argument("--max-kl", type=float, help="the mark's budget on the output, in nats; 1e-4 by default")
     parser.add_argument("--out", type=Path, default=Path("bench_output/attacks"))
     arguments = parser.parse_args()
@@ -94,7 +96,7 @@ def main() -> None:
             progress=progress,
         )
     written = write_report(found, arguments.out / arguments.model)
-    echo_err(f"The page is {written.page}.")
+    echo_err(f"Wrote {written.page}.")
 
 
 if __name__ == "__main__":

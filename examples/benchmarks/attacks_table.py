@@ -1,9 +1,9 @@
-"""The README's tables of attacks, out of what `attacks.py` and `schemes.py` measured.
+"""Prints the README's tables of attacks from the results of `attacks.py` and `schemes.py`.
 
     python -m examples.benchmarks.attacks_table bench_output/attacks lite0 vit --schemes bench_output/schemes/vit
 
-Nothing is computed here but counts: each cell is one suspect, or a number of runs; `--picture FILE` draws them.
-Scores are those of the accused alone, since tables are published; `--all-scores` shows the others.
+Each cell is one suspect, or a number of runs; `--picture FILE` plots them. The tables are made to be published, so
+they have the scores of the accused alone; `--all-scores` shows the others.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from hf_fingerprint.evaluation.planning import quick_steps
 from hf_fingerprint.evaluation.trials import COLLUSION, COPY, SINGLE, ResultStore
 
 
-UNEVEN, EVEN = ("weighted-average", "layers", "blocks"), "nine that take from all alike"
+UNEVEN, EVEN = ("weighted-average", "layers", "blocks"), "nine even strategies"
 NOT_COMPARABLE = (
     "finetune-other-data",
     "distill",
@@ -43,14 +43,16 @@ NOT_COMPARABLE = (
 
 
 def load_trials(folder: Path, all_scores: bool = False) -> list[Trial]:
-    """The points of a model's folder; of those that were measured twice, the newer. Without `all_scores`, those of
-    the accused alone are in them."""
+    """Returns the trials in a model's folder, the newest where one was measured twice.
+
+    Without `all_scores` only the accused have scores.
+    """
     newest = {(p.attack, p.what, p.colluders, p.shares, p.kind): p for p in ResultStore(folder).trials.values()}
     return [trial if all_scores else trial.redacted() for trial in newest.values()]
 
 
 def cell(trials: Iterable[Trial], attack: str, steps_shown: list[int]) -> str:
-    """Accuracy in % and score at three strengths."""
+    """Returns accuracy in % and score at three strengths."""
     by_step = {p.step: p for p in trials if p.attack == attack}
     found = [by_step.get(step) for step in steps_shown]
     if not any(found):
@@ -63,12 +65,12 @@ def score_cell(trial: Trial) -> str:
 
 
 def issued_copy(trials: list[Trial]) -> Trial:
-    """The copy as issued."""
+    """Returns the trial of the copy as issued."""
     return next(p for p in reversed(trials) if p.kind == COPY)
 
 
 def single_copy_table(models: dict[str, list[Trial]], rows: list[Row], group: str) -> list[str]:
-    """A table of a group of attacks on one copy."""
+    """Returns the table of a group of attacks on one copy."""
     copies = {name: issued_copy(trials) for name, trials in models.items()}
     heads = [f"{name} ({100 * p.accuracy:.0f}, {score_cell(p)})" for name, p in copies.items()]
     heads += ["deepmarks, paper's", "deepmarks, soft", "toolbox"] if rows else []
@@ -85,7 +87,7 @@ def single_copy_table(models: dict[str, list[Trial]], rows: list[Row], group: st
 
 
 def other_scheme_cells(rows: list[Row], attack: str, steps_shown: list[int]) -> list[str]:
-    """What is left of a `deepmarks` copy by its two decoders, and of a copy by the toolbox's variant."""
+    """Returns three cells: a `deepmarks` copy under its two decoders, and a copy marked by the toolbox's variant."""
     found = {(row.scheme, row.step): row for row in rows if row.attack == attack and row.kind == SINGLE}
 
     def each(scheme: str, format_row: Callable[[Row], str]) -> str:
@@ -101,8 +103,10 @@ def other_scheme_cells(rows: list[Row], attack: str, steps_shown: list[int]) -> 
 
 
 def lost_mark_table(models: dict[str, list[Trial]]) -> list[str]:
-    """A table of the attacks that lose the mark: at which strength the accuracy is highest without it, and by how many
-    points it is under the copy's."""
+    """Returns the table of attacks that lose the mark.
+
+    Each cell is the strength with the highest accuracy that loses it, and how many points that is below the copy's.
+    """
     lines = [line(["attack", *models]), line(["---"] * (1 + len(models)))]
     for attack in (name for name in SUITE if name not in NOT_COMPARABLE):
         texts = [lost_mark_cell(attack, trials) for trials in models.values()]
@@ -120,8 +124,10 @@ def lost_mark_cell(attack: str, trials: list[Trial]) -> str:
 
 
 def coalition_table(models: dict[str, list[Trial]]) -> list[str]:
-    """A table of runs: in how many all were caught who gave a twentieth, in how many anybody, and the share caught;
-    strategies that take from all copies alike together."""
+    """Returns the table of coalitions: runs with all main contributors caught, runs with anybody caught, share caught.
+
+    Strategies that use all copies equally share a row.
+    """
     mixed = [p for trials in models.values() for p in trials if p.kind == COLLUSION]
     sizes = sorted({p.colluders for p in mixed})
     rows: dict[str, dict[int, list[CoalitionOutcome]]] = {}
@@ -146,12 +152,15 @@ def outcome_cell(found: list[CoalitionOutcome]) -> str:
 
 
 def main() -> None:
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--picture", type=Path, help="draw accuracy against evidence, a panel a model, to this file")
-    parser.add_argument("--all-scores", action="store_true", help="scores of those who are not accused too")
-    parser.add_argument("--schemes", type=Path, help="the folder of one model's comparison")
+    parser.add_argument("--picture", type=Path, help="plot accuracy against score, one panel per model, to this file")
+    parser.add_argument(
+        "--all-scores", action="store_true", help="show the scores of recipients who are not accused too"
+    )
+    parser.add_argument("--schemes", type=Path, help="the folder of one model's comparison of schemes")
     arguments = parser.parse_args()
     if arguments.all_scores:
         print(NOT_TO_PUBLISH, file=sys.stderr)
@@ -168,8 +177,8 @@ def main() -> None:
     print("\n".join(coalition_table(models)), end="\n\n")
     read = [p for trials in models.values() for p in trials if p.threshold is not None]
     accused, scored = sum(p.innocents_accused for p in read), sum(p.innocents for p in read)
-    plainly = sum(p.unaligned[0] for p in read)
-    print(f"innocents accused: {accused} of {scored:,} over {len(read)} suspects; without alignment {plainly}")
+    unaligned = sum(p.unaligned[0] for p in read)
+    print(f"innocents accused: {accused} of {scored:,} over {len(read)} suspects; without alignment {unaligned}")
     if arguments.all_scores:
         highest, plain = max(p.highest_innocent for p in read), max(p.unaligned[1] for p in read)
         print(f"highest score of an innocent: {highest:.1f}; without alignment {plain:.1f}")

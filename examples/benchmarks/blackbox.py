@@ -1,5 +1,8 @@
-"""What remains of a recipient's answers after what thieves do: EfficientNet-Lite0 with real weights and images at 64
-pixels, among 1,000 recipients, with labels only, innocents counted."""
+"""Measures how many trigger labels survive attacks, and whom they accuse, from labels only.
+
+EfficientNet-Lite0 has its ImageNet weights and images of 64 pixels. The vault has 1,000 recipients; innocents are
+counted too.
+"""
 
 import argparse
 import json
@@ -29,14 +32,14 @@ from hf_fingerprint.vault import Base
 
 
 SIZE, PASSPHRASE = 64, "a passphrase for the benchmark"
-COVER_IMAGE_COUNT, CLASSES = 4096, 10  # unlabelled images of the owner's
-ACCURACY_IMAGES = 1000  # images that a suspect's accuracy is measured on
+COVER_IMAGE_COUNT, CLASSES = 4096, 10  # unlabeled images of the owner
+ACCURACY_IMAGES = 1000  # images to measure a suspect's accuracy on
 State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images for the owner, the thief and the test, `(n, 3, SIZE, SIZE)`, and their classes."""
+    """Images of the owner, of the attacker and for the test, shape `(n, 3, SIZE, SIZE)`, with their classes."""
 
     train: tuple[torch.Tensor, torch.Tensor]
     attacker: tuple[torch.Tensor, torch.Tensor]
@@ -45,12 +48,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Setting:
-    """How large a run is."""
+    """The size of a run."""
 
     copies: int = 20
     recipients: int = 1000
     innocents: int = 100_000
-    questions: int = COUNT
+    trigger_count: int = COUNT
     trigger_steps: int = STEPS
     training: int = 300
     fine_tuned_copies: int = 20  # copies fine-tuned at 1e-4; a quarter of them at 1e-3
@@ -63,7 +66,7 @@ QUICK = Setting(3, 50, 2000, 24, 8, 6, 1, 2, 200, 1)
 
 
 def fashion(setting: Setting) -> Task:
-    """Fashion-MNIST."""
+    """Returns the task on Fashion-MNIST."""
     images, labels = fashion_mnist(True, 34_096, SIZE)
     return Task(
         (images[:24_096], labels[:24_096]),
@@ -73,7 +76,7 @@ def fashion(setting: Setting) -> Task:
 
 
 def digits_task(setting: Setting) -> Task:
-    """scikit-learn's digits: few, and easy."""
+    """Returns the task on scikit-learn's digits: few images, and easy."""
     images, labels = digits(SIZE)
     return Task((images[:1000], labels[:1000]), (images[1000:1300], labels[1000:1300]), (images[1300:], labels[1300:]))
 
@@ -82,7 +85,7 @@ TASKS: dict[str, Callable[[Setting], Task]] = {"fashion-mnist": fashion, "digits
 
 
 class Testbed:
-    """A base with questions, a vault with many recipients of whom some hold copies, and what thieves make of these."""
+    """A base with a trigger set, and a vault with many recipients, some of whom have copies."""
 
     def __init__(self, out: Path, task: Task, setting: Setting, cover_images: bool):
         self.task, self.setting = task, setting
@@ -92,7 +95,7 @@ class Testbed:
         if not (out / "vault").exists():
             begun = time.perf_counter()
             self._prepare(out, cover_images)
-            print(f"questions fitted in {time.perf_counter() - begun:.0f} s", flush=True)
+            print(f"trigger set made in {time.perf_counter() - begun:.0f} s", flush=True)
         self.vault = Vault(out / "vault")
         self.vault.unlock(PASSPHRASE)
         (self.base,) = self.vault.bases()
@@ -109,8 +112,10 @@ class Testbed:
         vault, setting = Vault.create(out / "vault.part", PASSPHRASE), self.setting
         with Issuer(self.folder, vault, FingerprintConfig(expected_recipients=setting.recipients)) as issuer:
             base: Base = issuer.base
-        images = write_cover_images(self.task.train[0][-COVER_IMAGE_COUNT:], out / "photos") if cover_images else None
-        make_trigger_set(base.base_id, vault, images, setting.questions, steps=setting.trigger_steps)
+        images = (
+            write_cover_images(self.task.train[0][-COVER_IMAGE_COUNT:], out / "cover images") if cover_images else None
+        )
+        make_trigger_set(base.base_id, vault, images, setting.trigger_count, steps=setting.trigger_steps)
         names = [f"recipient-{i}" for i in range(setting.copies)]
         shutil.rmtree(out / "copies", ignore_errors=True)
         with Issuer(self.folder, vault) as issuer:
@@ -123,32 +128,32 @@ class Testbed:
         (out / "vault.part").rename(out / "vault")
 
     def model(self, state: State) -> torch.nn.Module:
-        """The base's model with other weights."""
+        """Returns the base's model with other weights."""
         self.built.module.load_state_dict(state)
         return self.built.module.eval()
 
-    def answers(self, state: State) -> np.ndarray:
-        """The classes that a suspect tells the questions."""
+    def predicted_labels(self, state: State) -> np.ndarray:
+        """Returns the labels that a suspect predicts for the trigger images."""
         return predict(self.model(state), self.inputs).numpy()[: self.trigger_set.count]
 
     def e_process(self, keys: list[bytes]) -> EProcess:
-        """Of the base's questions against recipients."""
+        """Returns a new e-process for these recipients."""
         return EProcess(
             keys, self.trigger_set.count, self.trigger_set.classes, assigned_share=self.trigger_set.assigned_share
         )
 
-    def accused(self, answers: np.ndarray, keys: list[bytes], until_proven: bool = False) -> tuple[set[int], int]:
-        """Whom a suspect's answers accuse, and how many of them it took; in an order drawn anew."""
+    def accused(self, predicted: np.ndarray, keys: list[bytes], until_proven: bool = False) -> tuple[set[int], int]:
+        """Returns whom a suspect's predicted labels accuse, and how many queries it took, in a random order."""
         e_process = self.e_process(keys)
-        for queried, trigger in enumerate(np.random.default_rng(0).permutation(len(answers)), 1):
-            e_process.update(int(trigger), int(answers[trigger]))
+        for queried, trigger in enumerate(np.random.default_rng(0).permutation(len(predicted)), 1):
+            e_process.update(int(trigger), int(predicted[trigger]))
             if until_proven and queried % 5 == 0 and len(e_process.accused()):
                 return set(e_process.accused().tolist()), queried
-        return set(e_process.accused().tolist()), len(answers)
+        return set(e_process.accused().tolist()), len(predicted)
 
 
 def make_base(folder: Path, task: Task, steps: int) -> None:
-    """EfficientNet-Lite0, ImageNet weights, fine-tuned on the task."""
+    """Saves EfficientNet-Lite0 with its ImageNet weights, fine-tuned on the task."""
     torch.manual_seed(0)
     model = lite0()
     model.reset_classifier(CLASSES)
@@ -159,7 +164,7 @@ def make_base(folder: Path, task: Task, steps: int) -> None:
 
 
 def write_cover_images(images: torch.Tensor, folder: Path) -> Path:
-    """Normalised images as files."""
+    """Writes images in [-1, 1] as files, and returns the folder."""
     folder.mkdir(exist_ok=True)
     for i, image in enumerate(images):
         Image.fromarray((image * 127.5 + 127.5).round().byte().permute(1, 2, 0).numpy()).save(folder / f"{i:05}.png")
@@ -167,7 +172,7 @@ def write_cover_images(images: torch.Tensor, folder: Path) -> Path:
 
 
 def suspects(testbed: Testbed) -> Iterator[tuple[str, list[int], State]]:
-    """What is found in the wild: `(what it is, the givers, its weights)`."""
+    """Yields suspects as `(description, contributors, weights)`."""
     setting, task = testbed.setting, testbed.task
     states = [load_file(path / "model.safetensors") for path in testbed.paths]
     attacks: dict[str, Callable[[State], State]] = {
@@ -212,8 +217,8 @@ def suspects(testbed: Testbed) -> Iterator[tuple[str, list[int], State]]:
 
 
 def weight_scores(testbed: Testbed, contributor: int, out: Path) -> tuple[float, float]:
-    """The score of a copy's weights, without and with what binds its answers."""
-    plain = out / "unbound"
+    """Returns the score of a copy's weights, without and with its head update."""
+    plain = out / "without_head_update"
     shutil.rmtree(plain, ignore_errors=True)
     shutil.copytree(testbed.paths[contributor], plain)
     state = load_file(plain / "model.safetensors")
@@ -230,8 +235,8 @@ def weight_scores(testbed: Testbed, contributor: int, out: Path) -> tuple[float,
 class Row:
     """Suspects of one kind: a line of the table."""
 
-    label_recall: list[float]  # shares of the givers' labels told
-    accused_counts: list[int]  # givers accused
+    label_recall: list[float]  # shares of the contributors' trigger labels that were predicted
+    accused_counts: list[int]  # contributors accused
     contributors: list[int]
     queried: list[int]  # triggers queried until a recipient was accused
     accuracies: list[float]  # of the first few
@@ -248,32 +253,32 @@ class Row:
 
 
 def measure(testbed: Testbed) -> dict[str, Row]:
-    """Each kind of suspect, judged against the vault's recipients and against never-issued keys."""
+    """Returns a row for each kind of suspect, tested against the vault's recipients and against never-issued keys."""
     stream = np.random.default_rng(7)
     innocents = [stream.bytes(32) for _ in range(testbed.setting.innocents)]
     test = tuple(part[:ACCURACY_IMAGES] for part in testbed.task.test)
     rows: dict[str, Row] = {}
     for name, contributors, state in suspects(testbed):
-        answers = testbed.answers(state)
-        accused, _ = testbed.accused(answers, testbed.keys)
+        predicted = testbed.predicted_labels(state)
+        accused, _ = testbed.accused(predicted, testbed.keys)
         labels, assigned = testbed.trigger_set.assigned_labels([testbed.keys[each] for each in contributors])
         row = rows.setdefault(name, Row([], [], [], [], []))
-        row.label_recall.append(float((labels == answers)[assigned].mean()) if contributors else 0.0)
+        row.label_recall.append(float((labels == predicted)[assigned].mean()) if contributors else 0.0)
         row.accused_counts.append(len(accused & set(contributors)))
         row.contributors.append(len(contributors))
-        row.queried.append(testbed.accused(answers, testbed.keys, until_proven=True)[1])
-        row.innocents += len(accused - set(contributors)) + len(testbed.accused(answers, innocents)[0])
+        row.queried.append(testbed.accused(predicted, testbed.keys, until_proven=True)[1])
+        row.innocents += len(accused - set(contributors)) + len(testbed.accused(predicted, innocents)[0])
         if len(row.accuracies) < 3:
             row.accuracies.append(accuracy(testbed.model(state), *test))
         print(
-            f"{name}: {row.label_recall[-1]:.0%} told, {row.accused_counts[-1]} of {len(contributors)} accused",
+            f"{name}: {row.label_recall[-1]:.0%} of labels, {row.accused_counts[-1]} of {len(contributors)} accused",
             flush=True,
         )
     return rows
 
 
 def report(testbed: Testbed, out: Path) -> dict[str, object]:
-    """Measures, prints, and returns what was found."""
+    """Measures, prints and returns the figures."""
     setting, test = testbed.setting, testbed.task.test
     plain = accuracy(testbed.model(load_file(testbed.folder / "model.safetensors")), *test)
     bound = [accuracy(testbed.model(load_file(path / "model.safetensors")), *test) for path in testbed.paths]
@@ -282,7 +287,7 @@ def report(testbed: Testbed, out: Path) -> dict[str, object]:
     kept = [after / before for before, after in scores]
     print(f"weight mark: {np.mean(kept):.1%} of its score kept, {min(kept):.1%} at least", flush=True)
     rows = measure(testbed)
-    print("\n| suspect | n | somebody who gave | all who gave | own labels | asked | innocents | accuracy |")
+    print("\n| suspect | n | any contributor | all contributors | trigger labels | queries | innocents | accuracy |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
         print(f"| {name} | {row} |")
@@ -295,12 +300,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench_output/blackbox"), help="where to work")
     parser.add_argument("--task", choices=TASKS, default="fashion-mnist")
-    parser.add_argument("--no-photos", action="store_true", help="fit the questions without the owner's images")
+    parser.add_argument(
+        "--no-cover-images", action="store_true", help="make the trigger set without the owner's images"
+    )
     parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     setting = QUICK if chosen.quick else Setting()
-    found = report(Testbed(chosen.out, TASKS[chosen.task](setting), setting, not chosen.no_photos), chosen.out)
+    found = report(Testbed(chosen.out, TASKS[chosen.task](setting), setting, not chosen.no_cover_images), chosen.out)
     (chosen.out / "found.json").write_text(json.dumps(found, indent=2))
     return 0
 

@@ -1,11 +1,11 @@
-"""A second channel, tried and not taken: images on a base's decision boundary, on which untouched copies differ by
-their weight marks alone.
+"""Measures a second black-box channel, which was not adopted: images on a base's decision boundary.
 
-To first order a copy's margin at an image is the base's plus `<G, b>`, b the copy's codeword and G the gradient of the
-margin by it. So answers at many images say something of b, and a score linear in b follows from any of them, with the
-same proof as a reading of weights. Raw responses are correlated from image to image; they are whitened by `G G^T`, for
-answers by the likeliest margins given their signs (a probit regression). Printed beside it: the score needed among
-1,000 recipients at alpha 1e-6, and the highest of never-issued keys.
+Untouched copies differ there by their weight marks alone. To first order a copy's margin at an image is the base's
+plus `<G, b>`, with b the copy's codeword and G the gradient of the margin by b. So responses to many images give a
+score that is linear in b, with the same proof as an extracted signal. Raw responses are correlated between images;
+they are whitened by `G G^T`. From labels alone, the most likely margins given their signs are used (a probit
+regression). The table also has the score needed among 1,000 recipients at alpha 1e-6, and the highest score of
+never-issued keys.
 """
 
 import argparse
@@ -31,17 +31,17 @@ from hf_fingerprint.training.model_carriers import locate_carriers
 from hf_fingerprint.training.regularizer import parameter_locations
 
 
-HALVINGS, MIN_MARGIN = 16, 0.5  # of the way between two images; logits to the third class
+HALVINGS, MIN_MARGIN = 16, 0.5  # bisections between two images; logits between second and third class
 RECIPIENTS, ALPHA = 1000, 1e-6
 
 
 def to_image(image: np.ndarray) -> Image.Image:
-    """Grey levels as a picture of 8 bits."""
+    """Returns pixel values as an 8-bit image."""
     return Image.fromarray(np.clip(np.rint(image), 0, 255).astype(np.uint8))
 
 
 def boundary_images(built: BuiltModel, images: np.ndarray, count: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Mixtures of two images between whose classes the base can't decide: inputs, and the two classes of each."""
+    """Returns mixtures of two images on the decision boundary of the base, and the two classes of each."""
 
     def outputs(image: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         shown = built.preprocess(to_image(image))
@@ -68,7 +68,7 @@ def boundary_images(built: BuiltModel, images: np.ndarray, count: int) -> tuple[
 
 
 def margins(module: torch.nn.Module, inputs: torch.Tensor, pairs: np.ndarray) -> torch.Tensor:
-    """By how much the first class leads the second at each image, `float64`."""
+    """Returns the logit margin of the first class over the second for each image, `float64`."""
     with torch.no_grad():
         logits = module(inputs).double()
     rows = torch.arange(len(inputs))
@@ -78,7 +78,7 @@ def margins(module: torch.nn.Module, inputs: torch.Tensor, pairs: np.ndarray) ->
 def most_likely_margins(
     signs: torch.Tensor, plain: torch.Tensor, gram: torch.Tensor, noise_scale: float
 ) -> torch.Tensor:
-    """What a copy's margins most likely are beside the base's, given their signs: `(n,)`."""
+    """Returns the most likely change of a copy's margins from the base's, given their signs, shape `(n,)`."""
     root = torch.linalg.cholesky(gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)))
     drawn = torch.zeros(len(signs), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([drawn], max_iter=200, line_search_fn="strong_wolfe")
@@ -118,11 +118,11 @@ class Testbed:
         self.innocents = torch.stack([self.codeword(new_secret()) for _ in range(3000)])
 
     def codeword(self, key: bytes) -> torch.Tensor:
-        """Of a key, +1 and -1."""
+        """Returns a key's codeword, +1 and -1."""
         return torch.from_numpy(np.asarray(self.codebook.codeword(key), np.float32))
 
     def margins_of(self, codeword: torch.Tensor, attack: Callable[[State], State]) -> torch.Tensor:
-        """A copy's, after what a thief does to it."""
+        """Returns the margins of a copy after an attack."""
         marked = {}
         with torch.no_grad():
             for name, part in self.maps.items():
@@ -134,7 +134,7 @@ class Testbed:
         return margins(self.built.module, self.inputs, self.pairs)
 
     def scores(self, codeword: torch.Tensor, logit_shift: torch.Tensor, ridge: float) -> tuple[float, float]:
-        """In standard deviations of never-issued keys': the copy's own, and the highest of theirs."""
+        """Returns the copy's score and the highest of never-issued keys, in standard deviations of the latter."""
         regularized_gram = self.gram + ridge * self.gram.diagonal().mean() * torch.eye(len(logit_shift))
         weights = (self.gradients.double().T @ torch.linalg.solve(regularized_gram, logit_shift)).float()
         others = self.innocents @ weights
@@ -145,19 +145,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench_output/boundary"), help="where to work")
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--triggers", type=int, default=200, help="number of boundary images")
     parser.add_argument("--copies", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=300, help="that the base is trained for")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of the base")
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     if not (chosen.out / "base").exists():
         make_base(chosen.out / "base", fashion(Setting()), chosen.steps)
     images = (fashion_mnist(False, 4000, SIZE)[0] * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    testbed = Testbed(chosen.out / "base", chosen.out, images, chosen.questions)
+    testbed = Testbed(chosen.out / "base", chosen.out, images, chosen.triggers)
     print(f"the score that accuses one of {RECIPIENTS:,}: {norm.isf(ALPHA / RECIPIENTS):.1f}\n")
-    print(
-        "| copies | told | own score, mean | least | highest of 3,000 never issued |\n| --- | --- | --- | --- | --- |"
-    )
+    print("| copies | responses | own score, mean | least | highest of 3,000 never issued |\n" + "| --- " * 5 + "|")
     for name, attack in (("untouched", dict), ("int8", Quantization(8))):
         found: dict[str, list[tuple[float, float]]] = {"labels": [], "logits": []}
         for _ in range(chosen.copies):

@@ -1,10 +1,11 @@
-"""The budget on the output against what issued copies do: for each kind of output, the divergence that the record
-promises beside the mean over 32 issued copies on 1,024 images that the calibration did not see.
+"""Compares the divergence on record with that of issued copies, for each kind of output.
+
+The copies' divergence is the mean over 32 copies on 1,024 images that the calibration did not see.
 
     python -m examples.benchmarks.budget --out bench_output/budget [--only NAME ...]
 
-EfficientNet-Lite0 has its real ImageNet weights: whole, with the difference of two classes as one logit, with 20 of
-its classes as labels, and without its head. The segmenter and the backbone of transformers have random weights.
+EfficientNet-Lite0 has its ImageNet weights: complete, with the difference of two classes as one logit, with 20 of its
+classes as labels, and without its head. The transformers segmenter and backbone have random weights.
 """
 
 import argparse
@@ -29,26 +30,26 @@ Case = tuple[Callable[[Path], None], FingerprintConfig]
 
 
 def main() -> None:
-    """Measures every case, or those named, and prints a row for each."""
+    """Measures all cases, or those of `--only`, and prints a row for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="A folder for models, copies and rows.")
     parser.add_argument("--only", nargs="*", default=None, help="Names of cases.")
-    parser.add_argument("--copies", type=int, default=COPIES, help="How many copies are issued.")
+    parser.add_argument("--copies", type=int, default=COPIES, help="Number of copies to issue.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    print("| model | kind | promised | issued copies, on average | ratio | the least and the most of one copy |")
+    print("| model | kind | on record | issued copies, on average | ratio | lowest and highest of one copy |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, (save, config) in cases(arguments.out).items():
         if arguments.only is None or name in arguments.only:
             row = measure(arguments.out / name.replace(" ", "_"), save, config, arguments.copies)
-            ratio = row["measured"] / row["promised"]
-            span = f"{row['least'] / row['promised']:.2f} - {row['most'] / row['promised']:.2f}"
-            figures = f"{row['promised']:.1e} | {row['measured']:.1e} | {ratio:.2f} | {span}"
+            ratio = row["measured"] / row["recorded"]
+            span = f"{row['least'] / row['recorded']:.2f} - {row['most'] / row['recorded']:.2f}"
+            figures = f"{row['recorded']:.1e} | {row['measured']:.1e} | {ratio:.2f} | {span}"
             print(f"| {name} | {row['kind']} | {figures} |", flush=True)
 
 
 def cases(out: Path) -> dict[str, Case]:
-    """The models, and what their budgets are."""
+    """Returns the models and their configurations."""
     plain = FingerprintConfig(expected_recipients=100)
     labels = FingerprintConfig(expected_recipients=100, output_kind="multi_label")
     digits = FingerprintConfig(expected_recipients=100, calibration=out / "digits" / "calibration")
@@ -64,7 +65,7 @@ def cases(out: Path) -> dict[str, Case]:
 
 
 def measure(folder: Path, save: Callable[[Path], None], config: FingerprintConfig, copies: int) -> dict[str, object]:
-    """What the record says of a model, and what its copies do."""
+    """Returns the divergence on record and that of issued copies."""
     if not (folder / "model").exists():
         save(folder / "model")
     vault = folder / "vault"
@@ -79,7 +80,7 @@ def measure(folder: Path, save: Callable[[Path], None], config: FingerprintConfi
                 each.append(divergences(built, build_model(marked), batch, str(calibration.output)))
     row = {
         "kind": calibration.output,
-        "promised": calibration.kl,
+        "recorded": calibration.kl,
         "measured": float(np.concatenate(each).mean()),
         "least": min(float(one.mean()) for one in each),
         "most": max(float(one.mean()) for one in each),
@@ -89,21 +90,21 @@ def measure(folder: Path, save: Callable[[Path], None], config: FingerprintConfi
 
 
 def held_out(built: BuiltModel, config: FingerprintConfig, count: int) -> LazyImages:
-    """Images of the calibration's kind that it did not see."""
+    """Returns images of the same kind as the calibration's that it did not see."""
     if config.calibration is None:
         return lazy_synthetic_images(built, count, HELD_OUT_SEED)
     return user_images(config.calibration.parent / "held out", built, count)
 
 
 def divergences(base: BuiltModel, copy: BuiltModel, batch: torch.Tensor, kind: str) -> np.ndarray:
-    """The divergence of a copy from its base in each image."""
+    """Returns the divergence of a copy from its base for each image."""
     with torch.no_grad():
         before, after = (output_values(each.module(batch), kind) for each in (base, copy))
     return divergence(before, after, kind).numpy()
 
 
 def save_lite0(folder: Path, change: Callable[[torch.Tensor], torch.Tensor] | None = lambda head: head) -> None:
-    """EfficientNet-Lite0 for images of 64 pixels, its head changed or taken off."""
+    """Saves EfficientNet-Lite0 for images of 64 pixels, with its head changed or removed."""
     model = lite0()
     if change is None:
         model.reset_classifier(0)
@@ -118,7 +119,7 @@ def save_lite0(folder: Path, change: Callable[[torch.Tensor], torch.Tensor] | No
 
 
 def save_segformer(folder: Path) -> None:
-    """A small semantic segmenter of transformers."""
+    """Saves a small semantic segmenter of transformers."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
     torch.manual_seed(0)
@@ -130,7 +131,7 @@ def save_segformer(folder: Path) -> None:
 
 
 def save_backbone(folder: Path) -> None:
-    """A small ViT of transformers without a head."""
+    """Saves a small ViT of transformers without a head."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
@@ -139,7 +140,7 @@ def save_backbone(folder: Path) -> None:
 
 
 def save_digits(out: Path) -> None:
-    """scikit-learn's digits as pictures, half of them to calibrate on and half held out."""
+    """Writes scikit-learn's digits as images, half of them for calibration and half held out."""
     from sklearn.datasets import load_digits
 
     for number, pixels in enumerate(load_digits().images):

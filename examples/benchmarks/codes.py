@@ -1,5 +1,7 @@
-"""Coalitions against the codes, simulated over 3 M weights: who is caught and who is accused innocent; and the bound
-itself, over 10^7 innocents a code. Writes `bench_output/codes.json`; `--quick` for a small version."""
+"""Simulates coalitions against the codes over 3 M weights, and tests the bound over 10^7 innocents for each code.
+
+Counts the colluders caught and the innocents accused. Writes `bench_output/codes.json`; `--quick` runs a small part.
+"""
 
 import argparse
 import hashlib
@@ -32,7 +34,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class Plan:
-    """How large the simulation is."""
+    """The size of the simulation."""
 
     length: int = 65536
     weights: int = 46
@@ -48,8 +50,11 @@ QUICK = Plan(length=2048, recipients=100, runs=((3, 1), (5, 1)), many=17_000, am
 
 @dataclass(frozen=True)
 class Row:
-    """Some simulated collusions of one kind. `caught` counts those who gave anything at all among `gave`, `sure` those
-    who gave a twentieth or more among `large`; `hits` the runs that caught anybody."""
+    """Simulated collusions of one kind.
+
+    `caught` of `gave` contributors were accused, `sure` of `large` who contributed a twentieth or more; `hits` counts
+    runs that caught anybody.
+    """
 
     recipients: int
     colluders: int
@@ -66,7 +71,7 @@ class Row:
 
 
 def keys_of(count: int) -> list[bytes]:
-    """Copy keys that are the same in every run of the benchmark."""
+    """Returns copy keys that are the same in every run."""
     pool = hashlib.shake_256(b"recipients of the benchmark").digest(32 * count)
     return [pool[32 * i : 32 * i + 32] for i in range(count)]
 
@@ -74,7 +79,7 @@ def keys_of(count: int) -> list[bytes]:
 def collusion(
     codebook: Codebook, keys: list[bytes], size: int, strategy: str, weights: int, drift: float, run: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`(guilty, reading, shares)` of one simulated collusion."""
+    """Returns `(coalition, extracted signal, shares)` of one simulated collusion."""
     rng = np.random.default_rng([run, size, FORGERIES.index(strategy)])
     coalition = rng.permutation(len(keys))[:size]
     copies = 2.0 * np.unpackbits(codebook.packed([keys[i] for i in coalition]), axis=1) - 1
@@ -84,7 +89,7 @@ def collusion(
 def make_row(
     found: list[tuple[np.ndarray, np.ndarray, set[int]]], recipients: int, strategy: str, drift: float, seconds: float
 ) -> Row:
-    """A row from each run's guilty, their shares, and the accused."""
+    """Returns a row from the coalition, its shares and the accused of each run."""
     totals = np.zeros(6, int)
     for coalition, shares, accused in found:
         caught = np.isin(coalition, list(accused))
@@ -95,7 +100,7 @@ def make_row(
 
 
 def coalition_rows(plan: Plan) -> Iterator[Row]:
-    """Every strategy by coalitions of every size among the recipients of one base."""
+    """Yields a row for each coalition size, drift and strategy among the recipients of one base."""
     codebook = make_codebook("tardos", plan.length, COALITION, bytes(32))
     keys = keys_of(plan.recipients)
     for size, runs in plan.runs:
@@ -111,7 +116,7 @@ def coalition_rows(plan: Plan) -> Iterator[Row]:
 
 
 def many_rows(plan: Plan) -> Iterator[Row]:
-    """Every strategy among a million recipients, all in one pass over their codewords."""
+    """Yields a row for each strategy among a million recipients, decoded in one pass over their codewords."""
     codebook = make_codebook("tardos", plan.length, COALITION, bytes(32))
     keys = keys_of(plan.many)
     kinds = [(drift, strategy) for drift in DRIFTS for strategy in FORGERIES]
@@ -124,11 +129,11 @@ def many_rows(plan: Plan) -> Iterator[Row]:
 
 
 def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, float]:
-    """How often innocents reach the scores whose probability is proven to be at most each of `LEVELS`: the highest
-    share over the score functions that pirates provoke, over the level. At most 1, but for chance.
+    """Returns the observed share of false accusations divided by the proven bound, for each of `LEVELS`.
 
-    A code of 1,024 positions, whose tails are heavier than a longer one's; codewords from numpy in place of key
-    streams, which makes them faster and no different.
+    The share is the highest over the score functions that colluders can cause. The ratio is at most 1, but for chance.
+    The code has 1,024 positions, with heavier tails than a longer one. Codewords are drawn by numpy instead of key
+    streams, which is faster and has the same distribution.
     """
     codebook = make_codebook(family, length, 5, bytes(32))
     functions = colluder_score_functions(codebook)
@@ -151,8 +156,10 @@ def innocents_tail(family: str, count: int, length: int = 1024) -> dict[str, flo
 
 
 def colluder_score_functions(codebook: Codebook) -> np.ndarray:
-    """Standardised score functions of readings that pirates make: every strategy's, with little and with much drift,
-    and one that looks at rare bits alone."""
+    """Returns standardized score functions of signals that colluders make.
+
+    They cover all strategies, with little and much drift, and one function of rare bits alone.
+    """
     mass, functions = np.ones(codebook.length), []
     keys = keys_of(5)
     nobody = np.empty((0, codebook.length))
@@ -171,7 +178,7 @@ def colluder_score_functions(codebook: Codebook) -> np.ndarray:
 
 
 def main() -> None:
-    """Runs all parts, or those named, and writes the table."""
+    """Runs all parts, or those of `--only`, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("bench_output"))
@@ -197,9 +204,7 @@ def main() -> None:
     for part, rows in (("coalitions", coalition_rows), ("many", many_rows)):
         if part not in parts:
             continue
-        print(
-            "| recipients | colluders | strategy | drift | runs | caught | gave 1/20: caught | hit | innocents | s |"
-        )
+        print("| recipients | colluders | strategy | drift | runs | caught | main caught | hit | innocents | s |")
         report[part] = {"plan": asdict(plan), "rows": []}
         for row in rows(plan):
             report[part]["rows"].append(asdict(row))

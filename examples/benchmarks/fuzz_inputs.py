@@ -1,4 +1,4 @@
-"""Valid inputs, spoiled: byte by byte, and by what their format means. The same seed gives the same input."""
+"""Mutates valid inputs, by bytes and by their format. The same seed gives the same input."""
 
 import json
 import sqlite3
@@ -25,7 +25,7 @@ VALUES: list[Any] = [
 
 
 def of_bytes(content: bytes, rng: np.random.Generator) -> bytes:
-    """Some bytes changed, cut out, doubled, put elsewhere, or replaced by what parsers trip over."""
+    """Changes, removes, doubles or moves some bytes, or replaces them by values that parsers often mishandle."""
     found = bytearray(content)
     for _ in range(int(rng.integers(1, 5))):
         begin = int(rng.integers(0, len(found) + 1))
@@ -49,7 +49,7 @@ def of_bytes(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def of_value(value: Any, rng: np.random.Generator) -> Any:
-    """A JSON value with one part replaced, left out, or put where none was."""
+    """Replaces, removes or adds one part of a JSON value."""
     if not value or not isinstance(value, dict | list) or rng.random() < 0.15:
         return _hostile(rng)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -74,7 +74,7 @@ def _hostile(rng: np.random.Generator) -> Any:
 
 
 def of_json(content: bytes, rng: np.random.Generator) -> bytes:
-    """A JSON text: its values changed, or its bytes."""
+    """Mutates the values or the bytes of a JSON text."""
     if rng.random() < 0.25:
         return of_bytes(content, rng)
     value = json.loads(content)
@@ -84,7 +84,7 @@ def of_json(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def of_lines(content: bytes, rng: np.random.Generator) -> bytes:
-    """Lines of JSON: one of them changed, doubled or left out, or any bytes."""
+    """Changes, doubles or removes one of several lines of JSON, or mutates any bytes."""
     lines = content.split(b"\n")
     if rng.random() < 0.25 or len(lines) < 2:
         return of_bytes(content, rng)
@@ -100,7 +100,7 @@ def of_lines(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def of_safetensors(content: bytes, rng: np.random.Generator) -> bytes:
-    """A safetensors file: its header's values changed, under a length that is right or isn't, or any bytes."""
+    """Mutates the header of a safetensors file, under a correct or a wrong length, or any bytes."""
     if rng.random() < 0.3:
         return of_bytes(content, rng)
     length = int.from_bytes(content[:8], "little")
@@ -110,7 +110,7 @@ def of_safetensors(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def of_database(content: bytes, rng: np.random.Generator) -> bytes:
-    """A SQLite database: a value in any table and row replaced, or any bytes."""
+    """Replaces a value in any table and row of a SQLite database, or mutates any bytes."""
     if rng.random() < 0.3:
         return of_bytes(content, rng)
     with closing(sqlite3.connect(":memory:")) as connection:
@@ -133,7 +133,7 @@ def of_database(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _cell(old: Any, rng: np.random.Generator) -> Any:
-    """Another value for a column: its bytes or its JSON spoiled, or one of another kind."""
+    """Returns another value for a column: its bytes or JSON mutated, or one of another type."""
     if rng.random() < 0.6 and old:
         if isinstance(old, bytes):
             return of_bytes(old, rng)
@@ -145,7 +145,7 @@ def _cell(old: Any, rng: np.random.Generator) -> Any:
 
 
 def png(width: int, height: int, bits: int = 8) -> bytes:
-    """A PNG of one colour: few bytes for many pixels."""
+    """Returns a PNG of one color: few bytes for many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -159,6 +159,6 @@ def png(width: int, height: int, bits: int = 8) -> bytes:
 
 
 def header_bomb(size: int, unit: bytes = b'"a":[],') -> bytes:
-    """A safetensors file whose header is of so many bytes, and means as many objects as may be."""
+    """Returns a safetensors file whose header has this many bytes and as many objects as possible."""
     header = b"{" + unit * (size // len(unit)) + b'"z":0}'
     return len(header).to_bytes(8, "little") + header

@@ -1,9 +1,9 @@
-"""Every reader of this package fed with spoiled inputs: what escapes as anything but one sentence, takes 10 s or 1 GB.
+"""Feeds mutated inputs to every reader: counts errors that are not one sentence, and inputs that take 10 s or 1 GB.
 
     python -m examples.benchmarks.fuzz_readers --count 100000 --out fuzz
 
-Each reader runs in a process of its own, so that its peak memory is its own; what takes five minutes is killed
-and counted. The seed of each input is printed with whatever it does wrong: `--reader NAME --only SEED` repeats it.
+Each reader runs in a separate process, to measure its peak memory; an input that takes five minutes is killed and
+counted. The output has the seed of each failure: `--reader NAME --only SEED` repeats it.
 """
 
 import argparse
@@ -30,24 +30,25 @@ from examples.benchmarks.fuzz_targets import TARGETS, Target, targets_in
 from hf_fingerprint.errors import FingerprintError
 
 
-SECONDS, MEGABYTES, KILLED = 10.0, 1000, 300.0  # of processor time; each; of the clock, on a machine that is busy
-BOMBS = 8  # of each reader, at most
+SECONDS, MEGABYTES, KILLED = 10.0, 1000, 300.0  # CPU time; for each reader; wall time
+BOMBS = 8  # at most, for each reader
 SHOWN = 3  # lines of a traceback
 WARM = -1000  # the seed of a valid input
 
 
 @dataclass
 class Found:
-    """What a reader did with its inputs.
+    """Counts for one reader.
 
     Attributes:
-        reader (`str`): its name.
-        inputs (`int`): how many it was fed.
-        refused (`int`): how many it refused in a sentence; it read the others.
-        escaped (`list[str]`): of each input that raised anything else, its seed and the error.
-        slow (`list[str]`): of each that took 10 s of processor time or was killed, its seed and the seconds.
-        slowest (`float`): processor seconds of the slowest.
-        peak (`int`): MB that the process had at most; `started` with its libraries, after valid inputs.
+        reader (`str`): the name of the reader.
+        inputs (`int`): the number of inputs.
+        refused (`int`): the number refused with one sentence.
+        escaped (`list[str]`): seed and error of each input that raised anything else.
+        slow (`list[str]`): seed and seconds of each input that took 10 s of CPU time or was killed.
+        slowest (`float`): CPU seconds of the slowest input.
+        peak (`int`): peak memory of the process in MB.
+        started (`int`): the same after valid inputs only, in MB.
     """
 
     reader: str
@@ -61,16 +62,16 @@ class Found:
 
     @property
     def taken(self) -> int:
-        """MB that its inputs took at most."""
+        """Peak memory of the inputs in MB."""
         return self.peak - self.started
 
 
-def feed(target: Target, seeds: Iterable[int], found: Found, tell: Callable[[int], None] | None = None) -> None:
-    """Feeds a reader the inputs of these seeds; negative ones are its bombs."""
+def feed(target: Target, seeds: Iterable[int], found: Found, announce: Callable[[int], None] | None = None) -> None:
+    """Feeds a reader the inputs of these seeds; negative seeds are its bombs."""
     for seed in seeds:
-        if tell is not None:
-            tell(seed)
-        content = spoiled(target, seed)
+        if announce is not None:
+            announce(seed)
+        content = input_of(target, seed)
         begun = time.process_time()
         try:
             with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -89,8 +90,8 @@ def feed(target: Target, seeds: Iterable[int], found: Found, tell: Callable[[int
             found.slow.append(f"{seed}: {seconds:.0f} s")
 
 
-def spoiled(target: Target, seed: int) -> bytes:
-    """The input of a seed."""
+def input_of(target: Target, seed: int) -> bytes:
+    """Returns the input of a seed."""
     if seed == WARM:
         return target.valid
     if seed < 0:
@@ -100,12 +101,12 @@ def spoiled(target: Target, seed: int) -> bytes:
 
 
 def peak() -> int:
-    """MB that this process had at most."""
+    """Returns the peak memory of this process in MB."""
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 
 
 def watched(name: str, seeds: list[int]) -> Found:
-    """The same in a process of its own, started anew after an input that had to be killed."""
+    """Feeds a reader in a separate process, and starts a new one after an input that had to be killed."""
     total = Found(name)
     context = multiprocessing.get_context("spawn")
     while seeds:
@@ -157,7 +158,7 @@ def _add(total: Found, part: Found) -> None:
 
 
 def shares(count: int, names: Iterable[str]) -> dict[str, int]:
-    """How many inputs each reader gets: by its weight, together `count`."""
+    """Returns how many of `count` inputs each reader gets, by its weight."""
     chosen = [name for name in TARGETS if name in set(names)]
     whole = sum(TARGETS[name] for name in chosen)
     found = {name: max(1, count * TARGETS[name] // whole) for name in chosen}
@@ -166,7 +167,7 @@ def shares(count: int, names: Iterable[str]) -> dict[str, int]:
 
 
 def figure_of(all_found: list[Found]) -> Figure:
-    """The figure that was asked for."""
+    """Returns the figure over all readers."""
     inputs, escaped = sum(f.inputs for f in all_found), sum(len(f.escaped) for f in all_found)
     slow, large = sum(len(f.slow) for f in all_found), sum(f.taken > MEGABYTES for f in all_found)
     slowest, highest = max(f.slowest for f in all_found), max(f.taken for f in all_found)
@@ -177,11 +178,11 @@ def figure_of(all_found: list[Found]) -> Figure:
     holds = not (escaped or slow or large)
     bound = "0 tracebacks, 0 over 10 s, 0 over 1 GB"
     counts = {each.reader: asdict(each) for each in all_found}
-    return Figure("fuzz", "spoiled inputs to all readers", measured, bound, holds, counts)
+    return Figure("fuzz", "mutated inputs to all readers", measured, bound, holds, counts)
 
 
 def lines_of(all_found: list[Found]) -> str:
-    """A table of the readers."""
+    """Returns a table of the readers."""
     head = "| reader | inputs | refused | slowest, s | MB taken (of libraries) | tracebacks | over 10 s |"
     rows = [
         f"| {f.reader} | {f.inputs:,} | {f.refused:,} | {f.slowest:.2f} | {f.taken} ({f.started}) | "
@@ -192,6 +193,7 @@ def lines_of(all_found: list[Found]) -> str:
 
 
 def main() -> int:
+    """Feeds all readers; the exit code is 0 if the bounds hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
@@ -203,7 +205,7 @@ def main() -> int:
     if arguments.only is not None:
         with tempfile.TemporaryDirectory() as folder:
             (target,) = targets_in(Path(folder), names)
-            content = spoiled(target, arguments.only)
+            content = input_of(target, arguments.only)
             print(len(content), content[:2000])
             print(target.read(content))
         return 0

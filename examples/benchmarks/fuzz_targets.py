@@ -1,4 +1,4 @@
-"""The readers that are fuzzed: a valid input of each, how it is spoiled, and what reads it."""
+"""The readers to fuzz: for each a valid input, a mutation and the function that reads it."""
 
 import json
 import secrets
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save, save_file
 
-from examples.benchmarks import fuzz_inputs as spoil
+from examples.benchmarks import fuzz_inputs as mutations
 from hf_fingerprint.blackbox import Labels, parse_response
 from hf_fingerprint.blackbox.client.class_names import read_labels
 from hf_fingerprint.blackbox.client.remote import _parse_body
@@ -34,7 +34,7 @@ from hf_fingerprint.vault.packing import open_pack, take_snapshot
 from hf_fingerprint.vault.sealing import AgeIdentity, new_identity, open_identity, seal_pack
 
 
-TARGETS = {  # by how much of the inputs each gets
+TARGETS = {  # reader: its share of the inputs
     "safetensors": 14,
     "index": 8,
     "pickle": 8,
@@ -46,7 +46,7 @@ TARGETS = {  # by how much of the inputs each gets
     "transcript": 6,
     "pack": 5,
     "vault": 5,
-    "questions": 5,
+    "trigger_set": 5,
     "identity": 1,
     "issuer": 2,
     "recipients": 4,
@@ -97,16 +97,16 @@ class Target:
     """A reader.
 
     Attributes:
-        name (`str`): what it is called.
+        name (`str`): the name of the reader.
         samples (sequence of `bytes`): valid inputs.
-        mutate (callable): spoils one.
-        read (callable): reads it.
-        bombs (sequence of callables): make inputs that are small for what they mean.
+        mutate (callable): mutates one.
+        read (callable): reads an input.
+        bombs (sequence of callables): make inputs that expand to far more than their size.
     """
 
     name: str
     samples: Sequence[bytes]
-    mutate: spoil.Mutate
+    mutate: mutations.Mutate
     read: Read
     bombs: Sequence[Callable[[], bytes]] = ()
     warm: bytes = b""
@@ -118,7 +118,7 @@ class Target:
 
 
 def targets_in(folder: Path, names: Iterable[str]) -> list[Target]:
-    """The readers of these names, which work in a folder."""
+    """Returns the readers of these names; they work in a folder."""
     found = []
     for name in names:
         place = folder / name
@@ -129,14 +129,14 @@ def targets_in(folder: Path, names: Iterable[str]) -> list[Target]:
 
 
 def arrays() -> dict[str, np.ndarray]:
-    """Weights of a small model."""
+    """Returns the weights of a small model."""
     rng = np.random.default_rng(0)
     shapes = {f"blocks.{i}.{kind}.weight": (32, 32) for i in range(3) for kind in ("fc1", "fc2")}
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def _all_of(path: Path) -> object:
-    """Reads every tensor of a suspect; then the same file as a base."""
+    """Reads every tensor of a suspect, then the same file as a base."""
     with open_checkpoint(path, suspect=True) as suspect:
         digests = digest_tensors(suspect)
     with open_checkpoint(path) as base:
@@ -152,7 +152,7 @@ def _in_file(path: Path, read: Callable[[Path], object]) -> Read:
 
 
 def _text(value: Any, units: int = 1) -> Callable[[], bytes]:
-    """A JSON text so many times over."""
+    """Returns a function that makes a JSON text of this many repetitions."""
     return lambda: b"[" + b",".join([json.dumps(value).encode()] * units) + b"]"
 
 
@@ -165,14 +165,14 @@ def _safetensors(folder: Path) -> Any:
         return len(header).to_bytes(8, "little") + header + bytes(240_000)
 
     bombs = [
-        lambda: spoil.header_bomb(99_000_000),
-        lambda: spoil.header_bomb(15_900_000),
-        lambda: spoil.header_bomb(15_900_000, b"[],"),
-        lambda: spoil.header_bomb(3_900_000),
+        lambda: mutations.header_bomb(99_000_000),
+        lambda: mutations.header_bomb(15_900_000),
+        lambda: mutations.header_bomb(15_900_000, b"[],"),
+        lambda: mutations.header_bomb(3_900_000),
         many,
     ]
     read = _in_file(folder / "model.safetensors", _all_of)
-    return [save(arrays()), save(half, {"format": "pt"})], spoil.of_safetensors, read, bombs
+    return [save(arrays()), save(half, {"format": "pt"})], mutations.of_safetensors, read, bombs
 
 
 def _index(folder: Path) -> Any:
@@ -198,7 +198,7 @@ def _index(folder: Path) -> Any:
     ]
     return (
         [json.dumps({"metadata": {}, "weight_map": weight_map}).encode()],
-        spoil.of_json,
+        mutations.of_json,
         _in_file(path, read),
         bombs,
     )
@@ -212,7 +212,7 @@ def _pickle(folder: Path) -> Any:
         file = BytesIO()
         torch.save({"state_dict": {name: torch.from_numpy(each) for name, each in arrays().items()}}, file, **options)
         samples.append(file.getvalue())
-    return samples, spoil.of_bytes, _in_file(folder / "pytorch_model.bin", _all_of)
+    return samples, mutations.of_bytes, _in_file(folder / "pytorch_model.bin", _all_of)
 
 
 def _config(folder: Path) -> Any:
@@ -220,7 +220,7 @@ def _config(folder: Path) -> Any:
     source = resolve(folder)
     read = _in_file(folder / "config.json", lambda path: list_contents(source))
     bombs = [_text([], 5_000_000), _text({"a": 0}, 1_000_000), lambda: b"[" * 15_000_000, lambda: b"1" * 15_000_000]
-    return [json.dumps(CONFIG).encode()], spoil.of_json, read, bombs
+    return [json.dumps(CONFIG).encode()], mutations.of_json, read, bombs
 
 
 def _model(folder: Path) -> Any:
@@ -236,12 +236,12 @@ def _model(folder: Path) -> Any:
             return build_model(opened)
 
     bombs = [lambda: json.dumps(CONFIG | {"id2label": {str(i): str(i) for i in range(400_000)}}).encode()]
-    return [json.dumps(CONFIG).encode()], spoil.of_json, _in_file(folder / "config.json", read), bombs
+    return [json.dumps(CONFIG).encode()], mutations.of_json, _in_file(folder / "config.json", read), bombs
 
 
 def _preprocessor(folder: Path) -> Any:
     read = _in_file(folder / "preprocessor_config.json", lambda path: read_processor(folder, "vit"))
-    return [json.dumps(PROCESSOR).encode()], spoil.of_json, read, [_text([], 5_000_000)]
+    return [json.dumps(PROCESSOR).encode()], mutations.of_json, read, [_text([], 5_000_000)]
 
 
 def _picture(folder: Path) -> Any:
@@ -264,18 +264,18 @@ def _picture(folder: Path) -> Any:
         return np.asarray(open_image(path, apply_orientation=True)).shape, open_image(path, "L").size
 
     bombs = [
-        lambda: spoil.png(13_300, 13_300),
-        lambda: spoil.png(7_000, 7_000),
-        lambda: spoil.png(7_000, 7_000, 16),
-        lambda: spoil.png(1, 40_000_000),
+        lambda: mutations.png(13_300, 13_300),
+        lambda: mutations.png(7_000, 7_000),
+        lambda: mutations.png(7_000, 7_000, 16),
+        lambda: mutations.png(1, 40_000_000),
         lambda: samples[1][:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0\0" * 100_000 + b"\xff\xd9",
     ]
-    return samples, spoil.of_bytes, _in_file(folder / "picture", read), bombs
+    return samples, mutations.of_bytes, _in_file(folder / "picture", read), bombs
 
 
-def proof(accused: int, questions: int, answers: int) -> bytes:
-    """A proof that works out."""
-    heading = {"suspect": "s", "base": "b", "digest": "0" * 64, "questions": questions, "decoys": 2, "classes": 10}
+def make_proof(accused: int, triggers: int, responses: int) -> bytes:
+    """Returns a valid proof."""
+    heading = {"suspect": "s", "base": "b", "digest": "0" * 64, "questions": triggers, "decoys": 2, "classes": 10}
     heading |= {"alpha": 1e-6, "share": 0.5, "recipients": 1_000_000}
     opened = []
     for i in range(accused):
@@ -284,48 +284,56 @@ def proof(accused: int, questions: int, answers: int) -> bytes:
         opened.append(
             {"recipient": f"r{i}", "content_hash": content_hash, "commitment": commitment_hex, "copy_key": key.hex()}
         )
-    answer_rows = [[question, question % 10] for question in range(answers)]
-    return json.dumps({"format": 1, "heading": heading, "answers": answer_rows, "accused": opened}).encode()
+    rows = [[trigger, trigger % 10] for trigger in range(responses)]
+    return json.dumps({"format": 1, "heading": heading, "answers": rows, "accused": opened}).encode()
 
 
 def _proof(folder: Path) -> Any:
     bombs = [
-        lambda: proof(14_000, 65_536, 10),
-        lambda: proof(256, 65_536, 65_536),
-        lambda: proof(10_000, 1_600, 1_600),
+        lambda: make_proof(14_000, 65_536, 10),
+        lambda: make_proof(256, 65_536, 65_536),
+        lambda: make_proof(10_000, 1_600, 1_600),
         _text([[]], 2_000_000),
     ]
     read = _in_file(folder / "proof.json", lambda path: check_proof(path, ["0" * 64]))
-    return [proof(2, 12, 10)], spoil.of_json, read, bombs
+    return [make_proof(2, 12, 10)], mutations.of_json, read, bombs
 
 
-def transcript(answers: int) -> bytes:
-    """A transcript of so many answers."""
+def make_transcript(responses: int) -> bytes:
+    """Returns a transcript of this many responses."""
     heading = {"format": 1, "created": "2026-01-01T00:00:00+00:00", "suspect": "s", "base": "b", "digest": "0" * 64}
-    heading |= {"questions": max(answers, 1), "decoys": 2, "classes": 10, "alpha": 1e-6, "share": 0.5, "recipients": 3}
-    lines = [{"question": i, "image": "0" * 64, "answer": i % 10, "at": "now"} for i in range(answers)]
+    heading |= {
+        "questions": max(responses, 1),
+        "decoys": 2,
+        "classes": 10,
+        "alpha": 1e-6,
+        "share": 0.5,
+        "recipients": 3,
+    }
+    lines = [{"question": i, "image": "0" * 64, "answer": i % 10, "at": "now"} for i in range(responses)]
     return b"\n".join(json.dumps(line).encode() for line in [heading, *lines]) + b"\n"
 
 
 def _transcript(folder: Path) -> Any:
     bombs = [
-        lambda: transcript(100_000),
+        lambda: make_transcript(100_000),
         lambda: (
-            transcript(0).split(b"\n")[0].replace(b'"questions": 1', b'"questions": 1000000000') + b"\n" * 30_000_000
+            make_transcript(0).split(b"\n")[0].replace(b'"questions": 1', b'"questions": 1000000000')
+            + b"\n" * 30_000_000
         ),
-        lambda: transcript(5) + b"[" * 20_000_000 + b"\n",
+        lambda: make_transcript(5) + b"[" * 20_000_000 + b"\n",
     ]
-    return [transcript(8)], spoil.of_lines, _in_file(folder / "transcript", read_transcript), bombs
+    return [make_transcript(8)], mutations.of_lines, _in_file(folder / "transcript", read_transcript), bombs
 
 
 def vault_with_copies(folder: Path) -> tuple[Vault, str]:
-    """A vault with a base, two copies and trigger images, and its identity."""
+    """Returns a vault with a base, two copies and a trigger set, and its identity."""
     identity, public_key = new_identity()
     (folder / "model").mkdir()
     save_file(arrays(), folder / "model" / "model.safetensors")
     vault = Vault.create(folder / "vault", public_key=public_key)
     base = register(folder / "model", vault, FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003))
-    vault.add_trigger_set(base, questions(base.base_id))
+    vault.add_trigger_set(base, make_trigger_set(base.base_id))
     for name in ("alice", "bob"):
         record, key = vault.begin_copy(base, name, f"/{name}")
         vault.mark_written(record, key, sha256(key).hexdigest(), is_issued=True)
@@ -340,8 +348,8 @@ def _pack(folder: Path) -> Any:
 
     def mutate(content: bytes, rng: np.random.Generator) -> bytes:
         if rng.random() < 0.2:
-            return spoil.of_bytes(seal_pack(content, [public]), rng)
-        return seal_pack(spoil.of_database(content, rng), [public])
+            return mutations.of_bytes(seal_pack(content, [public]), rng)
+        return seal_pack(mutations.of_database(content, rng), [public])
 
     def bomb() -> bytes:
         return seal_pack(bytes(100_000_000), [public])
@@ -371,18 +379,18 @@ def _vault(folder: Path) -> Any:
         bases = opened.bases()
         return bases, opened.copies(), [opened.trigger_set(base) for base in bases], take_snapshot(opened)
 
-    return [content], spoil.of_database, read
+    return [content], mutations.of_database, read
 
 
-def questions(base_id: str = "b", cover_images: tuple[bytes, ...] = ()) -> bytes:
-    """Trigger images as the vault keeps them."""
+def make_trigger_set(base_id: str = "b", cover_images: tuple[bytes, ...] = ()) -> bytes:
+    """Returns a trigger set in the form that the vault stores."""
     patterns, logits = np.zeros((3, GRID, GRID, 3), np.int8), np.zeros((1, 2, 10), np.float32)
     head_updates = np.zeros((1, 2, 4), np.float32)
     return TriggerSet(base_id, "head.weight", 2, 0.5, patterns, logits, head_updates, cover_images).to_bytes()
 
 
-def _questions(folder: Path) -> Any:
-    cover_images = tuple(spoil.png(224, 224) for _ in range(3))
+def _trigger_set(folder: Path) -> Any:
+    cover_images = tuple(mutations.png(224, 224) for _ in range(3))
     secret = bytes(32)
 
     def read(content: bytes) -> object:
@@ -390,10 +398,10 @@ def _questions(folder: Path) -> Any:
         return found.images(secret).shape, found.assigned_labels([secret]), found.head_update(secret).shape
 
     bombs = [
-        lambda: questions(cover_images=(spoil.png(13_300, 13_300),) * 3),
-        lambda: spoil.header_bomb(90_000_000),
+        lambda: make_trigger_set(cover_images=(mutations.png(13_300, 13_300),) * 3),
+        lambda: mutations.header_bomb(90_000_000),
     ]
-    return [questions(), questions(cover_images=cover_images)], spoil.of_safetensors, read, bombs
+    return [make_trigger_set(), make_trigger_set(cover_images=cover_images)], mutations.of_safetensors, read, bombs
 
 
 def _identity(folder: Path) -> Any:
@@ -405,24 +413,24 @@ def _identity(folder: Path) -> Any:
     words = locked[start : locked.index(b"\n", start)].split(b" ")
     quick = locked.replace(b" ".join(words), b" ".join([*words[:-1], b"4"]))  # which its MAC then refuses
     read = _in_file(folder / "identity.age", lambda path: open_identity(path, "x"))
-    return [quick], spoil.of_bytes, read, [lambda: bytes(300_000_000)]
+    return [quick], mutations.of_bytes, read, [lambda: bytes(300_000_000)]
 
 
 def _issuer(folder: Path) -> Any:
     read = _in_file(folder / "ci.key", open_issuer_key)
-    return [f"# issuer\n{new_identity()[0]}\n".encode()], spoil.of_bytes, read, [lambda: b"\n" * 100_000_000]
+    return [f"# issuer\n{new_identity()[0]}\n".encode()], mutations.of_bytes, read, [lambda: b"\n" * 100_000_000]
 
 
 def _recipients(folder: Path) -> Any:
     sample = b'name,repo,account\nalice,org/a,alice\n"Bob, Ltd",org/b,\n'
     read = _in_file(folder / "recipients.csv", read_assignments)
-    return [sample], spoil.of_bytes, read, [lambda: b"name,repo\n" + b'"' * 15_000_000, lambda: b"," * 100_000_000]
+    return [sample], mutations.of_bytes, read, [lambda: b"name,repo\n" + b'"' * 15_000_000, lambda: b"," * 100_000_000]
 
 
 def _labels(folder: Path) -> Any:
     samples = [b"cat\ndog\nbird\n", b'["cat", "dog"]', json.dumps(CONFIG).encode()]
     bombs = [_text("", 2_000_000), lambda: b"\n" * 15_000_000, lambda: b"x\n" * 8_000_000, _text([[]], 1_000_000)]
-    return samples, spoil.of_bytes, _in_file(folder / "labels", read_labels), bombs
+    return samples, mutations.of_bytes, _in_file(folder / "labels", read_labels), bombs
 
 
 def _reply(folder: Path) -> Any:
@@ -432,7 +440,7 @@ def _reply(folder: Path) -> Any:
         *(b'[{"label": "class 1", "score": 0.5}, {"label": "class 2", "score": 0.4}]', b'{"predictions": [[0, 1]]}'),
     ]
     bombs = [_text([[]], 1_000_000), _text({"label": "x"}, 300_000), lambda: b"[" * 10_000_000]
-    return samples, spoil.of_bytes, lambda body: parse_response(_parse_body(body), labels), bombs
+    return samples, mutations.of_bytes, lambda body: parse_response(_parse_body(body), labels), bombs
 
 
 def _card(folder: Path) -> Any:
@@ -446,4 +454,4 @@ def _card(folder: Path) -> Any:
     bombs: list[Callable[[], bytes]] = [lambda unit=unit: b"---\n" + unit * (1_900_000 // len(unit)) for unit in units]
     bombs.append(lambda: b"---\nx: " + b"[" * 100_000 + b"\n---\n")
     bombs.append(lambda: b"---\ntags: [" + b"a, " * 40_000 + b"b]\n---\n")
-    return [CARD.encode()], spoil.of_bytes, _in_file(folder / "README.md", read), bombs
+    return [CARD.encode()], mutations.of_bytes, _in_file(folder / "README.md", read), bombs

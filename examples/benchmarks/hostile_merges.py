@@ -1,9 +1,9 @@
-"""A hostile colleague's vault, in more than two hundred kinds, merged from a folder and from a pack.
+"""Merges more than two hundred kinds of hostile vaults, each from a folder and from a pack.
 
     python -m examples.benchmarks.hostile_merges
 
-Of each: nothing enters that does not verify, the bad row is named, the other folder is not written to, nothing ends in
-an unexpected error, and a copy that came with it is traced to its recipient.
+For each kind: no row enters that does not verify, the bad row is named, the other folder stays unchanged, no
+unexpected error occurs, and a merged copy is traced to its recipient.
 """
 
 import shutil
@@ -24,8 +24,8 @@ LONGEST = 10.0  # seconds
 
 
 def main() -> None:
-    """Prints what became of each kind, and the totals."""
-    warnings.simplefilter("ignore", FingerprintWarning)  # of the tests' identities, which are quick to guess
+    """Merges all kinds and prints the totals."""
+    warnings.simplefilter("ignore", FingerprintWarning)  # the tests' identities have a low work factor
     ended: Counter[str] = Counter()
     slowest, traced = (0.0, ""), 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -33,14 +33,14 @@ def main() -> None:
         world = make_world(root / "world")
         for number, name in enumerate(KINDS):
             folder = changed(KINDS[name], world, root / "theirs")
-            for way, read in entry_points(folder, world).items():
+            for entry_point, read in entry_points(folder, world).items():
                 mine = Vault(shutil.copytree(world.root / "mine", root / "mine"))
                 begin = time.perf_counter()
                 report = check_merge(world, mine, folder, KINDS[name], read)
                 seconds = time.perf_counter() - begin
-                slowest = max(slowest, (seconds, f"{name}, as a {way}"))
+                slowest = max(slowest, (seconds, f"{name}, as a {entry_point}"))
                 assert seconds < LONGEST, f"{name} took {seconds:.1f} s"
-                ended["refused whole" if report is None else "refused by name" if report.refused else "taken"] += 1
+                ended["refused whole" if report is None else "refused by name" if report.refused else "accepted"] += 1
                 if report is not None and not KINDS[name].loses_all:
                     mine.unlock(PASSPHRASE)
                     leaker = GOOD[number % 2]

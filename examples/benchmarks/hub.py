@@ -1,4 +1,4 @@
-"""Figures of publishing and of verifying by Hub id, against the tests' Hub on 127.0.0.1 and the real client."""
+"""Measures publishing and tracing by Hub id, with the real client against the tests' Hub on 127.0.0.1."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from examples._common.real_inputs import digits, lite0, load_model, save_timm
 from examples._common.training import fine_tune
 from examples.benchmarks.robustness import Row
-from examples.benchmarks.speed import EPS, PASSPHRASE, ratio, seconds, unbuilt
+from examples.benchmarks.speed import AMPLITUDE, PASSPHRASE, ratio, seconds, unbuilt
 from hf_fingerprint import FingerprintConfig, Issuer, TraceResult, Vault, trace
 from hf_fingerprint.attacks import Quantization, collude
 from hf_fingerprint.hub import Assignment, Publisher
@@ -30,24 +30,24 @@ TOKEN = "hf_the-owner-of-org"
 
 
 class Patches:
-    """What pytest's monkeypatch does, for `LoopbackHub.point_client`."""
+    """A stand-in for pytest's monkeypatch, for `LoopbackHub.point_client`."""
 
     def setattr(self, target: object, name: str, value: object, raising: bool = True) -> None:
-        """Until `patch.stopall()`."""
+        """Sets an attribute until `patch.stopall()`."""
         patch.object(target, name, value, create=not raising).start()
 
     def setenv(self, name: str, value: str) -> None:
-        """For good."""
+        """Sets a variable permanently."""
         os.environ[name] = value
 
     def delenv(self, name: str, raising: bool = True) -> None:
-        """For good."""
+        """Removes a variable permanently."""
         os.environ.pop(name, None)
 
 
 @contextmanager
 def logged_in(hub: LoopbackHub) -> Iterator[LoopbackHub]:
-    """This process' client talks to a Hub, with a cache of its own."""
+    """Points this process' client at a Hub, with a temporary cache."""
     from huggingface_hub import constants
 
     with tempfile.TemporaryDirectory() as cache:
@@ -62,14 +62,14 @@ def logged_in(hub: LoopbackHub) -> Iterator[LoopbackHub]:
 
 @contextmanager
 def own_hub() -> Iterator[LoopbackHub]:
-    """A Hub in this process, whose client is logged in as a member of `org`."""
+    """Yields a Hub in this process; the client is logged in as a member of `org`."""
     with LoopbackHub() as hub, logged_in(hub):
         hub.account("owner", orgs={"org"}, token=TOKEN)
         yield hub
 
 
 def serve(connection: Connection) -> None:
-    """A Hub until the other end says something."""
+    """Runs a Hub until the other end of the pipe sends something."""
     with LoopbackHub() as hub:
         hub.account("owner", orgs={"org"}, token=TOKEN)
         connection.send(hub.url)
@@ -78,7 +78,7 @@ def serve(connection: Connection) -> None:
 
 @contextmanager
 def distant_hub() -> Iterator[None]:
-    """The same in a process of its own, so that its work is not done by the interpreter that is measured."""
+    """Runs a Hub in a separate process, so that the measured process doesn't do its work."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
     process.start()
@@ -91,12 +91,12 @@ def distant_hub() -> Iterator[None]:
 
 
 def reading_rows(work: Path) -> list[Row]:
-    """What a verification by id fetches of an 86 M weight model among 1,000 recipients."""
+    """Returns how many bytes a trace by id fetches of an 86 M weight model, among 1,000 recipients."""
     torch.manual_seed(0)
     model = save_timm(timm.create_model("vit_base_patch16_224", num_classes=10), work / "vit")
     vault = Vault.create(work / "vault", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=1000, amplitude=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=1000, amplitude=AMPLITUDE))
     with issuer:
         copy = issuer.issue("the leaker", work / "copy").path
         for i in range(999):
@@ -106,28 +106,28 @@ def reading_rows(work: Path) -> list[Row]:
     rows = []
     for title, suspect, bound in suspects_of(copy, work):
         with own_hub() as hub:
-            hub.add("thief/leak", suspect, lfs=True)
-            result = trace("thief/leak", vault)
-        rows.append(Row(f"bytes to name the owner of {title}, 86 M weights", verdict_text(result), bound))
+            hub.add("attacker/leak", suspect, lfs=True)
+            result = trace("attacker/leak", vault)
+        rows.append(Row(f"bytes to name the recipient of {title}, 86 M weights", verdict_text(result), bound))
     return rows
 
 
 def suspects_of(copy: Path, work: Path) -> Iterator[tuple[str, Path, str]]:
-    """The copy as it is, in 8 bits, and after a few steps of training; one folder at a time."""
+    """Yields the verbatim copy, an 8-bit copy and a fine-tuned copy, one folder at a time."""
     yield "a verbatim copy", copy, "<= 2 %, <= 10 requests"
     folder = work / "suspect"
     shutil.copytree(copy, folder)
     save_file(Quantization(bits=8)(load_file(copy / "model.safetensors")), folder / "model.safetensors")
     yield "an 8-bit copy", folder, "reported, <= 20 %"
     images, labels = digits(224)
-    tuned = load_model(copy)
-    fine_tune(tuned, images, labels, lr=1e-5, steps=10, batch=4, label="a thief fine-tunes the copy")
+    fine_tuned = load_model(copy)
+    fine_tune(fine_tuned, images, labels, lr=1e-5, steps=10, batch=4, label="an attacker fine-tunes the copy")
     shutil.rmtree(folder)
-    yield "a fine-tuned copy (AdamW 1e-5, 10 steps)", save_timm(tuned, folder), "reported, <= 20 %"
+    yield "a fine-tuned copy (AdamW 1e-5, 10 steps)", save_timm(fine_tuned, folder), "reported, <= 20 %"
 
 
 def verdict_text(result: TraceResult) -> str:
-    """A trace's cost and verdict."""
+    """Returns the cost and verdict of a trace."""
     names = sorted({score.recipient for score in result.accused})
     share = result.bytes_fetched / result.bytes_total if result.bytes_total else 1.0
     score = max((score.score for score in result.accused), default=0.0)
@@ -135,7 +135,7 @@ def verdict_text(result: TraceResult) -> str:
 
 
 def compact_rows(work: Path) -> list[Row]:
-    """Copies of EfficientNet-Lite0 in compact mode: what differs between them, and whether leaks still trace."""
+    """Returns how many bytes differ between compact copies of EfficientNet-Lite0, and whether leaks still trace."""
     model = save_timm(lite0(), work / "lite0")
     vault = Vault.create(work / "vault_compact", PASSPHRASE)
     names = ["alice", "bob", "carol"]
@@ -157,11 +157,11 @@ def compact_rows(work: Path) -> list[Row]:
 
 
 def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row]:
-    """Issuing variants beside uploading plain copies of the same size, in turn, twenty at a time."""
+    """Returns the time to issue variants relative to uploading plain copies of the same size, in alternation."""
     model = save_timm(lite0(), work / "model")
     vault = Vault.create(work / "vault_publishing", PASSPHRASE)
     with unbuilt():
-        issuer = Issuer(model, vault, FingerprintConfig(amplitude=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(amplitude=AMPLITUDE))
     ours, theirs = [], []
     plain = work / "plain"
     state = load_file(model / "model.safetensors")
@@ -175,7 +175,7 @@ def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row
     with issuer, distant_hub():
         publisher = Publisher(vault, work=work / "outgoing")
         for start in range(0, count, at_once):
-            for i in range(start, start + at_once):  # different bytes, or the server would know them
+            for i in range(start, start + at_once):  # different bytes, so that the server stores each
                 shutil.copytree(model, plain / str(i))
                 state["conv_stem.weight"].flatten()[0] = i
                 save_file(state, plain / str(i) / "model.safetensors")
@@ -190,5 +190,5 @@ def publishing_rows(work: Path, count: int = 100, at_once: int = 20) -> list[Row
 
 
 def hub_rows(work: Path) -> list[Row]:
-    """All of it."""
+    """Returns all rows of the Hub."""
     return reading_rows(work) + compact_rows(work) + publishing_rows(work)

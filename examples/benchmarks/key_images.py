@@ -1,8 +1,10 @@
-"""Key images of many recipients over one base's questions: how many are read back, what an eye could see, who else is
-named, and whether a copy answers them otherwise than the plain questions. Prints tables.
+"""Measures key images of many recipients over one base's trigger set.
 
-    python -m examples.benchmarks.key_images --vault vault --base base    # one with questions
-    python -m examples.benchmarks.key_images --recipients 2 --count 8     # clouds stand for them
+Prints how many are read back, how visible they are, how many innocents they name, and how often a copy predicts
+another label for them than for the plain trigger images.
+
+    python -m examples.benchmarks.key_images --vault vault --base base    # a base with a trigger set
+    python -m examples.benchmarks.key_images --recipients 2 --count 8     # synthetic images instead
 """
 
 import argparse
@@ -39,14 +41,14 @@ Pixels = np.ndarray
 
 
 def through_jpeg(image: Pixels) -> Pixels:
-    """Through a JPEG file."""
+    """Returns an image after JPEG compression."""
     file = BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=QUALITY)
     return np.asarray(Image.open(file))
 
 
 def half_size(image: Pixels, how: str, back: bool = True) -> Pixels:
-    """At half the size, and back."""
+    """Returns an image at half the size, or scaled to half and back."""
     size, resampling = image.shape[1::-1], Image.Resampling[how]
     small = Image.fromarray(image).resize((size[0] // 2, size[1] // 2), resampling)
     return np.asarray(small.resize(size, resampling) if back else small)
@@ -66,9 +68,7 @@ DISTORTIONS: dict[str, Callable[[Pixels], Pixels]] = {
 
 @dataclass
 class Figures:
-    """What was counted: images made, read back and named wrongly, by what they suffered; how near they came to what an
-    eye sees; and
-    seconds of processor time."""
+    """Counts of images made, read back and matched to innocents, by distortion; PSNR and SSIM; CPU seconds."""
 
     images: int = 0
     skipped: int = 0
@@ -80,7 +80,7 @@ class Figures:
     reading: float = 0.0
 
     def lines(self, others: int) -> list[str]:
-        """As a table."""
+        """Returns the table."""
         lines = [
             f"| {self.images:,} key images | read back | innocents matched, of {others:,} an image |",
             "| --- | --- | --- |",
@@ -99,15 +99,15 @@ class Figures:
 
 
 def keys_of(count: int) -> list[bytes]:
-    """Copy keys that are the same in every run."""
+    """Returns copy keys that are the same in every run."""
     pool = hashlib.shake_256(b"recipients of key images").digest(32 * count)
     return [pool[32 * i : 32 * i + 32] for i in range(count)]
 
 
-def measured(
+def measure(
     images: Pixels, assigned: Pixels, secret: bytes, keys: list[bytes], innocents: int, bits: int
 ) -> tuple[Figures, list[list[tuple[int, KeyImage]]]]:
-    """Makes all key images, has them suffer and reads them: the figures, and the images of each recipient."""
+    """Makes, distorts and reads all key images; returns the figures and the images of each recipient."""
     figures, made = Figures(), []
     reader = CoverMatcher(images, secret, bits)
     everyone = {derive_fingerprint(key, bits): index for index, key in enumerate(keys_of(len(keys) + innocents))}
@@ -133,17 +133,19 @@ def measured(
     return figures, made
 
 
-def asked(
+def query_copies(
     base: str, trigger_set: TriggerSet, images: Pixels, made: list[list[tuple[int, KeyImage]]], keys: list[bytes]
 ) -> list[str]:
-    """Whether each recipient's copy (the base with its head bound) answers its questions by its labels: plain, with
-    its own mark, and those that it shares with the next recipient with that one's mark."""
+    """Returns how often each recipient's copy (the base with a bound head) predicts its trigger labels.
+
+    It queries plain trigger images, key images with its own fingerprint, and those with another recipient's.
+    """
     with open_checkpoint(base) as checkpoint:
         built = build_model(checkpoint)
     weight = find_head(built.module, torch.zeros(1, *built.size)).layer.weight
     plain_weight = weight.detach().clone()
 
-    def answers(pixels: list[Pixels]) -> Pixels:
+    def predict(pixels: list[Pixels]) -> Pixels:
         if not pixels:
             return np.empty(0, int)
         shown = torch.stack([built.preprocess(Image.fromarray(image)) for image in pixels])
@@ -151,7 +153,7 @@ def asked(
             return logits_of(built.module(shown)).argmax(1).numpy()
 
     matching, counted, changed = Counter[str](), Counter[str](), Counter[str]()
-    for row, key in enumerate(track(keys, "answers", transient=True)):
+    for row, key in enumerate(track(keys, "querying copies", transient=True)):
         with torch.no_grad():
             weight.copy_(plain_weight + torch.from_numpy(trigger_set.head_update(key)).reshape(weight.shape))
         labels, _ = (each[0] for each in trigger_set.assigned_labels([key]))
@@ -159,15 +161,15 @@ def asked(
         marks = {"with the mark removed": own, "with its mark": own, "with another's": following}
         shared = {name: [index for index in own if index in marked] for name, marked in marks.items()}
         for name, marked in marks.items():
-            plain = answers([images[index] for index in shared[name]])
+            plain = predict([images[index] for index in shared[name]])
             predicted = (
-                plain if marked is own and "removed" in name else answers([marked[i].image for i in shared[name]])
+                plain if marked is own and "removed" in name else predict([marked[i].image for i in shared[name]])
             )
             matching[name] += int((predicted == labels[shared[name]]).sum())
             changed[name] += int((predicted != plain).sum())
             counted[name] += len(predicted)
     lines = [
-        "| a copy's own questions | answered by its labels | answered otherwise than plain |",
+        "| assigned triggers | with the copy's labels | with another label than plain |",
         "| --- | --- | --- |",
     ]
     for name in counted:
@@ -176,13 +178,13 @@ def asked(
 
 
 def main() -> None:
-    """Runs it and prints the tables."""
+    """Runs the benchmark and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vault", type=Path, help="one with a base's questions; it need not be unlocked")
-    parser.add_argument("--base", help="where that base is, to ask its copies too")
+    parser.add_argument("--vault", type=Path, help="a vault with the trigger set of a base; it need not be unlocked")
+    parser.add_argument("--base", help="the base itself, to query its copies too")
     parser.add_argument("--recipients", type=int, default=20)
-    parser.add_argument("--innocents", type=int, default=1000, help="whose fingerprints are compared besides")
-    parser.add_argument("--count", type=int, default=16, help="how many clouds, without a vault")
+    parser.add_argument("--innocents", type=int, default=1000, help="number of other fingerprints to compare")
+    parser.add_argument("--count", type=int, default=16, help="number of synthetic images, without a vault")
     parser.add_argument("--bits", type=int, default=304)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -195,10 +197,10 @@ def main() -> None:
         known, trigger_set = find_base_with_triggers(Vault(arguments.vault), arguments.base)
         secret, images = known.secret, trigger_set.images(known.secret)[: trigger_set.count]
         assigned = trigger_set.assigned_labels(keys)[1]
-    figures, made = measured(images, assigned, secret, keys, arguments.innocents, arguments.bits)
+    figures, made = measure(images, assigned, secret, keys, arguments.innocents, arguments.bits)
     lines = figures.lines(arguments.innocents + len(keys) - 1)
     if trigger_set is not None and arguments.base is not None:
-        lines += ["", *asked(arguments.base, trigger_set, images, made, keys)]
+        lines += ["", *query_copies(arguments.base, trigger_set, images, made, keys)]
     print("\n".join(lines))
 
 

@@ -1,4 +1,7 @@
-"""Runs one job and prints its peak memory above the imports, in MB: `bench_memory.py issue|unlock|trace|score ...`."""
+"""Runs one job and prints its peak memory above the imports, in MB.
+
+python -m examples.benchmarks.memory issue|unlock|trace|score ...
+"""
 
 import os
 import sys
@@ -11,19 +14,19 @@ from hf_fingerprint.vault import Vault
 
 
 def resident() -> float:
-    """Memory in use now, in MB."""
+    """Returns the memory in use now, in MB."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def peak() -> float:
-    """The most memory that this program ever had in use, in MB (not `ru_maxrss`, which its parent's memory raises)."""
+    """Returns the peak memory of this program, in MB (not `ru_maxrss`, which includes the parent's memory)."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def forget_peak() -> None:
-    """Starts the count anew."""
+def reset_peak() -> None:
+    """Resets the peak."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -52,7 +55,7 @@ def main() -> None:
         if job == "unlock":
             print(f"{peak() - before:.0f} {time.perf_counter() - started:.1f}")
             return
-        forget_peak()
+        reset_peak()
         before, started = resident(), time.perf_counter()
         if job == "trace":
             tracing.trace(arguments[0], vault)

@@ -1,4 +1,4 @@
-"""All figures that the README quotes, measured in one run: `make bench`, about half an hour on two cores."""
+"""Measures robustness, speed, memory and the Hub for the README, in about half an hour on two cores (`make bench`)."""
 
 import argparse
 import shutil
@@ -11,7 +11,7 @@ from examples.benchmarks.speed import help_row, memory_rows, scoring_rows, speed
 
 
 def main() -> None:
-    """Runs the parts asked for, prints the table and writes it to `bench.md`."""
+    """Runs the chosen parts, prints the table and writes it to `bench.md`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench_output"))
     parser.add_argument("--parts", default="help,speed,memory,scoring,hub,robustness")

@@ -50,12 +50,12 @@ STUDENT_LR = 3e-3
 
 @dataclass(frozen=True)
 class Setting:
-    """One model's experiment. The first `labeled_count` public images are the owner's own, with labels."""
+    """One model's experiment. The owner has the first `labeled_count` public images with labels."""
 
     name: str
     build: Callable[[], torch.nn.Module]
     at: str
-    segment_end: str | None  # how far a lens reads on
+    segment_end: str | None  # the end of the frozen segment
     size: int
     numbers: int
     public: int
@@ -67,11 +67,11 @@ class Setting:
     labeled_count: int
     test: int = 10000
     batch: int = 64
-    student_steps: int = 1000  # steps of the reader
+    student_steps: int = 1000  # steps of the student
     denoising: int = 600  # steps of the denoiser
     attack_steps: int = 400
     strengths: tuple[float, ...] = (1.0, 0.5)
-    share: float = 0.5  # of the plain split's likeness
+    share: float = 0.5  # of the plain split's SSIM
 
 
 SETTINGS = {
@@ -90,7 +90,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one training."""
+    """The figures of one training."""
 
     name: str
     sigma: float | None
@@ -103,13 +103,13 @@ class Row:
 
 
 def with_classes(model: torch.nn.Module) -> torch.nn.Module:
-    """A model with a new head for ten classes."""
+    """Returns a model with a new head for ten classes."""
     model.reset_classifier(10)
     return model
 
 
 class Bench:
-    """The images of a setting, its base, and their features, once."""
+    """The images of a setting, its base, and their features."""
 
     def __init__(self, setting: Setting, progress: Progress):
         self.setting, self.progress = setting, progress
@@ -120,7 +120,7 @@ class Bench:
         self.public_labels, self.labels = labels[: setting.public], labels[setting.public :]
         self.own_labels = self.public_labels[: setting.labeled_count]
         torch.manual_seed(0)
-        model = setting.build().to(memory_format=torch.channels_last)  # twice as fast on a processor
+        model = setting.build().to(memory_format=torch.channels_last)  # twice as fast on a CPU
         if setting.whole_base:
             fine_tune(model, self.public[: setting.labeled_count], self.own_labels, setting.lr, setting.base_steps)
         self.partition = Partition(model, setting.at, (3, setting.size, setting.size))
@@ -132,10 +132,10 @@ class Bench:
         self.base = deepcopy(model.state_dict())
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """At the cut."""
+        """Returns the features at the cut."""
         parts = images.split(256)
         return torch.cat(
-            [self.partition.client_part(part) for part in self.progress.track(parts, description="front")]
+            [self.partition.client_part(part) for part in self.progress.track(parts, description="client part")]
         )
 
     def train(
@@ -146,7 +146,7 @@ class Bench:
         pseudo_labels: torch.Tensor | None = None,
         seed: int = 0,
     ) -> None:
-        """The owner's loop: its own images, what the holders' codes are restored to, and opinions of public images."""
+        """Trains the server part on the owner's images, on denoised codes, and on pseudo-labels of public images."""
         setting, server_part = self.setting, self.partition.server_part
         optimizer = torch.optim.AdamW(self.partition.server_parameters().values(), setting.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.lr, total_steps=steps)
@@ -166,32 +166,24 @@ class Bench:
             schedule.step()
 
     def train_student(self, bottleneck: Bottleneck, sent: torch.Tensor, seed: int = 0) -> torch.Tensor:
-        """What a reader, trained on the holders' codes and the owner's own, says of all public images."""
+        """Trains a student on all codes, and returns its pseudo-labels for all public images."""
         setting, loss = self.setting, torch.nn.functional.cross_entropy
         with seeded(seed):
             student = Student(bottleneck.code_shape, 10)
             optimizer = torch.optim.AdamW(student.parameters(), STUDENT_LR)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, STUDENT_LR, total_steps=setting.student_steps)
-            for _ in self.progress.track(range(setting.student_steps), description="reader"):
-                private_features, public_features = (
-                    torch.randint(len(sent), (128,)),
-                    torch.randint(setting.labeled_count, (32,)),
-                )
+            for _ in self.progress.track(range(setting.student_steps), description="student"):
+                pick, own_pick = torch.randint(len(sent), (128,)), torch.randint(setting.labeled_count, (32,))
                 optimizer.zero_grad()
-                loss(student(sent[private_features]), self.labels[private_features]).backward()
-                (
-                    loss(
-                        student(bottleneck.send(self.public_features[public_features])),
-                        self.own_labels[public_features],
-                    )
-                    / 2
-                ).backward()
+                loss(student(sent[pick]), self.labels[pick]).backward()
+                own_codes = bottleneck.send(self.public_features[own_pick])
+                (loss(student(own_codes), self.own_labels[own_pick]) / 2).backward()
                 optimizer.step()
                 schedule.step()
         return student.pseudo_labels(bottleneck, self.public_features)
 
     def make_bottleneck(self, target_ssim: float) -> Bottleneck:
-        """A bottleneck over the directions that a back of the owner's own reads, calibrated to the target."""
+        """Returns a bottleneck over the task directions of the owner's server part, calibrated to the target."""
         self.partition.model.load_state_dict(self.base)
         self.train(None, None, self.setting.steps // 2)
         release(self.partition, self.public_features)
@@ -203,7 +195,7 @@ class Bench:
         return bottleneck
 
     def measure(self, name: str, bottleneck: Bottleneck | None, sends: bool = True) -> Row:
-        """Trains from the base, releases and measures."""
+        """Trains from the base, releases the model and returns its figures."""
         setting, seen = self.setting, min(self.setting.test, 2000)
         self.partition.model.load_state_dict(self.base)
         drawn = match = None
@@ -252,7 +244,7 @@ class Bench:
         return row
 
     def labels_alone(self) -> Row:
-        """What an adversary draws who has the label of an image, which leaks anyway, and nothing else."""
+        """Returns the figures of an adversary who has only the label of an image, which leaks anyway."""
         public, private = (one_hot(labels, 10).float() for labels in (self.public_labels, self.labels[:2000]))
         decoder = train_decoder(lambda label: label, public, self.public, self.setting.attack_steps)
         drawn = measure_reconstruction(decoder, private, self.private[:2000])
@@ -262,11 +254,11 @@ class Bench:
 
 
 def main() -> None:
-    """Runs it and prints the table."""
+    """Runs the benchmark and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=list(SETTINGS), help=f"of {', '.join(SETTINGS)}; all by default")
     parser.add_argument("--out", type=Path, default=Path("bench_output/privacy"))
-    parser.add_argument("--picture", type=Path, help="also draws what --out holds of all models")
+    parser.add_argument("--picture", type=Path, help="also plot the results of all models in --out")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
@@ -278,7 +270,7 @@ def main() -> None:
 
 
 def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
-    """All rows of a setting; those that an earlier run left in the file are taken from there."""
+    """Returns all rows of a setting. Reuses the rows of an earlier run."""
     print(f"{setting.name}, cut at {setting.at}", flush=True)
     rows = [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
     if len(rows) >= 3 + len(setting.strengths):
@@ -304,7 +296,7 @@ def run(setting: Setting, path: Path, progress: Progress) -> list[Row]:
 
 
 def print_table(rows: list[Row]) -> None:
-    """In Markdown."""
+    """Prints the rows in Markdown."""
     print("| training | noise | bits at most | accuracy | PSNR, dB | SSIM | membership AUC | matching AUC |")
     print("| --- " * 8 + "|")
     for row in rows:

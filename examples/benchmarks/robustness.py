@@ -1,5 +1,7 @@
-"""What thieves do to a copy of EfficientNet-Lite0 with real weights and images, among 1,000 recipients, innocents
-counted."""
+"""Attacks copies of EfficientNet-Lite0 with real weights and images, and traces them among 1,000 recipients.
+
+Innocents are counted too.
+"""
 
 import math
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: what was measured, the figure, and what it should be."""
+    """A line of the table: the description, the figure and its bound."""
 
     what: str
     figure: str
@@ -39,7 +41,7 @@ class Row:
 
 
 def real_images() -> Images:
-    """Fashion-MNIST if Debian's package is installed, else scikit-learn's digits."""
+    """Returns Fashion-MNIST if Debian's package is installed, else scikit-learn's digits."""
     if FASHION_MNIST.is_dir():
         return Images("Fashion-MNIST", fashion_mnist(True, 20000), fashion_mnist(False, 4000))
     images, labels = digits(56)
@@ -47,7 +49,7 @@ def real_images() -> Images:
 
 
 def make_base(out: Path, images: Images, steps: int) -> Path:
-    """EfficientNet-Lite0, ImageNet weights, fine-tuned on the images at 56 pixels; kept between runs."""
+    """Returns EfficientNet-Lite0, fine-tuned on the images at 56 pixels. Keeps it between runs."""
     folder = out / "base"
     if not folder.exists():
         torch.manual_seed(0)
@@ -61,7 +63,7 @@ def make_base(out: Path, images: Images, steps: int) -> Path:
 
 
 class Testbed:
-    """A vault with 1,000 recipients of whom ten hold copies, and the means to judge suspects.
+    """A vault with 1,000 recipients, ten of whom have copies, and a decoder for suspects.
 
     Args:
         out (`Path`): where to work.
@@ -84,21 +86,21 @@ class Testbed:
         self.highest = -math.inf
 
     def state(self, name: str) -> State:
-        """The weights of one recipient's copy."""
+        """Returns the weights of one recipient's copy."""
         return load_file(self.folders[name] / "model.safetensors")
 
     def trace_suspect(self, state: State) -> tuple[list[int], np.ndarray]:
-        """Traces a suspect among the ten holders and 50,000 innocents, each at the bound that 1,000 recipients have.
+        """Traces a suspect among ten recipients and 50,000 innocents, each at the bound for 1,000 recipients.
 
         Returns:
-            `(holders accused, holders' scores)`.
+            `(recipients accused, recipients' scores)`.
         """
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, self.file)
         with open_checkpoint(self.file) as suspect:
-            reading = extract(self.base, self.original, suspect)
+            extraction = extract(self.base, self.original, suspect)
         keys = [*self.keys, *self.innocents]
         alpha = self.base.alpha * len(keys) / RECIPIENTS
-        found = decode(self.codebook, keys, reading.values, reading.mass, alpha)
+        found = decode(self.codebook, keys, extraction.values, extraction.mass, alpha)
         accused_recipients = [i for i in found.accused if i < len(self.keys)]
         self.pairs += len(self.innocents)
         self.accused_innocents += len(found.accused) - len(accused_recipients)
@@ -107,7 +109,7 @@ class Testbed:
 
 
 def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100) -> list[Row]:
-    """Agreement, single-copy attacks, collusion, and innocents over all of it."""
+    """Returns rows for agreement, single-copy attacks, collusion, and innocents over all of them."""
     images = real_images()
     base = make_base(out, images, base_steps)
     testbed = Testbed(out, base)
@@ -159,16 +161,16 @@ def robustness_rows(out: Path, base_steps: int = 300, attacker_steps: int = 100)
 
 
 def single_attacks(testbed: Testbed, images: Images, steps: int) -> Iterator[tuple[str, State]]:
-    """The first holder's copy after each single-copy attack."""
+    """Yields the first recipient's copy after each single-copy attack."""
     state = testbed.state(testbed.names[0])
     yield "as issued", state
     build = partial(load_model, testbed.folders[testbed.names[0]])
     for lr in (1e-4, 1e-3):
         with progress_bars() as progress:
             attacker = Attacker(build, *images.train, progress=progress)
-            tuned = FineTuning(lr, steps, seed=9)(state, attacker)
-        kept = accuracy(attacker.model(tuned), images.test[0][:1000], images.test[1][:1000])
-        yield f"AdamW {lr:.0e} for {steps} steps (accuracy {kept:.1%})", tuned
+            fine_tuned = FineTuning(lr, steps, seed=9)(state, attacker)
+        kept = accuracy(attacker.model(fine_tuned), images.test[0][:1000], images.test[1][:1000])
+        yield f"AdamW {lr:.0e} for {steps} steps (accuracy {kept:.1%})", fine_tuned
     yield "pruned to 50 %", MagnitudePruning(0.5)(state)
     yield "pruned to 80 %", MagnitudePruning(0.8)(state)
     yield "int8 by tensor", Quantization(8)(state)
@@ -177,7 +179,7 @@ def single_attacks(testbed: Testbed, images: Images, steps: int) -> Iterator[tup
 
 
 def hostile_suspects(testbed: Testbed, base: Path, out: Path) -> Iterator[tuple[str, State]]:
-    """Suspects that descend from no copy, some made to confuse a reader."""
+    """Yields suspects that descend from no copy, some of them adversarial."""
     base_state = load_file(base / "model.safetensors")
     generator = torch.Generator().manual_seed(3)
 
@@ -213,4 +215,4 @@ def hostile_suspects(testbed: Testbed, base: Path, out: Path) -> Iterator[tuple[
     theirs = load_file(stranger / "model.safetensors")
     yield "a copy of another vault", theirs
     yield "a copy of another vault, pruned", MagnitudePruning(0.5)(theirs)
-    yield "a copy of another vault, quantised", Quantization(8)(theirs)
+    yield "a copy of another vault, quantized", Quantization(8)(theirs)

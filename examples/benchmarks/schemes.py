@@ -1,11 +1,11 @@
-"""The suite of attacks on three schemes side by side: `spread`, the `deepmarks` preset, the public toolbox's variant.
+"""Runs the suite of attacks on three schemes: `spread`, the `deepmarks` preset, the public toolbox's variant.
 
     python -m examples.benchmarks.schemes resnet           # three strengths of each attack, coalitions of 3, 5
-    python -m examples.benchmarks.schemes vit --attacks prune symmetries --without rotate-stream
+    python -m examples.benchmarks.schemes vit --attacks prune symmetries --exclude rotate-stream
 
-The base, the images and the thief are those of `bench_attacks.py`. `spread` marks copies in closed form; the marks of
-the other two are trained in on the owner's images until they read without a mistake. Every suspect is a line of JSON
-as soon as it is known: cut off and run again, it goes on where it stopped.
+The base, the images and the attacker are those of `attacks.py`. `spread` marks copies in closed form; the marks of the
+other two are trained in on the owner's images until they decode without a mistake. Each suspect becomes a line of JSON
+when it is measured. Run the command again to resume.
 """
 
 import argparse
@@ -42,16 +42,16 @@ COALITIONS = (3, 5)
 INNOCENTS, FEWEST_INNOCENTS = 10_000, 300
 ROUND = 50
 TRAINING = (FineTuning, TransferLearning, AdversarialRemoval, Distillation, ModelExtraction)
-LEAST_SCALE = 0.1  # below, training is too short for the gradient to bring DeepMarks in: it is put in at once and held
+LEAST_SCALE = 0.1  # below, training is too short to embed DeepMarks by gradient: it is embedded in closed form
 
 
 def trains_model(step: Any) -> bool:
-    """Whether an attack trains a model, which takes minutes and not seconds."""
+    """Returns whether an attack trains a model, which takes minutes and not seconds."""
     return any(map(trains_model, step.steps)) if isinstance(step, Compose) else isinstance(step, TRAINING)
 
 
 def select_jobs(arm: Arm, jobs: Sequence[Job], skip_mild_training: bool) -> list[Job]:
-    """The suspects of a scheme, those that take longest last. The toolbox has one owner, so nobody colludes."""
+    """Returns the suspects of a scheme, the slowest last. The toolbox has one owner, so it has no coalitions."""
     found = [job for job in jobs if job.kind != COLLUSION or arm.name != TOOLBOX]
     if skip_mild_training:
         mildest = {job.attack: job.step for job in reversed(found) if job.kind == SINGLE}
@@ -60,21 +60,21 @@ def select_jobs(arm: Arm, jobs: Sequence[Job], skip_mild_training: bool) -> list
             for job in found
             if job.step != mildest.get(job.attack, job.step) and trains_model(job.attack_step)
         }
-        slow -= set(attack_names("symmetries"))  # these begin alike, so that one training is enough
+        slow -= set(attack_names("symmetries"))  # these start with the same training, which runs once
         found = [job for job in found if job.attack not in slow or job.step != mildest[job.attack]]
     return sorted(found, key=lambda job: trains_model(job.attack_step))
 
 
 def compare(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]:
-    """Attacks copies of all three schemes and writes the table; returns what the summary says."""
+    """Attacks copies of all three schemes, writes the table and returns the summary."""
     scale, model, out = arguments.scale, arguments.model, arguments.out / arguments.model
     owner_count, test_count = round(scale * OWNER_IMAGES), max(50, round(scale * TEST_IMAGES))
     name, train, test = real_images(SIZES[model], owner_count + owner_count // 10, test_count)
     owners = (train[0][:owner_count], train[1][:owner_count])
-    base = make_base(model, arguments.bases / f"{model}_base", *owners, scale)
+    base = make_base(model, arguments.bases_folder / f"{model}_base", *owners, scale)
     data = EvaluationData(name, (train[0][owner_count:], train[1][owner_count:]), test)
-    without = select_attacks(arguments.without) if arguments.without else []
-    chosen = [attack for attack in select_attacks(arguments.attacks) if attack not in without]
+    excluded = select_attacks(arguments.exclude) if arguments.exclude else []
+    chosen = [attack for attack in select_attacks(arguments.attacks) if attack not in excluded]
     jobs, config = (
         plan_jobs(chosen, arguments.coalitions, quick=True),
         FingerprintConfig(expected_recipients=RECIPIENTS),
@@ -110,15 +110,18 @@ def compare(arguments: argparse.Namespace, progress: Progress) -> dict[str, Any]
 
 
 def main() -> None:
+    """Runs the comparison and prints the summary as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=SIZES)
     parser.add_argument("--attacks", nargs="+", help="names or groups of the suite; all by default")
-    parser.add_argument("--without", nargs="+", help="names or groups to leave out")
+    parser.add_argument("--exclude", nargs="+", help="names or groups to exclude")
     parser.add_argument("--coalitions", nargs="+", type=int, default=COALITIONS)
-    parser.add_argument("--thrifty", action="store_true", help="leave out the mildest strength of attacks that train")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the owner's training steps and images")
     parser.add_argument(
-        "--bases", type=Path, default=Path("bench_output/attacks"), help="where bench_attacks.py writes"
+        "--skip-mild-training", action="store_true", help="skip the mildest strength of attacks that train"
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the owner's training steps and images")
+    parser.add_argument(
+        "--bases-folder", type=Path, default=Path("bench_output/attacks"), help="the output folder of attacks.py"
     )
     parser.add_argument("--out", type=Path, default=Path("bench_output/schemes"))
     arguments = parser.parse_args()
@@ -128,7 +131,7 @@ def main() -> None:
     except FingerprintError as error:
         sys.exit(str(error))
     print_json(summary)
-    echo_err(f"The table is {arguments.out / arguments.model / 'table.md'}.")
+    echo_err(f"Wrote {arguments.out / arguments.model / 'table.md'}.")
 
 
 if __name__ == "__main__":

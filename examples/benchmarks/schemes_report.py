@@ -1,4 +1,4 @@
-"""What `bench_schemes.py` keeps of each suspect, and the table of three schemes side by side."""
+"""Rows of the suspects in `schemes.py`, and the table of three schemes."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,15 +28,15 @@ class Row:
     Attributes:
         scheme (`str`): `"spread"`, `"deepmarks"` or `"toolbox"`.
         kind, attack, what, step, strength: as in a [`Trial`].
-        colluders (`int`): how many copies it was made from, those of users 0 and up.
-        outcome (`str`): `"read"`; `"unreadable"`, if the base's architecture does not take its weights; `"failed"`,
-            if the attack could not be made.
+        colluders (`int`): number of copies it was made from, those of users 0 and up.
+        outcome (`str`): `"read"`; `"unreadable"`, if its weights don't fit the base's architecture; `"failed"`,
+            if the attack does not work.
         reason (`str`): why it failed.
-        accuracy (`float` or `None`): on the test images, if it runs.
-        named (`dict[str, tuple[int, ...]]`): guilty users that each decoder names.
-        innocents (`dict[str, int]`): how many innocents each decoder names.
-        wrong, bits (`int` or `None`): bits of user 0 that read wrong, of how many; not known of `spread`.
-        score (`float` or `None`): standard deviations of an innocent's for `spread`, else the mean agreement of bits.
+        accuracy (`float` or `None`): on the test images, if the model runs.
+        named (`dict[str, tuple[int, ...]]`): colluders that each decoder names.
+        innocents (`dict[str, int]`): number of innocents that each decoder names.
+        wrong, bits (`int` or `None`): wrong bits of user 0, and the number of bits; `None` for `spread`.
+        score (`float` or `None`): standard deviations of an innocent's for `spread`, else mean agreement of bits.
     """
 
     scheme: str
@@ -56,23 +56,25 @@ class Row:
     score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Returns the row for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> "Row":
-        """The row that was told so; anything else is a `TypeError`."""
+        """Returns the row of a JSON object; raises `TypeError` for anything else."""
         names = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in entries.items() if name in names})
 
     @property
     def suspect(self) -> tuple[str, int, int]:
-        """The attack, its strength and the size of the coalition: what the schemes have in common."""
+        """The attack, its strength and the size of the coalition, by which schemes are compared."""
         return self.attack, self.step, self.colluders
 
     def keeps(self, decoder: str) -> bool:
-        """Whether the mark is still there: somebody guilty is named and nobody else; of the toolbox, whether so few
-        wrong bits come by chance with a probability of a millionth at most."""
+        """Returns whether the mark is still there: a colluder is named and no innocent.
+
+        For the toolbox: whether so few wrong bits have a probability of at most a millionth by chance.
+        """
         if self.outcome != READ:
             return False
         if decoder == TOOLBOX:
@@ -82,12 +84,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Trained:
-    """How a scheme's copies were made.
+    """The training of a scheme's copies.
 
     Attributes:
         carriers (`tuple[str, ...]`): the tensors that hold the mark.
-        steps (`tuple[int, ...]`): of each copy's training.
-        right (`tuple[bool, ...]`): whether each reads as its user's alone, unattacked.
+        steps (`tuple[int, ...]`): training steps of each copy.
+        right (`tuple[bool, ...]`): whether each decodes to its user alone, unattacked.
     """
 
     carriers: tuple[str, ...]
@@ -96,7 +98,7 @@ class Trained:
 
 
 def from_trial(trial: Trial) -> Row:
-    """The row of a suspect that an evaluation measured."""
+    """Returns the row of a trial of an evaluation."""
     return Row(
         SPREAD,
         trial.kind,
@@ -114,7 +116,7 @@ def from_trial(trial: Trial) -> Row:
 
 
 class Rows(JsonLinesStore[Row]):
-    """Rows by their keys, each on the disk as soon as it is known.
+    """Rows by their keys, each written to disk when it is measured.
 
     Args:
         file (`Path`): lines of JSON.
@@ -125,7 +127,7 @@ class Rows(JsonLinesStore[Row]):
 
 
 def summarize(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, int]]]:
-    """How many suspects of each group keep each decoder's mark, of those that all schemes tried."""
+    """Returns how many suspects of each group keep each decoder's mark, of those that all schemes measured."""
     by_suspect: dict[tuple[str, int, int], dict[str, Row]] = {}
     for row in rows:
         if row.kind in (SINGLE, COLLUSION) and row.outcome != FAILED:
@@ -143,7 +145,7 @@ def summarize(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def innocents_named(rows: Iterable[Row]) -> dict[str, int]:
-    """How many innocents each decoder names, over all rows."""
+    """Returns how many innocents each decoder names, over all rows."""
     found = dict.fromkeys((SPREAD, PAPERS, SOFT), 0)
     for row in rows:
         for decoder, count in row.innocents.items():
@@ -181,7 +183,7 @@ def write_table(
 
 
 def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> str:
-    """Attacks by schemes, as Markdown."""
+    """Returns the table of attacks by schemes, as Markdown."""
     kinds = (BASE, COPY, SINGLE, COLLUSION)
     attacks = list(dict.fromkeys(row.attack for row in sorted(rows, key=lambda row: kinds.index(row.kind))))
     order = {name: number for number, name in enumerate(SUITE)}
@@ -209,13 +211,13 @@ def table(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Tra
 
 
 def cells(attack: str, row_at: Mapping[tuple[str, tuple[str, int, int]], Row]) -> list[str]:
-    """A line of the table: one attack in all its strengths."""
+    """Returns a line of the table: one attack at all strengths."""
     suspects = sorted({suspect for _, suspect in row_at}, key=lambda suspect: suspect[1:])
 
     def each(scheme: str, format_row: Any) -> str:
         found = [row_at.get((scheme, suspect)) for suspect in suspects]
-        said_of = [NOT_MEASURED if row is None or row.outcome == FAILED else format_row(row) for row in found]
-        return said_of[0] if set(said_of) in ({NOT_MEASURED}, {UNREADABLE}) else " / ".join(said_of)
+        texts = [NOT_MEASURED if row is None or row.outcome == FAILED else format_row(row) for row in found]
+        return texts[0] if set(texts) in ({NOT_MEASURED}, {UNREADABLE}) else " / ".join(texts)
 
     any_of = [next(row for (_, s), row in row_at.items() if s == suspect) for suspect in suspects]
     return [
@@ -230,7 +232,7 @@ def cells(attack: str, row_at: Mapping[tuple[str, tuple[str, int, int]], Row]) -
 
 
 def score_cell(row: Row) -> str:
-    """The score, and of a coalition how many are caught; or that nobody is."""
+    """Returns the score, with the number caught of a coalition, or "nobody"."""
     if not row.named[SPREAD]:
         found = "nobody"
     else:
@@ -239,7 +241,7 @@ def score_cell(row: Row) -> str:
 
 
 def named_cell(row: Row, decoder: str) -> str:
-    """Whether user 0 is named, or how many of a coalition are."""
+    """Returns whether user 0 is named, or how many of a coalition are."""
     if row.outcome != READ:
         return row.outcome
     caught = len(row.named[decoder])
@@ -248,28 +250,28 @@ def named_cell(row: Row, decoder: str) -> str:
 
 
 def innocents_note(row: Row, decoder: str) -> str:
-    """The innocents named, if any."""
+    """Returns the number of innocents named, if any."""
     count = row.innocents[decoder]
     return f", {count} innocent" + "s" * (count > 1) if count else ""
 
 
 def footnotes(rows: Sequence[Row], evaluation: Evaluation, trained: Mapping[str, Trained]) -> list[str]:
-    """What was left out, how copies were made, and what unreadable means."""
+    """Returns notes on skipped attacks, on the training of copies, and on "unreadable"."""
     found = [
         "",
-        "Unreadable: the base's architecture does not take the weights, and these readers have no alignment. "
-        f"{NOT_MEASURED}: not measured; `spread`'s sweep ends where neither the mark nor the model is left.",
+        "Unreadable: the weights don't fit the base's architecture, and these decoders have no alignment. "
+        f"{NOT_MEASURED}: not measured; the sweep of `spread` ends where both mark and model are lost.",
     ]
     for name, made in trained.items():
         steps = ", ".join(map(str, made.steps))
         found.append(
-            f"\n{name}: in {', '.join(made.carriers)}, so an attack that leaves that alone leaves the mark; "
-            f"steps of each copy's training: {steps}; {sum(made.right)} of {len(made.right)} read right unattacked."
+            f"\n{name}: in {', '.join(made.carriers)}, so an attack that leaves these unchanged leaves the mark; "
+            f"training steps: {steps}; {sum(made.right)} of {len(made.right)} decode correctly unattacked."
         )
     reasons = {row.attack: row.reason for row in rows if row.outcome == FAILED} | evaluation.skipped
-    return found + [f"\n{name} was left out: {why}" for name, why in reasons.items()]
+    return found + [f"\n{name} was skipped: {reason}" for name, reason in reasons.items()]
 
 
 def line(values: Iterable[str]) -> str:
-    """One line of a Markdown table."""
+    """Returns one line of a Markdown table."""
     return "| " + " | ".join(values) + " |"

@@ -1,4 +1,4 @@
-"""A scheme whose marks are trained in, under attack: its copies, the suspects made of them, what its reader says."""
+"""Runs one scheme with trained marks: makes copies, attacks them and decodes the suspects."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from hf_fingerprint.training import DeepMarksLoss
 
 
 LR, BATCH = 3e-4, 32
-CARRIERS_LR = {DEEPMARKS: 1e-3, TOOLBOX: 1e-2}  # the toolbox has few weights to move, and far
+CARRIERS_LR = {DEEPMARKS: 1e-3, TOOLBOX: 1e-2}  # the toolbox moves few weights, and far
 ROUNDS = 12
 SEED = 0
 State = dict[str, torch.Tensor]
@@ -36,7 +36,7 @@ Arm = DesignArm | ToolboxArm
 
 @dataclass(frozen=True)
 class MarkedCopy:
-    """A copy with a mark trained in: its weights, after how many steps, and whether it reads as its user's alone."""
+    """A copy with a trained mark: its weights, training steps, and whether it decodes to its user alone."""
 
     state: State
     steps: int
@@ -44,18 +44,19 @@ class MarkedCopy:
 
 
 def train_mark(arm: Arm, base: torch.nn.Module, user: int, images: LabeledImages, steps: int) -> tuple[State, int]:
-    """Fine-tunes the owner's model with a user's mark in the loss, until two rounds in a row end without a wrong bit;
-    for 12 rounds at most.
+    """Fine-tunes the owner's model with a user's mark in the loss.
+
+    Stops after two rounds in a row without a wrong bit, or after 12 rounds.
 
     Args:
         arm (`DesignArm` or `ToolboxArm`): the scheme.
         base (`torch.nn.Module`): the owner's model.
-        user (`int`): whose mark.
-        images (`tuple`): the owner's, and their labels.
-        steps (`int`): of a round.
+        user (`int`): the user of the mark.
+        images (`tuple`): the owner's images and labels.
+        steps (`int`): steps of a round.
 
     Returns:
-        `tuple`: the copy's weights, and how many steps were taken.
+        `tuple`: the copy's weights, and the number of steps.
     """
     model = copy.deepcopy(base)
     term = arm.term(model, user)
@@ -81,27 +82,27 @@ def train_mark(arm: Arm, base: torch.nn.Module, user: int, images: LabeledImages
 
 
 def names_only(verdict: ArmVerdict, user: int) -> bool:
-    """Whether a copy reads as this user's alone, by each decoder; of the toolbox, which names nobody, bit by bit."""
+    """Returns whether each decoder names this user alone; for the toolbox, whether all bits match."""
     decoders = [found for name, found in verdict.named.items() if name != TOOLBOX]
     return all(found == (user,) for found in decoders) if decoders else verdict.wrong == 0
 
 
 def carrier_parameters(term: Term) -> dict[str, torch.nn.Parameter]:
-    """What a term of these arms marks, by name."""
+    """Returns the parameters that an arm's term marks, by name."""
     assert isinstance(term, DeepMarksLoss)
     return term.regularizer.parameters
 
 
 class SchemeRunner:
-    """One scheme's copies, attacked and read.
+    """Makes, attacks and decodes the copies of one scheme.
 
     Args:
-        arm (`DesignArm` or `ToolboxArm`): marks and reads.
+        arm (`DesignArm` or `ToolboxArm`): marks and decodes.
         testbed ([`Testbed`]): builds the model.
-        data ([`EvaluationData`]): what the thief has, and test images.
+        data ([`EvaluationData`]): the attacker's images, and test images.
         owner_images (`tuple`): the owner's images and labels, to train marks in.
-        folder (`Path`): where copies are kept.
-        steps (`int`): of a round of training.
+        folder (`Path`): the folder for copies.
+        steps (`int`): steps of a round of training.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class SchemeRunner:
         return tuple(carrier_parameters(self.arm.term(self._testbed.build(), 0)))
 
     def rows(self, jobs: Sequence[Job], rows: Rows, key_parts: Mapping[str, Any], progress: Progress) -> list[Row]:
-        """The row of each job, kept; an attack that does not work on this model is tried once."""
+        """Returns the row of each job, and stores it. Runs an attack that does not work on this model only once."""
         found: list[Row] = []
         failed: set[str] = set()
         for number, job in enumerate(jobs, 1):
@@ -134,11 +135,11 @@ class SchemeRunner:
         return found
 
     def copy(self, user: int) -> MarkedCopy:
-        """A user's copy, from the disk if it was made before."""
+        """Returns a user's copy, from disk if it was made before."""
         if user not in self._copies:
             file = self._folder / f"{self.arm.name}-{user}.safetensors"
             if not file.exists():
-                echo_err(f"training the mark of {self.arm.name}'s user {user} in")
+                echo_err(f"training the mark of user {user} with {self.arm.name}")
                 state, steps = train_mark(self.arm, self._testbed.build(), user, self._owner_images, self._steps)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 partial = file.with_suffix(".partial")
@@ -171,7 +172,7 @@ class SchemeRunner:
             state = self._make_suspect(job, states)
         except FingerprintError as error:
             return Row(**common, outcome=FAILED, reason=str(error))
-        except Exception as error:  # as in an evaluation: one attack's mistake does not stop the others
+        except Exception as error:  # as in an evaluation, one failing attack does not stop the others
             return Row(**common, outcome=FAILED, reason=f"{type(error).__name__}: it does not work on this model.")
         try:
             model = self._load_model(state)
@@ -200,7 +201,7 @@ class SchemeRunner:
         steps = job.attack_step.steps if isinstance(job.attack_step, Compose) else (job.attack_step,)
         if self._first_step_result is None or self._first_step_result[0] != repr(
             steps[0]
-        ):  # kept for the next attack that begins alike
+        ):  # reused by the next attack with the same first step
             self._first_step_result = (repr(steps[0]), steps[0](states[0], self._attacker))
         state = self._first_step_result[1]
         for step in steps[1:]:
@@ -208,7 +209,7 @@ class SchemeRunner:
         return state
 
     def _load_model(self, state: State) -> torch.nn.Module:
-        """The base's architecture with these weights, as these readers take it; anything else is a `RuntimeError`."""
+        """Returns the base's architecture with these weights; raises `RuntimeError` if they don't fit."""
         model = self._testbed.build()
         model.load_state_dict(state)
         return model.eval()

@@ -1,4 +1,4 @@
-"""Speed and memory, each figure as a ratio to plain work in the same run: pairs in turn, medians."""
+"""Measures speed as ratios to plain work in the same run (medians over alternating pairs), and peak memory."""
 
 import os
 import resource
@@ -26,25 +26,25 @@ from hf_fingerprint.registration import measuring
 
 
 PASSPHRASE = "a passphrase for the benchmark"
-BATCH, EPS = 4, 0.003
+BATCH, AMPLITUDE = 4, 0.003
 MEMORY = Path("/dev/shm")
 ONE_MORE = "one more copy of 86 M weights in a batch"
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Returns the seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def speed_rows(out: Path, pairs: int = 4) -> list[Row]:
-    """Issuing and tracing an 86 M weight model beside loading, saving and subtracting it."""
+    """Returns the time to issue and trace an 86 M weight model, relative to loading, saving and subtracting it."""
     model = out / "vit"
     save_timm(timm.create_model("vit_base_patch16_224"), model)
     vault = Vault.create(out / "vault_speed", PASSPHRASE)
     with unbuilt():  # amplitudes don't matter here, and 86 M weights take a minute to calibrate
-        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=1000, amplitude=EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(expected_recipients=1000, amplitude=AMPLITUDE))
     weights = model / "model.safetensors"
     rows = []
     with issuer:
@@ -77,11 +77,11 @@ def speed_rows(out: Path, pairs: int = 4) -> list[Row]:
 
 
 def issuing_ratio(issuer: Issuer, weights: Path, folder: Path, pairs: int, synced: bool) -> str:
-    """A copy in a batch beside a plain one, in turn; every copy is made anew and removed."""
+    """Returns the time to issue a copy in a batch, relative to a plain copy; every copy is removed again."""
     plain = folder / "plain" / "plain.safetensors"
     plain.parent.mkdir(parents=True, exist_ok=True)
 
-    def copy_plainly() -> None:
+    def plain_copy() -> None:
         plain.unlink(missing_ok=True)
         save_file(load_file(weights), plain)
         if synced:
@@ -89,8 +89,8 @@ def issuing_ratio(issuer: Issuer, weights: Path, folder: Path, pairs: int, synce
 
     ours, theirs = [], []
     for turn in range(pairs):
-        os.sync()  # neither pays for what the other left to be written
-        theirs.append(seconds(lambda: [copy_plainly() for _ in range(BATCH)]))
+        os.sync()  # so that neither waits for the writes of the other
+        theirs.append(seconds(lambda: [plain_copy() for _ in range(BATCH)]))
         os.sync()
         names = [f"{folder.name}-{turn}-{i}" for i in range(BATCH)]
         ours.append(seconds(lambda names=names: list(issuer.issue_all(names, folder / "copies"))))
@@ -99,13 +99,13 @@ def issuing_ratio(issuer: Issuer, weights: Path, folder: Path, pairs: int, synce
 
 
 def ratio(ours: list[float], theirs: list[float]) -> str:
-    """The median of the pairs' ratios, with the smallest and the largest."""
+    """Returns the median ratio of the pairs, with the smallest and the largest."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
 
 
 class unbuilt:
-    """Within it, models count as not buildable, so that registering measures no output."""
+    """A context in which no model can be built, so that registration measures no output."""
 
     def __enter__(self) -> None:
         def refuse(checkpoint: Checkpoint) -> BuiltModel:
@@ -118,7 +118,7 @@ class unbuilt:
 
 
 def memory_rows(out: Path) -> list[Row]:
-    """Peak memory of issue and trace on a file of 1 GB."""
+    """Returns the peak memory of issue and trace on a file of 1 GB."""
     rng = np.random.default_rng(0)
     arrays = {f"layers.{i}.weight": rng.standard_normal((4096, 4096), dtype=np.float32) for i in range(15)}
     arrays["head.weight"] = rng.standard_normal((10, 4096), dtype=np.float32)
@@ -126,7 +126,7 @@ def memory_rows(out: Path) -> list[Row]:
     save_arrays(arrays, model)
     largest = max(array.nbytes for array in arrays.values()) / 1e6
     del arrays
-    config = FingerprintConfig(expected_recipients=10, amplitude=EPS)
+    config = FingerprintConfig(expected_recipients=10, amplitude=AMPLITUDE)
     Issuer(model, Vault.create(out / "vault_memory", PASSPHRASE), config).__exit__()
     allowed = f"<= {4 * largest + 200:.0f} MB"
     issued, traced = out / "big_copy", out / "big_copy" / model.name
@@ -135,32 +135,32 @@ def memory_rows(out: Path) -> list[Row]:
         ("issue", [model, out / "vault_memory", issued]),
         ("trace", [traced, out / "vault_memory"]),
     ):
-        used, _ = measured(job, *map(str, arguments))
+        used, _ = measure(job, *map(str, arguments))
         rows.append(Row(f"peak memory of {job} on a 1 GB file, above the imports", f"{used} MB", allowed))
     shutil.rmtree(issued)
     return rows
 
 
 def scoring_rows(count: int = 1_000_000, length: int = 65_536) -> list[Row]:
-    """Decoding among a million recipients."""
+    """Returns time and memory of decoding among a million recipients."""
     rows = []
     for family in ("tardos", "fair_signs"):
-        used, took = measured("score", family, str(count), str(length))
+        used, took = measure("score", family, str(count), str(length))
         each = float(took) / count * 1e6
         figure = f"{float(took):.0f} s, {each:.0f} us each, {used} MB"
         rows.append(Row(f"decoding {count:,} recipients, V = {length:,}, {family}", figure, "< 2 GB, aim < 120 s"))
     return rows
 
 
-def measured(job: str, *arguments: str) -> list[str]:
-    """Peak memory in MB and seconds of a job in a process of its own."""
+def measure(job: str, *arguments: str) -> list[str]:
+    """Returns peak memory in MB and seconds of a job in a separate process."""
     command = [sys.executable, "-m", "examples.benchmarks.memory", job, *arguments]
     environment = {**os.environ, "HF_FINGERPRINT_PASSPHRASE": PASSPHRASE}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()
 
 
 def help_row() -> Row:
-    """User time of `hf-fingerprint --help`."""
+    """Returns the user time of `hf-fingerprint --help`."""
     command = [str(Path(sys.executable).with_name("hf-fingerprint")), "--help"]
     times = []
     for _ in range(5):

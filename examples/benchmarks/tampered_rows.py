@@ -1,10 +1,10 @@
-"""One row of a vault tampered with, in any table and column, or its place in the file overwritten: who is traced then?
+"""Tampers with one row of a vault, in any table and column, or overwrites bytes of its file, and traces two leaks.
 
     python -m examples.benchmarks.tampered_rows --out bench_output/vaults   # 1,000 recipients, every column
     python -m examples.benchmarks.tampered_rows --quick               # a small run that shows that it works
 
-For every damage a copy whose record was left alone is traced, and the copy whose record was damaged. The first has to
-be accused as before; the second may be accused, if its record's key still opens, and else must not end in "nobody".
+One leak's record is unchanged, the other's is damaged. The first must be accused as before. The second may be accused
+if its record's key still opens; otherwise the outcome must not be "nobody".
 """
 
 import argparse
@@ -51,9 +51,9 @@ class Damage:
     """A change to one value.
 
     Attributes:
-        table, column (`str`): where.
-        value: what is put there; `b"..."` marked as text is text that is no UTF-8.
-        name (`str`): in words.
+        table, column (`str`): the place of the value.
+        value: the new value; a `memoryview` is stored as text that is not UTF-8.
+        name (`str`): a description.
     """
 
     table: str
@@ -64,7 +64,7 @@ class Damage:
 
 @dataclass
 class Counts:
-    """What came of all damages."""
+    """Counts over all damages."""
 
     damages: int = 0
     others_traced: int = 0
@@ -77,7 +77,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Testbed:
-    """A vault and two leaked copies of one base: one recipient's record is damaged, the other's is left alone."""
+    """A vault and two leaked copies of one base: one recipient's record is damaged, the other's is unchanged."""
 
     folder: Path
     victim: Path
@@ -87,7 +87,7 @@ class Testbed:
 
 
 def make_testbed(work: Path, recipients: int) -> Testbed:
-    """A vault with all that a vault can hold, and a key cache, since a trace was made before."""
+    """Returns a vault with rows in every table, and a key cache from an earlier trace."""
     store.open_identity = open_identity
     torch.manual_seed(0)
     model = save_timm(timm.create_model("test_vit"), work / "base")
@@ -109,7 +109,7 @@ def make_testbed(work: Path, recipients: int) -> Testbed:
     add_issuer(vault, new_issuer_key(work / "issuer.key"), "ci")
     trace(copies[OTHER], vault)
     age_identity = vault.age_identity()
-    store.open_identity = lambda path, passphrase: age_identity  # a second each, which is not what is measured
+    store.open_identity = lambda path, passphrase: age_identity  # unsealing takes a second each time
     with vault.connect() as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     victim = vault.copies(base_id, VICTIM)[0].copy_id
@@ -117,7 +117,7 @@ def make_testbed(work: Path, recipients: int) -> Testbed:
 
 
 def damages(testbed: Testbed) -> Iterator[Damage]:
-    """Every column of every table with values that no vault has there, and with another row's."""
+    """Yields, for every column of every table, invalid values and the value of another row."""
     with closing(sqlite3.connect(testbed.folder / "vault.db")) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         for each in tables:
@@ -140,7 +140,7 @@ def damages(testbed: Testbed) -> Iterator[Damage]:
 
 
 def tampered(testbed: Testbed, damage: Damage, folder: Path) -> bool:
-    """Makes a copy of the vault with one value changed, whatever its schema says against it; whether there was one."""
+    """Copies the vault, changes one value despite its schema, and returns whether a value was changed."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(testbed.folder, folder)
     with closing(sqlite3.connect(folder / "vault.db", isolation_level=None)) as connection:
@@ -174,7 +174,7 @@ def _keys(connection: sqlite3.Connection, table: str) -> list[str]:
 
 
 def _where(table: str, testbed: Testbed, other: bool = False) -> str:
-    """The row that is damaged, or all others."""
+    """Returns the condition for the damaged row, or for all others."""
     rows = {
         "copies": f"copy_id = '{testbed.copy_id}'",
         "publications": f"copy_id = '{testbed.copy_id}'",
@@ -201,7 +201,7 @@ def trace_both(testbed: Testbed, folder: Path, what: str, counts: Counts, base: 
                 found[name] = trace(suspect, vault)
             named = list(warned) or found[VICTIM].rows_not_used or check_vault(vault)
     except FingerprintError as error:
-        counts.refused += 1  # the vault as a whole, by name
+        counts.refused += 1  # the whole vault, by name
         counts.refusals.append(f"{what}: {error}")
         return
     except Exception as error:
@@ -223,7 +223,7 @@ def trace_both(testbed: Testbed, folder: Path, what: str, counts: Counts, base: 
 
 
 def rows_figure(work: Path, recipients: int, every: int = 1) -> Figure:
-    """One value of one row, changed."""
+    """Returns the figure over all changes of one value."""
     testbed, counts = make_testbed(work, recipients), Counts()
     for damage in track(list(damages(testbed))[::every], "changing one value", transient=True):
         if tampered(testbed, damage, work / "tampered"):
@@ -233,7 +233,7 @@ def rows_figure(work: Path, recipients: int, every: int = 1) -> Figure:
 
 
 def pages_figure(work: Path, recipients: int, places: int) -> Figure:
-    """A hundred bytes anywhere in the database, overwritten."""
+    """Returns the figure over places in the database where 100 bytes are overwritten."""
     testbed, counts, rng = make_testbed(work, recipients), Counts(), np.random.default_rng(0)
     size = (testbed.folder / "vault.db").stat().st_size
     for place in track(rng.integers(4096, size - 100, places).tolist(), "overwriting places", transient=True):
@@ -263,7 +263,7 @@ def _figure(name: str, what: str, counts: Counts) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures."""
+    """Measures both figures; the exit code is 0 if the bounds hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench_output/vaults"))
     parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")

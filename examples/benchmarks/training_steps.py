@@ -1,10 +1,10 @@
-"""What the callback costs a training: time for each step, side by side, and memory.
+"""Measures what the callback costs a training step: time, in pairs with and without it, and memory.
 
     python -m examples.benchmarks.training_steps --device cuda --batch 128      # on a GPU
-    python -m examples.benchmarks.training_steps                                # on this machine's processor
+    python -m examples.benchmarks.training_steps                                # on this machine's CPU
 
-Each pair is a step with and a step without the term, one after the other in one process on the same batch, through the
-events that the Trainer calls.
+Each pair is a step with and a step without the term, in one process on the same batch, through the events that the
+Trainer calls.
 """
 
 import argparse
@@ -31,10 +31,10 @@ PASSPHRASE = "a passphrase for the benchmark"
 
 
 class Loop:
-    """A model, its optimiser and a batch; a step with or without the callback's events.
+    """A model, its optimizer and a batch, with steps with or without the callback's events.
 
     Args:
-        architecture (`str`): timm's name.
+        architecture (`str`): a timm architecture.
         batch (`int`): images in a step.
         device (`str`): `"cpu"` or `"cuda"`.
         marked (`bool`): whether to make the fingerprint at all.
@@ -62,7 +62,7 @@ class Loop:
                 self._time_method(name)
 
     def _time_method(self, name: str) -> None:
-        """Adds up the seconds that a method of the regulariser takes."""
+        """Sums the seconds that a method of the regularizer takes."""
         assert self.callback is not None
         regularizer = self.callback.regularizer
         method = getattr(regularizer, name)
@@ -80,7 +80,7 @@ class Loop:
         getattr(self.callback, event)(self.trainer_args, None, None, model=self.model, optimizer=self.optimizer)
 
     def step(self, marked: bool) -> float:
-        """One step; its seconds."""
+        """Runs one step and returns its seconds."""
         began = self._now()
         if marked:
             self._fire_event("on_step_begin")
@@ -102,8 +102,10 @@ class Loop:
 
 
 def time_ratios(architecture: str, batch: int, device: str, pairs: int) -> tuple[list[float], float]:
-    """Step with the term / step without, pair by pair, in turn first and second; and the term's own time as a share
-    of the steps with it, which the noise of a shared machine can't hide."""
+    """Returns the ratio of each pair (step with the term / step without), and the term's share of the step time.
+
+    The order within a pair alternates. The share is less affected by noise of a shared machine.
+    """
     loop = Loop(architecture, batch, device)
     for _ in range(2):
         loop.step(False), loop.step(True)
@@ -118,7 +120,7 @@ def time_ratios(architecture: str, batch: int, device: str, pairs: int) -> tuple
 
 
 def peak_memory(architecture: str, batch: int, device: str, marked: bool) -> int:
-    """The highest memory of a few steps in a process of its own, in bytes: the device's, or the process' own."""
+    """Returns the peak memory of a few steps in a separate process, in bytes, of the device or of the process."""
     code = (
         "import sys; from examples.benchmarks import training_steps as b; "
         "b.print_peak(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] == 'True')"
@@ -127,19 +129,19 @@ def peak_memory(architecture: str, batch: int, device: str, marked: bool) -> int
     quiet = {
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",
-    }  # freed tensors go back, so that the peak is the tensors'
+    }  # returns freed tensors to the system, so that the peak is the tensors'
     return int(subprocess.run(command, check=True, capture_output=True, text=True, env=quiet).stdout.split()[-1])
 
 
 def print_peak(architecture: str, batch: int, device: str, marked: bool) -> None:
-    """The peak over three steps, on stdout; making the fingerprint is not counted."""
+    """Prints the peak over three steps, without the setup of the fingerprint."""
     import resource
 
     loop = Loop(architecture, batch, device, marked=True)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # starts the process' peak anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the process' peak
     for _ in range(3):
         loop.step(marked)
     if device != "cpu":
@@ -151,7 +153,7 @@ def print_peak(architecture: str, batch: int, device: str, marked: bool) -> None
 
 
 def training_rows(device: str, batch: int, pairs: int, models: list[str]) -> list[tuple[str, str, str]]:
-    """Rows of the table: what, figure, bound."""
+    """Returns rows of the table: description, figure, bound."""
     rows = []
     bound = "<= 1.03" if device == "cpu" else "<= 1.02"
     for title in models:

@@ -1,10 +1,10 @@
-"""Runs the commands that write on disks that fill up at 100 sizes, then makes room and runs them again.
+"""Runs every command that writes on disks that fill up at 100 sizes, then frees space and runs it again.
 
     python -m examples.benchmarks.vault_disks --sizes 100
 
 Run it as root, or under `unshare --user --map-root-user --mount`. A small disk in memory (tmpfs) holds the vault and a
-ballast file that leaves a few pages free. A command either does what it should, or ends with the sentence that this
-disk is full. Run again with room, it does what it should, once.
+ballast file that leaves a few pages free. A command must either succeed or end with an error that this disk is full.
+Run again with free space, it must succeed without losing or doubling anything.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from pytest import MonkeyPatch
 from safetensors.numpy import load_file, save_file
 from typer.main import get_command
 
-from examples.benchmarks.vault_disks_cases import CASES as CASES_OF_VAULTS
+from examples.benchmarks.vault_disks_cases import CASES as VAULT_CASES
 from examples.benchmarks.vault_disks_cases import NEW, OLD, RECIPIENTS, Case, Place
-from examples.benchmarks.vault_disks_queries import CASES as CASES_OF_QUESTIONS
+from examples.benchmarks.vault_disks_queries import CASES as BLACKBOX_CASES
 from examples.benchmarks.vault_disks_queries import build_blackbox_files, on_one_core
 from hf_fingerprint import FingerprintConfig, Vault, issue, register
 from hf_fingerprint.cli import main as commands
@@ -44,25 +44,25 @@ TOKEN = "hf_the-owner-of-org"
 SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)
 DISK, ROOMY, PAGE = 8 << 20, 256 << 20, 4096
 SENTENCES = ("is full", "make room")
-CASES = CASES_OF_VAULTS | CASES_OF_QUESTIONS
+CASES = VAULT_CASES | BLACKBOX_CASES
 
 
-def run(arguments: list[str], said: Path) -> tuple[int, str]:
-    """Runs a command in a child; its exit code and what it said."""
+def run(arguments: list[str], log: Path) -> tuple[int, str]:
+    """Runs a command in a child process, and returns its exit code and output."""
     child = os.fork()
     if child == 0:
         code = 99
         try:
             warnings.simplefilter("ignore")
-            with said.open("w") as stream, redirect_stdout(stream), redirect_stderr(stream):
+            with log.open("w") as stream, redirect_stdout(stream), redirect_stderr(stream):
                 code = commands.main(arguments)
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said.read_text()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
 
 
 def check_recovery(case: Case, place: Place, free: int) -> str | None:
-    """Runs a command with so many bytes free, makes room and runs it again. What is wrong; `None` if nothing is."""
+    """Runs a command with this many bytes free, frees space and runs it again; returns a problem or `None`."""
     for path in place.small.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.rmtree(place.others, ignore_errors=True)
@@ -72,17 +72,17 @@ def check_recovery(case: Case, place: Place, free: int) -> str | None:
     disk = os.statvfs(place.small)
     with (place.small / "ballast").open("wb") as ballast:
         os.posix_fallocate(ballast.fileno(), 0, max(disk.f_bavail * disk.f_frsize - free, 1))
-    code, said = run(arguments, place.work / "said")
+    code, output = run(arguments, place.work / "output")
     if code:
-        if code != 2 or str(place.small) not in said or not any(each in said for each in SENTENCES):
-            return f"ended with {code}: {said.strip()[-300:]}"
-        if "backup" in said.replace("backup.db", ""):
-            return f"asks for a backup: {said.strip()[-300:]}"
+        if code != 2 or str(place.small) not in output or not any(each in output for each in SENTENCES):
+            return f"ended with {code}: {output.strip()[-300:]}"
+        if "backup" in output.replace("backup.db", ""):
+            return f"asks for a backup: {output.strip()[-300:]}"
     (place.small / "ballast").unlink()
     if code:
-        code, said = run(arguments, place.work / "said")
+        code, output = run(arguments, place.work / "output")
         if code:
-            return f"stuck: {said.strip()[-300:]}"
+            return f"stuck: {output.strip()[-300:]}"
     try:
         return None if case.holds(place) else "lost or doubled"
     except (VaultError, OSError, ValueError) as error:
@@ -91,15 +91,15 @@ def check_recovery(case: Case, place: Place, free: int) -> str | None:
 
 @contextmanager
 def small_disk(folder: Path, size: int = DISK) -> Iterator[Path]:
-    """A disk in memory of 8 MB at a folder, for as long as it lasts.
+    """Mounts a disk in memory of 8 MB at a folder.
 
     Raises:
-        [`PermissionError`]: if this user may not mount one.
+        [`PermissionError`]: if this user may not mount.
     """
     folder.mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder]
     if subprocess.run(mounting, check=False, stderr=subprocess.DEVNULL).returncode:
-        raise PermissionError(f"{folder}: no right to mount a disk: run as root or under `unshare`.")
+        raise PermissionError(f"{folder}: this user may not mount a disk: run as root or under `unshare`.")
     try:
         yield folder
     finally:
@@ -107,7 +107,7 @@ def small_disk(folder: Path, size: int = DISK) -> Iterator[Path]:
 
 
 def build(work: Path, small: Path, suspect: LoopbackSuspect) -> Place:
-    """The vaults, the model and the leak."""
+    """Makes the vaults, the model and the leak."""
     rng = np.random.default_rng(0)
     arrays = {f"blocks.{i}.attn.qkv.weight": rng.standard_normal((144, 48)).astype(np.float32) for i in range(8)}
     arrays["head.weight"] = rng.standard_normal((10, 48)).astype(np.float32)
@@ -136,27 +136,27 @@ def build(work: Path, small: Path, suspect: LoopbackSuspect) -> Place:
     return place
 
 
-def measure(sizes: int, names: list[str], most: int) -> Counter[tuple[str, str]]:
-    """What came of each command at so many sizes up to `most` bytes free."""
+def measure(sizes: int, names: list[str], max_free: int) -> Counter[tuple[str, str]]:
+    """Returns the outcomes of each command at this many sizes, up to `max_free` bytes."""
     counts: Counter[tuple[str, str]] = Counter()
     with ExitStack() as stack:
         patches = stack.enter_context(MonkeyPatch.context())
-        patches.setattr(passphrase_age, "LOG_WORK", 2)  # a passphrase costs no second
+        patches.setattr(passphrase_age, "LOG_WORK", 2)  # makes passphrases fast
         patches.setenv("HF_FINGERPRINT_PASSPHRASE", OLD)
-        patches.setattr(commands, "app", get_command(commands.app))  # put together once, not in each child
+        patches.setattr(commands, "app", get_command(commands.app))  # builds the command once, not in each child
         top = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vault-disks-")))
-        work = stack.enter_context(small_disk(top / "roomy", ROOMY))  # in memory too, since syncing takes long
+        work = stack.enter_context(small_disk(top / "roomy", ROOMY))  # in memory too, since syncing is slow
         small = stack.enter_context(small_disk(work / "small"))
         hub = stack.enter_context(LoopbackHub())
         hub.point_client(patches, work / "cache")
         hub.account("owner", orgs={"org"}, token=TOKEN)
         patches.setenv("HF_TOKEN", TOKEN)
-        patches.setattr(constants, "HF_HOME", str(small / "home"))  # where a copy is on its way to the Hub
+        patches.setattr(constants, "HF_HOME", str(small / "home"))  # for copies to push
         place = build(work, small, stack.enter_context(LoopbackSuspect()))
         chosen = [CASES[name] for name in names]
         if any(case.torch for case in chosen):
             stack.enter_context(on_one_core(patches))
-        if any(name in CASES_OF_QUESTIONS for name in names):
+        if any(name in BLACKBOX_CASES for name in names):
             build_blackbox_files(place, any(case.torch for case in chosen))
         with redirect_stdout(StringIO()):  # imports once what the children need
             commands.main(["trace", str(place.leak), "--vault", str(place.sibling)])
@@ -165,20 +165,20 @@ def measure(sizes: int, names: list[str], most: int) -> Counter[tuple[str, str]]
                 hub.of_kind("dataset").pop("org/keys", None)
                 hub.of_kind("model").pop("org/zoe", None)
                 place.suspect.seen.clear()
-                free = (CASES[name].most or most) * number // sizes // PAGE * PAGE
+                free = (CASES[name].max_free or max_free) * number // sizes // PAGE * PAGE
                 found = check_recovery(CASES[name], place, free)
                 counts[name, found or "right"] += 1
     return counts
 
 
 def main() -> None:
-    """Prints the counts; fails if anything was stuck, lost or doubled."""
+    """Prints the counts; exits with 1 if a command was stuck or data was lost or doubled."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, default=100)
-    parser.add_argument("--most", type=int, default=400 << 10, help="bytes that are free at most")
+    parser.add_argument("--max-free", type=int, default=400 << 10, help="the largest number of free bytes")
     parser.add_argument("--commands", nargs="*", default=list(CASES), choices=list(CASES))
     arguments = parser.parse_args()
-    counts = measure(arguments.sizes, arguments.commands, arguments.most)
+    counts = measure(arguments.sizes, arguments.commands, arguments.max_free)
     for (name, outcome), count in counts.items():
         print(f"{name}: {count} of {arguments.sizes} {outcome}")
     sys.exit(any(outcome != "right" for _, outcome in counts))

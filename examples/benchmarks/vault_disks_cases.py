@@ -1,4 +1,4 @@
-"""The commands that `bench_vault_disks.py` runs, each with what lies on the disk before and what must hold then."""
+"""The vault commands that `vault_disks.py` runs, each with its preparation and its check."""
 
 import shutil
 import sqlite3
@@ -18,14 +18,14 @@ from tests.helpers.loopback_suspect import LoopbackSuspect
 
 
 OLD, NEW = "correct horse battery staple", "another passphrase"
-RECIPIENTS = 70  # enough for a trace to keep what it unsealed
+RECIPIENTS = 70  # enough for a trace to write a key cache
 ISSUER = new_identity()[1]
 COMMIT = "Add the model"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs take place: `small` is the disk that fills up, the other folders are on a roomy one."""
+    """The folders of a run: `small` is the disk that fills up, the others are on a large one."""
 
     small: Path
     model: Path
@@ -41,39 +41,46 @@ class Place:
 
     @property
     def vault(self) -> Path:
-        """The vault in use."""
+        """The vault of the command."""
         return self.small / "vault"
 
     @property
     def training(self) -> str:
-        """The id of the record of the training under way there."""
+        """The id of the record of the training in progress."""
         return next(iter(copies_in_training(Vault(self.vault))))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A command: what lies on the disk before, its words, and what must hold once it is done. `most` bytes are free at
-    most, if that is not what the other commands have; `torch` tells whether it runs a model."""
+    """A command to run.
+
+    Attributes:
+        before (callable): prepares the disk.
+        arguments (`str`): the command line, with the folders of a [`Place`] to fill in.
+        holds (callable): returns whether the command did its work.
+        max_free (`int`, *optional*): the largest number of free bytes, if not that of the other commands.
+        torch (`bool`): whether the command runs a model.
+    """
 
     before: Callable[[Place], object]
     arguments: str
     holds: Callable[[Place], bool]
-    most: int | None = None
+    max_free: int | None = None
     torch: bool = False
 
 
 def use(name: str) -> Callable[[Place], object]:
-    """Puts a copy of one of the vaults on the disk."""
+    """Returns a preparation that copies one of the vaults to the disk."""
     return lambda place: shutil.copytree(getattr(place, name), place.vault)
 
 
 def records(place: Place, recipient: str | None = None) -> list[str]:
-    """The states of a recipient's records, or of all."""
+    """Returns the states of a recipient's records, or of all."""
     return [record.state for record in Vault(place.vault).copies(recipient=recipient)]
 
 
 def opened(place: Place, passphrase: str = OLD) -> bool:
-    """Whether the vault is whole, and all its records open."""
+    """Returns whether the vault is intact, and all its records open."""
     vault = Vault(place.vault)
     with closing(sqlite3.connect(vault.folder / "vault.db")) as connection:
         whole = connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -82,13 +89,13 @@ def opened(place: Place, passphrase: str = OLD) -> bool:
 
 
 def with_training(place: Place) -> None:
-    """The vault with a training under way."""
+    """Prepares the vault with a training in progress."""
     vault = Vault(shutil.copytree(place.full_vault, place.vault))
     begin_training(vault, vault.bases()[0], "emil")
 
 
 def pushed_by_sibling(place: Place) -> None:
-    """The vault, and a repo with another issuer's record in it."""
+    """Prepares the vault, and a repo with another issuer's record."""
     shutil.copytree(place.full_vault, place.vault)
     sibling = Vault(place.sibling)
     sibling.unlock(OLD)
@@ -96,7 +103,7 @@ def pushed_by_sibling(place: Place) -> None:
 
 
 def repo_is_whole(place: Place) -> bool:
-    """Whether the repo has all that the vault has."""
+    """Returns whether the repo has all records of the vault."""
     vault = Vault(place.vault)
     vault.unlock(OLD)
     pulled, _ = pull_vault("org/keys", place.others / "pulled", vault.age_identity())
@@ -104,37 +111,37 @@ def repo_is_whole(place: Place) -> bool:
 
 
 def original_is_kept(place: Place) -> bool:
-    """Whether there is one original next to the upgraded vault, and it is of the format of then."""
+    """Returns whether there is one original next to the upgraded vault, in the old format."""
     (kept,) = place.vault.glob("vault.db?format-1*")
     with closing(sqlite3.connect(f"{kept.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
         return dict(connection.execute("SELECT key, value FROM meta"))["format"] == "1"
 
 
 def elsewhere(place: Place) -> None:
-    """Puts a copy of the vault on the roomy disk."""
+    """Copies the vault to the large disk."""
     shutil.copytree(place.full_vault, place.others / "vault")
 
 
 def with_issuer(place: Place) -> None:
-    """The vault with an issuer."""
+    """Prepares the vault with an issuer."""
     add_issuer(Vault(shutil.copytree(place.full_vault, place.vault)), ISSUER, "ci")
 
 
 def with_work_elsewhere(place: Place) -> None:
-    """The vault, and a copy on its way to the Hub on the roomy disk."""
+    """Prepares the vault, with outgoing copies on the large disk."""
     shutil.copytree(place.full_vault, place.vault)
     (place.small / "home").symlink_to(place.others)
 
 
 def published(folder: Path, repo: str) -> bool:
-    """Whether a vault has one confirmed publication to a repo, which holds one commit of it."""
+    """Returns whether a vault has one confirmed publication to a repo, which has one commit of it."""
     (made,) = publications(Vault(folder), repo)
     commits = [commit for commit in HfApi().list_repo_commits(repo) if commit.title == COMMIT]
     return (made.state, [made.revision]) == ("confirmed", [commit.commit_id for commit in commits])
 
 
 def work_is_gone(place: Place) -> bool:
-    """Whether nothing is left of what was on its way to the Hub."""
+    """Returns whether no outgoing copy is left."""
     return not any(path.is_file() for path in (place.small / "home").rglob("*"))
 
 
@@ -214,13 +221,13 @@ CASES = {
             [path.name for path in place.small.iterdir()] == ["key"]
             and open_issuer_key(place.small / "key") is not None
         ),
-        most=64 << 10,
+        max_free=64 << 10,
     ),
     "push": Case(
         use("full_vault"),
         "push {0.leak} org/zoe --vault {0.vault}",
         lambda place: published(place.vault, "org/zoe") and len(records(place)) == RECIPIENTS + 1 and opened(place),
-        most=100 << 10,
+        max_free=100 << 10,
     ),
     "push of what is written anew": Case(
         elsewhere,
@@ -236,7 +243,7 @@ CASES = {
             and opened(place)
             and work_is_gone(place)
         ),
-        most=100 << 10,
+        max_free=100 << 10,
     ),
     "issue --push-to, its work on the disk": Case(
         elsewhere,

@@ -1,4 +1,4 @@
-"""The commands of `bench_vault_disks.py` that ask a suspect, or make what it is asked, and `evaluate`."""
+"""The black-box commands that `vault_disks.py` runs, and `evaluate`."""
 
 import json
 import shutil
@@ -24,28 +24,27 @@ from tests.helpers.records_with_triggers import CLASSES, SimulatedSuspect, add_c
 
 
 SETTINGS = FingerprintConfig(coalition=2, expected_recipients=4, amplitude=0.003, calibration_images=32)
-COUNT, IN_A_SET = 22, 4  # questions of a base
-SUSPECTS = 3  # the base, the copy as issued, and attacked
+COUNT, IN_A_SET = 22, 4  # triggers of a base
+SUSPECTS = 3  # the base, the issued copy, and the attacked copy
 
 
 def has_both_proofs(place: Place) -> bool:
-    """Whether each question was answered once, and asked once but for one that was not kept, and each of the two
-    bases has a proof that holds."""
+    """Returns whether each image has one response, at most one response was lost, and both proofs hold."""
     vault = Vault(place.blackbox / "vault")
-    kept = sorted(place.small.glob("answers*"))
+    kept = sorted(place.small.glob("responses*"))
     proofs = sorted(place.small.glob("proof*"))
-    answers = sum(len(read_transcript(each)[1]) for each in kept)
+    responses = sum(len(read_transcript(each)[1]) for each in kept)
     pools = [load_trigger_set(vault, base) for base in vault.bases()]
     return (
         len(list(place.small.iterdir())) == 2 * len(pools) == len(kept) + len(proofs)
-        and answers == sum(pool.count + pool.decoys for pool in pools)
-        and len(place.suspect.seen) - answers in (0, 1)
+        and responses == sum(pool.count + pool.decoys for pool in pools)
+        and len(place.suspect.seen) - responses in (0, 1)
         and all(proven.holds for proof in proofs for proven in check_proof(proof))
     )
 
 
 def key_images_are_complete(place: Place) -> bool:
-    """Whether the key images are there with their index, and nothing else."""
+    """Returns whether the key images are there with their index, and nothing else."""
     listed = json.loads((place.small / "set" / "index.json").read_text())["images"]
     there = {path.name for path in (place.small / "set").iterdir()}
     return [path.name for path in place.small.iterdir()] == ["set"] and there == {
@@ -55,7 +54,7 @@ def key_images_are_complete(place: Place) -> bool:
 
 
 def is_evaluated(place: Place) -> bool:
-    """Whether each suspect was measured once, on one copy, and the report is there."""
+    """Returns whether each suspect was measured once, on one copy, and the report is there."""
     out = place.small / "out"
     (vault,) = out.glob("vault-*")
     lines = (out / "private" / "results.jsonl").read_text().splitlines()
@@ -71,16 +70,21 @@ def is_evaluated(place: Place) -> bool:
 CASES = {
     "query": Case(
         lambda place: None,
+<<<<<<< HEAD
         "query {0.suspect.url} --vault {0.blackbox}/vault --labels {0.blackbox}/labels --rate 10000 --exhaustive "
         "--transcript {0.small}/answers --proof {0.small}/proof",
+=======
+        "query {0.suspect.url} --vault {0.blackbox}/vault --labels {0.blackbox}/labels --rate 10000 --whole "
+        "--transcript {0.small}/responses --proof {0.small}/proof",
+>>>>>>> docs
         has_both_proofs,
-        most=64 << 10,
+        max_free=64 << 10,
     ),
     "key-images export": Case(
         lambda place: None,
         "key-images export alice {0.small}/set --vault {0.blackbox}/set_vault",
         key_images_are_complete,
-        most=600 << 10,
+        max_free=600 << 10,
     ),
     "questions": Case(
         lambda place: shutil.copytree(place.blackbox / "bare_vault", place.vault),
@@ -92,14 +96,14 @@ CASES = {
         lambda place: None,
         "evaluate {0.blackbox}/model --data {0.blackbox}/images --out {0.small}/out --attacks half --json",
         is_evaluated,
-        most=3 << 20,
+        max_free=3 << 20,
         torch=True,
     ),
 }
 
 
 def build_blackbox_files(place: Place, with_model: bool) -> None:
-    """Vaults with questions, the suspect that answers them for a recipient of each base, and a model that runs."""
+    """Makes vaults with trigger sets, a suspect that responds for a recipient of each base, and a model that runs."""
     (place.blackbox / "labels").write_text("\n".join(map(str, range(CLASSES))))
     for name, count, bases in (("vault", COUNT, 2), ("set_vault", IN_A_SET, 1)):
         vault = Vault(shutil.copytree(place.bare_vault, place.blackbox / name))
@@ -107,7 +111,7 @@ def build_blackbox_files(place: Place, with_model: bool) -> None:
         for number in range(bases):
             base = register(str(place.model), vault, SETTINGS, remeasure=number > 0)
             add_trigger_set(vault, base, count=count)
-            for recipient in ("alice", "bob"):  # who own the same questions each time
+            for recipient in ("alice", "bob"):  # with the same assigned triggers each time
                 add_copy(vault, base, recipient, key=sha256(f"{recipient} {number}".encode()).digest())
         if bases > 1:
             simulated = [SimulatedSuspect(vault, [base], (base, "alice")) for base in vault.bases()]
@@ -119,27 +123,27 @@ def build_blackbox_files(place: Place, with_model: bool) -> None:
 
 
 def _respond(place: Place, simulated: list[SimulatedSuspect], _red: int) -> int:
-    """The class told of the picture that came last."""
-    picture = np.asarray(Image.open(BytesIO(place.suspect.seen[-1].body)))
+    """Returns the label for the last image received."""
+    image = np.asarray(Image.open(BytesIO(place.suspect.seen[-1].body)))
     for each in simulated:
         try:
-            return int(each(picture) or 0)
+            return int(each(image) or 0)
         except KeyError:
             continue
-    raise KeyError("a picture that is nobody's question")
+    raise KeyError("an image that is no trigger")
 
 
 @contextmanager
 def on_one_core(patches: MonkeyPatch) -> Iterator[None]:
-    """Has models run in one thread, as a forked process must, and evaluations take seconds."""
+    """Runs models in one thread, as a forked process must, and shortens evaluations."""
     import torch
 
-    measured, read, threads = evaluation.evaluate, testbed.extract, torch.get_num_threads()
+    evaluate, read, threads = evaluation.evaluate, testbed.extract, torch.get_num_threads()
 
-    def quickly(*arguments: Any, **options: Any) -> evaluation.Evaluation:
-        return measured(*arguments, **options | {"settings": SETTINGS, "innocents": 50})
+    def quick_evaluate(*arguments: Any, **options: Any) -> evaluation.Evaluation:
+        return evaluate(*arguments, **options | {"config": SETTINGS, "innocents": 50})
 
-    patches.setattr(evaluation, "evaluate", quickly)
+    patches.setattr(evaluation, "evaluate", quick_evaluate)
     patches.setattr(testbed, "extract", partial(read, aligned=False))
     torch.set_num_threads(1)
     try:

@@ -1,10 +1,10 @@
-"""Kills `vault init` wherever it can be cut off, runs it again, and counts the folders that became a vault.
+"""Kills `vault init` at 200 points, runs it again, and counts the folders that became a vault.
 
     python -m examples.benchmarks.vault_kills --kills 200
 
-Three of four are killed at a step that is counted: a change to a folder or file, a sync, an instruction of SQLite's.
-The others are killed at a random time. The folder is new, empty, or holds other things as the top of a mounted disk
-does; the vault gets an identity, or is sealed to one kept elsewhere. Every third run is killed a second time.
+Three of four runs are killed at a counted step: a change to a folder or file, a sync, an instruction of SQLite. The
+others are killed at a random time. The folder is new, empty, or has other files, like the top of a mounted disk. The
+vault gets an identity, or only a public key. Every third run is killed a second time.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from hf_fingerprint.vault.sealing import new_identity
 
 PASSPHRASE = "correct horse battery staple"
 CHANGES = frozenset(["os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "sqlite3.connect"])
-TICKS = 10  # instructions of SQLite's for each step
+TICKS = 10  # instructions of SQLite for each step
 FOLDERS, KINDS = ("new", "empty", "mounted"), ("with an identity", "marks only")
 
 
 def count_steps(last: int | None) -> list[int]:
-    """From here on, counts this process' steps, and kills it at the last one."""
+    """Counts the steps of this process from now on, and kills it at the last one."""
     steps = [0]
 
     def step(*_: Any) -> int:
@@ -68,10 +68,10 @@ def count_steps(last: int | None) -> list[int]:
 
 
 def in_a_child(action: Callable[[], Any], last: int | None = None, seconds: float | None = None) -> tuple[int, int]:
-    """Runs something in a child that is killed at a step, or after a time.
+    """Runs an action in a child process that is killed at a step, or after a time.
 
     Returns:
-        `(status, steps)`: its exit code, -9 if it was killed; and how many steps it made.
+        `(status, steps)`: its exit code, -9 if it was killed, and its number of steps.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -82,7 +82,7 @@ def in_a_child(action: Callable[[], Any], last: int | None = None, seconds: floa
             action()
             os.write(writing, str(steps[0]).encode())
             status = 0
-        except VaultError:  # a run before was killed when it was done
+        except VaultError:  # an earlier run was complete when it was killed
             pass
         except Exception:
             traceback.print_exc()
@@ -98,7 +98,7 @@ def in_a_child(action: Callable[[], Any], last: int | None = None, seconds: floa
 
 
 def prepare(folder: Path, kind: str) -> dict[str, bytes]:
-    """Makes what is there before the vault, and returns it."""
+    """Makes the folder as it was before the vault, and returns its contents."""
     if kind != "new":
         folder.mkdir(parents=True)
     if kind == "mounted":
@@ -108,12 +108,12 @@ def prepare(folder: Path, kind: str) -> dict[str, bytes]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files in a folder and below, by name."""
+    """Returns all files in a folder and below, by name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def check_recovery(folder: Path, before: dict[str, bytes], public_key: str | None) -> str | None:
-    """Runs the same again after a kill, and says what is wrong with the vault; `None` if nothing is."""
+    """Runs the command again after a kill; returns what is wrong with the vault, or `None`."""
     left = contents(folder) if folder.is_dir() else {}
     if left.get("identity.age") and "vault.db" not in left:
         try:
@@ -146,7 +146,7 @@ def check_recovery(folder: Path, before: dict[str, bytes], public_key: str | Non
 
 
 def kill_and_complete(work: Path, number: int, steps: dict[str, int], seconds: float, rng: random.Random) -> str:
-    """One kill, or two, and what came of it: `completed`, or what is wrong."""
+    """Kills the command once or twice; returns `completed`, or what is wrong."""
     kind, sealed = list(product(FOLDERS, KINDS))[number % 6]
     folder, public_key = work / str(number) / "vault", new_identity()[1] if sealed == "marks only" else None
     before = prepare(folder, kind)
@@ -161,7 +161,7 @@ def kill_and_complete(work: Path, number: int, steps: dict[str, int], seconds: f
 
 
 def run(kills: int, seed: int = 0) -> Counter[str]:
-    """Kills that many, and counts what came of it."""
+    """Runs this many kills, and counts the outcomes."""
     rng, work = random.Random(seed), Path(tempfile.mkdtemp(prefix="vault-kills-"))
     steps, began = {}, time.monotonic()
     for sealed in KINDS:
@@ -175,12 +175,12 @@ def run(kills: int, seed: int = 0) -> Counter[str]:
 
 
 def main() -> None:
-    """Prints the counts; fails if a folder did not become a vault."""
+    """Prints the counts; exits with 1 if a folder did not become a vault."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    passphrase_age.LOG_WORK = 2  # the kills are among the changes to the disk, not in the second before
+    passphrase_age.LOG_WORK = 2  # so that kills hit changes to the disk, not the passphrase
     counts = run(arguments.kills, arguments.seed)
     for outcome, count in counts.most_common():
         print(f"{count} of {arguments.kills} {outcome}")

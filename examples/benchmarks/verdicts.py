@@ -1,9 +1,10 @@
-"""Verdicts where they are easiest to get wrong: bases that tie, verify after trace, an attacker who listens, suspects
-that can't be read, authors with much to look at.
+"""Measures verdicts where they are easiest to get wrong.
 
-    python -m examples.benchmarks.verdicts --out bench_output/verdicts   # all of it
-    python -m examples.benchmarks.verdicts --parts ties,price          # some of it
-    python -m examples.benchmarks.verdicts --quick               # a small run that shows that it works
+Bases that tie, verify after trace, an adaptive attacker, suspects that can't be read, authors with large models.
+
+    python -m examples.benchmarks.verdicts --out bench_output/verdicts   # all parts
+    python -m examples.benchmarks.verdicts --parts ties,price          # some parts
+    python -m examples.benchmarks.verdicts --quick               # a small run, to test the script
 
 Prints a table of figure, measured and bound, and writes it as JSON too. The exit code is 1 if a bound does not hold.
 """
@@ -26,18 +27,18 @@ PARTS: dict[str, Callable[[Path, Scale], Figure]] = {
     "ties": ties_figure,
     "price": price_figure,
     "claims": claims_figure,
-    "listening": adaptive_attacker_figure,
+    "adaptive": adaptive_attacker_figure,
     "unreadable": unreadable_figure,
     "watching": watching_figure,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures the parts asked for."""
+    """Measures the chosen parts; the exit code is 0 if the bounds hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench_output/verdicts"))
-    parser.add_argument("--parts", default=",".join(PARTS), help="by commas; all if not given")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows that it works")
+    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; all by default")
+    parser.add_argument("--quick", action="store_true", help="run a small part, to test the script")
     arguments = parser.parse_args(argv)
     unknown = sorted(set(arguments.parts.split(",")) - set(PARTS))
     if unknown:

@@ -1,4 +1,4 @@
-"""Bases with one backbone: whether the leakers of each are named, and what fifty of them cost a trace."""
+"""Measures bases with one backbone: whether each leaker is named, and what fifty bases cost a trace."""
 
 import copy
 import shutil
@@ -23,12 +23,12 @@ from hf_fingerprint.attacks import Quantization
 
 
 HEAD, NORMS, HALF = "another head", "scaled batch norms", "half precision"
-COALITION = 3  # where many bases are registered: certifying larger ones takes seconds for each
+COALITION = 3  # for many bases: certifying a larger one takes seconds for each
 WEIGHTS = "model.safetensors"
 
 
 def sibling_base(model: torch.nn.Module, kind: str) -> torch.nn.Module:
-    """Another base on the same backbone."""
+    """Returns another base on the same backbone."""
     other = copy.deepcopy(model)
     if kind == HEAD:
         torch.manual_seed(1)
@@ -44,7 +44,7 @@ def sibling_base(model: torch.nn.Module, kind: str) -> torch.nn.Module:
 
 
 def ties_figure(work: Path, scale: Scale) -> Figure:
-    """EfficientNet-Lite0 with its ImageNet weights and a twin of each kind, in one vault; copies of both leak."""
+    """Returns how many leakers of EfficientNet-Lite0 and of a sibling base of each kind are named with their base."""
     counts: dict[str, dict[str, int]] = {}
     for kind in (HEAD, NORMS, HALF):
         folder = work / kind.replace(" ", "-")
@@ -83,23 +83,22 @@ def ties_figure(work: Path, scale: Scale) -> Figure:
 def _leaks(
     path: Path, folder: Path, digits_: tuple[torch.Tensor, torch.Tensor], steps: int
 ) -> Iterator[tuple[str, Path]]:
-    """A copy as it is, in 8 bits, and after a few steps on real digits with a new head."""
+    """Yields the verbatim copy, an 8-bit copy, and a copy fine-tuned on digits with a new head."""
     yield "verbatim", path
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(path, folder)
     save_file(Quantization(bits=8)(load_file(path / WEIGHTS)), folder / WEIGHTS)
     yield "8 bits", folder
-    tuned = load_model(path).float()
+    fine_tuned = load_model(path).float()
     torch.manual_seed(2)
-    tuned.reset_classifier(10)
-    fine_tune(tuned, *digits_, lr=1e-4, steps=steps, batch=16)
+    fine_tuned.reset_classifier(10)
+    fine_tune(fine_tuned, *digits_, lr=1e-4, steps=steps, batch=16)
     shutil.rmtree(folder)
-    yield "fine-tuned", save_timm(tuned, folder)
+    yield "fine-tuned", save_timm(fine_tuned, folder)
 
 
 def price_figure(work: Path, scale: Scale) -> Figure:
-    """Traces of one copy in a vault with many fine-tunes of EfficientNet-Lite0, each beside one in a vault with its
-    base alone."""
+    """Returns the time of a trace in a vault with many fine-tunes of one backbone, relative to one alone."""
     rng = np.random.default_rng(0)
     unmarked = save_timm(backbone(scale), work / "backbone")
     public = load_arrays(unmarked / WEIGHTS)

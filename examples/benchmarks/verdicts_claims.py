@@ -1,4 +1,4 @@
-"""Innocents at risk: the top scorer of a trace, whose claim is verified, and one whom an attacker wants accused."""
+"""Measures two risks for innocents: verifying the top scorer of a trace, and an attacker who frames one of them."""
 
 import contextlib
 import io
@@ -17,19 +17,19 @@ from safetensors.numpy import load_file, save_file
 
 from examples._common.figures import Figure
 from examples._common.real_inputs import save_timm
-from examples.benchmarks.verdicts_scale import EPS, Scale, drifted, new_vault, opened, record
+from examples.benchmarks.verdicts_scale import AMPLITUDE, Scale, drifted, new_vault, opened, record
 from hf_fingerprint import TraceResult, Vault, trace, verify
 from hf_fingerprint.cli.trace_output import print_trace
 from hf_fingerprint.outcomes import Outcome
 
 
 ALPHA = 0.05
-PROBES = 70  # between two tries of what an attacker learned
+PROBES = 70  # probes for each step of the attacker
 Arrays = dict[str, np.ndarray]
 
 
 def small_vault(work: Path, recipients: int, alpha: float | None = None) -> tuple[Vault, Arrays]:
-    """A vault with one small base and recipients who leaked nothing, and the base's weights, which are public."""
+    """Returns a vault with one small base and innocent recipients, and the public weights of the base."""
     torch.manual_seed(0)
     folder = save_timm(timm.create_model("test_vit"), work / "base")
     vault = new_vault(work / "vault")
@@ -39,7 +39,7 @@ def small_vault(work: Path, recipients: int, alpha: float | None = None) -> tupl
 
 
 def claims_figure(work: Path, scale: Scale) -> Figure:
-    """Suspects that hold no copy are traced, and the claim that they are the top scorer's is verified."""
+    """Returns how often `verify` confirms the top scorer of a suspect that holds no copy."""
     vault, public = small_vault(work, scale.recipients, ALPHA)
     rng = np.random.default_rng(1)
     suspect, accused, confirmed = work / "suspect.safetensors", 0, 0
@@ -62,49 +62,51 @@ def claims_figure(work: Path, scale: Scale) -> Figure:
 
 
 def adaptive_attacker_figure(work: Path, scale: Scale) -> Figure:
-    """An attacker who probes with noisy versions of the public base and climbs along whatever it is told, until a
-    chosen innocent is accused: with what a trace says by default, and with that innocent's score."""
+    """Returns whether an adaptive attacker frames a chosen innocent, with the default output and with all scores.
+
+    The attacker probes with noisy versions of the public base and climbs along the figures of the output.
+    """
     vault, public = small_vault(work, scale.recipients)
     target, file = f"innocent-{scale.recipients // 2:04}", work / "suspect.safetensors"
 
     def score_of_target(result: TraceResult) -> dict[str, float]:
         return {"score": next(each.score for each in result.scores if each.recipient == target)}
 
-    seeing = HillClimber(public, vault, file, score_of_target, all_scores=True)
-    seeing.climb(scale.queries, ways=(1,), until=target)
-    framed = seeing.accused.get(target)
+    with_scores = HillClimber(public, vault, file, score_of_target, all_scores=True)
+    with_scores.climb(scale.queries, ways=(1,), until=target)
+    framed = with_scores.accused.get(target)
     blind = HillClimber(public, vault, file, lambda result: dict(figures_of(result)))
     blind.climb(scale.queries)
     framed_text = "not accused" if framed is None else f"accused after {framed}"
     return Figure(
-        "listening",
+        "adaptive",
         f"adaptive attacker with all that the default output gives, {blind.queries:,} queries",
         f"{len(blind.accused)} innocents accused; with `all_scores` the chosen one is {framed_text}",
         "no innocent accused",
         not blind.accused and framed is not None,
         {
             "queries": blind.queries,
-            "figures_heard": sorted(blind.kinds),
+            "figures_seen": sorted(blind.kinds),
             "innocents_accused": blind.accused,
-            "all_scores": {"queries_until_accused": framed, "accused": seeing.accused},
+            "all_scores": {"queries_until_accused": framed, "accused": with_scores.accused},
         },
     )
 
 
 class HillClimber:
-    """Knows the base and how strong marks are, has no copy, and hears what a trace says of its suspects.
+    """An attacker who knows the base and the strength of marks, has no copy, and sees the output of traces.
 
     Args:
         public (`dict`): the base's weights.
-        vault ([`Vault`]): stands for the owner, who traces what is shown.
-        file (`Path`): where a suspect is shown.
-        read_figures (callable): the figures that the attacker takes from a verdict, by their kinds.
-        all_scores (`bool`, *optional*, defaults to `False`): whether verdicts have the scores of those not accused.
+        vault ([`Vault`]): the vault that traces its suspects.
+        file (`Path`): the file for suspects.
+        read_figures (callable): returns the figures that the attacker uses from a result, by kind.
+        all_scores (`bool`, *optional*, defaults to `False`): whether results have all scores.
 
     Attributes:
-        queries (`int`): suspects shown so far.
+        queries (`int`): number of suspects traced.
         kinds (`set[str]`): the kinds of figures that differed between suspects.
-        accused (`dict[str, int]`): who was accused, and at which query first.
+        accused (`dict[str, int]`): the first query that accused a recipient.
     """
 
     def __init__(
@@ -125,11 +127,11 @@ class HillClimber:
         self.accused: dict[str, int] = {}
 
     def climb(self, queries: int, ways: Sequence[int] = (1, -1), until: str | None = None) -> None:
-        """Shows so many suspects, or fewer if somebody is accused earlier.
+        """Traces this many suspects, or fewer if `until` is accused earlier.
 
-        It probes at random about where it stands, adds the probes up, each weighted by a figure that was heard of it,
-        and shows where that leads, for each figure that differed. It goes on from where a figure went furthest: up for
-        a way of 1, down for -1; with both it climbs and descends in turn, each from where it got to.
+        Each step probes at random around the current point and sums the probes, weighted by each figure that differs.
+        It continues from the point where a figure moved furthest, up for a way of 1, down for -1. With both ways it
+        alternates, each from its own point.
         """
         here = {way: np.zeros_like(self._size) for way in ways}
         for way in itertools.cycle(ways):
@@ -150,16 +152,16 @@ class HillClimber:
             here[way] = _unit(best)
 
     def _query(self, change: np.ndarray) -> dict[str, float]:
-        """What is said of a suspect, and whom it accuses."""
+        """Traces a suspect, notes the accused, and returns the figures."""
         result = self._trace_change(change)
         for score in result.accused:
             self.accused.setdefault(score.recipient, self.queries)
         return self._read_figures(result)
 
     def _trace_change(self, change: np.ndarray) -> TraceResult:
-        """The verdict on the base with a change of a mark's size in this direction."""
+        """Traces the base with a change of a mark's size in this direction."""
         self.queries += 1
-        change, begin, arrays = EPS * _unit(change) * self._size, 0, dict(self._public)
+        change, begin, arrays = AMPLITUDE * _unit(change) * self._size, 0, dict(self._public)
         for name in self._names:
             array = self._public[name]
             arrays[name] = array + change[begin : begin + array.size].reshape(array.shape).astype(array.dtype)
@@ -169,13 +171,13 @@ class HillClimber:
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    """Each weight's row's size."""
+    """Returns the root mean square of each weight's row."""
     rows = np.sqrt((array.reshape(len(array), -1) ** 2).mean(1))
     return np.broadcast_to(rows[:, None], (len(array), array[0].size))
 
 
 def figures_of(result: TraceResult) -> Iterator[tuple[str, float]]:
-    """All that a trace says by default, as figures: of its JSON by their places, of its text by their order."""
+    """Yields all figures of a trace's default output: JSON values by path, numbers of the text by order."""
     yield from _flat("", result.to_dict())
     text = _printed(lambda: print_trace(result))
     for i, number in enumerate(re.findall(r"-?\d+(?:\.\d+)?(?:e-?\d+)?", text)):
@@ -204,6 +206,6 @@ def _printed(show: Callable[[], None]) -> str:
 
 
 def _unit(noise: np.ndarray) -> np.ndarray:
-    """Of mean square 1, or nothing."""
+    """Returns the direction with mean square 1, or zeros."""
     size = float(np.sqrt(np.mean(noise.astype(np.float64) ** 2)))
     return noise / size if size else noise

@@ -1,4 +1,4 @@
-"""Suspects that can't be read, and what is said of them; models that need not be read, and what they cost."""
+"""Measures the outcomes for suspects that can't be read, and what unrelated large models cost `watch`."""
 
 import hashlib
 import json
@@ -26,14 +26,17 @@ from tests.helpers.loopback_hub import Blob, HubHandler, LoopbackHub
 
 Arrays = dict[str, np.ndarray]
 READABLE = (0.0, 0.1, 0.5)
-STRANGERS = ("integers", "axes in another order", "deleted", "nested")  # of which strangers are made too
+STRANGERS = ("integers", "axes in another order", "deleted", "nested")  # for these, independent models are made too
 LIMIT = 10_000_000
 DTYPES = {"float32": "F32", "int64": "I64", "int8": "I8"}
 
 
 def unreadable_figure(work: Path, scale: Scale) -> Figure:
-    """A copy of EfficientNet-Lite0 and a fine-tune of its public base, of which nothing, a tenth or a half of the
-    marked weights is left as it was and the rest made unreadable in several ways."""
+    """Returns how often "nobody" is wrong for suspects whose carriers are mostly unreadable.
+
+    The suspects are a copy of EfficientNet-Lite0 and a fine-tune of its public base. Nothing, a tenth or a half of the
+    marked weights stays readable; the rest is made unreadable in several ways.
+    """
     vault, rng = new_vault(work / "vault"), np.random.default_rng(3)
     with opened(save_timm(backbone(scale), work / "base"), vault, 1000) as issuer:
         copy = issuer.issue("the leaker", work / "copy").path
@@ -56,14 +59,14 @@ def unreadable_figure(work: Path, scale: Scale) -> Figure:
         if outcome is Outcome.NOBODY and outcomes["copy"][how] is not Outcome.ACCUSED
     ]
     counted = {who: Counter(map(str, found.values())) for who, found in outcomes.items()}
-    told = "; ".join(
+    summary = "; ".join(
         f"{who}: " + ", ".join(f"{counted[who][str(o)]} {o}" for o in Outcome if counted[who][str(o)])
         for who in outcomes
     )
     return Figure(
         "unreadable",
         f"{len(suspects)} suspects of which nothing, a tenth, a half of the carriers can be read",
-        f'{len(false_negatives)} times "nobody" where a verbatim copy would have been missed ({told})',
+        f'{len(false_negatives)} times "nobody" where a verbatim copy would have been missed ({summary})',
         "never",
         not false_negatives and not wrong,
         {
@@ -77,7 +80,7 @@ def unreadable_figure(work: Path, scale: Scale) -> Figure:
 def suspects_of(
     leak: Arrays, stranger: Arrays, carriers: list[str], ways: int, work: Path, rng: np.random.Generator
 ) -> Iterator[tuple[str, str, Callable[[], Path]]]:
-    """Who it is, what was done to it, and a function that writes it."""
+    """Yields the kind of suspect, the change to it, and a function that writes it."""
     for how, write in list(WAYS.items())[:ways]:
         for share in READABLE:
             kept = sample_carriers(leak, carriers, share, rng)
@@ -88,20 +91,20 @@ def suspects_of(
 
 
 def sample_carriers(arrays: Arrays, carriers: list[str], share: float, rng: np.random.Generator) -> set[str]:
-    """Carriers, chosen at random, that hold at most this share of the marked weights."""
-    room = share * sum(arrays[name].size for name in carriers)
+    """Returns random carriers that hold at most this share of the marked weights."""
+    budget = share * sum(arrays[name].size for name in carriers)
     kept: set[str] = set()
     for name in rng.permutation(carriers):
-        if arrays[name].size <= room:
+        if arrays[name].size <= budget:
             kept.add(str(name))
-            room -= arrays[name].size
+            budget -= arrays[name].size
     return kept
 
 
 def save_changed(
     change: Callable[[str, np.ndarray], dict[str, tuple[str, np.ndarray]]],
 ) -> Callable[[Arrays, list[str], Path], Path]:
-    """Writes safetensors in which each tensor of a list is what `change` makes of it: names, dtypes and arrays."""
+    """Returns a function that writes safetensors and replaces the listed tensors by the result of `change`."""
 
     def write(arrays: Arrays, rest: list[str], path: Path) -> Path:
         entries: dict[str, tuple[str, np.ndarray]] = {}
@@ -137,7 +140,7 @@ WAYS: dict[str, Callable[[Arrays, list[str], Path], Path]] = {
 
 
 def save_raw(entries: dict[str, tuple[str, np.ndarray]], path: Path) -> Path:
-    """A safetensors file with dtypes of any name."""
+    """Writes a safetensors file with dtypes of any name."""
     header: dict[str, object] = {}
     begin = 0
     for name, (dtype, array) in entries.items():
@@ -151,14 +154,16 @@ def save_raw(entries: dict[str, tuple[str, np.ndarray]], path: Path) -> Path:
 
 
 def _header(header: dict[str, object]) -> bytes:
-    told = json.dumps(header).encode()
-    told += b" " * (-len(told) % 8)
-    return len(told).to_bytes(8, "little") + told
+    padded = json.dumps(header).encode()
+    padded += b" " * (-len(padded) % 8)
+    return len(padded).to_bytes(8, "little") + padded
 
 
 def watching_figure(work: Path, scale: Scale) -> Figure:
-    """What the Hub is asked for when an author's large models are watched that are nothing like the base; and, each by
-    itself, for one whose weights are a pickle, which has no header to compare shapes from, and for a leak."""
+    """Returns how many bytes `watch` fetches of an author's large models that are unrelated to the base.
+
+    It also measures a model whose weights are a pickle, which has no header with shapes, and a leak.
+    """
     vault = new_vault(work / "vault")
     with opened(save_timm(backbone(scale), work / "base"), vault, 1000) as issuer:
         leak = issuer.issue("the leaker", work / "leak").path
@@ -168,7 +173,7 @@ def watching_figure(work: Path, scale: Scale) -> Figure:
     with own_hub() as hub, counted() as sent:
         for i in range(scale.models):
             sizes = _other_shapes(shapes) if i % 5 == 4 else _layers(1024 + 64 * i, scale.megabytes)
-            add(hub, f"author/unlike-{i}", save_hollow(sizes, scale.megabytes, work / f"{i}" / "model.safetensors"))
+            add(hub, f"author/unlike-{i}", save_sparse(sizes, scale.megabytes, work / f"{i}" / "model.safetensors"))
         add(hub, "pickles/unlike", save_pickle(_layers(1024, scale.megabytes), work / "pickle" / "pytorch_model.bin"))
         hub.add("leaks/leak", leak, lfs=True)
         for author in ("author", "pickles", "leaks"):
@@ -180,7 +185,7 @@ def watching_figure(work: Path, scale: Scale) -> Figure:
     return Figure(
         "watching",
         f"a loopback author with {scale.models} unlike models of {scale.megabytes / 1000:g} GB",
-        f"`watch` fetches {fetched['author'] / 1e6:.2f} MB (of one pickled model besides: "
+        f"`watch` fetches {fetched['author'] / 1e6:.2f} MB (of one pickled model: "
         f"{fetched['pickles'] / 1e6:.2f} MB; to name a leak: {fetched['leaks'] / 1e6:.2f} MB)"
         + ("" if right else "; wrongly named"),
         "under 10 MB",
@@ -194,10 +199,10 @@ def watching_figure(work: Path, scale: Scale) -> Figure:
 
 
 def add(hub: LoopbackHub, repo: str, file: Path) -> None:
-    """A repo with a large file, which stays on the disk."""
+    """Adds a repo with a large file, which stays on disk."""
     with file.open("rb") as opened_:
         content = mmap.mmap(opened_.fileno(), 0, access=mmap.ACCESS_READ)
-    sha = hashlib.sha256(repo.encode()).hexdigest()  # of no use to anybody here, and the true one takes seconds
+    sha = hashlib.sha256(repo.encode()).hexdigest()  # not checked here, and the true one takes seconds
     hub.store[sha] = content
     hub.add(repo, {file.name: Blob.lfs(content, sha), "config.json": b'{"model_type": "another"}'})
 
@@ -211,14 +216,14 @@ def _other_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ..
 
 
 def save_pickle(sizes: dict[str, tuple[int, ...]], file: Path) -> Path:
-    """A state dict of zeros, as torch saves it."""
+    """Saves a state dict of zeros with torch."""
     file.parent.mkdir()
     torch.save({name: torch.zeros(shape) for name, shape in sizes.items()}, file)
     return file
 
 
-def save_hollow(sizes: dict[str, tuple[int, ...]], megabytes: int, file: Path) -> Path:
-    """Safetensors of so many megabytes of zeros that take no room; one more tensor fills what is missing."""
+def save_sparse(sizes: dict[str, tuple[int, ...]], megabytes: int, file: Path) -> Path:
+    """Writes a sparse safetensors file of this many megabytes of zeros; an extra tensor fills the rest."""
     file.parent.mkdir()
     missing = round(megabytes * 1e6) - sum(4 * math.prod(shape) for shape in sizes.values())
     sizes = sizes | ({"the.rest": (missing // 4,)} if missing >= 4 else {})
@@ -228,15 +233,15 @@ def save_hollow(sizes: dict[str, tuple[int, ...]], megabytes: int, file: Path) -
         end = begin + 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
-    told = _header(header)
+    header_bytes = _header(header)
     with file.open("wb") as stream:
-        stream.write(told)
-        stream.truncate(len(told) + begin)
+        stream.write(header_bytes)
+        stream.truncate(len(header_bytes) + begin)
     return file
 
 
 class counted:
-    """Within it, the bytes of each answer of the loopback Hub are kept in a list."""
+    """A context that lists the bytes of each response of the loopback Hub."""
 
     def __enter__(self) -> list[int]:
         sent: list[int] = []

@@ -1,4 +1,4 @@
-"""How much the benchmark of verdicts does, and what its parts begin with: vaults, bases, copies on record."""
+"""The size of the benchmark of verdicts, and helpers that make vaults, bases and records."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -10,26 +10,26 @@ import timm
 import torch
 
 from examples._common.real_inputs import lite0
-from examples.benchmarks.speed import EPS, PASSPHRASE, unbuilt
+from examples.benchmarks.speed import AMPLITUDE, PASSPHRASE, unbuilt
 from hf_fingerprint import FingerprintConfig, Issuer, Vault
 from hf_fingerprint.vault import Base
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done.
+    """The size of a run.
 
     Attributes:
-        model (`str`): the backbone, `"lite0"` with its ImageNet weights or the name of a small one of timm's.
+        model (`str`): the backbone, `"lite0"` with its ImageNet weights or a small timm architecture.
         copies (`int`): copies of each of two bases that tie.
-        steps (`int`): training steps of what is fine-tuned.
-        bases (`int`): fine-tunes of one backbone that are registered, each with as many `recorded` copies.
-        recorded (`int`): see `bases`.
-        pairs (`int`): pairs of traces that are timed.
-        recipients, suspects (`int`): of the vault whose top scorers are verified.
-        queries (`int`): traces that an attacker has.
+        steps (`int`): training steps of fine-tuned copies.
+        bases (`int`): registered fine-tunes of one backbone.
+        recorded (`int`): copies on record of each of these.
+        pairs (`int`): timed pairs of traces.
+        recipients, suspects (`int`): recipients of a vault, and suspects whose top scorers are verified.
+        queries (`int`): traces of the adaptive attacker.
         ways (`int`): ways to make a suspect unreadable, of six.
-        models, megabytes (`int`): what an author has who is watched.
+        models, megabytes (`int`): number and size of the watched models.
     """
 
     model: str
@@ -51,7 +51,7 @@ QUICK = Scale("test_efficientnet", 1, 1, 3, 2, 1, 40, 6, 150, 2, 5, 30)
 
 
 def backbone(scale: Scale) -> torch.nn.Module:
-    """The model that bases begin with, the same every time."""
+    """Returns the model that bases start from, the same every time."""
     if scale.model == "lite0":
         return lite0()
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def backbone(scale: Scale) -> torch.nn.Module:
 
 
 def new_vault(folder: Path) -> Vault:
-    """A vault that is open for tracing."""
+    """Returns an unlocked vault."""
     vault = Vault.create(folder, PASSPHRASE)
     vault.unlock(PASSPHRASE)
     return vault
@@ -69,22 +69,22 @@ def new_vault(folder: Path) -> Vault:
 def opened(
     model: Path, vault: Vault, recipients: int, alpha: float | None = None, coalition: int | None = None
 ) -> Iterator[Issuer]:
-    """A base that is registered at a fixed strength, since what the mark does to the output is not measured here."""
+    """Registers a base at a fixed amplitude, without measuring its output, and yields its issuer."""
     with unbuilt():
-        issuer = Issuer(model, vault, FingerprintConfig(None, None, coalition, recipients, alpha, EPS))
+        issuer = Issuer(model, vault, FingerprintConfig(None, None, coalition, recipients, alpha, AMPLITUDE))
     with issuer:
         yield issuer
 
 
 def record(vault: Vault, base: Base, names: Iterable[str]) -> None:
-    """Copies that are on record, with keys, and whose files nobody needs."""
+    """Records copies with keys but without files."""
     for name in names:
         copy, key = vault.begin_copy(base, name, Path("nowhere") / name)
         vault.mark_written(copy, key, "00" * 32)
 
 
 def drifted(arrays: dict[str, np.ndarray], rng: np.random.Generator, low: float, high: float) -> dict[str, np.ndarray]:
-    """Weights with white noise on each tensor of two axes or more, of a share of its size between two bounds."""
+    """Returns weights with white noise on each tensor of two axes or more, a random share of its deviation."""
     found = {}
     for name, array in arrays.items():
         if array.ndim >= 2:

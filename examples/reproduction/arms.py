@@ -1,6 +1,6 @@
-"""What is compared: no mark, DeepMarks as the paper describes it, as the public toolbox has it, and `spread`.
+"""The schemes to compare: DeepMarks as in the paper, the public toolbox's variant, and `spread`.
 
-Each arm makes a term for a user's training and reads suspects back into users named, innocents accused, bits wrong.
+Each arm makes a loss term for a user and decodes suspects: users named, innocents accused, wrong bits.
 """
 
 import copy
@@ -25,7 +25,7 @@ from hf_fingerprint.training.regularizer import Regularizer, parameter_locations
 
 
 STRENGTH = 1.0
-SCRATCH_EPS = 0.1
+SCRATCH_AMPLITUDE = 0.1
 RECIPIENTS = 1000
 PASSPHRASE = "a passphrase for the reproduction"
 Term = Callable[[], torch.Tensor]
@@ -33,11 +33,11 @@ Term = Callable[[], torch.Tensor]
 
 @dataclass(frozen=True)
 class ArmVerdict:
-    """What an arm says of a suspect.
+    """The result of decoding a suspect.
 
     Attributes:
         named (`dict[str, tuple[int, ...]]`): users that each of its decoders names.
-        wrong, bits (`int`): bits of user 0 that read wrong, of how many.
+        wrong, bits (`int`): wrong bits of user 0, and the number of bits.
         score (`float`): of user 0: bits' mean agreement for a design, standard deviations for `spread`.
     """
 
@@ -48,7 +48,7 @@ class ArmVerdict:
 
 
 class DesignArm:
-    """The `deepmarks` preset with (31,6,1): both decoders on one reading."""
+    """The `deepmarks` preset with (31,6,1): both decoders on one extracted signal."""
 
     name = "deepmarks"
 
@@ -57,12 +57,17 @@ class DesignArm:
         self._embed = embed
 
     def term(self, model: nn.Module, user: int) -> Term:
-        """The loss term that trains a user's fingerprint into a model."""
+        """Returns the loss term that trains a user's fingerprint into a model."""
         return DeepMarksLoss(model, self.scheme.fingerprint(user), STRENGTH, self._embed)
 
     def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
+<<<<<<< HEAD
         """Reads a suspect."""
+        extracted = self.scheme.extract(suspect)
+=======
+        """Decodes a suspect."""
         extracted = self.scheme.read(suspect)
+>>>>>>> docs
         found, truth = self.scheme.decode(extracted), self.scheme.design.codewords[0]
         agreement = float(np.mean(extracted * self.scheme.design.signs[0]))
         named = {"deepmarks, 0.85 and AND": found.coalition, "deepmarks, soft decoder": found.soft.accused}
@@ -70,7 +75,7 @@ class DesignArm:
 
 
 class ToolboxArm:
-    """As the public toolbox has it: the first layer, X uniform on [0, 1), 31 random bits of one owner, no users."""
+    """The public toolbox's variant: the first layer, X uniform on [0, 1), 31 random bits of one owner, no users."""
 
     name = "toolbox"
 
@@ -83,14 +88,14 @@ class ToolboxArm:
         self._rows = shape[0]
 
     def term(self, model: nn.Module, user: int) -> Term:
-        """The loss term; there is one owner, so all users get the same bits."""
+        """Returns the loss term; there is one owner, so all users get the same bits."""
         maps = {self._layer: FilterMeanMap(self._matrix, self._rows)}
         target = torch.from_numpy(self._bits.astype(np.float32))
         bound_term = _Fixed(Regularizer(model, maps, target, torch.zeros(31), torch.ones(31)))
         return DeepMarksLoss(model, bound_term, STRENGTH, embed=False)
 
     def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
-        """Reads a suspect; nobody can be named."""
+        """Decodes a suspect; the scheme names nobody."""
         out = torch.zeros(31)
         weights = getattr(*parameter_locations(suspect)[self._layer]).detach().flatten(1)
         FilterMeanMap(self._matrix, self._rows).read(weights, 0, out)
@@ -107,15 +112,16 @@ class _Fixed:
 
 
 class SpreadArm:
-    """The default: a vault, the model that training starts from as base, and the trace's own reading and decoder
-    among 1,000 recipients."""
+    """The default scheme, with the starting model as base, decoded as in `trace` among 1,000 recipients."""
 
     name = "spread"
 
     def __init__(self, start: nn.Module, seed: int, vault: Vault, work: Path, shape: Architecture, scratch: bool):
         self._vault, self._work = vault, work
-        eps = SCRATCH_EPS if scratch else shape.eps
-        config = FingerprintConfig(max_kl=shape.max_kl, expected_recipients=RECIPIENTS, coalition=5, amplitude=eps)
+        amplitude = SCRATCH_AMPLITUDE if scratch else shape.amplitude
+        config = FingerprintConfig(
+            max_kl=shape.max_kl, expected_recipients=RECIPIENTS, coalition=5, amplitude=amplitude
+        )
         self._folder = save_state(start, work / "base")
         size = (shape.channels, shape.size, shape.size)
         half = (0.5,) * shape.channels
@@ -126,12 +132,12 @@ class SpreadArm:
         self._innocents = [stream.bytes(32) for _ in range(RECIPIENTS)]
 
     def term(self, model: nn.Module, user: int) -> Term:
-        """The loss term that trains a user's fingerprint into a model; the mark is put in at once and held."""
+        """Returns the loss term of a user; the mark is embedded in closed form and kept by the training."""
         self._marks[user] = Fingerprint(self._folder, f"user-{user}", self._vault)
         return DeepMarksLoss(model, self._marks[user], STRENGTH, embed=True)
 
     def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
-        """Traces a suspect among those that were trained and strangers, 1,000 in all."""
+        """Traces a suspect among the trained users and innocents, 1,000 in all."""
         file = save_state(suspect, self._work / "suspect") / "model.safetensors"
         with open_checkpoint(self._folder) as original, open_checkpoint(file) as opened:
             extracted = extract(self.base, original, opened)
@@ -150,7 +156,7 @@ class SpreadArm:
 def make_arm(
     name: str, start: nn.Module, seed: int, vault: Vault, work: Path, shape: Architecture, scratch: bool
 ) -> DesignArm | ToolboxArm | SpreadArm:
-    """The arm of a name, for models that start their training from `start`."""
+    """Returns the arm of a name, for models that start their training from `start`."""
     if name == SpreadArm.name:
         return SpreadArm(start, seed, vault, work, shape, scratch)
     if name == DesignArm.name:

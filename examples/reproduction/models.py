@@ -1,6 +1,6 @@
 """The reproduction's models and images: a small CNN, a wide residual network, EfficientNet-Lite0; Fashion-MNIST.
 
-The paper used MNIST and CIFAR-10. Those load through `datasets` where there is a network: `--data mnist`, `cifar10`.
+The paper used MNIST and CIFAR-10. `--data mnist` and `--data cifar10` load them through `datasets`.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ HUB = {"mnist": ("ylecun/mnist", "image"), "cifar10": ("uoft-cs/cifar10", "img")
 
 
 def load_images(name: str, size: int, channels: int, train: int, test: int) -> Images:
-    """Images at a size and number of channels.
+    """Returns images at a size and number of channels.
 
     Args:
         name (`str`): `"fashion_mnist"` (Debian's package), or `"mnist"` or `"cifar10"` from the Hub, which needs the
             package `datasets`.
-        size, channels (`int`): what the model takes.
-        train, test (`int`): how many of each.
+        size, channels (`int`): of the model's input.
+        train, test (`int`): number of images.
     """
     parts = []
     for training, count in ((True, train), (False, test)):
@@ -38,7 +38,7 @@ def load_images(name: str, size: int, channels: int, train: int, test: int) -> I
 
 
 def from_hub(name: str, train: bool, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` images of MNIST or CIFAR-10, three channels, and their classes."""
+    """Returns the first `count` images of MNIST or CIFAR-10, with three channels, and their classes."""
     from datasets import load_dataset
 
     repo, column = HUB[name]
@@ -50,7 +50,7 @@ def from_hub(name: str, train: bool, count: int, size: int) -> tuple[torch.Tenso
 
 
 def small_cnn(channels: int = 1) -> nn.Module:
-    """Three convolutions of 16, 32 and 64 filters and two linear layers; for 28 pixels."""
+    """Returns a CNN for 28 pixels: convolutions of 16, 32 and 64 filters and two linear layers."""
     layers: list[nn.Module] = []
     for before, after in ((channels, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
@@ -73,7 +73,7 @@ class WideBlock(nn.Module):
 
 
 def wide_resnet(channels: int = 1, widen: int = 2) -> nn.Module:
-    """WRN-10-2 (S. Zagoruyko, N. Komodakis, arXiv 1605.07146), its first convolution with a stride of 2."""
+    """Returns WRN-10-2 (S. Zagoruyko, N. Komodakis, arXiv 1605.07146), with a stride of 2 in the first convolution."""
     blocks = [WideBlock(16, 16 * widen, 1), WideBlock(16 * widen, 32 * widen, 2), WideBlock(32 * widen, 64 * widen, 2)]
     head = [nn.BatchNorm2d(64 * widen), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64 * widen, 10)]
     return nn.Sequential(nn.Conv2d(channels, 16, 3, 2, 1, bias=False), *blocks, *head)
@@ -81,24 +81,24 @@ def wide_resnet(channels: int = 1, widen: int = 2) -> nn.Module:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model of the table and how it is trained.
+    """A model of the table and its training.
 
     Attributes:
-        title (`str`): what the table calls it.
-        make (callable): a fresh model, from the seed in force; for EfficientNet-Lite0 its real weights.
+        title (`str`): its name in the table.
+        make (callable): returns a new model from the current seed; EfficientNet-Lite0 has its ImageNet weights.
         size, channels (`int`): of its input.
         steps, lr: of a training from scratch (for Lite0: of the fine-tuning that makes the base).
         owner_steps, owner_lr: of the owner's fine-tuning.
-        tune_steps, tune_lr: of a thief's fine-tuning, and of another owner's who overwrites the mark.
+        tune_steps, tune_lr: of the attacker's fine-tuning, and of another owner who overwrites the mark.
         batch (`int`): images in a step.
         test (`int`): test images.
-        seeds (`int`): how many trainings.
-        attacked (`int`): how many of them are attacked too.
+        seeds (`int`): number of trainings.
+        attacked (`int`): number of trainings that are attacked too.
         modes (`tuple[str, ...]`): from scratch, fine-tuned.
         max_kl (`float`): the budget of `spread` when fine-tuned, in nats.
-        embed (`bool`): whether `deepmarks` too is put in at once when fine-tuned, where the steps are too few for the
-            gradient to bring it in.
-        eps (`float`, *optional*): a fixed amplitude of `spread` when fine-tuned, instead of the budget.
+        embed (`bool`): whether `deepmarks` too is embedded in closed form when fine-tuned, because the steps are too
+            few for the gradient.
+        amplitude (`float`, *optional*): a fixed amplitude of `spread` when fine-tuned, instead of the budget.
     """
 
     title: str
@@ -118,7 +118,7 @@ class Architecture:
     modes: tuple[str, ...]
     max_kl: float
     embed: bool = False
-    eps: float | None = None
+    amplitude: float | None = None
 
 
 def _lite0() -> nn.Module:
@@ -130,7 +130,7 @@ def _lite0() -> nn.Module:
 
 
 def architectures() -> dict[str, Architecture]:
-    """The models of the table."""
+    """Returns the models of the table."""
     both = ("scratch", "fine-tuned")
     return {
         "cnn": Architecture(
@@ -150,7 +150,7 @@ def architectures() -> dict[str, Architecture]:
             attacked=2,
             modes=both,
             max_kl=1e-3,
-            eps=0.05,
+            amplitude=0.05,
         ),
         "wrn": Architecture(
             title="WRN-10-2",
@@ -201,7 +201,7 @@ def train(
     seed: int,
     term: Callable[[], torch.Tensor] | None = None,
 ) -> nn.Module:
-    """AdamW with one cycle of the learning rate, in place; the term is added to the loss of every step."""
+    """Trains in place with AdamW and one cycle of the learning rate; adds the term to the loss of every step."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # dropout
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=5e-4)
@@ -221,7 +221,7 @@ def train(
 
 
 def save_state(model: nn.Module, folder: Path) -> Path:
-    """A model's weights as `model.safetensors` in a folder."""
+    """Saves a model's weights as `model.safetensors` in a folder, and returns the folder."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

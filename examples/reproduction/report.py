@@ -1,4 +1,4 @@
-"""The reproduction's table and plots from its records."""
+"""Makes the reproduction's table and plots from its records."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ ATTACKS = {
     "none": "as trained",
     "averaged": "average of {:.0f} copies",
     "pruned": "pruned to {:.0%}",
-    "fine-tuned": "fine-tuned by a thief, AdamW {:.0e}",
+    "fine-tuned": "fine-tuned by an attacker, AdamW {:.0e}",
     "overwritten": "overwritten by another owner's mark",
 }
 
@@ -120,8 +120,8 @@ def cell(rows: list[Record]) -> str:
 
 
 def verdicts(groups: dict[tuple[str, str], list[Record]]) -> str:
-    """Whether the table shows what it should, row by row."""
-    lines, worse, innocents = ["**What the rows say**", ""], [], defaultdict(int)
+    """Returns whether each row of the table keeps its bound."""
+    lines, worse, innocents = ["**Results by row**", ""], [], defaultdict(int)
     wrong: list[str] = []
     missed: list[str] = []
     for (model, mode), rows in groups.items():
@@ -153,7 +153,7 @@ def verdicts(groups: dict[tuple[str, str], list[Record]]) -> str:
 
 
 def plot(title: str, rows: list[Record], path: Path) -> Path:
-    """Shares of colluders named against each attack's strength, and the accuracy that the attack leaves."""
+    """Plots the share of colluders named and the accuracy against each attack's strength."""
     shown = [attack for attack in ("averaged", "pruned", "fine-tuned") if any(r["attack"] == attack for r in rows)]
     figure, panels = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), squeeze=False, sharey=True)
     for panel, attack in zip(panels[0], shown, strict=True):
@@ -165,7 +165,7 @@ def plot(title: str, rows: list[Record], path: Path) -> Path:
             share = [sum(r["caught"] for r in c) / sum(r["colluders"] for r in c) for c in cells]
             panel.plot(np.arange(len(levels)) + shift, share, "o-", color=color, label=column, markersize=4)
         kept = [np.mean([r["accuracy"] for r in rows if (r["attack"], r["level"]) == (attack, v)]) for v in levels]
-        panel.plot(range(len(levels)), kept, ":", color="black", label="accuracy left")
+        panel.plot(range(len(levels)), kept, ":", color="black", label="accuracy")
         panel.set_xticks(range(len(levels)), [ATTACKS[attack].format(level).split(" ", 1)[-1] for level in levels])
         panel.tick_params(axis="x", labelrotation=20, labelsize=7)
         panel.set_ylim(-0.05, 1.08)

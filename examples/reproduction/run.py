@@ -1,9 +1,9 @@
-"""DeepMarks reproduced, and compared: one table and its plots, by one command, on real images.
+"""Reproduces DeepMarks on real images and compares it with `spread`: one table and its plots.
 
     python -m examples.reproduction.run --out reproduction_output
 
 The data are Fashion-MNIST and not the paper's MNIST and CIFAR-10, so no figure is the paper's. Every task (a model, a
-mode, a seed) is kept as JSON when it is done; run the command again to go on.
+mode, a seed) is stored as JSON when it is done; run the command again to resume.
 """
 
 import argparse
@@ -35,12 +35,12 @@ ARMS = ("unmarked", "deepmarks", "toolbox", "spread")
 PRUNING = (0.2, 0.4, 0.6, 0.8)
 ATTACKER_LR = (1e-4, 1e-3, 5e-3)
 COLLUDERS = 5
-TESTED_UNDER_ATTACK = 1000
+IMAGES_UNDER_ATTACK = 1000
 Record = dict[str, Any]
 
 
 def tasks(chosen: list[str], seeds: int | None) -> Iterator[tuple[str, str, int]]:
-    """All (model, mode, seed), those that take longest first."""
+    """Yields all `(model, mode, seed)`, the longest first."""
     for key in sorted(chosen, reverse=True):
         shape = architectures()[key]
         for mode in shape.modes:
@@ -49,10 +49,10 @@ def tasks(chosen: list[str], seeds: int | None) -> Iterator[tuple[str, str, int]
 
 
 def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float) -> list[Record]:
-    """All rows of one model, one mode and one seed: trains every arm from the same start and attacks it.
+    """Returns all rows of one model, mode and seed: trains every arm from the same start and attacks it.
 
     Args:
-        quick (`float`): a factor on the steps of every training, to try things out; far below 1 on the images too.
+        quick (`float`): a factor on the steps of every training, for trials; far below 1 also on the images.
     """
     shape = architectures()[key]
     few = min(1.0, 20 * quick)
@@ -60,7 +60,7 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
     images = load_images(data, shape.size, shape.channels, count, round(few * shape.test))
     counts = (shape.steps, shape.owner_steps, shape.tune_steps)
     steps, owner, tune = (max(3, round(quick * count)) for count in counts)
-    began = 0 if key == "lite0" else seed  # real weights: one base, fine-tuned in several ways
+    began = 0 if key == "lite0" else seed  # ImageNet weights: one base for all seeds
     start = starting_point(shape, images, began, out / "starts" / f"{key}-{began}.pt", steps, mode)
     length, lr = (steps, shape.lr) if mode == "scratch" else (owner, shape.owner_lr)
     work = out / "work" / f"{key}-{mode}-{seed}"
@@ -70,7 +70,7 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
     records: list[Record] = []
 
     def note(arm: str, attack: str, level: float, model: nn.Module, verdict: ArmVerdict | None, users: int) -> None:
-        test = images.test if attack == "none" else tuple(part[:TESTED_UNDER_ATTACK] for part in images.test)
+        test = images.test if attack == "none" else tuple(part[:IMAGES_UNDER_ATTACK] for part in images.test)
         common = {"model": key, "mode": mode, "seed": seed, "attack": attack, "level": level}
         common |= {"accuracy": accuracy(model, *test), "colluders": users}
         if verdict is None:
@@ -96,9 +96,9 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
         for sparsity in PRUNING:
             pruned = with_state(model, MagnitudePruning(sparsity)(model.state_dict()))
             note(name, "pruned", sparsity, pruned, arm.decode_suspect(pruned), 1)
-        for attacker in ATTACKER_LR:
-            tuned = train(copy.deepcopy(model), images, tune, attacker, shape.batch, seed + 100)
-            note(name, "fine-tuned", attacker, tuned, arm.decode_suspect(tuned), 1)
+        for attacker_lr in ATTACKER_LR:
+            tuned = train(copy.deepcopy(model), images, tune, attacker_lr, shape.batch, seed + 100)
+            note(name, "fine-tuned", attacker_lr, tuned, arm.decode_suspect(tuned), 1)
         other = make_arm(name, model, seed + 1000, vault, work / f"{name} again", shape, False)
         over = copy.deepcopy(model)
         train(over, images, tune, shape.tune_lr, shape.batch, seed + 200, other.term(over, 7))
@@ -117,7 +117,7 @@ def run_task(key: str, mode: str, seed: int, out: Path, data: str, quick: float)
 
 
 def starting_point(shape: Architecture, images: Images, seed: int, file: Path, steps: int, mode: str) -> nn.Module:
-    """The initialisation (from scratch), or the owner's trained model (fine-tuned), kept between tasks."""
+    """Returns the initialization (from scratch) or the owner's trained model (fine-tuned), kept between tasks."""
     torch.manual_seed(seed)
     model = shape.make()
     if mode == "fine-tuned":
@@ -132,22 +132,22 @@ def starting_point(shape: Architecture, images: Images, seed: int, file: Path, s
 
 
 def with_state(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """A copy of the model with other weights."""
+    """Returns a copy of the model with other weights."""
     changed = copy.deepcopy(model)
     changed.load_state_dict(state)
     return changed.eval()
 
 
 def main() -> None:
-    """Runs what is not done yet, several tasks at a time, and writes the table and the plots."""
+    """Runs all open tasks in parallel, and writes the table and the plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("reproduction_output"))
     parser.add_argument("--data", choices=["fashion_mnist", "mnist", "cifar10"], default="fashion_mnist")
     parser.add_argument("--models", default="cnn,wrn,lite0")
-    parser.add_argument("--seeds", type=int, help="at most so many, to try things out")
-    parser.add_argument("--quick", type=float, default=1.0, help="a factor on all steps, to try things out")
+    parser.add_argument("--seeds", type=int, help="at most this many, for trials")
+    parser.add_argument("--quick", type=float, default=1.0, help="factor on all steps, for trials")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--task", nargs=3, metavar=("MODEL", "MODE", "SEED"), help="run one task (used by itself)")
+    parser.add_argument("--task", nargs=3, metavar=("MODEL", "MODE", "SEED"), help="run one task (internal)")
     arguments = parser.parse_args()
     done = arguments.out / "tasks"
     done.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def main() -> None:
             for finished in as_completed([pool.submit(run, task) for task in left]):
                 if finished.result():
                     pool.shutdown(cancel_futures=True)
-                    sys.exit("A task failed; what it said is above. Run the command again to go on.")
+                    sys.exit("A task failed, see its output above. Run the command again to resume.")
                 bar.advance(counted)
     records = [json.loads((done / "{}-{}-{}.json".format(*task)).read_text()) for task in everything]
     print(write_report([row for rows in records for row in rows], arguments.out, arguments.data))

@@ -80,23 +80,18 @@ class AdversarialRemoval(Attack):
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         attacker = self.require_attacker(attacker)
         model = attacker.model(state)
-        n_held_out = len(attacker.images) // HELD_OUT_PARTS
-        held_out, train_images = (
-            attacker.images[:n_held_out] if n_held_out else attacker.images,
-            attacker.images[n_held_out:],
-        )
-        expected, held_out_logits = (
-            predict_logits(model, train_images, attacker.batch),
-            predict_logits(model, held_out, attacker.batch),
-        )
-        walk = _CarrierWalk(model, train_images[: FISHER_BATCHES * attacker.batch], attacker.batch, self.seed)
+        batch, n_held_out = attacker.batch, len(attacker.images) // HELD_OUT_PARTS
+        held_out = attacker.images[:n_held_out] if n_held_out else attacker.images
+        train_images = attacker.images[n_held_out:]
+        expected, held_out_logits = (predict_logits(model, images, batch) for images in (train_images, held_out))
+        walk = _CarrierWalk(model, train_images[: FISHER_BATCHES * batch], batch, self.seed)
         reached = cpu_state_dict(model)
 
         def loss(student_logits: "torch.Tensor", pick: "torch.Tensor") -> "torch.Tensor":
             return kl_divergence(student_logits, expected[pick])
 
         def within_budget() -> bool:
-            kl = float(kl_divergence(predict_logits(model, held_out, attacker.batch), held_out_logits))
+            kl = float(kl_divergence(predict_logits(model, held_out, batch), held_out_logits))
             return math.isfinite(kl) and (self.max_kl is None or kl <= self.max_kl)
 
         for outer_step in range(self.rounds if self.distance else 0):
@@ -140,7 +135,7 @@ class _CarrierWalk:
         self._count = sum(weight.numel() for weight in self._weights)
         self._start = [weight.detach().clone() for weight in self._weights]
         self._row_scales = [_row_rms(weight) for weight in self._start]
-        self._step_sizes = self._compute_step_sizes(model, images, batch)
+        self._step_sizes = self._find_steps(model, images, batch)
         self._distance = 0.0
 
     def step_to(self, distance: float) -> None:
@@ -161,16 +156,12 @@ class _CarrierWalk:
 
         with torch.no_grad():
             moved = [w - begin for w, begin in zip(self._weights, self._start, strict=True)]
-            squared_distance = sum(
-                float((m / unit).square().sum()) for m, unit in zip(moved, self._row_scales, strict=True)
-            )
-            scale = self._distance / max(math.sqrt(squared_distance / self._count), 1e-30)
+            squared = sum(float((m / unit).square().sum()) for m, unit in zip(moved, self._row_scales, strict=True))
+            scale = self._distance / max(math.sqrt(squared / self._count), 1e-30)
             for weight, begin, change in zip(self._weights, self._start, moved, strict=True):
                 weight.copy_(begin + scale * change)
 
-    def _compute_step_sizes(
-        self, model: "torch.nn.Module", images: "torch.Tensor", batch: int
-    ) -> "list[torch.Tensor]":
+    def _find_steps(self, model: "torch.nn.Module", images: "torch.Tensor", batch: int) -> "list[torch.Tensor]":
         """The step size of each weight, in units of its row's root mean square, with mean square 1.
 
         Let `S_t` be the cost of moving the n_t weights of tensor t, and `eps_t` the mark's amplitude there, both as
@@ -193,12 +184,10 @@ class _CarrierWalk:
         counts = np.array([weight.numel() for weight in self._weights])
         cost = np.array([float(total.sum()) for total in fisher]) / (2 * len(images))
         cost = np.maximum(cost, MIN_COST * cost.max() + 1e-30)
-        squared_distance = np.sqrt(spend_budget(MAX_KL, cost, counts)) * (counts / cost) ** 0.25
-        squared_distance /= np.sqrt((counts * squared_distance**2).sum() / counts.sum())
-        step_size = [(total / total.mean().clamp_min(1e-30) + DAMPING).rsqrt() for total in fisher]
-        return [
-            float(d) * each / each.square().mean().sqrt() for d, each in zip(squared_distance, step_size, strict=True)
-        ]
+        distance = np.sqrt(spend_budget(MAX_KL, cost, counts)) * (counts / cost) ** 0.25
+        distance /= np.sqrt((counts * distance**2).sum() / counts.sum())
+        steps = [(total / total.mean().clamp_min(1e-30) + DAMPING).rsqrt() for total in fisher]
+        return [float(d) * step / step.square().mean().sqrt() for d, step in zip(distance, steps, strict=True)]
 
 
 def _row_rms(weight: "torch.Tensor") -> "torch.Tensor":

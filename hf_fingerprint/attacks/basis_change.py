@@ -145,8 +145,8 @@ class StreamRotation(Attack):
     ) -> None:
         parent = part.rpartition(".")[0]
         gain, shift = found[f"{part}.weight"], found[f"{part}.bias"]
-        for reader in _INPUT_LAYERS[norm]:
-            layer = f"{parent}.{reader}" if parent else reader
+        for name in _INPUT_LAYERS[norm]:
+            layer = f"{parent}.{name}" if parent else name
             if f"{layer}.weight" not in found or f"{layer}.bias" not in found:
                 raise FingerprintError(
                     f"StreamRotation can't fold {part}: {layer} has no weight and bias in this model. Choose another "

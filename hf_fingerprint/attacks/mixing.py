@@ -1,4 +1,4 @@
-"""Collusion: several copies mixed, tensor by tensor, to hide whose they were."""
+"""Collusion: several copies mixed into one, to hide whose copies they were."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ STRATEGIES = (
 
 
 def _slerp(copies: "torch.Tensor", weights: tuple[float, ...]) -> "torch.Tensor":
-    """Along the great circle between two copies; a third is joined to what comes of them, and so on."""
+    """Spherical interpolation between two copies, then between the result and the next copy, and so on."""
     import torch
 
     mixed, total = copies[0].double(), weights[0]
@@ -56,7 +56,7 @@ def _slerp(copies: "torch.Tensor", weights: tuple[float, ...]) -> "torch.Tensor"
 def _mix(
     strategy: str, copies: "torch.Tensor", weights: tuple[float, ...], generator: "torch.Generator"
 ) -> "torch.Tensor":
-    """One tensor of all copies, `(c, ...)`, mixed weight by weight."""
+    """One tensor of all copies, `(c, ...)`, mixed by a strategy."""
     import torch
 
     if strategy == "slerp":
@@ -77,19 +77,19 @@ def _mix(
 
 @dataclass(frozen=True)
 class Collusion:
-    """Several copies of one architecture mixed into one, a tensor at a time.
+    """Mixes several copies of one architecture into one.
 
-    Weight by weight: the average (DeepMarks, arXiv 1804.03648), a weighted one, a random copy's, the minimum, the
-    maximum, the mean of both, the median, a random extreme (H. V. Zhao et al., IEEE Trans. Image Processing 14(5),
-    2005), the value that fewest have (B. Skoric et al., IEEE Trans. Information Theory 54(8), 2008). Tensor by tensor:
-    along the great circle between copies (`"slerp"`: K. Shoemake, SIGGRAPH 1985, as model mergers use it), or whole
-    layers or blocks dealt at random.
+    Strategies for each weight: the average (DeepMarks, arXiv 1804.03648), a weighted average, a random copy's value,
+    the minimum, the maximum, the mean of both, the median, a random extreme (H. V. Zhao et al., IEEE Trans. Image
+    Processing 14(5), 2005), the value of the minority (B. Skoric et al., IEEE Trans. Information Theory 54(8), 2008).
+    For each tensor: spherical interpolation (`"slerp"`: K. Shoemake, SIGGRAPH 1985, common in model merging). For
+    whole `"layers"` or `"blocks"`: those of a random copy.
 
     Args:
         strategy (`str`, *optional*, defaults to `"average"`): one of `STRATEGIES`.
-        weights (`tuple[float, ...]`, *optional*): each colluder's weight in `"weighted average"` and `"slerp"`, in
-            any unit; by default 1, 2, 3, ... in the former and equal in the latter.
-        seed (`int`, *optional*, defaults to 0): of what is random.
+        weights (`tuple[float, ...]`, *optional*): each colluder's weight in `"weighted average"` and `"slerp"`, in any
+            unit; by default 1, 2, 3, ... for the former and equal for the latter.
+        seed (`int`, *optional*, defaults to 0): seed of random strategies.
 
     Raises:
         [`FingerprintError`]: if there is no such strategy, or it takes no weights.
@@ -103,25 +103,27 @@ class Collusion:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise FingerprintError(f"Copies can't be mixed by {self.strategy}: choose {', '.join(STRATEGIES)}.")
+            raise FingerprintError(
+                f"There is no collusion strategy {self.strategy!r}: choose {', '.join(STRATEGIES)}."
+            )
         if self.weights is not None and self.strategy not in _WEIGHTED:
             raise FingerprintError(f"{self.strategy} takes no weights: choose {' or '.join(_WEIGHTED)}.")
 
     @property
     def strength(self) -> float:
-        """1: what makes a collusion strong is the number of copies."""
+        """Always 1: a collusion's strength is its number of copies."""
         return 1.0
 
     def __call__(self, states: "Sequence[State]", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
-        """The mixture. Tensors that aren't floating-point are the first copy's.
+        """The mixed state dict. Tensors that are not floating-point are those of the first copy.
 
         Args:
-            states (sequence of mappings): the colluders' state dicts; each tensor is looked up once.
-            attacker ([`Attacker`], *optional*): not needed.
+            states (sequence of mappings): the colluders' state dicts. Each tensor is looked up once.
+            attacker ([`Attacker`], *optional*): ignored.
 
         Raises:
-            [`FingerprintError`]: if there are no copies, they differ in their tensors' names or shapes, or the
-                weights aren't one for each.
+            [`FingerprintError`]: if there are no copies, their tensors' names or shapes differ, or the number of
+                weights is wrong.
         """
         import torch
 
@@ -143,8 +145,8 @@ class Collusion:
         return found
 
     def contributions(self, states: "Sequence[State]") -> tuple[float, ...]:
-        """The share that each colluder gave, of the weights in which the copies differ: counted where whole tensors
-        are dealt, else the weight in the mixture, which is equal unless said otherwise."""
+        """Each colluder's share of the mixture: for layer-wise strategies the share of the differing weights that it
+        contributed, otherwise its weight."""
         _check_states(states)
         if self.strategy not in _LAYER_WISE:
             return self._weights(len(states))
@@ -160,11 +162,13 @@ class Collusion:
         if self.weights is None and self.strategy == "weighted average":
             weights = tuple(float(i + 1) for i in range(count))
         if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
-            raise FingerprintError(f"{count} copies need {count} weights, none negative, not all 0: {weights}.")
+            raise FingerprintError(
+                f"Got weights {weights} for {count} copies: give one weight per copy, none negative, not all 0."
+            )
         return tuple(weight / sum(weights) for weight in weights)
 
     def _assign_layers(self, names: list[str], count: int) -> dict[str, int]:
-        """Who gives each tensor. A layer's weights, bias and statistics go together."""
+        """The index of the copy that contributes each tensor. A layer's tensors stay together."""
         import torch
 
         group_of = block_of if self.strategy == "blocks" else layer_of
@@ -175,14 +179,14 @@ class Collusion:
 
 
 def block_of(name: str) -> str:
-    """The block that a tensor belongs to, by its name: all up to the numbers, `blocks.2` or `stages.1.blocks.0`; the
-    first part of a name without any."""
+    """The name of the block that a tensor belongs to, such as `blocks.2` or `stages.1.blocks.0`; the first part of a
+    name without numbers."""
     found = _BLOCK.match(name)
     return found.group() if found else name.partition(".")[0]
 
 
 def collude(copies: "Sequence[Mapping[str, torch.Tensor]]", strategy: str = "average") -> "dict[str, torch.Tensor]":
-    """Mixes several state dicts of one architecture; short for `Collusion(strategy)(copies)`.
+    """Mixes several state dicts of one architecture. Short for `Collusion(strategy)(copies)`.
 
     Args:
         copies (sequence of mappings): the state dicts.
@@ -193,11 +197,11 @@ def collude(copies: "Sequence[Mapping[str, torch.Tensor]]", strategy: str = "ave
 
 def _check_states(states: "Sequence[State]") -> None:
     if not states:
-        raise FingerprintError("Nobody colludes: give at least one copy.")
+        raise FingerprintError("A collusion needs copies: give at least one.")
     if any(state.keys() != states[0].keys() for state in states[1:]):
-        raise FingerprintError("The copies have different tensors: colluders mix copies of one base.")
+        raise FingerprintError("The copies have different tensors: give copies of one base.")
 
 
 def _check_shapes(name: str, copies: "Sequence[torch.Tensor]") -> None:
     if len({copy.shape for copy in copies}) > 1:
-        raise FingerprintError(f"Copies have {name} in different shapes: colluders mix copies of one base.")
+        raise FingerprintError(f"The copies have {name} in different shapes: give copies of one base.")

@@ -30,8 +30,8 @@ class Overwriting(Attack):
     The vault and all files are in a temporary folder that only the current user can read, deleted afterwards.
 
     Args:
-        eps (`float`, *optional*, defaults to 0.003): the strength: the new mark's amplitude, as a share of each row's
-            root mean square. `None` spends the output budget of `config`, which needs an attacker.
+        amplitude (`float`, *optional*, defaults to 0.003): the strength: the new mark's amplitude, as a share of each
+            row's root mean square. `None` spends the output budget of `config`, which needs an attacker.
         times (`int`, *optional*, defaults to 1): how many marks to write, each over the last.
         config ([`FingerprintConfig`], *optional*): configuration of the throwaway vaults. The default has a code for
             one recipient, which is the fastest to register. The damage does not depend on the code.
@@ -42,7 +42,7 @@ class Overwriting(Attack):
 
     paper = "T. Wang, F. Kerschbaum, Attacks on digital watermarks for deep neural networks, ICASSP 2019"
     strengths = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-    eps: float | None = 0.003
+    amplitude: float | None = 0.003
     times: int = 1
     config: FingerprintConfig = field(
         default=FingerprintConfig(coalition=1, expected_recipients=1, calibration_images=32)
@@ -55,7 +55,7 @@ class Overwriting(Attack):
     def __call__(self, state: "State", attacker: Attacker | None = None) -> "dict[str, torch.Tensor]":
         from safetensors.torch import load_file, save
 
-        if self.eps is None:
+        if self.amplitude is None:
             self.require_attacker(attacker)
         found = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         for number in range(1, self.times + 1):
@@ -72,7 +72,7 @@ class Overwriting(Attack):
     def _overwrite_once(self, folder: Path, model: Path, built: BuiltModel | None) -> Path:
         """The file of a marked copy of `model`, issued from a new vault in `folder`."""
         vault = Vault.create(folder / "vault", public_key=new_identity()[1])
-        register(model, vault, replace(self.config, amplitude=self.eps), built=built)
+        register(model, vault, replace(self.config, amplitude=self.amplitude), built=built)
         with Issuer(model, vault) as issuer:
             copy = issuer.issue("anybody", folder / "copy")
         return next(copy.path.glob("*.safetensors"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from hf_fingerprint.attacks.attack import Attack, Attacker
-from hf_fingerprint.attacks.symmetries import batch_norm_eps, hidden_channels
+from hf_fingerprint.attacks.symmetries import NORM_TENSORS, batch_norm_eps, hidden_channels
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -132,20 +132,16 @@ class BatchNormFolding(Attack):
         """The convolution before a normalization, if it is known and has no bias yet."""
         block, _, last = norm.rpartition(".")
         dot = f"{block}." if block else ""
-        inverted = f"{dot}conv_pwl.weight" in found
-        layers = _PRECEDING_CONVS[
-            "inverted" if inverted else "separable" if f"{dot}conv_dw.weight" in found else "plain"
-        ]
-        for layer in layers.get(last, ()):
+        inverted, separable = f"{dot}conv_pwl.weight" in found, f"{dot}conv_dw.weight" in found
+        kind = "inverted" if inverted else "separable" if separable else "plain"
+        for layer in _PRECEDING_CONVS[kind].get(last, ()):
             if f"{dot}{layer}.weight" in found and f"{dot}{layer}.bias" not in found:
                 return f"{dot}{layer}"
         return None
 
 
 def _fold_norm(found: "dict[str, torch.Tensor]", layer: str, norm: str, eps: float) -> None:
-    gain, shift, mean, variance = (
-        found.pop(f"{norm}.{kind}") for kind in ("weight", "bias", "running_mean", "running_var")
-    )
+    gain, shift, mean, variance = (found.pop(f"{norm}.{kind}") for kind in NORM_TENSORS)
     found.pop(f"{norm}.num_batches_tracked", None)
     factor = gain / (variance + eps).sqrt()
     weight = found[f"{layer}.weight"]

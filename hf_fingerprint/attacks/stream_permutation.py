@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_fingerprint.attacks.attack import Attack, Attacker
+from hf_fingerprint.attacks.symmetries import NORM_TENSORS, partial_permutation
 from hf_fingerprint.errors import FingerprintError
 
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _INPUT_LAYERS, _OUTPUT_LAYERS = {"qkv", "fc1", "head"}, {"proj", "fc2", "norm", "norm1", "norm2", "fc_norm"}
 _STREAM_TENSORS = ("cls_token", "pos_embed", "gamma", "reg_token")
-_NORM = ("weight", "bias", "running_mean", "running_var")
 _BLOCK = re.compile(r"^(layer(\d+)\.(\d+)|blocks\.(\d+)\.(\d+))\.")
 
 
@@ -41,14 +41,14 @@ class StreamPermutation(Attack):
         generator = torch.Generator().manual_seed(self.seed)
         stem = next((name for name in state if name.endswith("patch_embed.proj.weight")), None)
         if stem is not None:
-            return self._permute_transformer(state, self._permutation(len(state[stem]), generator))
+            return self._permute_transformer(state, partial_permutation(len(state[stem]), self.strength, generator))
         found = {name: tensor.clone() for name, tensor in state.items()}
         moved = 0
         for rows, columns in _stage_tensors(state):
             counts = {len(state[name]) for name in rows} | {state[name].shape[1] for name in columns}
             if len(counts) != 1:
                 continue
-            order = self._permutation(counts.pop(), generator)
+            order = partial_permutation(counts.pop(), self.strength, generator)
             for name in rows:
                 found[name] = found[name][order]
             for name in columns:
@@ -60,14 +60,6 @@ class StreamPermutation(Attack):
                 "EfficientNet."
             )
         return found
-
-    def _permutation(self, count: int, generator: "torch.Generator") -> "torch.Tensor":
-        import torch
-
-        moving = torch.randperm(count, generator=generator)[: round(self.strength * count)]
-        order = torch.arange(count)
-        order[moving.sort().values] = moving
-        return order
 
     @staticmethod
     def _permute_transformer(state: "State", order: "torch.Tensor") -> "dict[str, torch.Tensor]":
@@ -151,9 +143,9 @@ def _downsample(state: "State", block: str, rows: bool) -> list[str]:
     found = [name for name in state if name.startswith(f"{block}.downsample.")]
     if not rows:
         return [name for name in found if state[name].ndim == 4]
-    return [name for name in found if name.rpartition(".")[2] in _NORM]
+    return [name for name in found if name.rpartition(".")[2] in NORM_TENSORS]
 
 
 def _layer_and_norm_tensors(state: "State", layer: str, norm: str) -> list[str]:
-    wanted = [f"{layer}.weight", f"{layer}.bias", *(f"{norm}.{kind}" for kind in _NORM)]
+    wanted = [f"{layer}.weight", f"{layer}.bias", *(f"{norm}.{kind}" for kind in NORM_TENSORS)]
     return [name for name in wanted if name in state]

@@ -77,7 +77,7 @@ _SINGLE: dict[str, list[AttackStep]] = {
     "clip": [*Clipping(0.9).sweep()],
     "batch-norm": [*BatchNormReestimation().sweep()],
     "overwrite": [*Overwriting().sweep()],
-    "overwrite-ten-times": [Overwriting(eps, 10) for eps in TEN_TIMES],
+    "overwrite-ten-times": [Overwriting(amplitude, 10) for amplitude in TEN_TIMES],
     "reset": [*CarrierReset(0.5).sweep()],
     "reset-random": [*CarrierReset(0.5, "random").sweep()],
     "reinitialize-end": [*Reinitialization(0.1).sweep()],
@@ -93,7 +93,7 @@ _STRONGER: dict[str, list[AttackStep]] = {
     "prune-then-finetune": [Compose(MagnitudePruning(share), FineTuning(1e-4)) for share in (0.98, 0.99, 0.995)],
     "noise": [WeightNoise(0.8), WeightNoise(1.6)],
     "overwrite": [Overwriting(1.0)],
-    "overwrite-ten-times": [Overwriting(eps, 10) for eps in (0.3, 0.5, 0.7, 1.0)],
+    "overwrite-ten-times": [Overwriting(amplitude, 10) for amplitude in (0.3, 0.5, 0.7, 1.0)],
     "remove-unconstrained": [AdversarialRemoval(far, max_kl=None) for far in (1.6, 3.2, 6.4, 12.8, 25.6, 51.2)],
 }
 _SYMMETRIES: dict[str, list[AttackStep]] = {

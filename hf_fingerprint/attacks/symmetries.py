@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hf_fingerprint.attacks.attack import State
 
 _PAPER = "Y. Yan et al., Cracking white-box DNN watermarks via invariant neuron transforms, arXiv 2205.00199"
-_NORM = ("weight", "bias", "running_mean", "running_var")
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 _CHAINS = (
     (("fc1",), "fc2"),
     (("conv_pw", "bn1", "conv_dw", "bn2", "se.conv_expand"), "conv_pwl"),
@@ -57,7 +57,7 @@ def hidden_channels(state: "State") -> Iterator[HiddenChannels]:
             first, end = state.get(f"{block}.{parts[0]}.weight"), state.get(f"{block}.{last}.weight")
             if first is None or end is None or end.ndim < 2 or len(first) != end.shape[1]:
                 continue
-            rows = [f"{block}.{p}.{k}" for p in parts for k in _NORM if f"{block}.{p}.{k}" in state]
+            rows = [f"{block}.{p}.{k}" for p in parts for k in NORM_TENSORS if f"{block}.{p}.{k}" in state]
             columns = [f"{block}.{last}.weight"] + [f"{block}.se.conv_reduce.weight"] * ("conv_dw" in parts)
             pairs = [(f"{block}.{layer}", f"{block}.{norm}") for layer, norm in pairwise(parts)]
             yield HiddenChannels(
@@ -76,6 +76,16 @@ def batch_norm_eps(eps: float | None, attacker: Attacker | None) -> float:
         norms = (part for part in attacker.build().modules() if isinstance(part, torch.nn.BatchNorm2d))
         eps = next((part.eps for part in norms), None)
     return 1e-5 if eps is None else eps
+
+
+def partial_permutation(count: int, share: float, generator: "torch.Generator") -> "torch.Tensor":
+    """A random permutation that moves at most this share of the indices, `(count,)`."""
+    import torch
+
+    moving = torch.randperm(count, generator=generator)[: round(share * count)]
+    order = torch.arange(count)
+    order[moving.sort().values] = moving
+    return order
 
 
 @dataclass(frozen=True)
@@ -98,9 +108,7 @@ class ChannelPermutation(Attack):
         generator = torch.Generator().manual_seed(self.seed)
         found = {name: tensor.clone() for name, tensor in state.items()}
         for channels in hidden_channels(state):
-            moving = torch.randperm(channels.count, generator=generator)[: round(self.strength * channels.count)]
-            order = torch.arange(channels.count)
-            order[moving.sort().values] = moving
+            order = partial_permutation(channels.count, self.strength, generator)
             for name in channels.rows:
                 found[name] = found[name][order]
             for name in channels.columns:

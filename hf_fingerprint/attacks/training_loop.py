@@ -98,7 +98,5 @@ def kl_divergence(
     """The mean KL divergence of the student's logits from the expected ones, both `(n, classes)`, in nats."""
     from torch.nn.functional import kl_div
 
-    student_logits, expected = (
-        (values.float() / temperature).log_softmax(-1) for values in (student_logits, expected)
-    )
-    return kl_div(student_logits, expected, reduction="batchmean", log_target=True)
+    student, target = ((values.float() / temperature).log_softmax(-1) for values in (student_logits, expected))
+    return kl_div(student, target, reduction="batchmean", log_target=True)

@@ -119,7 +119,8 @@ def too_large_message(path: str | Path, size: int, limit: int, what: str) -> str
 
 def megabytes(count: int, round_up: bool = False) -> str:
     """Bytes as text in MB, rounded down. With `round_up`, a size above a limit never looks equal to it."""
-    return f"{(math.ceil if round_up else math.floor)(count / 1e5) / 10:g}"
+    rounded = math.ceil(count / 1e5) if round_up else count // 100_000
+    return f"{rounded / 10:g}"
 
 
 def parse_json(content: bytes | str, values: int = MAX_JSON_VALUES, strict: bool = False) -> Any:

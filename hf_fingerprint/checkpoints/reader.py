@@ -11,7 +11,7 @@ with open_checkpoint("org/name") as checkpoint:
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -246,14 +246,27 @@ def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str
     return whole.hexdigest()
 
 
-def digest_tensors(checkpoint: Checkpoint, progress: Progress | None = None) -> dict[str, str]:
-    """Hexadecimal SHA-256 of each tensor's bytes."""
+def digest_tensors(
+    checkpoint: Checkpoint,
+    progress: Progress | None = None,
+    visit: Callable[[TensorInfo, np.ndarray], None] | None = None,
+) -> dict[str, str]:
+    """Hexadecimal SHA-256 of each tensor's bytes.
+
+    Args:
+        checkpoint ([`Checkpoint`]): the open model.
+        progress (callable, *optional*): a [`Progress`].
+        visit (callable, *optional*): called with each tensor and each of its blocks; see [`Checkpoint.blocks`]. It
+            saves a second pass over the file.
+    """
     digests = {}
     count = counting(progress, "hashing", sum(info.nbytes for info in checkpoint.tensors.values()))
     for name, info in checkpoint.tensors.items():
         digest = hashlib.sha256()
         for _, raw in checkpoint.blocks(info):
             digest.update(raw)
+            if visit is not None:
+                visit(info, raw)
         digests[name] = digest.hexdigest()
         count(info.nbytes)
     return digests

@@ -24,7 +24,7 @@ def inspect(
     as_json: options.AsJson = False,
 ) -> None:
     """Show a model's carriers, capacity, predicted score and certified coalition. Nothing is recorded."""
-    from hf_fingerprint.checkpoints import digest_tensors, open_checkpoint
+    from hf_fingerprint.checkpoints import open_checkpoint
     from hf_fingerprint.config import FingerprintConfig
     from hf_fingerprint.registration import analyze_base, predicted_score
 
@@ -41,7 +41,7 @@ def inspect(
         calibration_images,
     )
     with open_checkpoint(options.model_reference(model, file)) as checkpoint, output.progress_bars() as progress:
-        base = analyze_base(checkpoint, digest_tensors(checkpoint), config, progress)
+        base = analyze_base(checkpoint, config, progress)
     output.warn_unmeasured(base)
     tensors = [(c.name, list(base.tensors[c.name].shape), base.tensors[c.name].dtype, c.eps) for c in base.carriers]
     if as_json:

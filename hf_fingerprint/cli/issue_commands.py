@@ -237,6 +237,6 @@ def _print_summary(issuer: "Issuer", count: int) -> None:
     base = issuer.base
     output.echo(
         f"{count} of base {base.base_id}; code {base.family}, designed for {base.coalition} colluders, certified "
-        f"against {base.certified} colluders among {base.recipients_planned:,} recipients (by "
+        f"against {base.certified} colluders among {base.expected_recipients:,} recipients (by "
         f"{base.certified_by.split(',')[0]})"
     )

@@ -14,7 +14,7 @@ from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
 
 
-FLOOR = 0.05
+REGULARIZATION = 0.05
 
 
 class BiasedCodebook(Codebook):
@@ -61,10 +61,10 @@ class BiasedCodebook(Codebook):
         )
         spread = variance[1] - variance[0]
         slope = max(0.0, (energy[1] - energy[0]) / spread) if spread else 0.0
-        noise = max(energy[0] - slope * variance[0], FLOOR * slope)
+        noise = max(energy[0] - slope * variance[0], REGULARIZATION * slope)
         expected = slope * self.variance + noise
         average = np.divide(residual, expected, out=np.zeros(self.length), where=expected > 0)
-        return np.stack([average, residual / (self.variance + FLOOR)])
+        return np.stack([average, residual / (self.variance + REGULARIZATION)])
 
     def uniforms(self) -> np.ndarray:
         """A number in [0, 1) for each position, derived from the model secret: `float64` of shape `(V,)`."""

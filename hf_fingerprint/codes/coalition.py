@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_fingerprint.codes.biased import FLOOR
+from hf_fingerprint.codes.biased import REGULARIZATION
 from hf_fingerprint.codes.bounds import ChernoffBound, check_alpha
 from hf_fingerprint.codes.codebook import Codebook
 from hf_fingerprint.codes.collusion import POSITION_STRATEGIES, collude_at_positions
@@ -58,7 +58,7 @@ def expected_score(codebook: Codebook, colluders: int, noise: float) -> float:
         noise (`float`): standard deviation of the signal at one position, in units of the mark's amplitude.
     """
     energy = codebook.variance / colluders + noise**2
-    weight = codebook.variance / (codebook.variance / colluders + max(noise**2, FLOOR / colluders))
+    weight = codebook.variance / (codebook.variance / colluders + max(noise**2, REGULARIZATION / colluders))
     norm = np.sqrt((energy * weight**2 / codebook.variance).sum())
     return float(weight.sum() / colluders / norm)
 

@@ -29,7 +29,7 @@ _BLOCK = 8192
 _STEPS = 4, 12  # for each start and for the best start
 _EXTREME = 32
 _MEAN_PRIOR, _VARIANCE_PRIOR = 5.0, 20.0  # positions
-_FLOOR, _OUTLIER = 1e-3, 100.0  # the smallest variance and the largest value, in units of the scale
+_MIN_VARIANCE, _OUTLIER = 1e-3, 100.0  # the smallest variance and the largest value, in units of the scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def infer_strategy(
             continue
         prior = _log_binomial(few.probability, unknown)
         for start in _initial_means(copies):
-            spread = max(_FLOOR, 0.3 * float(np.mean(few.values**2)))
+            spread = max(_MIN_VARIANCE, 0.3 * float(np.mean(few.values**2)))
             fitted = CollusionStrategy(unknown, scale, start, np.full(copies + 1, spread), -np.inf)
             fitted = _maximize(fitted, few, prior, _STEPS[0])
             if best is None or fitted.log_likelihood > best.log_likelihood:
@@ -200,7 +200,7 @@ def _maximize(strategy: CollusionStrategy, positions: _Positions, prior: np.ndar
         means = (first + _MEAN_PRIOR * strategy.means) / (weight + _MEAN_PRIOR)
         squares = np.maximum(square - 2 * means * first + means**2 * weight, 0)
         pooled = squares.sum() / number.sum()
-        variances = np.maximum((squares + _VARIANCE_PRIOR * pooled) / (number + _VARIANCE_PRIOR), _FLOOR)
+        variances = np.maximum((squares + _VARIANCE_PRIOR * pooled) / (number + _VARIANCE_PRIOR), _MIN_VARIANCE)
         log_likelihood = float(likelihood.sum(dtype=np.float64))
         strategy = CollusionStrategy(strategy.unknown, strategy.scale, means, variances, log_likelihood)
     return strategy

@@ -190,15 +190,15 @@ def _check_classes(name: str, classes: int | None, labels: set[int], model: Buil
     import torch
 
     with torch.inference_mode():
-        labeled = logits_of(model.module(torch.zeros(1, *model.size))).shape[-1]
-    if classes is not None and classes != labeled:
+        model_classes = logits_of(model.module(torch.zeros(1, *model.size))).shape[-1]
+    if classes is not None and classes != model_classes:
         raise FingerprintError(
-            f"{name} has {classes} classes and the model {labeled}: name the class folders by the model's class "
+            f"{name} has {classes} classes and the model {model_classes}: name the class folders by the model's class "
             f"numbers, or give data for the model's task."
         )
-    if max(labels) >= labeled:
+    if max(labels) >= model_classes:
         raise FingerprintError(
-            f"{name} has a class {max(labels)}, but the model's classes end at {labeled - 1}: give data for the "
+            f"{name} has a class {max(labels)}, but the model's classes end at {model_classes - 1}: give data for the "
             f"model's task."
         )
 

@@ -207,7 +207,7 @@ class Testbed:
 
     def _decode(self, extraction: Extraction, colluders: Sequence[int]) -> dict[str, Any]:
         keys = [*self._keys, *self._innocents]
-        extra = math.log(len(keys) / self.base.recipients_planned)  # bounds as among the expected recipients
+        extra = math.log(len(keys) / self.base.expected_recipients)  # bounds as among the expected recipients
         alpha = math.exp(math.log(self.base.alpha) + extra)
         found = decode(self._codebook, keys, extraction.values, extraction.mass, alpha)
         others = np.setdiff1d(np.arange(len(keys)), colluders)

@@ -1,4 +1,4 @@
-"""The results of an evaluation, each stored as soon as it is measured, so that an interrupted evaluation can resume.
+"""The results of an evaluation, stored one by one so that an interrupted evaluation can resume.
 
 Scores of recipients who are not accused help an attacker to build a suspect that accuses one of them. Resuming needs
 these scores, so they are stored in the folder `private`, which only the owner can read. Reports leave them out
@@ -120,8 +120,9 @@ class Trial:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Trial":
         """The trial that [`Trial.to_dict`] wrote. Raises `TypeError` or `KeyError` for anything else."""
-        found = {field.name: values[field.name] for field in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        found: dict[str, Any] = {field.name: values[field.name] for field in fields(cls)}
+        found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        return cls(**found)
 
 
 def _only_accused(values: tuple[float | None, ...], caught: tuple[bool, ...]) -> tuple[float | None, ...]:

@@ -19,7 +19,7 @@ from hf_fingerprint.progress import Progress, counting
 from hf_fingerprint.vault import Base, Carrier
 
 
-FIRST_LOOK_WEIGHTS, WEIGHTS_PER_POSITION = 1 << 18, 4
+FIRST_LOOK_WEIGHTS, FIRST_LOOK_PER_POSITION = 1 << 18, 4
 MAX_RANGE_WEIGHTS = 1 << 22
 BATCH_BYTES = 1 << 25
 
@@ -47,7 +47,7 @@ def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = N
             eps[carrier.name] = max(carrier.eps, eps.get(carrier.name, 0.0))
             shapes.setdefault(carrier.name, base.tensors[carrier.name].shape)
     shapes |= {name: info.shape for name, info in (found or {}).items()}
-    end = max(FIRST_LOOK_WEIGHTS, WEIGHTS_PER_POSITION * max(base.length for base in bases))
+    end = max(FIRST_LOOK_WEIGHTS, FIRST_LOOK_PER_POSITION * max(base.length for base in bases))
     looks: list[list[RowRange]] = [[]]
     done = 0
     for name in sorted(eps, key=lambda name: (-eps[name], -int(np.prod(shapes[name])), name)):

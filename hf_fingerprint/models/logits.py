@@ -1,4 +1,4 @@
-"""The logits, or the features, in what a model returns."""
+"""Unwrap the logits or features from a model's output."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,12 @@ EMBEDDINGS = ("image_embeds", "pooler_output", "last_hidden_state")  # of transf
 
 
 def logits_of(output: Any, kind: str | None = None) -> "torch.Tensor":
-    """The logits in a model's output; where it has none, or for `kind="features"`, its pooled features, else its tokens.
+    """The logits of a model's output; its pooled features or tokens if it has no logits, or for `kind="features"`.
 
     Args:
-        output: a tensor (timm), an object with `logits` or features (transformers), or a tuple that starts with either.
-        kind (`str`, *optional*): the kind of the output, see [`output_kind`].
+        output (anything): a tensor (timm), an object with logits or features (transformers), or a tuple that starts
+            with one of these.
+        kind (`str`, *optional*): the kind of the model's output.
     """
     if isinstance(output, tuple | list):
         output = output[0]

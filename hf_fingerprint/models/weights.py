@@ -80,11 +80,18 @@ def check_weights_loaded(
         _refuse_missing([name for name, values in renamed.items() if _content(values) not in contents], checkpoint)
 
 
-def map_parameter_names(module: "torch.nn.Module", checkpoint: Checkpoint) -> dict[str, str]:
+def map_parameter_names(
+    module: "torch.nn.Module", checkpoint: Checkpoint, digests: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Maps the model's parameter names to the checkpoint's.
 
     Names match without wrappers' prefixes, if the shapes are equal. Otherwise a tensor of equal shape and values
     matches, since loaders may rename tensors (transformers 5 does).
+
+    Args:
+        module (`torch.nn.Module`): the model, `float32`.
+        checkpoint ([`Checkpoint`]): the open weights.
+        digests (mapping, *optional*): result of [`digest_tensors`]; saves reading F32 tensors again.
     """
     parameters = dict(module.named_parameters())
     by_name = _match_tensors(module, checkpoint)
@@ -96,7 +103,11 @@ def map_parameter_names(module: "torch.nn.Module", checkpoint: Checkpoint) -> di
     for name in sorted(left, reverse=True):
         info = checkpoint.tensors[name]
         if info.shape in shapes and info.dtype in READABLE:
-            by_value[info.shape, _digest(_load(checkpoint, info))].append(name)
+            if digests is not None and info.dtype == "F32":  # the file holds the very bytes that would be hashed
+                digest = bytes.fromhex(digests[name])
+            else:
+                digest = _digest(_load(checkpoint, info))
+            by_value[info.shape, digest].append(name)
     for name in renamed:
         content = _content(parameters[name].detach().float())
         if by_value.get(content):

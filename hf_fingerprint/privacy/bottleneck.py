@@ -1,15 +1,15 @@
-"""What goes over the wire for an image: a few linear combinations of its features, clipped, with noise.
+"""The code sent for an image: a few linear combinations of its features, clipped, plus noise.
 
     z = clip((B x - m) / s) + sigma n
 
-B mixes the channels at each place (a 1x1 convolution without a bias; for tokens, a matrix), or all numbers of all
-places; x are the features at the cut, or further inside ([`FrozenSegment`]). m and the number s make what is sent 0 on average
-with mean square 1; the clip bounds the length of z for every image and every front. All of it is on the wire alone:
-the model that is released has neither bottleneck nor noise.
+x are the features at the cut, or deeper in the model ([`FrozenSegment`]). B mixes the channels at each position (a 1x1
+convolution without bias; for tokens, a matrix), or all features of all positions. m and the scalar s give codes mean 0
+and mean square 1. The clip bounds the norm of a code for every image and every client part. The released model has
+neither bottleneck nor noise.
 
-That n numbers of mean square P behind Gaussian noise of variance sigma^2 tell at most n/2 log2(1 + P/sigma^2) bits
-about anything is a theorem (C. E. Shannon, "Communication in the presence of noise", 1949), whatever the reader does.
-How well images can be drawn from those bits is measured: see `leakage`.
+n numbers of mean square P with Gaussian noise of variance sigma^2 carry at most n/2 log2(1 + P/sigma^2) bits,
+whatever an adversary computes (C. E. Shannon, "Communication in the presence of noise", 1949). How well images can be
+reconstructed from these bits is measured in `leakage`.
 """
 
 import math
@@ -21,28 +21,29 @@ from hf_fingerprint.privacy.frozen_segment import FrozenSegment
 
 
 _BATCH = 256
-MAX_POWER = 2.0  # of the mean square of a code; few images are clipped
+MAX_POWER = 2.0  # the largest mean square of a code; few images are clipped
 
 
 class Bottleneck(torch.nn.Module):
-    """B, m, s and sigma.
+    """The map from features to codes: B, m, s and sigma.
 
     Args:
-        shape (`tuple[int, ...]`): of one image's features, as [`Partition`] gives it.
-        channels (`int`): how many combinations of the features' channels are sent for each place; or of all numbers.
-        sigma (`float`, *optional*, defaults to 0): the noise's deviation, in units of a sent number's.
-        flatten_features (`bool`, *optional*, defaults to `False`): whether B mixes the numbers of all places, so that a code has
-            no places of its own and a few dozen numbers do.
-        segment ([`FrozenSegment`], *optional*): what the features at the cut are looked at through; with `flatten_features` only.
+        shape (`tuple[int, ...]`): the shape of one image's features, see [`Partition`].
+        channels (`int`): the number of channels in a code, per position or, with `flatten_features`, in all.
+        sigma (`float`, *optional*, defaults to 0): the noise's standard deviation, in units of a code's.
+        flatten_features (`bool`, *optional*, defaults to `False`): mix the features of all positions, so that a code
+            has no positions and a few dozen numbers are enough.
+        segment ([`FrozenSegment`], *optional*): runs the features deeper into the model first. Needs
+            `flatten_features`.
 
     Attributes:
         squeeze (`torch.nn.Parameter` of shape `(channels, features)`): B.
-        mixed_shape (`tuple[int, ...]`): an image's features as B takes them: `shape`, or one line of all numbers,
-            with a lens those that it shows.
+        mixed_shape (`tuple[int, ...]`): the shape of the features that B takes: `shape`, or the number of all features
+            (those of the segment, if there is one).
 
     Raises:
-        [`FingerprintError`]: if the bottleneck is wider than the features, sigma is no finite number from 0 on, or a
-            lens is given for codes with places.
+        [`FingerprintError`]: if the bottleneck is wider than the features, sigma is negative or not finite, or a
+            segment is given without `flatten_features`.
     """
 
     centre: torch.Tensor
@@ -59,15 +60,18 @@ class Bottleneck(torch.nn.Module):
     ):
         super().__init__()
         if segment is not None and not flatten_features:
-            raise FingerprintError("Further inside a model places are others than at the cut: give whole=True too.")
+            raise FingerprintError(
+                "A segment needs flatten_features=True, since its positions differ from those at the cut."
+            )
         self.shape, self.flatten_features, self.segment = tuple(shape), flatten_features, segment
-        self.mixed_shape = (
-            (math.prod(segment.shape if segment is not None else shape),) if flatten_features else self.shape
-        )
+        inner = self.shape if segment is None else segment.shape
+        self.mixed_shape = (math.prod(inner),) if flatten_features else self.shape
         self._axis = 1 if len(self.mixed_shape) == 3 else -1
         features = self.mixed_shape[0 if len(self.mixed_shape) == 3 else -1]
         if not 1 <= channels <= features:
-            raise FingerprintError(f"A bottleneck of {channels} channels doesn't fit features of {features}.")
+            raise FingerprintError(
+                f"A bottleneck of {channels} channels doesn't fit {features} features: choose fewer."
+            )
         self.channels = channels
         self.squeeze = torch.nn.Parameter(torch.eye(channels, features), requires_grad=False)
         self.register_buffer("centre", torch.zeros(channels))
@@ -76,65 +80,66 @@ class Bottleneck(torch.nn.Module):
         self.sigma = sigma
 
     def extra_repr(self) -> str:
-        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}, whole={self.flatten_features}"
+        flat = f", flatten_features={self.flatten_features}"
+        return f"shape={self.shape}, channels={self.channels}, sigma={self.sigma:.4g}{flat}"
 
     @property
     def sigma(self) -> float:
-        """The noise's deviation, in units of a sent number's."""
+        """The noise's standard deviation, in units of a code's."""
         return float(self.noise)
 
     @sigma.setter
     def sigma(self, sigma: float) -> None:
         if not (math.isfinite(sigma) and sigma >= 0):
-            raise FingerprintError(f"Noise of deviation {sigma} can't be drawn: choose a finite number from 0 on.")
+            raise FingerprintError(f"sigma must be finite and at least 0, got {sigma}: choose another.")
         self.noise.fill_(sigma)
 
     @property
     def code_shape(self) -> tuple[int, ...]:
-        """The shape of what is sent for one image: that of the features with fewer channels, or `(channels,)`."""
+        """The shape of one image's code: that of the features with `channels` channels, or `(channels,)`."""
         mixed = self.mixed_shape
         return (self.channels, *mixed[1:]) if len(mixed) == 3 else (*mixed[:-1], self.channels)
 
     @property
     def max_norm(self) -> float:
-        """What the length of a code is clipped to: `sqrt(2 n)` for n numbers of mean square 1."""
+        """The largest norm of a code: `sqrt(2 n)` for n numbers."""
         return math.sqrt(MAX_POWER * math.prod(self.code_shape))
 
     @property
     def bits_per_image(self) -> float:
-        """The most that a send can tell about an image, in bits; infinite without noise."""
+        """The most information that one code carries about an image, in bits; infinite without noise."""
         if not self.sigma:
             return math.inf
         return math.prod(self.code_shape) / 2 * math.log2(1 + MAX_POWER / self.sigma**2)
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
-        """clip((B x - m) / s), of shape `(batch, *code_shape)`."""
+        """The codes without noise, clip((B x - m) / s), of shape `(batch, *code_shape)`."""
         code = (self._mix(self.features_in_segment(features)) - self._broadcast_channels(self.centre)) / self.scale
         length = code.flatten(1).norm(dim=1).clamp_min(1e-12)
         shrink = (self.max_norm / length).clamp_max(1.0)
         return code * shrink.reshape(-1, *(1,) * (code.dim() - 1))
 
     def send(self, features: torch.Tensor, normal: torch.Tensor | None = None) -> torch.Tensor:
-        """The code with noise, of shape `(batch, *code_shape)`.
+        """The codes with noise, of shape `(batch, *code_shape)`.
 
         Args:
-            features (`torch.Tensor` of shape `(batch, *shape)`): at the cut.
-            normal (`torch.Tensor` of that shape, *optional*): standard normal numbers, such as [`ImageNoise`] draws
-                for each image; by default fresh ones, which average out over many sends.
+            features (`torch.Tensor` of shape `(batch, *shape)`): features at the cut.
+            normal (`torch.Tensor` of shape `(batch, *code_shape)`, *optional*): standard normal numbers, such as those
+                of [`ImageNoise`]; by default new random ones, which average out if an image is sent many times.
         """
         return self.with_noise(self.encode(features), normal)
 
     def with_noise(self, code: torch.Tensor, normal: torch.Tensor | None = None) -> torch.Tensor:
-        """A code as it is sent; the arguments are those of [`send`]."""
+        """A code plus noise; see [`Bottleneck.send`] for `normal`."""
         return code + self.noise * (torch.randn_like(code) if normal is None else normal)
 
     def features_in_segment(self, features: torch.Tensor) -> torch.Tensor:
-        """What B is applied to: the features at the cut, or what the lens shows of them."""
+        """The features that B is applied to: those at the cut, or those at the end of the segment."""
         return features if self.segment is None else self.segment(features)
 
     @torch.no_grad()
     def fit_normalization(self, features: torch.Tensor) -> None:
-        """Sets m and s by what public images' features give; how power is shared among channels is B's affair."""
+        """Sets m and s from the features of public images. B alone decides how power is shared among channels."""
         mixed = torch.cat([self._mix(self.features_in_segment(part)) for part in features.split(_BATCH)])
         axes = [axis for axis in range(mixed.dim()) if axis != self._axis % mixed.dim()]
         self.centre.copy_(mixed.mean(axes))
@@ -142,8 +147,8 @@ class Bottleneck(torch.nn.Module):
 
     @torch.no_grad()
     def init_principal_components(self, features: torch.Tensor) -> None:
-        """Sets B to the principal axes of public images' features, each with the same power, and normalises: of all
-        maps to so few channels, those that lose least."""
+        """Sets B to the leading principal axes of public images' features, whitened, and sets m and s. No other linear
+        map to as many channels loses less."""
         rows = self.rows(self.features_in_segment(features))
         rows = rows - rows.mean(0)
         powers, axes = torch.linalg.eigh(rows.T @ rows / len(rows))
@@ -152,7 +157,7 @@ class Bottleneck(torch.nn.Module):
         self.fit_normalization(features)
 
     def rows(self, features: torch.Tensor) -> torch.Tensor:
-        """Features in rows, as B takes them: one for each image, or for each place of each image."""
+        """Features as rows for B: one row per image, or per position of each image."""
         if self.flatten_features:
             return features.flatten(1)
         return features.reshape(len(features), *self.mixed_shape).movedim(self._axis, -1).flatten(0, -2)

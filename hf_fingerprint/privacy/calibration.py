@@ -1,7 +1,7 @@
-"""From a stated leakage to a bottleneck: B trained against an adversary, and the noise that keeps it down.
+"""Calibration of a bottleneck for a leakage target: B trained against an adversary, and the noise level.
 
-The owner does all of this with public images before any private one is touched, and hands the result to the holders.
-They can check it by the same functions, with public images of their own.
+The owner calibrates with public images, before any private image is used, and gives the result to the data holders.
+They can check it with the same functions and their own public images.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ import torch
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy.bottleneck import Bottleneck
 from hf_fingerprint.privacy.decoder import ImageDecoder, ReconstructionQuality, reconstruction_loss
-from hf_fingerprint.privacy.denoising import Denoiser
+from hf_fingerprint.privacy.denoising import Denoiser, channel_deviation
 from hf_fingerprint.privacy.leakage import measure_reconstruction, pixel_range, seeded, train_decoder
 from hf_fingerprint.privacy.partition import Partition
 from hf_fingerprint.progress import Progress, silent
@@ -24,13 +24,13 @@ LEARNING_RATE, BATCH, WEIGHT = 2e-3, 32, 0.5
 
 @dataclass(frozen=True)
 class NoiseCalibration:
-    """What a target was met with, measured on public images that the adversary didn't train on.
+    """The noise that meets a target, and the leakage at it, measured on public images that the adversary did not see.
 
     Attributes:
-        target_ssim (`float`): what was asked.
-        sigma (`float`): the noise chosen, in units of a sent number's deviation.
-        reconstruction ([`ReconstructionQuality`]): the adversary's drawings at that noise.
-        bits_per_image (`float`): the proven bound at that noise.
+        target_ssim (`float`): the target.
+        sigma (`float`): the noise's standard deviation, in units of a code's.
+        reconstruction ([`ReconstructionQuality`]): quality of the adversary's reconstructions.
+        bits_per_image (`float`): the proven bound on information, in bits.
     """
 
     target_ssim: float
@@ -39,7 +39,7 @@ class NoiseCalibration:
     bits_per_image: float
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON knows it."""
+        """The fields as values for JSON."""
         return asdict(self)
 
 
@@ -52,25 +52,25 @@ def calibrate_noise(
     tries: int = MAX_TRIES,
     progress: Progress | None = None,
 ) -> NoiseCalibration:
-    """Sets the smallest noise found at which an adversary's drawings stay under a likeness.
+    """Sets the smallest noise found at which an adversary's reconstructions stay below a similarity.
 
-    Narrows the noise's deviation between 0.25 and 32, with a decoder trained anew for each try.
+    Searches sigma between 0.25 and 32 and trains a new decoder for each try.
 
     Args:
         bottleneck ([`Bottleneck`]): its `sigma` is set.
-        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
-        target_ssim (`float`): the structural similarity allowed, above 0 and below 1.
-        steps (`int`, *optional*, defaults to 200): of each decoder's training.
-        tries (`int`, *optional*, defaults to 5): how many.
+        features (`torch.Tensor` of shape `(n, *shape)`): features of public images at the cut.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): these images.
+        target_ssim (`float`): the largest structural similarity, between 0 and 1.
+        steps (`int`, *optional*, defaults to 200): training steps of each decoder.
+        tries (`int`, *optional*, defaults to 5): how many noise levels to try.
         progress (callable, *optional*): a [`Progress`].
 
     Raises:
-        [`FingerprintError`]: if the target is none, or even the most noise doesn't meet it.
+        [`FingerprintError`]: if the target is out of range, or no noise level meets it.
     """
     progress = progress or silent
     if not 0 < target_ssim < 1:
-        raise FingerprintError(f"A target of SSIM {target_ssim} can't be met: choose one above 0 and below 1.")
+        raise FingerprintError(f"target_ssim must be between 0 and 1, got {target_ssim}: choose another.")
     held_out = max(1, round(len(images) * HELD_OUT_SHARE))
 
     def measure_leakage(sigma: float) -> ReconstructionQuality:
@@ -95,8 +95,8 @@ def calibrate_noise(
         accepted = MAX_SIGMA, measure_leakage(MAX_SIGMA)
         if accepted[1].ssim > target_ssim:
             raise FingerprintError(
-                f"Noise of {MAX_SIGMA:.3g} still lets SSIM {accepted[1].ssim:.3f} through, above {target_ssim}: the images "
-                "are too much alike, so state a higher target."
+                f"Even at sigma {MAX_SIGMA:.3g} the SSIM is {accepted[1].ssim:.3f}, above {target_ssim}: the "
+                "images are too similar to each other, so choose a higher target."
             )
     bottleneck.sigma = accepted[0]
     return NoiseCalibration(target_ssim, accepted[0], accepted[1], bottleneck.bits_per_image)
@@ -105,8 +105,8 @@ def calibrate_noise(
 def _next_sigma(
     low: tuple[float, float | None], high: tuple[float, float | None], target: float, margin: float = 0.02
 ) -> float:
-    """The next deviation to try: where a straight line in its logarithm meets the target, less a little; the middle as
-    long as only one end was measured."""
+    """The next sigma to try: by linear interpolation in log sigma, slightly below the target; the geometric mean while
+    only one end is measured."""
     share = 0.5
     if low[1] is not None and high[1] is not None:
         share = (low[1] - (1 - margin) * target) / max(1e-6, low[1] - high[1])
@@ -125,31 +125,30 @@ def train_against_adversary(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ImageDecoder:
-    """Turns B so that its codes serve the task and not a decoder; m and s follow.
+    """Trains B so that its codes keep the task's information while a decoder fails on them, and sets m and s.
 
-    Each step the decoder learns to draw, then B and the denoiser learn to keep what the back makes of the features
-    (its logits, in units of their deviation) while the decoder fails. Noise is as it is set.
+    In each step the decoder learns to reconstruct images. Then B and the denoiser learn to keep the server part's
+    logits and to raise the decoder's loss. Sigma does not change.
 
     Args:
-        partition ([`Partition`]): its back says what the task needs; no weight of it changes.
+        partition ([`Partition`]): its server part defines the task. No weight of it changes.
         bottleneck ([`Bottleneck`]): its B is trained.
-        denoiser ([`Denoiser`]): trained for it, and trained on with it.
-        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
-        steps (`int`, *optional*, defaults to 200): of AdamW.
-        weight (`float`, *optional*, defaults to 0.5): of the decoder's failure.
-        rate (`float`, *optional*, defaults to 2e-3): AdamW's learning rate for B; 2e-2 turns it far.
-        seed (`int`, *optional*, defaults to 0): of batches, noise and the decoder's first weights.
+        denoiser ([`Denoiser`]): trained together with B.
+        features (`torch.Tensor` of shape `(n, *shape)`): features of public images at the cut.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): these images.
+        steps (`int`, *optional*, defaults to 200): AdamW steps.
+        weight (`float`, *optional*, defaults to 0.5): weight of the decoder's loss.
+        rate (`float`, *optional*, defaults to 2e-3): learning rate of B; 2e-2 moves it far.
+        seed (`int`, *optional*, defaults to 0): seed of batches, noise and the decoder's initial weights.
         progress (callable, *optional*): a [`Progress`].
 
     Returns:
-        [`ImageDecoder`]: the adversary, as it ended.
+        [`ImageDecoder`]: the adversary after the last step.
     """
     progress = progress or silent
     partition.model.eval()
     value_range = pixel_range(images)
-    axes = [i for i in range(features.dim()) if i != (1 if features.dim() == 4 else features.dim() - 1)]
-    deviation = features.std(axes, keepdim=True).clamp_min(1e-6)
+    deviation = channel_deviation(features)
     squeeze, denoising = bottleneck.squeeze.requires_grad_(True), [*denoiser.requires_grad_(True).train().parameters()]
     with seeded(seed), torch.enable_grad():
         decoder = ImageDecoder(bottleneck.code_shape, partition.size).to(features.device)
@@ -168,9 +167,8 @@ def train_against_adversary(
             reconstruction_loss(decoder(code.detach()), images[pick], value_range).mean().backward()
             decoder_optimizer.step()
             denoised = denoiser(code)
-            task_loss = (
-                partition.server_part(denoised) - target_logits
-            ).square().mean() / target_logits.var().clamp_min(1e-6)
+            logits = partition.server_part(denoised)
+            task_loss = (logits - target_logits).square().mean() / target_logits.var().clamp_min(1e-6)
             feature_loss = ((denoised - batch_features) / deviation).square().mean()
             reconstructed = reconstruction_loss(decoder(code), images[pick], value_range).mean()
             bottleneck_optimizer.zero_grad()

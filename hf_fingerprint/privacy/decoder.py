@@ -1,8 +1,7 @@
-"""The adversary who draws images from what was sent: a decoder trained on public images, whose codes it can make
-itself.
+"""The adversary that reconstructs images from codes: a decoder trained on public images and their codes.
 
-It knows the front, the bottleneck and the law of the noise, and has public images of the same kind as the private
-ones: the best case for it, and so the cautious one for the holder.
+It knows the client part, the bottleneck and the noise distribution, and has public images similar to the private
+ones. That is the best case for an adversary, so the measured leakage is a cautious figure for data holders.
 """
 
 import math
@@ -22,29 +21,29 @@ _WINDOW, _SIGMA = 11, 1.5
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """How like the images an adversary's drawings are, on average over images.
+    """The similarity of an adversary's reconstructions to the images, averaged over images.
 
     Attributes:
-        psnr (`float`): peak signal-to-noise ratio, dB.
-        ssim (`float`): structural similarity, 1 for the same image.
+        psnr (`float`): peak signal-to-noise ratio in dB.
+        ssim (`float`): structural similarity, 1 for equal images.
     """
 
     psnr: float
     ssim: float
 
     def to_dict(self) -> dict[str, float]:
-        """As JSON knows it."""
+        """The fields as values for JSON."""
         return asdict(self)
 
 
 class ImageDecoder(torch.nn.Module):
-    """A small network from codes to images: convolutions, which see a place and those near it, and a linear map that
-    sees all places at once. Under noise most is in the latter: what a code says of one place, others have to confirm.
+    """A small network from codes to images: local convolutions plus a linear map over all positions. Under noise the
+    linear map matters most, since it combines what all positions say about each pixel.
 
     Args:
         code_shape (`tuple[int, ...]`): `(channels, height, width)`, `(tokens, channels)` or `(channels,)`.
-        size (`tuple[int, int, int]`): of an image.
-        width (`int`, *optional*, defaults to 64): channels inside, halved at each doubling down to 32.
+        size (`tuple[int, int, int]`): channels, height and width of an image.
+        width (`int`, *optional*, defaults to 64): hidden channels, halved at each upsampling down to 32.
     """
 
     def __init__(self, code_shape: tuple[int, ...], size: tuple[int, int, int], width: int = WIDTH):
@@ -65,7 +64,7 @@ class ImageDecoder(torch.nn.Module):
             torch.nn.Unflatten(1, (width, side_seen, side_seen)),
         )
         layers, grid = [*_conv_block(width, width)], max(MIN_GRID, *self._grid)
-        while 2 * grid < max(size[1:]):  # its last step is a pixel shuffle
+        while 2 * grid < max(size[1:]):  # a pixel shuffle does the last doubling
             layers += [torch.nn.Upsample(scale_factor=2), *_conv_block(width, width := max(MIN_WIDTH, width // 2))]
             grid *= 2
         last = torch.nn.Conv2d(width, 4 * size[0], 3, padding=1)
@@ -83,12 +82,8 @@ class ImageDecoder(torch.nn.Module):
         if max(self._grid) < MIN_GRID:
             hidden = interpolate(hidden, size=(MIN_GRID, MIN_GRID))
         hidden = hidden + interpolate(self._see_all(pooled), size=hidden.shape[2:])
-        reconstructed = self._upsample(torch.relu(hidden))
-        return (
-            reconstructed
-            if reconstructed.shape[2:] == self.size[1:]
-            else interpolate(reconstructed, size=self.size[1:], mode="bilinear")
-        )
+        images = self._upsample(torch.relu(hidden))
+        return images if images.shape[2:] == self.size[1:] else interpolate(images, self.size[1:], mode="bilinear")
 
 
 def _conv_block(inside: int, outside: int) -> list[torch.nn.Module]:
@@ -99,12 +94,17 @@ def structural_similarity(one: torch.Tensor, other: torch.Tensor, value_range: f
     """The mean structural similarity of each pair of images, `(batch,)`, differentiable (Z. Wang et al., "Image
     quality assessment: from error visibility to structural similarity", 2004; Gaussian window of 11, deviation 1.5).
 
+    Decoders are trained through it, which scikit-image's `structural_similarity` (NumPy only) does not allow. Tests
+    compare the two.
+
     Args:
-        one, other (`torch.Tensor` of shape `(batch, channels, height, width)`): at least 11 pixels either way.
-        value_range (`float`): the largest value less the smallest that a pixel can have.
+        one, other (`torch.Tensor` of shape `(batch, channels, height, width)`): at least 11 pixels high and wide.
+        value_range (`float`): the largest possible pixel value minus the smallest.
     """
     if min(one.shape[2:]) < _WINDOW:
-        raise FingerprintError(f"Images of {one.shape[2]} by {one.shape[3]} pixels are too small for SSIM's window.")
+        raise FingerprintError(
+            f"SSIM needs {_WINDOW} by {_WINDOW} pixels, got {one.shape[2]} by {one.shape[3]}: use larger images."
+        )
     down, across = (_window_matrix(pixels).to(one) for pixels in one.shape[2:])
 
     def smooth(images: torch.Tensor) -> torch.Tensor:
@@ -120,14 +120,13 @@ def structural_similarity(one: torch.Tensor, other: torch.Tensor, value_range: f
 
 @lru_cache
 def _window_matrix(pixels: int) -> torch.Tensor:
-    """The window slid along a line of pixels, as a matrix: a product is faster than a convolution of one channel."""
+    """The sliding window as a matrix `(pixels - 10, pixels)`: its product is faster than a 1-channel convolution."""
     places = torch.arange(pixels) - torch.arange(pixels - _WINDOW + 1)[:, None] - _WINDOW // 2
     weights = torch.exp(-places.float().square() / (2 * _SIGMA**2)) * (places.abs() <= _WINDOW // 2)
     return weights / weights.sum(1, keepdim=True)
 
 
 def reconstruction_loss(reconstructed: torch.Tensor, images: torch.Tensor, value_range: float) -> torch.Tensor:
-    """What the adversary minimises for each image, `(batch,)`: squared error and dissimilarity, both measures at
-    once."""
+    """The adversary's loss for each image, `(batch,)`: squared error plus structural dissimilarity."""
     squared = ((reconstructed - images) / value_range).square().mean((1, 2, 3))
     return 10 * squared + 1 - structural_similarity(reconstructed, images, value_range)

@@ -1,9 +1,9 @@
-"""The owner's guess at the features behind a code with noise, and the statistics of those without.
+"""Denoising of codes into features, and release of the trained model.
 
-The back learns from codes with noise and then serves features without. So a small network, trained on public images,
-first turns a code into the mean of the features that may lie behind it, E[x | z]: what is linear in x and fits the
-guesses fits the features too (R. Carroll et al., "Measurement error in nonlinear models", 2006, chapter 4: regression
-calibration). It is left behind when the model is released.
+The server part trains on noisy codes but later runs on features without noise. A small network, trained on public
+images, therefore maps a code to the expected features E[x | z]. A model that is linear in x and fits these estimates
+also fits the features (R. Carroll et al., "Measurement error in nonlinear models", 2006, chapter 4: regression
+calibration). The released model does not include this network.
 """
 
 import math
@@ -21,12 +21,12 @@ STATISTICS_BATCH = 250
 
 
 class Denoiser(torch.nn.Module):
-    """From codes to features: the best linear guess, and residual blocks of convolutions that add to it. Tokens have
-    no neighbours; they see the mean of all instead. A code without places is one token.
+    """A network from codes to features: the best linear estimate plus residual convolution blocks. Tokens have no
+    neighbors and see the mean of all tokens instead. A code without positions counts as one token.
 
     Args:
-        bottleneck ([`Bottleneck`]): whose codes.
-        width (`int`, *optional*, defaults to 96): channels inside.
+        bottleneck ([`Bottleneck`]): makes the codes.
+        width (`int`, *optional*, defaults to 96): hidden channels.
     """
 
     deviation: torch.Tensor
@@ -65,18 +65,23 @@ class Denoiser(torch.nn.Module):
 
     @torch.no_grad()
     def init_linear_map(self, bottleneck: Bottleneck, features: torch.Tensor) -> None:
-        """Sets the linear map by least squares over public images' features and all noise at once."""
+        """Sets the linear map by least squares over public images' features, in closed form over the noise."""
         targets, code = bottleneck.rows(features), torch.cat([bottleneck.encode(part) for part in features.split(256)])
         code = code.movedim(1 if self._maps else -1, -1).flatten(0, -2)
         mean, centre = targets.mean(0), code.mean(0)
         centered = code - centre
-        power = centered.T @ centered / len(centered) + (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(
-            centered
-        )
+        noise = (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(centered)
+        power = centered.T @ centered / len(centered) + noise
         matrix = torch.linalg.solve(power, centered.T @ (targets - mean) / len(centered)).T
         self._linear.weight.copy_(matrix[..., None, None])
         self._linear.bias.copy_(mean - matrix @ centre)
         self.deviation.copy_(targets.std(0).clamp_min(1e-6)[:, None, None])
+
+
+def channel_deviation(features: torch.Tensor) -> torch.Tensor:
+    """The standard deviation of each channel, over images and positions, shaped to divide the features."""
+    axis = 1 if features.dim() == 4 else features.dim() - 1
+    return features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
 
 
 def train_denoiser(
@@ -87,20 +92,19 @@ def train_denoiser(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Denoiser:
-    """A denoiser for this bottleneck and its noise, in evaluation mode; least squares, each channel in units of its
-    own deviation.
+    """Trains a denoiser for a bottleneck and its noise, and returns it in evaluation mode. The loss is squared error,
+    each channel in units of its standard deviation.
 
     Args:
-        bottleneck ([`Bottleneck`]): as the holders have it.
-        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
-        steps (`int`, *optional*, defaults to 600): of AdamW.
-        batch (`int`, *optional*, defaults to 64): images a step.
-        seed (`int`, *optional*, defaults to 0): of its weights, batches and noise.
+        bottleneck ([`Bottleneck`]): the one that data holders use.
+        features (`torch.Tensor` of shape `(n, *shape)`): features of public images at the cut.
+        steps (`int`, *optional*, defaults to 600): AdamW steps.
+        batch (`int`, *optional*, defaults to 64): images per step.
+        seed (`int`, *optional*, defaults to 0): seed of its weights, batches and noise.
         progress (callable, *optional*): a [`Progress`].
     """
     progress = progress or silent
-    axis = 1 if features.dim() == 4 else features.dim() - 1
-    deviation = features.std([i for i in range(features.dim()) if i != axis], keepdim=True).clamp_min(1e-6)
+    deviation = channel_deviation(features)
     with seeded(seed), torch.enable_grad():
         denoiser = Denoiser(bottleneck).to(features.device)
         denoiser.init_linear_map(bottleneck, features)
@@ -121,30 +125,26 @@ def train_denoiser(
 
 @torch.no_grad()
 def release(partition: Partition, features: torch.Tensor) -> torch.nn.Module:
-    """The model as it is given away: front and back, without bottleneck, noise or denoiser, in evaluation mode.
+    """The trained model in evaluation mode, ready to release: without bottleneck, noise or denoiser.
 
-    The back's running statistics are taken anew from public images without noise; its weights stay as trained.
+    Re-estimates the server part's running statistics on public images without noise. No weight changes.
 
     Args:
-        partition ([`Partition`]): its back trained.
-        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
+        partition ([`Partition`]): with a trained server part.
+        features (`torch.Tensor` of shape `(n, *shape)`): features of public images at the cut.
 
     Returns:
-        `torch.nn.Module`: the partition's own model: the architecture that it always was.
+        `torch.nn.Module`: the partition's own model, an ordinary one.
     """
     model = partition.model.eval()
     kind = torch.nn.modules.batchnorm._BatchNorm
-    norms = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, kind)
-        and module.running_mean is not None
-        and f"{name}.running_mean" not in partition.client_tensors
-    ]
+    found = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+    running = {f"{name}.running_mean": norm for name, norm in found.items() if norm.running_mean is not None}
+    norms = [norm for name, norm in running.items() if name not in partition.client_tensors]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
+        norm.momentum = None  # a plain average over batches
         norm.train()
     if norms:
         for part in features.split(STATISTICS_BATCH):

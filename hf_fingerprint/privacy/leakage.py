@@ -1,12 +1,14 @@
-"""Leakage, measured: what adversaries get out of what was sent, and of the model that was released.
+"""Measured leakage: what adversaries learn from the codes that were sent and from the released model.
 
-* Reconstruction: a decoder trained on public images draws the private ones from their codes.
-* Matching: whether a known image is among those sent, by the likeness of its code (anybody with the front can do it).
-* Membership: whether a known image was trained on, from the released model's answer to it (S. Yeom et al., "Privacy
-  risk in machine learning", arXiv 1709.01604: its loss; R. Shokri et al., arXiv 1610.05820: a classifier of
-  confidences).
+* Reconstruction: a decoder trained on public images reconstructs the private ones from their codes.
+* Matching: whether a known image is among those sent, by the similarity of its code. Anybody with the client part can
+  do this.
+* Membership: whether a known image was trained on, from the released model's output (S. Yeom et al., "Privacy risk in
+  machine learning", arXiv 1709.01604: its loss; R. Shokri et al., arXiv 1610.05820: a classifier of confidences).
 
-An adversary that fails proves nothing about a better one. What holds for all of them is `Bottleneck.bits_per_image`.
+A failed adversary proves nothing about a better one. `Bottleneck.bits_per_image` bounds all of them.
+
+Matching and membership need scikit-learn: `pip install 'hf-fingerprint[privacy]'`.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,17 +30,17 @@ from hf_fingerprint.progress import Progress, silent
 
 
 STEPS, BATCH, LEARNING_RATE = 400, 32, 4e-3
-_MAX_ITERATIONS = 200
+_MAX_ITERATIONS, _PENALTY = 200, 1e-3
 
 
 @dataclass(frozen=True)
 class Membership:
-    """How well members of a training are told from others; each an area under the ROC curve, 0.5 for guessing.
+    """How well an adversary separates training images from others, as areas under the ROC curve (0.5 for guessing).
 
     Attributes:
         by_loss (`float`): by the loss alone.
-        by_confidences (`float`): by a logistic regression on the sorted log-probabilities and the loss, whose
-            adversary knows half of the members already and is judged on the other half.
+        by_confidences (`float`): by a logistic regression on the sorted log-probabilities and the loss. Its adversary
+            knows half of the members, and is measured on the other half.
     """
 
     by_loss: float
@@ -46,11 +48,11 @@ class Membership:
 
     @property
     def auc(self) -> float:
-        """The better adversary's."""
+        """The better adversary's area."""
         return max(self.by_loss, self.by_confidences)
 
     def to_dict(self) -> dict[str, float]:
-        """As JSON knows it."""
+        """The fields and `auc` as values for JSON."""
         return asdict(self) | {"auc": self.auc}
 
 
@@ -63,15 +65,15 @@ def train_decoder(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ImageDecoder:
-    """An adversary's decoder.
+    """Trains an adversary's decoder and returns it in evaluation mode.
 
     Args:
-        encode (callable): from features `(batch, *shape)` to codes as they are sent, with fresh noise at each call.
-        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
-        steps (`int`, *optional*, defaults to 400): of AdamW.
-        batch (`int`, *optional*, defaults to 32): images a step.
-        seed (`int`, *optional*, defaults to 0): of its weights and batches.
+        encode (callable): maps features `(batch, *shape)` to codes, with new noise at each call.
+        features (`torch.Tensor` of shape `(n, *shape)`): features of public images at the cut.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): these images.
+        steps (`int`, *optional*, defaults to 400): AdamW steps.
+        batch (`int`, *optional*, defaults to 32): images per step.
+        seed (`int`, *optional*, defaults to 0): seed of its weights and batches.
         progress (callable, *optional*): a [`Progress`].
     """
     progress = progress or silent
@@ -100,12 +102,13 @@ def train_decoder(
 def measure_reconstruction(
     decoder: ImageDecoder, codes: torch.Tensor, images: torch.Tensor, batch_size: int = 128
 ) -> ReconstructionQuality:
-    """How like images the decoder's drawings of their codes are.
+    """The quality of a decoder's reconstructions.
 
     Args:
-        decoder ([`ImageDecoder`]): trained.
-        codes (`torch.Tensor` of shape `(n, *code_shape)`): as they were sent.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): those.
+        decoder ([`ImageDecoder`]): a trained decoder.
+        codes (`torch.Tensor` of shape `(n, *code_shape)`): the codes that were sent.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): the images behind the codes.
+        batch_size (`int`, *optional*, defaults to 128): images at a time.
     """
     value_range, low, high = pixel_range(images), images.min(), images.max()
     squared, similarity = [], []
@@ -119,28 +122,27 @@ def measure_reconstruction(
 
 @torch.no_grad()
 def matching_auc(sent: torch.Tensor, members: torch.Tensor, others: torch.Tensor, sigma: float) -> float:
-    """How well an owner who has an image can tell whether it was sent: the AUC of the best of its likelihood ratios,
-    "this is the image with noise" against "this is some image", all images taken to be normally distributed.
+    """The AUC of an owner who has an image and tests whether it was sent.
+
+    The test statistic is the largest likelihood ratio, over all codes sent, of "this image plus noise" against "some
+    image", where codes of all images are modeled as normally distributed.
 
     Args:
-        sent (`torch.Tensor` of shape `(n, *code_shape)`): everything that was sent, with noise.
-        members, others (`torch.Tensor` of shape `(m, *code_shape)`): noiseless codes of images that were, and weren't.
-        sigma (`float`): the noise's deviation.
+        sent (`torch.Tensor` of shape `(n, *code_shape)`): all codes sent, with noise.
+        members, others (`torch.Tensor` of shape `(m, *code_shape)`): noiseless codes of images that were sent, and of
+            others.
+        sigma (`float`): the noise's standard deviation.
     """
     sent = sent.flatten(1)
     centered = sent - sent.mean(0)
     spread = centered.T @ centered / len(sent) + 1e-3 * sigma**2 * torch.eye(sent.shape[1])
     some = (centered * torch.linalg.solve(spread, centered.T).T).sum(1) / 2
-    best = [
-        torch.cat(
-            [
-                (some - torch.cdist(part, sent).square() / (2 * sigma**2)).max(1).values
-                for part in codes.flatten(1).split(256)
-            ]
-        ).numpy()
-        for codes in (members, others)
-    ]
-    return roc_auc(best[0], best[1])
+
+    def largest_ratios(codes: torch.Tensor) -> np.ndarray:
+        ratios = (some - torch.cdist(part, sent).square() / (2 * sigma**2) for part in codes.flatten(1).split(256))
+        return torch.cat([part.max(1).values for part in ratios]).numpy()
+
+    return roc_auc(largest_ratios(members), largest_ratios(others))
 
 
 @torch.no_grad()
@@ -150,17 +152,18 @@ def measure_membership(
     others: tuple[torch.Tensor, torch.Tensor],
     batch_size: int = 128,
 ) -> Membership:
-    """How well a released model's answers tell what it was trained on.
+    """How well a released model's outputs reveal the images that it was trained on.
 
     Args:
-        model (`torch.nn.Module`): in evaluation mode.
-        members, others (`(images, labels)`): equally many that it was, and wasn't, trained on.
+        model (`torch.nn.Module`): the model in evaluation mode.
+        members, others (`(images, labels)`): training images and, equally many, other images.
+        batch_size (`int`, *optional*, defaults to 128): images at a time.
 
     Raises:
-        [`FingerprintError`]: if there are fewer than 20 of either.
+        [`FingerprintError`]: if there are fewer than 20 images of either kind, or scikit-learn is missing.
     """
     if min(len(members[1]), len(others[1])) < 20:
-        raise FingerprintError("Membership is measured on 20 images or more of either kind.")
+        raise FingerprintError("Membership needs 20 images or more of either kind: give more.")
     tables = []
     for images, labels in (members, others):
         logits = torch.cat([class_logits(model(part)) for part in images.split(batch_size)]).double()
@@ -173,48 +176,44 @@ def measure_membership(
 
 
 def roc_auc(positives: np.ndarray, negatives: np.ndarray) -> float:
-    """The chance that a positive scores above a negative, ties for half."""
-    from scipy.stats import rankdata
+    """The area under the ROC curve: the probability that a positive scores above a negative.
 
-    ranks = rankdata(np.concatenate([positives, negatives]))[: len(positives)].sum()
-    return float((ranks - len(positives) * (len(positives) + 1) / 2) / (len(positives) * len(negatives)))
+    Raises:
+        [`FingerprintError`]: if scikit-learn is missing.
+    """
+    try:
+        from sklearn.metrics import roc_auc_score
+    except ImportError:
+        raise FingerprintError("Leakage needs scikit-learn: `pip install 'hf-fingerprint[privacy]'`.") from None
+    truth = np.repeat([1, 0], [len(positives), len(negatives)])
+    return float(roc_auc_score(truth, np.concatenate([positives, negatives])))
 
 
 def pixel_range(images: torch.Tensor) -> float:
-    """The largest value of all pixels less the smallest."""
+    """The largest pixel value minus the smallest."""
     value_range = float(images.max() - images.min())
     if not value_range > 0:
-        raise FingerprintError("The images are all of one grey: give ones with something on them.")
+        raise FingerprintError("The images have only one pixel value: give other images.")
     return value_range
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of PyTorch from a seed; what came before goes on afterwards."""
+    """Seeds PyTorch's random numbers inside the block, and restores their state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def _regression_auc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Logistic regression, fitted on the first half and judged on the second."""
-    from scipy.optimize import minimize
-    from scipy.special import expit
+    """The AUC of a logistic regression that is fitted on the first half of both tables, on their second half."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     half = min(len(inside), len(outside)) // 2
-    rows = np.concatenate([inside[:half], outside[:half]])
-    mean, deviation = rows.mean(0), rows.std(0) + 1e-9
-    known = (rows - mean) / deviation
-    truth = np.repeat([1.0, 0.0], half)
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        score = known @ weights[1:] + weights[0]
-        wrong = (expit(score) - truth) / len(truth)
-        value = np.logaddexp(0, score).mean() - (truth * score).mean() + 1e-3 * weights[1:] @ weights[1:]
-        return float(value), np.concatenate([[wrong.sum()], known.T @ wrong + 2e-3 * weights[1:]])
-
-    weights = minimize(
-        loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": _MAX_ITERATIONS}
-    ).x
-    scores = [((table[half:] - mean) / deviation) @ weights[1:] for table in (inside, outside)]
-    return roc_auc(*scores)
+    regression = LogisticRegression(C=1 / (4 * _PENALTY * half), max_iter=_MAX_ITERATIONS)
+    fitted = make_pipeline(StandardScaler(), regression).fit(
+        np.concatenate([inside[:half], outside[:half]]), np.repeat([1, 0], half)
+    )
+    return roc_auc(*(fitted.decision_function(table[half:]) for table in (inside, outside)))

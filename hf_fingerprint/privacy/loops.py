@@ -1,10 +1,10 @@
-"""Training over the cut: the owner's loop and a holder's, in processes that Accelerate starts.
+"""Split training: the owner's loop and the data holders' loop, in processes started by Accelerate.
 
-Process 0 is the owner, all others hold images. At each step every holder sends the codes of a batch; the owner runs
-the back on all of them, sends each holder its logits, gets their gradients and takes a step. Labels stay with the
-holders: they come out of the loss as gradients. (Who knows the protocol can read them there: the one negative entry of
-a softmax's gradient is the label's. O. Li et al., "Label leakage and protection in two-party split learning", arXiv
-2102.08504.)
+Process 0 is the owner, all others hold data. In each step every data holder sends the codes of a batch. The owner runs
+the server part on all of them, sends each holder its logits, receives their gradients and takes a step. Labels stay
+with the holders and enter the gradients only through the loss. The owner can still read them there: the negative entry
+of a softmax gradient is the label (O. Li et al., "Label leakage and protection in two-party split learning", arXiv
+2102.08504).
 """
 
 from collections.abc import Callable
@@ -35,33 +35,36 @@ def owner_loop(
     on_message: MessageHook | None = None,
     student: torch.nn.Module | None = None,
 ) -> None:
-    """Trains the back on what the holders send, or a reader of codes; runs in process 0.
+    """Trains the server part, or a student, on the codes that data holders send. Call it in process 0.
 
     Args:
-        partition ([`Partition`]): its back is trained; its front stays as it is.
-        bottleneck ([`Bottleneck`]): the one that the holders have.
-        restore (callable): from codes to features for the back: a [`Denoiser`], or the inverse of B without noise;
-            `None` with a reader.
-        optimizer (`torch.optim.Optimizer`): of `partition.back_parameters()` or the reader's, and perhaps of
-            `extra_loss`'s.
-        steps (`int`): how many; the same for all.
-        extra_loss (callable, *optional*): added to each step's loss: a mark's ([`DeepMarksLoss`]), or the loss on
-            images of the owner's own.
+        partition ([`Partition`]): its server part is trained; its client part does not change.
+        bottleneck ([`Bottleneck`]): the one that data holders use.
+        restore (callable or `None`): maps codes to features for the server part: a [`Denoiser`], or the inverse of B
+            without noise. `None` with a student.
+        optimizer (`torch.optim.Optimizer`): over `partition.server_parameters()` or the student's parameters, and
+            those of `extra_loss` if it has any.
+        steps (`int`): the number of steps, the same in all processes.
+        extra_loss (callable, *optional*): returns a loss to add in each step, such as a [`DeepMarksLoss`] or the loss
+            on the owner's images.
         progress (callable, *optional*): a [`Progress`].
-        on_message (callable, *optional*): sees every message, for an audit.
-        student (`torch.nn.Module`, *optional*): from codes to logits, trained in the back's place: a [`Student`].
+        on_message (callable, *optional*): called with every message, for an audit.
+        student (`torch.nn.Module`, *optional*): maps codes to logits and is trained instead of the server part, for
+            example a [`Student`].
 
     Raises:
-        [`FingerprintError`]: if this isn't process 0 of two or more, there is neither `restore` nor a reader, an
-            optimised weight is in the front, or a holder stops or sends what isn't due.
+        [`FingerprintError`]: if this is not process 0 of two or more, neither `restore` nor `student` is given, the
+            optimizer holds weights of the client part, or a data holder stops or sends an unexpected message.
     """
     progress = progress or silent
     if restore is None and student is None:
-        raise FingerprintError("Nothing would learn from the codes: give owner_loop a denoiser, or a reader.")
+        raise FingerprintError("owner_loop got nothing to train on the codes: pass restore (a denoiser) or student.")
     _check_role(owner=True)
     client_part = {id(p) for name, p in partition.model.named_parameters() if name in partition.client_tensors}
     if any(id(p) in client_part for group in optimizer.param_groups for p in group["params"]):
-        raise FingerprintError("The optimiser holds weights of the front, which never trains: give back_parameters().")
+        raise FingerprintError(
+            "The optimizer holds weights of the client part, which never trains: pass server_parameters()."
+        )
     trained_module = partition.model if student is None else student
 
     def compute_logits(codes: torch.Tensor) -> torch.Tensor:
@@ -106,29 +109,32 @@ def data_holder_loop(
     progress: Progress | None = None,
     on_message: MessageHook | None = None,
 ) -> None:
-    """Takes part in a training with images and labels that stay here; runs in any process but 0.
+    """Takes part in a training with images and labels that never leave this process. Call it in any process but 0.
 
     Args:
-        partition ([`Partition`]): its front is run, once for each image.
-        bottleneck ([`Bottleneck`]): what is sent goes through it.
-        images (`torch.Tensor` of shape `(n, channels, height, width)`): the holder's.
-        labels (`torch.Tensor`): theirs, as `loss` takes them.
-        noise ([`ImageNoise`]): with this holder's own secret.
-        steps (`int`): how many; the same for all.
-        batch (`int`, *optional*, defaults to 32): images a step, drawn anew for each pass over them.
-        seed (`int`, *optional*, defaults to 0): of the order.
+        partition ([`Partition`]): its client part is run once per image.
+        bottleneck ([`Bottleneck`]): makes the codes.
+        images (`torch.Tensor` of shape `(n, channels, height, width)`): the data holder's images.
+        labels (`torch.Tensor`): their labels, as `loss` takes them.
+        noise ([`ImageNoise`]): made with this data holder's secret.
+        steps (`int`): the number of steps, the same in all processes.
+        batch (`int`, *optional*, defaults to 32): images per step.
+        seed (`int`, *optional*, defaults to 0): seed of the order of images, which changes with each pass.
         loss (callable, *optional*): the mean loss of `(logits, labels)`; cross-entropy by default.
         progress (callable, *optional*): a [`Progress`].
-        on_message (callable, *optional*): sees every message, for an audit.
+        on_message (callable, *optional*): called with every message, for an audit.
 
     Raises:
         [`FingerprintError`]: if this is process 0, there are fewer images than a batch, labels are missing, or the
-            owner stops or sends what isn't due.
+            owner stops or sends an unexpected message.
     """
     progress = progress or silent
     _check_role(owner=False)
     if len(images) != len(labels) or not 1 <= batch <= len(images):
-        raise FingerprintError(f"{len(images)} images, {len(labels)} labels and batches of {batch} don't go together.")
+        raise FingerprintError(
+            f"Got {len(images)} images, {len(labels)} labels and batches of {batch}: give one label per image, and "
+            "batches of at most all images."
+        )
     wire = Wire(OWNER, on_message)
     codes = encode_images(partition, bottleneck, images, noise)
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
@@ -147,7 +153,7 @@ def data_holder_loop(
 def encode_images(
     partition: Partition, bottleneck: Bottleneck, images: torch.Tensor, noise: ImageNoise, batch_size: int = 128
 ) -> torch.Tensor:
-    """All that a holder ever sends of its images: their codes, each with its own noise, `(n, *code_shape)`."""
+    """The codes of a data holder's images with their noise, `(n, *code_shape)`. Nothing else of the images is sent."""
     parts = []
     for part in images.split(batch_size):
         normal = noise.draw(part, bottleneck.code_shape)
@@ -157,7 +163,9 @@ def encode_images(
 
 def _check_role(owner: bool) -> None:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
-        raise FingerprintError("Private training needs an owner and a data holder or more: launch two processes.")
+        raise FingerprintError(
+            "Private training needs an owner and at least one data holder: launch two or more processes."
+        )
     if (dist.get_rank() == OWNER) != owner:
-        role = "the owner's is process 0" if owner else "process 0 is the owner's"
-        raise FingerprintError(f"This is process {dist.get_rank()}, and {role}: call the other loop here.")
+        loop = "data_holder_loop" if owner else "owner_loop"
+        raise FingerprintError(f"This is process {dist.get_rank()}, and the owner is process 0: call {loop} here.")

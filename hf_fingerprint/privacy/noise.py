@@ -1,7 +1,7 @@
-"""Noise that an image gets once and for all.
+"""Noise that is fixed for each image.
 
-Fresh noise at each send would average out over the epochs of a training. So an image's noise hangs on a secret of its
-holder and on its pixels alone: sent a thousand times, in whatever order, by whatever run, it looks the same each time.
+New noise at each send would average out over epochs. An image's noise therefore depends only on its holder's secret
+and its pixels: it is the same at every send, in every order and every run.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ class ImageNoise:
     """Standard normal numbers for each image, from a secret.
 
     Args:
-        secret (`bytes`): 32 bytes of [`new_secret`](hf_fingerprint.keys), which never leave the holder: with them the
-            noise can be taken off.
+        secret (`bytes`): 32 bytes from [`new_secret`](hf_fingerprint.keys). Keep them private: with them the noise can
+            be removed.
 
     Raises:
         [`FingerprintError`]: if the secret isn't 32 bytes long.
@@ -27,7 +27,9 @@ class ImageNoise:
 
     def __init__(self, secret: bytes):
         if len(secret) != SECRET_BYTES:
-            raise FingerprintError(f"A holder's secret has {SECRET_BYTES} bytes, not {len(secret)}.")
+            raise FingerprintError(
+                f"A data holder's secret needs {SECRET_BYTES} bytes, got {len(secret)}: make one with new_secret()."
+            )
         self._secret = secret
 
     def __repr__(self) -> str:
@@ -37,8 +39,8 @@ class ImageNoise:
         """The noise of some images, `float32` of shape `(batch, *shape)`.
 
         Args:
-            images (`torch.Tensor` of shape `(batch, channels, height, width)`): their pixels.
-            shape (`tuple[int, ...]`): of one image's code.
+            images (`torch.Tensor` of shape `(batch, channels, height, width)`): the images.
+            shape (`tuple[int, ...]`): the shape of one image's code.
         """
         pixels = images.detach().cpu().contiguous().numpy()
         return torch.stack([self._draw_one(image.tobytes(), shape) for image in pixels]).to(images.device)

@@ -1,11 +1,12 @@
-"""A classifier cut in two at a named module: a front, run where the data is, and a back, trained by the owner.
+"""A classifier cut in two at a named module: a client part, run by data holders, and a server part, trained by the
+owner.
 
-The model stays whole: the front is its run up to the cut, the back its run with the cut's output replaced. So any timm
-or transformers model can be cut at any module that no branch leads around.
+The model is not split physically. The client part runs it up to the cut, the server part runs it with the cut's output
+replaced. Any timm or transformers model can thus be cut at any module that no branch bypasses.
 
-The front is never trained on private images. A front that learnt from what the owner sends back could be led, step by
-step, to one that hides nothing (D. Pasquini, G. Ateniese, M. Bernaschi, "Unleashing the Tiger", arXiv 2012.02670); two
-sends of one image by two fronts would differ by more than noise; and fronts of several holders would drift apart.
+The client part is never trained on private images. A malicious owner could train it step by step into one that hides
+nothing (D. Pasquini, G. Ateniese, M. Bernaschi, "Unleashing the Tiger", arXiv 2012.02670). Two sends of one image
+would differ by more than noise, and the client parts of several data holders would diverge.
 """
 
 from collections.abc import Iterator
@@ -28,25 +29,25 @@ class Partition:
     Args:
         model (`torch.nn.Module`): a classifier from images `(batch, channels, height, width)` to logits, as a tensor
             or an object with `logits`. It is not copied.
-        at (`str`): the module at whose output it is cut, as `named_modules` calls it, such as `"blocks.2"`.
+        at (`str`): the module whose output is the cut, by its name in `named_modules`, such as `"blocks.2"`.
         size (`tuple[int, int, int]`): channels, height and width of an image.
 
     Attributes:
-        shape (`tuple[int, ...]`): of one image's features: `(channels, height, width)`, `(tokens, channels)` or
-            `(channels,)`.
-        client_tensors (`frozenset[str]`): the parameters and buffers that the front runs on.
+        shape (`tuple[int, ...]`): the shape of one image's features: `(channels, height, width)`,
+            `(tokens, channels)` or `(channels,)`.
+        client_tensors (`frozenset[str]`): names of the client part's parameters and buffers.
 
     Raises:
-        [`FingerprintError`]: if there is no such module, its output is no tensor with a row for each image, part of
-            the image goes past it, or a parameter is used on both sides.
+        [`FingerprintError`]: if there is no such module, its output is not a tensor with one row per image, a branch
+            bypasses it, or a parameter is used on both sides.
     """
 
     def __init__(self, model: torch.nn.Module, at: str, size: tuple[int, int, int]):
         modules = dict(model.named_modules())
         if at not in modules or not at:
             near = get_close_matches(at, [name for name in modules if name], 3, 0.4)
-            advice = f"near ones are {', '.join(near)}" if near else "see model.named_modules()"
-            raise FingerprintError(f"The model has no module {at!r} to be cut at: {advice}.")
+            advice = f"choose {' or '.join(near)}" if near else "see model.named_modules()"
+            raise FingerprintError(f"The model has no module {at!r} to cut at: {advice}.")
         self.model, self.at, self.size = model, at, (size[0], size[1], size[2])
         self._cut, self._client_modules = modules[at], set[torch.nn.Module]()
         with _eval_mode_with_gradients(model):
@@ -57,35 +58,37 @@ class Partition:
 
     @torch.no_grad()
     def client_part(self, images: torch.Tensor) -> torch.Tensor:
-        """The features `(batch, *shape)` of images `(batch, *size)`, without gradients."""
+        """The features `(batch, *shape)` of images `(batch, *size)` at the cut, without gradients."""
         with self._client_eval_mode():
             return self._run_to_cut(images)
 
     def server_part(self, features: torch.Tensor) -> torch.Tensor:
-        """The logits `(batch, classes)` for features `(batch, *shape)`, differentiable in them and in the back's
-        weights; in the model's own mode."""
+        """The logits `(batch, classes)` of features `(batch, *shape)`, with gradients for these and for the server
+        part's weights. Runs in the model's current mode."""
         blank = torch.zeros((1, *self.size), dtype=features.dtype, device=features.device)
         with self._client_eval_mode():
             return self._run_from_cut(features, blank)
 
     def forward_to_cut(self, features: torch.Tensor, to: "Partition") -> torch.Tensor:
-        """The features at a deeper cut of the same model, for ones at this."""
+        """The features at a deeper cut of the same model, from features at this one."""
         blank = torch.zeros((1, *self.size), dtype=features.dtype, device=features.device)
         with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):
             return to._cut_output(blank)
 
     def server_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What the owner trains: all parameters that the front doesn't run on, by name."""
+        """The parameters that the owner trains, by name: all but those of the client part."""
         return {name: p for name, p in self.model.named_parameters() if name not in self.client_tensors}
 
     def _run_to_cut(self, images: torch.Tensor) -> torch.Tensor:
         output = self._cut_output(images)
         if not isinstance(output, torch.Tensor) or output.dim() not in (2, 3, 4) or len(output) != len(images):
-            raise FingerprintError(f"The output of {self.at} isn't one tensor with rows for images: cut elsewhere.")
+            raise FingerprintError(
+                f"The output of {self.at} is not a tensor with one row per image: choose another module."
+            )
         return output
 
     def _cut_output(self, images: torch.Tensor) -> Any:
-        """What the cut's module returns."""
+        """The output of the cut's module."""
 
         def stop(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             raise _ReachedCut(output)
@@ -95,7 +98,7 @@ class Partition:
                 self.model(images)
             except _ReachedCut as reached:
                 return reached.output
-        raise FingerprintError(f"{self.at} isn't called when the model runs: cut at a module that is.")
+        raise FingerprintError(f"{self.at} is not called when the model runs: choose another module.")
 
     def _run_from_cut(self, features: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         with _hook(self._cut.register_forward_hook(lambda module, inputs, output: features)):
@@ -103,7 +106,7 @@ class Partition:
 
     @contextmanager
     def _client_eval_mode(self) -> Iterator[None]:
-        """The front in evaluation mode, so that no batch's statistics get into it."""
+        """Puts the client part in evaluation mode, so that its running statistics do not change."""
         training_modules = [module for module in self._client_modules if module.training]
         for module in training_modules:
             module.training = False
@@ -124,20 +127,17 @@ class Partition:
         with torch.enable_grad():
             first_logits = self._run_from_cut(features.detach(), images[:1])
         with torch.no_grad():
-            other_logits, full_logits = (
-                self._run_from_cut(features.detach(), images[1:]),
-                class_logits(self.model(images)),
+            full_logits, first = class_logits(self.model(images)), first_logits.detach()
+            others = torch.stack([self._run_from_cut(features.detach(), images[1:]), full_logits])
+        if float((first - others).abs().max()) > _TOLERANCE * float(full_logits.abs().max()):
+            raise FingerprintError(
+                f"A branch bypasses {self.at}: choose a module that the whole image passes through."
             )
-        difference = torch.maximum(
-            (first_logits.detach() - other_logits).abs(), (first_logits.detach() - full_logits).abs()
-        )
-        if float(difference.max()) > _TOLERANCE * float(full_logits.abs().max()):
-            raise FingerprintError(f"Part of the image goes past {self.at}: cut where no branch leads round.")
         shared = client_part & _leaf_tensors(first_logits)
         names, buffers = set(), set()
         for name, parameter in self.model.named_parameters():
             if parameter in shared:
-                raise FingerprintError(f"{name} is used on both sides of {self.at}: cut elsewhere.")
+                raise FingerprintError(f"{name} is used on both sides of {self.at}: choose another module.")
             if parameter in client_part:
                 names.add(name)
         for name, module in self.model.named_modules():
@@ -154,12 +154,12 @@ def class_logits(output: Any) -> torch.Tensor:
     """
     logits = logits_of(output)
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
-        raise FingerprintError("The model returns no logits of shape (batch, classes): give a classifier.")
+        raise FingerprintError("The model returns no logits of shape (batch, classes): use a classifier.")
     return logits
 
 
 class _ReachedCut(Exception):
-    """No error: it ends the run at the cut."""
+    """Ends a forward pass at the cut."""
 
     def __init__(self, output: Any):
         self.output = output
@@ -175,7 +175,7 @@ def _hook(handle: Any) -> Iterator[None]:
 
 @contextmanager
 def _eval_mode_with_gradients(model: torch.nn.Module) -> Iterator[None]:
-    """In evaluation mode, with gradients for all parameters, and afterwards as it was."""
+    """Puts a model in evaluation mode with gradients for all parameters, and restores it afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
@@ -191,7 +191,7 @@ def _eval_mode_with_gradients(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _leaf_tensors(output: torch.Tensor) -> set[torch.Tensor]:
-    """The leaves that a tensor was computed from."""
+    """The leaf tensors that a tensor was computed from."""
     leaves, seen, pending = set(), set(), [output.grad_fn]
     while pending:
         node = pending.pop()

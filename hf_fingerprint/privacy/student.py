@@ -1,13 +1,13 @@
-"""What of the features the task reads, and a reader of codes.
+"""Codes along the directions that the task depends on, and a student network that learns from codes.
 
-A picture is spread over all of the features; what tells its class lies along few directions. First come the linear
-discriminants, whose means differ most between classes, then those that the back's logits answer to most (P.
-Constantine, E. Dow, Q. Wang, "Active subspace methods in theory and practice", arXiv 1304.2070). A few dozen such
-numbers stay readable under noise that hides the picture.
+An image is spread over all features, but its class depends on few directions. The first are the linear discriminants,
+along which class means differ most. Next are those to which the server part's logits respond most (P. Constantine, E.
+Dow, Q. Wang, "Active subspace methods in theory and practice", arXiv 1304.2070). A few dozen such numbers survive
+noise that hides the image.
 
-A reader is a small network that learns from the holders' codes as they come. What it then says of the owner's own
-unlabelled images teaches the back on features without noise: what it learnt in private passes to the released model
-through public images alone (N. Papernot et al., arXiv 1610.05755, without their noise on votes).
+A student is a small network that learns from data holders' codes. Its pseudo-labels for the owner's unlabeled images
+then train the server part on features without noise. Private knowledge reaches the released model through public
+images only (N. Papernot et al., arXiv 1610.05755, without their noise on votes).
 """
 
 import math
@@ -21,7 +21,7 @@ from hf_fingerprint.privacy.leakage import seeded
 from hf_fingerprint.privacy.partition import Partition
 
 
-MAX_AXES = 512  # of the features' spread that directions are looked for in, if there are more
+MAX_AXES = 512  # the search for directions uses at most this many principal axes
 PROBES, BATCH, RIDGE, RESIDUAL_SCALE = 4, 128, 0.1, 0.3
 NETS, WIDTH, DRAWS = 2, 256, 16
 
@@ -34,18 +34,17 @@ def init_task_directions(
     probes: int = PROBES,
     seed: int = 0,
 ) -> None:
-    """Sets B to the directions that tell the classes apart, then to those that the back answers to besides, and
-    normalises.
+    """Sets B to the linear discriminants and then to the directions of the largest logit gradients, and sets m and s.
 
     Args:
-        partition ([`Partition`]): its back knows the task a little; no weight of it changes. A bottleneck with a lens
-            has its own.
-        bottleneck ([`Bottleneck`]): its B, m and s are set; one over `whole` images tells most with few numbers.
-        features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut; a few thousand, no labels.
-        residual_scale (`float`, *optional*, defaults to 0.3): the deviation of the other directions' numbers, in units of the
-            discriminants': what is sent of images beyond their classes.
-        probes (`int`, *optional*, defaults to 4): random mixtures of the logits whose slopes are taken at each image.
-        seed (`int`, *optional*, defaults to 0): of those.
+        partition ([`Partition`]): its server part must know the task a little. No weight of it changes. If the
+            bottleneck has a segment, the segment's partition is used instead.
+        bottleneck ([`Bottleneck`]): its B, m and s are set. With `flatten_features`, few numbers are enough.
+        features (`torch.Tensor` of shape `(n, *shape)`): features of a few thousand public images at the cut.
+        residual_scale (`float`, *optional*, defaults to 0.3): the standard deviation of the other directions, in units
+            of the discriminants'. It controls how much is sent of an image beyond its class.
+        probes (`int`, *optional*, defaults to 4): random mixtures of logits to differentiate at each image.
+        seed (`int`, *optional*, defaults to 0): seed of the mixtures.
 
     Raises:
         [`FingerprintError`]: if there are fewer public images than numbers in a code.
@@ -60,7 +59,7 @@ def init_task_directions(
     count = min(len(rows), rows.shape[1], max(MAX_AXES, bottleneck.channels))
     if count < bottleneck.channels:
         raise FingerprintError(
-            f"{len(features)} public images are too few to choose {bottleneck.channels} directions by: give more."
+            f"{len(features)} public images are too few to choose {bottleneck.channels} directions: give more."
         )
     axes = _leading_axes(rows, count, seed)
     powers = (rows @ axes).square().mean(0)
@@ -83,8 +82,8 @@ def init_task_directions(
 
 
 def _leading_axes(rows: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """The principal axes of centred rows, as columns; approximate where there are far more numbers (N. Halko, P.
-    Martinsson, J. Tropp, "Finding structure with randomness", arXiv 0909.4061)."""
+    """The leading principal axes of centered rows, as columns. Approximate if rows are much longer than `count` (N.
+    Halko, P. Martinsson, J. Tropp, "Finding structure with randomness", arXiv 0909.4061)."""
     if rows.shape[1] <= 4 * count:
         return torch.linalg.eigh(rows.T @ rows)[1][:, -count:]
     with seeded(seed):
@@ -93,8 +92,8 @@ def _leading_axes(rows: torch.Tensor, count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _discriminants(partition: Partition, features: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Orthonormal directions of the spread of the classes' means, one fewer than classes; the classes are those that
-    the back sees."""
+    """Orthonormal directions of the spread of class means, one fewer than classes. Classes are those that the server
+    part predicts."""
     probabilities = torch.cat([partition.server_part(part).softmax(1) for part in features.split(BATCH)])
     shares = probabilities.mean(0).clamp_min(1e-9)
     means = (
@@ -120,13 +119,13 @@ def _logit_gradients(
 
 
 class Student(torch.nn.Module):
-    """A small network from codes, with their noise, to logits: it learns in private in the back's place.
+    """A small network from noisy codes to logits, trained by [`owner_loop`] instead of the server part.
 
     Args:
-        code_shape (`tuple[int, ...]`): of one image's code.
-        classes (`int`): how many logits.
-        nets (`int`, *optional*, defaults to 2): networks inside, whose logits are averaged.
-        width (`int`, *optional*, defaults to 256): units of each of their two hidden layers.
+        code_shape (`tuple[int, ...]`): the shape of one image's code.
+        classes (`int`): the number of logits.
+        nets (`int`, *optional*, defaults to 2): networks whose logits are averaged.
+        width (`int`, *optional*, defaults to 256): units in each of the two hidden layers.
     """
 
     def __init__(self, code_shape: tuple[int, ...], classes: int, nets: int = NETS, width: int = WIDTH):
@@ -149,13 +148,14 @@ class Student(torch.nn.Module):
     def pseudo_labels(
         self, bottleneck: Bottleneck, features: torch.Tensor, draws: int = DRAWS, seed: int = 0
     ) -> torch.Tensor:
-        """The chances of each class, `(n, classes)`, on average over draws of the noise; labels for the back.
+        """The class probabilities of public images, `(n, classes)`, averaged over noise: soft labels for the server
+        part.
 
         Args:
-            bottleneck ([`Bottleneck`]): whose codes it reads.
-            features (`torch.Tensor` of shape `(n, *shape)`): of public images, at the cut.
-            draws (`int`, *optional*, defaults to 16): of each image's noise.
-            seed (`int`, *optional*, defaults to 0): of those.
+            bottleneck ([`Bottleneck`]): makes the codes.
+            features (`torch.Tensor` of shape `(n, *shape)`): features of public images at the cut.
+            draws (`int`, *optional*, defaults to 16): noise draws per image.
+            seed (`int`, *optional*, defaults to 0): seed of the noise.
         """
         self.eval()
         with seeded(seed):

@@ -1,12 +1,12 @@
-"""What crosses between owner and holders: features and feature gradients, as raw numbers behind a fixed header.
+"""Messages between the owner and data holders: raw numbers after a fixed header.
 
-    holder -> owner   FEATURES    the codes of a batch at the first cut
-    owner -> holder   OUTPUTS     the features at the second cut, before the loss: logits
-    holder -> owner   GRADIENTS   of the holder's loss in those
+    holder -> owner   FEATURES    the codes of a batch
+    owner -> holder   OUTPUTS     the logits of the batch
+    holder -> owner   GRADIENTS   the gradients of the holder's loss with respect to the logits
 
-A message is a header of nine little-endian 64-bit integers (magic, kind, step, axes, up to four lengths, bytes) and
-then that many bytes of little-endian `float32`. Nothing is pickled, nothing else is said: a receiver states the kind,
-the step and the shape it waits for, and takes no other.
+A message is a header of nine little-endian 64-bit integers (magic, kind, step, axes, four lengths, bytes), followed by
+that many bytes of little-endian `float32`. Nothing is pickled. A receiver states the kind, step and shape that it
+expects and refuses everything else.
 """
 
 import math
@@ -25,7 +25,7 @@ HEADER_BYTES, MAX_AXES = 72, 4
 
 
 class MessageKind(IntEnum):
-    """What a message holds."""
+    """The content of a message."""
 
     FEATURES = 1
     OUTPUTS = 2
@@ -33,44 +33,44 @@ class MessageKind(IntEnum):
 
 
 def pack(kind: MessageKind, step: int, tensor: torch.Tensor) -> bytes:
-    """A message.
+    """The bytes of a message.
 
     Args:
-        kind ([`MessageKind`]): what it is.
-        step (`int`): of the training, from 0.
-        tensor (`torch.Tensor`): up to four axes; sent as `float32`.
+        kind ([`MessageKind`]): the content.
+        step (`int`): the training step, from 0.
+        tensor (`torch.Tensor`): a tensor of up to four axes, sent as `float32`.
     """
     if tensor.dim() > MAX_AXES:
-        raise FingerprintError(f"A tensor of {tensor.dim()} axes can't be sent: {MAX_AXES} are the most.")
+        raise FingerprintError(f"A message can't hold a tensor of {tensor.dim()} axes: send at most {MAX_AXES}.")
     numbers = tensor.detach().cpu().contiguous().numpy().astype("<f4")
     lengths = [*numbers.shape, *(0,) * (MAX_AXES - numbers.ndim)]
     return np.array([MAGIC, kind, step, numbers.ndim, *lengths, numbers.nbytes], "<i8").tobytes() + numbers.tobytes()
 
 
 def unpack(message: bytes) -> tuple[MessageKind, int, torch.Tensor]:
-    """Kind, step and tensor of a message.
+    """The kind, step and tensor of a message.
 
     Raises:
-        [`FingerprintError`]: if it is none, or of another length than its header says.
+        [`FingerprintError`]: if it is not a message, or its length does not match its header.
     """
     kind, step, shape = read_header(message[:HEADER_BYTES])
     body = message[HEADER_BYTES:]
     if len(body) != 4 * math.prod(shape):
-        raise FingerprintError(f"A message of {len(body)} bytes should have {4 * math.prod(shape)}: it was cut off.")
+        raise FingerprintError(f"A message has {len(body)} bytes instead of {4 * math.prod(shape)}: it was cut off.")
     return kind, step, torch.from_numpy(np.frombuffer(body, "<f4").astype(np.float32)).reshape(shape)
 
 
 def read_header(header: bytes) -> tuple[MessageKind, int, tuple[int, ...]]:
-    """Kind, step and shape.
+    """The kind, step and shape in a header.
 
     Raises:
-        [`FingerprintError`]: if it is no header.
+        [`FingerprintError`]: if it is not a valid header.
     """
     numbers = np.frombuffer(header, "<i8").tolist() if len(header) == HEADER_BYTES else [0] * (HEADER_BYTES // 8)
     magic, kind, step, axes, *lengths, size = numbers
     shape = tuple(lengths[: max(0, axes)])
     if magic != MAGIC or not 0 <= axes <= MAX_AXES or kind not in list(MessageKind) or min(shape, default=0) < 0:
-        raise FingerprintError("What came over the wire is no message of this protocol: check both sides' versions.")
+        raise FingerprintError("The received bytes are not a message of this protocol: check both sides' versions.")
     if any(lengths[axes:]) or size != 4 * math.prod(shape):
         raise FingerprintError("A message's header contradicts itself: check both sides' versions.")
     return MessageKind(kind), step, shape
@@ -80,8 +80,8 @@ class Wire:
     """The connection to one other process, over `torch.distributed` (gloo) as Accelerate starts it.
 
     Args:
-        peer (`int`): the other's rank.
-        on_message (callable, *optional*): is shown every message's bytes, with `"sent"` or `"received"`.
+        peer (`int`): the other process's rank.
+        on_message (callable, *optional*): called with `"sent"` or `"received"` and each message's bytes.
     """
 
     def __init__(self, peer: int, on_message: Callable[[str, bytes], None] | None = None):
@@ -104,24 +104,24 @@ class Wire:
         self._transfer(dist.send, message_tensor[HEADER_BYTES:], step)
 
     def receive(self, kind: MessageKind, step: int, shape: tuple[int, ...]) -> torch.Tensor:
-        """Waits for a tensor of a kind, step and shape; a length of -1 stands for any from 1 to a million.
+        """Receives a tensor of a kind, step and shape. A length of -1 allows any from 1 to 1,000,000.
 
         Raises:
-            [`FingerprintError`]: if the connection ended, or something else came.
+            [`FingerprintError`]: if the connection ended, or another message arrives.
         """
         header = torch.empty(HEADER_BYTES, dtype=torch.uint8)
         self._transfer(dist.recv, header, step)
-        header_values = read_header(header.numpy().tobytes())
-        fits = len(header_values[2]) == len(shape) and all(
+        got_kind, got_step, got_shape = read_header(header.numpy().tobytes())
+        fits = len(got_shape) == len(shape) and all(
             want == have or (want == -1 and 1 <= have <= 1_000_000)
-            for want, have in zip(shape, header_values[2], strict=True)
+            for want, have in zip(shape, got_shape, strict=True)
         )
-        if header_values[:2] != (kind, step) or not fits:
+        if (got_kind, got_step) != (kind, step) or not fits:
             raise FingerprintError(
-                f"Process {self.peer} sent {header_values[0].name.lower()} of shape {header_values[2]} for step {header_values[1]} where "
-                f"{kind.name.lower()} of shape {shape} for step {step} were due: start all with the same settings."
+                f"Process {self.peer} sent {got_kind.name.lower()} of shape {got_shape} for step {got_step}, expected "
+                f"{kind.name.lower()} of shape {shape} for step {step}: start all processes with the same arguments."
             )
-        body = torch.empty(4 * math.prod(header_values[2]), dtype=torch.uint8)
+        body = torch.empty(4 * math.prod(got_shape), dtype=torch.uint8)
         self._transfer(dist.recv, body, step)
         message = header.numpy().tobytes() + body.numpy().tobytes()
         if self._on_message is not None:
@@ -133,6 +133,6 @@ class Wire:
             transfer(buffer, self.peer)
         except (RuntimeError, ValueError) as error:
             raise FingerprintError(
-                f"The connection to process {self.peer} ended at step {step} ({type(error).__name__}): see what "
-                "stopped it, and start all again."
+                f"The connection to process {self.peer} ended at step {step} ({type(error).__name__}): see why "
+                "it stopped, and restart all processes."
             ) from None

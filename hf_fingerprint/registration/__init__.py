@@ -1,4 +1,4 @@
-"""How a base becomes known: built, calibrated, given a code and a secret, and recorded."""
+"""Registers a base: builds and calibrates it, gives it a code and a secret, and records it."""
 
 from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.registration.content import lookup_base, open_base, weights_hash

@@ -1,7 +1,7 @@
-"""Few carriers that lie together in the file, so that copies of a base share nearly all of their bytes.
+"""Selects a few carriers that are adjacent in the file, so that copies of a base share nearly all of their bytes.
 
-Storage that is deduplicated by chunks then uploads and keeps only what differs. Fewer weights hold the mark, so it
-survives less; how much less is predicted when the base is registered.
+Storage that is deduplicated by chunks then uploads and keeps only the difference. Fewer weights hold the mark, so it
+is less robust; registration predicts how much less.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ MAX_SHARE = 0.045
 def compact_window(
     tensors: Mapping[str, TensorInfo], names: list[str], spend: Callable[[np.ndarray], np.ndarray], where: str
 ) -> np.ndarray:
-    """The carriers that promise most among those that span at most 4.5 % of the weights' bytes.
+    """The carriers with the highest expected score among those that span at most 4.5 % of the weights' bytes.
 
     Args:
         tensors (mapping): all tensors of the model.
-        names (`list[str]`): all that can carry.
-        spend (callable): from the indices of some of them, `eps` for each, shape `(len(indices),)`.
+        names (`list[str]`): all tensors that can carry.
+        spend (callable): maps the indices of some of them to their `eps`, shape `(len(indices),)`.
         where (`str`): the model's name, for errors.
 
     Returns:
-        `np.ndarray`: their indices in `names`, ascending; the sum of `n eps^2`, to which the square of a score after
-        a drift is in proportion, is the largest.
+        `np.ndarray`: their indices in `names`, ascending. They maximize the sum of `n eps^2`, which the squared score
+        after a drift is proportional to.
 
     Raises:
         [`CarrierError`]: if every carrier is larger than that.
@@ -52,6 +52,6 @@ def compact_window(
                 best, most = indices, worth
     if best is None:
         raise CarrierError(
-            f"{where} has no tensor that can carry within {MAX_SHARE:.1%} of its bytes: choose --carriers spread."
+            f"{where} has no carrier of at most {MAX_SHARE:.1%} of its bytes: choose --carriers spread."
         )
     return best

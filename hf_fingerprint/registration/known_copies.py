@@ -1,18 +1,18 @@
-"""Whether a model that is to be registered is a copy of a base on record, as it was issued or changed since.
+"""Detects that a model to be registered is a copy of a base on record, unchanged or changed since.
 
-A copy as it was issued is known by its content hash. One that was saved again, cast, or given a new head is known by
-its mark, and no copy key is needed for that: all weights of a position carry the same bit. With
-`x = (w - w_base) / a`, clipped and weighted by what the sizes of x alone say, s the base's keyed signs and
+An unchanged copy is known by its content hash. One that was saved again, cast, or given a new head is known by its
+mark. This needs no copy key, since all weights of a position carry the same bit. With `x = (w - w_base) / a`, clipped
+and weighted by a function of |x| alone, the base's keyed signs s, and
 
     y_i = sum of s_k x_k,   v_i = sum of x_k^2   over the weights k of position i,
 
-a copy has `y_i^2` near `m v_i`, m being the weights of a position. A model that was made without the base's secret has
-an x that does not depend on the signs, whatever its drift, so each `y_i` is a Rademacher sum, its square is no more
-than a normal number's, and
+a copy has `y_i^2` near `m v_i`, where m is the number of weights of a position. A model that was made without the
+base's secret has an x that does not depend on the signs, whatever its drift. So each `y_i` is a Rademacher sum, its
+square is dominated by a normal number's, and
 
     P(sum of y_i^2 - v_i >= z) <= exp(-l z) times the product of exp(-l v_i) / sqrt(1 - 2 l v_i)   for every l >= 0.
 
-The bound rests on the keyed generator being pseudo-random, and on nothing else. At 1e-12 or less the model is a copy.
+The bound assumes only that the keyed generator is pseudo-random. At 1e-12 or less the model is a copy.
 """
 
 import math
@@ -34,12 +34,12 @@ from hf_fingerprint.registration.content import open_local_base, weights_hash
 from hf_fingerprint.vault import Base, Carrier, Vault
 
 
-MAX_LOG_FALSE_MATCH = math.log(1e-12)  # of refusing a model that was made without the secret, for each base on record
-EARLY_STOP_FACTOR = 4.0  # times LOG_CHANCE: weights are read until a copy would show that clearly
+MAX_LOG_FALSE_MATCH = math.log(1e-12)  # bound on refusing a model made without the secret, for each base on record
+EARLY_STOP_FACTOR = 4.0  # reading stops once a copy would be expected to reach this many times the bound
 MAX_WEIGHTS, MIN_PER_POSITION = 1 << 22, 4
 SAMPLED_ROWS = 4
 CLIP_DEVIATIONS, MIN_CLIP, MAX_CLIP = 3.0, 1.5, 1e6
-MIN_DRIFT = 0.01  # a variance below that of an average of 100 copies
+MIN_DRIFT = 0.01  # variance of an average of 100 copies; below it weights count as nearly equal
 _MAD = 1.4826
 Matches = dict[str, TensorInfo]
 
@@ -50,37 +50,33 @@ class Origin:
 
     Attributes:
         base ([`Base`]): its record.
-        recipient (`str` or `None`): whose copy it is, where its content hash is on record.
+        recipient (`str` or `None`): the copy's recipient, if its content hash is on record.
     """
 
     base: Base
     recipient: str | None = None
 
     def refusal(self, where: str) -> str:
-        """Why the model can't be a base, and what to do."""
+        """The error message: why the model can't be a base, and what to do."""
         named = f"base {self.base.base_id} ({self.base.source})"
-        what = f"carries the mark of {named}, so it is a copy that was changed"
+        what = f"carries the mark of {named}, so it is a changed copy"
         if self.recipient is not None:
             what = f"is {self.recipient}'s copy of {named}"
-        return (
-            f"{where} {what}: give that base itself, or register the copy as a base all the same with --as-base "
-            f"(as_base=True)."
-        )
+        return f"{where} {what}: give that base itself, or register the copy as a base with --as-base (as_base=True)."
 
 
 def find_origin(model: Checkpoint, vault: Vault) -> Origin | None:
-    """The base on record that a model is a copy of, or carries the mark of; `None` if there is none.
+    """Finds the base on record that a model is a copy of, or carries the mark of; `None` if there is none.
 
-    Bases whose files are not on this machine, or are no longer what was registered, are left out with a
-    [`FingerprintWarning`] that names them. At most 4 million weights of a base are read, and a few rows of one whose
-    weights are too far from the model's.
+    Bases whose files are not on this machine, or have changed, are left out with a [`FingerprintWarning`] that names
+    them. At most 4 million weights of a base are read, and only a few rows if its weights are far from the model's.
 
     Args:
-        model ([`Checkpoint`]): the open model, whose content hash is no base's.
-        vault ([`Vault`]): the vault; it need not be unlocked.
+        model ([`Checkpoint`]): the open model, which is no registered base.
+        vault ([`Vault`]): the vault; it may be locked.
 
     Raises:
-        [`VaultError`]: if it is a copy on record whose base's record can't be used.
+        [`VaultError`]: if the model is a copy on record, but its base's record can't be used.
     """
     model_hash = weights_hash(model, vault)
     for copy in vault.copies():
@@ -91,7 +87,7 @@ def find_origin(model: Checkpoint, vault: Vault) -> Origin | None:
 
 
 def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) -> Base | None:
-    """The base whose mark shows most clearly, if any does."""
+    """The base whose mark shows most clearly, or `None` if none does."""
     by_name = {normalize_name(name): info for name, info in model.tensors.items() if info.dtype in READABLE}
     records_by_hash: dict[str, list[tuple[Base, Matches]]] = defaultdict(list)
     for base in bases:
@@ -100,7 +96,7 @@ def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) ->
             records_by_hash[base.content_hash].append((base, matches))
     found, lowest = None, MAX_LOG_FALSE_MATCH
     unread: list[Base] = []
-    for records in records_by_hash.values():  # of the same weights: one look at the files serves all
+    for records in records_by_hash.values():  # records of the same weights share the files
         original = next(filter(None, (open_local_base(base, vault) for base, _ in records)), None)
         if original is None:
             unread += [base for base, _ in records]
@@ -113,7 +109,7 @@ def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) ->
     if unread and found is None:
         named = ", ".join(f"{base.base_id} ({base.source})" for base in unread)
         warnings.warn(
-            f"{model.source.name} could not be compared with base {named}, whose files are not here or have changed: "
+            f"{model.source.name} could not be compared with base {named}, whose files are missing or have changed: "
             f"make sure that it is no copy of it.",
             FingerprintWarning,
             stacklevel=2,
@@ -122,20 +118,21 @@ def _find_marked_base(model: Checkpoint, bases: Sequence[Base], vault: Vault) ->
 
 
 def _match(base: Base, by_name: Matches) -> Matches:
-    """Carriers to the model's tensors of the same normalised name and the same shape."""
+    """The model's tensors by carrier, with the same normalized name and shape."""
     found = {carrier.name: by_name.get(normalize_name(carrier.name)) for carrier in base.carriers}
     return {name: info for name, info in found.items() if info is not None and info.shape == base.tensors[name].shape}
 
 
 def log_false_match_bound(base: Base, original: Checkpoint, model: Checkpoint, matches: Matches) -> float:
-    """A bound on the log-probability that a model made without the base's secret agrees with its projection as well
-    as this one; 0 where the weights are too far apart for a mark to be seen.
+    """A bound on the log-probability that a model made without the secret agrees with the projection as well as this.
+
+    It is 0 if the weights are too far from the base's for a mark to show.
 
     Args:
         base ([`Base`]): the record.
         original ([`Checkpoint`]): its open files.
         model ([`Checkpoint`]): the open model.
-        matches (`dict[str, TensorInfo]`): the model's tensors by the names of their carriers.
+        matches (`dict[str, TensorInfo]`): the model's tensors by carrier.
     """
     pairs = [_CarrierPair(c, original, model, matches[c.name]) for c in base.carriers if c.name in matches]
     drift = {pair: pair.sample_drift() for pair in pairs}
@@ -173,7 +170,7 @@ def log_false_match_bound(base: Base, original: Checkpoint, model: Checkpoint, m
 
 
 def _expected_log_bound(informative_weights: float, weights: float, length: int) -> float:
-    """About the bound that a copy's weights would give: of so many weights, as many as so many that did not drift."""
+    """Approximately the bound that a copy's weights would give, of which so many are informative."""
     excess = informative_weights / length * max(0.0, 1 - length / weights) if weights else 0.0
     return -length / 2 * (excess - math.log1p(excess))
 
@@ -216,8 +213,10 @@ class _CarrierPair:
         return float(np.mean(np.square(self.difference(*(slice(row, row + 1) for row in rows)))))
 
     def difference(self, *rows: slice) -> np.ndarray:
-        """Some rows' difference in amplitudes, clipped: `float32` of shape `(rows, columns)`; 0 where the model's
-        weights are pruned or not numbers."""
+        """The clipped difference of some rows in amplitudes: `float32` of shape `(rows, columns)`.
+
+        It is 0 where the model's weights are pruned or not finite.
+        """
         ours, theirs = (
             to_float32(np.concatenate([_read_rows(where, info, part) for part in rows]), info.dtype)
             for where, info in ((self.original, self.base_info), (self.model, self.info))

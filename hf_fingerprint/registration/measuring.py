@@ -1,4 +1,4 @@
-"""What a base's output is measured with: the model that runs, the kind of its output, its carriers, and inputs."""
+"""Prepares the measurement of a base's output: the built model, the kind of its output, its carriers, and inputs."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from hf_fingerprint.vault import Calibration
 
 
 SUGGESTED_AMPLITUDE = 0.003
-SEARCH_IMAGES = 32  # images that the strength is searched on
+SEARCH_IMAGES = 32  # images that the amplitudes are searched on
 _SEARCH_SEED, _REPORT_SEED = 0, 1
 
 
@@ -33,46 +33,52 @@ class MeasurableModel:
     """A model whose output can be measured.
 
     Attributes:
-        model ([`BuiltModel`]): ready to run.
-        kind (`str`): of its output, one of `KINDS`.
-        parameters (`dict[str, str]`): from the names in the file of all that can carry to those in the model.
-        few, many ([`LazyImages`]): to search the strength on, and others to measure the result on.
+        model ([`BuiltModel`]): the model, ready to run.
+        kind (`str`): the kind of its output, one of `KINDS`.
+        parameters (`dict[str, str]`): the parameter names of all possible carriers, by their names in the file.
+        search_images ([`LazyImages`]): images to search the amplitudes on.
+        report_images ([`LazyImages`]): other images to measure the result on.
         inputs (`str`): `"images"` or `"synthetic"`.
     """
 
     model: BuiltModel
     kind: str
     parameters: dict[str, str]
-    few: LazyImages
-    many: LazyImages
+    search_images: LazyImages
+    report_images: LazyImages
     inputs: str
 
     def sensitivity(self, selected: list[str], where: str) -> np.ndarray:
-        """Of these carriers; see [`measure_sensitivity`].
+        """The sensitivities of these carriers; see [`measure_sensitivity`].
 
         Raises:
-            [`CarrierError`]: if the output is not a number.
+            [`CarrierError`]: if the output is not finite.
         """
         names = [self.parameters[name] for name in selected]
-        found = measure_sensitivity(self.model.module, self.few, names, self.kind)
+        found = measure_sensitivity(self.model.module, self.search_images, names, self.kind)
         if not np.isfinite(found).all():
             raise measurement_error(CarrierError(f"{where} gives no numbers on the calibration inputs."))
         return found
 
 
 def make_measurable(
-    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, progress: Progress
+    checkpoint: Checkpoint,
+    config: FingerprintConfig,
+    built: BuiltModel | None,
+    progress: Progress,
+    digests: dict[str, str],
 ) -> MeasurableModel | None:
-    """What a base's output is measured with; `None` if it can't be measured and a fixed strength is asked for.
+    """Builds a base for measurement; `None` if it can't be measured and `config` has a fixed amplitude.
 
     Raises:
-        [`BuildError`]: if the model can't be built or run, and no fixed strength is asked for.
-        [`CarrierError`]: if its output is of no known kind, likewise, or if images are to calibrate it.
-        [`CodeError`]: if the kind that is asked for is not the configuration's.
+        [`BuildError`]: if the model can't be built or run, and `config` has no fixed amplitude.
+        [`CarrierError`]: if its output is of no known kind, and `config` has no fixed amplitude, or if it can't be
+            calibrated on the given images.
+        [`CodeError`]: if `config.output_kind` differs from the model's configuration.
     """
     progress("building the model", 0, None)
     try:
-        return _make_measurable(checkpoint, config, built)
+        return _make_measurable(checkpoint, config, built, digests)
     except (BuildError, CarrierError) as error:
         if config.calibration:
             raise CarrierError(
@@ -84,18 +90,18 @@ def make_measurable(
 
 
 def measurement_error(error: BuildError | CarrierError) -> BuildError | CarrierError:
-    """What is said of a base whose output can't be measured, from the reason."""
+    """The error for a base whose output can't be measured, with the way out."""
     joint = ", or" if isinstance(error, BuildError) else ":"
     return type(error)(
-        f"{_reason(error)}{joint} mark it at a fixed strength with --amplitude {SUGGESTED_AMPLITUDE} "
-        f"(FingerprintConfig(amplitude={SUGGESTED_AMPLITUDE})), without knowing what the mark does to the output."
+        f"{_reason(error)}{joint} mark it at a fixed amplitude with --amplitude {SUGGESTED_AMPLITUDE} "
+        f"(FingerprintConfig(amplitude={SUGGESTED_AMPLITUDE})), without measuring the effect on the output."
     )
 
 
 def make_calibration(
     measured: OutputComparison | None, measurable: MeasurableModel | None, max_kl: float, eps: float | None
 ) -> Calibration:
-    """The record of what was measured."""
+    """The record of the measurement."""
     if measured is None or measurable is None:
         return Calibration("none", 0, max_kl, None, None, eps=eps)
     low, high = measured.agreement_interval or (None, None)
@@ -116,23 +122,25 @@ def make_calibration(
     )
 
 
-def _make_measurable(checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None) -> MeasurableModel:
+def _make_measurable(
+    checkpoint: Checkpoint, config: FingerprintConfig, built: BuiltModel | None, digests: dict[str, str]
+) -> MeasurableModel:
     where = checkpoint.source.name
     model = build_model(checkpoint) if built is None else built
     many = config.calibration_images or DEFAULT_CALIBRATION_IMAGES
     if config.calibration:
-        inputs, (few, others) = "images", split_user_images(config.calibration, model, SEARCH_IMAGES, many)
+        inputs, (search, report) = "images", split_user_images(config.calibration, model, SEARCH_IMAGES, many)
     else:
-        inputs, few = "synthetic", lazy_synthetic_images(model, SEARCH_IMAGES, _SEARCH_SEED)
-        others = lazy_synthetic_images(model, many, _REPORT_SEED)
-    first = next(few.batches(1))
+        inputs, search = "synthetic", lazy_synthetic_images(model, SEARCH_IMAGES, _SEARCH_SEED)
+        report = lazy_synthetic_images(model, many, _REPORT_SEED)
+    first = next(search.batches(1))
     kind = find_output_kind(model, first, config.output_kind, where)
-    names = map_parameter_names(model.module, checkpoint)
+    names = map_parameter_names(model.module, checkpoint, digests)
     chosen = [n for n in select_from_model(model.module, first, kind) if n in names]
     parameters = {names[n]: n for n in chosen if can_carry(checkpoint.tensors[names[n]])}
     if not parameters:
-        raise CarrierError(f"{where} holds none of the weights that the model built from its configuration runs with.")
-    return MeasurableModel(model, kind, parameters, few, others, inputs)
+        raise CarrierError(f"{where} has none of the weights of the model that its configuration describes.")
+    return MeasurableModel(model, kind, parameters, search, report, inputs)
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""How far a marked model's output is from the base's, measured over many images and copies, with intervals.
+"""Measures how far marked copies' outputs are from the base's, over many images and copies, with intervals.
 
-One copy's divergence may be twice another's: a mark moves an output of few directions by a sum of few random terms. So
-each batch of images is answered by a copy of its own, and the mean is over images and copies.
+One copy's divergence may be twice another's, since a mark changes a low-dimensional output by a sum of few random
+terms. So each batch of images runs through another copy, and the mean is over images and copies.
 """
 
 import time
@@ -26,16 +26,16 @@ CONFIDENCE_LEVEL = 0.95
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """What a mark does to the output.
+    """The measured effect of a mark on the output.
 
     Attributes:
         kl (`float`): mean divergence over images and copies, in nats; see `registration/outputs.py` for each kind of
             output.
-        kl_interval (`tuple[float, float]`): 95 % interval of that mean, from the spread over batches, each with a copy
-            and images of its own; over images where there is one batch.
+        kl_interval (`tuple[float, float]`): 95 % interval of that mean, from the spread over batches, each of other
+            images and another copy, or over images if there is one batch.
         kl_scatter (`float`): standard deviation of one copy's divergence about the mean, in nats.
         images (`int`): how many images were measured.
-        decisions (`int`): how many decisions were compared: one an image, or one for each position of a map; 0 for
+        decisions (`int`): how many decisions were compared: one per image, or one per position of a map; 0 for
             features.
         agreeing (`int`): how many of them are the same.
     """
@@ -54,7 +54,7 @@ class OutputComparison:
 
     @property
     def agreement_interval(self) -> tuple[float, float] | None:
-        """95 % interval of the agreement. Positions of one image go together, so a map counts as one decision."""
+        """95 % interval of the agreement. Positions of one image are correlated, so a map counts as one decision."""
         return None if self.agreement is None else wilson_interval(self.agreement, self.images)
 
 
@@ -70,14 +70,14 @@ def compare_outputs(
     """Compares a model with marked copies of it, each on a batch of images.
 
     Args:
-        module (`torch.nn.Module`): the model; it is left as it was.
+        module (`torch.nn.Module`): the model; it isn't changed.
         images ([`LazyImages`]): inputs.
-        marks (iterable of mappings): for each batch, parameter names to their values in a copy, `float32` of shape
+        marks (iterable of mappings): for each batch, a copy's parameters by name, `float32` of shape
             `(rows, columns)`.
-        kind (`str`): of the output, one of `KINDS`.
-        batch (`int`, *optional*, defaults to 8): images that one copy answers, at most.
-        seconds (`float`, *optional*): begins no further batch after this time.
-        clock (callable, *optional*): the time, in seconds.
+        kind (`str`): the kind of output, one of `KINDS`.
+        batch (`int`, *optional*, defaults to 8): the number of images per copy.
+        seconds (`float`, *optional*): no batch starts after this time.
+        clock (callable, *optional*): returns the time in seconds.
     """
     import torch
     from torch.func import functional_call
@@ -108,9 +108,9 @@ def compare_outputs(
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share over so many independent observations in [0, 1].
+    """Wilson's 95 % interval of a mean over `count` independent observations in [0, 1].
 
-    Of all of them with that mean, zeros and ones spread most, so the interval is wide enough for shares as well.
+    Zeros and ones have the largest spread for a given mean, so the interval is wide enough for other values as well.
     """
     z = float(ndtri(0.5 + CONFIDENCE_LEVEL / 2))
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -119,7 +119,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def _interval(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of what is at least 0, from independent groups of values."""
+    """Student's 95 % interval of the mean of non-negative values, from independent groups of them."""
     mean, variance = _mean_and_variance(groups)
     if len(groups) < 2:
         return 0.0, mean
@@ -129,8 +129,7 @@ def _interval(groups: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _between_group_std(groups: Sequence[np.ndarray]) -> float:
-    """The standard deviation of the groups' true means: that of the means measured, less what chance within the groups
-    adds."""
+    """The standard deviation of the groups' true means: the measured means' without the noise within the groups."""
     if len(groups) < 2:
         return 0.0
     sizes = np.array([len(group) for group in groups])

@@ -1,18 +1,18 @@
-"""Kinds of output, and how far a mark moves each. The budget is a divergence in nats, the mean over images.
+"""Kinds of output, and the divergence between two outputs of each. The budget bounds its mean over images, in nats.
 
 * `single_label`, logits `(n, classes)`: KL divergence of the softmax. An image agrees if its top class is the same.
-* `multi_label`, logits `(n, labels)`, one logit too: KL divergence of independent labels (Bernoulli), summed over the
-  labels. An image agrees if all its labels are the same, a label being given above a probability of one half.
-* `dense`, logits `(n, classes, height, width)`: KL divergence of the softmax at a position (of one label, where there
+* `multi_label`, logits `(n, labels)`, or a single logit: KL divergence of independent labels (Bernoulli), summed over
+  the labels. An image agrees if all its labels are the same; a label applies if its probability is above one half.
+* `dense`, logits `(n, classes, height, width)`: KL divergence of the softmax at each position (of one label, if there
   is one class), averaged over positions. A position agrees if its class is the same.
 * `features`, vectors `(n, dim)`, tokens `(n, tokens, dim)` or maps `(n, dim, height, width)`: `1 - cos`, averaged
-  over tokens or positions. Nothing is decided, so nothing agrees.
+  over tokens or positions. There are no decisions to agree on.
 
 For features `1 - cos` is the KL divergence of two normal distributions of unit variance around the normalized vectors,
-`|z - z'|^2 / 2`. A classifier on top of them may multiply it, at most by about the square of its scale.
+`|z - z'|^2 / 2`. A classifier on top of them may multiply it by up to about the square of its scale.
 
-Inside this module every output is `(n, positions, classes)`, with one position where there is no map. Of larger maps
-the same 256 positions are measured in every image, drawn once with a fixed seed.
+Inside this module every output is `(n, positions, classes)`, with one position if there is no map. In larger maps the
+same 256 positions are measured in every image, drawn once with a fixed seed.
 """
 
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ _DIMENSIONS = {"single_label": (2,), "multi_label": (2,), "dense": (4,), "featur
 
 
 def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str | None, where: str) -> str:
-    """The kind of a model's output: what its configuration says, else what is asked for, else what its shape says.
+    """The kind of a model's output: by its configuration, else as requested, else by its shape.
 
     Without either, logits `(n, classes)` are `single_label`, one logit is `multi_label`, logits `(n, classes, height,
     width)` are `dense`, and pooled vectors or tokens are `features`.
@@ -45,15 +45,16 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str |
         where (`str`): the model's name, for errors.
 
     Raises:
-        [`CodeError`]: if the configuration says another kind than `requested`, or one logit is to be `single_label`.
+        [`CodeError`]: if `requested` differs from the configuration, or is `single_label` for a single logit.
         [`BuildError`]: if the model can't be run.
-        [`CarrierError`]: if the output is of no such kind.
+        [`CarrierError`]: if the output has the shape of no such kind.
     """
     import torch
 
     if requested is not None and built.output is not None and requested != built.output:
         raise CodeError(
-            f"{where} has an output of kind {built.output} by its configuration, not {requested}: leave out --output-kind."
+            f"{where} has an output of kind {built.output} by its configuration, not {requested}: leave out "
+            f"--output-kind."
         )
     if built.output == "regression":
         raise CarrierError(f"{where} predicts a quantity (regression), for which there is no budget.")
@@ -61,7 +62,7 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str |
     try:
         with torch.no_grad():
             output = built.module(images)
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # the model's code may raise anything
         size = " x ".join(map(str, images.shape[1:]))
         raise BuildError(
             f"{where} can't be run on an image of {size} ({type(error).__name__}): give the model's whole folder."
@@ -78,8 +79,7 @@ def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str |
         raise CarrierError(f"{where} has an output of shape {shape}, which is not of {kinds}.")
     if kind == "single_label" and values.shape[-1] == 1:
         raise CodeError(
-            f"{where} has one logit, whose softmax is constant, so that single_label measures nothing: choose "
-            f"multi_label."
+            f"{where} has one logit, whose softmax is constant, so single_label measures nothing: choose multi_label."
         )
     return kind
 
@@ -91,7 +91,7 @@ def _kind_by_shape(values: "torch.Tensor") -> str | None:
 
 
 def output_values(output: object, kind: str) -> "torch.Tensor":
-    """A model's output as `(n, positions, classes)`; with gradients where it has them."""
+    """A model's output as `(n, positions, classes)`, with its gradients if it has any."""
     import torch
 
     values = logits_of(output, kind)
@@ -103,13 +103,12 @@ def output_values(output: object, kind: str) -> "torch.Tensor":
     if count <= MAX_POSITIONS:
         return values
     drawn = torch.randperm(count - 1, generator=torch.Generator().manual_seed(0))[: MAX_POSITIONS - 1] + 1
-    return values[
-        :, torch.cat([torch.zeros(1, dtype=torch.long), drawn.sort().values])
-    ]  # the class token is the first
+    class_token = torch.zeros(1, dtype=torch.long)
+    return values[:, torch.cat([class_token, drawn.sort().values])]
 
 
 def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor":
-    """How far two outputs `(n, positions, classes)` are apart in each image: `float64` of shape `(n,)`, in nats."""
+    """The divergence of two outputs `(n, positions, classes)` in each image: `float64` of shape `(n,)`, in nats."""
     from torch.nn.functional import logsigmoid, normalize
 
     one, two = before.double(), after.double()
@@ -128,8 +127,10 @@ def divergence(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "tor
 
 
 def same_decisions(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> "torch.Tensor | None":
-    """Where two outputs `(n, positions, classes)` decide alike: `bool` of shape `(n, positions)`; `None` for features,
-    which decide nothing."""
+    """Whether two outputs `(n, positions, classes)` give the same decisions: `bool` of shape `(n, positions)`.
+
+    `None` for features, which decide nothing.
+    """
     if kind == "features":
         return None
     if _is_binary(before, kind):
@@ -138,12 +139,12 @@ def same_decisions(before: "torch.Tensor", after: "torch.Tensor", kind: str) -> 
 
 
 def random_direction(values: "torch.Tensor", kind: str, generator: "torch.Generator") -> "torch.Tensor":
-    """A random direction u in the output, of mean 0 and covariance M in each image, where the divergence after a small
-    change d of the output is `d^T M d / 2`.
+    """Draws a random direction in the output, with mean 0 and covariance M in each image.
 
-    For one position M is `diag(p) - p p^T` for a softmax, `diag(p (1 - p))` for independent labels, and `(1 - z z^T /
-    |z|^2) / |z|^2` for features z: `1 - cos` is half the squared change of the normalized vector. Positions are
-    independent, each with its share `1 / positions` of M.
+    M is the second derivative of the divergence: after a small change d of the output, the divergence is
+    `d^T M d / 2`. At one position M is `diag(p) - p p^T` for a softmax, `diag(p (1 - p))` for independent labels, and
+    `(1 - z z^T / |z|^2) / |z|^2` for features z, since `1 - cos` is half the squared change of the normalized vector.
+    Positions are independent, each with a share `1 / positions` of M.
     """
     import torch
 
@@ -164,5 +165,5 @@ def random_direction(values: "torch.Tensor", kind: str, generator: "torch.Genera
 
 
 def _is_binary(values: "torch.Tensor", kind: str) -> bool:
-    """Whether each class is a decision of its own."""
+    """Whether each class is a separate decision."""
     return kind == "multi_label" or values.shape[-1] == 1

@@ -1,4 +1,4 @@
-"""What can be told of a base before anything leaks: the code's length, and what its mark withstands, by formula."""
+"""Predicts a base's code length and the robustness of its mark, by formula."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,34 +9,33 @@ from hf_fingerprint.checkpoints import TensorInfo
 from hf_fingerprint.checkpoints.dtypes import WRITABLE
 from hf_fingerprint.codes import Codebook, coalition_by_formula
 from hf_fingerprint.codes.coalition import expected_score
+from hf_fingerprint.codes.design import LENGTHS, WEIGHTS_PER_POSITION
 from hf_fingerprint.errors import CarrierError
 from hf_fingerprint.vault import Base
 
 
-MAX_LENGTH = 65536
-WEIGHTS_PER_POSITION = 40
 DRIFT = 0.02
 
 
 def code_length(weights: int, where: str) -> int:
-    """V for a number of carrier weights: the largest power of two up to 65,536 with at least 40 weights a position.
+    """V for a number of carrier weights: the largest power of two up to 65,536 with at least 40 weights per position.
 
     Raises:
         [`CarrierError`]: if there are too few weights for 64 positions.
     """
     if weights < 64 * WEIGHTS_PER_POSITION:
         raise CarrierError(
-            f"{where} has {weights} convolution and linear weights besides stem and classifier, and a mark needs "
+            f"{where} has {weights} convolution and linear weights outside its stem and classifier, and a mark needs "
             f"{64 * WEIGHTS_PER_POSITION}: the model is too small."
         )
-    return min(MAX_LENGTH, 1 << (weights // WEIGHTS_PER_POSITION).bit_length() - 1)
+    return min(LENGTHS[-1], 1 << (weights // WEIGHTS_PER_POSITION).bit_length() - 1)
 
 
 def check_dtypes(tensors: Mapping[str, TensorInfo], where: str) -> None:
-    """Refuses a model whose weights would be enough for a mark, but are of dtypes that none is written into.
+    """Checks that the weights have dtypes that can be marked.
 
     Raises:
-        [`CarrierError`]: with the dtypes and the way out.
+        [`CarrierError`]: if too many have another dtype.
     """
     weights: Counter[str] = Counter()
     for info in tensors.values():
@@ -47,39 +46,39 @@ def check_dtypes(tensors: Mapping[str, TensorInfo], where: str) -> None:
     if marked < 64 * WEIGHTS_PER_POSITION <= sum(others.values()):
         listed = ", ".join(sorted(others, key=lambda dtype: -others[dtype]))
         raise CarrierError(
-            f"{where} has its weights as {listed}, and a mark is written into F32, F16 and BF16: save the model in "
-            f"one of these, such as model.float(), and give that."
+            f"{where} has weights of dtype {listed}, and only F32, F16 and BF16 can be marked: convert the model, for "
+            f"instance with model.float(), and save it again."
         )
 
 
 def drift_noise(counts: np.ndarray, eps: np.ndarray, length: int, drift: float = DRIFT) -> float:
-    """The reading's noise at one position after the suspect's weights drifted, in units of the mark's amplitude.
+    """The extracted signal's noise at one position after a drift of the weights, in units of the mark's amplitude.
 
     Args:
-        counts (`np.ndarray` of shape `(T,)`): weights in each carrier.
-        eps (`np.ndarray` of shape `(T,)`): its amplitude, relative to its rows' root mean square.
+        counts (`np.ndarray` of shape `(T,)`): the number of weights in each carrier.
+        eps (`np.ndarray` of shape `(T,)`): each carrier's amplitude, relative to its rows' root mean square.
         length (`int`): V.
-        drift (`float`, *optional*, defaults to 0.02): standard deviation of the drift, relative to the rows' root mean
-            square: about a fine-tuning with AdamW at 1e-4.
+        drift (`float`, *optional*, defaults to 0.02): the standard deviation of the drift, relative to the rows' root
+            mean square. The default is about that of fine-tuning with AdamW at 1e-4.
     """
     energy = float((counts * eps**2).sum()) / length
     return drift / np.sqrt(energy) if energy else float("inf")
 
 
 def score_after_drift(codebook: Codebook, counts: np.ndarray, eps: np.ndarray, drift: float = DRIFT) -> float:
-    """The score that one leaked copy is expected to have after a drift, by formula; see [`drift_noise`]."""
+    """The expected score of one leaked copy after a drift, by formula; see [`drift_noise`]."""
     return expected_score(codebook, 1, drift_noise(counts, eps, codebook.length, drift))
 
 
 def predicted_score(base: Base, drift: float = DRIFT) -> float:
-    """The score that one leaked copy of a base is expected to have after a drift, by formula."""
+    """The expected score of one leaked copy of a base after a drift, by formula."""
     return score_after_drift(base.codebook(), *_carrier_counts_and_eps(base), drift)
 
 
 def predicted_coalition(base: Base, drift: float = DRIFT) -> int:
-    """The number of colluders by averaging that the base's code withstands after a drift, by formula."""
+    """The largest averaging coalition that the base's code withstands after a drift, by formula."""
     noise = drift_noise(*_carrier_counts_and_eps(base), base.length, drift)
-    return coalition_by_formula(base.codebook(), base.recipients_planned, base.alpha, noise).size
+    return coalition_by_formula(base.codebook(), base.expected_recipients, base.alpha, noise).size
 
 
 def _carrier_counts_and_eps(base: Base) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,4 @@
-"""A base becomes known, once: its hash, carriers, amplitudes, code and secret. Its copies then cost a pass over the
-file."""
+"""Registers a base once: its hash, carriers, amplitudes, code and secret. Issuing a copy then takes one pass."""
 
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -7,27 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_fingerprint.carriers import row_rms, select_by_name, spend_budget
-from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors, open_checkpoint
-from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.carriers import select_by_name, spend_budget
+from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint
 from hf_fingerprint.codes import FairSigns, Tardos, coalition_by_simulation, make_codebook
 from hf_fingerprint.config import ALPHA, COALITION, EXPECTED_RECIPIENTS, MAX_KL, FingerprintConfig
 from hf_fingerprint.errors import CarrierError, CodeError, VaultError
 from hf_fingerprint.keys import derive, new_secret
 from hf_fingerprint.models import BuiltModel
 from hf_fingerprint.progress import Progress, silent
-from hf_fingerprint.registration.compact import compact_window
-from hf_fingerprint.registration.content import weights_hash
-from hf_fingerprint.registration.known_copies import find_origin
-from hf_fingerprint.registration.measuring import make_calibration, make_measurable
-from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
-from hf_fingerprint.registration.strength import (
+from hf_fingerprint.registration.amplitude_search import (
     MAX_SECONDS,
     MarkedModel,
     make_carriers,
     random_codewords,
     search_amplitudes,
 )
+from hf_fingerprint.registration.compact import compact_window
+from hf_fingerprint.registration.content import WeightScan, scan_weights
+from hf_fingerprint.registration.known_copies import find_origin
+from hf_fingerprint.registration.measuring import make_calibration, make_measurable
+from hf_fingerprint.registration.prediction import check_dtypes, code_length, drift_noise, score_after_drift
 from hf_fingerprint.vault import Base, CompactMark, TensorRecord, Vault, check_model_folder
 
 
@@ -45,18 +43,19 @@ def register(
     Args:
         model (`str`, `Path` or [`Checkpoint`]): a path, a Hub id, or an open checkpoint.
         vault ([`Vault`]): the vault.
-        config ([`FingerprintConfig`], *optional*): for a new base; for a known one they must agree with its record.
+        config ([`FingerprintConfig`], *optional*): the settings of a new base; for a known one, those given must agree
+            with its record.
         progress (callable, *optional*): a [`Progress`].
-        built ([`BuiltModel`], *optional*): the model, ready to run, where neither timm nor transformers can build it.
-        remeasure (`bool`, *optional*, defaults to `False`): registers a base that is known once more, with these
-            settings and a new secret, for new copies. Copies made before keep their record; both trace.
-        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy of a base on record, or
-            carries the mark of one, as a base of its own; its record says which base that is (`copy_of`).
+        built ([`BuiltModel`], *optional*): the model, ready to run, if neither timm nor transformers can build it.
+        remeasure (`bool`, *optional*, defaults to `False`): whether to register a known base again, with this `config`
+            and a new secret, for new copies. Earlier copies keep their record, and both can be traced.
+        as_base (`bool`, *optional*, defaults to `False`): whether to register a model as a base even if it is a copy
+            of a base on record, or carries the mark of one. Its record names that base (`copy_of`).
 
     Raises:
-        [`BuildError`]: if the model can't be built, so that its output can't be measured, and `config` names no
-            fixed strength (`eps`).
-        [`CarrierError`]: if the model has too few weights to mark, or its output can't be measured, likewise.
+        [`BuildError`]: if the model can't be built to measure its output, and `config` has no fixed `amplitude`.
+        [`CarrierError`]: if the model has too few weights to mark, or its output can't be measured and `config` has no
+            fixed `amplitude`.
         [`CodeError`]: if the base is registered with other settings.
         [`VaultError`]: if the model's folder holds a vault, or the model is a copy; see [`find_origin`].
     """
@@ -64,12 +63,16 @@ def register(
     with nullcontext(model) if isinstance(model, Checkpoint) else open_checkpoint(model) as checkpoint:
         check_model_folder(checkpoint.source, vault.folder)
         progress("hashing the weights", 0, None)
-        known = vault.base_with_hash(weights_hash(checkpoint, vault))
+        location, state, scan = checkpoint.source.name, checkpoint.state(), None
+        model_hash = vault.cached_content_hash(location, state)
+        if model_hash is None:
+            scan = scan_weights(checkpoint)
+            model_hash = scan.content_hash
+            vault.cache_content_hash(location, state, model_hash)
+        known = vault.base_with_hash(model_hash)
         if known is None or remeasure:
             copy_of = known.copy_of if known is not None else _copy_origin(checkpoint, vault, progress, as_base)
-            found = analyze_base(
-                checkpoint, digest_tensors(checkpoint), config or FingerprintConfig(), progress, built
-            )
+            found = analyze_base(checkpoint, config or FingerprintConfig(), progress, built, scan)
             found = replace(found, copy_of=copy_of)
             return vault.add_base(found) if known is None else _add_replacement(known, found, vault)
     if config is not None:
@@ -78,7 +81,11 @@ def register(
 
 
 def _copy_origin(checkpoint: Checkpoint, vault: Vault, progress: Progress, as_base: bool) -> str | None:
-    """The id of the base that a model is a copy of, which is refused unless it is to be registered all the same."""
+    """The id of the base that a model is a copy of, if any.
+
+    Raises:
+        [`VaultError`]: if it is a copy, unless `as_base`.
+    """
     progress("comparing with the bases on record", 0, None)
     origin = find_origin(checkpoint, vault)
     if origin is None:
@@ -92,7 +99,7 @@ def _add_replacement(known: Base, found: Base, vault: Vault) -> Base:
     """Adds a record that replaces another for new copies."""
     stored = vault.add_base(replace(found, replaces=known.base_id))
     if stored.base_id == known.base_id:
-        raise VaultError(f"The new record of base {known.base_id} clashes with another's digits: run it again.")
+        raise VaultError(f"The id of base {known.base_id}'s new record is already taken: run the command again.")
     return stored
 
 
@@ -100,7 +107,7 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
     recorded = {
         "max_kl": base.calibration.max_kl,
         "coalition": base.coalition,
-        "expected_recipients": base.recipients_planned,
+        "expected_recipients": base.expected_recipients,
         "alpha": base.alpha,
         "amplitude": max(carrier.eps for carrier in base.carriers),
         "carriers": "spread" if base.compact is None else "compact",
@@ -118,32 +125,38 @@ def _check_config(base: Base, config: FingerprintConfig) -> None:
 
 def analyze_base(
     checkpoint: Checkpoint,
-    digests: dict[str, str],
     config: FingerprintConfig,
     progress: Progress | None = None,
     built: BuiltModel | None = None,
+    scan: WeightScan | None = None,
 ) -> Base:
-    """Works out everything about a base, with a fresh model secret, without recording it.
+    """Computes the record of a base, with a fresh model secret, without storing it.
 
     Args:
         checkpoint ([`Checkpoint`]): the open model.
-        digests (`dict[str, str]`): of its tensors, from [`digest_tensors`].
-        config ([`FingerprintConfig`]): what is decided by the caller.
+        config ([`FingerprintConfig`]): the settings.
         progress (callable, *optional*): a [`Progress`].
         built ([`BuiltModel`], *optional*): the model, ready to run, if it can't be built from its folder.
+        scan ([`WeightScan`], *optional*): result of [`scan_weights`], if the caller has it.
     """
     progress = progress or silent
     where = checkpoint.source.name
     max_kl, alpha = config.max_kl or MAX_KL, config.alpha or ALPHA
     coalition, planned = config.coalition or COALITION, config.expected_recipients or EXPECTED_RECIPIENTS
     check_dtypes(checkpoint.tensors, where)
-    measurable = make_measurable(checkpoint, config, built, progress)
+    if scan is None:
+        progress("hashing the weights", 0, None)
+        scan = scan_weights(checkpoint)
+    digests = scan.digests
+    measurable = make_measurable(checkpoint, config, built, progress, digests)
     by_model = {} if measurable is None else measurable.parameters
     selected = [n for n in checkpoint.tensors if n in by_model] or select_by_name(checkpoint.tensors)
     selected = list({checkpoint.tied.get(n, n): n for n in reversed(selected)}.values())[::-1]  # one of tied ones
-    progress("reading the carriers", 0, None)
-    rms = {name: _tensor_row_rms(checkpoint, name) for name in selected}
-    counts = sizes = np.array([_count_weights(checkpoint, name) for name in selected])
+    rms = {name: scan.row_rms[name] for name in selected}
+    for name, values in rms.items():
+        if not np.isfinite(values).all():
+            raise CarrierError(f"{where}: tensor {name} holds NaN or infinite weights: mark a model that works.")
+    counts = sizes = np.array([int(np.prod(checkpoint.tensors[name].shape)) for name in selected])
     sensitivity = np.zeros(len(selected))
     if measurable is not None:
         progress("measuring what the mark does to the output", 0, None)
@@ -151,7 +164,7 @@ def analyze_base(
         sensitivity = measurable.sensitivity(selected, where)
 
     def spend(kept: np.ndarray) -> np.ndarray:
-        """`eps` of some of the carriers, if no other is marked."""
+        """The `eps` of some of the carriers, if no others are marked."""
         if config.amplitude is not None:
             return np.full(len(kept), config.amplitude)
         return spend_budget(max_kl, sensitivity[kept], sizes[kept])
@@ -176,21 +189,22 @@ def analyze_base(
         codewords = random_codewords(codebook)
         marked = MarkedModel(checkpoint, measurable.model, measurable.kind, parameters, rms, secret, codewords)
         if config.amplitude is None:
-            eps, measured = search_amplitudes(marked, measurable.few, measurable.many, eps, max_kl, progress)
+            eps, measured = search_amplitudes(
+                marked, measurable.search_images, measurable.report_images, eps, max_kl, progress
+            )
         else:
-            with suppress(CarrierError):  # an output that is not a number: not measured
-                measured = marked.compare(eps, measurable.many, seconds=MAX_SECONDS)
+            with suppress(CarrierError):  # the output is not finite, so it isn't measured
+                measured = marked.compare(eps, measurable.report_images, seconds=MAX_SECONDS)
     carriers = make_carriers(selected, eps, rms)
 
-    progress("working out the certified coalition", 0, None)
+    progress("computing the certified coalition", 0, None)
     noise = drift_noise(counts, eps, length)
     certified = coalition_by_simulation(codebook, planned, alpha, noise)
-    model_hash = content_hash(checkpoint.tensors, digests)
     return Base(
-        base_id=model_hash[:8] + derive(secret, "base").hex()[:4],
+        base_id=scan.content_hash[:8] + derive(secret, "base").hex()[:4],
         source=checkpoint.source.name,
         revision=checkpoint.source.revision,
-        content_hash=model_hash,
+        content_hash=scan.content_hash,
         tensors={n: TensorRecord(i.dtype, i.shape, digests[n]) for n, i in checkpoint.tensors.items()},
         carriers=carriers,
         family=family,
@@ -199,27 +213,8 @@ def analyze_base(
         certified=certified.size,
         certified_by=certified.method,
         alpha=alpha,
-        recipients_planned=planned,
+        expected_recipients=planned,
         calibration=make_calibration(measured, measurable, max_kl, config.amplitude),
         secret=secret,
         compact=compact,
     )
-
-
-def _count_weights(checkpoint: Checkpoint, name: str) -> int:
-    info = checkpoint.tensors[name]
-    return info.rows * info.columns
-
-
-def _tensor_row_rms(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    info = checkpoint.tensors[name]
-    parts = []
-    for _, raw in checkpoint.blocks(info):
-        values = to_float32(raw, info.dtype).reshape(-1, info.columns)
-        parts.append(row_rms(values))
-    rms = np.concatenate(parts)
-    if not np.isfinite(rms).all():
-        raise CarrierError(
-            f"{checkpoint.source.name}: tensor {name} holds NaN or infinite weights: mark a model that works."
-        )
-    return rms

@@ -1,11 +1,11 @@
-"""How much each tensor's mark moves the output, for all tensors by a few backward passes.
+"""Measures how much the mark in each tensor changes the output, with a few backward passes for all tensors.
 
-To second order the KL divergence between the outputs before and after a change d of the weights is `d^T F d / 2`, F
-being the Fisher information of the classes. For a mark of random signs and amplitude `a_k` its mean is `sum_k a_k^2
-F_kk / 2`. `F_kk = E (g_k^2)` with g the gradient of `z . u`, z the output and u a random direction whose covariance is
-the divergence's second derivative: `diag(p) - p p^T` for a softmax, and what [`random_direction`] says for other kinds
-of output. Since u is independent from image to image, one backward pass over a batch estimates the sum over its images
-without bias.
+To second order the KL divergence between the outputs before and after a change d of the weights is `d^T F d / 2`,
+where F is the Fisher information of the classes. For a mark of random signs and amplitude `a_k` its mean is
+`sum_k a_k^2 F_kk / 2`. Here `F_kk = E (g_k^2)`, where g is the gradient of `z . u`, z the output and u a random
+direction whose covariance is the divergence's second derivative; see [`random_direction`] for each kind of output.
+Since u is independent from image to image, one backward pass over a batch gives an unbiased estimate of the sum over
+its images.
 """
 
 from typing import TYPE_CHECKING
@@ -38,8 +38,8 @@ def measure_sensitivity(
     Args:
         module (`torch.nn.Module`): the model, in evaluation mode.
         images ([`LazyImages`]): calibration inputs.
-        names (`list[str]`): parameters, the carriers.
-        kind (`str`): of the output, one of `KINDS`.
+        names (`list[str]`): the carriers' parameter names.
+        kind (`str`): the kind of output, one of `KINDS`.
         progress (callable, *optional*): a [`Progress`].
 
     Returns:

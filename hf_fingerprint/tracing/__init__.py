@@ -1,4 +1,4 @@
-"""From a suspect to the recipients it came from, or to nobody."""
+"""Traces a suspect to the recipients whose copies it was made from, or to nobody."""
 
 from hf_fingerprint.tracing.result import ComparedBase, RecipientScore, RecordedCopy, SkippedSource, TraceResult
 from hf_fingerprint.tracing.trace import trace, verify

@@ -1,4 +1,4 @@
-"""Several bases that a suspect may come from, compared with it by sampled rows."""
+"""Selects the bases that may have a share in a suspect, by sampled rows."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,14 +29,14 @@ from hf_fingerprint.vault import Base, Vault
 
 
 CLEAR_COSINE = 0.9
-NOTHING_COMPARED = -1.0  # the cosine of nothing in common
-CARRIERS, ROWS, COLUMNS = 16, 4, 512  # that are sampled: so many carriers, rows of each, weights of each row
+NOTHING_COMPARED = -1.0  # the cosine if no tensor can be compared
+CARRIERS, ROWS, COLUMNS = 16, 4, 512  # the sample: carriers, rows of each, weights of each row
 _Layout = tuple[tuple[str, tuple[int, ...]], ...]
-_SAME_FAMILY_COSINE = 0.9  # cosine: fine-tunes of one model, whose channels stand in one order
+_SAME_FAMILY_COSINE = 0.9  # fine-tunes of one model, whose channels have one order
 
 
 class BaseSelector:
-    """Several bases, a suspect, and samples of them all."""
+    """Compares samples of several bases with a suspect's, and selects the bases to read."""
 
     def __init__(self, vault: Vault, suspect: TensorReader, stack: ExitStack, found: BaseSelection):
         self._vault, self._suspect, self._stack, self._found = vault, suspect, stack, found
@@ -49,7 +49,7 @@ class BaseSelector:
         self._fetched: dict[str, list[int]] | None = None
 
     def select(self, likely_bases: Sequence[list[Base]], on_record: Sequence[str]) -> BaseSelection:
-        """Those of several bases that may have a share in the suspect."""
+        """Selects the bases that may have a share in the suspect."""
         groups, errors = self._groups, []
         for records in likely_bases:
             try:
@@ -61,10 +61,10 @@ class BaseSelector:
                 )
         if not groups:
             raise errors[0]
-        self._seed = int.from_bytes(derive(groups[0].records[0].secret, "likeness"), "big")  # nobody knows which
+        self._seed = int.from_bytes(derive(groups[0].records[0].secret, "likeness"), "big")  # keeps the rows secret
         samples = [self._sample_pair(group, self._suspect) for group in groups]
         cosines = [mean_cosine(ours, theirs) for ours, theirs in samples]
-        if max(cosines) < CLEAR_COSINE:  # perhaps few of the carriers are there
+        if max(cosines) < CLEAR_COSINE:  # the suspect may have only a few of the carriers
             self._max_carriers = len(max(groups, key=lambda group: len(group.records[0].carriers)).records[0].carriers)
             self._theirs.clear()
             samples = [self._sample_pair(group, self._suspect) for group in groups]
@@ -79,9 +79,9 @@ class BaseSelector:
         return self._select_by_share(groups, samples, cosines, on_record)
 
     def _select_nearest(self, groups: list[BaseGroup], cosines: list[float]) -> BaseSelection:
-        """The nearest of bases that are all unlike the suspect."""
+        """Selects the nearest base if none is similar to the suspect."""
         best = groups[cosines.index(max(cosines))]
-        best.reason = f"the nearest, though unlike it (cosine {max(cosines):.3f})"
+        best.reason = f"the nearest base, though not similar to the suspect (cosine {max(cosines):.3f})"
         self._found.groups.append(best)
         for group, cosine in zip(groups, cosines, strict=True):
             if group is not best:
@@ -89,12 +89,12 @@ class BaseSelector:
         return self._found
 
     def _skip_dissimilar(self, group: BaseGroup, cosine: float) -> None:
-        """Leaves a base that is unlike the suspect; one that could not be compared at all is read, which says why."""
+        """Skips a base that isn't similar to the suspect. One that can't be compared is read, to report the reason."""
         if cosine == NOTHING_COMPARED:
-            group.reason = "what fits it of the suspect can't be compared"
+            group.reason = "the suspect's tensors that fit it can't be compared"
             self._found.groups.append(group)
         else:
-            self._found.skip(group.records, f"unlike the suspect (cosine {cosine:.3f})")
+            self._found.skip(group.records, f"not similar to the suspect (cosine {cosine:.3f})")
 
     def _select_by_share(
         self,
@@ -103,12 +103,12 @@ class BaseSelector:
         cosines: list[float],
         on_record: Sequence[str],
     ) -> BaseSelection:
-        """The bases that may have a share in the suspect, the largest first."""
+        """Selects the bases that may have a share in the suspect, the largest first."""
         similar = [i for i in range(len(groups)) if cosines[i] >= MIN_DESCENDANT_COSINE]
         common = sorted(set.intersection(*(set(samples[i][0]) for i in similar)))
-        if not common:  # bases that hold their marks in different tensors: nothing to tell them apart by
+        if not common:  # the bases have no carrier in common, so their shares can't be separated
             for i in similar:
-                groups[i].reason = f"like the suspect (cosine {cosines[i]:.3f})"
+                groups[i].reason = f"similar to the suspect (cosine {cosines[i]:.3f})"
                 self._found.groups.append(groups[i])
             return self._found
         theirs = {name: samples[similar[0]][1][name] for name in common}
@@ -119,7 +119,7 @@ class BaseSelector:
             if shares.is_relevant[n] or not self._found.groups:
                 self._found.groups.append(group)
             else:
-                self._found.skip(group.records, f"{group.reason}: too little to tell its copies")
+                self._found.skip(group.records, f"{group.reason}: too little to identify its copies")
         for i, group in enumerate(groups):
             if i not in similar:
                 self._skip_dissimilar(group, cosines[i])
@@ -127,7 +127,7 @@ class BaseSelector:
         return self._found
 
     def _add_required(self, wanted: Sequence[str], groups: list[BaseGroup]) -> None:
-        """Reads also what must be read with others: the base that one is a copy of, and what is on record."""
+        """Adds bases that must be read with others: the origins of bases that are copies, and those on record."""
         waiting = list(wanted)
         while waiting:
             base_id = waiting.pop()
@@ -142,7 +142,7 @@ class BaseSelector:
     def _align_samples(
         self, groups: list[BaseGroup], samples: list[tuple[SampledWeights, SampledWeights]]
     ) -> list[tuple[SampledWeights, SampledWeights]]:
-        """Samples of the suspect put in the order of each base; fine-tunes of one model have one order."""
+        """Samples the suspect again, aligned with each base; fine-tunes of one model have one order."""
         found: list[tuple[SampledWeights, SampledWeights] | None] = [None] * len(groups)
         for i, group in enumerate(groups):
             if found[i] is not None:
@@ -156,10 +156,10 @@ class BaseSelector:
     def _sample_pair(
         self, group: BaseGroup, suspect: TensorReader, matches: dict[str, TensorInfo] | None = None
     ) -> tuple[SampledWeights, SampledWeights]:
-        """The same rows of a base and of the suspect, by normalised name."""
+        """The same rows of a base and of the suspect, by normalized name."""
         base = group.records[0]
         layout = tuple((carrier.name, base.tensors[carrier.name].shape) for carrier in base.carriers)
-        is_shared = matches is None  # of bases that are laid out alike, the suspect is matched and sampled once
+        is_shared = matches is None  # for bases of one layout, the suspect is matched and sampled once
         if matches is None:
             if layout not in self._matched:
                 self._matched[layout] = self._match_carriers(group, suspect)
@@ -175,8 +175,7 @@ class BaseSelector:
         return ours, theirs
 
     def _match_carriers(self, group: BaseGroup, suspect: TensorReader) -> tuple[TensorReader, dict[str, TensorInfo]]:
-        """The suspect in the base's names, and the carriers' counterparts: by names where these tell, else by
-        likeness."""
+        """The suspect under the base's names, and the carriers' counterparts by unambiguous names or similarity."""
         base = group.records[0]
         suspect = to_base_names(base, suspect)
         if isinstance(suspect, RangedCheckpoint) or has_unambiguous_names(base, suspect):
@@ -184,8 +183,10 @@ class BaseSelector:
         return suspect, match_tensors(base, group.original, suspect)
 
     def _rows_to_sample(self, group: BaseGroup, matches: dict[str, TensorInfo]) -> dict[str, Sequence[int]]:
-        """Which rows of each carrier are compared: the same ones in all bases, which nobody else knows; or an attacker
-        could give just those to another base."""
+        """The rows of each carrier to compare, the same in all bases.
+
+        They are secret, or an attacker could replace just these rows with those of another base.
+        """
         own = group.original.tensors
         fitting_carriers = [name for name, info in matches.items() if name in own and own[name].shape == info.shape]
         if not isinstance(self._suspect, RangedCheckpoint):
@@ -195,18 +196,18 @@ class BaseSelector:
         return {name: fetched[normalize_name(name)] for name in fitting_carriers if normalize_name(name) in fetched}
 
     def _draw_carriers(self, names: list[str]) -> list[str]:
-        """So many of some carriers, drawn by a secret: the same ones for each base that has them."""
+        """Draws carriers by a secret: the same ones for each base that has them."""
         return names if len(names) <= self._max_carriers else sorted(names, key=self._priority)[: self._max_carriers]
 
     def _priority(self, name: str) -> float:
-        """A number that the secret gives a carrier."""
+        """A carrier's rank in the secret draw."""
         name = normalize_name(name)
         if name not in self._priorities:
             self._priorities[name] = float(np.random.default_rng([self._seed, 1, *name.encode()]).random())
         return self._priorities[name]
 
     def _draw_rows(self, name: str, start: int, stop: int) -> list[int]:
-        """Some rows from `start` to `stop`, drawn by a secret."""
+        """Draws rows from `start` to `stop` by a secret."""
         if (name, start, stop) not in self._rows_of:
             rng = np.random.default_rng([self._seed, 0, start, *name.encode()])
             rows = start + rng.choice(stop - start, min(ROWS, stop - start), replace=False)
@@ -214,7 +215,7 @@ class BaseSelector:
         return self._rows_of[name, start, stop]
 
     def _fetch_first_rows(self, suspect: RangedCheckpoint) -> dict[str, list[int]]:
-        """Rows within what the first look at a suspect on the Hub reads, which is fetched and stays at hand."""
+        """Draws rows within the first look at a suspect on the Hub, and fetches that look for good."""
         if self._fetched is None:
             bases = [group.records[0] for group in self._groups]
             matches = {name: info for base in bases for name, info in match_names(base, suspect).items()}
@@ -235,7 +236,7 @@ class BaseSelector:
 
 
 def _copy_origins(groups: Sequence[BaseGroup]) -> Iterator[str]:
-    """The bases that those of some groups are copies of."""
+    """The ids of the bases that the groups' bases are copies of."""
     for base in (base for group in groups for base in group.records):
         if base.copy_of is not None:
             yield base.copy_of

@@ -1,4 +1,4 @@
-"""What a trace that accuses nobody may say: nobody, not comparable or not readable, with the reason and what to do."""
+"""The outcome of a trace that accuses nobody: nobody, not comparable or not readable, with the reason and a remedy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from hf_fingerprint.checkpoints import RangedCheckpoint, Source, TensorReader
 from hf_fingerprint.extraction import Extraction, Lineage, match_names, to_base_names
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
-from hf_fingerprint.tracing.case import ReadTarget
 from hf_fingerprint.tracing.groups import BaseSelection
 from hf_fingerprint.tracing.readability import (
     HiddenTensor,
@@ -18,6 +17,7 @@ from hf_fingerprint.tracing.readability import (
     would_detect_copy,
 )
 from hf_fingerprint.tracing.result import SkippedSource, TraceResult
+from hf_fingerprint.tracing.trace_request import ReadTarget
 from hf_fingerprint.tracing.verdict import AccusationLevel
 from hf_fingerprint.vault import Base
 
@@ -42,15 +42,15 @@ def conclude(
     found: BaseSelection,
     limit: str | None = None,
 ) -> TraceResult:
-    """A result with its outcome, the bases that were read, and those that were not.
+    """Completes a result with its outcome, the bases that were read, and those that were not.
 
     Args:
-        result ([`TraceResult`]): the last look's.
+        result ([`TraceResult`]): the result of the last look.
         suspect ([`TensorReader`]): the open suspect.
-        targets (sequence of [`ReadTarget`]): the bases it was read against.
-        extractions (sequence of [`Extraction`]): of the last look, one for each.
-        level ([`AccusationLevel`]): of that look.
-        found ([`BaseSelection`]): which bases were looked at.
+        targets (sequence of [`ReadTarget`]): the bases that were read.
+        extractions (sequence of [`Extraction`]): the extractions of the last look, one for each base.
+        level ([`AccusationLevel`]): the level of that look.
+        found ([`BaseSelection`]): the selection of bases.
         limit (`str`, *optional*): why not all of the suspect was read, and what to do.
     """
     result = replace(
@@ -80,13 +80,13 @@ def conclude(
 def unread_result(
     source: Source, outcome: Outcome, reason: str, alpha: float, not_read: Sequence[SkippedSource]
 ) -> TraceResult:
-    """The result for a suspect that was read against no base.
+    """The result for a suspect that was compared with no base.
 
     Args:
         source ([`Source`]): the suspect.
         outcome ([`Outcome`]): not comparable or not readable.
         reason (`str`): why, and what to do.
-        alpha (`float`): the bound, which nothing was spent of.
+        alpha (`float`): the bound, of which nothing was spent.
         not_read (sequence of [`SkippedSource`]): the bases.
     """
     return TraceResult(
@@ -120,8 +120,8 @@ def _conclude_base(
     if would_detect_copy(base, carrier_mass(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Conclusion(
             Outcome.NOT_READABLE,
-            f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be in what can't be "
-            f"read of the suspect: {format_hidden(hidden)}; {CONVERT_HINT}.",
+            f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be among the suspect's "
+            f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}.",
         )
     if would_detect_copy(base, extraction.similar_counts, recipients, alpha):
         return _Conclusion(Outcome.NOBODY)
@@ -129,26 +129,27 @@ def _conclude_base(
     if not would_detect_copy(base, whole, recipients, alpha):
         return _Conclusion(
             Outcome.NOT_READABLE,
-            f"Base {base.base_id} holds too few marked weights to prove even a verbatim copy among {recipients:,} at "
-            f"alpha {level.alpha:.0e}: nothing can be said of its copies.",
+            f"Base {base.base_id} has too few marked weights to prove even a verbatim copy among {recipients:,} at "
+            f"alpha {level.alpha:.0e}, so its copies can't be traced.",
         )
     if limit is not None:
         return _Conclusion(Outcome.NOT_READABLE, limit)
     if extraction.weights_dropped > extraction.weights_read:
         return _Conclusion(
             Outcome.NOT_READABLE,
-            f"{extraction.weights_dropped:,} of the {extraction.weights_dropped + extraction.weights_read:,} weights that may "
-            f"hold a mark are exactly 0 or not finite, so the rest says too little: get the model as it is used.",
+            f"{extraction.weights_dropped:,} of the {extraction.weights_dropped + extraction.weights_read:,} weights "
+            f"that may hold a mark are exactly 0 or not finite, and the rest is too little: get the model as it is "
+            f"used.",
         )
     if extraction.similar_counts.any():
         return _Conclusion(
             Outcome.NOT_READABLE,
-            f"Only {int(extraction.similar_counts.sum()):,} weights are like those of base {base.base_id}, too few to find even a "
-            f"verbatim copy by: get the rest of the model.",
+            f"Only {int(extraction.similar_counts.sum()):,} weights are similar to those of base {base.base_id}, too "
+            f"few to find even a verbatim copy: get the rest of the model.",
         )
-    compared = f"their weights are unlike the base's (cosine {extraction.lineage.cosine:.3f})"
+    compared = f"their weights are not similar to the base's (cosine {extraction.lineage.cosine:.3f})"
     if not extraction.weights_read:
-        compared = "nothing of it can be compared"
+        compared = "none of its weights can be compared"
     return _Conclusion(
         Outcome.NOT_COMPARABLE,
         f"Another model than base {base.base_id}: {extraction.tensors_matched} of {len(base.carriers)} marked tensors "
@@ -163,8 +164,8 @@ def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: Te
     matches = match_names(base, named)
     dissimilar = {name: matches[name] for name in extraction.dissimilar if name in matches}
     if isinstance(suspect, RangedCheckpoint):
-        if extraction.lineage.descends:  # parts of a descendant that don't line up: only the whole can be put in order
-            hidden += [HiddenTensor(info.name, "unlike where it stands", name) for name, info in dissimilar.items()]
+        if extraction.lineage.descends:  # alignment needs the whole suspect, so parts of a descendant may be permuted
+            hidden += [HiddenTensor(info.name, "not similar in its order", name) for name, info in dissimilar.items()]
         return hidden
     return hidden + list(find_transposed(base, target.original, named, dissimilar))
 
@@ -173,11 +174,11 @@ def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
     bases = ", ".join(dict.fromkeys(target.candidates.base.base_id for target in targets))
     return _Conclusion(
         Outcome.NOT_READABLE,
-        f"No copy of base {bases}, which the suspect is most like, is on record here, so nobody could be tested: "
-        f"bring in the vault that has them (`hf-fingerprint vault merge`), or name another --base.",
+        f"The vault has no copy of base {bases}, which is the most similar to the suspect, so nobody could be tested: "
+        f"merge the vault that has them (`hf-fingerprint vault merge`), or name another --base.",
     )
 
 
 def could_detect_copy(base: Base, carriers: Sequence[str]) -> bool:
-    """Whether so many carriers would be enough to find a verbatim copy by, if they are in a suspect."""
+    """Whether these carriers would be enough to find a verbatim copy, if they are in a suspect."""
     return would_detect_copy(base, carrier_mass(base, carriers), 1, base.alpha)

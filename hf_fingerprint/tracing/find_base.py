@@ -1,8 +1,8 @@
-"""Which registered bases a suspect is read against: those that may have a share in it.
+"""Finds the registered bases that a suspect may be made from, which are then read in full.
 
-Two bases may have one backbone: another head, other norms, half precision, a fine-tuning of their own. A cheap look
-at sampled rows, which sees no codeword, tells how much of the suspect comes from each ([`estimate_shares`]); those that may
-have a share that matters are read in full, and each pays for it in the bound. The others are listed with the reason.
+Several bases may share a backbone and differ in their head, norms, precision or fine-tuning. A sample of rows, which
+sees no codeword, estimates how much of the suspect comes from each ([`estimate_shares`]). Those whose share may matter
+are read in full, and the bound pays for each. The others are listed with the reason.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from hf_fingerprint.tracing.readability import fitting_carriers
 from hf_fingerprint.vault import Base, Vault
 
 
-_MIN_FIT = 0.5  # of the best one's carriers that have a counterpart
+_MIN_FIT = 0.5  # share of the fit of the best base
 
 
 def find_bases(
@@ -29,27 +29,27 @@ def find_bases(
     stack: ExitStack,
     on_record: Sequence[str] = (),
 ) -> BaseSelection:
-    """The bases that a suspect is read against.
+    """Finds the bases that a suspect may be made from, and opens their files.
 
     Args:
         vault ([`Vault`]): the vault.
-        bases (sequence of [`Base`]): its bases, one at least.
-        base_ref (`str` or `Path`, *optional*): the base's id or place, if the caller names one.
+        bases (sequence of [`Base`]): its bases, at least one.
+        base_ref (`str` or `Path`, *optional*): the base's id or location, if the caller names it.
         suspect ([`TensorReader`]): the open suspect.
         stack ([`ExitStack`]): closes the bases' files.
-        on_record (sequence of `str`, *optional*): ids of bases that the suspect's content hash is on record for.
+        on_record (sequence of `str`, *optional*): ids of bases with a copy whose recorded hash is the suspect's.
 
     Raises:
-        [`VaultError`]: if the files of one are gone that may be the one.
+        [`VaultError`]: if the files of a base that the suspect may be made from are missing.
     """
     if base_ref is not None:
         named = _named_base(bases, vault, base_ref, stack)
-        named.reason = "named by whoever traces"
+        named.reason = "named by the caller"
         found = BaseSelection([named])
-        found.skip([base for base in bases if base not in named.records], "another base was named by whoever traces")
+        found.skip([base for base in bases if base not in named.records], "the caller named another base")
         return found
     records = {base.content_hash: records_with_hash(bases, base.content_hash) for base in bases}
-    known: dict[object, float] = {}  # fine-tunes of one model are laid out alike, and fit alike
+    known: dict[object, float] = {}  # fine-tunes of one model have one layout and fit equally
     fits = {key: max(_fit_share(base, suspect, known) for base in group) for key, group in records.items()}
     found, likely_bases, least = BaseSelection(), [], _MIN_FIT * max(fits.values())
     for key, group in records.items():
@@ -73,7 +73,7 @@ def _fit_share(base: Base, suspect: TensorReader, known: dict[object, float]) ->
 
 
 def _named_base(bases: Sequence[Base], vault: Vault, base_ref: str | Path, stack: ExitStack) -> BaseGroup:
-    """The base with this id, or whose weights are at this place."""
+    """The base with this id, or with the weights at this location."""
     named = [base for base in bases if base.base_id == str(base_ref)]
     if named:
         records = records_with_hash(bases, named[0].content_hash)
@@ -82,6 +82,7 @@ def _named_base(bases: Sequence[Base], vault: Vault, base_ref: str | Path, stack
     records = records_with_hash(bases, weights_hash(original, vault))
     if not records:
         raise VaultError(
-            f"{base_ref} is not a base of {vault.folder}: its weights' hash is not on record; give the base itself."
+            f"{base_ref} is not a base of {vault.folder}: the hash of its weights is not on record. Give the base "
+            f"itself, or its id."
         )
     return BaseGroup(records, original)

@@ -1,4 +1,4 @@
-"""Registered bases and their open files, as a trace reads them."""
+"""Registered bases with their open files, grouped by content."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,12 +13,12 @@ from hf_fingerprint.vault import Base, Vault
 
 @dataclass
 class BaseGroup:
-    """The records of one base, and its open files: two issuers may have registered one model apart.
+    """The records of one base, and its open files. Several issuers may have registered the same model.
 
     Attributes:
         records (`list[Base]`): at least one.
         original ([`Checkpoint`]): the base's files.
-        reason (`str`): what the base has to do with the suspect.
+        reason (`str`): why it is read.
     """
 
     records: list[Base]
@@ -28,12 +28,12 @@ class BaseGroup:
 
 @dataclass
 class BaseSelection:
-    """The bases that a suspect is read against.
+    """The bases to read and those that are skipped.
 
     Attributes:
-        groups (`list[Group]`): those to read, the likeliest first; none if nothing of the suspect fits any.
-        not_read (`list[NotRead]`): the others, and why.
-        unavailable (`list[NotRead]`): those whose files are not to be had, though they may fit.
+        groups (`list[BaseGroup]`): those to read, the likeliest first; empty if no tensor of the suspect fits any.
+        not_read (`list[SkippedSource]`): the others, with reasons.
+        unavailable (`list[SkippedSource]`): those that may fit but whose files are missing.
     """
 
     groups: list[BaseGroup] = field(default_factory=list)
@@ -46,12 +46,12 @@ class BaseSelection:
 
 
 def records_with_hash(bases: Sequence[Base], content_hash: str) -> list[Base]:
-    """The records of one base."""
+    """The records of the base with this content hash."""
     return [base for base in bases if base.content_hash == content_hash]
 
 
 def open_base_files(records: list[Base], vault: Vault, stack: ExitStack) -> Checkpoint:
-    """The files of a base, from the first of the places it was registered from that still has them."""
+    """Opens the files of a base, from the first registered location that still has them."""
     unavailable: list[VaultError] = []
     for base in records:
         try:

@@ -1,4 +1,4 @@
-"""A suspect whose files are here, traced."""
+"""Traces a suspect whose files are on this machine."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,10 +9,10 @@ from hf_fingerprint.checkpoints import Checkpoint, content_hash, digest_tensors,
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.extraction import Extraction, extract
 from hf_fingerprint.outcomes import Outcome
-from hf_fingerprint.tracing.case import ReadTarget, TraceRequest
 from hf_fingerprint.tracing.conclusion import conclude, unread_result
 from hf_fingerprint.tracing.find_base import find_bases
 from hf_fingerprint.tracing.result import RecordedCopy, TraceResult
+from hf_fingerprint.tracing.trace_request import ReadTarget, TraceRequest
 from hf_fingerprint.tracing.verdict import AccusationLevel, decide
 from hf_fingerprint.vault import CopyRecord, Vault, delivery_states
 
@@ -24,9 +24,9 @@ def trace_files(request: TraceRequest, suspect: Checkpoint, looks: int = 0, sets
     """Traces one set of weight files.
 
     Args:
-        request ([`TraceRequest`]): what is asked.
+        request ([`TraceRequest`]): the request.
         suspect ([`Checkpoint`]): the open suspect.
-        looks (`int`, *optional*, defaults to 0): looks that were judged before, by ranges.
+        looks (`int`, *optional*, defaults to 0): how many looks were decided before, by ranges.
         sets (`int`, *optional*, defaults to 1): how many sets of weight files the suspect has; they share alpha.
     """
     recorded = _find_recorded(request, suspect)
@@ -64,14 +64,14 @@ def _extract_all(
 
 
 def _may_be_rotated(extraction: Extraction) -> bool:
-    """Whether a suspect that lines up drifted so far that a small change of basis could be what moved it."""
+    """Whether an aligned suspect drifted so far that the cause may be a small change of basis."""
     return extraction.lineage.descends and extraction.lineage.drift > LARGE_DRIFT and not extraction.aligned
 
 
 def _find_recorded(request: TraceRequest, suspect: Checkpoint) -> list[CopyRecord]:
-    """The copies whose content hash is the suspect's. Only a suspect that is laid out as a base can be one."""
+    """The copies whose content hash is the suspect's, which must have the layout of a base."""
     try:
-        opened = open_checkpoint(suspect.source)  # as a base would be, with every tensor
+        opened = open_checkpoint(suspect.source)  # all tensors, as for a base
     except CheckpointError:
         return []
     with opened:

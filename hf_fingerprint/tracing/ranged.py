@@ -1,4 +1,4 @@
-"""A suspect on the Hub, traced by byte ranges, look by look, up to the first that accuses somebody."""
+"""Traces a suspect on the Hub by byte ranges, look by look, up to the first look that accuses anybody."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,11 +9,11 @@ from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.extraction import Looks, has_unambiguous_names
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing.base_mixture import CLEAR_COSINE
-from hf_fingerprint.tracing.case import TraceRequest
 from hf_fingerprint.tracing.conclusion import conclude, could_detect_copy, unread_result
 from hf_fingerprint.tracing.find_base import find_bases
 from hf_fingerprint.tracing.readability import fitting_carriers
 from hf_fingerprint.tracing.result import SkippedSource, TraceResult
+from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.tracing.verdict import AccusationLevel, decide
 from hf_fingerprint.vault import Base
 
@@ -22,11 +22,12 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
     """Traces a suspect by ranges.
 
     Args:
-        request ([`TraceRequest`]): what is asked.
+        request ([`TraceRequest`]): the request.
         suspect ([`RangedCheckpoint`]): the open suspect.
 
     Returns:
-        `(result, looks)`: `None` if all of it must be read to find out, and may be; and how many looks were judged.
+        `(result, looks)`: the result, or `None` if all of the suspect must and may be downloaded; and how many looks
+        were decided.
     """
     bases = request.bases
     if not any(has_unambiguous_names(base, suspect) for base in bases):
@@ -43,29 +44,26 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
             if result.accused:
                 break
             if result.weights_read and not result.lineage.descends and _may_download_all(suspect):
-                return None, look  # a stranger, or a copy whose tensors were given each other's names
+                return None, look  # another model, or a copy whose tensors have swapped names
         doubtful = (
             result.lineage.cosine < CLEAR_COSINE
             or suspect.unread_files
             or (request.base_ref is None and found.not_read)
         )
         if not result.accused and doubtful and _may_download_all(suspect):
-            return (
-                None,
-                look,
-            )  # perhaps channels stand in another order, or it lies in another file or comes from a base
-            # that had no share in its first rows
+            # channels may be permuted, or the copy is in another file, or of a base without a share in the first rows
+            return None, look
         limit = None if looks.complete else f"Too little was read to find even a verbatim copy: {_limit_hint(suspect)}"
         result = conclude(result, suspect, targets, extractions, AccusationLevel.of(tested, look), found, limit)
         if result.outcome is Outcome.NOT_COMPARABLE and result.weights_read:
-            whole = f"All of it is needed to tell whether they were put in another order: {_limit_hint(suspect)}"
+            whole = f"To see whether they were permuted, all of it must be read: {_limit_hint(suspect)}"
             reason = f"{result.reason} {whole}"
             result = replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
     return _with_transfer_counts(result, suspect, looks.complete), look
 
 
 def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> TraceResult | None:
-    """What can be said without names that tell which tensor is which; `None` if all of it must be read, and may be."""
+    """The result if names don't identify the tensors, or `None` if all of it must and may be downloaded."""
     alpha, seen = min(base.alpha for base in bases), set()
     for base in bases:
         carriers = fitting_carriers(base, suspect)
@@ -85,7 +83,7 @@ def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> Tr
         )
     if _may_download_all(suspect):
         return None
-    reason = f"Names don't tell which tensor is which, so all of it must be read: {_limit_hint(suspect)}"
+    reason = f"Its tensors can't be identified by name, so all of it must be read: {_limit_hint(suspect)}"
     unread = [SkippedSource(base.base_id, base.source, "the suspect was not read") for base in bases]
     return _with_transfer_counts(
         unread_result(suspect.source, Outcome.NOT_READABLE, reason, alpha, unread), suspect, False
@@ -93,7 +91,7 @@ def _result_from_headers(suspect: RangedCheckpoint, bases: Sequence[Base]) -> Tr
 
 
 def _may_download_all(suspect: RangedCheckpoint) -> bool:
-    """Whether all weight files may be fetched; one whose size the Hub doesn't tell may not, where there is a limit."""
+    """Whether all weight files may be fetched. Under a limit, a file of unknown size may not."""
     sizes = [size for _, size in suspect.unread_files]
     if suspect.max_bytes is None:
         return True

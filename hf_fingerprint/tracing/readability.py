@@ -1,7 +1,7 @@
-"""Whether enough of a suspect was read to say that nobody's copy is in it, and if not, what stood in the way.
+"""Decides whether enough of a suspect was read to conclude that it holds nobody's copy, and lists what wasn't read.
 
-The test is what is promised: a verbatim copy, where weights like the base's were read, would have been accused. What
-was not read is held to the same test: if a copy could be hidden there, "nobody" is no answer.
+The test: would a verbatim copy have been accused by the weights that were read and are similar to the base's? Tensors
+that were not read face the same test: if they could hide a copy, the outcome can't be "nobody".
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from hf_fingerprint.extraction import (
 from hf_fingerprint.vault import Base
 
 
-NOISE = 1.0  # amplitudes in each weight: more than rounding to half precision leaves
+NOISE = 1.0  # amplitudes in each weight, more than rounding to half precision adds
 TRIALS = 3
 MAX_LISTED = 5
 TRANSPOSED_COSINE = 0.5
@@ -36,8 +36,8 @@ class HiddenTensor(NamedTuple):
     """A tensor of the suspect that may hold a carrier and was not read.
 
     Attributes:
-        name (`str`): as the suspect calls it; it may be hostile.
-        reason (`str`): what it is, in a few words.
+        name (`str`): its name in the suspect, which may be hostile.
+        reason (`str`): why it was not read, in a few words.
         carrier (`str`): the carrier it may hold.
     """
 
@@ -47,14 +47,14 @@ class HiddenTensor(NamedTuple):
 
 
 def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: float) -> bool:
-    """Whether a verbatim copy would be accused by so many of its weights at each position.
+    """Whether a verbatim copy would be accused with this many of its weights at each position.
 
-    By simulation with codewords that are nobody's, and with noise as large as the mark in every weight.
+    Simulates codewords of no recipient, with noise as large as the mark in every weight.
 
     Args:
         base ([`Base`]): the base.
-        mass (`np.ndarray` of shape `(V,)`): how many weights.
-        recipients (`int`): that the bound pays for.
+        mass (`np.ndarray` of shape `(V,)`): the number of weights at each position.
+        recipients (`int`): how many recipients the bound pays for.
         alpha (`float`): the level at which this look accuses.
     """
     if not mass.any():
@@ -71,7 +71,7 @@ def would_detect_copy(base: Base, mass: np.ndarray, recipients: int, alpha: floa
 
 
 def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
-    """How many weights of some carriers belong to each position: `float64` of shape `(V,)`."""
+    """The number of weights of these carriers at each position: `float64` of shape `(V,)`."""
     mass = np.zeros(base.length)
     for carrier in base.carriers:
         if carrier.name in carriers:
@@ -81,7 +81,7 @@ def carrier_mass(base: Base, carriers: Collection[str]) -> np.ndarray:
 
 
 def fitting_carriers(base: Base, suspect: TensorReader) -> list[str]:
-    """The carriers that may have a counterpart in a suspect, read or hidden, as far as its headers tell.
+    """The carriers that may have a counterpart in a suspect, readable or not, according to its headers.
 
     Args:
         base ([`Base`]): the base.
@@ -96,21 +96,23 @@ def fitting_carriers(base: Base, suspect: TensorReader) -> list[str]:
 
 
 def unreadable_tensors(suspect: TensorReader) -> Mapping[str, str]:
-    """The tensors of a suspect that could not be opened, and why."""
+    """The tensors of a suspect that could not be opened, with reasons."""
     return getattr(suspect, "left_out", {})
 
 
 def find_hidden(
     base: Base, suspect: TensorReader, missing: Collection[str], left_out: Mapping[str, str] | None = None
 ) -> list[HiddenTensor]:
-    """What of a suspect may hold the carriers that have no counterpart: tensors of a carrier's size in another shape,
-    of a type that can't be read, or of a carrier's module; and what could not be opened at all.
+    """Finds tensors of a suspect that may hold the carriers without a counterpart.
+
+    These have a carrier's size in another shape, or an unreadable type and a carrier's size or module, or could not be
+    opened at all.
 
     Args:
         base ([`Base`]): the base.
         suspect ([`TensorReader`]): the open suspect.
-        missing (collection of `str`): the carriers.
-        left_out (mapping of `str` to `str`, *optional*): tensors of the suspect that can't be opened, and why.
+        missing (collection of `str`): the carriers without a counterpart.
+        left_out (mapping of `str` to `str`, *optional*): tensors of the suspect that can't be opened, with reasons.
     """
     left = {name: base.tensors[name].shape for name in missing}
     by_module: dict[str, list[TensorInfo]] = defaultdict(list)
@@ -151,13 +153,13 @@ def find_hidden(
 def find_transposed(
     base: Base, original: TensorReader, suspect: TensorReader, matches: Mapping[str, TensorInfo]
 ) -> Iterator[HiddenTensor]:
-    """Square matrices whose columns are the base's rows.
+    """Yields square matrices of the suspect that are transposed with respect to the base's.
 
     Args:
         base ([`Base`]): the base.
         original ([`TensorReader`]): its open files.
         suspect ([`TensorReader`]): the open suspect.
-        matches (mapping of `str` to [`TensorInfo`]): carriers, and what of the suspect is unlike them.
+        matches (mapping of `str` to [`TensorInfo`]): carriers, with namesakes in the suspect that aren't similar.
     """
     for name, info in matches.items():
         shape = base.tensors[name].shape
@@ -180,15 +182,15 @@ def find_transposed(
 
 
 def format_hidden(hidden: Iterable[HiddenTensor]) -> str:
-    """The tensors that were not read, as the part of a sentence: `a (I8), b (I8) and 3 more`."""
+    """The tensors that were not read, as a part of a sentence: `a (I8), b (I8) and 3 more`."""
     found = [f"{_printable(each.name)} ({each.reason})" for each in hidden]
     more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
     return ", ".join(found[:MAX_LISTED]) + more
 
 
 def _hidden_reason(shape: tuple[int, ...], info: TensorInfo, same_module: bool) -> str | None:
-    """Why a tensor that may hold a carrier of this shape was not read; `None` if it can't hold it."""
-    if info.dtype not in READABLE:  # packed, it has another size
+    """Why a tensor that may hold a carrier of this shape was not read, or `None` if it can't hold it."""
+    if info.dtype not in READABLE:  # packed types have another size
         fits = _count_weights(info) == int(np.prod(shape)) or (same_module and len(info.shape) > 1)
         return info.dtype if fits else None
     if info.shape != shape and _count_weights(info) == int(np.prod(shape)) and _is_reshaped(info.shape, shape):
@@ -201,7 +203,7 @@ def _count_weights(info: TensorInfo) -> int:
 
 
 def _is_reshaped(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two shapes of one size may be the same tensor: its axes in another order, or some of them joined."""
+    """Whether two shapes of one size may be of one tensor, with axes permuted or joined."""
     if sorted(n for n in one if n != 1) == sorted(n for n in other if n != 1):
         return True
     return any(
@@ -210,12 +212,12 @@ def _is_reshaped(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def _joins_axes(coarse: tuple[int, ...], fine: tuple[int, ...]) -> bool:
-    """Whether joining neighbouring axes of one shape gives the other."""
+    """Whether joining adjacent axes of `fine` gives `coarse`."""
     return set(np.cumprod(coarse).tolist()) <= set(np.cumprod(fine).tolist())
 
 
 def _module_name(name: str) -> str:
-    """The module that a tensor belongs to; of a name without one, the name."""
+    """The module of a tensor, or the tensor's name if it has no module."""
     return normalize_name(name).rpartition(".")[0] or normalize_name(name)
 
 

@@ -1,4 +1,4 @@
-"""What a trace found, for people and for programs."""
+"""The result of a trace."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -14,15 +14,15 @@ class RecipientScore:
     """One copy's score.
 
     Attributes:
-        recipient (`str`): whom the copy was made for.
-        copy_id (`str`): its record in the vault, which tells several copies of one recipient apart.
-        score (`float`): in standard deviations of an innocent's score.
+        recipient (`str`): the recipient of the copy.
+        copy_id (`str`): its record in the vault; a recipient may have several copies.
+        score (`float`): the score, in standard deviations of an innocent's.
         log10_false_accusation (`float`): decimal logarithm of a bound on the probability that any innocent in the
             vault would score so high in this trace, whatever was done to the suspect.
-        accused (`bool`): whether that is at most alpha.
-        base (`str`): the base it was made from.
-        state (`str`): how far it got: `"begun"`, `"written"`, `"pushed"` or `"delivered"`; see [`delivery_state`]. That a
-            copy was made for somebody is not that they leaked it: one that never left the house is `"begun"`.
+        accused (`bool`): whether that bound is at most alpha.
+        base (`str`): the id of the base it was made from.
+        state (`str`): its delivery state: `"begun"`, `"written"`, `"pushed"` or `"delivered"`; see
+            [`delivery_state`]. A copy that is `"begun"` was never delivered, so its recipient may not be the leaker.
         created (`str`): when it was made, UTC, ISO 8601.
     """
 
@@ -38,13 +38,13 @@ class RecipientScore:
 
 @dataclass(frozen=True)
 class ComparedBase:
-    """A base that the suspect was read against.
+    """A base that the suspect was compared with.
 
     Attributes:
         base (`str`): its id.
         source (`str`): where it was registered from.
         copies (`int`): how many of its copies were tested.
-        reason (`str`): what it has to do with the suspect.
+        reason (`str`): why it was compared.
     """
 
     base: str
@@ -59,8 +59,8 @@ class SkippedSource:
 
     Attributes:
         name (`str`): the base's id, or the file's name, which may be hostile.
-        source (`str`): where the base was registered from; of a file, the suspect.
-        reason (`str`): why.
+        source (`str`): where the base was registered from, or the suspect for a file.
+        reason (`str`): why it was not read.
     """
 
     name: str
@@ -70,7 +70,7 @@ class SkippedSource:
 
 @dataclass(frozen=True)
 class RecordedCopy:
-    """A copy on record with the suspect's very content hash. No evidence: whoever writes records can write any hash.
+    """A copy whose recorded content hash is the suspect's. This is no evidence, since an issuer can record any hash.
 
     Attributes:
         recipient, copy_id, base, state, created (`str`): see [`RecipientScore`].
@@ -85,45 +85,43 @@ class RecordedCopy:
 
 @dataclass(frozen=True)
 class TraceResult:
-    """What a trace found.
+    """The result of a trace.
 
     Attributes:
         suspect (`str`): the suspect's path or Hub id.
         revision (`str` or `None`): its commit, if it came from the Hub.
-        base (`str` or `None`): the base it was read against; of several, that of the surest accusation, else the
-            likeliest; `None` if it was read against none.
-        base_source (`str` or `None`): where that came from.
+        base (`str` or `None`): the base that it was compared with; of several, the one of the surest accusation, or
+            else the likeliest one. `None` if there was no such base.
+        base_source (`str` or `None`): where that base was registered from.
         outcome ([`Outcome`]): accused, nobody, not comparable or not readable.
         reason (`str` or `None`): why it is not comparable or not readable, and what to do.
-        accused (`tuple[RecipientScore, ...]`): those whose bound is at most alpha, surest first; often nobody.
-        scores (`tuple[RecipientScore, ...]`): the accused, and with `all_scores` everybody else, highest first: don't
-            publish these, since they help an attacker to build a suspect that accuses an innocent.
+        accused (`tuple[RecipientScore, ...]`): copies whose bound is at most alpha, surest first.
+        scores (`tuple[RecipientScore, ...]`): the accused and, with `all_scores`, all other copies, surest first.
+            Don't publish the others: they help an attacker to build a suspect that accuses an innocent.
         recipients_tested (`int`): copies that were tested.
-        recipients_covered (`int`): copies that the bound pays for, of all bases read: those tested, and for a claim
-            all in the vault.
+        recipients_covered (`int`): copies that the bound pays for: those tested, or for a claim all in the vault.
         tensors_matched (`int`): carriers found in the suspect.
-        tensors_marked (`int`): carriers there are.
+        tensors_marked (`int`): carriers of the base.
         weights_read (`int`): weights compared.
-        weights_dropped (`int`): weights that said nothing (exactly 0, or not finite).
-        lineage ([`Lineage`]): whether the suspect descends from the base at all.
-        alpha (`float`): the bound on accusing any innocent.
-        threshold (`float`): the score from which on this suspect's reading accuses, in the first round.
+        weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
+        lineage ([`Lineage`]): whether the suspect descends from the base.
+        alpha (`float`): the bound on the probability of accusing any innocent.
+        threshold (`float`): the score from which the first round accuses.
         rounds (`int`): rounds of joint decoding.
-        looks (`int`): how often the reading was judged; each look has read more than the one before.
-        bytes_fetched (`int`): bytes of a suspect on the Hub that were fetched by ranges; 0 for one that was read
-            whole.
+        looks (`int`): interim looks; each has read more than the one before.
+        bytes_fetched (`int`): bytes of a suspect on the Hub that were fetched by ranges; 0 if it was downloaded.
         bytes_total (`int`): size of its weights, if it was read by ranges.
-        requests (`int`): HTTP exchanges that it took.
-        tensors_aligned (`int`): carriers whose rows or columns were put back in the base's order first.
-        complete (`bool`): whether all carriers found were read. If not, further colluders may show in the rest.
-        bases_read (`tuple[BaseRead, ...]`): the bases it was read against, the likeliest first.
-        bases_not_read (`tuple[NotRead, ...]`): the other bases of the vault, and why they were not read.
-        on_record (`tuple[OnRecord, ...]`): copies whose content hash is the suspect's.
+        requests (`int`): HTTP requests.
+        tensors_aligned (`int`): carriers whose rows or columns were aligned with the base's.
+        complete (`bool`): whether all matched carriers were read. If not, the rest may show further colluders.
+        bases_read (`tuple[ComparedBase, ...]`): the bases that it was compared with, the likeliest first.
+        bases_not_read (`tuple[SkippedSource, ...]`): the other bases of the vault, with reasons.
+        on_record (`tuple[RecordedCopy, ...]`): copies whose recorded content hash is the suspect's.
         files (`tuple[str, ...]`): the weight files that were read.
-        files_not_read (`tuple[NotRead, ...]`): the suspect's other weight files, and why they were not read.
-        tensors_left_out (`int`): tensors of the suspect that can't be read, whatever they hold.
-        rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used. Where nobody is accused and one of
-            them may be the leaker's, the outcome is "not readable".
+        files_not_read (`tuple[SkippedSource, ...]`): the suspect's other weight files, with reasons.
+        tensors_left_out (`int`): tensors of the suspect that can't be read.
+        rows_not_used (`tuple[Fault, ...]`): rows of the vault that can't be used. If nobody is accused and one of
+            them may belong to the leaker, the outcome is "not readable".
     """
 
     suspect: str
@@ -159,7 +157,7 @@ class TraceResult:
     rows_not_used: tuple[Fault, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON: numbers, strings, lists; a threshold that nothing can reach is `None`."""
+        """The result as JSON types; an infinite threshold becomes `None`."""
         found = asdict(self)
         found["threshold"] = self.threshold if math.isfinite(self.threshold) else None
         found["outcome"] = str(self.outcome)

@@ -1,13 +1,15 @@
-"""From a suspect to the recipients it came from, or to nobody, with a proven bound on false accusation.
+"""Traces a suspect to the recipients it came from, or to nobody, with a proven bound on false accusation.
 
 ```python
-result = trace("org/suspect", vault)     # the vault unlocked
+vault = Vault("vault")
+vault.unlock(passphrase)
+result = trace("org/suspect", vault)
 for accusation in result.accused:
     print(accusation.recipient, accusation.log10_false_accusation)
 ```
 
-A suspect on the Hub is read by ranges, look by look, and no further than to the first look that proves an accusation;
-`verdict.py` says why that keeps the bound.
+A suspect on the Hub is read by ranges, look by look, until the first look that proves an accusation. `verdict.py` has
+the proof that this keeps the bound.
 """
 
 from collections.abc import Sequence
@@ -25,15 +27,12 @@ from hf_fingerprint.checkpoints import (
 from hf_fingerprint.errors import VaultError
 from hf_fingerprint.outcomes import Outcome, combine_outcomes
 from hf_fingerprint.progress import Progress
-from hf_fingerprint.tracing.case import TraceRequest
 from hf_fingerprint.tracing.conclusion import unread_result
 from hf_fingerprint.tracing.local_files import trace_files
 from hf_fingerprint.tracing.ranged import trace_ranges
 from hf_fingerprint.tracing.result import RecipientScore, SkippedSource, TraceResult
+from hf_fingerprint.tracing.trace_request import TraceRequest
 from hf_fingerprint.vault import RowError, Vault, inconclusive_reasons, same_recipient
-
-
-__all__ = ["RecipientScore", "TraceResult", "trace", "verify"]
 
 
 def trace(
@@ -51,23 +50,23 @@ def trace(
 
     Args:
         suspect (`str` or `Path`): a folder, a file or a Hub id. Every set of weight files in a folder or repo is read.
-        vault ([`Vault`], `str` or `Path`): the vault, unlocked, or its folder together with `passphrase`.
-        base (`str` or `Path`, *optional*): where the base is, if not where it was registered from, or its id if the
-            vault has several alike; by default all registered bases that the suspect may come from.
+        vault ([`Vault`], `str` or `Path`): the unlocked vault, or its folder together with `passphrase`.
+        base (`str` or `Path`, *optional*): the base's id, or its location if its files have moved; by default all
+            registered bases that the suspect may come from.
         passphrase (`str`, *optional*): unlocks the vault.
         progress (callable, *optional*): a [`Progress`].
-        full (`bool`, *optional*, defaults to `False`): whether a suspect on the Hub is downloaded and read whole,
-            which may show further colluders, instead of up to the first proof.
+        full (`bool`, *optional*, defaults to `False`): whether to download a suspect on the Hub and read all of it,
+            which may show further colluders, instead of stopping at the first proof.
         max_bytes (`int`, *optional*): how many bytes of a suspect on the Hub may be fetched.
         recipient (`str`, *optional*): tests this recipient's copies alone, as one claim; see [`verify`].
-        all_scores (`bool`, *optional*, defaults to `False`): whether the result holds the scores of those who are not
-            accused too. Don't publish them: they help an attacker to build a suspect that accuses one of them.
+        all_scores (`bool`, *optional*, defaults to `False`): whether the result includes the scores of recipients who
+            are not accused. Don't publish them: they help an attacker to build a suspect that accuses one of them.
 
     Returns:
         [`TraceResult`]
 
     Raises:
-        [`FingerprintError`]: in one sentence, what is in the way; nobody is accused by an error.
+        [`FingerprintError`]: if the suspect, the vault or the base can't be read.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     if passphrase is not None:
@@ -83,7 +82,7 @@ def trace(
 
 
 def _trace(request: TraceRequest, suspect: str | Path, full: bool, max_bytes: int | None) -> TraceResult:
-    """By ranges if that will do, else every set of weight files."""
+    """Traces by ranges if that is enough, else every set of weight files."""
     looks = 0
     try:
         ranged = None if full else open_ranged_checkpoint(suspect, max_bytes)
@@ -119,18 +118,18 @@ def verify(
     max_bytes: int | None = None,
     all_scores: bool = False,
 ) -> TraceResult:
-    """Tests one claim: that a suspect comes from a recipient's copy. Nobody else is scored.
+    """Tests one claim: that a suspect comes from a recipient's copy. No other recipient is scored.
 
-    The bound pays for all copies in the vault, as a trace does: a claim that was chosen after a trace, as that of its
-    highest scorer, is confirmed for an innocent with probability at most alpha all the same.
+    The bound pays for all copies in the vault, as in a trace. So even a claim that was chosen after a trace is
+    confirmed for an innocent with probability at most alpha.
 
     Args:
         suspect (`str` or `Path`): a folder, a file or a Hub id.
-        recipient (`str`): whom the copy is said to have been made for.
-        vault ([`Vault`], `str` or `Path`): see [`trace`], as for the rest.
+        recipient (`str`): the recipient of the copy.
+        vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
 
     Returns:
-        [`TraceResult`]: the claim is confirmed if somebody is accused.
+        [`TraceResult`]: the claim is confirmed if the recipient is accused.
 
     Raises:
         [`VaultError`]: if the vault has no copy for the recipient.
@@ -139,27 +138,27 @@ def verify(
 
 
 def _unread_result(suspect: str | Path, request: TraceRequest, reason: str) -> TraceResult:
-    """The result for a suspect of which no weight file was opened."""
+    """The result for a suspect without a weight file that could be opened."""
     alpha = min(base.alpha for base in request.bases)
     source = Source(str(suspect).removeprefix("hf-hub:"), Path(), (), None, None, owns_folder=False)
     return unread_result(source, Outcome.NOT_READABLE, reason, alpha, ())
 
 
 def _apply_faults(result: TraceResult, request: TraceRequest) -> TraceResult:
-    """A result that says nobody only if the leaker's record can't be among those that can't be used."""
+    """The result, as not readable if nobody is accused but the leaker's record may be one that can't be used."""
     faults = request.faults(include_unread=result.outcome is Outcome.NOBODY)
     result = replace(result, rows_not_used=faults)
     hidden = inconclusive_reasons(faults)
     if not hidden or result.outcome is Outcome.ACCUSED:
         return result
-    reason = f"Nobody is accused of those whose records can be used, and {hidden[0]}."
+    reason = f"No recipient with a usable record is accused, and {hidden[0]}."
     if result.reason is not None:
         reason += f" {result.reason}"
     return replace(result, outcome=Outcome.NOT_READABLE, reason=reason)
 
 
 def _merge_results(results: Sequence[TraceResult], unread: Sequence[SkippedFile]) -> TraceResult:
-    """One result of all sets of a suspect's weight files: that of the surest accusation, or what stands in the way."""
+    """Merges the results of a suspect's sets of weight files: the surest accusation, or the most serious obstacle."""
     outcome = combine_outcomes(result.outcome for result in results)
     same_outcome = [result for result in results if result.outcome is outcome]
     main = min(same_outcome, key=lambda result: result.accused[0].log10_false_accusation if result.accused else 0.0)
@@ -181,7 +180,7 @@ def _merge_results(results: Sequence[TraceResult], unread: Sequence[SkippedFile]
 
 
 def _apply_unread_files(result: TraceResult) -> TraceResult:
-    """A result that says nobody only if no weight file was left unread."""
+    """The result, as not readable if nobody is accused and a weight file was not read."""
     if not result.files_not_read or result.outcome is Outcome.ACCUSED:
         return result
     shown = ", ".join(f"{each.name} ({each.reason})" for each in result.files_not_read[:5])

@@ -1,19 +1,19 @@
-"""From readings to a verdict on every copy, with a bound that covers all looks and all bases that were read.
+"""Decodes extracted signals into a verdict on every copy, with a bound that covers all looks and all bases read.
 
-An innocent's codeword is independent of the suspect, so what is computed from the suspect alone, `h`, gives the
-innocent's score a tail that is bounded whatever h is. Look l has an h of its own: the reading of the first `S_l`
-weights of an order that no data decide. It exists whether or not anybody stops before it, so the event "look l accuses
-an innocent" has probability at most `alpha / (l (l + 1))`, and
+An innocent's codeword is independent of the suspect, so for any score function h computed from the suspect alone, the
+tail of the innocent's score is bounded. Look l has its own h, from the first `S_l` weights in an order that doesn't
+depend on the data. This h is the same whether or not the trace stops before it, so the event "look l accuses an
+innocent" has probability at most `alpha / (l (l + 1))`. By the union bound (alpha spending),
 
     P(any look accuses an innocent) <= sum over l of alpha / (l (l + 1)) = alpha sum of (1/l - 1/(l + 1)) <= alpha
 
-by the union bound, whatever rule stops the looking, also one that sees the scores. In the same way k bases, or records
-of one base, share alpha, `alpha / k` each, and so do m sets of weight files of one suspect: which bases are read is
-decided by the suspect and the bases, and no codeword is looked at. A bound on the probability that *any* innocent
-scores so high in the *whole* trace is therefore the decoder's times `l (l + 1) k m`.
+for any stopping rule, even one that sees the scores. In the same way k bases, or records of one base, share alpha,
+`alpha / k` each, and so do m sets of weight files of one suspect: the selection of bases depends on the suspect and
+the bases, and on no codeword. So the bound on the probability that *any* innocent scores so high in the *whole* trace
+is the decoder's times `l (l + 1) k m`.
 
-All of this rests on the keyed generator being pseudo-random, and on a suspect that was made without feedback: whoever
-sees how innocents score can climb towards one of them. So the scores of those who are not accused stay here.
+The proof assumes that the keyed generator is pseudo-random and that the suspect was made without feedback: an attacker
+who sees the scores of innocents can optimize a suspect towards one of them. So these scores are left out by default.
 """
 
 import math
@@ -32,14 +32,14 @@ from hf_fingerprint.vault import Base, CopyRecord
 
 @dataclass(frozen=True)
 class Candidates:
-    """Copies of one base that are to be tested.
+    """Copies of one base to test.
 
     Attributes:
         base ([`Base`]): the base.
         copies (sequence of [`CopyRecord`]): the copies.
         keys (sequence of `bytes`): their copy keys.
-        recipients (`int`, *optional*): how many copies the bound pays for; those that are tested by default.
-        states (mapping of `str` to `str`): how far each copy got, by its id; see [`delivery_state`].
+        recipients (`int`, *optional*): how many copies the bound pays for; by default those tested.
+        states (mapping of `str` to `str`): each copy's delivery state by its id; see [`delivery_state`].
     """
 
     base: Base
@@ -59,12 +59,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class AccusationLevel:
-    """At which level one look at one suspect accuses.
+    """The level at which one look at one suspect accuses: `alpha / share`.
 
     Attributes:
         alpha (`float`): the bound for the whole trace.
-        share (`int`): into how many parts it is divided.
-        look (`int`): which look it is, from 1.
+        share (`int`): the divisor of alpha.
+        look (`int`): the number of the look, from 1.
     """
 
     alpha: float
@@ -77,8 +77,8 @@ class AccusationLevel:
 
         Args:
             tested (sequence of [`Candidates`]): the bases, or records of bases, that share alpha.
-            look (`int`, *optional*): which of several looks at the suspect it is, from 1; by default the only one.
-            sets (`int`, *optional*, defaults to 1): of how many sets of weight files the suspect is one.
+            look (`int`, *optional*): the number of the look, from 1, if there may be several.
+            sets (`int`, *optional*, defaults to 1): how many sets of weight files share alpha.
         """
         share = len(tested) * sets * (1 if look is None else look * (look + 1))
         return cls(min(candidates.base.alpha for candidates in tested), share, look or 1)
@@ -93,20 +93,19 @@ def decide(
     sets: int = 1,
     all_scores: bool = False,
 ) -> TraceResult:
-    """Turns a suspect's readings into a verdict on each copy.
+    """Decodes a suspect's extractions into a verdict on each copy.
 
     Args:
-        suspect ([`TensorReader`]): where the readings are from.
+        suspect ([`TensorReader`]): the open suspect.
         extractions (sequence of [`Extraction`]): one for each base.
         tested (sequence of [`Candidates`]): the bases, or records of bases, with their copies; the likeliest first.
         look, sets: see [`AccusationLevel.of`].
         progress (callable, *optional*): a [`Progress`].
-        all_scores (`bool`, *optional*, defaults to `False`): whether the scores of those who are not accused stay in
-            the result.
+        all_scores (`bool`, *optional*, defaults to `False`): whether the result includes the scores of recipients who
+            are not accused.
 
     Returns:
-        [`TraceResult`]: of an outcome that is [`Outcome.ACCUSED`], or as long as nothing else is known
-        [`Outcome.NOT_READABLE`].
+        [`TraceResult`]: with the outcome [`Outcome.ACCUSED`], or [`Outcome.NOT_READABLE`] until [`conclude`] decides.
     """
     level = AccusationLevel.of(tested, look, sets)
     step, total = "scoring" if look is None else f"scoring, look {look}", sum(len(each.keys) for each in tested)
@@ -117,7 +116,7 @@ def decide(
     ]
     scores = tuple(sorted((score for verdict in verdicts for score in verdict.scores), key=_accusation_order))
     accused = tuple(score for score in scores if score.accused)
-    # without an accusation the first, the likeliest: which base has the highest innocent is nobody's business
+    # without an accusation the likeliest base, since the base of the highest score would leak about innocents
     shown = next((verdict for verdict in verdicts if accused and verdict.base == accused[0].base), verdicts[0])
     return replace(
         shown,

@@ -1,4 +1,4 @@
-"""The DeepMarks loss in training: for the transformers Trainer, timm's loop, and loops written by hand."""
+"""The fingerprint as a loss term in training: for the transformers Trainer, timm's loop, and custom loops."""
 
 import lazy_loader
 

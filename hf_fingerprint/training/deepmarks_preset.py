@@ -1,17 +1,17 @@
-"""The `deepmarks` preset: the paper's own scheme, for reproductions and comparisons.
+"""The `deepmarks` preset: the paper's original scheme, for reproductions and comparisons.
 
 ```python
 scheme = DeepMarks(key, layers=("layer3.0.conv2.weight",))  # key: 32 secret bytes
 loss = DeepMarksLoss(model, scheme.fingerprint(user), strength=1.0, embed=False)
 ...
-found = scheme.decode(scheme.read(suspect))
+found = scheme.decode(scheme.extract(suspect))
 found.coalition, found.soft.accused
 ```
 
-A fingerprint is `f = U b`, b the user's codeword of a (v, k, 1) design, embedded as `MSE(f, X mean_f(w))` in chosen
-convolutions (arXiv 1804.03648). The paper's decoder thresholds bits at 0.85 and names the coalition whose AND they
-are; that proves nothing about innocents. The soft decoder beside it accuses with a proven bound. `spread`, the default
-of this package, replaces all of it.
+A fingerprint is `f = U b`, where b is the user's codeword of a (v, k, 1) design. The loss `MSE(f, X mean_f(w))` embeds
+it in chosen convolutions (arXiv 1804.03648). The paper's decoder thresholds bits at 0.85 and names the coalition whose
+AND they are, without any bound for innocents. The soft decoder accuses with a proven bound. `spread`, the default of
+this package, replaces the whole scheme.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ from hf_fingerprint.training.regularizer import Regularizer, parameter_locations
 
 @dataclass(frozen=True)
 class DesignDecoding:
-    """What both decoders say of a reading.
+    """The results of both decoders.
 
     Attributes:
-        bits (`np.ndarray` of shape `(v,)`): the reading's bits at the paper's threshold, `bool`.
-        coalition (`tuple[int, ...]`): users by the paper's rule, nobody if the bits are no AND of at most k - 1
-            codewords. No bound.
-        soft ([`SoftDecoding`]): the soft decoder's verdict, with a bound over all innocents.
+        bits (`np.ndarray` of shape `(v,)`): the bits at the paper's threshold, `bool`.
+        coalition (`tuple[int, ...]`): the users named by the paper's rule, without a bound. Empty if the bits are not
+            the AND of at most k - 1 codewords.
+        soft ([`SoftDecoding`]): the soft decoder's result, with a bound over all innocents.
     """
 
     bits: np.ndarray
@@ -51,13 +51,13 @@ class DeepMarks:
     """The scheme of one owner: a key, a design and the convolutions that carry it.
 
     Args:
-        key (`bytes`): 32 secret bytes; X and U derive from it. Keep it as you keep a vault.
+        key (`bytes`): 32 secret bytes from which X and U derive. Protect it like a vault.
         points (`int`, *optional*, defaults to 31): v, the number of users and of code positions.
-        layers (sequence of `str`, *optional*): weights of convolutions, by name; by default the one whose filters
-            have the most weights, the last of several.
+        layers (sequence of `str`, *optional*): names of convolution weights; by default the one with the largest
+            filters, the last of several.
 
     Raises:
-        [`CodeError`]: if the key isn't one, or there is no design on so many points.
+        [`CodeError`]: if the key does not have 32 bytes, or there is no design on `points` points.
     """
 
     def __init__(self, key: bytes, points: int = 31, layers: Sequence[str] | None = None):
@@ -71,30 +71,30 @@ class DeepMarks:
         return f"DeepMarks(points={self.design.points}, layers={self.layers})"
 
     def __reduce__(self) -> NoReturn:
-        raise FingerprintError("A DeepMarks scheme holds its key and is never pickled: make it anew from the key.")
+        raise FingerprintError("A DeepMarks scheme holds its key and can't be pickled: create it again from the key.")
 
     def fingerprint(self, user: int) -> "DeepMarksFingerprint":
-        """One user's fingerprint, for a callback, a timm task or a [`DeepMarksLoss`]."""
+        """The fingerprint of one user, for a callback, a timm task or a [`DeepMarksLoss`]."""
         if not 0 <= user < self.design.points:
-            raise CodeError(f"There is no user {user}: a design on {self.design.points} points has users 0 and up.")
+            raise CodeError(f"There is no user {user}: choose 0 to {self.design.points - 1}.")
         return DeepMarksFingerprint(self, user)
 
     def maps(self, model: nn.Module) -> dict[str, FilterMeanMap]:
-        """`U^T X` for each carrier of a model, by name.
+        """The map `U^T X` of each carrier of a model, by name.
 
         Raises:
-            [`CarrierError`]: if the layers aren't there or have fewer weights in a filter than the code positions.
+            [`CarrierError`]: if layers are missing, or their filters have fewer weights than the code has positions.
         """
         shapes = {name: getattr(*place).shape for name, place in parameter_locations(model).items()}
         chosen = self.layers or default_layers(model)
         missing = [name for name in chosen if name not in shapes or len(shapes[name]) < 2]
         if missing or not chosen:
-            raise CarrierError(f"The model has no convolution {', '.join(missing) or 'at all'}: name its weights.")
+            raise CarrierError(f"The model has no convolution {', '.join(missing) or 'at all'}: choose other layers.")
         points, columns = self.design.points, sum(shapes[name][1:].numel() for name in chosen)
         if columns < points:
             raise CarrierError(
                 f"{', '.join(chosen)}: a filter has {columns} weights and the code {points} positions: choose a "
-                f"larger layer, several, or a smaller design."
+                f"larger layer, more layers, or a smaller design."
             )
         u = orthonormal(self._key, points)
         found = {}
@@ -103,8 +103,9 @@ class DeepMarks:
             found[name] = FilterMeanMap(u.T @ x, shapes[name][0])
         return found
 
-    def read(self, model: nn.Module) -> np.ndarray:
-        """`y = U^T X mean_f(w)` of a suspect with the same layers: `float64` of shape `(v,)`, b for a whole copy."""
+    def extract(self, model: nn.Module) -> np.ndarray:
+        """The extracted signal `y = U^T X mean_f(w)` of a suspect with the same layers: `float64` of shape `(v,)`. For
+        an unchanged copy it is b."""
         places, out = parameter_locations(model), torch.zeros(self.design.points)
         with torch.no_grad():
             for name, part in self.maps(model).items():
@@ -112,7 +113,7 @@ class DeepMarks:
         return out.double().numpy()
 
     def decode(self, extracted: np.ndarray, coalition: int | None = None, alpha: float = 1e-6) -> DesignDecoding:
-        """Both decoders on a reading; see [`soft_decode`] for the last two arguments."""
+        """Runs both decoders on an extracted signal; see [`soft_decode`] for `coalition` and `alpha`."""
         bits = self.design.hard_bits((extracted + 1) / 2)
         return DesignDecoding(
             bits, self.design.coalition_of(bits), soft_decode(self.design, extracted, coalition, alpha)
@@ -125,14 +126,14 @@ class DeepMarksFingerprint:
 
     Attributes:
         scheme ([`DeepMarks`]): the owner's scheme.
-        user (`int`): 0 to v - 1.
+        user (`int`): the user, 0 to v - 1.
     """
 
     scheme: DeepMarks
     user: int
 
     def bind(self, model: nn.Module) -> Regularizer:
-        """Finds the carriers in a model and makes the paper's term: `MSE(f, X w) = |U^T X w - b|^2 / v`."""
+        """The paper's loss term for a model, `MSE(f, X w) = |U^T X w - b|^2 / v`."""
         maps = self.scheme.maps(model)
         points = self.scheme.design.points
         target = torch.from_numpy(self.scheme.design.signs[self.user].astype(np.float32))
@@ -141,7 +142,7 @@ class DeepMarksFingerprint:
 
 
 def default_layers(model: nn.Module) -> tuple[str, ...]:
-    """The ungrouped convolution with the most weights in a filter, the last of several."""
+    """The name of the ungrouped convolution with the largest filters, the last of several."""
     found = [
         (module.weight.shape[1:].numel(), number, normalize_name(f"{name}.weight".removeprefix(".")))
         for number, (name, module) in enumerate(model.named_modules())

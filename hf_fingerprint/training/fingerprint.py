@@ -1,10 +1,10 @@
-"""One recipient's mark, to be trained into a model: from the vault before the first step, into the vault after the
-last.
+"""A recipient's mark to train into a model. It comes from the vault before the first step, and the trained copy is
+recorded there after the last.
 
 ```python
 fingerprint = Fingerprint("org/model", "alice", vault="vault")  # the base, or a copy issued before
-...  # train with it: FingerprintCallback, FingerprintTask, DeepMarksLoss
-fingerprint.record("trained")  # an ordinary copy
+...  # train with FingerprintCallback, FingerprintTask or DeepMarksLoss
+fingerprint.record("trained")  # from now on an ordinary copy
 ```
 """
 
@@ -41,21 +41,21 @@ from hf_fingerprint.vault import (
 
 @dataclass(frozen=True)
 class RecordedCopy:
-    """A trained copy in the vault's record.
+    """A trained copy that is recorded in the vault.
 
     Attributes:
-        recipient (`str`): whose it is.
-        path (`Path`): its folder.
-        copy_id (`str`): its record in the vault.
-        base_id (`str`): the base it is read against.
+        recipient (`str`): the recipient.
+        path (`Path`): the copy's folder.
+        copy_id (`str`): the id of its record in the vault.
+        base_id (`str`): the id of its base.
         content_hash (`str`): the hash of its weights.
-        commitment (`str` or `None`): see [`commitment`]; `None` for an issued copy that was trained further, unless
-            the vault was unlocked: its record stays the one it was issued with.
-        score (`float`): in standard deviations of an innocent's; a trace reports the one of several scores that
-            proves most, so its figure may differ a little.
-        agreement (`float`): the share of positions that read as the recipient's bits.
-        has_trigger_labels (`bool`): whether its answers were bound to the recipient as it was recorded; not so without
-            questions, or for an issued copy that was trained further, which keeps as much as training leaves.
+        commitment (`str` or `None`): see [`commitment`]. `None` for an issued copy that was trained further while the
+            vault was locked: it keeps the record that it was issued with.
+        score (`float`): the recipient's score, in standard deviations of an innocent's. A trace reports the strongest
+            of several scores, so its figure may differ slightly.
+        agreement (`float`): the share of positions with the recipient's bits.
+        has_trigger_labels (`bool`): whether trigger labels were embedded when it was recorded. `False` if the base has
+            no trigger set, or for an issued copy that was trained further.
     """
 
     recipient: str
@@ -69,13 +69,13 @@ class RecordedCopy:
     has_trigger_labels: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The fields as values for JSON."""
         return {**asdict(self), "path": str(self.path)}
 
 
 @dataclass(frozen=True)
 class _SharedInputs:
-    """What every process needs of a fingerprint: plain numbers, sent from the first process in memory."""
+    """The part of a fingerprint that every process needs: plain numbers, broadcast by the first process."""
 
     carriers: LocatedCarriers
     target: np.ndarray
@@ -83,18 +83,18 @@ class _SharedInputs:
 
 
 class Fingerprint:
-    """One recipient's mark for training. Nothing is read or recorded before it is bound to a model.
+    """A recipient's mark for training. Nothing is read or recorded before [`Fingerprint.bind`].
 
-    With several processes only the first one touches the vault, so it need not be on the others' machines.
+    With several processes only the first one uses the vault, so the other machines do not need it.
 
     Args:
-        model (`str` or `Path`): what the training starts from: the base (registered at once if it is new), or a copy
-            issued from this vault, whose mark is then held.
-        recipient (`str`): whose copy it will be.
-        vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
-        as_base (`bool`, *optional*, defaults to `False`): registers a model that carries a base's mark, but is no copy
-            on record, as a base of its own; see [`register`].
+        model (`str` or `Path`): the starting point of the training: the base, which is registered if it is new, or a
+            copy issued from this vault, whose mark the training then preserves.
+        recipient (`str`): the copy's recipient.
+        vault ([`Vault`], `str` or `Path`): the vault. It may be locked.
+        config ([`FingerprintConfig`], *optional*): configuration for a base that is not registered yet.
+        as_base (`bool`, *optional*, defaults to `False`): register a model that carries a base's mark, but is not a
+            recorded copy, as a separate base; see [`register`].
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Fingerprint:
         self._labeled_state: str | None = None
 
     def __reduce__(self) -> NoReturn:
-        raise FingerprintError("A fingerprint holds secrets and is never pickled: make a new one from the vault.")
+        raise FingerprintError("A fingerprint holds secrets and can't be pickled: create it again from the vault.")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Fingerprint":
         return self
@@ -126,19 +126,19 @@ class Fingerprint:
 
     @property
     def vault(self) -> Vault:
-        """The vault, opened at the first use."""
+        """The vault, opened on first use."""
         if not isinstance(self._vault_or_path, Vault):
             self._vault_or_path = Vault(self._vault_or_path)
         return self._vault_or_path
 
     def bind(self, model: torch.nn.Module) -> Regularizer:
-        """Finds the carriers in a model and makes the term that trains the mark into it.
+        """The loss term that trains the mark into a model. Call it on every process.
 
         Args:
-            model (`torch.nn.Module`): the base's model, or the copy's, wrapped or not. Call it on every process.
+            model (`torch.nn.Module`): the base's or the copy's model, wrapped or not.
 
         Raises:
-            [`FingerprintError`]: in one sentence, what is in the way.
+            [`FingerprintError`]: if the model does not fit the base, or can't be trained with a mark.
         """
         parameter_shapes = {name: tuple(_unsharded_shape(place)) for name, place in parameter_locations(model).items()}
         is_first_bind = self._shared_inputs is None
@@ -150,14 +150,14 @@ class Fingerprint:
         try:
             return Regularizer(model, maps, target, reference, energy)
         except FingerprintError:
-            if is_first_bind:  # nothing is being trained, so the next attempt isn't a second training
+            if is_first_bind:  # no training began, so release the lock for the next attempt
                 self._shared_inputs = None
                 self._release_lock()
             raise
 
     def check_output_folder(self, folder: Path) -> None:
-        """Refuses a folder for a training's output, which may be pushed, if a vault or an identity is in it, or it is
-        in a vault."""
+        """Raises an error if a training's output folder, which may be pushed, contains a vault or an identity or is
+        inside a vault."""
 
         def check() -> None:
             check_outside_vaults(folder)
@@ -166,24 +166,24 @@ class Fingerprint:
         run_on_first_process(check)
 
     def record(self, folder: str | Path, images: str | Path | None = None) -> RecordedCopy | None:
-        """Records a trained model as this recipient's copy, once it reads as such.
+        """Records a trained model as this recipient's copy, if its mark traces.
 
-        Call it with the folder (or file) that was saved and will be handed over. Where the base has questions, its
-        head is changed there to answer them for the recipient; see [`embed_trigger_labels`]. With several processes the first
-        one does it, whether or not the others call it too; they get `None`.
+        Call it with the folder or file that the recipient will get. If the base has a trigger set, the model's head is
+        changed to predict the recipient's trigger labels; see [`embed_trigger_labels`]. Only the first of several
+        processes does this, and the others get `None`.
 
         Args:
-            folder (`str` or `Path`): what was saved.
-            images (`str` or `Path`, *optional*): a folder of ordinary images, unlabelled, whose answers are to stay;
-                synthetic ones stand in for them.
+            folder (`str` or `Path`): the saved model.
+            images (`str` or `Path`, *optional*): a folder of ordinary unlabeled images whose predictions should not
+                change; by default synthetic images.
 
         Raises:
-            [`FingerprintError`]: if the mark doesn't trace in it; nothing is recorded or changed then.
+            [`FingerprintError`]: if the mark does not trace. Nothing is recorded or changed then.
         """
         return self._record_copy(Path(folder).absolute(), images) if is_first_process() else None
 
     def _prepare(self, parameter_shapes: dict[str, tuple[int, ...]]) -> _SharedInputs:
-        """What the first process works out: the base, the record, the codeword, the reference's reading."""
+        """Prepares the base, the record, the codeword and the reference signal, in the first process."""
         issued_copy: CopyRecord | None = None
         with open_checkpoint(self.source) as checkpoint:
             weights_digest = weights_hash(checkpoint, self.vault)
@@ -193,8 +193,8 @@ class Fingerprint:
             if issued_copy is not None:
                 if issued_copy.recipient != self.recipient:
                     raise FingerprintError(
-                        f"{self.source} is the copy of {issued_copy.recipient} and not of {self.recipient}: give the base, "
-                        f"or train it for {issued_copy.recipient}."
+                        f"{self.source} is the copy of {issued_copy.recipient} and not of {self.recipient}: give the "
+                        f"base, or train it for {issued_copy.recipient}."
                     )
                 base = lookup_base(self.vault, issued_copy.base_id)
             else:
@@ -202,9 +202,9 @@ class Fingerprint:
             with open_base(base, self.vault) as original:
                 carriers = locate_carriers(base, original, parameter_shapes)
                 reference = carriers.sums(original)
-                if issued_copy is not None:  # what training is to keep as it is; the copy's key stays sealed
+                if issued_copy is not None:  # the target is the copy's own signal: its key stays sealed
                     target = (carriers.sums(checkpoint) - reference) / np.maximum(carriers.energy().numpy(), 1e-30)
-        self._lock = acquire_lock(  # or two trainings would write one record
+        self._lock = acquire_lock(  # two trainings must not write one record
             self.vault,
             base,
             f"training {self.recipient}",
@@ -225,7 +225,7 @@ class Fingerprint:
 
     def _record_copy(self, folder: Path, images: str | Path | None) -> RecordedCopy:
         if self._base is None or self._record is None or self._shared_inputs is None:
-            raise FingerprintError(f"{folder} can't be recorded: nothing was trained with this fingerprint yet.")
+            raise FingerprintError(f"{folder} can't be recorded: train a model with this fingerprint first.")
         base, record, bits = self._base, self._record, self._shared_inputs.target > 0
         check_outside_vaults(folder)
         if folder.is_dir():
@@ -238,7 +238,7 @@ class Fingerprint:
         if self._copy_key is not None and is_new and not has_trigger_labels:
             has_trigger_labels = embed_trigger_labels(folder, base, self.vault, self._copy_key, images)
             if has_trigger_labels:
-                self._labeled_state = _checkpoint_state(folder)  # not bound again, if what follows is cut off
+                self._labeled_state = _checkpoint_state(folder)  # not embedded again if the rest is interrupted
                 weights_digest, score, agreement = self._check_mark(folder, base, bits)
         recorded = self._write_record(base, record, folder, weights_digest, has_trigger_labels)
         self._release_lock()
@@ -256,27 +256,27 @@ class Fingerprint:
         )
 
     def _check_mark(self, folder: Path, base: Base, bits: np.ndarray) -> tuple[str, float, float]:
-        """A model's content hash, the score of some bits in it, and the share of them that it agrees with."""
+        """A model's content hash, and the score and agreement of `bits` in it. Raises an error unless they trace."""
         with open_checkpoint(folder) as copy, open_base(base, self.vault) as original:
-            reading = extract(base, original, copy)
+            found = extract(base, original, copy)
             score, proven = prove_codeword(
-                base.codebook(), np.packbits(bits), reading.values, reading.mass, base.recipients_planned, base.alpha
+                base.codebook(), np.packbits(bits), found.values, found.mass, base.expected_recipients, base.alpha
             )
-            agreement = float(((reading.values > 0) == bits)[reading.mass > 0].mean()) if reading.mass.any() else 0.0
+            agreement = float(((found.values > 0) == bits)[found.mass > 0].mean()) if found.mass.any() else 0.0
             if not proven:
                 raise FingerprintError(
                     f"{folder} does not carry the mark that was trained (score {score:.1f}, {agreement:.0%} of its "
-                    f"bits): give the trained model, or train longer or with more strength; nothing was recorded."
+                    f"bits), so nothing was recorded: give the trained model, or train longer or with more strength."
                 )
             return content_hash(copy.tensors, digest_tensors(copy)), score, agreement
 
     def _find_record(self, base: Base, weights_digest: str) -> CopyRecord | None:
-        """The record of this recipient's that has this content, if there is one."""
+        """This recipient's record with this content, if there is one."""
         copies = self.vault.copies(base.base_id, self.recipient)
         return next((c for c in copies if c.content_hash == weights_digest), None)
 
     def _find_begun_record(self, base: Base, folder: Path) -> CopyRecord | None:
-        """The further record for this folder that an earlier attempt began, if it was cut off."""
+        """The unfinished further record for this folder, if an earlier attempt was interrupted."""
         trained, copies = copies_in_training(self.vault), self.vault.copies(base.base_id, self.recipient)
         begun = [c for c in copies if c.state == "begun" and c.out == str(folder) and c.copy_id not in trained]
         return begun[-1] if begun else None
@@ -284,7 +284,7 @@ class Fingerprint:
     def _write_record(
         self, base: Base, record: CopyRecord, folder: Path, weights_digest: str, has_trigger_labels: bool
     ) -> CopyRecord:
-        """The record that stands for this content: the training's own, a further one, or that of the copy it was."""
+        """Writes and returns this content's record: the training's own, a further one, or the issued copy's."""
         vault, key = self.vault, self._copy_key
         same = self._find_record(base, weights_digest)
         if same is not None:
@@ -293,7 +293,7 @@ class Fingerprint:
             return replace(same, state="issued")
         if key is None and vault.unlocked:
             key = vault.copy_key(record)
-        if key is None:  # an issued copy trained further: it traces by the record it was issued with
+        if key is None:  # an issued copy that was trained further traces by its first record
             return record
         if record.state != "begun":
             again = self._find_begun_record(base, folder)

@@ -1,13 +1,13 @@
-"""R's gradient added to the task's as it is made, exactly once in an optimiser step.
+"""Hooks that add R's gradient to the task's gradient, exactly once per optimizer step.
 
-A parameter's gradient of R is added right after the step's first backward pass has written the parameter's own: after
-that, gradient accumulation, averaging over processes, unscaling and clipping see the sum, as if R had been in the
-loss. Beside V numbers this takes one block; a gradient put in place before the forward pass would double its memory.
-Parameters that this backward pass didn't reach (a layer was skipped) get their part when it ends.
+R's gradient for a parameter is added right after the step's first backward pass has written the parameter's own
+gradient. Accumulation, averaging over processes, unscaling and clipping then see the sum, as if R were part of the
+loss. This needs memory for V numbers and one block. Writing the gradient before the forward pass would double it.
+Parameters that the backward pass does not reach (a skipped layer) get their part when it ends.
 
-FSDP2's sharded parameters get no gradient of their own until it is reduced, so theirs is put in place beforehand: a
-shard of it, to which FSDP2 adds. DeepSpeed takes gradients away as soon as they are written, so there the sum is made
-on their way in.
+There are two exceptions. FSDP2's sharded parameters have no gradient until it is reduced, so R's shard is written in
+advance and FSDP2 adds to it. DeepSpeed removes gradients as soon as they are written, so R's part is added to the
+incoming gradient.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from hf_fingerprint.training.regularizer import Regularizer
 
 
 class GradientInjection:
-    """Hooks on the carriers that add one direction's gradient, once each time it is armed.
+    """Hooks on the carriers that add the gradient of one direction, once each time it is armed.
 
     Args:
-        regularizer ([`Regularizer`]): the term.
-        before_accumulation (`bool`): whether to add before the gradient is accumulated (DeepSpeed) and not after.
+        regularizer ([`Regularizer`]): the loss term.
+        before_accumulation (`bool`): add to the incoming gradient (DeepSpeed), not to the accumulated one.
     """
 
     def __init__(self, regularizer: Regularizer, before_accumulation: bool):
@@ -44,13 +44,13 @@ class GradientInjection:
                 )
 
     def remove(self) -> None:
-        """Takes the hooks off again."""
+        """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._pending = [], set()
 
     def arm(self, direction: torch.Tensor) -> None:
-        """From now on the first gradient of each carrier gets its part of this direction added."""
+        """Adds this direction's part to the next gradient of each carrier."""
         self._direction, self._finish_queued = direction, False
         for name, parameter in self._regularizer.parameters.items():
             if hasattr(parameter, "device_mesh"):
@@ -61,11 +61,11 @@ class GradientInjection:
 
     @property
     def has_pending(self) -> bool:
-        """Whether a carrier is still waiting for its gradient, and could be given it."""
+        """Whether a carrier has not received its part yet, and [`GradientInjection.finish`] can add it."""
         return bool(self._pending) and not self._before_accumulation
 
     def finish(self, scale: float = 1.0) -> None:
-        """Adds what no backward pass came for, times `scale`."""
+        """Adds the remaining parts, times `scale`, to carriers that no backward pass reached."""
         for name in sorted(self._pending):
             parameter = self._regularizer.parameters[name]
             if parameter.grad is None:

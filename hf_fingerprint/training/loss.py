@@ -1,4 +1,4 @@
-"""`strength * R` as a loss, for loops written by hand: one process or several, with or without Accelerate.
+"""`strength * R` as a loss for custom loops: in one process or several, with or without Accelerate.
 
 ```python
 deepmarks = DeepMarksLoss(model, fingerprint, strength=0.1)
@@ -20,40 +20,41 @@ STRENGTH = 0.1
 
 
 class Markable(Protocol):
-    """What is trained into a model: a [`Fingerprint`] or a [`DeepMarks`]."""
+    """A mark to train into a model: a [`Fingerprint`] or a [`DeepMarksFingerprint`]."""
 
     def bind(self, model: torch.nn.Module) -> Regularizer:
-        """Finds the carriers in a model."""
+        """The loss term for a model."""
 
 
 def check_strength(strength: float) -> float:
-    """Refuses a strength that can't be trained with."""
+    """The strength as a `float`. Raises an error if it is not finite and above 0."""
     if not math.isfinite(strength) or strength <= 0:
         raise FingerprintError(f"A strength of {strength} can't be trained with: choose a finite number above 0.")
     return float(strength)
 
 
 class DeepMarksLoss:
-    """The fingerprint's term, to be added to the task's loss once for each micro-batch.
+    """The fingerprint's loss term. Call it once per micro-batch and add the result to the task's loss.
 
-    Under gradient accumulation divide it as you divide the task's loss (Accelerate does); under DDP and FSDP2 add it
-    on every process. Plain gradient descent overshoots where learning rate times strength times
-    `deepmarks.regulariser.steepest()` is above 2; AdamW and its like do not.
+    Under gradient accumulation, divide it like the task's loss (Accelerate does). Under DDP and FSDP2, add it on every
+    process. Plain gradient descent overshoots if learning rate times strength times
+    `deepmarks.regularizer.max_curvature()` is above 2. Adaptive optimizers such as AdamW do not.
 
     Args:
-        model (`torch.nn.Module`): the model, prepared or not; it must hold the base's weights, or a copy's.
-        fingerprint ([`Fingerprint`] or [`DeepMarks`]): what to train into it.
-        strength (`float`, *optional*, defaults to 0.1): the factor of R; the same in every loop.
-        embed (`bool`, *optional*, defaults to `True`): put the mark in at once, so that training only has to hold it.
+        model (`torch.nn.Module`): the model, prepared or not, with the weights of the base or of a copy.
+        fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into it.
+        strength (`float`, *optional*, defaults to 0.1): the factor of R, which means the same in every kind of loop.
+        embed (`bool`, *optional*, defaults to `True`): write the mark into the weights now, so that training only has
+            to preserve it.
 
     Raises:
-        [`FingerprintError`]: in one sentence, why this model can't be trained with this fingerprint.
+        [`FingerprintError`]: if this model can't be trained with this fingerprint.
     """
 
     def __init__(self, model: torch.nn.Module, fingerprint: Markable, strength: float = STRENGTH, embed: bool = True):
         self.strength = check_strength(strength)
         self.regularizer = fingerprint.bind(model)
-        self._fingerprint = fingerprint  # it keeps other trainings for the same recipient away
+        self._fingerprint = fingerprint  # keeps the lock against other trainings for this recipient
         for name, parameter in self.regularizer.parameters.items():
             if hasattr(parameter, "ds_id"):
                 raise FingerprintError(
@@ -68,8 +69,7 @@ class DeepMarksLoss:
         return f"DeepMarksLoss(strength={self.strength}, {self.regularizer!r})"
 
     def __call__(self) -> torch.Tensor:
-        """`strength * R`, a scalar that can be added to a loss and differentiated; in full precision, autocast or
-        not."""
+        """`strength * R`, a differentiable scalar. Computed in full precision, even under autocast."""
         parameters = list(self.regularizer.parameters.values())
         with torch.autocast(parameters[0].device.type, enabled=False):
             self._last = self.regularizer.measure()
@@ -77,47 +77,40 @@ class DeepMarksLoss:
 
     @property
     def is_active(self) -> bool:
-        """Whether the loss at hand is one to train with: gradients are on, and the model is in training mode."""
+        """Whether gradients are enabled and the model is in training mode."""
         return torch.is_grad_enabled() and self.regularizer.training
 
     @property
     def last_measurement(self) -> Measurement | None:
-        """What the last call found, as tensors; `None` before the first."""
+        """The measurement of the last call, or `None` before the first call."""
         return self._last
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`fingerprint_loss`, R as of the last call, and `fingerprint_agreement`, the share of right bits."""
+        """`fingerprint_loss` (R) and `fingerprint_agreement` (the share of correct bits) of the last call."""
         return measurement_metrics(self._last)
 
 
 def measurement_metrics(measurement: Measurement | None) -> dict[str, float]:
-    """A measurement as numbers for a log; empty before the first."""
+    """A measurement as values for a log; empty for `None`."""
     if measurement is None:
         return {}
-    return {
-        "fingerprint_loss": float(measurement.loss),
-        "fingerprint_agreement": float(measurement.agreement),
-    }
+    return {"fingerprint_loss": float(measurement.loss), "fingerprint_agreement": float(measurement.agreement)}
 
 
 class _Term(torch.autograd.Function):
-    """R with its gradient in closed form: no graph over the carriers is kept."""
+    """R with its gradient in closed form, so that no graph over the carriers is kept."""
 
     @staticmethod
     def forward(
-        ctx: Any, regularizer: Regularizer, last_measurement: Measurement, strength: float, *parameters: torch.Tensor
+        ctx: Any, regularizer: Regularizer, measurement: Measurement, strength: float, *parameters: torch.Tensor
     ) -> torch.Tensor:
-        ctx.regularizer, ctx.direction = regularizer, last_measurement.direction * strength
-        return last_measurement.loss * strength
+        ctx.regularizer, ctx.direction = regularizer, measurement.direction * strength
+        return measurement.loss * strength
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         with torch.autocast(ctx.direction.device.type, enabled=False):
             direction = ctx.direction * gradients[0]
-            return (
-                None,
-                None,
-                None,
-                *(ctx.regularizer.gradient(name, direction) for name in ctx.regularizer.parameters),
-            )
+            found = (ctx.regularizer.gradient(name, direction) for name in ctx.regularizer.parameters)
+            return None, None, None, *found

@@ -1,6 +1,6 @@
-"""A base's carriers as the model under training calls them, and X over them.
+"""A base's carriers in the model under training, and the map X over them.
 
-Plain numbers, so that the first of several processes can work them out from the vault and send them to the others.
+These are plain numbers. The first of several processes computes them from the vault and broadcasts them.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ from hf_fingerprint.vault import Base
 
 @dataclass(frozen=True)
 class LocatedCarrier:
-    """One carrier.
+    """A carrier in the model.
 
     Attributes:
-        name (`str`): in the base.
-        parameter (`str`): in the model.
-        amplitude (`np.ndarray` of shape `(rows,)`): the mark's size in each output channel.
-        columns (`int`): weights in a row.
+        name (`str`): its name in the base.
+        parameter (`str`): its name in the model.
+        amplitude (`np.ndarray` of shape `(rows,)`): the mark's amplitude in each output channel.
+        columns (`int`): weights per row.
     """
 
     name: str
@@ -37,12 +37,12 @@ class LocatedCarrier:
 
 @dataclass(frozen=True)
 class LocatedCarriers:
-    """X over a base's carriers.
+    """The map X over a base's carriers.
 
     Attributes:
         secret (`bytes`): the model secret.
-        length (`int`): V.
-        carriers (`tuple[LocatedCarrier, ...]`): in the base's order.
+        length (`int`): V, the code length.
+        carriers (`tuple[LocatedCarrier, ...]`): the carriers in the base's order.
     """
 
     secret: bytes = field(repr=False)
@@ -50,7 +50,7 @@ class LocatedCarriers:
     carriers: tuple[LocatedCarrier, ...]
 
     def maps(self) -> dict[str, SignMap]:
-        """Each carrier's part of X, by its parameter's name in the model."""
+        """Each carrier's part of X, by the carrier's name in the model."""
         scratch = Scratch()
         return {
             c.parameter: SignMap(self.secret, c.name, c.amplitude, c.columns, self.length, scratch)
@@ -58,14 +58,14 @@ class LocatedCarriers:
         }
 
     def energy(self) -> torch.Tensor:
-        """The squared amplitudes of all weights by position: `float32` of shape `(V,)`."""
+        """The sum of squared amplitudes at each position: `float32` of shape `(V,)`."""
         out = torch.zeros(self.length)
         for part in self.maps().values():
             part.energy(out)
         return out
 
     def sums(self, checkpoint: Checkpoint) -> np.ndarray:
-        """`X (a w)` of a checkpoint's carriers, tensor by tensor: `float32` of shape `(V,)`."""
+        """`X (a w)` of a checkpoint, read tensor by tensor: `float32` of shape `(V,)`."""
         out, maps = torch.zeros(self.length), self.maps()
         for c in self.carriers:
             info = checkpoint.tensors[c.name]
@@ -77,15 +77,15 @@ class LocatedCarriers:
 def locate_carriers(
     base: Base, original: Checkpoint, parameter_shapes: Mapping[str, tuple[int, ...]]
 ) -> LocatedCarriers:
-    """Finds a base's carriers in a model: by name; where a loader renames, as the loader does to the base.
+    """Finds a base's carriers in a model, by their names or by the names that a loader gives them.
 
     Args:
         base ([`Base`]): the base.
-        original ([`Checkpoint`]): its weights.
-        parameter_shapes (mapping): the shapes of the model's parameters by normalised name.
+        original ([`Checkpoint`]): the base's weights.
+        parameter_shapes (mapping): the shapes of the model's parameters by normalized name.
 
     Raises:
-        [`FingerprintError`]: if the model lacks some.
+        [`FingerprintError`]: if the model lacks carriers.
     """
     shapes = {carrier.name: base.tensors[carrier.name].shape for carrier in base.carriers}
     found = {

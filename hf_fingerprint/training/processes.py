@@ -1,4 +1,4 @@
-"""Several processes, one vault: the first process does what touches secrets on disk, and tells the others."""
+"""Distributed training with one vault: the first process reads secrets from disk and broadcasts the results."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,9 +17,9 @@ def is_first_process() -> bool:
 
 
 def run_on_first_process(make: Callable[[], T]) -> T:
-    """What `make` returns on the first process, on all of them; an error there is one everywhere.
+    """Calls `make` on the first process and returns its result on all processes. An error is raised on all of them.
 
-    What it returns travels in memory, over the processes' own connections.
+    The result is broadcast in memory over the process group.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return make()

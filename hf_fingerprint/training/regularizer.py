@@ -1,9 +1,9 @@
-"""The DeepMarks term for a model under training: `R(w) = mean_i (y_i(w) - b_i)^2` and its gradient, in closed form.
+"""The loss term `R(w) = mean_i (y_i(w) - b_i)^2` for a model under training, and its gradient in closed form.
 
-The reading `y(w) = (X (a w) - y_ref) / e` is linear, `y_ref` being the reference's reading and `e_i` the energy (the
-squared amplitudes) of position i, so that `y = b` for a copy marked in closed form. Two passes over the carriers give
-everything; beside the carriers it takes V numbers and one block. Reference: arXiv 1804.03648, `L = L_0 + gamma *
-MSE(f, X w)`.
+The extracted signal `y(w) = (X (a w) - y_ref) / e` is linear in w. `y_ref` is the signal of the reference, and `e_i`
+is the energy (sum of squared amplitudes) at position i, so that `y = b` for a copy marked in closed form. Loss and
+gradient take two passes over the carriers and memory for V numbers and one block. Reference: arXiv 1804.03648,
+`L = L_0 + gamma * MSE(f, X w)`.
 """
 
 from collections.abc import Mapping
@@ -21,33 +21,33 @@ MIN_COSINE = 0.2
 
 
 class LinearMap(Protocol):
-    """One tensor's part of the projection."""
+    """One tensor's part of the map X."""
 
     rows: int
     columns: int
     length: int
 
     def to(self, device: torch.device) -> None:
-        """Moves what the passes need to a device."""
+        """Moves the map's data to a device."""
 
     def keep(self, first_row: int, rows: int) -> None:
-        """Keeps on the device what could be derived at each pass."""
+        """Caches data on the device that would otherwise be derived in each pass."""
 
     def read(self, weights: torch.Tensor, first_row: int, out: torch.Tensor) -> None:
-        """Adds the reading of some rows to `out`, shape `(V,)`."""
+        """Adds the signal of some rows to `out`, shape `(V,)`."""
 
     def adjoint(self, direction: torch.Tensor, first_row: int, out: torch.Tensor) -> None:
-        """Adds the gradient of `<u, reading>` to `out`, shape `(rows, columns)`."""
+        """Adds the gradient of `<direction, signal>` to `out`, shape `(rows, columns)`."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one pass over the carriers gives, on their device.
+    """The result of one pass over the carriers, on their device.
 
     Attributes:
         loss (`torch.Tensor` of shape `()`): R.
-        agreement (`torch.Tensor` of shape `()`): share of positions whose reading has the bit's sign.
-        direction (`torch.Tensor` of shape `(V,)`): the gradient of R by the sums `X (a w)`.
+        agreement (`torch.Tensor` of shape `()`): the share of positions whose signal has the bit's sign.
+        direction (`torch.Tensor` of shape `(V,)`): the gradient of R with respect to the sums `X (a w)`.
     """
 
     loss: torch.Tensor
@@ -56,20 +56,20 @@ class Measurement:
 
 
 class Regularizer:
-    """One recipient's term, bound to the parameters of one model. Holds secrets: it can't be pickled, and a copy of
-    the model that is made in memory shares it.
+    """The loss term R for one recipient and one model. It holds secrets: it can't be pickled, and deep copies of the
+    model share it.
 
     Args:
         model (`torch.nn.Module`): the model, wrapped or not.
-        maps (mapping): for each carrier, by its parameter's name in the model, its part of X.
-        target (`torch.Tensor` of shape `(V,)`): b, or the reading to hold.
+        maps (mapping): each carrier's part of X, by its name in the model.
+        target (`torch.Tensor` of shape `(V,)`): b, or the signal to preserve.
         reference (`torch.Tensor` of shape `(V,)`): `X (a w_ref)`.
-        energy (`torch.Tensor` of shape `(V,)`): e; positions of 0 are left out.
-        gram (`torch.Tensor` of shape `(V, V)`, *optional*): `A A^T` of the whole map, where it isn't diagonal.
+        energy (`torch.Tensor` of shape `(V,)`): e. Positions with energy 0 are ignored.
+        gram (`torch.Tensor` of shape `(V, V)`, *optional*): `X X^T`, if it is not diagonal.
 
     Raises:
-        [`CarrierError`]: if the model lacks a carrier, or has it in another shape.
-        [`FingerprintError`]: if the carriers are frozen or wrapped so that they can't be trained.
+        [`CarrierError`]: if the model lacks a carrier or has it in another shape.
+        [`FingerprintError`]: if carriers are frozen, or wrapped so that they can't be trained.
     """
 
     def __init__(
@@ -82,9 +82,7 @@ class Regularizer:
         gram: torch.Tensor | None = None,
     ):
         if not maps:
-            raise CarrierError(
-                "The model has no carriers, so there is nothing to hold the mark: give the base's model."
-            )
+            raise CarrierError("The model has no carriers to hold the mark: give the base's model.")
         self._maps = dict(maps)
         _check_not_wrapped(model)
         self._carrier_locations = _carrier_locations(model, self._maps)
@@ -96,33 +94,33 @@ class Regularizer:
 
     def __reduce__(self) -> NoReturn:
         raise FingerprintError(
-            "A fingerprint holds secrets and is never pickled: save the model's state_dict, or export the plain model."
+            "A fingerprint holds secrets and can't be pickled: save the model's state_dict, or export the plain model."
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Regularizer":
         return self
 
     def __repr__(self) -> str:
-        return f"Regulariser(carriers={len(self._maps)}, length={self.length})"
+        return f"Regularizer(carriers={len(self._maps)}, length={self.length})"
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The carriers as the model holds them at present, by name."""
+        """The model's current carrier parameters, by name."""
         return {name: getattr(module, attribute) for name, (module, attribute) in self._carrier_locations.items()}
 
     @property
     def training(self) -> bool:
-        """Whether the layers that hold the mark are in training mode."""
+        """Whether any layer with a carrier is in training mode."""
         return any(module.training for module, _ in self._carrier_locations.values())
 
-    def read(self) -> torch.Tensor:
-        """`y(w)`, `float32` of shape `(V,)`, the same on every process."""
+    def extract(self) -> torch.Tensor:
+        """The extracted signal `y(w)`, `float32` of shape `(V,)`, equal on all processes."""
         return (self._sums() - self._reference) * self._inverse
 
     def measure(self) -> Measurement:
-        """R, the agreement and R's gradient, by one pass over the carriers."""
+        """R, the agreement and R's gradient, from one pass over the carriers."""
         with torch.no_grad():
-            residual = self.read() - self._target
+            residual = self.extract() - self._target
             residual *= self._used
             agrees = (residual + self._target).sign() == self._target.sign()
             count = self._used.sum()
@@ -133,7 +131,7 @@ class Regularizer:
             )
 
     def max_curvature(self) -> float:
-        """R's largest curvature: plain gradient descent overshoots once learning rate times strength times this is
+        """The largest curvature of R. Plain gradient descent overshoots if learning rate times strength times this is
         above 2."""
         count = float(self._used.sum())
         if self._gram is not None:
@@ -141,18 +139,18 @@ class Regularizer:
         return 2 / count * float(self._inverse.max())
 
     def add_gradient(self, name: str, direction: torch.Tensor, first_row: int, out: torch.Tensor) -> None:
-        """Adds a carrier's part of a gradient, for some of its rows.
+        """Adds the gradient for some rows of a carrier to `out`.
 
         Args:
-            name (`str`): the carrier.
-            direction (`torch.Tensor` of shape `(V,)`): from [`Measurement`], times the strength.
-            first_row (`int`): which row of the tensor comes first.
+            name (`str`): the carrier's name in the model.
+            direction (`torch.Tensor` of shape `(V,)`): that of a [`Measurement`], times the strength.
+            first_row (`int`): index of the first row.
             out (`torch.Tensor` of shape `(rows, columns)`): changed in place.
         """
         self._maps[name].adjoint(direction, first_row, out)
 
     def gradient(self, name: str, direction: torch.Tensor) -> torch.Tensor:
-        """A carrier's part of a gradient, what of it is on this process, as the parameter's own kind of tensor; see
+        """The gradient for this process's shard of a carrier, as the same kind of tensor as the parameter; see
         [`Regularizer.add_gradient`]."""
         parameter = getattr(*self._carrier_locations[name])
         shard = local_shard(name, parameter)
@@ -161,29 +159,29 @@ class Regularizer:
         return local_gradient(parameter, out.to(parameter.dtype))
 
     def embed(self) -> None:
-        """Writes the mark into the weights in closed form: the smallest change that makes R zero.
+        """Writes the mark into the weights in closed form, by the smallest change that makes R zero.
 
         Raises:
-            [`FingerprintError`]: under ZeRO-3, which keeps the weights where this can't reach them.
+            [`FingerprintError`]: under ZeRO-3, whose partitioned weights can't be changed here.
         """
         with torch.no_grad():
-            step = (self._target - self.read()) * self._used
+            step = (self._target - self.extract()) * self._used
             if self._gram is not None:
                 step = torch.linalg.solve(self._gram, step)
             for name, parameter in self.parameters.items():
                 if hasattr(parameter, "ds_id"):
                     raise FingerprintError(
-                        f"{name} is partitioned by ZeRO-3, where a mark can't be put in at once: choose embed=False, "
-                        f"or begin from an issued copy."
+                        f"{name} is partitioned by ZeRO-3, where the mark can't be embedded before training: choose "
+                        f"embed=False, or begin from an issued copy."
                     )
                 parameter.add_(self.gradient(name, step))
 
     def check_related(self) -> None:
-        """Refuses weights that have nothing to do with the reference: the cosine between their readings is that
-        between the weights, give or take 1 / sqrt(V).
+        """Checks that the weights are related to the reference. The cosine between their signals equals that between
+        the weights, up to about 1 / sqrt(V).
 
         Raises:
-            [`FingerprintError`]: if they look re-initialised or of another model.
+            [`FingerprintError`]: if the weights seem reinitialized or those of another model.
         """
         if not self._reference.any():
             return
@@ -191,12 +189,12 @@ class Regularizer:
         cosine = float(sums @ self._reference / (sums.norm() * self._reference.norm()).clamp_min(1e-30))
         if cosine < MIN_COSINE:
             raise FingerprintError(
-                f"The model's weights are not those of the base it is marked against (cosine {cosine:.2f}): they were "
-                f"re-initialised, or are another model's; load the base's weights before training."
+                f"The model's weights are unrelated to its base (cosine {cosine:.2f}), so they were reinitialized or "
+                f"are another model's: load the base's weights before training."
             )
 
     def _sums(self) -> torch.Tensor:
-        """`X (a w)` over all carriers and processes."""
+        """`X (a w)`, summed over all carriers and processes."""
         by_groups: dict[Any, torch.Tensor] = {}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -210,7 +208,7 @@ class Regularizer:
             )
 
     def _move_to(self, device: torch.device) -> None:
-        """Follows the model to its device; on an accelerator the signs are kept there, as bits."""
+        """Moves all data to the model's device. On an accelerator, signs are cached there as bits."""
         if self._placed_on == device:
             return
         for name, parameter in self.parameters.items():
@@ -238,7 +236,7 @@ def _check_not_wrapped(model: torch.nn.Module) -> None:
 
 
 def parameter_locations(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Module, str]]:
-    """Where each parameter is: by its name without what wrappers add, the module and the attribute.
+    """The module and attribute of each parameter, by its name without the prefixes that wrappers add.
 
     Raises:
         [`FingerprintError`]: if the model is wrapped so that a mark can't be trained into it (PEFT, FSDP1).

@@ -1,7 +1,7 @@
-"""What this process holds of a parameter, and sums over processes.
+"""The local shard of a parameter, and sums over processes.
 
-The reading is additive over weights, so a model that is sharded over processes (FSDP2, ZeRO-3) is read by each from
-its own part, and costs one all-reduce of V numbers. No weight is gathered.
+The extracted signal is additive over weights. If a model is sharded over processes (FSDP2, ZeRO-3), each process
+extracts from its own shard, and one all-reduce of V numbers adds the results. No weight is gathered.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,12 @@ from hf_fingerprint.errors import CarrierError
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of a parameter that are on this process.
+    """The rows of a parameter on this process.
 
     Attributes:
-        values (`torch.Tensor` of shape `(rows, columns)`): a view where the layout allows, without gradient.
-        first_row (`int`): which row of the whole tensor comes first.
-        groups (`tuple`): process groups over which sums of the rows add up to the whole tensor's; empty where this
-            process holds all of it.
+        values (`torch.Tensor` of shape `(rows, columns)`): the rows, without gradient; a view if the layout allows.
+        first_row (`int`): index of the first row in the whole tensor.
+        groups (`tuple`): process groups over which to sum; empty if this process holds the whole tensor.
     """
 
     values: torch.Tensor
@@ -30,7 +29,7 @@ class Shard:
 
 
 def local_shard(name: str, parameter: torch.Tensor) -> Shard:
-    """The part of a parameter that is on this process: all of it, or some rows of a DTensor.
+    """This process's shard of a parameter: the whole tensor, or some of its rows.
 
     Raises:
         [`CarrierError`]: if it is sharded along another dimension than rows.
@@ -46,7 +45,7 @@ def local_shard(name: str, parameter: torch.Tensor) -> Shard:
     mesh, placements = parameter.device_mesh, parameter.placements
     if not all(isinstance(p, Replicate) or (type(p) is RowShard and p.dim == 0) for p in placements):
         raise CarrierError(
-            f"{name} is sharded as {placements}: only rows can be marked in shards; use FSDP2 without tensor "
+            f"{name} is sharded as {placements}, but only shards of rows can be marked: use FSDP2 without tensor "
             f"parallelism."
         )
     _, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
@@ -56,7 +55,7 @@ def local_shard(name: str, parameter: torch.Tensor) -> Shard:
 
 
 def local_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient computed for this process' rows, as the parameter's own kind of tensor."""
+    """A gradient for this process's rows, as the same kind of tensor as the parameter."""
     if not hasattr(parameter, "device_mesh"):
         return gradient.view(parameter.shape)
     from torch.distributed.tensor import DTensor
@@ -73,14 +72,15 @@ def local_gradient(parameter: torch.Tensor, gradient: torch.Tensor) -> torch.Ten
 
 
 def all_reduce_sum(groups: tuple[Any, ...], values: torch.Tensor) -> torch.Tensor:
-    """All-reduces sums over each of the groups, in place."""
+    """Sums `values` over each of the groups, in place, and returns them."""
     for group in groups:
         dist.all_reduce(values, group=group)
     return values
 
 
 def _zero3_shard(parameter: Any) -> Shard:
-    """ZeRO-3 cuts the flattened tensor into equal parts, wherever that is in a row; the rest of a row reads as 0."""
+    """This process's shard under ZeRO-3, which splits the flattened tensor into equal parts, even inside a row. The
+    missing part of a row is 0."""
     shape, part = parameter.ds_shape, parameter.ds_tensor.detach().flatten()
     columns = shape[1:].numel()
     start = dist.get_rank(parameter.ds_process_group) * len(part)

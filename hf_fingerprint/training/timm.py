@@ -1,4 +1,4 @@
-"""The DeepMarks term in timm's loop, in whichever of its three places suits: criterion, task or model.
+"""The fingerprint in timm's training loop: as a criterion, a task or a model.
 
 ```python
 model = FingerprintedModel(timm.create_model("hf-hub:org/model", pretrained=True), fingerprint, strength=0.1)
@@ -8,8 +8,8 @@ save_for_hf(model.export(), "trained", safe_serialization=True)
 fingerprint.record("trained")
 ```
 
-The term is a part of the loss, so dividing the loss by accumulation steps, scaling it for half precision, clipping
-and averaging over processes treat it as they treat the rest: one strength means the same in every loop.
+The term is a part of the loss, so gradient accumulation, loss scaling, clipping and averaging over processes apply to
+it as to the rest. A strength means the same in every kind of loop.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ from hf_fingerprint.training.loss import STRENGTH, DeepMarksLoss, Markable, meas
 
 
 class FingerprintCriterion(torch.nn.Module):
-    """A criterion with the fingerprint's term added while the model trains; validation losses stay what they were.
+    """A criterion that adds the fingerprint's term while the model trains. Validation losses do not change.
 
     ```python
     train_loss_fn = FingerprintCriterion(LabelSmoothingCrossEntropy(0.1), DeepMarksLoss(model, fingerprint))
@@ -31,8 +31,8 @@ class FingerprintCriterion(torch.nn.Module):
     ```
 
     Args:
-        criterion (callable): timm's, torch's or your own.
-        deepmarks ([`DeepMarksLoss`]): the term. The model it belongs to is not a part of the criterion.
+        criterion (callable): the task's criterion.
+        deepmarks ([`DeepMarksLoss`]): the term. Its model does not become a submodule of the criterion.
     """
 
     def __init__(self, criterion: Callable[..., torch.Tensor], deepmarks: DeepMarksLoss):
@@ -40,7 +40,7 @@ class FingerprintCriterion(torch.nn.Module):
         self.criterion, self.deepmarks = criterion, deepmarks
 
     def forward(self, output: Any, target: Any) -> torch.Tensor:
-        """The criterion's loss, plus `strength * R` where gradients are wanted and the model is in training mode."""
+        """The criterion's loss, plus `strength * R` if gradients are enabled and the model is in training mode."""
         loss = self.criterion(output, target)
         return loss + self.deepmarks() if self.deepmarks.is_active else loss
 
@@ -58,7 +58,7 @@ def _delegate_to_task(name: str) -> Any:
 
 
 class FingerprintTask(TrainingTask):
-    """One of timm's training tasks with the fingerprint's term in its loss.
+    """A timm training task with the fingerprint's term in its loss.
 
     ```python
     task = FingerprintTask(ClassificationTask(model, criterion), DeepMarksLoss(model, fingerprint))
@@ -66,9 +66,9 @@ class FingerprintTask(TrainingTask):
     (result["loss"] / accumulation_steps).backward()
     ```
 
-    The result tells two figures more: `fingerprint_loss`, R without its factor, and `fingerprint_agreement`, the share
-    of right bits. Compiling, distributing, EMA, checkpoints and evaluation are the task's own, so a checkpoint is the
-    one that the task alone would have written.
+    The result has two more entries: `fingerprint_loss` (R without its factor) and `fingerprint_agreement` (the share
+    of correct bits). Compilation, distribution, EMA, checkpoints and evaluation are delegated to the task, so
+    checkpoints are those of the task alone.
 
     Args:
         task (`timm.task.TrainingTask`): for example a `ClassificationTask`.
@@ -80,20 +80,17 @@ class FingerprintTask(TrainingTask):
         self.task, self.deepmarks = task, deepmarks
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The task's result, with the term where gradients are wanted and the model is in training mode."""
+        """The task's result, with the term if gradients are enabled and the model is in training mode."""
         result = dict(self.task(input, target))
         if self.deepmarks.is_active:
             result["loss"] = result["loss"] + self.deepmarks()
-            last_measurement = self.deepmarks.last_measurement
-            assert last_measurement is not None
-            result["fingerprint_loss"], result["fingerprint_agreement"] = (
-                last_measurement.loss,
-                last_measurement.agreement,
-            )
+            last = self.deepmarks.last_measurement
+            assert last is not None
+            result["fingerprint_loss"], result["fingerprint_agreement"] = last.loss, last.agreement
         return result
 
     def prepare_distributed(self, *arguments: Any, **named: Any) -> "FingerprintTask":
-        """Wraps what the task trains in DDP; the term is added on every process."""
+        """Wraps the trained module in DDP. The term is added on every process."""
         self.task.prepare_distributed(*arguments, **named)
         return self
 
@@ -114,7 +111,7 @@ class FingerprintTask(TrainingTask):
 
 
 class FingerprintedModel(torch.nn.Module):
-    """A timm model that carries its fingerprint through training: same output, same parameters, same state dict.
+    """A timm model with its fingerprint's loss term. Outputs, parameters and state dict are those of the timm model.
 
     ```python
     model = FingerprintedModel(timm.create_model("hf-hub:org/model", pretrained=True), fingerprint)
@@ -125,17 +122,18 @@ class FingerprintedModel(torch.nn.Module):
     ema.module.metrics["fingerprint_agreement"]
     ```
 
-    What it doesn't have itself (`num_classes`, `pretrained_cfg`, `forward_features`, `get_classifier`) is the timm
-    model's. It may be moved, compiled, deep-copied (EMA) and wrapped in DDP; a copy has a reading of its own.
+    Other attributes (`num_classes`, `pretrained_cfg`, `forward_features`, `get_classifier`) are the timm model's. You
+    can move, compile, deep-copy (EMA) and wrap it in DDP. A copy has its own metrics.
 
     Args:
-        model (`torch.nn.Module`): from `timm.create_model`, with the base's weights, or a copy's; a new head is fine.
-        fingerprint ([`Fingerprint`] or [`DeepMarks`]): what to train into it.
-        strength (`float`, *optional*, defaults to 0.1): the factor of R; the same in every loop.
-        embed (`bool`, *optional*, defaults to `True`): put the mark in at once, so that training only has to hold it.
+        model (`torch.nn.Module`): a timm model with the weights of the base or of a copy. A new head is allowed.
+        fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into it.
+        strength (`float`, *optional*, defaults to 0.1): the factor of R, which means the same in every kind of loop.
+        embed (`bool`, *optional*, defaults to `True`): write the mark into the weights now, so that training only has
+            to preserve it.
 
     Raises:
-        [`FingerprintError`]: in one sentence, why this model can't be trained with this fingerprint.
+        [`FingerprintError`]: if this model can't be trained with this fingerprint.
     """
 
     def __init__(self, model: torch.nn.Module, fingerprint: Markable, strength: float = STRENGTH, embed: bool = True):
@@ -152,34 +150,34 @@ class FingerprintedModel(torch.nn.Module):
 
     @property
     def deepmarks(self) -> DeepMarksLoss:
-        """The term for these weights; a copy of the model finds its own carriers when it is first asked."""
+        """The term for these weights. A copy of the model creates its own on first use."""
         if self._deepmarks is None:
             self._deepmarks = DeepMarksLoss(self.model, self._fingerprint, self._strength, embed=False)
         return self._deepmarks
 
     def fingerprint_loss(self) -> torch.Tensor:
-        """`strength * R`, to be added to the loss of each micro-batch before it is divided or scaled."""
+        """`strength * R`. Add it to the loss of each micro-batch, before dividing or scaling the loss."""
         return self.deepmarks()
 
     def criterion(self, inner: Callable[..., torch.Tensor]) -> FingerprintCriterion:
-        """A criterion with this model's term, for a loop that has no place for another line."""
+        """A criterion that adds this model's term, for loops that you can't edit."""
         return FingerprintCriterion(inner, self.deepmarks)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`fingerprint_loss`, R without its factor, and `fingerprint_agreement`, the share of right bits, read from
-        the weights as they are now."""
+        """`fingerprint_loss` (R without its factor) and `fingerprint_agreement` (the share of correct bits) of the
+        current weights."""
         return measurement_metrics(self.deepmarks.regularizer.measure())
 
     def export(self) -> torch.nn.Module:
-        """The timm model itself, an ordinary one that holds the mark in its weights and nothing else of ours."""
+        """The plain timm model, with the mark in its weights."""
         return self.model
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "model":  # being made or copied
+            if name == "model":  # during construction or copying
                 raise
         return getattr(self.model, name)
 
@@ -194,21 +192,21 @@ class FingerprintedModel(torch.nn.Module):
         return copied
 
     def state_dict(self, *arguments: Any, **named: Any) -> Any:
-        """The timm model's, with its keys."""
+        """The timm model's state dict."""
         return self.model.state_dict(*arguments, **named)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The timm model's, with its keys."""
+        """Loads a state dict of the timm model."""
         return self.model.load_state_dict(state_dict, strict, assign)
 
     def named_parameters(self, *arguments: Any, **named: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """Those of the timm model with its names, which timm's optimisers go by."""
+        """The timm model's parameters by its own names, which timm's optimizers rely on."""
         prefix = arguments[0] if arguments else named.get("prefix", "")
         for name, parameter in super().named_parameters(*arguments, **named):
             yield _strip_model_prefix(name, prefix), parameter
 
     def named_buffers(self, *arguments: Any, **named: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """Those of the timm model with its names."""
+        """The timm model's buffers by its own names."""
         prefix = arguments[0] if arguments else named.get("prefix", "")
         for name, buffer in super().named_buffers(*arguments, **named):
             yield _strip_model_prefix(name, prefix), buffer
@@ -220,6 +218,6 @@ def _strip_model_prefix(name: str, prefix: str) -> str:
 
 
 def _add_model_prefix(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-    """Lets a module around this one (DDP) load the plain keys too."""
+    """Lets a wrapper (DDP) load state dicts of the plain timm model."""
     for name in [name for name in state_dict if name.startswith(prefix)]:
         state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)

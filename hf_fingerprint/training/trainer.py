@@ -1,4 +1,4 @@
-"""The DeepMarks term in the transformers Trainer, by one more entry in `callbacks`.
+"""The fingerprint in the transformers Trainer: add a callback.
 
 ```python
 fingerprint = Fingerprint("org/model", "alice", vault="vault")
@@ -8,8 +8,8 @@ trainer.save_model("trained")
 fingerprint.record("trained")
 ```
 
-The callback's way is exact under gradient accumulation, clipping, a gradient scaler, DDP, FSDP2 and ZeRO-1 and 2,
-since it adds R's gradient to the first one of each step, before anything is done to it.
+The callback adds R's gradient to the first gradient of each step, before anything else changes it. It is therefore
+exact under gradient accumulation, clipping, gradient scaling, DDP, FSDP2 and ZeRO-1 and 2.
 """
 
 import sys
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -34,13 +35,14 @@ MIN_AGREEMENT = 0.75
 
 
 class FingerprintCallback(TrainerCallback):
-    """Adds `strength * R` to what a Trainer minimises, and logs R and the bits that agree.
+    """Adds `strength * R` to a Trainer's loss, and logs R and the share of correct bits.
 
     Args:
-        fingerprint ([`Fingerprint`] or [`DeepMarks`]): what to train into the model.
-        strength (`float`, *optional*, defaults to 0.1): the factor of R; the same in every loop.
-        embed (`bool`, *optional*, defaults to `True`): put the mark in before the first step, so that training only
-            has to hold it and every checkpoint traces. Not under DeepSpeed, which keeps weights of its own.
+        fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into the model.
+        strength (`float`, *optional*, defaults to 0.1): the factor of R, which means the same in every kind of loop.
+        embed (`bool`, *optional*, defaults to `True`): write the mark into the weights before the first step, so that
+            training only has to preserve it and every checkpoint traces. Not possible under DeepSpeed, which keeps its
+            own copy of the weights.
     """
 
     zero3 = False
@@ -53,13 +55,14 @@ class FingerprintCallback(TrainerCallback):
         self._injection: GradientInjection | None = None
         self._measured: Measurement | None = None
         self._step_armed = False
+        self._deepspeed_config: Any = None
 
     def __repr__(self) -> str:
         return f"FingerprintCallback(strength={self.strength}, embed={self.embed})"
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`fingerprint_loss`, R at the start of the last step; `fingerprint_agreement`, the share of right bits."""
+        """`fingerprint_loss` (R) and `fingerprint_agreement` (the share of correct bits) of the last step."""
         return measurement_metrics(self._measured)
 
     def on_train_begin(
@@ -71,16 +74,16 @@ class FingerprintCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Finds the carriers, refuses what can't be trained, puts the mark in."""
+        """Finds the carriers, checks that they can be trained, and embeds the mark."""
         assert model is not None
         _refuse_deepspeed(self, args, model, deepspeed := _is_deepspeed(args, optimizer))
         if isinstance(self.fingerprint, Fingerprint):
             self.fingerprint.check_output_folder(Path(args.output_dir))
-        with _without_zero3_init():
+        with _without_zero3_init(self):
             self.regularizer = self.fingerprint.bind(model)
         self.regularizer.check_related()
         _warn_if_overshooting(self.regularizer, self.strength, optimizer)
-        # what is resumed has the mark, unless the Trainer didn't find the checkpoint's tensors (5.23: renamed ones)
+        # a resumed model has the mark, unless the Trainer didn't find the checkpoint's tensors (5.23: renamed ones)
         if self.embed and (state.global_step == 0 or self.regularizer.measure().agreement < MIN_AGREEMENT):
             self.regularizer.embed()
         if self._injection is not None:
@@ -98,7 +101,7 @@ class FingerprintCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measures R once for the step and arms its gradient."""
-        if self._step_armed:  # the window before ended without an optimiser step: its gradients are still there
+        if self._step_armed:  # the last window had no optimizer step, so its gradients are still there
             return
         assert self.regularizer is not None and self._injection is not None
         self._measured = self.regularizer.measure()
@@ -117,7 +120,7 @@ class FingerprintCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Sees to carriers that no backward pass reached, now that gradients are unscaled."""
+        """Adds R's gradient to carriers that no backward pass reached. Gradients are unscaled here."""
         if self._injection is not None and self._injection.has_pending:
             scaler = getattr(optimizer, "scaler", None)
             self._injection.finish(1.0 if scaler is None else 1 / scaler.get_scale())
@@ -125,7 +128,7 @@ class FingerprintCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The step is done."""
+        """Allows the next step to be armed."""
         self._step_armed = False
 
     def on_log(
@@ -136,7 +139,7 @@ class FingerprintCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Adds both figures to a log of the training loss, for the history and for every reporter alike."""
+        """Adds both metrics to logs of the training loss, in the history and for all reporters."""
         if logs is not None and "loss" in logs:
             logs.update(self.metrics)
             if state.log_history and state.log_history[-1].get("step") == state.global_step:
@@ -145,14 +148,14 @@ class FingerprintCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Takes the hooks off the model and reads it a last time."""
+        """Removes the hooks and measures R a last time."""
         if self._injection is not None and self.regularizer is not None:
             self._injection.remove()
             self._measured = self.regularizer.measure()
 
 
 class FingerprintTrainerMixin:
-    """For Trainer subclasses: the callback built in, under ZeRO-3 too.
+    """A mixin for Trainer subclasses that adds the callback and also works under ZeRO-3.
 
     ```python
     class MyTrainer(FingerprintTrainerMixin, Trainer): ...
@@ -161,10 +164,10 @@ class FingerprintTrainerMixin:
     ```
 
     Args:
-        fingerprint ([`Fingerprint`] or [`DeepMarks`]): what to train into the model.
+        fingerprint ([`Fingerprint`] or [`DeepMarksFingerprint`]): the mark to train into the model.
         strength (`float`, *optional*, defaults to 0.1): the factor of R.
         embed (`bool`, *optional*, defaults to `True`): see [`FingerprintCallback`].
-        *arguments, **named: the Trainer's.
+        *arguments, **named: passed to the Trainer.
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class FingerprintTrainerMixin:
 
 
 class FingerprintTrainer(FingerprintTrainerMixin, Trainer):
-    """The Trainer with a fingerprint."""
+    """A [`Trainer`] with a fingerprint; see [`FingerprintTrainerMixin`]."""
 
 
 def _is_deepspeed(args: TrainingArguments, optimizer: Any) -> bool:
@@ -194,24 +197,24 @@ def _is_deepspeed(args: TrainingArguments, optimizer: Any) -> bool:
 def _refuse_deepspeed(
     callback: FingerprintCallback, args: TrainingArguments, model: torch.nn.Module, deepspeed: bool
 ) -> None:
-    """Refuses what can't be trained under DeepSpeed, before anything is recorded."""
+    """Raises an error if the mark can't be trained under this DeepSpeed setup, before anything is recorded."""
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()) and not callback.zero3:
         raise FingerprintError(
-            "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
+            "The model is partitioned by ZeRO-3, where a callback alone can't train the mark: use "
             "FingerprintTrainer or FingerprintTrainerMixin."
         )
     if deepspeed and (args.fp16 or any(parameter.dtype == torch.float16 for parameter in model.parameters())):
         raise FingerprintError("fp16 under DeepSpeed scales gradients out of reach: train in bf16.")
     if deepspeed and callback.embed:
         raise FingerprintError(
-            "DeepSpeed keeps weights of its own, so a mark can't be put in at once: choose embed=False, or begin "
-            "from an issued copy."
+            "DeepSpeed keeps its own copy of the weights, so the mark can't be embedded before training: choose "
+            "embed=False, or begin from an issued copy."
         )
 
 
 def _warn_if_overshooting(regularizer: Regularizer, strength: float, optimizer: Any) -> None:
-    """Plain gradient descent swings about the mark, or away from it, beyond a learning rate that depends on the term's
-    curvature; adaptive optimisers set their own step."""
+    """Warns if plain gradient descent overshoots the mark. It oscillates or diverges above a learning rate set by
+    R's curvature; adaptive optimizers do not."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.SGD):
         return
@@ -227,27 +230,39 @@ def _warn_if_overshooting(regularizer: Regularizer, strength: float, optimizer: 
 
 
 @contextmanager
-def _without_zero3_init() -> Iterator[None]:
-    """ZeRO-3 has every model partitioned that is built while its configuration stands, over processes that the base's
-    is not built on."""
-    from transformers.integrations import deepspeed
+def _without_zero3_init(callback: FingerprintCallback) -> Iterator[None]:
+    """Disables ZeRO-3 for models built inside the block.
 
-    configuration = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
+    With a ZeRO-3 configuration set, transformers partitions every new model over all processes, but only the first
+    process builds the base's model.
+    """
+    from transformers.integrations import HfDeepSpeedConfig, deepspeed_config, unset_hf_deepspeed_config
+
+    config = deepspeed_config()
+    unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        deepspeed._hf_deepspeed_config_weak_ref = configuration
+        if config is not None:
+            callback._deepspeed_config = HfDeepSpeedConfig(config)  # registers itself, as long as it is referenced
 
 
 def _move_before_reporters(callback: FingerprintCallback) -> None:
-    """Moves the callback to the front of the handler that is calling it: reporters come before a user's callbacks and
-    would log without its figures. There is no handle on the handler but the calling frame."""
-    frame = sys._getframe(1)
+    """Moves the callback to the front, so that its metrics are in a log before reporters get it. The Trainer puts
+    reporters before a user's callbacks."""
+    handler = _calling_handler()
+    if handler is not None:
+        handler.callbacks.remove(callback)
+        handler.callbacks.insert(0, callback)
+
+
+def _calling_handler() -> CallbackHandler | None:
+    """The handler that is running a callback. The Trainer passes callbacks no reference to it, so it is looked up in
+    the calling frames."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         handler = frame.f_locals.get("self")
         if isinstance(handler, CallbackHandler):
-            handler.callbacks.remove(callback)
-            handler.callbacks.insert(0, callback)
-            return
-        frame = frame.f_back  # type: ignore[assignment]
+            return handler
+        frame = frame.f_back
+    return None

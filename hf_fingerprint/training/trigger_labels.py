@@ -1,7 +1,7 @@
-"""A trained model taught to answer for its recipient, once it is saved: the same for every loop.
+"""Trigger labels for a trained copy, embedded in the saved model, in the same way for every training loop.
 
-Training moves the features of a base's questions, so that what binds an issued copy's answers would miss. The
-questions are asked once more, of the trained model itself, and its head is changed by what it says; see
+Training moves the features of trigger images, so the head update of an issued copy would no longer fit. The trained
+model's own features are therefore measured on the trigger set, and its head is changed to match; see
 [`TriggerSet.head_update`].
 """
 
@@ -22,19 +22,20 @@ from hf_fingerprint.vault import Base, Vault
 def embed_trigger_labels(
     folder: Path, base: Base, vault: Vault, copy_key: bytes, images: str | Path | None = None
 ) -> bool:
-    """Changes the head of a saved model so that it answers the base's questions for a recipient.
+    """Changes the head of a saved model so that it predicts a recipient's labels on the base's trigger set.
 
-    The one file that holds the head is written beside and renamed.
+    The file that holds the head is replaced atomically.
 
     Args:
-        folder (`Path`): the model's, with its config.
-        base ([`Base`]): what it was trained from.
-        vault ([`Vault`]): it need not be unlocked.
-        copy_key (`bytes`): the recipient's.
+        folder (`Path`): the model's folder, with its config.
+        base ([`Base`]): the base that it was trained from.
+        vault ([`Vault`]): the vault. It may be locked.
+        copy_key (`bytes`): the recipient's copy key.
         images (`str` or `Path`, *optional*): a folder of ordinary images, see [`make_trigger_set`].
 
     Returns:
-        `bool`: whether it was done. There are no questions, or, with a warning, the model can't be asked them.
+        `bool`: whether the head was changed. `False` if the base has no trigger set, or, with a warning, if the model
+            can't be run on it.
     """
     content = vault.trigger_set(base)
     if content is None:
@@ -46,7 +47,7 @@ def embed_trigger_labels(
             raw = trained.read(info).copy()
             path = trained.source.weights[info.file]
     except FingerprintError as error:
-        warnings.warn(f"{folder} won't answer for its recipient: {error}", FingerprintWarning, stacklevel=2)
+        warnings.warn(f"{folder} gets no trigger labels: {error}", FingerprintWarning, stacklevel=2)
         return False
     no_amplitude, no_codeword = np.zeros(info.rows, np.float32), np.zeros(base.length // 8, np.uint8)
     change = triggers.head_update(copy_key)

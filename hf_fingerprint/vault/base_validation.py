@@ -88,11 +88,11 @@ def _code_problems(base: Base) -> Iterator[str]:
         check_alpha(base.alpha if _is_number(base.alpha) else float("nan"))
     except CodeError:
         yield f"its alpha is {short_repr(base.alpha)} and must be above 0 and at most 0.05"
-    for name in ("length", "coalition", "recipients_planned"):
+    for name in ("length", "coalition", "expected_recipients"):
         if not _is_count(getattr(base, name), 1):
             yield f"its {name} is {short_repr(getattr(base, name))} and must be at least 1"
-    if not _is_count(base.certified, 0) or base.certified > base.recipients_planned:
-        yield f"it is certified for {short_repr(base.certified)} colluders of {base.recipients_planned} recipients"
+    if not _is_count(base.certified, 0) or base.certified > base.expected_recipients:
+        yield f"it is certified for {short_repr(base.certified)} colluders of {base.expected_recipients} recipients"
     if not is_single_line(base.certified_by, MAX_TEXT_LENGTH):
         yield "its certification is missing"
     try:

@@ -50,9 +50,9 @@ def drop_disproved_records(mine: Snapshot, other: Snapshot, age_identity: AgeIde
             if why is not None:
                 faults.append(copy_fault(record, why))
                 del copies[copy_id]
-    bound = {copy_id: row for copy_id, row in mine.bound.items() if copy_id in copies}
+    answering = {copy_id: row for copy_id, row in mine.answering.items() if copy_id in copies}
     published = {copy_id: row for copy_id, row in mine.publications.items() if copy_id in copies}
-    return replace(mine, copies=copies, bound=bound, publications=published), faults
+    return replace(mine, copies=copies, answering=answering, publications=published), faults
 
 
 def refuse_unopenable(mine: Snapshot, other: Snapshot, age_identity: AgeIdentity) -> Refusals:

@@ -181,7 +181,7 @@ def _refuse_unusable_here(connection: sqlite3.Connection, mine: Snapshot, begun:
     for table, key in TABLE_KEYS.items():
         rows, _ = read_shared_table(connection, table, key)
         for (value,) in rows:
-            if value not in getattr(mine, table) and not (key == "copy_id" and value in begun):
+            if value not in mine.rows(table) and not (key == "copy_id" and value in begun):
                 found[table, value] = "is refused, since this vault's own row with that key can't be used"
     return found
 
@@ -211,7 +211,7 @@ def _refuse_finished_elsewhere(
 def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, begun: Collection[Any]) -> MergeReport:
     bases = [row for key, row in joined.bases.items() if key not in mine.bases]
     insert_rows(connection, "bases", bases)
-    trigger_sets = [row for key, row in joined.questions.items() if key not in mine.questions]
+    trigger_sets = [row for key, row in joined.trigger_sets.items() if key not in mine.trigger_sets]
     insert_rows(connection, "questions", trigger_sets)
     changed = [record for key, record in joined.copies.items() if mine.copies.get(key) != record]
     new = [record for record in changed if record.copy_id not in mine.copies and record.copy_id not in begun]
@@ -219,7 +219,7 @@ def _write(connection: sqlite3.Connection, mine: Snapshot, joined: Snapshot, beg
     moved = [record for record in changed if record.copy_id in mine.copies or record.copy_id in begun]
     for record in moved:
         connection.execute(_UPDATE_COPY, (*astuple(record)[1:], record.copy_id))
-    insert_rows(connection, "bound", [row for key, row in joined.bound.items() if key not in mine.bound])
+    insert_rows(connection, "bound", [row for key, row in joined.answering.items() if key not in mine.answering])
     published = [row for key, row in joined.publications.items() if mine.publications.get(key) != row]
     for row in published:
         connection.execute("DELETE FROM publications WHERE copy_id = ?", (row.copy_id,))

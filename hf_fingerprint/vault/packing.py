@@ -44,9 +44,9 @@ def pack_snapshot(snapshot: Snapshot) -> bytes:
         meta = [("format", str(FORMAT)), ("public_key", snapshot.public_key)]
         connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
         insert_rows(connection, "bases", snapshot.bases.values())
-        insert_rows(connection, "questions", snapshot.questions.values())
+        insert_rows(connection, "questions", snapshot.trigger_sets.values())
         insert_rows(connection, "copies", [astuple(record) for record in snapshot.copies.values()])
-        insert_rows(connection, "bound", snapshot.bound.values())
+        insert_rows(connection, "bound", snapshot.answering.values())
         insert_rows(connection, "publications", snapshot.publications.values())
         insert_rows(connection, "issuers", snapshot.issuers.items())
         connection.commit()

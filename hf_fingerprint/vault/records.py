@@ -135,7 +135,7 @@ class Base:
         certified (`int`): the coalition size that it withstands.
         certified_by (`str`): how `certified` was determined.
         alpha (`float`): the bound on accusing any innocent recipient, per trace.
-        recipients_planned (`int`): the number of recipients that `certified` holds for.
+        expected_recipients (`int`): the number of recipients that `certified` holds for.
         calibration ([`Calibration`]): the effect of the mark on the output.
         secret (`bytes`): the model secret.
         compact ([`CompactMark`] or `None`): set if only few tensors are marked.
@@ -156,7 +156,7 @@ class Base:
     certified: int
     certified_by: str
     alpha: float
-    recipients_planned: int
+    expected_recipients: int
     calibration: Calibration
     secret: bytes = field(repr=False)
     compact: CompactMark | None = None
@@ -193,7 +193,7 @@ class Base:
             "coalition_certified": self.certified,
             "certified_by": self.certified_by,
             "alpha": self.alpha,
-            "expected_recipients": self.recipients_planned,
+            "expected_recipients": self.expected_recipients,
             "calibration_inputs": measured.pop("inputs"),
             "calibration_images": measured.pop("images"),
             "fixed_amplitude": measured.pop("eps"),

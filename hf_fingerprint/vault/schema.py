@@ -91,7 +91,7 @@ def base_to_row(base: Base) -> tuple[str, str, str, bytes, bytes, str]:
         "certified": base.certified,
         "certified_by": base.certified_by,
         "alpha": base.alpha,
-        "recipients_planned": base.recipients_planned,
+        "recipients_planned": base.expected_recipients,
         "calibration": {k: v for k, v in asdict(base.calibration).items() if v is not None or k in _MEASURED},
     }
     if base.compact is not None:
@@ -146,7 +146,7 @@ def _from_document(base_id: str, content_hash: str, document: dict[str, Any], ro
         tensors=tensors,
         carriers=tuple(carriers),
         calibration=Calibration(**document["calibration"]),
-        recipients_planned=document["recipients_planned"],
+        expected_recipients=document["recipients_planned"],
         secret=secret,
         compact=CompactMark(**document["compact"]) if "compact" in document else None,
         replaces=document.get("replaces"),

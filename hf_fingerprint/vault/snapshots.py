@@ -50,7 +50,7 @@ class PublicationRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The shared rows of a vault by key. Equality ignores the order of rows. Fields have the names of the tables.
+    """The shared rows of a vault by key. Equality ignores the order of rows.
 
     Attributes:
         public_key (`str`): the public key of the tracing identity.
@@ -58,8 +58,8 @@ class Snapshot:
         copies (`dict[str, CopyRecord]`): the records of written copies.
         publications (`dict[str, PublicationRow]`): the publications of these copies.
         issuers (`dict[str, str]`): the issuers' names by public key; empty for removed issuers.
-        questions (`dict[str, tuple]`): the trigger sets, as rows of table `questions`.
-        bound (`dict[str, tuple]`): the copies that answer triggers, as rows of table `bound`.
+        trigger_sets (`dict[str, tuple]`): the trigger sets, as rows of table `questions`.
+        answering (`dict[str, tuple]`): the copies that answer triggers, as rows of table `bound`.
         faults (`tuple[Fault, ...]`): the rows that were left out.
     """
 
@@ -68,9 +68,14 @@ class Snapshot:
     copies: Mapping[str, CopyRecord] = field(repr=False)
     publications: Mapping[str, PublicationRow] = field(repr=False)
     issuers: Mapping[str, str]
-    questions: Mapping[str, TriggerSetRow] = field(default_factory=dict, repr=False)
-    bound: Mapping[str, tuple[str]] = field(default_factory=dict, repr=False)
+    trigger_sets: Mapping[str, TriggerSetRow] = field(default_factory=dict, repr=False)
+    answering: Mapping[str, tuple[str]] = field(default_factory=dict, repr=False)
     faults: tuple[Fault, ...] = field(default=(), repr=False, compare=False)
+
+    def rows(self, table: str) -> Mapping[str, Any]:
+        """The rows of a table of the database by key."""
+        rows: Mapping[str, Any] = getattr(self, {"questions": "trigger_sets", "bound": "answering"}.get(table, table))
+        return rows
 
 
 def take_snapshot(vault: Vault) -> Snapshot:
@@ -99,14 +104,14 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
     def copy_problem(record: CopyRecord) -> str | None:
         return copy_row_problem(record) or (None if record.base_id in bases else missing)
 
-    questions = reader.take("questions", "base_id, content, seal", tuple, trigger_row_problem)
+    trigger_sets = reader.take("questions", "base_id, content, seal", tuple, trigger_row_problem)
     copies = reader.take("copies", COPY_COLUMNS, lambda row: CopyRecord(*row), copy_problem)
     begun = reader.begun
 
     def reference_problem(copy_id: Any) -> str | None:
         return None if copy_id in copies else "belongs to a copy that is missing or can't be used"
 
-    bound = reader.take("bound", "copy_id", tuple, lambda row: reference_problem(row[0]), begun)
+    answering = reader.take("bound", "copy_id", tuple, lambda row: reference_problem(row[0]), begun)
     published = reader.take(
         "publications",
         ", ".join(PublicationRow._fields),
@@ -119,9 +124,9 @@ def read_snapshot(connection: sqlite3.Connection, tables: Collection[str] | None
     return Snapshot(
         public_key=meta.get("public_key", ""),
         bases=bases,
-        questions=questions,
+        trigger_sets=trigger_sets,
         copies=copies,
-        bound=bound,
+        answering=answering,
         publications=published,
         issuers=dict(issuers.values()),
         faults=tuple(reader.faults),

@@ -43,14 +43,14 @@ def union_snapshots(
             f"(`hf-fingerprint vault rotate`)."
         )
     union = _SnapshotUnion(mine, theirs, here, there, refusals or {})
-    bases, questions = union.bases(), union.questions()
-    copies, bound, publications = union.copies(), union.bound(), union.publications()
+    bases, trigger_sets = union.bases(), union.trigger_sets()
+    copies, answering, publications = union.copies(), union.answering(), union.publications()
     return Snapshot(
         public_key=mine.public_key,
         bases=bases,
-        questions=questions,
+        trigger_sets=trigger_sets,
         copies=copies,
-        bound=bound,
+        answering=answering,
         publications=publications,
         issuers=union.issuers(),
         faults=tuple(union.refused),
@@ -122,9 +122,9 @@ class _SnapshotUnion:
             return f"replaces {short_repr(replaces)}, a base of other weights"
         return None
 
-    def questions(self) -> dict[str, Any]:
-        joined = dict(self.mine.questions)
-        for base_id, row in self.theirs.questions.items():
+    def trigger_sets(self) -> dict[str, Any]:
+        joined = dict(self.mine.trigger_sets)
+        for base_id, row in self.theirs.trigger_sets.items():
             problem = self.refusals.get(("questions", base_id)) or self._refused_parent_problem("bases", base_id)
             if problem is None and joined.get(base_id, row) != row:
                 problem = (
@@ -156,9 +156,9 @@ class _SnapshotUnion:
                 self.refuse("copies", copy_id, problem, copy_fault(record, problem).key)
         return joined
 
-    def bound(self) -> dict[str, Any]:
-        joined = dict(self.mine.bound)
-        for copy_id, row in self.theirs.bound.items():
+    def answering(self) -> dict[str, Any]:
+        joined = dict(self.mine.answering)
+        for copy_id, row in self.theirs.answering.items():
             if copy_id in joined:
                 continue
             problem = self.refusals.get(("bound", copy_id)) or self._refused_parent_problem("copies", copy_id)

@@ -27,7 +27,7 @@ def kl(before, after):
 
 
 @pytest.mark.parametrize("aim", [0.02, 0.3])
-def test_likely_carriers_go_as_far_as_asked_at_any_price(aim):
+def test_likely_carriers_move_by_the_distance_without_a_limit(aim):
     state = trained_state()
 
     after = AdversarialRemoval(aim, None, rounds=2, repair=3)(state, make_attacker(CNN))
@@ -87,7 +87,7 @@ def test_rows_of_zeros_do_no_harm():
     assert distance(state, after, others) == pytest.approx(0.1, rel=0.2)
 
 
-def test_progress_is_told_in_steps():
+def test_progress_counts_steps():
     steps = []
 
     AdversarialRemoval(0.1, None, rounds=2, repair=3)(

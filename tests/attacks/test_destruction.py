@@ -146,7 +146,7 @@ def test_a_model_without_batch_normalization_has_no_statistics():
         BatchNormReestimation()(fresh(VIT), make_attacker(VIT))
 
 
-def test_the_largest_tensors_are_put_back_first(attacker):
+def test_the_largest_tensors_are_reset_first(attacker):
     state = trained_state()
 
     after = CarrierReset(0.25)(state, attacker)
@@ -157,7 +157,7 @@ def test_the_largest_tensors_are_put_back_first(attacker):
     assert all(torch.equal(after[name], attacker.base[name]) for name in back)
 
 
-def test_at_a_random_order_others_are_put_back(attacker):
+def test_in_random_order_others_are_reset(attacker):
     state = trained_state()
     orders = [
         changed(state, CarrierReset(0.25, order, seed)(state, attacker))
@@ -168,7 +168,7 @@ def test_at_a_random_order_others_are_put_back(attacker):
     assert len({len(names) for names in orders}) == 1
 
 
-def test_all_put_back_is_the_bases_weights(attacker):
+def test_a_full_reset_gives_the_bases_weights(attacker):
     after = CarrierReset(1.0)(trained_state(), attacker)
 
     assert all(torch.equal(after[name], attacker.base[name]) for name in weights(after))
@@ -184,7 +184,7 @@ def test_what_the_base_has_in_another_shape_stays(attacker):
     assert not {"conv_head.weight", "classifier.weight"} & changed(state, after)
 
 
-def test_nothing_is_put_back_without_a_base():
+def test_nothing_is_reset_without_a_base():
     with pytest.raises(FingerprintError, match="pass its state dict as Attacker"):
         CarrierReset(0.5)(trained_state(), make_attacker(CNN))
 

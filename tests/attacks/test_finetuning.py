@@ -116,7 +116,7 @@ def test_other_ways_to_train_are_refused(wrong):
         FineTuning(**wrong)
 
 
-def test_progress_is_told_in_steps():
+def test_progress_counts_steps():
     steps = []
 
     FineTuning(1e-3, 4)(fresh(CNN), make_attacker(CNN, progress=lambda *step: steps.append(step)))

@@ -168,7 +168,7 @@ def test_chance_is_seeded_and_fair(strategy):
 
 
 @pytest.mark.parametrize(("strategy", "part"), [("layers", 2), ("blocks", 1)])
-def test_layers_and_blocks_are_dealt_whole(strategy, part):
+def test_layers_and_blocks_come_whole_from_one_copy(strategy, part):
     mixed = collude(layered(3), strategy)
 
     givers: dict[str, set[float]] = {}
@@ -210,5 +210,5 @@ def test_shares_of_mixtures_are_their_weights():
         ("cls_token", "cls_token"),
     ],
 )
-def test_blocks_are_told_by_the_numbers_in_names(name, block):
+def test_blocks_are_found_by_the_numbers_in_names(name, block):
     assert block_of(name) == block

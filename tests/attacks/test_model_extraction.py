@@ -32,7 +32,7 @@ def test_a_copy_that_knows_nothing_teaches_nothing():
     assert accuracy(after) < 0.7
 
 
-def test_synthetic_images_may_be_asked_about():
+def test_synthetic_images_may_be_queried():
     state = trained_state()
 
     own, made = (
@@ -43,7 +43,7 @@ def test_synthetic_images_may_be_asked_about():
     assert same(made, ModelExtraction(2, "synthetic", queries=8)(state, make_attacker(CNN)))
 
 
-def test_as_many_images_are_asked_about_as_said():
+def test_no_more_images_are_queried_than_allowed():
     state, attacker = trained_state(), make_attacker(CNN, 64)
     first = replace(attacker, images=attacker.images[:8], labels=attacker.labels[:8])
 

@@ -72,7 +72,7 @@ def test_nothing_is_left_behind_and_all_lay_in_a_private_folder(monkeypatch, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_is_told_in_marks():
+def test_progress_counts_marks():
     steps = []
 
     Overwriting(0.01, 2)(fresh(CNN), make_attacker(CNN, progress=lambda *step: steps.append(step)))

@@ -93,7 +93,7 @@ def test_divergence_is_none_from_oneself_and_that_of_the_probabilities():
     assert float(kl_divergence(2 * one, 2 * other, 2.0)) == pytest.approx(float(kl_divergence(one, other)), rel=1e-4)
 
 
-def test_answers_come_batch_by_batch_without_gradients():
+def test_logits_come_batch_by_batch_without_gradients():
     attacker = make_attacker(CNN)
     model = attacker.model(fresh(CNN))
 

@@ -28,7 +28,7 @@ def test_more_accused_than_can_be_worked_out_in_time_are_refused(tmp_path, monke
     path = tmp_path / "proof.json"
     path.write_bytes(proof(accused, questions, 1))
 
-    assert f"accuses {accused} by {questions} questions" in refused(check_proof, path)
+    assert f"accuses {accused} recipients by {questions} triggers" in refused(check_proof, path)
 
 
 def test_a_proof_that_is_too_large_is_not_read(tmp_path):
@@ -53,7 +53,7 @@ def test_what_readers_take_in_several_ways_is_no_proof(tmp_path, change):
     assert change(text) != text
     path.write_text(change(text))
 
-    assert "no proof" in refused(check_proof, path)
+    assert "not a proof" in refused(check_proof, path)
 
 
 def test_a_transcript_with_more_lines_than_questions_is_refused(tmp_path):
@@ -63,8 +63,8 @@ def test_a_transcript_with_more_lines_than_questions_is_refused(tmp_path):
     assert len(responses) == 5
 
     path.write_bytes(transcript(5) + b"\n" * 100_000)
-    assert "more than its questions' answers" in refused(read_transcript, path)
-    assert "more than its questions' answers" in refused(Transcript, path, heading)
+    assert "more responses than images" in refused(read_transcript, path)
+    assert "more responses than images" in refused(Transcript, path, heading)
     with path.open("r+b") as stream:
         stream.truncate(MAX_TRANSCRIPT + 1)
     assert "a transcript may have 32 MB" in refused(read_transcript, path)

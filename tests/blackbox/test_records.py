@@ -33,6 +33,7 @@ from tests.helpers.records_with_triggers import (
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 POOL = COUNT + DECOYS
 
 
@@ -198,7 +199,7 @@ def test_nobody_is_said_where_all_was_answered(scene):
     result = query(scene.nobody, scene.vault)
 
     assert (result.outcome, result.reason, result.scores) == (Outcome.NOBODY, None, ())
-    assert result.stats.stop_reason == "all asked"
+    assert result.stats.stop_reason == "exhausted"
 
 
 @pytest.mark.parametrize("budget", [1, 12, 40])
@@ -206,7 +207,7 @@ def test_nobody_is_not_said_after_few_answers(scene, budget):
     result = query(scene.nobody, scene.vault, budget=budget)
 
     assert result.outcome is Outcome.NOT_READABLE
-    assert result.reason == f"{budget} of {2 * POOL} images were answered: ask on with a larger --budget"
+    assert result.reason == f"{budget} of {2 * POOL} images have a response: continue with a larger --budget"
 
 
 def test_nobody_is_not_said_where_most_replies_tell_no_class(scene):
@@ -220,7 +221,7 @@ def test_nobody_is_not_said_where_most_replies_tell_no_class(scene):
     result = query(Mumbling(), scene.vault)
 
     assert result.outcome is Outcome.NOT_READABLE
-    assert result.reason.startswith(f"most replies tell no class: 37 of {2 * POOL} images were answered")
+    assert result.reason.startswith(f"most responses predict no class: 37 of {2 * POOL} images have a usable response")
 
 
 def test_nobody_is_not_said_of_copies_that_answer_nothing(scene, tmp_path):
@@ -233,9 +234,9 @@ def test_nobody_is_not_said_of_copies_that_answer_nothing(scene, tmp_path):
     result = query(scene.nobody, vault)
 
     assert result.outcome is Outcome.NOT_READABLE
-    assert result.reason == "3 of 15 copies answer no questions: trace them by weights"
+    assert result.reason == "3 of 15 copies have no trigger labels: trace them by their weights"
     assert result.non_answering == ("early",)
-    assert [(each.base_id, each.reason) for each in result.skipped] == [(silent.base_id, "it has no questions")]
+    assert [(each.base_id, each.reason) for each in result.skipped] == [(silent.base_id, "it has no trigger set")]
     assert query(scene.nobody, vault, scene.bases[1].base_id).outcome is Outcome.NOBODY
 
 
@@ -249,8 +250,8 @@ def test_nobody_is_not_said_by_questions_that_copies_answer_badly(scene, tmp_pat
 
     assert result.outcome is Outcome.NOT_READABLE
     assert result.reason == (
-        f"the {COUNT} questions of base {base.base_id} are too few to accuse every copy at alpha 1e-06: trace by "
-        f"weights"
+        f"the {COUNT} triggers of base {base.base_id} are too few to accuse every copy at alpha 1e-06: trace the "
+        f"suspect by its weights"
     )
 
 
@@ -269,15 +270,15 @@ def test_bases_that_are_not_asked_about_are_listed_with_the_reason(scene, tmp_pa
 
     reason = {each.base_id: each.reason for each in result.skipped}
     assert reason == {
-        others["bare"].base_id: "it has no questions",
-        others["unissued"].base_id: "it has no copies, so there is nobody to name",
-        others["wider"].base_id: "it tells 12 classes apart, and 10 are named",
-        others["older"].base_id: "none of its 1 copies was made to answer its questions",
+        others["bare"].base_id: "it has no trigger set",
+        others["unissued"].base_id: "it has no copies",
+        others["wider"].base_id: "it has 12 classes, and the suspect has 10",
+        others["older"].base_id: "none of its 1 copies was taught trigger labels",
     }
     assert result.base_ids == tuple(base.base_id for base in scene.bases)
     assert len(result.accused) == 1
     told = json.loads(json.dumps(result.to_dict()))
-    assert told["outcome"] == "accused" and len(told["left_out"]) == 4
+    assert told["outcome"] == "accused" and len(told["skipped"]) == 4
 
 
 def test_bases_of_different_classes_are_not_asked_about_at_once_where_nobody_says_how_many(scene, tmp_path):
@@ -291,7 +292,7 @@ def test_bases_of_different_classes_are_not_asked_about_at_once_where_nobody_say
     assert suspect.queried == 0
     assert query(suspect, vault, scene.model, budget=1).base_ids == tuple(base.base_id for base in scene.bases)
     said = refused(query, scene.nobody, vault, wider.base_id, error=VaultError)
-    assert "it tells 12 classes apart, and 10 are named" in said and "--labels" in said
+    assert "it has 12 classes, and the suspect has 10" in said and "--labels" in said
 
 
 @pytest.mark.parametrize("alpha", [0.99, 0.06, 0, -1, float("nan"), float("inf")])

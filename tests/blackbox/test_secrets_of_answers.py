@@ -17,13 +17,14 @@ from tests.helpers.small_models import PASSPHRASE
 from tests.helpers.trigger_models import COUNT
 
 
+pytestmark = pytest.mark.integration
 ASKED, OTHER, TOKEN = "recipient 0", "recipient 3", "hf_sesame_open"
 
 
 @pytest.fixture(scope="module")
-def secrets(asked):
+def secrets(issued):
     """Of a recipient whose copy was asked, and of one whose wasn't; what the proof opens is not among them."""
-    _, vault, base, _ = asked
+    _, vault, base, _ = issued
     found = {"the passphrase": PASSPHRASE.encode(), "an identity": b"AGE-SECRET-KEY", "the token": TOKEN.encode()}
     for label, context in (("questions", ""), ("key_images", ""), ("own_covers", "")):
         found[f"the key for {label}"] = derive(base.secret, label, context)
@@ -46,9 +47,9 @@ def secrets(asked):
 
 
 @pytest.fixture
-def outcome(asked, tmp_path, monkeypatch, capfd, caplog):
+def outcome(issued, tmp_path, monkeypatch, capfd, caplog):
     """Of command lines run with everything logged: exit codes or errors, files written, and all that was said."""
-    folder, vault, _, copies = asked
+    folder, vault, _, copies = issued
     (tmp_path / "passphrase").write_text(PASSPHRASE + "\n")
     work, suspect = tmp_path / "work", shutil.copytree(copies[ASKED], tmp_path / "suspect")
     (work / "taken").mkdir(parents=True)

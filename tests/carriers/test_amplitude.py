@@ -56,7 +56,7 @@ def test_the_budget_is_spent_or_every_tensor_is_at_the_cap(budget):
 
 @given(budgets())
 def test_tensors_below_the_cap_pay_the_same_for_each_weight(budget):
-    """What maximises the sum of n log eps: eps^2 S / n is one number wherever the cap doesn't bind."""
+    """What maximizes the sum of n log eps: eps^2 S / n is one number wherever the cap doesn't bind."""
     max_kl, sensitivity, counts = budget
     eps = spend_budget(max_kl, sensitivity, counts)
     share = eps**2 * sensitivity / counts

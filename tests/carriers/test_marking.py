@@ -120,7 +120,7 @@ def test_the_opposite_codeword_moves_every_weight_the_other_way():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_block_is_marked_in_place_and_nothing_beside_it(dtype):
+def test_a_block_is_marked_in_place_and_nothing_else(dtype):
     values, amplitude = tensor(16, 8, dtype)
     raw = np.concatenate([from_float32(values.copy(), dtype), np.full(32, 0xAB, np.uint8)])
     block = raw[:-32]

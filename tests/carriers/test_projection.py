@@ -16,7 +16,7 @@ LENGTHS = st.sampled_from([8, 16, 64, 72, 128])
 
 
 def dense(secret, name, length, weights):
-    """X as it is defined, one column at a time: the reference that the streaming passes must agree with."""
+    """X by its definition, one column at a time: the reference that the streaming passes must agree with."""
     offset = int.from_bytes(Stream(derive(secret, "offset", name)).take(8).tobytes(), "little") % (length // 8) * 8
     stream = Stream(derive(secret, "signs", name)).take(-(-weights // 8)).tolist()
     matrix = np.zeros((length, weights))

@@ -33,7 +33,7 @@ class AlwaysHighest:
         return np.full(count, 0xFF, np.uint8)
 
 
-def neighbours(values, dtype):
+def neighbors(values, dtype):
     """The numbers of the dtype next below and next above, both the value itself if it is one."""
     exact = torch.from_numpy(values)
     near = exact.to(TORCH[dtype])
@@ -88,7 +88,7 @@ def test_results_are_on_the_grid_and_next_to_the_value(dtype, data, key):
     assert rounded.dtype == np.float32
     assert rounded.shape == values.shape
     np.testing.assert_array_equal(torch.from_numpy(rounded).to(TORCH[dtype]).float().numpy(), rounded)
-    low, high = neighbours(values, dtype)
+    low, high = neighbors(values, dtype)
     assert np.all((rounded == low) | (rounded == high))
 
 
@@ -111,7 +111,7 @@ def test_results_are_on_the_grid_and_next_to_the_value(dtype, data, key):
 def test_the_mean_over_all_random_numbers_is_the_value(dtype, value):
     values = np.full(1 << 16, value, np.float32)
     rounded = round_stochastically(values, dtype, EveryRandomNumber())
-    low, high = neighbours(values[:1], dtype)
+    low, high = neighbors(values[:1], dtype)
     assert set(rounded.tolist()) == {low[0], high[0]}
     assert abs(rounded.mean(dtype=float) - float(values[0])) <= 2.0**-14 * (float(high[0]) - float(low[0]))
 
@@ -121,7 +121,7 @@ def test_a_mark_far_below_half_a_unit_in_the_last_place_survives_on_average(dtyp
     """Rounding to nearest would lose all of it."""
     weights = grid(dtype)
     weights = np.repeat(weights[(weights > 0.01) & (weights < 1)][:1000], 200)
-    mark = np.float32(1 / 32) * (neighbours(weights * np.float32(1.00001), dtype)[1] - weights)
+    mark = np.float32(1 / 32) * (neighbors(weights * np.float32(1.00001), dtype)[1] - weights)
     marked = weights + mark
     assert np.array_equal(torch.from_numpy(marked).to(TORCH[dtype]).float().numpy(), weights)
     kept = (round_stochastically(marked, dtype, Stream(COPY_KEY)) - weights).astype(float) / mark
@@ -136,7 +136,7 @@ def test_numbers_of_the_dtype_stay_what_they_are(dtype):
         np.testing.assert_array_equal(round_stochastically(values, dtype, stream), values)
 
 
-def test_single_precision_is_returned_as_it_is_and_takes_nothing_from_the_stream():
+def test_single_precision_is_returned_unchanged_and_takes_nothing_from_the_stream():
     values = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
     kept = values.copy()
     stream = Stream(COPY_KEY)

@@ -376,7 +376,7 @@ def test_linear_layers_that_mix_tokens_are_no_token_embeddings(name):
 
 
 def test_classifiers_inside_a_head_are_left_out_by_name():
-    """LeViT wraps them in a module that normalises first."""
+    """LeViT wraps them in a module that normalizes first."""
     shapes = {
         "stem.conv1.linear.weight": (32, 3, 3, 3),
         "stages.0.blocks.0.mlp.ln1.linear.weight": (64, 32),

@@ -24,7 +24,7 @@ def cleaned(config: object, name: str = "config.json", include_code: bool = Fals
         (VIT | {"model_args": {"num_classes": 10}}, VIT | {"model_args": {"num_classes": 10}}),
     ],
 )
-def test_the_number_of_classes_is_said_once(config, mended):
+def test_the_number_of_classes_is_deduplicated(config, mended):
     assert cleaned(config) == mended
 
 
@@ -57,13 +57,13 @@ def test_what_has_nothing_to_drop_keeps_its_bytes(content):
         "cache_dir=/root/.cache",
     ],
 )
-def test_a_path_of_somebodys_machine_is_dropped_wherever_it_stands(value):
+def test_local_paths_are_dropped_at_any_depth(value):
     config = VIT | {"tokenizer_file": value, "nested": {"deep": [{"place": value, "kept": 1}], "list": ["a", value]}}
 
     assert cleaned(config) == VIT | {"nested": {"deep": [{"kept": 1}], "list": ["a"]}}
 
 
-def test_where_a_model_was_loaded_from_and_with_what_token_is_dropped():
+def test_the_origin_and_the_token_of_a_model_are_dropped():
     traces = {"_name_or_path": "org/secret-base", "_commit_hash": "ab" * 20, "use_auth_token": True, "token": "hf_x"}
 
     found = cleaned(VIT | traces | {"text_config": traces | {"name_or_path": "", "kept": [0]}})
@@ -85,7 +85,7 @@ def test_labels_that_are_paths_keep_their_last_part_and_their_number():
     }
 
 
-def test_code_is_pointed_to_only_if_it_goes_along_or_is_elsewhere():
+def test_auto_map_keeps_only_code_that_is_copied_or_in_another_repo():
     own = {"AutoConfig": "configuration.Own"}
     elsewhere = {"AutoModel": "org/code--modeling.Own"}
     config = VIT | {"auto_map": own | elsewhere}
@@ -95,7 +95,7 @@ def test_code_is_pointed_to_only_if_it_goes_along_or_is_elsewhere():
     assert cleaned(config, include_code=True) == config
 
 
-def test_cleaning_twice_is_cleaning_once():
+def test_cleaning_is_idempotent():
     config = TIMM | {"_name_or_path": "x", "model_args": {"num_classes": 10}, "where": "/home/a/b", "ä": "ö"}
     once = clean_config("config.json", json.dumps(config).encode(), include_code=False)
 
@@ -103,7 +103,7 @@ def test_cleaning_twice_is_cleaning_once():
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\xfd", b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900])
-def test_what_is_no_json_is_no_configuration(content):
+def test_a_configuration_that_is_not_json_is_refused(content):
     try:
         assert clean_config("config.json", content, include_code=False) == content
     except ValueError:
@@ -124,7 +124,7 @@ def test_an_index_says_where_tensors_are_and_how_large_they_are():
 
 
 @pytest.mark.parametrize("notes", [None, {}, {"format": "pt"}, {"format": "mlx"}])
-def test_a_header_that_says_what_loaders_read_stays(notes):
+def test_a_header_with_only_what_loaders_read_is_unchanged(notes):
     header = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     text = json.dumps(header if notes is None else {"__metadata__": notes} | header).encode() + b"   "
 
@@ -145,6 +145,6 @@ def test_notes_in_a_header_are_dropped_and_the_tensors_stay_in_order(notes, kept
 
 
 @pytest.mark.parametrize("content", [b"cat\n/home/ada/dog.jpg", b'{"C:\\\\data\\\\x": 1}', b"a,/mnt/x/y"])
-def test_lists_of_files_are_told_from_labels(content):
+def test_lists_of_files_are_distinguished_from_labels(content):
     assert names_local_files(content)
     assert not names_local_files(b"cat\nand/or\n/m/01g317\n~ish")

@@ -67,24 +67,24 @@ def reasons_of(folder) -> dict[str, str]:
     return dict(list_contents(resolve(folder)).left_out)
 
 
-def test_what_a_model_consists_of_is_handed_on(tmp_path):
+def test_the_files_of_a_model_are_included(tmp_path):
     model(tmp_path, **dict.fromkeys(MODEL, "{}"))
 
     assert sorted_of(tmp_path) == (MODEL, [])
 
 
-def test_everything_else_is_left_out_with_its_reason(tmp_path):
+def test_all_other_files_are_skipped_with_a_reason(tmp_path):
     model(tmp_path, **{"README.md": "# A model", "config.json": "{}"})
-    told = write_unsafe_files(tmp_path)
+    expected = write_unsafe_files(tmp_path)
 
     found = list_contents(resolve(tmp_path))
 
     assert [each.name for each in found.included] == ["README.md", "config.json"]
-    assert dict(found.left_out) == told
-    assert len(told) > 40
+    assert dict(found.left_out) == expected
+    assert len(expected) > 40
 
 
-def test_pictures_go_along_if_the_card_shows_them(tmp_path):
+def test_images_are_included_if_the_card_shows_them(tmp_path):
     card = (
         '---\nthumbnail: thumb.png\nwidget:\n- src: images/cat.jpg\n---\n![a](one.png) ![b](./two%20x.svg "t")\n'
         "<p><img width=3\nsrc='sub/three.webp'></p>\n[![n](four.gif)](five.png)\n![r][six]\n\n[six]: six.png\n"
@@ -98,13 +98,13 @@ def test_pictures_go_along_if_the_card_shows_them(tmp_path):
     assert reasons_of(tmp_path) == dict.fromkeys(others, NOT_SHOWN) | {"customers.csv": OTHER}
 
 
-def test_a_picture_that_is_a_key_is_a_secret(tmp_path):
+def test_an_image_that_contains_a_key_is_a_secret(tmp_path):
     model(tmp_path, **{"README.md": "![](one.png)", "one.png": "age-encryption.org/v1\n"})
 
     assert reasons_of(tmp_path) == {"one.png": SECRET}
 
 
-def test_code_goes_along_if_it_is_asked_for(tmp_path):
+def test_code_is_included_on_request(tmp_path):
     config = '{"auto_map": {"AutoModel": "modeling_own.Own"}}'
     model(
         tmp_path,
@@ -134,21 +134,21 @@ def test_a_name_is_not_enough(tmp_path, name, content, reason):
     assert reasons_of(tmp_path) == {name: reason}
 
 
-def test_a_token_in_a_configuration_is_dropped_and_the_rest_handed_on(tmp_path):
+def test_a_token_in_a_configuration_is_dropped_and_the_rest_included(tmp_path):
     model(tmp_path, **{"config.json": json.dumps({"a": 1, "token": "hf_" + "aB3dE" * 7})})
 
     (config,) = list_contents(resolve(tmp_path)).included
     assert json.loads(config.content) == {"a": 1}
 
 
-def test_a_file_that_is_far_too_large_stays_behind(tmp_path, monkeypatch):
+def test_a_file_that_is_too_large_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(contents_module, "MAX_FILE", 10)
     model(tmp_path, **{"vocab.txt": "x" * 11, "LICENSE": "x" * 10})
 
     assert sorted_of(tmp_path) == (["LICENSE"], ["vocab.txt"])
 
 
-def test_many_files_are_told_as_how_many(tmp_path):
+def test_many_skipped_files_are_summarized_by_their_number(tmp_path):
     model(tmp_path, **{f"photos/{i:03}.csv": b"x" for i in range(50)}, **{"labels.txt": "cat"})
 
     handed, left = sorted_of(tmp_path)
@@ -157,14 +157,14 @@ def test_many_files_are_told_as_how_many(tmp_path):
     assert reasons_of(tmp_path)["photos/..."] == f"30 more: {OTHER}"
 
 
-def test_a_folder_with_too_many_files_is_not_looked_into(tmp_path, monkeypatch):
+def test_a_folder_with_too_many_files_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(contents_module, "MAX_FILES_PER_FOLDER", 10)
     model(tmp_path, **{f"data/{i}.txt": b"x" for i in range(12)}, **{f"few/{i}.csv": b"x" for i in range(9)})
 
     assert sorted_of(tmp_path) == ([], ["data/", *(f"few/{i}.csv" for i in range(9))])
 
 
-def test_a_tree_with_too_many_files_is_looked_into_from_the_top(tmp_path, monkeypatch):
+def test_a_tree_with_too_many_files_is_searched_breadth_first(tmp_path, monkeypatch):
     monkeypatch.setattr(contents_module, "MAX_FILES_IN_FOLDERS", 40)
     model(tmp_path, **{f"d{i:02}/labels.txt": b"x" for i in range(40)})
 
@@ -179,7 +179,7 @@ def test_a_vaults_folder_is_one_line(tmp_path):
     assert list_contents(resolve(tmp_path)).left_out == (("v/", "a vault"),)
 
 
-def test_what_may_not_be_read_is_named():
+def test_an_unreadable_file_is_an_error_with_its_name():
     with open_folder() as folder:
         source = resolve(model(folder / "model", **{"config.json": "{}", "closed/labels.txt": "x"}))
         (folder / "model").chmod(0o755)
@@ -237,7 +237,7 @@ class TestACopy:
 
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    def test_says_nothing_of_the_machine_it_was_made_on(self, tmp_path):
+    def test_a_copy_has_no_trace_of_the_machine_it_was_made_on(self, tmp_path):
         source = save_shards(tmp_path / "source", {"m-1.safetensors": ONE})
         notes = {"__metadata__": {"format": "pt", "path": "/home/ada/x", "sha256": "ab" * 32}}
         entry = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}

@@ -47,7 +47,7 @@ def test_what_can_be_written_can_be_read():
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2"])
 def test_all_256_codes_of_a_float8_read_as_torch_reads_them(dtype):
-    """Bit for bit, signed zeros included; what isn't finite needs only stay so: the reading drops it anyway."""
+    """Bit for bit, signed zeros included. Non-finite values only stay non-finite, since extraction drops them."""
     raw = np.arange(256, dtype=np.uint8)
     ours, theirs = to_float32(raw, dtype), as_torch_reads(raw, dtype)
     finite = np.isfinite(theirs)
@@ -103,8 +103,8 @@ def test_single_precision_is_read_without_a_copy():
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
-def test_halves_are_read_into_memory_of_their_own(dtype):
-    """The marker changes what it reads in place; the block it was given must stay as it was."""
+def test_half_precision_is_read_into_new_memory(dtype):
+    """The marker changes the values in place; the block that it was given must not change."""
     raw = np.zeros(16, np.uint8)
     to_float32(raw, dtype)[:] = 1
     assert not raw.any()

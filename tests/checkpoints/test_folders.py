@@ -8,18 +8,11 @@ from hf_fingerprint.errors import CheckpointError, StorageError
 from tests.helpers.error_checks import refused
 
 
-def test_a_folder_that_was_made_stays(tmp_path):
-    with remove_on_failure(tmp_path / "made"):
-        (tmp_path / "made").mkdir()
-
-    assert (tmp_path / "made").is_dir()
-
-
 @pytest.mark.parametrize(
     ("number", "error", "what"),
     [(errno.ENOSPC, StorageError, "is full: make room"), (errno.EROFS, CheckpointError, "Read-only file system")],
 )
-def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(tmp_path, number, error, what):
+def test_a_disk_error_is_one_sentence_and_leaves_nothing(tmp_path, number, error, what):
     def fill():
         with remove_on_failure(tmp_path / "half"):
             (tmp_path / "half").mkdir()
@@ -32,15 +25,17 @@ def test_what_the_disk_has_against_it_is_said_in_a_sentence_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
-def test_any_other_end_leaves_nothing_and_goes_on(tmp_path, stop):
+def test_a_folder_stays_once_it_is_made_and_any_other_end_leaves_nothing(tmp_path, stop):
+    with remove_on_failure(tmp_path / "made"):
+        (tmp_path / "made").mkdir()
     with pytest.raises(stop), remove_on_failure(tmp_path / "half"):
         (tmp_path / "half").mkdir()
         raise stop
 
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "made"]
 
 
-def test_a_link_is_followed_to_the_folder_that_a_place_is_in(tmp_path):
+def test_resolve_parent_follows_links(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
 
@@ -48,5 +43,5 @@ def test_a_link_is_followed_to_the_folder_that_a_place_is_in(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_an_impossible_name_is_refused(tmp_path, name):
+def test_an_invalid_name_is_refused(tmp_path, name):
     assert "can't be written" in refused(resolve_parent, tmp_path / name, error=CheckpointError)

@@ -1,4 +1,4 @@
-"""Files and folders that users have are read, or refused with the true reason and the way out."""
+"""Files and folders that users have are read, or refused with the right reason and a remedy."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from tests.helpers.weight_files import FORMS, READ, expected_bytes, outcome
 NOTHING_ELSE = ("several files", "an optimizer's state alone", "views that overlap in part")  # suspects may have these
 
 
-def test_there_are_forty_forms():
+def test_there_are_forty_weight_files():
     assert len(FORMS) >= 40
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_base_of_each_form_is_read_or_refused_for_what_it_is(tmp_path, name):
+def test_each_base_is_read_or_refused_with_the_right_reason(tmp_path, name):
     make, expected = FORMS[name]
 
     read, said = outcome(make(tmp_path))
@@ -34,7 +34,7 @@ def test_a_base_of_each_form_is_read_or_refused_for_what_it_is(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_suspect_of_each_form_is_read_or_named_for_what_it_is(tmp_path, name):
+def test_each_suspect_is_read_or_listed_with_the_right_reason(tmp_path, name):
     make, expected = FORMS[name]
     place = make(tmp_path)
     try:
@@ -56,7 +56,7 @@ def test_a_suspect_of_each_form_is_read_or_named_for_what_it_is(tmp_path, name):
         assert any(expected in reason or "convert" in reason for _, reason in found.unread)
 
 
-def test_a_file_that_is_chosen_and_is_not_there_is_refused_with_those_that_are(tmp_path):
+def test_a_missing_chosen_file_is_refused_with_the_existing_ones(tmp_path):
     make, _ = FORMS["several files"]
     folder = make(tmp_path)
 

@@ -92,7 +92,7 @@ def test_the_commit_is_pinned_even_if_the_branch_moves_between_two_requests(hub,
     assert (source.folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_asking_again_downloads_nothing(hub):
+def test_a_second_fetch_downloads_nothing(hub):
     hub.add("org/name", PLAIN)
     first = resolve("org/name")
     hub.calls.clear()
@@ -133,7 +133,7 @@ def test_weights_only_fetches_the_weights_and_the_config(hub):
         assert list(checkpoint.tensors) == ["a"]
 
 
-def test_weights_only_does_without_a_config(hub):
+def test_weights_only_works_without_a_config(hub):
     hub.add("org/name", {"model.safetensors": WEIGHTS, "README.md": b""})
 
     resolve("org/name", weights_only=True)
@@ -141,7 +141,7 @@ def test_weights_only_does_without_a_config(hub):
     assert hub.downloads() == {"model.safetensors"}
 
 
-def test_the_other_files_are_fetched_later_if_they_are_wanted_later(hub):
+def test_other_files_are_fetched_by_a_later_full_fetch(hub):
     hub.add("org/name", PLAIN)
     resolve("org/name", weights_only=True)
     hub.calls.clear()
@@ -190,7 +190,7 @@ def test_a_copy_of_a_hub_model_holds_all_its_files_and_no_links(hub, tmp_path):
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
 
 
-def test_a_local_folder_of_the_same_name_wins_and_the_hub_is_not_asked(hub, tmp_path, monkeypatch):
+def test_a_local_folder_takes_precedence_and_the_hub_is_not_queried(hub, tmp_path, monkeypatch):
     hub.add("org/name", PLAIN)
     save_model(tmp_path / "org" / "name" / "model.safetensors", local=np.ones(2, np.float32))
     monkeypatch.chdir(tmp_path)
@@ -213,7 +213,7 @@ def test_hf_hub_spelling_means_the_hub_even_if_there_is_such_a_folder(hub, tmp_p
 @pytest.mark.parametrize(
     "name", ["a/b/c", "local-dir:org/name", "name-only", "org/name@", "@main", "https://hf.co/org/name"]
 )
-def test_what_is_no_hub_id_is_not_asked_for(hub, name):
+def test_an_invalid_hub_id_is_not_queried(hub, name):
     hub.add("org/name", PLAIN)
 
     assert name in refused(resolve, name)
@@ -221,7 +221,7 @@ def test_what_is_no_hub_id_is_not_asked_for(hub, name):
 
 
 @pytest.mark.parametrize("name", ["../name", "./name", "org/na--me"])
-def test_what_the_hub_would_never_name_a_repo_is_refused_without_blaming_the_connection(hub, name):
+def test_an_invalid_repo_name_is_refused_without_blaming_the_connection(hub, name):
     text = refused(resolve, name)
 
     assert name in text
@@ -264,7 +264,7 @@ def test_a_gated_repo_is_refused_until_access_is_granted(hub, monkeypatch, logge
     assert bytes_of(resolve("org/gated").folder) == PLAIN
 
 
-def test_a_token_that_the_hub_rejects_is_the_matter_and_not_the_connection(hub, monkeypatch):
+def test_a_rejected_token_is_reported_rather_than_the_connection(hub, monkeypatch):
     hub.add("org/name", PLAIN)
     token = log_in(hub, monkeypatch, known=False)
 
@@ -319,7 +319,7 @@ def lose(hub: LoopbackHub, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["down", "500", "503"])
 @pytest.mark.parametrize("revision", ["", "@v1", "@nothing"])
-def test_a_hub_that_is_gone_and_a_model_not_in_the_cache_is_refused_by_name(hub, how, revision):
+def test_an_uncached_model_without_the_hub_is_refused_by_name(hub, how, revision):
     hub.add("org/name", PLAIN).tag("v1")
     lose(hub, how)
 
@@ -330,7 +330,7 @@ def test_a_hub_that_is_gone_and_a_model_not_in_the_cache_is_refused_by_name(hub,
     ("fetched", "how"), [("all", "down"), ("all", "503"), ("of two forms", "down"), ("weights only", "down")]
 )
 @pytest.mark.parametrize("spelling", ["", "@v1", "@commit"])
-def test_a_hub_that_is_gone_does_not_matter_for_a_model_in_the_cache(hub, fetched, how, spelling):
+def test_a_cached_model_needs_no_hub(hub, fetched, how, spelling):
     repo = hub.add("org/name", PLAIN | ({"pytorch_model.bin": b"x"} if fetched == "of two forms" else {}))
     repo.tag("v1")
     weights_only = fetched == "weights only"
@@ -341,7 +341,7 @@ def test_a_hub_that_is_gone_does_not_matter_for_a_model_in_the_cache(hub, fetche
     assert resolve(name, weights_only) == before
 
 
-def test_the_cache_answers_for_the_commit_that_was_asked_for_and_for_no_other(hub):
+def test_the_cache_serves_only_the_requested_commit(hub):
     repo = hub.add("org/name", PLAIN)
     repo.tag("v1")
     resolve("org/name@v1")
@@ -352,7 +352,7 @@ def test_the_cache_answers_for_the_commit_that_was_asked_for_and_for_no_other(hu
         assert f"org/name@{revision}" in refused(resolve, f"org/name@{revision}")
 
 
-def test_a_model_cached_by_its_weights_alone_is_not_passed_off_as_whole(hub):
+def test_a_model_whose_weights_alone_are_cached_is_not_complete(hub):
     hub.add("org/name", PLAIN)
     resolve("org/name", weights_only=True)
     hub.stop()
@@ -401,7 +401,7 @@ def test_one_of_several_files_in_a_repo_can_be_chosen(hub):
         assert "choose one of" in refused(resolve, f"org/name:{missing}")
 
 
-def test_a_download_that_breaks_off_is_refused_by_name_and_mended_by_the_next(hub):
+def test_an_interrupted_download_is_refused_by_name_and_completed_by_the_next(hub):
     hub.add("org/name", PLAIN)
     hub.failing["resolve"] = 403  # after 500 the client would try for 20 seconds
 

@@ -1,4 +1,4 @@
-"""Every input is held to its limit before it is expanded. What memory that takes is measured in the fuzz."""
+"""Every limit is checked before an input is expanded. The fuzz measures the memory."""
 
 import os
 
@@ -19,7 +19,7 @@ def test_a_file_is_read_up_to_its_limit_and_refused_above(tmp_path):
     assert str(path) in text and "a configuration may have" in text
 
 
-def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path):
+def test_a_special_file_is_refused_without_blocking(tmp_path):
     pipe = tmp_path / "config.json"
     os.mkfifo(pipe)
 
@@ -59,13 +59,13 @@ def test_json_that_is_nested_too_deep_is_refused():
 
 
 @pytest.mark.parametrize("text", ["NaN", "[-Infinity]", '{"a": 1e999}', '{"a": 1, "a": 2}'])
-def test_what_readers_take_in_several_ways_is_refused_where_it_must_be_one(text):
+def test_strict_json_refuses_what_parsers_resolve_differently(text):
     parse_json(text)
     with pytest.raises(ValueError):
         parse_json(text, strict=True)
 
 
-def test_refusals_are_of_the_kind_that_is_asked_for(tmp_path):
+def test_errors_are_of_the_requested_class(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"xx")
 
@@ -74,10 +74,10 @@ def test_refusals_are_of_the_kind_that_is_asked_for(tmp_path):
     assert not isinstance(caught.value, CheckpointError)
 
 
-def test_megabytes_never_look_like_what_is_allowed():
+def test_a_size_above_the_limit_never_looks_equal_to_it():
     assert (megabytes(16_000_000), megabytes(16_000_001, round_up=True)) == ("16", "16.1")
 
 
-def test_a_name_of_a_million_wrappers_takes_a_pass_over_it():
+def test_a_name_of_a_million_prefixes_takes_one_pass():
     assert normalize_name("module." * 200_000 + "weight") == "weight"
     assert len("module." * 200_000) > MAX_NAME

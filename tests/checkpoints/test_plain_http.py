@@ -20,7 +20,7 @@ WAYS = [lambda: hub_errors("org/name", None), lambda: translate_errors("org/name
         ("http://127.0.0.1:8000", "hf_sesame", False),
     ],
 )
-def test_the_hubs_token_over_plain_http_is_warned_of_before_anything_is_sent(
+def test_a_hub_token_over_plain_http_raises_a_warning_before_anything_is_sent(
     entered, endpoint, token, warned, monkeypatch, recwarn, tmp_path
 ):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)

@@ -69,7 +69,7 @@ def store_calls(hub: LoopbackHub) -> list[str]:
 
 @pytest.mark.parametrize("lfs", [False, True])
 @pytest.mark.parametrize("files", [PLAIN, SHARDED], ids=["one file", "shards"])
-def test_every_tensor_is_where_the_whole_download_has_it(hub, files, lfs):
+def test_every_tensor_equals_that_of_the_full_download(hub, files, lfs):
     repo = hub.add("org/name", files, lfs=lfs)
 
     with opened() as ranged:
@@ -94,7 +94,7 @@ def test_a_revision_is_pinned_and_a_moved_branch_changes_nothing(hub, spelling):
 
 
 @pytest.mark.parametrize("lfs", [False, True])
-def test_what_is_counted_is_what_the_server_saw(hub, lfs):
+def test_the_counts_are_those_of_the_server(hub, lfs):
     hub.add("org/name", PLAIN, lfs=lfs)
 
     with opened() as ranged:
@@ -107,7 +107,7 @@ def test_what_is_counted_is_what_the_server_saw(hub, lfs):
         assert ranged.bytes_fetched == HEADER_GUESS + 1200 + 4000
 
 
-def test_later_ranges_go_straight_to_where_the_file_is_and_without_a_token(hub, monkeypatch):
+def test_later_ranges_go_straight_to_the_redirect_target_without_a_token(hub, monkeypatch):
     hub.tokens.add("hf_reader")
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     hub.add("org/name", PLAIN, private=True, lfs=True)
@@ -121,7 +121,7 @@ def test_later_ranges_go_straight_to_where_the_file_is_and_without_a_token(hub, 
     assert all((call.token is None) == call.path.startswith("/lfs-store/") for call in hub.calls)
 
 
-def test_a_file_that_the_hub_serves_itself_is_asked_for_with_the_token_each_time(hub, monkeypatch):
+def test_a_file_that_the_hub_serves_itself_is_requested_with_the_token_each_time(hub, monkeypatch):
     hub.tokens.add("hf_reader")
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     hub.add("org/name", PLAIN, private=True)
@@ -132,7 +132,7 @@ def test_a_file_that_the_hub_serves_itself_is_asked_for_with_the_token_each_time
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
-def test_an_address_that_expired_is_asked_for_again(hub, status):
+def test_an_expired_address_is_resolved_again(hub, status):
     hub.add("org/name", PLAIN, lfs=True)
     with opened() as ranged:
         hub.faults.append(Fault(match="/lfs-store/", status=status))
@@ -144,7 +144,7 @@ def test_an_address_that_expired_is_asked_for_again(hub, status):
         assert ranged.requests == len(hub.calls)
 
 
-def test_an_address_that_is_refused_for_good_is_one_sentence(hub):
+def test_a_permanently_refused_address_is_one_error(hub):
     hub.add("org/name", PLAIN, lfs=True)
     with opened() as ranged:
         hub.faults.append(Fault(match="/lfs-store/", status=403, times=99))
@@ -152,7 +152,7 @@ def test_an_address_that_is_refused_for_good_is_one_sentence(hub):
         assert "org/name" in refused(values, ranged, "a")
 
 
-def test_neighbours_come_in_one_request_and_are_kept_until_dropped(hub):
+def test_adjacent_pieces_share_a_request_and_are_kept_until_dropped(hub):
     hub.add("org/name", PLAIN)
     with opened() as ranged:
         a = ranged.tensors["a"]
@@ -170,7 +170,7 @@ def test_neighbours_come_in_one_request_and_are_kept_until_dropped(hub):
         assert len(hub.calls) - before == 2
 
 
-def test_with_a_budget_no_byte_between_two_pieces_is_fetched(hub):
+def test_with_a_limit_no_byte_between_two_pieces_is_fetched(hub):
     hub.add("org/name", PLAIN)
     ranged = open_ranged_checkpoint("org/name", max_bytes=10**6)
     assert ranged is not None
@@ -185,7 +185,7 @@ pieces = st.tuples(st.integers(0, 2), st.integers(0, 10 * MAX_RANGE_BYTES), st.i
 
 
 @given(st.lists(pieces, max_size=30), st.sampled_from([0, GAP]))
-def test_runs_hold_every_piece_and_little_else(drawn, gap):
+def test_merged_ranges_hold_every_piece_and_little_else(drawn, gap):
     wanted = [(file, begin, begin + count) for file, begin, count in drawn]
 
     found = list(merge_ranges(wanted, gap))
@@ -215,7 +215,7 @@ def test_a_file_smaller_than_the_guess_is_fine(hub):
         assert ranged.read(ranged.tensors["a"]).view(np.float32).tolist() == [1, 1, 1]
 
 
-def test_what_is_to_be_had_whole_is_left_to_the_whole_download(hub, tmp_path, monkeypatch):
+def test_cached_models_and_other_formats_are_left_to_the_full_download(hub, tmp_path, monkeypatch):
     hub.add("org/bin", {"pytorch_model.bin": b"x"})
     hub.add("org/cached", PLAIN)
     hub.add("org/shards", SHARDED)
@@ -233,7 +233,7 @@ def test_what_is_to_be_had_whole_is_left_to_the_whole_download(hub, tmp_path, mo
     assert open_ranged_checkpoint("org/cached") is None
 
 
-def test_a_hub_that_sends_the_whole_file_is_not_listened_to(hub):
+def test_a_response_with_the_whole_file_is_rejected(hub):
     large = {"w": np.zeros((5000, 1000), np.float32)}
     hub.add("org/name", {"model.safetensors": save(large)}, lfs=True).ranges = False
     hub.faults.append(Fault(match="/lfs-store/", kind="cut within"))
@@ -280,7 +280,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("what", REFUSALS)
-def test_what_the_hub_refuses_is_said_as_for_a_download(hub, monkeypatch, what):
+def test_the_hubs_errors_are_those_of_a_download(hub, monkeypatch, what):
     hub.add("org/private", PLAIN, private=True)
     hub.add("org/gated", PLAIN, gated=True)
     hub.add("org/revision", PLAIN)
@@ -297,7 +297,7 @@ def test_what_the_hub_refuses_is_said_as_for_a_download(hub, monkeypatch, what):
     assert text == refused(open_checkpoint, name)
 
 
-def test_a_gated_repo_opens_for_who_was_granted_access(hub, monkeypatch):
+def test_a_gated_repo_opens_once_access_is_granted(hub, monkeypatch):
     repo = hub.add("org/gated", PLAIN, gated=True, lfs=True)
     assert f"{hub.url}/org/gated" in refused(open_ranged_checkpoint, "org/gated")
     hub.account("reader", token="hf_reader")
@@ -316,7 +316,7 @@ ONCE_IN_A_WHILE = [
 
 
 @pytest.mark.parametrize(("kind", "match"), ONCE_IN_A_WHILE)
-def test_what_passes_is_tried_again(hub, kind, match):
+def test_transient_errors_are_retried(hub, kind, match):
     hub.add("org/name", PLAIN, lfs=True)
     hub.faults += [Fault(match=match, kind=kind, status=status) for status in (503, 429)]
     if match == "/lfs-store/":
@@ -328,7 +328,7 @@ def test_what_passes_is_tried_again(hub, kind, match):
 
 
 @pytest.mark.parametrize("kind", ["status", "cut before", "cut within"])
-def test_what_does_not_pass_is_one_sentence_with_the_repo(hub, kind):
+def test_persistent_errors_are_one_sentence_with_the_repo(hub, kind):
     hub.add("org/name", PLAIN, lfs=True)
     with opened("org/name@main") as ranged:
         hub.faults.append(Fault(match="/lfs-store/", kind=kind, times=99))
@@ -340,7 +340,7 @@ def test_what_does_not_pass_is_one_sentence_with_the_repo(hub, kind):
 
 
 @pytest.mark.parametrize("lost", ["down", "failing", "offline"])
-def test_a_hub_out_of_reach_is_left_to_the_cache(hub, lost, monkeypatch):
+def test_without_the_hub_the_cache_is_used(hub, lost, monkeypatch):
     hub.add("org/name", PLAIN)
     if lost == "down":
         hub.stop()
@@ -353,7 +353,7 @@ def test_a_hub_out_of_reach_is_left_to_the_cache(hub, lost, monkeypatch):
     assert "org/name" in refused(open_checkpoint, "org/name")
 
 
-def test_a_server_that_no_longer_answers_ranges_is_one_sentence(hub):
+def test_a_server_that_stops_serving_ranges_is_one_error(hub):
     repo = hub.add("org/name", PLAIN)
     with opened() as ranged:
         repo.ranges = False
@@ -412,7 +412,7 @@ def test_a_header_that_is_too_large_is_not_fetched(hub):
         b'{"weight_map": {"a": ["model-1.safetensors"]}}',
     ],
 )
-def test_a_hostile_index_is_refused_and_the_files_beside_it_are_left_to_the_whole_download(hub, index):
+def test_a_hostile_index_is_refused_and_other_files_are_left_to_the_full_download(hub, index):
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": index})
     hub.add("org/alone", CARD | {"model.safetensors.index.json": index})
 
@@ -421,14 +421,14 @@ def test_a_hostile_index_is_refused_and_the_files_beside_it_are_left_to_the_whol
     assert "org/alone/model.safetensors.index.json" in refused(open_ranged_checkpoint, "org/alone")
 
 
-def test_an_endless_index_is_not_asked_for(hub):
+def test_an_endless_index_is_not_requested(hub):
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": b" " * 10_000_001})
 
     assert open_ranged_checkpoint("org/name") is None
     assert hub.downloads() == set()
 
 
-def test_a_damaged_file_does_not_hide_the_one_beside_it(hub):
+def test_a_damaged_file_does_not_hide_another(hub):
     hub.add("org/name", {"model.safetensors": b"decoy", "stolen.safetensors": WEIGHTS})
 
     assert open_ranged_checkpoint("org/name") is None
@@ -465,7 +465,7 @@ def test_a_tensor_that_cannot_be_read_is_left_out(hub, dtype):
         assert ranged.left_out == {"a": f"dtype {dtype}", "c": "no elements"}
 
 
-def test_the_other_weight_files_are_told_with_their_sizes(hub):
+def test_other_weight_files_are_listed_with_their_sizes(hub):
     others = {"pytorch_model.bin": b"x" * 70, "onnx/model.onnx": b"x" * 9, "sub/model.safetensors": WEIGHTS}
     hub.add("org/name", SHARDED | others | {"training_args.bin": b"x", "optimizer.pt": b"x"}, lfs=True)
 
@@ -487,7 +487,7 @@ def test_the_other_weight_files_are_told_with_their_sizes(hub):
     ],
     ids=range(4),
 )
-def test_where_loaders_cannot_tell_the_largest_nearest_the_top_is_read_and_the_others_told(hub, files, chosen):
+def test_if_ambiguous_the_largest_file_nearest_the_top_is_read_and_the_others_listed(hub, files, chosen):
     hub.add("org/name", files)
 
     with opened() as ranged:
@@ -495,7 +495,7 @@ def test_where_loaders_cannot_tell_the_largest_nearest_the_top_is_read_and_the_o
         assert {name for name, _ in ranged.unread_files} == files.keys() - {chosen}
 
 
-def test_an_index_in_a_sub_folder_names_shards_beside_it(hub):
+def test_an_index_in_a_subfolder_names_shards_next_to_it(hub):
     hub.add("org/name", {f"unet/{name}" if "model" in name else name: data for name, data in SHARDED.items()})
 
     with opened() as ranged:
@@ -506,7 +506,7 @@ def test_an_index_in_a_sub_folder_names_shards_beside_it(hub):
 @pytest.mark.parametrize(
     "files", [{"x.bin": b"x", "y.bin": b"x"}, {"m.gguf": b"x"}, {"sub/m.onnx": b"x"}], ids=range(3)
 )
-def test_a_repo_without_safetensors_is_left_to_the_whole_download(hub, files):
+def test_a_repo_without_safetensors_is_left_to_the_full_download(hub, files):
     hub.add("org/name", files)
 
     assert open_ranged_checkpoint("org/name") is None
@@ -514,7 +514,7 @@ def test_a_repo_without_safetensors_is_left_to_the_whole_download(hub, files):
 
 @pytest.mark.parametrize("max_bytes", [0, 7, 8, 40, 200, 1000, 20_000, 100_000, 140_000, 300_000, 10**7])
 @pytest.mark.parametrize("files", [PLAIN, SHARDED], ids=["one file", "shards"])
-def test_headers_and_indexes_count_against_what_may_be_fetched(hub, files, max_bytes):
+def test_headers_and_indexes_count_against_the_limit(hub, files, max_bytes):
     hub.add("org/name", files, lfs=True)
     try:
         with open_ranged_checkpoint("org/name", max_bytes) as ranged:
@@ -528,7 +528,7 @@ def test_headers_and_indexes_count_against_what_may_be_fetched(hub, files, max_b
     assert hub.bytes_sent <= max_bytes
 
 
-def test_an_index_larger_than_what_may_be_fetched_is_not_asked_for(hub):
+def test_an_index_beyond_the_limit_is_not_requested(hub):
     hub.add("org/name", SHARDED | {"model.safetensors.index.json": json.dumps(INDEX).encode() + b" " * 500_000})
 
     with pytest.raises(DownloadLimitError, match=r"needs 0\.6 MB or more to be read, and --max-mb allows 0\.4 MB"):
@@ -536,7 +536,7 @@ def test_an_index_larger_than_what_may_be_fetched_is_not_asked_for(hub):
     assert hub.downloads() == set()
 
 
-def test_a_header_larger_than_what_may_be_fetched_is_not_asked_for(hub):
+def test_a_header_beyond_the_limit_is_not_requested(hub):
     many = {f"{'x' * 60}.{i}": np.full((2, 2), i, np.float32) for i in range(1500)}
     hub.add("org/name", {"model.safetensors": save(many)})
 
@@ -545,7 +545,7 @@ def test_a_header_larger_than_what_may_be_fetched_is_not_asked_for(hub):
     assert hub.bytes_sent <= 100_000
 
 
-def test_nothing_is_read_beyond_what_may_be_fetched(hub):
+def test_nothing_is_fetched_beyond_the_limit(hub):
     hub.add("org/name", PLAIN)
     with open_ranged_checkpoint("org/name", max_bytes=200_000) as ranged:
         a = ranged.tensors["a"]
@@ -569,18 +569,18 @@ def answering(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "content_range",
     ["", "bytes 0-9/*", "bytes 5-131076/900000", "bytes 0-99/900000", "bytes 0-131071/90", "lines 0-1/2", "bytes"],
 )
-def test_an_answer_that_is_another_range_is_not_believed(hub, monkeypatch, told):
+def test_a_response_with_another_range_is_rejected(hub, monkeypatch, content_range):
     hub.add("org/name", PLAIN)
-    answering(monkeypatch, told)
+    answering(monkeypatch, content_range)
 
     assert open_ranged_checkpoint("org/name") is None
 
 
 @pytest.mark.parametrize("length", [HEADER_GUESS - 1, HEADER_GUESS + 1, 0])
-def test_an_answer_of_another_length_is_refused(hub, monkeypatch, length):
+def test_a_response_of_another_length_is_refused(hub, monkeypatch, length):
     hub.add("org/name", PLAIN)
     answering(monkeypatch, f"bytes 0-{HEADER_GUESS - 1}/{len(WEIGHTS)}", bytes(length))
 
@@ -588,7 +588,7 @@ def test_an_answer_of_another_length_is_refused(hub, monkeypatch, length):
 
 
 @pytest.mark.parametrize("size", [10**15, 10**18, 10**40])
-def test_an_absurd_size_is_refused_and_takes_no_room(hub, monkeypatch, size):
+def test_an_absurd_size_is_refused_and_takes_no_disk_space(hub, monkeypatch, size):
     hub.add("org/name", PLAIN)
     answering(monkeypatch, f"bytes 0-{HEADER_GUESS - 1}/{size}")
 

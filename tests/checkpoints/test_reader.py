@@ -292,7 +292,7 @@ def test_the_content_hash_changes_with_any_byte_of_any_tensor(data):
     assert before != after
 
 
-def test_the_content_hash_tells_where_one_tensor_ends_and_the_next_begins(tmp_path):
+def test_the_content_hash_depends_on_where_tensors_end(tmp_path):
     two = save_model(tmp_path / "two.safetensors", a=np.zeros(2, np.uint8), b=np.zeros(2, np.uint8))
     shifted = save_model(tmp_path / "shifted.safetensors", a=np.zeros(1, np.uint8), b=np.zeros(3, np.uint8))
     fewer = save_model(tmp_path / "fewer.safetensors", a=np.zeros(2, np.uint8))

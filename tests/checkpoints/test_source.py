@@ -124,14 +124,14 @@ def test_safetensors_come_before_pickles_and_standard_names_before_others(names,
         ["model.fp16.safetensors", "model.fp32.safetensors", "pytorch_model.bin"],
     ],
 )
-def test_several_files_that_could_be_meant_are_all_named(names):
+def test_ambiguous_weight_files_are_all_named(names):
     text = refused(choose_weights, names, "the/folder")
 
     assert "the/folder" in text
     assert all(name in text for name in names if name != "pytorch_model.bin")
 
 
-def test_two_indexes_that_could_be_meant_are_not_settled_by_an_older_pickle():
+def test_two_indexes_are_ambiguous_even_with_a_pickle():
     names = ["a.safetensors.index.json", "a-1.safetensors", "b.safetensors.index.json", "b-1.safetensors"]
 
     refused(choose_weights, [*names, "pytorch_model.bin"], "the/folder")
@@ -154,7 +154,7 @@ def test_a_folder_without_a_models_weights_is_refused(tmp_path, names):
     assert str(tmp_path) in refused(resolve, tmp_path)
 
 
-def test_weights_in_a_folder_below_are_not_the_folders_own(tmp_path):
+def test_weights_in_a_subfolder_are_not_the_folders_own(tmp_path):
     save_model(tmp_path / "checkpoint-10" / "model.safetensors", **ONE)
 
     assert str(tmp_path) in refused(resolve, tmp_path)
@@ -170,7 +170,7 @@ def test_a_folder_named_like_weights_is_not_taken_for_them(tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["a/b/c", "no-such-model", "local-dir:no/such", "a\0b", "org/", "/no/such/folder", "@v1"]
 )
-def test_a_name_that_means_nothing_is_repeated_in_the_refusal(name):
+def test_an_invalid_name_is_repeated_in_the_error(name):
     assert name.replace("\0", "\\x00") in refused(resolve, name)
 
 
@@ -251,7 +251,7 @@ BAD_INDEXES = {
 
 
 @pytest.mark.parametrize("content", BAD_INDEXES.values(), ids=BAD_INDEXES.keys())
-def test_an_index_that_is_none_is_refused_by_name(tmp_path, content):
+def test_an_invalid_index_is_refused_by_name(tmp_path, content):
     save_model(tmp_path / "m-1.safetensors", **ONE)
 
     assert INDEX in refused(resolve, write_index(tmp_path, content))
@@ -335,7 +335,7 @@ def test_an_index_that_is_a_link_to_outside_is_refused_by_name(tmp_path):
     assert INDEX in refused(resolve, folder)
 
 
-def test_a_link_to_a_neighbour_that_shares_the_folders_beginning_is_outside(tmp_path):
+def test_a_link_to_a_folder_with_the_same_prefix_is_outside(tmp_path):
     outside = save_model(tmp_path / "model-secret" / "model.safetensors", **ONE)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").symlink_to(outside)
@@ -477,7 +477,7 @@ def test_a_path_behind_a_closed_folder_is_refused_and_not_looked_up_on_the_hub()
         (folder / "closed").chmod(0o700)
 
 
-def test_git_and_cache_folders_are_no_files_of_the_model(tmp_path):
+def test_git_and_cache_folders_are_not_files_of_the_model(tmp_path):
     save_model(tmp_path / "model.safetensors", **ONE)
     for hidden in (".git/objects/aa/bbbb", ".git/lfs/objects/x.safetensors", ".cache/huggingface/download/x.lock"):
         (tmp_path / hidden).parent.mkdir(parents=True)
@@ -490,7 +490,7 @@ def test_git_and_cache_folders_are_no_files_of_the_model(tmp_path):
     assert names_of(found.left_out) == [".cache/", ".git/"]
 
 
-def test_weights_in_other_forms_are_told_from_the_files_to_copy(tmp_path):
+def test_weights_in_other_formats_are_distinguished_from_files_to_copy(tmp_path):
     save_model(tmp_path / "model.safetensors", **ONE)
     copied = ["README.md", "config.json", "onnx/config.json", "sub/deep/er/labels.txt"]
     unmarked = ["onnx/model.onnx", "pytorch_model.bin", "stale.safetensors.index.json", "tf_model.h5"]

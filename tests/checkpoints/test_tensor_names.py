@@ -43,7 +43,7 @@ def test_other_models_and_versions_of_transformers_are_known(other, timm):
 
 
 @pytest.mark.parametrize("name", ["stages.0.blocks.0.conv_dw.weight", "embeddings", "layer1", ""])
-def test_names_that_neither_library_gives_stay(name):
+def test_names_that_neither_library_uses_are_unchanged(name):
     assert to_timm(name) == name
     assert to_transformers(name) == name
 
@@ -66,7 +66,7 @@ def test_names_that_neither_library_gives_stay(name):
         ("module.blocks.0._orig_mod.attn.qkv.weight", "DDP around compiled blocks"),
     ],
 )
-def test_wrappers_leave_no_trace_in_a_name(decorated, wrapper):
+def test_wrappers_prefixes_are_stripped(decorated, wrapper):
     assert normalize_name(decorated) == "blocks.0.attn.qkv.weight", wrapper
 
 
@@ -74,11 +74,11 @@ def test_wrappers_leave_no_trace_in_a_name(decorated, wrapper):
     "name",
     ["modules.0.weight", "modeling.weight", "backbones.0.weight", "head.module.weight", "stages.model"],
 )
-def test_what_only_looks_like_a_wrapper_stays(name):
+def test_names_that_only_look_wrapped_are_unchanged(name):
     assert normalize_name(name) == name
 
 
-def test_names_that_differ_in_more_than_wrappers_stay_apart():
+def test_names_that_differ_beyond_wrappers_stay_distinct():
     names = ["blocks.0.weight", "blocks.1.weight", "head.weight", "head.bias", "module.head.gamma"]
 
     assert len({normalize_name(name) for name in names}) == len(names)
@@ -89,7 +89,7 @@ def test_names_that_differ_in_more_than_wrappers_stay_apart():
     st.lists(st.sampled_from(["module", "_orig_mod", "timm_model", "model", "blocks", "0", "attn"]), max_size=6),
     st.sampled_from(["weight", "bias", "model.weight", "module.weight"]),
 )
-def test_normalising_twice_is_normalising_once(parts, last):
+def test_normalization_is_idempotent(parts, last):
     name = ".".join([*parts, last])
 
     assert normalize_name(normalize_name(name)) == normalize_name(name)

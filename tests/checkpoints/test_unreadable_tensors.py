@@ -1,4 +1,4 @@
-"""What can't be read of a suspect is left out and the rest is read; a base is refused for it."""
+"""Unreadable tensors of a suspect are left out; for a base they are an error."""
 
 import json
 import random
@@ -40,7 +40,7 @@ def found_in(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
 
 
 @pytest.mark.parametrize("dtype", ODDDTYPES)
-def test_a_side_tensor_of_an_unknown_dtype_is_left_out_of_a_suspect_and_refuses_a_base(tmp_path, dtype):
+def test_an_unknown_dtype_is_left_out_of_a_suspect_and_an_error_for_a_base(tmp_path, dtype):
     count = 16 if dtype == "F4" else 8
     header = {"odd.scale": entry([count], 24, 32, dtype), "good.weight": entry([2, 3], 0, 24)}
     if dtype == "F6_E2M3":
@@ -71,7 +71,7 @@ def test_an_empty_tensor_is_left_out_of_a_suspect_and_read_of_a_base(tmp_path, s
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 4), (4, 0), (1,)])
-def test_a_tensor_of_any_shape_says_its_rows_without_dividing_by_zero(shape):
+def test_rows_and_columns_of_any_shape_without_division_by_zero(shape):
     info = TensorInfo("a", "F32", shape, 0, 0, 4 * int(np.prod(shape)))
 
     assert info.row_bytes * info.rows == info.nbytes
@@ -110,7 +110,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_suspects_file_that_is_not_well_formed_is_refused_all_the_same(tmp_path, what):
+def test_a_suspects_malformed_file_is_refused(tmp_path, what):
     path = tmp_path / "model.safetensors"
     path.write_bytes(BROKEN[what])
 
@@ -182,7 +182,7 @@ def test_a_pickled_side_tensor_that_cannot_be_read_is_left_out_of_a_suspect(tmp_
         assert "odd.scale" in refused(open_checkpoint, path)
 
 
-def test_many_views_of_one_memory_out_of_order_take_no_more_than_there_is(tmp_path):
+def test_many_non_contiguous_views_of_one_memory_take_bounded_memory(tmp_path):
     flat = torch.zeros(1 << 24, dtype=torch.uint8).reshape(1 << 12, 1 << 12)
     path = saved(tmp_path / "x.bin", {f"v{number:02}": flat.t() for number in range(40)})
 

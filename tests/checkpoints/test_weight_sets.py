@@ -1,4 +1,4 @@
-"""Every set of weight files that a suspect's name could mean is found, and what can't be read is named."""
+"""Every set of weight files of a suspect is found, and unreadable files are listed."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def opened(found: WeightSets) -> list[list[str]]:
     return names
 
 
-def test_a_decoy_beside_the_model_is_a_set_of_its_own(tmp_path):
+def test_a_decoy_next_to_the_model_is_a_separate_set(tmp_path):
     save_model(tmp_path / "model.safetensors", decoy=A)
     pickled(tmp_path / "stolen.bin", a=A)
 
@@ -65,7 +65,7 @@ def test_a_decoy_beside_the_model_is_a_set_of_its_own(tmp_path):
     assert all(source.owns_folder for source in found.sets)
 
 
-def test_several_files_that_a_base_may_not_have_are_a_set_each(tmp_path):
+def test_several_files_that_are_ambiguous_for_a_base_are_a_set_each(tmp_path):
     for name in ("x.safetensors", "y.safetensors", "z.pth", "w.ckpt", "v.pt"):
         save_model(tmp_path / name, a=A) if name.endswith("s") else pickled(tmp_path / name, a=A)
 
@@ -75,7 +75,7 @@ def test_several_files_that_a_base_may_not_have_are_a_set_each(tmp_path):
     assert "several weight files" in refused(open_checkpoint, tmp_path)
 
 
-def test_an_index_with_its_shards_is_one_set_and_a_file_beside_it_another(tmp_path):
+def test_an_index_with_its_shards_is_one_set_and_a_file_next_to_it_another(tmp_path):
     save_shards(tmp_path, SHARDS)
     save_model(tmp_path / "more.safetensors", c=A)
 
@@ -139,7 +139,7 @@ def test_a_hostile_index_is_named_and_its_shards_are_read(tmp_path, index, reaso
     assert [(name, reason in why) for name, why in found.unread] == [("model.safetensors.index.json", True)]
 
 
-def test_an_index_that_mixes_forms_becomes_a_set_of_each(tmp_path):
+def test_an_index_that_mixes_formats_becomes_a_set_of_each(tmp_path):
     save_model(tmp_path / "x.safetensors", a=A)
     pickled(tmp_path / "y.bin", b=B)
     weight_map = {"a": "x.safetensors", "b": "y.bin", "c": "z.h5"}
@@ -152,7 +152,7 @@ def test_an_index_that_mixes_forms_becomes_a_set_of_each(tmp_path):
     assert found.unread == (("z.h5", "holds HDF5, which is not supported: convert it to safetensors"),)
 
 
-def test_what_belongs_to_a_training_is_no_set(tmp_path):
+def test_training_state_is_not_a_set(tmp_path):
     save_model(tmp_path / "model.safetensors", a=A)
     for name in ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "checkpoint-5/optimizer.bin"):
         pickled(tmp_path / name, junk=A)
@@ -164,7 +164,7 @@ def test_what_belongs_to_a_training_is_no_set(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "rng_state_0.pth", "scheduler.bin", "optimizer.safetensors"])
-def test_a_model_that_is_named_as_a_trainings_state_is_read_all_the_same(tmp_path, name):
+def test_a_model_named_like_training_state_is_read(tmp_path, name):
     save_model(tmp_path / "model.safetensors", a=A)
     matrix = B.reshape(2, 2)
     save_model(tmp_path / name, w=matrix) if name.endswith("s") else pickled(tmp_path / name, w=matrix)
@@ -194,7 +194,7 @@ UNREAD = {
 }
 
 
-def test_each_file_that_cannot_be_read_is_named_with_the_way_out(tmp_path):
+def test_each_unreadable_file_is_listed_with_a_remedy(tmp_path):
     folder = tmp_path / "model"
     for name in UNREAD:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def test_each_file_that_cannot_be_read_is_named_with_the_way_out(tmp_path):
         assert len(reason.splitlines()) == 1
 
 
-def test_sub_folders_are_looked_into_and_those_of_trainings_come_last(tmp_path):
+def test_subfolders_are_searched_and_training_checkpoints_come_last(tmp_path):
     for name in (
         "checkpoint-10/model.safetensors",
         "unet/x.bin",
@@ -240,7 +240,7 @@ def test_sub_folders_are_looked_into_and_those_of_trainings_come_last(tmp_path):
     assert [source.owns_folder for source in found.sets] == [True, False, False, False, False]
 
 
-def test_more_sets_than_the_limit_are_refused_and_the_way_out_is_said(tmp_path):
+def test_more_sets_than_the_limit_are_refused_with_a_remedy(tmp_path):
     for number in range(MAX_SETS):
         save_model(tmp_path / f"{number:02}.safetensors", a=A)
     assert len(find_weight_sets(tmp_path).sets) == MAX_SETS
@@ -252,7 +252,7 @@ def test_more_sets_than_the_limit_are_refused_and_the_way_out_is_said(tmp_path):
     assert "choose one with --file, such as --file 00.safetensors" in text
 
 
-def test_of_a_trainings_many_checkpoints_as_many_are_looked_at_as_there_is_room_for(tmp_path):
+def test_training_checkpoints_fill_the_limit_of_sets(tmp_path):
     save_model(tmp_path / "model.safetensors", a=A)
     for number in range(40):
         save_model(tmp_path / f"checkpoint-{number:02}" / "model.safetensors", a=A)
@@ -268,7 +268,7 @@ def test_of_a_trainings_many_checkpoints_as_many_are_looked_at_as_there_is_room_
     )
 
 
-def test_folders_that_are_not_looked_into_are_named(tmp_path):
+def test_folders_that_are_not_searched_are_listed(tmp_path):
     save_model(tmp_path / "model.safetensors", a=A)
     (tmp_path / "many").mkdir()
     for number in range(1001):
@@ -317,7 +317,7 @@ def test_a_damaged_file_named_directly_is_unread(tmp_path):
     assert [name for name, _ in found.unread] == ["x.safetensors"]
 
 
-def test_where_nothing_is_the_refusal_is_that_of_today(tmp_path):
+def test_without_weights_the_error_is_that_of_resolve(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "training_args.bin").write_bytes(b"x")
 
@@ -396,7 +396,7 @@ def test_the_limit_is_for_all_files_together_and_what_is_cached_costs_nothing(hu
     assert first.unread[0] == ("c.safetensors", "needs 0.5 MB, --max-mb allows 0.8 MB, of which 0 MB are left")
 
 
-def test_a_limit_that_nothing_fits_in_leaves_everything_unread(hub):
+def test_with_a_limit_below_every_file_all_are_unread(hub):
     hub.add("org/name", {"model.safetensors": LARGE, "config.json": b"{}"})
 
     found = find_weight_sets("org/name", max_bytes=0)
@@ -417,7 +417,7 @@ def test_a_size_that_is_not_known_is_too_large_for_a_limit(hub, monkeypatch):
     assert len(find_weight_sets("org/name").sets) == 1
 
 
-def test_a_file_that_is_longer_than_it_was_said_to_be_is_not_read_on(hub, monkeypatch):
+def test_a_file_longer_than_its_declared_size_is_not_read_further(hub, monkeypatch):
     hub.add("org/name", {"model.safetensors": save({"a": np.zeros(10_000_000, np.float32)})}, lfs=True)
     monkeypatch.setattr(Blob, "sibling", lambda self, path, blobs: {"rfilename": path, "size": 1000})
 
@@ -433,7 +433,7 @@ def test_more_sets_than_the_limit_are_not_even_fetched(hub):
     assert served(hub) == set()
 
 
-def test_paths_out_of_the_repo_are_not_asked_for(hub):
+def test_paths_outside_the_repo_are_not_requested(hub):
     hub.add("org/name", {"model.safetensors": save({"a": A}), "../evil.safetensors": LARGE, "/x.bin": b"x"})
 
     assert opened(find_weight_sets("org/name")) == [["a"]]
@@ -455,7 +455,7 @@ def test_without_the_hub_what_is_cached_is_read_and_the_rest_is_named(hub):
 
 
 @pytest.mark.parametrize("what", ["missing", "gated", "empty", "revision"])
-def test_what_the_hub_refuses_is_said_as_for_a_download(hub, what):
+def test_the_hubs_errors_are_those_of_a_download(hub, what):
     hub.add("org/gated", {"model.safetensors": LARGE}, gated=True)
     hub.add("org/empty", {"config.json": b"{}"})
     hub.add("org/revision", {"model.safetensors": LARGE})
@@ -464,14 +464,14 @@ def test_what_the_hub_refuses_is_said_as_for_a_download(hub, what):
     assert refused(find_weight_sets, name) == refused(open_checkpoint, name)
 
 
-def test_a_download_that_breaks_off_is_one_sentence(hub):
+def test_an_interrupted_download_is_one_sentence(hub):
     hub.add("org/name", {"model.safetensors": LARGE})
-    hub.failing["/resolve/"] = 500
+    hub.failing["/resolve/"] = 403  # after 500 the client would try for 20 seconds
 
     assert "org/name can't be fetched" in refused(find_weight_sets, "org/name")
 
 
-def test_a_renamed_repo_is_named_as_it_is_now(hub):
+def test_a_renamed_repo_has_its_current_name(hub):
     hub.add("org/new", {"model.safetensors": save({"a": A})})
     hub.moved["model", "org/old"] = "org/new"
 

@@ -250,7 +250,7 @@ def test_other_files_are_copied_byte_for_byte_wherever_they_are(tmp_path):
     assert bytes_of(source) == before
 
 
-def test_a_single_file_is_copied_without_its_neighbours(tmp_path):
+def test_a_single_file_is_copied_without_its_neighbors(tmp_path):
     path = save_model(tmp_path / "source" / "my-model.safetensors", **ARRAYS)
     (tmp_path / "source" / "secrets.txt").write_text("not the model's")
 
@@ -277,7 +277,7 @@ def test_links_are_copied_as_the_files_they_stand_for(tmp_path):
     }
 
 
-def test_the_same_weights_in_other_forms_stay_behind_and_are_named(tmp_path):
+def test_the_same_weights_in_other_formats_are_skipped_and_listed(tmp_path):
     source = tmp_path / "source"
     save_model(source / "model.safetensors", **ARRAYS)
     unmarked = {
@@ -323,7 +323,7 @@ def test_the_same_weights_in_other_forms_stay_behind_and_are_named(tmp_path):
         "sub/.git/lfs/objects/ab/cd/abcd",
     ],
 )
-def test_weights_in_less_common_forms_stay_behind_too(tmp_path, name):
+def test_weights_in_less_common_formats_are_skipped_too(tmp_path, name):
     source = tmp_path / "source"
     save_model(source / "model.safetensors", **ARRAYS)
     (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -334,7 +334,7 @@ def test_weights_in_less_common_forms_stay_behind_too(tmp_path, name):
     assert set(bytes_of(tmp_path / "out")) == {"model.safetensors"}
 
 
-def test_shards_next_to_a_whole_file_stay_behind_with_their_index(tmp_path):
+def test_shards_next_to_a_single_file_are_skipped_with_their_index(tmp_path):
     source = save_shards(tmp_path / "source", {"model-00001-of-00001.safetensors": ARRAYS})
     save_model(source / "model.safetensors", **ARRAYS)
 
@@ -344,7 +344,7 @@ def test_shards_next_to_a_whole_file_stay_behind_with_their_index(tmp_path):
     assert set(bytes_of(tmp_path / "out")) == {"model.safetensors"}
 
 
-def test_a_file_with_no_tensors_is_copied_as_it_is(tmp_path):
+def test_a_file_with_no_tensors_is_copied_unchanged(tmp_path):
     content = raw_safetensors({"__metadata__": {"format": "pt"}})
     (tmp_path / "m.safetensors").write_bytes(content)
 
@@ -352,7 +352,7 @@ def test_a_file_with_no_tensors_is_copied_as_it_is(tmp_path):
     assert bytes_of(tmp_path / "out") == {"m.safetensors": content}
 
 
-def test_nothing_that_is_there_is_written_over(tmp_path):
+def test_no_existing_file_is_overwritten(tmp_path):
     source = save_model(tmp_path / "source" / "model.safetensors", **ARRAYS).parent
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.safetensors").write_text("somebody's")
@@ -391,7 +391,7 @@ def test_a_source_that_cannot_be_copied_is_refused_before_anything_is_written(tm
     assert {path for path in tmp_path.rglob("*") if path != tmp_path / "out"} == before
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_full_disk_is_detected_before_anything_is_written(tmp_path, monkeypatch):
     source = save_model(tmp_path / "source" / "model.safetensors", **ARRAYS).parent
     usage = type("Usage", (), {"free": sum(array.nbytes for array in ARRAYS.values()) - 1})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
@@ -402,7 +402,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkey
 
 
 @pytest.mark.parametrize("preallocated", [True, False])
-def test_a_disk_that_fills_up_on_the_way_ends_the_copy_with_an_error(tmp_path, monkeypatch, preallocated):
+def test_a_disk_that_fills_up_during_the_copy_is_an_error(tmp_path, monkeypatch, preallocated):
     path = save_model(tmp_path / "m.safetensors", a=np.ones(3 << 20, np.float32))
     if not preallocated:
         monkeypatch.delattr("os.posix_fallocate", raising=False)
@@ -426,7 +426,7 @@ def test_all_files_that_were_written_are_named_for_the_flush(tmp_path):
     written.flush()
 
 
-def test_an_error_in_a_rewrite_comes_through_and_nothing_is_left_elsewhere(tmp_path):
+def test_an_error_in_a_rewrite_propagates_and_leaves_nothing_elsewhere(tmp_path):
     source = save_model(tmp_path / "source" / "model.safetensors", **ARRAYS).parent
     before = bytes_of(source)
 

@@ -316,7 +316,7 @@ def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_on
     issuing = ["issue", shared.model, "--recipient", "x", *to, "--out", tmp_path / "x"]
 
     for command in (["inspect", shared.model], ["vault", "add", shared.model, *to], issuing):
-        assert "mark it at a fixed strength with --amplitude 0.003" in failed(run(*command, *MEASURED))
+        assert "mark it at a fixed amplitude with --amplitude 0.003" in failed(run(*command, *MEASURED))
     assert vault.bases() == []
 
     code, _, err = run(*issuing, *FEW)

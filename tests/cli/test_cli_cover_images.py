@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -9,6 +10,9 @@ from hf_fingerprint.blackbox.querying.query import find_base_with_triggers
 from hf_fingerprint.cli.triggers_command import triggers
 from tests.helpers.error_checks import refused
 from tests.helpers.small_models import new_vault, save_vit
+
+
+pytestmark = pytest.mark.integration
 
 
 def test_questions_are_made_of_ones_own_photographs(tmp_path, capsys):

@@ -55,9 +55,9 @@ def test_what_no_code_withstands_is_said(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--recipients", "10", "--coalition", "11"], "`coalition` must be"),
+        (["--recipients", "10", "--coalition", "11"], "recipients, 10, got 11"),
         (["--recipients", "10", "--coalition", "2", "--strategy", "tie-dye"], "tie-dye"),
-        (["--recipients", "10", "--coalition", "2", "--alpha", "0.9"], "`alpha` must be"),
+        (["--recipients", "10", "--coalition", "2", "--alpha", "0.9"], "at most 0.05, got 0.9"),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_exit_code_2(run, arguments, said):

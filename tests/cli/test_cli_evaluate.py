@@ -9,6 +9,7 @@ from tests.helpers.evaluation_runs import save_images, save_model_and_images
 from tests.helpers.quick_age import lock_quickly
 
 
+pytestmark = pytest.mark.integration
 FEW = ["--expected-recipients", "4", "--coalition", "2"]
 
 

@@ -14,6 +14,9 @@ from tests.helpers.small_models import PASSPHRASE, names_in
 from tests.helpers.trigger_models import base_with_triggers
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     root = tmp_path_factory.mktemp("key_images")
@@ -73,7 +76,7 @@ def test_an_image_that_is_nobodys_is_said_to_be(key_images, tmp_path):
 
     code, told, _ = key_images("read", path)
     assert code == 1
-    assert told.splitlines()[0].startswith(f"not comparable: {path} is like none of the questions")
+    assert told.splitlines()[0].startswith(f"not comparable: {path} resembles no trigger image")
 
 
 def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_path):
@@ -90,7 +93,7 @@ def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_
     assert lines[0].startswith(f"not readable: {text} can't be read as an image")
     assert lines[1] == f"{image}: a key image of alice"
     assert lines[2].startswith(f"not readable: {gone} is not there")
-    assert lines[3].startswith(f"not readable: {plain} looks like a question, and no fingerprint can be read")
+    assert lines[3].startswith(f"not readable: {plain} resembles a trigger image, and no fingerprint can be read")
     assert key_images("read", text)[0] == key_images("read", plain, text)[0] == 3
     code, told, _ = key_images("read", text, image, "--json")
     assert [each["outcome"] for each in json.loads(told)] == ["not readable", "accused"]
@@ -101,7 +104,7 @@ def test_what_cannot_be_done_is_refused_in_a_line(key_images, scene, tmp_path):
     (tmp_path / "text").write_text("no image")
 
     assert "no copy" in failed(key_images("export", "mallory", tmp_path / "set"))
-    assert "is there already" in failed(key_images("export", "alice", tmp_path))
+    assert "already exists" in failed(key_images("export", "alice", tmp_path))
     assert "inside the vault" in failed(key_images("export", "alice", scene.vault / "set"))
     assert "multiple of 8" in failed(key_images("export", "alice", tmp_path / "set", "--bits", 12))
     assert "nowhere" in failed(key_images("export", "alice", tmp_path / "set", "--base", "nowhere"))

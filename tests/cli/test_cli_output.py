@@ -29,7 +29,7 @@ def base(**changes: object) -> Base:
         certified=5,
         certified_by="simulation, 3 trials",
         alpha=1e-6,
-        recipients_planned=1000,
+        expected_recipients=1000,
         calibration=calibration,
         secret=b"\x01" * 32,
     )
@@ -81,7 +81,7 @@ def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_
 
 def test_answers_that_say_nothing_say_why(capsys):
     stats = QueryStats(queried=3, answered=3, decoys_queried=0, resumed=0, retries=0, stop_reason="budget")
-    why = "3 of 180 images were answered: ask on with a larger --budget"
+    why = "3 of 180 images have a response: continue with a larger --budget"
 
     output.print_query(answers([], stats=stats, outcome=Outcome.NOT_READABLE, reason=why))
 

@@ -13,13 +13,14 @@ from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_vit
 from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, WIDTH
 
 
+pytestmark = pytest.mark.integration
 SERVING = """
 from pathlib import Path
 
 import numpy as np
-from tests.helpers.trigger_models import Served
+from tests.helpers.trigger_models import ModelSuspect
 
-served = Served(Path({copy!r}))
+served = ModelSuspect(Path({copy!r}))
 
 
 def classify(image):
@@ -108,8 +109,8 @@ def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path
     said = " ".join(out.split())
     assert code == 3
     assert "ACCUSED" not in said and "│" not in said
-    assert f"not readable: the {COUNT} questions of base" in said
-    assert "1 of 3 copies answer no questions: trace them by weights. 3 copies tested" in said
+    assert f"not readable: the {COUNT} triggers of base" in said
+    assert "1 of 3 copies have no trigger labels: trace them by their weights. 3 copies tested" in said
     assert f"stopped at the last image, after {COUNT + DECOYS} images" in said
     assert not proof.exists()
     assert "proof" not in err
@@ -174,7 +175,9 @@ def test_few_answers_say_nothing(run, scene):
 
     said = " ".join(out.split())
     assert code == 3
-    assert f"not readable: 1 of {COUNT + DECOYS} images were answered: ask on with a larger --budget; 1 of 3" in said
+    assert (
+        f"not readable: 1 of {COUNT + DECOYS} images have a response: continue with a larger --budget; 1 of 3" in said
+    )
 
 
 def test_a_proof_that_was_tampered_with_does_not_hold(run, proof):
@@ -218,4 +221,4 @@ def test_names_for_too_few_classes_are_refused(run, scene, tmp_path):
 
     said = failed(run("query", "https://nowhere.example", *scene.options, "--labels", tmp_path / "labels"))
 
-    assert "it has 10 classes" in said and "--labels" in said
+    assert "it has 10 classes, and the suspect has 2" in said and "--labels" in said

@@ -33,7 +33,7 @@ def test_a_bound_of_the_wrong_size_would_show(monkeypatch):
     assert bench_codes.innocents_tail("tardos", 20_000, 512)["1e-03"] > 3
 
 
-def test_what_pirates_provoke_has_unit_variance_and_likelihood_ratios_among_it():
+def test_provoked_functions_have_unit_variance_and_include_likelihood_ratios():
     codebook = make_codebook("tardos", 512, 5, bytes(32))
     functions = bench_codes.colluder_score_functions(codebook)
     np.testing.assert_allclose((functions**2 * codebook.variance).sum(axis=1), 1)

@@ -18,7 +18,7 @@ def biases(kind, length, rng):
 
 
 def shape(kind, length, probability, rng):
-    """Score functions as pirates could force them upon us, standardised."""
+    """Score functions as colluders could force them upon us, standardized."""
     h = rng.standard_normal(length)
     if kind == "heavy-tailed":
         h = rng.standard_cauchy(length)
@@ -32,10 +32,10 @@ def shape(kind, length, probability, rng):
     elif kind == "one":
         h = np.zeros(length)
         h[length // 2] = -2.5
-    return standardised(h, probability)
+    return standardized(h, probability)
 
 
-def standardised(h, probability):
+def standardized(h, probability):
     return h / np.sqrt((h**2 * 4 * probability * (1 - probability)).sum())
 
 
@@ -97,9 +97,9 @@ def test_innocents_never_exceed_the_bound_in_simulation(law, kind):
 
 
 def test_a_gaussian_approximation_would_accuse_innocents_where_the_bound_does_not():
-    """Sixteen rare bits under equal weights: skew is what pirates would exploit."""
+    """Sixteen rare bits under equal weights: skew is what colluders would exploit."""
     p, count = np.full(16, 0.02), 200_000
-    h = standardised(np.ones(16), p)
+    h = standardized(np.ones(16), p)
     scores = innocents(h, p, count, np.random.default_rng(0))
     level = np.float64(4.0)
     seen = int((scores >= level).sum())
@@ -119,7 +119,7 @@ def test_for_many_fair_signs_the_threshold_is_hoeffdings():
     """The figures of the design: 1 and 1,000 and a million recipients at alpha 1e-6 over 10 rounds."""
     h = np.random.default_rng(0).standard_normal(65536)
     p = np.full(65536, 0.5)
-    bound = ChernoffBound(standardised(h, p), p)
+    bound = ChernoffBound(standardized(h, p), p)
     for recipients, figure in [(1, 5.7), (1_000, 6.8), (1_000_000, 7.7)]:
         log_p = math.log(1e-6 / (10 * recipients))
         assert bound.threshold(log_p) == pytest.approx(figure, abs=0.06)
@@ -137,7 +137,7 @@ def test_for_fair_signs_the_bound_is_no_worse_than_hoeffdings_but_for_a_hair(see
 
 def test_hoeffdings_bound_holds_for_fair_signs_and_says_nothing_below_zero():
     np.testing.assert_allclose(hoeffding_log_p(np.array([-3.0, 0.0, 1.0, 6.0])), [0, 0, -0.5, -18])
-    h = standardised(np.random.default_rng(0).standard_normal(12), np.full(12, 0.5))
+    h = standardized(np.random.default_rng(0).standard_normal(12), np.full(12, 0.5))
     scores, tail = exact_tail(h, np.full(12, 0.5))
     assert np.all(hoeffding_log_p(scores) >= np.log(tail) - 1e-9)
 
@@ -155,7 +155,7 @@ def test_the_threshold_is_where_the_bound_reaches_the_level(log_p, seed, kind):
 
 
 def test_the_threshold_is_the_least_that_any_exponent_proves():
-    """Against a search over a grid of s so fine that it needs no optimiser."""
+    """Against a search over a grid of s so fine that no optimizer is needed."""
     for seed, log_p in itertools.product(range(3), (-5.0, -20.0, -80.0)):
         rng = np.random.default_rng(seed)
         p = biases("biased", 256, rng)
@@ -209,7 +209,7 @@ def test_extreme_scores_get_finite_bounds_and_no_warning(law, recwarn):
 
 def test_a_score_of_minus_infinity_proves_nothing():
     p = np.full(64, 0.5)
-    bound = ChernoffBound(standardised(np.ones(64), p), p)
+    bound = ChernoffBound(standardized(np.ones(64), p), p)
     logs = bound.log_p(np.array([-np.inf, 7.0]), at=-20.0)
     assert logs[0] == 0
     assert logs[1] < -20

@@ -47,12 +47,12 @@ def simulated(codebook, recipients=100, noise=0.3, limit=16):
     ],
 )
 def test_strategies_do_what_they_are_called(strategy, expected):
-    """Three pirates, positions where 3, 2, 1 and 0 of them hold +1."""
+    """Three colluders, positions where 3, 2, 1 and 0 of them hold +1."""
     values = np.array([[1.0, 1, 1, -1], [1, 1, -1, -1], [1, -1, -1, -1]])
     np.testing.assert_allclose(collude_at_positions(strategy, values, np.random.default_rng(0)), expected)
 
 
-def test_a_random_pick_takes_a_value_that_somebody_has_as_often_as_it_is_there():
+def test_a_random_pick_takes_each_copys_value_equally_often():
     values = np.repeat([[1.0, 1, 1, -1], [1, 1, -1, -1], [1, -1, -1, -1]], 3000, axis=1)
     picked = collude_at_positions("random pick", values, np.random.default_rng(0)).reshape(4, 3000)
     assert set(np.unique(picked)) == {-1.0, 1.0}
@@ -61,7 +61,7 @@ def test_a_random_pick_takes_a_value_that_somebody_has_as_often_as_it_is_there()
 
 @pytest.mark.parametrize("strategy", POSITION_STRATEGIES)
 @pytest.mark.parametrize("colluders", [1, 2, 5])
-def test_every_strategy_shows_what_all_pirates_agree_on(strategy, colluders):
+def test_every_strategy_keeps_what_all_colluders_agree_on(strategy, colluders):
     held = words(TARDOS, colluders)
     forged = collude_at_positions(strategy, held, np.random.default_rng(0))
     unanimous = np.abs(held.sum(axis=0)) == colluders
@@ -73,7 +73,7 @@ def test_every_strategy_shows_what_all_pirates_agree_on(strategy, colluders):
 @pytest.mark.parametrize("family", CODES)
 @pytest.mark.parametrize(("colluders", "noise"), [(1, 0.5), (3, 0.0), (5, 0.3), (10, 0.05)])
 def test_the_expected_score_is_the_mean_score_of_those_who_average(family, colluders, noise):
-    """Over 8 noises; the score is the first of the bank, centred by regression as the decoder does it."""
+    """Over 8 noises; the score is the first function's, centered by regression as the decoder does it."""
     codebook = CODES[family]
     held = words(codebook, colluders)
     scores = []

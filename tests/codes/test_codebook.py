@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_fingerprint.codes import FAMILIES, FairSigns, Nuida, Tardos, make_codebook
-from hf_fingerprint.codes.biased import FLOOR
+from hf_fingerprint.codes.biased import REGULARIZATION
 from hf_fingerprint.codes.codebook import BLOCK, MAX_LENGTH, MIN_LENGTH, SINGLE_PRECISION_CHUNK
 from hf_fingerprint.errors import CodeError
 from hf_fingerprint.keys import Stream, derive
@@ -153,11 +153,11 @@ def test_exact_scores_do_not_depend_on_who_else_is_scored():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_callback_is_told_of_every_recipient(family):
-    told = []
-    codebook = make(family)
-    codebook.scores(keys(3 * BLOCK + 5), functions(codebook), told.append)
-    assert told == [BLOCK] * 3 + [5]
+def test_progress_counts_every_recipient(family):
+    steps = []
+    codebook, count = make(family), 3 * BLOCK + 5
+    codebook.scores(keys(count), functions(codebook), lambda *step: steps.append(step))
+    assert steps == [("scoring", done, count) for done in (BLOCK, 2 * BLOCK, 3 * BLOCK, count)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -195,7 +195,7 @@ def test_mean_and_variance_are_those_of_the_bits(family):
 
 
 @given(st.sampled_from(FAMILIES), st.integers(0, 2**32), st.floats(1e-6, 1e6))
-def test_standardised_functions_give_scores_of_variance_1_whatever_their_scale(family, seed, scale):
+def test_standardized_functions_give_scores_of_variance_1_whatever_their_scale(family, seed, scale):
     codebook = make(family, 64)
     raw = np.random.default_rng(seed).standard_normal((3, 64)) * scale
     scored = codebook.standardize(raw)
@@ -211,7 +211,7 @@ def test_innocents_scores_have_mean_0_and_variance_1():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_function_of_zeros_standardises_to_zeros(family):
+def test_a_function_of_zeros_standardizes_to_zeros(family):
     np.testing.assert_array_equal(make(family).standardize(np.zeros((2, 256))), 0)
 
 
@@ -295,9 +295,9 @@ def test_the_bank_of_biased_codes_has_one_function_for_averages_and_one_for_mino
     rng = np.random.default_rng(0)
     extracted = rng.standard_normal(1 << 14) * np.sqrt(codebook.variance / 4 + noise**2)
     average, minority = codebook.score_functions(extracted)
-    expected = codebook.variance / 4 + max(noise**2, FLOOR / 4)
+    expected = codebook.variance / 4 + max(noise**2, REGULARIZATION / 4)
     np.testing.assert_allclose(average * expected, extracted, rtol=0.25 if noise < 1 else 0.08)
-    np.testing.assert_allclose(minority * (codebook.variance + FLOOR), extracted)
+    np.testing.assert_allclose(minority * (codebook.variance + REGULARIZATION), extracted)
 
 
 def test_a_reading_of_zeros_has_a_bank_of_zeros():
@@ -307,7 +307,7 @@ def test_a_reading_of_zeros_has_a_bank_of_zeros():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length", [0, -8, 8, MIN_LENGTH - 8, MIN_LENGTH + 1, 1001, MAX_LENGTH + 8])
 def test_lengths_that_make_no_sense_are_refused(family, length):
-    with pytest.raises(CodeError, match=f"{length} positions"):
+    with pytest.raises(CodeError, match=f"got {length}"):
         make(family, length)
 
 
@@ -319,12 +319,12 @@ def test_lengths_at_the_limits_are_accepted(family, length):
 
 @pytest.mark.parametrize("coalition", [0, -3])
 def test_a_coalition_of_nobody_is_refused(coalition):
-    with pytest.raises(CodeError, match=f"coalition of {coalition}"):
+    with pytest.raises(CodeError, match=f"at least 1, got {coalition}"):
         Tardos(256, coalition, SECRET)
 
 
 @pytest.mark.parametrize(("family", "kind"), [("tardos", Tardos), ("nuida", Nuida), ("fair_signs", FairSigns)])
-def test_make_codebook_makes_the_family_it_is_asked_for(family, kind):
+def test_make_codebook_makes_the_requested_family(family, kind):
     codebook = make(family)
     assert type(codebook) is kind
     assert codebook.family == family

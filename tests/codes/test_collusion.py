@@ -10,7 +10,7 @@ MANY = np.repeat(COPIES, 2000, axis=1)
 
 
 def by_weights(strategy, copies, weights, rng):
-    """The same, weight by weight: keyed signs, the pirates' choice among the values they see, signs undone."""
+    """The same, weight by weight: keyed signs, the colluders' choice among the values they see, signs undone."""
     signs = rng.choice([-1.0, 1.0], (weights, copies.shape[1]))
     seen = signs * copies[:, None, :]
     low, high = seen.min(axis=0), seen.max(axis=0)
@@ -31,7 +31,7 @@ def by_weights(strategy, copies, weights, rng):
     "strategy", [s for s in FORGERIES if s not in ("weighted average", "layer interleaving", "block interleaving")]
 )
 def test_a_forgery_is_distributed_as_one_made_weight_by_weight(strategy):
-    """Mean, spread and tails where 3, 2, 1 and 0 of three pirates hold +1, with ten weights a position."""
+    """Mean, spread and tails where 3, 2, 1 and 0 of three colluders hold +1, with ten weights a position."""
     drawn, _ = forge(strategy, MANY, 10, 0.0, np.random.default_rng(0))
     made = by_weights(strategy, MANY, 10, np.random.default_rng(1))
     for mine, theirs in zip(drawn.reshape(4, 2000), made.reshape(4, 2000), strict=True):
@@ -41,7 +41,7 @@ def test_a_forgery_is_distributed_as_one_made_weight_by_weight(strategy):
 
 
 @pytest.mark.parametrize("strategy", FORGERIES)
-def test_what_all_pirates_agree_on_shows_and_shares_sum_to_one(strategy):
+def test_what_all_colluders_agree_on_shows_and_shares_sum_to_one(strategy):
     forged, shares = forge(strategy, MANY, 46, 0.0, np.random.default_rng(0))
     np.testing.assert_allclose(forged.reshape(4, 2000)[[0, 3]], [[1.0] * 2000, [-1.0] * 2000])
     assert shares.sum() == pytest.approx(1)
@@ -49,7 +49,7 @@ def test_what_all_pirates_agree_on_shows_and_shares_sum_to_one(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["weighted average", "layer interleaving"])
-def test_uneven_shares_are_those_of_the_reading(strategy):
+def test_uneven_shares_are_those_of_the_signal(strategy):
     copies = np.random.default_rng(5).choice([-1.0, 1.0], (40, 4000))
     forged, shares = forge(strategy, copies, 46, 0.0, np.random.default_rng(0))
     np.testing.assert_allclose(forged, shares @ copies)

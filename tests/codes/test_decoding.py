@@ -69,13 +69,13 @@ def check(decoded, count, alpha=1e-6):
 )
 def test_all_colluders_are_accused_and_nobody_else(family, length, strategy, colluders, noise):
     codebook, copy_keys = make(family, length), keys(300)
-    guilty = list(range(7, 7 + colluders))
-    extracted = collude(codebook, [copy_keys[i] for i in guilty], strategy, noise)
+    members = list(range(7, 7 + colluders))
+    extracted = collude(codebook, [copy_keys[i] for i in members], strategy, noise)
     decoded = decode(codebook, copy_keys, extracted, np.ones(length))
-    assert sorted(decoded.accused) == guilty
+    assert sorted(decoded.accused) == members
     check(decoded, 300)
     assert 5 < decoded.threshold < 9
-    innocent = np.setdiff1d(np.arange(300), guilty)
+    innocent = np.setdiff1d(np.arange(300), members)
     assert decoded.scores[innocent].max() < 5
     assert np.median(decoded.log_bounds[innocent]) == 0
 

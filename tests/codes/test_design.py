@@ -31,8 +31,8 @@ def test_three_colluders_erase_fair_signs_and_two_do_not(three):
     [{"coalition": 5}, {"drift": 20.0}, {"recipients": 10**9, "alpha": 1e-30}],
 )
 def test_more_colluders_drift_or_certainty_need_more_weights(harder):
-    asked = {"recipients": 100, "coalition": 1, "drift": 2.0, "strategies": ["average"]}
-    assert design_code(**asked).best.weights < design_code(**(asked | harder)).best.weights
+    requested = {"recipients": 100, "coalition": 1, "drift": 2.0, "strategies": ["average"]}
+    assert design_code(**requested).best.weights < design_code(**(requested | harder)).best.weights
 
 
 def test_drift_is_outweighed_by_weights_once_positions_run_out():
@@ -45,23 +45,23 @@ def test_what_no_code_withstands_has_no_best():
     assert design_code(10, 1, drift=1e9, strategies=["average"]).best is None
 
 
-def test_sizes_are_told_as_they_are_tried():
-    told = []
-    best = design_code(10, 1, drift=2.0, strategies=["average"], progress=lambda step, *_: told.append(step)).best
-    assert f"{best.family}, {best.weights:,} weights" in told
+def test_progress_names_each_size_tried():
+    steps = []
+    best = design_code(10, 1, drift=2.0, strategies=["average"], progress=lambda step, *_: steps.append(step)).best
+    assert f"{best.family}, {best.weights:,} weights" in steps
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"coalition": 0}, "coalition of 0"),
-        ({"coalition": 11}, "coalition of 11"),
-        ({"alpha": 0.0}, "at alpha 0.0"),
-        ({"alpha": 0.06}, "at alpha 0.06"),
-        ({"drift": float("nan")}, "drift of nan"),
-        ({"drift": -1.0}, "drift of -1.0"),
+        ({"coalition": 0}, "recipients, 10, got 0"),
+        ({"coalition": 11}, "recipients, 10, got 11"),
+        ({"alpha": 0.0}, "at most 0.05, got 0.0"),
+        ({"alpha": 0.06}, "at most 0.05, got 0.06"),
+        ({"drift": float("nan")}, "got nan"),
+        ({"drift": -1.0}, "at least 0, got -1.0"),
         ({"strategies": ["tie-dye"]}, "tie-dye"),
-        ({"strategies": []}, "choose among"),
+        ({"strategies": []}, "choose from"),
     ],
 )
 def test_what_makes_no_sense_is_refused(wrong, said):

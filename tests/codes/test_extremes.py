@@ -281,7 +281,7 @@ def test_what_stands_where_nothing_was_read_counts_for_nothing():
     np.testing.assert_array_equal(tiny.scores, plain.scores)
 
 
-def test_a_signal_that_is_brought_to_order_1_stays_as_it_is():
+def test_a_signal_of_order_1_is_not_changed():
     rng = np.random.default_rng(0)
     once = to_signal(1e-170 * rng.standard_normal(LENGTH), 1e200 * rng.uniform(0, 1, LENGTH), LENGTH)
     again = to_signal(once.values, once.mass, LENGTH)
@@ -301,7 +301,7 @@ class NeverVaries(FairSigns):
 
 
 @pytest.mark.parametrize("scale", [*SCALES[1:], 1.0])
-def test_standardised_functions_have_variance_1_at_any_scale_and_nothing_where_nothing_varies(scale):
+def test_standardized_functions_have_variance_1_at_any_scale_and_0_where_nothing_varies(scale):
     codebook, rng = NeverVaries(LENGTH), np.random.default_rng(0)
     giant = np.where(np.arange(LENGTH) < 16, 1.0, 1e-250 * rng.standard_normal(LENGTH))
     raw = np.stack([rng.uniform(-1, 1, LENGTH), giant, (np.arange(LENGTH) < 16).astype(float)])
@@ -328,12 +328,12 @@ def test_nobody_is_accused_at_a_level_above_0_05(alpha):
         lambda: prove_codeword(codebook, codebook.packed(keys(1))[0], extracted, mass, 2, alpha),
         lambda: soft_decode(BlockDesign(7), np.ones(7), alpha=alpha),
     ):
-        with pytest.raises(CodeError, match=r"choose one above 0 and at most 0\.05"):
+        with pytest.raises(CodeError, match=r"must be above 0 and at most 0\.05"):
             refusing()
 
 
 @pytest.mark.parametrize("candidates", [decoding.CANDIDATES, 16])
-def test_the_bound_pays_for_the_recipients_that_it_is_told_of(monkeypatch, candidates):
+def test_the_bound_pays_for_the_recipients_given(monkeypatch, candidates):
     monkeypatch.setattr(decoding, "CANDIDATES", candidates)
     codebook, copy_keys = Tardos(1024, 5, SECRET), keys(40)
     extracted = words(codebook, copy_keys[:3]).mean(axis=0) + 0.3 * np.random.default_rng(0).standard_normal(1024)

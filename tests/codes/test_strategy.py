@@ -98,7 +98,7 @@ def test_the_ratio_is_that_of_all_that_the_others_could_hold():
     )
 
 
-def test_the_score_of_a_pirate_is_high_and_an_innocents_is_not():
+def test_a_colluders_score_is_high_and_an_innocents_is_not():
     extracted, mass = collusion("minority", 0.5), np.ones(CODE.length)
     found = infer_strategy(CODE, extracted, mass, NOBODY, 0)
     function = CODE.standardize(log_likelihood_ratio(CODE, extracted, mass, NOBODY, found)[None])[0]

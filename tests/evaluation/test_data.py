@@ -68,7 +68,7 @@ def test_parts_for_training_and_testing_are_kept_apart(tmp_path, model):
     assert same_images(data.attacker[0], test) == 0
 
 
-def test_the_same_images_are_chosen_again_and_their_digest_tells(place, model):
+def test_the_same_images_are_chosen_again_and_their_digest_differs_with_them(place, model):
     one, two, fewer = (load_data(place / "images", model, images=n) for n in (36, 36, 20))
 
     assert one.digest == two.digest != fewer.digest
@@ -186,7 +186,7 @@ def test_a_dataset_without_classes_is_refused(monkeypatch, model):
     rows.features = {"picture": Image(False)}
     fake_datasets(monkeypatch, lambda name: {"train": rows})
 
-    assert "class labels" in refused(load_data, "org/pictures", model)
+    assert "no class label column" in refused(load_data, "org/pictures", model)
 
 
 def test_a_dataset_that_can_not_be_had_is_named(monkeypatch, model):
@@ -209,7 +209,7 @@ def test_datasets_need_their_library(monkeypatch, model):
 def test_a_library_that_may_run_scripts_is_refused(monkeypatch, model):
     fake_datasets(monkeypatch, pytest.fail, version="3.6.0")
 
-    assert "may run a script that comes with org/pictures" in refused(load_data, "org/pictures", model)
+    assert "may run scripts of org/pictures" in refused(load_data, "org/pictures", model)
 
 
 @pytest.mark.parametrize("reader", ["pandas", "webdataset", "json"])

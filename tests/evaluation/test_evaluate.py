@@ -20,6 +20,9 @@ from tests.helpers.evaluation_runs import SETTINGS, run
 from tests.helpers.small_models import save_vit
 
 
+pytestmark = pytest.mark.integration
+
+
 @dataclass(frozen=True)
 class Zeroing(Attack):
     paper = "none"
@@ -48,7 +51,7 @@ class Renaming(Attack):
 
 
 def judged(monkeypatch, stop_at=None):
-    """Counts the suspects that are judged, and stops before one as a kill would."""
+    """Counts the suspects that are traced, and stops before one as a kill would."""
     seen = []
     trace_suspect = Testbed.trace_suspect
 
@@ -62,7 +65,7 @@ def judged(monkeypatch, stop_at=None):
     return seen
 
 
-def test_every_suspect_is_tried_out_and_judged(evaluation):
+def test_every_suspect_is_measured_and_traced(evaluation):
     kinds = [trial.kind for trial in evaluation.trials]
     sweep = [trial.strength for trial in evaluation.sweeps["int"]]
 
@@ -98,7 +101,7 @@ def test_scores_of_those_who_are_not_accused_are_shown_to_who_asks(redacted, eva
     assert redacted.copy.scores == evaluation.copy.scores
 
 
-def test_the_same_again_judges_nothing_again(place, evaluation, monkeypatch):
+def test_running_again_traces_nothing_again(place, evaluation, monkeypatch):
     seen = judged(monkeypatch)
 
     assert run(place, place / "out", all_scores=True) == evaluation
@@ -172,7 +175,7 @@ def test_a_classifier_of_transformers_is_evaluated_too(tmp_path):
         (Renaming(), "The attack changes the model's tensors, so accuracy can't be measured."),
     ],
 )
-def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, evaluation, attack, reason):
+def test_a_failing_attack_is_reported_and_the_others_run(place, evaluation, attack, reason):
     with patch.dict(SUITE, {"odd": SuiteEntry("single", (attack, attack))}):
         found = run(place, place / "out", ["odd", "half"])
 
@@ -181,7 +184,7 @@ def test_an_attack_that_cannot_be_made_is_told_of_and_the_others_go_on(place, ev
 
 
 def test_a_full_disk_leaves_no_attack_out(place, evaluation):
-    def full(_told):
+    def full(_step):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with patch.dict(SUITE, {"odd": SuiteEntry("single", (Refusing(full),))}):
@@ -206,23 +209,23 @@ def test_a_suspect_that_does_the_same_in_other_weights_or_names_is_tried_out(pla
 
 def test_the_attacker_may_have_the_base_and_that_is_another_evaluation(place, evaluation):
     alone = run(place, place / "out", ["reset"], quick=True)
-    require_attacker = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
+    with_base = run(place, place / "out", ["reset"], quick=True, public_base=True, all_scores=True)
 
     assert "base" in alone.skipped["reset"]
-    assert (alone.public_base, require_attacker.public_base, require_attacker.skipped) == (False, True, {})
-    assert require_attacker.sweeps["reset"][-1].score < require_attacker.copy.score / 2
+    assert (alone.public_base, with_base.public_base, with_base.skipped) == (False, True, {})
+    assert with_base.sweeps["reset"][-1].score < with_base.copy.score / 2
 
 
 def test_a_sweep_ends_where_mark_and_model_are_gone(place, evaluation):
-    told = []
+    steps = []
     with patch.dict(SUITE, {"zero": SuiteEntry("single", (Zeroing(0.5), Zeroing(1.0)))}):
-        found = run(place, place / "out", ["zero"], progress=lambda *step: told.append(step))
+        found = run(place, place / "out", ["zero"], progress=lambda *step: steps.append(step))
     (trial,) = found.sweeps["zero"]
 
     assert not trial.accused
     assert trial.threshold is None
     assert trial.accuracy <= found.chance
-    assert [step for step in told if step[0] == "single copies"] == [("single copies", 1, 2), ("single copies", 2, 2)]
+    assert [step for step in steps if step[0] == "single copies"] == [("single copies", 1, 2), ("single copies", 2, 2)]
 
 
 def test_unknown_attacks_are_refused_before_anything_is_made(place, tmp_path):
@@ -233,7 +236,7 @@ def test_unknown_attacks_are_refused_before_anything_is_made(place, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_coalitions_of_other_holders_are_judged_by_who_was_in_them(place, tmp_path, monkeypatch):
+def test_coalitions_of_other_recipients_are_traced_by_their_members(place, tmp_path, monkeypatch):
     seen = judged(monkeypatch)
 
     found = run(place, tmp_path / "out", ("average",), runs=3)

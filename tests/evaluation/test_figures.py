@@ -29,17 +29,17 @@ def circles(svg):
     return [(mark.get("class"), mark.find("title").text) for mark in ElementTree.fromstring(svg).iter("circle")]
 
 
-def test_an_attacks_path_begins_at_the_copy_and_tells_who_is_accused(some):
+def test_an_attacks_path_begins_at_the_copy_and_shows_who_is_accused(some):
     ((name, svg),) = figures.draw_attacks(some)
-    kinds, told = zip(*circles(svg), strict=True)
+    kinds, titles = zip(*circles(svg), strict=True)
 
     assert name == "prune"
     assert kinds == ("accused", "accused", "escaped")
-    assert told[0].startswith("a copy as issued: accuracy 90.0%, score 60.0, accused")
-    assert told[2].endswith("accuracy 30.0%, score 2.0, nobody is accused")
+    assert titles[0].startswith("a copy as issued: accuracy 90.0%, score 60.0, accused")
+    assert titles[2].endswith("accuracy 30.0%, score 2.0, nobody is accused")
 
 
-def test_the_frontier_has_every_suspect_that_somebody_made(some):
+def test_the_frontier_has_every_suspect_but_the_base(some):
     marks = circles(figures.draw_frontier(some))
 
     assert [kind for kind, _ in marks] == [

@@ -42,7 +42,7 @@ trials = st.lists(
 
 
 @given(trials)
-def test_every_point_is_on_the_front_or_beaten_by_one_that_is(found):
+def test_every_trial_is_on_the_front_or_dominated_by_one_that_is(found):
     front = frontier(found)
 
     assert all(trial in found for trial in front)
@@ -54,7 +54,7 @@ def test_every_point_is_on_the_front_or_beaten_by_one_that_is(found):
 
 
 @given(trials)
-def test_the_cost_is_that_of_the_most_accurate_point_under_the_bound(found):
+def test_the_cost_is_that_of_the_most_accurate_escape(found):
     cost = cheapest_escape("prune", found, PLAIN)
     under = [trial.accuracy for trial in found if not trial.accused]
 
@@ -78,7 +78,7 @@ def test_scores_of_those_who_are_not_accused_decide_nothing_that_is_published(fo
     assert (cost.lowest_score_text == "below the bound") == (not all(trial.accused for trial in found))
 
 
-def test_a_mark_that_never_goes_is_not_lost():
+def test_a_mark_that_survives_has_no_escape():
     cost = cheapest_escape("prune", [PLAIN, make_trial(PLAIN, 0.2, 9.0)], PLAIN)
 
     assert cost.loss_text == "no escape"

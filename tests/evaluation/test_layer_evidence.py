@@ -27,7 +27,7 @@ def evidence(issued, place):
         return evidence_by_layer(base, original, suspect, codeword)
 
 
-def test_every_layer_of_a_copy_tells_and_all_together_tell_most(issued):
+def test_every_layer_of_a_copy_has_evidence_and_all_together_have_most(issued):
     base, model, copy, codeword = issued
     found = evidence(issued, copy)
     with open_checkpoint(model) as original, open_checkpoint(copy) as suspect:
@@ -39,7 +39,7 @@ def test_every_layer_of_a_copy_tells_and_all_together_tell_most(issued):
     assert max(found) <= whole + 0.5
 
 
-def test_a_layer_that_was_made_the_bases_tells_nothing_and_the_others_what_they_did(issued, tmp_path):
+def test_a_layer_reset_to_the_base_has_no_evidence_and_the_others_keep_theirs(issued, tmp_path):
     base, model, copy, _ = issued
     first, second = base.carriers[0].name, base.carriers[1].name
     state = load_file(copy / "model.safetensors")

@@ -68,7 +68,7 @@ def test_the_page_is_whole_and_has_every_picture(page, evaluation):
     )
 
 
-def test_the_page_asks_for_nothing_from_anywhere(page):
+def test_the_page_loads_nothing(page):
     text = page.read_text()
     reader = Reader(text)
 
@@ -93,11 +93,11 @@ def test_the_figures_are_those_that_were_measured(page, evaluation):
     assert f"<b>{evaluation.copy.accuracy:.1%}</b>".replace("%", " %") in text
     assert "<b>2 of 2</b><span>colluders caught" in text
     assert f"among 4 recipients, the probability that any innocent one scores as high is at most {1e-6:g}" in text
-    assert f"The highest innocent score was {max(p.highest_innocent for p in evaluation.trials):.1f}" in text
+    assert f"The highest score of an innocent was {max(p.highest_innocent for p in evaluation.trials):.1f}" in text
     assert "No innocent was accused." in text
 
 
-def test_how_coalitions_ended_is_told_by_strategy_and_size(page):
+def test_outcomes_of_coalitions_are_listed_by_strategy_and_size(page):
     text = page.read_text()
 
     assert "1 coalitions, by their runs" in text
@@ -126,7 +126,7 @@ def test_without_all_scores_the_page_counts_innocents_and_shows_none_of_their_sc
     assert reader.open == []
     assert reader.found["innocents"].count("svg") == 0
     assert reader.found["layers"].count("svg") == 1
-    assert f"{sum(p.innocents for p in redacted.trials[1:]):,} scores of recipients" in text
+    assert f"{sum(p.innocents for p in redacted.trials[1:]):,} scores of innocent recipients" in text
     assert "none reached it" in " ".join(text.split())
 
 
@@ -137,7 +137,7 @@ def test_what_was_lost_and_innocents_accused_are_said_plainly(evaluation, tmp_pa
     text = " ".join(text.split())
 
     assert "1 of 1 attacks on one copy escaped accusation. The cheapest of them, half, lost" in text
-    assert "2 innocents were accused, which should not be" in text
+    assert "2 innocents were accused, which must not happen" in text
     assert "<li>prune: no weights</li>" in text
 
 
@@ -166,7 +166,7 @@ def test_a_page_without_attacks_or_mixes_is_whole(evaluation, tmp_path):
     text = page_of(bare, tmp_path).read_text()
 
     assert Reader(text).open == []
-    assert "No attack was made on a single copy." in text
+    assert "No attack on a single copy was run." in text
     assert "No copies were mixed." in text
     assert not bare.of(COLLUSION)
 

@@ -50,10 +50,10 @@ def test_strengths_beyond_the_usual_are_for_whole_plans():
 
 @pytest.mark.parametrize("size", [1, 0, -3])
 def test_a_coalition_of_fewer_than_two_is_refused(size):
-    assert "2 or more" in refused(plan_jobs, ["average"], [3, size])
+    assert "2 copies or more" in refused(plan_jobs, ["average"], [3, size])
 
 
-def test_each_run_of_a_coalition_has_other_holders_and_another_seed():
+def test_each_run_of_a_coalition_has_other_members_and_another_seed():
     jobs = [job for job in plan_jobs(["random-pick-then-prune"], [2, 3], runs=4) if job.kind == COLLUSION]
     small, large = ([job for job in jobs if job.colluders == size] for size in (2, 3))
 

@@ -30,7 +30,7 @@ def test_all_three_files_are_written_and_written_over(evaluation, tmp_path):
 
 
 def other_figures(trial, seed):
-    """A point whose figures of those who are not accused are others."""
+    """A trial with other figures for recipients who are not accused."""
     rng = np.random.default_rng(seed)
 
     def other(values):
@@ -93,27 +93,27 @@ def test_an_evaluation_with_all_scores_says_that_it_is_not_to_be_published(evalu
 
 
 def test_the_summary_counts_innocents_and_colluders(evaluation):
-    told = json.loads(json.dumps(summarize(evaluation), allow_nan=False))
+    summary = json.loads(json.dumps(summarize(evaluation), allow_nan=False))
     read = evaluation.trials[1:]
 
     assert evaluation.unmarked.threshold is None
-    assert told["innocents"]["scored"] == sum(trial.innocents for trial in read)
-    assert told["innocents"]["accused"] == 0
-    assert told["innocents"]["highest_score"] == max(trial.highest_innocent for trial in read)
-    assert told["colluders"] == {"mixed": 2, "caught": 2, "main_contributors": 2, "main_contributors_caught": 2}
-    assert len(told["trials"]) == len(evaluation.trials)
-    assert told["versions"]["hf_fingerprint"] == hf_fingerprint.__version__
-    assert {"torch", "timm", "python"} <= told["versions"].keys()
-    assert told["registration"]["recipients_planned"] == 4
+    assert summary["innocents"]["scored"] == sum(trial.innocents for trial in read)
+    assert summary["innocents"]["accused"] == 0
+    assert summary["innocents"]["highest_score"] == max(trial.highest_innocent for trial in read)
+    assert summary["colluders"] == {"mixed": 2, "caught": 2, "main_contributors": 2, "main_contributors_caught": 2}
+    assert len(summary["trials"]) == len(evaluation.trials)
+    assert summary["versions"]["hf_fingerprint"] == hf_fingerprint.__version__
+    assert {"torch", "timm", "python"} <= summary["versions"].keys()
+    assert summary["registration"]["expected_recipients"] == 4
 
 
 def test_who_gave_less_than_a_twentieth_is_counted_apart(evaluation):
     (mixed,) = evaluation.of("collusion")
     uneven = replace(mixed, shares=(0.97, 0.03), caught=(True, False), innocents_accused=3)
-    told = summarize(replace(evaluation, trials=(*evaluation.trials[:-1], uneven)))
+    summary = summarize(replace(evaluation, trials=(*evaluation.trials[:-1], uneven)))
 
-    assert told["colluders"] == {"mixed": 2, "caught": 1, "main_contributors": 1, "main_contributors_caught": 1}
-    assert told["innocents"]["accused"] == 3
+    assert summary["colluders"] == {"mixed": 2, "caught": 1, "main_contributors": 1, "main_contributors_caught": 1}
+    assert summary["innocents"]["accused"] == 3
 
 
 def test_the_cheapest_escape_comes_first_and_those_without_last(evaluation):

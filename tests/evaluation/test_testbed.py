@@ -14,7 +14,7 @@ from tests.helpers.small_models import save_plain
 
 @pytest.fixture(scope="module")
 def testbed(place, evaluation):
-    """Three holders, of whom the last is innocent throughout."""
+    """Three recipients, of whom the last is always innocent."""
     with Testbed(place / "model", place / "out", 3, SETTINGS, innocents=500) as opened:
         yield opened
 
@@ -28,7 +28,7 @@ def test_the_vault_is_for_its_owner_alone_and_its_passphrase_random(place, evalu
     assert len(passphrase.read_text().strip()) == 64
 
 
-def test_the_same_scene_is_found_again(place, evaluation, testbed):
+def test_the_same_testbed_is_found_again(place, evaluation, testbed):
     with Testbed(place / "model", place / "out", 2, SETTINGS) as again:
         assert again.base.base_id == testbed.base.base_id == evaluation.base["base"]
         assert all(torch.equal(a, b) for a, b in zip(again.copy(1).values(), testbed.copy(1).values(), strict=True))
@@ -63,7 +63,7 @@ def test_colluders_are_caught_and_a_recipient_outside_the_coalition_is_innocent(
     assert judged.highest_innocent < judged.threshold < min(judged.scores)
 
 
-def test_whoever_is_said_to_be_guilty_but_is_not_counts_the_true_one_as_innocent(testbed):
+def test_with_wrong_colluders_the_true_one_counts_as_innocent(testbed):
     judged = testbed.trace_suspect(testbed.copy(0), (1,))
 
     assert judged.caught == (False,)

@@ -22,7 +22,7 @@ def opens(folder):
         pass
 
 
-def test_a_point_reads_as_it_was_written(evaluation, tmp_path):
+def test_a_trial_reads_as_it_was_written(evaluation, tmp_path):
     store = ResultStore(tmp_path)
     kept = [store.add(str(i), trial) for i, trial in enumerate(evaluation.trials)]
 
@@ -32,12 +32,12 @@ def test_a_point_reads_as_it_was_written(evaluation, tmp_path):
 def test_what_is_not_finite_is_null_in_the_file(evaluation, tmp_path):
     endless = replace(evaluation.copy, threshold=float("inf"), highest_innocent=float("nan"))
     kept = ResultStore(tmp_path).add("a", endless)
-    told = json.loads(kept_in(tmp_path).read_text())
+    values = json.loads(kept_in(tmp_path).read_text())
 
-    assert told["threshold"] is None
-    assert told["highest_innocent"] is None
+    assert values["threshold"] is None
+    assert values["highest_innocent"] is None
     assert ResultStore(tmp_path).trials["a"] == kept
-    assert Trial.from_dict(told) == kept
+    assert Trial.from_dict(values) == kept
 
 
 @pytest.mark.parametrize("cut", [1, 30, -1])
@@ -106,7 +106,7 @@ def test_a_file_can_not_be_a_folder(tmp_path):
 def test_two_can_not_work_in_one_folder(tmp_path):
     opens(tmp_path)
     with FileLock(tmp_path / ".lock"):
-        assert "at work" in refused(opens, tmp_path)
+        assert "is running in" in refused(opens, tmp_path)
 
 
 def test_the_evidence_left_is_the_surest_score(evaluation):
@@ -126,7 +126,7 @@ def test_what_is_kept_to_go_on_from_is_for_the_owner_alone(evaluation, tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / PRIVATE]
 
 
-def test_points_that_earlier_versions_left_among_the_reports_are_moved(evaluation, tmp_path):
+def test_results_that_earlier_versions_left_among_the_reports_are_moved(evaluation, tmp_path):
     ResultStore(tmp_path).add("a", evaluation.copy)
     kept_in(tmp_path).rename(tmp_path / RESULTS)
     opens(tmp_path)
@@ -135,7 +135,7 @@ def test_points_that_earlier_versions_left_among_the_reports_are_moved(evaluatio
     assert not (tmp_path / RESULTS).exists()
 
 
-def test_a_published_point_has_figures_of_the_accused_alone(evaluation):
+def test_a_redacted_trial_has_figures_of_the_accused_only(evaluation):
     (mixed,) = evaluation.of("collusion")
     shown = replace(mixed, caught=(False, True)).redacted()
 

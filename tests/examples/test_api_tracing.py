@@ -1,22 +1,19 @@
 import re
-import subprocess
+
+import pytest
 
 from hf_fingerprint.blackbox import check_proof
-from tests.helpers.processes import environment, module
+from tests.helpers.processes import run_here
 
 
+pytestmark = pytest.mark.integration
 QUICK = ["--model", "test_efficientnet", "--data", "digits", "--size", "32", "--steps", "80", "--rate", "500"]
 FEW = ["--count", "60", "--decoys", "4", "--trigger-steps", "12"]
 
 
 def test_copies_behind_a_service_are_accused_and_an_independent_model_is_not(tmp_path):
     out = tmp_path / "out"
-    command = module("examples.api_tracing", "--out", out, *QUICK, *FEW)
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    printed = " ".join(done.stdout.split())
+    printed = " ".join(run_here("api_tracing", tmp_path, "--out", out, *QUICK, *FEW)[0].split())
     assert printed.count("ACCUSED") == 2
     assert "accused: the copy made for alice (" in printed.partition("/service-2")[0]
     assert "accused: the copy made for bob (" in printed.partition("/service-2")[2]

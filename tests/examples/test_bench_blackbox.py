@@ -1,20 +1,28 @@
 import json
 import re
 
+import pytest
 import timm
 
 from examples.benchmarks import blackbox as bench_blackbox
 
 
+<<<<<<< HEAD
+pytestmark = pytest.mark.integration
+
+
 def test_what_thieves_do_to_a_copy_is_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):
+=======
+def test_attacks_on_a_copy_are_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):
+>>>>>>> docs
     monkeypatch.setattr(bench_blackbox, "COVER_IMAGE_COUNT", 100)
     monkeypatch.setattr(bench_blackbox, "ACCURACY_IMAGES", 50)
     monkeypatch.setattr(bench_blackbox, "lite0", lambda: timm.create_model("test_resnet", num_classes=10))
 
     assert bench_blackbox.main(["--task", "digits", "--quick", "--out", str(tmp_path)]) == 0
 
-    told = capsys.readouterr().out
-    rows = dict(re.findall(r"^\| ([^|]+) \| (\d.*) \|$", told, re.M))
+    printed = capsys.readouterr().out
+    rows = dict(re.findall(r"^\| ([^|]+) \| (\d.*) \|$", printed, re.M))
     assert {"untouched", "int8", "average of 2", "layers of 5", "fine-tuned at 1e-04", "another model"} <= set(rows)
     assert rows["untouched"].startswith("3 | ") and rows["the base"].split(" | ")[1:4] == ["0%", "0%", "-"]
     found = json.loads((tmp_path / "found.json").read_text())

@@ -26,8 +26,8 @@ def test_each_training_is_measured_once_and_what_was_measured_is_kept(tmp_path, 
     own, plain, label, partitioned = rows
     assert own.ssim is None and label.accuracy is None and plain.sigma is None
     assert partitioned.bits > 0 and 0 < partitioned.ssim < 1 and 0.3 < partitioned.membership_auc < 0.7
-    told = capsys.readouterr().out
-    assert all(f"| {name} | " in told for name in names)
+    printed = capsys.readouterr().out
+    assert all(f"| {name} | " in printed for name in names)
 
     before = path.read_text()
     with Progress(disable=True) as progress:

@@ -1,5 +1,4 @@
 import json
-import subprocess
 
 import pytest
 import torch
@@ -11,18 +10,19 @@ from examples.reproduction.arms import ArmVerdict, DesignArm, ToolboxArm
 from hf_fingerprint.attacks import SUITE
 from hf_fingerprint.attacks.suite import attack_names
 from hf_fingerprint.evaluation.planning import plan_jobs
-from tests.helpers.processes import environment, module
+from tests.helpers.processes import run_here
 
 
+pytestmark = pytest.mark.integration
 ATTACKS = ("half", "shuffle-channels", "average")
 
 
 def row(scheme, attack="prune", step=0, colluders=1, **changes):
-    told = {"what": attack, "strength": 0.5, "outcome": report.READ, "accuracy": 0.9, "score": 1.0}
+    values = {"what": attack, "strength": 0.5, "outcome": report.READ, "accuracy": 0.9, "score": 1.0}
     kind = "collusion" if SUITE[attack].group == "collusion" else "single"
     decoders = [name for name, of in report.SCHEME_OF.items() if of == scheme and name != report.TOOLBOX]
-    told |= {"named": dict.fromkeys(decoders, (0,)), "innocents": dict.fromkeys(decoders, 0), "wrong": 0, "bits": 31}
-    return report.Row(scheme, kind, attack, step=step, colluders=colluders, **(told | changes))
+    values |= {"named": dict.fromkeys(decoders, (0,)), "innocents": dict.fromkeys(decoders, 0), "wrong": 0, "bits": 31}
+    return report.Row(scheme, kind, attack, step=step, colluders=colluders, **(values | changes))
 
 
 def small():
@@ -44,19 +44,34 @@ def noise():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
+<<<<<<< HEAD
+    chosen = ["resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out, "--attacks", *ATTACKS]
+    printed, _ = run_here("benchmarks.schemes", out, *chosen)
+    return out / "resnet", json.loads(printed)
+=======
     command = module(
-        "examples.benchmarks.schemes", "resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out
+        "examples.benchmarks.schemes",
+        "resnet",
+        "--scale",
+        0.01,
+        "--coalitions",
+        2,
+        "--out",
+        out,
+        "--bases-folder",
+        out,
     )
     done = subprocess.run(
         [*command, "--attacks", *ATTACKS], cwd=out, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "resnet", json.loads(done.stdout)
+>>>>>>> docs
 
 
 def test_one_command_attacks_three_schemes_and_writes_their_table(compared):
     out, summary = compared
-    rows = [report.Row(**told) for told in json.loads((out / "results.json").read_text())["rows"]]
+    rows = [report.Row(**values) for values in json.loads((out / "results.json").read_text())["rows"]]
     found = {(r.scheme, r.attack, r.step): r for r in rows}
 
     assert summary["copies"]["deepmarks"]["right"] == [True, True]
@@ -107,7 +122,7 @@ def test_a_copy_is_its_users_if_each_decoder_names_nobody_else():
     assert not names_only(ArmVerdict({"toolbox": ()}, 1, 31, 1.0), 0)
 
 
-def test_attacks_that_train_are_those_that_take_minutes():
+def test_attacks_that_train_take_minutes():
     found = {name for name in attack_names() if trains_model(SUITE[name].attacks[0])}
 
     assert {"finetune", "finetune-other-data", "remove", "distill", "prune-then-finetune"} <= found
@@ -115,7 +130,7 @@ def test_attacks_that_train_are_those_that_take_minutes():
     assert not found & {"prune", "reset", "shuffle-channels", "average", "average-then-prune", "batch-norm"}
 
 
-def test_a_thrifty_run_leaves_out_the_mildest_of_the_slow_and_the_toolbox_has_no_colluders():
+def test_skip_mild_training_skips_the_mildest_slow_attacks_and_the_toolbox_has_no_colluders():
     jobs = plan_jobs(
         ["finetune", "prune", "prune-2-of-4-then-finetune", "finetune-then-rename", "average"], (3,), quick=True
     )
@@ -135,7 +150,7 @@ def test_a_thrifty_run_leaves_out_the_mildest_of_the_slow_and_the_toolbox_has_no
     assert ordered == sorted(ordered)
 
 
-def test_a_mark_is_kept_if_the_guilty_are_named_and_nobody_else():
+def test_a_mark_is_kept_if_the_colluders_are_named_and_nobody_else():
     assert row("deepmarks").keeps(report.PAPERS)
     assert not row("deepmarks", named={report.PAPERS: ()}).keeps(report.PAPERS)
     assert not row("deepmarks", innocents={report.PAPERS: 1}).keeps(report.PAPERS)
@@ -195,7 +210,7 @@ def test_a_scheme_that_reads_nothing_says_so_once():
     assert cells[2:] == ["-", "-", "unreadable", "unreadable", "- / 0"]
 
 
-def test_rows_outlast_a_process_and_a_line_cut_off_is_dropped(tmp_path):
+def test_rows_are_kept_between_processes_and_a_truncated_line_is_dropped(tmp_path):
     file = tmp_path / "rows.jsonl"
     kept, lost = row("deepmarks"), row("toolbox", outcome=report.UNREADABLE, accuracy=None)
     rows = report.Rows(file)

@@ -17,6 +17,7 @@ SLOW = {  # half a second each, or more
     "query": 2,
     "key-images export": 2,
 }
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +30,26 @@ def may_mount(tmp_path):
         pytest.skip("mounting a disk needs root, or `unshare --user --map-root-user --mount`")
 
 
-def test_commands_on_10_sizes_of_a_full_disk_say_so_and_do_it_once_there_is_room():
+<<<<<<< HEAD
+@pytest.mark.parametrize("sizes", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_commands_on_a_full_disk_say_so_and_do_it_once_there_is_room(sizes):
+=======
+def test_commands_on_10_sizes_of_a_full_disk_report_it_and_complete_with_free_space():
+>>>>>>> docs
     quick = [name for name, case in bench.CASES.items() if name not in SLOW and not case.torch]
 
-    assert bench.measure(10, quick, 200 << 10) == Counter({(name, "right"): 10 for name in quick})
+    assert bench.measure(sizes, quick, 200 << 10) == Counter({(name, "right"): sizes for name in quick})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", sorted(set(SLOW.values())))
-def test_commands_that_register_issue_and_ask_do_so_too(sizes):
+def test_commands_that_register_issue_and_query_do_so_too(sizes):
     names = [name for name, count in SLOW.items() if count == sizes]
 
     assert bench.measure(sizes, names, 100 << 10) == Counter({(name, "right"): sizes for name in names})
 
 
+@pytest.mark.slow
 def test_commands_that_run_a_model_do_so_too():
     pytest.importorskip("timm")
     names = [name for name, case in bench.CASES.items() if case.torch]

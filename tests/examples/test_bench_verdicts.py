@@ -25,6 +25,7 @@ from hf_fingerprint.checkpoints import open_checkpoint
 from tests.helpers.quick_age import lock_quickly
 
 
+pytestmark = pytest.mark.integration
 FIGURE = Figure("claims", "what", "3 of 4", "<= 5 %", True, {"confirmed": 3})
 
 
@@ -44,6 +45,7 @@ def test_leakers_of_bases_that_tie_are_named_with_their_base(tmp_path):
     assert figure.measured == "18 of 18 named, 18 with their base; 0 others"
 
 
+@pytest.mark.slow
 def test_the_price_of_many_bases_is_timed_in_pairs_and_names_the_leaker_in_both_vaults(tmp_path):
     figure = price_figure(tmp_path, QUICK)
 
@@ -59,14 +61,15 @@ def test_claims_of_top_scorers_are_counted(tmp_path):
     assert figure.counts["suspects"] == 6
 
 
+@pytest.mark.slow
 def test_an_attacker_frames_an_innocent_with_all_scores_and_nobody_without(tmp_path):
     figure = adaptive_attacker_figure(tmp_path, QUICK)
 
     assert figure.holds, figure
     assert figure.counts["queries"] == 150
     assert 70 < figure.counts["all_scores"]["queries_until_accused"] <= 150
-    assert {"/lineage/cosine", "/threshold"} <= set(figure.counts["figures_heard"])
-    assert not any("innocent" in kind for kind in figure.counts["figures_heard"])
+    assert {"/lineage/cosine", "/threshold"} <= set(figure.counts["figures_seen"])
+    assert not any("innocent" in kind for kind in figure.counts["figures_seen"])
 
 
 def test_a_suspect_that_can_not_be_read_never_ends_in_nobody_if_that_may_be_a_miss(tmp_path):
@@ -121,7 +124,7 @@ def close_by(one, other):
 
 
 @pytest.mark.parametrize("kind", [HEAD, NORMS, HALF])
-def test_a_twin_has_the_same_backbone(kind):
+def test_a_sibling_base_has_the_same_backbone(kind):
     model = backbone(QUICK)
     ours, theirs = model.state_dict(), sibling_base(model, kind).state_dict()
     same = [name for name in ours if torch.equal(ours[name], theirs[name])]
@@ -133,7 +136,7 @@ def test_a_twin_has_the_same_backbone(kind):
         assert all("bn" in name or "classifier" in name for name in ours.keys() - set(same))
 
 
-def test_drift_is_of_the_size_that_is_asked_for():
+def test_drift_has_the_requested_size():
     arrays = {"weight": np.random.default_rng(0).standard_normal((50, 50)), "bias": np.ones(5)}
     found = drifted(arrays, np.random.default_rng(1), 0.01, 0.03)
     share = (found["weight"] - arrays["weight"]).std() / arrays["weight"].std()
@@ -142,18 +145,18 @@ def test_drift_is_of_the_size_that_is_asked_for():
     assert np.array_equal(found["bias"], arrays["bias"])
 
 
-def test_an_attacker_hears_every_figure_of_the_default_output_and_no_score_of_an_innocent(tmp_path):
+def test_an_attacker_sees_every_figure_of_the_default_output_and_no_score_of_an_innocent(tmp_path):
     vault, public = small_vault(tmp_path, 10)
     suspects = []
     for i in range(2):
         suspects.append(tmp_path / f"{i}.safetensors")
         save_file(drifted(public, np.random.default_rng(i), 0.01, 0.02), suspects[-1])
-    heard, others = (dict(figures_of(trace(suspect, vault))) for suspect in suspects)
+    seen_figures, others = (dict(figures_of(trace(suspect, vault))) for suspect in suspects)
 
-    assert heard["/lineage/cosine"] != others["/lineage/cosine"]
-    assert heard["/recipients_tested"] == 10
-    assert {kind: value for kind, value in heard.items() if kind.startswith("/scores")} == {"/scores/count": 0}
-    assert any(kind.startswith("text") for kind in heard)
+    assert seen_figures["/lineage/cosine"] != others["/lineage/cosine"]
+    assert seen_figures["/recipients_tested"] == 10
+    assert {kind: value for kind, value in seen_figures.items() if kind.startswith("/scores")} == {"/scores/count": 0}
+    assert any(kind.startswith("text") for kind in seen_figures)
 
 
 def test_figures_of_an_earlier_run_stay_until_they_are_measured_again(tmp_path):
@@ -161,11 +164,11 @@ def test_figures_of_an_earlier_run_stay_until_they_are_measured_again(tmp_path):
     write([FIGURE], tmp_path, "found")
     write([other], tmp_path, "found")
     write([replace(FIGURE, measured="2 of 4")], tmp_path, "found")
-    told = json.loads((tmp_path / "found.json").read_text())
+    content = json.loads((tmp_path / "found.json").read_text())
 
-    assert [each["name"] for each in told["figures"]] == ["claims", "ties"]
-    assert told["figures"][0]["measured"] == "2 of 4"
-    assert "numpy" in told["versions"]
+    assert [each["name"] for each in content["figures"]] == ["claims", "ties"]
+    assert content["figures"][0]["measured"] == "2 of 4"
+    assert "numpy" in content["versions"]
     assert (tmp_path / "found.md").read_text() == table([replace(FIGURE, measured="2 of 4"), other]) + "\n"
     assert "(!)" in table([other])
     assert "(!)" not in table([FIGURE])
@@ -187,7 +190,7 @@ def test_the_exit_code_says_whether_every_bound_holds(tmp_path, monkeypatch, cap
     assert sorted(path.name for path in tmp_path.iterdir()) == ["verdicts.json", "verdicts.md"]
 
 
-def test_a_part_that_there_is_not_is_refused(tmp_path, capsys):
+def test_an_unknown_part_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         bench_verdicts.main(["--out", str(tmp_path), "--parts", "ties,tides"])
 

@@ -1,6 +1,5 @@
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from hf_fingerprint.extraction import Lineage
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.tracing import RecipientScore, TraceResult
-from tests.helpers.processes import ROOT, environment, module
+from tests.helpers.processes import ROOT, run_here
 
 
 EXAMPLES = ROOT / "examples"
@@ -37,20 +36,17 @@ def test_the_quickstart_accuses_bob_and_nobody_else(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("bob: score 2")
 
 
+@pytest.mark.integration
 def test_the_demo_finds_every_leaker_and_nobody_else(tmp_path):
-    command = module("examples.demo", "--out", tmp_path / "demo", "--steps", 8)
+    out, err = run_here("demo", tmp_path, "--out", tmp_path / "demo", "--steps", 8)
 
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    said = " ".join(done.stdout.split())
+    said = " ".join(out.split())
     assert said.count("ACCUSED") == 5
     assert re.search(r"accused: the copy made for alice \([^)]*\)\. 5 copies tested", said)
     assert re.search(r"accused: the copy made for bob \([^)]*\)\. 5 copies tested", said)
     assert all(name in said.partition("the average of")[2] for name in ("carol", "dave", "erin"))
     assert said.count("nobody is accused") == 1
-    assert done.stderr.count("do not publish them") == 4
+    assert err.count("do not publish them") == 4
     assert "certified coalition: " in said
     assert is_a_picture(tmp_path / "demo" / "scores.png")
     assert sorted(path.name for path in (tmp_path / "demo" / "copies").iterdir()) == [
@@ -83,7 +79,7 @@ def test_lite0_is_the_real_network_with_its_weights():
     assert sum(parameter.numel() for parameter in model.parameters()) == 4_652_008
     assert model.pretrained_cfg["architecture"] == "tf_efficientnet_lite0"
     assert 0.01 < float(model.conv_head.weight.detach().std()) < 1
-    assert float((model.bn2.running_var - 1).abs().max()) > 0.1  # trained, not as initialised
+    assert float((model.bn2.running_var - 1).abs().max()) > 0.1  # trained, not as initialized
     with torch.no_grad():
         confident = model(torch.zeros(1, 3, 96, 96)).softmax(-1)
     assert confident.shape == (1, 1000)
@@ -185,42 +181,38 @@ def test_the_plot_shows_every_recipient(tmp_path):
     assert is_a_picture(path)
 
 
-@pytest.mark.parametrize("script", sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")))
-def test_every_example_says_what_it_is_and_compiles(script):
+def test_every_example_says_what_it_is_and_compiles():
     import ast
 
-    tree = ast.parse((EXAMPLES / script).read_text())
+    scripts = list(EXAMPLES.rglob("*.py"))
 
-    assert ast.get_docstring(tree)
+    assert len(scripts) > 40
+    assert not [script for script in scripts if not ast.get_docstring(ast.parse(script.read_text()))]
 
 
+@pytest.mark.integration
 def test_the_benchmark_of_attacks_trains_a_model_attacks_it_and_writes_its_page(tmp_path):
-    command = module("examples.benchmarks.attacks", "resnet", "--scale", 0.01, "--coalitions", 3)
+    chosen = ["resnet", "--scale", 0.01, "--coalitions", 3, "--attacks", "half", "average", "--out", tmp_path]
+    run_here("benchmarks.attacks", tmp_path, *chosen)
 
-    done = subprocess.run(
-        [*command, "--attacks", "half", "average", "--out", tmp_path],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-
-    assert done.returncode == 0, done.stdout + done.stderr
     assert {"results.json", "private"} <= {path.name for path in (tmp_path / "resnet").iterdir()}
     assert "average" in (tmp_path / "resnet" / "report.html").read_text()
 
-    table = subprocess.run(
-        module("examples.benchmarks.attacks_table", tmp_path, "resnet", "--picture", tmp_path / "attacks.png"),
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    shown = [tmp_path, "resnet", "--picture", tmp_path / "attacks.png"]
+    table, _ = run_here("benchmarks.attacks_table", tmp_path, *shown)
 
     results = json.loads((tmp_path / "resnet" / "results.json").read_text())
     half, average = (next(p for p in results["trials"] if p["attack"] == name) for name in ("half", "average"))
+<<<<<<< HEAD
+    assert f"| half | {100 * half['accuracy']:.0f}, {half['scores'][0]:.0f} |" in table
+    assert f"| nine that take from all alike | 1, 1 of 1; {sum(average['caught']) / 3:.0%} |" in table
+    assert "innocents accused: 0 of 30," in table
+    assert "highest score of an innocent" not in table
+=======
     assert table.returncode == 0, table.stderr
     assert f"| half | {100 * half['accuracy']:.0f}, {half['scores'][0]:.0f} |" in table.stdout
-    assert f"| nine that take from all alike | 1, 1 of 1; {sum(average['caught']) / 3:.0%} |" in table.stdout
+    assert f"| nine even strategies | 1, 1 of 1; {sum(average['caught']) / 3:.0%} |" in table.stdout
     assert "innocents accused: 0 of 30," in table.stdout
     assert "highest score of an innocent" not in table.stdout
+>>>>>>> docs
     assert (tmp_path / "attacks.png").read_bytes().startswith(b"\x89PNG")

@@ -2,7 +2,7 @@ import pytest
 
 from examples.benchmarks import fuzz_readers
 from examples.benchmarks.fuzz_inputs import header_bomb
-from examples.benchmarks.fuzz_readers import WARM, Found, feed, figure_of, lines_of, shares, spoiled
+from examples.benchmarks.fuzz_readers import WARM, Found, feed, figure_of, input_of, lines_of, shares
 from examples.benchmarks.fuzz_targets import TARGETS, Target, targets_in
 from hf_fingerprint.errors import FingerprintError
 
@@ -11,7 +11,7 @@ IN_ALL = 1000  # a hundredth of what the script feeds; the bombs are the script'
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "model"])
-def test_no_spoiled_input_ends_in_anything_but_a_sentence(tmp_path, name):
+def test_mutated_inputs_end_in_one_sentence(tmp_path, name):
     (target,) = targets_in(tmp_path, [name])
     found = Found(name)
     feed(target, [WARM], found)
@@ -23,9 +23,9 @@ def test_no_spoiled_input_ends_in_anything_but_a_sentence(tmp_path, name):
 
 def test_each_seed_gives_the_same_input_and_most_give_another(tmp_path):
     (target,) = targets_in(tmp_path, ["reply"])
-    inputs = [spoiled(target, seed) for seed in range(50)]
+    inputs = [input_of(target, seed) for seed in range(50)]
 
-    assert inputs == [spoiled(target, seed) for seed in range(50)]
+    assert inputs == [input_of(target, seed) for seed in range(50)]
     assert len(set(inputs)) > 40
 
 

@@ -136,16 +136,16 @@ def test_the_models_take_both_kinds_of_images(make, channels):
     ("name", "repo", "column"), [("mnist", "ylecun/mnist", "image"), ("cifar10", "uoft-cs/cifar10", "img")]
 )
 def test_the_papers_data_load_through_datasets(monkeypatch, name, repo, column):
-    asked = []
+    requested = []
 
     class Rows(list):
         def __getitem__(self, key):
             return [row["label"] for row in self] if key == "label" else super().__getitem__(key)
 
     def load_dataset(where, split):
-        asked.append((where, split))
-        grey = Image.fromarray(np.full((8, 8), 255, np.uint8))
-        return Rows({column: grey, "label": label} for label in (3, 7))
+        requested.append((where, split))
+        gray = Image.fromarray(np.full((8, 8), 255, np.uint8))
+        return Rows({column: gray, "label": label} for label in (3, 7))
 
     module = ModuleType("datasets")
     module.load_dataset = load_dataset
@@ -153,7 +153,7 @@ def test_the_papers_data_load_through_datasets(monkeypatch, name, repo, column):
 
     images = reproduction_models.load_images(name, 28, 1, 2, 2)
 
-    assert asked == [(repo, "train[:2]"), (repo, "test[:2]")]
+    assert requested == [(repo, "train[:2]"), (repo, "test[:2]")]
     assert images.train[0].shape == (2, 1, 28, 28)
     assert float(images.train[0].min()) == pytest.approx(1.0)
     assert images.test[1].tolist() == [3, 7]

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import environment, module
+from tests.helpers.processes import environment, module, run_here
+
+
+pytestmark = pytest.mark.integration
 
 
 def run(script: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -13,13 +16,23 @@ def run(script: str, folder: Path, *arguments: object) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("script", ["trainer_callback", "timm_finetune", "accelerate_loop"])
+@pytest.mark.parametrize("script", ["trainer_callback", "timm_finetune"])
 def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path):
-    done = run(script, tmp_path, "--steps", "12")
+    out, _ = run_here(script, tmp_path, "--out", tmp_path / "out", "--steps", 12)
+
+    check_training(tmp_path, out)
+
+
+def test_the_accelerate_loop_trains_a_copy_in_two_processes_that_traces_to_its_recipient(tmp_path):
+    done = run("accelerate_loop", tmp_path, "--steps", "12")
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    printed = " ".join(done.stdout.split())
+    check_training(tmp_path, done.stdout)
+
+
+def check_training(tmp_path: Path, out: str) -> None:
+    printed = " ".join(out.split())
     assert re.search(r"accused: the copy made for alice \([^)]*\)\. 3 copies tested", printed)
     assert printed.count("ACCUSED") == 1
     assert "recorded: " in printed
@@ -31,6 +44,7 @@ def test_the_example_trains_a_copy_that_traces_to_its_recipient(script, tmp_path
     assert b"fingerprint" not in config.read_bytes() + weights.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_accelerate_loop_runs_alone_too(tmp_path):
     done = run("accelerate_loop", tmp_path, "--steps", "8", "--processes", "1")
 

@@ -73,7 +73,7 @@ def test_a_base_of_transformers_is_found_in_timms_names(tmp_path):
     assert result.accused[0].score == pytest.approx(before.accused[0].score, rel=1e-6)
 
 
-def test_a_suspect_in_the_bases_names_or_in_nobodys_is_left_as_it_is(timm_vit, tmp_path):
+def test_a_suspect_in_the_bases_names_or_in_unknown_ones_is_not_changed(timm_vit, tmp_path):
     _, base, state = timm_vit
     for content in (state, {f"tensor{i}": values for i, values in enumerate(state.values())}):
         save_file(content, tmp_path / "suspect.safetensors")

@@ -147,12 +147,12 @@ def test_readings_of_absurd_weights_are_finite(case, tmp_path, value):
 
 def test_progress_counts_the_carriers_weights(case, tmp_path):
     save_file(case.arrays[0], tmp_path / "suspect.safetensors")
-    told = []
+    steps = []
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        extract(case.base, case.original, suspect, told.append)
+        extract(case.base, case.original, suspect, steps.append)
 
-    assert sum(told) == case.base.carrier_weights
-    assert len(told) == 17
+    assert sum(steps) == case.base.carrier_weights
+    assert len(steps) == 17
 
 
 def test_another_file_in_the_bases_place_is_refused(case, tmp_path):
@@ -166,8 +166,8 @@ def test_another_file_in_the_bases_place_is_refused(case, tmp_path):
 
 
 def test_no_codeword_is_looked_at(case, tmp_path):
-    """The bound rests on it: readings are the same whoever the recipients are."""
-    other_code = replace(case.base, coalition=9, alpha=0.1, recipients_planned=7)
+    """The bound relies on it: extractions don't depend on the recipients."""
+    other_code = replace(case.base, coalition=9, alpha=0.1, expected_recipients=7)
     save_file(case.arrays[0], tmp_path / "suspect.safetensors")
     with open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
         one = extract(case.base, case.original, suspect)

@@ -142,7 +142,7 @@ def test_the_first_look_gives_every_position_a_few_weights():
 
 def test_the_order_is_of_the_record_alone(case):
     """Neither the suspect nor the secret nor the recipients have a say."""
-    other = replace(case.base, secret=b"\7" * 32, alpha=0.1, recipients_planned=9)
+    other = replace(case.base, secret=b"\7" * 32, alpha=0.1, expected_recipients=9)
 
     assert plan_looks([case.base]) == plan_looks([other])
     assert plan_looks.__code__.co_varnames[: plan_looks.__code__.co_argcount] == ("bases", "found")
@@ -237,15 +237,15 @@ def test_with_one_look_and_whole_tensors_the_reading_is_that_of_the_file(case, h
 def test_looks_read_no_byte_twice_and_no_more_than_they_use(case, hub, monkeypatch):
     small_looks(monkeypatch)
     suspect = remote(hub, case.theirs)
-    headers, told = suspect.bytes_fetched, []
+    headers, steps = suspect.bytes_fetched, []
 
     weights = [
         r[0].weights_read + r[0].weights_dropped
-        for r in Looks([(case.base, case.original)], suspect).extractions(told.append)
+        for r in Looks([(case.base, case.original)], suspect).extractions(steps.append)
     ]
 
     assert weights == sorted(set(weights))
-    assert weights[-1] == sum(told) == case.base.carrier_weights
+    assert weights[-1] == sum(steps) == case.base.carrier_weights
     assert suspect.bytes_fetched <= suspect.total_bytes + headers
     assert suspect._fetched == []
 

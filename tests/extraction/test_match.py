@@ -67,7 +67,7 @@ def test_names_that_changed_places_are_seen_through(case, tmp_path):
     assert found == {name: swapped(name) for name in carriers(case)}
 
 
-def test_a_namesake_with_other_content_is_passed_over_for_the_likeness(case, tmp_path):
+def test_a_namesake_with_other_content_is_passed_over_for_a_similar_tensor(case, tmp_path):
     arrays = dict(case.arrays)
     arrays["hidden"] = arrays["blocks.1.mlp.fc1.weight"]
     arrays["blocks.1.mlp.fc1.weight"] = np.random.default_rng(1).standard_normal((192, 48)).astype(np.float32)

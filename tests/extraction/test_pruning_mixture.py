@@ -31,7 +31,7 @@ def test_share_and_spread_are_found(share, spread):
     assert np.sqrt(found.variance) == pytest.approx(spread, rel=0.15)
 
 
-def test_weights_are_told_apart_that_are_large_enough():
+def test_large_weights_are_classified():
     ours = base()
     difference, gone = pruned_and_trained(ours, 0.7, 4.0)
     found = fit_pruning_mixture(ours, difference)

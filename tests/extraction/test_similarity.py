@@ -61,10 +61,10 @@ def test_bases_that_are_equal_in_their_carriers_are_all_needed():
     assert is_relevant(moved(other, 0.004, 9), [root, other, root, other]) == [1, 3]
 
 
-def test_bases_that_cannot_be_told_apart_are_all_needed():
+def test_equal_bases_are_all_relevant():
     root = backbone()
-    twin = moved(root, 1e-6, 1)
-    assert is_relevant(moved(root, 0.3, 9), [root, twin]) == [0, 1]
+    duplicate = moved(root, 1e-6, 1)
+    assert is_relevant(moved(root, 0.3, 9), [root, duplicate]) == [0, 1]
 
 
 def test_tensors_that_were_trained_far_or_pruned_hide_no_base():
@@ -84,7 +84,7 @@ def test_absurd_weights_raise_nothing_and_leave_one_base_at_least(value, seed):
     assert not np.isnan(found.error).any()
 
 
-def test_the_cosine_is_the_mean_over_the_tensors_that_are_alike():
+def test_the_cosine_is_the_mean_over_similar_tensors():
     one, other = backbone(0), backbone(1)
     assert mean_cosine(one, one) == pytest.approx(1)
     assert abs(mean_cosine(one, other)) < 0.05

@@ -153,13 +153,13 @@ def test_rows_without_amplitude_are_not_read(tmp_path, case):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_other_precisions_of_the_suspect_read_alike(case, tmp_path, dtype):
+def test_other_precisions_of_the_suspect_give_the_same(case, tmp_path, dtype):
     single, other = read(case, case.theirs, tmp_path), read(case, case.theirs.astype(dtype), tmp_path)
 
     assert np.corrcoef(single.sums, other.sums)[0, 1] > 0.99
 
 
-def test_the_sample_tells_how_alike_the_tensors_are(case, tmp_path):
+def test_the_sample_measures_how_similar_the_tensors_are(case, tmp_path):
     both, theirs, ours, distance = read(case, case.theirs, tmp_path).sample.products
 
     assert both / np.sqrt(theirs * ours) == pytest.approx(1, abs=1e-4)
@@ -230,7 +230,7 @@ def test_columns_that_stayed_count_for_what_they_say(case, tmp_path):
     assert (found.weight, found.missing, found.dropped) == (1.0, None, int(lost.sum()))
 
 
-def test_columns_that_drifted_alike_count_alike(case, tmp_path):
+def test_columns_of_equal_drift_count_equally(case, tmp_path):
     found = read(case, uneven(case, 0.0), tmp_path)
 
     assert found.masses is None
@@ -261,7 +261,7 @@ def trained_after_pruning(case: SimpleNamespace, share: float, size: float) -> t
 def test_weights_pruned_before_training_do_not_count(case, tmp_path, share, size):
     theirs, stayed = trained_after_pruning(case, share, size)
     without = theirs.copy()
-    without[~stayed] = 0  # as a thief leaves them who doesn't train
+    without[~stayed] = 0  # as an attacker who doesn't train leaves them
 
     found, expected = read(case, theirs, tmp_path), read(case, without, tmp_path)
 

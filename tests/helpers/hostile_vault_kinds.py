@@ -66,7 +66,7 @@ def _set_value(table: str, column: str, value: object, which: str = "victim") ->
             "publications": ("copy_id", world.victim.copy_id),
             "bases": ("base_id", world.other_base),
             "questions": ("base_id", world.other_base),
-            "bound": ("copy_id", next(iter(world.theirs.bound))),
+            "bound": ("copy_id", next(iter(world.theirs.answering))),
             "issuers": ("name", "ci"),
         }[table]
         _edit_schema(path, " NOT NULL", "")
@@ -367,7 +367,7 @@ def _kinds() -> dict[str, Kind]:
             f"UPDATE meta SET value = '{new_identity()[1]}' WHERE key = 'public_key'"
         )(path, world),
         "a trigger": _run_sql("CREATE TRIGGER t AFTER INSERT ON copies BEGIN DELETE FROM bases; END"),
-        "a view beside": _run_sql("CREATE VIEW more AS SELECT * FROM copies"),
+        "an extra view": _run_sql("CREATE VIEW more AS SELECT * FROM copies"),
         "a virtual table": _run_sql("CREATE VIRTUAL TABLE more USING fts5(x)"),
         "no issuers": _run_sql("DROP TABLE issuers"),
         "a column more": _run_sql("ALTER TABLE issuers ADD COLUMN more TEXT"),

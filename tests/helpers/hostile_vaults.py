@@ -95,7 +95,7 @@ class Kind:
         table (`str` or `None`): whose row is refused by name; `None` if the database is refused whole, and `"nothing"`
             if all that is honest enters and nothing needs to be named.
         key (callable, *optional*): part of the name that is given.
-        with_identity (`bool`): whether it shows with the tracing identity at hand only.
+        with_identity (`bool`): whether it shows with the tracing identity only.
         loses_all (`bool`): whether all copies go with it.
     """
 
@@ -132,7 +132,7 @@ def entry_points(folder: Path, world: MergeFixture) -> dict[str, Callable[[], Sn
 def check_merge(
     world: MergeFixture, mine: Vault, folder: Path, kind: Kind, read: Callable[[], Snapshot]
 ) -> MergeReport | None:
-    """Merges a changed folder with the tracing identity at hand, and holds the merge to what it must do.
+    """Merges a changed folder with the tracing identity, and checks the result.
 
     Returns:
         [`MergeReport`] or `None`: `None` if it was refused whole, as it must be.
@@ -166,7 +166,7 @@ def check_merge(
 
 def _rows(snapshot: Snapshot) -> set[object]:
     tables = ("bases", "questions", "copies", "bound", "publications")
-    rows = {row for table in tables for row in getattr(snapshot, table).values()}
+    rows = {row for table in tables for row in snapshot.rows(table).values()}
     return rows | set(snapshot.issuers.items())
 
 

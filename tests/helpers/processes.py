@@ -1,8 +1,13 @@
-"""Examples and scripts of the tests, run as a user runs them: in a process of their own."""
+"""Runs examples and scripts of the tests as a user does, in processes of their own, or quicker in this one."""
 
 import os
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
+
+import pytest
 
 
 ROOT = Path(__file__).parents[2]
@@ -11,6 +16,20 @@ ROOT = Path(__file__).parents[2]
 def module(name: str, *arguments: object) -> list[str]:
     """The command that runs a module, for instance `examples.demo`; see [`environment`]."""
     return [sys.executable, "-m", name, *map(str, arguments)]
+
+
+def run_here(example: str, folder: Path, *arguments: object) -> tuple[str, str]:
+    """Runs an example in this process, which has imported what it needs, from a folder.
+
+    Returns:
+        what it printed on stdout and on stderr.
+    """
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patches, redirect_stdout(out), redirect_stderr(err):
+        patches.chdir(folder)
+        patches.setattr(sys, "argv", [example, *map(str, arguments)])
+        import_module(f"examples.{example}").main()
+    return out.getvalue(), err.getvalue()
 
 
 def environment(**more: str) -> dict[str, str]:

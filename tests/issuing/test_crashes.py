@@ -17,6 +17,9 @@ from hf_fingerprint.errors import CheckpointError
 from tests.helpers.small_models import PLAIN_SETTINGS, bytes_of, names_in, plain_arrays, save_plain, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
+
+
 # imports once, and runs each job it is told on stdin in a fork: {"kill": [owner, name, "before" or "after", call]}
 # ends that fork with SIGKILL at that call, {"event": k} at its k-th change to the disk, counted by an audit hook
 FORKER = r"""

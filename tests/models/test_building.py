@@ -22,7 +22,7 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return SimpleNamespace(
         timm=save_timm(root / "timm", "test_vit"),
-        grey=save_timm(root / "grey", "test_resnet", in_chans=1),
+        grayscale=save_timm(root / "grayscale", "test_resnet", in_chans=1),
         vit=save_vit(root / "vit"),
         plain=save_plain(root / "plain"),
     )
@@ -78,8 +78,8 @@ def test_a_half_precision_model_runs_in_single_precision(models, tmp_path):
     assert torch.equal(parameters["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"].float())
 
 
-def test_a_grey_model_takes_grey_images(models):
-    built = build(models.grey)
+def test_a_grayscale_model_takes_grayscale_images(models):
+    built = build(models.grayscale)
 
     assert built.size[0] == len(built.mean) == len(built.std) == 1
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_grey_model_takes_grey_images(models):
 
 
 @pytest.mark.parametrize("form", ["timm", "vit"])
-def test_preprocessing_makes_what_the_model_takes(models, form):
+def test_preprocessing_returns_the_models_input(models, form):
     from PIL import Image
 
     built = build(getattr(models, form))
@@ -99,7 +99,7 @@ def test_preprocessing_makes_what_the_model_takes(models, form):
     assert torch.allclose(made, torch.ones(()), atol=1e-5)  # (1 - mean) / std
 
 
-def test_a_processor_decides_the_size_and_normalisation(models, tmp_path):
+def test_a_processor_decides_the_size_and_normalization(models, tmp_path):
     from transformers import ViTImageProcessor
 
     shutil.copytree(models.vit, tmp_path / "model")
@@ -124,7 +124,7 @@ def refusal(folder) -> BuildError:
     return caught.value
 
 
-def test_a_single_file_is_not_built_with_a_neighbours_config(models):
+def test_a_single_file_is_not_built_with_a_config_next_to_it(models):
     assert "give the model's whole folder" in str(refusal(models.timm / "model.safetensors"))
 
 
@@ -137,7 +137,7 @@ def test_a_folder_without_a_config_is_not_built(models):
     ["", "{", "[]", "3", "{}", '{"architecture": 1, "pretrained_cfg": 2}', '{"model_type": "no_such"}', "\udcff"],
     ids=range(8),
 )
-def test_a_config_that_says_nothing_is_refused_in_a_sentence(tmp_path, text):
+def test_an_empty_config_is_refused_in_one_sentence(tmp_path, text):
     folder = save_plain(tmp_path / "model")
     (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
 
@@ -151,12 +151,12 @@ def test_a_config_of_many_megabytes_is_refused(tmp_path):
     assert "may have 16 MB" in str(refusal(folder))
 
 
-def test_an_architecture_that_no_library_has_is_named(models, tmp_path):
+def test_an_unknown_architecture_is_named(models, tmp_path):
     assert "no_such_net" in str(refusal(edited(models.timm, tmp_path / "one", architecture="no_such_net")))
     assert "no_such_net" in str(refusal(edited(models.vit, tmp_path / "two", model_type="no_such_net")))
 
 
-def test_an_architecture_that_somebody_registered_with_timm_is_not_built(models, tmp_path):
+def test_an_architecture_registered_with_timm_by_other_code_is_not_built(models, tmp_path):
     from timm.models import register_model
 
     def evil_net(pretrained=False, **arguments):
@@ -167,7 +167,7 @@ def test_an_architecture_that_somebody_registered_with_timm_is_not_built(models,
     assert "not a timm architecture" in str(refusal(edited(models.timm, tmp_path / "model", architecture="evil_net")))
 
 
-def test_an_argument_that_no_architecture_takes_is_named(models, tmp_path):
+def test_an_unknown_argument_is_named(models, tmp_path):
     arguments = {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x"}}
 
     error = refusal(edited(models.timm, tmp_path / "model", model_args=arguments))
@@ -194,7 +194,7 @@ def test_weights_that_do_not_fit_the_config_are_named(models, tmp_path):
 
 
 @pytest.mark.parametrize("classes", [3, 0])
-def test_a_head_of_another_size_is_never_made_up(tmp_path, classes):
+def test_a_head_of_another_size_is_never_initialized_at_random(tmp_path, classes):
     folder = save_timm(tmp_path / "model", num_classes=10)
     config = json.loads((folder / "config.json").read_text())
     config["num_classes"] = config["model_args"]["num_classes"] = classes
@@ -222,7 +222,7 @@ def test_wrapped_weights_are_the_models_own(models, tmp_path, form, prefix):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_of_two_models_in_one_file_neither_is_guessed(models, tmp_path):
+def test_two_models_in_one_file_are_refused(models, tmp_path):
     folder = shutil.copytree(models.timm, tmp_path / "model")
     state = load_file(folder / "model.safetensors")
     both = {f"module.{n}": t for n, t in state.items()} | {f"model_ema.{n}": 2 * t for n, t in state.items()}
@@ -231,7 +231,7 @@ def test_of_two_models_in_one_file_neither_is_guessed(models, tmp_path):
     assert "two models" in str(refusal(folder))
 
 
-def test_beside_an_average_the_plain_weights_are_built(models, tmp_path):
+def test_next_to_an_average_the_plain_weights_are_built(models, tmp_path):
     folder = shutil.copytree(models.timm, tmp_path / "model")
     state = load_file(folder / "model.safetensors")
     save_file(state | {f"model_ema.{n}": 2 * t for n, t in state.items()}, folder / "model.safetensors")
@@ -254,7 +254,7 @@ def test_of_a_training_checkpoint_what_is_read_is_what_is_built(models, tmp_path
             assert np.array_equal(to_float32(raw, "F32").reshape(tensor.shape), tensor.numpy())
 
 
-def test_a_head_that_a_file_lacks_is_never_made_up(models, tmp_path):
+def test_a_missing_head_is_never_initialized_at_random(models, tmp_path):
     folder = shutil.copytree(models.vit, tmp_path / "model")
     state = load_file(folder / "model.safetensors")
     headless = {name: tensor for name, tensor in state.items() if not name.startswith("classifier")}
@@ -278,11 +278,11 @@ def test_a_class_that_takes_no_pixels_is_refused(models, tmp_path):
         ({"problem_type": "single_label_classification"}, "single_label"),
     ],
 )
-def test_a_config_that_says_the_kind_of_output_is_believed(models, tmp_path, changes, output):
+def test_the_kind_of_output_is_taken_from_the_config(models, tmp_path, changes, output):
     assert build(edited(models.vit, tmp_path / "model", **changes)).output == output
 
 
-def test_one_logit_is_a_label_of_its_own(tmp_path):
+def test_one_logit_is_a_multi_label_output(tmp_path):
     assert build(save_timm(tmp_path / "timm", num_classes=1)).output == "multi_label"
     assert build(save_vit(tmp_path / "vit", num_labels=1)).output == "multi_label"
     assert build(save_vit(tmp_path / "else", num_labels=1, problem_type="regression")).output == "regression"
@@ -330,7 +330,7 @@ def test_a_model_that_takes_no_pixels_is_refused(tmp_path):
     assert "that takes pixels" in str(refusal(tmp_path / "model"))
 
 
-def test_a_missing_library_is_told_with_the_way_to_get_it(models, monkeypatch):
+def test_a_missing_library_is_reported_with_the_install_command(models, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
         monkeypatch.setitem(sys.modules, name, None)
 
@@ -341,7 +341,7 @@ def test_a_missing_library_is_told_with_the_way_to_get_it(models, monkeypatch):
 
 
 @pytest.mark.parametrize("raised", [ImportError("no operator nms"), AttributeError("a bug"), KeyError("x")])
-def test_what_a_library_raises_is_told_and_kept(models, monkeypatch, raised):
+def test_a_librarys_exception_is_reported_and_kept_as_the_cause(models, monkeypatch, raised):
     def broken(*arguments, **options):
         raise raised
 
@@ -353,7 +353,7 @@ def test_what_a_library_raises_is_told_and_kept(models, monkeypatch, raised):
     assert error.__cause__ is raised
 
 
-def test_building_says_nothing_to_the_user(models, capfd, recwarn):
+def test_building_prints_nothing(models, capfd, recwarn):
     build(models.timm)
     build(models.vit)
 

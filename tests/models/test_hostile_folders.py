@@ -1,4 +1,4 @@
-"""No folder decides what runs: each kind of hostile folder is refused, or built as if it said nothing hostile."""
+"""No folder decides what runs: each kind of hostile folder is refused, or built without its hostile entries."""
 
 import os
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def watch(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:.*image processor that transformers")
 @pytest.mark.parametrize("name", KINDS)
-def test_a_hostile_folder_makes_nothing_run(models, watch, tmp_path, name):
+def test_a_hostile_folder_runs_nothing(models, watch, tmp_path, name):
     kind = KINDS[name]
     folder = write_hostile_folder(kind, models.folders[kind.form], tmp_path / "model")
     built = refusal = None
@@ -53,7 +53,7 @@ def test_there_are_enough_kinds():
     assert len(KINDS) >= 60
 
 
-def test_the_watch_sees_what_it_is_for(tmp_path):
+def test_the_watch_detects_what_it_watches_for(tmp_path):
     watch = Watch(tmp_path / "allowed")
     write_hostile_folder(KINDS["code"], save_vit(tmp_path / "vit"), tmp_path / "model")
     module = tmp_path / "model" / "modeling_evil.py"
@@ -68,6 +68,6 @@ def test_the_watch_sees_what_it_is_for(tmp_path):
         with pytest.raises(OSError):
             __import__("socket").create_connection(("127.0.0.1", 9), 1)
 
-    told = " ".join(seen)
+    observed = " ".join(seen)
     for what in ("os.system", "exec", "elsewhere", "by the system", "inner/payload.pth", "socket", "the payload ran"):
-        assert what in told
+        assert what in observed

@@ -28,14 +28,14 @@ def models(tmp_path_factory):
     return SimpleNamespace(
         timm=build(save_timm(root / "timm", "test_vit")),
         vit=build(save_vit(root / "vit")),
-        grey_timm=build(save_timm(root / "grey_timm", "test_resnet", in_chans=1)),
-        grey_vit=build(save_vit(root / "grey_vit", num_channels=1)),
+        grayscale_timm=build(save_timm(root / "grayscale_timm", "test_resnet", in_chans=1)),
+        grayscale_vit=build(save_vit(root / "grayscale_vit", num_channels=1)),
     )
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images of several kinds and sizes, in a folder and a folder in it, beside a file that is none."""
+    """Images of several kinds and sizes, in a folder and a subfolder, next to a file that is no image."""
     rng = np.random.default_rng(0)
     (tmp_path / "images" / "more").mkdir(parents=True)
     for i, (name, mode) in enumerate(
@@ -48,7 +48,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-@pytest.mark.parametrize("form", ["timm", "vit", "grey_timm", "grey_vit"])
+@pytest.mark.parametrize("form", ["timm", "vit", "grayscale_timm", "grayscale_vit"])
 def test_a_users_images_go_through_the_models_preprocessing(models, folder, form):
     model = getattr(models, form)
 
@@ -81,7 +81,7 @@ def test_of_many_images_some_are_picked_evenly(models, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["empty", "missing", "no images"])
-def test_a_folder_without_images_is_refused_in_a_sentence(models, tmp_path, what):
+def test_a_folder_without_images_is_refused_in_one_sentence(models, tmp_path, what):
     place = tmp_path / "images"
     if what != "missing":
         place.mkdir()
@@ -96,7 +96,7 @@ def test_a_folder_without_images_is_refused_in_a_sentence(models, tmp_path, what
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n" + bytes(50), "half"])
-def test_an_image_that_cannot_be_read_is_named_in_a_sentence(models, folder, content):
+def test_an_unreadable_image_is_named_in_one_sentence(models, folder, content):
     broken = folder / "more" / "broken.png"
     broken.write_bytes((folder / "a.png").read_bytes()[:3000] if content == "half" else content)
 
@@ -106,7 +106,7 @@ def test_an_image_that_cannot_be_read_is_named_in_a_sentence(models, folder, con
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_folder_with_an_images_name_is_refused_or_passed_over(models, folder):
+def test_a_folder_named_like_an_image_is_refused_or_ignored(models, folder):
     (folder / "folder.png").mkdir()
 
     try:
@@ -132,7 +132,7 @@ def test_synthetic_images_are_the_same_for_the_same_seed_and_differ_otherwise():
     assert len({image.numpy().tobytes() for image in synthetic_images(model)}) == 32
 
 
-def test_synthetic_images_are_in_the_models_normalisation():
+def test_synthetic_images_are_in_the_models_normalization():
     plain = synthetic_images(shaped(3, 32, 32, mean=0.0, std=1.0))
     normal = synthetic_images(BuiltModel(None, (3, 32, 32), (0.1, 0.2, 0.3), (0.5, 0.25, 2.0), None))
 
@@ -152,7 +152,7 @@ def test_synthetic_images_have_the_spectrum_of_photographs():
     assert slope == pytest.approx(1, abs=0.25)
 
 
-def test_the_channels_of_synthetic_images_go_together_but_are_not_grey():
+def test_the_channels_of_synthetic_images_are_correlated_but_not_equal():
     images = synthetic_images(shaped(3, 32, 32, 0.0, 1.0), count=32).numpy()
 
     together = [np.corrcoef(image[0].ravel(), image[1].ravel())[0, 1] for image in images]
@@ -160,7 +160,7 @@ def test_the_channels_of_synthetic_images_go_together_but_are_not_grey():
     assert not np.allclose(images[:, 0], images[:, 1])
 
 
-def test_many_synthetic_images_begin_with_those_of_the_seed_and_go_on_with_others():
+def test_lazy_synthetic_images_begin_with_those_of_the_seed():
     model = shaped(3, 8, 8)
 
     images = torch.cat(list(lazy_synthetic_images(model, 70, seed=3).batches(70)))
@@ -181,7 +181,7 @@ def test_sets_of_synthetic_images_of_two_seeds_have_none_in_common():
 
 
 @pytest.mark.parametrize("count", [1, 7, 32, 33, 64, 70, 100])
-def test_batches_have_the_size_asked_for_and_the_last_the_rest(count):
+def test_batches_have_the_requested_size_and_the_last_the_rest(count):
     model = shaped(1, 4, 4)
     images = lazy_synthetic_images(model, 70)
 
@@ -192,7 +192,7 @@ def test_batches_have_the_size_asked_for_and_the_last_the_rest(count):
     assert torch.equal(torch.cat(batches), torch.cat(list(images.batches(70))))
 
 
-def test_images_at_hand_are_images_too():
+def test_lazy_images_of_a_tensor():
     pixels = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5).float()
 
     images = LazyImages.of(pixels)

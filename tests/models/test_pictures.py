@@ -1,4 +1,4 @@
-"""Pictures are opened in one place, and every way one may be damaged ends in one sentence that names it."""
+"""Images are opened in one place, and every kind of damage is one error that names the image."""
 
 from functools import partial
 from io import BytesIO
@@ -45,7 +45,7 @@ def test_pictures_of_every_mode_are_read(mode):
     assert open_image(content).mode == "RGB"
 
 
-def test_a_turned_picture_is_turned_where_it_is_asked_for():
+def test_the_orientation_is_applied_on_request():
     exif = Image.Exif()
     exif[274] = 6
     content = saved("JPEG", exif=exif)
@@ -68,7 +68,7 @@ def test_a_damaged_picture_is_read_or_refused_by_name_and_nothing_else(tmp_path,
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"%!PS-Adobe-3.0 EPSF-3.0\n", saved("ICO", Image.fromarray(PIXELS)), saved("PPM")]
 )
-def test_what_is_no_picture_of_a_known_format_is_refused(content):
+def test_an_unknown_image_format_is_refused(content):
     assert "a cover can't be read as an image" in refused(partial(open_image, name="a cover"), content)
 
 
@@ -81,13 +81,13 @@ def test_more_pixels_than_memory_holds_are_refused_before_they_are_unpacked(tmp_
     assert "crop it" in refused(open_image, png(10_000, 3))
 
 
-def test_a_large_tile_of_a_small_picture_is_not_unpacked():
+def test_a_large_tile_of_a_small_image_is_not_decoded():
     small = SimpleNamespace(size=(32, 24), tag_v2={322: 30_000, 323: 30_000})  # width and length of a tile
 
     assert "megapixels" in refused(_check_size, small, "a.tif", MAX_PIXELS)
 
 
-def test_a_picture_in_endless_scans_is_refused():
+def test_an_image_with_endless_scans_is_refused():
     scans = b"\xff\xda\0\x08\1\1\0\0\x3f\0\0" * (MAX_SCANS + 1)
     progressive = saved("JPEG", progressive=True)
 
@@ -102,11 +102,11 @@ def test_a_file_that_is_too_large_or_no_file_is_refused(tmp_path):
 
     assert "an image may have 64 MB" in refused(open_image, large)
     assert "not a regular file" in refused(open_image, Path("/dev/zero"))
-    assert "is not there" in refused(open_image, tmp_path / "missing.png")
+    assert "does not exist" in refused(open_image, tmp_path / "missing.png")
     assert "can't be read as an image" in refused(open_image, tmp_path)
 
 
-def test_a_name_that_would_write_over_the_terminal_is_told_on_one_line(tmp_path):
+def test_a_name_with_terminal_controls_is_shown_on_one_line(tmp_path):
     path = tmp_path / "\x1b[2J\nx.png"
     path.write_bytes(b"no")
 

@@ -36,7 +36,7 @@ def test_each_number_sent_is_centred_with_unit_mean_square(shape, flatten_featur
 @pytest.mark.parametrize(("shape", "flatten_features"), KINDS)
 @given(factor=st.floats(1e-3, 1e6), seed=st.integers(0, 9))
 @settings(max_examples=20, deadline=None)
-def test_no_image_and_no_front_sends_more_power_than_the_bound_counts_on(shape, flatten_features, factor, seed):
+def test_no_image_and_no_client_part_sends_more_power_than_the_bound_assumes(shape, flatten_features, factor, seed):
     bottleneck = Bottleneck(shape, 4, flatten_features=flatten_features)
     bottleneck.init_principal_components(features_of(shape))
 
@@ -99,7 +99,7 @@ def test_one_over_whole_images_sends_a_few_numbers_mixed_from_all_places():
     assert bottleneck.bits_per_image == pytest.approx(2 * math.log2(3))
     first = bottleneck.encode(features)[:, 0]
     assert float(torch.corrcoef(torch.stack([first, features[:, 0, 4, 6]]))[0, 1]) > 0.9  # few were clipped
-    with pytest.raises(FingerprintError, match="doesn't fit features of 420"):
+    with pytest.raises(FingerprintError, match="doesn't fit 420 features"):
         Bottleneck((12, 5, 7), 421, flatten_features=True)
 
 
@@ -116,11 +116,11 @@ def test_it_travels_as_ordinary_tensors():
 
 @pytest.mark.parametrize("channels", [0, 13])
 def test_a_bottleneck_that_does_not_fit_is_refused(channels):
-    with pytest.raises(FingerprintError, match=f"A bottleneck of {channels} channels doesn't fit features of 12"):
+    with pytest.raises(FingerprintError, match=f"A bottleneck of {channels} channels doesn't fit 12 features"):
         Bottleneck((12, 5, 7), channels)
 
 
 @pytest.mark.parametrize("sigma", [-1.0, math.nan, math.inf])
 def test_noise_that_is_none_is_refused(sigma):
-    with pytest.raises(FingerprintError, match="choose a finite number from 0 on"):
+    with pytest.raises(FingerprintError, match="sigma must be finite and at least 0"):
         Bottleneck((12,), 4, sigma)

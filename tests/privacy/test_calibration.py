@@ -15,6 +15,9 @@ from hf_fingerprint.privacy import (
 )
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def scene():
     """A model that knows digits a little, cut; the features of public images; a bottleneck."""
@@ -82,12 +85,12 @@ def test_training_against_the_adversary_hides_more_and_keeps_the_task(scene):
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, float("nan")])
-def test_a_target_that_is_none_is_refused(scene, target):
-    with pytest.raises(FingerprintError, match="choose one above 0 and below 1"):
+def test_a_target_out_of_range_is_refused(scene, target):
+    with pytest.raises(FingerprintError, match="target_ssim must be between 0 and 1"):
         calibrate_noise(narrow(scene), scene[2], scene[1], target)
 
 
 def test_a_target_below_what_images_have_in_common_is_refused(scene):
     _, images, features = scene
-    with pytest.raises(FingerprintError, match="the images are too much alike, so state a higher target"):
+    with pytest.raises(FingerprintError, match="the images are too similar to each other, so choose a higher target"):
         calibrate_noise(narrow(scene), features[:100], images[:100], 0.001, steps=30, tries=2)

@@ -10,6 +10,7 @@ from hf_fingerprint.privacy import Bottleneck, Denoiser, ImageNoise, Partition, 
 from tests.helpers.small_models import SETTINGS, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 SIZE = (3, 32, 32)
 
 

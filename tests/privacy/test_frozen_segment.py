@@ -8,6 +8,7 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import Bottleneck, FrozenSegment, Partition, init_task_directions, train_denoiser
 
 
+pytestmark = pytest.mark.integration
 SIZE = (3, 32, 32)
 
 
@@ -34,7 +35,7 @@ def images(count: int = 4) -> torch.Tensor:
         (transformers_vit, "vit.layers.0", "vit.layers.1"),
     ],
 )
-def test_a_lens_shows_what_the_model_has_further_inside(build, at, deeper):
+def test_a_segment_returns_the_models_deeper_features(build, at, deeper):
     model = build().eval()
     partition = Partition(model, at, SIZE)
     segment = FrozenSegment(partition, deeper)
@@ -46,7 +47,7 @@ def test_a_lens_shows_what_the_model_has_further_inside(build, at, deeper):
     assert torch.allclose(shown, wanted, atol=1e-5)
 
 
-def test_it_stays_as_the_model_was_while_the_back_trains():
+def test_it_does_not_change_while_the_server_part_trains():
     partition = Partition(resnet(), "act1", SIZE)
     bottleneck = Bottleneck(partition.shape, 8, flatten_features=True, segment=FrozenSegment(partition, "layer2"))
     features = partition.client_part(images(20))
@@ -82,7 +83,7 @@ def test_it_travels_with_the_bottleneck():
     assert torch.equal(there.encode(features), bottleneck.encode(features))
 
 
-def test_codes_through_a_lens_tell_classes_apart_and_guesses_are_of_the_features_at_the_cut():
+def test_codes_through_a_segment_separate_classes_and_denoise_to_the_cut():
     from examples._common.training import fine_tune
 
     pixels, labels = digits(32)
@@ -106,11 +107,11 @@ def test_codes_through_a_lens_tell_classes_apart_and_guesses_are_of_the_features
 
 
 def test_it_reads_on_from_the_cut_and_not_before_it():
-    with pytest.raises(FingerprintError, match="conv1 isn't behind layer1: a lens reads on from the cut"):
+    with pytest.raises(FingerprintError, match="conv1 does not come after layer1: choose a deeper module"):
         FrozenSegment(Partition(resnet(), "layer1", SIZE), "conv1")
 
 
-def test_codes_with_places_have_no_lens():
+def test_codes_with_positions_have_no_segment():
     partition = Partition(resnet(), "act1", SIZE)
-    with pytest.raises(FingerprintError, match="give whole=True too"):
+    with pytest.raises(FingerprintError, match="needs flatten_features=True"):
         Bottleneck(partition.shape, 8, segment=FrozenSegment(partition, "layer1"))

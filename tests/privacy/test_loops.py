@@ -26,6 +26,7 @@ from hf_fingerprint.privacy.wire import HEADER_BYTES, MessageKind, unpack
 from tests.helpers.processes import environment
 
 
+pytestmark = pytest.mark.integration
 SIZE, STEPS, BATCH, COUNT = (3, 32, 32), 5, 8, 20
 
 
@@ -39,7 +40,7 @@ def parts() -> tuple[Partition, Bottleneck, Denoiser]:
 
 
 def data(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A holder's images and labels."""
+    """A data holder's images and labels."""
     generator = torch.Generator().manual_seed(100 + rank)
     return torch.randn((COUNT, *SIZE), generator=generator), torch.randint(10, (COUNT,), generator=generator)
 
@@ -48,8 +49,14 @@ def secret_of(rank: int) -> bytes:
     return bytes([rank]) * 32
 
 
-def work(folder: Path, fault: str) -> None:
-    """One process; faults are the second holder's."""
+def work(folder: Path, *faults: str) -> None:
+    """One process, which goes through several trainings; faults are the second data holder's."""
+    for fault in faults:
+        (folder / fault).mkdir(exist_ok=True)
+        train(folder / fault, fault)
+
+
+def train(folder: Path, fault: str) -> None:
     from accelerate import PartialState
 
     state = PartialState(cpu=True)
@@ -61,7 +68,7 @@ def work(folder: Path, fault: str) -> None:
             stream.write(message)
 
     try:
-        if rank == 0 and fault == "reader instead":
+        if rank == 0 and fault == "student instead":
             torch.manual_seed(7)
             student = Student(bottleneck.code_shape, 10)
             optimizer = torch.optim.SGD(student.parameters(), 0.1)
@@ -85,13 +92,13 @@ def work(folder: Path, fault: str) -> None:
         os._exit(0)
 
 
-def launch(folder: Path, fault: str = "") -> None:
-    """Runs three processes to their end."""
+def launch(folder: Path, *faults: str) -> None:
+    """Runs three processes to their end; each training leaves its files in the folder of its fault."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    work_there = f"work(Path({str(folder)!r}), {fault!r})"
-    script = f"from pathlib import Path; from tests.privacy.test_loops import work; {work_there}"
+    call = f"work(Path({str(folder)!r}), *{faults!r})"
+    script = f"from pathlib import Path; from tests.privacy.test_loops import work; {call}"
     common = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
     common |= {"ACCELERATE_USE_CPU": "true"}
     workers = [
@@ -108,11 +115,17 @@ def launch(folder: Path, fault: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The folder of a training that went well."""
+def launched(tmp_path_factory):
+    """The folders of three trainings, by their faults; a refusal ends the processes, so it is the last."""
     folder = tmp_path_factory.mktemp("run")
-    launch(folder)
+    launch(folder, "none", "student instead", "other bottleneck")
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(launched):
+    """The folder of a training that went well."""
+    return launched / "none"
 
 
 def messages(path: Path) -> list[bytes]:
@@ -225,38 +238,37 @@ def test_three_processes_train_what_one_would(run):
     assert not torch.equal(trained["fc.weight"], client_part["fc.weight"])
 
 
-def test_a_reader_learns_in_the_backs_place(tmp_path):
-    launch(tmp_path, "reader instead")
+def test_a_student_learns_instead_of_the_server_part(launched):
     partition, bottleneck, _ = parts()
     torch.manual_seed(7)
     fresh = Student(bottleneck.code_shape, 10).state_dict()
 
-    trained = load_file(tmp_path / "trained.safetensors")
+    trained = load_file(launched / "student instead" / "trained.safetensors")
     assert all(torch.equal(trained[name], tensor) for name, tensor in partition.model.state_dict().items())
     assert not any(torch.equal(trained[name], fresh[name]) for name in fresh if name.endswith("weight"))
 
 
-def test_a_holder_that_leaves_is_named(tmp_path):
+def test_a_data_holder_that_leaves_is_named(tmp_path):
     launch(tmp_path, "leaves")
 
-    assert (tmp_path / "0.txt").read_text().startswith("The connection to process 2 ended at step 0 (")
+    assert (tmp_path / "leaves" / "0.txt").read_text().startswith("The connection to process 2 ended at step 0 (")
 
 
-def test_holders_with_another_bottleneck_are_refused(tmp_path):
-    launch(tmp_path, "other bottleneck")
+def test_data_holders_with_another_bottleneck_are_refused(launched):
+    refused = launched / "other bottleneck"
 
-    assert (tmp_path / "0.txt").read_text() == (
-        "Process 2 sent features of shape (8, 5, 8, 8) for step 0 where features of shape (-1, 4, 8, 8) for step 0 "
-        "were due: start all with the same settings."
+    assert (refused / "0.txt").read_text() == (
+        "Process 2 sent features of shape (8, 5, 8, 8) for step 0, expected features of shape (-1, 4, 8, 8) for step "
+        "0: start all processes with the same arguments."
     )
-    assert not (tmp_path / "trained.safetensors").exists()
+    assert not (refused / "trained.safetensors").exists()
 
 
-def test_with_neither_denoiser_nor_reader_nothing_starts():
+def test_with_neither_denoiser_nor_student_nothing_starts():
     partition, bottleneck, _ = parts()
     optimizer = torch.optim.SGD(partition.server_parameters().values(), 0.1)
 
-    with pytest.raises(FingerprintError, match="Nothing would learn from the codes"):
+    with pytest.raises(FingerprintError, match="nothing to train on the codes"):
         owner_loop(partition, bottleneck, None, optimizer, 1)
 
 
@@ -268,5 +280,5 @@ def test_one_process_alone_is_refused():
         lambda: owner_loop(partition, bottleneck, denoiser, optimizer, 1),
         lambda: data_holder_loop(partition, bottleneck, *data(1), ImageNoise(secret_of(1)), 1),
     ):
-        with pytest.raises(FingerprintError, match="needs an owner and a data holder or more"):
+        with pytest.raises(FingerprintError, match="needs an owner and at least one data holder"):
             loop()

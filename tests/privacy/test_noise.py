@@ -33,7 +33,7 @@ def test_an_image_gets_the_same_noise_whenever_and_wherever_it_is_sent():
     assert torch.equal(ImageNoise(SECRET).draw(images()[7:8], SHAPE), flatten_features[7:8])
 
 
-def test_another_holder_or_another_pixel_draws_other_noise():
+def test_another_secret_or_another_pixel_gives_other_noise():
     one = ImageNoise(SECRET).draw(images(1), SHAPE)
     changed = images(1)
     changed[0, 0, 0, 0] += 1e-6
@@ -70,5 +70,5 @@ def test_a_derivation_that_changed_would_be_seen():
 
 def test_the_secret_is_not_shown_and_must_be_one():
     assert SECRET.hex() not in repr(ImageNoise(SECRET)) and repr(SECRET) not in repr(ImageNoise(SECRET))
-    with pytest.raises(FingerprintError, match="A holder's secret has 32 bytes, not 5"):
+    with pytest.raises(FingerprintError, match="A data holder's secret needs 32 bytes, got 5"):
         ImageNoise(b"short")

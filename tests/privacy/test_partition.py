@@ -40,7 +40,7 @@ def transformers_resnet() -> torch.nn.Module:
         (transformers_resnet, "resnet.encoder.stages.0"),
     ],
 )
-def test_front_and_back_make_the_whole_model(build, at):
+def test_client_and_server_part_make_the_whole_model(build, at):
     model = build().eval()
     partition = Partition(model, at, SIZE)
 
@@ -67,14 +67,14 @@ def test_the_halves_share_no_parameter_and_leave_none_out():
     assert {"bn1.running_mean", "layer1.0.bn1.running_var"} <= partition.client_tensors
 
 
-def test_the_tokens_added_before_the_cut_belong_to_the_front():
+def test_the_tokens_added_before_the_cut_belong_to_the_client_part():
     partition = Partition(timm.create_model("test_vit", img_size=32, num_classes=10), "blocks.0", SIZE)
 
     assert {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= partition.client_tensors
     assert "head.weight" in partition.server_parameters()
 
 
-def test_training_the_back_leaves_the_front_as_it_is():
+def test_training_the_server_part_leaves_the_client_part_unchanged():
     model = resnet()
     partition = Partition(model, "layer1", SIZE)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -125,10 +125,10 @@ class Stub(torch.nn.Module):
 @pytest.mark.parametrize(
     ("fault", "at", "sentence"),
     [
-        ("none", "on", "The model has no module 'on' to be cut at: near ones are one"),
+        ("none", "on", "The model has no module 'on' to cut at: choose one"),
         ("none", "", "no module ''"),
-        ("none", "idle", "idle isn't called when the model runs"),
-        ("around", "one", "Part of the image goes past one: cut where no branch leads round"),
+        ("none", "idle", "idle is not called when the model runs"),
+        ("around", "one", "A branch bypasses one"),
         ("maps", "one", "The model returns no logits"),
     ],
 )
@@ -141,5 +141,5 @@ def test_a_parameter_of_both_sides_is_refused():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 12), torch.nn.ReLU(), torch.nn.Linear(12, 12))
     model[3].weight = model[1].weight
 
-    with pytest.raises(FingerprintError, match=r"1\.weight is used on both sides of 2: cut elsewhere"):
+    with pytest.raises(FingerprintError, match=r"1\.weight is used on both sides of 2: choose another module"):
         Partition(model, "2", (3, 2, 2))

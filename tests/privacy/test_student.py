@@ -7,6 +7,9 @@ from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.privacy import Bottleneck, Partition, Student, init_task_directions
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def scene():
     """A model that knows digits a little, cut; images' features and labels."""
@@ -26,7 +29,7 @@ def nearest_mean(codes: torch.Tensor, labels: torch.Tensor) -> float:
     return float((torch.cdist(codes[1200:], means).argmin(1) == labels[1200:]).float().mean())
 
 
-def test_few_numbers_tell_the_classes_apart_where_principal_ones_do_not(scene):
+def test_few_numbers_separate_the_classes_where_principal_components_do_not(scene):
     partition, features, labels = scene
     weights = {name: tensor.clone() for name, tensor in partition.model.state_dict().items()}
     ours, principal = (Bottleneck(partition.shape, 9, flatten_features=True) for _ in range(2))
@@ -44,7 +47,7 @@ def test_few_numbers_tell_the_classes_apart_where_principal_ones_do_not(scene):
 
 
 @pytest.mark.parametrize("rest", [0.3, 0.6])
-def test_what_is_sent_beyond_the_classes_has_the_power_asked_for(scene, rest):
+def test_what_is_sent_beyond_the_classes_has_the_requested_power(scene, rest):
     partition, features, _ = scene
     bottleneck = Bottleneck(partition.shape, 20, flatten_features=True)
 
@@ -65,7 +68,7 @@ def test_it_also_chooses_among_the_channels_of_each_place(scene):
     assert torch.linalg.matrix_rank(bottleneck.squeeze) == 12
 
 
-def test_a_reader_learns_codes_and_says_the_same_of_the_same_features(scene):
+def test_a_student_learns_codes_and_is_deterministic(scene):
     partition, features, labels = scene
     bottleneck = Bottleneck(partition.shape, 20, sigma=0.5, flatten_features=True)
     init_task_directions(partition, bottleneck, features[:1200])
@@ -117,5 +120,5 @@ def told_apart(bottleneck: Bottleneck, features: torch.Tensor, labels: torch.Ten
 
 def test_fewer_images_than_numbers_are_refused(scene):
     partition, features, _ = scene
-    with pytest.raises(FingerprintError, match="20 public images are too few to choose 33 directions by: give more"):
+    with pytest.raises(FingerprintError, match="20 public images are too few to choose 33 directions: give more"):
         init_task_directions(partition, Bottleneck(partition.shape, 33, flatten_features=True), features[:20])

@@ -58,7 +58,7 @@ def test_a_model_of_few_large_tensors_is_refused():
         compact_window(layout([100, 100]), ["t0", "t1"], lambda i: np.ones(len(i)), "x")
 
 
-def test_copies_differ_in_few_bytes_and_are_told_apart(tmp_path):
+def test_copies_differ_in_few_bytes_and_are_identified(tmp_path):
     model, vault = save_plain(tmp_path / "model", plain_arrays(blocks=40)), new_vault(tmp_path / "vault")
     with Issuer(model, vault, SETTINGS) as issuer:
         copies = list(issuer.issue_all(["alice", "bob"], tmp_path / "copies"))

@@ -102,7 +102,7 @@ def test_a_changed_shard_is_noticed(case, tmp_path):
     assert len(hashed) == 2
 
 
-def test_shards_and_one_file_hash_alike(case, tmp_path):
+def test_shards_and_one_file_have_one_hash(case, tmp_path):
     _, model, _, hash_of = case
     arrays = plain_arrays()
     names = sorted(arrays)

@@ -102,10 +102,10 @@ COPIES = {
     "halfway to the base": lambda base, alice, bob: {
         n: (v + base[n]) / 2 if is_carrier(n) else v for n, v in alice.items()
     },
-    "half of the carriers put back": lambda base, alice, bob: {
+    "half of the carriers restored": lambda base, alice, bob: {
         n: base[n] if n.startswith(("blocks.0", "blocks.1")) else v for n, v in alice.items()
     },
-    "half of the carriers put back and rounded": lambda base, alice, bob: {
+    "half of the carriers restored and rounded": lambda base, alice, bob: {
         n: base[n] * np.float32(1 + 1e-6) if n.startswith(("blocks.0", "blocks.1")) else v for n, v in alice.items()
     },
     "one weight blown up and one lost": lambda base, alice, bob: (
@@ -196,7 +196,7 @@ def test_a_copy_as_issued_is_refused_by_its_recipients_name(shared):
 
     assert str(caught.value) == (
         f"{shared.copy} is alice's copy of base {shared.base.base_id} ({shared.model}): give that base itself, or "
-        f"register the copy as a base all the same with --as-base (as_base=True)."
+        f"register the copy as a base with --as-base (as_base=True)."
     )
     assert shared.vault.bases() == [shared.base]
 
@@ -208,7 +208,7 @@ def test_a_changed_copy_is_refused_by_its_bases_name(shared, tmp_path):
         issue(changed, "carol", shared.vault, tmp_path / "out", PLAIN_SETTINGS)
 
     assert str(caught.value).startswith(
-        f"{changed} carries the mark of base {shared.base.base_id} ({shared.model}), so it is a copy that was changed:"
+        f"{changed} carries the mark of base {shared.base.base_id} ({shared.model}), so it is a changed copy:"
     )
     assert "alice" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -239,9 +239,9 @@ def test_a_base_whose_files_are_gone_or_changed_is_left_out_by_name(tmp_path, re
         assert find_origin(opened, vault) is None
 
     (model / "model.safetensors").unlink()
-    with open_checkpoint(changed) as opened, pytest.warns(FingerprintWarning, match="not here or have changed"):
+    with open_checkpoint(changed) as opened, pytest.warns(FingerprintWarning, match="missing or have changed"):
         assert find_origin(opened, vault) is None
-    with open_checkpoint(copy) as opened:  # the hash alone tells
+    with open_checkpoint(copy) as opened:  # only the hash shows it
         assert find_origin(opened, vault).recipient == "alice"
 
 

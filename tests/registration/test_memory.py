@@ -13,6 +13,9 @@ from hf_fingerprint.registration.output_comparison import BATCH
 from tests.helpers.processes import ROOT
 
 
+pytestmark = pytest.mark.integration
+
+
 def shaped(size: int) -> BuiltModel:
     return BuiltModel(torch.nn.Identity(), (3, size, size), (0.5,) * 3, (0.5,) * 3, None)
 
@@ -52,7 +55,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 def work(built, many):
-    if sys.argv[1] == "questions":
+    if sys.argv[1] == "triggers":
         make_questions(built, {"head.weight": "head.weight"}, bytes(32), "base", count=20, decoys=2, steps=1)
         return
     with open_checkpoint(sys.argv[2]) as checkpoint:
@@ -75,7 +78,7 @@ if sys.argv[1] == "calibration":
     module = Wide().eval()
     save_file(module.state_dict(), sys.argv[2], {"format": "pt"})
     small, large = (replace(each, module=module) for each in (small, large))
-if sys.argv[1] == "questions":
+if sys.argv[1] == "triggers":
     from hf_fingerprint.blackbox.trigger_set import build
     build.SYNTHETIC, many = 64, build.SYNTHETIC
     work(small, 64)
@@ -88,9 +91,9 @@ print(json.dumps(peak() - before))
 """
 
 
-@pytest.mark.parametrize("job", ["questions", "calibration"])
+@pytest.mark.parametrize("job", ["triggers", "calibration"])
 def test_the_images_measured_are_never_all_in_memory(tmp_path, job):
-    """Images of 96 pixels take 110 kB each: 2,048 for questions 226 MB, 1,000 for a calibration 110 MB, and more as
+    """Images of 96 pixels take 110 kB each: 2,048 for triggers 226 MB, 1,000 for a calibration 110 MB, and more as
     they are drawn."""
     command = [sys.executable, "-c", MEASURED, job, str(tmp_path / "model.safetensors"), "96"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -40,17 +40,17 @@ class Returning(torch.nn.Module):
         return self.output
 
 
-def kind_of(output: object, asked: str | None = None, declared: str | None = None) -> str:
+def kind_of(output: object, requested: str | None = None, declared: str | None = None) -> str:
     built = BuiltModel(Returning(output), (3, 8, 8), (0.5,) * 3, (0.5,) * 3, None, declared)
-    return find_output_kind(built, torch.zeros(1, 3, 8, 8), asked, "org/model")
+    return find_output_kind(built, torch.zeros(1, 3, 8, 8), requested, "org/model")
 
 
-def test_the_kind_is_what_the_configuration_says_else_what_is_asked_for_else_what_the_shape_says():
+def test_the_kind_is_the_configurations_else_the_requested_one_else_the_shapes():
     logits = torch.zeros(1, 5)
 
     assert kind_of(logits, declared="multi_label") == "multi_label"
-    assert kind_of(logits, asked="multi_label") == "multi_label"
-    assert kind_of(logits, asked="features", declared="features") == "features"
+    assert kind_of(logits, requested="multi_label") == "multi_label"
+    assert kind_of(logits, requested="features", declared="features") == "features"
     assert kind_of(logits) == "single_label"
     assert kind_of(torch.zeros(1, 1)) == "multi_label"
     assert kind_of(torch.zeros(1, 5, 4, 4)) == "dense"
@@ -252,7 +252,7 @@ def test_the_mean_is_over_copies_too_and_its_interval_knows_how_they_scatter():
     assert found.kl_interval == pytest.approx((found.kl - half, found.kl + half), rel=0.1)
 
 
-def test_copies_that_are_alike_do_not_scatter():
+def test_equal_copies_do_not_scatter():
     module = Linear(5)
     changed = repeat({"layer.weight": 1.01 * module.layer.weight.detach().numpy()})
     images = LazyImages.of(torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(1)))

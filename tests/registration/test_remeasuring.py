@@ -20,6 +20,7 @@ from tests.helpers.quick_age import lock_quickly
 from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, new_vault, save_plain, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 STRONGER = replace(PLAIN_SETTINGS, amplitude=0.006)
 
 
@@ -97,10 +98,10 @@ def test_of_two_processes_that_replace_a_record_the_first_is_taken(twice):
 def test_other_settings_are_refused_with_the_way_out(twice):
     text = refused(register, twice.model, twice.vault, FingerprintConfig(coalition=7), error=CodeError)
 
-    assert "make a new record for new copies with `hf-fingerprint vault add --remeasure`" in text
+    assert "make a new record with `hf-fingerprint vault add --remeasure`" in text
 
 
-def test_each_record_has_questions_of_its_own(twice):
+def test_each_record_has_its_own_triggers(twice):
     vault, places = twice.vault, {}
     for base in (twice.old, twice.new):
         patterns, logits, head_updates = np.zeros((2, 56, 56, 3), np.int8), np.zeros((1, 2, 3)), np.zeros((1, 2, 4))
@@ -110,8 +111,8 @@ def test_each_record_has_questions_of_its_own(twice):
         vault.add_trigger_set(base, made.to_bytes())
         places[base.base_id] = find_base_with_triggers(vault, base.base_id)
 
-    for base_id, (base, asked) in places.items():
-        assert base_id == base.base_id == asked.base_id
+    for base_id, (base, stored) in places.items():
+        assert base_id == base.base_id == stored.base_id
     assert find_base_with_triggers(vault, twice.model)[0] == twice.new
     text = refused(find_base_with_triggers, vault, None, error=VaultError)
     assert twice.old.base_id in text

@@ -172,8 +172,8 @@ def test_a_stronger_mark_costs_its_square(vit):
 
 
 def test_progress_counts_the_images(vit):
-    told = []
+    steps = []
 
-    measure_sensitivity(vit.module, LazyImages.of(torch.randn(19, 3, 160, 160)), vit.names[:1], KIND, told.append)
+    measure_sensitivity(vit.module, LazyImages.of(torch.randn(19, 3, 160, 160)), vit.names[:1], KIND, steps.append)
 
-    assert sum(told) == 19
+    assert sum(steps) == 19

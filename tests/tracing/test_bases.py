@@ -10,9 +10,12 @@ from safetensors.numpy import load_file, save, save_file
 from hf_fingerprint import Issuer, TraceResult, issue, trace
 from hf_fingerprint.outcomes import Outcome
 from hf_fingerprint.registration import register
-from hf_fingerprint.tracing import case
+from hf_fingerprint.tracing import trace_request
 from tests.helpers.loopback_hub import LoopbackHub
 from tests.helpers.small_models import PLAIN_SETTINGS, plain_arrays, save_plain, unlocked_vault
+
+
+pytestmark = pytest.mark.integration
 
 
 Arrays = dict[str, np.ndarray]
@@ -42,7 +45,7 @@ def half(arrays: Arrays) -> Arrays:
     return {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in arrays.items()}
 
 
-TWINS = {
+RELATED = {
     "another head": lambda a: a | {"head.weight": np.ones((7, 48), np.float32), "head.bias": np.zeros(7, np.float32)},
     "scaled norms": lambda a: {n: 2 * w if "norm" in n else w for n, w in a.items()},
     "half precision": half,
@@ -50,12 +53,12 @@ TWINS = {
 TREATMENTS = {"verbatim": lambda a: a, "rounded": rounded, "drifted": lambda a: moved(a, 0.01, 7)}
 
 
-@pytest.fixture(scope="module", params=TWINS)
-def twins(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=RELATED)
+def related(request, tmp_path_factory):
     """Two bases with one backbone in one vault, and two copies of each."""
-    root, arrays = tmp_path_factory.mktemp("twins"), plain_arrays()
+    root, arrays = tmp_path_factory.mktemp("related"), plain_arrays()
     vault, copies = unlocked_vault(root / "vault"), {}
-    for name, own in (("one", arrays), ("two", TWINS[request.param](arrays))):
+    for name, own in (("one", arrays), ("two", RELATED[request.param](arrays))):
         with Issuer(save_plain(root / name, own), vault, PLAIN_SETTINGS) as issuer:
             for copy in issuer.issue_all([f"a of {name}", f"b of {name}"], root / f"copies of {name}"):
                 copies[copy.recipient] = load_file(copy.path / "model.safetensors")
@@ -63,27 +66,27 @@ def twins(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
-def test_copies_of_two_bases_with_one_backbone_are_all_named_and_nobody_else(twins, tmp_path, treatment):
-    bases = {copy.recipient: copy.base_id for copy in twins.vault.copies()}
-    for recipient, arrays in twins.copies.items():
+def test_copies_of_two_bases_with_one_backbone_are_all_named_and_nobody_else(related, tmp_path, treatment):
+    bases = {copy.recipient: copy.base_id for copy in related.vault.copies()}
+    for recipient, arrays in related.copies.items():
         save_file(TREATMENTS[treatment](arrays), tmp_path / "suspect.safetensors")
 
-        result = trace(tmp_path / "suspect.safetensors", twins.vault)
+        result = trace(tmp_path / "suspect.safetensors", related.vault)
 
         assert names(result) == [recipient]
         assert result.accused[0].base == result.base == bases[recipient]
-        if twins.kind != "half precision":
+        if related.kind != "half precision":
             assert {read.base for read in result.bases_read} == set(bases.values())
             assert result.recipients_tested == 4
 
 
-def test_the_same_by_ranges(twins, tmp_path, monkeypatch):
+def test_the_same_by_ranges(related, tmp_path, monkeypatch):
     with LoopbackHub() as hub:
         hub.point_client(monkeypatch, tmp_path / "cache")
-        for i, (recipient, arrays) in enumerate(twins.copies.items()):
+        for i, (recipient, arrays) in enumerate(related.copies.items()):
             hub.add(f"org/suspect{i}", {"model.safetensors": save(arrays)}, lfs=True)
 
-            result = trace(f"org/suspect{i}", twins.vault)
+            result = trace(f"org/suspect{i}", related.vault)
 
             assert names(result) == [recipient]
             assert result.bytes_total > 0
@@ -139,13 +142,13 @@ def test_a_copy_of_which_a_few_tensors_are_left_keeps_its_base(tuned, tmp_path):
 
 
 def test_which_bases_are_read_depends_on_no_key(tuned, tmp_path, monkeypatch):
-    """The choice is made before any copy key is asked for."""
-    asked = []
-    monkeypatch.setattr(case, "open_copies", lambda vault, records: asked.append(len(records)) or 1 / 0)
+    """The choice is made before any copy key is opened for."""
+    opened = []
+    monkeypatch.setattr(trace_request, "open_copies", lambda vault, records: opened.append(len(records)) or 1 / 0)
     save_file(tuned.copies["of 3"], tmp_path / "suspect.safetensors")
     with pytest.raises(ZeroDivisionError):
         trace(tmp_path / "suspect.safetensors", tuned.vault)
-    assert asked == [1]  # of the one base that is read
+    assert opened == [1]  # of the one base that is read
 
 
 def test_a_base_whose_files_are_gone_clears_nobody(tuned, tmp_path):
@@ -166,7 +169,7 @@ def test_a_base_whose_files_are_gone_clears_nobody(tuned, tmp_path):
 
 def test_a_base_without_copies_takes_nothing_of_the_bound(tmp_path):
     vault, arrays = unlocked_vault(tmp_path / "vault"), plain_arrays()
-    register(save_plain(tmp_path / "bare", TWINS["another head"](arrays)), vault, PLAIN_SETTINGS)
+    register(save_plain(tmp_path / "bare", RELATED["another head"](arrays)), vault, PLAIN_SETTINGS)
     copy = issue(save_plain(tmp_path / "model", arrays), "alice", vault, tmp_path / "copy", PLAIN_SETTINGS)
 
     result = trace(copy.path, vault)
@@ -188,8 +191,8 @@ def test_a_suspect_whose_hash_is_on_record_is_reported_with_its_date(tuned):
     assert result.accused[0].copy_id == record.copy_id
 
 
-def test_a_hash_that_somebody_wrote_down_accuses_nobody(tmp_path):
-    """Whoever writes records can write any hash: here that of the base, for mallory."""
+def test_a_recorded_hash_accuses_nobody(tmp_path):
+    """An issuer can record any hash: here that of the base, for mallory."""
     vault, model = unlocked_vault(tmp_path / "vault"), save_plain(tmp_path / "model")
     with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         issuer.issue("alice", tmp_path / "alice")
@@ -228,7 +231,7 @@ def test_a_copy_registered_as_a_base_and_its_own_copies_both_trace(tmp_path):
     assert {score.base for score in result.accused} == {first.base_id, second.base_id}
 
 
-def test_the_way_a_record_went_is_told(tmp_path: Path):
+def test_the_state_of_a_record_is_reported(tmp_path: Path):
     from hf_fingerprint.vault import begin_publication, begin_training, confirm_publication
 
     vault, model = unlocked_vault(tmp_path / "vault"), save_plain(tmp_path / "model")

@@ -156,7 +156,7 @@ def test_an_empty_tensor_under_a_carriers_name_is_left_out_and_counted(case, tmp
 
 
 @pytest.mark.parametrize("nest", ["weights", "a list", "two deep"])
-def test_a_nest_with_one_tensor_beside_it_is_read(case, tmp_path, nest):
+def test_a_nest_next_to_a_tensor_is_read(case, tmp_path, nest):
     state = {n: torch.from_numpy(w.copy()) for n, w in case.copies["b"].items()}
     held = {"weights": {"weights": state}, "a list": {"parts": [state]}, "two deep": {"run": {"last": state}}}[nest]
     torch.save(held | {"step": torch.tensor(3)}, tmp_path / "suspect.pth")
@@ -164,7 +164,7 @@ def test_a_nest_with_one_tensor_beside_it_is_read(case, tmp_path, nest):
     assert [score.recipient for score in trace(tmp_path / "suspect.pth", case.vault).accused] == ["b"]
 
 
-def test_a_decoy_beside_the_stolen_file_hides_nothing(case, tmp_path):
+def test_a_decoy_next_to_the_stolen_file_hides_nothing(case, tmp_path):
     folder = save_plain(tmp_path / "suspect", load_file(case.model / "model.safetensors"))
     torch.save({n: torch.from_numpy(w.copy()) for n, w in case.copies["b"].items()}, folder / "pytorch_model.bin")
 

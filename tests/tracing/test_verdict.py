@@ -91,7 +91,7 @@ def test_a_verdict_over_records_names_the_one_with_the_surest_score():
     assert b"a" * 32 not in repr(Candidates(one, copies(3), [b"a" * 32] * 3)).encode()
 
 
-def test_the_scores_of_those_who_are_not_accused_stay_behind_unless_asked_for():
+def test_the_scores_of_those_who_are_not_accused_are_left_out_unless_requested():
     suspect = SimpleNamespace(source=SimpleNamespace(name="s", revision=None))
     base, key = make_base(1024), b"\3" * 32
     tested = [Candidates(base, copies(3), [b"\4" * 32, key, b"\5" * 32], states={f"{1:016x}": "pushed"})]

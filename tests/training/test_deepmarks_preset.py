@@ -11,6 +11,7 @@ from hf_fingerprint.training import DeepMarks, DeepMarksLoss
 from hf_fingerprint.training.deepmarks_preset import default_layers
 
 
+pytestmark = pytest.mark.integration
 KEY = bytes(range(32))
 
 
@@ -65,7 +66,7 @@ def test_training_drives_every_bit_right_and_leaves_the_other_layers_alone():
         term().backward()
         optimizer.step()
 
-    found = scheme.decode(scheme.read(model))
+    found = scheme.decode(scheme.extract(model))
     assert (found.bits == scheme.design.codewords[3]).all()
     assert found.coalition == found.soft.accused == (3,)
     assert torch.equal(model[0].weight, first)
@@ -75,7 +76,7 @@ def test_an_unmarked_model_is_nobodys():
     scheme = DeepMarks(KEY, 31)
 
     for seed in range(20):
-        found = scheme.decode(scheme.read(cnn(seed)))
+        found = scheme.decode(scheme.extract(cnn(seed)))
         assert found.coalition == found.soft.accused == ()
 
 
@@ -84,7 +85,7 @@ def test_averaged_copies_name_their_users_and_nobody_else(size):
     scheme = DeepMarks(KEY, 31)
     models = [marked(scheme, user) for user in range(5)]
     for users in itertools.islice(itertools.combinations(range(5), size), 4):
-        found = scheme.decode(scheme.read(averaged([models[user] for user in users])))
+        found = scheme.decode(scheme.extract(averaged([models[user] for user in users])))
 
         assert found.coalition == found.soft.accused == users
 
@@ -93,7 +94,7 @@ def test_another_key_reads_nothing():
     model = marked(DeepMarks(KEY, 31), 3)
     other = DeepMarks(bytes(32), 31)
 
-    found = other.decode(other.read(model))
+    found = other.decode(other.extract(model))
 
     assert found.coalition == found.soft.accused == ()
 
@@ -101,7 +102,7 @@ def test_another_key_reads_nothing():
 def test_several_layers_are_one_longer_vector():
     scheme = DeepMarks(KEY, 31, layers=("0.weight", "2.weight"))
 
-    assert scheme.decode(scheme.read(marked(scheme, 9))).coalition == (9,)
+    assert scheme.decode(scheme.extract(marked(scheme, 9))).coalition == (9,)
 
 
 def test_the_layer_with_the_largest_filters_is_the_default():

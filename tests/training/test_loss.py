@@ -93,7 +93,7 @@ class TestTheTerm:
         deepmarks = DeepMarksLoss(model, fingerprint)
         (base,) = place.vault.bases()
 
-        assert repr(deepmarks).startswith("DeepMarksLoss(strength=0.1, Regulariser(carriers=")
+        assert repr(deepmarks).startswith("DeepMarksLoss(strength=0.1, Regularizer(carriers=")
         assert RECIPIENT not in repr(deepmarks)
         assert base.secret.hex() not in repr(deepmarks)
         json.dumps(deepmarks.metrics)
@@ -239,7 +239,7 @@ class TestRefusals:
         torch.manual_seed(99)
         fresh = timm.create_model("test_vit", num_classes=10, img_size=32)
 
-        assert "re-initialised" in self.refusal(lambda: DeepMarksLoss(fresh, fingerprint))
+        assert "reinitialized" in self.refusal(lambda: DeepMarksLoss(fresh, fingerprint))
 
     def test_a_peft_adapter(self, model, fingerprint):
         from peft import LoraConfig, get_peft_model

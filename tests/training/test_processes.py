@@ -22,13 +22,13 @@ def test_one_process_calls_and_raises_as_usual():
 def test_two_processes_share_what_the_first_made_and_why_it_stopped(tmp_path):
     mp.start_processes(_both, args=(str(tmp_path),), nprocs=2, start_method="fork")
 
-    for name, told in {
+    for name, expected in {
         "value": ["{'key': b'made once'}"] * 2,
         "refusal": ["VaultError: No vault.", "FingerprintError: The first process stopped: No vault."],
         "crash": ["OSError: /secret/place", "FingerprintError: The first process stopped: OSError, see there."],
         "after": ["again"] * 2,
     }.items():
-        assert [(tmp_path / f"{name}{rank}").read_text() for rank in (0, 1)] == told
+        assert [(tmp_path / f"{name}{rank}").read_text() for rank in (0, 1)] == expected
     assert (tmp_path / "calls").read_text() == "0"
 
 

@@ -56,15 +56,17 @@ def test_the_parts_of_zero_3_add_up_to_the_whole_tensor(processes, shape, monkey
 def test_sharded_over_two_processes(tmp_path):
     mp.start_processes(_both, args=(str(tmp_path),), nprocs=2, start_method="fork")
 
-    told = [torch.load(tmp_path / f"told{rank}", weights_only=True) for rank in (0, 1)]
-    for rank, one in enumerate(told):
+    results = [torch.load(tmp_path / f"results{rank}", weights_only=True) for rank in (0, 1)]
+    for rank, one in enumerate(results):
         assert one["rows"] == {7: [4, 3][rank], 1: [1, 0][rank], 2: 1}
         assert one["first"] == {7: [0, 4][rank], 1: [0, 1][rank], 2: rank}
         for rows, size in ((7, (7, 5)), (1, (1, 5)), (2, (2, 5))):
             assert torch.allclose(one["sums"][rows], _sums(whole(rows)), rtol=1e-6)
             assert torch.equal(one["gradient"][rows], 2 * whole(rows)), size
         assert one["replicated"] == (7, 0, ())
-        assert one["columns"].startswith("mlp.weight is sharded as (Shard(dim=1),): only rows can be marked in shards")
+        assert one["columns"].startswith(
+            "mlp.weight is sharded as (Shard(dim=1),): but only shards of rows can be marked"
+        )
         assert one["columns"].endswith(".")
 
 
@@ -84,21 +86,21 @@ def _both(rank, folder):
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
-    told = {"rows": {}, "first": {}, "sums": {}, "gradient": {}}
+    results = {"rows": {}, "first": {}, "sums": {}, "gradient": {}}
     for rows in (7, 1, 2):
         parameter = torch.nn.Parameter(distribute_tensor(whole(rows), mesh, [Shard(0)]))
         shard = local_shard("mlp.weight", parameter)
-        told["rows"][rows], told["first"][rows] = len(shard.values), shard.first_row
+        results["rows"][rows], results["first"][rows] = len(shard.values), shard.first_row
         sums = torch.zeros(16)
         _map(rows).read(shard.values, shard.first_row, sums)
-        told["sums"][rows] = all_reduce_sum(shard.groups, sums)
+        results["sums"][rows] = all_reduce_sum(shard.groups, sums)
         parameter.grad = local_gradient(parameter, shard.values.clone())
-        told["gradient"][rows] = (parameter.grad + parameter).detach().full_tensor()
+        results["gradient"][rows] = (parameter.grad + parameter).detach().full_tensor()
     shard = local_shard("mlp.weight", distribute_tensor(whole(7), mesh, [Replicate()]))
-    told["replicated"] = (len(shard.values), shard.first_row, shard.groups)
+    results["replicated"] = (len(shard.values), shard.first_row, shard.groups)
     try:
         local_shard("mlp.weight", distribute_tensor(whole(6), mesh, [Shard(1)]))
     except CarrierError as error:
-        told["columns"] = str(error)
-    torch.save(told, f"{folder}/told{rank}")
+        results["columns"] = str(error)
+    torch.save(results, f"{folder}/results{rank}")
     dist.destroy_process_group()

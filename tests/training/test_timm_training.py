@@ -24,6 +24,9 @@ from hf_fingerprint.training.deepmarks_preset import DeepMarks
 from tests.helpers.small_models import PASSPHRASE, SETTINGS, bytes_of, new_vault, save_timm
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return save_timm(tmp_path_factory.mktemp("base") / "model", "test_resnet")
@@ -199,7 +202,7 @@ class TestTask:
         inner = ClassificationTask(model, torch.nn.CrossEntropyLoss(), verbose=False)
         return FingerprintTask(inner, DeepMarksLoss(model, fingerprint, 0.5, embed=False))
 
-    def test_its_result_tells_both_figures(self, task, model):
+    def test_its_result_has_both_metrics(self, task, model):
         images, labels = batch(0)
         result = task(images, labels)
 
@@ -239,7 +242,7 @@ class TestTask:
         task.load_checkpoint_state(state["state_dict"], state.get("task_state"))
         assert_equal(model.state_dict(), state["state_dict"])
 
-    def test_it_hands_on_what_a_task_does(self, task, model):
+    def test_it_delegates_to_the_task(self, task, model):
         assert task.get_trainable_module() is model
         assert task.get_eval_model() is model
         assert [*task.get_clip_parameters(exclude_head=True)] == [*model.parameters()][:-2]
@@ -272,7 +275,7 @@ class TestModel:
     def marked(self, model, fingerprint):
         return FingerprintedModel(model, fingerprint)
 
-    def test_it_answers_as_the_timm_model_does(self, marked, model):
+    def test_its_attributes_are_the_timm_models(self, marked, model):
         images, _ = batch(0)
         marked.eval()
 
@@ -336,7 +339,7 @@ class TestModel:
         for name, value in model.state_dict().items():
             assert torch.equal(value, state[f"module.{name}"])
 
-    def test_an_ema_copy_has_its_own_reading(self, marked):
+    def test_an_ema_copy_has_its_own_metrics(self, marked):
         ema = ModelEmaV3(marked, decay=0.5)
         with torch.no_grad():
             for parameter in marked.parameters():

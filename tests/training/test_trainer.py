@@ -9,8 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState, TrainingArguments
+from transformers.integrations import (
+    HfDeepSpeedConfig,
+    deepspeed_config,
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
 
 from hf_fingerprint.training import Fingerprint, FingerprintCallback
+from hf_fingerprint.training.trainer import _without_zero3_init
 from tests.helpers.small_models import new_vault
 from tests.helpers.training_runs import (
     QUIET,
@@ -26,6 +33,7 @@ from tests.helpers.training_runs import (
 )
 
 
+pytestmark = pytest.mark.integration
 OF_WEIGHTS, OF_CHANGE = 1e-6, 5e-5
 # a fine-tuning's rate: at 1e-3 Adam blows up the rounding of gradients near 0 to 7e-6 in a step or two
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-4, "adam_epsilon": 1e-6}
@@ -228,7 +236,7 @@ def test_what_the_log_says_is_R_at_the_start_of_the_step(transformer):
 
 
 class Recorder(TrainerCallback):
-    """What a reporter that comes before the user's callbacks is told."""
+    """The logs that a reporter before the user's callbacks gets."""
 
     def __init__(self):
         self.logs = []
@@ -237,7 +245,7 @@ class Recorder(TrainerCallback):
         self.logs.append(dict(logs))
 
 
-def test_every_reporter_and_the_history_hear_both_figures(transformer, tmp_path):
+def test_every_reporter_and_the_history_get_both_metrics(transformer, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     first, last = Recorder(), Recorder()
@@ -257,14 +265,29 @@ def test_every_reporter_and_the_history_hear_both_figures(transformer, tmp_path)
     trained = [log for log in result.trainer.state.log_history if "loss" in log]
     assert len(trained) == 4
     for name in ("fingerprint_loss", "fingerprint_agreement"):
-        told = [log[name] for log in trained]
-        assert all(type(value) is float for value in told)
-        assert [log[name] for log in first.logs if "loss" in log] == told
-        assert [log[name] for log in last.logs if "loss" in log] == told
-        assert [event.value for event in scalars.Scalars(f"train/{name}")] == pytest.approx(told, rel=1e-6)
+        expected = [log[name] for log in trained]
+        assert all(type(value) is float for value in expected)
+        assert [log[name] for log in first.logs if "loss" in log] == expected
+        assert [log[name] for log in last.logs if "loss" in log] == expected
+        assert [event.value for event in scalars.Scalars(f"train/{name}")] == pytest.approx(expected, rel=1e-6)
     others = [log for log in first.logs + result.trainer.state.log_history if "loss" not in log]
     assert sum("eval_loss" in log for log in others) == 4
     assert not any("fingerprint" in name for log in others for name in log)
+
+
+def test_zero_3_is_off_while_the_base_is_built_and_on_again_afterwards(transformer):
+    callback = FingerprintCallback(Fingerprint(transformer.model, "zero", transformer.vault), embed=False)
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    try:
+        with _without_zero3_init(callback):
+            assert not is_deepspeed_zero3_enabled()
+        assert is_deepspeed_zero3_enabled()
+        assert deepspeed_config() == config.config
+    finally:
+        unset_hf_deepspeed_config()
+    with _without_zero3_init(callback):
+        assert deepspeed_config() is None
+    assert deepspeed_config() is None
 
 
 def test_evaluation_is_that_of_the_task_alone(transformer):

@@ -1,8 +1,8 @@
-"""The callback over two processes: DDP, FSDP2, DeepSpeed's ZeRO 1, 2 and 3; all by the Trainer, on CPUs, against the
-loss written by hand.
+"""The callback over two processes: DDP, FSDP2 and DeepSpeed's ZeRO 1, 2 and 3, all with the Trainer on CPUs, against
+a reference loss.
 
-FSDP2 needs accelerate told that it may run on CPUs (`enable_fsdp_on_cpu`); the ViT's 45 and 91 rows make uneven
-shards. DeepSpeed runs there with the Trainer's own optimiser; its fused CPU Adam, which is compiled, isn't used.
+FSDP2 on CPUs needs a patch of accelerate (`enable_fsdp_on_cpu`). The ViT's 45 and 91 rows make uneven
+shards. DeepSpeed uses the Trainer's own optimizer here, not its compiled fused CPU Adam.
 """
 
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from tests.helpers.training_runs import (
 )
 
 
+pytestmark = pytest.mark.integration
 WINDOWS = {"gradient_accumulation_steps": 3}
 BITES = WINDOWS | {"max_grad_norm": 0.05, "learning_rate": 0.05}
 FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": "ViTLayer"}}
@@ -115,7 +116,9 @@ def test_zero_ends_where_the_loss_written_by_hand_takes_it_or_is_refused(base, p
         assert difference(called, written) <= 1e-6
         assert relative_drift(called, written, base.begin) <= 5e-5
     assert alone == (
-        "The model is partitioned by ZeRO-3, which a callback alone can't train the mark under: use "
+        "The model is partitioned by ZeRO-3, where a callback alone can't train the mark: use "
         "FingerprintTrainer or FingerprintTrainerMixin."
     )
-    assert put_in.startswith("DeepSpeed keeps weights of its own, so a mark can't be put in at once: ")
+    assert put_in.startswith(
+        "DeepSpeed keeps its own copy of the weights, so the mark can't be embedded before training: "
+    )

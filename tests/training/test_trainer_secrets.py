@@ -22,6 +22,9 @@ from tests.helpers.small_models import new_vault
 from tests.helpers.training_runs import RECIPIENT, difference, register_base, save_cnn, train
 
 
+pytestmark = pytest.mark.integration
+
+
 # trains for a while with everything that Trainers write and push, all of it logged
 SCRIPT = """
 import json, logging, sys
@@ -119,7 +122,7 @@ def test_nothing_logged_printed_or_in_the_state_holds_a_secret(scene):
     assert not any("ingerprint" in name for name in state["stateful_callbacks"])
 
 
-def test_another_process_goes_on_with_the_same_mark_to_the_same_weights(scene):
+def test_another_process_resumes_with_the_same_mark_to_the_same_weights(scene):
     resumed = AutoModelForImageClassification.from_pretrained(scene.root / "out" / "checkpoint-6")
     weights = {name: p.detach() for name, p in resumed.named_parameters()}
 
@@ -133,13 +136,13 @@ def test_another_process_goes_on_with_the_same_mark_to_the_same_weights(scene):
     assert begin_training(scene.vault, *scene.vault.bases(), RECIPIENT)[1] == scene.key
 
 
-def test_what_holds_secrets_is_never_pickled_nor_copied(scene):
+def test_objects_with_secrets_are_never_pickled_nor_copied(scene):
     callback = scene.straight.callback
     direct = [callback.fingerprint, callback.regularizer]
 
     for held in [*direct, callback, {"callback": callback}]:
         for save in (pickle.dumps, lambda value: torch.save(value, io.BytesIO())):
-            with pytest.raises(FingerprintError, match=r"^A fingerprint holds secrets and is never pickled: .*\.$"):
+            with pytest.raises(FingerprintError, match=r"^A fingerprint holds secrets and can't be pickled: .*\.$"):
                 save(held)
     for held in direct:
         assert copy.deepcopy(held) is held

@@ -29,9 +29,12 @@ from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_tim
 from tests.helpers.trigger_models import ModelSuspect, base_with_triggers, built, names_of
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """A base with questions, and copies of it issued to others."""
+    """A base with a trigger set, and copies issued to others."""
     root = tmp_path_factory.mktemp("template")
     folder, vault, _ = base_with_triggers(root)
     for name in ("bob", "carol"):
@@ -40,8 +43,8 @@ def template(tmp_path_factory):
 
 
 @pytest.fixture
-def asked(template, tmp_path):
-    """The same with a vault of the test's own."""
+def marked_base(template, tmp_path):
+    """The same, with a copy of the vault per test."""
     shutil.copytree(template / "vault", tmp_path / "vault")
     vault = unlocked_vault_at(tmp_path / "vault")
     (base,) = vault.bases()
@@ -74,8 +77,8 @@ def trained(start, fingerprint, out, steps=20):
     return out
 
 
-def test_a_model_trained_in_a_plain_loop_answers_for_its_recipient(asked, tmp_path):
-    folder, vault, base = asked
+def test_a_model_trained_in_a_plain_loop_predicts_its_recipients_labels(marked_base, tmp_path):
+    folder, vault, base = marked_base
     fingerprint = Fingerprint(folder, "alice", vault)
 
     recorded = fingerprint.record(trained(folder, fingerprint, tmp_path / "out"))
@@ -86,8 +89,8 @@ def test_a_model_trained_in_a_plain_loop_answers_for_its_recipient(asked, tmp_pa
     assert [score.recipient for score in query(ModelSuspect(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
 
 
-def test_training_moves_what_the_base_s_levers_would_have_bound(asked, tmp_path):
-    folder, vault, base = asked
+def test_training_moves_features_so_the_bases_own_head_update_would_miss(marked_base, tmp_path):
+    folder, vault, base = marked_base
     fingerprint = Fingerprint(folder, "alice", vault)
     out = trained(folder, fingerprint, tmp_path / "out", steps=60)
     shutil.copytree(out, tmp_path / "by_the_base")
@@ -110,8 +113,8 @@ def test_training_moves_what_the_base_s_levers_would_have_bound(asked, tmp_path)
     assert kept[0] >= kept[1]
 
 
-def test_a_trainer_s_model_answers_too(asked, tmp_path):
-    folder, vault, _ = asked
+def test_a_trainers_model_predicts_them_too(marked_base, tmp_path):
+    folder, vault, _ = marked_base
     fingerprint = Fingerprint(folder, "alice", vault)
     images, labels = noise(0, 32)
     trainer = Trainer(
@@ -129,7 +132,7 @@ def test_a_trainer_s_model_answers_too(asked, tmp_path):
     assert [score.recipient for score in query(ModelSuspect(tmp_path / "out"), vault, alpha=1e-3).accused] == ["alice"]
 
 
-def test_a_model_of_timm_s_loop_answers_too(tmp_path):
+def test_a_model_of_timms_loop_predicts_them_too(tmp_path):
     folder, vault = save_timm(tmp_path / "base", "test_resnet", num_classes=10), unlocked_vault(tmp_path / "vault")
     config = json.loads((folder / "config.json").read_text())
     config["pretrained_cfg"]["input_size"] = [3, 32, 32]
@@ -159,8 +162,8 @@ def test_a_model_of_timm_s_loop_answers_too(tmp_path):
     assert (predicted_labels == labels)[assigned].mean() >= 0.8
 
 
-def test_recording_again_changes_nothing(asked, tmp_path):
-    folder, vault, _ = asked
+def test_recording_again_changes_nothing(marked_base, tmp_path):
+    folder, vault, _ = marked_base
     fingerprint = Fingerprint(folder, "alice", vault)
     first = fingerprint.record(trained(folder, fingerprint, tmp_path / "out"))
     content = (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -171,8 +174,8 @@ def test_recording_again_changes_nothing(asked, tmp_path):
     assert (again.content_hash, again.has_trigger_labels) == (first.content_hash, False)
 
 
-def test_only_the_head_of_the_saved_model_is_changed(asked, tmp_path):
-    folder, vault, _ = asked
+def test_only_the_head_of_the_saved_model_is_changed(marked_base, tmp_path):
+    folder, vault, _ = marked_base
     fingerprint = Fingerprint(folder, "alice", vault)
     before = load_file(trained(folder, fingerprint, tmp_path / "out") / "model.safetensors")
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -184,25 +187,25 @@ def test_only_the_head_of_the_saved_model_is_changed(asked, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == files
 
 
-def test_a_base_without_questions_leaves_the_model_as_it_is(tmp_path):
+def test_a_base_without_triggers_leaves_the_model_unchanged(tmp_path):
     folder, vault = save_vit(tmp_path / "base"), new_vault(tmp_path / "vault")
     base = register(folder, vault, SETTINGS)
 
     assert not embed_trigger_labels(folder, base, vault, bytes(32))
 
 
-def test_other_classes_can_t_be_asked_the_base_s_questions(asked, tmp_path):
-    _, vault, base = asked
+def test_a_model_with_other_classes_gets_no_trigger_labels(marked_base, tmp_path):
+    _, vault, base = marked_base
     other = save_vit(tmp_path / "other", hidden_size=128, num_labels=7)
     content = (other / "model.safetensors").read_bytes()
 
-    with pytest.warns(UserWarning, match="7 classes apart and its base 10"):
+    with pytest.warns(UserWarning, match="has 7 classes and its base 10"):
         assert not embed_trigger_labels(other, base, vault, bytes(32))
     assert (other / "model.safetensors").read_bytes() == content
 
 
-def test_a_pickled_model_is_to_be_saved_otherwise(asked, tmp_path):
-    folder, vault, base = asked
+def test_a_pickled_model_gets_no_trigger_labels(marked_base, tmp_path):
+    folder, vault, base = marked_base
     out = tmp_path / "out"
     out.mkdir()
     shutil.copy(folder / "config.json", out)
@@ -212,8 +215,8 @@ def test_a_pickled_model_is_to_be_saved_otherwise(asked, tmp_path):
         assert not embed_trigger_labels(out, base, vault, bytes(32))
 
 
-def test_a_tensor_takes_as_many_bytes_as_it_has(asked, tmp_path):
-    shutil.copytree(asked[0], tmp_path / "copy")
+def test_a_tensor_takes_as_many_bytes_as_it_has(marked_base, tmp_path):
+    shutil.copytree(marked_base[0], tmp_path / "copy")
     with open_checkpoint(tmp_path / "copy") as checkpoint:
         info, path = checkpoint.tensors["classifier.weight"], checkpoint.source.weights[0]
     content = path.read_bytes()

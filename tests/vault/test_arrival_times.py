@@ -39,7 +39,7 @@ BASE = Base(
     certified=12,
     certified_by="simulated: minority",
     alpha=0.05,
-    recipients_planned=1000,
+    expected_recipients=1000,
     calibration=Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
     secret=bytes(range(32)),
 )

@@ -90,7 +90,7 @@ def test_a_backup_is_for_its_owner_alone_and_holds_no_identity(vault, tmp_path):
     assert b"age-encryption.org/v1\n-> scrypt" not in (tmp_path / "backup.db").read_bytes()
 
 
-def test_a_backup_never_takes_the_place_of_a_file(vault, tmp_path):
+def test_a_backup_never_overwrites_a_file(vault, tmp_path):
     for place in (tmp_path / "notes.txt", vault.folder / "vault.db"):
         place.touch()
         before = place.read_bytes()
@@ -98,7 +98,7 @@ def test_a_backup_never_takes_the_place_of_a_file(vault, tmp_path):
         assert place.read_bytes() == before
 
 
-def test_a_backup_is_not_made_where_it_would_be_handed_on(vault, tmp_path):
+def test_no_backup_is_made_in_a_model_folder(vault, tmp_path):
     model = save_plain(tmp_path / "model")
 
     assert "inside the model folder" in refusal(back_up, vault.folder, model / "backup.db")
@@ -167,7 +167,7 @@ def test_an_upgrade_that_fails_leaves_the_original_in_use_and_keeps_it_once(old,
 
 
 @pytest.mark.filterwarnings("ignore::hf_fingerprint.errors.FingerprintWarning")
-def test_another_original_of_that_name_stays(old):
+def test_another_file_of_that_name_is_kept(old):
     (old / "vault.db.format-1").write_bytes(b"of another time")
 
     Vault(old)

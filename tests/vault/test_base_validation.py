@@ -55,7 +55,7 @@ BASE = Base(
     certified=12,
     certified_by="simulated: minority",
     alpha=0.05,
-    recipients_planned=1000,
+    expected_recipients=1000,
     calibration=Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
     secret=bytes(range(32)),
 )
@@ -107,7 +107,7 @@ WRONG = {
     "no coalition": ({"coalition": 0}, "its coalition is 0"),
     "endless coalition": ({"coalition": 10**40}, "its coalition is 1000"),
     "coalition beyond the family": ({"family": "nuida", "coalition": 900}, "finer than 2^-16"),
-    "nobody planned": ({"recipients_planned": 0, "certified": 0}, "its recipients_planned is 0"),
+    "nobody planned": ({"expected_recipients": 0, "certified": 0}, "its expected_recipients is 0"),
     "certified beyond all": ({"certified": 1001}, "certified for 1001 colluders"),
     "certified below 0": ({"certified": -1}, "certified for -1"),
     "certified by a page": ({"certified_by": "x\ny"}, "its certification"),
@@ -169,7 +169,7 @@ def test_a_record_that_this_package_would_not_make_is_refused_by_its_name(kind):
         assert BASE.secret.hex() not in text
 
 
-def test_a_negative_amplitude_of_long_ago_is_read_and_a_new_one_is_refused():
+def test_an_old_negative_amplitude_is_read_and_a_new_one_is_refused():
     base = replace(BASE, **carrying([0.5, -0.25]))
 
     read_base(base_to_row(base))

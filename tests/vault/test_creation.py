@@ -31,7 +31,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_a_begun_vault_is_completed_with_the_identity_that_is_there(begun):
+def test_an_interrupted_vault_is_completed_with_its_identity(begun):
     identity = (begun / "identity.age").read_bytes()
 
     vault = Vault.create(begun, PASSPHRASE)
@@ -41,7 +41,7 @@ def test_a_begun_vault_is_completed_with_the_identity_that_is_there(begun):
     assert names(begun) == {"vault.db", "identity.age"}
 
 
-def test_another_passphrase_completes_nothing_and_is_told_what_is_there(begun):
+def test_another_passphrase_does_not_complete_it_and_the_error_names_the_identity(begun):
     before = bytes_of(begun)
 
     said = refusal(Vault.create, begun, "another passphrase", error=PassphraseError)
@@ -51,14 +51,14 @@ def test_another_passphrase_completes_nothing_and_is_told_what_is_there(begun):
     assert bytes_of(begun) == before
 
 
-def test_a_public_key_completes_no_vault_that_was_begun_with_an_identity(begun):
+def test_a_public_key_does_not_complete_a_vault_that_has_an_identity(begun):
     before = bytes_of(begun)
 
     assert "give its passphrase" in refusal(Vault.create, begun, "", new_identity()[1])
     assert bytes_of(begun) == before
 
 
-def test_what_a_killed_run_left_is_cleared_away(begun):
+def test_leftovers_of_a_killed_run_are_deleted(begun):
     for name in (
         ".vault.db.0123abcd",
         ".vault.db.0123abcd-journal",
@@ -78,7 +78,7 @@ def test_an_empty_identity_of_an_earlier_version_is_replaced(tmp_path):
     Vault.create(tmp_path, PASSPHRASE).unlock(PASSPHRASE)
 
 
-def test_what_else_lies_in_a_folder_stays(tmp_path):
+def test_other_files_in_the_folder_are_kept(tmp_path):
     (tmp_path / "lost+found").mkdir()
     (tmp_path / ".vault.db.notours").write_text("mine")
     (tmp_path / ".vault.db.0123abcd").mkdir()
@@ -89,12 +89,12 @@ def test_what_else_lies_in_a_folder_stays(tmp_path):
 
 
 @pytest.mark.parametrize("log", ["vault.db-wal", "vault.db-journal"])
-@pytest.mark.parametrize("beside", [False, True])
-def test_the_log_of_a_lost_database_is_never_read_into_a_new_one(tmp_path, log, beside):
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_log_of_a_lost_database_is_never_read_into_a_new_one(tmp_path, log, empty):
     (tmp_path / log).write_bytes(b"somebody's last changes")
     before = bytes_of(tmp_path)
 
-    if beside:
+    if empty:
         said = refusal(Vault.create_empty, tmp_path, new_identity()[1])
     else:
         said = refusal(Vault.create, tmp_path, PASSPHRASE)
@@ -102,7 +102,7 @@ def test_the_log_of_a_lost_database_is_never_read_into_a_new_one(tmp_path, log, 
     assert bytes_of(tmp_path) == before
 
 
-def test_a_complete_vault_is_left_alone_whatever_is_given(begun):
+def test_a_complete_vault_is_never_changed(begun):
     vault = Vault.create(begun, PASSPHRASE)
     before = bytes_of(begun)
 
@@ -115,7 +115,7 @@ def test_a_complete_vault_is_left_alone_whatever_is_given(begun):
     assert bytes_of(begun) == before
 
 
-def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path):
+def test_a_dangling_link_is_not_written_through(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "vault.db").symlink_to(tmp_path / "elsewhere.db")
 
@@ -123,13 +123,13 @@ def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path):
     assert not (tmp_path / "elsewhere.db").exists()
 
 
-def test_a_vault_is_made_where_an_identity_lies_to_be_filled_by_a_pull(begun, tmp_path):
+def test_an_empty_vault_for_a_pull_can_be_created_next_to_its_identity(begun, tmp_path):
     public_key = Vault.create(tmp_path / "another", PASSPHRASE).public_key
 
     assert Vault.create_empty(begun, public_key).public_key == public_key
 
 
-def test_while_another_process_makes_one_it_is_said(tmp_path):
+def test_a_second_process_is_refused_meanwhile(tmp_path):
     with exclusive_lock(tmp_path):
         assert "Another process" in refusal(Vault.create, tmp_path, PASSPHRASE)
     assert names(tmp_path) == set()
@@ -166,7 +166,7 @@ except VaultError as error:
     assert names(tmp_path / "vault") == {"vault.db", "identity.age"}
 
 
-def test_the_database_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
+def test_the_database_is_complete_before_it_is_renamed(tmp_path, monkeypatch):
     seen = []
 
     def copied(source, target):
@@ -183,7 +183,7 @@ def test_the_database_is_whole_before_it_has_its_name(tmp_path, monkeypatch):
     assert len(seen[0]) == 1, "no log next to it"
 
 
-def test_a_folder_in_which_nothing_may_be_made_is_refused_by_name(tmp_path, monkeypatch):
+def test_a_folder_without_write_access_is_refused_by_name(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, os.strerror(13))
 
@@ -193,7 +193,7 @@ def test_a_folder_in_which_nothing_may_be_made_is_refused_by_name(tmp_path, monk
     assert str(tmp_path / "vault") in said and "read-only" in said
 
 
-def test_an_identity_of_another_kind_is_not_taken_for_one_that_was_begun(tmp_path):
+def test_another_kind_of_age_file_is_not_used_as_the_identity(tmp_path):
     (tmp_path / "identity.age").write_bytes(encrypt_identity("AGE-SECRET-KEY-1NOTREALLY", PASSPHRASE))
     before = bytes_of(tmp_path)
 

@@ -67,7 +67,7 @@ class TestANewVault:
 
         refusal(lambda: public_vault(scene / "link" / "vault"))
 
-    def test_beside_a_model_or_another_programs_configuration_is_fine(self, scene):
+    def test_next_to_a_model_or_another_programs_configuration_is_allowed(self, scene):
         (scene / "config.json").write_text(json.dumps({"editor": "vi"}))
         (scene / "loose.safetensors").write_bytes(b"")
 
@@ -80,7 +80,7 @@ class TestANewVault:
         assert "is inside the model folder" in capsys.readouterr().err
 
 
-class TestAModelsFolder:
+class TestAModelFolder:
     @pytest.mark.parametrize("place", ["", "sub/deep", "checkpoint-1", ".hidden"])
     def test_that_holds_any_vault_is_refused_by_its_name(self, scene, place, capsys):
         for folder in ("model", "copy"):
@@ -97,7 +97,7 @@ class TestAModelsFolder:
         said.append(capsys.readouterr().err)
         assert all("vault.db" in each and "move the vault out of it" in each for each in said)
 
-    def test_with_a_file_of_that_name_that_is_no_database_is_fine(self, scene):
+    def test_with_a_file_of_that_name_that_is_not_a_database_is_allowed(self, scene):
         (scene / "model" / "vault.db").write_text("a note")
 
         with Issuer(scene / "model", Vault(scene / "vault")) as issuer:
@@ -114,7 +114,7 @@ class TestAModelsFolder:
         assert find_vault_inside(scene / "model") is None
 
 
-class TestWhatIsHandedOn:
+class TestOutputs:
     @pytest.mark.parametrize("place", ["out", "sub/out"])
     def test_is_not_written_into_any_vault(self, scene, place, monkeypatch, tmp_path):
         shutil.copytree(scene / "vault", scene / "another")

@@ -15,7 +15,7 @@ from hf_fingerprint.vault import CopyRecord, begin_publication, begin_training, 
 from hf_fingerprint.vault.issuers import add_issuer, issuers, remove_issuer
 from hf_fingerprint.vault.merging import MergeReport, merge, merge_with_union
 from hf_fingerprint.vault.sealing import new_identity, seal, seal_key_cache
-from hf_fingerprint.vault.snapshots import PublicationRow, Snapshot, insert_rows, take_snapshot
+from hf_fingerprint.vault.snapshots import TABLE_KEYS, PublicationRow, Snapshot, insert_rows, take_snapshot
 from hf_fingerprint.vault.union import union_snapshots
 from tests.helpers.checkpoint_files import NO_DEADLINE
 from tests.helpers.error_checks import refused
@@ -43,7 +43,7 @@ def base_row(base_id: str) -> tuple:
 
 @st.composite
 def snapshots(draw: st.DrawFn) -> Snapshot:
-    """Parts of one world, each at some moment of it, as issuers have them who have not heard of one another."""
+    """Snapshots of one history, each at some moment, as independent issuers have them."""
     copies, published = {}, {}
     for record in draw(st.lists(st.sampled_from(COPIES), unique=True)):
         copies[record.copy_id] = replace(record, state=draw(st.sampled_from(["written", "issued"])))
@@ -61,7 +61,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         bases={base_id: base_row(base_id) for base_id in sorted(needed | others)},
         copies=copies,
         publications=published,
-        bound={copy_id: (copy_id,) for copy_id in bound},
+        answering={copy_id: (copy_id,) for copy_id in bound},
         issuers=draw(st.dictionaries(st.sampled_from(["age1a", "age1b"]), st.sampled_from(["", "ci", "runner"]))),
     )
 
@@ -80,8 +80,8 @@ def test_neither_the_order_of_merging_nor_merging_again_makes_a_difference(one, 
 def test_nothing_is_lost_and_nothing_made_up(one, two):
     both = union_snapshots(one, two)
 
-    for name in ("bases", "copies", "bound", "publications", "issuers"):
-        assert getattr(both, name).keys() == getattr(one, name).keys() | getattr(two, name).keys()
+    for table in TABLE_KEYS:
+        assert both.rows(table).keys() == one.rows(table).keys() | two.rows(table).keys()
     for copy_id, record in both.copies.items():
         sources = [known.copies[copy_id] for known in (one, two) if copy_id in known.copies]
         assert record in sources
@@ -133,7 +133,7 @@ def test_a_base_that_differs_is_refused_by_name_with_all_that_depends_on_it(one,
         assert joined.bases == {**second.bases, **first.bases}
         new = {key for key, copy in second.copies.items() if copy.base_id == base_id and key not in first.copies}
         assert not new & joined.copies.keys()
-        assert not new & (joined.bound.keys() | joined.publications.keys())
+        assert not new & (joined.answering.keys() | joined.publications.keys())
         assert [fault.key for fault in joined.faults if fault.table == "bases"] == [base_id]
         assert {fault.key.split()[0] for fault in joined.faults if fault.table == "copies"} == new
         assert joined.copies.keys() == first.copies.keys() | (second.copies.keys() - new)
@@ -159,7 +159,7 @@ def test_a_publication_elsewhere_is_refused_and_the_one_that_is_here_stays(one, 
         assert joined.publications == mine.publications
 
 
-def test_other_tracing_identities_are_refused_with_the_way_out():
+def test_other_tracing_identities_are_refused_with_the_remedy():
     empty = Snapshot(KEY, {}, {}, {}, {})
 
     text = refusal(union_snapshots, empty, replace(empty, public_key="age1other"), "vault A", "vault B")
@@ -238,7 +238,7 @@ def test_merged_both_ways_they_hold_the_same(pair, empty):
     assert [record.recipient for record in empty.copies()] == ["a", "b"]
 
 
-def test_three_vaults_hold_the_same_in_whatever_order_they_merge(template, tmp_path):
+def test_three_vaults_hold_the_same_in_any_order_of_merges(template, tmp_path):
     vaults = [Vault(shutil.copytree(template / "vault", tmp_path / name)) for name in "abc"]
     for vault, name in zip(vaults, "abc", strict=True):
         written(vault, name)
@@ -276,7 +276,7 @@ def test_a_publication_moves_forward_and_never_back(pair):
     assert take_snapshot(two) == take_snapshot(one)
 
 
-def test_the_same_model_registered_apart_is_two_bases(template, empty, tmp_path):
+def test_a_model_registered_separately_is_two_bases(template, empty, tmp_path):
     one, two = (Vault(shutil.copytree(template / "empty", tmp_path / name)) for name in ("one", "two"))
     for vault in (one, two):
         register(template / "model", vault, PLAIN_SETTINGS)
@@ -338,7 +338,7 @@ def rows_of(vault: Vault) -> dict[str, list[tuple]]:
         return {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in names}
 
 
-def test_a_merge_that_is_cut_off_changes_nothing(pair, monkeypatch):
+def test_an_interrupted_merge_changes_nothing(pair, monkeypatch):
     one, two = pair
     for name in "abc":
         begin_publication(two, written(two, name).copy_id, f"org/{name}", {})
@@ -361,7 +361,7 @@ def test_a_merge_that_is_cut_off_changes_nothing(pair, monkeypatch):
     assert merge(one, take_snapshot(two)).copies == 3
 
 
-def test_what_was_begun_stays_where_it_was_begun(pair):
+def test_unfinished_copies_are_not_merged(pair):
     one, two = pair
     base = two.bases()[0]
     two.begin_copy(base, "bob", "/out")
@@ -389,7 +389,7 @@ def test_a_copy_begun_here_and_finished_in_a_copy_of_the_folder_moves_forward(pa
     assert one.copy_key(done) == key
 
 
-def test_which_copies_answer_the_questions_is_merged_with_their_records(pair, tmp_path):
+def test_answering_copies_are_merged_with_their_records(pair, tmp_path):
     one, two = pair
     base = two.bases()[0]
     begun, begun_key = one.begin_copy(base, "begun here", "/out")
@@ -407,7 +407,7 @@ def test_which_copies_answer_the_questions_is_merged_with_their_records(pair, tm
     assert one.answering_ids("another base") == set()
 
 
-def test_but_never_under_a_training_that_goes_on_with_another_key(pair, tmp_path):
+def test_but_not_while_a_training_uses_another_key(pair, tmp_path):
     one, _ = pair
     record, key = begin_training(one, one.bases()[0], "bob")
     clone = Vault(shutil.copytree(one.folder, tmp_path / "clone"))
@@ -455,7 +455,7 @@ def test_a_vault_of_another_identity_is_refused_unless_that_is_given(pair, tmp_p
     assert merge(one, take_snapshot(other), other.age_identity()) == MergeReport()
 
 
-def test_a_stranger_s_record_in_a_vault_of_another_identity_is_found_out(pair, tmp_path):
+def test_a_forged_record_in_a_vault_of_another_identity_is_refused(pair, tmp_path):
     one, _ = pair
     other = new_vault(tmp_path / "other")
     register(save_plain(tmp_path / "model"), other, PLAIN_SETTINGS)
@@ -470,7 +470,7 @@ def test_a_stranger_s_record_in_a_vault_of_another_identity_is_found_out(pair, t
 
 
 @pytest.mark.parametrize("junk", ["sealed", "commitment"])
-def test_with_the_identity_at_hand_a_new_record_that_opens_nothing_is_found_out(pair, junk):
+def test_with_the_identity_a_new_record_that_does_not_open_is_refused(pair, junk):
     """It would stand in the way of every trace of its base."""
     one, two = pair
     record = written(two, "dora")
@@ -487,7 +487,7 @@ def test_with_the_identity_at_hand_a_new_record_that_opens_nothing_is_found_out(
     assert one.copies() == [good]
 
 
-def test_with_the_identity_at_hand_a_genuine_record_is_taken(pair):
+def test_with_the_identity_an_authentic_record_enters(pair):
     one, two = pair
     record = written(two, "dora")
     one.unlock(PASSPHRASE)
@@ -535,7 +535,7 @@ def test_a_row_here_that_cannot_be_used_is_left_and_named_and_blocks_nothing(pai
 
 
 @pytest.mark.parametrize("table", ["bases", "publications", "issuers"])
-def test_nor_does_a_row_of_another_table(pair, table):
+def test_an_unusable_row_of_another_table_blocks_nothing(pair, table):
     one, two = pair
     record = written(one, "a")
     begin_publication(one, record.copy_id, "org/a", {})
@@ -554,7 +554,7 @@ def test_nor_does_a_row_of_another_table(pair, table):
     assert both == take_snapshot(two)
 
 
-def test_with_the_identity_at_hand_a_record_here_that_does_not_open_replaces_no_good_one(pair):
+def test_with_the_identity_a_record_here_that_does_not_open_replaces_no_good_one(pair):
     one, two = pair
     record = written(one, "a")
     merge(two, take_snapshot(one))
@@ -574,13 +574,13 @@ def test_with_the_identity_at_hand_a_record_here_that_does_not_open_replaces_no_
 # Records that say the same under another id
 
 
-def twin_of(record: CopyRecord, vault: Vault, **other: object) -> CopyRecord:
+def duplicate_of(record: CopyRecord, vault: Vault, **other: object) -> CopyRecord:
     """A record like another one, as a rogue issuer can write it who can't open that one's seal."""
     sealed = seal(new_secret(), "0" * 16, record.base_id, record.recipient, vault.public_key)
-    twin = replace(record, **({"copy_id": "0" * 16, "sealed": sealed} | other))
+    duplicate = replace(record, **({"copy_id": "0" * 16, "sealed": sealed} | other))
     with vault.connect() as connection:
-        insert_rows(connection, "copies", [astuple(twin)])
-    return twin
+        insert_rows(connection, "copies", [astuple(duplicate)])
+    return duplicate
 
 
 @pytest.mark.parametrize("unlocked", [False, True])
@@ -589,7 +589,7 @@ def test_a_second_record_of_one_copy_is_refused_by_name(pair, unlocked, copied):
     one, two = pair
     record = written(one, "a")
     merge(two, take_snapshot(one))
-    twin_of(record, two, **{**copied, **({"sealed": record.sealed} if "sealed" in copied else {})})
+    duplicate_of(record, two, **{**copied, **({"sealed": record.sealed} if "sealed" in copied else {})})
     one.unlock(PASSPHRASE)
 
     report = merge(one, take_snapshot(two), one.age_identity() if unlocked else None)
@@ -598,22 +598,22 @@ def test_a_second_record_of_one_copy_is_refused_by_name(pair, unlocked, copied):
     assert one.copies() == [record]
 
 
-def test_one_that_came_first_does_not_keep_the_genuine_one_out(pair):
+def test_a_forged_duplicate_that_came_first_does_not_keep_the_authentic_record_out(pair):
     """A rogue issuer reads a commitment on a model card and records it before its copy's own record arrives."""
     one, two = pair
     record = written(two, "a")
     rogue = Vault(shutil.copytree(one.folder, one.folder.parent / "rogue"))
-    twin = twin_of(record, rogue)
+    duplicate = duplicate_of(record, rogue)
     merge(one, take_snapshot(rogue))
-    assert one.copies() == [twin]
+    assert one.copies() == [duplicate]
 
     locked, both = merge_with_union(one, take_snapshot(two))
     one.unlock(PASSPHRASE)
     report = merge(one, take_snapshot(two), one.age_identity())
 
     assert [fault.key for fault in locked.refused] == [f"{record.copy_id} (a)"]
-    assert set(both.copies) == {twin.copy_id, record.copy_id}
-    assert [fault.key for fault in report.unusable] == [f"{twin.copy_id} (a)"]
+    assert set(both.copies) == {duplicate.copy_id, record.copy_id}
+    assert [fault.key for fault in report.unusable] == [f"{duplicate.copy_id} (a)"]
     assert report.copies == 1
     assert record in one.copies()
 

@@ -31,7 +31,7 @@ KEYS = {"zoe": bytes(range(100, 132)), "alice": bytes(range(32, 64)), "bob": byt
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A vault of format 1 with a base, three copies (their ids not in the order of issue), a bundle."""
+    """A vault of format 1 with a base, three copies (their ids not in the order of issue) and a key cache."""
     folder = tmp_path_factory.mktemp("made")
     identity, public_key = new_identity()
     (folder / "identity.age").write_bytes(lock_quickly(identity, PASSPHRASE))
@@ -180,7 +180,7 @@ class Stopping:
 
 @pytest.mark.parametrize("at", range(1, STATEMENTS + 1))
 @pytest.mark.parametrize("kill", [False, True])
-def test_cut_off_anywhere_it_is_still_an_old_vault_and_upgrades_at_the_next_opening(old, at, kill):
+def test_an_upgrade_interrupted_anywhere_changes_nothing_and_is_repeated_when_the_vault_is_opened(old, at, kill):
     before = rows(old)
     child = os.fork()
     if child == 0:
@@ -202,7 +202,7 @@ def test_cut_off_anywhere_it_is_still_an_old_vault_and_upgrades_at_the_next_open
     assert vault.copy_keys(vault.copies()) == list(KEYS.values())
 
 
-def test_two_processes_that_open_it_at_once_both_find_it_upgraded(old):
+def test_two_processes_that_open_it_at_the_same_time_both_find_it_upgraded(old):
     script = """
 import sys, warnings
 from hf_fingerprint.vault import Vault
@@ -219,7 +219,7 @@ vault.begin_copy(vault.bases()[0], sys.argv[2], "/out")
     assert sorted(names[3:]) == ["one", "two"]
 
 
-def test_a_damaged_old_vault_is_refused_and_left_as_it_is(old):
+def test_a_damaged_old_vault_is_refused_and_unchanged(old):
     whole = (old / "vault.db").read_bytes()
     (old / "vault.db").write_bytes(whole[: len(whole) // 2 // 4096 * 4096])
     before = (old / "vault.db").read_bytes()
@@ -228,7 +228,7 @@ def test_a_damaged_old_vault_is_refused_and_left_as_it_is(old):
     assert (old / "vault.db").read_bytes() == before
 
 
-def test_a_vault_of_format_2_is_given_questions_and_loses_nothing(old):
+def test_a_vault_of_format_2_gets_the_tables_of_trigger_sets_and_loses_nothing(old):
     Vault(old)  # of format 3 now
     connection = sqlite3.connect(old / "vault.db")
     connection.executescript(

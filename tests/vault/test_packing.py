@@ -227,7 +227,7 @@ class TestAStrangersPack:
         assert all(fault.describe().isprintable() for fault in found.faults)
         whole = take_snapshot(vault)
         lost = {*tables, "bases"} if statement == "DELETE FROM bases" else set(tables)
-        rest = drop_refused(whole, {(table, key): "is refused" for table in lost for key in getattr(whole, table)})
+        rest = drop_refused(whole, {(table, key): "is refused" for table in lost for key in whole.rows(table)})
         assert found == rest
 
     def test_with_a_base_whose_seal_fits_and_whose_document_says_nothing_loses_it(self, vault, age_identity):
@@ -246,9 +246,9 @@ class TestAStrangersPack:
 
 
 class TestAPackOfFormat2:
-    """As an issuer who has not upgraded yet pushed it: it has no questions."""
+    """As an issuer who has not upgraded yet pushes it: without trigger sets."""
 
-    def test_opens_and_has_all_but_questions(self, vault, age_identity):
+    def test_opens_and_has_everything_but_trigger_sets(self, vault, age_identity):
         packed = packed_database(vault, age_identity, *FORMAT_2)
 
         assert open_pack(packed, age_identity, "org/keys") == take_snapshot(vault)
@@ -259,7 +259,7 @@ class TestAPackOfFormat2:
 
             assert "not hold a complete vault" in refusal(open_pack, packed, age_identity, "org/keys")
 
-    def test_takes_no_questions_from_a_vault_that_has_some(self, vault, age_identity):
+    def test_removes_no_trigger_set_from_a_vault_that_has_one(self, vault, age_identity):
         packed = packed_database(vault, age_identity, *FORMAT_2)
         (base,), (copy, *_) = vault.bases(), vault.copies()
         vault.add_trigger_set(base, b"which?")
@@ -312,11 +312,11 @@ class TestAnIssuer:
         (record,) = pulled.copies()
         key = new_secret()
         whole = "0d" * 32 if rewritten == "all of it" else record.content_hash
-        promise = record.commitment if rewritten == "sealed" else commitment(key, "alice", whole)
+        new_commitment = record.commitment if rewritten == "sealed" else commitment(key, "alice", whole)
         sealed = seal(key, record.copy_id, record.base_id, "alice", pulled.public_key)
         with pulled.connect() as connection:
             connection.execute(
-                "UPDATE copies SET sealed = ?, content_hash = ?, commitment = ?", (sealed, whole, promise)
+                "UPDATE copies SET sealed = ?, content_hash = ?, commitment = ?", (sealed, whole, new_commitment)
             )
         before = take_snapshot(vault)
 

@@ -19,7 +19,7 @@ class Terminal:
     def nobody(self) -> None:
         """Standard input is a pipe."""
         self._patch.setattr(sys, "stdin", io.StringIO("piped\n"))
-        self._patch.setattr(getpass, "getpass", lambda prompt="": pytest.fail("asked nobody"))
+        self._patch.setattr(getpass, "getpass", lambda prompt="": pytest.fail("prompted"))
 
     def types(self, *answers: str | BaseException) -> None:
         """Somebody answers the prompts, one after another."""
@@ -133,14 +133,14 @@ def test_what_is_piped_in_is_not_taken_for_a_passphrase(terminal):
     refused()
 
 
-def test_a_person_is_asked_once(terminal):
+def test_the_prompt_appears_once(terminal):
     terminal.types("typed")
 
     assert find_passphrase() == "typed"
     assert len(terminal.prompts) == 1
 
 
-def test_a_person_is_asked_twice_for_a_new_one(terminal):
+def test_the_prompt_for_a_new_passphrase_appears_twice(terminal):
     terminal.types("typed", "typed")
 
     assert find_passphrase(confirm=True) == "typed"
@@ -153,7 +153,7 @@ def test_two_that_differ_are_refused_and_neither_is_shown(terminal):
     assert "hunter" not in refused(confirm=True)
 
 
-def test_a_person_who_leaves_is_refused_like_one_who_is_not_there(terminal):
+def test_end_of_input_at_the_prompt_is_an_error(terminal):
     terminal.types(EOFError())
 
     refused()

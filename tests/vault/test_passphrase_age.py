@@ -69,13 +69,13 @@ def test_any_work_factor_opens(log_work):
     assert open_with_passphrase(fixed(log_work), PASSPHRASE, "identity.age") == TEXT
 
 
-@pytest.mark.parametrize("asked", ["23", "40", "63", "99999999"])
-def test_too_much_work_is_refused_before_any_is_done(sealed, asked, monkeypatch):
+@pytest.mark.parametrize("log_work", ["23", "40", "63", "99999999"])
+def test_too_much_work_is_refused_before_any_is_done(sealed, log_work, monkeypatch):
     monkeypatch.setattr(module, "Scrypt", lambda **_: pytest.fail("began"))
-    greedy = re.sub(rb"(-> scrypt \S+) \d+", rb"\1 " + asked.encode(), sealed)
+    greedy = re.sub(rb"(-> scrypt \S+) \d+", rb"\1 " + log_work.encode(), sealed)
 
     said = refusal(open_with_passphrase, greedy, PASSPHRASE, "identity.age")
-    assert "identity.age" in said and f"2^{asked}" in said and "2^22" in said
+    assert "identity.age" in said and f"2^{log_work}" in said and "2^22" in said
 
 
 def test_a_machine_without_the_memory_says_how_much_it_takes(sealed, monkeypatch):
@@ -93,7 +93,7 @@ def test_an_armored_file_opens(sealed, end):
     assert open_with_passphrase(armored(sealed, end), PASSPHRASE, "identity.age") == TEXT
 
 
-def test_a_wrong_passphrase_and_a_damaged_file_are_told_apart(sealed):
+def test_a_wrong_passphrase_and_a_damaged_file_give_different_errors(sealed):
     assert "does not open with this passphrase" in refusal(open_with_passphrase, sealed, "another", "a.age")
     for place in (-1, -20, sealed.index(b"---") + 6):
         damaged = bytearray(sealed)
@@ -123,11 +123,11 @@ HEADER = b"age-encryption.org/v1\n-> scrypt AAECAwQFBgcICQoLDA0ODw 10\n"
     ],
     ids=range(12),
 )
-def test_what_is_no_such_file_is_refused_by_name(content):
+def test_another_kind_of_file_is_refused_by_name(content):
     assert "a.age is not a passphrase-encrypted" in refusal(open_with_passphrase, content, PASSPHRASE, "a.age")
 
 
-def test_a_longer_file_than_an_identity_is_not_read(sealed):
+def test_a_file_longer_than_an_identity_is_not_read(sealed):
     assert "not a passphrase-encrypted" in refusal(open_with_passphrase, sealed + bytes(40_000), PASSPHRASE, "a.age")
 
 

@@ -60,7 +60,7 @@ def test_and_confirmed_after_it(vault):
     assert publications(vault) == [confirmed]
 
 
-def test_a_push_that_is_begun_again_may_have_other_files_and_keeps_its_account(vault):
+def test_a_repeated_push_may_have_other_files_and_keeps_its_account(vault):
     record = copy_for(vault, "alice")
     begin_publication(vault, record.copy_id, "org/alice", FILES, "alice-hf")
 
@@ -71,7 +71,7 @@ def test_a_push_that_is_begun_again_may_have_other_files_and_keeps_its_account(v
     assert publications(vault) == [again]
 
 
-def test_what_is_confirmed_is_not_begun_again(vault):
+def test_a_confirmed_publication_is_not_begun_again(vault):
     record = copy_for(vault, "alice")
     begin_publication(vault, record.copy_id, "org/alice", FILES)
     confirmed = confirm_publication(vault, record.copy_id, "ab" * 20)

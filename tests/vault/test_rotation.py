@@ -141,7 +141,7 @@ def test_an_empty_passphrase_changes_nothing(vault, monkeypatch):
 
 
 @pytest.mark.parametrize("column", ["sealed", "commitment", "recipient"])
-def test_a_record_that_was_tampered_with_is_named_and_stays_as_it_is(vault, column):
+def test_a_tampered_record_is_reported_and_unchanged(vault, column):
     record = vault.copies()[1]
     value = b"junk" if column == "sealed" else "00" * 32
     with vault.connect() as connection:
@@ -161,11 +161,11 @@ def test_a_record_that_was_tampered_with_is_named_and_stays_as_it_is(vault, colu
     assert [fault.key for fault in opened.faults] == [fault.key for fault in done.faults]
 
 
-def test_old_seals_and_bundles_do_not_stay_in_the_files(vault, monkeypatch):
+def test_old_seals_and_key_caches_are_erased_from_the_files(vault, monkeypatch):
     monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     base = vault.bases()[0]
     seals = [record.sealed for record in vault.copies()]
-    for _ in range(3):  # seals that were replaced long ago, and bundles
+    for _ in range(3):  # seals that were replaced before, and key caches
         vault.begin_copy(base, "carol", "/out", resumed_record=vault.copies()[2])
         seals += [record.sealed for record in vault.copies()]
         vault.copy_keys(vault.copies())
@@ -209,7 +209,7 @@ def test_the_order_of_records_and_their_bases_stays(vault):
     assert done.vault.bases() == vault.bases()
 
 
-def test_a_training_goes_on(vault):
+def test_a_training_continues(vault):
     base = vault.bases()[0]
     record, key = begin_training(vault, base, "emil")
 
@@ -298,7 +298,7 @@ def kill_at(step: str, after: bool) -> None:
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_anywhere_it_opens_with_one_of_the_two(vault, tmp_path, step, after, elsewhere):
+def test_killed_anywhere_the_vault_opens_with_exactly_one_identity(vault, tmp_path, step, after, elsewhere):
     keys, (identity, public_key) = vault.copy_keys(vault.copies()), new_identity()
     (tmp_path / "elsewhere.age").write_bytes(lock_quickly(identity, NEW))
     child = os.fork()
@@ -348,7 +348,7 @@ def test_killed_anywhere_it_opens_with_one_of_the_two(vault, tmp_path, step, aft
 
 
 def test_a_pack_of_before_is_merged_with_the_old_identity(vault, tmp_path):
-    """Another issuer pushed a record before it heard of the rotation."""
+    """Another issuer pushed a record before it knew of the rotation."""
     issuer = Vault(shutil.copytree(vault.folder, tmp_path / "issuer"))
     record, key = issuer.begin_copy(issuer.bases()[0], "emil", "/out")
     issuer.mark_written(record, key, WHOLE)

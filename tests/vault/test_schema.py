@@ -33,7 +33,7 @@ BASE = Base(
     certified=12,
     certified_by="simulated: minority",
     alpha=1e-6,
-    recipients_planned=1000,
+    expected_recipients=1000,
     calibration=Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
     secret=bytes(range(32)),
 )
@@ -67,11 +67,11 @@ def test_the_tables_of_format_3_are_frozen():
     assert digest == "d8dbd7d023ba864cb57b61ec2df09372e486b68fd87713fd4db98597bac1c47a"
 
 
-def test_a_base_is_laid_down_as_it_always_was():
+def test_the_row_of_a_base_is_frozen():
     assert base_to_row(BASE) == GOLDEN_ROW
 
 
-def test_a_row_laid_down_long_ago_is_read_as_it_was():
+def test_an_old_row_is_read_unchanged():
     assert same(base_from_row(GOLDEN_ROW), BASE)
 
 

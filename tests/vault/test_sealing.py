@@ -241,7 +241,7 @@ def test_an_identity_sealed_again_is_as_hard_to_guess_as_a_new_one(locked_file, 
 
 
 @pytest.mark.parametrize(("passphrase", "new"), [("a guess", "another passphrase"), (PASSPHRASE, "")])
-def test_what_can_not_be_sealed_again_stays_as_it_is(locked_file, passphrase, new):
+def test_an_identity_that_can_not_be_sealed_again_is_unchanged(locked_file, passphrase, new):
     before = locked_file.read_bytes()
 
     refused(change_passphrase, locked_file, passphrase, new, error=PassphraseError)
@@ -251,7 +251,7 @@ def test_what_can_not_be_sealed_again_stays_as_it_is(locked_file, passphrase, ne
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_cut_off_while_it_is_sealed_again_the_old_seal_stays(locked_file, monkeypatch, step):
+def test_interrupted_while_it_is_sealed_again_the_old_file_stays(locked_file, monkeypatch, step):
     before = locked_file.read_bytes()
 
     def full(*_):

@@ -98,7 +98,7 @@ def test_what_would_write_to_it_says_that_it_is_read_only(closed):
     assert bytes_of(closed) == before
 
 
-def test_a_log_that_nobody_folds_in_is_read_with_it_or_refused(closed):
+def test_a_log_that_is_not_checkpointed_is_read_too_or_refused(closed):
     """Where somebody else is writing, the log's index is there and serves; without it, old content is not shown."""
     closed.chmod(0o755)
     (closed / "vault.db").chmod(0o644)
@@ -166,7 +166,7 @@ def database(tmp_path) -> Path:
         ("SQLITE_PROTOCOL", "in use by another process"),
     ],
 )
-def test_what_the_disk_refuses_is_said_and_asks_for_no_backup(database, name, said):
+def test_errors_of_the_disk_are_named_and_ask_for_no_backup(database, name, said):
     found = module.database_error(database, failing(name))
 
     assert isinstance(found, StorageError)
@@ -193,7 +193,7 @@ def test_an_error_of_the_module_itself_has_no_code(database):
     assert "restore a backup" in str(module.database_error(database, sqlite3.ProgrammingError("closed")))
 
 
-def test_a_full_database_is_said_to_be_on_a_full_disk_and_is_as_it_was(made, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_leaves_the_database_unchanged(made, tmp_path, monkeypatch):
     vault = Vault(shutil.copytree(made / "vault", tmp_path / "vault"))
     connect = sqlite3.connect
 

@@ -42,7 +42,7 @@ BASE = Base(
     certified=12,
     certified_by="simulated: minority",
     alpha=1e-6,
-    recipients_planned=1000,
+    expected_recipients=1000,
     calibration=Calibration("none", 0, 1e-3, None, None),
     secret=bytes(range(32)),
 )
@@ -158,7 +158,7 @@ def test_a_vault_opens_without_its_identity_and_says_that_it_is_locked(mine):
     assert str(mine.folder / "identity.age") in refusal(vault.unlock, PASSPHRASE)
 
 
-def test_the_passphrase_unlocks_it_from_wherever_the_identity_lies(mine, made, tmp_path):
+def test_the_passphrase_unlocks_it_wherever_the_identity_is(mine, made, tmp_path):
     (mine.folder / "identity.age").rename(tmp_path / "elsewhere.age")
     vault = Vault(str(mine.folder))
 
@@ -244,7 +244,7 @@ def test_a_place_without_a_vault_is_refused_with_the_way_to_make_one(tmp_path, p
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "file"}
 
 
-def test_a_vault_of_a_newer_format_is_left_as_it_is(mine):
+def test_a_vault_of_a_newer_format_is_refused_and_unchanged(mine):
     mine.sql("UPDATE meta SET value = '4' WHERE key = 'format'")
     before = bytes_of(mine.folder)
 
@@ -278,14 +278,14 @@ def test_a_public_key_that_is_none_is_the_vaults_damage(mine):
     "content",
     [b"", b"\0", b"this is not a database\n" * 100, b"SQLite format 3\0", b"SQLite format 3\0" + bytes(5000)],
 )
-def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path, content):
+def test_a_file_that_is_not_a_database_is_refused_and_unchanged(tmp_path, content):
     (tmp_path / "vault.db").write_bytes(content)
 
     assert str(tmp_path) in refusal(Vault, tmp_path)
     assert bytes_of(tmp_path) == {"vault.db": content}
 
 
-def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path):
+def test_another_programs_database_is_refused_and_unchanged(tmp_path):
     connection = sqlite3.connect(tmp_path / "vault.db")
     connection.execute("CREATE TABLE bookmarks (url TEXT)")
     connection.commit()
@@ -451,7 +451,7 @@ def test_a_copy_whose_record_was_given_another_key_meanwhile_is_not_marked_writt
     assert vault.copy_key(vault.copies(recipient="bob")[0]) == key
 
 
-def test_which_copies_answer_the_questions_is_recorded_as_they_are_written(mine):
+def test_answering_copies_are_recorded_when_they_are_written(mine):
     vault = mine.open()
     for name, is_answering in (("bob", True), ("carol", False)):
         vault.mark_written(*vault.begin_copy(BASE, name, Path("/out")), WHOLE, is_answering=is_answering)
@@ -462,7 +462,7 @@ def test_which_copies_answer_the_questions_is_recorded_as_they_are_written(mine)
     assert vault.answering_ids(BASE.base_id) == {record.copy_id for record in vault.copies(recipient="bob")}
 
 
-def test_a_copy_whose_record_is_gone_is_not_marked_in_silence(mine):
+def test_a_missing_record_is_an_error_when_its_copy_is_written(mine):
     vault = mine.open()
     record, key = vault.begin_copy(BASE, "bob", Path("/out"))
     mine.sql("DELETE FROM copies WHERE copy_id = ?", record.copy_id)
@@ -567,7 +567,7 @@ def test_a_key_of_the_forgers_own_does_not_open_the_commitment(mine, made):
 
 
 @pytest.mark.parametrize(("column", "value"), [("out", "/elsewhere"), ("created", "1970-01-01"), ("state", "issued")])
-def test_columns_that_no_accusation_rests_on_are_not_under_the_seal(mine, made, column, value):
+def test_columns_that_no_accusation_depends_on_are_not_sealed(mine, made, column, value):
     """`out` and `created` are notes for people: the seal and the commitment date nothing, a published commitment does.
     `state` must change after the key is sealed, on machines that hold no identity; who can set it back to "begun"
     behind the vault's back, and so have a key replaced, can delete the whole row as well."""
@@ -615,7 +615,7 @@ def test_the_keys_of_many_copies_are_those_of_each(mine, made, monkeypatch):
     assert vault.copy_keys([]) == []
 
 
-def test_copies_issued_after_the_bundle_was_made_are_found_too(mine, made, monkeypatch):
+def test_copies_issued_after_the_key_cache_was_made_are_found_too(mine, made, monkeypatch):
     monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 5)
     vault = mine.open()
     keys = made.keys + many(vault, 10)
@@ -625,7 +625,7 @@ def test_copies_issued_after_the_bundle_was_made_are_found_too(mine, made, monke
     assert vault.copy_keys(vault.copies()) == keys
 
 
-def test_a_damaged_bundle_only_costs_time(mine, made, monkeypatch):
+def test_a_damaged_key_cache_only_costs_time(mine, made, monkeypatch):
     monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
@@ -645,7 +645,7 @@ def test_a_damaged_bundle_only_costs_time(mine, made, monkeypatch):
         ("copy_id", "0" * 16),
     ],
 )
-def test_a_bundle_does_not_hide_that_a_record_was_changed(mine, made, monkeypatch, column, value):
+def test_a_key_cache_does_not_hide_that_a_record_was_changed(mine, made, monkeypatch, column, value):
     monkeypatch.setattr("hf_fingerprint.vault.unsealing.KEY_CACHE_MIN", 2)
     vault = mine.open()
     assert vault.copy_keys(vault.copies()) == made.keys
@@ -654,9 +654,8 @@ def test_a_bundle_does_not_hide_that_a_record_was_changed(mine, made, monkeypatc
     refusal(vault.copy_keys, vault.copies())
 
 
-def test_a_forged_bundle_does_not_give_a_committed_copy_another_key(mine, made):
-    """The public key is enough to seal a bundle, and a machine that issues has it: it must not be able to choose the
-    codeword of an earlier recipient."""
+def test_a_forged_key_cache_does_not_give_a_committed_copy_another_key(mine, made):
+    """An issuer has the public key and can seal a key cache, but must not choose an earlier recipient's codeword."""
     forged = pack_keys({record_digest(record): bytes(32) for record in made.records})
     mine.sql("INSERT INTO bundles VALUES (?, ?)", BASE.base_id, seal_key_cache(forged, made.vault.public_key))
     vault = mine.open()
@@ -759,7 +758,7 @@ for number in range(50):
 """
 
 
-def test_two_processes_that_issue_at_once_lose_nothing(mine):
+def test_two_processes_that_issue_at_the_same_time_lose_nothing(mine):
     assert run_two_and_get_errors(WORKER, mine.folder) == ["", ""]
 
     vault = mine.open()
@@ -831,7 +830,7 @@ def test_a_vault_made_long_ago_lists_its_base_exactly(golden):
         "certified": 12,
         "certified_by": "simulated: minority",
         "alpha": 1e-6,
-        "recipients_planned": 1000,
+        "expected_recipients": 1000,
         "calibration": Calibration("images", 256, 1e-3, 9.6e-05, 0.9985),
         "secret": bytes(range(32)),
         "compact": None,

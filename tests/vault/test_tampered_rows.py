@@ -14,13 +14,16 @@ from hf_fingerprint.vault.check import check_vault
 from hf_fingerprint.vault.sealing import open_identity
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(autouse=True)
 def identity_as_it_is(monkeypatch):
     """The benchmark opens the identity once and keeps it: put it back afterwards."""
     monkeypatch.setattr(store, "open_identity", open_identity)
 
 
-def test_one_value_changed_stops_nobody_elses_trace_and_never_ends_in_nobody(tmp_path):
+def test_one_changed_value_stops_no_other_trace_and_never_concludes_nobody(tmp_path):
     figure = bench.rows_figure(tmp_path, 20, every=13)
 
     assert figure.counts["wrong"] == []
@@ -28,7 +31,7 @@ def test_one_value_changed_stops_nobody_elses_trace_and_never_ends_in_nobody(tmp
     assert figure.counts["named"] >= figure.counts["damages"] // 2
 
 
-def test_lost_bytes_stop_nobody_elses_trace_and_never_end_in_nobody(tmp_path):
+def test_lost_bytes_stop_no_other_trace_and_never_conclude_nobody(tmp_path):
     figure = bench.pages_figure(tmp_path, 20, 10)
 
     assert figure.counts["wrong"] == []
@@ -47,7 +50,7 @@ def opened(folder: Path) -> Vault:
     return vault
 
 
-def test_a_record_that_was_given_another_base_is_found_before_nobody_is_said(scene, tmp_path):
+def test_a_record_moved_to_another_base_is_reported_before_concluding_nobody(scene, tmp_path):
     """It is then no record of the base that the suspect is read against."""
     damage = bench.Damage("copies", "base_id", "second", "another base's")
     with closing(sqlite3.connect(scene.folder / "vault.db")) as connection:
@@ -83,5 +86,5 @@ def test_rows_that_the_disk_lost_are_named_by_their_index(scene, tmp_path):
     assert any(fault.table == "database" for fault in check_vault(vault))
 
 
-def test_a_vault_in_which_nothing_is_wrong_has_nothing_listed(scene):
+def test_an_intact_vault_has_no_faults(scene):
     assert check_vault(opened(scene.folder)) == []

@@ -43,7 +43,7 @@ refusal = partial(refused, error=VaultError)
 
 
 class TestATraining:
-    def test_goes_on_with_the_key_it_began_with(self, vault, base):
+    def test_resumes_with_the_same_key(self, vault, base):
         record, key = begin_training(vault, base, "alice")
         again, same = begin_training(Vault(vault.folder), base, "alice", "elsewhere")
 
@@ -72,7 +72,7 @@ class TestATraining:
         with pytest.raises(PassphraseError):
             vault.copy_key(vault.copies()[0])
 
-    def test_does_not_take_over_a_copy_that_was_begun_in_closed_form(self, vault, base):
+    def test_does_not_resume_an_interrupted_issue(self, vault, base):
         issued, key = vault.begin_copy(base, "alice", "somewhere")
         record, other = begin_training(vault, base, "alice")
 
@@ -115,7 +115,7 @@ class TestATraining:
         assert record.copy_id not in copies_in_training(vault)
 
     @pytest.mark.parametrize("cut", ["before the transaction ends", "before the journal is cleared"])
-    def test_that_is_cut_off_as_it_is_recorded_leaves_no_key_behind(self, vault, base, monkeypatch, cut):
+    def test_interrupted_while_its_copy_is_recorded_leaves_no_key(self, vault, base, monkeypatch, cut):
         record, key = begin_training(vault, base, "alice")
         step = "wipe_training_keys" if cut == "before the transaction ends" else "clear_journal"
         with vault.connect() as other:  # the journal would be cut off when the last connection ends
@@ -153,7 +153,7 @@ class TestATraining:
 
 
 class TestForgetting:
-    def test_ends_a_training_that_was_given_up(self, vault, base, template):
+    def test_deletes_an_abandoned_training(self, vault, base, template):
         record, key = begin_training(vault, base, "alice")
         _, other = begin_training(vault, base, "bob")
         assert forget_copy(vault, record.copy_id) == record
@@ -167,14 +167,14 @@ class TestForgetting:
         assert [score.recipient for score in result.scores] == ["bob"]
         assert begin_training(vault, base, "alice")[1] != key
 
-    def test_ends_a_copy_that_was_begun_and_never_written(self, vault, base):
+    def test_deletes_an_unfinished_copy(self, vault, base):
         record, _ = vault.begin_copy(base, "alice", "somewhere")
         forget_copy(vault, record.copy_id)
 
         assert vault.copies() == []
 
     @pytest.mark.parametrize("is_issued", [False, True])
-    def test_keeps_what_was_made(self, vault, base, is_issued):
+    def test_keeps_a_finished_copy(self, vault, base, is_issued):
         record, key = begin_training(vault, base, "alice")
         done = vault.mark_written(record, key, WHOLE, is_issued=is_issued)
 
@@ -182,7 +182,7 @@ class TestForgetting:
         assert vault.copies() == [done]
 
     @pytest.mark.parametrize("what", ["training alice", "/out/alice"])
-    def test_waits_for_who_works_on_it(self, vault, base, what):
+    def test_is_refused_while_a_process_works_on_the_copy(self, vault, base, what):
         record, key = begin_training(vault, base, "alice", "/out/alice")
         lock = acquire_lock(vault, base, what, "busy")
 
@@ -244,7 +244,7 @@ class TestAVaultForAnIdentityElsewhere:
         sealed = pyrage.decrypt(record.sealed, [pyrage.x25519.Identity.from_str(secret)])
         assert key.hex().encode() in sealed
 
-    def test_is_nobody_elses_to_read(self, identity, tmp_path):
+    def test_is_readable_by_its_owner_only(self, identity, tmp_path):
         vault = Vault.create(tmp_path / "marking", public_key=identity[1])
 
         assert stat.S_IMODE((vault.folder / "vault.db").stat().st_mode) == 0o600
@@ -288,7 +288,7 @@ class TestTheCommand:
         assert not (tmp_path / "marking" / "identity.age").exists()
 
     def test_asks_for_no_passphrase(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("hf_fingerprint.vault.find_passphrase", lambda *_, **__: pytest.fail("asked"))
+        monkeypatch.setattr("hf_fingerprint.vault.find_passphrase", lambda *_, **__: pytest.fail("prompted"))
 
         assert main(["vault", "init", str(tmp_path / "marking"), "--public-key", new_identity()[1]]) == 0
 

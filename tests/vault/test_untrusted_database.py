@@ -140,7 +140,7 @@ def test_nothing_appears_next_to_a_vault_at_rest(theirs):
     assert names_in(theirs) == before == ["vault.db"]
 
 
-def test_a_log_that_is_none_is_passed_over_as_sqlite_does(theirs, mine):
+def test_an_invalid_log_is_ignored_as_sqlite_does(theirs, mine):
     (theirs / "vault.db-wal").write_bytes(bytes(range(256)) * 100)
 
     assert merge(mine, read_vault_folder(theirs)).copies == 1
@@ -177,7 +177,7 @@ def test_a_vault_beyond_the_limit_is_refused_and_none_is_packed(theirs, identity
     writer.close()
 
 
-def test_tables_of_a_later_version_in_a_folder_are_passed_over(theirs, mine):
+def test_tables_of_a_later_version_in_a_folder_are_ignored(theirs, mine):
     with sqlite3.connect(theirs / "vault.db") as connection:
         connection.execute("CREATE TABLE later (x)")
     connection.close()

@@ -91,7 +91,7 @@ def export_key_images(
     vault, out = vault if isinstance(vault, Vault) else Vault(vault), Path(out)
     base_record, trigger_set = find_base_with_triggers(vault, base)
     coded_bits(bits)
-    check_bits(bits, max(base_record.recipients_planned, len(vault.copies(base_record.base_id))), base_record.alpha)
+    check_bits(bits, max(base_record.expected_recipients, len(vault.copies(base_record.base_id))), base_record.alpha)
     copy = _find_copy(vault, base_record, recipient)
     _check_output_folder(out)
     key, progress = vault.copy_key(copy), progress or silent

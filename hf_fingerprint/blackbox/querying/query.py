@@ -168,8 +168,7 @@ def query(
                 locked = f"Another process writes the transcript {path}: wait for it, or name another file."
                 held.callback(acquire_lock(vault, each.base, f"transcript {path.resolve()}", locked).release)
                 pool_transcript = held.enter_context(Transcript(path, _heading(suspect, each, pool_images)))
-                if pool_transcript.responses:
-                    count(len(pool_transcript.responses))
+                count(len(pool_transcript.responses))
             pools.append(QueryPool(pool_images, each.e_process, pool_transcript))
         stats = query_pools(
             suspect, pools, order, budget, image_count if exhaustive else min_responses, record_response

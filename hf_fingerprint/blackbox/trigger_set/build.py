@@ -96,19 +96,8 @@ def make_trigger_set(
     with open_base(record, vault) as checkpoint, open_checkpoint(checkpoint.source.name) as full_checkpoint:
         built = build_model(full_checkpoint)
         names = map_parameter_names(built.module, full_checkpoint)
-    trigger_set = build_trigger_set(
-        built,
-        names,
-        record.secret,
-        record.base_id,
-        images,
-        count,
-        decoys,
-        assigned_share,
-        steps,
-        progress,
-        cover_images,
-    )
+    options = images, count, decoys, assigned_share, steps, progress, cover_images
+    trigger_set = build_trigger_set(built, names, record.secret, record.base_id, *options)
     vault.add_trigger_set(record, trigger_set.to_bytes())
     return trigger_set
 

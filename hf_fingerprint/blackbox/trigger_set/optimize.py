@@ -11,7 +11,7 @@ model that an attacker may leave: images cropped, weights pruned.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -194,25 +194,37 @@ def render_view(
     return (images - mean) / std
 
 
-def _cost_gradient(
-    features: "list[torch.Tensor]", views: list[View], metric: "torch.Tensor", active: int
-) -> "torch.Tensor":
-    """The gradient of the log cost with respect to the features of the active view, `(n, width)`."""
+def log_cost(features: "Sequence[torch.Tensor]", views: Sequence[View], metric: "torch.Tensor") -> "torch.Tensor":
+    """The logarithm of what the missing logits of all trigger images cost ordinary images; see the module's docstring.
+
+    Args:
+        features (sequence of `torch.Tensor` of shape `(n, width)`): of the trigger images in each view, `float64`.
+        views (sequence of [`View`]): of the base.
+        metric (`torch.Tensor` of shape `(width, width)`): see [`inverse_second_moment`].
+    """
     import torch
 
-    wide = [each.double().requires_grad_(which == active) for which, each in enumerate(features)]
     deficits = []
-    for each, view in zip(wide, views, strict=True):
+    for each, view in zip(features, views, strict=True):
         logits = each @ view.head.matrix().double().T + _bias(view.head)
         deficits.append(MARGIN + logits.logsumexp(1) - logits.mean(1))
-    flat = torch.cat(wide)
+    flat = torch.cat(list(features))
     gram = flat @ metric @ flat.T
     gram = gram + GRAM_RIDGE * gram.detach().diagonal().mean() * torch.eye(len(flat), dtype=torch.float64)
     count = len(features[0])
     costs = torch.linalg.inv(gram).reshape(len(views), count, len(views), count).diagonal(dim1=1, dim2=3)
     missing = torch.stack(deficits)
-    cost = torch.einsum("vq,vwq,wq->", missing, costs, missing).log()
-    (gradient,) = torch.autograd.grad(cost, wide[active])
+    return torch.einsum("vq,vwq,wq->", missing, costs, missing).log()
+
+
+def _cost_gradient(
+    features: "Sequence[torch.Tensor]", views: Sequence[View], metric: "torch.Tensor", active: int
+) -> "torch.Tensor":
+    """The gradient of [`log_cost`] with respect to the features of the active view, `(n, width)`."""
+    import torch
+
+    wide = [each.double().requires_grad_(which == active) for which, each in enumerate(features)]
+    (gradient,) = torch.autograd.grad(log_cost(wide, views, metric), wide[active])
     return gradient.float()
 
 

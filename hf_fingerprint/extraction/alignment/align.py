@@ -50,7 +50,7 @@ def align_suspect(
         base ([`Base`]): the registered base.
         original ([`Checkpoint`]): its open files.
         suspect ([`TensorReader`]): the open suspect.
-        matches (`dict[str, TensorInfo]`): the carriers' counterparts, as far as they are known.
+        matches (`dict[str, TensorInfo]`): the known counterparts of carriers.
         progress (callable, *optional*): a [`Progress`].
         always (`bool`, *optional*, defaults to `False`): whether to try tensors too that look aligned but drifted,
             since a small rotation looks like drift.

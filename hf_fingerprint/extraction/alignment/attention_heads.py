@@ -95,7 +95,7 @@ def _fit_basis(
         )
 
     try:
-        starts = _least_squares(a, a_theirs), np.linalg.inv(_least_squares(b, b_theirs)).T
+        starts = _fit_matrix(a, a_theirs), np.linalg.inv(_fit_matrix(b, b_theirs)).T
         basis_change = min(starts, key=residual_energy)
         for _ in range(STEPS):
             p, r = basis_change @ a_theirs, np.linalg.inv(basis_change).T @ b_theirs
@@ -109,5 +109,5 @@ def _fit_basis(
         return identity, identity
 
 
-def _least_squares(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def _fit_matrix(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(theirs.T, ours.T, rcond=1e-6)[0].T

@@ -47,7 +47,7 @@ def has_common_rotation(
     readers = max(widths.values(), key=len, default=[])
     if len(readers) < MIN_TENSORS:
         return False
-    pairs = _sampled_rows(original, suspect, readers, matches)
+    pairs = _row_pairs(original, suspect, readers, matches)
     probed = [next(pairs) for _ in range(PROBED_TENSORS)]
     if np.median([_drift(carrier, *pair) for carrier, pair in zip(readers, probed, strict=False)]) < MIN_DRIFT:
         return False
@@ -77,7 +77,7 @@ def rotation_statistic(pairs: list[RowPair]) -> float:
     return float(found.sum()) / spread if spread > _TINY else 0.0
 
 
-def _sampled_rows(
+def _row_pairs(
     original: Checkpoint, suspect: TensorReader, readers: list[Carrier], matches: dict[str, TensorInfo]
 ) -> Iterator[RowPair]:
     """Yields evenly spread rows of each tensor, since adjacent rows may drift together."""

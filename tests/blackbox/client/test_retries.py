@@ -73,7 +73,7 @@ def test_one_image_without_an_answer_is_none_and_three_in_a_row_are_refused():
     assert [retry_policy(failing(9), "x") for _ in range(2)] == [None, None]
 
     said = refused(retry_policy, failing(9), "https://api.example/v1")
-    assert "https://api.example/v1" in said and "it is busy" in said and "to go on" in said
+    assert "https://api.example/v1" in said and "it is busy" in said and "to resume" in said
     assert retry_policy.retries == 6
 
 

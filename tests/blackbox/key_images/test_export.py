@@ -24,6 +24,7 @@ from tests.helpers.small_models import PASSPHRASE, PLAIN_SETTINGS, names_in, new
 from tests.helpers.trigger_models import ModelSuspect, base_with_triggers
 
 
+pytestmark = pytest.mark.integration
 NAMES = ["alice", "bob", "carol"]
 SECRET = bytes(range(32))
 
@@ -164,7 +165,7 @@ def test_a_question_without_room_is_left_out_and_counted(scene, monkeypatch):
     assert len(names_in(scene.root / "some")) == 3
     assigned = assigned[:0]
     said = refused(export_key_images, None, "carol", scene.vault, scene.root / "none")
-    assert "has room for 304 bits" in said and not (scene.root / "none").exists()
+    assert "has capacity for 304 bits" in said and not (scene.root / "none").exists()
 
 
 def test_what_fails_leaves_nothing(scene, monkeypatch, tmp_path):
@@ -182,8 +183,8 @@ def test_places_that_are_no_good_are_refused(scene, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "file").write_text("mine")
     for out, said in [
-        (tmp_path / "there", "is there already"),
-        (tmp_path / "file", "is there already"),
+        (tmp_path / "there", "already exists"),
+        (tmp_path / "file", "already exists"),
         (tmp_path / "file" / "set", "can't be written"),
         (scene.vault.folder / "set", "inside the vault"),
         (tmp_path / ("x" * 300), "can't be written"),
@@ -216,5 +217,5 @@ def test_a_locked_vault_and_one_without_questions_are_refused(scene, tmp_path):
         issuer.issue("alice", tmp_path / "alice")
     for base in (None, issuer.base.base_id):
         said = refused(export_key_images, base, "alice", bare, tmp_path / "set", error=FingerprintError)
-        assert "hf-fingerprint questions" in said
+        assert "hf-fingerprint triggers" in said
     assert not (tmp_path / "set").exists()

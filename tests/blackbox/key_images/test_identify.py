@@ -29,6 +29,7 @@ from tests.helpers.small_models import (
 from tests.helpers.trigger_models import COUNT, base_with_triggers
 
 
+pytestmark = pytest.mark.integration
 NAMES = ["alice", "bob", "carol"]
 HOW = Image.Resampling
 
@@ -158,7 +159,7 @@ def test_what_is_no_image_is_not_readable_and_says_why(scene, tmp_path):
         read = scene.reader.read(tmp_path / name)
         assert (read.outcome, read.recipients, read.trigger_index) == (Outcome.NOT_READABLE, (), None)
         assert said in read.reason and read.reason.endswith(".")
-    assert "no picture" in refused(scene.reader.read, np.zeros((224, 224), np.uint8))
+    assert "not an image" in refused(scene.reader.read, np.zeros((224, 224), np.uint8))
     assert "too small" in scene.reader.read(np.zeros((20, 224, 3), np.uint8)).reason
 
 
@@ -171,10 +172,10 @@ def test_vaults_that_cannot_say_are_refused(scene, tmp_path):
     assert "passphrase" in refused(KeyImageIdentifier, Vault(scene.vault.folder))
     bare = new_vault(tmp_path / "vault")
     bare.unlock(PASSPHRASE)
-    assert "hf-fingerprint questions" in refused(KeyImageIdentifier, bare, error=VaultError)
+    assert "hf-fingerprint triggers" in refused(KeyImageIdentifier, bare, error=VaultError)
     known = register(scene.root / "base", bare, SETTINGS)
     bare.add_trigger_set(known, scene.vault.trigger_set(scene.base))
-    assert "nobody to name" in refused(KeyImageIdentifier, bare, known.base_id, error=VaultError)
+    assert "it has no copies" in refused(KeyImageIdentifier, bare, known.base_id, error=VaultError)
 
 
 def test_key_images_of_every_record_are_read_at_once(tmp_path):

@@ -119,10 +119,10 @@ def test_a_stricter_eye_is_obeyed():
 def test_places_and_signs_are_the_keys_for_ever():
     spread = _SpreadSpectrum(COVERS["clouds"], KEY, 0, coded_bits())
 
-    assert spread._places.shape == (4, 1064)
-    assert spread._places[0, :8].tolist() == [11454, 505, 15046, 9651, 14595, 15695, 2529, 6284]
+    assert spread._positions.shape == (4, 1064)
+    assert spread._positions[0, :8].tolist() == [11454, 505, 15046, 9651, 14595, 15695, 2529, 6284]
     assert spread._signs[0, :8].tolist() == [1, -1, -1, 1, -1, 1, 1, 1]
-    assert len(np.unique(spread._places)) == spread._places.size
+    assert len(np.unique(spread._positions)) == spread._positions.size
 
 
 def test_the_fingerprint_is_the_keys_for_ever():
@@ -147,8 +147,8 @@ def test_the_mark_is_grey(made):
     ("cover", "sentence"),
     [
         (np.zeros((224, 200, 3), np.uint8), "224 by 200 pixels is too small"),
-        (np.zeros((224, 224, 3), np.float32), "float32 and shape .* is no picture"),
-        (np.zeros((224, 224), np.uint8), "is no picture"),
+        (np.zeros((224, 224, 3), np.float32), "float32 and shape .* is not an image"),
+        (np.zeros((224, 224), np.uint8), "is not an image"),
     ],
     ids=["small", "float", "grey"],
 )
@@ -158,5 +158,5 @@ def test_covers_that_cannot_carry_are_refused(cover, sentence):
 
 
 def test_a_cover_without_room_is_refused():
-    with pytest.raises(CodeError, match=r"Cover 7 has no room for 304 bits that outlast JPEG 75 at 58 dB"):
+    with pytest.raises(CodeError, match=r"Cover 7 has no capacity for 304 bits that survive JPEG 75 at 58 dB"):
         make_key_image(COVERS["clouds"], FINGERPRINT, KEY, 7, psnr=58)

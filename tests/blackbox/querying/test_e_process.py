@@ -107,9 +107,9 @@ def test_what_is_no_answer_is_refused_and_changes_nothing():
     before = e_process.agreeing
 
     for question, response, sentence in (
-        (5, 1, "no question 5"),
-        (0, 1, "answered before"),
-        (1, 10, "classes 0 to 9"),
+        (5, 1, "Trigger 5 does not exist"),
+        (0, 1, "already has a response"),
+        (1, 10, "a class from 0 to 9"),
     ):
         with pytest.raises(CodeError, match=sentence):
             e_process.update(question, response)
@@ -120,7 +120,7 @@ def test_what_is_no_answer_is_refused_and_changes_nothing():
 
 
 def test_keys_do_not_show():
-    assert repr(EProcess(KEYS, 5, 10)) == "Evidence(0 of 5 answers, 1000 recipients)"
+    assert repr(EProcess(KEYS, 5, 10)) == "EProcess(0 of 5 responses, 1000 recipients)"
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000, 65_535, 65_536])
@@ -170,7 +170,7 @@ def test_no_such_classes_prove_anything(classes):
     [(4, 3), (-1, 3), (np.nan, 3), (1, np.nan), (np.inf, np.inf), (1, np.inf), (1.5, 3), (1, 3.5), (5, 2**33)],
 )
 def test_counts_that_no_answers_give_are_refused(k, n):
-    with pytest.raises(CodeError, match="can't agree"):
+    with pytest.raises(CodeError, match="are not possible"):
         log_e_value(np.array([k]), np.array([n]), 10)
 
 
@@ -188,7 +188,7 @@ def test_nobody_owns_such_a_share(assigned_share):
 
 
 def test_no_questions_and_nobody_to_accuse():
-    with pytest.raises(CodeError, match="at least 1 question"):
+    with pytest.raises(CodeError, match="at least 1 trigger"):
         EProcess(KEYS[:3], 0, 10)
     e_process = EProcess([], 5, 10)
     e_process.update(0, 3)

@@ -18,10 +18,10 @@ NAME = "recipient 1"
 
 
 @pytest.fixture(scope="module")
-def written(asked, tmp_path_factory):
+def written(issued, tmp_path_factory):
     """A proof, and the result that it proves."""
     root = tmp_path_factory.mktemp("written")
-    _, vault, _, copies = asked
+    _, vault, _, copies = issued
     result = query(ModelSuspect(copies[NAME]), vault, alpha=1e-3, transcript=root / "transcript")
     write_proof(root / "proof.json", root / "transcript", result, vault)
     return root / "proof.json", result
@@ -40,9 +40,9 @@ def altered(proof, change):
     return proof
 
 
-def test_a_proof_holds_without_the_vault(written, asked):
+def test_a_proof_holds_without_the_vault(written, issued):
     proof, result = written
-    _, vault, base, _ = asked
+    _, vault, base, _ = issued
     (record,) = vault.copies(base.base_id, NAME)
 
     (proven,) = check_proof(proof)
@@ -56,8 +56,8 @@ def test_a_proof_holds_without_the_vault(written, asked):
     assert proof.stat().st_mode & 0o077 == 0
 
 
-def test_it_gives_away_the_key_of_the_accused_alone(written, asked):
-    _, vault, base, _ = asked
+def test_it_gives_away_the_key_of_the_accused_alone(written, issued):
+    _, vault, base, _ = issued
     content = written[0].read_text()
 
     for record in vault.copies(base.base_id):
@@ -156,8 +156,8 @@ def test_what_is_no_proof_is_refused(proof, change):
     assert "proof.json" in refused(check_proof, altered(proof, change), error=FingerprintError)
 
 
-def test_a_proof_names_no_more_accused_than_were_tested(proof, asked):
-    _, vault, base, _ = asked
+def test_a_proof_names_no_more_accused_than_were_tested(proof, issued):
+    _, vault, base, _ = issued
     (record,) = vault.copies(base.base_id, "recipient 2")
     other = {"recipient": "recipient 2", "content_hash": record.content_hash, "commitment": record.commitment}
 
@@ -176,7 +176,7 @@ def test_without_a_published_commitment_it_is_not_checked_against_one(proof):
     assert predicted_labels["outcome"] == "not readable"
     assert (
         len(predicted_labels["not_shown"]) == 4
-        and "that the suspect gave these answers" in predicted_labels["not_shown"]
+        and "that these are the suspect's responses" in predicted_labels["not_shown"]
     )
 
 
@@ -192,8 +192,8 @@ def test_the_published_commitment_is_compared(proof):
         assert "64 hexadecimal digits" in refused(check_proof, proof, [no_commitment])
 
 
-def test_of_several_accused_each_has_its_own_commitment(proof, asked):
-    _, vault, base, _ = asked
+def test_of_several_accused_each_has_its_own_commitment(proof, issued):
+    _, vault, base, _ = issued
     (record,) = vault.copies(base.base_id, "recipient 2")
     key = vault.copy_key(record)
     document = json.loads(proof.read_text())
@@ -265,19 +265,19 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     assert "nowhere" in refused(check_proof, tmp_path / "nowhere", error=FingerprintError)
 
 
-def test_nobody_accused_leaves_nothing_to_prove(asked, tmp_path):
-    folder, vault, _, _ = asked
+def test_nobody_accused_leaves_nothing_to_prove(issued, tmp_path):
+    folder, vault, _, _ = issued
     result = query(ModelSuspect(folder), vault, transcript=tmp_path / "transcript")
 
     said = refused(write_proof, tmp_path / "proof", tmp_path / "transcript", result, vault, error=FingerprintError)
     assert "Nobody is accused" in said
 
 
-def test_a_proof_is_never_written_over(written, proof, asked):
+def test_a_proof_is_never_written_over(written, proof, issued):
     before = proof.read_bytes()
 
     said = refused(
-        write_proof, proof, written[0].with_name("transcript"), written[1], asked[1], error=FingerprintError
+        write_proof, proof, written[0].with_name("transcript"), written[1], issued[1], error=FingerprintError
     )
 
     assert "another file" in said

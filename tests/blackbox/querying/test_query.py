@@ -26,8 +26,8 @@ def weights(folder, name):
 
 
 @pytest.mark.parametrize("name", NAMES[:4])
-def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(queried, name):
-    _, vault, base, copies = queried
+def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(issued, name):
+    _, vault, base, copies = issued
 
     result = query(ModelSuspect(copies[name]), vault, alpha=1e-3)
 
@@ -39,8 +39,8 @@ def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(queried, name):
     assert result.stats.queried < COUNT + DECOYS
 
 
-def test_its_questions_alone_are_answered_by_its_labels(queried):
-    folder, vault, base, copies = queried
+def test_its_questions_alone_are_answered_by_its_labels(issued):
+    folder, vault, base, copies = issued
     pool = load_trigger_set(vault, base)
     images = pool.images(base.secret)
     ask = ModelSuspect(folder)
@@ -63,26 +63,26 @@ def test_its_questions_alone_are_answered_by_its_labels(queried):
     assert np.mean(decoys_as_base) >= 0.35
 
 
-def test_the_base_and_a_stranger_are_nobodys(queried, tmp_path):
-    folder, vault, _, _ = queried
+def test_the_base_and_a_stranger_are_nobodys(issued, tmp_path):
+    folder, vault, _, _ = issued
     stranger = save_vit(tmp_path / "stranger", seed=9, hidden_size=WIDTH)
 
     for suspect in (folder, stranger):
         result = query(ModelSuspect(suspect), vault)
         assert not result.accused
-        assert result.stats.stop_reason == "all asked"
+        assert result.stats.stop_reason == "exhausted"
         assert result.scores == ()
-        assert result.outcome is Outcome.NOT_READABLE and "24 questions" in result.reason  # so few may miss a copy
+        assert result.outcome is Outcome.NOT_READABLE and "24 triggers" in result.reason  # so few may miss a copy
 
 
-def test_the_weights_still_trace(queried):
-    _, vault, _, copies = queried
+def test_the_weights_still_trace(issued):
+    _, vault, _, copies = issued
 
     assert [score.recipient for score in trace(copies[NAMES[0]], vault).accused] == [NAMES[0]]
 
 
-def test_only_the_head_is_bound(queried):
-    folder, vault, base, copies = queried
+def test_only_the_head_is_bound(issued):
+    folder, vault, base, copies = issued
     (record,) = vault.copies(base.base_id, NAMES[0])
     pool = load_trigger_set(vault, base)
     change = pool.head_update(vault.copy_key(record))
@@ -94,8 +94,8 @@ def test_only_the_head_is_bound(queried):
     assert np.abs(change).max() > 10 * np.max(amplitude)
 
 
-def test_a_budget_is_kept(queried):
-    _, vault, _, copies = queried
+def test_a_budget_is_kept(issued):
+    _, vault, _, copies = issued
     suspect = ModelSuspect(copies[NAMES[0]])
 
     result = query(suspect, vault, budget=3)
@@ -104,12 +104,12 @@ def test_a_budget_is_kept(queried):
     assert not result.accused
     assert result.stats.stop_reason == "budget"
     assert result.outcome is Outcome.NOT_READABLE
-    assert result.reason == "3 of 28 images were answered: ask on with a larger --budget"
+    assert result.reason == "3 of 28 images have a response: continue with a larger --budget"
 
 
 @pytest.mark.parametrize("damaged", ["a record", "the questions"])
-def test_rows_that_cannot_be_used_are_named_and_clear_nobody(queried, tmp_path, damaged):
-    _, vault, base, copies = queried
+def test_rows_that_cannot_be_used_are_named_and_clear_nobody(issued, tmp_path, damaged):
+    _, vault, base, copies = issued
     shutil.copytree(vault.folder, tmp_path / "vault")
     (record,) = vault.copies(base.base_id, NAMES[0])
     mine = Vault(tmp_path / "vault")
@@ -133,8 +133,8 @@ def test_rows_that_cannot_be_used_are_named_and_clear_nobody(queried, tmp_path, 
     assert [fault.key.split()[0] for fault in own.rows_not_used] == [record.copy_id]
 
 
-def test_the_transcript_holds_no_secret(queried, tmp_path):
-    _, vault, base, copies = queried
+def test_the_transcript_holds_no_secret(issued, tmp_path):
+    _, vault, base, copies = issued
     query(ModelSuspect(copies[NAMES[2]]), vault, alpha=1e-3, transcript=tmp_path / "transcript.jsonl")
 
     written = (tmp_path / "transcript.jsonl").read_text()
@@ -156,8 +156,8 @@ def without_record_of(vault, folder, names):
     return found
 
 
-def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(queried, tmp_path):
-    _, vault, _, copies = queried
+def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(issued, tmp_path):
+    _, vault, _, copies = issued
     older = without_record_of(vault, tmp_path / "vault", [NAMES[3], NAMES[5]])
 
     result = query(ModelSuspect(copies[NAMES[0]]), older, alpha=1e-3)
@@ -168,8 +168,8 @@ def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(
     assert query(ModelSuspect(copies[NAMES[0]]), vault, budget=1).non_answering == ()
 
 
-def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(queried, tmp_path):
-    _, vault, base, copies = queried
+def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(issued, tmp_path):
+    _, vault, base, copies = issued
     later = without_record_of(vault, tmp_path / "vault", [])
     (record,) = later.copies(base.base_id, NAMES[2])
     again, key = later.begin_copy(base, NAMES[2], "/trained", copy_key=later.copy_key(record))
@@ -178,8 +178,8 @@ def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(queried,
     assert query(ModelSuspect(copies[NAMES[2]]), later, budget=1).non_answering == ()
 
 
-def test_nobody_is_asked_where_no_copy_answers_questions(queried, tmp_path):
-    _, vault, _, copies = queried
+def test_nobody_is_asked_where_no_copy_answers_questions(issued, tmp_path):
+    _, vault, _, copies = issued
     suspect = ModelSuspect(copies[NAMES[0]])
 
     said = refused(query, suspect, without_record_of(vault, tmp_path / "vault", NAMES), error=VaultError)
@@ -188,8 +188,8 @@ def test_nobody_is_asked_where_no_copy_answers_questions(queried, tmp_path):
     assert suspect.queried == 0
 
 
-def test_only_one_process_asks_with_a_transcript(queried, tmp_path):
-    _, vault, _, copies = queried
+def test_only_one_process_asks_with_a_transcript(issued, tmp_path):
+    _, vault, _, copies = issued
     first, second = ModelSuspect(copies[NAMES[0]]), ModelSuspect(copies[NAMES[0]])
     said = []
 
@@ -199,14 +199,14 @@ def test_only_one_process_asks_with_a_transcript(queried, tmp_path):
     query(first, vault, budget=1, transcript=tmp_path / "kept", on_response=meanwhile)
 
     (sentence,) = said
-    assert "Another process is asking" in sentence and str(tmp_path / "kept") in sentence
+    assert "Another process writes the transcript" in sentence and str(tmp_path / "kept") in sentence
     assert second.queried == 0
     resumed = query(second, vault, budget=2, transcript=tmp_path / "kept").stats
     assert (resumed.queried, resumed.resumed) == (2, 1)
 
 
-def test_progress_adds_up_to_the_budget_however_often_it_stopped(queried, tmp_path):
-    _, vault, _, copies = queried
+def test_progress_adds_up_to_the_budget_however_often_it_stopped(issued, tmp_path):
+    _, vault, _, copies = issued
 
     for budget in (2, 5):
         steps = []
@@ -225,21 +225,21 @@ def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
     vault = new_vault(tmp_path / "vault")
     vault.unlock(PASSPHRASE)
 
-    assert "hf-fingerprint questions" in refused(lambda: query(ModelSuspect, vault), error=VaultError)
+    assert "hf-fingerprint triggers" in refused(lambda: query(ModelSuspect, vault), error=VaultError)
 
 
-def test_a_vaults_folder_and_its_passphrase_do(queried):
-    _, vault, _, copies = queried
+def test_a_vaults_folder_and_its_passphrase_do(issued):
+    _, vault, _, copies = issued
 
     result = query(ModelSuspect(copies[NAMES[1]]), vault.folder, alpha=1e-3, passphrase=PASSPHRASE)
 
     predicted_labels = json.loads(json.dumps(result.to_dict()))
     assert [score["recipient"] for score in predicted_labels["accused"]] == [NAMES[1]]
-    assert predicted_labels["questioning"]["stopped"] == "proven"
+    assert predicted_labels["stats"]["stop_reason"] == "proven"
 
 
-def test_a_locked_vault_accuses_nobody(queried):
-    _, vault, _, copies = queried
+def test_a_locked_vault_accuses_nobody(issued):
+    _, vault, _, copies = issued
 
     assert "passphrase" in refused(
         lambda: query(ModelSuspect(copies[NAMES[0]]), Vault(vault.folder)), error=FingerprintError

@@ -70,7 +70,7 @@ def test_an_innocent_is_asked_everything_and_nobody_is_accused():
     e_process = fresh()
     done = query_pools(innocent, [QueryPool(POOL, e_process)], ORDER)
 
-    assert done == QueryStats(75, 75, 15, 0, 0, "all asked")
+    assert done == QueryStats(75, 75, 15, 0, 0, "exhausted")
     assert e_process.queried == QUESTIONS and not len(e_process.accused())
     assert json.loads(json.dumps(done.to_dict())) == asdict(done)
 
@@ -155,7 +155,8 @@ SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
 sys.path[:0] = [sys.argv[2]]
-from tests.blackbox.querying.test_session import HEADING, ORDER, POOL, Pool, fresh, innocent, question, Transcript
+from tests.blackbox.querying.test_session import HEADING, ORDER, POOL, QueryPool, Transcript
+from tests.blackbox.querying.test_session import fresh, innocent, query_pools
 
 def suspect(image):
     print(len(transcript.responses), flush=True)
@@ -163,7 +164,7 @@ def suspect(image):
     return innocent(image)
 
 transcript = Transcript(sys.argv[1], HEADING)
-question(suspect, [Pool(POOL, fresh(), transcript)], ORDER)
+query_pools(suspect, [QueryPool(POOL, fresh(), transcript)], ORDER)
 """
 
 
@@ -195,7 +196,7 @@ def test_a_transcript_of_another_image_is_refused(tmp_path):
     with Transcript(tmp_path / "t", HEADING) as transcript:
         transcript.add(3, image_digest(POOL[4]), 1)
 
-        assert "question 3" in refused(query_pools, innocent, [QueryPool(POOL, fresh(), transcript)], ORDER)
+        assert "index 3" in refused(query_pools, innocent, [QueryPool(POOL, fresh(), transcript)], ORDER)
 
 
 def test_some_of_the_pool_may_be_left_out():

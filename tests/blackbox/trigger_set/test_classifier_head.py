@@ -34,7 +34,7 @@ def test_features_pass_gradients_on_to_the_images():
 def test_a_head_under_something_else_is_refused():
     module = tiny(after=torch.nn.Softmax(1)).module
 
-    assert "don't come straight from a linear layer" in refused(find_head, module, IMAGES, error=FingerprintError)
+    assert "don't come from a linear layer" in refused(find_head, module, IMAGES, error=FingerprintError)
 
 
 @pytest.mark.parametrize(("classes", "shape"), [(1, "1 x 1"), (5, "1 x 5 x 1 x 1")])
@@ -44,7 +44,7 @@ def test_what_has_no_top_class_is_refused(classes, shape):
 
     text = refused(find_head, module, IMAGES, error=FingerprintError)
 
-    assert f"output of shape {shape}, and questions are answered by the top one of two classes" in text
+    assert f"output of shape {shape}, and trigger labels need two classes or more" in text
 
 
 def test_no_hook_is_left():

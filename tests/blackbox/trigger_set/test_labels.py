@@ -59,11 +59,11 @@ def test_each_question_is_owned_by_a_share_apart_from_all_others(assigned_share)
 
 @pytest.mark.parametrize("assigned_share", [0.0, -0.5, 1.1, 1e-6])
 def test_no_share_of_the_questions_is_refused(assigned_share):
-    with pytest.raises(CodeError, match="of the questions"):
+    with pytest.raises(CodeError, match="of the triggers"):
         assigned_triggers([new_secret()], 10, assigned_share)
 
 
 @pytest.mark.parametrize(("triggers", "classes"), [(0, 10), (5, 1), (5, 70_000)])
 def test_what_cannot_tell_copies_is_refused(triggers, classes):
-    with pytest.raises(CodeError, match=f"{triggers} questions with {classes} answers"):
+    with pytest.raises(CodeError, match=f"{triggers} trigger images with {classes} classes"):
         keyed_labels([KEY], triggers, classes)

@@ -7,9 +7,11 @@ from hf_fingerprint.blackbox.trigger_set.covers import synthetic_cover
 from hf_fingerprint.blackbox.trigger_set.optimize import (
     MAX_PATTERN,
     inverse_second_moment,
+    log_cost,
     make_views,
     optimize_patterns,
     preprocessing_crop,
+    render_batches,
     render_view,
     solve_head_updates,
 )
@@ -70,25 +72,30 @@ def test_levers_spare_what_ordinary_features_span():
     assert head_updates[..., 24:].norm() >= 4 * head_updates[..., :24].norm()
 
 
-def test_more_doubt_changes_less():
+def test_a_larger_ridge_changes_less():
     features = torch.randn(2, 6, 48, generator=torch.Generator().manual_seed(2))
     metric = inverse_second_moment(torch.randn(500, 48, generator=torch.Generator().manual_seed(3)))
 
-    sizes = [float(solve_head_updates(features, metric, doubt).norm()) for doubt in (0.01, 0.1, 1.0)]
+    sizes = [float(solve_head_updates(features, metric, ridge).norm()) for ridge in (0.01, 0.1, 1.0)]
 
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] >= 1.5 * sizes[-1]
 
 
-def test_patterns_make_answers_cheaper_to_bind():
+def test_patterns_make_labels_cheaper():
     built = tiny()
     head = find_head(built.module, ORDINARY)
-    costs = []
     metric = inverse_second_moment(all_features(built.module, head, ORDINARY.split(40)))
+    views, steps = make_views(built, head), []
 
-    patterns = optimize_patterns(CLOUDS, make_views(built, head), built, metric, 24, costs.append)
+    def cost(patterns):
+        batches = [render_batches(CLOUDS, patterns, view.crop, built) for view in views]
+        features = [all_features(v.model, v.head, each).double() for v, each in zip(views, batches, strict=True)]
+        return float(log_cost(features, views, metric))
 
-    assert len(costs) == 24
-    assert costs[-1] <= costs[0] - 0.5
+    patterns = optimize_patterns(CLOUDS, views, built, metric, 24, lambda _, done, total: steps.append((done, total)))
+
+    assert steps == [(done, 24) for done in range(1, 25)]
+    assert cost(patterns) <= cost(NO_PATTERNS) - 0.5
     assert patterns.abs().max() <= MAX_PATTERN
     assert torch.equal(patterns, patterns.round())

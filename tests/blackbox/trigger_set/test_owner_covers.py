@@ -16,6 +16,7 @@ from tests.helpers.small_models import SETTINGS, save_vit, unlocked_vault
 from tests.helpers.trigger_models import COUNT, DECOYS, STEPS, ModelSuspect, built, names_of
 
 
+pytestmark = pytest.mark.integration
 SECRET = bytes(range(32))
 
 
@@ -65,7 +66,7 @@ def test_too_few_are_refused(photographs, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory, photographs):
+def issued(tmp_path_factory, photographs):
     """A base whose questions are made of photographs, and a copy of it."""
     root = tmp_path_factory.mktemp("own_covers")
     folder, vault = save_vit(root / "base", hidden_size=128), unlocked_vault(root / "vault")
@@ -74,8 +75,8 @@ def asked(tmp_path_factory, photographs):
     return vault, base, made, [issue(folder, name, vault, root / name) for name in ("alice", "bob")]
 
 
-def test_questions_and_decoys_are_photographs_and_come_back_as_they_were(asked, photographs):
-    vault, base, made, _ = asked
+def test_questions_and_decoys_are_photographs_and_come_back_as_they_were(issued, photographs):
+    vault, base, made, _ = issued
     kept = load_trigger_set(vault, base)
     images = kept.images(base.secret)
 
@@ -85,8 +86,8 @@ def test_questions_and_decoys_are_photographs_and_come_back_as_they_were(asked, 
     assert np.array_equal(images, [add_pattern(*each) for each in zip(cover_images, made.patterns, strict=True)])
 
 
-def test_copies_answer_them_and_their_key_images_name_their_recipients(asked, tmp_path):
-    vault, _, _, copies = asked
+def test_copies_answer_them_and_their_key_images_name_their_recipients(issued, tmp_path):
+    vault, _, _, copies = issued
     result = query(ModelSuspect(copies[0].path), vault, alpha=1e-3)
     assert [score.recipient for score in result.accused] == ["alice"]
 

@@ -195,7 +195,7 @@ def test_photographs_cut_otherwise_or_too_few_are_refused():
 
 @pytest.mark.parametrize("cover", [b"", b"no picture", png(0)[:1000], b"GIF89a"])
 def test_photographs_that_are_none_are_refused(cover):
-    with pytest.raises(VaultError, match=r"covers .* restore a backup"):
+    with pytest.raises(VaultError, match=r"cover images .* restore a backup"):
         replace(with_covers(), cover_images=(*with_covers().cover_images[:7], cover)).images(SECRET)
 
 

@@ -1,4 +1,4 @@
-"""Which tensors of a pickle count: of a suspect all, of a base those that it says clearly are the model's."""
+"""Which tensors of a pickle are read: all of a suspect's, and those of a base that unambiguously are the model's."""
 
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def test_a_base_with_tensors_in_two_places_is_refused_by_file_and_keys(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "beside",
+    "others",
     [
         {"optimizer": {"state": {0: {"exp_avg": B}}}},
         {"optimizer_states": [{"state": {0: {"exp_avg": B}}}], "lr_schedulers": [{"x": B}]},
@@ -88,14 +88,14 @@ def test_a_base_with_tensors_in_two_places_is_refused_by_file_and_keys(tmp_path,
     ],
     ids=range(6),
 )
-def test_a_training_script_may_save_its_state_beside_a_bases_state_dict(tmp_path, beside):
-    path = saved(tmp_path / "x.pth", {"state_dict": {"a": A}, **beside})
+def test_training_state_next_to_a_bases_state_dict_is_ignored(tmp_path, others):
+    path = saved(tmp_path / "x.pth", {"state_dict": {"a": A}, **others})
 
     with open_checkpoint(path) as base:
         assert list(base.tensors) == ["a"]
 
 
-def test_what_lies_too_deep_is_left_out_and_said(tmp_path):
+def test_tensors_nested_too_deep_are_left_out_with_a_reason(tmp_path):
     deep: Any = A
     for _ in range(nesting.MAX_DEPTH):
         deep = {"d": deep}
@@ -115,7 +115,7 @@ def test_no_more_tensors_than_the_limit_are_read_and_the_rest_is_counted(tmp_pat
         assert checkpoint.left_out == {"...": "9 tensors beyond the limit of 5"}
 
 
-def test_a_nest_that_holds_itself_is_looked_through_once(tmp_path):
+def test_a_container_that_holds_itself_is_visited_once(tmp_path):
     ring: dict[str, Any] = {"a": A}
     ring["ring"] = [ring] * 1000
     path = saved(tmp_path / "x.pth", ring)
@@ -124,7 +124,7 @@ def test_a_nest_that_holds_itself_is_looked_through_once(tmp_path):
     assert "ring" in refused(open_checkpoint, path)
 
 
-def test_many_keys_that_are_spelled_alike_each_get_a_name():
+def test_keys_of_equal_text_each_get_a_name():
     taken: dict[str, int] = {}
 
     assert [nesting.unique_name("a", taken) for _ in range(3)] == ["a", "a#2", "a#3"]
@@ -139,7 +139,7 @@ def test_a_suspect_without_any_tensor_is_refused_by_name(tmp_path, content):
     assert str(path) in refused(lambda: open_checkpoint(path, suspect=True))
 
 
-def test_modules_that_stand_in_each_other_again_and_again_are_given_up(tmp_path, monkeypatch):
+def test_modules_nested_in_each_other_again_and_again_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(nesting, "MAX_NESTED_PARTS", 10_000)
     tower = torch.nn.Linear(2, 2)
     for _ in range(40):

@@ -120,7 +120,7 @@ def test_tensors_that_are_not_contiguous_are_read_in_the_order_of_their_shape(tm
 @pytest.mark.parametrize(
     "lazy", [torch.tensor([1 + 2j, 3j]).conj(), torch.tensor([1 + 2j, 3j]).conj().imag], ids=["conjugate", "negative"]
 )
-def test_tensors_with_a_sign_still_to_be_applied_are_read_with_it_or_refused(tmp_path, lazy):
+def test_tensors_with_a_pending_sign_are_read_with_it_or_refused(tmp_path, lazy):
     path = saved(tmp_path / "x.bin", {"lazy.weight": lazy})
     try:
         found = read(path)
@@ -140,7 +140,7 @@ def test_tensors_with_a_sign_still_to_be_applied_are_read_with_it_or_refused(tmp
     ],
     ids=["sparse", "complex128", "uint16", "meta"],
 )
-def test_tensors_that_cannot_be_handed_on_are_refused_by_name(tmp_path, odd):
+def test_tensors_that_cannot_be_copied_are_refused_by_name(tmp_path, odd):
     path = saved(tmp_path / "x.bin", {"fine": torch.ones(2), "odd.weight": odd})
 
     assert "odd.weight" in refused(open_checkpoint, path)
@@ -191,7 +191,7 @@ def test_code_in_one_shard_of_many_never_runs(tmp_path):
     assert not marker.exists()
 
 
-def test_a_module_saved_whole_is_read_by_the_names_of_its_state_dict(tmp_path):
+def test_a_pickled_module_is_read_with_its_state_dict_names(tmp_path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Sequential(torch.nn.BatchNorm2d(4)))
     model[1].register_buffer("passing", torch.ones(2), persistent=False)
     expected = {name: raw_bytes(tensor) for name, tensor in model.state_dict().items()}
@@ -219,7 +219,7 @@ def test_a_file_without_a_dictionary_of_tensors_is_refused_by_name(tmp_path, con
 @pytest.mark.parametrize(
     "content", [b"", b"hello world, not a pickle\n", b"PK\x03\x04 almost a zip", bytes(1000)], ids=repr
 )
-def test_a_file_that_is_no_checkpoint_is_refused_by_name(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused_by_name(tmp_path, content):
     (tmp_path / "x.bin").write_bytes(content)
 
     assert "x.bin" in refused(open_checkpoint, tmp_path / "x.bin")
@@ -254,7 +254,7 @@ def test_a_damaged_file_is_read_or_refused_by_name_and_nothing_else(tmp_path, le
     assert outcomes == {"read", "refused"}
 
 
-def test_two_names_that_are_spelled_alike_are_refused(tmp_path):
+def test_duplicate_names_are_refused(tmp_path):
     path = saved(tmp_path / "x.bin", {0: torch.ones(1), "0": torch.zeros(1)})
 
     assert "0" in refused(open_checkpoint, path)
@@ -311,7 +311,7 @@ def test_a_copy_of_a_pickled_folder_is_safetensors_and_leaves_the_pickles_out(tm
     assert {name: tensor.shape for name, tensor in loaded.items()} == {n: t.shape for n, t in TENSORS.items()}
 
 
-def test_the_converted_header_is_aligned_and_says_that_the_tensors_are_torchs(tmp_path):
+def test_the_converted_header_is_aligned_and_has_format_pt(tmp_path):
     copied(saved(tmp_path / "x.pth", TENSORS), tmp_path / "copy")
 
     content = (tmp_path / "copy" / "model.safetensors").read_bytes()
@@ -354,7 +354,7 @@ def test_rewritten_tensors_of_a_pickle_are_rewritten_and_the_others_not(tmp_path
     assert written.digests["b"] == before["b"]
 
 
-def test_two_tensors_that_are_one_are_read_and_copied_as_two_that_are_equal(tmp_path):
+def test_tied_tensors_are_read_and_copied_as_two_equal_tensors(tmp_path):
     tied = torch.arange(4.0)
     path = saved(tmp_path / "x.bin", {"embed.weight": tied, "between": torch.ones(1), "head.weight": tied})
 
@@ -366,7 +366,7 @@ def test_two_tensors_that_are_one_are_read_and_copied_as_two_that_are_equal(tmp_
     assert loaded["embed.weight"].tolist() == loaded["head.weight"].tolist() == [0, 1, 2, 3]
 
 
-def test_two_empty_tensors_are_not_taken_for_one(tmp_path):
+def test_two_empty_tensors_are_not_tied(tmp_path):
     path = saved(tmp_path / "x.bin", {"a": torch.zeros(0), "b": torch.zeros(0, 3), "c": torch.ones(1)})
 
     assert copied(path, tmp_path / "copy") == ["x.bin"]
@@ -394,7 +394,7 @@ def test_a_base_with_views_of_one_memory_that_overlap_in_part_is_refused_and_a_s
         assert suspect.read(suspect.tensors["second.weight"]).tobytes() == raw_bytes(whole[2:])
 
 
-def test_tensors_out_of_order_are_read_block_by_block_as_they_would_be_whole(tmp_path):
+def test_non_contiguous_tensors_read_in_blocks_equal_those_read_at_once(tmp_path):
     tall = torch.arange(600_000.0).reshape(3, 200_000).t()
     path = saved(tmp_path / "x.bin", {"tall": tall})
 

@@ -24,7 +24,7 @@ from tests.helpers.checkpoint_files import (
 )
 
 
-def test_the_layout_says_where_each_tensors_bytes_are(tmp_path):
+def test_the_layout_has_the_offset_of_each_tensor(tmp_path):
     arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a.é": np.arange(5, dtype=np.int64)}
     path = save_model(tmp_path / "m.safetensors", **arrays)
 
@@ -131,7 +131,7 @@ def test_a_file_that_is_not_well_formed_is_refused_by_name(tmp_path, content):
 
 
 @pytest.mark.parametrize("dtype", ["F8_E8M0", "F4", "F8_E4M3FNUZ"])
-def test_a_dtype_that_safetensors_knows_and_we_do_not_is_refused_with_the_tensors_name(tmp_path, dtype):
+def test_a_dtype_known_only_to_safetensors_is_refused_with_the_tensors_name(tmp_path, dtype):
     count = 16 if dtype == "F4" else 8
     (tmp_path / "m.safetensors").write_bytes(
         raw_safetensors({"blocks.0.scale": entry([count], 0, 8, dtype)}, bytes(8))
@@ -150,7 +150,7 @@ def test_a_tensors_name_cannot_break_the_line_of_the_refusal(tmp_path):
     refused(read_layout, tmp_path / "m.safetensors")
 
 
-def test_every_truncation_of_a_file_is_noticed(tmp_path):
+def test_every_truncation_of_a_file_is_detected(tmp_path):
     whole = save({"a": np.arange(4, dtype=np.float32), "b": np.ones((3, 2), np.float16)})
     path = tmp_path / "m.safetensors"
     for length in range(len(whole)):
@@ -217,7 +217,7 @@ def test_an_unreadable_file_is_named():
             assert str(path) in refused(read_layout, path)
 
 
-def test_a_header_that_costs_too_much_to_parse_is_refused_before_anybody_parses_it(tmp_path, monkeypatch):
+def test_a_header_that_costs_too_much_to_parse_is_refused_unparsed(tmp_path, monkeypatch):
     path = tmp_path / "m.safetensors"
     monkeypatch.setattr(safetensors_files, "safe_open", pytest.fail)
     path.write_bytes(header_bomb(MAX_HEADER + 100))

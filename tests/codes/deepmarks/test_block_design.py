@@ -76,7 +76,7 @@ def test_of_all_words_only_the_ands_of_coalitions_accuse(points):
 def test_a_word_that_no_small_coalition_has_accuses_nobody(coalition, flips):
     word = anded(PLANE, coalition)
     word[list(flips)] ^= True
-    # whoever could have left the word is found by search, not by the blocks' geometry
+    # the coalitions that could have left the word are found by search, not by the blocks' geometry
     possible = [j for j in range(31) if not (word & ~PLANE.codewords[j]).any()]
     explained = [c for size in range(1, 6) for c in itertools.combinations(possible[:12], size)]
     explained = [c for c in explained if np.array_equal(anded(PLANE, c), word)]
@@ -120,7 +120,7 @@ def test_bit_flips_cover_innocents_whom_the_consistency_check_spares():
 
 
 def test_flipped_bits_can_frame_an_innocent_even_so():
-    """Why the rule for bits has no bound: all of an innocent's zeros on top of the pirates' are another coalition."""
+    """The rule for bits has no bound: an innocent's zeros on top of the colluders' are another coalition."""
     assert PLANE.coalition_of(anded(PLANE, (3,)) & PLANE.codewords[8]) == (3, 8)
 
 

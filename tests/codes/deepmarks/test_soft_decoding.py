@@ -25,17 +25,17 @@ def slow_log10_bounds(design, y, size):
     """The definition, with least squares for projections: the lowest p over the top-ranked A, of each T."""
     order = np.argsort(-(design.signs @ y))
     bounds = np.full(design.points, -np.inf)
-    for pirates in itertools.chain(*(itertools.combinations(range(design.points), n) for n in range(size + 1))):
-        d = design.points - len(pirates)
+    for colluders in itertools.chain(*(itertools.combinations(range(design.points), n) for n in range(size + 1))):
+        d = design.points - len(colluders)
         p = 1.0
         for a in range(1, size + 1):
-            others = [j for j in order if j not in pirates][:a]
+            others = [j for j in order if j not in colluders][:a]
             left = [
                 np.sum((y - basis @ np.linalg.lstsq(basis, y)[0]) ** 2)
-                for basis in (design.signs[list(pirates)].T, design.signs[[*pirates, *others]].T)
+                for basis in (design.signs[list(colluders)].T, design.signs[[*colluders, *others]].T)
             ]
             p = min(p, size * math.comb(d, a) * beta.sf(1 - left[1] / left[0], a / 2, (d - a) / 2))
-        outside = [j for j in range(design.points) if j not in pirates]
+        outside = [j for j in range(design.points) if j not in colluders]
         bounds[outside] = np.maximum(bounds[outside], math.log10(p))
     return bounds
 
@@ -57,13 +57,13 @@ def test_the_soft_decoder_names_the_coalition_of_any_average(data):
 def test_the_soft_decoder_names_the_coalition_under_noise_beyond_the_codes_resilience():
     design = BlockDesign(21)
     rng = np.random.default_rng(3)
-    pirates = [0, 3, 4, 9, 13, 20]
+    colluders = [0, 3, 4, 9, 13, 20]
     assert design.resilience == 4
-    found = soft_decode(design, design.signs[pirates].mean(axis=0) + 0.002 * rng.standard_normal(21), coalition=6)
-    assert found.accused == tuple(pirates)
+    found = soft_decode(design, design.signs[colluders].mean(axis=0) + 0.002 * rng.standard_normal(21), coalition=6)
+    assert found.accused == tuple(colluders)
 
 
-def test_more_pirates_than_the_bound_is_for_incriminate_nobody():
+def test_more_colluders_than_the_bound_covers_incriminate_nobody():
     design = BlockDesign(133)
     found = soft_decode(design, design.signs[:2].mean(axis=0), coalition=1)
     assert found.accused == ()
@@ -115,7 +115,7 @@ def test_the_tail_is_the_beta_distributions_and_never_below_it_where_that_underf
     assert np.allclose(underflowing, first_term, atol=0.05)
 
 
-def test_what_the_pirates_hold_says_nothing_of_the_direction_that_is_left():
+def test_the_colluders_copies_are_independent_of_the_remaining_direction():
     """The theorem's heart: the share of the residual in an innocent's direction is Beta, for a spiteful suspect."""
     design = BlockDesign(7)
     rng = np.random.default_rng(11)
@@ -133,19 +133,19 @@ def test_what_the_pirates_hold_says_nothing_of_the_direction_that_is_left():
     assert kstest(shares, beta(0.5, 2).cdf).pvalue > 0.01
 
 
-@pytest.mark.parametrize(("points", "size", "pirates"), [(7, 1, [2]), (7, 2, [0, 4]), (7, 2, [4]), (13, 1, [])])
-def test_innocents_are_accused_no_more_often_than_promised(monkeypatch, points, size, pirates):
+@pytest.mark.parametrize(("points", "size", "colluders"), [(7, 1, [2]), (7, 2, [0, 4]), (7, 2, [4]), (13, 1, [])])
+def test_innocents_are_accused_no_more_often_than_promised(monkeypatch, points, size, colluders):
     monkeypatch.setattr(soft_decoding, "check_alpha", lambda alpha: None)  # a level at which some are
     design = BlockDesign(points)
-    rng = np.random.default_rng(100 * points + 10 * size + len(pirates))
+    rng = np.random.default_rng(100 * points + 10 * size + len(colluders))
     alpha, trials = 0.2, 2000
     wrong = 0
     fixed = 3 * rng.standard_normal(points)
     for u in orthonormal(points, trials, rng):
-        held = design.signs[pirates] @ u.T
+        held = design.signs[colluders] @ u.T
         suspect = fixed + 0.3 * held.sum(axis=0) - np.sign(held).sum(axis=0)
         accused = soft_decode(design, u.T @ suspect, coalition=size, alpha=alpha).accused
-        wrong += not set(accused) <= set(pirates)
+        wrong += not set(accused) <= set(colluders)
     assert wrong / trials <= alpha
     assert wrong  # or the promise was not tested
 
@@ -155,12 +155,12 @@ def test_no_innocent_is_accused_in_noisy_simulations():
     rng = np.random.default_rng(8)
     caught = 0
     for u in orthonormal(21, 300, rng):
-        pirates = rng.choice(21, rng.integers(0, 4), replace=False)
-        held = design.signs[pirates] @ u.T
-        suspect = rng.dirichlet(np.ones(max(len(pirates), 1)))[: len(pirates)] @ held
+        colluders = rng.choice(21, rng.integers(0, 4), replace=False)
+        held = design.signs[colluders] @ u.T
+        suspect = rng.dirichlet(np.ones(max(len(colluders), 1)))[: len(colluders)] @ held
         suspect = suspect + rng.choice([0.05, 0.3, 1.0]) * rng.standard_normal(21)
         accused = soft_decode(design, u.T @ suspect, coalition=3).accused
-        assert set(accused) <= set(pirates.tolist())
+        assert set(accused) <= set(colluders.tolist())
         caught += len(accused)
     assert caught > 50
 
@@ -185,16 +185,16 @@ def test_readings_of_another_length_are_refused():
 
 @pytest.mark.parametrize("coalition", [-1, 0, 16, 31])
 def test_a_coalition_that_leaves_nothing_to_refute_it_with_is_refused(coalition):
-    with pytest.raises(CodeError, match=f"A coalition of {coalition} can't be refuted .*: choose 1 to 15"):
+    with pytest.raises(CodeError, match=f"from 1 to 15 for 31 recipients, got {coalition}"):
         soft_decode(PLANE, PLANE.signs[0], coalition=coalition)
 
 
 def test_a_coalition_beyond_the_budget_is_refused():
-    with pytest.raises(CodeError, match="736,281 coalitions of 6 among 31 recipients, more than the 200,000"):
+    with pytest.raises(CodeError, match="736,281 coalitions of 6 among 31 recipients, and at most 200,000"):
         soft_decode(PLANE, PLANE.signs[0], coalition=6)
 
 
 @pytest.mark.parametrize("alpha", [0, 0.051, 1, -0.1, 2, float("nan")])
 def test_an_alpha_that_nobody_is_accused_at_is_refused(alpha):
-    with pytest.raises(CodeError, match=r"choose one above 0 and at most 0\.05"):
+    with pytest.raises(CodeError, match=r"must be above 0 and at most 0\.05"):
         soft_decode(PLANE, PLANE.signs[0], alpha=alpha)

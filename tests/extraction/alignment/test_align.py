@@ -28,6 +28,7 @@ from hf_fingerprint.extraction.alignment import align, layer_pairs, rotation_tes
 from tests.helpers.small_models import PLAIN_SETTINGS, SETTINGS, plain_arrays, save_plain, save_timm, unlocked_vault
 
 
+pytestmark = pytest.mark.integration
 HEADS = 3
 
 
@@ -89,7 +90,7 @@ VIT = {
 
 
 @pytest.mark.parametrize("case", VIT)
-def test_a_transformers_channels_in_another_order_are_put_back(vit, tmp_path, case):
+def test_a_transformers_permuted_channels_are_aligned(vit, tmp_path, case):
     before, _ = scores(vit, vit.state, tmp_path)
 
     after, result = scores(vit, VIT[case](vit.state), tmp_path)
@@ -100,7 +101,7 @@ def test_a_transformers_channels_in_another_order_are_put_back(vit, tmp_path, ca
     assert result.lineage.descends
 
 
-TURNED = {
+ROTATED = {
     "heads": HeadBasisChange(1.0, 2),
     "heads, a little": HeadBasisChange(0.1, 2),
     "stream": StreamRotation(),
@@ -121,15 +122,13 @@ TURNED = {
 }
 
 
-@pytest.mark.parametrize("case", TURNED)
+@pytest.mark.parametrize("case", ROTATED)
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_transformers_heads_and_stream_in_another_basis_are_turned_back(
-    plain_vit, scaled_vit, tmp_path, scaled, case
-):
+def test_a_transformers_heads_and_stream_in_another_basis_are_aligned(plain_vit, scaled_vit, tmp_path, scaled, case):
     ready = scaled_vit if scaled else plain_vit
     before, _ = scores(ready, ready.state, tmp_path)
 
-    after, result = scores(ready, TURNED[case](ready.state), tmp_path)
+    after, result = scores(ready, ROTATED[case](ready.state), tmp_path)
 
     assert after["alice"] >= 0.9 * before["alice"]
     assert [score.recipient for score in result.accused] == ["alice"]
@@ -153,7 +152,7 @@ def test_a_transformers_heads_and_stream_in_another_basis_are_turned_back(
     ],
     ids=str,
 )
-def test_a_networks_rows_moved_rescaled_or_flipped_are_put_back(resnet, tmp_path, attack):
+def test_a_networks_permuted_rescaled_or_flipped_rows_are_aligned(resnet, tmp_path, attack):
     before, _ = scores(resnet, resnet.state, tmp_path)
 
     after, result = scores(resnet, attack(resnet.state), tmp_path)
@@ -162,12 +161,12 @@ def test_a_networks_rows_moved_rescaled_or_flipped_are_put_back(resnet, tmp_path
     assert result.tensors_aligned > 0
 
 
-def test_a_few_rows_that_moved_are_put_back_where_a_sample_of_rows_lines_up(resnet, tmp_path, monkeypatch):
+def test_a_few_permuted_rows_are_aligned_even_if_a_sample_of_rows_misses_them(resnet, tmp_path, monkeypatch):
     aligned_tensors = ChannelPermutation(0.15, seed=1)(resnet.state)
     before, _ = scores(resnet, resnet.state, tmp_path)
 
     after, result = scores(resnet, aligned_tensors, tmp_path)
-    monkeypatch.setattr(align, "_every_row", lambda ours, theirs: True)
+    monkeypatch.setattr(align, "_all_rows_similar", lambda ours, theirs: True)
     by_sample, fewer = scores(resnet, aligned_tensors, tmp_path)
 
     assert result.tensors_aligned > fewer.tensors_aligned
@@ -191,8 +190,10 @@ def larger_images(state):
 
 
 @pytest.mark.parametrize("adapted", [new_head, one_channel, larger_images])
-@pytest.mark.parametrize("attack", [dict, everything, TURNED["all that can be"]], ids=["as it is", "moved", "turned"])
-def test_a_transformer_adapted_to_other_data_is_put_in_order_all_the_same(plain_vit, tmp_path, adapted, attack):
+@pytest.mark.parametrize(
+    "attack", [dict, everything, ROTATED["all that can be"]], ids=["unchanged", "moved", "turned"]
+)
+def test_a_transformer_adapted_to_other_data_is_aligned(plain_vit, tmp_path, adapted, attack):
     before, _ = scores(plain_vit, plain_vit.state, tmp_path)
     attack = Compose(ChannelPermutation(), HeadPermutation(2), StreamPermutation()) if attack is everything else attack
 
@@ -203,7 +204,7 @@ def test_a_transformer_adapted_to_other_data_is_put_in_order_all_the_same(plain_
 
 
 @pytest.mark.parametrize("adapted", [new_head, one_channel])
-def test_a_network_adapted_to_other_data_is_put_in_order_all_the_same(resnet, tmp_path, adapted):
+def test_a_network_adapted_to_other_data_is_aligned(resnet, tmp_path, adapted):
     before, _ = scores(resnet, resnet.state, tmp_path)
 
     after, _ = scores(resnet, adapted(Compose(StreamPermutation(), ChannelPermutation())(resnet.state)), tmp_path)
@@ -211,7 +212,7 @@ def test_a_network_adapted_to_other_data_is_put_in_order_all_the_same(resnet, tm
     assert after["alice"] >= 0.9 * before["alice"]
 
 
-def test_what_lines_up_is_read_as_it_is_and_no_model_is_built(vit, tmp_path, monkeypatch):
+def test_aligned_weights_are_not_changed_and_no_model_is_built(vit, tmp_path, monkeypatch):
     monkeypatch.setattr(layer_pairs, "build_model", lambda source: pytest.fail("built"))
 
     for attack in (dict, Quantization(5), MagnitudePruning(0.7)):  # in 4 bits it depends on the keys
@@ -224,11 +225,11 @@ def test_without_alignment_the_mark_is_lost(vit, tmp_path):
     save_file({n: t.contiguous() for n, t in everything(vit.state).items()}, tmp_path / "suspect.safetensors")
 
     with open_checkpoint(vit.model) as original, open_checkpoint(tmp_path / "suspect.safetensors") as suspect:
-        as_it_is = extract(vit.base, original, suspect, aligned=False)
-        put_back = extract(vit.base, original, suspect)
+        unaligned = extract(vit.base, original, suspect, aligned=False)
+        aligned = extract(vit.base, original, suspect)
 
-    assert not as_it_is.lineage.descends
-    assert put_back.lineage.descends
+    assert not unaligned.lineage.descends
+    assert aligned.lineage.descends
 
 
 def test_a_stranger_is_not_made_a_descendant(vit, tmp_path):
@@ -241,7 +242,7 @@ def test_a_stranger_is_not_made_a_descendant(vit, tmp_path):
     assert max(found.values()) < 5
 
 
-@pytest.mark.parametrize("attack", [everything, TURNED["all that can be"]])
+@pytest.mark.parametrize("attack", [everything, ROTATED["all that can be"]])
 def test_the_base_itself_disguised_accuses_nobody(vit, plain_vit, tmp_path, attack):
     ready = vit if attack is everything else plain_vit
     own = load_file(ready.model / "model.safetensors")
@@ -252,10 +253,10 @@ def test_the_base_itself_disguised_accuses_nobody(vit, plain_vit, tmp_path, atta
     assert max(found.values()) < 5
 
 
-def test_a_small_turn_that_looks_like_a_drift_is_tried_before_giving_up(plain_vit, tmp_path, monkeypatch):
+def test_a_small_rotation_that_looks_like_a_drift_is_tried_before_giving_up(plain_vit, tmp_path, monkeypatch):
     monkeypatch.setattr(align, "MIN_ROW_COSINE", 0.1)  # as if it were small
     monkeypatch.setattr(align, "MAX_SCALE_RATIO", 100.0)
-    monkeypatch.setattr(rotation_test, "SURE", np.inf)
+    monkeypatch.setattr(rotation_test, "MIN_STATISTIC", np.inf)
 
     _, result = scores(plain_vit, StreamRotation(0.3)(plain_vit.state), tmp_path)
 
@@ -290,7 +291,7 @@ def drifted(state):
     return found
 
 
-def test_what_was_trained_on_is_read_as_it_is_and_turned_back_once_it_is_turned(plain_vit, tmp_path, monkeypatch):
+def test_a_fine_tuned_suspect_is_not_changed_unless_it_is_rotated(plain_vit, tmp_path, monkeypatch):
     trained, result = scores(plain_vit, drifted(plain_vit.state), tmp_path)
     assert (result.tensors_aligned, result.looks) == (0, 1)
 
@@ -320,7 +321,7 @@ def test_a_stranger_is_given_up_after_a_few_layers(plain_vit, tmp_path, monkeypa
     assert 1 <= len(rearranged) <= 3
 
 
-def test_hidden_units_are_put_back_by_the_weights_alone_where_no_model_can_be_built(tmp_path):
+def test_hidden_units_are_aligned_by_the_weights_alone_if_no_model_can_be_built(tmp_path):
     model, vault = save_plain(tmp_path / "model"), unlocked_vault(tmp_path / "vault")
     with Issuer(model, vault, PLAIN_SETTINGS) as issuer:
         copy = issuer.issue("alice", tmp_path / "copy")

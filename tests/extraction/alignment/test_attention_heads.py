@@ -10,7 +10,7 @@ HEADS, WIDTH, CHANNELS = 3, 8, 60
 
 
 def made(seed, drift=0.0):
-    """Queries and keys, the same after a drift, and what a thief made of those: moved, and in other bases."""
+    """Queries and keys, the same after a drift, and what an attacker made of those: permuted, and in other bases."""
     rng = np.random.default_rng(seed)
     ours = [rng.standard_normal((HEADS, WIDTH, CHANNELS)) for _ in range(2)]
     drifted = [each + drift * rng.standard_normal(each.shape) for each in ours]
@@ -23,7 +23,7 @@ def made(seed, drift=0.0):
 @pytest.mark.parametrize("drift", [0.0, 0.01, 0.1])
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000))
-def test_heads_in_another_basis_and_order_are_put_back(drift, seed):
+def test_heads_in_another_basis_and_order_are_aligned(drift, seed):
     ours, drifted, theirs, place = made(seed, drift)
 
     order = match_heads(*zip(ours, theirs, strict=True))
@@ -58,7 +58,7 @@ def test_directions_in_which_a_head_has_little_energy_do_not_spoil_the_others():
     assert np.quantile(shares, 0.8) < 1
 
 
-def test_what_is_put_back_gives_the_same_scores_as_what_was_found():
+def test_aligned_heads_give_the_same_scores_as_the_suspects():
     ours, _, theirs, _ = made(1, 0.1)
     order = match_heads(*zip(ours, theirs, strict=True))
 

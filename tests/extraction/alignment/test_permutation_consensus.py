@@ -13,7 +13,7 @@ def side(name, order, confidence, axis=0):
 
 
 def swapped(order, *places):
-    """The order with some places dealt round."""
+    """The order with some places permuted."""
     order = order.copy()
     order[list(places)] = np.roll(order[list(places)], 1)
     return order
@@ -66,7 +66,7 @@ def test_what_stayed_in_most_places_stayed_in_those_in_doubt():
     assert changed["x", 0].tolist() == list(range(CHANNELS))
 
 
-def test_sides_are_as_sure_as_their_channels_are_alike():
+def test_axes_are_as_confident_as_their_channels_are_similar():
     rng = np.random.default_rng(0)
     ours = rng.standard_normal((6, 5, 1)).astype(np.float32)
     order = rng.permutation(6)

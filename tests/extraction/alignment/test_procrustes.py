@@ -9,14 +9,14 @@ CHANNELS, SAMPLES = 24, 400
 
 
 def seen(rng, basis, gain, shift, drift=0.0):
-    """What two modules that read a normalised stream are given, the second's stream in another basis."""
+    """What two modules that read a normalized stream are given, the second's stream in another basis."""
     stream = rng.standard_normal((CHANNELS, SAMPLES))
     stream -= stream.mean(0)
-    turned = basis @ (stream + drift * rng.standard_normal(stream.shape))
+    rotated = basis @ (stream + drift * rng.standard_normal(stream.shape))
     nothing = np.zeros((1, SAMPLES))
     return (
         Activations(stream * gain[:, None] + shift[:, None], nothing, gain, shift),
-        Activations(turned, nothing, np.ones(CHANNELS), np.zeros(CHANNELS)),
+        Activations(rotated, nothing, np.ones(CHANNELS), np.zeros(CHANNELS)),
     )
 
 
@@ -28,7 +28,7 @@ def rotation(rng):
 
 
 @pytest.mark.parametrize("drift", [0.0, 0.05])
-def test_a_turned_stream_is_found_from_all_that_read_it(drift):
+def test_a_rotated_stream_is_found_from_all_that_read_it(drift):
     rng = np.random.default_rng(0)
     basis = rotation(rng)
     pairs = [seen(rng, basis, rng.uniform(0.5, 2, CHANNELS), rng.standard_normal(CHANNELS), drift) for _ in range(3)]
@@ -48,7 +48,7 @@ def test_streams_that_have_nothing_in_common_have_no_basis():
     assert fit_stream_rotation([(ours, theirs)]) is None
 
 
-def test_modules_that_read_no_normalisation_tell_nothing():
+def test_modules_without_a_normalization_are_ignored():
     rng = np.random.default_rng(0)
     plain = Activations(rng.standard_normal((CHANNELS, 50)), np.zeros((1, 50)))
 

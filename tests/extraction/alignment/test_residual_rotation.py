@@ -38,7 +38,7 @@ def test_where_nothing_could_be_folded_nothing_is_fitted():
         assert side.drift(ours, back) == 1
 
 
-def test_a_channel_that_is_gone_stays_as_it_is():
+def test_a_channel_that_is_gone_is_not_changed():
     ours, _, back = drifted((1, CHANNELS))
     back[:, 3], back[:, 5] = 0, -ours[:, 5]
     gains = np.ones(CHANNELS), np.ones(CHANNELS)

@@ -26,13 +26,13 @@ def small_rotation(rng, size):
 
 @pytest.mark.parametrize("size", [0.01, 0.05])
 @pytest.mark.parametrize("drift", [0.0, 2.0])
-def test_a_common_turn_is_told_from_a_drift_that_is_larger(size, drift):
+def test_a_common_rotation_is_detected_within_a_larger_drift(size, drift):
     weights, rng = tensors()
     turn = small_rotation(rng, size)
 
-    turned = [w @ turn + size * drift * rng.standard_normal(w.shape) for w in weights]
+    rotated = [w @ turn + size * drift * rng.standard_normal(w.shape) for w in weights]
 
-    assert sure(weights, turned) > MIN_STATISTIC
+    assert sure(weights, rotated) > MIN_STATISTIC
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -52,7 +52,7 @@ def test_no_other_drift_looks_like_one(seed, kind):
     assert sure(weights, [drifted(w) for w in weights]) < MIN_STATISTIC
 
 
-def test_folded_normalisations_do_not_hide_a_turn():
+def test_folded_normalizations_do_not_hide_a_rotation():
     weights, rng = tensors()
     turn = small_rotation(rng, 0.01)
 

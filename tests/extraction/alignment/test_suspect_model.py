@@ -31,17 +31,17 @@ def test_other_widths_run_and_give_the_same(tmp_path, architecture, kind):
     assert after == pytest.approx(before, abs=1e-3)
 
 
-def test_folded_normalisations_run_and_give_the_same(tmp_path):
+def test_folded_normalizations_run_and_give_the_same(tmp_path):
     before, after = run(tmp_path, "resnet18", BatchNormFolding())
 
     assert after == pytest.approx(before, abs=1e-3)
 
 
-def test_colours_are_added_up_for_a_grey_model(tmp_path):
-    def grey(state):
+def test_colors_are_added_up_for_a_gray_model(tmp_path):
+    def gray(state):
         return state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].sum(1, keepdim=True)}
 
-    before, after = run(tmp_path, "test_vit", grey)
+    before, after = run(tmp_path, "test_vit", gray)
 
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.8
 

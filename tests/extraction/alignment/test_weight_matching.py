@@ -16,7 +16,7 @@ from hf_fingerprint.extraction.alignment.weight_matching import (
 
 
 def made(seed: int, rows: int, columns: int, kernel: int, drift: float, flips: bool):
-    """Weights, what a thief made of them without changing the function, and what both do."""
+    """Weights, what an attacker made of them without changing the function, and what both do."""
     rng = np.random.default_rng(seed)
     ours = rng.standard_normal((rows, columns, kernel)).astype(np.float32)
     row_order, column_order = rng.permutation(rows), rng.permutation(columns)
@@ -37,7 +37,7 @@ def made(seed: int, rows: int, columns: int, kernel: int, drift: float, flips: b
 @pytest.mark.parametrize("drift", [0.0, 0.1, 0.4])
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 1000), st.integers(16, 40), st.integers(16, 40), st.sampled_from([1, 9]), st.booleans())
-def test_what_was_moved_and_rescaled_is_put_back(drift, seed, rows, columns, kernel, flips):
+def test_permuted_and_rescaled_weights_are_aligned(drift, seed, rows, columns, kernel, flips):
     ours, drifted, theirs, seen = made(seed, rows, columns, kernel, drift, flips)
 
     back = match_weights(ours, theirs, seen)(theirs)

@@ -1,4 +1,4 @@
-"""What is asked of a trace, and which copies are tested for it."""
+"""The request of a trace, and the copies that it tests."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +31,7 @@ class ReadTarget:
     Attributes:
         candidates ([`Candidates`]): its copies.
         original ([`Checkpoint`]): the base's open files.
-        reason (`str`): what the base has to do with the suspect.
+        reason (`str`): why it is read.
     """
 
     candidates: Candidates
@@ -39,22 +39,22 @@ class ReadTarget:
     reason: str
 
     def describe(self) -> ComparedBase:
-        """For the result."""
+        """The base as the result lists it."""
         base = self.candidates.base
         return ComparedBase(base.base_id, base.source, len(self.candidates.copies), self.reason)
 
 
 @dataclass(frozen=True)
 class TraceRequest:
-    """One trace of one suspect.
+    """The parameters of a trace, and the records that it opened.
 
     Attributes:
         vault ([`Vault`]): the vault, unlocked.
-        base_ref (`str`, `Path` or `None`): the base, if the caller names it.
-        recipient (`str` or `None`): whose copies alone are tested, as one claim.
-        all_scores (`bool`): whether scores of those who are not accused are shown.
+        base_ref (`str`, `Path` or `None`): the id or the location of the base, if the caller names it.
+        recipient (`str` or `None`): the recipient of a claim, whose copies alone are tested.
+        all_scores (`bool`): whether the result holds the scores of recipients who are not accused.
         progress (callable or `None`): a [`Progress`].
-        opened (`dict[str, Opened]`): the records of copies that were opened so far, by their base's id.
+        opened (`dict[str, OpenedCopies]`): the records of copies opened so far, by the id of their base.
     """
 
     vault: Vault
@@ -80,14 +80,14 @@ class TraceRequest:
             return self.rows.bases
         if self.rows.faults:
             raise RowError(self.rows.faults[0])
-        raise VaultError(f"{self.vault.folder} holds no base: nothing was issued from it, so nobody can be traced.")
+        raise VaultError(f"{self.vault.folder} holds no base, so there is nobody to trace: issue copies first.")
 
     def faults(self, include_unread: bool) -> tuple[Fault, ...]:
         """The rows of the vault that can't be used.
 
         Args:
-            include_unread (`bool`): whether records of bases that were not read are opened too: one that was given another
-                base's id shows only then.
+            include_unread (`bool`): whether to open the records of bases that were not read too. Only then a record
+                with a wrong base id shows.
         """
         if include_unread:
             for base in self.bases:
@@ -96,15 +96,14 @@ class TraceRequest:
         return (*self.rows.faults, *unopened_faults)
 
     def targets(self, found: BaseSelection) -> list[ReadTarget]:
-        """The records to read, each with the copies to test; of bases without any copies, the first record.
+        """The records to read, each with the copies to test; if no base has any copies, the first record.
 
-        A claim pays for all copies in the vault: whoever makes one may have seen a trace, or know whom a model is
-        like.
+        A claim pays for all copies in the vault, since it may have been chosen after a trace.
 
         Raises:
             [`VaultError`]: if a recipient is named who has no copy of these bases.
         """
-        training = copies_in_training(self.vault)  # their checkpoints may have left the house before they are recorded
+        training = copies_in_training(self.vault)  # their checkpoints may leak before the copies are recorded
         n_copies = None if self.recipient is None else len(self.rows.copies)
         targets = []
         for group in found.groups:

@@ -1,4 +1,4 @@
-"""How strong a mark may be: the budget on the output, spent by what a marked model is measured to do."""
+"""Finds the largest amplitudes within the output budget, by measuring marked models."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 from hf_fingerprint.carriers import TensorMarker
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import Checkpoint
-from hf_fingerprint.checkpoints.dtypes import to_float32
+from hf_fingerprint.checkpoints.dtypes import from_float32, to_float32
 from hf_fingerprint.checkpoints.reader import block_rows
 from hf_fingerprint.codes import Codebook
 from hf_fingerprint.errors import CarrierError
@@ -22,31 +22,31 @@ from hf_fingerprint.registration.output_comparison import BATCH, OutputCompariso
 from hf_fingerprint.vault import Carrier
 
 
-MAX_COPIES, SEARCH_BATCH = 128, 4  # copies that are measured at most; images for each in the search
-MAX_SEARCH_STEPS, MAX_REPORT_STEPS = 8, 4  # measurements at most, on few images and on many
-SEARCH_TARGET, REPORT_TARGET = 0.8, 0.5  # of the budget, spent
-MAX_SECONDS = 120.0  # for all measurements on many images
+MAX_COPIES, SEARCH_BATCH = 128, 4  # copies that are measured; images for each in the search
+MAX_SEARCH_STEPS, MAX_REPORT_STEPS = 8, 4  # measurements on the search images and on the report images
+SEARCH_TARGET, REPORT_TARGET = 0.8, 0.5  # shares of the budget to spend
+MAX_SECONDS = 120.0  # for all measurements on the report images
 Measure = Callable[[np.ndarray], OutputComparison]
 MeasuredAmplitudes = tuple[np.ndarray, OutputComparison]
 
 
 def make_carriers(names: list[str], eps: np.ndarray, rms: dict[str, np.ndarray]) -> tuple[Carrier, ...]:
-    """Carriers from each one's share of its rows' root mean squares."""
+    """Makes carriers from amplitudes relative to the rows' root mean squares."""
     return tuple(Carrier(name, float(e), np.float32(e) * rms[name]) for name, e in zip(names, eps, strict=True))
 
 
 @dataclass(frozen=True)
 class MarkedModel:
-    """A model as it answers with a mark of any strength.
+    """A model that can be run with marks of any amplitudes.
 
     Attributes:
         checkpoint ([`Checkpoint`]): the open base.
-        model ([`BuiltModel`]): the same, ready to run.
-        kind (`str`): of its output, one of `KINDS`.
-        parameters (`dict[str, str]`): the carriers' names in the file and in the model.
-        rms (`dict[str, np.ndarray]`): root mean square of each row.
+        model ([`BuiltModel`]): the base, ready to run.
+        kind (`str`): the kind of its output, one of `KINDS`.
+        parameters (`dict[str, str]`): the carriers' parameter names, by their names in the file.
+        rms (`dict[str, np.ndarray]`): the root mean square of each row, by carrier.
         secret (`bytes`): the model secret.
-        codewords (`np.ndarray` of shape `(copies, V / 8)`): of copies that nobody has, packed.
+        codewords (`np.ndarray` of shape `(copies, V / 8)`): packed codewords of no recipient.
     """
 
     checkpoint: Checkpoint
@@ -65,10 +65,10 @@ class MarkedModel:
         seconds: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
     ) -> OutputComparison:
-        """What marks of these strengths `(T,)` do to the output; see [`compare_outputs`].
+        """Measures the effect of marks of these amplitudes `(T,)` on the output; see [`compare_outputs`].
 
         Raises:
-            [`CarrierError`]: if the output is not a number.
+            [`CarrierError`]: if the output is not finite.
         """
         carriers = make_carriers(list(self.parameters), eps, self.rms)
         marks = (
@@ -81,41 +81,43 @@ class MarkedModel:
         return found
 
     def _marked_weights(self, carrier: Carrier, codeword: np.ndarray) -> np.ndarray:
-        checkpoint, info = self.checkpoint, self.checkpoint.tensors[carrier.name]
+        info = self.checkpoint.tensors[carrier.name]
         marker = TensorMarker(
             self.secret, self.secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword
         )
-        raw = checkpoint.read(info, out=np.empty(info.nbytes, np.uint8))
+        parameter = self.model.module.get_parameter(self.parameters[carrier.name]).detach().float().cpu()
+        raw = from_float32(parameter.numpy(), info.dtype).copy()
         for rows in block_rows(info):
             marker(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
         return to_float32(raw, info.dtype).reshape(-1, info.columns)
 
 
 def random_codewords(codebook: Codebook) -> np.ndarray:
-    """Codewords of copies that nobody has, packed, `(COPIES, V / 8)`."""
+    """Packed codewords of no recipient, `(MAX_COPIES, V / 8)`."""
     return codebook.packed([new_secret() for _ in range(MAX_COPIES)])
 
 
 def search_amplitudes(
     marked: MarkedModel,
-    few: LazyImages,
-    many: LazyImages,
+    search_images: LazyImages,
+    report_images: LazyImages,
     eps: np.ndarray,
     max_kl: float,
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> MeasuredAmplitudes:
-    """Scales the amplitudes until a marked model's output keeps the budget and spends most of it: first on few images,
-    then on many others, of which the result is told.
+    """Scales the amplitudes until marked models keep the output budget and spend most of it.
+
+    The search uses a few images. The result is measured, and corrected if needed, on others.
 
     Args:
         marked ([`MarkedModel`]): the model.
-        few, many ([`LazyImages`]): calibration inputs, none of them in both.
-        eps (`np.ndarray` of shape `(T,)`): where to begin.
+        search_images, report_images ([`LazyImages`]): disjoint calibration inputs.
+        eps (`np.ndarray` of shape `(T,)`): the initial amplitudes.
         max_kl (`float`): the budget, in nats.
         progress (callable): a [`Progress`].
-        clock (callable, *optional*): the time, in seconds. Measuring on many images takes two minutes at most; each
-            measurement gets half of what is left, as it may show that another is needed.
+        clock (callable, *optional*): returns the time in seconds. Measuring on the report images takes at most two
+            minutes. Each measurement gets half of the time left, since another may be needed.
 
     Returns:
         `(eps, comparison)`
@@ -125,13 +127,18 @@ def search_amplitudes(
     """
     where = marked.checkpoint.source.name
     eps, _ = _spend_budget(
-        lambda eps: marked.compare(eps, few, SEARCH_BATCH), eps, max_kl, MAX_SEARCH_STEPS, SEARCH_TARGET, where
+        lambda eps: marked.compare(eps, search_images, SEARCH_BATCH),
+        eps,
+        max_kl,
+        MAX_SEARCH_STEPS,
+        SEARCH_TARGET,
+        where,
     )
-    progress(f"measuring the marked model on up to {len(many):,} other images", 0, None)
+    progress(f"measuring the marked model on up to {len(report_images):,} other images", 0, None)
     end = clock() + MAX_SECONDS
 
     def measure(eps: np.ndarray) -> OutputComparison:
-        return marked.compare(eps, many, BATCH, (end - clock()) / 2, clock)
+        return marked.compare(eps, report_images, BATCH, (end - clock()) / 2, clock)
 
     return _spend_budget(measure, eps, max_kl, MAX_REPORT_STEPS, REPORT_TARGET, where)
 
@@ -142,7 +149,7 @@ def _spend_budget(
     cap = largest_eps(max_kl)
     best: MeasuredAmplitudes | None = None
     failures = 0
-    for _ in range(max_steps):  # the second order is an estimate; the budget is spent by what is measured
+    for _ in range(max_steps):  # the second-order prediction is an estimate, so measure and scale
         found = measure(eps)
         if found.kl <= max_kl:
             best = eps, found
@@ -151,12 +158,12 @@ def _spend_budget(
             eps = np.minimum(cap, eps * np.sqrt(0.9 * max_kl / max(found.kl, 0.05 * max_kl)))
         elif best is not None:
             break
-        else:  # rounding to half precision costs too, and doesn't shrink with the mark: shrink faster each time
+        else:  # rounding to half precision costs too and doesn't shrink with the mark, so shrink faster each time
             eps = eps * np.sqrt(0.9 * max_kl / found.kl) * 0.9**failures
             failures += 1
     if best is None:
         raise CarrierError(
-            f"{where}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs, the weakest tried has "
-            f"{found.kl:.1e}: choose a larger --max-kl."
+            f"{where}: no mark keeps a KL of {max_kl:.1e} on the calibration inputs; the weakest one tried has "
+            f"{found.kl:.1e}. Choose a larger --max-kl."
         )
     return best
