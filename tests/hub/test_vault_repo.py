@@ -45,8 +45,8 @@ def hub(tmp_path, monkeypatch):
         server.account("reader", orgs={"org"}, token="hf_reader", role="read")
         server.account("stranger", token="hf_stranger")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        wait = hub_client._retry_delay
-        monkeypatch.setattr(hub_client, "_retry_delay", lambda *told: None if wait(*told) is None else 0.0)
+        wait = hub_client._delay
+        monkeypatch.setattr(hub_client, "_delay", lambda *told: None if wait(*told) is None else 0.0)
         yield server
 
 
