@@ -323,14 +323,14 @@ def test_a_folder_that_is_uploaded_comes_back_as_it_was(hub, alice, tmp_path, ki
     assert before <= last.date <= datetime.now(UTC)
     assert last.files == UPLOAD | first.files
     assert info.commit_url == f"{hub.url}{repo.path}/commit/{info.oid}"
-    info = alice.list_repo_commits("alice/name", repo_type=kind)
-    assert [(commit.commit_id, commit.title, commit.message, commit.authors) for commit in info] == [
+    commits = alice.list_repo_commits("alice/name", repo_type=kind)
+    assert [(commit.commit_id, commit.title, commit.message, commit.authors) for commit in commits] == [
         (commit.sha, commit.title, commit.message, [commit.author]) for commit in (last, first)
     ]
     about = alice.repo_info("alice/name", repo_type=kind)
     assert (about.sha, about.author) == (info.oid, "alice")
-    assert about.last_modified == info[0].created_at
-    assert about.created_at == info[1].created_at
+    assert about.last_modified == commits[0].created_at
+    assert about.created_at == commits[1].created_at
 
 
 def test_weights_and_large_files_become_lfs_and_others_do_not(hub, alice):
