@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_fingerprint.carriers import TensorMarker, TensorProjection, sign_map
+from hf_fingerprint.carriers import MarkDelta, TensorProjection, TensorUpdate, sign_map
 from hf_fingerprint.carriers.sign_map import SignMap
 
 
@@ -48,8 +48,8 @@ def test_a_copy_marked_in_closed_form_reads_as_its_codeword(rows, columns, lengt
     weights, amplitude = tensor(rows, columns)
     bits = np.random.default_rng(1).integers(0, 2, length).astype(bool)
     marked = weights.copy()
-    marker = TensorMarker(SECRET, SECRET, NAME, "F32", columns, amplitude, np.packbits(bits))
-    marker(marked.reshape(-1).view(np.uint8))
+    mark = MarkDelta(SECRET, NAME, amplitude, np.packbits(bits))
+    TensorUpdate(SECRET, NAME, "F32", columns, [mark])(marked.reshape(-1).view(np.uint8))
     part, energy = SignMap(SECRET, NAME, amplitude, columns, length), torch.zeros(length)
     part.energy(energy)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from hf_fingerprint.carriers import TensorMarker
+from hf_fingerprint.carriers import MarkDelta, TensorUpdate
 from hf_fingerprint.checkpoints import RangedCheckpoint, open_checkpoint, open_ranged_checkpoint
 from hf_fingerprint.codes import Tardos
 from hf_fingerprint.extraction import Looks, extract, has_unambiguous_names, plan_looks
@@ -45,7 +45,8 @@ def marked(base: Base, own: dict[str, np.ndarray], key: bytes) -> dict[str, np.n
     for carrier in base.carriers:
         raw = own[carrier.name].copy().reshape(-1).view(np.uint8)
         columns = own[carrier.name].size // len(carrier.amplitude)
-        TensorMarker(base.secret, key, carrier.name, "F32", columns, carrier.amplitude, codeword)(raw)
+        mark = MarkDelta(base.secret, carrier.name, carrier.amplitude, codeword)
+        TensorUpdate(key, carrier.name, "F32", columns, [mark])(raw)
         found[carrier.name] = raw.view(np.float32).reshape(own[carrier.name].shape)
     return found
 

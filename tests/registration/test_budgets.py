@@ -15,7 +15,7 @@ from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel, LazyImages, lazy_synthetic_images, split_user_images
-from hf_fingerprint.models.pictures import open_image
+from hf_fingerprint.models.images import open_image
 from hf_fingerprint.registration import analyze_base
 from hf_fingerprint.registration.amplitude_search import MarkedModel, random_codewords, search_amplitudes
 from hf_fingerprint.registration.output_comparison import OutputComparison
