@@ -67,7 +67,7 @@ def test_json_says_the_same(key_images, scene, tmp_path):
     code, told, _ = key_images("read", path, "--bits", 64, "--json")
     (read,) = json.loads(told)
     assert code == 0
-    assert (read["name"], read["recipients"], read["question"]) == (str(path), ["alice"], int(path.stem))
+    assert (read["name"], read["recipients"], read["trigger_index"]) == (str(path), ["alice"], int(path.stem))
 
 
 def test_an_image_that_is_nobodys_is_said_to_be(key_images, tmp_path):
@@ -92,7 +92,7 @@ def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_
     assert code == 0
     assert lines[0].startswith(f"not readable: {text} can't be read as an image")
     assert lines[1] == f"{image}: a key image of alice"
-    assert lines[2].startswith(f"not readable: {gone} is not there")
+    assert lines[2].startswith(f"not readable: {gone} does not exist")
     assert lines[3].startswith(f"not readable: {plain} resembles a trigger image, and no fingerprint can be read")
     assert key_images("read", text)[0] == key_images("read", plain, text)[0] == 3
     code, told, _ = key_images("read", text, image, "--json")
