@@ -212,7 +212,7 @@ def is_british(word: str) -> bool:
 
 
 def identifiers(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yields every name that a module defines or uses: variables, attributes, parameters, keywords, classes, functions."""
+    """Yields every name in a module: variables, attributes, parameters, keywords, classes, functions."""
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         for field in ("id", "attr", "arg", "name", "asname"):
