@@ -84,7 +84,7 @@ def pick(rows: Iterable[Record], arm: str, attack: str, level: float) -> list[Re
 
 
 def difference(rows: list[Record], arm: str) -> tuple[float, float, float]:
-    """Returns mean and 95 % interval (Student's t over seeds) of the accuracy lost or gained by the mark, in points."""
+    """Returns mean and 95 % interval (Student's t over seeds) of the change in accuracy by the mark, in points."""
     plain = {row["seed"]: row["accuracy"] for row in rows if row["arm"] == "unmarked"}
     marked = pick(rows, arm, "none", 0)
     found = np.array([100 * (row["accuracy"] - plain[row["seed"]]) for row in marked])
