@@ -240,7 +240,7 @@ def test_issue_says_what_it_left_out_and_what_it_found(shared, run, tmp_path):
     assert "left out: own.py (code; --include-code copies it)" in err
     assert "\x1b" not in err
     assert "tf_model.h5" not in out
-    assert "(issued before, found whole)" in run(*arguments)[1]
+    assert "(issued before, complete)" in run(*arguments)[1]
 
 
 def test_a_recipient_named_twice_gets_one_copy(shared, run, tmp_path):
@@ -286,7 +286,7 @@ def test_inspect_shows_a_model_and_records_nothing(shared, run, tmp_path, monkey
     told = json.loads(run("inspect", shared.model, *FEW, "--json")[1])
     assert (told["carriers"], told["length"], told["code"], told["coalition_designed"]) == (17, 2048, "tardos", 3)
     assert told["predicted_score"] > 7
-    assert told["tensors"][0].keys() == {"name", "shape", "dtype", "eps"}
+    assert told["tensors"][0].keys() == {"name", "shape", "dtype", "amplitude"}
     assert len(told["tensors"]) == 17
     assert names_in(tmp_path) == []
 
@@ -307,7 +307,7 @@ def test_inspect_measures_a_model_that_runs(run, tmp_path):
     assert "holds no images" in failed(run("inspect", model, "--calibration", tmp_path / "vault"))
 
 
-UNKNOWN = "nothing is known about what the mark does to the output"
+UNKNOWN = "the effect of the mark on the output"
 
 
 def test_what_cannot_be_measured_is_refused_and_at_a_fixed_strength_warned_of_once(shared, run, tmp_path):
@@ -572,7 +572,7 @@ def test_an_interruption_is_one_line_that_says_how_to_go_on(shared, run, monkeyp
 
     assert code in {2, 130}  # 0 and 1 would be verdicts
     assert out == ""
-    assert err.strip() == "Error: Stopped before the end; run the same command again to go on."
+    assert err.strip() == "Error: Interrupted: run the command again to resume."
 
 
 def test_an_error_behind_a_progress_bar_is_one_line_and_nothing_else(shared, hard):
@@ -610,8 +610,9 @@ def test_help_names_every_command_and_the_exit_codes(run):
     assert "HF_FINGERPRINT_TRACEBACK" in out
     code, out, _ = run("trace", "--help")
     assert code == 0
-    assert "Exit code 0: someone is accused, 1: nobody, or another model, 2: an error, 3: not readable" in " ".join(
-        out.replace("│", " ").split()
+    assert (
+        "Exit code 0: somebody is accused, 1: nobody, or the model is not comparable, 2: an "
+        "error, 3: not readable" in " ".join(out.replace("│", " ").split())
     )
 
 

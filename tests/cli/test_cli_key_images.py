@@ -52,7 +52,7 @@ def test_what_is_exported_is_read_back(key_images, tmp_path):
     assert code == 0
     lines = told.splitlines()
     assert lines[:2] == [f"{path}: a key image of alice" for path in images[:2]]
-    assert lines[2] == "304 bits compared with 1 copy; an innocent's are equal with probability at most 10^-92"
+    assert lines[2] == "304 bits compared with 1 copy; an innocent's bits match with probability at most 10^-92"
 
 
 def test_json_says_the_same(key_images, scene, tmp_path):
@@ -67,7 +67,7 @@ def test_json_says_the_same(key_images, scene, tmp_path):
     code, told, _ = key_images("read", path, "--bits", 64, "--json")
     (read,) = json.loads(told)
     assert code == 0
-    assert (read["name"], read["recipients"], read["question"]) == (str(path), ["alice"], int(path.stem))
+    assert (read["name"], read["recipients"], read["trigger_index"]) == (str(path), ["alice"], int(path.stem))
 
 
 def test_an_image_that_is_nobodys_is_said_to_be(key_images, tmp_path):

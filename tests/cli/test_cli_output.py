@@ -62,7 +62,10 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     assert "40 images queried, including 4 decoys; 39 responses ┏" in said
     assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
-    assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; the probability that any innocent" in said
+    assert (
+        "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; the "
+        "probability that any innocent" in said
+    )
     assert "stopped at the proof, after 40 images" in said
     assert said.endswith("nobody is cleared; --exhaustive queries all images, to find further colluders")
 
@@ -96,13 +99,13 @@ def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could
     output.print_query(answers([], stats=stats, non_answering=("dora", "[red]e", "dora")))
 
     said = text(capsys)
-    assert "60 images queried, 50 of them earlier, as the transcript shows, including 6 decoys; 60 responses, 3" in said
+    assert (
+        "60 images queried, 50 of them earlier, as the transcript shows, including 6 decoys; 60 responses, 3" in said
+    )
     assert "nobody is accused. 8 copies tested" in said
     assert "stopped at the budget, after 60 images" in said
     assert "or none: nobody is cleared queries" in said
-    assert said.endswith(
-        "trace 3 of these copies, which have no trigger labels: dora, [red]e"
-    )
+    assert said.endswith("trace 3 of these copies, which have no trigger labels: dora, [red]e")
 
 
 def test_a_base_is_described_in_a_few_lines():
@@ -142,7 +145,8 @@ SINGLE = Calibration(
     [
         (
             SINGLE,
-            "output (single label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, top-1 "
+            "output (single label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies "
+            "vary by 35%, top-1 "
             "agreement 991 of 1,000 (98.4% to 99.5%) on synthetic images",
         ),
         (
@@ -152,12 +156,14 @@ SINGLE = Calibration(
         ),
         (
             replace(SINGLE, output="dense", decisions=256_000, agreeing=253_696),
-            "output (dense): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, agreement of "
+            "output (dense): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by "
+            "35%, agreement of "
             "positions 253,696 of 256,000 (98.4% to 99.5%) on 1,000 synthetic images",
         ),
         (
             replace(SINGLE, output="features", decisions=None, agreeing=None, agreement=None),
-            "output (features): 1 - cosine 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, mean "
+            "output (features): 1 - cosine 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single "
+            "copies vary by 35%, mean "
             "cosine 0.999909 on 1,000 synthetic images",
         ),
         (

@@ -78,9 +78,7 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
     assert "accused: the copy made for alice (" in said
     assert "3 copies tested; the probability that any innocent is accused is at most 1e-06" in said
     assert re.search(r"stopped at the proof, after \d+ images", said)
-    assert said.endswith(
-        "queries can't trace 1 of these copies, which have no trigger labels: early"
-    )
+    assert said.endswith("queries can't trace 1 of these copies, which have no trigger labels: early")
     assert str(proof) in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proof.json", "proof.json.transcript"]
 

@@ -81,7 +81,7 @@ def test_the_whole_way_of_two_roles_on_two_machines(hub, mine, run, tmp_path):
     public_key = out.splitlines()[-1].removeprefix("public key: ")
     done(run("vault", "issuer", "add", public_key, "--name", "ci", "--vault", mine.folder))
     out = done(run("vault", "push", REPO, *mine.kept))
-    assert f"is in {REPO} at " in out
+    assert f"is now in {REPO} at " in out
 
     out = done(run("vault", "pull", REPO, runner, "--issuer-key", key))
     assert "1 new bases, 1 new records" in out
@@ -209,7 +209,7 @@ def test_rotation_and_what_it_leaves(mine, run, tmp_path):
     code, out, err = run("vault", "rotate", *mine.kept, *mine.new)
 
     assert code == 0
-    assert "1 records are sealed to a new identity" in out
+    assert "1 records are sealed to the new identity" in out
     assert Vault(mine.folder).public_key in out
     assert "old copies" in err
     assert "does not open" in failed(run("trace", mine.copy, *mine.kept))
@@ -261,7 +261,7 @@ def test_a_rotated_vault_is_pushed_with_the_old_identity(hub, mine, run, tmp_pat
 
 def test_check_lists_what_is_wrong_and_a_trace_goes_on_without_it(mine, run, tmp_path):
     done(run("issue", mine.model, "--recipient", "bob", "--vault", mine.folder, "--out", tmp_path / "bob"))
-    assert "0 things are wrong" in done(run("vault", "check", *mine.kept))
+    assert "0 faults" in done(run("vault", "check", *mine.kept))
     with Vault(mine.folder).connect() as connection:
         connection.execute("UPDATE copies SET sealed = x'00' WHERE recipient = 'bob'")
         connection.execute("UPDATE copies SET out = ? WHERE recipient = 'bob'", ("\x1b[31mred",))

@@ -24,7 +24,7 @@ def test_copies_behind_a_service_are_accused_and_an_independent_model_is_not(tmp
     assert len(kept) == 5
     assert min(kept) >= 95
     assert printed.count("the file works out: answers of http://127.0.0.1:") == 2
-    assert printed.count("the proof holds for what was published") == 2
+    assert printed.count("the proof holds for the published commitments") == 2
     for name in ("alice", "bob"):
         (proven,) = check_proof(out / f"{name}.proof.json")
         assert proven.holds

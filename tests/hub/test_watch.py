@@ -135,7 +135,7 @@ def test_an_author_without_models_is_one_sentence_and_not_nobody(hub, shown, tmp
         assert main(["watch", author, *common]) == 2
     capfd.readouterr()
     assert main(["watch", "thief", "--since", "2099-01-01", *common]) == 1
-    assert "Nothing was looked at" in capfd.readouterr().err
+    assert "No model was traced" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("max_bytes", [0, 100, 1000])
