@@ -70,13 +70,8 @@ def is_evaluated(place: Place) -> bool:
 CASES = {
     "query": Case(
         lambda place: None,
-<<<<<<< HEAD
         "query {0.suspect.url} --vault {0.blackbox}/vault --labels {0.blackbox}/labels --rate 10000 --exhaustive "
-        "--transcript {0.small}/answers --proof {0.small}/proof",
-=======
-        "query {0.suspect.url} --vault {0.blackbox}/vault --labels {0.blackbox}/labels --rate 10000 --whole "
         "--transcript {0.small}/responses --proof {0.small}/proof",
->>>>>>> docs
         has_both_proofs,
         max_free=64 << 10,
     ),

@@ -61,13 +61,8 @@ class DesignArm:
         return DeepMarksLoss(model, self.scheme.fingerprint(user), STRENGTH, self._embed)
 
     def decode_suspect(self, suspect: nn.Module) -> ArmVerdict:
-<<<<<<< HEAD
-        """Reads a suspect."""
-        extracted = self.scheme.extract(suspect)
-=======
         """Decodes a suspect."""
-        extracted = self.scheme.read(suspect)
->>>>>>> docs
+        extracted = self.scheme.extract(suspect)
         found, truth = self.scheme.decode(extracted), self.scheme.design.codewords[0]
         agreement = float(np.mean(extracted * self.scheme.design.signs[0]))
         named = {"deepmarks, 0.85 and AND": found.coalition, "deepmarks, soft decoder": found.soft.accused}

@@ -8,8 +8,9 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from hf_fingerprint.errors import HubError
 from hf_fingerprint.hub.api import translate_errors
 from hf_fingerprint.hub.repos import VariantRepo, holds_files, relocate_operations
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy
-from hf_fingerprint.issuing import IssuedCopy, Issuer, PreparedCopy
+from hf_fingerprint.issuing import CopyCallback, Finish, IssuedCopy, Issuer, hand_over
 from hf_fingerprint.progress import Progress
 from hf_fingerprint.registration import lookup_base, weights_hash
 from hf_fingerprint.vault import (
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 
 MAX_PREFETCH_BYTES = 1 << 29
+FinishPush = Callable[[], PublishedCopy]
 
 
 class Publisher:
@@ -95,7 +97,7 @@ class Publisher:
         if issuer.copy_bytes > MAX_PREFETCH_BYTES:
             yield from (self.issue(issuer, assignment, update, progress) for assignment in assignments)
             return
-        next_push: Future[_PendingPush] | None = None
+        next_push: Future[tuple[ExitStack, FinishPush]] | None = None
         with ThreadPoolExecutor(1) as pool:
             try:
                 for number in range(len(assignments) + 1):
@@ -103,14 +105,17 @@ class Publisher:
                     next_push = None
                     if number < len(assignments):
                         next_push = pool.submit(
-                            self._prepare_issue, issuer, assignments[number], update, progress, True
+                            _enter, self._prepare_issue(issuer, assignments[number], update, progress, True)
                         )
                     if pending is not None:
-                        yield pending.finish()
+                        stack, finish = pending
+                        with stack:
+                            published = finish()
+                        yield published
             finally:
                 if next_push is not None:
-                    with suppress(Exception):  # what is in its way shows when it is its turn
-                        next_push.result().drop()
+                    with suppress(Exception):  # the next call raises it again
+                        next_push.result()[0].close()
 
     def issue(
         self,
@@ -131,26 +136,27 @@ class Publisher:
         Raises:
             [`FingerprintError`]: in one sentence, what is in the way; the record stays, for the next attempt.
         """
-        return self._prepare_issue(issuer, assignment, update, progress, False).finish()
+        with self._prepare_issue(issuer, assignment, update, progress, False) as finish:
+            return finish()
 
+    @contextmanager
     def _prepare_issue(
         self, issuer: Issuer, assignment: Assignment, update: bool, progress: Progress | None, in_memory: bool
-    ) -> "_PendingPush":
-        place = self._work / issuer.base.base_id / assignment.repo.replace("/", "--")
-        pending = self._prepare_push(
-            issuer.base,
-            assignment,
-            update,
-            lambda: issuer.prepare(assignment.recipient, place, progress, in_memory, file_digests=True),
-            issuer.include_code,
-        )
+    ) -> Iterator[FinishPush]:
+        """Prepares the push of a new copy; see `_prepare_push`."""
+        folder = self._work / issuer.base.base_id / assignment.repo.replace("/", "--")
 
-        def finish() -> PublishedCopy:
-            done = pending.finish()
-            shutil.rmtree(place, ignore_errors=True)
-            return done
+        def prepare(on_written: CopyCallback) -> AbstractContextManager[Finish]:
+            return issuer.prepare(assignment.recipient, folder, progress, in_memory, True, on_written)
 
-        return _PendingPush(finish, pending.drop)
+        with self._prepare_push(issuer.base, assignment, update, prepare, issuer.include_code) as finish_push:
+
+            def finish() -> PublishedCopy:
+                published = finish_push()
+                shutil.rmtree(folder, ignore_errors=True)
+                return published
+
+            yield finish
 
     def push(self, folder: str | Path, repo: str, account: str | None = None, update: bool = False) -> PublishedCopy:
         """Pushes a copy that is in its folder already: issued without a repo, or trained and recorded.
@@ -188,15 +194,15 @@ class Publisher:
                 new=False,
             )
 
-            def make() -> PreparedCopy:
-                return PreparedCopy.of(
-                    copy if can_publish_unchanged(checkpoint) else self._rewrite_weights(checkpoint, copy, place)
-                )
+            def prepare(on_written: CopyCallback) -> AbstractContextManager[Finish]:
+                unchanged = can_publish_unchanged(checkpoint)
+                pushed = copy if unchanged else self._rewrite_weights(checkpoint, copy, place)
+                return nullcontext(partial(hand_over, pushed, on_written))
 
+            assignment = Assignment(record.recipient, repo, account)
             try:
-                return self._prepare_push(
-                    base, Assignment(record.recipient, repo, account), update, make, self.include_code
-                ).finish()
+                with self._prepare_push(base, assignment, update, prepare, self.include_code) as finish:
+                    return finish()
             finally:
                 shutil.rmtree(place, ignore_errors=True)
 
@@ -208,45 +214,41 @@ class Publisher:
             written = write_copy(checkpoint, place, {}, include_code=self.include_code)
         return replace(copy, path=place, left_out=written.left_out)
 
+    @contextmanager
     def _prepare_push(
         self,
         base: Base,
         assignment: Assignment,
         update: bool,
-        make: Callable[[], PreparedCopy],
+        prepare: Callable[[CopyCallback], AbstractContextManager[Finish]],
         include_code: bool,
-    ) -> "_PendingPush":
-        """Opens the repo and makes what is to be pushed, unless that was done before."""
+    ) -> Iterator[FinishPush]:
+        """Opens the repo and prepares the copy, unless it was pushed before; yields the function that pushes it.
+
+        If the block ends without a call to it, the copy is discarded, as [`Issuer.prepare`] does.
+        """
         repo, vault = assignment.repo, self.vault
         variant = VariantRepo(self._api, repo, self.publish_config)
         if assignment.account is not None and self.publish_config.gated is None:
             raise HubError(f"Access to {repo} can be given to an account only if it is gated: add --gated.")
-        with ExitStack() as locked:
-            refusal = f"{repo} is being published by another process: wait for it."
-            locked.callback(acquire_lock(vault, base, f"publish {repo}", refusal).release)
+        with ExitStack() as stack:
+            locked = f"{repo} is being published by another process: wait for it."
+            stack.callback(acquire_lock(vault, base, f"publish {repo}", locked).release)
             recorded = publications(vault, repo)
             publication = _find_publication(base, assignment, recorded, update)
             if publication is not None and publication.state == "confirmed":
-                before = _published_copy(publication, (), new=False)
-                return _PendingPush(lambda: before)
+                yield partial(_published_copy, publication, (), new=False)
+                return
             with translate_errors(repo):
                 head = variant.open(on_record=bool(recorded))
             if publication is not None and holds_files(head, publication.files):
-                copy_id, held = publication.copy_id, locked.pop_all()
-
-                def confirm() -> PublishedCopy:
-                    with held:
-                        return self._confirm(variant, assignment, copy_id, str(head.sha), ())
-
-                return _PendingPush(confirm, held.close)
-            prepared, held = make(), locked.pop_all()
-
-        def finish() -> PublishedCopy:
+                yield partial(self._confirm, variant, assignment, publication.copy_id, str(head.sha), ())
+                return
             operations: list[CommitOperationAdd] = []
             files: dict[str, str] = {}
             files_left_out: list[SkippedFile] = []
 
-            def send(copy: IssuedCopy) -> None:
+            def upload(copy: IssuedCopy) -> None:
                 added, left_out = variant.operations(base, copy, include_code)
                 operations.extend(added)
                 files_left_out.extend(left_out)
@@ -254,8 +256,10 @@ class Publisher:
                 with translate_errors(repo):
                     variant.upload(operations)
 
-            with held:
-                copy = prepared.finish(send)  # to the disk and to the Hub at once
+            finish_copy = stack.enter_context(prepare(upload))
+
+            def finish() -> PublishedCopy:
+                copy = finish_copy()  # to the disk and to the Hub at once
                 if copy.path.is_dir():
                     relocate_operations(operations, copy.path)
                 begin_publication(vault, copy.copy_id, repo, files, assignment.account)
@@ -264,11 +268,7 @@ class Publisher:
                 left_out = tuple(dict.fromkeys([*copy.left_out, *files_left_out]))
                 return self._confirm(variant, assignment, copy.copy_id, revision, left_out)
 
-        def drop() -> None:
-            with held:
-                prepared.drop()
-
-        return _PendingPush(finish, drop)
+            yield finish
 
     def _confirm(
         self,
@@ -285,12 +285,10 @@ class Publisher:
         return _published_copy(confirm_publication(self.vault, copy_id, revision), left_out, new=True)
 
 
-@dataclass(frozen=True)
-class _PendingPush:
-    """A push whose copy is made: call one of the two."""
-
-    finish: Callable[[], PublishedCopy]
-    drop: Callable[[], None] = lambda: None
+def _enter(push: AbstractContextManager[FinishPush]) -> tuple[ExitStack, FinishPush]:
+    """Enters a prepared push in a thread, to be finished or discarded in another."""
+    stack = ExitStack()
+    return stack, stack.enter_context(push)
 
 
 def push_to_hub(

@@ -1,6 +1,6 @@
-"""What an issued copy is told as."""
+"""An issued copy, as it is returned."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,19 @@ from hf_fingerprint.checkpoints import SkippedFile
 
 @dataclass(frozen=True)
 class IssuedCopy:
-    """A copy in its place.
+    """A copy at its path.
 
     Attributes:
-        recipient (`str`): whose it is.
-        path (`Path`): its folder.
+        recipient (`str`): the recipient's name.
+        path (`Path`): the copy's folder.
         copy_id (`str`): its record in the vault.
         base_id (`str`): the base it was made from.
         content_hash (`str`): the hash of its weights.
-        commitment (`str`): see [`commitment`]; may be published with the copy.
-        coalition_certified (`int`): the coalition size that the base's code withstands.
-        left_out (`tuple[LeftOut, ...]`): what of the source was not handed on, each with its reason.
-        new (`bool`): `False` if it had been issued before and was found whole.
-        digests (`dict[str, str]`): the SHA-256 of each weight file, by its path in the folder, if it was asked for.
+        commitment (`str`): see [`commitment`]; it may be published with the copy.
+        coalition_certified (`int`): the largest coalition that the base's code withstands.
+        left_out (`tuple[SkippedFile, ...]`): the files of the base that were not copied, with the reasons.
+        new (`bool`): `False` if an earlier run issued it.
+        digests (`dict[str, str]`): the SHA-256 of each weight file by its path in the folder, if requested.
     """
 
     recipient: str
@@ -37,33 +37,6 @@ class IssuedCopy:
     digests: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """The copy as JSON types."""
         shown = {name: value for name, value in self.__dict__.items() if name != "digests"}
         return {**shown, "path": str(self.path), "left_out": [each.to_dict() for each in self.left_out]}
-
-
-CopyCallback = Callable[[IssuedCopy], None]
-
-
-@dataclass(frozen=True)
-class PreparedCopy:
-    """A copy that is made but not in its place: call one of the two.
-
-    Attributes:
-        finish (callable): puts it there, durably. What it is given is called meanwhile with the copy as it will be
-            told, but for its path, which is where it is at that time; the copy gets to its place even if that fails.
-        drop (callable): forgets it; its record stays begun, and the next attempt goes on with it.
-    """
-
-    finish: Callable[[CopyCallback], IssuedCopy]
-    drop: Callable[[], None] = lambda: None
-
-    @classmethod
-    def of(cls, copy: IssuedCopy) -> "PreparedCopy":
-        """One that is in its place already."""
-
-        def finish(on_written: CopyCallback) -> IssuedCopy:
-            on_written(copy)
-            return copy
-
-        return cls(finish)

@@ -1,20 +1,17 @@
-"""The issuer: an open base, copied for one recipient after another."""
+"""The issuer: an open base that is copied for one recipient after another."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
-from hf_fingerprint.carriers import TensorMarker
+from hf_fingerprint.carriers import Delta, DenseDelta, MarkDelta, TensorUpdate
 from hf_fingerprint.checkpoints import (
     SkippedFile,
-    WrittenCopy,
     content_hash,
     digest_tensors,
     disk_full_error,
@@ -29,11 +26,15 @@ from hf_fingerprint.checkpoints import (
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.errors import CheckpointError, FingerprintError, VaultError
 from hf_fingerprint.issuing.destination import checked_name, partial_path
-from hf_fingerprint.issuing.issued import CopyCallback, IssuedCopy, PreparedCopy
+from hf_fingerprint.issuing.issued import IssuedCopy
 from hf_fingerprint.keys import commitment
 from hf_fingerprint.progress import Progress, part_of
 from hf_fingerprint.registration import register
 from hf_fingerprint.vault import Base, CopyRecord, Vault, acquire_lock, check_outside_vaults
+
+
+CopyCallback = Callable[[IssuedCopy], None]
+Finish = Callable[[], IssuedCopy]
 
 
 def issue(
@@ -45,22 +46,23 @@ def issue(
     include_code: bool = False,
     as_base: bool = False,
 ) -> IssuedCopy:
-    """Issues one copy. Registers the base first if the vault doesn't know it.
+    """Issues one copy, and registers the base first if the vault doesn't hold it.
 
     Args:
         model (`str` or `Path`): the base: a folder, a file or a Hub id.
         recipient (`str`): the recipient's name.
         vault ([`Vault`], `str` or `Path`): the vault; it need not be unlocked.
-        out (`str` or `Path`): the copy's folder, which must not exist yet.
-        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
-        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copy.
-        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
+        out (`str` or `Path`): the folder of the copy, which must not exist yet.
+        config ([`FingerprintConfig`], *optional*): for the registration of a new base.
+        include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
+        as_base (`bool`, *optional*, defaults to `False`): whether to register a model that is itself a copy; see
+            [`register`].
 
     Returns:
         [`IssuedCopy`]
 
     Raises:
-        [`FingerprintError`]: in one sentence, what is in the way.
+        [`FingerprintError`]: if the base can't be registered or the copy can't be written.
     """
     vault = vault if isinstance(vault, Vault) else Vault(vault)
     with Issuer(model, vault, config, include_code=include_code, as_base=as_base) as issuer:
@@ -68,15 +70,16 @@ def issue(
 
 
 class Issuer:
-    """An open base from which copies are issued one after another; opened and hashed once.
+    """An open base from which several copies are issued; it is opened and hashed once.
 
     Args:
-        model (`str` or `Path`): the base.
-        vault ([`Vault`]): the vault.
-        config ([`FingerprintConfig`], *optional*): for a base that isn't registered yet.
+        model (`str` or `Path`): the base: a folder, a file or a Hub id.
+        vault ([`Vault`]): the vault; it need not be unlocked.
+        config ([`FingerprintConfig`], *optional*): for the registration of a new base.
         progress (callable, *optional*): a [`Progress`] for the registration.
-        include_code (`bool`, *optional*, defaults to `False`): whether the model's `.py` files go with the copies.
-        as_base (`bool`, *optional*, defaults to `False`): registers a model that is a copy itself; see [`register`].
+        include_code (`bool`, *optional*, defaults to `False`): whether to copy the model's `.py` files.
+        as_base (`bool`, *optional*, defaults to `False`): whether to register a model that is itself a copy; see
+            [`register`].
     """
 
     def __init__(
@@ -111,22 +114,24 @@ class Issuer:
 
     @property
     def copy_bytes(self) -> int:
-        """The size of one copy's weights."""
+        """The size of the weights of one copy."""
         return sum(info.nbytes for info in self._checkpoint.tensors.values())
 
     def issue_all(
         self, recipients: Sequence[str], folder: Path, progress: Progress | None = None
     ) -> Iterator[IssuedCopy]:
-        """Issues a copy for each recipient to `folder/NAME`, yielding each as it is done.
+        """Issues a copy for each recipient to `folder/NAME`, and yields each once it is complete.
 
-        While one copy is made the one before it goes to the disk.
+        While a copy is written, the previous one is flushed to the disk.
         """
         recipients = list(dict.fromkeys(checked_name(recipient, as_folder=True) for recipient in recipients))
         with ThreadPoolExecutor(1) as pool:
             before = None
             for number, recipient in enumerate(recipients):
                 part = part_of(progress, "writing copies", len(recipients) * self.copy_bytes, number * self.copy_bytes)
-                after = pool.submit(self.prepare(recipient, folder / recipient, part).finish, _no_callback)
+                stack = ExitStack()
+                finish = stack.enter_context(self.prepare(recipient, folder / recipient, part))
+                after = pool.submit(_finish, stack, finish)
                 if before is not None:
                     yield before.result()
                 before = after
@@ -134,9 +139,11 @@ class Issuer:
                 yield before.result()
 
     def issue(self, recipient: str, out: Path, progress: Progress | None = None) -> IssuedCopy:
-        """Issues one copy. Again with the same arguments, it finds what is there."""
-        return self.prepare(recipient, out, progress).finish(_no_callback)
+        """Issues one copy. A second call with the same arguments returns the existing copy."""
+        with self.prepare(recipient, out, progress) as finish:
+            return finish()
 
+    @contextmanager
     def prepare(
         self,
         recipient: str,
@@ -144,57 +151,76 @@ class Issuer:
         progress: Progress | None = None,
         in_memory: bool = False,
         file_digests: bool = False,
-    ) -> PreparedCopy:
-        """Makes a copy beside its place, or with its weights in memory; hashes its files if they will be pushed."""
+        on_written: CopyCallback | None = None,
+    ) -> Iterator[Finish]:
+        """Writes a copy next to its path, and yields the function that moves it there.
+
+        If the block ends without a call to it, the copy is discarded; its record stays begun, and the next attempt
+        resumes it.
+
+        Args:
+            recipient (`str`): the recipient's name.
+            out (`Path`): the folder of the copy.
+            progress (callable, *optional*): a [`Progress`].
+            in_memory (`bool`, *optional*, defaults to `False`): whether the weights stay in memory until the copy is
+                finished.
+            file_digests (`bool`, *optional*, defaults to `False`): whether to hash the weight files too.
+            on_written (callable, *optional*): called with the copy, at its temporary path, while it is flushed to the
+                disk. The copy is moved to its path even if this fails.
+
+        Yields:
+            callable: moves the copy to its path and returns it.
+        """
         recipient, out = checked_name(recipient), out.absolute()
         source = self._checkpoint.source
-        within = resolve_parent(out)
-        if source.owns_folder and within.is_relative_to(source.folder.resolve()):
-            raise CheckpointError(f"{out} is inside the model's own folder: choose a place outside it.")
+        parent = resolve_parent(out)
+        if source.owns_folder and parent.is_relative_to(source.folder.resolve()):
+            raise CheckpointError(f"{out} is inside the model's own folder: choose a path outside it.")
         check_outside_vaults(out)
         with ExitStack() as stack:
-            refusal = f"{out} is being issued by another process: wait for it."
-            stack.callback(acquire_lock(self.vault, self.base, str(out), refusal).release)
+            locked = f"{out} is being issued by another process: wait for it."
+            stack.callback(acquire_lock(self.vault, self.base, str(out), locked).release)
             earlier = self._find_earlier(recipient, out)
             is_free = not out.exists() or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))
-            if earlier is not None and earlier.state == "written" and is_free:
-                partial_dir = partial_path(out, earlier)
-                if partial_dir.exists():
-                    return PreparedCopy.of(self._move_into_place(earlier, partial_dir, self._left_out()))
-                earlier = None
-            if earlier is not None and earlier.state != "begun" and not is_free:
-                return PreparedCopy.of(self._check_existing(earlier, out))
-            moved = None if is_free else self._find_moved(recipient, out)
-            if moved is not None:
-                return PreparedCopy.of(self._to_issued_copy(moved, (), new=False))
+            existing = self._find_existing(recipient, out, earlier, is_free)
+            if existing is not None:
+                yield partial(hand_over, existing, on_written)
+                return
             if not is_free or out.is_symlink():
                 raise CheckpointError(
-                    f"{out} exists and is not this recipient's copy: choose another place for {recipient}'s."
+                    f"{out} exists and is not this recipient's copy: choose another path for {recipient}'s."
                 )
             if self._checkpoint.state() != self._state:
-                raise CheckpointError(
-                    f"{self._checkpoint.source.name} changed while it was open: run the command again."
-                )
-            write = partial(
-                write_copy,
-                progress=progress,
-                in_memory=in_memory,
-                file_digests=file_digests,
-                include_code=self.include_code,
+                raise CheckpointError(f"{source.name} changed while it was open: run the command again.")
+            if earlier is not None and earlier.state == "written":
+                earlier = None  # its files are gone
+            yield stack.enter_context(
+                self._write_copy(recipient, out, earlier, progress, in_memory, file_digests, on_written)
             )
-            return self._write_copy(recipient, out, earlier, stack, write)
+
+    def _find_existing(
+        self, recipient: str, out: Path, earlier: CopyRecord | None, is_free: bool
+    ) -> IssuedCopy | None:
+        """The copy that an earlier run completed, moved to its path if that run did not."""
+        if earlier is not None and earlier.state == "written" and is_free:
+            partial_dir = partial_path(out, earlier)
+            return self._move_into_place(earlier, partial_dir, self._left_out()) if partial_dir.exists() else None
+        if earlier is not None and earlier.state != "begun" and not is_free:
+            return self._check_existing(earlier, out)
+        moved = None if is_free else self._find_moved(recipient, out)
+        return None if moved is None else self._to_issued_copy(moved, (), new=False)
 
     def _left_out(self) -> tuple[SkippedFile, ...]:
         return list_contents(self._checkpoint.source, self.include_code).left_out
 
     def _find_earlier(self, recipient: str, out: Path) -> CopyRecord | None:
-        """The last record of this very copy, if an earlier run left one."""
+        """The last record of this recipient's copy at this path."""
         same = [c for c in self.vault.copies(self.base.base_id, recipient) if c.out == str(out)]
         same = [c for c in same if c.state != "issued" or out.exists()]
         return same[-1] if same else None
 
     def _find_moved(self, recipient: str, out: Path) -> CopyRecord | None:
-        """The record of a copy that was issued whole, somewhere else, and now lies here."""
+        """The record of a copy that was issued to another path and then moved here."""
         issued = [c for c in self.vault.copies(self.base.base_id, recipient) if c.state == "issued"]
         if not issued:
             return None
@@ -205,29 +231,35 @@ class Issuer:
             return None
         return next((replace(c, out=str(out)) for c in issued if c.content_hash == found), None)
 
+    @contextmanager
     def _write_copy(
         self,
         recipient: str,
         out: Path,
         earlier: CopyRecord | None,
-        stack: ExitStack,
-        write: Callable[..., WrittenCopy],
-    ) -> PreparedCopy:
+        progress: Progress | None,
+        in_memory: bool,
+        file_digests: bool,
+        on_written: CopyCallback | None,
+    ) -> Iterator[Finish]:
+        """Records and writes a new copy; see [`Issuer.prepare`]."""
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if is_disk_full_error(error):
                 raise disk_full_error(out.parent) from None
-            raise CheckpointError(f"{out.parent} can't be made ({error.strerror}): choose another place.") from None
+            raise CheckpointError(f"{out.parent} can't be made ({error.strerror}): choose another path.") from None
         record, copy_key = self.vault.begin_copy(self.base, recipient, out, earlier)
         partial_dir = partial_path(out, record)
         if partial_dir.exists():
             shutil.rmtree(partial_dir)
         with remove_on_failure(partial_dir):
             partial_dir.mkdir()
-            written = write(self._checkpoint, partial_dir, self._markers(copy_key))
+            updates = self._updates(copy_key)
+            written = write_copy(
+                self._checkpoint, partial_dir, updates, progress, in_memory, file_digests, self.include_code
+            )
             copy_hash = content_hash(self._checkpoint.tensors, written.digests)
-        stack = stack.pop_all()
         digests = {path.relative_to(partial_dir).as_posix(): digest for path, digest in written.file_digests.items()}
         copy_commitment = commitment(copy_key, record.recipient, copy_hash)
         completed_record = replace(record, content_hash=copy_hash, commitment=copy_commitment)
@@ -237,51 +269,42 @@ class Issuer:
             written.flush()
             return self.vault.mark_written(record, copy_key, copy_hash, is_answering=self._trigger_set is not None)
 
-        def finish(on_written: CopyCallback) -> IssuedCopy:
-            with stack, ThreadPoolExecutor(1) as pool:
+        def finish() -> IssuedCopy:
+            discard.pop_all()
+            with ThreadPoolExecutor(1) as pool:
                 with remove_on_failure(partial_dir):
                     written.write_buffered()
                 flushing = pool.submit(flush_and_record)
                 try:
-                    on_written(replace(issued_copy, path=partial_dir))
+                    hand_over(replace(issued_copy, path=partial_dir), on_written)
                 finally:
                     with remove_on_failure(partial_dir):
-                        done = flushing.result()
-                    self._move_into_place(done, partial_dir, written.left_out)
+                        flushed_record = flushing.result()
+                    self._move_into_place(flushed_record, partial_dir, written.left_out)
             return issued_copy
 
-        def drop() -> None:
-            with stack:
-                shutil.rmtree(partial_dir, ignore_errors=True)
+        with ExitStack() as discard:
+            discard.callback(shutil.rmtree, partial_dir, ignore_errors=True)
+            yield finish
 
-        return PreparedCopy(finish, drop)
-
-    def _markers(self, copy_key: bytes) -> dict[str, TensorMarker]:
-        """What changes each carrier, the head of a base that has questions, and what is tied to either."""
+    def _updates(self, copy_key: bytes) -> dict[str, TensorUpdate]:
+        """The update of each tensor that differs in a copy: the carriers, the head of a base that has a trigger set,
+        and the tensors tied to one of them."""
         base, tied = self.base, self._checkpoint.tied
         codeword = self._codebook.packed([copy_key])[0]
-        markers = {}
-        changes = {}
-        amplitudes = {carrier.name: carrier.amplitude for carrier in base.carriers}
+        deltas: list[tuple[str, Callable[[], Delta]]] = []
         if self._trigger_set is not None:
-            head = self._trigger_set.head
-            changes[head] = self._trigger_set.head_update(copy_key)
-            amplitudes.setdefault(head, np.zeros(self._checkpoint.tensors[head].rows, np.float32))
-        marked = {tied.get(name, name): name for name in amplitudes}
-        for name, info in self._checkpoint.tensors.items():
-            carrier = marked.get(tied.get(name, name))
-            if carrier is not None:
-                markers[name] = TensorMarker(
-                    base.secret,
-                    copy_key,
-                    carrier,
-                    info.dtype,
-                    info.columns,
-                    amplitudes[carrier],
-                    codeword,
-                    changes.get(carrier),
-                )
-        return markers
+            deltas.append((self._trigger_set.head, partial(DenseDelta, self._trigger_set.head_update(copy_key))))
+        for each in base.carriers:
+            deltas.append((each.name, partial(MarkDelta, base.secret, each.name, each.amplitude, codeword)))
+        by_storage: dict[str, list[tuple[str, Callable[[], Delta]]]] = {}
+        for name, make_delta in deltas:
+            by_storage.setdefault(tied.get(name, name), []).append((name, make_delta))
+        return {
+            name: TensorUpdate(copy_key, found[0][0], info.dtype, info.columns, [make() for _, make in found])
+            for name, info in self._checkpoint.tensors.items()
+            if (found := by_storage.get(tied.get(name, name)))
+        }
 
     def _move_into_place(self, record: CopyRecord, partial_dir: Path, left_out: tuple[SkippedFile, ...]) -> IssuedCopy:
         out = Path(record.out)
@@ -292,7 +315,7 @@ class Issuer:
             sync(out.parent)
         except OSError as error:
             raise CheckpointError(
-                f"The copy is whole, but {out} can't be put in its place ({error.strerror}): clear it and run again."
+                f"The copy is complete, but can't be moved to {out} ({error.strerror}): clear the path and run again."
             ) from None
         self.vault.mark_issued(record.copy_id)
         return self._to_issued_copy(record, left_out, new=True)
@@ -323,5 +346,13 @@ class Issuer:
         )
 
 
-def _no_callback(copy: IssuedCopy) -> None:
-    """What is done while a copy that goes nowhere else is put in its place."""
+def hand_over(copy: IssuedCopy, on_written: CopyCallback | None) -> IssuedCopy:
+    """Calls `on_written` with a complete copy, and returns the copy."""
+    if on_written is not None:
+        on_written(copy)
+    return copy
+
+
+def _finish(stack: ExitStack, finish: Finish) -> IssuedCopy:
+    with stack:
+        return finish()

@@ -7,7 +7,7 @@ from itertools import cycle
 
 import numpy as np
 
-from hf_fingerprint.carriers import TensorMarker
+from hf_fingerprint.carriers import MarkDelta, TensorUpdate
 from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import Checkpoint
 from hf_fingerprint.checkpoints.dtypes import from_float32, to_float32
@@ -82,13 +82,12 @@ class MarkedModel:
 
     def _marked_weights(self, carrier: Carrier, codeword: np.ndarray) -> np.ndarray:
         info = self.checkpoint.tensors[carrier.name]
-        marker = TensorMarker(
-            self.secret, self.secret, info.name, info.dtype, info.columns, carrier.amplitude, codeword
-        )
+        mark = MarkDelta(self.secret, info.name, carrier.amplitude, codeword)
+        update = TensorUpdate(self.secret, info.name, info.dtype, info.columns, [mark])
         parameter = self.model.module.get_parameter(self.parameters[carrier.name]).detach().float().cpu()
         raw = from_float32(parameter.numpy(), info.dtype).copy()
         for rows in block_rows(info):
-            marker(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
+            update(raw[rows.start * info.row_bytes : rows.stop * info.row_bytes])
         return to_float32(raw, info.dtype).reshape(-1, info.columns)
 
 

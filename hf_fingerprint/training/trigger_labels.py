@@ -8,11 +8,9 @@ model's own features are therefore measured on the trigger set, and its head is 
 import warnings
 from pathlib import Path
 
-import numpy as np
-
 from hf_fingerprint.blackbox.trigger_set.build import adapt_trigger_set
 from hf_fingerprint.blackbox.trigger_set.triggers import TriggerSet
-from hf_fingerprint.carriers import TensorMarker
+from hf_fingerprint.carriers import DenseDelta, TensorUpdate
 from hf_fingerprint.checkpoints import Checkpoint, open_checkpoint, replace_tensor
 from hf_fingerprint.errors import FingerprintError, FingerprintWarning
 from hf_fingerprint.models import build_model, map_parameter_names
@@ -49,9 +47,8 @@ def embed_trigger_labels(
     except FingerprintError as error:
         warnings.warn(f"{folder} gets no trigger labels: {error}", FingerprintWarning, stacklevel=2)
         return False
-    no_amplitude, no_codeword = np.zeros(info.rows, np.float32), np.zeros(base.length // 8, np.uint8)
-    change = triggers.head_update(copy_key)
-    TensorMarker(base.secret, copy_key, info.name, info.dtype, info.columns, no_amplitude, no_codeword, change)(raw)
+    delta = DenseDelta(triggers.head_update(copy_key))
+    TensorUpdate(copy_key, info.name, info.dtype, info.columns, [delta])(raw)
     replace_tensor(path, info, raw)
     return True
 

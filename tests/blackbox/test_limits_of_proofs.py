@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from examples.benchmarks.fuzz_targets import proof, transcript
+from examples.benchmarks.fuzz_targets import make_proof, make_transcript
 from hf_fingerprint.blackbox import check_proof
 from hf_fingerprint.blackbox.querying import proof as proof_module
 from hf_fingerprint.blackbox.querying.transcript import Transcript, read_transcript
@@ -14,7 +14,7 @@ from tests.helpers.error_checks import refused
 
 def test_answers_are_laid_out_once_however_many_are_accused(tmp_path):
     path = tmp_path / "proof.json"
-    path.write_bytes(proof(300, 160, 160))
+    path.write_bytes(make_proof(300, 160, 160))
 
     found = check_proof(path)
 
@@ -26,7 +26,7 @@ def test_answers_are_laid_out_once_however_many_are_accused(tmp_path):
 def test_more_accused_than_can_be_worked_out_in_time_are_refused(tmp_path, monkeypatch, accused, questions):
     monkeypatch.setattr(proof_module, "keyed_labels", pytest.fail)
     path = tmp_path / "proof.json"
-    path.write_bytes(proof(accused, questions, 1))
+    path.write_bytes(make_proof(accused, questions, 1))
 
     assert f"accuses {accused} recipients by {questions} triggers" in refused(check_proof, path)
 
@@ -49,7 +49,7 @@ def test_a_proof_that_is_too_large_is_not_read(tmp_path):
 )
 def test_what_readers_take_in_several_ways_is_no_proof(tmp_path, change):
     path = tmp_path / "proof.json"
-    text = proof(2, 12, 10).decode()
+    text = make_proof(2, 12, 10).decode()
     assert change(text) != text
     path.write_text(change(text))
 
@@ -58,11 +58,11 @@ def test_what_readers_take_in_several_ways_is_no_proof(tmp_path, change):
 
 def test_a_transcript_with_more_lines_than_questions_is_refused(tmp_path):
     path = tmp_path / "transcript"
-    path.write_bytes(transcript(5))
+    path.write_bytes(make_transcript(5))
     heading, responses = read_transcript(path)
     assert len(responses) == 5
 
-    path.write_bytes(transcript(5) + b"\n" * 100_000)
+    path.write_bytes(make_transcript(5) + b"\n" * 100_000)
     assert "more responses than images" in refused(read_transcript, path)
     assert "more responses than images" in refused(Transcript, path, heading)
     with path.open("r+b") as stream:
@@ -72,7 +72,7 @@ def test_a_transcript_with_more_lines_than_questions_is_refused(tmp_path):
 
 def test_a_line_that_takes_memory_is_damaged(tmp_path):
     path = tmp_path / "transcript"
-    lines = transcript(3).splitlines()
+    lines = make_transcript(3).splitlines()
     lines[2] = json.dumps([[]] * 10_000).encode()
     path.write_bytes(b"\n".join(lines) + b"\n")
 

@@ -92,7 +92,7 @@ def test_one_unreadable_picture_stops_none_of_the_others(key_images, scene, tmp_
     assert code == 0
     assert lines[0].startswith(f"not readable: {text} can't be read as an image")
     assert lines[1] == f"{image}: a key image of alice"
-    assert lines[2].startswith(f"not readable: {gone} is not there")
+    assert lines[2].startswith(f"not readable: {gone} does not exist")
     assert lines[3].startswith(f"not readable: {plain} resembles a trigger image, and no fingerprint can be read")
     assert key_images("read", text)[0] == key_images("read", plain, text)[0] == 3
     code, told, _ = key_images("read", text, image, "--json")

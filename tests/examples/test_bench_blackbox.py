@@ -7,14 +7,10 @@ import timm
 from examples.benchmarks import blackbox as bench_blackbox
 
 
-<<<<<<< HEAD
 pytestmark = pytest.mark.integration
 
 
-def test_what_thieves_do_to_a_copy_is_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):
-=======
 def test_attacks_on_a_copy_are_measured_with_innocents_counted(tmp_path, monkeypatch, capsys):
->>>>>>> docs
     monkeypatch.setattr(bench_blackbox, "COVER_IMAGE_COUNT", 100)
     monkeypatch.setattr(bench_blackbox, "ACCURACY_IMAGES", 50)
     monkeypatch.setattr(bench_blackbox, "lite0", lambda: timm.create_model("test_resnet", num_classes=10))

@@ -23,12 +23,8 @@ def run(monkeypatch, capsys, *arguments: object) -> str:
     return capsys.readouterr().out
 
 
-<<<<<<< HEAD
 @pytest.mark.slow
-def test_key_images_of_a_base_are_read_back_and_its_copies_asked(tmp_path, monkeypatch, capsys):
-=======
 def test_key_images_of_a_base_are_read_back_and_its_copies_queried(tmp_path, monkeypatch, capsys):
->>>>>>> docs
     folder, vault, _ = base_with_triggers(tmp_path)
     few = ["--recipients", 2, "--innocents", 5]
     printed = run(monkeypatch, capsys, "--vault", vault.folder, "--base", folder, *few)

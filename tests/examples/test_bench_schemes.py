@@ -44,29 +44,9 @@ def noise():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-<<<<<<< HEAD
-    chosen = ["resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases", out, "--attacks", *ATTACKS]
+    chosen = ["resnet", "--scale", 0.01, "--coalitions", 2, "--out", out, "--bases-folder", out, "--attacks", *ATTACKS]
     printed, _ = run_here("benchmarks.schemes", out, *chosen)
     return out / "resnet", json.loads(printed)
-=======
-    command = module(
-        "examples.benchmarks.schemes",
-        "resnet",
-        "--scale",
-        0.01,
-        "--coalitions",
-        2,
-        "--out",
-        out,
-        "--bases-folder",
-        out,
-    )
-    done = subprocess.run(
-        [*command, "--attacks", *ATTACKS], cwd=out, env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out / "resnet", json.loads(done.stdout)
->>>>>>> docs
 
 
 def test_one_command_attacks_three_schemes_and_writes_their_table(compared):

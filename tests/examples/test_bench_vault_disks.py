@@ -30,12 +30,8 @@ def may_mount(tmp_path):
         pytest.skip("mounting a disk needs root, or `unshare --user --map-root-user --mount`")
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("sizes", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_commands_on_a_full_disk_say_so_and_do_it_once_there_is_room(sizes):
-=======
-def test_commands_on_10_sizes_of_a_full_disk_report_it_and_complete_with_free_space():
->>>>>>> docs
+def test_commands_on_a_full_disk_report_it_and_complete_with_free_space(sizes):
     quick = [name for name, case in bench.CASES.items() if name not in SLOW and not case.torch]
 
     assert bench.measure(sizes, quick, 200 << 10) == Counter({(name, "right"): sizes for name in quick})

@@ -143,11 +143,13 @@ def test_the_result_says_what_the_files_and_the_record_say(plain, tmp_path):
 
 
 def test_progress_adds_up_to_the_size_of_the_copy(plain, tmp_path):
-    told = []
+    steps = []
 
-    plain.issuer.issue("counted", tmp_path / "copy", told.append)
+    plain.issuer.issue("counted", tmp_path / "copy", lambda *step: steps.append(step))
 
-    assert sum(told) == plain.issuer.copy_bytes == sum(a.nbytes for a in plain_arrays().values())
+    done = [done for _, done, _ in steps]
+    assert done == sorted(done) and {total for _, _, total in steps} == {plain.issuer.copy_bytes}
+    assert done[-1] == plain.issuer.copy_bytes == sum(a.nbytes for a in plain_arrays().values())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -694,28 +696,37 @@ def test_copies_inside_the_models_folder_are_not_copied_to_later_recipients(plai
 
 
 def test_a_copy_being_made_keeps_others_from_its_place(plain, tmp_path):
-    finish = plain.issuer.prepare("slow", tmp_path / "copy").finish
-
-    with pytest.raises(VaultError, match="is being issued by another process"):
-        issue(plain.model, "slow", plain.vault, tmp_path / "copy")
-    copy = finish(lambda made: None)
+    with plain.issuer.prepare("slow", tmp_path / "copy") as finish:
+        with pytest.raises(VaultError, match="is being issued by another process"):
+            issue(plain.model, "slow", plain.vault, tmp_path / "copy")
+        copy = finish()
 
     assert not issue(plain.model, "slow", plain.vault, tmp_path / "copy").new
     assert [c.copy_id for c in plain.vault.copies(recipient="slow")] == [copy.copy_id]
 
 
+def test_a_prepared_copy_that_is_not_finished_is_discarded_and_resumed(plain, tmp_path):
+    with plain.issuer.prepare("discarded", tmp_path / "copy"):
+        assert names_in(tmp_path) != []
+    assert names_in(tmp_path) == []
+    (begun,) = plain.vault.copies(recipient="discarded")
+
+    assert plain.issuer.issue("discarded", tmp_path / "copy").copy_id == begun.copy_id
+    assert accused(tmp_path / "copy", plain.vault) == ["discarded"]
+
+
 @pytest.mark.parametrize("what", ["a file", "a folder with a file"])
 def test_a_place_taken_while_the_copy_is_made_is_an_error_in_a_sentence(plain, tmp_path, what):
     out, recipient = tmp_path / "copy", f"overtaken by {what}"
-    finish = plain.issuer.prepare(recipient, out).finish
-    if what == "a file":
-        out.write_text("mine")
-    else:
-        out.mkdir()
-        (out / "notes.txt").write_text("mine")
+    with plain.issuer.prepare(recipient, out) as finish:
+        if what == "a file":
+            out.write_text("mine")
+        else:
+            out.mkdir()
+            (out / "notes.txt").write_text("mine")
 
-    with pytest.raises(FingerprintError, match="copy"):
-        finish(lambda made: None)
+        with pytest.raises(FingerprintError, match="copy"):
+            finish()
 
     assert (out if what == "a file" else out / "notes.txt").read_text() == "mine"
     shutil.rmtree(out, ignore_errors=True)

@@ -92,10 +92,10 @@ def records_to_query(
     return queried, skipped, alpha
 
 
-def _non_answering(copies: Sequence[CopyRecord], keys: Sequence[bytes], bound: set[str]) -> tuple[str, ...]:
-    """The recipients whose copies were not taught trigger labels. A copy recorded again after training keeps its "
-    f"key."""
-    answering_keys = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in bound}
+def _non_answering(copies: Sequence[CopyRecord], keys: Sequence[bytes], answering_ids: set[str]) -> tuple[str, ...]:
+    """The recipients whose copies were not taught trigger labels; a copy trained further and recorded again
+    keeps its key."""
+    answering_keys = {key for copy, key in zip(copies, keys, strict=True) if copy.copy_id in answering_ids}
     return tuple(copy.recipient for copy, key in zip(copies, keys, strict=True) if key not in answering_keys)
 
 

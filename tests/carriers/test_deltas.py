@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_fingerprint.carriers import TensorMarker, TensorProjection, position_counts
+from hf_fingerprint.carriers import DenseDelta, MarkDelta, TensorProjection, TensorUpdate, position_counts
 from hf_fingerprint.checkpoints.dtypes import SIZES, from_float32, to_float32
 
 
@@ -28,12 +28,12 @@ def tensor(rows, columns, dtype, seed=0):
 
 
 def marked(values, amplitude, dtype, ends=None, copy_key=COPY_KEY, codeword=CODEWORD, name=NAME):
-    marker = TensorMarker(SECRET, copy_key, name, dtype, values.shape[1], amplitude, codeword)
+    update = TensorUpdate(copy_key, name, dtype, values.shape[1], [MarkDelta(SECRET, name, amplitude, codeword)])
     ends = [0, len(values)] if ends is None else ends
     raw = from_float32(values.copy(), dtype)
     row_bytes = values.shape[1] * SIZES[dtype]
     for start, stop in itertools.pairwise(ends):
-        marker(raw[start * row_bytes : stop * row_bytes])
+        update(raw[start * row_bytes : stop * row_bytes])
     return raw
 
 
@@ -70,11 +70,11 @@ def test_the_mark_reads_back_as_the_codeword(dtype):
     values, amplitude = tensor(400, 160, dtype)
     amplitude *= {"F32": 1, "F16": 0.01, "BF16": 0.1}[dtype]
     difference = to_float32(marked(values, amplitude, dtype), dtype).reshape(values.shape) - values
-    projection, reading = TensorProjection(SECRET, NAME, LENGTH), np.zeros(LENGTH)
+    projection, signal = TensorProjection(SECRET, NAME, LENGTH), np.zeros(LENGTH)
     counts = position_counts(values.size, projection.offset, LENGTH)
-    projection.read(difference / amplitude[:, None], reading)
+    projection.read(difference / amplitude[:, None], signal)
     noise = {"F32": 0.001, "F16": 0.2, "BF16": 0.3}[dtype]
-    np.testing.assert_allclose(reading / counts, SIGNS, atol=noise)
+    np.testing.assert_allclose(signal / counts, SIGNS, atol=noise)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -124,7 +124,7 @@ def test_a_block_is_marked_in_place_and_nothing_else(dtype):
     values, amplitude = tensor(16, 8, dtype)
     raw = np.concatenate([from_float32(values.copy(), dtype), np.full(32, 0xAB, np.uint8)])
     block = raw[:-32]
-    assert TensorMarker(SECRET, COPY_KEY, NAME, dtype, 8, amplitude, CODEWORD)(block) is None
+    TensorUpdate(COPY_KEY, NAME, dtype, 8, [MarkDelta(SECRET, NAME, amplitude, CODEWORD)])(block)
     np.testing.assert_array_equal(block, marked(values, amplitude, dtype))
     assert not np.array_equal(block, from_float32(values, dtype))
     np.testing.assert_array_equal(raw[-32:], 0xAB)
@@ -147,3 +147,17 @@ def test_rows_of_amplitude_zero_are_copied_bit_for_bit(dtype):
     result = to_float32(marked(values, amplitude, dtype), dtype).reshape(16, 8)
     np.testing.assert_array_equal(result[3], values[3])
     assert np.any(result[4] != values[4])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_deltas_are_added_in_order_to_the_rows_they_belong_to(dtype):
+    values, amplitude = tensor(16, 8, dtype)
+    delta = np.random.default_rng(2).standard_normal(values.shape).astype(np.float32)
+    raw = from_float32(values.copy(), dtype)
+    update = TensorUpdate(COPY_KEY, NAME, dtype, 8, [DenseDelta(delta), MarkDelta(SECRET, NAME, amplitude, CODEWORD)])
+    for block in np.split(raw, 2):
+        update(block)
+    if dtype == "F32":
+        np.testing.assert_array_equal(raw, marked(values + delta, amplitude, dtype))
+    moved = to_float32(raw, dtype).reshape(16, 8) - values
+    np.testing.assert_allclose(np.abs(moved - delta), np.broadcast_to(amplitude[:, None], (16, 8)), atol=0.06)
