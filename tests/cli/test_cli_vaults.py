@@ -152,8 +152,8 @@ def test_issuers_are_listed_and_removed(mine, run, tmp_path):
 
     out = done(run("vault", "issuer", "list", "--vault", mine.folder))
     assert out == f"ci  {keys['ci']}\nnightly  {keys['nightly']}\n2 issuers\n"
-    told = json.loads(done(run("vault", "issuer", "list", "--vault", mine.folder, "--json")))
-    assert told == [{"name": name, "public_key": keys[name]} for name in keys]
+    printed = json.loads(done(run("vault", "issuer", "list", "--vault", mine.folder, "--json")))
+    assert printed == [{"name": name, "public_key": keys[name]} for name in keys]
     done(run("vault", "issuer", "remove", "ci", "--vault", mine.folder))
     assert issuers(Vault(mine.folder)) == {keys["nightly"]: "nightly"}
     assert "ci" in failed(run("vault", "issuer", "remove", "ci", "--vault", mine.folder))
@@ -194,9 +194,9 @@ def test_a_record_that_contradicts_is_named_and_the_rest_is_merged(mine, run, tm
     assert "(alice)" in err
     assert bytes_of(other.folder) == before
     code, out, _ = run("vault", "merge", other.folder, "--vault", mine.folder, "--json")
-    told = json.loads(out)
-    assert (code, told["copies"], told["arrived"], told["unusable"]) == (1, 0, [], [])
-    assert [fault["table"] for fault in told["refused"]] == ["copies"]
+    printed = json.loads(out)
+    assert (code, printed["copies"], printed["arrived"], printed["unusable"]) == (1, 0, [], [])
+    assert [fault["table"] for fault in printed["refused"]] == ["copies"]
     listed = json.loads(done(run("recipients", "--vault", mine.folder, "--json")))
     assert [(each["recipient"], each["arrived"] is None) for each in listed] == [("alice", True), ("bob", False)]
     assert f"arrived {listed[1]['arrived']}" in done(run("recipients", "--vault", mine.folder))
