@@ -218,7 +218,9 @@ def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
             tried.append((len(images), kl))
             return OutputComparison(kl, (0.9 * kl, 1.1 * kl), 0.1 * kl, len(images), len(images), len(images))
 
-    eps, found = search_amplitudes(Marked(), few, many, np.array([0.01]), 1e-4, lambda step, *_: steps.append(step), clock)
+    eps, found = search_amplitudes(
+        Marked(), few, many, np.array([0.01]), 1e-4, lambda step, *_: steps.append(step), clock
+    )
 
     assert [count for count, _ in tried] == [32, 1000, 1000]
     assert allowed == [(), (60.0, clock), (30.0, clock)]  # two minutes in all
