@@ -1,4 +1,4 @@
-"""Records of one base's weights with questions of their own, without a model: what answers is a table of labels."""
+"""Records of one base's weights with trigger sets, and suspects that look labels up in a table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,21 +21,22 @@ COUNT, DECOYS, CLASSES = 70, 5, 10
 def add_trigger_set(
     vault: Vault, base: Base, classes: int = CLASSES, count: int = COUNT, recall: float = MIN_RECALL
 ) -> None:
-    """Lays down questions that no model was looked at for: clouds as they are."""
+    """Stores a trigger set of plain synthetic images, without a model."""
     patterns, logits = np.zeros((count + DECOYS, GRID, GRID, 3), np.int8), np.zeros((1, count, classes), np.float32)
     made = TriggerSet(base.base_id, "head.weight", count, 0.5, patterns, logits, np.zeros((1, count, 4), np.float32))
     vault.add_trigger_set(base, replace(made, recall=recall).to_bytes())
 
 
 def add_copy(vault: Vault, base: Base, recipient: str, bound: bool = True, key: bytes | None = None) -> None:
-    """A copy on record, made to answer questions or not."""
+    """Records a copy, with trigger labels or without."""
     record, key = vault.begin_copy(base, recipient, f"/{recipient}", copy_key=key)
     vault.mark_written(record, key, sha256(key).hexdigest(), is_answering=bound, is_issued=True)
 
 
 class SimulatedSuspect:
-    """A suspect that knows every image of some records: it tells the labels of one recipient's copy, as often as is
-    said, and otherwise, and to all else, what a table of random classes holds."""
+    """A suspect that knows every image of some records.
+
+    It predicts the labels of one recipient's copy with a given recall, and random classes of a table otherwise."""
 
     retries = 0
 
@@ -55,14 +56,14 @@ class SimulatedSuspect:
         self._responses: dict[str, int] = {}
         for base in bases:
             trigger_set = load_trigger_set(vault, base)
-            answers = rng.integers(0, trigger_set.classes, trigger_set.count + trigger_set.decoys)
+            responses = rng.integers(0, trigger_set.classes, trigger_set.count + trigger_set.decoys)
             if leaked is not None and leaked[0] == base:
                 (record,) = vault.copies(base.base_id, leaked[1])
                 (labels,), (assigned,) = trigger_set.assigned_labels([vault.copy_key(record)])
                 missed = rng.random(trigger_set.count) >= recall
-                answers[: trigger_set.count] = np.where(assigned & ~missed, labels, answers[: trigger_set.count])
+                responses[: trigger_set.count] = np.where(assigned & ~missed, labels, responses[: trigger_set.count])
             digests = map(image_digest, trigger_set.images(base.secret))
-            self._responses |= dict(zip(digests, answers.tolist(), strict=True))
+            self._responses |= dict(zip(digests, responses.tolist(), strict=True))
 
     def __call__(self, image: np.ndarray) -> int | None:
         self.queried += 1
@@ -80,7 +81,7 @@ class RecordFixture:
 
 
 def records_with_triggers(root: Path, records: int = 2, copies: int = 6) -> RecordFixture:
-    """Records with questions, and copies that answer them."""
+    """Records with trigger sets, and copies with trigger labels."""
     vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
     bases, recipients = [], {}
     for number in range(records):

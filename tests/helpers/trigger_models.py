@@ -1,4 +1,4 @@
-"""A base with questions, small enough for a test, and what it is asked behind."""
+"""A small base with a trigger set, and a model's folder as a suspect."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def names_of(folder: Path, model: BuiltModel) -> dict[str, str]:
 
 
 def base_with_triggers(root: Path, steps: int = STEPS) -> tuple[Path, Vault, Base]:
-    """A registered base whose questions are laid down, and its unlocked vault; a step is enough if none is asked."""
+    """A registered base with a trigger set, and its unlocked vault; one step is enough for tests without queries."""
     folder, vault = save_vit(root / "base", hidden_size=WIDTH), unlocked_vault(root / "vault")
     base, model = register(folder, vault, SETTINGS), built(folder)
     made = build_trigger_set(
@@ -37,7 +37,7 @@ def base_with_triggers(root: Path, steps: int = STEPS) -> tuple[Path, Vault, Bas
 
 
 class ModelSuspect:
-    """A model's folder as a suspect that tells classes alone."""
+    """A model's folder as a suspect that returns classes."""
 
     retries = 0
 
