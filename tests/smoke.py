@@ -1,7 +1,7 @@
-"""One run through all that the package does with other packages, for `make test-versions`: `python tests/smoke.py`.
+"""Runs every feature that depends on other packages, for `make test-versions`: `python -m tests.smoke`.
 
 It needs the extras `models`, `blackbox`, `datasets` and `plot`, no network and a few minutes; the Hub and a suspect
-are on loopback. The exit code is 0 if everything went as it should.
+are on loopback. The exit code is 0 if all parts pass.
 """
 
 import json
@@ -25,7 +25,7 @@ TOKEN = "hf_of-nobody"
 
 
 def main() -> None:
-    """Runs all parts in an empty folder, on a Hub of its own."""
+    """Runs all parts in an empty folder, with a loopback Hub."""
     say(", ".join(f"{name} {version(name)}" for name in PACKAGES))
     with tempfile.TemporaryDirectory() as folder, LoopbackHub() as hub:
         place = Path(folder)
@@ -42,7 +42,7 @@ def main() -> None:
             evaluation_of_a_model,
         ):
             part(place, hub)
-            say(f"{part.__name__}: as it should be")
+            say(f"{part.__name__}: passed")
         from matplotlib import pyplot
 
         pyplot.plot([1, 2])
@@ -50,13 +50,13 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    """A line on stdout, at once."""
+    """Prints a line and flushes it."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def run(*arguments: object, code: int = 0) -> None:
-    """Runs a command line, which must end in this exit code."""
+    """Runs a command, which must end in this exit code."""
     from hf_fingerprint.cli.main import main as command
 
     with patch("hf_fingerprint.vault.store.encrypt_identity", lock_quickly):
@@ -65,7 +65,7 @@ def run(*arguments: object, code: int = 0) -> None:
 
 
 def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
-    """A vault, a base with its questions, two copies in folders, traced, asked and read from their key images."""
+    """Issues two copies of a base with a trigger set, traces and queries them, and reads their key images."""
     from tests.helpers.small_models import save_vit
 
     run("trace", "--help")
@@ -87,7 +87,7 @@ def copies_of_a_transformer(place: Path, hub: LoopbackHub) -> None:
 
 
 def copies_on_the_hub(place: Path, hub: LoopbackHub) -> None:
-    """A copy pushed and a vault pushed and pulled, then a leak that turns up."""
+    """Pushes a copy, pushes and pulls a vault, then traces a leak."""
     vault = ("--vault", place / "vault")
     run("push", place / "copies" / "alice", "org/alice", *vault)
     run("vault", "push", "org/vault", *vault)
@@ -98,7 +98,7 @@ def copies_on_the_hub(place: Path, hub: LoopbackHub) -> None:
 
 
 def trained_by_the_trainer(place: Path, hub: LoopbackHub) -> None:
-    """A few steps of a Trainer with the mark in its loss."""
+    """Trains a few steps with a Trainer and the mark in its loss."""
     import torch
     from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
@@ -120,7 +120,7 @@ def trained_by_the_trainer(place: Path, hub: LoopbackHub) -> None:
 
 
 def timm_models(place: Path, hub: LoopbackHub) -> None:
-    """A copy of a timm model, and a few steps of timm's loop with the mark in its loss."""
+    """Issues a copy of a timm model, and trains a few steps with timm's loop and the mark in its loss."""
     import torch
     from timm.loss import LabelSmoothingCrossEntropy
     from timm.optim import create_optimizer_v2
@@ -148,16 +148,16 @@ def timm_models(place: Path, hub: LoopbackHub) -> None:
 
 
 def evaluation_of_a_model(place: Path, hub: LoopbackHub) -> None:
-    """An attack or two, on images from a folder."""
+    """Evaluates two attacks on images from a folder."""
     import datasets
 
     from tests.helpers.evaluation_runs import save_model_and_images
 
     (place / "evaluated").mkdir()
-    scene = save_model_and_images(place / "evaluated")
+    folder = save_model_and_images(place / "evaluated")
     chosen = ("--attacks", "half,average", "--coalitions", "2", "--expected-recipients", 4, "--coalition", 2)
-    run("evaluate", scene / "model", "--data", scene / "images", "--out", scene / "out", *chosen)
-    assert json.loads((scene / "out" / "results.json").read_text())["trials"]
+    run("evaluate", folder / "model", "--data", folder / "images", "--out", folder / "out", *chosen)
+    assert json.loads((folder / "out" / "results.json").read_text())["trials"]
     assert datasets.Dataset.from_dict({"label": np.arange(3)}).num_rows == 3
 
 

@@ -88,7 +88,7 @@ def test_branches_and_tags_move_and_commits_do_not(hub):
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "content"),
+    ("requested", "status", "content"),
     [
         (None, 200, b"0123456789"),
         ("bytes=0-0", 206, b"0"),
@@ -100,11 +100,11 @@ def test_branches_and_tags_move_and_commits_do_not(hub):
         ("bytes=5-2", 416, b""),
     ],
 )
-def test_a_range_of_a_file_is_that_range(hub, asked, status, content):
+def test_a_range_of_a_file_is_that_range(hub, requested, status, content):
     hub.add("org/name", FILES)
     url = f"{hub.url}/org/name/resolve/main/sub%20dir/labels.txt"
 
-    response = get_session().get(url, headers={"Range": asked} if asked else {})
+    response = get_session().get(url, headers={"Range": requested} if requested else {})
 
     assert (response.status_code, response.content) == (status, content)
     assert response.headers["Content-Length"] == str(len(content))
@@ -138,7 +138,7 @@ def test_a_file_on_the_disk_is_served_in_parts_and_what_is_sent_is_counted(hub, 
     assert HfApi().model_info("org/name", files_metadata=True).siblings[0].size == 1 << 30
 
 
-def test_a_head_request_tells_commit_hash_and_size_and_sends_nothing(hub):
+def test_a_head_request_returns_commit_hash_and_size_and_sends_nothing(hub):
     repo = hub.add("org/name", FILES)
 
     response = get_session().head(f"{hub.url}/org/name/resolve/main/config.json")
@@ -149,7 +149,7 @@ def test_a_head_request_tells_commit_hash_and_size_and_sends_nothing(hub):
     assert response.headers["Content-Length"] == "2"
 
 
-def test_what_is_missing_private_or_gated_is_told_apart_as_the_client_expects(hub, monkeypatch):
+def test_what_is_missing_private_or_gated_is_distinguished_as_the_client_expects(hub, monkeypatch):
     hub.add("org/name", FILES)
     hub.add("org/private", FILES, private=True)
     hub.add("org/gated", FILES, gated=True)
@@ -177,7 +177,7 @@ def test_what_is_missing_private_or_gated_is_told_apart_as_the_client_expects(hu
 
 @pytest.fixture
 def alice(hub):
-    """The client of someone who writes to their own repos and those of an organisation."""
+    """The client of someone who writes to their own repos and those of an organization."""
     hub.account("alice", orgs={"org"}, token="hf_alice")
     return HfApi(token="hf_alice")
 
@@ -208,14 +208,14 @@ def status_of(call):
     return caught.value.response.status_code
 
 
-def test_a_token_belongs_to_an_account_and_its_organisations(hub, alice):
+def test_a_token_belongs_to_an_account_and_its_organizations(hub, alice):
     hub.account("alice", token="hf_read", role="read")
     hub.tokens.add("hf_plain")
 
-    told = alice.whoami()
+    info = alice.whoami()
 
-    assert (told["name"], [org["name"] for org in told["orgs"]]) == ("alice", ["org"])
-    assert told["auth"]["accessToken"]["role"] == "write"
+    assert (info["name"], [org["name"] for org in info["orgs"]]) == ("alice", ["org"])
+    assert info["auth"]["accessToken"]["role"] == "write"
     read = HfApi(token="hf_read").whoami()
     assert (read["name"], read["auth"]["accessToken"]["role"]) == ("alice", "read")
     assert HfApi(token="hf_plain").whoami()["orgs"] == []
@@ -323,14 +323,14 @@ def test_a_folder_that_is_uploaded_comes_back_as_it_was(hub, alice, tmp_path, ki
     assert before <= last.date <= datetime.now(UTC)
     assert last.files == UPLOAD | first.files
     assert info.commit_url == f"{hub.url}{repo.path}/commit/{info.oid}"
-    told = alice.list_repo_commits("alice/name", repo_type=kind)
-    assert [(commit.commit_id, commit.title, commit.message, commit.authors) for commit in told] == [
+    commits = alice.list_repo_commits("alice/name", repo_type=kind)
+    assert [(commit.commit_id, commit.title, commit.message, commit.authors) for commit in commits] == [
         (commit.sha, commit.title, commit.message, [commit.author]) for commit in (last, first)
     ]
     about = alice.repo_info("alice/name", repo_type=kind)
     assert (about.sha, about.author) == (info.oid, "alice")
-    assert about.last_modified == told[0].created_at
-    assert about.created_at == told[1].created_at
+    assert about.last_modified == commits[0].created_at
+    assert about.created_at == commits[1].created_at
 
 
 def test_weights_and_large_files_become_lfs_and_others_do_not(hub, alice):
@@ -477,7 +477,7 @@ def test_an_lfs_file_must_be_uploaded_before_it_is_committed(hub, alice):
     assert hub.repos["alice/model"].refs == {"main": first.oid}
 
 
-def test_the_store_refuses_other_bytes_than_were_told(hub, alice):
+def test_the_store_refuses_other_bytes_than_announced(hub, alice):
     alice.create_repo("alice/model")
     ((action,), errors, transfer) = post_lfs_batch_info(
         [UploadInfo.from_bytes(b"right")], token="hf_alice", repo_type="model", repo_id="alice/model"
@@ -521,11 +521,11 @@ def test_a_model_card_is_read_and_one_without_metadata_is_warned_of(hub, alice):
     uploaded(alice)
 
     ModelCard(CARD.decode()).validate()
-    told = alice.model_info("alice/model")
+    info = alice.model_info("alice/model")
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
         uploaded(alice, files={"README.md": b"# A model"})
 
-    assert (told.card_data.license, told.library_name, told.tags) == ("mit", "timm", ["a", "b"])
+    assert (info.card_data.license, info.library_name, info.tags) == ("mit", "timm", ["a", "b"])
     assert alice.model_info("alice/model").card_data is None
 
 
@@ -621,7 +621,7 @@ def test_a_request_for_access_is_decided(hub, alice, bob):
     assert status_of(lambda: alice.accept_access_request("alice/model", "alice")) == 404
 
 
-def test_repos_are_listed_by_author_and_name_with_as_much_as_was_asked_for(hub, alice, bob):
+def test_repos_are_listed_by_author_and_name_with_the_requested_fields(hub, alice, bob):
     for name in ("alice/first", "org/second", "alice/third"):
         uploaded(alice, name)
     alice.update_repo_settings("alice/third", private=True)
@@ -729,8 +729,8 @@ def test_the_client_gets_over_errors_that_pass(hub, alice):
     commit = uploaded(alice, files={"a.bin": b"weights"})
 
     assert hub.repos["alice/model"].commits[commit.oid].files["a.bin"] == b"weights"
-    asked = [call.path.split("?")[0].split("/")[-1] for call in hub.calls]
-    assert [asked.count(part) for part in ("verify", "batch")] == [2, 1]
+    requested = [call.path.split("?")[0].split("/")[-1] for call in hub.calls]
+    assert [requested.count(part) for part in ("verify", "batch")] == [2, 1]
     assert len([call for call in hub.calls if "/preupload/" in call.path]) == 2
     first, second = (request for request in hub.received if request.method == "PUT")
     assert first.body is second.body
@@ -739,18 +739,18 @@ def test_the_client_gets_over_errors_that_pass(hub, alice):
 
 def test_a_fault_is_for_one_request_or_waits_for_some(hub, alice):
     uploaded(alice)
-    asked = len(hub.calls)
-    hub.faults += [Fault(request=asked + 2, status=500), Fault(match=r"^GET .*/refs$", status=503, skip=1)]
+    requested = len(hub.calls)
+    hub.faults += [Fault(request=requested + 2, status=500), Fault(match=r"^GET .*/refs$", status=503, skip=1)]
 
-    answers = []
+    statuses = []
     for call in (alice.whoami, alice.whoami, alice.whoami, *[lambda: alice.list_repo_refs("alice/model")] * 3):
         try:
             call()
-            answers.append(200)
+            statuses.append(200)
         except HfHubHTTPError as error:
-            answers.append(error.response.status_code)
+            statuses.append(error.response.status_code)
 
-    assert answers == [200, 500, 200, 200, 503, 200]
+    assert statuses == [200, 500, 200, 200, 503, 200]
     with pytest.raises(ValueError, match="is none of"):
         Fault(kind="cut")
 
@@ -766,10 +766,10 @@ def test_a_download_that_is_cut_goes_on_with_a_range_or_from_the_start(hub, alic
 
     assert Path(path).read_bytes() == content
     gets = [request for request in hub.received if request.method == "GET" and "/lfs-store/" in request.path]
-    asked = [{name.lower(): value for name, value in request.headers.items()}.get("range") for request in gets]
+    requested = [{name.lower(): value for name, value in request.headers.items()}.get("range") for request in gets]
     assert len(gets) == 2
-    assert asked[0] is None
-    assert asked[1] == f"bytes={10 * 2**20}-"
+    assert requested[0] is None
+    assert requested[1] == f"bytes={10 * 2**20}-"
 
 
 def test_connections_are_kept_open_and_do_not_outlive_the_server(tmp_path, monkeypatch):
@@ -862,7 +862,7 @@ def test_what_it_does_not_answer_it_refuses(hub, alice):
     uploaded(alice)
 
     for call in (
-        lambda: alice.create_discussion("alice/model", title="A question"),
+        lambda: alice.create_discussion("alice/model", title="A topic"),
         lambda: alice.create_repo("alice/space", repo_type="space", space_sdk="static"),
         lambda: uploaded(alice, files={"a.txt": b"1"}, create_pr=True),
         lambda: alice.super_squash_history("alice/model"),

@@ -1,4 +1,4 @@
-"""What must never be seen outside the vault: model secrets, copy keys, codewords, the passphrase, the identity."""
+"""Secrets never leave the vault: model secrets, copy keys, codewords, the passphrase, the identity."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ from tests.helpers.small_models import PLAIN_SETTINGS, names_in, new_vault, plai
 
 PASSPHRASE = "Tr0ub4dor & 3 very secret words"
 RECIPIENTS = ("Ariadne-of-Naxos", "Bartholomew-Ltd", "Cassandra-GmbH")
-# runs command lines one after another with everything logged, and tells what the process list shows
+# runs command lines one after another with everything logged, and prints what the process list shows
 SCRIPT = """
 import json, logging, os, sys, traceback
 logging.basicConfig(level=logging.DEBUG)
@@ -39,8 +39,7 @@ for arguments, variables in [(sys.argv[1:], {})] if sys.argv[1:] else json.load(
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A folder where everything was done that the command line does, and failed at some of it; what it said; the
-    secrets."""
+    """A folder after a run of all commands, some of which failed, with their output and the secrets."""
     root = tmp_path_factory.mktemp("scene")
     vault, work = root / "vault", root / "work"
     new_vault(vault, PASSPHRASE)
@@ -75,10 +74,10 @@ def scene(tmp_path_factory):
     ]
     jobs += [(job, {}) for job in wrong] + [(job, {"HF_FINGERPRINT_TRACEBACK": "1"}) for job in wrong]
     said = []
-    for arguments, told in (([], jobs), (["trace", work / "copies" / RECIPIENTS[2], *kept], [])):
+    for arguments, command_lines in (([], jobs), (["trace", work / "copies" / RECIPIENTS[2], *kept], [])):
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, *map(str, arguments)],
-            input=json.dumps(told, default=str).encode(),
+            input=json.dumps(command_lines, default=str).encode(),
             cwd=work,
             env=environment,
             capture_output=True,
@@ -111,7 +110,7 @@ def scene(tmp_path_factory):
 
 
 def spellings(secret: bytes) -> list[bytes]:
-    """A secret as it is, and as a log or a JSON file would hold it."""
+    """Returns a secret verbatim, and as it appears in a log or a JSON file."""
     coded = [base64.b64encode(secret), base64.urlsafe_b64encode(secret)]
     return [
         secret,

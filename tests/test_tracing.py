@@ -665,7 +665,7 @@ def test_two_copies_of_one_recipient_are_distinguished(case, tmp_path):
     assert {score.copy_id for score in result.scores} == {first.copy_id, second.copy_id}
 
 
-def adversarial_readings(length: int, codebook: Tardos | FairSigns) -> dict[str, np.ndarray]:
+def adversarial_signals(length: int, codebook: Tardos | FairSigns) -> dict[str, np.ndarray]:
     """Suspects that colluders may build if they know the code's mean but no innocent's bits."""
     rng = np.random.default_rng(5)
     colluders = 2.0 * np.unpackbits(codebook.packed([secrets.token_bytes(32) for _ in range(40)]), axis=1) - 1
@@ -683,17 +683,17 @@ def adversarial_readings(length: int, codebook: Tardos | FairSigns) -> dict[str,
 
 
 @pytest.mark.parametrize("family", ["tardos", "fair_signs"])
-def test_no_innocent_of_a_hundred_thousand_is_accused_whatever_the_reading_says(family):
+def test_no_innocent_of_a_hundred_thousand_is_accused_by_any_signal(family):
     length, recipients = 1024, 15_000
     codebook = Tardos(length, 3, bytes(32)) if family == "tardos" else FairSigns(length)
     keys = [secrets.token_bytes(32) for _ in range(recipients)]
     highest = 0.0
-    for name, reading in adversarial_readings(length, codebook).items():
-        decoded = decode(codebook, keys, reading, np.ones(length), 1e-6)
+    for name, signal in adversarial_signals(length, codebook).items():
+        decoded = decode(codebook, keys, signal, np.ones(length), 1e-6)
         assert decoded.accused == (), name
         assert (decoded.log_bounds > math.log(1e-6)).all()
         highest = max(highest, float(decoded.scores.max()))
-        colluding = codebook.codeword(keys[77]) + 0.1 * reading / max(np.abs(reading).max(), 1)
+        colluding = codebook.codeword(keys[77]) + 0.1 * signal / max(np.abs(signal).max(), 1)
         assert decode(codebook, keys[:200], colluding, np.ones(length), 1e-6).accused == (77,)
     assert highest > 3  # the scores of so many innocents do spread
 

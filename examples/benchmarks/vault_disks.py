@@ -43,7 +43,7 @@ from tests.helpers.loopback_suspect import LoopbackSuspect
 TOKEN = "hf_the-owner-of-org"
 SETTINGS = FingerprintConfig(coalition=3, expected_recipients=4, amplitude=0.003)
 DISK, ROOMY, PAGE = 8 << 20, 256 << 20, 4096
-SENTENCES = ("is full", "make room")
+SENTENCES = ("is full", "make room", "free disk space")
 CASES = VAULT_CASES | BLACKBOX_CASES
 
 

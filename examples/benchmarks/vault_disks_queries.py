@@ -81,7 +81,7 @@ CASES = {
         key_images_are_complete,
         max_free=600 << 10,
     ),
-    "questions": Case(
+    "triggers": Case(
         lambda place: shutil.copytree(place.blackbox / "bare_vault", place.vault),
         "triggers {0.blackbox}/model --vault {0.vault} --images {0.blackbox}/images --count 8 --decoys 1 --steps 1",
         lambda place: load_trigger_set(Vault(place.vault), Vault(place.vault).bases()[0]).count == 8 and opened(place),

@@ -36,7 +36,7 @@ from hf_fingerprint.printable import printable
 
 VAULT_DATABASE = "vault.db"
 SQLITE = b"SQLite format 3\0"
-_MOST_NAMED = 20
+_MAX_LISTED = 20
 _CARD = "README.md"
 
 
@@ -145,7 +145,7 @@ def holds_secret(content: bytes) -> bool:
 def _classify_file(
     path: Path, name: str, folder: Path, linked: set[str], include_code: bool
 ) -> IncludedFile | SkippedFile:
-    base, allowed = path.name, kinds.is_model_file(path.name) or (name in linked and kinds.is_picture(path.name))
+    base, allowed = path.name, kinds.is_model_file(path.name) or (name in linked and kinds.is_image(path.name))
     if not allowed:
         reason = kinds.exclusion_reason(base) or (kinds.UNMARKED if is_weight_file(base) else None)
         if reason is not None:
@@ -186,7 +186,7 @@ def _exclusion_reason(path: Path) -> str:
         pass
     if kinds.is_code(path.name):
         return kinds.CODE
-    return kinds.NOT_SHOWN if kinds.is_picture(path.name) else kinds.OTHER
+    return kinds.NOT_SHOWN if kinds.is_image(path.name) else kinds.OTHER
 
 
 def _included_index(path: Path) -> IncludedFile:
@@ -251,19 +251,19 @@ def truncate_skipped(skipped: list[SkippedFile]) -> Iterator[SkippedFile]:
     for each in skipped:
         kind = (posixpath.dirname(each.name.rstrip("/")), each.reason)
         count[kind] += 1
-        if count[kind] <= _MOST_NAMED:
+        if count[kind] <= _MAX_LISTED:
             yield each
     for (folder, reason), total in count.items():
-        if total > _MOST_NAMED:
-            yield SkippedFile(posixpath.join(folder, "..."), f"{total - _MOST_NAMED} more: {reason}")
+        if total > _MAX_LISTED:
+            yield SkippedFile(posixpath.join(folder, "..."), f"{total - _MAX_LISTED} more: {reason}")
 
 
 def _read(path: Path, limit: int) -> bytes:
     try:
         return read_bounded(path, limit, "such a file")
     except OSError as error:
-        linked = path.parent / printable(path.name)
+        shown = path.parent / printable(path.name)
         raise CheckpointError(
-            f"{linked} can't be read ({error.strerror or error}): fix its permissions, or move it out of the model's "
+            f"{shown} can't be read ({error.strerror or error}): fix its permissions, or move it out of the model's "
             f"folder."
         ) from None

@@ -99,9 +99,9 @@ def fetch_cached_snapshot(
     from huggingface_hub import snapshot_download
 
     try:
-        whole, there = cached_files(repo, revision)
-        names = wanted(list(there))
-        if not whole:
+        complete, available = cached_files(repo, revision)
+        names = wanted(list(available))
+        if not complete:
             folder = cached_folder(repo, revision)
             return folder, folder.name
         patterns = [glob.escape(name) for name in names]

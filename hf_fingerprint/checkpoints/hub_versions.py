@@ -39,7 +39,7 @@ def cached_folder(repo: str, revision: str | None) -> Path:
 
 
 @contextmanager
-def stream(url: str, retries: int, first_wait: float, **options: Any) -> Iterator[Any]:
+def stream_response(url: str, retries: int, first_wait: float, **options: Any) -> Iterator[Any]:
     """Yields the streaming response of a GET request, retried while the Hub is busy. Read it with `iter_bytes()`.
 
     Args:

@@ -41,7 +41,7 @@ _LABELS = _any_of(
 _DATA = _any_of(r".*(^|[\W_])(train|val|valid|validation|test|eval|dev|pseudo)([\W_]|\d|$).*")
 _DOCUMENTS = _any_of(rf"(license|licence|notice|copying|citation|use_policy|acknowledge?ments?)[\w-]*{_TEXT}")
 _MORE_DOCUMENTS = _any_of(r"readme\.md", r"citation\.(cff|bib)", r"\.gitattributes")
-_PICTURES = _any_of(r".*\.(svg|png|jpe?g|webp|gif)")
+_IMAGES = _any_of(r".*\.(svg|png|jpe?g|webp|gif)")
 _CODE_FILES = _any_of(r".*\.py")
 
 _SECRETS = _any_of(
@@ -105,8 +105,8 @@ def is_labels(name: str) -> bool:
     return bool(_LABELS.fullmatch(name)) and not _DATA.fullmatch(name)
 
 
-def is_picture(name: str) -> bool:
-    return bool(_PICTURES.fullmatch(name))
+def is_image(name: str) -> bool:
+    return bool(_IMAGES.fullmatch(name))
 
 
 def is_code(name: str) -> bool:

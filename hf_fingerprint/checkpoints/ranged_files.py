@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_fingerprint.checkpoints.hub_client import format_repo, hub_errors
-from hf_fingerprint.checkpoints.hub_versions import stream
+from hf_fingerprint.checkpoints.hub_versions import stream_response
 from hf_fingerprint.checkpoints.limits import megabytes
 from hf_fingerprint.errors import CheckpointError
 from hf_fingerprint.retrying import retry
@@ -99,7 +99,7 @@ class RangedFiles:
             return retry(lambda: self._fetch_once(name, begin, end, whole), 1 + RETRIES, _delay)
         except (CheckpointError, RangesUnavailable):
             raise
-        except Exception as error:  # the client's transport errors have no common class over its versions
+        except Exception as error:  # the client's transport errors share no base class across its versions
             reason = "the connection broke off" if isinstance(error, _CutOffError) else type(error).__name__
             raise CheckpointError(
                 f"{self._display_name} can't be fetched ({reason}): check the connection and run the command again."
@@ -119,7 +119,7 @@ class RangedFiles:
         body = None
         with (
             hub_errors(self.repo, self.commit),
-            stream(
+            stream_response(
                 url or hf_hub_url(self.repo, name, revision=self.commit),
                 RETRIES,
                 FIRST_WAIT,
@@ -137,10 +137,10 @@ class RangedFiles:
                     self._redirects[name] = str(response.url), "authorization" in response.request.headers
                 count, size = _parse_content_range(response, begin, end, whole)
                 body = self._read_body(response, count)
-        if expired:  # as signed addresses do
+        if expired:  # signed addresses do
             del self._redirects[name]
             return self._fetch_once(name, begin, end, whole)
-        if body is None:  # raised out here, since `stream` can't resume from within
+        if body is None:  # raised out here, since `stream_response` retries only the request
             raise _CutOffError
         return body, size
 
@@ -176,7 +176,7 @@ def _model_info(repo: str, revision: str | None) -> Any:
 
 
 def _delay(error: Exception, attempt: int) -> float | None:
-    """Seconds before the next attempt; `None` for a failure that will not pass."""
+    """Seconds before the next attempt; `None` to give up."""
     return FIRST_WAIT * 2 ** (attempt - 1) if isinstance(error, _CutOffError) else None
 
 

@@ -88,11 +88,11 @@ def open_ranged_checkpoint(
         [`DownloadLimitError`]: if its headers alone exceed `max_bytes`.
     """
     text = str(format_model_name(name, file))
-    place = parse_hub_id(text)
-    if place is None or (not text.startswith("hf-hub:") and exists(Path(str(name)))):
+    hub_id = parse_hub_id(text)
+    if hub_id is None or (not text.startswith("hf-hub:") and exists(Path(str(name)))):
         return None
     try:
-        return RangedCheckpoint(place, max_bytes)
+        return RangedCheckpoint(hub_id, max_bytes)
     except RangesUnavailable:
         return None
 
@@ -109,15 +109,15 @@ class RangedCheckpoint:
         max_bytes (`int` or `None`): maximum number of bytes to fetch.
     """
 
-    def __init__(self, place: HubId, max_bytes: int | None = None):
+    def __init__(self, hub_id: HubId, max_bytes: int | None = None):
         self.max_bytes = max_bytes
         self.tensors: dict[str, TensorInfo] = {}
         self.left_out: dict[str, str] = {}
         self.total_bytes = self._headers = 0
         self._header_bytes: list[tuple[int, int, np.ndarray]] = []
         self._fetched: list[tuple[int, int, np.ndarray]] = []
-        self._hub = hub = RangedFiles(place.repo, place.revision, max_bytes)
-        chosen = place.file or choose_safetensors(hub.sizes, hub.repo)
+        self._hub = hub = RangedFiles(hub_id.repo, hub_id.revision, max_bytes)
+        chosen = hub_id.file or choose_safetensors(hub.sizes, hub.repo)
         if chosen is None or not is_safetensors(chosen) or chosen not in hub.sizes or self._is_cached(chosen):
             raise RangesUnavailable
         try:
@@ -130,9 +130,9 @@ class RangedCheckpoint:
             raise
         if is_adapter(self.tensors):
             raise RangesUnavailable
-        name = str(format_model_name(hub.repo, place.file))
+        name = str(format_model_name(hub.repo, hub_id.file))
         self.source = Source(name, Path(), tuple(map(Path, self._files)), None, hub.commit, owns_folder=False)
-        files = set(self._files if place.file is None else hub.names)
+        files = set(self._files if hub_id.file is None else hub.names)
         others = [name for name in hub.names if may_hold_model(name) and name not in files]
         self.unread_files = tuple(UnreadFile(name, hub.sizes[name]) for name in others)
 
@@ -208,8 +208,8 @@ class RangedCheckpoint:
                 name = unique_name(info.name[:MAX_NAME], taken)
                 info = info if name == info.name else replace(info, name=name)
                 self.tensors[info.name] = info
-        if (most := largest_tensors(self.tensors.values(), self.left_out)) is not None:
-            self.tensors = {name: info for name, info in self.tensors.items() if name in most}
+        if (largest := largest_tensors(self.tensors.values(), self.left_out)) is not None:
+            self.tensors = {name: info for name, info in self.tensors.items() if name in largest}
         for name, shard in weight_map.items():
             if name not in self.tensors:
                 self.left_out.setdefault(printable(name), f"not in {printable(shard)}")

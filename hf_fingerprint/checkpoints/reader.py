@@ -70,9 +70,9 @@ class Checkpoint:
         self._descriptors: list[int] = []
         self._memory: dict[str, LazyTensor] = {}
         self.tied: dict[str, str] = {}
-        forms = {detect_format(path) for path in source.weights}
+        formats = {detect_format(path) for path in source.weights}
         self._sizes = [path.stat().st_size for path in source.weights]
-        if len(forms) > 1:
+        if len(formats) > 1:
             raise CheckpointError(f"{source.name} mixes safetensors and PyTorch files: download the model again.")
         if source.pickled:
             infos, self._memory, self.tied = load_pickled(source.weights, self.left_out if suspect else None)
@@ -85,8 +85,8 @@ class Checkpoint:
                 self.data_starts.append(start)
                 self._add(infos, taken)
             self._check_index(suspect)
-        if suspect and (most := largest_tensors(self.tensors.values(), self.left_out)) is not None:
-            self.tensors = {name: info for name, info in self.tensors.items() if name in most}
+        if suspect and (largest := largest_tensors(self.tensors.values(), self.left_out)) is not None:
+            self.tensors = {name: info for name, info in self.tensors.items() if name in largest}
         if len(self.tensors) > MAX_TENSORS:
             raise CheckpointError(
                 f"{source.name} holds {len(self.tensors)} tensors, and the limit is {MAX_TENSORS}: split the model."
@@ -239,11 +239,11 @@ def content_hash(tensors: dict[str, TensorInfo], digests: dict[str, str]) -> str
     Returns:
         `str`: SHA-256 of one JSON line `[name, dtype, shape, digest]` for each tensor, sorted by name; hexadecimal.
     """
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for name in sorted(tensors):
         info = tensors[name]
-        whole.update(json.dumps([name, info.dtype, list(info.shape), digests[name]]).encode() + b"\n")
-    return whole.hexdigest()
+        total.update(json.dumps([name, info.dtype, list(info.shape), digests[name]]).encode() + b"\n")
+    return total.hexdigest()
 
 
 def digest_tensors(

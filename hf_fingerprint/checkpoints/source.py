@@ -83,11 +83,11 @@ def resolve(name: str | Path, weights_only: bool = False, file: str | None = Non
     Raises:
         [`CheckpointError`]: if there is no such model, it has no readable weights, or its files point elsewhere.
     """
-    place = parse_model_name(format_model_name(name, file))
-    if isinstance(place, HubId):
-        return _from_hub(place, weights_only)
+    location = parse_model_name(format_model_name(name, file))
+    if isinstance(location, HubId):
+        return _from_hub(location, weights_only)
     try:
-        return _from_chosen_file(place) if isinstance(place, LocalFile) else _from_path(place)
+        return _from_chosen_file(location) if isinstance(location, LocalFile) else _from_path(location)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
 
@@ -116,13 +116,13 @@ def _from_path(path: Path) -> Source:
     return Source(str(path), path.parent, (path,), None, None, owns_folder=False)
 
 
-def _from_chosen_file(place: LocalFile) -> Source:
+def _from_chosen_file(chosen: LocalFile) -> Source:
     """A file chosen in a model's folder."""
-    folder, name = place.folder, str(format_model_name(place.folder, place.file))
-    if not exists(place.path):
+    folder, name = chosen.folder, str(format_model_name(chosen.folder, chosen.file))
+    if not exists(chosen.path):
         there = sorted(entry.name for entry in folder.iterdir() if is_weight_file(entry.name))
-        raise missing_file_error(str(folder), place.file, there)
-    return _from_file(folder, place.file, name, None)
+        raise missing_file_error(str(folder), chosen.file, there)
+    return _from_file(folder, chosen.file, name, None)
 
 
 def _from_folder(folder: Path, name: str, revision: str | None) -> Source:
@@ -211,25 +211,25 @@ def path_problem(path: Path, folder: Path) -> str | None:
     return None
 
 
-def _from_hub(place: HubId, weights_only: bool) -> Source:
+def _from_hub(hub_id: HubId, weights_only: bool) -> Source:
     folder, commit = fetch_snapshot(
-        place.repo, place.revision, lambda names: _select_files(names, place, weights_only)
+        hub_id.repo, hub_id.revision, lambda names: _select_files(names, hub_id, weights_only)
     )
-    return _from_snapshot(folder, place, commit)
+    return _from_snapshot(folder, hub_id, commit)
 
 
-def _from_snapshot(folder: Path, place: HubId, commit: str) -> Source:
-    if place.file is None:
-        return _from_folder(folder, place.repo, commit)
-    return _from_file(folder, place.file, place.name, commit)
+def _from_snapshot(folder: Path, hub_id: HubId, commit: str) -> Source:
+    if hub_id.file is None:
+        return _from_folder(folder, hub_id.repo, commit)
+    return _from_file(folder, hub_id.file, hub_id.name, commit)
 
 
-def _select_files(names: list[str], place: HubId, weights_only: bool) -> list[str]:
-    chosen = place.file
+def _select_files(names: list[str], hub_id: HubId, weights_only: bool) -> list[str]:
+    chosen = hub_id.file
     if chosen is None:
-        chosen = choose_weights([name for name in names if "/" not in name], place.repo)
+        chosen = choose_weights([name for name in names if "/" not in name], hub_id.repo)
     elif chosen not in names:
-        raise missing_file_error(place.repo, chosen, filter(is_weight_file, names))
+        raise missing_file_error(hub_id.repo, chosen, filter(is_weight_file, names))
     indexed, top = chosen.lower().endswith(INDEX_SUFFIX), chosen.rpartition("/")[0]
     suffix = PurePosixPath(chosen[: -len(INDEX_SUFFIX)] if indexed else chosen).suffix
     shards = {n for n in names if n.endswith(suffix) and n.rpartition("/")[0] == top} if indexed else set()

@@ -164,9 +164,9 @@ def _groups_of(
             unread.append(SkippedFile(index, str(error)))
             continue
         unread += [SkippedFile(shard, MISSING) for shard in named if shard not in there]
-        forms = _split_by_format((shard for shard in named if shard in there), get_format)
-        groups += [WeightFileGroup(tuple(files), index if len(forms) == 1 else None) for files in forms]
-        grouped.update(*forms)
+        by_format = _split_by_format((shard for shard in named if shard in there), get_format)
+        groups += [WeightFileGroup(tuple(files), index if len(by_format) == 1 else None) for files in by_format]
+        grouped.update(*by_format)
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
         if name in grouped or is_state(name):

@@ -80,14 +80,14 @@ def find_weight_sets(name: str | Path, max_bytes: int | None = None, file: str |
         [`CheckpointError`]: if there is no such model, no file may hold weights, or there are more than [`MAX_SETS`]
             sets.
     """
-    place = parse_model_name(format_model_name(name, file))
-    if isinstance(place, HubId):
-        return _from_hub(place, max_bytes)
+    location = parse_model_name(format_model_name(name, file))
+    if isinstance(location, HubId):
+        return _from_hub(location, max_bytes)
     try:
-        if isinstance(place, LocalFile):
-            resolve(place.folder, file=place.file)  # raises if it can't be used
-            return _from_file(place.path)
-        return _from_folder(place) if place.is_dir() else _from_file(place)
+        if isinstance(location, LocalFile):
+            resolve(location.folder, file=location.file)  # raises if it can't be used
+            return _from_file(location.path)
+        return _from_folder(location) if location.is_dir() else _from_file(location)
     except OSError as error:
         raise CheckpointError(f"{name} can't be read: {error.strerror or error}.") from None
 
@@ -189,8 +189,8 @@ def _read(index: Path) -> bytes:
     return content
 
 
-def _from_hub(place: HubId, max_bytes: int | None) -> WeightSets:
-    hub = HubFiles(place.repo, place.revision, max_bytes)
+def _from_hub(hub_id: HubId, max_bytes: int | None) -> WeightSets:
+    hub = HubFiles(hub_id.repo, hub_id.revision, max_bytes)
     names = [name for name in hub.sizes if _is_model_path(name) and (is_weight_file(name) or is_index(name))]
     small: list[str] = []
     for name in (_CONFIG, *filter(is_index, names)):
@@ -198,8 +198,8 @@ def _from_hub(place: HubId, max_bytes: int | None) -> WeightSets:
             small.append(name)
     hub.fetch_small(small)
     groups, unread = group_files(names, lambda name: hub.read_small(name, small))
-    if place.file is not None:
-        groups, unread = _select_chosen(place, groups, unread, names)
+    if hub_id.file is not None:
+        groups, unread = _select_chosen(hub_id, groups, unread, names)
     fetched = []
     for group in _limit_groups(groups, hub.repo, unread):
         reason = hub.fetch_problem(group.files)
@@ -216,14 +216,14 @@ def _from_hub(place: HubId, max_bytes: int | None) -> WeightSets:
 
 
 def _select_chosen(
-    place: HubId, groups: list[WeightFileGroup], unread: list[SkippedFile], names: list[str]
+    hub_id: HubId, groups: list[WeightFileGroup], unread: list[SkippedFile], names: list[str]
 ) -> tuple[list[WeightFileGroup], list[SkippedFile]]:
     """The groups and unreadable files of a repo that belong to the chosen file."""
-    if place.file not in names:
-        raise missing_file_error(place.repo, str(place.file), names)
-    found = [group for group in groups if group.index == place.file]
-    alone = [WeightFileGroup((str(place.file),))] if any(place.file in group.files for group in groups) else []
-    return found or alone, [each for each in unread if each.name == place.file]
+    if hub_id.file not in names:
+        raise missing_file_error(hub_id.repo, str(hub_id.file), names)
+    found = [group for group in groups if group.index == hub_id.file]
+    alone = [WeightFileGroup((str(hub_id.file),))] if any(hub_id.file in group.files for group in groups) else []
+    return found or alone, [each for each in unread if each.name == hub_id.file]
 
 
 def _is_model_path(name: str) -> bool:
@@ -259,35 +259,35 @@ def _open_groups(
 ) -> WeightSets:
     """The groups that open, as sources. The others are listed in `unread`."""
     sets: list[Source] = []
-    left, headers = list(unread), 0
-    for group in _limit_groups(groups, name, left):
+    skipped, headers = list(unread), 0
+    for group in _limit_groups(groups, name, skipped):
         paths = tuple(folder / file for file in group.files)
         index = None if group.index is None else folder / group.index
-        whole = owns_folder and paths[0].parent == folder
-        source = Source(name, paths[0].parent, paths, index, revision, whole)
+        is_own = owns_folder and paths[0].parent == folder
+        source = Source(name, paths[0].parent, paths, index, revision, is_own)
         headers += total_header_length(paths)
         reason = _opening_problem(source) if headers <= MAX_HEADERS or not sets else _HEADERS
         if reason is None:
             sets.append(source)
         elif len(paths) == 1 or reason == _HEADERS:
-            left.append(SkippedFile(group.name if reason == _HEADERS else group.files[0], reason))
-        elif rest := _readable_parts(source, folder, left):
+            skipped.append(SkippedFile(group.name if reason == _HEADERS else group.files[0], reason))
+        elif rest := _readable_parts(source, folder, skipped):
             sets.append(rest)
-    if not sets and not left:
+    if not sets and not skipped:
         raise no_weights_error(name)
-    return WeightSets(tuple(sets), tuple(truncate_skipped(sorted(set(left)))))
+    return WeightSets(tuple(sets), tuple(truncate_skipped(sorted(set(skipped)))))
 
 
-def _readable_parts(source: Source, folder: Path, left: list[SkippedFile]) -> Source | None:
-    """The source without the files that don't open, or `None` if none opens. Appends those files to `left`."""
-    whole = []
+def _readable_parts(source: Source, folder: Path, unread: list[SkippedFile]) -> Source | None:
+    """The source without the files that don't open, or `None` if none opens. Appends those files to `unread`."""
+    readable = []
     for path in source.weights:
         reason = _opening_problem(replace(source, weights=(path,), index=None))
         if reason is None:
-            whole.append(path)
+            readable.append(path)
         else:
-            left.append(SkippedFile(path.relative_to(folder).as_posix(), reason))
-    return replace(source, weights=tuple(whole), index=None) if whole else None
+            unread.append(SkippedFile(path.relative_to(folder).as_posix(), reason))
+    return replace(source, weights=tuple(readable), index=None) if readable else None
 
 
 def _opening_problem(source: Source) -> str | None:

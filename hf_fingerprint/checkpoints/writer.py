@@ -42,7 +42,7 @@ from hf_fingerprint.progress import Progress, counting
 Rewrite = Callable[[np.ndarray], None]
 CONVERTED_FILE = "model.safetensors"
 _BUFFERS = 6
-_RUN_BYTES = 1 << 20
+_GROUP_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,35 +122,35 @@ def write_copy(
     mode = reduce(int.__and__, map(file_mode, source.weights))
     count = counting(progress, "writing the copy", sum(info.nbytes for info in checkpoint.tensors.values()))
     digests: dict[str, str] = {}
-    whole: dict[Path, str] = {}
+    hashes: dict[Path, str] = {}
     buffered: dict[Path, BytesIO] = {target: BytesIO() for target in targets} if in_memory else {}
     for number, target in enumerate(targets):
         chosen = [i for i in checkpoint.tensors.values() if source.pickled or i.file == number]
         header = _header(checkpoint, number)
         with ExitStack() as opened:
             if in_memory:
-                pipe = opened.enter_context(_HashingWriter(buffered[target], chosen, file_digests))
+                output = opened.enter_context(_HashingWriter(buffered[target], chosen, file_digests))
             else:
                 stream = opened.enter_context(create_file(target, mode))
                 allocate(stream, len(header) + sum(info.nbytes for info in chosen))
-                pipe = opened.enter_context(_HashingWriter(stream, chosen, file_digests))
-            head = pipe.buffer(len(header))[: len(header)]
+                output = opened.enter_context(_HashingWriter(stream, chosen, file_digests))
+            head = output.buffer(len(header))[: len(header)]
             head[:] = np.frombuffer(header, np.uint8)
-            pipe.put(head, [])
-            for run in _runs(chosen):
-                buffer, end = pipe.buffer(sum(stop - start for _, start, stop in run)), 0
-                for info, start, stop in run:
+            output.put(head, [])
+            for group in _group_blocks(chosen):
+                buffer, end = output.buffer(sum(stop - start for _, start, stop in group)), 0
+                for info, start, stop in group:
                     block = checkpoint.read(info, start, stop, buffer[end:])
                     if info.name in rewrites:
                         rewrites[info.name](block)
                     end += stop - start
-                pipe.put(buffer[:end], [(info.name, stop - start) for info, start, stop in run])
+                output.put(buffer[:end], [(info.name, stop - start) for info, start, stop in group])
                 count(end)
-        digests |= pipe.digests
+        digests |= output.digests
         if file_digests:
-            whole[target] = pipe.digest
+            hashes[target] = output.digest
     written = tuple(target for _, target in copies) + tuple(targets)
-    return WrittenCopy(digests, whole, contents.left_out, written, buffered, mode)
+    return WrittenCopy(digests, hashes, contents.left_out, written, buffered, mode)
 
 
 def can_publish_unchanged(checkpoint: Checkpoint) -> bool:
@@ -192,37 +192,37 @@ def replace_tensor(path: Path, info: TensorInfo, raw: np.ndarray) -> None:
         ) from None
 
 
-def _runs(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
+def _group_blocks(infos: list[TensorInfo]) -> Iterator[list[tuple[TensorInfo, int, int]]]:
     """Groups blocks of rows into writes of about 1 MB: many small tensors, or a part of a large one.
 
     Yields:
         a list of `(info, start, stop)`, `start` and `stop` in bytes.
     """
-    run: list[tuple[TensorInfo, int, int]] = []
+    group: list[tuple[TensorInfo, int, int]] = []
     size = 0
     for info in infos:
         for rows in block_rows(info):
             start, stop = rows.start * info.row_bytes, rows.stop * info.row_bytes
-            if run and size + stop - start > _RUN_BYTES:
-                yield run
-                run, size = [], 0
-            run.append((info, start, stop))
+            if group and size + stop - start > _GROUP_BYTES:
+                yield group
+                group, size = [], 0
+            group.append((info, start, stop))
             size += stop - start
-    if run:
-        yield run
+    if group:
+        yield group
 
 
 class _HashingWriter:
     """Writes and hashes blocks in two background threads, while the caller fills the next of several buffers."""
 
-    def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo], whole: bool):
+    def __init__(self, stream: FileIO | BytesIO, infos: list[TensorInfo], hash_file: bool):
         self._stream = stream
         self._writer, self._hasher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: deque[tuple[np.ndarray, list[Future[Any]]]] = deque()
         self._buffers = [np.empty(0, np.uint8) for _ in range(_BUFFERS)]
         self._filling = self._buffers[0]
         self._hashes = {info.name: hashlib.sha256() for info in infos}
-        self._file_hash = hashlib.sha256() if whole else None
+        self._file_hash = hashlib.sha256() if hash_file else None
 
     def __enter__(self) -> "_HashingWriter":
         return self

@@ -224,7 +224,7 @@ def _issue_to_hub(
         return
     _print_left_out(each for copy in done for each in copy.left_out)
     new = sum(copy.new for copy in done)
-    output.echo(f"{new} copies published, {len(done) - new} were published before")
+    output.echo(f"{new} published, {len(done) - new} were published before")
     _print_summary(issuer, len(done))
 
 

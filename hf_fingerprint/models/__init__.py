@@ -2,6 +2,7 @@
 
 from hf_fingerprint.models.building import build_model
 from hf_fingerprint.models.built import BuiltModel
+from hf_fingerprint.models.images import open_image
 from hf_fingerprint.models.inputs import (
     LazyImages,
     fit_batch_size,
@@ -13,7 +14,6 @@ from hf_fingerprint.models.inputs import (
     user_images,
 )
 from hf_fingerprint.models.logits import logits_of
-from hf_fingerprint.models.pictures import open_image
 from hf_fingerprint.models.weights import map_parameter_names
 
 

@@ -63,18 +63,18 @@ def is_plain(value: object, depth: int = 0) -> bool:
     return False
 
 
-def plain_entries(given: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
+def plain_entries(config: Mapping[str, Any], known: Collection[str], where: str) -> dict[str, Any]:
     """The entries with known names.
 
     Args:
-        given (mapping): the configuration.
+        config (mapping): the configuration.
         known (collection of `str`): names that the caller understands; others are ignored.
         where (`str`): the file, for errors.
 
     Raises:
         [`BuildError`]: if one of them is not plain; see [`is_plain`].
     """
-    chosen = {name: value for name, value in given.items() if name in known and value is not None}
+    chosen = {name: value for name, value in config.items() if name in known and value is not None}
     for name, value in chosen.items():
         if not is_plain(value):
             raise BuildError(f"{where} gives {name} a value that no architecture accepts: don't use this model.")

@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models.built import BuiltModel
-from hf_fingerprint.models.pictures import open_image
+from hf_fingerprint.models.images import open_image
 from hf_fingerprint.printable import printable
 
 

@@ -44,11 +44,13 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
     Raises:
         [`BuildError`]: if the processor's file is damaged or has invalid settings.
     """
-    file, given = _read_description(folder)
-    if not given:
+    file, description = _read_description(folder)
+    if not description:
         return None
-    kind = _processor_class(given.get("image_processor_type") or given.get("feature_extractor_type"), model_type)
-    if kind is None:
+    processor_class = _processor_class(
+        description.get("image_processor_type") or description.get("feature_extractor_type"), model_type
+    )
+    if processor_class is None:
         warnings.warn(
             f"{file} names an image processor that transformers doesn't have: images are resized to the model's input "
             f"size and normalized with mean and standard deviation 0.5.",
@@ -56,15 +58,19 @@ def read_processor(folder: Path, model_type: str) -> Any | None:
             stacklevel=2,
         )
         return None
-    settings = plain_entries(given, _SETTINGS, str(file))
-    sizes = {name: _check_size_setting(given[name], name, file) for name in _SIZES if given.get(name) is not None}
+    settings = plain_entries(description, _SETTINGS, str(file))
+    sizes = {
+        name: _check_size_setting(description[name], name, file)
+        for name in _SIZES
+        if description.get(name) is not None
+    }
     for name in ("crop_pct", "rescale_factor"):
         if not isinstance(settings.get(name, 1.0), int | float) or not 0 <= settings.get(name, 1.0) <= 4:
             raise BuildError(f"{file} gives {name} as {short_repr(settings[name])}: it must be a number from 0 to 4.")
     for name in ("size_divisor", "resize_short"):
         _check_side(settings.get(name, 1), name, file)
     try:
-        return kind(**settings, **sizes)
+        return processor_class(**settings, **sizes)
     except Exception as error:  # processors raise anything
         raise BuildError(
             f"{file} does not describe a valid image processor ({type(error).__name__}): fix or remove it."
@@ -96,9 +102,9 @@ def image_size(processor: Any | None, config: Any, where: str) -> tuple[int, int
         config (`transformers.PreTrainedConfig`): the model's configuration; nested ones count too.
         where (`str`): file of the configuration, for the warning.
     """
-    for given in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
-        if given is not None and "height" in given:
-            return given["height"], given["width"]
+    for size_setting in (getattr(processor, "crop_size", None), getattr(processor, "size", None)):
+        if size_setting is not None and "height" in size_setting:
+            return size_setting["height"], size_setting["width"]
     nested = [getattr(config, name, None) for name in ("vision_config", "backbone_config")]
     for each in (config, *nested):
         size = getattr(each, "image_size", None)
@@ -136,8 +142,8 @@ def _processor_class(name: object, model_type: str) -> Any | None:
         chosen = plain if any(plain in names for names in known.values()) else None
     else:
         chosen = next(iter(known.get(model_type, ())), None)
-    kind = None if chosen is None else getattr(transformers, chosen, None)
-    return kind if getattr(kind, "__module__", "").startswith("transformers.models.") else None
+    found = None if chosen is None else getattr(transformers, chosen, None)
+    return found if getattr(found, "__module__", "").startswith("transformers.models.") else None
 
 
 def _class_names(entry: Any) -> list[str]:
@@ -146,15 +152,15 @@ def _class_names(entry: Any) -> list[str]:
     return sorted({_CLASS_SUFFIX.sub("", name) for name in found if isinstance(name, str)})
 
 
-def _check_size_setting(given: object, name: str, file: Path) -> int | dict[str, int]:
-    if isinstance(given, dict):
-        return {edge: _check_side(given[edge], name, file) for edge in _EDGES if given.get(edge) is not None}
-    if isinstance(given, list) and len(given) == 2:
-        return {"height": _check_side(given[0], name, file), "width": _check_side(given[1], name, file)}
-    return _check_side(given, name, file)
+def _check_size_setting(value: object, name: str, file: Path) -> int | dict[str, int]:
+    if isinstance(value, dict):
+        return {edge: _check_side(value[edge], name, file) for edge in _EDGES if value.get(edge) is not None}
+    if isinstance(value, list) and len(value) == 2:
+        return {"height": _check_side(value[0], name, file), "width": _check_side(value[1], name, file)}
+    return _check_side(value, name, file)
 
 
-def _check_side(given: object, name: str, file: Path) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= MAX_SIDE:
-        raise BuildError(f"{file} gives {name} as {short_repr(given)}: it must be 1 to {MAX_SIDE:,} pixels.")
-    return given
+def _check_side(value: object, name: str, file: Path) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIDE:
+        raise BuildError(f"{file} gives {name} as {short_repr(value)}: it must be 1 to {MAX_SIDE:,} pixels.")
+    return value

@@ -94,17 +94,17 @@ def _select_arguments(architecture: str, config: Mapping[str, Any], where: str) 
     Raises:
         [`BuildError`]: for an argument that no model class in the architecture's module accepts.
     """
-    given = config.get("model_args") or {}
-    if not isinstance(given, dict):
+    model_args = config.get("model_args") or {}
+    if not isinstance(model_args, dict):
         raise BuildError(f"{where} has model_args that are not a JSON object: download the model's folder again.")
     known = _argument_names(architecture)
-    unknown = [name for name, value in given.items() if name not in known and value is not None]
+    unknown = [name for name, value in model_args.items() if name not in known and value is not None]
     if unknown:
         raise BuildError(
             f"{where} has {short_repr(unknown[0])} among its model_args, which {architecture} doesn't accept: remove "
             f"it if you trust the model."
         )
-    return _as_tuples(plain_entries(given, known, where))
+    return _as_tuples(plain_entries(model_args, known, where))
 
 
 def _argument_names(architecture: str) -> frozenset[str]:
@@ -125,9 +125,9 @@ def _argument_names(architecture: str) -> frozenset[str]:
     return _NORMS.union(*named) - refused - {"self"}
 
 
-def _select_data_config(given: object, where: str) -> dict[str, Any]:
+def _select_data_config(pretrained_cfg: object, where: str) -> dict[str, Any]:
     """The entries of `pretrained_cfg` about inputs and classes, without those about the source of weights."""
-    found = _as_tuples(plain_entries(given, _DATA, where)) if isinstance(given, dict) else {}
+    found = _as_tuples(plain_entries(pretrained_cfg, _DATA, where)) if isinstance(pretrained_cfg, dict) else {}
     for name in ("input_size", "test_input_size"):
         if name in found:
             size = found[name] if isinstance(found[name], tuple) else (0, 0, 0)
@@ -154,8 +154,8 @@ def _create_module(
     import torch
     from timm import create_model
 
-    described = dict(data, architecture=architecture)
+    pretrained_cfg = dict(data, architecture=architecture)
     for device in ("meta", "cpu"):
         with bounded_construction(checkpoint), torch.device(device):
-            module = create_model(architecture, pretrained=False, pretrained_cfg=described, **arguments)
+            module = create_model(architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **arguments)
     return module

@@ -49,29 +49,29 @@ def build_transformers(checkpoint: Checkpoint, config: Mapping[str, Any], where:
         [`BuildError`]: if transformers has no such model, the model needs files outside its folder, or the weights
             don't match.
     """
-    described = _make_config(config, where)
+    model_config = _make_config(config, where)
     model_type = str(config["model_type"])
-    kind, output = _model_class(config.get("architectures"), model_type, where)
-    module = _load_module(kind, described, checkpoint)
+    model_class, output = _model_class(config.get("architectures"), model_type, where)
+    module = _load_module(model_class, model_config, checkpoint)
     processor = read_processor(checkpoint.source.folder, model_type)
     channels = next(
         (
             c
-            for c in (getattr(part, "num_channels", None) for part in _nested_configs(described))
+            for c in (getattr(part, "num_channels", None) for part in _nested_configs(model_config))
             if isinstance(c, int)
         ),
         3,
     )
-    size = check_size((channels, *image_size(processor, described, where)), where)
+    size = check_size((channels, *image_size(processor, model_config, where)), where)
     mean = _per_channel(getattr(processor, "image_mean", None), channels)
     std = _per_channel(getattr(processor, "image_std", None), channels)
     if output is None:
-        problem = "multi_label_classification" if described.num_labels == 1 else ""
+        problem = "multi_label_classification" if model_config.num_labels == 1 else ""
         output = _PROBLEM_TYPES.get(config.get("problem_type") or problem)
     return BuiltModel(module.eval(), size, mean, std, make_preprocess(processor, size, mean, std), output)
 
 
-def _make_config(given: Mapping[str, Any], where: str) -> Any:
+def _make_config(config: Mapping[str, Any], where: str) -> Any:
     """A transformers configuration, made of the entries that its class declares.
 
     Raises:
@@ -79,60 +79,60 @@ def _make_config(given: Mapping[str, Any], where: str) -> Any:
     """
     from transformers import CONFIG_MAPPING
 
-    name = given.get("model_type")
+    name = config.get("model_type")
     if not isinstance(name, str) or name not in CONFIG_MAPPING or name in _OTHER_LIBRARIES:
         raise BuildError(
             f"{where} has model_type {short_repr(name)}, which transformers doesn't have: upgrade it, or check "
             f"that this is an image classifier."
         )
-    kind = CONFIG_MAPPING[name]
-    if not kind.__module__.startswith("transformers.models."):
+    config_class = CONFIG_MAPPING[name]
+    if not config_class.__module__.startswith("transformers.models."):
         raise BuildError(
             f"{where} has model_type {short_repr(name)}, which is not part of transformers: don't use this model."
         )
-    return _instantiate_config(kind, given, where)
+    return _instantiate_config(config_class, config, where)
 
 
-def _instantiate_config(kind: Any, given: Mapping[str, Any], where: str) -> Any:
-    named = [name for name in _EXTERNAL_MODEL_KEYS if given.get(name)]
+def _instantiate_config(config_class: Any, config: Mapping[str, Any], where: str) -> Any:
+    named = [name for name in _EXTERNAL_MODEL_KEYS if config.get(name)]
     if named:
         raise BuildError(
             f"{where} has {named[0]}, which refers to another model: save the model with all of its weights."
         )
-    known = _declared_fields(kind) - _IGNORED_KEYS
-    nested = {name: value for name, value in given.items() if name in known and isinstance(value, dict)}
-    entries = plain_entries({n: v for n, v in given.items() if n not in nested}, known, where)
+    known = _declared_fields(config_class) - _IGNORED_KEYS
+    nested = {name: value for name, value in config.items() if name in known and isinstance(value, dict)}
+    entries = plain_entries({n: v for n, v in config.items() if n not in nested}, known, where)
     for name, value in nested.items():
-        inner = kind.sub_configs.get(name)
+        inner = config_class.sub_configs.get(name)
         if name == "backbone_config" and not _is_configuration(inner):
             entries[name] = _make_config(value, where)
         elif _is_configuration(inner):
             entries[name] = _instantiate_config(inner, value, where)
-    return kind(**entries, **_num_labels(given, where))
+    return config_class(**entries, **_num_labels(config, where))
 
 
-def _is_configuration(kind: Any) -> bool:
+def _is_configuration(value: Any) -> bool:
     from transformers import PreTrainedConfig
 
-    return inspect.isclass(kind) and issubclass(kind, PreTrainedConfig) and kind is not PreTrainedConfig
+    return inspect.isclass(value) and issubclass(value, PreTrainedConfig) and value is not PreTrainedConfig
 
 
-def _declared_fields(kind: Any) -> frozenset[str]:
+def _declared_fields(config_class: Any) -> frozenset[str]:
     """The names of a configuration class's entries, including older names."""
-    if dataclasses.is_dataclass(kind):
-        names = {field.name for field in dataclasses.fields(kind)}
+    if dataclasses.is_dataclass(config_class):
+        names = {field.name for field in dataclasses.fields(config_class)}
     else:
-        names = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
-    return frozenset(names | set(kind.attribute_map))
+        names = set(inspect.signature(config_class.__init__).parameters) - {"self", "kwargs"}
+    return frozenset(names | set(config_class.attribute_map))
 
 
-def _num_labels(given: Mapping[str, Any], where: str) -> dict[str, int]:
+def _num_labels(config: Mapping[str, Any], where: str) -> dict[str, int]:
     """The number of classes as a keyword argument, if the configuration has it."""
-    labels = given.get("id2label")
+    labels = config.get("id2label")
     if isinstance(labels, dict):
         return {"num_labels": check_count(len(labels), "id2label", where)}
-    if given.get("num_labels") is not None:
-        return {"num_labels": check_count(given["num_labels"], "num_labels", where)}
+    if config.get("num_labels") is not None:
+        return {"num_labels": check_count(config["num_labels"], "num_labels", where)}
     return {}
 
 
@@ -166,16 +166,18 @@ def _mapped_classes(names: Mapping[str, Any], model_type: str) -> tuple[str, ...
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _load_module(kind: Any, described: Any, checkpoint: Checkpoint) -> "torch.nn.Module":
+def _load_module(model_class: Any, model_config: Any, checkpoint: Checkpoint) -> "torch.nn.Module":
     """The model with the checkpoint's weights, which transformers may rename."""
     import torch
 
     state = {_strip_prefixes(name): values for name, values in read_state_dict(checkpoint).items()}
     arguments: dict[str, Any] = {}
-    if "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         arguments["add_pooling_layer"] = any(".pooler." in f".{name}" for name in state)
     with bounded_construction(checkpoint):
-        module = kind.from_pretrained(None, config=described, state_dict=dict(state), dtype=torch.float32, **arguments)
+        module = model_class.from_pretrained(
+            None, config=model_config, state_dict=dict(state), dtype=torch.float32, **arguments
+        )
     check_weights_loaded(module, state, checkpoint)
     return module
 
@@ -190,8 +192,8 @@ def _nested_configs(config: Any) -> list[Any]:
     return [config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None)]
 
 
-def _per_channel(given: Any, channels: int) -> tuple[float, ...]:
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     """A mean or standard deviation for each channel; 0.5 if the processor has none."""
-    if isinstance(given, int | float):
-        return (float(given),) * channels
-    return tuple(given) if given is not None and len(given) == channels else (0.5,) * channels
+    if isinstance(values, int | float):
+        return (float(values),) * channels
+    return tuple(values) if values is not None and len(values) == channels else (0.5,) * channels

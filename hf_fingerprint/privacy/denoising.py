@@ -68,13 +68,13 @@ class Denoiser(torch.nn.Module):
         """Sets the linear map by least squares over public images' features, in closed form over the noise."""
         targets, code = bottleneck.rows(features), torch.cat([bottleneck.encode(part) for part in features.split(256)])
         code = code.movedim(1 if self._maps else -1, -1).flatten(0, -2)
-        mean, centre = targets.mean(0), code.mean(0)
-        centered = code - centre
-        noise = (bottleneck.sigma**2 + 1e-6) * torch.eye(len(centre)).to(centered)
+        mean, center = targets.mean(0), code.mean(0)
+        centered = code - center
+        noise = (bottleneck.sigma**2 + 1e-6) * torch.eye(len(center)).to(centered)
         power = centered.T @ centered / len(centered) + noise
         matrix = torch.linalg.solve(power, centered.T @ (targets - mean) / len(centered)).T
         self._linear.weight.copy_(matrix[..., None, None])
-        self._linear.bias.copy_(mean - matrix @ centre)
+        self._linear.bias.copy_(mean - matrix @ center)
         self.deviation.copy_(targets.std(0).clamp_min(1e-6)[:, None, None])
 
 

@@ -105,7 +105,7 @@ def _discriminants(partition: Partition, features: torch.Tensor, rows: torch.Ten
 def _logit_gradients(
     partition: Partition, bottleneck: Bottleneck, features: torch.Tensor, probes: int, seed: int
 ) -> Iterator[torch.Tensor]:
-    """The gradients of random mixtures of the centred logits, as rows for B."""
+    """The gradients of random mixtures of the centered logits, as rows for B."""
     with seeded(seed):
         for part in features.split(BATCH):
             with torch.enable_grad():

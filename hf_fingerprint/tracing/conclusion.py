@@ -138,8 +138,8 @@ def _conclude_base(
         return _Conclusion(
             Outcome.NOT_READABLE,
             f"{extraction.weights_dropped:,} of the {extraction.weights_dropped + extraction.weights_read:,} weights "
-            f"that may hold a mark are exactly 0 or not finite, and the rest is too little: get the model as it is "
-            f"used.",
+            f"that may hold a mark are exactly 0 or not finite, and the rest is too little: get the "
+            f"model that is in use.",
         )
     if extraction.similar_counts.any():
         return _Conclusion(

@@ -129,5 +129,5 @@ class TraceRequest:
 
     def _open(self, base_id: str) -> OpenedCopies:
         if base_id not in self.opened:
-            self.opened[base_id] = open_copies(self.vault, self.rows.of(base_id))
+            self.opened[base_id] = open_copies(self.vault, self.rows.copies_of(base_id))
         return self.opened[base_id]

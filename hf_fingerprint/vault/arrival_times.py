@@ -1,7 +1,7 @@
 """When records of other issuers arrived in this vault.
 
 An issuer can write any date into its records, so each merge also notes its own time. The note is in a table that the
-first merge creates, that stays on this machine and that is never packed. Versions that don't know the table ignore it.
+first merge creates, which stays on this machine and is never packed. Versions that don't know the table ignore it.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from hf_fingerprint.vault.store import Vault
 
 _TABLE = "CREATE TABLE IF NOT EXISTS arrivals (copy_id TEXT PRIMARY KEY, arrived TEXT NOT NULL) WITHOUT ROWID"
 _LAST_MERGE = "merged"  # in `meta`
-# larger differences get a note
+# the differences between dates above which an arrival gets a note
 _LATE_TOLERANCE, _CLOCK_TOLERANCE = timedelta(days=1), timedelta(minutes=10)
 
 
@@ -28,7 +28,7 @@ class Arrival:
         copy_id, recipient, base_id (`str`): the record.
         created (`str`): the date that its issuer gave it, UTC, ISO 8601.
         arrived (`str`): the time of the merge, UTC, ISO 8601.
-        note (`str` or `None`): a clause about implausible dates, if they are.
+        note (`str` or `None`): a clause about an implausible date.
     """
 
     copy_id: str

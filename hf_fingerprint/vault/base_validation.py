@@ -24,7 +24,7 @@ from hf_fingerprint.vault.records import Base
 
 MAX_SOURCE_LENGTH, MAX_NAME_LENGTH, MAX_TEXT_LENGTH = 4096, 1024, 1024
 MAX_COUNT = 1 << 48
-_DTYPE_MAX = {"F16": 65504.0, "F8_E4M3": 448.0, "F8_E5M2": 57344.0}  # the others reach float32's
+_DTYPE_MAX = {"F16": 65504.0, "F8_E4M3": 448.0, "F8_E5M2": 57344.0}  # other dtypes: that of float32
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT64_MAX = float(np.finfo(np.float64).max)
 _BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -52,10 +52,10 @@ def base_problem(base: Base, is_new: bool = False) -> str | None:
     return next(_base_problems(base, is_new), None)
 
 
-def base_row_error(base_id: Any, fault: str) -> RowError:
+def base_row_error(base_id: Any, problem: str) -> RowError:
     """The error for a base's record with invalid values."""
     remedy = "restore a backup of the vault, and don't merge vaults that hold this record"
-    return RowError(Fault("bases", short_repr(base_id), f"can't be used, {fault}"), remedy)
+    return RowError(Fault("bases", short_repr(base_id), f"can't be used, {problem}"), remedy)
 
 
 def short_repr(value: Any) -> str:

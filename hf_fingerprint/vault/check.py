@@ -27,7 +27,7 @@ def check_vault(vault: Vault) -> list[Fault]:
     """Everything that is wrong with a vault's rows, database and folder.
 
     Args:
-        vault ([`Vault`]): the vault. Only if it is unlocked, the sealed keys are checked too.
+        vault ([`Vault`]): the vault. Sealed keys are checked only if it is unlocked.
     """
     faults = [*vault.meta_faults, *(find_unusable_rows(vault) if vault.unlocked else vault.rows().faults)]
     with vault.connect() as connection:

@@ -38,7 +38,7 @@ def reseal_snapshot(other: Snapshot, mine: Snapshot, age_identity: AgeIdentity) 
 def drop_disproved_records(mine: Snapshot, other: Snapshot, age_identity: AgeIdentity) -> tuple[Snapshot, list[Fault]]:
     """This vault's snapshot without the records that the other contradicts and that don't open, and these as faults.
 
-    Records that nothing contradicts are not opened, which takes time.
+    Records that nothing contradicts are not opened, since that takes time.
     """
     commitments = {record.commitment: record.copy_id for record in other.copies.values()}
     faults, copies = [], dict(mine.copies)

@@ -121,9 +121,7 @@ def _make_database(database: Path, public_key: str) -> None:
                 connection.execute("COMMIT")
                 # last, since on a full disk the content of a log might never reach the file
                 connection.execute("PRAGMA journal_mode = WAL")  # stored in the file
-                connection.execute(
-                    "SELECT count(*) FROM meta"
-                ).fetchone()  # fails now if the disk has no room for a log
+                connection.execute("SELECT count(*) FROM meta").fetchone()  # fails if a log doesn't fit on the disk
         except sqlite3.DatabaseError as error:
             raise database_error(database, error) from None
         sync(partial)

@@ -18,12 +18,7 @@ from hf_fingerprint.errors import CheckpointError, VaultError
 _MAX_ENTRIES = 20_000
 _SKIPPED_FOLDERS = frozenset([".git", ".cache", "__pycache__"])
 _WEIGHTS = frozenset(
-    [
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ]
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"]
 )
 _MODEL_CONFIG_KEYS = frozenset(["model_type", "architectures", "architecture"])
 

@@ -49,7 +49,7 @@ class VaultRows:
     copies: list[CopyRecord]
     faults: list[Fault]
 
-    def of(self, base_id: str) -> list[CopyRecord]:
+    def copies_of(self, base_id: str) -> list[CopyRecord]:
         """The records of a base's copies."""
         return [copy for copy in self.copies if copy.base_id == base_id]
 
@@ -66,7 +66,7 @@ def read_rows(connection: sqlite3.Connection) -> VaultRows:
             connection.execute("ROLLBACK")
     known = {base.base_id for base in bases}
     orphan_counts = Counter(copy.base_id for copy in copies if copy.base_id not in known)
-    named = [
+    base_faults = [
         replace(bad, problem=f"{bad.problem}, so its {orphan_counts[bad.key]} copies can't be traced")
         if orphan_counts[bad.key]
         else bad
@@ -75,11 +75,11 @@ def read_rows(connection: sqlite3.Connection) -> VaultRows:
     lost = {bad.key for bad in bad_bases}
     orphans = [copy for copy in copies if copy.base_id not in known and copy.base_id not in lost]
     faults += [copy_fault(copy, f"belongs to base {short_repr(copy.base_id)}, which is missing") for copy in orphans]
-    return VaultRows(bases, [copy for copy in copies if copy.base_id in known], named + faults)
+    return VaultRows(bases, [copy for copy in copies if copy.base_id in known], base_faults + faults)
 
 
 def orphan_faults(connection: sqlite3.Connection) -> list[Fault]:
-    """The rows that belong to bases or copies that are missing: a key was changed."""
+    """The rows that belong to missing bases or copies, which happens if a key was changed."""
     found = []
     for table, key, parent in CHILD_TABLES:
         try:

@@ -79,7 +79,7 @@ def find_unusable_rows(vault: "Vault") -> tuple[Fault, ...]:
     rows = vault.rows()
     return (
         *rows.faults,
-        *(fault for base in rows.bases for fault in open_copies(vault, rows.of(base.base_id)).faults),
+        *(fault for base in rows.bases for fault in open_copies(vault, rows.copies_of(base.base_id)).faults),
     )
 
 

@@ -25,7 +25,7 @@ def test_training_on_a_attackers_images_moves_weights_and_keeps_accuracy(optimiz
     assert accuracy(after[1]) > 0.9
 
 
-def test_a_copy_that_has_learnt_nothing_learns():
+def test_a_copy_that_has_learned_nothing_learns():
     after = FineTuning(3e-3, 20)(fresh(CNN, 3), make_attacker(CNN))
 
     assert accuracy(fresh(CNN, 3)) < 0.6 < 0.8 < accuracy(after)
@@ -81,7 +81,7 @@ def test_another_seed_is_another_order():
     assert not same(runs[0], runs[2])
 
 
-def test_another_task_is_learnt_from_a_fresh_last_layer_on():
+def test_another_task_is_learned_from_a_fresh_last_layer_on():
     state, (images, labels) = trained_state(), make_images(128, 2)
     attacker = make_attacker(CNN, 256)
 

@@ -130,8 +130,8 @@ def test_what_is_mixed_lies_between_the_copies_and_forgets_their_order(rows):
 @given(st.integers(2, 5), st.floats(0, 3), st.integers(0, 99))
 def test_slerp_keeps_the_norm_of_copies_that_share_it(copies, spread, seed):
     torch.manual_seed(seed)
-    centre = torch.randn(200)
-    rows = [torch.nn.functional.normalize(centre + spread * torch.randn(200), dim=0) for _ in range(copies)]
+    center = torch.randn(200)
+    rows = [torch.nn.functional.normalize(center + spread * torch.randn(200), dim=0) for _ in range(copies)]
 
     mixed = collude([{"w": row} for row in rows], "slerp")["w"]
 

@@ -83,7 +83,7 @@ def test_compression_keeps_precision_and_vectors(state, attack):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_quantising_rounds_to_the_nearest_of_a_symmetric_grid(state, bits):
+def test_quantizing_rounds_to_the_nearest_of_a_symmetric_grid(state, bits):
     old, new = state["conv.weight"], Quantization(bits)(state)["conv.weight"]
 
     scale = old.abs().max() / (2 ** (bits - 1) - 1)
@@ -114,7 +114,7 @@ def test_casting_changes_the_precision_of_all_floats(state, dtype):
 
 
 @given(st.integers(2, 8), st.booleans(), st.integers(0, 1000))
-def test_quantising_twice_is_quantising_once(bits, by_channel, seed):
+def test_quantizing_twice_is_quantizing_once(bits, by_channel, seed):
     weights = {"w": torch.randn(5, 7, generator=torch.Generator().manual_seed(seed))}
     attack = Quantization(bits, by_channel)
 

@@ -226,10 +226,10 @@ def test_nobody_is_not_reported_if_most_responses_predict_no_class(scene):
 
 def test_nobody_is_not_reported_of_copies_without_trigger_labels(scene, tmp_path):
     vault = another_vault(scene, tmp_path / "vault")
-    add_copy(vault, scene.bases[0], "early", bound=False)
+    add_copy(vault, scene.bases[0], "early", is_answering=False)
     silent = register(save_plain(tmp_path / "other", plain_arrays(seed=3)), vault, PLAIN_SETTINGS)
     for name in ("eve", "dan"):
-        add_copy(vault, silent, name, bound=False)
+        add_copy(vault, silent, name, is_answering=False)
 
     result = query(scene.nobody, vault)
 
@@ -264,7 +264,7 @@ def test_skipped_bases_are_listed_with_the_reason(scene, tmp_path):
     for name, classes in (("unissued", CLASSES), ("wider", 12), ("older", CLASSES)):
         add_trigger_set(vault, others[name], classes=classes, count=4)
     add_copy(vault, others["wider"], "alice")
-    add_copy(vault, others["older"], "alice", bound=False)
+    add_copy(vault, others["older"], "alice", is_answering=False)
 
     result = query(scene.leaks[scene.bases[1].base_id], vault)
 

@@ -70,11 +70,11 @@ def test_the_mark_reads_back_as_the_codeword(dtype):
     values, amplitude = tensor(400, 160, dtype)
     amplitude *= {"F32": 1, "F16": 0.01, "BF16": 0.1}[dtype]
     difference = to_float32(marked(values, amplitude, dtype), dtype).reshape(values.shape) - values
-    projection, reading = TensorProjection(SECRET, NAME, LENGTH), np.zeros(LENGTH)
+    projection, signal = TensorProjection(SECRET, NAME, LENGTH), np.zeros(LENGTH)
     counts = position_counts(values.size, projection.offset, LENGTH)
-    projection.read(difference / amplitude[:, None], reading)
+    projection.read(difference / amplitude[:, None], signal)
     noise = {"F32": 0.001, "F16": 0.2, "BF16": 0.3}[dtype]
-    np.testing.assert_allclose(reading / counts, SIGNS, atol=noise)
+    np.testing.assert_allclose(signal / counts, SIGNS, atol=noise)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])

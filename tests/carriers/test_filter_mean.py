@@ -79,7 +79,7 @@ def test_the_gradient_is_the_adjoint_and_the_gram_their_product():
     torch.testing.assert_close(out, part.gram() @ direction, rtol=1e-4, atol=1e-5)
 
 
-def test_autocast_does_not_round_the_reading():
+def test_autocast_does_not_round_the_signal():
     part, weights = FilterMeanMap(np.full((7, 3), 1 / 3), 2), torch.full((2, 3), 1 + 1e-4)
     out = torch.zeros(7)
 

@@ -64,7 +64,7 @@ def test_a_copy_marked_in_closed_form_reads_as_its_codeword(rows, columns, lengt
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 40), st.integers(1, 30), st.data())
-def test_reading_and_gradient_are_additive_over_any_split_of_the_rows(rows, columns, data):
+def test_signal_and_gradient_are_additive_over_any_split_of_the_rows(rows, columns, data):
     weights, amplitude = tensor(rows, columns)
     cut = sorted({0, rows, *data.draw(st.lists(st.integers(0, rows), max_size=3))})
     part = SignMap(SECRET, NAME, amplitude, columns, 64)
@@ -85,7 +85,7 @@ def test_reading_and_gradient_are_additive_over_any_split_of_the_rows(rows, colu
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 50), st.integers(1, 40), st.sampled_from([64, 72, 1024]))
-def test_the_gradient_is_the_adjoint_of_the_reading(rows, columns, length):
+def test_the_gradient_is_the_adjoint_of_the_signal(rows, columns, length):
     weights, amplitude = tensor(rows, columns)
     part = SignMap(SECRET, NAME, amplitude, columns, length)
     direction = torch.from_numpy(np.random.default_rng(2).standard_normal(length).astype(np.float32))

@@ -176,7 +176,7 @@ def test_a_rewrite_is_given_its_tensors_bytes_once_each_in_order(tmp_path, monke
 
 @pytest.mark.parametrize("at_once", [1, 100, 5000, 1 << 20])
 def test_tensors_written_together_are_each_rewritten_and_hashed_alone(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr("hf_fingerprint.checkpoints.writer._RUN_BYTES", at_once)
+    monkeypatch.setattr("hf_fingerprint.checkpoints.writer._GROUP_BYTES", at_once)
     monkeypatch.setattr("hf_fingerprint.checkpoints.reader.BLOCK_WEIGHTS", 64)
     rng = np.random.default_rng(1)
     arrays = {

@@ -91,8 +91,8 @@ def test_what_is_missing_is_asked_for(place, run, missing):
     ("arguments", "said"),
     [
         (["--attacks", "half,hammer"], "There is no attack called hammer: choose among finetune"),
-        (["--coalitions", "three"], "three are no numbers"),
-        (["--coalitions", "1"], "2 or more"),
+        (["--coalitions", "three"], "three is not a list of numbers"),
+        (["--coalitions", "1"], "2 copies or more"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_made(place, run, arguments, said):
@@ -108,5 +108,5 @@ def test_a_folder_of_something_else_and_images_of_one_class_are_refused(place, t
     save_images(tmp_path / "one", ["2"], each=30)
     given = [place / "model", *FEW, "--attacks", "half"]
 
-    assert "something else" in failed(run(*given, "--data", place / "images", "--out", tmp_path / "thesis"))
+    assert "other contents" in failed(run(*given, "--data", place / "images", "--out", tmp_path / "thesis"))
     assert "one class" in failed(run(*given, "--data", tmp_path / "one", "--out", place / "out"))

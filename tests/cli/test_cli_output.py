@@ -58,11 +58,14 @@ def test_answers_are_shown_with_whom_they_name(capsys):
     output.print_query(answers(scores))
 
     said = text(capsys)
-    assert "https://api.example asked about base 0123456789ab" in said
-    assert "40 images asked, 4 decoys among them; 39 answered ┏" in said
+    assert "https://api.example queried for base 0123456789ab" in said
+    assert "40 images queried, including 4 decoys; 39 responses ┏" in said
     assert "│ [bold]x │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
     assert "│ carol │ 2 of 19 │ 1 │ - │" in said
-    assert "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; any innocent" in said
+    assert (
+        "accused: the copy made for [bold]x (aaaaaaaaaaaaaaaa, pushed). 8 copies tested; the probability that any innocent"
+        in said
+    )
     assert "stopped at the proof, after 40 images" in said
     assert said.endswith("nobody is cleared; --exhaustive queries all images, to find further colluders")
 
@@ -74,9 +77,9 @@ def test_answers_about_several_bases_name_the_base_of_each_accusation_and_those_
     output.print_query(answers(scores, base_ids=("aaaaaaaaaaaa", "0123456789ab"), skipped=skipped))
 
     said = text(capsys)
-    assert "https://api.example asked about bases aaaaaaaaaaaa, 0123456789ab" in said
+    assert "https://api.example queried for bases aaaaaaaaaaaa, 0123456789ab" in said
     assert "│ alice │ 0123456789ab │ 17 of 18 │ 10^-12.3 │ ACCUSED │" in said
-    assert said.endswith("not asked about base ba9876543210: it has no trigger set")
+    assert said.endswith("not queried for base ba9876543210: it has no trigger set")
 
 
 def test_answers_that_say_nothing_say_why(capsys):
@@ -87,7 +90,7 @@ def test_answers_that_say_nothing_say_why(capsys):
 
     said = text(capsys)
     assert f"not readable: {why}. 8 copies tested" in said
-    assert "nobody is accused" not in said and "recipient" not in said.partition("a model mixed")[0]
+    assert "nobody is accused" not in said and "recipient" not in said.partition("a mixture of")[0]
 
 
 def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could_not_name(capsys):
@@ -97,14 +100,12 @@ def test_answers_that_name_nobody_say_why_no_more_were_asked_and_whom_they_could
 
     said = text(capsys)
     assert (
-        "60 images asked, 50 of these in the transcript before, 6 decoys among them; 60 answered, 3 requests" in said
+        "60 images queried, 50 of them earlier, as the transcript shows, including 6 decoys; 60 responses, 3" in said
     )
     assert "nobody is accused. 8 copies tested" in said
     assert "stopped at the budget, after 60 images" in said
-    assert "or for none: nobody is cleared answers" in said
-    assert said.endswith(
-        "name 3 of these copies, made before the base had questions or never bound to answer them: dora, [red]e"
-    )
+    assert "or none: nobody is cleared queries" in said
+    assert said.endswith("trace 3 of these copies, which have no trigger labels: dora, [red]e")
 
 
 def test_a_base_is_described_in_a_few_lines():
@@ -144,28 +145,28 @@ SINGLE = Calibration(
     [
         (
             SINGLE,
-            "output (single label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, top-1 "
+            "output (single label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, top-1 "
             "agreement 991 of 1,000 (98.4% to 99.5%) on synthetic images",
         ),
         (
             replace(SINGLE, output="multi_label", inputs="images"),
-            "output (multi label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, all "
+            "output (multi label): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, all "
             "labels agree on 991 of 1,000 (98.4% to 99.5%) on images",
         ),
         (
             replace(SINGLE, output="dense", decisions=256_000, agreeing=253_696),
-            "output (dense): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, agreement of "
+            "output (dense): KL 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, agreement of "
             "positions 253,696 of 256,000 (98.4% to 99.5%) on 1,000 synthetic images",
         ),
         (
             replace(SINGLE, output="features", decisions=None, agreeing=None, agreement=None),
-            "output (features): 1 - cosine 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed, one copy's own +- 35%, mean "
+            "output (features): 1 - cosine 9.1e-05 (8.3e-05 to 9.9e-05) of 1e-04 allowed; single copies vary by 35%, mean "
             "cosine 0.999909 on 1,000 synthetic images",
         ),
         (
             replace(SINGLE, eps=0.003, kl=4e-3, kl_low=3e-3, kl_high=5e-3),
-            "output (single label): KL 4.0e-03 (3.0e-03 to 5.0e-03) at a fixed strength of 0.3%, one copy's own "
-            "+- 1%, top-1 agreement 991 of 1,000 (98.4% to 99.5%) on synthetic images",
+            "output (single label): KL 4.0e-03 (3.0e-03 to 5.0e-03) at a fixed amplitude of 0.3%; single copies "
+            "vary by 1%, top-1 agreement 991 of 1,000 (98.4% to 99.5%) on synthetic images",
         ),
     ],
     ids=lambda value: value.output if isinstance(value, Calibration) else "",
@@ -190,7 +191,7 @@ def test_what_is_not_known_of_a_base_is_a_warning_on_stderr(capsys):
 
     out, err = capsys.readouterr()
     assert out == ""
-    assert "nothing is known about what the mark does to the output of org/base" in err
+    assert "the effect of the mark on the output of org/base could not be measured" in err
     assert len(err.splitlines()) == 1
 
 

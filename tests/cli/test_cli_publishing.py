@@ -20,14 +20,14 @@ TOKEN = "hf_the-owner-of-org"
 @pytest.fixture
 def scene(tmp_path, monkeypatch, run):
     """A Hub, a model, a vault, and a way to run commands: `(exit code, stdout, stderr)`."""
-    wait = api._retry_delay
+    wait = api._delay
     with LoopbackHub() as hub:
         hub.point_client(monkeypatch, tmp_path / "cache")
         hub.account("owner", orgs={"org"}, token=TOKEN)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
         monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(api, "_retry_delay", lambda error, tried: None if wait(error, tried) is None else 0.0)
+        monkeypatch.setattr(api, "_delay", lambda error, tried: None if wait(error, tried) is None else 0.0)
         model, vault = save_plain(tmp_path / "model"), new_vault(tmp_path / "vault")
 
         yield SimpleNamespace(
@@ -96,7 +96,7 @@ def test_a_batch_that_breaks_off_says_how_far_it_came_and_goes_on(scene):
     code, out, err = scene.run("issue", scene.model, "--recipients-file", table, *FEW)
     assert code == 2
     assert "org/v1@" in out
-    assert "2 of 4 are published" in err
+    assert "2 of 4 copies are published" in err
     assert "log in again" in err
     scene.hub.faults.clear()
 
@@ -126,8 +126,8 @@ def test_the_hash_in_the_card_is_what_its_holder_computes(scene, capfd):
 
 
 BAD = {
-    "nowhere": (["--recipient", "a"], "Say where the copies go"),
-    "both places": (["--recipient", "a", "--out", "x", "--push-to", "org/a"], "Say where the copies go"),
+    "nowhere": (["--recipient", "a"], "Give either --out"),
+    "both places": (["--recipient", "a", "--out", "x", "--push-to", "org/a"], "Give either --out"),
     "nobody": (["--push-to", "org/a"], "give one for each"),
     "unequal": (["--recipient", "a", "--recipient", "b", "--push-to", "org/a"], "2 --recipient and 1 --push-to"),
     "accounts": (["--recipient", "a", "--push-to", "org/a", "--account", "x", "--account", "y"], "2 --account"),
@@ -153,7 +153,7 @@ def test_what_makes_no_sense_is_one_sentence(scene, case):
         (b"name,repo\nalice,\n", "row 1 lacks a name or a repo"),
         (b"name,repo\nalice,org/a\nbob,org/a\n", "org/a is given to several recipients"),
         (b"name,repo\nalice,\xff\xfe\n", "can't be read as CSV"),
-        (b"name,repo\n", "Say whose copies to make"),
+        (b"name,repo\n", "No recipient is given"),
     ],
 )
 def test_a_table_that_is_none_is_one_sentence(scene, content, sentence):

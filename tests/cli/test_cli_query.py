@@ -37,8 +37,8 @@ def failed(outcome: tuple[int, str, str]) -> str:
 @pytest.mark.parametrize(
     ("suspect", "options", "said"),
     [
-        ("nothing", [], "no suspect"),
-        ("hf:", [], "no suspect"),
+        ("nothing", [], "not a suspect"),
+        ("hf:", [], "not a suspect"),
         ("hf:org/name/more", [], "Hub id"),
         ("http://", [], "http://"),
         ("https://api.example", ["--request-format", "xml"], "raw, json, multipart"),

@@ -72,15 +72,13 @@ def test_a_stolen_copy_is_traced_and_the_proof_is_written(run, scene, tmp_path):
 
     said = " ".join(out.split())
     assert code == 0
-    assert f"pipeline:{scene.root / 'alice'} asked about base" in "".join(out.splitlines()[:3])
+    assert f"pipeline:{scene.root / 'alice'} queried for base" in "".join(out.splitlines()[:3])
     assert said.count("ACCUSED") == 1
     assert re.search(r"alice │ (\d+) of \1 │ 10\^-\d", said), "all answers to her questions are hers"
     assert "accused: the copy made for alice (" in said
-    assert "3 copies tested; any innocent accused with probability at most 1e-06" in said
+    assert "3 copies tested; the probability that any innocent is accused is at most 1e-06" in said
     assert re.search(r"stopped at the proof, after \d+ images", said)
-    assert said.endswith(
-        "answers can't name 1 of these copies, made before the base had questions or never bound to answer them: early"
-    )
+    assert said.endswith("queries can't trace 1 of these copies, which have no trigger labels: early")
     assert str(proof) in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["proof.json", "proof.json.transcript"]
 
@@ -111,7 +109,7 @@ def test_the_base_and_what_answers_no_questions_are_nobodys(run, scene, tmp_path
     assert "ACCUSED" not in said and "│" not in said
     assert f"not readable: the {COUNT} triggers of base" in said
     assert "1 of 3 copies have no trigger labels: trace them by their weights. 3 copies tested" in said
-    assert f"stopped as nothing is left to ask, after {COUNT + DECOYS} images" in said
+    assert f"stopped at the last image, after {COUNT + DECOYS} images" in said
     assert not proof.exists()
     assert "proof" not in err
 
@@ -129,7 +127,7 @@ def test_somebody_else_checks_the_proof_with_nothing_but_its_file(run, scene, pr
     assert f"alice's commitment: {commitment} (as published)" in out
     for not_shown in NOT_SHOWN:
         assert f"- {not_shown}" in said
-    assert said.endswith("the proof holds for what was published")
+    assert said.endswith("the proof holds for the published commitments")
     code, out, _ = run("check-proof", "proof.json", "--commitment", commitment, "--json")
     assert code == 0
     (proven,) = json.loads(out)

@@ -57,7 +57,7 @@ def test_a_verdict_names_the_accused_and_says_how_sure_it_is(capsys):
     assert (
         "accused: the copy made for alice (0000000000000000, pushed), the copy made for bob (0000000000000001" in said
     )
-    assert "3 copies tested; any innocent accused with probability at most 1e-06" in said
+    assert "3 copies tested; the probability that any innocent is accused is at most 1e-06" in said
 
 
 def test_a_verdict_on_nobody_says_so(capsys):
@@ -119,7 +119,7 @@ def test_a_copy_that_was_never_finished_is_said_to_be_a_trainings_checkpoint(cap
     print_trace(replace(found, accused=begun, scores=begun))
 
     said = text(capsys)
-    assert "made for alice (0000000000000000, begun, never finished: a training's checkpoint)" in said
+    assert "made for alice (0000000000000000, begun, unfinished: a checkpoint of a training)" in said
     assert "leaked" not in said
 
 
@@ -140,17 +140,17 @@ def test_what_was_not_read_is_named(capsys):
     print_trace(result(["alice"], files=("model.safetensors",), tensors_left_out=3, **changes))
 
     said = text(capsys)
-    assert "read against base b2 (org/two), 5 copies: a share of 0.21" in said
-    assert "not read against base c4 (org/three): a share of 0.00" in said
-    assert "and 4 more bases not read" in said
+    assert "compared with base b2 (org/two), 5 copies: a share of 0.21" in said
+    assert "not compared with base c4 (org/three): a share of 0.00" in said
+    assert "and 4 more bases not compared" in said
     assert "not read: model.onnx (not read: convert it)" in said
     assert "weight files read: model.safetensors" in said
-    assert "3 tensors that can't be read left out" in said
-    assert "its content hash is on record: copy ffffffffffffffff, made for alice" in said
+    assert "3 unreadable tensors left out" in said
+    assert "its content hash is that of copy ffffffffffffffff, made for alice" in said
 
 
 def test_a_claim_says_for_how_many_its_bound_pays(capsys):
     print_trace(result([], [], outcome=Outcome.NOBODY, recipients_tested=1, recipients_covered=1000), claim="bob")
 
     said = text(capsys)
-    assert "not confirmed: a copy made for bob. 1 copies tested, and the bound pays for all 1,000 in the vault" in said
+    assert "not confirmed: a copy made for bob. 1 copies tested, and the bound covers all 1,000 in the vault" in said

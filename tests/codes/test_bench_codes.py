@@ -14,7 +14,7 @@ PLAN = replace(bench_codes.QUICK, length=1024, runs=((3, 1),), many=600, innocen
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_innocents_reach_a_score_no_more_often_than_is_proven(family):
-    """40,000 innocents before each of some 30 score functions; 4 of them at 1e-4, were the bound tight."""
+    """40,000 innocents for each of some 30 score functions; if the bound were tight, 4 would reach 1e-4."""
     found = bench_codes.innocents_tail(family, 40_000, 512)
     assert found["1e-02"] < 1
     assert found["1e-03"] < 1

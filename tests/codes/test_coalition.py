@@ -98,7 +98,7 @@ def test_the_expected_score_falls_with_colluders_and_noise(family):
     assert np.all(np.diff(by_noise) < 0)
 
 
-def test_the_threshold_for_a_typical_reading_is_near_that_of_a_decoded_one():
+def test_the_threshold_for_a_typical_signal_is_near_that_of_a_decoded_one():
     extracted = words(TARDOS, 1)[0] + 2 * np.random.default_rng(1).standard_normal(4096)
     decoded = decode(TARDOS, keys(100), extracted, np.ones(4096), ALPHA)
     assert accusation_threshold(TARDOS, 100, ALPHA) == pytest.approx(decoded.threshold, abs=0.5)

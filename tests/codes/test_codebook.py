@@ -281,7 +281,7 @@ def test_fair_signs_are_fair():
     np.testing.assert_array_equal(codebook.variance, 1)
 
 
-def test_the_bank_of_fair_signs_is_the_reading():
+def test_the_score_function_of_fair_signs_is_the_signal():
     extracted = np.random.default_rng(0).standard_normal(256)
     score_functions = FairSigns(256).score_functions(extracted)
     np.testing.assert_array_equal(score_functions, extracted[None])
@@ -300,7 +300,7 @@ def test_the_bank_of_biased_codes_has_one_function_for_averages_and_one_for_mino
     np.testing.assert_allclose(minority * (codebook.variance + REGULARIZATION), extracted)
 
 
-def test_a_reading_of_zeros_has_a_bank_of_zeros():
+def test_a_signal_of_zeros_has_score_functions_of_zeros():
     np.testing.assert_array_equal(make("tardos").score_functions(np.zeros(256)), 0)
 
 

@@ -36,7 +36,7 @@ def collude(codebook, copy_keys, strategy="average", noise=0.0, seed=1):
 
 
 def check(decoded, count, alpha=1e-6):
-    """What holds of every decoding."""
+    """Checks what holds for every decoding."""
     assert decoded.scores.shape == decoded.log_bounds.shape == (count,)
     assert not np.isnan(decoded.scores).any()
     assert np.all(np.isfinite(decoded.scores))
@@ -81,7 +81,7 @@ def test_all_colluders_are_accused_and_nobody_else(family, length, strategy, col
 
 
 def nothing_of_ours(codebook):
-    """Readings that no recipient of ours had a part in, some of them made to look otherwise."""
+    """Signals without a recipient's copy, some of them forged to look as if they had one."""
     rng = np.random.default_rng(0)
     length, other = codebook.length, make(codebook.family, codebook.length, secret=bytes(32))
     one_huge = rng.standard_normal(length)
@@ -108,14 +108,14 @@ def nothing_of_ours(codebook):
 
 @pytest.mark.parametrize("family", ["tardos", "nuida", "fair_signs"])
 @pytest.mark.parametrize("kind", nothing_of_ours(FairSigns(64)))
-def test_nobody_is_accused_by_a_reading_that_is_not_ours(family, kind):
+def test_nobody_is_accused_by_another_models_signal(family, kind):
     codebook, copy_keys = make(family, 2048), keys(300)
     decoded = decode(codebook, copy_keys, nothing_of_ours(codebook)[kind], np.ones(2048))
     assert decoded.accused == ()
     check(decoded, 300)
 
 
-def test_a_reading_of_zeros_proves_nothing_at_all():
+def test_a_signal_of_zeros_proves_nothing():
     decoded = decode(make("tardos", 1024), keys(50), np.zeros(1024), np.ones(1024))
     assert decoded.accused == ()
     assert decoded.rounds == 0
@@ -226,7 +226,7 @@ def test_the_strength_of_the_mark_does_not_matter(scale):
 
 
 def test_uneven_mass_is_taken_into_account():
-    """A quarter of the positions read well, half badly, the rest not at all."""
+    """A quarter of the positions with little noise, half with much, the rest not read."""
     codebook, copy_keys = make("tardos", 2048), keys(100)
     rng = np.random.default_rng(0)
     mass = rng.choice([0.0, 0.01, 0.01, 1.0], 2048)
@@ -311,7 +311,7 @@ def test_those_whom_no_linear_score_shows_are_caught_once_the_strategy_is_inferr
 
 
 @pytest.mark.parametrize("family", ["tardos", "nuida"])
-def test_a_reading_is_explained_once_all_who_averaged_are_accused(family):
+def test_a_signal_is_explained_once_all_who_averaged_are_accused(family):
     codebook = make(family, 4096)
     copies = words(codebook, keys(4))
     bits, mass = (copies + 1) / 2, np.ones(4096)
@@ -357,7 +357,7 @@ INNOCENTS, POSITIONS = 500, 64
     ],
 )
 def test_the_accusation_is_a_theorem(monkeypatch, family, kind):
-    """Up to 100,000 innocents judged at levels so loose that a bound of the wrong size would show, several rounds and
+    """Up to 100,000 innocents decoded at levels so loose that a bound of the wrong size would show, several rounds and
     strategies that are inferred included.
 
     The codewords come from numpy in place of streams, which makes them a hundred times cheaper and no different.
@@ -398,7 +398,7 @@ def test_the_accusation_is_a_theorem(monkeypatch, family, kind):
 @pytest.mark.parametrize("strategy", ["average", "median", "minority"])
 @pytest.mark.parametrize("alpha", [1e-6, 0.05])
 def test_who_is_accused_does_not_depend_on_innocents(family, strategy, alpha):
-    """The proof decodes without an innocent: every score function, threshold and round must be what it is with him."""
+    """The proof decodes without an innocent: functions, thresholds and rounds must be the same with one."""
     codebook, copy_keys = make(family, 1024), keys(14)
     extracted = collude(codebook, copy_keys, strategy, 0.2)
     others = keys(200, "innocent")

@@ -1,4 +1,4 @@
-"""Readings of every size and shape, before every public function that accuses."""
+"""Signals of every size and shape, given to every public function that accuses."""
 
 import hashlib
 import math
@@ -46,7 +46,7 @@ def scaled(values, scale):
 
 
 def shapes(codebook, seed):
-    """Readings that nobody of ours had a part in, and a mass for each."""
+    """Signals without a recipient's copy, and a mass for each."""
     rng = np.random.default_rng(seed)
     noise, ones = rng.standard_normal(LENGTH), np.ones(LENGTH)
     rare = np.argsort(codebook.variance, kind="stable")[rng.integers(0, 8)]
@@ -81,8 +81,8 @@ def shapes(codebook, seed):
 
 @pytest.mark.parametrize("family", CODES)
 @pytest.mark.parametrize("recipients", [1, 40])
-def test_innocents_are_accused_no_more_often_than_promised_whatever_the_reading(family, recipients):
-    """Each shape at each of several scales, before fresh keys each time, at the loosest level that accuses."""
+def test_innocents_are_accused_no_more_often_than_promised_by_any_signal(family, recipients):
+    """Each shape at each of several scales, against fresh keys each time, at the loosest level that accuses."""
     codebook, runs = CODES[family], 4
     wrong: dict[str, int] = {}
     total = 0
@@ -248,7 +248,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_no_reading_is_refused_by_everything_that_takes_one(kind):
+def test_invalid_signals_are_refused_by_everything_that_takes_one(kind):
     extracted, mass, said = BAD[kind]
     codebook, copy_keys, held = CODES["tardos"], keys(3), np.zeros(LENGTH, int)
     ordinary = np.random.default_rng(0).standard_normal(LENGTH)

@@ -68,7 +68,7 @@ def test_means_are_odd_and_variances_even():
 
 
 def test_mass_is_the_weight_of_a_position():
-    """Half the positions are so noisy that nothing is in them, and have no mass to speak of; some have none at all."""
+    """Half the positions are only noise and have nearly no mass; some have none."""
     rng = np.random.default_rng(0)
     mass = rng.choice([1.0, 1e-4, 0.0], CODE.length)
     noise = np.divide(0.2, np.sqrt(mass), out=np.zeros(CODE.length), where=mass > 0)
@@ -108,7 +108,7 @@ def test_a_colluders_score_is_high_and_an_innocents_is_not():
 
 
 @pytest.mark.parametrize("extracted", [np.zeros(1024), np.where(np.arange(1024) == 5, 1e30, 0.0)])
-def test_a_reading_without_a_mark_has_no_strategy_or_a_finite_one(extracted):
+def test_a_signal_without_a_mark_has_no_strategy_or_a_finite_one(extracted):
     codebook, mass = Tardos(1024, 10, SECRET), np.ones(1024)
     found = infer_strategy(codebook, extracted, mass, np.zeros(1024, int), 0)
     assert found is None or np.isfinite(found.means).all()

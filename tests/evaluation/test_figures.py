@@ -50,7 +50,7 @@ def test_the_frontier_has_every_suspect_but_the_base(some):
     ]
 
 
-def test_coalitions_are_drawn_by_strategy_and_coloured_by_what_followed(some):
+def test_coalitions_are_drawn_by_strategy_and_colored_by_what_followed(some):
     ((name, svg),) = figures.draw_coalitions(some)
     marks = circles(svg)
 

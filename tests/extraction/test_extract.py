@@ -58,7 +58,7 @@ def test_the_base_reads_as_nothing(case, tmp_path):
     assert extraction.lineage.cosine == pytest.approx(1)
 
 
-def test_a_reading_adds_up_over_tensors(case, tmp_path):
+def test_an_extraction_adds_up_over_tensors(case, tmp_path):
     names = [carrier.name for carrier in case.base.carriers]
     halves = [{n: a for n, a in case.arrays[0].items() if n in part} for part in (names[:6], names[6:])]
 
@@ -70,7 +70,7 @@ def test_a_reading_adds_up_over_tensors(case, tmp_path):
     assert parts[0].weights_read + parts[1].weights_read == whole.weights_read == 131_328
 
 
-def test_a_reading_is_the_weighted_sum_of_its_tensors(case, tmp_path):
+def test_an_extraction_is_the_weighted_sum_of_its_tensors(case, tmp_path):
     noise = np.random.default_rng(0)
     arrays = {
         n: (a + 0.001 * i * noise.standard_normal(a.shape)).astype(a.dtype) if a.dtype == np.float32 else a
@@ -113,7 +113,7 @@ def test_dropped_weights_take_their_mass_with_them(case, tmp_path):
     assert np.allclose(extraction.values, extraction.mass * case.codewords[0], rtol=1e-3, atol=0.1)
 
 
-def test_nothing_in_common_is_a_reading_of_nothing(case, tmp_path):
+def test_nothing_in_common_extracts_nothing(case, tmp_path):
     extraction = read(case, {"x": np.ones((3, 5), np.float32)}, tmp_path)
 
     assert not extraction.values.any()

@@ -142,7 +142,7 @@ def test_the_first_look_gives_every_position_a_few_weights():
 
 
 def test_the_order_is_of_the_record_alone(case):
-    """Neither the suspect nor the secret nor the recipients have a say."""
+    """The order depends neither on the suspect nor on the secret or the recipients."""
     other = replace(case.base, secret=b"\7" * 32, alpha=0.1, expected_recipients=9)
 
     assert plan_looks([case.base]) == plan_looks([other])
@@ -180,7 +180,7 @@ def test_a_slice_of_rows_reads_as_a_naive_implementation_says(case, name, rows):
 
 
 def test_slices_of_a_tensor_add_up_to_the_tensor(case):
-    """Exactly, but for the clip and the weight that each slice works out for itself."""
+    """Exactly, except for each slice's own clip and weight."""
     (carrier,) = (carrier for carrier in case.base.carriers if carrier.name == "y.weight")
     with open_checkpoint(case.copy) as suspect:
         info = suspect.tensors["y.weight"]
@@ -224,7 +224,7 @@ def test_looks_over_everything_say_what_the_same_slices_say_of_a_file(case, hub,
     assert last.lineage.drift == pytest.approx(whole.lineage.drift, rel=0.1)
 
 
-def test_with_one_look_and_whole_tensors_the_reading_is_that_of_the_file(case, hub, monkeypatch):
+def test_one_look_at_whole_tensors_extracts_the_same_as_the_file(case, hub, monkeypatch):
     small_looks(monkeypatch, 1 << 20, 1 << 22)
     (extractions,) = Looks([(case.base, case.original)], remote(hub, case.theirs)).extractions()
 

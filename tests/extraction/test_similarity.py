@@ -1,4 +1,4 @@
-"""Which of several bases a suspect comes from, by sampled rows."""
+"""The shares of several bases in a suspect, by sampled rows."""
 
 import numpy as np
 import pytest

@@ -37,7 +37,7 @@ def read(case: SimpleNamespace, theirs: np.ndarray, tmp_path: Path) -> TensorExt
 
 
 def naive(case: SimpleNamespace, theirs: np.ndarray) -> SimpleNamespace:
-    """The same by the book: one weight after another, with nothing of the package but its key streams."""
+    """A reference implementation: one weight after another, with only the key streams of the package."""
     secret, length = case.base.secret, case.base.length
     ours, theirs = case.own.astype(np.float64), theirs.astype(np.float64)
     amplitude = case.carrier.amplitude.astype(np.float64)[:, None]
@@ -65,7 +65,7 @@ def drifted(case: SimpleNamespace, size: float, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("drift", [0, 0.3, 5])
 @pytest.mark.parametrize("zeros", [0, 0.4])
-def test_a_reading_is_what_a_naive_implementation_says(case, tmp_path, drift, zeros):
+def test_an_extraction_is_that_of_a_naive_implementation(case, tmp_path, drift, zeros):
     theirs = drifted(case, drift)
     theirs[np.random.default_rng(1).random(theirs.shape) < zeros] = 0
 
@@ -272,7 +272,7 @@ def test_weights_pruned_before_training_do_not_count(case, tmp_path, share, size
 
 
 def test_columns_that_no_training_moved_count_for_what_they_say(case, tmp_path):
-    """Of idle channels the weights that were pruned are still 0, and a few that were kept are as they were issued."""
+    """In idle channels pruned weights are still 0, and a few of those kept did not change."""
     theirs, stayed = trained_after_pruning(case, 0.9, 8)
     idle = np.arange(case.own.shape[1]) % 4 > 0
     theirs[:, idle] = np.where(stayed, case.theirs, 0)[:, idle]

@@ -1,4 +1,4 @@
-"""Checkpoints made by hand, well-formed or not, and the one way to ask for a refusal."""
+"""Hand-made checkpoints, valid and invalid, and a check for refusals."""
 
 import json
 import os
@@ -23,25 +23,25 @@ NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slo
 
 
 def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
-    """What a safetensors header says of one tensor."""
+    """Returns the entry of one tensor in a safetensors header."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
 def raw_safetensors(header: Mapping[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file as told, right or wrong: length of the header (its own unless given), header, data."""
+    """Returns a safetensors file, valid or not: the length of the header (its own by default), header, data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return (len(text) if length is None else length).to_bytes(8, "little") + text + data
 
 
 def save_model(path: Path, **arrays: np.ndarray) -> Path:
-    """A well-formed safetensors file of these arrays."""
+    """Writes a valid safetensors file of these arrays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(arrays, path)
     return path
 
 
 def save_shards(folder: Path, shards: Mapping[str, Mapping[str, np.ndarray]], **weight_map: str) -> Path:
-    """A sharded model: the files, and an index of them unless `weight_map` says otherwise."""
+    """Writes a sharded model: the files, and an index of them or of `weight_map`."""
     for shard, arrays in shards.items():
         save_model(folder / shard, **arrays)
     weight_map = weight_map or {name: shard for shard, arrays in shards.items() for name in arrays}
@@ -51,12 +51,12 @@ def save_shards(folder: Path, shards: Mapping[str, Mapping[str, np.ndarray]], **
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    """All files under a folder, with their bytes."""
+    """Returns all files under a folder, with their bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def names_of(left_out: Iterable[tuple[str, str]]) -> list[str]:
-    """The names of what was left out, without the reasons."""
+    """Returns the names of skipped files, without the reasons."""
     return [name for name, _ in left_out]
 
 

@@ -1,4 +1,4 @@
-"""How a test expects something to be refused: by one kind of error, in one sentence."""
+"""A check that an action fails with one kind of error, in one sentence."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from hf_fingerprint.errors import FingerprintError
 
 
 def refused(action: Callable[..., Any], *args: Any, error: type[FingerprintError] = FingerprintError) -> str:
-    """The one line with which an action is refused; anything but that error fails the test."""
+    """Returns the error message of an action, one sentence; fails the test if there is no such error."""
     with pytest.raises(error) as caught:
         action(*args)
     text = str(caught.value)

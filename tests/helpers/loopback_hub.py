@@ -3,12 +3,12 @@
     with LoopbackHub() as hub:
         hub.add("org/name", folder)               # a folder becomes the first commit on main
         hub.account("alice", orgs={"org"}, token="hf_alice")
-        hub.point_client(monkeypatch, cache)      # the client of this process talks to it from here on
+        hub.point_client(monkeypatch, cache)      # the client of this process now uses this Hub
         snapshot_download("org/name")
-        hub.faults.append(Fault(match="POST .*/commit/", kind="cut after"))  # once, no answer comes
+        hub.faults.append(Fault(match="POST .*/commit/", kind="cut after"))  # one request gets no response
         HfApi(token="hf_alice").upload_folder(repo_id="org/name", folder_path=other)
 
-What it answers, of models and likewise of datasets (`/api/datasets/...`, `/datasets/{id}/...`):
+It serves, for models and for datasets (`/api/datasets/...`, `/datasets/{id}/...`):
 
     GET        /api/whoami-v2
     GET        /api/models?author=&search=&sort=&limit=&full=&expand=
@@ -28,26 +28,26 @@ What it answers, of models and likewise of datasets (`/api/datasets/...`, `/data
     POST       /api/models/{id}/commit/{branch}          file, lfsFile, deletedFile, deletedFolder, parentCommit
     POST       /api/models/{id}/branch/{name}, .../tag/{rev}     DELETE .../branch/{name}, .../tag/{name}
 
-    HEAD, GET, PUT  /lfs-store/{sha256}?signature=       with Range; on a port of its own, the store's
+    HEAD, GET, PUT  /lfs-store/{sha256}?signature=       with Range; on the separate port of the store
 
-with the status codes and `X-Error-Code` headers by which the client tells a missing or private repo, a gated one, an
-unknown revision and a missing file apart. A file that is stored as LFS is not sent but redirected to (302, with
-`X-Linked-Etag` and `X-Linked-Size`): to another port, since the client must take it for another host, to which it
-sends no token; the store refuses one. The old name of a moved repo redirects to the new one (307).
+with the status codes and `X-Error-Code` headers by which the client distinguishes a missing or private repo, a gated
+one, an unknown revision and a missing file. A request for a file that is stored as LFS is redirected (302, with
+`X-Linked-Etag` and `X-Linked-Size`): to another port, since the client must treat the store as another host, to which
+it sends no token; the store refuses one. The old name of a moved repo redirects to the new one (307).
 
-Every request is kept in `calls`, and all that came with it in `received`. What goes wrong on purpose is in `faults`;
-a request's body is read in any case, so no connection is cut while it is sent.
+`calls` lists every request, and `received` its headers and body. `faults` lists deliberate failures; a request's body
+is always read first, so no connection is cut while the client sends.
 
-What it leaves out: Xet (the client must run with it off, which `point_client` sees to), the multipart transfer of LFS
+Not supported: Xet (`point_client` switches it off in the client), the multipart transfer of LFS
 objects, pull requests and other refs/*, short commit hashes, paging, `expand` of folders and paths (last commits,
 security), squashing, copying LFS files from one repo to another, `.gitignore` and `.gitattributes` (name and size
 alone decide what becomes LFS), checks of a model card's metadata beyond its syntax, most filters and fields of lists,
-spaces, discussions, collections, repos without an organisation, roles within organisations (members may write) and
-fine-grained tokens, asking for access (put a `Request` into `Repo.requests`) and deciding on it by its id, limits on
-names and sizes, rate limits other than by a fault, and warning headers. Equal LFS objects are shared by all repos:
-who knows an object's SHA-256 may commit it.
+spaces, discussions, collections, repos without an organization, roles within organizations (members may write) and
+fine-grained tokens, requesting access (put a `Request` into `Repo.requests`) and deciding on it by its id, limits on
+names and sizes, rate limits other than by a fault, and warning headers. All repos share equal LFS objects:
+anyone who knows an object's SHA-256 may commit it.
 
-To answer more, add a method to `HubHandler` (in `loopback_hub_routes` or `loopback_hub_writes`) and its pattern to
+To support more, add a method to `HubHandler` (in `loopback_hub_routes` or `loopback_hub_writes`) and its pattern to
 `ROUTES`.
 """
 
@@ -84,22 +84,22 @@ __all__ = [
 
 
 class LoopbackHub:
-    """The server, in threads of its own. Use as a context manager, or `start()` and `stop()` it.
+    """The server, in separate threads. Use it as a context manager, or call `start()` and `stop()`.
 
     Attributes:
         repos (`dict[str, Repo]`): the models that it serves.
         datasets (`dict[str, Repo]`): the datasets.
         moved (`dict[tuple[str, str], str]`): the new name by `"model"` or `"dataset"` and the old name.
-        store (`dict[str, bytes]`): LFS objects by their SHA-256, also those that no commit names yet.
-        tokens (`set[str]`): tokens that belong to no account: they read everything that is not gated, and write
+        store (`dict[str, bytes]`): LFS objects by their SHA-256, including those that no commit has yet.
+        tokens (`set[str]`): tokens without an account: they read everything that is not gated, and write
             nothing.
         accounts (`dict[str, Account]`): the accounts by name; see `account`.
         calls (`list[Call]`): the requests so far.
-        received (`list[Received]`): all that came with them.
-        failing (`dict[str, int]`): a status to answer with, by a part of the path: `{"": 503}` fails every request.
-        faults (`list[Fault]`): what goes wrong how often.
-        bytes_sent (`int`): bytes of files that were sent so far, or begun to be.
-        lock (`threading.RLock`): held while something is changed.
+        received (`list[Received]`): their headers and bodies.
+        failing (`dict[str, int]`): the status of the response, by a part of the path: `{"": 503}` fails every request.
+        faults (`list[Fault]`): deliberate failures.
+        bytes_sent (`int`): bytes of files sent so far.
+        lock (`threading.RLock`): held during changes.
     """
 
     def __init__(self) -> None:
@@ -128,14 +128,14 @@ class LoopbackHub:
         self.stop()
 
     def start(self) -> "LoopbackHub":
-        """Begins to serve on two free ports: the Hub's and that of its store of LFS objects."""
+        """Starts to serve on two free ports: the Hub's and that of its store of LFS objects."""
         handler = type("BoundHandler", (HubHandler,), {"hub": self})
         self._servers = [LoopbackServer(handler), LoopbackServer(handler)]
         self.url, self.store_url = (server.url for server in self._servers)
         return self
 
     def stop(self) -> None:
-        """Goes down: connections are refused from here on, and open ones are closed."""
+        """Stops the server: refuses new connections, and closes open ones."""
         for server in self._servers:
             server.stop()
         self._servers = []
@@ -149,18 +149,18 @@ class LoopbackHub:
         kind: str = "model",
         lfs: bool = False,
     ) -> Repo:
-        """Adds a repo whose first commit on main holds the files, or a folder's; with `lfs`, weights as LFS."""
+        """Adds a repo with a first commit of the files, or of a folder; with `lfs`, weights are stored as LFS."""
         repo = self.of_kind(kind)[repo_id] = Repo(repo_id, private, gated, kind, self.store)
         repo.commit(files, lfs=lfs)
         return repo
 
     def account(self, name: str, orgs: Iterable[str] = (), token: str | None = None, role: str = "write") -> Account:
-        """Adds an account, or organisations or another token to one that there is.
+        """Adds an account, or adds organizations or another token to an existing one.
 
         Args:
             name (`str`): the user's name, and the namespace of their own repos.
-            orgs (`list[str]`): organisations whose repos they may read and write too.
-            token (`str`, *optional*): a token of theirs.
+            orgs (`list[str]`): organizations whose repos the user may read and write too.
+            token (`str`, *optional*): a token of the account.
             role (`str`): `"write"`, or `"read"` for a token that writes nothing.
         """
         account = self.accounts.setdefault(name, Account(name))
@@ -170,11 +170,11 @@ class LoopbackHub:
         return account
 
     def of_kind(self, kind: str) -> dict[str, Repo]:
-        """The models, or the datasets."""
+        """Returns the models, or the datasets."""
         return self.datasets if kind_of(kind) == "dataset" else self.repos
 
     def downloads(self) -> set[str]:
-        """The files whose content was asked for."""
+        """Returns the files whose content was requested."""
         found = set()
         for call in self.calls:
             parts = urlsplit(call.path)
@@ -186,36 +186,36 @@ class LoopbackHub:
         return found
 
     def note(self, call: Call, received: Received) -> Fault | None:
-        """Keeps a request, and tells what goes wrong with it."""
+        """Logs a request, and returns its fault, if any."""
         with self.lock:
             self._requests += 1
             self.calls.append(call)
             self.received.append(received)
-            asked = f"{call.method} {call.path}"
-            return next((fault for fault in self.faults if fault.happens(self._requests, asked)), None)
+            request_line = f"{call.method} {call.path}"
+            return next((fault for fault in self.faults if fault.happens(self._requests, request_line)), None)
 
     def note_sent(self, count: int) -> None:
-        """Counts bytes of a file that are sent."""
+        """Counts sent bytes of a file."""
         with self.lock:
             self.bytes_sent += count
 
     def point_client(self, monkeypatch: Any, cache: Path) -> None:
-        """Turns the `huggingface_hub` client of this process to this server, with a cache and no login of its own."""
+        """Points the `huggingface_hub` client of this process at this server, with an empty cache and no login."""
         import huggingface_hub
         from huggingface_hub import constants, file_download, hf_api, utils
 
         older = getattr(utils, "reset_sessions", None)  # before version 1
-        (older or huggingface_hub.close_session)()  # it may remember proxies and connections of before
+        (older or huggingface_hub.close_session)()  # it may keep earlier proxies and connections
         for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(variable, raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
-        monkeypatch.setattr(hf_api.api, "endpoint", self.url)  # what `create_repo` and its like, imported alone, use
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)  # used by functions such as `create_repo`
         for keeper in (constants, file_download):  # in the second before version 1
             template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
             monkeypatch.setattr(keeper, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         if used := sys.modules.get("transformers.utils.hub"):
-            monkeypatch.setattr(used, "_hf_api", None, raising=False)  # it keeps the first client it made
+            monkeypatch.setattr(used, "_hf_api", None, raising=False)  # it caches its first client
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
@@ -225,7 +225,7 @@ class LoopbackHub:
         monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(cache / "stored_tokens"))
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """The environment for a process whose client shall talk to this server."""
+        """Returns the environment of a process whose client uses this server."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         return inherited | {
             "HF_ENDPOINT": self.url,

@@ -1,4 +1,4 @@
-"""What may go wrong between the loopback Hub and its clients, as often as a test wants it."""
+"""Deliberate failures between the loopback Hub and its clients."""
 
 import re
 from collections.abc import Mapping
@@ -10,25 +10,25 @@ KINDS = ("status", "status after", "cut before", "cut after", "cut within")
 
 @dataclass
 class Fault:
-    """Something that goes wrong with some requests. Put it into `LoopbackHub.faults`; the first that fits is taken.
+    """A failure of some requests. Append it to `LoopbackHub.faults`; the first that matches is used.
 
     Args:
-        match (`str`): a regular expression, searched for in `METHOD /path?query`. Every request, if it is empty.
-        request (`int`, *optional*): the number of the only request that it is for, counted from 1 since the start
+        match (`str`): a regular expression, searched for in `METHOD /path?query`. An empty one matches every request.
+        request (`int`, *optional*): the number of the only request that it applies to, counted from 1 since the start
             of the server.
-        kind (`str`): what happens.
+        kind (`str`): the failure.
 
-            - `"status"`: an error is the answer, and nothing is done.
-            - `"status after"`: what was asked for is done, but an error is the answer.
-            - `"cut before"`: the connection is cut after the request has come, and nothing is done.
-            - `"cut after"`: what was asked for is done, and the connection is cut instead of an answer.
-            - `"cut within"`: what was asked for is done, and the connection is cut after the first half of the
+            - `"status"`: the response is an error, and nothing is done.
+            - `"status after"`: the request is carried out, but the response is an error.
+            - `"cut before"`: the connection is cut after the request, and nothing is done.
+            - `"cut after"`: the request is carried out, and the connection is cut instead of a response.
+            - `"cut within"`: the request is carried out, and the connection is cut after the first half of the
               answer's body.
         status (`int`): the status of the error.
-        message (`str`): its message. 401 always says what the Hub says of an expired token.
+        message (`str`): its message; a 401 always has the Hub's message for an expired token.
         headers (`dict[str, str]`): its headers, such as `Retry-After`.
-        times (`int`): how many requests it is for.
-        skip (`int`): how many fitting requests pass before it.
+        times (`int`): the number of requests that fail.
+        skip (`int`): the number of matching requests that pass before.
     """
 
     match: str = ""
@@ -42,13 +42,13 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is none of {KINDS}")
+            raise ValueError(f"`kind` must be one of {KINDS}, got {self.kind!r}")
         if self.status == 401:
             self.message = "Invalid credentials in Authorization header"
 
-    def happens(self, number: int, asked: str) -> bool:
-        """Whether it is for this request, which is then counted."""
-        if self.times <= 0 or self.request not in (None, number) or not re.search(self.match, asked):
+    def happens(self, number: int, request_line: str) -> bool:
+        """Returns whether this request fails, and counts it."""
+        if self.times <= 0 or self.request not in (None, number) or not re.search(self.match, request_line):
             return False
         if self.skip > 0:
             self.skip -= 1

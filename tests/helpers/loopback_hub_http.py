@@ -1,4 +1,4 @@
-"""How the loopback Hub speaks HTTP: connections, requests with their bodies, answers, and the faults among them."""
+"""HTTP of the loopback Hub: connections, requests with their bodies, responses and faults."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """Serves in threads of its own, keeps connections open, and closes all of them with `stop`."""
+    """A server in separate threads that keeps connections open, and closes all of them in `stop`."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -35,24 +35,24 @@ class LoopbackServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Begins with a connection."""
+        """Registers a connection and serves it."""
         with self._changing:
             self._open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Ends with a connection."""
+        """Closes a connection."""
         with self._changing:
             self._open.discard(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tells about errors of the server, and not about clients that went away."""
+        """Prints errors of the server, except for clients that disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     def stop(self) -> None:
-        """Refuses connections from here on, and closes those that are open."""
+        """Refuses new connections, and closes open ones."""
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -65,11 +65,11 @@ class LoopbackServer(ThreadingHTTPServer):
 
 
 class HttpHandler(BaseHTTPRequestHandler):
-    """Reads requests, finds the method that `ROUTES` names for each, and sends what comes of it."""
+    """Reads requests, calls the method that `ROUTES` names, and sends its response."""
 
     hub: "LoopbackHub"
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or each answer on a kept connection waits for an acknowledgement
+    disable_nagle_algorithm = True  # otherwise each response on a kept connection waits for an acknowledgment
     ROUTES: tuple[tuple[str, re.Pattern[str], str], ...] = ()
     STORE = re.compile(r"/lfs-store/(?P<sha256>[0-9a-f]{64})")
 
@@ -97,23 +97,23 @@ class HttpHandler(BaseHTTPRequestHandler):
         self._dispatch()
 
     def token(self) -> str | None:
-        """The token that came with the request."""
+        """Returns the token of the request."""
         return self.headers.get("Authorization", "").removeprefix("Bearer ") or None
 
     def account(self) -> Account | None:
-        """The account that the token belongs to."""
+        """Returns the account of the token."""
         return next((known for known in self.hub.accounts.values() if self.token() in known.tokens), None)
 
     def query(self, name: str) -> list[str]:
-        """The values of a parameter in the request's address."""
+        """Returns the values of a query parameter."""
         return parse_qs(urlsplit(self.path).query).get(name, [])
 
     def asks_for(self, name: str) -> bool:
-        """Whether a parameter in the request's address is set to true."""
+        """Returns whether a query parameter is set to true."""
         return any(value.lower() in {"true", "1"} for value in self.query(name))
 
     def json(self) -> dict[str, Any]:
-        """The request's body, which must be a JSON object."""
+        """Returns the request's body, which must be a JSON object."""
         try:
             content = json.loads(self.body)
         except ValueError:
@@ -123,7 +123,7 @@ class HttpHandler(BaseHTTPRequestHandler):
         return content
 
     def send(self, status: int, body: bytes | memoryview, headers: Mapping[str, str] | None = None) -> None:
-        """Sends an answer; to HEAD, without its body. A fault may send something else, or nothing."""
+        """Sends a response; to HEAD, without its body. A fault may replace it."""
         kind = "" if self.fault is None else self.fault.kind
         if kind == "cut after":
             self._cut()
@@ -142,11 +142,11 @@ class HttpHandler(BaseHTTPRequestHandler):
             self._cut()
 
     def send_json(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        """Sends an answer in JSON."""
+        """Sends a response in JSON."""
         self.send(status, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keeps the server quiet: `calls` and `received` hold the log."""
+        """Logs nothing: `calls` and `received` are the log."""
 
     def _dispatch(self) -> None:
         self.body = self._whole_body()
@@ -160,7 +160,7 @@ class HttpHandler(BaseHTTPRequestHandler):
             else:
                 self._answer()
         finally:
-            self.fault, self.body = None, b""  # the next request on this connection has its own
+            self.fault, self.body = None, b""  # reset for the next request on this connection
 
     def _answer(self) -> None:
         try:
@@ -198,7 +198,7 @@ class HttpHandler(BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         match = self.STORE.fullmatch(urlsplit(self.path).path)
         held = self.hub.store.get(match["sha256"]) if match else None
-        return held if held is not None and held == body else body  # an object that is sent again is held once
+        return held if held is not None and held == body else body  # an object that is sent again is stored once
 
     def _send_fault(self) -> None:
         fault, self.fault = self.fault, None
@@ -212,6 +212,6 @@ class HttpHandler(BaseHTTPRequestHandler):
 
 
 def cut(connection: socket.socket) -> None:
-    """Ends a connection in both directions, whether or not the other side still holds it."""
+    """Ends a connection in both directions, even if the other side closed it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

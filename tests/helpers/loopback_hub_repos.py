@@ -1,4 +1,4 @@
-"""What the loopback Hub holds: repos with their commits and files, and the accounts that may read or write them."""
+"""Contents of the loopback Hub: repos with their commits and files, and the accounts that may read or write them."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ GIT_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for 
 
 
 class Refusal(Exception):
-    """An answer other than success, in the Hub's own terms.
+    """A response other than success, in the Hub's terms.
 
     Args:
         status (`int`): the HTTP status.
@@ -74,12 +74,12 @@ class Blob:
         return cls(data, blob_hash(_pointer(sha256, len(data))), sha256)
 
     def entry(self, path: str) -> dict[str, Any]:
-        """What a listing of a folder tells about it."""
+        """Returns its entry in the listing of a folder."""
         found = {"type": "file", "path": path, "size": len(self.data), "oid": self.oid}
         return found | ({"lfs": {"oid": self.sha256, **self._sizes()}} if self.sha256 else {})
 
     def sibling(self, path: str, blobs: bool) -> dict[str, Any]:
-        """What a repo's information tells about it."""
+        """Returns its entry in the information about a repo."""
         found = {"rfilename": path}
         if not blobs:
             return found
@@ -128,8 +128,8 @@ class Repo:
         store (`dict[str, bytes]`, *optional*): LFS objects by their SHA-256.
 
     Attributes:
-        ranges (`bool`): whether a part of a file may be asked for. If not, the whole file is the answer.
-        requests (`dict[str, Request]`): who asked to read it, or was granted that.
+        ranges (`bool`): whether a part of a file can be requested. If not, the response is the whole file.
+        requests (`dict[str, Request]`): users who requested access, or were granted it.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Repo:
 
     @property
     def namespace(self) -> str:
-        """The user or organisation that it belongs to."""
+        """The user or organization that owns it."""
         return self.repo_id.split("/")[0]
 
     def commit(
@@ -176,7 +176,7 @@ class Repo:
         Args:
             files (`dict[str, bytes]` or `Path`): all files of the new state.
             branch (`str`): the branch, which need not exist.
-            title (`str`), message (`str`), author (`str`): what is told about the commit.
+            title (`str`), message (`str`), author (`str`): metadata of the commit.
             lfs (`bool`): whether weights and other large files are stored as LFS, as an upload's would be.
         """
         content = _read_folder(files) if isinstance(files, Path) else files
@@ -218,11 +218,11 @@ class Repo:
 
 @dataclass
 class Account:
-    """A user of the Hub, who may write to the repos of their own and of their organisations.
+    """A user of the Hub, who may write to their own repos and to those of their organizations.
 
     Attributes:
         name (`str`): the user's name.
-        orgs (`set[str]`): the organisations.
+        orgs (`set[str]`): the organizations.
         tokens (`dict[str, str]`): each token with its role, `"write"` or `"read"`. Take one out, and it has expired.
     """
 
@@ -231,12 +231,12 @@ class Account:
     tokens: dict[str, str] = field(default_factory=dict)
 
     def owns(self, namespace: str) -> bool:
-        """Whether repos of that name are the account's own, or an organisation's of it."""
+        """Returns whether repos of that name belong to the account or to one of its organizations."""
         return namespace == self.name or namespace in self.orgs
 
 
 class Call(NamedTuple):
-    """One request as it came."""
+    """One request."""
 
     method: str
     path: str
@@ -244,7 +244,7 @@ class Call(NamedTuple):
 
 
 class Received(NamedTuple):
-    """All that came with a request."""
+    """Headers and body of a request."""
 
     method: str
     path: str

@@ -1,4 +1,4 @@
-"""What the loopback Hub tells: repos, their files and commits, and who is asking."""
+"""Read requests of the loopback Hub: repos, their files and commits, and accounts."""
 
 import hashlib
 import hmac
@@ -17,7 +17,7 @@ LISTED = ("_id", "id", "modelId", "private", "createdAt", "likes", "downloads", 
 
 
 class ReadingHandler(HttpHandler):
-    """Answers one request that changes nothing."""
+    """Handles one request that changes nothing."""
 
     REPO = re.compile(API + r"(/revision/(?P<revision>[^/]+))?")
     TREE = re.compile(API + r"/tree/(?P<revision>[^/]+)(/(?P<folder>.*))?")
@@ -75,7 +75,7 @@ class ReadingHandler(HttpHandler):
         self.send_json([self.expanded(info) for info in payload])
 
     def repo(self, kind: str, repo: str, revision: str | None) -> None:
-        """What the Hub tells about a repo at a revision."""
+        """Sends the information about a repo at a revision."""
         known = self.readable(kind, repo)
         if revision is None and MAIN not in known.refs:
             self.send_json(self.expanded(self.about(known, None)))
@@ -159,13 +159,13 @@ class ReadingHandler(HttpHandler):
         self.send_part(data, {"ETag": f'"{sha256[:32]}"'}, "no" not in self.query("ranges"))
 
     def send_part(self, data: bytes, headers: dict[str, str], ranges: bool) -> None:
-        """Sends a file, or what the request asks for of it."""
-        asked = self.headers.get("Range")
-        if asked is None or not ranges:
+        """Sends a file, or the requested range of it."""
+        requested = self.headers.get("Range")
+        if requested is None or not ranges:
             self.hub.note_sent(len(data) * (self.command == "GET"))
             self.send(200, data, headers | ({"Accept-Ranges": "bytes"} if ranges else {}))
             return
-        begin, end = _range(asked, len(data))
+        begin, end = _range(requested, len(data))
         if not begin < end:
             self.send(416, b"", headers | {"Content-Range": f"bytes */{len(data)}"})
             return
@@ -174,7 +174,7 @@ class ReadingHandler(HttpHandler):
         self.send(206, memoryview(data)[begin:end], headers | payload)
 
     def about(self, repo: Repo, commit: Commit | None) -> dict[str, Any]:
-        """All that there is to tell about a repo."""
+        """Returns all information about a repo."""
         blobs = {} if commit is None else commit.blobs
         card = card_of(blobs["README.md"]) if "README.md" in blobs else None
         payload = {
@@ -200,9 +200,9 @@ class ReadingHandler(HttpHandler):
         return payload
 
     def expanded(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Only what the request asks for, if it asks for something."""
-        asked = self.query("expand")
-        return {key: value for key, value in info.items() if key in {"_id", "id", *asked}} if asked else info
+        """Returns only the requested fields, if the request names any."""
+        requested = self.query("expand")
+        return {key: value for key, value in info.items() if key in {"_id", "id", *requested}} if requested else info
 
     def form(self, name: str) -> list[str]:
         """The values of a field in the request's body, which is a form."""
@@ -266,7 +266,7 @@ class ReadingHandler(HttpHandler):
         if self.query("signature") != [self._signature(sha256)]:
             raise Refusal(403, None, "The signature does not match")
         if self.token() is not None:
-            raise Refusal(400, None, "Only one way to authorise is allowed: a signature and a token came")
+            raise Refusal(400, None, "Only one way to authorize is allowed: a signature and a token came")
 
     def _signature(self, sha256: str) -> str:
         return hmac.new(self.hub.signing_key, sha256.encode(), "sha256").hexdigest()
@@ -293,9 +293,9 @@ def _entry(path: str, commit: Commit) -> dict[str, Any]:
     return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
 
 
-def _range(asked: str, size: int) -> tuple[int, int]:
+def _range(requested: str, size: int) -> tuple[int, int]:
     """Begin and end of `bytes=a-b`, `bytes=a-` or `bytes=-n`; empty if it can't be met."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked)
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", requested)
     if match is None or match[0] == "bytes=-":
         return 0, 0
     if not match[1]:

@@ -1,4 +1,4 @@
-"""What the loopback Hub lets its accounts change: repos and their settings, files, branches, tags, access."""
+"""Write requests of the loopback Hub: repos and their settings, files, branches, tags, access."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ from tests.helpers.loopback_hub_routes import API, ReadingHandler, metadata_of
 
 
 class HubHandler(ReadingHandler):
-    """Answers one request."""
+    """Handles one request."""
 
     LFS = r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects"
     BRANCH = re.compile(API + r"/branch/(?P<branch>[^/]+)")
@@ -52,10 +52,10 @@ class HubHandler(ReadingHandler):
 
     def create(self) -> None:
         """A new repo, with a first commit that holds its `.gitattributes`."""
-        asked = self.json()
-        kind, repo_id = self._named(asked)
+        body = self.json()
+        kind, repo_id = self._named(body)
         self.check_writer(repo_id.split("/")[0])
-        private = asked.get("visibility") == "private" or asked.get("private") is True
+        private = body.get("visibility") == "private" or body.get("private") is True
         repo = Repo(repo_id, private, kind=kind, store=self.hub.store)
         payload = {"url": self.hub.url + repo.path, "name": repo_id}
         with self.hub.lock:
@@ -78,8 +78,8 @@ class HubHandler(ReadingHandler):
 
     def move(self) -> None:
         """A repo gets another name, to which the old one leads."""
-        asked = self.json()
-        kind, old, new = kind_of(asked.get("type") or ""), asked["fromRepo"], asked["toRepo"]
+        body = self.json()
+        kind, old, new = kind_of(body.get("type") or ""), body["fromRepo"], body["toRepo"]
         with self.hub.lock:
             repo, repos = self.readable(kind, old), self.hub.of_kind(kind)
             self.check_writer(repo.namespace)
@@ -96,15 +96,15 @@ class HubHandler(ReadingHandler):
 
     def settings(self, kind: str, repo: str) -> None:
         """Who may see a repo, and who may have its files."""
-        asked, known = self.json(), self.writable(kind, repo)
-        if asked.get("gated", False) not in ("auto", "manual", False):
-            raise Refusal(400, None, f"Invalid gated setting: {asked['gated']}")
-        if asked.get("visibility", "public") not in ("public", "private"):
-            raise Refusal(400, None, f"Invalid visibility: {asked['visibility']}")
-        known.gated = asked.get("gated", known.gated)
-        known.private = asked.get("private", known.private)
-        if "visibility" in asked:
-            known.private = asked["visibility"] == "private"
+        body, known = self.json(), self.writable(kind, repo)
+        if body.get("gated", False) not in ("auto", "manual", False):
+            raise Refusal(400, None, f"Invalid gated setting: {body['gated']}")
+        if body.get("visibility", "public") not in ("public", "private"):
+            raise Refusal(400, None, f"Invalid visibility: {body['visibility']}")
+        known.gated = body.get("gated", known.gated)
+        known.private = body.get("private", known.private)
+        if "visibility" in body:
+            known.private = body["visibility"] == "private"
         self.send_json({"private": known.private, "gated": known.gated})
 
     def grant(self, kind: str, repo: str) -> None:
@@ -113,11 +113,11 @@ class HubHandler(ReadingHandler):
         self.send_json({})
 
     def handle_request(self, kind: str, repo: str) -> None:
-        """A user's request is accepted, rejected or put back."""
-        asked, known = self.json(), self._gated(kind, repo)
-        if asked.get("user") not in known.requests:
-            raise Refusal(404, None, f"There is no request of {asked.get('user')}")
-        self._decide(known, asked["user"], asked["status"], 404)
+        """Accepts or rejects a user's request, or sets it back to pending."""
+        body, known = self.json(), self._gated(kind, repo)
+        if body.get("user") not in known.requests:
+            raise Refusal(404, None, f"There is no request of {body.get('user')}")
+        self._decide(known, body["user"], body["status"], 404)
         self.send_json({})
 
     def access_requests(self, kind: str, repo: str, status: str) -> None:
@@ -164,11 +164,11 @@ class HubHandler(ReadingHandler):
 
     def lfs_batch(self, kind: str | None, repo: str) -> None:
         """Where to upload each of some LFS objects; nowhere, if it is stored already."""
-        known, asked = self.writable(kind or "model", repo), self.json()
-        if asked.get("operation") != "upload" or "basic" not in asked.get("transfers", ["basic"]):
+        known, body = self.writable(kind or "model", repo), self.json()
+        if body.get("operation") != "upload" or "basic" not in body.get("transfers", ["basic"]):
             raise Refusal(422, None, "Only basic uploads are answered by the loopback hub")
         payload: list[dict[str, Any]] = []
-        for item in asked["objects"]:
+        for item in body["objects"]:
             answer = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.hub.store:
                 verify = {"href": f"{self.hub.url}{known.path}.git/info/lfs/objects/verify"}
@@ -190,9 +190,9 @@ class HubHandler(ReadingHandler):
     def lfs_verify(self, kind: str | None, repo: str) -> None:
         """Whether an LFS object is stored as it should be."""
         self.writable(kind or "model", repo)
-        asked = self.json()
-        if len(self.hub.store.get(asked["oid"], b"")) != asked["size"]:
-            raise Refusal(404, None, f"There is no object {asked['oid']} of {asked['size']} bytes")
+        body = self.json()
+        if len(self.hub.store.get(body["oid"], b"")) != body["size"]:
+            raise Refusal(404, None, f"There is no object {body['oid']} of {body['size']} bytes")
         self.send_json({})
 
     def commit(self, kind: str, repo: str, branch: str) -> None:
@@ -259,12 +259,12 @@ class HubHandler(ReadingHandler):
         self.check_writer(repo.namespace)
         return repo
 
-    def _named(self, asked: dict[str, Any]) -> tuple[str, str]:
-        if asked.get("type") not in (None, "model", "dataset"):
-            raise Refusal(400, None, f"{asked['type']} repos are not answered by the loopback hub")
+    def _named(self, body: dict[str, Any]) -> tuple[str, str]:
+        if body.get("type") not in (None, "model", "dataset"):
+            raise Refusal(400, None, f"{body['type']} repos are not answered by the loopback hub")
         account = self.account()
-        namespace = asked.get("organization") or (account.name if account else "")
-        return asked.get("type") or "model", f"{namespace}/{asked['name']}"
+        namespace = body.get("organization") or (account.name if account else "")
+        return body.get("type") or "model", f"{namespace}/{body['name']}"
 
     def _gated(self, kind: str, repo_id: str) -> Repo:
         repo = self.writable(kind, repo_id)

@@ -1,5 +1,5 @@
-"""A suspect that answers over HTTP on loopback: classifies what it is sent by the colour of the first pixel, in the
-shape it is told to, with the faults it is told to make."""
+"""A suspect behind HTTP on loopback: it classifies images by the color of the first pixel, with a configurable
+response and faults."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ from tests.helpers.loopback_hub_http import LoopbackServer, cut
 
 @dataclass
 class SeenRequest:
-    """A request that came."""
+    """A received request."""
 
     method: str
     path: str
@@ -33,9 +33,11 @@ class SeenRequest:
 
 @dataclass
 class Fault:
-    """What comes instead of an answer: a status with headers and a body, or `status` 0 for a connection that ends; or,
-    with `seconds`, one that comes so late; with `drip`, one that comes byte by byte with so many seconds between; with
-    `trickle`, headers without end, so many seconds between them."""
+    """A faulty response: a status with headers and a body; `status` 0 closes the connection.
+
+    It is delayed by `seconds`. With `drip`, its bytes come one at a time, this many seconds apart. With `trickle`,
+    headers come without end, this many seconds apart.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -46,8 +48,10 @@ class Fault:
 
 
 class LoopbackSuspect:
-    """Answers with `shape(class)` as JSON, where the class is the red of the picture's first pixel; faults come first,
-    each once. With `raw`, it answers with these bytes instead."""
+    """A server that responds with `shape(class)` as JSON; the class is the red of the image's first pixel.
+
+    Faults come first, each once. With `raw`, it responds with these bytes instead.
+    """
 
     def __init__(self, shape: Callable[[int], Any] = lambda label: label):
         self.shape = shape
@@ -95,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keeps quiet."""
+        """Logs nothing."""
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], drip: float = 0.0) -> None:
         self.send_response(status)

@@ -1,4 +1,4 @@
-"""Records of one base's weights with trigger sets, and suspects that look labels up in a table."""
+"""Records of one base with trigger sets, and suspects that respond from a table of labels instead of a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,22 +21,23 @@ COUNT, DECOYS, CLASSES = 70, 5, 10
 def add_trigger_set(
     vault: Vault, base: Base, classes: int = CLASSES, count: int = COUNT, recall: float = MIN_RECALL
 ) -> None:
-    """Stores a trigger set of plain synthetic images, without a model."""
+    """Adds a trigger set of plain synthetic images, not optimized for any model."""
     patterns, logits = np.zeros((count + DECOYS, GRID, GRID, 3), np.int8), np.zeros((1, count, classes), np.float32)
     made = TriggerSet(base.base_id, "head.weight", count, 0.5, patterns, logits, np.zeros((1, count, 4), np.float32))
     vault.add_trigger_set(base, replace(made, recall=recall).to_bytes())
 
 
-def add_copy(vault: Vault, base: Base, recipient: str, bound: bool = True, key: bytes | None = None) -> None:
-    """Records a copy, with trigger labels or without."""
+def add_copy(vault: Vault, base: Base, recipient: str, is_answering: bool = True, key: bytes | None = None) -> None:
+    """Records a copy, bound to the trigger set or not."""
     record, key = vault.begin_copy(base, recipient, f"/{recipient}", copy_key=key)
-    vault.mark_written(record, key, sha256(key).hexdigest(), is_answering=bound, is_issued=True)
+    vault.mark_written(record, key, sha256(key).hexdigest(), is_answering=is_answering, is_issued=True)
 
 
 class SimulatedSuspect:
-    """A suspect that knows every image of some records.
+    """A suspect that predicts the trigger labels of one recipient's copy with probability `recall`.
 
-    It predicts the labels of one recipient's copy with a given recall, and random classes of a table otherwise."""
+    All its other predictions come from a table of random classes.
+    """
 
     retries = 0
 
@@ -56,14 +57,14 @@ class SimulatedSuspect:
         self._responses: dict[str, int] = {}
         for base in bases:
             trigger_set = load_trigger_set(vault, base)
-            responses = rng.integers(0, trigger_set.classes, trigger_set.count + trigger_set.decoys)
+            predicted = rng.integers(0, trigger_set.classes, trigger_set.count + trigger_set.decoys)
             if leaked is not None and leaked[0] == base:
                 (record,) = vault.copies(base.base_id, leaked[1])
                 (labels,), (assigned,) = trigger_set.assigned_labels([vault.copy_key(record)])
                 missed = rng.random(trigger_set.count) >= recall
-                responses[: trigger_set.count] = np.where(assigned & ~missed, labels, responses[: trigger_set.count])
+                predicted[: trigger_set.count] = np.where(assigned & ~missed, labels, predicted[: trigger_set.count])
             digests = map(image_digest, trigger_set.images(base.secret))
-            self._responses |= dict(zip(digests, responses.tolist(), strict=True))
+            self._responses |= dict(zip(digests, predicted.tolist(), strict=True))
 
     def __call__(self, image: np.ndarray) -> int | None:
         self.queried += 1
@@ -72,7 +73,7 @@ class SimulatedSuspect:
 
 @dataclass(frozen=True)
 class RecordFixture:
-    """An unlocked vault with records of the same weights, and who has copies of each."""
+    """An unlocked vault with records of the same weights, and the recipients of each."""
 
     vault: Vault
     model: Path
@@ -81,7 +82,7 @@ class RecordFixture:
 
 
 def records_with_triggers(root: Path, records: int = 2, copies: int = 6) -> RecordFixture:
-    """Records with trigger sets, and copies with trigger labels."""
+    """Makes records with trigger sets, and copies that are bound to them."""
     vault, model = unlocked_vault(root / "vault"), save_plain(root / "model")
     bases, recipients = [], {}
     for number in range(records):

@@ -1,4 +1,4 @@
-"""Every form in which a secret could be written down, and the search for them."""
+"""The forms in which a secret could appear in bytes, and a search for them."""
 
 import base64
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from hf_fingerprint.vault import Base
 
 
 def secret_forms(base: Base, key: bytes, recipient: str) -> dict[str, bytes]:
-    """What must never leave the vault of a base, one copy key and its recipient, by what it is."""
+    """Returns the secrets of a base, one copy key and its recipient, by description."""
     bits = base.codebook().codeword(key)
     packed = np.packbits(bits > 0)
     found = {

@@ -129,7 +129,7 @@ class ReferenceTerm:
 
 
 class ReferenceTrainer(Trainer):
-    """`loss + strength * R`, once per optimiser step: in the last micro-batch of its window."""
+    """`loss + strength * R`, once per optimizer step: in the last micro-batch of its window."""
 
     term: ReferenceTerm
 

@@ -1,4 +1,4 @@
-"""A small base with a trigger set, and a model's folder as a suspect."""
+"""A small base with a trigger set, and a suspect that runs a model."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def names_of(folder: Path, model: BuiltModel) -> dict[str, str]:
 
 
 def base_with_triggers(root: Path, steps: int = STEPS) -> tuple[Path, Vault, Base]:
-    """A registered base with a trigger set, and its unlocked vault; one step is enough for tests without queries."""
+    """Returns a registered base with a trigger set, and its unlocked vault; one step is enough without queries."""
     folder, vault = save_vit(root / "base", hidden_size=WIDTH), unlocked_vault(root / "vault")
     base, model = register(folder, vault, SETTINGS), built(folder)
     made = build_trigger_set(
@@ -37,7 +37,7 @@ def base_with_triggers(root: Path, steps: int = STEPS) -> tuple[Path, Vault, Bas
 
 
 class ModelSuspect:
-    """A model's folder as a suspect that returns classes."""
+    """A suspect that runs the model in a folder and predicts labels only."""
 
     retries = 0
 

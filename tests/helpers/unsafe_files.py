@@ -1,4 +1,4 @@
-"""What is found beside models and must not be handed on, by the reason that is given for it."""
+"""Files that often lie next to models and must not be copied, each with the reason that is reported."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from hf_fingerprint.checkpoints.kinds import CODE, NOT_SHOWN, OTHER, SECRET, SIG
 from hf_fingerprint.vault.sealing import new_identity
 
 
-CANARY = b"canary-3f9c"  # in every file, to be looked for wherever copies go
+CANARY = b"canary-3f9c"  # in every file, to search for in copies
 _AGE = b"age-encryption.org/v1\n-> scrypt "
 _KEY = new_identity()[0].encode()
 
@@ -64,7 +64,7 @@ FOLDERS = {
 
 
 def write_unsafe_files(folder: Path) -> dict[str, str]:
-    """Puts all of it into a model's folder; returns the reason for each name that is to be told."""
+    """Writes all of them into a model's folder; returns the expected reason for each reported name."""
     for name, (content, _) in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content + CANARY)

@@ -1,6 +1,6 @@
-"""Files and folders that users have, made by the tools that make them, and what becomes of each as a base.
+"""Weight files and folders made by the usual tools, and the result of opening each as a base.
 
-python tests/helpers/weight_files.py     # prints what is read, and what is said of the rest
+python tests/helpers/weight_files.py     # prints which are read, and the errors of the rest
 """
 
 import argparse
@@ -33,7 +33,7 @@ FORMS: dict[str, Form] = {}
 
 
 def form(name: str, expected: str = READ) -> Callable[[Callable[[Path], Path | str]], Callable[[Path], Path | str]]:
-    """Notes how a form is made in an empty folder, and what is said of it; nothing is said of one that is read."""
+    """Registers a form: how to make it in an empty folder, and its expected error (empty if it is read)."""
 
     def note(make: Callable[[Path], Path | str]) -> Callable[[Path], Path | str]:
         FORMS[name] = make, expected
@@ -148,7 +148,7 @@ form("one of several by name")(
         f"{saved(f / 'good.pth', STATE).parent}:{saved(f / 'other.pth', {'a': torch.ones(3)}).parent and 'good.pth'}"
     )
 )
-form("the state of a training beside")(lambda f: _with_state_file(f))
+form("with the state of a training")(lambda f: _with_state_file(f))
 form("a state folder of Accelerate")(lambda f: _accelerate(f))
 
 form("several files", "--file")(lambda f: saved(saved(f / "a.pth", STATE).parent / "b.pth", STATE).parent)

@@ -18,13 +18,13 @@ TOKEN = "hf_the-owner-of-org"
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Iterator[LoopbackHub]:
     """A Hub, and this process logged in there as a member of `org`; it doesn't wait before it tries again."""
-    wait = api._retry_delay
+    wait = api._delay
     with LoopbackHub() as server:
         server.point_client(monkeypatch, tmp_path / "cache")
         server.account("owner", orgs={"org"}, token=TOKEN)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(api, "_retry_delay", lambda error, tried: None if wait(error, tried) is None else 0.0)
+        monkeypatch.setattr(api, "_delay", lambda error, tried: None if wait(error, tried) is None else 0.0)
         yield server
 
 

@@ -266,7 +266,7 @@ class TestTheRepo:
 
     @pytest.mark.parametrize("repo", ["no spaces/allowed", "a/b/c", "org/-x--"])
     def test_that_no_hub_could_have_is_refused(self, hub, mine, repo):
-        assert "not a possible Hub id" in refused(lambda: publish(mine, repo=repo), error=HubError)
+        assert "not a valid Hub id" in refused(lambda: publish(mine, repo=repo), error=HubError)
 
 
 class TestANewVersion:

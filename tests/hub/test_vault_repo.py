@@ -45,8 +45,8 @@ def hub(tmp_path, monkeypatch):
         server.account("reader", orgs={"org"}, token="hf_reader", role="read")
         server.account("stranger", token="hf_stranger")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        wait = hub_client._retry_delay
-        monkeypatch.setattr(hub_client, "_retry_delay", lambda *told: None if wait(*told) is None else 0.0)
+        wait = hub_client._delay
+        monkeypatch.setattr(hub_client, "_delay", lambda *told: None if wait(*told) is None else 0.0)
         yield server
 
 
@@ -390,7 +390,7 @@ class TestPulling:
         pull_vault("org/again", tmp_path / "runner", ci, vault.public_key)
 
     def test_a_large_vault_goes_as_lfs(self, hub, vault, ci, tmp_path, monkeypatch):
-        monkeypatch.setattr("loopback_hub_repos.LFS_SIZE", 1000)
+        monkeypatch.setattr("tests.helpers.loopback_hub_repos.LFS_SIZE", 1000)
         push_vault(vault, REPO)
         written(vault, "new")
         push_vault(vault, REPO)

@@ -70,7 +70,7 @@ def test_a_publication_hides_no_leak_of_another_copy(hub, shown, name):
     (found,) = watch(["thief/leak"], shown.vault)
 
     assert (found.accused, found.variant_of, found.expected) == (("alice",), ("bob",), False)
-    assert "on record as the variant of bob" in found.note
+    assert "records this repo as the variant of bob" in found.note
     assert watch_exit_code([found]) == 0
 
 
@@ -233,6 +233,6 @@ def test_the_command_prints_a_line_for_each(hub, shown, tmp_path, capfd):
     assert main(["watch", "thief/innocent", *common]) == 1
     assert main(["watch", "thief", "--since", "soon", *common]) == 2
     assert main(["watch", "thief", "--max-mb", "inf", *common]) == 2
-    assert "is not a number of MB" in capfd.readouterr().err
+    assert "is not a finite number of MB" in capfd.readouterr().err
     assert main(["watch", "thief/gated", *common]) == 2
     assert main(["watch", "thief/innocent", "thief/gated", *common]) == 3

@@ -31,7 +31,7 @@ from hf_fingerprint.issuing import Issuer, issue
 from hf_fingerprint.config import FingerprintConfig
 from hf_fingerprint.vault import Vault
 
-writer._RUN_BYTES = 1  # a write for each tensor
+writer._GROUP_BYTES = 1  # a write for each tensor
 OWNERS = {"os": os, "shutil": shutil, "Path": Path, "Vault": Vault, "writer": writer, "registering": registering}
 CHANGES = {"os.mkdir", "os.rename", "os.rmdir", "os.remove", "shutil.rmtree", "sqlite3.connect"}
 

@@ -21,7 +21,7 @@ def features_of(shape: tuple[int, ...], count: int = 200, seed: int = 0) -> torc
 
 
 @pytest.mark.parametrize(("shape", "flatten_features"), KINDS)
-def test_each_number_sent_is_centred_with_unit_mean_square(shape, flatten_features):
+def test_each_number_sent_is_centered_with_unit_mean_square(shape, flatten_features):
     bottleneck = Bottleneck(shape, 4, flatten_features=flatten_features)
     features = features_of(shape)
     bottleneck.init_principal_components(features)

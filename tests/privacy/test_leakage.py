@@ -118,7 +118,7 @@ def test_the_area_is_scikit_learns(positives, negatives):
     assert found == pytest.approx(roc_auc_score(truth, positives + negatives))
 
 
-def test_a_model_that_learnt_by_heart_gives_its_members_away():
+def test_a_model_that_learned_by_heart_gives_its_members_away():
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn((200, 3, 8, 8), generator=generator), torch.randint(10, (200,), generator=generator)
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from hf_fingerprint.carriers.amplitude import largest_eps
 from hf_fingerprint.checkpoints import open_checkpoint
 from hf_fingerprint.errors import CarrierError, CodeError
 from hf_fingerprint.models import BuiltModel, LazyImages, lazy_synthetic_images, split_user_images
-from hf_fingerprint.models.pictures import open_image
+from hf_fingerprint.models.images import open_image
 from hf_fingerprint.registration import analyze_base
 from hf_fingerprint.registration.amplitude_search import MarkedModel, random_codewords, search_amplitudes
 from hf_fingerprint.registration.output_comparison import OutputComparison
@@ -82,7 +82,7 @@ def examined(case: SimpleNamespace, **changes: object) -> Base:
 
 
 def measured_anew(case: SimpleNamespace, base: Base, images: LazyImages) -> OutputComparison:
-    """What marks of this base's strength do on other images, and for other recipients."""
+    """The effect of marks of this base's amplitudes on other images, and for other recipients."""
     eps = np.array([carrier.eps for carrier in base.carriers])
     rms = {carrier.name: carrier.amplitude / np.float32(carrier.eps) for carrier in base.carriers}
     with open_checkpoint(case.folder) as checkpoint:
@@ -202,7 +202,7 @@ def test_an_output_of_no_known_kind_is_marked_at_a_fixed_strength_alone(tmp_path
 
 
 def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
-    """Of few images chance may say that a strength is right which isn't."""
+    """By chance, an amplitude may look right on few images and be wrong."""
     few, many = (LazyImages.of(torch.zeros(count, 3, 4, 4)) for count in (32, 1000))
     tried, steps, allowed, ticks = [], [], [], iter([0.0, 0.0, 60.0])
 
@@ -218,7 +218,9 @@ def test_what_many_images_show_to_be_too_much_is_made_weaker(tmp_path):
             tried.append((len(images), kl))
             return OutputComparison(kl, (0.9 * kl, 1.1 * kl), 0.1 * kl, len(images), len(images), len(images))
 
-    eps, found = search_amplitudes(Marked(), few, many, np.array([0.01]), 1e-4, steps.append, clock)
+    eps, found = search_amplitudes(
+        Marked(), few, many, np.array([0.01]), 1e-4, lambda step, *_: steps.append(step), clock
+    )
 
     assert [count for count, _ in tried] == [32, 1000, 1000]
     assert allowed == [(), (60.0, clock), (30.0, clock)]  # two minutes in all

@@ -30,7 +30,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 class Returning(torch.nn.Module):
-    """A model that returns the same whatever it sees."""
+    """A model with a constant output."""
 
     def __init__(self, output: object):
         super().__init__()

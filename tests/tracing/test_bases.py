@@ -1,4 +1,4 @@
-"""Bases that tie: which are read, what is said of the others, and what a content hash on record is worth."""
+"""Related bases: which are read, the reasons for the others, and recorded content hashes."""
 
 from pathlib import Path
 from types import SimpleNamespace

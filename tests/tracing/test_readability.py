@@ -1,4 +1,4 @@
-"""Where too little of a suspect can be read, nobody is cleared."""
+"""If too little of a suspect can be read, the outcome isn't "nobody"."""
 
 from collections.abc import Callable
 from pathlib import Path

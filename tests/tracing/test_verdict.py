@@ -27,7 +27,7 @@ def copies(count: int) -> list[CopyRecord]:
 
 def test_the_bound_holds_over_all_looks_for_innocents():
     """At alpha = 0.05 and with innocent keys alone, the share of traces in which any look accuses anybody. The looks
-    see one growing reading, as the real ones do, so their scores are as alike as they can be."""
+    see one growing extraction, as the real ones do, so their scores are as similar as possible."""
     rng, accused, trials, looks = np.random.default_rng(0), 0, 150, 5
     suspect = SimpleNamespace(source=SimpleNamespace(name="s", revision=None))
     base = replace(make_base(length=64), alpha=0.05)

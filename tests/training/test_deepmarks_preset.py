@@ -127,8 +127,8 @@ def test_a_layer_with_fewer_weights_than_positions_is_refused():
         (lambda: DeepMarks(KEY, 31).fingerprint(31), "user 31"),
         (lambda: DeepMarks(KEY, 31, layers=("missing.weight",)).maps(cnn()), "missing.weight"),
         (lambda: DeepMarks(KEY, 31).maps(nn.Linear(3, 3)), "no convolution"),
-        (lambda: pickle.dumps(DeepMarks(KEY, 31)), "never pickled"),
-        (lambda: pickle.dumps(DeepMarks(KEY, 31).fingerprint(1)), "never pickled"),
+        (lambda: pickle.dumps(DeepMarks(KEY, 31)), "can't be pickled"),
+        (lambda: pickle.dumps(DeepMarks(KEY, 31).fingerprint(1)), "can't be pickled"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_sentence(make, said):

@@ -97,7 +97,7 @@ class TestTheTerm:
         assert RECIPIENT not in repr(deepmarks)
         assert base.secret.hex() not in repr(deepmarks)
         json.dumps(deepmarks.metrics)
-        with pytest.raises(FingerprintError, match="never pickled"):
+        with pytest.raises(FingerprintError, match="can't be pickled"):
             pickle.dumps(deepmarks)
 
     def test_it_is_wanted_where_the_model_trains(self, model, fingerprint):
@@ -235,7 +235,7 @@ class TestRefusals:
         assert DeepMarksLoss(model, again)
         again._release_lock()
 
-    def test_re_initialised_weights(self, fingerprint):
+    def test_re_initialized_weights(self, fingerprint):
         torch.manual_seed(99)
         fresh = timm.create_model("test_vit", num_classes=10, img_size=32)
 

@@ -65,7 +65,7 @@ def test_sharded_over_two_processes(tmp_path):
             assert torch.equal(one["gradient"][rows], 2 * whole(rows)), size
         assert one["replicated"] == (7, 0, ())
         assert one["columns"].startswith(
-            "mlp.weight is sharded as (Shard(dim=1),): but only shards of rows can be marked"
+            "mlp.weight is sharded as (Shard(dim=1),), but only shards of rows can be marked"
         )
         assert one["columns"].endswith(".")
 

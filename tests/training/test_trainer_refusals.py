@@ -146,7 +146,7 @@ def test_a_vault_inside_the_output_folder_is_refused(base, tmp_path, inside):
     assert sentence == f"{folder} is inside the output folder {tmp_path / 'out'}: move the vault out of it."
 
 
-def test_a_model_that_was_initialised_again_is_refused(base):
+def test_a_model_that_was_initialized_again_is_refused(base):
     config = AutoModelForImageClassification.from_pretrained(base.model).config
     call = callback(base)
     settings = TrainingArguments(output_dir=str(base.root / "out"), max_steps=1, **QUIET)

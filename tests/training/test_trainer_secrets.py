@@ -37,7 +37,7 @@ model, vault, out, job = sys.argv[1:]
 result = train("callback", Path(model), Vault(vault), Path(out), **json.loads(job))
 trainer = result.trainer
 trainer._finish_current_push()
-print([result.callback, result.fingerprint, result.callback.regulariser, result.callback._measured])
+print([result.callback, result.fingerprint, result.callback.regularizer, result.callback._measured])
 print(trainer.args, trainer.state, vars(result.callback), flush=True)
 """
 USUAL = {"gradient_accumulation_steps": 3, "embed": True, "optim_args": "momentum=0.9"}

@@ -29,9 +29,6 @@ from tests.helpers.small_models import PASSPHRASE, SETTINGS, new_vault, save_tim
 from tests.helpers.trigger_models import ModelSuspect, base_with_triggers, built, names_of
 
 
-pytestmark = pytest.mark.integration
-
-
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A base with a trigger set, and copies issued to others."""
@@ -63,7 +60,7 @@ def noise(seed, count=8):
 
 
 def trained(start, fingerprint, out, steps=20):
-    """A plain loop on labelled noise."""
+    """A plain loop on labeled noise."""
     model = AutoModelForImageClassification.from_pretrained(start)
     deepmarks = DeepMarksLoss(model, fingerprint)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -199,7 +196,7 @@ def test_a_model_with_other_classes_gets_no_trigger_labels(marked_base, tmp_path
     other = save_vit(tmp_path / "other", hidden_size=128, num_labels=7)
     content = (other / "model.safetensors").read_bytes()
 
-    with pytest.warns(UserWarning, match="has 7 classes and its base 10"):
+    with pytest.warns(UserWarning, match="The model has 7 classes and its base 10"):
         assert not embed_trigger_labels(other, base, vault, bytes(32))
     assert (other / "model.safetensors").read_bytes() == content
 

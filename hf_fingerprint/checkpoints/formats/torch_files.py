@@ -22,7 +22,6 @@ from hf_fingerprint.checkpoints.limits import MAX_DIRECTORY, MAX_EXPANSION, MAX_
 
 
 MAGIC = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
 _LOCAL_HEADER = 30
 _LARGEST_PICKLE = 1 << 29
 _DATA, _CONSTANTS = "data.pkl", "constants.pkl"
@@ -195,15 +194,15 @@ def _from_pickles(data: bytes | mmap, nested: bool = False) -> Any:
     content, at = read_pickle(data, at, _make_builder(0 if nested else 1), persistent_load)
     keys, at = read_pickle(data, at, build_call, persistent_load)
     sizes = {storage.key: storage.element_bytes for storage in reversed(storages)}
-    whole, found = np.frombuffer(data, np.uint8), {}
+    raw, found = np.frombuffer(data, np.uint8), {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in sizes or key in found:
             raise InvalidPickleError(_TRUNCATED)
-        count = int.from_bytes(whole[at : at + 8].tobytes(), "little") * sizes[key]
+        count = int.from_bytes(raw[at : at + 8].tobytes(), "little") * sizes[key]
         at += 8
-        if count > len(whole) - at:
+        if count > len(raw) - at:
             raise InvalidPickleError(_TRUNCATED)
-        found[key] = whole[at : at + count]
+        found[key] = raw[at : at + count]
         at += count
     for storage in storages:
         storage.data = found.get(storage.key)

@@ -63,7 +63,7 @@ def test_the_soft_decoder_names_the_coalition_under_noise_beyond_the_codes_resil
     assert found.accused == tuple(colluders)
 
 
-def test_more_colluders_than_the_bound_covers_incriminate_nobody():
+def test_more_colluders_than_assumed_incriminate_nobody():
     design = BlockDesign(133)
     found = soft_decode(design, design.signs[:2].mean(axis=0), coalition=1)
     assert found.accused == ()

@@ -56,19 +56,19 @@ def vit(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain_vit(tmp_path_factory):
-    """The same of one that ends in a plain classifier."""
+    """The same for a transformer that ends in a plain classifier."""
     return ready(tmp_path_factory.mktemp("plain"), "test_vit")
 
 
 @pytest.fixture(scope="module")
 def scaled_vit(tmp_path_factory):
-    """The same of one with layer scales."""
+    """The same for a transformer with layer scales."""
     return ready(tmp_path_factory.mktemp("scaled"), "test_vit2")
 
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory):
-    """The same of a residual network."""
+    """The same for a residual network."""
     return ready(tmp_path_factory.mktemp("resnet"), "test_resnet")
 
 
@@ -280,7 +280,7 @@ def test_a_turn_so_small_that_weights_line_up_is_seen_at_the_first_look(plain_vi
 
 
 def drifted(state):
-    """As if trained on: each layer along what few directions its inputs have."""
+    """Imitates fine-tuning: each layer changes along the few directions of its inputs."""
     rng = torch.Generator().manual_seed(0)
     found = dict(state)
     for name, tensor in state.items():

@@ -21,7 +21,7 @@ def seen(rng, basis, gain, shift, drift=0.0):
 
 
 def rotation(rng):
-    """One that keeps the mean where it is."""
+    """A rotation that keeps the mean."""
     keep = np.eye(CHANNELS) - 1 / CHANNELS
     square = keep @ rng.standard_normal((CHANNELS, CHANNELS)) @ keep
     return nearest_orthogonal(square + np.full((CHANNELS, CHANNELS), 1.0))

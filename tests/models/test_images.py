@@ -13,7 +13,7 @@ from examples.benchmarks.fuzz_inputs import of_bytes, png
 from hf_fingerprint.checkpoints.limits import MAX_IMAGE, MAX_PIXELS, MAX_SCANS
 from hf_fingerprint.errors import FingerprintError
 from hf_fingerprint.models import open_image
-from hf_fingerprint.models.pictures import _check_size
+from hf_fingerprint.models.images import _check_size
 from tests.helpers.error_checks import refused
 
 
@@ -28,8 +28,8 @@ def saved(kind: str, image: Image.Image | None = None, **options: object) -> byt
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_of_every_kind_are_read_from_a_file_or_bytes(tmp_path, kind):
-    path = tmp_path / "picture"
+def test_images_of_every_kind_are_read_from_a_file_or_bytes(tmp_path, kind):
+    path = tmp_path / "image"
     path.write_bytes(saved(kind))
 
     for source in (path, path.read_bytes()):
@@ -39,7 +39,7 @@ def test_pictures_of_every_kind_are_read_from_a_file_or_bytes(tmp_path, kind):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
-def test_pictures_of_every_mode_are_read(mode):
+def test_images_of_every_mode_are_read(mode):
     content = saved("TIFF", Image.fromarray(PIXELS).convert("L").convert("I").convert(mode))
 
     assert open_image(content).mode == "RGB"
@@ -55,8 +55,8 @@ def test_the_orientation_is_applied_on_request():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_picture_is_read_or_refused_by_name_and_nothing_else(tmp_path, kind):
-    path, whole = tmp_path / "picture.x", saved(kind)
+def test_a_damaged_image_is_read_or_refused_by_name_and_nothing_else(tmp_path, kind):
+    path, whole = tmp_path / "image.x", saved(kind)
     for seed in range(60):
         path.write_bytes(of_bytes(whole, np.random.default_rng(seed)))
         try:
