@@ -185,11 +185,7 @@ class Codebook(ABC):
         return slack * roundings * unit * np.abs(2 * functions).sum(axis=1) + smallest
 
     def _scores(
-        self,
-        blocks: Iterable[tuple[slice, np.ndarray]],
-        count: int,
-        functions: np.ndarray,
-        progress: Progress,
+        self, blocks: Iterable[tuple[slice, np.ndarray]], count: int, functions: np.ndarray, progress: Progress
     ) -> np.ndarray:
         weights = (2 * functions).astype(np.float32)
         out = np.zeros((count, len(functions)))

@@ -60,10 +60,7 @@ def sample_weights(
 
 
 def mean_cosine(one: SampledWeights, other: SampledWeights) -> float:
-    """The mean cosine of the tensors in both samples, or -1 if there are none.
-
-    If any tensors are similar, only these count, since the others may have been replaced.
-    """
+    """The mean cosine of the similar tensors in both samples, or of all if none is similar; -1 if there are none."""
     cosines = []
     for name in one.keys() & other.keys():
         a, b = one[name].astype(np.float64), other[name].astype(np.float64)
@@ -77,8 +74,8 @@ def estimate_shares(suspect: SampledWeights, bases: Sequence[SampledWeights]) ->
     """Estimates how much of a suspect comes from each base.
 
     Weights of the suspect that are exactly 0 are left out. Each tensor is weighted by the inverse of its deviation
-    from the nearest base, so one that was trained far or permuted counts little. Bases with equal samples all get
-    their common share.
+    from the nearest base, so one that was trained far or permuted counts little. Equal bases all get their common
+    share.
 
     Args:
         suspect (`dict[str, np.ndarray]`): its sampled weights by tensor.

@@ -27,11 +27,7 @@ DRAWS = 2
 
 
 def measure_sensitivity(
-    module: "torch.nn.Module",
-    images: LazyImages,
-    names: list[str],
-    kind: str,
-    progress: Progress | None = None,
+    module: "torch.nn.Module", images: LazyImages, names: list[str], kind: str, progress: Progress | None = None
 ) -> np.ndarray:
     """Sensitivities `S_t`, so that `KL = sum_t eps_t^2 S_t` to second order, averaged over the images.
 

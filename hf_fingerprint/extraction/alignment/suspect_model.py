@@ -94,10 +94,8 @@ class _WeightLoader:
         """The values in a shape that this module can run with, or `None`."""
         import torch
 
-        if values.shape == shape:
-            return values
-        if values.ndim != len(shape):
-            return None
+        if values.shape == shape or values.ndim != len(shape):
+            return values if values.shape == shape else None
         kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm)
         if isinstance(part, kinds):
             if values.ndim > 2 and shape[1] == self._channels and values.shape[1] != shape[1]:
@@ -127,7 +125,6 @@ def _resize_position_embedding(values: np.ndarray, shape: tuple[int, ...]) -> np
         if old * old + prefix == values.shape[1] and new * new + prefix == shape[1]:
             grid = torch.from_numpy(values[:, prefix:]).reshape(1, old, old, -1).permute(0, 3, 1, 2)
             scaled = torch.nn.functional.interpolate(grid, (new, new), mode="bicubic", antialias=True)
-            return np.concatenate(
-                [values[:, :prefix], scaled.permute(0, 2, 3, 1).reshape(1, new * new, -1).numpy()], 1
-            )
+            resized = scaled.permute(0, 2, 3, 1).reshape(1, new * new, -1).numpy()
+            return np.concatenate([values[:, :prefix], resized], 1)
     return None
