@@ -1,7 +1,6 @@
 """Extracts the signal of a suspect with respect to a base: match, align, weigh, and add up to V numbers.
 
-Alignment undoes permuted channels and rescaled rows. It depends on the base and the suspect alone, and is skipped for
-weights that are aligned already.
+Alignment undoes permuted channels and rescaled rows. It depends on base and suspect alone, and is skipped if needless.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -55,8 +54,7 @@ class Extraction:
         weights_dropped (`int`): weights left out because they are exactly 0 or not finite.
         lineage ([`Lineage`]): whether the weights descend from the base's.
         similar_counts (`np.ndarray` of shape `(V,)`): weights compared at each position in tensors similar to the
-            base's, where a verbatim copy would show; weights left out are assumed to be spread evenly over the
-            positions.
+            base's, where a verbatim copy would show; those left out are assumed to be spread evenly.
         missing (`tuple[str, ...]`): carriers without a counterpart.
         dissimilar (`tuple[str, ...]`): carriers whose counterpart isn't similar to the base's tensor.
         aligned (`int`): carriers whose rows or columns were aligned with the base's.
@@ -117,8 +115,7 @@ def match_and_align(
         base, original, suspect, aligned, progress: see [`extract`].
 
     Returns:
-        `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts, and how many are
-        aligned.
+        `(suspect, matches, aligned_tensors)`: the aligned suspect, the carriers' counterparts, how many were aligned.
     """
     suspect = to_base_names(base, suspect)
     matches = match_tensors(base, original, suspect)

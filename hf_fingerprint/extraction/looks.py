@@ -37,8 +37,7 @@ def plan_looks(bases: Sequence[Base], found: Mapping[str, TensorInfo] | None = N
 
     Args:
         bases (sequence of [`Base`]): one base, or several that are compared together.
-        found (mapping of `str` to [`TensorInfo`], *optional*): the carriers' counterparts, whose shapes take
-            precedence.
+        found (mapping of `str` to [`TensorInfo`], *optional*): the carriers' counterparts; their shapes come first.
     """
     eps: dict[str, float] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -90,8 +89,7 @@ class Looks:
         self._sums = [ExtractionSums(base, original, suspect) for base, original in bases]
 
     def extractions(self, progress: Progress | None = None, keep_fetched: bool = False) -> Iterator[list[Extraction]]:
-        """Yields the extractions so far, one per base, after each look, until all bytes or as many as allowed were
-        read.
+        """Yields the extractions so far, one per base, after each look, until all allowed bytes were read.
 
         Args:
             progress (callable, *optional*): a [`Progress`].

@@ -52,8 +52,8 @@ def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> di
     """Finds the counterparts of the carriers in the suspect.
 
     A carrier is matched to its namesake if that has its shape and is similar to it. The others are matched one to one
-    within each shape, to the tensors that are most similar in a sample of rows. Those left are matched to their
-    namesakes, if these are free.
+    within each shape, to the tensors that are most similar in a sample of rows. Those left get their namesakes, if
+    free.
 
     Args:
         base, original, suspect: see [`extract`].
@@ -97,8 +97,7 @@ def sample_row_indices(rows: int, count: int) -> list[int]:
 def _similarity_matrix(ours: list[np.ndarray], suspect: TensorReader, infos: list[TensorInfo]) -> np.ndarray:
     """The cosines of some carriers' samples with those of tensors of the same shape, `(carriers, tensors)`, `float32`.
 
-    Cosines below `MIN_SIMILAR_COSINE` become 0. A suspect may have 100,000 tensors of one shape, so they are read in
-    chunks.
+    Cosines below `MIN_SIMILAR_COSINE` become 0. Reads in chunks: a suspect may have 100,000 tensors of one shape.
     """
     units = np.stack([_unit_vector(sample) for sample in ours])
     found = np.empty((len(ours), len(infos)), np.float32)

@@ -74,8 +74,7 @@ def estimate_shares(suspect: SampledWeights, bases: Sequence[SampledWeights]) ->
     """Estimates how much of a suspect comes from each base.
 
     Weights of the suspect that are exactly 0 are left out. Each tensor is weighted by the inverse of its deviation
-    from the nearest base, so one that was trained far or permuted counts little. Equal bases all get their common
-    share.
+    from the nearest base, so one that was trained far or permuted counts little. Equal bases get their common share.
 
     Args:
         suspect (`dict[str, np.ndarray]`): its sampled weights by tensor.

@@ -29,7 +29,7 @@ from hf_fingerprint.hub.repos import VariantRepo, holds_files, relocate_operatio
 from hf_fingerprint.hub.variants import Assignment, PublishedCopy
 from hf_fingerprint.issuing import CopyCallback, Finish, IssuedCopy, Issuer, hand_over
 from hf_fingerprint.progress import Progress
-from hf_fingerprint.registration import lookup_base, weights_hash
+from hf_fingerprint.registration.content import lookup_base, weights_hash
 from hf_fingerprint.vault import (
     Base,
     Publication,

@@ -69,9 +69,8 @@ def open_base(base: Base, vault: Vault) -> Checkpoint:
     try:
         original = open_checkpoint(location, weights_only=True)
     except FingerprintError as error:
-        raise VaultError(
-            f"Base {base.base_id} is needed to read a suspect: {error} Or give its location with --base."
-        ) from None
+        needed = f"Base {base.base_id} is needed to read a suspect"
+        raise VaultError(f"{needed}: {error} Or give its location with --base.") from None
     if weights_hash(original, vault, base.content_hash) != base.content_hash:
         original.close()
         raise VaultError(
@@ -115,7 +114,5 @@ def lookup_base(vault: Vault, name: str | Path) -> Base:
 
 def no_such_base(name: str | Path, vault: Vault) -> VaultError:
     """The error for a location whose weights no registered base has."""
-    return VaultError(
-        f"{name} is not a base of {vault.folder}: the hash of its weights is not on record. Give the base itself, or "
-        f"its id."
-    )
+    unknown = f"{name} is not a base of {vault.folder}: the hash of its weights is not on record."
+    return VaultError(f"{unknown} Give the base itself, or its id.")

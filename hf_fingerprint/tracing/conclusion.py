@@ -28,8 +28,8 @@ CONVERT_HINT = "convert them to float tensors in the base's names and shapes, an
 
 
 class _Conclusion(NamedTuple):
-    outcome: Outcome
-    reason: str | None = None
+    reason: str | None
+    outcome: Outcome = Outcome.NOT_READABLE
 
 
 def conclude(
@@ -67,7 +67,7 @@ def conclude(
     ] or [_conclude_without_copies(targets)]
     if found.unavailable and combine_outcomes(each.outcome for each in conclusions) is not Outcome.NOT_READABLE:
         reasons = dict.fromkeys(each.reason for each in found.unavailable)
-        conclusions.append(_Conclusion(Outcome.NOT_READABLE, " ".join(reasons)))
+        conclusions.append(_Conclusion(" ".join(reasons)))
     outcome = combine_outcomes(each.outcome for each in conclusions)
     return replace(result, outcome=outcome, reason=next(s.reason for s in conclusions if s.outcome is outcome))
 
@@ -101,40 +101,36 @@ def _conclude_base(
     hidden = _find_hidden_tensors(target, extraction, suspect)
     if would_detect_copy(base, carrier_mass(base, {each.carrier for each in hidden}), recipients, alpha):
         return _Conclusion(
-            Outcome.NOT_READABLE,
             f"{len(hidden)} of {len(base.carriers)} marked tensors of base {base.base_id} may be among the suspect's "
-            f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}.",
+            f"tensors that can't be read: {format_hidden(hidden)}; {CONVERT_HINT}."
         )
     if would_detect_copy(base, extraction.similar_counts, recipients, alpha):
-        return _Conclusion(Outcome.NOBODY)
+        return _Conclusion(None, Outcome.NOBODY)
     whole = carrier_mass(base, [carrier.name for carrier in base.carriers])
     if not would_detect_copy(base, whole, recipients, alpha):
         return _Conclusion(
-            Outcome.NOT_READABLE,
             f"Base {base.base_id} has too few marked weights to prove even a verbatim copy among {recipients:,} at "
-            f"alpha {level.alpha:.0e}, so its copies can't be traced.",
+            f"alpha {level.alpha:.0e}, so its copies can't be traced."
         )
     if limit is not None:
-        return _Conclusion(Outcome.NOT_READABLE, limit)
+        return _Conclusion(limit)
     if extraction.weights_dropped > extraction.weights_read:
+        weights = extraction.weights_dropped + extraction.weights_read
         return _Conclusion(
-            Outcome.NOT_READABLE,
-            f"{extraction.weights_dropped:,} of the {extraction.weights_dropped + extraction.weights_read:,} weights "
-            f"that may hold a mark are exactly 0 or not finite, and the rest is too little: get the "
-            f"model that is in use.",
+            f"{extraction.weights_dropped:,} of the {weights:,} weights that may hold a mark are exactly 0 or not "
+            f"finite, and the rest is too little: get the model that is in use."
         )
     if extraction.similar_counts.any():
         return _Conclusion(
-            Outcome.NOT_READABLE,
             f"Only {int(extraction.similar_counts.sum()):,} weights are similar to those of base {base.base_id}, too "
-            f"few to find even a verbatim copy: get the rest of the model.",
+            f"few to find even a verbatim copy: get the rest of the model."
         )
     similar = f"their weights are not similar to the base's (cosine {extraction.lineage.cosine:.3f})"
     compared = similar if extraction.weights_read else "none of its weights can be compared"
     return _Conclusion(
-        Outcome.NOT_COMPARABLE,
         f"Another model than base {base.base_id}: {extraction.tensors_matched} of {len(base.carriers)} marked tensors "
         f"have a counterpart, and {compared}.",
+        Outcome.NOT_COMPARABLE,
     )
 
 
@@ -154,9 +150,8 @@ def _find_hidden_tensors(target: ReadTarget, extraction: Extraction, suspect: Te
 def _conclude_without_copies(targets: Sequence[ReadTarget]) -> _Conclusion:
     bases = ", ".join(dict.fromkeys(target.candidates.base.base_id for target in targets))
     return _Conclusion(
-        Outcome.NOT_READABLE,
         f"The vault has no copy of base {bases}, which is the most similar to the suspect, so nobody could be tested: "
-        f"merge the vault that has them (`hf-fingerprint vault merge`), or name another --base.",
+        f"merge the vault that has them (`hf-fingerprint vault merge`), or name another --base."
     )
 
 

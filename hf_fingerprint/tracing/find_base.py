@@ -10,8 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from hf_fingerprint.checkpoints import TensorReader, open_checkpoint
-from hf_fingerprint.registration import weights_hash
-from hf_fingerprint.registration.content import no_such_base
+from hf_fingerprint.registration.content import no_such_base, weights_hash
 from hf_fingerprint.tracing.base_mixture import BaseSelector
 from hf_fingerprint.tracing.groups import BaseGroup, BaseSelection, open_base_files, records_with_hash
 from hf_fingerprint.tracing.readability import fitting_carriers

@@ -23,8 +23,7 @@ def trace_ranges(request: TraceRequest, suspect: RangedCheckpoint) -> tuple[Trac
     """Traces a suspect by ranges.
 
     Returns:
-        `(result, looks)`: the result, or `None` if all of the suspect must and may be downloaded; and how many looks
-        were decided.
+        `(result, looks)`: the result, or `None` if all of it must and may be downloaded; and the looks decided.
     """
     bases = request.bases
     if not any(has_unambiguous_names(base, suspect) for base in bases):

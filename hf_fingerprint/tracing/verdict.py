@@ -101,8 +101,7 @@ def decide(
         tested (sequence of [`Candidates`]): the bases, or records of bases, with their copies; the likeliest first.
         look, sets: see [`AccusationLevel.of`].
         progress (callable, *optional*): a [`Progress`].
-        all_scores (`bool`, *optional*, defaults to `False`): whether the result includes the scores of recipients who
-            are not accused.
+        all_scores (`bool`, *optional*, defaults to `False`): see [`trace`].
 
     Returns:
         [`TraceResult`]: with the outcome [`Outcome.ACCUSED`], or [`Outcome.NOT_READABLE`] until [`conclude`] decides.

@@ -49,7 +49,7 @@ def record_activation_pairs(ours: BuiltModel, theirs: "torch.nn.Module", modules
         modules (`dict[str, str]`): the names of modules of the base, and of their counterparts in the suspect.
 
         Returns:
-            `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` for each module of the base that ran in
+            `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` for each of the base's modules that ran in
             both.
     """
     _, height, width = ours.size

@@ -25,15 +25,18 @@ from hf_fingerprint.vault import Base
 
 SAMPLE_ROWS = 8
 MIN_ROW_COSINE, MAX_SCALE_RATIO = 0.97, 1.05
-MIN_COSINE, IMPROVED_RATIO = 0.5, 0.8
+MIN_COSINE = 0.5
+IMPROVED_RATIOS = (
+    0.8,
+    0.5,
+)  # of the residual before, and of another transform's: a basis has more freedom than an order
 MIN_MISALIGNED_SHARE = 0.02
 PROBED_TENSORS = 8  # if none of so many tensors of all sizes can be aligned, the models are unrelated
 PASSES = 16
 SHORT_ROW = 64  # weights in a row
 MAX_CONSENSUS_RATIO = 1.5
 MAX_EXACT_RESIDUAL = 0.01  # share of a tensor's energy: more than a mark leaves, less than a wrong order
-BARELY_IMPROVED_RATIO = 0.99  # a rotation common to all tensors needs no further evidence
-MUCH_IMPROVED_RATIO = 0.5  # a basis has more freedom than an order, so it must explain more
+BARELY_IMPROVED_RATIOS = 0.99, 0.99  # a rotation common to all tensors needs no further evidence
 
 
 def align_suspect(
@@ -49,8 +52,7 @@ def align_suspect(
     Args:
         base, original, suspect, progress: see [`extract`].
         matches (`dict[str, TensorInfo]`): the known counterparts of carriers.
-        always (`bool`, *optional*, defaults to `False`): also tries tensors that look aligned, since a small rotation
-            looks like drift.
+        always (`bool`, *optional*, defaults to `False`): also tries tensors that look aligned, but may be rotated.
 
     Returns:
         [`AlignedWeights`], or `None` if the weights are aligned already, or nothing improves them.
@@ -85,9 +87,9 @@ def align_suspect(
             rotated = {*aligned_matches, *found}
     unexplained = {name for name in names if name not in found or found[name].residual > MAX_EXACT_RESIDUAL}
     if found or rotated or _any_rotated(pairs, unexplained):
-        enough = (BARELY_IMPROVED_RATIO, BARELY_IMPROVED_RATIO) if rotated else (IMPROVED_RATIO, MUCH_IMPROVED_RATIO)
+        enough = BARELY_IMPROVED_RATIOS if rotated else IMPROVED_RATIOS
         for name, transform in pairs.fit_rotations(unexplained | rotated).items():
-            _keep_if_better(found, name, *pairs.load_pair(name), transform, *enough)
+            _keep_if_better(found, name, *pairs.load_pair(name), transform, enough)
     return _aligned_weights(base, suspect, pairs, found) if found else None
 
 
@@ -175,8 +177,7 @@ def _keep_if_better(
     ours: np.ndarray,
     theirs: np.ndarray,
     transform: Transform,
-    ratio_to_before: float = IMPROVED_RATIO,
-    ratio_to_found: float = MUCH_IMPROVED_RATIO,
+    ratios: tuple[float, float] = IMPROVED_RATIOS,
 ) -> None:
     """Keeps a transform if it makes a tensor similar to the base's, and clearly more so than before."""
     after = transform(theirs)
@@ -186,10 +187,10 @@ def _keep_if_better(
         return
     residual = _residual_share(ours, after)
     if name in found:
-        enough = ratio_to_found * found[name].residual
+        enough = ratios[1] * found[name].residual
     else:
         before = theirs if ours.shape == theirs.shape else np.zeros_like(ours)
-        enough = ratio_to_before * float(np.square(before - ours).sum()) / power
+        enough = ratios[0] * float(np.square(before - ours).sum()) / power
     if residual < enough:
         rows, columns = zip(ours.shape[:2], theirs.shape[:2], strict=True)
         found[name] = _FoundTransform(transform, residual, (rows, columns))

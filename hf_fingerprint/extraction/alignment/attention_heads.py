@@ -1,8 +1,7 @@
 """Aligns attention heads that were permuted, or whose weights were changed to another basis.
 
 A head's scores are `q^T k`, so `q' = A q`, `k' = A^-T k` gives the same for any invertible A; likewise values and the
-output projection. A is fitted to the base's weights, so it absorbs the part of the mark that looks like a change of
-basis.
+output projection. A is fitted to the base's weights, so it absorbs the part of the mark that looks like such a change.
 """
 
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 STEPS, MAX_STEP, TOLERANCE = 16, 0.5, 1e-3  # of the steps' sizes
 _TINY = 1e-9
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 class HeadBasisChange(NamedTuple):
@@ -22,8 +22,7 @@ class HeadBasisChange(NamedTuple):
     Attributes:
         order (`np.ndarray` of shape `(heads,)`): for each head of the base, the index of the suspect's head.
         basis (`np.ndarray` of shape `(heads, width, width)`): multiplies the first weights (queries, values).
-        dual_basis (`np.ndarray` of shape `(heads, width, width)`): multiplies the second weights (keys, output
-            columns); the transposed inverses.
+        dual_basis (`np.ndarray` of the same shape): its transposed inverses, for the second weights (keys, outputs).
     """
 
     order: np.ndarray
@@ -54,14 +53,12 @@ def head_similarity(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return np.square(inside).sum((2, 3)) / energy[:, None]
 
 
-def match_heads(*pairs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def match_heads(*pairs: Pair) -> np.ndarray:
     """For each head of the base, the index of the suspect's head, by the similarity of all their weights."""
     return linear_sum_assignment(-sum(head_similarity(ours, theirs) for ours, theirs in pairs))[1]
 
 
-def fit_head_bases(
-    order: np.ndarray, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> HeadBasisChange:
+def fit_head_bases(order: np.ndarray, first: Pair, second: Pair) -> HeadBasisChange:
     """Fits the changes of basis that make a suspect's heads most similar to the base's.
 
     The start is the better least-squares fit of the first or the second weights. Then Gauss-Newton steps

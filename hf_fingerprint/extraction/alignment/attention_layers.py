@@ -17,8 +17,7 @@ class Attention(NamedTuple):
     """One self-attention.
 
     Attributes:
-        inputs (`tuple[str, ...]`): the layers that compute queries, keys and values, or the one that computes all
-            three.
+        inputs (`tuple[str, ...]`): the layers that compute queries, keys and values, or one that computes all three.
         output (`str`): the output projection.
         heads (`int`): the number of heads.
     """

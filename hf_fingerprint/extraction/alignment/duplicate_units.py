@@ -39,8 +39,7 @@ def find_duplicate_units(inputs: np.ndarray, writers: Iterable[np.ndarray] = ())
 
     Args:
         inputs (`np.ndarray` of shape `(channels, samples)`): the activations.
-        writers (iterable of `np.ndarray` of shape `(channels, channels in, kernel)`, *optional*): weights of layers
-            that may write these channels.
+        writers (iterable of `np.ndarray`, *optional*): weights of layers that may write these channels, rows first.
     """
     moving = inputs - inputs.mean(1, keepdims=True)
     norms, energy = np.linalg.norm(inputs, axis=1), (moving**2).sum(1)

@@ -30,8 +30,7 @@ class StreamSide:
 
     Attributes:
         basis (`np.ndarray` of shape `(channels, channels)`): see [`fit_stream_rotation`].
-        gains (pair of `np.ndarray`, *optional*): both models' gains of the normalization before a weight that reads
-            it.
+        gains (pair of `np.ndarray`, *optional*): both models' normalization gains before a weight that reads it.
         scales (pair of `np.ndarray`, *optional*): both models' layer scales after a weight that writes to it.
     """
 
@@ -58,10 +57,10 @@ class StreamSide:
         return values
 
     def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
-        """Factors that undo the drift of the gain that was folded in before rotation; they broadcast over `(rows,
-        columns)`.
+        """Factors, one for each channel of the stream, that undo the drift of the gain that was folded in before
+        rotation.
 
-        Fitted as `back = ours / drift + noise`, one factor for each channel of the stream.
+        Fitted as `back = ours / drift + noise`; they broadcast over `(rows, columns)`.
         """
         if self.gains is None and (self.scales is None or np.all(self.scales[0] == 1)):
             return np.ones((1, 1))

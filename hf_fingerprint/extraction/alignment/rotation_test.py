@@ -53,8 +53,7 @@ def rotation_statistic(pairs: list[RowPair]) -> float:
     """The test statistic for a common rotation of rows.
 
     Args:
-        pairs (list of pairs of `np.ndarray` of shape `(rows, columns)`): for each tensor, the base's and suspect's
-            rows.
+        pairs (list of pairs of `np.ndarray` of shape `(rows, columns)`): each tensor's rows in the base and suspect.
 
     Returns:
         `float`: in standard deviations, estimated across parts of tensors; about normal without a rotation.

@@ -224,8 +224,7 @@ def _fit_factors(
 ) -> ScaledPermutation:
     """Fits the factors of rows and columns in turn; weights that are exactly 0 don't count.
 
-    The model is `theirs = ours / factor + noise` and not its inverse, since noise in a regressor would bias the
-    factors toward 0.
+    The model is `theirs = ours / factor + noise`, since noise in a regressor would bias the factors toward 0.
     """
     placed = theirs[found.rows][:, found.columns].astype(np.float64)
     kept = placed != 0
