@@ -115,8 +115,7 @@ class Codebook(ABC):
             functions (`np.ndarray` of shape `(H, V)`): finite h.
 
         Returns:
-            `np.ndarray` of shape `(H, V)`: 0 for a function without information, and where all recipients hold one
-            bit.
+            `np.ndarray` of shape `(H, V)`: 0 for a function without information, and where all hold the same bit.
 
         Raises:
             [`CodeError`]: if a function has values that are not finite.

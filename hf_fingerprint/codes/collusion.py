@@ -110,8 +110,7 @@ def forge(
 
     Args:
         strategy (`str`): one of `FORGERIES`. A weighted average has Dirichlet(2) shares; layers are 27, of log-normal
-            sizes, each from one colluder; of blocks, each weight may come from another. The rest are as in
-            [`collude`].
+            sizes, each from one colluder; of blocks, each weight may come from another. The rest: see [`collude`].
         codewords (`np.ndarray` of shape `(c, V)`): the colluders' codewords, -1 and +1.
         weights (`int`): m, the number of weights per position.
         drift (`float`): standard deviation of the noise in each weight, in units of the mark's amplitude.

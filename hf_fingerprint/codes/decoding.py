@@ -12,8 +12,7 @@ which depends on j's codeword. So j reaches any of these thresholds with probabi
 recipients nothing changes until j reaches one: a score function depends on the signal and on who is accused already;
 a threshold depends on its function; the likelihood ratio is used where nobody reached a threshold; the cut of the
 screening depends on the signal. So j is accused with probability at most `R H p`, and any of up to n innocents with n
-times that, whether or not another was accused before. Reported scores, bounds and the order of accusation decide
-nothing.
+times that, whether or not another was accused before. Reported scores, bounds and the order decide nothing.
 
 The proof assumes that the keyed generator is pseudo-random and that the suspect was made without feedback from
 tracing. Alpha is for one trace of one suspect.

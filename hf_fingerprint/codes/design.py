@@ -105,13 +105,9 @@ def design_code(
     families = [FairSigns.family, Tardos.family] + [Nuida.family] * (coalition <= MAX_COALITION)
     required = CodeDesign(recipients, coalition, alpha, drift, ())
     found = (_smallest_option(family, required, strategies, progress or silent) for family in families)
-    options = sorted((option for option in found if option is not None), key=_preference)
+    options = [option for option in found if option is not None]
+    options.sort(key=lambda option: (option.weights, option.threshold - min(option.scores.values())))
     return replace(required, options=tuple(options))
-
-
-def _preference(option: CodeOption) -> tuple[int, float]:
-    """Fewest weights first, then the widest margin."""
-    return option.weights, option.threshold - min(option.scores.values())
 
 
 def _smallest_option(

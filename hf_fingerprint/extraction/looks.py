@@ -2,8 +2,8 @@
 
 The order comes from the base's record alone: tensors with the strongest mark first, then larger ones, then by name,
 each from its first row on. Look l has read the first `S_l` weights of that order; `S_1` gives every position a few
-weights, and each look doubles the one before. So the extraction at look l is a function of the suspect alone, whatever
-earlier looks found. The bound over all looks relies on this.
+weights, and each look doubles the one before. So the extraction at look l is a function of the suspect alone, on which
+the bound over all looks relies.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

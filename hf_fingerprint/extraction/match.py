@@ -52,8 +52,7 @@ def match_tensors(base: Base, original: Checkpoint, suspect: TensorReader) -> di
     """Finds the counterparts of the carriers in the suspect.
 
     A carrier is matched to its namesake if that has its shape and is similar to it. The others are matched one to one
-    within each shape, to the tensors that are most similar in a sample of rows. Those left get their namesakes, if
-    free.
+    within each shape, to the tensors most similar in a sample of rows. Those left get their namesakes, if free.
 
     Args:
         base, original, suspect: see [`extract`].
@@ -126,9 +125,8 @@ def _unit_vector(sample: np.ndarray) -> np.ndarray:
 
 def _sample_weights(checkpoint: TensorReader, info: TensorInfo) -> np.ndarray:
     size = info.row_bytes
-    raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in _sampled_rows(info.rows)]
-    if info.rows <= SAMPLE_ROWS:
-        raw = [checkpoint.read(info)]
+    rows = [] if info.rows <= SAMPLE_ROWS else _sampled_rows(info.rows)
+    raw = [checkpoint.read(info, row * size, (row + 1) * size) for row in rows] or [checkpoint.read(info)]
     return np.nan_to_num(np.concatenate([to_float32(each, info.dtype) for each in raw]), posinf=0, neginf=0)
 
 

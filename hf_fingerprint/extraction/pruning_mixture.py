@@ -37,8 +37,7 @@ class PruningMixture:
         """The probability that each weight was not set to 0, of the arguments' shape and type.
 
         Args:
-            ours, difference (`np.ndarray` of one shape): the base's weights, and the suspect's minus them, in
-                amplitudes.
+            ours, difference (`np.ndarray`): the base's weights, and the suspect's minus the base's, in amplitudes.
         """
         odds = ours * (difference + ours / 2)  # half of (w^2 - (w - w_ref)^2)
         odds /= self.variance

@@ -1,9 +1,9 @@
 """Estimates each base's share in a suspect from a sample of rows.
 
 A suspect made from base t is `B_t + drift`, and a mixture of copies of several bases is a mixture of these. So the
-sampled weights are regressed on those of all bases, with coefficients that sum to 1: a base's coefficient is its share
-in the suspect. This separates even fine-tunes of one backbone that differ by less than the drift, since the drift is
-nearly orthogonal to the differences between bases. A base whose share is surely below `MIN_SHARE` is skipped.
+sampled weights are regressed on those of all bases, with coefficients that sum to 1: a base's share in the suspect.
+The drift is nearly orthogonal to the differences between bases, so this separates even fine-tunes of one backbone that
+differ by less than the drift. A base whose share is surely below `MIN_SHARE` is skipped.
 
 Nothing here sees a codeword or a mark's key, so selecting bases costs the bound no more than their number.
 """
@@ -118,13 +118,11 @@ def _mean_square(difference: np.ndarray, kept: np.ndarray) -> float:
 
 def _least_squares(differences: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients and their standard errors, which are infinite if a coefficient can't be determined."""
-    count = len(differences)
-    gram = differences @ differences.T
+    count, gram = len(differences), differences @ differences.T
     size = np.sqrt(np.diag(gram))
     size[size == 0] = 1
-    gram = gram / np.outer(size, size)
     try:
-        inverse = np.linalg.inv(gram)
+        inverse = np.linalg.inv(gram / np.outer(size, size))
         share = inverse @ (differences @ target / size) / size
         left = target - share @ differences
         variance = float(left @ left) / max(len(target) - count, 1)

@@ -2,9 +2,9 @@
 
 The difference to the base is taken in units of the mark's amplitude, without weights that are exactly 0 (pruned) or
 not finite, clipped at a few robust standard deviations, and weighted by its inverse variance: fine-tuning moves some
-tensors a hundred times more than others, and a tensor that drifted far should count little. In a tensor that drifted
-by more than the mark, each weight's variance is modeled as a row's times a column's: large changes that don't ruin
-the model are largest in idle channels. None of it looks at a codeword.
+tensors a hundred times more than others. In a tensor that drifted by more than the mark, each weight's variance is
+modeled as a row's times a column's: large changes that don't ruin the model are largest in idle channels. None of it
+looks at a codeword.
 """
 
 from dataclasses import dataclass, replace
@@ -38,8 +38,8 @@ class TensorExtraction:
     Attributes:
         sums (`np.ndarray` of shape `(V,)`): X times the normalized difference.
         missing (`np.ndarray` of shape `(V,)` or `None`): weights dropped at each position, if any.
-        masses (`np.ndarray` of shape `(V,)` or `None`): the sum of the weights' own masses at each position, if they
-            differ; then `missing` is `None` and `weight` is 1.
+        masses (`np.ndarray` of shape `(V,)` or `None`): the mass of each position, if the weights' own masses differ;
+            then `missing` is `None` and `weight` is 1.
         offset (`int`): the position of the first weight.
         weight (`float`): the inverse of the differences' variance, in units of the mark's amplitude.
         weights (`int`): how many weights were compared.

@@ -66,10 +66,8 @@ class MarkedModel:
         seconds: float = float("inf"),
         clock: Callable[[], float] = time.monotonic,
     ) -> OutputComparison:
-        """Measures the effect of marks of these amplitudes `(T,)` on the output; see [`compare_outputs`].
-
-        Raises a [`CarrierError`] if the output is not finite.
-        """
+        """The effect of marks of these amplitudes `(T,)`, see [`compare_outputs`]; a [`CarrierError`] if not
+        finite."""
         carriers = make_carriers(list(self.parameters), eps, self.rms)
         names = self.parameters
         marks = ({names[c.name]: self._marked_weights(c, word) for c in carriers} for word in cycle(self.codewords))

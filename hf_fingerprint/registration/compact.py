@@ -27,8 +27,7 @@ def compact_window(
         where (`str`): the model's name, for errors.
 
         Returns:
-            `np.ndarray`: their indices in `names`, ascending; they maximize `sum(n eps^2)` and so the score after a
-            drift.
+            `np.ndarray`: their indices in `names`, ascending. The score after a drift grows with their `sum(n eps^2)`.
 
     Raises:
         [`CarrierError`]: if every carrier is larger than that.

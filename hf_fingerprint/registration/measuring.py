@@ -42,10 +42,8 @@ class MeasurableModel:
     inputs: str
 
     def sensitivity(self, selected: list[str], where: str) -> np.ndarray:
-        """The sensitivities of these carriers; see [`measure_sensitivity`].
-
-        Raises a [`CarrierError`] if the output is not finite.
-        """
+        """The sensitivities of these carriers, see [`measure_sensitivity`]; a [`CarrierError`] if they aren't
+        finite."""
         names = [self.parameters[name] for name in selected]
         found = measure_sensitivity(self.model.module, self.search_images, names, self.kind)
         if not np.isfinite(found).all():

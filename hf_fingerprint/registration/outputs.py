@@ -35,7 +35,7 @@ _DIMENSIONS = {"single_label": (2,), "multi_label": (2,), "dense": (4,), "featur
 def find_output_kind(built: BuiltModel, images: "torch.Tensor", requested: str | None, where: str) -> str:
     """The kind of a model's output: by its configuration, else as requested, else by its shape.
 
-    Without either, logits `(n, classes)` are `single_label`, one logit is `multi_label`, logits `(n, classes, height,
+    By shape, logits `(n, classes)` are `single_label`, one logit is `multi_label`, logits `(n, classes, height,
     width)` are `dense`, and pooled vectors or tokens are `features`.
 
     Args:

@@ -2,7 +2,7 @@
 
 Several bases may share a backbone and differ in their head, norms, precision or fine-tuning. A sample of rows, which
 sees no codeword, estimates how much of the suspect comes from each ([`estimate_shares`]). Those whose share may matter
-are read in full, and the bound pays for each. The others are listed with the reason.
+are read in full, and the bound pays for each; the others are listed with the reason.
 """
 
 from collections.abc import Sequence

@@ -96,8 +96,7 @@ def find_hidden(
 ) -> list[HiddenTensor]:
     """Finds tensors of a suspect that may hold the carriers without a counterpart.
 
-    These have a carrier's size in another shape, or an unreadable type and a carrier's size or module, or can't be
-    opened.
+    These have a carrier's size in another shape, or an unreadable type and its size or module, or can't be opened.
 
     Args:
         base, suspect: see [`extract`].

@@ -122,9 +122,8 @@ def verify(
     confirmed for an innocent with probability at most alpha.
 
     Args:
-        suspect (`str` or `Path`): a folder, a file or a Hub id.
         recipient (`str`): the recipient of the copy.
-        vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
+        suspect, vault, base, passphrase, progress, full, max_bytes, all_scores: see [`trace`].
 
     Returns:
         [`TraceResult`]: the claim is confirmed if the recipient is accused.

@@ -71,11 +71,7 @@ class TraceRequest:
 
     @property
     def bases(self) -> list[Base]:
-        """The vault's bases.
-
-        Raises:
-            [`VaultError`]: if there is none.
-        """
+        """The vault's bases; a [`VaultError`] if there is none."""
         if self.rows.bases:
             return self.rows.bases
         if self.rows.faults:

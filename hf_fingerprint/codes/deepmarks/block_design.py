@@ -132,15 +132,12 @@ class BlockDesign:
         return self._covered(self._bits(word))
 
     def coalition_of(self, word: np.ndarray) -> tuple[int, ...]:
-        """The one coalition of at most k - 1 recipients whose codewords have this AND; `()` if there is none.
+        """The one coalition of at most k - 1 recipients whose codewords have this AND, `(v,)`; `()` if there is none.
 
         The zeros of an AND are the union of the coalition's blocks, so each colluder is covered. Nobody else is: two
         blocks meet in exactly one point, so K <= k - 1 blocks hold at most K < k of the k points of another block. So
         the covered recipients are the coalition. If they are more than k - 1 or have another AND, the word belongs to
         no coalition. The all-ones word covers nobody.
-
-        Args:
-            word (`np.ndarray` of shape `(v,)`): bits.
         """
         word = self._bits(word)
         covered = self._covered(word)

@@ -44,13 +44,11 @@ def record_activation_pairs(ours: BuiltModel, theirs: "torch.nn.Module", modules
     """Runs two models on the same synthetic images.
 
     Args:
-        ours ([`BuiltModel`]): the base.
-        theirs (`torch.nn.Module`): the suspect, in evaluation mode.
+        ours, theirs ([`BuiltModel`] and `torch.nn.Module`): the base, and the suspect in evaluation mode.
         modules (`dict[str, str]`): the names of modules of the base, and of their counterparts in the suspect.
 
         Returns:
-            `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` for each of the base's modules that ran in
-            both.
+            `dict[str, tuple[Activations, Activations]]`: `(ours, theirs)` by the base's module, if it ran in both.
     """
     _, height, width = ours.size
     images = synthetic_images(ours, min(MAX_IMAGES, max(MIN_IMAGES, PIXELS // (height * width))))

@@ -57,8 +57,7 @@ class StreamSide:
         return values
 
     def drift(self, ours: np.ndarray, back: np.ndarray) -> np.ndarray:
-        """Factors, one for each channel of the stream, that undo the drift of the gain that was folded in before
-        rotation.
+        """Factors, one for each channel of the stream, that undo the drift of the gain folded in before rotation.
 
         Fitted as `back = ours / drift + noise`; they broadcast over `(rows, columns)`.
         """

@@ -84,10 +84,8 @@ def match_weights(
 
 
 def _match_greedily(*similarity: np.ndarray) -> ScaledPermutation:
-    """Matches each channel to the most similar one, even if another has the same: enough to tell related models.
-
-    For unrelated models, a proper assignment takes longest.
-    """
+    """Matches each channel to the most similar one, unassigned: enough to tell related models, and quick for
+    others."""
     rows, columns = (np.abs(each).argmax(1) for each in similarity)
     row_signs, column_signs = (
         np.where(each[np.arange(len(order)), order] < 0, np.float32(-1), np.float32(1))
@@ -161,10 +159,7 @@ def _unexplained(left: np.ndarray, power: np.ndarray) -> float:
 def _refine_by_weights(
     ours: np.ndarray, theirs: np.ndarray, found: ScaledPermutation, columns_first: bool, known: bool = False
 ) -> ScaledPermutation:
-    """Corrects columns by rows and rows by columns until neither changes.
-
-    With `known`, gives up at once if the given order makes the other side no more similar than chance does.
-    """
+    """Corrects columns by rows and rows by columns until neither changes; with `known`, not if they fit by chance."""
     for half in range(2 * PASSES):
         columns = columns_first == (half % 2 == 0)
         if columns:
