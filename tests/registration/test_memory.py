@@ -91,7 +91,7 @@ print(json.dumps(peak() - before))
 """
 
 
-@pytest.mark.parametrize("job", ["triggers", "calibration"])
+@pytest.mark.parametrize("job", [pytest.param("triggers", marks=pytest.mark.slow), "calibration"])
 def test_the_images_measured_are_never_all_in_memory(tmp_path, job):
     """Images of 96 pixels take 110 kB each: 2,048 for triggers 226 MB, 1,000 for a calibration 110 MB, and more as
     they are drawn."""
