@@ -20,7 +20,7 @@ from tests.helpers.small_models import PLAIN_SETTINGS, bytes_of, names_in, plain
 pytestmark = pytest.mark.integration
 
 
-# imports once, and runs each job it is told on stdin in a fork: {"kill": [owner, name, "before" or "after", call]}
+# imports once, and runs each job from stdin in a fork: {"kill": [owner, name, "before" or "after", call]}
 # ends that fork with SIGKILL at that call, {"event": k} at its k-th change to the disk, counted by an audit hook
 FORKER = r"""
 import json, os, shutil, signal, sys, traceback
@@ -130,8 +130,8 @@ def place(tmp_path_factory):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
 
         def run(**job) -> int:
-            told = {"model": model, "vault": vault.folder} | job
-            process.stdin.write(json.dumps(told, default=str) + "\n")
+            job = {"model": model, "vault": vault.folder} | job
+            process.stdin.write(json.dumps(job, default=str) + "\n")
             process.stdin.flush()
             return int(process.stdout.readline())
 
@@ -140,7 +140,7 @@ def place(tmp_path_factory):
 
 
 def check_mended(place: SimpleNamespace, recipient: str, out: Path) -> None:
-    """One record, one folder, nothing beside it, and it traces to its recipient alone."""
+    """One record, one folder, nothing next to it, and it traces to its recipient alone."""
     (record,) = place.vault.copies(recipient=recipient)
     assert (record.state, record.out) == ("issued", str(out))
     assert names_in(out.parent) == [out.name]
@@ -161,7 +161,7 @@ def test_a_process_killed_while_issuing_is_mended_by_the_same_call(place, tmp_pa
 
     records = place.vault.copies(recipient=recipient)
     assert len(records) <= 1
-    if out.exists():  # never a part of a copy in its place
+    if out.exists():  # never a part of a copy in the output folder
         assert bytes_of(out).keys() == bytes_of(place.model).keys()
         assert records[0].state in {"written", "issued"}
     if records and records[0].state == "begun":
