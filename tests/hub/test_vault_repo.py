@@ -492,6 +492,7 @@ WRONG = [("status", 500), ("status", 429), ("status", 401), ("status after", 500
          ("cut within", 0)]  # fmt: skip
 
 
+@pytest.mark.integration
 class TestCutOff:
     @pytest.mark.parametrize("match", ASKED)
     @pytest.mark.parametrize(("kind", "status"), WRONG)
