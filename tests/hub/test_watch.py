@@ -65,7 +65,7 @@ def test_a_publication_hides_no_leak_of_another_copy(hub, shown, name):
     """A colleague adds a record that bob's copy is published where alice's leaked."""
     bob = next(copy for copy in shown.vault.copies() if copy.recipient == "bob")
     with shown.vault.connect() as connection:
-        connection.execute("UPDATE publications SET repo = ? WHERE copy_id = ?", (name[-10:], bob.copy_id))
+        connection.execute("UPDATE publications SET repo = ? WHERE copy_id = ?", (name.removeprefix("hf-hub:"), bob.copy_id))
 
     (found,) = watch(["attacker/leak"], shown.vault)
 
