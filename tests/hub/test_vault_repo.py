@@ -487,13 +487,13 @@ class TestAfterARotation:
         assert len(rotated.vault.copy_keys(rotated.vault.copies())) == 3
 
 
-ASKED = ["GET /api/datasets", "POST /api/repos/create", "POST .*preupload", "POST .*/commit/", "GET .*resolve", ""]
+REQUESTS = ["GET /api/datasets", "POST /api/repos/create", "POST .*preupload", "POST .*/commit/", "GET .*resolve", ""]
 WRONG = [("status", 500), ("status", 429), ("status", 401), ("status after", 500), ("cut before", 0), ("cut after", 0),
          ("cut within", 0)]  # fmt: skip
 
 
 class TestCutOff:
-    @pytest.mark.parametrize("match", ASKED)
+    @pytest.mark.parametrize("match", REQUESTS)
     @pytest.mark.parametrize(("kind", "status"), WRONG)
     @pytest.mark.parametrize("first", [False, True])
     def test_anywhere_a_push_is_mended_by_doing_it_again(
