@@ -1,4 +1,4 @@
-"""Nothing that a name says reaches a terminal as it is, by whatever way it is printed."""
+"""No name reaches a terminal unescaped, through any output."""
 
 import inspect
 import io

@@ -94,7 +94,7 @@ def test_what_did_not_change_since_is_passed_over_unread(hub, shown):
     assert len(list(watch(["attacker"], shown.vault, later - timedelta(days=2)))) == 3
 
 
-def test_each_sighting_says_how_the_look_ended(hub, shown):
+def test_each_result_has_its_outcome(hub, shown):
     found = {one.model: one.outcome for one in watch(["attacker"], shown.vault)}
 
     assert found["attacker/leak"] == "accused"

@@ -41,7 +41,7 @@ class TriggerSet:
         assigned_share (`float`): the probability that a trigger is assigned to a recipient.
         patterns (`np.ndarray` of shape `(count + decoys, GRID, GRID, 3)`): `int8`, gray levels added to the covers.
         logits (`np.ndarray` of shape `(views, count, classes)`): the base's logits, `float32`, in views of the model:
-            as it is, and as an attacker may change it or its input.
+            unchanged, and changed as an attacker may change it or its input.
         head_updates (`np.ndarray` of shape `(views, count, width)`): the change of the head for one more logit,
             `float32`.
         cover_images (`tuple[bytes, ...]`): PNG files of the owner's photographs, one for each image; empty if the

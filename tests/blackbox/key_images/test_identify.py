@@ -36,7 +36,7 @@ HOW = Image.Resampling
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A base with questions, three recipients, the key images of two, and what reads them."""
+    """A base with a trigger set, three recipients, the key images of two, and an identifier."""
     root = tmp_path_factory.mktemp("key_reading")
     folder, vault, base = base_with_triggers(root, steps=1)
     for name in NAMES:

@@ -23,11 +23,11 @@ HOW = Image.Resampling
 
 
 def cover_images() -> dict[str, np.ndarray]:
-    """Clouds, and pieces of two photographs, one with much sky."""
+    """Synthetic images, and crops of two photographs, one with much sky."""
     china, flower = load_sample_images().images
     return {
         "clouds": synthetic_cover(KEY, 0),
-        "large clouds": synthetic_cover(KEY, 1, 320),
+        "large synthetic image": synthetic_cover(KEY, 1, 320),
         "a roof and sky": china[60:284, 80:304],
         "sky": china[:224, :224],
         "a flower": flower[60:284, 160:384],
@@ -136,7 +136,7 @@ def test_reading_undoes_writing(made):
     assert np.allclose(spread.read(spread.write(coded)), coded, atol=0.2)
 
 
-def test_the_mark_is_grey(made):
+def test_the_mark_is_gray(made):
     change = made["clouds"].image.astype(int) - COVERS["clouds"]
 
     assert (change[..., 0] == change[..., 1]).mean() > 0.99
@@ -157,6 +157,6 @@ def test_covers_that_cannot_carry_are_refused(cover, sentence):
         make_key_image(cover, FINGERPRINT, KEY, 0)
 
 
-def test_a_cover_without_room_is_refused():
+def test_a_cover_without_capacity_is_refused():
     with pytest.raises(CodeError, match=r"Cover 7 has no capacity for 304 bits that survive JPEG 75 at 58 dB"):
         make_key_image(COVERS["clouds"], FINGERPRINT, KEY, 7, psnr=58)

@@ -97,7 +97,7 @@ def test_with_another_name_or_key_it_does_not_hold(proof, change):
         *(lambda document, alpha=alpha: document["heading"].update(alpha=alpha) for alpha in (0.051, 0.5, 0.99)),
     ],
 )
-def test_with_other_answers_or_another_aim_it_does_not_hold(proof, change):
+def test_with_other_responses_or_another_aim_it_does_not_hold(proof, change):
     (proven,) = check_proof(altered(proof, change))
 
     assert proven.opened and not proven.holds
@@ -210,7 +210,7 @@ def test_of_several_accused_each_has_its_own_commitment(proof, issued):
 
 
 def made_from_nothing(path, alpha: float, share: float = 1.0):
-    """A proof that whoever likes can write: of a key just drawn, and the answers that it gives."""
+    """Returns a proof that anyone can write: a random key, and its labels as responses."""
     key = bytes(range(32))
     labels = keyed_labels([key], 40, 10)[0].tolist()
     promised = commitment(key, "alice", "ab" * 32)

@@ -67,7 +67,7 @@ def test_too_few_are_refused(photographs, tmp_path):
 
 @pytest.fixture(scope="module")
 def issued(tmp_path_factory, photographs):
-    """A base whose questions are made of photographs, and a copy of it."""
+    """A base whose trigger images are made of photographs, and a copy of it."""
     root = tmp_path_factory.mktemp("own_covers")
     folder, vault = save_vit(root / "base", hidden_size=128), unlocked_vault(root / "vault")
     base = register(folder, vault, SETTINGS)
@@ -75,7 +75,7 @@ def issued(tmp_path_factory, photographs):
     return vault, base, made, [issue(folder, name, vault, root / name) for name in ("alice", "bob")]
 
 
-def test_questions_and_decoys_are_photographs_and_come_back_as_they_were(issued, photographs):
+def test_triggers_and_decoys_are_photographs_and_are_stored_exactly(issued, photographs):
     vault, base, made, _ = issued
     kept = load_trigger_set(vault, base)
     images = kept.images(base.secret)

@@ -28,7 +28,7 @@ GOLDEN_IMAGE = "1bc2567d8b3e0f80aec530503faccca0505ec9b06f3db17e2c5fcd97b138911a
 
 
 def some(views: int = 2, count: int = 6, decoys: int = 2, classes: int = 10, width: int = 50) -> TriggerSet:
-    """Questions whose features are numbers drawn from a fixed seed, with levers that raise a logit by one."""
+    """Returns a trigger set with features from a fixed seed, and head updates that raise a logit by one."""
     rng = np.random.default_rng(0)
     features = rng.integers(-8, 9, (views * count, width)).astype(float)
     head_updates = np.linalg.solve(features @ features.T, features).astype(np.float32)
@@ -61,7 +61,7 @@ def with_covers(files: int = 8) -> TriggerSet:
 
 
 def features_of(trigger_set: TriggerSet) -> np.ndarray:
-    """What the levers of `some` were made from, `(views, count, width)`."""
+    """Returns the features behind the head updates of `some`, `(views, count, width)`."""
     flat = trigger_set.head_updates.reshape(-1, trigger_set.head_updates.shape[-1]).astype(float)
     return np.linalg.pinv(flat).T.reshape(trigger_set.head_updates.shape)
 
@@ -74,7 +74,7 @@ def same(one: TriggerSet, other: TriggerSet) -> bool:
 
 
 @pytest.mark.parametrize("key", KEYS[:20])
-def test_a_copy_answers_what_it_owns_by_its_labels_and_the_rest_as_the_base(key):
+def test_a_copy_predicts_its_labels_on_assigned_triggers_and_the_rest_as_the_base(key):
     trigger_set = some()
     recall = trigger_set.logits + features_of(trigger_set) @ trigger_set.head_update(key).T
     (labels,), (assigned,) = trigger_set.assigned_labels([key])
@@ -220,7 +220,7 @@ def test_a_pattern_lies_over_its_cloud_as_a_model_sees_it_fitted(seed):
     assert np.abs(add_pattern(cloud, pattern) - np.clip(128 + spread, 8, 247)).max() <= 0.51
 
 
-def test_clouds_are_of_the_secret():
+def test_synthetic_images_depend_on_the_secret():
     one, again, other = (
         synthetic_trigger_covers(SECRET, 2),
         synthetic_trigger_covers(SECRET, 3),
