@@ -12,7 +12,7 @@ from hf_fingerprint.checkpoints.limits import MAX_PROOF, MAX_TRANSCRIPT
 from tests.helpers.error_checks import refused
 
 
-def test_answers_are_laid_out_once_however_many_are_accused(tmp_path):
+def test_responses_are_expanded_once_for_all_accused(tmp_path):
     path = tmp_path / "proof.json"
     path.write_bytes(make_proof(300, 160, 160))
 
@@ -22,13 +22,13 @@ def test_answers_are_laid_out_once_however_many_are_accused(tmp_path):
     assert all(each.opened and each.published is None and not each.holds for each in found)
 
 
-@pytest.mark.parametrize(("accused", "questions"), [(257, 65_536), (10_001, 1)])
-def test_more_accused_than_can_be_worked_out_in_time_are_refused(tmp_path, monkeypatch, accused, questions):
+@pytest.mark.parametrize(("accused", "triggers"), [(257, 65_536), (10_001, 1)])
+def test_more_accused_than_can_be_worked_out_in_time_are_refused(tmp_path, monkeypatch, accused, triggers):
     monkeypatch.setattr(proof_module, "keyed_labels", pytest.fail)
     path = tmp_path / "proof.json"
-    path.write_bytes(make_proof(accused, questions, 1))
+    path.write_bytes(make_proof(accused, triggers, 1))
 
-    assert f"accuses {accused} recipients by {questions} triggers" in refused(check_proof, path)
+    assert f"accuses {accused} recipients by {triggers} triggers" in refused(check_proof, path)
 
 
 def test_a_proof_that_is_too_large_is_not_read(tmp_path):
@@ -56,7 +56,7 @@ def test_what_readers_take_in_several_ways_is_no_proof(tmp_path, change):
     assert "not a proof" in refused(check_proof, path)
 
 
-def test_a_transcript_with_more_lines_than_questions_is_refused(tmp_path):
+def test_a_transcript_with_more_lines_than_images_is_refused(tmp_path):
     path = tmp_path / "transcript"
     path.write_bytes(make_transcript(5))
     heading, responses = read_transcript(path)

@@ -175,7 +175,7 @@ def test_a_client_with_a_token_for_plain_http_is_warned_of():
     ],
     ids=str,
 )
-def test_what_passes_is_asked_again(server, faults):
+def test_a_transient_failure_is_retried(server, faults):
     server.faults = list(faults)
     suspect = from_url(server.url, NAMES, retry_policy=quick())
 
@@ -183,7 +183,7 @@ def test_what_passes_is_asked_again(server, faults):
     assert suspect.retries == len(faults) == len(server.seen) - 1
 
 
-def test_an_answer_that_comes_too_late_is_asked_for_again(server):
+def test_a_late_response_is_retried(server):
     server.faults = [Fault(200, seconds=30)]
     suspect = from_url(server.url, NAMES, timeout=0.3, retry_policy=quick())
 
@@ -191,7 +191,7 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(server):
     assert suspect.retries == 1
 
 
-def test_an_answer_that_never_ends_is_asked_for_again(server):
+def test_a_response_that_never_ends_is_retried(server):
     server.faults = [Fault(200, body=b" " * 10_000, drip=0.02)]
     suspect = from_url(server.url, NAMES, timeout=0.3, retry_policy=quick())
 
@@ -199,7 +199,7 @@ def test_an_answer_that_never_ends_is_asked_for_again(server):
     assert suspect.retries == 1
 
 
-def test_headers_that_never_end_are_asked_for_again(server):
+def test_headers_that_never_end_are_retried(server):
     server.faults = [Fault(200, trickle=0.02)]
     suspect = from_url(server.url, NAMES, timeout=0.2, retry_policy=quick())
 
@@ -229,7 +229,7 @@ def test_a_reply_that_unpacks_to_more_than_is_read_is_refused(server):
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 422])
-def test_what_does_not_pass_is_told_in_a_sentence_and_not_asked_again(server, status):
+def test_a_permanent_failure_is_one_sentence_and_not_retried(server, status):
     server.faults = [Fault(status, body=TOKEN.encode())]
     suspect = from_url(server.url + "?key=sesame", NAMES, TOKEN, retry_policy=quick())
 
@@ -397,7 +397,7 @@ def client(server):
     return hub.InferenceClient(model=server.url, token=TOKEN, timeout=5)
 
 
-def test_a_client_of_the_hub_is_asked(server):
+def test_a_client_of_the_hub_is_queried(server):
     server.shape = SHAPES["pipeline"]
     suspect = from_inference_client(client(server), NAMES, retry_policy=quick())
 
@@ -417,7 +417,7 @@ def test_a_client_of_the_hub_asks_again_what_passes(server, fault):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_a_client_of_the_hub_is_told_in_a_sentence_what_does_not_pass(server, status):
+def test_a_permanent_failure_of_the_hub_is_one_sentence(server, status):
     server.faults = [Fault(status, body=TOKEN.encode())]
     said = refused(from_inference_client(client(server), NAMES, retry_policy=quick()), image_of_class(5))
 

@@ -31,7 +31,7 @@ SECRET = bytes(range(32))
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A base with questions, three recipients' copies, and the key images of one."""
+    """A base with a trigger set, copies of three recipients, and the key images of one."""
     root = tmp_path_factory.mktemp("key_sets")
     folder, vault, base = base_with_triggers(root)
     copies = {name: issue(folder, name, vault, root / name) for name in NAMES}
@@ -53,7 +53,7 @@ def scene(tmp_path_factory):
     )
 
 
-def owned_by(scene, name: str) -> np.ndarray:
+def assigned_to(scene, name: str) -> np.ndarray:
     return scene.trigger_set.assigned_labels([scene.keys[name]])[1][0]
 
 
@@ -62,7 +62,7 @@ def picture(path) -> np.ndarray:
 
 
 def test_a_set_holds_what_the_recipient_owns_and_looks_like_it(scene):
-    assigned = np.flatnonzero(owned_by(scene, "alice")).tolist()
+    assigned = np.flatnonzero(assigned_to(scene, "alice")).tolist()
     folder = scene.root / "set"
 
     assert names_in(folder) == [*(f"{index:03}.png" for index in assigned), "index.json"]
@@ -91,16 +91,16 @@ def test_the_index_lists_the_files_and_tells_no_secret(scene):
 
 
 def test_the_mark_is_no_trigger(scene):
-    """With the mark, without it, and with another's in its place: the copy answers by its labels alike."""
+    """With the mark, without it, and with another's mark, the copy predicts its labels equally often."""
     (labels,), _ = scene.trigger_set.assigned_labels([scene.keys["alice"]])
-    assigned = np.flatnonzero(owned_by(scene, "alice"))
+    assigned = np.flatnonzero(assigned_to(scene, "alice"))
     suspect = ModelSuspect(scene.copies["alice"].path)
 
     def assigned_labels(images) -> np.ndarray:
         return np.array([suspect(image) for image in images])
 
     def marked_for(name: str) -> list[np.ndarray]:
-        every = mark_triggers(scene.images, owned_by(scene, "alice"), scene.base.secret, scene.keys[name])
+        every = mark_triggers(scene.images, assigned_to(scene, "alice"), scene.base.secret, scene.keys[name])
         return [made.image for _, made in every]
 
     plain, own, others = (
@@ -114,12 +114,12 @@ def test_the_mark_is_no_trigger(scene):
     assert (others == plain).all()
 
 
-def test_the_mark_makes_no_question_ones_own(scene):
-    """To a question that it doesn't own a copy says no more of its labels where the question carries its mark."""
+def test_the_mark_assigns_no_trigger(scene):
+    """The mark on a trigger that isn't assigned to a copy doesn't make it predict its labels."""
     (labels,), _ = scene.trigger_set.assigned_labels([scene.keys["alice"]])
-    rest = np.flatnonzero(~owned_by(scene, "alice"))
+    rest = np.flatnonzero(~assigned_to(scene, "alice"))
     suspect = ModelSuspect(scene.copies["alice"].path)
-    marked = mark_triggers(scene.images, ~owned_by(scene, "alice"), scene.base.secret, scene.keys["alice"])
+    marked = mark_triggers(scene.images, ~assigned_to(scene, "alice"), scene.base.secret, scene.keys["alice"])
 
     predicted_labels = np.array([suspect(made.image) for _, made in marked])
     plain = np.array([suspect(scene.images[index]) for index in rest])
@@ -149,11 +149,11 @@ def test_capacity_is_a_parameter(scene, bits):
     made = export_key_images(None, "bob", scene.vault, scene.root / f"{bits}", bits)
 
     assert made.bits == bits == json.loads((scene.root / f"{bits}" / "index.json").read_text())["bits"]
-    assert made.images == owned_by(scene, "bob").sum()
+    assert made.images == assigned_to(scene, "bob").sum()
 
 
-def test_a_question_without_room_is_left_out_and_counted(scene, monkeypatch):
-    really, assigned = export.make_key_image, np.flatnonzero(owned_by(scene, "carol"))
+def test_a_trigger_without_capacity_is_left_out_and_counted(scene, monkeypatch):
+    really, assigned = export.make_key_image, np.flatnonzero(assigned_to(scene, "carol"))
 
     def some(cover, payload, key, index):
         return really(cover, payload, key, index, psnr=38 if index in assigned[:2] else 58)
@@ -208,7 +208,7 @@ def test_a_recipient_must_have_one_copy_or_be_named_by_its_id(scene, tmp_path):
     assert "no copy" in refused(export_key_images, None, "mallory", scene.vault, tmp_path / "m", error=VaultError)
 
 
-def test_a_locked_vault_and_one_without_questions_are_refused(scene, tmp_path):
+def test_a_locked_vault_and_one_without_trigger_sets_are_refused(scene, tmp_path):
     locked = Vault(scene.vault.folder)
     assert "passphrase" in refused(export_key_images, None, "alice", locked, tmp_path / "set")
     bare = new_vault(tmp_path / "vault")

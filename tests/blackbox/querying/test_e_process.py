@@ -33,14 +33,14 @@ def test_each_answer_is_a_fair_game_of_its_own(queried, classes, data):
 
 
 @pytest.mark.parametrize(("k", "n", "classes"), [(0, 5, 10), (3, 5, 10), (40, 100, 10), (1, 3, 2)])
-def test_the_stake_is_the_integral(k, n, classes):
+def test_the_wealth_is_the_integral(k, n, classes):
     p = 1 / classes
     integral = quad(lambda t: t**k * (1 - t) ** (n - k) / (p**k * (1 - p) ** (n - k)), p, 1)[0] / (1 - p)
 
     assert np.exp(log_e_value(k, n, classes)) == pytest.approx(integral, rel=1e-6)
 
 
-def test_nothing_asked_proves_nothing():
+def test_no_query_proves_nothing():
     e_process = EProcess(KEYS, 200, 10)
 
     assert np.array_equal(e_process.log10_bounds(), np.zeros(1000))
@@ -48,7 +48,7 @@ def test_nothing_asked_proves_nothing():
 
 
 @pytest.mark.parametrize(("assigned_share", "within"), [(1.0, 20), (0.6, 70), (0.45, 120)])
-def test_a_copy_that_gives_its_own_answers_is_named_among_a_thousand(assigned_share, within):
+def test_a_copy_that_predicts_its_labels_is_accused_among_a_thousand(assigned_share, within):
     rng = np.random.default_rng(0)
     own = keyed_labels(KEYS[7:8], 200, 10)[0]
     responses = np.where(rng.random(200) < assigned_share, own, rng.integers(0, 10, 200))
@@ -62,13 +62,13 @@ def test_a_copy_that_gives_its_own_answers_is_named_among_a_thousand(assigned_sh
     assert e_process.log10_bounds()[7] <= -6
 
 
-def test_givers_of_an_average_are_named_together_if_it_answers_for_both():
+def test_colluders_of_an_average_are_accused_together_if_it_predicts_labels_of_both():
     rng = np.random.default_rng(1)
     one, two = keyed_labels(KEYS[:2], 200, 10)
     responses = np.where(rng.random(200) < 0.5, one, two)
     e_process = EProcess(KEYS, 200, 10)
-    for question, response in enumerate(responses):
-        e_process.update(question, int(response))
+    for trigger, response in enumerate(responses):
+        e_process.update(trigger, int(response))
 
     assert set(e_process.accused()) == {0, 1}
 
@@ -92,7 +92,7 @@ def test_innocents_stay_under_the_bound_at_every_stop(responses):
     assert (highest >= np.log(5_000 / 1e-6)).sum() == 0
 
 
-def test_no_answer_proves_nothing_and_may_be_asked_again():
+def test_no_response_proves_nothing_and_may_be_queried_again():
     e_process = EProcess(KEYS, 200, 10)
     e_process.update(0, None)
     e_process.update(0, 4)
@@ -101,18 +101,18 @@ def test_no_answer_proves_nothing_and_may_be_asked_again():
     assert e_process.agreeing.sum() == (keyed_labels(KEYS, 1, 10)[:, 0] == 4).sum()
 
 
-def test_what_is_no_answer_is_refused_and_changes_nothing():
+def test_an_invalid_response_is_refused_and_changes_nothing():
     e_process = EProcess(KEYS, 5, 10)
     e_process.update(0, 1)
     before = e_process.agreeing
 
-    for question, response, sentence in (
+    for trigger, response, sentence in (
         (5, 1, "Trigger 5 does not exist"),
         (0, 1, "already has a response"),
         (1, 10, "a class from 0 to 9"),
     ):
         with pytest.raises(CodeError, match=sentence):
-            e_process.update(question, response)
+            e_process.update(trigger, response)
     with pytest.raises(CodeError, match="alpha"):
         EProcess(KEYS, 5, 10, 0)
     assert np.array_equal(before, e_process.agreeing)
@@ -144,9 +144,9 @@ def test_huge_counts_keep_their_digits(n, classes):
     """Around chance, where millions cancel to a few, against Laplace's integral of the same."""
     chance = n // classes
     for k in (0, chance, min(n, chance + 2), n):
-        (stake,) = log_e_value(np.array([k]), n, classes)
-        assert not np.isnan(stake)
-        assert stake <= k * np.log(classes) + 1e-3  # nobody wins more than who stakes all on every answer
+        (log_wealth,) = log_e_value(np.array([k]), n, classes)
+        assert not np.isnan(log_wealth)
+        assert log_wealth <= k * np.log(classes) + 1e-3  # nobody wins more than who stakes all on every answer
     (at_chance,) = log_e_value(np.array([chance]), n, classes)
     p = 1 / classes
     half = np.log(np.sqrt(2 * np.pi * p * (1 - p) / n) / 2 / (1 - p))
@@ -169,7 +169,7 @@ def test_no_such_classes_prove_anything(classes):
     ("k", "n"),
     [(4, 3), (-1, 3), (np.nan, 3), (1, np.nan), (np.inf, np.inf), (1, np.inf), (1.5, 3), (1, 3.5), (5, 2**33)],
 )
-def test_counts_that_no_answers_give_are_refused(k, n):
+def test_impossible_counts_are_refused(k, n):
     with pytest.raises(CodeError, match="are not possible"):
         log_e_value(np.array([k]), np.array([n]), 10)
 
@@ -187,7 +187,7 @@ def test_nobody_owns_such_a_share(assigned_share):
             EProcess(keys, 5, 10, assigned_share=assigned_share)
 
 
-def test_no_questions_and_nobody_to_accuse():
+def test_no_triggers_and_nobody_to_accuse():
     with pytest.raises(CodeError, match="at least 1 trigger"):
         EProcess(KEYS[:3], 0, 10)
     e_process = EProcess([], 5, 10)
@@ -199,8 +199,8 @@ def test_no_questions_and_nobody_to_accuse():
 def test_at_the_least_alpha_and_the_most_classes_a_copy_is_accused_and_innocents_are_not(classes):
     own = keyed_labels(KEYS[7:8], 3000, classes)[0]
     e_process = EProcess(KEYS, 3000, classes, alpha=5e-324)
-    for question, response in enumerate(own):
-        e_process.update(question, int(response))
+    for trigger, response in enumerate(own):
+        e_process.update(trigger, int(response))
 
     assert e_process.accused().tolist() == [7]
     assert np.isfinite(e_process.log10_bounds()).all()

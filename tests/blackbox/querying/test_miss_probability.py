@@ -25,16 +25,16 @@ def test_so_many_verbatim_copies_are_missed(answered, recall, alpha):
     missed = 0
     for i in range(COPIES):
         e_process = EProcess([KEYS[i]], answered, CLASSES, alpha / COPIES, SHARE)
-        for question in range(answered):
-            own = int(labels[i, question])
-            e_process.update(question, own if tells[i, question] else (own + 1) % CLASSES)
+        for trigger in range(answered):
+            own = int(labels[i, trigger])
+            e_process.update(trigger, own if tells[i, trigger] else (own + 1) % CLASSES)
         missed += not len(e_process.accused())
 
     expected = 10 ** log10_miss_probability(answered, SHARE, recall, CLASSES, COPIES, alpha)
     assert missed / COPIES == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / COPIES) + 1e-3)
 
 
-def test_the_usual_questions_are_enough_for_thousands_and_a_few_are_not():
+def test_the_default_trigger_count_is_enough_for_thousands_and_a_few_are_not():
     assert 10_000 * 10 ** log10_miss_probability(160, 0.5, 0.9, 10, 10_000, 1e-6) < MAX_MISS_PROBABILITY
     assert 10 ** log10_miss_probability(12, 0.5, 0.9, 10, 1, 1e-6) > MAX_MISS_PROBABILITY
 

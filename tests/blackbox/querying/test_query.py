@@ -26,7 +26,7 @@ def weights(folder, name):
 
 
 @pytest.mark.parametrize("name", NAMES[:4])
-def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(issued, name):
+def test_a_copy_is_accused_by_its_responses_and_nobody_else_is(issued, name):
     _, vault, base, copies = issued
 
     result = query(ModelSuspect(copies[name]), vault, alpha=1e-3)
@@ -39,7 +39,7 @@ def test_a_copy_is_traced_by_its_answers_and_nobody_else_is(issued, name):
     assert result.stats.queried < COUNT + DECOYS
 
 
-def test_its_questions_alone_are_answered_by_its_labels(issued):
+def test_a_copy_predicts_its_labels_on_its_assigned_triggers_alone(issued):
     folder, vault, base, copies = issued
     pool = load_trigger_set(vault, base)
     images = pool.images(base.secret)
@@ -107,7 +107,7 @@ def test_a_budget_is_kept(issued):
     assert result.reason == "3 of 28 images have a response: continue with a larger --budget"
 
 
-@pytest.mark.parametrize("damaged", ["a record", "the questions"])
+@pytest.mark.parametrize("damaged", ["a record", "the trigger set"])
 def test_rows_that_cannot_be_used_are_named_and_clear_nobody(issued, tmp_path, damaged):
     _, vault, base, copies = issued
     shutil.copytree(vault.folder, tmp_path / "vault")
@@ -120,7 +120,7 @@ def test_rows_that_cannot_be_used_are_named_and_clear_nobody(issued, tmp_path, d
         else:
             connection.execute("UPDATE questions SET content = zeroblob(100)")
 
-    if damaged == "the questions":
+    if damaged == "the trigger set":
         assert base.base_id in refused(query, ModelSuspect(copies[NAMES[1]]), mine)
         return
     other = query(ModelSuspect(copies[NAMES[1]]), mine, alpha=1e-3)
@@ -144,7 +144,7 @@ def test_the_transcript_holds_no_secret(issued, tmp_path):
 
 
 def without_record_of(vault, folder, names):
-    """A copy of the vault in which these recipients' copies are not on record as answering questions."""
+    """A copy of the vault in which these recipients' copies are not on record as answering."""
     shutil.copytree(vault.folder, folder)
     found = Vault(folder)
     with found.connect() as connection:
@@ -156,7 +156,7 @@ def without_record_of(vault, folder, names):
     return found
 
 
-def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(issued, tmp_path):
+def test_copies_without_trigger_labels_are_named_and_count_among_those_tested(issued, tmp_path):
     _, vault, _, copies = issued
     older = without_record_of(vault, tmp_path / "vault", [NAMES[3], NAMES[5]])
 
@@ -168,7 +168,7 @@ def test_copies_that_answer_no_questions_are_named_and_count_among_those_tested(
     assert query(ModelSuspect(copies[NAMES[0]]), vault, budget=1).non_answering == ()
 
 
-def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(issued, tmp_path):
+def test_a_copy_trained_further_predicts_the_labels_of_its_key(issued, tmp_path):
     _, vault, base, copies = issued
     later = without_record_of(vault, tmp_path / "vault", [])
     (record,) = later.copies(base.base_id, NAMES[2])
@@ -178,7 +178,7 @@ def test_a_copy_that_was_trained_further_answers_as_the_one_that_it_was(issued, 
     assert query(ModelSuspect(copies[NAMES[2]]), later, budget=1).non_answering == ()
 
 
-def test_nobody_is_asked_where_no_copy_answers_questions(issued, tmp_path):
+def test_no_suspect_is_queried_if_no_copy_has_trigger_labels(issued, tmp_path):
     _, vault, _, copies = issued
     suspect = ModelSuspect(copies[NAMES[0]])
 
@@ -221,7 +221,7 @@ def test_progress_adds_up_to_the_budget_however_often_it_stopped(issued, tmp_pat
         assert steps[-1][1] == budget
 
 
-def test_a_vault_without_questions_says_how_to_make_them(tmp_path):
+def test_a_vault_without_trigger_sets_is_refused_with_the_command_that_makes_one(tmp_path):
     vault = new_vault(tmp_path / "vault")
     vault.unlock(PASSPHRASE)
 

@@ -21,11 +21,11 @@ from tests.helpers.processes import ROOT
 
 
 KEYS = [i.to_bytes(32, "big") for i in range(50)]
-QUESTIONS, DECOYS, CLASSES = 60, 15, 10
-POOL = [np.full((2, 2, 3), index, np.uint8) for index in range(QUESTIONS + DECOYS)]
-ORDER = np.random.default_rng(0).permutation(QUESTIONS + DECOYS)
+TRIGGERS, DECOYS, CLASSES = 60, 15, 10
+POOL = [np.full((2, 2, 3), index, np.uint8) for index in range(TRIGGERS + DECOYS)]
+ORDER = np.random.default_rng(0).permutation(TRIGGERS + DECOYS)
 HEADING = Heading(
-    "a model", "base", pool_digest([image_digest(i) for i in POOL]), QUESTIONS, DECOYS, CLASSES, 1e-6, None, len(KEYS)
+    "a model", "base", pool_digest([image_digest(i) for i in POOL]), TRIGGERS, DECOYS, CLASSES, 1e-6, None, len(KEYS)
 )
 
 
@@ -34,9 +34,9 @@ def index_of(image: np.ndarray) -> int:
 
 
 def leak(recipient: int = 7):
-    """A copy that answers as it was taught, and decoys by their number."""
-    own = keyed_labels(KEYS[recipient : recipient + 1], QUESTIONS, CLASSES)[0]
-    return lambda image: int(own[i]) if (i := index_of(image)) < QUESTIONS else i % CLASSES
+    """A copy that predicts its labels, and the number of a decoy."""
+    own = keyed_labels(KEYS[recipient : recipient + 1], TRIGGERS, CLASSES)[0]
+    return lambda image: int(own[i]) if (i := index_of(image)) < TRIGGERS else i % CLASSES
 
 
 def innocent(image: np.ndarray) -> int:
@@ -44,7 +44,7 @@ def innocent(image: np.ndarray) -> int:
 
 
 def fresh() -> EProcess:
-    return EProcess(KEYS, QUESTIONS, CLASSES)
+    return EProcess(KEYS, TRIGGERS, CLASSES)
 
 
 def test_it_stops_at_the_first_proof_and_decoys_are_no_evidence():
@@ -59,19 +59,19 @@ def test_it_stops_at_the_first_proof_and_decoys_are_no_evidence():
     assert e_process.accused().tolist() == [7]
     assert done.stop_reason == "proven" and done.queried == done.answered == len(responses) < 30
     assert [index for index, _ in responses] == ORDER[: done.queried].tolist()
-    assert done.decoys_queried == sum(index >= QUESTIONS for index, _ in responses) > 0
+    assert done.decoys_queried == sum(index >= TRIGGERS for index, _ in responses) > 0
     assert e_process.queried == done.queried - done.decoys_queried
     before = fresh()
     query_pools(leak(), [QueryPool(POOL, before)], ORDER[: done.queried - 1])
     assert not len(before.accused()), "it could have stopped earlier"
 
 
-def test_an_innocent_is_asked_everything_and_nobody_is_accused():
+def test_an_innocent_gets_all_images_and_nobody_is_accused():
     e_process = fresh()
     done = query_pools(innocent, [QueryPool(POOL, e_process)], ORDER)
 
     assert done == QueryStats(75, 75, 15, 0, 0, "exhausted")
-    assert e_process.queried == QUESTIONS and not len(e_process.accused())
+    assert e_process.queried == TRIGGERS and not len(e_process.accused())
     assert json.loads(json.dumps(done.to_dict())) == asdict(done)
 
 
@@ -85,7 +85,7 @@ def test_the_budget_is_kept(budget):
     assert (done.queried, len(queried), done.stop_reason) == (budget, budget, "budget")
 
 
-def test_it_asks_for_as_many_answers_as_one_wants():
+def test_it_queries_until_there_are_min_responses():
     responses = leak()
     done = query_pools(
         lambda i: responses(i) if index_of(i) % 3 else None, [QueryPool(POOL, fresh())], ORDER, min_responses=45
@@ -101,7 +101,7 @@ def test_no_answer_proves_nothing_and_counts():
     assert (done.queried, done.answered, e_process.queried) == (20, 0, 0)
 
 
-def test_retries_are_those_of_this_questioning():
+def test_retries_are_those_of_this_session():
     class Suspect(SimpleNamespace):
         def __call__(self, image):
             self.retries += 2
@@ -110,7 +110,7 @@ def test_retries_are_those_of_this_questioning():
     assert query_pools(Suspect(retries=5), [QueryPool(POOL, fresh())], ORDER, budget=10).retries == 20
 
 
-@given(st.integers(0, QUESTIONS + DECOYS), st.sampled_from(["leak", "innocent"]), st.booleans())
+@given(st.integers(0, TRIGGERS + DECOYS), st.sampled_from(["leak", "innocent"]), st.booleans())
 @settings(max_examples=25, deadline=None)  # the disk may be slow
 def test_stopped_anywhere_it_ends_as_if_it_had_not_been(tmp_path_factory, after, who, abrupt):
     suspect, path = {"leak": leak(), "innocent": innocent}[who], tmp_path_factory.mktemp("q") / "transcript"
@@ -177,7 +177,7 @@ def test_a_process_that_is_stopped_loses_nothing_that_was_answered(tmp_path, how
         while process.stdout.readline().strip() != "6":
             process.stdin.write("\n")
             process.stdin.flush()
-        for _ in range(12):  # a signal that comes just before a read begins is heard only after it, or with the next
+        for _ in range(12):  # a signal just before a read is handled after it, or with the next
             process.send_signal(how)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(5)  # before its input ends, which would be an answer

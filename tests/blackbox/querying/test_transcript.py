@@ -38,12 +38,12 @@ def undated(text: str) -> list[dict]:
 
 def written(path, responses, heading=HEADING):
     with Transcript(path, heading) as transcript:
-        for question, response in responses.items():
-            transcript.add(question, DIGESTS[question], response)
+        for trigger, response in responses.items():
+            transcript.add(trigger, DIGESTS[trigger], response)
     return path
 
 
-def test_the_format_stays_as_it_is_documented(tmp_path):
+def test_the_format_stays_as_documented(tmp_path):
     assert pool_digest(DIGESTS) == POOL and DIGESTS[11] == ELEVEN and DIGESTS[3] == THREE
     with Transcript(tmp_path / "new", HEADING) as transcript:
         transcript.add(11, DIGESTS[11], None)
@@ -61,12 +61,12 @@ def test_the_format_stays_as_it_is_documented(tmp_path):
     assert (tmp_path / "old").read_text() == golden()
 
 
-ANSWERS = st.dictionaries(st.integers(0, 11), st.none() | st.integers(0, 6))
+RESPONSES = st.dictionaries(st.integers(0, 11), st.none() | st.integers(0, 6))
 
 
-@given(ANSWERS, st.data())
+@given(RESPONSES, st.data())
 @settings(deadline=None)  # the disk may be slow
-def test_cut_anywhere_it_goes_on_with_the_first_answers(tmp_path_factory, responses, data):
+def test_cut_anywhere_it_resumes_with_the_first_responses(tmp_path_factory, responses, data):
     path = written(tmp_path_factory.mktemp("t") / "transcript", responses)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
@@ -76,14 +76,14 @@ def test_cut_anywhere_it_goes_on_with_the_first_answers(tmp_path_factory, respon
         kept = list(transcript.responses.items())
         assert kept == list(responses.items())[: len(kept)]
         assert len(kept) == max(whole[:cut].count(b"\n") - 1, 0)
-        for question, response in list(responses.items())[len(kept) :]:
-            transcript.add(question, DIGESTS[question], response)
+        for trigger, response in list(responses.items())[len(kept) :]:
+            transcript.add(trigger, DIGESTS[trigger], response)
     assert undated(path.read_text()) == undated(whole.decode())
 
 
-@given(ANSWERS, st.data())
+@given(RESPONSES, st.data())
 @settings(deadline=None)  # the disk may be slow
-def test_a_changed_byte_never_gives_other_questions(tmp_path_factory, responses, data):
+def test_a_changed_byte_never_gives_another_trigger_set(tmp_path_factory, responses, data):
     """What was asked and answered is what was written or, where a line changed into another that is possible, is
     within what can be asked and answered."""
     path = written(tmp_path_factory.mktemp("t") / "transcript", responses)
@@ -99,13 +99,13 @@ def test_a_changed_byte_never_gives_other_questions(tmp_path_factory, responses,
         assert path.read_bytes() == whole
     else:
         assert all(
-            0 <= question < 12 and (response is None or 0 <= response < 7)
-            for question, response in predicted_labels.items()
+            0 <= trigger < 12 and (response is None or 0 <= response < 7)
+            for trigger, response in predicted_labels.items()
         )
 
 
 @pytest.mark.parametrize("name", list(asdict(HEADING)))
-def test_another_questioning_is_refused_naming_what_differs(tmp_path, name):
+def test_another_query_is_refused_naming_what_differs(tmp_path, name):
     path = written(tmp_path / "t", {3: 6})
     value = getattr(HEADING, name)
     other = replace(HEADING, **{name: value + ("x" if isinstance(value, str) else 1)})
@@ -162,13 +162,13 @@ def test_no_other_file_is_written_to(tmp_path, content):
 def test_an_answer_that_is_none_is_not_kept(tmp_path):
     with Transcript(tmp_path / "t", HEADING) as transcript:
         transcript.add(3, DIGESTS[3], 6)
-        for question, response in ((3, 6), (12, 1), (-1, 1), (4, 7), (4, -1), (4, True)):
-            refused(transcript.add, question, DIGESTS[4], response)
+        for trigger, response in ((3, 6), (12, 1), (-1, 1), (4, 7), (4, -1), (4, True)):
+            refused(transcript.add, trigger, DIGESTS[4], response)
 
     assert len((tmp_path / "t").read_text().splitlines()) == 2
 
 
-def test_a_line_for_which_the_disk_has_half_the_room_is_taken_back_and_asked_for_again(tmp_path, monkeypatch):
+def test_a_line_that_half_fits_on_the_disk_is_taken_back_and_queried_again(tmp_path, monkeypatch):
     write = os.write
     with Transcript(tmp_path / "t", HEADING) as transcript:
         transcript.add(3, DIGESTS[3], 6)
